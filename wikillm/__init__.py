@@ -1,0 +1,6 @@
+"""WikiLLM: pretraining runs you can trust, from one CPU to a cluster.
+
+Importing the package costs nothing: no torch, no transformers, no side effects.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,201 @@
+"""The shape of a run's configuration: every key, its type, its default, and one sentence about it.
+
+The sentence under a field feeds `--help`, `wikillm config show` and the docs. Models are frozen and refuse
+unknown keys. Where Hugging Face has a name for a concept, the key has that name; keys of our own carry their
+unit. What needs more than one section, or the machine, is checked in `plan`, not here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from wikillm.core.units import parse_count, parse_size
+
+Count = Annotated[int, BeforeValidator(lambda v: v if v is None else parse_count(v)), Field(ge=1)]
+"""A whole number that may be written "1_000_000", "1M" or "1e6"."""
+Size = Annotated[int, BeforeValidator(lambda v: v if v is None else parse_size(v)), Field(ge=1)]
+"""A number of bytes that may be written "64MiB" or "6MB"."""
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, no unknown keys, docstrings as descriptions, no NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class RunSection(Section):
+    name: str = Field(default="run", pattern=r"^[\w][\w.\-]*$")
+    """Name of the run; the default directory is runs/NAME."""
+    dir: str | None = None
+    """Run directory: config, metrics, logs and checkpoints. Default: runs/NAME."""
+    seed: int = Field(default=42, ge=0, lt=2**31)
+    """Seed of the initial weights and of the order of the data."""
+
+
+class DataSection(Section):
+    preset: str | None = None
+    """A data preset (wikillm/presets/data)."""
+    path: Paths = ()
+    """File, folder or glob (one or several): .jsonl, .json, MediaWiki .xml, each also as .gz or .bz2."""
+    format: Literal["auto", "jsonl", "json", "mediawiki"] = "auto"
+    """Format of the source; auto looks into the file, not at its name."""
+    text_key: str = "text"
+    """Key of the document's text in JSON records."""
+    tokenizer: str = "auto"
+    """auto, qwen2, a folder with tokenizer.json, or train:8000 for a byte-level BPE of that size on this corpus."""
+    store: str | None = None
+    """Directory of the token store. Default: stores/FINGERPRINT, shared by all runs on the same data."""
+    workers: int | None = Field(default=None, ge=1, le=1024)
+    """Processes that clean and tokenise. Default: one per core. Never changes the result."""
+    val_fraction: float | Literal["auto"] = Field(default="auto")
+    """Share of documents held out by content hash; auto is 0.1 below 256 MB of source, 0.005 above."""
+    min_val_tokens: int = Field(default=10_000, ge=1)
+    """Fewer held-out tokens than this is an error: a loss on them would be noise."""
+    max_text_bytes: Size | None = None
+    """Read only the first so many bytes of text, in whole documents. Default: all."""
+    max_document_bytes: Size = 16 * 2**20
+    """A longer document is dropped and counted."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """More unreadable records than this share end the build."""
+
+
+class ModelSection(Section):
+    preset: str = "120m"
+    """A model preset (`wikillm presets`)."""
+    architecture: Literal["qwen2", "qwen3"] = "qwen2"
+    """qwen2 (biases on q, k, v) or qwen3 (RMSNorm on q and k)."""
+    hidden_size: int = Field(default=512, ge=1)
+    """Width of the residual stream."""
+    num_hidden_layers: int = Field(default=12, ge=1)
+    """Number of decoder layers."""
+    num_attention_heads: int = Field(default=8, ge=1)
+    """Query heads."""
+    num_key_value_heads: int = Field(default=2, ge=1)
+    """Key and value heads (grouped-query attention)."""
+    head_dim: int | None = Field(default=None, ge=1)
+    """Width of a head. Default: hidden_size / num_attention_heads."""
+    intermediate_size: int = Field(default=2048, ge=1)
+    """Width of the SwiGLU feed-forward."""
+    tie_word_embeddings: bool = True
+    """Use the embedding as the output projection."""
+    max_position_embeddings: int = Field(default=32768, ge=1)
+    """Longest sequence the exported model declares."""
+    rope_theta: float = Field(default=1_000_000.0, gt=0)
+    """Base of the rotary position embedding."""
+    rms_norm_eps: float = Field(default=1e-6, gt=0)
+    """Epsilon of RMSNorm."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the initial weights."""
+    vocab_size: int | Literal["auto"] = "auto"
+    """Rows of the embedding; auto is 151936 for Qwen2's tokenizer and otherwise its length rounded up to 128."""
+    init_from: str | None = None
+    """Folder of a Hugging Face model to continue from; its config replaces the preset's shape."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel, in Hugging Face's name."""
+
+
+class TrainSection(Section):
+    sequence_length: int = Field(default=512, ge=2)
+    """Tokens per sequence (T)."""
+    global_batch_tokens: Count | None = None
+    """Tokens per optimizer step over all ranks; accumulation is derived, so 1 GPU and 64 train the same."""
+    per_device_train_batch_size: int = Field(default=8, ge=1)
+    """Sequences per rank and micro-step."""
+    gradient_accumulation_steps: int | None = Field(default=None, ge=1)
+    """Hugging Face's way to set the batch: micro x accumulation x world. Excludes global_batch_tokens."""
+    per_device_eval_batch_size: int = Field(default=8, ge=1)
+    """Sequences per rank in evaluation."""
+    max_tokens: Count | None = None
+    """Horizon in tokens. Exactly one of max_tokens, max_steps, num_train_epochs."""
+    max_steps: Count | None = None
+    """Horizon in optimizer steps."""
+    num_train_epochs: float | None = Field(default=None, gt=0)
+    """Horizon in passes over the training data."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak learning rate."""
+    lr_scheduler_type: Literal["cosine", "cosine_with_min_lr", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Schedule after warm-up."""
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Final share of the peak, for cosine_with_min_lr."""
+    warmup_steps: float = Field(default=200, ge=0)
+    """Steps of linear warm-up; below 1 a share of all steps."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay; norms and biases are exempt."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's first moment decay."""
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's second moment decay."""
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Clip the gradient to this norm; 0 switches clipping off."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 where the hardware has it, else fp16, fp32 on CPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    logging_steps: int = Field(default=10, ge=1)
+    """Optimizer steps between log lines."""
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between evaluations. Default: at the end only."""
+    max_eval_tokens: Count | None = None
+    """Evaluate on the first so many held-out tokens. Default: all of them."""
+    save_steps: int = Field(default=500, ge=1)
+    """Optimizer steps between checkpoints; one is always written at the end."""
+    save_total_limit: int = Field(default=3, ge=1)
+    """Complete checkpoints to keep."""
+    dataloader_num_workers: int = Field(default=0, ge=0)
+    """Loader processes per rank; 0 reads in the training process (a read is a memory-mapped copy)."""
+    max_skipped_steps: int = Field(default=20, ge=1)
+    """fp16 only: so many steps skipped in a row by the loss scaler stop the run."""
+    exit_timeout_seconds: float = Field(default=60.0, gt=0)
+    """How long a rank waits for the others before it exits."""
+
+
+class SwanLabSection(Section):
+    mode: Literal["offline", "online", "local", "disabled"] = "offline"
+    """offline writes files that `swanlab sync` uploads later; online needs SWANLAB_API_KEY."""
+    project: str = "wikillm"
+    """SwanLab project."""
+    workspace: str | None = None
+    """SwanLab workspace (user or team). Default: the account's own."""
+    experiment_name: str | None = None
+    """Name of the experiment. Default: run.name."""
+    log_dir: str | None = None
+    """Where SwanLab keeps its files. Default: RUN/swanlog."""
+    finish_timeout_seconds: float = Field(default=15.0, gt=0)
+    """How long the end of training waits for the tracker."""
+
+
+class ObserveSection(Section):
+    swanlab: SwanLabSection = SwanLabSection()
+    sample_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between sample generations. Default: at each evaluation."""
+    sample_prompts: Paths = ("中国的首都是", "The history of", "")
+    """Prompts of the samples; an empty one starts from the end-of-text token."""
+    sample_tokens: int = Field(default=48, ge=1)
+    """New tokens per sample."""
+
+
+class DeepSpeedSection(Section):
+    config: str | None = None
+    """A DeepSpeed JSON: a file, or the name of a shipped one (zero2). Default: none, plain data parallel."""
+
+
+class RunConfig(Section):
+    """A whole run. Values come from: defaults < presets < file < command line (`wikillm config show --origin`)."""
+
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    observe: ObserveSection = ObserveSection()
+    deepspeed: DeepSpeedSection = DeepSpeedSection()

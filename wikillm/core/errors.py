@@ -1,0 +1,122 @@
+"""Errors a user can act on: what is wrong, what was got (and from where), what to do.
+
+Every refusal in WikiLLM is a `WikiLLMError`. The command line prints it without a traceback and exits with
+its `exit_code`; a traceback appears only with `--debug`. Problems found together are reported together
+(`Problems`), so that a user mends a configuration once, not once per mistake.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a process tells its caller. Also written to `RUN/exit.json`, since torchrun turns every code into 1."""
+
+    DONE = 0
+    BUG = 1
+    CONFIG = 2
+    MACHINE = 3
+    DATA = 4
+    DIVERGED = 5
+    CHECKPOINT = 6
+    STOPPED = 75  # stopped on request; the run can be resumed (EX_TEMPFAIL of sysexits.h)
+
+
+class WikiLLMError(Exception):
+    """A refusal that a user can act on.
+
+    Args:
+        what: one sentence that says what is wrong.
+        got: what was found, and where it came from.
+        fix: what to do, ideally something to paste.
+    """
+
+    exit_code: ExitCode = ExitCode.BUG
+
+    def __init__(self, what: str, got: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what, self.got, self.fix = what, got, fix
+
+    def __reduce__(self) -> tuple[type, tuple[str, str | None, str | None]]:
+        # Worker processes send their errors to the parent by pickle; the default would keep `what` alone.
+        return type(self), (self.what, self.got, self.fix)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.got:
+            lines += ["  " + line for line in self.got.splitlines()]
+        if self.fix:
+            lines += [("  fix: " if i == 0 else "       ") + line for i, line in enumerate(self.fix.splitlines())]
+        return "\n".join(lines)
+
+
+class ConfigError(WikiLLMError):
+    """The command line, a YAML file, a preset or a DeepSpeed JSON asks for something that cannot be."""
+
+    exit_code = ExitCode.CONFIG
+
+
+class MachineError(WikiLLMError):
+    """The machine or the process group lacks what the run needs."""
+
+    exit_code = ExitCode.MACHINE
+
+
+class DataError(WikiLLMError):
+    """A source, a tokenizer or a token store cannot be used."""
+
+    exit_code = ExitCode.DATA
+
+
+class DivergedError(WikiLLMError):
+    """The loss or the gradient stopped being a finite number."""
+
+    exit_code = ExitCode.DIVERGED
+
+
+class CheckpointError(WikiLLMError):
+    """A checkpoint is missing, incomplete, damaged, or belongs to another run."""
+
+    exit_code = ExitCode.CHECKPOINT
+
+
+class StoppedError(WikiLLMError):
+    """The run stopped on request after a complete checkpoint; it can be resumed."""
+
+    exit_code = ExitCode.STOPPED
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """The known name nearest to `word`, or None when nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return near[0] if near else None
+
+
+class Problems:
+    """Collects refusals and raises them as one.
+
+    >>> problems = Problems(ConfigError)
+    >>> problems.add("train.tokens is negative.", got="-5", fix="train.tokens=1_000_000")
+    >>> problems.raise_if_any()  # raises ConfigError
+    """
+
+    def __init__(self, kind: type[WikiLLMError]) -> None:
+        self._kind = kind
+        self._found: list[WikiLLMError] = []
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, what: str, got: str | None = None, fix: str | None = None) -> None:
+        self._found.append(self._kind(what, got, fix))
+
+    def raise_if_any(self) -> None:
+        if not self._found:
+            return
+        if len(self._found) == 1:
+            raise self._found[0]
+        body = "\n".join(f"{i}. {problem}" for i, problem in enumerate(self._found, start=1))
+        raise self._kind(f"{len(self._found)} problems.", got=body)

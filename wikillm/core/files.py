@@ -1,0 +1,71 @@
+"""Files that are either complete or not there: atomic writes, durable renames, digests.
+
+A file or folder is staged beside its final name, fsynced, then renamed, and the parent folder is fsynced:
+after a crash at any moment a reader sees the old state or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+STAGING_SUFFIX = ".staging"
+
+
+def fsync_path(path: Path) -> None:
+    """Push a file's or a folder's entries to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` to `path` so that a crash leaves the old file or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    staged = path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
+    with open(staged, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    rename_durably(staged, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as indented UTF-8 JSON, written atomically. NaN and infinity are refused: they are not JSON."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename within one folder and fsync that folder, so that the new name survives a crash."""
+    os.replace(source, target)
+    fsync_path(target.parent)
+
+
+def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """Hex sha256 of a file, read in 4 MiB pieces; `on_bytes` hears the size of each piece."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(4 << 20):
+            digest.update(piece)
+            if on_bytes is not None:
+                on_bytes(len(piece))
+    return digest.hexdigest()
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All regular files below `folder`, sorted by their relative path: the same order on every machine."""
+    yield from sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def nearest_existing(path: Path) -> Path:
+    """The deepest existing parent of a path that does not exist: what an error about it should name."""
+    for parent in path.absolute().parents:
+        if parent.exists():
+            return parent
+    return Path("/")

@@ -1,0 +1,76 @@
+"""One holder at a time, across processes and, where the file system supports flock, across nodes.
+
+The lock is an `flock` on a file, so it goes away with its holder, however that one ends: a killed process
+leaves no stale lock behind. The file names the holder for whoever waits. NFS before v4 and some parallel file
+systems ignore flock between nodes; what the lock guards must therefore also be staged and renamed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+
+class FileLock:
+    """An exclusive flock. `with FileLock(path):` waits for it; `try_acquire` does not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    def try_acquire(self) -> bool:
+        """Take the lock if nobody has it; True when this process holds it now."""
+        if self._fd is not None:
+            return True
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return False
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        self._fd = fd
+        return True
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)  # closing drops the flock
+            self._fd = None
+
+    def holder(self) -> str:
+        """Who has the lock, for a message: `pid 4242 on node-3`."""
+        try:
+            found = json.loads(self.path.read_text())
+            return f"pid {found['pid']} on {found['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
+
+    def __enter__(self) -> FileLock:
+        while not self.try_acquire():
+            time.sleep(0.1)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+
+@contextmanager
+def lock_or_wait(path: Path, on_wait: Callable[[str, float], None], poll: float = 0.5) -> Iterator[None]:
+    """Hold the lock at `path`; while another process has it, call `on_wait(holder, seconds_waited)` every `poll` s."""
+    lock, start = FileLock(path), time.monotonic()
+    while not lock.try_acquire():
+        on_wait(lock.holder(), time.monotonic() - start)
+        time.sleep(poll)
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,63 @@
+"""Quantities people write and read: "2.6B" parameters, "80GiB" of memory, "1h02m".
+
+Counts use decimal suffixes (K, M, B, T = 10^3, 10^6, 10^9, 10^12), sizes decimal (KB, MB, GB, TB) or binary
+(KiB, MiB, GiB, TiB) ones. Parsing is exact for integers; formatting keeps three significant digits.
+"""
+
+from __future__ import annotations
+
+import re
+
+_COUNT = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_SIZE = {
+    "": 1, "B": 1,
+    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+_QUANTITY = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)")
+
+
+def _parse(text: str | int | float, suffixes: dict[str, int], kind: str, example: str) -> int:
+    match = _QUANTITY.fullmatch(str(text).strip())
+    if match is None or match[2].upper() not in suffixes:
+        raise ValueError(f"{text!r} is not a {kind}; write it like {example}")
+    digits, scale = match[1].replace("_", ""), suffixes[match[2].upper()]
+    value = int(digits) * scale if digits.isdigit() else float(digits) * scale
+    if value != round(value):
+        raise ValueError(f"{text!r} is not a whole {kind}; write it like {example}")
+    return round(value)
+
+
+def parse_count(text: str | int | float) -> int:
+    """`"2.6B"` -> 2_600_000_000. Raises ValueError with an example of the right form."""
+    return _parse(text, _COUNT, "count", '500_000, "100M" or "2.6B"')
+
+
+def parse_size(text: str | int | float) -> int:
+    """`"80GiB"` -> 85_899_345_920 bytes; a bare number is bytes. Raises ValueError with an example."""
+    return _parse(text, _SIZE, "size in bytes", '4096, "64MiB" or "80GB"')
+
+
+def format_count(value: float) -> str:
+    """123_277_824 -> "123.3M"; below 10,000 the number itself."""
+    for suffix in ("T", "B", "M", "K"):
+        if abs(value) >= _COUNT[suffix] and abs(value) >= 10_000:
+            return f"{value / _COUNT[suffix]:.4g}{suffix}"
+    return f"{value:g}"
+
+
+def format_size(size: float) -> str:
+    """Bytes with a binary suffix: 8_589_934_592 -> "8 GiB"."""
+    for suffix in ("TiB", "GiB", "MiB", "KiB"):
+        if abs(size) >= _SIZE[suffix.upper()]:
+            return f"{size / _SIZE[suffix.upper()]:.3g} {suffix}"
+    return f"{size:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """72.4 -> "1m12s"; below a minute one decimal."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, secs = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{secs:02d}s"

@@ -1,0 +1,79 @@
+"""Who am I among the processes of this job: rank and size, from the environment and nothing else.
+
+Every launcher (deepspeed, torchrun, srun, mpirun through its wrapper) sets RANK, WORLD_SIZE, LOCAL_RANK. A
+process started by plain `python train.py` has none of them and is a world of one; `World.export` then sets
+what DeepSpeed asks for, since without it DeepSpeed looks for mpi4py and dies.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wikillm.core.errors import MachineError
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """`size` processes on `size / local_size` nodes; this one is `rank`, and `local_rank` on its node."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Global rank 0: the one that writes and prints."""
+        return self.rank == 0
+
+    @property
+    def nodes(self) -> int:
+        return max(1, self.size // max(1, self.local_size))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> World:
+        """Read the launcher's variables. Raises MachineError when they contradict each other."""
+
+        def number(name: str, default: int) -> int:
+            text = environ.get(name, str(default))
+            try:
+                return int(text)
+            except ValueError:
+                raise MachineError(f"The environment variable {name} is not a number.", got=repr(text)) from None
+
+        size, rank = number("WORLD_SIZE", 1), number("RANK", 0)
+        local_rank = number("LOCAL_RANK", 0)
+        local_size = number("LOCAL_WORLD_SIZE", number("LOCAL_SIZE", size))
+        if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
+            raise MachineError(
+                "The launcher's environment variables contradict each other.",
+                got=f"RANK={rank} WORLD_SIZE={size} LOCAL_RANK={local_rank} LOCAL_WORLD_SIZE={local_size}",
+                fix="start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`, "
+                "or unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE for a single process",
+            )
+        return cls(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
+
+    def export(self) -> None:
+        """Set, for a process that no launcher started, the variables that torch.distributed and DeepSpeed read."""
+        if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
+            return
+        if self.size != 1:
+            raise MachineError(
+                f"WORLD_SIZE={self.size} is set, but RANK or MASTER_ADDR is not.",
+                fix="start with `deepspeed train.py ...` or `torchrun ...`, or unset WORLD_SIZE",
+            )
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", LOCAL_SIZE="1",
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
+        )  # fmt: skip
+
+
+def free_port() -> int:
+    """A TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,65 @@
+"""What flows through the data rooms, one frozen type at every border.
+
+    SourceFile -> Record -> Document | Dropped -> TokenizedDocument -> shard files of the store
+
+A `Record` is what a reader cuts out of a source, before any cleaning; a `Document` is clean text. Offsets are
+bytes of the decompressed source. Everything here is picklable: records travel to worker processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file that was looked into: `format` is jsonl, json or mediawiki; `compression` is none, gz or bz2."""
+
+    path: str
+    size: int  # bytes on disk
+    format: str
+    compression: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One raw item of a source. `offset` is where it starts in the decompressed file."""
+
+    source: int  # index into the list of source files
+    offset: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Clean text of one article or record."""
+
+    source: int
+    offset: int
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A record that gives no document, and why: a line of the funnel."""
+
+    source: int
+    offset: int
+    reason: str
+    characters: int
+    is_bad: bool = False  # unreadable (counts against data.max_bad_fraction), rather than unwanted
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedDocument:
+    """Token ids of one document, its EOS included."""
+
+    ids: npt.NDArray[np.uint32]
+    content_hash: int  # 64 bit, of the NFC-normalised text
+    text_bytes: int  # UTF-8 bytes of the text, EOS not counted
+    source: int
+    offset: int
