@@ -1,0 +1,41 @@
+"""Names inside a run's checkpoint folder, and which folder is which.
+
+    RUN/checkpoints/
+      checkpoint-200/            complete: its manifest was written last and the folder renamed after it
+        wikillm_manifest.json    size and sha256 of every other file
+        wikillm_state.json       what the run needs to go on (step, consumed samples, store, tracker id)
+        model.safetensors ...    what Hugging Face and DeepSpeed write
+      .staging/checkpoint-300/   being written; never looked at by a reader
+      .deleting-checkpoint-100/  on its way out
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+MANIFEST = "wikillm_manifest.json"
+STATE = "wikillm_state.json"
+STAGING = ".staging"
+DELETING = ".deleting-"
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoint_name(step: int) -> str:
+    """Hugging Face's name for the checkpoint after `step` optimizer steps."""
+    return f"checkpoint-{step}"
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step in a checkpoint folder's name, or None when the name is another."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Published checkpoints below `folder`, newest step first; nothing is verified yet."""
+    if not folder.is_dir():
+        return []
+    found = [(step, path) for path in folder.iterdir() if path.is_dir() and (step := step_of(path)) is not None]
+    return [path for _, path in sorted(found, reverse=True)]

@@ -1,0 +1,101 @@
+"""The list of a checkpoint's files with sizes and sha256, written last; and the check that all of them are as listed.
+
+A folder without a manifest, with a missing or extra-short file, or with one changed bit is not a checkpoint.
+Pickles (DeepSpeed's shards, the RNG states) are loaded only from a folder that passed `verify`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wikillm.checkpoints.layout import MANIFEST, STATE
+from wikillm.core.errors import CheckpointError
+from wikillm.core.files import files_below, fsync_path, sha256_file, write_json
+
+FORMAT_VERSION = 1
+
+FileEntry = dict[str, Any]  # {"size": bytes, "sha256": hex}
+
+
+def files_to_list(checkpoint: Path) -> list[str]:
+    """Relative paths of the files a manifest has to list, sorted: the same list on every rank."""
+    return [p for path in files_below(checkpoint) if (p := path.relative_to(checkpoint).as_posix()) != MANIFEST]
+
+
+def seal_files(checkpoint: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """fsync these files and describe them. (any rank, each its share)"""
+    entries = {}
+    for name in names:
+        path = checkpoint / name
+        fsync_path(path)
+        entries[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+    return entries
+
+
+def write_manifest(checkpoint: Path, entries: Mapping[str, FileEntry], facts: Mapping[str, Any]) -> None:
+    """Write the manifest: `facts` (step, world size, ...) and the entries of all files. (one rank, after a barrier)"""
+    for folder in {(checkpoint / name).parent for name in entries}:
+        fsync_path(folder)
+    files = dict(sorted(entries.items()))
+    write_json(checkpoint / MANIFEST, {"format_version": FORMAT_VERSION, **facts, "files": files})
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The manifest, structurally checked. Raises CheckpointError when there is none or it cannot be read."""
+    path = checkpoint / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        files = manifest["files"]
+        well_formed = all(isinstance(e["size"], int) and len(e["sha256"]) == 64 for e in files.values())
+    except FileNotFoundError:
+        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"The manifest of {checkpoint} cannot be read.", got=repr(error)) from None
+    if not well_formed or manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"The manifest of {checkpoint} is not of format {FORMAT_VERSION}.",
+            got=f"format_version={manifest.get('format_version')!r}",
+            fix="use the WikiLLM version that wrote it",
+        )
+    return dict(manifest)
+
+
+def verify(checkpoint: Path, *, hashes: bool = True, on_bytes: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Check every listed file; returns the manifest.
+
+    Args:
+        checkpoint: a published checkpoint folder.
+        hashes: False compares sizes only.
+        on_bytes: hears how many bytes were read, for progress.
+
+    Raises:
+        CheckpointError: all differences at once, by file.
+    """
+    manifest = read_manifest(checkpoint)
+    wrong = []
+    for name, entry in manifest["files"].items():
+        path = checkpoint / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            wrong.append(f"{name}: the name leads out of the checkpoint")
+        elif not path.is_file():
+            wrong.append(f"{name}: missing")
+        elif path.stat().st_size != entry["size"]:
+            wrong.append(f"{name}: {path.stat().st_size} bytes instead of {entry['size']}")
+        elif hashes and sha256_file(path, on_bytes) != entry["sha256"]:
+            wrong.append(f"{name}: its content changed (sha256 differs)")
+    unlisted = sorted(set(files_to_list(checkpoint)) - set(manifest["files"]))
+    wrong += [f"{name}: not in the manifest" for name in unlisted]
+    if wrong:
+        raise CheckpointError(f"The checkpoint {checkpoint} is damaged.", got="\n".join(wrong[:8]))
+    return manifest
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The run state in a verified checkpoint. Raises CheckpointError when it cannot be read."""
+    try:
+        return dict(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint} has no readable {STATE}.", got=repr(error)) from None

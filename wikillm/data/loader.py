@@ -1,0 +1,169 @@
+"""From sample indices to batches: the one place where samples are shared out over ranks and micro-steps.
+
+A global batch is G consecutive samples of the order. Micro-step a of rank r of W takes the samples
+[a*W*m + r*m, a*W*m + (r+1)*m) of it, m being the micro-batch, so every (W, m, accumulation) with the same
+product reads the same global batch. Loader workers are stateless: they are handed indices.
+
+A batch is {"input_ids", "labels", "shift_labels"}, int64, each B x T. Inputs are exactly T tokens. The targets
+are already shifted, so models must be told with `shift_labels`; `labels` repeats them only because Hugging
+Face's models compute a loss when it is present. This is the only module of the room that imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from wikillm.data.order import IGNORED, SampleOrder
+
+PADDING = -1  # a sample index that stands for "nothing": all its labels are ignored
+
+
+class Tokens(Protocol):
+    """What the loader needs of a stream: `read(start, stop)` gives the token ids [start, stop)."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShape:
+    """How a global batch is cut up. Sizes in sequences."""
+
+    micro_batch: int
+    accumulation: int
+    world_size: int
+    rank: int
+
+    @property
+    def global_batch(self) -> int:
+        return self.micro_batch * self.accumulation * self.world_size
+
+
+class Samples(Dataset[dict[str, torch.Tensor]]):
+    """Samples of a stream by index; asked for many at a time, it answers with a batch."""
+
+    def __init__(self, tokens: Tokens, order: SampleOrder, length: int) -> None:
+        self.tokens, self.order, self.length = tokens, order, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The batch of these samples, B x T each; `PADDING` gives a row without targets."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        shape = (len(wanted), self.order.sequence_length)
+        inputs = np.zeros(shape, dtype=np.int64)
+        targets = np.full(shape, IGNORED, dtype=np.int64)
+        starts, counts = self.order.locate(np.maximum(wanted, 0))
+        for row, sample in enumerate(wanted):
+            if sample != PADDING:
+                self._fill(inputs[row], targets[row], int(starts[row]), int(counts[row]))
+        labels = torch.from_numpy(targets)
+        return {"input_ids": torch.from_numpy(inputs), "labels": labels, "shift_labels": labels}
+
+    def _fill(self, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], start: int, count: int) -> None:
+        """Copy the targets [start, start+count) of the ring and the tokens before each of them."""
+        done = 0
+        while done < count:
+            piece = min(count - done, self.order.targets_per_epoch - start)
+            tokens = self.tokens.read(start, start + piece + 1)
+            inputs[done : done + piece] = tokens[:-1]
+            targets[done : done + piece] = tokens[1:]
+            done, start = done + piece, 0
+
+
+class GlobalBatches(Sampler[list[int]]):
+    """Sample indices of this rank's micro-batches, from `consumed_samples` on, for `steps` optimizer steps.
+
+    `len()` counts the micro-batches of the whole run, also those before `consumed_samples`: Hugging Face's
+    Trainer derives its epochs from it, and a run has one.
+    """
+
+    def __init__(self, shape: BatchShape, total_steps: int, consumed_samples: int, first_step: int) -> None:
+        self.shape, self.total_steps = shape, total_steps
+        self.consumed_samples, self.first_step = consumed_samples, first_step
+
+    def __len__(self) -> int:
+        return self.total_steps * self.shape.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        shape = self.shape
+        for step in range(self.total_steps - self.first_step):
+            base = self.consumed_samples + step * shape.global_batch
+            for micro_step in range(shape.accumulation):
+                first = base + (micro_step * shape.world_size + shape.rank) * shape.micro_batch
+                yield list(range(first, first + shape.micro_batch))
+
+
+class EvalBatches(Sampler[list[int]]):
+    """Every sample of [0, samples) once over all ranks, front to back; every rank gets equally many batches.
+
+    ZeRO-3 gathers weights in every forward, so a rank that ran out would leave the others waiting: rows of
+    `PADDING` fill up.
+    """
+
+    def __init__(self, samples: int, micro_batch: int, world_size: int, rank: int) -> None:
+        self.samples, self.micro_batch, self.world_size, self.rank = samples, micro_batch, world_size, rank
+
+    def __len__(self) -> int:
+        return -(-self.samples // (self.micro_batch * self.world_size))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(len(self)):
+            first = (batch * self.world_size + self.rank) * self.micro_batch
+            yield [n if n < self.samples else PADDING for n in range(first, first + self.micro_batch)]
+
+
+def as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`Samples` answers with whole batches, so there is nothing to collate."""
+    return batch
+
+
+def train_loader(
+    tokens: Tokens,
+    order: SampleOrder,
+    shape: BatchShape,
+    *,
+    total_steps: int,
+    first_step: int = 0,
+    consumed_samples: int = 0,
+    workers: int = 0,
+) -> DataLoader[Any]:
+    """Batches of this rank from optimizer step `first_step` (samples before `consumed_samples` are done) to the end."""
+    samples = Samples(tokens, order, length=total_steps * shape.global_batch)
+    batches = GlobalBatches(shape, total_steps, consumed_samples, first_step)
+    return DataLoader(samples, batch_sampler=batches, collate_fn=as_is, num_workers=workers, **_options(workers))
+
+
+def eval_loader(
+    tokens: Tokens,
+    sequence_length: int,
+    *,
+    micro_batch: int,
+    world_size: int,
+    rank: int,
+    max_tokens: int | None = None,
+) -> DataLoader[Any]:
+    """Batches of this rank over the stream, or over its first `max_tokens` targets rounded up to a sequence."""
+    order = SampleOrder(tokens.n_tokens, sequence_length, seed=0, shuffle=False)
+    count = order.blocks_per_epoch
+    if max_tokens is not None:
+        count = min(count, -(-max_tokens // sequence_length))
+    batches = EvalBatches(count, micro_batch, world_size, rank)
+    return DataLoader(Samples(tokens, order, count), batch_sampler=batches, collate_fn=as_is, **_options(0))
+
+
+def _options(workers: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"pin_memory": torch.cuda.is_available()}
+    if workers:
+        options |= {"prefetch_factor": 4, "persistent_workers": True}
+    return options
