@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 logger = logging.getLogger("wikillm")
+logger.addHandler(logging.NullHandler())  # without any handler, Python would print warnings a second time
 
 
 def _is_main() -> bool:

@@ -1,0 +1,186 @@
+"""The command line: finds the command, runs it, turns its errors into a message and an exit code.
+
+One module per command (`HELP`, `configure(parser)`, `run(args) -> int`), imported only when it is chosen; heavy
+imports stay inside `run`, so that every `--help` answers at once and without torch. What a command's own parser
+does not know is kept in `args.rest`: run commands read it as configuration (`train.learning_rate=3e-4`,
+`--max_steps 50`), all others refuse it here. A `WikiLLMError` is shown without a traceback; anything else is a
+bug of ours, and says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+from wikillm import __version__
+from wikillm.core.errors import ConfigError, ExitCode, WikiLLMError, did_you_mean
+from wikillm.core.log import make_output_safe
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`help` repeats the module's HELP, so that `wikillm --help` imports no command (a test holds them equal)."""
+
+    module: str
+    help: str
+    takes_config: bool  # unknown arguments are configuration, not a mistake
+
+
+COMMANDS = {
+    "prepare": Command("wikillm.cli.prepare", "Build the token store: documents, tokenizer, tokens.", True),
+    "train": Command("wikillm.cli.train", "Train a model, or go on with a stopped run.", True),
+    "eval": Command("wikillm.cli.eval", "Validation loss, perplexity and bits per byte of a model.", True),
+    "generate": Command("wikillm.cli.generate", "Complete a text with a trained or exported model.", False),
+    "export": Command("wikillm.cli.export", "Write a run as a standard Hugging Face folder.", False),
+    "config": Command("wikillm.cli.config", "Show a run's configuration and where each value comes from.", True),
+    "presets": Command("wikillm.cli.presets", "List the model, data and run presets.", False),
+    "demo": Command("wikillm.cli.demo", "From a Wikipedia dump to a trained, exported model, in minutes.", False),
+}
+
+EPILOG = """\
+A run is described by presets, a YAML file and the command line, each over the one before:
+  wikillm train --config wiki-zh-120m data.path=zhwiki.jsonl train.learning_rate=3e-4 --max_steps 50
+  deepspeed train.py --deepspeed ds_configs/zero2.json data.path=zhwiki.jsonl
+
+Exit codes: 0 done, 1 bug, 2 usage or configuration, 3 machine, 4 data, 5 diverged, 6 checkpoint,
+75 stopped on request and resumable. `--debug` shows the traceback of any error.
+"""
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
+READER_GONE = 141  # 128 + SIGPIPE
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes on the command line leave as ConfigError, like every other refusal."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}.", fix=f"{self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; raises nothing but what asks the process to end."""
+    make_output_safe()
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()  # here, where a vanished reader is expected, not in the interpreter's shutdown
+        return code
+    except WikiLLMError as error:
+        return _refused(error, debug)
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return READER_GONE
+    except Exception as error:
+        return _bug(error)
+
+
+def _dispatch(words: list[str]) -> int:
+    name, words = _split_command(words)
+    if name is None:
+        print(_top_help())
+        asked = any(word in ("-h", "--help") for word in words)
+        return ExitCode.DONE if asked else ExitCode.CONFIG
+    if name == "--version":
+        print(f"wikillm {__version__}")
+        return ExitCode.DONE
+    command = COMMANDS.get(name)
+    if command is None:
+        near = did_you_mean(name, COMMANDS)
+        fix = f"wikillm {near}" if near else "one of: " + ", ".join(COMMANDS)
+        raise ConfigError(f"There is no command {name!r}.", fix=fix)
+    module = importlib.import_module(command.module)
+    parser = _Parser(
+        prog=f"wikillm {name}",
+        description=module.HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # `--max` must not become `--max-new-tokens`, nor swallow an HF-spelled flag
+    )
+    module.configure(parser)
+    with _parser_exit() as left:
+        args, rest = parser.parse_known_args(words)
+    if left:
+        return left[0]
+    if rest and not command.takes_config:
+        _refuse(parser, rest)
+    args.rest = rest
+    return int(module.run(args))
+
+
+def _split_command(words: list[str]) -> tuple[str | None, list[str]]:
+    """The command's name and the other words. `--local_rank=N` (the deepspeed launcher puts it first) is kept."""
+    for index, word in enumerate(words):
+        if word.startswith("--local_rank") or word.startswith("--local-rank"):
+            continue
+        if word in ("-h", "--help"):
+            return None, words
+        if word in ("-V", "--version"):
+            return "--version", words
+        return word, words[:index] + words[index + 1 :]
+    return None, words
+
+
+@contextmanager
+def _parser_exit() -> Iterator[list[int]]:
+    """Catches argparse's SystemExit after `--help`, so that `main` returns a code instead."""
+    left: list[int] = []
+    try:
+        yield left
+    except SystemExit as stop:
+        left.append(stop.code if isinstance(stop.code, int) else int(stop.code is not None))
+
+
+def _refuse(parser: argparse.ArgumentParser, rest: list[str]) -> NoReturn:
+    known = [option for action in parser._actions for option in action.option_strings]
+    word = rest[0].split("=", 1)[0]
+    near = did_you_mean(word, known)
+    fix = f"did you mean {near}?" if near else f"{parser.prog} --help"
+    raise ConfigError(f"{parser.prog} does not know {rest[0]!r}.", got=" ".join(rest), fix=fix)
+
+
+def _top_help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = ["usage: wikillm COMMAND [...]    (wikillm COMMAND --help, wikillm --version)", ""]
+    lines += [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", EPILOG.rstrip()])
+
+
+def _rank_prefix() -> str:
+    size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+    return "" if size in ("", "1") else f"[rank {rank}] "
+
+
+def _refused(error: WikiLLMError, debug: bool) -> int:
+    """Show a refusal. A wrong configuration is wrong on all ranks alike: one per node says so."""
+    logging.getLogger("wikillm").error("%s: %s", type(error).__name__, error)
+    if debug:
+        traceback.print_exc()
+    elif not isinstance(error, ConfigError) or os.environ.get("LOCAL_RANK", "0") in ("", "0"):
+        print(f"{_rank_prefix()}{type(error).__name__}: {error}", file=sys.stderr)
+    return int(error.exit_code)
+
+
+def _bug(error: Exception) -> int:
+    """Show an error nobody foresaw: the traceback (also in the run's log file), and what to do with it."""
+    logging.getLogger("wikillm").critical("unexpected error", exc_info=error)
+    traceback.print_exception(error)
+    print(
+        f"\n{_rank_prefix()}bug: {type(error).__name__}: {error}\n"
+        "  WikiLLM should have refused this with a clear message, or not have failed.\n"
+        f"  fix: report the command, this traceback and `wikillm --version` (now {__version__}) as an issue",
+        file=sys.stderr,
+    )
+    return int(ExitCode.BUG)
