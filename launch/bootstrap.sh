@@ -1,0 +1,59 @@
+#!/bin/sh
+# `make env`: check the machine, create .venv, install WikiLLM with its exact versions. Does nothing when that is done.
+# PYTHON=python3.12 picks the interpreter. TORCH_INDEX=URL names the index torch comes from. Without it, a machine
+# without an NVIDIA GPU gets a CPU build (CUDA's is gigabytes): a wheel that pip finds on disk, or else PyTorch's CPU index.
+set -eu
+cd "$(dirname "$0")/.."
+CPU_INDEX=https://download.pytorch.org/whl/cpu
+say() { printf '%s\n' "$*"; }
+
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+py='' apt='' dnf=''
+for name in ${PYTHON:-python3.12 python3.11 python3}; do if fits "$name"; then py=$name; break; fi; done
+lacks() { say "missing: $1"; apt="$apt $2" dnf="$dnf $3"; }
+if [ -z "$py" ]; then
+  lacks "Python 3.11 or 3.12 (tried: ${PYTHON:-python3.12 python3.11 python3})" "python3.11 python3.11-venv python3.11-dev" "python3.11 python3.11-devel"
+else
+  v=$("$py" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+  "$py" -c 'import venv, ensurepip' 2>/dev/null || lacks "venv for $py" "$v-venv" "$v"
+  "$py" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+    lacks "the headers of $py (Python.h): DeepSpeed compiles against them" "$v-dev" "$v-devel"
+fi
+command -v "${CXX:-c++}" >/dev/null || lacks "a C++ compiler (${CXX:-c++}): DeepSpeed compiles with it" g++ gcc-c++
+command -v git >/dev/null || lacks "git" git git
+[ -z "$apt" ] || { say "install them, then run make again:" "  apt install$apt" "  or: dnf install$dnf"; exit 3; }
+
+want=$({ pwd; sed '/^\[tool\./,$d' pyproject.toml; cat constraints.txt; } | cksum | tr ' ' -)
+[ "$(cat .venv/installed 2>/dev/null)" != "$want" ] || exit 0
+if ! grep -q "venv $PWD/.venv\$" .venv/pyvenv.cfg 2>/dev/null; then # not there, or the folder was moved
+  say "creating .venv with $("$py" -V) ($(command -v "$py"))"
+  "$py" -m venv --clear "$PWD/.venv"
+fi
+
+show() { # pip's lines in; progress, errors and the time of downloading and of installing out
+  start=$(date +%s) got=''
+  while IFS= read -r line; do
+    printf '%s\n' "$line" >>.venv/install.log
+    case $line in
+      *" is ignored: "* | *.metadata*) ;;
+      *Downloading* | *"Using cached"* | *"Building wheel"*) say "  ${line##*/}" ;;
+      "Installing collected"*) got=$(date +%s); say "  downloaded in $((got - start)) s, installing" ;;
+      "Successfully installed"*) say "  installed in $(($(date +%s) - ${got:-$start})) s" ;;
+      ERROR* | error*) say "  $line" ;;
+      "pip failed") return 1 ;;
+    esac
+  done
+}
+get() { { DS_BUILD_OPS=0 .venv/bin/python -m pip install --progress-bar off -c constraints.txt "$@" 2>&1 || say "pip failed"; } | show; }
+
+if [ -n "${TORCH_INDEX:-}" ]; then
+  say "torch from TORCH_INDEX"
+  get --no-deps --index-url "$TORCH_INDEX" torch || { say "TORCH_INDEX gave no torch; the whole story: .venv/install.log"; exit 3; }
+elif [ "$(uname -s)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1; then
+  say "no NVIDIA GPU: a CPU build of torch"
+  get --no-deps --no-index torch >/dev/null || get --no-deps --index-url "$CPU_INDEX" --retries 0 --timeout 5 torch ||
+    say "PyTorch's CPU index does not answer: torch comes from pip's own index, perhaps with gigabytes of CUDA (TORCH_INDEX=URL names another)"
+fi
+say "WikiLLM and what it needs (the whole story: .venv/install.log)"
+get -e ".[demo,dev]" || { say "the installation failed; its last lines:"; tail -n 15 .venv/install.log; exit 3; }
+printf '%s' "$want" >.venv/installed
