@@ -1,0 +1,93 @@
+"""Held-out loss, exact over all ranks: the sum of all losses divided by the number of targets, in float64.
+
+A mean of batch means is not that, and depends on the batch; this number does not. Bits per byte (the total loss
+in bits over the UTF-8 bytes of the text) does not depend on the tokenizer either, so runs with different
+tokenizers can be compared. EOS tokens count as targets, and as no bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Sum = Callable[..., tuple[float, ...]]  # adds numbers up over all ranks
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutLoss:
+    """`loss` in nats per target; `bits_per_byte` over the text those targets stand for."""
+
+    loss: float
+    bits_per_byte: float
+    targets: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self) | {"perplexity": self.perplexity}
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: torch.nn.Module,
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    *,
+    bytes_per_token: float,
+    device: torch.device | str,
+    sum_over_ranks: Sum = lambda *values: values,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> HeldOutLoss | None:
+    """The loss of `model` on `batches` (see data.loader); None when `should_stop` said so. (all ranks)
+
+    Args:
+        model: a causal language model of HF, wrapped by DeepSpeed or not; its mode is restored.
+        bytes_per_token: UTF-8 bytes of the held-out text per token of its stream.
+        sum_over_ranks: adds up its arguments over all ranks.
+        should_stop: asked before every batch; must give the same answer on every rank.
+    """
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    targets = 0
+    try:
+        for batch in batches:
+            if should_stop():
+                return None
+            total += batch_loss_sum(model, {k: v.to(device, non_blocking=True) for k, v in batch.items()})
+            targets += int((batch["shift_labels"] != -100).sum())
+    finally:
+        model.train(was_training)
+    loss_sum, target_sum = sum_over_ranks(float(total), float(targets))
+    mean = loss_sum / max(target_sum, 1.0)
+    return HeldOutLoss(mean, mean / math.log(2) / bytes_per_token, int(target_sum))
+
+
+def batch_loss_sum(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
+    """Sum of the cross entropies (nats) of a batch's targets, in float64; ignored labels add nothing."""
+    if not bool((batch["shift_labels"] != -100).any()):
+        # A batch of padding: its forward must still run, since under ZeRO-3 the other ranks wait in it.
+        model(input_ids=batch["input_ids"], use_cache=False)
+        return torch.zeros((), dtype=torch.float64, device=batch["input_ids"].device)
+    # HF divides the sum by num_items_in_batch, so 1 gives the sum.
+    outputs = model(**batch, num_items_in_batch=1, use_cache=False)
+    loss: torch.Tensor = outputs.loss
+    return loss.double()
+
+
+def unigram_cross_entropy(counts: npt.NDArray[np.integer[Any]]) -> float:
+    """Nats per token of the best possible unigram model of a text: the entropy of its own token frequencies.
+
+    Args:
+        counts: occurrences of each token id in the text.
+    """
+    present = counts[counts > 0].astype(np.float64)
+    share = present / present.sum()
+    return float(-(share * np.log(share)).sum())

@@ -1,0 +1,83 @@
+"""The one file that knows Hugging Face's names: configuration and plan -> TrainingArguments.
+
+Making TrainingArguments also creates the process group and HF's DeepSpeed config, which ZeRO-3 looks up while
+the model is built. HF keeps only a weak reference to that config: whoever builds the model takes the arguments.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from wikillm.config.schema import RunConfig, TrainSection
+from wikillm.plan.run_plan import Plan
+
+Precision = str  # "bf16", "fp16" or "fp32"
+
+
+def resolve_precision(wanted: str) -> Precision:
+    """auto -> bf16 where the hardware has it, fp16 on older GPUs, fp32 on CPU."""
+    if wanted != "auto":
+        return wanted
+    if not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def to_training_arguments(
+    cfg: RunConfig, plan: Plan, staging: Path, precision: Precision, deepspeed: dict[str, Any] | None
+) -> TrainingArguments:
+    """HF's arguments for this run. `staging` is where checkpoints are written before they are published. (all ranks)"""
+    train, on_gpu = cfg.train, torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(staging),
+        per_device_train_batch_size=plan.micro_batch,
+        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        gradient_accumulation_steps=plan.accumulation,
+        max_steps=plan.max_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        lr_scheduler_kwargs=_scheduler_kwargs(train),
+        warmup_steps=plan.warmup_steps,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        adam_epsilon=train.adam_epsilon,
+        max_grad_norm=train.max_grad_norm,
+        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        gradient_checkpointing=train.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        seed=cfg.run.seed,
+        deepspeed=deepspeed,
+        ddp_find_unused_parameters=False,
+        ddp_backend=None if on_gpu else "gloo",
+        # Without it a machine without GPU sees world size 1 on every rank and trains the same data twice.
+        use_cpu=not on_gpu,
+        # What WikiLLM does itself: data order, resume position, evaluation, logging, tracking, rotation.
+        ignore_data_skip=True,
+        remove_unused_columns=False,
+        accelerator_config={"dispatch_batches": False, "split_batches": False},
+        average_tokens_across_devices=True,
+        eval_strategy="steps" if train.eval_steps else "no",
+        eval_steps=train.eval_steps,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        save_total_limit=None,
+        logging_strategy="steps",
+        logging_steps=train.logging_steps,
+        logging_first_step=True,
+        # The filter would sync with the GPU at every micro-step and show NaN as an old loss.
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="warning",
+    )
+
+
+def _scheduler_kwargs(train: TrainSection) -> dict[str, Any]:
+    return {"min_lr_rate": train.min_lr_ratio} if train.lr_scheduler_type == "cosine_with_min_lr" else {}

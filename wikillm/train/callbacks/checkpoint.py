@@ -1,0 +1,65 @@
+"""Publishes what HF and DeepSpeed have just written into the staging folder.
+
+Order: all ranks wait for each other; each fsyncs and hashes its share of the files; rank 0 writes the manifest
+with all sizes and sha256, renames the folder to its final name, and removes what is too old; all ranks wait
+again. A reader therefore sees a checkpoint whose every file is on disk, or no checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from wikillm.checkpoints.layout import STATE, checkpoint_name
+from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
+from wikillm.checkpoints.retention import keep_newest
+from wikillm.core.files import files_below, rename_durably, write_json
+from wikillm.core.log import say
+from wikillm.core.units import format_size
+from wikillm.core.world import World
+from wikillm.train.control import ControlGroup
+from wikillm.train.run_dir import RunDir
+
+
+class CheckpointCallback(TrainerCallback):
+    """Makes HF's checkpoint complete, durable and visible, in one rename.
+
+    Args:
+        describe: the run state to put in (see train/resume.py), asked for at every save on rank 0.
+    """
+
+    def __init__(
+        self, run: RunDir, world: World, group: ControlGroup, keep: int, describe: Callable[[int], dict[str, Any]]
+    ) -> None:
+        self.run, self.world, self.group, self.keep, self.describe = run, world, group, keep, describe
+        self.seconds = 0.0
+        self.latest: Path | None = None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        start = time.perf_counter()
+        name = checkpoint_name(state.global_step)
+        staged, final = self.run.staging / name, self.run.checkpoints / name
+        if self.world.is_main:
+            # HF's pickle of the arguments: nothing reads it, and it holds absolute paths.
+            (staged / "training_args.bin").unlink(missing_ok=True)
+            write_json(staged / STATE, self.describe(state.global_step))
+        self.group.barrier()
+        share = files_to_list(staged)[self.world.rank :: self.world.size]
+        shares = self.group.gather(seal_files(staged, share))
+        if self.world.is_main:
+            entries = {name: entry for part in shares for name, entry in part.items()}  # type: ignore[attr-defined]
+            write_manifest(staged, entries, {"step": state.global_step, "world_size": self.world.size})
+            if final.exists():  # left by an earlier run of the same step that did not verify
+                shutil.rmtree(final)
+            rename_durably(staged, final)
+            keep_newest(self.run.checkpoints, self.keep)
+            size = sum(path.stat().st_size for path in files_below(final))
+            self.seconds += time.perf_counter() - start
+            say(f"saved {final}  {format_size(size)}")
+        self.latest = final
+        self.group.barrier()

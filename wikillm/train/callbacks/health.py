@@ -1,0 +1,111 @@
+"""After every step all ranks agree: is every number finite, does anyone want to stop?
+
+NaN or infinity in any rank's loss, or in the gradient norm, ends the run on all ranks at the same step, before
+anything is saved. With fp16 DeepSpeed's loss scaler skips overflowing steps; those are counted, and only a long
+series of them ends the run. On a GPU the check of a step is read one step later (a copy to pinned memory in the
+meantime), so that it never waits for the GPU; before a checkpoint it is read at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from wikillm.core.errors import DivergedError
+from wikillm.core.log import say, warn
+from wikillm.train.control import ControlGroup, StopSignals
+from wikillm.train.trainer import WikiTrainer
+
+
+class DeferredFlag:
+    """A boolean computed on the device, read by the host without a blocking sync: on a GPU one step late."""
+
+    def __init__(self) -> None:
+        self._pending: tuple[torch.Tensor, Any] | None = None
+
+    def push(self, flag: torch.Tensor) -> bool:
+        """Hand in this step's flag; returns the one that has arrived (on CPU this step's, on a GPU the last one's)."""
+        if not flag.is_cuda:
+            return bool(flag)
+        arrived = self.flush()
+        host = torch.empty_like(flag, device="cpu", pin_memory=True)
+        host.copy_(flag, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending = (host, event)
+        return arrived
+
+    def flush(self) -> bool:
+        """Wait for the flag under way, if there is one, and return it."""
+        if self._pending is None:
+            return False
+        host, event = self._pending
+        self._pending = None
+        event.synchronize()
+        return bool(host)
+
+
+class SkipCounter:
+    """Counts optimizer steps in a row that fp16's loss scaler skipped."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.in_a_row, self._seen = limit, 0, 0
+
+    def step(self, skipped_in_total: int) -> bool:
+        """Was this step skipped? Takes the engine's running total. Raises DivergedError at the limit."""
+        skipped = skipped_in_total > self._seen
+        self._seen = skipped_in_total
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
+        if self.in_a_row >= self.limit:
+            raise DivergedError(
+                f"{self.in_a_row} optimizer steps in a row overflowed fp16 and were skipped.",
+                fix="lower train.learning_rate, or use train.precision=bf16 on hardware that has it",
+            )
+        return skipped
+
+
+class HealthCallback(TrainerCallback):
+    """Stops the run when a number is not finite or a rank was signalled."""
+
+    def __init__(self, group: ControlGroup, signals: StopSignals, max_skipped_steps: int) -> None:
+        self.group, self.signals = group, signals
+        self.trainer: WikiTrainer | None = None  # set once the Trainer exists
+        self.stopped_by: str | None = None
+        self._flag, self._skips = DeferredFlag(), SkipCounter(max_skipped_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        bad = self._flag.push(self._not_finite(fp16=args.fp16))
+        if control.should_save or state.global_step >= state.max_steps:
+            bad = self._flag.flush() or bad
+        stop, diverged = self.group.any(self.signals.received is not None, bad)
+        if diverged:
+            raise DivergedError(
+                f"The loss or the gradient is NaN or infinite at step {state.global_step}.",
+                got="on this rank" if bad else "on another rank",
+                fix="go on from the last checkpoint with a lower learning rate: "
+                f"--resume auto train.learning_rate={args.learning_rate / 2:g}",
+            )
+        if stop and self.stopped_by is None:
+            self.stopped_by = self.signals.received or "a signal to another rank"
+            say(f"stopping: {self.stopped_by}; saving a checkpoint at step {state.global_step}")
+            control.should_save = True
+            control.should_training_stop = True
+            control.should_evaluate = False
+
+    def _not_finite(self, *, fp16: bool) -> torch.Tensor:
+        trainer = self.trainer
+        if trainer is None or trainer.last_loss is None:
+            return torch.tensor(False)
+        engine = trainer.model_wrapped
+        if fp16 and hasattr(engine, "skipped_steps") and self._skips.step(int(engine.skipped_steps)):
+            warn(f"fp16 overflow: the loss scaler skipped this step ({self._skips.in_a_row} in a row)")
+            return torch.tensor(False)
+        bad = ~torch.isfinite(trainer.last_loss).all()
+        norm = engine.get_global_grad_norm() if hasattr(engine, "get_global_grad_norm") else None
+        if isinstance(norm, torch.Tensor):
+            bad = bad | ~torch.isfinite(norm).all().to(bad.device)
+        elif norm is not None:
+            bad = bad | (not torch.isfinite(torch.tensor(float(norm))))
+        return bad

@@ -1,0 +1,66 @@
+"""Checks between the process group and the first step: is the job what every rank believes it is?"""
+
+from __future__ import annotations
+
+import json
+import time
+
+import torch
+import torch.distributed as dist
+from transformers import TrainingArguments
+
+from wikillm.core.errors import MachineError
+from wikillm.core.world import World
+from wikillm.train.control import ControlGroup
+from wikillm.train.run_dir import RunDir
+
+
+def check_world(args: TrainingArguments, world: World, control: ControlGroup) -> None:
+    """The launcher, torch.distributed and Hugging Face agree on world size and ranks. (all ranks)
+
+    On a machine without GPU, HF without `use_cpu` believes in a world of one on every rank, exits with 0, and has
+    trained every sample once per rank.
+    """
+    group_size = dist.get_world_size() if dist.is_initialized() else 1
+    group_rank = dist.get_rank() if dist.is_initialized() else 0
+    views = {
+        "the launcher's environment": (world.rank, world.size),
+        "torch.distributed": (group_rank, group_size),
+        "Hugging Face's TrainingArguments": (args.process_index, args.world_size),
+    }
+    if len(set(views.values())) > 1:
+        raise MachineError(
+            "The parts of the stack disagree about this process's rank and the world size.",
+            got="\n".join(f"{who}: rank {rank} of {size}" for who, (rank, size) in views.items()),
+            fix="start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`",
+        )
+    ranks = control.gather(args.process_index)
+    if sorted(ranks) != list(range(world.size)):  # type: ignore[type-var]
+        raise MachineError("Two processes have the same rank.", got=f"ranks {ranks} in a world of {world.size}")
+
+
+def check_shared_folder(run: RunDir, run_id: str | None, control: ControlGroup, timeout: float = 20.0) -> None:
+    """Every rank sees the run directory that rank 0 made; network folders get `timeout` s. (all ranks)"""
+    expected = control.gather(run_id)[0]
+    deadline = time.monotonic() + timeout
+    seen = None
+    while seen != expected and time.monotonic() < deadline:
+        try:
+            seen = json.loads(run.identity.read_text(encoding="utf-8"))["id"]
+        except (OSError, ValueError, KeyError):
+            seen = None
+        if seen != expected:
+            time.sleep(0.2)
+    blind = [rank for rank, ok in enumerate(control.gather(seen == expected)) if not ok]
+    if blind:
+        raise MachineError(
+            f"The run directory {run.path} is not the same folder on every node.",
+            got=f"rank 0 wrote {run.identity.name}, and ranks {blind} do not see it",
+            fix="put run.dir on a file system that all nodes share",
+        )
+
+
+def limit_threads(world: World, cpu_count: int) -> None:
+    """Share the cores out over this node's ranks; on CPU every rank would otherwise take all of them."""
+    if not torch.cuda.is_available() and world.local_size > 1:
+        torch.set_num_threads(max(1, cpu_count // world.local_size))

@@ -1,0 +1,81 @@
+"""Where a run goes on: the checkpoint, and whether it belongs to this run as it is configured now.
+
+What decides the meaning of the state must not change in silence: data, order, batch, model, precision and the
+DeepSpeed layout. Differences are refused together, as a list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wikillm.checkpoints.latest import find_complete, latest_complete
+from wikillm.checkpoints.manifest import read_state
+from wikillm.core.errors import CheckpointError
+
+# fact -> the setting it comes from
+FACTS = {
+    "store": "data.*",
+    "seed": "run.seed",
+    "sequence_length": "train.sequence_length",
+    "global_batch_sequences": "train.global_batch_tokens",
+    "vocab_size": "model.vocab_size or data.tokenizer",
+    "parameters": "model.*",
+    "max_steps": "the horizon (train.max_steps, max_tokens or num_train_epochs)",
+    "precision": "train.precision",
+    "zero_stage": "--deepspeed",
+    "world_size": "the number of processes",
+}
+CHANGEABLE = ("max_steps", "global_batch_sequences")  # with --allow-change; the others would not load or not mean the same
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """A verified checkpoint and what it says about the run."""
+
+    checkpoint: Path
+    step: int
+    consumed_samples: int
+    state: dict[str, Any]
+
+
+def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
+    """The checkpoint to go on from. None when there is nothing to resume and `resume` is "auto".
+
+    Args:
+        checkpoints: the run's checkpoint folder.
+        resume: "never", "auto" (newest complete one, if any) or the path of a checkpoint or run.
+
+    Raises:
+        CheckpointError: the named one, or every one, is missing or damaged.
+    """
+    if resume == "never":
+        return None
+    found = latest_complete(checkpoints) if resume == "auto" else find_complete(Path(resume))
+    if found is None:
+        return None
+    state = read_state(found)
+    return ResumePoint(found, int(state["step"]), int(state["consumed_samples"]), state)
+
+
+def check_same_run(point: ResumePoint, facts: dict[str, Any], *, allow_change: bool) -> None:
+    """Refuse to go on when the configuration no longer fits the checkpoint.
+
+    Raises:
+        CheckpointError: with every difference, the setting behind it, and what can be done.
+    """
+    changed = {name for name in FACTS if point.state.get(name) != facts[name]}
+    if allow_change:
+        changed -= set(CHANGEABLE)
+    if not changed:
+        return
+    lines = [f"{n}: {point.state.get(n)} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
+    if changed <= set(CHANGEABLE):
+        fix = "set it back, or accept the new value (the schedule follows it): --allow-change"
+    else:
+        fix = (
+            "set it back; or continue from the weights alone in a new run directory:\n"
+            f"wikillm export {point.checkpoint} --to FOLDER, then model.init_from=FOLDER run.dir=NEW"
+        )
+    raise CheckpointError(f"{point.checkpoint} was written by a run that differs from this one.", "\n".join(lines), fix)

@@ -1,0 +1,138 @@
+"""The run directory: who owns it, what is written into it before step 1.
+
+    RUN/  config.resolved.yaml  ds_config.resolved.json  plan.json  environment.json  run.json
+          metrics.jsonl  exit.json  logs/rank_*.log  checkpoints/  samples/  swanlog/
+
+One run at a time holds a directory (an flock, so a killed run leaves no stale lock). On several nodes the
+directory must lie on a folder that all of them see; the start-up guard checks it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from wikillm.checkpoints.layout import STAGING, list_checkpoints
+from wikillm.checkpoints.retention import clear_leftovers
+from wikillm.core.errors import ConfigError, MachineError
+from wikillm.core.files import nearest_existing, write_json
+from wikillm.core.lock import FileLock
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """Paths of one run. Made on every rank; `claim` is for the main one."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def staging(self) -> Path:
+        return self.checkpoints / STAGING
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def identity(self) -> Path:
+        return self.path / "run.json"
+
+    def log_file(self, rank: int) -> Path:
+        return self.path / "logs" / f"rank_{rank}.log"
+
+    def claim(self, *, resume: bool) -> FileLock:
+        """Take the directory for this process and clear what a killed run left half done. (rank 0)
+
+        Raises:
+            ConfigError: another run is using it, or it holds an earlier run and this one does not resume.
+            MachineError: it cannot be written.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            taken = lock.try_acquire()
+        except OSError as error:
+            raise MachineError(
+                f"The run directory {self.path} cannot be written.",
+                got=f"{error.strerror}; the nearest existing folder is {nearest_existing(self.path)}",
+                fix="name a folder you can write to: run.dir=FOLDER",
+            ) from None
+        if not taken:
+            raise ConfigError(
+                f"Another run is using {self.path}.",
+                got=lock.holder(),
+                fix="wait for it, stop it, or choose another directory: run.dir=FOLDER",
+            )
+        if not resume and (list_checkpoints(self.checkpoints) or self.metrics.exists()):
+            lock.release()
+            raise ConfigError(
+                f"{self.path} holds an earlier run.",
+                got=f"{len(list_checkpoints(self.checkpoints))} checkpoints and {self.metrics.name}",
+                fix=f"go on with it: --resume auto\nor start another one: run.dir={self.path}-2",
+            )
+        clear_leftovers(self.checkpoints)
+        for folder in (self.checkpoints, self.path / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        (self.path / "exit.json").unlink(missing_ok=True)
+        return lock
+
+    def identify(self) -> dict[str, Any]:
+        """The run's lasting identity (id, tracker id); made at the first start, kept over resumes. (rank 0)"""
+        if self.identity.exists():
+            return dict(json.loads(self.identity.read_text(encoding="utf-8")))
+        identity = {"id": uuid.uuid4().hex, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_json(self.identity, identity)
+        return identity
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, machine and git revision, for environment.json. Holds no environment variables: they have secrets."""
+    packages = ("torch", "transformers", "deepspeed", "accelerate", "tokenizers", "numpy", "swanlab", "wikillm")
+    return {
+        "command": [os.path.basename(sys.argv[0]), *map(_without_secret, sys.argv[1:])],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": os.cpu_count(),
+        "packages": {name: _version(name) for name in packages},
+        "git": _git_revision(),
+    }
+
+
+def _without_secret(argument: str) -> str:
+    """`--api_key=abc` -> `--api_key=***`, `https://user:pass@host` -> `https://***@host`."""
+    argument = re.sub(r"(?i)([\w.\-]*(?:key|token|secret|password)[\w.\-]*=).+", r"\1***", argument)
+    return re.sub(r"://[^/@\s]+@", "://***@", argument)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """`1a2b3c4` or `1a2b3c4+changes` of the source tree; None for an installed wheel."""
+    source = Path(__file__).resolve().parents[2]
+    if not (source / ".git").exists():
+        return None
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

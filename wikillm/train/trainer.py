@@ -1,0 +1,126 @@
+"""Hugging Face's Trainer with three things of our own: the batches, what a loss is divided by, and evaluation.
+
+Everything else (DeepSpeed, mixed precision, accumulation, clipping, the schedule) is HF's; the rest of the run's
+behaviour is in callbacks. HF's methods that are overridden here are public ones.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from wikillm.data.loader import BatchShape, Tokens, eval_loader, train_loader
+from wikillm.data.order import SampleOrder
+from wikillm.evals.loss import HeldOutLoss, held_out_loss
+from wikillm.train.control import ControlGroup, StopSignals
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """The token streams of a run and how they are read."""
+
+    train: Tokens
+    val: Tokens
+    order: SampleOrder
+    shape: BatchShape
+    val_bytes_per_token: float
+    max_eval_tokens: int | None
+    eval_micro_batch: int
+    workers: int
+
+
+class WikiTrainer(Trainer):
+    """Trains on samples in their order from `consumed_samples` on.
+
+    Attributes:
+        consumed_samples: samples that optimizer steps have used up, over all ranks. The state of the data.
+        data_seconds: time this rank has waited for batches.
+        last_loss: this rank's loss at its latest micro-step, on the device (no sync).
+        held_out: result of the latest evaluation.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        data: RunData,
+        control_group: ControlGroup,
+        signals: StopSignals,
+        callbacks: list[TrainerCallback],
+        *,
+        first_step: int = 0,
+        consumed_samples: int = 0,
+    ) -> None:
+        super().__init__(model=model, args=args, callbacks=callbacks)
+        self.data, self.control_group, self.signals = data, control_group, signals
+        self.first_step, self._consumed_before = first_step, consumed_samples
+        self.data_seconds = 0.0
+        self.last_loss: torch.Tensor | None = None
+        self.held_out: HeldOutLoss | None = None
+
+    @property
+    def consumed_samples(self) -> int:
+        return self._consumed_before + (self.state.global_step - self.first_step) * self.data.shape.global_batch
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        # Not prepared by accelerate: it would share the batches out over the ranks a second time.
+        return train_loader(
+            self.data.train,
+            self.data.order,
+            self.data.shape,
+            total_steps=self.args.max_steps,
+            first_step=self.first_step,
+            consumed_samples=self._consumed_before,
+            workers=self.data.workers,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | None]:
+        """The micro-batches of one optimizer step, and the number of targets in the step's global batch.
+
+        That number follows from the order alone: no count on the device and no collective per step.
+        """
+        start = time.perf_counter()
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self.data_seconds += time.perf_counter() - start
+        if not batches:
+            return [], None
+        first = self.consumed_samples
+        targets = self.data.order.targets_between(first, first + self.data.shape.global_batch)
+        return batches, torch.tensor(targets, device=device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.last_loss = super().training_step(*args, **kwargs)
+        return self.last_loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss on the held-out stream; a stop request ends it early on all ranks. (all ranks)"""
+        loader = eval_loader(
+            self.data.val,
+            self.data.order.sequence_length,
+            micro_batch=self.data.eval_micro_batch,
+            world_size=self.data.shape.world_size,
+            rank=self.data.shape.rank,
+            max_tokens=self.data.max_eval_tokens,
+        )
+        result = held_out_loss(
+            self.model_wrapped,
+            loader,
+            bytes_per_token=self.data.val_bytes_per_token,
+            device=self.args.device,
+            sum_over_ranks=self.control_group.sum,
+            should_stop=lambda: self.control_group.any(self.signals.received is not None)[0],
+        )
+        if result is None:
+            return {}
+        self.held_out = result
+        metrics = {"eval_loss": result.loss, "eval_bits_per_byte": result.bits_per_byte}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
