@@ -39,7 +39,7 @@ show() { # pip's lines in; progress, errors and the time of downloading and of i
       *Downloading* | *"Using cached"* | *"Building wheel"*) say "  ${line##*/}" ;;
       "Installing collected"*) got=$(date +%s); say "  downloaded in $((got - start)) s, installing" ;;
       "Successfully installed"*) say "  installed in $(($(date +%s) - ${got:-$start})) s" ;;
-      ERROR* | error*) say "  $line" ;;
+      ERROR* | error*) say "  $line" >&2 ;;
       "pip failed") return 1 ;;
     esac
   done
@@ -51,7 +51,7 @@ if [ -n "${TORCH_INDEX:-}" ]; then
   get --no-deps --index-url "$TORCH_INDEX" torch || { say "TORCH_INDEX gave no torch; the whole story: .venv/install.log"; exit 3; }
 elif [ "$(uname -s)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1; then
   say "no NVIDIA GPU: a CPU build of torch"
-  get --no-deps --no-index torch >/dev/null || get --no-deps --index-url "$CPU_INDEX" --retries 0 --timeout 5 torch ||
+  get --no-deps --no-index torch 2>/dev/null || get --no-deps --index-url "$CPU_INDEX" --retries 0 --timeout 5 torch ||
     say "PyTorch's CPU index does not answer: torch comes from pip's own index, perhaps with gigabytes of CUDA (TORCH_INDEX=URL names another)"
 fi
 say "WikiLLM and what it needs (the whole story: .venv/install.log)"
