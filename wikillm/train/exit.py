@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from wikillm.core.errors import ExitCode, WikiLLMError
+import torch.distributed as dist
+
+from wikillm.core.errors import DivergedError, ExitCode, WikiLLMError
 from wikillm.core.files import write_json
+from wikillm.core.lock import FileLock
 from wikillm.core.log import logger
+from wikillm.core.world import World
+from wikillm.train.control import ControlGroup
 
 OTHERS_WAIT_SECONDS = 3.0  # the launchers kill the other ranks at the first failure: rank 0 gets to speak first
 
@@ -23,6 +31,8 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
     """Write exit.json: rank 0 always, another rank only if nobody has. Never raises: the error itself matters more."""
     path = run_dir / "exit.json"
     if rank != 0:
+        if error is None or isinstance(error, DivergedError):
+            return  # rank 0 ends the same way, and writes it
         time.sleep(OTHERS_WAIT_SECONDS)
         if path.exists():
             return
@@ -42,3 +52,38 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
             )
     except OSError as failure:
         logger.warning("could not write %s: %s", path, failure)
+
+
+@dataclass(slots=True)
+class Ending:
+    """What the end of a run needs to know; filled in as the run comes to stand."""
+
+    group: ControlGroup | None = None
+    lock: FileLock | None = None
+    step: Callable[[], int | None] = lambda: None
+
+
+@contextmanager
+def ending(run_dir: Path, world: World, timeout_seconds: float) -> Iterator[Ending]:
+    """Record how the block ended, and leave together with the other ranks when all of them end the same way.
+
+    A normal end and a divergence are agreed on by all ranks. Any other error may be this rank's alone: it leaves at
+    once, so that the launcher ends the others instead of letting them wait in a collective.
+    """
+    end, error = Ending(), None
+    try:
+        yield end
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        owns = end.lock is not None or not world.is_main  # a directory that another run holds is not ours to write to
+        if owns and not isinstance(error, KeyboardInterrupt):
+            record_exit(run_dir, error, rank=world.rank, step=end.step())
+        agreed = error is None or isinstance(error, DivergedError)
+        if agreed and end.group is not None:
+            end.group.leave_together(timeout_seconds)
+        if agreed and dist.is_initialized():
+            dist.destroy_process_group()
+        if end.lock is not None:
+            end.lock.release()

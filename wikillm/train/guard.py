@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,25 +40,32 @@ def check_world(args: TrainingArguments, world: World, control: ControlGroup) ->
         raise MachineError("Two processes have the same rank.", got=f"ranks {ranks} in a world of {world.size}")
 
 
-def check_shared_folder(run: RunDir, run_id: str | None, control: ControlGroup, timeout: float = 20.0) -> None:
-    """Every rank sees the run directory that rank 0 made; network folders get `timeout` s. (all ranks)"""
-    expected = control.gather(run_id)[0]
-    deadline = time.monotonic() + timeout
-    seen = None
-    while seen != expected and time.monotonic() < deadline:
-        try:
-            seen = json.loads(run.identity.read_text(encoding="utf-8"))["id"]
-        except (OSError, ValueError, KeyError):
-            seen = None
-        if seen != expected:
-            time.sleep(0.2)
-    blind = [rank for rank, ok in enumerate(control.gather(seen == expected)) if not ok]
+def check_shared_folder(run: RunDir, control: ControlGroup, timeout: float = 20.0) -> dict[str, Any]:
+    """Every rank sees the run directory that rank 0 made; network folders get `timeout` s. (all ranks)
+
+    Returns:
+        The run's identity, the same on every rank.
+    """
+    identity, deadline = _read_identity(run), time.monotonic() + timeout
+    expected: Any = control.gather(identity)[0]
+    while identity != expected and time.monotonic() < deadline:
+        time.sleep(0.2)
+        identity = _read_identity(run)
+    blind = [rank for rank, ok in enumerate(control.gather(identity == expected)) if not ok]
     if blind:
         raise MachineError(
             f"The run directory {run.path} is not the same folder on every node.",
             got=f"rank 0 wrote {run.identity.name}, and ranks {blind} do not see it",
             fix="put run.dir on a file system that all nodes share",
         )
+    return dict(expected)
+
+
+def _read_identity(run: RunDir) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(run.identity.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
 
 
 def limit_threads(world: World, cpu_count: int) -> None:

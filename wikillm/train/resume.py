@@ -13,6 +13,7 @@ from typing import Any
 from wikillm.checkpoints.latest import find_complete, latest_complete
 from wikillm.checkpoints.manifest import read_state
 from wikillm.core.errors import CheckpointError
+from wikillm.train.control import ControlGroup
 
 # fact -> the setting it comes from
 FACTS = {
@@ -57,6 +58,22 @@ def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
         return None
     state = read_state(found)
     return ResumePoint(found, int(state["step"]), int(state["consumed_samples"]), state)
+
+
+def agree_on_resume_point(
+    checkpoints: Path, resume: str, group: ControlGroup, *, is_main: bool
+) -> ResumePoint | None:
+    """Rank 0 looks and verifies, the others take its answer, or its error. (all ranks)"""
+    answer: ResumePoint | CheckpointError | None = None
+    if is_main:
+        try:
+            answer = find_resume_point(checkpoints, resume)
+        except CheckpointError as error:
+            answer = error
+    agreed = group.gather(answer)[0]
+    if isinstance(agreed, CheckpointError):
+        raise agreed
+    return agreed if isinstance(agreed, ResumePoint) else None
 
 
 def check_same_run(point: ResumePoint, facts: dict[str, Any], *, allow_change: bool) -> None:

@@ -1,0 +1,66 @@
+"""DeepSpeed, or plain data parallel: what will run, resolved before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed, resolve_deepspeed
+from wikillm.config.schema import RunConfig
+from wikillm.core.world import World
+from wikillm.plan.run_plan import Plan
+from wikillm.train.arguments import resolve_precision
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """`json` is the whole DeepSpeed configuration without any "auto"; None means torch's DistributedDataParallel."""
+
+    precision: str
+    json: dict[str, Any] | None
+    notes: tuple[str, ...]
+
+    @property
+    def zero_stage(self) -> int | None:
+        return None if self.json is None else int(self.json.get("zero_optimization", {}).get("stage", 0))
+
+    @property
+    def name(self) -> str:
+        return "data parallel" if self.json is None else f"DeepSpeed ZeRO-{self.zero_stage}"
+
+
+def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
+    """Check the DeepSpeed JSON against the run and fill every "auto" in. Raises ConfigError with all conflicts."""
+    precision, has_gpu = resolve_precision(cfg.train.precision), torch.cuda.is_available()
+    if cfg.deepspeed.config is None:
+        return Engine(precision, None, ())
+    facts = DeepSpeedFacts(
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        world_size=world.size,
+        local_world_size=world.local_size,
+        max_grad_norm=cfg.train.max_grad_norm,
+        precision=precision,
+        hidden_size=cfg.model.hidden_size,
+        learning_rate=cfg.train.learning_rate,
+        betas=(cfg.train.adam_beta1, cfg.train.adam_beta2),
+        eps=cfg.train.adam_epsilon,
+        weight_decay=cfg.train.weight_decay,
+        has_gpu=has_gpu,
+    )
+    resolved = resolve_deepspeed(read_deepspeed(cfg.deepspeed.config), facts)
+    return Engine(precision, resolved.json, resolved.notes)
+
+
+def start_engine(world: World, engine: Engine) -> None:
+    """What must be in place before the process group: variables for a lone process, DeepSpeed's CPU op. (all ranks)"""
+    if engine.json is None:
+        return
+    world.export()
+    if not torch.cuda.is_available():
+        from wikillm.train.ops import build_cpu_ops, use_cpu_accelerator
+
+        use_cpu_accelerator()
+        build_cpu_ops()

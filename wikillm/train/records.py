@@ -1,0 +1,47 @@
+"""What a run writes down before step 1, so that it can be understood and repeated from its directory alone."""
+
+from __future__ import annotations
+
+from wikillm.config.load import Resolved, to_yaml
+from wikillm.core.files import write_atomic, write_json
+from wikillm.core.lock import FileLock
+from wikillm.core.log import say
+from wikillm.core.units import format_count
+from wikillm.plan.run_plan import Plan
+from wikillm.train.engine import Engine
+from wikillm.train.run_dir import RunDir, describe_environment
+
+
+def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, *, resume: str) -> FileLock:
+    """Claim the directory, write the records, tell the user what will run. Returns the held lock. (rank 0)"""
+    lock = run.claim(resume=resume != "never")
+    run.identify()
+    write_atomic(run.path / "config.resolved.yaml", to_yaml(resolved))
+    write_json(run.path / "plan.json", plan.to_json())
+    write_json(run.path / "environment.json", describe_environment())
+    if engine.json is not None:
+        write_json(run.path / "ds_config.resolved.json", engine.json)
+    say_plan(run, resolved, plan, engine)
+    return lock
+
+
+def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine) -> None:
+    """The plan in a few lines: model, engine, batch, horizon, and every decision that was made for the user."""
+    cfg = resolved.config
+    say(f"run        {run.path}")
+    say(
+        f"model      {cfg.model.preset}: {format_count(plan.parameters)} parameters "
+        f"({plan.parameters:,}), vocabulary {plan.vocab_size:,}"
+    )
+    ranks = "1 process" if plan.world_size == 1 else f"{plan.world_size} processes"
+    say(f"engine     {engine.name}, {ranks}, {engine.precision}")
+    say(
+        f"batch      {plan.global_batch_tokens:,} tokens = {plan.micro_batch} sequences x {plan.accumulation} "
+        f"accumulation x {plan.world_size} ranks x {plan.sequence_length} tokens"
+    )
+    say(
+        f"horizon    {plan.max_steps:,} steps = {format_count(plan.total_tokens)} tokens = {plan.epochs:.2f} epochs, "
+        f"warm-up {plan.warmup_steps:,} steps"
+    )
+    for note in (*plan.notes, *engine.notes):
+        say(f"note       {note}")

@@ -1,0 +1,65 @@
+"""The training run, as a story.
+
+Order is expressed by what each step needs: tokens before the plan, the plan before the engine's configuration,
+that before the arguments (which create the process group and HF's DeepSpeed config), those before the model.
+Everything that can be refused is refused before the process group exists.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from wikillm.config.load import Resolved
+from wikillm.core.log import log_to_file
+from wikillm.core.world import World
+from wikillm.data.prepare import prepare_store
+from wikillm.models.build import build_model
+from wikillm.plan.run_plan import make_plan
+from wikillm.train.arguments import to_training_arguments
+from wikillm.train.control import ControlGroup, StopSignals
+from wikillm.train.engine import resolve_engine, start_engine
+from wikillm.train.exit import ending
+from wikillm.train.guard import check_shared_folder, check_world, limit_threads
+from wikillm.train.job import Job, TrainResult
+from wikillm.train.records import open_run
+from wikillm.train.resume import agree_on_resume_point
+from wikillm.train.run_dir import RunDir
+
+
+def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = False) -> TrainResult:
+    """Train until the horizon or a stop request. (all ranks)
+
+    Args:
+        resolved: the configuration, with the origin of every value.
+        resume: "never", "auto" or the path of a checkpoint.
+        allow_change: accept another horizon or batch than the checkpoint's.
+
+    Raises:
+        WikiLLMError: refused or failed; `exit_code` says which way. RUN/exit.json has the same.
+    """
+    cfg, world, signals = resolved.config, World.from_env(), StopSignals()
+    signals.install()
+    limit_threads(world, os.cpu_count() or 1)
+    store = prepare_store(cfg.data, is_main=world.is_main)
+    plan = make_plan(
+        resolved,
+        world_size=world.size,
+        tokenizer_length=store.manifest.tokenizer.length,
+        train_tokens=store.train.n_tokens,
+    )
+    engine = resolve_engine(cfg, plan, world)
+    run = RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}"))
+    with ending(run.path, world, cfg.train.exit_timeout_seconds) as end:
+        end.lock = open_run(run, resolved, plan, engine, resume=resume) if world.is_main else None
+        start_engine(world, engine)
+        args = to_training_arguments(cfg, plan, run.staging, engine.precision, engine.json)
+        end.group = group = ControlGroup()
+        log_to_file(run.log_file(world.rank))
+        check_world(args, world, group)
+        identity = check_shared_folder(run, group)
+        point = agree_on_resume_point(run.checkpoints, resume, group, is_main=world.is_main)
+        model = build_model(cfg.model, plan.vocab_size, args, eos_id=store.manifest.tokenizer.eos_id, seed=cfg.run.seed)
+        job = Job(resolved, plan, engine, store, world, run, identity, group, signals)
+        end.step = lambda: job.step
+        return job.train(model, args, point, allow_change=allow_change)
