@@ -1,0 +1,324 @@
+"""Finding and reading a DeepSpeed JSON, and refusing one that cannot mean what it says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.config.deepspeed import (
+    DeepSpeedFacts,
+    find_deepspeed,
+    parse_strictly,
+    read_deepspeed,
+    shipped_folder,
+    shipped_names,
+)
+from wikillm.config.deepspeed_check import check_deepspeed
+from wikillm.core.errors import ConfigError
+
+CPU = DeepSpeedFacts(
+    micro_batch=4,
+    accumulation=8,
+    world_size=2,
+    local_world_size=2,
+    max_grad_norm=1.0,
+    precision="fp32",
+    hidden_size=512,
+    learning_rate=5e-4,
+    betas=(0.9, 0.95),
+    eps=1e-8,
+    weight_decay=0.1,
+    has_gpu=False,
+)
+GPU = replace(CPU, world_size=16, local_world_size=8, precision="bf16", has_gpu=True)
+
+
+def minimal(**changes: Any) -> dict[str, Any]:
+    """A JSON without problems, with some keys replaced (`None` removes one)."""
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "zero_optimization": {"stage": 2},
+    }
+    config.update(changes)
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def refusal(tmp_path: Path, content: Any, facts: DeepSpeedFacts | None = None) -> str:
+    """What `read_deepspeed` and `check_deepspeed` say about a file with this content; "" when nothing is wrong."""
+    path = tmp_path / "ds.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content, indent=1))
+    try:
+        check_deepspeed(read_deepspeed(path), facts)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+# Finding
+
+
+def test_shipped_recipes() -> None:
+    assert shipped_names() == ("zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "zero3_plus")
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero2.json", "ds_configs/zero2.json", "ds_configs/zero2", "./zero2.json"])
+def test_shipped_recipe_from_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = read_deepspeed(name)
+    assert file.path == shipped_folder() / "zero2.json"
+    assert file.is_shipped and file.asked_for == name
+    assert file.get("zero_optimization.stage") == 2
+
+
+def test_a_file_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds_configs").mkdir()
+    (tmp_path / "ds_configs" / "zero2.json").write_text('{"zero_optimization": {"stage": 1}}')
+    assert read_deepspeed("ds_configs/zero2.json").get("zero_optimization.stage") == 1
+    (tmp_path / "zero3").mkdir()  # a folder named like a recipe is not a file
+    assert find_deepspeed("zero3") == (shipped_folder() / "zero3.json", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [("zero_2", "zero2"), ("zreo3.json", "zero3"), ("my/zero1.json", "zero1"), ("/nowhere/x.json", "zero2")],
+)
+def test_no_such_file_suggests_a_recipe(name: str, suggestion: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_deepspeed(name)
+    assert f"--deepspeed {suggestion}," in str(caught.value)
+
+
+def test_shipped_recipe_from_an_installed_layout(tmp_path: Path) -> None:
+    """As in a wheel: `wikillm/ds_configs` inside the package, no checkout around it."""
+    package = Path(__file__).resolve().parents[3] / "wikillm"
+    site = tmp_path / "site"
+    for room in ("config", "core"):
+        for source in (package / room).glob("*.py"):
+            target = site / "wikillm" / room / source.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    (site / "wikillm" / "__init__.py").write_text("")
+    (site / "wikillm" / "ds_configs").mkdir()
+    for source in shipped_folder().glob("*.json"):
+        (site / "wikillm" / "ds_configs" / source.name).write_bytes(source.read_bytes())
+    code = "import sys; from wikillm.config.deepspeed import find_deepspeed; print(find_deepspeed('zero3')[0])"
+    code += "; assert not {'torch', 'deepspeed', 'transformers'} & set(sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(site)}, capture_output=True, text=True
+    )
+    assert found.stdout.strip() == str(site / "wikillm" / "ds_configs" / "zero3.json"), found.stderr
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{\n "a": 1,\n "a": 2}', ("stands twice", ":2 and", ":3")),
+        ('{"zero_optimization": {"stage": 2,\n"stage": 3}}', ("stands twice", "zero_optimization.stage")),
+        ('{\n "gradient_clipping": NaN}', ("NaN", ":2")),
+        ('{"gradient_clipping": 1e999}', ("1e999",)),
+        ('{\n "a" 1}', (":2:6", "not valid", "delimiter")),
+        ('{\n // a comment\n "a": 1}', (":2:2", "no comments")),
+        ("[1]", ("one object",)),
+        ("", ("not valid",)),
+        ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", ("nested",)),
+    ],
+)
+def test_strict_json(tmp_path: Path, text: str, expected: tuple[str, ...]) -> None:
+    message = refusal(tmp_path, text)
+    assert all(part in message for part in expected), message
+
+
+def test_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_deepspeed(path)
+
+
+keys = st.text(max_size=4).filter(lambda text: "." not in text and "[" not in text and "]" not in text)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=12,
+)
+
+
+def dotted(value: Any, path: str = "") -> set[str]:
+    """All keys of a value as the reader names them."""
+    if isinstance(value, dict):
+        found = set()
+        for key, inner in value.items():
+            name = f"{path}.{key}" if path else key
+            found |= {name} | dotted(inner, name)
+        return found
+    if isinstance(value, list):
+        return set().union(*(dotted(inner, f"{path}[{i}]") for i, inner in enumerate(value)))
+    return set()
+
+
+@given(st.dictionaries(keys.filter(bool), values, max_size=4))
+def test_every_key_has_its_line(value: dict[str, Any]) -> None:
+    text = json.dumps(value, indent=1)
+    parsed, lines = parse_strictly(text, Path("x.json"))
+    assert parsed == value
+    assert set(lines) == dotted(value)
+    source = text.split("\n")
+    for path, line in lines.items():
+        last = path.rsplit(".", 1)[-1]
+        assert json.dumps(last) in source[line - 1]
+
+
+# Checking the file alone
+
+
+def test_a_minimal_file_is_fine(tmp_path: Path) -> None:
+    assert refusal(tmp_path, minimal()) == ""
+    assert refusal(tmp_path, minimal(), CPU) == ""
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_shipped_recipes_have_no_problems(name: str) -> None:
+    file = read_deepspeed(name)
+    check_deepspeed(file)
+    check_deepspeed(file, GPU)
+    linked = (
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "train_batch_size",
+        "gradient_clipping",
+        "bf16.enabled",
+        "fp16.enabled",
+    )
+    assert {file.get(key) for key in linked} == {"auto"}
+    assert "optimizer" not in file.json and "scheduler" not in file.json
+    assert file.get("zero_optimization.stage") == int(name[4])
+    if name.startswith("zero3"):
+        assert file.get("zero_optimization.stage3_gather_16bit_weights_on_model_save") is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"zero_optimisation": {}}, 'did you mean "zero_optimization"?'),
+        ({"gradient_cliping": 1.0}, 'did you mean "gradient_clipping"?'),
+        ({"zero_optimization": {"stage": 2, "overlap_com": True}}, 'did you mean "overlap_comm"?'),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"devise": "cpu"}}}, 'did you mean "device"?'),
+        ({"bf16": {"enabled": "auto", "check_overflow": False}}, 'did you mean "check_grad_overflow"?'),
+        ({"stage": 2}, "move it into zero_optimization"),
+        ({"zero_optimization": {"stage": 2, "train_batch_size": "auto"}}, "move it to the top level"),
+        ({"elasticity": {"enabled": True}}, "train.*"),
+        ({"nebula": {}}, "checkpoints"),
+        ({"curriculum_learning": {"enabled": True}}, "no longer read"),
+        ({"progressive_layer_drop": {}}, "no longer read"),
+        ({"compression_training": {}}, "no longer read"),
+        ({"amp": {"enabled": True}}, "train.precision"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 8}}, "zero_hpz_partition_size"),
+        ({"zero_optimization": {"stage": 3, "zeropp_loco_param": {}}}, "LoCo"),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "offload_optimizer"),
+        ({"zero_optimization": {"stage": 3, "prefetch_bucket_size": 1}}, "stage3_prefetch_bucket_size"),
+        ({"bf16": None}, 'block "bf16"'),
+        ({"fp16": {}}, 'block "fp16"'),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "both enabled"),
+        ({"zero_optimization": None}, "plain data parallelism"),
+        ({"zero_optimization": {}}, "accelerate would take 2"),
+        ({"zero_optimization": {"stage": "3"}}, "0, 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 4}}, "0, 1, 2 or 3"),
+        ({"zero_optimization": True}, "a block"),
+        ({"zero_optimization": {"stage": 2, "overlap_comm": 1}}, "true or false"),
+        ({"train_batch_size": "8"}, "a whole number"),
+        ({"zero_optimization": {"stage": 2, "overlap_comm": "auto"}}, '"auto" has no meaning'),
+        ({"steps_per_print": "auto"}, '"auto" has no meaning'),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": {}}}, "train.lr_scheduler_type"),
+        ({"optimizer": {"params": {"lr": "auto"}}}, "names no type"),
+        ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "ignores it"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "from ZeRO stage 3 on"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, "nvme_path"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "disk"}}}, '"none", "cpu" or "nvme"'),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "Partial"),
+        ({"zero_optimization": {"stage": 2, "zero_quantized_weights": True}}, "qwZ needs ZeRO stage 3"),
+        ({"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}, "ZenFlow is not supported"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "AutoTP is not supported"),
+        ({"activation_checkpointing": {"cpu_checkpointing": True}}, "train.gradient_checkpointing"),
+        ({"data_efficiency": {"enabled": True}}, "no effect"),
+        ({"managed_gradient_accumulation": False}, "every micro-step"),
+    ],
+)
+def test_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:
+    message = refusal(tmp_path, minimal(**changes))
+    assert expected in message, message
+    assert "ds.json" in message
+
+
+def test_blocks_that_are_off_are_fine(tmp_path: Path) -> None:
+    off = {"data_efficiency": {"enabled": False}, "activation_checkpointing": {}, "tensor_parallel": {"autotp_size": 1}}
+    assert refusal(tmp_path, minimal(**off)) == ""
+
+
+def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
+    text = '{\n"zero_optimization": {"stage": 2},\n"nebula": {},\n"gradient_cliping": 1\n}'
+    message = refusal(tmp_path, text)
+    assert message.startswith("4 problems.")
+    assert "ds.json:3 nebula" in message and "ds.json:4 gradient_cliping" in message
+
+
+# Checking the file against the run
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "values"),
+    [
+        ({"train_micro_batch_size_per_gpu": 2}, "train.per_device_train_batch_size", ("= 2", "says 4")),
+        ({"gradient_accumulation_steps": 1}, "train.gradient_accumulation_steps", ("= 1", "says 8")),
+        ({"train_batch_size": 32}, "train.global_batch_tokens", ("= 32", "says 64")),
+        ({"gradient_clipping": 0.5}, "train.max_grad_norm", ("= 0.5", "says 1.0")),
+        ({"bf16": {"enabled": True}}, "train.precision", ("= True", "says False (fp32)")),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, "train.learning_rate", ("= 0.001", "says 0.0005")),
+        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.999]}}}, "train.adam_beta1", ("0.999", "0.95")),
+        ({"optimizer": {"type": "AdamW", "params": {"eps": 1e-6}}}, "train.adam_epsilon", ("1e-06", "1e-08")),
+        ({"optimizer": {"type": "AdamW", "params": {"weight_decay": 0}}}, "train.weight_decay", ("= 0,", "says 0.1")),
+    ],
+)
+def test_contradiction_names_both_values(
+    tmp_path: Path, changes: dict[str, Any], key: str, values: tuple[str, ...]
+) -> None:
+    message = refusal(tmp_path, minimal(**changes), CPU)
+    assert key in message and all(value in message for value in values), message
+
+
+def test_the_same_values_are_no_contradiction(tmp_path: Path) -> None:
+    same = minimal(
+        train_micro_batch_size_per_gpu=4,
+        gradient_accumulation_steps=8,
+        train_batch_size=64,
+        gradient_clipping=1,
+        optimizer={"type": "AdamW", "params": {"lr": 5e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}},
+    )
+    assert refusal(tmp_path, same, CPU) == ""
+
+
+def test_cpu_refuses_what_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_deepspeed(read_deepspeed("zero3_plus"), CPU)
+    assert all(name in str(caught.value) for name in ("hpZ", "qwZ", "qgZ", "--deepspeed zero3"))
+    assert "no fp16 on CPU" in refusal(tmp_path, minimal(), replace(CPU, precision="fp16"))
+    offload = {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}
+    assert "SuperOffload" in refusal(tmp_path, minimal(zero_optimization=offload), CPU)
+
+
+def test_hpz_must_divide_the_world(tmp_path: Path) -> None:
+    message = refusal(tmp_path, minimal(zero_optimization={"stage": 3, "zero_hpz_partition_size": 3}), GPU)
+    assert "must divide" in message and "16 ranks" in message and "(8)" in message

@@ -1,0 +1,147 @@
+"""The tables of known DeepSpeed keys against the installed DeepSpeed: what it asks for, we know, and the reverse."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from wikillm.config.deepspeed_keys import AUTO, BLOCKS, REMOVED, TOP_LEVEL, Kind
+
+
+class Recorder(dict[str, Any]):
+    """A dict that remembers which keys were asked for: DeepSpeed's own reading is the list of what it knows."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.asked.add(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        self.asked.add(str(key))
+        return super().__contains__(key)
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return super().__getitem__(key)
+
+    def keys(self) -> Any:
+        recorder = self
+
+        class Keys:
+            def __contains__(self, key: object) -> bool:
+                return key in recorder
+
+            def __iter__(self) -> Any:
+                return dict.__iter__(recorder)
+
+        return Keys()
+
+    def __copy__(self) -> Recorder:
+        return self
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Recorder:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    inner = {
+        "optimizer": Recorder(type="AdamW", params={}),
+        "torch_autocast": Recorder(enabled=False),
+        "data_types": Recorder(),
+        "checkpoint": Recorder(),
+        "timers": Recorder(throughput={}),
+        "flops_profiler": Recorder(),
+        "aio": Recorder(),
+    }
+    config = Recorder(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, zero_optimization={}, **inner)
+    DeepSpeedConfig(config)
+    return config
+
+
+def test_top_level_is_what_deepspeed_reads(recorded: Recorder) -> None:
+    ours = set(TOP_LEVEL) | {key for key in REMOVED if "." not in key}
+    assert recorded.asked - ours == set(), "DeepSpeed reads these keys, and we would call them unknown"
+    # sequence_parallel_size is asked for only inside an initialised process group
+    assert ours - recorded.asked == {"sequence_parallel_size"}, "we know these keys, and DeepSpeed does not read them"
+
+
+@pytest.mark.parametrize("block", ["optimizer", "torch_autocast", "data_types", "checkpoint", "flops_profiler", "aio"])
+def test_hand_parsed_blocks(recorded: Recorder, block: str) -> None:
+    asked = dict.__getitem__(recorded, block).asked
+    assert asked - set(BLOCKS[block]) == set()
+    unread = {"optimizer": set(), "checkpoint": {"checkpoint_serialization"}}.get(block, set())
+    assert set(BLOCKS[block]) - asked <= unread | {"dtype", "lower_precision_safe_modules"}
+
+
+def models() -> dict[str, Any]:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.compile.config import CompileConfig
+    from deepspeed.monitor.config import CSVConfig, TensorBoardConfig, WandbConfig
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from deepspeed.runtime.zero.leaf_module_config import DeepSpeedZeroLeafModuleConfig
+    from deepspeed.runtime.zero.offload_config import (
+        DeepSpeedZeroOffloadOptimizerConfig,
+        DeepSpeedZeroOffloadParamConfig,
+    )
+    from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
+
+    return {
+        "zero_optimization": DeepSpeedZeroConfig,
+        "zero_optimization.offload_param": DeepSpeedZeroOffloadParamConfig,
+        "zero_optimization.offload_optimizer": DeepSpeedZeroOffloadOptimizerConfig,
+        "zero_optimization.leaf_module": DeepSpeedZeroLeafModuleConfig,
+        "bf16": DeepSpeedBF16Config,
+        "fp16": DeepSpeedFP16Config,
+        "timers.throughput": DeepSpeedThroughputTimerConfig,
+        "comms_logger": CommsLoggerConfig,
+        "tensorboard": TensorBoardConfig,
+        "csv_monitor": CSVConfig,
+        "wandb": WandbConfig,
+        "compile": CompileConfig,
+    }
+
+
+def test_every_block_is_compared_with_deepspeed() -> None:
+    by_hand = {"optimizer", "torch_autocast", "data_types", "checkpoint", "flops_profiler", "aio", "timers"}
+    assert set(models()) | by_hand == set(BLOCKS)
+
+
+def test_pydantic_blocks_have_deepspeeds_fields() -> None:
+    for path, model in models().items():
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        renamed = {key.removeprefix(f"{path}.") for key in REMOVED if key.startswith(f"{path}.")}
+        assert set(fields) - set(BLOCKS[path]) - renamed == set(), f"{path}: fields we would call unknown"
+        assert set(BLOCKS[path]) - set(fields) == set(), f"{path}: keys DeepSpeed would refuse"
+        for key, kind in BLOCKS[path].items():
+            is_bool = "bool" in str(fields[key].annotation)
+            assert is_bool == (kind is Kind.BOOL), f"{path}.{key}: {fields[key].annotation}"
+
+
+def test_bare_names_of_aliased_fields_are_explained() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    aliased = {name for name, field in DeepSpeedZeroConfig.model_fields.items() if field.alias}
+    assert {f"zero_optimization.{name}" for name in aliased} <= set(REMOVED)
+
+
+def test_removed_keys_are_refused_by_deepspeed_too() -> None:
+    from deepspeed.runtime import config as deepspeed_config
+
+    top = set(deepspeed_config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    zero = {f"zero_optimization.{key}" for key in deepspeed_config._REMOVED_ZERO_CONFIG_KEYS}
+    assert top | zero <= set(REMOVED)
+
+
+def test_auto_stands_only_at_known_keys() -> None:
+    for path in AUTO:
+        block, _, key = path.rpartition(".")
+        known = {"": TOP_LEVEL, "optimizer.params": dict.fromkeys(("lr", "betas", "eps", "weight_decay")), **BLOCKS}
+        assert key in known[block], path

@@ -1,0 +1,276 @@
+"""Resolved DeepSpeed JSONs: nothing left to fill, nothing Hugging Face or DeepSpeed would disagree with."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed, shipped_names
+from wikillm.config.deepspeed_resolve import ResolvedDeepSpeed, resolve_deepspeed
+
+CPU = DeepSpeedFacts(
+    micro_batch=4,
+    accumulation=8,
+    world_size=2,
+    local_world_size=2,
+    max_grad_norm=0.7,
+    precision="fp32",
+    hidden_size=96,
+    learning_rate=5e-4,
+    betas=(0.9, 0.95),
+    eps=1e-9,
+    weight_decay=0.1,
+    has_gpu=False,
+)
+GPU = replace(CPU, world_size=16, local_world_size=8, precision="bf16", has_gpu=True)
+ON_CPU = tuple(name for name in shipped_names() if name != "zero3_plus")
+
+
+def resolve(tmp_path: Path, facts: DeepSpeedFacts, **changes: Any) -> ResolvedDeepSpeed:
+    config: dict[str, Any] = {
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto"},
+        "zero_optimization": {"stage": 2},
+        **changes,
+    }
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(config))
+    return resolve_deepspeed(read_deepspeed(path), facts)
+
+
+def arguments(facts: DeepSpeedFacts) -> SimpleNamespace:
+    """The attributes of TrainingArguments that `HfTrainerDeepSpeedConfig` reads, for a world this machine is not."""
+    return SimpleNamespace(
+        world_size=facts.world_size,
+        per_device_train_batch_size=facts.micro_batch,
+        gradient_accumulation_steps=facts.accumulation,
+        max_grad_norm=facts.max_grad_norm,
+        learning_rate=facts.learning_rate,
+        adam_beta1=facts.betas[0],
+        adam_beta2=facts.betas[1],
+        adam_epsilon=facts.eps,
+        weight_decay=facts.weight_decay,
+        save_on_each_node=False,
+        fp16=facts.precision == "fp16",
+        fp16_full_eval=False,
+        bf16=facts.precision == "bf16",
+        bf16_full_eval=False,
+        get_warmup_steps=lambda steps: 10,
+    )
+
+
+def hugging_face_fills(config: dict[str, Any], facts: DeepSpeedFacts) -> dict[str, Any]:
+    """The config after Hugging Face's own two passes; raises ValueError on a mismatch."""
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
+
+    hf = HfTrainerDeepSpeedConfig(copy.deepcopy(config))
+    try:
+        hf.trainer_config_process(arguments(facts))
+        model = SimpleNamespace(config=SimpleNamespace(hidden_size=facts.hidden_size))
+        hf.trainer_config_finalize(arguments(facts), model, num_training_steps=100)
+        return hf.config
+    finally:
+        unset_hf_deepspeed_config()
+
+
+@pytest.mark.parametrize("name", shipped_names())
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_hugging_face_finds_nothing_to_change(name: str, precision: str) -> None:
+    facts = replace(GPU, precision=precision)
+    resolved = resolve_deepspeed(read_deepspeed(name), facts).json
+    assert hugging_face_fills(resolved, facts) == resolved
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_filled_as_hugging_face_fills_it(name: str) -> None:
+    """Every value that Hugging Face puts into the shipped file is the one we put in."""
+    file = read_deepspeed(name)
+    theirs, ours = hugging_face_fills(dict(file.json), CPU), resolve_deepspeed(file, CPU).json
+
+    def compare(their_block: dict[str, Any], our_block: dict[str, Any], path: str) -> None:
+        for key, value in their_block.items():
+            if isinstance(value, dict):
+                compare(value, our_block[key], f"{path}.{key}")
+            elif key != "pin_memory":  # ours is false on a CPU, on purpose
+                assert our_block[key] == value, f"{path}.{key}"
+
+    compare(theirs, ours, name)
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_deepspeed_accepts_it(name: str) -> None:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    alone = replace(CPU, world_size=1, local_world_size=1)
+    parsed = DeepSpeedConfig(resolve_deepspeed(read_deepspeed(name), alone).json)
+    assert parsed.train_batch_size == 32
+    assert parsed.zero_config.stage == int(name[4])
+    assert parsed.timers_config.enabled is False
+
+
+def test_the_real_training_arguments_take_it(tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    alone = replace(CPU, world_size=1, local_world_size=1, hidden_size=64)
+    config = resolve_deepspeed(read_deepspeed("zero3_offload"), alone).json
+    before = copy.deepcopy(config)
+    try:
+        args = TrainingArguments(
+            output_dir=str(tmp_path),
+            deepspeed=config,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=8,
+            max_grad_norm=0.7,
+            learning_rate=5e-4,
+            adam_beta2=0.95,
+            adam_epsilon=1e-9,
+            weight_decay=0.1,
+            use_cpu=True,
+            report_to=[],
+        )
+        hf = args.hf_deepspeed_config
+        hf.trainer_config_finalize(args, SimpleNamespace(config=SimpleNamespace(hidden_size=64)), 100)
+        assert hf.mismatches == [] and hf.is_zero3() and hf.is_offload()
+        added = {key for key in hf.config if key not in before}
+        assert added == {"steps_per_print"}  # accelerate sets it to infinity, which JSON cannot write
+        assert {key: value for key, value in hf.config.items() if key in before} == before
+    finally:
+        unset_hf_deepspeed_config()
+
+
+def test_no_auto_is_left_and_it_is_json(tmp_path: Path) -> None:
+    for name in shipped_names():
+        text = json.dumps(resolve_deepspeed(read_deepspeed(name), GPU).json, allow_nan=False)
+        assert '"auto"' not in text
+
+
+def test_linked_keys_are_filled_even_where_the_file_lacks_them(tmp_path: Path) -> None:
+    """DeepSpeed's default clips at 1.0: a run with max_grad_norm=0 would be clipped in silence."""
+    resolved = resolve(tmp_path, replace(CPU, max_grad_norm=0.0))
+    assert resolved.json["gradient_clipping"] == 0.0
+    assert resolved.json["train_batch_size"] == 64
+    assert any("gradient_clipping=0.0" in note for note in resolved.notes)
+
+
+def test_the_file_is_not_changed() -> None:
+    file = read_deepspeed("zero3")
+    before = copy.deepcopy(file.json)
+    resolve_deepspeed(file, CPU)
+    assert file.json == before
+
+
+def test_hpz_takes_the_ranks_of_a_node() -> None:
+    resolved = resolve_deepspeed(read_deepspeed("zero3_plus"), GPU)
+    assert resolved.json["zero_optimization"]["zero_hpz_partition_size"] == 8
+    assert any("zero_hpz_partition_size=8" in note for note in resolved.notes)
+    one_node = resolve_deepspeed(read_deepspeed("zero3_plus"), replace(GPU, world_size=8))
+    assert any("one node" in note for note in one_node.notes)
+
+
+def test_offload_on_cpu_compiles_nothing() -> None:
+    resolved = resolve_deepspeed(read_deepspeed("zero3_offload"), CPU)
+    zero = resolved.json["zero_optimization"]
+    assert resolved.json["zero_force_ds_cpu_optimizer"] is False
+    assert zero["offload_optimizer"]["pin_memory"] is False and zero["offload_param"]["pin_memory"] is False
+    assert any("torch's AdamW" in note for note in resolved.notes)
+
+
+def test_offload_on_gpu_uses_the_cpu_adam() -> None:
+    resolved = resolve_deepspeed(read_deepspeed("zero2_offload"), GPU)
+    assert resolved.json["zero_force_ds_cpu_optimizer"] is True
+    assert resolved.json["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert "optimizer" not in resolved.json
+    assert any("CPU Adam" in note for note in resolved.notes)
+
+
+def test_an_optimizer_block_is_kept_and_its_cost_told(tmp_path: Path) -> None:
+    block = {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}}
+    resolved = resolve(tmp_path, CPU, optimizer=block)
+    expected = {"lr": 5e-4, "betas": [0.9, 0.95], "eps": 1e-9, "weight_decay": 0.1, "torch_adam": True}
+    assert resolved.json["optimizer"]["params"] == expected
+    assert any("also reaches norms and biases" in note for note in resolved.notes)
+
+
+def test_nan_is_not_hidden_and_nothing_synchronises(tmp_path: Path) -> None:
+    resolved = resolve(tmp_path, GPU)
+    assert resolved.json["bf16"] == {"enabled": True, "check_grad_overflow": False}
+    assert resolved.json["timers"] == {"throughput": {"enabled": False}}
+    kept = resolve(tmp_path, GPU, bf16={"enabled": "auto", "check_grad_overflow": True}, steps_per_print=10)
+    assert kept.json["bf16"]["check_grad_overflow"] is True
+    assert any("skipped" in note for note in kept.notes) and any("steps_per_print" in note for note in kept.notes)
+
+
+def test_null_is_the_default(tmp_path: Path) -> None:
+    resolved = resolve(tmp_path, CPU, optimizer=None, communication_data_type=None, bf16={"enabled": None})
+    assert "optimizer" not in resolved.json and "communication_data_type" not in resolved.json
+    assert resolved.json["bf16"]["enabled"] is False
+
+
+def test_a_missing_path_that_names_a_recipe_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "the shipped" in resolve_deepspeed(read_deepspeed("ds_configs/zero1.json"), CPU).notes[0]
+    assert not any("the shipped" in note for note in resolve_deepspeed(read_deepspeed("zero1"), CPU).notes)
+
+
+def test_offload_steps_as_without_it(tmp_path: Path) -> None:
+    """Real engines: ZeRO-2 with and without offload, the resolved JSONs; same losses, norms and biases exempt."""
+    alone = replace(CPU, world_size=1, local_world_size=1, micro_batch=2, accumulation=2, hidden_size=32)
+    alone = replace(alone, learning_rate=1e-2, weight_decay=0.5)
+    results = []
+    for name in ("zero2", "zero2_offload"):
+        (tmp_path / "ds.json").write_text(json.dumps(resolve_deepspeed(read_deepspeed(name), alone).json))
+        environ = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
+        environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        done = subprocess.run(
+            [sys.executable, "-c", TRAIN, str(tmp_path)], env=environ, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "[WARNING]" not in done.stdout + done.stderr
+        results.append(json.loads((tmp_path / "result.json").read_text()))
+    assert results[0]["losses"] == results[1]["losses"] and len(results[0]["losses"]) == 4
+    assert results[0]["groups"] == results[1]["groups"] == [0.5, 0.0]
+    assert results[1]["optimizer"] == "torch.optim.adamw.AdamW"
+    assert results[1]["offloads"] is True
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments
+folder = Path(sys.argv[1])
+args = TrainingArguments(
+    str(folder), deepspeed=json.loads((folder / "ds.json").read_text()), per_device_train_batch_size=2,
+    gradient_accumulation_steps=2, max_steps=4, logging_steps=1, learning_rate=1e-2, adam_beta2=0.95,
+    adam_epsilon=1e-9, weight_decay=0.5, max_grad_norm=0.7, use_cpu=True, report_to=[], save_strategy="no",
+    disable_tqdm=True, logging_nan_inf_filter=False,
+)
+torch.manual_seed(0)
+model = Qwen2ForCausalLM(Qwen2Config(
+    hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, intermediate_size=32,
+    vocab_size=64, max_position_embeddings=32, tie_word_embeddings=True,
+))
+ids = torch.randint(0, 64, (16, 16), generator=torch.Generator().manual_seed(1))
+data = [{"input_ids": row, "labels": row} for row in ids]
+trainer = Trainer(model=model, args=args, train_dataset=data)
+trainer.train()
+engine = trainer.model_wrapped
+basic = engine.basic_optimizer
+json.dump({
+    "losses": [log["loss"] for log in trainer.state.log_history if "loss" in log],
+    "groups": [group["weight_decay"] for group in basic.param_groups],
+    "optimizer": f"{type(basic).__module__}.{type(basic).__name__}",
+    "offloads": bool(engine.optimizer.cpu_offload),
+}, open(folder / "result.json", "w"))
+"""

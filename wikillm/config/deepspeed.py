@@ -1,0 +1,184 @@
+"""A DeepSpeed JSON: finding it, reading it strictly, and knowing on which line each key stands.
+
+`read_deepspeed("zero2")` takes a file or the name of a shipped recipe (`ds_configs/` of the source tree, or
+`wikillm/ds_configs` of an installed wheel). Reading is stricter than DeepSpeed's, which accepts comments: duplicate
+keys, NaN and syntax errors are refused with line and column. What the keys mean is checked in `deepspeed_check`,
+and "auto" is replaced in `deepspeed_resolve`. Nothing here imports deepspeed or torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from wikillm.core.errors import ConfigError, Problems, did_you_mean
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|\n')
+
+
+@dataclass(frozen=True, slots=True)
+class DeepSpeedFacts:
+    """What a run decides and a DeepSpeed JSON must agree with. Plain values, known before a model exists."""
+
+    micro_batch: int  # sequences per rank and micro-step
+    accumulation: int  # micro-steps per optimizer step
+    world_size: int
+    local_world_size: int
+    max_grad_norm: float
+    precision: Literal["bf16", "fp16", "fp32"]
+    hidden_size: int
+    learning_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    has_gpu: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DeepSpeedFile:
+    """A JSON that was read. `lines` maps dotted keys to the line (from 1) they stand on."""
+
+    path: Path
+    json: Mapping[str, Any]
+    lines: Mapping[str, int]
+    asked_for: str  # what the user wrote: a path or a recipe's name
+    is_shipped: bool
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value at a dotted key (`zero_optimization.stage`), or `default` where a part of it is missing."""
+        return lookup(self.json, key, default)
+
+    def where(self, key: str) -> str:
+        """`zero2.json:12 gradient_clipping`: file, line and key, for a message."""
+        line = self.lines.get(key)
+        return f"{self.path}:{line} {key}" if line else f"{self.path} {key}"
+
+
+def lookup(block: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """Follow a dotted key through nested blocks."""
+    value: Any = block
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return value
+
+
+def shipped_folder() -> Path:
+    """The folder of the shipped recipes: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "ds_configs", package.parent / "ds_configs"):
+        if (folder / "zero2.json").is_file():
+            return folder
+    raise ConfigError(
+        "The shipped DeepSpeed recipes are missing.",
+        got=f"looked in {package / 'ds_configs'} and {package.parent / 'ds_configs'}",
+        fix="reinstall wikillm, or give the path of a DeepSpeed JSON",
+    )
+
+
+def shipped_names() -> tuple[str, ...]:
+    """zero0, zero1, ...: the recipes that can be given by name."""
+    return tuple(sorted(path.stem for path in shipped_folder().glob("*.json")))
+
+
+def find_deepspeed(path_or_name: str | Path) -> tuple[Path, bool]:
+    """The file meant by a path or a recipe's name, and whether it is a shipped one.
+
+    A file that exists wins. `zero2`, `zero2.json` and `ds_configs/zero2.json` then mean the shipped recipe, so that
+    the documented commands work from any folder. Raises ConfigError with the nearest name.
+    """
+    path, names = Path(path_or_name), shipped_names()
+    if path.is_file():
+        return path, False
+    stem = path.name.removesuffix(".json")
+    if stem in names and path.parent.name in ("", "ds_configs"):
+        return shipped_folder() / f"{stem}.json", True
+    if path.is_dir():
+        got = f"{path} is a folder"
+    else:
+        got = f"no file {path.absolute()}, and no shipped recipe of that name"
+    near = stem if stem in names else did_you_mean(stem, names)
+    raise ConfigError(
+        f"No DeepSpeed JSON at {path_or_name}.",
+        got=f"{got}; shipped: {', '.join(names)}",
+        fix=f"--deepspeed {near or 'zero2'}, or the path of your own JSON",
+    )
+
+
+def read_deepspeed(path_or_name: str | Path) -> DeepSpeedFile:
+    """Find and parse a DeepSpeed JSON. Raises ConfigError; see `check_deepspeed` for what the keys may say."""
+    path, is_shipped = find_deepspeed(path_or_name)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("The DeepSpeed JSON cannot be read.", got=f"{path}: {error}") from error
+    value, lines = parse_strictly(text, path)
+    return DeepSpeedFile(path, value, lines, str(path_or_name), is_shipped)
+
+
+def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The object in `text`, and the line of every dotted key. Refuses what JSON does not allow, and duplicates."""
+
+    def refuse(number: str) -> NoReturn:
+        line = text.count("\n", 0, text.index(number)) + 1
+        raise ConfigError("NaN and Infinity are not JSON.", got=f"{path}:{line} {number}", fix="write a finite number")
+
+    def finite(number: str) -> float:
+        return float(number) if math.isfinite(float(number)) else refuse(number)
+
+    try:
+        value = json.loads(text, parse_constant=refuse, parse_float=finite)
+    except json.JSONDecodeError as error:
+        line = text.splitlines()[error.lineno - 1].strip() if text.strip() else ""
+        hint = "JSON has no comments; remove it" if line.startswith(("//", "#", "/*")) else "mend the line"
+        raise ConfigError(
+            f"The DeepSpeed JSON is not valid: {error.msg}.",
+            got=f"{path}:{error.lineno}:{error.colno}  {line[:100]}",
+            fix=f"{hint} (`python -m json.tool {path}` checks it)",
+        ) from None
+    except RecursionError:
+        raise ConfigError("The DeepSpeed JSON is nested too deeply.", got=str(path)) from None
+    if not isinstance(value, dict):
+        raise ConfigError("A DeepSpeed JSON holds one object { }.", got=f"{path} holds a {type(value).__name__}")
+    lines: dict[str, int] = {}
+    problems = Problems(ConfigError)
+    for key, number in _keys_with_lines(text):
+        if key in lines:
+            problems.add(
+                f'The key "{key.rsplit(".", 1)[-1]}" stands twice in one block.',
+                got=f"{path}:{lines[key]} and {path}:{number}  {key}",
+                fix="keep one of them: JSON readers keep the last in silence",
+            )
+        lines.setdefault(key, number)
+    problems.raise_if_any()
+    return value, lines
+
+
+def _keys_with_lines(text: str) -> Iterator[tuple[str, int]]:
+    """Every key of a valid JSON text with its line. A list's items get their index: `optimizer.groups[0].lr`."""
+    line, key, before_colon = 1, "", ""
+    stack: list[tuple[str, int | None]] = []  # (dotted path, index of the current item, or None in an object)
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token == "\n":
+            line += 1
+        elif token[0] == '"':
+            before_colon = token
+        elif token == ":":
+            name = json.loads(before_colon)
+            key = f"{stack[-1][0]}.{name}" if stack[-1][0] else name
+            yield key, line
+        elif token in "{[":
+            path, index = stack[-1] if stack else ("", None)
+            inner = key if index is None else f"{path}[{index}]"
+            stack.append((inner, None if token == "{" else 0))
+        elif token in "}]":
+            stack.pop()
+        elif stack[-1][1] is not None:  # a comma in a list
+            stack[-1] = (stack[-1][0], stack[-1][1] + 1)

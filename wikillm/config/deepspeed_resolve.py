@@ -1,0 +1,163 @@
+"""Replace every "auto" of a DeepSpeed JSON by the value of the run, and write down each decision in one line.
+
+The result is the whole truth: it is kept as `RUN/ds_config.resolved.json` and passed to Hugging Face as a dict, whose
+own rules find nothing left to fill and nothing to disagree with. The optimizer stays Hugging Face's AdamW also under
+offload: a DeepSpeed optimizer block would get one flat list of parameters, and norms and biases would be decayed
+(measured at ZeRO-2 on two ranks: other losses from the third step on). With offload on a GPU accelerate turns that
+AdamW, its groups included, into DeepSpeed's CPU Adam; on a machine without a GPU torch's own AdamW runs, with
+bit-equal losses, and the 3-minute build of the CPU Adam op is not needed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wikillm.config.deepspeed import DeepSpeedFacts, DeepSpeedFile, lookup
+from wikillm.config.deepspeed_check import check_deepspeed, is_off, linked_values
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedDeepSpeed:
+    """`json` has no "auto" left; `notes` are the decisions, one line each, in the order they were taken."""
+
+    json: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDeepSpeed:
+    """Check `file` against the run and fill it. Raises ConfigError where they contradict each other."""
+    check_deepspeed(file, facts)
+    config = copy.deepcopy(dict(file.json))
+    notes: list[str] = []
+    if file.is_shipped and file.asked_for not in (file.path.stem, file.path.name):
+        notes.append(f"{file.asked_for} is not there; the shipped {file.path} is used")
+    _drop_nulls(config)
+    _fill_linked(config, facts, notes)
+    _fill_hidden_size(config["zero_optimization"], facts, notes)
+    _fill_zero3(config["zero_optimization"], facts, notes)
+    _place_optimizer(config, facts, notes)
+    _set_quietly(config, facts, notes)
+    left = sorted(_autos(config))
+    assert not left, f'"auto" is allowed in a place that nothing fills: {left}'
+    return ResolvedDeepSpeed(config, tuple(notes))
+
+
+def _drop_nulls(block: dict[str, Any]) -> None:
+    """`null` means DeepSpeed's default, as if the key were absent; some of its readers would choke on it."""
+    for key in [key for key, value in block.items() if value is None]:
+        del block[key]
+    for value in block.values():
+        if isinstance(value, dict):
+            _drop_nulls(value)
+
+
+def _fill_linked(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+    filled: list[str] = []
+    for path, linked in linked_values(facts).items():
+        if path.startswith("optimizer.") and lookup(config, path) != "auto":
+            continue
+        *parents, key = path.split(".")
+        block = config
+        for parent in parents:
+            block = block[parent]
+        if block.get(key, "auto") == "auto":
+            block[key] = linked.value
+            filled.append(f"{path}={linked.value}")
+    if filled:
+        notes.append("from the run: " + ", ".join(filled))
+
+
+def _fill_hidden_size(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+    """The formulas of transformers' `HfTrainerDeepSpeedConfig.trainer_config_finalize` (5.23)."""
+    h = facts.hidden_size
+    formulas = {
+        "reduce_bucket_size": h * h,
+        "stage3_prefetch_bucket_size": int(0.9 * h * h),
+        "stage3_param_persistence_threshold": 10 * h,
+    }
+    filled = {key: value for key, value in formulas.items() if zero.get(key) == "auto"}
+    zero.update(filled)
+    if filled:
+        notes.append(f"from hidden_size {h}: " + ", ".join(f"{key}={value}" for key, value in filled.items()))
+
+
+def _fill_zero3(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+    local, world = facts.local_world_size, facts.world_size
+    hpz = zero.get("zero_hpz_partition_size")
+    if hpz == "auto":
+        zero["zero_hpz_partition_size"] = hpz = local
+        notes.append(f"zero_hpz_partition_size={local}: the ranks of a node (each node keeps a copy of the weights)")
+    if not is_off(hpz) and world == local:
+        notes.append("hpZ on one node costs memory and saves no traffic: it pays between nodes")
+    gather = "stage3_gather_16bit_weights_on_model_save"
+    if zero.get(gather) == "auto":
+        zero[gather] = zero["stage"] == 3
+    if zero["stage"] == 3 and not zero.get(gather):
+        notes.append(f"{gather} is false: Hugging Face's own save writes no weights; export reads the ZeRO shards")
+
+
+def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+    """Decide which Adam steps, where, and say so."""
+    zero, block = config["zero_optimization"], config.get("optimizer")
+    for name in ("offload_optimizer", "offload_param"):
+        offload = zero.get(name)
+        if offload and not facts.has_gpu and offload.get("pin_memory", True):
+            offload["pin_memory"] = False
+            notes.append(f"{name}.pin_memory=false: there is no GPU to pin for")
+    offloads = lookup(zero, "offload_optimizer.device", "none") != "none"
+    if block is not None:
+        _use_optimizer_block(block, offloads, facts, notes)
+        return
+    config["zero_allow_untested_optimizer"] = True  # Hugging Face sets it too; AdamW is on DeepSpeed's tested list
+    if not offloads:
+        return
+    force = config.setdefault("zero_force_ds_cpu_optimizer", facts.has_gpu)
+    if force:
+        adam = "DeepSpeed's CPU Adam steps (its op is built once, about 3 minutes)"
+    else:
+        adam = "torch's AdamW steps on the CPU, nothing is compiled"
+    notes.append(f"optimizer offload: {adam}, with Hugging Face's groups (norms and biases are not decayed)")
+
+
+def _use_optimizer_block(block: dict[str, Any], offloads: bool, facts: DeepSpeedFacts, notes: list[str]) -> None:
+    kind = str(block["type"])
+    params = block.setdefault("params", {})
+    if kind.lower() in ("adam", "adamw"):
+        if not facts.has_gpu and "torch_adam" not in params:
+            params["torch_adam"] = True
+            notes.append("optimizer.params.torch_adam=true: no GPU, so nothing needs to be compiled")
+        elif not params.get("torch_adam"):
+            notes.append(f"the {kind} block builds DeepSpeed's {'CPU' if offloads else 'fused'} Adam once, for minutes")
+    notes.append(
+        f"the JSON's {kind} block replaces Hugging Face's AdamW: DeepSpeed gets one flat list of parameters, "
+        "so weight decay also reaches norms and biases (remove the block to exempt them)"
+    )
+
+
+def _set_quietly(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+    """What costs time, or hides NaN, unless it is switched off."""
+    if facts.precision == "bf16" and config["bf16"].setdefault("check_grad_overflow", False):
+        notes.append("bf16.check_grad_overflow is true: steps with an overflow are skipped, each step synchronises")
+    throughput = config.setdefault("timers", {}).setdefault("throughput", {})
+    if "enabled" not in throughput:
+        throughput["enabled"] = False
+        notes.append("timers.throughput.enabled=false: DeepSpeed's timer synchronises the device at every micro-step")
+    config.setdefault("wall_clock_breakdown", False)
+    if config["wall_clock_breakdown"]:
+        notes.append("wall_clock_breakdown is true: it synchronises the device many times in a step")
+    if "steps_per_print" in config:
+        notes.append("steps_per_print has no effect: accelerate sets it to infinity; the log lines are WikiLLM's")
+
+
+def _autos(block: Mapping[str, Any], path: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in block.items():
+        inner = f"{path}.{key}" if path else key
+        if isinstance(value, Mapping):
+            found += _autos(value, inner)
+        elif value == "auto":
+            found.append(inner)
+    return found
