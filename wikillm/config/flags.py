@@ -1,0 +1,166 @@
+"""Words of a command line -> settings. Two spellings, freely mixed:
+
+    train.learning_rate=3e-4  data.path=a.jsonl,b.jsonl  run.dir=null        dotted keys
+    --max_steps 5  --max-steps=5  --bf16  --train.max_steps 5                Hugging Face's flags
+
+Everything wrong is collected, with the word as it was typed and the nearest right one. Values become numbers
+by the rules of `yaml_file`; text stays text. Whether a value fits its key is the schema's business.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from wikillm.config.hf_names import ADVICE, ALIASES, SWITCHES, UNSUPPORTED
+from wikillm.config.keys import Key, all_keys, section_names
+from wikillm.config.origin import Origin, Setting
+from wikillm.config.yaml_file import parse_value
+from wikillm.core.errors import Problems, did_you_mean
+
+_YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+_NULL = ("null", "Null", "NULL", "None", "none", "~")
+
+
+def parse_arguments(words: Sequence[str], problems: Problems) -> list[Setting]:
+    """Settings in the order of the words; a key given twice is there twice (the last one wins)."""
+    settings: list[Setting] = []
+    switches: dict[str, tuple[bool, str]] = {}
+    for name, text, typed in _pairs(words, problems):
+        if name in SWITCHES:
+            if text.lower() in _YES + _NO:
+                switches[name] = (text.lower() in _YES, typed)
+            else:
+                problems.add(f"--{name} is true or false.", got=typed, fix="train.precision=bf16")
+            continue
+        setting = _setting(name, text, typed, problems)
+        if setting is not None:
+            settings.append(setting)
+    settings.extend(_precision(switches, settings, problems))
+    return settings
+
+
+def flag_to_key(name: str) -> str | None:
+    """The key that a flag's name (without dashes) means: a dotted key, an alias, or a leaf of `train`."""
+    if name in all_keys():
+        return name
+    if name in ALIASES:
+        return ALIASES[name]
+    return f"train.{name}" if f"train.{name}" in all_keys() else None
+
+
+def advise(name: str) -> str:
+    """What to write instead of an unknown key or flag; at worst where to read on."""
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in SWITCHES:
+        return f"train.precision={leaf}"
+    if leaf in ALIASES and name != ALIASES[leaf]:
+        return f"{ALIASES[leaf]}=..."
+    if leaf in ADVICE:
+        return ADVICE[leaf]
+    same_leaf = [key for key in all_keys() if key.endswith(f".{leaf}")]
+    if len(same_leaf) == 1:
+        return f"{same_leaf[0]}=..."
+    if leaf in UNSUPPORTED:
+        return "leave it out: WikiLLM decides this itself, or does not offer it"
+    near = did_you_mean(name, [*all_keys(), *section_names()])
+    if near is None:
+        names = {key.leaf: key.name for key in all_keys().values()} | ALIASES
+        near_leaf = did_you_mean(leaf, names)
+        near = names[near_leaf] if near_leaf else None
+    return f"did you mean {near}?" if near else "`wikillm train --help-all` lists all keys"
+
+
+def read_text(key: Key, text: str) -> Any:
+    """`text` as the value it would be in a YAML file, by the type of its key. Raises ValueError."""
+    if key.is_optional and text in _NULL:
+        return None
+    if key.is_list:
+        if text.startswith("["):
+            return parse_value(text)
+        return [part for part in text.split(",") if part] if key.name == "data.path" else [text]
+    if key.is_text or key.is_switch or (key.choices and not key.kinds):
+        return text
+    return parse_value(text)
+
+
+def _pairs(words: Sequence[str], problems: Problems) -> Iterator[tuple[str, str, str]]:
+    """(name, text, as typed) of each argument. A switch may stand alone and is then true."""
+    index = 0
+    while index < len(words):
+        word = words[index]
+        index += 1
+        name, equals, text = word.lstrip("-").partition("=")
+        if word.startswith("--") and name:
+            name = name.replace("-", "_")
+            follower = words[index] if index < len(words) else None
+            if equals:
+                yield name, text, word
+            elif _stands_alone(name, follower):
+                yield name, "true", word
+            elif follower is not None and not follower.startswith("--"):
+                index += 1
+                yield name, follower, f"{word} {shlex.quote(follower)}"
+            elif name in SWITCHES or flag_to_key(name) is not None:
+                problems.add(f"{word} needs a value.", got=word, fix=f"{word} VALUE")
+            else:
+                problems.add(f"There is no flag --{name}.", got=word, fix=advise(name))
+        elif equals and not word.startswith("-"):
+            if "." in name:
+                yield name, text, word
+            else:
+                fix = f"{key}={text}" if (key := flag_to_key(name)) else advise(name)
+                problems.add(f"{name} is not a dotted key.", got=word, fix=fix)
+        else:
+            near = did_you_mean(word.lstrip("-"), all_keys())
+            fix = f"{near}={word}" if near else "values stand after a flag or `=`: --max_steps 5, data.path=FILE"
+            problems.add(f"{word!r} belongs to no key.", got=word, fix=fix)
+
+
+def _stands_alone(name: str, follower: str | None) -> bool:
+    key = flag_to_key(name)
+    is_switch = name in SWITCHES or (key is not None and all_keys()[key].is_switch)
+    return is_switch and (follower is None or follower.lower() not in _YES + _NO)
+
+
+def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | None:
+    key_name = flag_to_key(name)
+    if key_name is None:
+        what = f"There is no flag --{name}." if typed.startswith("-") else f"There is no key {name}."
+        problems.add(what, got=typed, fix=advise(name))
+        return None
+    key = all_keys()[key_name]
+    if name == "max_steps" and text == "-1":  # Hugging Face's way to say "not set"
+        text = "null"
+    try:
+        value = read_text(key, text)
+    except ValueError as error:
+        problems.add(f"{key_name} cannot be read: {error}", got=typed)
+        return None
+    if text == "" and not (key.is_list and key_name != "data.path"):
+        fix = f"{key_name}=null takes a value back" if key.is_optional else f"{key_name}=VALUE"
+        problems.add(f"{key_name} has no value.", got=typed, fix=fix)
+        return None
+    if name == "warmup_ratio" and not (isinstance(value, (int, float)) and 0 <= value < 1):
+        problems.add("warmup_ratio is a share of all steps, from 0 to below 1.", got=typed, fix="train.warmup_steps=N")
+        return None
+    return Setting(key_name, value, Origin("command line", typed))
+
+
+def _precision(switches: dict[str, tuple[bool, str]], settings: list[Setting], problems: Problems) -> Iterator[Setting]:
+    """--bf16 and --fp16 as train.precision; both false is fp32, as with Trainer."""
+    if not switches:
+        return
+    typed = " ".join(text for _, text in switches.values())
+    wanted = [name for name, (is_on, _) in switches.items() if is_on]
+    if len(wanted) == 2:
+        problems.add("--bf16 and --fp16 exclude each other.", got=typed, fix="train.precision=bf16")
+        return
+    value = wanted[0] if wanted else "fp32"
+    explicit = [setting for setting in settings if setting.key == "train.precision" and setting.value != value]
+    if explicit:
+        got = f"{typed}, {explicit[-1].origin.where}"
+        problems.add("train.precision is given twice.", got=got, fix=f"train.precision={value}")
+        return
+    yield Setting("train.precision", value, Origin("command line", typed))

@@ -1,0 +1,89 @@
+"""The shape of a Hugging Face model folder, read from its `config.json`, for `model.init_from`.
+
+Out: settings of the `preset` layer, which replace the model preset's shape. Refused, because WikiLLM would
+train something else than the folder holds: other architectures, code that ships with the weights, quantised
+weights, sliding windows, scaled rotary embeddings. The weights themselves are the business of `models`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from wikillm.config.origin import Origin, Setting
+from wikillm.core.errors import ConfigError
+
+ARCHITECTURES = ("qwen2", "qwen3")
+_REQUIRED = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
+_OPTIONAL = {  # what transformers assumes when the key is missing
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+}
+
+
+def shape_settings(folder: str) -> list[Setting]:
+    """The `model.*` keys that `folder/config.json` fixes. Raises ConfigError when it cannot be continued from."""
+    path = Path(folder) / "config.json"
+    found = _read(path, folder)
+    _refuse_unsupported(found, path)
+    missing = [name for name in _REQUIRED if not isinstance(found.get(name), int)]
+    if missing:
+        raise ConfigError("A model folder's config.json lacks keys.", got=f"{path}: {', '.join(missing)}")
+    values: dict[str, Any] = {"architecture": found["model_type"]}
+    values |= {name: found[name] for name in _REQUIRED}
+    values |= {name: found.get(name, default) for name, default in _OPTIONAL.items()}
+    values["head_dim"] = found.get("head_dim") or (128 if found["model_type"] == "qwen3" else None)
+    values["rope_theta"] = _rope(found).get("rope_theta", 10_000.0)
+    origin = Origin("preset", str(path))
+    return [Setting(f"model.{name}", value, origin) for name, value in values.items()]
+
+
+def _read(path: Path, folder: str) -> dict[str, Any]:
+    fix = "a folder with config.json, model.safetensors and tokenizer.json"
+    if not path.is_file():
+        what = "model.init_from is not a model folder on this machine."
+        raise ConfigError(what, got=f"{folder}: no config.json", fix=fix)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("A model folder's config.json cannot be read.", got=f"{path}: {error}", fix=fix) from None
+    if not isinstance(found, dict):
+        raise ConfigError("A model folder's config.json is not a JSON object.", got=str(path), fix=fix)
+    return found
+
+
+def _rope(found: dict[str, Any]) -> dict[str, Any]:
+    """Rotary parameters, as transformers 5 nests them or as version 4 wrote them."""
+    nested = found.get("rope_parameters") or {}
+    return {"rope_theta": found.get("rope_theta", 10_000.0), **(found.get("rope_scaling") or {}), **nested}
+
+
+def _refuse_unsupported(found: dict[str, Any], path: Path) -> None:
+    if found.get("model_type") not in ARCHITECTURES:
+        what = f"model.init_from takes {' or '.join(ARCHITECTURES)} models."
+        raise ConfigError(what, got=f"{path}: model_type {found.get('model_type')!r}")
+    if "auto_map" in found:
+        what = "A model folder asks to run code of its own."
+        raise ConfigError(what, got=f"{path}: auto_map", fix="use a folder without remote code")
+    rope_type = _rope(found).get("rope_type", _rope(found).get("type", "default"))
+    layer_types = set(found.get("layer_types") or ()) - {"full_attention"}
+    unsupported = {
+        "quantized weights": "quantization_config" in found,
+        "sliding-window attention": bool(found.get("use_sliding_window")) or bool(layer_types),
+        f"rotary scaling {rope_type!r}": rope_type != "default",
+        f"activation {found.get('hidden_act')!r}": found.get("hidden_act", "silu") != "silu",
+        "attention biases": found["model_type"] == "qwen3" and bool(found.get("attention_bias")),
+    }
+    for what, is_there in unsupported.items():
+        if is_there:
+            raise ConfigError(f"model.init_from cannot continue a model with {what}.", got=str(path))

@@ -1,0 +1,217 @@
+"""Presets, file and command line -> one validated `RunConfig`, and the origin of every value.
+
+    defaults < model and data preset < run preset (< shape of model.init_from) < file < command line
+
+`--config` names a run preset or a YAML file; a file may name a run preset as its base (`preset: NAME`). All
+problems are collected and raised as one ConfigError, each with its place. Of the keys that exclude each other
+(the horizon; the two ways to set the batch) at most one is set in the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from wikillm.config.checks import GROUPS, check, check_init_from
+from wikillm.config.flags import advise, parse_arguments
+from wikillm.config.init_from import shape_settings
+from wikillm.config.keys import all_keys, nested, section_names
+from wikillm.config.origin import DEFAULT, Layer, Origin, Setting, merge
+from wikillm.config.presets import Axis, load_preset, preset_names
+from wikillm.config.schema import RunConfig
+from wikillm.config.yaml_file import Entry, read_yaml
+from wikillm.core.errors import ConfigError, Problems, WikiLLMError, did_you_mean
+
+DEFAULT_RUN = "wiki-zh-120m"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A run's configuration, and for every dotted key where its value comes from."""
+
+    config: RunConfig
+    origins: Mapping[str, Origin]
+
+    def origin(self, key: str) -> Origin:
+        """Origin of a dotted key, e.g. `train.max_steps`."""
+        return self.origins[key]
+
+
+def load(config: str | None = None, overrides: Sequence[str] = (), deepspeed: str | None = None) -> Resolved:
+    """Resolve a run.
+
+    Args:
+        config: name of a run preset or path of a YAML file; None is the tutorial's run, `wiki-zh-120m`.
+        overrides: words of a command line, see `flags`.
+        deepspeed: what `--deepspeed` was given; sets `deepspeed.config`.
+
+    Raises ConfigError with everything that is wrong.
+    """
+    problems = Problems(ConfigError)
+    typed = parse_arguments(overrides, problems)
+    if deepspeed is not None:
+        typed.append(Setting("deepspeed.config", deepspeed, Origin("command line", f"--deepspeed {deepspeed}")))
+    run, file, is_read = _read_config(config or DEFAULT_RUN, problems)
+    chosen = [*run, *file, *typed]
+    named = [_named_preset("models", "model.preset", chosen, problems)]
+    named.append(_named_preset("data", "data.preset", chosen, problems))
+    shape = _shape(chosen, problems)
+    merged = merge([*named, run, shape, file, typed], GROUPS, problems)
+    resolved = _validate(merged, problems)
+    if resolved is not None and is_read:
+        check(resolved.config, resolved.origins, problems)
+        check_init_from(resolved.config, shape, resolved.origins, problems)
+    problems.raise_if_any()
+    if resolved is None:
+        raise WikiLLMError("The configuration was refused without a reason.")  # _validate has added one
+    return resolved
+
+
+def _read_config(name: str, problems: Problems) -> tuple[list[Setting], list[Setting], bool]:
+    """Settings of the run preset and of the file that `--config` means (either may be empty), and whether both were read."""
+    found_before = len(problems)
+    run: list[Setting] = []
+    file: list[Setting] = []
+    if not _is_file(name):
+        run = _preset_settings("runs", name, problems)
+        return run, file, len(problems) == found_before
+    try:
+        entries = dict(read_yaml(Path(name)))
+    except ConfigError as error:
+        problems.add(error.what, got=error.got, fix=error.fix)
+        return run, file, False
+    base = entries.pop("preset", None)
+    if base is not None:
+        run = _preset_settings("runs", str(base.value), problems, f"{name}:{base.line}")
+    is_read = len(problems) == found_before
+    layers = _recorded_layers(entries)
+    for setting in _settings(entries, name, "file", problems):
+        layer = layers.get(setting.key, "file")
+        file.append(Setting(setting.key, setting.value, Origin(layer, setting.origin.where)))
+    return run, file, is_read
+
+
+def _recorded_layers(entries: dict[str, Entry]) -> dict[str, Layer]:
+    """Takes `layers` out of a config.resolved.yaml: the keys that no user had chosen, by their layer then."""
+    layers: dict[str, Layer] = {}
+    recorded: tuple[Layer, ...] = ("default", "preset")
+    for layer in recorded:
+        entry = entries.pop(f"layers.{layer}", None)
+        if entry is not None and isinstance(entry.value, list):
+            layers |= dict.fromkeys(map(str, entry.value), layer)
+    if not any(key.startswith("layers.") for key in entries):
+        entries.pop("layers", None)
+    return layers
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).is_file() or name.endswith((".yaml", ".yml")) or "/" in name
+
+
+def _preset_settings(axis: Axis, name: str, problems: Problems, where: str = "") -> list[Setting]:
+    try:
+        preset = load_preset(axis, name)
+    except ConfigError as error:
+        fix = error.fix
+        if axis == "runs" and not where and name in preset_names("models"):
+            fix = f"{name} is a model preset: model.preset={name}, or --config with one of: " + ", ".join(
+                run for run in preset_names("runs") if run.endswith(name)
+            )
+        problems.add(error.what, got=where or (f"--config {name}" if axis == "runs" else None), fix=fix)
+        return []
+    return _settings(preset.entries, preset.source, "preset", problems)
+
+
+def _named_preset(axis: Axis, key: str, chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
+    """Settings of the preset that the highest setting of `key` names."""
+    named = [setting for setting in chosen if setting.key == key]
+    value, where = (named[-1].value, named[-1].origin.where) if named else (all_keys()[key].default, "defaults")
+    return [] if value is None else _preset_settings(axis, str(value), problems, f"{key}={value} ({where})")
+
+
+def _shape(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
+    folders = [setting for setting in chosen if setting.key == "model.init_from"]
+    if not folders or not isinstance(folders[-1].value, str):
+        return []
+    try:
+        return shape_settings(folders[-1].value)
+    except ConfigError as error:
+        got = f"{error.got}\n{folders[-1].origin.where}"
+        problems.add(error.what, got=got, fix=error.fix)
+        return []
+
+
+def _settings(entries: Mapping[str, Entry], name: str, layer: Layer, problems: Problems) -> list[Setting]:
+    """Entries of a YAML file as settings; what the schema does not know is a problem."""
+    settings: list[Setting] = []
+    unknown_sections: list[str] = []
+    for key, entry in entries.items():
+        where = f"{name}:{entry.line}"
+        if any(key.startswith(f"{section}.") for section in unknown_sections):
+            continue
+        if entry.is_mapping and key in all_keys():
+            unknown_sections.append(key)
+            problems.add(f"{key} takes a value, not a mapping.", got=where)
+        elif key in section_names():
+            if not entry.is_mapping and entry.value is not None:
+                problems.add(f"{key} is a section, not a value.", got=f"{entry.value!r} ({where})")
+        elif key in all_keys():
+            settings.append(Setting(key, entry.value, Origin(layer, where)))
+        else:
+            unknown_sections += [key] if entry.is_mapping else []
+            near = did_you_mean(key, section_names()) if entry.is_mapping else None
+            fix = f"did you mean {near}?" if near else advise(key)
+            problems.add(f"There is no {'section' if entry.is_mapping else 'key'} {key}.", got=where, fix=fix)
+    return settings
+
+
+def _validate(merged: Mapping[str, Setting], problems: Problems) -> Resolved | None:
+    """Through the schema. None when a value does not fit; the reasons are in `problems`."""
+    found_before = len(problems)
+    values = {}
+    for setting in merged.values():
+        key = all_keys()[setting.key]
+        if isinstance(setting.value, bool) and not key.is_switch:
+            got = f"{str(setting.value).lower()} ({setting.origin.where})\n{key.doc}"
+            problems.add(f"{key.name} is not a switch.", got=got)
+        else:
+            values[key.name] = () if setting.value is None and key.is_list else setting.value
+    try:
+        config = RunConfig.model_validate(nested(values))
+    except ValidationError as error:
+        _explain(error, merged, problems)
+        return None
+    if len(problems) > found_before:
+        return None
+    origins = {key: merged[key].origin if key in merged else DEFAULT for key in all_keys()}
+    return Resolved(config, origins)
+
+
+def _explain(error: ValidationError, merged: Mapping[str, Setting], problems: Problems) -> None:
+    """One problem per key, with the place of its value. A union reports once per member: those are joined."""
+    reasons: dict[str, list[str]] = {}
+    for detail in error.errors():
+        parts = [str(part) for part in detail["loc"]]
+        names = (".".join(parts[:depth]) for depth in range(len(parts), 0, -1))
+        name = next((name for name in names if name in all_keys()), ".".join(parts))
+        text = detail["msg"].removeprefix("Value error, ")
+        reasons.setdefault(name, []).append(text[:1].lower() + text[1:])
+    for name, texts in reasons.items():
+        setting = merged.get(name)
+        got = f"{setting.value!r} ({setting.origin.where})\n{all_keys()[name].doc}" if setting else None
+        problems.add(f"{name}: {', or '.join(dict.fromkeys(texts))}.", got=got, fix=_repair(setting))
+
+
+def _repair(setting: Setting | None) -> str | None:
+    if setting is None or setting.key not in all_keys():
+        return None
+    known = all_keys()[setting.key]
+    if known.choices and isinstance(setting.value, str):
+        near = did_you_mean(setting.value, known.choices)
+        return f"{known.name}={near}" if near else None
+    if known.is_text and isinstance(setting.value, (int, float)):
+        return f'quote it: "{setting.value}"'
+    return None

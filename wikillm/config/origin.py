@@ -1,0 +1,81 @@
+"""Where a value comes from. The layers, lowest first: default, preset, file, command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from wikillm.core.errors import Problems
+
+Layer = Literal["default", "preset", "file", "command line"]
+LAYERS: tuple[Layer, ...] = ("default", "preset", "file", "command line")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """`where` is `FILE:LINE`, or the argument as it was typed; empty for a default."""
+
+    layer: Layer
+    where: str = ""
+
+    @property
+    def rank(self) -> int:
+        """Position of the layer: a higher one wins."""
+        return LAYERS.index(self.layer)
+
+    @property
+    def is_user(self) -> bool:
+        """Set by the user for this run, in a file or on the command line."""
+        return self.layer in ("file", "command line")
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.where}" if self.where else self.layer
+
+
+DEFAULT = Origin("default")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key as one source sets it, before validation."""
+
+    key: str
+    value: Any
+    origin: Origin
+
+
+def merge(
+    sources: Iterable[Iterable[Setting]], groups: Iterable[tuple[str, ...]], problems: Problems
+) -> dict[str, Setting]:
+    """Lay `sources` over each other, lowest first; within a source the last setting of a key wins.
+
+    Of each group (keys that exclude each other) at most one ends up set: one from a higher source takes the
+    others back to None and becomes their origin; two in one source are a problem.
+    """
+    merged: dict[str, Setting] = {}
+    groups = tuple(groups)
+    for source in sources:
+        own = {setting.key: setting for setting in source}
+        merged.update(own)
+        for group in groups:
+            named = [own[key] for key in group if key in own and own[key].value is not None]
+            if len(named) > 1:
+                got = "\n".join(f"{setting.key}={setting.value}   ({setting.origin.where})" for setting in named)
+                what = " and ".join(setting.key for setting in named) + " exclude each other."
+                problems.add(what, got=got, fix=f"keep one of {', '.join(group)}")
+            elif named:
+                _take_back(merged, group, named[0])
+    return merged
+
+
+def _take_back(merged: dict[str, Setting], group: tuple[str, ...], winner: Setting) -> None:
+    for key in group:
+        if key != winner.key and key in merged and merged[key].value is not None:
+            where = f"{winner.origin.where}, which replaces {key}={merged[key].value}"
+            merged[key] = Setting(key, None, Origin(winner.origin.layer, where))
+
+
+def where_of(origins: Mapping[str, Origin], *keys: str) -> str:
+    """The places of `keys` for a message, defaults left out: `a.yaml:3, --max_steps 5`."""
+    return ", ".join(dict.fromkeys(origins[key].where for key in keys if origins[key].where)) or "defaults"

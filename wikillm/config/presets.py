@@ -1,0 +1,62 @@
+"""Named settings that ship with the package, on three axes: models, data, runs.
+
+A preset is a small YAML file in `wikillm/presets/AXIS/NAME.yaml`: `about` (one sentence), for models also
+`parameters` (the exact count at the preset's vocabulary), and below that the sections of the schema with what
+departs from the defaults. A run preset names its model and data preset like any other key.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Literal
+
+from wikillm.config.yaml_file import Entry, parse_yaml
+from wikillm.core.errors import ConfigError, did_you_mean
+
+Axis = Literal["models", "data", "runs"]
+AXES: tuple[Axis, ...] = ("models", "data", "runs")
+_ABOUT = ("about", "parameters")
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """`source` is what messages and origins call it; `entries` are its keys of the schema."""
+
+    axis: Axis
+    name: str
+    source: str
+    about: str
+    parameters: int | None
+    entries: Mapping[str, Entry]
+
+
+@functools.cache
+def preset_names(axis: Axis) -> tuple[str, ...]:
+    """All presets of an axis, sorted by name."""
+    folder = resources.files("wikillm") / "presets" / axis
+    return tuple(sorted(file.name[: -len(".yaml")] for file in folder.iterdir() if file.name.endswith(".yaml")))
+
+
+@functools.cache
+def load_preset(axis: Axis, name: str) -> Preset:
+    """Read one preset. Raises ConfigError that names the nearest one when there is none."""
+    if name not in preset_names(axis):
+        near = did_you_mean(name, preset_names(axis))
+        fix = f"did you mean {near}?" if near else "one of: " + ", ".join(preset_names(axis))
+        kind = axis.removesuffix("s")
+        raise ConfigError(f"There is no {kind} preset {name!r}.", fix=fix)
+    source = f"presets/{axis}/{name}.yaml"
+    file = resources.files("wikillm") / "presets" / axis / f"{name}.yaml"
+    entries = parse_yaml(file.read_text(encoding="utf-8"), source)
+    about, parameters = (entries[key].value if key in entries else None for key in _ABOUT)
+    return Preset(
+        axis=axis,
+        name=name,
+        source=source,
+        about=about or "",
+        parameters=parameters,
+        entries={key: entry for key, entry in entries.items() if key not in _ABOUT},
+    )

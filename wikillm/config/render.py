@@ -1,0 +1,71 @@
+"""A resolved configuration as text: YAML that loads back to the same values, and rows for `config show`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wikillm.config.keys import all_keys, flat
+from wikillm.config.load import Resolved
+
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def to_yaml(resolved: Resolved) -> str:
+    """For RUN/config.resolved.yaml: every key, its origin as a comment. `load(FILE).config` equals `resolved.config`.
+
+    `layers` lists what no user chose: such values may still give way (a preset's warm-up to a short horizon, its
+    vocabulary to the tokenizer), and must do so alike when the file is loaded again.
+    """
+    lines = ["# Every value of this run and where it came from. Usable as --config."]
+    open_sections: list[str] = []
+    for name, value in flat(resolved.config).items():
+        *sections, leaf = name.split(".")
+        shared = sum(1 for a, b in zip(sections, open_sections, strict=False) if a == b)
+        for depth in range(shared, len(sections)):
+            lines.append(f"{'  ' * depth}{sections[depth]}:")
+        open_sections = sections
+        line = f"{'  ' * len(sections)}{leaf}: {_scalar(value)}"
+        origin = resolved.origins[name]
+        comment = "" if origin.layer == "default" else f"  # {_printable(str(origin))}"
+        lines.append(line + comment)
+    lines.append("layers:")
+    for layer in ("default", "preset"):
+        keys = [name for name, origin in resolved.origins.items() if origin.layer == layer]
+        lines.append(f"  {layer}: [{', '.join(keys)}]")
+    return "\n".join(lines) + "\n"
+
+
+def to_rows(resolved: Resolved) -> list[tuple[str, str, str]]:
+    """(dotted key, value as one types it, origin) for every key, in the schema's order."""
+    values = flat(resolved.config)
+    return [(name, typed_form(values[name]), str(resolved.origins[name])) for name in all_keys()]
+
+
+def typed_form(value: Any) -> str:
+    """A value as it stands after `=` on the command line."""
+    if isinstance(value, str) and value and all(ch.isprintable() for ch in value):
+        return value
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_scalar, value)) + "]"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return '"' + "".join(_ESCAPES.get(ch) or _escape(ch) for ch in str(value)) + '"'
+
+
+def _escape(ch: str) -> str:
+    if ch.isprintable():
+        return ch
+    code = ord(ch)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _printable(text: str) -> str:
+    return "".join(ch if ch.isprintable() else " " for ch in text)

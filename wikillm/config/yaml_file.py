@@ -1,0 +1,174 @@
+"""Strict YAML: what a person means is what is read, and every value remembers its line.
+
+In: a file or a text. Out: a flat mapping of dotted key -> `Entry(value, line)`. Scalars follow YAML 1.2, not
+PyYAML's 1.1: `1e-4` and `3e8` are numbers, `no`, `on` and `1:30` are text, `012` is twelve. Duplicate keys,
+aliases (and with them exponential bombs), tags and several documents are refused with file and line; a file
+is at most 1 MiB and 20 levels deep. Knows nothing of the schema.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wikillm.core.errors import ConfigError
+
+MAX_BYTES = 2**20
+MAX_DEPTH = 20
+
+_INT = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+}
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A value and the line it stands on (from 1). `is_mapping`: `value` is None and the keys below have own entries."""
+
+    value: Any
+    line: int
+    is_mapping: bool = False
+
+
+class _Refused(Exception):
+    def __init__(self, what: str, line: int, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what, self.line, self.fix = what, line, fix
+
+
+class _NodeLoader(yaml.SafeLoader):
+    """Composes nodes only; no scalar is resolved here, no alias is followed."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            line = self.peek_event().start_mark.line + 1
+            raise _Refused("Aliases (*name) are not supported.", line, "write the value out")
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _Refused(f"Nested deeper than {MAX_DEPTH} levels.", self.peek_event().start_mark.line + 1)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+
+def read_yaml(path: Path) -> dict[str, Entry]:
+    """Entries of a YAML file in their order, keyed by dotted path. Raises ConfigError with `file:line`."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ConfigError("A configuration file is larger than 1 MiB.", got=str(path))
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigError("A configuration file cannot be read.", got=f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError("A configuration file is not UTF-8.", got=f"{path}: byte {error.start}") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, name: str) -> dict[str, Entry]:
+    """As `read_yaml`, from text; `name` stands for the file in messages."""
+    try:
+        node = _compose(text)
+        if node is None:
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise _Refused("A configuration is a mapping of keys to values.", _line(node))
+        entries: dict[str, Entry] = {}
+        for key, entry in _flatten(node, ""):
+            if key in entries:
+                raise _Refused(f"{key} stands twice.", entry.line, f"it is also on line {entries[key].line}; keep one")
+            entries[key] = entry
+    except _Refused as refused:
+        raise ConfigError(refused.what, got=f"{name}:{refused.line}", fix=refused.fix) from None
+    return entries
+
+
+def parse_value(text: str) -> Any:
+    """One value in YAML's flow style, as it stands after `=` on the command line: `[a, "b, c"]`, `3e8`, `no`.
+
+    Raises ValueError when it is not YAML.
+    """
+    try:
+        node = _compose(text)
+        return None if node is None else _value(node)
+    except _Refused as refused:
+        raise ValueError(refused.what) from None
+
+
+def _compose(text: str) -> yaml.Node | None:
+    loader = None
+    try:
+        loader = _NodeLoader(text)  # the reader already refuses control characters
+        return loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reason = " ".join(part for part in (error.context, error.problem) if part)
+        raise _Refused(f"This is not YAML: {reason}.", mark.line + 1 if mark else 1) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise _Refused(f"This is not YAML: the character U+{error.character:04X} is not allowed.", line) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _flatten(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, Entry]]:
+    _refuse_tag(node)
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode) or not key_node.value:
+            raise _Refused("A key is a word.", _line(key_node))
+        key = prefix + key_node.value
+        if isinstance(value_node, yaml.MappingNode):
+            yield key, Entry(None, _line(key_node), is_mapping=True)
+            yield from _flatten(value_node, key + ".")
+        else:
+            yield key, Entry(_value(value_node), _line(key_node))
+
+
+def _value(node: yaml.Node) -> Any:
+    _refuse_tag(node)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item) for item in node.value]
+    if not isinstance(node, yaml.ScalarNode):
+        raise _Refused("A mapping cannot stand here.", _line(node))
+    if node.style is not None:  # quoted or block text
+        return str(node.value)
+    return _scalar(node.value)
+
+
+def _scalar(text: str) -> Any:
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        # Longer than any quantity here, and int() would raise beyond 4300 digits: leave it to the schema as text.
+        return int(text) if len(text) <= 100 else text
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text
+
+
+def _refuse_tag(node: yaml.Node) -> None:
+    if node.tag not in _PLAIN_TAGS:
+        raise _Refused(f"Tags are not supported: {node.tag}", _line(node), "quote the value to make it text")

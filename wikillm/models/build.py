@@ -1,0 +1,141 @@
+"""Model section -> a model to train, with the same initial weights for every ZeRO stage, world size and device.
+
+`build_model` takes the TrainingArguments because they must exist first: they hold Hugging Face's DeepSpeed
+configuration, which transformers finds through a weak reference while the model is built, and which makes it
+partition every parameter at birth under ZeRO-3. Weights are float32, or the engine's type under ZeRO-3.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, TrainingArguments
+from transformers.initialization import no_init_weights
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from wikillm.config.schema import ModelSection
+from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
+from wikillm.models.init import initialise_weights
+from wikillm.models.shape import hf_config
+
+
+def build_model(
+    section: ModelSection, vocab_size: int, args: TrainingArguments, *, eos_id: int, seed: int
+) -> PreTrainedModel:
+    """A model with fresh weights, or with those of `section.init_from`. (all ranks)
+
+    Args:
+        vocab_size: rows of the embedding, padding included (the plan's).
+        args: the arguments of this run; must be alive, and the last that were made.
+        eos_id: the token that ends a document.
+        seed: of the fresh weights.
+
+    Raises ConfigError or CheckpointError when `init_from` cannot be used.
+    """
+    _check_order(args)
+    if section.init_from is not None:
+        model = _load(section, vocab_size, eos_id)
+    else:
+        model = _create(hf_config(section, vocab_size, eos_id), section, seed)
+    model.config.use_cache = False  # a KV cache during training would only cost memory; export turns it on again
+    return model
+
+
+def build_on_meta(section: ModelSection, vocab_size: int) -> PreTrainedModel:
+    """The model without storage: shapes and names only, whatever its size."""
+    with torch.device("meta"), no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config(section, vocab_size, eos_id=0))
+    model.tie_weights()
+    return model
+
+
+def _check_order(args: TrainingArguments) -> None:
+    deepspeed_config = getattr(args, "hf_deepspeed_config", None)
+    wants_zero3 = deepspeed_config is not None and deepspeed_config.is_zero3()
+    if wants_zero3 != is_deepspeed_zero3_enabled():
+        raise WikiLLMError(
+            "transformers looks at another DeepSpeed configuration than this run's TrainingArguments hold.",
+            got=f"these arguments: ZeRO-3 {wants_zero3}; transformers: ZeRO-3 {is_deepspeed_zero3_enabled()}",
+            fix="build the model right after its own TrainingArguments, and keep them alive",
+        )
+
+
+def _create(config: PreTrainedConfig, section: ModelSection, seed: int) -> PreTrainedModel:
+    # Hugging Face's own draw depends on the order of modules and, under ZeRO-3, on the stage: it is skipped where
+    # that is possible, and overwritten in any case.
+    with no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=section.attn_implementation
+        )
+    model.tie_weights()
+    initialise_weights(model, seed, section.initializer_range)
+    return model
+
+
+def _load(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedModel:
+    folder = Path(section.init_from or "")
+    _check_folder(folder)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    _check_shape(config, section, vocab_size, folder)
+    config.eos_token_id = eos_id
+    if config.pad_token_id == eos_id:
+        config.pad_token_id = None  # else nn.Embedding would keep the end-of-text row untrained
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=section.attn_implementation,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    left = {kind: sorted(map(str, report.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys")}
+    left["mismatched_keys"] = sorted(str(found) for found in report.get("mismatched_keys") or ())
+    if any(left.values()):
+        got = "\n".join(f"{kind}: {', '.join(names[:5])} ({len(names)})" for kind, names in left.items() if names)
+        raise CheckpointError("The weights of model.init_from do not fit its config.json.", got=f"{folder}\n{got}")
+    return model  # type: ignore[no-any-return]
+
+
+def _check_folder(folder: Path) -> None:
+    """Safetensors or nothing: other formats are unpickled, which runs whatever code their author put in."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "adapter_config.json").exists():
+        raise ConfigError("model.init_from is an adapter, not a model.", got=str(folder), fix="merge it first")
+    if index.is_file():
+        names = _shards(index)
+    else:
+        names = {"model.safetensors"}
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        found = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
+        got = f"{folder}: no {', '.join(missing)}" + (f"; pickled weights are never read: {found[0]}" if found else "")
+        fix = "save it with model.save_pretrained(FOLDER), which writes safetensors"
+        raise ConfigError("model.init_from has no safetensors weights.", got=got, fix=fix)
+
+
+def _shards(index: Path) -> set[str]:
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError("A model folder's weight index cannot be read.", got=f"{index}: {error!r}") from None
+    outside = [name for name in shards if not isinstance(name, str) or Path(name).name != name]
+    if outside:
+        raise CheckpointError("A weight index names files outside its folder.", got=f"{index}: {outside[0]}")
+    return shards
+
+
+def _check_shape(config: Any, section: ModelSection, vocab_size: int, folder: Path) -> None:
+    """The folder may have changed since the plan was made from its config.json."""
+    wanted = hf_config(section, vocab_size, eos_id=0).to_dict()
+    keys = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    keys += ("num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
+    wrong = [
+        f"{key}: {getattr(config, key)}, planned {wanted[key]}" for key in keys if getattr(config, key) != wanted[key]
+    ]
+    if wrong:
+        raise ConfigError("The model in model.init_from is not the planned one.", got=f"{folder}\n" + "\n".join(wrong))

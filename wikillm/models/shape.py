@@ -1,0 +1,37 @@
+"""The schema's model section as a Hugging Face configuration: what an exported folder's config.json will say."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config
+
+from wikillm.config.schema import ModelSection
+
+_CONFIGS: dict[str, type[PreTrainedConfig]] = {"qwen2": Qwen2Config, "qwen3": Qwen3Config}
+
+
+def hf_config(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedConfig:
+    """A config that plain transformers understands. `vocab_size` is the plan's, padding included.
+
+    There is no pad token on purpose: transformers hands `pad_token_id` to nn.Embedding as `padding_idx`, and that
+    row would then never be trained.
+    """
+    shape = {
+        "vocab_size": vocab_size,
+        "hidden_size": section.hidden_size,
+        "intermediate_size": section.intermediate_size,
+        "num_hidden_layers": section.num_hidden_layers,
+        "num_attention_heads": section.num_attention_heads,
+        "num_key_value_heads": section.num_key_value_heads,
+        "max_position_embeddings": section.max_position_embeddings,
+        "rms_norm_eps": section.rms_norm_eps,
+        "initializer_range": section.initializer_range,
+        "tie_word_embeddings": section.tie_word_embeddings,
+        "rope_parameters": {"rope_type": "default", "rope_theta": section.rope_theta},
+        "bos_token_id": None,
+        "eos_token_id": eos_id,
+        "pad_token_id": None,
+    }
+    if section.architecture == "qwen3" or section.head_dim is not None:
+        # Written out: Qwen3Config would assume 128, whatever the width.
+        shape["head_dim"] = section.head_dim or section.hidden_size // section.num_attention_heads
+    return _CONFIGS[section.architecture](**shape)

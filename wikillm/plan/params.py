@@ -1,0 +1,43 @@
+"""Parameter counts of a decoder by closed formula: no torch, no model. Exact (a test compares with transformers).
+
+    attention   h x (H + 2K) x d  and  H x d x h,  biases on q, k, v (qwen2) or two norms of width d (qwen3)
+    SwiGLU      3 x h x f;  two norms of width h per layer, one at the end;  embedding and output head V x h
+
+with h hidden_size, H query heads, K key-value heads of width d, f intermediate_size, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wikillm.config.schema import ModelSection
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCount:
+    """`total` counts a tied embedding once. `matmul` is every weight in a matrix product, the output head included
+    once whether tied or not, the embedding lookup not (the convention of PaLM, appendix B)."""
+
+    total: int
+    embedding: int
+    matmul: int
+
+
+def head_width(model: ModelSection) -> int:
+    """Width of one attention head."""
+    return model.head_dim or model.hidden_size // model.num_attention_heads
+
+
+def count_parameters(model: ModelSection, vocab_size: int) -> ParameterCount:
+    """Counts for `model` with `vocab_size` rows in the embedding."""
+    h, d, f = model.hidden_size, head_width(model), model.intermediate_size
+    heads, kv_heads, layers = model.num_attention_heads, model.num_key_value_heads, model.num_hidden_layers
+    matmul_per_layer = h * (heads + 2 * kv_heads) * d + heads * d * h + 3 * h * f
+    extra_per_layer = 2 * h + ((heads + 2 * kv_heads) * d if model.architecture == "qwen2" else 2 * d)
+    embedding = vocab_size * h
+    tables = 1 if model.tie_word_embeddings else 2
+    return ParameterCount(
+        total=tables * embedding + layers * (matmul_per_layer + extra_per_layer) + h,
+        embedding=embedding,
+        matmul=layers * matmul_per_layer + embedding,
+    )

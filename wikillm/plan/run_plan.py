@@ -1,0 +1,71 @@
+"""What a run will do, in numbers, before anything touches a GPU.
+
+In: a resolved configuration, the number of ranks, the tokenizer's length, the number of training tokens. Out: a
+`Plan` that the training arguments, the model builder and the throughput meter read. Pure arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from wikillm.config.load import Resolved
+from wikillm.plan.batch import split_batch
+from wikillm.plan.flops import flops_per_token
+from wikillm.plan.horizon import count_sequences, count_steps, count_warmup, refuse_small_corpus
+from wikillm.plan.params import count_parameters
+from wikillm.plan.vocab import resolve_vocab_size
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run at one world size. Tokens and sequences are per optimizer step over all ranks where named global."""
+
+    parameters: int
+    matmul_parameters: int
+    flops_per_token: int
+    vocab_size: int
+    micro_batch: int
+    accumulation: int
+    world_size: int
+    sequence_length: int
+    global_batch_sequences: int
+    global_batch_tokens: int
+    max_steps: int
+    warmup_steps: int
+    total_tokens: int
+    epochs: float  # passes over the training data until the last step
+    notes: tuple[str, ...]  # what was adjusted, one sentence each, for the user
+
+    def to_json(self) -> dict[str, Any]:
+        """For RUN/plan.json."""
+        return asdict(self)
+
+
+def make_plan(resolved: Resolved, *, world_size: int, tokenizer_length: int, train_tokens: int) -> Plan:
+    """Plan a run. Raises ConfigError when batch, horizon, warm-up or vocabulary do not fit the world or the data."""
+    model, train = resolved.config.model, resolved.config.train
+    vocab_size, vocab_note = resolve_vocab_size(model, resolved.origin("model.vocab_size"), tokenizer_length)
+    batch = split_batch(resolved, world_size)
+    sequences = count_sequences(train_tokens, train.sequence_length)
+    refuse_small_corpus(resolved, batch, sequences, train_tokens)
+    max_steps = count_steps(resolved, batch, sequences)
+    warmup_steps, warmup_note = count_warmup(resolved, max_steps)
+    count = count_parameters(model, vocab_size)
+    return Plan(
+        parameters=count.total,
+        matmul_parameters=count.matmul,
+        flops_per_token=flops_per_token(model, vocab_size, train.sequence_length),
+        vocab_size=vocab_size,
+        micro_batch=batch.micro,
+        accumulation=batch.accumulation,
+        world_size=world_size,
+        sequence_length=train.sequence_length,
+        global_batch_sequences=batch.sequences,
+        global_batch_tokens=batch.tokens,
+        max_steps=max_steps,
+        warmup_steps=warmup_steps,
+        total_tokens=max_steps * batch.tokens,
+        epochs=max_steps * batch.sequences / sequences,
+        notes=tuple(note for note in (vocab_note, warmup_note) if note is not None),
+    )

@@ -1,0 +1,48 @@
+"""How many rows the embedding gets for a tokenizer.
+
+Rows beyond the tokenizer's are never a target. They round the output projection up to whole GPU tiles, which is
+faster than the exact number (nanoGPT reported 25 % for GPT-2's 50,257 -> 50,304).
+"""
+
+from __future__ import annotations
+
+from wikillm.config.origin import Origin
+from wikillm.config.schema import ModelSection
+from wikillm.core.errors import ConfigError
+
+MULTIPLE = 128
+MAX_PADDING = 1024
+"""A preset's vocabulary with more spare rows than this was meant for another tokenizer."""
+QWEN_LENGTHS = range(151_643, 151_937)
+QWEN_ROWS = 151_936
+"""Qwen's tokenizers have 151,643 to 151,669 entries; their published models up to 3B have this many rows."""
+
+
+def resolve_vocab_size(model: ModelSection, origin: Origin, tokenizer_length: int) -> tuple[int, str | None]:
+    """Rows of the embedding, and a note when a preset's number was not used.
+
+    Args:
+        model: its `vocab_size` is a number or auto; with `init_from` it is that of the folder.
+        origin: of `model.vocab_size`.
+        tokenizer_length: number of ids of the tokenizer, added tokens included.
+
+    Raises ConfigError when a chosen number, or a model to continue from, has too few rows.
+    """
+    rounded = QWEN_ROWS if tokenizer_length in QWEN_LENGTHS else -(-tokenizer_length // MULTIPLE) * MULTIPLE
+    if model.vocab_size == "auto":
+        return rounded, None
+    if model.init_from is not None or origin.is_user:
+        if model.vocab_size < tokenizer_length:
+            what = f"The embedding has {model.vocab_size} rows, the tokenizer {tokenizer_length} ids."
+            raise ConfigError(what, got=origin.where or None, fix=_fix(model, rounded))
+        return model.vocab_size, None
+    if tokenizer_length <= model.vocab_size <= tokenizer_length + MAX_PADDING:
+        return model.vocab_size, None
+    note = f"vocabulary of {rounded} rows for the {tokenizer_length} ids of the tokenizer, not {model.vocab_size}"
+    return rounded, f"{note} as in model.preset={model.preset}"
+
+
+def _fix(model: ModelSection, rounded: int) -> str:
+    if model.init_from is not None:
+        return f"data.tokenizer={model.init_from}, the tokenizer that this model was trained with"
+    return f"model.vocab_size={rounded}, or auto"
