@@ -123,7 +123,7 @@ def _dispatch(words: list[str]) -> int:
 def _split_command(words: list[str]) -> tuple[str | None, list[str]]:
     """The command's name and the other words. `--local_rank=N` (the deepspeed launcher puts it first) is kept."""
     for index, word in enumerate(words):
-        if word.startswith("--local_rank") or word.startswith("--local-rank"):
+        if word.startswith(("--local_rank", "--local-rank")):
             continue
         if word in ("-h", "--help"):
             return None, words

@@ -1,0 +1,1 @@
+"""From a checkpoint of any ZeRO stage to a standard Hugging Face folder."""

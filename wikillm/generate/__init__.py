@@ -1,0 +1,1 @@
+"""Completions of text: samples during training, and `wikillm generate` afterwards."""

@@ -1,0 +1,81 @@
+"""The model card: what the model is, what it was trained on, how, and how well it does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wikillm.core.units import format_count
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFacts:
+    """What a card tells beside the weights; every table may be empty.
+
+    Args:
+        name: of the run.
+        step: optimizer step of the checkpoint.
+        data: label -> value: sources, documents, tokens, tokenizer, fingerprint of the store.
+        training: dotted configuration key -> value.
+        metrics: label -> value: losses, bits per byte, tokens seen.
+        environment: package or fact -> version or value.
+    """
+
+    name: str
+    step: int | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+def render_card(facts: ExportFacts, *, parameters: int, architecture: str, dtype: str, vocab_size: int) -> str:
+    """README.md of the exported folder, with the metadata block that hubs read.
+
+    No licence is named: the weights' licence is its maker's choice, and the data's may bind it.
+    """
+    step = f", step {facts.step:,}" if facts.step is not None else ""
+    parts = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- wikillm\n- pretrained\n---",
+        f"# {facts.name}",
+        f"A base language model pretrained with WikiLLM: {format_count(parameters)} parameters ({parameters:,}), "
+        f"{architecture}, {dtype}, vocabulary {vocab_size:,}{step}. It continues text; it has not been tuned to follow "
+        "instructions, and may write what is false or offensive.",
+        "## Use",
+        "```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'folder = "."  # this folder\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        'inputs = tokenizer("The history of", return_tensors="pt")\n'
+        "output = model.generate(**inputs, max_new_tokens=64, do_sample=True, temperature=0.8, top_p=0.95)\n"
+        "print(tokenizer.decode(output[0], skip_special_tokens=True))\n"
+        "```",
+    ]
+    for title, rows in (
+        ("Data", facts.data),
+        ("Metrics", facts.metrics),
+        ("Training", facts.training),
+        ("Made with", facts.environment),
+    ):
+        if rows:
+            parts += [f"## {title}", _table(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    lines = ["| | |", "|---|---|"]
+    return "\n".join(lines + [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        text = f"{value:.6g}"
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+        text = f"{value:,}"
+    elif isinstance(value, (list, tuple)):
+        text = ", ".join(map(str, value))
+    else:
+        text = str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,41 @@
+"""May this folder be written? Only what is new, empty, or an earlier export and nothing but that."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from wikillm.core.errors import ConfigError, MachineError
+from wikillm.core.files import files_below, nearest_existing
+
+MARK = "wikillm_export.json"
+
+
+def check_target(target: Path) -> None:
+    """Raises ConfigError when writing `target` would lose something, MachineError when it cannot be written."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise ConfigError(f"{target} exists and is not a folder.", fix="--to another folder")
+    if target.exists() and any(target.iterdir()):
+        foreign = _foreign_files(target)
+        if foreign is None:
+            raise ConfigError(f"{target} is not empty, and not an earlier export.", fix="--to another folder")
+        if foreign:
+            raise ConfigError(
+                f"{target} is an earlier export, but holds other files too; replacing it would lose them.",
+                got=", ".join(foreign[:5]),
+                fix="--to another folder, or move these files away",
+            )
+    parent = target.absolute().parent if target.absolute().parent.exists() else nearest_existing(target)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise MachineError(f"{target} cannot be written.", got=f"no permission in {parent}", fix="--to another folder")
+
+
+def _foreign_files(target: Path) -> list[str] | None:
+    """Files that no export wrote; None when the folder has no readable mark of one."""
+    try:
+        listed = set(json.loads((target / MARK).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    present = {path.relative_to(target).as_posix() for path in files_below(target)}
+    return sorted(present - listed - {MARK})

@@ -1,0 +1,135 @@
+"""Completes prompts with a model, and leaves the model and the random state as they were.
+
+Used on a model in the middle of training (any ZeRO stage) as well as on an exported one: the training mode of
+every module and the generators of torch are put back, so that a run with samples is bit-identical to one
+without. Prompts go through one at a time: no padding, so a completion does not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer: both `tokenizers.Tokenizer` and transformers' tokenizers have it."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> Any: ...
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Args:
+        max_new_tokens: tokens at most per completion; fewer when the model ends the text.
+        temperature: 0 takes the most likely token (greedy); otherwise the logits are divided by it.
+        top_p: sample among the most likely tokens that together have this probability (nucleus sampling).
+        seed: the same seed, prompt and model give the same text.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+
+    def to_generation_config(self, eos_id: int) -> GenerationConfig:
+        chosen = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=eos_id,
+            pad_token_id=eos_id,
+            use_cache=True,
+            **(chosen if self.temperature > 0 else {"do_sample": False}),
+        )
+
+
+def complete(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    eos_id: int,
+    sampling: Sampling | None = None,
+    synced_gpus: bool = False,
+    streamer: BaseStreamer | None = None,
+) -> list[str]:
+    """What the model writes after each prompt, without the prompt and without special tokens.
+
+    Args:
+        model: in any mode; it is put into eval mode and back.
+        tokenizer: the one the model was trained with.
+        prompts: an empty one starts from EOS, as every document of the training data does.
+        eos_id: id that ends a text.
+        sampling: default `Sampling()`.
+        synced_gpus: True under ZeRO-3 with more than one rank; then all ranks call this with the same prompts.
+        streamer: hears the token ids as they come.
+
+    Raises:
+        ValueError: the model has no room for the prompt and the new tokens.
+    """
+    sampling = sampling or Sampling()
+    config = sampling.to_generation_config(eos_id)
+    texts = []
+    with _as_found(model), _own_randomness(model.device, sampling.seed):
+        for prompt in prompts:
+            ids = encode(tokenizer, prompt) or [eos_id]
+            _check_room(model, len(ids), sampling.max_new_tokens)
+            input_ids_BT = torch.tensor([ids], device=model.device)
+            output_BT = model.generate(  # type: ignore[operator]  # from GenerationMixin
+                input_ids_BT,
+                attention_mask=torch.ones_like(input_ids_BT),
+                generation_config=config,
+                synced_gpus=synced_gpus,
+                streamer=streamer,
+            )
+            new = output_BT[0, len(ids) :].tolist()
+            # A character cut off in the middle of its bytes decodes to U+FFFD: leave it out.
+            texts.append(tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd"))
+    return texts
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of `text`, nothing added."""
+    encoded = tokenizer.encode(text, add_special_tokens=False)
+    return list(getattr(encoded, "ids", encoded))
+
+
+def _check_room(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> None:
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and prompt_tokens + new_tokens > limit:
+        raise ValueError(
+            f"the prompt has {prompt_tokens} tokens and {new_tokens} new ones are asked for, "
+            f"but the model has {limit} positions"
+        )
+
+
+@contextmanager
+def _as_found(model: torch.nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every module is in the mode it was in (some may be frozen in eval)."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Seeded generators inside, the former states afterwards. `generate` knows only the global generators."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,73 @@
+"""Opens a standard Hugging Face folder for generation: local files only, safetensors only, no code from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from wikillm.core.errors import ConfigError, MachineError
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    eos_id: int
+
+
+def is_model_folder(folder: Path) -> bool:
+    """True for a folder with config, tokenizer and weights of its own: an export, or any Hugging Face model."""
+    return (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file() and has_weights(folder)
+
+
+def has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def load_folder(folder: Path, *, tokenizer_dir: Path | None = None, device: str = "auto") -> LoadedModel:
+    """The model in eval mode on `device`, with its tokenizer.
+
+    Args:
+        folder: has config.json and safetensors weights.
+        tokenizer_dir: where the tokenizer lies; default `folder`.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: the folder is not a loadable model, or the device's name is not one.
+        MachineError: the device is not there.
+    """
+    target = pick_device(device)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a file that is missing here is missing: no hub is asked
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir or folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="auto"
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{folder} is not a model that transformers can load.",
+            got=str(error).splitlines()[0] if str(error) else repr(error),
+            fix="name a folder written by `wikillm export`, a run directory or a checkpoint",
+        ) from error
+    eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
+    if not isinstance(eos_id, int):
+        raise ConfigError(f"The tokenizer in {tokenizer_dir or folder} names no end-of-text token.", got=repr(eos_id))
+    model.to(target)
+    return LoadedModel(model.eval(), tokenizer, eos_id)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU, or the CPU. Raises ConfigError or MachineError for what is no device or not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"{name!r} is not a device.", fix="--device auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise MachineError(f"There is no device {name}.", got=f"{torch.cuda.device_count()} GPUs", fix="--device cpu")
+    return device
