@@ -22,6 +22,7 @@ class SourceFile:
     size: int  # bytes on disk
     format: str
     compression: str
+    encoding: str = "utf-8"  # anything else is transcoded while it is read; offsets then count UTF-8 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class Dropped:
     reason: str
     characters: int
     is_bad: bool = False  # unreadable (counts against data.max_bad_fraction), rather than unwanted
+    detail: str = ""  # what exactly was wrong, for the quarantine file
 
 
 @dataclass(frozen=True, slots=True)

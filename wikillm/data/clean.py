@@ -1,0 +1,90 @@
+"""From a raw record to clean text, or to the reason why there is none. Runs in the worker processes.
+
+JSON: the text under `data.text_key`, stripped. MediaWiki: pages of the article namespace that are no redirect,
+wikitext turned into text (`wikitext.py`), the title as first line, a blank line, then the article. All text is
+NFC-normalised here, so that hashes, byte counts and tokens speak of the same characters.
+
+`CLEANER_VERSION` is part of a store's fingerprint: raise it with every change that changes any text.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+import xml.etree.ElementTree as ElementTree
+
+import orjson
+
+from wikillm.data.sources.split import BOM
+from wikillm.data.types import Document, Dropped, Record
+from wikillm.data.wikitext import text_of_wikitext
+
+CLEANER_VERSION = 1
+MIN_ARTICLE_CHARACTERS = 64
+"""A cleaned article shorter than this (title not counted) is a stub of a template, a list of links or a soft redirect."""
+
+_JSON_KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+
+
+def clean(record: Record, format: str, text_key: str) -> Document | Dropped:
+    """One record, whole. Never raises for what a source may hold: that is a `Dropped` with its reason."""
+    return _clean_page(record) if format == "mediawiki" else _clean_json(record, text_key)
+
+
+def _bad(record: Record, reason: str, detail: str = "") -> Dropped:
+    return Dropped(record.source, record.offset, reason, len(record.payload), is_bad=True, detail=detail)
+
+
+def _clean_json(record: Record, text_key: str) -> Document | Dropped:
+    payload = record.payload.removeprefix(BOM) if record.offset == 0 else record.payload
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        try:  # slower, but it takes the NaN that Python writes, and its messages tell what is wrong
+            value = json.loads(payload.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            return _bad(record, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+        except (ValueError, RecursionError) as error:
+            return _bad(record, "not JSON", str(error))
+    if not isinstance(value, dict):
+        return _bad(record, "not a JSON object", f"it is {_JSON_KINDS.get(type(value), 'a string')}")
+    if text_key not in value:
+        return _bad(record, f"no key {text_key!r}", "it has " + ", ".join(map(repr, list(value)[:10])))
+    text, title = value[text_key], value.get("title")
+    if not isinstance(text, str):
+        return _bad(record, f"{text_key!r} is not a string", f"it is {_JSON_KINDS[type(text)]}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _bad(record, "lone surrogate", "half of a UTF-16 pair, as in \\ud83d without its partner")
+    if "\x00" in text:
+        return _bad(record, "NUL character in the text")
+    body = unicodedata.normalize("NFC", text.strip())
+    if not body:
+        return Dropped(record.source, record.offset, "empty", len(text))
+    return Document(record.source, record.offset, title if isinstance(title, str) else "", body)
+
+
+def _clean_page(record: Record) -> Document | Dropped:
+    try:
+        page = ElementTree.fromstring(record.payload)  # a page alone has no DOCTYPE, so no entity can expand
+    except ElementTree.ParseError as error:
+        return _bad(record, "not well-formed XML", str(error))
+    title = page.findtext("title") or ""
+    wikitext = page.findtext("revision/text") or ""
+
+    def dropped(reason: str) -> Dropped:
+        return Dropped(record.source, record.offset, reason, len(wikitext))
+
+    if page.findtext("ns", "0").strip() != "0":
+        return dropped("other namespace")
+    if page.find("redirect") is not None or wikitext.lstrip()[:12].lower().startswith(("#redirect", "#重定向")):
+        return dropped("redirect")
+    if (page.findtext("revision/model") or "wikitext") != "wikitext":
+        return dropped("not wikitext")
+    if not wikitext.strip():
+        return dropped("empty")
+    body = unicodedata.normalize("NFC", text_of_wikitext(wikitext))
+    if len(body) < MIN_ARTICLE_CHARACTERS:
+        return dropped("too short")
+    return Document(record.source, record.offset, title, f"{unicodedata.normalize('NFC', title)}\n\n{body}")

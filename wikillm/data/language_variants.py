@@ -1,0 +1,42 @@
+"""Resolve MediaWiki's language conversion markup, `-{...}-`, to what a reader of zh-cn sees.
+
+Sources: https://www.mediawiki.org/wiki/Writing_systems/Syntax. Only the markup is resolved; converting whole
+texts between traditional and simplified characters is another step.
+"""
+
+from __future__ import annotations
+
+import re
+
+PREFERRED = ("zh-cn", "zh-hans", "zh-sg", "zh-my", "zh")
+"""Variants from the most to the least wanted; when none is there, the first that is written counts."""
+
+_INNERMOST = re.compile(r"-\{((?:(?!-\{|\}-).)*)\}-", re.DOTALL)
+_FLAGS = re.compile(r"\s*(-|[A-Za-z]?(?:\s*;\s*[A-Za-z])*|zh[a-z;\s-]*)\s*\|")
+_VARIANT = re.compile(r"(?:^|;)\s*(?:[^;:|]*=>\s*)?(zh(?:-[a-z]+)*)\s*:", re.DOTALL)
+_SILENT = frozenset("THD-")  # page title, hidden rule, description, removed rule: they show nothing
+
+
+def resolve_variants(wikitext: str) -> str:
+    """`-{zh-hans:计算机;zh-hant:電腦}-` -> `计算机`; `-{R|XML}-` and `-{XML}-` -> `XML`; `-{H|...}-` -> nothing."""
+    for _ in range(8):  # from the inside out; deeper nesting does not occur
+        if "-{" not in wikitext:
+            break
+        wikitext, count = _INNERMOST.subn(lambda match: _shown(match[1]), wikitext)
+        if not count:
+            break
+    return wikitext
+
+
+def _shown(rule: str) -> str:
+    flags = _FLAGS.match(rule)
+    if flags:
+        if set(flags[1].upper()) & _SILENT and "zh" not in flags[1].lower():
+            return ""
+        rule = rule[flags.end() :]
+    marks = list(_VARIANT.finditer(rule))
+    if not marks:
+        return rule
+    ends = [mark.start() for mark in marks[1:]] + [len(rule)]
+    texts = {mark[1]: rule[mark.end() : end].strip(" \n;") for mark, end in zip(marks, ends, strict=True)}
+    return next((texts[variant] for variant in PREFERRED if variant in texts), next(iter(texts.values())))

@@ -1,0 +1,107 @@
+"""The records of all sources as one stream, and the cutting of that stream into shards.
+
+A position is a byte of the concatenated decompressed sources; record r belongs to shard `position(r) // range`
+(empty numbers are closed up). So the shards are a pure function of the bytes and the range, whoever builds them
+and however often the building was interrupted: a `Cursor` saved after any record resumes at the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from wikillm.data.sources.split import split_array, split_lines, split_pages
+from wikillm.data.sources.streams import TYPICAL_RATIO, pieces
+from wikillm.data.types import Dropped, Record, SourceFile
+
+MIN_RANGE, MAX_RANGE = 1 << 20, 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where to read on: `offset` in source number `source`; `base` is the length of all earlier sources together."""
+
+    source: int = 0
+    offset: int = 0
+    base: int = 0
+
+    @property
+    def position(self) -> int:
+        return self.base + self.offset
+
+
+@dataclass(frozen=True, slots=True)
+class RawShard:
+    """The records of one shard. `start` is where they begin, `end` the cursor after the last one."""
+
+    number: int
+    start: Cursor
+    end: Cursor
+    items: list[Record | Dropped]
+
+
+def estimated_bytes(sources: Sequence[SourceFile]) -> int:
+    """Decompressed size of all sources; exact for plain files, by the typical ratio for compressed ones."""
+    return sum(int(source.size * TYPICAL_RATIO[source.compression]) for source in sources)
+
+
+def shard_range(estimate: int) -> int:
+    """Bytes of decompressed source per shard: a 64th of all, from 1 MiB to 64 MiB."""
+    return min(max(estimate // 64, MIN_RANGE), MAX_RANGE)
+
+
+def records_of(
+    index: int, source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None = None
+) -> Iterator[tuple[Record | Dropped, int]]:
+    """Records of one source from offset `start` on, each with the offset after it; those above `limit` as Dropped."""
+    stream = pieces(source, start, on_read)
+    if source.format == "jsonl":
+        items = split_lines(stream, start, limit)
+    elif source.format == "json":
+        items = split_array(stream, start, limit, source.path)
+    else:
+        items = split_pages(stream, start, limit, source.path)
+    for offset, payload, size in items:
+        if payload is None:
+            yield Dropped(index, offset, "longer than data.max_document_bytes", size), offset + size
+        else:
+            yield Record(index, offset, payload), offset + size
+
+
+def read_shards(
+    sources: Sequence[SourceFile],
+    range_bytes: int,
+    limit: int,
+    start: Cursor = Cursor(),
+    number: int = 0,
+    on_read: Callable[[int], None] | None = None,
+) -> Iterator[RawShard]:
+    """Cut the stream into shards from `start` on, the first of them numbered `number`.
+
+    Args:
+        range_bytes: decompressed bytes per shard.
+        limit: longest record that is held, in bytes.
+        on_read: hears the bytes read from the disk.
+    """
+    items: list[Record | Dropped] = []
+    here, bucket = start, -1
+    for item, after in _all_records(sources, start, limit, on_read):
+        where = (after.base + item.offset) // range_bytes
+        if items and where != bucket:
+            yield RawShard(number, start, here, items)
+            start, number, items = here, number + 1, []
+        items.append(item)
+        bucket, here = where, after
+    if items:
+        yield RawShard(number, start, here, items)
+
+
+def _all_records(
+    sources: Sequence[SourceFile], start: Cursor, limit: int, on_read: Callable[[int], None] | None
+) -> Iterator[tuple[Record | Dropped, Cursor]]:
+    base, offset = start.base, start.offset
+    for index in range(start.source, len(sources)):
+        end = offset
+        for item, end in records_of(index, sources[index], offset, limit, on_read):
+            yield item, Cursor(index, end, base)
+        base, offset = base + end, 0
