@@ -81,21 +81,21 @@ ADVICE: dict[str, str] = {
 }
 """A name with no key of its own -> what to do instead."""
 
-UNSUPPORTED = frozenset(
-    """
-    accelerator_config activation_checkpointing_kwargs auto_find_batch_size average_tokens_across_devices
-    batch_eval_metrics dataloader_in_order dataloader_multiprocessing_context dataloader_persistent_workers
-    dataloader_pin_memory dataloader_prefetch_factor ddp_broadcast_buffers ddp_bucket_cap_mb
-    ddp_find_unused_parameters ddp_static_graph ddp_timeout debug disable_tqdm enable_jit_checkpoint
-    eval_accumulation_steps eval_delay eval_do_concat_batches eval_on_start eval_use_gather_object full_determinism
-    gradient_checkpointing_kwargs greater_is_better hub_always_push hub_private_repo hub_revision hub_strategy
-    include_for_metrics include_num_input_tokens_seen label_names label_smoothing_factor length_column_name
-    liger_kernel_config load_best_model_at_end local_rank log_level log_level_replica log_on_each_node
-    logging_nan_inf_filter metric_for_best_model neftune_noise_alpha optim_args optim_target_modules
-    parallelism_config prediction_loss_only project remove_unused_columns
-    restore_callback_states_from_checkpoint save_on_each_node save_only_model skip_memory_metrics tf32 torch_compile
-    torch_compile_backend torch_compile_mode torch_empty_cache_steps trackio_bucket_id trackio_space_id
-    trackio_static_space_id use_cache use_liger_kernel
-    """.split()
-)
+UNSUPPORTED = frozenset({
+    "accelerator_config", "activation_checkpointing_kwargs", "auto_find_batch_size",
+    "average_tokens_across_devices", "batch_eval_metrics", "dataloader_in_order",
+    "dataloader_multiprocessing_context", "dataloader_persistent_workers", "dataloader_pin_memory",
+    "dataloader_prefetch_factor", "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_find_unused_parameters",
+    "ddp_static_graph", "ddp_timeout", "debug", "disable_tqdm", "enable_jit_checkpoint", "eval_accumulation_steps",
+    "eval_delay", "eval_do_concat_batches", "eval_on_start", "eval_use_gather_object", "full_determinism",
+    "gradient_checkpointing_kwargs", "greater_is_better", "hub_always_push", "hub_private_repo", "hub_revision",
+    "hub_strategy", "include_for_metrics", "include_num_input_tokens_seen", "label_names", "label_smoothing_factor",
+    "length_column_name", "liger_kernel_config", "load_best_model_at_end", "local_rank", "log_level",
+    "log_level_replica", "log_on_each_node", "logging_nan_inf_filter", "metric_for_best_model",
+    "neftune_noise_alpha", "optim_args", "optim_target_modules", "parallelism_config", "prediction_loss_only",
+    "project", "remove_unused_columns", "restore_callback_states_from_checkpoint", "save_on_each_node",
+    "save_only_model", "skip_memory_metrics", "tf32", "torch_compile", "torch_compile_backend",
+    "torch_compile_mode", "torch_empty_cache_steps", "trackio_bucket_id", "trackio_space_id",
+    "trackio_static_space_id", "use_cache", "use_liger_kernel",
+})  # fmt: skip
 """Names that Trainer knows, and that WikiLLM decides itself or does not offer."""

@@ -89,7 +89,7 @@ def all_keys() -> Mapping[str, Key]:
 @functools.cache
 def section_names() -> frozenset[str]:
     """Every name that holds keys: `train`, `observe.swanlab`."""
-    names = set()
+    names: set[str] = set()
     for name in all_keys():
         parts = name.split(".")
         names.update(".".join(parts[:depth]) for depth in range(1, len(parts)))

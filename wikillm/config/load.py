@@ -10,7 +10,6 @@ problems are collected and raised as one ConfigError, each with its place. Of th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,25 +18,16 @@ from wikillm.config.checks import GROUPS, check, check_init_from
 from wikillm.config.flags import advise, parse_arguments
 from wikillm.config.init_from import shape_settings
 from wikillm.config.keys import all_keys, nested, section_names
-from wikillm.config.origin import DEFAULT, Layer, Origin, Setting, merge
+from wikillm.config.origin import DEFAULT, LAYERS, Layer, Origin, Setting, merge
 from wikillm.config.presets import Axis, load_preset, preset_names
+from wikillm.config.resolved import Resolved, to_yaml
 from wikillm.config.schema import RunConfig
 from wikillm.config.yaml_file import Entry, read_yaml
 from wikillm.core.errors import ConfigError, Problems, WikiLLMError, did_you_mean
 
+__all__ = ["DEFAULT_RUN", "Resolved", "load", "to_yaml"]
+
 DEFAULT_RUN = "wiki-zh-120m"
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """A run's configuration, and for every dotted key where its value comes from."""
-
-    config: RunConfig
-    origins: Mapping[str, Origin]
-
-    def origin(self, key: str) -> Origin:
-        """Origin of a dotted key, e.g. `train.max_steps`."""
-        return self.origins[key]
 
 
 def load(config: str | None = None, overrides: Sequence[str] = (), deepspeed: str | None = None) -> Resolved:
@@ -95,10 +85,9 @@ def _read_config(name: str, problems: Problems) -> tuple[list[Setting], list[Set
 
 
 def _recorded_layers(entries: dict[str, Entry]) -> dict[str, Layer]:
-    """Takes `layers` out of a config.resolved.yaml: the keys that no user had chosen, by their layer then."""
+    """Takes `layers` out of a config.resolved.yaml: which layer each key came from in that run."""
     layers: dict[str, Layer] = {}
-    recorded: tuple[Layer, ...] = ("default", "preset")
-    for layer in recorded:
+    for layer in LAYERS:
         entry = entries.pop(f"layers.{layer}", None)
         if entry is not None and isinstance(entry.value, list):
             layers |= dict.fromkeys(map(str, entry.value), layer)

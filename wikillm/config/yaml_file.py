@@ -57,15 +57,17 @@ class _NodeLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            line = self.peek_event().start_mark.line + 1
-            raise _Refused("Aliases (*name) are not supported.", line, "write the value out")
+            raise _Refused("Aliases (*name) are not supported.", self._next_line(), "write the value out")
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise _Refused(f"Nested deeper than {MAX_DEPTH} levels.", self.peek_event().start_mark.line + 1)
+            raise _Refused(f"Nested deeper than {MAX_DEPTH} levels.", self._next_line())
         try:
             return super().compose_node(parent, index)
         finally:
             self._depth -= 1
+
+    def _next_line(self) -> int:
+        return int(self.peek_event().start_mark.line) + 1  # type: ignore[no-untyped-call]
 
 
 def read_yaml(path: Path) -> dict[str, Entry]:

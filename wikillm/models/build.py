@@ -47,7 +47,7 @@ def build_model(
 def build_on_meta(section: ModelSection, vocab_size: int) -> PreTrainedModel:
     """The model without storage: shapes and names only, whatever its size."""
     with torch.device("meta"), no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config(section, vocab_size, eos_id=0))
+        model = _from_config(hf_config(section, vocab_size, eos_id=0))
     model.tie_weights()
     return model
 
@@ -55,10 +55,11 @@ def build_on_meta(section: ModelSection, vocab_size: int) -> PreTrainedModel:
 def _check_order(args: TrainingArguments) -> None:
     deepspeed_config = getattr(args, "hf_deepspeed_config", None)
     wants_zero3 = deepspeed_config is not None and deepspeed_config.is_zero3()
-    if wants_zero3 != is_deepspeed_zero3_enabled():
+    has_zero3 = bool(is_deepspeed_zero3_enabled())  # type: ignore[no-untyped-call]
+    if wants_zero3 != has_zero3:
         raise WikiLLMError(
             "transformers looks at another DeepSpeed configuration than this run's TrainingArguments hold.",
-            got=f"these arguments: ZeRO-3 {wants_zero3}; transformers: ZeRO-3 {is_deepspeed_zero3_enabled()}",
+            got=f"these arguments: ZeRO-3 {wants_zero3}; transformers: ZeRO-3 {has_zero3}",
             fix="build the model right after its own TrainingArguments, and keep them alive",
         )
 
@@ -67,11 +68,14 @@ def _create(config: PreTrainedConfig, section: ModelSection, seed: int) -> PreTr
     # Hugging Face's own draw depends on the order of modules and, under ZeRO-3, on the stage: it is skipped where
     # that is possible, and overwritten in any case.
     with no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=section.attn_implementation
-        )
+        model = _from_config(config, dtype=torch.float32, attn_implementation=section.attn_implementation)
     model.tie_weights()
     initialise_weights(model, seed, section.initializer_range)
+    return model
+
+
+def _from_config(config: PreTrainedConfig, **kwargs: Any) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **kwargs)  # type: ignore[no-untyped-call]
     return model
 
 
@@ -83,7 +87,7 @@ def _load(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedMode
     config.eos_token_id = eos_id
     if config.pad_token_id == eos_id:
         config.pad_token_id = None  # else nn.Embedding would keep the end-of-text row untrained
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         config=config,
         dtype=torch.float32,
@@ -93,12 +97,14 @@ def _load(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedMode
         trust_remote_code=False,
         output_loading_info=True,
     )
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, Any] = loaded[1]
     left = {kind: sorted(map(str, report.get(kind) or ())) for kind in ("missing_keys", "unexpected_keys")}
     left["mismatched_keys"] = sorted(str(found) for found in report.get("mismatched_keys") or ())
     if any(left.values()):
         got = "\n".join(f"{kind}: {', '.join(names[:5])} ({len(names)})" for kind, names in left.items() if names)
         raise CheckpointError("The weights of model.init_from do not fit its config.json.", got=f"{folder}\n{got}")
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _check_folder(folder: Path) -> None:
@@ -132,8 +138,8 @@ def _shards(index: Path) -> set[str]:
 def _check_shape(config: Any, section: ModelSection, vocab_size: int, folder: Path) -> None:
     """The folder may have changed since the plan was made from its config.json."""
     wanted = hf_config(section, vocab_size, eos_id=0).to_dict()
-    keys = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-    keys += ("num_attention_heads", "num_key_value_heads", "tie_word_embeddings")
+    keys = ["model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
+    keys += ["num_attention_heads", "num_key_value_heads", "tie_word_embeddings"]
     wrong = [
         f"{key}: {getattr(config, key)}, planned {wanted[key]}" for key in keys if getattr(config, key) != wanted[key]
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config
 
 from wikillm.config.schema import ModelSection
@@ -15,7 +17,7 @@ def hf_config(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrained
     There is no pad token on purpose: transformers hands `pad_token_id` to nn.Embedding as `padding_idx`, and that
     row would then never be trained.
     """
-    shape = {
+    shape: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": section.hidden_size,
         "intermediate_size": section.intermediate_size,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wikillm.config.load import Resolved
 from wikillm.config.origin import where_of
+from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 
 _KEYS = ("train.global_batch_tokens", "train.per_device_train_batch_size", "train.sequence_length")

@@ -10,8 +10,8 @@ import math
 from fractions import Fraction
 
 from wikillm.config.checks import HORIZON
-from wikillm.config.load import Resolved
 from wikillm.config.origin import where_of
+from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 from wikillm.plan.batch import Batch
 

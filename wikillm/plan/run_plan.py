@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from wikillm.config.load import Resolved
+from wikillm.config.resolved import Resolved
 from wikillm.plan.batch import split_batch
 from wikillm.plan.flops import flops_per_token
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup, refuse_small_corpus

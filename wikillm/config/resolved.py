@@ -1,20 +1,35 @@
-"""A resolved configuration as text: YAML that loads back to the same values, and rows for `config show`."""
+"""A resolved configuration, and its forms as text: YAML that loads back to the same values, rows for `config show`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from wikillm.config.keys import all_keys, flat
-from wikillm.config.load import Resolved
+from wikillm.config.origin import LAYERS, Origin
+from wikillm.config.schema import RunConfig
 
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A run's configuration, and for every dotted key where its value comes from."""
+
+    config: RunConfig
+    origins: Mapping[str, Origin]
+
+    def origin(self, key: str) -> Origin:
+        """Origin of a dotted key, e.g. `train.max_steps`."""
+        return self.origins[key]
 
 
 def to_yaml(resolved: Resolved) -> str:
     """For RUN/config.resolved.yaml: every key, its origin as a comment. `load(FILE).config` equals `resolved.config`.
 
-    `layers` lists what no user chose: such values may still give way (a preset's warm-up to a short horizon, its
-    vocabulary to the tokenizer), and must do so alike when the file is loaded again.
+    `layers` keeps the layer of every key, so that what may give way (a preset's warm-up to a short horizon, its
+    vocabulary to the tokenizer) does so alike when the file is loaded again.
     """
     lines = ["# Every value of this run and where it came from. Usable as --config."]
     open_sections: list[str] = []
@@ -29,7 +44,7 @@ def to_yaml(resolved: Resolved) -> str:
         comment = "" if origin.layer == "default" else f"  # {_printable(str(origin))}"
         lines.append(line + comment)
     lines.append("layers:")
-    for layer in ("default", "preset"):
+    for layer in LAYERS:
         keys = [name for name, origin in resolved.origins.items() if origin.layer == layer]
         lines.append(f"  {layer}: [{', '.join(keys)}]")
     return "\n".join(lines) + "\n"
