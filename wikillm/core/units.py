@@ -50,7 +50,8 @@ def format_size(size: float) -> str:
     """Bytes with a binary suffix: 8_589_934_592 -> "8 GiB"."""
     for suffix in ("TiB", "GiB", "MiB", "KiB"):
         if abs(size) >= _SIZE[suffix.upper()]:
-            return f"{size / _SIZE[suffix.upper()]:.3g} {suffix}"
+            number = size / _SIZE[suffix.upper()]
+            return f"{number:.3g} {suffix}" if abs(number) < 999.5 else f"{number:.0f} {suffix}"
     return f"{size:.0f} B"
 
 

@@ -1,0 +1,60 @@
+"""Names of everything a run measures, in one place: the keys of `metrics.jsonl`, `events.jsonl` and SwanLab.
+
+`metrics.jsonl` holds one object per logging step and nothing else, so that `[json.loads(line)["loss"] for line in f]`
+is the loss curve. What happens at other times (start, evaluation, samples, finish) is an object of `events.jsonl` with
+a `kind`. Hugging Face's concepts keep Hugging Face's names. Fractions are 0..1, sizes bytes, times seconds.
+A value that is not finite is written as null, and `nonfinite` says which: {"loss": null, "nonfinite": {"loss": "nan"}}.
+"""
+
+from __future__ import annotations
+
+STEP = "step"
+"""Optimizer steps done."""
+SEGMENT = "segment"
+"""0 for the first start of a run, one more for each resume. Of records with one step, the highest segment counts."""
+TIME = "time"
+"""Unix time of writing."""
+TOKENS = "tokens"
+"""Tokens trained on since step 0, over all ranks."""
+EPOCH = "epoch"
+"""Passes over the training data, as a fraction."""
+LOSS = "loss"
+"""Mean training loss since the last logging step, nats per token."""
+LEARNING_RATE = "learning_rate"
+GRAD_NORM = "grad_norm"
+"""Global norm of the gradient before clipping."""
+TOKENS_PER_SECOND = "tokens_per_second"
+"""Over all ranks, since the last logging step; pauses (evaluation, checkpoints, samples) are not counted."""
+TOKENS_PER_SECOND_PER_DEVICE = "tokens_per_second_per_device"
+TFLOPS_PER_DEVICE = "tflops_per_device"
+"""Model TFLOP/s of one device: FLOPs per token x tokens/s per device, recomputation not counted."""
+MFU = "mfu"
+"""Model FLOP/s over the device's dense bf16 peak. Absent where the peak is not known (CPU)."""
+DATA_WAIT_FRACTION = "data_wait_fraction"
+"""Share of this rank's time spent waiting for the next batch."""
+MEMORY_BYTES = "memory_bytes"
+"""Peak on this rank: allocated on the GPU, resident on a CPU."""
+STEP_SECONDS = "step_seconds"
+"""Mean time of an optimizer step since the last logging step."""
+TRAIN_SECONDS = "train_seconds"
+"""Time in training so far, pauses not counted."""
+SKIPPED_STEPS = "skipped_steps"
+"""fp16: steps the loss scaler skipped so far."""
+NONFINITE = "nonfinite"
+"""Names of the values that were not finite, with what they were: nan, inf or -inf."""
+
+KIND = "kind"
+START, EVAL, SAMPLES, FINISH = "start", "eval", "samples", "finish"
+EVAL_LOSS = "eval_loss"
+"""Mean loss on the held-out tokens, nats per token."""
+BITS_PER_BYTE = "bits_per_byte"
+"""eval_loss x tokens / (bytes x ln 2): comparable between tokenizers."""
+EVAL_TOKENS = "eval_tokens"
+EVAL_SECONDS = "eval_seconds"
+
+
+def chart(name: str, kind: str | None = None) -> str:
+    """The name of a value on a dashboard, where the part before the slash groups charts: `train/loss`, `eval/loss`."""
+    if kind == EVAL or name.startswith("eval_"):
+        return f"eval/{name.removeprefix('eval_')}"
+    return f"train/{name}"

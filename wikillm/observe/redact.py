@@ -1,0 +1,66 @@
+"""Take secrets out of what leaves the machine: by name of the key, by shape of the text, and by value.
+
+Removed are strings under keys like api_key, password or auth_token; the user part of URLs (git remotes with a token
+inside); and, wherever they occur, the values of environment variables with such names. Numbers stay, so `max_tokens`
+does, and so do `tokenizer` and `text_key`. What cannot be recognised is not found: keep secrets out of configurations.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+HIDDEN = "***"
+_SECRET_WORDS = frozenset(
+    {"token", "secret", "password", "passwd", "passphrase", "credential", "credentials", "auth", "authorization",
+     "apikey", "cookie", "sid", "key"}
+)  # fmt: skip
+_NOT_SECRET = frozenset({"text_key", "eos_token", "bos_token", "pad_token", "unk_token"})
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_USER_IN_URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.\-]*://)[^/\s@]*@")
+_SECRET_IN_QUERY = re.compile(r"(?i)(?P<name>[?&;](?:[\w\-]*(?:token|key|secret|password|signature))=)[^&\s]+")
+_KNOWN_SHAPES = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_\-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|"
+    r"glpat-[\w\-]{15,}|AKIA[0-9A-Z]{16})\b"
+)
+_SHORTEST_SECRET = 6  # a shorter value would hide ordinary words
+
+
+def names_a_secret(key: str) -> bool:
+    """Whether a key like `hub.apiKey` or `SWANLAB_API_KEY` names a secret; `tokenizer` and `max_tokens` do not."""
+    last = key.rsplit(".", 1)[-1]
+    return last.lower() not in _NOT_SECRET and any(word.lower() in _SECRET_WORDS for word in _WORD.findall(last))
+
+
+def environment_secrets(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Values of environment variables whose names name a secret, the longest first."""
+    found = {value for name, value in environ.items() if names_a_secret(name) and len(value) >= _SHORTEST_SECRET}
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
+    """`text` without the given secrets, users in URLs, secrets in query strings, and tokens of known shape."""
+    for secret in secrets:
+        text = text.replace(secret, HIDDEN)
+    text = _USER_IN_URL.sub(rf"\g<scheme>{HIDDEN}@", text)
+    text = _SECRET_IN_QUERY.sub(rf"\g<name>{HIDDEN}", text)
+    return _KNOWN_SHAPES.sub(HIDDEN, text)
+
+
+def redact(value: Any, secrets: Iterable[str] = ()) -> Any:
+    """A copy of a configuration (mappings, sequences, scalars) that can be uploaded."""
+    secrets = tuple(secrets)
+    if isinstance(value, Mapping):
+        return {
+            redact_text(str(key), secrets): HIDDEN
+            if names_a_secret(str(key)) and isinstance(inner, str | bytes) and inner
+            else redact(inner, secrets)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return [redact(inner, secrets) for inner in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return redact_text(str(value), secrets)
