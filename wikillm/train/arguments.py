@@ -7,7 +7,7 @@ the model is built. HF keeps only a weak reference to that config: whoever build
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -15,10 +15,10 @@ from transformers import TrainingArguments
 from wikillm.config.schema import RunConfig, TrainSection
 from wikillm.plan.run_plan import Plan
 
-Precision = str  # "bf16", "fp16" or "fp32"
+Precision = Literal["bf16", "fp16", "fp32"]
 
 
-def resolve_precision(wanted: str) -> Precision:
+def resolve_precision(wanted: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:
     """auto -> bf16 where the hardware has it, fp16 on older GPUs, fp32 on CPU."""
     if wanted != "auto":
         return wanted

@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 
-from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed, resolve_deepspeed
+from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed
+from wikillm.config.deepspeed_resolve import resolve_deepspeed
 from wikillm.config.schema import RunConfig
 from wikillm.core.world import World
 from wikillm.plan.run_plan import Plan
-from wikillm.train.arguments import resolve_precision
+from wikillm.train.arguments import Precision, resolve_precision
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
     """`json` is the whole DeepSpeed configuration without any "auto"; None means torch's DistributedDataParallel."""
 
-    precision: str
+    precision: Precision
     json: dict[str, Any] | None
     notes: tuple[str, ...]
 

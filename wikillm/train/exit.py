@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from wikillm.core.errors import DivergedError, ExitCode, WikiLLMError
+from wikillm.core.errors import DivergedError, ExitCode, StoppedError, WikiLLMError
 from wikillm.core.files import write_json
 from wikillm.core.lock import FileLock
 from wikillm.core.log import logger
 from wikillm.core.world import World
 from wikillm.train.control import ControlGroup
 
+AGREED = (DivergedError, StoppedError)  # raised on all ranks at the same step, once training has begun
 OTHERS_WAIT_SECONDS = 3.0  # the launchers kill the other ranks at the first failure: rank 0 gets to speak first
 
 
@@ -31,7 +33,7 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
     """Write exit.json: rank 0 always, another rank only if nobody has. Never raises: the error itself matters more."""
     path = run_dir / "exit.json"
     if rank != 0:
-        if error is None or isinstance(error, DivergedError):
+        if error is None or isinstance(error, AGREED):
             return  # rank 0 ends the same way, and writes it
         time.sleep(OTHERS_WAIT_SECONDS)
         if path.exists():
@@ -54,13 +56,19 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
         logger.warning("could not write %s: %s", path, failure)
 
 
+def let_rank_0_speak_first(error: WikiLLMError) -> None:
+    """An error that all ranks meet is shown by rank 0, before a launcher ends it because another rank was faster."""
+    if os.environ.get("RANK", "0") not in ("", "0") and not (isinstance(error, AGREED)):
+        time.sleep(OTHERS_WAIT_SECONDS)
+
+
 @dataclass(slots=True)
 class Ending:
     """What the end of a run needs to know; filled in as the run comes to stand."""
 
     group: ControlGroup | None = None
     lock: FileLock | None = None
-    step: Callable[[], int | None] = lambda: None
+    step: Callable[[], int | None] = lambda: None  # None until training has begun
 
 
 @contextmanager
@@ -80,7 +88,7 @@ def ending(run_dir: Path, world: World, timeout_seconds: float) -> Iterator[Endi
         owns = end.lock is not None or not world.is_main  # a directory that another run holds is not ours to write to
         if owns and not isinstance(error, KeyboardInterrupt):
             record_exit(run_dir, error, rank=world.rank, step=end.step())
-        agreed = error is None or isinstance(error, DivergedError)
+        agreed = error is None or (isinstance(error, AGREED) and end.step() is not None)
         if agreed and end.group is not None:
             end.group.leave_together(timeout_seconds)
         if agreed and dist.is_initialized():

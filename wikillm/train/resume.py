@@ -28,7 +28,10 @@ FACTS = {
     "zero_stage": "--deepspeed",
     "world_size": "the number of processes",
 }
-CHANGEABLE = ("max_steps", "global_batch_sequences")  # with --allow-change; the others would not load or not mean the same
+CHANGEABLE = (
+    "max_steps",
+    "global_batch_sequences",
+)  # with --allow-change; the others would not load or not mean the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,7 @@ def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
     return ResumePoint(found, int(state["step"]), int(state["consumed_samples"]), state)
 
 
-def agree_on_resume_point(
-    checkpoints: Path, resume: str, group: ControlGroup, *, is_main: bool
-) -> ResumePoint | None:
+def agree_on_resume_point(checkpoints: Path, resume: str, group: ControlGroup, *, is_main: bool) -> ResumePoint | None:
     """Rank 0 looks and verifies, the others take its answer, or its error. (all ranks)"""
     answer: ResumePoint | CheckpointError | None = None
     if is_main:

@@ -28,6 +28,7 @@ from wikillm.checkpoints.retention import clear_leftovers
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.files import nearest_existing, write_json
 from wikillm.core.lock import FileLock
+from wikillm.observe.swanlab import new_run_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class RunDir:
         """The run's lasting identity (id, tracker id); made at the first start, kept over resumes. (rank 0)"""
         if self.identity.exists():
             return dict(json.loads(self.identity.read_text(encoding="utf-8")))
-        identity = {"id": uuid.uuid4().hex, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        identity = {"id": uuid.uuid4().hex, "tracker": new_run_id(), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         write_json(self.identity, identity)
         return identity
 

@@ -98,7 +98,7 @@ class HealthCallback(TrainerCallback):
         trainer = self.trainer
         if trainer is None or trainer.last_loss is None:
             return torch.tensor(False)
-        engine = trainer.model_wrapped
+        engine: Any = trainer.model_wrapped  # DeepSpeed's engine, or a plain or DDP-wrapped model
         if fp16 and hasattr(engine, "skipped_steps") and self._skips.step(int(engine.skipped_steps)):
             warn(f"fp16 overflow: the loss scaler skipped this step ({self._skips.in_a_row} in a row)")
             return torch.tensor(False)

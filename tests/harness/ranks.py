@@ -1,0 +1,94 @@
+"""Real ranks in real processes: torch, transformers and deepspeed are imported once, then every rank is a fork.
+
+A launcher start costs about 20 s on two cores, a fork of the warm server well under one. Each call of
+`run_ranks` gets its own port, its own environment and its own processes; nothing carries over between calls.
+"""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from wikillm.core.world import free_port
+
+PRELOAD = ["harness.warm"]
+
+
+class RankFailed(AssertionError):
+    """A rank raised, died or did not finish; the message has every rank's story."""
+
+
+def _context() -> mp.context.ForkServerContext:
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def _rank_main(
+    channel: Connection, environ: Mapping[str, str], program: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    os.environ.update(environ)
+    try:
+        channel.send(("ok", program(*args)))
+    except BaseException as error:
+        channel.send(("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+    finally:
+        channel.close()
+        os._exit(0)  # nothing of the test process's exit handlers belongs to a rank
+
+
+def run_ranks(
+    program: Callable[..., Any], world_size: int, *args: Any, timeout: float = 180.0, **environ: str
+) -> list[Any]:
+    """Run `program(*args)` on `world_size` gloo ranks; returns the results by rank.
+
+    `program` must be importable by name (tests/harness/programs.py). Raises RankFailed with every rank's traceback.
+    """
+    port = str(free_port())
+    context = _context()
+    channels, processes = [], []
+    for rank in range(world_size):
+        ours, theirs = context.Pipe(duplex=False)
+        variables = {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+            "LOCAL_WORLD_SIZE": str(world_size), "LOCAL_SIZE": str(world_size),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+            **environ,
+        }  # fmt: skip
+        process = context.Process(target=_rank_main, args=(theirs, variables, program, args), daemon=True)
+        process.start()
+        theirs.close()
+        channels.append(ours)
+        processes.append(process)
+    outcomes = _collect(channels, timeout)
+    for process in processes:
+        process.join(timeout=5)
+        if process.is_alive():
+            process.kill()
+    if any(kind != "ok" for kind, _ in outcomes):
+        raise RankFailed(
+            "\n".join(f"--- rank {i}: {kind}\n{value}" for i, (kind, value) in enumerate(outcomes) if kind != "ok")
+        )
+    return [value for _, value in outcomes]
+
+
+def _collect(channels: list[Connection], timeout: float) -> list[tuple[str, Any]]:
+    outcomes: list[tuple[str, Any]] = [("no answer", f"nothing within {timeout:.0f} s")] * len(channels)
+    open_channels = dict(zip(channels, range(len(channels)), strict=True))
+    while open_channels:
+        ready = wait(list(open_channels), timeout=timeout)
+        if not ready:
+            break
+        for channel in ready:
+            rank = open_channels.pop(channel)  # type: ignore[arg-type]
+            try:
+                outcomes[rank] = channel.recv()  # type: ignore[union-attr]
+            except EOFError:
+                outcomes[rank] = ("died", "the process ended without an answer")
+            if outcomes[rank][0] != "ok":
+                timeout = min(timeout, 10.0)  # the others may wait for this one for ever
+    return outcomes

@@ -1,0 +1,165 @@
+"""A checkpoint is complete or not there; the newest good one is found; the last good one is never removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from wikillm.checkpoints.latest import find_complete, latest_complete
+from wikillm.checkpoints.layout import MANIFEST, STAGING, STATE, list_checkpoints
+from wikillm.checkpoints.manifest import files_to_list, read_state, seal_files, verify, write_manifest
+from wikillm.checkpoints.retention import clear_leftovers, keep_newest
+from wikillm.core.errors import CheckpointError
+
+
+def make(folder: Path, step: int, content: bytes = b"weights" * 1000) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    (checkpoint / "global_step").mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(content + str(step).encode())
+    (checkpoint / "global_step" / "optimizer.pt").write_bytes(content * 2)
+    (checkpoint / STATE).write_text(json.dumps({"step": step, "consumed_samples": step * 8}))
+    write_manifest(checkpoint, seal_files(checkpoint, files_to_list(checkpoint)), {"step": step, "world_size": 1})
+    return checkpoint
+
+
+def test_a_sealed_checkpoint_verifies_and_gives_its_state(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, 20)
+    assert verify(checkpoint)["step"] == 20
+    assert read_state(checkpoint)["consumed_samples"] == 160
+    assert set(verify(checkpoint)["files"]) == {"model.safetensors", "global_step/optimizer.pt", STATE}
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "flipped bit": (lambda c: flip_a_bit(c / "global_step" / "optimizer.pt"), "content changed"),
+    "truncated": (lambda c: os.truncate(c / "model.safetensors", 100), "100 bytes instead of"),
+    "zeroed": (lambda c: (c / "model.safetensors").write_bytes(bytes(7002)), "content changed"),
+    "deleted": (lambda c: (c / STATE).unlink(), "missing"),
+    "added": (lambda c: (c / "global_step" / "evil.pt").write_bytes(b"x"), "not in the manifest"),
+    "no manifest": (lambda c: (c / MANIFEST).unlink(), "not a complete checkpoint"),
+    "torn manifest": (lambda c: os.truncate(c / MANIFEST, 50), "cannot be read"),
+    "other format": (
+        lambda c: (c / MANIFEST).write_text('{"format_version": 99, "files": {}}'),
+        "not of format 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_found_and_the_one_before_is_used(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, newest = make(tmp_path, 10), make(tmp_path, 20)
+    damage, message = DAMAGE[kind]
+    damage(newest)
+    with pytest.raises(CheckpointError, match=message):
+        verify(newest)
+    assert latest_complete(tmp_path) == good
+    assert "passing over checkpoint-20" in capsys.readouterr().err
+    assert newest.exists(), "a damaged checkpoint is evidence: it stays"
+
+
+def test_a_manifest_cannot_name_files_outside(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, 10)
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    manifest["files"]["../../secret"] = {"size": 1, "sha256": "0" * 64}
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="leads out of the checkpoint"):
+        verify(checkpoint)
+
+
+def test_all_damaged_is_refused_with_all_reasons_and_nothing_is_deleted(tmp_path: Path) -> None:
+    for step in (10, 20):
+        os.truncate(make(tmp_path, step) / "model.safetensors", 1)
+    with pytest.raises(CheckpointError) as caught:
+        latest_complete(tmp_path)
+    assert "checkpoint-10" in str(caught.value) and "checkpoint-20" in str(caught.value)
+    assert caught.value.exit_code == 6
+    assert len(list_checkpoints(tmp_path)) == 2
+
+
+def test_newest_means_the_highest_step_not_the_latest_mtime(tmp_path: Path) -> None:
+    make(tmp_path, 9), make(tmp_path, 100)
+    os.utime(tmp_path / "checkpoint-9", (2e9, 2e9))
+    (tmp_path / "latest").write_text("checkpoint-9")
+    found = latest_complete(tmp_path)
+    assert found is not None and found.name == "checkpoint-100"
+    assert latest_complete(tmp_path / "nothing") is None
+
+
+def test_find_complete_takes_a_run_a_folder_or_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path / "run" / "checkpoints", 10)
+    for path in (tmp_path / "run", tmp_path / "run" / "checkpoints", checkpoint):
+        assert find_complete(path) == checkpoint
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        find_complete(tmp_path / "elsewhere")
+
+
+def test_rotation_keeps_the_newest_and_does_not_count_damaged_ones(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        make(tmp_path, step)
+    os.truncate(tmp_path / "checkpoint-40" / "model.safetensors", 1)
+    removed = keep_newest(tmp_path, keep=2)
+    assert [path.name for path in removed] == ["checkpoint-10"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-40", "checkpoint-30", "checkpoint-20"]
+    (tmp_path / STAGING / "checkpoint-50").mkdir(parents=True)
+    (tmp_path / ".deleting-checkpoint-5").mkdir()
+    clear_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-30", "checkpoint-40"]
+
+
+SAVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
+from wikillm.checkpoints.retention import keep_newest
+from wikillm.core.files import rename_durably
+folder, step = Path({folder!r}), {first}
+while True:
+    step += 1
+    staged = folder / ".staging" / f"checkpoint-{{step}}"
+    staged.mkdir(parents=True, exist_ok=True)
+    for name in ("a", "b", "c"):
+        (staged / name).write_bytes(str(step).encode() * 20000)
+    write_manifest(staged, seal_files(staged, files_to_list(staged)), {{"step": step}})
+    rename_durably(staged, folder / staged.name)
+    keep_newest(folder, 2)
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.004, 0.011, 0.023, 0.05])
+def test_sigkill_at_any_moment_leaves_only_good_checkpoints(tmp_path: Path, delay: float) -> None:
+    """A process that saves and rotates without pause is killed; what is listed verifies, and is the last or next step."""
+    first = 0
+    for _ in range(3):
+        program = SAVER.format(folder=str(tmp_path), first=first, tests=str(Path(__file__).parent))
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        for _ in range(3):
+            said = int(process.stdout.readline())
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split()
+        process.wait()
+        said = int(rest[-1]) if rest else said
+        clear_leftovers(tmp_path)
+        for checkpoint in list_checkpoints(tmp_path):
+            verify(checkpoint)
+        newest = latest_complete(tmp_path)
+        assert newest is not None
+        first = int(newest.name.removeprefix("checkpoint-"))
+        assert first in (said, said + 1)

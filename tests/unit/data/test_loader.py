@@ -1,0 +1,107 @@
+"""Batches: the right tokens, the same global batch for every way to cut it up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wikillm.data.loader import PADDING, BatchShape, EvalBatches, Samples, eval_loader, train_loader
+from wikillm.data.order import IGNORED, SampleOrder
+
+
+class Counting:
+    """Token i is i + 1000: a batch shows where it was read."""
+
+    def __init__(self, n_tokens: int) -> None:
+        self.n_tokens = n_tokens
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        assert 0 <= start <= stop <= self.n_tokens, f"read {start}..{stop} of {self.n_tokens}"
+        return np.arange(start + 1000, stop + 1000, dtype=np.uint32)
+
+
+def global_batches(tokens: Counting, order: SampleOrder, shapes: list[BatchShape], **kwargs: int) -> list[torch.Tensor]:
+    """Rows of (inputs, targets) of each optimizer step, over all ranks, sorted: what the step trains on."""
+    loaders = [list(train_loader(tokens, order, shape, **kwargs)) for shape in shapes]
+    steps = []
+    accumulation = shapes[0].accumulation
+    for step in range(len(loaders[0]) // accumulation):
+        parts = [b for loader in loaders for b in loader[step * accumulation : (step + 1) * accumulation]]
+        rows = torch.cat([torch.cat([b["input_ids"], b["shift_labels"]], dim=1) for b in parts])
+        steps.append(torch.tensor(sorted(rows.tolist())))
+    return steps
+
+
+def test_inputs_are_the_tokens_before_the_targets() -> None:
+    batch = Samples(Counting(101), SampleOrder(101, 10, seed=5), 10).__getitems__([0, 3, 7])
+    assert batch["input_ids"].shape == (3, 10) and batch["input_ids"].dtype == torch.int64
+    assert (batch["shift_labels"] - batch["input_ids"] == 1).all()
+    assert batch["labels"] is batch["shift_labels"]
+
+
+def test_a_block_over_the_end_of_the_ring_goes_on_at_the_front() -> None:
+    order = SampleOrder(26, 10, seed=0)  # 25 targets, three blocks, the last one short
+    batch = Samples(Counting(26), order, 3).__getitems__(list(range(3)))
+    assert sorted(batch["shift_labels"][batch["shift_labels"] != IGNORED].tolist()) == list(range(1001, 1026))
+    assert (batch["shift_labels"] == IGNORED).sum() == 5
+    real = batch["shift_labels"] != IGNORED
+    assert (batch["shift_labels"][real] - batch["input_ids"][real] == 1).all()
+
+
+@given(st.sampled_from([(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2), (1, 2, 4)]), st.integers(0, 40))
+@settings(max_examples=30, deadline=None)
+def test_every_cut_reads_the_same_global_batches(cut: tuple[int, int, int], consumed: int) -> None:
+    tokens, order = Counting(777), SampleOrder(777, 10, seed=4)
+    micro, accumulation, world = cut
+    whole = global_batches(tokens, order, [BatchShape(8, 1, 1, 0)], total_steps=5, consumed_samples=consumed)
+    shapes = [BatchShape(micro, accumulation, world, rank) for rank in range(world)]
+    parts = global_batches(tokens, order, shapes, total_steps=5, consumed_samples=consumed)
+    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_continues_where_the_state_says(workers: int) -> None:
+    tokens, order, shape = Counting(500), SampleOrder(500, 10, seed=4), BatchShape(2, 2, 1, 0)
+    whole = [b["input_ids"] for b in train_loader(tokens, order, shape, total_steps=6)]
+    rest = train_loader(tokens, order, shape, total_steps=6, first_step=4, consumed_samples=16, workers=workers)
+    assert len(rest) == 12  # of the whole run, what HF's Trainer counts in
+    assert [b["input_ids"].tolist() for b in rest] == [b.tolist() for b in whole[8:]]
+
+
+@given(st.integers(1, 50), st.integers(1, 5), st.integers(1, 4))
+@settings(deadline=None)
+def test_evaluation_reads_every_sample_once_in_equally_many_batches(samples: int, micro: int, world: int) -> None:
+    per_rank = [list(EvalBatches(samples, micro, world, rank)) for rank in range(world)]
+    assert len({len(batches) for batches in per_rank}) == 1
+    seen = [n for batches in per_rank for batch in batches for n in batch if n != PADDING]
+    assert sorted(seen) == list(range(samples))
+
+
+def test_evaluation_covers_all_targets_or_the_first_ones() -> None:
+    def targets(max_tokens: int | None) -> list[int]:
+        loader = eval_loader(Counting(95), 10, micro_batch=4, world_size=1, rank=0, max_tokens=max_tokens)
+        return [t for b in loader for t in b["shift_labels"].flatten().tolist() if t != IGNORED]
+
+    assert targets(None) == list(range(1001, 1095))
+    assert targets(25) == list(range(1001, 1031))
+
+
+def test_huggingface_gives_the_same_loss_as_its_own_shift() -> None:
+    """`shift_labels` on T inputs equals HF's internal shift on T+1 tokens."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=32,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).eval()
+    tokens = torch.randint(0, 64, (2, 11))
+    ours = model(
+        input_ids=tokens[:, :-1], labels=tokens[:, 1:].contiguous(), shift_labels=tokens[:, 1:].contiguous()
+    ).loss
+    theirs = model(input_ids=tokens, labels=tokens).loss
+    torch.testing.assert_close(ours, theirs)

@@ -1,0 +1,56 @@
+"""`wikillm train`, which is also `deepspeed train.py`, `torchrun train.py` and `python train.py`."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "Train a model, or go on with a stopped run."
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    from wikillm.cli.run_config import add_run_config_arguments
+
+    add_run_config_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        "--resume_from_checkpoint",
+        nargs="?",
+        const="auto",
+        default="never",
+        metavar="auto|never|PATH",
+        help="go on from the newest complete checkpoint of run.dir (auto), or from the one at PATH",
+    )
+    parser.add_argument(
+        "--allow-change", action="store_true", help="on resume, accept another horizon or batch than the checkpoint's"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="build the token store, show the plan, and stop there")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    from wikillm.cli.run_config import resolve_run_config
+    from wikillm.core.errors import WikiLLMError
+    from wikillm.train.exit import let_rank_0_speak_first
+
+    try:
+        resolved = resolve_run_config(args)
+        if args.dry_run:
+            from wikillm.train.preview import preview
+
+            preview(resolved)
+            return 0
+        from wikillm.train.run import pretrain
+
+        result = pretrain(resolved, resume=_resume(args.resume), allow_change=args.allow_change)
+    except WikiLLMError as error:
+        let_rank_0_speak_first(error)
+        raise
+    from wikillm.train.preview import say_result
+
+    say_result(result)
+    return 0
+
+
+def _resume(text: str) -> str:
+    """HF's spelling takes a boolean too: `--resume_from_checkpoint True`."""
+    return {"true": "auto", "false": "never"}.get(text.lower(), text)

@@ -1,0 +1,155 @@
+"""What a run tells while it trains: the log table, metrics.jsonl, the tracker. Measures on all ranks, speaks on rank 0.
+
+Times do not count evaluation, checkpoints and samples: the meter stands still from the end of a step that is
+followed by one of them until the next step begins.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from wikillm.config.schema import RunConfig
+from wikillm.core.errors import ExitCode
+from wikillm.core.log import say
+from wikillm.core.units import format_count
+from wikillm.core.world import World
+from wikillm.observe import names
+from wikillm.observe.format import LogTable
+from wikillm.observe.meter import Meter
+from wikillm.observe.sinks import JsonlSink, Sample, Sink
+from wikillm.observe.swanlab import SwanLabSink
+from wikillm.plan.flops import peak_flops
+from wikillm.plan.run_plan import Plan
+from wikillm.train.resume import ResumePoint
+from wikillm.train.run_dir import RunDir
+from wikillm.train.trainer import WikiTrainer
+
+HEADER_EVERY = 25  # log lines between two headers
+
+
+class ReportCallback(TrainerCallback):
+    """Turns HF's log events into readings, lines and records."""
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        plan: Plan,
+        world: World,
+        run: RunDir,
+        identity: dict[str, Any],
+        tokens_per_epoch: int,
+        point: ResumePoint | None,
+    ) -> None:
+        self.plan, self.world, self.tokens_per_epoch = plan, world, tokens_per_epoch
+        self.trainer: WikiTrainer | None = None  # set once the Trainer exists
+        self.first_loss: float | None = None
+        self.last_loss: float | None = None
+        on_gpu = torch.cuda.is_available()
+        peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
+        self.meter = Meter(
+            world.size,
+            flops_per_token=plan.flops_per_token,
+            peak_flops=peak,
+            tokens=point.consumed_samples * plan.sequence_length if point else 0,
+            train_seconds=float(point.state.get("train_seconds", 0.0)) if point else 0.0,
+            uses_gpu=on_gpu,
+        )
+        self._tokens_at_start, self._seconds_at_start = self.meter.tokens, self.meter.train_seconds
+        self._table, self._lines = LogTable(plan.max_steps, has_mfu=peak is not None), 0
+        self._waited = 0.0
+        self.sinks: list[Sink] = []
+        if world.is_main:
+            self.sinks = [JsonlSink(run.path), _tracker(cfg, run, identity)]
+            for sink in self.sinks:
+                sink.start({**cfg.model_dump(mode="json"), "plan": plan.to_json()})
+
+    @property
+    def mean_tokens_per_second(self) -> float | None:
+        """Over this process's part of the run."""
+        seconds = self.meter.train_seconds - self._seconds_at_start
+        return (self.meter.tokens - self._tokens_at_start) / seconds if seconds > 0 else None
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.meter.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.trainer is not None:
+            self.meter.waited(self.trainer.data_seconds - self._waited)
+            self._waited = self.trainer.data_seconds
+        self.meter.step(self.plan.global_batch_tokens)
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_log = True
+        if control.should_evaluate or control.should_save:
+            self.meter.stop()
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs: dict[str, Any] = kwargs["logs"]
+        state.log_history.clear()  # metrics.jsonl is the record; HF's list would grow into every checkpoint
+        if "loss" not in logs:
+            return
+        reading = self.meter.read().as_metrics()
+        values = {
+            **reading,
+            names.LOSS: float(logs["loss"]),
+            names.LEARNING_RATE: float(logs["learning_rate"]),
+            names.EPOCH: self.meter.tokens / self.tokens_per_epoch,
+        }
+        if "grad_norm" in logs:
+            values[names.GRAD_NORM] = float(logs["grad_norm"])
+        self.last_loss = values[names.LOSS]
+        if self.first_loss is None:
+            self.first_loss = self.last_loss
+        for sink in self.sinks:
+            sink.log(state.global_step, values)
+        if self._lines % HEADER_EVERY == 0:
+            say(self._table.header())
+        self._lines += 1
+        say(self._table.line({**values, names.STEP: state.global_step}))
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        held_out = self.trainer.held_out if self.trainer else None
+        if held_out is None:
+            return
+        say(
+            f"validation at step {state.global_step:,}: {held_out.loss:.4f} nats/token, "
+            f"{held_out.bits_per_byte:.4f} bits/byte on {format_count(held_out.targets)} tokens"
+        )
+        values = {
+            names.EVAL_LOSS: held_out.loss,
+            names.BITS_PER_BYTE: held_out.bits_per_byte,
+            names.EVAL_TOKENS: held_out.targets,
+        }
+        for sink in self.sinks:
+            sink.log(state.global_step, values, names.EVAL)
+
+    def show_samples(self, step: int, samples: list[Sample]) -> None:
+        """Print sample generations and hand them to the sinks. (rank 0)"""
+        for sample in samples:
+            text = " ".join(f"{sample.prompt}{sample.text}".split())
+            say(f"sample     {text[:160]}")
+        for sink in self.sinks:
+            sink.text(step, samples)
+
+    def close(self, error: BaseException | None) -> None:
+        """Finish the sinks, each within its own bound. Safe on the crash path."""
+        code = ExitCode.DONE if error is None else getattr(error, "exit_code", ExitCode.BUG)
+        for sink in self.sinks:
+            sink.finish(int(code), None if error is None else str(error).splitlines()[0])
+
+
+def _tracker(cfg: RunConfig, run: RunDir, identity: dict[str, Any]) -> SwanLabSink:
+    """SwanLab as configured; its run id is the run directory's, so a resumed run goes on in the same experiment."""
+    swanlab = cfg.observe.swanlab
+    return SwanLabSink(
+        mode=swanlab.mode,
+        project=swanlab.project,
+        experiment_name=swanlab.experiment_name or cfg.run.name,
+        log_dir=Path(swanlab.log_dir) if swanlab.log_dir else run.path / "swanlog",
+        workspace=swanlab.workspace,
+        run_id=identity["tracker"],
+        finish_timeout=swanlab.finish_timeout_seconds,
+    )

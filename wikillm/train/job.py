@@ -1,0 +1,166 @@
+"""Puts the parts of a run together and trains: HF's Trainer, our data, and the callbacks around its steps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PrinterCallback, TrainingArguments
+
+from wikillm.config.load import Resolved
+from wikillm.core.errors import StoppedError
+from wikillm.core.log import say
+from wikillm.core.world import World
+from wikillm.data.loader import BatchShape
+from wikillm.data.order import SampleOrder
+from wikillm.data.store import Store
+from wikillm.evals.loss import HeldOutLoss
+from wikillm.plan.run_plan import Plan
+from wikillm.train.callbacks.checkpoint import CheckpointCallback
+from wikillm.train.callbacks.health import HealthCallback
+from wikillm.train.callbacks.report import ReportCallback
+from wikillm.train.callbacks.samples import SampleCallback
+from wikillm.train.control import ControlGroup, StopSignals
+from wikillm.train.engine import Engine
+from wikillm.train.resume import ResumePoint, check_same_run
+from wikillm.train.run_dir import RunDir
+from wikillm.train.trainer import RunData, WikiTrainer
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A run that reached its horizon. Losses in nats per token; None where this process logged none."""
+
+    run_dir: Path
+    plan: Plan
+    first_loss: float | None
+    last_loss: float | None
+    held_out: HeldOutLoss | None
+    tokens_per_second: float | None
+    seconds: float
+
+
+@dataclass
+class Job:
+    """Everything a run stands on, once it has been checked; `train` does the rest. (all ranks)"""
+
+    resolved: Resolved
+    plan: Plan
+    engine: Engine
+    store: Store
+    world: World
+    run: RunDir
+    identity: dict[str, Any]
+    group: ControlGroup
+    signals: StopSignals
+    trainer: WikiTrainer | None = None
+    report: ReportCallback | None = None
+
+    @property
+    def step(self) -> int | None:
+        """Optimizer steps done; None until training has begun."""
+        return None if self.trainer is None else int(self.trainer.state.global_step)
+
+    def train(
+        self, model: PreTrainedModel, args: TrainingArguments, point: ResumePoint | None, *, allow_change: bool
+    ) -> TrainResult:
+        """Train to the horizon. Raises StoppedError after a complete checkpoint when a signal asked for it."""
+        if point is not None:
+            check_same_run(point, self.facts(), allow_change=allow_change)
+            say(f"resuming   {point.checkpoint} (step {point.step:,})")
+        cfg, start = self.resolved.config, time.monotonic()
+        health = HealthCallback(self.group, self.signals, cfg.train.max_skipped_steps)
+        saving = CheckpointCallback(self.run, self.world, self.group, cfg.train.save_total_limit, self.state)
+        tokens_per_epoch = self.store.train.n_tokens - 1
+        self.report = report = ReportCallback(
+            cfg, self.plan, self.world, self.run, self.identity, tokens_per_epoch, point
+        )
+        samples = SampleCallback(
+            cfg.observe,
+            self.store.tokenizer_dir,
+            self.store.manifest.tokenizer.eos_id,
+            self.world,
+            report,
+            is_partitioned=self.engine.zero_stage == 3,
+        )
+        self.trainer = trainer = WikiTrainer(
+            model,
+            args,
+            self._data(),
+            self.group,
+            self.signals,
+            [health, saving, report, samples],
+            first_step=point.step if point else 0,
+            consumed_samples=point.consumed_samples if point else 0,
+        )
+        trainer.remove_callback(PrinterCallback)
+        health.trainer = report.trainer = samples.trainer = trainer
+        self.signals.install()  # once more: the tracker has installed handlers of its own
+        self.signals.defer()
+        error: BaseException | None = None
+        try:
+            trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)
+            if health.stopped_by is not None:
+                raise StoppedError(
+                    f"Stopped by {health.stopped_by} at step {self.step}; a complete checkpoint is at {saving.latest}.",
+                    fix="go on with the same command and --resume auto",
+                )
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            report.close(error)
+        return TrainResult(
+            run_dir=self.run.path,
+            plan=self.plan,
+            first_loss=report.first_loss,
+            last_loss=report.last_loss,
+            held_out=trainer.held_out,
+            tokens_per_second=report.mean_tokens_per_second,
+            seconds=time.monotonic() - start,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint of this run is tied to (see resume.FACTS)."""
+        return {
+            "store": self.store.manifest.fingerprint,
+            "seed": self.resolved.config.run.seed,
+            "sequence_length": self.plan.sequence_length,
+            "global_batch_sequences": self.plan.global_batch_sequences,
+            "vocab_size": self.plan.vocab_size,
+            "parameters": self.plan.parameters,
+            "max_steps": self.plan.max_steps,
+            "precision": self.engine.precision,
+            "zero_stage": self.engine.zero_stage,
+            "world_size": self.world.size,
+        }
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What goes into a checkpoint after `step`: the facts, and where the data stands."""
+        if self.trainer is None or self.report is None:
+            raise RuntimeError("a checkpoint was asked for before training began")
+        held_out = self.trainer.held_out
+        return {
+            **self.facts(),
+            "step": step,
+            "consumed_samples": self.trainer.consumed_samples,
+            "run": self.identity["id"],
+            "tracker": self.identity["tracker"],
+            "train_seconds": self.report.meter.train_seconds,
+            "held_out": held_out.to_json() if held_out else None,
+        }
+
+    def _data(self) -> RunData:
+        plan, train, val = self.plan, self.resolved.config.train, self.store.val
+        return RunData(
+            train=self.store.train,
+            val=val,
+            order=SampleOrder(self.store.train.n_tokens, plan.sequence_length, self.resolved.config.run.seed),
+            shape=BatchShape(plan.micro_batch, plan.accumulation, plan.world_size, self.world.rank),
+            val_bytes_per_token=val.text_bytes / val.n_tokens,
+            max_eval_tokens=train.max_eval_tokens,
+            eval_micro_batch=train.per_device_eval_batch_size,
+            workers=train.dataloader_num_workers,
+        )

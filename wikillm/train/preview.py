@@ -1,0 +1,42 @@
+"""What a run would do, without doing it: `wikillm train --dry-run`, and the summary of a finished one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wikillm.config.load import Resolved
+from wikillm.core.log import say
+from wikillm.core.units import format_count, format_seconds
+from wikillm.core.world import World
+from wikillm.data.prepare import prepare_store
+from wikillm.plan.run_plan import make_plan
+from wikillm.train.engine import resolve_engine
+from wikillm.train.job import TrainResult
+from wikillm.train.records import say_plan
+from wikillm.train.run_dir import RunDir
+
+
+def preview(resolved: Resolved) -> None:
+    """Check everything that can be checked before a process group exists, and show the plan. Writes no run directory."""
+    cfg, world = resolved.config, World.from_env()
+    store = prepare_store(cfg.data, is_main=world.is_main)
+    plan = make_plan(
+        resolved,
+        world_size=world.size,
+        tokenizer_length=store.manifest.tokenizer.length,
+        train_tokens=store.train.n_tokens,
+    )
+    engine = resolve_engine(cfg, plan, world)
+    say_plan(RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}")), resolved, plan, engine)
+
+
+def say_result(result: TrainResult) -> None:
+    """The end of a run in a few lines, and what to type next. (rank 0 prints)"""
+    say(f"done       {result.plan.max_steps:,} steps in {format_seconds(result.seconds)}")
+    if result.first_loss is not None and result.last_loss is not None:
+        say(f"loss       {result.first_loss:.4f} -> {result.last_loss:.4f} nats/token")
+    if result.held_out is not None:
+        say(f"held out   {result.held_out.loss:.4f} nats/token, {result.held_out.bits_per_byte:.4f} bits/byte")
+    if result.tokens_per_second is not None:
+        say(f"speed      {format_count(result.tokens_per_second)} tokens/s")
+    say(f"next       wikillm generate {result.run_dir} --prompt ...   or   wikillm export {result.run_dir}")
