@@ -56,7 +56,7 @@ def load_folder(folder: Path, *, tokenizer_dir: Path | None = None, device: str 
     eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
     if not isinstance(eos_id, int):
         raise ConfigError(f"The tokenizer in {tokenizer_dir or folder} names no end-of-text token.", got=repr(eos_id))
-    model.to(target)
+    model.to(target)  # type: ignore[arg-type]  # the stub of a decorated method
     return LoadedModel(model.eval(), tokenizer, eos_id)
 
 

@@ -1,0 +1,43 @@
+"""What every test gets: no hub, no terminal assumptions, a corpus that is made on the spot, GPU tests counted as skips."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from harness.corpus import write_corpus
+from hypothesis import settings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("SWANLAB_MODE", "disabled")
+os.environ.setdefault("DS_ACCELERATOR", "cpu" if not os.path.exists("/dev/nvidia0") else "cuda")
+
+# A deadline per example would be a timing assertion.
+settings.register_profile("wikillm", deadline=None, print_blob=True)
+settings.load_profile("wikillm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU stay in the count: without one each is a skip with its reason."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """Root of the checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JSON Lines, 300 kB, Chinese and English, learnable (see harness/corpus.py). Read only."""
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")

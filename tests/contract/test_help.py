@@ -1,0 +1,69 @@
+"""`--help` costs nothing: it imports no heavy package, whichever command is asked."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from wikillm.cli.main import COMMANDS
+
+HEAVY = [
+    "torch",
+    "transformers",
+    "deepspeed",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "swanlab",
+    "modelscope",
+    "pandas",
+]
+PROBE = """
+import json, sys
+from wikillm.cli.main import main
+code = main(sys.argv[1:])
+print("\\n" + json.dumps({"code": code, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+"""
+
+
+def probe(*words: str) -> tuple[dict[str, object], str]:
+    done = subprocess.run([sys.executable, "-c", PROBE, *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    *shown, facts = done.stdout.rstrip().splitlines()
+    return json.loads(facts), "\n".join(shown)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)], ids=" ".join)
+def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
+    facts, shown = probe(*words)
+    assert facts["code"] == 0, shown
+    assert not set(HEAVY) & set(facts["modules"]), f"imported: {set(HEAVY) & set(facts['modules'])}"  # type: ignore[call-overload]
+
+
+def test_top_help_imports_only_the_core_and_lists_every_command() -> None:
+    facts, shown = probe("--help")
+    assert not {"pydantic", "yaml", "numpy"} & set(facts["modules"])  # type: ignore[call-overload]
+    for name, command in COMMANDS.items():
+        assert name in shown and command.help in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_its_three_parts(name: str) -> None:
+    module = importlib.import_module(COMMANDS[name].module)
+    assert COMMANDS[name].help == module.HELP, "one sentence in two places: keep them equal"
+    assert callable(module.configure) and callable(module.run)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_argument_is_explained(name: str) -> None:
+    import argparse
+
+    module = importlib.import_module(COMMANDS[name].module)
+    parser = argparse.ArgumentParser()
+    module.configure(parser)
+    silent = [action.dest for action in parser._actions if not action.help]
+    assert not silent, f"wikillm {name} --help does not explain {silent}"

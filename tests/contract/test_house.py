@@ -1,0 +1,106 @@
+"""The measures of the house: files and functions stay short, names say something, asserts say why."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+MOST_LINES_IN_A_FILE = 400
+MOST_LINES_IN_A_FUNCTION = 60
+NAMELESS = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
+
+# path or "path::function" -> why it may be longer
+LONGER: dict[str, str] = {}
+
+
+def sources(repo: Path, *folders: str) -> Iterator[tuple[str, str]]:
+    for folder in folders:
+        for path in sorted((repo / folder).rglob("*.py")):
+            yield path.relative_to(repo).as_posix(), path.read_text(encoding="utf-8")
+
+
+def functions(text: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    yield from (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def test_files_are_short(repo: Path) -> None:
+    long = {
+        p: n
+        for p, text in sources(repo, "wikillm", "tests", "benchmarks")
+        if (n := text.count("\n")) > MOST_LINES_IN_A_FILE
+    }
+    assert not set(long) - set(LONGER), f"longer than {MOST_LINES_IN_A_FILE} lines: {long}"
+
+
+def test_functions_are_short(repo: Path) -> None:
+    long = {
+        f"{path}::{node.name}": lines
+        for path, text in sources(repo, "wikillm", "benchmarks")
+        for node in functions(text)
+        if (lines := (node.end_lineno or node.lineno) - node.lineno + 1) > MOST_LINES_IN_A_FUNCTION
+    }
+    assert not set(long) - set(LONGER), f"longer than {MOST_LINES_IN_A_FUNCTION} lines: {long}"
+
+
+def test_the_list_of_exceptions_has_no_dead_entries(repo: Path) -> None:
+    known = {path for path, _ in sources(repo, "wikillm", "tests", "benchmarks")}
+    known |= {
+        f"{path}::{node.name}" for path, text in sources(repo, "wikillm", "benchmarks") for node in functions(text)
+    }
+    assert set(LONGER) <= known, f"no longer there: {set(LONGER) - known}"
+
+
+def test_every_file_has_a_room_and_a_name(repo: Path) -> None:
+    nameless = [
+        p for p, _ in sources(repo, "wikillm", "tests", "benchmarks") if NAMELESS & set(Path(p).with_suffix("").parts)
+    ]
+    assert not nameless, f"say what is in them: {nameless}"
+
+
+def test_every_module_states_its_contract(repo: Path) -> None:
+    silent = [path for path, text in sources(repo, "wikillm", "benchmarks") if not ast.get_docstring(ast.parse(text))]
+    assert not silent, f"no module docstring: {silent}"
+
+
+def test_asserts_say_what_went_wrong(repo: Path) -> None:
+    bare = [
+        f"{path}:{node.lineno}"
+        for path, text in sources(repo, "wikillm", "benchmarks")
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Assert) and node.msg is None
+    ]
+    assert not bare, f"asserts without a message: {bare}"
+
+
+def test_only_the_command_line_prints(repo: Path) -> None:
+    printing = [
+        f"{path}:{node.lineno}"
+        for path, text in sources(repo, "wikillm")
+        if not path.startswith("wikillm/cli/")
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not printing, f"use core.log.say: {printing}"
+
+
+def test_makefile_has_few_one_line_targets(repo: Path) -> None:
+    lines = (repo / "Makefile").read_text(encoding="utf-8").splitlines()
+    targets = [i for i, line in enumerate(lines) if line[:1].isalpha() and ":" in line]
+    assert 0 < len(targets) <= 8, [lines[i] for i in targets]
+    recipes = [line for line in lines if line.startswith("\t")]
+    assert len(recipes) <= len(targets), "a target has more than one line"
+
+
+def test_shell_scripts_parse(repo: Path) -> None:
+    scripts = [
+        repo / ".ci" / "run",
+        *sorted((repo / "launch").glob("*.sh")),
+        *sorted((repo / "launch").glob("*.sbatch")),
+    ]
+    for script in scripts:
+        shell = "sh" if script.name == "bootstrap.sh" else "bash"
+        done = subprocess.run([shell, "-n", str(script)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert script.read_text().count("\n") <= 60, f"{script} is long for a script: move it into the package"

@@ -1,0 +1,53 @@
+"""Every run preset, and every model preset under the default run, loads and plans on every shipped DeepSpeed JSON."""
+
+from __future__ import annotations
+
+import pytest
+
+from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed, shipped_names
+from wikillm.config.deepspeed_resolve import resolve_deepspeed
+from wikillm.config.load import load
+from wikillm.config.presets import preset_names
+from wikillm.plan.run_plan import make_plan
+
+RUNS = [(run, ()) for run in preset_names("runs")]
+MODELS = [(None, (f"model.preset={name}",)) for name in preset_names("models")]
+WORLDS = {"demo": (1, 2)}  # small on purpose; every other preset runs on one GPU and on eight
+QWEN2_LENGTH = 151_646
+TRAIN_TOKENS = 100_000_000_000
+
+
+def tokenizer_length(name: str) -> int:
+    """As many tokens as `train:8000` asks for, otherwise as many as Qwen2's tokenizer has."""
+    return int(name.removeprefix("train:")) if name.startswith("train:") else QWEN2_LENGTH
+
+
+def test_there_is_something_to_try() -> None:
+    assert len(RUNS) >= 10 and len(MODELS) >= 14 and len(shipped_names()) >= 7
+
+
+@pytest.mark.parametrize("recipe", shipped_names())
+@pytest.mark.parametrize(("run", "words"), [*RUNS, *MODELS], ids=lambda value: str(value))
+def test_plans(run: str | None, words: tuple[str, ...], recipe: str) -> None:
+    for world in WORLDS.get(str(run), (1, 8)):
+        resolved = load(run, words, deepspeed=recipe)
+        length = tokenizer_length(resolved.config.data.tokenizer)
+        plan = make_plan(resolved, world_size=world, tokenizer_length=length, train_tokens=TRAIN_TOKENS)
+        train = resolved.config.train
+        facts = DeepSpeedFacts(
+            micro_batch=plan.micro_batch,
+            accumulation=plan.accumulation,
+            world_size=world,
+            local_world_size=world,
+            max_grad_norm=train.max_grad_norm,
+            precision="bf16",
+            hidden_size=resolved.config.model.hidden_size,
+            learning_rate=train.learning_rate,
+            betas=(train.adam_beta1, train.adam_beta2),
+            eps=train.adam_epsilon,
+            weight_decay=train.weight_decay,
+            has_gpu=True,
+        )
+        engine = resolve_deepspeed(read_deepspeed(recipe), facts)
+        assert plan.global_batch_sequences == plan.micro_batch * plan.accumulation * world
+        assert engine.json["train_batch_size"] == plan.global_batch_sequences

@@ -1,0 +1,105 @@
+"""README.md and its Chinese twin tell the truth: the tree is the tree, and both have the same sections."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+TREE_MARK = "<!-- tree -->"  # stands on the line before the fenced block
+TWINS = ("README.md", "README.zh-CN.md")
+
+
+def fenced_block_after(text: str, mark: str) -> str:
+    match = re.search(re.escape(mark) + r"\s*\n```[a-z]*\n(.*?)\n```", text, re.DOTALL)
+    assert match, f"README has no fenced block after {mark}"
+    return match[1]
+
+
+def paths_in_tree(block: str) -> list[str]:
+    """`name` or `name/` at the start of a line, two spaces of indentation per level; the rest of a line is prose."""
+    stack: list[str] = []
+    paths = []
+    for line in block.splitlines():
+        match = re.match(r"( *)([\w.\-]+/?)(?:\s|$)", line)
+        if match is None:
+            continue
+        depth = len(match[1]) // 2
+        assert depth <= len(stack), f"indented too far: {line!r}"
+        stack = [*stack[:depth], match[2].rstrip("/")]
+        paths.append("/".join(stack) + ("/" if match[2].endswith("/") else ""))
+    return paths
+
+
+def folders(repo: Path) -> set[str]:
+    """Folders at the top and rooms in wikillm/, as git knows them; those with a leading dot are machinery."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = set()
+    for name in listed.stdout.splitlines():
+        parts = name.split("/")
+        if parts[0].startswith("."):
+            continue
+        found |= {f"{parts[0]}/"} if len(parts) > 1 else set()
+        found |= {f"wikillm/{parts[1]}/"} if parts[0] == "wikillm" and len(parts) > 2 else set()
+    return found
+
+
+def headings(text: str) -> list[int]:
+    """Levels of the headings, in order; what stands in code blocks does not count."""
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [len(match) for match in re.findall(r"^(#{1,4}) \S", prose, flags=re.MULTILINE)]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_tree_is_the_tree(repo: Path, name: str) -> None:
+    shown = paths_in_tree(fenced_block_after((repo / name).read_text(encoding="utf-8"), TREE_MARK))
+    assert len(shown) > 15
+    gone = [path for path in shown if not (repo / path).exists() or path.endswith("/") != (repo / path).is_dir()]
+    assert not gone, f"shown but not there (a folder ends with /): {gone}"
+    assert not folders(repo) - set(shown), f"there but not shown: {sorted(folders(repo) - set(shown))}"
+
+
+def test_the_twins_have_the_same_sections(repo: Path) -> None:
+    english, chinese = (headings((repo / name).read_text(encoding="utf-8")) for name in TWINS)
+    assert len(english) >= 6
+    assert english == chinese
+
+
+def test_the_twins_have_the_same_code(repo: Path) -> None:
+    """Commands must not drift apart; comments and prose are translated."""
+
+    def commands(name: str) -> list[str]:
+        blocks = re.findall(
+            r"^```(?:sh|bash)\n(.*?)^```", (repo / name).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        )
+        lines = [re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()]
+        return [line for line in lines if line and not line.startswith("#")]
+
+    english, chinese = (commands(name) for name in TWINS)
+    assert english == chinese
+
+
+def test_readme_is_readable_in_one_sitting(repo: Path) -> None:
+    for name in TWINS:
+        assert (repo / name).read_text(encoding="utf-8").count("\n") <= 250, name
+
+
+@pytest.mark.parametrize("name", [*TWINS, "CONTRIBUTING.md", "ARCHITECTURE.md"])
+def test_links_lead_somewhere(repo: Path, name: str) -> None:
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", (repo / name).read_text(encoding="utf-8"))
+    gone = [link for link in links if not (repo / link).exists()]
+    assert not gone, f"{name} links to what is not there: {gone}"
+
+
+def test_the_tree_reader_itself() -> None:
+    block = "a/        first\n  b.py    second\n  c/      third, d/ is prose\n    e.md\nf.toml"
+    assert paths_in_tree(block) == ["a/", "a/b.py", "a/c/", "a/c/e.md", "f.toml"]
+    assert headings("# A\n```\n# not one\n```\n## B\n") == [1, 2]

@@ -1,0 +1,49 @@
+"""The wheel holds what an installed WikiLLM needs besides code: presets, DeepSpeed JSON, the licence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def wheel(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Names in a wheel built from this checkout, without network and without build isolation."""
+    target = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target)],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = target.glob("*.whl")
+    return zipfile.ZipFile(built).namelist()
+
+
+def test_presets_are_inside(repo: Path, wheel: list[str]) -> None:
+    presets = [path.relative_to(repo).as_posix() for path in (repo / "wikillm" / "presets").rglob("*.yaml")]
+    assert len(presets) >= 20
+    assert set(presets) <= set(wheel)
+
+
+def test_deepspeed_recipes_are_inside(repo: Path, wheel: list[str]) -> None:
+    recipes = [f"wikillm/ds_configs/{path.name}" for path in (repo / "ds_configs").glob("*.json")]
+    assert len(recipes) >= 7
+    assert set(recipes) <= set(wheel)
+
+
+def test_every_module_and_the_licence_are_inside(repo: Path, wheel: list[str]) -> None:
+    modules = {path.relative_to(repo).as_posix() for path in (repo / "wikillm").rglob("*.py")}
+    assert modules <= set(wheel)
+    assert any(name.endswith("licenses/LICENSE") for name in wheel)
+
+
+def test_nothing_else_is_inside(wheel: list[str]) -> None:
+    foreign = [name for name in wheel if not name.startswith("wikillm") or "/tests/" in name or "__pycache__" in name]
+    assert not foreign

@@ -1,0 +1,71 @@
+"""Runs the README's blocks verbatim: those after a line `<!-- run -->`, in order, in a copy of the checkout.
+
+The copy holds what git would give a clone, uncommitted changes included; the installed environment stands in for
+`make env`, whose work was done before this test could start. `<!-- run 300 -->` sets another limit in seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN_MARK = re.compile(r"<!-- run(?: (\d+))? -->\s*\n```(?:sh|bash)\n(.*?)\n```", re.DOTALL)
+DEFAULT_LIMIT = 420  # seconds for one block
+
+
+def blocks() -> list[tuple[int, str]]:
+    readme = Path(__file__).resolve().parents[2] / "README.md"
+    found = RUN_MARK.findall(readme.read_text(encoding="utf-8"))
+    return [(int(limit or DEFAULT_LIMIT), body) for limit, body in found if "make test" not in body]
+
+
+@pytest.fixture(scope="module")
+def copy(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("readme") / "wikillm"
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (repo / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repo / name, target / name)
+    (target / ".venv").mkdir()
+    (target / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    return target
+
+
+def test_the_readme_has_blocks_to_run() -> None:
+    assert len(blocks()) >= 2
+
+
+@pytest.mark.slow
+def test_blocks_run_as_they_stand(copy: Path) -> None:
+    """One after the other in one folder: a reader's second command may use what the first one made."""
+    environ = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(copy),  # the copy's code, not that of the checkout the environment points to
+        "MAKEFLAGS": "-o env",  # the environment is there; a copy must not build a second one
+        "HOME": os.environ.get("HOME", str(copy)),
+    }
+    for limit, body in blocks():
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", body],
+            cwd=copy,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+        story = f"$ {body}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == 0, story
