@@ -14,9 +14,10 @@ from typing import Any
 
 HIDDEN = "***"
 _SECRET_WORDS = frozenset(
-    {"token", "secret", "password", "passwd", "passphrase", "credential", "credentials", "auth", "authorization",
-     "apikey", "cookie", "sid", "key"}
+    {"token", "secret", "secrets", "password", "passwords", "passwd", "passphrase", "credential", "credentials",
+     "auth", "authorization", "apikey", "cookie", "cookies"}
 )  # fmt: skip
+_BEFORE_KEY = frozenset({"api", "access", "secret", "private"})
 _NOT_SECRET = frozenset({"text_key", "eos_token", "bos_token", "pad_token", "unk_token"})
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _USER_IN_URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.\-]*://)[^/\s@]*@")
@@ -31,7 +32,12 @@ _SHORTEST_SECRET = 6  # a shorter value would hide ordinary words
 def names_a_secret(key: str) -> bool:
     """Whether a key like `hub.apiKey` or `SWANLAB_API_KEY` names a secret; `tokenizer` and `max_tokens` do not."""
     last = key.rsplit(".", 1)[-1]
-    return last.lower() not in _NOT_SECRET and any(word.lower() in _SECRET_WORDS for word in _WORD.findall(last))
+    if last.lower() in _NOT_SECRET:
+        return False
+    words = [word.lower() for word in _WORD.findall(last)]
+    keys = [i for i, word in enumerate(words) if word in ("key", "keys")]
+    is_key = any(i == len(words) - 1 or (i > 0 and words[i - 1] in _BEFORE_KEY) for i in keys)
+    return is_key or not _SECRET_WORDS.isdisjoint(words)
 
 
 def environment_secrets(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:

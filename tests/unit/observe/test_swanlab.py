@@ -201,6 +201,15 @@ tell(folder=s.folder)
     assert "has not started after 0.5 s" in child.stderr
 
 
+def test_a_crash_is_recorded_as_one(tmp_path: Path, environ: dict[str, str], server: Any) -> None:
+    code = "s = sink('online')\ns.start({})\nraise ValueError('see https://me:canary@host/')"
+    child = Child(code, online(environ, server.url), tmp_path / "log").end()
+    assert child.code == 1 and "Traceback" in child.stderr
+    states = [body for _, path, body in server.heard if path.endswith("/state")]
+    assert len(states) == 1 and "CRASHED" in states[0]
+    assert "canary" not in "".join(body for _, _, body in server.heard)
+
+
 def test_online_without_key_or_server_goes_offline_and_says_so(tmp_path: Path, environ: dict[str, str]) -> None:
     code = """
 s = sink("online")

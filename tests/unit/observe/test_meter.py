@@ -1,0 +1,127 @@
+"""The meter on a clock of its own: rates, waiting, pauses, resume."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.observe import names
+from wikillm.observe.meter import Meter, peak_memory
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_rates_and_mfu() -> None:
+    clock = Clock()
+    meter = Meter(4, flops_per_token=1e9, peak_flops=1e12, clock=clock)
+    meter.start()
+    for _ in range(5):
+        clock.sleep(2.0)
+        meter.step(8000)
+    reading = meter.read()
+    assert reading.tokens == 40_000 and reading.tokens_per_second == 4000
+    assert reading.tokens_per_second_per_device == 1000
+    assert reading.tflops_per_device == 1.0 and reading.mfu == 1.0
+    assert reading.step_seconds == 2.0 and reading.train_seconds == 10.0
+    clock.sleep(1.0)
+    meter.step(1000)
+    second = meter.read()
+    assert second.tokens == 41_000 and second.tokens_per_second == 1000, "a window begins anew"
+
+
+def test_pauses_do_not_count() -> None:
+    clock = Clock()
+    meter = Meter(1, clock=clock)
+    meter.start()
+    clock.sleep(1.0)
+    with meter.pause():
+        clock.sleep(50.0)
+        with meter.pause():
+            clock.sleep(50.0)
+        clock.sleep(50.0)
+    clock.sleep(1.0)
+    meter.step(100)
+    assert meter.read().tokens_per_second == 50
+    meter.stop()
+    clock.sleep(1000.0)
+    with meter.pause():  # a pause while it stands still does not start it
+        clock.sleep(1.0)
+    assert meter.read().train_seconds == 2.0
+
+
+def test_waiting_for_data() -> None:
+    clock = Clock()
+
+    def slow() -> object:
+        for item in range(3):
+            clock.sleep(0.25)
+            yield item
+
+    meter = Meter(1, clock=clock)
+    meter.start()
+    for _ in meter.batches(slow()):
+        clock.sleep(0.75)
+        meter.step(1)
+    assert meter.read().data_wait_fraction == pytest.approx(0.25)
+
+
+def test_a_resumed_meter_goes_on() -> None:
+    clock = Clock()
+    meter = Meter(2, tokens=10**12, train_seconds=3600.0, clock=clock)
+    meter.start()
+    clock.sleep(1.0)
+    meter.step(500)
+    reading = meter.read()
+    assert reading.tokens == 10**12 + 500 and reading.train_seconds == 3601.0 and reading.tokens_per_second == 500
+
+
+def test_what_is_not_known_is_absent() -> None:
+    reading = Meter(1, clock=Clock()).read()
+    assert set(reading.as_metrics()) == {names.TOKENS, names.MEMORY_BYTES, names.TRAIN_SECONDS}
+    clock = Clock()
+    on_cpu = Meter(1, flops_per_token=1e9, clock=clock)
+    on_cpu.start()
+    clock.sleep(1.0)
+    on_cpu.step(10)
+    values = on_cpu.read().as_metrics()
+    assert names.MFU not in values and values[names.TFLOPS_PER_DEVICE] == 0.01
+    known = {value for name, value in vars(names).items() if name.isupper()}
+    assert set(values) <= known, "every field has its name in names.py"
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 100), st.integers(1, 10**6), st.booleans()), min_size=1, max_size=30))
+def test_windows_add_up_to_the_whole(steps: list[tuple[float, int, bool]]) -> None:
+    clock = Clock()
+    meter = Meter(1, clock=clock)
+    meter.start()
+    counted, seconds = 0.0, 0.0
+    for length, tokens, reads in steps:
+        clock.sleep(length)
+        meter.step(tokens)
+        if reads:
+            reading = meter.read()
+            assert reading.tokens_per_second is not None and reading.step_seconds is not None
+            counted += reading.tokens_per_second * (reading.train_seconds - seconds)
+            seconds = reading.train_seconds
+    last = meter.read()
+    counted += (last.tokens_per_second or 0.0) * (last.train_seconds - seconds)
+    assert math.isclose(counted, sum(tokens for _, tokens, _ in steps), rel_tol=1e-6)
+    assert math.isclose(last.train_seconds, sum(length for length, _, _ in steps), rel_tol=1e-6)
+
+
+def test_resident_memory_is_in_bytes() -> None:
+    assert 2**23 < peak_memory(uses_gpu=False) < 2**40
