@@ -66,7 +66,10 @@ def _check_lengths(config: RunConfig, origins: Mapping[str, Origin], problems: P
     if length > limit:
         what = f"sequence_length={length} is longer than max_position_embeddings={limit}."
         got = where_of(origins, "train.sequence_length", "model.max_position_embeddings")
-        problems.add(what, got=got, fix=f"model.max_position_embeddings={length}, or a shorter train.sequence_length")
+        fix = f"a train.sequence_length of at most {limit}"
+        if config.model.init_from is None:
+            fix += f", or model.max_position_embeddings={length}"
+        problems.add(what, got=got, fix=fix)
 
 
 def _check_schedule(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:

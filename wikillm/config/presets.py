@@ -2,7 +2,8 @@
 
 A preset is a small YAML file in `wikillm/presets/AXIS/NAME.yaml`: `about` (one sentence), for models also
 `parameters` (the exact count at the preset's vocabulary), and below that the sections of the schema with what
-departs from the defaults (a model's shape is always written out). A run preset names its model and data preset like any other key.
+departs from the defaults (a model's shape is always written out). A run preset names its model and data preset like
+any other key.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def _scalar(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_scalar, value)) + "]"
     if isinstance(value, (int, float)):
-        return repr(value)
+        is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+        return str(int(value)) if is_whole else repr(value)
     return '"' + "".join(_ESCAPES.get(ch) or _escape(ch) for ch in str(value)) + '"'
 
 

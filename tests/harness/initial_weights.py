@@ -1,0 +1,37 @@
+"""Rank program: build a model under a ZeRO stage, and return the digest of every whole parameter."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import Any
+
+
+def digests(stage: int, precision: str, model: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """{parameter: sha256 of its float32 bytes}, plus `partitioned` and the digest of the rotary frequencies."""
+    import deepspeed
+    from transformers import TrainingArguments
+
+    from wikillm.config.schema import ModelSection
+    from wikillm.models.build import build_model
+
+    config = {
+        "zero_optimization": {"stage": stage},
+        "bf16": {"enabled": precision == "bf16"},
+        "train_micro_batch_size_per_gpu": "auto",
+    }
+    args = TrainingArguments(
+        output_dir="unused", use_cpu=True, report_to="none", deepspeed=config, bf16=precision == "bf16"
+    )
+    built = build_model(ModelSection(**model), vocab_size, args, eos_id=0, seed=1)
+    found: dict[str, Any] = {"partitioned": all(hasattr(parameter, "ds_id") for parameter in built.parameters())}
+    found["inv_freq"] = _digest(built.model.rotary_emb.inv_freq)
+    for name, parameter in built.named_parameters():
+        is_partitioned = hasattr(parameter, "ds_id")
+        with deepspeed.zero.GatheredParameters([parameter]) if is_partitioned else contextlib.nullcontext():
+            found[name] = _digest(parameter.detach())
+    return found
+
+
+def _digest(tensor: Any) -> str:
+    return hashlib.sha256(tensor.float().contiguous().numpy().tobytes()).hexdigest()

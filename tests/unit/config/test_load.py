@@ -1,0 +1,203 @@
+"""Layers, exclusive keys, problems with their places, and the round trip through config.resolved.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.config.keys import flat
+from wikillm.config.load import load, to_yaml
+from wikillm.config.presets import preset_names
+from wikillm.config.schema import RunConfig
+from wikillm.core.errors import ConfigError
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_nothing_given_is_the_tutorials_run() -> None:
+    resolved = load()
+    train = resolved.config.train
+    assert (train.sequence_length, train.global_batch_tokens, train.per_device_train_batch_size) == (
+        512,
+        32 * 8 * 512,
+        32,
+    )
+    assert (train.learning_rate, train.lr_scheduler_type, train.warmup_steps) == (5e-4, "cosine", 200)
+    assert (train.weight_decay, train.num_train_epochs, train.precision) == (0.1, 2, "auto")
+    assert resolved.config.data.path[0] == "data/wikipedia-zh-cn-*.json"
+    assert resolved.config.model.vocab_size == 151_936
+
+
+def test_a_higher_layer_wins_and_is_named(tmp_path: Path) -> None:
+    file = written(tmp_path, "preset: wiki-zh-120m\ntrain:\n  learning_rate: 1e-3\n  eval_steps: 7\n")
+    resolved = load(file, ["train.learning_rate=3e-4"], deepspeed="zero2")
+    assert resolved.config.train.learning_rate == 3e-4
+    origins = {key: str(resolved.origin(f"train.{key}")) for key in ("learning_rate", "eval_steps", "weight_decay")}
+    assert origins == {
+        "learning_rate": "command line: train.learning_rate=3e-4",
+        "eval_steps": f"file: {file}:4",
+        "weight_decay": "default",
+    }
+    assert str(resolved.origin("train.num_train_epochs")).startswith("preset: presets/runs/wiki-zh-120m.yaml:")
+    assert str(resolved.origin("model.hidden_size")).startswith("preset: presets/models/120m.yaml:")
+    assert (resolved.config.deepspeed.config, str(resolved.origin("deepspeed.config"))) == (
+        "zero2",
+        "command line: --deepspeed zero2",
+    )
+
+
+def test_a_file_without_a_base_stands_alone(tmp_path: Path) -> None:
+    resolved = load(written(tmp_path, "train:\n  max_steps: 3\ndata:\n  path: a.jsonl\n"))
+    assert resolved.config.data.path == ("a.jsonl",)
+    assert resolved.config.data.preset is None
+    assert resolved.config.train.global_batch_tokens is None
+
+
+def test_the_highest_layer_chooses_the_model_preset(tmp_path: Path) -> None:
+    file = written(tmp_path, "preset: wiki-zh-120m\nmodel:\n  preset: 350m\n")
+    assert load(file).config.model.hidden_size == 1024
+    assert load(file, ["model.preset=0.5b"]).config.model.hidden_size == 896
+    assert (
+        load(file, ["model.preset=0.5b", "model.hidden_size=1024", "model.head_dim=64"]).config.model.hidden_size
+        == 1024
+    )
+
+
+def test_a_horizon_replaces_one_from_below_and_says_so() -> None:
+    resolved = load(None, ["--max_steps", "5"])
+    assert (resolved.config.train.max_steps, resolved.config.train.num_train_epochs) == (5, None)
+    assert "--max_steps 5, which replaces train.num_train_epochs=2" in resolved.origin("train.num_train_epochs").where
+
+
+def test_accumulation_replaces_a_batch_in_tokens() -> None:
+    train = load(None, ["--gradient_accumulation_steps", "4"]).config.train
+    assert (train.gradient_accumulation_steps, train.global_batch_tokens) == (4, None)
+
+
+def test_two_horizons_in_one_layer_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exclude each other") as refused:
+        load(None, ["--max_steps", "5", "train.max_tokens=1M"])
+    assert "--max_steps 5" in str(refused.value) and "train.max_tokens=1M" in str(refused.value)
+    file = written(tmp_path, "train:\n  max_steps: 5\n  num_train_epochs: 2\n")
+    with pytest.raises(ConfigError, match="exclude each other") as refused:
+        load(file)
+    assert f"{file}:2" in str(refused.value) and f"{file}:3" in str(refused.value)
+
+
+def test_two_batches_in_one_layer_are_an_error() -> None:
+    with pytest.raises(ConfigError, match="exclude each other"):
+        load(None, ["--gradient_accumulation_steps", "4", "train.global_batch_tokens=4096"])
+
+
+def test_no_horizon_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="no horizon"):
+        load(None, ["train.num_train_epochs=null"])
+
+
+def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        "trian:\n  max_steps: 5\n  eval_steps: 5\ntrain:\n  lr: 3\n  precision: bf61\n  max_steps: true\n"
+        "model:\n  hidden_size: 1.5\n  vocab_size: abc\nrun:\n  name: 12\ndata: 7\nreport_to: wandb\n",
+    )
+    with pytest.raises(ConfigError) as refused:
+        load(file, ["--do_train"])
+    text = str(refused.value)
+    for line, words in (
+        (1, "did you mean train?"),
+        (5, "train.learning_rate="),
+        (6, "train.precision=bf16"),
+        (7, "train.max_steps is not a switch"),
+        (9, "model.hidden_size"),
+        (10, "model.vocab_size"),
+        (12, 'quote it: "12"'),
+        (13, "data is a section"),
+        (14, "observe.swanlab.mode"),
+    ):
+        assert f"{file}:{line}" in text and words in text
+    assert "--do_train" in text
+    assert "10 problems" in text  # the keys below the unknown section are not told one by one
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["model.hidden_size=500"], "cannot be split over num_attention_heads=8"),
+        (["model.num_key_value_heads=3"], "not a multiple of num_key_value_heads=3"),
+        (["model.head_dim=33"], "even width"),
+        (["train.sequence_length=40000"], "longer than max_position_embeddings=32768"),
+        (["data.val_fraction=1.0"], "share between 0 and 1"),
+        (["data.val_fraction=0.0"], "share between 0 and 1"),
+        (["train.warmup_steps=3.5"], "neither a share nor whole steps"),
+        (["train.min_lr_ratio=0.2"], "has no min_lr_ratio"),
+        (["train.lr_scheduler_type=constant", "--warmup_steps=5"], "constant schedule has no warm-up"),
+        (["model.vocab_size=0"], "number of rows"),
+        (["train.learning_rate=nan"], "train.learning_rate"),
+        (["run.name=../x"], "run.name"),
+        (["model.preset=350"], "did you mean 350m?"),
+        (["data.preset=wiki"], "There is no data preset 'wiki'"),
+    ],
+)
+def test_contradictions(words: list[str], what: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(None, words)
+    assert what in str(refused.value)
+    assert words[0] in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("wiki-zh", "wiki-zh-120m"),
+        ("120m", "model.preset=120m"),
+        ("absent.yaml", "No such file"),
+        ("a/b", "No such file"),
+    ],
+)
+def test_an_unknown_config_is_the_only_problem(name: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(name)
+    assert words in str(refused.value)
+    assert "horizon" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", preset_names("runs"))
+def test_resolved_yaml_loads_back_to_the_same(name: str, tmp_path: Path) -> None:
+    resolved = load(name, ["run.dir=a #b", "--max_steps", "50"])
+    again = load(written(tmp_path, to_yaml(resolved)))
+    assert again.config == resolved.config
+    assert {key: origin.layer for key, origin in again.origins.items()} == {
+        key: origin.layer for key, origin in resolved.origins.items()
+    }
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
+)
+def test_any_text_survives_the_resolved_yaml(
+    tmp_path_factory: pytest.TempPathFactory, text: str, prompts: list[str]
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    resolved = load("demo")
+    observe = resolved.config.observe.model_copy(update={"sample_prompts": tuple(prompts)})
+    data = resolved.config.data.model_copy(update={"text_key": text})
+    changed = resolved.config.model_copy(update={"observe": observe, "data": data})
+    again = load(written(folder, to_yaml(type(resolved)(changed, resolved.origins))))
+    assert again.config == changed
+
+
+def test_a_resolved_run_can_be_changed_again(tmp_path: Path) -> None:
+    file = written(tmp_path, to_yaml(load("demo", ["--max_steps", "5"])))
+    assert load(file, ["train.num_train_epochs=1"]).config.train.max_steps is None
+
+
+def test_flat_covers_the_schema() -> None:
+    assert flat(RunConfig())["observe.swanlab.mode"] == "offline"

@@ -1,0 +1,73 @@
+"""What ships: every preset parses, resolves, and departs from the defaults where it says something."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from wikillm.config.keys import all_keys
+from wikillm.config.load import load
+from wikillm.config.presets import AXES, Axis, load_preset, preset_names
+from wikillm.core.errors import ConfigError
+
+EVERY = [(axis, name) for axis in AXES for name in preset_names(axis)]
+SHAPE = {
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+}
+
+
+@pytest.mark.parametrize(("axis", "name"), EVERY)
+def test_a_preset_says_what_it_is_and_keeps_to_its_axis(axis: Axis, name: str) -> None:
+    preset = load_preset(axis, name)
+    assert preset.about.endswith((".", ")."))
+    sections = {key.split(".")[0] for key in preset.entries}
+    if axis != "runs":
+        assert sections == {axis.removesuffix("s")}
+    assert (preset.parameters is not None) == (axis == "models")
+
+
+@pytest.mark.parametrize(("axis", "name"), EVERY)
+def test_a_preset_writes_departures_only(axis: Axis, name: str) -> None:
+    preset = load_preset(axis, name)
+    values = {key: entry.value for key, entry in preset.entries.items() if not entry.is_mapping}
+    allowed = {f"model.{key}" for key in SHAPE} if axis == "models" else set()
+    restated = {key for key, value in values.items() if value == all_keys()[key].default} - allowed
+    assert restated == set()
+    assert allowed <= set(values)
+
+
+@pytest.mark.parametrize("name", preset_names("runs"))
+def test_a_run_preset_resolves(name: str) -> None:
+    resolved = load(name)
+    assert resolved.config.run.name == name
+    assert resolved.origin("model.vocab_size").layer == "preset"
+
+
+def test_there_is_a_run_for_every_model() -> None:
+    assert {load(name).config.model.preset for name in preset_names("runs")} == set(preset_names("models"))
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny", "120m", "350m", "0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b", "0.6b", "1.7b", "4b", "8b"]
+)
+def test_the_names_users_rely_on(name: str) -> None:
+    assert name in preset_names("models")
+
+
+@pytest.mark.parametrize("name", ["120m", "350m"])
+def test_own_names_are_within_3_percent(name: str) -> None:
+    match = re.fullmatch(r"(\d+)m", name)
+    assert match is not None
+    assert load_preset("models", name).parameters == pytest.approx(int(match[1]) * 1e6, rel=0.03)
+
+
+def test_a_near_name_is_offered() -> None:
+    with pytest.raises(ConfigError, match="There is no run preset") as refused:
+        load_preset("runs", "pretrain-7")
+    assert refused.value.fix == "did you mean pretrain-7b?"

@@ -1,0 +1,178 @@
+"""The builder against transformers itself: exact counts, initial weights, the padded rows, continuing from a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM, Qwen3ForCausalLM, TrainingArguments
+
+from wikillm.config.load import load
+from wikillm.config.presets import load_preset, preset_names
+from wikillm.config.schema import ModelSection
+from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
+from wikillm.models.build import build_model, build_on_meta
+from wikillm.models.init import initial_values
+from wikillm.models.shape import hf_config
+from wikillm.plan.params import count_parameters
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture(scope="module")
+def args(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingArguments]:
+    yield TrainingArguments(output_dir=str(tmp_path_factory.mktemp("out")), use_cpu=True, report_to="none")
+
+
+@pytest.mark.parametrize("name", preset_names("models"))
+def test_a_preset_has_exactly_its_documented_parameters(name: str) -> None:
+    model = load(None, [f"model.preset={name}"]).config.model
+    assert isinstance(model.vocab_size, int)
+    built = build_on_meta(model, model.vocab_size)
+    assert built.device.type == "meta"
+    assert sum(parameter.numel() for parameter in built.parameters()) == load_preset("models", name).parameters
+    head, embedding = built.get_output_embeddings(), built.get_input_embeddings()
+    assert (head.weight is embedding.weight) == model.tie_word_embeddings
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("head_dim", [None, 16])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_closed_formula_agrees_for_any_shape(architecture: str, head_dim: int | None, tied: bool) -> None:
+    section = ModelSection(architecture=architecture, head_dim=head_dim, tie_word_embeddings=tied, **SMALL)
+    built = build_on_meta(section, 77)
+    count = count_parameters(section, 77)
+    assert sum(parameter.numel() for parameter in built.parameters()) == count.total
+    matmul = [module.weight.numel() for module in built.modules() if isinstance(module, torch.nn.Linear)]
+    assert sum(matmul) == count.matmul
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [("qwen2", Qwen2ForCausalLM), ("qwen3", Qwen3ForCausalLM)])
+def test_fresh_weights(architecture: str, kind: type, args: TrainingArguments) -> None:
+    section = ModelSection(architecture=architecture, **SMALL)
+    state = torch.random.get_rng_state()
+    model = build_model(section, 640, args, eos_id=3, seed=1)
+    assert torch.equal(state, torch.random.get_rng_state()), "the global random state moved"
+    assert isinstance(model, kind)
+    assert (model.config.eos_token_id, model.config.pad_token_id, model.config.use_cache) == (3, None, False)
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        if name.endswith("bias"):
+            assert not parameter.any()
+        elif "norm" in name:
+            assert torch.equal(parameter, torch.ones_like(parameter))
+        else:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.1)
+            assert abs(parameter.mean().item()) < 0.002
+    again = build_model(section, 640, args, eos_id=3, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    other = build_model(section, 640, args, eos_id=3, seed=2)
+    assert not torch.equal(model.get_input_embeddings().weight, other.get_input_embeddings().weight)
+
+
+def test_layers_start_differently(args: TrainingArguments) -> None:
+    layers = build_model(ModelSection(**SMALL), 64, args, eos_id=0, seed=1).model.layers
+    assert not torch.equal(layers[0].mlp.up_proj.weight, layers[1].mlp.up_proj.weight)
+    assert not torch.equal(layers[0].mlp.up_proj.weight, layers[0].mlp.gate_proj.weight)
+
+
+def test_padded_rows_start_like_the_others(args: TrainingArguments) -> None:
+    rows = build_model(ModelSection(**SMALL), 640, args, eos_id=639, seed=1).get_input_embeddings()
+    assert rows.padding_idx is None, "the end-of-text row would never be trained"
+    assert rows.weight[600:].std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_rotary_frequencies_are_those_of_transformers(args: TrainingArguments) -> None:
+    section = ModelSection(rope_theta=5e5, **SMALL)
+    model = build_model(section, 64, args, eos_id=0, seed=1)
+    reference = Qwen2ForCausalLM(hf_config(section, 64, eos_id=0))
+    assert torch.equal(model.model.rotary_emb.inv_freq, reference.model.rotary_emb.inv_freq)
+
+
+def test_a_parameter_of_unknown_role_is_refused() -> None:
+    with pytest.raises(ValueError, match="no rule for the initial values of conv.weight"):
+        initial_values("conv.weight", torch.Size([2, 2, 2]), seed=1, std=0.02)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, args: TrainingArguments) -> Path:
+    target = tmp_path / "model"
+    build_model(ModelSection(**SMALL), 64, args, eos_id=5, seed=9).save_pretrained(target)
+    return target
+
+
+def continued(folder: Path) -> ModelSection:
+    return load("demo", [f"model.init_from={folder}", "train.sequence_length=64"]).config.model
+
+
+def test_continuing_from_a_folder(folder: Path, args: TrainingArguments) -> None:
+    section = continued(folder)
+    assert section.vocab_size == 64
+    model = build_model(section, 64, args, eos_id=6, seed=1)
+    original = build_model(ModelSection(**SMALL), 64, args, eos_id=5, seed=9)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True))
+    assert model.config.eos_token_id == 6
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_pickled_weights_are_refused(folder: Path, args: TrainingArguments) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="no safetensors weights") as refused:
+        build_model(continued(folder), 64, args, eos_id=0, seed=1)
+    assert "pickled weights are never read: pytorch_model.bin" in (refused.value.got or "")
+
+
+def test_an_index_must_stay_in_its_folder(folder: Path, args: TrainingArguments) -> None:
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "../other.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        build_model(continued(folder), 64, args, eos_id=0, seed=1)
+
+
+def test_an_adapter_is_refused(folder: Path, args: TrainingArguments) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is an adapter"):
+        build_model(continued(folder), 64, args, eos_id=0, seed=1)
+
+
+def test_weights_that_lack_a_tensor_are_refused(folder: Path, args: TrainingArguments) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="do not fit") as refused:
+        build_model(continued(folder), 64, args, eos_id=0, seed=1)
+    assert "model.norm.weight" in (refused.value.got or "")
+
+
+def test_a_folder_that_changed_after_the_plan_is_refused(folder: Path, args: TrainingArguments) -> None:
+    section = continued(folder)
+    shutil.rmtree(folder)
+    build_model(ModelSection(**SMALL), 128, args, eos_id=5, seed=9).save_pretrained(folder)
+    with pytest.raises(ConfigError, match="not the planned one") as refused:
+        build_model(section, 64, args, eos_id=0, seed=1)
+    assert "vocab_size: 128, planned 64" in (refused.value.got or "")
+
+
+def test_the_model_must_follow_its_own_arguments(tmp_path: Path) -> None:
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    stale = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    try:
+        with pytest.raises(WikiLLMError, match="another DeepSpeed configuration"):
+            build_model(ModelSection(**SMALL), 64, arguments, eos_id=0, seed=1)
+    finally:
+        del stale

@@ -1,0 +1,146 @@
+"""Batch, horizon and warm-up: examples with numbers, and properties over worlds and sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.config.load import load, to_yaml
+from wikillm.core.errors import ConfigError
+from wikillm.plan.horizon import count_sequences
+from wikillm.plan.run_plan import Plan, make_plan
+
+
+def plan(*words: str, run: str | None = None, world: int = 1, tokens: int = 10**8, ids: int = 151_646) -> Plan:
+    return make_plan(load(run, words), world_size=world, tokenizer_length=ids, train_tokens=tokens)
+
+
+def test_the_tutorials_run() -> None:
+    made = plan(tokens=131_072 * 1000 + 1)
+    assert (made.micro_batch, made.accumulation, made.global_batch_sequences) == (32, 8, 256)
+    assert (made.max_steps, made.warmup_steps, made.epochs) == (2000, 200, 2.0)
+    assert (made.parameters, made.vocab_size, made.notes) == (123_426_304, 151_936, ())
+    assert json.loads(json.dumps(made.to_json()))["total_tokens"] == 2000 * 131_072
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_the_same_optimisation_on_any_world(world: int) -> None:
+    made, alone = plan(world=world), plan()
+    assert made.micro_batch * made.accumulation * world == alone.global_batch_sequences
+    assert (made.global_batch_tokens, made.max_steps) == (alone.global_batch_tokens, alone.max_steps)
+
+
+def test_hugging_faces_accumulation_multiplies_by_the_world() -> None:
+    made = plan("--gradient_accumulation_steps", "3", "--per_device_train_batch_size", "2", world=4)
+    assert (made.accumulation, made.global_batch_sequences, made.global_batch_tokens) == (3, 24, 24 * 512)
+
+
+def test_without_either_there_is_no_accumulation() -> None:
+    made = plan("train.global_batch_tokens=null", "--per_device_train_batch_size=2", world=4)
+    assert (made.accumulation, made.global_batch_sequences) == (1, 8)
+
+
+def test_what_does_not_divide_lists_the_nearest_legal_values() -> None:
+    words = ["train.global_batch_tokens=500000", "--per_device_train_batch_size=8", "train.sequence_length=2048"]
+    with pytest.raises(ConfigError) as refused:
+        plan(*words, world=16)
+    assert refused.value.what == (
+        "global_batch_tokens=500000 cannot be split over 16 ranks x 8 sequences x 2048 tokens."
+    )
+    assert "one micro-step is 262144 tokens; nearest legal values: 262144, 524288" in (refused.value.got or "")
+    assert "train.global_batch_tokens=500000" in (refused.value.got or "")
+    assert refused.value.fix == "train.global_batch_tokens=524288"
+
+
+def test_a_batch_below_one_micro_step_offers_a_smaller_micro_batch() -> None:
+    with pytest.raises(ConfigError) as refused:
+        plan(world=16)  # 131072 tokens are 16 sequences a rank, the micro-batch is 32
+    assert "nearest legal values: 262144\n" in (refused.value.got or "")
+    assert "train.per_device_train_batch_size=16, which keeps the batch" in (refused.value.fix or "")
+    assert plan("train.per_device_train_batch_size=16", world=16).accumulation == 1
+
+
+@given(wanted=st.integers(1, 10**6), micro=st.integers(1, 12), length=st.integers(2, 300), world=st.integers(1, 9))
+def test_a_batch_is_exact_or_refused_with_a_repair_that_works(wanted: int, micro: int, length: int, world: int) -> None:
+    words = [
+        f"train.global_batch_tokens={wanted}",
+        f"--per_device_train_batch_size={micro}",
+        f"train.sequence_length={length}",
+    ]
+    try:
+        made = plan(*words, "--max_steps=1", world=world)
+    except ConfigError as refused:
+        for line in (refused.fix or "").splitlines():
+            repaired = plan(*words, "--max_steps=1", line.removeprefix("or ").split(",")[0], world=world)
+            assert repaired.micro_batch <= micro
+        assert wanted % (micro * length * world)
+    else:
+        assert made.micro_batch * made.accumulation * world * length == wanted == made.global_batch_tokens
+
+
+def test_horizons_round_up() -> None:
+    small = ["train.global_batch_tokens=1024", "--per_device_train_batch_size=1"]
+    assert plan(*small, "train.max_tokens=1025").max_steps == 2
+    # 10,001 tokens are 10,000 targets, 20 sequences of 512, 2 a step
+    assert plan(*small, "train.num_train_epochs=1", tokens=10_001).max_steps == 10
+    assert plan(*small, "train.num_train_epochs=1", tokens=10_242).max_steps == 11
+    assert plan(*small, "train.num_train_epochs=0.3", tokens=10_001).max_steps == 3
+    assert plan(*small, "--max_steps=5", tokens=10_001).epochs == 0.5
+
+
+@given(tokens=st.integers(0, 10**6), length=st.integers(2, 4096))
+def test_sequences_hold_every_target_once(tokens: int, length: int) -> None:
+    sequences, targets = count_sequences(tokens, length), max(0, tokens - 1)
+    assert (sequences - 1) * length < targets <= sequences * length or targets == sequences == 0
+
+
+def test_a_corpus_below_one_global_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match="less than one global batch of 131072") as refused:
+        plan(tokens=100_000)
+    assert refused.value.fix == "train.global_batch_tokens=98304, or more text"
+    assert plan("train.global_batch_tokens=98304", tokens=100_000).max_steps == 3  # 2 x 196 sequences, 192 a step
+
+
+@pytest.mark.parametrize(
+    ("words", "warmup", "is_noted"),
+    [
+        ([], 200, False),
+        (["--max_steps", "5"], 0, True),
+        (["--max_steps", "1000"], 100, True),
+        (["--max_steps", "2000"], 200, False),
+        (["--max_steps", "10", "--warmup_steps", "2"], 2, False),
+        (["--max_steps", "10", "--warmup_steps", "9"], 9, False),
+        (["--max_steps", "10", "--warmup_ratio", "0.25"], 3, False),
+        (["--max_steps", "100", "--warmup_ratio", "0.07"], 7, False),
+        (["--max_steps", "10", "--warmup_steps", "0"], 0, False),
+        (["--max_steps", "10", "train.lr_scheduler_type=constant"], 0, False),
+    ],
+)
+def test_warmup(words: list[str], warmup: int, is_noted: bool) -> None:
+    made = plan(*words, tokens=131_072 * 1500)
+    assert made.warmup_steps == warmup
+    assert bool(made.notes) == is_noted
+
+
+def test_a_warmup_as_long_as_the_run_is_refused_when_the_user_set_it() -> None:
+    with pytest.raises(ConfigError, match="takes up the whole run of 10 steps") as refused:
+        plan("--max_steps=10", "--warmup_steps=10")
+    assert "--warmup_steps=10, --max_steps=10" in (refused.value.got or "")
+
+
+def test_a_files_warmup_gives_way_to_a_horizon_from_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: wiki-zh-120m\ntrain:\n  warmup_steps: 50\n")
+    assert plan("--max_steps=100", run=str(file)).warmup_steps == 10
+
+
+@pytest.mark.parametrize("words", [["--max_steps=5"], ["--max_steps=20", "--warmup_steps=3"], []])
+def test_a_resolved_file_plans_the_same(words: list[str], tmp_path: Path) -> None:
+    resolved = load(None, words)
+    (tmp_path / "again.yaml").write_text(to_yaml(resolved))
+    facts = {"world_size": 2, "tokenizer_length": 8_000, "train_tokens": 10**7}
+    assert make_plan(load(str(tmp_path / "again.yaml")), **facts) == make_plan(resolved, **facts)
