@@ -73,6 +73,7 @@ def _read_config(name: str, problems: Problems) -> tuple[list[Setting], list[Set
     except ConfigError as error:
         problems.add(error.what, got=error.got, fix=error.fix)
         return run, file, False
+    entries.pop("about", None)  # a copy of a shipped preset is a good start for a file
     base = entries.pop("preset", None)
     if base is not None:
         run = _preset_settings("runs", str(base.value), problems, f"{name}:{base.line}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,11 @@ def test_a_file_without_a_base_stands_alone(tmp_path: Path) -> None:
     assert resolved.config.data.path == ("a.jsonl",)
     assert resolved.config.data.preset is None
     assert resolved.config.train.global_batch_tokens is None
+
+
+def test_a_copy_of_a_shipped_run_is_a_good_start(tmp_path: Path) -> None:
+    text = (resources.files("wikillm") / "presets/runs/demo.yaml").read_text()
+    assert load(written(tmp_path, text)).config == load("demo").config
 
 
 def test_the_highest_layer_chooses_the_model_preset(tmp_path: Path) -> None:
