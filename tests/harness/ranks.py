@@ -11,10 +11,12 @@ import os
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from wikillm.core.world import free_port
 
+TESTS = Path(__file__).resolve().parent.parent
 PRELOAD = ["harness.warm"]
 
 
@@ -23,6 +25,11 @@ class RankFailed(AssertionError):
 
 
 def _context() -> mp.context.ForkServerContext:
+    # The server finds its preloads through the environment, not through this process's sys.path; without this it
+    # would skip them in silence, and every rank would import torch and deepspeed for itself.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        dict.fromkeys([str(TESTS), *os.environ.get("PYTHONPATH", "").split(":")])
+    )
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     return context

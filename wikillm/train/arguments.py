@@ -6,11 +6,14 @@ the model is built. HF keeps only a weak reference to that config: whoever build
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import logging as transformers_logging
 
 from wikillm.config.schema import RunConfig, TrainSection
 from wikillm.plan.run_plan import Plan
@@ -32,7 +35,8 @@ def to_training_arguments(
 ) -> TrainingArguments:
     """HF's arguments for this run. `staging` is where checkpoints are written before they are published. (all ranks)"""
     train, on_gpu = cfg.train, torch.cuda.is_available()
-    return TrainingArguments(
+    _quieten_libraries()
+    options: dict[str, Any] = dict(
         output_dir=str(staging),
         per_device_train_batch_size=plan.micro_batch,
         per_device_eval_batch_size=train.per_device_eval_batch_size,
@@ -50,8 +54,7 @@ def to_training_arguments(
         optim="adamw_torch_fused" if on_gpu else "adamw_torch",
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        gradient_checkpointing=train.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if train.gradient_checkpointing else None,
+        **_checkpointing(train),
         seed=cfg.run.seed,
         deepspeed=deepspeed,
         ddp_find_unused_parameters=False,
@@ -63,8 +66,7 @@ def to_training_arguments(
         remove_unused_columns=False,
         accelerator_config={"dispatch_batches": False, "split_batches": False},
         average_tokens_across_devices=True,
-        eval_strategy="steps" if train.eval_steps else "no",
-        eval_steps=train.eval_steps,
+        eval_strategy="no",  # ReportCallback asks for evaluations; HF would want a dataset object
         save_strategy="steps",
         save_steps=train.save_steps,
         save_total_limit=None,
@@ -77,7 +79,25 @@ def to_training_arguments(
         disable_tqdm=True,
         log_level="warning",
     )
+    return TrainingArguments(**options)
+
+
+def _quieten_libraries() -> None:
+    """Leave out what the libraries say although nothing is wrong."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    transformers_logging.disable_progress_bar()
+    # HF gives accelerate 1 accumulation step on purpose and counts itself; accelerate warns that DeepSpeed has more.
+    logging.getLogger("accelerate.accelerator").addFilter(
+        lambda record: "Gradient accumulation steps mismatch" not in record.getMessage()
+    )
 
 
 def _scheduler_kwargs(train: TrainSection) -> dict[str, Any]:
     return {"min_lr_rate": train.min_lr_ratio} if train.lr_scheduler_type == "cosine_with_min_lr" else {}
+
+
+def _checkpointing(train: TrainSection) -> dict[str, Any]:
+    # Passed only when wanted: newer transformers warn about the name, and 5.17 knows no other.
+    if not train.gradient_checkpointing:
+        return {}
+    return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}

@@ -92,7 +92,6 @@ class HealthCallback(TrainerCallback):
             say(f"stopping: {self.stopped_by}; saving a checkpoint at step {state.global_step}")
             control.should_save = True
             control.should_training_stop = True
-            control.should_evaluate = False
 
     def _not_finite(self, *, fp16: bool) -> torch.Tensor:
         trainer = self.trainer

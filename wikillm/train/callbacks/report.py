@@ -45,6 +45,7 @@ class ReportCallback(TrainerCallback):
         point: ResumePoint | None,
     ) -> None:
         self.plan, self.world, self.tokens_per_epoch = plan, world, tokens_per_epoch
+        self.eval_steps = cfg.train.eval_steps
         self.trainer: WikiTrainer | None = None  # set once the Trainer exists
         self.first_loss: float | None = None
         self.last_loss: float | None = None
@@ -81,8 +82,10 @@ class ReportCallback(TrainerCallback):
             self.meter.waited(self.trainer.data_seconds - self._waited)
             self._waited = self.trainer.data_seconds
         self.meter.step(self.plan.global_batch_tokens)
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_log = True
+        is_last, every = state.global_step >= state.max_steps, self.eval_steps
+        if is_last or (every is not None and state.global_step % every == 0):
+            control.should_evaluate = True
+        control.should_log = control.should_log or is_last
         if control.should_evaluate or control.should_save:
             self.meter.stop()
 

@@ -1,0 +1,133 @@
+"""What ranks run in tests: functions that can be imported by name in a forked process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+
+def init_gloo() -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+
+
+def agree(stop_rank: int) -> dict[str, Any]:
+    """Control group: votes, sums, gather, barrier, leaving together."""
+    import torch.distributed as dist
+
+    from wikillm.train.control import ControlGroup
+
+    init_gloo()
+    rank, group = dist.get_rank(), ControlGroup()
+    votes = group.any(rank == stop_rank, False)
+    total = group.sum(float(rank), 1.0)
+    everyone = group.gather({"rank": rank})
+    group.barrier()
+    group.leave_together(10.0)
+    return {"votes": votes, "sum": total, "everyone": everyone}
+
+
+def leave_without(missing_rank: int, timeout: float) -> float:
+    """One rank never comes to the last barrier: how long do the others wait?"""
+    import torch.distributed as dist
+
+    from wikillm.train.control import ControlGroup
+
+    init_gloo()
+    group = ControlGroup()
+    start = time.monotonic()
+    if dist.get_rank() == missing_rank:
+        time.sleep(timeout + 2.0)
+    else:
+        group.leave_together(timeout)
+    return time.monotonic() - start
+
+
+def train(words: list[str], **options: Any) -> dict[str, Any]:
+    """`wikillm train` on this rank: the loss series, and what is needed to compare runs.
+
+    Options: resume, kill_at (SIGKILL to itself before that step's end), signal_at (step), signal_rank, poison_at.
+    """
+    from wikillm.config.load import load
+    from wikillm.core.errors import WikiLLMError
+
+    deepspeed = options.pop("deepspeed", None)
+    _inject(options)
+    resolved = load(options.pop("config", None), words, deepspeed)
+    out = io.StringIO()
+    from wikillm.train.run import pretrain
+
+    code, message = 0, ""
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        try:
+            pretrain(resolved, resume=options.pop("resume", "never"))
+        except WikiLLMError as error:
+            code, message = int(error.exit_code), str(error)
+    run_dir = Path(resolved.config.run.dir or "")
+    return {"code": code, "message": message, "output": out.getvalue(), **read_run(run_dir)}
+
+
+def train_with_options(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """`train` with its options as one argument."""
+    return train(words, **options)
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """Losses by step, evaluations, the exit record: from the run directory's files alone."""
+    from wikillm.observe.sinks import read_metrics, read_records
+
+    exit_file = run_dir / "exit.json"
+    events = read_records(run_dir / "events.jsonl")
+    return {
+        "losses": {r["step"]: r["loss"] for r in read_metrics(run_dir / "metrics.jsonl")},
+        "grad_norms": {r["step"]: r.get("grad_norm") for r in read_metrics(run_dir / "metrics.jsonl")},
+        "eval": [e["eval_loss"] for e in events if e["kind"] == "eval"],
+        "exit": json.loads(exit_file.read_text()) if exit_file.exists() else None,
+    }
+
+
+def _inject(options: dict[str, Any]) -> None:
+    """Put a fault into this rank, from outside the code under test: after so many optimizer steps."""
+    signal_at, signal_rank = options.pop("signal_at", None), options.pop("signal_rank", 0)
+    kill_at, poison_at = options.pop("kill_at", None), options.pop("poison_at", None)
+    if signal_at is None and kill_at is None and poison_at is None:
+        return
+    import torch
+
+    from wikillm.train.trainer import WikiTrainer
+
+    rank = int(os.environ.get("RANK", "0"))
+    original = WikiTrainer.training_step
+
+    def training_step(self: WikiTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        step = self.state.global_step
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == signal_at and rank == signal_rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if step == poison_at and rank == 0:
+            with torch.no_grad():
+                next(iter(self.model.parameters())).fill_(float("nan"))
+        return original(self, *args, **kwargs)
+
+    WikiTrainer.training_step = training_step  # type: ignore[method-assign]
+
+
+def tensor_digest(checkpoint: Path) -> str:
+    """sha256 over the weights of a checkpoint, by name."""
+    import hashlib
+
+    from safetensors.torch import load_file
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(checkpoint / "model.safetensors").items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,33 @@
+"""A run small enough to be repeated a dozen times, and the token store that all repetitions share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = [
+    "data.tokenizer=train:600", "data.min_val_tokens=500", "data.val_fraction=0.1", "data.workers=1",
+    "model.preset=tiny", "model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=4",
+    "model.num_key_value_heads=2", "model.intermediate_size=64",
+    "train.sequence_length=32", "train.global_batch_tokens=256", "train.per_device_train_batch_size=4",
+    "train.max_steps=8", "train.warmup_steps=2", "train.learning_rate=1e-2", "train.logging_steps=1",
+    "train.save_steps=4", "train.eval_steps=8", "train.max_eval_tokens=2000",
+    "observe.swanlab.mode=disabled", "observe.sample_prompts=[]",
+]  # fmt: skip
+
+Words = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Words:
+    """`words(run_dir, "train.x=y", ...)`: the command line of a tiny run; later words replace earlier ones."""
+    store = tmp_path_factory.mktemp("store") / "store"
+
+    def build(run_dir: Path, *more: str) -> list[str]:
+        replaced = {word.split("=")[0] for word in more}
+        base = [word for word in TINY if word.split("=")[0] not in replaced]
+        return [f"data.path={corpus}", f"data.store={store}", *base, f"run.dir={run_dir}", *more]
+
+    return build

@@ -1,0 +1,102 @@
+"""Runs that must be equal are compared by their whole loss series.
+
+L1: bit-identical (same world, same stack). L2: equal up to the order of floating-point sums (another world size,
+micro-batch or ZeRO stage); fp32 at eight steps allows 2e-5 where L2 promises 1e-3.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.programs import tensor_digest, train_with_options
+from harness.ranks import run_ranks
+
+from wikillm.checkpoints.layout import list_checkpoints
+from wikillm.checkpoints.manifest import verify
+
+L2 = 2e-5
+
+
+def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
+    """The main rank's result; all ranks must end with the same code."""
+    results = run_ranks(train_with_options, world, words, options)
+    assert len({r["code"] for r in results}) == 1, [r["message"] for r in results]
+    return dict(results[0])
+
+
+def assert_close(a: dict[int, float], b: dict[int, float], tolerance: float) -> None:
+    assert a.keys() == b.keys() and a
+    worst = max(abs(a[s] - b[s]) / abs(b[s]) for s in a)
+    drift = abs(sum(a[s] - b[s] for s in a)) / len(a)
+    assert worst <= tolerance, f"worst relative difference {worst:.2e} at one of {len(a)} steps; mean drift {drift:.2e}"
+
+
+@pytest.fixture(scope="module")
+def baseline(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One rank, ZeRO-0, all eight sequences in two micro-batches."""
+    result = run(1, words(tmp_path_factory.mktemp("baseline") / "run"), deepspeed="zero0")
+    assert result["code"] == 0, result["message"]
+    assert result["losses"][8] < result["losses"][1] - 0.3, f"it should learn: {result['losses']}"
+    return result
+
+
+@pytest.mark.parametrize("recipe", [None, "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"])
+def test_two_ranks_of_any_stage_equal_one_rank(recipe: str | None, words: Any, baseline: Any, tmp_path: Path) -> None:
+    result = run(2, words(tmp_path / "run"), deepspeed=recipe)
+    assert result["code"] == 0, result["message"]
+    assert_close(result["losses"], baseline["losses"], L2)
+    assert_close(result["grad_norms"], baseline["grad_norms"], 1e-3)
+    assert result["eval"] == pytest.approx(baseline["eval"], rel=L2)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 8])
+def test_any_micro_batch_gives_the_same_run(micro_batch: int, words: Any, baseline: Any, tmp_path: Path) -> None:
+    more = f"train.per_device_train_batch_size={micro_batch}"
+    assert_close(run(1, words(tmp_path / "run", more), deepspeed="zero2")["losses"], baseline["losses"], L2)
+
+
+@pytest.mark.parametrize("recipe", [None, "zero2", "zero3"])
+def test_stopped_and_resumed_is_bit_identical(recipe: str | None, words: Any, tmp_path: Path) -> None:
+    """A signal to rank 1 alone stops all ranks at one step with 75; the resumed run equals the uninterrupted one."""
+    whole = run(2, words(tmp_path / "whole"), deepspeed=recipe)
+    stopped = run(2, words(tmp_path / "parts"), deepspeed=recipe, signal_at=2, signal_rank=1)
+    assert stopped["code"] == 75 and stopped["exit"]["code"] == 75, stopped["message"]
+    assert max(stopped["losses"]) == 3
+    resumed = run(2, words(tmp_path / "parts"), deepspeed=recipe, resume="auto")
+    assert resumed["code"] == 0, resumed["message"]
+    assert resumed["losses"] == whole["losses"]
+    assert resumed["grad_norms"] == whole["grad_norms"]
+    assert resumed["eval"] == whole["eval"]
+    digests = {tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8") for name in ("whole", "parts")}
+    assert len(digests) == 1, "the final weights differ"
+
+
+def test_samples_do_not_change_the_run(words: Any, baseline: Any, tmp_path: Path) -> None:
+    more = ["observe.sample_prompts=[the, '']", "observe.sample_steps=2", "observe.sample_tokens=5"]
+    result = run(1, words(tmp_path / "run", *more), deepspeed="zero0")
+    assert result["losses"] == baseline["losses"]
+    assert result["output"].count("sample ") >= 6
+
+
+@pytest.mark.parametrize("recipe", [None, "zero2"])
+def test_nan_ends_the_run_on_all_ranks_and_enters_no_checkpoint(recipe: str | None, words: Any, tmp_path: Path) -> None:
+    """Rank 0's weights are poisoned after step 5; the last checkpoint is the good one of step 4."""
+    result = run(2, words(tmp_path / "run"), deepspeed=recipe, poison_at=5)
+    assert result["code"] == 5 and result["exit"]["code"] == 5
+    assert "NaN or infinite at step 6" in result["message"]
+    assert all(loss is not None for loss in result["losses"].values())
+    checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in checkpoints] == ["checkpoint-4"]
+    verify(checkpoints[0])
+
+
+def test_another_configuration_cannot_resume_in_silence(words: Any, tmp_path: Path) -> None:
+    assert run(1, words(tmp_path / "run"), deepspeed="zero1")["code"] == 0
+    changed = words(tmp_path / "run", "train.sequence_length=16", "run.seed=7")
+    refused = run(1, changed, deepspeed="zero1", resume="auto")
+    assert refused["code"] == 6
+    assert "sequence_length: 32 then, 16 now" in refused["message"] and "seed: 42 then, 7 now" in refused["message"]
+    again = run(1, words(tmp_path / "run"), deepspeed="zero1")
+    assert again["code"] == 2 and "--resume auto" in again["message"]
