@@ -22,7 +22,7 @@ from wikillm.core.errors import CheckpointError, ConfigError
 from wikillm.core.files import STAGING_SUFFIX, files_below, rename_durably, write_atomic, write_json
 from wikillm.export.card import ExportFacts, render_card
 from wikillm.export.target import MARK, check_target
-from wikillm.export.weights import check_written, fit, read_weights, skeleton, write_weights
+from wikillm.export.weights import as_stored, check_written, fit, read_weights, skeleton, write_weights
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
@@ -74,9 +74,7 @@ def export_model(
     chosen = _pick_dtype(dtype, config)
     _check_tokenizer(tokenizer_dir)
     model = skeleton(config)
-    weights = fit(read_weights(checkpoint, verified=verified), model, checkpoint)
-    if chosen is not None:
-        weights = {name: w.to(chosen) if w.is_floating_point() else w for name, w in weights.items()}
+    weights = as_stored(fit(read_weights(checkpoint, verified=verified), model, checkpoint), chosen)
     stored = next(iter(weights.values())).dtype
     _finish_config(config, type(model).__name__, stored)
     parameters = sum(tensor.numel() for tensor in weights.values())

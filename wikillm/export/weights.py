@@ -132,6 +132,21 @@ def fit(weights: Weights, model: PreTrainedModel, checkpoint: Path) -> Weights:
     return {name: weights[name] for name in expected if name in weights and name not in tied}
 
 
+def as_stored(weights: Weights, dtype: torch.dtype | None) -> Weights:
+    """`weights` in the type they will have on disk, each with memory of its own; empties `weights` on the way.
+
+    Partitions come as views into one flat tensor, which safetensors refuses to write.
+    """
+    stored = {}
+    for name in list(weights):
+        tensor = weights.pop(name)
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        shares_memory = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+        stored[name] = tensor.clone() if shares_memory else tensor.contiguous()
+    return stored
+
+
 def write_weights(weights: Weights, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """`model.safetensors`, or shards of at most `shard_bytes` with an index."""
     save_torch_state_dict(weights, folder, max_shard_size=shard_bytes, metadata={"format": "pt"})

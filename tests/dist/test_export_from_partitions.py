@@ -1,0 +1,36 @@
+"""ZeRO partitions of two ranks, without gathered weights, become the folder that a single rank would have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from harness.partitions import save_partitions
+from harness.ranks import run_ranks
+from harness.tiny_model import seal, write_tokenizer
+from transformers import AutoModelForCausalLM
+
+from wikillm.core.errors import CheckpointError
+from wikillm.export.card import ExportFacts
+from wikillm.export.folder import export_model
+
+
+@pytest.mark.parametrize(("stage", "tied"), [(2, True), (3, False)])
+def test_export_of_partitions(tmp_path: Path, stage: int, tied: bool) -> None:
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    run_ranks(save_partitions, 2, str(checkpoint), stage, tied, str(tmp_path / "whole.pt"))
+    assert not (checkpoint / "model.safetensors").exists()
+    seal(checkpoint, 1)
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", ["一二三"] * 5)
+    done = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer, facts=ExportFacts("x"))
+    exported = AutoModelForCausalLM.from_pretrained(done.folder).state_dict()
+    meant = torch.load(tmp_path / "whole.pt")
+    assert len(meant) > 10
+    assert all(torch.equal(exported[name], value) for name, value in meant.items())
+
+    shard = next((checkpoint / "global_step1").glob("*optim_states.pt"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="is damaged"):
+        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer, facts=ExportFacts("x"))

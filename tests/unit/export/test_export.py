@@ -1,0 +1,216 @@
+"""From a checkpoint to a folder that plain transformers loads, with exactly the trained weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from harness.tiny_model import seal, tiny_model, write_checkpoint, write_tokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from wikillm.core.errors import CheckpointError, ConfigError
+from wikillm.core.files import sha256_file
+from wikillm.export.card import ExportFacts, render_card
+from wikillm.export.folder import export_model
+from wikillm.export.target import MARK
+from wikillm.export.weights import check_written, read_weights, weight_files, write_weights
+
+FACTS = ExportFacts(
+    name="a-run",
+    step=7,
+    data={"documents": 106, "tokens": 884_000, "sources": ["a.jsonl", "b|c.jsonl"]},
+    training={"train.learning_rate": 5e-4},
+    metrics={"validation loss (nats per token)": 5.123456789},
+    environment={"torch": "2.13.0"},
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), ["北京是中国的首都。", "The history of it."] * 20)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_weights_are_the_trained_ones(tmp_path: Path, tokenizer_dir: Path, tied: bool, dtype: str | None) -> None:
+    model = tiny_model(tied=tied)
+    checkpoint = write_checkpoint(tmp_path, model)
+    done = export_model(checkpoint, tmp_path / "out" / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, dtype=dtype)
+    again = AutoModelForCausalLM.from_pretrained(done.folder, dtype="auto")
+    stored = torch.float32 if dtype is None else torch.bfloat16
+    meant = {name: value.to(stored) for name, value in model.state_dict().items()}
+    found = again.state_dict()
+    assert set(found) == set(meant)
+    assert all(found[name].dtype == stored and torch.equal(found[name], meant[name]) for name in meant)
+    assert done.parameters == model.num_parameters()
+    assert done.dtype == str(stored).removeprefix("torch.")
+
+
+def test_logits_are_equal_without_wikillm(tmp_path: Path, tokenizer_dir: Path) -> None:
+    """A process that cannot import wikillm loads the folder and computes the same logits, bit for bit."""
+    model = tiny_model().eval()
+    checkpoint = write_checkpoint(tmp_path, model)
+    folder = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS).folder
+    ids = AutoTokenizer.from_pretrained(tokenizer_dir).encode("北京是")
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits
+    program = f"""
+import sys
+sys.modules["wikillm"] = None  # any import of it raises ImportError
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
+model = AutoModelForCausalLM.from_pretrained({str(folder)!r})
+assert model.config.architectures == ["Qwen2ForCausalLM"], model.config
+inputs = tokenizer("北京是", return_tensors="pt")
+with torch.no_grad():
+    torch.save(model(input_ids=inputs["input_ids"]).logits, {str(tmp_path / "logits.pt")!r})
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=4)[0]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path / "logits.pt"), logits)
+    assert done.stdout.startswith("北京是")
+
+
+def test_folder_is_standard_and_sealed(tmp_path: Path, tokenizer_dir: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path, tiny_model())
+    folder = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS).folder
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "README.md", MARK,
+    }  # fmt: skip
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert (generation["eos_token_id"], generation["bos_token_id"], generation["pad_token_id"]) == (0, 0, 0)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors"), "tied weights are stored once"
+    mark = json.loads((folder / MARK).read_text())
+    assert (mark["run"], mark["step"]) == ("a-run", 7)
+    assert set(mark["files"]) == names - {MARK}
+    assert all(entry["sha256"] == sha256_file(folder / name) for name, entry in mark["files"].items())
+    assert not list(tmp_path.glob(".m*")), "nothing staged is left"
+
+
+def test_earlier_export_is_replaced_but_nothing_else(tmp_path: Path, tokenizer_dir: Path) -> None:
+    checkpoint, target = write_checkpoint(tmp_path, tiny_model()), tmp_path / "m"
+    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS)
+    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, dtype="bf16")
+    assert "bfloat16" in (target / "README.md").read_text()
+    (target / "mine.txt").write_text("keep me")
+    with pytest.raises(ConfigError, match="other files") as caught:
+        export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS)
+    assert caught.value.got == "mine.txt"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "x").write_text("")
+    with pytest.raises(ConfigError, match="not an earlier export"):
+        export_model(checkpoint, other, tokenizer_dir=tokenizer_dir, facts=FACTS)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="not a folder"):
+        export_model(checkpoint, tmp_path / "file", tokenizer_dir=tokenizer_dir, facts=FACTS)
+
+
+def test_an_empty_target_folder_is_fine(tmp_path: Path, tokenizer_dir: Path) -> None:
+    (tmp_path / "m").mkdir()
+    folder = export_model(
+        write_checkpoint(tmp_path, tiny_model()), tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS
+    ).folder
+    assert (folder / MARK).is_file()
+
+
+def test_failure_leaves_nothing_and_keeps_the_earlier_export(tmp_path: Path, tokenizer_dir: Path) -> None:
+    checkpoint, target = write_checkpoint(tmp_path, tiny_model()), tmp_path / "m"
+    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS)
+    before = sha256_file(target / MARK)
+    weights = load_file(checkpoint / "model.safetensors")
+    weights.pop("model.norm.weight")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:-1].clone()
+    weights["stranger"] = torch.zeros(1)
+    save_file(weights, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS)
+    for part in ("lacks the weight model.norm.weight", "does not fit", "stranger"):
+        assert part in str(caught.value), "all problems at once"
+    assert sha256_file(target / MARK) == before
+    assert not list(tmp_path.glob(".m*"))
+
+
+def test_tied_weights_that_differ_are_refused(tmp_path: Path, tokenizer_dir: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path, tiny_model())
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match="config.json ties them"):
+        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda c: (c / "model.safetensors").write_bytes(b"\0" * 64), "damaged|cannot be read"),
+        (lambda c: (c / "model.safetensors").unlink(), "holds no weights"),
+        (lambda c: (c / "config.json").unlink(), "no config.json"),
+        (lambda c: (c / "config.json").write_text("{"), "cannot be read"),
+    ],
+    ids=["weights overwritten", "weights gone", "config gone", "config cut off"],
+)
+def test_damaged_checkpoints_are_named(tmp_path: Path, tokenizer_dir: Path, damage: object, message: str) -> None:
+    checkpoint = write_checkpoint(tmp_path, tiny_model())
+    damage(checkpoint)  # type: ignore[operator]
+    with pytest.raises(CheckpointError, match=message):
+        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
+
+
+def test_partitions_are_not_unpickled_before_the_manifest_verifies(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-3"
+    (checkpoint / "global_step3").mkdir(parents=True)
+    (checkpoint / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"anything")
+    seal(checkpoint, 3)
+    (checkpoint / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"tampered")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_weights(checkpoint, verified=False)
+
+
+def test_arguments_are_checked(tmp_path: Path, tokenizer_dir: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path, tiny_model())
+    with pytest.raises(ConfigError, match="not a type"):
+        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, dtype="int4")
+    with pytest.raises(ConfigError, match="no tokenizer"):
+        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tmp_path, facts=FACTS)
+
+
+def test_shards(tmp_path: Path) -> None:
+    weights = {f"w{i}": torch.randn(100, 25) for i in range(7)}  # 10 kB each
+    write_weights(weights, tmp_path, shard_bytes=25_000)
+    assert len(weight_files(tmp_path)) == 4
+    assert check_written(weights, tmp_path) == 7
+    again = read_weights(tmp_path, verified=True)
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
+
+
+def test_rereading_notices_one_changed_bit(tmp_path: Path) -> None:
+    weights = {"a": torch.randn(4, 4), "nan": torch.full((2,), float("nan"))}
+    write_weights(weights, tmp_path)
+    assert check_written(weights, tmp_path) == 2
+    content = bytearray((tmp_path / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match="reads back differently"):
+        check_written(weights, tmp_path)
+    with pytest.raises(CheckpointError, match="lacks weights: more"):
+        write_weights(weights, tmp_path)
+        check_written({**weights, "more": torch.zeros(1)}, tmp_path)
+
+
+def test_card() -> None:
+    card = render_card(FACTS, parameters=123_426_304, architecture="Qwen2ForCausalLM", dtype="bfloat16", vocab_size=512)
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    for part in ("123.4M", "123,426,304", "| tokens | 884,000 |", "b\\|c.jsonl", "5.12346", "0.0005", "step 7"):
+        assert part in card
+    bare = render_card(ExportFacts("x"), parameters=1, architecture="A", dtype="float32", vocab_size=2)
+    assert "## Data" not in bare

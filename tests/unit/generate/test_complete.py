@@ -1,0 +1,113 @@
+"""Completions leave the model and the random state as they were, and are what greedy decoding by hand gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from harness.tiny_model import tiny_model, write_tokenizer
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, Qwen2ForCausalLM
+
+from wikillm.generate.complete import Sampling, complete, encode
+
+LINES = ["北京是中国的首都。", "The history of the city is long.", "水与火。"] * 20
+GREEDY = Sampling(max_new_tokens=12, temperature=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), LINES)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_dir: Path) -> Tokenizer:
+    return Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+
+
+@pytest.fixture
+def model() -> Qwen2ForCausalLM:
+    return tiny_model()
+
+
+def greedy_by_hand(model: Qwen2ForCausalLM, ids: list[int], count: int) -> list[int]:
+    """Argmax of a full forward pass per token, no cache."""
+    ids = list(ids)
+    with torch.no_grad():
+        for _ in range(count):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == 0:
+                break
+    return ids
+
+
+@pytest.mark.parametrize("prompt", ["北京", "The history", ""])
+def test_greedy_is_argmax(model: Qwen2ForCausalLM, tokenizer: Tokenizer, prompt: str) -> None:
+    model.eval()
+    ids = encode(tokenizer, prompt) or [0]
+    new = greedy_by_hand(model, ids, 12)[len(ids) :]
+    assert complete(model, tokenizer, [prompt], eos_id=0, sampling=GREEDY) == [
+        tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd")
+    ]
+
+
+def test_model_and_randomness_stay_as_they_were(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
+    model.train()
+    model.model.layers[0].eval()  # a part that was frozen on purpose
+    modes = [module.training for module in model.modules()]
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    complete(model, tokenizer, ["北京", ""], eos_id=0, sampling=Sampling(max_new_tokens=8))
+    assert torch.equal(state, torch.get_rng_state())
+    assert modes == [module.training for module in model.modules()]
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_state_is_restored_after_a_failure(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
+    model.train()
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match="64 positions"):
+        complete(model, tokenizer, ["水"], eos_id=0, sampling=Sampling(max_new_tokens=64))
+    assert model.training and torch.equal(state, torch.get_rng_state())
+
+
+def test_seed_decides(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
+    def text(seed: int, before: int) -> str:
+        torch.manual_seed(before)  # whatever ran before does not matter
+        return complete(
+            model, tokenizer, ["水"], eos_id=0, sampling=Sampling(20, temperature=1.0, top_p=1.0, seed=seed)
+        )[0]
+
+    assert text(1, before=1) == text(1, before=2)
+    assert text(1, before=1) != text(2, before=1)
+
+
+def test_a_prompt_does_not_depend_on_its_neighbours(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
+    alone = complete(model, tokenizer, ["北京是"], eos_id=0, sampling=GREEDY)
+    together = complete(model, tokenizer, ["水与火。水与火。", "北京是"], eos_id=0, sampling=GREEDY)
+    assert alone[0] == together[1]
+
+
+def test_both_kinds_of_tokenizer(model: Qwen2ForCausalLM, tokenizer: Tokenizer, tokenizer_dir: Path) -> None:
+    other = AutoTokenizer.from_pretrained(tokenizer_dir)
+    prompts = ["北京是中国", "The "]
+    assert complete(model, tokenizer, prompts, eos_id=0, sampling=GREEDY) == complete(
+        model, other, prompts, eos_id=0, sampling=GREEDY
+    )
+
+
+def test_generation_stops_at_eos(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
+    model.eval()
+    ids = encode(tokenizer, "北京")
+    first = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+    only = tokenizer.decode([first]).rstrip("\ufffd")
+    assert complete(model, tokenizer, ["北京"], eos_id=first, sampling=GREEDY) == [only]
+
+
+def test_gradient_checkpointing_does_not_matter(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
+    expected = complete(model, tokenizer, ["北京"], eos_id=0, sampling=GREEDY)
+    model.activation_checkpointing_enable()
+    model.train()
+    assert complete(model, tokenizer, ["北京"], eos_id=0, sampling=GREEDY) == expected
