@@ -112,8 +112,8 @@ class TrainSection(Section):
     """Sequences per rank and micro-step."""
     gradient_accumulation_steps: int | None = Field(default=None, ge=1)
     """Hugging Face's way to set the batch: micro x accumulation x world. Excludes global_batch_tokens."""
-    per_device_eval_batch_size: int = Field(default=8, ge=1)
-    """Sequences per rank in evaluation."""
+    per_device_eval_batch_size: int | None = Field(default=None, ge=1)
+    """Sequences per rank in evaluation. Default: per_device_train_batch_size."""
     max_tokens: Count | None = None
     """Horizon in tokens. Exactly one of max_tokens, max_steps, num_train_epochs."""
     max_steps: Count | None = None

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 Sum = Callable[..., tuple[float, ...]]  # adds numbers up over all ranks
@@ -80,14 +78,3 @@ def batch_loss_sum(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Te
     outputs = model(**batch, num_items_in_batch=1, use_cache=False)
     loss: torch.Tensor = outputs.loss
     return loss.double()
-
-
-def unigram_cross_entropy(counts: npt.NDArray[np.integer[Any]]) -> float:
-    """Nats per token of the best possible unigram model of a text: the entropy of its own token frequencies.
-
-    Args:
-        counts: occurrences of each token id in the text.
-    """
-    present = counts[counts > 0].astype(np.float64)
-    share = present / present.sum()
-    return float(-(share * np.log(share)).sum())

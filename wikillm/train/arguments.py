@@ -39,7 +39,7 @@ def to_training_arguments(
     options: dict[str, Any] = dict(
         output_dir=str(staging),
         per_device_train_batch_size=plan.micro_batch,
-        per_device_eval_batch_size=train.per_device_eval_batch_size,
+        per_device_eval_batch_size=train.per_device_eval_batch_size or plan.micro_batch,
         gradient_accumulation_steps=plan.accumulation,
         max_steps=plan.max_steps,
         learning_rate=train.learning_rate,

@@ -164,6 +164,6 @@ class Job:
             shape=BatchShape(plan.micro_batch, plan.accumulation, plan.world_size, self.world.rank),
             val_bytes_per_token=val.text_bytes / val.n_tokens,
             max_eval_tokens=train.max_eval_tokens,
-            eval_micro_batch=train.per_device_eval_batch_size,
+            eval_micro_batch=train.per_device_eval_batch_size or plan.micro_batch,
             workers=train.dataloader_num_workers,
         )

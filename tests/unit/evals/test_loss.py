@@ -10,7 +10,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wikillm.data.loader import eval_loader
-from wikillm.evals.loss import held_out_loss, unigram_cross_entropy
+from wikillm.evals.baseline import unigram_cross_entropy
+from wikillm.evals.loss import held_out_loss
 
 
 class Random:

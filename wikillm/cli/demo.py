@@ -1,0 +1,258 @@
+"""`wikillm demo`: the whole way on real input, each step a command that the reader can type too.
+
+A MediaWiki dump (or any other source) -> documents -> tokenizer -> tokens -> a small model trained under DeepSpeed
+ZeRO-2 -> validation loss against the unigram baseline -> a Hugging Face folder -> text from plain transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wikillm.data.store import Store
+
+HELP = "From a Wikipedia dump to a trained, exported model, in minutes."
+
+FIRST_CHOICES = (
+    "data/wikipedia-zh-cn-*.json",
+    "WIKI_CN/wikipedia-zh-cn-*.json",
+    "data/zhwiki-*.xml.bz2",
+    "WIKI_CN/zhwiki-*.xml.bz2",
+)
+PACKAGED_DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"  # in gensim's wheel, CC BY-SA
+PROMPTS = ("The history of", "In the 19th century", "The")
+CHINESE_PROMPTS = ("中国的首都是", "历史", "他")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", metavar="PATH", help="a file of your own (JSON, JSON Lines, MediaWiki dump, .gz, .bz2)"
+    )
+    parser.add_argument("--demo-mb", type=float, default=6.0, metavar="MB", help="read so much text of it (default 6)")
+    parser.add_argument(
+        "--run-dir", metavar="DIR", help="where the run goes (default runs/demo, or the next free number)"
+    )
+    parser.add_argument("--processes", type=int, metavar="N", help="default: all GPUs, or 2 on CPU")
+    parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: the preset's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from wikillm.core.log import say
+    from wikillm.core.units import format_seconds
+
+    start = time.monotonic()
+    source = find_source(args.data)
+    run_dir = Path(args.run_dir) if args.run_dir else free_run_dir(Path("runs/demo"))
+    words = [f"data.path=[{quoted(source)}]", f"data.max_text_bytes={round(args.demo_mb * 1e6)}", f"run.dir={run_dir}"]
+    if args.steps is not None:
+        words.append(f"train.max_steps={args.steps}")
+
+    say(f"== 1/5  documents, tokenizer, tokens  ({source.name})")
+    store = prepare(words)
+    words += [f"observe.sample_prompts=[{', '.join(prompts_for(store))}]"]
+    say()
+    say("== 2/5  training")
+    train(words, args.processes)
+    say()
+    say("== 3/5  the same text, a unigram model, and this one")
+    losses = compare(run_dir, store)
+    say()
+    say("== 4/5  export")
+    target = export(run_dir)
+    say()
+    say("== 5/5  text from plain transformers, without WikiLLM")
+    generate(target, prompts_for(store)[0])
+    say()
+    close(run_dir, target, store, losses)
+    say(f"           the whole demo took {format_seconds(time.monotonic() - start)}")
+    return 0
+
+
+def find_source(asked: str | None) -> Path:
+    """What to train on: the user's file, else Chinese Wikipedia where it is expected, else the dump in gensim's wheel."""
+    import importlib.util
+    from pathlib import Path
+
+    from wikillm.core.errors import DataError
+
+    if asked:
+        return Path(asked)  # `prepare` says what is wrong with it
+    for pattern in FIRST_CHOICES:
+        if found := sorted(Path().glob(pattern)):
+            return found[0]
+    gensim = importlib.util.find_spec("gensim")
+    packaged = Path(gensim.origin).parent / "test" / "test_data" / PACKAGED_DUMP if gensim and gensim.origin else None
+    if packaged is None or not packaged.is_file():
+        raise DataError(
+            "There is no text for the demo.",
+            got="neither data/ nor WIKI_CN/ has Chinese Wikipedia, and the package gensim (a real dump in its tests) "
+            "is not installed",
+            fix="pip install 'wikillm[demo]', or name a file: wikillm demo --data FILE (make demo DATA=FILE)",
+        )
+    return packaged
+
+
+def free_run_dir(base: Path) -> Path:
+    """`base`, or base-2, base-3 ...: every demo is a run of its own."""
+    folder, number = base, 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def quoted(path: Path) -> str:
+    """A path as a YAML scalar: names with spaces, commas or brackets stay one name."""
+    import json
+
+    return json.dumps(str(path), ensure_ascii=False)
+
+
+def prepare(words: list[str]) -> Store:
+    from wikillm.config.load import load
+    from wikillm.core.log import say
+    from wikillm.data.prepare import prepare_store
+
+    show_command("wikillm prepare --config demo", words[:2])
+    store = prepare_store(load("demo", words).config.data)
+    say(store.manifest.funnel.table())
+    if store.manifest.stopped_at_text_limit:
+        say(f"read the first part only: {words[1]} (DEMO_MB sets it)")
+    return store
+
+
+def train(words: list[str], processes: int | None) -> None:
+    """Start the `deepspeed` launcher, as a user would, and pass its output on."""
+    import os
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    import torch
+
+    from wikillm.core.errors import MachineError
+    from wikillm.core.world import free_port
+
+    on_gpu = torch.cuda.is_available()
+    count = processes or (torch.cuda.device_count() if on_gpu else min(2, os.cpu_count() or 1))
+    launcher = Path(sys.executable).with_name("deepspeed")
+    options = ["--deepspeed", "zero2", "--config", "demo", *words]
+    show_command(f"deepspeed --num_gpus {count} train.py", options)
+    environ = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    if not on_gpu:  # the launcher counts "GPUs" in CPU ranks
+        environ = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **environ}
+    command = [sys.executable, str(launcher), "--num_gpus", str(count), "--master_port", str(free_port())]
+    command += ["--quiet", "--no_local_rank", "--module", "wikillm", "train", *options]
+    code = subprocess.run(command, env=environ, check=False).returncode
+    if code != 0:
+        raise MachineError(
+            "The training processes failed.",
+            got=f"exit code {code}; the reason stands above, and in the run directory's exit.json and logs/",
+            fix="mend that, then run the demo again",
+        )
+
+
+def compare(run_dir: Path, store: Store) -> dict[str, float]:
+    """The held-out loss beside the best a unigram model can do on the same text: per token and per byte."""
+    import math
+
+    from wikillm.core.log import say
+    from wikillm.evals.baseline import unigram_cross_entropy
+    from wikillm.observe.sinks import read_records
+
+    evaluations = [e for e in read_records(run_dir / "events.jsonl") if e["kind"] == "eval"]
+    ours, val = float(evaluations[-1]["eval_loss"]), store.val
+    unigram = unigram_cross_entropy(val.count_tokens(store.manifest.tokenizer.length))
+    per_byte = val.n_tokens / val.text_bytes / math.log(2)
+    say(
+        f"           {'nats/token':>12} {'bits/byte':>12}   on {val.n_tokens:,} held-out tokens, {val.text_bytes:,} bytes"
+    )
+    say(f"unigram    {unigram:>12.4f} {unigram * per_byte:>12.4f}   the best that token frequencies alone can do")
+    say(f"this model {ours:>12.4f} {ours * per_byte:>12.4f}   {unigram - ours:.2f} nats/token below")
+    return {"unigram": unigram, "loss": ours}
+
+
+def export(run_dir: Path) -> Path:
+    from wikillm.cli.main import main
+    from wikillm.core.errors import CheckpointError
+
+    target = run_dir / "export"
+    show_command(f"wikillm export {run_dir} --to {target}", [])
+    if main(["export", str(run_dir), "--to", str(target)]) != 0:
+        raise CheckpointError("The export failed; the reason stands above.")
+    return target
+
+
+PLAIN = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+inputs = tokenizer(PROMPT, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=60, do_sample=True, top_p=0.9, temperature=0.8)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+"""
+
+
+def generate(folder: Path, prompt: str) -> None:
+    """Show and run the lines that a user of the exported folder needs, in a process that knows no WikiLLM."""
+    import os
+    import subprocess
+    import sys
+
+    from wikillm.core.errors import MachineError
+    from wikillm.core.log import say
+
+    program = PLAIN.replace("FOLDER", repr(str(folder)), 2).replace("PROMPT", repr(prompt))
+    say("\n".join("    " + line for line in program.splitlines()))
+    head = "import sys, torch; sys.modules['wikillm'] = None; torch.manual_seed(0)\n"
+    environ = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", head + program], env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no output"]
+        raise MachineError("Plain transformers could not use the exported folder.", got=last[0])
+    say(done.stdout.rstrip())
+
+
+def prompts_for(store: Store) -> tuple[str, ...]:
+    """Prompts in the language of the held-out text."""
+    val = store.val
+    text = store.tokenizer().decode(val.read(0, min(2000, val.n_tokens)).tolist())
+    chinese = sum("\u4e00" <= ch <= "\u9fff" for ch in text) > 0.2 * len(text)
+    return CHINESE_PROMPTS if chinese else PROMPTS
+
+
+def close(run_dir: Path, target: Path, store: Store, losses: dict[str, float]) -> None:
+    """Where everything lies, and what to type next."""
+    from wikillm.core.log import say
+    from wikillm.observe.sinks import read_metrics
+
+    metrics = read_metrics(run_dir / "metrics.jsonl")
+    manifest, last = store.manifest, metrics[-1]
+    documents = sum(split.documents for split in manifest.splits.values())
+    tokens = sum(split.tokens for split in manifest.splits.values())
+    say("== done")
+    say(f"documents  {documents:,} documents, {tokens:,} tokens, tokenizer {manifest.tokenizer.name}  in {store.dir}")
+    say(f"training   {last['step']:,} steps, {last['tokens']:,} tokens, {last['tokens_per_second']:,.0f} tokens/s")
+    say(f"loss       {metrics[0]['loss']:.3f} -> {last['loss']:.3f}; held out {losses['loss']:.3f}")
+    say(f"run        {run_dir}: metrics.jsonl, checkpoints/, config.resolved.yaml, logs/")
+    say(f"model      {target}: loads with plain transformers")
+    say(f'next       .venv/bin/wikillm generate {target} --prompt "..."')
+    say("           make demo DATA=your-file.jsonl DEMO_MB=20")
+    say("           .venv/bin/deepspeed train.py --deepspeed ds_configs/zero2.json data.path=your-file.jsonl")
+
+
+def show_command(command: str, words: list[str]) -> None:
+    import shlex
+
+    from wikillm.core.log import say
+
+    say(f"$ {command} {shlex.join(words)}".rstrip())
