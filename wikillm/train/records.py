@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import asdict
+
 from wikillm.config.load import Resolved, to_yaml
 from wikillm.core.files import write_atomic, write_json
 from wikillm.core.lock import FileLock
 from wikillm.core.log import say
 from wikillm.core.units import format_count
+from wikillm.data.store import Store
 from wikillm.plan.run_plan import Plan
 from wikillm.train.engine import Engine
 from wikillm.train.run_dir import RunDir, describe_environment
 
 
-def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, *, resume: str) -> FileLock:
+def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store: Store, *, resume: str) -> FileLock:
     """Claim the directory, write the records, tell the user what will run. Returns the held lock. (rank 0)"""
     lock = run.claim(resume=resume != "never")
     run.identify()
@@ -21,8 +25,23 @@ def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, *, res
     write_json(run.path / "environment.json", describe_environment())
     if engine.json is not None:
         write_json(run.path / "ds_config.resolved.json", engine.json)
+    record_data(run, store)
     say_plan(run, resolved, plan, engine)
     return lock
+
+
+def record_data(run: RunDir, store: Store) -> None:
+    """What the run is trained on, and the tokenizer itself: a run can be exported when its store is gone."""
+    manifest = store.manifest
+    facts = {
+        "store": str(store.dir),
+        "fingerprint": manifest.fingerprint,
+        "sources": [asdict(source) for source in manifest.sources],
+        "splits": {name: asdict(split) for name, split in manifest.splits.items()},
+        "tokenizer": asdict(manifest.tokenizer),
+    }
+    write_json(run.path / "data.json", facts)
+    shutil.copytree(store.tokenizer_dir, run.path / "tokenizer", dirs_exist_ok=True)
 
 
 def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine) -> None:

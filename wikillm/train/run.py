@@ -51,7 +51,7 @@ def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = 
     engine = resolve_engine(cfg, plan, world)
     run = RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}"))
     with ending(run.path, world, cfg.train.exit_timeout_seconds) as end:
-        end.lock = open_run(run, resolved, plan, engine, resume=resume) if world.is_main else None
+        end.lock = open_run(run, resolved, plan, engine, store, resume=resume) if world.is_main else None
         start_engine(world, engine)
         args = to_training_arguments(cfg, plan, run.staging, engine.precision, engine.json)
         end.group = group = ControlGroup()
