@@ -1,1 +1,1 @@
-"""What a run measures, and where it goes: names, the meter, the log line, files, SwanLab. torch is imported only to read GPU memory."""
+"""What a run measures, and where it goes: names, meter, log line, files, SwanLab. Needs torch only for GPU memory."""
