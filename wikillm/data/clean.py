@@ -23,7 +23,14 @@ CLEANER_VERSION = 1
 MIN_ARTICLE_CHARACTERS = 64
 """A cleaned article shorter than this (title not counted) is a stub of a template, a list of links or a soft redirect."""
 
-_JSON_KINDS = {type(None): "null", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+_JSON_KINDS = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
 
 
 def clean(record: Record, format: str, text_key: str) -> Document | Dropped:

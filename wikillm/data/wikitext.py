@@ -10,6 +10,7 @@ unknown here, so a transcluded text is lost.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import mwparserfromhell
@@ -32,11 +33,41 @@ _REFERENCE = re.compile(r"<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref\s*>", re.DOTALL |
 _SWITCH = re.compile(r"__[A-Z]{3,}__|__[\u4e00-\u9fff]{2,}__")  # __NOTOC__, __无目录__
 
 _DROPPED_TAGS = frozenset(
-    "ref references gallery chem ce timeline score syntaxhighlight source table tr td th caption imagemap inputbox "
-    "templatedata graph hiero categorytree style script includeonly indicator mapframe maplink templatestyles "
-    "img video audio section onlyinclude listing poem-ref".split()
+    [
+        "ref",
+        "references",
+        "gallery",
+        "chem",
+        "ce",
+        "timeline",
+        "score",
+        "syntaxhighlight",
+        "source",
+        "table",
+        "tr",
+        "td",
+        "th",
+        "caption",
+        "imagemap",
+        "inputbox",
+        "templatedata",
+        "graph",
+        "hiero",
+        "categorytree",
+        "style",
+        "script",
+        "includeonly",
+        "indicator",
+        "mapframe",
+        "maplink",
+        "templatestyles",
+        "img",
+        "video",
+        "audio",
+        "section",
+    ]
 )
-_BLOCK_TAGS = frozenset("p div blockquote center ul ol dl poem pre li dd dt hr".split())
+_BLOCK_TAGS = frozenset("p div blockquote center ul ol dl poem pre li dd dt hr".split())  # noqa: SIM905
 _PLAIN_FORMULA = re.compile(r"[\w\s+\-=<>().,*/'|]{1,40}")
 _INTERWIKI = re.compile(r"[a-z]{2,3}(-[a-z-]+)?|simple|wikt|wikipedia|commons|s|d|meta")
 
@@ -171,7 +202,9 @@ def _template(node: Template) -> str:
         return LITERALS[name]
     named = {str(param.name).strip(): param for param in node.params if param.showkey}
     if name in QUOTES:
-        quoted = values[0] if values else _text(named[key].value) if (key := _first(named, "text", "quote", "1")) else ""
+        quoted = (
+            values[0] if values else _text(named[key].value) if (key := _first(named, "text", "quote", "1")) else ""
+        )
         return f"\n{quoted.strip()}\n"
     if not values:
         return _text(named["1"].value).strip() if "1" in named and name in FIRST_ARGUMENT else ""
@@ -201,7 +234,7 @@ def _inline_template(name: str, values: list[str]) -> str:
     return ""
 
 
-def _first(named: dict[str, object], *keys: str) -> str | None:
+def _first(named: Mapping[str, object], *keys: str) -> str | None:
     return next((key for key in keys if key in named), None)
 
 

@@ -6,17 +6,19 @@ more. A template that is not listed is dropped: most are boxes, notes and format
 
 from __future__ import annotations
 
-DROPPED_PREFIXES = frozenset(
-    # files and media, then categories; the other languages appear in old interwiki links and small dumps
-    "file image media 文件 檔案 档案 图像 圖像 图片 圖片 媒体 媒體 ファイル 画像 파일 그림 файл картинка изображение медия "
-    "datei bild fichier archivo imagen immagine ficheiro arquivo imagem bestand plik tập_tin 文件館 "
-    "category cat 分类 分類 カテゴリ 분류 категория kategorie catégorie categoría categoria kategoria thể_loại".replace("_", " ").split()
-) | {"tập tin", "thể loại"}
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in text.replace("\n", " ").split(",") if name.strip())
+
+
+DROPPED_PREFIXES = _names("""
+    file, image, media, 文件, 檔案, 档案, 图像, 圖像, 图片, 圖片, 媒体, 媒體, ファイル, 画像, 파일, 그림, файл, картинка,
+    изображение, медия, datei, bild, fichier, archivo, imagen, immagine, ficheiro, arquivo, imagem, bestand, plik, tập tin,
+    category, 分类, 分類, カテゴリ, 분류, категория, kategorie, catégorie, categoría, categoria, kategoria, thể loại
+""")
 """Links with these prefixes show a picture or sort the page; they are no text. Compared in lower case."""
 
-TAIL_SECTIONS = frozenset(
-    name.strip()
-    for name in """
+TAIL_SECTIONS = _names("""
     references, reference, notes, note, footnotes, citations, notes and references, references and notes, sources,
     works cited, bibliography, further reading, external links, external link, see also, additional reading, gallery,
     selected bibliography, explanatory notes, notes and citations, citations and references, general references,
@@ -28,16 +30,15 @@ TAIL_SECTIONS = frozenset(
     източници, бележки, външни препратки, вижте също, литература, примечания, ссылки, см. также,
     einzelnachweise, weblinks, literatur, siehe auch, notes et références, liens externes, voir aussi, bibliographie,
     referencias, enlaces externos, véase también, bibliografía
-    """.replace("\n", " ").split(",")
-)  # fmt: skip
+""")
 """Sections of lists and links, cut with all their subsections. Compared in lower case."""
 
-FIRST_ARGUMENT = frozenset(
-    "nowrap nobr nobreak small smaller big bigger larger large em strong abbr tooltip sup sub ruby ruby-ja 僻字 "
-    "mono var mvar val num formatnum nihongo le link-en link-ja link-de link-fr link-ru ilh ill illm 内链 "
-    "interlanguage_link internal_link_helper keypress notatypo not_a_typo sic nihongo2 lang-en center resize "
-    "le2 url_text visible_anchor vanchor anchored color_text linktext wiktja wikt zhi".replace("_", " ").split()
-) | {"interlanguage link", "internal link helper", "not a typo", "visible anchor"}
+FIRST_ARGUMENT = _names("""
+    nowrap, nobr, nobreak, small, smaller, big, bigger, larger, large, em, strong, abbr, tooltip, sup, sub, ruby, ruby-ja,
+    僻字, mono, var, mvar, val, num, formatnum, nihongo, nihongo2, le, link-en, link-ja, link-de, link-fr, link-ru, ilh, ill,
+    illm, 内链, interlanguage link, internal link helper, keypress, notatypo, not a typo, sic, center, resize, visible anchor,
+    vanchor, linktext, wikt
+""")
 """{{nowrap|TEXT}}: the first argument is what a reader sees."""
 
 QUOTES = frozenset({"quote", "blockquote", "cquote", "quotation", "quote frame", "bquote", "引用", "quotation2", "諺"})
@@ -47,10 +48,20 @@ LITERALS = {
     "ndash": " – ", "spaced ndash": " – ", "snd": " – ", "spnd": " – ", "spaced en dash": " – ", "–": " – ", "en dash": "–",
     "mdash": "—", "em dash": "—", "—": "—", "spaced mdash": " — ", "nbsp": " ", "space": " ", "thinsp": " ", "nnbsp": " ",
     "·": " · ", "•": " · ", "dot": " · ", "middot": " · ", "bull": " · ", "!": "|", "=": "=", "'": "'", "\"": "\"", "'s": "'s",
-    "sic": "", "pound": "£", "times": "×", "year": "", "break": "\n", "clear": "", "-": "", "bc": "BC", "ad": "AD",
+    "pound": "£", "times": "×", "year": "", "break": "\n", "clear": "", "-": "", "bc": "BC", "ad": "AD",
     "shy": "", "zwsp": "", "zwj": "", "zwnj": "", "no.": "No. ", "number sign": "#",
 }  # fmt: skip
 """Templates without arguments that stand for a character."""
 
-RANGE_WORDS = {"to": "–", "-": "–", "–": "–", "and": " and ", "or": " or ", "by": " by ", "x": " × ", "×": " × ", "+/-": " ± "}
+RANGE_WORDS = {
+    "to": "–",
+    "-": "–",
+    "–": "–",
+    "and": " and ",
+    "or": " or ",
+    "by": " by ",
+    "x": " × ",
+    "×": " × ",
+    "+/-": " ± ",
+}
 """{{convert|5|to|10|km}}: words between two values."""

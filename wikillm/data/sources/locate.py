@@ -26,7 +26,8 @@ WIKI_ZH_CANDIDATES = (
     "data/zhwiki-*.xml.bz2",
     "WIKI_CN/zhwiki-*.xml.bz2",
 )
-"""Where Chinese Wikipedia is looked for when `data.path` is empty; the first that matches, and of it the newest."""
+"""Where Chinese Wikipedia is looked for when `data.path` is empty or is this list (as in the preset wiki-zh): the
+first that matches, and of its files the last by name, which is the newest. Never two of them: they are one text."""
 
 HOW_TO_GET_DATA = (
     "name your own: data.path=FILE (.jsonl or .json with a `text` key, or a MediaWiki .xml.bz2 dump)\n"
@@ -39,10 +40,10 @@ HOW_TO_GET_DATA = (
 def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
     """The files of `data.path`, in the order given, the content of folders and globs sorted.
 
-    An empty `paths` looks for Chinese Wikipedia (`WIKI_ZH_CANDIDATES` below `root`, by default the working
-    directory). Raises DataError when a path is missing, is no regular file, or when nothing is found.
+    An empty `paths`, or `WIKI_ZH_CANDIDATES` itself, looks for Chinese Wikipedia below `root`, by default the working
+    directory. Raises DataError when a path is missing, is no regular file, or when nothing is found.
     """
-    if not paths:
+    if not paths or tuple(paths) == WIKI_ZH_CANDIDATES:
         return [_default(root or Path.cwd())]
     found: list[Path] = []
     for entry in paths:
@@ -62,7 +63,7 @@ def _default(root: Path) -> Path:
             path = matches[-1]
             return path.relative_to(root) if root == Path.cwd() else path
     raise DataError(
-        "data.path is not set, and no Chinese Wikipedia is here.",
+        "No data: data.path names no file, and no Chinese Wikipedia is here.",
         got="looked for " + ", ".join(WIKI_ZH_CANDIDATES),
         fix=HOW_TO_GET_DATA,
     )

@@ -7,7 +7,7 @@ and however often the building was interrupted: a `Cursor` saved after any recor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from wikillm.data.sources.split import split_array, split_lines, split_pages
@@ -75,7 +75,7 @@ def read_shards(
     start: Cursor = Cursor(),
     number: int = 0,
     on_read: Callable[[int], None] | None = None,
-) -> Iterator[RawShard]:
+) -> Generator[RawShard, None, None]:
     """Cut the stream into shards from `start` on, the first of them numbered `number`.
 
     Args:

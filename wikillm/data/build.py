@@ -1,0 +1,278 @@
+"""Build a token store: tokenizer, shards, manifest. One process builds at a time (the lock is in `prepare`).
+
+The shards are cut by one reader from the stream of records (`sources.read`) and built by worker processes; each is
+on the disk, whole, before its record is. A build that was killed goes on at the first missing shard, reading from
+where the shards before it ended. The result has the same bytes for any number of workers and interruptions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+from wikillm.core.errors import DataError, MachineError
+from wikillm.core.files import STAGING_SUFFIX, nearest_existing, write_json
+from wikillm.core.log import say, warn
+from wikillm.core.units import format_size
+from wikillm.data.build_plan import BuildPlan
+from wikillm.data.finish import finish_store
+from wikillm.data.funnel import Funnel, merged
+from wikillm.data.manifest import Manifest, ShardInfo, refuse_other_facts
+from wikillm.data.pool import run_jobs
+from wikillm.data.progress import Progress
+from wikillm.data.shard import ShardJob, Work, shard_record_path
+from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
+from wikillm.data.sources.streams import file_and_line
+from wikillm.data.store import INDEX, SPLITS, TOKEN, shard_path
+from wikillm.data.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
+from wikillm.data.tokenizer_train import MAX_TRAINING_BYTES, train_bpe, write_tokenizer
+
+_BAD_CHECK_RECORDS = 1000  # the share of bad records is judged from here on, and at the end
+_EXAMPLES = 5
+
+
+def build_store(plan: BuildPlan) -> Manifest:
+    """Build or go on building. Raises DataError for what the sources hold, MachineError for want of room."""
+    _claim(plan)
+    tokenizer = _tokenizer(plan)
+    shards = _Shards(plan).build()
+    if not sum(info.text_bytes for info in shards):
+        raise _nothing_left(merged(info.funnel for info in shards), plan)
+    return finish_store(plan, tokenizer, shards)
+
+
+def _nothing_left(funnel: Funnel, plan: BuildPlan) -> DataError:
+    if plan.max_text_bytes is not None and funnel.kept_records == 0 and funnel.read_records == 0:
+        fix = f"data.max_text_bytes={plan.max_text_bytes} is less than the first document; raise it"
+    else:
+        fix = "look at the reasons above; data.text_key names the key of the text"
+    return DataError("Nothing is left to train on after cleaning.", got=funnel.table(), fix=fix)
+
+
+def _claim(plan: BuildPlan) -> None:
+    """Make the folder ours: refuse one with other content, clear what a killed build left half-written."""
+    marker = plan.store / "build.json"
+    if marker.exists():
+        refuse_other_facts(plan.store, json.loads(marker.read_text(encoding="utf-8"))["facts"], plan.facts)
+    elif plan.store.is_dir() and any(not path.name.endswith(STAGING_SUFFIX) for path in plan.store.iterdir()):
+        raise DataError(
+            "The folder in data.store is neither empty nor a token store.",
+            got=str(plan.store),
+            fix="name another folder in data.store, or leave data.store out",
+        )
+    _refuse_if_it_does_not_fit(plan)
+    for folder in (plan.store, *(plan.store / name for name in (*SPLITS, "shards", "tokenizer"))):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if path.name.endswith(STAGING_SUFFIX):
+                path.unlink(missing_ok=True)
+    write_json(marker, {"fingerprint": plan.fingerprint, "facts": plan.facts})
+
+
+def _refuse_if_it_does_not_fit(plan: BuildPlan) -> None:
+    need = plan.predicted_bytes()
+    done = sum(path.stat().st_size for split in SPLITS for path in (plan.store / split).glob("*.*"))
+    place = plan.store if plan.store.is_dir() else nearest_existing(plan.store)
+    free = shutil.disk_usage(place).free
+    if need - done > free:
+        raise MachineError(
+            "The token store will not fit on this disk.",
+            got=f"about {format_size(need - done)} are needed in {plan.store}, {format_size(free)} are free",
+            fix="data.store=FOLDER on a larger disk, or data.max_text_bytes=SIZE to use the beginning only",
+        )
+    say(f"store: {plan.store}, about {format_size(need)} at most ({format_size(free)} free)")
+
+
+def _tokenizer(plan: BuildPlan) -> TextTokenizer:
+    """The store's own copy of the tokenizer; copied or trained when it is not there yet."""
+    folder = plan.store / "tokenizer"
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder)
+    if plan.tokenizer.folder is not None:
+        copy_tokenizer(plan.tokenizer.folder, folder)
+        return load_tokenizer(folder)
+    assert plan.tokenizer.vocabulary is not None, "a tokenizer without a folder is one to be trained"
+    texts = _training_texts(plan)
+    size = sum(len(text.encode()) for text in texts)
+    say(f"tokenizer: training a byte-level BPE of {plan.tokenizer.vocabulary} tokens on {size / 1e6:.1f} MB of text")
+    write_tokenizer(train_bpe(texts, plan.tokenizer.vocabulary), folder)
+    trained = load_tokenizer(folder)
+    if trained.length < plan.tokenizer.vocabulary:
+        warn(f"the text has pairs for {trained.length} tokens only, not for {plan.tokenizer.vocabulary}")
+    return trained
+
+
+def _training_texts(plan: BuildPlan) -> list[str]:
+    """The first `MAX_TRAINING_BYTES` of kept text, in whole documents: the same for any number of workers."""
+    limit = min(MAX_TRAINING_BYTES, plan.max_text_bytes or MAX_TRAINING_BYTES)
+    estimate = min(estimated_bytes(plan.sources), limit)
+    progress = Progress("reading text for the tokenizer", estimate, relay=plan.relay)
+    texts: list[str] = []
+    funnels: list[Funnel] = []
+    size = 0
+    raws = read_shards(plan.sources, plan.shard_bytes, plan.max_document_bytes)
+    with closing(run_jobs(plan.clean_job, raws, plan.workers, progress.add, progress.tick)) as results:
+        for found, funnel in results:
+            funnels.append(funnel)
+            for text in found:
+                size += len(text.encode())
+                if size > limit and texts:
+                    break
+                texts.append(text)
+            if size > limit:
+                break
+    progress.finish()
+    if not texts:
+        raise _nothing_left(merged(funnels), plan)
+    return texts
+
+
+class _Shards:
+    """Builds the missing shards and takes all of them, in order."""
+
+    def __init__(self, plan: BuildPlan) -> None:
+        self._plan = plan
+        self._job = ShardJob(plan.store, plan.clean_job, plan.val_fraction)
+        self._taken: list[ShardInfo] = []
+        self._text_bytes = 0
+        self._disk_read = 0
+        self._position = 0  # decompressed bytes read
+        self._disk_size = sum(source.size for source in plan.sources)
+        self._progress = Progress("tokens", estimated_bytes(plan.sources), self._share, plan.relay)
+
+    def build(self) -> list[ShardInfo]:
+        done = _finished(self._plan.store)
+        cursor, is_full = Cursor(), False
+        while not is_full and (info := done.get(len(self._taken))) is not None and info.start == cursor:
+            is_full = self._take(info)
+            cursor = info.end
+        if self._taken:
+            say(f"{len(self._taken)} shards of an earlier build are complete; it goes on from there")
+        if not is_full:
+            self._build_from(cursor, done)
+        self._progress.finish()
+        self._judge_bad_records(at_end=True)
+        self._remove_beyond(len(self._taken))
+        return self._taken
+
+    def _build_from(self, cursor: Cursor, done: dict[int, ShardInfo]) -> None:
+        plan = self._plan
+        raws = read_shards(
+            plan.sources, plan.shard_bytes, plan.max_document_bytes, cursor, len(self._taken), self._on_read
+        )
+        skipped: dict[int, ShardInfo] = {}
+
+        def missing() -> Iterator[RawShard]:
+            for raw in raws:
+                self._position = raw.end.position
+                earlier = done.get(raw.number)
+                if earlier is not None and (earlier.start, earlier.end) == (raw.start, raw.end):
+                    skipped[raw.number] = earlier
+                else:
+                    yield raw
+
+        with closing(run_jobs(self._job, missing(), plan.workers, self._on_work, self._progress.tick)) as results:
+            for info in results:
+                while (earlier := skipped.pop(len(self._taken), None)) is not None:
+                    if self._take(earlier):
+                        return
+                if self._take(info):
+                    return
+        while (earlier := skipped.pop(len(self._taken), None)) is not None:
+            if self._take(earlier):
+                return
+
+    def _take(self, info: ShardInfo) -> bool:
+        """Add the next shard; True when no more is wanted (data.max_text_bytes)."""
+        limit = self._plan.max_text_bytes
+        if limit is not None and self._text_bytes + info.text_bytes > limit:
+            info = self._cut(info, limit - self._text_bytes)
+        self._taken.append(info)
+        self._text_bytes += info.text_bytes
+        self._judge_bad_records(at_end=False)
+        return limit is not None and (info.is_cut or self._text_bytes >= limit)
+
+    def _cut(self, info: ShardInfo, budget: int) -> ShardInfo:
+        """Build a shard again, with the first `budget` bytes of its text only."""
+        plan = self._plan
+        raws = read_shards(plan.sources, plan.shard_bytes, plan.max_document_bytes, info.start, info.number)
+        with closing(raws):
+            return replace(self._job, text_budget=budget)(next(raws), lambda work: None)
+
+    def _judge_bad_records(self, at_end: bool) -> None:
+        funnel = merged(info.funnel for info in self._taken)
+        bad, read = funnel.bad_records, funnel.read_records
+        if bad <= self._plan.max_bad_fraction * read or (read < _BAD_CHECK_RECORDS and not at_end):
+            return
+        self._progress.finish()
+        lines = [f"{line.records:>8,}  {line.reason}" for line in funnel.dropped if line.is_bad]
+        raise DataError(
+            f"{bad:,} of {read:,} records cannot be read: more than data.max_bad_fraction={self._plan.max_bad_fraction:g}.",
+            got="\n".join([*lines, *self._examples()]),
+            fix=f"mend the source, or go on without them: data.max_bad_fraction={_rounded_up(bad / read)}",
+        )
+
+    def _examples(self) -> list[str]:
+        found: list[str] = []
+        for info in self._taken:
+            for bad in json.loads(shard_record_path(self._plan.store, info.number).read_text(encoding="utf-8"))["bad"]:
+                if len(found) == _EXAMPLES:
+                    return found
+                source = self._plan.sources[bad["source"]]
+                where = f"{source.path}: byte {bad['offset']}"
+                if source.format == "jsonl":
+                    where = file_and_line(source, bad["offset"])
+                detail = f": {bad['detail']}" if bad["detail"] else ""
+                found.append(f"{where}: {bad['reason']}{detail}: {bad['head'][:60]!r}")
+        return found
+
+    def _remove_beyond(self, count: int) -> None:
+        """Shards that were built ahead of the one where data.max_text_bytes was reached."""
+        for path in (self._plan.store / "shards").glob("*.json"):
+            number = int(path.stem)
+            if number >= count:
+                path.unlink()
+                for split in SPLITS:
+                    for kind in ("tok", "idx"):
+                        shard_path(self._plan.store, split, number, kind).unlink(missing_ok=True)
+
+    def _on_read(self, size: int) -> None:
+        self._disk_read += size
+
+    def _on_work(self, work: Work) -> None:
+        self._progress.add(work)
+
+    def _share(self) -> float:
+        """How much of the build is done: of the source, or of the text that is wanted."""
+        total = estimated_bytes(self._plan.sources)
+        if self._disk_read and self._position and any(s.compression != "none" for s in self._plan.sources):
+            total = int(self._position * self._disk_size / self._disk_read)
+        share = self._progress.source_bytes / max(1, total)
+        limit = self._plan.max_text_bytes
+        return share if limit is None else max(share, self._progress.text_bytes / limit)
+
+
+def _finished(store: Path) -> dict[int, ShardInfo]:
+    """The shards whose record is there and whose files have the size it says."""
+    found: dict[int, ShardInfo] = {}
+    for path in (store / "shards").glob("*.json"):
+        try:
+            info = ShardInfo.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        sizes = (
+            (shard_path(store, split, info.number, kind), size)
+            for split, part in info.splits.items()
+            for kind, size in (("tok", part.tokens * TOKEN.itemsize), ("idx", part.documents * INDEX.itemsize))
+        )
+        if all(file.is_file() and file.stat().st_size == size for file, size in sizes):
+            found[info.number] = info
+    return found
+
+
+def _rounded_up(share: float) -> float:
+    return min(1.0, -(-share * 1000 // 1) / 1000)

@@ -1,0 +1,47 @@
+"""What is to be built, decided before anything is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wikillm.data.manifest import SourceInfo
+from wikillm.data.shard import CleanJob
+from wikillm.data.sources.read import estimated_bytes
+from wikillm.data.tokenizer_find import TokenizerChoice
+from wikillm.data.types import SourceFile
+
+_TEXT_SHARE = {"mediawiki": 0.6, "json": 0.98, "jsonl": 0.98}  # clean text per decompressed byte, at most
+_STORE_BYTES_PER_TEXT_BYTE = 1.4  # 0.29 tokens of 4 bytes, and 32 bytes for a document of 250 at least
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """All that decides a store (`facts`), and what decides only how it is built (`workers`, `max_bad_fraction`)."""
+
+    store: Path
+    facts: dict[str, Any]
+    fingerprint: str
+    sources: tuple[SourceFile, ...]
+    source_infos: tuple[SourceInfo, ...]
+    tokenizer: TokenizerChoice
+    text_key: str
+    shard_bytes: int
+    val_fraction: float
+    max_text_bytes: int | None
+    max_document_bytes: int
+    max_bad_fraction: float
+    workers: int
+    relay: Path | None = None  # where the newest progress line goes
+
+    @property
+    def clean_job(self) -> CleanJob:
+        return CleanJob(tuple(source.format for source in self.sources), self.text_key)
+
+    def predicted_bytes(self) -> int:
+        """About how large the store becomes; rather too much than too little."""
+        text = sum(estimated_bytes([source]) * _TEXT_SHARE[source.format] for source in self.sources)
+        if self.max_text_bytes is not None:
+            text = min(text, self.max_text_bytes)
+        return int(text * _STORE_BYTES_PER_TEXT_BYTE) + (16 << 20)

@@ -1,0 +1,87 @@
+"""What became of every record that was read: how many, how many characters, and why it was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from wikillm.data.types import Document, Dropped
+
+
+@dataclass(frozen=True, slots=True)
+class FunnelLine:
+    """Records that were dropped for one reason; `characters` are those of the raw record."""
+
+    reason: str
+    records: int
+    characters: int
+    is_bad: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Funnel:
+    """`kept_characters` are those of the clean text."""
+
+    kept_records: int = 0
+    kept_characters: int = 0
+    dropped: tuple[FunnelLine, ...] = ()
+
+    @property
+    def read_records(self) -> int:
+        return self.kept_records + sum(line.records for line in self.dropped)
+
+    @property
+    def bad_records(self) -> int:
+        return sum(line.records for line in self.dropped if line.is_bad)
+
+    def table(self) -> str:
+        """One line per reason, the most frequent first, then what was kept."""
+        total = max(1, self.read_records)
+        rows = [("read", self.read_records, "")]
+        for line in sorted(self.dropped, key=lambda line: (-line.records, line.reason)):
+            rows.append((f"- {line.reason}" + (" (bad)" if line.is_bad else ""), line.records, f"{line.characters:,}"))
+        rows.append(("kept", self.kept_records, f"{self.kept_characters:,}"))
+        width = max(len(name) for name, _, _ in rows)
+        head = f"{'':<{width}}  {'records':>12}  {'share':>6}  {'characters':>16}"
+        lines = [f"{name:<{width}}  {n:>12,}  {n / total:>6.1%}  {characters:>16}" for name, n, characters in rows]
+        return "\n".join([head, *lines])
+
+    @classmethod
+    def from_json(cls, value: dict) -> Funnel:
+        lines = tuple(FunnelLine(**line) for line in value["dropped"])
+        return cls(value["kept_records"], value["kept_characters"], lines)
+
+
+def merged(funnels: Iterable[Funnel]) -> Funnel:
+    """The sum of several funnels. The order of the lines does not depend on the order of the funnels."""
+    tally = Tally()
+    for funnel in funnels:
+        tally.kept_records += funnel.kept_records
+        tally.kept_characters += funnel.kept_characters
+        for line in funnel.dropped:
+            tally.add(line.reason, line.records, line.characters, line.is_bad)
+    return tally.funnel()
+
+
+@dataclass(slots=True)
+class Tally:
+    """A funnel while it is being counted."""
+
+    kept_records: int = 0
+    kept_characters: int = 0
+    _dropped: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
+
+    def count(self, outcome: Document | Dropped) -> None:
+        if isinstance(outcome, Document):
+            self.kept_records += 1
+            self.kept_characters += len(outcome.text)
+        else:
+            self.add(outcome.reason, 1, outcome.characters, outcome.is_bad)
+
+    def add(self, reason: str, records: int, characters: int, is_bad: bool) -> None:
+        before = self._dropped.get(reason, (0, 0, is_bad))
+        self._dropped[reason] = (before[0] + records, before[1] + characters, is_bad)
+
+    def funnel(self) -> Funnel:
+        lines = tuple(FunnelLine(reason, *counts) for reason, counts in sorted(self._dropped.items()))
+        return Funnel(self.kept_records, self.kept_characters, lines)

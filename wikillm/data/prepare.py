@@ -1,0 +1,216 @@
+"""From `data.*` to an opened token store: the one door that training, evaluation and the command line use.
+
+`prepare_store` is called by every rank before any process group exists. One process at a time works: the first
+finds the sources' digests and the tokenizer and builds; the others wait and open the same store. What was found
+is kept beside the stores, keyed by the settings and by path, size and time of each file, so that a later start
+neither reads the sources again nor asks a hub again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wikillm.config.schema import DataSection
+from wikillm.core.errors import ConfigError, DataError, MachineError
+from wikillm.core.files import sha256_file, write_json
+from wikillm.core.log import say
+from wikillm.core.units import format_size
+from wikillm.data.build import build_store
+from wikillm.data.build_plan import BuildPlan
+from wikillm.data.clean import CLEANER_VERSION
+from wikillm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, SourceInfo, fingerprint_of, refuse_other_facts
+from wikillm.data.progress import Progress
+from wikillm.data.shard import Work
+from wikillm.data.sources.locate import locate
+from wikillm.data.sources.read import estimated_bytes, shard_range
+from wikillm.data.sources.sniff import check_text_key, sniff
+from wikillm.data.store import Store
+from wikillm.data.tokenizer_find import TokenizerChoice, choose_tokenizer
+from wikillm.data.turns import beside, one_at_a_time
+from wikillm.data.types import SourceFile
+
+STORES = Path("stores")
+_SMALL_CORPUS = 256 * 10**6  # below this many bytes of source, val_fraction=auto holds out a tenth
+_LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
+
+
+def prepare_store(cfg: DataSection, *, is_main: bool = True) -> Store:
+    """Open the token store of `cfg`, building it first where it is missing. (all ranks)
+
+    Raises:
+        ConfigError: a setting that cannot be.
+        DataError: sources, tokenizer or an existing store that cannot be used; too few held-out tokens.
+        MachineError: no room on the disk, or a worker process that died.
+    """
+    _check(cfg)
+    if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
+        store = Store.open(Path(cfg.store))  # prepared earlier, perhaps elsewhere: the sources need not be here
+    else:
+        store = _prepare(cfg, is_main)
+    _refuse_few_held_out(store, cfg)
+    return store
+
+
+def _check(cfg: DataSection) -> None:
+    if cfg.val_fraction != "auto" and not 0 < cfg.val_fraction < 1:
+        raise ConfigError(
+            "data.val_fraction is a share between 0 and 1.", got=str(cfg.val_fraction), fix="data.val_fraction=0.1"
+        )
+    if cfg.max_document_bytes > _LARGEST_DOCUMENT:
+        raise ConfigError("data.max_document_bytes must be below 4 GiB.", got=str(cfg.max_document_bytes))
+
+
+def _prepare(cfg: DataSection, is_main: bool) -> Store:
+    sources = tuple(sniff(path, cfg.format) for path in locate(cfg.path))
+    for source in sources:
+        check_text_key(source, cfg.text_key, cfg.max_document_bytes)
+    area = Path(cfg.store).absolute().parent if cfg.store else STORES
+    base = area / f".{_settings_key(cfg, sources)}"
+    with one_at_a_time(base, "preparing the data", is_main):
+        found = _Found.look(cfg, sources, beside(base, ".found.json"), beside(base, ".progress"))
+    plan = _plan(cfg, sources, found, area)
+    with one_at_a_time(plan.store.with_name(f".{plan.store.name}"), "building the token store", is_main):
+        if not (plan.store / MANIFEST_NAME).exists():
+            _announce(plan)
+            build_store(plan)
+        store = Store.open(plan.store)
+        refuse_other_facts(plan.store, store.manifest.facts, plan.facts)
+    return store
+
+
+def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
+    """What this preparation is, as far as it is known without reading the sources: 12 hex digits."""
+    files = [(os.path.realpath(s.path), s.size, os.stat(s.path).st_mtime_ns, s.format) for s in sources]
+    settings = cfg.model_dump(exclude={"workers", "max_bad_fraction", "min_val_tokens", "preset"})
+    text = json.dumps([FORMAT_VERSION, CLEANER_VERSION, settings, files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What takes time to find: digests of the sources, and the tokenizer."""
+
+    digests: tuple[str, ...]
+    tokenizer: TokenizerChoice
+
+    @classmethod
+    def look(cls, cfg: DataSection, sources: tuple[SourceFile, ...], memory: Path, relay: Path) -> _Found:
+        """Take from `memory` what an earlier preparation of the same files found, find the rest, remember it."""
+        known: dict[str, Any] = {}
+        with suppress(OSError, ValueError):
+            known = json.loads(memory.read_text(encoding="utf-8"))
+        digests = known.get("digests") or _digests(sources, relay)
+        effective = min(estimated_bytes(sources), cfg.max_text_bytes or estimated_bytes(sources))
+        tokenizer = choose_tokenizer(cfg.tokenizer, effective, ask_hubs=not known.get("hubs_failed", False))
+        hubs_failed = known.get("hubs_failed", False) or (cfg.tokenizer == "auto" and tokenizer.folder is None)
+        value = {"digests": digests, "hubs_failed": hubs_failed}
+        if value != known:
+            _write_beside(memory, value)
+        return cls(tuple(digests), tokenizer)
+
+
+def _write_beside(path: Path, value: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+    except OSError as error:
+        raise MachineError(
+            "The folder for token stores cannot be written.",
+            got=f"{path.parent}: {error.strerror}",
+            fix="data.store=FOLDER that can be written",
+        ) from None
+
+
+def _digests(sources: tuple[SourceFile, ...], relay: Path) -> list[str]:
+    progress = Progress("reading the sources' sha256", sum(source.size for source in sources))
+    found = [sha256_file(Path(s.path), lambda size: progress.add(Work(source_bytes=size))) for s in sources]
+    progress.finish()
+    return found
+
+
+def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area: Path) -> BuildPlan:
+    estimate = estimated_bytes(sources)
+    effective = min(estimate, cfg.max_text_bytes or estimate)
+    fraction = cfg.val_fraction
+    if fraction == "auto":
+        fraction = 0.1 if effective < _SMALL_CORPUS else 0.005
+    shard_bytes = shard_range(effective)
+    is_json = any(source.format != "mediawiki" for source in sources)
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "cleaner": CLEANER_VERSION,
+        "data.path": [
+            {"sha256": digest, "size": s.size, "format": s.format}
+            for s, digest in zip(sources, found.digests, strict=True)
+        ],
+        "data.tokenizer": found.tokenizer.facts(),
+        "data.text_key": cfg.text_key if is_json else None,
+        "data.val_fraction": fraction,
+        "data.max_text_bytes": cfg.max_text_bytes,
+        "data.max_document_bytes": cfg.max_document_bytes,
+        "eos": "after each document",
+        "shard_bytes": shard_bytes,
+    }
+    fingerprint = fingerprint_of(facts)
+    store = Path(cfg.store) if cfg.store else area / fingerprint[:12]
+    return BuildPlan(
+        store=store,
+        facts=facts,
+        fingerprint=fingerprint,
+        sources=sources,
+        source_infos=tuple(
+            SourceInfo(s.path, s.size, digest, s.format, s.compression)
+            for s, digest in zip(sources, found.digests, strict=True)
+        ),
+        tokenizer=found.tokenizer,
+        text_key=cfg.text_key,
+        shard_bytes=shard_bytes,
+        val_fraction=fraction,
+        max_text_bytes=cfg.max_text_bytes,
+        max_document_bytes=cfg.max_document_bytes,
+        max_bad_fraction=cfg.max_bad_fraction,
+        workers=cfg.workers or len(os.sched_getaffinity(0)),
+        relay=beside(store.with_name(f".{store.name}"), ".progress"),
+    )
+
+
+def _announce(plan: BuildPlan) -> None:
+    kinds = sorted({f"{s.format}" + ("" if s.compression == "none" else f" in {s.compression}") for s in plan.sources})
+    size = format_size(sum(source.size for source in plan.sources))
+    files = plan.sources[0].path if len(plan.sources) == 1 else f"{len(plan.sources)} files"
+    say(f"data: {files}, {size}, {', '.join(kinds)}")
+    if plan.max_text_bytes is not None:
+        say(f"data: the first {plan.max_text_bytes / 1e6:.3g} MB of text only (data.max_text_bytes)")
+    what = "byte-level BPE, " if plan.tokenizer.vocabulary else ""
+    say(f"tokenizer: {plan.tokenizer.name} ({what}{plan.tokenizer.origin})")
+
+
+def _refuse_few_held_out(store: Store, cfg: DataSection) -> None:
+    """Too few held-out tokens make a loss that is noise. The store is kept: the fix may be min_val_tokens."""
+    held_out, total = store.val.n_tokens, store.val.n_tokens + store.train.n_tokens
+    if held_out >= cfg.min_val_tokens and store.train.n_tokens >= 2:
+        return
+    share = store.manifest.facts["data.val_fraction"]
+    wanted = 1.5 * cfg.min_val_tokens / total
+    if wanted <= 0.5:
+        fix = f"data.val_fraction={max(_two_digits(wanted), _two_digits(1.5 * share)) if wanted <= share else _two_digits(wanted)}"
+    else:
+        fix = f"the corpus is too small to hold out {cfg.min_val_tokens}: more data, or data.min_val_tokens={max(1, held_out)}"
+    raise DataError(
+        f"Only {held_out:,} tokens are held out for validation; data.min_val_tokens={cfg.min_val_tokens:,} are wanted.",
+        got=f"{store.dir}: {store.val.n_documents} of {store.val.n_documents + store.train.n_documents} documents, "
+        f"{held_out:,} of {total:,} tokens, with data.val_fraction={share:g}",
+        fix=fix,
+    )
+
+
+def _two_digits(share: float) -> float:
+    """Rounded up to two significant digits, at most a half."""
+    scale = 10 ** (len(str(int(1 / share))) + 1)
+    return min(0.5, -(-share * scale // 1) / scale)

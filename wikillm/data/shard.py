@@ -1,0 +1,220 @@
+"""One shard, from raw records to files. Runs in the worker processes; a pure function of its records.
+
+Documents go to `val` when the top of their 64-bit content hash falls below the held-out share, so equal texts are
+always on one side, and stay there when data is added. Text is encoded in batches of about 1 MiB: that bounds the
+memory of a worker, whatever the size of the shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from wikillm.core.errors import DataError
+from wikillm.core.files import STAGING_SUFFIX, rename_durably, write_json
+from wikillm.data.clean import clean
+from wikillm.data.funnel import Funnel, Tally
+from wikillm.data.manifest import ShardInfo, ShardSplit
+from wikillm.data.sources.read import RawShard
+from wikillm.data.store import INDEX, SPLITS, TOKEN, shard_path
+from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
+from wikillm.data.types import Document, Dropped, Record, TokenizedDocument
+
+BATCH_BYTES = 1 << 20
+MAX_QUARANTINED = 1000  # bad records kept per shard; all are counted
+HEAD_CHARACTERS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What was done since the last report."""
+
+    source_bytes: int = 0
+    documents: int = 0
+    text_bytes: int = 0
+    tokens: int = 0
+
+
+Report = Callable[[Work], None]
+
+
+@dataclass(frozen=True, slots=True)
+class CleanJob:
+    """Clean the records of a shard: what a tokenizer is trained on."""
+
+    formats: tuple[str, ...]  # of the sources
+    text_key: str
+
+    def __call__(self, raw: RawShard, report: Report) -> tuple[list[str], Funnel]:
+        """The texts in order, and what became of all records."""
+        tally, texts = Tally(), []
+        unreported = 0
+        for outcome, size in self.cleaned(raw):
+            tally.count(outcome)
+            unreported += size
+            if isinstance(outcome, Document):
+                texts.append(outcome.text)
+            if unreported > BATCH_BYTES:
+                report(Work(source_bytes=unreported))
+                unreported = 0
+        report(Work(source_bytes=unreported))
+        return texts, tally.funnel()
+
+    def cleaned(self, raw: RawShard) -> Iterator[tuple[Document | Dropped, int]]:
+        """Each record's outcome and its size in bytes."""
+        for item in raw.items:
+            if isinstance(item, Record):
+                yield clean(item, self.formats[item.source], self.text_key), len(item.payload)
+            else:
+                yield item, item.characters
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """Build one shard of the store: clean, encode, write, and last of all its record `shards/NNNNN.json`."""
+
+    store: Path
+    clean: CleanJob
+    val_fraction: float
+    text_budget: int | None = None  # bytes of text; the first document beyond it ends the shard
+
+    def __call__(self, raw: RawShard, report: Report) -> ShardInfo:
+        tally = Tally()
+        bad: list[dict[str, object]] = []
+        writers = {split: _SplitWriter(self.store, split, raw.number) for split in SPLITS}
+        encoder = _Encoder(_tokenizer(self.store / "tokenizer"), writers, self.val_fraction, report)
+        payloads = {(item.source, item.offset): item for item in raw.items if isinstance(item, Record)}
+        text_bytes, is_cut = 0, False
+        for outcome, size in self.clean.cleaned(raw):
+            if isinstance(outcome, Document):
+                length = len(outcome.text.encode())
+                if self.text_budget is not None and text_bytes + length > self.text_budget:
+                    is_cut = True
+                    break
+                text_bytes += length
+                encoder.add(outcome, length)
+            elif outcome.is_bad and len(bad) < MAX_QUARANTINED:
+                bad.append(_quarantined(outcome, payloads.get((outcome.source, outcome.offset))))
+            tally.count(outcome)
+            encoder.source_bytes += size
+        encoder.flush()
+        splits = {split: writer.finish() for split, writer in writers.items()}
+        info = ShardInfo(raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits)
+        write_json(shard_record_path(self.store, raw.number), {**asdict(info), "bad": bad})
+        return info
+
+
+def shard_record_path(store: Path, number: int) -> Path:
+    return store / "shards" / f"{number:05d}.json"
+
+
+def _quarantined(dropped: Dropped, record: Record | None) -> dict[str, object]:
+    head = record.payload[:HEAD_CHARACTERS].decode("utf-8", errors="backslashreplace") if record else ""
+    return {
+        "source": dropped.source,
+        "offset": dropped.offset,
+        "reason": dropped.reason,
+        "detail": dropped.detail,
+        "head": head,
+    }
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: Path) -> TextTokenizer:
+    return load_tokenizer(folder)
+
+
+def content_hash(text: str) -> int:
+    """64 bits of blake2b over the UTF-8 bytes of NFC text."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+class _Encoder:
+    """Collects documents, encodes them in batches, hands them to the split that their hash names."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer, writers: dict[str, _SplitWriter], val_fraction: float, report: Report
+    ) -> None:
+        self._tokenizer, self._writers, self._report = tokenizer, writers, report
+        self._val_below = int(val_fraction * 2**64)
+        self._batch: list[tuple[Document, int]] = []
+        self._bytes = 0
+        self.source_bytes = 0  # read since the last report
+
+    def add(self, document: Document, length: int) -> None:
+        self._batch.append((document, length))
+        self._bytes += length
+        if self._bytes >= BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        tokens = 0
+        encoded = self._tokenizer.encode_batch([document.text for document, _ in self._batch])
+        for (document, length), ids in zip(self._batch, encoded, strict=True):
+            done = TokenizedDocument(
+                ids=np.array([*ids, self._tokenizer.eos_id], dtype=np.uint32),
+                content_hash=content_hash(document.text),
+                text_bytes=length,
+                source=document.source,
+                offset=document.offset,
+            )
+            if int(done.ids.max()) >= self._tokenizer.length:
+                raise DataError("A tokenizer gave an id beyond its own vocabulary.", got=f"{int(done.ids.max())}")
+            self._writers["val" if done.content_hash < self._val_below else "train"].add(done)
+            tokens += len(done.ids)
+        self._report(Work(self.source_bytes, len(self._batch), self._bytes, tokens))
+        self._batch, self._bytes, self.source_bytes = [], 0, 0
+
+
+class _SplitWriter:
+    """Writes NNNNN.tok as documents come, NNNNN.idx at the end; both appear under their names when complete."""
+
+    def __init__(self, store: Path, split: str, number: int) -> None:
+        self._paths = {kind: shard_path(store, split, number, kind) for kind in ("tok", "idx")}
+        self._paths["tok"].parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO = open(_staged(self._paths["tok"]), "wb")  # noqa: SIM115  closed in finish
+        self._digest = hashlib.sha256()
+        self._tokens = 0
+        self._text_bytes = 0
+        self._index: list[tuple[int, int, int, int, int]] = []
+
+    def add(self, document: TokenizedDocument) -> None:
+        content = document.ids.astype(TOKEN, copy=False).tobytes()
+        self._file.write(content)
+        self._digest.update(content)
+        self._tokens += len(document.ids)
+        self._text_bytes += document.text_bytes
+        self._index.append((self._tokens, document.content_hash, document.offset, document.source, document.text_bytes))
+
+    def finish(self) -> ShardSplit:
+        _close_durably(self._file)
+        rename_durably(_staged(self._paths["tok"]), self._paths["tok"])
+        index = np.array(self._index, dtype=INDEX).tobytes()
+        with open(_staged(self._paths["idx"]), "wb") as file:
+            file.write(index)
+            _close_durably(file)
+        rename_durably(_staged(self._paths["idx"]), self._paths["idx"])
+        return ShardSplit(
+            tokens=self._tokens,
+            documents=len(self._index),
+            text_bytes=self._text_bytes,
+            tok_sha256=self._digest.hexdigest(),
+            idx_sha256=hashlib.sha256(index).hexdigest(),
+        )
+
+
+def _staged(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
+
+
+def _close_durably(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()

@@ -1,0 +1,202 @@
+"""The token store on disk, and reading it.
+
+    STORE/manifest.json          written last: without it the store is unfinished
+          tokenizer/             tokenizer.json, tokenizer_config.json: what made the tokens, with its EOS
+          train/00000.tok  .idx  shard 0: token ids (uint32, little-endian), one `INDEX` entry per document
+          val/00000.tok  .idx    the documents of shard 0 that are held out
+          shards/00000.json      counts, digests and place in the sources of shard 0; written after its files
+          build.json             facts and fingerprint, from the first moment
+          quarantine.jsonl       records that could not be read: source, offset, reason, beginning
+
+A split's stream is the concatenation of its shards; every document ends with EOS, so that no border is lost.
+Reading maps files into memory: a read is a copy of the wanted tokens, opening costs nothing until then.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wikillm.core.errors import DataError
+from wikillm.core.files import sha256_file
+from wikillm.data.manifest import MANIFEST_NAME, Manifest
+from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
+
+SPLITS = ("train", "val")
+TOKEN = np.dtype("<u4")
+INDEX = np.dtype(
+    [
+        ("end", "<u8"),  # tokens of the shard's split up to and with this document's EOS
+        ("hash", "<u8"),  # blake2b-64 of the NFC text
+        ("offset", "<u8"),  # where its record starts in the decompressed source
+        ("source", "<u4"),  # index into the manifest's sources
+        ("text_bytes", "<u4"),  # UTF-8 bytes of its text
+    ]
+)
+_OPEN_FILES = 128  # mapped at a time; a usual limit is 1024 descriptors per process
+
+
+def shard_path(store: Path, split: str, number: int, kind: str) -> Path:
+    """`kind` is tok or idx."""
+    return store / split / f"{number:05d}.{kind}"
+
+
+class TokenStream:
+    """The tokens of one split, as one array of `n_tokens` ids. Cheap to pickle; a copy opens its own files."""
+
+    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
+        info = manifest.splits[split]
+        self.n_tokens, self.n_documents, self.text_bytes = info.tokens, info.documents, info.text_bytes
+        self._folder, self._split = folder, split
+        parts = [(shard.number, shard.splits[split]) for shard in manifest.shards if shard.splits[split].tokens]
+        self._numbers = [number for number, _ in parts]
+        self._starts = np.concatenate([[0], np.cumsum([part.tokens for _, part in parts], dtype=np.int64)]).tolist()
+        self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
+        """The ids [start, stop), a copy. Raises IndexError outside 0 <= start <= stop <= n_tokens."""
+        self._check(start, stop)
+        out = np.empty(stop - start, dtype=np.uint32)
+        for shard, first, last in self._parts(start, stop):
+            begin = self._starts[shard]
+            out[max(begin, start) - start : min(begin + last, stop) - start] = self._map("tok", shard)[first:last]
+        return out
+
+    def document_ends(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
+        """Positions e in (start, stop] before which a document ends: token e-1 is its EOS."""
+        stop = self.n_tokens if stop is None else stop
+        self._check(start, stop)
+        found = [np.empty(0, dtype=np.int64)]
+        for shard, first, last in self._parts(start, stop):
+            ends = self._map("idx", shard)["end"]
+            low, high = np.searchsorted(ends, [first, last], side="right")
+            found.append(ends[low:high].astype(np.int64) + self._starts[shard])
+        return np.concatenate(found)
+
+    def indexes(self) -> Iterator[npt.NDArray[Any]]:
+        """The `INDEX` entries of each shard, in order; `end` counts from the shard's start."""
+        for shard in range(len(self._numbers)):
+            yield self._map("idx", shard)
+
+    def count_tokens(self, vocabulary: int) -> npt.NDArray[np.int64]:
+        """How often each id below `vocabulary` occurs: the unigram statistics of the split, shape [vocabulary]."""
+        counts = np.zeros(vocabulary, dtype=np.int64)
+        for start in range(0, self.n_tokens, 1 << 22):
+            ids = self.read(start, min(start + (1 << 22), self.n_tokens))
+            if int(ids.max()) >= vocabulary:
+                raise DataError(
+                    "A token id lies outside the vocabulary.",
+                    got=f"{int(ids.max())} in {self._folder / self._split}, vocabulary of {vocabulary}",
+                    fix="model.vocab_size=auto, or the store was made with another tokenizer",
+                )
+            counts += np.bincount(ids, minlength=vocabulary)
+        return counts
+
+    def _check(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.n_tokens:
+            raise IndexError(f"tokens {start} to {stop} of a stream of {self.n_tokens}")
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Which tokens of which shards make up [start, stop): (position in the list of shards, first, last)."""
+        if start == stop:
+            return
+        shard = bisect_right(self._starts, start) - 1
+        while shard < len(self._numbers) and self._starts[shard] < stop:
+            begin, end = self._starts[shard], self._starts[shard + 1]
+            yield shard, max(start, begin) - begin, min(stop, end) - begin
+            shard += 1
+
+    def _map(self, kind: str, shard: int) -> Any:
+        key = (kind, shard)
+        if key in self._open:
+            self._open.move_to_end(key)
+            return self._open[key]
+        path = shard_path(self._folder, self._split, self._numbers[shard], kind)
+        try:
+            mapped = np.memmap(path, dtype=TOKEN if kind == "tok" else INDEX, mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError("A shard of the token store cannot be read.", got=f"{path}: {error}") from None
+        self._open[key] = mapped
+        if len(self._open) > _OPEN_FILES:
+            self._open.popitem(last=False)
+        return mapped
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An opened token store."""
+
+    dir: Path
+    manifest: Manifest
+    train: TokenStream
+    val: TokenStream
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        return self.dir / "tokenizer"
+
+    def tokenizer(self) -> TextTokenizer:
+        return load_tokenizer(self.tokenizer_dir)
+
+    @classmethod
+    def open(cls, folder: Path) -> Store:
+        """Open a finished store; every file must be there with its size. Raises DataError naming what is wrong."""
+        path = folder / MANIFEST_NAME
+        try:
+            manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise DataError(
+                "There is no finished token store here.",
+                got=f"{path} is missing" + (", the build was not finished" if (folder / "build.json").exists() else ""),
+                fix="wikillm prepare data.path=FILE (goes on where a stopped build ended)",
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(folder, f"{path}: {type(error).__name__}: {error}") from None
+        store = cls(folder, manifest, TokenStream(folder, manifest, "train"), TokenStream(folder, manifest, "val"))
+        store._check_sizes()
+        return store
+
+    def _check_sizes(self) -> None:
+        for shard in self.manifest.shards:
+            for name, split in shard.splits.items():
+                for kind, size in (("tok", split.tokens * TOKEN.itemsize), ("idx", split.documents * INDEX.itemsize)):
+                    path = shard_path(self.dir, name, shard.number, kind)
+                    found = path.stat().st_size if path.is_file() else None
+                    if found != size:
+                        problem = "is missing" if found is None else f"has {found} bytes instead of {size}"
+                        raise _damaged(self.dir, f"{path} {problem}")
+        if not (self.tokenizer_dir / "tokenizer.json").is_file():
+            raise _damaged(self.dir, f"{self.tokenizer_dir / 'tokenizer.json'} is missing")
+
+    def verify(self, full: bool = False) -> None:
+        """Check sizes, and with `full` the sha256 of every shard and of the tokenizer. Raises DataError."""
+        self._check_sizes()
+        if not full:
+            return
+        for shard in self.manifest.shards:
+            for name, split in shard.splits.items():
+                for kind, digest in (("tok", split.tok_sha256), ("idx", split.idx_sha256)):
+                    path = shard_path(self.dir, name, shard.number, kind)
+                    if sha256_file(path) != digest:
+                        raise _damaged(self.dir, f"{path}: its sha256 is not the one in the manifest")
+        path = self.tokenizer_dir / "tokenizer.json"
+        if sha256_file(path) != self.manifest.tokenizer.sha256:
+            raise _damaged(self.dir, f"{path}: its sha256 is not the one in the manifest")
+
+
+def _damaged(folder: Path, what: str) -> DataError:
+    return DataError("A token store is damaged.", got=what, fix=f"remove it and build it again: rm -r {folder}")

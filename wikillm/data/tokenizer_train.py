@@ -1,0 +1,90 @@
+"""Train a byte-level BPE of Qwen2's kind on the corpus itself.
+
+Same normaliser (NFC), same splitting into words and single digits, same special tokens at the end of the
+vocabulary (`<|endoftext|>`, `<|im_start|>`, `<|im_end|>`). The result depends on the text alone, not on the number
+of processes or threads (a test holds it). Training reads the first `MAX_TRAINING_BYTES` of kept text: Chinese
+takes about 1.5 s and 65 MB of memory per MB of it, and 24 MB instead of 16 change the compression by under 1 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from wikillm.core.errors import ConfigError
+from wikillm.core.files import write_atomic, write_json
+
+TRAINER_VERSION = 1
+"""Part of a store's fingerprint: raise it with every change that changes a trained tokenizer."""
+MAX_TRAINING_BYTES = 16 * 10**6
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+EOS_TOKEN = SPECIAL_TOKENS[0]
+MIN_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+
+_WORDS = (  # contractions | letters with one sign before them | a digit | signs | line breaks | white space
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def default_vocabulary(estimated_bytes: int) -> int:
+    """Size for `data.tokenizer=auto`: 8,000 up to 64 MB of source, 16,000 up to 1 GB, 32,000 above.
+
+    A small corpus cannot teach a small model the embeddings of many rare tokens.
+    """
+    if estimated_bytes < 64 * 10**6:
+        return 8000
+    return 16_000 if estimated_bytes < 10**9 else 32_000
+
+
+def parse_train(setting: str) -> int:
+    """`train:8000` -> 8000. Raises ConfigError for anything that is no size of a vocabulary."""
+    text = setting.partition(":")[2].replace("_", "")
+    if not text.isdecimal() or not MIN_VOCABULARY <= int(text) <= 1_000_000:
+        raise ConfigError(
+            "data.tokenizer=train:N wants the size of the vocabulary.",
+            got=repr(setting),
+            fix=f"data.tokenizer=train:8000 (from {MIN_VOCABULARY} to 1,000,000)",
+        )
+    return int(text)
+
+
+def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """A tokenizer of at most `vocabulary` tokens, the special ones included; fewer when the text has no more pairs."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+        ]
+    )
+    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a trained tokenizer so that plain `transformers.AutoTokenizer` opens it; tokenizer.json comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": EOS_TOKEN,
+        "pad_token": EOS_TOKEN,
+        "bos_token": None,
+        "unk_token": None,
+        "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 32768,
+    }
+    write_json(folder / "tokenizer_config.json", config)
+    write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True))

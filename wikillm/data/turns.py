@@ -1,0 +1,79 @@
+"""One process at a time prepares; the others wait, see how far it is, and share its failure.
+
+Files beside the store, named BASE: `BASE.lock` (flock, goes away with its holder), `BASE.progress` (its newest
+line) and `BASE.failure` (why it gave up). Whoever waited for a holder that failed fails with the same error,
+instead of doing the same work again on every rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from wikillm.core.errors import ConfigError, DataError, MachineError, WikiLLMError
+from wikillm.core.files import nearest_existing, write_json
+from wikillm.core.lock import lock_or_wait
+from wikillm.core.log import logger, say
+from wikillm.core.units import format_seconds
+
+_KINDS = {kind.__name__: kind for kind in (ConfigError, DataError, MachineError)}
+_SAY_EVERY_SECONDS = 10.0
+
+
+def beside(base: Path, suffix: str) -> Path:
+    return base.with_name(base.name + suffix)
+
+
+@contextmanager
+def one_at_a_time(base: Path, what: str, is_main: bool) -> Iterator[None]:
+    """Hold the turn named `base`. Raises the failure of the holder that was waited for. (all ranks)
+
+    Args:
+        what: what is being done, for the waiting ranks: "preparing the data".
+        is_main: this process tells the user how far the holder is; the others write to their log only.
+    """
+    folder = base.parent
+    if not os.access(folder if folder.is_dir() else nearest_existing(folder), os.W_OK):
+        yield  # a finished store on a read-only disk can be opened without a turn; building will say what is wrong
+        return
+    arrived, said = time.time(), -_SAY_EVERY_SECONDS
+    waited = False
+
+    def on_wait(holder: str, seconds: float) -> None:
+        nonlocal said, waited
+        waited = True
+        if seconds - said < _SAY_EVERY_SECONDS:
+            return
+        said = seconds
+        line = f"{what}: waiting for {holder}, {format_seconds(seconds)} so far"
+        with suppress(OSError):
+            line += f" ({beside(base, '.progress').read_text().strip()})"
+        say(line) if is_main else logger.info(line)
+
+    failure = beside(base, ".failure")
+    with lock_or_wait(beside(base, ".lock"), on_wait):
+        if waited:
+            _raise_again(failure, arrived)
+        failure.unlink(missing_ok=True)
+        try:
+            yield
+        except WikiLLMError as error:
+            with suppress(OSError):
+                write_json(failure, {"kind": type(error).__name__, "parts": [error.what, error.got, error.fix]})
+            raise
+
+
+def _raise_again(failure: Path, since: float) -> None:
+    """Raise what the last holder failed with, if that was while this process waited."""
+    try:
+        if failure.stat().st_mtime < since - 1:
+            return
+        found = json.loads(failure.read_text(encoding="utf-8"))
+        error = _KINDS[found["kind"]](*found["parts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    raise error
