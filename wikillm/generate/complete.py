@@ -20,9 +20,9 @@ from transformers.generation.streamers import BaseStreamer
 class Tokenizer(Protocol):
     """What is asked of a tokenizer: both `tokenizers.Tokenizer` and transformers' tokenizers have it."""
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> Any: ...
+    def encode(self, text: str, /, *, add_special_tokens: bool) -> Any: ...
 
-    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str: ...
+    def decode(self, ids: list[int], /, *, skip_special_tokens: bool) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def complete(
             )
             new = output_BT[0, len(ids) :].tolist()
             # A character cut off in the middle of its bytes decodes to U+FFFD: leave it out.
-            texts.append(tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd"))
+            texts.append(str(tokenizer.decode(new, skip_special_tokens=True)).rstrip("\ufffd"))
     return texts
 
 

@@ -1,0 +1,167 @@
+"""The entry: which command runs, what becomes of unknown words, and how every kind of ending leaves the process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from wikillm.cli import main as entry
+from wikillm.cli.main import COMMANDS, Command, main
+from wikillm.core.errors import DivergedError, ExitCode
+
+Run = Callable[[argparse.Namespace], int]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run, bool], None]:
+    """Registers a command `try` whose `run` is the given function."""
+
+    def register(run: Run, takes_config: bool = True) -> None:
+        module = types.ModuleType("wikillm_try")
+        module.HELP = "Try."  # type: ignore[attr-defined]
+        module.configure = lambda parser: parser.add_argument("--number", type=int, help="a number")  # type: ignore[attr-defined]
+        module.run = run  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "wikillm_try", module)
+        monkeypatch.setitem(COMMANDS, "try", Command("wikillm_try", "Try.", takes_config))
+
+    return register
+
+
+def test_unknown_words_are_kept_in_order(command: Callable[..., None]) -> None:
+    seen: list[argparse.Namespace] = []
+    command(lambda args: seen.append(args) or 0)
+    words = ["train.learning_rate=3e-4", "--max_steps", "50", "--num", "7", "data.path=a b.jsonl", "--bf16"]
+    assert main(["--local_rank=1", "try", "--number", "3", *words]) == 0
+    assert seen[0].number == 3
+    assert seen[0].rest == ["--local_rank=1", *words], "abbreviations are not expanded"
+
+
+def test_commands_without_configuration_refuse_unknown_words(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(lambda args: pytest.fail("it must not run"), False)
+    assert main(["try", "--numbr", "3"]) == ExitCode.CONFIG
+    assert "did you mean --number?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (
+            DivergedError("The loss is NaN.", fix="train.learning_rate=1e-4"),
+            5,
+            "DivergedError: The loss is NaN.\n  fix: ",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("by zero"), 1, "bug: ZeroDivisionError: by zero"),
+    ],
+    ids=["refusal", "ctrl-c", "bug"],
+)
+def test_endings(
+    command: Callable[..., None], capsys: pytest.CaptureFixture[str], error: BaseException, code: int, shown: str
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    command(run)
+    assert main(["try"]) == code
+    err = capsys.readouterr().err
+    assert shown in err
+    assert ("Traceback" in err) == isinstance(error, ZeroDivisionError), "only a bug shows its traceback"
+    assert main(["--debug", "try"]) == main(["try", "--debug"]) == code
+    assert capsys.readouterr().err.count("Traceback") == 2
+
+
+def test_a_bug_reaches_the_log_file(command: Callable[..., None], tmp_path: Path) -> None:
+    from wikillm.core.log import log_to_file, logger
+
+    def run(args: argparse.Namespace) -> int:
+        raise ZeroDivisionError("by zero")
+
+    command(run)
+    log_to_file(tmp_path / "rank_0.log")
+    try:
+        main(["try"])
+    finally:
+        logger.removeHandler(logger.handlers[-1])
+        logger.propagate = True
+    assert "Traceback" in (tmp_path / "rank_0.log").read_text()
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", True), ("1", False)])
+def test_one_rank_of_a_node_reports_a_wrong_configuration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, said: bool
+) -> None:
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["presets", "--nope"]) == ExitCode.CONFIG
+    assert ("[rank 0] ConfigError" in capsys.readouterr().err) == said
+
+
+def test_other_errors_are_told_by_every_rank(
+    command: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: argparse.Namespace) -> int:
+        raise DivergedError("The loss is NaN.")
+
+    command(run)
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    main(["try"])
+    assert capsys.readouterr().err.startswith("[rank 1] DivergedError")
+
+
+def test_bare_call_shows_help_but_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == ExitCode.CONFIG
+    assert main(["--help"]) == ExitCode.DONE
+    first, second = capsys.readouterr().out.split("usage:")[1:]
+    assert first == second
+
+
+def test_missing_argument_is_a_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export"]) == ExitCode.CONFIG
+    assert "required: RUN" in capsys.readouterr().err
+
+
+def test_nearest_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["exprot"]) == ExitCode.CONFIG
+    assert "fix: wikillm export" in capsys.readouterr().err
+    assert main(["xyzzy"]) == ExitCode.CONFIG
+    assert "one of: prepare, train" in capsys.readouterr().err
+
+
+def test_python_dash_m() -> None:
+    done = subprocess.run([sys.executable, "-m", "wikillm", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == f"wikillm {entry.__version__}\n"
+
+
+def test_reader_that_goes_away() -> None:
+    """`wikillm presets | head -0`: no traceback, the code of a process that SIGPIPE ended."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "wikillm", "presets", "--json"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_terminal_without_utf8() -> None:
+    """Chinese help text on an ASCII terminal: question marks, not a traceback."""
+    environ = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "wikillm", "generate", "--help"], capture_output=True, env=environ, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout and done.stdout.isascii()

@@ -1,0 +1,61 @@
+"""`wikillm export RUN|CHECKPOINT`: a standard Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+HELP = "Write a run as a standard Hugging Face folder."
+
+EPILOG = """
+RUN is a run directory (its newest complete checkpoint is taken) or one checkpoint:
+  wikillm export runs/wiki-zh-120m
+  wikillm export runs/wiki-zh-120m/checkpoints/checkpoint-500 --to my-model --dtype bfloat16
+The folder loads with plain transformers. It is complete or not there; an earlier export at the same place is
+replaced, anything else is left alone.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("run", metavar="RUN", help="a run directory, or a checkpoint in one")
+    parser.add_argument("--to", metavar="DIR", help="the folder to write. Default: exports/NAME-STEP")
+    parser.add_argument(
+        "--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: what the model was trained in"
+    )
+    parser.add_argument("--tokenizer", metavar="DIR", help="folder with tokenizer.json. Default: the run's own")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+
+
+def run(args: argparse.Namespace) -> int:
+    from wikillm.checkpoints.latest import find_complete
+    from wikillm.export.facts import find_tokenizer, read_facts
+    from wikillm.export.target import check_target
+
+    checkpoint = find_complete(Path(args.run))
+    facts = read_facts(checkpoint)
+    target = Path(args.to) if args.to else Path("exports") / f"{facts.name}-{facts.step}"
+    tokenizer = Path(args.tokenizer) if args.tokenizer else find_tokenizer(checkpoint)
+    check_target(target)
+    plan = {"checkpoint": str(checkpoint), "tokenizer": str(tokenizer), "folder": str(target)}
+    if args.dry_run:
+        print(json.dumps(plan) if args.json else "\n".join(f"{name:<10} {value}" for name, value in plan.items()))
+        return 0
+    from wikillm.core.units import format_count, format_size
+    from wikillm.export.folder import export_model
+
+    if not args.json:
+        print(f"reading    {checkpoint}", flush=True)
+    done = export_model(checkpoint, target, dtype=args.dtype, tokenizer_dir=tokenizer, facts=facts, verified=True)
+    if args.json:
+        written = {"parameters": done.parameters, "tensors": done.tensors, "dtype": done.dtype, "bytes": done.size}
+        print(json.dumps(plan | written))
+        return 0
+    print(
+        f"written    {done.folder}  {format_count(done.parameters)} parameters, {done.dtype}, {format_size(done.size)}"
+    )
+    print(f"checked    {done.tensors} tensors read back equal, bit for bit")
+    print(f'next       wikillm generate {done.folder} --prompt "..."')
+    return 0

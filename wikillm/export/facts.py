@@ -1,0 +1,137 @@
+"""What the run directory around a checkpoint tells about it: the tables of the model card, and the tokenizer.
+
+Every record may be missing (an older run, a checkpoint moved elsewhere): the card is then shorter. Paths are cut
+to file names, since a card is published and a path names people and machines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wikillm.checkpoints.layout import STATE, step_of
+from wikillm.core.errors import ConfigError
+from wikillm.export.card import ExportFacts
+from wikillm.observe import names
+from wikillm.observe.sinks import read_metrics, read_records
+
+RESOLVED = "config.resolved.yaml"
+SHOWN = ("run.seed", "model.preset", "model.init_from", "deepspeed.config")  # beside the whole section `train`
+NOT_SHOWN = ("logging_steps", "save_steps", "save_total_limit", "exit_timeout_seconds", "dataloader_num_workers")
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run directory that a checkpoint lies in, or None when it lies alone."""
+    run = checkpoint.resolve().parent.parent
+    return run if (run / RESOLVED).is_file() else None
+
+
+def find_tokenizer(checkpoint: Path) -> Path:
+    """Folder of the tokenizer that a checkpoint was trained with. Raises ConfigError with where it was looked for."""
+    run = run_of(checkpoint)
+    places = [checkpoint, *([run / "tokenizer"] if run else [])]
+    for place in places:
+        if (place / "tokenizer.json").is_file():
+            return place
+    raise ConfigError(
+        f"The tokenizer of {checkpoint} was not found.",
+        got="no tokenizer.json in " + " or ".join(map(str, places)),
+        fix="--tokenizer FOLDER (STORE/tokenizer of the token store)",
+    )
+
+
+def read_facts(checkpoint: Path) -> ExportFacts:
+    """Everything the card can tell, from the run's records up to the checkpoint's step."""
+    run, step = run_of(checkpoint), step_of(checkpoint)
+    if run is None:
+        return ExportFacts(name=checkpoint.name, step=step)
+    config = _read_yaml(run / RESOLVED)
+    return ExportFacts(
+        name=str(config.get("run", {}).get("name") or run.name),
+        step=step,
+        data=_data(_read_json(run / "data.json")),
+        training=_training(config),
+        metrics=_metrics(run, checkpoint, step),
+        environment=_environment(_read_json(run / "environment.json")),
+    )
+
+
+def _data(data: Mapping[str, Any]) -> dict[str, Any]:
+    if not data:
+        return {}
+    rows: dict[str, Any] = {}
+    for source in data.get("sources", []):
+        rows[f"source {Path(source['path']).name}"] = f"sha256 {source['sha256']}"
+    for name, split in data.get("splits", {}).items():
+        label = {"train": "training text", "val": "held-out text"}.get(name, name)
+        rows[label] = f"{split['documents']:,} documents, {split['tokens']:,} tokens, {split['text_bytes']:,} bytes"
+    if tokenizer := data.get("tokenizer"):
+        rows["tokenizer"] = f"{Path(tokenizer['name']).name}, {tokenizer['length']:,} tokens"
+    rows["token store"] = data.get("fingerprint", "unknown")
+    return rows
+
+
+def _training(config: Mapping[str, Any]) -> dict[str, Any]:
+    rows: dict[str, Any] = {}
+    for key in SHOWN:
+        section, name = key.split(".")
+        value = config.get(section, {}).get(name)
+        if value is not None:
+            rows[key] = Path(value).name if name in ("init_from", "config") else value
+    for name, value in config.get("train", {}).items():
+        if value is not None and name not in NOT_SHOWN:
+            rows[f"train.{name}"] = value
+    return rows
+
+
+def _metrics(run: Path, checkpoint: Path, step: int | None) -> dict[str, Any]:
+    """The last training loss and evaluation that are not after the checkpoint."""
+
+    def until(records: list[dict[str, Any]]) -> dict[str, Any]:
+        before = [r for r in records if step is None or int(r.get(names.STEP, 0)) <= step]
+        return before[-1] if before else {}
+
+    rows: dict[str, Any] = {}
+    trained = until(read_metrics(run / "metrics.jsonl"))
+    evaluated = until([r for r in read_records(run / "events.jsonl") if r.get(names.KIND) == names.EVAL])
+    if names.TOKENS in trained:
+        rows["tokens trained on"] = trained[names.TOKENS]
+    if trained.get(names.LOSS) is not None:
+        rows[f"training loss at step {trained[names.STEP]:,} (nats per token)"] = trained[names.LOSS]
+    if evaluated.get(names.EVAL_LOSS) is not None:
+        rows[f"held-out loss at step {evaluated[names.STEP]:,} (nats per token)"] = evaluated[names.EVAL_LOSS]
+    if evaluated.get(names.BITS_PER_BYTE) is not None:
+        rows["held-out bits per byte"] = evaluated[names.BITS_PER_BYTE]
+    world = _read_json(checkpoint / STATE).get("world_size")
+    if world is not None:
+        rows["ranks"] = world
+    return rows
+
+
+def _environment(environment: Mapping[str, Any]) -> dict[str, Any]:
+    rows = {name: version for name, version in environment.get("packages", {}).items() if version}
+    if environment.get("python"):
+        rows["python"] = environment["python"]
+    if environment.get("git"):
+        rows["wikillm source"] = environment["git"]
+    return rows
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}
