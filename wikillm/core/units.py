@@ -1,12 +1,13 @@
 """Quantities people write and read: "2.6B" parameters, "80GiB" of memory, "1h02m".
 
 Counts use decimal suffixes (K, M, B, T = 10^3, 10^6, 10^9, 10^12), sizes decimal (KB, MB, GB, TB) or binary
-(KiB, MiB, GiB, TiB) ones. Parsing is exact for integers; formatting keeps three significant digits.
+(KiB, MiB, GiB, TiB) ones. Parsing is exact; formatting keeps three significant digits.
 """
 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 _COUNT = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _SIZE = {
@@ -14,18 +15,18 @@ _SIZE = {
     "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
 }  # fmt: skip
-_QUANTITY = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)")
+_QUANTITY = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]{1,2})?)\s*([A-Za-z]*)")
 
 
 def _parse(text: str | int | float, suffixes: dict[str, int], kind: str, example: str) -> int:
     match = _QUANTITY.fullmatch(str(text).strip())
     if match is None or match[2].upper() not in suffixes:
         raise ValueError(f"{text!r} is not a {kind}; write it like {example}")
-    digits, scale = match[1].replace("_", ""), suffixes[match[2].upper()]
-    value = int(digits) * scale if digits.isdigit() else float(digits) * scale
-    if value != round(value):
+    # Exact: in floats 2.01 x 1000 is not 2010.
+    value = Fraction(match[1].replace("_", "")) * suffixes[match[2].upper()]
+    if value.denominator != 1:
         raise ValueError(f"{text!r} is not a whole {kind}; write it like {example}")
-    return round(value)
+    return value.numerator
 
 
 def parse_count(text: str | int | float) -> int:

@@ -1,0 +1,72 @@
+"""Files are the old ones or the new ones, never halves; digests and listings do not depend on the machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from wikillm.core import files
+from wikillm.core.files import files_below, nearest_existing, rename_durably, sha256_file, write_atomic, write_json
+
+
+def test_write_replaces_and_leaves_no_staging(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_atomic(path, "一")
+    write_atomic(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_crash_before_the_rename_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    write_atomic(path, "old")
+
+    def crash(source: Path, target: Path) -> None:
+        raise OSError("power cut")
+
+    monkeypatch.setattr(files, "rename_durably", crash)
+    with pytest.raises(OSError, match="power cut"):
+        write_atomic(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_json_is_utf8_and_refuses_nan(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"名": [1, None]})
+    assert "名" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert "名" in (tmp_path / "a.json").read_text(encoding="utf-8"), "the old file must survive"
+
+
+def test_folders_are_renamed_whole(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_text("x")
+    rename_durably(tmp_path / "a", tmp_path / "z")
+    assert (tmp_path / "z" / "b" / "c").read_text() == "x" and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("size", [0, 1, (4 << 20) - 1, 4 << 20, (4 << 20) + 1])
+def test_sha256_over_piece_borders(tmp_path: Path, size: int) -> None:
+    content = (b"wikillm!" * (size // 8 + 1))[:size]
+    (tmp_path / "f").write_bytes(content)
+    heard: list[int] = []
+    assert sha256_file(tmp_path / "f", heard.append) == hashlib.sha256(content).hexdigest()
+    assert sum(heard) == size
+
+
+def test_files_below_is_sorted_and_has_only_files(tmp_path: Path) -> None:
+    for name in ("b/2", "a", "b/1", "b.x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    os.symlink(tmp_path / "b", tmp_path / "link")
+    found = [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)]
+    assert sorted(found) == sorted(set(found)) and {"a", "b/1", "b/2", "b.x"} <= set(found)
+    assert found == [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)]
+
+
+def test_nearest_existing(tmp_path: Path) -> None:
+    assert nearest_existing(tmp_path / "no" / "such" / "file") == tmp_path
+    assert nearest_existing(Path("/no-such-folder/x")) == Path("/")

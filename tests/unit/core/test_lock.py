@@ -1,0 +1,85 @@
+"""One holder across processes; a holder that is killed leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from wikillm.core.lock import FileLock, lock_or_wait
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from wikillm.core.lock import FileLock
+lock = FileLock(Path(sys.argv[1]))
+assert lock.try_acquire(), "the lock was not free"
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def holder(path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_one_holder_and_its_name(tmp_path: Path) -> None:
+    process = holder(tmp_path / "deep" / "lock")
+    lock = FileLock(tmp_path / "deep" / "lock")
+    try:
+        assert not lock.try_acquire()
+        assert f"pid {process.pid} on " in lock.holder()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert lock.try_acquire(), "a killed holder must leave no lock"
+    assert lock.try_acquire(), "taking it twice is fine"
+    assert f"pid {os.getpid()} " in lock.holder()
+    lock.release()
+    with FileLock(tmp_path / "deep" / "lock"):
+        pass
+
+
+def test_waiting_tells_who_is_waited_for(tmp_path: Path) -> None:
+    process = holder(tmp_path / "lock")
+    heard: list[tuple[str, float]] = []
+
+    def on_wait(who: str, seconds: float) -> None:
+        heard.append((who, seconds))
+        if len(heard) == 3:
+            process.kill()
+            process.wait()
+
+    with lock_or_wait(tmp_path / "lock", on_wait, poll=0.02):
+        assert not FileLock(tmp_path / "lock").try_acquire()
+    assert len(heard) >= 3 and all(f"pid {process.pid}" in who for who, _ in heard[:3])
+    assert [seconds for _, seconds in heard] == sorted(seconds for _, seconds in heard)
+    assert FileLock(tmp_path / "lock").try_acquire()
+
+
+def test_threads_exclude_each_other(tmp_path: Path) -> None:
+    inside, most = [], []
+
+    def work() -> None:
+        for _ in range(5):
+            with FileLock(tmp_path / "lock"):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 15
+
+
+def test_damaged_lock_file_still_has_an_answer(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("not json")
+    assert FileLock(tmp_path / "lock").holder() == "another process"

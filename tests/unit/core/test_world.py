@@ -1,0 +1,76 @@
+"""Rank and size from the environment, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from wikillm.core.errors import MachineError
+from wikillm.core.world import World, free_port
+
+
+def test_a_lone_process_is_a_world_of_one() -> None:
+    world = World.from_env({})
+    assert (world, world.is_main, world.nodes) == (World(0, 1, 0, 1), True, 1)
+
+
+def test_a_launcher_decides() -> None:
+    environ = {"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    world = World.from_env(environ)
+    assert (world.rank, world.size, world.local_rank, world.nodes, world.is_main) == (5, 16, 1, 4, False)
+    deepspeeds = {"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
+    assert World.from_env(deepspeeds) == world
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "-1", "WORLD_SIZE": "2"},
+        {"RANK": "1"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "2"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "4"},
+    ],
+)
+def test_contradictions_are_refused(environ: dict[str, str]) -> None:
+    with pytest.raises(MachineError, match="contradict") as caught:
+        World.from_env(environ)
+    assert f"RANK={environ['RANK']}" in str(caught.value)
+
+
+def test_words_are_no_numbers() -> None:
+    with pytest.raises(MachineError, match="WORLD_SIZE is not a number"):
+        World.from_env({"WORLD_SIZE": "two"})
+
+
+@pytest.fixture
+def environ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real environment without a launcher's variables; whatever `export` sets is undone."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_export_makes_a_lone_process_a_group(environ: None) -> None:
+    World.from_env().export()
+    assert World.from_env() == World()
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1" and int(os.environ["MASTER_PORT"]) > 0
+
+
+def test_export_leaves_a_launchers_variables(environ: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    World(1, 2, 1, 2).export()
+    assert (os.environ["MASTER_ADDR"], os.environ["RANK"]) == ("10.0.0.1", "1")
+
+
+def test_export_refuses_half_a_launcher(environ: None) -> None:
+    with pytest.raises(MachineError, match="WORLD_SIZE=2"):
+        World(0, 2, 0, 2).export()
+
+
+def test_free_port_can_be_bound() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", free_port()))
