@@ -6,6 +6,8 @@ the model is built. HF keeps only a weak reference to that config: whoever build
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -79,7 +81,10 @@ def to_training_arguments(
         disable_tqdm=True,
         log_level="warning",
     )
-    return TrainingArguments(**options)
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints, on every rank, that its op was loaded
+        args = TrainingArguments(**options)
+        _ = args.device  # HF makes the process group at the first look at the device; nobody should look before
+    return args
 
 
 def _quieten_libraries() -> None:

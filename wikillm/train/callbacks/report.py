@@ -141,7 +141,7 @@ class ReportCallback(TrainerCallback):
         """Finish the sinks, each within its own bound. Safe on the crash path."""
         code = ExitCode.DONE if error is None else getattr(error, "exit_code", ExitCode.BUG)
         for sink in self.sinks:
-            sink.finish(int(code), None if error is None else str(error).splitlines()[0])
+            sink.finish(int(code), None if error is None else (str(error) or type(error).__name__).splitlines()[0])
 
 
 def _tracker(cfg: RunConfig, run: RunDir, identity: dict[str, Any]) -> SwanLabSink:
