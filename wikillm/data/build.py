@@ -65,12 +65,20 @@ def _claim(plan: BuildPlan) -> None:
             fix="name another folder in data.store, or leave data.store out",
         )
     _refuse_if_it_does_not_fit(plan)
+    try:
+        plan.store.mkdir(parents=True, exist_ok=True)
+        write_json(marker, {"fingerprint": plan.fingerprint, "facts": plan.facts})  # before anything else is in it
+    except OSError as error:
+        raise MachineError(
+            "The folder of the token store cannot be written.",
+            got=f"{plan.store}: {error.strerror}",
+            fix="data.store=FOLDER that can be written",
+        ) from None
     for folder in (plan.store, *(plan.store / name for name in (*SPLITS, "shards", "tokenizer"))):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         for path in folder.iterdir():
             if path.name.endswith(STAGING_SUFFIX):
                 path.unlink(missing_ok=True)
-    write_json(marker, {"fingerprint": plan.fingerprint, "facts": plan.facts})
 
 
 def _refuse_if_it_does_not_fit(plan: BuildPlan) -> None:

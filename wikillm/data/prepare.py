@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.config.schema import DataSection
-from wikillm.core.errors import ConfigError, DataError, MachineError
+from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import sha256_file, write_json
 from wikillm.core.log import say
 from wikillm.core.units import format_size
@@ -111,20 +111,10 @@ class _Found:
         hubs_failed = known.get("hubs_failed", False) or (cfg.tokenizer == "auto" and tokenizer.folder is None)
         value = {"digests": digests, "hubs_failed": hubs_failed}
         if value != known:
-            _write_beside(memory, value)
+            with suppress(OSError):  # on a read-only disk it is found anew each time
+                memory.parent.mkdir(parents=True, exist_ok=True)
+                write_json(memory, value)
         return cls(tuple(digests), tokenizer)
-
-
-def _write_beside(path: Path, value: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, value)
-    except OSError as error:
-        raise MachineError(
-            "The folder for token stores cannot be written.",
-            got=f"{path.parent}: {error.strerror}",
-            fix="data.store=FOLDER that can be written",
-        ) from None
 
 
 def _digests(sources: tuple[SourceFile, ...], relay: Path) -> list[str]:

@@ -243,7 +243,11 @@ _SPACES = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f]+")
 _LEFT_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
 _LEFT_TABLE = re.compile(r"^[ :*#-]*(?:\{\||\|\}|\|-|\|\+|[|!](?![\w\s]*$)).*$|^[|!].*$", re.MULTILINE)
 _LEFT_MARKS = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|'{2,}|-\{|\}-")
-_LEFT_TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(?:\s[^<>\n]*)?/?>")
+_LEFT_TAG = re.compile(  # known names only: `List<int>` is text
+    r"</?(?:ref|references|br|p|div|span|small|big|sup|sub|b|i|u|s|em|strong|center|font|table|tr|td|th|ul|ol|li|dl|dd|dt"
+    r"|nowiki|noinclude|includeonly|onlyinclude|gallery|blockquote|poem|code|tt|abbr|cite|math|var|hr)(?:\s[^<>\n]*)?/?>",
+    re.IGNORECASE,
+)
 _LEFT_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")
 _HOLLOW = re.compile(r"[(（〔【]\s*(?:[,;:，；：、/·–—-]\s*)*[)）〕】]")  # brackets whose content was a template
 _AFTER_BRACKET = re.compile(r"([(（])(?:\s*[,;，；、])+\s*|([(（])\s+")

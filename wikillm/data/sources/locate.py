@@ -50,10 +50,11 @@ def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
         found += _expand(entry)
     if not found:
         raise DataError("No file matches data.path.", got=_listed(paths), fix=HOW_TO_GET_DATA)
-    unique = list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
-    for path in unique:
+    unique: dict[str, Path] = {}
+    for path in found:
         _refuse_special(path)
-    return unique
+        unique.setdefault(os.path.realpath(path), path)
+    return list(unique.values())
 
 
 def _default(root: Path) -> Path:

@@ -1,0 +1,128 @@
+"""Small corpora in every format that can be read, and settings that let them be prepared at once."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import pytest
+
+from wikillm.config.schema import DataSection
+from wikillm.data.tokenizer_train import train_bpe, write_tokenizer
+
+WORDS = [
+    *(
+        "数据",
+        "模型",
+        "训练",
+        "语言",
+        "北京",
+        "是",
+        "中国",
+        "的",
+        "首都",
+        "，。",
+        "1984",
+        "naïve",
+        "café\n",
+        "<|endoftext|>",
+    ),
+    *("the", "token", "store", "keeps", "every", "document", "exactly", "once"),
+]
+
+
+def make_texts(count: int, seed: int = 0, words: int = 60) -> list[str]:
+    """Texts that differ from each other, Chinese and English mixed, now and then with a literal special token."""
+    rng = random.Random(seed)
+
+    def word() -> str:
+        if rng.random() < 0.3:
+            return "".join(chr(0x4E00 + rng.randrange(200)) for _ in range(rng.randint(1, 4)))
+        return rng.choice(WORDS)
+
+    return [f"第{seed}-{i}篇 " + " ".join(word() for _ in range(rng.randint(5, words))).strip() for i in range(count)]
+
+
+@pytest.fixture
+def texts() -> Callable[..., list[str]]:
+    return make_texts
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE of 400 tokens."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(train_bpe(make_texts(200, seed=9), 400), folder)
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DataSection]:
+    """`settings(path, key=value, ...)`: one worker, a small tokenizer, stores below a fresh working directory."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("WIKILLM_OFFLINE", "1")
+    monkeypatch.delenv("WIKILLM_TOKENIZER", raising=False)
+    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "MODELSCOPE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "caches" / name))
+
+    def make(*paths: Path | str, **values: object) -> DataSection:
+        defaults: dict[str, object] = {"tokenizer": str(tokenizer_dir), "workers": 1, "min_val_tokens": 1}
+        return DataSection(path=tuple(map(str, paths)), **{**defaults, **values})
+
+    return make
+
+
+@pytest.fixture
+def write_source() -> Callable[[Path, str, list[str]], Path]:
+    """`write_source(folder, kind, texts)` writes the same documents in one of the formats of `KINDS`."""
+
+    def write(folder: Path, kind: str, texts: list[str]) -> Path:
+        path = folder / kind
+        lines = [json.dumps({"title": "t", "text": text}, ensure_ascii=i % 2 == 0) for i, text in enumerate(texts)]
+        jsonl = "".join(line + "\n" for line in lines).encode()
+        half = len("".join(line + "\n" for line in lines[: len(lines) // 2]).encode())
+        path.write_bytes(
+            {
+                "plain.jsonl": jsonl,
+                "bom-crlf.jsonl": b"\xef\xbb\xbf" + jsonl.replace(b"\n", b"\r\n\r\n"),
+                "array.json": ("[\n" + ",\n".join(lines) + "\n]\n").encode(),
+                "one-line-array.json": json.dumps([json.loads(line) for line in lines]).encode(),
+                "wrong-name.txt.gz": gzip.compress(jsonl),
+                "two-members.jsonl.gz": gzip.compress(jsonl[:half]) + gzip.compress(jsonl[half:]),
+                "plain.jsonl.bz2": bz2.compress(jsonl),
+                "multi-stream.jsonl.bz2": bz2.compress(jsonl[:half]) + bz2.compress(jsonl[half:]) + bz2.compress(b""),
+                "array.json.bz2": bz2.compress(("[" + ",".join(lines) + "]").encode()),
+            }[kind]
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def mediawiki() -> Callable[..., str]:
+    """`mediawiki([(title, ns, wikitext), ...])`: an export as Wikimedia writes it; a title "A -> B" is a redirect."""
+
+    def make(pages: list[tuple[str, int, str]]) -> str:
+        body = ""
+        for title, ns, text in pages:
+            name, _, target = title.partition(" -> ")
+            redirect = f'<redirect title="{escape(target)}" />' if target else ""
+            body += (
+                f"  <page>\n    <title>{escape(name)}</title>\n    <ns>{ns}</ns>\n    {redirect}\n    <revision>\n"
+                f'      <model>wikitext</model>\n      <text xml:space="preserve">{escape(text)}</text>\n'
+                "    </revision>\n  </page>\n"
+            )
+        return (
+            '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="zh">\n'
+            f"  <siteinfo><sitename>Wikipedia</sitename></siteinfo>\n{body}</mediawiki>\n"
+        )
+
+    return make

@@ -1,0 +1,209 @@
+"""The door to the data: one builder, any number of ranks, kills, changed settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from wikillm.core.errors import ConfigError, DataError
+from wikillm.data import prepare
+from wikillm.data.prepare import prepare_store
+from wikillm.data.store import Store
+
+PROGRAM = """
+import os, sys, json
+from wikillm.config.schema import DataSection
+from wikillm.core.errors import WikiLLMError
+from wikillm.data import prepare
+prepare.shard_range = lambda estimate: 8000
+try:
+    store = prepare.prepare_store(DataSection(**json.loads(sys.argv[1])), is_main=os.environ.get("RANK", "0") == "0")
+except WikiLLMError as error:
+    print("REFUSED", error.what)
+    sys.exit(int(error.exit_code))
+print("OPENED", store.dir, store.train.n_tokens)
+"""
+
+
+def start(cfg, **environment) -> subprocess.Popen:
+    values = cfg.model_dump_json(exclude_defaults=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, values],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def digests(store: Path) -> dict[str, str]:
+    files = sorted(path for path in store.rglob("*") if path.is_file())
+    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(prepare, "shard_range", lambda estimate: 8000)
+
+
+@pytest.mark.parametrize(("workers", "kind"), [(1, "plain.jsonl"), (2, "array.json.bz2")])
+def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(
+    tmp_path, texts, write_source, settings, small_shards, workers, kind
+):
+    path = write_source(tmp_path, kind, texts(1500))
+    reference = digests(prepare_store(settings(path, tokenizer="train:400", store=str(tmp_path / "whole"))).dir)
+    cfg = settings(path, tokenizer="train:400", store=str(tmp_path / "killed"), workers=workers)
+    records = tmp_path / "killed" / "shards"
+    seen = []
+    for wanted in (0, 3, 15):
+        process = start(cfg)
+        while process.poll() is None and not (records.is_dir() and len(list(records.glob("*.json"))) >= wanted):
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the build was over before it could be killed"
+        assert not (tmp_path / "killed" / "manifest.json").exists()
+        seen.append(sorted(records.glob("*.json")))
+        if wanted == 15:  # a hole: a later shard stands while an earlier one is missing
+            records.joinpath("00002.json").unlink()
+    times = {p: p.stat().st_mtime_ns for p in records.glob("*.json")}
+    store = prepare_store(settings(path, tokenizer="train:400", store=str(tmp_path / "killed"), workers=workers))
+    assert digests(store.dir) == reference
+    kept = [p for p, ns in times.items() if p.stat().st_mtime_ns == ns]
+    assert len(kept) >= len(seen[-1]) - 2, "shards that stood were built again"
+
+
+def test_many_ranks_build_once_and_open_the_same_store(tmp_path, texts, write_source, settings, small_shards):
+    path = write_source(tmp_path, "plain.jsonl", texts(700))
+    cfg = settings(path, tokenizer="auto", workers=2)
+    ranks = [start(cfg, RANK=str(rank)) for rank in range(3)]
+    outputs = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0, 0], outputs
+    lines = [out.splitlines()[-1] for out, _ in outputs]
+    assert len(set(lines)) == 1
+    assert lines[0].startswith("OPENED stores/")
+    assert len([path for path in Path("stores").iterdir() if path.is_dir()]) == 1
+    assert [len(out.splitlines()) for out, _ in outputs][1:] == [1, 1]  # the other ranks are quiet
+    again = prepare_store(cfg)
+    assert lines[0] == f"OPENED {again.dir} {again.train.n_tokens}"
+
+
+def test_the_next_in_line_goes_on_when_the_builder_dies(tmp_path, texts, write_source, settings):
+    path = write_source(tmp_path, "plain.jsonl", texts(1500))
+    cfg = settings(path)
+    first = start(cfg)
+    while first.poll() is None and not list(Path("stores").glob("*/shards/*.json")):
+        time.sleep(0.005)
+    second = start(cfg)
+    first.kill()
+    first.communicate()
+    out, err = second.communicate(timeout=60)
+    assert (second.returncode, out.splitlines()[-1][:6]) == (0, "OPENED"), err
+
+
+def test_who_waited_fails_for_the_same_reason(tmp_path, texts, write_source, settings):
+    lines = [json.dumps({"text": text}) for text in texts(1100)] + ["{"] * 300
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(lines))
+    ranks = [start(settings(path), RANK=str(rank)) for rank in range(3)]
+    outputs = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [4, 4, 4], outputs
+    (reason,) = {out.splitlines()[-1] for out, _ in outputs}
+    assert reason.startswith("REFUSED ")
+    assert reason.endswith("records cannot be read: more than data.max_bad_fraction=0.01.")
+
+
+def test_a_store_of_other_facts_is_refused_naming_them(tmp_path, texts, write_source, settings):
+    path = write_source(tmp_path, "plain.jsonl", texts(60))
+    place = str(tmp_path / "mine")
+    prepare_store(settings(path, store=place))
+    prepare_store(settings(path, store=place, workers=2, max_bad_fraction=0.5))  # decide nothing in the store
+    for changed in ({"val_fraction": 0.4}, {"max_text_bytes": 5000}, {"tokenizer": "train:300"}):
+        with pytest.raises(DataError, match="made from something else") as caught:
+            prepare_store(settings(path, store=place, **changed))
+        assert f"data.{next(iter(changed))}: the store has" in caught.value.got
+    path.write_text(path.read_text() + '{"text": "one more"}\n')
+    with pytest.raises(DataError, match="made from something else") as caught:
+        prepare_store(settings(path, store=place))
+    assert "data.path" in caught.value.got
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("x")
+    with pytest.raises(DataError, match="neither empty nor a token store"):
+        prepare_store(settings(path, store=str(other)))
+
+
+def test_each_set_of_facts_has_its_own_default_store(tmp_path, texts, write_source, settings):
+    path = write_source(tmp_path, "plain.jsonl", texts(60))
+    first = prepare_store(settings(path))
+    assert first.dir == Path("stores") / first.manifest.fingerprint[:12]
+    assert prepare_store(settings(path, val_fraction=0.3)).dir != first.dir
+    moved = tmp_path / "elsewhere.jsonl"
+    path.rename(moved)
+    assert prepare_store(settings(moved)).dir == first.dir  # the content counts, not the name
+
+
+def test_a_prepared_store_needs_no_sources(tmp_path, texts, write_source, settings):
+    path = write_source(tmp_path, "plain.jsonl", texts(60))
+    made = prepare_store(settings(path, store=str(tmp_path / "s")))
+    path.unlink()
+    assert prepare_store(settings(store=str(tmp_path / "s"))).manifest == made.manifest
+    assert Store.open(tmp_path / "s").manifest == made.manifest
+
+
+def test_too_few_held_out_tokens_name_a_fraction_that_works(tmp_path, texts, write_source, settings):
+    path = write_source(tmp_path, "plain.jsonl", texts(400))
+    total = sum(s.tokens for s in prepare_store(settings(path)).manifest.splits.values())
+    wanted = total // 5
+    with pytest.raises(DataError, match="held out for validation") as caught:
+        prepare_store(settings(path, min_val_tokens=wanted))
+    assert caught.value.fix.startswith("data.val_fraction=0.3")
+    fraction = float(caught.value.fix.partition("=")[2])
+    assert prepare_store(settings(path, min_val_tokens=wanted, val_fraction=fraction)).val.n_tokens >= wanted
+    with pytest.raises(DataError, match="held out") as caught:
+        prepare_store(settings(path, min_val_tokens=total))
+    assert "data.min_val_tokens=" in caught.value.fix
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        prepare_store(settings(path, val_fraction=1.5))
+
+
+def test_auto_stays_with_what_it_trained_and_takes_qwen2_when_it_appears(
+    tmp_path, texts, write_source, settings, tokenizer_dir, monkeypatch
+):
+    from wikillm.data import tokenizer_find
+
+    path = write_source(tmp_path, "plain.jsonl", texts(60))
+    trained = prepare_store(settings(path, tokenizer="auto"))
+    assert trained.manifest.tokenizer.name == "train:8000"
+    assert "trained on this corpus" in trained.manifest.tokenizer.origin
+
+    def refuse(*args):
+        raise AssertionError("a hub was asked again")
+
+    monkeypatch.setattr(tokenizer_find, "fetch_qwen2", refuse)
+    assert prepare_store(settings(path, tokenizer="auto")).dir == trained.dir
+    monkeypatch.setattr(tokenizer_find, "_is_qwen2", lambda tokenizer: True)
+    monkeypatch.setenv("WIKILLM_TOKENIZER", str(tokenizer_dir))
+    found = prepare_store(settings(path, tokenizer="auto"))
+    assert (found.manifest.tokenizer.name, found.dir == trained.dir) == ("qwen2", False)
+
+
+def test_the_command_prints_a_table_or_json(tmp_path, texts, write_source, settings, capsys):
+    from wikillm.cli.main import main
+
+    cfg = settings(write_source(tmp_path, "plain.jsonl", texts(60)))
+    words = ["prepare", f"data.path={cfg.path[0]}", f"data.tokenizer={cfg.tokenizer}", "data.min_val_tokens=1"]
+    assert main(words) == 0
+    assert "kept" in capsys.readouterr().out
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["splits"]["train"]["documents"] > 40
+    assert main(["prepare", "data.path=/no/such/file"]) == 4
+    assert "does not exist" in capsys.readouterr().err

@@ -1,0 +1,259 @@
+"""Building and reading stores: every token once, the same bytes whoever builds, damage found."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wikillm.core.errors import DataError, MachineError
+from wikillm.data import build, prepare
+from wikillm.data.funnel import Funnel, merged
+from wikillm.data.manifest import Manifest
+from wikillm.data.prepare import prepare_store
+from wikillm.data.store import Store
+from wikillm.data.summary import summary_json, summary_of
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(prepare, "shard_range", lambda estimate: 3000)
+
+
+def digests(store: Path) -> dict[str, str]:
+    """Every file that the fingerprint stands for."""
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(store.rglob("*"))
+        if path.is_file()
+    }
+
+
+def documents(store: Store) -> list[list[int]]:
+    """Token ids of all documents, EOS included, both splits."""
+    found = []
+    for stream in (store.train, store.val):
+        start = 0
+        for end in stream.document_ends():
+            found.append(stream.read(start, int(end)).tolist())
+            start = int(end)
+        assert start == stream.n_tokens  # nothing behind the last EOS
+    return found
+
+
+def test_every_token_of_every_document_is_there_exactly_once(tmp_path, texts, write_source, settings):
+    expected = texts(150)
+    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", expected), val_fraction=0.2))
+    tokenizer = store.tokenizer()
+    wanted = sorted([*tokenizer.encode(text), tokenizer.eos_id] for text in expected)
+    assert sorted(documents(store)) == wanted
+    assert len(store.manifest.shards) > 3
+    assert store.train.n_documents + store.val.n_documents == 150
+    assert 10 < store.val.n_documents < 60
+    assert store.train.text_bytes + store.val.text_bytes == sum(len(text.encode()) for text in expected)
+    ids = np.concatenate([store.train.read(0, store.train.n_tokens), store.val.read(0, store.val.n_tokens)])
+    assert np.count_nonzero(ids == tokenizer.eos_id) == 150  # a literal <|endoftext|> is no border
+    assert any("<|endoftext|>" in text for text in expected)
+
+
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path, texts, write_source, settings):
+    path = write_source(tmp_path, "multi-stream.jsonl.bz2", texts(200))
+    found = []
+    for workers in (1, 3):
+        cfg = settings(path, workers=workers, tokenizer="train:400", store=str(tmp_path / f"store{workers}"))
+        found.append(digests(prepare_store(cfg).dir))
+    assert found[0] == found[1]
+    assert len(found[0]) > 30
+
+
+def test_the_documents_are_the_same_in_every_format(tmp_path, texts, write_source, settings):
+    expected = texts(60)
+    found = []
+    for kind in ("plain.jsonl", "array.json", "two-members.jsonl.gz", "multi-stream.jsonl.bz2", "array.json.bz2"):
+        store = prepare_store(settings(write_source(tmp_path, kind, expected)))
+        found.append([stream.read(0, stream.n_tokens).tolist() for stream in (store.train, store.val)])
+    assert all(streams == found[0] for streams in found)
+
+
+def test_equal_texts_are_on_one_side_and_stay_there_when_data_is_added(tmp_path, texts, write_source, settings):
+    once = texts(80)
+    first = prepare_store(settings(write_source(tmp_path, "plain.jsonl", once), val_fraction=0.3))
+    more = once + texts(40, seed=5) + once + ["\u0065\u0301 " + once[3], "é " + once[3]]
+    second = prepare_store(settings(write_source(tmp_path, "array.json", more), val_fraction=0.3))
+
+    def hashes(store: Store, split: str) -> set[int]:
+        return {int(h) for index in getattr(store, split).indexes() for h in index["hash"]}
+
+    assert not hashes(second, "train") & hashes(second, "val")
+    assert hashes(first, "val") <= hashes(second, "val")
+    assert hashes(first, "train") <= hashes(second, "train")
+    assert second.manifest.duplicates == 81  # 80 copies, and one text in two normal forms
+
+
+def test_reading_across_shards_pickling_and_counting(tmp_path, texts, write_source, settings):
+    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(150)), val_fraction=0.05))
+    stream = store.train
+    every = stream.read(0, stream.n_tokens)
+    assert every.dtype == np.uint32
+    copy = pickle.loads(pickle.dumps(stream))
+    rng = np.random.default_rng(0)
+    ends = stream.document_ends()
+    for _ in range(50):
+        start, stop = sorted(rng.integers(0, stream.n_tokens + 1, 2).tolist())
+        assert np.array_equal(copy.read(start, stop), every[start:stop])
+        assert np.array_equal(copy.document_ends(start, stop), ends[(ends > start) & (ends <= stop)])
+    counts = stream.count_tokens(store.manifest.tokenizer.length)
+    assert np.array_equal(counts, np.bincount(every, minlength=store.manifest.tokenizer.length))
+    for start, stop in ((-1, 2), (0, stream.n_tokens + 1), (5, 4)):
+        with pytest.raises(IndexError):
+            stream.read(start, stop)
+    with pytest.raises(DataError, match="outside the vocabulary"):
+        stream.count_tokens(10)
+
+
+def test_the_index_leads_back_to_the_source(tmp_path, texts, write_source, settings):
+    expected = texts(50)
+    paths = [write_source(tmp_path, kind, expected[i::2]) for i, kind in enumerate(("plain.jsonl", "array.json"))]
+    store = prepare_store(settings(*paths))
+    found = set()
+    for stream in (store.train, store.val):
+        for entry in np.concatenate(list(stream.indexes())):
+            content = Path(store.manifest.sources[entry["source"]].path).read_bytes()
+            text = json.JSONDecoder().raw_decode(content[int(entry["offset"]) :].decode())[0]["text"]
+            assert len(text.encode()) == entry["text_bytes"]
+            found.add(text)
+    assert found == set(expected)
+
+
+def test_the_first_bytes_of_text_in_whole_documents(tmp_path, texts, write_source, settings):
+    expected = texts(200)
+    path = write_source(tmp_path, "plain.jsonl.bz2", expected)
+    limit = 20_000
+    kept, size = 0, 0
+    while size + len(expected[kept].encode()) <= limit:
+        size += len(expected[kept].encode())
+        kept += 1
+    stores = [
+        prepare_store(settings(path, max_text_bytes=limit, workers=w, store=str(tmp_path / f"s{w}"))) for w in (1, 3)
+    ]
+    assert digests(stores[0].dir) == digests(stores[1].dir)
+    store = stores[0]
+    assert store.train.n_documents + store.val.n_documents == kept
+    assert store.train.text_bytes + store.val.text_bytes == size
+    assert store.manifest.stopped_at_text_limit
+    assert store.manifest.funnel.kept_records == store.manifest.funnel.read_records == kept
+    assert len(list((store.dir / "shards").iterdir())) == len(store.manifest.shards)  # nothing built ahead is left
+    all_of_it = prepare_store(settings(path, max_text_bytes=10**9))
+    assert not all_of_it.manifest.stopped_at_text_limit
+
+
+def test_the_manifest_survives_json_and_tells_everything(tmp_path, texts, write_source, settings):
+    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(40))))
+    again = Manifest.from_json(json.loads(json.dumps(store.manifest.to_json())))
+    assert again == store.manifest
+    assert (
+        store.manifest.tokenizer.sha256
+        == hashlib.sha256((store.tokenizer_dir / "tokenizer.json").read_bytes()).hexdigest()
+    )
+    assert store.manifest.sources[0].sha256 == hashlib.sha256((tmp_path / "plain.jsonl").read_bytes()).hexdigest()
+    assert json.loads(json.dumps(summary_json(store)))["splits"]["train"]["tokens"] == store.train.n_tokens
+    assert "kept" in summary_of(store)
+
+
+def test_bad_records_are_counted_quarantined_and_stop_the_build_beyond_the_share(tmp_path, texts, settings):
+    lines = [json.dumps({"text": text}) for text in texts(95)]
+    bad = ['{"text": broken}', '{"other": 1}', '{"text": "a\\u0000"}', '{"text": "\\ud800"}', "[]"]
+    for i, line in enumerate(bad):
+        lines.insert(10 * i + 1, line)
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match="5 of 100 records cannot be read") as caught:
+        prepare_store(settings(path))
+    assert f"{path}:2: not JSON" in caught.value.got
+    assert caught.value.fix.endswith("data.max_bad_fraction=0.05")
+    store = prepare_store(settings(path, max_bad_fraction=0.05))  # goes on with the shards that were built
+    assert (store.manifest.funnel.bad_records, store.manifest.funnel.kept_records) == (5, 95)
+    quarantined = [json.loads(line) for line in (store.dir / "quarantine.jsonl").read_text().splitlines()]
+    assert [q["head"] for q in quarantined] == bad
+    content = path.read_text()
+    assert all(content[q["offset"] :].startswith(q["head"]) for q in quarantined)
+
+
+def test_long_documents_and_other_pages_are_in_the_funnel(tmp_path, mediawiki, settings):
+    pages = [(f"条目{i}", 0, f"'''第{i}篇'''" + "正文。" * 40) for i in range(20)]
+    pages += [("甲 -> 乙", 0, "#REDIRECT [[乙]]"), ("Talk:甲", 1, "x"), ("短", 0, "短"), ("长", 0, "长" * 2000)]
+    path = tmp_path / "dump.xml"
+    path.write_text(mediawiki(pages))
+    store = prepare_store(settings(path, max_document_bytes=4000, val_fraction=0.3))
+    dropped = {line.reason: line.records for line in store.manifest.funnel.dropped}
+    assert dropped == {"redirect": 1, "other namespace": 1, "too short": 1, "longer than data.max_document_bytes": 1}
+    assert store.manifest.funnel.kept_records == 20
+    table = store.manifest.funnel.table()
+    assert "redirect" in table
+    assert table.splitlines()[-1].startswith("kept")
+
+
+def test_nothing_left_shows_the_funnel(tmp_path, settings):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": ""}\n{"text": " "}\n')
+    for tokenizer in ({}, {"tokenizer": "train:400"}):
+        with pytest.raises(DataError, match="Nothing is left") as caught:
+            prepare_store(settings(path, **tokenizer))
+        assert "empty" in caught.value.got
+        assert "100.0%" in caught.value.got
+
+
+def test_a_full_disk_is_predicted(tmp_path, texts, write_source, settings, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(build.shutil, "disk_usage", lambda place: usage._replace(free=1000))
+    with pytest.raises(MachineError, match="will not fit"):
+        prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(9))))
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete", "flip", "manifest", "format", "tokenizer"])
+def test_damage_is_found(tmp_path, texts, write_source, settings, damage):
+    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(80))))
+    store.verify(full=True)
+    shard = store.dir / "train" / "00001.tok"
+    content = bytearray(shard.read_bytes())
+    if damage == "truncate":
+        shard.write_bytes(content[:-4])
+    elif damage == "delete":
+        shard.unlink()
+    elif damage == "flip":
+        content[9] ^= 1
+        shard.write_bytes(content)
+    elif damage == "tokenizer":
+        (store.tokenizer_dir / "tokenizer.json").unlink()
+    else:
+        manifest = store.dir / "manifest.json"
+        text = manifest.read_text()
+        manifest.write_text(
+            text[:-50] if damage == "manifest" else text.replace('"format_version": 1', '"format_version": 99')
+        )
+    with pytest.raises(DataError):
+        Store.open(store.dir).verify(full=True)
+
+
+def test_an_unfinished_store_is_not_opened(tmp_path):
+    with pytest.raises(DataError, match="no finished token store"):
+        Store.open(tmp_path)
+
+
+def test_funnels_add_up_in_any_order():
+    a = Funnel.from_json({"kept_records": 1, "kept_characters": 5, "dropped": []})
+    line = {"reason": "redirect", "records": 2, "characters": 9, "is_bad": False}
+    b = Funnel.from_json(
+        {"kept_records": 0, "kept_characters": 0, "dropped": [line, {**line, "reason": "bad", "is_bad": True}]}
+    )
+    assert merged([a, b, b]) == merged([b, a, b])
+    total = merged([a, b, b])
+    assert (total.read_records, total.bad_records) == (9, 4)

@@ -1,0 +1,232 @@
+"""Tokenizers: opened safely, found in the documented order, trained the same way every time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from wikillm.core.errors import ConfigError, DataError
+from wikillm.data import hubs, tokenizer_find
+from wikillm.data.tokenizer import copy_tokenizer, load_tokenizer
+from wikillm.data.tokenizer_find import choose_tokenizer
+from wikillm.data.tokenizer_train import default_vocabulary, parse_train, train_bpe, write_tokenizer
+
+TEXT = "北京是中国的首都。The capital, 1984!\n\n  naïve"
+
+
+def test_text_comes_back_and_special_tokens_are_only_text(tokenizer_dir):
+    tokenizer = load_tokenizer(tokenizer_dir)
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    literal = "a<|endoftext|>b<|im_start|>"
+    ids = tokenizer.encode(literal)
+    assert tokenizer.eos_id not in ids
+    assert max(ids) < tokenizer.length - 3  # no special token at all
+    assert tokenizer.decode(ids) == literal
+    assert tokenizer.encode_batch([TEXT, literal]) == [tokenizer.encode(TEXT), ids]
+    assert tokenizer.decode([tokenizer.eos_id]) == "<|endoftext|>"
+
+
+def test_training_is_of_qwen2s_kind_and_has_the_size_asked_for(texts):
+    tokenizer = train_bpe(texts(300), 500)
+    assert tokenizer.get_vocab_size() == 500
+    assert [tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [497, 498, 499]
+    assert len(tokenizer.encode("1234").ids) == 4  # digits one by one
+    assert tokenizer.encode("cafe\u0301").ids == tokenizer.encode("caf\u00e9").ids  # NFC
+    assert tokenizer.encode("\U0001f600").ids  # any character, by its bytes
+
+
+def test_training_does_not_depend_on_threads_or_process(tmp_path, texts):
+    corpus = tmp_path / "corpus.json"
+    corpus.write_text(json.dumps(texts(500)))
+    program = (
+        "import json, sys; from pathlib import Path; from wikillm.data.tokenizer_train import *;"
+        "write_tokenizer(train_bpe(json.load(open(sys.argv[1])), 700), Path(sys.argv[2]))"
+    )
+    for threads in ("1", "4"):
+        env = {**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
+        subprocess.run([sys.executable, "-c", program, corpus, tmp_path / threads], env=env, check=True)
+    assert (tmp_path / "1" / "tokenizer.json").read_bytes() == (tmp_path / "4" / "tokenizer.json").read_bytes()
+
+
+def test_plain_transformers_opens_what_a_store_keeps(tmp_path, tokenizer_dir):
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    shutil.copy(tokenizer_dir / "tokenizer.json", folder)
+    copy_tokenizer(folder, tmp_path / "copy")
+    for place in (tokenizer_dir, tmp_path / "copy"):
+        auto = transformers.AutoTokenizer.from_pretrained(place)
+        ours = load_tokenizer(place)
+        assert auto(TEXT)["input_ids"] == ours.encode(TEXT)
+        assert (auto.eos_token_id, auto.pad_token_id, len(auto)) == (ours.eos_id, ours.eos_id, ours.length)
+
+
+def test_a_copy_runs_no_code_and_keeps_the_same_bytes(tmp_path, tokenizer_dir):
+    source = tmp_path / "source"
+    shutil.copytree(tokenizer_dir, source)
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**config, "auto_map": {"AutoTokenizer": "evil.Evil"}}))
+    copy_tokenizer(source, tmp_path / "copy")
+    assert "auto_map" not in (tmp_path / "copy" / "tokenizer_config.json").read_text()
+    assert (tmp_path / "copy" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+
+
+def test_truncation_and_padding_in_a_tokenizer_json_are_not_applied(tmp_path, tokenizer_dir):
+    backend = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=64)
+    shutil.copytree(tokenizer_dir, tmp_path / "t")
+    backend.save(str(tmp_path / "t" / "tokenizer.json"))
+    assert load_tokenizer(tmp_path / "t").encode(TEXT) == load_tokenizer(tokenizer_dir).encode(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", "{}", "damaged"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", "damaged"),
+        ("tokenizer_config.json", '{"eos_token": "<|gone|>"}', "no end-of-text"),
+        ("tokenizer_config.json", "{", "damaged"),
+    ],
+)
+def test_damaged_folders_are_refused(tmp_path, tokenizer_dir, file, content, message):
+    shutil.copytree(tokenizer_dir, tmp_path / "t")
+    (tmp_path / "t" / file).write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_tokenizer(tmp_path / "t")
+
+
+# --- the search
+
+
+@pytest.fixture
+def qwen2(tokenizer_dir, settings, monkeypatch):
+    """Any tokenizer passes for Qwen2's; `settings` gives a fresh working directory, empty caches and no hubs."""
+    monkeypatch.setattr(tokenizer_find, "_is_qwen2", lambda tokenizer: True)
+
+    def put(folder: str | Path) -> Path:
+        shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
+        return Path(folder)
+
+    return put
+
+
+def test_the_search_order_is_the_documented_one(qwen2, tmp_path, monkeypatch):
+    caches = tmp_path / "caches"
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.delenv("HUGGINGFACE_HUB_CACHE")
+    places = [  # from the last to the first
+        (caches / "XDG_CACHE_HOME" / "wikillm" / "qwen2-tokenizer", "WikiLLM cache"),
+        (caches / "MODELSCOPE_CACHE" / "hub" / "Qwen" / "Qwen2-0___5B", "ModelScope cache"),
+        (caches / "HF_HOME" / "hub" / "models--Qwen--Qwen2-0.5B" / "snapshots" / "abc", "Hugging Face cache"),
+        ("data", "./data"),
+        ("data/qwen2-tokenizer", "./data/qwen2-tokenizer"),
+        ("qwen2-tokenizer", "./qwen2-tokenizer"),
+    ]
+    for place, origin in places:
+        qwen2(place)
+        for setting in ("qwen2", "auto"):
+            choice = choose_tokenizer(setting, 1000)
+            assert (choice.name, choice.origin.startswith(origin)) == ("qwen2", True), choice
+            assert choice.folder == Path(place)
+    monkeypatch.setenv("WIKILLM_TOKENIZER", str(qwen2(tmp_path / "mine")))
+    assert choose_tokenizer("qwen2", 1000).folder == tmp_path / "mine"
+
+
+def test_auto_trains_when_nothing_is_found_and_a_name_never_falls_back(settings):
+    choice = choose_tokenizer("auto", 1000)
+    assert (choice.name, choice.vocabulary, choice.folder) == ("train:8000", 8000, None)
+    assert "found neither here nor on a hub" in choice.origin
+    with pytest.raises(DataError, match="Qwen2 tokenizer was not found") as caught:
+        choose_tokenizer("qwen2", 1000)
+    assert "modelscope download" in caught.value.fix
+    with pytest.raises(DataError, match="neither auto, qwen2") as caught:
+        choose_tokenizer("qwen", 1000)
+    assert caught.value.fix == "data.tokenizer=qwen2"
+
+
+def test_another_tokenizer_in_qwen2s_place_is_an_error_even_for_auto(tokenizer_dir, settings):
+    shutil.copytree(tokenizer_dir, "qwen2-tokenizer")
+    with pytest.raises(DataError, match="not Qwen2's"):
+        choose_tokenizer("auto", 1000)
+    assert choose_tokenizer("qwen2-tokenizer", 1000).folder == Path("qwen2-tokenizer")
+
+
+def test_sizes_to_train():
+    assert parse_train("train:8_000") == 8000
+    for wrong in ("train:", "train:abc", "train:100", "train:-5", "train:1e4"):
+        with pytest.raises(ConfigError, match="size of the vocabulary"):
+            parse_train(wrong)
+    assert [default_vocabulary(size) for size in (10**6, 10**8, 10**10)] == [8000, 16_000, 32_000]
+
+
+# --- hubs
+
+
+@pytest.fixture
+def hub(tokenizer_dir):
+    """A hub on loopback; requests to /silent/ are never answered."""
+
+    class Handler(BaseHTTPRequestHandler):
+        asked: list[str] = []
+
+        def do_GET(self):
+            self.asked.append(self.path)
+            if self.path.startswith("/silent/"):
+                time.sleep(2)
+                return
+            if self.path.startswith("/login/"):
+                content = b"<html>please log in"
+            else:
+                content = (tokenizer_dir / self.path.rsplit("/", 1)[1]).read_bytes()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", Handler.asked
+    server.shutdown()
+
+
+def test_hubs_that_fail_are_passed_over_and_remembered(hub, tmp_path, monkeypatch, tokenizer_dir):
+    url, asked = hub
+    for switch in ("WIKILLM_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(switch, raising=False)
+    monkeypatch.setattr(hubs, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(hubs, "_gone", set())
+    bad = [hubs.Hub("silent", f"{url}/silent/{{file}}"), hubs.Hub("login", f"{url}/login/{{file}}")]
+    with pytest.raises(hubs.HubUnreachable, match="silent: no answer"):
+        hubs.fetch_qwen2(tmp_path / "t", bad)
+    before = len(asked)
+    assert hubs.fetch_qwen2(tmp_path / "t", [*bad, hubs.Hub("good", f"{url}/good/{{file}}")]).startswith("good")
+    assert [path for path in asked[before:] if not path.startswith("/good/")] == []  # not asked again
+    assert load_tokenizer(tmp_path / "t").sha256 == load_tokenizer(tokenizer_dir).sha256
+
+
+@pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "WIKILLM_OFFLINE"])
+def test_offline_asks_nobody(hub, tmp_path, monkeypatch, switch):
+    url, asked = hub
+    before = len(asked)
+    monkeypatch.setenv(switch, "1")
+    with pytest.raises(hubs.HubUnreachable, match="switched off"):
+        hubs.fetch_qwen2(tmp_path / "t", [hubs.Hub("good", f"{url}/good/{{file}}")])
+    assert len(asked) == before
+
+
+def test_a_trained_folder_is_complete(tmp_path, texts):
+    write_tokenizer(train_bpe(texts(50), 300), tmp_path / "t")
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
