@@ -6,7 +6,6 @@ set -eu
 cd "$(dirname "$0")/.."
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 say() { printf '%s\n' "$*"; }
-
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
 py='' apt='' dnf=''
 for name in ${PYTHON:-python3.12 python3.11 python3}; do if fits "$name"; then py=$name; break; fi; done
@@ -20,7 +19,7 @@ else
     lacks "the headers of $py (Python.h): DeepSpeed compiles against them" "$v-dev" "$v-devel"
 fi
 command -v "${CXX:-c++}" >/dev/null || lacks "a C++ compiler (${CXX:-c++}): DeepSpeed compiles with it" g++ gcc-c++
-command -v git >/dev/null || lacks "git" git git
+command -v git >/dev/null || lacks git git git
 [ -z "$apt" ] || { say "install them, then run make again:" "  apt install$apt" "  or: dnf install$dnf"; exit 3; }
 
 want=$({ pwd; sed '/^\[tool\./,$d' pyproject.toml; cat constraints.txt; } | cksum | tr ' ' -)
@@ -29,7 +28,6 @@ if ! grep -q "venv $PWD/.venv\$" .venv/pyvenv.cfg 2>/dev/null; then # not there,
   say "creating .venv with $("$py" -V) ($(command -v "$py"))"
   "$py" -m venv --clear "$PWD/.venv"
 fi
-
 show() { # pip's lines in; progress, errors and the time of downloading and of installing out
   start=$(date +%s) got=''
   while IFS= read -r line; do
@@ -44,7 +42,7 @@ show() { # pip's lines in; progress, errors and the time of downloading and of i
     esac
   done
 }
-get() { { DS_BUILD_OPS=0 .venv/bin/python -m pip install --progress-bar off -c constraints.txt "$@" 2>&1 || say "pip failed"; } | show; }
+get() { { DS_BUILD_OPS=0 .venv/bin/python -m pip install --no-compile --progress-bar off -c constraints.txt "$@" 2>&1 || say "pip failed"; } | show; }
 
 if [ -n "${TORCH_INDEX:-}" ]; then
   say "torch from TORCH_INDEX"
@@ -56,4 +54,7 @@ elif [ "$(uname -s)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1; then
 fi
 say "WikiLLM and what it needs (the whole story: .venv/install.log)"
 get -e ".[demo,dev]" || { say "the installation failed; its last lines:"; tail -n 15 .venv/install.log; exit 3; }
-printf '%s' "$want" >.venv/installed
+say "  byte-compiling what a run imports" # and no more: compiling everything is half of pip's time
+env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -c 'import deepspeed, pytest, hypothesis, swanlab
+from transformers import Trainer, Qwen2ForCausalLM, Qwen3ForCausalLM' >/dev/null 2>&1 || true
+printf %s "$want" >.venv/installed
