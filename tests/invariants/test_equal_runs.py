@@ -35,8 +35,8 @@ def assert_close(a: dict[int, float], b: dict[int, float], tolerance: float) -> 
 
 @pytest.fixture(scope="module")
 def baseline(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One rank, ZeRO-0, all eight sequences in two micro-batches."""
-    result = run(1, words(tmp_path_factory.mktemp("baseline") / "run"), deepspeed="zero0")
+    """One rank, ZeRO-1, all eight sequences in two micro-batches."""
+    result = run(1, words(tmp_path_factory.mktemp("baseline") / "run"), deepspeed="zero1")
     assert result["code"] == 0, result["message"]
     assert result["losses"][8] < result["losses"][1] - 0.3, f"it should learn: {result['losses']}"
     return result
@@ -47,7 +47,8 @@ def test_two_ranks_of_any_stage_equal_one_rank(recipe: str | None, words: Any, b
     result = run(2, words(tmp_path / "run"), deepspeed=recipe)
     assert result["code"] == 0, result["message"]
     assert_close(result["losses"], baseline["losses"], L2)
-    assert_close(result["grad_norms"], baseline["grad_norms"], 1e-3)
+    if recipe != "zero0":  # DeepSpeed reports no gradient norm at stage 0 in fp32
+        assert_close(result["grad_norms"], baseline["grad_norms"], 1e-3)
     assert result["eval"] == pytest.approx(baseline["eval"], rel=L2)
 
 
@@ -75,7 +76,7 @@ def test_stopped_and_resumed_is_bit_identical(recipe: str | None, words: Any, tm
 
 def test_samples_do_not_change_the_run(words: Any, baseline: Any, tmp_path: Path) -> None:
     more = ["observe.sample_prompts=[the, '']", "observe.sample_steps=2", "observe.sample_tokens=5"]
-    result = run(1, words(tmp_path / "run", *more), deepspeed="zero0")
+    result = run(1, words(tmp_path / "run", *more), deepspeed="zero1")
     assert result["losses"] == baseline["losses"]
     assert result["output"].count("sample ") >= 6
 

@@ -123,7 +123,7 @@ class EvalBatches(Sampler[list[int]]):
             yield [n if n < self.samples else PADDING for n in range(first, first + self.micro_batch)]
 
 
-def as_is(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def as_is(batch: Any) -> Any:
     """`Samples` answers with whole batches, so there is nothing to collate."""
     return batch
 

@@ -6,8 +6,6 @@ the model is built. HF keeps only a weak reference to that config: whoever build
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import warnings
 from pathlib import Path
@@ -81,9 +79,8 @@ def to_training_arguments(
         disable_tqdm=True,
         log_level="warning",
     )
-    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints, on every rank, that its op was loaded
-        args = TrainingArguments(**options)
-        _ = args.device  # HF makes the process group at the first look at the device; nobody should look before
+    args = TrainingArguments(**options)
+    _ = args.device  # HF makes the process group at the first look at the device; nobody should look before
     return args
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +58,21 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
 
 
 def start_engine(world: World, engine: Engine) -> None:
-    """What must be in place before the process group: variables for a lone process, DeepSpeed's CPU op. (all ranks)"""
+    """What must be in place before TrainingArguments: variables of a lone process; on CPU, DeepSpeed's op and group.
+
+    On a GPU accelerate makes DeepSpeed's process group. On CPU it makes torch's alone, and ZeRO-3, which partitions
+    the model while it is built, would believe in a world of one. (all ranks)
+    """
     if engine.json is None:
         return
     world.export()
-    if not torch.cuda.is_available():
-        from wikillm.train.ops import build_cpu_ops, use_cpu_accelerator
+    if torch.cuda.is_available():
+        return
+    from wikillm.train.ops import build_cpu_ops, use_cpu_accelerator
 
-        use_cpu_accelerator()
-        build_cpu_ops()
+    use_cpu_accelerator()
+    build_cpu_ops()
+    import deepspeed
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints, on every rank, that its op was loaded
+        deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,17 +85,16 @@ class Job:
             report,
             is_partitioned=self.engine.zero_stage == 3,
         )
-        with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints, on every rank, that its op was loaded
-            self.trainer = trainer = WikiTrainer(
-                model,
-                args,
-                self._data(),
-                self.group,
-                self.signals,
-                [health, saving, report, samples],
-                first_step=point.step if point else 0,
-                consumed_samples=point.consumed_samples if point else 0,
-            )
+        self.trainer = trainer = WikiTrainer(
+            model,
+            args,
+            self._data(),
+            self.group,
+            self.signals,
+            [health, saving, report, samples],
+            first_step=point.step if point else 0,
+            consumed_samples=point.consumed_samples if point else 0,
+        )
         trainer.remove_callback(PrinterCallback)
         health.trainer = report.trainer = samples.trainer = trainer
         self.signals.install()  # once more: the tracker has installed handlers of its own
