@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 CPU_INDEX=https://download.pytorch.org/whl/cpu
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$@"; }
 fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
 py='' apt='' dnf=''
 for name in ${PYTHON:-python3.12 python3.11 python3}; do if fits "$name"; then py=$name; break; fi; done
@@ -24,7 +24,7 @@ command -v git >/dev/null || lacks git git git
 
 want=$({ pwd; sed '/^\[tool\./,$d' pyproject.toml; cat constraints.txt; } | cksum | tr ' ' -)
 [ "$(cat .venv/installed 2>/dev/null)" != "$want" ] || exit 0
-if ! grep -q "venv $PWD/.venv\$" .venv/pyvenv.cfg 2>/dev/null; then # not there, or the folder was moved
+if ! grep -q " $PWD/.venv\$" .venv/pyvenv.cfg 2>/dev/null; then # not there, or the folder was moved
   say "creating .venv with $("$py" -V) ($(command -v "$py"))"
   "$py" -m venv --clear "$PWD/.venv"
 fi
