@@ -140,10 +140,26 @@ def test_failure_leaves_nothing_and_keeps_the_earlier_export(tmp_path: Path, tok
     assert not list(tmp_path.glob(".m*"))
 
 
-def test_tied_weights_that_differ_are_refused(tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_a_fault_while_writing_leaves_nothing(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disk_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("wikillm.export.folder.seal_files", disk_full)
+    with pytest.raises(OSError, match="No space"):
+        export_model(write_checkpoint(tmp_path, tiny_model()), tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+
+
+def test_tied_weights_are_stored_once_and_must_agree(tmp_path: Path, tokenizer_dir: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, tiny_model())
     weights = load_file(checkpoint / "model.safetensors")
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, checkpoint / "model.safetensors")
+    done = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
+    assert "lm_head.weight" not in load_file(done.folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"] + 1
     save_file(weights, checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError, match="config.json ties them"):
         export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
