@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from wikillm.checkpoints.manifest import seal_files
-from wikillm.core.errors import CheckpointError, ConfigError
+from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, files_below, rename_durably, write_atomic, write_json
 from wikillm.export.card import ExportFacts, render_card
 from wikillm.export.target import MARK, check_target
@@ -68,6 +68,7 @@ def export_model(
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit its config.json.
         ConfigError: unknown dtype, no tokenizer, or `target` holds something else.
+        MachineError: the disk is full or cannot be written.
     """
     check_target(target)
     config = _read_config(checkpoint)
@@ -80,8 +81,8 @@ def export_model(
     parameters = sum(tensor.numel() for tensor in weights.values())
     staging = target.with_name(f".{target.name}.{os.getpid()}{STAGING_SUFFIX}")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
     try:
+        staging.mkdir(parents=True)
         write_weights(weights, staging)
         _write_configs(config, staging)
         for name in TOKENIZER_FILES:
@@ -100,8 +101,10 @@ def export_model(
         _seal(staging, facts)
         size = sum(path.stat().st_size for path in files_below(staging))
         _publish(staging, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise MachineError(f"{target} could not be written.", got=str(error), fix="--to another disk") from error
         raise
     return Exported(target, parameters, tensors, dtype_name, size)
 

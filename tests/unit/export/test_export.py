@@ -13,7 +13,7 @@ from harness.tiny_model import seal, tiny_model, write_checkpoint, write_tokeniz
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from wikillm.core.errors import CheckpointError, ConfigError
+from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import sha256_file
 from wikillm.export.card import ExportFacts, render_card
 from wikillm.export.folder import export_model
@@ -147,7 +147,7 @@ def test_a_fault_while_writing_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("wikillm.export.folder.seal_files", disk_full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(MachineError, match="could not be written.\n.*No space"):
         export_model(write_checkpoint(tmp_path, tiny_model()), tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
