@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import socket
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from wikillm.checkpoints.retention import clear_leftovers
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.files import nearest_existing, write_json
 from wikillm.core.lock import FileLock
+from wikillm.observe.redact import HIDDEN, environment_secrets, names_a_secret, redact_text
 from wikillm.observe.swanlab import new_run_id
 
 
@@ -115,9 +115,11 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _without_secret(argument: str) -> str:
-    """`--api_key=abc` -> `--api_key=***`, `https://user:pass@host` -> `https://***@host`."""
-    argument = re.sub(r"(?i)([\w.\-]*(?:key|token|secret|password)[\w.\-]*=).+", r"\1***", argument)
-    return re.sub(r"://[^/@\s]+@", "://***@", argument)
+    """`--api_key=abc` -> `--api_key=***`, `https://user:pass@host` -> `https://***@host`; `data.tokenizer=x` stays."""
+    name, equals, _ = argument.partition("=")
+    if equals and names_a_secret(name.lstrip("-")):
+        return f"{name}={HIDDEN}"
+    return redact_text(argument, environment_secrets())
 
 
 def _version(package: str) -> str | None:

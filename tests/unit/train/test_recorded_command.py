@@ -1,0 +1,22 @@
+"""The command line that environment.json records: without secrets, and otherwise as it was typed."""
+
+from __future__ import annotations
+
+import pytest
+
+from wikillm.train import run_dir
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("data.tokenizer=train:8000", "data.tokenizer=train:8000"),
+        ("train.max_tokens=5B", "train.max_tokens=5B"),
+        ("--api_key=abc", "--api_key=***"),
+        ("--hub-token=abc", "--hub-token=***"),
+        ("data.path=https://user:pass@host/x", "data.path=https://***@host/x"),
+    ],
+)
+def test_secrets_go_and_settings_stay(typed: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_dir.sys, "argv", ["train.py", typed])
+    assert run_dir.describe_environment()["command"] == ["train.py", kept]
