@@ -50,6 +50,21 @@ def leave_without(missing_rank: int, timeout: float) -> float:
     return time.monotonic() - start
 
 
+def start_and_sum() -> float:
+    """Start DeepSpeed's engine on CPU as a run does, then add the ranks (from 1) up."""
+    import deepspeed
+    import torch
+
+    from wikillm.core.world import World
+    from wikillm.train.engine import Engine, start_engine
+
+    world = World.from_env()
+    start_engine(world, Engine("fp32", {"zero_optimization": {"stage": 2}}, ()))
+    value = torch.tensor([float(world.rank + 1)] * 64)
+    deepspeed.comm.all_reduce(value)
+    return float(value[0])
+
+
 def train(words: list[str], **options: Any) -> dict[str, Any]:
     """`wikillm train` on this rank: the loss series, and what is needed to compare runs.
 

@@ -68,11 +68,14 @@ def start_engine(world: World, engine: Engine) -> None:
     world.export()
     if torch.cuda.is_available():
         return
-    from wikillm.train.ops import build_cpu_ops, use_cpu_accelerator
+    from wikillm.train.ops import build_cpu_ops, check_shared_memory, release_shared_memory, use_cpu_accelerator
 
     use_cpu_accelerator()
+    check_shared_memory(world.local_size)
     build_cpu_ops()
     import deepspeed
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints, on every rank, that its op was loaded
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+    torch.distributed.barrier()
+    release_shared_memory()

@@ -7,16 +7,22 @@ process per machine builds under an flock, the others wait and say for whom, and
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from wikillm.core.errors import MachineError
 from wikillm.core.lock import lock_or_wait
 from wikillm.core.log import logger, say
-from wikillm.core.units import format_seconds
+from wikillm.core.units import format_seconds, format_size
 
-_ABANDONED_SECONDS = 300.0  # no file of a build in progress stays untouched for so long
+SHARED_MEMORY = Path("/dev/shm")
+BUFFER_BYTES = 70 * 10**6  # 69,206,024 measured with deepspeed 0.19.8
+_LOCAL_PATIENCE = 2.0  # seconds between creating a lock and holding it open, many times over
+_NETWORK_PATIENCE = 600.0  # no file of a build in progress stays untouched for so long
 
 
 def build_cpu_ops() -> None:
@@ -45,7 +51,9 @@ def build_cpu_ops() -> None:
     with lock_or_wait(folder.parent / f"{builder.name}.wikillm.lock", on_wait):
         if _is_built(folder):
             return
-        _drop_abandoned_lock(folder)
+        _wait_out_foreign_lock(folder)
+        if _is_built(folder):
+            return
         say("compiling DeepSpeed's CPU op, about 40 s, once ...")
         start = time.monotonic()
         try:
@@ -60,20 +68,77 @@ def build_cpu_ops() -> None:
         say(f"compiled in {format_seconds(time.monotonic() - start)}; kept in {folder}")
 
 
+def check_shared_memory(local_size: int) -> None:
+    """DeepSpeed's op puts 66 MiB per rank into /dev/shm and dies with SIGBUS when they do not fit."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    free, needed = shutil.disk_usage(SHARED_MEMORY).free, local_size * BUFFER_BYTES
+    if free < needed:
+        raise MachineError(
+            f"{SHARED_MEMORY} is too small for {local_size} processes.",
+            got=f"{format_size(free)} free, {format_size(needed)} needed by DeepSpeed's op on CPU",
+            fix="in a container: --shm-size=1g; otherwise: mount -o remount,size=1g /dev/shm",
+        )
+
+
+def release_shared_memory() -> None:
+    """Unlink this rank's buffer once every rank has mapped it. (all ranks, after a barrier)
+
+    DeepSpeed never does, so each run, and each killed one, would keep 66 MiB of RAM per rank until the next boot.
+    The mapping stays valid without the name.
+    """
+    environ = os.environ
+    parts = (environ.get("MASTER_ADDR"), environ.get("MASTER_PORT"), environ.get("RANK"))
+    name = "_".join(["deepspeed_allreduce_buffer", str(os.getuid()), *map(str, parts)])
+    (SHARED_MEMORY / name).unlink(missing_ok=True)
+
+
 def _is_built(folder: Path) -> bool:
     return any(folder.glob("*.so")) and not (folder / "lock").exists()
 
 
-def _drop_abandoned_lock(folder: Path) -> None:
-    """Remove torch's lock file when nothing in the folder has changed for long: its build was killed."""
-    lock = folder / "lock"
-    if not lock.exists():
-        return
-    newest = max((path.stat().st_mtime for path in folder.iterdir()), default=0.0)
-    if time.time() - newest > _ABANDONED_SECONDS:
-        lock.unlink(missing_ok=True)
-    else:
-        say(f"waiting for another build in {folder} (pid file {lock}); remove it if none is running")
+def _wait_out_foreign_lock(folder: Path) -> None:
+    """Wait while another process builds or loads; remove torch's lock file when its owner is gone.
+
+    torch holds the file open while it owns the lock, so on a local disk a lock that no process has open is nobody's.
+    On a shared one the owner may be on another node: there the lock has to be untouched for long.
+    """
+    lock, patience, said = folder / "lock", _NETWORK_PATIENCE if _is_shared(folder) else _LOCAL_PATIENCE, False
+    while lock.exists():
+        newest = max((path.stat().st_mtime for path in _present(folder)), default=0.0)
+        if not _is_open_here(lock) and time.time() - newest > patience:
+            logger.warning("removing %s, left by a build that was killed", lock)
+            lock.unlink(missing_ok=True)
+            return
+        if not said:
+            say(f"waiting for another process that compiles or loads DeepSpeed's op ({lock})")
+            said = True
+        time.sleep(0.5)
+
+
+def _present(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.exists())  # a build renames files while we look
+
+
+def _is_open_here(path: Path) -> bool:
+    """Does a process on this machine (that we may look into) have `path` open?"""
+    target = str(path.resolve())
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(descriptor) == target:
+                return True
+    return False
+
+
+def _is_shared(folder: Path) -> bool:
+    """Is the folder on a network file system? Read from /proc/mounts; unknown kinds count as local."""
+    best, kind = "", ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/mounts").read_text().splitlines():
+            _, mount, found, *_ = line.split()
+            if str(folder.resolve()).startswith(mount) and len(mount) >= len(best):
+                best, kind = mount, found
+    return kind.startswith(("nfs", "lustre", "ceph", "gpfs", "beegfs", "cifs", "smb", "fuse", "glusterfs"))
 
 
 def use_cpu_accelerator() -> None:

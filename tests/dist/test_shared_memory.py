@@ -1,0 +1,29 @@
+"""DeepSpeed's CPU op: nothing stays behind in shared memory, and too little of it is an error, not a SIGBUS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from harness.programs import start_and_sum
+from harness.ranks import run_ranks
+
+from wikillm.core.errors import MachineError
+from wikillm.train import ops
+
+
+def buffers() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("deepspeed_allreduce_buffer_*")}
+
+
+def test_a_started_engine_leaves_nothing_and_its_collectives_work() -> None:
+    before = buffers()
+    assert run_ranks(start_and_sum, 2) == [3.0, 3.0]
+    assert buffers() <= before
+
+
+def test_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ops, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(ops, "BUFFER_BYTES", 10**15)
+    with pytest.raises(MachineError, match="too small for 2 processes"):
+        ops.check_shared_memory(2)

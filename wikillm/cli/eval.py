@@ -1,0 +1,118 @@
+"""`wikillm eval MODEL`: held-out loss, perplexity, bits per byte, and the unigram baseline beside them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wikillm.config.load import Resolved
+    from wikillm.data.store import Store
+
+HELP = "Validation loss, perplexity and bits per byte of a model."
+
+EPILOG = """
+examples:
+  wikillm eval runs/demo                                    on the held-out text of its own run
+  wikillm eval exports/wiki-zh-120m-500 data.path=other.jsonl   on the held-out part of another text
+With a model that is no run of WikiLLM's, data.path is needed; its text is cut by the model's own tokenizer.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    from wikillm.cli.run_config import add_run_config_arguments
+
+    parser.add_argument("model", metavar="MODEL", help="a run directory, a checkpoint or an exported folder")
+    parser.add_argument("--split", choices=("val", "train"), default="val", help="which part of the text (default val)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences at a time (default 8)")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    add_run_config_arguments(parser)
+    parser.epilog = EPILOG + (parser.epilog or "")
+
+
+def run(args: argparse.Namespace) -> int:
+    import contextlib
+    import os
+    import sys
+
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from wikillm.cli.generate import open_model
+    from wikillm.data.loader import eval_loader
+    from wikillm.data.prepare import prepare_store
+    from wikillm.evals.baseline import unigram_cross_entropy
+    from wikillm.evals.loss import held_out_loss
+
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        resolved = describe(args)
+        store = prepare_store(resolved.config.data)
+        check_tokenizer(Path(args.model), store)
+        loaded = open_model(Path(args.model), args.device)
+    stream = store.train if args.split == "train" else store.val
+    train = resolved.config.train
+    batches = eval_loader(
+        stream,
+        train.sequence_length,
+        micro_batch=args.batch_size,
+        world_size=1,
+        rank=0,
+        max_tokens=train.max_eval_tokens,
+    )
+    per_token = stream.text_bytes / stream.n_tokens
+    result = held_out_loss(loaded.model, batches, bytes_per_token=per_token, device=loaded.model.device)
+    if result is None:
+        raise RuntimeError("an evaluation that nobody can stop was stopped")
+    unigram = unigram_cross_entropy(stream.count_tokens(store.manifest.tokenizer.length))
+    found = {"model": args.model, "store": str(store.dir), "split": args.split, **result.to_json(), "unigram": unigram}
+    if args.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return 0
+    print(f"text       {args.split} of {store.dir}: {result.targets:,} tokens, sequences of {train.sequence_length}")
+    print(f"loss       {result.loss:.4f} nats/token   perplexity {result.perplexity:.2f}")
+    print(f"bits/byte  {result.bits_per_byte:.4f}")
+    print(f"unigram    {unigram:.4f} nats/token   the best that token frequencies alone can do on this text")
+    return 0
+
+
+def describe(args: argparse.Namespace) -> Resolved:
+    """The run's own configuration where MODEL has one; otherwise the command line's, with the model's tokenizer."""
+    from wikillm.cli.run_config import resolve_run_config
+    from wikillm.config.load import load
+    from wikillm.core.errors import ConfigError
+
+    model = Path(args.model)
+    own = [folder / "config.resolved.yaml" for folder in (model, *model.resolve().parents[:2])]
+    found = next((path for path in own if path.is_file()), None)
+    if args.config is None and found is not None:
+        return load(str(found), args.rest)
+    names_tokenizer = any(word.startswith("data.tokenizer=") for word in args.rest)
+    names_path = any(word.startswith("data.path=") for word in args.rest) or args.config is not None
+    if not names_path:
+        raise ConfigError(
+            f"{model} does not say on which text to evaluate it.",
+            got="it is no run directory and no checkpoint in one",
+            fix=f"wikillm eval {model} data.path=FILE",
+        )
+    if not names_tokenizer and (model / "tokenizer.json").is_file():
+        args.rest = [*args.rest, f"data.tokenizer={model}"]
+    return resolve_run_config(args)
+
+
+def check_tokenizer(model: Path, store: Store) -> None:
+    """A loss over the ids of another tokenizer would be a number without meaning."""
+    from wikillm.core.errors import DataError
+    from wikillm.core.files import sha256_file
+
+    for folder in (model, model / "tokenizer", *(parent / "tokenizer" for parent in model.resolve().parents[:2])):
+        path = folder / "tokenizer.json"
+        if path.is_file():
+            if sha256_file(path) != store.manifest.tokenizer.sha256:
+                raise DataError(
+                    "The text was cut by another tokenizer than the model's.",
+                    got=f"the model's is {path}, the store's is {store.manifest.tokenizer.name} in {store.tokenizer_dir}",
+                    fix=f"data.tokenizer={folder}",
+                )
+            return
