@@ -22,7 +22,7 @@ from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, files_below, rename_durably, write_atomic, write_json
 from wikillm.export.card import ExportFacts, render_card
 from wikillm.export.target import MARK, check_target
-from wikillm.export.weights import as_stored, check_written, fit, read_weights, skeleton, write_weights
+from wikillm.export.weights import Weights, as_stored, check_written, fit, read_weights, skeleton, write_weights
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
@@ -79,26 +79,14 @@ def export_model(
     stored = next(iter(weights.values())).dtype
     _finish_config(config, type(model).__name__, stored)
     parameters = sum(tensor.numel() for tensor in weights.values())
+    dtype_name = str(stored).removeprefix("torch.")
+    card = render_card(
+        facts, parameters=parameters, architecture=type(model).__name__, dtype=dtype_name, vocab_size=config.vocab_size
+    )
     staging = target.with_name(f".{target.name}.{os.getpid()}{STAGING_SUFFIX}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        staging.mkdir(parents=True)
-        write_weights(weights, staging)
-        _write_configs(config, staging)
-        for name in TOKENIZER_FILES:
-            if (tokenizer_dir / name).is_file():
-                shutil.copyfile(tokenizer_dir / name, staging / name)
-        dtype_name = str(stored).removeprefix("torch.")
-        card = render_card(
-            facts,
-            parameters=parameters,
-            architecture=type(model).__name__,
-            dtype=dtype_name,
-            vocab_size=config.vocab_size,
-        )
-        write_atomic(staging / "README.md", card)
-        tensors = check_written(weights, staging)
-        _seal(staging, facts)
+        tensors = _write(staging, weights, config, tokenizer_dir, card, facts)
         size = sum(path.stat().st_size for path in files_below(staging))
         _publish(staging, target)
     except BaseException as error:
@@ -107,6 +95,24 @@ def export_model(
             raise MachineError(f"{target} could not be written.", got=str(error), fix="--to another disk") from error
         raise
     return Exported(target, parameters, tensors, dtype_name, size)
+
+
+def _write(
+    staging: Path, weights: Weights, config: PretrainedConfig, tokenizer_dir: Path, card: str, facts: ExportFacts
+) -> int:
+    """Everything the folder holds, its list of digests last; returns how many tensors were read back equal."""
+    staging.mkdir(parents=True)
+    write_weights(weights, staging)
+    _write_configs(config, staging)
+    for name in TOKENIZER_FILES:
+        if (tokenizer_dir / name).is_file():
+            shutil.copyfile(tokenizer_dir / name, staging / name)
+    write_atomic(staging / "README.md", card)
+    tensors = check_written(weights, staging)
+    names = [path.relative_to(staging).as_posix() for path in files_below(staging)]
+    files = seal_files(staging, names)  # fsync and sha256
+    write_json(staging / MARK, {"format_version": 1, "run": facts.name, "step": facts.step, "files": files})
+    return tensors
 
 
 def _read_config(checkpoint: Path) -> PretrainedConfig:
@@ -149,12 +155,6 @@ def _write_configs(config: PretrainedConfig, folder: Path) -> None:
     eos = config.eos_token_id
     pad = config.pad_token_id if config.pad_token_id is not None else eos
     GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=eos, pad_token_id=pad).save_pretrained(folder)
-
-
-def _seal(staging: Path, facts: ExportFacts) -> None:
-    names = [path.relative_to(staging).as_posix() for path in files_below(staging)]
-    files = seal_files(staging, names)  # fsync and sha256
-    write_json(staging / MARK, {"format_version": 1, "run": facts.name, "step": facts.step, "files": files})
 
 
 def _publish(staging: Path, target: Path) -> None:
