@@ -21,7 +21,11 @@ from wikillm.observe.sinks import read_metrics, read_records
 
 RESOLVED = "config.resolved.yaml"
 SHOWN = ("run.seed", "model.preset", "model.init_from", "deepspeed.config")  # beside the whole section `train`
-NOT_SHOWN = ("logging_steps", "save_steps", "save_total_limit", "exit_timeout_seconds", "dataloader_num_workers")
+NOT_SHOWN = (
+    "logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit", "exit_timeout_seconds",
+    "dataloader_num_workers", "max_skipped_steps", "per_device_eval_batch_size",
+)  # fmt: skip
+PLANNED = ("global_batch_tokens", "max_steps", "warmup_steps")  # the plan knows what they came to
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -49,13 +53,13 @@ def read_facts(checkpoint: Path) -> ExportFacts:
     run, step = run_of(checkpoint), step_of(checkpoint)
     if run is None:
         return ExportFacts(name=checkpoint.name, step=step)
-    config = _read_yaml(run / RESOLVED)
+    config, state = _read_yaml(run / RESOLVED), _read_json(checkpoint / STATE)
     return ExportFacts(
         name=str(config.get("run", {}).get("name") or run.name),
         step=step,
         data=_data(_read_json(run / "data.json")),
-        training=_training(config),
-        metrics=_metrics(run, checkpoint, step),
+        training=_training(config, _read_json(run / "plan.json"), state),
+        metrics=_metrics(run, step),
         environment=_environment(_read_json(run / "environment.json")),
     )
 
@@ -75,20 +79,22 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
     return rows
 
 
-def _training(config: Mapping[str, Any]) -> dict[str, Any]:
+def _training(config: Mapping[str, Any], plan: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for key in SHOWN:
         section, name = key.split(".")
         value = config.get(section, {}).get(name)
         if value is not None:
             rows[key] = Path(value).name if name in ("init_from", "config") else value
-    for name, value in config.get("train", {}).items():
+    facts = {name: plan[name] for name in PLANNED if name in plan}
+    facts |= {name: state[name] for name in ("precision", "world_size") if name in state}
+    for name, value in {**config.get("train", {}), **facts}.items():
         if value is not None and name not in NOT_SHOWN:
-            rows[f"train.{name}"] = value
+            rows["ranks" if name == "world_size" else f"train.{name}"] = value
     return rows
 
 
-def _metrics(run: Path, checkpoint: Path, step: int | None) -> dict[str, Any]:
+def _metrics(run: Path, step: int | None) -> dict[str, Any]:
     """The last training loss and evaluation that are not after the checkpoint."""
 
     def until(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -106,9 +112,6 @@ def _metrics(run: Path, checkpoint: Path, step: int | None) -> dict[str, Any]:
         rows[f"held-out loss at step {evaluated[names.STEP]:,} (nats per token)"] = evaluated[names.EVAL_LOSS]
     if evaluated.get(names.BITS_PER_BYTE) is not None:
         rows["held-out bits per byte"] = evaluated[names.BITS_PER_BYTE]
-    world = _read_json(checkpoint / STATE).get("world_size")
-    if world is not None:
-        rows["ranks"] = world
     return rows
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -150,6 +151,10 @@ def as_stored(weights: Weights, dtype: torch.dtype | None) -> Weights:
 def write_weights(weights: Weights, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """`model.safetensors`, or shards of at most `shard_bytes` with an index."""
     save_torch_state_dict(weights, folder, max_shard_size=shard_bytes, metadata={"format": "pt"})
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in weight_files(folder):
+        file.chmod(0o666 & ~umask)  # safetensors writes for its owner alone; the other files are for all who may
 
 
 def check_written(weights: Weights, folder: Path) -> int:

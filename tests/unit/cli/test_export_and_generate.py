@@ -25,6 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "run: {name: small, seed: 42}\nmodel: {preset: tiny}\ntrain: {learning_rate: 0.001, save_steps: 5}\n"
         "deepspeed: {config: /somewhere/private/zero2.json}\n"
     )
+    write_json(run / "plan.json", {"warmup_steps": 3, "max_steps": 111})
     split = {"documents": 90, "tokens": 12_345, "text_bytes": 54_321}
     write_json(
         run / "data.json",
@@ -55,7 +56,7 @@ def test_export_takes_the_newest_good_checkpoint(
     card = (folder / "README.md").read_text()
     for part in (
         "# small", "step 7", "wiki.jsonl", "90 documents, 12,345 tokens", "training loss at step 7", "8.3",
-        "8.25", "3.5", "train.learning_rate", "zero2.json", "torch", "1a2b3c", "train:400", "7000",
+        "8.25", "3.5", "train.learning_rate", "zero2.json", "torch", "1a2b3c", "train:400", "7000", "train.warmup_steps | 3", "train.max_steps | 111",
     ):  # fmt: skip
         assert part in card, f"{part!r} is not in the card:\n{card}"
     for part in ("/somewhere", "save_steps", "8.1", "absent"):

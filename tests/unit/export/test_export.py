@@ -94,6 +94,7 @@ def test_folder_is_standard_and_sealed(tmp_path: Path, tokenizer_dir: Path) -> N
     assert set(mark["files"]) == names - {MARK}
     assert all(entry["sha256"] == sha256_file(folder / name) for name, entry in mark["files"].items())
     assert not list(tmp_path.glob(".m*")), "nothing staged is left"
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "who may read one file may read all"
 
 
 def test_earlier_export_is_replaced_but_nothing_else(tmp_path: Path, tokenizer_dir: Path) -> None:
