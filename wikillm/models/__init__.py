@@ -1,0 +1,1 @@
+"""From a model preset to an initialised Hugging Face model, also under ZeRO-3."""
