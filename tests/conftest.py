@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness.corpus import write_corpus
+from harness.tiny_run import Words, tiny_words
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -41,3 +42,9 @@ def repo() -> Path:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """JSON Lines, 300 kB, Chinese and English, learnable (see harness/corpus.py). Read only."""
     return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Words:
+    """`words(run_dir, "train.x=y", ...)`: the command line of a tiny run; all of them share one token store."""
+    return tiny_words(corpus, tmp_path_factory.mktemp("store") / "store")

@@ -1,11 +1,9 @@
-"""A run small enough to be repeated a dozen times, and the token store that all repetitions share."""
+"""A run small enough to be repeated a dozen times."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 TINY = [
     "data.tokenizer=train:600", "data.min_val_tokens=500", "data.val_fraction=0.1", "data.workers=1",
@@ -17,13 +15,11 @@ TINY = [
     "observe.swanlab.mode=disabled", "observe.sample_prompts=[]",
 ]  # fmt: skip
 
-Words = Callable[..., list[str]]
+Words = Callable[..., list[str]]  # words(run_dir, "train.x=y", ...): the command line of a tiny run
 
 
-@pytest.fixture(scope="session")
-def words(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Words:
-    """`words(run_dir, "train.x=y", ...)`: the command line of a tiny run; later words replace earlier ones."""
-    store = tmp_path_factory.mktemp("store") / "store"
+def tiny_words(corpus: Path, store: Path) -> Words:
+    """Command lines of tiny runs on `corpus`, which share one token store; later words replace earlier ones."""
 
     def build(run_dir: Path, *more: str) -> list[str]:
         replaced = {word.split("=")[0] for word in more}

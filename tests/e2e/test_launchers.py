@@ -1,0 +1,82 @@
+"""The real launchers: `deepspeed` stopped by a signal, then `torchrun` going on where it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from harness.tiny_run import Words
+
+from wikillm.checkpoints.latest import latest_complete
+from wikillm.core.world import free_port
+from wikillm.observe.sinks import read_metrics
+
+BIN = Path(sys.executable).parent
+STEPS = 4000  # more than the time until the signal allows
+
+
+def start(launcher: list[str], words: list[str], repo: Path, log: Path) -> subprocess.Popen[bytes]:
+    environ = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environ["PATH"] = f"{BIN}{os.pathsep}{environ['PATH']}"
+    command = [sys.executable, str(BIN / launcher[0]), *launcher[1:], str(repo / "train.py"), "--deepspeed", "zero2"]
+    with open(log, "wb") as output:
+        return subprocess.Popen(
+            [*command, *words],
+            env=environ,
+            cwd=log.parent,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        reached = [record["step"] for record in read_metrics(run_dir / "metrics.jsonl")]
+        if reached and reached[-1] >= step:
+            return
+        assert process.poll() is None, f"the launcher ended early:\n{log.read_text()[-3000:]}"
+        time.sleep(0.2)
+    pytest.fail(f"step {step} was not reached:\n{log.read_text()[-3000:]}")
+
+
+def wait_for_file(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2.0)  # the last barrier, and the lock on the run directory
+
+
+def test_deepspeed_stopped_then_torchrun_goes_on(words: Words, repo: Path, tmp_path: Path) -> None:
+    run_dir, log = tmp_path / "run", tmp_path / "deepspeed.log"
+    line = words(run_dir, f"train.max_steps={STEPS}", "train.save_steps=100000", "train.eval_steps=null")
+    process = start(["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())], line, repo, log)
+    try:
+        wait_for_step(run_dir, 3, process, log)
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: to every process of the job
+        wait_for_file(run_dir / "exit.json")  # the outer launcher dies at once; the ranks still save
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    ended = json.loads((run_dir / "exit.json").read_text())
+    assert ended["code"] == 75, log.read_text()[-3000:]
+    checkpoint = latest_complete(run_dir / "checkpoints")
+    assert checkpoint is not None and checkpoint.name == f"checkpoint-{ended['step']}"
+
+    stopped_at, log = ended["step"], tmp_path / "torchrun.log"
+    more = words(run_dir, f"train.max_steps={stopped_at + 4}", "train.save_steps=100000", "train.eval_steps=null")
+    launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    process = start(launcher, [*more, "--resume", "auto", "--allow-change"], repo, log)
+    assert process.wait(timeout=240) == 0, log.read_text()[-3000:]
+    assert json.loads((run_dir / "exit.json").read_text())["code"] == 0
+    steps = [record["step"] for record in read_metrics(run_dir / "metrics.jsonl")]
+    assert steps == list(range(1, stopped_at + 5)), "no step is lost and none is told twice"
