@@ -17,7 +17,7 @@ import orjson
 
 from wikillm.data.sources.split import BOM
 from wikillm.data.types import Document, Dropped, Record
-from wikillm.data.wikitext import text_of_wikitext
+from wikillm.data.wikitext import DamagedWikitext, text_of_wikitext
 
 CLEANER_VERSION = 1
 MIN_ARTICLE_CHARACTERS = 64
@@ -91,7 +91,10 @@ def _clean_page(record: Record) -> Document | Dropped:
         return dropped("not wikitext")
     if not wikitext.strip():
         return dropped("empty")
-    body = unicodedata.normalize("NFC", text_of_wikitext(wikitext))
+    try:
+        body = unicodedata.normalize("NFC", text_of_wikitext(wikitext))
+    except (DamagedWikitext, RecursionError):
+        return dropped("damaged wikitext")
     if len(body) < MIN_ARTICLE_CHARACTERS:
         return dropped("too short")
     return Document(record.source, record.offset, title, f"{unicodedata.normalize('NFC', title)}\n\n{body}")

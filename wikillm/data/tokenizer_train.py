@@ -2,8 +2,9 @@
 
 Same normaliser (NFC), same splitting into words and single digits, same special tokens at the end of the
 vocabulary (`<|endoftext|>`, `<|im_start|>`, `<|im_end|>`). The result depends on the text alone, not on the number
-of processes or threads (a test holds it). Training reads the first `MAX_TRAINING_BYTES` of kept text: Chinese
-takes about 1.5 s and 65 MB of memory per MB of it, and 24 MB instead of 16 change the compression by under 1 %.
+of processes or threads (a test holds it). Training reads the first `MAX_TRAINING_BYTES` of kept text. A MB of
+Chinese costs 1.9 s of CPU and 65 MB of memory; on 27 MB of mixed Chinese, held-out text gave 3.28, 3.30, 3.31 and
+3.31 bytes a token after training 8,000 tokens on 4, 8, 16 and 23 MB.
 """
 
 from __future__ import annotations

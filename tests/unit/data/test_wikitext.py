@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wikillm.data.language_variants import resolve_variants
-from wikillm.data.wikitext import text_of_wikitext
+from wikillm.data.wikitext import DamagedWikitext, text_of_wikitext
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,23 @@ def test_a_heading_whose_text_is_all_in_subsections_stays():
 )
 def test_language_variants(wikitext, text):
     assert resolve_variants(wikitext) == text
+
+
+@pytest.mark.parametrize("text", ["a<ref>b", "a<ref>x</ref>b", 'a<ref name="x"/>b', "a<ref>x<ref>y</ref>b", "a</ref>b"])
+def test_references_go_and_the_text_around_them_stays(text):
+    assert text_of_wikitext(text) == "ab"
+
+
+@pytest.mark.parametrize("part", ["{{", "[[", "{{a|", "[[a|", "<ref ", "<div ", "<b>", "{|\n", "[http://a.b "])
+def test_pages_on_which_the_parser_would_never_end_are_given_up(part):
+    with pytest.raises(DamagedWikitext):
+        text_of_wikitext(part * 20_000 + "\n文字")
+
+
+@pytest.mark.parametrize(
+    "part", ["<ref>", "-{", "(,", " ,", "- ", "|", "<", "''", "=", "(", "<br>", "{{a}}", "]]", "}}"]
+)
+def test_long_runs_of_marks_are_cleaned(part):
+    got = text_of_wikitext("文字。" + part * 20_000 + "\n结尾")
+    assert got.startswith("文字。")
+    assert got.endswith("结尾")
