@@ -188,8 +188,10 @@ def _refuse_few_held_out(store: Store, cfg: DataSection) -> None:
         return
     share = store.manifest.facts["data.val_fraction"]
     wanted = 1.5 * cfg.min_val_tokens / total
+    if wanted <= share:  # the share would do, but the hashes fell badly
+        wanted = 1.5 * share
     if wanted <= 0.5:
-        fix = f"data.val_fraction={max(_two_digits(wanted), _two_digits(1.5 * share)) if wanted <= share else _two_digits(wanted)}"
+        fix = f"data.val_fraction={_two_digits(wanted)}"
     else:
         fix = f"the corpus is too small to hold out {cfg.min_val_tokens}: more data, or data.min_val_tokens={max(1, held_out)}"
     raise DataError(
