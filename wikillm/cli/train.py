@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 HELP = "Train a model, or go on with a stopped run."
 
@@ -29,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from wikillm.cli.run_config import resolve_run_config
-    from wikillm.core.errors import WikiLLMError
+    from wikillm.core.errors import StoppedError, WikiLLMError
     from wikillm.train.exit import let_rank_0_speak_first
 
     try:
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
         result = pretrain(resolved, resume=_resume(args.resume), allow_change=args.allow_change)
     except WikiLLMError as error:
+        if isinstance(error, StoppedError) and os.environ.get("RANK", "0") != "0":
+            return int(error.exit_code)  # rank 0 tells it; here it may be the launcher, ending what rank 0 refused
         let_rank_0_speak_first(error)
         raise
     from wikillm.train.preview import say_result

@@ -44,7 +44,7 @@ def format_count(value: float) -> str:
     for suffix in ("T", "B", "M", "K"):
         if abs(value) >= _COUNT[suffix] and abs(value) >= 10_000:
             return f"{value / _COUNT[suffix]:.4g}{suffix}"
-    return f"{value:g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def format_size(size: float) -> str:

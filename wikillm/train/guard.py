@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any
 
@@ -69,6 +70,12 @@ def _read_identity(run: RunDir) -> dict[str, Any] | None:
 
 
 def limit_threads(world: World, cpu_count: int) -> None:
-    """Share the cores out over this node's ranks; on CPU every rank would otherwise take all of them."""
-    if not torch.cuda.is_available() and world.local_size > 1:
-        torch.set_num_threads(max(1, cpu_count // world.local_size))
+    """Share the cores out over this node's ranks; on CPU every rank would otherwise take all of them.
+
+    An OMP_NUM_THREADS that the user or the launcher has set stays.
+    """
+    if torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ:
+        return
+    threads = max(1, cpu_count // world.local_size)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate warns when it is not there
+    torch.set_num_threads(threads)
