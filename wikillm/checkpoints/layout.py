@@ -1,12 +1,12 @@
 """Names inside a run's checkpoint folder, and which folder is which.
 
-    RUN/checkpoints/
-      checkpoint-200/            complete: its manifest was written last and the folder renamed after it
-        wikillm_manifest.json    size and sha256 of every other file
-        wikillm_state.json       what the run needs to go on (step, consumed samples, store, tracker id)
-        model.safetensors ...    what Hugging Face and DeepSpeed write
-      .staging/checkpoint-300/   being written; never looked at by a reader
-      .deleting-checkpoint-100/  on its way out
+RUN/checkpoints/
+  checkpoint-200/            complete: its manifest was written last and the folder renamed after it
+    wikillm_manifest.json    size and sha256 of every other file
+    wikillm_state.json       what the run needs to go on (step, consumed samples, store, tracker id)
+    model.safetensors ...    what Hugging Face and DeepSpeed write
+  .staging/checkpoint-300/   being written; never looked at by a reader
+  .deleting-checkpoint-100/  on its way out
 """
 
 from __future__ import annotations

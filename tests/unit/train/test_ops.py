@@ -9,12 +9,16 @@ from pathlib import Path
 
 from wikillm.train.ops import _is_open_here, _wait_out_foreign_lock
 
-HOLD = "import os, sys, time; fd = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep({})"
+HOLD = (
+    "import os, sys, time; fd = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep({})"
+)
 
 
 def hold(lock: Path, seconds: float) -> subprocess.Popen[str]:
     """A process that owns the lock as torch's FileBaton does: it created the file and has it open."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD.format(seconds), str(lock)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD.format(seconds), str(lock)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
 
