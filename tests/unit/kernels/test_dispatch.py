@@ -1,0 +1,41 @@
+"""The choice of an implementation: a pure function of shape and device, with its reason."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.kernels.dispatch import choose_linear_cross_entropy, chunk_rows
+
+
+@given(rows=st.integers(1, 200_000), vocab=st.integers(1, 300_000), device=st.sampled_from(["cpu", "cuda"]))
+def test_chunks_are_bounded_even_and_cover_the_rows(rows: int, vocab: int, device: str) -> None:
+    chunk = chunk_rows(rows, vocab, device)
+    least, most = (256, 1024) if device == "cpu" else (2048, 8192)
+    assert 1 <= chunk <= most
+    chunks = -(-rows // chunk)
+    assert chunk * chunks - rows < 64 * chunks + chunk / 2, "no chunk is mostly empty"
+    if rows >= most:
+        assert chunk >= least / 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "vocab", "device", "expected"),
+    [
+        (4096, 151_936, "cpu", 512),
+        (16_384, 151_936, "cuda", 4096),
+        (32, 600, "cpu", 64),
+        (65_536, 32_000, "cuda", 8192),
+    ],
+)
+def test_chunks_of_known_shapes(rows: int, vocab: int, device: str, expected: int) -> None:
+    assert chunk_rows(rows, vocab, device) == expected
+
+
+def test_the_choice_says_why() -> None:
+    auto = choose_linear_cross_entropy("auto", rows=4096, vocab=151_936, device_type="cpu")
+    assert str(auto) == "chunked, 512 rows (of 4,096 over 151,936 tokens on cpu)"
+    assert choose_linear_cross_entropy("stock", rows=64, vocab=600, device_type="cpu").name == "stock"
+    elsewhere = choose_linear_cross_entropy("auto", rows=64, vocab=600, device_type="mps")
+    assert elsewhere.name == "stock" and "mps" in elsewhere.reason

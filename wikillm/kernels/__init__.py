@@ -1,0 +1,1 @@
+"""Fused operations, each beside the plain PyTorch that says what it computes; `dispatch` says which one runs."""

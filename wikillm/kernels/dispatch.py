@@ -1,0 +1,61 @@
+"""Which implementation of an operation runs for a shape and a device, and why: said once at the start of a run.
+
+Candidates register under a name with the devices they run on; `auto` takes the first that fits, so the order of the
+table is the order of measured speed (docs/measurements). `stock` means: leave the model's own code alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
+
+LossKernel = Literal["auto", "chunked", "stock"]
+
+# Logits of a chunk, in elements, and the least and most rows. On CPU about 320 MB in float32: more rows gain nothing
+# (measured 2026-11-23, docs/measurements/2026-11-23-linear-cross-entropy-cpu.md). On GPUs 2k to 8k rows keep the
+# products large while 4,096 rows of 151,936 are 1.2 GB in bf16: an estimate, not measured yet.
+_CHUNKS = {"cpu": (80_000_000, 256, 1024), "cuda": (640_000_000, 2048, 8192)}
+
+Loss = Callable[..., torch.Tensor]  # (hidden_NH, weight_VH, labels_N, *, chunk_rows, count, ...) -> scalar
+LINEAR_CROSS_ENTROPY: dict[str, tuple[Loss, frozenset[str]]] = {
+    "chunked": (linear_cross_entropy, frozenset({"cpu", "cuda"})),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """`name` is a key of LINEAR_CROSS_ENTROPY or "stock"; `chunk_rows` are the rows whose logits exist at a time."""
+
+    name: str
+    chunk_rows: int
+    reason: str
+
+    def __str__(self) -> str:
+        rows = "all rows" if self.name == "stock" else f"{self.chunk_rows:,} rows"
+        return f"{self.name}, {rows} ({self.reason})"
+
+
+def choose_linear_cross_entropy(wanted: LossKernel, *, rows: int, vocab: int, device_type: str) -> Choice:
+    """The implementation for `rows` tokens per micro-step over `vocab` tokens. Pure: the same answer on every rank."""
+    if wanted == "stock":
+        return Choice("stock", rows, "as asked")
+    fitting = [name for name, (_, devices) in LINEAR_CROSS_ENTROPY.items() if device_type in devices]
+    if wanted != "auto" or fitting:
+        name = fitting[0] if wanted == "auto" else wanted
+        chunk = chunk_rows(rows, vocab, device_type)
+        return Choice(name, chunk, f"of {rows:,} over {vocab:,} tokens on {device_type}")
+    return Choice("stock", rows, f"no fused implementation for {device_type}")
+
+
+def chunk_rows(rows: int, vocab: int, device_type: str) -> int:
+    """Rows per chunk: as many as the device's allowance holds, in equal chunks rather than full ones and a rest."""
+    elements, least, most = _CHUNKS.get(device_type, _CHUNKS["cuda"])
+    limit = min(most, max(least, elements // vocab))
+    chunks = -(-rows // limit)
+    even = -(-rows // chunks)
+    return min(limit, -(-even // 64) * 64)  # a multiple of 64 keeps every product aligned

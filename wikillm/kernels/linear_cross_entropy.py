@@ -1,0 +1,166 @@
+"""Output projection and cross entropy in one operation that never holds all logits.
+
+The forward walks over chunks of rows: logits, softmax, loss, and at once both gradients; a chunk's logits are then
+dropped. Peak memory is chunk x V instead of several times N x V, and the backward only multiplies by the gradient
+that arrives. The arithmetic is that of `reference.linear_cross_entropy`: three products of N x V x H, one softmax.
+
+The weight's gradient is summed in float32. Nothing waits for the device: no `.item()`, no data-dependent shapes.
+Costs V x H float32 from the forward to the backward. Not differentiable twice, and one backward per forward.
+Shapes: N rows (tokens), C rows of a chunk, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def linear_cross_entropy(
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    labels_N: torch.Tensor,
+    *,
+    chunk_rows: int,
+    count: torch.Tensor | float = 1,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+) -> torch.Tensor:
+    """Loss as in `reference.linear_cross_entropy`, a float32 scalar (float64 for float64 inputs).
+
+    Args:
+        chunk_rows: rows whose logits exist at a time.
+        count: what the sum is divided by; a tensor stays on its device.
+
+    Without a gradient to compute only the loss is. Under autocast the products run in autocast's type.
+    """
+    with_grad = torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad)
+    divisor = torch.as_tensor(count, device=hidden_NH.device)
+    options = (ignore_index, z_loss, chunk_rows)
+    if with_grad:
+        loss: torch.Tensor = _Chunked.apply(hidden_NH, weight_VH, labels_N, divisor, *options)  # type: ignore[no-untyped-call]
+        return loss
+    total, _, _ = _walk(
+        hidden_NH.detach(), weight_VH.detach(), labels_N, *options, grad_hidden=False, grad_weight=False
+    )
+    return total / divisor
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        weight_VH: torch.Tensor,
+        labels_N: torch.Tensor,
+        divisor: torch.Tensor,
+        ignore_index: int,
+        z_loss: float,
+        chunk_rows: int,
+    ) -> torch.Tensor:
+        total, grad_NH, grad_VH = _walk(
+            hidden_NH,
+            weight_VH,
+            labels_N,
+            ignore_index,
+            z_loss,
+            chunk_rows,
+            grad_hidden=ctx.needs_input_grad[0],
+            grad_weight=ctx.needs_input_grad[1],
+        )
+        ctx.gradients = grad_NH, grad_VH
+        ctx.types = hidden_NH.dtype, weight_VH.dtype
+        ctx.save_for_backward(divisor)
+        return total / divisor
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        if ctx.gradients is None:
+            raise RuntimeError("linear_cross_entropy has one backward per forward: it scales its gradients in place")
+        (grad_NH, grad_VH), ctx.gradients = ctx.gradients, None
+        # The factor is applied in float32, and only here: with fp16's loss scale in it, nothing underflows before.
+        factor = grad_loss / ctx.saved_tensors[0]
+        if grad_NH is not None:
+            grad_NH = (grad_NH.to(factor.dtype) * factor).to(ctx.types[0])
+        if grad_VH is not None:
+            grad_VH = grad_VH.mul_(factor).to(ctx.types[1])
+        return grad_NH, grad_VH, None, None, None, None, None
+
+
+def _walk(
+    hidden_NH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    labels_N: torch.Tensor,
+    ignore_index: int,
+    z_loss: float,
+    chunk_rows: int,
+    *,
+    grad_hidden: bool,
+    grad_weight: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Sum of the losses, and the gradients of that sum: the hidden's in the products' type, the weight's wide."""
+    device_type = hidden_NH.device.type
+    if torch.is_autocast_enabled(device_type):
+        narrow = torch.get_autocast_dtype(device_type)
+        hidden_NH, weight_VH = hidden_NH.to(narrow), weight_VH.to(narrow)
+    wide = torch.promote_types(hidden_NH.dtype, torch.float32)
+    n_rows, vocab = hidden_NH.shape[0], weight_VH.shape[0]
+    chunk_rows = max(1, min(chunk_rows, n_rows))
+    total = torch.zeros((), dtype=wide, device=hidden_NH.device)
+    grad_NH = torch.empty_like(hidden_NH, memory_format=torch.contiguous_format) if grad_hidden else None
+    grad_VH = torch.zeros(weight_VH.shape, dtype=wide, device=weight_VH.device) if grad_weight else None
+    buffer_CV = torch.empty(chunk_rows, vocab, dtype=hidden_NH.dtype, device=hidden_NH.device)
+    with torch.autocast(device_type, enabled=False):
+        for first in range(0, n_rows, chunk_rows):
+            rows = slice(first, min(first + chunk_rows, n_rows))
+            hidden_CH, labels_C = hidden_NH[rows], labels_N[rows]
+            has_label_C1 = (labels_C != ignore_index).unsqueeze(1)
+            labels_C1 = torch.where(has_label_C1, labels_C.unsqueeze(1), 0)
+            logits_CV = torch.mm(hidden_CH, weight_VH.t(), out=buffer_CV[: len(labels_C)])
+            prob_CV, lse_C1, label_logit_C1 = _softmax(logits_CV, labels_C1, wide)
+            loss_C1 = lse_C1 - label_logit_C1
+            if z_loss:
+                loss_C1 = loss_C1 + z_loss * lse_C1.square()
+            total += torch.where(has_label_C1, loss_C1, 0.0).sum()
+            if grad_NH is None and grad_VH is None:
+                continue
+            if z_loss:
+                prob_CV.mul_(1 + 2 * z_loss * lse_C1)
+            # Now the logits' gradient. One index per row, so scatter_ needs no atomic sums and repeats bit by bit.
+            prob_CV.scatter_(1, labels_C1, prob_CV.gather(1, labels_C1) - 1)
+            if grad_NH is not None:
+                product_CH = torch.mm(prob_CV.to(hidden_CH.dtype), weight_VH)
+                torch.mul(product_CH, has_label_C1, out=grad_NH[rows])
+            if grad_VH is not None:
+                # Rows without a label are left out here, on C x H values, rather than on C x V.
+                _add_product(grad_VH, prob_CV, hidden_CH * has_label_C1)
+    return total, grad_NH, grad_VH
+
+
+def _softmax(
+    logits_CV: torch.Tensor, labels_C1: torch.Tensor, wide: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Probabilities (over the logits' own memory where the type allows it), logsumexp, and the label's logit.
+
+    logsumexp = max - log(softmax at the max), which is at least 1/V, so exact: two reads of the chunk, where
+    torch.logsumexp takes several times as long as the softmax itself (CPU, docs/measurements).
+    """
+    label_logit_C1 = logits_CV.gather(1, labels_C1).to(wide)
+    top_C1 = logits_CV.amax(1, keepdim=True).to(wide)
+    if logits_CV.dtype == wide:
+        prob_CV = torch.softmax(logits_CV, 1, out=logits_CV)
+    else:
+        prob_CV = torch.softmax(logits_CV, 1, dtype=wide)
+    lse_C1 = top_C1 - prob_CV.amax(1, keepdim=True).log()
+    return prob_CV, lse_C1, label_logit_C1
+
+
+def _add_product(total_VH: torch.Tensor, grad_CV: torch.Tensor, hidden_CH: torch.Tensor) -> None:
+    """total += grad^T @ hidden with float32 sums; the factors are narrow where the device multiplies those faster."""
+    if total_VH.dtype == hidden_CH.dtype:
+        total_VH.addmm_(grad_CV.t(), hidden_CH)
+    elif total_VH.is_cuda:
+        narrow_CV = grad_CV.to(hidden_CH.dtype)
+        torch.addmm(total_VH, narrow_CV.t(), hidden_CH, out_dtype=total_VH.dtype, out=total_VH)
+    else:
+        total_VH.addmm_(grad_CV.t(), hidden_CH.to(total_VH.dtype))
