@@ -36,6 +36,11 @@ class Command:
 
 COMMANDS = {
     "prepare": Command("wikillm.cli.prepare", "Build the token store: documents, tokenizer, tokens.", True),
+    "plan": Command(
+        "wikillm.cli.plan",
+        "What a run needs on given GPUs: recipe, memory, time, cost. Estimates, without torch.",
+        True,
+    ),
     "train": Command("wikillm.cli.train", "Train a model, or go on with a stopped run.", True),
     "eval": Command("wikillm.cli.eval", "Validation loss, perplexity and bits per byte of a model.", True),
     "generate": Command("wikillm.cli.generate", "Complete a text with a trained or exported model.", False),

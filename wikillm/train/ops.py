@@ -45,7 +45,7 @@ def build_cpu_ops() -> None:
     def on_wait(holder: str, seconds: float) -> None:
         nonlocal waited
         if not waited:
-            say(f"waiting for {holder}, which compiles DeepSpeed's op")
+            say(f"compiling DeepSpeed's CPU op, about 40 s, once ({holder} does it)")
         waited = True
 
     with lock_or_wait(folder.parent / f"{builder.name}.wikillm.lock", on_wait):
