@@ -1,0 +1,130 @@
+"""The planner's choices: what it keeps, what it prefers, what it refuses and what it then proposes."""
+
+from __future__ import annotations
+
+import pytest
+
+from wikillm.config.load import load
+from wikillm.core.errors import ConfigError
+from wikillm.plan.choose import Choice, Machine, choose
+from wikillm.plan.gpus import GPU_NAMES, find_gpu
+from wikillm.plan.job import describe_job
+from wikillm.plan.report import arguments, to_json
+
+GIB = 2**30
+
+
+def machine(gpu: str = "h100", nodes: int = 1, per_node: int = 8, host_gib: int = 1024) -> Machine:
+    return Machine(find_gpu(gpu), nodes, per_node, host_gib * GIB)
+
+
+def chosen(run: str, *words: str, on: Machine, tokens: int | None = None) -> list[Choice]:
+    resolved = load(run, words)
+    return choose(resolved, describe_job(resolved, ranks=on.ranks, gpu=on.gpu, train_tokens=tokens), on)
+
+
+def test_72b_on_one_node_is_refused_with_ways_that_fit() -> None:
+    with pytest.raises(ConfigError, match="72b does not fit on 1 x 8 h100") as refused:
+        chosen("pretrain-72b", on=machine())
+    assert "host memory per node" in (refused.value.got or "")
+    proposals = (refused.value.fix or "").splitlines()
+    assert "--host-memory" in proposals[0] and "--nodes 2" in proposals[1]
+    two_nodes = chosen("pretrain-72b", on=machine(nodes=2, host_gib=1024))
+    assert two_nodes[0].fits and two_nodes[0].setup.stage == 3
+
+
+def test_72b_on_64_gpus_takes_zero3_without_offload() -> None:
+    best = chosen("pretrain-72b", on=machine(nodes=8))[0].setup
+    assert (best.recipe, best.offload_optimizer) == ("zero3", False)
+
+
+def test_no_stage_below_3_holds_72b_at_any_number_of_gpus() -> None:
+    ways = chosen("pretrain-72b", on=machine(nodes=64))
+    assert not [way for way in ways if way.setup.stage < 3 and not way.setup.offload_optimizer and way.fits]
+
+
+@pytest.mark.parametrize(("run", "recipe"), [("pretrain-0.5b", "zero1"), ("pretrain-3b", "zero1")])
+def test_small_models_take_the_stage_with_least_traffic(run: str, recipe: str) -> None:
+    best = chosen(run, on=machine())[0]
+    assert (best.setup.recipe, best.setup.checkpointing) == (recipe, False)
+
+
+def test_one_gpu_takes_plain_data_parallel() -> None:
+    assert chosen("wiki-zh-120m", on=machine(per_node=1))[0].setup.recipe == "zero0"
+
+
+def test_what_changes_the_arithmetic_is_never_preferred() -> None:
+    ways = [way for way in chosen("pretrain-7b", on=machine(nodes=8)) if way.fits]
+    recipes = [way.setup.recipe for way in ways]
+    assert "zero3_plus" in recipes
+    assert recipes.index("zero3_plus") >= len([r for r in recipes if r != "zero3_plus"])
+
+
+def test_the_batch_is_kept_exactly() -> None:
+    for way in chosen("pretrain-1.5b", on=machine(nodes=2)):
+        assert way.setup.micro * way.setup.accumulation * 16 * 4096 == 1_048_576
+
+
+def test_what_the_user_set_is_kept() -> None:
+    words = ("train.per_device_train_batch_size=2", "train.gradient_checkpointing=true", "deepspeed.config=zero2")
+    (only,) = chosen("pretrain-7b", *words, on=machine())
+    assert (only.setup.recipe, only.setup.micro, only.setup.checkpointing) == ("zero2", 2, True)
+
+
+def test_a_setting_that_does_not_fit_is_answered_with_one_that_does() -> None:
+    with pytest.raises(ConfigError) as refused:
+        chosen("pretrain-7b", "deepspeed.config=zero0", on=machine())
+    words = (refused.value.fix or "").removeprefix("--deepspeed ").split()
+    (again,) = chosen("pretrain-7b", f"deepspeed.config={words[0]}", *words[1:], on=machine())
+    assert again.fits
+
+
+def test_what_is_proposed_fits_when_it_is_tried() -> None:
+    best = chosen("pretrain-7b", on=machine("a100"))[0]
+    words = arguments(best)
+    again = load("pretrain-7b", words[2:], deepspeed=words[1])
+    (kept,) = choose(again, describe_job(again, ranks=8, gpu=find_gpu("a100")), machine("a100"))
+    assert kept == best
+
+
+def test_more_ranks_than_sequences_are_refused_with_a_batch_that_divides() -> None:
+    with pytest.raises(ConfigError, match="cannot be split over 512 ranks") as refused:
+        chosen("wiki-zh-120m", on=machine(nodes=64))
+    word = (refused.value.fix or "").split(",")[0]
+    assert chosen("wiki-zh-120m", word, on=machine(nodes=64))[0].fits
+
+
+def test_a_gpu_without_bf16_plans_fp16_and_refuses_bf16() -> None:
+    assert chosen("wiki-zh-120m", on=machine("v100"))[0].setup.precision == "fp16"
+    with pytest.raises(ConfigError, match="no bf16"):
+        chosen("wiki-zh-120m", "train.precision=bf16", on=machine("v100"))
+
+
+def test_an_unknown_gpu_names_the_nearest() -> None:
+    with pytest.raises(ConfigError) as refused:
+        find_gpu("H1000")
+    assert refused.value.fix == "--gpu h100"
+    assert find_gpu("NVIDIA H100") == find_gpu("h100")
+    assert all(find_gpu(name).memory > 10 * GIB for name in GPU_NAMES)
+
+
+def test_hours_and_cost_follow_from_the_step() -> None:
+    resolved, on = load("pretrain-0.5b"), machine()
+    job = describe_job(resolved, ranks=8, gpu=on.gpu)
+    plan = to_json(resolved, job, on, choose(resolved, job, on), mfu=None, price=2.0)
+    best = plan["choices"][0]
+    assert best["hours"] == pytest.approx(plan["max_steps"] * best["step_seconds"]["total"] / 3600)
+    assert best["cost"] == pytest.approx(best["hours"] * 16)
+    assert best["tokens_per_second"] * best["hours"] * 3600 == pytest.approx(plan["total_tokens"])
+    assert best["mfu"] <= plan["assumed_mfu"] * 1.0001
+    assert plan["disk_bytes"]["checkpoint"] == 16 * plan["parameters"]
+
+
+def test_tokens_come_from_the_horizon_or_from_the_user() -> None:
+    def made(*words: str, tokens: int | None = None, run: str = "wiki-zh-120m") -> tuple[int, int]:
+        job = describe_job(load(run, words), ranks=8, gpu=find_gpu("h100"), train_tokens=tokens)
+        return job.train_tokens, job.max_steps
+
+    assert made("--max_steps=100") == (100 * 131_072, 100)
+    assert made(tokens=131_072 * 50 + 1) == (131_072 * 50 + 1, 100)  # two epochs
+    assert made()[0] == 20 * 123_426_304

@@ -1,0 +1,120 @@
+"""Memory by part: the published formulas with numbers, and how each part moves with what it depends on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.config.load import load
+from wikillm.plan.communication import communication_per_step
+from wikillm.plan.gpus import find_gpu
+from wikillm.plan.job import describe_job
+from wikillm.plan.memory import Memory, host_bytes_per_rank, memory_per_rank
+from wikillm.plan.setup import Setup, Shape, setup_from_recipe
+
+PSI_7B = 7_615_616_512
+
+
+def shape(preset: str = "7b", length: int = 4096) -> Shape:
+    made = describe_job(load(f"pretrain-{preset}"), ranks=8, gpu=find_gpu("h100")).shape
+    return replace(made, sequence_length=length)
+
+
+SHAPE = shape()
+
+
+def setup(recipe: str, ranks: int = 8, **changes: object) -> Setup:
+    made = setup_from_recipe(
+        recipe, hidden_size=3584, ranks=ranks, ranks_per_node=8, micro=1, accumulation=4, precision="bf16", checkpointing=False
+    )  # fmt: skip
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weights", "gradients", "optimizer"),
+    [
+        ("zero0", 2.0, 4.0, 12.0),
+        ("zero1", 2.0, 4.0, 12 / 8),
+        ("zero2", 2.0, 6 / 8, 12 / 8),
+        ("zero3", 2 / 8, 4 / 8, 12 / 8),
+        ("zero2_offload", 2.0, 2 / 8, 0.0),
+        ("zero3_offload", 0.0, 0.0, 0.0),
+    ],
+)
+def test_states_of_7b_on_eight_ranks(recipe: str, weights: float, gradients: float, optimizer: float) -> None:
+    memory = memory_per_rank(SHAPE, setup(recipe))
+    assert SHAPE.parameters == PSI_7B
+    assert memory.weights == pytest.approx(weights * PSI_7B, abs=1)
+    assert memory.gradients == pytest.approx(gradients * PSI_7B, abs=1)
+    assert memory.optimizer == pytest.approx(optimizer * PSI_7B, abs=1)
+
+
+def test_the_states_of_zero3_are_18_bytes_per_parameter_over_the_ranks() -> None:
+    for ranks in (8, 64, 512):
+        memory = memory_per_rank(SHAPE, setup("zero3", ranks))
+        assert memory.weights + memory.gradients + memory.optimizer == pytest.approx(18 * PSI_7B / ranks, rel=1e-6)
+
+
+def test_offload_moves_the_states_to_the_host() -> None:
+    assert host_bytes_per_rank(SHAPE, setup("zero3")) == 0
+    assert host_bytes_per_rank(SHAPE, setup("zero2_offload")) == pytest.approx(16 * PSI_7B / 8, abs=16)
+    assert host_bytes_per_rank(SHAPE, setup("zero3_offload")) == pytest.approx(18 * PSI_7B / 8, abs=18)
+
+
+def test_stock_logits_of_the_tutorials_batch_are_35_gb() -> None:
+    """32 sequences of 512 tokens at V=151,936: 2.49e9 logits, 14 bytes each at the peak."""
+    memory = memory_per_rank(shape("350m", 512), setup("zero0", 1, micro=32))
+    assert memory.loss == 32 * 512 * 151_936 * 14 == 34_850_471_936
+
+
+def test_every_field_is_a_part_and_the_parts_are_the_total() -> None:
+    memory = memory_per_rank(SHAPE, setup("zero1"))
+    parts = memory.parts()
+    assert set(parts) == {field.name for field in fields(Memory)}
+    assert all(size >= 0 for size in parts.values())
+    assert memory.total == sum(parts.values())
+    json.dumps(parts)
+
+
+@given(
+    recipe=st.sampled_from(["zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]),
+    micro=st.integers(1, 32),
+    length=st.integers(128, 8192),
+    power=st.integers(1, 8),
+    checkpointing=st.booleans(),
+)
+def test_more_tokens_never_take_less_and_more_ranks_never_more(
+    recipe: str, micro: int, length: int, power: int, checkpointing: bool
+) -> None:
+    base = setup(recipe, 2**power, micro=micro, checkpointing=checkpointing)
+    here = memory_per_rank(replace(SHAPE, sequence_length=length), base).total
+    assert memory_per_rank(replace(SHAPE, sequence_length=length + 64), base).total > here
+    assert memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, micro=micro + 1)).total > here
+    assert memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, ranks=2 ** (power + 1))).total <= here
+    saved = memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, checkpointing=True)).total
+    assert saved <= here
+
+
+def test_each_stage_takes_less_than_the_one_before() -> None:
+    totals = [memory_per_rank(SHAPE, setup(recipe)).total for recipe in ("zero0", "zero1", "zero2", "zero3")]
+    assert totals == sorted(totals, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "elements"), [("zero0", 2), ("zero1", 2), ("zero2", 5), ("zero3", 12), ("zero2_offload", 5)]
+)
+def test_traffic_of_four_micro_steps(recipe: str, elements: int) -> None:
+    sent = communication_per_step(PSI_7B, setup(recipe))
+    assert sent.inside_node == pytest.approx(2 * elements * PSI_7B * 7 / 8, rel=1e-9)
+    assert sent.between_nodes == 0
+    assert (sent.host > 0) == ("offload" in recipe)
+
+
+def test_one_rank_sends_nothing_and_zero3_plus_sends_little_between_nodes() -> None:
+    assert communication_per_step(PSI_7B, setup("zero0", 1)).inside_node == 0
+    plain, plus = (communication_per_step(PSI_7B, setup(name, 16)) for name in ("zero3", "zero3_plus"))
+    assert plus.between_nodes == pytest.approx(plain.between_nodes / 4, rel=1e-6)

@@ -1,0 +1,148 @@
+"""`wikillm plan`: memory, time, cost and the recipe for GPUs that need not be there. Works without data and torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wikillm.config.resolved import Resolved
+    from wikillm.plan.choose import Machine
+
+HELP = "What a run needs on given GPUs: recipe, memory, time, cost. Estimates, without torch."
+ALL_SIZES = (1, 8, 64, 512)
+HOST_MEMORY_PER_GPU = 128 * 2**30
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    from wikillm.cli.run_config import add_run_config_arguments
+
+    add_run_config_arguments(parser)
+    group = parser.add_argument_group("the machine")
+    group.add_argument("--gpu", default="h100", metavar="NAME", help="kind of GPU: h100 (default), a100, rtx4090, ...")
+    group.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a GPU, such as 79GiB. Default: by kind")
+    group.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
+    group.add_argument("--gpus-per-node", type=int, default=8, help="GPUs in a node (default 8)")
+    group.add_argument("--host-memory", metavar="SIZE", help="memory of a node for offload. Default: 128GiB per GPU")
+    group.add_argument("--mfu", type=float, help="assumed MFU, 0 to 1. Default: 0.16 to 0.40 by size of the model")
+    group.add_argument("--price", type=float, help="price of a GPU hour, in your currency")
+    parser.add_argument("--tokens", metavar="N", help="training tokens in the corpus, such as 1.2B")
+    parser.add_argument("--all", action="store_true", help="every model preset on 1, 8, 64 and 512 GPUs")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    _check(args)
+    if args.all:
+        return _run_all(args)
+    from wikillm.cli.run_config import resolve_run_config
+    from wikillm.plan.report import lines
+
+    plan = plan_run(resolve_run_config(args), _machine(args, args.nodes, args.gpus_per_node), args)
+    print(json.dumps(plan, indent=2) if args.json else "\n".join(lines(plan)))
+    return 0
+
+
+def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> dict[str, Any]:
+    """One plan as JSON. Raises ConfigError when the batch does not divide or nothing fits."""
+    from wikillm.plan.choose import choose
+    from wikillm.plan.job import describe_job
+    from wikillm.plan.report import to_json
+
+    job = describe_job(resolved, ranks=machine.ranks, gpu=machine.gpu, train_tokens=_tokens(args))
+    return to_json(resolved, job, machine, choose(resolved, job, machine, args.mfu), mfu=args.mfu, price=args.price)
+
+
+def _run_all(args: argparse.Namespace) -> int:
+    from wikillm.cli.run_config import resolve_run_config
+    from wikillm.config.presets import load_preset, preset_names
+    from wikillm.core.errors import ConfigError
+    from wikillm.plan.report import ESTIMATE
+
+    if args.config or args.rest or args.deepspeed:
+        raise ConfigError(
+            "--all plans the presets as they are.",
+            got=" ".join([*args.rest, *filter(None, (args.config, args.deepspeed))]),
+            fix="leave the run's arguments out, or leave --all out",
+        )
+    names = sorted(preset_names("models"), key=lambda name: load_preset("models", name).parameters or 0)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        run_name = f"pretrain-{name}"
+        known = run_name in preset_names("runs")
+        args.config, args.rest = (run_name, []) if known else (None, [f"model.preset={name}"])
+        resolved = resolve_run_config(args)
+        for size in ALL_SIZES:
+            machine = _machine(args, -(-size // args.gpus_per_node), min(size, args.gpus_per_node))
+            row: dict[str, Any] = {"model": name, "gpus": machine.ranks, "gpu": machine.gpu.name}
+            try:
+                rows.append(row | {"plan": plan_run(resolved, machine, args), "refused": None})
+            except ConfigError as error:
+                rows.append(row | {"plan": None, "refused": {"what": error.what, "got": error.got, "fix": error.fix}})
+    print(json.dumps({"basis": ESTIMATE, "plans": rows}, indent=2) if args.json else "\n".join(_all_lines(rows)))
+    return 0
+
+
+def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
+    from wikillm.core.units import format_count, format_size
+    from wikillm.plan.report import ESTIMATE
+
+    out = [
+        f"{'model':<7}{'GPUs':>6}  {'recipe':<15}{'micro':>6}{'accum':>7}{'ckpt':>6}{'memory':>11}{'tok/s':>9}{'hours':>11}"
+    ]
+    for row in rows:
+        start = f"{row['model']:<7}{row['gpus']:>6}  "
+        if row["plan"] is None:
+            out.append(f"{start}refused: {row['refused']['what']} {(row['refused']['fix'] or '').splitlines()[0]}")
+            continue
+        best = row["plan"]["choices"][0]
+        out.append(
+            f"{start}{best['recipe']:<15}{best['per_device_train_batch_size']:>6}{best['gradient_accumulation_steps']:>7}"
+            f"{'yes' if best['gradient_checkpointing'] else 'no':>6}{format_size(best['memory_bytes']['total']):>11}"
+            f"{format_count(best['tokens_per_second']):>9}{best['hours']:>11,.1f}"
+        )
+    return [*out, "", f"these are {ESTIMATE}"]
+
+
+def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machine:
+    from wikillm.plan.choose import Machine
+    from wikillm.plan.gpus import find_gpu, with_memory
+
+    gpu = with_memory(find_gpu(args.gpu), _size(args.gpu_memory, "--gpu-memory"))
+    host = _size(args.host_memory, "--host-memory") or HOST_MEMORY_PER_GPU * gpus_per_node
+    return Machine(gpu, nodes, gpus_per_node, host)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from wikillm.core.errors import ConfigError, Problems
+
+    problems = Problems(ConfigError)
+    for name in ("nodes", "gpus_per_node"):
+        if getattr(args, name) < 1:
+            problems.add(f"--{name.replace('_', '-')} is at least 1.", got=str(getattr(args, name)))
+    if args.mfu is not None and not 0 < args.mfu <= 1:
+        problems.add("--mfu is a share between 0 and 1.", got=str(args.mfu), fix="--mfu 0.4")
+    if args.price is not None and not 0 <= args.price < float("inf"):
+        problems.add("--price is a price per GPU hour.", got=str(args.price), fix="--price 2.50")
+    problems.raise_if_any()
+
+
+def _tokens(args: argparse.Namespace) -> int | None:
+    from wikillm.core.errors import ConfigError
+    from wikillm.core.units import parse_count
+
+    try:
+        return None if args.tokens is None else parse_count(args.tokens)
+    except ValueError as error:
+        raise ConfigError(f"--tokens: {error}.") from None
+
+
+def _size(text: str | None, flag: str) -> int | None:
+    from wikillm.core.errors import ConfigError
+    from wikillm.core.units import parse_size
+
+    try:
+        return None if text is None else parse_size(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag}: {error}.") from None

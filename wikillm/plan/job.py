@@ -1,0 +1,112 @@
+"""A run as the planner sees it: counts that hold for every way to train it on a given number of GPUs.
+
+Works without data: the number of training tokens is given, or follows from the horizon, or is taken to be 20 per
+parameter (Hoffmann et al., arXiv 2203.15556), and the note says which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wikillm.config.origin import where_of
+from wikillm.config.resolved import Resolved
+from wikillm.core.errors import ConfigError
+from wikillm.core.units import format_count
+from wikillm.plan.batch import Batch, split_batch
+from wikillm.plan.flops import flops_per_token
+from wikillm.plan.gpus import Gpu
+from wikillm.plan.horizon import count_sequences, count_steps, count_warmup
+from wikillm.plan.params import count_parameters
+from wikillm.plan.setup import Precision, Shape
+from wikillm.plan.vocab import resolve_vocab_size
+
+QWEN2_TOKENIZER_LENGTH = 151_646
+TOKENS_PER_PARAMETER = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Per optimizer step over all ranks: `sequences`, `tokens`. `train_tokens` is the size of the corpus."""
+
+    shape: Shape
+    sequences: int
+    tokens: int
+    max_steps: int
+    warmup_steps: int
+    train_tokens: int
+    flops_per_token: int
+    precision: Precision
+    notes: tuple[str, ...]
+
+
+def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int | None = None) -> Job:
+    """Raises ConfigError when the batch cannot be split over `ranks`, or vocabulary or warm-up do not fit."""
+    model, train = resolved.config.model, resolved.config.train
+    vocab_size, vocab_note = resolve_vocab_size(model, resolved.origin("model.vocab_size"), _tokenizer_length(resolved))
+    count = count_parameters(model, vocab_size)
+    batch = _batch(resolved, ranks)
+    tokens_note = None
+    if train_tokens is None:
+        train_tokens, tokens_note = _tokens_without_data(resolved, batch, count.total)
+    steps = count_steps(resolved, batch, count_sequences(train_tokens, train.sequence_length))
+    warmup, warmup_note = count_warmup(resolved, steps)
+    body = (count.total - count.embedding * (1 if model.tie_word_embeddings else 2)) // model.num_hidden_layers
+    precision: Precision = train.precision if train.precision != "auto" else ("bf16" if gpu.has_bf16 else "fp16")
+    if precision == "bf16" and not gpu.has_bf16:
+        raise ConfigError(
+            f"A {gpu.name} has no bf16.", got=where_of(resolved.origins, "train.precision"), fix="train.precision=fp16"
+        )
+    return Job(
+        shape=Shape(model, vocab_size, train.sequence_length, count.total, max(count.embedding, body)),
+        sequences=batch.sequences,
+        tokens=batch.tokens,
+        max_steps=steps,
+        warmup_steps=warmup,
+        train_tokens=train_tokens,
+        flops_per_token=flops_per_token(model, vocab_size, train.sequence_length),
+        precision=precision,
+        notes=tuple(note for note in (vocab_note, tokens_note, warmup_note) if note is not None),
+    )
+
+
+def _tokenizer_length(resolved: Resolved) -> int:
+    """Of `train:8000` the number asked for; of a chosen vocabulary its rows; otherwise Qwen2's tokenizer's."""
+    name, model = resolved.config.data.tokenizer, resolved.config.model
+    if name.startswith("train:"):
+        return int(name.removeprefix("train:"))
+    is_chosen = model.init_from is not None or resolved.origin("model.vocab_size").is_user
+    return model.vocab_size if is_chosen and isinstance(model.vocab_size, int) else QWEN2_TOKENIZER_LENGTH
+
+
+def _batch(resolved: Resolved, ranks: int) -> Batch:
+    """One global batch. A micro-batch that the user did not set is the planner's to choose, so 1 is assumed here."""
+    train = resolved.config.train
+    if train.global_batch_tokens is None or is_pinned(resolved, "train.per_device_train_batch_size"):
+        return split_batch(resolved, ranks)
+    step = ranks * train.sequence_length
+    accumulation, rest = divmod(train.global_batch_tokens, step)
+    if not rest:
+        return Batch(1, accumulation, accumulation * ranks, train.global_batch_tokens)
+    below = train.global_batch_tokens // step * step
+    legal = [value for value in (below, below + step) if value]
+    raise ConfigError(
+        f"global_batch_tokens={train.global_batch_tokens} cannot be split over {ranks} ranks of "
+        f"{train.sequence_length}-token sequences.",
+        got=f"one sequence per rank is {step} tokens; nearest legal values: {', '.join(map(str, legal))}\n"
+        f"set by {where_of(resolved.origins, 'train.global_batch_tokens', 'train.sequence_length')}",
+        fix=f"train.global_batch_tokens={legal[-1]}, or fewer GPUs",
+    )
+
+
+def is_pinned(resolved: Resolved, key: str) -> bool:
+    """Whether the user set `key` in a file or on the command line: the planner then keeps it."""
+    return resolved.origin(key).is_user
+
+
+def _tokens_without_data(resolved: Resolved, batch: Batch, parameters: int) -> tuple[int, str]:
+    train = resolved.config.train
+    if train.num_train_epochs is None:
+        tokens = count_steps(resolved, batch, 1) * batch.tokens
+        return tokens, f"corpus: {format_count(tokens)} tokens, one pass over the horizon (--tokens N sets it)"
+    tokens = TOKENS_PER_PARAMETER * parameters
+    return tokens, f"corpus: taken to hold {format_count(tokens)} tokens, 20 per parameter (--tokens N sets it)"

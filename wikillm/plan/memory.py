@@ -1,0 +1,119 @@
+"""Memory of one rank by part, by formula: an estimate, which no GPU has confirmed yet.
+
+With Psi parameters and N ranks, in 16-bit training with AdamW (ZeRO paper, arXiv 1910.02054, section 3; DeepSpeed's
+bf16 optimizer and its stages 1-3 keep 32-bit gradients or copies of them besides):
+
+    stage    weights   gradients   optimizer (fp32 copy, two moments)
+    0        2 Psi     4 Psi       12 Psi        fp16: gradients 2 Psi
+    1        2 Psi     4 Psi       12 Psi / N
+    2        2 Psi     6 Psi / N   12 Psi / N    upper end: 16-bit share and its 32-bit copy at the step
+    3        2 Psi/N   4 Psi / N   12 Psi / N    and the gathered layers, counted under buckets
+
+In fp32 weights and gradients have 4 bytes, the moments 8, and the stages 1-3 keep a copy (4) of their share.
+DeepSpeed's own estimator leaves activations, logits, buckets and context out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from wikillm.plan.params import head_width
+from wikillm.plan.setup import Setup, Shape
+
+CONTEXT_BYTES = 2_000_000_000
+"""CUDA context, cuBLAS and NCCL workspaces: 1.5 to 2.5 GB are commonly seen on a data-centre GPU."""
+FRAGMENTATION = 0.05
+"""What torch's caching allocator cannot use, as a share of all it holds: 3 to 6 % with steady shapes."""
+STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
+"""Per logit at the peak of Hugging Face's own loss: 16-bit logits (2), their fp32 copy, its log-softmax, its gradient."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on the GPU of one rank. `total` is the sum of the parts."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    buckets: int
+    context: int
+    fragmentation: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        return {field.name: int(getattr(self, field.name)) for field in fields(self)}
+
+
+def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
+    """The peak of one rank, in bytes."""
+    weights, gradients, optimizer = _states(shape.parameters, setup)
+    tokens = setup.micro * shape.sequence_length
+    held = {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "activations": tokens * activation_bytes_per_token(shape, setup),
+        "loss": tokens * shape.vocab_size * STOCK_LOGIT_BYTES[setup.precision],
+        "buckets": _buckets(shape, setup),
+    }
+    return Memory(**held, context=CONTEXT_BYTES, fragmentation=int(FRAGMENTATION * sum(held.values())))
+
+
+def host_bytes_per_rank(shape: Shape, setup: Setup) -> int:
+    """Host memory that offload takes per rank: fp32 copy, moments and gradients (16 Psi/N), and weights (2 Psi/N)."""
+    share = -(-shape.parameters // setup.ranks)
+    return (16 * share if setup.offload_optimizer else 0) + (
+        setup.bytes_per_weight * share if setup.offload_param else 0
+    )
+
+
+def activation_bytes_per_token(shape: Shape, setup: Setup) -> int:
+    """What the forward pass keeps for the backward pass, in bytes per token of the micro-batch.
+
+    Per layer of Hugging Face's decoder in 16 bit with flash attention (derived from its code): each RMSNorm keeps
+    its fp32 input (4h), the normalised (2h) and the scaled vector (2h); q and k twice before and once after rotation,
+    v, the attention's output, one fp32 statistic per head; four vectors of the SwiGLU. In all
+    16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing: one vector per layer (2h) and one layer in full.
+    """
+    model = shape.model
+    h, d, f = model.hidden_size, head_width(model), model.intermediate_size
+    heads, kv_heads, layers = model.num_attention_heads, model.num_key_value_heads, model.num_hidden_layers
+    scale = setup.bytes_per_weight // 2
+    layer = scale * (16 * h + 8 * heads * d + 8 * kv_heads * d + 8 * f) + 4 * heads
+    return layers * 2 * scale * h + layer if setup.checkpointing else layers * layer
+
+
+def _states(psi: int, setup: Setup) -> tuple[int, int, int]:
+    """(weights, gradients, optimizer) in bytes; a share is rounded up."""
+    n, stage, width = setup.ranks, setup.stage, setup.bytes_per_weight
+    share = -(-psi // n)
+    if stage == 0:
+        gradients = {"bf16": 4, "fp16": 2, "fp32": 4}[setup.precision] * psi
+        return width * psi, gradients, (8 if setup.precision == "fp32" else 12) * psi
+    optimizer = 0 if setup.offload_optimizer else 12 * share
+    if stage == 1:
+        return width * psi, 4 * psi, optimizer
+    if stage == 2:
+        return width * psi, (2 if setup.offload_optimizer else 6) * share, optimizer
+    weights = 0 if setup.offload_param else width * share
+    if setup.quantized:
+        weights += width * -(-psi // setup.ranks_per_node)  # hpZ: each node holds all weights once more
+    return weights, 0 if setup.offload_optimizer else 4 * share, optimizer
+
+
+def _buckets(shape: Shape, setup: Setup) -> int:
+    """Communication buffers; for ZeRO-3 the layers that are gathered at a time, and the gradient of one of them."""
+    psi, width = shape.parameters, setup.bytes_per_weight
+    if setup.stage == 3:
+        live = max(min(psi, setup.max_live), shape.largest_module)
+        return width * (live + shape.largest_module + min(psi, setup.reduce_bucket))
+    if setup.ranks == 1:
+        return 0
+    reduce = min(psi, setup.reduce_bucket) * (2 if setup.overlap else 1)
+    gather = min(psi, setup.allgather_bucket) if setup.stage else 0
+    return width * (reduce + gather)

@@ -1,0 +1,155 @@
+"""A plan as JSON and as lines for a terminal. Everything it says is an estimate, and it says so."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from wikillm.config.resolved import Resolved
+from wikillm.core.units import format_count, format_seconds, format_size
+from wikillm.plan.choose import Choice, Machine
+from wikillm.plan.job import Job
+from wikillm.plan.schedule import five_points
+from wikillm.plan.time import assumed_mfu
+
+ESTIMATE = "estimates by formula: no figure here was measured on a GPU"
+CHECKPOINT_BYTES = 16
+"""Per parameter: 16-bit weights of Hugging Face's and of DeepSpeed's file, the fp32 copy and two moments."""
+STORE_BYTES = 4
+
+
+def figures(choice: Choice, job: Job, machine: Machine, price: float | None) -> dict[str, Any]:
+    """One choice as plain numbers: bytes, seconds, hours, and the price's currency."""
+    setup, step = choice.setup, choice.time.total
+    hours = job.max_steps * step / 3600
+    per_second = job.tokens / step
+    return {
+        "recipe": setup.recipe,
+        "zero_stage": setup.stage,
+        "per_device_train_batch_size": setup.micro,
+        "gradient_accumulation_steps": setup.accumulation,
+        "gradient_checkpointing": setup.checkpointing,
+        "precision": setup.precision,
+        "fits": choice.fits,
+        "misfit": choice.misfit,
+        "memory_bytes": choice.memory.parts() | {"total": choice.memory.total},
+        "host_bytes_per_node": choice.host_bytes,
+        "communication_bytes_per_step": asdict(choice.traffic),
+        "step_seconds": asdict(choice.time) | {"total": step},
+        "tokens_per_second": per_second,
+        "tokens_per_second_per_gpu": per_second / machine.ranks,
+        "mfu": per_second / machine.ranks * job.flops_per_token / machine.gpu.peak,
+        "hours": hours,
+        "gpu_hours": hours * machine.ranks,
+        "cost": None if price is None else hours * machine.ranks * price,
+    }
+
+
+def to_json(
+    resolved: Resolved, job: Job, machine: Machine, choices: list[Choice], *, mfu: float | None, price: float | None
+) -> dict[str, Any]:
+    """The whole plan: the first of `choices` is the one to take."""
+    train = resolved.config.train
+    checkpoint = CHECKPOINT_BYTES * job.shape.parameters
+    return {
+        "basis": ESTIMATE,
+        "model": resolved.config.model.preset,
+        "parameters": job.shape.parameters,
+        "vocab_size": job.shape.vocab_size,
+        "flops_per_token": job.flops_per_token,
+        "sequence_length": job.shape.sequence_length,
+        "gpu": machine.gpu.name,
+        "nodes": machine.nodes,
+        "gpus_per_node": machine.gpus_per_node,
+        "gpu_memory_bytes": machine.gpu.memory,
+        "host_memory_bytes": machine.host_memory,
+        "assumed_mfu": assumed_mfu(job.shape.parameters) if mfu is None else mfu,
+        "global_batch_sequences": job.sequences,
+        "global_batch_tokens": job.tokens,
+        "max_steps": job.max_steps,
+        "warmup_steps": job.warmup_steps,
+        "total_tokens": job.max_steps * job.tokens,
+        "corpus_tokens": job.train_tokens,
+        "learning_rate": {
+            str(step): rate
+            for step, rate in five_points(train, max_steps=job.max_steps, warmup_steps=job.warmup_steps).items()
+        },
+        "disk_bytes": {
+            "checkpoint": checkpoint,
+            "checkpoints_kept": checkpoint * (train.save_total_limit + 1),  # one more while the next is written
+            "store": STORE_BYTES * job.train_tokens,
+        },
+        "notes": list(job.notes),
+        "choices": [figures(choice, job, machine, price) for choice in choices],
+        "arguments": arguments(choices[0]),
+    }
+
+
+def arguments(choice: Choice) -> list[str]:
+    """What to add to the command line of the run, so that it trains in this way."""
+    setup = choice.setup
+    return [
+        "--deepspeed",
+        setup.recipe,
+        f"train.per_device_train_batch_size={setup.micro}",
+        f"train.gradient_checkpointing={str(setup.checkpointing).lower()}",
+    ]
+
+
+def lines(plan: dict[str, Any]) -> list[str]:
+    """The plan of `to_json` as text."""
+    best = plan["choices"][0]
+    rates = "  ".join(f"{int(step):,}: {rate:.3g}" for step, rate in plan["learning_rate"].items())
+    disk, memory = plan["disk_bytes"], best["memory_bytes"]
+    traffic, seconds = best["communication_bytes_per_step"], best["step_seconds"]
+    return [
+        f"model      {plan['model']}: {plan['parameters']:,} parameters, vocabulary {plan['vocab_size']:,}, "
+        f"{plan['flops_per_token'] / 1e9:.3g} GFLOP/token at T={plan['sequence_length']}",
+        f"machine    {plan['nodes']} x {plan['gpus_per_node']} {plan['gpu']}, "
+        f"{format_size(plan['gpu_memory_bytes'])} each; host memory {format_size(plan['host_memory_bytes'])} per node",
+        f"batch      {format_count(plan['global_batch_tokens'])} tokens: micro-batch "
+        f"{best['per_device_train_batch_size']} x accumulation {best['gradient_accumulation_steps']} x "
+        f"{plan['nodes'] * plan['gpus_per_node']} ranks x T={plan['sequence_length']}",
+        f"steps      {plan['max_steps']:,} ({plan['warmup_steps']:,} warm-up), {format_count(plan['total_tokens'])} tokens",
+        f"lr at step {rates}",
+        f"disk       checkpoint {format_size(disk['checkpoint'])}, at most {format_size(disk['checkpoints_kept'])}; "
+        f"token store {format_size(disk['store'])}",
+        *(f"note       {note}" for note in plan["notes"]),
+        "",
+        f"choice     {best['recipe']}{', gradient checkpointing' if best['gradient_checkpointing'] else ''}, "
+        f"{best['precision']}",
+        *_memory_lines(memory, plan["gpu_memory_bytes"]),
+        f"traffic    per GPU and step: {format_size(traffic['inside_node'])} inside the node, "
+        f"{format_size(traffic['between_nodes'])} between nodes, {format_size(traffic['host'])} to the host",
+        f"step       {format_seconds(seconds['total'])}: compute {format_seconds(seconds['compute'])} "
+        f"(assumed MFU {plan['assumed_mfu']:.0%}), waiting for traffic {format_seconds(seconds['exposed'])}, "
+        f"host {format_seconds(seconds['host'])}",
+        "",
+        *_table(plan["choices"]),
+        "",
+        f"these are {plan['basis']}",
+        f"take it    {' '.join(plan['arguments'])}",
+    ]
+
+
+def _memory_lines(memory: dict[str, int], available: int) -> list[str]:
+    parts = [f"{name} {format_size(size)}" for name, size in memory.items() if name != "total"]
+    total = f"{format_size(memory['total'])} of {format_size(available)} ({memory['total'] / available:.0%})"
+    return [f"memory     per GPU: {total}", f"           {', '.join(parts[:4])}", f"           {', '.join(parts[4:])}"]
+
+
+def _table(choices: list[dict[str, Any]]) -> list[str]:
+    has_cost = choices[0]["cost"] is not None
+    head = f"{'recipe':<15}{'micro':>6}{'accum':>7}{'ckpt':>6}{'memory':>11}{'tok/s':>9}{'MFU':>6}{'hours':>10}"
+    rows = [head + (f"{'cost':>13}" if has_cost else "")]
+    for row in choices:
+        start = (
+            f"{row['recipe']:<15}{row['per_device_train_batch_size']:>6}{row['gradient_accumulation_steps']:>7}"
+            f"{'yes' if row['gradient_checkpointing'] else 'no':>6}{format_size(row['memory_bytes']['total']):>11}"
+        )
+        if not row["fits"]:
+            rows.append(f"{start}  {row['misfit']}")
+            continue
+        speed = f"{format_count(row['tokens_per_second']):>9}{row['mfu']:>6.0%}{row['hours']:>10,.1f}"
+        rows.append(start + speed + (f"{row['cost']:>13,.0f}" if has_cost else ""))
+    return rows

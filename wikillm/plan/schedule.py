@@ -1,0 +1,33 @@
+"""The learning rate of a step by formula, as Hugging Face's schedulers give it, without building one.
+
+Step k (from 1) uses the scheduler's value after k - 1 steps: step 1 of a warm-up trains with rate 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+from wikillm.config.schema import TrainSection
+
+
+def learning_rate_at(train: TrainSection, step: int, *, max_steps: int, warmup_steps: int) -> float:
+    """The rate that optimizer step `step` (1 to `max_steps`) uses."""
+    done, kind = step - 1, train.lr_scheduler_type
+    if done < warmup_steps and kind != "constant":
+        return train.learning_rate * done / warmup_steps
+    if kind in ("constant", "constant_with_warmup"):
+        return train.learning_rate
+    progress = (done - warmup_steps) / max(1, max_steps - warmup_steps)
+    if kind == "linear":
+        return train.learning_rate * max(0.0, 1 - progress)
+    factor = 0.5 * (1 + math.cos(math.pi * progress))
+    if kind == "cosine_with_min_lr":
+        factor = factor * (1 - train.min_lr_ratio) + train.min_lr_ratio
+    return train.learning_rate * factor
+
+
+def five_points(train: TrainSection, *, max_steps: int, warmup_steps: int) -> dict[int, float]:
+    """{step: rate} at the first step, the peak, the half, three quarters and the last step; fewer in a short run."""
+    points = (1, warmup_steps + 1, max_steps // 2, max_steps * 3 // 4, max_steps)
+    steps = sorted({min(max(1, point), max_steps) for point in points})
+    return {step: learning_rate_at(train, step, max_steps=max_steps, warmup_steps=warmup_steps) for step in steps}

@@ -1,0 +1,103 @@
+"""One way to train a model on N GPUs: what memory, communication and time are computed from.
+
+A `Setup` is a DeepSpeed recipe as the planner sees it (stage, offload, hpZ, buckets) with a micro-batch, an
+accumulation and checkpointing on or off. `setup_from_recipe` reads it out of the DeepSpeed JSON itself, so that the
+recipe has one home.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from wikillm.config.deepspeed import DeepSpeedFile, read_deepspeed
+from wikillm.config.schema import ModelSection
+
+Precision = Literal["bf16", "fp16", "fp32"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The model and the sequences: counts of elements. `largest_module` is the biggest thing ZeRO-3 gathers at once."""
+
+    model: ModelSection
+    vocab_size: int
+    sequence_length: int
+    parameters: int
+    largest_module: int
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """`ranks` GPUs in nodes of `ranks_per_node`; a step is `accumulation` micro-steps of `micro` sequences per rank."""
+
+    recipe: str
+    stage: int
+    ranks: int
+    ranks_per_node: int
+    micro: int
+    accumulation: int
+    precision: Precision
+    checkpointing: bool = False
+    offload_optimizer: bool = False
+    offload_param: bool = False
+    quantized: bool = False  # hpZ, qwZ and qgZ: a second copy of the weights per node, small traffic between nodes
+    reduce_bucket: int = 500_000_000  # elements
+    allgather_bucket: int = 500_000_000
+    overlap: bool = False  # a second reduce bucket fills while the first is sent
+    max_live: int = 1_000_000_000  # ZeRO-3: gathered weights that may stay, in elements
+
+    @property
+    def bytes_per_weight(self) -> int:
+        return 4 if self.precision == "fp32" else 2
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.ranks // self.ranks_per_node)
+
+
+@functools.cache
+def _read(recipe: str) -> DeepSpeedFile:
+    return read_deepspeed(recipe)
+
+
+def setup_from_recipe(
+    recipe: str,
+    *,
+    hidden_size: int,
+    ranks: int,
+    ranks_per_node: int,
+    micro: int,
+    accumulation: int,
+    precision: Precision,
+    checkpointing: bool,
+) -> Setup:
+    """A setup with what the DeepSpeed JSON says. Buckets left "auto" are Hugging Face's hidden_size squared."""
+    file = _read(recipe)
+
+    def device(name: str) -> bool:
+        return str(file.get(f"zero_optimization.{name}.device", "none")) != "none"
+
+    def size(name: str, default: int, auto: int) -> int:
+        value: Any = file.get(f"zero_optimization.{name}", default)
+        return auto if value == "auto" else int(value)
+
+    square = hidden_size * hidden_size
+    return Setup(
+        recipe=recipe,
+        stage=int(file.get("zero_optimization.stage", 0)),
+        ranks=ranks,
+        ranks_per_node=min(ranks, ranks_per_node),
+        micro=micro,
+        accumulation=accumulation,
+        precision=precision,
+        checkpointing=checkpointing,
+        offload_optimizer=device("offload_optimizer"),
+        offload_param=device("offload_param"),
+        quantized=bool(file.get("zero_optimization.zero_quantized_weights", False)),
+        reduce_bucket=size("reduce_bucket_size", 500_000_000, square),
+        allgather_bucket=size("allgather_bucket_size", 500_000_000, square),
+        overlap=bool(file.get("zero_optimization.overlap_comm", False)),
+        max_live=size("stage3_max_live_parameters", 1_000_000_000, 1_000_000_000),
+    )

@@ -1,0 +1,56 @@
+"""How long a step takes, by assumption: the assumed MFU, and the traffic that computation cannot hide.
+
+    step = compute + max(0, traffic - what computation hides) + host copies and CPU Adam (offload)
+
+`compute` is FLOPs / (peak x MFU), times 4/3 under checkpointing, which runs the forward pass twice (Korthikanti et
+al., arXiv 2205.05198). Gradients of stages 0-1 travel beside the last backward pass, those of stage 2 beside every
+one (2/3 of a micro-step); ZeRO-3 gathers beside everything. Nothing here was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wikillm.plan.communication import Communication
+from wikillm.plan.gpus import Gpu
+from wikillm.plan.setup import Setup, Shape
+
+CPU_ADAM_BYTES_PER_SECOND = 20e9
+"""Host memory traffic that one rank's CPU Adam is assumed to reach; it touches 28 bytes per parameter."""
+CHECKPOINTING_COST = 4 / 3
+_STOCK_MFU = ((300e6, 0.16), (1.2e9, 0.30), (float("inf"), 0.40))
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds per optimizer step, by part."""
+
+    compute: float
+    exposed: float
+    host: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.exposed + self.host
+
+
+def assumed_mfu(parameters: int) -> float:
+    """What Hugging Face's unfused model is assumed to reach: 16 % near 120M with a large vocabulary (roofline), 30 % to
+    1.2B, 40 % above (MosaicML's and OLMo-core's published 39 to 46 % are for tuned code, so this is generous)."""
+    return next(mfu for limit, mfu in _STOCK_MFU if parameters < limit)
+
+
+def step_time(
+    shape: Shape, setup: Setup, traffic: Communication, gpu: Gpu, *, flops_per_token: float, mfu: float
+) -> StepTime:
+    """Seconds of one optimizer step over all its micro-steps."""
+    tokens = setup.micro * setup.accumulation * shape.sequence_length
+    cost = CHECKPOINTING_COST if setup.checkpointing else 1.0
+    peak = gpu.peak if setup.precision != "fp32" else gpu.peak / 8  # no tensor cores: an eighth to a sixteenth
+    compute = tokens * flops_per_token * cost / (peak * mfu)
+    sent = traffic.inside_node / gpu.inside_node + traffic.between_nodes / gpu.between_nodes
+    hidden = {0: 2 / 3 / setup.accumulation, 1: 2 / 3 / setup.accumulation, 2: 2 / 3, 3: 1.0}[setup.stage] * compute
+    host = traffic.host / gpu.host_link
+    if setup.offload_optimizer:
+        host += 28 * (shape.parameters / setup.ranks) / CPU_ADAM_BYTES_PER_SECOND
+    return StepTime(compute, max(0.0, sent - hidden), host)
