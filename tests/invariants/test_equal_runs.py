@@ -58,6 +58,20 @@ def test_any_micro_batch_gives_the_same_run(micro_batch: int, words: Any, baseli
     assert_close(run(1, words(tmp_path / "run", more), deepspeed="zero2")["losses"], baseline["losses"], L2)
 
 
+@pytest.mark.parametrize(("recipe", "world"), [("zero1", 1), (None, 2), ("zero3", 2)])
+def test_the_fused_loss_gives_the_same_run(
+    recipe: str | None, world: int, words: Any, baseline: Any, tmp_path: Path
+) -> None:
+    """The baseline has the fused loss (auto); these have Hugging Face's, with all logits."""
+    assert "linear cross entropy: chunked" in baseline["output"]
+    result = run(world, words(tmp_path / "run", "train.loss_kernel=stock"), deepspeed=recipe)
+    assert result["code"] == 0, result["message"]
+    assert "linear cross entropy: stock" in result["output"]
+    assert_close(result["losses"], baseline["losses"], L2)
+    assert_close(result["grad_norms"], baseline["grad_norms"], 1e-3)
+    assert result["eval"] == pytest.approx(baseline["eval"], rel=L2)
+
+
 @pytest.mark.parametrize("recipe", [None, "zero2", "zero3"])
 def test_stopped_and_resumed_is_bit_identical(recipe: str | None, words: Any, tmp_path: Path) -> None:
     """A signal to rank 1 alone stops all ranks at one step with 75; the resumed run equals the uninterrupted one."""

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.data.prepare import prepare_store
     from wikillm.evals.baseline import unigram_cross_entropy
     from wikillm.evals.loss import held_out_loss
+    from wikillm.models.patch import fused_loss
 
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         resolved = describe(args)
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
         max_tokens=train.max_eval_tokens,
     )
     per_token = stream.text_bytes / stream.n_tokens
-    result = held_out_loss(loaded.model, batches, bytes_per_token=per_token, device=loaded.model.device)
+    with fused_loss(loaded.model, rows=args.batch_size * train.sequence_length) as model:
+        result = held_out_loss(model, batches, bytes_per_token=per_token, device=model.device)
     if result is None:
         raise RuntimeError("an evaluation that nobody can stop was stopped")
     unigram = unigram_cross_entropy(stream.count_tokens(store.manifest.tokenizer.length))

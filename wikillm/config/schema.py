@@ -140,6 +140,8 @@ class TrainSection(Section):
     """Clip the gradient to this norm; 0 switches clipping off."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 where the hardware has it, else fp16, fp32 on CPU."""
+    loss_kernel: Literal["auto", "chunked", "stock"] = "auto"
+    """Output projection and loss: chunked keeps no logits, stock is Hugging Face's; auto is chunked where it runs."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     logging_steps: int = Field(default=10, ge=1)

@@ -69,11 +69,11 @@ def held_out_loss(
 
 
 def batch_loss_sum(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Sum of the cross entropies (nats) of a batch's targets, in float64; ignored labels add nothing."""
-    if not bool((batch["shift_labels"] != -100).any()):
-        # A batch of padding: its forward must still run, since under ZeRO-3 the other ranks wait in it.
-        model(input_ids=batch["input_ids"], use_cache=False)
-        return torch.zeros((), dtype=torch.float64, device=batch["input_ids"].device)
+    """Sum of the cross entropies (nats) of a batch's targets, in float64; ignored labels add nothing.
+
+    A batch of padding runs all the same: under ZeRO-3 the other ranks wait in its forward. A model with the fused
+    loss (models.patch) keeps no logits here either.
+    """
     # HF divides the sum by num_items_in_batch, so 1 gives the sum.
     outputs = model(**batch, num_items_in_batch=1, use_cache=False)
     loss: torch.Tensor = outputs.loss

@@ -11,10 +11,11 @@ import os
 from pathlib import Path
 
 from wikillm.config.load import Resolved
-from wikillm.core.log import log_to_file
+from wikillm.core.log import log_to_file, say
 from wikillm.core.world import World
 from wikillm.data.prepare import prepare_store
 from wikillm.models.build import build_model
+from wikillm.models.patch import LOSS, patch_loss
 from wikillm.plan.run_plan import make_plan
 from wikillm.train.arguments import to_training_arguments
 from wikillm.train.control import ControlGroup, StopSignals
@@ -60,6 +61,9 @@ def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = 
         identity = check_shared_folder(run, group)
         point = agree_on_resume_point(run.checkpoints, resume, group, is_main=world.is_main)
         model = build_model(cfg.model, plan.vocab_size, args, eos_id=store.manifest.tokenizer.eos_id, seed=cfg.run.seed)
+        rows = plan.micro_batch * plan.sequence_length
+        choice = patch_loss(model, cfg.train.loss_kernel, rows=rows, device_type=args.device.type)
+        say(f"kernels    {LOSS}: {choice}")
         job = Job(resolved, plan, engine, store, world, run, identity, group, signals)
         end.step = lambda: job.step
         return job.train(model, args, point, allow_change=allow_change)

@@ -1,0 +1,157 @@
+"""The fused loss inside Hugging Face's models: same losses and gradients, nothing else changed, and reversible."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from wikillm.core.errors import WikiLLMError
+from wikillm.models.patch import fused_loss, patch_loss, patches, unpatch
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 211, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": None,
+    "eos_token_id": 0,
+}  # fmt: skip
+
+
+def build(architecture: str, tied: bool) -> Any:
+    torch.manual_seed(3)
+    if architecture == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=tied))
+    return Qwen3ForCausalLM(Qwen3Config(**SHAPE, tie_word_embeddings=tied))
+
+
+@pytest.fixture
+def model() -> Any:
+    return build("qwen2", tied=True)
+
+
+def batch(ignored: int = 3) -> dict[str, torch.Tensor]:
+    ids = torch.randint(0, 211, (3, 12), generator=torch.Generator().manual_seed(1))
+    labels = ids.roll(-1, 1).clone()
+    labels[0, :ignored] = -100
+    return {"input_ids": ids, "labels": labels, "shift_labels": labels}
+
+
+def step(model: Any, **inputs: Any) -> tuple[float, dict[str, torch.Tensor], Any]:
+    model.zero_grad()
+    outputs = model(**inputs)
+    outputs.loss.backward()
+    return float(outputs.loss), {n: p.grad.clone() for n, p in model.named_parameters()}, outputs
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("count", [None, 17, torch.tensor(29)])
+@pytest.mark.parametrize("shifted", [True, False])
+def test_loss_and_gradients_are_hugging_faces(architecture: str, tied: bool, count: Any, shifted: bool) -> None:
+    stock = build(architecture, tied)
+    ours = copy.deepcopy(stock)
+    inputs = batch() if shifted else {k: v for k, v in batch().items() if k != "shift_labels"}
+    if count is not None:
+        inputs["num_items_in_batch"] = count
+    patch_loss(ours, rows=36, device_type="cpu")
+    loss, gradients, outputs = step(stock, **inputs)
+    our_loss, our_gradients, our_outputs = step(ours, **inputs)
+    assert our_loss == pytest.approx(loss, rel=1e-6)
+    assert gradients.keys() == our_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+    assert outputs.logits is not None and our_outputs.logits is None
+
+
+def test_evaluation_keeps_no_logits(model: Any) -> None:
+    model.eval()
+    with torch.no_grad():
+        expected = model(**batch(), num_items_in_batch=1).loss
+        patch_loss(model, rows=36, device_type="cpu")
+        found = model(**batch(), num_items_in_batch=1)
+        padding = model(**batch() | {"shift_labels": torch.full((3, 12), -100)}, num_items_in_batch=1)
+    assert float(found.loss) == pytest.approx(float(expected), rel=1e-6)
+    assert found.logits is None and float(padding.loss) == 0.0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: m(input_ids=batch()["input_ids"]).logits,
+        lambda m: m(batch()["input_ids"], logits_to_keep=1).logits,
+        lambda m: m(**batch(), logits_to_keep=torch.arange(12)).logits,
+        lambda m: m.generate(batch()["input_ids"], max_new_tokens=5, do_sample=False),
+        lambda m: m.lm_head(torch.ones(2, 16)),
+    ],
+)
+def test_all_that_needs_logits_is_unchanged(model: Any, call: Callable[[Any], torch.Tensor]) -> None:
+    model.eval()
+    with torch.no_grad():
+        before = call(model)
+        patch_loss(model, rows=36, device_type="cpu")
+        assert torch.equal(call(model), before)
+
+
+def test_outputs_as_a_tuple_and_hidden_states(model: Any) -> None:
+    patch_loss(model, rows=36, device_type="cpu")
+    assert model(**batch(), return_dict=False)[0].ndim == 0
+    assert len(model(**batch(), output_hidden_states=True).hidden_states) == 3
+
+
+def test_it_is_listed_and_reversible(model: Any) -> None:
+    signature, names = inspect.signature(model.forward), set(model.state_dict())
+    assert patches(model) == ()
+    choice = patch_loss(model, rows=36, device_type="cpu")
+    assert choice.name == "chunked"
+    assert patches(model) == ("linear cross entropy: chunked",)
+    assert inspect.signature(model.forward) == signature, "HF decides by the signature"
+    assert set(model.state_dict()) == names
+    unpatch(model)
+    assert patches(model) == () and model(**batch()).logits is not None
+    assert "forward" not in model.__dict__ and "forward" not in model.lm_head.__dict__
+
+
+def test_twice_or_out_of_order_is_refused(model: Any) -> None:
+    with pytest.raises(WikiLLMError, match="no patch"):
+        unpatch(model)
+    patch_loss(model, rows=36, device_type="cpu")
+    with pytest.raises(WikiLLMError, match="chunked"):
+        patch_loss(model, rows=36, device_type="cpu")
+    inner = model.forward
+
+    import functools
+
+    @functools.wraps(inner)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return inner(*args, **kwargs)
+
+    model.forward = wrapper
+    assert patches(model), "still seen below the wrapper"
+    with pytest.raises(WikiLLMError, match="wrapped"):
+        unpatch(model)
+
+
+def test_stock_leaves_the_model_alone(model: Any) -> None:
+    assert patch_loss(model, "stock", rows=36, device_type="cpu").name == "stock"
+    assert patches(model) == () and "forward" not in model.__dict__
+
+
+def test_unknown_models_are_refused_when_patched_and_left_alone_when_evaluated() -> None:
+    other = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(WikiLLMError, match="train.loss_kernel=stock"):
+        patch_loss(other, rows=36, device_type="cpu")
+    with fused_loss(other, rows=36) as same:
+        assert same is other and patches(same) == ()
+
+
+def test_fused_for_a_while(model: Any) -> None:
+    with fused_loss(model, rows=36):
+        assert patches(model)
+        with fused_loss(model, rows=36):
+            assert patches(model)
+        assert patches(model), "the inner block leaves what it found"
+    assert patches(model) == ()
