@@ -1,0 +1,110 @@
+"""The run directory: one owner at a time, no earlier run overwritten, the end written down."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wikillm.core.errors import CheckpointError, ConfigError, DivergedError, MachineError, StoppedError
+from wikillm.core.world import World
+from wikillm.train.exit import ending
+from wikillm.train.resume import FACTS, ResumePoint, check_same_run
+from wikillm.train.run_dir import RunDir
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from wikillm.train.run_dir import RunDir
+lock = RunDir(Path(sys.argv[1])).claim(resume=False)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_second_run_is_refused_and_told_who_has_it_until_the_first_is_killed(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"pid {other.pid}"):
+            run.claim(resume=True)
+    finally:
+        other.kill()
+        other.wait()
+    run.claim(resume=False).release()
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.claim(resume=False).release()
+    run.metrics.write_text("{}\n")
+    with pytest.raises(ConfigError, match="holds an earlier run") as caught:
+        run.claim(resume=False)
+    assert "--resume auto" in str(caught.value)
+    (run.staging / "checkpoint-3").mkdir(parents=True)
+    run.claim(resume=True).release()
+    assert not run.staging.exists(), "what a killed save left is cleared"
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="cannot be written"):
+        RunDir(tmp_path / "file" / "run").claim(resume=False)
+
+
+def test_the_identity_stays_over_resumes(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.claim(resume=False).release()
+    first = run.identify()
+    assert first == run.identify() and len(first["tracker"]) == 21
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "meaning"),
+    [
+        (None, 0, "done"),
+        (DivergedError("NaN"), 5, "diverged"),
+        (StoppedError("SIGTERM"), 75, "stopped"),
+        (CheckpointError("damaged"), 6, "checkpoint"),
+        (ZeroDivisionError("oops"), 1, "bug"),
+    ],
+)
+def test_every_end_is_written_down(tmp_path: Path, error: Exception | None, code: int, meaning: str) -> None:
+    run = RunDir(tmp_path / "run")
+    expected = contextlib.nullcontext() if error is None else pytest.raises(type(error))
+    with expected, ending(run.path, World(), 1.0) as end:
+        end.lock = run.claim(resume=False)
+        end.step = lambda: 7
+        if error is not None:
+            raise error
+    told = json.loads((run.path / "exit.json").read_text())
+    assert (told["code"], told["meaning"], told["step"]) == (code, meaning, 7)
+    run.claim(resume=True).release()  # the lock was given back
+
+
+def test_a_directory_of_another_run_is_not_written_to(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    held = run.claim(resume=False)
+    with pytest.raises(ConfigError), ending(run.path, World(), 1.0) as end:
+        end.lock = RunDir(run.path).claim(resume=False)
+    assert not (run.path / "exit.json").exists()
+    held.release()
+
+
+def test_differences_are_refused_together_and_two_may_be_accepted(tmp_path: Path) -> None:
+    state = dict.fromkeys(FACTS, 1)
+    point = ResumePoint(tmp_path / "checkpoint-3", 3, 24, state)
+    check_same_run(point, state, allow_change=False)
+    longer = state | {"max_steps": 2}
+    with pytest.raises(CheckpointError, match="--allow-change"):
+        check_same_run(point, longer, allow_change=False)
+    check_same_run(point, longer, allow_change=True)
+    with pytest.raises(CheckpointError) as caught:
+        check_same_run(point, longer | {"store": 2, "world_size": 4}, allow_change=True)
+    assert "store: 1 then, 2 now" in str(caught.value) and "world_size: 1 then, 4 now" in str(caught.value)
+    assert "max_steps" not in str(caught.value) and "model.init_from" in str(caught.value)
