@@ -1,0 +1,111 @@
+"""What every measurement says about itself: date, machine, versions, commit, command, load. Tables and JSON files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def circumstances() -> dict[str, Any]:
+    """Where and when this process measures; "+changes" after the commit when tracked files differ from it."""
+    import torch
+    import transformers
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": " ".join(["python", *sys.argv]),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+changes" if _git("status", "--porcelain", "-uno", "--", "wikillm", "benchmarks") else ""),
+        "device": gpu or f"{_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "load_average": [round(value, 1) for value in os.getloadavg()],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def interleaved(steps: dict[str, Callable[[], Any]], repeats: int, sync: Callable[[], None]) -> dict[str, Any]:
+    """Time the steps in turns, the order turned round each time: a busy neighbour then slows all of them.
+
+    Returns {name: {"wall": [s], "cpu": [s]}}. CPU seconds are those of all threads of this process; they hardly depend
+    on who else uses the cores, so on a shared machine their ratio is the better one.
+    """
+    found: dict[str, Any] = {name: {"wall": [], "cpu": []} for name in steps}
+    for turn in range(repeats):
+        for name in list(steps) if turn % 2 == 0 else reversed(list(steps)):
+            sync()
+            wall, cpu = time.perf_counter(), time.process_time()
+            steps[name]()
+            sync()
+            found[name]["wall"].append(time.perf_counter() - wall)
+            found[name]["cpu"].append(time.process_time() - cpu)
+    return found
+
+
+def paired_ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """Median and range of slow/fast, turn by turn."""
+    ratios = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
+def run_in_fresh_process(words: list[str]) -> dict[str, Any]:
+    """The JSON on the last line of `python <this script> words`: memory peaks need a process of their own."""
+    done = subprocess.run([sys.executable, sys.argv[0], *words], capture_output=True, text=True, cwd=REPO)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def peak_bytes(device: str) -> int:
+    """Most memory so far: what torch allocated on a GPU, else this process's resident set."""
+    import resource
+
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+             for row in [header, ["-" * width for width in widths], *rows]]  # fmt: skip
+    return "\n".join(lines)
+
+
+def report(
+    title: str, facts: dict[str, Any], header: Sequence[str], rows: Sequence[Sequence[str]], out: Path | None
+) -> None:
+    """Print the table with its circumstances; keep everything as JSON in `out`."""
+    print(f"{title}\n")
+    for key, value in facts["circumstances"].items():
+        print(f"{key:14}{value}")
+    print("\n" + table(header, rows))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({"title": title, **facts}, indent=1) + "\n", encoding="utf-8")
+        print(f"\nwritten to {out}")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, cwd=REPO).stdout.strip()
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
