@@ -34,6 +34,17 @@ class Tokens(Protocol):
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]: ...
 
 
+class Order(Protocol):
+    """What the loader needs of an order: a `SampleOrder`, or one of a store that is still being built."""
+
+    @property
+    def sequence_length(self) -> int: ...
+
+    def pieces(self, samples: npt.ArrayLike) -> list[list[tuple[int, int]]]: ...
+
+    def targets_between(self, first: int, stop: int) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class BatchShape:
     """How a global batch is cut up. Sizes in sequences."""
@@ -51,7 +62,7 @@ class BatchShape:
 class Samples(Dataset[dict[str, torch.Tensor]]):
     """Samples of a stream by index; asked for many at a time, it answers with a batch."""
 
-    def __init__(self, tokens: Tokens, order: SampleOrder, length: int) -> None:
+    def __init__(self, tokens: Tokens, order: Order, length: int) -> None:
         self.tokens, self.order, self.length = tokens, order, length
 
     def __len__(self) -> int:
@@ -63,22 +74,22 @@ class Samples(Dataset[dict[str, torch.Tensor]]):
         shape = (len(wanted), self.order.sequence_length)
         inputs = np.zeros(shape, dtype=np.int64)
         targets = np.full(shape, IGNORED, dtype=np.int64)
-        starts, counts = self.order.locate(np.maximum(wanted, 0))
-        for row, sample in enumerate(wanted):
+        for row, (sample, stretches) in enumerate(zip(wanted, self.order.pieces(np.maximum(wanted, 0)), strict=True)):
             if sample != PADDING:
-                self._fill(inputs[row], targets[row], int(starts[row]), int(counts[row]))
+                self._fill(inputs[row], targets[row], stretches)
         labels = torch.from_numpy(targets)
         return {"input_ids": torch.from_numpy(inputs), "labels": labels, "shift_labels": labels}
 
-    def _fill(self, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], start: int, count: int) -> None:
-        """Copy the targets [start, start+count) of the ring and the tokens before each of them."""
+    def _fill(
+        self, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], stretches: list[tuple[int, int]]
+    ) -> None:
+        """Copy these stretches of targets, one after the other, and the token before each target."""
         done = 0
-        while done < count:
-            piece = min(count - done, self.order.targets_per_epoch - start)
-            tokens = self.tokens.read(start, start + piece + 1)
-            inputs[done : done + piece] = tokens[:-1]
-            targets[done : done + piece] = tokens[1:]
-            done, start = done + piece, 0
+        for start, stop in stretches:
+            tokens, after = self.tokens.read(start, stop + 1), done + stop - start
+            inputs[done:after] = tokens[:-1]
+            targets[done:after] = tokens[1:]
+            done = after
 
 
 class GlobalBatches(Sampler[list[int]]):
@@ -130,7 +141,7 @@ def as_is(batch: Any) -> Any:
 
 def train_loader(
     tokens: Tokens,
-    order: SampleOrder,
+    order: Order,
     shape: BatchShape,
     *,
     total_steps: int,

@@ -1,10 +1,13 @@
 """Which tokens are the n-th sample: a pure function of (seed, number of tokens, sequence length, n).
 
 Terms. A stream has N tokens, so it has N-1 targets: target t is token t+1, predicted from token t and what
-stands before it. A block is T consecutive targets; an epoch has ceil((N-1)/T) of them, and every target is in
-exactly one. Each epoch has its own phase (where the cutting starts; the stream is a ring, so the number of
-blocks stays the same) and its own permutation of the blocks. Sample n is block `permutation(n mod blocks)` of
-epoch `n div blocks`.
+stands before it. A block is T consecutive targets; every target is in exactly one block of an epoch. Each epoch has
+its own phase (where the cutting starts; the stream is a ring) and its own permutation of the blocks.
+
+The first epoch goes through windows, groups of consecutive shards, in their order; each window is a ring with a phase
+and a permutation of its own. So the samples of a window depend on the shards up to its end only: a run that trains
+while the store is still being built reads what it would read from the finished one. Every later epoch permutes
+all blocks, and so does the first one of a store with a single window.
 
 Nothing is stored: the permutation is a Feistel network with cycle-walking, so any of 10^12 samples is found in
 microseconds, and the state of a run is one integer, the number of samples consumed. Ranks and workers do not
@@ -14,7 +17,8 @@ occur here; who reads which sample is decided in `loader.py`, and only there.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -86,25 +90,69 @@ class Permutation:
         return (left << np.uint64(half)) | right
 
 
+def window_ends(shard_tokens: Sequence[int], shards_per_window: int) -> tuple[int, ...]:
+    """Where the windows of a stream end, as positions in it; `shard_tokens` has every shard, the empty ones too."""
+    ends = np.cumsum(np.asarray(shard_tokens, dtype=np.int64))
+    picked = [*range(shards_per_window - 1, len(ends), shards_per_window)]
+    if len(ends) and (not picked or picked[-1] != len(ends) - 1):
+        picked.append(len(ends) - 1)
+    return tuple(int(ends[i]) for i in picked)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ring:
+    """A stretch of targets that is cut into blocks and permuted on its own: a window of epoch 1, or a later epoch."""
+
+    first: int  # its first target
+    targets: int
+    sample: int  # index of its first sample
+    before: int  # targets in all samples before that one
+    key: tuple[int | str, ...]  # of its phase and permutation
+
+    def blocks(self, length: int) -> int:
+        return -(-self.targets // length)
+
+    def permutation(self, seed: int, length: int) -> Permutation:
+        return Permutation(self.blocks(length), keyed_hash(seed, *_purpose(self.key, "blocks")))
+
+    def phase(self, seed: int) -> int:
+        return keyed_hash(seed, *_purpose(self.key, "phase")) % self.targets
+
+
+def _purpose(key: tuple[int | str, ...], purpose: str) -> tuple[int | str, ...]:
+    return key[0], purpose, *key[1:]
+
+
 @dataclass(frozen=True, slots=True)
 class SampleOrder:
-    """The order of one stream.
+    """The order of one stream, or of a beginning of it in whole windows: their samples are the same.
 
     Args:
         n_tokens: tokens in the stream (N).
         sequence_length: inputs, and targets, per sample (T).
         seed: of the phases and permutations.
         shuffle: False reads front to back, for validation.
+        windows: where each window of epoch 1 ends (`window_ends`); nothing means that the stream is one window.
     """
 
     n_tokens: int
     sequence_length: int
     seed: int
     shuffle: bool = True
+    windows: tuple[int, ...] = ()
+    _targets: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)  # first of each window, and the end
+    _samples: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)  # the same for samples
 
     def __post_init__(self) -> None:
         if self.n_tokens < 2:
             raise DataError("A stream of fewer than two tokens has nothing to predict.", got=f"{self.n_tokens} tokens")
+        ends = np.asarray(self.windows if self.windows and self.shuffle else (self.n_tokens,), dtype=np.int64)
+        if ends[-1] != self.n_tokens or (np.diff(ends) < 0).any():
+            raise ValueError(f"windows that end at {ends.tolist()[-3:]} do not make up {self.n_tokens} tokens")
+        targets = np.concatenate([[0], np.maximum(ends - 1, 0)])
+        blocks = -(-np.diff(targets) // self.sequence_length)
+        object.__setattr__(self, "_targets", targets)
+        object.__setattr__(self, "_samples", np.concatenate([[0], np.cumsum(blocks)]))
 
     @property
     def targets_per_epoch(self) -> int:
@@ -112,43 +160,77 @@ class SampleOrder:
 
     @property
     def blocks_per_epoch(self) -> int:
+        """Samples of every epoch but the first."""
         return -(-self.targets_per_epoch // self.sequence_length)
 
+    @property
+    def blocks_of_first_epoch(self) -> int:
+        """Samples of the first epoch: each window may have a short block."""
+        return int(self._samples[-1])
+
+    def end_of_window(self, sample: int) -> int:
+        """Index after the last sample of the window that holds `sample`, a sample of epoch 1."""
+        return int(self._samples[np.searchsorted(self._samples, sample, side="right")])
+
     def locate(self, samples: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """First target and number of targets (T, fewer in an epoch's one short block) of each sample index."""
-        n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
-        epochs, index = np.divmod(n, self.blocks_per_epoch)
-        starts, counts = np.empty_like(n), np.empty_like(n)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            block, phase = index[here], 0
-            if self.shuffle:
-                block = Permutation(self.blocks_per_epoch, keyed_hash(self.seed, int(epoch), "blocks"))(block)
-                phase = keyed_hash(self.seed, int(epoch), "phase") % self.targets_per_epoch
-            first = block * self.sequence_length
-            counts[here] = np.minimum(self.sequence_length, self.targets_per_epoch - first)
-            starts[here] = (first + phase) % self.targets_per_epoch
+        """First target and number of targets (T, fewer in a ring's one short block) of each sample index."""
+        starts, counts, _, _ = self._place(samples)
         return starts, counts
 
+    def pieces(self, samples: npt.ArrayLike) -> list[list[tuple[int, int]]]:
+        """The targets [start, stop) of each sample: one stretch, or two where it goes round the end of its ring."""
+        found = []
+        for start, count, first, end in zip(*(part.tolist() for part in self._place(samples)), strict=True):
+            stop = min(start + count, end)
+            rest = start + count - stop
+            found.append([(start, stop), (first, first + rest)] if rest else [(start, stop)])
+        return found
+
     def targets_between(self, first: int, stop: int) -> int:
-        """Number of targets in the samples [first, stop): what a global batch's loss is divided by.
+        """Number of targets in the samples [first, stop): what a global batch's loss is divided by. O(log windows)."""
+        return self._targets_before(stop) - self._targets_before(first)
 
-        O(number of epochs touched): all blocks but an epoch's last hold T targets.
-        """
-        total = (stop - first) * self.sequence_length
-        short = self.blocks_per_epoch * self.sequence_length - self.targets_per_epoch  # missing in the short block
-        if short == 0:
-            return total
-        for epoch in range(first // self.blocks_per_epoch, -(-stop // self.blocks_per_epoch)):
-            position = self._position_of_last_block(epoch) + epoch * self.blocks_per_epoch
-            if first <= position < stop:
-                total -= short
-        return total
+    def _targets_before(self, sample: int) -> int:
+        """All blocks but a ring's last hold T targets; where that one is read is the inverse of the permutation."""
+        ring, length = self._ring(self._ring_of(sample)), self.sequence_length
+        index, blocks = sample - ring.sample, ring.blocks(length)
+        if index == 0:
+            return ring.before
+        last = ring.permutation(self.seed, length).inverse(blocks - 1) if self.shuffle else blocks - 1
+        short = blocks * length - ring.targets
+        return ring.before + index * length - (short if last < index else 0)
 
-    def _position_of_last_block(self, epoch: int) -> int:
-        """At which index of the epoch the short block is read: the inverse permutation of blocks - 1."""
-        last = self.blocks_per_epoch - 1
-        if not self.shuffle:
-            return last
-        permutation = Permutation(self.blocks_per_epoch, keyed_hash(self.seed, epoch, "blocks"))
-        return permutation.inverse(last)
+    def _place(self, samples: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], ...]:
+        """Per sample: first target, number of targets, and the first and last + 1 target of its ring."""
+        n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
+        first_epoch = self.blocks_of_first_epoch
+        rings = np.searchsorted(self._samples, n, side="right") - 1
+        rings = np.where(n < first_epoch, rings, -1 - (n - first_epoch) // self.blocks_per_epoch)
+        starts, counts, firsts, ends = (np.empty_like(n) for _ in range(4))
+        for number in np.unique(rings):
+            here, ring = rings == number, self._ring(int(number))
+            block, phase = n[here] - ring.sample, 0
+            if self.shuffle:
+                block = ring.permutation(self.seed, self.sequence_length)(block)
+                phase = ring.phase(self.seed)
+            offset = block * self.sequence_length
+            counts[here] = np.minimum(self.sequence_length, ring.targets - offset)
+            starts[here] = ring.first + (offset + phase) % ring.targets
+            firsts[here], ends[here] = ring.first, ring.first + ring.targets
+        return starts, counts, firsts, ends
+
+    def _ring_of(self, sample: int) -> int:
+        """The number of a sample's ring: w for window w of the first epoch, -e for all of epoch e (from 0)."""
+        beyond = sample - self.blocks_of_first_epoch
+        if beyond >= 0:
+            return -1 - beyond // self.blocks_per_epoch
+        return int(np.searchsorted(self._samples, sample, side="right")) - 1
+
+    def _ring(self, number: int) -> _Ring:
+        if number >= 0:
+            first, stop = int(self._targets[number]), int(self._targets[number + 1])
+            key = (0, number) if number else (0,)  # a store of one window has the order of a later epoch
+            return _Ring(first, stop - first, int(self._samples[number]), first, key)
+        epoch = -number
+        sample = self.blocks_of_first_epoch + (epoch - 1) * self.blocks_per_epoch
+        return _Ring(0, self.targets_per_epoch, sample, epoch * self.targets_per_epoch, (epoch,))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
-from wikillm.data.order import Permutation, SampleOrder, keyed_hash
+from wikillm.data.order import Permutation, SampleOrder, keyed_hash, window_ends
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63))
@@ -91,3 +91,93 @@ def test_positions_of_a_huge_stream() -> None:
 def test_one_token_is_refused() -> None:
     with pytest.raises(DataError, match="fewer than two tokens"):
         SampleOrder(1, 10, seed=0)
+
+
+windows = st.lists(st.integers(0, 90), min_size=1, max_size=9).filter(lambda shards: sum(shards) >= 2)
+
+
+@given(shards=windows, k=st.integers(1, 4), t=st.integers(2, 40), seed=st.integers(0, 1000))
+@settings(max_examples=100)
+def test_windows_give_every_target_once_per_epoch_and_in_their_own_time(
+    shards: list[int], k: int, t: int, seed: int
+) -> None:
+    order = SampleOrder(sum(shards), t, seed, windows=window_ends(shards, k))
+    first, later, n = order.blocks_of_first_epoch, order.blocks_per_epoch, order.targets_per_epoch
+    borders = [first + epoch * later for epoch in range(3)]
+    for start, stop in zip([0, *borders], borders, strict=False):
+        pieces = [piece for sample in order.pieces(np.arange(start, stop)) for piece in sample]
+        seen = np.concatenate([np.arange(*piece) for piece in pieces])
+        assert sorted(seen.tolist()) == list(range(n))
+    sample = 0
+    for window in range(0, len(shards), k):  # epoch 1: the targets of a window, all before those of the next one
+        low, high = max(sum(shards[:window]), 1) - 1, max(sum(shards[: window + k]), 1) - 1
+        count = -(-(high - low) // t)
+        ranges = [piece for found in order.pieces(np.arange(sample, sample + count)) for piece in found]
+        assert all(low <= start < stop <= high for start, stop in ranges)
+        if count:
+            assert order.end_of_window(sample) == order.end_of_window(sample + count - 1) == sample + count
+        sample += count
+
+
+@given(shards=windows, k=st.integers(1, 4), t=st.integers(2, 40), seed=st.integers(0, 99), data=st.data())
+@settings(max_examples=100)
+def test_a_beginning_in_whole_windows_has_the_order_of_the_whole(
+    shards: list[int], k: int, t: int, seed: int, data: st.DataObject
+) -> None:
+    """What streaming stands on: later shards change nothing in the samples of the windows before them."""
+    whole = SampleOrder(sum(shards), t, seed, windows=window_ends(shards, k))
+    known = shards[: k * data.draw(st.integers(1, len(shards)))]
+    if sum(known) < 2:
+        return
+    part = SampleOrder(sum(known), t, seed, windows=window_ends(known, k))
+    samples = np.arange(part.blocks_of_first_epoch)
+    assert part.pieces(samples) == whole.pieces(samples)
+    stop = data.draw(st.integers(0, len(samples)))
+    assert part.targets_between(0, stop) == whole.targets_between(0, stop)
+
+
+@given(shards=windows, k=st.integers(1, 4), t=st.integers(2, 30), seed=st.integers(0, 99), data=st.data())
+@settings(max_examples=100)
+def test_targets_between_counts_what_locate_gives_in_windows(
+    shards: list[int], k: int, t: int, seed: int, data: st.DataObject
+) -> None:
+    order = SampleOrder(sum(shards), t, seed, windows=window_ends(shards, k))
+    first = data.draw(st.integers(0, 3 * order.blocks_of_first_epoch))
+    stop = data.draw(st.integers(first, first + 3 * order.blocks_of_first_epoch))
+    counts = order.locate(np.arange(first, stop))[1] if stop > first else np.array([], dtype=int)
+    assert order.targets_between(first, stop) == counts.sum()
+
+
+def test_a_store_of_one_window_has_the_order_it_had_without_windows() -> None:
+    samples = np.arange(400)
+    plain, one = SampleOrder(1003, 10, seed=3), SampleOrder(1003, 10, seed=3, windows=window_ends([500, 503], 2))
+    assert plain.pieces(samples) == one.pieces(samples)
+    several = SampleOrder(1003, 10, seed=3, windows=window_ends([500, 503], 1))
+    after = several.blocks_of_first_epoch
+    assert several.pieces(np.arange(after, 400)) == plain.pieces(np.arange(plain.blocks_per_epoch, 400 - after + 101))
+
+
+def test_blocks_are_uniform_inside_a_window() -> None:
+    """Chi-square over (position, block) of the second of three windows; 11x11 cells, 99.99 % quantile about 161."""
+    size, seeds = 11, 4000
+    counts = np.zeros((size, size))
+    for seed in range(seeds):
+        order = SampleOrder(331, 10, seed, windows=(111, 221, 331))
+        (ring,) = {order._ring_of(sample) for sample in range(size, 2 * size)}
+        image = order._ring(ring).permutation(seed, 10)(np.arange(size))
+        counts[np.arange(size), image] += 1
+    expected = seeds / size
+    assert float(((counts - expected) ** 2 / expected).sum()) < 161
+
+
+def test_positions_in_a_hundred_thousand_windows() -> None:
+    shards = np.full(800_000, 18_000_000)
+    order = SampleOrder(int(shards.sum()), 4096, seed=0, windows=window_ends(shards, 8))
+    starts, counts = order.locate([10**9, 3 * 10**9, 4 * 10**9])
+    assert (counts == 4096).all() and (starts < order.targets_per_epoch).all()
+    assert order.targets_between(10**9, 10**9 + 256) >= 255 * 4096
+
+
+def test_windows_that_do_not_make_up_the_stream_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not make up 100 tokens"):
+        SampleOrder(100, 10, seed=0, windows=(50, 99))
