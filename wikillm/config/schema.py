@@ -56,6 +56,14 @@ class DataSection(Section):
     """Directory of the token store. Default: stores/FINGERPRINT, shared by all runs on the same data."""
     workers: int | None = Field(default=None, ge=1, le=1024)
     """Processes that clean and tokenise. Default: one per core. Never changes the result."""
+    shard_bytes: Size | None = None
+    """Bytes of decompressed source per shard. Default: a 64th of the source, from 1 MiB to 64 MiB."""
+    streaming: Literal["auto", "on", "off"] = "off"
+    """Train while the store is being built: auto does where it has more than one window and the horizon is in steps."""
+    window_shards: int = Field(default=8, ge=1)
+    """Shards whose samples the first epoch mixes; training starts when so many stand. Later epochs mix all."""
+    stall_seconds: float = Field(default=900.0, gt=0)
+    """A build that adds no shard for so long, while training waits for one, ends the run."""
     val_fraction: float | Literal["auto"] = Field(default="auto")
     """Share of documents held out by content hash; auto is 0.1 below 256 MB of source, 0.005 above."""
     min_val_tokens: int = Field(default=10_000, ge=1)

@@ -1,4 +1,4 @@
-"""Build a token store: tokenizer, shards, manifest. One process builds at a time (the lock is in `prepare`).
+"""Build a token store: tokenizer, shards, manifest. One process builds at a time.
 
 The shards are cut by one reader from the stream of records (`sources.read`) and built by worker processes; each is
 on the disk, whole, before its record is. A build that was killed goes on at the first missing shard, reading from
@@ -21,18 +21,38 @@ from wikillm.core.units import format_size
 from wikillm.data.build_plan import BuildPlan
 from wikillm.data.finish import finish_store
 from wikillm.data.funnel import Funnel, merged
-from wikillm.data.manifest import Manifest, ShardInfo, refuse_other_facts
+from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
 from wikillm.data.pool import run_jobs
 from wikillm.data.progress import Progress
 from wikillm.data.shard import ShardJob, Work, shard_record_path
 from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
 from wikillm.data.sources.streams import file_and_line
-from wikillm.data.store import INDEX, SPLITS, TOKEN, shard_path
+from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, shard_path
 from wikillm.data.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
 from wikillm.data.tokenizer_train import MAX_TRAINING_BYTES, train_bpe, write_tokenizer
+from wikillm.data.turns import one_at_a_time
 
 _BAD_CHECK_RECORDS = 1000  # the share of bad records is judged from here on, and at the end
 _EXAMPLES = 5
+
+
+def ensure_store(plan: BuildPlan, *, is_main: bool = True) -> None:
+    """Build the store unless it stands; while another process builds it, wait, and share its failure."""
+    with one_at_a_time(plan.turn, "building the token store", is_main):
+        if not (plan.store / MANIFEST_NAME).exists():
+            _announce(plan)
+            build_store(plan)
+
+
+def _announce(plan: BuildPlan) -> None:
+    kinds = sorted({f"{s.format}" + ("" if s.compression == "none" else f" in {s.compression}") for s in plan.sources})
+    size = format_size(sum(source.size for source in plan.sources))
+    files = plan.sources[0].path if len(plan.sources) == 1 else f"{len(plan.sources)} files"
+    say(f"data: {files}, {size}, {', '.join(kinds)}")
+    if plan.max_text_bytes is not None:
+        say(f"data: the first {plan.max_text_bytes / 1e6:.3g} MB of text only (data.max_text_bytes)")
+    what = "byte-level BPE, " if plan.tokenizer.vocabulary else ""
+    say(f"tokenizer: {plan.tokenizer.name} ({what}{plan.tokenizer.origin})")
 
 
 def build_store(plan: BuildPlan) -> Manifest:
@@ -202,6 +222,7 @@ class _Shards:
         self._taken.append(info)
         self._text_bytes += info.text_bytes
         self._judge_bad_records(at_end=False)
+        write_json(self._plan.store / TAKEN_NAME, {"shards": len(self._taken)})
         return limit is not None and (info.is_cut or self._text_bytes >= limit)
 
     def _cut(self, info: ShardInfo, budget: int) -> ShardInfo:

@@ -36,6 +36,11 @@ class BuildPlan:
     relay: Path | None = None  # where the newest progress line goes
 
     @property
+    def turn(self) -> Path:
+        """The name of the turn to build this store (see data.turns)."""
+        return self.store.with_name(f".{self.store.name}")
+
+    @property
     def clean_job(self) -> CleanJob:
         return CleanJob(tuple(source.format for source in self.sources), self.text_key)
 

@@ -14,7 +14,7 @@ from wikillm.data.build_plan import BuildPlan
 from wikillm.data.funnel import merged
 from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, SplitInfo, TokenizerInfo
 from wikillm.data.shard import shard_record_path
-from wikillm.data.store import INDEX, SPLITS, shard_path
+from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, shard_path
 from wikillm.data.tokenizer import TextTokenizer
 
 QUARANTINE_NAME = "quarantine.jsonl"
@@ -23,19 +23,21 @@ _MAX_COUNTED = 20_000_000  # documents whose hashes are compared: 160 MB
 
 def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardInfo]) -> Manifest:
     """Write what describes the finished shards. Nothing is changed after the manifest."""
-    splits = {
-        split: SplitInfo(
-            tokens=sum(info.splits[split].tokens for info in shards),
-            documents=sum(info.splits[split].documents for info in shards),
-            text_bytes=sum(info.splits[split].text_bytes for info in shards),
-        )
-        for split in SPLITS
-    }
     funnel = merged(info.funnel for info in shards)
     if funnel.bad_records:
         lines = (json.dumps(bad, ensure_ascii=False) for bad in _bad_records(plan.store, shards))
         write_atomic(plan.store / QUARANTINE_NAME, "".join(line + "\n" for line in lines))
-    manifest = Manifest(
+    manifest = describe_shards(plan, tokenizer, shards, _duplicates(plan.store, shards))
+    (plan.store / TAKEN_NAME).unlink(missing_ok=True)
+    write_json(plan.store / MANIFEST_NAME, manifest.to_json())
+    return manifest
+
+
+def describe_shards(
+    plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardInfo], duplicates: int | None
+) -> Manifest:
+    """The manifest of a store that ends with these shards."""
+    return Manifest(
         fingerprint=plan.fingerprint,
         facts=plan.facts,
         tokenizer=TokenizerInfo(
@@ -50,13 +52,20 @@ def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardIn
         sources=plan.source_infos,
         shard_bytes=plan.shard_bytes,
         stopped_at_text_limit=any(info.is_cut for info in shards),
-        duplicates=_duplicates(plan.store, shards),
-        funnel=funnel,
-        splits=splits,
+        duplicates=duplicates,
+        funnel=merged(info.funnel for info in shards),
+        splits={split: sum_split(shards, split) for split in SPLITS},
         shards=tuple(shards),
     )
-    write_json(plan.store / MANIFEST_NAME, manifest.to_json())
-    return manifest
+
+
+def sum_split(shards: list[ShardInfo], split: str) -> SplitInfo:
+    """One split of these shards as a whole."""
+    return SplitInfo(
+        tokens=sum(info.splits[split].tokens for info in shards),
+        documents=sum(info.splits[split].documents for info in shards),
+        text_bytes=sum(info.splits[split].text_bytes for info in shards),
+    )
 
 
 def _bad_records(store: Path, shards: list[ShardInfo]) -> Iterator[dict[str, object]]:

@@ -7,17 +7,13 @@ they work, and at most one task per worker and one in hand are in memory.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import wikillm
 from wikillm.core.errors import MachineError
+from wikillm.data.child import start_child, stop_child
 
 _AHEAD = 4  # finished results that wait for an earlier one, per worker: a slow task holds the others up at last
 _POLL_SECONDS = 0.5
@@ -54,18 +50,7 @@ def run_jobs(
 
 class _Worker:
     def __init__(self, job: object) -> None:
-        self.pipe, theirs = Pipe()
-        root = str(Path(wikillm.__file__).parents[1])
-        inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([root, *inherited]),
-            "TOKENIZERS_PARALLELISM": "false",  # one core each
-        }
-        # -P: a file called numpy.py in the user's working directory is not numpy
-        command = [sys.executable, "-P", "-m", "wikillm.data.worker", str(theirs.fileno())]
-        self.process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env=environment)
-        theirs.close()
+        self.process, self.pipe = start_child("wikillm.data.worker")
         self.task: int | None = None
         self.send(job)
 
@@ -96,13 +81,7 @@ class _Worker:
         )
 
     def stop(self) -> None:
-        self.pipe.close()
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        stop_child(self.process, self.pipe)
 
 
 class _Run:

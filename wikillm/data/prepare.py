@@ -19,9 +19,7 @@ from typing import Any
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import sha256_file, write_json
-from wikillm.core.log import say
-from wikillm.core.units import format_size
-from wikillm.data.build import build_store
+from wikillm.data.build import ensure_store
 from wikillm.data.build_plan import BuildPlan
 from wikillm.data.clean import CLEANER_VERSION
 from wikillm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, SourceInfo, fingerprint_of, refuse_other_facts
@@ -37,6 +35,10 @@ from wikillm.data.types import SourceFile
 
 STORES = Path("stores")
 _SMALL_CORPUS = 256 * 10**6  # below this many bytes of source, val_fraction=auto holds out a tenth
+_DECIDES_NOTHING = {
+    *("workers", "max_bad_fraction", "min_val_tokens", "preset"),
+    *("shard_bytes", "streaming", "window_shards", "stall_seconds"),
+}  # of what is found by looking at the sources
 _LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
 
 
@@ -67,6 +69,20 @@ def _check(cfg: DataSection) -> None:
 
 
 def _prepare(cfg: DataSection, is_main: bool) -> Store:
+    plan = plan_store(cfg, is_main=is_main)
+    ensure_store(plan, is_main=is_main)
+    return open_planned(plan)
+
+
+def open_planned(plan: BuildPlan) -> Store:
+    """The finished store of a plan. Raises DataError when it was made from other facts."""
+    store = Store.open(plan.store)
+    refuse_other_facts(plan.store, store.manifest.facts, plan.facts)
+    return store
+
+
+def plan_store(cfg: DataSection, *, is_main: bool = True) -> BuildPlan:
+    """Look at the sources, read their digests and choose the tokenizer: all that decides the store. (all ranks)"""
     sources = tuple(sniff(path, cfg.format) for path in locate(cfg.path))
     for source in sources:
         check_text_key(source, cfg.text_key, cfg.max_document_bytes)
@@ -74,20 +90,13 @@ def _prepare(cfg: DataSection, is_main: bool) -> Store:
     base = area / f".{_settings_key(cfg, sources)}"
     with one_at_a_time(base, "preparing the data", is_main):
         found = _Found.look(cfg, sources, beside(base, ".found.json"), beside(base, ".progress"))
-    plan = _plan(cfg, sources, found, area)
-    with one_at_a_time(plan.store.with_name(f".{plan.store.name}"), "building the token store", is_main):
-        if not (plan.store / MANIFEST_NAME).exists():
-            _announce(plan)
-            build_store(plan)
-        store = Store.open(plan.store)
-        refuse_other_facts(plan.store, store.manifest.facts, plan.facts)
-    return store
+    return _plan(cfg, sources, found, area)
 
 
 def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
     """What this preparation is, as far as it is known without reading the sources: 12 hex digits."""
     files = [(os.path.realpath(s.path), s.size, os.stat(s.path).st_mtime_ns, s.format) for s in sources]
-    settings = cfg.model_dump(exclude={"workers", "max_bad_fraction", "min_val_tokens", "preset"})
+    settings = cfg.model_dump(exclude=_DECIDES_NOTHING)
     text = json.dumps([FORMAT_VERSION, CLEANER_VERSION, settings, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -130,7 +139,7 @@ def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area
     fraction = cfg.val_fraction
     if fraction == "auto":
         fraction = 0.1 if effective < _SMALL_CORPUS else 0.005
-    shard_bytes = shard_range(effective)
+    shard_bytes = cfg.shard_bytes or shard_range(effective)
     is_json = any(source.format != "mediawiki" for source in sources)
     facts = {
         "format_version": FORMAT_VERSION,
@@ -168,17 +177,6 @@ def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area
         workers=cfg.workers or len(os.sched_getaffinity(0)),
         relay=beside(store.with_name(f".{store.name}"), ".progress"),
     )
-
-
-def _announce(plan: BuildPlan) -> None:
-    kinds = sorted({f"{s.format}" + ("" if s.compression == "none" else f" in {s.compression}") for s in plan.sources})
-    size = format_size(sum(source.size for source in plan.sources))
-    files = plan.sources[0].path if len(plan.sources) == 1 else f"{len(plan.sources)} files"
-    say(f"data: {files}, {size}, {', '.join(kinds)}")
-    if plan.max_text_bytes is not None:
-        say(f"data: the first {plan.max_text_bytes / 1e6:.3g} MB of text only (data.max_text_bytes)")
-    what = "byte-level BPE, " if plan.tokenizer.vocabulary else ""
-    say(f"tokenizer: {plan.tokenizer.name} ({what}{plan.tokenizer.origin})")
 
 
 def _refuse_few_held_out(store: Store, cfg: DataSection) -> None:

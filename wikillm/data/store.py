@@ -6,6 +6,7 @@
           val/00000.tok  .idx    the documents of shard 0 that are held out
           shards/00000.json      counts, digests and place in the sources of shard 0; written after its files
           build.json             facts and fingerprint, from the first moment
+          taken.json             while it is built: how many shards, from the first, are final
           quarantine.jsonl       records that could not be read: source, offset, reason, beginning
 
 A split's stream is the concatenation of its shards; every document ends with EOS, so that no border is lost.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ import numpy.typing as npt
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import sha256_file
-from wikillm.data.manifest import MANIFEST_NAME, Manifest
+from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
 
 SPLITS = ("train", "val")
+TAKEN_NAME = "taken.json"
 TOKEN = np.dtype("<u4")
 INDEX = np.dtype(
     [
@@ -52,14 +54,24 @@ def shard_path(store: Path, split: str, number: int, kind: str) -> Path:
 class TokenStream:
     """The tokens of one split, as one array of `n_tokens` ids. Cheap to pickle; a copy opens its own files."""
 
-    def __init__(self, folder: Path, manifest: Manifest, split: str) -> None:
-        info = manifest.splits[split]
-        self.n_tokens, self.n_documents, self.text_bytes = info.tokens, info.documents, info.text_bytes
+    def __init__(self, folder: Path, split: str, shards: Iterable[ShardInfo]) -> None:
+        self.n_tokens = self.n_documents = self.text_bytes = 0
         self._folder, self._split = folder, split
-        parts = [(shard.number, shard.splits[split]) for shard in manifest.shards if shard.splits[split].tokens]
-        self._numbers = [number for number, _ in parts]
-        self._starts = np.concatenate([[0], np.cumsum([part.tokens for _, part in parts], dtype=np.int64)]).tolist()
+        self._numbers: list[int] = []  # of the shards that have tokens
+        self._starts = [0]
         self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self.extend(shards)
+
+    def extend(self, shards: Iterable[ShardInfo]) -> None:
+        """Append the next shards of the store."""
+        for shard in shards:
+            part = shard.splits[self._split]
+            self.n_documents += part.documents
+            self.text_bytes += part.text_bytes
+            if part.tokens:
+                self.n_tokens += part.tokens
+                self._numbers.append(shard.number)
+                self._starts.append(self.n_tokens)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
@@ -166,7 +178,8 @@ class Store:
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(folder, f"{path}: {type(error).__name__}: {error}") from None
-        store = cls(folder, manifest, TokenStream(folder, manifest, "train"), TokenStream(folder, manifest, "val"))
+        train, val = (TokenStream(folder, split, manifest.shards) for split in SPLITS)
+        store = cls(folder, manifest, train, val)
         store._check_sizes()
         return store
 

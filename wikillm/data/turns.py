@@ -54,26 +54,32 @@ def one_at_a_time(base: Path, what: str, is_main: bool) -> Iterator[None]:
             line += f" ({beside(base, '.progress').read_text().strip()})"
         say(line) if is_main else logger.info(line)
 
-    failure = beside(base, ".failure")
     with lock_or_wait(beside(base, ".lock"), on_wait):
-        if waited:
-            _raise_again(failure, arrived)
-        failure.unlink(missing_ok=True)
+        if waited and (failed := read_failure(base, arrived)) is not None:
+            raise failed
+        beside(base, ".failure").unlink(missing_ok=True)
         try:
             yield
         except WikiLLMError as error:
-            with suppress(OSError):
-                write_json(failure, {"kind": type(error).__name__, "parts": [error.what, error.got, error.fix]})
+            write_failure(base, error)
             raise
 
 
-def _raise_again(failure: Path, since: float) -> None:
-    """Raise what the last holder failed with, if that was while this process waited."""
+def read_failure(base: Path, since: float) -> WikiLLMError | None:
+    """What the last holder of the turn `base` failed with, if that was after `since` (Unix time)."""
+    failure = beside(base, ".failure")
     try:
         if failure.stat().st_mtime < since - 1:
-            return
+            return None
         found = json.loads(failure.read_text(encoding="utf-8"))
-        error = _KINDS[found["kind"]](*found["parts"])
+        return _KINDS[found["kind"]](*found["parts"])
     except (OSError, ValueError, KeyError, TypeError):
-        return
-    raise error
+        return None
+
+
+def write_failure(base: Path, error: WikiLLMError) -> None:
+    """Tell whoever waits for the turn `base` why it failed."""
+    with suppress(OSError):
+        write_json(
+            beside(base, ".failure"), {"kind": type(error).__name__, "parts": [error.what, error.got, error.fix]}
+        )

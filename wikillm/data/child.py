@@ -1,0 +1,59 @@
+"""Start one of this room's modules as a process of its own, with a pipe to it.
+
+The child imports no main module of the user and no torch, and notices by the end of the pipe that its parent is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import IO
+
+import wikillm
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+
+
+def start_child(module: str, *, log: IO[bytes] | None = None) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Run `python -m MODULE FD`; FD is its end of the pipe.
+
+    Args:
+        log: where its output goes. A child with a log has a session of its own, so that Ctrl-C and signals to the
+            process group do not reach it, and is no rank of a job.
+    """
+    ours, theirs = Pipe()
+    root = str(Path(wikillm.__file__).parents[1])
+    inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([root, *inherited]),
+        "TOKENIZERS_PARALLELISM": "false",  # one core each
+    }
+    if log is not None:
+        environment = {name: value for name, value in environment.items() if name not in _RANK_VARIABLES}
+    # -P: a file called numpy.py in the user's working directory is not numpy
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", module, str(theirs.fileno())],
+        pass_fds=(theirs.fileno(),),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        env=environment,
+        start_new_session=log is not None,
+    )
+    theirs.close()
+    return process, ours
+
+
+def stop_child(process: subprocess.Popen[bytes], pipe: Connection) -> None:
+    """End it within a few seconds."""
+    pipe.close()
+    process.terminate()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
