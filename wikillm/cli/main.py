@@ -42,6 +42,11 @@ COMMANDS = {
         True,
     ),
     "train": Command("wikillm.cli.train", "Train a model, or go on with a stopped run.", True),
+    "launch": Command(
+        "wikillm.cli.launch",
+        "Show or start a run here, on many nodes, under Slurm, Kubernetes or SkyPilot.",
+        True,
+    ),
     "eval": Command("wikillm.cli.eval", "Validation loss, perplexity and bits per byte of a model.", True),
     "generate": Command("wikillm.cli.generate", "Complete a text with a trained or exported model.", False),
     "export": Command("wikillm.cli.export", "Write a run as a standard Hugging Face folder.", False),

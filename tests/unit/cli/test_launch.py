@@ -1,0 +1,92 @@
+"""`wikillm launch` on the command line: what is refused, what is shown, and `--go` through a real child process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness.stand_ins import StandIns
+
+from wikillm.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["mutli", "--print"], "multi"),
+        (["multi"], "--print"),
+        (["multi", "--gpus", "0", "--print"], "--gpus is at least 1"),
+        (["multi", "--gpus", "3", "--print"], "cannot be split over 3 ranks"),
+        (["multi", "train.learing_rate=1", "--print"], "learning_rate"),
+        (["multi", "--master-port", "70000", "--print"], "65535"),
+        (["ssh", "--host", "-oProxyCommand=x", "--print"], "host"),
+        (["ssh", "--host=-oProxyCommand=x", "--print"], "not a host"),
+        (["torchrun", "--nodes", "2", "--print"], "--master-addr"),
+        (["torchrun", "--master-addr", "a;b", "--print"], "--master-addr is not a host"),
+        (["slurm", "--gpus", "1", "--partition", "a\n#SBATCH --uid=0", "--print"], "--partition is one word"),
+        (["slurm", "--gpus", "1", "--hours", "nan", "--print"], "--hours"),
+        (["hostfile", "--hostfile", "/nonexistent/hosts", "--print"], "/nonexistent/hosts"),
+    ],
+)
+def test_refusals(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", *words]) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_a_secret_on_the_command_line_is_not_repeated_in_the_comment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWANLAB_API_KEY", "canary-canary-canary")
+    assert main(["launch", "slurm", "--gpus", "1", "--deepspeed", "zero2", "--print"]) == 0
+    shown = capsys.readouterr().out
+    assert "canary" not in shown
+    assert ",SWANLAB_API_KEY" in shown
+
+
+def test_a_line_break_does_not_leave_the_comment(capsys: pytest.CaptureFixture[str]) -> None:
+    word = "observe.sample_prompts=one\n#SBATCH --uid=0"
+    assert main(["launch", "slurm", "--gpus", "1", word, "--print"]) == 0
+    shown = capsys.readouterr().out
+    options = shown[: shown.index("# Written by")]
+    assert "--uid" not in options and "\\n#SBATCH --uid=0" in shown.split("# Written by")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_go_hands_over_words_and_exit_code(code: int, tmp_path: Path) -> None:
+    """In a child process: `--go` becomes the launcher. The interpreter's own folder stands first on its PATH."""
+    tools = StandIns(tmp_path / "bin", "srun")
+    (tmp_path / "bin" / "deepspeed").unlink(missing_ok=True)
+    python = tmp_path / "bin" / "python"
+    python.symlink_to(sys.executable)
+    recorder = StandIns(tmp_path / "bin", "deepspeed")
+    words = ["launch", "multi", "--gpus", "2", "--go", "observe.sample_prompts=a 'b' $c"]
+    program = (
+        "import sys; sys.executable = sys.argv.pop(1); from wikillm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(python), *words],
+        cwd=tmp_path,
+        env=tools.environ(STAND_IN_CODE=str(code)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    argv = recorder.calls()[0]["argv"]
+    assert argv[:2] == ["--num_gpus", "2"] and argv[-1] == words[-1]
+    assert argv[argv.index("--module") :][:3] == ["--module", "wikillm", "train"]  # not in a checkout
+
+
+def test_a_missing_tool_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["launch", "slurm", "--gpus", "1", "--go"]) == 3
+    assert "sbatch is not on this machine" in capsys.readouterr().err
+    assert not json.dumps([path.name for path in tmp_path.iterdir()]).count("sbatch"), (
+        "it wrote a file before it refused"
+    )

@@ -1,0 +1,57 @@
+"""Forwarded variables: by allow-list, in a file only the owner reads, exported unchanged by the shell line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wikillm.core.errors import ConfigError
+from wikillm.remote.environment import FILE_NAME, READ_IT, forwarded, is_forwarded, write_environment_file
+from wikillm.remote.ssh import rsync_argv, ssh_argv
+
+VALUES = {
+    "SWANLAB_API_KEY": "a b'c\"d$HOME`ls`\\n;#",
+    "HF_ENDPOINT": "https://mirror.example/hf?a=1&b=2",
+    "NCCL_DEBUG": "",
+}
+
+
+def test_only_names_on_the_list_travel() -> None:
+    environ = {**VALUES, "AWS_SECRET_ACCESS_KEY": "x", "HF_TOKEN": "x", "PATH": "x", "LD_PRELOAD": "x", "NCCL_A B": "x"}
+    assert forwarded(environ) == dict(sorted(VALUES.items()))
+    assert is_forwarded("https_proxy") and not is_forwarded("WIKILLM_X=y")
+
+
+def test_a_value_with_a_line_break_is_refused_by_name_and_not_shown() -> None:
+    with pytest.raises(ConfigError) as refused:
+        forwarded({"SWANLAB_API_KEY": "canary\nLD_PRELOAD=x"})
+    assert "SWANLAB_API_KEY" in str(refused.value) and "canary" not in str(refused.value)
+
+
+def test_the_file_is_private_and_the_shell_reads_it_back(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    path.write_text("old")
+    path.chmod(0o644)
+    write_environment_file(path, VALUES)
+    assert path.stat().st_mode & 0o777 == 0o600
+    show = f"import json, os; print(json.dumps({{name: os.environ[name] for name in {list(VALUES)!r}}}))"
+    for shell in ("sh", "bash"):
+        done = subprocess.run(
+            [shell, "-euc", f'{READ_IT}; exec "$@"', "_", sys.executable, "-c", show],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert json.loads(done.stdout) == VALUES
+
+
+def test_the_host_stands_behind_a_double_dash() -> None:
+    argv = ssh_argv("node1", "true")
+    assert argv[-3:] == ("--", "node1", "true") and "BatchMode=yes" in argv
+    copy = rsync_argv(".", "me@node1", "a folder", (".git",))
+    assert copy[-3:] == ("--", "./", "me@node1:a folder/") and "-azs" in copy

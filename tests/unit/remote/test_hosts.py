@@ -1,0 +1,84 @@
+"""Hosts and hostfiles: what ssh or a shell could read as something else is refused, with file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.core.errors import ConfigError
+from wikillm.remote.hosts import Host, check_destination, is_host, read_hostfile
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "hostfile"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    text = "# nodes\n\nnode1 slots=8   # the first\n  10.0.0.2\tslots=4\nfe80::1 slots=1\n"
+    assert read_hostfile(written(tmp_path, text)) == (Host("node1", 8), Host("10.0.0.2", 4), Host("fe80::1", 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "where"),
+    [
+        ("", "names no host", "hostfile"),
+        ("# only words\n", "names no host", "hostfile"),
+        ("node1 slots=8\nnode1 slots=8\n", "node1 stands twice", "hostfile:2 and "),
+        ("node1 slots=0\n", "slots=0 is not a number of GPUs", "hostfile:1"),
+        ("node1 slots=9999\n", "slots=9999", "hostfile:1"),
+        ("node1 slots=-1\n", "a host and its slots", "hostfile:1"),
+        ("node1\n", "a host and its slots", "hostfile:1"),
+        ("node1 slots=8 extra\n", "a host and its slots", "hostfile:1"),
+        ("\n-oProxyCommand=touch${IFS}x slots=1\n", "not a host", "hostfile:2"),
+        ("node1;reboot slots=8\n", "not a host", "hostfile:1"),
+        ("$(reboot) slots=8\n", "not a host", "hostfile:1"),
+        ("`reboot` slots=8\n", "not a host", "hostfile:1"),
+        ("node|x slots=8\n", "not a host", "hostfile:1"),
+        ("me@node1 slots=8\n", "not a host", "hostfile:1"),
+        ("节点 slots=8\n", "not a host", "hostfile:1"),
+    ],
+)
+def test_each_mistake_has_its_line(text: str, what: str, where: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_hostfile(written(tmp_path, text))
+    assert what in refused.value.what and where in (refused.value.got or "")
+    assert refused.value.fix
+
+
+def test_all_mistakes_are_told_together(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="3 problems") as refused:
+        read_hostfile(written(tmp_path, "a slots=0\n-x slots=1\nb slots=2\nb slots=2\n"))
+    assert all(f"hostfile:{line}" in (refused.value.got or "") for line in (1, 2, 4))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_hostfile(tmp_path / "none")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe slots=1")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_hostfile(tmp_path / "binary")
+
+
+@given(st.text(max_size=40))
+def test_nothing_that_a_shell_reads_is_a_host(text: str) -> None:
+    if is_host(text):
+        assert not set(text) & set(" \t\n\r;|&$`\"'\\<>(){}[]*?!#~%@/=")
+        assert not text.startswith("-") and text.isascii()
+
+
+@pytest.mark.parametrize("good", ["gpu1", "me@gpu1", "a.b@10.0.0.1", "me@fe80::1"])
+def test_destinations(good: str) -> None:
+    assert check_destination(good) == good
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "@gpu1", "me@", "-l@gpu1", "me@-oX", "a b@c", "me@gpu1;ls", "me@gpu1\n", "fe80::1%eth0"]
+)
+def test_no_destinations(bad: str) -> None:
+    with pytest.raises(ConfigError, match="not a host"):
+        check_destination(bad)

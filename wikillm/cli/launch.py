@@ -1,0 +1,199 @@
+"""`wikillm launch TARGET`: one description of a run, shown (`--print`) or started (`--go`) on any kind of machine."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wikillm.config.resolved import Resolved
+    from wikillm.launch.description import Launch
+
+HELP = "Show or start a run here, on many nodes, under Slurm, Kubernetes or SkyPilot."
+_TARGETS = """\
+the target, right behind `launch`:
+  single     one GPU of this machine (or its CPU), with the deepspeed launcher
+  multi      all GPUs of this machine; --gpus N for some, or for N processes on the CPU
+  torchrun   torch's launcher; --max-restarts N starts the ranks again after a failure
+  hostfile   several nodes over ssh: --hostfile FILE, --workdir FOLDER shared by all nodes
+  ssh        one other machine: --host user@machine; copies the checkout and starts in the background
+  slurm      an sbatch file: --nodes N --gpus 8; saves and queues itself again before the time limit
+  k8s        a Job or PyTorchJob: --image NAME --nodes N --gpus 8
+  sky        a SkyPilot task: --gpu H100 --gpus 8 --nodes N
+"""
+_WORD = re.compile(r"[A-Za-z0-9][\w.,:@-]{0,127}")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    from wikillm.cli.run_config import add_run_config_arguments
+
+    add_run_config_arguments(parser)
+    parser.description = f"{HELP}\n\n{_TARGETS}"
+    parser.usage = (
+        f"{parser.prog} TARGET (--print | --go) [options] [--config NAME|FILE] [--deepspeed NAME] [KEY=VALUE ...]"
+    )
+    parser.add_argument("target", metavar="TARGET", help="where the run goes, see above")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--print", action="store_true", dest="show", help="show exactly what would run")
+    action.add_argument("--go", action="store_true", help="run it")
+    parser.add_argument("--resume", metavar="auto|never|PATH", help="as in `wikillm train`")
+    parser.add_argument("--allow-change", action="store_true", help="as in `wikillm train`")
+    machine = parser.add_argument_group("the machines")
+    machine.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
+    machine.add_argument("--gpus", "--gpus-per-node", type=int, metavar="N", help="processes per node, one per GPU")
+    machine.add_argument("--hostfile", type=Path, metavar="FILE", help="one line per node: node1 slots=8")
+    machine.add_argument("--host", metavar="[USER@]HOST", help="the machine of target ssh")
+    machine.add_argument(
+        "--workdir",
+        metavar="FOLDER",
+        help="the checkout on the other machines. Default: this folder; ssh: wikillm; k8s: /wikillm",
+    )
+    machine.add_argument("--master-addr", metavar="HOST", help="first node, as the others reach it. Default: by target")
+    machine.add_argument(
+        "--master-port", type=int, metavar="PORT", help="default 29500; --go takes a free one if it is busy"
+    )
+    machine.add_argument("--node-rank", type=int, metavar="N", help="torchrun: number of this node, from 0")
+    machine.add_argument("--max-restarts", type=int, default=0, metavar="N", help="torchrun: restarts after a failure")
+    machine.add_argument("--hours", type=float, metavar="H", help="slurm: time limit (default 24)")
+    machine.add_argument("--partition", metavar="NAME", help="slurm: partition")
+    machine.add_argument("--account", metavar="NAME", help="slurm: account")
+    machine.add_argument("--image", metavar="NAME", help="k8s: container image with WikiLLM")
+    machine.add_argument("--gpu", metavar="KIND", help="sky: kind of GPU, such as H100")
+
+
+def run(args: argparse.Namespace) -> int:
+    from wikillm.cli.run_config import resolve_run_config
+    from wikillm.core.errors import ConfigError
+    from wikillm.launch.targets import render, start
+
+    _check(args)
+    resolved = resolve_run_config(args)
+    launch = describe(args, resolved)
+    rendering = render(args.target, launch)
+    _check_batch(args, launch, resolved)
+    if args.show:
+        print(rendering.text, end="")
+        return 0
+    if not args.go:
+        raise ConfigError("Show it or start it?", fix=f"wikillm launch {args.target} ... --print\nor --go")
+    return start(launch, rendering)
+
+
+def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
+    """The description that every target renders from."""
+    from wikillm.launch.description import DEFAULT_PORT, Launch
+    from wikillm.remote.environment import forwarded
+
+    resume = "auto" if args.max_restarts and args.resume is None else args.resume
+    words = [
+        word for flag in ("config", "deepspeed") if (value := getattr(args, flag)) for word in (f"--{flag}", value)
+    ]
+    words += ["--resume", resume] if resume else []
+    words += ["--allow-change"] if args.allow_change else []
+    is_checkout = Path("train.py").is_file() and Path("wikillm").is_dir()
+    runs_here = args.target in ("single", "multi", "torchrun")
+    port = args.master_port or (_free_port(DEFAULT_PORT) if args.go and runs_here and args.nodes == 1 else DEFAULT_PORT)
+    elsewhere = {"ssh": "wikillm", "k8s": "/wikillm"}
+    return Launch(
+        name=resolved.config.run.name,
+        words=(*words, *args.rest),
+        command=_command(args, words),
+        entry=("train.py",) if is_checkout or not runs_here else ("--module", "wikillm", "train"),
+        nodes=args.nodes,
+        gpus=1 if args.target == "single" else args.gpus,
+        workdir=args.workdir or elsewhere.get(args.target) or str(Path.cwd()),
+        master_addr=args.master_addr,
+        master_port=port,
+        node_rank=args.node_rank,
+        max_restarts=args.max_restarts,
+        hostfile=args.hostfile,
+        host=args.host,
+        hours=args.hours,
+        partition=args.partition,
+        account=args.account,
+        image=args.image,
+        gpu_kind=args.gpu,
+        variables={} if runs_here else forwarded(),
+    )
+
+
+def _command(args: argparse.Namespace, words: list[str]) -> str:
+    """The command line in one line, without secrets: it stands in the first lines of every script."""
+    from wikillm.observe.redact import environment_secrets, redact_text
+
+    said = ["wikillm", "launch", args.target]
+    for flag in (
+        "nodes",
+        "gpus",
+        "hostfile",
+        "host",
+        "workdir",
+        "master_addr",
+        "max_restarts",
+        "hours",
+        "image",
+        "gpu",
+    ):
+        value = getattr(args, flag)
+        if value not in (None, 0) and (flag, value) != ("nodes", 1):
+            said += [f"--{flag.replace('_', '-')}", str(value)]
+    text = shlex.join([*said, *words, *args.rest, "--print"])
+    return redact_text(text.replace("\n", "\\n").replace("\r", "\\r"), environment_secrets())
+
+
+def _free_port(wanted: int) -> int:
+    """`wanted`, or another one when somebody listens there."""
+    import socket
+
+    from wikillm.core.log import say
+    from wikillm.core.world import free_port
+
+    with socket.socket() as probe:
+        try:
+            probe.bind(("", wanted))
+            return wanted
+        except OSError:
+            port = free_port()
+    say(f"port {wanted} is busy: the ranks meet at {port}")
+    return port
+
+
+def _check(args: argparse.Namespace) -> None:
+    """What argparse lets through and a launcher, or a line of a batch file, must not see."""
+    from wikillm.core.errors import ConfigError, Problems
+    from wikillm.remote.hosts import is_host
+
+    problems = Problems(ConfigError)
+    for flag, least in (("nodes", 1), ("gpus", 1), ("max_restarts", 0), ("node_rank", 0), ("master_port", 1)):
+        value = getattr(args, flag)
+        if value is not None and value < least:
+            problems.add(f"--{flag.replace('_', '-')} is at least {least}.", got=str(value))
+    if args.master_port is not None and args.master_port > 65535:
+        problems.add("--master-port is at most 65535.", got=str(args.master_port))
+    if args.hours is not None and not 0 < args.hours <= 24 * 366:
+        problems.add("--hours is a time limit in hours.", got=str(args.hours), fix="--hours 24")
+    for flag in ("partition", "account"):
+        value = getattr(args, flag)
+        if value is not None and not _WORD.fullmatch(value):
+            problems.add(f"--{flag} is one word.", got=repr(value))
+    if args.master_addr is not None and not is_host(args.master_addr):
+        problems.add("--master-addr is not a host.", got=repr(args.master_addr))
+    if args.workdir is not None and (not args.workdir.isprintable() or args.workdir.startswith("-")):
+        problems.add("--workdir is not a folder.", got=repr(args.workdir))
+    if args.node_rank is not None and args.node_rank >= args.nodes:
+        problems.add("--node-rank is below --nodes.", got=f"{args.node_rank} of {args.nodes}")
+    problems.raise_if_any()
+
+
+def _check_batch(args: argparse.Namespace, launch: Launch, resolved: Resolved) -> None:
+    """Refuse here what every rank would refuse later: a batch that this number of ranks does not divide."""
+    from wikillm.plan.batch import split_batch
+    from wikillm.remote.hosts import read_hostfile
+
+    if args.target == "hostfile" and launch.hostfile is not None:
+        split_batch(resolved, sum(host.slots for host in read_hostfile(launch.hostfile)))
+    elif launch.gpus is not None:
+        split_batch(resolved, launch.nodes * launch.gpus)

@@ -1,0 +1,63 @@
+"""Target `hostfile`: DeepSpeed on many nodes, one launcher per node, started over our own ssh.
+
+Plain `deepspeed --hostfile` starts the nodes with pdsh and ends a job with a remote `pkill -f` on the command line, which
+can hit other people's processes; `--no_ssh` has neither. All nodes need the checkout (and the run directory) at the same
+path on a shared folder. The forwarded variables lie there in .deepspeed_env, mode 0600. A lost connection ends its node.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+from wikillm.core.errors import ConfigError
+from wikillm.launch.description import Launch, Rendering, Step
+from wikillm.launch.script import script
+from wikillm.remote.environment import FILE_NAME, READ_IT
+from wikillm.remote.hosts import Host, read_hostfile
+from wikillm.remote.ssh import ssh_argv
+
+WAIT = (
+    "code=0",
+    'for _ in "${pids[@]}"; do wait -n || { code=$?; kill "${pids[@]}" 2>/dev/null || true; break; }; done',
+    "wait || true",
+    'exit "$code"',
+)
+
+
+def hostfile(launch: Launch) -> Rendering:
+    """A script that starts every node and ends with the last failure's code. Raises ConfigError with file:line."""
+    if launch.hostfile is None:
+        raise ConfigError("The target hostfile needs a file.", fix="--hostfile FILE, one line per node: node1 slots=8")
+    hosts = read_hostfile(launch.hostfile)
+    per_node = [
+        ssh_argv(host.name, node_command(launch, hosts, rank), terminal=True) for rank, host in enumerate(hosts)
+    ]
+    forwards = f"Forwarded through {FILE_NAME}: {', '.join(launch.variables) or 'nothing'}."
+    comments = [f"DeepSpeed on {len(hosts)} nodes, {sum(host.slots for host in hosts)} GPUs.", forwards]
+    body = [*store_here(launch), "pids=()"]
+    body += [f"{shlex.join(argv)} </dev/null &\npids+=($!)" for argv in per_node]
+    return Rendering(
+        script([*comments, f"Written by: {launch.command}"], [*body, *WAIT]),
+        tuple(Step(argv, background=True) for argv in per_node),
+        writes_environment=True,
+    )
+
+
+def store_here(launch: Launch) -> list[str]:
+    """Shell that writes the forwarded variables into the shared folder, readable by the owner alone."""
+    if not launch.variables:
+        return []
+    file, names = shlex.quote(f"{launch.workdir}/{FILE_NAME}"), "|".join(launch.variables)
+    return [f"rm -f {file}", f"(umask 077 && env | grep -E '^({names})=' >{file})"]
+
+
+def node_command(launch: Launch, hosts: tuple[Host, ...], rank: int) -> str:
+    """What the shell of node `rank` runs."""
+    argv = (
+        "deepspeed", "--hostfile", str(launch.hostfile), "--no_ssh", "--node_rank", str(rank),
+        "--master_addr", launch.master_addr or hosts[0].name, "--master_port", str(launch.master_port),
+        *launch.entry, *launch.words,
+    )  # fmt: skip
+    steps = [f"cd {shlex.quote(launch.workdir)}", 'PATH="$PWD/.venv/bin:$PATH"']
+    steps += [f"{{ {READ_IT}; }}"] if launch.variables else []
+    return " && ".join([*steps, "exec " + shlex.join(argv)])
