@@ -24,6 +24,7 @@ FIRST_CHOICES = (
     "WIKI_CN/zhwiki-*.xml.bz2",
 )
 PACKAGED_DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"  # in gensim's wheel, CC BY-SA
+SEQUENCES = 8  # per optimizer step, in presets/runs/demo.yaml
 PROMPTS = ("The history of", "In the 19th century", "The")
 CHINESE_PROMPTS = ("中国的首都是", "历史", "他")
 
@@ -141,8 +142,10 @@ def train(words: list[str], processes: int | None) -> None:
 
     on_gpu = torch.cuda.is_available()
     count = processes or (torch.cuda.device_count() if on_gpu else min(2, os.cpu_count() or 1))
+    count, micro_batch = share_out(count)
     launcher = Path(sys.executable).with_name("deepspeed")
     options = ["--deepspeed", "zero2", "--config", "demo", *words]
+    options.append(f"train.per_device_train_batch_size={micro_batch}")
     show_command(f"deepspeed --num_gpus {count} train.py", options)
     environ = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     if not on_gpu:  # the launcher counts "GPUs" in CPU ranks
@@ -156,6 +159,12 @@ def train(words: list[str], processes: int | None) -> None:
             got=f"exit code {code}; the reason stands above, and in the run directory's exit.json and logs/",
             fix="mend that, then run the demo again",
         )
+
+
+def share_out(processes: int) -> tuple[int, int]:
+    """Processes to use, and sequences for each: the demo's eight sequences a step go to 1, 2, 4 or 8 of them."""
+    count = max(n for n in (1, 2, 4, 8) if n <= max(1, processes))
+    return count, min(4, SEQUENCES // count)
 
 
 def compare(run_dir: Path, store: Store) -> dict[str, float]:
