@@ -45,11 +45,11 @@ class DataSection(Section):
     preset: str | None = None
     """A data preset (wikillm/presets/data)."""
     path: Paths = ()
-    """File, folder or glob (one or several): .jsonl, .json, MediaWiki .xml, each also as .gz or .bz2."""
-    format: Literal["auto", "jsonl", "json", "mediawiki"] = "auto"
-    """Format of the source; auto looks into the file, not at its name."""
+    """File, folder or glob: .jsonl, .json, .csv, .txt, MediaWiki .xml, each also .gz, .bz2, .xz or .zst; .parquet."""
+    format: Literal["auto", "jsonl", "json", "mediawiki", "text", "blocks", "csv", "parquet"] = "auto"
+    """Format; auto looks into the file. text: a file is a document; blocks: blank lines stand between documents."""
     text_key: str = "text"
-    """Key of the document's text in JSON records."""
+    """Key or column of the document's text."""
     tokenizer: str = "auto"
     """auto, qwen2, a folder with tokenizer.json, or train:8000 for a byte-level BPE of that size on this corpus."""
     store: str | None = None

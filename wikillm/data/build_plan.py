@@ -12,7 +12,8 @@ from wikillm.data.sources.read import estimated_bytes
 from wikillm.data.tokenizer_find import TokenizerChoice
 from wikillm.data.types import SourceFile
 
-_TEXT_SHARE = {"mediawiki": 0.6, "json": 0.98, "jsonl": 0.98}  # clean text per decompressed byte, at most
+_TEXT_SHARE = {"mediawiki": 0.6, "json": 0.98, "jsonl": 0.98, "csv": 0.98}
+"""Clean text per decompressed byte, at most; 1 for the other formats."""
 _STORE_BYTES_PER_TEXT_BYTE = 1.4  # 0.29 tokens of 4 bytes, and 32 bytes for a document of 250 at least
 
 
@@ -46,7 +47,7 @@ class BuildPlan:
 
     def predicted_bytes(self) -> int:
         """About how large the store becomes; rather too much than too little."""
-        text = sum(estimated_bytes([source]) * _TEXT_SHARE[source.format] for source in self.sources)
+        text = sum(estimated_bytes([source]) * _TEXT_SHARE.get(source.format, 1.0) for source in self.sources)
         if self.max_text_bytes is not None:
             text = min(text, self.max_text_bytes)
         return int(text * _STORE_BYTES_PER_TEXT_BYTE) + (16 << 20)

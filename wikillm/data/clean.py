@@ -1,6 +1,6 @@
 """From a raw record to clean text, or to the reason why there is none. Runs in the worker processes.
 
-JSON: the text under `data.text_key`, stripped. MediaWiki: pages of the article namespace that are no redirect,
+JSON and CSV: the text under `data.text_key`, stripped; plain text and Parquet: the record itself. MediaWiki: pages of the article namespace that are no redirect,
 wikitext turned into text (`wikitext.py`), the title as first line, a blank line, then the article. All text is
 NFC-normalised here, so that hashes, byte counts and tokens speak of the same characters.
 
@@ -16,6 +16,7 @@ import xml.etree.ElementTree as ElementTree
 import orjson
 
 from wikillm.data.sources.split import BOM
+from wikillm.data.sources.split_text import parse_row
 from wikillm.data.types import Document, Dropped, Record
 from wikillm.data.wikitext import DamagedWikitext, text_of_wikitext
 
@@ -35,7 +36,11 @@ _JSON_KINDS = {
 
 def clean(record: Record, format: str, text_key: str) -> Document | Dropped:
     """One record, whole. Never raises for what a source may hold: that is a `Dropped` with its reason."""
-    return _clean_page(record) if format == "mediawiki" else _clean_json(record, text_key)
+    if format == "mediawiki":
+        return _clean_page(record)
+    if format in ("text", "blocks", "parquet"):
+        return _clean_plain(record)
+    return _clean_row(record, text_key) if format == "csv" else _clean_json(record, text_key)
 
 
 def _bad(record: Record, reason: str, detail: str = "") -> Dropped:
@@ -64,12 +69,37 @@ def _clean_json(record: Record, text_key: str) -> Document | Dropped:
         text.encode()
     except UnicodeEncodeError:
         return _bad(record, "lone surrogate", "half of a UTF-16 pair, as in \\ud83d without its partner")
+    return _document(record, text, title if isinstance(title, str) else "")
+
+
+def _document(record: Record, text: str, title: str = "") -> Document | Dropped:
+    """The end that all texts share which need no rules of their own."""
     if "\x00" in text:
         return _bad(record, "NUL character in the text")
     body = unicodedata.normalize("NFC", text.strip())
     if not body:
         return Dropped(record.source, record.offset, "empty", len(text))
-    return Document(record.source, record.offset, title if isinstance(title, str) else "", body)
+    return Document(record.source, record.offset, title, body)
+
+
+def _clean_plain(record: Record) -> Document | Dropped:
+    payload = record.payload.removeprefix(BOM) if record.offset == 0 else record.payload
+    try:
+        return _document(record, payload.decode("utf-8").replace("\r\n", "\n"))
+    except UnicodeDecodeError as error:
+        return _bad(record, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+
+
+def _clean_row(record: Record, text_key: str) -> Document | Dropped:
+    try:
+        values = parse_row(record.payload)
+    except UnicodeDecodeError as error:
+        return _bad(record, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+    except ValueError as error:
+        return _bad(record, "not a row of this table", str(error))
+    if text_key not in values:
+        return _bad(record, f"no key {text_key!r}")
+    return _document(record, values[text_key], values.get("title", ""))
 
 
 def _clean_page(record: Record) -> Document | Dropped:

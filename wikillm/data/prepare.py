@@ -83,7 +83,7 @@ def open_planned(plan: BuildPlan) -> Store:
 
 def plan_store(cfg: DataSection, *, is_main: bool = True) -> BuildPlan:
     """Look at the sources, read their digests and choose the tokenizer: all that decides the store. (all ranks)"""
-    sources = tuple(sniff(path, cfg.format) for path in locate(cfg.path))
+    sources = tuple(sniff(path, cfg.format, cfg.text_key) for path in locate(cfg.path))
     for source in sources:
         check_text_key(source, cfg.text_key, cfg.max_document_bytes)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
@@ -140,7 +140,7 @@ def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area
     if fraction == "auto":
         fraction = 0.1 if effective < _SMALL_CORPUS else 0.005
     shard_bytes = cfg.shard_bytes or shard_range(effective)
-    is_json = any(source.format != "mediawiki" for source in sources)
+    has_keys = any(source.format not in ("mediawiki", "text", "blocks") for source in sources)
     facts = {
         "format_version": FORMAT_VERSION,
         "cleaner": CLEANER_VERSION,
@@ -149,7 +149,7 @@ def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area
             for s, digest in zip(sources, found.digests, strict=True)
         ],
         "data.tokenizer": found.tokenizer.facts(),
-        "data.text_key": cfg.text_key if is_json else None,
+        "data.text_key": cfg.text_key if has_keys else None,
         "data.val_fraction": fraction,
         "data.max_text_bytes": cfg.max_text_bytes,
         "data.max_document_bytes": cfg.max_document_bytes,

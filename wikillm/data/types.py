@@ -16,13 +16,14 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that was looked into: `format` is jsonl, json or mediawiki; `compression` is none, gz or bz2."""
+    """A file that was looked into. `format` is one of data.format, `compression` is none, gz, bz2, xz or zst."""
 
     path: str
     size: int  # bytes on disk
     format: str
     compression: str
     encoding: str = "utf-8"  # anything else is transcoded while it is read; offsets then count UTF-8 bytes
+    text_key: str = "text"  # the column to read, where the format has columns
 
 
 @dataclass(frozen=True, slots=True)

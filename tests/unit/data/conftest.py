@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 import random
 from collections.abc import Callable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from wikillm.config.schema import DataSection
 from wikillm.data.tokenizer_train import train_bpe, write_tokenizer
@@ -79,6 +84,37 @@ def settings(tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatc
     return make
 
 
+SKIPPABLE_FRAME = b"\x50\x2a\x4d\x18" + (8).to_bytes(4, "little") + b"metadata"
+
+
+def zstandard(content: bytes) -> bytes:
+    """One frame, as `zstd` writes it."""
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def csv_of(texts: list[str], dialect: str = "excel") -> str:
+    """Rows with a column before the text and one after it; texts hold line breaks, commas and quotes."""
+    out = io.StringIO(newline="")
+    rows = csv.writer(out, dialect)
+    rows.writerow(["id", "text", "note"])
+    rows.writerows([i, text, 'said "so", twice\n'] for i, text in enumerate(texts))
+    return out.getvalue()
+
+
+def parquet_of(texts: list[str], as_dictionary: bool = False) -> bytes:
+    """Row groups of 17 rows."""
+    column = pyarrow.array(texts)
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.table(
+        {"id": list(range(len(texts))), "text": column.dictionary_encode() if as_dictionary else column}
+    )
+    parquet.write_table(table, sink, row_group_size=17)
+    return sink.getvalue().to_pybytes()
+
+
 @pytest.fixture
 def write_source() -> Callable[[Path, str, list[str]], Path]:
     """`write_source(folder, kind, texts)` writes the same documents in one of the formats of `KINDS`."""
@@ -99,6 +135,12 @@ def write_source() -> Callable[[Path, str, list[str]], Path]:
                 "plain.jsonl.bz2": bz2.compress(jsonl),
                 "multi-stream.jsonl.bz2": bz2.compress(jsonl[:half]) + bz2.compress(jsonl[half:]) + bz2.compress(b""),
                 "array.json.bz2": bz2.compress(("[" + ",".join(lines) + "]").encode()),
+                "two-streams.jsonl.xz": lzma.compress(jsonl[:half]) + bytes(4) + lzma.compress(jsonl[half:]),
+                "frames.jsonl.zst": zstandard(jsonl[:half]) + SKIPPABLE_FRAME + zstandard(jsonl[half:]),
+                "table.csv": csv_of(texts).encode("utf-8-sig"),
+                "table.tsv.zst": zstandard(csv_of(texts, "excel-tab").encode()),
+                "rows.parquet": parquet_of(texts),
+                "dictionary.parquet": parquet_of(texts, as_dictionary=True),
             }[kind]
         )
         return path

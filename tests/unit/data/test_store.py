@@ -74,7 +74,8 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, texts, write_sourc
 def test_the_documents_are_the_same_in_every_format(tmp_path, texts, write_source, settings):
     expected = texts(60)
     found = []
-    for kind in ("plain.jsonl", "array.json", "two-members.jsonl.gz", "multi-stream.jsonl.bz2", "array.json.bz2"):
+    kinds = ("plain.jsonl", "array.json", "two-members.jsonl.gz", "multi-stream.jsonl.bz2", "array.json.bz2")
+    for kind in (*kinds, "two-streams.jsonl.xz", "frames.jsonl.zst", "table.csv", "table.tsv.zst", "rows.parquet"):
         store = prepare_store(settings(write_source(tmp_path, kind, expected)))
         found.append([stream.read(0, stream.n_tokens).tolist() for stream in (store.train, store.val)])
     assert all(streams == found[0] for streams in found)

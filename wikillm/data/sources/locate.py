@@ -1,7 +1,8 @@
 """Which files `data.path` means: files, folders and globs, in a fixed order, each file once.
 
-A folder stands for the files below it that are named like a corpus (.jsonl, .ndjson, .json, MediaWiki .xml, each
-also .gz or .bz2); what is in them is decided by `sniff`, not by the name. A plain path that does not exist is an
+A folder stands for the files below it that are named like a corpus (.jsonl, .ndjson, .json, .csv, .tsv, MediaWiki .xml,
+each also .gz, .bz2, .xz or .zst, and .parquet); .txt files count when there are no others, since beside data they are
+notes and licences. What is in them is decided by `sniff`. A plain path that does not exist is an
 error; a glob that matches nothing is one only when no other entry matches anything either.
 """
 
@@ -16,9 +17,12 @@ from pathlib import Path
 
 from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.files import files_below, nearest_existing
+from wikillm.core.log import say
 
-CORPUS_NAME = re.compile(r"\.(jsonl|ndjson|json|xml)(-p\d+p\d+[^.]*)?(\.(gz|bz2))?$", re.IGNORECASE)
+_COMPRESSED = r"(\.(gz|bz2|xz|zst))?$"
+CORPUS_NAME = re.compile(r"\.parquet$|\.(jsonl|ndjson|json|csv|tsv|xml)(-p\d+p\d+[^.]*)?" + _COMPRESSED, re.IGNORECASE)
 """Names taken from a folder. `-p10p30302` is how Wikimedia names the parts of a dump."""
+TEXT_NAME = re.compile(r"\.txt" + _COMPRESSED, re.IGNORECASE)
 
 WIKI_ZH_CANDIDATES = (
     "data/wikipedia-zh-cn-*.json",
@@ -86,12 +90,16 @@ def _expand(entry: str) -> list[Path]:
 def _of_folder(folder: Path) -> list[Path]:
     every = [path for path in files_below(folder) if not path.name.startswith(".")]
     taken = [path for path in every if CORPUS_NAME.search(path.name)]
-    if taken:
-        return taken
+    texts = [path for path in every if TEXT_NAME.search(path.name)]
+    if taken and texts:
+        say(f"data: {len(texts)} .txt files of {folder} are left out beside {taken[0].name}; a glob would name them")
+    if taken or texts:
+        return taken or texts
     raise DataError(
         "The folder in data.path holds no file that is named like a corpus.",
         got=f"{folder}: {len(every)} files" + (f", such as {_listed(p.name for p in every[:3])}" if every else ""),
-        fix="wanted: .jsonl, .ndjson, .json or .xml, also as .gz or .bz2; or name the file itself in data.path",
+        fix="wanted: .jsonl, .ndjson, .json, .csv, .tsv, .txt or .xml, also as .gz, .bz2, .xz or .zst, or .parquet\n"
+        "or name the file itself in data.path",
     )
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
-from wikillm.data.sources.split import split_array, split_lines, split_pages
+from wikillm.data.sources import parquet
+from wikillm.data.sources.split import Item, split_array, split_lines, split_pages
+from wikillm.data.sources.split_text import row_and_header, split_blocks, split_rows, split_whole
 from wikillm.data.sources.streams import TYPICAL_RATIO, pieces
 from wikillm.data.types import Dropped, Record, SourceFile
 
@@ -42,7 +44,11 @@ class RawShard:
 
 def estimated_bytes(sources: Sequence[SourceFile]) -> int:
     """Decompressed size of all sources; exact for plain files, by the typical ratio for compressed ones."""
-    return sum(int(source.size * TYPICAL_RATIO[source.compression]) for source in sources)
+    return sum(int(source.size * _ratio(source)) for source in sources)
+
+
+def _ratio(source: SourceFile) -> float:
+    return parquet.TYPICAL_RATIO if source.format == "parquet" else TYPICAL_RATIO[source.compression]
 
 
 def shard_range(estimate: int) -> int:
@@ -54,18 +60,43 @@ def records_of(
     index: int, source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None = None
 ) -> Iterator[tuple[Record | Dropped, int]]:
     """Records of one source from offset `start` on, each with the offset after it; those above `limit` as Dropped."""
-    stream = pieces(source, start, on_read)
-    if source.format == "jsonl":
-        items = split_lines(stream, start, limit)
-    elif source.format == "json":
-        items = split_array(stream, start, limit, source.path)
-    else:
-        items = split_pages(stream, start, limit, source.path)
-    for offset, payload, size in items:
+    for offset, payload, size in _items_of(source, start, limit, on_read):
         if payload is None:
             yield Dropped(index, offset, "longer than data.max_document_bytes", size), offset + size
         else:
             yield Record(index, offset, payload), offset + size
+
+
+def _items_of(source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None) -> Iterator[Item]:
+    if source.format == "parquet":
+        return parquet.split_parquet(source, start, limit, on_read)
+    stream = pieces(source, start, on_read)
+    if source.format == "jsonl":
+        return split_lines(stream, start, limit)
+    if source.format == "json":
+        return split_array(stream, start, limit, source.path)
+    if source.format == "text":
+        return split_whole(stream, start, limit)
+    if source.format == "blocks":
+        return split_blocks(stream, start, limit)
+    if source.format == "csv":
+        return _rows_of(source, stream, start, limit)
+    return split_pages(stream, start, limit, source.path)
+
+
+def _rows_of(source: SourceFile, stream: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
+    """The rows below the header; each payload carries the header, so that a worker needs nothing else."""
+    header = csv_header(source, limit)
+    for offset, row, size in split_rows(stream, start, limit):
+        if offset != header[0]:
+            yield offset, row if row is None else row_and_header(row, header[1]), size
+
+
+def csv_header(source: SourceFile, limit: int) -> tuple[int, bytes]:
+    """Where the first row of a CSV file starts, and what it is; empty when there is none, or it is too long."""
+    for offset, row, _ in split_rows(pieces(source), 0, limit):
+        return offset, row or b""
+    return 0, b""
 
 
 def read_shards(

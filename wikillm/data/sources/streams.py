@@ -1,15 +1,17 @@
 """The bytes of a source: decompressed, as UTF-8, from any offset, in pieces of about 1 MiB.
 
-gz and bz2 are read to the end of their last stream with decompressors of our own driving, since Python's file
-objects take a damaged later stream of a bz2 file for harmless trailing bytes. A piece never exceeds `PIECE_BYTES`
-by more than a factor of two, however well the file is compressed. Seeking costs nothing in a plain file and a
-decompression up to the offset otherwise.
+gz, bz2 and xz are read to the end of their last stream with decompressors of our own driving, since Python's file
+objects take a damaged later stream of a bz2 file for harmless trailing bytes; zst by Arrow, which `datasets` brings. A
+piece never exceeds `PIECE_BYTES` by more than a factor of two, however well the file is compressed, and a file that
+expands like a decompression bomb is refused. Seeking costs nothing in a plain file and a decompression up to the
+offset otherwise.
 """
 
 from __future__ import annotations
 
 import bz2
 import codecs
+import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +22,12 @@ from wikillm.core.units import format_size
 from wikillm.data.types import SourceFile
 
 PIECE_BYTES = 1 << 20
-TYPICAL_RATIO = {"none": 1.0, "gz": 3.0, "bz2": 4.0}
-"""Decompressed bytes per byte on disk, for estimates: wiki dumps and Chinese JSON give 2.8-3.4 and 3.6-4.5."""
+TYPICAL_RATIO = {"none": 1.0, "gz": 3.0, "bz2": 4.0, "xz": 4.5, "zst": 3.7}
+"""Decompressed bytes per byte on disk, for estimates: wiki dumps and Chinese JSON give 2.8-3.4 (gz), 3.6-4.5 (bz2)."""
+BOMB_BYTES, BOMB_RATIO = 1 << 28, 200
+"""A file that gives more than so many bytes, and so many times what was read of it, is no text: text stays below 20."""
+_XZ_MEMORY = 1 << 29  # `xz -9` needs 65 MiB; a header may ask for 4 GiB
+_TEST_COMMANDS = {"gz": "gzip -t", "bz2": "bzip2 -t", "xz": "xz -t", "zst": "zstd -t"}
 
 
 def pieces(source: SourceFile, start: int = 0, on_read: Callable[[int], None] | None = None) -> Iterator[bytes]:
@@ -59,11 +65,15 @@ def head(source: SourceFile, size: int) -> bytes:
     return found[:size]
 
 
-class _Bz2:
-    """One bz2 stream; `more` says that it holds output that was not taken yet."""
+class _Bounded:
+    """One bz2 or xz stream; `more` says that it holds output that was not taken yet."""
 
-    def __init__(self) -> None:
-        self._inner = bz2.BZ2Decompressor()
+    def __init__(self, compression: str) -> None:
+        self._inner: bz2.BZ2Decompressor | lzma.LZMADecompressor
+        if compression == "bz2":
+            self._inner = bz2.BZ2Decompressor()
+        else:
+            self._inner = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
 
     def feed(self, data: bytes) -> bytes:
         return self._inner.decompress(data, PIECE_BYTES)
@@ -82,7 +92,7 @@ class _Bz2:
 
 
 class _Gz:
-    """One gzip member, with the same face as `_Bz2`. zlib checks its CRC and length."""
+    """One gzip member, with the same face as `_Bounded`. zlib checks its CRC and length."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=31)
@@ -112,33 +122,64 @@ def _decompressed(source: SourceFile, file: BinaryIO, on_read: Callable[[int], N
             on_read(len(piece))
             yield piece
         return
-    make = _Bz2 if source.compression == "bz2" else _Gz
-    unit: _Bz2 | _Gz = make()
-    fresh = True  # nothing was fed to `unit` yet
-    given = 0
+    streams = _zstandard(file) if source.compression == "zst" else _streams(source.compression, file)
+    given = told = 0
     try:
-        while raw := file.read(PIECE_BYTES // 4):
-            on_read(len(raw))
-            while raw or unit.more:
-                if fresh and not (raw := raw.lstrip(b"\0")):  # zero padding between and after streams
-                    break
-                out, raw, fresh = unit.feed(raw), b"", False
-                if out:
-                    given += len(out)
-                    yield out
-                if unit.eof:
-                    raw, unit, fresh = unit.unused, make(), True
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+        for piece in streams:
+            read = file.tell()
+            on_read(read - told)
+            given, told = given + len(piece), read
+            if given > max(BOMB_BYTES, BOMB_RATIO * read):
+                raise _bomb(source, given, read)
+            yield piece
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise _damaged(source, given, f"{error}") from None
+    on_read(source.size - told)
+
+
+def _streams(compression: str, file: BinaryIO) -> Iterator[bytes]:
+    """All streams of a gz, bz2 or xz file, one after the other."""
+
+    def make() -> _Bounded | _Gz:
+        return _Gz() if compression == "gz" else _Bounded(compression)
+
+    unit = make()
+    fresh = True  # nothing was fed to `unit` yet
+    while raw := file.read(PIECE_BYTES // 4):
+        while raw or unit.more:
+            if fresh and not (raw := raw.lstrip(b"\0")):  # zero padding between and after streams
+                break
+            out, raw, fresh = unit.feed(raw), b"", False
+            if out:
+                yield out
+            if unit.eof:
+                raw, unit, fresh = unit.unused, make(), True
     if not fresh:
-        raise _damaged(source, given, "it ends in the middle of a compressed stream: an unfinished download?")
+        raise EOFError("it ends in the middle of a compressed stream: an unfinished download?")
+
+
+def _zstandard(file: BinaryIO) -> Iterator[bytes]:
+    """All frames of a zst file. Arrow raises OSError for what is damaged or cut off."""
+    import pyarrow
+
+    stream = pyarrow.CompressedInputStream(file, "zstd")
+    while piece := stream.read(PIECE_BYTES // 4):
+        yield piece
 
 
 def _damaged(source: SourceFile, given: int, why: str) -> DataError:
     return DataError(
         f"A {source.compression} file is damaged or cut off.",
         got=f"{source.path} ({format_size(source.size)}): {why}\n{given} bytes could be decompressed before that",
-        fix=f"download it again, and compare its checksum ({'bzip2 -t' if source.compression == 'bz2' else 'gzip -t'} tests it)",
+        fix=f"download it again, and compare its checksum ({_TEST_COMMANDS[source.compression]} tests it)",
+    )
+
+
+def _bomb(source: SourceFile, given: int, read: int) -> DataError:
+    return DataError(
+        f"A {source.compression} file expands more than text can: {BOMB_RATIO} times and over.",
+        got=f"{source.path}: {format_size(given)} came out of its first {format_size(read)}",
+        fix="look at what it is; if it really is text, decompress it and name the decompressed file",
     )
 
 
