@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib.util
 import os
 import queue
 import secrets
@@ -113,6 +114,10 @@ class SwanLabSink:
         """Begin or continue the run. Returns after `start_timeout` at the latest; never raises."""
         if self._is_off or self._thread is not None:
             return
+        if self._mode == "local" and importlib.util.find_spec("swanboard") is None:
+            warn(
+                "`swanlab watch` shows a local run only where its dashboard was installed: pip install 'wikillm[dashboard]'"
+            )
         clean = redact(config, self._secrets)
         self._thread = threading.Thread(target=self._work, name="wikillm-swanlab", daemon=True)
         self._thread.start()
