@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed
+from wikillm.config.deepspeed_check import check_deepspeed
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
 from wikillm.config.schema import RunConfig
 from wikillm.core.world import World
@@ -32,6 +33,12 @@ class Engine:
     @property
     def name(self) -> str:
         return "data parallel" if self.json is None else f"DeepSpeed ZeRO-{self.zero_stage}"
+
+
+def check_engine(cfg: RunConfig) -> None:
+    """Refuse a DeepSpeed JSON that is wrong in itself, before hours of tokenising. Raises ConfigError."""
+    if cfg.deepspeed.config is not None:
+        check_deepspeed(read_deepspeed(cfg.deepspeed.config))
 
 
 def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
