@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
     from wikillm.launch.description import Launch
 
-HELP = "Show or start a run here, on many nodes, under Slurm, Kubernetes or SkyPilot."
+HELP = "Show or start a run here, on many nodes, under Slurm, Kubernetes, SkyPilot, for SwanLab."
 _TARGETS = """\
 the target, right behind `launch`:
   single     one GPU of this machine (or its CPU), with the deepspeed launcher
@@ -23,6 +23,7 @@ the target, right behind `launch`:
   slurm      an sbatch file: --nodes N --gpus 8; saves and queues itself again before the time limit
   k8s        a Job or PyTorchJob: --image NAME --nodes N --gpus 8
   sky        a SkyPilot task: --gpu H100 --gpus 8 --nodes N
+  swanlab    a folder for SwanLab Launch: --init, --print, --zip FILE; submitting it is not implemented
 """
 _WORD = re.compile(r"[A-Za-z0-9][\w.,:@-]{0,127}")
 
@@ -41,6 +42,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--go", action="store_true", help="run it")
     parser.add_argument("--resume", metavar="auto|never|PATH", help="as in `wikillm train`")
     parser.add_argument("--allow-change", action="store_true", help="as in `wikillm train`")
+    swanlab = parser.add_argument_group("target swanlab")
+    swanlab.add_argument("-f", "--file", type=Path, metavar="FILE", help="the manifest (default swanlab.yaml)")
+    swanlab.add_argument("--init", action="store_true", help="write a manifest to start from")
+    swanlab.add_argument("--zip", type=Path, metavar="FILE", help="write the archive that a job would unpack")
     machine = parser.add_argument_group("the machines")
     machine.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
     machine.add_argument("--gpus", "--gpus-per-node", type=int, metavar="N", help="processes per node, one per GPU")
@@ -69,6 +74,10 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.core.errors import ConfigError
     from wikillm.launch.targets import render, start
 
+    if args.target == "swanlab":
+        from wikillm.cli.launch_swanlab import run_swanlab
+
+        return run_swanlab(args)
     _check(args)
     resolved = resolve_run_config(args)
     launch = describe(args, resolved)
@@ -167,6 +176,9 @@ def _check(args: argparse.Namespace) -> None:
     from wikillm.remote.hosts import is_host
 
     problems = Problems(ConfigError)
+    for flag in ("file", "init", "zip"):
+        if getattr(args, flag):
+            problems.add(f"--{flag} is for the target swanlab.", got=args.target, fix="wikillm launch swanlab ...")
     for flag, least in (("nodes", 1), ("gpus", 1), ("max_restarts", 0), ("node_rank", 0), ("master_port", 1)):
         value = getattr(args, flag)
         if value is not None and value < least:

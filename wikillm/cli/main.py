@@ -44,7 +44,7 @@ COMMANDS = {
     "train": Command("wikillm.cli.train", "Train a model, or go on with a stopped run.", True),
     "launch": Command(
         "wikillm.cli.launch",
-        "Show or start a run here, on many nodes, under Slurm, Kubernetes or SkyPilot.",
+        "Show or start a run here, on many nodes, under Slurm, Kubernetes, SkyPilot, for SwanLab.",
         True,
     ),
     "eval": Command("wikillm.cli.eval", "Validation loss, perplexity and bits per byte of a model.", True),

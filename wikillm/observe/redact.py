@@ -55,6 +55,11 @@ def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
     return _KNOWN_SHAPES.sub(HIDDEN, text)
 
 
+def holds_token(text: str) -> bool:
+    """Whether `text` holds an access token of a known shape."""
+    return _KNOWN_SHAPES.search(text) is not None
+
+
 def redact(value: Any, secrets: Iterable[str] = ()) -> Any:
     """A copy of a configuration (mappings, sequences, scalars) that can be uploaded."""
     secrets = tuple(secrets)

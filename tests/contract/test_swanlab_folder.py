@@ -1,0 +1,67 @@
+"""The checkout is a SwanLab Launch folder: its manifest packs all code, and what is packed trains elsewhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from harness.tiny_run import Words
+
+from wikillm.launch.swanlab_manifest import TEMPLATE, read_manifest
+from wikillm.launch.swanlab_pack import plan_packing, write_zip
+
+
+@pytest.fixture(scope="module")
+def unpacked(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    manifest = read_manifest(repo / "swanlab.yaml")
+    write_zip(manifest, plan_packing(manifest), folder / "job.zip")
+    zipfile.ZipFile(folder / "job.zip").extractall(folder / "code")
+    return folder / "code"
+
+
+def test_requirements_are_the_dependencies(repo: Path) -> None:
+    lines = (repo / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    project = tomllib.loads((repo / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert [line for line in lines if line and not line.startswith("#")] == project["dependencies"]
+
+
+def test_the_manifest_is_what_init_writes(repo: Path) -> None:
+    assert (repo / "swanlab.yaml").read_text(encoding="utf-8") == TEMPLATE
+
+
+def test_all_code_is_packed_and_no_pattern_hits_it(repo: Path, unpacked: Path) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "wikillm", "ds_configs", "train.py", "requirements.txt", "swanlab.yaml"],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    there = [name for name in listed if (repo / name).is_file()]
+    assert len(there) > 100
+    missing = [name for name in there if not (unpacked / name).is_file()]
+    assert not missing
+    assert not (unpacked / "tests").exists() and not (unpacked / "docs").exists()
+
+
+def test_the_unpacked_job_plans_its_run(unpacked: Path, words: Words, tmp_path: Path) -> None:
+    """`python train.py` is what the service starts; it must take the code beside it, not an installed one."""
+    show = "import sys; sys.path.insert(0, ''); import wikillm; print(wikillm.__file__)"
+    where = subprocess.run([sys.executable, "-c", show], cwd=unpacked, capture_output=True, text=True, check=True)
+    assert where.stdout.startswith(str(unpacked))
+    done = subprocess.run(
+        [sys.executable, "train.py", "--dry-run", "--deepspeed", "zero2", *words(tmp_path / "run")],
+        cwd=unpacked,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "ZeRO-2" in done.stdout

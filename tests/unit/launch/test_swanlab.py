@@ -1,0 +1,197 @@
+"""SwanLab Launch, offline: what the manifest may say, what is packed, and what is warned of."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from wikillm.cli.main import main
+from wikillm.core.errors import ConfigError
+from wikillm.launch.swanlab_manifest import PYTHONS, TEMPLATE, Manifest, read_manifest
+from wikillm.launch.swanlab_pack import plan_packing, write_zip
+
+GOOD = 'apiVersion: swanlab/v1\nkind: Folder\nmetadata:\n  name: demo\nspec:\n  python: "3.11"\n'
+
+
+def manifest(folder: Path, text: str = GOOD, files: tuple[str, ...] = ()) -> Manifest:
+    for name in ("train.py", "requirements.txt", *files):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# {name}\n")
+    (folder / "swanlab.yaml").write_text(text, encoding="utf-8")
+    return read_manifest(folder / "swanlab.yaml")
+
+
+def names(folder: Path, exclude: str, *files: str) -> set[str]:
+    made = manifest(folder, f"{GOOD}  exclude: {exclude}\n", files)
+    return {file.name for file in plan_packing(made).files} - {"train.py", "requirements.txt", "swanlab.yaml"}
+
+
+def test_a_full_manifest(tmp_path: Path) -> None:
+    text = GOOD.replace("name: demo", "name: demo\n  desc: d\n  combo: H800-1")
+    made = manifest(
+        tmp_path, text + "  entry: train.py\n  volumes:\n    - name: wiki\n      id: abc\n  exclude: [tests]\n"
+    )
+    assert (made.name, made.desc, made.combo, made.python, made.entry) == ("demo", "d", "H800-1", "3.11", "train.py")
+    assert (made.volume, made.volume_id, made.exclude) == ("wiki", "abc", ("tests",))
+
+
+def test_defaults_are_the_old_clients(tmp_path: Path) -> None:
+    made = manifest(tmp_path, GOOD.replace('  python: "3.11"\n', "  exclude: []\n"))
+    assert (made.python, made.entry, made.volume_id, made.exclude) == ("3.10", "train.py", None, ())
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_quoted_versions(version: str, tmp_path: Path) -> None:
+    assert manifest(tmp_path, GOOD.replace("3.11", version)).python == version
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what", "where"),
+    [
+        ('"3.11"', "3.10", "quoted version", "swanlab.yaml:6 spec.python: 3.1"),
+        ('"3.11"', '"3.12"', "quoted version", "3.12"),
+        ("swanlab/v1", "swanlab/v2", "apiVersion is swanlab/v1", "swanlab.yaml:1"),
+        ("Folder", "Job", "kind is Folder", "swanlab.yaml:2"),
+        ("kind: Folder\n", "", "kind is Folder", "has no kind"),
+        ("  name: demo\n", "  desc: x\n", "metadata.name is missing", ""),
+        ("name: demo", "name: 5", "metadata.name is text", "swanlab.yaml:4"),
+        ("name: demo", "name: demo\n  nmae: x", "no metadata.nmae", "swanlab.yaml:5"),
+        ("name: demo", "name: demo\n  name: x", "metadata.name stands twice", "swanlab.yaml:5 and line 4"),
+        ("metadata:\n  name: demo\n", "metadata: demo\n", "metadata is a mapping", "swanlab.yaml:3"),
+        ('python: "3.11"', "entry: none.py", "a file in the manifest's folder", "none.py"),
+        ('python: "3.11"', "entry: ../train.py", "a file in the manifest's folder", "../train.py"),
+        ('python: "3.11"', "env: {A: b}", "no spec.env", "swanlab.yaml:6"),
+        ('python: "3.11"', "volumes: [{id: a}, {id: b}]", "at most one volume", "lists 2"),
+        ('python: "3.11"', "volumes: [{name: a}]", "spec.volumes.id is missing", ""),
+        ('python: "3.11"', "volumes: [wiki]", "mapping of name and id", "swanlab.yaml:6"),
+        ('python: "3.11"', "exclude: tests", "exclude is a list", "swanlab.yaml:6"),
+        ('python: "3.11"', "exclude: [../x]", "stays in the folder", "../x"),
+        ('python: "3.11"', "exclude: [/etc]", "stays in the folder", "/etc"),
+        ('python: "3.11"', "exclude: [1]", "is text", "swanlab.yaml:6"),
+    ],
+)
+def test_each_mistake_is_named_with_its_line(old: str, new: str, what: str, where: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        manifest(tmp_path, GOOD.replace(old, new))
+    assert what in str(refused.value) and where in str(refused.value)
+
+
+def test_what_is_no_manifest(tmp_path: Path) -> None:
+    for text in ("[1]", "a: [", "", "just text"):
+        with pytest.raises(ConfigError, match="manifest"):
+            manifest(tmp_path, text)
+    with pytest.raises(ConfigError, match="2 problems"):
+        manifest(tmp_path, GOOD.replace("3.11", "4").replace("Folder", "x"))
+    with pytest.raises(ConfigError) as refused:
+        read_manifest(tmp_path / "none.yaml")
+    assert "--init" in (refused.value.fix or "")
+
+
+def test_a_pattern_counts_in_every_folder(tmp_path: Path) -> None:
+    files = ("WIKI_CN/a", "sub/WIKI_CN/a", "sub/keep", "x/a/b", "x/a/c", "a/b")
+    assert names(tmp_path, "[WIKI_CN, a/b]", *files) == {"sub/keep", "x/a/c"}
+
+
+def test_two_stars_are_one_level(tmp_path: Path) -> None:
+    assert names(tmp_path, '["d/**/x"]', "d/x", "d/1/x", "d/1/2/x") == {"d/x", "d/1/2/x"}
+
+
+def test_dotfiles_and_empty_folders_are_not_packed_and_said(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert names(tmp_path, "[]", ".secret_conf", ".hid/x", "k/.y", "k/z") == {"k/z"}
+    packing = plan_packing(read_manifest(tmp_path / "swanlab.yaml"))
+    assert any(".secret_conf" in warning and ".hid" in warning for warning in packing.warnings)
+
+
+def test_a_folder_name_with_pattern_characters_is_packed(tmp_path: Path) -> None:
+    """The old client's archive came out empty here."""
+    assert names(tmp_path / "a[1]*?", "[b]", "b", "c") == {"c"}
+
+
+def test_a_pattern_that_leaves_out_code_deeper_down_is_warned_of(tmp_path: Path) -> None:
+    names(tmp_path, "[data]", "data/x", "package/data/__init__.py", "package/data/x.py")
+    warnings = plan_packing(read_manifest(tmp_path / "swanlab.yaml")).warnings
+    assert [w for w in warnings if "'data' also leaves out package/data" in w]
+
+
+def test_secrets_links_and_big_files_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWANLAB_API_KEY", "canary-in-a-file")
+    made = manifest(tmp_path, GOOD, ("id_rsa", "notes.txt", "key.txt", "token.txt", "big.bin"))
+    (tmp_path / "notes.txt").write_text("use canary-in-a-file for it")
+    (tmp_path / "key.txt").write_text("-----BEGIN RSA " + "PRIVATE KEY-----")
+    (tmp_path / "token.txt").write_text("hf_" + "a" * 30)
+    os.truncate(tmp_path / "big.bin", 11 * 2**20)
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    packing = plan_packing(made)
+    told = "\n".join(packing.warnings)
+    for word in (
+        "id_rsa looks like",
+        "notes.txt holds the value",
+        "key.txt holds a private",
+        "token.txt holds",
+        "big.bin is",
+    ):
+        assert word in told
+    assert "symbolic link is not packed: link" in told and "canary" not in told
+    assert "link" not in {file.name for file in packing.files}
+
+
+def test_the_entry_cannot_be_left_out(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="leaves the entry file out"):
+        names(tmp_path, '["*.py"]')
+
+
+def test_the_archive_holds_what_was_listed_and_has_the_same_bytes_again(tmp_path: Path) -> None:
+    made = manifest(tmp_path / "p", GOOD, ("a/b c.txt", "中文.txt"))
+    packing = plan_packing(made)
+    first, second = tmp_path / "1.zip", tmp_path / "2.zip"
+    assert write_zip(made, packing, first) == first.stat().st_size
+    write_zip(made, packing, second)
+    assert first.read_bytes() == second.read_bytes()
+    with zipfile.ZipFile(first) as archive:
+        assert archive.testzip() is None
+        assert [(i.filename, i.file_size) for i in archive.infolist()] == [(f.name, f.size) for f in packing.files]
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_zip(made, packing, tmp_path / "none" / "x.zip")
+
+
+def test_the_archive_does_not_hold_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(["launch", "swanlab", "--zip", "job.zip"]) == 0
+    assert sorted(zipfile.ZipFile("job.zip").namelist()) == ["requirements.txt", "swanlab.yaml", "train.py"]
+
+
+def test_init_then_print(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("")
+    assert main(["launch", "swanlab", "--init"]) == 0
+    assert (tmp_path / "swanlab.yaml").read_text() == TEMPLATE
+    assert main(["launch", "swanlab", "--print"]) == 0
+    shown = capsys.readouterr().out
+    assert "train.py" in shown and "2 files" in shown and "warning: there is no requirements.txt" in shown
+    assert main(["launch", "swanlab", "--init"]) == 2
+
+
+def test_a_python_that_wikillm_does_not_run_on_is_warned_of(tmp_path: Path) -> None:
+    made = manifest(tmp_path, GOOD.replace("3.11", "3.10"), ("wikillm/__init__.py",))
+    assert any("needs Python 3.11" in warning for warning in plan_packing(made).warnings)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["swanlab", "--go"], "not implemented"),
+        (["swanlab"], "--zip"),
+        (["swanlab", "--print", "train.max_steps=5"], "takes no arguments"),
+        (["multi", "--print", "--zip", "x.zip"], "--zip is for the target swanlab"),
+    ],
+)
+def test_refusals(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", *words]) == 2
+    assert hint in capsys.readouterr().err
