@@ -29,6 +29,8 @@ WIKI_ZH_CANDIDATES = (
     "WIKI_CN/wikipedia-zh-cn-*.json",
     "data/zhwiki-*.xml.bz2",
     "WIKI_CN/zhwiki-*.xml.bz2",
+    "/data/*/wikipedia-zh-cn-*.json",  # the data volume of a SwanLab Launch job
+    "/data/*/zhwiki-*.xml.bz2",
 )
 """Where Chinese Wikipedia is looked for when `data.path` is empty or is this list (as in the preset wiki-zh): the
 first that matches, and of its files the last by name, which is the newest. Never two of them: they are one text."""
@@ -63,10 +65,11 @@ def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
 
 def _default(root: Path) -> Path:
     for pattern in WIKI_ZH_CANDIDATES:
-        matches = sorted(path for path in root.glob(pattern) if path.is_file())
+        below = os.path.join(glob.escape(str(root)), pattern)  # an absolute pattern stays as it is
+        matches = sorted(path for match in glob.glob(below) if (path := Path(match)).is_file())
         if matches:
             path = matches[-1]
-            return path.relative_to(root) if root == Path.cwd() else path
+            return path.relative_to(root) if root == Path.cwd() and path.is_relative_to(root) else path
     raise DataError(
         "No data: data.path names no file, and no Chinese Wikipedia is here.",
         got="looked for " + ", ".join(WIKI_ZH_CANDIDATES),
