@@ -52,6 +52,8 @@ class DataSection(Section):
     """Key or column of the document's text."""
     tokenizer: str = "auto"
     """auto, qwen2, a folder with tokenizer.json, or train:8000 for a byte-level BPE of that size on this corpus."""
+    backend: Literal["auto", "hf", "fastokens", "tiktoken"] = "auto"
+    """Library that encodes; auto takes the fastest that is installed and gives the ids of hf. Never changes the result."""
     store: str | None = None
     """Directory of the token store. Default: stores/FINGERPRINT, shared by all runs on the same data."""
     workers: int | None = Field(default=None, ge=1, le=1024)

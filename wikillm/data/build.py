@@ -29,6 +29,7 @@ from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_sh
 from wikillm.data.sources.streams import file_and_line
 from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, shard_path
 from wikillm.data.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
+from wikillm.data.tokenizer_backend import BackendDiffers, choose_backend, refuse_backend
 from wikillm.data.tokenizer_train import MAX_TRAINING_BYTES, train_bpe, write_tokenizer
 from wikillm.data.turns import one_at_a_time
 
@@ -59,7 +60,12 @@ def build_store(plan: BuildPlan) -> Manifest:
     """Build or go on building. Raises DataError for what the sources hold, MachineError for want of room."""
     _claim(plan)
     tokenizer = _tokenizer(plan)
-    shards = _Shards(plan).build()
+    backend = choose_backend(plan.backend, plan.store)
+    try:
+        shards = _Shards(plan, backend).build()
+    except BackendDiffers as error:
+        refuse_backend(plan.store, backend, error)
+        shards = _Shards(plan, choose_backend("hf", plan.store)).build()
     if not sum(info.text_bytes for info in shards):
         raise _nothing_left(merged(info.funnel for info in shards), plan)
     return finish_store(plan, tokenizer, shards)
@@ -162,9 +168,9 @@ def _training_texts(plan: BuildPlan) -> list[str]:
 class _Shards:
     """Builds the missing shards and takes all of them, in order."""
 
-    def __init__(self, plan: BuildPlan) -> None:
+    def __init__(self, plan: BuildPlan, backend: str) -> None:
         self._plan = plan
-        self._job = ShardJob(plan.store, plan.clean_job, plan.val_fraction)
+        self._job = ShardJob(plan.store, plan.clean_job, plan.val_fraction, backend=backend)
         self._taken: list[ShardInfo] = []
         self._text_bytes = 0
         self._disk_read = 0

@@ -34,6 +34,7 @@ class BuildPlan:
     max_document_bytes: int
     max_bad_fraction: float
     workers: int
+    backend: str = "auto"
     relay: Path | None = None  # where the newest progress line goes
 
     @property

@@ -31,6 +31,7 @@ def start_child(module: str, *, log: IO[bytes] | None = None) -> tuple[subproces
         **os.environ,
         "PYTHONPATH": os.pathsep.join([root, *inherited]),
         "TOKENIZERS_PARALLELISM": "false",  # one core each
+        "RAYON_NUM_THREADS": "1",  # fastokens' threads
     }
     if log is not None:
         environment = {name: value for name, value in environment.items() if name not in _RANK_VARIABLES}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +47,7 @@ def describe_shards(
             eos_id=tokenizer.eos_id,
             eos_token=tokenizer.eos_token,
         ),
-        backend={"name": "tokenizers", "version": version("tokenizers")},
+        backend=_backends(shards),
         sources=plan.source_infos,
         shard_bytes=plan.shard_bytes,
         stopped_at_text_limit=any(info.is_cut for info in shards),
@@ -84,3 +83,12 @@ def _duplicates(store: Path, shards: list[ShardInfo]) -> int | None:
     ]
     every = np.concatenate(hashes)
     return int(len(every) - len(np.unique(every)))
+
+
+def _backends(shards: list[ShardInfo]) -> dict[str, str]:
+    """The libraries that encoded the shards; several when a build was continued with another one."""
+    found = sorted({info.backend for info in shards})
+    return {
+        "name": ", ".join(name.partition(" ")[0] for name in found),
+        "version": ", ".join(name.partition(" ")[2] for name in found),
+    }

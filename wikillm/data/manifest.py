@@ -63,7 +63,10 @@ class ShardSplit:
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """`start` and `end` are where its records lie in the sources; `is_cut`: data.max_text_bytes ended it early."""
+    """`start` and `end` are where its records lie in the sources; `is_cut`: data.max_text_bytes ended it early.
+
+    `backend` is the library that encoded it, with its version.
+    """
 
     number: int
     start: Cursor
@@ -71,6 +74,7 @@ class ShardInfo:
     is_cut: bool
     funnel: Funnel
     splits: dict[str, ShardSplit]
+    backend: str = "tokenizers"
 
     @property
     def text_bytes(self) -> int:
@@ -85,6 +89,7 @@ class ShardInfo:
             is_cut=value["is_cut"],
             funnel=Funnel.from_json(value["funnel"]),
             splits={name: ShardSplit(**split) for name, split in value["splits"].items()},
+            backend=value.get("backend", "tokenizers"),
         )
 
 

@@ -36,7 +36,7 @@ from wikillm.data.types import SourceFile
 STORES = Path("stores")
 _SMALL_CORPUS = 256 * 10**6  # below this many bytes of source, val_fraction=auto holds out a tenth
 _DECIDES_NOTHING = {
-    *("workers", "max_bad_fraction", "min_val_tokens", "preset"),
+    *("workers", "backend", "max_bad_fraction", "min_val_tokens", "preset"),
     *("shard_bytes", "streaming", "window_shards", "stall_seconds"),
 }  # of what is found by looking at the sources
 _LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
@@ -175,6 +175,7 @@ def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area
         max_document_bytes=cfg.max_document_bytes,
         max_bad_fraction=cfg.max_bad_fraction,
         workers=cfg.workers or len(os.sched_getaffinity(0)),
+        backend=cfg.backend,
         relay=beside(store.with_name(f".{store.name}"), ".progress"),
     )
 

@@ -24,7 +24,7 @@ from wikillm.data.funnel import Funnel, Tally
 from wikillm.data.manifest import ShardInfo, ShardSplit
 from wikillm.data.sources.read import RawShard
 from wikillm.data.store import INDEX, SPLITS, TOKEN, shard_path
-from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
+from wikillm.data.tokenizer_backend import FIRST_DOCUMENTS, TRUTH, CheckedEncoder, open_encoder
 from wikillm.data.types import Document, Dropped, Record, TokenizedDocument
 
 BATCH_BYTES = 1 << 20
@@ -84,12 +84,14 @@ class ShardJob:
     clean: CleanJob
     val_fraction: float
     text_budget: int | None = None  # bytes of text; the first document beyond it ends the shard
+    backend: str = TRUTH  # as `choose_backend` names it
 
     def __call__(self, raw: RawShard, report: Report) -> ShardInfo:
         tally = Tally()
         bad: list[dict[str, object]] = []
         writers = {split: _SplitWriter(self.store, split, raw.number) for split in SPLITS}
-        encoder = _Encoder(_tokenizer(self.store / "tokenizer"), writers, self.val_fraction, report)
+        tokenizer = _open_encoder(self.backend, self.store / "tokenizer")
+        encoder = _Encoder(tokenizer, writers, self.val_fraction, report, FIRST_DOCUMENTS if raw.number == 0 else 1)
         payloads = {(item.source, item.offset): item for item in raw.items if isinstance(item, Record)}
         text_bytes, is_cut = 0, False
         for outcome, size in self.clean.cleaned(raw):
@@ -106,7 +108,7 @@ class ShardJob:
             encoder.source_bytes += size
         encoder.flush()
         splits = {split: writer.finish() for split, writer in writers.items()}
-        info = ShardInfo(raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits)
+        info = ShardInfo(raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits, self.backend)
         write_json(shard_record_path(self.store, raw.number), {**asdict(info), "bad": bad})
         return info
 
@@ -126,9 +128,7 @@ def _quarantined(dropped: Dropped, record: Record | None) -> dict[str, object]:
     }
 
 
-@lru_cache(maxsize=1)
-def _tokenizer(folder: Path) -> TextTokenizer:
-    return load_tokenizer(folder)
+_open_encoder = lru_cache(maxsize=1)(open_encoder)
 
 
 def content_hash(text: str) -> int:
@@ -140,9 +140,15 @@ class _Encoder:
     """Collects documents, encodes them in batches, hands them to the split that their hash names."""
 
     def __init__(
-        self, tokenizer: TextTokenizer, writers: dict[str, _SplitWriter], val_fraction: float, report: Report
+        self,
+        encoder: CheckedEncoder,
+        writers: dict[str, _SplitWriter],
+        val_fraction: float,
+        report: Report,
+        check_first: int,
     ) -> None:
-        self._tokenizer, self._writers, self._report = tokenizer, writers, report
+        self._encoder, self._tokenizer, self._writers, self._report = encoder, encoder.truth, writers, report
+        self._check_first = check_first
         self._val_below = int(val_fraction * 2**64)
         self._batch: list[tuple[Document, int]] = []
         self._bytes = 0
@@ -156,10 +162,11 @@ class _Encoder:
 
     def flush(self) -> None:
         tokens = 0
-        encoded = self._tokenizer.encode_batch([document.text for document, _ in self._batch])
+        encoded = self._encoder.encode_batch([document.text for document, _ in self._batch], self._check_first)
+        self._check_first = max(0, self._check_first - len(self._batch))
         for (document, length), ids in zip(self._batch, encoded, strict=True):
             done = TokenizedDocument(
-                ids=np.array([*ids, self._tokenizer.eos_id], dtype=np.uint32),
+                ids=np.append(np.asarray(ids, dtype=np.uint32), np.uint32(self._tokenizer.eos_id)),
                 content_hash=content_hash(document.text),
                 text_bytes=length,
                 source=document.source,

@@ -1,0 +1,155 @@
+"""Fast encoders: the real packages give the ids of `tokenizers`; one that does not is caught and leaves nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer
+
+from wikillm.core.errors import ConfigError
+from wikillm.data import prepare, tokenizer_backend
+from wikillm.data.prepare import prepare_store
+from wikillm.data.tokenizer import load_tokenizer
+from wikillm.data.tokenizer_backend import (
+    OPENERS,
+    REFUSED_NAME,
+    BackendDiffers,
+    CheckedEncoder,
+    choose_backend,
+    fuzz_texts,
+    open_encoder,
+)
+
+PACKAGES = ("fastokens", "tiktoken")
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(prepare, "shard_range", lambda estimate: 3000)
+
+
+class Wrong:
+    """Right for all texts but those with `mark` in them."""
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self._truth, self._mark = load_tokenizer(folder), mark
+
+    def encode_batch(self, texts):
+        return [
+            ids + [0] * (self._mark in text) for ids, text in zip(self._truth.encode_batch(texts), texts, strict=True)
+        ]
+
+
+def ids_of(store: Path) -> dict[str, str]:
+    found = [path for kind in ("tok", "idx") for path in sorted(store.rglob(f"*.{kind}"))]
+    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_the_real_packages_give_the_ids_of_tokenizers(tokenizer_dir, name):
+    encoder = open_encoder(name, tokenizer_dir)
+    texts = fuzz_texts()
+    assert len(texts) > 400
+    assert any("<|endoftext|>" in text for text in texts)
+    encoded = encoder.encode_batch(texts, check_first=0)
+    assert [list(map(int, ids)) for ids in encoded] == encoder.truth.encode_batch(texts)
+    assert list(encoder.encode_batch([])) == []
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Mn", "Mc", "Lo"]), max_size=60))
+def test_any_text_without_combining_characters_is_encoded_alike(tokenizer_dir, name, text):
+    encoder = _opened(name, tokenizer_dir)
+    (ids,) = encoder.backend.encode_batch([encoder.truth.backend.normalizer.normalize_str(text)])
+    assert list(map(int, ids)) == encoder.truth.encode(text)
+
+
+_OPEN: dict[str, CheckedEncoder] = {}
+
+
+def _opened(name: str, folder: Path) -> CheckedEncoder:
+    return _OPEN.setdefault(f"{name} {folder}", open_encoder(name, folder))
+
+
+def test_a_store_has_the_same_bytes_whoever_encodes_and_says_who_did(tmp_path, texts, write_source, settings):
+    path = write_source(tmp_path, "plain.jsonl", texts(150))
+    found, names = [], []
+    for setting in ("hf", "fastokens", "tiktoken", "auto"):
+        store = prepare_store(settings(path, backend=setting, store=str(tmp_path / setting)))
+        found.append((ids_of(store.dir), store.manifest.fingerprint))
+        names.append(store.manifest.backend["name"])
+        assert all(store.manifest.backend["version"][i].isdigit() for i in (0, -1))
+    assert all(one == found[0] for one in found)
+    assert names == ["tokenizers", "fastokens", "tiktoken", "fastokens"]
+    workers = prepare_store(settings(path, backend="fastokens", store=str(tmp_path / "workers"), workers=2))
+    assert ids_of(workers.dir) == found[0][0]
+
+
+def test_a_backend_that_is_wrong_on_the_fuzz_set_is_never_used(
+    tmp_path, texts, write_source, settings, monkeypatch, capsys
+):
+    monkeypatch.setitem(OPENERS, "fastokens", lambda folder: Wrong(folder, "1984"))
+    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(30)), backend="fastokens"))
+    assert store.manifest.backend["name"] == "tokenizers"
+    assert "gives other ids than tokenizers" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("where", [0, 60, 100])
+def test_a_backend_that_is_wrong_in_the_middle_leaves_nothing_behind(
+    tmp_path, texts, write_source, settings, monkeypatch, capsys, where
+):
+    expected = texts(150)
+    expected[where] += " 斩"  # neither in the fuzz set nor in another text
+    path = write_source(tmp_path, "plain.jsonl", expected)
+    monkeypatch.setattr(tokenizer_backend, "ONE_IN", 1)
+    wanted = prepare_store(settings(path, backend="hf", store=str(tmp_path / "hf")))
+    monkeypatch.setitem(OPENERS, "fastokens", lambda folder: Wrong(folder, "斩"))
+    store = prepare_store(settings(path, backend="fastokens", store=str(tmp_path / "wrong")))
+    assert "斩" not in "".join(fuzz_texts())
+    assert store.manifest.backend["name"] == "tokenizers"
+    assert {shard.backend.split()[0] for shard in store.manifest.shards} == {"tokenizers"}
+    assert ids_of(store.dir) == ids_of(wanted.dir)
+    assert "built again with tokenizers" in "".join(capsys.readouterr())
+    refused = json.loads((store.dir / REFUSED_NAME).read_text())
+    assert choose_backend("fastokens", store.dir).startswith("tokenizers")  # not asked a second time
+    assert len(refused) == 1
+
+
+def test_a_backend_that_fails_counts_as_one_that_differs(tokenizer_dir):
+    class Fails:
+        def encode_batch(self, texts):
+            raise RuntimeError("out of cheese")
+
+    with pytest.raises(BackendDiffers, match="failed where"):
+        CheckedEncoder(load_tokenizer(tokenizer_dir), "fastokens", Fails()).encode_batch(["a"])
+
+
+def test_what_tiktoken_cannot_do_is_told_and_left_out(tmp_path, tokenizer_dir, capsys):
+    (tmp_path / "tokenizer").mkdir()
+    for path in tokenizer_dir.iterdir():
+        (tmp_path / "tokenizer" / path.name).write_bytes(path.read_bytes())
+    whole = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+    whole.add_tokens([AddedToken("数据", special=False)])
+    whole.save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    assert choose_backend("tiktoken", tmp_path).startswith("tokenizers ")
+    assert "not tiktoken" in "".join(capsys.readouterr())
+
+
+def test_a_backend_that_is_not_installed(tmp_path, tokenizer_dir, monkeypatch):
+    (tmp_path / "tokenizer").symlink_to(tokenizer_dir)
+
+    def version(name: str) -> str:
+        if name in PACKAGES:
+            raise tokenizer_backend.PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(tokenizer_backend, "version", version)
+    assert choose_backend("auto", tmp_path) == "tokenizers 1.0"
+    with pytest.raises(ConfigError, match="not installed") as caught:
+        choose_backend("tiktoken", tmp_path)
+    assert "wikillm[fast]" in caught.value.fix

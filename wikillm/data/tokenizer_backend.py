@@ -1,0 +1,224 @@
+"""Faster encoders for the build, each behind a gate of equality with the `tokenizers` library, which is the truth.
+
+`fastokens` and `tiktoken` (the extra `fast`) are optional. Before a build one of them must give the ids of `tokenizers`
+for every text of a fuzz set; during it, for the first documents, the first of each shard and one in a thousand. The
+first difference refuses that backend for this store for good: what it made is built again with `tokenizers`. So a
+finished store holds either shards of backends of which no difference was ever seen, or shards of `tokenizers` only,
+and the fingerprint does not know about backends. Text is encoded as ordinary text, a literal special token included.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import unicodedata
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from wikillm.core.errors import ConfigError, DataError
+from wikillm.core.files import write_json
+from wikillm.core.log import say, warn
+from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
+
+TRUTH = "tokenizers"
+FASTEST_FIRST = ("fastokens", "tiktoken")
+FIRST_DOCUMENTS, ONE_IN = 64, 1000
+REFUSED_NAME = "refused_backends.json"
+
+Ids = Sequence[int] | npt.NDArray[np.uint32]
+
+
+class Backend(Protocol):
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Ids]:
+        """Ids of each of some NFC texts, as ordinary text."""
+        ...
+
+
+class BackendDiffers(DataError):
+    """A backend gave other ids than `tokenizers`, or failed; never seen by a user: the build goes on without it."""
+
+
+class Unusable(Exception):
+    """This backend cannot do what this tokenizer.json asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedEncoder:
+    """Encodes with a backend and compares samples of it with the truth. Raises BackendDiffers."""
+
+    truth: TextTokenizer
+    name: str
+    backend: Backend
+
+    def encode_batch(self, texts: Sequence[str], check_first: int = 1) -> Sequence[Ids]:
+        """Ids of each text; the first `check_first` and one in `ONE_IN` of the others are compared."""
+        if self.name == TRUTH:
+            return self.truth.encode_batch(texts)
+        try:
+            encoded = self.backend.encode_batch(texts)
+        except BaseException as error:  # a panic of Rust code is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise BackendDiffers(f"{self.name} failed where tokenizers does not.", got=str(error)) from None
+        chosen = [i for i, text in enumerate(texts) if i < check_first or zlib.crc32(text.encode()) % ONE_IN == 0]
+        for i, wanted in zip(chosen, self.truth.encode_batch([texts[i] for i in chosen]), strict=True):
+            found = list(map(int, encoded[i]))
+            if found != wanted:
+                raise BackendDiffers(
+                    f"{self.name} gives other ids than tokenizers.", got=_difference(self.truth, wanted, found)
+                )
+        return encoded
+
+
+def _difference(truth: TextTokenizer, wanted: Sequence[int], found: Sequence[int]) -> str:
+    same = next((i for i, pair in enumerate(zip(wanted, found, strict=False)) if pair[0] != pair[1]), len(found))
+    around = truth.decode(wanted[max(0, same - 3) : same + 5])
+    return f"token {same}, at {around!r}: {list(found[same : same + 5])} instead of {list(wanted[same : same + 5])}"
+
+
+def open_encoder(name: str, folder: Path) -> CheckedEncoder:
+    """The encoder `name` (as `choose_backend` gave it) for a tokenizer folder."""
+    truth = load_tokenizer(folder)
+    kind = name.partition(" ")[0]
+    return CheckedEncoder(truth, kind, truth if kind == TRUTH else OPENERS[kind](folder))
+
+
+def choose_backend(setting: str, store: Path) -> str:
+    """`NAME VERSION` of the encoder that builds a store, in whose folder its tokenizer stands; says so.
+
+    `setting` is data.backend. Raises ConfigError when a backend that was named is not installed. One that differs
+    or cannot do this tokenizer is left out, with a warning when it was named.
+    """
+    refused: dict[str, str] = {}
+    if (store / REFUSED_NAME).is_file():
+        refused = json.loads((store / REFUSED_NAME).read_text(encoding="utf-8"))
+    for kind in {"auto": FASTEST_FIRST, "hf": ()}.get(setting, (setting,)):
+        try:
+            name = f"{kind} {version(kind)}"
+        except PackageNotFoundError:
+            if setting == "auto":
+                continue
+            raise ConfigError(
+                f"data.backend={setting} is not installed.", fix=f"pip install 'wikillm[fast]', or pip install {kind}"
+            ) from None
+        why = refused.get(name) or _why_not(name, store / "tokenizer")
+        if why is None:
+            say(f"encoder: {name}, compared with tokenizers on {len(fuzz_texts())} texts, and as it goes")
+            return name
+        (warn if setting != "auto" else say)(f"encoder: not {name}: {why}")
+    return f"{TRUTH} {version(TRUTH)}"
+
+
+def refuse_backend(store: Path, name: str, error: BackendDiffers) -> None:
+    """Remember that a backend differs, and take away the records of the shards that others than the truth made."""
+    why = f"{error.what} {error.got or ''}".strip()
+    warn(f"encoder: {why}; its shards are built again with tokenizers")
+    path = store / REFUSED_NAME
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, {**known, name: why})
+    for record in (store / "shards").glob("*.json"):
+        if not json.loads(record.read_text(encoding="utf-8")).get("backend", TRUTH).startswith(TRUTH):
+            record.unlink()
+
+
+def _why_not(name: str, folder: Path) -> str | None:
+    texts = fuzz_texts()
+    try:
+        open_encoder(name, folder).encode_batch(texts, check_first=len(texts))
+    except (BackendDiffers, Unusable) as error:
+        return " ".join(part for part in (str(error.args[0]), getattr(error, "got", None)) if part)
+    except ImportError as error:
+        return f"it cannot be imported: {error}"
+    return None
+
+
+def fuzz_texts() -> list[str]:
+    """Texts on which encoders were seen to differ, and 400 random mixtures; NFC, the same on every call."""
+    rng = random.Random(20261123)
+    pieces = [
+        *"  \t\n\r\u00a0\u3000\u2028\u200b\u200d\ufeff.,;!?'\"()[]{}<>|/\\_-+=*&^%$#@~`0123456789",
+        *"abcxyzABCéßøÿĀſŉǅΩяעا한あ中国的，。「」①Ⅳ½٣३𠀀😀👨\u0301\u0303\u093c\u0e33\ufe0f\u202e\ue000\U0010ffff",
+        *("'s", "'LL", "'ſ", "don't", "<|endoftext|>", "<|im_start|>", "</s>", "  \n\n ", "\r\n", "...", "1984", "👩‍👩‍👧", "ﬁ"),
+        *("the", " of", "人民", "共和国", "data", "https://", "\u1100\u1161\u11a8", "é\u0327", "İi", "ΐΰ", "\U0001f1e8\U0001f1f3"),
+    ]  # fmt: skip
+    texts = ["", " ", "\n", "a", "中" * 600, "ab" * 400, " " * 300, "\n \n" * 99, "1" * 70, "'" * 40, "é" * 99]
+    texts += ["".join(rng.choices(pieces, k=rng.randint(1, 80))) for _ in range(300)]
+    anything = [*range(0x20, 0x3000), *range(0x4E00, 0x9FFF, 7), *range(0xAC00, 0xD7A3, 11), *range(0xF900, 0x1FAFF, 5)]
+    texts += ["".join(map(chr, rng.choices(anything, k=60))) for _ in range(100)]
+    return [unicodedata.normalize("NFC", text) for text in texts]
+
+
+class _Fastokens:
+    def __init__(self, folder: Path) -> None:
+        import fastokens
+
+        try:
+            self._inner = fastokens.Tokenizer.from_json_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises what it likes
+            raise Unusable(f"it does not open this tokenizer.json: {error}") from None
+        self._inner.no_truncation()
+        self._inner.no_padding()
+
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Ids]:
+        ids, ends = self._inner.encode_batch_flat(list(texts), False, True)
+        return np.split(np.frombuffer(ids, "<u4"), np.frombuffer(ends, "<u8")[1:-1].astype(np.int64)) if texts else []
+
+
+class _Tiktoken:
+    def __init__(self, folder: Path) -> None:
+        import tiktoken
+
+        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        pattern, ranks = _byte_pairs(content)
+        try:
+            self._inner = tiktoken.Encoding("wikillm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        except Exception as error:
+            raise Unusable(f"it does not take this vocabulary: {error}") from None
+
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Ids]:
+        return [self._inner.encode_to_numpy(text, disallowed_special=()) for text in texts]
+
+
+OPENERS: dict[str, Callable[[Path], Backend]] = {"fastokens": _Fastokens, "tiktoken": _Tiktoken}
+
+
+def _byte_pairs(content: dict[str, Any]) -> tuple[str, dict[bytes, int]]:
+    """Pattern and ranks of a byte-level BPE over NFC text. tiktoken merges by id, so ids must follow the merges."""
+    model, normalizer, splitter = content["model"], content.get("normalizer"), content.get("pre_tokenizer") or {}
+    split, level = (splitter.get("pretokenizers") or [{}, {}])[:2]
+    is_plain = (
+        model.get("type") == "BPE"
+        and not any(model.get(key) for key in ("dropout", "byte_fallback", "continuing_subword_prefix"))
+        and (normalizer is None or normalizer == {"type": "NFC"})
+        and (split.get("type"), split.get("behavior"), split.get("invert")) == ("Split", "Isolated", False)
+        and (level.get("type"), level.get("add_prefix_space"), level.get("use_regex")) == ("ByteLevel", False, False)
+        and len(splitter["pretokenizers"]) == 2
+        and "Regex" in split["pattern"]
+        and all(token["special"] for token in content.get("added_tokens", []))
+    )
+    if not is_plain:
+        raise Unusable("it knows byte-level BPE with one regular expression and NFC only")
+    vocabulary: dict[str, int] = model["vocab"]
+    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    ids = [vocabulary["".join(pair)] for pair in merges]
+    if any(later <= earlier for earlier, later in zip(ids, ids[1:], strict=False)):
+        raise Unusable("the ids of this vocabulary do not follow its merges")
+    specials = {token["content"] for token in content.get("added_tokens", [])}
+    letters = _byte_letters()
+    return split["pattern"]["Regex"], {
+        bytes(letters[letter] for letter in token): rank for token, rank in vocabulary.items() if token not in specials
+    }
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that byte-level BPE writes for each byte (GPT-2): itself if printable, else from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
