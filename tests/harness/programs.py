@@ -94,6 +94,13 @@ def train_with_options(words: list[str], options: dict[str, Any]) -> dict[str, A
     return train(words, **options)
 
 
+def train_without_launcher(words: list[str]) -> dict[str, Any]:
+    """`train` as `python train.py` starts it: none of a launcher's variables is set."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+    return train(words)
+
+
 def read_run(run_dir: Path) -> dict[str, Any]:
     """Losses by step, evaluations, the exit record: from the run directory's files alone."""
     from wikillm.observe.sinks import read_metrics, read_records

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import tensor_digest, train_with_options
+from harness.programs import tensor_digest, train_with_options, train_without_launcher
 from harness.ranks import run_ranks
 
 from wikillm.checkpoints.layout import list_checkpoints
@@ -86,6 +86,12 @@ def test_stopped_and_resumed_is_bit_identical(recipe: str | None, words: Any, tm
     assert resumed["eval"] == whole["eval"]
     digests = {tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8") for name in ("whole", "parts")}
     assert len(digests) == 1, "the final weights differ"
+
+
+def test_no_launcher_and_no_deepspeed_is_the_same_run(words: Any, baseline: Any, tmp_path: Path) -> None:
+    (result,) = run_ranks(train_without_launcher, 1, words(tmp_path / "run"))
+    assert result["code"] == 0, result["message"]
+    assert_close(result["losses"], baseline["losses"], L2)
 
 
 def test_samples_do_not_change_the_run(words: Any, baseline: Any, tmp_path: Path) -> None:

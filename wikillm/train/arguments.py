@@ -58,7 +58,8 @@ def to_training_arguments(
         seed=cfg.run.seed,
         deepspeed=deepspeed,
         ddp_find_unused_parameters=False,
-        ddp_backend=None if on_gpu else "gloo",
+        # Without launcher and DeepSpeed there is no group, and naming a backend would make accelerate look for it.
+        ddp_backend="gloo" if not on_gpu and (plan.world_size > 1 or torch.distributed.is_initialized()) else None,
         # Without it a machine without GPU sees world size 1 on every rank and trains the same data twice.
         use_cpu=not on_gpu,
         # What WikiLLM does itself: data order, resume position, evaluation, logging, tracking, rotation.

@@ -1,0 +1,174 @@
+"""What benchmarks/train.py starts: one contender, that waits for its turn before every step and reports the last one.
+
+    python -m benchmarks.contenders '{"name": "hf", "words": [...], "steps": 30, "fd": 3}'
+
+All of them build the same model (weights by seed and name), read the same samples in the same order, use AdamW with
+the same groups, clip at 1.0 and divide by the same count: after equal steps their losses must be equal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainingArguments
+
+from benchmarks.record import peak_bytes
+from wikillm.config.load import Resolved, load
+from wikillm.data.loader import BatchShape, train_loader
+from wikillm.data.order import SampleOrder
+from wikillm.data.prepare import prepare_store
+from wikillm.models.build import build_model
+from wikillm.models.patch import patch_loss
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Pacer:
+    """Stops the contender before each step until the parent says go; ends the process after the last one."""
+
+    def __init__(self, fd: int, steps: int) -> None:
+        self._reports = os.fdopen(fd, "w", encoding="utf-8")
+        self._left, self._losses = steps, list[torch.Tensor]()
+        self._started: tuple[float, float] | None = None
+
+    def turn(self) -> None:
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        line: dict[str, Any] = {}
+        if self._started is not None:
+            line = {"wall": time.perf_counter() - self._started[0], "cpu": time.process_time() - self._started[1]}
+            self._left -= 1
+        if self._left == 0:
+            line |= {"losses": [float(loss) for loss in self._losses], "peak": peak_bytes(DEVICE)}
+        self._reports.write(json.dumps(line) + "\n")
+        self._reports.flush()
+        if self._left == 0 or not sys.stdin.readline():
+            os._exit(0)  # in the middle of training on purpose: what comes after the last step is not measured
+        self._started = time.perf_counter(), time.process_time()
+
+    def keep(self, loss: torch.Tensor) -> torch.Tensor:
+        self._losses.append(loss.detach())
+        return loss
+
+
+class Batches:
+    """The run's samples as batches of this one process, on `train_loader`."""
+
+    def __init__(self, resolved: Resolved) -> None:
+        train, self.store = resolved.config.train, prepare_store(resolved.config.data)
+        self.batch, self.length = train.per_device_train_batch_size, train.sequence_length
+        order = SampleOrder(self.store.train.n_tokens, self.length, resolved.config.run.seed)
+        shape = BatchShape(self.batch, 1, 1, 0)
+        self.loader = train_loader(self.store.train, order, shape, total_steps=train.max_steps or 1)
+
+
+class Rows(IterableDataset[dict[str, torch.Tensor]]):
+    """The same samples one by one, for the Trainer to collate as it does."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self.batches.loader:
+            for row in range(self.batches.batch):
+                yield {key: value[row] for key, value in batch.items()}
+
+
+def arguments(resolved: Resolved) -> TrainingArguments:
+    train = resolved.config.train
+    return TrainingArguments(
+        output_dir=resolved.config.run.dir or "",
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        max_steps=train.max_steps or 1,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler_type,
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        max_grad_norm=train.max_grad_norm,
+        optim="adamw_torch_fused" if DEVICE == "cuda" else "adamw_torch",
+        bf16=DEVICE == "cuda",
+        use_cpu=DEVICE == "cpu",
+        save_strategy="no",
+        logging_steps=train.logging_steps,
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        seed=resolved.config.run.seed,
+    )
+
+
+def model_of(resolved: Resolved, args: TrainingArguments, batches: Batches) -> Any:
+    model, tokenizer = resolved.config.model, batches.store.manifest.tokenizer
+    vocab = model.vocab_size if model.vocab_size != "auto" else 151_936
+    return build_model(model, vocab, args, eos_id=tokenizer.eos_id, seed=resolved.config.run.seed)
+
+
+def hugging_face(resolved: Resolved, pacer: Pacer) -> None:
+    _pace_trainer(pacer)
+    args, batches = arguments(resolved), Batches(resolved)
+    Trainer(model=model_of(resolved, args, batches), args=args, train_dataset=Rows(batches)).train()
+
+
+def wikillm(resolved: Resolved, pacer: Pacer) -> None:
+    from wikillm.train.run import pretrain
+
+    _pace_trainer(pacer)
+    pretrain(resolved)
+
+
+def bare(resolved: Resolved, pacer: Pacer, *, fused: bool) -> None:
+    """The loop that a person would write for one device, and nothing else in it."""
+    args, batches, train = arguments(resolved), Batches(resolved), resolved.config.train
+    model = model_of(resolved, args, batches).to(DEVICE)
+    if fused:
+        patch_loss(model, rows=batches.batch * batches.length, device_type=DEVICE)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    betas = (train.adam_beta1, train.adam_beta2)
+    optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, fused=DEVICE == "cuda" or None)
+    count = torch.tensor(batches.batch * batches.length, device=DEVICE)
+    model.train()
+    for batch in batches.loader:
+        pacer.turn()
+        on_device = {key: value.to(DEVICE, non_blocking=True) for key, value in batch.items()}
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+            loss = pacer.keep(model(**on_device, num_items_in_batch=count).loss)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _pace_trainer(pacer: Pacer) -> None:
+    """Before `Trainer.training_step`, so also before WikiLLM's, which calls it: from one start to the next is a step."""
+    original = Trainer.training_step
+
+    def training_step(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        pacer.turn()
+        return pacer.keep(original(self, *args, **kwargs))
+
+    Trainer.training_step = training_step  # type: ignore[method-assign]
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    pacer, resolved = Pacer(order["fd"], order["steps"]), load(None, order["words"])
+    if order["name"] == "hf":
+        hugging_face(resolved, pacer)
+    elif order["name"] == "wikillm":
+        wikillm(resolved, pacer)
+    else:
+        bare(resolved, pacer, fused=order["name"] == "bare-fused")
+
+
+if __name__ == "__main__":
+    main()
