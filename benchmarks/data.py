@@ -1,0 +1,176 @@
+"""Building a token store, by encoder, against the tutorial's `load_dataset` + `map`, on the same file in the same run.
+
+Each contender works in a process of its own on one core's worth of threads, from the JSON Lines to tokens on the disk.
+"MB/s" is UTF-8 text per CPU-second: on a shared machine CPU time hardly depends on the neighbours. The tutorial keeps
+chunks of exactly 512 tokens of each document and throws the rest away; WikiLLM keeps every token.
+
+    python benchmarks/data.py                                            # a generated corpus and a tokenizer trained on it
+    python benchmarks/data.py --data FILE --tokenizer FOLDER --mb 25     # the first 25 MB of a source of your own
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("RAYON_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1")):
+    os.environ[name] = value
+# The repository instead of this folder, as in kernels.py.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.record import circumstances, report, run_in_fresh_process
+
+CONTENDERS = ("tutorial", "hf", "tiktoken", "fastokens")
+LENGTH = 512  # of the tutorial's chunks
+
+
+def main() -> None:
+    args = _arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        data = args.work / "corpus.jsonl" if args.one else _corpus(args.data, int(args.mb * 1e6), work)
+        if args.one:
+            print(json.dumps(_one(args.one, data, args.work / "tokenizer", work)))
+            return
+        _tokenizer(args.tokenizer, data, work)
+        with open(data, encoding="utf-8") as file:
+            size = sum(len(json.loads(line)["text"].encode()) for line in file)
+        found = {name: run_in_fresh_process(["--one", name, "--work", folder]) for name in args.contenders}
+    facts: dict[str, Any] = {"circumstances": circumstances(), "text_bytes": size, "contenders": found}
+    facts["circumstances"]["command"] = " ".join(
+        ["python benchmarks/data.py", *(f"--{key} {Path(str(value)).name}" for key, value in _named(args).items())]
+    )
+    rows = []
+    most = max(one["tokens"] for one in found.values())
+    for name, one in found.items():
+        seconds, label = one["cpu_s"], name if name == "tutorial" else f"WikiLLM, {one['encoder']}"
+        rows.append(
+            [label, f"{one['wall_s']:.1f}", f"{seconds:.1f}", f"{size / seconds / 1e6:.2f}"]
+            + [f"{one['tokens'] / seconds / 1e6:.2f}", f"{one['peak'] / 2**20:.0f}", f"{one['tokens'] / most:.1%}"]
+        )
+    header = ["build", "wall s", "CPU s", "MB/s per core", "M tokens/s per core", "peak MiB", "tokens kept"]
+    report(f"Text to tokens on the disk, {size / 1e6:.1f} MB of text, one process", facts, header, rows, args.out)
+
+
+def _named(args: argparse.Namespace) -> dict[str, Any]:
+    return {key: value for key, value in (("data", args.data), ("tokenizer", args.tokenizer), ("mb", args.mb)) if value}
+
+
+def _one(name: str, data: Path, tokenizer: Path, work: Path) -> dict[str, Any]:
+    """Run one contender; the imports are not counted."""
+    import resource
+
+    build = _tutorial if name == "tutorial" else _wikillm
+    begin = build(name, data, tokenizer, work)
+    start, used = time.perf_counter(), time.process_time()
+    with contextlib.redirect_stdout(sys.stderr):
+        found = begin()
+    found |= {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - used}
+    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return found
+
+
+def _tutorial(_: str, data: Path, folder: Path, work: Path) -> Any:
+    """What the tutorial does: read, tokenize in chunks of 512, keep the full chunks."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def chunks(batch: dict[str, list[str]]) -> dict[str, Any]:
+        out = tokenizer(
+            batch["text"], truncation=True, max_length=LENGTH, return_overflowing_tokens=True, return_length=True
+        )
+        return {"input_ids": [ids for n, ids in zip(out["length"], out["input_ids"], strict=True) if n == LENGTH]}
+
+    def run() -> dict[str, Any]:
+        raw = datasets.load_dataset("json", data_files=str(data), split="train", cache_dir=str(work / "cache"))
+        cut = raw.map(chunks, batched=True, remove_columns=raw.column_names)
+        return {"tokens": len(cut) * LENGTH, "encoder": "transformers"}
+
+    return run
+
+
+def _wikillm(name: str, data: Path, folder: Path, work: Path) -> Any:
+    from wikillm.config.schema import DataSection
+    from wikillm.data.prepare import prepare_store
+
+    backend: Any = name
+    cfg = DataSection(
+        path=(str(data),),
+        tokenizer=str(folder),
+        store=str(work / "store"),
+        workers=1,
+        backend=backend,
+        min_val_tokens=1,
+    )
+
+    def run() -> dict[str, Any]:
+        store = prepare_store(cfg)
+        return {
+            "tokens": store.train.n_tokens + store.val.n_tokens,
+            "encoder": " ".join(store.manifest.backend.values()),
+        }
+
+    return run
+
+
+def _corpus(path: Path | None, size: int, work: Path) -> Path:
+    """The first `size` bytes of text as JSON Lines; made up when no file is given."""
+    from wikillm.data.clean import clean
+    from wikillm.data.sources.read import records_of
+    from wikillm.data.sources.sniff import sniff
+    from wikillm.data.types import Document, Record
+
+    target = work / "corpus.jsonl"
+    if path is None:
+        sys.path.insert(0, str(Path(sys.path[0]) / "tests"))
+        from harness.corpus import write_corpus
+
+        return Path(write_corpus(target, size=size))
+    source, written = sniff(path), 0
+    with open(target, "w", encoding="utf-8") as file:
+        for item, _ in records_of(0, source, 0, 1 << 24):
+            found = clean(item, source.format, "text") if isinstance(item, Record) else item
+            if isinstance(found, Document):
+                file.write(json.dumps({"text": found.text}, ensure_ascii=False) + "\n")
+                written += len(found.text.encode())
+            if written >= size:
+                break
+    return target
+
+
+def _tokenizer(folder: Path | None, data: Path, work: Path) -> None:
+    from wikillm.data.tokenizer import copy_tokenizer
+    from wikillm.data.tokenizer_train import train_bpe, write_tokenizer
+
+    if folder is not None:
+        copy_tokenizer(folder, work / "tokenizer")
+        return
+    with open(data, encoding="utf-8") as file:
+        texts = [json.loads(line)["text"] for line, _ in zip(file, range(1000), strict=False)]
+    write_tokenizer(train_bpe(texts, 8000), work / "tokenizer")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="any source that WikiLLM reads, with its text under `text`")
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer folder; default: trained on the text")
+    parser.add_argument("--mb", type=float, default=25, help="MB of text (default 25)")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
