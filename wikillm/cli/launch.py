@@ -63,6 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--node-rank", type=int, metavar="N", help="torchrun: number of this node, from 0")
     machine.add_argument("--max-restarts", type=int, default=0, metavar="N", help="torchrun: restarts after a failure")
     machine.add_argument("--hours", type=float, metavar="H", help="slurm: time limit (default 24)")
+    machine.add_argument("--cpus", type=int, default=8, metavar="N", help="slurm: cores per GPU (default 8)")
     machine.add_argument("--partition", metavar="NAME", help="slurm: partition")
     machine.add_argument("--account", metavar="NAME", help="slurm: account")
     machine.add_argument("--image", metavar="NAME", help="k8s: container image with WikiLLM")
@@ -121,6 +122,7 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
         hostfile=args.hostfile,
         host=args.host,
         hours=args.hours,
+        cpus=args.cpus,
         partition=args.partition,
         account=args.account,
         image=args.image,
@@ -179,7 +181,14 @@ def _check(args: argparse.Namespace) -> None:
     for flag in ("file", "init", "zip"):
         if getattr(args, flag):
             problems.add(f"--{flag} is for the target swanlab.", got=args.target, fix="wikillm launch swanlab ...")
-    for flag, least in (("nodes", 1), ("gpus", 1), ("max_restarts", 0), ("node_rank", 0), ("master_port", 1)):
+    for flag, least in (
+        ("nodes", 1),
+        ("gpus", 1),
+        ("cpus", 1),
+        ("max_restarts", 0),
+        ("node_rank", 0),
+        ("master_port", 1),
+    ):
         value = getattr(args, flag)
         if value is not None and value < least:
             problems.add(f"--{flag.replace('_', '-')} is at least {least}.", got=str(value))

@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
     group.add_argument("--gpus-per-node", type=int, default=8, help="GPUs in a node (default 8)")
     group.add_argument("--host-memory", metavar="SIZE", help="memory of a node for offload. Default: 128GiB per GPU")
-    group.add_argument("--mfu", type=float, help="assumed MFU, 0 to 1. Default: 0.16 to 0.40 by size of the model")
+    group.add_argument("--mfu", type=float, help="assumed MFU, 0 to 1. Default: 0.25 to 0.40 by size of the model")
     group.add_argument("--price", type=float, help="price of a GPU hour, in your currency")
     parser.add_argument("--tokens", metavar="N", help="training tokens in the corpus, such as 1.2B")
     parser.add_argument("--all", action="store_true", help="every model preset on 1, 8, 64 and 512 GPUs")

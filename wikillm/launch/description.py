@@ -30,6 +30,7 @@ class Launch:
     hostfile: Path | None = None
     host: str | None = None
     hours: float | None = None
+    cpus: int = 8  # per GPU, where they have to be asked for
     partition: str | None = None
     account: str | None = None
     image: str | None = None

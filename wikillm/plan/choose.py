@@ -2,7 +2,8 @@
 
 For each recipe, with and without checkpointing, the largest micro-batch that fits (up to 64k tokens) is taken. What the
 user set (recipe, micro-batch, checkpointing) is kept. Times within 2 % count as equal: then the simpler way wins.
-`zero3_plus` stands behind all exact ways that fit: its 4-bit gradients change the arithmetic, which is the user's choice.
+Offload stands behind every way that fits without it, since the speed of hosts differs most from what is assumed, and
+`zero3_plus` behind all: its 4-bit gradients change the arithmetic, which is the user's choice.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from wikillm.plan.time import StepTime, assumed_mfu, step_time
 MOST_MICRO_TOKENS = 65_536
 """Tokens per rank and micro-step; more no longer makes the matrix products faster."""
 SAME_TIME = 1.02
+KEPT_FREE = 0.08
+"""Share of a GPU's memory that no plan uses: the formulas' error is not known yet, and out of memory ends a run."""
 MOST_RANKS = 4096
 PINS = ("deepspeed.config", "train.per_device_train_batch_size", "train.gradient_checkpointing")
 
@@ -64,9 +67,15 @@ def rank_choices(
     pins = frozenset(key for key in PINS if keep_pins and is_pinned(resolved, key))
     found = [_best_micro(resolved, job, machine, setup, mfu, pins) for setup in _setups(resolved, job, machine, pins)]
     fitting = [choice for choice in found if choice.fits]
-    best = min((choice.time.total for choice in fitting if not choice.setup.quantized), default=0.0)
+    best = {
+        last: min((c.time.total for c in fitting if _last_resort(c.setup) == last), default=0.0) for last in range(3)
+    }
     fitting.sort(
-        key=lambda choice: (choice.setup.quantized, max(choice.time.total, best * SAME_TIME), _effort(choice.setup))
+        key=lambda choice: (
+            _last_resort(choice.setup),
+            max(choice.time.total, best[_last_resort(choice.setup)] * SAME_TIME),
+            _effort(choice.setup),
+        )
     )
     return fitting + sorted((choice for choice in found if not choice.fits), key=lambda choice: choice.memory.total)
 
@@ -110,6 +119,7 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
                 accumulation=job.sequences // ranks,
                 precision=job.precision,
                 checkpointing=checkpointing,
+                loss=job.loss,
             )
 
 
@@ -142,20 +152,26 @@ def _evaluate(job: Job, machine: Machine, setup: Setup, mfu: float | None) -> Ch
         traffic,
         machine.gpu,
         flops_per_token=job.flops_per_token,
-        mfu=assumed_mfu(psi) if mfu is None else mfu,
+        mfu=assumed_mfu(psi, job.loss) if mfu is None else mfu,
     )
     misfit = None
-    if memory.total > machine.gpu.memory:
-        misfit = f"needs {format_size(memory.total)} per GPU, it has {format_size(machine.gpu.memory)}"
+    usable = int((1 - KEPT_FREE) * machine.gpu.memory)
+    if memory.total > usable:
+        misfit = f"needs {format_size(memory.total)} per GPU, {format_size(usable)} are planned with"
     elif host > machine.host_memory:
         misfit = f"needs {format_size(host)} of host memory per node, {format_size(machine.host_memory)} are assumed"
     return Choice(setup, memory, host, traffic, time, misfit)
 
 
-def _effort(setup: Setup) -> tuple[bool, bool, int, int]:
-    """Of two equally fast ways the first is the one without offload, checkpointing, and with the lower stage."""
+def _last_resort(setup: Setup) -> int:
+    """0, 1 with offload, 2 with quantized traffic: taken when nothing below fits, however fast it looks."""
+    return 2 if setup.quantized else int(setup.offload_optimizer or setup.offload_param)
+
+
+def _effort(setup: Setup) -> tuple[bool, int, int]:
+    """Of two equally fast ways the first is the one without checkpointing and with the lower stage."""
     stage = setup.stage if setup.ranks == 1 else {0: 4}.get(setup.stage, setup.stage)  # zero1 before zero0
-    return (setup.offload_optimizer, setup.checkpointing, stage + setup.quantized, -setup.micro)
+    return (setup.checkpointing, stage, -setup.micro)
 
 
 def _largest_parts(memory: Memory) -> str:
@@ -164,7 +180,7 @@ def _largest_parts(memory: Memory) -> str:
 
 
 def _what_would_fit(resolved: Resolved, job: Job, machine: Machine, mfu: float | None) -> Iterator[str]:
-    """Other settings here; else more host memory, more GPUs of the same kind, the next larger kind. All are tried."""
+    """Other settings here; else more GPUs of the same kind, the next larger kind, more host memory. All are tried."""
     free = rank_choices(resolved, job, machine, mfu, keep_pins=False)[0]
     if free.fits:
         setup = free.setup
@@ -181,8 +197,6 @@ def _what_would_fit(resolved: Resolved, job: Job, machine: Machine, mfu: float |
             return False
         return rank_choices(resolved, other_job, other, mfu)[0].fits
 
-    if free.memory.total <= machine.gpu.memory:
-        yield f"--host-memory {-(-free.host_bytes // 2**30)}GiB, if a node has that much"
     nodes, per_node = machine.nodes, machine.gpus_per_node
     while nodes * per_node < MOST_RANKS:
         nodes, per_node = (nodes * 2, per_node) if per_node >= 8 or machine.nodes > 1 else (1, min(8, per_node * 2))
@@ -193,4 +207,6 @@ def _what_would_fit(resolved: Resolved, job: Job, machine: Machine, mfu: float |
     for gpu in sorted((find_gpu(name) for name in GPU_NAMES), key=lambda gpu: (gpu.memory, gpu.peak, gpu.name)):
         if gpu.memory > machine.gpu.memory and fits(replace(machine, gpu=gpu)):
             yield f"--gpu {gpu.name} --nodes {machine.nodes} --gpus-per-node {machine.gpus_per_node}"
-            return
+            break
+    if free.memory.total <= (1 - KEPT_FREE) * machine.gpu.memory:
+        yield f"--host-memory {-(-free.host_bytes // 2**30)}GiB, if a node has that much"

@@ -24,16 +24,23 @@ def count_sequences(train_tokens: int, sequence_length: int) -> int:
     return -(-max(0, train_tokens - 1) // sequence_length)
 
 
-def count_steps(resolved: Resolved, batch: Batch, sequences: int) -> int:
-    """Optimizer steps until the horizon. `sequences`: in one pass over the corpus."""
+def count_steps(resolved: Resolved, batch: Batch, sequences: int | None, first_epoch: int | None = None) -> int:
+    """Optimizer steps until the horizon.
+
+    Args:
+        sequences: in one pass over the corpus; None where it is not known and the horizon is no number of passes.
+        first_epoch: in the first pass, when it has more of them (its windows may each have a short one).
+    """
     train = resolved.config.train
     if train.max_steps is not None:
         return train.max_steps
     if train.max_tokens is not None:
         return -(-train.max_tokens // batch.tokens)
-    if train.num_train_epochs is not None:
+    if train.num_train_epochs is not None and sequences is not None:
         # As a decimal fraction: ceil(10 * 0.1 * 3) must not become 4 by a rounding error of binary floats.
-        return math.ceil(Fraction(str(train.num_train_epochs)) * sequences / batch.sequences)
+        epochs = Fraction(str(train.num_train_epochs))
+        more = min(epochs, Fraction(1)) * ((first_epoch or sequences) - sequences)
+        return math.ceil((epochs * sequences + more) / batch.sequences)
     raise ConfigError("The run has no horizon.", fix="--max_steps 1000")  # load() refuses this earlier
 
 

@@ -17,7 +17,7 @@ from wikillm.plan.flops import flops_per_token
 from wikillm.plan.gpus import Gpu
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup
 from wikillm.plan.params import count_parameters
-from wikillm.plan.setup import Precision, Shape
+from wikillm.plan.setup import Loss, Precision, Shape
 from wikillm.plan.vocab import resolve_vocab_size
 
 QWEN2_TOKENIZER_LENGTH = 151_646
@@ -36,6 +36,7 @@ class Job:
     train_tokens: int
     flops_per_token: int
     precision: Precision
+    loss: Loss
     notes: tuple[str, ...]
 
 
@@ -65,6 +66,7 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
         train_tokens=train_tokens,
         flops_per_token=flops_per_token(model, vocab_size, train.sequence_length),
         precision=precision,
+        loss="stock" if train.loss_kernel == "stock" else "chunked",
         notes=tuple(note for note in (vocab_note, tokens_note, warmup_note) if note is not None),
     )
 

@@ -58,10 +58,32 @@ def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
         "gradients": gradients,
         "optimizer": optimizer,
         "activations": tokens * activation_bytes_per_token(shape, setup),
-        "loss": tokens * shape.vocab_size * STOCK_LOGIT_BYTES[setup.precision],
+        "loss": loss_bytes(shape, setup),
         "buckets": _buckets(shape, setup),
     }
     return Memory(**held, context=CONTEXT_BYTES, fragmentation=int(FRAGMENTATION * sum(held.values())))
+
+
+def loss_bytes(shape: Shape, setup: Setup) -> int:
+    """Output projection and loss of one micro-step.
+
+    Stock: every logit of the micro-batch. Chunked (`kernels.linear_cross_entropy`): of a chunk the logits, their fp32
+    softmax and its narrow copy (8 bytes in 16 bit, 4 in fp32), the head's gradient in fp32 (4 V h), of which the
+    backward makes a narrow copy (2 V h) when the chunk is gone, and the gradient of the hidden states.
+    """
+    tokens, vocab, h = setup.micro * shape.sequence_length, shape.vocab_size, shape.model.hidden_size
+    if setup.loss == "stock":
+        return tokens * vocab * STOCK_LOGIT_BYTES[setup.precision]
+    width = setup.bytes_per_weight
+    chunk = chunk_rows(tokens, vocab) * vocab * (4 if setup.precision == "fp32" else 8)
+    return 4 * vocab * h + max(chunk, width * vocab * h) + width * tokens * h
+
+
+def chunk_rows(rows: int, vocab: int) -> int:
+    """Rows per chunk on a GPU; the rule of `kernels.dispatch.chunk_rows`, which needs torch (a test holds them equal)."""
+    limit = min(8192, max(2048, 640_000_000 // vocab))
+    even = -(-rows // -(-rows // limit))
+    return min(limit, -(-even // 64) * 64)
 
 
 def host_bytes_per_rank(shape: Shape, setup: Setup) -> int:

@@ -34,7 +34,7 @@ class Plan:
     max_steps: int
     warmup_steps: int
     total_tokens: int
-    epochs: float  # passes over the training data until the last step
+    epochs: float | None  # passes over the training data until the last step; None where its size is not known yet
     notes: tuple[str, ...]  # what was adjusted, one sentence each, for the user
 
     def to_json(self) -> dict[str, Any]:
@@ -42,14 +42,28 @@ class Plan:
         return asdict(self)
 
 
-def make_plan(resolved: Resolved, *, world_size: int, tokenizer_length: int, train_tokens: int) -> Plan:
-    """Plan a run. Raises ConfigError when batch, horizon, warm-up or vocabulary do not fit the world or the data."""
+def make_plan(
+    resolved: Resolved,
+    *,
+    world_size: int,
+    tokenizer_length: int,
+    train_tokens: int | None,
+    first_epoch: int | None = None,
+) -> Plan:
+    """Plan a run. Raises ConfigError when batch, horizon, warm-up or vocabulary do not fit the world or the data.
+
+    Args:
+        train_tokens: of the corpus; None while it is still being built (then the horizon is in steps or tokens).
+        first_epoch: sequences in the first epoch, where they are not those of a later one.
+    """
     model, train = resolved.config.model, resolved.config.train
     vocab_size, vocab_note = resolve_vocab_size(model, resolved.origin("model.vocab_size"), tokenizer_length)
     batch = split_batch(resolved, world_size)
-    sequences = count_sequences(train_tokens, train.sequence_length)
-    refuse_small_corpus(resolved, batch, sequences, train_tokens)
-    max_steps = count_steps(resolved, batch, sequences)
+    sequences = None
+    if train_tokens is not None:
+        sequences = count_sequences(train_tokens, train.sequence_length)
+        refuse_small_corpus(resolved, batch, sequences, train_tokens)
+    max_steps = count_steps(resolved, batch, sequences, first_epoch)
     warmup_steps, warmup_note = count_warmup(resolved, max_steps)
     count = count_parameters(model, vocab_size)
     return Plan(
@@ -66,6 +80,6 @@ def make_plan(resolved: Resolved, *, world_size: int, tokenizer_length: int, tra
         max_steps=max_steps,
         warmup_steps=warmup_steps,
         total_tokens=max_steps * batch.tokens,
-        epochs=max_steps * batch.sequences / sequences,
+        epochs=None if sequences is None else max_steps * batch.sequences / sequences,
         notes=tuple(note for note in (vocab_note, warmup_note) if note is not None),
     )

@@ -15,6 +15,7 @@ from wikillm.config.deepspeed import DeepSpeedFile, read_deepspeed
 from wikillm.config.schema import ModelSection
 
 Precision = Literal["bf16", "fp16", "fp32"]
+Loss = Literal["chunked", "stock"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Setup:
     accumulation: int
     precision: Precision
     checkpointing: bool = False
+    loss: Loss = "chunked"
     offload_optimizer: bool = False
     offload_param: bool = False
     quantized: bool = False  # hpZ, qwZ and qgZ: a second copy of the weights per node, small traffic between nodes
@@ -72,6 +74,7 @@ def setup_from_recipe(
     accumulation: int,
     precision: Precision,
     checkpointing: bool,
+    loss: Loss = "chunked",
 ) -> Setup:
     """A setup with what the DeepSpeed JSON says. Buckets left "auto" are Hugging Face's hidden_size squared."""
     file = _read(recipe)
@@ -93,6 +96,7 @@ def setup_from_recipe(
         accumulation=accumulation,
         precision=precision,
         checkpointing=checkpointing,
+        loss=loss,
         offload_optimizer=device("offload_optimizer"),
         offload_param=device("offload_param"),
         quantized=bool(file.get("zero_optimization.zero_quantized_weights", False)),

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 
 from wikillm.plan.communication import Communication
 from wikillm.plan.gpus import Gpu
-from wikillm.plan.setup import Setup, Shape
+from wikillm.plan.setup import Loss, Setup, Shape
 
 CPU_ADAM_BYTES_PER_SECOND = 20e9
 """Host memory traffic that one rank's CPU Adam is assumed to reach; it touches 28 bytes per parameter."""
 CHECKPOINTING_COST = 4 / 3
-_STOCK_MFU = ((300e6, 0.16), (1.2e9, 0.30), (float("inf"), 0.40))
+_MFU: dict[Loss, tuple[tuple[float, float], ...]] = {
+    "stock": ((300e6, 0.16), (1.2e9, 0.30), (float("inf"), 0.40)),
+    "chunked": ((300e6, 0.25), (1.2e9, 0.35), (float("inf"), 0.40)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,11 @@ class StepTime:
         return self.compute + self.exposed + self.host
 
 
-def assumed_mfu(parameters: int) -> float:
-    """What Hugging Face's unfused model is assumed to reach: 16 % near 120M with a large vocabulary (roofline), 30 % to
-    1.2B, 40 % above (MosaicML's and OLMo-core's published 39 to 46 % are for tuned code, so this is generous)."""
-    return next(mfu for limit, mfu in _STOCK_MFU if parameters < limit)
+def assumed_mfu(parameters: int, loss: Loss = "chunked") -> float:
+    """What Hugging Face's layers are assumed to reach, by size. With its own loss 16 % near 120M and a large vocabulary (a
+    roofline estimate), more with the chunked one; 40 % above 1.2B. Published 39 to 46 % (MosaicML, OLMo-core) are for tuned
+    code, so this is generous."""
+    return next(mfu for limit, mfu in _MFU[loss] if parameters < limit)
 
 
 def step_time(

@@ -28,8 +28,9 @@ def test_72b_on_one_node_is_refused_with_ways_that_fit() -> None:
         chosen("pretrain-72b", on=machine())
     assert "host memory per node" in (refused.value.got or "")
     proposals = (refused.value.fix or "").splitlines()
-    assert "--host-memory" in proposals[0] and "--nodes 2" in proposals[1]
-    two_nodes = chosen("pretrain-72b", on=machine(nodes=2, host_gib=1024))
+    assert "--nodes 2" in proposals[0] and "--host-memory" in proposals[-1]
+    words = proposals[0].split()
+    two_nodes = chosen("pretrain-72b", on=machine(words[1], int(words[3]), int(words[5])))
     assert two_nodes[0].fits and two_nodes[0].setup.stage == 3
 
 
@@ -58,6 +59,14 @@ def test_what_changes_the_arithmetic_is_never_preferred() -> None:
     recipes = [way.setup.recipe for way in ways]
     assert "zero3_plus" in recipes
     assert recipes.index("zero3_plus") >= len([r for r in recipes if r != "zero3_plus"])
+
+
+def test_offload_is_not_taken_while_something_else_fits_and_a_margin_is_kept() -> None:
+    for nodes in (1, 8):
+        ways = [way for way in chosen("pretrain-7b", on=machine(nodes=nodes)) if way.fits]
+        offloads = [way.setup.offload_optimizer for way in ways if not way.setup.quantized]
+        assert offloads == sorted(offloads) and not offloads[0]
+        assert all(way.memory.total <= 0.92 * find_gpu("h100").memory for way in ways)
 
 
 def test_the_batch_is_kept_exactly() -> None:

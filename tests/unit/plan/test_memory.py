@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.config.load import load
+from wikillm.kernels import dispatch
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
 from wikillm.plan.job import describe_job
-from wikillm.plan.memory import Memory, host_bytes_per_rank, memory_per_rank
+from wikillm.plan.memory import Memory, chunk_rows, host_bytes_per_rank, loss_bytes, memory_per_rank
 from wikillm.plan.setup import Setup, Shape, setup_from_recipe
 
 PSI_7B = 7_615_616_512
@@ -67,8 +68,20 @@ def test_offload_moves_the_states_to_the_host() -> None:
 
 def test_stock_logits_of_the_tutorials_batch_are_35_gb() -> None:
     """32 sequences of 512 tokens at V=151,936: 2.49e9 logits, 14 bytes each at the peak."""
-    memory = memory_per_rank(shape("350m", 512), setup("zero0", 1, micro=32))
+    memory = memory_per_rank(shape("350m", 512), setup("zero0", 1, micro=32, loss="stock"))
     assert memory.loss == 32 * 512 * 151_936 * 14 == 34_850_471_936
+
+
+def test_the_chunked_loss_holds_one_chunk_and_the_heads_gradient() -> None:
+    """At 32 x 512 tokens: 4 chunks of 4,096 rows, 8 bytes a logit; the head's gradient is 1,024 wide here."""
+    made = shape("350m", 512)
+    chunk, head = 4096 * 151_936 * 8, 151_936 * made.model.hidden_size * 4
+    assert loss_bytes(made, setup("zero0", 1, micro=32)) == chunk + head + 32 * 512 * made.model.hidden_size * 2
+
+
+@given(rows=st.integers(1, 10**6), vocab=st.integers(100, 300_000))
+def test_chunks_are_those_of_the_kernel(rows: int, vocab: int) -> None:
+    assert chunk_rows(rows, vocab) == dispatch.chunk_rows(rows, vocab, "cuda")
 
 
 def test_every_field_is_a_part_and_the_parts_are_the_total() -> None:
@@ -90,7 +103,7 @@ def test_every_field_is_a_part_and_the_parts_are_the_total() -> None:
 def test_more_tokens_never_take_less_and_more_ranks_never_more(
     recipe: str, micro: int, length: int, power: int, checkpointing: bool
 ) -> None:
-    base = setup(recipe, 2**power, micro=micro, checkpointing=checkpointing)
+    base = setup(recipe, 2**power, micro=micro, checkpointing=checkpointing, loss="stock")  # chunks are evened out
     here = memory_per_rank(replace(SHAPE, sequence_length=length), base).total
     assert memory_per_rank(replace(SHAPE, sequence_length=length + 64), base).total > here
     assert memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, micro=micro + 1)).total > here
