@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,9 @@ from typing import Any
 
 # The repository instead of this folder: transformers looks for a package named `kernels`, and would find this file.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+# Before torch: threads that wait for one another sleep, so that CPU seconds count work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM

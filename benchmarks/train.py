@@ -113,7 +113,7 @@ class Contender:
 def words_of(shape: Shape, folder: Path, name: str) -> list[str]:
     """The run as WikiLLM's command line says it; the other contenders read the same."""
     return [
-        f"data.path={folder / 'text.jsonl'}", f"data.store={folder / 'store'}", "data.tokenizer=train:600",
+        f"data.path={folder / 'text.jsonl'}", f"data.store={folder / 'store'}", "data.tokenizer=train:260",
         "data.min_val_tokens=100", "data.workers=1", *shape.words, f"train.sequence_length={shape.length}",
         f"train.per_device_train_batch_size={shape.batch}", f"train.global_batch_tokens={shape.batch * shape.length}",
         "train.max_steps=100000", "train.warmup_steps=0", "train.lr_scheduler_type=constant",
