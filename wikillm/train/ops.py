@@ -8,8 +8,10 @@ process per machine builds under an flock, the others wait and say for whom, and
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +36,7 @@ def build_cpu_ops() -> None:
     from deepspeed.accelerator import get_accelerator
     from torch.utils import cpp_extension
 
+    _use_own_folder()
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is None:
         return
@@ -66,6 +69,20 @@ def build_cpu_ops() -> None:
                 "(dnf install gcc-c++ python3-devel)",
             ) from error
         say(f"compiled in {format_seconds(time.monotonic() - start)}; kept in {folder}")
+
+
+def _use_own_folder() -> None:
+    """Give each environment its own build, unless the user has named a folder.
+
+    The compiler's flags hold the paths of the environment: two that share a folder rebuild at every change of turns.
+    """
+    import deepspeed
+    import torch
+    from torch.utils import cpp_extension
+
+    what = "\n".join([sys.prefix, torch.__version__, deepspeed.__version__])
+    name = f"wikillm-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(cpp_extension.get_default_build_root()) / name))
 
 
 def check_shared_memory(local_size: int) -> None:
