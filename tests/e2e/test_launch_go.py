@@ -1,4 +1,8 @@
-"""`wikillm launch multi --go`: two processes on this machine through the real `deepspeed` launcher."""
+"""`wikillm launch hostfile --go` through the real `deepspeed`: two nodes of one process each.
+
+The nodes are this machine twice: a stand-in for ssh runs each node's command in a shell with a bare environment, as
+sshd would. That the words, the forwarded variables and DeepSpeed's `--no_ssh` fit together is what is tested.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,39 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.stand_ins import StandIns
 from harness.tiny_run import Words
 
+from wikillm.core.world import free_port
 from wikillm.observe.sinks import read_metrics
 
 
 @pytest.mark.slow
-def test_two_processes_train(words: Words, repo: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+def test_two_nodes_train_as_one_world(words: Words, repo: Path, tmp_path: Path) -> None:
+    tools, run_dir = StandIns(tmp_path / "bin", "ssh"), tmp_path / "run"
+    (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
+    # A workdir of our own: .deepspeed_env is written there, and must not land in the checkout.
+    workdir = tmp_path / "checkout"
+    workdir.mkdir()
+    for name in ("train.py", "wikillm", "ds_configs"):
+        (workdir / name).symlink_to(repo / name)
+    python = Path(sys.executable)
+    environ = tools.environ(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", SWANLAB_MODE="disabled")
+    environ["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{python.parent}{os.pathsep}{os.environ['PATH']}"
     line = words(run_dir, "train.max_steps=3", "train.save_steps=100", "train.eval_steps=null")
+    where = ["--hostfile", str(tmp_path / "hosts"), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     done = subprocess.run(
-        [sys.executable, "-m", "wikillm", "launch", "multi", "--gpus", "2", "--deepspeed", "zero2", "--go", *line],
-        cwd=repo,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        [str(python), "-m", "wikillm", "launch", "hostfile", *where, "--deepspeed", "zero2", "--go", *line],
+        cwd=workdir,
+        env=environ,
         capture_output=True,
         text=True,
         timeout=400,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert [record["step"] for record in read_metrics(run_dir / "metrics.jsonl")] == [1, 2, 3]
-    exit_record = json.loads((run_dir / "exit.json").read_text())
-    assert exit_record["code"] == 0
+    assert json.loads((run_dir / "exit.json").read_text())["code"] == 0
     assert len(list((run_dir / "logs").glob("rank_*.log"))) == 2
+    environment_file = workdir / ".deepspeed_env"
+    assert environment_file.stat().st_mode & 0o777 == 0o600
+    assert "DS_ACCELERATOR=cpu" in environment_file.read_text().splitlines()

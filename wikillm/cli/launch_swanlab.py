@@ -44,7 +44,7 @@ def run_swanlab(args: argparse.Namespace) -> int:
 
 
 def _refuse_what_a_job_cannot_have(args: argparse.Namespace) -> None:
-    if args.go:
+    if args.go or "--submit" in args.rest:
         raise ConfigError(
             "Submitting to SwanLab Launch is not implemented.",
             got="SwanLab's client lost it in 0.4.3 (2025-01-17); whether the service still answers is unknown",
