@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from wikillm.config.deepspeed import DeepSpeedFile, read_deepspeed
 from wikillm.config.schema import ModelSection
+from wikillm.core.errors import ConfigError
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Loss = Literal["chunked", "stock"]
@@ -84,12 +85,20 @@ def setup_from_recipe(
 
     def size(name: str, default: int, auto: int) -> int:
         value: Any = file.get(f"zero_optimization.{name}", default)
-        return auto if value == "auto" else int(value)
+        if value == "auto" or value is None:
+            return auto
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ConfigError(
+                "The planner cannot read this.", got=f"{file.where(f'zero_optimization.{name}')}: {value!r}"
+            )
+        return int(value)
 
-    square = hidden_size * hidden_size
+    square, stage = hidden_size * hidden_size, size("stage", 0, 0)
+    if stage > 3:
+        raise ConfigError("ZeRO has the stages 0 to 3.", got=f"{file.where('zero_optimization.stage')}: {stage}")
     return Setup(
         recipe=recipe,
-        stage=int(file.get("zero_optimization.stage", 0)),
+        stage=stage,
         ranks=ranks,
         ranks_per_node=min(ranks, ranks_per_node),
         micro=micro,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from wikillm.config.load import load
@@ -137,3 +139,12 @@ def test_tokens_come_from_the_horizon_or_from_the_user() -> None:
     assert made("--max_steps=100") == (100 * 131_072, 100)
     assert made(tokens=131_072 * 50 + 1) == (131_072 * 50 + 1, 100)  # two epochs
     assert made()[0] == 20 * 123_426_304
+
+
+@pytest.mark.parametrize("stage", ['"two"', "4", "true", "-1"])
+def test_a_json_of_the_users_that_makes_no_sense_is_refused_with_its_line(stage: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(f'{{"zero_optimization": {{\n"stage": {stage}}}}}')
+    with pytest.raises(ConfigError) as refused:
+        chosen("pretrain-0.5b", f"deepspeed.config={file}", on=machine())
+    assert f"{file}:2" in (refused.value.got or "")
