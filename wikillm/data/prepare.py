@@ -28,7 +28,7 @@ from wikillm.data.shard import Work
 from wikillm.data.sources.locate import locate
 from wikillm.data.sources.read import estimated_bytes, shard_range
 from wikillm.data.sources.sniff import check_text_key, sniff
-from wikillm.data.store import Store
+from wikillm.data.store import Store, TokenStream
 from wikillm.data.tokenizer_find import TokenizerChoice, choose_tokenizer
 from wikillm.data.turns import beside, one_at_a_time
 from wikillm.data.types import SourceFile
@@ -50,16 +50,17 @@ def prepare_store(cfg: DataSection, *, is_main: bool = True) -> Store:
         DataError: sources, tokenizer or an existing store that cannot be used; too few held-out tokens.
         MachineError: no room on the disk, or a worker process that died.
     """
-    _check(cfg)
+    check_settings(cfg)
     if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
         store = Store.open(Path(cfg.store))  # prepared earlier, perhaps elsewhere: the sources need not be here
     else:
         store = _prepare(cfg, is_main)
-    _refuse_few_held_out(store, cfg)
+    refuse_few_held_out(store, store.train, store.val, cfg)
     return store
 
 
-def _check(cfg: DataSection) -> None:
+def check_settings(cfg: DataSection) -> None:
+    """Refuse what cannot be, before anything is looked at."""
     if cfg.val_fraction != "auto" and not 0 < cfg.val_fraction < 1:
         raise ConfigError(
             "data.val_fraction is a share between 0 and 1.", got=str(cfg.val_fraction), fix="data.val_fraction=0.1"
@@ -69,13 +70,12 @@ def _check(cfg: DataSection) -> None:
 
 
 def _prepare(cfg: DataSection, is_main: bool) -> Store:
-    plan = plan_store(cfg, is_main=is_main)
+    return ensure_planned(plan_store(cfg, is_main=is_main), is_main=is_main)
+
+
+def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
+    """The finished store of a plan, built if need be. Raises DataError when it was made from other facts. (all ranks)"""
     ensure_store(plan, is_main=is_main)
-    return open_planned(plan)
-
-
-def open_planned(plan: BuildPlan) -> Store:
-    """The finished store of a plan. Raises DataError when it was made from other facts."""
     store = Store.open(plan.store)
     refuse_other_facts(plan.store, store.manifest.facts, plan.facts)
     return store
@@ -180,13 +180,16 @@ def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area
     )
 
 
-def _refuse_few_held_out(store: Store, cfg: DataSection) -> None:
-    """Too few held-out tokens make a loss that is noise. The store is kept: the fix may be min_val_tokens."""
-    held_out, total = store.val.n_tokens, store.val.n_tokens + store.train.n_tokens
-    if held_out >= cfg.min_val_tokens and store.train.n_tokens >= 2:
+def refuse_few_held_out(store: Store, train: TokenStream, val: TokenStream, cfg: DataSection) -> None:
+    """Too few held-out tokens make a loss that is noise. The store is kept: the fix may be min_val_tokens.
+
+    `train` and `val` are what counts: the whole store, or its first window.
+    """
+    held_out, total = val.n_tokens, val.n_tokens + train.n_tokens
+    if held_out >= cfg.min_val_tokens and train.n_tokens >= 2:
         return
     share = store.manifest.facts["data.val_fraction"]
-    wanted = 1.5 * cfg.min_val_tokens / total
+    wanted = 1.5 * cfg.min_val_tokens / max(1, total)
     if wanted <= share:  # the share would do, but the hashes fell badly
         wanted = 1.5 * share
     if wanted <= 0.5:
@@ -195,7 +198,7 @@ def _refuse_few_held_out(store: Store, cfg: DataSection) -> None:
         fix = f"the corpus is too small to hold out {cfg.min_val_tokens}: more data, or data.min_val_tokens={max(1, held_out)}"
     raise DataError(
         f"Only {held_out:,} tokens are held out for validation; data.min_val_tokens={cfg.min_val_tokens:,} are wanted.",
-        got=f"{store.dir}: {store.val.n_documents} of {store.val.n_documents + store.train.n_documents} documents, "
+        got=f"{store.dir}: {val.n_documents} of {val.n_documents + train.n_documents} documents, "
         f"{held_out:,} of {total:,} tokens, with data.val_fraction={share:g}",
         fix=fix,
     )

@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,11 @@ import numpy.typing as npt
 from wikillm.core.errors import DataError
 from wikillm.core.files import sha256_file
 from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo
+from wikillm.data.order import SampleOrder, window_ends
 from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from wikillm.data.growing import Growth
 
 SPLITS = ("train", "val")
 TAKEN_NAME = "taken.json"
@@ -150,16 +154,44 @@ class TokenStream:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """An opened token store."""
+    """An opened token store. One that is still being built has a `growth`, and the manifest of its beginning."""
 
     dir: Path
     manifest: Manifest
     train: TokenStream
     val: TokenStream
+    growth: Growth | None = None
+
+    @property
+    def train_tokens(self) -> int | None:
+        """Tokens of the whole training split; None while it is not known."""
+        if self.growth is not None and not self.growth.is_complete:
+            return None
+        return self.train.n_tokens
+
+    def windows(self, shards: int) -> tuple[int, ...]:
+        """Where the training split's windows of so many shards end, in tokens."""
+        return window_ends([shard.splits["train"].tokens for shard in self.manifest.shards], shards)
+
+    def first_epoch(self, sequence_length: int, window_shards: int) -> int | None:
+        """Sequences in the first pass over the training split; None while it is not known."""
+        if self.train_tokens is None or self.train_tokens < 2:
+            return None
+        order = SampleOrder(self.train_tokens, sequence_length, seed=0, windows=self.windows(window_shards))
+        return order.blocks_of_first_epoch
+
+    def first_shards(self, split: str, count: int) -> TokenStream:
+        """A split of the first `count` shards."""
+        return TokenStream(self.dir, split, self.manifest.shards[:count])
 
     @property
     def tokenizer_dir(self) -> Path:
         return self.dir / "tokenizer"
+
+    def close(self) -> None:
+        """End the builder that this process may have started. What it has built stays."""
+        if self.growth is not None:
+            self.growth.stop()
 
     def tokenizer(self) -> TextTokenizer:
         return load_tokenizer(self.tokenizer_dir)

@@ -19,7 +19,7 @@ from wikillm.core.world import World
 from wikillm.train.control import ControlGroup
 
 AGREED = (DivergedError, StoppedError)  # raised on all ranks at the same step, once training has begun
-OTHERS_WAIT_SECONDS = 3.0  # the launchers kill the other ranks at the first failure: rank 0 gets to speak first
+OTHERS_WAIT_SECONDS = 8.0  # the launchers kill the other ranks at the first failure: rank 0 gets to speak first
 
 
 def exit_code_of(error: BaseException | None) -> ExitCode:
@@ -35,7 +35,7 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
     if rank != 0:
         if error is None or isinstance(error, AGREED):
             return  # rank 0 ends the same way, and writes it
-        time.sleep(OTHERS_WAIT_SECONDS)
+        let_rank_0_speak_first(error)
         if path.exists():
             return
     code = exit_code_of(error)
@@ -56,10 +56,13 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
         logger.warning("could not write %s: %s", path, failure)
 
 
-def let_rank_0_speak_first(error: WikiLLMError) -> None:
-    """An error that all ranks meet is shown by rank 0, before a launcher ends it because another rank was faster."""
-    if os.environ.get("RANK", "0") not in ("", "0") and not (isinstance(error, AGREED)):
-        time.sleep(OTHERS_WAIT_SECONDS)
+def let_rank_0_speak_first(error: BaseException) -> None:
+    """Wait, once for each error: what all ranks meet is told by rank 0, whose launcher then ends the others."""
+    is_main = os.environ.get("RANK", "0") in ("", "0")
+    if is_main or isinstance(error, AGREED) or getattr(error, "has_waited", False):
+        return
+    error.has_waited = True  # type: ignore[attr-defined]
+    time.sleep(OTHERS_WAIT_SECONDS)
 
 
 @dataclass(slots=True)
@@ -72,8 +75,12 @@ class Ending:
 
 
 @contextmanager
-def ending(run_dir: Path, world: World, timeout_seconds: float) -> Iterator[Ending]:
+def ending(
+    run_dir: Path, world: World, timeout_seconds: float, close: Callable[[], None] = lambda: None
+) -> Iterator[Ending]:
     """Record how the block ended, and leave together with the other ranks when all of them end the same way.
+
+    `close` ends what runs beside the training, however the block ended.
 
     A normal end and a divergence are agreed on by all ranks. Any other error may be this rank's alone: it leaves at
     once, so that the launcher ends the others instead of letting them wait in a collective.
@@ -85,6 +92,7 @@ def ending(run_dir: Path, world: World, timeout_seconds: float) -> Iterator[Endi
         error = caught
         raise
     finally:
+        close()
         owns = end.lock is not None or not world.is_main  # a directory that another run holds is not ours to write to
         if owns and not isinstance(error, KeyboardInterrupt):
             record_exit(run_dir, error, rank=world.rank, step=end.step())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from wikillm.config.load import Resolved
 from wikillm.core.errors import StoppedError
 from wikillm.core.log import say
 from wikillm.core.world import World
+from wikillm.data.growing import GrowingOrder, order_of
 from wikillm.data.loader import BatchShape
-from wikillm.data.order import SampleOrder
 from wikillm.data.store import Store
 from wikillm.evals.loss import HeldOutLoss
 from wikillm.plan.run_plan import Plan
@@ -24,8 +25,10 @@ from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
 from wikillm.train.control import ControlGroup, StopSignals
 from wikillm.train.engine import Engine
+from wikillm.train.records import record_data
 from wikillm.train.resume import ResumePoint, check_same_run
 from wikillm.train.run_dir import RunDir
+from wikillm.train.supply import Supply
 from wikillm.train.trainer import RunData, WikiTrainer
 
 
@@ -73,10 +76,7 @@ class Job:
         cfg, start = self.resolved.config, time.monotonic()
         health = HealthCallback(self.group, self.signals, cfg.train.max_skipped_steps)
         saving = CheckpointCallback(self.run, self.world, self.group, cfg.train.save_total_limit, self.state)
-        tokens_per_epoch = self.store.train.n_tokens - 1
-        self.report = report = ReportCallback(
-            cfg, self.plan, self.world, self.run, self.identity, tokens_per_epoch, point
-        )
+        self.report = report = ReportCallback(cfg, self.plan, self.world, self.run, self.identity, self.store, point)
         samples = SampleCallback(
             cfg.observe,
             self.store.tokenizer_dir,
@@ -112,6 +112,9 @@ class Job:
             raise
         finally:
             report.close(error)
+            if self.world.is_main and self.store.growth is not None:
+                with suppress(OSError):
+                    record_data(self.run, self.store)  # once more: the store has grown
         return TrainResult(
             run_dir=self.run.path,
             plan=self.plan,
@@ -132,6 +135,7 @@ class Job:
             "vocab_size": self.plan.vocab_size,
             "parameters": self.plan.parameters,
             "max_steps": self.plan.max_steps,
+            "window_shards": self.resolved.config.data.window_shards,
             "precision": self.engine.precision,
             "zero_stage": self.engine.zero_stage,
             "world_size": self.world.size,
@@ -153,14 +157,18 @@ class Job:
         }
 
     def _data(self) -> RunData:
-        plan, train, val = self.plan, self.resolved.config.train, self.store.val
+        plan, cfg, val = self.plan, self.resolved.config, self.store.val
+        order = order_of(self.store, plan.sequence_length, cfg.run.seed, cfg.data.window_shards)
         return RunData(
             train=self.store.train,
             val=val,
-            order=SampleOrder(self.store.train.n_tokens, plan.sequence_length, self.resolved.config.run.seed),
+            order=order,
             shape=BatchShape(plan.micro_batch, plan.accumulation, plan.world_size, self.world.rank),
             val_bytes_per_token=val.text_bytes / val.n_tokens,
-            max_eval_tokens=train.max_eval_tokens,
-            eval_micro_batch=train.per_device_eval_batch_size or plan.micro_batch,
-            workers=train.dataloader_num_workers,
+            max_eval_tokens=cfg.train.max_eval_tokens,
+            eval_micro_batch=cfg.train.per_device_eval_batch_size or plan.micro_batch,
+            workers=cfg.train.dataloader_num_workers,
+            wait_for=Supply(order, self.group, self.signals).wait_for
+            if isinstance(order, GrowingOrder)
+            else lambda stop: None,
         )

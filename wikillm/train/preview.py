@@ -24,7 +24,8 @@ def preview(resolved: Resolved) -> None:
         resolved,
         world_size=world.size,
         tokenizer_length=store.manifest.tokenizer.length,
-        train_tokens=store.train.n_tokens,
+        train_tokens=store.train_tokens,
+        first_epoch=store.first_epoch(cfg.train.sequence_length, cfg.data.window_shards),
     )
     engine = resolve_engine(cfg, plan, world)
     say_plan(RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}")), resolved, plan, engine)

@@ -32,11 +32,12 @@ def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
 
 def record_data(run: RunDir, store: Store) -> None:
     """What the run is trained on, and the tokenizer itself: a run can be exported when its store is gone."""
-    manifest = store.manifest
+    manifest = store.growth.describe() if store.growth is not None else store.manifest
     facts = {
         "store": str(store.dir),
         "fingerprint": manifest.fingerprint,
         "sources": [asdict(source) for source in manifest.sources],
+        "complete": store.train_tokens is not None,  # False: the store was still being built, and the counts grow
         "splits": {name: asdict(split) for name, split in manifest.splits.items()},
         "tokenizer": asdict(manifest.tokenizer),
     }
@@ -58,8 +59,9 @@ def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine) -> Non
         f"batch      {plan.global_batch_tokens:,} tokens = {plan.micro_batch} sequences x {plan.accumulation} "
         f"accumulation x {plan.world_size} ranks x {plan.sequence_length} tokens"
     )
+    epochs = "the corpus is still being counted" if plan.epochs is None else f"{plan.epochs:.2f} epochs"
     say(
-        f"horizon    {plan.max_steps:,} steps = {format_count(plan.total_tokens)} tokens = {plan.epochs:.2f} epochs, "
+        f"horizon    {plan.max_steps:,} steps = {format_count(plan.total_tokens)} tokens = {epochs}, "
         f"warm-up {plan.warmup_steps:,} steps"
     )
     for note in (*plan.notes, *engine.notes):

@@ -19,6 +19,7 @@ from wikillm.train.control import ControlGroup
 FACTS = {
     "store": "data.*",
     "seed": "run.seed",
+    "window_shards": "data.window_shards",
     "sequence_length": "train.sequence_length",
     "global_batch_sequences": "train.global_batch_tokens",
     "vocab_size": "model.vocab_size or data.tokenizer",

@@ -13,19 +13,19 @@ from pathlib import Path
 from wikillm.config.load import Resolved
 from wikillm.core.log import log_to_file, say
 from wikillm.core.world import World
-from wikillm.data.prepare import prepare_store
 from wikillm.models.build import build_model
 from wikillm.models.patch import LOSS, patch_loss
 from wikillm.plan.run_plan import make_plan
 from wikillm.train.arguments import to_training_arguments
 from wikillm.train.control import ControlGroup, StopSignals
-from wikillm.train.engine import resolve_engine, start_engine
+from wikillm.train.engine import check_engine, resolve_engine, start_engine
 from wikillm.train.exit import ending
 from wikillm.train.guard import check_shared_folder, check_world, limit_threads
 from wikillm.train.job import Job, TrainResult
 from wikillm.train.records import open_run
 from wikillm.train.resume import agree_on_resume_point
 from wikillm.train.run_dir import RunDir
+from wikillm.train.supply import open_store
 
 
 def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = False) -> TrainResult:
@@ -42,16 +42,18 @@ def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = 
     cfg, world, signals = resolved.config, World.from_env(), StopSignals()
     signals.install()
     limit_threads(world, os.cpu_count() or 1)
-    store = prepare_store(cfg.data, is_main=world.is_main)
+    check_engine(cfg)
+    store = open_store(cfg, world)
     plan = make_plan(
         resolved,
         world_size=world.size,
         tokenizer_length=store.manifest.tokenizer.length,
-        train_tokens=store.train.n_tokens,
+        train_tokens=store.train_tokens,
+        first_epoch=store.first_epoch(cfg.train.sequence_length, cfg.data.window_shards),
     )
     engine = resolve_engine(cfg, plan, world)
     run = RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}"))
-    with ending(run.path, world, cfg.train.exit_timeout_seconds) as end:
+    with ending(run.path, world, cfg.train.exit_timeout_seconds, store.close) as end:
         end.lock = open_run(run, resolved, plan, engine, store, resume=resume) if world.is_main else None
         start_engine(world, engine)
         args = to_training_arguments(cfg, plan, run.staging, engine.precision, engine.json)

@@ -7,7 +7,7 @@ behaviour is in callbacks. HF's methods that are overridden here are public ones
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from wikillm.data.loader import BatchShape, Tokens, eval_loader, train_loader
-from wikillm.data.order import SampleOrder
+from wikillm.data.loader import BatchShape, Order, Tokens, eval_loader, train_loader
 from wikillm.evals.loss import HeldOutLoss, held_out_loss
 from wikillm.train.control import ControlGroup, StopSignals
 
@@ -27,12 +26,13 @@ class RunData:
 
     train: Tokens
     val: Tokens
-    order: SampleOrder
+    order: Order
     shape: BatchShape
     val_bytes_per_token: float
     max_eval_tokens: int | None
     eval_micro_batch: int
     workers: int
+    wait_for: Callable[[int], None] = lambda stop: None  # until the samples before `stop` stand (all ranks)
 
 
 class WikiTrainer(Trainer):
@@ -87,12 +87,13 @@ class WikiTrainer(Trainer):
 
         That number follows from the order alone: no count on the device and no collective per step.
         """
-        start = time.perf_counter()
+        start, first = time.perf_counter(), self.consumed_samples
+        if self.state.global_step < self.args.max_steps:
+            self.data.wait_for(first + self.data.shape.global_batch)
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self.data_seconds += time.perf_counter() - start
         if not batches:
             return [], None
-        first = self.consumed_samples
         targets = self.data.order.targets_between(first, first + self.data.shape.global_batch)
         return batches, torch.tensor(targets, device=device)
 

@@ -17,6 +17,7 @@ from wikillm.core.errors import ExitCode
 from wikillm.core.log import say
 from wikillm.core.units import format_count
 from wikillm.core.world import World
+from wikillm.data.store import Store
 from wikillm.observe import names
 from wikillm.observe.format import LogTable
 from wikillm.observe.meter import Meter
@@ -41,10 +42,10 @@ class ReportCallback(TrainerCallback):
         world: World,
         run: RunDir,
         identity: dict[str, Any],
-        tokens_per_epoch: int,
+        store: Store,
         point: ResumePoint | None,
     ) -> None:
-        self.plan, self.world, self.tokens_per_epoch = plan, world, tokens_per_epoch
+        self.plan, self.world, self.store = plan, world, store
         self.eval_steps = cfg.train.eval_steps
         self.trainer: WikiTrainer | None = None  # set once the Trainer exists
         self.first_loss: float | None = None
@@ -99,8 +100,9 @@ class ReportCallback(TrainerCallback):
             **reading,
             names.LOSS: float(logs["loss"]),
             names.LEARNING_RATE: float(logs["learning_rate"]),
-            names.EPOCH: self.meter.tokens / self.tokens_per_epoch,
         }
+        if (tokens := self.store.train_tokens) is not None:
+            values[names.EPOCH] = self.meter.tokens / (tokens - 1)
         if "grad_norm" in logs:
             values[names.GRAD_NORM] = float(logs["grad_norm"])
         self.last_loss = values[names.LOSS]

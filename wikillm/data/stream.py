@@ -1,0 +1,81 @@
+"""Open a token store that training can begin on before it is finished: the same builder, running ahead.
+
+`stream_store` is called by every rank before any process group exists. The first rank of each node starts a builder
+process; of all builders that reach one folder, one works at a time, so a folder that the nodes share has one builder,
+and nodes with folders of their own build the same bytes. Every rank then waits for the first window.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from wikillm.config.schema import DataSection
+from wikillm.core.log import logger, say
+from wikillm.core.units import format_seconds
+from wikillm.data.builder import Builder
+from wikillm.data.growing import POLL_SECONDS, Growth
+from wikillm.data.manifest import MANIFEST_NAME
+from wikillm.data.prepare import check_settings, ensure_planned, plan_store, refuse_few_held_out
+from wikillm.data.sources.read import estimated_bytes
+from wikillm.data.store import Store
+
+_SAY_EVERY_SECONDS = 10.0
+
+
+def stream_store(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Store:
+    """Open the store of `cfg` as soon as its first window stands; `growth` says more about the rest. (all ranks)
+
+    A source that fills one window at most is prepared first: there is nothing to run ahead of. The held-out stream is
+    that of the first window, whether the store was finished before or not.
+
+    Args:
+        is_main: this process tells the user how far the builder is.
+        is_local_main: the first rank of its node, which starts the builder.
+
+    Raises what `prepare_store` does, and DataError when the builder dies or stalls.
+    """
+    since = time.time()
+    check_settings(cfg)
+    if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
+        return _with_first_window(Store.open(Path(cfg.store)), cfg)
+    plan = plan_store(cfg, is_main=is_main)
+    size = min(estimated_bytes(plan.sources), plan.max_text_bytes or estimated_bytes(plan.sources))
+    if cfg.streaming == "auto" and size <= cfg.window_shards * plan.shard_bytes:
+        return _with_first_window(ensure_planned(plan, is_main=is_main), cfg)
+    growth = Growth(plan, cfg.window_shards, cfg.stall_seconds, since)
+    growth.refresh()
+    if is_local_main and not growth.is_complete:
+        growth.builder = Builder(plan)
+    try:
+        _wait_for_first_window(growth, is_main)
+        val = growth.first_window("val")
+        store = Store(plan.store, growth.describe(), growth.train, val, growth)
+        refuse_few_held_out(store, growth.first_window("train"), val, cfg)
+    except BaseException:
+        growth.stop()
+        raise
+    return store
+
+
+def _with_first_window(store: Store, cfg: DataSection) -> Store:
+    train, val = (store.first_shards(split, cfg.window_shards) for split in ("train", "val"))
+    refuse_few_held_out(store, train, val, cfg)
+    return replace(store, val=val)
+
+
+def _wait_for_first_window(growth: Growth, is_main: bool) -> None:
+    start, said = time.monotonic(), -_SAY_EVERY_SECONDS
+    while not growth.shards_in_windows and not growth.is_complete:
+        waited = time.monotonic() - start
+        if waited - said >= _SAY_EVERY_SECONDS:
+            said = waited
+            line = f"waiting for the first {growth.window_shards} shards, {format_seconds(waited)} so far"
+            line += f": {growth.progress()}"
+            say(line) if is_main else logger.info(line)
+        trouble = growth.trouble(start)
+        growth.refresh()
+        if trouble is not None and not growth.shards_in_windows and not growth.is_complete:
+            raise trouble
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,77 @@
+"""Data that is still being made while the run trains: who opens it, and how all ranks wait for it together.
+
+A rank that waited for a file while the others waited in a collective would end in their timeout, with no reason. So
+ranks wait in step: several times a second each says, through the control group, whether the samples stand, whether it
+knows of a failure, and whether it was asked to stop; all go on, or end, at the same moment and for the same reason.
+"""
+
+from __future__ import annotations
+
+import time
+
+from wikillm.config.schema import RunConfig
+from wikillm.core.errors import StoppedError, WikiLLMError
+from wikillm.core.log import say
+from wikillm.core.units import format_seconds
+from wikillm.core.world import World
+from wikillm.data.growing import POLL_SECONDS, GrowingOrder
+from wikillm.data.prepare import prepare_store
+from wikillm.data.store import Store
+from wikillm.data.stream import stream_store
+from wikillm.train.control import ControlGroup, StopSignals
+
+_SAY_EVERY_SECONDS = 10.0
+
+
+def open_store(cfg: RunConfig, world: World) -> Store:
+    """The token store of a run: finished, or as soon as training can begin on it (data.streaming). (all ranks)"""
+    if cfg.data.streaming != "off" and cfg.train.num_train_epochs is None:
+        return stream_store(cfg.data, is_main=world.is_main, is_local_main=world.local_rank == 0)
+    if cfg.data.streaming == "on":
+        say(
+            "note       train.num_train_epochs needs the number of tokens: the store is built first (data.streaming=on)"
+        )
+    return prepare_store(cfg.data, is_main=world.is_main)
+
+
+class Supply:
+    """Waits for samples. One vote per window as long as the builder is ahead."""
+
+    def __init__(self, order: GrowingOrder, group: ControlGroup, signals: StopSignals) -> None:
+        self._order, self._group, self._signals = order, group, signals
+        self._agreed: int | None = 0  # samples that stand for every rank; None: all
+
+    def wait_for(self, stop: int) -> None:
+        """Until the samples before `stop` stand for every rank. (all ranks, the same `stop`)
+
+        Raises what ended the build, on every rank, or StoppedError when a signal came while there was nothing to read.
+        """
+        if self._agreed is None or stop <= self._agreed:
+            return
+        start, said = time.monotonic(), 0.0
+        while True:
+            trouble = self._order.growth.trouble(start)  # looked at first: what stands after it is final
+            stands = self._order.covers(stop)
+            asked_to_stop = self._signals.received is not None
+            waits, fails, stops = self._group.any(not stands, not stands and trouble is not None, asked_to_stop)
+            if fails:
+                raise self._first(trouble if not stands else None)
+            if not waits:
+                break
+            if stops:
+                raise StoppedError(
+                    f"Stopped by {self._signals.received or 'a signal to another rank'} while waiting for data; the "
+                    "latest checkpoint is complete.",
+                    fix="go on with the same command and --resume auto",
+                )
+            waited = time.monotonic() - start
+            if waited - said >= _SAY_EVERY_SECONDS:
+                said = waited
+                say(f"waiting for data, {format_seconds(waited)} so far: {self._order.growth.progress()}")
+            time.sleep(POLL_SECONDS)
+        self._agreed = self._order.covered_with(stop)
+
+    def _first(self, trouble: WikiLLMError | None) -> WikiLLMError:
+        """The failure that the lowest rank knows of. (all ranks)"""
+        known = [found for found in self._group.gather(trouble) if isinstance(found, WikiLLMError)]
+        return known[0]
