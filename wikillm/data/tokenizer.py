@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -56,18 +57,24 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
             fix="name a folder with tokenizer.json, such as a download of Qwen/Qwen2-0.5B, or data.tokenizer=train:8000",
         ) from None
     try:
-        backend = Tokenizer.from_str(content.decode())
+        backend, vocabulary = _opened(content)
     except Exception as error:  # the library raises bare Exception
         hint = "it is a Git LFS pointer, not the file" if content.startswith(b"version https://git-lfs") else str(error)
         raise DataError("A tokenizer.json is damaged.", got=f"{path}: {hint}", fix="download it again") from None
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    vocabulary = backend.get_vocab(with_added_tokens=True)
     eos = _eos_token(folder, vocabulary)
     return TextTokenizer(
         backend, hashlib.sha256(content).hexdigest(), eos, vocabulary[eos], max(vocabulary.values(), default=-1) + 1
     )
+
+
+@lru_cache(maxsize=1)
+def _opened(content: bytes) -> tuple[Tokenizer, dict[str, int]]:
+    """A tokenizer.json, parsed once: Qwen2's costs a CPU second, and a build asks for it and for its copy six times."""
+    backend = Tokenizer.from_str(content.decode())
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    return backend, backend.get_vocab(with_added_tokens=True)
 
 
 def _eos_token(folder: Path, vocabulary: dict[str, int]) -> str:

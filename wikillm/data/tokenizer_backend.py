@@ -15,6 +15,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,7 +88,15 @@ def open_encoder(name: str, folder: Path) -> CheckedEncoder:
     """The encoder `name` (as `choose_backend` gave it) for a tokenizer folder."""
     truth = load_tokenizer(folder)
     kind = name.partition(" ")[0]
-    return CheckedEncoder(truth, kind, truth if kind == TRUTH else OPENERS[kind](folder))
+    return CheckedEncoder(
+        truth, kind, truth if kind == TRUTH else _opened(OPENERS[kind], folder.resolve(), truth.sha256)
+    )
+
+
+@lru_cache(maxsize=1)
+def _opened(opener: Callable[[Path], Backend], folder: Path, _: str) -> Backend:
+    """Opened once by the gate and for the build, where both are one process."""
+    return opener(folder)
 
 
 def choose_backend(setting: str, store: Path) -> str:
