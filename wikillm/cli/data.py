@@ -20,7 +20,7 @@ examples:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    actions = parser.add_subparsers(dest="action", metavar="stats|show|verify|export", required=True)
+    actions = parser.add_subparsers(dest="action", metavar="stats|show|verify|export", required=True, help="what to do")
     stats = actions.add_parser("stats", help="documents, tokens, lengths, copies, the funnel")
     show = actions.add_parser("show", help="the N-th document, or with --sample the N-th sample of training")
     show.add_argument("number", metavar="N", type=int, help="counted from 0")
