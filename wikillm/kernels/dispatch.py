@@ -16,8 +16,8 @@ from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 
 LossKernel = Literal["auto", "chunked", "stock"]
 
-# Logits of a chunk, in elements, and the least and most rows. On CPU about 320 MB in float32: more rows gain nothing
-# (measured 2026-11-23, docs/measurements/2026-11-23-linear-cross-entropy-cpu.md). On GPUs 2k to 8k rows keep the
+# Logits of a chunk, in elements, and the least and most rows. On CPU about 320 MB in float32: 256, 512 and 1,024
+# rows took the same time within the noise (docs/measurements/2026-11-23-cpu.md). On GPUs 2k to 8k rows keep the
 # products large while 4,096 rows of 151,936 are 1.2 GB in bf16: an estimate, not measured yet.
 _CHUNKS = {"cpu": (80_000_000, 256, 1024), "cuda": (640_000_000, 2048, 8192)}
 

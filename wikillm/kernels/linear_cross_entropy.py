@@ -142,8 +142,8 @@ def _softmax(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Probabilities (over the logits' own memory where the type allows it), logsumexp, and the label's logit.
 
-    logsumexp = max - log(softmax at the max), which is at least 1/V, so exact: two reads of the chunk, where
-    torch.logsumexp takes several times as long as the softmax itself (CPU, docs/measurements).
+    logsumexp = max - log(softmax at the max), which is at least 1/V, so exact: two more reads of the chunk,
+    where torch.logsumexp would be slower than the softmax itself (measured on CPU).
     """
     label_logit_C1 = logits_CV.gather(1, labels_C1).to(wide)
     top_C1 = logits_CV.amax(1, keepdim=True).to(wide)
