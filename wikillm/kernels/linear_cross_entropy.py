@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+_TILE = 16_384  # rows of the weight's gradient that are multiplied at a time, on GPUs
+
 
 def linear_cross_entropy(
     hidden_NH: torch.Tensor,
@@ -161,6 +163,10 @@ def _add_product(total_VH: torch.Tensor, grad_CV: torch.Tensor, hidden_CH: torch
         total_VH.addmm_(grad_CV.t(), hidden_CH)
     elif total_VH.is_cuda:
         narrow_CV = grad_CV.to(hidden_CH.dtype)
-        torch.addmm(total_VH, narrow_CV.t(), hidden_CH, out_dtype=total_VH.dtype, out=total_VH)
+        # mm's float32 output of narrow factors is documented since torch 2.8, addmm's was mended later. In tiles of the
+        # vocabulary, so that the product beside the sum stays small.
+        for first in range(0, total_VH.shape[0], _TILE):
+            tile = slice(first, first + _TILE)
+            total_VH[tile] += torch.mm(narrow_CV[:, tile].t(), hidden_CH, out_dtype=total_VH.dtype)
     else:
         total_VH.addmm_(grad_CV.t(), hidden_CH.to(total_VH.dtype))
