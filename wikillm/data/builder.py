@@ -36,19 +36,20 @@ class Builder:
             self._process, self._pipe = start_child("wikillm.data.builder", log=log)
         self._pipe.send(plan)
         self._is_done = False
+        self._error: WikiLLMError | None = None
 
     def trouble(self) -> WikiLLMError | None:
         """Why it ended without a store; None while it works and when it is done. Told to other processes too."""
         if self._is_done or os.getpid() != self._owner:
-            return None
+            return self._error
         error: WikiLLMError | None = None
         try:
             if not self._pipe.poll():
                 return None
-            answer, error = self._pipe.recv()
-            self._is_done = answer == "done"
+            _, error = self._pipe.recv()
         except (EOFError, OSError):
             error = self._death()
+        self._is_done, self._error = True, error  # remembered: the pipe has nothing more to say
         if error is not None:
             write_failure(self._plan.turn, error)
         return error
