@@ -1,0 +1,105 @@
+"""Training on a store that is still being built: the same run as on a finished one, and an end with a reason.
+
+The corpus makes several windows, so the runs begin before the store is finished; both compare bit by bit (L1).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.corpus import write_corpus
+from harness.programs import tensor_digest, train_with_options
+from harness.ranks import run_ranks
+from harness.tiny_run import Words, tiny_words
+
+STREAMING = ("data.streaming=on", "data.window_shards=2", "data.shard_bytes=40000", "data.min_val_tokens=100")
+
+
+def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
+    """The main rank's result; all ranks must end with the same code and, if there is one, message."""
+    results = run_ranks(train_with_options, world, words, options)
+    assert len({r["code"] for r in results}) == 1, [r["message"] for r in results]
+    assert len({r["message"] for r in results}) == 1, [r["message"] for r in results]
+    return dict(results[0])
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 MB: about a hundred windows, more than any of these runs reads."""
+    return write_corpus(tmp_path_factory.mktemp("large") / "corpus.jsonl", size=8_000_000)
+
+
+def words_on(corpus: Path, folder: Path) -> Words:
+    return tiny_words(corpus, folder / "store")
+
+
+@pytest.mark.parametrize("recipe", [None, "zero2"])
+def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
+    recipe: str | None, corpus: Path, tmp_path: Path
+) -> None:
+    more = (*STREAMING, "train.max_steps=24", "train.global_batch_tokens=8192", "train.eval_steps=12")
+    streamed = run(2, words_on(corpus, tmp_path / "a")(tmp_path / "streamed", *more), deepspeed=recipe)
+    assert streamed["code"] == 0, streamed["message"]
+    assert "the corpus is still being counted" in streamed["output"], "it was finished before training began"
+    store = json.loads((tmp_path / "streamed" / "data.json").read_text())
+    assert store["complete"] and store["splits"]["train"]["tokens"] < 24 * 8192  # more than an epoch
+    words = words_on(corpus, tmp_path / "a")(tmp_path / "prepared", *more)  # the store stands now
+    prepared = run(2, words, deepspeed=recipe)
+    assert "the corpus is still being counted" not in prepared["output"]
+    off = run(2, words_on(corpus, tmp_path / "a")(tmp_path / "off", *more, "data.streaming=off"), deepspeed=recipe)
+    assert streamed["losses"] == prepared["losses"] == off["losses"] and len(streamed["losses"]) == 24
+    assert streamed["eval"] == prepared["eval"] and len(streamed["eval"]) == 2
+    assert len({tensor_digest(tmp_path / n / "checkpoints" / "checkpoint-24") for n in ("streamed", "prepared")}) == 1
+
+
+def test_a_stopped_and_resumed_streamed_run_is_bit_identical(large: Path, tmp_path: Path) -> None:
+    more = (*STREAMING, "train.max_steps=12", "train.global_batch_tokens=4096")
+    whole = run(2, words_on(large, tmp_path / "a")(tmp_path / "whole", *more))
+    assert whole["code"] == 0, whole["message"]
+    words = words_on(large, tmp_path / "b")(tmp_path / "parts", *more)
+    stopped = run(2, words, signal_at=5, signal_rank=1)
+    assert stopped["code"] == 75, stopped["message"]
+    built = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "b" / "store" / "train").glob("*.tok")}
+    resumed = run(2, words, resume="auto")
+    assert resumed["code"] == 0, resumed["message"]
+    assert resumed["losses"] == whole["losses"] and resumed["eval"] == whole["eval"]
+    assert all((tmp_path / "b" / "store" / "train" / n).stat().st_mtime_ns == ns for n, ns in built.items())
+
+
+def test_a_killed_builder_ends_the_run_on_all_ranks(large: Path, tmp_path: Path) -> None:
+    """A trainer that wants more than the builder has made, and a builder that is killed once training goes on."""
+    store = tmp_path / "a" / "store"
+    more = (*STREAMING, "train.max_steps=5000", "train.save_steps=5000", "train.global_batch_tokens=65536")
+    words = words_on(large, tmp_path / "a")(tmp_path / "run", *more, "train.sequence_length=512")
+
+    def kill() -> None:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(json.loads(store.with_name(f".{store.name}.lock").read_text())["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    ended = run(2, words)
+    killer.join()
+    assert ended["code"] == 4 and ended["exit"]["code"] == 4
+    assert "The process that builds the token store died" in ended["message"]
+    assert "killed by signal 9" in ended["message"] and ended["losses"]
+
+
+def test_a_bad_file_in_the_middle_ends_the_run_with_its_line(large: Path, tmp_path: Path) -> None:
+    lines = large.read_text(encoding="utf-8").splitlines()[:1200]
+    source = tmp_path / "bad.jsonl"
+    source.write_text("\n".join([*lines, *["{"] * 300, *lines]), encoding="utf-8")
+    more = (*STREAMING, "train.max_steps=5000", "train.save_steps=5000", "train.global_batch_tokens=65536")
+    ended = run(2, words_on(source, tmp_path / "a")(tmp_path / "run", *more, "train.sequence_length=512"))
+    assert ended["code"] == 4 and ended["exit"]["code"] == 4
+    assert "records cannot be read" in ended["message"] and f"{source}:1201" in ended["message"]
+    assert ended["losses"], "it trained on what stood before"
