@@ -12,6 +12,20 @@ HELP = "Build the token store: documents, tokenizer, tokens."
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a summary that a program can read, and nothing else")
+    many = parser.add_argument_group("on several machines that share the sources' and the store's folders")
+    many.add_argument(
+        "--executor",
+        choices=("local", "ray", "slurm"),
+        default="local",
+        help="who builds the shards: this machine, a Ray cluster (RAY_ADDRESS, or one started here), a Slurm array",
+    )
+    many.add_argument("--shards", metavar="A:B|I/N", help="build the shards A to B - 1 only, or the I-th of N parts")
+    many.add_argument("--print", action="store_true", help="slurm: print the batch file; nothing is submitted")
+    many.add_argument("--tasks", type=int, default=16, metavar="N", help="slurm: tasks of the array (default 16)")
+    many.add_argument("--cpus", type=int, default=4, metavar="N", help="slurm: CPUs per task (default 4)")
+    many.add_argument("--hours", type=float, default=24.0, metavar="H", help="slurm: time limit of a task (default 24)")
+    many.add_argument("--partition", metavar="NAME", help="slurm: partition")
+    many.add_argument("--account", metavar="NAME", help="slurm: account")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,11 +39,55 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.data.summary import summary_json, summary_of
 
     cfg = resolve_run_config(args).config.data
-    if not args.json:
-        print(summary_of(prepare_store(cfg)))
+    _refuse_contradictions(args)
+    if args.executor == "slurm":
+        print(_batch_file(args), end="")
         return ExitCode.DONE
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+    if args.shards is not None:
+        from wikillm.data.parts import Part, build_part
+        from wikillm.data.prepare import plan_store
+
+        print(build_part(plan_store(cfg), Part.parse(args.shards)))
+        return ExitCode.DONE
+    with contextlib.ExitStack() as stack:
+        if args.json:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        if args.executor == "ray":
+            from wikillm.data.prepare import plan_store
+            from wikillm.data.ray_executor import build_on_ray
+
+            build_on_ray(plan_store(cfg))
         store = prepare_store(cfg)
+    if not args.json:
+        print(summary_of(store))
+        return ExitCode.DONE
     json.dump(summary_json(store), sys.stdout, indent=2, ensure_ascii=False)
     print()
     return ExitCode.DONE
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
+    from wikillm.core.errors import ConfigError
+
+    if args.shards is not None and args.executor != "local":
+        raise ConfigError("--shards builds a part on this machine; --executor makes the parts itself.")
+    if args.executor == "slurm" and not args.print:
+        raise ConfigError(
+            "--executor slurm submits nothing by itself.",
+            fix="add --print, and > prepare.sbatch; the file says how it is submitted",
+        )
+    if args.print and args.executor != "slurm":
+        raise ConfigError("--print is for --executor slurm.", got=f"--executor {args.executor}")
+    if min(args.tasks, args.cpus) < 1 or args.hours <= 0:
+        raise ConfigError("--tasks, --cpus and --hours are above 0.", got=f"{args.tasks}, {args.cpus}, {args.hours:g}")
+
+
+def _batch_file(args: argparse.Namespace) -> str:
+    import sys
+
+    from wikillm.launch.prepare_array import Array, prepare_array
+
+    chosen = [*(["--config", args.config] if args.config else []), *args.rest]
+    array = Array(tuple(chosen), args.tasks, args.cpus, args.hours, args.partition, args.account)
+    return prepare_array(array, ("wikillm", *sys.argv[1:]))

@@ -19,10 +19,14 @@ from types import TracebackType
 
 
 class FileLock:
-    """An exclusive flock. `with FileLock(path):` waits for it; `try_acquire` does not."""
+    """An exclusive flock. `with FileLock(path):` waits for it; `try_acquire` does not.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        is_shared: any number of shared holders exclude an exclusive one, and are not named.
+    """
+
+    def __init__(self, path: Path, *, is_shared: bool = False) -> None:
+        self.path, self._is_shared = path, is_shared
         self._fd: int | None = None
 
     def try_acquire(self) -> bool:
@@ -32,12 +36,13 @@ class FileLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if self._is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             os.close(fd)
             return False
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        if not self._is_shared:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
         self._fd = fd
         return True
 

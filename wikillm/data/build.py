@@ -16,6 +16,7 @@ from pathlib import Path
 
 from wikillm.core.errors import DataError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, nearest_existing, write_json
+from wikillm.core.lock import FileLock
 from wikillm.core.log import say, warn
 from wikillm.core.units import format_size
 from wikillm.data.build_plan import BuildPlan
@@ -24,12 +25,12 @@ from wikillm.data.funnel import Funnel, merged
 from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
 from wikillm.data.pool import run_jobs
 from wikillm.data.progress import Progress
-from wikillm.data.shard import ShardJob, Work, shard_record_path
+from wikillm.data.shard import Work, shard_record_path
 from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
 from wikillm.data.sources.streams import file_and_line
 from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, shard_path
 from wikillm.data.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
-from wikillm.data.tokenizer_backend import BackendDiffers, choose_backend, refuse_backend
+from wikillm.data.tokenizer_backend import BackendDiffers, choose_backend, refuse_backend, refused_backends
 from wikillm.data.tokenizer_train import MAX_TRAINING_BYTES, train_bpe, write_tokenizer
 from wikillm.data.turns import one_at_a_time
 
@@ -58,9 +59,7 @@ def _announce(plan: BuildPlan) -> None:
 
 def build_store(plan: BuildPlan) -> Manifest:
     """Build or go on building. Raises DataError for what the sources hold, MachineError for want of room."""
-    _claim(plan)
-    tokenizer = _tokenizer(plan)
-    backend = choose_backend(plan.backend, plan.store)
+    tokenizer, backend = make_ready(plan)
     try:
         shards = _Shards(plan, backend).build()
     except BackendDiffers as error:
@@ -69,6 +68,13 @@ def build_store(plan: BuildPlan) -> Manifest:
     if not sum(info.text_bytes for info in shards):
         raise _nothing_left(merged(info.funnel for info in shards), plan)
     return finish_store(plan, tokenizer, shards)
+
+
+def make_ready(plan: BuildPlan) -> tuple[TextTokenizer, str]:
+    """All that stands before the first shard: the folder, the tokenizer in it, the encoder by its name."""
+    _claim(plan)
+    tokenizer = _tokenizer(plan)
+    return tokenizer, choose_backend(plan.backend, plan.store)
 
 
 def _nothing_left(funnel: Funnel, plan: BuildPlan) -> DataError:
@@ -100,11 +106,14 @@ def _claim(plan: BuildPlan) -> None:
             got=f"{plan.store}: {error.strerror}",
             fix="data.store=FOLDER that can be written",
         ) from None
+    nobody_else = FileLock(plan.crew_lock)  # others may be building parts of it (data.parts)
+    is_alone = nobody_else.try_acquire()
     for folder in (plan.store, *(plan.store / name for name in (*SPLITS, "shards", "tokenizer"))):
         folder.mkdir(exist_ok=True)
         for path in folder.iterdir():
-            if path.name.endswith(STAGING_SUFFIX):
+            if is_alone and path.name.endswith(STAGING_SUFFIX):
                 path.unlink(missing_ok=True)
+    nobody_else.release()
 
 
 def _refuse_if_it_does_not_fit(plan: BuildPlan) -> None:
@@ -170,16 +179,16 @@ class _Shards:
 
     def __init__(self, plan: BuildPlan, backend: str) -> None:
         self._plan = plan
-        self._job = ShardJob(plan.store, plan.clean_job, plan.val_fraction, backend=backend)
+        self._job = plan.shard_job(backend)
         self._taken: list[ShardInfo] = []
-        self._text_bytes = 0
+        self._text_bytes = self._bad_records = self._read_records = 0
         self._disk_read = 0
         self._position = 0  # decompressed bytes read
         self._disk_size = sum(source.size for source in plan.sources)
         self._progress = Progress("tokens", estimated_bytes(plan.sources), self._share, plan.relay)
 
     def build(self) -> list[ShardInfo]:
-        done = _finished(self._plan.store)
+        done = finished_shards(self._plan.store)
         cursor, is_full = Cursor(), False
         while not is_full and (info := done.get(len(self._taken))) is not None and info.start == cursor:
             is_full = self._take(info)
@@ -227,6 +236,8 @@ class _Shards:
             info = self._cut(info, limit - self._text_bytes)
         self._taken.append(info)
         self._text_bytes += info.text_bytes
+        self._bad_records += info.funnel.bad_records
+        self._read_records += info.funnel.read_records
         self._judge_bad_records(at_end=False)
         write_json(self._plan.store / TAKEN_NAME, {"shards": len(self._taken)})
         return limit is not None and (info.is_cut or self._text_bytes >= limit)
@@ -239,12 +250,12 @@ class _Shards:
             return replace(self._job, text_budget=budget)(next(raws), lambda work: None)
 
     def _judge_bad_records(self, at_end: bool) -> None:
-        funnel = merged(info.funnel for info in self._taken)
-        bad, read = funnel.bad_records, funnel.read_records
+        bad, read = self._bad_records, self._read_records
         if bad <= self._plan.max_bad_fraction * read or (read < _BAD_CHECK_RECORDS and not at_end):
             return
         self._progress.finish()
-        lines = [f"{line.records:>8,}  {line.reason}" for line in funnel.dropped if line.is_bad]
+        dropped = merged(info.funnel for info in self._taken).dropped
+        lines = [f"{line.records:>8,}  {line.reason}" for line in dropped if line.is_bad]
         raise DataError(
             f"{bad:,} of {read:,} records cannot be read: more than data.max_bad_fraction={self._plan.max_bad_fraction:g}.",
             got="\n".join([*lines, *self._examples()]),
@@ -291,9 +302,10 @@ class _Shards:
         return share if limit is None else max(share, self._progress.text_bytes / limit)
 
 
-def _finished(store: Path) -> dict[int, ShardInfo]:
-    """The shards whose record is there and whose files have the size it says."""
+def finished_shards(store: Path) -> dict[int, ShardInfo]:
+    """The shards whose record is there, whose files have the size it says, and whose encoder was not refused."""
     found: dict[int, ShardInfo] = {}
+    refused = refused_backends(store)
     for path in (store / "shards").glob("*.json"):
         try:
             info = ShardInfo.from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -304,7 +316,7 @@ def _finished(store: Path) -> dict[int, ShardInfo]:
             for split, part in info.splits.items()
             for kind, size in (("tok", part.tokens * TOKEN.itemsize), ("idx", part.documents * INDEX.itemsize))
         )
-        if all(file.is_file() and file.stat().st_size == size for file, size in sizes):
+        if info.backend not in refused and all(file.is_file() and file.stat().st_size == size for file, size in sizes):
             found[info.number] = info
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.data.manifest import SourceInfo
-from wikillm.data.shard import CleanJob
+from wikillm.data.shard import CleanJob, ShardJob
 from wikillm.data.sources.read import estimated_bytes
 from wikillm.data.tokenizer_find import TokenizerChoice
 from wikillm.data.types import SourceFile
@@ -43,8 +43,17 @@ class BuildPlan:
         return self.store.with_name(f".{self.store.name}")
 
     @property
+    def crew_lock(self) -> Path:
+        """Shared by all who build parts of the store at once (see data.parts)."""
+        return self.store.with_name(f".{self.store.name}.crew")
+
+    @property
     def clean_job(self) -> CleanJob:
         return CleanJob(tuple(source.format for source in self.sources), self.text_key)
+
+    def shard_job(self, backend: str) -> ShardJob:
+        """What builds one shard with the encoder `backend`, in this or another process."""
+        return ShardJob(self.store, self.clean_job, self.val_fraction, backend=backend)
 
     def predicted_bytes(self) -> int:
         """About how large the store becomes; rather too much than too little."""

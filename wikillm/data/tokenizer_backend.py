@@ -105,9 +105,7 @@ def choose_backend(setting: str, store: Path) -> str:
     `setting` is data.backend. Raises ConfigError when a backend that was named is not installed. One that differs
     or cannot do this tokenizer is left out, with a warning when it was named.
     """
-    refused: dict[str, str] = {}
-    if (store / REFUSED_NAME).is_file():
-        refused = json.loads((store / REFUSED_NAME).read_text(encoding="utf-8"))
+    refused = refused_backends(store)
     for kind in {"auto": FASTEST_FIRST, "hf": ()}.get(setting, (setting,)):
         try:
             name = f"{kind} {version(kind)}"
@@ -125,13 +123,18 @@ def choose_backend(setting: str, store: Path) -> str:
     return f"{TRUTH} {version(TRUTH)}"
 
 
+def refused_backends(store: Path) -> dict[str, str]:
+    """The encoders, with their versions, that differed in this store, and how."""
+    path = store / REFUSED_NAME
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
 def refuse_backend(store: Path, name: str, error: BackendDiffers) -> None:
     """Remember that a backend differs, and take away the records of the shards that others than the truth made."""
     why = f"{error.what} {error.got or ''}".strip()
     warn(f"encoder: {why}; its shards are built again with tokenizers")
-    path = store / REFUSED_NAME
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, {**known, name: why})
+    write_json(store / REFUSED_NAME, {**refused_backends(store), name: why})
     for record in (store / "shards").glob("*.json"):
         if not json.loads(record.read_text(encoding="utf-8")).get("backend", TRUTH).startswith(TRUTH):
             record.unlink()

@@ -1,0 +1,85 @@
+"""The borders of shards found ahead are those that reading through gives, and each shard can be read from its own."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from wikillm.data.sources import cuts as module
+from wikillm.data.sources.cuts import find_cuts
+from wikillm.data.sources.read import Cursor, read_shards
+from wikillm.data.sources.sniff import sniff
+from wikillm.data.types import SourceFile
+
+BLANK = [b"", b" ", b"\r", b"\t  "]
+LINES = st.lists(
+    st.sampled_from([*BLANK, b"x" * 3, b"  y" * 5, b"z" * 40, b"w" * 200, b"u" * 700 + b"  "]), max_size=60
+)
+
+
+def by_reading(sources, range_bytes: int, limit: int) -> tuple[Cursor, ...]:
+    raws = list(read_shards(sources, range_bytes, limit))
+    return (*(raw.start for raw in raws), raws[-1].end) if raws else ()
+
+
+@given(files=st.lists(st.tuples(LINES, st.booleans()), min_size=1, max_size=3), range_bytes=st.integers(50, 900))
+@example(files=[([b"abc", *[b""] * 300, b"abc"], False)], range_bytes=60)
+def test_lines_are_cut_as_read_without_reading_them(tmp_path_factory, files, range_bytes):
+    folder = tmp_path_factory.mktemp("lines")
+    sources = []
+    for number, (lines, ends) in enumerate(files):
+        path = folder / f"{number}.jsonl"
+        path.write_bytes(b"\n".join(lines) + (b"\n" if ends else b""))
+        sources.append(SourceFile(str(path), path.stat().st_size, "jsonl", "none"))
+    limit = 1 << 16
+    assert find_cuts(sources, range_bytes, limit) == by_reading(sources, range_bytes, limit)
+
+
+def test_only_a_little_of_a_large_file_is_looked_at(tmp_path):
+    path = tmp_path / "x.jsonl"
+    rng = random.Random(1)
+    path.write_bytes(b"".join(b'{"text": "' + b"a" * rng.randint(10, 5000) + b'"}\n' for _ in range(4000)))
+    source = sniff(path, "auto", "text")
+    heard: list[int] = []
+    assert find_cuts([source], 1 << 20, 1 << 24, heard.append) == by_reading([source], 1 << 20, 1 << 24)
+    assert heard == []  # nothing was read through
+
+
+@pytest.mark.parametrize("blank", [1 << 16, 1 << 18])
+def test_a_desert_of_blank_lines_is_read_through(tmp_path, blank):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' + b"\n" * blank + b'{"text": "b"}\n' * 3 + b" \n" * blank)
+    source = SourceFile(str(path), path.stat().st_size, "jsonl", "none")
+    assert find_cuts([source], 1000, 1 << 24) == by_reading([source], 1000, 1 << 24)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("plain.jsonl", "array.json", "plain.jsonl"),
+        ("two-members.jsonl.gz", "table.csv", "rows.parquet"),
+        ("bom-crlf.jsonl", "frames.jsonl.zst"),
+    ],
+)
+def test_any_shard_of_any_format_is_read_from_its_cut(tmp_path, texts, write_source, kinds):
+    sources = []
+    for number, kind in enumerate(kinds):
+        (tmp_path / str(number)).mkdir()
+        sources.append(sniff(write_source(tmp_path / str(number), kind, texts(80, seed=number)), "auto", "text"))
+    raws = list(read_shards(sources, 3000, 1 << 20))
+    cuts = find_cuts(sources, 3000, 1 << 20)
+    assert len(raws) > 10
+    assert cuts == by_reading(sources, 3000, 1 << 20)
+    for raw in raws:
+        alone = next(read_shards(sources, 3000, 1 << 20, cuts[raw.number], raw.number))
+        assert alone == raw
+
+
+def test_sources_without_records_have_no_shards(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\n\n")
+    assert find_cuts([SourceFile(str(path), 2, "jsonl", "none")], 1000, 1 << 20) == ()
+    assert module.find_cuts([], 1000, 1 << 20) == ()
