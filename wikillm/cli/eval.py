@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wikillm.config.load import Resolved
-    from wikillm.data.store import Store
+    from wikillm.data.store import Store, TokenStream
+    from wikillm.evals.loss import HeldOutLoss
 
 HELP = "Validation loss, perplexity and bits per byte of a model."
 
@@ -43,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.cli.generate import open_model
     from wikillm.data.loader import eval_loader
     from wikillm.data.prepare import prepare_store
-    from wikillm.evals.baseline import unigram_cross_entropy
     from wikillm.evals.loss import held_out_loss
     from wikillm.models.patch import fused_loss
 
@@ -54,27 +54,54 @@ def run(args: argparse.Namespace) -> int:
         loaded = open_model(Path(args.model), args.device)
     stream = store.train if args.split == "train" else store.val
     train = resolved.config.train
-    batches = eval_loader(
-        stream,
-        train.sequence_length,
-        micro_batch=args.batch_size,
-        world_size=1,
-        rank=0,
-        max_tokens=train.max_eval_tokens,
-    )
-    per_token = stream.text_bytes / stream.n_tokens
+    found: dict[str, HeldOutLoss] = {}
     with fused_loss(loaded.model, rows=args.batch_size * train.sequence_length) as model:
-        result = held_out_loss(model, batches, bytes_per_token=per_token, device=model.device)
-    if result is None:
-        raise RuntimeError("an evaluation that nobody can stop was stopped")
+        for name, part, per_token in _streams(store, args.split, train.max_eval_tokens):
+            batches = eval_loader(
+                part,
+                train.sequence_length,
+                micro_batch=args.batch_size,
+                world_size=1,
+                rank=0,
+                max_tokens=train.max_eval_tokens,
+            )
+            result = held_out_loss(model, batches, bytes_per_token=per_token, device=model.device)
+            if result is None:
+                raise RuntimeError("an evaluation that nobody can stop was stopped")
+            found[name] = result
+    return _tell(args, store, stream, found, train.sequence_length)
+
+
+def _streams(store: Store, split: str, max_tokens: int | None) -> list[tuple[str, TokenStream, float]]:
+    """(source of a mixture or nothing, its stream, bytes of text per token)."""
+    if store.mixture is None:
+        stream: TokenStream = getattr(store, split)
+        return [("", stream, stream.text_bytes / stream.n_tokens)]
+    whole = {part.name: getattr(part.store, split) for part in store.mixture.parts}
+    cut = store.mixture.held_out(max_tokens) if split == "val" else tuple(whole.items())
+    return [(name, stream, whole[name].text_bytes / whole[name].n_tokens) for name, stream in cut]
+
+
+def _tell(
+    args: argparse.Namespace, store: Store, stream: TokenStream, parts: dict[str, HeldOutLoss], length: int
+) -> int:
+    from wikillm.evals.baseline import unigram_cross_entropy
+    from wikillm.evals.loss import combined
+
+    result = combined(parts.values()) if len(parts) > 1 else next(iter(parts.values()))
+    named = {name: part for name, part in parts.items() if name}
     unigram = unigram_cross_entropy(stream.count_tokens(store.manifest.tokenizer.length))
-    found = {"model": args.model, "store": str(store.dir), "split": args.split, **result.to_json(), "unigram": unigram}
+    values = {"model": args.model, "store": str(store.dir), "split": args.split, **result.to_json(), "unigram": unigram}
+    if named:
+        values["sources"] = {name: part.to_json() for name, part in named.items()}
     if args.json:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps(values, ensure_ascii=False))
         return 0
-    print(f"text       {args.split} of {store.dir}: {result.targets:,} tokens, sequences of {train.sequence_length}")
+    print(f"text       {args.split} of {store.dir}: {result.targets:,} tokens, sequences of {length}")
     print(f"loss       {result.loss:.4f} nats/token   perplexity {result.perplexity:.2f}")
     print(f"bits/byte  {result.bits_per_byte:.4f}")
+    for name, part in named.items():
+        print(f"of {name:<7} {part.loss:.4f} nats/token   {part.bits_per_byte:.4f} bits/byte   {part.targets:,} tokens")
     print(f"unigram    {unigram:.4f} nats/token   the best that token frequencies alone can do on this text")
     return 0
 
@@ -91,7 +118,7 @@ def describe(args: argparse.Namespace) -> Resolved:
     if args.config is None and found is not None:
         return load(str(found), args.rest)
     names_tokenizer = any(word.startswith("data.tokenizer=") for word in args.rest)
-    names_path = any(word.startswith("data.path=") for word in args.rest) or args.config is not None
+    names_path = any(word.startswith(("data.path=", "data.mixture=")) for word in args.rest) or args.config is not None
     if not names_path:
         raise ConfigError(
             f"{model} does not say on which text to evaluate it.",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from wikillm.config.mixture import check_mixture
 from wikillm.config.origin import Origin, Setting, where_of
 from wikillm.config.schema import ModelSection, RunConfig, TrainSection
 from wikillm.core.errors import Problems
 
 HORIZON = ("train.max_tokens", "train.max_steps", "train.num_train_epochs")
 BATCH = ("train.global_batch_tokens", "train.gradient_accumulation_steps")
-GROUPS = (HORIZON, BATCH)
+TEXT = ("data.path", "data.mixture")
+GROUPS = (HORIZON, BATCH, TEXT)
 """Keys that exclude each other: a higher layer's replaces a lower one's."""
 
 
@@ -19,6 +21,7 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     _check_heads(config.model, origins, problems)
     _check_lengths(config, origins, problems)
     _check_schedule(config.train, origins, problems)
+    check_mixture(config.data, origins, problems)
     fraction = config.data.val_fraction
     if isinstance(fraction, float) and not 0 < fraction < 1:
         got = f"{fraction:g} ({where_of(origins, 'data.val_fraction')})"

@@ -20,6 +20,7 @@ from wikillm.config.yaml_file import parse_value
 from wikillm.core.errors import Problems, did_you_mean
 
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+_COMMAS = ("data.path", "data.mixture")  # lists whose items stand between commas
 _NULL = ("null", "Null", "NULL", "None", "none", "~")
 
 
@@ -79,7 +80,7 @@ def read_text(key: Key, text: str) -> Any:
     if key.is_list:
         if text.startswith("["):
             return parse_value(text)
-        return [part for part in text.split(",") if part] if key.name == "data.path" else [text]
+        return [part for part in text.split(",") if part] if key.name in _COMMAS else [text]
     if key.is_text or key.is_switch or (key.choices and not key.kinds):
         return text
     return parse_value(text)
@@ -138,7 +139,7 @@ def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | 
     except ValueError as error:
         problems.add(f"{key_name} cannot be read: {error}", got=typed)
         return None
-    if text == "" and not (key.is_list and key_name != "data.path"):
+    if text == "" and not (key.is_list and key_name not in _COMMAS):
         fix = f"{key_name}=null takes a value back" if key.is_optional else f"{key_name}=VALUE"
         problems.add(f"{key_name} has no value.", got=typed, fix=fix)
         return None

@@ -59,7 +59,7 @@ def merge(
         own = {setting.key: setting for setting in source}
         merged.update(own)
         for group in groups:
-            named = [own[key] for key in group if key in own and own[key].value is not None]
+            named = [own[key] for key in group if key in own and _is_set(own[key])]
             if len(named) > 1:
                 got = "\n".join(f"{setting.key}={setting.value}   ({setting.origin.where})" for setting in named)
                 what = " and ".join(setting.key for setting in named) + " exclude each other."
@@ -69,9 +69,13 @@ def merge(
     return merged
 
 
+def _is_set(setting: Setting) -> bool:
+    return setting.value is not None and setting.value != []
+
+
 def _take_back(merged: dict[str, Setting], group: tuple[str, ...], winner: Setting) -> None:
     for key in group:
-        if key != winner.key and key in merged and merged[key].value is not None:
+        if key != winner.key and key in merged and _is_set(merged[key]):
             where = f"{winner.origin.where}, which replaces {key}={merged[key].value}"
             merged[key] = Setting(key, None, Origin(winner.origin.layer, where))
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
+
 from wikillm.config.keys import all_keys, flat
 from wikillm.config.origin import LAYERS, Origin
 from wikillm.config.schema import RunConfig
@@ -68,6 +70,9 @@ def _scalar(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, BaseModel):
+        fields = value.model_dump(exclude_defaults=True)
+        return "{" + ", ".join(f"{name}: {_scalar(part)}" for name, part in fields.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_scalar, value)) + "]"
     if isinstance(value, (int, float)):

@@ -23,6 +23,7 @@ def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+Format = Literal["auto", "jsonl", "json", "mediawiki", "text", "blocks", "csv", "parquet"]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
 
@@ -41,12 +42,47 @@ class RunSection(Section):
     """Seed of the initial weights and of the order of the data."""
 
 
+class MixtureSource(Section):
+    """One source of `data.mixture`; what is left out is as in the rest of the data section."""
+
+    name: str = Field(pattern=r"^[\w][\w.\-]*$")
+    """Name in the log, in metrics.jsonl and in the order of the samples."""
+    weight: float
+    """Share of the samples, relative to the other weights; shares below 1 must sum to 1."""
+    path: Paths = ()
+    """As data.path."""
+    store: str | None = None
+    """As data.store."""
+    format: Format | None = None
+    """As data.format."""
+    text_key: str | None = None
+    """As data.text_key."""
+
+
+def _read_mixture(value: Any) -> Any:
+    """`NAME:WEIGHT:PATH`, as on the command line, or a mapping of the fields."""
+    value = (value,) if isinstance(value, (str, dict)) else value
+    return tuple(_read_source(part) if isinstance(part, str) else part for part in value)
+
+
+def _read_source(text: str) -> dict[str, str]:
+    name, weight, path = (text.split(":", 2) + ["", ""])[:3]
+    if not path:
+        raise ValueError(f"{text!r} is not NAME:WEIGHT:PATH, as in wiki:3:data/wiki.jsonl,web:1:data/web/")
+    return {"name": name, "weight": weight, "path": path}
+
+
+Mixture = Annotated[tuple[MixtureSource, ...], BeforeValidator(_read_mixture)]
+
+
 class DataSection(Section):
     preset: str | None = None
     """A data preset (wikillm/presets/data)."""
     path: Paths = ()
     """File, folder or glob: .jsonl, .json, .csv, .txt, MediaWiki .xml, each also .gz, .bz2, .xz or .zst; .parquet."""
-    format: Literal["auto", "jsonl", "json", "mediawiki", "text", "blocks", "csv", "parquet"] = "auto"
+    mixture: Mixture = ()
+    """Several sources by weight, instead of data.path: wiki:3:data/wiki.jsonl,web:1:data/web/, or a list in YAML."""
+    format: Format = "auto"
     """Format; auto looks into the file. text: a file is a document; blocks: blank lines stand between documents."""
     text_key: str = "text"
     """Key or column of the document's text."""

@@ -152,12 +152,25 @@ def _flatten(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, Entry]]
 def _value(node: yaml.Node) -> Any:
     _refuse_tag(node)
     if isinstance(node, yaml.SequenceNode):
-        return [_value(item) for item in node.value]
+        return [_mapping(item) if isinstance(item, yaml.MappingNode) else _value(item) for item in node.value]
     if not isinstance(node, yaml.ScalarNode):
         raise _Refused("A mapping cannot stand here.", _line(node))
     if node.style is not None:  # quoted or block text
         return str(node.value)
     return _scalar(node.value)
+
+
+def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
+    """A mapping that is an item of a list: a record of plain values."""
+    _refuse_tag(node)
+    found: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if not isinstance(key_node, yaml.ScalarNode) or not key_node.value:
+            raise _Refused("A key is a word.", _line(key_node))
+        if key_node.value in found:
+            raise _Refused(f"{key_node.value} stands twice.", _line(key_node), "keep one")
+        found[key_node.value] = _value(value_node)
+    return found
 
 
 def _scalar(text: str) -> Any:

@@ -22,6 +22,7 @@ from wikillm.data.build_plan import BuildPlan
 from wikillm.data.builder import Builder
 from wikillm.data.finish import describe_shards
 from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
+from wikillm.data.mixture import MixedOrder
 from wikillm.data.order import SampleOrder, window_ends
 from wikillm.data.shard import shard_record_path
 from wikillm.data.store import TAKEN_NAME, Store, TokenStream
@@ -207,8 +208,12 @@ class GrowingOrder:
         return self._order.targets_between(first, stop)
 
 
-def order_of(store: Store, sequence_length: int, seed: int, window_shards: int) -> SampleOrder | GrowingOrder:
+def order_of(
+    store: Store, sequence_length: int, seed: int, window_shards: int
+) -> SampleOrder | GrowingOrder | MixedOrder:
     """The order of a store's training samples; a finished and a growing store give the same."""
+    if store.mixture is not None:
+        return store.mixture.order(sequence_length, seed, window_shards)
     if store.growth is not None:
         return GrowingOrder(store.growth, sequence_length, seed)
     return SampleOrder(store.train.n_tokens, sequence_length, seed, windows=store.windows(window_shards))

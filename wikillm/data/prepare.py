@@ -23,6 +23,7 @@ from wikillm.data.build import ensure_store
 from wikillm.data.build_plan import BuildPlan
 from wikillm.data.clean import CLEANER_VERSION
 from wikillm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, SourceInfo, fingerprint_of, refuse_other_facts
+from wikillm.data.mixture import open_mixture
 from wikillm.data.progress import Progress
 from wikillm.data.shard import Work
 from wikillm.data.sources.locate import locate
@@ -37,7 +38,7 @@ STORES = Path("stores")
 _SMALL_CORPUS = 256 * 10**6  # below this many bytes of source, val_fraction=auto holds out a tenth
 _DECIDES_NOTHING = {
     *("workers", "backend", "max_bad_fraction", "min_val_tokens", "preset"),
-    *("shard_bytes", "streaming", "window_shards", "stall_seconds"),
+    *("shard_bytes", "streaming", "window_shards", "stall_seconds", "mixture"),
 }  # of what is found by looking at the sources
 _LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
 
@@ -51,10 +52,7 @@ def prepare_store(cfg: DataSection, *, is_main: bool = True) -> Store:
         MachineError: no room on the disk, or a worker process that died.
     """
     check_settings(cfg)
-    if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
-        store = Store.open(Path(cfg.store))  # prepared earlier, perhaps elsewhere: the sources need not be here
-    else:
-        store = _prepare(cfg, is_main)
+    store = open_mixture(cfg, lambda part: _prepare(part, is_main)) if cfg.mixture else _prepare(cfg, is_main)
     refuse_few_held_out(store, store.train, store.val, cfg)
     return store
 
@@ -70,6 +68,8 @@ def check_settings(cfg: DataSection) -> None:
 
 
 def _prepare(cfg: DataSection, is_main: bool) -> Store:
+    if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
+        return Store.open(Path(cfg.store))  # prepared earlier, perhaps elsewhere: the sources need not be here
     return ensure_planned(plan_store(cfg, is_main=is_main), is_main=is_main)
 
 

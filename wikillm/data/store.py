@@ -34,6 +34,7 @@ from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from wikillm.data.growing import Growth
+    from wikillm.data.mixture import Mixture
 
 SPLITS = ("train", "val")
 TAKEN_NAME = "taken.json"
@@ -154,13 +155,17 @@ class TokenStream:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """An opened token store. One that is still being built has a `growth`, and the manifest of its beginning."""
+    """An opened token store. One that is still being built has a `growth`, and the manifest of its beginning.
+
+    Several stores read as one have a `mixture`, and a manifest that is on no disk.
+    """
 
     dir: Path
     manifest: Manifest
     train: TokenStream
     val: TokenStream
     growth: Growth | None = None
+    mixture: Mixture | None = None
 
     @property
     def train_tokens(self) -> int | None:
@@ -174,8 +179,8 @@ class Store:
         return window_ends([shard.splits["train"].tokens for shard in self.manifest.shards], shards)
 
     def first_epoch(self, sequence_length: int, window_shards: int) -> int | None:
-        """Sequences in the first pass over the training split; None while it is not known."""
-        if self.train_tokens is None or self.train_tokens < 2:
+        """Sequences in the first pass over the training split; None while it is not known, and for a mixture."""
+        if self.mixture is not None or self.train_tokens is None or self.train_tokens < 2:
             return None
         order = SampleOrder(self.train_tokens, sequence_length, seed=0, windows=self.windows(window_shards))
         return order.blocks_of_first_epoch

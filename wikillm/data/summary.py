@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from wikillm.config.mixture import PERIOD
 from wikillm.core.units import format_count
 from wikillm.data.finish import QUARANTINE_NAME
 from wikillm.data.store import Store
@@ -12,6 +13,8 @@ from wikillm.data.store import Store
 
 def summary_of(store: Store) -> str:
     """What is in a store and what became of its sources, as lines for the terminal."""
+    if store.mixture is not None:
+        return "\n\n".join(f"{part.name}: {part.share:.2%}\n{summary_of(part.store)}" for part in store.mixture.parts)
     manifest, tokenizer = store.manifest, store.manifest.tokenizer
     lines = [manifest.funnel.table(), ""]
     if manifest.funnel.bad_records:
@@ -36,6 +39,9 @@ def summary_of(store: Store) -> str:
 def summary_json(store: Store) -> dict[str, Any]:
     """The same for programs."""
     manifest = store.manifest
+    if store.mixture is not None:
+        parts = {p.name: {"count": p.count, **summary_json(p.store)} for p in store.mixture.parts}
+        return {"fingerprint": manifest.fingerprint, "period": PERIOD, "mixture": parts}
     return {
         "store": str(store.dir),
         "fingerprint": manifest.fingerprint,

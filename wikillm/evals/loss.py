@@ -33,6 +33,15 @@ class HeldOutLoss:
         return asdict(self) | {"perplexity": self.perplexity}
 
 
+def combined(parts: Iterable[HeldOutLoss]) -> HeldOutLoss:
+    """The loss over the texts of all parts together; exact, since sums are added up. At least one part."""
+    parts = [part for part in parts if part.targets]
+    targets = sum(part.targets for part in parts)
+    total = math.fsum(part.loss * part.targets for part in parts)  # nats
+    size = math.fsum(part.loss * part.targets / (part.bits_per_byte * math.log(2)) for part in parts)  # bytes
+    return HeldOutLoss(total / targets, total / math.log(2) / size, targets)
+
+
 @torch.no_grad()
 def held_out_loss(
     model: torch.nn.Module,

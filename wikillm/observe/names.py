@@ -50,11 +50,20 @@ EVAL_LOSS = "eval_loss"
 BITS_PER_BYTE = "bits_per_byte"
 """eval_loss x tokens / (bytes x ln 2): comparable between tokenizers."""
 EVAL_TOKENS = "eval_tokens"
+SOURCE_SAMPLES, SOURCE_TOKENS, SOURCE_EPOCHS = "source_samples", "source_tokens", "source_epochs"
+"""Of a mixture, each with the source's name after a slash: `source_tokens/wiki`. Counted as in `tokens`."""
 EVAL_SECONDS = "eval_seconds"
+
+
+def of_source(name: str, source: str) -> str:
+    """The name of a value of one source of a mixture."""
+    return f"{name}/{source}"
 
 
 def chart(name: str, kind: str | None = None) -> str:
     """The name of a value on a dashboard, where the part before the slash groups charts: `train/loss`, `eval/loss`."""
+    if "/" in name:  # of a source: `source_tokens/wiki`
+        return name
     if kind == EVAL or name.startswith("eval_"):
         return f"eval/{name.removeprefix('eval_')}"
     return f"train/{name}"

@@ -16,6 +16,7 @@ from wikillm.core.log import say
 from wikillm.core.world import World
 from wikillm.data.growing import GrowingOrder, order_of
 from wikillm.data.loader import BatchShape
+from wikillm.data.mixture import SourceUse
 from wikillm.data.store import Store
 from wikillm.evals.loss import HeldOutLoss
 from wikillm.plan.run_plan import Plan
@@ -29,7 +30,7 @@ from wikillm.train.records import record_data
 from wikillm.train.resume import ResumePoint, check_same_run
 from wikillm.train.run_dir import RunDir
 from wikillm.train.supply import Supply
-from wikillm.train.trainer import RunData, WikiTrainer
+from wikillm.train.trainer import HeldOut, RunData, WikiTrainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class TrainResult:
     held_out: HeldOutLoss | None
     tokens_per_second: float | None
     seconds: float
+    sources: tuple[SourceUse, ...] = ()  # of a mixture
 
 
 @dataclass
@@ -122,6 +124,7 @@ class Job:
             last_loss=report.last_loss,
             held_out=trainer.held_out,
             tokens_per_second=report.mean_tokens_per_second,
+            sources=report.sources_used(),
             seconds=time.monotonic() - start,
         )
 
@@ -129,6 +132,7 @@ class Job:
         """What a checkpoint of this run is tied to (see resume.FACTS)."""
         return {
             "store": self.store.manifest.fingerprint,
+            "mixture": self.store.mixture.describe() if self.store.mixture else None,
             "seed": self.resolved.config.run.seed,
             "sequence_length": self.plan.sequence_length,
             "global_batch_sequences": self.plan.global_batch_sequences,
@@ -157,14 +161,13 @@ class Job:
         }
 
     def _data(self) -> RunData:
-        plan, cfg, val = self.plan, self.resolved.config, self.store.val
-        order = order_of(self.store, plan.sequence_length, cfg.run.seed, cfg.data.window_shards)
+        plan, cfg, store = self.plan, self.resolved.config, self.store
+        order = order_of(store, plan.sequence_length, cfg.run.seed, cfg.data.window_shards)
         return RunData(
-            train=self.store.train,
-            val=val,
+            train=store.train,
+            val=held_out_streams(store, cfg.train.max_eval_tokens),
             order=order,
             shape=BatchShape(plan.micro_batch, plan.accumulation, plan.world_size, self.world.rank),
-            val_bytes_per_token=val.text_bytes / val.n_tokens,
             max_eval_tokens=cfg.train.max_eval_tokens,
             eval_micro_batch=cfg.train.per_device_eval_batch_size or plan.micro_batch,
             workers=cfg.train.dataloader_num_workers,
@@ -172,3 +175,14 @@ class Job:
             if isinstance(order, GrowingOrder)
             else lambda stop: None,
         )
+
+
+def held_out_streams(store: Store, max_eval_tokens: int | None) -> tuple[HeldOut, ...]:
+    """What a run is evaluated on: the held-out stream, or that of each source of a mixture."""
+    if store.mixture is None:
+        return (HeldOut("", store.val, store.val.text_bytes / store.val.n_tokens),)
+    whole = {part.name: part.store.val for part in store.mixture.parts}
+    return tuple(
+        HeldOut(name, stream, whole[name].text_bytes / whole[name].n_tokens)
+        for name, stream in store.mixture.held_out(max_eval_tokens)
+    )

@@ -12,7 +12,7 @@ from wikillm.data.prepare import prepare_store
 from wikillm.plan.run_plan import make_plan
 from wikillm.train.engine import resolve_engine
 from wikillm.train.job import TrainResult
-from wikillm.train.records import say_plan
+from wikillm.train.records import say_plan, source_line
 from wikillm.train.run_dir import RunDir
 
 
@@ -28,7 +28,7 @@ def preview(resolved: Resolved) -> None:
         first_epoch=store.first_epoch(cfg.train.sequence_length, cfg.data.window_shards),
     )
     engine = resolve_engine(cfg, plan, world)
-    say_plan(RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}")), resolved, plan, engine)
+    say_plan(RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}")), resolved, plan, engine, store)
 
 
 def say_result(result: TrainResult) -> None:
@@ -36,6 +36,8 @@ def say_result(result: TrainResult) -> None:
     say(f"done       {result.plan.max_steps:,} steps in {format_seconds(result.seconds)}")
     if result.first_loss is not None and result.last_loss is not None:
         say(f"loss       {result.first_loss:.4f} -> {result.last_loss:.4f} nats/token")
+    for use in result.sources:
+        say(f"source     {source_line(use)}")
     if result.held_out is not None:
         say(f"held out   {result.held_out.loss:.4f} nats/token, {result.held_out.bits_per_byte:.4f} bits/byte")
     if result.tokens_per_second is not None:

@@ -10,6 +10,7 @@ from wikillm.core.files import write_atomic, write_json
 from wikillm.core.lock import FileLock
 from wikillm.core.log import say
 from wikillm.core.units import format_count
+from wikillm.data.mixture import SourceUse
 from wikillm.data.store import Store
 from wikillm.plan.run_plan import Plan
 from wikillm.train.engine import Engine
@@ -26,7 +27,7 @@ def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
     if engine.json is not None:
         write_json(run.path / "ds_config.resolved.json", engine.json)
     record_data(run, store)
-    say_plan(run, resolved, plan, engine)
+    say_plan(run, resolved, plan, engine, store)
     return lock
 
 
@@ -41,11 +42,16 @@ def record_data(run: RunDir, store: Store) -> None:
         "splits": {name: asdict(split) for name, split in manifest.splits.items()},
         "tokenizer": asdict(manifest.tokenizer),
     }
+    if store.mixture is not None:
+        facts["mixture"] = [
+            {"name": p.name, "count": p.count, "store": str(p.store.dir), "fingerprint": p.store.manifest.fingerprint}
+            for p in store.mixture.parts
+        ]
     write_json(run.path / "data.json", facts)
     shutil.copytree(store.tokenizer_dir, run.path / "tokenizer", dirs_exist_ok=True)
 
 
-def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine) -> None:
+def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store: Store) -> None:
     """The plan in a few lines: model, engine, batch, horizon, and every decision that was made for the user."""
     cfg = resolved.config
     say(f"run        {run.path}")
@@ -64,5 +70,13 @@ def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine) -> Non
         f"horizon    {plan.max_steps:,} steps = {format_count(plan.total_tokens)} tokens = {epochs}, "
         f"warm-up {plan.warmup_steps:,} steps"
     )
+    if store.mixture is not None:
+        for use in store.mixture.used(plan.max_steps * plan.global_batch_sequences, plan.sequence_length):
+            say(f"source     {source_line(use)}")
     for note in (*plan.notes, *engine.notes):
         say(f"note       {note}")
+
+
+def source_line(use: SourceUse) -> str:
+    """`wiki: 75.00% of the samples, 12.3M tokens, 1.20 epochs`."""
+    return f"{use.name}: {use.share:.2%} of the samples, {format_count(use.tokens)} tokens, {use.epochs:.2f} epochs"

@@ -18,6 +18,7 @@ from wikillm.train.control import ControlGroup
 # fact -> the setting it comes from
 FACTS = {
     "store": "data.*",
+    "mixture": "data.mixture",
     "seed": "run.seed",
     "window_shards": "data.window_shards",
     "sequence_length": "train.sequence_length",

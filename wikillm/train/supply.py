@@ -25,6 +25,10 @@ _SAY_EVERY_SECONDS = 10.0
 
 def open_store(cfg: RunConfig, world: World) -> Store:
     """The token store of a run: finished, or as soon as training can begin on it (data.streaming). (all ranks)"""
+    if cfg.data.mixture:
+        if cfg.data.streaming != "off":
+            say("note       the stores of a mixture are built first (data.streaming)")
+        return prepare_store(cfg.data, is_main=world.is_main)
     if cfg.data.streaming != "off" and cfg.train.num_train_epochs is None:
         return stream_store(cfg.data, is_main=world.is_main, is_local_main=world.local_rank == 0)
     if cfg.data.streaming == "on":

@@ -16,8 +16,17 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from wikillm.data.loader import BatchShape, Order, Tokens, eval_loader, train_loader
-from wikillm.evals.loss import HeldOutLoss, held_out_loss
+from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.train.control import ControlGroup, StopSignals
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A held-out stream; `name` is that of its source in a mixture, else empty."""
+
+    name: str
+    tokens: Tokens
+    bytes_per_token: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +34,9 @@ class RunData:
     """The token streams of a run and how they are read."""
 
     train: Tokens
-    val: Tokens
+    val: tuple[HeldOut, ...]
     order: Order
     shape: BatchShape
-    val_bytes_per_token: float
     max_eval_tokens: int | None
     eval_micro_batch: int
     workers: int
@@ -42,7 +50,8 @@ class WikiTrainer(Trainer):
         consumed_samples: samples that optimizer steps have used up, over all ranks. The state of the data.
         data_seconds: time this rank has waited for batches.
         last_loss: this rank's loss at its latest micro-step, on the device (no sync).
-        held_out: result of the latest evaluation.
+        held_out: result of the latest evaluation, over all held-out streams.
+        held_out_of: the same by source of a mixture.
     """
 
     def __init__(
@@ -63,6 +72,7 @@ class WikiTrainer(Trainer):
         self.data_seconds = 0.0
         self.last_loss: torch.Tensor | None = None
         self.held_out: HeldOutLoss | None = None
+        self.held_out_of: dict[str, HeldOutLoss] = {}
 
     @property
     def consumed_samples(self) -> int:
@@ -102,26 +112,33 @@ class WikiTrainer(Trainer):
         return self.last_loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss on the held-out stream; a stop request ends it early on all ranks. (all ranks)"""
+        """Loss on each held-out stream and on all; a stop request ends it early on all ranks. (all ranks)"""
+        found: dict[str, HeldOutLoss] = {}
+        for stream in self.data.val:
+            result = self._held_out_loss(stream)
+            if result is None:
+                return {}
+            found[stream.name] = result
+        self.held_out = total = combined(found.values()) if len(found) > 1 else next(iter(found.values()))
+        self.held_out_of = {name: result for name, result in found.items() if name}
+        metrics = {"eval_loss": total.loss, "eval_bits_per_byte": total.bits_per_byte}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _held_out_loss(self, stream: HeldOut) -> HeldOutLoss | None:
         loader = eval_loader(
-            self.data.val,
+            stream.tokens,
             self.data.order.sequence_length,
             micro_batch=self.data.eval_micro_batch,
             world_size=self.data.shape.world_size,
             rank=self.data.shape.rank,
             max_tokens=self.data.max_eval_tokens,
         )
-        result = held_out_loss(
+        return held_out_loss(
             self.model_wrapped,
             loader,
-            bytes_per_token=self.data.val_bytes_per_token,
+            bytes_per_token=stream.bytes_per_token,
             device=self.args.device,
             sum_over_ranks=self.control_group.sum,
             should_stop=lambda: self.control_group.any(self.signals.received is not None)[0],
         )
-        if result is None:
-            return {}
-        self.held_out = result
-        metrics = {"eval_loss": result.loss, "eval_bits_per_byte": result.bits_per_byte}
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics

@@ -17,6 +17,7 @@ from wikillm.core.errors import ExitCode
 from wikillm.core.log import say
 from wikillm.core.units import format_count
 from wikillm.core.world import World
+from wikillm.data.mixture import SourceUse
 from wikillm.data.store import Store
 from wikillm.observe import names
 from wikillm.observe.format import LogTable
@@ -69,6 +70,12 @@ class ReportCallback(TrainerCallback):
             for sink in self.sinks:
                 sink.start({**cfg.model_dump(mode="json"), "plan": plan.to_json()})
 
+    def sources_used(self) -> tuple[SourceUse, ...]:
+        """What optimizer steps have taken of each source of a mixture so far; nothing without one."""
+        if self.store.mixture is None or self.trainer is None:
+            return ()
+        return self.store.mixture.used(self.trainer.consumed_samples, self.plan.sequence_length)
+
     @property
     def mean_tokens_per_second(self) -> float | None:
         """Over this process's part of the run."""
@@ -103,6 +110,10 @@ class ReportCallback(TrainerCallback):
         }
         if (tokens := self.store.train_tokens) is not None:
             values[names.EPOCH] = self.meter.tokens / (tokens - 1)
+        for source in self.sources_used():
+            values[names.of_source(names.SOURCE_SAMPLES, source.name)] = source.samples
+            values[names.of_source(names.SOURCE_TOKENS, source.name)] = source.tokens
+            values[names.of_source(names.SOURCE_EPOCHS, source.name)] = round(source.epochs, 6)
         if "grad_norm" in logs:
             values[names.GRAD_NORM] = float(logs["grad_norm"])
         self.last_loss = values[names.LOSS]
@@ -128,6 +139,10 @@ class ReportCallback(TrainerCallback):
             names.BITS_PER_BYTE: held_out.bits_per_byte,
             names.EVAL_TOKENS: held_out.targets,
         }
+        for name, part in (self.trainer.held_out_of if self.trainer else {}).items():
+            say(f"  of {name}: {part.loss:.4f} nats/token, {part.bits_per_byte:.4f} bits/byte")
+            values[names.of_source(names.EVAL_LOSS, name)] = part.loss
+            values[names.of_source(names.BITS_PER_BYTE, name)] = part.bits_per_byte
         for sink in self.sinks:
             sink.log(state.global_step, values, names.EVAL)
 

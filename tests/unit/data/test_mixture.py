@@ -1,0 +1,172 @@
+"""Several stores read as one: exact shares, every source in its own order and epochs, a pure function of the sample."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.config.mixture import PERIOD
+from wikillm.config.schema import MixtureSource
+from wikillm.core.errors import DataError
+from wikillm.data.growing import order_of
+from wikillm.data.loader import BatchShape, train_loader
+from wikillm.data.mixture import MixedOrder, Table
+from wikillm.data.prepare import prepare_store
+from wikillm.data.store import Store
+from wikillm.data.summary import summary_json, summary_of
+
+T = 16
+weights = st.lists(st.integers(1, 60), min_size=1, max_size=6)
+
+
+@given(weights)
+def test_every_period_has_exactly_its_counts_and_each_source_is_counted_through(counts: list[int]) -> None:
+    table, period = Table(counts), sum(counts)
+    sources, within = table.locate(np.arange(3 * period))
+    for k, count in enumerate(counts):
+        assert np.array_equal(within[sources == k], np.arange(3 * count))
+        assert np.count_nonzero(sources[:period] == k) == count
+    for sample in {0, 1, period - 1, period, 2 * period + period // 2}:
+        assert table.samples_before(sample).tolist() == [int((sources[:sample] == k).sum()) for k in range(len(counts))]
+
+
+@given(weights)
+def test_no_beginning_strays_from_the_shares(counts: list[int]) -> None:
+    table, period = Table(counts), sum(counts)
+    due = np.arange(period + 1)[:, None] * table.counts / period
+    assert np.abs(table.before - due).max() <= len(counts)
+
+
+def test_the_billionth_sample_is_found_by_arithmetic() -> None:
+    table = Table([3000, 1096])
+    (source,), (within,) = table.locate([10**12 + 5])
+    assert within == table.samples_before(10**12 + 5)[source]
+    assert table.samples_before(10**12).sum() == 10**12
+
+
+@pytest.fixture
+def mixed(tmp_path, texts, write_source, settings):
+    """`mixed(a=3, b=1)`: a mixture of two sources of very different size."""
+    for name, count in (("a", 80), ("b", 25)):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        write_source(folder, "plain.jsonl", texts(count, seed=ord(name)))
+
+    def make(**weights: float):
+        sources = [
+            MixtureSource(name=name, weight=weight, path=(str(tmp_path / name / "plain.jsonl"),))
+            for name, weight in weights.items()
+        ]
+        return settings(mixture=tuple(sources), val_fraction=0.2)
+
+    return make
+
+
+def targets_of(store: Store, order: MixedOrder, first: int, stop: int) -> list[tuple[int, ...]]:
+    """The targets of each sample, as positions in the joined stream."""
+    found = order.pieces(np.arange(first, stop))
+    return [tuple(t for start, end in stretches for t in range(start, end)) for stretches in found]
+
+
+def test_each_source_is_read_once_per_epoch_of_its_own(mixed):
+    store = prepare_store(mixed(a=3, b=1))
+    order = order_of(store, T, 7, 8)
+    sizes = [part.store.train.n_tokens for part in store.mixture.parts]
+    assert order.starts == (0, sizes[0])
+    sources, _ = order.table.locate(np.arange(3000))
+    samples = targets_of(store, order, 0, 3000)
+    for k, size in enumerate(sizes):
+        per_epoch = order.orders[k].blocks_per_epoch
+        mine = [samples[i] for i in np.flatnonzero(sources == k)]
+        assert len(mine) > per_epoch
+        for epoch in range(len(mine) // per_epoch):
+            counts = Counter(t for s in mine[epoch * per_epoch : (epoch + 1) * per_epoch] for t in s)
+            assert counts == Counter(range(order.starts[k], order.starts[k] + size - 1))
+    assert order.targets_between(100, 2000) == sum(map(len, samples[100:2000]))
+
+
+def test_same_global_batches_for_every_world_and_number_of_workers(mixed):
+    store = prepare_store(mixed(a=5, b=2))
+    order = order_of(store, T, 3, 8)
+
+    def batches(world: int, micro: int, workers: int = 0) -> np.ndarray:
+        rows: dict[tuple[int, int], np.ndarray] = {}
+        for rank in range(world):
+            shape = BatchShape(micro, 16 // micro // world, world, rank)
+            loader = train_loader(store.train, order, shape, total_steps=3, workers=workers)
+            for i, batch in enumerate(loader):
+                rows[i, rank] = np.concatenate([batch["input_ids"].numpy(), batch["labels"].numpy()], axis=1)
+        return np.concatenate([rows[key] for key in sorted(rows)])
+
+    whole = batches(1, 16)
+    assert np.array_equal(batches(2, 4), whole) and np.array_equal(batches(4, 4), whole)
+    assert np.array_equal(batches(2, 8, workers=2), whole)
+    assert np.array_equal(pickle.loads(pickle.dumps(store.train)).read(5, 900), store.train.read(5, 900))
+
+
+def test_joined_streams_are_the_streams_one_after_the_other(mixed):
+    store = prepare_store(mixed(a=1, b=1))
+    a, b = (part.store.train for part in store.mixture.parts)
+    whole = np.concatenate([a.read(0, a.n_tokens), b.read(0, b.n_tokens)])
+    assert np.array_equal(store.train.read(0, store.train.n_tokens), whole)
+    assert np.array_equal(store.train.read(a.n_tokens - 3, a.n_tokens + 4), whole[a.n_tokens - 3 : a.n_tokens + 4])
+    eos = store.manifest.tokenizer.eos_id
+    ends = store.train.document_ends(10, a.n_tokens + 500)
+    assert (whole[ends - 1] == eos).all() and len(ends) > 1
+    assert store.train.count_tokens(400).sum() == len(whole)
+    with pytest.raises(IndexError):
+        store.train.read(0, store.train.n_tokens + 1)
+
+
+def test_the_fingerprint_is_of_the_counts_and_the_stores(mixed, tmp_path):
+    first = prepare_store(mixed(a=3, b=1))
+    same = prepare_store(mixed(a=6, b=2))
+    assert first.manifest.fingerprint == same.manifest.fingerprint
+    assert first.manifest.fingerprint != prepare_store(mixed(a=2, b=1)).manifest.fingerprint
+    (tmp_path / "b" / "plain.jsonl").write_text((tmp_path / "b" / "plain.jsonl").read_text() * 2)
+    assert first.manifest.fingerprint != prepare_store(mixed(a=3, b=1)).manifest.fingerprint
+    assert first.mixture.describe() == f"a 3072/{PERIOD}, b 1024/{PERIOD}"
+
+
+def test_one_tokenizer_for_all_trained_on_the_first(mixed):
+    store = prepare_store(mixed(a=3, b=1).model_copy(update={"tokenizer": "train:300"}))
+    digests = {part.store.manifest.tokenizer.sha256 for part in store.mixture.parts}
+    assert digests == {store.manifest.tokenizer.sha256} and store.tokenizer().length <= 300
+
+
+def test_stores_of_another_tokenizer_and_stores_that_are_not_there_are_refused(mixed, tmp_path, texts, settings):
+    cfg = mixed(a=3, b=1)
+    other = prepare_store(
+        settings(cfg.mixture[1].path[0], tokenizer="train:300", store=str(tmp_path / "other"), val_fraction=0.4)
+    )
+    ready = MixtureSource(name="b", weight=1, store=str(other.dir))
+    with pytest.raises(DataError, match="different tokenizers"):
+        prepare_store(cfg.model_copy(update={"mixture": (cfg.mixture[0], ready)}))
+    gone = MixtureSource(name="b", weight=1, store=str(tmp_path / "gone"))
+    with pytest.raises(DataError, match="no finished token store"):
+        prepare_store(cfg.model_copy(update={"mixture": (cfg.mixture[0], gone)}))
+
+
+def test_held_out_text_is_shared_out_by_size(mixed):
+    mixture = prepare_store(mixed(a=3, b=1)).mixture
+    whole = dict(mixture.held_out(None))
+    assert whole == {part.name: part.store.val for part in mixture.parts}
+    cut = dict(mixture.held_out(300))
+    sizes = {name: stream.n_tokens for name, stream in cut.items()}
+    total = sum(stream.n_tokens for stream in whole.values())
+    assert sizes == {name: -(-stream.n_tokens * 300 // total) for name, stream in whole.items()}
+    assert np.array_equal(cut["b"].read(0, sizes["b"]), whole["b"].read(0, sizes["b"]))
+
+
+def test_what_is_used_is_counted_by_source(mixed):
+    store = prepare_store(mixed(a=3, b=1))
+    a, b = store.mixture.used(4096, T)
+    assert (a.samples, b.samples) == (3072, 1024) and a.share == 0.75 and b.tokens == 1024 * T
+    assert b.epochs == pytest.approx(1024 * T / (store.mixture.parts[1].store.train.n_tokens - 1))
+    assert "a: 75.00%" in summary_of(store)
+    assert set(summary_json(store)["mixture"]) == {"a", "b"}
