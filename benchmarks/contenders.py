@@ -27,14 +27,21 @@ from wikillm.data.prepare import prepare_store
 from wikillm.models.build import build_model
 from wikillm.models.patch import patch_loss
 
+STOCK: dict[str, dict[str, Any]] = {
+    "hf": {},
+    "hf-liger": {"use_liger_kernel": True},
+    "hf-compiled": {"torch_compile": True},
+}
+"""What Hugging Face's Trainer is told beside the run, by contender."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Pacer:
     """Stops the contender before each step until the parent says go; ends the process after the last one."""
 
-    def __init__(self, fd: int, steps: int) -> None:
+    def __init__(self, fd: int, steps: int, profiled: int = 0) -> None:
         self._reports = os.fdopen(fd, "w", encoding="utf-8")
+        self._profiled, self._profiler = profiled, profiler() if profiled else None
         self._left, self._losses = steps, list[torch.Tensor]()
         self._started: tuple[float, float] | None = None
 
@@ -45,8 +52,13 @@ class Pacer:
         if self._started is not None:
             line = {"wall": time.perf_counter() - self._started[0], "cpu": time.process_time() - self._started[1]}
             self._left -= 1
+        if self._profiler is not None and self._left == self._profiled:
+            self._profiler.start()
         if self._left == 0:
             line |= {"losses": [float(loss) for loss in self._losses], "peak": peak_bytes(DEVICE)}
+            if self._profiler is not None:
+                self._profiler.stop()
+                line["profile"] = busiest(self._profiler)
         self._reports.write(json.dumps(line) + "\n")
         self._reports.flush()
         if self._left == 0 or not sys.stdin.readline():
@@ -56,6 +68,29 @@ class Pacer:
     def keep(self, loss: torch.Tensor) -> torch.Tensor:
         self._losses.append(loss.detach())
         return loss
+
+
+def profiler() -> torch.profiler.profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    return torch.profiler.profile(
+        activities=activities + ([torch.profiler.ProfilerActivity.CUDA] if DEVICE == "cuda" else [])
+    )
+
+
+def busiest(profile: torch.profiler.profile, count: int = 15) -> list[dict[str, Any]]:
+    """Where the profiled steps' time went: operations by their own time on the device, with their share."""
+    own = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
+    events = sorted(profile.key_averages(), key=lambda event: -getattr(event, own))
+    total = sum(getattr(event, own) for event in events) or 1.0
+    return [
+        {
+            "operation": event.key,
+            "calls": event.count,
+            "ms": getattr(event, own) / 1e3,
+            "share": getattr(event, own) / total,
+        }
+        for event in events[:count]
+    ]
 
 
 class Batches:
@@ -81,7 +116,7 @@ class Rows(IterableDataset[dict[str, torch.Tensor]]):
                 yield {key: value[row] for key, value in batch.items()}
 
 
-def arguments(resolved: Resolved) -> TrainingArguments:
+def arguments(resolved: Resolved, **more: Any) -> TrainingArguments:
     train = resolved.config.train
     return TrainingArguments(
         output_dir=resolved.config.run.dir or "",
@@ -102,6 +137,7 @@ def arguments(resolved: Resolved) -> TrainingArguments:
         remove_unused_columns=False,
         disable_tqdm=True,
         seed=resolved.config.run.seed,
+        **more,
     )
 
 
@@ -111,9 +147,9 @@ def model_of(resolved: Resolved, args: TrainingArguments, batches: Batches) -> A
     return build_model(model, vocab, args, eos_id=tokenizer.eos_id, seed=resolved.config.run.seed)
 
 
-def hugging_face(resolved: Resolved, pacer: Pacer) -> None:
+def hugging_face(resolved: Resolved, pacer: Pacer, **more: Any) -> None:
     _pace_trainer(pacer)
-    args, batches = arguments(resolved), Batches(resolved)
+    args, batches = arguments(resolved, **more), Batches(resolved)
     Trainer(model=model_of(resolved, args, batches), args=args, train_dataset=Rows(batches)).train()
 
 
@@ -161,10 +197,10 @@ def _pace_trainer(pacer: Pacer) -> None:
 
 def main() -> None:
     order = json.loads(sys.argv[1])
-    pacer, resolved = Pacer(order["fd"], order["steps"]), load(None, order["words"])
-    if order["name"] == "hf":
-        hugging_face(resolved, pacer)
-    elif order["name"] == "wikillm":
+    pacer, resolved = Pacer(order["fd"], order["steps"], order["profiled"]), load(None, order["words"])
+    if order["name"] in STOCK:
+        hugging_face(resolved, pacer, **STOCK[order["name"]])
+    elif order["name"].startswith("wikillm"):
         wikillm(resolved, pacer)
     else:
         bare(resolved, pacer, fused=order["name"] == "bare-fused")

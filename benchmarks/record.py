@@ -78,6 +78,45 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def gemm_flops(size: int | None = None, repeats: int = 5) -> float:
+    """FLOP/s of this device's matrix product, the best of `repeats`: float32 on CPU, bf16 on a GPU. The practical wall."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    size = size or (8192 if on_gpu else 2048)
+    device, dtype = ("cuda", torch.bfloat16) if on_gpu else ("cpu", torch.float32)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        a @ b
+        if on_gpu:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def plot_bars(groups: dict[str, dict[str, float]], unit: str, out: Path) -> None:
+    """Horizontal bars, a panel per group, as SVG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SystemExit("--plot needs matplotlib: pip install matplotlib") from None
+    height = sum(0.5 + 0.35 * len(bars) for bars in groups.values())
+    figure = Figure(figsize=(8, max(1.5, height)), layout="constrained")
+    panels = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
+    for panel, (title, bars) in zip(panels, groups.items(), strict=True):
+        drawn = panel.barh(list(bars), list(bars.values()), color="#3b6ea5")
+        panel.bar_label(drawn, fmt="{:,.0f}", padding=3)
+        panel.set_title(f"{title}: {unit}", loc="left", fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.margins(x=0.12)
+        panel.invert_yaxis()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, metadata={"Date": None})
+    print(f"plot in {out}")
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]

@@ -72,6 +72,15 @@ def test_the_fused_loss_gives_the_same_run(
     assert result["eval"] == pytest.approx(baseline["eval"], rel=L2)
 
 
+def test_compiled_layers_give_the_same_run(words: Any, baseline: Any, tmp_path: Path) -> None:
+    result = run(1, words(tmp_path / "run", "train.compile=layers"), deepspeed="zero2")
+    assert result["code"] == 0, result["message"]
+    assert "compile    2 layers" in result["output"]
+    assert_close(result["losses"], baseline["losses"], L2)
+    refused = run(1, words(tmp_path / "refused", "train.compile=layers"), deepspeed="zero3")
+    assert refused["code"] == 2 and "does not go with ZeRO-3" in refused["message"]
+
+
 @pytest.mark.parametrize("recipe", [None, "zero2", "zero3"])
 def test_stopped_and_resumed_is_bit_identical(recipe: str | None, words: Any, tmp_path: Path) -> None:
     """A signal to rank 1 alone stops all ranks at one step with 75; the resumed run equals the uninterrupted one."""

@@ -188,6 +188,8 @@ class TrainSection(Section):
     """auto: bf16 where the hardware has it, else fp16, fp32 on CPU."""
     loss_kernel: Literal["auto", "chunked", "stock"] = "auto"
     """Output projection and loss: chunked keeps no logits, stock is Hugging Face's; auto is chunked where it runs."""
+    compile: Literal["off", "layers"] = "off"
+    """layers: torch.compile makes one graph of the decoder layer, in a minute at the first step. Not with ZeRO-3."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     logging_steps: int = Field(default=10, ge=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed
 from wikillm.config.deepspeed_check import check_deepspeed
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
 from wikillm.config.schema import RunConfig
+from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.plan.run_plan import Plan
 from wikillm.train.arguments import Precision, resolve_precision
@@ -42,7 +45,12 @@ def check_engine(cfg: RunConfig) -> None:
 
 
 def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
-    """Check the DeepSpeed JSON against the run and fill every "auto" in. Raises ConfigError with all conflicts."""
+    """Check the DeepSpeed JSON against the run and fill every "auto" in.
+
+    Raises ConfigError with all conflicts, MachineError where the layers cannot be compiled.
+    """
+    if cfg.train.compile == "layers":
+        check_compiler()
     precision, has_gpu = resolve_precision(cfg.train.precision), torch.cuda.is_available()
     if cfg.deepspeed.config is None:
         return Engine(precision, None, ())
@@ -61,7 +69,26 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
         has_gpu=has_gpu,
     )
     resolved = resolve_deepspeed(read_deepspeed(cfg.deepspeed.config), facts)
-    return Engine(precision, resolved.json, resolved.notes)
+    engine = Engine(precision, resolved.json, resolved.notes)
+    if cfg.train.compile == "layers" and engine.zero_stage == 3:
+        raise ConfigError(
+            "train.compile=layers does not go with ZeRO-3: weights are gathered inside the layers.",
+            got=f"train.compile=layers, {cfg.deepspeed.config}",
+            fix="train.compile=off, or --deepspeed zero2 where the weights fit",
+        )
+    return engine
+
+
+def check_compiler() -> None:
+    """torch.compile makes C++ on CPU, and Triton wants a C compiler for its launchers on GPUs."""
+    wanted = [os.environ.get("CXX"), "c++", "g++", "clang++"] if not torch.cuda.is_available() else []
+    wanted = wanted or [os.environ.get("CC"), "cc", "gcc", "clang"]
+    if not any(name and shutil.which(name) for name in wanted):
+        raise MachineError(
+            "train.compile=layers needs a compiler, and there is none.",
+            got=f"none of {', '.join(name for name in wanted if name)} in PATH",
+            fix="apt-get install g++, or train.compile=off",
+        )
 
 
 def start_engine(world: World, engine: Engine) -> None:

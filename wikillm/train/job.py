@@ -21,6 +21,7 @@ from wikillm.data.store import Store
 from wikillm.evals.loss import HeldOutLoss
 from wikillm.plan.run_plan import Plan
 from wikillm.train.callbacks.checkpoint import CheckpointCallback
+from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.health import HealthCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
@@ -77,6 +78,7 @@ class Job:
             say(f"resuming   {point.checkpoint} (step {point.step:,})")
         cfg, start = self.resolved.config, time.monotonic()
         health = HealthCallback(self.group, self.signals, cfg.train.max_skipped_steps)
+        garbage = GarbageCallback()
         saving = CheckpointCallback(self.run, self.world, self.group, cfg.train.save_total_limit, self.state)
         self.report = report = ReportCallback(cfg, self.plan, self.world, self.run, self.identity, self.store, point)
         samples = SampleCallback(
@@ -93,7 +95,7 @@ class Job:
             self._data(),
             self.group,
             self.signals,
-            [health, saving, report, samples],
+            [health, saving, report, samples, garbage],
             first_step=point.step if point else 0,
             consumed_samples=point.consumed_samples if point else 0,
         )
@@ -113,6 +115,7 @@ class Job:
             error = caught
             raise
         finally:
+            garbage.close()
             report.close(error)
             if self.world.is_main and self.store.growth is not None:
                 with suppress(OSError):

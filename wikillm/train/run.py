@@ -14,6 +14,7 @@ from wikillm.config.load import Resolved
 from wikillm.core.log import log_to_file, say
 from wikillm.core.world import World
 from wikillm.models.build import build_model
+from wikillm.models.compile import compile_layers
 from wikillm.models.patch import LOSS, patch_loss
 from wikillm.plan.run_plan import make_plan
 from wikillm.train.arguments import to_training_arguments
@@ -66,6 +67,9 @@ def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = 
         rows = plan.micro_batch * plan.sequence_length
         choice = patch_loss(model, cfg.train.loss_kernel, rows=rows, device_type=args.device.type)
         say(f"kernels    {LOSS}: {choice}")
+        if cfg.train.compile == "layers":
+            batches = {(size, plan.sequence_length) for size in (plan.micro_batch, args.per_device_eval_batch_size)}
+            say(f"compile    {compile_layers(model, batches)} layers, at the first step (about a minute)")
         job = Job(resolved, plan, engine, store, world, run, identity, group, signals)
         end.step = lambda: job.step
         return job.train(model, args, point, allow_change=allow_change)

@@ -1,0 +1,106 @@
+"""What only a GPU can show: no synchronisation in a step, compiled layers without breaks, ZeRO stages, peak memory.
+
+None of these tests has been run yet where this file was written: without a GPU each is a skip with that reason.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness.programs import train_with_options
+from harness.ranks import run_ranks
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from wikillm.models.compile import compile_layers, compiled_graphs
+from wikillm.models.patch import patch_loss
+
+pytestmark = pytest.mark.gpu
+
+BATCH, LENGTH, VOCAB = 4, 256, 8192
+
+
+def build(dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(5)
+    config = Qwen2Config(
+        vocab_size=VOCAB, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=512, tie_word_embeddings=True, use_cache=False, pad_token_id=None,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).to("cuda", dtype)
+
+
+def batch() -> dict[str, torch.Tensor]:
+    ids = torch.randint(0, VOCAB, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(1)).cuda()
+    targets = ids[:, 1:].contiguous()
+    found = {"input_ids": ids[:, :-1].contiguous(), "labels": targets, "shift_labels": targets}
+    return found | {"num_items_in_batch": torch.tensor(targets.numel(), device="cuda")}
+
+
+def loss_and_gradients(model: Any) -> tuple[float, list[torch.Tensor]]:
+    model.zero_grad()
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = model(**batch()).loss
+    loss.backward()
+    return float(loss.detach()), [p.grad.float() for p in model.parameters()]
+
+
+def test_forward_and_backward_wait_for_nothing() -> None:
+    """No operation of a micro-step blocks the host: torch raises at the first that does."""
+    model, inputs = build(), batch()
+    patch_loss(model, rows=BATCH * LENGTH, device_type="cuda")
+    loss_and_gradients(model)  # warm: lazy initialisation may wait
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(**inputs).loss
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_layers_are_one_graph_and_the_same_numbers() -> None:
+    stock = build()
+    ours = copy.deepcopy(stock)
+    patch_loss(ours, rows=BATCH * LENGTH, device_type="cuda")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compile_layers(ours, {(BATCH, LENGTH)})
+    expected, found = loss_and_gradients(stock), loss_and_gradients(ours)
+    assert compiled_graphs() == 1
+    assert found[0] == pytest.approx(expected[0], rel=5e-3)
+    for mine, theirs in zip(found[1], expected[1], strict=True):
+        assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < 3e-2  # bf16 products
+
+
+@pytest.mark.parametrize("recipe", [None, "zero1", "zero2", "zero3"])
+def test_every_stage_trains_the_same_on_one_gpu(recipe: str | None, words: Any, tmp_path: Path) -> None:
+    """bf16, one GPU, NCCL: losses within bf16's rounding of the first stage's, falling, and a checkpoint at the end."""
+    options = {"deepspeed": recipe} if recipe else {}
+    ranks = run_ranks(
+        train_with_options, 1, words(tmp_path / "run", "train.precision=bf16"), options, DS_ACCELERATOR="cuda"
+    )
+    assert ranks[0]["code"] == 0, ranks[0]["message"]
+    plain = run_ranks(
+        train_with_options, 1, words(tmp_path / "plain", "train.precision=bf16"), {}, DS_ACCELERATOR="cuda"
+    )
+    assert ranks[0]["losses"].keys() == plain[0]["losses"].keys()
+    for step, loss in ranks[0]["losses"].items():
+        assert loss == pytest.approx(plain[0]["losses"][step], rel=1e-2), step
+
+
+def test_a_step_keeps_no_logits() -> None:
+    """The peak of forward and backward beyond weights and gradients stays below one copy of all logits in float32."""
+    model = build(torch.bfloat16)
+    patch_loss(model, rows=BATCH * LENGTH, device_type="cuda")
+    loss_and_gradients(model)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    inputs = {key: value.repeat(16, 1) if value.ndim == 2 else value * 16 for key, value in batch().items()}
+    with torch.no_grad():
+        model(**inputs)
+    all_logits = 16 * BATCH * LENGTH * VOCAB * 4
+    assert torch.cuda.max_memory_allocated() - before < all_logits / 2

@@ -1,0 +1,110 @@
+"""Compiled decoder layers: the same numbers, one graph for all layers, and only for the shapes of training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from wikillm.models.compile import compile_layers, compiled_graphs, restore_layers
+from wikillm.models.patch import patch_loss
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": None,
+    "eos_token_id": 0, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def build(architecture: str) -> Any:
+    torch.manual_seed(5)
+    if architecture == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**SHAPE))
+    return Qwen3ForCausalLM(Qwen3Config(**SHAPE))
+
+
+@pytest.fixture(autouse=True)
+def _forget_graphs() -> Iterator[None]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def ids(batch: int = 2, length: int = 8) -> torch.Tensor:
+    return torch.randint(0, 97, (batch, length), generator=torch.Generator().manual_seed(2))
+
+
+def gradients(model: Any, tokens: torch.Tensor) -> tuple[float, list[torch.Tensor]]:
+    model.zero_grad()
+    loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+    loss.backward()
+    return float(loss.detach()), [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+def test_one_graph_for_all_layers_and_the_same_numbers(architecture: str, checkpointing: bool) -> None:
+    stock = build(architecture)
+    ours = copy.deepcopy(stock)
+    patch_loss(ours, rows=16, device_type="cpu")
+    if checkpointing:
+        ours.gradient_checkpointing_enable({"use_reentrant": False})
+        ours.train(), stock.train()
+    assert compile_layers(ours, {(2, 8)}, backend="aot_eager") == 3
+    expected, found = gradients(stock, ids()), gradients(ours, ids())
+    assert found[0] == pytest.approx(expected[0], abs=1e-5)
+    for mine, theirs in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+    assert compiled_graphs() == 1
+    gradients(ours, ids())
+    assert compiled_graphs() == 1, "a second step compiles nothing"
+
+
+def test_generated_code_gives_the_same_numbers() -> None:
+    """Inductor itself, forward and backward: the code that runs in training."""
+    stock = build("qwen2")
+    ours = copy.deepcopy(stock)
+    compile_layers(ours, {(2, 8)})
+    expected, found = gradients(stock, ids()), gradients(ours, ids())
+    assert found[0] == pytest.approx(expected[0], abs=1e-5)
+    for mine, theirs in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_other_lengths_and_generation_compile_nothing() -> None:
+    model = build("qwen2")
+    compile_layers(model, {(2, 8)}, backend="eager")
+    model(input_ids=ids(1, 5), use_cache=False)
+    model.eval().generate(ids(1, 8), max_new_tokens=4, do_sample=False, use_cache=True)
+    assert compiled_graphs() == 0
+    model(input_ids=ids(), use_cache=False)
+    assert compiled_graphs() == 1
+
+
+def test_a_graph_break_is_an_error() -> None:
+    model = build("qwen2")
+    original = model.model.layers[1].mlp.forward
+
+    def breaks(hidden: torch.Tensor) -> Any:
+        torch._dynamo.graph_break()
+        return original(hidden)
+
+    model.model.layers[1].mlp.forward = breaks
+    compile_layers(model, {(2, 8)}, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        model(input_ids=ids(), use_cache=False)
+
+
+def test_what_is_saved_keeps_its_names_and_the_code_comes_back() -> None:
+    model = build("qwen2")
+    names = list(model.state_dict())
+    compile_layers(model, {(2, 8)}, backend="eager")
+    assert list(model.state_dict()) == names
+    restore_layers(model)
+    model(input_ids=ids(), use_cache=False)
+    assert compiled_graphs() == 0
