@@ -81,14 +81,7 @@ class Job:
         garbage = GarbageCallback()
         saving = CheckpointCallback(self.run, self.world, self.group, cfg.train.save_total_limit, self.state)
         self.report = report = ReportCallback(cfg, self.plan, self.world, self.run, self.identity, self.store, point)
-        samples = SampleCallback(
-            cfg.observe,
-            self.store.tokenizer_dir,
-            self.store.manifest.tokenizer.eos_id,
-            self.world,
-            report,
-            is_partitioned=self.engine.zero_stage == 3,
-        )
+        samples = self._samples(report)
         self.trainer = trainer = WikiTrainer(
             model,
             args,
@@ -129,6 +122,16 @@ class Job:
             tokens_per_second=report.mean_tokens_per_second,
             sources=report.sources_used(),
             seconds=time.monotonic() - start,
+        )
+
+    def _samples(self, report: ReportCallback) -> SampleCallback:
+        return SampleCallback(
+            self.resolved.config.observe,
+            self.store.tokenizer_dir,
+            self.store.manifest.tokenizer.eos_id,
+            self.world,
+            report,
+            is_partitioned=self.engine.zero_stage == 3,
         )
 
     def facts(self) -> dict[str, Any]:
