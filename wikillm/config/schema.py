@@ -92,6 +92,10 @@ class DataSection(Section):
     """Library that encodes; auto takes the fastest that is installed and gives the ids of hf. Never changes the result."""
     store: str | None = None
     """Directory of the token store. Default: stores/FINGERPRINT, shared by all runs on the same data."""
+    cache: str | None = None
+    """Folder for what is read from http(s)://, s3://, oss:// and hubs. Default: ~/.cache/wikillm/remote."""
+    cache_bytes: Size | None = None
+    """Most bytes of data in that folder; what was not used for longest makes room. Default: what the disk has."""
     workers: int | None = Field(default=None, ge=1, le=1024)
     """Processes that clean and tokenise. Default: one per core. Never changes the result."""
     shard_bytes: Size | None = None

@@ -39,6 +39,8 @@ class SourceInfo:
     sha256: str
     format: str
     compression: str
+    url: str = ""  # where it was downloaded from; `path` is then its place in a cache
+    version: str = ""  # ETag of the server, revision of the hub
 
 
 @dataclass(frozen=True, slots=True)

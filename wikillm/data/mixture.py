@@ -29,6 +29,7 @@ from wikillm.core.log import say
 from wikillm.data.funnel import merged
 from wikillm.data.manifest import Manifest, SplitInfo, fingerprint_of
 from wikillm.data.order import SampleOrder, keyed_hash
+from wikillm.data.sources.remote import scheme_of
 from wikillm.data.store import SPLITS, Store, TokenStream
 
 MIXTURE_VERSION = 1
@@ -214,7 +215,8 @@ def open_mixture(cfg: DataSection, prepare: Callable[[DataSection], Store]) -> S
         say(f"mixture: {source.name}, {count / PERIOD:.2%} of the samples")
         tokenizer = str(parts[0].store.tokenizer_dir) if parts else cfg.tokenizer
         own = _section_of(cfg, source, tokenizer)
-        store = prepare(own) if own.path else Store.open(Path(source.store or ""))
+        is_here = source.store is not None and not scheme_of(source.store)
+        store = Store.open(Path(source.store or "")) if is_here and not own.path else prepare(own)
         if parts and store.manifest.tokenizer.sha256 != parts[0].store.manifest.tokenizer.sha256:
             raise _other_tokenizer(parts[0], source, store)
         if store.train.n_tokens < 2:

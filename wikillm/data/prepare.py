@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from wikillm.data.clean import CLEANER_VERSION
 from wikillm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, SourceInfo, fingerprint_of, refuse_other_facts
 from wikillm.data.mixture import open_mixture
 from wikillm.data.progress import Progress
+from wikillm.data.remote_store import open_remote
 from wikillm.data.shard import Work
-from wikillm.data.sources.locate import locate
+from wikillm.data.sources.cache import Cache
+from wikillm.data.sources.find import find_sources
 from wikillm.data.sources.read import estimated_bytes, shard_range
+from wikillm.data.sources.remote import scheme_of, shown
 from wikillm.data.sources.sniff import check_text_key, sniff
 from wikillm.data.store import Store, TokenStream
 from wikillm.data.tokenizer_find import TokenizerChoice, choose_tokenizer
@@ -39,6 +42,7 @@ _SMALL_CORPUS = 256 * 10**6  # below this many bytes of source, val_fraction=aut
 _DECIDES_NOTHING = {
     *("workers", "backend", "max_bad_fraction", "min_val_tokens", "preset"),
     *("shard_bytes", "streaming", "window_shards", "stall_seconds", "mixture"),
+    *("cache", "cache_bytes"),
 }  # of what is found by looking at the sources
 _LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
 
@@ -68,9 +72,25 @@ def check_settings(cfg: DataSection) -> None:
 
 
 def _prepare(cfg: DataSection, is_main: bool) -> Store:
-    if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
-        return Store.open(Path(cfg.store))  # prepared earlier, perhaps elsewhere: the sources need not be here
+    ready = open_prepared(cfg, is_main=is_main)
+    if ready is not None:
+        return ready
     return ensure_planned(plan_store(cfg, is_main=is_main), is_main=is_main)
+
+
+def open_prepared(cfg: DataSection, *, is_main: bool = True) -> Store | None:
+    """The store that `data.store` names where nothing else is named: the sources need not be here. (all ranks)"""
+    if cfg.store and scheme_of(cfg.store):
+        if cfg.path:
+            raise ConfigError(
+                "A store is built in a local folder, and read from an address.",
+                got=f"data.store={shown(cfg.store)} beside data.path",
+                fix="data.path=null to read the store; or build it in data.store=FOLDER, and copy that there",
+            )
+        return open_remote(cfg.store, Cache(cfg.cache, cfg.cache_bytes), is_main=is_main)
+    if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
+        return Store.open(Path(cfg.store))
+    return None
 
 
 def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
@@ -83,7 +103,14 @@ def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
 
 def plan_store(cfg: DataSection, *, is_main: bool = True) -> BuildPlan:
     """Look at the sources, read their digests and choose the tokenizer: all that decides the store. (all ranks)"""
-    sources = tuple(sniff(path, cfg.format, cfg.text_key) for path in locate(cfg.path))
+    if cfg.mixture:
+        names = ", ".join(source.name for source in cfg.mixture)
+        fix = "build the stores one by one: data.path=... data.store=..., and name them in data.mixture"
+        raise ConfigError("This builds one store, and data.mixture names several.", got=names, fix=fix)
+    sources = tuple(
+        replace(sniff(file.path, cfg.format, cfg.text_key), url=file.url, version=file.version)
+        for file in find_sources(cfg, is_main=is_main)
+    )
     for source in sources:
         check_text_key(source, cfg.text_key, cfg.max_document_bytes)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
@@ -164,7 +191,7 @@ def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area
         fingerprint=fingerprint,
         sources=sources,
         source_infos=tuple(
-            SourceInfo(s.path, s.size, digest, s.format, s.compression)
+            SourceInfo(s.path, s.size, digest, s.format, s.compression, s.url, s.version)
             for s, digest in zip(sources, found.digests, strict=True)
         ),
         tokenizer=found.tokenizer,

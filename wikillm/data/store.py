@@ -35,6 +35,7 @@ from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
 if TYPE_CHECKING:
     from wikillm.data.growing import Growth
     from wikillm.data.mixture import Mixture
+    from wikillm.data.remote_store import RemoteShards
 
 SPLITS = ("train", "val")
 TAKEN_NAME = "taken.json"
@@ -48,6 +49,7 @@ INDEX = np.dtype(
         ("text_bytes", "<u4"),  # UTF-8 bytes of its text
     ]
 )
+_OPEN_FILES_FROM_AFAR = 16  # a file that the cache gave up is on the disk for as long as it is mapped
 _OPEN_FILES = 128  # mapped at a time; a usual limit is 1024 descriptors per process
 
 
@@ -59,9 +61,9 @@ def shard_path(store: Path, split: str, number: int, kind: str) -> Path:
 class TokenStream:
     """The tokens of one split, as one array of `n_tokens` ids. Cheap to pickle; a copy opens its own files."""
 
-    def __init__(self, folder: Path, split: str, shards: Iterable[ShardInfo]) -> None:
+    def __init__(self, folder: Path, split: str, shards: Iterable[ShardInfo], afar: RemoteShards | None = None) -> None:
         self.n_tokens = self.n_documents = self.text_bytes = 0
-        self._folder, self._split = folder, split
+        self._folder, self._split, self._afar = folder, split, afar
         self._numbers: list[int] = []  # of the shards that have tokens
         self._starts = [0]
         self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
@@ -143,12 +145,14 @@ class TokenStream:
             self._open.move_to_end(key)
             return self._open[key]
         path = shard_path(self._folder, self._split, self._numbers[shard], kind)
+        if self._afar is not None:
+            self._afar.ensure(path)
         try:
             mapped = np.memmap(path, dtype=TOKEN if kind == "tok" else INDEX, mode="r")
         except (OSError, ValueError) as error:
             raise DataError("A shard of the token store cannot be read.", got=f"{path}: {error}") from None
         self._open[key] = mapped
-        if len(self._open) > _OPEN_FILES:
+        if len(self._open) > (_OPEN_FILES if self._afar is None else _OPEN_FILES_FROM_AFAR):
             self._open.popitem(last=False)
         return mapped
 
@@ -157,7 +161,8 @@ class TokenStream:
 class Store:
     """An opened token store. One that is still being built has a `growth`, and the manifest of its beginning.
 
-    Several stores read as one have a `mixture`, and a manifest that is on no disk.
+    Several stores read as one have a `mixture`, and a manifest that is on no disk. Of one that lies on a server
+    (`afar`), `dir` is a part of it in a cache.
     """
 
     dir: Path
@@ -166,6 +171,7 @@ class Store:
     val: TokenStream
     growth: Growth | None = None
     mixture: Mixture | None = None
+    afar: RemoteShards | None = None
 
     @property
     def train_tokens(self) -> int | None:
@@ -187,7 +193,7 @@ class Store:
 
     def first_shards(self, split: str, count: int) -> TokenStream:
         """A split of the first `count` shards."""
-        return TokenStream(self.dir, split, self.manifest.shards[:count])
+        return TokenStream(self.dir, split, self.manifest.shards[:count], self.afar)
 
     @property
     def tokenizer_dir(self) -> Path:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 
 from wikillm.config.schema import DataSection
 from wikillm.core.log import logger, say
 from wikillm.core.units import format_seconds
 from wikillm.data.builder import Builder
 from wikillm.data.growing import POLL_SECONDS, Growth
-from wikillm.data.manifest import MANIFEST_NAME
-from wikillm.data.prepare import check_settings, ensure_planned, plan_store, refuse_few_held_out
+from wikillm.data.prepare import check_settings, ensure_planned, open_prepared, plan_store, refuse_few_held_out
 from wikillm.data.sources.read import estimated_bytes
 from wikillm.data.store import Store
 
@@ -38,8 +36,9 @@ def stream_store(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Sto
     """
     since = time.time()
     check_settings(cfg)
-    if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
-        return _with_first_window(Store.open(Path(cfg.store)), cfg)
+    ready = open_prepared(cfg, is_main=is_main)
+    if ready is not None:
+        return _with_first_window(ready, cfg)
     plan = plan_store(cfg, is_main=is_main)
     size = min(estimated_bytes(plan.sources), plan.max_text_bytes or estimated_bytes(plan.sources))
     if cfg.streaming == "auto" and size <= cfg.window_shards * plan.shard_bytes:

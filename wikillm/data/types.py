@@ -24,6 +24,8 @@ class SourceFile:
     compression: str
     encoding: str = "utf-8"  # anything else is transcoded while it is read; offsets then count UTF-8 bytes
     text_key: str = "text"  # the column to read, where the format has columns
+    url: str = ""  # where it was downloaded from
+    version: str = ""  # of what is there: ETag of a server, revision of a hub
 
 
 @dataclass(frozen=True, slots=True)

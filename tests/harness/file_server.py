@@ -1,0 +1,104 @@
+"""A web server on loopback that serves a folder: ranges and ETags as nginx gives them, and faults on order."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class FileServer:
+    """Answers for files below `root`.
+
+    `faults` maps a path to what its next answers do, one each: ("cut", bytes of the body), ("status", code),
+    ("replace", new content, before the answer), ("pass",).
+    `log` has (path, range header or "") of every request; without `ranges` the whole file is sent.
+    """
+
+    root: Path
+    url: str = ""
+    ranges: bool = True
+    faults: dict[str, list[tuple]] = field(default_factory=dict)
+    log: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0  # bytes of bodies
+
+    def fetched(self, name: str) -> list[str]:
+        """The ranges asked for of a file, without the first look at its size."""
+        return [wanted for path, wanted in self.log if path == f"/{name}" and wanted != "bytes=0-0"]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: FileServer
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def _answer(self, with_body: bool) -> None:
+        state, path = self.state, unquote(urlsplit(self.path).path)
+        wanted = self.headers.get("Range", "")
+        state.log.append((path, wanted))
+        waiting = state.faults.get(path.lstrip("/"), [])
+        kind, *details = waiting.pop(0) if waiting else ("pass",)
+        file = state.root / path.lstrip("/")
+        if kind == "replace":
+            file.write_bytes(details[0])
+        if kind == "status" or not file.is_file():
+            self.send_error(details[0] if kind == "status" else 404)
+            return
+        content = file.read_bytes()
+        tag = f'"{hashlib.md5(content).hexdigest()}"'
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted) if state.ranges else None
+        if asked and self.headers.get("If-Range", tag) != tag:
+            asked = None
+        first, last = 0, len(content) - 1
+        if asked:
+            first, last = int(asked[1]), min(int(asked[2] or last), last)
+            if first > last:
+                self.send_error(416)
+                return
+        self.send_response(206 if asked else 200)
+        self.send_header("ETag", tag)
+        self.send_header("Content-Length", str(last - first + 1))
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.end_headers()
+        if not with_body:
+            return
+        body = content[first : last + 1]
+        if kind == "cut":
+            body = body[: details[0]]
+            self.close_connection = True
+        state.sent += len(body)
+        try:
+            self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serve(root: Path) -> Iterator[FileServer]:
+    """Serve `root` on a free port of 127.0.0.1."""
+    state = FileServer(root)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
+    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,257 @@
+"""Files from a real web server and a real S3 server: the same store, whatever happens on the way, in a bounded cache."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from harness.file_server import serve
+
+from wikillm.core.errors import ConfigError, DataError, MachineError
+from wikillm.data.prepare import prepare_store
+from wikillm.data.sources import cache as cache_module
+from wikillm.data.sources.cache import Cache
+from wikillm.data.sources.remote import file_name, shown
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "BACKOFF_SECONDS", 0.001)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server(tmp_path):
+    root = tmp_path / "served"
+    root.mkdir()
+    with serve(root) as found:
+        yield found
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    return Cache(str(tmp_path / "cache"))
+
+
+def fetched(cache: Cache, url: str) -> bytes:
+    with cache.turn():
+        return cache.fetch(url).path.read_bytes()
+
+
+def test_a_store_from_the_web_is_that_of_the_local_file(server, tmp_path, texts, write_source, settings):
+    path = write_source(server.root, "plain.jsonl.bz2", texts(120))
+    cfg = settings(f"{server.url}/plain.jsonl.bz2", cache=str(tmp_path / "cache"))
+    store, local = prepare_store(cfg), prepare_store(settings(path, store=str(tmp_path / "local")))
+    assert store.manifest.fingerprint == local.manifest.fingerprint
+    assert [s.splits for s in store.manifest.shards] == [s.splits for s in local.manifest.shards]
+    (source,) = store.manifest.sources
+    assert source.url == f"{server.url}/plain.jsonl.bz2" and source.version.startswith('"') and len(source.sha256) == 64
+    before = server.sent
+    again = prepare_store(cfg)
+    assert again.dir == store.dir and server.sent == before + 1, "one byte tells that it is the same"
+    note = json.loads((Path(source.path).parent / ".json").read_text())
+    assert note["sha256"] == source.sha256 and note["size"] == path.stat().st_size
+
+
+def test_several_ranks_download_once(server, tmp_path, texts, write_source, settings):
+    from concurrent.futures import ProcessPoolExecutor
+
+    write_source(server.root, "plain.jsonl", texts(60))
+    cfg = settings(f"{server.url}/plain.jsonl", cache=str(tmp_path / "cache"))
+    with ProcessPoolExecutor(2) as pool:
+        stores = list(pool.map(_prepared_fingerprint, [cfg, cfg]))
+    assert len(set(stores)) == 1 and len(server.fetched("plain.jsonl")) == 1
+
+
+def _prepared_fingerprint(cfg) -> str:
+    return prepare_store(cfg).manifest.fingerprint
+
+
+def test_a_cut_connection_goes_on_where_it_ended(server, cache):
+    content = bytes(range(256)) * 4000
+    (server.root / "x.txt").write_bytes(content)
+    server.faults["x.txt"] = [("pass",), ("cut", 300_000), ("cut", 0), ("status", 503), ("cut", 100_000)]
+    assert fetched(cache, f"{server.url}/x.txt") == content
+    assert server.fetched("x.txt") == ["", "bytes=300000-", "bytes=300000-", "bytes=300000-", "bytes=400000-"]
+
+
+def test_what_is_there_is_kept_after_giving_up_and_used_by_the_next_start(server, cache):
+    content = b"0123456789" * 50_000
+    (server.root / "x.txt").write_bytes(content)
+    server.faults["x.txt"] = [("pass",), ("cut", 200_000), *[("status", 500)] * cache_module.ATTEMPTS]
+    with pytest.raises(DataError, match="cannot be reached") as caught:
+        fetched(cache, f"{server.url}/x.txt")
+    assert "500" in caught.value.got and "data.path=FILE" in caught.value.fix
+    server.log.clear()
+    assert fetched(cache, f"{server.url}/x.txt") == content
+    assert server.fetched("x.txt") == ["bytes=200000-"]
+
+
+def test_a_part_of_another_version_is_not_gone_on_with(server, cache):
+    (server.root / "x.txt").write_bytes(b"old" * 100_000)
+    server.faults["x.txt"] = [("pass",), ("cut", 100_000), *[("status", 500)] * cache_module.ATTEMPTS]
+    with pytest.raises(DataError):
+        fetched(cache, f"{server.url}/x.txt")
+    (server.root / "x.txt").write_bytes(b"new" * 100_000)
+    assert fetched(cache, f"{server.url}/x.txt") == b"new" * 100_000
+
+
+def test_a_server_without_ranges_sends_it_anew(server, cache):
+    server.ranges = False
+    content = b"abcdefgh" * 60_000
+    (server.root / "x.txt").write_bytes(content)
+    server.faults["x.txt"] = [("pass",), ("cut", 200_000)]
+    assert fetched(cache, f"{server.url}/x.txt") == content
+    server.faults["x.txt"] = [("cut", 100_000)] * 50  # never gets further: it must end
+    (server.root / "x.txt").write_bytes(content * 2)
+    with pytest.raises(DataError, match="cannot be reached"):
+        fetched(cache, f"{server.url}/x.txt")
+
+
+def test_a_file_that_changes_meanwhile_is_refused_and_one_that_changed_before_is_fetched_again(server, cache):
+    (server.root / "x.txt").write_bytes(b"one" * 1000)
+    server.faults["x.txt"] = [("pass",), ("pass",), ("replace", b"two" * 1000)]
+    with pytest.raises(DataError, match="changed while it was downloaded"):
+        fetched(cache, f"{server.url}/x.txt")
+    assert fetched(cache, f"{server.url}/x.txt") == b"two" * 1000
+    (server.root / "x.txt").write_bytes(b"three" * 1000)
+    assert fetched(cache, f"{server.url}/x.txt") == b"three" * 1000
+
+
+@pytest.mark.parametrize("code", [404, 403, 410])
+def test_what_will_not_pass_is_said_at_once(server, cache, code):
+    server.faults["x.txt"] = [("status", code)]
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        fetched(cache, f"{server.url}/x.txt?signature=secret")
+    assert f"HTTP {code}" in caught.value.got and "secret" not in str(caught.value) and len(server.log) == 1
+
+
+def test_no_server_at_all(cache, tmp_path):
+    with serve(tmp_path) as gone:
+        (tmp_path / "x.txt").write_bytes(b"here")
+        address = f"{gone.url}/x.txt"
+        assert fetched(cache, address) == b"here"
+    assert fetched(cache, address) == b"here"  # the copy, with a warning
+    with pytest.raises(DataError, match="cannot be reached") as caught:
+        fetched(cache, address.replace("x.txt", "y.txt"))
+    assert "refused" in caught.value.got.lower()
+
+
+def test_the_cache_stays_within_its_bytes(server, tmp_path):
+    cache = Cache(str(tmp_path / "cache"), limit=2500)
+    for name in "abc":
+        (server.root / f"{name}.txt").write_bytes(name.encode() * 1000)
+    fetched(cache, f"{server.url}/a.txt")
+    fetched(cache, f"{server.url}/b.txt")
+    fetched(cache, f"{server.url}/a.txt")  # b is now the one that was not used for longest
+    fetched(cache, f"{server.url}/c.txt")
+    assert sorted(path.name for _, _, path in cache.entries()) == ["a.txt", "c.txt"]
+    with cache.turn():
+        a = cache.fetch(f"{server.url}/a.txt").path
+        c = cache.fetch(f"{server.url}/c.txt", keep={a}).path
+        with pytest.raises(MachineError, match="data.cache_bytes") as caught:
+            cache.fetch(f"{server.url}/b.txt", keep={a, c})
+    assert "data.cache_bytes=3000" in caught.value.fix
+    (server.root / "big.txt").write_bytes(b"x" * 4000)
+    with pytest.raises(MachineError, match="too small"):
+        fetched(cache, f"{server.url}/big.txt")
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "reason"),
+    [
+        ("ftp://host/x.jsonl", ConfigError, "scheme ftp"),
+        ("https://me:secret@host/x.jsonl", ConfigError, "holds a user or a password"),
+        ("http://127.0.0.1:1/folder/", ConfigError, "cannot be listed"),
+    ],
+)
+def test_addresses_that_cannot_be(address, kind, reason, settings):
+    with pytest.raises(kind, match=reason) as caught:
+        prepare_store(settings(address))
+    assert "secret" not in str(caught.value)
+
+
+def test_names_and_addresses_for_people():
+    assert shown("https://u:p@h/x?X-Amz-Signature=s#f") == "https://h/x"
+    assert file_name("https://h/a%20b/..%2fx.jsonl.gz?q") == ".._x.jsonl.gz".lstrip(".")
+    assert file_name("s3://bucket/zhwiki-20260101.xml.bz2") == "zhwiki-20260101.xml.bz2"
+
+
+def test_a_missing_package_and_a_missing_endpoint_are_named(monkeypatch, settings):
+    monkeypatch.delenv("OSS_ENDPOINT", raising=False)
+    with pytest.raises(ConfigError, match="endpoint") as caught:
+        prepare_store(settings("oss://bucket/x.jsonl"))
+    assert "export OSS_ENDPOINT=" in caught.value.fix
+    monkeypatch.setenv("OSS_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "ossfs", None)  # as if it were not installed
+    with pytest.raises(MachineError, match="needs the package ossfs") as caught:
+        prepare_store(settings("oss://bucket/x.jsonl"))
+    assert "wikillm[remote]" in caught.value.fix
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A bucket of a real S3 server (moto) on loopback: `put(key, content)`."""
+    server_module = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    boto3 = pytest.importorskip("boto3")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = pytest.MonkeyPatch()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        environment.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
+    client.create_bucket(Bucket="texts")
+    yield lambda key, content: client.put_object(Bucket="texts", Key=key, Body=content)
+    server.stop()
+    environment.undo()
+
+
+def test_files_of_a_bucket_by_name_by_glob_and_by_folder(bucket, tmp_path, texts, write_source, settings):
+    every = texts(90)
+    for i in range(3):
+        path = write_source(tmp_path, "plain.jsonl", every[i * 30 : i * 30 + 30])
+        bucket(f"corpus/{i}.jsonl", path.read_bytes())
+    bucket("corpus/README.md", b"not text")
+    whole = prepare_store(settings(write_source(tmp_path, "plain.jsonl", every)))
+    found = {}
+    for entry in ("s3://texts/corpus/*.jsonl", "s3://texts/corpus/"):
+        store = prepare_store(settings(entry, cache=str(tmp_path / "cache")))
+        assert [source.url for source in store.manifest.sources] == [f"s3://texts/corpus/{i}.jsonl" for i in range(3)]
+        assert all(source.version for source in store.manifest.sources)
+        found[entry] = store.manifest.fingerprint
+        assert store.train.n_tokens + store.val.n_tokens == whole.train.n_tokens + whole.val.n_tokens
+    assert len(set(found.values())) == 1
+    one = prepare_store(settings("s3://texts/corpus/1.jsonl", cache=str(tmp_path / "cache")))
+    assert one.manifest.funnel.kept_records == 30
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        prepare_store(settings("s3://texts/corpus/9.jsonl"))
+    assert "no such file" in caught.value.got
+    with pytest.raises(DataError, match="No file matches"):
+        prepare_store(settings("s3://texts/nothing/*.jsonl"))
+
+
+def test_a_changed_object_is_fetched_again(bucket, cache):
+    bucket("x.txt", b"one")
+    assert fetched(cache, "s3://texts/x.txt") == b"one"
+    bucket("x.txt", b"three")
+    assert fetched(cache, "s3://texts/x.txt") == b"three"
+
+
+def test_a_prepared_store_in_a_bucket(bucket, tmp_path, texts, write_source, settings):
+    local = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(60)), store=str(tmp_path / "store")))
+    for path in local.dir.rglob("*"):
+        if path.is_file():
+            bucket(f"stores/one/{path.relative_to(local.dir)}", path.read_bytes())
+    far = prepare_store(settings(store="s3://texts/stores/one", cache=str(tmp_path / "cache")))
+    assert far.manifest == local.manifest
+    assert far.train.read(0, far.train.n_tokens).tolist() == local.train.read(0, local.train.n_tokens).tolist()

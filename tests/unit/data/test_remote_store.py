@@ -1,0 +1,156 @@
+"""A prepared store read from a web server through a bounded cache: the same batches, and nothing unverified."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness.file_server import serve
+
+from wikillm.config.schema import DataSection, MixtureSource
+from wikillm.core.errors import ConfigError, DataError, MachineError
+from wikillm.data.growing import order_of
+from wikillm.data.loader import BatchShape, train_loader
+from wikillm.data.prepare import prepare_store
+from wikillm.data.sources import cache as cache_module
+from wikillm.data.store import Store
+from wikillm.data.stream import stream_store
+
+T = 32
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "BACKOFF_SECONDS", 0.001)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def local(tmp_path, texts, write_source, settings) -> Store:
+    path = write_source(tmp_path, "plain.jsonl", texts(400))
+    return prepare_store(settings(path, store=str(tmp_path / "served" / "store"), shard_bytes=8000))
+
+
+@pytest.fixture
+def server(local):
+    with serve(local.dir.parent) as found:
+        yield found
+
+
+@pytest.fixture
+def section(server, tmp_path):
+    """`section(cache_bytes=...)`: the store by its address alone."""
+
+    def make(**values: object) -> DataSection:
+        cache = str(tmp_path / "cache")
+        return DataSection(store=f"{server.url}/store", cache=cache, min_val_tokens=1, window_shards=2, **values)
+
+    return make
+
+
+def batches(store: Store, workers: int = 0, steps: int = 12) -> np.ndarray:
+    order = order_of(store, T, 5, 2)
+    loader = train_loader(store.train, order, BatchShape(8, 1, 1, 0), total_steps=steps, workers=workers)
+    return np.concatenate([batch["input_ids"].numpy() for batch in loader])
+
+
+def shard_files(folder: Path) -> set[str]:
+    return {p.name for p in folder.glob("stores/*/*/*") if p.suffix in (".tok", ".idx")}
+
+
+def test_the_batches_are_those_of_the_local_store_and_only_what_is_read_is_fetched(local, server, section, tmp_path):
+    store = prepare_store(section())
+    assert shard_files(tmp_path / "cache") == set(), "opening fetches no shard"
+    assert store.manifest == local.manifest and store.tokenizer().sha256 == local.tokenizer().sha256
+    assert np.array_equal(batches(store), batches(local))
+    first = shard_files(tmp_path / "cache")
+    assert 0 < len(first) < len(local.manifest.shards), "the first windows only"
+    assert np.array_equal(batches(store, workers=2, steps=60), batches(local, steps=60))  # beyond the first epoch
+    assert np.array_equal(store.val.read(0, store.val.n_tokens), local.val.read(0, local.val.n_tokens))
+    server.log.clear()
+    again = prepare_store(section())
+    assert np.array_equal(batches(again), batches(local))
+    assert not any(path.endswith((".tok", ".idx", "tokenizer.json")) for path, _ in server.log)
+
+
+def test_a_small_cache_stays_small_and_gives_the_same(local, section, tmp_path):
+    limit = 4 * max(shard.splits["train"].tokens for shard in local.manifest.shards) * 4
+    store = prepare_store(section(cache_bytes=limit))
+    assert store.afar.bytes > limit
+    assert np.array_equal(batches(store, steps=40), batches(local, steps=40))
+    held = sum(p.stat().st_size for p in (tmp_path / "cache").glob("stores/*/*/*.tok"))
+    assert 0 < held <= limit
+    with pytest.raises(MachineError, match="data.cache_bytes"):
+        batches(prepare_store(section(cache_bytes=100)))
+
+
+def test_a_damaged_shard_never_reaches_a_batch(local, server, section, tmp_path):
+    path = local.dir / "train" / "00000.tok"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="not the one that its manifest describes"):
+        batches(prepare_store(section()))
+    assert "00000.tok" not in shard_files(tmp_path / "cache")
+    path.write_bytes(bytes(content[:-8]))
+    with pytest.raises(DataError):
+        batches(prepare_store(section()))
+
+
+def test_a_shard_comes_through_cut_connections(local, server, section):
+    server.faults["store/train/00000.tok"] = [("cut", 1000), ("status", 502), ("cut", 500)]
+    assert np.array_equal(batches(prepare_store(section())), batches(local))
+    assert server.fetched("store/train/00000.tok") == ["", "bytes=1000-", "bytes=1000-", "bytes=1500-"]
+
+
+def test_without_the_server_what_is_cached_can_be_read(local, tmp_path):
+    cfg = DataSection(cache=str(tmp_path / "cache"), min_val_tokens=1, window_shards=2)
+    with serve(local.dir.parent) as gone:
+        cfg = cfg.model_copy(update={"store": f"{gone.url}/store"})
+        seen = batches(prepare_store(cfg))
+    store = prepare_store(cfg)
+    assert np.array_equal(batches(store), seen)
+    with pytest.raises(DataError, match="cannot be reached"):
+        store.train.read(0, store.train.n_tokens)
+
+
+def test_a_store_that_is_built_anew_is_another_one(local, server, section, tmp_path, texts, write_source, settings):
+    old = prepare_store(section())
+    old.train.read(0, 100)
+    shutil.rmtree(local.dir)
+    path = write_source(tmp_path, "plain.jsonl", texts(300, seed=4))
+    anew = prepare_store(settings(path, store=str(local.dir), shard_bytes=8000))
+    again = prepare_store(section())
+    assert again.dir != old.dir and again.manifest == anew.manifest
+    assert np.array_equal(batches(again), batches(anew))
+
+
+def test_a_growing_run_a_mixture_and_a_pickle_read_it_too(local, section, server, tmp_path):
+    streamed = stream_store(section(streaming="on"), is_main=True, is_local_main=True)
+    assert streamed.growth is None and np.array_equal(batches(streamed), batches(local))
+    assert streamed.val.read(0, 50).tolist() == local.val.read(0, 50).tolist()
+    parts = [
+        MixtureSource(name="far", weight=1, store=f"{server.url}/store"),
+        MixtureSource(name="near", weight=1, store=str(local.dir)),
+    ]
+    far = prepare_store(section().model_copy(update={"store": None, "mixture": tuple(parts)}))
+    near = prepare_store(section().model_copy(update={"store": None, "mixture": (parts[1], parts[1])}))
+    near_parts = [part.store.manifest.fingerprint for part in near.mixture.parts]
+    assert [part.store.manifest.fingerprint for part in far.mixture.parts] == near_parts
+    assert far.train.read(5, 900).tolist() == near.train.read(5, 900).tolist()
+    assert pickle.loads(pickle.dumps(far.train)).read(5, 900).tolist() == near.train.read(5, 900).tolist()
+
+
+def test_what_is_no_store_and_what_cannot_be_built_there(server, section, tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        prepare_store(section().model_copy(update={"store": f"{server.url}/nothing"}))
+    (server.root / "page").mkdir()
+    (server.root / "page" / "manifest.json").write_text("<html>log in</html>")
+    with pytest.raises(DataError, match="no manifest of a token store"):
+        prepare_store(section().model_copy(update={"store": f"{server.url}/page"}))
+    with pytest.raises(ConfigError, match="built in a local folder"):
+        prepare_store(section().model_copy(update={"path": ("x.jsonl",)}))

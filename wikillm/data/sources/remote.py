@@ -1,0 +1,209 @@
+"""Files on other machines: what they are, and their bytes from any offset. http(s) by the standard library, s3 and oss by fsspec.
+
+`look` gives size and version (ETag, or the date) without reading; `read_from` streams from an offset, so that a cut
+download goes on where it ended. What may pass (no answer, a cut connection, 5xx, 429) is `Unreachable`, and is tried
+again by `cache.py`; what will not pass (404, 403) is a DataError at once. Credentials come from the environment alone.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from wikillm.core.errors import ConfigError, DataError, MachineError, WikiLLMError
+
+SILENCE_SECONDS = 30.0
+PIECE_BYTES = 1 << 20
+_RANGE_BYTES = 8 << 20  # asked for at a time where there is no stream (s3, oss)
+_EXTRAS = {"s3": "s3fs", "oss": "ossfs"}
+_PASSES = (408, 425, 429, 500, 502, 503, 504)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+HOW_WITHOUT = "or download it by other means, and name the file: data.path=FILE"
+
+
+class Unreachable(Exception):
+    """It did not work this time; it may the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """`size` is None where the server does not say; `version` is empty where it has none."""
+
+    url: str
+    size: int | None
+    version: str
+
+
+def scheme_of(text: str) -> str:
+    """`s3` of `s3://bucket/key`; empty for a path."""
+    found = _SCHEME.match(text)
+    return found[1].lower() if found else ""
+
+
+def shown(url: str) -> str:
+    """The address without what may be secret: query (presigned addresses) and user."""
+    return re.sub(r"://[^/@]*@", "://", url.split("?")[0].split("#")[0])
+
+
+def file_name(url: str) -> str:
+    """The name at the end of the address, fit to be a file's."""
+    name = unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2])
+    return re.sub(r"[^\w.,+@=-]", "_", name).lstrip(".")[-120:] or "file"
+
+
+def check_address(url: str) -> None:
+    """Raise ConfigError for a scheme that is not read, and for a password in the address."""
+    scheme = scheme_of(url)
+    if scheme not in ("http", "https", "s3", "oss"):
+        known = "http, https, s3, oss; hf and modelscope for data sets"
+        raise ConfigError(
+            f"Addresses of the scheme {scheme}:// cannot be read.", got=shown(url), fix=f"one of: {known}"
+        )
+    if "@" in urlsplit(url).netloc:
+        fix = "keys come from the environment: AWS_ACCESS_KEY_ID ..., OSS_ACCESS_KEY_ID ..."
+        raise ConfigError("An address in data.path holds a user or a password.", got=shown(url), fix=fix)
+
+
+def look(url: str) -> RemoteFile:
+    """Size and version of a file. Raises Unreachable, or DataError when there is none or it may not be read."""
+    check_address(url)
+    if scheme_of(url) in ("http", "https"):
+        # Not HEAD: a presigned address is signed for GET.
+        with _opened(url, {"Accept-Encoding": "identity", "Range": "bytes=0-0"}) as answer:
+            return _described(url, answer)
+    info = _call(url, "info")
+    if info["type"] != "file":
+        raise DataError("An address in data.path is a folder, not a file.", got=shown(url), fix=f"{shown(url)}/*.jsonl")
+    version = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("last_modified") or ""
+    return RemoteFile(url, int(info["size"]), str(version).strip('"'))
+
+
+def listed(url: str) -> list[str]:
+    """The files that an address with a `*` or a `/` at its end means, sorted; any other address is itself."""
+    if scheme_of(url) in ("http", "https"):
+        if urlsplit(url).path.endswith("/") or "*" in url:
+            fix = "name each file, or use s3:// or oss://, which can be listed"
+            raise ConfigError("A web address cannot be listed: it must name one file.", got=shown(url), fix=fix)
+        return [url]
+    if "*" not in url and not url.endswith("/"):
+        return [url]
+    found = _call(url, "glob") if "*" in url else _call(url, "find")
+    return [f"{scheme_of(url)}://{name}" for name in sorted(found)]
+
+
+def read_from(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) from `offset` on; from 0 where the server cannot begin elsewhere, or has another version now."""
+    if scheme_of(file.url) not in ("http", "https"):
+        while file.size is not None and offset < file.size:
+            piece = _call(file.url, "cat_file", start=offset, end=min(offset + _RANGE_BYTES, file.size))
+            if not piece:
+                raise Unreachable("nothing was sent")
+            yield offset, piece
+            offset += len(piece)
+        return
+    headers = {"Accept-Encoding": "identity"}
+    if offset:
+        headers |= {"Range": f"bytes={offset}-", **({"If-Range": file.version} if file.version else {})}
+    with _opened(file.url, headers) as answer:
+        at = offset if answer.status == 206 else 0
+        try:
+            while piece := answer.read(PIECE_BYTES):
+                yield at, piece
+                at += len(piece)
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(_reason(error)) from None
+    if file.size is not None and at < file.size:
+        raise Unreachable(f"the connection ended after {at} of {file.size} bytes")
+
+
+def _described(url: str, answer: http.client.HTTPResponse) -> RemoteFile:
+    size = answer.headers.get("Content-Length")
+    if answer.status == 206:
+        size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+    version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+    return RemoteFile(url, int(size) if size and size.isdigit() else None, version)
+
+
+def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    request = urllib.request.Request(url, headers={"User-Agent": "wikillm", **headers})
+    try:
+        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=SILENCE_SECONDS)
+        return answer
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code in _PASSES:
+                raise Unreachable(f"HTTP {error.code} {error.reason}") from None
+            if error.code == 416:  # not even one byte lies there
+                raise _refused(url, "HTTP 416: it is empty, or shorter than it was") from None
+            raise _refused(url, f"HTTP {error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise Unreachable(_reason(error)) from None
+    except ValueError as error:
+        raise _refused(url, str(error)) from None
+
+
+def _refused(url: str, why: str) -> DataError:
+    return DataError(
+        "A remote file cannot be read.", got=f"{shown(url)}: {why}", fix=f"look at the address\n{HOW_WITHOUT}"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    inner = getattr(error, "reason", error)
+    return " ".join(str(inner).split()) or type(inner).__name__
+
+
+def _call(url: str, name: str, **arguments: Any) -> Any:
+    """One call of fsspec's file system. A file system of this process: they do not survive a fork."""
+    try:
+        return getattr(_file_system(url), name)(_bare(url), **arguments)
+    except FileNotFoundError:
+        raise _refused(url, "there is no such file") from None
+    except PermissionError as error:
+        raise _refused(url, f"not permitted: {_reason(error)}; are the keys in the environment?") from None
+    except WikiLLMError:
+        raise
+    except (ValueError, TypeError) as error:  # an address or a setting, not the network
+        raise _refused(url, _reason(error)) from None
+    except Exception as error:  # each library has its own: NoCredentialsError, EndpointConnectionError, RequestError
+        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+            raise _refused(url, f"{error}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+        raise Unreachable(f"{type(error).__name__}: {_reason(error)}") from None
+
+
+def _bare(url: str) -> str:
+    return url.split("://", 1)[1]
+
+
+def _file_system(url: str) -> Any:
+    scheme = scheme_of(url)
+    try:
+        import fsspec
+
+        return fsspec.filesystem(scheme, use_listings_cache=False, **_options(scheme))
+    except ImportError as error:
+        raise MachineError(
+            f"Reading {scheme}:// needs the package {_EXTRAS[scheme]}, which is not installed.",
+            got=f"{shown(url)}: {error}",
+            fix=f"pip install 'wikillm[remote]'\n{HOW_WITHOUT}",
+        ) from None
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """oss has no variables of its own; these are the names that Alibaba Cloud's tools use. s3 reads AWS_*."""
+    if scheme == "s3":
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        return {"endpoint_url": endpoint} if endpoint else {}
+    names = {"endpoint": "OSS_ENDPOINT", "key": "OSS_ACCESS_KEY_ID", "secret": "OSS_ACCESS_KEY_SECRET"}
+    names["token"] = "OSS_SESSION_TOKEN"
+    if not os.environ.get("OSS_ENDPOINT"):
+        fix = "export OSS_ENDPOINT=https://oss-cn-hangzhou.aliyuncs.com, or that of your region"
+        raise ConfigError("oss:// needs the endpoint of its region.", got="OSS_ENDPOINT is not set", fix=fix)
+    return {option: os.environ[name] for option, name in names.items() if os.environ.get(name)}
