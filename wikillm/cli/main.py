@@ -48,6 +48,9 @@ COMMANDS = {
         "Show or start a run here, on many nodes, under Slurm, Kubernetes, SkyPilot, for SwanLab.",
         True,
     ),
+    "doctor": Command(
+        "wikillm.cli.doctor", "Check this machine, or all nodes of a hostfile, against what a run needs.", True
+    ),
     "eval": Command("wikillm.cli.eval", "Validation loss, perplexity and bits per byte of a model.", True),
     "generate": Command("wikillm.cli.generate", "Complete a text with a trained or exported model.", False),
     "export": Command("wikillm.cli.export", "Write a run as a standard Hugging Face folder.", False),

@@ -31,6 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from wikillm.cli.run_config import resolve_run_config
     from wikillm.core.errors import StoppedError, WikiLLMError
+    from wikillm.core.world import World
+    from wikillm.doctor.preflight import refuse_broken_machine
     from wikillm.train.exit import let_rank_0_speak_first
 
     try:
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
             preview(resolved)
             return 0
+        refuse_broken_machine(resolved, World.from_env())
         from wikillm.train.run import pretrain
 
         result = pretrain(resolved, resume=_resume(args.resume), allow_change=args.allow_change)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 STAGING_SUFFIX = ".staging"
+NETWORK_KINDS = ("nfs", "lustre", "ceph", "gpfs", "beegfs", "cifs", "smb", "fuse", "glusterfs", "9p")
+"""How the names of network file systems start."""
 
 
 def fsync_path(path: Path) -> None:
@@ -69,3 +71,17 @@ def nearest_existing(path: Path) -> Path:
         if parent.exists():
             return parent
     return Path("/")
+
+
+def file_system_kind(path: Path) -> str:
+    """The type of the file system below `path`, as /proc/mounts names it; "" when that cannot be read."""
+    best, kind, wanted = "", "", str(path.resolve())
+    try:
+        lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        _, mount, found, *_ = line.split()
+        if (wanted == mount or wanted.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
+            best, kind = mount, found
+    return kind

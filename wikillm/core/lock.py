@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -81,3 +81,13 @@ def lock_or_wait(path: Path, on_wait: Callable[[str, float], None], poll: float 
         yield
     finally:
         lock.release()
+
+
+def is_open_here(path: Path) -> bool:
+    """Does a process on this machine (that we may look into) have `path` open? Tells whether a lock file has an owner."""
+    target = str(path.resolve())
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(descriptor) == target:
+                return True
+    return False

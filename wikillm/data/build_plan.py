@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,12 @@ class BuildPlan:
 
     def predicted_bytes(self) -> int:
         """About how large the store becomes; rather too much than too little."""
-        text = sum(estimated_bytes([source]) * _TEXT_SHARE.get(source.format, 1.0) for source in self.sources)
-        if self.max_text_bytes is not None:
-            text = min(text, self.max_text_bytes)
-        return int(text * _STORE_BYTES_PER_TEXT_BYTE) + (16 << 20)
+        return predicted_store_bytes(self.sources, self.max_text_bytes)
+
+
+def predicted_store_bytes(sources: Sequence[SourceFile], max_text_bytes: int | None = None) -> int:
+    """About how large a store of `sources` becomes; rather too much than too little."""
+    text = sum(estimated_bytes([source]) * _TEXT_SHARE.get(source.format, 1.0) for source in sources)
+    if max_text_bytes is not None:
+        text = min(text, max_text_bytes)
+    return int(text * _STORE_BYTES_PER_TEXT_BYTE) + (16 << 20)

@@ -7,7 +7,6 @@ process per machine builds under an flock, the others wait and say for whom, and
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -17,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wikillm.core.errors import MachineError
-from wikillm.core.lock import lock_or_wait
+from wikillm.core.files import NETWORK_KINDS, file_system_kind
+from wikillm.core.lock import is_open_here, lock_or_wait
 from wikillm.core.log import logger, say
 from wikillm.core.units import format_seconds, format_size
 
@@ -123,7 +123,7 @@ def _wait_out_foreign_lock(folder: Path) -> None:
     lock, patience, said = folder / "lock", _NETWORK_PATIENCE if _is_shared(folder) else _LOCAL_PATIENCE, False
     while lock.exists():
         newest = max((path.stat().st_mtime for path in _present(folder)), default=0.0)
-        if not _is_open_here(lock) and time.time() - newest > patience:
+        if not is_open_here(lock) and time.time() - newest > patience:
             logger.warning("removing %s, left by a build that was killed", lock)
             lock.unlink(missing_ok=True)
             return
@@ -137,25 +137,9 @@ def _present(folder: Path) -> Iterator[Path]:
     return (path for path in folder.iterdir() if path.exists())  # a build renames files while we look
 
 
-def _is_open_here(path: Path) -> bool:
-    """Does a process on this machine (that we may look into) have `path` open?"""
-    target = str(path.resolve())
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(descriptor) == target:
-                return True
-    return False
-
-
 def _is_shared(folder: Path) -> bool:
-    """Is the folder on a network file system? Read from /proc/mounts; unknown kinds count as local."""
-    best, kind = "", ""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/mounts").read_text().splitlines():
-            _, mount, found, *_ = line.split()
-            if str(folder.resolve()).startswith(mount) and len(mount) >= len(best):
-                best, kind = mount, found
-    return kind.startswith(("nfs", "lustre", "ceph", "gpfs", "beegfs", "cifs", "smb", "fuse", "glusterfs"))
+    """Is the folder on a network file system? Unknown kinds count as local."""
+    return file_system_kind(folder).startswith(NETWORK_KINDS)
 
 
 def use_cpu_accelerator() -> None:

@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from wikillm.train.ops import _is_open_here, _wait_out_foreign_lock
+from wikillm.core.lock import is_open_here
+from wikillm.train.ops import _wait_out_foreign_lock
 
 HOLD = (
     "import os, sys, time; fd = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep({})"
@@ -26,10 +27,10 @@ def hold(lock: Path, seconds: float) -> subprocess.Popen[str]:
 def test_a_killed_builds_lock_is_removed(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     process = hold(lock, 60)
-    assert _is_open_here(lock)
+    assert is_open_here(lock)
     process.kill()
     process.wait()
-    assert lock.exists() and not _is_open_here(lock)
+    assert lock.exists() and not is_open_here(lock)
     _wait_out_foreign_lock(tmp_path)
     assert not lock.exists()
 

@@ -1,0 +1,108 @@
+"""Parser tests: text in the forms that nvidia-smi prints, written by hand after its documentation. No GPU was asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from wikillm.doctor.gather.gpus import (
+    QUERIES,
+    count_hardware,
+    parse_cards,
+    parse_head,
+    parse_processes,
+    parse_topology,
+    with_remapped_rows,
+)
+
+HEAD = """\
++-----------------------------------------------------------------------------------------+
+| NVIDIA-SMI 580.95.05              Driver Version: 580.95.05      CUDA Version: 13.0     |
++-----------------------------------------+------------------------+----------------------+
+"""
+ANSWERS = (
+    "0, NVIDIA H100 80GB HBM3, 81559, 4, 31, Default, Enabled\n1, NVIDIA H100 80GB HBM3, 81559, 70312, 66, Default, Disabled\n",
+    "0, 9.0\n1, 9.0\n",
+    "0, 700.00, 700.00\n1, 400.00, 700.00\n",
+    "0, 0, 0\n1, 2, 9\n",
+    "0, Disabled\n1, Enabled\n",
+    "0, 0x0000000000000001\n1, 0x0000000000000048\n",
+    "",
+    "0, 16, 16\n1, 8, 16\n",
+    "0, [N/A]\n1, [N/A]\n",
+)
+OLD = (
+    "0, Tesla T4, 15360, 2, 40, Default, Disabled\n",
+    "",  # a driver before 510 does not know compute_cap
+    "0, 70.00, 70.00\n",
+    "0, [N/A], [N/A]\n",
+    "0, [N/A]\n",
+    "",
+    "0, 0x0000000000000001\n",
+    "0, [Unknown Error], 16\n",
+    "0, Yes\n",
+)
+TOPOLOGY = """\
+\t\x1b[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
+GPU0\t X \tNV18\tSYS\tPXB\t0-55\t0\t\tN/A
+GPU1\tNV18\t X \tNODE\tSYS\t0-55\t0\t\tN/A
+GPU2\tSYS\tNODE\t X \tSYS\t56-111\t1\t\tN/A
+NIC0\tPXB\tSYS\tSYS\t X
+
+Legend:
+
+  X    = Self
+  SYS  = Connection traversing PCIe as well as the SMP interconnect between NUMA nodes
+"""
+
+
+def test_head() -> None:
+    assert parse_head(HEAD) == ("580.95.05", "13.0")
+    assert parse_head("NVIDIA-SMI has failed") == ("", "")
+
+
+def test_cards() -> None:
+    first, second = parse_cards(dict(zip(QUERIES, ANSWERS, strict=True)))
+    assert (first.name, first.memory_total, first.persistence, first.throttle) == (
+        "NVIDIA H100 80GB HBM3",
+        81559,
+        True,
+        1,
+    )
+    assert (first.ecc_now, first.mig, first.row_remap) == (0, False, None)
+    assert (second.index, second.memory_used, second.persistence, second.power_limit) == (1, 70312, False, 400.0)
+    assert (second.ecc_now, second.ecc_ever, second.mig, second.throttle, second.pcie_width) == (2, 9, True, 0x48, 8)
+
+
+def test_an_old_driver_leaves_fields_unknown() -> None:
+    (card,) = parse_cards(dict(zip(QUERIES, OLD, strict=True)))
+    assert (card.compute_capability, card.ecc_now, card.mig, card.pcie_width) == (None, None, None, None)
+    assert (card.throttle, card.pcie_width_max, card.row_remap) == (1, 16, "pending")
+
+
+def test_rows_of_memory() -> None:
+    cards = parse_cards(dict(zip(QUERIES, ANSWERS, strict=True)))
+    pending = with_remapped_rows(cards, "00000000:19:00.0, No, No\n00000000:3B:00.0, Yes, No\n")
+    assert [card.row_remap for card in pending] == ["", "pending"]
+    failed = with_remapped_rows(cards, "00000000:19:00.0, 0, 0\n00000000:3B:00.0, 1, 1\n")
+    assert failed[1].row_remap == "failed"
+    assert with_remapped_rows(cards, "") == cards
+
+
+def test_processes() -> None:
+    text = "4242, /usr/bin/python3, 70308\n17, [Not Found], [N/A]\nno running processes found\n"
+    assert parse_processes(text) == ((4242, "python3", 70308), (17, "[Not Found]", 0))
+
+
+def test_topology() -> None:
+    assert parse_topology(TOPOLOGY) == ((0, 1, "NV18"), (0, 2, "SYS"), (1, 2, "NODE"))
+    assert parse_topology("GPU0\tCPU Affinity\nGPU0\t X \t0-15\n") == ()
+    assert parse_topology("") == ()
+
+
+def test_hardware_on_the_bus(tmp_path: Path) -> None:
+    for name, vendor, kind in (("a", "0x10de", "0x030200"), ("b", "0x10de", "0x040300"), ("c", "0x8086", "0x030000")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vendor").write_text(vendor + "\n")
+        (tmp_path / name / "class").write_text(kind + "\n")
+    assert count_hardware(tmp_path) == 1
+    assert count_hardware(tmp_path / "absent") == 0

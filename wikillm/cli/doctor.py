@@ -1,0 +1,119 @@
+"""`wikillm doctor`: is this machine, or is every node of a hostfile, fit for the run? Changes nothing on them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wikillm.config.resolved import Resolved
+    from wikillm.doctor.examine import Examination
+    from wikillm.doctor.facts import NodeFacts
+    from wikillm.doctor.needs import Needs
+
+HELP = "Check this machine, or all nodes of a hostfile, against what a run needs."
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    from wikillm.cli.run_config import add_run_config_arguments
+
+    add_run_config_arguments(parser)
+    group = parser.add_argument_group("the machines")
+    group.add_argument("--hostfile", type=Path, metavar="FILE", help="check all its nodes over ssh: node1 slots=8")
+    group.add_argument("--workdir", metavar="FOLDER", help="the checkout on the nodes. Default: this folder")
+    group.add_argument("--gpus", type=int, metavar="N", help="processes on this machine. Default: one per GPU, or one")
+    group.add_argument(
+        "--master-addr", metavar="HOST", help="where ranks meet. Default: the first node of the hostfile"
+    )
+    group.add_argument("--master-port", type=int, default=29500, metavar="PORT", help="default 29500")
+    parser.add_argument("--all", action="store_true", help="show also what is well")
+    parser.add_argument("--list", action="store_true", help="name all checks, and stop")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    from wikillm.cli.run_config import resolve_run_config
+    from wikillm.core.errors import ExitCode
+    from wikillm.doctor.report import lines, to_json
+
+    _check(args)
+    if args.list:
+        _print_list(as_json=args.json)
+        return ExitCode.DONE
+    resolved = resolve_run_config(args)
+    examination = _examine_nodes(args, resolved) if args.hostfile else _examine_here(args, resolved)
+    if args.json:
+        print(json.dumps(to_json(examination), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(lines(examination, everything=args.all)))
+    return ExitCode.MACHINE if examination.failed else ExitCode.DONE
+
+
+def _examine_here(args: argparse.Namespace, resolved: Resolved) -> Examination:
+    from wikillm.doctor.examine import examine_here
+    from wikillm.doctor.needs import needs_of, request_of
+
+    needs_of(
+        resolved, nodes=1, slots=args.gpus or 1
+    )  # a run that is wrong in itself is refused before anything is asked
+
+    def needs_for(facts: NodeFacts) -> Needs:
+        cards = len(facts.gpus.cards) if facts.gpus else 0
+        return needs_of(resolved, nodes=1, slots=args.gpus or max(1, cards))
+
+    request = request_of(resolved, master=args.master_addr or "", master_port=args.master_port)
+    return examine_here(request, needs_for)
+
+
+def _examine_nodes(args: argparse.Namespace, resolved: Resolved) -> Examination:
+    from wikillm.doctor.examine import examine_nodes
+    from wikillm.doctor.needs import needs_of, request_of
+    from wikillm.observe.redact import names_a_secret
+    from wikillm.remote.environment import forwarded
+    from wikillm.remote.hosts import read_hostfile
+
+    hosts = read_hostfile(args.hostfile)
+    master = args.master_addr or hosts[0].name
+    return examine_nodes(
+        {host.name: host.slots for host in hosts},
+        request_of(resolved, master=master, master_port=args.master_port),
+        needs_of(resolved, nodes=len(hosts), slots=hosts[0].slots, master=master),
+        workdir=args.workdir or str(Path.cwd()),
+        environment={name: value for name, value in forwarded().items() if not names_a_secret(name)},
+    )
+
+
+def _print_list(*, as_json: bool) -> None:
+    from wikillm.doctor.checks.every import listed
+
+    rows = listed()
+    if as_json:
+        print(json.dumps([{"group": g, "name": n, "about": a} for g, n, a in rows], indent=2))
+        return
+    width = max(len(name) for _, name, _ in rows)
+    for group, name, about in rows:
+        print(f"{group:<12}{name:<{width}}  {about}")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from wikillm.core.errors import ConfigError, Problems
+    from wikillm.remote.hosts import is_host
+
+    problems = Problems(ConfigError)
+    if args.hostfile is not None and args.gpus is not None:
+        problems.add(
+            "--gpus is for this machine; a hostfile has slots.", got=str(args.gpus), fix="slots=N in the hostfile"
+        )
+    if args.gpus is not None and args.gpus < 1:
+        problems.add("--gpus is at least 1.", got=str(args.gpus))
+    if not 0 < args.master_port < 65536:
+        problems.add("--master-port is a port.", got=str(args.master_port), fix="--master-port 29500")
+    if args.master_addr is not None and not is_host(args.master_addr):
+        problems.add("--master-addr is not a host.", got=repr(args.master_addr))
+    if args.workdir is not None and (not args.workdir.isprintable() or args.workdir.startswith("-")):
+        problems.add("--workdir is not a folder.", got=repr(args.workdir))
+    if args.workdir is not None and args.hostfile is None:
+        problems.add("--workdir is for the nodes of a hostfile.", got=args.workdir, fix="--hostfile FILE")
+    problems.raise_if_any()

@@ -1,0 +1,1 @@
+"""The judgements: facts in, verdict out. No check looks at the machine."""

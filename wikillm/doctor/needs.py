@@ -1,0 +1,156 @@
+"""What a run asks of its machines, by the planner's formulas, and what has to be looked at to judge them.
+
+`Request` goes to every node before anything is known about it; `Needs` is what the judgements compare with. Sizes are
+bytes and estimates; `least_*` are lower bounds that a refusal may rest on.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from wikillm.config.resolved import Resolved
+from wikillm.core.errors import ConfigError
+from wikillm.data.hubs import is_offline
+from wikillm.plan.batch import split_batch
+from wikillm.plan.communication import communication_per_step
+from wikillm.plan.gpus import find_gpu
+from wikillm.plan.job import Job, describe_job, is_pinned
+from wikillm.plan.memory import host_bytes_per_rank
+from wikillm.plan.report import CHECKPOINT_BYTES
+from wikillm.plan.setup import setup_from_recipe
+
+LEAST_CHECKPOINT_BYTES = 12
+"""Per parameter: two moments and one fp32 copy of the weights are in every checkpoint, whatever the precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a node looks at. Paths are those of the run, on that node."""
+
+    run_dir: str
+    store_dir: str
+    data_path: tuple[str, ...]
+    master: str
+    master_port: int
+    hubs: dict[str, str]  # name -> web address
+    measure_disk: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """`slots` are the processes of a node. `precision` may be auto. `recipe` is the DeepSpeed recipe, "" for none."""
+
+    nodes: int = 1
+    slots: int = 1
+    master: str = ""
+    precision: str = "auto"
+    recipe: str = ""
+    offload: bool = False
+    parameters: int = 0
+    checkpoint: int = 0
+    least_checkpoint: int = 0
+    checkpoints_kept: int = 1
+    host_memory: int = 0
+    traffic: int = 0  # between nodes, per GPU and optimizer step
+    batch_error: str = ""
+    data_is_chosen: bool = True  # the user named it
+    online_tracking: bool = False
+    not_forwarded: tuple[str, ...] = field(default=())
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.slots
+
+
+def request_of(resolved: Resolved, *, master: str, master_port: int) -> Request:
+    """What to look at for this run."""
+    cfg = resolved.config
+    return Request(
+        run_dir=cfg.run.dir or f"runs/{cfg.run.name}",
+        store_dir=cfg.data.store or "stores",
+        data_path=tuple(cfg.data.path),
+        master=master,
+        master_port=master_port,
+        hubs={} if is_offline() else hub_addresses(),
+    )
+
+
+def hub_addresses() -> dict[str, str]:
+    """Who may be asked for a tokenizer, a model or tracking, in the form name -> address."""
+    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+    return {
+        "huggingface": "https://huggingface.co",
+        "hf-mirror": endpoint or "https://hf-mirror.com",
+        "modelscope": "https://modelscope.cn",
+        "swanlab": os.environ.get("SWANLAB_API_HOST", "https://api.swanlab.cn/api"),
+    }
+
+
+def needs_of(resolved: Resolved, *, nodes: int, slots: int, master: str = "") -> Needs:
+    """Raises ConfigError when the run is wrong in itself; a batch that does not divide is one of the findings."""
+    cfg = resolved.config
+    job = describe_job(resolved, ranks=1, gpu=find_gpu("h100"))
+    host, traffic = _host_and_traffic(resolved, job, nodes, slots)
+    return Needs(
+        nodes=nodes,
+        slots=slots,
+        master=master,
+        precision=cfg.train.precision,
+        recipe=cfg.deepspeed.config or "",
+        offload=host > 0,
+        parameters=job.shape.parameters,
+        checkpoint=CHECKPOINT_BYTES * job.shape.parameters,
+        least_checkpoint=LEAST_CHECKPOINT_BYTES * sure_parameters(resolved, job),
+        checkpoints_kept=cfg.train.save_total_limit + 1,  # one more while the next is written
+        host_memory=host,
+        traffic=traffic,
+        batch_error=_batch_error(resolved, nodes * slots),
+        data_is_chosen=is_pinned(resolved, "data.path"),
+        online_tracking=cfg.observe.swanlab.mode == "online",
+        not_forwarded=_not_forwarded(),
+    )
+
+
+def sure_parameters(resolved: Resolved, job: Job) -> int:
+    """Parameters that the model has whatever tokenizer is found: without the embedding when that one is not known yet."""
+    cfg = resolved.config
+    if cfg.data.tokenizer != "auto" or isinstance(cfg.model.vocab_size, int):
+        return job.shape.parameters
+    copies = 1 if cfg.model.tie_word_embeddings else 2
+    return job.shape.parameters - copies * job.shape.vocab_size * cfg.model.hidden_size
+
+
+def _host_and_traffic(resolved: Resolved, job: Job, nodes: int, slots: int) -> tuple[int, int]:
+    cfg = resolved.config
+    if cfg.deepspeed.config is None:
+        return 0, 0
+    setup = setup_from_recipe(
+        cfg.deepspeed.config,
+        hidden_size=cfg.model.hidden_size,
+        ranks=nodes * slots,
+        ranks_per_node=slots,
+        micro=1,
+        accumulation=max(1, job.sequences // (nodes * slots)),
+        precision=job.precision,
+        checkpointing=cfg.train.gradient_checkpointing,
+    )
+    host = host_bytes_per_rank(job.shape, setup) * slots
+    return host, communication_per_step(job.shape.parameters, setup).between_nodes
+
+
+def _batch_error(resolved: Resolved, ranks: int) -> str:
+    try:
+        split_batch(resolved, ranks)
+    except ConfigError as error:
+        return f"{error.what} {(error.fix or '').splitlines()[0]}"
+    return ""
+
+
+def _not_forwarded() -> tuple[str, ...]:
+    """Variables set here that a run reads and that do not travel to other nodes."""
+    from wikillm.remote.environment import is_forwarded
+
+    read = ("HF_", "TRANSFORMERS_", "CUDA_", "TORCH_", "UCX_", "FI_", "OMPI_", "PYTORCH_", "DS_")
+    names = (name for name in os.environ if name.startswith(read) and not is_forwarded(name))
+    return tuple(sorted(name for name in names if name not in ("CUDA_VISIBLE_DEVICES", "CUDA_HOME")))

@@ -1,0 +1,183 @@
+"""What the doctor does on a node: `python -m wikillm.doctor.node` answers requests, one JSON object a line.
+
+Started over ssh, it lives as long as its standard input: when the connection ends, so does it, and what it had made
+(listeners, files in the shared folder) is taken back. On this machine the same `Agent` is called directly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from wikillm.core.files import nearest_existing
+from wikillm.doctor.gather.everything import gather
+from wikillm.doctor.needs import Request
+
+MARK = "wikillm-doctor"
+CONNECT_SECONDS = 4.0
+LOOK_SECONDS = 5.0
+ALL_REDUCE_SECONDS = 18.0
+
+
+class Agent:
+    """Answers requests by name. Nothing outside its own files and ports is changed."""
+
+    def __init__(self) -> None:
+        self._listeners: list[socket.socket] = []
+        self._files: list[Path] = []
+
+    def answer(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Raises ValueError for an unknown command, OSError where the system refuses."""
+        commands: dict[str, Callable[..., Any]] = {
+            "hello": self.hello, "facts": self.facts, "time": time.time, "write": self.write, "look": self.look,
+            "listen": self.listen, "connect": self.connect, "all_reduce": self.all_reduce, "clean": self.clean,
+        }  # fmt: skip
+        if command not in commands:
+            raise ValueError(f"no such command: {command}")
+        return commands[command](**arguments)
+
+    def hello(self, environment: dict[str, str]) -> str:
+        """Take the variables over that a run would get here."""
+        os.environ.update(environment)
+        return str(Path.cwd())
+
+    def facts(self, request: dict[str, Any]) -> dict[str, Any]:
+        request["data_path"] = tuple(request["data_path"])
+        return gather(Request(**request)).to_json()
+
+    def write(self, folder: str, file: str, text: str) -> str:
+        """Write a file beside the run directory; returns where."""
+        path = _existing(folder) / file
+        path.write_text(text, encoding="utf-8")
+        self._files.append(path)
+        return str(path)
+
+    def look(self, folder: str, names: dict[str, str]) -> list[str]:
+        """Which of `names` (file -> text) are not there as written. Network folders get a few seconds."""
+        end = time.monotonic() + LOOK_SECONDS
+        while True:
+            where = _existing(folder)
+            missing = [name for name, text in names.items() if _text(where / name) != text]
+            if not missing or time.monotonic() > end:
+                return missing
+            time.sleep(0.3)
+
+    def listen(self, ports: list[int], token: str) -> list[int]:
+        """Listen on `ports`, 0 for a free one; whoever connects is sent `token`. A busy one is answered with 0."""
+        found = []
+        for port in ports:
+            server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                server.bind(("", port))
+                server.listen(64)
+            except OSError:
+                server.close()
+                found.append(0)
+                continue
+            self._listeners.append(server)
+            threading.Thread(target=_serve, args=(server, token.encode()), daemon=True).start()
+            found.append(int(server.getsockname()[1]))
+        return found
+
+    def connect(self, targets: list[tuple[str, str, int, str]]) -> dict[str, str]:
+        """node -> "" or the first error. A target is (node, address, port, the token that must come back)."""
+        with ThreadPoolExecutor(32) as pool:
+            errors = list(pool.map(lambda target: _try(*target[1:]), targets))
+        found: dict[str, str] = {}
+        for (node, *_), error in zip(targets, errors, strict=True):
+            found[node] = found.get(node) or error
+        return found
+
+    def all_reduce(self, rank: int, world: int, address: str, port: int, card: str) -> dict[str, Any]:
+        """One rank of the measurement. An error is part of the answer."""
+        environ = {"GLOO_SOCKET_IFNAME": card, **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        argv = [sys.executable, "-m", "wikillm.doctor.allreduce"]
+        try:
+            done = subprocess.run(
+                argv, env=environ, capture_output=True, text=True, timeout=ALL_REDUCE_SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return {"error": f"no result within {ALL_REDUCE_SECONDS:.0f} s"}
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            return {"error": lines[-1].strip() if lines else f"ended with {done.returncode}"}
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    def clean(self) -> None:
+        """Take back what was made."""
+        for server in self._listeners:
+            with contextlib.suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
+            server.close()
+        for path in self._files:
+            path.unlink(missing_ok=True)
+        self._listeners, self._files = [], []
+
+
+def _existing(folder: str) -> Path:
+    path = Path(folder)
+    return path if path.is_dir() else nearest_existing(path)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def _serve(server: socket.socket, token: bytes) -> None:
+    while True:
+        try:
+            peer, _ = server.accept()
+        except OSError:
+            return
+        with contextlib.suppress(OSError), peer:
+            peer.sendall(token)
+
+
+def _try(address: str, port: int, token: str) -> str:
+    try:
+        with socket.create_connection((address, port), timeout=CONNECT_SECONDS) as peer:
+            heard = b""
+            while piece := peer.recv(256):
+                heard += piece
+    except OSError as error:
+        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        return f"port {port} at {address}: {reason}"
+    return "" if heard.decode(errors="replace") == token else f"port {port} at {address}: somebody else answers there"
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints goes to standard error, not between the answers
+    agent = Agent()
+    try:
+        for line in sys.stdin:
+            asked = json.loads(line)
+            try:
+                said: dict[str, Any] = {"value": agent.answer(asked["command"], asked["arguments"])}
+            except Exception as error:  # the other side decides what it means
+                said = {"error": f"{type(error).__name__}: {error}"}
+            channel.write(json.dumps({MARK: asked["number"], **said}) + "\n")
+            channel.flush()
+    finally:
+        agent.clean()
+    os._exit(0)  # threads that hang in a dead mount would keep the process
+
+
+if __name__ == "__main__":
+    main()
