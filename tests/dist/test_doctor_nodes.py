@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
+import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.netns import SUBNET, Nodes, checkout, nodes, why_not
+from harness.netns import NET, Cluster, cluster, missing
 from harness.tiny_run import Words
 
-if why_not() is not None:
-    pytest.skip(f"multi-node tests not run: {why_not()}", allow_module_level=True)
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
-    with nodes(2, tmp_path_factory.mktemp("nodes")) as made:
-        yield made
+def checkout(repo: Path, folder: Path) -> Path:
+    """A working folder for all nodes: this code and this Python's environment, by links."""
+    folder.mkdir()
+    for name in ("train.py", "wikillm", "ds_configs", "pyproject.toml"):
+        (folder / name).symlink_to(repo / name)
+    (folder / ".venv").symlink_to(sys.prefix)
+    return folder
 
 
-def doctor(
-    cluster: Nodes, repo: Path, folder: Path, hosts: str, words: list[str]
-) -> tuple[int, dict[tuple[str, str], Any]]:
-    """Exit code, and the verdicts by (check, node)."""
+def doctor(made: Cluster, repo: Path, folder: Path, hosts: str, words: list[str]) -> tuple[int, dict[tuple[str, str], Any]]:
+    """`wikillm doctor` on node1: exit code, and the verdicts by (check, node)."""
     workdir = checkout(repo, folder / "checkout")
     (folder / "hosts").write_text(hosts)
-    argv = [sys.executable, "-m", "wikillm", "doctor", "--hostfile", str(folder / "hosts"), "--json"]
-    environ = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    environ.pop("PYTHONPATH", None)
-    done = cluster.run("node1", [*argv, *words], cwd=workdir, env=environ)
+    argv = [sys.executable, "-m", "wikillm", "doctor", "--hostfile", str(folder / "hosts"), "--json", *words]
+    done = made.run("node1", argv, cwd=workdir, HF_HUB_OFFLINE="1", PYTHONPATH="")
     assert done.stdout, done.stderr
     said = json.loads(done.stdout)
     assert said["seconds"] < 60
@@ -40,45 +37,37 @@ def doctor(
     return done.returncode, {(check["name"], check["node"]): check for check in said["checks"]}
 
 
-def test_two_sound_nodes(cluster: Nodes, repo: Path, words: Words, tmp_path: Path) -> None:
+def test_two_sound_nodes(repo: Path, words: Words, tmp_path: Path) -> None:
     line = [*words(tmp_path / "run"), "--deepspeed", "zero2"]
-    code, said = doctor(cluster, repo, tmp_path, "node1 slots=1\nnode2 slots=1\n", line)
+    with cluster(tmp_path / "nodes", "node1", "node2") as made:
+        code, said = doctor(made, repo, tmp_path, "node1 slots=1\nnode2 slots=1\n", line)
     failed = {key: check["found"] for key, check in said.items() if check["level"] == "fail"}
     assert (code, failed) == (0, {})
-    for name in (
-        "shared-folder",
-        "connections",
-        "all-reduce",
-        "mtu-equal",
-        "code-equal",
-        "data-equal",
-        "distinct-machines",
-    ):
+    for name in ("shared-folder", "connections", "all-reduce", "mtu-equal", "code-equal", "data-equal", "distinct-machines"):
         assert said[name, ""]["level"] in ("ok", "warn"), said[name, ""]
     assert "/s over 2 nodes" in said["all-reduce", ""]["found"]
     assert said["connections", ""]["found"] == "2 directions"
-    assert said["card", "node2"]["found"].startswith(f"eth0, {cluster.addresses['node2']}")
+    assert said["card", "node2"]["found"].startswith(f"eth0, {NET}.2")
     assert said["hostname", "node2"]["level"] == "ok"
 
 
-def test_each_fault_is_found_and_names_its_node(cluster: Nodes, repo: Path, words: Words, tmp_path: Path) -> None:
-    """A name that is 127.0.1.1, another MTU, nobody at an address, another host key, no login: in one run."""
-    config, known = cluster.folder / "ssh_config", cluster.folder / "known_hosts"
-    aliases = f"Host gone\n  HostName {SUBNET}.99\n"
-    aliases += f"Host stranger\n  HostName {cluster.addresses['node2']}\n  HostKeyAlias stranger\n"
-    aliases += (
-        f"Host closed\n  HostName {cluster.addresses['node2']}\n  HostKeyAlias node2\n  PubkeyAuthentication no\n"
-    )
-    config.write_text(aliases + config.read_text())
-    node1_key = (cluster.folder / "node1.host.pub").read_text()
-    with known.open("a") as file:
-        file.write(f"stranger {node1_key}")
-    one, two = cluster.addresses["node1"], cluster.addresses["node2"]
-    cluster.set_hosts("node1", f"127.0.0.1 localhost\n127.0.1.1 node1\n{two} node2\n")
-    cluster.set_hosts("node2", f"127.0.0.1 localhost\n127.0.1.1 node2\n{one} node1\n")
-    cluster.link("node2", "mtu", "1300")
-    hosts = "".join(f"{name} slots=1\n" for name in ("node1", "node2", "gone", "stranger", "closed"))
-    code, said = doctor(cluster, repo, tmp_path, hosts, words(tmp_path / "run", "train.global_batch_tokens=640"))
+def test_each_fault_is_found_and_names_its_node(repo: Path, words: Words, tmp_path: Path) -> None:
+    """Names that are 127.0.1.1, another MTU, a folder that is not shared, nobody there, another key: in one run."""
+    runs, nodes = tmp_path / "runs", tmp_path / "nodes"
+    runs.mkdir()
+    own = {name: {name: "127.0.1.1"} for name in ("node1", "node2")}
+    hosts = "".join(f"{name} slots=1\n" for name in ("node1", "node2", "closed", "gone", "stranger"))
+    with cluster(nodes, "node1", "node2", "closed", hosts=own, wrong_key=["closed"]) as made:
+        config = nodes / "config"
+        config.write_text(
+            f"Host gone\n  HostName {NET}.99\nHost stranger\n  HostName {NET}.2\n  HostKeyAlias stranger\n" + config.read_text()
+        )
+        with (nodes / "known_hosts").open("a") as file:
+            file.write("stranger " + (nodes / "other_key.pub").read_text())
+        link = ["ip", "-n", made.nodes["node2"].namespace, "link", "set", "eth0", "mtu", "1300"]
+        subprocess.run(link, env=made.environ(), check=True)
+        made.hide("node2", runs)
+        code, said = doctor(made, repo, tmp_path, hosts, words(runs / "x", "train.global_batch_tokens=640"))
     assert code == 3
     reached = {node: check for (name, node), check in said.items() if name == "reach"}
     assert [node for node, check in reached.items() if check["level"] == "ok"] == ["node1", "node2"]
@@ -89,3 +78,5 @@ def test_each_fault_is_found_and_names_its_node(cluster: Nodes, repo: Path, word
     assert said["master-name", "node1"]["level"] == "fail"
     assert said["master-name", "node2"]["level"] == "ok"
     assert sorted(said["mtu-equal", ""]["found"].split("; ")) == ["1300: node2", "1500: node1"]
+    assert "does not see what" in said["shared-folder", ""]["found"]
+    assert said["connections", ""]["level"] == "ok"

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field
 
 from wikillm.config.resolved import Resolved
+from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError
 from wikillm.data.hubs import is_offline
 from wikillm.plan.batch import split_batch
@@ -34,7 +35,7 @@ class Request:
     master: str
     master_port: int
     hubs: dict[str, str]  # name -> web address
-    measure_disk: bool = True
+    has_source: bool = True  # False: the stores themselves are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,17 @@ def request_of(resolved: Resolved, *, master: str, master_port: int) -> Request:
     return Request(
         run_dir=cfg.run.dir or f"runs/{cfg.run.name}",
         store_dir=cfg.data.store or "stores",
-        data_path=tuple(cfg.data.path),
+        data_path=sources_of(cfg.data),
+        has_source=bool(not cfg.data.mixture or sources_of(cfg.data)),
         master=master,
         master_port=master_port,
         hubs={} if is_offline() else hub_addresses(),
     )
+
+
+def sources_of(data: DataSection) -> tuple[str, ...]:
+    """What is named in data.path, or in the sources of data.mixture."""
+    return tuple(data.path) or tuple(path for source in data.mixture for path in source.path)
 
 
 def hub_addresses() -> dict[str, str]:
@@ -106,7 +113,7 @@ def needs_of(resolved: Resolved, *, nodes: int, slots: int, master: str = "") ->
         host_memory=host,
         traffic=traffic,
         batch_error=_batch_error(resolved, nodes * slots),
-        data_is_chosen=is_pinned(resolved, "data.path"),
+        data_is_chosen=is_pinned(resolved, "data.path") or bool(cfg.data.mixture),
         online_tracking=cfg.observe.swanlab.mode == "online",
         not_forwarded=_not_forwarded(),
     )

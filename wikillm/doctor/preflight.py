@@ -1,4 +1,4 @@
-"""What `wikillm train` asks before it imports torch: a few of the doctor's questions, local, in milliseconds.
+"""What `wikillm train` asks before it opens the data: a few of the doctor's questions, local, in milliseconds.
 
 Only what would certainly end the run is refused, each by the same judgement that `wikillm doctor` shows; doubts are left
 to the doctor. What the start of a run checks itself (shared memory on CPU, the run directory, the store) is not repeated.
@@ -7,6 +7,7 @@ to the doctor. What the start of a run checks itself (shared memory on CPU, the 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from wikillm.config.resolved import Resolved
@@ -22,14 +23,11 @@ from wikillm.doctor.gather.software import gather_software
 from wikillm.doctor.needs import needs_of, request_of
 from wikillm.doctor.verdict import Check
 
-CHECKS: tuple[Check, ...] = (
-    python.python_version,
-    python.packages_there,
-    host.memory,
-    host.open_files,
-    disk.checkpoint_room,
-    network.card_named,
-)
+CHECKS: tuple[Check, ...] = (python.packages_there, host.memory, host.open_files, disk.checkpoint_room)
+BETWEEN_RANKS: tuple[Check, ...] = (network.card_named,)
+IMPORTED = frozenset({"torch", "transformers", "accelerate", "numpy", "orjson", "pyarrow", "safetensors", "tokenizers"})
+"""Without these no run gets to its first step, whatever its settings."""
+DRIVER = Path("/dev/nvidiactl")
 
 
 def refuse_broken_machine(resolved: Resolved, world: World) -> None:
@@ -44,7 +42,7 @@ def refuse_broken_machine(resolved: Resolved, world: World) -> None:
         return
     facts = gather_cheaply(resolved)
     problems = Problems(MachineError)
-    for check in CHECKS:
+    for check in (*CHECKS, *(BETWEEN_RANKS if world.size > 1 else ())):
         verdict = check.judge(facts, needs)
         if verdict.level == "fail":
             problems.add(f"{check.name}: {verdict.why}.", got=verdict.found, fix=verdict.fix or None)
@@ -55,10 +53,13 @@ def gather_cheaply(resolved: Resolved) -> NodeFacts:
     """The sections that `CHECKS` read, without starting a tool, reading data or writing a file."""
     request = request_of(resolved, master=os.environ.get("MASTER_ADDR", ""), master_port=0)
     run, temporary = (look_at(Path(path), measure=False) for path in (request.run_dir, "/tmp"))
+    software, environment = gather_software(digest=False), relevant_environment(os.environ)
+    if not DRIVER.exists():
+        environment.pop("NCCL_SOCKET_IFNAME", None)  # without a GPU nobody asks NCCL
     return NodeFacts(
-        software=gather_software(digest=False),
+        software=replace(software, packages={n: v for n, v in software.packages.items() if n in IMPORTED}),
         host=gather_host(ask_tools=False),
         disk=Disk(run, run, False, temporary, {}, 0, ""),
         network=gather_network(request, ask_tools=False),
-        environment=relevant_environment(os.environ),
+        environment=environment,
     )

@@ -30,7 +30,7 @@ def gather_disk(request: Request) -> Disk:
     digests: dict[str, str] = {}
     size, error = 0, ""
     try:
-        paths = locate(request.data_path)
+        paths = locate(request.data_path) if request.has_source else []
         digests = {str(path): quick_digest(path) for path in paths}
         size = predicted_store_bytes([sniff(path) for path in paths])
     except WikiLLMError as refused:
@@ -38,7 +38,7 @@ def gather_disk(request: Request) -> Disk:
     except OSError as refused:
         error = f"{refused.filename}: {refused.strerror}"
     return Disk(
-        run=look_at(Path(request.run_dir), measure=request.measure_disk),
+        run=look_at(Path(request.run_dir), measure=True),
         store=look_at(Path(request.store_dir), measure=False),
         store_stands=(Path(request.store_dir) / MANIFEST_NAME).exists(),
         temporary=look_at(Path(tempfile.gettempdir()), measure=False),

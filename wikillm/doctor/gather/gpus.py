@@ -107,6 +107,7 @@ def with_remapped_rows(cards: tuple[GpuCard, ...], text: str) -> tuple[GpuCard, 
     out = []
     for card, row in zip(cards, rows, strict=True):
         states = [_is_yes(cell) for cell in row[1:3]]
+        state: str | None
         if states == [False, False]:
             state = card.row_remap or ""  # retired pages are the older way of the same
         else:

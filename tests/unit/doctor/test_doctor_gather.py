@@ -1,0 +1,180 @@
+"""What is gathered is what is there: this machine, files of a made-up /sys, real sockets and locks. No network."""
+
+from __future__ import annotations
+
+import http.server
+import mmap
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wikillm.doctor.gather.compiler import find_locks
+from wikillm.doctor.gather.disk import gather_disk, look_at, quick_digest
+from wikillm.doctor.gather.everything import gather, relevant_environment, run_bounded
+from wikillm.doctor.gather.host import cgroup_memory, shm_leftovers
+from wikillm.doctor.gather.hubs import gather_hubs
+from wikillm.doctor.gather.network import infiniband, resolve, route_to, why_port_is_busy
+from wikillm.doctor.gather.software import code_digest
+from wikillm.doctor.needs import Request
+from wikillm.doctor.node import Agent
+
+
+def request_in(folder: Path, *data: str) -> Request:
+    return Request(str(folder / "runs/x"), str(folder / "stores"), data, "", 29500, {})
+
+
+def test_this_machine(tmp_path: Path, corpus: Path) -> None:
+    facts = gather(request_in(tmp_path, str(corpus)))
+    assert facts.errors == {}
+    assert facts.software.packages["torch"] and facts.software.ranges["torch"].startswith(">=")
+    assert facts.host.cores >= 1 and facts.host.memory > 2**30
+    assert any(nic.name == "lo" and "127.0.0.1" in nic.addresses and nic.is_up for nic in facts.network.nics)
+    assert facts.disk.run.existing == str(tmp_path) and (facts.disk.run.bytes_per_second or 0) > 0
+    assert list(facts.disk.data) == [str(corpus)] and facts.disk.data_bytes > corpus.stat().st_size
+    assert list(tmp_path.iterdir()) == [], "the disk check left a file"
+
+
+def test_a_section_that_hangs_or_breaks_does_not_hold_the_others_up() -> None:
+    never = threading.Event()
+
+    def broken() -> None:
+        raise RuntimeError("no such thing")
+
+    found, errors = run_bounded({"a": lambda: 1, "hangs": never.wait, "breaks": broken}, seconds=0.3)
+    never.set()
+    assert found["a"] == 1
+    assert errors["breaks"] == "RuntimeError: no such thing" and errors["hangs"].startswith("no answer")
+
+
+def test_secrets_stay_here() -> None:
+    environ = {"HF_TOKEN": "canary-1234", "SWANLAB_API_KEY": "canary-5678", "https_proxy": "http://me:canary-9@proxy:1"}
+    said = relevant_environment({**environ, "NCCL_DEBUG": "canary-1234 x", "HOME": "/h"})
+    assert "canary" not in str(said)
+    assert said == {"NCCL_DEBUG": "*** x", "https_proxy": "http://***@proxy:1"}
+
+
+def test_locks_with_and_without_an_owner(tmp_path: Path) -> None:
+    for name in ("held", "left"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+    os.utime(tmp_path / "left" / "lock", (1, 1))
+    with open(tmp_path / "held" / "lock"):
+        held, left = find_locks(tmp_path)
+    assert held.is_held and not left.is_held
+    assert left.path.endswith("left/lock") and left.age > 600 > held.age
+    assert find_locks(tmp_path / "absent") == []
+
+
+def test_shared_memory_that_nobody_maps(tmp_path: Path) -> None:
+    for name in ("nccl-mapped", "nccl-left", "other"):
+        (tmp_path / name).write_bytes(b"x" * 4096)
+    with open(tmp_path / "nccl-mapped", "r+b") as file, mmap.mmap(file.fileno(), 4096):
+        assert shm_leftovers(tmp_path) == (("nccl-left", 4096),)
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/job", {"job/memory.max": "1000", "job/memory.current": "10"}, (1000, 10)),
+        ("0::/job", {"job/memory.max": "max"}, (None, None)),
+        ("0::/elsewhere", {"memory.max": "77", "memory.current": "7"}, (77, 7)),  # inside a container
+        ("4:memory:/a", {"memory/a/memory.limit_in_bytes": "500", "memory/a/memory.usage_in_bytes": "5"}, (500, 5)),
+        ("4:memory:/a", {"memory/a/memory.limit_in_bytes": "9223372036854771712"}, (None, None)),
+        ("", {}, (None, None)),
+    ],
+)
+def test_cgroup_limits(tmp_path: Path, own: str, files: dict[str, str], expected: tuple[Any, Any]) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    assert cgroup_memory(tmp_path, own) == expected
+
+
+def test_infiniband_ports(tmp_path: Path) -> None:
+    (tmp_path / "mlx5_0/ports/1").mkdir(parents=True)
+    (tmp_path / "mlx5_0/ports/1/state").write_text("4: ACTIVE\n")
+    assert infiniband(tmp_path) == (("mlx5_0:1", "ACTIVE"),)
+    assert infiniband(tmp_path / "absent") == ()
+
+
+def test_hubs_answer_or_not() -> None:
+    class Refuses(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(404)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        said = gather_hubs(
+            {
+                "there": f"http://127.0.0.1:{server.server_port}",
+                "gone": f"http://127.0.0.1:{closed.getsockname()[1]}",
+                "odd": "file:///etc/passwd",
+            }
+        )
+    server.shutdown()
+    server.server_close()
+    assert said == {"there": "", "gone": "Connection refused", "odd": "not a web address"}
+
+
+def test_names_routes_and_ports() -> None:
+    assert "127.0.0.1" in resolve("localhost")
+    assert resolve("no such host") == ()
+    assert route_to("127.0.0.1", ()) == ("?", "127.0.0.1")
+    with socket.socket() as server:
+        server.bind(("", 0))
+        server.listen()
+        assert "in use" in why_port_is_busy(server.getsockname()[1])
+    assert why_port_is_busy(0) == ""
+
+
+def test_digests_tell_versions_apart(tmp_path: Path) -> None:
+    file, code = tmp_path / "a.jsonl", tmp_path / "wikillm"
+    file.write_bytes(b"x" * (3 << 20))
+    first = quick_digest(file)
+    file.write_bytes(b"x" * (3 << 20) + b"y")
+    assert quick_digest(file) != first
+    code.mkdir()
+    (code / "a.py").write_text("1")
+    one = code_digest(code)
+    (code / "notes.txt").write_text("no code")
+    assert code_digest(code) == one
+    (code / "a.py").write_text("2")
+    assert code_digest(code) != one
+
+
+def test_places_and_missing_data(tmp_path: Path) -> None:
+    place = look_at(tmp_path / "a/b/c", measure=False)
+    assert (place.existing, place.is_writable, place.bytes_per_second) == (str(tmp_path), True, None)
+    disk = gather_disk(request_in(tmp_path, str(tmp_path / "absent.jsonl")))
+    assert "does not exist" in disk.data_error and disk.data == {}
+
+
+def test_an_agent_writes_looks_and_cleans_up(tmp_path: Path) -> None:
+    agent, folder = Agent(), str(tmp_path / "runs/x")
+    agent.answer("write", {"folder": folder, "file": ".a", "text": "1"})
+    assert agent.answer("look", {"folder": folder, "names": {".a": "1"}}) == []
+    agent.answer("clean", {})
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError):
+        agent.answer("run", {"command": "ls"})
+
+
+def test_agents_connect_and_notice_a_stranger() -> None:
+    one, two = Agent(), Agent()
+    (port,) = one.answer("listen", {"ports": [0], "token": "one"})
+    assert two.answer("listen", {"ports": [port], "token": "two"}) == [0]
+    targets = [("one", "127.0.0.1", port, "one"), ("other", "127.0.0.1", port, "two")]
+    said = two.answer("connect", {"targets": targets})
+    one.answer("clean", {})
+    assert said["one"] == "" and "somebody else" in said["other"]
+    assert "refused" in two.answer("connect", {"targets": targets[:1]})["one"]
