@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -10,8 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from harness.tiny_run import Words
+import yaml
+from harness.tiny_run import TINY, Words
 
+from wikillm.checkpoints.latest import latest_complete
 from wikillm.launch.swanlab_manifest import TEMPLATE, read_manifest
 from wikillm.launch.swanlab_pack import plan_packing, write_zip
 
@@ -65,3 +69,37 @@ def test_the_unpacked_job_plans_its_run(unpacked: Path, words: Words, tmp_path: 
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "ZeRO-2" in done.stdout
+
+
+def test_the_unpacked_job_trains_as_the_service_starts_it(unpacked: Path, corpus: Path, tmp_path: Path) -> None:
+    """Plain `python train.py`, in a copy whose default run is a tiny one; the data is found where a job has it."""
+    job = tmp_path / "job"
+    shutil.copytree(unpacked, job)
+    volume = job / "data"
+    volume.mkdir(exist_ok=True)
+    shutil.copy(corpus, volume / "wikipedia-zh-cn-20990101.json")
+    sections: dict[str, dict[str, object]] = {}
+    for word in [*TINY, "train.max_steps=2", "train.eval_steps=2", "train.save_steps=2"]:
+        key, value = word.split("=", 1)
+        section, _, rest = key.partition(".")
+        here = sections.setdefault(section, {})
+        for part in rest.split(".")[:-1]:
+            here = here.setdefault(part, {})  # type: ignore[assignment]
+        here[rest.split(".")[-1]] = yaml.safe_load(value)
+    preset = job / "wikillm" / "presets" / "runs" / "wiki-zh-120m.yaml"
+    assert preset.is_file()
+    sections["train"]["learning_rate"] = 0.01
+    preset.write_text(yaml.safe_dump({**sections, "data": {**sections["data"], "preset": "wiki-zh"}}), encoding="utf-8")
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "train.py"],
+        cwd=job,
+        env={**environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (exit_file,) = (job / "runs").glob("*/exit.json")
+    assert json.loads(exit_file.read_text())["code"] == 0
+    assert latest_complete(exit_file.parent / "checkpoints") is not None

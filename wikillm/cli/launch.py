@@ -23,7 +23,8 @@ the target, right behind `launch`:
   slurm      an sbatch file: --nodes N --gpus 8; saves and queues itself again before the time limit
   k8s        a Job or PyTorchJob: --image NAME --nodes N --gpus 8
   sky        a SkyPilot task: --gpu H100 --gpus 8 --nodes N
-  swanlab    a folder for SwanLab Launch: --init, --print, --zip FILE; submitting it is not implemented
+  swanlab    a folder for SwanLab Launch: --init, --print, --zip FILE, --submit; and, by words behind it:
+             task list | status ID | follow ID | stop ID | fetch ID;  data list | upload FILE|FOLDER
 """
 _WORD = re.compile(r"[A-Za-z0-9][\w.,:@-]{0,127}")
 
@@ -46,6 +47,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     swanlab.add_argument("-f", "--file", type=Path, metavar="FILE", help="the manifest (default swanlab.yaml)")
     swanlab.add_argument("--init", action="store_true", help="write a manifest to start from")
     swanlab.add_argument("--zip", type=Path, metavar="FILE", help="write the archive that a job would unpack")
+    swanlab.add_argument("--submit", action="store_true", help="upload the archive and start it as a task; asks first")
+    swanlab.add_argument(
+        "--yes", action="store_true", help="do not ask before code, data or the key leave this machine"
+    )
+    swanlab.add_argument("--follow", action="store_true", help="with --submit: show the task's states until it ends")
+    swanlab.add_argument("--every", type=float, metavar="SECONDS", help="how often to ask for the state (default 10)")
+    swanlab.add_argument("--to", type=Path, metavar="FOLDER", help="where the task's output goes when it has ended")
+    swanlab.add_argument("--name", metavar="NAME", help="data upload: name of the data set (default: the file's)")
+    swanlab.add_argument("--desc", metavar="TEXT", help="data upload: one line about it")
+    swanlab.add_argument("--timeout", type=float, metavar="SECONDS", help="bound of every request (default 30)")
     machine = parser.add_argument_group("the machines")
     machine.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
     machine.add_argument("--gpus", "--gpus-per-node", type=int, metavar="N", help="processes per node, one per GPU")
@@ -178,7 +189,7 @@ def _check(args: argparse.Namespace) -> None:
     from wikillm.remote.hosts import is_host
 
     problems = Problems(ConfigError)
-    for flag in ("file", "init", "zip"):
+    for flag in ("file", "init", "zip", "submit", "yes", "follow", "every", "to", "name", "desc", "timeout"):
         if getattr(args, flag):
             problems.add(f"--{flag} is for the target swanlab.", got=args.target, fix="wikillm launch swanlab ...")
     for flag, least in (

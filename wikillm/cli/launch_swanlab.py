@@ -1,12 +1,14 @@
-"""`wikillm launch swanlab`: the offline part of SwanLab Launch. Checks the manifest, lists and writes the archive.
+"""`wikillm launch swanlab`: checks the manifest, lists and writes the archive, submits it, and asks after tasks and data.
 
-Submitting is not implemented: SwanLab's client lost the commands in 0.4.3 (2025-01-17), no release that has them can be
-installed, and whether the service still answers is unknown.
+Without --submit and the words `task` and `data` nothing leaves the machine. The service's last client is of 2024-12-23
+and was removed in 0.4.3 (2025-01-17): whether it still answers is unknown, and nothing here was run against it.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from pathlib import Path
 
 from wikillm.core.errors import ConfigError
@@ -16,10 +18,16 @@ from wikillm.launch.swanlab_manifest import FILE_NAME, TEMPLATE, Manifest, read_
 from wikillm.launch.swanlab_pack import Packing, plan_packing, write_zip
 
 _ONE_PART = 2**20
+_EVERY, _TIMEOUT = 10.0, 30.0
 
 
 def run_swanlab(args: argparse.Namespace) -> int:
-    """One of --init, --zip and --print (the last two also together)."""
+    """One of --init, --zip and --print (the last two also together), --submit, `task ...`, `data ...`."""
+    if args.rest[:1] in (["task"], ["data"]):
+        from wikillm.cli.launch_swanlab_service import run_service
+
+        _check_numbers(args)
+        return run_service(args)
     _refuse_what_a_job_cannot_have(args)
     path = args.file or Path(FILE_NAME)
     if args.init:
@@ -28,8 +36,11 @@ def run_swanlab(args: argparse.Namespace) -> int:
         write_atomic(path, TEMPLATE)
         print(f"wrote {path}; next: wikillm launch swanlab --print")
         return 0
-    if not (args.show or args.zip):
-        raise ConfigError("Show the archive or write it?", fix="wikillm launch swanlab --print\nor --zip job.zip")
+    if not (args.show or args.zip or args.submit):
+        raise ConfigError(
+            "Show the archive, write it, or submit it?",
+            fix="wikillm launch swanlab --print\nor --zip job.zip, --submit",
+        )
     manifest = read_manifest(path)
     packing = plan_packing(manifest, without=args.zip)
     if args.show:
@@ -40,16 +51,46 @@ def run_swanlab(args: argparse.Namespace) -> int:
         size = write_zip(manifest, packing, args.zip)
         parts = "one part" if size <= _ONE_PART else "several parts, being over 1 MiB"
         print(f"wrote {args.zip}: {len(packing.files)} files, {format_size(size)} (an upload in {parts})")
+    if args.submit:
+        from wikillm.cli.launch_swanlab_service import submit_folder
+
+        return submit_folder(args, manifest, packing)
     return 0
 
 
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Fills the defaults in. Raises ConfigError."""
+    for flag, default in (("every", _EVERY), ("timeout", _TIMEOUT)):
+        value = getattr(args, flag)
+        if value is None:
+            setattr(args, flag, default)
+        elif not (math.isfinite(value) and 0 < value <= 3600):
+            raise ConfigError(
+                f"--{flag} is a number of seconds up to 3600.", got=f"{value:g}", fix=f"--{flag} {default:g}"
+            )
+
+
+def confirm(args: argparse.Namespace, what: list[str], question: str) -> bool:
+    """Tell what leaves the machine, and ask. --yes is an answer; without a terminal nothing else is."""
+    print("\n".join(what))
+    if args.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise ConfigError("Nobody is there to be asked whether this may leave the machine.", fix="--yes")
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
 def _refuse_what_a_job_cannot_have(args: argparse.Namespace) -> None:
-    if args.go or "--submit" in args.rest:
-        raise ConfigError(
-            "Submitting to SwanLab Launch is not implemented.",
-            got="SwanLab's client lost it in 0.4.3 (2025-01-17); whether the service still answers is unknown",
-            fix="--zip FILE for the archive\nor run elsewhere: wikillm launch ssh ..., wikillm launch slurm ...",
-        )
+    if args.go:
+        raise ConfigError("A SwanLab Launch job is submitted.", got="--go", fix="wikillm launch swanlab --submit")
+    for flag in ("follow", "to"):
+        if getattr(args, flag) and not args.submit:
+            raise ConfigError(
+                f"--{flag} goes with --submit.", fix="wikillm launch swanlab task follow ID, task fetch ID"
+            )
+    if args.to and not args.follow:
+        raise ConfigError("--to needs a task that has ended.", fix="add --follow")
+    _check_numbers(args)
     words = [*args.rest, *filter(None, (args.config, args.deepspeed))]
     if words:
         raise ConfigError(

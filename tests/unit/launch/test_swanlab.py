@@ -186,8 +186,7 @@ def test_a_python_that_wikillm_does_not_run_on_is_warned_of(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["swanlab", "--go"], "not implemented"),
-        (["swanlab", "--submit"], "not implemented"),
+        (["swanlab", "--go"], "--submit"),
         (["swanlab"], "--zip"),
         (["swanlab", "--print", "train.max_steps=5"], "takes no arguments"),
         (["multi", "--print", "--zip", "x.zip"], "--zip is for the target swanlab"),

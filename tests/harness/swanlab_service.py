@@ -1,0 +1,314 @@
+"""SwanLab Launch on loopback, after its contract: the API and Tencent's object store, both behind TLS of our own CA.
+
+The object store's host name is fixed in the SDK, so it is reached the way a company's proxy is: HTTPS_PROXY points here,
+CONNECT is answered, and the TLS of `*.cos.REGION.myqcloud.com` ends here. `Service.environ` is what a client needs.
+Requests are checked as the real service would: the key, the session cookie, the store's signature (recomputed with the
+SDK's own signer) and session token. `faults` maps "METHOD path" to what goes wrong.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+KEY = "abcDEF123456789012345"
+BUCKET, REGION, PREFIX = "code-1250000000", "ap-loopback", "user7"
+STORE_HOST = f"{BUCKET}.cos.{REGION}.myqcloud.com"
+
+
+@dataclass
+class Service:
+    """State and knobs. `objects`: key -> bytes. `asked`: "METHOD path" of every request, in order."""
+
+    folder: Path
+    key: str = KEY
+    datasets: dict[str, dict[str, Any]] = field(
+        default_factory=lambda: {"data01": {"name": "wiki", "status": "SUCCESS"}}
+    )
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    bodies: list[Any] = field(default_factory=list)
+    faults: dict[str, list[Any]] = field(default_factory=dict)  # statuses, "stall", "trickle", "cut", or a body
+    states: list[str] = field(default_factory=lambda: ["QUEUING", "RUNNING", "COMPLETED"])
+    tells_id: bool = True
+    lives: float = 3600.0
+    environ: dict[str, str] = field(default_factory=dict)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def next_fault(self, name: str) -> Any:
+        left = self.faults.get(name)
+        return left.pop(0) if left else None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    service: Service
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _answer(self, status: int, body: bytes, kind: str = "application/json", **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"" if self.command == "HEAD" else body)
+
+    def _json(self, status: int, value: Any) -> None:
+        self._answer(status, json.dumps(value).encode())
+
+    def _faulty(self, name: str) -> bool:
+        """Whether a fault was due and has been played."""
+        fault = self.service.next_fault(name)
+        if fault is None:
+            return False
+        if fault == "stall":
+            self.service.released.wait(30)
+            self.close_connection = True
+        elif fault == "trickle":
+            self.send_response(200)
+            self.send_header("content-length", "100000")
+            self.end_headers()
+            while not self.service.released.wait(0.2):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+        elif fault == "cut":
+            self.close_connection = True
+        elif fault == "redirect":
+            self._answer(302, b"", location="https://elsewhere.invalid/api")
+        elif isinstance(fault, int):
+            self._answer(fault, b'{"message": "no"}')
+        else:
+            self._answer(200, fault)
+        return True
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("content-length") or 0))
+
+
+class _Api(_Handler):
+    def _serve(self) -> None:
+        service, url = self.service, urlsplit(self.path)
+        path, raw = url.path.removeprefix("/api"), self._body()
+        body = json.loads(raw) if raw else None
+        name = f"{self.command} {path}"
+        service.asked.append(name)
+        service.bodies.append(body)
+        if self._faulty(name):
+            return None
+        if name == "POST /login/api_key":
+            ok = self.headers.get("authorization") == service.key
+            user = {"sid": "s1", "expiredAt": "2030-01-01T00:00:00Z", "userInfo": {"username": "me"}}
+            return self._json(200, user) if ok else self._json(401, {"message": "bad key"})
+        if self.headers.get("cookie") != "sid=s1" or self.headers.get("authorization"):
+            return self._json(401, {"message": "no session"})
+        answer = self._route(name, body, parse_qs(url.query))
+        return self._json(404, {}) if answer is None else self._json(*answer)
+
+    do_GET = do_POST = do_PATCH = _serve
+
+    def _route(self, name: str, body: Any, query: dict[str, list[str]]) -> tuple[int, Any] | None:
+        service = self.service
+        if name == "GET /user/codes/sts":
+            secrets = {"tmpSecretId": "id1", "tmpSecretKey": "secret1", "sessionToken": "token1"}
+            expires = time.time() + service.lives
+            where = {"region": REGION, "bucket": BUCKET, "prefix": PREFIX}
+            return 200, {**where, "expiredTime": int(expires), "credentials": secrets}
+        if name == "POST /task":
+            return self._create(body)
+        if name == "GET /task":
+            return 200, [self._shown(one) for one in list(service.tasks)[: int(query["num"][0])]]
+        if name == "GET /task/datasets":
+            return 200, [{"cuid": cuid, **one} for cuid, one in service.datasets.items()]
+        if name == "POST /task/dataset":
+            service.datasets["data02"] = {**body, "status": "UPLOADING"}
+            return 201, {"cuid": "data02"}
+        if name == "PATCH /task/dataset/status":
+            service.datasets[body["cuid"]]["status"] = body["status"]
+            return 200, {}
+        if name == "PATCH /task/status" and body["cuid"] in service.tasks:
+            service.tasks[body["cuid"]]["states"] = [body["status"]]
+            return 200, {}
+        task = name.removeprefix("GET /task/")
+        return (200, self._shown(task, move=True)) if task in service.tasks else None
+
+    def _create(self, body: dict[str, Any]) -> tuple[int, Any]:
+        service = self.service
+        if any(one not in service.datasets for one in body.get("datasets", [])):
+            return 404, {}
+        if body.get("combo") not in (None, "RTX3090-1", "H800-1"):
+            return 401, {}
+        assert body["src"] in service.objects and body["conf"] == {"key": service.key}
+        cuid = f"task{len(service.tasks):02d}"
+        service.tasks[cuid] = {**body, "states": list(service.states)}
+        return 201, {"cuid": cuid} if service.tells_id else {}
+
+    def _shown(self, cuid: str, *, move: bool = False) -> dict[str, Any]:
+        task = self.service.tasks[cuid]
+        states = task["states"]
+        status = states.pop(0) if move and len(states) > 1 else states[0]
+        shown = {"cuid": cuid, "name": task["name"], "python": task["python"], "index": task["index"], "combo": None}
+        shown |= {"status": status, "createdAt": "2024-12-01T00:00:00Z"}
+        if status == "COMPLETED":
+            key = f"{PREFIX}/outputs/{cuid}/out.zip"
+            self.service.objects[key] = b"the output" * 1000
+            shown["output"] = {"path": f"{cuid}/out.zip", "size": 10_000}
+        if status == "CRASHED":
+            shown["msg"] = "Traceback: boom"
+        return shown
+
+
+class _Store(_Handler):
+    """The object store, and the proxy in front of it."""
+
+    context: ssl.SSLContext
+
+    def do_CONNECT(self) -> None:
+        assert self.path == f"{STORE_HOST}:443", self.path
+        self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        self.wfile.flush()
+        try:
+            self.connection = self.request = self.context.wrap_socket(self.connection, server_side=True)
+        except (ssl.SSLError, ConnectionError):
+            self.close_connection = True
+            return
+        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb")
+        self.close_connection = False
+
+    def _serve(self) -> None:
+        service, url = self.service, urlsplit(self.path)
+        key, query = unquote(url.path).lstrip("/"), parse_qs(url.query, keep_blank_values=True)
+        body, verb = self._body(), self.command
+        what = "part" if "partNumber" in query else "upload" if "uploads" in query or "uploadId" in query else "object"
+        name = f"{verb} {what}"
+        service.asked.append(f"{name} {key}")
+        if self._faulty(name):
+            return None
+        if self.headers.get("x-cos-security-token") != "token1" or not self._is_signed(url.path):
+            return self._xml(403, "<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>")
+        if name == "PUT object":
+            service.objects[key] = body
+            return self._answer(200, b"", ETag='"e"')
+        if name == "POST upload" and "uploads" in query:
+            service.parts["u1"] = {}
+            return self._xml(
+                200, "<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>"
+            )
+        if name == "PUT part":
+            service.parts[query["uploadId"][0]][int(query["partNumber"][0])] = body
+            return self._answer(200, b"", ETag='"e"')
+        if name == "POST upload":
+            parts = service.parts.pop(query["uploadId"][0])
+            service.objects[key] = b"".join(parts[number] for number in sorted(parts))
+            return self._xml(
+                200,
+                f"<CompleteMultipartUploadResult><Bucket>{BUCKET}</Bucket><ETag>e</ETag></CompleteMultipartUploadResult>",
+            )
+        if name == "DELETE upload":
+            service.parts.pop(query["uploadId"][0], None)
+            return self._answer(204, b"")
+        if name == "GET object" and key in service.objects:
+            return self._answer(200, service.objects[key], "application/octet-stream")
+        return self._xml(404, "<Error><Code>NoSuchKey</Code><Message>no such key</Message></Error>")
+
+    do_GET = do_PUT = do_POST = do_DELETE = _serve
+
+    def _xml(self, status: int, text: str) -> None:
+        self._answer(status, f'<?xml version="1.0"?>{text}'.encode(), "application/xml")
+
+    def _is_signed(self, path: str) -> bool:
+        """The signature of https://cloud.tencent.com/document/product/436/7778, computed here on its own."""
+        import hashlib
+        import hmac
+
+        fields = dict(pair.split("=", 1) for pair in self.headers.get("authorization", "").split("&") if "=" in pair)
+        query = {k.lower(): v[0] for k, v in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()}
+
+        def listed(names: str, values: dict[str, str]) -> str:
+            from urllib.parse import quote
+
+            return "&".join(f"{n}={quote(values.get(n, ''), safe='-_.~')}" for n in names.split(";") if n)
+
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        text = "\n".join(
+            [self.command.lower(), unquote(path), listed(fields.get("q-url-param-list", ""), query),
+             listed(fields.get("q-header-list", ""), headers), ""]
+        )  # fmt: skip
+        span = fields.get("q-sign-time", "")
+        sign_key = hmac.new(b"secret1", span.encode(), hashlib.sha1).hexdigest()
+        to_sign = f"sha1\n{span}\n{hashlib.sha1(text.encode()).hexdigest()}\n"
+        signature = hmac.new(sign_key.encode(), to_sign.encode(), hashlib.sha1).hexdigest()
+        return fields.get("q-ak") == "id1" and hmac.compare_digest(signature, fields.get("q-signature", ""))
+
+
+@contextmanager
+def swanlab_service(folder: Path) -> Iterator[Service]:
+    """A running service; `environ` has the variables by which a client finds and trusts it."""
+    service = Service(folder)
+    certificate, context = _certificate(folder)
+    api = ThreadingHTTPServer(("127.0.0.1", 0), type("Api", (_Api,), {"service": service}))
+    api.socket = context.wrap_socket(api.socket, server_side=True, do_handshake_on_connect=False)
+    store = ThreadingHTTPServer(("127.0.0.1", 0), type("Store", (_Store,), {"service": service, "context": context}))
+    service.environ = {
+        "SWANLAB_API_HOST": f"https://127.0.0.1:{api.server_port}/api",
+        "SWANLAB_API_KEY": KEY,
+        "HTTPS_PROXY": f"http://127.0.0.1:{store.server_port}",
+        "NO_PROXY": "127.0.0.1",
+        "REQUESTS_CA_BUNDLE": str(certificate),
+    }
+    for server in (api, store):
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield service
+    finally:
+        service.released.set()
+        for server in (api, store):
+            server.shutdown()
+            server.server_close()
+
+
+def _certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """A self-signed certificate for 127.0.0.1 and the store, made on the spot; it is its own CA."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName(f"*.cos.{REGION}.myqcloud.com")]
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, secret = folder / "ca.pem", folder / "key.pem"
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, secret)
+    return certificate, context

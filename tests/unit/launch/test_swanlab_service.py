@@ -1,0 +1,256 @@
+"""SwanLab Launch over HTTP against a server on loopback that keeps its contract: what works, and every way it can fail."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.swanlab_service import KEY, PREFIX, Service, swanlab_service
+
+from wikillm.cli.main import main
+from wikillm.core.errors import ConfigError
+from wikillm.launch.swanlab_account import DEFAULT_HOST, find_account
+
+MANIFEST = 'apiVersion: swanlab/v1\nkind: Folder\nmetadata:\n  name: demo\nspec:\n  python: "3.11"\n'
+PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "no_proxy", "NO_PROXY", "NETRC")
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    secrets, job = tmp_path / "service", tmp_path / "job"
+    secrets.mkdir()
+    job.mkdir()
+    (job / "swanlab.yaml").write_text(MANIFEST)
+    (job / "train.py").write_text("print('hello')\n")
+    (job / "requirements.txt").write_text("")
+    monkeypatch.chdir(job)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    # A ~/.netrc for this host must not replace the key.
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1\nlogin someone\npassword else\n")
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    with swanlab_service(secrets) as running:
+        for name, value in running.environ.items():
+            monkeypatch.setenv(name, value)
+        yield running
+
+
+def swanlab(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    code = main(["launch", "swanlab", *words, "--timeout", "5"])
+    done = capsys.readouterr()
+    text = done.out + done.err
+    assert KEY not in text and "token1" not in text and "secret1" not in text
+    return code, text
+
+
+def test_a_folder_is_submitted_followed_and_its_output_fetched(
+    service: Service, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ("--submit", "--yes", "--follow", "--every", "0.05", "--to", str(tmp_path / "out"))
+    code, text = swanlab(capsys, *words)
+    assert code == 0, text
+    assert "task       task00" in text
+    assert [state for state in ("QUEUING", "RUNNING", "COMPLETED") if state in text] == [
+        "QUEUING",
+        "RUNNING",
+        "COMPLETED",
+    ]
+    task = service.tasks["task00"]
+    assert (task["index"], task["python"], task["name"]) == ("train.py", "python3.11", "demo")
+    assert task["src"].startswith(f"{PREFIX}/tasks/") and task["src"].endswith(".zip")
+    packed = zipfile.ZipFile(io.BytesIO(service.objects[task["src"]]))
+    assert packed.read("train.py") == b"print('hello')\n"
+    assert (tmp_path / "out" / "out.zip").read_bytes() == b"the output" * 1000
+    code, text = swanlab(capsys, "task", "fetch", "task00", "--to", str(tmp_path / "out"))
+    assert code == 2 and "overwrite" in text
+
+
+def test_nothing_is_sent_unasked(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--submit"], ["data", "upload", "train.py"]):
+        code, text = swanlab(capsys, *words)
+        assert code == 2 and "--yes" in text
+    assert service.asked == []
+
+
+def test_a_no_sends_nothing(
+    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    code, text = swanlab(capsys, "--submit")
+    assert code == 0 and "nothing was sent" in text and "key" in text
+    assert service.asked == []
+
+
+def test_tasks_are_listed_shown_and_stopped(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.states = ["RUNNING"]
+    assert swanlab(capsys, "--submit", "--yes")[0] == 0
+    assert "task00  RUNNING" in swanlab(capsys, "task", "list")[1]
+    assert "status     RUNNING" in swanlab(capsys, "task", "status", "task00")[1]
+    assert swanlab(capsys, "task", "stop", "task00")[0] == 0
+    assert "status     STOPPED" in swanlab(capsys, "task", "status", "task00")[1]
+    assert "has no output" in swanlab(capsys, "task", "fetch", "task00")[1]
+    code, text = swanlab(capsys, "task", "follow", "task00", "--every", "0.05")
+    assert code == 3 and "STOPPED" in text
+    for verb in ("status", "stop"):
+        code, text = swanlab(capsys, "task", verb, "nobody")
+        assert code == 2 and "no such task" in text
+    code, text = swanlab(capsys, "task", "status", "../user")
+    assert code == 2 and "not an id" in text
+    for words in (["task"], ["task", "status"], ["task", "list", "x"], ["data", "what"]):
+        assert swanlab(capsys, *words)[0] == 2
+
+
+def test_an_id_that_is_not_told_is_found_among_the_tasks(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.tells_id = False
+    code, text = swanlab(capsys, "--submit", "--yes")
+    assert code == 0 and "task       task00" in text
+
+
+def test_a_crash_is_an_error_with_its_message(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.states = ["RUNNING", "CRASHED"]
+    code, text = swanlab(capsys, "--submit", "--yes", "--follow", "--every", "0.05")
+    assert code == 3 and "Traceback: boom" in text
+
+
+def test_a_data_set_of_large_and_nested_files(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    large = os.urandom(9 * 2**20)  # two parts
+    Path("texts/a").mkdir(parents=True)
+    Path("texts/a/中文 &.jsonl").write_bytes(large)
+    Path("texts/b.txt").write_text("b")
+    code, text = swanlab(capsys, "data", "upload", "texts", "--yes", "--name", "wiki", "--desc", "some text")
+    assert code == 0 and "data02" in text, text
+    assert service.objects[f"{PREFIX}/datasets/data02/wiki/a/中文 &.jsonl"] == large
+    assert service.objects[f"{PREFIX}/datasets/data02/wiki/b.txt"] == b"b"
+    assert service.datasets["data02"] == {"name": "wiki", "desc": "some text", "status": "SUCCESS"}
+    assert "data02  SUCCESS  wiki  some text" in swanlab(capsys, "data", "list")[1]
+
+
+def test_credentials_that_run_out_are_asked_for_anew(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.lives = 1.0
+    Path("big").write_bytes(bytes(9 * 2**20))
+    assert swanlab(capsys, "data", "upload", "big", "--yes")[0] == 0
+    assert service.asked.count("GET /user/codes/sts") == 4  # begin, two parts, complete
+
+
+def test_a_bad_key(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.key = "another"
+    code, text = swanlab(capsys, "task", "list")
+    assert code == 2 and "does not accept the key" in text
+    assert service.asked == ["POST /login/api_key"]
+
+
+def test_an_unknown_data_set_and_machine(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, what in (("  volumes: [{name: wiki, id: none}]\n", "no such data set"), ("", "no such machine")):
+        text = MANIFEST if more else MANIFEST.replace("name: demo", "name: demo\n  combo: TPU-1")
+        Path("swanlab.yaml").write_text(text + more)
+        code, said = swanlab(capsys, "--submit", "--yes")
+        assert code == 2 and what in said
+    assert service.tasks == {}
+
+
+def test_a_refused_large_upload_ends_and_leaves_no_parts(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """The old client hung for ever here."""
+    Path("random.bin").write_bytes(os.urandom(2 * 2**20))
+    service.faults = {"PUT part": [413]}
+    code, text = swanlab(capsys, "--submit", "--yes")
+    assert code == 3 and "refuses" in text and "413" in text
+    assert service.parts == {} and service.tasks == {}
+    assert not any(name == "POST /task" for name in service.asked)
+
+
+def test_a_failed_data_upload_is_marked(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.faults = {"PUT object": [400]}
+    code, _ = swanlab(capsys, "data", "upload", "train.py", "--yes")
+    assert code == 3 and service.datasets["data02"]["status"] == "FAILURE"
+
+
+def test_fresh_credentials_may_need_a_moment(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.faults = {"PUT object": [403]}
+    assert swanlab(capsys, "--submit", "--yes")[0] == 0
+
+
+@pytest.mark.parametrize("fault", [500, 503, "cut"])
+def test_what_may_be_repeated_is(fault: object, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.faults = {"GET /task": [fault], "PUT object": [502]}
+    code, text = swanlab(capsys, "--submit", "--yes")
+    assert code == 0, text
+    assert len(service.tasks) == 1
+
+
+def test_a_task_is_not_created_twice(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.faults = {"POST /task": ["cut"]}
+    code, text = swanlab(capsys, "--submit", "--yes")
+    assert code == 3 and "may exist all the same" in text
+    assert service.asked.count("POST /task") == 1
+
+
+@pytest.mark.parametrize("fault", ["stall", "trickle"])
+def test_a_stall_ends(fault: str, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.faults = {"POST /login/api_key": [fault] * 3}
+    code = main(["launch", "swanlab", "task", "list", "--timeout", "0.5"])
+    text = capsys.readouterr().err
+    assert code == 3 and "does not answer" in text and "2024-12-23" in text
+
+
+def test_a_stalled_store_ends(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.faults = {"PUT object": ["stall", "stall"]}
+    code = main(["launch", "swanlab", "--submit", "--yes", "--timeout", "0.5"])
+    assert code == 3 and "object store does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("body", [b"<html>welcome</html>", b"[]", b'{"ok": true}', b'{"sid": 5}', "redirect", b""])
+def test_another_shape_is_said_with_the_date(
+    body: object, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.faults = {"POST /login/api_key": [body]}
+    code, text = swanlab(capsys, "task", "list")
+    assert code == 3 and "another shape" in text and "2024-12-23" in text and "wikillm launch ssh" in text
+
+
+def test_a_certificate_that_nobody_signed_is_refused(
+    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    code, text = swanlab(capsys, "task", "list")
+    assert code == 3 and "certificate" in text.lower()
+    assert service.asked == []
+
+
+def test_nobody_there(service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SWANLAB_API_HOST", "http://127.0.0.1:1/api")
+    code, text = swanlab(capsys, "task", "list")
+    assert code == 3 and "does not answer" in text
+
+
+def test_flags_that_do_not_fit(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["--follow"], ["--go"], ["--submit", "--to", "x"], ["--submit", "--every", "0"], ["--submit", "train.max_steps=1"],
+        ["task", "list", "--every", "nan"],
+    ):  # fmt: skip
+        assert main(["launch", "swanlab", *words]) == 2, words
+    assert main(["launch", "single", "--submit"]) == 2
+    assert service.asked == []
+
+
+def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="no SwanLab key"):
+        find_account({"SWANLAB_ROOT": str(tmp_path)})
+    (tmp_path / ".netrc").write_text(f"machine https://api.swanlab.cn\nlogin https://swanlab.cn\npassword {KEY}\n")
+    found = find_account({"SWANLAB_ROOT": str(tmp_path)})
+    assert (found.host, found.key) == (DEFAULT_HOST, KEY)
+    assert KEY not in repr(found)
+    with pytest.raises(ConfigError, match="no SwanLab key"):  # the key of one address is not sent to another
+        find_account({"SWANLAB_ROOT": str(tmp_path), "SWANLAB_API_HOST": "https://other.example/api"})
+    with pytest.raises(ConfigError, match="unencrypted"):
+        find_account({"SWANLAB_API_HOST": "http://swanlab.example", "SWANLAB_API_KEY": KEY})
+    with pytest.raises(ConfigError) as refused:
+        find_account({"SWANLAB_API_KEY": f"{KEY}\nx: y"})
+    assert KEY not in str(refused.value)
+    assert json.dumps(str(refused.value))
