@@ -71,3 +71,10 @@ def test_no_registry_and_no_machine_is_named(repo: Path) -> None:
 def test_no_large_or_binary_files(repo: Path) -> None:
     large = {str(path): path.stat().st_size for path in tracked(repo) if path.stat().st_size > 500_000}
     assert not large
+
+
+def test_no_links_are_tracked(repo: Path) -> None:
+    """A tracked link such as `.venv` replaces the folder of that name wherever it is checked out, ignored content and all."""
+    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=repo, capture_output=True, text=True, check=True)
+    links = [line.split("\t")[1] for line in listed.stdout.splitlines() if line.startswith("120000 ")]
+    assert not links

@@ -13,6 +13,7 @@ from wikillm.config.resolved import Resolved
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError
 from wikillm.data.hubs import is_offline
+from wikillm.data.sources.remote import scheme_of
 from wikillm.plan.batch import split_batch
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
@@ -35,7 +36,7 @@ class Request:
     master: str
     master_port: int
     hubs: dict[str, str]  # name -> web address
-    has_source: bool = True  # False: the stores themselves are named
+    has_source: bool = True  # False: only addresses or finished stores are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +68,23 @@ class Needs:
 def request_of(resolved: Resolved, *, master: str, master_port: int) -> Request:
     """What to look at for this run."""
     cfg = resolved.config
+    named, local = sources_of(cfg.data)
+    store = cfg.data.store or "stores"
     return Request(
         run_dir=cfg.run.dir or f"runs/{cfg.run.name}",
-        store_dir=cfg.data.store or "stores",
-        data_path=sources_of(cfg.data),
-        has_source=bool(not cfg.data.mixture or sources_of(cfg.data)),
+        store_dir=cfg.data.cache or "~/.cache/wikillm/remote" if scheme_of(store) else store,
+        data_path=local,
+        has_source=bool(local) or not (named or cfg.data.mixture or scheme_of(store)),
         master=master,
         master_port=master_port,
         hubs={} if is_offline() else hub_addresses(),
     )
 
 
-def sources_of(data: DataSection) -> tuple[str, ...]:
-    """What is named in data.path, or in the sources of data.mixture."""
-    return tuple(data.path) or tuple(path for source in data.mixture for path in source.path)
+def sources_of(data: DataSection) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(all that data.path or the sources of data.mixture name, those of it that are paths and not addresses)."""
+    named = tuple(data.path) or tuple(path for source in data.mixture for path in source.path)
+    return named, tuple(path for path in named if not scheme_of(path))
 
 
 def hub_addresses() -> dict[str, str]:

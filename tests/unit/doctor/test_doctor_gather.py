@@ -159,6 +159,25 @@ def test_places_and_missing_data(tmp_path: Path) -> None:
     assert "does not exist" in disk.data_error and disk.data == {}
 
 
+@pytest.mark.parametrize(
+    ("line", "local", "has_source"),
+    [
+        ([], (), True),  # the default: Chinese Wikipedia is looked for
+        (["data.path=a.jsonl"], ("a.jsonl",), True),
+        (["data.path=s3://bucket/a.jsonl"], (), False),
+        (["data.mixture=x:1:a.jsonl,y:1:https://h/b.jsonl"], ("a.jsonl",), True),
+        (["data.store=https://h/store"], (), False),
+    ],
+)
+def test_addresses_are_not_taken_for_paths(line: list[str], local: tuple[str, ...], has_source: bool) -> None:
+    from wikillm.config.load import load
+    from wikillm.doctor.needs import request_of
+
+    asked = request_of(load("demo", ["data.path=null", *line], None), master="", master_port=29500)
+    assert (asked.data_path, asked.has_source) == (local, has_source)
+    assert "://" not in asked.store_dir
+
+
 def test_an_agent_writes_looks_and_cleans_up(tmp_path: Path) -> None:
     agent, folder = Agent(), str(tmp_path / "runs/x")
     agent.answer("write", {"folder": folder, "file": ".a", "text": "1"})

@@ -137,7 +137,11 @@ def data_source(facts: NodeFacts, needs: Needs) -> Verdict:
     """The files of data.path are there and readable."""
     disk = facts.disk
     if not disk.data_error:
-        return ok(f"{len(disk.data)} files") if disk.data else skip("stores are named, no source")
+        return (
+            ok(f"{len(disk.data)} files")
+            if disk.data
+            else skip("addresses or finished stores are named; the doctor opens neither")
+        )
     if disk.store_stands:
         return skip(f"the store stands; {disk.data_error}")
     answer = fail if needs.data_is_chosen else warn

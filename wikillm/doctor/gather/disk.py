@@ -28,6 +28,7 @@ _EDGE = 1 << 20
 
 def gather_disk(request: Request) -> Disk:
     digests: dict[str, str] = {}
+    store = Path(request.store_dir).expanduser()
     size, error = 0, ""
     try:
         paths = locate(request.data_path) if request.has_source else []
@@ -39,8 +40,8 @@ def gather_disk(request: Request) -> Disk:
         error = f"{refused.filename}: {refused.strerror}"
     return Disk(
         run=look_at(Path(request.run_dir), measure=True),
-        store=look_at(Path(request.store_dir), measure=False),
-        store_stands=(Path(request.store_dir) / MANIFEST_NAME).exists(),
+        store=look_at(store, measure=False),
+        store_stands=(store / MANIFEST_NAME).exists(),
         temporary=look_at(Path(tempfile.gettempdir()), measure=False),
         data=digests,
         data_bytes=size,
