@@ -1,8 +1,8 @@
 """What `data.path` names, as files on this machine: local ones as they are, remote ones downloaded.
 
 A local entry is what `locate` makes of it. Of an address the file is fetched into the cache (`cache.py`); `s3://` and
-`oss://` may have a `*`, or end with `/` for all below it that is named like a corpus. The order is
-that of the entries.
+`oss://` may have a `*`, or end with `/` for all below it that is named like a corpus. `hf://` and
+`modelscope://` are data sets at a pinned revision (`hub.py`). The order is that of the entries.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError
-from wikillm.data.sources import remote
+from wikillm.data.sources import hub, remote
 from wikillm.data.sources.cache import Cache, Fetched
 from wikillm.data.sources.locate import CORPUS_NAME, locate
 
@@ -19,7 +19,7 @@ from wikillm.data.sources.locate import CORPUS_NAME, locate
 def find_sources(cfg: DataSection, *, is_main: bool = True) -> list[Fetched]:
     """The files of `data.path`, each once, with where each came from. (all ranks)
 
-    Raises ConfigError, DataError and MachineError as `locate`, `cache` do.
+    Raises ConfigError, DataError and MachineError as `locate`, `cache` and `hub` do.
     """
     if not any(remote.scheme_of(entry) for entry in cfg.path):
         return [Fetched(path, "", "") for path in locate(cfg.path)]
@@ -28,6 +28,8 @@ def find_sources(cfg: DataSection, *, is_main: bool = True) -> list[Fetched]:
     for entry in cfg.path:
         if not remote.scheme_of(entry):
             found += [Fetched(path, "", "") for path in locate([entry])]
+        elif remote.scheme_of(entry) in hub.SCHEMES:
+            found += hub.fetch(entry, cache, is_main=is_main)
         else:
             found += _fetch(entry, cache, {file.path for file in found}, is_main)
     unique: dict[Path, Fetched] = {}

@@ -1,0 +1,131 @@
+"""The small part of the hubs' web interfaces that their clients need to read a data set, on loopback.
+
+Hugging Face: revision, tree and resolve of one repository at one commit. ModelScope: tree and file of a data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class HubServer:
+    """Serves `files` (path -> content) as the data set `repo`. `cut`: the next download of a file ends after so much."""
+
+    repo: str
+    files: dict[str, bytes]
+    url: str = ""
+    commit: str = COMMIT
+    cut: dict[str, int] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    state: HubServer
+
+    def _do(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        address = urlsplit(self.path)
+        path, query = unquote(address.path), {k: v[0] for k, v in parse_qs(address.query).items()}
+        repo = self.state.repo
+        self.state.log.append(f"{self.command} {path}")
+        if path in (f"/api/datasets/{repo}", f"/api/datasets/{repo}/revision/main") or path.endswith(
+            f"/revision/{self.state.commit}"
+        ):
+            self._json({"id": repo, "sha": self.state.commit, "siblings": [{"rfilename": f} for f in self.state.files]})
+        elif path.startswith(f"/api/datasets/{repo}/tree/{self.state.commit}"):
+            self._tree(path.split(self.state.commit, 1)[1].strip("/"))
+        elif found := re.fullmatch(rf"/datasets/{repo}/resolve/(main|{self.state.commit})/(.+)", path):
+            self._file(found[2])
+        elif path == f"/api/v1/datasets/{repo}/repo/tree":
+            listed = [
+                {"Path": f, "Name": f, "Type": "blob", "Size": len(c), "Sha256": hashlib.sha256(c).hexdigest()}
+                for f, c in self.state.files.items()
+            ]
+            self._json({"Code": 200, "Success": True, "Data": {"Files": listed}})
+        elif path == f"/api/v1/datasets/{repo}/repo":
+            self._file(query["FilePath"])
+        else:
+            self._missing("RepoNotFound")
+
+    do_GET = do_HEAD = do_POST = _do
+
+    def _tree(self, below: str) -> None:
+        found: dict[str, dict[str, object]] = {}
+        for file, content in self.state.files.items():
+            if below and not file.startswith(f"{below}/"):
+                continue
+            rest = file[len(below) :].lstrip("/")
+            if "/" in rest:
+                name = f"{below}/{rest.split('/')[0]}".lstrip("/")
+                found[name] = {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}
+            else:
+                oid = hashlib.sha1(content).hexdigest()
+                found[file] = {"type": "file", "path": file, "oid": oid, "size": len(content)}
+        self._json(list(found.values())) if found else self._missing("EntryNotFound")
+
+    def _file(self, name: str) -> None:
+        content = self.state.files.get(name)
+        if content is None:
+            self._missing("EntryNotFound")
+            return
+        first = 0
+        if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first = int(wanted[1])
+        last = min(int(wanted[2]) if wanted and wanted[2] else len(content) - 1, len(content) - 1)
+        self.send_response(206 if wanted else 200)
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.state.commit)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(last + 1 - first))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+        self.end_headers()
+        if self.command != "GET":
+            return
+        body = content[first : last + 1]
+        if (cut := self.state.cut.pop(name, None)) is not None:
+            body, self.close_connection = body[:cut], True
+        self.wfile.write(body)
+
+    def _json(self, value: object) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _missing(self, code: str) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serve_hub(repo: str, files: dict[str, bytes]) -> Iterator[HubServer]:
+    state = HubServer(repo, files)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"state": state}))
+    state.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

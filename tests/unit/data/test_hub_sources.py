@@ -1,0 +1,154 @@
+"""Data sets of the hubs, by the hubs' own clients against a server on loopback: pinned, the same bytes, also offline.
+
+The clients read their addresses from the environment when they are imported, so they run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness.hub_server import COMMIT, serve_hub
+
+from wikillm.core.errors import ConfigError
+from wikillm.data.prepare import prepare_store
+from wikillm.data.sources.hub import parse, splits_of
+
+PROGRAM = """
+import json, sys
+from wikillm.config.schema import DataSection
+from wikillm.core.errors import WikiLLMError
+from wikillm.data.prepare import prepare_store
+for cfg in json.loads(sys.argv[1]):
+    try:
+        store = prepare_store(DataSection(**cfg))
+        sources = [[s.url, s.version, s.sha256] for s in store.manifest.sources]
+        print("FOUND" + json.dumps([store.manifest.fingerprint, store.manifest.funnel.kept_records, sources]))
+    except WikiLLMError as error:
+        print("FOUND" + json.dumps(str(error)))
+"""
+
+
+def prepared(folder: Path, tokenizer: Path, paths: list[str], **environ: str) -> list:
+    """What `prepare_store` gives for each of `paths`, one after the other, in a fresh process."""
+    shared = {"tokenizer": str(tokenizer), "workers": 1, "min_val_tokens": 1, "cache": str(folder / "cache")}
+    sections = [{**shared, "path": [path]} for path in paths]
+    variables = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.endswith("_OFFLINE")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(sections)],
+        env={
+            **variables,
+            "PYTHONPATH": str(Path(__file__).parents[3]),
+            "HF_HOME": str(folder / "hf"),
+            "MODELSCOPE_CACHE": str(folder / "modelscope"),
+            "MODELSCOPE_HOME": str(folder / "modelscope-home"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            **environ,
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("FOUND")]
+    assert len(found) == len(paths), done.stdout + done.stderr
+    return found
+
+
+@pytest.fixture
+def files(tmp_path, texts, write_source) -> dict[str, bytes]:
+    """Two Parquet files of train, JSON Lines of test, and what is no data."""
+    every = texts(90)
+    parts = [write_source(tmp_path, "rows.parquet", every[i : i + 30]).read_bytes() for i in (0, 30)]
+    return {
+        "README.md": b"---\nlicense: mit\n---\n# A data set\n",
+        "data/train-00000-of-00002.parquet": parts[0],
+        "data/train-00001-of-00002.parquet": parts[1],
+        "data/test-00000-of-00001.parquet": write_source(tmp_path, "rows.parquet", every[60:]).read_bytes(),
+    }
+
+
+@pytest.fixture
+def fingerprint(tmp_path, files, settings) -> str:
+    """Of the two train files as local ones."""
+    names = [name for name in files if "train" in name]
+    for name in names:
+        (tmp_path / Path(name).name).write_bytes(files[name])
+    return prepare_store(settings(*(tmp_path / Path(name).name for name in names))).manifest.fingerprint
+
+
+def test_hugging_face_pinned_resumed_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
+    with serve_hub("org/name", files) as hub:
+        hub.cut["data/train-00001-of-00002.parquet"] = 700
+        first, pinned, test, no_split, no_repo = prepared(
+            tmp_path,
+            tokenizer_dir,
+            [
+                "hf://org/name",
+                f"hf://org/name@{COMMIT}:train",
+                "hf://org/name:test",
+                "hf://org/name:tset",
+                "hf://no/one",
+            ],
+            HF_ENDPOINT=hub.url,
+        )
+    assert first[0] == pinned[0] == fingerprint
+    assert not hub.cut, "a download was cut, and gone on with"
+    assert [source[:2] for source in first[2]] == [
+        [f"hf://org/name/{name}", COMMIT] for name in files if "train" in name
+    ]
+    assert test[1] == 30
+    assert "has no split tset" in no_split and "fix: hf://org/name:test" in no_split
+    assert "no such data set" in no_repo and "HF_ENDPOINT=https://hf-mirror.com" in no_repo
+    assert len([line for line in hub.log if line.startswith("GET") and "train-00000" in line]) == 1
+
+    gone, unknown = prepared(tmp_path, tokenizer_dir, ["hf://org/name", "hf://org/name:test2"], HF_ENDPOINT=hub.url)
+    assert gone == first, "what is here, at the revision of the last time"
+    assert "cannot be reached" in unknown and "data.path=FOLDER" in unknown
+
+
+def test_modelscope_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
+    with serve_hub("org/name", files) as hub:
+        first, test, no_split, no_repo = prepared(
+            tmp_path,
+            tokenizer_dir,
+            [
+                "modelscope://org/name",
+                "modelscope://org/name@master:test",
+                "modelscope://org/name:tset",
+                "modelscope://no/one",
+            ],
+            MODELSCOPE_ENDPOINT=hub.url,
+        )
+    assert first[0] == fingerprint and [source[1] for source in first[2]] == ["master", "master"]
+    assert test[1] == 30 and "has no split tset" in no_split
+    assert "no such data set" in no_repo and "MODELSCOPE_ENDPOINT" in no_repo
+    assert prepared(tmp_path, tokenizer_dir, ["modelscope://org/name"], HF_HUB_OFFLINE="1") == [first]
+
+
+@pytest.mark.parametrize("text", ["hf://name", "hf://a/b/c/d", "modelscope://a/b/c", "hf://a/b@", "hf://a/b:"])
+def test_no_address_of_a_data_set(text):
+    with pytest.raises(ConfigError, match="no address of a data set"):
+        parse(text)
+
+
+def test_addresses():
+    entry = parse("hf://org/name.1/20240101.zh@refs/convert/parquet:validation")
+    assert (entry.repo, entry.config, entry.revision, entry.split) == (
+        "org/name.1",
+        "20240101.zh",
+        "refs/convert/parquet",
+        "validation",
+    )
+    assert parse("modelscope://a/b").split == "train"
+
+
+def test_splits_by_their_names():
+    named = ["README.md", "data/train/a.parquet", "data/validation-0.jsonl.zst", "stats.json", "x/restrain.csv"]
+    assert splits_of(named) == {"train": ["data/train/a.parquet"], "validation": ["data/validation-0.jsonl.zst"]}
+    assert splits_of(["b.jsonl", "a.txt", "LICENSE"]) == {"train": ["a.txt", "b.jsonl"]}
+    assert splits_of(["LICENSE"]) == {}
