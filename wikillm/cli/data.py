@@ -1,12 +1,16 @@
-"""`wikillm data stats | show | verify | export`: look into a token store, check it, take it elsewhere."""
+"""`wikillm data stats | show | verify | export | import | tokenizer`: look into token stores, check them, take them along."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-HELP = "Look into a token store: stats, show N, verify, export."
+if TYPE_CHECKING:
+    from wikillm.data.store import Store
+
+HELP = "Look into a token store: stats, show N, verify, export, import, tokenizer."
 
 EPILOG = """
 examples:
@@ -14,13 +18,17 @@ examples:
   wikillm data show 17 --split val                      a document, with its place in the source
   wikillm data show 17 --sample --sequence-length 512   what sample 17 of training is made of
   wikillm data verify --store stores/0123456789ab       every sha256
+  wikillm data stats --html stats.html                  the same as a page with pictures
   wikillm data export --to megatron --out exports/tokens
+  wikillm data import --from megatron old_text_document.bin --tokenizer qwen2-tokenizer --out stores/old
+  wikillm data tokenizer                                what the store's tokenizer makes of its held-out text
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    actions = parser.add_subparsers(dest="action", metavar="stats|show|verify|export", required=True, help="what to do")
+    names = "stats|show|verify|export|import|tokenizer"
+    actions = parser.add_subparsers(dest="action", metavar=names, required=True, help="what to do")
     stats = actions.add_parser("stats", help="documents, tokens, lengths, copies, the funnel")
     show = actions.add_parser("show", help="the N-th document, or with --sample the N-th sample of training")
     show.add_argument("number", metavar="N", type=int, help="counted from 0")
@@ -31,44 +39,100 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--window-shards", type=int, metavar="K", help="data.window_shards of the run")
     verify = actions.add_parser("verify", help="compare every sha256 with the manifest")
     export = actions.add_parser("export", help="write the store in another format")
-    export.add_argument("--to", choices=("megatron", "parquet"), required=True, help="format")
+    export.add_argument("--to", choices=("megatron", "datatrove", "parquet"), required=True, help="format")
     export.add_argument("--out", metavar="FOLDER", required=True, help="where to; nothing is overwritten")
-    for action in (stats, show, verify, export):
+    tokens = actions.add_parser(
+        "tokenizer", help="bytes per token, hanzi, unused tokens; compared with Qwen2's if here"
+    )
+    for action in (stats, show):
+        action.add_argument("--html", metavar="FILE", help="write a page that needs no network, instead of lines")
+    for action in (stats, show, verify, export, tokens):
         action.add_argument("--store", metavar="FOLDER", help="a finished store (default: the newest in stores/)")
+    taken = actions.add_parser("import", help="make a store from tokens that others made")
+    taken.add_argument(
+        "files", metavar="FILE", nargs="+", help="Megatron: PREFIX.bin (PREFIX.idx beside it); datatrove: FILE.ds"
+    )
+    taken.add_argument("--from", dest="kind", choices=("megatron", "datatrove"), required=True, help="format")
+    taken.add_argument("--tokenizer", metavar="FOLDER", required=True, help="the tokenizer that made the tokens")
+    taken.add_argument("--out", metavar="FOLDER", required=True, help="the new store: data.store=FOLDER")
+    taken.add_argument("--val-fraction", type=float, default=0.005, metavar="F", help="held-out share (default 0.005)")
+    for action in (stats, show, verify, export, tokens, taken):
         action.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.config.schema import DataSection, RunSection, TrainSection
     from wikillm.data import inspect
-    from wikillm.data.inspect_export import export_store
     from wikillm.data.store import Store
 
+    if args.action == "import":
+        return _import(args)
     store = Store.open(inspect.find_store(args.store))
     if args.action == "stats":
+        if args.html:
+            from wikillm.data.inspect_html import stats_page
+
+            return _write(args, stats_page(store))
         print(_json(inspect.stats_of(store)) if args.json else inspect.stats_text(store))
     elif args.action == "show":
-        if args.sample:
-            train, data = TrainSection.model_fields, DataSection.model_fields
-            found = inspect.show_sample(
-                store,
-                args.number,
-                sequence_length=_or(args.sequence_length, train["sequence_length"].default),
-                seed=_or(args.seed, RunSection.model_fields["seed"].default),
-                window_shards=_or(args.window_shards, data["window_shards"].default),
-            )
-        else:
-            found = inspect.show_document(store, args.split, args.number)
-        print(_json(found) if args.json else inspect.show_text(found))
+        return _show(args, store)
     elif args.action == "verify":
         checked = inspect.verify(store)
         text = (
             f"{store.dir}: {checked['files']} files, {checked['bytes']:,} bytes, every sha256 is that of the manifest"
         )
         print(_json(checked) if args.json else text)
+    elif args.action == "tokenizer":
+        from wikillm.data.tokenizer_report import report_of_store, report_text
+
+        found = report_of_store(store)
+        print(_json(found) if args.json else report_text(found))
     else:
+        from wikillm.data.inspect_export import export_store
+
         paths = [str(path) for path in export_store(store, args.to, Path(args.out))]
         print(_json({"store": str(store.dir), "files": paths}) if args.json else "\n".join(paths))
+    return 0
+
+
+def _show(args: argparse.Namespace, store: Store) -> int:
+    from wikillm.config.schema import DataSection, RunSection, TrainSection
+    from wikillm.data import inspect
+
+    if args.sample:
+        train, data = TrainSection.model_fields, DataSection.model_fields
+        found = inspect.show_sample(
+            store,
+            args.number,
+            sequence_length=_or(args.sequence_length, train["sequence_length"].default),
+            seed=_or(args.seed, RunSection.model_fields["seed"].default),
+            window_shards=_or(args.window_shards, data["window_shards"].default),
+        )
+    else:
+        found = inspect.show_document(store, args.split, args.number)
+    if args.html:
+        from wikillm.data.inspect_html import show_page
+
+        return _write(args, show_page(store, found))
+    print(_json(found) if args.json else inspect.show_text(found))
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from wikillm.data.inspect_import import import_store
+    from wikillm.data.summary import summary_json, summary_of
+
+    files = [Path(file) for file in args.files]
+    store = import_store(args.kind, files, Path(args.tokenizer), Path(args.out), args.val_fraction)
+    print(_json(summary_json(store)) if args.json else summary_of(store))
+    return 0
+
+
+def _write(args: argparse.Namespace, page: str) -> int:
+    from wikillm.core.files import write_atomic
+
+    Path(args.html).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(Path(args.html), page)
+    print(_json({"html": args.html}) if args.json else args.html)
     return 0
 
 

@@ -28,9 +28,10 @@ from wikillm.data.progress import Progress
 from wikillm.data.shard import Work, shard_record_path
 from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
 from wikillm.data.sources.streams import file_and_line
-from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, shard_path
+from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, TokenStream, shard_path
 from wikillm.data.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
 from wikillm.data.tokenizer_backend import BackendDiffers, choose_backend, refuse_backend, refused_backends
+from wikillm.data.tokenizer_report import REPORT_NAME, compared, measure, report_text
 from wikillm.data.tokenizer_train import MAX_TRAINING_BYTES, train_bpe, write_tokenizer
 from wikillm.data.turns import one_at_a_time
 
@@ -67,7 +68,17 @@ def build_store(plan: BuildPlan) -> Manifest:
         shards = _Shards(plan, choose_backend("hf", plan.store)).build()
     if not sum(info.text_bytes for info in shards):
         raise _nothing_left(merged(info.funnel for info in shards), plan)
+    if plan.tokenizer.folder is None:
+        _report_on(plan, tokenizer, shards)
     return finish_store(plan, tokenizer, shards)
+
+
+def _report_on(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardInfo]) -> None:
+    """What a trained tokenizer makes of the text: kept beside it, and said."""
+    train, val = (TokenStream(plan.store, split, shards) for split in SPLITS)
+    facts = measure(tokenizer, train, val)
+    write_json(plan.store / REPORT_NAME, facts)
+    say("tokenizer: " + report_text(compared(facts, tokenizer, train, val)))
 
 
 def make_ready(plan: BuildPlan) -> tuple[TextTokenizer, str]:

@@ -1,9 +1,12 @@
-"""A store in the formats of others: Megatron's .bin/.idx, and Parquet with the text.
+"""A store in the formats of others: Megatron's .bin/.idx, datatrove's .ds, and Parquet with the text.
 
 Megatron's index, little-endian: "MMIDIDX\\0\\0", version 1 (u64), type of the tokens (u8), sequences (u64), documents + 1
 (u64), then lengths (i32 each), byte offsets in .bin (i64 each) and the numbers of the documents' first sequences
 (i64, one more than documents). Its table of types has no uint32; ids are below 2^31, and int32 (4) has their bytes.
 Each document is one sequence and ends with EOS, as after `preprocess_data.py --append-eod`.
+
+datatrove's SPLIT.ds is the token ids alone, 2 bytes each where the vocabulary fits, else 4; SPLIT.ds.index is where each
+document ends, in tokens (u64); SPLIT.ds.metadata is text: TOKENIZER|BYTES, the count, the count for people.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ import numpy as np
 
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably
+from wikillm.core.units import format_count
 from wikillm.data.inspect import Documents
-from wikillm.data.store import SPLITS, Store
+from wikillm.data.store import SPLITS, Store, TokenStream
 
 _MAGIC, _VERSION, _INT32 = b"MMIDIDX\x00\x00", 1, 4
 _TOKENS = 1 << 22  # copied at a time
@@ -27,10 +31,10 @@ _ROWS = 1000  # of a Parquet row group
 def export_store(store: Store, kind: str, target: Path) -> list[Path]:
     """Write both splits of a store below `target`; files appear whole, and none is overwritten. Returns them.
 
-    `kind` is megatron (SPLIT.bin, SPLIT.idx) or parquet (SPLIT.parquet). A split without documents gives no file.
+    `kind` is megatron (SPLIT.bin, SPLIT.idx), datatrove (SPLIT.ds and two beside it) or parquet (SPLIT.parquet). A split without documents gives no file.
     Raises ConfigError when a file is there already.
     """
-    suffixes = {"megatron": ("bin", "idx"), "parquet": ("parquet",)}[kind]
+    suffixes = _SUFFIXES[kind]
     splits = [split for split in SPLITS if getattr(store, split).n_documents]
     paths = [target / f"{split}.{suffix}" for split in splits for suffix in suffixes]
     taken = [str(path) for path in paths if path.exists()]
@@ -38,7 +42,7 @@ def export_store(store: Store, kind: str, target: Path) -> list[Path]:
         raise ConfigError("The export would overwrite files.", got=", ".join(taken), fix="--out ANOTHER_FOLDER")
     target.mkdir(parents=True, exist_ok=True)
     for split in splits:
-        (_to_megatron if kind == "megatron" else _to_parquet)(store, split, target / split)
+        _WRITERS[kind](store, split, target / split)
     return paths
 
 
@@ -48,14 +52,30 @@ def _to_megatron(store: Store, split: str, prefix: Path) -> None:
     if int(lengths.max()) > 2**31 - 1:
         raise DataError("A document has more tokens than Megatron's format can say.", got=f"{int(lengths.max()):,}")
     with _Staged(prefix.with_suffix(".bin")) as file:
-        for start in range(0, stream.n_tokens, _TOKENS):
-            file.write(stream.read(start, min(start + _TOKENS, stream.n_tokens)).astype("<i4").tobytes())
+        _copy_tokens(stream, file, "<i4")
     offsets = 4 * (np.cumsum(lengths, dtype=np.int64) - lengths)
     with _Staged(prefix.with_suffix(".idx")) as file:
         file.write(_MAGIC + struct.pack("<QBQQ", _VERSION, _INT32, len(lengths), len(lengths) + 1))
         file.write(lengths.astype("<i4").tobytes())
         file.write(offsets.astype("<i8").tobytes())
         file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+
+
+def _copy_tokens(stream: TokenStream, file: BinaryIO, dtype: str) -> None:
+    for start in range(0, stream.n_tokens, _TOKENS):
+        file.write(stream.read(start, min(start + _TOKENS, stream.n_tokens)).astype(dtype).tobytes())
+
+
+def _to_datatrove(store: Store, split: str, prefix: Path) -> None:
+    stream, info = getattr(store, split), store.manifest.tokenizer
+    size = 2 if info.length <= 2**16 else 4
+    with _Staged(prefix.with_suffix(".ds")) as file:
+        _copy_tokens(stream, file, f"<u{size}")
+    with _Staged(prefix.with_suffix(".ds.index")) as file:
+        file.write(np.cumsum(Documents(store, stream).lengths(), dtype="<u8").tobytes())
+    with _Staged(prefix.with_suffix(".ds.metadata")) as file:
+        text = f"{info.name}|{size}\n{stream.n_tokens}\n{format_count(stream.n_tokens)}T"
+        file.write(text.encode())
 
 
 def _to_parquet(store: Store, split: str, prefix: Path) -> None:
@@ -99,3 +119,8 @@ class _Staged:
             rename_durably(self._staged, self._path)
         else:
             self._staged.unlink(missing_ok=True)
+
+
+_SUFFIXES = {"megatron": ("bin", "idx"), "datatrove": ("ds", "ds.index", "ds.metadata"), "parquet": ("parquet",)}
+_WRITERS = {"megatron": _to_megatron, "datatrove": _to_datatrove, "parquet": _to_parquet}
+EXPORTS = tuple(_WRITERS)

@@ -89,7 +89,7 @@ class ShardJob:
     def __call__(self, raw: RawShard, report: Report) -> ShardInfo:
         tally = Tally()
         bad: list[dict[str, object]] = []
-        writers = {split: _SplitWriter(self.store, split, raw.number) for split in SPLITS}
+        writers = {split: SplitWriter(self.store, split, raw.number) for split in SPLITS}
         tokenizer = _open_encoder(self.backend, self.store / "tokenizer")
         encoder = _Encoder(tokenizer, writers, self.val_fraction, report, FIRST_DOCUMENTS if raw.number == 0 else 1)
         payloads = {(item.source, item.offset): item for item in raw.items if isinstance(item, Record)}
@@ -142,7 +142,7 @@ class _Encoder:
     def __init__(
         self,
         encoder: CheckedEncoder,
-        writers: dict[str, _SplitWriter],
+        writers: dict[str, SplitWriter],
         val_fraction: float,
         report: Report,
         check_first: int,
@@ -180,7 +180,7 @@ class _Encoder:
         self._batch, self._bytes, self.source_bytes = [], 0, 0
 
 
-class _SplitWriter:
+class SplitWriter:
     """Writes NNNNN.tok as documents come, NNNNN.idx at the end; both appear under their names when complete."""
 
     def __init__(self, store: Path, split: str, number: int) -> None:

@@ -7,6 +7,7 @@
           shards/00000.json      counts, digests and place in the sources of shard 0; written after its files
           build.json             facts and fingerprint, from the first moment
           taken.json             while it is built: how many shards, from the first, are final
+          tokenizer_report.json  what a tokenizer trained on the corpus makes of it
           quarantine.jsonl       records that could not be read: source, offset, reason, beginning
 
 A split's stream is the concatenation of its shards; every document ends with EOS, so that no border is lost.

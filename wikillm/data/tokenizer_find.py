@@ -114,6 +114,15 @@ def _here() -> Iterator[TokenizerChoice]:
             yield _checked(folder, f"{cache}: {folder}")
 
 
+def qwen2_here() -> Path | None:
+    """The folder of Qwen2's tokenizer on this machine, if there is a sound one; no hub is asked."""
+    try:
+        found = next(_here(), None)
+    except DataError:
+        return None
+    return found.folder if found is not None else None
+
+
 def _checked(folder: Path, origin: str) -> TokenizerChoice:
     tokenizer = load_tokenizer(folder)
     if not _is_qwen2(tokenizer):

@@ -1,0 +1,97 @@
+"""Builds a small store again and again, each time with SIGKILL at another point; prints what came of it as JSON.
+
+    python kill_points.py '{"folder": ..., "settings": {...}, "points": 200}'
+
+A point is a moment before the process opens, renames, removes or syncs a file, or makes a folder: between two of them
+the disk does not change but for what a buffer may hold. Points are spread evenly over a whole build. A build that was
+killed goes on in a second process, which is killed too, at another point, and in a third, which ends it. Every build is a
+fork of one warm process that has encoded nothing yet, so that none starts with another's threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from wikillm.config.schema import DataSection
+from wikillm.data import parts, prepare, tokenizer_backend, worker  # noqa: F401  imported before the forks
+
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir")
+
+
+def digest(store: Path) -> str:
+    """One sha256 over the names and contents of all files."""
+    whole = hashlib.sha256()
+    for path in sorted(path for path in store.rglob("*") if path.is_file()):
+        whole.update(f"{path.relative_to(store)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
+def build(settings: dict, place: Path, kill_at: int | None, report: int) -> None:
+    """In a process of its own: build; die before event `kill_at`, or write the number of events to `report`."""
+    seen = 0
+
+    def count(path: object) -> None:
+        nonlocal seen
+        if isinstance(path, str | os.PathLike) and str(place.parent) in os.path.abspath(path):
+            seen += 1
+            if seen - 1 == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(lambda event, args: count(args[0]) if event in EVENTS else None)
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        count(f"/proc/self/fd/{fd}" if not Path(f"/proc/self/fd/{fd}").exists() else os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    os.fsync = fsync  # type: ignore[assignment]
+    out = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(out, 1)
+    prepare.prepare_store(DataSection(**settings, store=str(place)))
+    os.write(report, str(seen).encode())
+
+
+def forked(settings: dict, place: Path, kill_at: int | None) -> tuple[int, int]:
+    """Exit status of the build, and its events when it ended."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            build(settings, place, kill_at, writer)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    os.close(writer)
+    _, status = os.waitpid(pid, 0)
+    text = os.read(reader, 100)
+    os.close(reader)
+    return os.waitstatus_to_exitcode(status), int(text or 0)
+
+
+def main() -> None:
+    order = json.loads(sys.argv[1])
+    folder, settings = Path(order["folder"]), order["settings"]
+    code, events = forked(settings, folder / "whole" / "store", None)
+    assert code == 0, "the build that is not killed ended badly"
+    wanted = digest(folder / "whole" / "store")
+    found = []
+    for number in range(order["points"]):
+        place = folder / f"{number}" / "store"
+        mine = {**settings, "workers": 2 if order["points"] > 20 and number % 4 == 3 else 1}
+        first = number * events // order["points"]
+        second = (first * 7919 + number) % events
+        codes = [forked(mine, place, at)[0] for at in (first, second, None)]
+        found.append({"at": [first, second], "codes": codes, "same": digest(place) == wanted})
+    print(json.dumps({"events": events, "sha256": wanted, "points": found}))
+
+
+if __name__ == "__main__":
+    main()

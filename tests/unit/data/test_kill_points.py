@@ -1,0 +1,44 @@
+"""A builder that is killed at any point, twice, ends in the same bytes.
+
+`WIKILLM_KILL_POINTS=200 pytest tests/unit/data/test_kill_points.py` tries so many points, every fourth with two workers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+from harness import kill_points
+
+
+def test_a_builder_killed_anywhere_ends_in_the_same_bytes(tmp_path, texts, write_source, settings):
+    path = write_source(tmp_path, "plain.jsonl", texts(40))
+    count = int(os.environ.get("WIKILLM_KILL_POINTS", "8"))
+    cfg = settings(path, tokenizer="train:300", shard_bytes=4000)
+    words = {
+        "folder": str(tmp_path / "stores"),
+        "settings": cfg.model_dump(
+            mode="json", include={"path", "tokenizer", "min_val_tokens", "shard_bytes", "workers"}
+        ),
+        "points": count,
+    }
+    done = subprocess.run(
+        [sys.executable, kill_points.__file__, json.dumps(words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["points"]) == count
+    assert found["events"] > 100
+    for point in found["points"]:
+        first, second, last = point["codes"]
+        assert first == -signal.SIGKILL, point
+        assert second in (-signal.SIGKILL, 0), point  # what was left to do may end before its point
+        assert last == 0, (point, done.stderr)
+        assert point["same"], point
+    assert sum(point["codes"][1] != 0 for point in found["points"]) >= count // 4
