@@ -36,7 +36,9 @@ class Command:
 
 COMMANDS = {
     "prepare": Command("wikillm.cli.prepare", "Build the token store: documents, tokenizer, tokens.", True),
-    "data": Command("wikillm.cli.data", "Look into a token store: stats, show N, verify, export.", False),
+    "data": Command(
+        "wikillm.cli.data", "Look into a token store: stats, show N, verify, export, import, tokenizer.", False
+    ),
     "plan": Command(
         "wikillm.cli.plan",
         "What a run needs on given GPUs: recipe, memory, time, cost. Estimates, without torch.",
