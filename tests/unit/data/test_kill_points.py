@@ -37,7 +37,8 @@ def test_a_builder_killed_anywhere_ends_in_the_same_bytes(tmp_path, texts, write
     assert found["events"]["1"] > 100
     for point in found["points"]:
         first, second, last = point["codes"]
-        assert first == -signal.SIGKILL, point
+        # With two workers the events of the parent depend on the clock a little, and the last point may lie beyond them.
+        assert first == -signal.SIGKILL or (first == 0 and point["workers"] == 2), point
         assert second in (-signal.SIGKILL, 0), point  # what was left to do may end before its point
         assert last == 0, (point, done.stderr)
         assert point["same"], point
