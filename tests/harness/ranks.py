@@ -39,6 +39,7 @@ def _rank_main(
     channel: Connection, environ: Mapping[str, str], program: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     os.environ.update(environ)
+    mp.current_process().daemon = False  # ended with the tests, and yet with loader processes of its own
     try:
         channel.send(("ok", program(*args)))
     except BaseException as error:

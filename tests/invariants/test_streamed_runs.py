@@ -10,6 +10,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,29 @@ def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
     return dict(results[0])
 
 
+@contextmanager
+def slow_builder(store: Path, until: Path) -> Iterator[None]:
+    """Lets the builder of `store` work for a few milliseconds at a time, from its first shard until `until` exists."""
+    ended = threading.Event()
+
+    def hold_back() -> None:
+        pid = None
+        while not ended.wait(0.005) and not until.exists():
+            if (store / "tokenizer" / "tokenizer.json").exists() and not (store / "manifest.json").exists():
+                pid = json.loads(store.with_name(f".{store.name}.lock").read_text())["pid"]
+                os.kill(pid, signal.SIGSTOP)
+                ended.wait(0.05)
+                os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=hold_back)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """8 MB: about a hundred windows, more than any of these runs reads."""
@@ -45,9 +70,11 @@ def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
     recipe: str | None, corpus: Path, tmp_path: Path
 ) -> None:
     more = (*STREAMING, "train.max_steps=24", "train.global_batch_tokens=8192", "train.eval_steps=12")
-    streamed = run(2, words_on(corpus, tmp_path / "a")(tmp_path / "streamed", *more), deepspeed=recipe)
+    with slow_builder(tmp_path / "a" / "store", until=tmp_path / "streamed" / "plan.json"):
+        streamed = run(2, words_on(corpus, tmp_path / "a")(tmp_path / "streamed", *more), deepspeed=recipe)
     assert streamed["code"] == 0, streamed["message"]
     assert "the corpus is still being counted" in streamed["output"], "it was finished before training began"
+    assert "training starts on the first 2 shards" in streamed["output"]
     store = json.loads((tmp_path / "streamed" / "data.json").read_text())
     assert store["complete"] and store["splits"]["train"]["tokens"] < 24 * 8192  # more than an epoch
     words = words_on(corpus, tmp_path / "a")(tmp_path / "prepared", *more)  # the store stands now
@@ -63,7 +90,7 @@ def test_a_stopped_and_resumed_streamed_run_is_bit_identical(large: Path, tmp_pa
     more = (*STREAMING, "train.max_steps=12", "train.global_batch_tokens=4096")
     whole = run(2, words_on(large, tmp_path / "a")(tmp_path / "whole", *more))
     assert whole["code"] == 0, whole["message"]
-    words = words_on(large, tmp_path / "b")(tmp_path / "parts", *more)
+    words = words_on(large, tmp_path / "b")(tmp_path / "parts", *more, "train.dataloader_num_workers=1")
     stopped = run(2, words, signal_at=5, signal_rank=1)
     assert stopped["code"] == 75, stopped["message"]
     store = tmp_path / "b" / "store"
@@ -79,7 +106,8 @@ def test_a_killed_builder_ends_the_run_on_all_ranks(large: Path, tmp_path: Path)
     """A trainer that wants more than the builder has made, and a builder that is killed after some windows."""
     store = tmp_path / "a" / "store"
     more = (*STREAMING, "train.max_steps=5000", "train.save_steps=5000", "train.global_batch_tokens=16384")
-    words = words_on(large, tmp_path / "a")(tmp_path / "run", *more, "train.sequence_length=512")
+    more = (*more, "train.dataloader_num_workers=1", "train.sequence_length=512")
+    words = words_on(large, tmp_path / "a")(tmp_path / "run", *more)
 
     def kill() -> None:
         deadline = time.monotonic() + 120
@@ -105,3 +133,28 @@ def test_a_bad_file_in_the_middle_ends_the_run_with_its_line(large: Path, tmp_pa
     assert ended["code"] == 4 and ended["exit"]["code"] == 4
     assert "records cannot be read" in ended["message"] and f"{source}:1201" in ended["message"]
     assert ended["losses"], "it trained on what stood before"
+
+
+def test_a_corpus_smaller_than_a_global_batch_is_refused_as_when_it_is_prepared(corpus: Path, tmp_path: Path) -> None:
+    more = (*STREAMING, "train.global_batch_tokens=1048576")
+    with slow_builder(tmp_path / "a" / "store", until=tmp_path / "streamed" / "plan.json"):
+        streamed = run(2, words_on(corpus, tmp_path / "a")(tmp_path / "streamed", *more))
+    assert "training starts on the first 2 shards" in streamed["output"], "it was finished before training began"
+    prepared = run(2, words_on(corpus, tmp_path / "a")(tmp_path / "prepared", *more, "data.streaming=off"))
+    assert streamed["code"] == prepared["code"] == 2 and not streamed["losses"]
+    assert "less than one global batch" in prepared["message"]
+    assert streamed["message"].splitlines()[::2] == prepared["message"].splitlines()[::2]
+
+
+def test_a_checkpoint_does_not_go_on_over_shards_that_were_built_again_otherwise(corpus: Path, tmp_path: Path) -> None:
+    more = (*STREAMING, "data.streaming=auto", "train.save_steps=2")
+    words = words_on(corpus, tmp_path / "a")(tmp_path / "run", *more)
+    assert run(1, words, signal_at=3)["code"] == 75
+    store = tmp_path / "a" / "store"
+    for path in (store / "shards" / "00000.json", *store.glob("manifest.json")):
+        content = json.loads(path.read_text())
+        shard = content["shards"][0] if "shards" in content else content
+        shard["splits"]["train"]["tok_sha256"] = "0" * 64
+        path.write_text(json.dumps(content))
+    refused = run(1, words, resume="auto")
+    assert refused["code"] == 6 and "trained on other tokens than its store holds" in refused["message"]

@@ -100,7 +100,7 @@ class DataSection(Section):
     """Processes that clean and tokenise. Default: one per core. Never changes the result."""
     shard_bytes: Size | None = None
     """Bytes of decompressed source per shard. Default: a 64th of the source, from 1 MiB to 64 MiB."""
-    streaming: Literal["auto", "on", "off"] = "off"
+    streaming: Literal["auto", "on", "off"] = "auto"
     """Train while the store is being built: auto does where it has more than one window and the horizon is in steps."""
     window_shards: int = Field(default=8, ge=1)
     """Shards whose samples the first epoch mixes; training starts when so many stand. Later epochs mix all."""

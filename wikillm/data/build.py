@@ -61,10 +61,13 @@ def _announce(plan: BuildPlan) -> None:
 def build_store(plan: BuildPlan) -> Manifest:
     """Build or go on building. Raises DataError for what the sources hold, MachineError for want of room."""
     tokenizer, backend = make_ready(plan)
+    building = _Shards(plan, backend)
     try:
-        shards = _Shards(plan, backend).build()
+        shards = building.build()
     except BackendDiffers as error:
         refuse_backend(plan.store, backend, error)
+        if plan.is_read and building.taken:
+            raise _read_already(plan, backend, error) from None
         shards = _Shards(plan, choose_backend("hf", plan.store)).build()
     if not sum(info.text_bytes for info in shards):
         raise _nothing_left(merged(info.funnel for info in shards), plan)
@@ -86,6 +89,14 @@ def make_ready(plan: BuildPlan) -> tuple[TextTokenizer, str]:
     _claim(plan)
     tokenizer = _tokenizer(plan)
     return tokenizer, choose_backend(plan.backend, plan.store)
+
+
+def _read_already(plan: BuildPlan, backend: str, error: BackendDiffers) -> DataError:
+    return DataError(
+        f"The encoder {backend} turned out to differ from tokenizers while a run was training on its shards.",
+        got=f"{plan.store}: {error.what} {error.got or ''}".rstrip(),
+        fix="data.backend=hf in another run.dir, from step 0: what was trained on is built again, and may change",
+    )
 
 
 def _nothing_left(funnel: Funnel, plan: BuildPlan) -> DataError:
@@ -197,6 +208,11 @@ class _Shards:
         self._position = 0  # decompressed bytes read
         self._disk_size = sum(source.size for source in plan.sources)
         self._progress = Progress("tokens", estimated_bytes(plan.sources), self._share, plan.relay)
+
+    @property
+    def taken(self) -> int:
+        """Shards that are final: others may have read them."""
+        return len(self._taken)
 
     def build(self) -> list[ShardInfo]:
         done = finished_shards(self._plan.store)

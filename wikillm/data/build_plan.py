@@ -10,6 +10,7 @@ from typing import Any
 from wikillm.data.manifest import SourceInfo
 from wikillm.data.shard import CleanJob, ShardJob
 from wikillm.data.sources.read import estimated_bytes
+from wikillm.data.tokenizer_backend import CHECKED_BEFORE_TRAINING, FIRST_DOCUMENTS
 from wikillm.data.tokenizer_find import TokenizerChoice
 from wikillm.data.types import SourceFile
 
@@ -20,7 +21,7 @@ _STORE_BYTES_PER_TEXT_BYTE = 1.4  # 0.29 tokens of 4 bytes, and 32 bytes for a d
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """All that decides a store (`facts`), and what decides only how it is built (`workers`, `max_bad_fraction`)."""
+    """All that decides a store (`facts`), and what decides only how it is built (`workers`, `is_read`, ...)."""
 
     store: Path
     facts: dict[str, Any]
@@ -37,6 +38,7 @@ class BuildPlan:
     workers: int
     backend: str = "auto"
     relay: Path | None = None  # where the newest progress line goes
+    is_read: bool = False  # a run trains on what stands of it: no final shard may change any more
 
     @property
     def turn(self) -> Path:
@@ -54,7 +56,8 @@ class BuildPlan:
 
     def shard_job(self, backend: str) -> ShardJob:
         """What builds one shard with the encoder `backend`, in this or another process."""
-        return ShardJob(self.store, self.clean_job, self.val_fraction, backend=backend)
+        check_first = CHECKED_BEFORE_TRAINING if self.is_read else FIRST_DOCUMENTS
+        return ShardJob(self.store, self.clean_job, self.val_fraction, backend=backend, check_first=check_first)
 
     def predicted_bytes(self) -> int:
         """About how large the store becomes; rather too much than too little."""

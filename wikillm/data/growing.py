@@ -8,6 +8,7 @@ and one that follows the builder read the same. Nothing here is agreed between r
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -133,8 +134,7 @@ class Growth:
 
     def trouble(self, waiting_since: float) -> WikiLLMError | None:
         """Why nothing more will come: the builder refused, died, or has stalled since `waiting_since` (monotonic)."""
-        error = self.builder.trouble() if self.builder is not None else None
-        error = error or read_failure(self.plan.turn, self.since)
+        error = self.failure()
         idle = time.monotonic() - max(waiting_since, self._grown_at)
         if error is None and idle > self.stall_seconds:
             error = DataError(
@@ -144,6 +144,11 @@ class Growth:
                 "data.stall_seconds=N waits longer",
             )
         return error
+
+    def failure(self) -> WikiLLMError | None:
+        """Why the builder ended without a store, where it has."""
+        error = self.builder.trouble() if self.builder is not None else None
+        return error or read_failure(self.plan.turn, self.since)
 
     def progress(self) -> str:
         """How far the builder is, in words."""
@@ -161,11 +166,13 @@ class Growth:
 class GrowingOrder:
     """The `SampleOrder` of a growing store. Asked for samples that do not stand yet, it waits for them.
 
-    Raises, then, what `Growth.trouble` gives.
+    Raises, then, what `Growth.trouble` gives. A copy in a loader process reads ahead of the training, so how long it
+    has waited says nothing: it ends for a failure that was told, or with its parent, not because nothing came.
     """
 
     def __init__(self, growth: Growth, sequence_length: int, seed: int) -> None:
         self.growth, self.sequence_length, self.seed = growth, sequence_length, seed
+        self._owner = os.getpid()
         self._order = self._make()
 
     def _make(self) -> SampleOrder:
@@ -192,12 +199,19 @@ class GrowingOrder:
 
     def wait_for(self, stop: int) -> None:
         """Until all samples before `stop` stand. In this process alone."""
-        start = time.monotonic()
+        start, parent = time.monotonic(), os.getppid()
         while not self.covers(stop):
-            trouble = self.growth.trouble(start)
+            if os.getpid() == self._owner:
+                trouble = self.growth.trouble(start)
+            else:
+                trouble = self.growth.failure() if os.getppid() == parent else _orphaned()
             if trouble is not None and not self.covers(stop):  # it may have been the last shard before the trouble
                 raise trouble
             time.sleep(POLL_SECONDS)
+
+    def windows_before(self, sample: int) -> int:
+        self.wait_for(sample)
+        return self._order.windows_before(sample)
 
     def pieces(self, samples: npt.ArrayLike) -> list[list[tuple[int, int]]]:
         self.wait_for(int(np.max(samples)) + 1)
@@ -206,6 +220,10 @@ class GrowingOrder:
     def targets_between(self, first: int, stop: int) -> int:
         self.wait_for(stop)
         return self._order.targets_between(first, stop)
+
+
+def _orphaned() -> WikiLLMError:
+    return WikiLLMError("The process that read this batch for training has ended.")
 
 
 def order_of(

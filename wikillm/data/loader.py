@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from wikillm.core.errors import WikiLLMError
 from wikillm.data.order import IGNORED, SampleOrder
 
 PADDING = -1  # a sample index that stands for "nothing": all its labels are ignored
@@ -68,8 +69,19 @@ class Samples(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch of these samples, B x T each; `PADDING` gives a row without targets."""
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor] | WikiLLMError:
+        """The batch of these samples, B x T each; `PADDING` gives a row without targets.
+
+        A loader process answers with the error instead: torch would wrap it in a text with its traceback.
+        """
+        if get_worker_info() is None:
+            return self.batch(indices)
+        try:
+            return self.batch(indices)
+        except WikiLLMError as error:
+            return error
+
+    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         wanted = np.asarray(indices, dtype=np.int64)
         shape = (len(wanted), self.order.sequence_length)
         inputs = np.zeros(shape, dtype=np.int64)

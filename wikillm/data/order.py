@@ -172,6 +172,10 @@ class SampleOrder:
         """Index after the last sample of the window that holds `sample`, a sample of epoch 1."""
         return int(self._samples[np.searchsorted(self._samples, sample, side="right")])
 
+    def windows_before(self, sample: int) -> int:
+        """Windows of epoch 1 that the samples before `sample` come from; all of them from its end on."""
+        return int(np.searchsorted(self._samples[:-1], sample, side="left"))
+
     def locate(self, samples: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """First target and number of targets (T, fewer in a ring's one short block) of each sample index."""
         starts, counts, _, _ = self._place(samples)

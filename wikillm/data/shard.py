@@ -85,13 +85,14 @@ class ShardJob:
     val_fraction: float
     text_budget: int | None = None  # bytes of text; the first document beyond it ends the shard
     backend: str = TRUTH  # as `choose_backend` names it
+    check_first: int = FIRST_DOCUMENTS  # documents of shard 0 whose ids are all compared with the truth
 
     def __call__(self, raw: RawShard, report: Report) -> ShardInfo:
         tally = Tally()
         bad: list[dict[str, object]] = []
         writers = {split: SplitWriter(self.store, split, raw.number) for split in SPLITS}
         tokenizer = _open_encoder(self.backend, self.store / "tokenizer")
-        encoder = _Encoder(tokenizer, writers, self.val_fraction, report, FIRST_DOCUMENTS if raw.number == 0 else 1)
+        encoder = _Encoder(tokenizer, writers, self.val_fraction, report, self.check_first if raw.number == 0 else 1)
         payloads = {(item.source, item.offset): item for item in raw.items if isinstance(item, Record)}
         text_bytes, is_cut = 0, False
         for outcome, size in self.clean.cleaned(raw):

@@ -16,6 +16,7 @@ Reading maps files into memory: a read is a copy of the wanted tokens, opening c
 
 from __future__ import annotations
 
+import hashlib
 import json
 from bisect import bisect_right
 from collections import OrderedDict
@@ -195,6 +196,12 @@ class Store:
     def first_shards(self, split: str, count: int) -> TokenStream:
         """A split of the first `count` shards."""
         return TokenStream(self.dir, split, self.manifest.shards[:count], self.afar)
+
+    def digest_of_first(self, shards: int) -> str:
+        """sha256 over the digests of the training tokens of the first `shards` shards."""
+        known = self.growth.shards if self.growth is not None else self.manifest.shards
+        text = "".join(shard.splits["train"].tok_sha256 for shard in known[:shards])
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def tokenizer_dir(self) -> Path:

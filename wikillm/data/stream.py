@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from wikillm.config.schema import DataSection
 from wikillm.core.log import logger, say
-from wikillm.core.units import format_seconds
+from wikillm.core.units import format_count, format_seconds
 from wikillm.data.builder import Builder
 from wikillm.data.growing import POLL_SECONDS, Growth
 from wikillm.data.prepare import check_settings, ensure_planned, open_prepared, plan_store, refuse_few_held_out
@@ -39,10 +39,10 @@ def stream_store(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Sto
     ready = open_prepared(cfg, is_main=is_main)
     if ready is not None:
         return _with_first_window(ready, cfg)
-    plan = plan_store(cfg, is_main=is_main)
+    plan = replace(plan_store(cfg, is_main=is_main), is_read=True)
     size = min(estimated_bytes(plan.sources), plan.max_text_bytes or estimated_bytes(plan.sources))
     if cfg.streaming == "auto" and size <= cfg.window_shards * plan.shard_bytes:
-        return _with_first_window(ensure_planned(plan, is_main=is_main), cfg)
+        return _with_first_window(ensure_planned(replace(plan, is_read=False), is_main=is_main), cfg)
     growth = Growth(plan, cfg.window_shards, cfg.stall_seconds, since)
     growth.refresh()
     if is_local_main and not growth.is_complete:
@@ -52,6 +52,11 @@ def stream_store(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Sto
         val = growth.first_window("val")
         store = Store(plan.store, growth.describe(), growth.train, val, growth)
         refuse_few_held_out(store, growth.first_window("train"), val, cfg)
+        if is_main and not growth.is_complete:
+            say(
+                f"data: training starts on the first {growth.shards_in_windows} shards "
+                f"({format_count(growth.train.n_tokens)} tokens) while the rest is built"
+            )
     except BaseException:
         growth.stop()
         raise

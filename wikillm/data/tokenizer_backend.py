@@ -2,7 +2,8 @@
 
 `fastokens` and `tiktoken` (the extra `fast`) are optional. Before a build one of them must give the ids of `tokenizers`
 for every text of a fuzz set; during it, for the first documents, the first of each shard and one in a thousand. The
-first difference refuses that backend for this store for good: what it made is built again with `tokenizers`. So a
+first difference refuses that backend for this store for good: what it made is built again with `tokenizers`; a run
+that has been training on it is ended (`build.build_store`). So a
 finished store holds either shards of backends of which no difference was ever seen, or shards of `tokenizers` only,
 and the fingerprint does not know about backends. Text is encoded as ordinary text, a literal special token included.
 """
@@ -31,6 +32,9 @@ from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
 TRUTH = "tokenizers"
 FASTEST_FIRST = ("fastokens", "tiktoken")
 FIRST_DOCUMENTS, ONE_IN = 64, 1000
+CHECKED_BEFORE_TRAINING = (
+    512  # first documents of a store that a run reads while it grows: a later difference ends the run
+)
 REFUSED_NAME = "refused_backends.json"
 
 Ids = Sequence[int] | npt.NDArray[np.uint32]

@@ -15,10 +15,13 @@ from wikillm.core.errors import StoppedError
 from wikillm.core.log import say
 from wikillm.core.world import World
 from wikillm.data.growing import GrowingOrder, order_of
-from wikillm.data.loader import BatchShape
+from wikillm.data.loader import BatchShape, Order
 from wikillm.data.mixture import SourceUse
+from wikillm.data.order import SampleOrder
 from wikillm.data.store import Store
 from wikillm.evals.loss import HeldOutLoss
+from wikillm.plan.batch import split_batch
+from wikillm.plan.horizon import count_sequences, refuse_small_corpus
 from wikillm.plan.run_plan import Plan
 from wikillm.train.callbacks.checkpoint import CheckpointCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
@@ -28,7 +31,7 @@ from wikillm.train.callbacks.samples import SampleCallback
 from wikillm.train.control import ControlGroup, StopSignals
 from wikillm.train.engine import Engine
 from wikillm.train.records import record_data
-from wikillm.train.resume import ResumePoint, check_same_run
+from wikillm.train.resume import ResumePoint, check_same_run, check_same_tokens
 from wikillm.train.run_dir import RunDir
 from wikillm.train.supply import Supply
 from wikillm.train.trainer import HeldOut, RunData, WikiTrainer
@@ -46,6 +49,7 @@ class TrainResult:
     tokens_per_second: float | None
     seconds: float
     sources: tuple[SourceUse, ...] = ()  # of a mixture
+    data_wait: float | None = None  # share of the training time that this process waited for batches
 
 
 @dataclass
@@ -76,7 +80,10 @@ class Job:
         if point is not None:
             check_same_run(point, self.facts(), allow_change=allow_change)
             say(f"resuming   {point.checkpoint} (step {point.step:,})")
-        cfg, start = self.resolved.config, time.monotonic()
+        cfg, start, data = self.resolved.config, time.monotonic(), self._data()
+        if point is not None:
+            data.wait_for(point.consumed_samples)
+            check_same_tokens(point, self._data_read(data.order, point.consumed_samples))
         health = HealthCallback(self.group, self.signals, cfg.train.max_skipped_steps)
         garbage = GarbageCallback()
         saving = CheckpointCallback(self.run, self.world, self.group, cfg.train.save_total_limit, self.state)
@@ -85,7 +92,7 @@ class Job:
         self.trainer = trainer = WikiTrainer(
             model,
             args,
-            self._data(),
+            data,
             self.group,
             self.signals,
             [health, saving, report, samples, garbage],
@@ -122,6 +129,7 @@ class Job:
             tokens_per_second=report.mean_tokens_per_second,
             sources=report.sources_used(),
             seconds=time.monotonic() - start,
+            data_wait=report.mean_data_wait,
         )
 
     def _samples(self, report: ReportCallback) -> SampleCallback:
@@ -160,11 +168,25 @@ class Job:
             **self.facts(),
             "step": step,
             "consumed_samples": self.trainer.consumed_samples,
+            "data_read": self._data_read(self.trainer.data.order, self.trainer.consumed_samples),
             "run": self.identity["id"],
             "tracker": self.identity["tracker"],
             "train_seconds": self.report.meter.train_seconds,
             "held_out": held_out.to_json() if held_out else None,
         }
+
+    def _data_read(self, order: Order, samples: int) -> dict[str, Any]:
+        """The shards that these samples come from, and a digest of their tokens; a mixture's were never read unfinished."""
+        if not isinstance(order, SampleOrder | GrowingOrder):
+            return {}
+        shards = order.windows_before(samples) * self.resolved.config.data.window_shards
+        return {"shards": shards, "sha256": self.store.digest_of_first(shards)}
+
+    def _refuse_small_corpus(self) -> None:
+        plan, tokens = self.plan, self.store.train_tokens
+        if tokens is not None:
+            sequences = count_sequences(tokens, plan.sequence_length)
+            refuse_small_corpus(self.resolved, split_batch(self.resolved, plan.world_size), sequences, tokens)
 
     def _data(self) -> RunData:
         plan, cfg, store = self.plan, self.resolved.config, self.store
@@ -177,7 +199,7 @@ class Job:
             max_eval_tokens=cfg.train.max_eval_tokens,
             eval_micro_batch=cfg.train.per_device_eval_batch_size or plan.micro_batch,
             workers=cfg.train.dataloader_num_workers,
-            wait_for=Supply(order, self.group, self.signals).wait_for
+            wait_for=Supply(order, self.group, self.signals, self._refuse_small_corpus).wait_for
             if isinstance(order, GrowingOrder)
             else lambda stop: None,
         )

@@ -41,5 +41,6 @@ def say_result(result: TrainResult) -> None:
     if result.held_out is not None:
         say(f"held out   {result.held_out.loss:.4f} nats/token, {result.held_out.bits_per_byte:.4f} bits/byte")
     if result.tokens_per_second is not None:
-        say(f"speed      {format_count(result.tokens_per_second)} tokens/s")
+        waited = "" if result.data_wait is None else f", {result.data_wait:.1%} of the time spent waiting for data"
+        say(f"speed      {format_count(result.tokens_per_second)} tokens/s{waited}")
     say(f"next       wikillm generate {result.run_dir} --prompt ...   or   wikillm export {result.run_dir}")

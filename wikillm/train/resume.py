@@ -79,6 +79,22 @@ def agree_on_resume_point(checkpoints: Path, resume: str, group: ControlGroup, *
     return agreed if isinstance(agreed, ResumePoint) else None
 
 
+def check_same_tokens(point: ResumePoint, read: dict[str, Any]) -> None:
+    """Refuse to go on when the shards that the checkpoint was trained on were built again, with other tokens.
+
+    Args:
+        read: what `Job.data_read` says of the store now, for the samples that the checkpoint has consumed.
+    """
+    if point.state.get("data_read", read) == read:
+        return
+    raise CheckpointError(
+        f"{point.checkpoint} was trained on other tokens than its store holds now.",
+        got=f"the first {read['shards']} shards: {read['sha256']}, then {point.state['data_read']}; an encoder that "
+        "was found to differ has its shards built again",
+        fix="start again from step 0 in another run.dir",
+    )
+
+
 def check_same_run(point: ResumePoint, facts: dict[str, Any], *, allow_change: bool) -> None:
     """Refuse to go on when the configuration no longer fits the checkpoint.
 

@@ -8,6 +8,7 @@ knows of a failure, and whether it was asked to stop; all go on, or end, at the 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from wikillm.config.schema import RunConfig
 from wikillm.core.errors import StoppedError, WikiLLMError
@@ -26,7 +27,7 @@ _SAY_EVERY_SECONDS = 10.0
 def open_store(cfg: RunConfig, world: World) -> Store:
     """The token store of a run: finished, or as soon as training can begin on it (data.streaming). (all ranks)"""
     if cfg.data.mixture:
-        if cfg.data.streaming != "off":
+        if cfg.data.streaming == "on":
             say("note       the stores of a mixture are built first (data.streaming)")
         return prepare_store(cfg.data, is_main=world.is_main)
     if cfg.data.streaming != "off" and cfg.train.num_train_epochs is None:
@@ -39,10 +40,21 @@ def open_store(cfg: RunConfig, world: World) -> Store:
 
 
 class Supply:
-    """Waits for samples. One vote per window as long as the builder is ahead."""
+    """Waits for samples. One vote per window as long as the builder is ahead.
 
-    def __init__(self, order: GrowingOrder, group: ControlGroup, signals: StopSignals) -> None:
-        self._order, self._group, self._signals = order, group, signals
+    Args:
+        on_small: called when the store turns out complete at the first wait, when nothing has been trained on yet: the
+            place to refuse a corpus that is too small for the run. (all ranks)
+    """
+
+    def __init__(
+        self,
+        order: GrowingOrder,
+        group: ControlGroup,
+        signals: StopSignals,
+        on_small: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._order, self._group, self._signals, self._on_small = order, group, signals, on_small
         self._agreed: int | None = 0  # samples that stand for every rank; None: all
 
     def wait_for(self, stop: int) -> None:
@@ -73,7 +85,9 @@ class Supply:
                 said = waited
                 say(f"waiting for data, {format_seconds(waited)} so far: {self._order.growth.progress()}")
             time.sleep(POLL_SECONDS)
-        self._agreed = self._order.covered_with(stop)
+        is_first, self._agreed = self._agreed == 0, self._order.covered_with(stop)
+        if is_first and self._agreed is None:
+            self._on_small()
 
     def _first(self, trouble: WikiLLMError | None) -> WikiLLMError:
         """The failure that the lowest rank knows of. (all ranks)"""

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
+from wikillm.core.errors import WikiLLMError
 from wikillm.data.loader import BatchShape, Order, Tokens, eval_loader, train_loader
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.train.control import ControlGroup, StopSignals
@@ -102,6 +103,9 @@ class WikiTrainer(Trainer):
             self.data.wait_for(first + self.data.shape.global_batch)
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self.data_seconds += time.perf_counter() - start
+        for batch in batches:
+            if isinstance(batch, WikiLLMError):  # what a loader process met
+                raise batch
         if not batches:
             return [], None
         targets = self.data.order.targets_between(first, first + self.data.shape.global_batch)

@@ -14,6 +14,7 @@ import pytest
 
 from wikillm.core.errors import DataError
 from wikillm.data.growing import GrowingOrder, order_of
+from wikillm.data.loader import BatchShape, train_loader
 from wikillm.data.prepare import prepare_store
 from wikillm.data.store import Store
 from wikillm.data.stream import stream_store
@@ -173,3 +174,45 @@ def test_a_source_of_one_window_is_prepared_first(tmp_path, texts, write_source,
     path = write_source(tmp_path, "plain.jsonl", texts(60))
     store = streamed(settings(path), streaming="auto")
     assert store.growth is None and store.train_tokens == store.train.n_tokens
+
+
+def batches_of(store: Store, steps: int, workers: int, seed: int = 7) -> list:
+    shape = BatchShape(micro_batch=4, accumulation=2, world_size=1, rank=0)
+    order = order_of(store, T, seed, 2)
+    return list(train_loader(store.train, order, shape, total_steps=steps, workers=workers))
+
+
+def test_loader_processes_read_behind_the_builder_what_the_prepared_store_gives(
+    tmp_path, texts, write_source, settings
+):
+    path = write_source(tmp_path, "plain.jsonl", texts(1500))
+    store = streamed(settings(path, store=str(tmp_path / "streamed")), shard_bytes=8000)
+    try:
+        begun_early = not store.growth.is_complete
+        found = batches_of(store, 300, workers=2)  # beyond the first windows
+    finally:
+        store.close()
+    assert begun_early, "the store was finished before the first batch was read"
+    prepared = prepare_store(settings(path, store=str(tmp_path / "whole"), shard_bytes=8000))
+    expected = batches_of(prepared, 300, workers=0)
+    assert [b["input_ids"].tolist() for b in found] == [b["input_ids"].tolist() for b in expected]
+    assert [b["labels"].tolist() for b in found] == [b["labels"].tolist() for b in expected]
+
+
+def test_loader_processes_answer_with_the_reason_when_the_builder_dies(tmp_path, settings):
+    store = streamed(settings(slow_source(tmp_path / "x.jsonl", 8000), store=str(tmp_path / "s")))
+    os.kill(builder_pid(store.dir), signal.SIGKILL)
+    until(lambda: store.growth.failure() is not None)
+    try:
+        *whole, last = (batch for batch in batches_until_error(store))
+    finally:
+        store.close()
+    assert whole and isinstance(last, DataError) and "killed by signal 9" in str(last)
+
+
+def batches_until_error(store: Store):
+    shape = BatchShape(micro_batch=64, accumulation=1, world_size=1, rank=0)
+    for batch in train_loader(store.train, order_of(store, T, 7, 2), shape, total_steps=10**6, workers=2):
+        yield batch
+        if not isinstance(batch, dict):
+            return

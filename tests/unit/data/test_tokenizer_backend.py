@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
-from wikillm.core.errors import ConfigError
+from wikillm.core.errors import ConfigError, DataError
 from wikillm.data import prepare, tokenizer_backend
-from wikillm.data.prepare import prepare_store
+from wikillm.data.build import ensure_store
+from wikillm.data.prepare import plan_store, prepare_store
+from wikillm.data.store import Store
 from wikillm.data.tokenizer import load_tokenizer
 from wikillm.data.tokenizer_backend import (
     OPENERS,
@@ -153,3 +156,27 @@ def test_a_backend_that_is_not_installed(tmp_path, tokenizer_dir, monkeypatch):
     with pytest.raises(ConfigError, match="not installed") as caught:
         choose_backend("tiktoken", tmp_path)
     assert "wikillm[fast]" in caught.value.fix
+
+
+@pytest.mark.parametrize("where, ends", [(0, False), (140, True)])
+def test_a_build_that_a_run_reads_ends_where_another_is_made_anew(
+    tmp_path, texts, write_source, settings, monkeypatch, where, ends
+):
+    """Before a shard is final nothing was read, and the build begins again; afterwards what was read must not change."""
+    corpus = texts(150)
+    corpus[where] += " 斩"
+    path = write_source(tmp_path, "plain.jsonl", corpus)
+    monkeypatch.setattr(tokenizer_backend, "ONE_IN", 1)
+    monkeypatch.setitem(OPENERS, "fastokens", lambda folder: Wrong(folder, "斩"))
+    plan = plan_store(settings(path, backend="fastokens", store=str(tmp_path / "s"), workers=1))
+    plan = replace(plan, is_read=True)
+    if not ends:
+        ensure_store(plan)
+        assert {shard.backend.split()[0] for shard in Store.open(plan.store).manifest.shards} == {"tokenizers"}
+        return
+    with pytest.raises(DataError, match="fastokens .* while a run was training") as caught:
+        ensure_store(plan)
+    assert "instead of" in caught.value.got and "data.backend=hf" in caught.value.fix
+    assert not list((plan.store / "shards").glob("*.json")), "what the encoder made must not be taken over"
+    ensure_store(plan)  # the next build does not ask it again
+    assert ids_of(plan.store) == ids_of(prepare_store(settings(path, backend="hf")).dir)

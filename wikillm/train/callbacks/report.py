@@ -82,6 +82,12 @@ class ReportCallback(TrainerCallback):
         seconds = self.meter.train_seconds - self._seconds_at_start
         return (self.meter.tokens - self._tokens_at_start) / seconds if seconds > 0 else None
 
+    @property
+    def mean_data_wait(self) -> float | None:
+        """Share of this process's part of the run, from 0 to 1, that this rank waited for batches."""
+        seconds = self.meter.train_seconds - self._seconds_at_start
+        return min(1.0, self._waited / seconds) if seconds > 0 else None
+
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.meter.start()
 
