@@ -12,6 +12,7 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import parent_process
 from typing import Any
 
 import numpy as np
@@ -199,12 +200,13 @@ class GrowingOrder:
 
     def wait_for(self, stop: int) -> None:
         """Until all samples before `stop` stand. In this process alone."""
-        start, parent = time.monotonic(), os.getppid()
+        start, parent = time.monotonic(), parent_process()
         while not self.covers(stop):
             if os.getpid() == self._owner:
                 trouble = self.growth.trouble(start)
             else:
-                trouble = self.growth.failure() if os.getppid() == parent else _orphaned()
+                is_orphan = parent is not None and not parent.is_alive()
+                trouble = _orphaned() if is_orphan else self.growth.failure()
             if trouble is not None and not self.covers(stop):  # it may have been the last shard before the trouble
                 raise trouble
             time.sleep(POLL_SECONDS)

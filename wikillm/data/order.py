@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from wikillm.core.errors import DataError
 
 IGNORED = -100  # the label that torch's cross entropy skips
 
+_CHUNK = 1024  # samples whose places are kept once two requests fell among them: training reads in order
 _ROUNDS = 6  # four suffice for pseudo-randomness (Luby and Rackoff 1988); two more cost nothing that can be measured
 
 
@@ -34,6 +36,11 @@ def keyed_hash(*parts: int | str) -> int:
     """64 bits that depend on all parts. Randomness here is a hash of (seed, epoch, purpose), never a global generator."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+@lru_cache(maxsize=256)
+def _round_keys(key: int) -> tuple[int, ...]:
+    return tuple(keyed_hash(key, i) for i in range(_ROUNDS))
 
 
 def _mix(value: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
@@ -60,8 +67,12 @@ class Permutation:
             return values.astype(np.int64)
         half = max(1, ((self.size - 1).bit_length() + 1) // 2)  # the network permutes 2*half bits, at most 4 x size
         out = self._feistel(values, half)
-        while (outside := out >= self.size).any():  # walk the cycle until inside; fewer than four steps on average
-            out = np.where(outside, self._feistel(out, half), out)
+        flat = out.reshape(-1)  # a view
+        outside = np.flatnonzero(flat >= self.size)
+        while outside.size:  # walk the cycle until inside; fewer than four steps on average
+            walked = self._feistel(flat[outside], half)
+            flat[outside] = walked
+            outside = outside[walked >= self.size]
         return out.astype(np.int64)
 
     def inverse(self, image: int) -> int:
@@ -78,25 +89,25 @@ class Permutation:
         low = (1 << half) - 1
         left, right = value >> half, value & low
         for i in reversed(range(_ROUNDS)):
-            mixed = int(_mix(np.array([left], dtype=np.uint64), keyed_hash(self.key, i))[0])
+            mixed = int(_mix(np.array([left], dtype=np.uint64), _round_keys(self.key)[i])[0])
             left, right = right ^ (mixed & low), left
         return (left << half) | right
 
     def _feistel(self, values: npt.NDArray[np.uint64], half: int) -> npt.NDArray[np.uint64]:
         low = np.uint64((1 << half) - 1)
         left, right = values >> np.uint64(half), values & low
-        for i in range(_ROUNDS):
-            left, right = right, left ^ (_mix(right, keyed_hash(self.key, i)) & low)
+        for key in _round_keys(self.key):
+            left, right = right, left ^ (_mix(right, key) & low)
         return (left << np.uint64(half)) | right
 
 
-def window_ends(shard_tokens: Sequence[int], shards_per_window: int) -> tuple[int, ...]:
+def window_ends(shard_tokens: Sequence[int] | npt.NDArray[np.int64], shards_per_window: int) -> tuple[int, ...]:
     """Where the windows of a stream end, as positions in it; `shard_tokens` has every shard, the empty ones too."""
     ends = np.cumsum(np.asarray(shard_tokens, dtype=np.int64))
-    picked = [*range(shards_per_window - 1, len(ends), shards_per_window)]
-    if len(ends) and (not picked or picked[-1] != len(ends) - 1):
-        picked.append(len(ends) - 1)
-    return tuple(int(ends[i]) for i in picked)
+    picked = ends[shards_per_window - 1 :: shards_per_window].tolist()
+    if len(ends) % shards_per_window:
+        picked.append(int(ends[-1]))
+    return tuple(picked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +153,7 @@ class SampleOrder:
     windows: tuple[int, ...] = ()
     _targets: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)  # first of each window, and the end
     _samples: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)  # the same for samples
+    _recent: dict[int, list[list[tuple[int, int]]]] = field(init=False, repr=False, compare=False)  # chunk -> pieces
 
     def __post_init__(self) -> None:
         if self.n_tokens < 2:
@@ -151,6 +163,7 @@ class SampleOrder:
             raise ValueError(f"windows that end at {ends.tolist()[-3:]} do not make up {self.n_tokens} tokens")
         targets = np.concatenate([[0], np.maximum(ends - 1, 0)])
         blocks = -(-np.diff(targets) // self.sequence_length)
+        object.__setattr__(self, "_recent", {})
         object.__setattr__(self, "_targets", targets)
         object.__setattr__(self, "_samples", np.concatenate([[0], np.cumsum(blocks)]))
 
@@ -183,6 +196,19 @@ class SampleOrder:
 
     def pieces(self, samples: npt.ArrayLike) -> list[list[tuple[int, int]]]:
         """The targets [start, stop) of each sample: one stretch, or two where it goes round the end of its ring."""
+        n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
+        chunk = int(n[0]) // _CHUNK
+        if int(n.min()) // _CHUNK != chunk or int(n.max()) // _CHUNK != chunk:
+            return self._pieces(n)
+        if chunk not in self._recent:  # a rank among a thousand others, or somebody who looks up a single sample
+            self._recent.clear()
+            self._recent[chunk] = []
+            return self._pieces(n)
+        known = self._recent[chunk] or self._pieces(np.arange(chunk * _CHUNK, (chunk + 1) * _CHUNK))
+        self._recent[chunk] = known
+        return [known[i] for i in (n - chunk * _CHUNK).tolist()]
+
+    def _pieces(self, samples: npt.NDArray[np.int64]) -> list[list[tuple[int, int]]]:
         found = []
         for start, count, first, end in zip(*(part.tolist() for part in self._place(samples)), strict=True):
             stop = min(start + count, end)
@@ -211,8 +237,8 @@ class SampleOrder:
         rings = np.searchsorted(self._samples, n, side="right") - 1
         rings = np.where(n < first_epoch, rings, -1 - (n - first_epoch) // self.blocks_per_epoch)
         starts, counts, firsts, ends = (np.empty_like(n) for _ in range(4))
-        for number in np.unique(rings):
-            here, ring = rings == number, self._ring(int(number))
+        for number in set(rings.tolist()):  # np.unique would import numpy.ma first, 20 ms
+            here, ring = rings == number, self._ring(number)
             block, phase = n[here] - ring.sample, 0
             if self.shuffle:
                 block = ring.permutation(self.seed, self.sequence_length)(block)

@@ -27,15 +27,11 @@ _SAY_EVERY_SECONDS = 10.0
 def open_store(cfg: RunConfig, world: World) -> Store:
     """The token store of a run: finished, or as soon as training can begin on it (data.streaming). (all ranks)"""
     if cfg.data.mixture:
-        if cfg.data.streaming == "on":
-            say("note       the stores of a mixture are built first (data.streaming)")
         return prepare_store(cfg.data, is_main=world.is_main)
     if cfg.data.streaming != "off" and cfg.train.num_train_epochs is None:
         return stream_store(cfg.data, is_main=world.is_main, is_local_main=world.local_rank == 0)
-    if cfg.data.streaming == "on":
-        say(
-            "note       train.num_train_epochs needs the number of tokens: the store is built first (data.streaming=on)"
-        )
+    if cfg.data.streaming != "off":
+        say("note       train.num_train_epochs needs the number of tokens: the store is finished before training")
     return prepare_store(cfg.data, is_main=world.is_main)
 
 
