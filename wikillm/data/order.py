@@ -197,8 +197,10 @@ class SampleOrder:
     def pieces(self, samples: npt.ArrayLike) -> list[list[tuple[int, int]]]:
         """The targets [start, stop) of each sample: one stretch, or two where it goes round the end of its ring."""
         n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
-        chunk = int(n[0]) // _CHUNK
-        if int(n.min()) // _CHUNK != chunk or int(n.max()) // _CHUNK != chunk:
+        if not n.size:
+            return []
+        chunk = int(n.min()) // _CHUNK
+        if int(n.max()) // _CHUNK != chunk:
             return self._pieces(n)
         if chunk not in self._recent:  # a rank among a thousand others, or somebody who looks up a single sample
             self._recent.clear()

@@ -181,3 +181,46 @@ def test_positions_in_a_hundred_thousand_windows() -> None:
 def test_windows_that_do_not_make_up_the_stream_are_refused() -> None:
     with pytest.raises(ValueError, match="do not make up 100 tokens"):
         SampleOrder(100, 10, seed=0, windows=(50, 99))
+
+
+@pytest.mark.parametrize("size, keys", [(7, 4000), (64, 1500), (300, 600)])
+def test_first_position_block_and_distance_are_uniform(size: int, keys: int) -> None:
+    """Chi-square of where the last block is read, of which block is first, and of the distance of two neighbours.
+
+    Fixed keys, so each statistic is one number; its bound is mean + 5 standard deviations of chi-square with size - 1
+    degrees of freedom (size - 2 for the distance, which is never 0).
+    """
+    first, last, distance = (np.zeros(size) for _ in range(3))
+    for seed in range(keys):
+        permutation = Permutation(size, keyed_hash(seed, "positions", size))
+        images = permutation(np.array([0, 1]))
+        first[images[0]] += 1
+        distance[(images[1] - images[0]) % size] += 1
+        last[permutation.inverse(size - 1)] += 1
+    for name, counts in (("first", first), ("last", last), ("distance", distance[1:])):
+        expected, freedom = keys / len(counts), len(counts) - 1
+        chi_square = float(((counts - expected) ** 2 / expected).sum())
+        assert chi_square < freedom + 5 * (2 * freedom) ** 0.5, f"{name} of {size}: chi-square {chi_square:.0f}"
+
+
+def test_a_large_permutation_spreads_every_stretch_over_the_whole() -> None:
+    """Chi-square of 4,096 consecutive positions of 10^9 over 64 equal parts of the blocks; df = 63, 5 sigma about 119."""
+    size = 10**9
+    for first in (0, 123_456_789, size - 4096):
+        images = Permutation(size, keyed_hash(first, "stretch"))(np.arange(first, first + 4096))
+        counts = np.bincount(images * 64 // size, minlength=64)
+        assert len(np.unique(images)) == 4096
+        assert float(((counts - 64) ** 2 / 64).sum()) < 119
+
+
+def test_a_place_is_the_same_asked_for_alone_or_among_others() -> None:
+    """Places near the last ones are answered from a table, others one by one."""
+    order = SampleOrder(60_000, 16, seed=3, windows=(20_001, 20_001, 60_000))
+    samples = np.arange(3 * order.blocks_of_first_epoch)
+    whole = order.pieces(samples)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        some = rng.choice(samples[: rng.integers(1, len(samples))], size=rng.integers(1, 5))
+        assert order.pieces(some) == [whole[n] for n in some]
+        after = np.arange(some[0], min(some[0] + 9, len(samples)))
+        assert order.pieces(after) == [whole[n] for n in after]
