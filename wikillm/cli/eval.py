@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from wikillm.cli.generate import open_model
-    from wikillm.data.loader import eval_loader
+    from wikillm.data.loader import document_mask, eval_loader
     from wikillm.data.prepare import prepare_store
     from wikillm.evals.loss import held_out_loss
     from wikillm.models.patch import fused_loss
@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     stream = store.train if args.split == "train" else store.val
     train = resolved.config.train
     found: dict[str, HeldOutLoss] = {}
+    attention = str(loaded.model.config._attn_implementation)
+    mask = document_mask(train.document_mask, attention, store.manifest.tokenizer.eos_id)
     with fused_loss(loaded.model, rows=args.batch_size * train.sequence_length) as model:
         for name, part, per_token in _streams(store, args.split, train.max_eval_tokens):
             batches = eval_loader(
@@ -64,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
                 world_size=1,
                 rank=0,
                 max_tokens=train.max_eval_tokens,
+                mask=mask,
             )
             result = held_out_loss(model, batches, bytes_per_token=per_token, device=model.device)
             if result is None:

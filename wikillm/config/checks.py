@@ -21,6 +21,7 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     _check_heads(config.model, origins, problems)
     _check_lengths(config, origins, problems)
     _check_schedule(config.train, origins, problems)
+    _check_document_mask(config, origins, problems)
     check_mixture(config.data, origins, problems)
     fraction = config.data.val_fraction
     if isinstance(fraction, float) and not 0 < fraction < 1:
@@ -73,6 +74,14 @@ def _check_lengths(config: RunConfig, origins: Mapping[str, Origin], problems: P
         if config.model.init_from is None:
             fix += f", or model.max_position_embeddings={length}"
         problems.add(what, got=got, fix=fix)
+
+
+def _check_document_mask(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) -> None:
+    is_flash = config.model.attn_implementation == "flash_attention_2"
+    if config.train.document_mask == "on" and is_flash and config.train.compile == "layers":
+        what = "Flash attention with a document mask gets another number of lengths in every batch: each would compile anew."
+        got = where_of(origins, "train.document_mask", "model.attn_implementation", "train.compile")
+        problems.add(what, got=got, fix="train.compile=off, or model.attn_implementation=sdpa")
 
 
 def _check_schedule(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:

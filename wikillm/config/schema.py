@@ -156,6 +156,8 @@ class ModelSection(Section):
 class TrainSection(Section):
     sequence_length: int = Field(default=512, ge=2)
     """Tokens per sequence (T)."""
+    document_mask: Literal["on", "off"] = "off"
+    """on: attention stays within documents, and positions begin anew with each; off: it sees the whole sequence."""
     global_batch_tokens: Count | None = None
     """Tokens per optimizer step over all ranks; accumulation is derived, so 1 GPU and 64 train the same."""
     per_device_train_batch_size: int = Field(default=8, ge=1)

@@ -6,7 +6,8 @@ product reads the same global batch. Loader workers are stateless: they are hand
 
 A batch is {"input_ids", "labels", "shift_labels"}, int64, each B x T. Inputs are exactly T tokens. The targets
 are already shifted, so models must be told with `shift_labels`; `labels` repeats them only because Hugging
-Face's models compute a loss when it is present. This is the only module of the room that imports torch.
+Face's models compute a loss when it is present. With a `DocumentMask` there are also `position_ids`, B x T, that begin
+at 0 with each document (see data.boundaries), and for flash attention its `cu_seq_lens`. This is the only module of the room that imports torch.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from wikillm.core.errors import WikiLLMError
+from wikillm.data.boundaries import cumulative_lengths, document_positions
 from wikillm.data.order import IGNORED, SampleOrder
 
 PADDING = -1  # a sample index that stands for "nothing": all its labels are ignored
@@ -60,16 +62,34 @@ class BatchShape:
         return self.micro_batch * self.accumulation * self.world_size
 
 
-class Samples(Dataset[dict[str, torch.Tensor]]):
+@dataclass(frozen=True, slots=True)
+class DocumentMask:
+    """Attention stays within documents. `with_lengths`: for flash attention, which wants them as cumulative lengths."""
+
+    eos_id: int
+    with_lengths: bool = False
+
+
+def document_mask(setting: str, attention: str, eos_id: int) -> DocumentMask | None:
+    """The mask that `train.document_mask` asks for, for a model with Hugging Face's attention implementation `attention`."""
+    if setting == "off":
+        return None
+    return DocumentMask(eos_id, with_lengths=attention.startswith("flash_attention"))
+
+
+Batch = dict[str, Any]
+
+
+class Samples(Dataset[Batch]):
     """Samples of a stream by index; asked for many at a time, it answers with a batch."""
 
-    def __init__(self, tokens: Tokens, order: Order, length: int) -> None:
-        self.tokens, self.order, self.length = tokens, order, length
+    def __init__(self, tokens: Tokens, order: Order, length: int, mask: DocumentMask | None = None) -> None:
+        self.tokens, self.order, self.length, self.mask = tokens, order, length, mask
 
     def __len__(self) -> int:
         return self.length
 
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor] | WikiLLMError:
+    def __getitems__(self, indices: Sequence[int]) -> Batch | WikiLLMError:
         """The batch of these samples, B x T each; `PADDING` gives a row without targets.
 
         A loader process answers with the error instead: torch would wrap it in a text with its traceback.
@@ -81,16 +101,28 @@ class Samples(Dataset[dict[str, torch.Tensor]]):
         except WikiLLMError as error:
             return error
 
-    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+    def batch(self, indices: Sequence[int]) -> Batch:
         wanted = np.asarray(indices, dtype=np.int64)
         shape = (len(wanted), self.order.sequence_length)
         inputs = np.zeros(shape, dtype=np.int64)
         targets = np.full(shape, IGNORED, dtype=np.int64)
+        joins: list[tuple[int, int]] = []
         for row, (sample, stretches) in enumerate(zip(wanted, self.order.pieces(np.maximum(wanted, 0)), strict=True)):
             if sample != PADDING:
                 self._fill(inputs[row], targets[row], stretches)
+                if len(stretches) > 1:
+                    joins.append((row, stretches[0][1] - stretches[0][0]))
         labels = torch.from_numpy(targets)
-        return {"input_ids": torch.from_numpy(inputs), "labels": labels, "shift_labels": labels}
+        batch: Batch = {"input_ids": torch.from_numpy(inputs), "labels": labels, "shift_labels": labels}
+        if self.mask is None:
+            return batch
+        positions = document_positions(inputs, self.mask.eos_id, joins)
+        batch["position_ids"] = torch.from_numpy(positions)
+        if self.mask.with_lengths:
+            bounds, longest = cumulative_lengths(positions)
+            batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = torch.from_numpy(bounds)
+            batch["max_length_q"] = batch["max_length_k"] = longest
+        return batch
 
     def _fill(
         self, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], stretches: list[tuple[int, int]]
@@ -160,9 +192,10 @@ def train_loader(
     first_step: int = 0,
     consumed_samples: int = 0,
     workers: int = 0,
+    mask: DocumentMask | None = None,
 ) -> DataLoader[Any]:
     """Batches of this rank from optimizer step `first_step` (samples before `consumed_samples` are done) to the end."""
-    samples = Samples(tokens, order, length=total_steps * shape.global_batch)
+    samples = Samples(tokens, order, total_steps * shape.global_batch, mask)
     batches = GlobalBatches(shape, total_steps, consumed_samples, first_step)
     return DataLoader(samples, batch_sampler=batches, collate_fn=as_is, num_workers=workers, **_options(workers))
 
@@ -175,6 +208,7 @@ def eval_loader(
     world_size: int,
     rank: int,
     max_tokens: int | None = None,
+    mask: DocumentMask | None = None,
 ) -> DataLoader[Any]:
     """Batches of this rank over the stream, or over its first `max_tokens` targets rounded up to a sequence."""
     order = SampleOrder(tokens.n_tokens, sequence_length, seed=0, shuffle=False)
@@ -182,7 +216,7 @@ def eval_loader(
     if max_tokens is not None:
         count = min(count, -(-max_tokens // sequence_length))
     batches = EvalBatches(count, micro_batch, world_size, rank)
-    return DataLoader(Samples(tokens, order, count), batch_sampler=batches, collate_fn=as_is, **_options(0))
+    return DataLoader(Samples(tokens, order, count, mask), batch_sampler=batches, collate_fn=as_is, **_options(0))
 
 
 def _options(workers: int) -> dict[str, Any]:

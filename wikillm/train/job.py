@@ -15,7 +15,7 @@ from wikillm.core.errors import StoppedError
 from wikillm.core.log import say
 from wikillm.core.world import World
 from wikillm.data.growing import GrowingOrder, order_of
-from wikillm.data.loader import BatchShape, Order
+from wikillm.data.loader import BatchShape, Order, document_mask
 from wikillm.data.mixture import SourceUse
 from wikillm.data.order import SampleOrder
 from wikillm.data.store import Store
@@ -149,6 +149,7 @@ class Job:
             "mixture": self.store.mixture.describe() if self.store.mixture else None,
             "seed": self.resolved.config.run.seed,
             "sequence_length": self.plan.sequence_length,
+            "document_mask": self.resolved.config.train.document_mask,
             "global_batch_sequences": self.plan.global_batch_sequences,
             "vocab_size": self.plan.vocab_size,
             "parameters": self.plan.parameters,
@@ -199,6 +200,7 @@ class Job:
             max_eval_tokens=cfg.train.max_eval_tokens,
             eval_micro_batch=cfg.train.per_device_eval_batch_size or plan.micro_batch,
             workers=cfg.train.dataloader_num_workers,
+            mask=document_mask(cfg.train.document_mask, cfg.model.attn_implementation, store.manifest.tokenizer.eos_id),
             wait_for=Supply(order, self.group, self.signals, self._refuse_small_corpus).wait_for
             if isinstance(order, GrowingOrder)
             else lambda stop: None,

@@ -22,6 +22,7 @@ FACTS = {
     "seed": "run.seed",
     "window_shards": "data.window_shards",
     "sequence_length": "train.sequence_length",
+    "document_mask": "train.document_mask",
     "global_batch_sequences": "train.global_batch_tokens",
     "vocab_size": "model.vocab_size or data.tokenizer",
     "parameters": "model.*",
@@ -101,12 +102,13 @@ def check_same_run(point: ResumePoint, facts: dict[str, Any], *, allow_change: b
     Raises:
         CheckpointError: with every difference, the setting behind it, and what can be done.
     """
-    changed = {name for name in FACTS if point.state.get(name) != facts[name]}
+    before = {"document_mask": "off", **point.state}  # a checkpoint older than the key
+    changed = {name for name in FACTS if before.get(name) != facts[name]}
     if allow_change:
         changed -= set(CHANGEABLE)
     if not changed:
         return
-    lines = [f"{n}: {point.state.get(n)} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
+    lines = [f"{n}: {before.get(n)} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
     if changed <= set(CHANGEABLE):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"
     else:

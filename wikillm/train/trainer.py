@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.loader import BatchShape, Order, Tokens, eval_loader, train_loader
+from wikillm.data.loader import BatchShape, DocumentMask, Order, Tokens, eval_loader, train_loader
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.train.control import ControlGroup, StopSignals
 
@@ -41,6 +41,7 @@ class RunData:
     max_eval_tokens: int | None
     eval_micro_batch: int
     workers: int
+    mask: DocumentMask | None = None
     wait_for: Callable[[int], None] = lambda stop: None  # until the samples before `stop` stand (all ranks)
 
 
@@ -89,6 +90,7 @@ class WikiTrainer(Trainer):
             first_step=self.first_step,
             consumed_samples=self._consumed_before,
             workers=self.data.workers,
+            mask=self.data.mask,
         )
 
     def get_batch_samples(
@@ -137,6 +139,7 @@ class WikiTrainer(Trainer):
             world_size=self.data.shape.world_size,
             rank=self.data.shape.rank,
             max_tokens=self.data.max_eval_tokens,
+            mask=self.data.mask,
         )
         return held_out_loss(
             self.model_wrapped,

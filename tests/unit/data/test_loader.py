@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wikillm.data.loader import PADDING, BatchShape, EvalBatches, Samples, eval_loader, train_loader
-from wikillm.data.order import IGNORED, SampleOrder
+from wikillm.data.order import IGNORED, SampleOrder, window_ends
 
 
 class Counting:
@@ -105,3 +105,62 @@ def test_huggingface_gives_the_same_loss_as_its_own_shift() -> None:
     ).loss
     theirs = model(input_ids=tokens, labels=tokens).loss
     torch.testing.assert_close(ours, theirs)
+
+
+CUTS = [(m, a, 12 // (m * a)) for m in (1, 2, 3, 4, 6, 12) for a in (1, 2, 3) if 12 % (m * a) == 0]
+
+
+@given(
+    shards=st.lists(st.integers(0, 90), min_size=1, max_size=8).filter(lambda shards: sum(shards) >= 2),
+    t=st.integers(2, 16),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+@settings(max_examples=60)
+def test_every_token_but_the_first_is_a_target_once_per_epoch_however_it_was_trained(
+    shards: list[int], t: int, seed: int, data: st.DataObject
+) -> None:
+    """A run of several attempts, each with its own ranks, micro-batch and accumulation, and stopped at any step: over
+    all ranks and attempts, in whole global batches, epoch after epoch."""
+    n, batch = sum(shards), 12
+    order = SampleOrder(n, t, seed, windows=window_ends(shards, data.draw(st.integers(1, 3))))
+    epochs = 2
+    samples = order.blocks_of_first_epoch + (epochs - 1) * order.blocks_per_epoch
+    total, step = -(-samples // batch), 0
+    trained: list[torch.Tensor] = []  # targets in the order of the samples
+    while step < total:
+        micro, accumulation, world = data.draw(st.sampled_from(CUTS))
+        stop = data.draw(st.integers(step + 1, total))
+        shapes = [BatchShape(micro, accumulation, world, rank) for rank in range(world)]
+        loaders = [
+            iter(train_loader(Counting(n), order, s, total_steps=total, first_step=step, consumed_samples=step * batch))
+            for s in shapes
+        ]
+        for _ in range((stop - step) * accumulation):  # what was fetched ahead and not trained on does not count
+            trained += [row for loader in loaders for row in next(loader)["shift_labels"]]
+        step = stop
+    first, later = order.blocks_of_first_epoch, order.blocks_per_epoch
+    for begin, end in ((0, first), (first, first + later)):
+        seen = torch.cat(trained[begin:end])
+        assert sorted(seen[seen != IGNORED].tolist()) == list(range(1001, 1000 + n))
+
+
+def test_loader_processes_lose_and_repeat_nothing_when_a_run_is_stopped() -> None:
+    """Real processes, which have fetched ahead when they are left: 2 ranks, then 1 with another micro-batch."""
+    n, batch, stop = 1203, 8, 7
+    order = SampleOrder(n, 10, 4, windows=(400, 800, n))
+    total = -(-order.blocks_of_first_epoch // batch)
+    trained: list[torch.Tensor] = []
+    shapes = [BatchShape(2, 2, 2, rank) for rank in range(2)]
+    loaders = [iter(train_loader(Counting(n), order, s, total_steps=total, workers=2)) for s in shapes]
+    for _ in range(stop * 2):
+        trained += [row for loader in loaders for row in next(loader)["shift_labels"]]
+    del loaders
+    one = BatchShape(4, 2, 1, 0)
+    rest = train_loader(
+        Counting(n), order, one, total_steps=total, first_step=stop, consumed_samples=stop * batch, workers=3
+    )
+    trained += [row for found in rest for row in found["shift_labels"]]
+    seen = torch.cat(trained[: order.blocks_of_first_epoch])
+    assert len(trained) == total * batch
+    assert sorted(seen[seen != IGNORED].tolist()) == list(range(1001, 1000 + n))

@@ -1,0 +1,35 @@
+"""Runs whose attention stays within documents: the same under ZeRO-3 on two ranks as on one, and another than without.
+
+L2: losses of another number of ranks and ZeRO stage differ by rounding only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.programs import train_with_options
+from harness.ranks import run_ranks
+from harness.tiny_run import Words
+
+MASKED = ("train.document_mask=on", "train.sequence_length=128", "train.global_batch_tokens=1024", "train.max_steps=6")
+
+
+def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
+    results = run_ranks(train_with_options, world, words, options)
+    return dict(results[0])
+
+
+def test_masked_runs_agree_over_ranks_and_stages_and_resume_only_as_they_were(words: Words, tmp_path: Path) -> None:
+    one = run(1, words(tmp_path / "one", *MASKED))
+    assert one["code"] == 0, one["message"]
+    two = run(2, words(tmp_path / "two", *MASKED), deepspeed="zero3")
+    assert two["code"] == 0, two["message"]
+    assert list(two["losses"].values()) == pytest.approx(list(one["losses"].values()), abs=2e-5)
+    assert two["eval"] == pytest.approx(one["eval"], abs=2e-5)
+    off = "train.document_mask=off"
+    other = run(1, words(tmp_path / "off", *MASKED[1:], off))
+    assert max(abs(a - b) for a, b in zip(other["losses"].values(), one["losses"].values(), strict=True)) > 1e-4
+    refused = run(1, words(tmp_path / "one", *MASKED[1:], off), resume="auto")
+    assert refused["code"] == 6 and "document_mask: on then, off now" in refused["message"]

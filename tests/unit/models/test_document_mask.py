@@ -1,0 +1,131 @@
+"""Attention within documents: a packed sequence gives each document the logits it has alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from wikillm.data.boundaries import cumulative_lengths, document_positions
+from wikillm.data.loader import DocumentMask, Samples, document_mask, eval_loader
+from wikillm.data.order import SampleOrder
+from wikillm.models.patch import patch_loss
+
+EOS, VOCAB, T = 0, 97, 24
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 48, "head_dim": 8, "use_cache": False,
+}  # fmt: skip
+
+
+class Documents:
+    """A stream of documents of the given lengths, EOS included."""
+
+    def __init__(self, lengths: list[int], seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        documents = [np.append(rng.integers(1, VOCAB, length - 1), EOS) for length in lengths]
+        self.ids = np.concatenate(documents).astype(np.uint32)
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.ids)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.ids[start:stop]
+
+
+def model_of(kind: str, attention: str) -> Any:
+    torch.manual_seed(1)
+    config, model = (Qwen2Config, Qwen2ForCausalLM) if kind == "qwen2" else (Qwen3Config, Qwen3ForCausalLM)
+    made = model._from_config(config(**SHAPE), attn_implementation=attention).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():  # large enough that attention decides something
+            parameter.normal_(0, 0.3) if parameter.dim() > 1 else None
+    return made
+
+
+def packed_batch(lengths: list[int], seed: int = 0, shuffle: bool = True) -> dict[str, Any]:
+    stream = Documents(lengths, seed)
+    order = SampleOrder(stream.n_tokens, T, seed=seed, shuffle=shuffle)
+    samples = Samples(stream, order, order.blocks_per_epoch, DocumentMask(EOS))
+    return samples.batch(range(order.blocks_per_epoch))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@torch.no_grad()
+def test_packed_documents_have_the_logits_they_have_alone(kind: str, attention: str) -> None:
+    model = model_of(kind, attention)
+    batch = packed_batch([5, 2, 30, 1, 1, 9, 60, 3, 17])
+    packed = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+    unmasked = model(input_ids=batch["input_ids"]).logits
+    pieces = furthest = 0
+    for row, ids in enumerate(batch["input_ids"]):
+        begins = [*torch.nonzero(batch["position_ids"][row] == 0).flatten().tolist(), T]
+        for begin, end in zip(begins, begins[1:], strict=False):
+            alone = model(input_ids=ids[None, begin:end]).logits[0]
+            torch.testing.assert_close(packed[row, begin:end], alone, rtol=1e-4, atol=2e-5)
+            furthest = max(furthest, float((unmasked[row, begin:end] - alone).abs().max()))
+            pieces += 1
+    assert pieces > 9 and furthest > 0.1, "without the mask they must differ, or this test sees nothing"
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_the_fused_loss_and_its_gradients_are_those_of_the_stock_model(kind: str) -> None:
+    batch = packed_batch([5, 2, 30, 1, 9, 40])
+    found = []
+    for wanted in ("stock", "chunked"):
+        model = model_of(kind, "sdpa")
+        patch_loss(model, wanted, rows=T, device_type="cpu")
+        loss = model(**batch, num_items_in_batch=10, use_cache=False).loss
+        loss.backward()
+        found.append((loss.detach(), [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for stock, fused in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(stock, fused, rtol=1e-4, atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=12), st.integers(0, 99), st.booleans())
+def test_positions_count_from_the_beginning_of_each_document(lengths: list[int], seed: int, shuffle: bool) -> None:
+    """Against the document of each token, found by its place in the stream; a ring's end begins anew too."""
+    if sum(lengths) < 2:
+        return
+    stream = Documents(lengths, seed)
+    order = SampleOrder(stream.n_tokens, T, seed=seed, shuffle=shuffle)
+    batch = Samples(stream, order, 99, DocumentMask(EOS, with_lengths=True)).batch(range(order.blocks_per_epoch))
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    for row, stretches in enumerate(order.pieces(np.arange(order.blocks_per_epoch))):
+        positions = np.concatenate([np.arange(a, b) for a, b in stretches])
+        expected, previous = [], None
+        for position in positions.tolist():
+            begins = previous is None or position != previous + 1 or document[position] != document[previous]
+            expected.append(0 if begins else expected[-1] + 1)
+            previous = position
+        assert batch["position_ids"][row, : len(expected)].tolist() == expected
+    bounds = batch["cu_seq_lens_q"].tolist()
+    flat = batch["position_ids"].flatten()
+    assert bounds[0] == 0 and bounds[-1] == len(flat) and batch["cu_seq_lens_q"].dtype == torch.int32
+    lengths_of_blocks = np.diff(bounds)
+    assert np.concatenate([np.arange(n) for n in lengths_of_blocks]).tolist() == flat.tolist()
+    assert batch["max_length_q"] == batch["max_length_k"] == lengths_of_blocks.max()
+
+
+def test_a_row_without_a_beginning_is_one_block() -> None:
+    positions = document_positions(np.full((2, 6), 5), EOS, [])
+    assert positions.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
+    assert cumulative_lengths(positions)[0].tolist() == [0, 6, 12]
+
+
+def test_the_setting_decides_and_evaluation_follows_it() -> None:
+    assert document_mask("off", "sdpa", EOS) is None
+    assert document_mask("on", "sdpa", EOS) == DocumentMask(EOS)
+    flash = document_mask("on", "flash_attention_2", EOS)
+    assert flash is not None and flash.with_lengths
+    stream, mask = Documents([7, 8, 9]), document_mask("on", "sdpa", EOS)
+    (batch,) = eval_loader(stream, T, micro_batch=1, world_size=1, rank=0, mask=mask)
+    assert batch["position_ids"][0, :23].tolist() == [*range(7), *range(8), *range(8)]
