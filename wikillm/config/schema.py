@@ -114,6 +114,22 @@ class DataSection(Section):
     """Read only the first so many bytes of text, in whole documents. Default: all."""
     max_document_bytes: Size = 16 * 2**20
     """A longer document is dropped and counted."""
+    convert: Literal["none", "t2s", "tw2s", "tw2sp", "hk2s"] = "none"
+    """Convert to simplified Chinese with OpenCC: t2s characters, tw2sp also Taiwan's words. Needs wikillm[wiki]."""
+    protected_terms: str | None = None
+    """File of terms, one per line, that data.convert leaves as they are."""
+    quality: Literal["none", "basic", "zh", "en"] = "none"
+    """Drop texts by rule: too short, repetitive, lists, symbols; zh and en also those of another script."""
+    decontaminate: Paths = ()
+    """Evaluation files (.jsonl, .json, .csv, or .txt with a line per example): documents that hold one are dropped."""
+    decontaminate_units: int = Field(default=13, ge=5, le=100)
+    """Length of the runs of words or hanzi that are looked for."""
+    decontaminate_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of an example's runs that a document must hold to be dropped."""
+    dedup: Literal["none", "exact", "minhash"] = "none"
+    """Drop copies of earlier documents: exact ones, or also near ones (minhash, needs wikillm[wiki]). Reads twice."""
+    dedup_similarity: float = Field(default=0.8, ge=0.7, le=1)
+    """For minhash: Jaccard similarity of the sets of runs of five words or hanzi from which two are copies."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """More unreadable records than this share end the build."""
 

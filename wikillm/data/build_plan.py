@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wikillm.data.filters.drop_list import DropList
+from wikillm.data.filters.settings import Filters
 from wikillm.data.manifest import SourceInfo
 from wikillm.data.shard import CleanJob, ShardJob
 from wikillm.data.sources.read import estimated_bytes
@@ -39,6 +41,8 @@ class BuildPlan:
     backend: str = "auto"
     relay: Path | None = None  # where the newest progress line goes
     is_read: bool = False  # a run trains on what stands of it: no final shard may change any more
+    filters: Filters = Filters()
+    drop_list: DropList | None = None
 
     @property
     def turn(self) -> Path:
@@ -52,7 +56,8 @@ class BuildPlan:
 
     @property
     def clean_job(self) -> CleanJob:
-        return CleanJob(tuple(source.format for source in self.sources), self.text_key)
+        formats = tuple(source.format for source in self.sources)
+        return CleanJob(formats, self.text_key, self.filters, self.drop_list)
 
     def shard_job(self, backend: str) -> ShardJob:
         """What builds one shard with the encoder `backend`, in this or another process."""

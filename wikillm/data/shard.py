@@ -19,7 +19,11 @@ import numpy as np
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably, write_json
+from wikillm.data.attribution import write_titles
 from wikillm.data.clean import clean
+from wikillm.data.filters.apply import open_pipeline
+from wikillm.data.filters.drop_list import DropList
+from wikillm.data.filters.settings import Filters
 from wikillm.data.funnel import Funnel, Tally
 from wikillm.data.manifest import ShardInfo, ShardSplit
 from wikillm.data.sources.read import RawShard
@@ -47,10 +51,12 @@ Report = Callable[[Work], None]
 
 @dataclass(frozen=True, slots=True)
 class CleanJob:
-    """Clean the records of a shard: what a tokenizer is trained on."""
+    """Clean and filter the records of a shard: what a tokenizer is trained on."""
 
     formats: tuple[str, ...]  # of the sources
     text_key: str
+    filters: Filters = Filters()
+    drop_list: DropList | None = None
 
     def __call__(self, raw: RawShard, report: Report) -> tuple[list[str], Funnel]:
         """The texts in order, and what became of all records."""
@@ -69,11 +75,20 @@ class CleanJob:
 
     def cleaned(self, raw: RawShard) -> Iterator[tuple[Document | Dropped, int]]:
         """Each record's outcome and its size in bytes."""
+        records = [item for item in raw.items if isinstance(item, Record)]
+        copies = self.drop_list.among(records) if self.drop_list is not None else {}
         for item in raw.items:
             if isinstance(item, Record):
-                yield clean(item, self.formats[item.source], self.text_key), len(item.payload)
+                yield copies.get((item.source, item.offset)) or self._outcome(item), len(item.payload)
             else:
                 yield item, item.characters
+
+    def _outcome(self, record: Record) -> Document | Dropped:
+        format = self.formats[record.source]
+        found = clean(record, format, self.text_key)
+        if self.filters.is_idle or not isinstance(found, Document):
+            return found
+        return open_pipeline(self.filters)(found, record, format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +110,7 @@ class ShardJob:
         encoder = _Encoder(tokenizer, writers, self.val_fraction, report, self.check_first if raw.number == 0 else 1)
         payloads = {(item.source, item.offset): item for item in raw.items if isinstance(item, Record)}
         text_bytes, is_cut = 0, False
+        titles: list[tuple[Document, Record]] = []
         for outcome, size in self.clean.cleaned(raw):
             if isinstance(outcome, Document):
                 length = len(outcome.text.encode())
@@ -103,12 +119,15 @@ class ShardJob:
                     break
                 text_bytes += length
                 encoder.add(outcome, length)
+                if self.clean.formats[outcome.source] == "mediawiki":
+                    titles.append((outcome, payloads[outcome.source, outcome.offset]))
             elif outcome.is_bad and len(bad) < MAX_QUARANTINED:
                 bad.append(_quarantined(outcome, payloads.get((outcome.source, outcome.offset))))
             tally.count(outcome)
             encoder.source_bytes += size
         encoder.flush()
         splits = {split: writer.finish() for split, writer in writers.items()}
+        write_titles(self.store, raw.number, titles)
         info = ShardInfo(raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits, self.backend)
         write_json(shard_record_path(self.store, raw.number), {**asdict(info), "bad": bad})
         return info

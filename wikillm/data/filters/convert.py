@@ -1,0 +1,64 @@
+"""Traditional to simplified characters with OpenCC; terms of a file stay as they are.
+
+OpenCC (Apache-2.0, wheels for x86_64 and aarch64) chooses by words, longest match first. Measured on one core, 2.5 MB
+of Chinese Wikipedia: 72 MB/s for t2s, 30 for tw2sp. Texts without hanzi are not touched. Hanzi in Japanese quotations
+are converted too: name them in `data.protected_terms`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+from wikillm.core.errors import DataError
+from wikillm.data.filters.settings import PinnedFile
+
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+class Converter:
+    """`convert(text)` for one of OpenCC's configurations, such as t2s."""
+
+    def __init__(self, configuration: str, protected: PinnedFile | None) -> None:
+        import opencc
+
+        self._opencc: Any = opencc.OpenCC(configuration)
+        self._terms = _read_terms(protected) if protected is not None else {}
+        self._first = re.compile("[" + re.escape("".join(sorted(self._terms))) + "]") if self._terms else None
+
+    def convert(self, text: str) -> str:
+        """NFC text in simplified characters."""
+        if _HAN.search(text) is None:
+            return text
+        done = self._opencc.convert(text) if self._first is None else self._around_terms(text, self._first)
+        return unicodedata.normalize("NFC", done)
+
+    def _around_terms(self, text: str, first: re.Pattern[str]) -> str:
+        parts: list[str] = []
+        start = at = 0
+        while (found := first.search(text, at)) is not None:
+            at = found.start()
+            term = next((term for term in self._terms[text[at]] if text.startswith(term, at)), None)
+            if term is None:
+                at += 1
+                continue
+            parts += [self._opencc.convert(text[start:at]) if start < at else "", term]
+            start = at = at + len(term)
+        parts.append(self._opencc.convert(text[start:]) if start < len(text) else "")
+        return "".join(parts)
+
+
+def _read_terms(file: PinnedFile) -> dict[str, list[str]]:
+    """The terms by their first character, the longest first."""
+    try:
+        lines = file.read().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError("data.protected_terms is not UTF-8.", got=f"{file.path}: byte {error.start}") from None
+    terms = {unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip() and line[0] != "#"}
+    if not terms:
+        raise DataError("data.protected_terms names no term.", got=file.path, fix="one term per line")
+    found: dict[str, list[str]] = {}
+    for term in sorted(terms, key=lambda term: (-len(term), term)):
+        found.setdefault(term[0], []).append(term)
+    return found

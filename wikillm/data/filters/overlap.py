@@ -1,0 +1,121 @@
+"""Does a text contain an evaluation example? Runs of units (words, hanzi) are compared by 64-bit hashes.
+
+An example is one record of a JSON file (all its strings), one row of a CSV file, or one line of plain text. A text is
+dropped when it holds at least `share` of the distinct runs of some example, wherever they stand in it. Examples of fewer units than
+a run are looked for whole, down to `MIN_UNITS`; shorter ones cannot be told from ordinary text and are ignored, with a
+count in the log. Case, punctuation and white space do not matter. Memory: 24 bytes per run of the evaluation files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from wikillm.core.errors import DataError
+from wikillm.data.filters.characters import Hashes, grams_of, units_of
+from wikillm.data.filters.settings import PinnedFile
+from wikillm.data.sources.read import records_of
+from wikillm.data.sources.sniff import sniff
+from wikillm.data.sources.split_text import parse_row
+from wikillm.data.types import Record
+
+MIN_UNITS = 5
+_MAX_EXAMPLE_BYTES = 16 << 20
+
+
+class EvaluationIndex:
+    """The runs of all examples, sorted, and which examples have them."""
+
+    def __init__(self, files: tuple[PinnedFile, ...], units: int, share: float) -> None:
+        self._units, self._share = units, share
+        self.names: list[str] = []  # FILE:NUMBER of each example
+        self.ignored = 0
+        runs: list[Hashes] = []
+        owners: list[npt.NDArray[np.int64]] = []
+        lengths: dict[int, None] = {}
+        for file in files:
+            for number, strings in enumerate(examples_of(file), 1):
+                found = self._runs_of_example(strings, lengths)
+                if not len(found):
+                    self.ignored += 1
+                    continue
+                runs.append(found)
+                owners.append(np.full(len(found), len(self.names)))
+                self.names.append(f"{file.path}:{number}")
+        if not runs:
+            raise DataError(
+                "The files of data.decontaminate hold no example that is long enough to look for.",
+                got=", ".join(file.path for file in files),
+                fix=f"an example has at least {MIN_UNITS} words or hanzi",
+            )
+        every, owner = np.concatenate(runs), np.concatenate(owners)
+        order = np.argsort(every, kind="stable")
+        self._runs, self._owners = every[order], owner[order]
+        self._sizes = np.bincount(owner, minlength=len(self.names))
+        self._lengths = tuple(sorted(lengths))
+
+    def _runs_of_example(self, strings: list[str], lengths: dict[int, None]) -> Hashes:
+        parts = [units for string in strings if len(units := units_of(string)) >= self._units]
+        if not parts:  # a question and its answer, each too short: together they may do
+            parts = [units for units in [units_of("\n".join(strings))] if len(units) >= MIN_UNITS]
+        grams = [grams_of(units, self._units) for units in parts]
+        lengths.update(dict.fromkeys(min(self._units, len(units)) for units in parts))
+        return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *grams]))
+
+    def find(self, text: str) -> str | None:
+        """The name of an example that the text contains, the first in order; None when there is none."""
+        units = units_of(text)
+        found = [grams_of(units, length) for length in self._lengths if len(units) >= length]
+        if not found:
+            return None
+        grams = np.unique(np.concatenate(found))
+        first = np.searchsorted(self._runs, grams, side="left")
+        counts = np.searchsorted(self._runs, grams, side="right") - first
+        hits = [self._owners[at : at + count] for at, count in zip(first[counts > 0], counts[counts > 0], strict=True)]
+        if not hits:
+            return None
+        examples, times = np.unique(np.concatenate(hits), return_counts=True)
+        over = examples[times >= self._share * self._sizes[examples]]
+        return self.names[int(over[0])] if len(over) else None
+
+
+def examples_of(file: PinnedFile) -> Iterator[list[str]]:
+    """The strings of each example. Raises DataError for a format without examples, or for what cannot be parsed."""
+    file.read()  # the content is what was pinned
+    source = sniff(Path(file.path))
+    if source.format not in ("json", "jsonl", "csv", "text"):
+        raise DataError(
+            f"A file of data.decontaminate is {source.format}.",
+            got=file.path,
+            fix="wanted: JSON Lines, a JSON array, CSV, or plain text with one example per line",
+        )
+    for number, (item, _) in enumerate(records_of(0, source, 0, _MAX_EXAMPLE_BYTES)):
+        if not isinstance(item, Record):
+            raise DataError("An example is too long.", got=f"{file.path}: byte {item.offset}")
+        try:
+            if source.format == "text":
+                yield from ([line] for line in item.payload.decode("utf-8-sig").splitlines() if line.strip())
+            elif source.format == "csv":
+                yield list(parse_row(item.payload).values())
+            else:
+                yield list(_strings(orjson.loads(item.payload.removeprefix(b"\xef\xbb\xbf"))))
+        except ValueError as error:
+            raise DataError(
+                "An evaluation file cannot be read.", got=f"{file.path}: record {number + 1}: {error}"
+            ) from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)

@@ -1,0 +1,113 @@
+"""Rules that drop a text, each with its own reason in the funnel. Written for Chinese and English, blind to tokenizers.
+
+Shares are of the characters that are no white space. Weight counts a CJK character as three letters, which is about what
+both say and what both cost in UTF-8. The limits follow the kind of rule that Gopher (Rae et al., 2021, table A1) and
+C4 (Raffel et al., 2020) use, set by looking at what they drop from Wikipedia. They are constants: a change raises
+`QUALITY_VERSION`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from wikillm.data.filters.characters import (
+    CJK,
+    DIGIT,
+    KINDS,
+    LETTER,
+    PUNCTUATION,
+    SPACE,
+    SYMBOL,
+    codes_of,
+    count_han,
+    grams_of,
+    kinds_of,
+    units_of,
+)
+
+MIN_WEIGHT = 150  # letters, a CJK character counting as three
+MIN_LETTERS, MAX_DIGITS, MAX_SYMBOLS, MAX_PUNCTUATION = 0.5, 0.3, 0.15, 0.35
+MAX_REPEATED_LINES = 0.3  # share of characters in lines that stood before
+MAX_REPEATED_RUNS = 0.4  # share of runs that stood before
+RUN_UNITS = 10
+MAX_LIST_LINES, MIN_LINES = 0.9, 10  # share of lines that are list items, of texts with so many lines
+MIN_HAN, MIN_LATIN = 0.3, 0.5  # share of letters, for data.quality=zh and en
+
+_LIST_ITEM = re.compile(r"[-*•·+‣◦]\s|\d{1,3}[.、)]\s?")
+_DISAMBIGUATION = re.compile(
+    r"\{\{\s*(?:disambig(?:uation)?(?: cleanup)?|disamb|dab|hndis|geodis|schooldis|hospitaldis|numberdis|mathdab|"
+    r"human name disambiguation|place name disambiguation|airport disambiguation|surname|"
+    r"消歧义|消歧義|消歧义页|消歧義頁|消歧|人名消歧义|人名消歧義|地名消歧义|地名消歧義|"
+    r"begriffsklärung|homonymie|desambiguación|曖昧さ回避)\s*[|}]",
+    re.IGNORECASE,
+)
+_DISAMBIGUATION_TITLE = re.compile(r"[(（](?:disambiguation|消歧义|消歧義|消歧義頁|消歧义页)[)）]\s*$", re.IGNORECASE)
+
+
+def page_fault(wikitext: str, title: str) -> str | None:
+    """What is wrong with a MediaWiki page as such. `wikitext` may be the page's XML."""
+    if _DISAMBIGUATION.search(wikitext) or _DISAMBIGUATION_TITLE.search(title):
+        return "disambiguation page"
+    return None
+
+
+def text_fault(text: str, rules: str) -> str | None:
+    """The first rule that a text breaks, in words; None when it is good. `rules` is data.quality."""
+    codes = codes_of(text)
+    counts = np.bincount(kinds_of(codes), minlength=KINDS)
+    solid = len(codes) - int(counts[SPACE])
+    letters = int(counts[LETTER]) + int(counts[CJK])
+    if int(counts[LETTER]) + 3 * int(counts[CJK]) < MIN_WEIGHT:
+        return "few letters in all"
+    checks: tuple[Callable[[], str | None], ...] = (
+        lambda: "few letters for its length" if letters < MIN_LETTERS * solid else None,
+        lambda: "many digits" if counts[DIGIT] > MAX_DIGITS * solid else None,
+        lambda: "many symbols" if counts[SYMBOL] > MAX_SYMBOLS * solid else None,
+        lambda: "much punctuation" if counts[PUNCTUATION] > MAX_PUNCTUATION * solid else None,
+        lambda: _language_fault(rules, codes, letters, int(counts[LETTER])),
+        lambda: _line_fault(text, solid),
+        lambda: "repeated runs of words" if _repeated_runs(text) > MAX_REPEATED_RUNS else None,
+    )
+    return next(filter(None, (check() for check in checks)), None)
+
+
+def _language_fault(rules: str, codes: np.ndarray, letters: int, words: int) -> str | None:
+    if rules == "zh" and count_han(codes) < MIN_HAN * letters:
+        return "few hanzi"
+    if rules == "en":
+        latin = int(np.count_nonzero((codes < 0x250) & (kinds_of(codes) == LETTER)))
+        if latin < MIN_LATIN * letters:
+            return "few Latin letters"
+    return None
+
+
+def _line_fault(text: str, solid: int) -> str | None:
+    lines = [line for line in _lines(text)]
+    seen: set[str] = set()
+    repeated = 0
+    for line in lines:
+        if line in seen:
+            repeated += sum(not char.isspace() for char in line)
+        seen.add(line)
+    if repeated > MAX_REPEATED_LINES * solid:
+        return "repeated lines"
+    items = sum(_LIST_ITEM.match(line) is not None for line in lines)
+    if len(lines) >= MIN_LINES and items > MAX_LIST_LINES * len(lines):
+        return "hardly more than a list"
+    return None
+
+
+def _lines(text: str) -> Iterator[str]:
+    return (stripped for line in text.split("\n") if (stripped := line.strip()))
+
+
+def _repeated_runs(text: str) -> float:
+    """Share of the runs of `RUN_UNITS` units that stood before in the text."""
+    units = units_of(text)
+    if len(units) < 2 * RUN_UNITS:
+        return 0.0
+    runs = grams_of(units, RUN_UNITS)
+    return 1.0 - len(np.unique(runs)) / len(runs)

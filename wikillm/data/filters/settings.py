@@ -1,0 +1,117 @@
+"""From `data.*` to what is done with each clean text, as plain values: picklable, and part of the fingerprint.
+
+A `Filters` that does nothing adds nothing to the facts, so stores without filters keep their fingerprint. Files that it
+names (protected terms, evaluation files) are pinned by sha256 and checked again when a worker reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from wikillm.config.schema import DataSection
+from wikillm.core.errors import ConfigError, DataError
+from wikillm.core.files import sha256_file
+from wikillm.data.sources.locate import locate
+
+QUALITY_VERSION = 1
+"""Raise it with every change of a quality rule: it is part of the fingerprint."""
+OVERLAP_VERSION = 1
+"""The same for the comparison with evaluation files."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFile:
+    """A file whose content decides bytes of the store."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def pin(cls, path: Path) -> PinnedFile:
+        return cls(str(path), sha256_file(path))
+
+    def read(self) -> bytes:
+        """Its bytes. Raises DataError when they are no longer those that were pinned."""
+        if sha256_file(Path(self.path)) != self.sha256:
+            raise DataError(
+                "A file changed while the store was being built.", got=self.path, fix="start again with what it holds"
+            )
+        return Path(self.path).read_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What is done with each clean text, in this order. `sources` of the drop-list are not here: see `copies`."""
+
+    convert: str = "none"
+    converter: str = ""  # library and version
+    protected: PinnedFile | None = None
+    quality: str = "none"
+    evaluation: tuple[PinnedFile, ...] = ()
+    overlap_units: int = 13
+    overlap_share: float = 0.5
+
+    @property
+    def is_idle(self) -> bool:
+        return self.convert == "none" and self.quality == "none" and not self.evaluation
+
+    def facts(self) -> dict[str, Any]:
+        """What of this decides bytes; empty when nothing is done."""
+        facts: dict[str, Any] = {}
+        if self.convert != "none":
+            protected = self.protected.sha256 if self.protected else None
+            facts["data.convert"] = {"to": self.convert, "by": self.converter, "protected_terms": protected}
+        if self.quality != "none":
+            facts["data.quality"] = {"rules": self.quality, "version": QUALITY_VERSION}
+        if self.evaluation:
+            facts["data.decontaminate"] = {
+                "files": [file.sha256 for file in self.evaluation],
+                "units": self.overlap_units,
+                "share": self.overlap_share,
+                "version": OVERLAP_VERSION,
+            }
+        return facts
+
+
+def plan_filters(cfg: DataSection) -> Filters:
+    """Look at what the settings name. Raises ConfigError for a missing extra, DataError for a missing file."""
+    if cfg.protected_terms is not None and cfg.convert == "none":
+        raise ConfigError(
+            "data.protected_terms has no effect without data.convert.",
+            got=f"data.protected_terms={cfg.protected_terms}",
+            fix="data.convert=t2s, or leave data.protected_terms out",
+        )
+    return Filters(
+        convert=cfg.convert,
+        converter=_converter() if cfg.convert != "none" else "",
+        protected=PinnedFile.pin(locate((cfg.protected_terms,))[0]) if cfg.protected_terms else None,
+        quality=cfg.quality,
+        evaluation=tuple(map(PinnedFile.pin, locate(cfg.decontaminate))) if cfg.decontaminate else (),
+        overlap_units=cfg.decontaminate_units,
+        overlap_share=cfg.decontaminate_share,
+    )
+
+
+def _converter() -> str:
+    try:
+        return f"opencc {version('opencc')}"
+    except PackageNotFoundError:
+        raise ConfigError(
+            "data.convert needs OpenCC, which is not installed.",
+            got="no module opencc",
+            fix="pip install 'wikillm[wiki]', or data.convert=none",
+        ) from None
+
+
+def has_opencc() -> bool:
+    """Is the converter of data.convert installed?"""
+    return find_spec("opencc") is not None
+
+
+def has_minhash() -> bool:
+    """Is the library of data.dedup=minhash installed?"""
+    return find_spec("rensa") is not None
