@@ -21,9 +21,7 @@ _HEAD_BYTES = 1 << 16
 _PAGE_ID = re.compile(rb"<id>\s*(\d+)\s*</id>")
 _REVISION_ID = re.compile(rb"<revision>\s*<id>\s*(\d+)\s*</id>")
 _DATE = re.compile(r"(?<!\d)(20\d\d)-?(\d\d)-?(\d\d)(?!\d)")
-_SITE = {
-    name: re.compile(rf"<{name}>(.*?)</{name}>".encode(), re.DOTALL) for name in ("sitename", "dbname", "base")
-}
+_SITE = {name: re.compile(rf"<{name}>(.*?)</{name}>".encode(), re.DOTALL) for name in ("sitename", "dbname", "base")}
 
 
 def write_titles(store: Path, number: int, pages: Sequence[tuple[Document, Record]]) -> None:
@@ -52,7 +50,9 @@ def site_of(source: SourceFile) -> dict[str, str]:
 
 def write_attribution(store: Path, sources: Sequence[tuple[SourceFile, str]]) -> None:
     """`ATTRIBUTION.md` for the MediaWiki dumps among `sources`, each given with its sha256; nothing without any."""
-    dumps = [(number, source, digest) for number, (source, digest) in enumerate(sources) if source.format == "mediawiki"]
+    dumps = [
+        (number, source, digest) for number, (source, digest) in enumerate(sources) if source.format == "mediawiki"
+    ]
     if not dumps:
         return
     parts = [_HEADING]

@@ -26,6 +26,7 @@ from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_oth
 from wikillm.data.pool import run_jobs
 from wikillm.data.progress import Progress
 from wikillm.data.shard import Work, shard_record_path
+from wikillm.data.sources.bz2_streams import MAX_STREAM, has_many_streams
 from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
 from wikillm.data.sources.streams import file_and_line
 from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, TokenStream, shard_path
@@ -52,6 +53,12 @@ def _announce(plan: BuildPlan) -> None:
     size = format_size(sum(source.size for source in plan.sources))
     files = plan.sources[0].path if len(plan.sources) == 1 else f"{len(plan.sources)} files"
     say(f"data: {files}, {size}, {', '.join(kinds)}")
+    if plan.threads > 1:
+        for source in plan.sources:
+            if source.compression == "bz2" and source.size > MAX_STREAM and not has_many_streams(Path(source.path)):
+                say(
+                    f"data: {source.path} is one bz2 stream: one core decompresses it (`multistream` dumps take several)"
+                )
     if plan.max_text_bytes is not None:
         say(f"data: the first {plan.max_text_bytes / 1e6:.3g} MB of text only (data.max_text_bytes)")
     what = "byte-level BPE, " if plan.tokenizer.vocabulary else ""
@@ -179,7 +186,7 @@ def _training_texts(plan: BuildPlan) -> list[str]:
     texts: list[str] = []
     funnels: list[Funnel] = []
     size = 0
-    raws = read_shards(plan.sources, plan.shard_bytes, plan.max_document_bytes)
+    raws = read_shards(plan.sources, plan.shard_bytes, plan.max_document_bytes, threads=plan.threads)
     with closing(run_jobs(plan.clean_job, raws, plan.workers, progress.add, progress.tick)) as results:
         for found, funnel in results:
             funnels.append(funnel)
@@ -232,7 +239,13 @@ class _Shards:
     def _build_from(self, cursor: Cursor, done: dict[int, ShardInfo]) -> None:
         plan = self._plan
         raws = read_shards(
-            plan.sources, plan.shard_bytes, plan.max_document_bytes, cursor, len(self._taken), self._on_read
+            plan.sources,
+            plan.shard_bytes,
+            plan.max_document_bytes,
+            cursor,
+            len(self._taken),
+            self._on_read,
+            plan.threads,
         )
         skipped: dict[int, ShardInfo] = {}
 

@@ -18,6 +18,7 @@ from wikillm.data.types import SourceFile
 
 _TEXT_SHARE = {"mediawiki": 0.6, "json": 0.98, "jsonl": 0.98, "csv": 0.98}
 """Clean text per decompressed byte, at most; 1 for the other formats."""
+_MOST_THREADS = 8
 _STORE_BYTES_PER_TEXT_BYTE = 1.4  # 0.29 tokens of 4 bytes, and 32 bytes for a document of 250 at least
 
 
@@ -53,6 +54,11 @@ class BuildPlan:
     def crew_lock(self) -> Path:
         """Shared by all who build parts of the store at once (see data.parts)."""
         return self.store.with_name(f".{self.store.name}.crew")
+
+    @property
+    def threads(self) -> int:
+        """Threads that decompress: one feeds a dozen workers that clean wikitext, and each takes a core."""
+        return min(self.workers, _MOST_THREADS)
 
     @property
     def clean_job(self) -> CleanJob:

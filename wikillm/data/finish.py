@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from wikillm.core.files import write_atomic, write_json
+from wikillm.data.attribution import write_attribution
 from wikillm.data.build_plan import BuildPlan
+from wikillm.data.filters.drop_list import DROP_LIST_NAME
 from wikillm.data.funnel import merged
 from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, SplitInfo, TokenizerInfo
 from wikillm.data.shard import shard_record_path
@@ -26,6 +28,9 @@ def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardIn
     if funnel.bad_records:
         lines = (json.dumps(bad, ensure_ascii=False) for bad in _bad_records(plan.store, shards))
         write_atomic(plan.store / QUARANTINE_NAME, "".join(line + "\n" for line in lines))
+    write_attribution(plan.store, [(s, info.sha256) for s, info in zip(plan.sources, plan.source_infos, strict=True)])
+    if plan.drop_list is not None:  # which documents were left out, and for which
+        write_atomic(plan.store / DROP_LIST_NAME, plan.drop_list.path.read_bytes())
     manifest = describe_shards(plan, tokenizer, shards, _duplicates(plan.store, shards))
     (plan.store / TAKEN_NAME).unlink(missing_ok=True)
     write_json(plan.store / MANIFEST_NAME, manifest.to_json())

@@ -85,7 +85,7 @@ def _language_fault(rules: str, codes: np.ndarray, letters: int, words: int) -> 
 
 
 def _line_fault(text: str, solid: int) -> str | None:
-    lines = [line for line in _lines(text)]
+    lines = list(_lines(text))
     seen: set[str] = set()
     repeated = 0
     for line in lines:

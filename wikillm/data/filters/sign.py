@@ -25,9 +25,7 @@ from wikillm.data.shard import BATCH_BYTES, CleanJob, Report, Work, content_hash
 from wikillm.data.sources.read import Cursor, RawShard
 from wikillm.data.types import Document
 
-SIGNED = np.dtype(
-    [("source", "<u4"), ("offset", "<u8"), ("hash", "<u8"), ("characters", "<u4"), ("text_bytes", "<u4")]
-)
+SIGNED = np.dtype([("source", "<u4"), ("offset", "<u8"), ("hash", "<u8"), ("characters", "<u4"), ("text_bytes", "<u4")])
 MINIMA, SHINGLE_UNITS, SEED = 128, 5, 1
 
 

@@ -50,6 +50,7 @@ class FirstPass:
     max_document_bytes: int
     max_bad_fraction: float
     workers: int
+    threads: int
     similarity: float | None
     wanted_text: int | None
     relay: Path | None = None
@@ -114,7 +115,8 @@ class FirstPass:
                 return progress.finish()
             cursor = info.end
         number = len(self._signed)
-        raws = read_shards(self.sources, self.shard_bytes, self.max_document_bytes, cursor, number)
+        sources, limit, threads = self.sources, self.max_document_bytes, self.threads
+        raws = read_shards(sources, self.shard_bytes, limit, cursor, number, threads=threads)
         ready: dict[int, SignedShard] = {}
         with closing(run_jobs(job, _missing(raws, done, ready), self.workers, progress.add, progress.tick)) as results:
             for info in results:

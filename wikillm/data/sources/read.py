@@ -57,20 +57,27 @@ def shard_range(estimate: int) -> int:
 
 
 def records_of(
-    index: int, source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None = None
+    index: int,
+    source: SourceFile,
+    start: int,
+    limit: int,
+    on_read: Callable[[int], None] | None = None,
+    threads: int = 1,
 ) -> Iterator[tuple[Record | Dropped, int]]:
     """Records of one source from offset `start` on, each with the offset after it; those above `limit` as Dropped."""
-    for offset, payload, size in _items_of(source, start, limit, on_read):
+    for offset, payload, size in _items_of(source, start, limit, on_read, threads):
         if payload is None:
             yield Dropped(index, offset, "longer than data.max_document_bytes", size), offset + size
         else:
             yield Record(index, offset, payload), offset + size
 
 
-def _items_of(source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None) -> Iterator[Item]:
+def _items_of(
+    source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None, threads: int
+) -> Iterator[Item]:
     if source.format == "parquet":
         return parquet.split_parquet(source, start, limit, on_read)
-    stream = pieces(source, start, on_read)
+    stream = pieces(source, start, on_read, threads)
     if source.format == "jsonl":
         return split_lines(stream, start, limit)
     if source.format == "json":
@@ -106,6 +113,7 @@ def read_shards(
     start: Cursor = Cursor(),
     number: int = 0,
     on_read: Callable[[int], None] | None = None,
+    threads: int = 1,
 ) -> Generator[RawShard, None, None]:
     """Cut the stream into shards from `start` on, the first of them numbered `number`.
 
@@ -113,10 +121,11 @@ def read_shards(
         range_bytes: decompressed bytes per shard.
         limit: longest record that is held, in bytes.
         on_read: hears the bytes read from the disk.
+        threads: that decompress the streams of a bz2 file.
     """
     items: list[Record | Dropped] = []
     here, bucket = start, -1
-    for item, after in _all_records(sources, start, limit, on_read):
+    for item, after in _all_records(sources, start, limit, on_read, threads):
         where = (after.base + item.offset) // range_bytes
         if items and where != bucket:
             yield RawShard(number, start, here, items)
@@ -128,11 +137,11 @@ def read_shards(
 
 
 def _all_records(
-    sources: Sequence[SourceFile], start: Cursor, limit: int, on_read: Callable[[int], None] | None
+    sources: Sequence[SourceFile], start: Cursor, limit: int, on_read: Callable[[int], None] | None, threads: int
 ) -> Iterator[tuple[Record | Dropped, Cursor]]:
     base, offset = start.base, start.offset
     for index in range(start.source, len(sources)):
         end = offset
-        for item, end in records_of(index, sources[index], offset, limit, on_read):
+        for item, end in records_of(index, sources[index], offset, limit, on_read, threads):
             yield item, Cursor(index, end, base)
         base, offset = base + end, 0

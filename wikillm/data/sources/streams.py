@@ -19,6 +19,7 @@ from typing import BinaryIO
 
 from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
+from wikillm.data.sources.bz2_streams import decompress_in_threads
 from wikillm.data.types import SourceFile
 
 PIECE_BYTES = 1 << 20
@@ -30,10 +31,13 @@ _XZ_MEMORY = 1 << 29  # `xz -9` needs 65 MiB; a header may ask for 4 GiB
 _TEST_COMMANDS = {"gz": "gzip -t", "bz2": "bzip2 -t", "xz": "xz -t", "zst": "zstd -t"}
 
 
-def pieces(source: SourceFile, start: int = 0, on_read: Callable[[int], None] | None = None) -> Iterator[bytes]:
+def pieces(
+    source: SourceFile, start: int = 0, on_read: Callable[[int], None] | None = None, threads: int = 1
+) -> Iterator[bytes]:
     """The decompressed UTF-8 bytes of `source` from offset `start` on.
 
-    `on_read` hears how many bytes came from the disk. Raises DataError when a compressed file is cut off or
+    `on_read` hears how many bytes came from the disk. With several `threads` the streams of a bz2 file are decompressed
+    in parallel. Raises DataError when a compressed file is cut off or
     damaged, or when a transcoded one does not decode, saying how far it could be read.
     """
     heard = on_read or (lambda _: None)
@@ -44,7 +48,7 @@ def pieces(source: SourceFile, start: int = 0, on_read: Callable[[int], None] | 
                 heard(len(piece))
                 yield piece
             return
-        stream = _decompressed(source, file, heard)
+        stream = _decompressed(source, file, heard, threads)
         if source.encoding != "utf-8":
             stream = _transcoded(source, stream)
         position = 0
@@ -116,17 +120,17 @@ class _Gz:
         return self._inner.unused_data
 
 
-def _decompressed(source: SourceFile, file: BinaryIO, on_read: Callable[[int], None]) -> Iterator[bytes]:
+def _decompressed(source: SourceFile, file: BinaryIO, on_read: Callable[[int], None], threads: int) -> Iterator[bytes]:
     if source.compression == "none":
         while piece := file.read(PIECE_BYTES):
             on_read(len(piece))
             yield piece
         return
-    streams = _zstandard(file) if source.compression == "zst" else _streams(source.compression, file)
+    streams = _zstandard(file) if source.compression == "zst" else _streams(source.compression, file, threads)
     given = told = 0
     try:
         for piece in streams:
-            read = file.tell()
+            read = max(told, file.tell())  # a thread that failed is read again
             on_read(read - told)
             given, told = given + len(piece), read
             if given > max(BOMB_BYTES, BOMB_RATIO * read):
@@ -137,8 +141,10 @@ def _decompressed(source: SourceFile, file: BinaryIO, on_read: Callable[[int], N
     on_read(source.size - told)
 
 
-def _streams(compression: str, file: BinaryIO) -> Iterator[bytes]:
+def _streams(compression: str, file: BinaryIO, threads: int) -> Iterator[bytes]:
     """All streams of a gz, bz2 or xz file, one after the other."""
+    if compression == "bz2" and threads > 1:
+        yield from decompress_in_threads(file, threads)
 
     def make() -> _Bounded | _Gz:
         return _Gz() if compression == "gz" else _Bounded(compression)
