@@ -12,6 +12,13 @@ HELP = "Build the token store: documents, tokenizer, tokens."
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a summary that a program can read, and nothing else")
+    parser.add_argument(
+        "--wiki",
+        nargs="+",
+        metavar="DUMP",
+        help="MediaWiki dumps (pages-articles*.xml.bz2), with the settings they want: quality rules, copies removed, "
+        "Chinese in simplified characters",
+    )
     many = parser.add_argument_group("on several machines that share the sources' and the store's folders")
     many.add_argument(
         "--executor",
@@ -35,9 +42,11 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from wikillm.core.errors import ExitCode
+    from wikillm.data.attribution import ATTRIBUTION_NAME
     from wikillm.data.prepare import prepare_store
     from wikillm.data.summary import summary_json, summary_of
 
+    said = _take_dumps(args) if args.wiki else []
     cfg = resolve_run_config(args).config.data
     _refuse_contradictions(args)
     if args.executor == "slurm":
@@ -58,13 +67,29 @@ def run(args: argparse.Namespace) -> int:
             from wikillm.data.ray_executor import build_on_ray
 
             build_on_ray(plan_store(cfg))
+        for line in said:
+            print(line)
         store = prepare_store(cfg)
     if not args.json:
         print(summary_of(store))
+        if args.wiki:
+            print(f"sources    {store.dir / ATTRIBUTION_NAME} names them; it goes where the text goes")
+            print(f"next       wikillm train data.path=null data.store={store.dir}")
         return ExitCode.DONE
     json.dump(summary_json(store), sys.stdout, indent=2, ensure_ascii=False)
     print()
     return ExitCode.DONE
+
+
+def _take_dumps(args: argparse.Namespace) -> list[str]:
+    """Put the settings for `--wiki` before the user's own. Returns what there is to say about them."""
+    from wikillm.cli.wiki_dump import split_words, wiki_settings
+
+    dumps, settings = split_words(args.wiki)
+    args.rest = [*settings, *args.rest]
+    words, notes = wiki_settings(dumps, args.rest)
+    args.rest = [*words, *args.rest]
+    return [f"wiki: {' '.join(words)}", *(f"wiki: {note}" for note in notes)]
 
 
 def _refuse_contradictions(args: argparse.Namespace) -> None:
