@@ -31,14 +31,17 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     from wikillm.data.attribution import site_of
     from wikillm.data.filters.settings import has_minhash, has_opencc
     from wikillm.data.sources.locate import locate
+    from wikillm.data.sources.remote import scheme_of
     from wikillm.data.sources.sniff import sniff
 
     taken = {setting.key for setting in parse_arguments(user, Problems(ConfigError))}
     if "data.path" in taken:
         raise ConfigError("--wiki names the sources, and data.path does too.", fix="leave one of them out")
-    paths = locate(tuple(dumps))
-    _refuse_twins(paths)
-    sources = [sniff(path) for path in paths]
+    addresses = [dump for dump in dumps if scheme_of(dump)]  # fetched later: the name has to tell
+    local = [dump for dump in dumps if dump not in addresses]
+    paths = [str(path) for path in locate(local)] if local else []
+    _refuse_twins([*paths, *addresses])
+    sources = [sniff(Path(path)) for path in paths]
     for source in sources:
         if source.format != "mediawiki":
             raise DataError(
@@ -50,11 +53,13 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     if not has_minhash():
         wanted["data.dedup"] = "exact"
         notes.append("near copies stay: rensa is not installed (pip install 'wikillm[wiki]')")
-    if any(site_of(source)["dbname"] == "zhwiki" or "://zh." in site_of(source)["base"] for source in sources):
+    sites = [site_of(source) for source in sources]
+    is_chinese = any(site["dbname"] == "zhwiki" or "://zh." in site["base"] for site in sites)
+    if is_chinese or any("zhwiki" in name for name in addresses):
         wanted["data.convert"] = "t2s" if has_opencc() else "none"
         if not has_opencc():
             notes.append("traditional characters stay: OpenCC is not installed (pip install 'wikillm[wiki]')")
-    words = ["data.path=" + ",".join(map(str, paths))]
+    words = ["data.path=" + ",".join([*paths, *addresses])]
     words += [f"{key}={value}" for key, value in wanted.items() if key not in taken]
     return words, [note for note in notes if _concerns(note, taken)]
 
@@ -63,15 +68,15 @@ def _concerns(note: str, taken: set[str]) -> bool:
     return ("data.dedup" if note.startswith("near") else "data.convert") not in taken
 
 
-def _refuse_twins(paths: Sequence[Path]) -> None:
+def _refuse_twins(paths: Sequence[str]) -> None:
     """`pages-articles` and `pages-articles-multistream` of one dump are one text."""
-    seen: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     for path in paths:
-        plain = path.name.replace("-multistream", "")
+        plain = path.rpartition("/")[2].replace("-multistream", "")
         if plain in seen:
             raise ConfigError(
                 "Two files of --wiki are the same dump in two forms.",
                 got=f"{seen[plain]} and {path}",
-                fix=f"--wiki {path if 'multistream' in path.name else seen[plain]} (multistream is read by several cores)",
+                fix=f"--wiki {path if 'multistream' in path else seen[plain]} (multistream is read by several cores)",
             )
         seen[plain] = path

@@ -57,7 +57,7 @@ def write_attribution(store: Path, sources: Sequence[tuple[SourceFile, str]]) ->
         return
     parts = [_HEADING]
     for number, source, digest in dumps:
-        site, name = site_of(source), Path(source.path).name
+        site, name = site_of(source), source.url or Path(source.path).name
         base = site["base"].rpartition("/wiki/")[0]
         dated = _DATE.search(name)
         parts.append(

@@ -140,8 +140,6 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, tmp_path, se
         prepare_store(settings(tmp_path / "a.jsonl", dedup="minhash"))
 
 
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -91,8 +91,11 @@ def test_one_command_from_a_dump_to_a_store(dump, tmp_path, settings, tokenizer_
     opened = Store.open(store)
     assert len(opened.manifest.shards) > 2
     assert {line.reason: line.records for line in opened.manifest.funnel.dropped} == {
-        **{"near copy": 2, "other namespace": 1, "redirect": 1},
-        **{"quality: disambiguation page": 1, "quality: hardly more than a list": 1},
+        "near copy": 2,
+        "other namespace": 1,
+        "redirect": 1,
+        "quality: disambiguation page": 1,
+        "quality: hardly more than a list": 1,
     }
     assert all(line.characters > 0 for line in opened.manifest.funnel.dropped)
     text = "".join(
@@ -133,6 +136,10 @@ def test_what_the_user_sets_stays_and_what_is_missing_is_said(dump, monkeypatch)
     assert words[1:] == ["data.quality=basic", "data.dedup=exact", "data.convert=none"]
     assert len(notes) == 2 and all("wikillm[wiki]" in note for note in notes)
     assert not wiki_settings([str(dump)], ["data.dedup=exact", "data.convert=none"])[1]
+    monkeypatch.undo()
+    address = "https://dumps.example.org/zhwiki-latest-pages-articles.xml.bz2"  # not fetched to be looked at
+    words = wiki_settings([address], [])[0]
+    assert words == [f"data.path={address}", "data.quality=basic", "data.dedup=minhash", "data.convert=t2s"]
 
 
 def test_what_is_no_dump_or_the_same_dump_twice_is_refused(dump, tmp_path):
