@@ -49,9 +49,11 @@ def _bad(record: Record, reason: str, detail: str = "") -> Dropped:
 
 def _clean_json(record: Record, text_key: str) -> Document | Dropped:
     payload = record.payload.removeprefix(BOM) if record.offset == 0 else record.payload
+    may_be_broken = False  # orjson refuses half of a UTF-16 pair, json does not
     try:
         value = orjson.loads(payload)
     except orjson.JSONDecodeError:
+        may_be_broken = True
         try:  # slower, but it takes the NaN that Python writes, and its messages tell what is wrong
             value = json.loads(payload.decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -65,9 +67,7 @@ def _clean_json(record: Record, text_key: str) -> Document | Dropped:
     text, title = value[text_key], value.get("title")
     if not isinstance(text, str):
         return _bad(record, f"{text_key!r} is not a string", f"it is {_JSON_KINDS[type(text)]}")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
+    if may_be_broken and any("\ud800" <= letter <= "\udfff" for letter in text):
         return _bad(record, "lone surrogate", "half of a UTF-16 pair, as in \\ud83d without its partner")
     return _document(record, text, title if isinstance(title, str) else "")
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably, write_json
@@ -181,56 +183,78 @@ class _Encoder:
             self.flush()
 
     def flush(self) -> None:
-        tokens = 0
-        encoded = self._encoder.encode_batch([document.text for document, _ in self._batch], self._check_first)
-        self._check_first = max(0, self._check_first - len(self._batch))
-        for (document, length), ids in zip(self._batch, encoded, strict=True):
-            done = TokenizedDocument(
-                ids=np.append(np.asarray(ids, dtype=np.uint32), np.uint32(self._tokenizer.eos_id)),
-                content_hash=content_hash(document.text),
-                text_bytes=length,
-                source=document.source,
-                offset=document.offset,
-            )
-            if int(done.ids.max()) >= self._tokenizer.length:
-                raise DataError("A tokenizer gave an id beyond its own vocabulary.", got=f"{int(done.ids.max())}")
-            self._writers["val" if done.content_hash < self._val_below else "train"].add(done)
-            tokens += len(done.ids)
+        """Encode what was collected, all documents of a batch at once: a loop over documents costs more than encoding."""
+        if not self._batch:
+            self._tell(0)
+            return
+        texts = [document.text for document, _ in self._batch]
+        hashes = [content_hash(text) for text in texts]
+        encoded = self._encoder.encode_batch(texts, self._check_first, hashes)
+        self._check_first = max(0, self._check_first - len(texts))
+        if len(encoded.ids) and int(encoded.ids.max()) >= self._tokenizer.length:
+            raise DataError("A tokenizer gave an id beyond its own vocabulary.", got=f"{int(encoded.ids.max())}")
+        ids = encoded.with_last(self._tokenizer.eos_id)
+        rows = np.empty(len(texts), dtype=INDEX)
+        rows["end"] = ids.ends[1:] - ids.ends[:-1]
+        rows["hash"] = hashes
+        rows["offset"] = [document.offset for document, _ in self._batch]
+        rows["source"] = [document.source for document, _ in self._batch]
+        rows["text_bytes"] = [length for _, length in self._batch]
+        is_val = np.fromiter((value < self._val_below for value in hashes), dtype=bool, count=len(hashes))
+        for split, chosen in (("train", ~is_val), ("val", is_val)):
+            if chosen.any():
+                mine = ids.ids if chosen.all() else ids.ids[np.repeat(chosen, rows["end"].astype(np.int64))]
+                self._writers[split].add_all(mine, rows[chosen])
+        self._tell(len(ids.ids))
+
+    def _tell(self, tokens: int) -> None:
         self._report(Work(self.source_bytes, len(self._batch), self._bytes, tokens))
         self._batch, self._bytes, self.source_bytes = [], 0, 0
 
 
 class SplitWriter:
-    """Writes NNNNN.tok as documents come, NNNNN.idx at the end; both appear under their names when complete."""
+    """Writes NNNNN.tok as documents come, NNNNN.idx at the end; both appear under their names when complete.
+
+    One that is given up, as by a worker whose parent died, takes its unfinished file along.
+    """
 
     def __init__(self, store: Path, split: str, number: int) -> None:
         self._paths = {kind: shard_path(store, split, number, kind) for kind in ("tok", "idx")}
         self._paths["tok"].parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = open(_staged(self._paths["tok"]), "wb")  # noqa: SIM115  closed in finish
+        self._forget = weakref.finalize(self, _staged(self._paths["tok"]).unlink, missing_ok=True)
+        self._forget.atexit = False  # a copy of this process (a fork) that ends does not own the file
         self._digest = hashlib.sha256()
         self._tokens = 0
         self._text_bytes = 0
-        self._index: list[tuple[int, int, int, int, int]] = []
+        self._rows: list[npt.NDArray[Any]] = []
 
     def add(self, document: TokenizedDocument) -> None:
-        content = document.ids.astype(TOKEN, copy=False).tobytes()
+        row = (len(document.ids), document.content_hash, document.offset, document.source, document.text_bytes)
+        self.add_all(document.ids, np.array([row], dtype=INDEX))
+
+    def add_all(self, ids: npt.NDArray[np.uint32], rows: npt.NDArray[Any]) -> None:
+        """Documents one after the other: their ids, and an `INDEX` entry each whose `end` is the length alone."""
+        content = ids.astype(TOKEN, copy=False).data
         self._file.write(content)
         self._digest.update(content)
-        self._tokens += len(document.ids)
-        self._text_bytes += document.text_bytes
-        self._index.append((self._tokens, document.content_hash, document.offset, document.source, document.text_bytes))
+        rows["end"] = np.cumsum(rows["end"]) + np.uint64(self._tokens)
+        self._tokens += len(ids)
+        self._text_bytes += int(rows["text_bytes"].sum(dtype=np.int64))
+        self._rows.append(rows)
 
     def finish(self) -> ShardSplit:
         _close_durably(self._file)
         rename_durably(_staged(self._paths["tok"]), self._paths["tok"])
-        index = np.array(self._index, dtype=INDEX).tobytes()
+        self._forget.detach()
+        index = np.concatenate([np.empty(0, dtype=INDEX), *self._rows]).tobytes()
         with open(_staged(self._paths["idx"]), "wb") as file:
             file.write(index)
             _close_durably(file)
         rename_durably(_staged(self._paths["idx"]), self._paths["idx"])
         return ShardSplit(
             tokens=self._tokens,
-            documents=len(self._index),
+            documents=len(index) // INDEX.itemsize,
             text_bytes=self._text_bytes,
             tok_sha256=self._digest.hexdigest(),
             idx_sha256=hashlib.sha256(index).hexdigest(),

@@ -14,10 +14,11 @@ import json
 import random
 import unicodedata
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,8 +41,41 @@ REFUSED_NAME = "refused_backends.json"
 Ids = Sequence[int] | npt.NDArray[np.uint32]
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Ids of several texts one after the other: text i has `ids[ends[i]:ends[i + 1]]`."""
+
+    ids: npt.NDArray[np.uint32]
+    ends: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, parts: Sequence[Ids]) -> Encoded:
+        ends = np.zeros(len(parts) + 1, dtype=np.int64)
+        np.cumsum([len(part) for part in parts], out=ends[1:])
+        ids = np.fromiter(chain.from_iterable(parts), dtype=np.uint32, count=int(ends[-1]))
+        return cls(ids, ends)
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, text: int) -> npt.NDArray[np.uint32]:
+        return self.ids[self.ends[text] : self.ends[text + 1]]
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.uint32]]:
+        return (self[text] for text in range(len(self)))
+
+    def with_last(self, token: int) -> Encoded:
+        """The same with one more id at the end of each text."""
+        ends = self.ends + np.arange(len(self.ends))
+        is_last = np.zeros(int(ends[-1]), dtype=bool)
+        is_last[ends[1:] - 1] = True
+        ids = np.full(len(is_last), token, dtype=np.uint32)
+        ids[~is_last] = self.ids
+        return Encoded(ids, ends)
+
+
 class Backend(Protocol):
-    def encode_batch(self, texts: Sequence[str]) -> Sequence[Ids]:
+    def encode_batch(self, texts: Sequence[str]) -> Sequence[Ids] | Encoded:
         """Ids of each of some NFC texts, as ordinary text."""
         ...
 
@@ -62,19 +96,24 @@ class CheckedEncoder:
     name: str
     backend: Backend
 
-    def encode_batch(self, texts: Sequence[str], check_first: int = 1) -> Sequence[Ids]:
-        """Ids of each text; the first `check_first` and one in `ONE_IN` of the others are compared."""
+    def encode_batch(self, texts: Sequence[str], check_first: int = 1, hashes: Sequence[int] | None = None) -> Encoded:
+        """Ids of each text; the first `check_first` and one in `ONE_IN` of the others, by hash, are compared."""
         if self.name == TRUTH:
-            return self.truth.encode_batch(texts)
+            return Encoded.of(self.truth.encode_batch(texts))
+        if hashes is None:
+            hashes = [zlib.crc32(text.encode()) for text in texts]
         try:
-            encoded = self.backend.encode_batch(texts)
+            found_all = self.backend.encode_batch(texts)
+            encoded = found_all if isinstance(found_all, Encoded) else Encoded.of(found_all)
+            if len(encoded) != len(texts):
+                raise ValueError(f"{len(encoded)} answers for {len(texts)} texts")
         except BaseException as error:  # a panic of Rust code is no Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise BackendDiffers(f"{self.name} failed where tokenizers does not.", got=str(error)) from None
-        chosen = [i for i, text in enumerate(texts) if i < check_first or zlib.crc32(text.encode()) % ONE_IN == 0]
+        chosen = [i for i, value in enumerate(hashes) if i < check_first or value % ONE_IN == 0]
         for i, wanted in zip(chosen, self.truth.encode_batch([texts[i] for i in chosen]), strict=True):
-            found = list(map(int, encoded[i]))
+            found = encoded[i].tolist()
             if found != wanted:
                 raise BackendDiffers(
                     f"{self.name} gives other ids than tokenizers.", got=_difference(self.truth, wanted, found)
@@ -182,9 +221,11 @@ class _Fastokens:
         self._inner.no_truncation()
         self._inner.no_padding()
 
-    def encode_batch(self, texts: Sequence[str]) -> Sequence[Ids]:
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        if not texts:
+            return Encoded.of([])
         ids, ends = self._inner.encode_batch_flat(list(texts), False, True)
-        return np.split(np.frombuffer(ids, "<u4"), np.frombuffer(ends, "<u8")[1:-1].astype(np.int64)) if texts else []
+        return Encoded(np.frombuffer(ids, "<u4"), np.frombuffer(ends, "<u8").astype(np.int64))
 
 
 class _Tiktoken:

@@ -11,7 +11,11 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 from harness import kill_points
+
+from wikillm.data.shard import SplitWriter
+from wikillm.data.types import TokenizedDocument
 
 
 def test_a_builder_killed_anywhere_ends_in_the_same_bytes(tmp_path, texts, write_source, settings):
@@ -45,3 +49,17 @@ def test_a_builder_killed_anywhere_ends_in_the_same_bytes(tmp_path, texts, write
     assert sum(point["codes"][1] != 0 for point in found["points"]) >= count // 4
     killed = sum(code != 0 for point in found["points"] for code in point["codes"])
     print(f"{count} points of {found['events']} (by workers), {killed} kills, all with sha256 {found['sha256']}")
+
+
+def test_a_writer_that_is_given_up_takes_its_file_along(tmp_path):
+    document = TokenizedDocument(np.arange(5, dtype=np.uint32), content_hash=7, text_bytes=9, source=0, offset=3)
+    given_up = SplitWriter(tmp_path, "train", 0)
+    given_up.add(document)
+    assert len(list((tmp_path / "train").iterdir())) == 1
+    del given_up
+    assert not list((tmp_path / "train").iterdir())
+    kept = SplitWriter(tmp_path, "train", 0)
+    kept.add(document)
+    assert kept.finish().tokens == 5
+    del kept
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["00000.idx", "00000.tok"]
