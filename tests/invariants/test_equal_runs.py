@@ -97,6 +97,20 @@ def test_stopped_and_resumed_is_bit_identical(recipe: str | None, words: Any, tm
     assert len(digests) == 1, "the final weights differ"
 
 
+def test_stopped_by_the_time_limit_and_resumed_is_bit_identical(words: Any, tmp_path: Path) -> None:
+    """A limit that is over saves after one step and exits with 75, every time; the rest is the uninterrupted run's."""
+    whole = run(2, words(tmp_path / "whole"), deepspeed="zero2")
+    for step in (1, 2):
+        stopped = run(2, words(tmp_path / "parts", "train.max_hours=1e-6"), deepspeed="zero2", resume="auto")
+        assert stopped["code"] == 75 and "train.max_hours" in stopped["message"], stopped["message"]
+        assert (stopped["exit"]["code"], stopped["exit"]["step"]) == (75, step)
+        verify(list_checkpoints(tmp_path / "parts" / "checkpoints")[-1])
+    resumed = run(2, words(tmp_path / "parts", "train.max_hours=10"), deepspeed="zero2", resume="auto")
+    assert resumed["code"] == 0, resumed["message"]
+    assert resumed["losses"] == whole["losses"]
+    assert resumed["grad_norms"] == whole["grad_norms"]
+
+
 def test_no_launcher_and_no_deepspeed_is_the_same_run(words: Any, baseline: Any, tmp_path: Path) -> None:
     (result,) = run_ranks(train_without_launcher, 1, words(tmp_path / "run"))
     assert result["code"] == 0, result["message"]

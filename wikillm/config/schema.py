@@ -222,6 +222,8 @@ class TrainSection(Section):
     """Evaluate on the first so many held-out tokens. Default: all of them."""
     save_steps: int = Field(default=500, ge=1)
     """Optimizer steps between checkpoints; one is always written at the end."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Save and exit with 75 before so many hours since the start of the process, or of the Slurm job, are over."""
     save_total_limit: int = Field(default=3, ge=1)
     """Complete checkpoints to keep."""
     dataloader_num_workers: int = Field(default=0, ge=0)

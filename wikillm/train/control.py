@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from types import FrameType
 
@@ -83,9 +84,15 @@ class StopSignals:
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.received: str | None = None
+        self.limit: Callable[[], str | None] = lambda: None  # another reason to stop, asked whenever signals are
+        self._signal: str | None = None
         self._deferred = False
         self._since = 0.0
+
+    @property
+    def received(self) -> str | None:
+        """What asks this rank to stop: a signal's name, or the limit's."""
+        return self._signal or self.limit()
 
     def install(self) -> None:
         """Take over the signals; call it again after libraries that install handlers of their own."""
@@ -98,8 +105,8 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name, now = signal.Signals(number).name, time.monotonic()
-        if self.received is None:
-            self.received, self._since = name, now
+        if self._signal is None:
+            self._signal, self._since = name, now
             if not self._deferred:
                 raise StoppedError(f"Stopped by {name} before training began; nothing is lost.")
             logger.warning("received %s: stopping after this step", name)

@@ -26,6 +26,7 @@ from wikillm.plan.run_plan import Plan
 from wikillm.train.callbacks.checkpoint import CheckpointCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.health import HealthCallback
+from wikillm.train.callbacks.limit import TimeLimitCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
 from wikillm.train.control import ControlGroup, StopSignals
@@ -67,6 +68,7 @@ class Job:
     signals: StopSignals
     trainer: WikiTrainer | None = None
     report: ReportCallback | None = None
+    limit: TimeLimitCallback | None = None
 
     @property
     def step(self) -> int | None:
@@ -85,7 +87,7 @@ class Job:
             data.wait_for(point.consumed_samples)
             check_same_tokens(point, self._data_read(data.order, point.consumed_samples))
         health = HealthCallback(self.group, self.signals, cfg.train.max_skipped_steps)
-        garbage = GarbageCallback()
+        garbage, limit = GarbageCallback(), self._limit(point)
         saving = CheckpointCallback(self.run, self.world, self.group, cfg.train.save_total_limit, self.state)
         self.report = report = ReportCallback(cfg, self.plan, self.world, self.run, self.identity, self.store, point)
         samples = self._samples(report)
@@ -95,7 +97,7 @@ class Job:
             data,
             self.group,
             self.signals,
-            [health, saving, report, samples, garbage],
+            [limit, health, saving, report, samples, garbage],
             first_step=point.step if point else 0,
             consumed_samples=point.consumed_samples if point else 0,
         )
@@ -142,6 +144,12 @@ class Job:
             is_partitioned=self.engine.zero_stage == 3,
         )
 
+    def _limit(self, point: ResumePoint | None) -> TimeLimitCallback:
+        known = float(point.state.get("save_seconds", 0.0)) if point else 0.0
+        self.limit = TimeLimitCallback(self.resolved.config.train.max_hours, self.plan.parameters, known)
+        self.signals.limit = self.limit.reason
+        return self.limit
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint of this run is tied to (see resume.FACTS)."""
         return {
@@ -173,6 +181,7 @@ class Job:
             "run": self.identity["id"],
             "tracker": self.identity["tracker"],
             "train_seconds": self.report.meter.train_seconds,
+            "save_seconds": self.limit.save_seconds if self.limit else 0.0,
             "held_out": held_out.to_json() if held_out else None,
         }
 

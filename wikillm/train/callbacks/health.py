@@ -88,7 +88,7 @@ class HealthCallback(TrainerCallback):
                 f"--resume auto train.learning_rate={args.learning_rate / 2:g}",
             )
         if stop and self.stopped_by is None:
-            self.stopped_by = self.signals.received or "a signal to another rank"
+            self.stopped_by = self.signals.received or "another rank (a signal, or train.max_hours)"
             say(f"stopping: {self.stopped_by}; saving a checkpoint at step {state.global_step}")
             control.should_save = True
             control.should_training_stop = True

@@ -1,0 +1,109 @@
+"""train.max_hours: the decision, by a simulated clock, and where the clock starts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from wikillm.train.callbacks.limit import MARGIN, TimeLimitCallback, seconds_since_start
+from wikillm.train.control import StopSignals
+
+ARGS: TrainingArguments = None  # type: ignore[assignment]  # the callback does not look at it
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def simulate(
+    hours: float | None, starts_at: float, steps: list[float], saves: list[float], every: int, known: float
+) -> tuple[int, float, float]:
+    """Steps done, the time at the end of the final save, and how long a further step with a save would have taken."""
+    clock, state = Clock(), TrainerState()
+    clock.now = starts_at
+    limit = TimeLimitCallback(hours, 0, known, elapsed=clock)
+    for done, (step, save) in enumerate(zip(steps, saves, strict=True), start=1):
+        control = TrainerControl()
+        limit.on_step_begin(ARGS, state, control)
+        clock.now += step
+        control.should_save = done % every == 0
+        limit.on_step_end(ARGS, state, control)
+        stop = limit.reason() is not None
+        if control.should_save or stop:
+            clock.now += save
+        if stop:
+            return done, clock.now, step + save
+    return len(steps), clock.now, 0.0
+
+
+@given(
+    length=st.floats(0.01, 100.0),
+    cost=st.floats(0.0, 300.0),
+    seed=st.integers(0, 10**6),
+    every=st.integers(1, 50),
+    starts_at=st.floats(0.0, 1000.0),
+)
+def test_the_checkpoint_is_complete_before_the_limit(
+    length: float, cost: float, seed: int, every: int, starts_at: float
+) -> None:
+    """Steps and saves that vary by a fourth, a save known from an earlier start, a limit of at least two of each."""
+    hours = (starts_at + 30 * length + 4 * MARGIN * cost) / 3600 + 0.01
+    random = Random(seed)
+    steps, saves = ([mean * random.uniform(MARGIN**-0.5, MARGIN**0.5) for _ in range(300)] for mean in (length, cost))
+    done, end, _ = simulate(hours, starts_at, steps, saves, every, known=cost)
+    assert done >= 1
+    if done < len(steps):
+        assert end <= 3600 * hours
+
+
+def test_it_is_not_hasty() -> None:
+    done, end, _ = simulate(1.0, 0.0, [10.0] * 1000, [30.0] * 1000, 100, known=30.0)
+    assert 3600 - 60 - 2 * MARGIN * 30 - 3 * 10 < end <= 3600
+    assert done > 300
+
+
+def test_without_a_limit_or_before_the_first_step_there_is_no_reason() -> None:
+    assert simulate(None, 0.0, [1.0] * 5, [1.0] * 5, 2, 0.0)[0] == 5
+    assert TimeLimitCallback(1e-9, 10**9).reason() is None
+
+
+def test_a_limit_that_is_over_still_makes_one_step() -> None:
+    assert simulate(1e-9, 5.0, [1.0] * 5, [1.0] * 5, 2, 0.0)[0] == 1
+
+
+def test_saves_are_measured_without_the_evaluation_before_them() -> None:
+    clock, state, control = Clock(), TrainerState(), TrainerControl(should_save=True)
+    limit = TimeLimitCallback(1.0, 10**9, elapsed=clock)
+    limit.on_step_begin(ARGS, state, control)
+    clock.now = 1.0
+    limit.on_step_end(ARGS, state, control)
+    clock.now = 101.0
+    limit.on_evaluate(ARGS, state, control)
+    clock.now = 108.0
+    limit.on_step_begin(ARGS, state, control)
+    assert limit.save_seconds == 7.0
+
+
+def test_the_wish_is_a_request_like_a_signal() -> None:
+    signals = StopSignals()
+    assert signals.received is None
+    signals.limit = lambda: "train.max_hours=4"
+    assert signals.received == "train.max_hours=4"
+
+
+def test_the_clock_starts_with_the_process_or_with_slurms_job(tmp_path: Path) -> None:
+    here = seconds_since_start({})
+    assert 0 < here < time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert seconds_since_start({}) >= here
+    assert 3600 <= seconds_since_start({"SLURM_JOB_START_TIME": str(int(time.time()) - 3600)}) < 3700
+    odd = tmp_path / "stat"
+    odd.write_text(Path("/proc/self/stat").read_text().replace("(", "(a) b (", 1))
+    assert abs(seconds_since_start({}, odd) - seconds_since_start({})) < 5
