@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +23,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     add_run_config_arguments(parser)
     group = parser.add_argument_group("the machine")
-    group.add_argument("--gpu", default="h100", metavar="NAME", help="kind of GPU: h100 (default), a100, rtx4090, ...")
+    group.add_argument(
+        "--gpu", default="h100", metavar="NAME", help="kind of GPU: h100 (default), a100, rtx4090, ...; cpu: this one"
+    )
     group.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a GPU, such as 79GiB. Default: by kind")
     group.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
     group.add_argument("--gpus-per-node", type=int, default=8, help="GPUs in a node (default 8)")
@@ -30,10 +35,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", metavar="N", help="training tokens in the corpus, such as 1.2B")
     parser.add_argument("--all", action="store_true", help="every model preset on 1, 8, 64 and 512 GPUs")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--calibrate", action="store_true", help="measure this machine (under a minute) and keep it")
+    parser.add_argument(
+        "--report",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help="predicted against measured of finished runs, or of those below a folder (default runs/)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     _check(args)
+    if args.calibrate:
+        return _calibrate(args)
+    if args.report is not None:
+        return _report(args)
     if args.all:
         return _run_all(args)
     from wikillm.cli.run_config import resolve_run_config
@@ -44,6 +61,43 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _calibrate(args: argparse.Namespace) -> int:
+    """The only part of this command that imports torch."""
+    from dataclasses import asdict
+
+    from wikillm.measure.calibrate import calibrate
+    from wikillm.plan.calibration import write_calibration
+
+    made = calibrate()
+    path = write_calibration(made)
+    if args.json:
+        print(json.dumps({"file": str(path), **asdict(made)}, indent=2))
+        return 0
+    print(made.describe())
+    if made.load > 0.5 * made.cpus:
+        print(f"warning: the load was {made.load:g} on {made.cpus} cores: a quiet machine is faster")
+    print(f"wrote {path}; `wikillm plan` uses it for {'this CPU: --gpu cpu' if made.kind == 'cpu' else 'such a GPU'}")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from wikillm.core.errors import ConfigError
+    from wikillm.plan.outcome import FILE_NAME, find_outcomes, table, to_rows
+
+    places = args.report or [Path("runs")]
+    outcomes, broken = find_outcomes(places)
+    for file in broken:
+        print(f"warning: {file} cannot be read", file=sys.stderr)
+    if not outcomes:
+        raise ConfigError(
+            "There is no finished run with a prediction.",
+            got=f"looked for {FILE_NAME} in and one below {', '.join(map(str, places))}",
+            fix="wikillm plan --report RUN; a run writes it when it reaches its horizon",
+        )
+    print(json.dumps(to_rows(outcomes), indent=2) if args.json else "\n".join(table(outcomes)))
+    return 0
+
+
 def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> dict[str, Any]:
     """One plan as JSON. Raises ConfigError when the batch does not divide or nothing fits."""
     from wikillm.plan.choose import choose
@@ -51,7 +105,16 @@ def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> 
     from wikillm.plan.report import to_json
 
     job = describe_job(resolved, ranks=machine.ranks, gpu=machine.gpu, train_tokens=_tokens(args))
-    return to_json(resolved, job, machine, choose(resolved, job, machine, args.mfu), mfu=args.mfu, price=args.price)
+    choices = choose(resolved, job, machine, args.mfu)
+    said = _calibration_used(machine)
+    return to_json(resolved, job, machine, choices, mfu=args.mfu, price=args.price, calibration=said)
+
+
+def _calibration_used(machine: Machine) -> str | None:
+    from wikillm.plan.calibration import read_calibration
+
+    known = read_calibration() if machine.gpu.device == "cpu" or machine.gpu.ceiling is not None else None
+    return known.describe() if known else None
 
 
 def _run_all(args: argparse.Namespace) -> int:
@@ -106,10 +169,17 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machine:
+    from wikillm.plan.calibration import CPU, apply_calibration, cpu_as_device, read_calibration
     from wikillm.plan.choose import Machine
-    from wikillm.plan.gpus import find_gpu, with_memory
+    from wikillm.plan.gpus import driver_name, find_gpu, with_memory
 
-    gpu = with_memory(find_gpu(args.gpu), _size(args.gpu_memory, "--gpu-memory"))
+    memory = _size(args.gpu_memory, "--gpu-memory")
+    if args.gpu.lower() == CPU:
+        here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        gpu = with_memory(cpu_as_device(read_calibration(), gpus_per_node, here), memory)
+    else:
+        found = with_memory(find_gpu(args.gpu), memory)
+        gpu = apply_calibration(found, read_calibration(), driver_name(found.name))
     host = _size(args.host_memory, "--host-memory") or HOST_MEMORY_PER_GPU * gpus_per_node
     return Machine(gpu, nodes, gpus_per_node, host)
 

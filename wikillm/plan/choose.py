@@ -19,7 +19,7 @@ from wikillm.plan.gpus import GPU_NAMES, Gpu, find_gpu
 from wikillm.plan.job import Job, describe_job, is_pinned
 from wikillm.plan.memory import Memory, host_bytes_per_rank, memory_per_rank
 from wikillm.plan.setup import Setup, setup_from_recipe
-from wikillm.plan.time import StepTime, assumed_mfu, step_time
+from wikillm.plan.time import StepTime, default_mfu, step_time
 
 MOST_MICRO_TOKENS = 65_536
 """Tokens per rank and micro-step; more no longer makes the matrix products faster."""
@@ -102,6 +102,8 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
     train, ranks = resolved.config.train, machine.ranks
     if "deepspeed.config" in pins and resolved.config.deepspeed.config is not None:
         recipes = [resolved.config.deepspeed.config]
+    elif machine.gpu.device == "cpu":  # nothing to offload to
+        recipes = ["zero0"] if ranks == 1 else ["zero1", "zero2", "zero0", "zero3"]
     elif ranks == 1:
         recipes = ["zero0", "zero2_offload", "zero3_offload"]
     else:
@@ -120,6 +122,7 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
                 precision=job.precision,
                 checkpointing=checkpointing,
                 loss=job.loss,
+                device=machine.gpu.device,
             )
 
 
@@ -152,7 +155,7 @@ def _evaluate(job: Job, machine: Machine, setup: Setup, mfu: float | None) -> Ch
         traffic,
         machine.gpu,
         flops_per_token=job.flops_per_token,
-        mfu=assumed_mfu(psi, job.loss) if mfu is None else mfu,
+        mfu=default_mfu(psi, job.loss, machine.gpu) if mfu is None else mfu,
     )
     misfit = None
     usable = int((1 - KEPT_FREE) * machine.gpu.memory)

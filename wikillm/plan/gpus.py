@@ -9,6 +9,7 @@ All of it is from data sheets; nothing was measured here.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from wikillm.core.errors import ConfigError, did_you_mean
 from wikillm.plan.flops import peak_flops
@@ -27,6 +28,8 @@ class Gpu:
     between_nodes: float
     host_link: float  # PCIe, for offload
     has_bf16: bool
+    device: Literal["cuda", "cpu"] = "cuda"  # "cpu": a share of the cores, whose peak is of fp32 and measured
+    ceiling: float | None = None  # FLOP/s of large products, measured; what training reaches stays below
 
 
 # name: driver's name, memory GiB, GB/s inside a node, GB/s between nodes, GB/s to the host
@@ -67,6 +70,19 @@ def find_gpu(name: str) -> Gpu:
     peak = peak_flops(model)
     assert peak is not None, f"{model} has no peak in flops.py"
     return Gpu(wanted, int(memory * GIB), peak, inside * 1e9, between * 1e9, host * 1e9, wanted not in _NO_BF16)
+
+
+def driver_name(name: str) -> str:
+    """How the driver calls a GPU of `find_gpu`."""
+    return _GPUS[name][0]
+
+
+def gpu_by_driver_name(name: str) -> Gpu | None:
+    """The GPU of the list with the same peak as what the driver calls `name`; None when there is none."""
+    peak = peak_flops(name)
+    same = [short for short in _GPUS if peak is not None and peak_flops(driver_name(short)) == peak]
+    named = [short for short in same if driver_name(short).lower() in name.lower()]
+    return find_gpu((named or same)[0]) if same else None
 
 
 def with_memory(gpu: Gpu, memory: int | None) -> Gpu:

@@ -52,7 +52,7 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
     steps = count_steps(resolved, batch, count_sequences(train_tokens, train.sequence_length))
     warmup, warmup_note = count_warmup(resolved, steps)
     body = (count.total - count.embedding * (1 if model.tie_word_embeddings else 2)) // model.num_hidden_layers
-    precision: Precision = train.precision if train.precision != "auto" else ("bf16" if gpu.has_bf16 else "fp16")
+    precision: Precision = train.precision if train.precision != "auto" else _precision(gpu)
     if precision == "bf16" and not gpu.has_bf16:
         raise ConfigError(
             f"A {gpu.name} has no bf16.", got=where_of(resolved.origins, "train.precision"), fix="train.precision=fp16"
@@ -69,6 +69,13 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
         loss="stock" if train.loss_kernel == "stock" else "chunked",
         notes=tuple(note for note in (vocab_note, tokens_note, warmup_note) if note is not None),
     )
+
+
+def _precision(gpu: Gpu) -> Precision:
+    """What `auto` becomes, as in `train.arguments`."""
+    if gpu.device == "cpu":
+        return "fp32"
+    return "bf16" if gpu.has_bf16 else "fp16"
 
 
 def _tokenizer_length(resolved: Resolved) -> int:

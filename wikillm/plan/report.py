@@ -10,7 +10,7 @@ from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.plan.choose import Choice, Machine
 from wikillm.plan.job import Job
 from wikillm.plan.schedule import five_points
-from wikillm.plan.time import assumed_mfu
+from wikillm.plan.time import default_mfu
 
 ESTIMATE = "estimates by formula: no figure here was measured on a GPU"
 CHECKPOINT_BYTES = 16
@@ -46,13 +46,21 @@ def figures(choice: Choice, job: Job, machine: Machine, price: float | None) -> 
 
 
 def to_json(
-    resolved: Resolved, job: Job, machine: Machine, choices: list[Choice], *, mfu: float | None, price: float | None
+    resolved: Resolved,
+    job: Job,
+    machine: Machine,
+    choices: list[Choice],
+    *,
+    mfu: float | None,
+    price: float | None,
+    calibration: str | None = None,
 ) -> dict[str, Any]:
     """The whole plan: the first of `choices` is the one to take."""
     train = resolved.config.train
     checkpoint = CHECKPOINT_BYTES * job.shape.parameters
     return {
         "basis": ESTIMATE,
+        "calibration": calibration,
         "model": resolved.config.model.preset,
         "parameters": job.shape.parameters,
         "vocab_size": job.shape.vocab_size,
@@ -64,7 +72,7 @@ def to_json(
         "gpus_per_node": machine.gpus_per_node,
         "gpu_memory_bytes": machine.gpu.memory,
         "host_memory_bytes": machine.host_memory,
-        "assumed_mfu": assumed_mfu(job.shape.parameters, job.loss) if mfu is None else mfu,
+        "assumed_mfu": default_mfu(job.shape.parameters, job.loss, machine.gpu) if mfu is None else mfu,
         "global_batch_sequences": job.sequences,
         "global_batch_tokens": job.tokens,
         "max_steps": job.max_steps,
@@ -115,6 +123,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"lr at step {rates}",
         f"disk       checkpoint {format_size(disk['checkpoint'])}, at most {format_size(disk['checkpoints_kept'])}; "
         f"token store {format_size(disk['store'])}",
+        *([f"calibrated {plan['calibration']}"] if plan["calibration"] else []),
         *(f"note       {note}" for note in plan["notes"]),
         "",
         f"choice     {best['recipe']}{', gradient checkpointing' if best['gradient_checkpointing'] else ''}, "

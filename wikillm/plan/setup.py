@@ -17,6 +17,7 @@ from wikillm.core.errors import ConfigError
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Loss = Literal["chunked", "stock"]
+Device = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Setup:
     allgather_bucket: int = 500_000_000
     overlap: bool = False  # a second reduce bucket fills while the first is sent
     max_live: int = 1_000_000_000  # ZeRO-3: gathered weights that may stay, in elements
+    device: Device = "cuda"
 
     @property
     def bytes_per_weight(self) -> int:
@@ -76,11 +78,12 @@ def setup_from_recipe(
     precision: Precision,
     checkpointing: bool,
     loss: Loss = "chunked",
+    device: Device = "cuda",
 ) -> Setup:
     """A setup with what the DeepSpeed JSON says. Buckets left "auto" are Hugging Face's hidden_size squared."""
     file = _read(recipe)
 
-    def device(name: str) -> bool:
+    def offloads(name: str) -> bool:
         return str(file.get(f"zero_optimization.{name}.device", "none")) != "none"
 
     def size(name: str, default: int, auto: int) -> int:
@@ -106,11 +109,12 @@ def setup_from_recipe(
         precision=precision,
         checkpointing=checkpointing,
         loss=loss,
-        offload_optimizer=device("offload_optimizer"),
-        offload_param=device("offload_param"),
+        offload_optimizer=offloads("offload_optimizer"),
+        offload_param=offloads("offload_param"),
         quantized=bool(file.get("zero_optimization.zero_quantized_weights", False)),
         reduce_bucket=size("reduce_bucket_size", 500_000_000, square),
         allgather_bucket=size("allgather_bucket_size", 500_000_000, square),
         overlap=bool(file.get("zero_optimization.overlap_comm", False)),
         max_live=size("stage3_max_live_parameters", 1_000_000_000, 1_000_000_000),
+        device=device,
     )

@@ -18,6 +18,8 @@ from wikillm.plan.setup import Loss, Setup, Shape
 CPU_ADAM_BYTES_PER_SECOND = 20e9
 """Host memory traffic that one rank's CPU Adam is assumed to reach; it touches 28 bytes per parameter."""
 CHECKPOINTING_COST = 4 / 3
+CPU_MFU = 0.5
+"""Share of the measured products that training in fp32 on a CPU is assumed to reach (`--mfu` sets it)."""
 _MFU: dict[Loss, tuple[tuple[float, float], ...]] = {
     "stock": ((300e6, 0.16), (1.2e9, 0.30), (float("inf"), 0.40)),
     "chunked": ((300e6, 0.25), (1.2e9, 0.35), (float("inf"), 0.40)),
@@ -44,14 +46,22 @@ def assumed_mfu(parameters: int, loss: Loss = "chunked") -> float:
     return next(mfu for limit, mfu in _MFU[loss] if parameters < limit)
 
 
+def default_mfu(parameters: int, loss: Loss, gpu: Gpu) -> float:
+    """The assumption where the user makes none."""
+    return CPU_MFU if gpu.device == "cpu" else assumed_mfu(parameters, loss)
+
+
 def step_time(
     shape: Shape, setup: Setup, traffic: Communication, gpu: Gpu, *, flops_per_token: float, mfu: float
 ) -> StepTime:
     """Seconds of one optimizer step over all its micro-steps."""
     tokens = setup.micro * setup.accumulation * shape.sequence_length
     cost = CHECKPOINTING_COST if setup.checkpointing else 1.0
-    peak = gpu.peak if setup.precision != "fp32" else gpu.peak / 8  # no tensor cores: an eighth to a sixteenth
-    compute = tokens * flops_per_token * cost / (peak * mfu)
+    no_tensor_cores = setup.precision == "fp32" and gpu.device == "cuda"  # an eighth to a sixteenth
+    reached = gpu.peak / (8 if no_tensor_cores else 1) * mfu
+    if gpu.ceiling is not None:
+        reached = min(reached, gpu.ceiling)
+    compute = tokens * flops_per_token * cost / reached
     sent = traffic.inside_node / gpu.inside_node + traffic.between_nodes / gpu.between_nodes
     hidden = {0: 2 / 3 / setup.accumulation, 1: 2 / 3 / setup.accumulation, 2: 2 / 3, 3: 1.0}[setup.stage] * compute
     host = traffic.host / gpu.host_link

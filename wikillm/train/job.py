@@ -20,6 +20,7 @@ from wikillm.data.mixture import SourceUse
 from wikillm.data.order import SampleOrder
 from wikillm.data.store import Store
 from wikillm.evals.loss import HeldOutLoss
+from wikillm.observe.peak import PeakMemory
 from wikillm.plan.batch import split_batch
 from wikillm.plan.horizon import count_sequences, refuse_small_corpus
 from wikillm.plan.run_plan import Plan
@@ -31,6 +32,7 @@ from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
 from wikillm.train.control import ControlGroup, StopSignals
 from wikillm.train.engine import Engine
+from wikillm.train.outcome import record_outcome
 from wikillm.train.records import record_data
 from wikillm.train.resume import ResumePoint, check_same_run, check_same_tokens
 from wikillm.train.run_dir import RunDir
@@ -66,6 +68,7 @@ class Job:
     identity: dict[str, Any]
     group: ControlGroup
     signals: StopSignals
+    peak: PeakMemory
     trainer: WikiTrainer | None = None
     report: ReportCallback | None = None
     limit: TimeLimitCallback | None = None
@@ -90,7 +93,7 @@ class Job:
         garbage, limit = GarbageCallback(), self._limit(point)
         saving = CheckpointCallback(self.run, self.world, self.group, cfg.train.save_total_limit, self.state)
         self.report = report = ReportCallback(cfg, self.plan, self.world, self.run, self.identity, self.store, point)
-        samples = self._samples(report)
+        report.peak, samples = self.peak, self._samples(report)
         self.trainer = trainer = WikiTrainer(
             model,
             args,
@@ -122,13 +125,15 @@ class Job:
             if self.world.is_main and self.store.growth is not None:
                 with suppress(OSError):
                     record_data(self.run, self.store)  # once more: the store has grown
+        speed = report.mean_tokens_per_second
+        record_outcome(self.run, self.resolved, self.plan, self.engine, self.world, self.group, self.peak, speed)
         return TrainResult(
             run_dir=self.run.path,
             plan=self.plan,
             first_loss=report.first_loss,
             last_loss=report.last_loss,
             held_out=trainer.held_out,
-            tokens_per_second=report.mean_tokens_per_second,
+            tokens_per_second=speed,
             sources=report.sources_used(),
             seconds=time.monotonic() - start,
             data_wait=report.mean_data_wait,

@@ -22,6 +22,7 @@ from wikillm.data.store import Store
 from wikillm.observe import names
 from wikillm.observe.format import LogTable
 from wikillm.observe.meter import Meter
+from wikillm.observe.peak import PeakMemory
 from wikillm.observe.sinks import JsonlSink, Sample, Sink
 from wikillm.observe.swanlab import SwanLabSink
 from wikillm.plan.flops import peak_flops
@@ -49,6 +50,7 @@ class ReportCallback(TrainerCallback):
         self.plan, self.world, self.store = plan, world, store
         self.eval_steps = cfg.train.eval_steps
         self.trainer: WikiTrainer | None = None  # set once the Trainer exists
+        self.peak: PeakMemory | None = None  # likewise
         self.first_loss: float | None = None
         self.last_loss: float | None = None
         on_gpu = torch.cuda.is_available()
@@ -100,8 +102,11 @@ class ReportCallback(TrainerCallback):
         if is_last or (every is not None and state.global_step % every == 0):
             control.should_evaluate = True
         control.should_log = control.should_log or is_last
-        if control.should_evaluate or control.should_save:
+        pauses = control.should_evaluate or control.should_save
+        if pauses:
             self.meter.stop()
+        if self.peak is not None:
+            self.peak.step_done(pauses=pauses)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs: dict[str, Any] = kwargs["logs"]

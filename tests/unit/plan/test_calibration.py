@@ -1,0 +1,81 @@
+"""The stored measurement: what is read, what is refused, and what the planner does with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wikillm.cli.main import main
+from wikillm.plan.calibration import (
+    Calibration,
+    apply_calibration,
+    calibration_file,
+    cpu_as_device,
+    read_calibration,
+    write_calibration,
+)
+from wikillm.plan.gpus import driver_name, find_gpu
+
+MADE = Calibration(
+    device="Some CPU", kind="cpu", cpus=2, load=0.1, time="2026-11-23T20:00:00+0000", torch="2.13.0", gemm_flops=1e11,
+    attention_flops=5e10, copy_bytes_per_second=1e10, all_reduce_bytes_per_second=1e9, all_reduce="gloo, 2 ranks",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_what_is_written_is_read() -> None:
+    assert read_calibration() is None
+    assert write_calibration(MADE) == calibration_file()
+    assert read_calibration() == MADE
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"version": 0}', '{"version": 1, "device": "x"}', "\x00"])
+def test_a_file_that_cannot_be_used_is_said_and_passed_over(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_calibration(MADE).write_text(text)
+    assert read_calibration() is None
+    assert "--calibrate" in capsys.readouterr().err
+
+
+def test_a_speed_of_zero_is_not_used(capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_calibration(MADE)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"gemm_flops": 0}))
+    assert read_calibration() is None
+
+
+def test_a_cpu_is_planned_for_when_it_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--config", "demo", "--gpu", "cpu", "--gpus-per-node", "2"]
+    assert main(words) == 2
+    assert "wikillm plan --calibrate" in capsys.readouterr().err
+    write_calibration(MADE)
+    assert main([*words, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    best = plan["choices"][0]
+    assert plan["gpu"] == "cpu" and best["precision"] == "fp32" and "Some CPU" in plan["calibration"]
+    assert not any("offload" in choice["recipe"] for choice in plan["choices"])
+    assert plan["assumed_mfu"] == 0.5
+    reached = 0.5 * MADE.gemm_flops / plan["flops_per_token"]  # traffic can only slow it down
+    assert 0 < best["tokens_per_second"] <= reached * 1.001
+
+
+def test_a_ranks_share_of_the_machine() -> None:
+    share = cpu_as_device(MADE, 4, 16 << 30)
+    assert (share.memory, share.peak, share.inside_node) == (4 << 30, 2.5e10, 1e9)
+
+
+def test_a_gpu_takes_what_was_measured_on_its_like() -> None:
+    from dataclasses import replace
+
+    h100 = find_gpu("h100")
+    made = replace(MADE, kind="cuda", device="NVIDIA H100 80GB HBM3", gemm_flops=7.98e14)
+    used = apply_calibration(h100, made, driver_name("h100"))
+    assert (used.ceiling, used.inside_node) == (7.98e14, 1e9)
+    assert apply_calibration(find_gpu("a100"), made, driver_name("a100")) == find_gpu("a100")
+    assert apply_calibration(h100, None, driver_name("h100")) == h100
+    assert apply_calibration(h100, MADE, driver_name("h100")) == h100

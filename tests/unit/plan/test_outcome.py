@@ -1,0 +1,44 @@
+"""`wikillm plan --report`: the table of what runs left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wikillm.cli.main import main
+from wikillm.plan.outcome import FILE_NAME, find_outcomes
+
+
+def write(folder: Path, predicted: int | None, measured: int, speed: float | None = None) -> None:
+    folder.mkdir(parents=True)
+    setup = {"device": "cpu", "engine": "ZeRO-2", "ranks": 2, "parameters": 8_000_000}
+    outcome = {
+        "setup": setup,
+        "predicted": {"memory_bytes": predicted, "tokens_per_second": speed},
+        "measured": {"memory_bytes": measured, "tokens_per_second": 100.0},
+    }
+    (folder / FILE_NAME).write_text(json.dumps(outcome))
+
+
+def test_errors_are_shares_of_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "a", 110 << 20, 100 << 20, 50.0)
+    write(tmp_path / "b", None, 100 << 20)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / FILE_NAME).write_text('{"setup": {}}')
+    found, broken = find_outcomes([tmp_path])
+    assert [round(one.memory_error, 6) if one.memory_error is not None else None for one in found] == [0.1, None]
+    assert [one.speed_error for one in found] == [-0.5, None]
+    assert broken == [tmp_path / "broken" / FILE_NAME]
+    assert main(["plan", "--report", str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "memory: 1 runs, mean error 10.0%, worst +10.0%" in told.out and "broken" in told.err
+    assert main(["plan", "--json", "--report", str(tmp_path / "a")]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["run"] == "a" and row["tokens_per_second"]["error"] == -0.5
+
+
+def test_nothing_to_report_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--report", str(tmp_path)]) == 2
+    assert "no finished run" in capsys.readouterr().err

@@ -1,0 +1,32 @@
+"""`wikillm plan --calibrate`: everything the planner would rather measure than assume, in well under a minute."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+
+from wikillm.measure.collective import measure_all_reduce
+from wikillm.measure.device import device_name, measure_device
+from wikillm.plan.calibration import Calibration
+
+SECONDS = 6.0
+"""Of measuring; most of the rest is importing torch in the ranks of the all-reduce."""
+
+
+def calibrate(seconds: float = SECONDS) -> Calibration:
+    """Measure this machine. Raises MachineError when its processes cannot talk to each other."""
+    measured, reduced = measure_device(0.75 * seconds), measure_all_reduce(0.25 * seconds)
+    bandwidth = reduced["bytes_per_second"] if reduced else None
+    return Calibration(
+        device=device_name(),
+        kind="cuda" if torch.cuda.is_available() else "cpu",
+        cpus=os.cpu_count() or 1,
+        load=round(os.getloadavg()[0], 2),
+        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        torch=torch.__version__,
+        all_reduce_bytes_per_second=float(bandwidth) if isinstance(bandwidth, int | float) else None,
+        all_reduce=f"{reduced['backend']}, {reduced['ranks']} ranks" if reduced else "not measured: one GPU",
+        **measured,
+    )

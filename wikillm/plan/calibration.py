@@ -1,0 +1,103 @@
+"""What was measured on a machine, as the planner reads it: one JSON file per user, with the device's name and a date.
+
+`wikillm plan --calibrate` measures (room `measure`) and writes it; the planner reads it for `--gpu cpu`, and for a GPU of the
+same name. A file that is damaged or of another version is as if it were not there, and that is said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from wikillm.core.errors import ConfigError
+from wikillm.core.files import write_json
+from wikillm.core.log import warn
+from wikillm.plan.flops import peak_flops
+from wikillm.plan.gpus import Gpu
+
+VERSION = 1
+CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """FLOP/s and bytes/s of one GPU, or of all cores together. `load`: the machine's load average before measuring."""
+
+    device: str
+    kind: Literal["cpu", "cuda"]
+    cpus: int
+    load: float
+    time: str
+    torch: str
+    gemm_flops: float
+    attention_flops: float
+    copy_bytes_per_second: float
+    all_reduce_bytes_per_second: float | None
+    all_reduce: str
+
+    def describe(self) -> str:
+        """One line for a plan."""
+        reduce = self.all_reduce_bytes_per_second
+        return (
+            f"measured {self.time[:10]} on {self.device}: products {self.gemm_flops / 1e12:.3g} TFLOP/s, attention "
+            f"{self.attention_flops / 1e12:.3g} TFLOP/s, copies {self.copy_bytes_per_second / 1e9:.3g} GB/s, all-reduce "
+            + ("not measured" if reduce is None else f"{reduce / 1e9:.3g} GB/s ({self.all_reduce})")
+        )
+
+
+def calibration_file(environ: Mapping[str, str] = os.environ) -> Path:
+    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wikillm" / "calibration.json"
+
+
+def write_calibration(calibration: Calibration) -> Path:
+    path = calibration_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"version": VERSION, **asdict(calibration)})
+    return path
+
+
+def read_calibration() -> Calibration | None:
+    """None when nothing was measured yet, or what is there cannot be read."""
+    path = calibration_file()
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw.pop("version") != VERSION or set(raw) != {field.name for field in fields(Calibration)}:
+            raise ValueError("another version")
+        made = Calibration(**raw)
+        if not all(rate > 0 for rate in (made.gemm_flops, made.attention_flops, made.copy_bytes_per_second)):
+            raise ValueError("a speed that is not positive")
+        return made
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        warn(f"{path} cannot be used ({error}); measure again: wikillm plan --calibrate")
+        return None
+
+
+def cpu_as_device(calibration: Calibration | None, ranks: int, memory: int) -> Gpu:
+    """A rank's share of this machine's cores and memory. Raises ConfigError when it was not measured."""
+    if calibration is None or calibration.kind != "cpu":
+        raise ConfigError("The speed of this machine's CPU is not known yet.", fix="wikillm plan --calibrate")
+    reduce = calibration.all_reduce_bytes_per_second or calibration.copy_bytes_per_second
+    return Gpu(
+        CPU,
+        memory // ranks,
+        calibration.gemm_flops / ranks,
+        reduce,
+        reduce,
+        calibration.copy_bytes_per_second / ranks,
+        has_bf16=False,
+        device="cpu",
+    )
+
+
+def apply_calibration(gpu: Gpu, calibration: Calibration | None, driver_name: str) -> Gpu:
+    """The GPU with the all-reduce and the ceiling of its products as measured, if it was measured on such a one."""
+    if calibration is None or calibration.kind != "cuda" or peak_flops(calibration.device) != peak_flops(driver_name):
+        return gpu
+    reduce = calibration.all_reduce_bytes_per_second
+    return replace(gpu, ceiling=calibration.gemm_flops, inside_node=reduce or gpu.inside_node)

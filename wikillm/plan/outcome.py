@@ -1,0 +1,118 @@
+"""Predicted against measured: what a finished run writes into RUN/outcome.json, and the table over many runs.
+
+An outcome is one JSON object: `setup` (what was predicted for), `predicted` and `measured`, each with
+`memory_bytes` (of the rank that took most) and `tokens_per_second` (over all ranks; predicted only for a calibrated
+machine or a GPU in the planner's list). Errors are (predicted - measured) / measured: positive is too careful.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wikillm.core.units import format_count, format_size
+
+FILE_NAME = "outcome.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Bytes and tokens/s; None where it was not predicted or not measured."""
+
+    run: str
+    setup: dict[str, Any]
+    memory: tuple[int | None, int | None]  # predicted, measured
+    speed: tuple[float | None, float | None]
+
+    @property
+    def memory_error(self) -> float | None:
+        return _error(*self.memory)
+
+    @property
+    def speed_error(self) -> float | None:
+        return _error(*self.speed)
+
+
+def find_outcomes(places: Iterable[Path]) -> tuple[list[Outcome], list[Path]]:
+    """Outcomes of run directories, or of those below a folder; and the files that could not be read."""
+    found: list[Outcome] = []
+    broken: list[Path] = []
+    for place in places:
+        files = [place / FILE_NAME] if (place / FILE_NAME).is_file() else sorted(place.glob(f"*/{FILE_NAME}"))
+        for file in files:
+            try:
+                found.append(_read(file))
+            except (OSError, ValueError, KeyError, TypeError):
+                broken.append(file)
+    return found, broken
+
+
+def table(outcomes: Iterable[Outcome]) -> list[str]:
+    """One line per run, and the largest error of each kind."""
+    rows = list(outcomes)
+    width = max([len("run"), *(len(row.run) for row in rows)])
+    out = [
+        f"{'run':<{width}}  {'device':<8}{'engine':<10}{'ranks':>5}{'params':>9}{'memory: planned':>17}{'measured':>11}"
+        f"{'error':>8}{'tok/s: planned':>16}{'measured':>10}{'error':>8}"
+    ]
+    for row in rows:
+        setup = row.setup
+        out.append(
+            f"{row.run:<{width}}  {setup['device']:<8}{setup['engine']:<10}{setup['ranks']:>5}"
+            f"{format_count(setup['parameters']):>9}{_size(row.memory[0]):>17}{_size(row.memory[1]):>11}"
+            f"{_percent(row.memory_error):>8}{_count(row.speed[0]):>16}{_count(row.speed[1]):>10}"
+            f"{_percent(row.speed_error):>8}"
+        )
+    for name, errors in (
+        ("memory", [row.memory_error for row in rows]),
+        ("tokens/s", [row.speed_error for row in rows]),
+    ):
+        known = [error for error in errors if error is not None]
+        if known:
+            worst = max(known, key=abs)
+            mean = sum(map(abs, known)) / len(known)
+            out.append(f"{name}: {len(known)} runs, mean error {mean:.1%}, worst {worst:+.1%}")
+    return out
+
+
+def to_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
+    """The table as plain values; errors are shares."""
+    return [
+        {
+            "run": row.run,
+            **row.setup,
+            "memory_bytes": {"predicted": row.memory[0], "measured": row.memory[1], "error": row.memory_error},
+            "tokens_per_second": {"predicted": row.speed[0], "measured": row.speed[1], "error": row.speed_error},
+        }
+        for row in outcomes
+    ]
+
+
+def _read(file: Path) -> Outcome:
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    setup, predicted, measured = raw["setup"], raw["predicted"], raw["measured"]
+    str(setup["device"]), str(setup["engine"]), int(setup["ranks"]), int(setup["parameters"])
+    memory, speed = (
+        (predicted["memory_bytes"], measured["memory_bytes"]),
+        tuple(part.get("tokens_per_second") for part in (predicted, measured)),
+    )
+    return Outcome(file.parent.name, setup, memory, (speed[0], speed[1]))
+
+
+def _error(predicted: float | None, measured: float | None) -> float | None:
+    return None if predicted is None or not measured else predicted / measured - 1
+
+
+def _percent(error: float | None) -> str:
+    return "-" if error is None else f"{error:+.0%}"
+
+
+def _size(value: int | None) -> str:
+    return "-" if value is None else format_size(value)
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else format_count(value)

@@ -1,0 +1,120 @@
+"""What the planner said about a run, and what came out: RUN/outcome.json, written when the horizon is reached."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from wikillm.config.resolved import Resolved
+from wikillm.core.errors import ConfigError
+from wikillm.core.files import write_json
+from wikillm.core.world import World
+from wikillm.observe.peak import PeakMemory
+from wikillm.plan.calibration import apply_calibration, cpu_as_device, read_calibration
+from wikillm.plan.communication import communication_per_step
+from wikillm.plan.gpus import Gpu, gpu_by_driver_name
+from wikillm.plan.memory import memory_per_rank
+from wikillm.plan.outcome import FILE_NAME
+from wikillm.plan.params import count_parameters
+from wikillm.plan.run_plan import Plan
+from wikillm.plan.setup import Setup, Shape, setup_from_recipe
+from wikillm.plan.time import default_mfu, step_time
+from wikillm.train.control import ControlGroup
+from wikillm.train.engine import Engine
+from wikillm.train.run_dir import RunDir
+
+
+def record_outcome(
+    run: RunDir,
+    resolved: Resolved,
+    plan: Plan,
+    engine: Engine,
+    world: World,
+    group: ControlGroup,
+    peak: PeakMemory,
+    tokens_per_second: float | None,
+) -> None:
+    """Write predicted and measured peak memory and speed. (all ranks)"""
+    peaks: list[Any] = group.gather((peak.training, peak.whole))
+    if not world.is_main:
+        return
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if on_gpu else "cpu"
+    setup = _setup(resolved, plan, engine, world, on_gpu=on_gpu)
+    memory = memory_per_rank(_shape(resolved, plan), setup) if setup else None
+    outcome = {
+        "setup": {
+            "device": device,
+            "engine": engine.name.replace("DeepSpeed ", "").replace("data parallel", "DDP"),
+            "ranks": world.size,
+            "parameters": plan.parameters,
+            "precision": engine.precision,
+            "per_device_train_batch_size": plan.micro_batch,
+            "gradient_accumulation_steps": plan.accumulation,
+            "sequence_length": plan.sequence_length,
+            "vocab_size": plan.vocab_size,
+            "gradient_checkpointing": resolved.config.train.gradient_checkpointing,
+        },
+        "predicted": {
+            "memory_bytes": memory.total if memory else None,
+            "memory_parts": memory.parts() if memory else None,
+            "tokens_per_second": _speed(resolved, plan, setup, world, device) if setup else None,
+        },
+        "measured": {
+            "memory_bytes": max(training for training, _ in peaks),
+            "memory_bytes_with_checkpoints_and_evaluation": max(whole for _, whole in peaks),
+            "tokens_per_second": tokens_per_second,
+        },
+        "basis": "torch.cuda.max_memory_allocated" if on_gpu else "VmHWM less resident memory after import",
+        "cpus": os.cpu_count(),
+    }
+    with suppress(OSError):
+        write_json(run.path / FILE_NAME, outcome)
+
+
+def _shape(resolved: Resolved, plan: Plan) -> Shape:
+    model = resolved.config.model
+    count = count_parameters(model, plan.vocab_size)
+    body = (count.total - count.embedding * (1 if model.tie_word_embeddings else 2)) // model.num_hidden_layers
+    return Shape(model, plan.vocab_size, plan.sequence_length, count.total, max(count.embedding, body))
+
+
+def _setup(resolved: Resolved, plan: Plan, engine: Engine, world: World, *, on_gpu: bool) -> Setup | None:
+    """None where the planner cannot read the run's DeepSpeed file."""
+    cfg = resolved.config
+    given: dict[str, Any] = {
+        "ranks": world.size,
+        "ranks_per_node": world.local_size,
+        "micro": plan.micro_batch,
+        "accumulation": plan.accumulation,
+        "precision": engine.precision,
+        "checkpointing": cfg.train.gradient_checkpointing,
+        "loss": "stock" if cfg.train.loss_kernel == "stock" else "chunked",
+        "device": "cuda" if on_gpu else "cpu",
+    }
+    if cfg.deepspeed.config is None:
+        return Setup(recipe="ddp", stage=0, **given)
+    try:
+        return setup_from_recipe(cfg.deepspeed.config, hidden_size=cfg.model.hidden_size, **given)
+    except ConfigError:
+        return None
+
+
+def _speed(resolved: Resolved, plan: Plan, setup: Setup, world: World, device: str) -> float | None:
+    """Tokens/s over all ranks, on a calibrated CPU or a GPU that the planner knows; None elsewhere."""
+    known = read_calibration()
+    gpu: Gpu | None
+    if setup.device == "cpu":
+        gpu = cpu_as_device(known, world.local_size, 0) if known is not None and known.kind == "cpu" else None
+    else:
+        gpu = gpu_by_driver_name(device)
+        gpu = apply_calibration(gpu, known, device) if gpu else None
+    if gpu is None:
+        return None
+    traffic = communication_per_step(plan.parameters, setup)
+    mfu = default_mfu(plan.parameters, setup.loss, gpu)
+    time = step_time(_shape(resolved, plan), setup, traffic, gpu, flops_per_token=plan.flops_per_token, mfu=mfu)
+    return plan.global_batch_tokens / time.total
