@@ -222,5 +222,7 @@ def eval_loader(
 def _options(workers: int) -> dict[str, Any]:
     options: dict[str, Any] = {"pin_memory": torch.cuda.is_available()}
     if workers:
-        options |= {"prefetch_factor": 4, "persistent_workers": True}
+        # fork, Linux's usual way, also where the process itself came from a fork server: torch looks at a loader process's
+        # parent to notice that the training was killed, and a fork server outlives it.
+        options |= {"prefetch_factor": 4, "persistent_workers": True, "multiprocessing_context": "fork"}
     return options
