@@ -93,6 +93,12 @@ def _check_schedule(train: TrainSection, origins: Mapping[str, Origin], problems
         got = where_of(origins, "train.lr_scheduler_type", "train.warmup_steps")
         fix = "train.lr_scheduler_type=constant_with_warmup"
         problems.add("The constant schedule has no warm-up, and warmup_steps is set.", got=got, fix=fix)
+    for name in ("lr_decay_share", "lr_decay_type"):
+        changed = getattr(train, name) != TrainSection.model_fields[name].default
+        if schedule != "warmup_stable_decay" and changed and origins[f"train.{name}"].is_user:
+            got = where_of(origins, f"train.{name}", "train.lr_scheduler_type")
+            fix = "train.lr_scheduler_type=warmup_stable_decay"
+            problems.add(f"The {schedule} schedule has no {name}.", got=got, fix=fix)
     if schedule != "cosine_with_min_lr" and origins["train.min_lr_ratio"].is_user:
         got = where_of(origins, "train.min_lr_ratio", "train.lr_scheduler_type")
         # The default written out, as in config.resolved.yaml, asks for nothing.

@@ -56,7 +56,7 @@ ADVICE: dict[str, str] = {
     "use_cpu": "leave it out: the CPU is used where there is no GPU",
     "no_cuda": "leave it out: the CPU is used where there is no GPU",
     "data_seed": "run.seed, which also seeds the order of the data",
-    "lr_scheduler_kwargs": "train.min_lr_ratio, with train.lr_scheduler_type=cosine_with_min_lr",
+    "lr_scheduler_kwargs": "train.min_lr_ratio (cosine_with_min_lr), train.lr_decay_share and train.lr_decay_type (warmup_stable_decay)",
     "config_name": "model.preset=NAME (`wikillm presets`), or single keys such as model.hidden_size=512",
     "config_overrides": "single keys such as model.hidden_size=512",
     "dataset_name": "data.path=FILE, data.preset=NAME, or data.path with a glob",

@@ -190,8 +190,14 @@ class TrainSection(Section):
     """Horizon in passes over the training data."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate."""
-    lr_scheduler_type: Literal["cosine", "cosine_with_min_lr", "linear", "constant", "constant_with_warmup"] = "cosine"
-    """Schedule after warm-up."""
+    lr_scheduler_type: Literal[
+        "cosine", "cosine_with_min_lr", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"
+    ] = "cosine"
+    """Schedule after warm-up; warmup_stable_decay keeps the peak and decays at the end (arXiv:2404.06395)."""
+    lr_decay_share: float = Field(default=0.2, gt=0, le=1)
+    """Share of all steps that warmup_stable_decay decays over, down to 0."""
+    lr_decay_type: Literal["1-sqrt", "linear"] = "1-sqrt"
+    """Shape of that decay; 1-sqrt was the better of the two in arXiv:2405.18392."""
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     """Final share of the peak, for cosine_with_min_lr."""
     warmup_steps: float = Field(default=200, ge=0)

@@ -6,6 +6,7 @@ Step k (from 1) uses the scheduler's value after k - 1 steps: step 1 of a warm-u
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 from wikillm.config.schema import TrainSection
 
@@ -17,6 +18,10 @@ def learning_rate_at(train: TrainSection, step: int, *, max_steps: int, warmup_s
         return train.learning_rate * done / warmup_steps
     if kind in ("constant", "constant_with_warmup"):
         return train.learning_rate
+    if kind == "warmup_stable_decay":
+        decay = decay_steps(train, max_steps=max_steps, warmup_steps=warmup_steps)
+        progress = max(0, done - (max_steps - decay)) / max(1, decay)
+        return train.learning_rate * (1 - (math.sqrt(progress) if train.lr_decay_type == "1-sqrt" else progress))
     progress = (done - warmup_steps) / max(1, max_steps - warmup_steps)
     if kind == "linear":
         return train.learning_rate * max(0.0, 1 - progress)
@@ -24,6 +29,15 @@ def learning_rate_at(train: TrainSection, step: int, *, max_steps: int, warmup_s
     if kind == "cosine_with_min_lr":
         factor = factor * (1 - train.min_lr_ratio) + train.min_lr_ratio
     return train.learning_rate * factor
+
+
+def decay_steps(train: TrainSection, *, max_steps: int, warmup_steps: int) -> int:
+    """Steps that warmup_stable_decay decays over: its share of all steps, rounded up, at most those after warm-up.
+
+    The decay ends one step after the last, so that the last step still has a rate above 0.
+    """
+    share = math.ceil(Fraction(str(train.lr_decay_share)) * max_steps)  # as a decimal: 0.2 x 15 is 3, not 4
+    return min(share, max_steps - warmup_steps)
 
 
 def five_points(train: TrainSection, *, max_steps: int, warmup_steps: int) -> dict[int, float]:

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from wikillm.config.schema import RunConfig, TrainSection
 from wikillm.plan.run_plan import Plan
+from wikillm.plan.schedule import decay_steps
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -44,7 +45,7 @@ def to_training_arguments(
         max_steps=plan.max_steps,
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.lr_scheduler_type,
-        lr_scheduler_kwargs=_scheduler_kwargs(train),
+        lr_scheduler_kwargs=_scheduler_kwargs(train, plan),
         warmup_steps=plan.warmup_steps,
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,
@@ -95,8 +96,13 @@ def _quieten_libraries() -> None:
     )
 
 
-def _scheduler_kwargs(train: TrainSection) -> dict[str, Any]:
-    return {"min_lr_rate": train.min_lr_ratio} if train.lr_scheduler_type == "cosine_with_min_lr" else {}
+def _scheduler_kwargs(train: TrainSection, plan: Plan) -> dict[str, Any]:
+    if train.lr_scheduler_type == "cosine_with_min_lr":
+        return {"min_lr_rate": train.min_lr_ratio}
+    if train.lr_scheduler_type == "warmup_stable_decay":
+        decay = decay_steps(train, max_steps=plan.max_steps, warmup_steps=plan.warmup_steps)
+        return {"num_decay_steps": decay, "decay_type": train.lr_decay_type}
+    return {}
 
 
 def _checkpointing(train: TrainSection) -> dict[str, Any]:

@@ -144,6 +144,7 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         (["train.warmup_steps=3.5"], "neither a share nor whole steps"),
         (["train.min_lr_ratio=0.2"], "has no min_lr_ratio"),
         (["train.lr_scheduler_type=constant", "--warmup_steps=5"], "constant schedule has no warm-up"),
+        (["train.lr_decay_share=0.1"], "cosine schedule has no lr_decay_share"),
         (["model.vocab_size=0"], "number of rows"),
         (["train.learning_rate=nan"], "train.learning_rate"),
         (["run.name=../x"], "run.name"),
