@@ -218,6 +218,8 @@ class TrainSection(Section):
     """Output projection and loss: chunked keeps no logits, stock is Hugging Face's; auto is chunked where it runs."""
     compile: Literal["off", "layers"] = "off"
     """layers: torch.compile makes one graph of the decoder layer, in a minute at the first step. Not with ZeRO-3."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Coefficient of logsumexp^2, added to the training loss and logged apart from it; PaLM's is 1e-4. 0: none."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
     logging_steps: int = Field(default=10, ge=1)

@@ -27,12 +27,14 @@ def linear_cross_entropy(
     count: torch.Tensor | float = 1,
     ignore_index: int = -100,
     z_loss: float = 0.0,
+    z_out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Loss as in `reference.linear_cross_entropy`, a float32 scalar (float64 for float64 inputs).
 
     Args:
         chunk_rows: rows whose logits exist at a time.
         count: what the sum is divided by; a tensor stays on its device.
+        z_out: a scalar that receives the z-loss's part of the result, detached: for a log, without a sync.
 
     Without a gradient to compute only the loss is. Under autocast the products run in autocast's type.
     """
@@ -40,12 +42,21 @@ def linear_cross_entropy(
     divisor = torch.as_tensor(count, device=hidden_NH.device)
     options = (ignore_index, z_loss, chunk_rows)
     if with_grad:
-        loss: torch.Tensor = _Chunked.apply(hidden_NH, weight_VH, labels_N, divisor, *options)  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = _Chunked.apply(hidden_NH, weight_VH, labels_N, divisor, z_out, *options)  # type: ignore[no-untyped-call]
         return loss
-    total, _, _ = _walk(
+    total, z_total, _, _ = _walk(
         hidden_NH.detach(), weight_VH.detach(), labels_N, *options, grad_hidden=False, grad_weight=False
     )
-    return total / divisor
+    return _result(total, z_total, divisor, z_out)
+
+
+def _result(
+    total: torch.Tensor, z_total: torch.Tensor, divisor: torch.Tensor, z_out: torch.Tensor | None
+) -> torch.Tensor:
+    """The loss, with the z-loss's part copied out where it is asked for."""
+    if z_out is not None:
+        z_out.copy_(z_total / divisor)
+    return (total + z_total) / divisor
 
 
 class _Chunked(torch.autograd.Function):
@@ -56,11 +67,12 @@ class _Chunked(torch.autograd.Function):
         weight_VH: torch.Tensor,
         labels_N: torch.Tensor,
         divisor: torch.Tensor,
+        z_out: torch.Tensor | None,
         ignore_index: int,
         z_loss: float,
         chunk_rows: int,
     ) -> torch.Tensor:
-        total, grad_NH, grad_VH = _walk(
+        total, z_total, grad_NH, grad_VH = _walk(
             hidden_NH,
             weight_VH,
             labels_N,
@@ -73,7 +85,7 @@ class _Chunked(torch.autograd.Function):
         ctx.gradients = grad_NH, grad_VH
         ctx.types = hidden_NH.dtype, weight_VH.dtype
         ctx.save_for_backward(divisor)
-        return total / divisor
+        return _result(total, z_total, divisor, z_out)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
@@ -86,7 +98,7 @@ class _Chunked(torch.autograd.Function):
             grad_NH = (grad_NH.to(factor.dtype) * factor).to(ctx.types[0])
         if grad_VH is not None:
             grad_VH = grad_VH.mul_(factor).to(ctx.types[1])
-        return grad_NH, grad_VH, None, None, None, None, None
+        return grad_NH, grad_VH, None, None, None, None, None, None
 
 
 def _walk(
@@ -99,8 +111,9 @@ def _walk(
     *,
     grad_hidden: bool,
     grad_weight: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Sum of the losses, and the gradients of that sum: the hidden's in the products' type, the weight's wide."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Sums of the cross entropies and of the z-losses, and the gradients of both together: the hidden's in the
+    products' type, the weight's wide."""
     device_type = hidden_NH.device.type
     if torch.is_autocast_enabled(device_type):
         narrow = torch.get_autocast_dtype(device_type)
@@ -109,6 +122,7 @@ def _walk(
     n_rows, vocab = hidden_NH.shape[0], weight_VH.shape[0]
     chunk_rows = max(1, min(chunk_rows, n_rows))
     total = torch.zeros((), dtype=wide, device=hidden_NH.device)
+    z_total = torch.zeros_like(total)
     grad_NH = torch.empty_like(hidden_NH, memory_format=torch.contiguous_format) if grad_hidden else None
     grad_VH = torch.zeros(weight_VH.shape, dtype=wide, device=weight_VH.device) if grad_weight else None
     buffer_CV = torch.empty(chunk_rows, vocab, dtype=hidden_NH.dtype, device=hidden_NH.device)
@@ -120,10 +134,9 @@ def _walk(
             labels_C1 = torch.where(has_label_C1, labels_C.unsqueeze(1), 0)
             logits_CV = torch.mm(hidden_CH, weight_VH.t(), out=buffer_CV[: len(labels_C)])
             prob_CV, lse_C1, label_logit_C1 = _softmax(logits_CV, labels_C1, wide)
-            loss_C1 = lse_C1 - label_logit_C1
+            total += torch.where(has_label_C1, lse_C1 - label_logit_C1, 0.0).sum()
             if z_loss:
-                loss_C1 = loss_C1 + z_loss * lse_C1.square()
-            total += torch.where(has_label_C1, loss_C1, 0.0).sum()
+                z_total += torch.where(has_label_C1, z_loss * lse_C1.square(), 0.0).sum()
             if grad_NH is None and grad_VH is None:
                 continue
             if z_loss:
@@ -136,7 +149,7 @@ def _walk(
             if grad_VH is not None:
                 # Rows without a label are left out here, on C x H values, rather than on C x V.
                 _add_product(grad_VH, prob_CV, hidden_CH * has_label_C1)
-    return total, grad_NH, grad_VH
+    return total, z_total, grad_NH, grad_VH
 
 
 def _softmax(

@@ -24,6 +24,7 @@ from transformers.utils import can_return_tuple
 
 from wikillm.core.errors import WikiLLMError
 from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY, Choice, LossKernel, choose_linear_cross_entropy
+from wikillm.models.z_loss import ZLoss, add_to_stock_loss
 
 SUPPORTED = (Qwen2ForCausalLM, Qwen3ForCausalLM)
 LOSS = "linear cross entropy"
@@ -37,20 +38,25 @@ def patches(model: nn.Module) -> tuple[str, ...]:
     return () if mark is None else (mark[0],)
 
 
-def patch_loss(model: PreTrainedModel, wanted: LossKernel = "auto", *, rows: int, device_type: str) -> Choice:
+def patch_loss(
+    model: PreTrainedModel, wanted: LossKernel = "auto", *, rows: int, device_type: str, z_loss: ZLoss | None = None
+) -> Choice:
     """Let `model` compute its loss as `dispatch` chooses; "stock" leaves it as it is. Returns the choice.
 
     Args:
         rows: tokens per micro-step, for the choice and what is said about it; other batches work too.
+        z_loss: added to the loss in training, in the fused operation or to Hugging Face's loss.
 
     Raises WikiLLMError for a model whose forward is not known here, and for one that is patched already.
     """
     choice = choose_linear_cross_entropy(wanted, rows=rows, vocab=int(model.config.vocab_size), device_type=device_type)
     if choice.name == "stock":
+        if z_loss is not None:
+            add_to_stock_loss(model, z_loss)
         return choice
     _check(model)
     head: Any = model.lm_head
-    head.forward = MethodType(_mark(_head_forward(head.forward, choice.name), choice.name), head)
+    head.forward = MethodType(_mark(_head_forward(head.forward, choice.name, z_loss), choice.name), head)
     forward = _loss_forward(model.forward)
     model.forward = MethodType(_mark(forward, choice.name), model)  # type: ignore[method-assign]
     return choice
@@ -99,7 +105,7 @@ def _mark(function: Callable[..., Any], implementation: str) -> Callable[..., An
     return function
 
 
-def _head_forward(stock: Callable[..., Any], name: str) -> Callable[..., torch.Tensor]:
+def _head_forward(stock: Callable[..., Any], name: str, z: ZLoss | None) -> Callable[..., torch.Tensor]:
     """lm_head(hidden) is the projection it was; lm_head(hidden, labels, count) is the loss."""
     implementation, _ = LINEAR_CROSS_ENTROPY[name]
 
@@ -121,9 +127,11 @@ def _head_forward(stock: Callable[..., Any], name: str) -> Callable[..., torch.T
             vocab=head.weight.shape[0],
             device_type=hidden.device.type,
         )
-        return implementation(
-            hidden_NH, head.weight, labels_N, count=count, ignore_index=_IGNORED, chunk_rows=choice.chunk_rows
-        )
+        options: dict[str, Any] = {"count": count, "ignore_index": _IGNORED, "chunk_rows": choice.chunk_rows}
+        if z is not None and head.training:  # an evaluation's loss is the cross entropy
+            z.latest = torch.zeros((), device=hidden.device)
+            options |= {"z_loss": z.coefficient, "z_out": z.latest}
+        return implementation(hidden_NH, head.weight, labels_N, **options)
 
     return forward
 

@@ -20,6 +20,7 @@ from wikillm.data.mixture import SourceUse
 from wikillm.data.order import SampleOrder
 from wikillm.data.store import Store
 from wikillm.evals.loss import HeldOutLoss
+from wikillm.models.z_loss import ZLoss
 from wikillm.observe.peak import PeakMemory
 from wikillm.plan.batch import split_batch
 from wikillm.plan.horizon import count_sequences, refuse_small_corpus
@@ -69,6 +70,7 @@ class Job:
     group: ControlGroup
     signals: StopSignals
     peak: PeakMemory
+    z_loss: ZLoss | None = None
     trainer: WikiTrainer | None = None
     report: ReportCallback | None = None
     limit: TimeLimitCallback | None = None
@@ -103,6 +105,7 @@ class Job:
             [limit, health, saving, report, samples, garbage],
             first_step=point.step if point else 0,
             consumed_samples=point.consumed_samples if point else 0,
+            z_loss=self.z_loss,
         )
         trainer.remove_callback(PrinterCallback)
         health.trainer = report.trainer = samples.trainer = trainer

@@ -16,6 +16,7 @@ from wikillm.core.world import World
 from wikillm.models.build import build_model
 from wikillm.models.compile import compile_layers
 from wikillm.models.patch import LOSS, patch_loss
+from wikillm.models.z_loss import ZLoss
 from wikillm.observe.peak import PeakMemory
 from wikillm.plan.run_plan import make_plan
 from wikillm.train.arguments import to_training_arguments
@@ -67,11 +68,12 @@ def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = 
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
         model = build_model(cfg.model, plan.vocab_size, args, eos_id=store.manifest.tokenizer.eos_id, seed=cfg.run.seed)
         rows = plan.micro_batch * plan.sequence_length
-        choice = patch_loss(model, cfg.train.loss_kernel, rows=rows, device_type=args.device.type)
+        z_loss = ZLoss(cfg.train.z_loss) if cfg.train.z_loss else None
+        choice = patch_loss(model, cfg.train.loss_kernel, rows=rows, device_type=args.device.type, z_loss=z_loss)
         say(f"kernels    {LOSS}: {choice}")
         if cfg.train.compile == "layers":
             batches = {(size, plan.sequence_length) for size in (plan.micro_batch, args.per_device_eval_batch_size)}
             say(f"compile    {compile_layers(model, batches)} layers, at the first step (about a minute)")
-        job = Job(resolved, plan, engine, store, world, run, identity, group, signals, peak)
+        job = Job(resolved, plan, engine, store, world, run, identity, group, signals, peak, z_loss)
         end.step = lambda: job.step
         return job.train(model, args, point, allow_change=allow_change)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.loader import BatchShape, DocumentMask, Order, Tokens, eval_loader, train_loader
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
+from wikillm.models.z_loss import ZLoss
 from wikillm.train.control import ControlGroup, StopSignals
 
 
@@ -52,6 +53,7 @@ class WikiTrainer(Trainer):
         consumed_samples: samples that optimizer steps have used up, over all ranks. The state of the data.
         data_seconds: time this rank has waited for batches.
         last_loss: this rank's loss at its latest micro-step, on the device (no sync).
+        z_loss_sum: what the z-loss has added on this rank since it was last logged, on the device.
         held_out: result of the latest evaluation, over all held-out streams.
         held_out_of: the same by source of a mixture.
     """
@@ -67,11 +69,13 @@ class WikiTrainer(Trainer):
         *,
         first_step: int = 0,
         consumed_samples: int = 0,
+        z_loss: ZLoss | None = None,
     ) -> None:
         super().__init__(model=model, args=args, callbacks=callbacks)
         self.data, self.control_group, self.signals = data, control_group, signals
         self.first_step, self._consumed_before = first_step, consumed_samples
         self.data_seconds = 0.0
+        self.z_loss, self.z_loss_sum = z_loss, torch.zeros((), device=args.device)
         self.last_loss: torch.Tensor | None = None
         self.held_out: HeldOutLoss | None = None
         self.held_out_of: dict[str, HeldOutLoss] = {}
@@ -114,8 +118,22 @@ class WikiTrainer(Trainer):
         return batches, torch.tensor(targets, device=device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        self.last_loss = super().training_step(*args, **kwargs)
-        return self.last_loss
+        """One micro-step; what it returns is logged as the loss: the cross entropy, without the z-loss."""
+        loss = super().training_step(*args, **kwargs)
+        if self.z_loss is not None and self.z_loss.latest is not None:
+            part = self.z_loss.latest * self.accelerator.num_processes  # as HF scales the loss it averages over ranks
+            self.z_loss_sum += part
+            loss = loss - part.to(loss.dtype)
+        self.last_loss = loss
+        return loss
+
+    def mean_z_loss(self, steps: int) -> float | None:
+        """The z-loss per optimizer step since the last call, over all ranks; None in a run without it. (all ranks)"""
+        if self.z_loss is None:
+            return None
+        mean = self.control_group.sum(float(self.z_loss_sum))[0] / self.accelerator.num_processes / max(1, steps)
+        self.z_loss_sum.zero_()
+        return mean
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss on each held-out stream and on all; a stop request ends it early on all ranks. (all ranks)"""

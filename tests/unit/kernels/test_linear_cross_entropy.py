@@ -184,3 +184,15 @@ def test_a_label_outside_the_vocabulary_is_an_error() -> None:
     labels[3] = 12
     with pytest.raises((RuntimeError, IndexError)):
         linear_cross_entropy(hidden, weight, labels, chunk_rows=4)
+
+
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_the_z_loss_is_also_given_apart(with_grad: bool) -> None:
+    hidden, weight, labels = inputs(30, 8, 41, size=0.5)
+    hidden.requires_grad_(with_grad)
+    part = torch.zeros((), dtype=torch.float64)
+    whole = linear_cross_entropy(hidden, weight, labels, chunk_rows=7, count=30, z_loss=0.01, z_out=part)
+    plain = reference.linear_cross_entropy(hidden, weight, labels, count=30)
+    lse = torch.logsumexp(hidden.detach() @ weight.t(), -1)[labels != IGNORED]
+    assert float(part) == pytest.approx(float(0.01 * lse.square().sum() / 30), rel=1e-12)
+    assert float(whole.detach() - part) == pytest.approx(float(plain), rel=1e-12)

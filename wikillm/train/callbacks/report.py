@@ -65,7 +65,7 @@ class ReportCallback(TrainerCallback):
         )
         self._tokens_at_start, self._seconds_at_start = self.meter.tokens, self.meter.train_seconds
         self._table, self._lines = LogTable(plan.max_steps, has_mfu=peak is not None), 0
-        self._waited = 0.0
+        self._waited, self._logged_step = 0.0, point.step if point else 0
         self.sinks: list[Sink] = []
         if world.is_main:
             self.sinks = [JsonlSink(run.path), _tracker(cfg, run, identity)]
@@ -113,6 +113,9 @@ class ReportCallback(TrainerCallback):
         state.log_history.clear()  # metrics.jsonl is the record; HF's list would grow into every checkpoint
         if "loss" not in logs:
             return
+        steps = state.global_step - self._logged_step
+        self._logged_step = state.global_step
+        z_loss = self.trainer.mean_z_loss(steps) if self.trainer else None
         reading = self.meter.read().as_metrics()
         values = {
             **reading,
@@ -125,6 +128,8 @@ class ReportCallback(TrainerCallback):
             values[names.of_source(names.SOURCE_SAMPLES, source.name)] = source.samples
             values[names.of_source(names.SOURCE_TOKENS, source.name)] = source.tokens
             values[names.of_source(names.SOURCE_EPOCHS, source.name)] = round(source.epochs, 6)
+        if z_loss is not None:
+            values[names.Z_LOSS] = z_loss
         if "grad_norm" in logs:
             values[names.GRAD_NORM] = float(logs["grad_norm"])
         self.last_loss = values[names.LOSS]

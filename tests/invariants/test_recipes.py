@@ -1,0 +1,72 @@
+"""Training recipes (schedule, z-loss, Muon, EMA): the same run on every engine, and stopped and resumed alike.
+
+What L1 and L2 mean stands in test_equal_runs.py.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.programs import tensor_digest, train_with_options
+from harness.ranks import run_ranks
+
+WSD = ["train.lr_scheduler_type=warmup_stable_decay", "train.lr_decay_share=0.5"]
+
+
+def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
+    """The main rank's result; all ranks must end with the same code."""
+    results = run_ranks(train_with_options, world, words, options)
+    assert len({r["code"] for r in results}) == 1, [r["message"] for r in results]
+    return dict(results[0])
+
+
+def worst(a: dict[int, float], b: dict[int, float]) -> float:
+    """The largest relative difference of two series."""
+    assert a.keys() == b.keys() and a
+    return max(abs(a[s] - b[s]) / abs(b[s]) for s in a)
+
+
+def assert_resumes(world: int, recipe: str | None, words: list[str], again: list[str], folders: list[Path]) -> None:
+    """Stopped at step 3 and resumed equals the uninterrupted run, bit for bit. `words` and `again` differ in run.dir."""
+    whole = run(world, words, deepspeed=recipe)
+    assert whole["code"] == 0, whole["message"]
+    assert run(world, again, deepspeed=recipe, signal_at=2)["code"] == 75
+    resumed = run(world, again, deepspeed=recipe, resume="auto")
+    assert resumed["code"] == 0, resumed["message"]
+    assert resumed["losses"] == whole["losses"] and resumed["eval"] == whole["eval"]
+    assert len({tensor_digest(folder / "checkpoints" / "checkpoint-8") for folder in folders}) == 1
+
+
+def metrics(run_dir: Path, name: str) -> dict[int, float]:
+    records = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
+    return {record["step"]: record[name] for record in records}
+
+
+def test_schedule_and_z_loss_resume_bit_identical_and_are_logged_as_planned(words: Any, tmp_path: Path) -> None:
+    """The rates in the log are the plan's; the z-loss is logged apart, and `loss` and evaluation do not contain it."""
+    from wikillm.config.load import load
+    from wikillm.plan.schedule import learning_rate_at
+
+    more = [*WSD, "train.z_loss=0.01"]
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    assert_resumes(2, "zero1", words(whole, *more), words(parts, *more), [whole, parts])
+    train = load(None, words(whole, *more)).config.train
+    planned = {step: learning_rate_at(train, step, max_steps=8, warmup_steps=2) for step in range(1, 9)}
+    assert metrics(whole, "learning_rate") == pytest.approx(planned)
+    z_loss, loss = metrics(whole, "z_loss"), metrics(whole, "loss")
+    assert metrics(parts, "z_loss") == z_loss
+    # logits are near 0 at the start: logsumexp is ln(vocabulary), and so is the loss
+    assert z_loss[1] == pytest.approx(0.01 * loss[1] ** 2, rel=0.02)
+
+
+def test_the_z_loss_is_the_same_fused_and_stock_and_on_two_ranks(words: Any, tmp_path: Path) -> None:
+    more = ["train.z_loss=0.01", "train.max_steps=4", "train.eval_steps=4"]
+    fused = run(2, words(tmp_path / "fused", *more), deepspeed="zero3")
+    stock = run(1, words(tmp_path / "stock", *more, "train.loss_kernel=stock"))
+    assert fused["code"] == stock["code"] == 0, fused["message"] + stock["message"]
+    assert worst(fused["losses"], stock["losses"]) < 2e-5
+    assert worst(metrics(tmp_path / "fused", "z_loss"), metrics(tmp_path / "stock", "z_loss")) < 2e-5
+    assert fused["eval"] == pytest.approx(stock["eval"], rel=2e-5)
