@@ -70,3 +70,6 @@ def test_the_z_loss_is_the_same_fused_and_stock_and_on_two_ranks(words: Any, tmp
     assert worst(fused["losses"], stock["losses"]) < 2e-5
     assert worst(metrics(tmp_path / "fused", "z_loss"), metrics(tmp_path / "stock", "z_loss")) < 2e-5
     assert fused["eval"] == pytest.approx(stock["eval"], rel=2e-5)
+
+
+MUON = ["train.optimizer=muon", "train.max_grad_norm=0", "train.muon_learning_rate=0.01", "train.learning_rate=3e-3"]

@@ -23,6 +23,7 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     _check_schedule(config.train, origins, problems)
     _check_document_mask(config, origins, problems)
     check_mixture(config.data, origins, problems)
+    _check_muon(config.train, origins, problems)
     fraction = config.data.val_fraction
     if isinstance(fraction, float) and not 0 < fraction < 1:
         got = f"{fraction:g} ({where_of(origins, 'data.val_fraction')})"
@@ -82,6 +83,29 @@ def _check_document_mask(config: RunConfig, origins: Mapping[str, Origin], probl
         what = "Flash attention with a document mask gets another number of lengths in every batch: each would compile anew."
         got = where_of(origins, "train.document_mask", "model.attn_implementation", "train.compile")
         problems.add(what, got=got, fix="train.compile=off, or model.attn_implementation=sdpa")
+
+
+def _check_muon(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
+    if train.optimizer != "muon":
+        for name in ("muon_learning_rate", "muon_momentum"):
+            changed = getattr(train, name) != TrainSection.model_fields[name].default
+            if changed and origins[f"train.{name}"].is_user:
+                got = where_of(origins, f"train.{name}", "train.optimizer")
+                problems.add(f"{name} has no effect with {train.optimizer}.", got=got, fix="train.optimizer=muon")
+        return
+    if train.max_grad_norm > 0:
+        problems.add(
+            "Muon and clipping do not go together: DeepSpeed clips Muon's orthogonal update, whose norm is that of "
+            "its shape, and so would cut the step and not an outlier.",
+            got=f"max_grad_norm={train.max_grad_norm:g} ({where_of(origins, 'train.max_grad_norm', 'train.optimizer')})",
+            fix="train.max_grad_norm=0",
+        )
+    if train.precision == "fp16":
+        problems.add(
+            "Muon is not supported in fp16: its momentum would be kept in fp16, and was not checked there.",
+            got=where_of(origins, "train.precision", "train.optimizer"),
+            fix="train.precision=bf16 (or fp32), or train.optimizer=adamw",
+        )
 
 
 def _check_schedule(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:

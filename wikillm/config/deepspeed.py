@@ -37,6 +37,7 @@ class DeepSpeedFacts:
     eps: float
     weight_decay: float
     has_gpu: bool
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 @dataclass(frozen=True, slots=True)

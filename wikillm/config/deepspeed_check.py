@@ -35,6 +35,7 @@ def check_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts | None = None) ->
     if facts is not None:
         _check_against_run(file, facts, problems)
         _check_hardware(file, facts, problems)
+        _check_muon(file, facts, problems)
     problems.raise_if_any()
 
 
@@ -265,6 +266,36 @@ def _check_hardware(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Proble
                 got=f"{file.where(path)} = {_show(file.get(path))}",
                 fix="--deepspeed zero3",
             )
+
+
+def _check_muon(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Problems) -> None:
+    """What DeepSpeed's Muon cannot be combined with; an optimizer block would give it one flat list of parameters."""
+    kind = file.get("optimizer.type")
+    if str(kind).lower() == "muon" or (kind is not None and facts.optimizer == "muon"):
+        problems.add(
+            "The optimizer of a Muon run is made from train.*, so that weight decay spares norms and biases.",
+            got=f"{file.where('optimizer')} = {_show(kind)}, train.optimizer={facts.optimizer}",
+            fix="remove the block; train.optimizer=muon train.max_grad_norm=0",
+        )
+    if facts.optimizer != "muon":
+        return
+    wrong = {
+        "zero_optimization.offload_optimizer": file.get("zero_optimization.offload_optimizer.device", "none") != "none",
+        "zero_optimization.offload_param": file.get("zero_optimization.offload_param.device", "none") != "none",
+        "zero_optimization.zero_quantized_gradients": not is_off(file.get("zero_optimization.zero_quantized_gradients")),
+    }
+    for path in (path for path, found in wrong.items() if found):
+        problems.add(
+            f"Muon does not go together with {path.rsplit('.', 1)[-1]} here.",
+            got=file.where(path),
+            fix="--deepspeed zero1, zero2 or zero3; or train.optimizer=adamw",
+        )
+    if facts.precision == "fp16":
+        problems.add(
+            "Muon is not supported in fp16.",
+            got="train.precision=fp16, or auto on a GPU without bf16",
+            fix="train.precision=fp32, or train.optimizer=adamw",
+        )
 
 
 def _show(value: Any) -> str:

@@ -39,6 +39,7 @@ def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDee
     _fill_hidden_size(config["zero_optimization"], facts, notes)
     _fill_zero3(config["zero_optimization"], facts, notes)
     _place_optimizer(config, facts, notes)
+    _place_muon(config["zero_optimization"], facts, notes)
     _set_quietly(config, facts, notes)
     left = sorted(_autos(config))
     assert not left, f'"auto" is allowed in a place that nothing fills: {left}'
@@ -135,6 +136,13 @@ def _use_optimizer_block(block: dict[str, Any], offloads: bool, facts: DeepSpeed
         f"the JSON's {kind} block replaces Hugging Face's AdamW: DeepSpeed gets one flat list of parameters, "
         "so weight decay also reaches norms and biases (remove the block to exempt them)"
     )
+
+
+def _place_muon(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
+    """Newton-Schulz needs whole gradients: ZeRO-3 must reduce them to all ranks (DeepSpeed raises otherwise)."""
+    if facts.optimizer == "muon" and zero["stage"] == 3:
+        zero["reduce_scatter"] = False
+        notes.append("reduce_scatter=false: Muon needs whole gradients at ZeRO-3, which doubles their traffic")
 
 
 def _set_quietly(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:

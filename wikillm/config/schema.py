@@ -202,6 +202,12 @@ class TrainSection(Section):
     """Final share of the peak, for cosine_with_min_lr."""
     warmup_steps: float = Field(default=200, ge=0)
     """Steps of linear warm-up; below 1 a share of all steps."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the layers' matrices, AdamW for embeddings, head, norms and biases; needs max_grad_norm=0."""
+    muon_learning_rate: float = Field(default=0.02, gt=0)
+    """Muon's peak learning rate, beside learning_rate for AdamW's share; both follow the schedule."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's momentum (Nesterov)."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay; norms and biases are exempt."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)

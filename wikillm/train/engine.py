@@ -53,6 +53,12 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
         check_compiler()
     precision, has_gpu = resolve_precision(cfg.train.precision), torch.cuda.is_available()
     if cfg.deepspeed.config is None:
+        if cfg.train.optimizer == "muon" and precision == "fp16":
+            raise ConfigError(
+                "Muon is not supported in fp16.",
+                got="train.precision=auto, and this GPU has no bf16",
+                fix="train.precision=fp32, or train.optimizer=adamw",
+            )
         return Engine(precision, None, ())
     facts = DeepSpeedFacts(
         micro_batch=plan.micro_batch,
@@ -67,6 +73,7 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
         eps=cfg.train.adam_epsilon,
         weight_decay=cfg.train.weight_decay,
         has_gpu=has_gpu,
+        optimizer=cfg.train.optimizer,
     )
     resolved = resolve_deepspeed(read_deepspeed(cfg.deepspeed.config), facts)
     engine = Engine(precision, resolved.json, resolved.notes)

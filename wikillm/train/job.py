@@ -33,6 +33,7 @@ from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
 from wikillm.train.control import ControlGroup, StopSignals
 from wikillm.train.engine import Engine
+from wikillm.train.optimizer import muon_settings
 from wikillm.train.outcome import record_outcome
 from wikillm.train.records import record_data
 from wikillm.train.resume import ResumePoint, check_same_run, check_same_tokens
@@ -106,6 +107,7 @@ class Job:
             first_step=point.step if point else 0,
             consumed_samples=point.consumed_samples if point else 0,
             z_loss=self.z_loss,
+            muon=muon_settings(cfg.train) if cfg.train.optimizer == "muon" else None,
         )
         trainer.remove_callback(PrinterCallback)
         health.trainer = report.trainer = samples.trainer = trainer
@@ -173,6 +175,7 @@ class Job:
             "window_shards": self.resolved.config.data.window_shards,
             "precision": self.engine.precision,
             "zero_stage": self.engine.zero_stage,
+            "optimizer": self.resolved.config.train.optimizer,
             "world_size": self.world.size,
         }
 

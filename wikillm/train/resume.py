@@ -30,7 +30,9 @@ FACTS = {
     "precision": "train.precision",
     "zero_stage": "--deepspeed",
     "world_size": "the number of processes",
+    "optimizer": "train.optimizer",
 }
+BEFORE = {"document_mask": "off", "optimizer": "adamw"}  # what a checkpoint means that was written before the fact was
 CHANGEABLE = (
     "max_steps",
     "global_batch_sequences",
@@ -102,13 +104,13 @@ def check_same_run(point: ResumePoint, facts: dict[str, Any], *, allow_change: b
     Raises:
         CheckpointError: with every difference, the setting behind it, and what can be done.
     """
-    before = {"document_mask": "off", **point.state}  # a checkpoint older than the key
-    changed = {name for name in FACTS if before.get(name) != facts[name]}
+    then = {name: point.state.get(name, BEFORE.get(name)) for name in FACTS}
+    changed = {name for name in FACTS if then[name] != facts[name]}
     if allow_change:
         changed -= set(CHANGEABLE)
     if not changed:
         return
-    lines = [f"{n}: {before.get(n)} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
+    lines = [f"{n}: {then[n]} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
     if changed <= set(CHANGEABLE):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"
     else:

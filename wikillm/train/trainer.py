@@ -20,6 +20,7 @@ from wikillm.data.loader import BatchShape, DocumentMask, Order, Tokens, eval_lo
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
 from wikillm.train.control import ControlGroup, StopSignals
+from wikillm.train.optimizer import MuonSettings, build_muon, parameter_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,13 @@ class WikiTrainer(Trainer):
         first_step: int = 0,
         consumed_samples: int = 0,
         z_loss: ZLoss | None = None,
+        muon: MuonSettings | None = None,
     ) -> None:
         super().__init__(model=model, args=args, callbacks=callbacks)
         self.data, self.control_group, self.signals = data, control_group, signals
         self.first_step, self._consumed_before = first_step, consumed_samples
         self.data_seconds = 0.0
+        self.muon = muon
         self.z_loss, self.z_loss_sum = z_loss, torch.zeros((), device=args.device)
         self.last_loss: torch.Tensor | None = None
         self.held_out: HeldOutLoss | None = None
@@ -83,6 +86,16 @@ class WikiTrainer(Trainer):
     @property
     def consumed_samples(self) -> int:
         return self._consumed_before + (self.state.global_step - self.first_step) * self.data.shape.global_batch
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """HF's AdamW, or Muon with AdamW for what is no hidden matrix."""
+        if self.muon is None or self.optimizer is not None:
+            created: torch.optim.Optimizer = super().create_optimizer(model)
+            return created
+        target = self.model if model is None else model
+        groups = parameter_groups(target, self.get_decay_parameter_names(target), self.muon)
+        self.optimizer = build_muon(groups, under_deepspeed=self.is_deepspeed_enabled)
+        return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # Not prepared by accelerate: it would share the batches out over the ranks a second time.

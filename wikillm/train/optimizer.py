@@ -1,0 +1,149 @@
+"""Muon for the weight matrices, AdamW for embeddings, output head, norms and biases: one optimizer for a run.
+
+Muon (https://kellerjordan.github.io/posts/muon/): momentum m = b m + (1 - b) g, Nesterov g + b (m - g), its nearest
+orthogonal matrix by five Newton-Schulz steps in bf16, times sqrt(max(1, rows / columns)), decoupled weight decay.
+Without DeepSpeed torch's Muon steps, under ZeRO 0 to 3 DeepSpeed's with `ns_method="standard"`: the same rule; the
+roundings inside Newton-Schulz differ (addmm against separate products, both in bf16), so losses agree to about 1e-3.
+
+DeepSpeed's Muon is built here and not by an "optimizer" block of the JSON: DeepSpeed then has one flat list of
+parameters, and weight decay would reach norms and biases. It looks for the class and for `use_muon` on parameters.
+AdamW's groups come first: the learning rate in the log is AdamW's; the schedule scales both alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from wikillm.config.schema import TrainSection
+from wikillm.core.errors import MachineError
+
+DEEPSPEED_SINCE = (0, 19, 8)
+"""0.19.0's ZeRO-3 steps the momentum at every micro-step, and its stage 0 never orthogonalises: plain SGD."""
+_NOT_HIDDEN = ("embed_tokens", "lm_head")
+
+
+@dataclass(frozen=True, slots=True)
+class MuonSettings:
+    """`adam_*`, `learning_rate` and `weight_decay` are AdamW's; the decay is also that of Muon's matrices."""
+
+    muon_learning_rate: float
+    momentum: float
+    learning_rate: float
+    weight_decay: float
+    adam_betas: tuple[float, float]
+    adam_eps: float
+
+
+def muon_settings(train: TrainSection) -> MuonSettings:
+    """The run's settings in one value."""
+    return MuonSettings(
+        muon_learning_rate=train.muon_learning_rate,
+        momentum=train.muon_momentum,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        adam_betas=(train.adam_beta1, train.adam_beta2),
+        adam_eps=train.adam_epsilon,
+    )
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon trains it: a matrix of a layer, by its whole shape also where ZeRO-3 has partitioned it."""
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return len(shape) == 2 and not any(part in name for part in _NOT_HIDDEN)
+
+
+def parameter_groups(model: nn.Module, decayed: Iterable[str], settings: MuonSettings) -> list[dict[str, Any]]:
+    """AdamW with decay (embeddings, head), AdamW without (norms, biases), Muon; groups without parameters are left out.
+
+    Args:
+        decayed: names of the parameters that weight decay reaches.
+    """
+    names, decays = dict(model.named_parameters()), set(decayed)
+    hidden = {name for name, parameter in names.items() if is_hidden_matrix(name, parameter)}
+    for name, parameter in names.items():
+        parameter.use_muon = name in hidden  # type: ignore[attr-defined]  # what DeepSpeed looks for
+    adam = {"lr": settings.learning_rate, "betas": settings.adam_betas, "eps": settings.adam_eps, "use_muon": False}
+    muon = {"lr": settings.muon_learning_rate, "momentum": settings.momentum, "use_muon": True}
+    chosen: list[tuple[set[str], dict[str, Any]]] = [
+        ((set(names) - hidden) & decays, adam | {"weight_decay": settings.weight_decay}),
+        (set(names) - hidden - decays, adam | {"weight_decay": 0.0}),
+        (hidden, muon | {"weight_decay": settings.weight_decay}),
+    ]
+    return [
+        {"params": [names[name] for name in names if name in members], **options}
+        for members, options in chosen
+        if members
+    ]
+
+
+def build_muon(groups: list[dict[str, Any]], *, under_deepspeed: bool) -> torch.optim.Optimizer:
+    """The optimizer for `parameter_groups`. Raises MachineError where torch or DeepSpeed is too old."""
+    fused = all(p.is_cuda for group in groups for p in group["params"]) and torch.cuda.is_available()
+    if not under_deepspeed:
+        return MuonAndAdamW(groups, fused=fused)
+    found = version("deepspeed")
+    if tuple(int(part) for part in found.split("+")[0].split(".")[:3]) < DEEPSPEED_SINCE:
+        wanted = ".".join(map(str, DEEPSPEED_SINCE))
+        raise MachineError(
+            "This DeepSpeed's Muon does not compute Muon at every ZeRO stage.",
+            got=f"DeepSpeed {found}",
+            fix=f"pip install 'deepspeed>={wanted}', or train.optimizer=adamw",
+        )
+    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+
+    if not fused:
+        # DeepSpeed compiles its Newton-Schulz: minutes of a C++ compiler on CPU, for products that take no longer eager.
+        torch.compiler.set_stance("force_eager")
+    groups = [group | ({"ns_method": "standard"} if group["use_muon"] else {}) for group in groups]
+    optimizer: torch.optim.Optimizer = MuonWithAuxAdam(
+        groups, adam_optimizer=torch.optim.AdamW, adam_optimizer_kwargs={"fused": fused}
+    )
+    return optimizer
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """torch's Muon and torch's AdamW behind one interface: one list of groups, one state, one state_dict."""
+
+    def __init__(self, groups: list[dict[str, Any]], *, fused: bool = False) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise MachineError("This torch has no Muon.", got=f"torch {torch.__version__}", fix="torch 2.9 or newer")
+        super().__init__(groups, {})
+        self._adam = self._part(torch.optim.AdamW, use_muon=False, fused=fused)
+        self._muon = self._part(torch.optim.Muon, use_muon=True, nesterov=True, adjust_lr_fn="original")
+        self._share()
+
+    def _part(self, kind: Callable[..., torch.optim.Optimizer], *, use_muon: bool, **options: Any) -> Any:
+        """An optimizer over our groups of one kind; its options become keys of those groups."""
+        groups = [group for group in self.param_groups if group["use_muon"] is use_muon]
+        if not groups:
+            return None
+        part = kind([dict(group) for group in groups], **options)
+        for ours, theirs in zip(groups, part.param_groups, strict=True):
+            for key, value in theirs.items():
+                ours.setdefault(key, value)
+        return part
+
+    def _share(self) -> None:
+        """Both parts step on our groups and in our state, also after the schedule or a checkpoint replaced them."""
+        for part, use_muon in ((self._adam, False), (self._muon, True)):
+            if part is not None:
+                part.param_groups = [group for group in self.param_groups if group["use_muon"] is use_muon]
+                part.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._share()
+        for part in (self._adam, self._muon):
+            if part is not None:
+                part.step()
+        return loss
