@@ -5,6 +5,7 @@ RUN/checkpoints/
     wikillm_manifest.json    size and sha256 of every other file
     wikillm_state.json       what the run needs to go on (step, consumed samples, store, tracker id)
     model.safetensors ...    what Hugging Face and DeepSpeed write
+    ema/rank_N.safetensors   with train.ema_decay: each rank's share of the weights' moving average
   .staging/checkpoint-300/   being written; never looked at by a reader
   .deleting-checkpoint-100/  on its way out
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 
 MANIFEST = "wikillm_manifest.json"
 STATE = "wikillm_state.json"
+AVERAGE = "ema"
 STAGING = ".staging"
 DELETING = ".deleting-"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 HELP = "Write a run as a standard Hugging Face folder."
@@ -24,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: what the model was trained in"
     )
+    parser.add_argument("--ema", action="store_true", help="the moving average of the weights (train.ema_decay)")
     parser.add_argument("--tokenizer", metavar="DIR", help="folder with tokenizer.json. Default: the run's own")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
@@ -36,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoint = find_complete(Path(args.run))
     facts = read_facts(checkpoint)
-    target = Path(args.to) if args.to else Path("exports") / f"{facts.name}-{facts.step}"
+    if args.ema:
+        facts = replace(facts, training={**facts.training, "weights": "moving average of the run's (train.ema_decay)"})
+    target = Path(args.to) if args.to else Path("exports") / f"{facts.name}-{facts.step}{'-ema' if args.ema else ''}"
     tokenizer = Path(args.tokenizer) if args.tokenizer else find_tokenizer(checkpoint)
     check_target(target)
     plan = {"checkpoint": str(checkpoint), "tokenizer": str(tokenizer), "folder": str(target)}
@@ -48,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.json:
         print(f"reading    {checkpoint}", flush=True)
-    done = export_model(checkpoint, target, dtype=args.dtype, tokenizer_dir=tokenizer, facts=facts, verified=True)
+    done = export_model(
+        checkpoint, target, dtype=args.dtype, tokenizer_dir=tokenizer, facts=facts, verified=True, ema=args.ema
+    )
     if args.json:
         written = {"parameters": done.parameters, "tensors": done.tensors, "dtype": done.dtype, "bytes": done.size}
         print(json.dumps(plan | written))

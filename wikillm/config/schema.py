@@ -161,6 +161,8 @@ class ModelSection(Section):
     """Epsilon of RMSNorm."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights."""
+    zero_init_outputs: bool = False
+    """Start o_proj and down_proj at 0, so that each layer begins as the identity (arXiv:1901.09321)."""
     vocab_size: int | Literal["auto"] = "auto"
     """Rows of the embedding; auto is 151936 for Qwen2's tokenizer and otherwise its length rounded up to 128."""
     init_from: str | None = None
@@ -228,6 +230,10 @@ class TrainSection(Section):
     """Coefficient of logsumexp^2, added to the training loss and logged apart from it; PaLM's is 1e-4. 0: none."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more compute."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Keep a moving average of the weights with this decay, for `wikillm export --ema`; 0: none. Not with ZeRO-3."""
+    ema_start: float = Field(default=0.8, ge=0, lt=1)
+    """Share of the steps after which the average begins."""
     logging_steps: int = Field(default=10, ge=1)
     """Optimizer steps between log lines."""
     eval_steps: int | None = Field(default=None, ge=1)

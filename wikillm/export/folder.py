@@ -22,7 +22,7 @@ from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, files_below, rename_durably, write_atomic, write_json
 from wikillm.export.card import ExportFacts, render_card
 from wikillm.export.target import MARK, check_target
-from wikillm.export.weights import Weights, as_stored, check_written, fit, read_weights, skeleton, write_weights
+from wikillm.export.weights import Weights, as_stored, check_written, fit, read_average, read_weights, skeleton, write_weights
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
@@ -54,6 +54,7 @@ def export_model(
     facts: ExportFacts,
     dtype: str | None = None,
     verified: bool = False,
+    ema: bool = False,
 ) -> Exported:
     """Export a complete checkpoint to `target`.
 
@@ -64,6 +65,7 @@ def export_model(
         facts: for the model card.
         dtype: float32, bfloat16 or float16; None keeps the type the model was trained in.
         verified: the caller has just checked the checkpoint's manifest.
+        ema: take the moving average of the weights (train.ema_decay) instead of the weights.
 
     Raises:
         CheckpointError: the checkpoint is damaged or does not fit its config.json.
@@ -75,7 +77,8 @@ def export_model(
     chosen = _pick_dtype(dtype, config)
     _check_tokenizer(tokenizer_dir)
     model = skeleton(config)
-    weights = as_stored(fit(read_weights(checkpoint, verified=verified), model, checkpoint), chosen)
+    read = read_average(checkpoint) if ema else read_weights(checkpoint, verified=verified)
+    weights = as_stored(fit(read, model, checkpoint), chosen)
     stored = next(iter(weights.values())).dtype
     _finish_config(config, type(model).__name__, stored)
     parameters = sum(tensor.numel() for tensor in weights.values())

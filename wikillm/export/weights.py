@@ -20,6 +20,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from wikillm.checkpoints.layout import AVERAGE
 from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError, Problems
 
@@ -53,6 +54,18 @@ def read_weights(checkpoint: Path, *, verified: bool) -> Weights:
     if not verified:
         verify(checkpoint)
     return _consolidate(checkpoint, tag)
+
+
+def read_average(checkpoint: Path) -> Weights:
+    """The moving average of the weights in a checkpoint, in float32. Raises CheckpointError where there is none."""
+    files = sorted((checkpoint / AVERAGE).glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(
+            f"{checkpoint} holds no moving average of the weights.",
+            got=f"no {AVERAGE}/ in it",
+            fix="leave out --ema; or train with train.ema_decay=0.999 and take a checkpoint after train.ema_start",
+        )
+    return {name: tensor for file in files for name, tensor in read_safetensors(file)}
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -70,7 +70,7 @@ def _create(config: PreTrainedConfig, section: ModelSection, seed: int) -> PreTr
     with no_init_weights():
         model = _from_config(config, dtype=torch.float32, attn_implementation=section.attn_implementation)
     model.tie_weights()
-    initialise_weights(model, seed, section.initializer_range)
+    initialise_weights(model, seed, section.initializer_range, zero_outputs=section.zero_init_outputs)
     return model
 
 

@@ -17,8 +17,14 @@ import torch
 from torch import nn
 
 
-def initialise_weights(model: nn.Module, seed: int, std: float) -> None:
+OUTPUTS = ("o_proj.weight", "down_proj.weight")
+"""What writes into the residual stream: at 0, every layer starts as the identity (Fixup, arXiv:1901.09321)."""
+
+
+def initialise_weights(model: nn.Module, seed: int, std: float, *, zero_outputs: bool = False) -> None:
     """Set every parameter of `model` in place. A tied parameter is set once, under its first name. (all ranks)
+
+    `zero_outputs` leaves OUTPUTS at 0; the other weights are the same with and without it.
 
     Raises ValueError for a parameter whose role its name does not tell.
     """
@@ -27,7 +33,9 @@ def initialise_weights(model: nn.Module, seed: int, std: float) -> None:
             is_partitioned = hasattr(parameter, "ds_id")
             with _whole(parameter) if is_partitioned else nullcontext():
                 if not is_partitioned or _rank() == 0:
-                    parameter.copy_(initial_values(name, parameter.shape, seed, std))
+                    is_zero = zero_outputs and name.endswith(OUTPUTS)
+                    start = torch.zeros(parameter.shape) if is_zero else initial_values(name, parameter.shape, seed, std)
+                    parameter.copy_(start)
 
 
 def initial_values(name: str, shape: torch.Size, seed: int, std: float) -> torch.Tensor:

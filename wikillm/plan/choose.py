@@ -112,7 +112,7 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
     both = (train.gradient_checkpointing,) if "train.gradient_checkpointing" in pins else (False, True)
     for recipe in recipes:
         for checkpointing in both:
-            yield setup_from_recipe(
+            setup = setup_from_recipe(
                 recipe,
                 hidden_size=job.shape.model.hidden_size,
                 ranks=ranks,
@@ -124,6 +124,15 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
                 loss=job.loss,
                 device=machine.gpu.device,
             )
+            setup = replace(setup, muon=train.optimizer == "muon", ema=train.ema_decay > 0)
+            if "deepspeed.config" in pins or _goes_with_recipe(setup):
+                yield setup
+
+
+def _goes_with_recipe(setup: Setup) -> bool:
+    """Muon excludes offload and quantized traffic, the average of the weights ZeRO-3 (the run refuses them too)."""
+    offloads = setup.offload_optimizer or setup.offload_param
+    return not (setup.muon and (offloads or setup.quantized)) and not (setup.ema and setup.stage == 3)
 
 
 def _best_micro(

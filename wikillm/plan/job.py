@@ -58,7 +58,14 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
             f"A {gpu.name} has no bf16.", got=where_of(resolved.origins, "train.precision"), fix="train.precision=fp16"
         )
     return Job(
-        shape=Shape(model, vocab_size, train.sequence_length, count.total, max(count.embedding, body)),
+        shape=Shape(
+            model,
+            vocab_size,
+            train.sequence_length,
+            count.total,
+            max(count.embedding, body),
+            hidden_matrices=count.matmul - count.embedding,
+        ),
         sequences=batch.sequences,
         tokens=batch.tokens,
         max_steps=steps,

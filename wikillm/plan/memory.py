@@ -9,6 +9,7 @@ bf16 optimizer and its stages 1-3 keep 32-bit gradients or copies of them beside
     2        2 Psi     6 Psi / N   12 Psi / N    upper end: 16-bit share and its 32-bit copy at the step
     3        2 Psi/N   4 Psi / N   12 Psi / N    and the gathered layers, counted under buckets
 
+Muon's matrices lack one moment (4 Psi) at stages 0 and 3; train.ema_decay adds 4 Psi / N.
 In fp32 weights and gradients have 4 bytes, the moments 8, and the stages 1-3 keep a copy (4) of their share.
 DeepSpeed's own estimator leaves activations, logits, buckets and context out.
 """
@@ -52,6 +53,7 @@ class Memory:
 def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
     """The peak of one rank, in bytes."""
     weights, gradients, optimizer = _states(shape.parameters, setup)
+    optimizer += _muon_saves(shape, setup) + (4 * -(-shape.parameters // setup.ranks) if setup.ema else 0)
     tokens = setup.micro * shape.sequence_length
     held = {
         "weights": weights,
@@ -126,6 +128,13 @@ def _states(psi: int, setup: Setup) -> tuple[int, int, int]:
     if setup.quantized:
         weights += width * -(-psi // setup.ranks_per_node)  # hpZ: each node holds all weights once more
     return weights, 0 if setup.offload_optimizer else 4 * share, optimizer
+
+
+def _muon_saves(shape: Shape, setup: Setup) -> int:
+    """Muon has one moment (4 bytes) where AdamW has two; DeepSpeed's stages 1 and 2 keep a staged copy of it instead."""
+    if not setup.muon or setup.stage in (1, 2):
+        return 0
+    return -4 * -(-shape.hidden_matrices // (setup.ranks if setup.stage == 3 else 1))
 
 
 def _buckets(shape: Shape, setup: Setup) -> int:

@@ -57,7 +57,8 @@ def to_json(
 ) -> dict[str, Any]:
     """The whole plan: the first of `choices` is the one to take."""
     train = resolved.config.train
-    checkpoint = CHECKPOINT_BYTES * job.shape.parameters
+    checkpoint = (CHECKPOINT_BYTES + (4 if train.ema_decay else 0)) * job.shape.parameters
+    checkpoint -= 4 * job.shape.hidden_matrices if train.optimizer == "muon" else 0  # one moment, not two
     return {
         "basis": ESTIMATE,
         "calibration": calibration,

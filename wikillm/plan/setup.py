@@ -29,6 +29,7 @@ class Shape:
     sequence_length: int
     parameters: int
     largest_module: int
+    hidden_matrices: int = 0  # elements that Muon trains, where it does
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class Setup:
     overlap: bool = False  # a second reduce bucket fills while the first is sent
     max_live: int = 1_000_000_000  # ZeRO-3: gathered weights that may stay, in elements
     device: Device = "cuda"
+    muon: bool = False
+    ema: bool = False
 
     @property
     def bytes_per_weight(self) -> int:

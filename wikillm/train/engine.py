@@ -83,6 +83,18 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
             got=f"train.compile=layers, {cfg.deepspeed.config}",
             fix="train.compile=off, or --deepspeed zero2 where the weights fit",
         )
+    if cfg.train.ema_decay and engine.zero_stage == 3:
+        raise ConfigError(
+            "The moving average of the weights needs whole weights on every rank, and ZeRO-3 has none.",
+            got=f"train.ema_decay={cfg.train.ema_decay:g} with {cfg.deepspeed.config}",
+            fix="--deepspeed zero2, or train.ema_decay=0",
+        )
+    if cfg.train.compile == "layers" and cfg.train.optimizer == "muon" and not has_gpu:
+        raise ConfigError(
+            "train.compile=layers does not go with DeepSpeed's Muon on CPU, which runs with compilation switched off.",
+            got=f"train.compile=layers, train.optimizer=muon, {cfg.deepspeed.config}",
+            fix="train.compile=off, or leave out --deepspeed",
+        )
     return engine
 
 

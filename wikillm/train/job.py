@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from wikillm.plan.batch import split_batch
 from wikillm.plan.horizon import count_sequences, refuse_small_corpus
 from wikillm.plan.run_plan import Plan
 from wikillm.train.callbacks.checkpoint import CheckpointCallback
+from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.health import HealthCallback
 from wikillm.train.callbacks.limit import TimeLimitCallback
@@ -103,7 +106,7 @@ class Job:
             data,
             self.group,
             self.signals,
-            [limit, health, saving, report, samples, garbage],
+            [limit, health, *self._average(point), saving, report, samples, garbage],
             first_step=point.step if point else 0,
             consumed_samples=point.consumed_samples if point else 0,
             z_loss=self.z_loss,
@@ -160,8 +163,17 @@ class Job:
         self.signals.limit = self.limit.reason
         return self.limit
 
+    def _average(self, point: ResumePoint | None) -> list[EmaCallback]:
+        """The callback that averages the weights, where the run wants one; it begins with those of a whole step."""
+        train = self.resolved.config.train
+        if not train.ema_decay:
+            return []
+        start = math.ceil(Fraction(str(train.ema_start)) * self.plan.max_steps)
+        return [EmaCallback(train.ema_decay, start, self.world, self.run.staging, point.checkpoint if point else None)]
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint of this run is tied to (see resume.FACTS)."""
+        train = self.resolved.config.train
         return {
             "store": self.store.manifest.fingerprint,
             "mixture": self.store.mixture.describe() if self.store.mixture else None,
@@ -175,7 +187,8 @@ class Job:
             "window_shards": self.resolved.config.data.window_shards,
             "precision": self.engine.precision,
             "zero_stage": self.engine.zero_stage,
-            "optimizer": self.resolved.config.train.optimizer,
+            "optimizer": train.optimizer,
+            "ema": f"{train.ema_decay:g} from {train.ema_start:g}" if train.ema_decay else "off",
             "world_size": self.world.size,
         }
 

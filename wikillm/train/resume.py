@@ -31,8 +31,10 @@ FACTS = {
     "zero_stage": "--deepspeed",
     "world_size": "the number of processes",
     "optimizer": "train.optimizer",
+    "ema": "train.ema_decay, train.ema_start",
 }
-BEFORE = {"document_mask": "off", "optimizer": "adamw"}  # what a checkpoint means that was written before the fact was
+# what a checkpoint means that was written before the fact was
+BEFORE = {"document_mask": "off", "optimizer": "adamw", "ema": "off"}
 CHANGEABLE = (
     "max_steps",
     "global_batch_sequences",

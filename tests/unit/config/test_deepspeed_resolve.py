@@ -16,6 +16,7 @@ import pytest
 
 from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed, shipped_names
 from wikillm.config.deepspeed_resolve import ResolvedDeepSpeed, resolve_deepspeed
+from wikillm.core.errors import ConfigError
 
 CPU = DeepSpeedFacts(
     micro_batch=4,
@@ -276,3 +277,36 @@ json.dump({
     "offloads": bool(engine.optimizer.cpu_offload),
 }, open(folder / "result.json", "w"))
 """
+
+
+def test_muon_reduces_whole_gradients_at_stage_3_only(tmp_path: Path) -> None:
+    muon = replace(CPU, optimizer="muon", max_grad_norm=0.0)
+    zero3 = resolve(tmp_path, muon, zero_optimization={"stage": 3, "reduce_scatter": True})
+    assert zero3.json["zero_optimization"]["reduce_scatter"] is False
+    assert any("Muon needs whole gradients" in note for note in zero3.notes)
+    zero2 = resolve(tmp_path, muon, zero_optimization={"stage": 2, "reduce_scatter": True})
+    assert zero2.json["zero_optimization"]["reduce_scatter"] is True
+    assert "optimizer" not in zero2.json and zero2.json["gradient_clipping"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("facts", "changes", "message"),
+    [
+        ({"optimizer": "adamw"}, {"optimizer": {"type": "Muon", "params": {}}}, "remove the block; train.optimizer=muon"),
+        ({"optimizer": "muon"}, {"optimizer": {"type": "AdamW", "params": {}}}, "made from train"),
+        (
+            {"optimizer": "muon"},
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer here",
+        ),
+        (
+            {"optimizer": "muon", "has_gpu": True},
+            {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}},
+            "zero_quantized_gradients here",
+        ),
+        ({"optimizer": "muon", "has_gpu": True, "precision": "fp16"}, {}, "not supported in fp16"),
+    ],
+)
+def test_what_muon_excludes(facts: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(tmp_path, replace(CPU, **facts), **changes)

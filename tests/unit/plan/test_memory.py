@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from wikillm.config.load import load
 from wikillm.kernels import dispatch
+from wikillm.plan.choose import Machine, rank_choices
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
 from wikillm.plan.job import describe_job
@@ -131,3 +132,25 @@ def test_one_rank_sends_nothing_and_zero3_plus_sends_little_between_nodes() -> N
     assert communication_per_step(PSI_7B, setup("zero0", 1)).inside_node == 0
     plain, plus = (communication_per_step(PSI_7B, setup(name, 16)) for name in ("zero3", "zero3_plus"))
     assert plus.between_nodes == pytest.approx(plain.between_nodes / 4, rel=1e-6)
+
+
+@pytest.mark.parametrize(("recipe", "over"), [("zero0", 1), ("zero1", 0), ("zero2", 0), ("zero3", 8)])
+def test_muon_lacks_one_moment_of_the_hidden_matrices(recipe: str, over: int) -> None:
+    """Not at stages 1 and 2, where DeepSpeed stages a copy of the momentum."""
+    adamw, muon = (memory_per_rank(SHAPE, setup(recipe, muon=wanted)) for wanted in (False, True))
+    assert 0.8 * PSI_7B < SHAPE.hidden_matrices < 0.9 * PSI_7B
+    assert adamw.optimizer - muon.optimizer == pytest.approx(4 * SHAPE.hidden_matrices / over if over else 0, abs=8)
+    assert replace(adamw, optimizer=0, fragmentation=0) == replace(muon, optimizer=0, fragmentation=0)
+
+
+def test_the_average_is_shared_out_over_the_ranks() -> None:
+    plain, ema = (memory_per_rank(SHAPE, setup("zero2", ema=wanted)) for wanted in (False, True))
+    assert ema.optimizer - plain.optimizer == pytest.approx(4 * PSI_7B / 8, abs=8)
+
+
+def test_recipes_that_the_run_would_refuse_are_not_planned() -> None:
+    words = ["train.optimizer=muon", "train.max_grad_norm=0", "train.ema_decay=0.999"]
+    resolved = load("pretrain-0.5b", words)
+    job = describe_job(resolved, ranks=8, gpu=find_gpu("h100"))
+    choices = rank_choices(resolved, job, Machine(find_gpu("h100"), 1, 8, 2**40))
+    assert {choice.setup.recipe for choice in choices} == {"zero0", "zero1", "zero2"}

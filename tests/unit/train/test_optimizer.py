@@ -1,0 +1,144 @@
+"""Muon: which parameter goes where, the rule against float64, and torch's and DeepSpeed's steps beside each other."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from harness.tiny_model import tiny_model
+from torch import nn
+
+from wikillm.train.optimizer import MuonAndAdamW, MuonSettings, build_muon, parameter_groups
+
+SETTINGS = MuonSettings(
+    muon_learning_rate=0.02,
+    momentum=0.9,
+    learning_rate=3e-3,
+    weight_decay=0.1,
+    adam_betas=(0.9, 0.95),
+    adam_eps=1e-8,
+)
+
+
+class Tiny(nn.Module):
+    """The names and ranks of parameters that matter, with a tall, a wide and a square matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(11, 6)
+        self.tall, self.wide, self.square = nn.Linear(6, 24), nn.Linear(24, 6, bias=False), nn.Linear(6, 6, bias=False)
+        self.norm = nn.LayerNorm(6, bias=False)
+        self.lm_head = nn.Linear(6, 11, bias=False)
+
+
+DECAYED = ["embed_tokens.weight", "tall.weight", "wide.weight", "square.weight", "lm_head.weight"]
+
+
+@pytest.fixture
+def model() -> Tiny:
+    torch.manual_seed(0)
+    return Tiny()
+
+
+def set_gradients(model: nn.Module, step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * 0.3
+
+
+def train(model: nn.Module, *, under_deepspeed: bool, steps: int = 4) -> dict[str, torch.Tensor]:
+    optimizer = build_muon(parameter_groups(model, DECAYED, SETTINGS), under_deepspeed=under_deepspeed)
+    for step in range(steps):
+        set_gradients(model, step)
+        optimizer.step()
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_matrices_of_layers_and_nothing_else_get_muon(model: Tiny) -> None:
+    groups = parameter_groups(model, DECAYED, SETTINGS)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [sorted(names[id(parameter)] for parameter in group["params"]) for group in groups]
+    assert found == [
+        ["embed_tokens.weight", "lm_head.weight"],
+        ["norm.weight", "tall.bias"],
+        ["square.weight", "tall.weight", "wide.weight"],
+    ]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.1]
+    assert [group["lr"] for group in groups] == [3e-3, 3e-3, 0.02]
+
+
+def test_every_parameter_of_a_qwen_model_has_one_group() -> None:
+    model: Any = tiny_model()
+    groups = parameter_groups(model, [n for n, p in model.named_parameters() if p.ndim == 2], SETTINGS)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    shapes = {tuple(parameter.shape) for parameter in groups[-1]["params"]}
+    assert len(groups[-1]["params"]) == 7 * model.config.num_hidden_layers, shapes
+
+
+def newton_schulz(matrix: torch.Tensor) -> torch.Tensor:
+    """Five quintic steps in float64, with the coefficients of Muon's post."""
+    x = matrix.double() / (matrix.double().norm() + 1e-7)
+    x = x.T if matrix.shape[0] > matrix.shape[1] else x
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+@pytest.mark.parametrize("under_deepspeed", [False, True])
+def test_the_rule_is_the_published_one(under_deepspeed: bool, model: Tiny) -> None:
+    """Each step of every matrix against float64; what remains is bf16's rounding inside Newton-Schulz (1 to 4 %)."""
+    weights = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+    momenta = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    start = copy.deepcopy(weights)
+    for step in range(4):
+        set_gradients(model, step)
+        for name in ("tall.weight", "wide.weight", "square.weight"):
+            gradient = model.get_parameter(name).grad.double()  # type: ignore[union-attr]
+            momenta[name].lerp_(gradient, 0.1)
+            update = newton_schulz(gradient.lerp(momenta[name], 0.9))
+            rows, columns = update.shape
+            weights[name].mul_(1 - 0.02 * 0.1).sub_(0.02 * math.sqrt(max(1, rows / columns)) * update)
+    found = train(model, under_deepspeed=under_deepspeed)
+    for name in ("tall.weight", "wide.weight", "square.weight"):
+        error = (found[name].double() - weights[name]).norm() / (weights[name] - start[name]).norm()
+        assert error < 0.06, name
+
+
+def test_torch_and_deepspeed_step_alike(model: Tiny) -> None:
+    """AdamW's share is bit-equal; Muon's to bf16's rounding."""
+    other, start = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    plain, deepspeed = train(model, under_deepspeed=False), train(other, under_deepspeed=True)
+    for name, weight in plain.items():
+        if name in ("tall.weight", "wide.weight", "square.weight"):
+            error = (weight - deepspeed[name]).norm() / (weight - start[name]).norm()
+            assert error < 0.06, name
+        else:
+            assert torch.equal(weight, deepspeed[name]), name
+
+
+def test_state_goes_through_a_checkpoint_bit_by_bit(model: Tiny) -> None:
+    other = copy.deepcopy(model)
+    whole = train(model, under_deepspeed=False, steps=4)
+    first = MuonAndAdamW(parameter_groups(other, DECAYED, SETTINGS))
+    for step in range(2):
+        set_gradients(other, step)
+        first.step()
+    second = MuonAndAdamW(parameter_groups(other, DECAYED, SETTINGS))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for step in range(2, 4):
+        set_gradients(other, step)
+        second.step()
+    assert all(torch.equal(whole[name], parameter) for name, parameter in other.named_parameters())
+
+
+def test_a_schedule_scales_both(model: Tiny) -> None:
+    optimizer = MuonAndAdamW(parameter_groups(model, DECAYED, SETTINGS))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    set_gradients(model, 0)
+    optimizer.step()
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
