@@ -127,7 +127,9 @@ def run(folder: Path, args: argparse.Namespace, words: list[str], seed: int) -> 
 
 def tune(folder: Path, args: argparse.Namespace, arm: Arm) -> dict[float, float]:
     """Rate -> held-out loss, with the tuning seed."""
-    return {rate: run(folder, args, [*arm.words, f"{arm.key}={rate:g}"], TUNING_SEED) for rate in arm.rates[: args.rates]}
+    return {
+        rate: run(folder, args, [*arm.words, f"{arm.key}={rate:g}"], TUNING_SEED) for rate in arm.rates[: args.rates]
+    }
 
 
 def verdict(differences: list[float]) -> str:
@@ -163,7 +165,15 @@ def main() -> None:
         trials = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in row["trials"].items()) or "the baseline's"
         rows.append([row["arm"], trials, f"{row['rate']:g}", f"{statistics.mean(row['losses']):.4f}", f"{spread:.4f}",
                      "" if row is found[0] else " ".join(f"{d:+.4f}" for d in differences), row["verdict"]])  # fmt: skip
-    header = ("arm", f"trials (seed {TUNING_SEED})", "rate", "held-out loss", "seed std", "by seed, - baseline", "verdict")
+    header = (
+        "arm",
+        f"trials (seed {TUNING_SEED})",
+        "rate",
+        "held-out loss",
+        "seed std",
+        "by seed, - baseline",
+        "verdict",
+    )
     report(f"Recipes: {args.tokens:,} tokens, {args.seeds} seeds, nats per token", facts, header, rows, args.out)
 
 

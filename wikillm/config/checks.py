@@ -27,10 +27,10 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     if config.model.zero_init_outputs and config.model.init_from is not None:
         got = where_of(origins, "model.zero_init_outputs", "model.init_from")
         problems.add("zero_init_outputs has no effect on the weights of model.init_from.", got=got, fix="leave it out")
-    if not config.train.ema_decay and origins["train.ema_start"].is_user:
-        if config.train.ema_start != TrainSection.model_fields["ema_start"].default:
-            got = where_of(origins, "train.ema_start")
-            problems.add("ema_start has no effect without ema_decay.", got=got, fix="train.ema_decay=0.999")
+    is_default = config.train.ema_start == TrainSection.model_fields["ema_start"].default
+    if not config.train.ema_decay and origins["train.ema_start"].is_user and not is_default:
+        got = where_of(origins, "train.ema_start")
+        problems.add("ema_start has no effect without ema_decay.", got=got, fix="train.ema_decay=0.999")
     fraction = config.data.val_fraction
     if isinstance(fraction, float) and not 0 < fraction < 1:
         got = f"{fraction:g} ({where_of(origins, 'data.val_fraction')})"

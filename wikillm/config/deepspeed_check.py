@@ -282,7 +282,9 @@ def _check_muon(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Problems) 
     wrong = {
         "zero_optimization.offload_optimizer": file.get("zero_optimization.offload_optimizer.device", "none") != "none",
         "zero_optimization.offload_param": file.get("zero_optimization.offload_param.device", "none") != "none",
-        "zero_optimization.zero_quantized_gradients": not is_off(file.get("zero_optimization.zero_quantized_gradients")),
+        "zero_optimization.zero_quantized_gradients": not is_off(
+            file.get("zero_optimization.zero_quantized_gradients")
+        ),
     }
     for path in (path for path, found in wrong.items() if found):
         problems.add(

@@ -22,7 +22,16 @@ from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, files_below, rename_durably, write_atomic, write_json
 from wikillm.export.card import ExportFacts, render_card
 from wikillm.export.target import MARK, check_target
-from wikillm.export.weights import Weights, as_stored, check_written, fit, read_average, read_weights, skeleton, write_weights
+from wikillm.export.weights import (
+    Weights,
+    as_stored,
+    check_written,
+    fit,
+    read_average,
+    read_weights,
+    skeleton,
+    write_weights,
+)
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,

@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-
 OUTPUTS = ("o_proj.weight", "down_proj.weight")
 """What writes into the residual stream: at 0, every layer starts as the identity (Fixup, arXiv:1901.09321)."""
 
@@ -34,7 +33,9 @@ def initialise_weights(model: nn.Module, seed: int, std: float, *, zero_outputs:
             with _whole(parameter) if is_partitioned else nullcontext():
                 if not is_partitioned or _rank() == 0:
                     is_zero = zero_outputs and name.endswith(OUTPUTS)
-                    start = torch.zeros(parameter.shape) if is_zero else initial_values(name, parameter.shape, seed, std)
+                    start = (
+                        torch.zeros(parameter.shape) if is_zero else initial_values(name, parameter.shape, seed, std)
+                    )
                     parameter.copy_(start)
 
 

@@ -83,7 +83,10 @@ def parameter_groups(model: nn.Module, decayed: Iterable[str], settings: MuonSet
 
 
 def build_muon(groups: list[dict[str, Any]], *, under_deepspeed: bool) -> torch.optim.Optimizer:
-    """The optimizer for `parameter_groups`. Raises MachineError where torch or DeepSpeed is too old."""
+    """The optimizer for `parameter_groups`. Raises MachineError where torch or DeepSpeed is too old.
+
+    On CPU DeepSpeed's switches torch.compile off for this process.
+    """
     fused = all(p.is_cuda for group in groups for p in group["params"]) and torch.cuda.is_available()
     if not under_deepspeed:
         return MuonAndAdamW(groups, fused=fused)

@@ -92,7 +92,7 @@ class WikiTrainer(Trainer):
         if self.muon is None or self.optimizer is not None:
             created: torch.optim.Optimizer = super().create_optimizer(model)
             return created
-        target = self.model if model is None else model
+        target: Any = self.model if model is None else model
         groups = parameter_groups(target, self.get_decay_parameter_names(target), self.muon)
         self.optimizer = build_muon(groups, under_deepspeed=self.is_deepspeed_enabled)
         return self.optimizer

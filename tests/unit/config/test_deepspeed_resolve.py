@@ -292,7 +292,11 @@ def test_muon_reduces_whole_gradients_at_stage_3_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("facts", "changes", "message"),
     [
-        ({"optimizer": "adamw"}, {"optimizer": {"type": "Muon", "params": {}}}, "remove the block; train.optimizer=muon"),
+        (
+            {"optimizer": "adamw"},
+            {"optimizer": {"type": "Muon", "params": {}}},
+            "remove the block; train.optimizer=muon",
+        ),
         ({"optimizer": "muon"}, {"optimizer": {"type": "AdamW", "params": {}}}, "made from train"),
         (
             {"optimizer": "muon"},

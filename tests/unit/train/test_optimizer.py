@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,6 +36,13 @@ class Tiny(nn.Module):
 
 
 DECAYED = ["embed_tokens.weight", "tall.weight", "wide.weight", "square.weight", "lm_head.weight"]
+
+
+@pytest.fixture(autouse=True)
+def compilation_as_before() -> Iterator[None]:
+    """Building DeepSpeed's Muon on CPU switches torch.compile off for its process, and tests share one."""
+    yield
+    torch.compiler.set_stance("default")
 
 
 @pytest.fixture
