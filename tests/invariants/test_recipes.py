@@ -52,7 +52,7 @@ def test_schedule_and_z_loss_resume_bit_identical_and_are_logged_as_planned(word
 
     more = [*WSD, "train.z_loss=0.01"]
     parts, whole = tmp_path / "parts", tmp_path / "whole"
-    assert_resumes(2, "zero1", words(whole, *more), words(parts, *more), [whole, parts])
+    assert_resumes(1, None, words(whole, *more), words(parts, *more), [whole, parts])
     train = load(None, words(whole, *more)).config.train
     planned = {step: learning_rate_at(train, step, max_steps=8, warmup_steps=2) for step in range(1, 9)}
     assert metrics(whole, "learning_rate") == pytest.approx(planned)
