@@ -8,7 +8,7 @@ similarity s becomes a candidate with probability 1 - (1 - s^8)^16: 0.95 at 0.8,
 documents of similarity 0.6 are taken for 0.8 with a probability below 1e-5.
 
 Own code for the search, since the libraries' indexes hold every signature in Python objects or in memory: here
-the signatures stay on the disk, and memory is about 90 bytes per document (90 MB per million), and up to 200
+the signatures stay on the disk, and memory is, by count of the arrays, about 90 bytes per document (90 MB per million), and up to 200
 more for documents that share bands with others.
 """
 

@@ -2,8 +2,7 @@
 
 An example is one record of a JSON file (all its strings), one row of a CSV file, or one line of plain text. A text is
 dropped when it holds at least `share` of the distinct runs of some example, wherever they stand in it. Examples of fewer units than
-a run are looked for whole, down to `MIN_UNITS`; shorter ones cannot be told from ordinary text and are ignored, with a
-count in the log. Case, punctuation and white space do not matter. Memory: 24 bytes per run of the evaluation files.
+a run are looked for whole, down to `MIN_UNITS`; shorter ones cannot be told from ordinary text and are ignored. Case, punctuation and white space do not matter. Memory: 24 bytes per run of the evaluation files.
 """
 
 from __future__ import annotations
