@@ -15,6 +15,7 @@ from harness.ranks import run_ranks
 
 from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.checkpoints.manifest import verify
+from wikillm.plan.outcome import find_outcomes
 
 L2 = 2e-5
 
@@ -56,6 +57,9 @@ def test_two_ranks_of_any_stage_equal_one_rank(recipe: str | None, words: Any, b
 def test_any_micro_batch_gives_the_same_run(micro_batch: int, words: Any, baseline: Any, tmp_path: Path) -> None:
     more = f"train.per_device_train_batch_size={micro_batch}"
     assert_close(run(1, words(tmp_path / "run", more), deepspeed="zero2")["losses"], baseline["losses"], L2)
+    (outcome,), broken = find_outcomes([tmp_path])  # written by every run that reaches its horizon
+    assert not broken and outcome.setup["ranks"] == 1 and outcome.setup["engine"] == "ZeRO-2"
+    assert all(size is not None and size > 0 for size in outcome.memory) and (outcome.speed[1] or 0) > 0
 
 
 @pytest.mark.parametrize(("recipe", "world"), [("zero1", 1), (None, 2), ("zero3", 2)])

@@ -17,7 +17,8 @@ from wikillm.core.units import format_size
 from wikillm.plan.communication import Communication, communication_per_step
 from wikillm.plan.gpus import GPU_NAMES, Gpu, find_gpu
 from wikillm.plan.job import Job, describe_job, is_pinned
-from wikillm.plan.memory import Memory, host_bytes_per_rank, memory_per_rank
+from wikillm.plan.memory import host_bytes_per_rank, memory_per_rank
+from wikillm.plan.memory_parts import Memory
 from wikillm.plan.setup import Setup, setup_from_recipe
 from wikillm.plan.time import StepTime, default_mfu, step_time
 

@@ -1,4 +1,4 @@
-"""Memory of one rank by part, by formula: an estimate, which no GPU has confirmed yet.
+"""Memory of one rank by part, by formula: for GPUs an estimate, which none has confirmed yet (not run).
 
 With Psi parameters and N ranks, in 16-bit training with AdamW (ZeRO paper, arXiv 1910.02054, section 3; DeepSpeed's
 bf16 optimizer and its stages 1-3 keep 32-bit gradients or copies of them besides):
@@ -16,8 +16,8 @@ DeepSpeed's own estimator leaves activations, logits, buckets and context out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
+from wikillm.plan.memory_cpu import memory_on_cpu
+from wikillm.plan.memory_parts import Memory
 from wikillm.plan.params import head_width
 from wikillm.plan.setup import Setup, Shape
 
@@ -29,32 +29,13 @@ STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
 """Per logit at the peak of Hugging Face's own loss: 16-bit logits (2), their fp32 copy, its log-softmax, its gradient."""
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes on the GPU of one rank. `total` is the sum of the parts."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    loss: int
-    buckets: int
-    context: int
-    fragmentation: int
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts().values())
-
-    def parts(self) -> dict[str, int]:
-        return {field.name: int(getattr(self, field.name)) for field in fields(self)}
-
-
 def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
-    """The peak of one rank, in bytes."""
+    """The peak of one rank, in bytes. On a CPU by formulas that were fitted to measurements (`memory_cpu`)."""
     weights, gradients, optimizer = _states(shape.parameters, setup)
     optimizer += _muon_saves(shape, setup) + (4 * -(-shape.parameters // setup.ranks) if setup.ema else 0)
     tokens = setup.micro * shape.sequence_length
+    if setup.device == "cpu":
+        return memory_on_cpu(shape, setup, tokens * activation_bytes_per_token(shape, setup))
     held = {
         "weights": weights,
         "gradients": gradients,

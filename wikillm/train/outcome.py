@@ -44,7 +44,8 @@ def record_outcome(
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
     setup = _setup(resolved, plan, engine, world, on_gpu=on_gpu)
-    memory = memory_per_rank(_shape(resolved, plan), setup) if setup else None
+    has_formula = setup is not None and (on_gpu or engine.precision == "fp32")
+    memory = memory_per_rank(_shape(resolved, plan), setup) if setup and has_formula else None
     outcome = {
         "setup": {
             "device": device,

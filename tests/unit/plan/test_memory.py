@@ -15,7 +15,8 @@ from wikillm.plan.choose import Machine, rank_choices
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
 from wikillm.plan.job import describe_job
-from wikillm.plan.memory import Memory, chunk_rows, host_bytes_per_rank, loss_bytes, memory_per_rank
+from wikillm.plan.memory import chunk_rows, host_bytes_per_rank, loss_bytes, memory_per_rank
+from wikillm.plan.memory_parts import Memory
 from wikillm.plan.setup import Setup, Shape, setup_from_recipe
 
 PSI_7B = 7_615_616_512

@@ -1,0 +1,61 @@
+"""The CPU formulas against what runs took (docs/measurements/2026-11-23-cpu-memory.md): the goal is 15 %."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.config.load import load
+from wikillm.kernels import dispatch
+from wikillm.plan.memory import memory_per_rank
+from wikillm.plan.memory_cpu import chunk_rows
+from wikillm.plan.memory_parts import Memory
+from wikillm.plan.params import count_parameters
+from wikillm.plan.setup import Setup, Shape, setup_from_recipe
+
+SHAPES = {"8M": (256, 6, 4, 1024, 8192), "31M": (512, 6, 8, 2048, 16384), "62M": (512, 12, 8, 2048, 32768)}
+MEASURED = [  # shape, recipe, ranks, micro-batch, sequence length, MiB of VmHWM less resident memory after import
+    ("8M", "ddp", 1, 8, 256, 629),
+    ("8M", "ddp", 2, 2, 128, 259),
+    ("8M", "ddp", 2, 8, 256, 636),
+    ("31M", "ddp", 2, 2, 128, 794),
+    ("62M", "ddp", 2, 1, 128, 1467),
+    ("31M", "zero1", 2, 2, 128, 750),
+    ("8M", "zero1", 2, 8, 256, 655),
+    ("31M", "zero2", 2, 2, 128, 736),
+    ("8M", "zero2", 2, 8, 256, 651),
+    ("31M", "zero3", 2, 2, 128, 901),
+    ("8M", "zero3", 2, 8, 256, 694),
+]
+
+
+def memory(name: str, recipe: str, ranks: int, micro: int, length: int) -> Memory:
+    hidden, layers, heads, ffn, vocab = SHAPES[name]
+    words = [f"model.hidden_size={hidden}", f"model.num_hidden_layers={layers}", f"model.num_attention_heads={heads}"]
+    words += ["model.num_key_value_heads=2", f"model.intermediate_size={ffn}", f"train.sequence_length={length}"]
+    model = load("demo", words).config.model
+    count = count_parameters(model, vocab)
+    shape = Shape(model, vocab, length, count.total, count.embedding)
+    given = {"ranks": ranks, "ranks_per_node": ranks, "micro": micro, "accumulation": 1, "precision": "fp32"}
+    given |= {"checkpointing": False, "device": "cpu"}
+    if recipe == "ddp":
+        return memory_per_rank(shape, Setup(recipe="ddp", stage=0, **given))  # type: ignore[arg-type]
+    return memory_per_rank(shape, setup_from_recipe(recipe, hidden_size=hidden, **given))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "recipe", "ranks", "micro", "length", "measured"), MEASURED)
+def test_within_15_percent_of_runs(name: str, recipe: str, ranks: int, micro: int, length: int, measured: int) -> None:
+    assert memory(name, recipe, ranks, micro, length).total / 2**20 == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("recipe", ["ddp", "zero0", "zero1", "zero2", "zero3"])
+def test_more_tokens_take_more_and_more_ranks_never_more(recipe: str) -> None:
+    few, many = (memory("31M", recipe, 2, micro, 128).total for micro in (1, 4))
+    assert few < many
+    assert memory("31M", recipe, 8, 4, 128).total <= many
+
+
+@given(rows=st.integers(1, 10**6), vocab=st.integers(100, 300_000))
+def test_chunks_are_those_of_the_kernel(rows: int, vocab: int) -> None:
+    assert chunk_rows(rows, vocab) == dispatch.chunk_rows(rows, vocab, "cpu")
