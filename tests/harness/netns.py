@@ -202,7 +202,7 @@ def _write_ssh(made: Cluster) -> None:
 def _start_sshd(made: Cluster, node: Node, lies: Mapping[str, str], *, accepts: bool) -> None:
     names = {other.name: other.address for other in made.nodes.values()} | dict(lies)
     hosts, settings = made.folder / f"hosts.{node.name}", made.folder / f"sshd.{node.name}"
-    hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in names.items()))
+    hosts.write_text("127.0.0.1 localhost\n::1 localhost\n" + "".join(f"{address} {name}\n" for name, address in names.items()))
     key = made.folder / f"accepts_{'user' if accepts else 'other'}_key"
     settings.write_text(
         f"Port 22\nListenAddress 0.0.0.0\nHostKey {made.folder / 'host_key'}\nAuthorizedKeysFile {key}\n"
@@ -211,8 +211,11 @@ def _start_sshd(made: Cluster, node: Node, lies: Mapping[str, str], *, accepts: 
         f"SetEnv PATH={made.folder / 'bin'}:{_PATH}\n"
     )
     Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd asks for it, and Debian's service makes it
+    resolver = made.folder / "resolv.conf"  # no name server: names are in /etc/hosts, or are refused at once
+    resolver.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
     inner = (
-        f"mount --bind {shlex.quote(str(hosts))} /etc/hosts && hostname {node.name} && "
+        f"mount --bind {shlex.quote(str(hosts))} /etc/hosts && "
+        f"mount --bind {shlex.quote(str(resolver))} /etc/resolv.conf && hostname {node.name} && "
         f"exec {SSHD} -D -e -f {shlex.quote(str(settings))}"
     )
     with (made.folder / f"sshd.{node.name}.log").open("ab") as log:

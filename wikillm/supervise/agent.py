@@ -1,0 +1,228 @@
+"""The agent: a small process beside each rank, `python -m wikillm.supervise.agent SOCKET_FD BOARD_FD`.
+
+It reads the board, tells the hub, hears the verdict, and writes the rank's record. It is no thread of the rank, so that an
+interpreter lock held through a long write never looks like a lost machine, and the rank's steps pay nothing for it. When
+the run has to end it asks for stacks (SIGUSR2, faulthandler), tells the rank to leave, and kills it if it cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from wikillm.core.errors import ExitCode, MachineError
+from wikillm.supervise.board import Board
+from wikillm.supervise.exit_file import write_exit
+from wikillm.supervise.hub import TICK, Hub
+from wikillm.supervise.network import PORTS_TRIED, listen
+from wikillm.supervise.records import Process, RankRecord, Recorder
+from wikillm.supervise.roll import Limits, Roll
+from wikillm.supervise.wire import Message, Wire
+
+ANSWER_SECONDS = 3.0  # how long a port may take to say that it is the hub
+OBEY_SECONDS = 10.0  # from the word to leave until the rank is killed
+HUB_GONE_WAITS = 3.0  # a verdict may still be in the socket of somebody else
+
+
+class Agent:
+    """`told` is the rank's first message: see Supervisor._introduce."""
+
+    def __init__(self, rank_wire: Wire, board: Board, told: Message) -> None:
+        self.rank_wire, self.board, self.told = rank_wire, board, told
+        self.rank, self.pid = int(told["rank"]), int(told["pid"])
+        self.limits = Limits(**told["limits"])
+        self.interval = max(1.0, told["world_size"] / 50)
+        self.process = Process.here(self.pid)
+        self.began = time.monotonic()
+        self.hub: Hub | None = None
+        self.hub_wire: Wire | None = None
+        self._recorder: Recorder | None = None
+        self._attempt, self._answer_by = 0, 0.0
+        self._accepted, self._beat, self._heard = False, 0.0, time.monotonic()
+        self._hub_gone: float | None = None
+        self._left: tuple[int, str] | None = None
+        self._rank_gone, self._kill_at = False, 0.0
+
+    def serve(self) -> None:
+        """Until the rank has gone."""
+        if self.rank == 0:
+            try:
+                listener = listen(int(self.told["master_port"]))
+            except MachineError as error:
+                self._end(error.exit_code, str(error))
+            else:
+                roll = Roll(
+                    self.told["world_size"], self.told["local_size"], self.limits, self.began, tuple(self.told["nodes"])
+                )
+                self.hub = Hub(listener, roll, self.told["job"], self.interval)
+                self.hub.start()
+        while not self._rank_gone:
+            wires = [self.rank_wire] + ([self.hub_wire] if self.hub_wire is not None else [])
+            ready = select.select(wires, [], [], TICK)[0]
+            if self.rank_wire in ready:
+                self._hear_rank()
+            if self.hub_wire is not None and self.hub_wire in ready:
+                self._hear_hub(self.hub_wire)
+            self._look()
+        self._close()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if self._kill_at and now > self._kill_at:
+            self._kill()
+            return
+        if self._left is not None or self._kill_at:
+            return
+        if not self._accepted:
+            self._find_hub(now)
+        elif now - self._beat >= self.interval and self.hub_wire is not None:
+            self._beat = now
+            progress = self.board.read()
+            limit = progress.limit(self.limits.stall)
+            beat = {"beat": self.rank, "phase": progress.phase, "step": progress.step, "standing": progress.standing}
+            self.hub_wire.send({**beat, "limit": limit, "median": progress.median})
+        if self._accepted:
+            self._judge_hub(now)
+
+    def _judge_hub(self, now: float) -> None:
+        where = f"rank 0 on the first node, {self.told['master']} ({self.told['master_address']})"
+        if self._hub_gone is not None:
+            if now - self._hub_gone > HUB_GONE_WAITS:
+                self._end(ExitCode.MACHINE, f"The connection to {where} was closed: it is gone.", lost_main=True)
+        elif now - self._heard > self.limits.lost + self.interval:
+            reason = f"No sign of life from {where} for {now - self._heard:.0f} s: it, or the network between, is gone."
+            self._end(ExitCode.MACHINE, f"{self.process.host} says: {reason}", lost_main=True)
+
+    def _find_hub(self, now: float) -> None:
+        """One attempt a call, port after port, until the hub of this job answers."""
+        if self.hub_wire is not None and not self.hub_wire.closed and now < self._answer_by:
+            return
+        if now - self.began > self.limits.meet + 5.0:
+            first = int(self.told["master_port"]) + 1
+            self._end(
+                ExitCode.MACHINE,
+                f"{self.process.host} got no answer from the first node, {self.told['master']} "
+                f"({self.told['master_address']}, ports {first} to {first + PORTS_TRIED - 1}), for {self.limits.meet:.0f} s.",
+                lost_main=True,
+            )
+            return
+        if self.hub_wire is not None:
+            self.hub_wire.close()
+            self.hub_wire = None
+        port = int(self.told["master_port"]) + 1 + self._attempt % PORTS_TRIED
+        self._attempt += 1
+        try:
+            sock = socket.create_connection((self.told["master_address"], port), timeout=1.0)
+        except OSError:
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.hub_wire, self._answer_by = Wire(sock), now + ANSWER_SECONDS
+        hello = {"hello": self.rank, "job": self.told["job"], "host": self.process.host}
+        self.hub_wire.send({**hello, "address": self.told["address"], "facts": self.told["facts"]})
+
+    def _hear_hub(self, wire: Wire) -> None:
+        for message in wire.receive():
+            self._heard = time.monotonic()
+            if "hub" in message or "welcome" in message or "end" in message:
+                self._accepted = True
+            if "welcome" in message:
+                self.rank_wire.send(message)
+            elif "end" in message:
+                self._end(int(message["end"]), str(message["reason"]))
+        if wire.closed:
+            wire.close()
+            self.hub_wire = None
+            if self._accepted:
+                self._hub_gone = time.monotonic()
+
+    def _hear_rank(self) -> None:
+        for message in self.rank_wire.receive():
+            if "run" in message:
+                self._recorder = Recorder(Path(message["run"]), self._record, self._stop)
+                self._recorder.start()
+            elif "bye" in message:
+                self._left = (int(message["bye"]), str(message["reason"]))
+                if self.hub_wire is not None:
+                    self.hub_wire.send({"bye": self._left[0], "reason": self._left[1]})
+                if self._recorder is not None:
+                    self._recorder.close(self._record())
+                self.rank_wire.send({"noted": True})
+        if self.rank_wire.closed:
+            self._rank_gone = True
+
+    def _record(self) -> RankRecord:
+        progress, left = self.board.read(), self._left
+        return RankRecord(
+            self.rank, self.told["local_rank"], self.told["world_size"], self.process, self.told["interface"],
+            progress.phase, progress.step, progress.standing, max(5.0, self.told["world_size"] / 20), time.time(),
+            None if left is None else {"code": left[0], "reason": left[1]},
+        )  # fmt: skip
+
+    def _stop(self, at_once: bool) -> None:
+        """`wikillm stop` asked: save and leave, or leave."""
+        if at_once:
+            self._end(ExitCode.STOPPED, "Ended at once by `wikillm stop --now`; nothing was saved.")
+        elif self.process.is_alive():
+            os.kill(self.pid, signal.SIGTERM)
+
+    def _end(self, code: int, reason: str, *, lost_main: bool = False) -> None:
+        """The rank has to leave: stacks first, which need no interpreter lock, then the word."""
+        if self._left is not None or self._kill_at:
+            return
+        self._kill_at = time.monotonic() + OBEY_SECONDS
+        self._verdict: dict[str, Any] = {"end": code, "reason": reason, "lost_main": lost_main}
+        if self._recorder is not None and self.process.is_alive():
+            os.kill(self.pid, signal.SIGUSR2)  # registered together with the run directory
+        self.rank_wire.send(self._verdict)
+
+    def _kill(self) -> None:
+        """It did not leave by itself: it is stopped, or holds its interpreter's lock."""
+        if self._recorder is not None:
+            write_exit(self._recorder.run_dir, self._verdict["end"], self._verdict["reason"], self.rank, None, keep=True)
+        if self.process.is_alive():
+            os.kill(self.pid, signal.SIGKILL)
+        self._rank_gone = True
+
+    def _close(self) -> None:
+        """The rank has gone: say how, and stay for the others where the hub is."""
+        if self._left is None:
+            verdict = getattr(self, "_verdict", None)
+            how = "its process ended without a word (killed?)"
+            self._left = (int(verdict["end"]), str(verdict["reason"])) if verdict else (-1, how)
+            if self._recorder is not None:
+                self._recorder.close(self._record())
+            if self.hub_wire is not None and verdict is None:
+                self.hub_wire.send({"died": how})
+        if self.hub_wire is not None:
+            with suppress(OSError):
+                self.hub_wire.sock.setblocking(True)
+                self.hub_wire.sock.settimeout(1.0)
+            self.hub_wire.flush()
+            if self.hub is None:
+                self.hub_wire.close()
+        if self.hub is not None:
+            self.hub.wait(self.limits.leave + 10.0, own=1)
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # it goes when its rank does
+    wire = Wire(socket.socket(fileno=int(sys.argv[1])))
+    board = Board(int(sys.argv[2]))
+    told: list[Message] = []
+    while not told and not wire.closed:
+        select.select([wire], [], [], 5.0)
+        told = wire.receive()
+    if told:
+        Agent(wire, board, told[0]).serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Which address and interface of this node reach the first node, and how the hub is found there.
+
+gloo takes the interface that the hostname resolves to, which is loopback on many installations, and then waits for ever.
+Here the interface is the one that routes to MASTER_ADDR (on the first node: the one that has that address); it is named
+in the log, and set as GLOO_SOCKET_IFNAME where nothing else is. NCCL chooses among InfiniBand and Ethernet by itself, and
+is left alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import os
+import socket
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+
+from wikillm.core.errors import MachineError
+
+PORTS_TRIED = 8
+_SIOCGIFADDR = 0x8915
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """`interface` is None where the address belongs to none that has a name (IPv6, or an address of somebody else)."""
+
+    interface: str | None
+    address: str
+    master: str  # the resolved address of the first node
+
+
+def interfaces() -> dict[str, str]:
+    """IPv4 address -> interface of this machine."""
+    found = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                packed = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                found[socket.inet_ntoa(packed[20:24])] = name
+    return found
+
+
+def choose_nic(master: str) -> Nic:
+    """The way from this node to `master`. Raises MachineError where the name means nothing, or this machine itself."""
+    host = socket.gethostname()
+    try:
+        family, *_, where = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
+    except OSError as error:
+        raise MachineError(
+            f"{host} does not know the first node, {master}.",
+            got=str(error),
+            fix="--master-addr ADDRESS, as every node reaches it; or add the name to DNS or /etc/hosts on every node",
+        ) from None
+    resolved = str(where[0])
+    here = interfaces()
+    if ipaddress.ip_address(resolved).is_loopback and not _means_loopback(master):
+        others = [f"{name} {address}" for address, name in here.items() if not address.startswith("127.")]
+        raise MachineError(
+            f"{master} is {resolved} on {host}: the nodes cannot meet there.",
+            got=f"interfaces of {host}: {', '.join(others) or 'none but loopback'}",
+            fix=f"--master-addr ADDRESS, as every node reaches it; or mend the line of {master} in /etc/hosts of {host}",
+        )
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(where)  # sends nothing: it asks the routing table
+            address = str(probe.getsockname()[0])
+        except OSError as error:
+            raise MachineError(
+                f"{host} has no way to the first node, {master} ({resolved}).", got=str(error.strerror)
+            ) from None
+    return Nic(here.get(address), address, resolved)
+
+
+def _means_loopback(master: str) -> bool:
+    """Said literally: all ranks are meant to be on this machine."""
+    if master == "localhost":
+        return True
+    with suppress(ValueError):
+        return ipaddress.ip_address(master).is_loopback
+    return False
+
+
+def set_interface(nic: Nic) -> str:
+    """Tell gloo its interface unless the user has; returns the name that counts, for the log."""
+    if "GLOO_SOCKET_IFNAME" not in os.environ and nic.interface is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = nic.interface
+    return os.environ.get("GLOO_SOCKET_IFNAME", nic.interface or "unnamed")
+
+
+def listen(master_port: int) -> socket.socket:
+    """The hub's socket: the first free port behind the ranks' own. Raises MachineError when none is."""
+    tried = [port for port in range(master_port + 1, master_port + 1 + PORTS_TRIED) if port < 65536]
+    for port in tried:
+        sock = socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)
+        try:
+            if sock.family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("", port))
+            sock.listen(1024)
+            return sock
+        except OSError:
+            sock.close()
+    raise MachineError(
+        f"No port is free for the supervisor on {socket.gethostname()}.",
+        got=f"tried {tried[0]} to {tried[-1]}" if tried else f"MASTER_PORT={master_port}",
+        fix="--master-port PORT",
+    )

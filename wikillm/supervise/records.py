@@ -1,0 +1,165 @@
+"""RUN/ranks/rank_N.json: which process is rank N, on which machine, what it does, how it ended.
+
+Written by each rank for itself, at the start, every `interval` seconds and at the end. A process is named by host, pid,
+start time and boot, so that a pid that was given to somebody else since is never taken for the run's.
+`RUN/stop.json` is a request: every rank's writer sees it, on whatever node, and passes it on to its own process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+INTERVAL = 5.0
+LOOK_EVERY = 1.0
+_STAT_START = 19  # field 22 of /proc/PID/stat, counted behind the name
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process of some machine, for ever: `started` in clock ticks since that `boot`."""
+
+    host: str
+    pid: int
+    started: int
+    boot: str
+
+    @classmethod
+    def here(cls, pid: int) -> Process:
+        """A running process of this machine. Raises OSError when there is none."""
+        return cls(socket.gethostname(), pid, _started(pid), _boot())
+
+    def is_here(self) -> bool:
+        """Of this machine and boot (containers and namespaces share the boot: the host name counts too)."""
+        return self.boot == _boot() and self.host == socket.gethostname()
+
+    def is_alive(self) -> bool:
+        """Only for a process of this machine: the very same process runs, and is not a zombie."""
+        with suppress(OSError, ValueError, IndexError):
+            return self.is_here() and _started(self.pid) == self.started and _state(self.pid) not in "ZX"
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _started(pid: int) -> int:
+    return int(_stat(pid)[_STAT_START])
+
+
+def _state(pid: int) -> str:
+    return _stat(pid)[0]
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@dataclass(frozen=True, slots=True)
+class RankRecord:
+    """`time` and `ended` are seconds of the machine's clock; `exit` stands once the rank has said how it ended."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    process: Process
+    interface: str | None
+    phase: str
+    step: int
+    standing: float
+    interval: float
+    time: float
+    exit: dict[str, Any] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.exit is not None
+
+    def age(self, now: float | None = None) -> float:
+        return max(0.0, (time.time() if now is None else now) - self.time)
+
+
+def record_path(run: Path, rank: int) -> Path:
+    return run / "ranks" / f"rank_{rank}.json"
+
+
+def write_record(run: Path, record: RankRecord) -> None:
+    """Complete or the old one. Not synced to disk: it is only about now. Raises OSError."""
+    path = record_path(run, record.rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    staged.write_text(json.dumps(asdict(record)) + "\n", encoding="utf-8")
+    os.replace(staged, path)
+
+
+def read_records(run: Path) -> list[RankRecord]:
+    """By rank; those of ranks that an earlier, larger run left are not among them. Unreadable ones are left out."""
+    found = []
+    for path in (run / "ranks").glob("rank_*.json"):
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values["process"] = Process(**values["process"])
+            found.append(RankRecord(**values))
+    if not found:
+        return []
+    newest = max(found, key=lambda record: record.time)
+    return sorted((r for r in found if r.rank < newest.world_size), key=lambda record: record.rank)
+
+
+def stop_path(run: Path) -> Path:
+    return run / "stop.json"
+
+
+class Recorder(threading.Thread):
+    """Writes a rank's record and looks for a request to stop, both at the speed of the file system, holding up nothing.
+
+    Args:
+        describe: the record now.
+        stop: called once with `at_once` when a request stands there.
+    """
+
+    def __init__(self, run: Path, describe: Callable[[], RankRecord], stop: Callable[[bool], None]) -> None:
+        super().__init__(name="recorder", daemon=True)
+        self.run_dir, self._describe, self._stop = run, describe, stop
+        self._over = threading.Event()
+        self._seen: set[bool] = set()
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        written = 0.0
+        while not self._over.is_set():
+            record = self._describe()
+            if time.monotonic() - written >= record.interval:
+                written = time.monotonic()
+                self.write(record)
+            self._look()
+            self._over.wait(LOOK_EVERY)
+
+    def write(self, record: RankRecord) -> None:
+        with self._lock, suppress(OSError):
+            if not self._over.is_set() or record.is_over:
+                write_record(self.run_dir, record)
+
+    def close(self, last: RankRecord) -> None:
+        """Write the end; nothing after it."""
+        self._over.set()
+        self.write(last)
+
+    def _look(self) -> None:
+        try:
+            asked = json.loads(stop_path(self.run_dir).read_text(encoding="utf-8"))
+            at_once = bool(asked["now"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if at_once not in self._seen:
+            self._seen.add(at_once)
+            self._stop(at_once)
