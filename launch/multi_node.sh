@@ -4,11 +4,12 @@
 # Written by: wikillm launch hostfile --hostfile launch/hostfile --workdir /srv/wikillm --config pretrain-7b --deepspeed zero2 data.path=corpus --print
 set -euo pipefail
 pids=()
-ssh -o BatchMode=yes -o ConnectTimeout=10 -tt -- node1 'cd /srv/wikillm && PATH="$PWD/.venv/bin:$PATH" && exec deepspeed --hostfile launch/hostfile --no_ssh --node_rank 0 --master_addr node1 --master_port 29500 train.py --config pretrain-7b --deepspeed zero2 data.path=corpus' </dev/null &
+ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAliveCountMax=3 -tt -- node1 '{ cd /srv/wikillm || { echo wikillm: node1 has no /srv/wikillm; exit 3; }; } && PATH="$PWD/.venv/bin:$PATH" && { [ -e train.py ] || { echo wikillm: node1 has no train.py in /srv/wikillm; exit 3; }; } && { command -v deepspeed >/dev/null || { echo wikillm: node1 has no deepspeed in /srv/wikillm; exit 3; }; } && export WIKILLM_NODES=node1,node2 && exec deepspeed --hostfile launch/hostfile --no_ssh --node_rank 0 --master_addr node1 --master_port 29500 train.py --config pretrain-7b --deepspeed zero2 data.path=corpus' </dev/null &
 pids+=($!)
-ssh -o BatchMode=yes -o ConnectTimeout=10 -tt -- node2 'cd /srv/wikillm && PATH="$PWD/.venv/bin:$PATH" && exec deepspeed --hostfile launch/hostfile --no_ssh --node_rank 1 --master_addr node1 --master_port 29500 train.py --config pretrain-7b --deepspeed zero2 data.path=corpus' </dev/null &
+ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAliveCountMax=3 -tt -- node2 '{ cd /srv/wikillm || { echo wikillm: node2 has no /srv/wikillm; exit 3; }; } && PATH="$PWD/.venv/bin:$PATH" && { [ -e train.py ] || { echo wikillm: node2 has no train.py in /srv/wikillm; exit 3; }; } && { command -v deepspeed >/dev/null || { echo wikillm: node2 has no deepspeed in /srv/wikillm; exit 3; }; } && export WIKILLM_NODES=node1,node2 && exec deepspeed --hostfile launch/hostfile --no_ssh --node_rank 1 --master_addr node1 --master_port 29500 train.py --config pretrain-7b --deepspeed zero2 data.path=corpus' </dev/null &
 pids+=($!)
 code=0
-for _ in "${pids[@]}"; do wait -n || { code=$?; kill "${pids[@]}" 2>/dev/null || true; break; }; done
+# After the first failure the others get a moment: the supervisor ends them, and says why.
+for _ in "${pids[@]}"; do wait -n || { code=$?; sleep 15; kill "${pids[@]}" 2>/dev/null || true; break; }; done
 wait || true
 exit "$code"

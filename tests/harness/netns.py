@@ -202,7 +202,9 @@ def _write_ssh(made: Cluster) -> None:
 def _start_sshd(made: Cluster, node: Node, lies: Mapping[str, str], *, accepts: bool) -> None:
     names = {other.name: other.address for other in made.nodes.values()} | dict(lies)
     hosts, settings = made.folder / f"hosts.{node.name}", made.folder / f"sshd.{node.name}"
-    hosts.write_text("127.0.0.1 localhost\n::1 localhost\n" + "".join(f"{address} {name}\n" for name, address in names.items()))
+    hosts.write_text(
+        "127.0.0.1 localhost\n::1 localhost\n" + "".join(f"{address} {name}\n" for name, address in names.items())
+    )
     key = made.folder / f"accepts_{'user' if accepts else 'other'}_key"
     settings.write_text(
         f"Port 22\nListenAddress 0.0.0.0\nHostKey {made.folder / 'host_key'}\nAuthorizedKeysFile {key}\n"

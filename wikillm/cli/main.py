@@ -53,6 +53,8 @@ COMMANDS = {
     "doctor": Command(
         "wikillm.cli.doctor", "Check this machine, or all nodes of a hostfile, against what a run needs.", True
     ),
+    "status": Command("wikillm.cli.status", "What every node and rank of a run is doing, or how it ended.", False),
+    "stop": Command("wikillm.cli.stop", "End a run on all its nodes: with a checkpoint, or --now.", False),
     "eval": Command("wikillm.cli.eval", "Validation loss, perplexity and bits per byte of a model.", True),
     "generate": Command("wikillm.cli.generate", "Complete a text with a trained or exported model.", False),
     "export": Command("wikillm.cli.export", "Write a run as a standard Hugging Face folder.", False),

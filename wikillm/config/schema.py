@@ -252,6 +252,14 @@ class TrainSection(Section):
     """fp16 only: so many steps skipped in a row by the loss scaler stop the run."""
     exit_timeout_seconds: float = Field(default=60.0, gt=0)
     """How long a rank waits for the others before it exits."""
+    supervise: Literal["auto", "on", "off"] = "auto"
+    """Watch the ranks from outside and end the run, by name, when one is lost or stands still; auto: on several nodes."""
+    lost_seconds: float = Field(default=20.0, ge=5)
+    """A node without a sign of life for so long is lost."""
+    stall_seconds: float = Field(default=120.0, gt=0)
+    """Steps that stand still for so long, and for 10 median steps, end the run; other phases have longer limits."""
+    meet_seconds: float = Field(default=50.0, gt=0)
+    """How long the nodes wait for each other at the start."""
 
 
 class SwanLabSection(Section):

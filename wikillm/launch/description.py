@@ -45,6 +45,7 @@ class Step:
     argv: tuple[str, ...]
     stdin: str | None = None
     background: bool = False  # started together with the steps around it; all are waited for
+    node: str | None = None  # the machine it runs on, where that is another one
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,10 @@ from wikillm.remote.ssh import ssh_argv
 
 WAIT = (
     "code=0",
-    'for _ in "${pids[@]}"; do wait -n || { code=$?; kill "${pids[@]}" 2>/dev/null || true; break; }; done',
+    "# After the first failure the others get a moment: the supervisor ends them, and says why.",
+    'for _ in "${pids[@]}"; do wait -n || { code=$?; break; }; done',
+    'for _ in {1..15}; do if [ -z "$(jobs -rp)" ]; then break; fi; sleep 1; done',
+    'kill "${pids[@]}" 2>/dev/null || true',
     "wait || true",
     'exit "$code"',
 )
@@ -38,7 +41,7 @@ def hostfile(launch: Launch) -> Rendering:
     body += [f"{shlex.join(argv)} </dev/null &\npids+=($!)" for argv in per_node]
     return Rendering(
         script([*comments, f"Written by: {launch.command}"], [*body, *WAIT]),
-        tuple(Step(argv, background=True) for argv in per_node),
+        tuple(Step(argv, background=True, node=host.name) for host, argv in zip(hosts, per_node, strict=True)),
         writes_environment=True,
     )
 
@@ -58,6 +61,11 @@ def node_command(launch: Launch, hosts: tuple[Host, ...], rank: int) -> str:
         "--master_addr", launch.master_addr or hosts[0].name, "--master_port", str(launch.master_port),
         *launch.entry, *launch.words,
     )  # fmt: skip
-    steps = [f"cd {shlex.quote(launch.workdir)}", 'PATH="$PWD/.venv/bin:$PATH"']
+    folder, lacking = shlex.quote(launch.workdir), f"echo wikillm: {hosts[rank].name} has no"
+    steps = [f"{{ cd {folder} || {{ {lacking} {folder}; exit 3; }}; }}", 'PATH="$PWD/.venv/bin:$PATH"']
+    for needed, test in ((launch.entry[0], "[ -e {} ]"), ("deepspeed", "command -v {} >/dev/null")):
+        if not needed.startswith("-"):
+            steps.append(f"{{ {test.format(needed)} || {{ {lacking} {needed} in {folder}; exit 3; }}; }}")
+    steps.append(f"export WIKILLM_NODES={','.join(host.name for host in hosts)}")
     steps += [f"{{ {READ_IT}; }}"] if launch.variables else []
     return " && ".join([*steps, "exec " + shlex.join(argv)])

@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from wikillm.core.errors import ConfigError, MachineError, did_you_mean
+from wikillm.core.errors import ConfigError, ExitCode, MachineError, did_you_mean
 from wikillm.core.files import write_atomic
 from wikillm.core.log import say
 from wikillm.launch.description import Launch, Rendering, Step
@@ -19,6 +20,10 @@ from wikillm.launch.machine import ssh
 from wikillm.launch.manifests import kubernetes, sky
 from wikillm.launch.slurm import slurm
 from wikillm.remote.environment import FILE_NAME, write_environment_file
+
+SECONDS_TO_FOLLOW = 15.0
+_SSH_FAILED = 255
+_TELLING = frozenset(code.value for code in ExitCode if code not in (ExitCode.DONE, ExitCode.BUG))
 
 TARGETS: dict[str, Callable[[Launch], Rendering]] = {
     "single": single,
@@ -84,23 +89,35 @@ def _run(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
 
 
 def _run_together(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
-    """All nodes at once. When one ends with a failure the others are ended too: they would wait for it in a collective."""
-    running = [subprocess.Popen(step.argv, env=environ, stdin=subprocess.DEVNULL) for step in steps]
+    """All nodes at once. Once one has failed, the others end by themselves (the supervisor's doing) or are ended.
+
+    Returns the code of a run that said how it ended, rather than that of one that was killed for it. Raises MachineError
+    with the names of nodes that ssh did not reach, or lost.
+    """
+    running = {subprocess.Popen(step.argv, env=environ, stdin=subprocess.DEVNULL): step for step in steps}
+    failed: list[tuple[str, int]] = []
+    left, began, patience = dict(running), time.monotonic(), float("inf")
     try:
-        left = list(running)
-        while left:
-            for process in list(left):
-                try:
-                    code = process.wait(timeout=0.2)
-                except subprocess.TimeoutExpired:
-                    continue
-                left.remove(process)
+        while left and time.monotonic() < patience:
+            for process in [process for process in left if process.poll() is not None]:
+                node, code, now = left.pop(process).node or "this machine", process.returncode, time.monotonic()
                 if code:
-                    return code
-        return 0
+                    failed.append((node, code))
+                    was_never_there = code == _SSH_FAILED and now - began < SECONDS_TO_FOLLOW
+                    patience = min(patience, now + (1.0 if was_never_there else SECONDS_TO_FOLLOW))
+            time.sleep(0.2)
     finally:
-        for process in running:
-            if process.poll() is None:
-                process.terminate()
+        for process in left:
+            process.terminate()
         for process in running:
             process.wait()
+    for node, code in failed:
+        say(f"{node}: exit code {code}")
+    told = [code for _, code in failed if code in _TELLING]
+    unreached = [node for node, code in failed if code == _SSH_FAILED]
+    if unreached and not told:
+        raise MachineError(
+            f"ssh did not reach, or lost, {', '.join(unreached)}; its own words are above.",
+            fix=f"try it: ssh -o BatchMode=yes {unreached[0]} true",
+        )
+    return told[0] if told else failed[0][1] if failed else 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+_ALIVE = ("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3")  # a cut link ends the connection after 30 s
+OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *_ALIVE)
 
 
 def ssh_argv(destination: str, command: str, *, terminal: bool = False) -> tuple[str, ...]:

@@ -49,6 +49,7 @@ class Agent:
         self._hub_gone: float | None = None
         self._left: tuple[int, str] | None = None
         self._rank_gone, self._kill_at = False, 0.0
+        self._verdict: dict[str, Any] | None = None
 
     def serve(self) -> None:
         """Until the rank has gone."""
@@ -177,15 +178,16 @@ class Agent:
         if self._left is not None or self._kill_at:
             return
         self._kill_at = time.monotonic() + OBEY_SECONDS
-        self._verdict: dict[str, Any] = {"end": code, "reason": reason, "lost_main": lost_main}
+        self._verdict = {"end": code, "reason": reason, "lost_main": lost_main}
         if self._recorder is not None and self.process.is_alive():
             os.kill(self.pid, signal.SIGUSR2)  # registered together with the run directory
         self.rank_wire.send(self._verdict)
 
     def _kill(self) -> None:
         """It did not leave by itself: it is stopped, or holds its interpreter's lock."""
-        if self._recorder is not None:
-            write_exit(self._recorder.run_dir, self._verdict["end"], self._verdict["reason"], self.rank, None, keep=True)
+        if self._recorder is not None and self._verdict is not None:
+            code, reason = int(self._verdict["end"]), str(self._verdict["reason"])
+            write_exit(self._recorder.run_dir, code, reason, self.rank, None, keep=True)
         if self.process.is_alive():
             os.kill(self.pid, signal.SIGKILL)
         self._rank_gone = True
@@ -193,7 +195,7 @@ class Agent:
     def _close(self) -> None:
         """The rank has gone: say how, and stay for the others where the hub is."""
         if self._left is None:
-            verdict = getattr(self, "_verdict", None)
+            verdict = self._verdict
             how = "its process ended without a word (killed?)"
             self._left = (int(verdict["end"]), str(verdict["reason"])) if verdict else (-1, how)
             if self._recorder is not None:
@@ -208,7 +210,8 @@ class Agent:
             if self.hub is None:
                 self.hub_wire.close()
         if self.hub is not None:
-            self.hub.wait(self.limits.leave + 10.0, own=1)
+            patience = 5.0 if self._verdict else self.limits.leave + 10.0
+            self.hub.wait(patience, own=int(self.hub_wire is not None))
 
 
 def main() -> None:

@@ -18,8 +18,6 @@ def write_exit(run: Path, code: int, reason: str, rank: int, step: int | None, *
             return
         meaning = ExitCode(code).name.lower()
         when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        write_json(
-            path, {"code": code, "meaning": meaning, "reason": reason, "rank": rank, "step": step, "time": when}
-        )
+        write_json(path, {"code": code, "meaning": meaning, "reason": reason, "rank": rank, "step": step, "time": when})
     except OSError as failure:
         logger.warning("could not write %s: %s", path, failure)

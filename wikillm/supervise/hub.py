@@ -9,6 +9,7 @@ import selectors
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from wikillm.supervise.roll import End, Roll
@@ -70,10 +71,8 @@ class Hub(threading.Thread):
             self._drop(wire)
 
     def _drop(self, wire: Wire) -> None:
-        try:
+        with suppress(KeyError, ValueError):
             self._wires.unregister(wire.sock)
-        except (KeyError, ValueError):
-            pass
         wire.close()
 
     def _take(self, wire: Wire, message: Message, now: float) -> None:
@@ -116,5 +115,3 @@ class Hub(threading.Thread):
     def _tell(self, message: Message) -> None:
         for wire in list(self._rank_of):
             wire.send(message)
-
-

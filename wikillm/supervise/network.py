@@ -13,6 +13,7 @@ import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -87,6 +88,22 @@ def set_interface(nic: Nic) -> str:
     if "GLOO_SOCKET_IFNAME" not in os.environ and nic.interface is not None:
         os.environ["GLOO_SOCKET_IFNAME"] = nic.interface
     return os.environ.get("GLOO_SOCKET_IFNAME", nic.interface or "unnamed")
+
+
+def check_master_port(port: int, environ: Mapping[str, str] = os.environ) -> None:
+    """Rank 0, before the process group: nobody else has the port. Raises MachineError with this node's name."""
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return  # torchrun listens there itself
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise MachineError(
+                f"Port {port} of {socket.gethostname()}, where the ranks meet, is taken.",
+                got=str(error.strerror),
+                fix="--master-port PORT",
+            ) from None
 
 
 def listen(master_port: int) -> socket.socket:

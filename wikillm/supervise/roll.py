@@ -127,14 +127,18 @@ class Roll:
         lines = []
         for fact, here in reference.facts.items():
             others: dict[str, list[str]] = {}
-            for rank, known in sorted(self.ranks.items()):
+            for _, known in sorted(self.ranks.items()):
                 there = known.facts.get(fact, "nothing")
                 if there != here and known.host not in others.setdefault(there, []):
                     others[there].append(known.host)
-            lines += [f"{fact}: {here} on {reference.host}, {there} on {', '.join(h)}" for there, h in others.items() if h]
+            lines += [
+                f"{fact}: {here} on {reference.host}, {there} on {', '.join(h)}" for there, h in others.items() if h
+            ]
         if not lines:
             return None
-        return End(ExitCode.MACHINE, "The nodes do not run the same thing.\n" + "\n".join(f"  {line}" for line in lines))
+        return End(
+            ExitCode.MACHINE, "The nodes do not run the same thing.\n" + "\n".join(f"  {line}" for line in lines)
+        )
 
     def _silent(self, now: float) -> End | None:
         gone = [rank for rank, known in self.ranks.items() if not known.left and now - known.heard > self.limits.lost]
@@ -162,7 +166,9 @@ class Roll:
             f"rank {rank} on {known.host}: {known.phase}, step {known.step}, for {known.standing:.0f} s"
             for rank, known in sorted(self.ranks.items(), key=lambda item: (item[0] not in slow, item[0]))[:16]
         )
-        blamed = f"{self._names(slow)} {'holds' if len(slow) == 1 else 'hold'} the others up" if slow else "no rank is ahead"
+        blamed = (
+            f"{self._names(slow)} {'holds' if len(slow) == 1 else 'hold'} the others up" if slow else "no rank is ahead"
+        )
         return End(
             ExitCode.MACHINE,
             f"No progress for {first.standing:.0f} s in the phase {first.phase!r} (limit {first.limit:.0f} s); {blamed}.\n"

@@ -23,13 +23,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from wikillm.core.errors import ExitCode, MachineError, StoppedError, WikiLLMError
+from wikillm.core.errors import ExitCode, MachineError, WikiLLMError
 from wikillm.core.log import logger, say, warn
 from wikillm.core.world import World
 from wikillm.supervise.board import Board
 from wikillm.supervise.exit_file import write_exit
-from wikillm.supervise.network import Nic, choose_nic, set_interface
-from wikillm.supervise.records import INTERVAL, Process, RankRecord, Recorder, stop_path
+from wikillm.supervise.network import Nic, check_master_port, choose_nic, set_interface
+from wikillm.supervise.records import INTERVAL, Process, RankRecord, Recorder
 from wikillm.supervise.roll import Limits
 from wikillm.supervise.wire import Message, Wire
 
@@ -68,9 +68,10 @@ class Supervisor:
     def start(self, facts: Callable[[], dict[str, str]], environ: Mapping[str, str] = os.environ) -> None:
         """Find the way to the first node, meet all ranks there. (all ranks)
 
-        Raises MachineError when a rank does not come, or does not run the same thing; StoppedError after a restart
-        of a run that was asked to stop.
+        Raises MachineError when a rank does not come, or does not run the same thing.
         """
+        if self.world.size > 1 and self.world.is_main and environ.get("MASTER_PORT", "").isdecimal():
+            check_master_port(int(environ["MASTER_PORT"]), environ)
         if not self.is_active:
             return
         master, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
@@ -81,7 +82,6 @@ class Supervisor:
             )
         self.nic = choose_nic(master)
         name = set_interface(self.nic) if self.world.size != self.world.local_size else str(self.nic.interface)
-        logger.info("network: %s reaches %s (%s) through %s", self.nic.address, master, self.nic.master, name)
         self._start_agent(self._introduce(master, int(port), facts(), environ))
         self._answered.wait()
         self._meeting = False
@@ -95,8 +95,8 @@ class Supervisor:
     def at(self, run: Path, log_file: Path) -> None:
         """The run directory stands, and is ours: records and stacks go there. (all ranks)"""
         self._run = run
-        if stop_path(run).exists() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
-            raise StoppedError("The run was asked to stop; the launcher has started it again.", fix="--resume auto")
+        if self.nic is not None:
+            logger.info("network: %s through %s", self.nic.address, self.nic.interface)
         if self._wire is not None:
             self._stacks = log_file.open("a", encoding="utf-8")
             faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)

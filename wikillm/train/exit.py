@@ -12,10 +12,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from wikillm.core.errors import DivergedError, ExitCode, StoppedError, WikiLLMError
-from wikillm.core.files import write_json
 from wikillm.core.lock import FileLock
-from wikillm.core.log import logger
 from wikillm.core.world import World
+from wikillm.supervise.exit_file import write_exit
 from wikillm.train.control import ControlGroup
 
 AGREED = (DivergedError, StoppedError)  # raised on all ranks at the same step, once training has begun
@@ -38,22 +37,8 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
         let_rank_0_speak_first(error)
         if path.exists():
             return
-    code = exit_code_of(error)
-    try:
-        if run_dir.is_dir():
-            write_json(
-                path,
-                {
-                    "code": int(code),
-                    "meaning": code.name.lower(),
-                    "reason": str(error) if error is not None else "the horizon was reached",
-                    "rank": rank,
-                    "step": step,
-                    "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                },
-            )
-    except OSError as failure:
-        logger.warning("could not write %s: %s", path, failure)
+    reason = str(error) if error is not None else "the horizon was reached"
+    write_exit(run_dir, int(exit_code_of(error)), reason, rank, step)
 
 
 def let_rank_0_speak_first(error: BaseException) -> None:

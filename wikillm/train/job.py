@@ -27,11 +27,13 @@ from wikillm.observe.peak import PeakMemory
 from wikillm.plan.batch import split_batch
 from wikillm.plan.horizon import count_sequences, refuse_small_corpus
 from wikillm.plan.run_plan import Plan
+from wikillm.supervise.board import Board
 from wikillm.train.callbacks.checkpoint import CheckpointCallback
 from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.health import HealthCallback
 from wikillm.train.callbacks.limit import TimeLimitCallback
+from wikillm.train.callbacks.progress import ProgressCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
 from wikillm.train.control import ControlGroup, StopSignals
@@ -74,6 +76,7 @@ class Job:
     group: ControlGroup
     signals: StopSignals
     peak: PeakMemory
+    board: Board
     z_loss: ZLoss | None = None
     trainer: WikiTrainer | None = None
     report: ReportCallback | None = None
@@ -106,7 +109,8 @@ class Job:
             data,
             self.group,
             self.signals,
-            [limit, health, *self._average(point), saving, report, samples, garbage],
+            [limit, health, *self._average(point), saving, report, samples, garbage, ProgressCallback(self.board)],
+            self.board,
             first_step=point.step if point else 0,
             consumed_samples=point.consumed_samples if point else 0,
             z_loss=self.z_loss,
@@ -114,6 +118,7 @@ class Job:
         )
         trainer.remove_callback(PrinterCallback)
         health.trainer = report.trainer = samples.trainer = trainer
+        self.board.enter("setup")
         self.signals.install()  # once more: the tracker has installed handlers of its own
         self.signals.defer()
         error: BaseException | None = None
@@ -129,6 +134,7 @@ class Job:
             raise
         finally:
             garbage.close()
+            self.board.enter("close")
             report.close(error)
             if self.world.is_main and self.store.growth is not None:
                 with suppress(OSError):

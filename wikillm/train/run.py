@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from wikillm.config.load import Resolved
+from wikillm.config.load import Resolved, to_yaml
 from wikillm.core.log import log_to_file, say
 from wikillm.core.world import World
 from wikillm.models.build import build_model
@@ -19,6 +19,9 @@ from wikillm.models.patch import LOSS, patch_loss
 from wikillm.models.z_loss import ZLoss
 from wikillm.observe.peak import PeakMemory
 from wikillm.plan.run_plan import make_plan
+from wikillm.supervise.facts import facts_of_this_node
+from wikillm.supervise.roll import Limits
+from wikillm.supervise.supervisor import Settings, Supervisor, supervise
 from wikillm.train.arguments import to_training_arguments
 from wikillm.train.control import ControlGroup, StopSignals
 from wikillm.train.engine import check_engine, resolve_engine, start_engine
@@ -46,6 +49,22 @@ def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = 
     signals.install()
     limit_threads(world, os.cpu_count() or 1)
     check_engine(cfg)
+    with supervise(world, supervision(resolved), lambda: facts_of_this_node(to_yaml(resolved))) as supervisor:
+        return _pretrain(resolved, world, signals, supervisor, resume=resume, allow_change=allow_change)
+
+
+def supervision(resolved: Resolved) -> Settings:
+    """How the ranks are watched. `train.exit_timeout_seconds` is also what ranks get to leave after one another."""
+    train = resolved.config.train
+    limits = Limits(train.meet_seconds, train.lost_seconds, train.stall_seconds, train.exit_timeout_seconds)
+    return Settings(train.supervise, limits, job=resolved.config.run.dir or resolved.config.run.name)
+
+
+def _pretrain(
+    resolved: Resolved, world: World, signals: StopSignals, supervisor: Supervisor, *, resume: str, allow_change: bool
+) -> TrainResult:
+    cfg, board = resolved.config, supervisor.board
+    board.enter("store")
     store = open_store(cfg, world)
     plan = make_plan(
         resolved,
@@ -56,7 +75,9 @@ def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = 
     )
     engine = resolve_engine(cfg, plan, world)
     run = RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}"))
-    with ending(run.path, world, cfg.train.exit_timeout_seconds, store.close) as end:
+    board.enter("engine")
+    closing = ending(run.path, world, cfg.train.exit_timeout_seconds, store.close)
+    with closing as end, supervisor.explains():
         end.lock = open_run(run, resolved, plan, engine, store, resume=resume) if world.is_main else None
         start_engine(world, engine)
         args = to_training_arguments(cfg, plan, run.staging, engine.precision, engine.json)
@@ -64,8 +85,10 @@ def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = 
         log_to_file(run.log_file(world.rank))
         check_world(args, world, group)
         identity = check_shared_folder(run, group)
+        supervisor.at(run.path, run.log_file(world.rank))
         point = agree_on_resume_point(run.checkpoints, resume, group, is_main=world.is_main)
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
+        board.enter("model")
         model = build_model(cfg.model, plan.vocab_size, args, eos_id=store.manifest.tokenizer.eos_id, seed=cfg.run.seed)
         rows = plan.micro_batch * plan.sequence_length
         z_loss = ZLoss(cfg.train.z_loss) if cfg.train.z_loss else None
@@ -74,6 +97,6 @@ def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = 
         if cfg.train.compile == "layers":
             batches = {(size, plan.sequence_length) for size in (plan.micro_batch, args.per_device_eval_batch_size)}
             say(f"compile    {compile_layers(model, batches)} layers, at the first step (about a minute)")
-        job = Job(resolved, plan, engine, store, world, run, identity, group, signals, peak, z_loss)
+        job = Job(resolved, plan, engine, store, world, run, identity, group, signals, peak, board, z_loss)
         end.step = lambda: job.step
         return job.train(model, args, point, allow_change=allow_change)

@@ -1,7 +1,8 @@
 """The run directory: who owns it, what is written into it before step 1.
 
     RUN/  config.resolved.yaml  ds_config.resolved.json  plan.json  environment.json  run.json  data.json  tokenizer/
-          metrics.jsonl  events.jsonl  exit.json  outcome.json  logs/rank_*.log  checkpoints/  swanlog/
+          metrics.jsonl  events.jsonl  exit.json  outcome.json  ranks/  stop.json  logs/rank_*.log  checkpoints/
+          swanlog/
 
 One run at a time holds a directory (an flock, so a killed run leaves no stale lock). On several nodes the
 directory must lie on a folder that all of them see; the start-up guard checks it.
@@ -24,11 +25,12 @@ from typing import Any
 
 from wikillm.checkpoints.layout import STAGING, list_checkpoints
 from wikillm.checkpoints.retention import clear_leftovers
-from wikillm.core.errors import ConfigError, MachineError
+from wikillm.core.errors import ConfigError, MachineError, StoppedError
 from wikillm.core.files import nearest_existing, write_json
 from wikillm.core.lock import FileLock
 from wikillm.observe.redact import HIDDEN, environment_secrets, names_a_secret, redact_text
 from wikillm.observe.swanlab import new_run_id
+from wikillm.supervise.records import stop_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +87,19 @@ class RunDir:
                 got=f"{len(list_checkpoints(self.checkpoints))} checkpoints and {self.metrics.name}",
                 fix=f"go on with it: --resume auto\nor start another one: run.dir={self.path}-2",
             )
+        self._forget_last_start(lock)
         clear_leftovers(self.checkpoints)
         for folder in (self.checkpoints, self.path / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
-        (self.path / "exit.json").unlink(missing_ok=True)
         return lock
+
+    def _forget_last_start(self, lock: FileLock) -> None:
+        """What the last start left about its processes. Raises StoppedError where torchrun restarts what was stopped."""
+        if stop_path(self.path).exists() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+            lock.release()
+            raise StoppedError("`wikillm stop` ended this run; torchrun has started it again.", fix="--resume auto")
+        for path in (self.path / "exit.json", stop_path(self.path), *(self.path / "ranks").glob("*")):
+            path.unlink(missing_ok=True)
 
     def identify(self) -> dict[str, Any]:
         """The run's lasting identity (id, tracker id); made at the first start, kept over resumes. (rank 0)"""

@@ -19,6 +19,7 @@ from wikillm.core.errors import WikiLLMError
 from wikillm.data.loader import BatchShape, DocumentMask, Order, Tokens, eval_loader, train_loader
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
+from wikillm.supervise.board import Board
 from wikillm.train.control import ControlGroup, StopSignals
 from wikillm.train.optimizer import MuonSettings, build_muon, parameter_groups
 
@@ -67,6 +68,7 @@ class WikiTrainer(Trainer):
         control_group: ControlGroup,
         signals: StopSignals,
         callbacks: list[TrainerCallback],
+        board: Board,
         *,
         first_step: int = 0,
         consumed_samples: int = 0,
@@ -74,7 +76,7 @@ class WikiTrainer(Trainer):
         muon: MuonSettings | None = None,
     ) -> None:
         super().__init__(model=model, args=args, callbacks=callbacks)
-        self.data, self.control_group, self.signals = data, control_group, signals
+        self.data, self.control_group, self.signals, self.board = data, control_group, signals, board
         self.first_step, self._consumed_before = first_step, consumed_samples
         self.data_seconds = 0.0
         self.muon = muon
@@ -119,7 +121,9 @@ class WikiTrainer(Trainer):
         """
         start, first = time.perf_counter(), self.consumed_samples
         if self.state.global_step < self.args.max_steps:
+            self.board.enter("supply")
             self.data.wait_for(first + self.data.shape.global_batch)
+        self.board.enter("data")
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self.data_seconds += time.perf_counter() - start
         for batch in batches:
@@ -178,5 +182,10 @@ class WikiTrainer(Trainer):
             bytes_per_token=stream.bytes_per_token,
             device=self.args.device,
             sum_over_ranks=self.control_group.sum,
-            should_stop=lambda: self.control_group.any(self.signals.received is not None)[0],
+            should_stop=self._should_stop_evaluating,
         )
+
+    def _should_stop_evaluating(self) -> bool:
+        """Asked before every batch, so it is also the mark that the evaluation goes on. (all ranks)"""
+        self.board.progress()
+        return self.control_group.any(self.signals.received is not None)[0]

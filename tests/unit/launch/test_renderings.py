@@ -68,6 +68,7 @@ def test_torchrun_on_several_nodes_takes_the_rank_from_the_environment(tmp_path:
 
 def test_hostfile_starts_one_launcher_per_node_with_the_forwarded_variables(tmp_path: Path) -> None:
     tools = StandIns(tmp_path / "bin", "ssh", "deepspeed")
+    (tmp_path / "train.py").touch()
     key = "canary 'k' $x"
     made = render("hostfile", launch(tmp_path, hostfile=hosts(tmp_path), variables={"SWANLAB_API_KEY": key}))
     assert key not in made.text and "SWANLAB_API_KEY" in made.text
@@ -88,6 +89,7 @@ def test_hostfile_starts_one_launcher_per_node_with_the_forwarded_variables(tmp_
 
 def test_a_node_that_fails_fails_the_launch(tmp_path: Path) -> None:
     tools = StandIns(tmp_path / "bin", "ssh", "deepspeed")
+    (tmp_path / "train.py").touch()
     made = render("hostfile", launch(tmp_path, hostfile=hosts(tmp_path)))
     done = tools.bash(made.text, cwd=tmp_path, STAND_IN_CODE="5", STAND_IN_HOST="node2")
     assert done.returncode == 5, done.stderr

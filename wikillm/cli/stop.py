@@ -1,0 +1,44 @@
+"""`wikillm stop RUN`: end a run on all its nodes, with a checkpoint, or at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wikillm.supervise.records import RankRecord
+
+HELP = "End a run on all its nodes: with a checkpoint, or --now."
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run directory, seen from any node that shares it")
+    parser.add_argument("--now", action="store_true", help="without a checkpoint; on this machine also what hangs")
+    parser.add_argument(
+        "--wait", type=float, default=600.0, metavar="SECONDS", help="how long it may take to save (default 600)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from wikillm.core.errors import MachineError
+    from wikillm.supervise.stop import stop
+
+    said: list[int] = []
+
+    def on_wait(running: list[RankRecord]) -> None:
+        if said != [len(running)]:
+            said[:] = [len(running)]
+            hosts = sorted({record.process.host for record in running})
+            print(f"waiting for {len(running)} rank{'s' if len(running) > 1 else ''} on {', '.join(hosts)}")
+
+    result = stop(args.run, at_once=args.now, timeout=args.wait, on_wait=on_wait)
+    if result.left:
+        places = [f"rank {r.rank}: pid {r.process.pid} on {r.process.host}, {r.phase}" for r in result.left]
+        raise MachineError(
+            f"{len(result.left)} of {len(result.left) + len(result.over)} ranks have not ended.",
+            got="\n".join(places),
+            fix=f"wikillm stop {args.run} --now" + ("   (on those machines)" if args.now else ""),
+        )
+    print(f"ended: {len(result.over)} rank{'s' if len(result.over) > 1 else ''} of {args.run}")
+    return 0

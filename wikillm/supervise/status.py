@@ -1,0 +1,101 @@
+"""What a run directory says about its processes, while they run and after: `wikillm status`."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wikillm.core.errors import ConfigError
+from wikillm.supervise.records import RankRecord, read_records, stop_path
+from wikillm.supervise.stop import is_running
+
+_TAIL = 1 << 16  # bytes of metrics.jsonl that hold its last line
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """`state`: running, stopping, silent (no rank shows life, and none said why), starting, or exit.json's meaning.
+
+    `metrics` is the last line of metrics.jsonl, `exit` exit.json.
+    """
+
+    run: Path
+    state: str
+    ranks: tuple[RankRecord, ...]
+    running: tuple[bool, ...]
+    metrics: dict[str, Any] | None
+    exit: dict[str, Any] | None
+    now: float
+
+    def to_json(self) -> dict[str, Any]:
+        metrics = self.metrics or {}
+        return {
+            "run": str(self.run),
+            "state": self.state,
+            "step": metrics.get("step"),
+            "tokens": metrics.get("tokens"),
+            "loss": metrics.get("loss"),
+            "tokens_per_second": metrics.get("tokens_per_second"),
+            "logged_seconds_ago": self.now - metrics["time"] if "time" in metrics else None,
+            "exit": self.exit,
+            "ranks": [
+                {
+                    "rank": record.rank,
+                    "host": record.process.host,
+                    "pid": record.process.pid,
+                    "interface": record.interface,
+                    "phase": record.phase,
+                    "step": record.step,
+                    "standing_seconds": record.standing,
+                    "seen_seconds_ago": record.age(self.now),
+                    "running": alive,
+                    "exit": record.exit,
+                }
+                for record, alive in zip(self.ranks, self.running, strict=True)
+            ],
+        }
+
+
+def read_status(run: Path) -> RunStatus:
+    """Raises ConfigError when there is no run."""
+    if not (run / "run.json").is_file():
+        raise ConfigError(f"{run} is not a run directory.", got="no run.json", fix="wikillm status RUN, a run.dir")
+    now = time.time()
+    ranks = read_records(run)
+    alive = tuple(is_running(record, now) for record in ranks)
+    ended = _json(run / "exit.json")
+    if any(alive):
+        state = "stopping" if stop_path(run).exists() else "running"
+    elif ended is not None:
+        state = str(ended.get("meaning", "ended"))
+    else:
+        state = "silent" if ranks else "starting"
+    return RunStatus(run, state, tuple(ranks), alive, _last_line(run / "metrics.jsonl"), ended, now)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    """The last complete record; a half-written line is passed over."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and "loss" in found:
+                return found
+    return None
