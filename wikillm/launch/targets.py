@@ -103,8 +103,8 @@ def _run_together(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
                 node, code, now = left.pop(process).node or "this machine", process.returncode, time.monotonic()
                 if code:
                     failed.append((node, code))
-                    was_never_there = code == _SSH_FAILED and now - began < SECONDS_TO_FOLLOW
-                    patience = min(patience, now + (1.0 if was_never_there else SECONDS_TO_FOLLOW))
+                    nothing_runs_yet = now - began < SECONDS_TO_FOLLOW / 3
+                    patience = min(patience, now + (1.0 if nothing_runs_yet else SECONDS_TO_FOLLOW))
             time.sleep(0.2)
     finally:
         for process in left:

@@ -1,0 +1,326 @@
+"""Training on several nodes for real: network namespaces with an sshd each, every launcher, and nodes that fail.
+
+In the suite: one run under ZeRO-3 that trains, is looked at, and loses a node; and starts that fail at once. The rest takes
+minutes and belongs to `make multinode` (WIKILLM_MULTINODE=1). Each failure ends in a minute and names the node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.netns import Cluster, cluster, missing
+from harness.programs import train_with_options
+from harness.ranks import run_ranks
+from harness.tiny_run import Words
+
+from wikillm.observe.sinks import read_metrics
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(missing("pdsh") is not None, reason=f"needs network namespaces: {missing('pdsh')}"),
+]
+matrix = pytest.mark.skipif(not os.environ.get("WIKILLM_MULTINODE"), reason="part of `make multinode`")
+L2 = 2e-5
+FOR_EVER = ("train.max_steps=1000000", "train.lr_scheduler_type=constant_with_warmup")
+FEW = ("train.max_steps=4", "train.lr_scheduler_type=constant_with_warmup")
+QUIET = ("train.save_steps=1000000", "train.eval_steps=null", "train.max_eval_tokens=500")
+ENVIRON = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "SWANLAB_MODE": "disabled", "PYTHONPATH": ""}
+
+
+class Place:
+    """A checkout that all nodes see, a hostfile, and the run of one test in it."""
+
+    def __init__(self, repo: Path, folder: Path, words: Words) -> None:
+        self.folder, self.workdir, self.run, self.log = folder, folder / "co", folder / "run", folder / "log"
+        self.workdir.mkdir()
+        for name in ("train.py", "wikillm", "ds_configs", "pyproject.toml"):
+            (self.workdir / name).symlink_to(repo / name)
+        (self.workdir / ".venv").symlink_to(sys.prefix)
+        self.hostfile = folder / "hosts"
+        self.hostfile.write_text("node1 slots=1\nnode2 slots=1\n")
+        self.words = words
+
+    def line(self, *more: str) -> list[str]:
+        return self.words(self.run, *QUIET, *more)
+
+    def start(self, nodes: Cluster, launcher: str, recipe: str, *more: str) -> subprocess.Popen[bytes]:
+        argv = LAUNCHERS[launcher](self, recipe, self.line(*more))
+        return nodes.popen("node1", argv, cwd=self.workdir, log=self.log, **ENVIRON)
+
+    def wikillm(self, nodes: Cluster, name: str, *argv: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "wikillm", *argv]
+        return nodes.run(name, words, cwd=self.workdir, **ENVIRON)
+
+    def wait_for_steps(self, process: subprocess.Popen[bytes], steps: int, timeout: float = 180.0) -> None:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and process.poll() is None:
+            if (self.run / "metrics.jsonl").exists() and len(read_metrics(self.run / "metrics.jsonl")) >= steps:
+                return
+            time.sleep(0.2)
+        raise AssertionError(f"no step {steps}: {self.tail()}")
+
+    def losses(self) -> dict[int, float]:
+        return {record["step"]: record["loss"] for record in read_metrics(self.run / "metrics.jsonl")}
+
+    def record(self, rank: int) -> dict[str, Any]:
+        return dict(json.loads((self.run / "ranks" / f"rank_{rank}.json").read_text()))
+
+    def exit(self) -> dict[str, Any]:
+        return dict(json.loads((self.run / "exit.json").read_text()))
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-5000:]
+
+
+def _own(place: Place, recipe: str, line: list[str]) -> list[str]:
+    where = ["--hostfile", str(place.hostfile), "--deepspeed", recipe, "--go"]
+    return [sys.executable, "-m", "wikillm", "launch", "hostfile", *where, *line]
+
+
+def _pdsh(place: Place, recipe: str, line: list[str]) -> list[str]:
+    tool = str(Path(sys.prefix) / "bin" / "deepspeed")
+    return [tool, "--hostfile", str(place.hostfile), "train.py", "--deepspeed", recipe, *line]
+
+
+def _torchrun(place: Place, recipe: str, line: list[str]) -> list[str]:
+    """The same script on each node, as `wikillm launch torchrun --print` gives it; the second one over ssh."""
+    head = (
+        f"{Path(sys.prefix) / 'bin' / 'torchrun'} --nnodes 2 --nproc_per_node 1 --master_addr node1 --master_port 29500"
+    )
+    script = place.folder / "torchrun.sh"
+    exports = " ".join(f"{name}={value}" for name, value in ENVIRON.items())
+    script.write_text(
+        f"cd {place.workdir} && env {exports} {head} --node_rank $1 train.py --deepspeed {recipe} {' '.join(line)}\n"
+    )
+    return ["sh", "-c", f"ssh node2 sh {script} 1 & sh {script} 0; code=$?; wait; exit $code"]
+
+
+LAUNCHERS: dict[str, Callable[[Place, str, list[str]], list[str]]] = {"own": _own, "pdsh": _pdsh, "torchrun": _torchrun}
+
+
+@pytest.fixture
+def place(repo: Path, tmp_path: Path, words: Words) -> Place:
+    return Place(repo, tmp_path, words)
+
+
+@pytest.fixture(scope="module")
+def on_one_host(words: Words, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """The losses of two ranks on this machine."""
+    line = words(tmp_path_factory.mktemp("one") / "run", *QUIET, *FEW)
+    results = run_ranks(train_with_options, 2, line, {"deepspeed": "zero2"})
+    assert results[0]["code"] == 0, results[0]["message"]
+    return dict(results[0]["losses"])
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path / "nodes", "node1", "node2") as made:
+        yield made
+
+
+def close_to(losses: dict[int, float], expected: dict[int, float]) -> bool:
+    return all(abs(losses[step] - loss) <= L2 * abs(loss) for step, loss in expected.items())
+
+
+def ends(process: subprocess.Popen[bytes], place: Place, within: float = 60.0) -> float:
+    """Seconds until the launcher has ended; fails after `within`."""
+    began = time.monotonic()
+    try:
+        process.wait(within)
+    except subprocess.TimeoutExpired:
+        raise AssertionError(f"still there after {within:.0f} s: {place.tail()}") from None
+    took = time.monotonic() - began
+    print(f"ended {took:.1f} s later with code {process.returncode}")
+    return took
+
+
+def test_a_run_on_two_nodes_and_its_cut_link(place: Place, two: Cluster, on_one_host: dict[int, float]) -> None:
+    """Over our own ssh: losses of one host; what status says; node2's link goes down; both sides end and name the other."""
+    process = place.start(two, "own", "zero3", *FOR_EVER)
+    place.wait_for_steps(process, 20)
+    assert close_to(place.losses(), on_one_host)
+    said = json.loads(place.wikillm(two, "node2", "status", str(place.run), "--json").stdout)
+    assert said["state"] == "running" and said["tokens_per_second"] > 0
+    assert [(r["host"], r["interface"], r["running"]) for r in said["ranks"]] == [
+        ("node1", "eth0", True),
+        ("node2", "eth0", True),
+    ]
+    two.cut("node2")
+    ends(process, place)
+    assert process.returncode == 3, place.tail()
+    assert "No sign of life from node2 (10.77.0.2, rank 1)" in place.exit()["reason"]
+    assert "No sign of life from node2" in place.tail()
+    deadline = time.monotonic() + 15
+    while place.record(1)["exit"] is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert "rank 0 on the first node, node1 (10.77.0.1)" in place.record(1)["exit"]["reason"]
+    for rank in (0, 1):
+        log = (place.run / "logs" / f"rank_{rank}.log").read_text()
+        assert "most recent call first" in log and "training_step" in log, "the stacks are in the log"
+
+
+def test_a_node_that_refuses_the_key_is_named(place: Place, tmp_path: Path) -> None:
+    with cluster(tmp_path / "nodes", "node1", "node2", wrong_key=["node2"]) as made:
+        process = place.start(made, "own", "zero2", *FEW)
+        ends(process, place)
+    assert process.returncode == 3
+    assert "node2: Permission denied" in place.tail() and "ssh did not reach, or lost, node2" in place.tail()
+
+
+def test_a_node_without_the_checkout_is_named(place: Place, two: Cluster) -> None:
+    two.hide("node2", place.workdir)
+    process = place.start(two, "own", "zero2", *FEW)
+    ends(process, place)
+    assert process.returncode == 3
+    assert "node2 has no train.py" in place.tail() and "node2: exit code 3" in place.tail()
+
+
+@matrix
+@pytest.mark.parametrize("recipe", ["zero2", "zero3"])
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_launcher_trains_as_one_host_does(
+    launcher: str, recipe: str, place: Place, two: Cluster, on_one_host: dict[int, float]
+) -> None:
+    process = place.start(two, launcher, recipe, *FEW)
+    process.wait(240)
+    assert process.returncode == 0, place.tail()
+    assert close_to(place.losses(), on_one_host) and len(place.losses()) == 4
+    assert place.exit()["code"] == 0
+
+
+@matrix
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_node_that_is_killed_is_named(launcher: str, place: Place, two: Cluster) -> None:
+    process = place.start(two, launcher, "zero2", *FOR_EVER)
+    place.wait_for_steps(process, 5)
+    began = time.monotonic()
+    two.kill("node2")
+    while not (place.run / "exit.json").exists() and time.monotonic() - began < 60:
+        time.sleep(0.2)
+    print(f"{launcher}: the run ended {time.monotonic() - began:.1f} s later")
+    assert "node2" in place.exit()["reason"] and place.exit()["code"] == 3
+
+
+@matrix
+def test_a_rank_that_is_killed_ends_the_run_at_once(place: Place, two: Cluster) -> None:
+    process = place.start(two, "own", "zero2", *FOR_EVER)
+    place.wait_for_steps(process, 5)
+    os.kill(place.record(1)["process"]["pid"], signal.SIGKILL)
+    ends(process, place)
+    assert process.returncode == 3
+    assert "rank 1 on node2" in place.exit()["reason"]
+
+
+@matrix
+def test_a_rank_that_stands_still_is_named_with_its_stacks(place: Place, two: Cluster) -> None:
+    """SIGSTOP to rank 1: its agent beats on, its board does not. The rank that waits for it leaves its stack."""
+    process = place.start(two, "own", "zero2", *FOR_EVER, "train.stall_seconds=15")
+    place.wait_for_steps(process, 5)
+    pid = place.record(1)["process"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(5)
+    os.kill(pid, signal.SIGCONT)
+    place.wait_for_steps(process, len(place.losses()) + 20)  # a short stop is tolerated
+    os.kill(pid, signal.SIGSTOP)
+    ends(process, place)
+    assert process.returncode == 3
+    assert "No progress for" in place.exit()["reason"] and "rank 1 on node2" in place.exit()["reason"]
+    assert "training_step" in (place.run / "logs" / "rank_0.log").read_text()
+
+
+@matrix
+def test_a_late_node_is_waited_for_and_then_named(place: Place, two: Cluster) -> None:
+    argv = [
+        str(Path(sys.prefix) / "bin" / "deepspeed"),
+        "--hostfile",
+        str(place.hostfile),
+        "--no_ssh",
+        "--node_rank",
+        "0",
+    ]
+    argv += ["--master_addr", "node1", "train.py", "--deepspeed", "zero2", *place.line(*FEW, "train.meet_seconds=20")]
+    process = two.popen("node1", argv, cwd=place.workdir, log=place.log, **ENVIRON, WIKILLM_NODES="node1,node2")
+    ends(process, place)
+    assert process.returncode == 3
+    assert "node2 (rank 1) did not come within 20" in place.tail()
+
+
+@matrix
+def test_a_host_that_is_loopback_on_itself_is_named(place: Place, tmp_path: Path) -> None:
+    with cluster(tmp_path / "nodes", "node1", "node2", hosts={"node1": {"node1": "127.0.1.1"}}) as made:
+        process = place.start(made, "own", "zero2", *FEW)
+        ends(process, place)
+    assert process.returncode == 3
+    assert "node1 is 127.0.1.1 on node1" in place.tail() and "eth0 10.77.0.1" in place.tail()
+
+
+@matrix
+def test_a_taken_port_is_named(place: Place, two: Cluster) -> None:
+    code = "import socket, time; s = socket.socket(); s.bind(('', 29500)); s.listen(); time.sleep(120)"
+    two.popen("node1", [sys.executable, "-c", code], cwd=place.folder, log=place.log)
+    process = place.start(two, "own", "zero2", *FEW)
+    ends(process, place)
+    assert process.returncode == 3
+    assert "Port 29500 of node1, where the ranks meet, is taken" in place.tail()
+
+
+@matrix
+def test_different_code_on_one_node_is_named(place: Place, two: Cluster, repo: Path) -> None:
+    other = place.folder / "other"
+    subprocess.run(["cp", "-r", str(repo / "wikillm"), str(other)], check=True)
+    with (other / "__init__.py").open("a") as file:
+        file.write("\n# changed\n")
+    target = (place.workdir / "wikillm").resolve()
+    subprocess.run(two.command("node2", "mount", "--bind", str(other), str(target)), check=True)
+    process = place.start(two, "own", "zero2", *FEW)
+    ends(process, place)
+    assert process.returncode == 3
+    assert "wikillm's code" in place.tail() and "node2" in place.tail()
+
+
+@matrix
+@pytest.mark.parametrize("launcher", ["own", "pdsh"])
+def test_stop_saves_on_all_nodes_and_ends_no_other_run(
+    launcher: str, place: Place, two: Cluster, tmp_path: Path
+) -> None:
+    bystander = two.popen(
+        "node2", [sys.executable, "-c", "import time; time.sleep(300) # train.py"], cwd=tmp_path, log=place.log
+    )
+    process = place.start(two, launcher, "zero2", *FOR_EVER)
+    place.wait_for_steps(process, 5)
+    done = place.wikillm(two, "node2", "stop", str(place.run))
+    assert done.returncode == 0, done.stderr
+    assert "ended: 2 ranks" in done.stdout
+    process.wait(30)
+    assert place.exit()["code"] == 75
+    assert list((place.run / "checkpoints").glob("checkpoint-*")), "it saved"
+    assert bystander.poll() is None
+    said = json.loads(place.wikillm(two, "node1", "status", str(place.run), "--json").stdout)
+    assert said["state"] == "stopped" and not any(rank["running"] for rank in said["ranks"])
+
+
+@matrix
+def test_stop_now_ends_a_run_without_saving(place: Place, two: Cluster) -> None:
+    process = place.start(two, "own", "zero2", *FOR_EVER)
+    place.wait_for_steps(process, 5)
+    done = place.wikillm(two, "node1", "stop", str(place.run), "--now")
+    assert done.returncode == 0, done.stderr
+    process.wait(40)
+    assert place.exit()["code"] == 75 and "--now" in place.exit()["reason"]
+    assert not list((place.run / "checkpoints").glob("checkpoint-*"))
+
+
+def test_nodes_do_not_bear_this_machines_name(two: Cluster, tmp_path: Path) -> None:
+    """What the other tests rest on: the names are the nodes' own."""
+    names = [two.run(name, ["hostname"], cwd=tmp_path).stdout.strip() for name in ("node1", "node2")]
+    assert names == ["node1", "node2"] and socket.gethostname() not in names

@@ -1,0 +1,131 @@
+"""The hub's judgement, with times given: what ends a run, when, and whom it names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.core.errors import ExitCode
+from wikillm.supervise.roll import End, Limits, Roll
+
+LIMITS = Limits(meet=50, lost=20, stall=120, leave=60)
+SAME = {"torch": "2.13.0", "configuration": "aaa"}
+
+
+def roll(size: int = 4, local: int = 2, *, there: int | None = None, nodes: tuple[str, ...] = ()) -> Roll:
+    made = Roll(size, local, LIMITS, began=0.0, nodes=nodes)
+    for rank in range(size if there is None else there):
+        node = rank // local + 1
+        made.hello(rank, f"node{node}", f"10.0.0.{node}", dict(SAME), 0.0)
+    return made
+
+
+def beat(made: Roll, rank: int, now: float, **more: Any) -> None:
+    said = {"phase": "step", "step": 7, "standing": 1.0, "limit": 120.0, "median": 1.0, **more}
+    made.beat(rank, said, now)
+
+
+def reason(end: End | None) -> str:
+    assert end is not None
+    assert end.code == ExitCode.MACHINE
+    return end.reason
+
+
+def test_nothing_is_wrong_while_all_beat() -> None:
+    made = roll()
+    for now in range(1, 200, 5):
+        for rank in range(4):
+            beat(made, rank, now)
+        assert made.verdict(now + 1.0) is None
+
+
+def test_a_silent_node_is_named_with_its_ranks() -> None:
+    made = roll()
+    for rank in range(4):
+        beat(made, rank, 100.0)
+    for rank in (0, 1):
+        beat(made, rank, 119.0)
+    assert made.verdict(119.9) is None
+    assert "node2 (10.0.0.2, ranks 2-3)" in reason(made.verdict(120.5))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "name"), [(("a", "b"), "b (ranks 2-3)"), ((), "node number 1 (ranks 2-3)")], ids=["known", "unknown"]
+)
+def test_a_node_that_does_not_come_is_named(nodes: tuple[str, ...], name: str) -> None:
+    made = roll(there=2, nodes=nodes)
+    for rank in (0, 1):
+        beat(made, rank, 49.0)
+    assert made.verdict(49.9) is None
+    said = reason(made.verdict(50.0))
+    assert name in said and "there: node1" in said
+
+
+def test_different_versions_are_listed_with_their_nodes() -> None:
+    made = roll(there=2)
+    for rank in (2, 3):
+        made.hello(rank, "node2", "10.0.0.2", {"torch": "2.12.0", "configuration": "aaa"}, 1.0)
+    assert "torch: 2.13.0 on node1, 2.12.0 on node2" in reason(made.verdict(1.0))
+
+
+def test_a_reason_goes_before_a_guess() -> None:
+    """Rank 3 is killed by its launcher because rank 2 failed: the others hear rank 2's words."""
+    made = roll()
+    made.died(3, "its process ended without a word", 10.0)
+    made.bye(2, ExitCode.DATA, "shard 7 is damaged", 9.0)
+    assert made.verdict(12.0) is None
+    end = made.verdict(14.1)
+    assert end is not None and end.code == ExitCode.DATA
+    assert "rank 2 on node2 (10.0.0.2) ended: shard 7 is damaged" in end.reason
+
+
+def test_a_process_that_died_is_named() -> None:
+    made = roll()
+    made.died(3, "its process ended without a word (killed?)", 10.0)
+    assert made.verdict(11.0) is None
+    assert "rank 3 on node2 (10.0.0.2) is gone" in reason(made.verdict(12.6))
+
+
+def test_an_agreed_stop_gives_the_others_time_to_leave() -> None:
+    made = roll()
+    for rank in range(4):
+        beat(made, rank, 100.0)
+    made.bye(0, ExitCode.STOPPED, "stopped", 100.0)
+    for now in range(101, 159):
+        for rank in (1, 2, 3):
+            beat(made, rank, now)
+        assert made.verdict(now) is None
+    end = made.verdict(160.1)
+    assert end is not None and end.code == ExitCode.STOPPED
+
+
+def test_who_has_said_goodbye_is_not_missed() -> None:
+    made = roll()
+    for rank in range(4):
+        made.bye(rank, 0, "the horizon was reached", 10.0)
+    assert made.verdict(500.0) is None
+
+
+def test_a_stall_names_the_rank_that_holds_the_others_up() -> None:
+    made = roll()
+    for rank in (0, 1, 2):
+        beat(made, rank, 200.0, standing=119.0)
+    beat(made, 3, 200.0, phase="data", standing=119.0)
+    assert made.verdict(200.0) is None
+    for rank in (0, 1, 2):
+        beat(made, rank, 202.0, standing=121.0)
+    beat(made, 3, 202.0, phase="data", standing=121.0)
+    said = reason(made.verdict(202.0))
+    assert "node2 (10.0.0.2, rank 3) holds the others up" in said
+    assert "rank 3 on node2: data, step 7, for 121 s" in said
+
+
+@given(standing=st.floats(0, 1e5))
+def test_a_phase_without_limit_never_stalls(standing: float) -> None:
+    made = roll(2, 1)
+    for rank in (0, 1):
+        beat(made, rank, 10.0, phase="store", limit=None, standing=standing)
+    assert made.verdict(10.0) is None
