@@ -10,6 +10,8 @@ ssh -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=10 -o ServerAli
 pids+=($!)
 code=0
 # After the first failure the others get a moment: the supervisor ends them, and says why.
-for _ in "${pids[@]}"; do wait -n || { code=$?; sleep 15; kill "${pids[@]}" 2>/dev/null || true; break; }; done
+for _ in "${pids[@]}"; do wait -n || { code=$?; break; }; done
+for _ in {1..15}; do if [ -z "$(jobs -rp)" ]; then break; fi; sleep 1; done
+kill "${pids[@]}" 2>/dev/null || true
 wait || true
 exit "$code"
