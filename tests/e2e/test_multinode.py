@@ -234,7 +234,9 @@ def test_a_rank_that_stands_still_is_named_with_its_stacks(place: Place, two: Cl
     os.kill(pid, signal.SIGSTOP)
     ends(process, place)
     assert process.returncode == 3
-    assert "No progress for" in place.exit()["reason"] and "rank 1 on node2" in place.exit()["reason"]
+    assert "No progress for" in place.exit()["reason"]
+    assert "node2 (10.77.0.2, rank 1) holds the others up" in place.exit()["reason"]
+    assert "rank 1 on node2: step (stopped by a signal)" in place.exit()["reason"]
     assert "training_step" in (place.run / "logs" / "rank_0.log").read_text()
 
 

@@ -87,7 +87,8 @@ class Agent:
             self._beat = now
             progress = self.board.read()
             limit = progress.limit(self.limits.stall)
-            beat = {"beat": self.rank, "phase": progress.phase, "step": progress.step, "standing": progress.standing}
+            phase = f"{progress.phase} (stopped by a signal)" if self.process.is_suspended() else progress.phase
+            beat = {"beat": self.rank, "phase": phase, "step": progress.step, "standing": progress.standing}
             self.hub_wire.send({**beat, "limit": limit, "median": progress.median})
         if self._accepted:
             self._judge_hub(now)

@@ -47,6 +47,12 @@ class Process:
             return self.is_here() and _started(self.pid) == self.started and _state(self.pid) not in "ZX"
         return False
 
+    def is_suspended(self) -> bool:
+        """SIGSTOP or a debugger holds it. Only for a process of this machine."""
+        with suppress(OSError, IndexError):
+            return _state(self.pid) in "tT"
+        return False
+
 
 def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
