@@ -91,13 +91,8 @@ class Job:
         self, model: PreTrainedModel, args: TrainingArguments, point: ResumePoint | None, *, allow_change: bool
     ) -> TrainResult:
         """Train to the horizon. Raises StoppedError after a complete checkpoint when a signal asked for it."""
-        if point is not None:
-            check_same_run(point, self.facts(), allow_change=allow_change)
-            say(f"resuming   {point.checkpoint} (step {point.step:,})")
-        cfg, start, data = self.resolved.config, time.monotonic(), self._data()
-        if point is not None:
-            data.wait_for(point.consumed_samples)
-            check_same_tokens(point, self._data_read(data.order, point.consumed_samples))
+        cfg, start = self.resolved.config, time.monotonic()
+        data = self._data_from(point, allow_change=allow_change)
         health = HealthCallback(self.group, self.signals, cfg.train.max_skipped_steps)
         garbage, limit = GarbageCallback(), self._limit(point)
         saving = CheckpointCallback(self.run, self.world, self.group, cfg.train.save_total_limit, self.state)
@@ -152,6 +147,17 @@ class Job:
             seconds=time.monotonic() - start,
             data_wait=report.mean_data_wait,
         )
+
+    def _data_from(self, point: ResumePoint | None, *, allow_change: bool) -> RunData:
+        """The data of this run; on resuming, only after everything has been found to be that of the checkpoint."""
+        if point is None:
+            return self._data()
+        check_same_run(point, self.facts(), allow_change=allow_change)
+        say(f"resuming   {point.checkpoint} (step {point.step:,})")
+        data = self._data()
+        data.wait_for(point.consumed_samples)
+        check_same_tokens(point, self._data_read(data.order, point.consumed_samples))
+        return data
 
     def _samples(self, report: ReportCallback) -> SampleCallback:
         return SampleCallback(
