@@ -80,6 +80,10 @@ def _use_own_folder() -> None:
     import torch
     from torch.utils import cpp_extension
 
+    # Two versions of ninja hash a command differently: each would find the other's build out of date, for ever.
+    own = str(Path(sys.executable).parent)
+    if os.environ.get("PATH", "").split(os.pathsep)[0] != own:
+        os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
     what = "\n".join([sys.prefix, torch.__version__, deepspeed.__version__])
     name = f"wikillm-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(cpp_extension.get_default_build_root()) / name))
