@@ -24,7 +24,9 @@ def checkout(repo: Path, folder: Path) -> Path:
     return folder
 
 
-def doctor(made: Cluster, repo: Path, folder: Path, hosts: str, words: list[str]) -> tuple[int, dict[tuple[str, str], Any]]:
+def doctor(
+    made: Cluster, repo: Path, folder: Path, hosts: str, words: list[str]
+) -> tuple[int, dict[tuple[str, str], Any]]:
     """`wikillm doctor` on node1: exit code, and the verdicts by (check, node)."""
     workdir = checkout(repo, folder / "checkout")
     (folder / "hosts").write_text(hosts)
@@ -44,7 +46,15 @@ def test_two_sound_nodes(repo: Path, words: Words, tmp_path: Path) -> None:
         code, said = doctor(made, repo, tmp_path, "node1 slots=1\nnode2 slots=1\n", line)
     failed = {key: check["found"] for key, check in said.items() if check["level"] == "fail"}
     assert (code, failed) == (0, {})
-    for name in ("shared-folder", "connections", "all-reduce", "mtu-equal", "code-equal", "data-equal", "distinct-machines"):
+    for name in (
+        "shared-folder",
+        "connections",
+        "all-reduce",
+        "mtu-equal",
+        "code-equal",
+        "data-equal",
+        "distinct-machines",
+    ):
         assert said[name, ""]["level"] in ("ok", "warn"), said[name, ""]
     assert "/s over 2 nodes" in said["all-reduce", ""]["found"]
     assert said["connections", ""]["found"] == "2 directions"
@@ -61,7 +71,8 @@ def test_each_fault_is_found_and_names_its_node(repo: Path, words: Words, tmp_pa
     with cluster(nodes, "node1", "node2", "closed", hosts=own, wrong_key=["closed"]) as made:
         config = nodes / "config"
         config.write_text(
-            f"Host gone\n  HostName {NET}.99\nHost stranger\n  HostName {NET}.2\n  HostKeyAlias stranger\n" + config.read_text()
+            f"Host gone\n  HostName {NET}.99\nHost stranger\n  HostName {NET}.2\n  HostKeyAlias stranger\n"
+            + config.read_text()
         )
         with (nodes / "known_hosts").open("a") as file:
             file.write("stranger " + (nodes / "other_key.pub").read_text())
