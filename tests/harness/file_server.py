@@ -18,7 +18,7 @@ class FileServer:
     """Answers for files below `root`.
 
     `faults` maps a path to what its next answers do, one each: ("cut", bytes of the body), ("status", code),
-    ("replace", new content, before the answer), ("pass",).
+    ("replace", new content, before the answer), ("from", another first byte than was asked for), ("pass",).
     `log` has (path, range header or "") of every request; without `ranges` the whole file is sent.
     """
 
@@ -63,6 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
         first, last = 0, len(content) - 1
         if asked:
             first, last = int(asked[1]), min(int(asked[2] or last), last)
+            first = details[0] if kind == "from" else first
             if first > last:
                 self.send_error(416)
                 return

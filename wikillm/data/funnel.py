@@ -10,7 +10,7 @@ from wikillm.data.types import Document, Dropped
 
 @dataclass(frozen=True, slots=True)
 class FunnelLine:
-    """Records that were dropped for one reason; `characters` are those of the raw record."""
+    """Records that were dropped for one reason; `characters` are those of the raw record, or, for filters, of the clean text."""
 
     reason: str
     records: int

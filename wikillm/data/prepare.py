@@ -47,7 +47,7 @@ _DECIDES_NOTHING = {
     *("shard_bytes", "streaming", "window_shards", "stall_seconds", "mixture"),
     *("cache", "cache_bytes"),
 }  # of what is found by looking at the sources
-DEDUP_VERSION = 1
+DEDUP_VERSION = 2
 """Raise it with every change of what counts as a copy: it is part of the fingerprint."""
 _LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
 
@@ -128,7 +128,7 @@ def plan_store(cfg: DataSection, *, is_main: bool = True) -> BuildPlan:
     with one_at_a_time(base, "preparing the data", is_main):
         found = _Found.look(cfg, sources, beside(base, ".found.json"), beside(base, ".progress"))
         plan = _plan(cfg, sources, found, area, filters)
-        return plan if dedup is None else _without_copies(plan, cfg, dedup, area, beside(base, ".progress"))
+        return plan if dedup is None else _without_copies(plan, cfg, dedup, area, is_main)
 
 
 def _dedup_facts(cfg: DataSection) -> dict[str, Any] | None:
@@ -139,12 +139,13 @@ def _dedup_facts(cfg: DataSection) -> dict[str, Any] | None:
     return {"kind": cfg.dedup, "version": DEDUP_VERSION, **near}
 
 
-def _without_copies(plan: BuildPlan, cfg: DataSection, dedup: dict[str, Any], area: Path, relay: Path) -> BuildPlan:
+def _without_copies(plan: BuildPlan, cfg: DataSection, dedup: dict[str, Any], area: Path, is_main: bool) -> BuildPlan:
     """The plan with its drop-list, which is made if need be, and its hash among the facts."""
     decides_nothing = ("data.tokenizer", "data.val_fraction", "eos", "format_version")
     facts = {name: value for name, value in plan.facts.items() if name not in decides_nothing}
+    folder = area.absolute() / f".dedup-{fingerprint_of({**facts, 'data.dedup': dedup})[:12]}"
     first_pass = FirstPass(
-        folder=area.absolute() / f".dedup-{fingerprint_of({**facts, 'data.dedup': dedup})[:12]}",
+        folder=folder,
         sources=plan.sources,
         clean=plan.clean_job,
         shard_bytes=plan.shard_bytes,
@@ -154,9 +155,9 @@ def _without_copies(plan: BuildPlan, cfg: DataSection, dedup: dict[str, Any], ar
         threads=plan.threads,
         similarity=cfg.dedup_similarity if cfg.dedup == "minhash" else None,
         wanted_text=plan.max_text_bytes,
-        relay=relay,
+        relay=beside(folder, ".progress"),
     )
-    drop_list = first_pass.ensure()
+    drop_list = first_pass.ensure(is_main=is_main)
     facts = {**plan.facts, "data.dedup": {**dedup, "drop_list": drop_list.sha256}}
     fingerprint = fingerprint_of(facts)
     store = Path(cfg.store) if cfg.store else area / fingerprint[:12]

@@ -54,7 +54,7 @@ class RemoteShards:
             return
         name = path.relative_to(self.folder).as_posix()
         file = self.files[name]
-        with self.cache.turn():
+        with self.cache.turn(about=f"{self.url}/{name}"):
             if _touched(path):
                 return
             self.cache.make_room(file.size, f"{shown(self.url)}/{name}")
@@ -81,8 +81,8 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     """Open the store at an address. Raises DataError when there is none, or it cannot be reached. (all ranks)"""
     check_address(url)
     url = url.rstrip("/")
-    with cache.turn(is_main):
-        content = _manifest(url, cache)
+    with cache.turn(is_main, url) as asked:
+        content = _manifest(url, cache, asked)
         folder = cache.folder / "stores" / key_of(f"{url}\n{hashlib.sha256(content).hexdigest()}")
         manifest = _read(url, content)
         _fetch_tokenizer(url, folder, manifest, cache)
@@ -106,14 +106,22 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     return Store(folder, manifest, train, val, afar=afar)
 
 
-def _manifest(url: str, cache: Cache) -> bytes:
-    """The manifest as it is there; as it was at the last time, when the server cannot be reached."""
+def _manifest(url: str, cache: Cache, asked: float) -> bytes:
+    """The manifest as it is there; as it was at the last time, when the server cannot be reached.
+
+    One rank reads it and the others, which waited since `asked`, take what it found: all open the same store.
+    """
     memory = cache.folder / "stores" / f"{key_of(url)}.json"
+    with suppress(OSError):
+        if memory.stat().st_mtime >= asked:
+            return memory.read_bytes()
     try:
         content = cache.read_small(f"{url}/{MANIFEST_NAME}", _MAX_MANIFEST_BYTES)
     except DataError as error:
         if memory.is_file() and "cannot be reached" in error.what:
             warn(f"{shown(url)} cannot be reached; what is in the cache is used")
+            with suppress(OSError):
+                os.utime(memory)  # the ranks that wait need not try in vain as well
             return memory.read_bytes()
         raise
     memory.parent.mkdir(parents=True, exist_ok=True)
@@ -137,11 +145,15 @@ def _fetch_tokenizer(url: str, folder: Path, manifest: Manifest, cache: Cache) -
     if path.is_file() and sha256_file(path) == manifest.tokenizer.sha256:
         return
     target.mkdir(parents=True, exist_ok=True)
-    for name in reversed(_TOKENIZER_FILES):
-        write_atomic(target / name, cache.read_small(f"{url}/tokenizer/{name}", _MAX_TOKENIZER_BYTES))
-    if sha256_file(path) != manifest.tokenizer.sha256:
-        got = f"{shown(url)}/tokenizer/tokenizer.json: its sha256 is another"
-        raise DataError("The tokenizer of a remote store is not the one that its manifest describes.", got=got)
+    contents = {name: cache.read_small(f"{url}/tokenizer/{name}", _MAX_TOKENIZER_BYTES) for name in _TOKENIZER_FILES}
+    if hashlib.sha256(contents[path.name]).hexdigest() != manifest.tokenizer.sha256:
+        raise DataError(
+            "The tokenizer of a remote store is not the one that its manifest describes.",
+            got=f"{shown(url)}/tokenizer/tokenizer.json: its sha256 is another",
+            fix="copy the store there again; `wikillm data verify` checks a local one",
+        )
+    for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last: it stands for both
+        write_atomic(target / name, contents[name])
 
 
 def _touched(path: Path) -> bool:

@@ -52,6 +52,7 @@ INDEX = np.dtype(
     ]
 )
 _OPEN_FILES_FROM_AFAR = 16  # a file that the cache gave up is on the disk for as long as it is mapped
+_FETCHES = 5  # of a shard that other processes remove from the cache before it is mapped
 _OPEN_FILES = 128  # mapped at a time; a usual limit is 1024 descriptors per process
 
 
@@ -152,13 +153,18 @@ class TokenStream:
             self._open.move_to_end(key)
             return self._open[key]
         path = shard_path(self._folder, self._split, self._numbers[shard], kind)
-        if self._afar is not None:
-            self._afar.ensure(path)
-        try:
-            # As a plain array: a slice of np.memmap itself takes ten times as long.
-            mapped = np.asarray(np.memmap(path, dtype=TOKEN if kind == "tok" else INDEX, mode="r"))
-        except (OSError, ValueError) as error:
-            raise DataError("A shard of the token store cannot be read.", got=f"{path}: {error}") from None
+        for left in reversed(range(_FETCHES)):
+            if self._afar is not None:
+                self._afar.ensure(path)
+            try:
+                # As a plain array: a slice of np.memmap itself takes ten times as long.
+                mapped = np.asarray(np.memmap(path, dtype=TOKEN if kind == "tok" else INDEX, mode="r"))
+                break
+            except FileNotFoundError as error:  # another process may have made room in the cache just now
+                if self._afar is None or not left:
+                    raise _unreadable(path, error, self._afar is not None) from None
+            except (OSError, ValueError) as error:
+                raise _unreadable(path, error) from None
         self._open[key] = mapped
         if len(self._open) > (_OPEN_FILES if self._afar is None else _OPEN_FILES_FROM_AFAR):
             self._open.popitem(last=False)
@@ -266,6 +272,11 @@ class Store:
         path = self.tokenizer_dir / "tokenizer.json"
         if sha256_file(path) != self.manifest.tokenizer.sha256:
             raise _damaged(self.dir, f"{path}: its sha256 is not the one in the manifest")
+
+
+def _unreadable(path: Path, error: Exception, is_cached: bool = False) -> DataError:
+    fix = "a larger data.cache_bytes, or a data.cache of its own: others keep removing it" if is_cached else None
+    return DataError("A shard of the token store cannot be read.", got=f"{path}: {error}", fix=fix)
 
 
 def _damaged(folder: Path, what: str) -> DataError:

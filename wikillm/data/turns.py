@@ -29,11 +29,13 @@ def beside(base: Path, suffix: str) -> Path:
 
 
 @contextmanager
-def one_at_a_time(base: Path, what: str, is_main: bool) -> Iterator[None]:
+def one_at_a_time(base: Path, what: str, is_main: bool, about: str = "") -> Iterator[None]:
     """Hold the turn named `base`. Raises the failure of the holder that was waited for. (all ranks)
 
     Args:
         what: what is being done, for the waiting ranks: "preparing the data".
+        about: what the turn is taken for, where it is taken for several things; a failure is shared by those who wait
+            for the same thing.
         is_main: this process tells the user how far the holder is; the others write to their log only.
     """
     folder = base.parent
@@ -55,31 +57,30 @@ def one_at_a_time(base: Path, what: str, is_main: bool) -> Iterator[None]:
         say(line) if is_main else logger.info(line)
 
     with lock_or_wait(beside(base, ".lock"), on_wait):
-        if waited and (failed := read_failure(base, arrived)) is not None:
+        if waited and (failed := read_failure(base, arrived, about)) is not None:
             raise failed
         beside(base, ".failure").unlink(missing_ok=True)
         try:
             yield
         except WikiLLMError as error:
-            write_failure(base, error)
+            write_failure(base, error, about)
             raise
 
 
-def read_failure(base: Path, since: float) -> WikiLLMError | None:
-    """What the last holder of the turn `base` failed with, if that was after `since` (Unix time)."""
+def read_failure(base: Path, since: float, about: str = "") -> WikiLLMError | None:
+    """What the last holder of the turn `base` failed with, if that was after `since` (Unix time) and over `about`."""
     failure = beside(base, ".failure")
     try:
         if failure.stat().st_mtime < since - 1:
             return None
         found = json.loads(failure.read_text(encoding="utf-8"))
-        return _KINDS[found["kind"]](*found["parts"])
+        return _KINDS[found["kind"]](*found["parts"]) if found.get("about", "") == about else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_failure(base: Path, error: WikiLLMError) -> None:
+def write_failure(base: Path, error: WikiLLMError, about: str = "") -> None:
     """Tell whoever waits for the turn `base` why it failed."""
     with suppress(OSError):
-        write_json(
-            beside(base, ".failure"), {"kind": type(error).__name__, "parts": [error.what, error.got, error.fix]}
-        )
+        parts = [error.what, error.got, error.fix]
+        write_json(beside(base, ".failure"), {"kind": type(error).__name__, "parts": parts, "about": about})

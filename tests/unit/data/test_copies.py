@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,16 +17,19 @@ import numpy as np
 import pytest
 
 from wikillm.core.errors import DataError
+from wikillm.core.files import sha256_file
 from wikillm.data import prepare
 from wikillm.data.filters import sign, two_passes
 from wikillm.data.filters.characters import grams_of, units_of
 from wikillm.data.filters.copies import find_copies
-from wikillm.data.filters.drop_list import DROP, EXACT
+from wikillm.data.filters.drop_list import DROP, DROP_LIST_NAME, EXACT, NEAR_COPY, DropList
 from wikillm.data.filters.sign import SIGNED, SignedShard, minima_of, signed_path
 from wikillm.data.funnel import Funnel
 from wikillm.data.prepare import prepare_store
 from wikillm.data.shard import content_hash
 from wikillm.data.sources.read import Cursor
+from wikillm.data.tokenizer import copy_tokenizer
+from wikillm.data.types import Record
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +106,9 @@ def test_any_number_of_workers_finds_the_same(tmp_path, settings):
             settings(source, dedup="minhash", workers=workers, val_fraction=0.2, store=str(folder / "store"))
         )
         assert len(store.manifest.shards) > 3
-        found.append((digests(store.dir), {k: v for k, v in digests(folder).items() if ".dedup-" in k}))
+        found.append(
+            (digests(store.dir), {k: v for k, v in digests(folder).items() if k.startswith(".dedup-") and "/" in k})
+        )
     assert found[0] == found[1]
     assert len(found[0][1]) == 2  # drops.bin and drops.json: the signatures are gone
 
@@ -210,3 +216,63 @@ def test_a_changed_drop_list_is_refused(tmp_path, settings):
     plan.drop_list.path.write_bytes(b"")
     with pytest.raises(DataError, match="drop-list"):
         prepare.ensure_planned(plan)
+
+
+def test_preparations_that_share_a_drop_list_take_turns(tmp_path, settings, monkeypatch, tokenizer_dir):
+    """Stores that differ in the tokenizer alone have one drop-list: the second must not remove what the first reads."""
+    texts, _ = planted(seed=8, count=60)
+    source = write(tmp_path / "a.jsonl", texts)
+    copy_tokenizer(tokenizer_dir, tmp_path / "other")
+    config = tmp_path / "other" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "pad_token": "<|endoftext|>"}))
+    common = {"dedup": "minhash", "val_fraction": 0.2}
+    first = settings(source, **common)
+    second = settings(source, **common, tokenizer=str(tmp_path / "other"))
+    found: list[object] = []
+    threads: list[threading.Thread] = []
+
+    def meanwhile(*args):
+        if not threads:
+            threads.append(threading.Thread(target=lambda: found.append(prepare.plan_store(second).drop_list)))
+            threads[0].start()
+            threads[0].join(2)  # without a turn it ends within, and takes the signatures along
+        return find_copies(*args)
+
+    monkeypatch.setattr(two_passes, "find_copies", meanwhile)
+    plan = prepare.plan_store(first)
+    threads[0].join()
+    assert plan.drop_list is not None and found == [plan.drop_list]
+
+
+def test_an_exact_copy_of_a_near_copy_is_a_near_copy_of_what_is_kept(tmp_path, settings):
+    rng = random.Random(11)
+    kept = article(rng)
+    near = edited(kept, rng, 2)
+    source = write(tmp_path / "a.jsonl", [kept, article(rng), near, near, kept])
+    found = prepare.plan_store(settings(source, dedup="minhash", val_fraction=0.5)).drop_list
+    assert found is not None and (found.exact, found.near) == (1, 2)
+    drops = np.fromfile(found.path, dtype=DROP)
+    assert drops["kept_offset"].tolist() == [0, 0, 0]
+    assert drops["percent"][0] == drops["percent"][1] < 100 and drops["percent"][2] == EXACT
+
+
+def test_signatures_that_a_killed_pass_left_beside_its_list_are_removed(tmp_path, settings):
+    source = write(tmp_path / "a.jsonl", planted(seed=9, count=60)[0])
+    cfg = settings(source, dedup="minhash", val_fraction=0.2)
+    drops = prepare.plan_store(cfg).drop_list
+    assert drops is not None
+    (drops.path.parent / "00000.min").write_bytes(bytes(100))
+    assert prepare.plan_store(cfg).drop_list == drops
+    assert {path.name for path in drops.path.parent.iterdir()} == {"drops.bin", "drops.json"}
+
+
+def test_a_shard_of_many_small_files_is_looked_up_in_one_go(tmp_path):
+    """30,000 files in one shard; looked for file by file among all records, this took minutes."""
+    count = 30_000
+    entries = np.zeros(count // 2, dtype=DROP)
+    entries["source"], entries["percent"] = np.arange(0, count, 2), 90
+    path = tmp_path / DROP_LIST_NAME
+    path.write_bytes(entries.tobytes())
+    found = DropList(path, sha256_file(path), 0, len(entries)).among(Record(number, 0, b"") for number in range(count))
+    assert set(found) == {(number, 0) for number in range(0, count, 2)}
+    assert {dropped.reason for dropped in found.values()} == {NEAR_COPY}

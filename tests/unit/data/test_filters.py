@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.data.filters import characters
+from wikillm.data.filters import characters, overlap
 from wikillm.data.filters import settings as settings_module
 from wikillm.data.filters.apply import Pipeline
 from wikillm.data.filters.characters import grams_of, units_of
@@ -205,3 +205,37 @@ def test_filters_stand_in_the_fingerprint_and_in_the_funnel(tmp_path, settings, 
     again = prepare_store(settings(source, val_fraction=0.2, quality="zh", decontaminate=(str(exam),)))
     assert again.manifest.fingerprint != store.manifest.fingerprint
     assert np.array_equal(plain.train.read(0, 10), prepare_store(settings(source, val_fraction=0.2)).train.read(0, 10))
+
+
+def test_terms_are_one_file_and_indented_comments_are_none(tmp_path, settings):
+    pytest.importorskip("opencc")
+    folder = tmp_path / "terms"
+    folder.mkdir()
+    (folder / "a.txt").write_text("  # 臺灣 is a comment\n 臺北 \n", encoding="utf-8")
+    one = plan_filters(settings("x", convert="t2s", protected_terms=str(folder / "a.txt")))
+    assert through(one, "臺灣 臺北 # 臺灣 is").text == "台湾 臺北 # 台湾 is"
+    (folder / "b.txt").write_text("臺灣", encoding="utf-8")
+    with pytest.raises(ConfigError, match="one file") as caught:
+        plan_filters(settings("x", convert="t2s", protected_terms=str(folder)))
+    assert "2 files" in caught.value.got
+
+
+@pytest.mark.parametrize("entry", ["none-here.jsonl", "https://example.org/a.jsonl"])
+def test_a_missing_evaluation_file_is_said_of_its_own_key(entry, settings):
+    with pytest.raises((ConfigError, DataError), match=r"data\.decontaminate") as caught:
+        plan_filters(settings("x", decontaminate=(entry,)))
+    assert "data.path" not in str(caught.value) and entry in caught.value.got
+
+
+def test_a_long_text_file_of_examples_has_as_many_as_lines(tmp_path, monkeypatch, settings):
+    monkeypatch.setattr(overlap, "_MAX_EXAMPLE_BYTES", 500)
+    lines = [f"question {n} about the river and the town that no other page has {n}" for n in range(50)]
+    (tmp_path / "eval.txt").write_text("\ufeff" + "\n\n".join(lines), encoding="utf-8")
+    filters = plan_filters(settings("x", decontaminate=(str(tmp_path / "eval.txt"),)))
+    found = [through(filters, f"{PROSE} {line.upper()}!") for line in lines]
+    assert [one.detail.rpartition(":")[2] for one in found if isinstance(one, Dropped)] == [
+        str(n + 1) for n in range(50)
+    ]
+    (tmp_path / "eval.txt").write_text("word " * 200)
+    with pytest.raises(DataError, match="too long"):
+        through(plan_filters(settings("x", decontaminate=(str(tmp_path / "eval.txt"),))), PROSE)

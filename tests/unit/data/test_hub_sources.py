@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from harness.hub_server import COMMIT, serve_hub
 
 from wikillm.core.errors import ConfigError
 from wikillm.data.prepare import prepare_store
+from wikillm.data.sources import hub
+from wikillm.data.sources.cache import Cache
 from wikillm.data.sources.hub import parse, splits_of
 
 PROGRAM = """
@@ -152,3 +155,40 @@ def test_splits_by_their_names():
     assert splits_of(named) == {"train": ["data/train/a.parquet"], "validation": ["data/validation-0.jsonl.zst"]}
     assert splits_of(["b.jsonl", "a.txt", "LICENSE"]) == {"train": ["a.txt", "b.jsonl"]}
     assert splits_of(["LICENSE"]) == {}
+
+
+def test_a_hub_that_breaks_off_is_silent_not_a_bug(monkeypatch):
+    """What the HTTP libraries raise is no subclass of the built-in ConnectionError or TimeoutError."""
+    import datasets
+
+    class ReadTimeout(Exception):
+        pass
+
+    def breaks(*_: object, **__: object) -> None:
+        raise ReadTimeout("the read operation timed out")
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", breaks)
+    with pytest.raises(hub._Silent, match="timed out"):
+        hub._HuggingFace(parse("hf://org/name"))._splits(COMMIT)
+
+
+def test_ranks_that_wait_for_a_silent_hub_do_not_ask_it_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "is_offline", lambda: False)
+    entry, cache, asked = parse("hf://org/name"), Cache(str(tmp_path)), time.time()
+
+    class Hub:
+        calls = 0
+        gives: hub.Listing | None = hub.Listing(COMMIT, (("data/train.jsonl", ""),))
+
+        def listing(self) -> hub.Listing:
+            self.calls += 1
+            if self.gives is None:
+                raise hub._Silent("no answer")
+            return self.gives
+
+    one = Hub()
+    assert hub._listing(entry, one, cache, time.time() + 1) == (one.gives, False)
+    known, one.gives = one.gives, None
+    assert hub._listing(entry, one, cache, time.time() + 1) == (known, True)
+    assert hub._listing(entry, one, cache, asked) == (known, True), "from the copy that is here, as the first rank"
+    assert one.calls == 2

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -255,3 +259,74 @@ def test_a_prepared_store_in_a_bucket(bucket, tmp_path, texts, write_source, set
     far = prepare_store(settings(store="s3://texts/stores/one", cache=str(tmp_path / "cache")))
     assert far.manifest == local.manifest
     assert far.train.read(0, far.train.n_tokens).tolist() == local.train.read(0, local.train.n_tokens).tolist()
+
+
+def test_a_failure_is_shared_by_those_who_want_the_same_only(server, cache):
+    (server.root / "good.txt").write_bytes(b"good")
+    is_held, outcomes = threading.Event(), {}
+
+    def fail() -> None:
+        with suppress(DataError), cache.turn(about="bad"):
+            is_held.set()
+            time.sleep(0.7)  # the others are waiting by then
+            raise DataError("bad is not there.")
+
+    def want(name: str) -> None:
+        try:
+            with cache.turn(about=name):
+                outcomes[name] = cache.fetch(f"{server.url}/good.txt").path.read_bytes()
+        except DataError as error:
+            outcomes[name] = error.what
+
+    threads = [threading.Thread(target=fail), *(threading.Thread(target=want, args=(n,)) for n in ("good", "bad"))]
+    threads[0].start()
+    is_held.wait()
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes["good"] == b"good"
+    assert outcomes["bad"] in ("bad is not there.", b"good")  # shared, unless `good` had its turn in between
+
+
+def test_the_part_of_a_cut_download_counts_and_makes_room(server, tmp_path):
+    cache = Cache(str(tmp_path / "cache"), limit=1_000_000)
+    for name in ("cut.txt", "next.txt"):
+        (server.root / name).write_bytes(bytes(700_000))
+    server.faults["cut.txt"] = [("pass",), ("cut", 600_000), *[("status", 500)] * cache_module.ATTEMPTS]
+    with pytest.raises(DataError, match="cannot be reached"):
+        fetched(cache, f"{server.url}/cut.txt")
+    assert sum(path.stat().st_size for path in cache.folder.rglob(".part")) == 600_000
+    assert fetched(cache, f"{server.url}/next.txt") == bytes(700_000)
+    assert not list(cache.folder.rglob(".part")), "both together are above the bound"
+    assert fetched(cache, f"{server.url}/cut.txt") == bytes(700_000)
+    assert sum(path.stat().st_size for path in cache.folder.rglob("*.txt")) == 700_000
+
+
+def test_what_killed_processes_left_is_cleared_but_not_what_is_being_written(cache):
+    folder = cache.folder / "stores" / "key" / "train"
+    folder.mkdir(parents=True)
+    old, fresh = (folder / f".00000.tok.{pid}.staging" for pid in (1, 2))
+    for path in (old, fresh):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    with cache.turn():
+        cache.make_room(1, "a shard")
+    assert not old.exists() and fresh.exists()
+
+
+def test_a_small_file_that_is_large_is_not_read(server, cache):
+    (server.root / "manifest.json").write_bytes(bytes(3_000_000))
+    with pytest.raises(DataError, match="far too long") as caught:
+        cache.read_small(f"{server.url}/manifest.json", 1000)
+    assert "3000000" in caught.value.got and server.sent == 1
+    server.ranges = False  # and where the first look tells all
+    with pytest.raises(DataError, match="far too long"):
+        cache.read_small(f"{server.url}/manifest.json", 1000)
+
+
+def test_bytes_from_another_place_than_asked_for_are_not_taken(server, cache):
+    content = bytes(range(256)) * 2000
+    (server.root / "x.txt").write_bytes(content)
+    server.faults["x.txt"] = [("pass",), ("cut", 100_000), ("from", 100_100), ("from", 0)]
+    assert fetched(cache, f"{server.url}/x.txt") == content

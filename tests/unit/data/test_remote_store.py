@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ from harness.file_server import serve
 
 from wikillm.config.schema import DataSection, MixtureSource
 from wikillm.core.errors import ConfigError, DataError, MachineError
+from wikillm.data import remote_store
 from wikillm.data.growing import order_of
 from wikillm.data.loader import BatchShape, train_loader
 from wikillm.data.prepare import prepare_store
 from wikillm.data.sources import cache as cache_module
+from wikillm.data.sources.cache import Cache
 from wikillm.data.store import Store
 from wikillm.data.stream import stream_store
 
@@ -154,3 +158,39 @@ def test_what_is_no_store_and_what_cannot_be_built_there(server, section, tmp_pa
         prepare_store(section().model_copy(update={"store": f"{server.url}/page"}))
     with pytest.raises(ConfigError, match="built in a local folder"):
         prepare_store(section().model_copy(update={"path": ("x.jsonl",)}))
+
+
+def test_a_shard_that_another_process_removes_is_fetched_again(local, section, monkeypatch):
+    """Making room for its own shard, it may take the one that was found here and is not mapped yet."""
+    ensure, removed = remote_store.RemoteShards.ensure, set()
+
+    def ensure_and_lose(self, path: Path) -> None:
+        ensure(self, path)
+        if path not in removed:
+            removed.add(path)
+            path.unlink()
+
+    monkeypatch.setattr(remote_store.RemoteShards, "ensure", ensure_and_lose)
+    assert np.array_equal(batches(prepare_store(section())), batches(local))
+    assert removed
+    monkeypatch.setattr(remote_store.RemoteShards, "ensure", lambda self, path: path.unlink(missing_ok=True))
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        batches(prepare_store(section()))
+    assert "data.cache_bytes" in caught.value.fix
+
+
+def test_ranks_that_waited_open_the_store_that_the_first_one_found(local, server, tmp_path):
+    cache, asked, url = Cache(str(tmp_path / "cache")), time.time(), f"{server.url}/store"
+    first = remote_store.open_remote(url, cache)
+    path = local.dir / "manifest.json"
+    path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0', 1))
+    assert json.loads(remote_store._manifest(url, cache, asked))["fingerprint"] == first.manifest.fingerprint
+    assert remote_store.open_remote(url, cache).manifest.fingerprint == "0" + first.manifest.fingerprint
+
+
+def test_a_tokenizer_that_is_not_the_manifests_is_not_kept(local, section, tmp_path):
+    path = local.dir / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(DataError, match="tokenizer of a remote store"):
+        prepare_store(section())
+    assert not list((tmp_path / "cache").rglob("tokenizer.json"))

@@ -1,7 +1,8 @@
 """Texts as numbers: the kind of each character, and 64-bit hashes of units (a hanzi, a kana, a syllable, or a word).
 
-All of it is vectorised and the same on every machine and Python version: the table of kinds comes from Unicode 3.2,
-which every Python carries unchanged, and what is newer counts as a symbol, except for later hanzi. Hashes are
+All of it is vectorised and the same on every machine. The table of kinds does not depend on the Python version: it comes
+from Unicode 3.2, which every Python carries unchanged, and what is newer counts as a symbol, except for later hanzi. Case
+is folded by Python's own table (Unicode 14 in 3.11, 15 in 3.12), which may grow for scripts that gain letters. Hashes are
 polynomials modulo 2^64 with an odd base, each mixed by splitmix64's finaliser (Steele, Lea and Flood, 2014).
 """
 

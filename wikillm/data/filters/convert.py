@@ -55,7 +55,8 @@ def _read_terms(file: PinnedFile) -> dict[str, list[str]]:
         lines = file.read().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError("data.protected_terms is not UTF-8.", got=f"{file.path}: byte {error.start}") from None
-    terms = {unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip() and line[0] != "#"}
+    stripped = (line.strip() for line in lines)
+    terms = {unicodedata.normalize("NFC", line) for line in stripped if line and line[0] != "#"}
     if not terms:
         raise DataError("data.protected_terms names no term.", got=file.path, fix="one term per line")
     found: dict[str, list[str]] = {}

@@ -45,7 +45,10 @@ def find_copies(folder: Path, shards: Sequence[SignedShard], similarity: float |
         for document, kept, share in near.copies():
             kept_by[document] = kept
             percent[document] = round(100 * share)
-        kept_by = kept_by[kept_by]  # exact copies of a document that is a near copy of a third
+        # Exact copies of a document that is a near copy of a third: near copies of that one, as like it as the first.
+        is_moved = kept_by != kept_by[kept_by]
+        percent[is_moved] = percent[kept_by[is_moved]]
+        kept_by = kept_by[kept_by]
     dropped = np.flatnonzero(kept_by != np.arange(len(documents)))
     drops = np.zeros(len(dropped), dtype=DROP)
     for name in ("source", "offset", "characters", "text_bytes"):

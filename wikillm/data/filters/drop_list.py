@@ -43,15 +43,14 @@ class DropList:
 
     def among(self, records: Iterable[Record]) -> dict[tuple[int, int], Dropped]:
         """What of these records is dropped, by source and offset."""
-        places = [(record.source, record.offset) for record in records]
+        places: dict[int, list[int]] = {}
+        for record in records:
+            places.setdefault(record.source, []).append(record.offset)
         if not places:
             return {}
         entries = _open(self)
         found: dict[tuple[int, int], Dropped] = {}
-        for number in range(min(places)[0], max(places)[0] + 1):
-            offsets = [offset for source, offset in places if source == number]
-            if not offsets:
-                continue
+        for number, offsets in places.items():
             low, high = np.searchsorted(entries["source"], [number, number + 1])
             part = entries[low:high]
             low, high = np.searchsorted(part["offset"], [min(offsets), max(offsets) + 1])

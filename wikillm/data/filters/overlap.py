@@ -20,8 +20,10 @@ from wikillm.data.filters.characters import Hashes, grams_of, units_of
 from wikillm.data.filters.settings import PinnedFile
 from wikillm.data.sources.read import records_of
 from wikillm.data.sources.sniff import sniff
+from wikillm.data.sources.split import split_lines
 from wikillm.data.sources.split_text import parse_row
-from wikillm.data.types import Record
+from wikillm.data.sources.streams import pieces
+from wikillm.data.types import Record, SourceFile
 
 MIN_UNITS = 5
 _MAX_EXAMPLE_BYTES = 16 << 20
@@ -85,7 +87,7 @@ class EvaluationIndex:
 
 def examples_of(file: PinnedFile) -> Iterator[list[str]]:
     """The strings of each example. Raises DataError for a format without examples, or for what cannot be parsed."""
-    file.read()  # the content is what was pinned
+    file.check()
     source = sniff(Path(file.path))
     if source.format not in ("json", "jsonl", "csv", "text"):
         raise DataError(
@@ -93,20 +95,31 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
             got=file.path,
             fix="wanted: JSON Lines, a JSON array, CSV, or plain text with one example per line",
         )
-    for number, (item, _) in enumerate(records_of(0, source, 0, _MAX_EXAMPLE_BYTES)):
-        if not isinstance(item, Record):
-            raise DataError("An example is too long.", got=f"{file.path}: byte {item.offset}")
+    for number, (offset, payload) in enumerate(_payloads(source)):
+        if payload is None:
+            raise DataError(
+                "An example is too long.", got=f"{file.path}: byte {offset}, above {_MAX_EXAMPLE_BYTES} bytes"
+            )
         try:
             if source.format == "text":
-                yield from ([line] for line in item.payload.decode("utf-8-sig").splitlines() if line.strip())
+                yield [payload.decode("utf-8-sig")]
             elif source.format == "csv":
-                yield list(parse_row(item.payload).values())
+                yield list(parse_row(payload).values())
             else:
-                yield list(_strings(orjson.loads(item.payload.removeprefix(b"\xef\xbb\xbf"))))
+                yield list(_strings(orjson.loads(payload.removeprefix(b"\xef\xbb\xbf"))))
         except ValueError as error:
             raise DataError(
                 "An evaluation file cannot be read.", got=f"{file.path}: record {number + 1}: {error}"
             ) from None
+
+
+def _payloads(source: SourceFile) -> Iterator[tuple[int, bytes | None]]:
+    """Where each example begins, and its bytes; None for those too long. A line of plain text is one."""
+    if source.format == "text":  # as a source it would be a single document
+        yield from ((offset, line) for offset, line, _ in split_lines(pieces(source), 0, _MAX_EXAMPLE_BYTES))
+        return
+    for item, _ in records_of(0, source, 0, _MAX_EXAMPLE_BYTES):
+        yield item.offset, item.payload if isinstance(item, Record) else None
 
 
 def _strings(value: Any) -> Iterator[str]:

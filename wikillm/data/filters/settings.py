@@ -6,6 +6,7 @@ names (protected terms, evaluation files) are pinned by sha256 and checked again
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -15,7 +16,8 @@ from typing import Any
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import sha256_file
-from wikillm.data.sources.locate import locate
+from wikillm.data.sources.locate import HOW_TO_GET_DATA, locate
+from wikillm.data.sources.remote import scheme_of, shown
 
 QUALITY_VERSION = 1
 """Raise it with every change of a quality rule: it is part of the fingerprint."""
@@ -34,12 +36,16 @@ class PinnedFile:
     def pin(cls, path: Path) -> PinnedFile:
         return cls(str(path), sha256_file(path))
 
-    def read(self) -> bytes:
-        """Its bytes. Raises DataError when they are no longer those that were pinned."""
+    def check(self) -> None:
+        """Raises DataError when its content is no longer what was pinned."""
         if sha256_file(Path(self.path)) != self.sha256:
             raise DataError(
                 "A file changed while the store was being built.", got=self.path, fix="start again with what it holds"
             )
+
+    def read(self) -> bytes:
+        """Its bytes. Raises DataError when they are no longer those that were pinned."""
+        self.check()
         return Path(self.path).read_bytes()
 
 
@@ -88,12 +94,38 @@ def plan_filters(cfg: DataSection) -> Filters:
     return Filters(
         convert=cfg.convert,
         converter=_converter() if cfg.convert != "none" else "",
-        protected=PinnedFile.pin(locate((cfg.protected_terms,))[0]) if cfg.protected_terms else None,
+        protected=_protected(cfg.protected_terms) if cfg.protected_terms else None,
         quality=cfg.quality,
-        evaluation=tuple(map(PinnedFile.pin, locate(cfg.decontaminate))) if cfg.decontaminate else (),
+        evaluation=_pinned("data.decontaminate", cfg.decontaminate) if cfg.decontaminate else (),
         overlap_units=cfg.decontaminate_units,
         overlap_share=cfg.decontaminate_share,
     )
+
+
+def _protected(entry: str) -> PinnedFile:
+    found = _pinned("data.protected_terms", (entry,))
+    if len(found) > 1:
+        names = ", ".join(file.path for file in found[:3])
+        raise ConfigError(
+            "data.protected_terms is one file.",
+            got=f"{entry}: {len(found)} files, {names}" + (" ..." if len(found) > 3 else ""),
+            fix="put the terms into one file: cat FILES > terms.txt",
+        )
+    return found[0]
+
+
+def _pinned(key: str, entries: Sequence[str]) -> tuple[PinnedFile, ...]:
+    """The files that `key` names. What is wrong with them is said of that key; addresses are not fetched."""
+    for entry in entries:
+        if scheme_of(entry):
+            raise ConfigError(f"{key} takes local files only.", got=shown(entry), fix=f"download it, and {key}=FILE")
+    try:
+        return tuple(PinnedFile.pin(path) for path in locate(entries))
+    except DataError as error:
+        what, got, fix = (part and part.replace("data.path", key) for part in (error.what, error.got, error.fix))
+        raise DataError(
+            what or "", got=got, fix=None if fix and HOW_TO_GET_DATA in (error.fix or "") else fix
+        ) from None
 
 
 def _converter() -> str:

@@ -1,6 +1,7 @@
 """From sources to a drop-list: sign what is missing, decide, write `drops.bin`. One process at a time, resumable.
 
-Everything lies in `.dedup-KEY` beside the store, KEY being a hash of all that decides the drop-list. The signatures go
+Everything lies in `.dedup-KEY` beside the store, KEY being a hash of all that decides the drop-list. Preparations that
+differ in tokenizer or split alone share it, so it has a turn of its own (`.dedup-KEY.lock`). The signatures go
 when the list stands. With `data.max_text_bytes` the pass stops when enough text is left, so a small part of a large dump
 costs little: what is decided for a document depends on those before it only.
 """
@@ -27,6 +28,7 @@ from wikillm.data.pool import run_jobs
 from wikillm.data.progress import Progress
 from wikillm.data.shard import CleanJob, Work
 from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
+from wikillm.data.turns import one_at_a_time
 from wikillm.data.types import SourceFile
 
 _BAD_CHECK_RECORDS = 1000
@@ -55,13 +57,22 @@ class FirstPass:
     wanted_text: int | None
     relay: Path | None = None
     _signed: list[SignedShard] = field(default_factory=list)
+    _text_bytes: int = 0  # these three are of `_signed`
+    _bad_records: int = 0
+    _read_records: int = 0
     _is_at_end: bool = False
 
-    def ensure(self) -> DropList:
+    def ensure(self, *, is_main: bool = True) -> DropList:
         """The drop-list, made if need be. Raises DataError for what the sources hold, MachineError for want of room."""
-        known = self._known()
-        if known is not None:
+        with one_at_a_time(self.folder, "finding copies", is_main):
+            known = self._known()
+            if known is None:
+                return self._make()
+            with suppress(OSError):  # a pass that was killed right after its list stood
+                self._forget_signatures()
             return known
+
+    def _make(self) -> DropList:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob(f"*{STAGING_SUFFIX}"):
@@ -97,7 +108,7 @@ class FirstPass:
         while True:
             self._sign(target)
             drops = find_copies(self.folder, self._signed, self.similarity)
-            total = sum(info.text_bytes for info in self._signed)
+            total = self._text_bytes
             kept = total - int(drops["text_bytes"].sum(dtype=np.int64))
             if self._is_at_end or self.wanted_text is None or kept >= self.wanted_text:
                 return drops
@@ -135,16 +146,19 @@ class FirstPass:
     def _take(self, info: SignedShard, target: int | None) -> bool:
         """Add the next shard; True when there is enough."""
         self._signed.append(info)
-        funnel = merged(shard.funnel for shard in self._signed)
-        bad, read = funnel.bad_records, funnel.read_records
+        self._text_bytes += info.text_bytes
+        self._bad_records += info.funnel.bad_records
+        self._read_records += info.funnel.read_records
+        bad, read = self._bad_records, self._read_records
         if bad > self.max_bad_fraction * read and read >= _BAD_CHECK_RECORDS:
-            lines = [f"{line.records:>8,}  {line.reason}" for line in funnel.dropped if line.is_bad]
+            dropped = merged(shard.funnel for shard in self._signed).dropped
+            lines = [f"{line.records:>8,}  {line.reason}" for line in dropped if line.is_bad]
             raise DataError(
                 f"{bad:,} of {read:,} records cannot be read: more than data.max_bad_fraction={self.max_bad_fraction:g}.",
                 got="\n".join(lines),
                 fix="data.dedup=none shows where they are; mend the source, or raise data.max_bad_fraction",
             )
-        return target is not None and sum(shard.text_bytes for shard in self._signed) >= target
+        return target is not None and self._text_bytes >= target
 
     def _forget_signatures(self) -> None:
         for path in self.folder.iterdir():

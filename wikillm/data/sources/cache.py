@@ -6,7 +6,9 @@
     CACHE/stores/KEY/...     prepared stores that are read from afar, shard by shard (`remote_store.py`)
 
 One process at a time downloads into a cache; the others wait and find the file. A file is kept while the server
-has the version that was downloaded; when the server cannot be reached, what is here is used, and said.
+has the version that was downloaded (of a server that names none: the size); when the server cannot be reached, what is
+here is used, and said. The bound counts parts too. It does not know what other processes read: one that needs room may
+remove a file of theirs, and a build that misses a source ends with an error and goes on when started again.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wikillm.core.errors import DataError, MachineError
-from wikillm.core.files import fsync_path, nearest_existing, rename_durably, sha256_file, write_json
+from wikillm.core.files import STAGING_SUFFIX, fsync_path, nearest_existing, rename_durably, sha256_file, write_json
 from wikillm.core.log import logger, say, warn
 from wikillm.core.units import format_seconds, format_size
 from wikillm.data.sources import remote
@@ -34,6 +36,8 @@ ATTEMPTS = 6  # without a byte in between
 BACKOFF_SECONDS = 0.5  # doubles with each attempt: 0.5, 1, 2, 4, 8
 Answer = TypeVar("Answer")
 _SPARE_BYTES = 64 << 20  # left free on the disk
+_PART = ".part"
+_ABANDONED_SECONDS = 3600.0  # without a byte; a living download gives up much earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,17 @@ class Cache:
         self.limit = limit
 
     @contextmanager
-    def turn(self, is_main: bool = False) -> Iterator[float]:
-        """Be the one process that changes the cache; who waited shares its failure. Gives the time of asking (Unix)."""
+    def turn(self, is_main: bool = False, about: str = "") -> Iterator[float]:
+        """Be the one process that changes the cache. Gives the time of asking (Unix).
+
+        Args:
+            about: what is wanted, such as an address. Who waited for the same thing shares its failure; other runs that
+                share the folder do not.
+        """
         asked = time.time()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with one_at_a_time(self.folder / ".cache", "fetching remote files", is_main):
+            with one_at_a_time(self.folder / ".cache", "fetching remote files", is_main, key_of(about)):
                 yield asked
         except PermissionError as error:
             raise MachineError(
@@ -76,13 +85,17 @@ class Cache:
             ) from None
 
     def entries(self) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, file) of all data, the least recently used first."""
+        """(last use, bytes, file) of all data, parts of it included, the least recently used first."""
         found = []
         for pattern in ("files/*/*", "stores/*/train/*", "stores/*/val/*"):
             for path in self.folder.glob(pattern):
-                if not path.name.startswith("."):
+                if path.name.startswith(".") and path.name != _PART and path.suffix != STAGING_SUFFIX:
+                    continue
+                with suppress(FileNotFoundError):  # another machine shares the folder
                     status = path.stat()
-                    found.append((status.st_atime, status.st_size, path))
+                    # Of what is being written, the last byte counts: a download that was killed becomes old.
+                    used = status.st_mtime if path.name.startswith(".") else status.st_atime
+                    found.append((used, status.st_size, path))
         return sorted(found)
 
     def make_room(self, need: int, what: str, keep: Collection[Path] = ()) -> None:
@@ -92,7 +105,10 @@ class Cache:
             what: is to be stored, for the message.
             keep: files that must stay.
         """
-        entries = self.entries()
+        for used, _, path in (entries := self.entries()):
+            if path.suffix == STAGING_SUFFIX and used < time.time() - _ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)  # of a process that was killed: nobody goes on with it
+        entries = [entry for entry in entries if entry[2].suffix != STAGING_SUFFIX]
         held = sum(size for _, size, _ in entries)
         kept = sum(size for _, size, path in entries if path in keep)
         if self.limit is not None and kept + need > self.limit:
@@ -126,7 +142,7 @@ class Cache:
         path, note = folder / remote.file_name(url), folder / ".json"
         known: dict[str, Any] = {}
         with suppress(OSError, ValueError):
-            known = json.loads(note.read_text(encoding="utf-8"))
+            known = dict(json.loads(note.read_text(encoding="utf-8")))
         is_here = path.is_file() and path.stat().st_size == known.get("size")
         if is_here and note.stat().st_mtime >= since > 0:
             return _used(path, url, known)
@@ -162,12 +178,20 @@ class Cache:
         """A small file, not kept. Raises DataError when it cannot be reached or is longer than `limit` bytes."""
 
         def call(url: str) -> bytes:
-            content = b"".join(piece for _, piece in remote.read_from(remote.look(url), 0))
-            if len(content) > limit:
+            file, content = remote.look(url), bytearray()
+            size = file.size or 0
+            if size <= limit:
+                for _, piece in remote.read_from(file, 0):
+                    content += piece
+                    if (size := len(content)) > limit:
+                        break
+            if size > limit:
                 raise DataError(
-                    "A remote file is far too long for what it should be.", got=f"{shown(url)}: {len(content)}"
+                    "A remote file is far too long for what it should be.",
+                    got=f"{shown(url)}: {size} bytes or more, at most {limit} are read",
+                    fix="look at the address: it should be the folder of a token store",
                 )
-            return content
+            return bytes(content)
 
         try:
             return _patiently(url, call)
@@ -184,7 +208,7 @@ class Cache:
     def _download(self, file: RemoteFile, path: Path, keep: Collection[Path]) -> None:
         """Download to `path`, going on with what an earlier attempt left of the same version."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part, mark = path.with_name(".part"), path.with_name(".part.json")
+        part, mark = path.with_name(_PART), path.with_name(f"{_PART}.json")
         wanted = {"version": file.version, "size": file.size}
         with suppress(OSError, ValueError):
             if json.loads(mark.read_text(encoding="utf-8")) != wanted or not file.version:
@@ -193,7 +217,7 @@ class Cache:
             part.unlink(missing_ok=True)
         write_json(mark, wanted)
         done = part.stat().st_size if part.exists() else 0
-        self.make_room((file.size or 0) - done, shown(file.url), keep)
+        self.make_room((file.size or 0) - done, shown(file.url), {*keep, part})
         size = "of unknown size" if file.size is None else format_size(file.size)
         say(f"data: downloading {shown(file.url)}, {size}" + (f", from {format_size(done)} on" if done else ""))
         start = time.monotonic()
@@ -211,6 +235,8 @@ class Cache:
         fsync_path(part)
         rename_durably(part, path)
         mark.unlink(missing_ok=True)
+        if file.size is None:  # nothing could be known of the room it would take
+            self.make_room(0, shown(file.url), {*keep, path})
         seconds = max(1e-3, time.monotonic() - start)
         say(f"data: downloaded {format_size(path.stat().st_size)} in {format_seconds(seconds)}")
 

@@ -86,7 +86,7 @@ def fetch(text: str, cache: Cache, *, is_main: bool = True) -> list[Fetched]:
     """The files of a data set's split, here. One process asks the hub, the others take its answer. (all ranks)"""
     entry = parse(text)
     hub = _HuggingFace(entry) if entry.scheme == "hf" else _ModelScope(entry)
-    with cache.turn(is_main) as asked:
+    with cache.turn(is_main, text) as asked:
         listing, is_local = _listing(entry, hub, cache, asked)
         found = []
         for path, sha256 in listing.files:
@@ -107,8 +107,8 @@ def _listing(entry: Entry, hub: _HuggingFace | _ModelScope, cache: Cache, asked:
     with suppress(OSError, ValueError, KeyError, TypeError):
         value = json.loads(memory.read_text(encoding="utf-8"))
         known = Listing(value["revision"], tuple((path, sha256) for path, sha256 in value["files"]))
-    if known is not None and memory.stat().st_mtime >= asked:
-        return known, False  # another rank has asked while this one waited
+        if memory.stat().st_mtime >= asked:
+            return known, bool(value.get("is_silent"))  # another rank has asked while this one waited
     try:
         if is_offline():
             raise _Silent("hubs are switched off by HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE or WIKILLM_OFFLINE")
@@ -117,6 +117,8 @@ def _listing(entry: Entry, hub: _HuggingFace | _ModelScope, cache: Cache, asked:
         if known is None:
             raise entry.refused("A data set's hub cannot be reached.", str(error)) from None
         warn(f"{entry.text}: {error}; revision {known.revision[:12]} is used, as at the last time")
+        with suppress(OSError):  # for the ranks that wait: each would ask in its turn, until nothing is heard
+            write_json(memory, {**asdict(known), "is_silent": True})
         return known, True
     memory.parent.mkdir(parents=True, exist_ok=True)
     write_json(memory, asdict(listing))
@@ -160,6 +162,8 @@ class _HuggingFace:
         except (ValueError, FileNotFoundError, RuntimeError) as error:  # no such config, no data, a script
             fix = f"hf://{entry.repo}/CONFIG, or files of it by hand: data.path=FOLDER"
             raise entry.refused("`datasets` cannot say what the files of this data set are.", str(error), fix) from None
+        except Exception as error:  # of the HTTP library: a status, a cut connection
+            raise _Silent(_first_line(error)) from None
         return {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
 
     def download(self, revision: str, path: str, sha256: str, is_local: bool) -> Path:

@@ -113,6 +113,9 @@ def read_from(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
         headers |= {"Range": f"bytes={offset}-", **({"If-Range": file.version} if file.version else {})}
     with _opened(file.url, headers) as answer:
         at = offset if answer.status == 206 else 0
+        sent = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0].strip()
+        if answer.status == 206 and sent.isdigit() and int(sent) != offset:
+            raise Unreachable(f"the server sent bytes from {sent} on instead of {offset}")
         try:
             while piece := answer.read(PIECE_BYTES):
                 yield at, piece
