@@ -17,11 +17,11 @@ from pathlib import Path
 from wikillm.core.errors import DataError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, nearest_existing, write_json
 from wikillm.core.lock import FileLock
-from wikillm.core.log import say, warn
+from wikillm.core.log import say
 from wikillm.core.units import format_size
 from wikillm.data.build_plan import BuildPlan
 from wikillm.data.finish import finish_store
-from wikillm.data.funnel import Funnel, merged
+from wikillm.data.funnel import merged
 from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
 from wikillm.data.pool import run_jobs
 from wikillm.data.progress import Progress
@@ -29,11 +29,11 @@ from wikillm.data.shard import Work, shard_record_path
 from wikillm.data.sources.bz2_streams import MAX_STREAM, has_many_streams
 from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
 from wikillm.data.sources.streams import file_and_line
-from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, TokenStream, shard_path
-from wikillm.data.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
+from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, shard_path
+from wikillm.data.tokenizer import TextTokenizer
 from wikillm.data.tokenizer_backend import BackendDiffers, choose_backend, refuse_backend, refused_backends
-from wikillm.data.tokenizer_report import REPORT_NAME, compared, measure, report_text
-from wikillm.data.tokenizer_train import MAX_TRAINING_BYTES, train_bpe, write_tokenizer
+from wikillm.data.tokenizer_report import report_on_trained
+from wikillm.data.tokenizer_train import store_tokenizer
 from wikillm.data.turns import one_at_a_time
 
 _BAD_CHECK_RECORDS = 1000  # the share of bad records is judged from here on, and at the end
@@ -77,24 +77,16 @@ def build_store(plan: BuildPlan) -> Manifest:
             raise _read_already(plan, backend, error) from None
         shards = _Shards(plan, choose_backend("hf", plan.store)).build()
     if not sum(info.text_bytes for info in shards):
-        raise _nothing_left(merged(info.funnel for info in shards), plan)
+        raise plan.nothing_left(merged(info.funnel for info in shards))
     if plan.tokenizer.folder is None:
-        _report_on(plan, tokenizer, shards)
+        report_on_trained(plan.store, tokenizer, shards)
     return finish_store(plan, tokenizer, shards)
-
-
-def _report_on(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardInfo]) -> None:
-    """What a trained tokenizer makes of the text: kept beside it, and said."""
-    train, val = (TokenStream(plan.store, split, shards) for split in SPLITS)
-    facts = measure(tokenizer, train, val)
-    write_json(plan.store / REPORT_NAME, facts)
-    say("tokenizer: " + report_text(compared(facts, tokenizer, train, val)))
 
 
 def make_ready(plan: BuildPlan) -> tuple[TextTokenizer, str]:
     """All that stands before the first shard: the folder, the tokenizer in it, the encoder by its name."""
     _claim(plan)
-    tokenizer = _tokenizer(plan)
+    tokenizer = store_tokenizer(plan)
     return tokenizer, choose_backend(plan.backend, plan.store)
 
 
@@ -104,14 +96,6 @@ def _read_already(plan: BuildPlan, backend: str, error: BackendDiffers) -> DataE
         got=f"{plan.store}: {error.what} {error.got or ''}".rstrip(),
         fix="data.backend=hf in another run.dir, from step 0: what was trained on is built again, and may change",
     )
-
-
-def _nothing_left(funnel: Funnel, plan: BuildPlan) -> DataError:
-    if plan.max_text_bytes is not None and funnel.kept_records == 0 and funnel.read_records == 0:
-        fix = f"data.max_text_bytes={plan.max_text_bytes} is less than the first document; raise it"
-    else:
-        fix = "look at the reasons above; data.text_key names the key of the text"
-    return DataError("Nothing is left to train on after cleaning.", got=funnel.table(), fix=fix)
 
 
 def _claim(plan: BuildPlan) -> None:
@@ -159,50 +143,6 @@ def _refuse_if_it_does_not_fit(plan: BuildPlan) -> None:
     say(f"store: {plan.store}, about {format_size(need)} at most ({format_size(free)} free)")
 
 
-def _tokenizer(plan: BuildPlan) -> TextTokenizer:
-    """The store's own copy of the tokenizer; copied or trained when it is not there yet."""
-    folder = plan.store / "tokenizer"
-    if (folder / "tokenizer.json").is_file():
-        return load_tokenizer(folder)
-    if plan.tokenizer.folder is not None:
-        copy_tokenizer(plan.tokenizer.folder, folder)
-        return load_tokenizer(folder)
-    assert plan.tokenizer.vocabulary is not None, "a tokenizer without a folder is one to be trained"
-    texts = _training_texts(plan)
-    size = sum(len(text.encode()) for text in texts)
-    say(f"tokenizer: training a byte-level BPE of {plan.tokenizer.vocabulary} tokens on {size / 1e6:.1f} MB of text")
-    write_tokenizer(train_bpe(texts, plan.tokenizer.vocabulary), folder)
-    trained = load_tokenizer(folder)
-    if trained.length < plan.tokenizer.vocabulary:
-        warn(f"the text has pairs for {trained.length} tokens only, not for {plan.tokenizer.vocabulary}")
-    return trained
-
-
-def _training_texts(plan: BuildPlan) -> list[str]:
-    """The first `MAX_TRAINING_BYTES` of kept text, in whole documents: the same for any number of workers."""
-    limit = min(MAX_TRAINING_BYTES, plan.max_text_bytes or MAX_TRAINING_BYTES)
-    estimate = min(estimated_bytes(plan.sources), limit)
-    progress = Progress("reading text for the tokenizer", estimate, relay=plan.relay)
-    texts: list[str] = []
-    funnels: list[Funnel] = []
-    size = 0
-    raws = read_shards(plan.sources, plan.shard_bytes, plan.max_document_bytes, threads=plan.threads)
-    with closing(run_jobs(plan.clean_job, raws, plan.workers, progress.add, progress.tick)) as results:
-        for found, funnel in results:
-            funnels.append(funnel)
-            for text in found:
-                size += len(text.encode())
-                if size > limit and texts:
-                    break
-                texts.append(text)
-            if size > limit:
-                break
-    progress.finish()
-    if not texts:
-        raise _nothing_left(merged(funnels), plan)
-    return texts
-
-
 class _Shards:
     """Builds the missing shards and takes all of them, in order."""
 
@@ -238,15 +178,8 @@ class _Shards:
 
     def _build_from(self, cursor: Cursor, done: dict[int, ShardInfo]) -> None:
         plan = self._plan
-        raws = read_shards(
-            plan.sources,
-            plan.shard_bytes,
-            plan.max_document_bytes,
-            cursor,
-            len(self._taken),
-            self._on_read,
-            plan.threads,
-        )
+        limit, number = plan.max_document_bytes, len(self._taken)
+        raws = read_shards(plan.sources, plan.shard_bytes, limit, cursor, number, self._on_read, plan.threads)
         skipped: dict[int, ShardInfo] = {}
 
         def missing() -> Iterator[RawShard]:

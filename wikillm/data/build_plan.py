@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wikillm.core.errors import DataError
 from wikillm.data.filters.drop_list import DropList
 from wikillm.data.filters.settings import Filters
+from wikillm.data.funnel import Funnel
 from wikillm.data.manifest import SourceInfo
 from wikillm.data.shard import CleanJob, ShardJob
 from wikillm.data.sources.read import estimated_bytes
@@ -73,6 +75,14 @@ class BuildPlan:
     def predicted_bytes(self) -> int:
         """About how large the store becomes; rather too much than too little."""
         return predicted_store_bytes(self.sources, self.max_text_bytes)
+
+    def nothing_left(self, funnel: Funnel) -> DataError:
+        """The error of a build of which no document is left; `funnel` tells why."""
+        if self.max_text_bytes is not None and funnel.kept_records == 0 and funnel.read_records == 0:
+            fix = f"data.max_text_bytes={self.max_text_bytes} is less than the first document; raise it"
+        else:
+            fix = "look at the reasons above; data.text_key names the key of the text"
+        return DataError("Nothing is left to train on after cleaning.", got=funnel.table(), fix=fix)
 
 
 def predicted_store_bytes(sources: Sequence[SourceFile], max_text_bytes: int | None = None) -> int:

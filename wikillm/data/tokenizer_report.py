@@ -8,12 +8,16 @@ is found on this machine, and is only shown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wikillm.data.store import Store, TokenStream
+from wikillm.core.files import write_json
+from wikillm.core.log import say
+from wikillm.data.manifest import ShardInfo
+from wikillm.data.store import SPLITS, Store, TokenStream
 from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
 from wikillm.data.tokenizer_find import qwen2_here
 
@@ -34,6 +38,14 @@ def measure(tokenizer: TextTokenizer, train: TokenStream, val: TokenStream) -> d
         **_on(tokenizer, texts),
         **_unused(tokenizer, train),
     }
+
+
+def report_on_trained(folder: Path, tokenizer: TextTokenizer, shards: Sequence[ShardInfo]) -> None:
+    """What a trained tokenizer makes of the text: kept in the store at `folder`, and said."""
+    train, val = (TokenStream(folder, split, shards) for split in SPLITS)
+    facts = measure(tokenizer, train, val)
+    write_json(folder / REPORT_NAME, facts)
+    say("tokenizer: " + report_text(compared(facts, tokenizer, train, val)))
 
 
 def report_of_store(store: Store) -> dict[str, Any]:

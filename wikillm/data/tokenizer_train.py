@@ -10,12 +10,23 @@ Chinese costs 1.9 s of CPU and 65 MB of memory; on 27 MB of mixed Chinese, held-
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_atomic, write_json
+from wikillm.core.log import say, warn
+from wikillm.data.funnel import Funnel, merged
+from wikillm.data.pool import run_jobs
+from wikillm.data.progress import Progress
+from wikillm.data.sources.read import estimated_bytes, read_shards
+from wikillm.data.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from wikillm.data.build_plan import BuildPlan  # which imports this module, for the choice of a tokenizer
 
 TRAINER_VERSION = 1
 """Part of a store's fingerprint: raise it with every change that changes a trained tokenizer."""
@@ -89,3 +100,47 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     }
     write_json(folder / "tokenizer_config.json", config)
     write_atomic(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+
+
+def store_tokenizer(plan: BuildPlan) -> TextTokenizer:
+    """The store's own copy of the tokenizer; copied or trained when it is not there yet."""
+    folder = plan.store / "tokenizer"
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder)
+    if plan.tokenizer.folder is not None:
+        copy_tokenizer(plan.tokenizer.folder, folder)
+        return load_tokenizer(folder)
+    assert plan.tokenizer.vocabulary is not None, "a tokenizer without a folder is one to be trained"
+    texts = _training_texts(plan)
+    size = sum(len(text.encode()) for text in texts)
+    say(f"tokenizer: training a byte-level BPE of {plan.tokenizer.vocabulary} tokens on {size / 1e6:.1f} MB of text")
+    write_tokenizer(train_bpe(texts, plan.tokenizer.vocabulary), folder)
+    trained = load_tokenizer(folder)
+    if trained.length < plan.tokenizer.vocabulary:
+        warn(f"the text has pairs for {trained.length} tokens only, not for {plan.tokenizer.vocabulary}")
+    return trained
+
+
+def _training_texts(plan: BuildPlan) -> list[str]:
+    """The first `MAX_TRAINING_BYTES` of kept text, in whole documents: the same for any number of workers."""
+    limit = min(MAX_TRAINING_BYTES, plan.max_text_bytes or MAX_TRAINING_BYTES)
+    estimate = min(estimated_bytes(plan.sources), limit)
+    progress = Progress("reading text for the tokenizer", estimate, relay=plan.relay)
+    texts: list[str] = []
+    funnels: list[Funnel] = []
+    size = 0
+    raws = read_shards(plan.sources, plan.shard_bytes, plan.max_document_bytes, threads=plan.threads)
+    with closing(run_jobs(plan.clean_job, raws, plan.workers, progress.add, progress.tick)) as results:
+        for found, funnel in results:
+            funnels.append(funnel)
+            for text in found:
+                size += len(text.encode())
+                if size > limit and texts:
+                    break
+                texts.append(text)
+            if size > limit:
+                break
+    progress.finish()
+    if not texts:
+        raise plan.nothing_left(merged(funnels))
+    return texts

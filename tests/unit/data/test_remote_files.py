@@ -319,7 +319,7 @@ def test_a_small_file_that_is_large_is_not_read(server, cache):
     (server.root / "manifest.json").write_bytes(bytes(3_000_000))
     with pytest.raises(DataError, match="far too long") as caught:
         cache.read_small(f"{server.url}/manifest.json", 1000)
-    assert "3000000" in caught.value.got and server.sent == 1
+    assert "3000000" in caught.value.got and server.sent <= 1
     server.ranges = False  # and where the first look tells all
     with pytest.raises(DataError, match="far too long"):
         cache.read_small(f"{server.url}/manifest.json", 1000)
