@@ -78,10 +78,16 @@ def run_ranks(
         if process.is_alive():
             process.kill()
     if any(kind != "ok" for kind, _ in outcomes):
+        # Answers too: a rank that left early, for a good reason of its own, is why another one waits.
         raise RankFailed(
-            "\n".join(f"--- rank {i}: {kind}\n{value}" for i, (kind, value) in enumerate(outcomes) if kind != "ok")
+            "\n".join(f"--- rank {i}: {kind}\n{_end_of(value)}" for i, (kind, value) in enumerate(outcomes))
         )
     return [value for _, value in outcomes]
+
+
+def _end_of(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 4000 else f"... {text[-4000:]}"
 
 
 def _collect(channels: list[Connection], timeout: float) -> list[tuple[str, Any]]:

@@ -86,7 +86,6 @@ def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
     assert len({tensor_digest(tmp_path / n / "checkpoints" / "checkpoint-24") for n in ("streamed", "prepared")}) == 1
 
 
-@pytest.mark.skip(reason="unexplained: on resuming rank 0 left before the group stood, twice; see docs/LOG.md")
 def test_a_stopped_and_resumed_streamed_run_is_bit_identical(large: Path, tmp_path: Path) -> None:
     more = (*STREAMING, "train.max_steps=12", "train.global_batch_tokens=4096")
     whole = run(2, words_on(large, tmp_path / "a")(tmp_path / "whole", *more))

@@ -1,7 +1,8 @@
 """One holder at a time, across processes and, where the file system supports flock, across nodes.
 
 The lock is an `flock` on a file, so it goes away with its holder, however that one ends: a killed process
-leaves no stale lock behind. The file names the holder for whoever waits. NFS before v4 and some parallel file
+leaves no stale lock behind. A forked child (a DataLoader's worker) has no share in it: it would keep the lock for
+as long as it outlives its parent. The file names the holder for whoever waits. NFS before v4 and some parallel file
 systems ignore flock between nodes; what the lock guards must therefore also be staged and renamed.
 """
 
@@ -12,6 +13,7 @@ import json
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,12 +46,14 @@ class FileLock:
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
         self._fd = fd
+        _held.add(self)
         return True
 
     def release(self) -> None:
         if self._fd is not None:
-            os.close(self._fd)  # closing drops the flock
+            os.close(self._fd)  # closing drops the flock: nobody else has this open file
             self._fd = None
+            _held.discard(self)
 
     def holder(self) -> str:
         """Who has the lock, for a message: `pid 4242 on node-3`."""
@@ -68,6 +72,18 @@ class FileLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+_held: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _drop_shares() -> None:
+    """In a new child: close the locks' files. Without LOCK_UN, so that the parent's hold on them stays."""
+    for lock in list(_held):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_drop_shares)
 
 
 @contextmanager

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
+
+import pytest
 
 from wikillm.core.lock import FileLock, lock_or_wait
 
 HOLD = """
 import sys, time
 from pathlib import Path
+import pytest
+
 from wikillm.core.lock import FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.try_acquire(), "the lock was not free"
@@ -83,3 +89,56 @@ def test_threads_exclude_each_other(tmp_path: Path) -> None:
 def test_damaged_lock_file_still_has_an_answer(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("not json")
     assert FileLock(tmp_path / "lock").holder() == "another process"
+
+
+FORKING = """
+import os, sys, time
+from pathlib import Path
+import pytest
+
+from wikillm.core.lock import FileLock
+lock = FileLock(Path(sys.argv[1]))
+assert lock.try_acquire()
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+if sys.stdin.readline() == "release\\n":
+    lock.release()
+    print("released", flush=True)
+    time.sleep(60)
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize("end", ["release", "die"])
+def test_a_forked_child_has_no_share(end: str, tmp_path: Path) -> None:
+    """The parent's hold survives the fork, and ends with the parent although the child lives on."""
+    path = tmp_path / "lock"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", FORKING, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdin is not None and parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        for _ in range(200):  # until the child has closed its copy
+            if not any(os.path.realpath(fd) == str(path) for fd in Path(f"/proc/{child}/fd").glob("*")):
+                break
+            time.sleep(0.02)
+        assert not FileLock(path).try_acquire(), "the child's copy took the parent's lock away"
+        parent.stdin.write(f"{end}\n")
+        parent.stdin.flush()
+        if end == "release":
+            assert parent.stdout.readline() == "released\n"
+        else:
+            parent.wait(timeout=30)
+        os.kill(child, 0)  # it lives
+        assert FileLock(path).try_acquire()
+    finally:
+        for pid in (child, parent.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        parent.wait()
+        parent.stdin.close()
+        parent.stdout.close()
