@@ -1,4 +1,5 @@
-"""Building a token store, by encoder, against the tutorial's `load_dataset` + `map`, on the same file in the same run.
+"""Building a token store, by encoder, against the tutorial's `load_dataset` + `map` and, with `--peers`, against datatrove,
+litdata and MosaicML streaming (MDS), on the same file in the same run.
 
 Each contender works in a process of its own on one core's worth of threads, from the JSON Lines to tokens on the disk.
 "MB/s" is UTF-8 text per CPU-second: on a shared machine CPU time hardly depends on the neighbours. The tutorial keeps
@@ -6,6 +7,7 @@ chunks of exactly 512 tokens of each document and throws the rest away; WikiLLM 
 
     python benchmarks/data.py                                            # a generated corpus and a tokenizer trained on it
     python benchmarks/data.py --data FILE --tokenizer FOLDER --mb 25     # the first 25 MB of a source of your own
+    python benchmarks/data.py --peers VENV/bin/python                    # the peers too; VENV is made as peers.txt says
 """
 
 # ruff: noqa: E402
@@ -15,6 +17,7 @@ import argparse
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +32,11 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from benchmarks.record import circumstances, report, run_in_fresh_process
 
 CONTENDERS = ("tutorial", "hf", "tiktoken", "fastokens")
+PEERS = {  # what is in peers.py, and the module without which it is skipped
+    "datatrove": ("datatrove", "datatrove: JsonlReader, DocumentTokenizer"),
+    "litdata": ("litdata", "litdata: optimize with TokensLoader"),
+    "mds": ("streaming", "MosaicML streaming: MDSWriter"),
+}
 LENGTH = 512  # of the tutorial's chunks
 
 
@@ -44,6 +52,7 @@ def main() -> None:
         with open(data, encoding="utf-8") as file:
             size = sum(len(json.loads(line)["text"].encode()) for line in file)
         found = {name: run_in_fresh_process(["--one", name, "--work", folder]) for name in args.contenders}
+        found |= _peers(args.peers, data, work)
     facts: dict[str, Any] = {"circumstances": circumstances(), "text_bytes": size, "contenders": found}
     facts["circumstances"]["command"] = " ".join(
         ["python benchmarks/data.py", *(f"--{key} {Path(str(value)).name}" for key, value in _named(args).items())]
@@ -51,7 +60,8 @@ def main() -> None:
     rows = []
     most = max(one["tokens"] for one in found.values())
     for name, one in found.items():
-        seconds, label = one["cpu_s"], name if name == "tutorial" else f"WikiLLM, {one['encoder']}"
+        label = f"{PEERS[name][1]}, {one['encoder']}" if name in PEERS else f"WikiLLM, {one['encoder']}"
+        seconds, label = one["cpu_s"], name if name == "tutorial" else label
         rows.append(
             [label, f"{one['wall_s']:.1f}", f"{seconds:.1f}", f"{size / seconds / 1e6:.2f}"]
             + [f"{one['tokens'] / seconds / 1e6:.2f}", f"{one['peak'] / 2**20:.0f}", f"{one['tokens'] / most:.1%}"]
@@ -60,8 +70,35 @@ def main() -> None:
     report(f"Text to tokens on the disk, {size / 1e6:.1f} MB of text, one process", facts, header, rows, args.out)
 
 
+def _peers(python: Path | None, data: Path, work: Path) -> dict[str, Any]:
+    """The peers that `python` can run; a line for each that it cannot."""
+    found: dict[str, Any] = {}
+    for name, (module, label) in PEERS.items() if python is not None else ():
+        known = subprocess.run(
+            [str(python), "-c", f"import importlib.util as u; raise SystemExit(u.find_spec('{module}') is None)"],
+            capture_output=True,
+        )
+        if known.returncode != 0:
+            print(f"skipped {label}: {python} has no module {module}; benchmarks/peers.txt says what it needs")
+            continue
+        own = work / f"peer-{name}"
+        own.mkdir()
+        script = Path(__file__).resolve().parent / "peers.py"
+        words = [str(python), str(script), name, str(data), str(work / "tokenizer"), str(own)]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=own)
+        if done.returncode != 0:
+            print(f"skipped {label}: it ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+            continue
+        found[name] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
 def _named(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in (("data", args.data), ("tokenizer", args.tokenizer), ("mb", args.mb)) if value}
+    return {
+        key: value
+        for key, value in (("data", args.data), ("tokenizer", args.tokenizer), ("mb", args.mb), ("peers", args.peers))
+        if value
+    }
 
 
 def _one(name: str, data: Path, tokenizer: Path, work: Path) -> dict[str, Any]:
@@ -165,6 +202,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="any source that WikiLLM reads, with its text under `text`")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer folder; default: trained on the text")
     parser.add_argument("--mb", type=float, default=25, help="MB of text (default 25)")
+    parser.add_argument("--peers", type=Path, metavar="PYTHON", help="interpreter of an environment with the peers")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
