@@ -222,8 +222,8 @@ class TrainSection(Section):
     """Clip the gradient to this norm; 0 switches clipping off."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 where the hardware has it, else fp16, fp32 on CPU."""
-    loss_kernel: Literal["auto", "chunked", "stock"] = "auto"
-    """Output projection and loss: chunked keeps no logits, stock is Hugging Face's; auto is chunked where it runs."""
+    loss_kernel: Literal["auto", "chunked", "triton", "stock"] = "auto"
+    """Loss: chunked and triton (one kernel, GPU only) keep no logits, stock is Hugging Face's; auto takes chunked."""
     compile: Literal["off", "layers"] = "off"
     """layers: torch.compile makes one graph of the decoder layer, in a minute at the first step. Not with ZeRO-3."""
     z_loss: float = Field(default=0.0, ge=0)

@@ -1,20 +1,23 @@
 """Which implementation of an operation runs for a shape and a device, and why: said once at the start of a run.
 
-Candidates register under a name with the devices they run on; `auto` takes the first that fits, so the order of the
-table is the order of measured speed (docs/measurements). `stock` means: leave the model's own code alone.
+Candidates register under a name with the devices they run on; `auto` takes the first that fits, so what has been
+measured stands first (docs/measurements): `triton` waits there for a GPU. `stock` means: leave the model's code alone.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from wikillm.core.errors import MachineError
 from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 
-LossKernel = Literal["auto", "chunked", "stock"]
+LossKernel = Literal["auto", "chunked", "triton", "stock"]
 
 # Logits of a chunk, in elements, and the least and most rows. On CPU about 320 MB in float32: 256, 512 and 1,024
 # rows took the same time within the noise (docs/measurements/2026-11-23-cpu.md). On GPUs 2k to 8k rows keep the
@@ -24,6 +27,7 @@ _CHUNKS = {"cpu": (80_000_000, 256, 1024), "cuda": (640_000_000, 2048, 8192)}
 Loss = Callable[..., torch.Tensor]  # (hidden_NH, weight_VH, labels_N, *, chunk_rows, count, ...) -> scalar
 LINEAR_CROSS_ENTROPY: dict[str, tuple[Loss, frozenset[str]]] = {
     "chunked": (linear_cross_entropy, frozenset({"cpu", "cuda"})),
+    "triton": (functools.partial(linear_cross_entropy, in_triton=True), frozenset({"cuda"})),
 }
 
 
@@ -41,10 +45,19 @@ class Choice:
 
 
 def choose_linear_cross_entropy(wanted: LossKernel, *, rows: int, vocab: int, device_type: str) -> Choice:
-    """The implementation for `rows` tokens per micro-step over `vocab` tokens. Pure: the same answer on every rank."""
+    """The implementation for `rows` tokens per micro-step over `vocab` tokens. Pure: the same answer on every rank.
+
+    Raises MachineError when the one asked for does not run here.
+    """
     if wanted == "stock":
         return Choice("stock", rows, "as asked")
     fitting = [name for name, (_, devices) in LINEAR_CROSS_ENTROPY.items() if device_type in devices]
+    if wanted not in ("auto", *fitting) or (wanted == "triton" and importlib.util.find_spec("triton") is None):
+        raise MachineError(
+            f"train.loss_kernel={wanted} does not run here.",
+            got=f"device {device_type}, " + ("Triton is there" if importlib.util.find_spec("triton") else "no Triton"),
+            fix="train.loss_kernel=auto; Triton comes with torch's CUDA builds",
+        )
     if wanted != "auto" or fitting:
         name = fitting[0] if wanted == "auto" else wanted
         chunk = chunk_rows(rows, vocab, device_type)

@@ -28,6 +28,7 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     z_loss: float = 0.0,
     z_out: torch.Tensor | None = None,
+    in_triton: bool = False,
 ) -> torch.Tensor:
     """Loss as in `reference.linear_cross_entropy`, a float32 scalar (float64 for float64 inputs).
 
@@ -35,12 +36,13 @@ def linear_cross_entropy(
         chunk_rows: rows whose logits exist at a time.
         count: what the sum is divided by; a tensor stays on its device.
         z_out: a scalar that receives the z-loss's part of the result, detached: for a log, without a sync.
+        in_triton: everything between the products is one kernel of ours (`triton_cross_entropy`); not for float64.
 
     Without a gradient to compute only the loss is. Under autocast the products run in autocast's type.
     """
     with_grad = torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad)
     divisor = torch.as_tensor(count, device=hidden_NH.device)
-    options = (ignore_index, z_loss, chunk_rows)
+    options = (ignore_index, z_loss, chunk_rows, in_triton)
     if with_grad:
         loss: torch.Tensor = _Chunked.apply(hidden_NH, weight_VH, labels_N, divisor, z_out, *options)  # type: ignore[no-untyped-call]
         return loss
@@ -71,6 +73,7 @@ class _Chunked(torch.autograd.Function):
         ignore_index: int,
         z_loss: float,
         chunk_rows: int,
+        in_triton: bool,
     ) -> torch.Tensor:
         total, z_total, grad_NH, grad_VH = _walk(
             hidden_NH,
@@ -79,6 +82,7 @@ class _Chunked(torch.autograd.Function):
             ignore_index,
             z_loss,
             chunk_rows,
+            in_triton,
             grad_hidden=ctx.needs_input_grad[0],
             grad_weight=ctx.needs_input_grad[1],
         )
@@ -98,7 +102,7 @@ class _Chunked(torch.autograd.Function):
             grad_NH = (grad_NH.to(factor.dtype) * factor).to(ctx.types[0])
         if grad_VH is not None:
             grad_VH = grad_VH.mul_(factor).to(ctx.types[1])
-        return grad_NH, grad_VH, None, None, None, None, None, None
+        return grad_NH, grad_VH, None, None, None, None, None, None, None
 
 
 def _walk(
@@ -108,6 +112,7 @@ def _walk(
     ignore_index: int,
     z_loss: float,
     chunk_rows: int,
+    in_triton: bool,
     *,
     grad_hidden: bool,
     grad_weight: bool,
@@ -126,30 +131,57 @@ def _walk(
     grad_NH = torch.empty_like(hidden_NH, memory_format=torch.contiguous_format) if grad_hidden else None
     grad_VH = torch.zeros(weight_VH.shape, dtype=wide, device=weight_VH.device) if grad_weight else None
     buffer_CV = torch.empty(chunk_rows, vocab, dtype=hidden_NH.dtype, device=hidden_NH.device)
+    step = _cross_entropy_in_triton if in_triton else _cross_entropy
     with torch.autocast(device_type, enabled=False):
         for first in range(0, n_rows, chunk_rows):
             rows = slice(first, min(first + chunk_rows, n_rows))
             hidden_CH, labels_C = hidden_NH[rows], labels_N[rows]
-            has_label_C1 = (labels_C != ignore_index).unsqueeze(1)
-            labels_C1 = torch.where(has_label_C1, labels_C.unsqueeze(1), 0)
             logits_CV = torch.mm(hidden_CH, weight_VH.t(), out=buffer_CV[: len(labels_C)])
-            prob_CV, lse_C1, label_logit_C1 = _softmax(logits_CV, labels_C1, wide)
-            total += torch.where(has_label_C1, lse_C1 - label_logit_C1, 0.0).sum()
-            if z_loss:
-                z_total += torch.where(has_label_C1, z_loss * lse_C1.square(), 0.0).sum()
-            if grad_NH is None and grad_VH is None:
+            loss, z, grad_CV = step(logits_CV, labels_C, ignore_index, z_loss, with_gradient=grad_hidden or grad_weight)
+            total, z_total = total + loss, z_total + z
+            if grad_CV is None:
                 continue
-            if z_loss:
-                prob_CV.mul_(1 + 2 * z_loss * lse_C1)
-            # Now the logits' gradient. One index per row, so scatter_ needs no atomic sums and repeats bit by bit.
-            prob_CV.scatter_(1, labels_C1, prob_CV.gather(1, labels_C1) - 1)
+            has_label_C1 = (labels_C != ignore_index).unsqueeze(1)
             if grad_NH is not None:
-                product_CH = torch.mm(prob_CV.to(hidden_CH.dtype), weight_VH)
+                product_CH = torch.mm(grad_CV.to(hidden_CH.dtype), weight_VH)
                 torch.mul(product_CH, has_label_C1, out=grad_NH[rows])
             if grad_VH is not None:
                 # Rows without a label are left out here, on C x H values, rather than on C x V.
-                _add_product(grad_VH, prob_CV, hidden_CH * has_label_C1)
+                _add_product(grad_VH, grad_CV, hidden_CH * has_label_C1)
     return total, z_total, grad_NH, grad_VH
+
+
+_Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # sums of the losses and z-losses, the logits' gradient
+
+
+def _cross_entropy(
+    logits_CV: torch.Tensor, labels_C: torch.Tensor, ignore_index: int, z_loss: float, *, with_gradient: bool
+) -> _Found:
+    """A chunk in plain operations; the gradient is wide, and means nothing in rows without a label."""
+    wide = torch.promote_types(logits_CV.dtype, torch.float32)
+    has_label_C1 = (labels_C != ignore_index).unsqueeze(1)
+    labels_C1 = torch.where(has_label_C1, labels_C.unsqueeze(1), 0)
+    prob_CV, lse_C1, label_logit_C1 = _softmax(logits_CV, labels_C1, wide)
+    loss = torch.where(has_label_C1, lse_C1 - label_logit_C1, 0.0).sum()
+    z = torch.where(has_label_C1, z_loss * lse_C1.square(), 0.0).sum() if z_loss else torch.zeros_like(loss)
+    if not with_gradient:
+        return loss, z, None
+    if z_loss:
+        prob_CV.mul_(1 + 2 * z_loss * lse_C1)
+    # Now the logits' gradient. One index per row, so scatter_ needs no atomic sums and repeats bit by bit.
+    return loss, z, prob_CV.scatter_(1, labels_C1, prob_CV.gather(1, labels_C1) - 1)
+
+
+def _cross_entropy_in_triton(
+    logits_CV: torch.Tensor, labels_C: torch.Tensor, ignore_index: int, z_loss: float, *, with_gradient: bool
+) -> _Found:
+    """A chunk in one kernel; the gradient lies over the logits, in their type."""
+    from wikillm.kernels.triton_cross_entropy import cross_entropy_in_place
+
+    loss, z = cross_entropy_in_place(
+        logits_CV, labels_C, ignore_index=ignore_index, z_loss=z_loss, with_gradient=with_gradient
+    )
+    return loss, z, logits_CV if with_gradient else None
 
 
 def _softmax(
@@ -182,4 +214,4 @@ def _add_product(total_VH: torch.Tensor, grad_CV: torch.Tensor, hidden_CH: torch
             tile = slice(first, first + _TILE)
             total_VH[tile] += torch.mm(narrow_CV[:, tile].t(), hidden_CH, out_dtype=total_VH.dtype)
     else:
-        total_VH.addmm_(grad_CV.t(), hidden_CH.to(total_VH.dtype))
+        total_VH.addmm_(grad_CV.to(total_VH.dtype).t(), hidden_CH.to(total_VH.dtype))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wikillm.core.errors import MachineError
 from wikillm.kernels.dispatch import choose_linear_cross_entropy, chunk_rows
 
 
@@ -39,3 +40,8 @@ def test_the_choice_says_why() -> None:
     assert choose_linear_cross_entropy("stock", rows=64, vocab=600, device_type="cpu").name == "stock"
     elsewhere = choose_linear_cross_entropy("auto", rows=64, vocab=600, device_type="mps")
     assert elsewhere.name == "stock" and "mps" in elsewhere.reason
+
+
+def test_what_does_not_run_here_is_refused() -> None:
+    with pytest.raises(MachineError, match="train.loss_kernel=triton does not run here"):
+        choose_linear_cross_entropy("triton", rows=64, vocab=600, device_type="cpu")
