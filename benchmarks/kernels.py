@@ -5,7 +5,7 @@ interleaved in one process; each memory peak comes from a process of its own. De
 
     python benchmarks/kernels.py                              # 8 x 512 tokens, h=256, 4 layers, V=151,936, float32
     python benchmarks/kernels.py --chunk-rows 256 512 1024    # how many rows per chunk
-    python benchmarks/kernels.py --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32
+    python benchmarks/kernels.py --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32 --kernels chunked triton
 """
 
 # ruff: noqa: E402
@@ -46,6 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--threads", type=int, help="of torch on CPU")
+    parser.add_argument("--kernels", nargs="+", choices=("chunked", "triton"), default=["chunked"], help="beside stock")
     parser.add_argument("--chunk-rows", type=int, nargs="*", default=[], help="these, instead of what dispatch takes")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # one variant, in a process of its own
@@ -73,18 +74,19 @@ def build(args: argparse.Namespace) -> tuple[Any, dict[str, torch.Tensor]]:
 
 
 def step(model: Any, batch: dict[str, torch.Tensor], variant: str) -> float | None:
-    """Forward and backward of "stock", "chunked", or "chunked:ROWS". Gradients are new each time."""
+    """Forward and backward of "stock", "KERNEL", or "KERNEL:ROWS". Gradients are new each time."""
     model.zero_grad(set_to_none=True)
     if variant == "stock":
         loss = model(**batch).loss
         loss.backward()
         return float(loss.detach())
     own_choice = dispatch.chunk_rows
-    if ":" in variant:
-        rows = int(variant.partition(":")[2])
+    kernel, _, rows_of_chunk = variant.partition(":")
+    if rows_of_chunk:
+        rows = int(rows_of_chunk)
         dispatch.chunk_rows = lambda *_: rows  # type: ignore[assignment]
     try:
-        with fused_loss(model, rows=batch["labels"].numel()) as patched:
+        with fused_loss(model, kernel, rows=batch["labels"].numel()) as patched:
             loss = patched(**batch).loss
         loss.backward()
     finally:
@@ -125,7 +127,7 @@ def main() -> None:
         step(model, batch, args.memory_of)
         print(json.dumps({"peak": peak_bytes(args.device), "before": before}))
         return
-    ours = [f"chunked:{rows}" for rows in args.chunk_rows] or ["chunked"]
+    ours = [f"{kernel}:{rows}" for kernel in args.kernels for rows in args.chunk_rows] or args.kernels
     variants = ["stock", *ours]
     facts: dict[str, Any] = {"circumstances": circumstances(), "shape": {k: str(v) for k, v in vars(args).items()}}
     memory = {variant: run_in_fresh_process(memory_words(args, variant)) for variant in variants}

@@ -1,6 +1,6 @@
 """Training on several nodes for real: network namespaces with an sshd each, every launcher, and nodes that fail.
 
-In the suite: one run under ZeRO-3 that trains, is looked at, and loses a node; and starts that fail at once. The rest takes
+In the suite: one run under ZeRO-3 that trains, is looked at, and loses a node; and a refused key. The rest takes
 minutes and belongs to `make multinode` (WIKILLM_MULTINODE=1). Each failure ends in a minute and names the node.
 """
 
@@ -28,10 +28,8 @@ from wikillm.observe.sinks import read_metrics
 matrix = pytest.mark.skipif(not os.environ.get("WIKILLM_MULTINODE"), reason="part of `make multinode`")
 pytestmark = [
     pytest.mark.slow,
-    matrix,
     pytest.mark.skipif(missing("pdsh") is not None, reason=f"needs network namespaces: {missing('pdsh')}"),
 ]
-# Not part of `make test` until the whole of it has passed on a quiet machine (docs/LOG.md).
 L2 = 2e-5
 FOR_EVER = ("train.max_steps=1000000", "train.lr_scheduler_type=constant_with_warmup")
 FEW = ("train.max_steps=4", "train.lr_scheduler_type=constant_with_warmup")
@@ -179,6 +177,7 @@ def test_a_node_that_refuses_the_key_is_named(place: Place, tmp_path: Path) -> N
     assert "node2: Permission denied" in place.tail() and "ssh did not reach, or lost, node2" in place.tail()
 
 
+@matrix
 def test_a_node_without_the_checkout_is_named(place: Place, two: Cluster) -> None:
     two.hide("node2", place.workdir)
     process = place.start(two, "own", "zero2", *FEW)

@@ -77,12 +77,12 @@ def unpatch(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def fused_loss(model: PreTrainedModel, *, rows: int) -> Iterator[PreTrainedModel]:
+def fused_loss(model: PreTrainedModel, wanted: LossKernel = "auto", *, rows: int) -> Iterator[PreTrainedModel]:
     """`model` with the fused loss where it is known and not there yet; as it was afterwards."""
     if patches(model) or not isinstance(model, SUPPORTED):
         yield model
         return
-    choice = patch_loss(model, rows=rows, device_type=model.device.type)
+    choice = patch_loss(model, wanted, rows=rows, device_type=model.device.type)
     try:
         yield model
     finally:
