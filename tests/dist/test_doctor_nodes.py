@@ -35,7 +35,6 @@ def doctor(
     done = made.run("node1", argv, cwd=workdir, HF_HUB_OFFLINE="1", PYTHONPATH="", TORCH_EXTENSIONS_DIR=ops)
     assert done.stdout, done.stderr
     said = json.loads(done.stdout)
-    assert said["seconds"] < 60
     assert not list(folder.rglob(".wikillm-doctor-*")), "files were left behind"
     return done.returncode, {(check["name"], check["node"]): check for check in said["checks"]}
 

@@ -260,9 +260,16 @@ def refuse_few_held_out(store: Store, train: TokenStream, val: TokenStream, cfg:
     `train` and `val` are what counts: the whole store, or its first window.
     """
     held_out, total = val.n_tokens, val.n_tokens + train.n_tokens
-    if held_out >= cfg.min_val_tokens and train.n_tokens >= 2:
-        return
     share = store.manifest.facts["data.val_fraction"]
+    if train.n_tokens < 2:
+        raise DataError(
+            f"Nothing is left to train on: {train.n_tokens} tokens, and {held_out:,} are held out for validation.",
+            got=f"{store.dir}: {val.n_documents} of {val.n_documents + train.n_documents} documents are held out, "
+            f"with data.val_fraction={share:g}",
+            fix="more data, or a smaller data.val_fraction",
+        )
+    if held_out >= cfg.min_val_tokens:
+        return
     wanted = 1.5 * cfg.min_val_tokens / max(1, total)
     if wanted <= share:  # the share would do, but the hashes fell badly
         wanted = 1.5 * share

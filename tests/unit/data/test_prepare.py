@@ -175,6 +175,13 @@ def test_too_few_held_out_tokens_name_a_fraction_that_works(tmp_path, texts, wri
         prepare_store(settings(path, val_fraction=1.5))
 
 
+def test_nothing_left_to_train_on_is_said_as_that(tmp_path, texts, write_source, settings):
+    path = write_source(tmp_path, "plain.jsonl", texts(4))
+    with pytest.raises(DataError, match="Nothing is left to train on: 0 tokens") as caught:
+        prepare_store(settings(path, val_fraction=0.9999))
+    assert "4 of 4 documents are held out" in str(caught.value) and "smaller data.val_fraction" in caught.value.fix
+
+
 def test_auto_stays_with_what_it_trained_and_takes_qwen2_when_it_appears(
     tmp_path, texts, write_source, settings, tokenizer_dir, monkeypatch
 ):
