@@ -60,8 +60,8 @@ def main() -> None:
     rows = []
     most = max(one["tokens"] for one in found.values())
     for name, one in found.items():
-        label = f"{PEERS[name][1]}, {one['encoder']}" if name in PEERS else f"WikiLLM, {one['encoder']}"
-        seconds, label = one["cpu_s"], name if name == "tutorial" else label
+        tool = PEERS[name][1] if name in PEERS else "WikiLLM"
+        seconds, label = one["cpu_s"], name if name == "tutorial" else f"{tool}, {one['encoder']}"
         rows.append(
             [label, f"{one['wall_s']:.1f}", f"{seconds:.1f}", f"{size / seconds / 1e6:.2f}"]
             + [f"{one['tokens'] / seconds / 1e6:.2f}", f"{one['peak'] / 2**20:.0f}", f"{one['tokens'] / most:.1%}"]

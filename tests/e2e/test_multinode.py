@@ -144,6 +144,14 @@ def ends(process: subprocess.Popen[bytes], place: Place, within: float = 60.0) -
     return took
 
 
+def refused(place: Place, nodes: Cluster) -> str:
+    """The end of the log of a run that does not come to train, for a reason in the machines."""
+    process = place.start(nodes, "own", "zero2", *FEW)
+    ends(process, place)
+    assert process.returncode == 3, place.tail()
+    return place.tail()
+
+
 def test_a_run_on_two_nodes_and_its_cut_link(place: Place, two: Cluster, on_one_host: dict[int, float]) -> None:
     """Over our own ssh: losses of one host; what status says; node2's link goes down; both sides end and name the other."""
     process = place.start(two, "own", "zero3", *FOR_EVER)
@@ -171,19 +179,15 @@ def test_a_run_on_two_nodes_and_its_cut_link(place: Place, two: Cluster, on_one_
 
 def test_a_node_that_refuses_the_key_is_named(place: Place, tmp_path: Path) -> None:
     with cluster(tmp_path / "nodes", "node1", "node2", wrong_key=["node2"]) as made:
-        process = place.start(made, "own", "zero2", *FEW)
-        ends(process, place)
-    assert process.returncode == 3
-    assert "node2: Permission denied" in place.tail() and "ssh did not reach, or lost, node2" in place.tail()
+        said = refused(place, made)
+    assert "node2: Permission denied" in said and "ssh did not reach, or lost, node2" in said
 
 
 @matrix
 def test_a_node_without_the_checkout_is_named(place: Place, two: Cluster) -> None:
     two.hide("node2", place.workdir)
-    process = place.start(two, "own", "zero2", *FEW)
-    ends(process, place)
-    assert process.returncode == 3
-    assert "node2 has no train.py" in place.tail() and "node2: exit code 3" in place.tail()
+    said = refused(place, two)
+    assert "node2 has no train.py" in said and "node2: exit code 3" in said
 
 
 @matrix
@@ -261,20 +265,15 @@ def test_a_late_node_is_waited_for_and_then_named(place: Place, two: Cluster) ->
 @matrix
 def test_a_host_that_is_loopback_on_itself_is_named(place: Place, tmp_path: Path) -> None:
     with cluster(tmp_path / "nodes", "node1", "node2", hosts={"node1": {"node1": "127.0.1.1"}}) as made:
-        process = place.start(made, "own", "zero2", *FEW)
-        ends(process, place)
-    assert process.returncode == 3
-    assert "node1 is 127.0.1.1 on node1" in place.tail() and "eth0 10.77.0.1" in place.tail()
+        said = refused(place, made)
+    assert "node1 is 127.0.1.1 on node1" in said and "eth0 10.77.0.1" in said
 
 
 @matrix
 def test_a_taken_port_is_named(place: Place, two: Cluster) -> None:
     code = "import socket, time; s = socket.socket(); s.bind(('', 29500)); s.listen(); time.sleep(120)"
     two.popen("node1", [sys.executable, "-c", code], cwd=place.folder, log=place.log)
-    process = place.start(two, "own", "zero2", *FEW)
-    ends(process, place)
-    assert process.returncode == 3
-    assert "Port 29500 of node1, where the ranks meet, is taken" in place.tail()
+    assert "Port 29500 of node1, where the ranks meet, is taken" in refused(place, two)
 
 
 @matrix

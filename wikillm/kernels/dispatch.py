@@ -52,10 +52,11 @@ def choose_linear_cross_entropy(wanted: LossKernel, *, rows: int, vocab: int, de
     if wanted == "stock":
         return Choice("stock", rows, "as asked")
     fitting = [name for name, (_, devices) in LINEAR_CROSS_ENTROPY.items() if device_type in devices]
-    if wanted not in ("auto", *fitting) or (wanted == "triton" and importlib.util.find_spec("triton") is None):
+    lacks_triton = wanted == "triton" and importlib.util.find_spec("triton") is None
+    if wanted not in ("auto", *fitting) or lacks_triton:
         raise MachineError(
             f"train.loss_kernel={wanted} does not run here.",
-            got=f"device {device_type}, " + ("Triton is there" if importlib.util.find_spec("triton") else "no Triton"),
+            got=f"device {device_type}" + (", and Triton is not installed" if lacks_triton else ""),
             fix="train.loss_kernel=auto; Triton comes with torch's CUDA builds",
         )
     if wanted != "auto" or fitting:
