@@ -34,7 +34,7 @@ from benchmarks.record import circumstances, report
 
 TUNING_SEED = 1
 ADAMW_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
-MUON_RATES = (5e-3, 1e-2, 2e-2, 4e-2)
+MUON_RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
 
 
 @dataclass(frozen=True)
