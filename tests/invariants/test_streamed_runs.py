@@ -70,6 +70,7 @@ def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
     recipe: str | None, corpus: Path, tmp_path: Path
 ) -> None:
     more = (*STREAMING, "train.max_steps=24", "train.global_batch_tokens=8192", "train.eval_steps=12")
+    more = (*more, "data.packing=best_fit" if recipe else "data.packing=concat")
     with slow_builder(tmp_path / "a" / "store", until=tmp_path / "streamed" / "plan.json"):
         streamed = run(2, words_on(corpus, tmp_path / "a")(tmp_path / "streamed", *more), deepspeed=recipe)
     assert streamed["code"] == 0, streamed["message"]

@@ -37,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--sequence-length", type=int, metavar="T", help="train.sequence_length of the run")
     show.add_argument("--seed", type=int, metavar="S", help="run.seed of the run")
     show.add_argument("--window-shards", type=int, metavar="K", help="data.window_shards of the run")
+    show.add_argument("--packing", choices=("concat", "best_fit"), default="concat", help="data.packing of the run")
     verify = actions.add_parser("verify", help="compare every sha256 with the manifest")
     export = actions.add_parser("export", help="write the store in another format")
     export.add_argument("--to", choices=("megatron", "datatrove", "parquet"), required=True, help="format")
@@ -106,6 +107,7 @@ def _show(args: argparse.Namespace, store: Store) -> int:
             sequence_length=_or(args.sequence_length, train["sequence_length"].default),
             seed=_or(args.seed, RunSection.model_fields["seed"].default),
             window_shards=_or(args.window_shards, data["window_shards"].default),
+            packing=args.packing,
         )
     else:
         found = inspect.show_document(store, args.split, args.number)

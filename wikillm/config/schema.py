@@ -23,6 +23,7 @@ def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+Packing = Literal["concat", "best_fit"]
 Format = Literal["auto", "jsonl", "json", "mediawiki", "text", "blocks", "csv", "parquet"]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
@@ -104,6 +105,8 @@ class DataSection(Section):
     """Train while the store is being built: auto does where it has more than one window and the horizon is in steps."""
     window_shards: int = Field(default=8, ge=1)
     """Shards whose samples the first epoch mixes; training starts when so many stand. Later epochs mix all."""
+    packing: Packing = "concat"
+    """concat cuts the text every T tokens; best_fit keeps documents whole where they fit, with some padding."""
     stall_seconds: float = Field(default=900.0, gt=0)
     """A build that adds no shard for so long, while training waits for one, ends the run."""
     val_fraction: float | Literal["auto"] = Field(default="auto")

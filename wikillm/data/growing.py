@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wikillm.config.schema import Packing
 from wikillm.core.errors import DataError, WikiLLMError
 from wikillm.core.units import format_seconds
 from wikillm.data.build_plan import BuildPlan
@@ -26,6 +27,7 @@ from wikillm.data.finish import describe_shards
 from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
 from wikillm.data.mixture import MixedOrder
 from wikillm.data.order import SampleOrder, window_ends
+from wikillm.data.packing import PackedOrder, finished_order, packed_order
 from wikillm.data.shard import shard_record_path
 from wikillm.data.store import TAKEN_NAME, Store, TokenStream
 from wikillm.data.tokenizer import load_tokenizer
@@ -165,20 +167,24 @@ class Growth:
 
 
 class GrowingOrder:
-    """The `SampleOrder` of a growing store. Asked for samples that do not stand yet, it waits for them.
+    """The `SampleOrder` or `PackedOrder` of a growing store. Asked for samples that do not stand yet, it waits for them.
 
     Raises, then, what `Growth.trouble` gives. A copy in a loader process reads ahead of the training, so how long it
     has waited says nothing: it ends for a failure that was told, or with its parent, not because nothing came.
     """
 
-    def __init__(self, growth: Growth, sequence_length: int, seed: int) -> None:
-        self.growth, self.sequence_length, self.seed = growth, sequence_length, seed
+    def __init__(self, growth: Growth, sequence_length: int, seed: int, packing: Packing = "concat") -> None:
+        self.growth, self.sequence_length, self.seed, self.packing = growth, sequence_length, seed, packing
         self._owner = os.getpid()
         self._order = self._make()
 
-    def _make(self) -> SampleOrder:
+    def _make(self) -> SampleOrder | PackedOrder:
         growth = self.growth
         self._made_from = growth.shards_in_windows
+        if self.packing == "best_fit":
+            shards = growth.shards[: self._made_from]
+            length = self.sequence_length
+            return packed_order(growth.plan.store, growth.train, shards, growth.window_shards, length, self.seed)
         return SampleOrder(growth.train.n_tokens, self.sequence_length, self.seed, windows=growth.windows)
 
     def covers(self, stop: int) -> bool:
@@ -229,11 +235,23 @@ def _orphaned() -> WikiLLMError:
 
 
 def order_of(
-    store: Store, sequence_length: int, seed: int, window_shards: int
-) -> SampleOrder | GrowingOrder | MixedOrder:
+    store: Store, sequence_length: int, seed: int, window_shards: int, packing: Packing = "concat"
+) -> SampleOrder | PackedOrder | GrowingOrder | MixedOrder:
     """The order of a store's training samples; a finished and a growing store give the same."""
     if store.mixture is not None:
-        return store.mixture.order(sequence_length, seed, window_shards)
+        return store.mixture.order(sequence_length, seed, window_shards, packing)
     if store.growth is not None:
-        return GrowingOrder(store.growth, sequence_length, seed)
-    return SampleOrder(store.train.n_tokens, sequence_length, seed, windows=store.windows(window_shards))
+        return GrowingOrder(store.growth, sequence_length, seed, packing)
+    return finished_order(store, sequence_length, seed, window_shards, packing)
+
+
+def epoch_sizes(store: Store, sequence_length: int, window_shards: int, packing: Packing) -> tuple[int, int] | None:
+    """Sequences in the first pass over the training split, and in each later one; None while it is not known.
+
+    None also for a mixture that is not packed, which has no windows of its own: ceil((N - 1) / T) of all N tokens.
+    """
+    if store.train_tokens is None or store.train_tokens < 2 or (store.mixture is not None and packing == "concat"):
+        return None
+    stores = [store] if store.mixture is None else [part.store for part in store.mixture.parts]
+    orders = [finished_order(one, sequence_length, 0, window_shards, packing) for one in stores]
+    return sum(order.blocks_of_first_epoch for order in orders), sum(order.blocks_per_epoch for order in orders)

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wikillm.config.schema import Packing
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import sha256_file
 from wikillm.data.manifest import MANIFEST_NAME
-from wikillm.data.order import SampleOrder, window_ends
+from wikillm.data.packing import finished_order
 from wikillm.data.store import SPLITS, Store, TokenStream, shard_path
 
 _BAR = 40  # characters of the longest bar of a histogram
@@ -155,13 +156,13 @@ def show_document(store: Store, split: str, number: int) -> dict[str, Any]:
     return {"split": split, **asdict(place), "ids": ids.tolist(), "text": store.tokenizer().decode(ids[:-1].tolist())}
 
 
-def show_sample(store: Store, number: int, *, sequence_length: int, seed: int, window_shards: int) -> dict[str, Any]:
+def show_sample(
+    store: Store, number: int, *, sequence_length: int, seed: int, window_shards: int, packing: Packing = "concat"
+) -> dict[str, Any]:
     """Sample `number` of training: the targets in it, in order, by document, and the text they make."""
     if number < 0 or sequence_length < 1:
         raise ConfigError("A sample is counted from 0, and its length from 1.", got=f"{number}, {sequence_length}")
-    stream, shards = store.train, store.manifest.shards
-    windows = window_ends([shard.splits["train"].tokens for shard in shards], window_shards)
-    order = SampleOrder(stream.n_tokens, sequence_length, seed, windows=windows)
+    stream, order = store.train, finished_order(store, sequence_length, seed, window_shards, packing)
     documents, tokenizer = Documents(store, stream), store.tokenizer()
     parts: list[dict[str, Any]] = []
     for start, stop in order.pieces([number])[0]:

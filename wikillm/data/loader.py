@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,7 +39,7 @@ class Tokens(Protocol):
 
 
 class Order(Protocol):
-    """What the loader needs of an order: a `SampleOrder`, or one of a store that is still being built."""
+    """What the loader needs of an order: a `SampleOrder`, a `PackedOrder`, or one of a store that is being built."""
 
     @property
     def sequence_length(self) -> int: ...
@@ -110,8 +111,8 @@ class Samples(Dataset[Batch]):
         for row, (sample, stretches) in enumerate(zip(wanted, self.order.pieces(np.maximum(wanted, 0)), strict=True)):
             if sample != PADDING:
                 self._fill(inputs[row], targets[row], stretches)
-                if len(stretches) > 1:
-                    joins.append((row, stretches[0][1] - stretches[0][0]))
+                ends = accumulate(stop - start for start, stop in stretches[:-1])
+                joins += [(row, column) for column in ends]
         labels = torch.from_numpy(targets)
         batch: Batch = {"input_ids": torch.from_numpy(inputs), "labels": labels, "shift_labels": labels}
         if self.mask is None:

@@ -23,12 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from wikillm.config.mixture import PERIOD, counts_of
-from wikillm.config.schema import DataSection, MixtureSource
+from wikillm.config.schema import DataSection, MixtureSource, Packing
 from wikillm.core.errors import DataError
 from wikillm.core.log import say
 from wikillm.data.funnel import merged
 from wikillm.data.manifest import Manifest, SplitInfo, fingerprint_of
 from wikillm.data.order import SampleOrder, keyed_hash
+from wikillm.data.packing import PackedOrder, finished_order
 from wikillm.data.sources.remote import scheme_of
 from wikillm.data.store import SPLITS, Store, TokenStream
 
@@ -106,7 +107,7 @@ class MixedOrder:
     """The order of a mixture's samples, with the face of `SampleOrder`. `starts`: where each stream begins."""
 
     table: Table
-    orders: tuple[SampleOrder, ...]
+    orders: tuple[SampleOrder | PackedOrder, ...]
     starts: tuple[int, ...]
 
     @property
@@ -167,14 +168,13 @@ class Mixture:
         """The mixture in one line; two runs with the same line and the same stores read the same."""
         return ", ".join(f"{part.name} {part.count}/{PERIOD}" for part in self.parts)
 
-    def order(self, sequence_length: int, seed: int, window_shards: int) -> MixedOrder:
+    def order(self, sequence_length: int, seed: int, window_shards: int, packing: Packing = "concat") -> MixedOrder:
         orders, starts, start = [], [], 0
         for part in self.parts:
-            own, stream = keyed_hash(seed, "mixture", part.name), part.store.train
-            windows = part.store.windows(window_shards)
-            orders.append(SampleOrder(stream.n_tokens, sequence_length, own, windows=windows))
+            own = keyed_hash(seed, "mixture", part.name)
+            orders.append(finished_order(part.store, sequence_length, own, window_shards, packing))
             starts.append(start)
-            start += stream.n_tokens
+            start += part.store.train.n_tokens
         return MixedOrder(self.table, tuple(orders), tuple(starts))
 
     def used(self, samples: int, sequence_length: int) -> tuple[SourceUse, ...]:

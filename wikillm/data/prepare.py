@@ -44,7 +44,7 @@ STORES = Path("stores")
 _SMALL_CORPUS = 256 * 10**6  # below this many bytes of source, val_fraction=auto holds out a tenth
 _DECIDES_NOTHING = {
     *("workers", "backend", "max_bad_fraction", "min_val_tokens", "preset"),
-    *("shard_bytes", "streaming", "window_shards", "stall_seconds", "mixture"),
+    *("shard_bytes", "streaming", "window_shards", "stall_seconds", "mixture", "packing"),
     *("cache", "cache_bytes"),
 }  # of what is found by looking at the sources
 DEDUP_VERSION = 2

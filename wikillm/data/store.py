@@ -9,6 +9,7 @@
           taken.json             while it is built: how many shards, from the first, are final
           tokenizer_report.json  what a tokenizer trained on the corpus makes of it
           quarantine.jsonl       records that could not be read: source, offset, reason, beginning
+          packed/*.npy           which documents share a sequence, with data.packing=best_fit (see packing.py)
 
 A split's stream is the concatenation of its shards; every document ends with EOS, so that no border is lost.
 Reading maps files into memory: a read is a copy of the wanted tokens, opening costs nothing until then.
@@ -31,7 +32,7 @@ import numpy.typing as npt
 from wikillm.core.errors import DataError
 from wikillm.core.files import sha256_file
 from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo
-from wikillm.data.order import SampleOrder, window_ends
+from wikillm.data.order import window_ends
 from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -197,13 +198,6 @@ class Store:
     def windows(self, shards: int) -> tuple[int, ...]:
         """Where the training split's windows of so many shards end, in tokens."""
         return window_ends([shard.splits["train"].tokens for shard in self.manifest.shards], shards)
-
-    def first_epoch(self, sequence_length: int, window_shards: int) -> int | None:
-        """Sequences in the first pass over the training split; None while it is not known, and for a mixture."""
-        if self.mixture is not None or self.train_tokens is None or self.train_tokens < 2:
-            return None
-        order = SampleOrder(self.train_tokens, sequence_length, seed=0, windows=self.windows(window_shards))
-        return order.blocks_of_first_epoch
 
     def first_shards(self, split: str, count: int) -> TokenStream:
         """A split of the first `count` shards."""

@@ -48,22 +48,27 @@ def make_plan(
     world_size: int,
     tokenizer_length: int,
     train_tokens: int | None,
-    first_epoch: int | None = None,
+    epoch: tuple[int, int] | None = None,
 ) -> Plan:
     """Plan a run. Raises ConfigError when batch, horizon, warm-up or vocabulary do not fit the world or the data.
 
     Args:
         train_tokens: of the corpus; None while it is still being built (then the horizon is in steps or tokens).
-        first_epoch: sequences in the first epoch, where they are not those of a later one.
+        epoch: sequences in the first pass over the corpus, and in each later one; None is ceil((tokens - 1) / T).
     """
     model, train = resolved.config.model, resolved.config.train
     vocab_size, vocab_note = resolve_vocab_size(model, resolved.origin("model.vocab_size"), tokenizer_length)
     batch = split_batch(resolved, world_size)
-    sequences = None
+    sequences, packing_note = None, None
     if train_tokens is not None:
-        sequences = count_sequences(train_tokens, train.sequence_length)
+        sequences = epoch[1] if epoch else count_sequences(train_tokens, train.sequence_length)
         refuse_small_corpus(resolved, batch, sequences, train_tokens)
-    max_steps = count_steps(resolved, batch, sequences, first_epoch)
+        if resolved.config.data.packing == "best_fit":
+            padding = 1 - (train_tokens - 1) / (sequences * train.sequence_length)
+            packing_note = (
+                f"best-fit packing: {sequences:,} sequences an epoch, {padding:.3%} of their tokens are padding"
+            )
+    max_steps = count_steps(resolved, batch, sequences, epoch[0] if epoch else None)
     warmup_steps, warmup_note = count_warmup(resolved, max_steps)
     count = count_parameters(model, vocab_size)
     return Plan(
@@ -81,5 +86,5 @@ def make_plan(
         warmup_steps=warmup_steps,
         total_tokens=max_steps * batch.tokens,
         epochs=None if sequences is None else max_steps * batch.sequences / sequences,
-        notes=tuple(note for note in (vocab_note, warmup_note) if note is not None),
+        notes=tuple(note for note in (vocab_note, warmup_note, packing_note) if note is not None),
     )

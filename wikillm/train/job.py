@@ -20,6 +20,7 @@ from wikillm.data.growing import GrowingOrder, order_of
 from wikillm.data.loader import BatchShape, Order, document_mask
 from wikillm.data.mixture import SourceUse
 from wikillm.data.order import SampleOrder
+from wikillm.data.packing import PackedOrder
 from wikillm.data.store import Store
 from wikillm.evals.loss import HeldOutLoss
 from wikillm.models.z_loss import ZLoss
@@ -192,6 +193,7 @@ class Job:
             "seed": self.resolved.config.run.seed,
             "sequence_length": self.plan.sequence_length,
             "document_mask": self.resolved.config.train.document_mask,
+            "packing": self.resolved.config.data.packing,
             "global_batch_sequences": self.plan.global_batch_sequences,
             "vocab_size": self.plan.vocab_size,
             "parameters": self.plan.parameters,
@@ -223,7 +225,7 @@ class Job:
 
     def _data_read(self, order: Order, samples: int) -> dict[str, Any]:
         """The shards that these samples come from, and a digest of their tokens; a mixture's were never read unfinished."""
-        if not isinstance(order, SampleOrder | GrowingOrder):
+        if not isinstance(order, SampleOrder | PackedOrder | GrowingOrder):
             return {}
         shards = order.windows_before(samples) * self.resolved.config.data.window_shards
         return {"shards": shards, "sha256": self.store.digest_of_first(shards)}
@@ -236,7 +238,7 @@ class Job:
 
     def _data(self) -> RunData:
         plan, cfg, store = self.plan, self.resolved.config, self.store
-        order = order_of(store, plan.sequence_length, cfg.run.seed, cfg.data.window_shards)
+        order = order_of(store, plan.sequence_length, cfg.run.seed, cfg.data.window_shards, cfg.data.packing)
         return RunData(
             train=store.train,
             val=held_out_streams(store, cfg.train.max_eval_tokens),

@@ -8,6 +8,7 @@ from wikillm.config.load import Resolved
 from wikillm.core.log import say
 from wikillm.core.units import format_count, format_seconds
 from wikillm.core.world import World
+from wikillm.data.growing import epoch_sizes
 from wikillm.data.prepare import prepare_store
 from wikillm.plan.run_plan import make_plan
 from wikillm.train.engine import resolve_engine
@@ -25,7 +26,7 @@ def preview(resolved: Resolved) -> None:
         world_size=world.size,
         tokenizer_length=store.manifest.tokenizer.length,
         train_tokens=store.train_tokens,
-        first_epoch=store.first_epoch(cfg.train.sequence_length, cfg.data.window_shards),
+        epoch=epoch_sizes(store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing),
     )
     engine = resolve_engine(cfg, plan, world)
     say_plan(RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}")), resolved, plan, engine, store)

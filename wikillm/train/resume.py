@@ -23,6 +23,7 @@ FACTS = {
     "window_shards": "data.window_shards",
     "sequence_length": "train.sequence_length",
     "document_mask": "train.document_mask",
+    "packing": "data.packing",
     "global_batch_sequences": "train.global_batch_tokens",
     "vocab_size": "model.vocab_size or data.tokenizer",
     "parameters": "model.*",
@@ -34,7 +35,7 @@ FACTS = {
     "ema": "train.ema_decay, train.ema_start",
 }
 # what a checkpoint means that was written before the fact was
-BEFORE = {"document_mask": "off", "optimizer": "adamw", "ema": "off"}
+BEFORE = {"document_mask": "off", "packing": "concat", "optimizer": "adamw", "ema": "off"}
 CHANGEABLE = (
     "max_steps",
     "global_batch_sequences",

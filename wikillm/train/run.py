@@ -13,6 +13,7 @@ from pathlib import Path
 from wikillm.config.load import Resolved, to_yaml
 from wikillm.core.log import log_to_file, say
 from wikillm.core.world import World
+from wikillm.data.growing import epoch_sizes
 from wikillm.models.build import build_model
 from wikillm.models.compile import compile_layers
 from wikillm.models.patch import LOSS, patch_loss
@@ -71,7 +72,7 @@ def _pretrain(
         world_size=world.size,
         tokenizer_length=store.manifest.tokenizer.length,
         train_tokens=store.train_tokens,
-        first_epoch=store.first_epoch(cfg.train.sequence_length, cfg.data.window_shards),
+        epoch=epoch_sizes(store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing),
     )
     engine = resolve_engine(cfg, plan, world)
     run = RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}"))

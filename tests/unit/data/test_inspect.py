@@ -13,9 +13,9 @@ from pyarrow import parquet
 from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.data import inspect, prepare
+from wikillm.data.growing import order_of
 from wikillm.data.inspect_export import export_store
 from wikillm.data.loader import Samples
-from wikillm.data.order import SampleOrder, window_ends
 from wikillm.data.prepare import prepare_store
 
 
@@ -75,13 +75,14 @@ def test_every_document_is_shown_with_its_place(store, split):
         inspect.show_document(store, split, len(wanted))
 
 
-@pytest.mark.parametrize(("length", "shards"), [(16, 2), (100, 3), (7, 99)])
-def test_a_sample_is_shown_as_training_reads_it(store, length, shards):
-    windows = window_ends([shard.splits["train"].tokens for shard in store.manifest.shards], shards)
-    order = SampleOrder(store.train.n_tokens, length, 5, windows=windows)
+@pytest.mark.parametrize(("length", "shards", "packing"), [(16, 2, "concat"), (100, 3, "best_fit"), (7, 99, "concat")])
+def test_a_sample_is_shown_as_training_reads_it(store, length, shards, packing):
+    order = order_of(store, length, 5, shards, packing)
     ends = [0, *store.train.document_ends().tolist()]
     for number in [*range(0, order.blocks_of_first_epoch, 5), order.blocks_of_first_epoch + 3]:
-        found = inspect.show_sample(store, number, sequence_length=length, seed=5, window_shards=shards)
+        found = inspect.show_sample(
+            store, number, sequence_length=length, seed=5, window_shards=shards, packing=packing
+        )
         labels = Samples(store.train, order, 1).__getitems__([number])["labels"][0]
         shown = [i for part in found["parts"] for i in store.train.read(*part["tokens"]).tolist()]
         assert shown == labels[labels != -100].tolist()

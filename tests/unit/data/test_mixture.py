@@ -73,9 +73,10 @@ def targets_of(store: Store, order: MixedOrder, first: int, stop: int) -> list[t
     return [tuple(t for start, end in stretches for t in range(start, end)) for stretches in found]
 
 
-def test_each_source_is_read_once_per_epoch_of_its_own(mixed):
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_each_source_is_read_once_per_epoch_of_its_own(mixed, packing):
     store = prepare_store(mixed(a=3, b=1))
-    order = order_of(store, T, 7, 8)
+    order = order_of(store, T, 7, 8, packing)
     sizes = [part.store.train.n_tokens for part in store.mixture.parts]
     assert order.starts == (0, sizes[0])
     sources, _ = order.table.locate(np.arange(3000))

@@ -55,12 +55,12 @@ def until(condition, seconds: float = 60.0) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_streamed_samples_are_those_of_the_prepared_store(tmp_path, texts, write_source, settings, workers):
+@pytest.mark.parametrize(("workers", "packing"), [(1, "best_fit"), (2, "concat")])
+def test_streamed_samples_are_those_of_the_prepared_store(tmp_path, texts, write_source, settings, workers, packing):
     path = write_source(tmp_path, "plain.jsonl", texts(1500))
     store = streamed(settings(path, store=str(tmp_path / "streamed"), workers=workers), shard_bytes=8000)
     try:
-        order = order_of(store, T, 7, 2)
+        order = order_of(store, T, 7, 2, packing)
         assert isinstance(order, GrowingOrder)
         begun_early = not store.growth.is_complete
         length = order._order.blocks_of_first_epoch
@@ -73,7 +73,7 @@ def test_streamed_samples_are_those_of_the_prepared_store(tmp_path, texts, write
         store.close()
     assert begun_early, "the store was finished before the first sample was read"
     prepared = prepare_store(settings(path, store=str(tmp_path / "whole"), shard_bytes=8000))
-    whole = order_of(prepared, T, 7, 2)
+    whole = order_of(prepared, T, 7, 2, packing)
     assert samples(prepared, whole, 0, length + 40) == found
     assert whole.targets_between(3, length + 20) == targets
     assert store.manifest.fingerprint == prepared.manifest.fingerprint
