@@ -17,7 +17,7 @@ occur here; who reads which sample is decided in `loader.py`, and only there.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -28,7 +28,9 @@ from wikillm.core.errors import DataError
 
 IGNORED = -100  # the label that torch's cross entropy skips
 
-_CHUNK = 1024  # samples whose places are kept once two requests fell among them: training reads in order
+Pieces = list[tuple[int, int]]  # the targets [start, stop) of a sample, in order
+
+_CHUNK = 1024  # samples whose places are kept once two requests fell among them
 _ROUNDS = 6  # four suffice for pseudo-randomness (Luby and Rackoff 1988); two more cost nothing that can be measured
 
 
@@ -101,6 +103,28 @@ class Permutation:
         return (left << np.uint64(half)) | right
 
 
+class RecentPieces:
+    """The pieces of the chunk of samples that was asked for last: training reads in order, and one by one costs more."""
+
+    def __init__(self) -> None:
+        self._chunk, self._known = -1, list[Pieces]()
+
+    def look_up(self, samples: npt.ArrayLike, find: Callable[[npt.NDArray[np.int64]], list[Pieces]]) -> list[Pieces]:
+        """What `find` says of these samples, asked for a whole chunk once two requests fell into it."""
+        n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
+        if not n.size:
+            return []
+        chunk = int(n.min()) // _CHUNK
+        if int(n.max()) // _CHUNK != chunk:
+            return find(n)
+        if chunk != self._chunk:  # a rank among a thousand others, or somebody who looks up a single sample
+            self._chunk, self._known = chunk, []
+            return find(n)
+        if not self._known:
+            self._known = find(np.arange(chunk * _CHUNK, (chunk + 1) * _CHUNK))
+        return [self._known[i] for i in (n - chunk * _CHUNK).tolist()]
+
+
 def window_ends(shard_tokens: Sequence[int] | npt.NDArray[np.int64], shards_per_window: int) -> tuple[int, ...]:
     """Where the windows of a stream end, as positions in it; `shard_tokens` has every shard, the empty ones too."""
     ends = np.cumsum(np.asarray(shard_tokens, dtype=np.int64))
@@ -153,7 +177,7 @@ class SampleOrder:
     windows: tuple[int, ...] = ()
     _targets: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)  # first of each window, and the end
     _samples: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)  # the same for samples
-    _recent: dict[int, list[list[tuple[int, int]]]] = field(init=False, repr=False, compare=False)  # chunk -> pieces
+    _recent: RecentPieces = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.n_tokens < 2:
@@ -163,7 +187,7 @@ class SampleOrder:
             raise ValueError(f"windows that end at {ends.tolist()[-3:]} do not make up {self.n_tokens} tokens")
         targets = np.concatenate([[0], np.maximum(ends - 1, 0)])
         blocks = -(-np.diff(targets) // self.sequence_length)
-        object.__setattr__(self, "_recent", {})
+        object.__setattr__(self, "_recent", RecentPieces())
         object.__setattr__(self, "_targets", targets)
         object.__setattr__(self, "_samples", np.concatenate([[0], np.cumsum(blocks)]))
 
@@ -194,23 +218,11 @@ class SampleOrder:
         starts, counts, _, _ = self._place(samples)
         return starts, counts
 
-    def pieces(self, samples: npt.ArrayLike) -> list[list[tuple[int, int]]]:
+    def pieces(self, samples: npt.ArrayLike) -> list[Pieces]:
         """The targets [start, stop) of each sample: one stretch, or two where it goes round the end of its ring."""
-        n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
-        if not n.size:
-            return []
-        chunk = int(n.min()) // _CHUNK
-        if int(n.max()) // _CHUNK != chunk:
-            return self._pieces(n)
-        if chunk not in self._recent:  # a rank among a thousand others, or somebody who looks up a single sample
-            self._recent.clear()
-            self._recent[chunk] = []
-            return self._pieces(n)
-        known = self._recent[chunk] or self._pieces(np.arange(chunk * _CHUNK, (chunk + 1) * _CHUNK))
-        self._recent[chunk] = known
-        return [known[i] for i in (n - chunk * _CHUNK).tolist()]
+        return self._recent.look_up(samples, self._pieces)
 
-    def _pieces(self, samples: npt.NDArray[np.int64]) -> list[list[tuple[int, int]]]:
+    def _pieces(self, samples: npt.NDArray[np.int64]) -> list[Pieces]:
         found = []
         for start, count, first, end in zip(*(part.tolist() for part in self._place(samples)), strict=True):
             stop = min(start + count, end)

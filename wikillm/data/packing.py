@@ -17,6 +17,7 @@ import io
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from wikillm.core.errors import DataError
 from wikillm.core.files import write_atomic
 from wikillm.core.log import logger
 from wikillm.data.manifest import ShardInfo
-from wikillm.data.order import Permutation, SampleOrder, keyed_hash
+from wikillm.data.order import Permutation, Pieces, RecentPieces, SampleOrder, keyed_hash
 from wikillm.data.store import Store, TokenStream
 from wikillm.data.turns import one_at_a_time
 
@@ -93,15 +94,11 @@ class PackedWindow:
     def sequences(self) -> int:
         return len(self.offsets) - 1
 
-    def pieces(self, sequence: int) -> list[tuple[int, int]]:
-        low, high = self.offsets[sequence], self.offsets[sequence + 1]
-        return list(zip(self.first[low:high].tolist(), self.stop[low:high].tolist(), strict=True))
-
-    def targets(self, sequences: Ints) -> int:
-        """Targets in all of these sequences together."""
+    def bounds(self, sequences: Ints) -> tuple[Ints, Ints, Ints]:
+        """The stretches of these sequences, one after the other: first target, last + 1; and how many each has."""
         low, counts = self.offsets[sequences], self.offsets[sequences + 1] - self.offsets[sequences]
         at = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
-        return int((self.stop[at] - self.first[at]).sum())
+        return self.first[at], self.stop[at], counts
 
     @classmethod
     def of(cls, ends: Ints, is_first: bool, sequence_length: int) -> PackedWindow:
@@ -154,6 +151,7 @@ class PackedOrder:
 
     def __init__(self, windows: Sequence[tuple[int, PackedWindow]], sequence_length: int, seed: int) -> None:
         self.sequence_length, self.seed, self._windows = sequence_length, seed, tuple(windows)
+        self._recent = RecentPieces()
         self._ends = np.cumsum([0, *(window.sequences for _, window in windows)])  # first sample of each, and the end
         if not self.blocks_per_epoch:
             raise DataError("A stream of fewer than two tokens has nothing to predict.")
@@ -175,23 +173,33 @@ class PackedOrder:
         """Windows of epoch 1 that the samples before `sample` come from; all of them from its end on."""
         return int(np.searchsorted(self._ends[:-1], sample, side="left"))
 
-    def pieces(self, samples: npt.ArrayLike) -> list[list[tuple[int, int]]]:
+    def pieces(self, samples: npt.ArrayLike) -> list[Pieces]:
         """The targets [start, stop) of each sample: a stretch per document, together at most `sequence_length`."""
-        found = []
-        for number, sequence in zip(*(part.tolist() for part in self._place(samples)), strict=True):
-            base, window = self._windows[number]
-            found.append([(base + first, base + stop) for first, stop in window.pieces(sequence)])
+        return self._recent.look_up(samples, self._pieces)
+
+    def _pieces(self, samples: Ints) -> list[Pieces]:
+        found: list[Pieces] = [[]] * len(samples)
+        windows, sequences = self._place(samples)
+        for k in set(windows.tolist()):
+            rows, (base, window) = np.flatnonzero(windows == k), self._windows[k]
+            first, stop, counts = window.bounds(sequences[rows])
+            stretches = zip((base + first).tolist(), (base + stop).tolist(), strict=True)
+            for row, count in zip(rows.tolist(), counts.tolist(), strict=True):
+                found[row] = list(islice(stretches, count))
         return found
 
     def targets_between(self, first: int, stop: int) -> int:
         """Number of targets in the samples [first, stop): what a global batch's loss is divided by."""
         windows, sequences = self._place(np.arange(first, stop))
-        return sum(self._windows[k][1].targets(sequences[windows == k]) for k in set(windows.tolist()))
+        found = 0
+        for k in set(windows.tolist()):
+            starts, stops, _ = self._windows[k][1].bounds(sequences[windows == k])
+            found += int((stops - starts).sum())
+        return found
 
-    def _place(self, samples: npt.ArrayLike) -> tuple[Ints, Ints]:
+    def _place(self, samples: Ints) -> tuple[Ints, Ints]:
         """Window, and sequence within it, of each sample."""
-        n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
-        epochs, place = np.divmod(n, self.blocks_per_epoch)
+        epochs, place = np.divmod(samples, self.blocks_per_epoch)
         for epoch in set(epochs.tolist()) - {0}:
             here = epochs == epoch
             shuffled = Permutation(self.blocks_per_epoch, keyed_hash(self.seed, "packed", epoch))
