@@ -54,6 +54,7 @@ ARMS = {
     "muon": Arm("Muon, cosine", _MUON, "train.muon_learning_rate", MUON_RATES),
     "wsd": Arm("AdamW, WSD 20 % 1-sqrt", _WSD, rates=ADAMW_RATES),
     "zero-init": Arm("AdamW, cosine, zero-init", ("model.zero_init_outputs=true",)),
+    "best-fit": Arm("AdamW, cosine, best-fit packing", ("data.packing=best_fit",)),
     "z-loss": Arm("AdamW, cosine, z-loss 1e-4", ("train.z_loss=1e-4",)),
 }
 
