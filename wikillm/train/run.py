@@ -26,7 +26,7 @@ from wikillm.supervise.supervisor import Settings, Supervisor, supervise
 from wikillm.train.arguments import to_training_arguments
 from wikillm.train.control import ControlGroup, StopSignals
 from wikillm.train.engine import check_engine, resolve_engine, start_engine
-from wikillm.train.exit import ending
+from wikillm.train.exit import ending, record_exit
 from wikillm.train.guard import check_shared_folder, check_world, limit_threads
 from wikillm.train.job import Job, TrainResult
 from wikillm.train.records import open_run
@@ -80,6 +80,7 @@ def _pretrain(
     closing = ending(run.path, world, cfg.train.exit_timeout_seconds, store.close)
     with closing as end, supervisor.explains():
         end.lock = open_run(run, resolved, plan, engine, store, resume=resume) if world.is_main else None
+        signals.before_exit = lambda error: record_exit(run.path, error, rank=world.rank, step=None)
         start_engine(world, engine)
         args = to_training_arguments(cfg, plan, run.staging, engine.precision, engine.json)
         end.group = group = ControlGroup()

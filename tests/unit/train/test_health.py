@@ -13,7 +13,7 @@ import torch
 
 from wikillm.core.errors import DivergedError, StoppedError
 from wikillm.train.callbacks.health import DeferredFlag, SkipCounter
-from wikillm.train.control import StopSignals
+from wikillm.train.control import StopSignals, watch_signals
 
 
 def test_skipped_steps_in_a_row_end_the_run_and_others_do_not() -> None:
@@ -36,6 +36,7 @@ def signals() -> object:
     stop = StopSignals()
     stop.install()
     yield stop
+    watch_signals(lambda number: None)
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -54,10 +55,40 @@ def test_in_training_it_is_remembered_and_a_launchers_repeat_is_the_same_request
     assert signals.received == "SIGINT"
 
 
+def test_a_signal_ends_a_process_that_waits_in_a_rendezvous_for_ranks_that_never_come() -> None:
+    program = """
+        import multiprocessing, os, signal, threading, time
+        from datetime import timedelta
+        import torch.distributed as dist
+        from wikillm.train.control import StopSignals
+        StopSignals.GRACE = 0.5
+        stop = StopSignals(); stop.install()
+        stop.before_exit = lambda error: print(error.what, flush=True)
+        context = multiprocessing.get_context("fork")
+        ready = context.Event()
+        def wait():
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+            ready.set()
+            time.sleep(60)
+        child = context.Process(target=wait)
+        child.start()
+        ready.wait()
+        child.terminate()  # a signal to a fork is not one to this process
+        child.join()
+        time.sleep(0.2)
+        threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+        dist.TCPStore("127.0.0.1", 0, 2, True, timedelta(seconds=60))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (done.stdout, done.returncode) == ("Stopped by SIGTERM before training began; nothing is lost.\n", 75)
+
+
 def test_a_second_request_stops_at_once() -> None:
     program = """
         import os, signal, time
-        from wikillm.train.control import StopSignals
+        from wikillm.train.control import StopSignals, watch_signals
         StopSignals.GRACE = 0.2
         stop = StopSignals(); stop.install(); stop.defer()
         os.kill(os.getpid(), signal.SIGTERM)
