@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,9 @@ from harness.tiny_run import Words
 from wikillm.observe.sinks import read_metrics
 
 matrix = pytest.mark.skipif(not os.environ.get("WIKILLM_MULTINODE"), reason="part of `make multinode`")
+open_mpi = pytest.mark.skipif(
+    shutil.which("mpirun") is None, reason="Open MPI is not installed: apt-get install openmpi-bin"
+)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(missing("pdsh") is not None, reason=f"needs network namespaces: {missing('pdsh')}"),
@@ -54,7 +58,7 @@ class Place:
         return self.words(self.run, *QUIET, *more)
 
     def start(self, nodes: Cluster, launcher: str, recipe: str, *more: str) -> subprocess.Popen[bytes]:
-        argv = LAUNCHERS[launcher](self, recipe, self.line(*more))
+        argv = {**LAUNCHERS, **BY_HAND}[launcher](self, recipe, self.line(*more))
         return nodes.popen("node1", argv, cwd=self.workdir, log=self.log, **ENVIRON)
 
     def wikillm(self, nodes: Cluster, name: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -105,7 +109,25 @@ def _torchrun(place: Place, recipe: str, line: list[str]) -> list[str]:
     return ["sh", "-c", f"ssh node2 sh {script} 1 & sh {script} 0; code=$?; wait; exit $code"]
 
 
+def _no_ssh(place: Place, recipe: str, line: list[str]) -> list[str]:
+    """DeepSpeed's launcher by hand on each node, as somebody without ssh between them types it; here ssh types it."""
+    tool = f"{Path(sys.prefix) / 'bin' / 'deepspeed'} --hostfile {place.hostfile} --no_ssh --master_addr node1"
+    exports = " ".join(f"{name}={value}" for name, value in ENVIRON.items())
+    script = place.folder / "no_ssh.sh"
+    script.write_text(
+        f"cd {place.workdir} && env {exports} {tool} --node_rank $1 train.py --deepspeed {recipe} {' '.join(line)}\n"
+    )
+    return ["sh", "-c", f"ssh node2 sh {script} 1 & sh {script} 0; code=$?; wait; exit $code"]
+
+
+def _mpi(place: Place, recipe: str, line: list[str]) -> list[str]:
+    exports = [word for name in (*ENVIRON, "MASTER_ADDR=node1") for word in ("-x", name)]
+    where = ["mpirun", "--allow-run-as-root", "-np", "2", "--host", "node1:1,node2:1", *exports]
+    return [*where, sys.executable, "train.py", "--deepspeed", recipe, *line]
+
+
 LAUNCHERS: dict[str, Callable[[Place, str, list[str]], list[str]]] = {"own": _own, "pdsh": _pdsh, "torchrun": _torchrun}
+BY_HAND = {"no_ssh": _no_ssh, "mpi": _mpi}
 
 
 @pytest.fixture
@@ -174,7 +196,7 @@ def test_a_run_on_two_nodes_and_its_cut_link(place: Place, two: Cluster, on_one_
     assert "rank 0 on the first node, node1 (10.77.0.1)" in place.record(1)["exit"]["reason"]
     for rank in (0, 1):
         log = (place.run / "logs" / f"rank_{rank}.log").read_text()
-        assert "most recent call first" in log and "training_step" in log, "the stacks are in the log"
+        assert "most recent call first" in log and "_inner_training_loop" in log, "the stacks are in the log"
 
 
 def test_a_node_that_refuses_the_key_is_named(place: Place, tmp_path: Path) -> None:
@@ -192,7 +214,7 @@ def test_a_node_without_the_checkout_is_named(place: Place, two: Cluster) -> Non
 
 @matrix
 @pytest.mark.parametrize("recipe", ["zero2", "zero3"])
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [*LAUNCHERS, "no_ssh", pytest.param("mpi", marks=open_mpi)])
 def test_every_launcher_trains_as_one_host_does(
     launcher: str, recipe: str, place: Place, two: Cluster, on_one_host: dict[int, float]
 ) -> None:
@@ -242,7 +264,7 @@ def test_a_rank_that_stands_still_is_named_with_its_stacks(place: Place, two: Cl
     assert "No progress for" in place.exit()["reason"]
     assert "node2 (10.77.0.2, rank 1) holds the others up" in place.exit()["reason"]
     assert "rank 1 on node2: step (stopped by a signal)" in place.exit()["reason"]
-    assert "training_step" in (place.run / "logs" / "rank_0.log").read_text()
+    assert "_inner_training_loop" in (place.run / "logs" / "rank_0.log").read_text()
 
 
 @matrix

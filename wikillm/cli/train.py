@@ -31,11 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from wikillm.cli.run_config import resolve_run_config
     from wikillm.core.errors import StoppedError, WikiLLMError
-    from wikillm.core.world import World
+    from wikillm.core.world import World, adopt_open_mpi
     from wikillm.doctor.preflight import refuse_broken_machine
     from wikillm.train.exit import let_rank_0_speak_first
 
     try:
+        adopt_open_mpi()
         resolved = resolve_run_config(args)
         if args.dry_run:
             from wikillm.train.preview import preview

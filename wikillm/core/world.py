@@ -1,7 +1,7 @@
 """Who am I among the processes of this job: rank and size, from the environment and nothing else.
 
-Every launcher (deepspeed, torchrun, srun, mpirun through its wrapper) sets RANK, WORLD_SIZE, LOCAL_RANK. A
-process started by plain `python train.py` has none of them and is a world of one; `World.export` then sets
+Every launcher (deepspeed, torchrun, our sbatch) sets RANK, WORLD_SIZE, LOCAL_RANK; Open MPI has names of its own, which
+`adopt_open_mpi` translates. A process started by plain `python train.py` has none of them and is a world of one; `World.export` then sets
 what DeepSpeed asks for, since without it DeepSpeed looks for mpi4py and dies.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from wikillm.core.errors import MachineError
@@ -69,6 +69,26 @@ class World:
             RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", LOCAL_SIZE="1",
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
         )  # fmt: skip
+
+
+_OPEN_MPI = {"RANK": "RANK", "WORLD_SIZE": "SIZE", "LOCAL_RANK": "LOCAL_RANK", "LOCAL_WORLD_SIZE": "LOCAL_SIZE"}
+"""torch's name -> what follows OMPI_COMM_WORLD_ (Open MPI's manual, mpirun(1), section "Exported Environment Variables")."""
+
+
+def adopt_open_mpi(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Set torch's variables for a process of `mpirun`. Raises MachineError where no address to meet at was forwarded."""
+    if "RANK" in environ or "OMPI_COMM_WORLD_RANK" not in environ:
+        return
+    environ.update({name: environ[f"OMPI_COMM_WORLD_{theirs}"] for name, theirs in _OPEN_MPI.items()})
+    environ.setdefault("MASTER_PORT", "29500")
+    if environ["WORLD_SIZE"] == environ["LOCAL_WORLD_SIZE"]:
+        environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_ADDR" not in environ:
+        raise MachineError(
+            "mpirun started processes on several nodes, and none knows where they meet.",
+            got=f"rank {environ['RANK']} of {environ['WORLD_SIZE']}, MASTER_ADDR is not set",
+            fix="mpirun -x MASTER_ADDR=FIRST_HOST ...",
+        )
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from wikillm.core.errors import MachineError
-from wikillm.core.world import World, free_port
+from wikillm.core.world import World, adopt_open_mpi
 
 
 def test_a_lone_process_is_a_world_of_one() -> None:
@@ -74,3 +74,27 @@ def test_export_refuses_half_a_launcher(environ: None) -> None:
 def test_free_port_can_be_bound() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", free_port()))
+
+
+OPEN_MPI = {f"OMPI_COMM_WORLD_{name}": value for name, value in zip(("RANK", "SIZE", "LOCAL_RANK"), "341", strict=True)}
+
+
+def test_open_mpis_names_are_translated() -> None:
+    environ = {"MASTER_ADDR": "node1", **OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
+    adopt_open_mpi(environ)
+    assert World.from_env(environ) == World(3, 4, 1, 2)
+    assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("node1", "29500")
+
+
+def test_open_mpi_on_several_nodes_needs_a_place_to_meet() -> None:
+    with pytest.raises(MachineError, match="MASTER_ADDR"):
+        adopt_open_mpi({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
+    alone = {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
+    adopt_open_mpi(alone)
+    assert alone["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_a_launchers_own_names_win_over_open_mpis() -> None:
+    environ = {"RANK": "0", **OPEN_MPI}
+    adopt_open_mpi(environ)
+    assert environ == {"RANK": "0", **OPEN_MPI}
