@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from wikillm.core.errors import MachineError
-from wikillm.core.world import World, adopt_open_mpi
+from wikillm.core.world import World, adopt_open_mpi, free_port
 
 
 def test_a_lone_process_is_a_world_of_one() -> None:
