@@ -2,8 +2,8 @@
 
 So a rank's exit code reaches the batch script (torchrun would turn 75 into 1), and the signal before the time limit
 reaches the ranks themselves: they save, exit with 75, and the script puts the job back into the queue. The job always
-says `--resume auto`, so the requeued one goes on from its newest checkpoint. Rendered and run with stand-ins of Slurm's
-commands by a test; not run on a Slurm cluster yet.
+says `--resume auto`, so the requeued one goes on from its newest checkpoint. A job that `wikillm stop` ended is not queued
+again: whoever sees the request leaves a file. Tested with stand-ins of Slurm's commands; run by hand on Slurm 22.05, one node.
 """
 
 from __future__ import annotations
@@ -57,13 +57,17 @@ def _text(launch: Launch) -> str:
         f"# USR1 comes {SECONDS_TO_SAVE} s before the time limit: the run saves, exits with 75, and is queued again.",
         "set -euo pipefail",
         'if [ -d .venv/bin ]; then PATH="$PWD/.venv/bin:$PATH"; fi',
-        'MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
+        'nodes="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"',
+        "MASTER_ADDR=\"${nodes%%$'\\n'*}\" WIKILLM_NODES=\"${nodes//$'\\n'/,}\"",
         "MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
-        "export MASTER_ADDR MASTER_PORT PATH",
+        'WIKILLM_STOP_MARK="$PWD/.stopped-$SLURM_JOB_ID"  # `wikillm stop` leaves it: then the job is not queued again',
+        "export MASTER_ADDR MASTER_PORT WIKILLM_NODES WIKILLM_STOP_MARK PATH",
+        'rm -f "$WIKILLM_STOP_MARK"',
         "code=0",
         f"srun --export=ALL --cpus-per-task={launch.cpus} --kill-on-bad-exit=0 --wait={SECONDS_TO_FOLLOW} bash -euc '{rank}' \\",
         f"  rank {quoted((*entry, *words), indent='  ')} || code=$?",
-        'if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        'if [ "$code" -eq 75 ] && [ ! -e "$WIKILLM_STOP_MARK" ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        'rm -f "$WIKILLM_STOP_MARK"',
         'exit "$code"',
     ]
     return "\n".join(lines) + "\n"

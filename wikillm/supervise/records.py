@@ -168,4 +168,7 @@ class Recorder(threading.Thread):
             return
         if at_once not in self._seen:
             self._seen.add(at_once)
+            if mark := os.environ.get("WIKILLM_STOP_MARK"):  # of a script that would start the run again
+                with suppress(OSError):
+                    Path(mark).touch()
             self._stop(at_once)

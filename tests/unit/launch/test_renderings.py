@@ -114,8 +114,10 @@ def test_ssh_copies_forwards_and_starts_in_the_background(tmp_path: Path) -> Non
     assert int(pid.read_text()) > 1
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (75, True), (5, False)])
-def test_slurm_starts_every_rank_and_queues_a_stopped_run_again(code: int, requeued: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("code", "asked", "requeued"), [(0, 0, False), (75, 0, True), (75, 1, False), (5, 0, False)])
+def test_slurm_starts_every_rank_and_queues_a_stopped_run_again(
+    code: int, asked: int, requeued: bool, tmp_path: Path
+) -> None:
     tools = StandIns(tmp_path / "bin", "srun", "scontrol", "python")
     made = render("slurm", launch(tmp_path, gpus=2))
     assert re.search(r"^#SBATCH --signal=USR1@120$", made.text, re.MULTILINE)
@@ -123,6 +125,11 @@ def test_slurm_starts_every_rank_and_queues_a_stopped_run_again(code: int, reque
     (tmp_path / "bin" / "python").write_text(
         (tmp_path / "bin" / "python").read_text().replace('get("STAND_IN_CODE"', 'get("RANK_CODE"')
     )
+    if asked:  # what a rank leaves that `wikillm stop` has reached
+        path = tmp_path / "bin" / "python"
+        path.write_text(
+            path.read_text().replace("line = json", "open(os.environ['WIKILLM_STOP_MARK'], 'w')\nline = json")
+        )
     slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", "RANK_CODE": str(code)}
     done = tools.bash(made.text, cwd=tmp_path, **slurm)
     assert done.returncode == code, done.stderr
@@ -132,7 +139,7 @@ def test_slurm_starts_every_rank_and_queues_a_stopped_run_again(code: int, reque
         ("1", "2", "2"),
     ]
     assert all(tuple(c["argv"]) == ("train.py", "--resume", "auto", *HOSTILE) for c in ranks)
-    assert ranks[0]["env"]["MASTER_PORT"] == "20007"
+    assert ranks[0]["env"]["MASTER_PORT"] == "20007" and not (tmp_path / ".stopped-7").exists()
     asked = [c["argv"] for c in tools.calls() if c["tool"] == "scontrol"]
     assert (["requeue", "7"] in asked) == requeued
 
