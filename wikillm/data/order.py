@@ -158,8 +158,28 @@ def _purpose(key: tuple[int | str, ...], purpose: str) -> tuple[int | str, ...]:
     return key[0], purpose, *key[1:]
 
 
+class Windows:
+    """Which samples of the first epoch belong to which window. `_samples`: first sample of each window, and the end."""
+
+    __slots__ = ()
+    _samples: npt.NDArray[np.int64]
+
+    @property
+    def blocks_of_first_epoch(self) -> int:
+        """Samples of the first epoch: each window may have a short block."""
+        return int(self._samples[-1])
+
+    def end_of_window(self, sample: int) -> int:
+        """Index after the last sample of the window that holds `sample`, a sample of epoch 1."""
+        return int(self._samples[np.searchsorted(self._samples, sample, side="right")])
+
+    def windows_before(self, sample: int) -> int:
+        """Windows of epoch 1 that the samples before `sample` come from; all of them from its end on."""
+        return int(np.searchsorted(self._samples[:-1], sample, side="left"))
+
+
 @dataclass(frozen=True, slots=True)
-class SampleOrder:
+class SampleOrder(Windows):
     """The order of one stream, or of a beginning of it in whole windows: their samples are the same.
 
     Args:
@@ -199,19 +219,6 @@ class SampleOrder:
     def blocks_per_epoch(self) -> int:
         """Samples of every epoch but the first."""
         return -(-self.targets_per_epoch // self.sequence_length)
-
-    @property
-    def blocks_of_first_epoch(self) -> int:
-        """Samples of the first epoch: each window may have a short block."""
-        return int(self._samples[-1])
-
-    def end_of_window(self, sample: int) -> int:
-        """Index after the last sample of the window that holds `sample`, a sample of epoch 1."""
-        return int(self._samples[np.searchsorted(self._samples, sample, side="right")])
-
-    def windows_before(self, sample: int) -> int:
-        """Windows of epoch 1 that the samples before `sample` come from; all of them from its end on."""
-        return int(np.searchsorted(self._samples[:-1], sample, side="left"))
 
     def locate(self, samples: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """First target and number of targets (T, fewer in a ring's one short block) of each sample index."""

@@ -5,9 +5,9 @@ every token but the stream's first is a target here too, once per epoch. A docum
 sequences and a rest. Documents and rests, the longest first, go where the least room is left that holds them
 (best-fit decreasing; arXiv:2404.10830 for language models), and what stays free at the end of a sequence is padding.
 
-What is packed together is a window of shards, so the samples of a window depend on it alone, as in `order.py`; the later
-epochs permute the sequences of all windows. A window's packing follows from its documents' lengths and is kept in
-STORE/packed, named after what it was made from: one process computes it, the others map the file.
+What is packed together is a window of shards, so the samples of a window depend on it alone, as in `order.py`; the
+later epochs permute the sequences of all windows. A window's packing follows from its documents' lengths and is kept
+in STORE/packed, named after what it was made from: one process computes it, the others map the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wikillm.core.errors import DataError
 from wikillm.core.files import write_atomic
 from wikillm.core.log import logger
 from wikillm.data.manifest import ShardInfo
-from wikillm.data.order import Permutation, Pieces, RecentPieces, SampleOrder, keyed_hash
+from wikillm.data.order import Permutation, Pieces, RecentPieces, SampleOrder, Windows, keyed_hash
 from wikillm.data.store import Store, TokenStream
 from wikillm.data.turns import one_at_a_time
 
@@ -40,7 +40,8 @@ Ints = npt.NDArray[np.int64]
 def best_fit(lengths: Ints, capacity: int) -> Ints:
     """The bin of each item, numbered from 0, by best-fit decreasing. Lengths in [1, capacity]; equal ones in order.
 
-    Bins of equal room are filled together, so the cost goes with the pairs of length and room that meet, not with the items.
+    Bins of equal room are filled together, so the cost goes with the pairs of length and room that meet, not with the
+    items. Returns an array of the shape of `lengths`, [n].
     """
     by_length = np.argsort(-lengths, kind="stable")
     counts = np.bincount(lengths, minlength=1)
@@ -84,7 +85,10 @@ def best_fit(lengths: Ints, capacity: int) -> Ints:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWindow:
-    """The sequences of a window: the k-th holds its targets [first[i], stop[i]) for i from offsets[k] to offsets[k + 1]."""
+    """The sequences of a window: the k-th holds its targets [first[i], stop[i]) for offsets[k] <= i < offsets[k + 1].
+
+    `offsets` is [sequences + 1], `first` and `stop` are [stretches]; all count from the window's first target.
+    """
 
     offsets: Ints
     first: Ints
@@ -142,7 +146,7 @@ class PackedWindow:
         return found if is_sound else None
 
 
-class PackedOrder:
+class PackedOrder(Windows):
     """The order of a stream's packed sequences, with the face of `SampleOrder`.
 
     Args:
@@ -152,26 +156,13 @@ class PackedOrder:
     def __init__(self, windows: Sequence[tuple[int, PackedWindow]], sequence_length: int, seed: int) -> None:
         self.sequence_length, self.seed, self._windows = sequence_length, seed, tuple(windows)
         self._recent = RecentPieces()
-        self._ends = np.cumsum([0, *(window.sequences for _, window in windows)])  # first sample of each, and the end
+        self._samples = np.cumsum([0, *(window.sequences for _, window in windows)])
         if not self.blocks_per_epoch:
             raise DataError("A stream of fewer than two tokens has nothing to predict.")
 
     @property
     def blocks_per_epoch(self) -> int:
-        return int(self._ends[-1])
-
-    @property
-    def blocks_of_first_epoch(self) -> int:
-        """The same as in every epoch."""
-        return int(self._ends[-1])
-
-    def end_of_window(self, sample: int) -> int:
-        """Index after the last sample of the window that holds `sample`, a sample of epoch 1."""
-        return int(self._ends[np.searchsorted(self._ends, sample, side="right")])
-
-    def windows_before(self, sample: int) -> int:
-        """Windows of epoch 1 that the samples before `sample` come from; all of them from its end on."""
-        return int(np.searchsorted(self._ends[:-1], sample, side="left"))
+        return self.blocks_of_first_epoch  # each epoch has the same sequences
 
     def pieces(self, samples: npt.ArrayLike) -> list[Pieces]:
         """The targets [start, stop) of each sample: a stretch per document, together at most `sequence_length`."""
@@ -204,8 +195,8 @@ class PackedOrder:
             here = epochs == epoch
             shuffled = Permutation(self.blocks_per_epoch, keyed_hash(self.seed, "packed", epoch))
             place[here] = shuffled(place[here])
-        windows = np.searchsorted(self._ends, place, side="right") - 1
-        sequences = place - self._ends[windows]
+        windows = np.searchsorted(self._samples, place, side="right") - 1
+        sequences = place - self._samples[windows]
         for k in set(windows[epochs == 0].tolist()):
             here = (epochs == 0) & (windows == k)
             within = Permutation(self._windows[k][1].sequences, keyed_hash(self.seed, "packed", 0, k))
