@@ -1,4 +1,4 @@
-"""Best-fit packing: the textbook's bins, documents that stay whole, each target once per epoch, windows by themselves."""
+"""Best-fit packing: the textbook's bins, whole documents, each target once per epoch, windows by themselves."""
 
 from __future__ import annotations
 
@@ -135,12 +135,8 @@ def test_rows_begin_anew_with_each_document_and_end_with_padding(tmp_path: Path)
     rows = {}
     for inputs, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
         rows[int(labels[0])] = [row.tolist() for row in (inputs, labels, positions)]
-    assert set(rows) == {
-        1001,
-        1006,
-        1016,
-        1031,
-    }  # the first document and the long one's rest; its two whole parts; the others
+    # The first document and the rest of the long one; two whole parts of that; the two others.
+    assert set(rows) == {1001, 1006, 1016, 1031}
     assert rows[1006][0] == [EOS, *range(1006, 1015)] and rows[1006][2] == [0, *range(9)]
     assert rows[1016] == [[*range(1015, 1025)], [*range(1016, 1026)], [*range(10)]]  # inside the long one
     inputs, labels, positions = rows[1001]

@@ -125,6 +125,8 @@ def test_slurm_starts_every_rank_and_queues_a_stopped_run_again(
     (tmp_path / "bin" / "python").write_text(
         (tmp_path / "bin" / "python").read_text().replace('get("STAND_IN_CODE"', 'get("RANK_CODE"')
     )
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(scontrol.read_text().replace("sys.exit(", "print('node1\\nnode2')\nsys.exit("))
     if asked:  # what a rank leaves that `wikillm stop` has reached
         path = tmp_path / "bin" / "python"
         path.write_text(
@@ -139,6 +141,7 @@ def test_slurm_starts_every_rank_and_queues_a_stopped_run_again(
         ("1", "2", "2"),
     ]
     assert all(tuple(c["argv"]) == ("train.py", "--resume", "auto", *HOSTILE) for c in ranks)
+    assert (ranks[1]["env"]["MASTER_ADDR"], ranks[1]["env"]["WIKILLM_NODES"]) == ("node1", "node1,node2")
     assert ranks[0]["env"]["MASTER_PORT"] == "20007" and not (tmp_path / ".stopped-7").exists()
     asked = [c["argv"] for c in tools.calls() if c["tool"] == "scontrol"]
     assert (["requeue", "7"] in asked) == requeued

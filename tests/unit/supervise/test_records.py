@@ -73,7 +73,9 @@ def test_records_of_a_larger_earlier_run_do_not_count(tmp_path: Path, sleeper: s
     assert [found.rank for found in read_records(tmp_path)] == [0, 1]
 
 
-def test_stop_asks_through_the_directory_and_waits(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+def test_stop_asks_through_the_directory_and_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen[bytes]
+) -> None:
     here, asked = Process.here(sleeper.pid), []
     told: dict[str, object] = {}
 
@@ -83,17 +85,20 @@ def test_stop_asks_through_the_directory_and_waits(tmp_path: Path, sleeper: subp
         sleeper.kill()
         sleeper.wait()
 
+    mark = tmp_path / "mark"  # our sbatch names one, and does not queue the job again when it finds it
+    monkeypatch.setenv("WIKILLM_STOP_MARK", str(mark))
     writer = Recorder(tmp_path, lambda: record(here, exit=dict(told) or None, interval=0.0), obey)
     writer.start()
     try:
         deadline = time.monotonic() + 10
         while not read_records(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.01)
+        assert not mark.exists()
         result = stop(tmp_path, at_once=False, timeout=20, on_wait=lambda running: None)
     finally:
         writer.close(record(here, exit={"code": 75, "reason": "asked"}))
     assert asked == [False] and json.loads(stop_path(tmp_path).read_text())["now"] is False
-    assert [r.rank for r in result.over] == [0] and not result.left
+    assert [r.rank for r in result.over] == [0] and not result.left and mark.exists()
     with pytest.raises(ConfigError, match="Nothing runs"):
         stop(tmp_path, at_once=False, timeout=1, on_wait=lambda running: None)
 
