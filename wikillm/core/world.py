@@ -1,8 +1,8 @@
 """Who am I among the processes of this job: rank and size, from the environment and nothing else.
 
-Every launcher (deepspeed, torchrun, our sbatch) sets RANK, WORLD_SIZE, LOCAL_RANK; Open MPI has names of its own, which
-`adopt_open_mpi` translates. A process started by plain `python train.py` has none of them and is a world of one; `World.export` then sets
-what DeepSpeed asks for, since without it DeepSpeed looks for mpi4py and dies.
+Every launcher (deepspeed, torchrun, our sbatch) sets RANK, WORLD_SIZE, LOCAL_RANK; Open MPI has names of its own,
+which `adopt_open_mpi` translates. A process started by plain `python train.py` has none of them and is a world of one;
+`World.export` then sets what DeepSpeed asks for, since without it DeepSpeed looks for mpi4py and dies.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ class World:
 
 
 _OPEN_MPI = {"RANK": "RANK", "WORLD_SIZE": "SIZE", "LOCAL_RANK": "LOCAL_RANK", "LOCAL_WORLD_SIZE": "LOCAL_SIZE"}
-"""torch's name -> what follows OMPI_COMM_WORLD_ (Open MPI's manual, mpirun(1), section "Exported Environment Variables")."""
+"""torch's name -> what follows OMPI_COMM_WORLD_ (mpirun(1) of Open MPI, section "Exported Environment Variables")."""
 
 
 def adopt_open_mpi(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set torch's variables for a process of `mpirun`. Raises MachineError where no address to meet at was forwarded."""
+    """Set torch's variables for a process of `mpirun`. Raises MachineError where no address to meet at came with it."""
     if "RANK" in environ or "OMPI_COMM_WORLD_RANK" not in environ:
         return
     environ.update({name: environ[f"OMPI_COMM_WORLD_{theirs}"] for name, theirs in _OPEN_MPI.items()})

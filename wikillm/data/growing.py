@@ -167,7 +167,7 @@ class Growth:
 
 
 class GrowingOrder:
-    """The `SampleOrder` or `PackedOrder` of a growing store. Asked for samples that do not stand yet, it waits for them.
+    """The `SampleOrder` or `PackedOrder` of a growing store. Asked for samples that do not stand, it waits for them.
 
     Raises, then, what `Growth.trouble` gives. A copy in a loader process reads ahead of the training, so how long it
     has waited says nothing: it ends for a failure that was told, or with its parent, not because nothing came.

@@ -74,7 +74,7 @@ class ControlGroup:
 
 
 class _Watch:
-    """A thread that hears of signals as they arrive, also while the main thread is inside a library and runs no handler.
+    """A thread that hears of signals as they arrive, also while the main thread is in a library and runs no handler.
 
     The interpreter writes each signal's number into a pipe (signal.set_wakeup_fd) before any handler in Python runs.
     """
@@ -97,7 +97,7 @@ _watches: dict[int, _Watch] = {}  # by process: a fork has no thread
 
 
 def watch_signals(on_arrival: Callable[[int], None]) -> None:
-    """Call `on_arrival(number)` in a thread for every signal that has a handler. The last caller is told. (main thread)"""
+    """Call `on_arrival(number)` in a thread for every signal with a handler. The last caller is told. (main thread)"""
     watch = _watches.get(os.getpid())
     if watch is None:
         watch = _watches[os.getpid()] = _Watch()
@@ -109,8 +109,9 @@ class StopSignals:
 
     Until `defer()` is called a signal raises StoppedError where the process stands: there is nothing to save yet. Where
     it stands in a rendezvous or a collective, Python gets no turn to raise anything, and the launcher's SIGTERM, when
-    another rank was refused, would be lost until its SIGKILL: a thread ends the process then. Launchers repeat a signal within moments (Ctrl-C reaches the whole process group, then the launcher adds a
-    SIGTERM), so repeats within `GRACE` seconds are the same request.
+    another rank was refused, would be lost until its SIGKILL: a thread ends the process then. Launchers repeat a signal
+    within moments (Ctrl-C reaches the whole process group, then the launcher adds a SIGTERM), so repeats within `GRACE`
+    seconds are the same request.
     """
 
     GRACE = 3.0
@@ -143,7 +144,7 @@ class StopSignals:
         return StoppedError(f"Stopped by {signal.Signals(number).name} before training began; nothing is lost.")
 
     def _on_arrival(self, number: int) -> None:
-        """In the watching thread: end the process where the main one does not come to it. Of two signals, the first counts."""
+        """In the watching thread: end the process where the main one does not come to it. The first signal counts."""
         if number not in self.SIGNALS:
             return
         now = time.monotonic()
