@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
+
+if TYPE_CHECKING:
+    from wikillm.config.schema import DataSection
 
 HELP = "Build the token store: documents, tokenizer, tokens."
 
@@ -18,6 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DUMP",
         help="MediaWiki dumps (pages-articles*.xml.bz2), with the settings they want: quality rules, copies removed, "
         "Chinese in simplified characters",
+    )
+    parser.add_argument(
+        "--drop-list-only",
+        metavar="FILE",
+        help="with data.dedup: find the copies and write the list of them, for data.drop_list here or elsewhere; no store",
     )
     many = parser.add_argument_group("on several machines that share the sources' and the store's folders")
     many.add_argument(
@@ -49,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
     said = _take_dumps(args) if args.wiki else []
     cfg = resolve_run_config(args).config.data
     _refuse_contradictions(args)
+    if args.drop_list_only is not None:
+        return _make_drop_list(args, cfg)
     if args.executor == "slurm":
         print(_batch_file(args), end="")
         return ExitCode.DONE
@@ -81,6 +92,33 @@ def run(args: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
+def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
+    import contextlib
+    import json
+    import os
+    from pathlib import Path
+
+    from wikillm.core.errors import ConfigError, ExitCode
+    from wikillm.data.copies_plan import write_drop_list_of
+    from wikillm.data.prepare import plan_store
+
+    if cfg.dedup == "none" and cfg.drop_list is None:  # said before anything is read
+        what = "There is no drop-list to make: data.dedup=none keeps copies."
+        raise ConfigError(what, fix="data.dedup=exact, or data.dedup=minhash for near copies too")
+    with contextlib.ExitStack() as stack:
+        if args.json:
+            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        drops = write_drop_list_of(plan_store(cfg), Path(args.drop_list_only))
+    if args.json:
+        names = ("sha256", "exact", "near")
+        print(json.dumps({"path": args.drop_list_only, **{name: getattr(drops, name) for name in names}}, indent=2))
+    else:
+        print(f"drop-list  {args.drop_list_only}: {drops.exact:,} exact and {drops.near:,} near copies")
+        print(f"next       the same sources and settings with data.drop_list={args.drop_list_only}: prepare, or train")
+    return ExitCode.DONE
+
+
 def _take_dumps(args: argparse.Namespace) -> list[str]:
     """Put the settings for `--wiki` before the user's own. Returns what there is to say about them."""
     from wikillm.cli.wiki_dump import split_words, wiki_settings
@@ -95,6 +133,11 @@ def _take_dumps(args: argparse.Namespace) -> list[str]:
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     from wikillm.core.errors import ConfigError
 
+    if args.drop_list_only is not None and (args.executor != "local" or args.shards is not None or args.print):
+        raise ConfigError(
+            "--drop-list-only finds copies on this machine, in one go.",
+            fix="leave out --executor, --shards and --print; give them when the store is built with data.drop_list",
+        )
     if args.shards is not None and args.executor != "local":
         raise ConfigError("--shards builds a part on this machine; --executor makes the parts itself.")
     if args.executor == "slurm" and not args.print:

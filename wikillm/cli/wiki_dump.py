@@ -59,6 +59,9 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
         wanted["data.convert"] = "t2s" if has_opencc() else "none"
         if not has_opencc():
             notes.append("traditional characters stay: OpenCC is not installed (pip install 'wikillm[wiki]')")
+    if "data.drop_list" in taken:  # it says itself how its copies were found
+        wanted["data.dedup"] = "none"
+        notes = [note for note in notes if not note.startswith("near")]
     words = ["data.path=" + ",".join([*paths, *addresses])]
     words += [f"{key}={value}" for key, value in wanted.items() if key not in taken]
     return words, [note for note in notes if _concerns(note, taken)]

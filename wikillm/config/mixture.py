@@ -50,6 +50,12 @@ def check_mixture(data: DataSection, origins: Mapping[str, Origin], problems: Pr
         got = where_of(origins, "data.mixture", "data.store")
         fix = "leave data.store out, or give each source a store of its own: {name: ..., weight: ..., store: ...}"
         problems.add("Each source of data.mixture has a store of its own; data.store names one.", got=got, fix=fix)
+    if data.drop_list is not None:
+        problems.add(
+            "A drop-list belongs to the sources of one store, and data.mixture has several.",
+            got=where_of(origins, "data.mixture", "data.drop_list"),
+            fix="build the store with it (wikillm prepare data.drop_list=FILE), and name the store in data.mixture",
+        )
     if data.streaming == "on":
         problems.add(
             "A mixture cannot be trained on while its stores are being built (data.streaming=on).",

@@ -30,7 +30,7 @@ def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardIn
         write_atomic(plan.store / QUARANTINE_NAME, "".join(line + "\n" for line in lines))
     write_attribution(plan.store, [(s, info.sha256) for s, info in zip(plan.sources, plan.source_infos, strict=True)])
     if plan.drop_list is not None:  # which documents were left out, and for which
-        write_atomic(plan.store / DROP_LIST_NAME, plan.drop_list.path.read_bytes())
+        write_atomic(plan.store / DROP_LIST_NAME, plan.drop_list.entries())
     manifest = describe_shards(plan, tokenizer, shards, _duplicates(plan.store, shards))
     (plan.store / TAKEN_NAME).unlink(missing_ok=True)
     write_json(plan.store / MANIFEST_NAME, manifest.to_json())

@@ -22,9 +22,8 @@ from wikillm.core.files import sha256_file, write_json
 from wikillm.data.build import ensure_store
 from wikillm.data.build_plan import BuildPlan
 from wikillm.data.clean import CLEANER_VERSION
+from wikillm.data.copies_plan import Copies
 from wikillm.data.filters.settings import Filters, plan_filters
-from wikillm.data.filters.sign import signature_facts
-from wikillm.data.filters.two_passes import FirstPass
 from wikillm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, SourceInfo, fingerprint_of, refuse_other_facts
 from wikillm.data.mixture import open_mixture
 from wikillm.data.progress import Progress
@@ -45,10 +44,8 @@ _SMALL_CORPUS = 256 * 10**6  # below this many bytes of source, val_fraction=aut
 _DECIDES_NOTHING = {
     *("workers", "backend", "max_bad_fraction", "min_val_tokens", "preset"),
     *("shard_bytes", "streaming", "window_shards", "stall_seconds", "mixture", "packing"),
-    *("cache", "cache_bytes"),
+    *("cache", "cache_bytes", "drop_list"),
 }  # of what is found by looking at the sources
-DEDUP_VERSION = 2
-"""Raise it with every change of what counts as a copy: it is part of the fingerprint."""
 _LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
 
 
@@ -109,14 +106,15 @@ def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
 def plan_store(cfg: DataSection, *, is_main: bool = True) -> BuildPlan:
     """Look at the sources, read their digests and choose the tokenizer: all that decides the store. (all ranks)
 
-    With `data.dedup` it also reads the sources to the end, to find the copies: that takes about as long as the build.
+    With `data.dedup` and no `data.drop_list` it also reads the sources to the end, to find the copies: that takes about as
+    long as the build.
     """
     if cfg.mixture:
         names = ", ".join(source.name for source in cfg.mixture)
         fix = "build the stores one by one: data.path=... data.store=..., and name them in data.mixture"
         raise ConfigError("This builds one store, and data.mixture names several.", got=names, fix=fix)
     filters = plan_filters(cfg)
-    dedup = _dedup_facts(cfg)
+    copies = Copies.of(cfg)
     sources = tuple(
         replace(sniff(file.path, cfg.format, cfg.text_key), url=file.url, version=file.version)
         for file in find_sources(cfg, is_main=is_main)
@@ -128,41 +126,7 @@ def plan_store(cfg: DataSection, *, is_main: bool = True) -> BuildPlan:
     with one_at_a_time(base, "preparing the data", is_main):
         found = _Found.look(cfg, sources, beside(base, ".found.json"), beside(base, ".progress"))
         plan = _plan(cfg, sources, found, area, filters)
-        return plan if dedup is None else _without_copies(plan, cfg, dedup, area, is_main)
-
-
-def _dedup_facts(cfg: DataSection) -> dict[str, Any] | None:
-    """How copies are found; None when they are kept. Raises ConfigError for a missing extra."""
-    if cfg.dedup == "none":
-        return None
-    near = {"similarity": cfg.dedup_similarity, "signature": signature_facts()} if cfg.dedup == "minhash" else {}
-    return {"kind": cfg.dedup, "version": DEDUP_VERSION, **near}
-
-
-def _without_copies(plan: BuildPlan, cfg: DataSection, dedup: dict[str, Any], area: Path, is_main: bool) -> BuildPlan:
-    """The plan with its drop-list, which is made if need be, and its hash among the facts."""
-    decides_nothing = ("data.tokenizer", "data.val_fraction", "eos", "format_version")
-    facts = {name: value for name, value in plan.facts.items() if name not in decides_nothing}
-    folder = area.absolute() / f".dedup-{fingerprint_of({**facts, 'data.dedup': dedup})[:12]}"
-    first_pass = FirstPass(
-        folder=folder,
-        sources=plan.sources,
-        clean=plan.clean_job,
-        shard_bytes=plan.shard_bytes,
-        max_document_bytes=plan.max_document_bytes,
-        max_bad_fraction=plan.max_bad_fraction,
-        workers=plan.workers,
-        threads=plan.threads,
-        similarity=cfg.dedup_similarity if cfg.dedup == "minhash" else None,
-        wanted_text=plan.max_text_bytes,
-        relay=beside(folder, ".progress"),
-    )
-    drop_list = first_pass.ensure(is_main=is_main)
-    facts = {**plan.facts, "data.dedup": {**dedup, "drop_list": drop_list.sha256}}
-    fingerprint = fingerprint_of(facts)
-    store = Path(cfg.store) if cfg.store else area / fingerprint[:12]
-    relay = beside(store.with_name(f".{store.name}"), ".progress")
-    return replace(plan, store=store, facts=facts, fingerprint=fingerprint, relay=relay, drop_list=drop_list)
+        return plan if copies is None else copies.left_out_of(plan, cfg, area, is_main)
 
 
 def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 
 from wikillm.config.schema import DataSection
+from wikillm.core.errors import ConfigError
 from wikillm.core.log import logger, say
 from wikillm.core.units import format_count, format_seconds
 from wikillm.data.builder import Builder
@@ -32,13 +33,15 @@ def stream_store(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Sto
         is_main: this process tells the user how far the builder is.
         is_local_main: the first rank of its node, which starts the builder.
 
-    Raises what `prepare_store` does, and DataError when the builder dies or stalls.
+    Raises what `prepare_store` does, DataError when the builder dies or stalls, and ConfigError for data.streaming=on with
+    copies that are still to be found.
     """
     since = time.time()
     check_settings(cfg)
     ready = open_prepared(cfg, is_main=is_main)
     if ready is not None:
         return _with_first_window(ready, cfg)
+    _say_copies_come_first(cfg, is_main)
     plan = replace(plan_store(cfg, is_main=is_main), is_read=True)
     size = min(estimated_bytes(plan.sources), plan.max_text_bytes or estimated_bytes(plan.sources))
     if cfg.streaming == "auto" and size <= cfg.window_shards * plan.shard_bytes:
@@ -61,6 +64,21 @@ def stream_store(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Sto
         growth.stop()
         raise
     return store
+
+
+def _say_copies_come_first(cfg: DataSection, is_main: bool) -> None:
+    """Copies are known when all is read: there is no streaming before that. `data.streaming=on` does not put up with it."""
+    if cfg.dedup == "none" or cfg.drop_list is not None:
+        return
+    make = "wikillm prepare ... --drop-list-only FILE, then data.drop_list=FILE"
+    if cfg.streaming == "on":
+        raise ConfigError(
+            "Training that streams needs a drop-list, or data.dedup=none: finding the copies reads all sources first.",
+            got=f"data.streaming=on, data.dedup={cfg.dedup}",
+            fix=f"{make}; or data.streaming=auto, which finds the copies and then streams",
+        )
+    if is_main:
+        say(f"data: data.dedup={cfg.dedup} reads all sources before training starts; ahead of time: {make}")
 
 
 def _with_first_window(store: Store, cfg: DataSection) -> Store:

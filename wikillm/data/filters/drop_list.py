@@ -1,12 +1,16 @@
 """The documents that are left out as copies of others: `drops.bin`, sorted by source and offset.
 
 The first pass writes it (`copies`), the build of the store reads it, and its sha256 is part of the fingerprint. Each
-entry names the document that is kept in its place, so that every drop can be checked.
+entry names the document that is kept in its place, so that every drop can be checked. As a file of its own (`data.drop_list`)
+the entries follow one line of JSON: what they were made from, their counts and their sha256.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wikillm.core.errors import DataError
-from wikillm.core.files import sha256_file
+from wikillm.core.files import write_atomic
 from wikillm.data.types import Dropped, Record
 
 DROP = np.dtype(
@@ -30,16 +34,35 @@ DROP = np.dtype(
 EXACT = 1000
 DROP_LIST_NAME = "drops.bin"
 EXACT_COPY, NEAR_COPY = "exact copy", "near copy"
+_MARK, _VERSION = "wikillm_drop_list", 1
+_COUNTED = ("sha256", "exact", "near")
+_LONGEST_HEADER = 64 << 20  # it has the sha256 of each source
 
 
 @dataclass(frozen=True, slots=True)
 class DropList:
-    """A written drop-list. `exact` and `near` count its entries."""
+    """A written drop-list. `exact` and `near` count its entries, `sha256` is theirs, `start` the byte where they begin."""
 
     path: Path
     sha256: str
     exact: int
     near: int
+    start: int = 0
+
+    def entries(self) -> bytes:
+        """Its entries. Raises DataError when they are no longer those it was made with."""
+        content = b""
+        with suppress(OSError), open(self.path, "rb") as file:
+            file.seek(self.start)
+            content = file.read()
+        if len(content) % DROP.itemsize == 0 and hashlib.sha256(content).hexdigest() == self.sha256:
+            return content
+        fix = f"remove {self.path.parent} and start again: it is made anew"
+        if self.start:
+            fix = f"copy it again, or make it again: wikillm prepare ... --drop-list-only {self.path}"
+        raise DataError(
+            "A drop-list is missing, cut off, or not the one the store is made with.", got=str(self.path), fix=fix
+        )
 
     def among(self, records: Iterable[Record]) -> dict[tuple[int, int], Dropped]:
         """What of these records is dropped, by source and offset."""
@@ -66,10 +89,35 @@ def _dropped(entry: Any) -> Dropped:
 
 @lru_cache(maxsize=1)
 def _open(drop_list: DropList) -> npt.NDArray[Any]:
-    if not drop_list.path.is_file() or sha256_file(drop_list.path) != drop_list.sha256:
-        raise DataError(
-            "A drop-list is missing, or not the one the store is made with.",
-            got=str(drop_list.path),
-            fix=f"remove {drop_list.path.parent} and start again: it is made anew",
-        )
-    return np.fromfile(drop_list.path, dtype=DROP)
+    return np.frombuffer(drop_list.entries(), dtype=DROP)
+
+
+def write_drop_list(path: Path, drop_list: DropList, made_from: Mapping[str, Any]) -> None:
+    """Write it as a file of its own; `made_from` is all that decided it."""
+    header = {_MARK: _VERSION, **{name: getattr(drop_list, name) for name in _COUNTED}, "made_from": made_from}
+    write_atomic(path, json.dumps(header, ensure_ascii=True).encode() + b"\n" + drop_list.entries())
+
+
+def read_drop_list(path: Path) -> tuple[DropList, dict[str, Any]]:
+    """A drop-list that is a file of its own, and what it was made from.
+
+    Raises DataError for a file that is missing, cut off, changed, or something else.
+    """
+    how = f"wikillm prepare data.path=... data.dedup=exact --drop-list-only {path}"
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(_LONGEST_HEADER)
+    except OSError as error:
+        what = "The file in data.drop_list cannot be read."
+        raise DataError(what, got=f"{path}: {error.strerror}", fix=f"make it: {how}") from None
+    try:
+        header = json.loads(line)
+        if header[_MARK] != _VERSION:
+            raise ValueError
+        found = DropList(path.absolute(), **{name: header[name] for name in _COUNTED}, start=len(line))
+        made_from = dict(header["made_from"])
+    except (ValueError, KeyError, TypeError):
+        what = "The file in data.drop_list is no drop-list that this version reads."
+        raise DataError(what, got=str(path), fix=f"make one: {how}") from None
+    found.entries()
+    return found, made_from

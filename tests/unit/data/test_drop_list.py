@@ -1,0 +1,122 @@
+"""A drop-list that was made ahead: the same store with it, streamed too, and a refusal for anything it was not made for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from wikillm.cli.main import main
+from wikillm.core.errors import ConfigError, DataError
+from wikillm.data.filters.drop_list import read_drop_list
+from wikillm.data.growing import order_of
+from wikillm.data.parts import Part, build_part
+from wikillm.data.prepare import plan_store, prepare_store
+from wikillm.data.stream import stream_store
+
+T = 16
+COMMON = {"shard_bytes": 20_000, "val_fraction": 0.2}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """300 documents; every fifth is a copy of an earlier one, every tenth with a word added."""
+    rng = random.Random(3)
+    texts: list[str] = []
+    for at in range(300):
+        text = "".join(chr(0x4E00 + rng.randrange(2500)) for _ in range(250))
+        if at % 5 == 4:
+            text = rng.choice(texts) + ("。" if at % 2 else "天地玄黄")
+        texts.append(text)
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, *texts[:7]]))
+    return path
+
+
+@pytest.fixture
+def made(tmp_path: Path, source: Path, settings) -> Path:
+    """The list of `source`, by the command, where nothing else of the first pass is left."""
+    path, tokenizer = tmp_path / "lists" / "drops.list", settings(source).tokenizer
+    words = [f"data.{name}={value}" for name, value in COMMON.items()]
+    words += [f"data.path={source}", f"data.tokenizer={tokenizer}", "data.workers=1", "data.dedup=minhash"]
+    store = tmp_path / "made" / "store"
+    assert main(["prepare", *words, f"data.store={store}", "--drop-list-only", str(path)]) == 0
+    assert not store.exists()
+    shutil.rmtree(store.parent)
+    return path
+
+
+def digests(folder: Path) -> dict[str, str]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def test_streamed_with_a_drop_list_is_prepared_bit_for_bit(tmp_path, source, made, settings, capsys):
+    finding = prepare_store(settings(source, dedup="minhash", store=str(tmp_path / "one/store"), **COMMON))
+    drops, _ = read_drop_list(made)
+    assert drops.exact == 6 and drops.near > 20
+    assert (finding.dir / "drops.bin").read_bytes() == drops.entries()
+
+    cfg = settings(source, drop_list=str(made), store=str(tmp_path / "two/store"), window_shards=2, **COMMON)
+    capsys.readouterr()
+    streamed = stream_store(cfg.model_copy(update={"streaming": "on"}), is_main=True, is_local_main=True)
+    try:
+        order, whole = order_of(streamed, T, 7, 2), order_of(finding, T, 7, 2)
+        count = whole.blocks_of_first_epoch
+        order.wait_for(count + 5)
+        assert order.pieces(range(count + 5)) == whole.pieces(range(count + 5))
+    finally:
+        streamed.close()
+    assert digests(streamed.dir) == digests(finding.dir)  # the fingerprint too
+    assert not list((tmp_path / "two").glob(".dedup-*")), "the sources were read for copies again"
+    assert "exact and" in capsys.readouterr().out
+
+    part = settings(source, drop_list=str(made), dedup="minhash", store=str(tmp_path / "three/store"), **COMMON)
+    build_part(plan_store(part), Part.parse("0/2"))  # another machine, and then the last one
+    assert digests(prepare_store(part).dir) == digests(finding.dir)
+
+
+def test_a_drop_list_of_something_else_is_refused(tmp_path, source, made, settings):
+    def refusal(path: Path = source, **values: object) -> str:
+        with pytest.raises(DataError) as caught:
+            plan_store(settings(path, **{**COMMON, "drop_list": str(made), **values}))
+        return str(caught.value)
+
+    other = tmp_path / "b.jsonl"
+    other.write_bytes(source.read_bytes() + b'{"text": "one more"}\n')
+    assert "data.path: the list was made with" in refusal(other)
+    assert "data.quality" in refusal(quality="basic")
+    assert "data.max_text_bytes" in refusal(max_text_bytes=10_000)
+    assert "data.dedup" in refusal(dedup="exact")
+    assert "0.75" in refusal(dedup="minhash", dedup_similarity=0.75)
+    assert (
+        plan_store(settings(source, drop_list=str(made), shard_bytes=30_000)).drop_list is not None
+    )  # decides nothing
+
+    cut = tmp_path / "cut.list"
+    cut.write_bytes(made.read_bytes()[:-5])
+    assert "cut off" in refusal(drop_list=str(cut))
+    cut.write_bytes(b"\x00\x01")
+    assert "no drop-list" in refusal(drop_list=str(cut))
+    assert "No such file" in refusal(drop_list=str(tmp_path / "none"))
+
+
+def test_streaming_without_a_list_says_that_copies_come_first(source, settings, tmp_path, capsys):
+    cfg = settings(source, dedup="exact", store=str(tmp_path / "x/store"), streaming="on", **COMMON)
+    with pytest.raises(ConfigError, match="needs a drop-list, or data.dedup=none"):
+        stream_store(cfg, is_main=True, is_local_main=True)
+    stream_store(cfg.model_copy(update={"streaming": "auto"}), is_main=True, is_local_main=True).close()
+    assert "reads all sources before training starts; ahead of time" in capsys.readouterr().out
+
+
+def test_a_list_is_made_only_where_copies_are_looked_for(source, tmp_path, capsys, settings):
+    settings(source)
+    words = ["prepare", f"data.path={source}", "--drop-list-only", str(tmp_path / "l")]
+    assert main(words) == 2
+    assert "data.dedup=exact" in capsys.readouterr().err
+    assert main([*words, "data.dedup=exact", "--shards", "0/2"]) == 2
+    assert not (tmp_path / "l").exists()
