@@ -12,13 +12,15 @@
           packed/*.npy           which documents share a sequence, with data.packing=best_fit (see packing.py)
 
 A split's stream is the concatenation of its shards; every document ends with EOS, so that no border is lost.
-Reading maps files into memory: a read is a copy of the wanted tokens, opening costs nothing until then.
+Reading maps files into memory: a read is a copy of the wanted tokens. Opening lists two folders, so a missing shard is found
+at once; sizes are compared when a shard is first mapped, not by four stat calls per shard on every rank.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -70,6 +72,7 @@ class TokenStream:
         self._folder, self._split, self._afar = folder, split, afar
         self._numbers: list[int] = []  # of the shards that have tokens
         self._starts = [0]
+        self._documents: list[int] = []  # of each of these shards
         self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self.extend(shards)
 
@@ -82,6 +85,7 @@ class TokenStream:
             if part.tokens:
                 self.n_tokens += part.tokens
                 self._numbers.append(shard.number)
+                self._documents.append(part.documents)
                 self._starts.append(self.n_tokens)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,18 +158,27 @@ class TokenStream:
             self._open.move_to_end(key)
             return self._open[key]
         path = shard_path(self._folder, self._split, self._numbers[shard], kind)
+        dtype: np.dtype[Any]
+        if kind == "idx":
+            dtype, size = INDEX, self._documents[shard] * INDEX.itemsize
+        else:
+            dtype, size = TOKEN, (self._starts[shard + 1] - self._starts[shard]) * TOKEN.itemsize
         for left in reversed(range(_FETCHES)):
             if self._afar is not None:
                 self._afar.ensure(path)
             try:
                 # As a plain array: a slice of np.memmap itself takes ten times as long.
-                mapped = np.asarray(np.memmap(path, dtype=TOKEN if kind == "tok" else INDEX, mode="r"))
+                mapped = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
                 break
             except FileNotFoundError as error:  # another process may have made room in the cache just now
                 if self._afar is None or not left:
                     raise _unreadable(path, error, self._afar is not None) from None
-            except (OSError, ValueError) as error:
+            except ValueError:  # empty, or no whole number of entries
+                raise _damaged(self._folder, f"{path} has {path.stat().st_size} bytes instead of {size}") from None
+            except OSError as error:
                 raise _unreadable(path, error) from None
+        if mapped.nbytes != size:
+            raise _damaged(self._folder, f"{path} has {mapped.nbytes} bytes instead of {size}")
         self._open[key] = mapped
         if len(self._open) > (_OPEN_FILES if self._afar is None else _OPEN_FILES_FROM_AFAR):
             self._open.popitem(last=False)
@@ -223,7 +236,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> Store:
-        """Open a finished store; every file must be there with its size. Raises DataError naming what is wrong."""
+        """Open a finished store; every file must be there. Raises DataError naming what is wrong, as reading does for sizes."""
         path = folder / MANIFEST_NAME
         try:
             manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -237,10 +250,25 @@ class Store:
             raise _damaged(folder, f"{path}: {type(error).__name__}: {error}") from None
         train, val = (TokenStream(folder, split, manifest.shards) for split in SPLITS)
         store = cls(folder, manifest, train, val)
-        store._check_sizes()
+        store._check_presence()
         return store
 
+    def _check_presence(self) -> None:
+        for split in SPLITS:
+            try:
+                there = set(os.listdir(self.dir / split))
+            except OSError:
+                there = set()
+            for shard in self.manifest.shards:
+                for kind in ("tok", "idx"):
+                    path = shard_path(self.dir, split, shard.number, kind)
+                    if path.name not in there:
+                        raise _damaged(self.dir, f"{path} is missing")
+        if not (self.tokenizer_dir / "tokenizer.json").is_file():
+            raise _damaged(self.dir, f"{self.tokenizer_dir / 'tokenizer.json'} is missing")
+
     def _check_sizes(self) -> None:
+        self._check_presence()
         for shard in self.manifest.shards:
             for name, split in shard.splits.items():
                 for kind, size in (("tok", split.tokens * TOKEN.itemsize), ("idx", split.documents * INDEX.itemsize)):
@@ -249,8 +277,6 @@ class Store:
                     if found != size:
                         problem = "is missing" if found is None else f"has {found} bytes instead of {size}"
                         raise _damaged(self.dir, f"{path} {problem}")
-        if not (self.tokenizer_dir / "tokenizer.json").is_file():
-            raise _damaged(self.dir, f"{self.tokenizer_dir / 'tokenizer.json'} is missing")
 
     def verify(self, full: bool = False) -> None:
         """Check sizes, and with `full` the sha256 of every shard and of the tokenizer. Raises DataError."""

@@ -244,6 +244,27 @@ def test_damage_is_found(tmp_path, texts, write_source, settings, damage):
         Store.open(store.dir).verify(full=True)
 
 
+def test_opening_lists_folders_and_reading_finds_short_files(tmp_path, texts, write_source, settings, monkeypatch):
+    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(200)), shard_bytes=1000))
+    stats: list[object] = []
+    real = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda path, **how: stats.append(path) or real(path, **how))
+    Store.open(store.dir)
+    assert len(stats) < 5 < len(store.manifest.shards)
+    for kind, size in (("tok", 4), ("idx", 32)):
+        shard = store.dir / "train" / f"00001.{kind}"
+        content = shard.read_bytes()
+        shard.write_bytes(content[:-size])
+        opened = Store.open(store.dir)
+        with pytest.raises(DataError, match=f"{shard} has {len(content) - size} bytes instead of {len(content)}"):
+            opened.train.read(0, opened.train.n_tokens)
+            list(opened.train.indexes())
+        shard.unlink()
+        with pytest.raises(DataError, match=f"{shard} is missing"):
+            Store.open(store.dir)
+        shard.write_bytes(content)
+
+
 def test_an_unfinished_store_is_not_opened(tmp_path):
     with pytest.raises(DataError, match="no finished token store"):
         Store.open(tmp_path)
