@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -204,6 +205,10 @@ class PackedOrder(Windows):
         return windows, sequences
 
 
+_PACKED: WeakKeyDictionary[TokenStream, dict[Path, PackedWindow]] = WeakKeyDictionary()
+"""What this process has read or packed, for as long as the stream is there."""
+
+
 def finished_order(
     store: Store, sequence_length: int, seed: int, window_shards: int, packing: Packing = "concat"
 ) -> SampleOrder | PackedOrder:
@@ -218,7 +223,8 @@ def packed_order(
 ) -> PackedOrder:
     """The order of a store's training stream, or of a beginning of it in whole windows. `folder` is the store's.
 
-    What has not been packed yet is packed by one process, while the others wait for it.
+    What has not been packed yet is packed by one process, while the others wait for it. A stream's windows are read or packed
+    once per process, also where the store cannot be written to: the plan counts them, then training reads them.
     """
     windows = []
     start = 0
@@ -227,10 +233,14 @@ def packed_order(
         stop = start + sum(shard.splits["train"].tokens for shard in of_window)
         windows.append(_Window(folder / FOLDER, of_window, start, stop, sequence_length))
         start = stop
-    packed = [window.read() for window in windows]
+    known = _PACKED.setdefault(stream, {})
+    packed = [known.get(window.path) or window.read() for window in windows]
     if any(window is None for window in packed):
         with one_at_a_time(folder / FOLDER / "turn", "packing", False):
-            packed = [window.read() or window.pack(stream) for window in windows]
+            packed = [
+                found or window.read() or window.pack(stream) for window, found in zip(windows, packed, strict=True)
+            ]
+    known.update((w.path, p) for w, p in zip(windows, packed, strict=True) if p)
     return PackedOrder([(w.first_target, p) for w, p in zip(windows, packed, strict=True) if p], sequence_length, seed)
 
 

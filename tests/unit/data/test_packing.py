@@ -176,7 +176,7 @@ def test_a_damaged_packing_is_made_again(tmp_path: Path, damage: bytes | None) -
         PackedWindow.of(np.array([5, 9]), True, 16).write(other)
         damage = other.read_bytes()
     path.write_bytes(damage)
-    assert targets(order_of(stream, 16, tmp_path), 0, 20) == wanted
+    assert targets(order_of(Stream([[5, 9, 3, 8] * 10] * 2), 16, tmp_path), 0, 20) == wanted  # as another process
     assert path.read_bytes() == content
 
 
@@ -190,8 +190,14 @@ def test_shards_that_were_built_again_are_packed_again(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_written_to_is_packed_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wikillm.data.turns.os.access", lambda *_: False)
-    assert order_of(Stream([[4, 6, 10]]), 10, tmp_path).blocks_per_epoch == 2
+    packings: list[int] = []
+    pack = PackedWindow.of
+    monkeypatch.setattr(PackedWindow, "of", lambda *given: packings.append(1) or pack(*given))
+    stream = Stream([[4, 6, 10]])
+    assert order_of(stream, 10, tmp_path).blocks_per_epoch == 2
     assert not list(tmp_path.iterdir())
+    assert targets(order_of(stream, 10, tmp_path, seed=4), 0, 2) and packings == [1]  # the plan's, and then training's
+    assert targets(order_of(stream, 5, tmp_path), 0, 2) and packings == [1, 1]
 
 
 def test_a_stream_without_a_target_is_refused(tmp_path: Path) -> None:
