@@ -143,9 +143,7 @@ def _start(made: Slurm, node: str, *argv: str) -> subprocess.Popen[bytes]:
 
 
 def _idle(made: Slurm) -> int:
-    done = made.nodes.run(
-        made.first, ["sinfo", "--noheader", "--Node", "--format=%T"], cwd=made.folder, **made.environ
-    )
+    done = made.nodes.run(made.first, ["sinfo", "--noheader", "--Node", "--format=%T"], cwd=made.folder, **made.environ)
     return done.stdout.split().count("idle") if done.returncode == 0 else 0
 
 

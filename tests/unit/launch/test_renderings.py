@@ -6,6 +6,7 @@ import re
 import time
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 from harness.stand_ins import StandIns
@@ -24,6 +25,8 @@ HOSTILE = (
     "-rf",
     "中文 维基",
 )
+
+_JOB = {"apiVersion": "batch/v1", "kind": "Job"}
 
 
 def launch(tmp_path: Path, **changes: object) -> Launch:
@@ -157,6 +160,32 @@ def test_kubernetes_passes_words_without_a_shell_and_values_by_secret(tmp_path: 
     assert container["command"][-len(HOSTILE) :] == [word.replace("$(", "$$(") for word in HOSTILE]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
     assert yaml.safe_load(render("k8s", launch(tmp_path, gpus=1, image="a")).text)["kind"] == "Job"
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_kubernetes_manifests_keep_the_schema_of_kubernetes(tmp_path: Path, nodes: int) -> None:
+    """A Job as a whole; of a PyTorchJob, whose schema is Kubeflow's, the pods."""
+    made = render("k8s", launch(tmp_path, gpus=8, nodes=nodes, image="a/b:c", variables={"HF_ENDPOINT": "x"}))
+    manifest = yaml.safe_load(made.text)
+    if nodes > 1:
+        replicas = manifest["spec"]["pytorchReplicaSpecs"].values()
+        jobs = [{**_JOB, "metadata": manifest["metadata"], "spec": {"template": one["template"]}} for one in replicas]
+    else:
+        jobs = [manifest]
+    for job in jobs:
+        kubernetes_validate.validate(job, desired_version="1.30", strict=True)
+        job["spec"]["template"]["spec"]["containers"][0]["comand"] = []
+        with pytest.raises(kubernetes_validate.ValidationError, match="comand"):
+            kubernetes_validate.validate(job, desired_version="1.30", strict=True)
+
+
+def test_sky_reads_its_task(tmp_path: Path) -> None:
+    """SkyPilot's own parser, where it is installed (pip install skypilot)."""
+    sky = pytest.importorskip("sky", reason="SkyPilot is not installed: pip install skypilot")
+    made = render("sky", launch(tmp_path, gpus=8, nodes=2, gpu_kind="H100"))
+    (tmp_path / "task.yaml").write_text(made.text, encoding="utf-8")
+    task = sky.Task.from_yaml(str(tmp_path / "task.yaml"))
+    assert (task.num_nodes, task.workdir, next(iter(task.resources)).accelerators) == (2, ".", {"H100": 8})
 
 
 def test_sky_runs_the_words_through_bash_unchanged(tmp_path: Path) -> None:
