@@ -1,6 +1,6 @@
 """The rendered batch files under a real Slurm of two nodes: a run that is signalled, limited and stopped, and a build.
 
-Minutes of work: `make slurm` (WIKILLM_SLURM=1), as root, with Debian's slurm-wlm and munge.
+Five minutes: part of `make multinode` (WIKILLM_MULTINODE=1), as root, with Debian's slurm-wlm and munge.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from wikillm.observe.sinks import read_metrics
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not os.environ.get("WIKILLM_SLURM"), reason="part of `make slurm`"),
+    pytest.mark.skipif(not os.environ.get("WIKILLM_MULTINODE"), reason="part of `make multinode`"),
     pytest.mark.skipif(missing() is not None, reason=f"needs network namespaces: {missing()}"),
     pytest.mark.skipif(lacking() is not None, reason=f"needs Slurm: {lacking()}"),
 ]

@@ -1,8 +1,8 @@
 """Targets `k8s` and `sky`: manifests for a cluster's own tools, rendered from the same description.
 
 `k8s` on one node is a batch/v1 Job, on several a Kubeflow PyTorchJob (its operator sets MASTER_ADDR and RANK per pod).
-Forwarded variables come from a Secret, so that no value stands in the manifest. Both formats were rendered and parsed as
-YAML here; neither was run on a cluster.
+Forwarded variables come from a Secret, so that no value stands in the manifest. Both are held against a schema: Kubernetes' own for
+a Job and for a PyTorchJob's pods, SkyPilot's parser (0.14.1) for its task. Neither was run on a cluster.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 One batch file serves both: inside an array it builds a part, outside it does the rest and writes the manifest. The nodes
 share the folders of the sources and of the store. A task that died or ran out of time is given again as it is: it
-finds what it had built. A test runs the text with the variables that Slurm sets; not run on a Slurm cluster yet.
+finds what it had built. The suite runs the text with the variables that Slurm sets, `make multinode` on Slurm itself.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def prepare_array(array: Array, command: Sequence[str]) -> str:
         "#!/usr/bin/env bash",
         *(f"#SBATCH {option}" for option in options),
         f"# Written by: {shlex.join(command)} > {file}",
-        "# Submit it twice, in the folder of the checkout; not run on a Slurm cluster yet:",
+        "# Submit it twice, in the folder of the checkout:",
         f"#   parts=$(sbatch --parsable --array=0-{array.tasks - 1} {file})",
         f'#   sbatch --dependency="afterok:$parts" {file}',
         "set -euo pipefail",

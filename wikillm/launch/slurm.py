@@ -3,8 +3,8 @@
 So a rank's exit code reaches the batch script (torchrun would turn 75 into 1), and the signal before the time limit
 reaches the ranks themselves: they save, exit with 75, and the script puts the job back into the queue. The job always
 says `--resume auto`, so the requeued one goes on from its newest checkpoint. A job that `wikillm stop` ended is not
-queued again: whoever sees the request leaves a file. Tested with stand-ins of Slurm's commands; run by hand on Slurm
-22.05, one node.
+queued again: whoever sees the request leaves a file. The suite runs it with stand-ins of Slurm's commands,
+`make multinode` on Slurm itself: two nodes of tests/harness/slurm.py.
 """
 
 from __future__ import annotations
