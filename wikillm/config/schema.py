@@ -172,8 +172,8 @@ class ModelSection(Section):
     """Rows of the embedding; auto is 151936 for Qwen2's tokenizer and otherwise its length rounded up to 128."""
     init_from: str | None = None
     """Folder of a Hugging Face model to continue from; its config replaces the preset's shape."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel, in Hugging Face's name."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
+    """Attention kernel, in Hugging Face's name. The last two train on a GPU only."""
 
 
 class TrainSection(Section):

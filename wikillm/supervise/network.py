@@ -43,6 +43,11 @@ def interfaces() -> dict[str, str]:
     return found
 
 
+def _by_address() -> str:
+    """The way out that a batch file of Slurm does not have: it takes the first node's name from Slurm."""
+    return "" if "SLURM_JOB_ID" in os.environ else "--master-addr ADDRESS, as every node reaches it; or "
+
+
 def choose_nic(master: str) -> Nic:
     """The way from this node to `master`. Raises MachineError where the name means nothing, or this machine itself."""
     host = socket.gethostname()
@@ -52,7 +57,7 @@ def choose_nic(master: str) -> Nic:
         raise MachineError(
             f"{host} does not know the first node, {master}.",
             got=str(error),
-            fix="--master-addr ADDRESS, as every node reaches it; or add the name to DNS or /etc/hosts on every node",
+            fix=f"{_by_address()}add the name to DNS or /etc/hosts on every node",
         ) from None
     resolved = str(where[0])
     here = interfaces()
@@ -61,7 +66,7 @@ def choose_nic(master: str) -> Nic:
         raise MachineError(
             f"{master} is {resolved} on {host}: the nodes cannot meet there.",
             got=f"interfaces of {host}: {', '.join(others) or 'none but loopback'}",
-            fix=f"--master-addr ADDRESS, as every node reaches it; or mend the line of {master} in /etc/hosts of {host}",
+            fix=f"{_by_address()}mend the line of {master} in /etc/hosts of {host}",
         )
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:

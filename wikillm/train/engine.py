@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -39,9 +40,23 @@ class Engine:
 
 
 def check_engine(cfg: RunConfig) -> None:
-    """Refuse a DeepSpeed JSON that is wrong in itself, before hours of tokenising. Raises ConfigError."""
+    """Refuse a DeepSpeed JSON that is wrong in itself, and attention that cannot train here, before hours of tokenising.
+
+    Raises ConfigError.
+    """
+    check_attention(cfg.model.attn_implementation, has_gpu=torch.cuda.is_available())
     if cfg.deepspeed.config is not None:
         check_deepspeed(read_deepspeed(cfg.deepspeed.config))
+
+
+def check_attention(kernel: str, *, has_gpu: bool) -> None:
+    """Raises ConfigError for a kernel without a backward pass on this device, or whose package is missing."""
+    named, fix = f"model.attn_implementation={kernel}", "model.attn_implementation=sdpa"
+    if kernel in ("flex_attention", "flash_attention_2") and not has_gpu:
+        raise ConfigError(f"{kernel} does not train on a CPU.", got=f"{named}, and torch sees no GPU", fix=fix)
+    if kernel == "flash_attention_2" and not any(map(find_spec, ("flash_attn", "kernels"))):
+        what = f"{kernel} needs a package that is not installed."
+        raise ConfigError(what, got=named, fix=f"pip install flash-attn, built for this torch; or {fix}")
 
 
 def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:

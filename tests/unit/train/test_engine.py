@@ -1,0 +1,29 @@
+"""What a run's engine refuses before anything is read."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from wikillm.core.errors import ConfigError
+from wikillm.train.engine import check_attention
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
+def test_attention_without_a_backward_pass_on_a_cpu_is_refused_there(kernel: str) -> None:
+    with pytest.raises(ConfigError, match="does not train on a CPU") as caught:
+        check_attention(kernel, has_gpu=False)
+    assert kernel in str(caught.value.got) and "sdpa" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(("kernel", "has_gpu"), [("sdpa", False), ("eager", False), ("flex_attention", True)])
+def test_attention_that_torch_brings_is_taken(kernel: str, has_gpu: bool) -> None:
+    check_attention(kernel, has_gpu=has_gpu)
+
+
+@pytest.mark.skipif(find_spec("flash_attn") or find_spec("kernels"), reason="a package of flash attention is installed")
+def test_flash_attention_names_its_package() -> None:
+    with pytest.raises(ConfigError, match="not installed") as caught:
+        check_attention("flash_attention_2", has_gpu=True)
+    assert "flash-attn" in str(caught.value.fix)
