@@ -91,14 +91,14 @@ def open_prepared(cfg: DataSection, *, is_main: bool = True) -> Store | None:
             )
         return open_remote(cfg.store, Cache(cfg.cache, cfg.cache_bytes), is_main=is_main)
     if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
-        return Store.open(Path(cfg.store))
+        return Store.open(Path(cfg.store), sizes=is_main)
     return None
 
 
 def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
     """The finished store of a plan, built if need be. Raises DataError when it was made from other facts. (all ranks)"""
     ensure_store(plan, is_main=is_main)
-    store = Store.open(plan.store)
+    store = Store.open(plan.store, sizes=is_main)
     refuse_other_facts(plan.store, store.manifest.facts, plan.facts)
     return store
 

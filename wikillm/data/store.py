@@ -13,7 +13,7 @@
 
 A split's stream is the concatenation of its shards; every document ends with EOS, so that no border is lost.
 Reading maps files into memory: a read is a copy of the wanted tokens. Opening lists two folders, so a missing shard is found
-at once; sizes are compared when a shard is first mapped, not by four stat calls per shard on every rank.
+at once. Sizes are compared by the first rank then, and by every rank when it first maps a shard.
 """
 
 from __future__ import annotations
@@ -235,8 +235,11 @@ class Store:
         return load_tokenizer(self.tokenizer_dir)
 
     @classmethod
-    def open(cls, folder: Path) -> Store:
-        """Open a finished store; every file must be there. Raises DataError naming what is wrong, as reading does for sizes."""
+    def open(cls, folder: Path, *, sizes: bool = False) -> Store:
+        """Open a finished store; every file must be there, with `sizes` in its length (a stat call each: for one rank).
+
+        Raises DataError naming what is wrong, as reading does for a file of another length.
+        """
         path = folder / MANIFEST_NAME
         try:
             manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
@@ -250,37 +253,29 @@ class Store:
             raise _damaged(folder, f"{path}: {type(error).__name__}: {error}") from None
         train, val = (TokenStream(folder, split, manifest.shards) for split in SPLITS)
         store = cls(folder, manifest, train, val)
-        store._check_presence()
+        store._check_files(sizes=sizes)
         return store
 
-    def _check_presence(self) -> None:
-        for split in SPLITS:
+    def _check_files(self, *, sizes: bool) -> None:
+        for name in SPLITS:
             try:
-                there = set(os.listdir(self.dir / split))
+                there = set(os.listdir(self.dir / name))
             except OSError:
                 there = set()
             for shard in self.manifest.shards:
-                for kind in ("tok", "idx"):
-                    path = shard_path(self.dir, split, shard.number, kind)
+                split = shard.splits[name]
+                for kind, size in (("tok", split.tokens * TOKEN.itemsize), ("idx", split.documents * INDEX.itemsize)):
+                    path = shard_path(self.dir, name, shard.number, kind)
                     if path.name not in there:
                         raise _damaged(self.dir, f"{path} is missing")
+                    if sizes and (found := path.stat().st_size) != size:
+                        raise _damaged(self.dir, f"{path} has {found} bytes instead of {size}")
         if not (self.tokenizer_dir / "tokenizer.json").is_file():
             raise _damaged(self.dir, f"{self.tokenizer_dir / 'tokenizer.json'} is missing")
 
-    def _check_sizes(self) -> None:
-        self._check_presence()
-        for shard in self.manifest.shards:
-            for name, split in shard.splits.items():
-                for kind, size in (("tok", split.tokens * TOKEN.itemsize), ("idx", split.documents * INDEX.itemsize)):
-                    path = shard_path(self.dir, name, shard.number, kind)
-                    found = path.stat().st_size if path.is_file() else None
-                    if found != size:
-                        problem = "is missing" if found is None else f"has {found} bytes instead of {size}"
-                        raise _damaged(self.dir, f"{path} {problem}")
-
     def verify(self, full: bool = False) -> None:
         """Check sizes, and with `full` the sha256 of every shard and of the tokenizer. Raises DataError."""
-        self._check_sizes()
+        self._check_files(sizes=True)
         if not full:
             return
         for shard in self.manifest.shards:

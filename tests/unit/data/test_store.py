@@ -259,6 +259,8 @@ def test_opening_lists_folders_and_reading_finds_short_files(tmp_path, texts, wr
         with pytest.raises(DataError, match=f"{shard} has {len(content) - size} bytes instead of {len(content)}"):
             opened.train.read(0, opened.train.n_tokens)
             list(opened.train.indexes())
+        with pytest.raises(DataError, match=f"{shard} has"):
+            Store.open(store.dir, sizes=True)
         shard.unlink()
         with pytest.raises(DataError, match=f"{shard} is missing"):
             Store.open(store.dir)
