@@ -75,6 +75,7 @@ class Place:
         while (job := self.slurm.job(number))["Restarts"] == "0":
             assert time.monotonic() < deadline and job["JobState"] not in ENDED, f"{job}: {self.said()}"
             time.sleep(0.5)
+        time.sleep(3)  # Slurm takes a start in the second of the requeue for the job that it has just revoked
         self.slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def exit(self) -> dict[str, Any]:
