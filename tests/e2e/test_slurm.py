@@ -148,5 +148,12 @@ def test_an_array_builds_the_bytes_of_a_local_build(place: Place, words: Words, 
     )
     job = place.slurm.wait(place.submit(f"--dependency=afterok:{parts}", script.name), *ENDED)
     assert job["JobState"] == "COMPLETED", place.said()
-    built = [{file.name: file.read_bytes() for file in sorted((store / "train").iterdir())} for store in (here, array)]
-    assert built[0] == built[1] and len(built[0]) >= 2 * shards
+    built = [
+        {
+            str(file.relative_to(store)): file.read_bytes()
+            for split in ("train", "val")
+            for file in (store / split).iterdir()
+        }
+        for store in (here, array)
+    ]
+    assert built[0] == built[1] and len(built[0]) == 4 * shards

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +70,13 @@ class Slurm:
 
 
 @contextmanager
-def slurm(nodes: Cluster, folder: Path, **settings: str) -> Iterator[Slurm]:
-    """Slurm on all of `nodes`, every node idle. `settings`: further lines of slurm.conf. Ends with the nodes at the latest."""
+def slurm(nodes: Cluster, folder: Path) -> Iterator[Slurm]:
+    """Slurm on all of `nodes`, every node idle. Ends with the nodes at the latest."""
     folder.mkdir(parents=True)
     folder.chmod(0o755)  # munged asks that nobody else can write to the way to its socket
     first, *_ = names = list(nodes.nodes)
     made = Slurm(nodes, folder, first)
-    _configure(folder, names, {name: node.address for name, node in nodes.nodes.items()}, settings)
+    _configure(folder, names, {name: node.address for name, node in nodes.nodes.items()})
     daemons = [_start(made, first, "munged", "--foreground", "--force", f"--key-file={folder / 'munge.key'}",
                       f"--socket={folder / 'munge.socket'}", f"--pid-file={folder / 'munged.pid'}",
                       f"--seed-file={folder / 'munged.seed'}", f"--log-file={folder / 'munged.log'}")]  # fmt: skip
@@ -97,7 +97,7 @@ def slurm(nodes: Cluster, folder: Path, **settings: str) -> Iterator[Slurm]:
                 daemon.wait()
 
 
-def _configure(folder: Path, names: list[str], addresses: dict[str, str], settings: dict[str, str]) -> None:
+def _configure(folder: Path, names: list[str], addresses: dict[str, str]) -> None:
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
@@ -128,7 +128,6 @@ def _configure(folder: Path, names: list[str], addresses: dict[str, str], settin
         "SchedulerParameters": "sched_min_interval=1",
         "KillWait": "30",
         "GresTypes": "gpu",
-        **settings,
     }
     lines = [f"{name}={value}" for name, value in values.items()]
     for name in names:
@@ -147,11 +146,10 @@ def _idle(made: Slurm) -> int:
     return done.stdout.split().count("idle") if done.returncode == 0 else 0
 
 
-def _until(made: Slurm, daemons: list[subprocess.Popen[bytes]], true: object) -> None:
+def _until(made: Slurm, daemons: list[subprocess.Popen[bytes]], holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 40
-    assert callable(true)
     while time.monotonic() < deadline and all(daemon.poll() is None for daemon in daemons):
-        if true():
+        if holds():
             return
         time.sleep(0.2)
     raise RuntimeError(f"Slurm did not come up:\n{made.logs()}")

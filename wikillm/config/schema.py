@@ -134,7 +134,7 @@ class DataSection(Section):
     dedup_similarity: float = Field(default=0.8, ge=0.7, le=1)
     """For minhash: Jaccard similarity of the sets of runs of five words or hanzi from which two are copies."""
     drop_list: str | None = None
-    """The copies to drop, found before by `wikillm prepare --drop-list-only FILE` from the same sources. Reads once."""
+    """The copies to drop, found before by `wikillm prepare --drop-list-only FILE` from the same sources."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """More unreadable records than this share end the build."""
 

@@ -1,8 +1,9 @@
 """From `data.dedup` and `data.drop_list` to a plan that leaves the copies out.
 
 The list of what is dropped is found here by a first pass over the sources, or was made elsewhere by
-`wikillm prepare --drop-list-only FILE` and is named in `data.drop_list`. Either way its hash and the settings that made it are among the
-facts, in the same words: so the store of a given list has the bytes and the fingerprint of the one that finds it.
+`wikillm prepare --drop-list-only FILE` and is named in `data.drop_list`. Either way its hash and the settings that made
+it are among the facts, in the same words: so the store of a given list has the bytes and the fingerprint of the one
+that finds it.
 """
 
 from __future__ import annotations

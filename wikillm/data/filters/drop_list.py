@@ -1,8 +1,8 @@
 """The documents that are left out as copies of others: `drops.bin`, sorted by source and offset.
 
 The first pass writes it (`copies`), the build of the store reads it, and its sha256 is part of the fingerprint. Each
-entry names the document that is kept in its place, so that every drop can be checked. As a file of its own (`data.drop_list`)
-the entries follow one line of JSON: what they were made from, their counts and their sha256.
+entry names the document that is kept in its place, so that every drop can be checked. As a file of its own
+(`data.drop_list`) the entries follow one line of JSON: what they were made from, their counts and their sha256.
 """
 
 from __future__ import annotations
