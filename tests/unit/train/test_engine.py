@@ -5,9 +5,11 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import pytest
+import torch
 
+from wikillm.config.load import load
 from wikillm.core.errors import ConfigError
-from wikillm.train.engine import check_attention
+from wikillm.train.engine import check_attention, check_engine
 
 
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
@@ -15,6 +17,13 @@ def test_attention_without_a_backward_pass_on_a_cpu_is_refused_there(kernel: str
     with pytest.raises(ConfigError, match="does not train on a CPU") as caught:
         check_attention(kernel, has_gpu=False)
     assert kernel in str(caught.value.got) and "sdpa" in str(caught.value.fix)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains with it")
+def test_a_run_is_refused_before_its_data_is_looked_at() -> None:
+    run = load("demo", ["data.path=nowhere.jsonl", "model.attn_implementation=flex_attention"])
+    with pytest.raises(ConfigError, match="does not train on a CPU"):
+        check_engine(run.config)
 
 
 @pytest.mark.parametrize(("kernel", "has_gpu"), [("sdpa", False), ("eager", False), ("flex_attention", True)])
