@@ -10,7 +10,7 @@ lint: env  ## style, types, import layers
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
 test: lint  ## lint, then every test that needs no GPU
 	@.venv/bin/python -m pytest --durations=15
-multinode: env  ## every launcher and every failure on two nodes (needs root, sshd, pdsh; with mpirun and slurm-wlm also these; 16 minutes)
+multinode: env  ## every launcher and every failure on two nodes (needs root, sshd, pdsh; with mpirun and slurm-wlm also these; 13 minutes)
 	@WIKILLM_MULTINODE=1 .venv/bin/python -m pytest -v tests/e2e/test_multinode.py tests/e2e/test_slurm.py
 fmt: env  ## format the code and mend what ruff can
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
