@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from wikillm.config.batch_ramp import check_batch_ramp
 from wikillm.config.mixture import check_mixture
 from wikillm.config.origin import Origin, Setting, where_of
 from wikillm.config.schema import ModelSection, RunConfig, TrainSection
@@ -24,6 +25,7 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     _check_document_mask(config, origins, problems)
     check_mixture(config.data, origins, problems)
     _check_muon(config.train, origins, problems)
+    check_batch_ramp(config.train, origins, problems)
     if config.model.zero_init_outputs and config.model.init_from is not None:
         got = where_of(origins, "model.zero_init_outputs", "model.init_from")
         problems.add("zero_init_outputs has no effect on the weights of model.init_from.", got=got, fix="leave it out")

@@ -187,6 +187,10 @@ class TrainSection(Section):
     """Sequences per rank and micro-step."""
     gradient_accumulation_steps: int | None = Field(default=None, ge=1)
     """Hugging Face's way to set the batch: micro x accumulation x world. Excludes global_batch_tokens."""
+    batch_ramp_from: Count | None = None
+    """Begin with a global batch of so many tokens, which doubles up to global_batch_tokens. Default: no ramp."""
+    batch_ramp_tokens: Count | None = None
+    """Tokens until the batch is full; each size has an equal share of them."""
     per_device_eval_batch_size: int | None = Field(default=None, ge=1)
     """Sequences per rank in evaluation. Default: per_device_train_batch_size."""
     max_tokens: Count | None = None

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from wikillm.config.batch_ramp import BatchRamp
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.boundaries import cumulative_lengths, document_positions
 from wikillm.data.order import IGNORED, SampleOrder
@@ -51,16 +52,32 @@ class Order(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """How a global batch is cut up. Sizes in sequences."""
+    """How a global batch is cut up. Sizes in sequences; `accumulation` is that of a full batch, earlier ones by `ramp`."""
 
     micro_batch: int
     accumulation: int
     world_size: int
     rank: int
+    ramp: BatchRamp | None = None
 
     @property
     def global_batch(self) -> int:
         return self.micro_batch * self.accumulation * self.world_size
+
+    def accumulation_at(self, step: int) -> int:
+        """Micro-steps of optimizer step `step` (from 0)."""
+        if self.ramp is None:
+            return self.accumulation
+        return self.ramp.sequences_at(step) // (self.micro_batch * self.world_size)
+
+    def global_batch_at(self, step: int) -> int:
+        return self.micro_batch * self.accumulation_at(step) * self.world_size
+
+    def samples_between(self, first_step: int, stop_step: int) -> int:
+        """Samples that the optimizer steps [first_step, stop_step) use up."""
+        if self.ramp is None:
+            return (stop_step - first_step) * self.global_batch
+        return self.ramp.sequences_before(stop_step) - self.ramp.sequences_before(first_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +157,8 @@ class Samples(Dataset[Batch]):
 class GlobalBatches(Sampler[list[int]]):
     """Sample indices of this rank's micro-batches, from `consumed_samples` on, for `steps` optimizer steps.
 
-    `len()` counts the micro-batches of the whole run, also those before `consumed_samples`: Hugging Face's
-    Trainer derives its epochs from it, and a run has one.
+    `len()` counts the optimizer steps of the whole run, also those before `first_step`: Hugging Face's Trainer derives
+    its epochs from it, of which a run has one, and is given the micro-batches of a step as one (see train.trainer).
     """
 
     def __init__(self, shape: BatchShape, total_steps: int, consumed_samples: int, first_step: int) -> None:
@@ -149,13 +166,13 @@ class GlobalBatches(Sampler[list[int]]):
         self.consumed_samples, self.first_step = consumed_samples, first_step
 
     def __len__(self) -> int:
-        return self.total_steps * self.shape.accumulation
+        return self.total_steps
 
     def __iter__(self) -> Iterator[list[int]]:
         shape = self.shape
-        for step in range(self.total_steps - self.first_step):
-            base = self.consumed_samples + step * shape.global_batch
-            for micro_step in range(shape.accumulation):
+        for step in range(self.first_step, self.total_steps):
+            base = self.consumed_samples + shape.samples_between(self.first_step, step)
+            for micro_step in range(shape.accumulation_at(step)):
                 first = base + (micro_step * shape.world_size + shape.rank) * shape.micro_batch
                 yield list(range(first, first + shape.micro_batch))
 
@@ -196,7 +213,7 @@ def train_loader(
     mask: DocumentMask | None = None,
 ) -> DataLoader[Any]:
     """Batches of this rank from optimizer step `first_step` (samples before `consumed_samples` are done) to the end."""
-    samples = Samples(tokens, order, total_steps * shape.global_batch, mask)
+    samples = Samples(tokens, order, shape.samples_between(0, total_steps), mask)
     batches = GlobalBatches(shape, total_steps, consumed_samples, first_step)
     return DataLoader(samples, batch_sampler=batches, collate_fn=as_is, num_workers=workers, **_options(workers))
 

@@ -140,12 +140,12 @@ def _best_micro(
     resolved: Resolved, job: Job, machine: Machine, setup: Setup, mfu: float | None, pins: frozenset[str]
 ) -> Choice:
     """The largest micro-batch that fits; the smallest one, with what it lacks, when none does."""
-    per_rank = job.sequences // machine.ranks
+    per_rank, at_first = job.sequences // machine.ranks, job.first_sequences // machine.ranks
     if "train.per_device_train_batch_size" in pins:
         sizes = [resolved.config.train.per_device_train_batch_size]
     else:
         most = max(1, MOST_MICRO_TOKENS // job.shape.sequence_length)
-        sizes = [size for size in range(min(most, per_rank), 0, -1) if per_rank % size == 0]
+        sizes = [size for size in range(min(most, at_first), 0, -1) if at_first % size == 0]
     choice = None
     for size in sizes:
         choice = _evaluate(job, machine, replace(setup, micro=size, accumulation=per_rank // size), mfu)

@@ -35,12 +35,12 @@ def count_steps(resolved: Resolved, batch: Batch, sequences: int | None, first_e
     if train.max_steps is not None:
         return train.max_steps
     if train.max_tokens is not None:
-        return -(-train.max_tokens // batch.tokens)
+        return batch.ramp.steps_for(-(-train.max_tokens // train.sequence_length))
     if train.num_train_epochs is not None and sequences is not None:
         # As a decimal fraction: ceil(10 * 0.1 * 3) must not become 4 by a rounding error of binary floats.
         epochs = Fraction(str(train.num_train_epochs))
         more = min(epochs, Fraction(1)) * ((first_epoch or sequences) - sequences)
-        return math.ceil((epochs * sequences + more) / batch.sequences)
+        return batch.ramp.steps_for(math.ceil(epochs * sequences + more))
     raise ConfigError("The run has no horizon.", fix="--max_steps 1000")  # load() refuses this earlier
 
 

@@ -12,7 +12,7 @@ from wikillm.config.origin import where_of
 from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_count
-from wikillm.plan.batch import Batch, split_batch
+from wikillm.plan.batch import Batch, split_batch, split_ramp
 from wikillm.plan.flops import flops_per_token
 from wikillm.plan.gpus import Gpu
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup
@@ -26,10 +26,14 @@ TOKENS_PER_PARAMETER = 20
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Per optimizer step over all ranks: `sequences`, `tokens`. `train_tokens` is the size of the corpus."""
+    """Per optimizer step over all ranks: `sequences`, `tokens`. `train_tokens` is the size of the corpus.
+
+    `first_sequences` is the first step's, fewer in a batch ramp: a micro-batch must divide it too.
+    """
 
     shape: Shape
     sequences: int
+    first_sequences: int
     tokens: int
     max_steps: int
     warmup_steps: int
@@ -67,6 +71,7 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
             hidden_matrices=count.matmul - count.embedding,
         ),
         sequences=batch.sequences,
+        first_sequences=batch.ramp.sequences_at(0),
         tokens=batch.tokens,
         max_steps=steps,
         warmup_steps=warmup,
@@ -102,7 +107,8 @@ def _batch(resolved: Resolved, ranks: int) -> Batch:
     step = ranks * train.sequence_length
     accumulation, rest = divmod(train.global_batch_tokens, step)
     if not rest:
-        return Batch(1, accumulation, accumulation * ranks, train.global_batch_tokens)
+        ramp = split_ramp(resolved, ranks, 1)
+        return Batch(1, accumulation, accumulation * ranks, train.global_batch_tokens, ramp)
     below = train.global_batch_tokens // step * step
     legal = [value for value in (below, below + step) if value]
     raise ConfigError(

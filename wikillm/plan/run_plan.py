@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from wikillm.config.batch_ramp import BatchRamp
 from wikillm.config.resolved import Resolved
 from wikillm.plan.batch import split_batch
 from wikillm.plan.flops import flops_per_token
@@ -31,6 +32,7 @@ class Plan:
     sequence_length: int
     global_batch_sequences: int
     global_batch_tokens: int
+    batch_ramp: BatchRamp  # the smaller batches before
     max_steps: int
     warmup_steps: int
     total_tokens: int
@@ -70,6 +72,9 @@ def make_plan(
             )
     max_steps = count_steps(resolved, batch, sequences, epoch[0] if epoch else None)
     warmup_steps, warmup_note = count_warmup(resolved, max_steps)
+    ramp_note = None
+    if batch.ramp.stages and max_steps <= batch.ramp.steps:
+        ramp_note = f"the run ends within its batch ramp of {batch.ramp.steps:,} steps and never has the full batch"
     count = count_parameters(model, vocab_size)
     return Plan(
         parameters=count.total,
@@ -82,9 +87,10 @@ def make_plan(
         sequence_length=train.sequence_length,
         global_batch_sequences=batch.sequences,
         global_batch_tokens=batch.tokens,
+        batch_ramp=batch.ramp,
         max_steps=max_steps,
         warmup_steps=warmup_steps,
-        total_tokens=max_steps * batch.tokens,
-        epochs=None if sequences is None else max_steps * batch.sequences / sequences,
-        notes=tuple(note for note in (vocab_note, warmup_note, packing_note) if note is not None),
+        total_tokens=batch.ramp.sequences_before(max_steps) * train.sequence_length,
+        epochs=None if sequences is None else batch.ramp.sequences_before(max_steps) / sequences,
+        notes=tuple(note for note in (vocab_note, warmup_note, packing_note, ramp_note) if note is not None),
     )

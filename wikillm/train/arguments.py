@@ -41,7 +41,7 @@ def to_training_arguments(
         output_dir=str(staging),
         per_device_train_batch_size=plan.micro_batch,
         per_device_eval_batch_size=train.per_device_eval_batch_size or plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulation,
+        gradient_accumulation_steps=plan.accumulation,  # DeepSpeed's JSON must say the same; WikiTrainer accumulates
         max_steps=plan.max_steps,
         learning_rate=train.learning_rate,
         lr_scheduler_type=train.lr_scheduler_type,

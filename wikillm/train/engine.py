@@ -92,6 +92,7 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
     )
     resolved = resolve_deepspeed(read_deepspeed(cfg.deepspeed.config), facts)
     engine = Engine(precision, resolved.json, resolved.notes)
+    _check_ramp(cfg, plan, resolved.json)
     if cfg.train.compile == "layers" and engine.zero_stage == 3:
         raise ConfigError(
             "train.compile=layers does not go with ZeRO-3: weights are gathered inside the layers.",
@@ -147,3 +148,13 @@ def start_engine(world: World, engine: Engine) -> None:
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     torch.distributed.barrier()
     release_shared_memory()
+
+
+def _check_ramp(cfg: RunConfig, plan: Plan, json: dict[str, Any]) -> None:
+    """ZeRO-1 and 2 keep a copy of the accumulation for gradients on the host, which no batch ramp would change."""
+    if plan.batch_ramp.stages and (json.get("zero_optimization") or {}).get("offload_optimizer"):
+        raise ConfigError(
+            "A batch ramp does not go with DeepSpeed's optimizer offload, which keeps the accumulation it began with.",
+            got=f"train.batch_ramp_from={cfg.train.batch_ramp_from}, {cfg.deepspeed.config}",
+            fix="a DeepSpeed file without offload_optimizer, or no batch ramp",
+        )

@@ -65,13 +65,16 @@ def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
         f"batch      {plan.global_batch_tokens:,} tokens = {plan.micro_batch} sequences x {plan.accumulation} "
         f"accumulation x {plan.world_size} ranks x {plan.sequence_length} tokens"
     )
+    if plan.batch_ramp.stages:
+        first, ramp = plan.batch_ramp.sequences_at(0) * plan.sequence_length, plan.batch_ramp
+        say(f"           from {first:,} tokens, full after {ramp.steps:,} steps ({ramp.describe()})")
     epochs = "the corpus is still being counted" if plan.epochs is None else f"{plan.epochs:.2f} epochs"
     say(
         f"horizon    {plan.max_steps:,} steps = {format_count(plan.total_tokens)} tokens = {epochs}, "
         f"warm-up {plan.warmup_steps:,} steps"
     )
     if store.mixture is not None:
-        for use in store.mixture.used(plan.max_steps * plan.global_batch_sequences, plan.sequence_length):
+        for use in store.mixture.used(plan.batch_ramp.sequences_before(plan.max_steps), plan.sequence_length):
             say(f"source     {source_line(use)}")
     for note in (*plan.notes, *engine.notes):
         say(f"note       {note}")

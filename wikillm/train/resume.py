@@ -25,6 +25,7 @@ FACTS = {
     "document_mask": "train.document_mask",
     "packing": "data.packing",
     "global_batch_sequences": "train.global_batch_tokens",
+    "batch_ramp": "train.batch_ramp_from, train.batch_ramp_tokens",
     "vocab_size": "model.vocab_size or data.tokenizer",
     "parameters": "model.*",
     "max_steps": "the horizon (train.max_steps, max_tokens or num_train_epochs)",
@@ -35,7 +36,7 @@ FACTS = {
     "ema": "train.ema_decay, train.ema_start",
 }
 # what a checkpoint means that was written before the fact was
-BEFORE = {"document_mask": "off", "packing": "concat", "optimizer": "adamw", "ema": "off"}
+BEFORE = {"document_mask": "off", "packing": "concat", "batch_ramp": "off", "optimizer": "adamw", "ema": "off"}
 CHANGEABLE = (
     "max_steps",
     "global_batch_sequences",

@@ -1,6 +1,8 @@
-"""Hugging Face's Trainer with three things of our own: the batches, what a loss is divided by, and evaluation.
+"""Hugging Face's Trainer with four things of our own: the batches, accumulation, what a loss is divided by, and evaluation.
 
-Everything else (DeepSpeed, mixed precision, accumulation, clipping, the schedule) is HF's; the rest of the run's
+HF tells the end of an accumulation by a number that is fixed before the loop, so a batch that grows would end in the wrong
+place. Here it is given all micro-batches of an optimizer step as one, and `training_step` goes through them.
+Everything else (DeepSpeed, mixed precision, clipping, the schedule) is HF's; the rest of the run's
 behaviour is in callbacks. HF's methods that are overridden here are public ones.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +78,7 @@ class WikiTrainer(Trainer):
         z_loss: ZLoss | None = None,
         muon: MuonSettings | None = None,
     ) -> None:
+        args.gradient_accumulation_steps = 1  # for HF a step is one batch, see get_batch_samples
         super().__init__(model=model, args=args, callbacks=callbacks)
         self.data, self.control_group, self.signals, self.board = data, control_group, signals, board
         self.first_step, self._consumed_before = first_step, consumed_samples
@@ -87,7 +91,7 @@ class WikiTrainer(Trainer):
 
     @property
     def consumed_samples(self) -> int:
-        return self._consumed_before + (self.state.global_step - self.first_step) * self.data.shape.global_batch
+        return self._consumed_before + self.data.shape.samples_between(self.first_step, self.state.global_step)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """HF's AdamW, or Muon with AdamW for what is no hidden matrix."""
@@ -115,34 +119,54 @@ class WikiTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | None]:
-        """The micro-batches of one optimizer step, and the number of targets in the step's global batch.
+        """All micro-batches of one optimizer step as one item, and the number of targets in the step's global batch.
 
         That number follows from the order alone: no count on the device and no collective per step.
         """
-        start, first = time.perf_counter(), self.consumed_samples
+        start, first, shape = time.perf_counter(), self.consumed_samples, self.data.shape
+        stop = first + shape.global_batch_at(self.state.global_step)
         if self.state.global_step < self.args.max_steps:
             self.board.enter("supply")
-            self.data.wait_for(first + self.data.shape.global_batch)
+            self.data.wait_for(stop)
         self.board.enter("data")
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        count = shape.accumulation_at(self.state.global_step) * num_batches
+        batches = [batch for _, batch in zip(range(count), epoch_iterator, strict=False)]
         self.data_seconds += time.perf_counter() - start
         for batch in batches:
             if isinstance(batch, WikiLLMError):  # what a loader process met
                 raise batch
         if not batches:
             return [], None
-        targets = self.data.order.targets_between(first, first + self.data.shape.global_batch)
-        return batches, torch.tensor(targets, device=device)
+        targets = self.data.order.targets_between(first, stop)
+        return [batches], torch.tensor(targets, device=device)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-step; what it returns is logged as the loss: the cross entropy, without the z-loss."""
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """All micro-steps of an optimizer step; ranks exchange gradients after the last one, as far as ZeRO lets them.
+
+        What it returns is logged as the loss: the cross entropy of the global batch, without the z-loss.
+        """
+        if self.is_deepspeed_enabled and len(inputs) != model.gradient_accumulation_steps():
+            model.set_train_batch_size(self.data.shape.global_batch_at(self.state.global_step))
+        losses = []
+        for number, batch in enumerate(inputs, start=1):
+            is_last = number == len(inputs)
+            self.accelerator.sync_gradients = is_last  # where accelerate tells DeepSpeed that a step ends
+            waits = not is_last and not self.is_deepspeed_enabled
+            with self.accelerator.no_sync(model) if waits else nullcontext():
+                losses.append(self._micro_step(model, batch, num_items_in_batch))
+        return torch.stack(losses).sum()
+
+    def _micro_step(self, model: Any, batch: Any, num_items_in_batch: Any) -> torch.Tensor:
+        loss = super().training_step(model, batch, num_items_in_batch)
         if self.z_loss is not None and self.z_loss.latest is not None:
             part = self.z_loss.latest * self.accelerator.num_processes  # as HF scales the loss it averages over ranks
             self.z_loss_sum += part
             loss = loss - part.to(loss.dtype)
         self.last_loss = loss
         return loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return sum(super(WikiTrainer, self).floating_point_ops(batch) for batch in inputs)
 
     def mean_z_loss(self, steps: int) -> float | None:
         """The z-loss per optimizer step since the last call, over all ranks; None in a run without it. (all ranks)"""

@@ -97,7 +97,8 @@ class ReportCallback(TrainerCallback):
         if self.trainer is not None:
             self.meter.waited(self.trainer.data_seconds - self._waited)
             self._waited = self.trainer.data_seconds
-        self.meter.step(self.plan.global_batch_tokens)
+        sequences = self.plan.batch_ramp.sequences_at(state.global_step - 1)
+        self.meter.step(sequences * self.plan.sequence_length)
         is_last, every = state.global_step >= state.max_steps, self.eval_steps
         if is_last or (every is not None and state.global_step % every == 0):
             control.should_evaluate = True

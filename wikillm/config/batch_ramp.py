@@ -1,0 +1,108 @@
+"""A batch that grows: `train.batch_ramp_from` tokens at first, doubled in equal shares of `train.batch_ramp_tokens`.
+
+A batch below the critical one loses nothing by its size and takes more steps from the same tokens; the critical batch
+grows while the loss falls (McCandlish et al. 2018, arXiv:1812.06162), so a run can begin small. The stages follow from the
+configuration alone: a run on 1 rank and on 64 has the same batches. Sizes are in sequences, steps are counted from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wikillm.config.origin import Origin, where_of
+from wikillm.config.schema import TrainSection
+from wikillm.core.errors import Problems
+
+KEYS = ("train.batch_ramp_from", "train.batch_ramp_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRamp:
+    """`stages` of (steps, sequences per step), then `full` sequences per step to the end; no stages: always `full`."""
+
+    full: int
+    stages: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Steps before the first full batch."""
+        return sum(steps for steps, _ in self.stages)
+
+    def sequences_at(self, step: int) -> int:
+        """Sequences in the global batch of `step`."""
+        for steps, sequences in self.stages:
+            if step < steps:
+                return sequences
+            step -= steps
+        return self.full
+
+    def sequences_before(self, step: int) -> int:
+        """Sequences in the global batches of all steps before `step`."""
+        total = 0
+        for steps, sequences in self.stages:
+            total += min(step, steps) * sequences
+            step = max(0, step - steps)
+        return total + step * self.full
+
+    def steps_for(self, sequences: int) -> int:
+        """The smallest number of steps that trains on at least so many sequences."""
+        done = 0
+        for steps, size in self.stages:
+            if sequences <= steps * size:
+                return done + -(-sequences // size)
+            sequences -= steps * size
+            done += steps
+        return done + -(-sequences // self.full)
+
+    def describe(self) -> str:
+        """For a checkpoint: `8 x 100, 16 x 50 steps`, or `off`."""
+        return (
+            ", ".join(f"{sequences} x {steps}" for steps, sequences in self.stages) + " steps" if self.stages else "off"
+        )
+
+
+def batch_ramp(train: TrainSection, full: int) -> BatchRamp:
+    """The ramp of a checked configuration. `full`: sequences in the global batch at the end."""
+    if train.batch_ramp_from is None or train.batch_ramp_tokens is None:
+        return BatchRamp(full)
+    first = train.batch_ramp_from // train.sequence_length
+    doublings = (full // first).bit_length() - 1
+    sizes = [first << stage for stage in range(doublings)]
+    share = -(-train.batch_ramp_tokens // (doublings * train.sequence_length))  # sequences per stage, rounded up
+    return BatchRamp(full, tuple((-(-share // size), size) for size in sizes))
+
+
+def check_batch_ramp(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
+    """Both keys or none, and a first batch that doubles to the full one."""
+    first, over, full = train.batch_ramp_from, train.batch_ramp_tokens, train.global_batch_tokens
+    if first is None and over is None:
+        return
+    got = where_of(origins, *(key for key in KEYS if getattr(train, key.removeprefix("train.")) is not None))
+    if first is None or over is None:
+        missing = KEYS[0] if first is None else KEYS[1]
+        problems.add(f"A batch ramp needs {missing} as well.", got=got, fix=" and ".join(KEYS))
+        return
+    if full is None:
+        problems.add("A batch ramp ends at train.global_batch_tokens, which is not set.", got=got, fix="set it")
+        return
+    legal = _firsts(full, train.sequence_length)
+    if first not in legal:
+        nearest = sorted(sorted(legal, key=lambda size: abs(size - first))[:3])
+        problems.add(
+            f"batch_ramp_from={first} does not double to global_batch_tokens={full} in whole sequences of "
+            f"{train.sequence_length}.",
+            got=where_of(origins, KEYS[0], "train.global_batch_tokens", "train.sequence_length"),
+            fix=f"{KEYS[0]}, one of: {', '.join(map(str, nearest))}"
+            if nearest
+            else "another train.global_batch_tokens",
+        )
+
+
+def _firsts(full: int, length: int) -> list[int]:
+    """Batches of whole sequences that double to `full`."""
+    found = []
+    while full % (2 * length) == 0:
+        full //= 2
+        found.append(full)
+    return found
