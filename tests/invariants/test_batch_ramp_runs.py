@@ -1,0 +1,72 @@
+"""A batch that grows from 2 to 8 sequences gives one and the same run, however it is shared out, stopped or resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.programs import tensor_digest, train_with_options
+from harness.ranks import run_ranks
+
+from wikillm.checkpoints.manifest import read_state
+from wikillm.observe import names
+from wikillm.observe.sinks import read_metrics
+
+# 2 sequences in 4 steps, 4 in 2 steps, then 8: 8 steps read 8 + 8 + 16 sequences of 32 tokens
+RAMP = ("train.batch_ramp_from=64", "train.batch_ramp_tokens=512", "train.logging_steps=1")
+BATCHES = [2, 2, 2, 2, 4, 4, 8, 8]
+
+
+def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
+    results = run_ranks(train_with_options, world, words, options)
+    assert len({r["code"] for r in results}) == 1, [r["message"] for r in results]
+    return dict(results[0])
+
+
+@pytest.fixture(scope="module")
+def alone(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One rank without DeepSpeed, one sequence per micro-step: 2, 4 and 8 micro-steps."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    result = run(1, words(folder, *RAMP, "train.per_device_train_batch_size=1"), deepspeed=None)
+    assert result["code"] == 0, result["message"]
+    assert "from 64 tokens, full after 6 steps (2 x 4, 4 x 2 steps)" in result["output"]
+    tokens = [record[names.TOKENS] for record in read_metrics(folder / "metrics.jsonl") if names.LOSS in record]
+    assert tokens == [32 * sum(BATCHES[: step + 1]) for step in range(8)]
+    assert read_state(folder / "checkpoints" / "checkpoint-8")["consumed_samples"] == 32
+    return result
+
+
+@pytest.mark.parametrize(
+    ("world", "micro", "recipe"), [(2, 1, None), (1, 2, "zero1"), (2, 1, "zero2"), (2, 1, "zero3")]
+)
+def test_any_world_micro_batch_and_stage_gives_the_same_run(
+    world: int, micro: int, recipe: str | None, words: Any, alone: Any, tmp_path: Path
+) -> None:
+    more = f"train.per_device_train_batch_size={micro}"
+    result = run(world, words(tmp_path / "run", *RAMP, more), deepspeed=recipe)
+    assert result["code"] == 0, result["message"]
+    assert result["losses"] == pytest.approx(alone["losses"], rel=2e-5)
+    assert result["grad_norms"] == pytest.approx(alone["grad_norms"], rel=1e-3)
+    assert result["eval"] == pytest.approx(alone["eval"], rel=2e-5)
+
+
+def test_stopped_within_the_ramp_and_resumed_is_bit_identical(words: Any, tmp_path: Path) -> None:
+    """Three of the first stage's four steps are done: the step after next has twice the accumulation."""
+    more = (*RAMP, "train.per_device_train_batch_size=1")
+    whole = run(2, words(tmp_path / "whole", *more), deepspeed="zero2")
+    stopped = run(2, words(tmp_path / "parts", *more), deepspeed="zero2", signal_at=2, signal_rank=1)
+    assert stopped["code"] == 75 and max(stopped["losses"]) == 3, stopped["message"]
+    other = words(tmp_path / "parts", "train.per_device_train_batch_size=1", *RAMP[2:])
+    refused = run(2, other, deepspeed="zero2", resume="auto")
+    assert refused["code"] == 6 and "batch_ramp: 2 x 4, 4 x 2 steps then, off now" in refused["message"]
+    resumed = run(2, words(tmp_path / "parts", *more), deepspeed="zero2", resume="auto")
+    assert resumed["code"] == 0, resumed["message"]
+    assert (resumed["losses"], resumed["grad_norms"]) == (whole["losses"], whole["grad_norms"])
+    digests = {tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8") for name in ("whole", "parts")}
+    assert len(digests) == 1, "the final weights differ"
+
+
+def test_a_ramp_under_offload_is_refused(words: Any, tmp_path: Path) -> None:
+    result = run(1, words(tmp_path / "run", *RAMP, "train.per_device_train_batch_size=1"), deepspeed="zero2_offload")
+    assert result["code"] == 2 and "does not go with DeepSpeed's optimizer offload" in result["message"]
