@@ -18,11 +18,15 @@ from wikillm.core.errors import MachineError
 from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 
 LossKernel = Literal["auto", "chunked", "triton", "stock"]
+MLPKernel = Literal["stock", "tiled"]
 
 # Logits of a chunk, in elements, and the least and most rows. On CPU about 320 MB in float32: 256, 512 and 1,024
 # rows took the same time within the noise (docs/measurements/2026-11-23-cpu.md). On GPUs 2k to 8k rows keep the
 # products large while 4,096 rows of 151,936 are 1.2 GB in bf16: an estimate, not measured yet.
 _CHUNKS = {"cpu": (80_000_000, 256, 1024), "cuda": (640_000_000, 2048, 8192)}
+# The same for one of the four chunks of intermediate activations of the tiled SwiGLU. On CPU 512 to 2,048 rows differed by
+# less than 10 % (docs/measurements/2026-11-24-tiled-mlp.md); for GPUs an estimate: 160 MB each in 16 bit, 4,096 rows at 7B.
+_TILES = {"cpu": (2_097_152, 256, 2048), "cuda": (80_000_000, 2048, 8192)}
 
 Loss = Callable[..., torch.Tensor]  # (hidden_NH, weight_VH, labels_N, *, chunk_rows, count, ...) -> scalar
 LINEAR_CROSS_ENTROPY: dict[str, tuple[Loss, frozenset[str]]] = {
@@ -68,8 +72,24 @@ def choose_linear_cross_entropy(wanted: LossKernel, *, rows: int, vocab: int, de
 
 def chunk_rows(rows: int, vocab: int, device_type: str) -> int:
     """Rows per chunk: as many as the device's allowance holds, in equal chunks rather than full ones and a rest."""
-    elements, least, most = _CHUNKS.get(device_type, _CHUNKS["cuda"])
-    limit = min(most, max(least, elements // vocab))
+    return _equal_chunks(rows, vocab, *_CHUNKS.get(device_type, _CHUNKS["cuda"]))
+
+
+def choose_mlp(wanted: MLPKernel, *, rows: int, intermediate: int, device_type: str) -> Choice:
+    """The SwiGLU of the decoder layers for `rows` tokens per micro-step. Pure: the same answer on every rank."""
+    if wanted == "stock":
+        return Choice("stock", rows, "as asked")
+    tile = tile_rows(rows, intermediate, device_type)
+    return Choice("tiled", tile, f"of {rows:,} by {intermediate:,} on {device_type}")
+
+
+def tile_rows(rows: int, intermediate: int, device_type: str) -> int:
+    """Rows per chunk of the tiled SwiGLU, by the rule of `chunk_rows`."""
+    return _equal_chunks(rows, intermediate, *_TILES.get(device_type, _TILES["cuda"]))
+
+
+def _equal_chunks(rows: int, columns: int, elements: int, least: int, most: int) -> int:
+    limit = min(most, max(least, elements // columns))
     chunks = -(-rows // limit)
     even = -(-rows // chunks)
     return min(limit, -(-even // 64) * 64)  # a multiple of 64 keeps every product aligned

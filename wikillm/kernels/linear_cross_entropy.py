@@ -147,7 +147,7 @@ def _walk(
                 torch.mul(product_CH, has_label_C1, out=grad_NH[rows])
             if grad_VH is not None:
                 # Rows without a label are left out here, on C x H values, rather than on C x V.
-                _add_product(grad_VH, grad_CV, hidden_CH * has_label_C1)
+                add_product(grad_VH, grad_CV, hidden_CH * has_label_C1)
     return total, z_total, grad_NH, grad_VH
 
 
@@ -202,7 +202,7 @@ def _softmax(
     return prob_CV, lse_C1, label_logit_C1
 
 
-def _add_product(total_VH: torch.Tensor, grad_CV: torch.Tensor, hidden_CH: torch.Tensor) -> None:
+def add_product(total_VH: torch.Tensor, grad_CV: torch.Tensor, hidden_CH: torch.Tensor) -> None:
     """total += grad^T @ hidden with float32 sums; the factors are narrow where the device multiplies those faster."""
     if total_VH.dtype == hidden_CH.dtype:
         total_VH.addmm_(grad_CV.t(), hidden_CH)

@@ -1,6 +1,6 @@
 """What every fused operation of this room computes, in plain PyTorch. Slow, large, and the truth in tests.
 
-Shapes: N rows (tokens), H hidden, V vocabulary.
+Shapes: N rows (tokens), H hidden, V vocabulary, F intermediate.
 """
 
 from __future__ import annotations
@@ -29,3 +29,8 @@ def linear_cross_entropy(
     if z_loss:
         total = total + z_loss * (torch.logsumexp(logits_NV, -1).square() * (labels_N != ignore_index)).sum()
     return total / count
+
+
+def swiglu(x: torch.Tensor, gate_FH: torch.Tensor, up_FH: torch.Tensor, down_HF: torch.Tensor) -> torch.Tensor:
+    """down @ (silu(gate @ x) * (up @ x)) for x of shape (..., H): the MLP of Qwen2 and Qwen3 (arXiv:2002.05202)."""
+    return F.linear(F.silu(F.linear(x, gate_FH)) * F.linear(x, up_FH), down_HF)
