@@ -233,6 +233,8 @@ class TrainSection(Section):
     """auto: bf16 where the hardware has it, else fp16, fp32 on CPU."""
     loss_kernel: Literal["auto", "chunked", "triton", "stock"] = "auto"
     """Loss: chunked and triton (one kernel, GPU only) keep no logits, stock is Hugging Face's; auto takes chunked."""
+    mlp_kernel: Literal["stock", "tiled"] = "stock"
+    """tiled: MLPs over chunks of tokens, computed again in the backward pass; memory for long sequences, more compute."""
     compile: Literal["off", "layers"] = "off"
     """layers: torch.compile makes one graph of the decoder layer, in a minute at the first step. Not with ZeRO-3."""
     z_loss: float = Field(default=0.0, ge=0)

@@ -93,7 +93,7 @@ def choose(resolved: Resolved, job: Job, machine: Machine, mfu: float | None = N
         f"{resolved.config.model.preset} does not fit on {machine.nodes} x {machine.gpus_per_node} {machine.gpu.name}.",
         got=f"the least is {setup.recipe}, {setup.micro} sequence{'s' if setup.micro > 1 else ''} of "
         f"{job.shape.sequence_length} tokens"
-        f"{', checkpointing' if setup.checkpointing else ''}: {least.misfit}\n{_largest_parts(least.memory)}",
+        f"{', checkpointing' if setup.checkpointing else ''}{', tiled MLP' if setup.tiled_mlp else ''}: {least.misfit}\n{_largest_parts(least.memory)}",
         fix="\nor ".join(fixes) if fixes else "a smaller model, or GPUs with more memory",
     )
 
@@ -126,6 +126,7 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
                 device=machine.gpu.device,
             )
             setup = replace(setup, muon=train.optimizer == "muon", ema=train.ema_decay > 0)
+            setup = replace(setup, tiled_mlp=job.tiled_mlp)
             if "deepspeed.config" in pins or _goes_with_recipe(setup):
                 yield setup
 
@@ -195,11 +196,13 @@ def _largest_parts(memory: Memory) -> str:
 def _what_would_fit(resolved: Resolved, job: Job, machine: Machine, mfu: float | None) -> Iterator[str]:
     """Other settings here; else more GPUs of the same kind, the next larger kind, more host memory. All are tried."""
     free = rank_choices(resolved, job, machine, mfu, keep_pins=False)[0]
-    if free.fits:
-        setup = free.setup
+    tiled = rank_choices(resolved, replace(job, tiled_mlp=True), machine, mfu, keep_pins=False)[0]
+    if found := next((choice for choice in (free, tiled) if choice.fits), None):
+        setup = found.setup
         yield (
             f"--deepspeed {setup.recipe} train.per_device_train_batch_size={setup.micro} "
             f"train.gradient_checkpointing={str(setup.checkpointing).lower()}"
+            f"{'' if found is free else ' train.mlp_kernel=tiled'}"
         )
         return
 

@@ -41,6 +41,7 @@ class Job:
     flops_per_token: int
     precision: Precision
     loss: Loss
+    tiled_mlp: bool
     notes: tuple[str, ...]
 
 
@@ -79,6 +80,7 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
         flops_per_token=flops_per_token(model, vocab_size, train.sequence_length),
         precision=precision,
         loss="stock" if train.loss_kernel == "stock" else "chunked",
+        tiled_mlp=train.mlp_kernel == "tiled",
         notes=tuple(note for note in (vocab_note, tokens_note, warmup_note) if note is not None),
     )
 

@@ -19,12 +19,14 @@ from __future__ import annotations
 from wikillm.plan.memory_cpu import memory_on_cpu
 from wikillm.plan.memory_parts import Memory
 from wikillm.plan.params import head_width
-from wikillm.plan.setup import Setup, Shape
+from wikillm.plan.setup import Device, Setup, Shape
 
 CONTEXT_BYTES = 2_000_000_000
 """CUDA context, cuBLAS and NCCL workspaces: 1.5 to 2.5 GB are commonly seen on a data-centre GPU."""
 FRAGMENTATION = 0.05
 """What torch's caching allocator cannot use, as a share of all it holds: 3 to 6 % with steady shapes."""
+TILES: dict[Device, tuple[int, int, int]] = {"cpu": (2_097_152, 256, 2048), "cuda": (80_000_000, 2048, 8192)}
+"""Elements of a chunk of the tiled MLP, the least and the most rows: `kernels.dispatch`'s."""
 STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
 """Per logit at the peak of Hugging Face's own loss: 16-bit logits (2), their fp32 copy, its log-softmax, its gradient."""
 
@@ -34,13 +36,16 @@ def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
     weights, gradients, optimizer = _states(shape.parameters, setup)
     optimizer += _muon_saves(shape, setup) + (4 * -(-shape.parameters // setup.ranks) if setup.ema else 0)
     tokens = setup.micro * shape.sequence_length
+    activations = tokens * activation_bytes_per_token(shape, setup) + (
+        tile_bytes(shape, setup) if setup.tiled_mlp else 0
+    )
     if setup.device == "cpu":
-        return memory_on_cpu(shape, setup, tokens * activation_bytes_per_token(shape, setup))
+        return memory_on_cpu(shape, setup, activations)
     held = {
         "weights": weights,
         "gradients": gradients,
         "optimizer": optimizer,
-        "activations": tokens * activation_bytes_per_token(shape, setup),
+        "activations": activations,
         "loss": loss_bytes(shape, setup),
         "buckets": _buckets(shape, setup),
     }
@@ -83,14 +88,33 @@ def activation_bytes_per_token(shape: Shape, setup: Setup) -> int:
     Per layer of Hugging Face's decoder in 16 bit with flash attention (derived from its code): each RMSNorm keeps
     its fp32 input (4h), the normalised (2h) and the scaled vector (2h); q and k twice before and once after rotation,
     v, the attention's output, one fp32 statistic per head; four vectors of the SwiGLU. In all
-    16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing: one vector per layer (2h) and one layer in full.
+    16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing: one vector per layer (2h) and one layer in full. The tiled MLP
+    keeps none of the 8 f: its input is the scaled vector.
     """
     model = shape.model
     h, d, f = model.hidden_size, head_width(model), model.intermediate_size
     heads, kv_heads, layers = model.num_attention_heads, model.num_key_value_heads, model.num_hidden_layers
     scale = setup.bytes_per_weight // 2
-    layer = scale * (16 * h + 8 * heads * d + 8 * kv_heads * d + 8 * f) + 4 * heads
+    layer = scale * (16 * h + 8 * heads * d + 8 * kv_heads * d + (0 if setup.tiled_mlp else 8 * f)) + 4 * heads
     return layers * 2 * scale * h + layer if setup.checkpointing else layers * layer
+
+
+def tile_bytes(shape: Shape, setup: Setup) -> int:
+    """Working memory of one tiled MLP in its backward (`kernels.tiled_swiglu`), whatever the number of layers.
+
+    Four chunks of C x f, the fp32 sums of the three weights' gradients (12 h f), in 16 bit a chunk's product beside them (4 h f).
+    """
+    h, f, width = shape.model.hidden_size, shape.model.intermediate_size, setup.bytes_per_weight
+    rows = tile_rows(setup.micro * shape.sequence_length, f, setup.device)
+    return 4 * rows * f * width + (12 if setup.precision == "fp32" else 16) * h * f
+
+
+def tile_rows(rows: int, intermediate: int, device: Device) -> int:
+    """Rows per chunk of the tiled MLP; the rule of `kernels.dispatch.tile_rows` (a test holds them equal)."""
+    elements, least, most = TILES[device]
+    limit = min(most, max(least, elements // intermediate))
+    even = -(-rows // -(-rows // limit))
+    return min(rows, limit, -(-even // 64) * 64)
 
 
 def _states(psi: int, setup: Setup) -> tuple[int, int, int]:

@@ -68,6 +68,7 @@ def to_json(
         "flops_per_token": job.flops_per_token,
         "sequence_length": job.shape.sequence_length,
         "loss_kernel": job.loss,
+        "mlp_kernel": "tiled" if job.tiled_mlp else "stock",
         "gpu": machine.gpu.name,
         "nodes": machine.nodes,
         "gpus_per_node": machine.gpus_per_node,
@@ -128,7 +129,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         *(f"note       {note}" for note in plan["notes"]),
         "",
         f"choice     {best['recipe']}{', gradient checkpointing' if best['gradient_checkpointing'] else ''}, "
-        f"{best['precision']}",
+        f"{best['precision']}{', tiled MLP' if plan['mlp_kernel'] == 'tiled' else ''}",
         *_memory_lines(memory, plan["gpu_memory_bytes"]),
         f"traffic    per GPU and step: {format_size(traffic['inside_node'])} inside the node, "
         f"{format_size(traffic['between_nodes'])} between nodes, {format_size(traffic['host'])} to the host",

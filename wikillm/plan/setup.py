@@ -55,6 +55,7 @@ class Setup:
     device: Device = "cuda"
     muon: bool = False
     ema: bool = False
+    tiled_mlp: bool = False  # intermediate activations in chunks, computed again in the backward pass
 
     @property
     def bytes_per_weight(self) -> int:

@@ -3,7 +3,7 @@
     step = compute + max(0, traffic - what computation hides) + host copies and CPU Adam (offload)
 
 `compute` is FLOPs / (peak x MFU), times 4/3 under checkpointing, which runs the forward pass twice (Korthikanti et
-al., arXiv 2205.05198). Gradients of stages 0-1 travel beside the last backward pass, those of stage 2 beside every
+al., arXiv 2205.05198); the tiled MLP computes two of its three products once more. Gradients of stages 0-1 travel beside the last backward pass, those of stage 2 beside every
 one (2/3 of a micro-step); ZeRO-3 gathers beside everything. Nothing here was measured.
 """
 
@@ -61,7 +61,9 @@ def step_time(
     reached = gpu.peak / (8 if no_tensor_cores else 1) * mfu
     if gpu.ceiling is not None:
         reached = min(reached, gpu.ceiling)
-    compute = tokens * flops_per_token * cost / reached
+    # Gate and up again, 2 FLOPs per weight; as in MFU, what is done twice is no work of the model's.
+    again = 4 * shape.model.num_hidden_layers * shape.model.hidden_size * shape.model.intermediate_size
+    compute = tokens * (flops_per_token * cost + (again if setup.tiled_mlp else 0)) / reached
     sent = traffic.inside_node / gpu.inside_node + traffic.between_nodes / gpu.between_nodes
     hidden = {0: 2 / 3 / setup.accumulation, 1: 2 / 3 / setup.accumulation, 2: 2 / 3, 3: 1.0}[setup.stage] * compute
     host = traffic.host / gpu.host_link

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ def record_outcome(
             "gradient_accumulation_steps": plan.accumulation,
             "sequence_length": plan.sequence_length,
             "vocab_size": plan.vocab_size,
+            "mlp_kernel": resolved.config.train.mlp_kernel,
             "gradient_checkpointing": resolved.config.train.gradient_checkpointing,
         },
         "predicted": {
@@ -96,10 +98,12 @@ def _setup(resolved: Resolved, plan: Plan, engine: Engine, world: World, *, on_g
         "loss": "stock" if cfg.train.loss_kernel == "stock" else "chunked",
         "device": "cuda" if on_gpu else "cpu",
     }
+    tiled = cfg.train.mlp_kernel == "tiled"
     if cfg.deepspeed.config is None:
-        return Setup(recipe="ddp", stage=0, **given)
+        return Setup(recipe="ddp", stage=0, **given, tiled_mlp=tiled)
     try:
-        return setup_from_recipe(cfg.deepspeed.config, hidden_size=cfg.model.hidden_size, **given)
+        found = setup_from_recipe(cfg.deepspeed.config, hidden_size=cfg.model.hidden_size, **given)
+        return replace(found, tiled_mlp=tiled)
     except ConfigError:
         return None
 

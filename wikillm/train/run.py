@@ -17,6 +17,7 @@ from wikillm.data.growing import epoch_sizes
 from wikillm.models.build import build_model
 from wikillm.models.compile import compile_layers
 from wikillm.models.patch import LOSS, patch_loss
+from wikillm.models.tiled_mlp import MLP, tile_mlp
 from wikillm.models.z_loss import ZLoss
 from wikillm.observe.peak import PeakMemory
 from wikillm.plan.run_plan import make_plan
@@ -96,6 +97,8 @@ def _pretrain(
         z_loss = ZLoss(cfg.train.z_loss) if cfg.train.z_loss else None
         choice = patch_loss(model, cfg.train.loss_kernel, rows=rows, device_type=args.device.type, z_loss=z_loss)
         say(f"kernels    {LOSS}: {choice}")
+        if cfg.train.mlp_kernel == "tiled":
+            say(f"kernels    {MLP}: {tile_mlp(model, rows=rows, device_type=args.device.type)}")
         if cfg.train.compile == "layers":
             batches = {(size, plan.sequence_length) for size in (plan.micro_batch, args.per_device_eval_batch_size)}
             say(f"compile    {compile_layers(model, batches)} layers, at the first step (about a minute)")
