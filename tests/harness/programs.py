@@ -153,3 +153,11 @@ def tensor_digest(checkpoint: Path) -> str:
         digest.update(name.encode())
         digest.update(tensor.contiguous().view(-1).numpy().tobytes())
     return digest.hexdigest()
+
+
+def train_with_small_tiles(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """`train` whose tiled MLP takes 24 tokens at a time, so that a tiny micro-step has several chunks."""
+    from wikillm.kernels import dispatch
+
+    dispatch._TILES["cpu"] = (1, 24, 24)
+    return train(words, **options)
