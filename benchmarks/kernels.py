@@ -5,6 +5,7 @@ interleaved in one process; each memory peak comes from a process of its own. De
 
     python benchmarks/kernels.py                              # 8 x 512 tokens, h=256, 4 layers, V=151,936, float32
     python benchmarks/kernels.py --chunk-rows 256 512 1024    # how many rows per chunk
+    python benchmarks/kernels.py --kernels chunked tiled --vocab 8192 --batch 1 --length 8192    # and the tiled MLP
     python benchmarks/kernels.py --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32 --kernels chunked triton
 """
 
@@ -31,6 +32,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from benchmarks.record import circumstances, interleaved, paired_ratio, peak_bytes, report, run_in_fresh_process
 from wikillm.kernels import dispatch
 from wikillm.models.patch import fused_loss
+from wikillm.models.tiled_mlp import tile_mlp, untile_mlp
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -46,7 +48,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--threads", type=int, help="of torch on CPU")
-    parser.add_argument("--kernels", nargs="+", choices=("chunked", "triton"), default=["chunked"], help="beside stock")
+    parser.add_argument(
+        "--kernels",
+        nargs="+",
+        choices=("chunked", "triton", "tiled"),
+        default=["chunked"],
+        help="beside stock; tiled: the chunked loss and tiled MLPs",
+    )
     parser.add_argument("--chunk-rows", type=int, nargs="*", default=[], help="these, instead of what dispatch takes")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # one variant, in a process of its own
@@ -82,15 +90,21 @@ def step(model: Any, batch: dict[str, torch.Tensor], variant: str) -> float | No
         return float(loss.detach())
     own_choice = dispatch.chunk_rows
     kernel, _, rows_of_chunk = variant.partition(":")
+    is_tiled, rows_of_batch = kernel == "tiled", batch["labels"].numel()
+    if is_tiled:
+        kernel = "chunked"
+        tile_mlp(model, rows=rows_of_batch, device_type=batch["labels"].device.type)
     if rows_of_chunk:
         rows = int(rows_of_chunk)
         dispatch.chunk_rows = lambda *_: rows  # type: ignore[assignment]
     try:
-        with fused_loss(model, kernel, rows=batch["labels"].numel()) as patched:
+        with fused_loss(model, kernel, rows=rows_of_batch) as patched:
             loss = patched(**batch).loss
         loss.backward()
     finally:
         dispatch.chunk_rows = own_choice
+        if is_tiled:
+            untile_mlp(model)
     return float(loss.detach())
 
 

@@ -93,7 +93,8 @@ def choose(resolved: Resolved, job: Job, machine: Machine, mfu: float | None = N
         f"{resolved.config.model.preset} does not fit on {machine.nodes} x {machine.gpus_per_node} {machine.gpu.name}.",
         got=f"the least is {setup.recipe}, {setup.micro} sequence{'s' if setup.micro > 1 else ''} of "
         f"{job.shape.sequence_length} tokens"
-        f"{', checkpointing' if setup.checkpointing else ''}{', tiled MLP' if setup.tiled_mlp else ''}: {least.misfit}\n{_largest_parts(least.memory)}",
+        f"{', checkpointing' if setup.checkpointing else ''}{', tiled MLP' if setup.tiled_mlp else ''}: "
+        f"{least.misfit}\n{_largest_parts(least.memory)}",
         fix="\nor ".join(fixes) if fixes else "a smaller model, or GPUs with more memory",
     )
 

@@ -1,0 +1,75 @@
+"""Decoder layers with a tiled MLP: the same losses and gradients, put in and taken out, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from wikillm.config.load import load
+from wikillm.core.errors import WikiLLMError
+from wikillm.kernels import dispatch
+from wikillm.models.tiled_mlp import tile_mlp, untile_mlp
+from wikillm.plan.gpus import find_gpu
+from wikillm.plan.job import describe_job
+from wikillm.plan.memory import activation_bytes_per_token, memory_per_rank, tile_bytes
+from wikillm.plan.setup import Setup
+
+SMALL = dict(
+    vocab_size=97, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=16,
+)  # fmt: skip
+MODELS = [(Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM), (LlamaConfig, LlamaForCausalLM)]
+
+
+def outcome(model: torch.nn.Module) -> tuple[float, list[torch.Tensor]]:
+    model.zero_grad()
+    ids = torch.arange(2 * 37).view(2, 37) % 97
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return float(loss), [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize(("config", "kind"), MODELS[:2])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_losses_and_gradients_are_those_of_the_stock_layers(
+    config: type, kind: type, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(dispatch._TILES, "cpu", (1, 24, 24))
+    model = kind(config(**SMALL)).double().train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    wanted, truth = outcome(model)
+    stock = model.model.layers[0].mlp.forward
+    assert str(tile_mlp(model, rows=74, device_type="cpu")) == "tiled, 24 rows (of 74 by 80 on cpu)"
+    assert model.model.layers[0].mlp.forward != stock
+    found, gradients = outcome(model)
+    assert found == pytest.approx(wanted, rel=1e-12) and len(gradients) == len(truth)
+    for got, grad in zip(gradients, truth, strict=True):
+        torch.testing.assert_close(got, grad, rtol=1e-9, atol=1e-12)
+    with pytest.raises(WikiLLMError, match="does not know"):
+        tile_mlp(model, rows=74, device_type="cpu")  # tiled already
+    untile_mlp(model)
+    assert model.model.layers[0].mlp.forward == stock
+    assert outcome(model)[0] == wanted
+
+
+def test_a_model_whose_mlp_is_not_known_is_refused() -> None:
+    config, kind = MODELS[2]
+    with pytest.raises(WikiLLMError, match="LlamaForCausalLM"):
+        tile_mlp(kind(config(**SMALL)), rows=74, device_type="cpu")
+
+
+def test_the_plan_leaves_the_intermediate_activations_out_and_counts_the_chunks() -> None:
+    words = ["train.sequence_length=32768", "train.global_batch_tokens=4194304", "train.max_steps=10"]
+    resolved = load("pretrain-7b", words)
+    job = describe_job(resolved, ranks=8, gpu=find_gpu("H100"), train_tokens=10**10)
+    model = job.shape.model
+    setup = Setup("ddp", 0, 8, 8, 1, 16, "bf16", False, "chunked")
+    tiled = replace(setup, tiled_mlp=True)
+    less = activation_bytes_per_token(job.shape, setup) - activation_bytes_per_token(job.shape, tiled)
+    assert less == 8 * model.intermediate_size * model.num_hidden_layers
+    held = [memory_per_rank(job.shape, each).activations for each in (setup, tiled)]
+    assert held[0] - held[1] == 32_768 * less - tile_bytes(job.shape, tiled) > 0
