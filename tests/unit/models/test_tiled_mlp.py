@@ -17,10 +17,10 @@ from wikillm.plan.job import describe_job
 from wikillm.plan.memory import activation_bytes_per_token, memory_per_rank, tile_bytes
 from wikillm.plan.setup import Setup
 
-SMALL = dict(
-    vocab_size=97, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=1, head_dim=16,
-)  # fmt: skip
+SMALL = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16,
+}  # fmt: skip
 MODELS = [(Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM), (LlamaConfig, LlamaForCausalLM)]
 
 
