@@ -128,13 +128,15 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
             )
             setup = replace(setup, muon=train.optimizer == "muon", ema=train.ema_decay > 0)
             setup = replace(setup, tiled_mlp=job.tiled_mlp)
-            if "deepspeed.config" in pins or _goes_with_recipe(setup):
+            if "deepspeed.config" in pins or _goes_with_recipe(setup, job):
                 yield setup
 
 
-def _goes_with_recipe(setup: Setup) -> bool:
-    """Muon excludes offload and quantized traffic, the average of the weights ZeRO-3 (the run refuses them too)."""
+def _goes_with_recipe(setup: Setup, job: Job) -> bool:
+    """Muon excludes offload and quantized traffic, the average of the weights ZeRO-3, a batch ramp offload, as in a run."""
     offloads = setup.offload_optimizer or setup.offload_param
+    if job.ramp.stages and setup.offload_optimizer:
+        return False
     return not (setup.muon and (offloads or setup.quantized)) and not (setup.ema and setup.stage == 3)
 
 
@@ -142,7 +144,7 @@ def _best_micro(
     resolved: Resolved, job: Job, machine: Machine, setup: Setup, mfu: float | None, pins: frozenset[str]
 ) -> Choice:
     """The largest micro-batch that fits; the smallest one, with what it lacks, when none does."""
-    per_rank, at_first = job.sequences // machine.ranks, job.first_sequences // machine.ranks
+    per_rank, at_first = job.sequences // machine.ranks, job.ramp.sequences_at(0) // machine.ranks
     if "train.per_device_train_batch_size" in pins:
         sizes = [resolved.config.train.per_device_train_batch_size]
     else:

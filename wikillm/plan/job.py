@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wikillm.config.batch_ramp import BatchRamp
 from wikillm.config.origin import where_of
 from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
@@ -28,12 +29,12 @@ TOKENS_PER_PARAMETER = 20
 class Job:
     """Per optimizer step over all ranks: `sequences`, `tokens`. `train_tokens` is the size of the corpus.
 
-    `first_sequences` is the first step's, fewer in a batch ramp: a micro-batch must divide it too.
+    `ramp` has the smaller batches of the first steps: a micro-batch must divide the first one too.
     """
 
     shape: Shape
     sequences: int
-    first_sequences: int
+    ramp: BatchRamp
     tokens: int
     max_steps: int
     warmup_steps: int
@@ -56,6 +57,7 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
         train_tokens, tokens_note = _tokens_without_data(resolved, batch, count.total)
     steps = count_steps(resolved, batch, count_sequences(train_tokens, train.sequence_length))
     warmup, warmup_note = count_warmup(resolved, steps)
+    ramp_note = f"batch ramp of {batch.ramp.steps:,} steps: {batch.ramp.describe()}" if batch.ramp.stages else None
     body = (count.total - count.embedding * (1 if model.tie_word_embeddings else 2)) // model.num_hidden_layers
     precision: Precision = train.precision if train.precision != "auto" else _precision(gpu)
     if precision == "bf16" and not gpu.has_bf16:
@@ -72,7 +74,7 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
             hidden_matrices=count.matmul - count.embedding,
         ),
         sequences=batch.sequences,
-        first_sequences=batch.ramp.sequences_at(0),
+        ramp=batch.ramp,
         tokens=batch.tokens,
         max_steps=steps,
         warmup_steps=warmup,
@@ -81,7 +83,7 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
         precision=precision,
         loss="stock" if train.loss_kernel == "stock" else "chunked",
         tiled_mlp=train.mlp_kernel == "tiled",
-        notes=tuple(note for note in (vocab_note, tokens_note, warmup_note) if note is not None),
+        notes=tuple(note for note in (vocab_note, tokens_note, warmup_note, ramp_note) if note is not None),
     )
 
 

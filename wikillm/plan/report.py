@@ -21,7 +21,7 @@ STORE_BYTES = 4
 def figures(choice: Choice, job: Job, machine: Machine, price: float | None) -> dict[str, Any]:
     """One choice as plain numbers: bytes, seconds, hours, and the price's currency."""
     setup, step = choice.setup, choice.time.total
-    hours = job.max_steps * step / 3600
+    hours = _tokens(job) / job.tokens * step / 3600
     per_second = job.tokens / step
     return {
         "recipe": setup.recipe,
@@ -79,7 +79,7 @@ def to_json(
         "global_batch_tokens": job.tokens,
         "max_steps": job.max_steps,
         "warmup_steps": job.warmup_steps,
-        "total_tokens": job.max_steps * job.tokens,
+        "total_tokens": _tokens(job),
         "corpus_tokens": job.train_tokens,
         "learning_rate": {
             str(step): rate
@@ -165,3 +165,8 @@ def _table(choices: list[dict[str, Any]]) -> list[str]:
         speed = f"{format_count(row['tokens_per_second']):>9}{row['mfu']:>6.0%}{row['hours']:>10,.1f}"
         rows.append(start + speed + (f"{row['cost']:>13,.0f}" if has_cost else ""))
     return rows
+
+
+def _tokens(job: Job) -> int:
+    """Of the whole run; the first batches may be smaller."""
+    return job.ramp.sequences_before(job.max_steps) * job.shape.sequence_length

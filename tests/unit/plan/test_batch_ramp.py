@@ -10,6 +10,10 @@ from wikillm.config.batch_ramp import BatchRamp
 from wikillm.config.load import load
 from wikillm.core.errors import WikiLLMError
 from wikillm.plan.batch import split_batch
+from wikillm.plan.choose import Machine, rank_choices
+from wikillm.plan.gpus import find_gpu
+from wikillm.plan.job import describe_job
+from wikillm.plan.report import to_json
 from wikillm.plan.run_plan import Plan, make_plan
 
 LENGTH = 128
@@ -73,3 +77,17 @@ def test_a_first_batch_that_the_ranks_cannot_share_is_refused() -> None:
     assert "batch_ramp_from=1024 cannot be split over 8 ranks x 2 sequences x 128 tokens" in str(refused.value)
     assert f"train.batch_ramp_from={16 * LENGTH}" in str(refused.value)
     assert "train.per_device_train_batch_size=1, which keeps the ramp" in str(refused.value)
+
+
+def test_the_planner_counts_the_smaller_batches_and_leaves_offload_out() -> None:
+    resolved = load(None, [*BASE[:2], *RAMP, "train.max_steps=20", "train.warmup_steps=0"])
+    machine = Machine(find_gpu("H100"), 1, 4, 2**40)
+    job = describe_job(resolved, ranks=4, gpu=machine.gpu, train_tokens=10**6)
+    assert f"batch ramp of 10 steps: {job.ramp.describe()}" in job.notes
+    choices = rank_choices(resolved, job, machine)
+    assert choices and {choice.setup.micro for choice in choices} <= {1, 2}, "8 sequences over 4 ranks"
+    assert not any(choice.setup.offload_optimizer for choice in choices)
+    assert (
+        to_json(resolved, job, machine, choices, mfu=None, price=None)["total_tokens"]
+        == (40 + 48 + 64 + 10 * 64) * LENGTH
+    )
