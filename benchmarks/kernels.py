@@ -31,8 +31,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.record import circumstances, interleaved, paired_ratio, peak_bytes, report, run_in_fresh_process
 from wikillm.kernels import dispatch
+from wikillm.models import tiled_mlp
 from wikillm.models.patch import fused_loss
-from wikillm.models.tiled_mlp import tile_mlp, untile_mlp
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -55,7 +55,9 @@ def arguments() -> argparse.Namespace:
         default=["chunked"],
         help="beside stock; tiled: the chunked loss and tiled MLPs",
     )
-    parser.add_argument("--chunk-rows", type=int, nargs="*", default=[], help="these, instead of what dispatch takes")
+    parser.add_argument(
+        "--chunk-rows", type=int, nargs="*", default=[], help="of the loss, or of tiled MLPs, instead of dispatch's"
+    )
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # one variant, in a process of its own
     return parser.parse_args()
@@ -88,23 +90,23 @@ def step(model: Any, batch: dict[str, torch.Tensor], variant: str) -> float | No
         loss = model(**batch).loss
         loss.backward()
         return float(loss.detach())
-    own_choice = dispatch.chunk_rows
+    own_choice, own_tiles = dispatch.chunk_rows, tiled_mlp.tile_rows
     kernel, _, rows_of_chunk = variant.partition(":")
     is_tiled, rows_of_batch = kernel == "tiled", batch["labels"].numel()
-    if is_tiled:
-        kernel = "chunked"
-        tile_mlp(model, rows=rows_of_batch, device_type=batch["labels"].device.type)
     if rows_of_chunk:
         rows = int(rows_of_chunk)
-        dispatch.chunk_rows = lambda *_: rows  # type: ignore[assignment]
+        setattr(*((tiled_mlp, "tile_rows") if is_tiled else (dispatch, "chunk_rows")), lambda *_: rows)
+    if is_tiled:
+        kernel = "chunked"
+        tiled_mlp.tile_mlp(model, rows=rows_of_batch, device_type=batch["labels"].device.type)
     try:
         with fused_loss(model, kernel, rows=rows_of_batch) as patched:
             loss = patched(**batch).loss
         loss.backward()
     finally:
-        dispatch.chunk_rows = own_choice
+        dispatch.chunk_rows, tiled_mlp.tile_rows = own_choice, own_tiles
         if is_tiled:
-            untile_mlp(model)
+            tiled_mlp.untile_mlp(model)
     return float(loss.detach())
 
 

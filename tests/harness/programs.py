@@ -161,3 +161,18 @@ def train_with_small_tiles(words: list[str], options: dict[str, Any]) -> dict[st
 
     dispatch._TILES["cpu"] = (1, 24, 24)
     return train(words, **options)
+
+
+def train_noting_reductions(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """`train` without DeepSpeed that notes, for each micro-step, whether the ranks exchange gradients in its backward."""
+    from wikillm.train.trainer import WikiTrainer
+
+    noted: list[bool] = []
+    micro_step = WikiTrainer._micro_step
+
+    def noting(self: Any, model: Any, batch: Any, targets: Any) -> Any:
+        noted.append(model.require_backward_grad_sync)
+        return micro_step(self, model, batch, targets)
+
+    WikiTrainer._micro_step = noting  # type: ignore[method-assign]
+    return train(words, **options) | {"reductions": noted}

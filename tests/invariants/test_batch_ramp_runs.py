@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import tensor_digest, train_with_options
+from harness.programs import tensor_digest, train_noting_reductions, train_with_options
 from harness.ranks import run_ranks
 
 from wikillm.checkpoints.manifest import read_state
@@ -49,6 +49,13 @@ def test_any_world_micro_batch_and_stage_gives_the_same_run(
     assert result["losses"] == pytest.approx(alone["losses"], rel=2e-5)
     assert result["grad_norms"] == pytest.approx(alone["grad_norms"], rel=1e-3)
     assert result["eval"] == pytest.approx(alone["eval"], rel=2e-5)
+
+
+def test_plain_data_parallel_reduces_once_a_step(words: Any, tmp_path: Path) -> None:
+    more = "train.per_device_train_batch_size=1"
+    for result in run_ranks(train_noting_reductions, 2, words(tmp_path / "run", *RAMP, more), {"deepspeed": None}):
+        steps = [[False] * (sequences // 2 - 1) + [True] for sequences in BATCHES]
+        assert result["reductions"] == [reduces for step in steps for reduces in step]
 
 
 def test_stopped_within_the_ramp_and_resumed_is_bit_identical(words: Any, tmp_path: Path) -> None:

@@ -57,9 +57,8 @@ class BatchRamp:
 
     def describe(self) -> str:
         """For a checkpoint: `8 x 100, 16 x 50 steps`, or `off`."""
-        return (
-            ", ".join(f"{sequences} x {steps}" for steps, sequences in self.stages) + " steps" if self.stages else "off"
-        )
+        stages = ", ".join(f"{sequences} x {steps}" for steps, sequences in self.stages)
+        return f"{stages} steps" if stages else "off"
 
 
 def batch_ramp(train: TrainSection, full: int) -> BatchRamp:
@@ -81,21 +80,20 @@ def check_batch_ramp(train: TrainSection, origins: Mapping[str, Origin], problem
     got = where_of(origins, *(key for key in KEYS if getattr(train, key.removeprefix("train.")) is not None))
     if first is None or over is None:
         missing = KEYS[0] if first is None else KEYS[1]
-        problems.add(f"A batch ramp needs {missing} as well.", got=got, fix=" and ".join(KEYS))
+        problems.add(f"A batch ramp needs {missing} as well.", got=got, fix="set both, or neither")
         return
     if full is None:
-        problems.add("A batch ramp ends at train.global_batch_tokens, which is not set.", got=got, fix="set it")
+        what = "A batch ramp ends at train.global_batch_tokens, which is not set."
+        problems.add(what, got=got, fix=f"train.global_batch_tokens={8 * first}, or no ramp")
         return
     legal = _firsts(full, train.sequence_length)
     if first not in legal:
-        nearest = sorted(sorted(legal, key=lambda size: abs(size - first))[:3])
+        nearest = ", ".join(map(str, sorted(sorted(legal, key=lambda size: abs(size - first))[:3])))
         problems.add(
             f"batch_ramp_from={first} does not double to global_batch_tokens={full} in whole sequences of "
             f"{train.sequence_length}.",
             got=where_of(origins, KEYS[0], "train.global_batch_tokens", "train.sequence_length"),
-            fix=f"{KEYS[0]}, one of: {', '.join(map(str, nearest))}"
-            if nearest
-            else "another train.global_batch_tokens",
+            fix=f"{KEYS[0]}, one of: {nearest}" if nearest else "another train.global_batch_tokens",
         )
 
 

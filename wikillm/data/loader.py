@@ -64,20 +64,21 @@ class BatchShape:
     def global_batch(self) -> int:
         return self.micro_batch * self.accumulation * self.world_size
 
+    def global_batch_at(self, step: int) -> int:
+        """Sequences of optimizer step `step` (from 0) over all ranks."""
+        return self._batches.sequences_at(step)
+
     def accumulation_at(self, step: int) -> int:
         """Micro-steps of optimizer step `step` (from 0)."""
-        if self.ramp is None:
-            return self.accumulation
-        return self.ramp.sequences_at(step) // (self.micro_batch * self.world_size)
-
-    def global_batch_at(self, step: int) -> int:
-        return self.micro_batch * self.accumulation_at(step) * self.world_size
+        return self.global_batch_at(step) // (self.micro_batch * self.world_size)
 
     def samples_between(self, first_step: int, stop_step: int) -> int:
         """Samples that the optimizer steps [first_step, stop_step) use up."""
-        if self.ramp is None:
-            return (stop_step - first_step) * self.global_batch
-        return self.ramp.sequences_before(stop_step) - self.ramp.sequences_before(first_step)
+        return self._batches.sequences_before(stop_step) - self._batches.sequences_before(first_step)
+
+    @property
+    def _batches(self) -> BatchRamp:
+        return self.ramp or BatchRamp(self.global_batch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from wikillm.core.errors import MachineError
 from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 
 LossKernel = Literal["auto", "chunked", "triton", "stock"]
-MLPKernel = Literal["stock", "tiled"]
 
 # Logits of a chunk, in elements, and the least and most rows. On CPU about 320 MB in float32: 256, 512 and 1,024
 # rows took the same time within the noise (docs/measurements/2026-11-23-cpu.md). On GPUs 2k to 8k rows keep the
@@ -75,10 +74,8 @@ def chunk_rows(rows: int, vocab: int, device_type: str) -> int:
     return _equal_chunks(rows, vocab, *_CHUNKS.get(device_type, _CHUNKS["cuda"]))
 
 
-def choose_mlp(wanted: MLPKernel, *, rows: int, intermediate: int, device_type: str) -> Choice:
-    """The SwiGLU of the decoder layers for `rows` tokens per micro-step. Pure: the same answer on every rank."""
-    if wanted == "stock":
-        return Choice("stock", rows, "as asked")
+def choose_tiled_mlp(*, rows: int, intermediate: int, device_type: str) -> Choice:
+    """The chunks of the tiled SwiGLU for `rows` tokens per micro-step. Pure: the same answer on every rank."""
     tile = tile_rows(rows, intermediate, device_type)
     return Choice("tiled", tile, f"of {rows:,} by {intermediate:,} on {device_type}")
 

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.kernels.dispatch import Choice, choose_mlp, tile_rows
+from wikillm.kernels.dispatch import Choice, choose_tiled_mlp, tile_rows
 from wikillm.kernels.tiled_swiglu import tiled_swiglu
 
 MLP = "MLP"
@@ -39,7 +39,7 @@ def tile_mlp(model: PreTrainedModel, *, rows: int, device_type: str) -> Choice:
             part.forward = MethodType(_projection(part.forward), part)
         mlp.forward = MethodType(_forward, mlp)
     width = int(model.config.intermediate_size)
-    return choose_mlp("tiled", rows=rows, intermediate=width, device_type=device_type)
+    return choose_tiled_mlp(rows=rows, intermediate=width, device_type=device_type)
 
 
 def untile_mlp(model: PreTrainedModel) -> None:

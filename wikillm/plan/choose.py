@@ -126,8 +126,7 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
                 loss=job.loss,
                 device=machine.gpu.device,
             )
-            setup = replace(setup, muon=train.optimizer == "muon", ema=train.ema_decay > 0)
-            setup = replace(setup, tiled_mlp=job.tiled_mlp)
+            setup = replace(setup, muon=train.optimizer == "muon", ema=train.ema_decay > 0, tiled_mlp=job.tiled_mlp)
             if "deepspeed.config" in pins or _goes_with_recipe(setup, job):
                 yield setup
 

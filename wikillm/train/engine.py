@@ -151,7 +151,7 @@ def start_engine(world: World, engine: Engine) -> None:
 
 
 def _check_ramp(cfg: RunConfig, plan: Plan, json: dict[str, Any]) -> None:
-    """ZeRO-1 and 2 keep a copy of the accumulation for gradients on the host, which no batch ramp would change."""
+    """ZeRO-1 and 2 keep a copy of the accumulation for gradients on the host; ZeRO-3 with offload was not tried."""
     if plan.batch_ramp.stages and (json.get("zero_optimization") or {}).get("offload_optimizer"):
         raise ConfigError(
             "A batch ramp does not go with DeepSpeed's optimizer offload, which keeps the accumulation it began with.",

@@ -129,8 +129,8 @@ class WikiTrainer(Trainer):
             self.board.enter("supply")
             self.data.wait_for(stop)
         self.board.enter("data")
-        count = shape.accumulation_at(self.state.global_step) * num_batches
-        batches = [batch for _, batch in zip(range(count), epoch_iterator, strict=False)]
+        micro_steps = range(shape.accumulation_at(self.state.global_step))
+        batches = [batch for _, batch in zip(micro_steps, epoch_iterator, strict=False)]
         self.data_seconds += time.perf_counter() - start
         for batch in batches:
             if isinstance(batch, WikiLLMError):  # what a loader process met
@@ -166,6 +166,7 @@ class WikiTrainer(Trainer):
         return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
+        """HF's count, of all micro-batches of a step."""
         return sum(super(WikiTrainer, self).floating_point_ops(batch) for batch in inputs)
 
     def mean_z_loss(self, steps: int) -> float | None:

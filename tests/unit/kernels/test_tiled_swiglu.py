@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.kernels import reference
-from wikillm.kernels.dispatch import choose_mlp, tile_rows
+from wikillm.kernels.dispatch import choose_tiled_mlp, tile_rows
 from wikillm.kernels.tiled_swiglu import tiled_swiglu
 from wikillm.plan import memory
 
@@ -72,6 +72,6 @@ def test_nothing_as_wide_as_the_intermediate_waits_for_the_backward() -> None:
 
 @given(st.integers(1, 300_000), st.integers(64, 40_000), st.sampled_from(["cpu", "cuda"]))
 def test_the_planner_counts_the_rows_that_are_taken(rows: int, width: int, device: str) -> None:
-    taken = choose_mlp("tiled", rows=rows, intermediate=width, device_type=device)
+    taken = choose_tiled_mlp(rows=rows, intermediate=width, device_type=device)
     assert memory.tile_rows(rows, width, device) == min(rows, tile_rows(rows, width, device))  # type: ignore[arg-type]
     assert str(taken).startswith("tiled, ")

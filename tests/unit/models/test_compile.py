@@ -12,6 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCau
 
 from wikillm.models.compile import compile_layers, compiled_graphs, restore_layers
 from wikillm.models.patch import patch_loss
+from wikillm.models.tiled_mlp import tile_mlp
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -47,11 +48,13 @@ def gradients(model: Any, tokens: torch.Tensor) -> tuple[float, list[torch.Tenso
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
-def test_one_graph_for_all_layers_and_the_same_numbers(architecture: str, checkpointing: bool) -> None:
+@pytest.mark.parametrize(("architecture", "is_tiled"), [("qwen2", False), ("qwen3", False), ("qwen2", True)])
+def test_one_graph_for_all_layers_and_the_same_numbers(architecture: str, is_tiled: bool, checkpointing: bool) -> None:
     stock = build(architecture)
     ours = copy.deepcopy(stock)
     patch_loss(ours, rows=16, device_type="cpu")
+    if is_tiled:
+        tile_mlp(ours, rows=16, device_type="cpu")
     if checkpointing:
         ours.gradient_checkpointing_enable({"use_reentrant": False})
         ours.train(), stock.train()

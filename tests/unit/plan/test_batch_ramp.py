@@ -56,9 +56,13 @@ def test_a_run_that_ends_within_its_ramp_says_so() -> None:
 @pytest.mark.parametrize(
     ("words", "what", "fix"),
     [
-        (RAMP[:1], "needs train.batch_ramp_tokens as well", "train.batch_ramp_from and"),
-        (RAMP[1:], "needs train.batch_ramp_from as well", "train.batch_ramp_from and"),
-        ([*RAMP, "train.global_batch_tokens=null"], "ends at train.global_batch_tokens, which is not set", "set it"),
+        (RAMP[:1], "needs train.batch_ramp_tokens as well", "set both, or neither"),
+        (RAMP[1:], "needs train.batch_ramp_from as well", "set both, or neither"),
+        (
+            [*RAMP, "train.global_batch_tokens=null"],
+            "ends at train.global_batch_tokens, which is not set",
+            "train.global_batch_tokens=8192",
+        ),
         ([f"train.batch_ramp_from={24 * LENGTH}", RAMP[1]], "does not double to", "one of: 1024, 2048, 4096"),
         ([f"train.batch_ramp_from={64 * LENGTH}", RAMP[1]], "does not double to", "one of: 1024, 2048, 4096"),
     ],
