@@ -176,3 +176,21 @@ def train_noting_reductions(words: list[str], options: dict[str, Any]) -> dict[s
 
     WikiTrainer._micro_step = noting  # type: ignore[method-assign]
     return train(words, **options) | {"reductions": noted}
+
+
+def train_counting_gathers(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """`train` under ZeRO-3 that counts how often weights are gathered, by their shape."""
+    from collections import Counter
+
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+
+    gathers: Counter[str] = Counter()
+    name = "_PartitionedParameterCoordinator__all_gather_params"
+    gather = getattr(Coordinator, name)
+
+    def counting(self: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+        gathers.update(str(tuple(param.ds_shape)) for param in params)
+        return gather(self, params, *args, **kwargs)
+
+    setattr(Coordinator, name, counting)
+    return train(words, **options) | {"gathers": dict(gathers)}
