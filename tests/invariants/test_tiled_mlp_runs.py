@@ -34,7 +34,7 @@ def test_equal_losses(recipe: str | None, checkpointing: str, words: Any, stock:
 def test_zero3_gathers_no_weight_more_often(words: Any, tmp_path: Path) -> None:
     counted = {}
     for kernel in ("stock", "tiled"):
-        more = (f"train.mlp_kernel={kernel}", TILED[1], "train.max_steps=2")
+        more = (f"train.mlp_kernel={kernel}", TILED[1], "train.max_steps=3")
         results = run_ranks(train_counting_gathers, 2, words(tmp_path / kernel, *more), {"deepspeed": "zero3"})
         assert all(result["code"] == 0 for result in results), [result["message"] for result in results]
         counted[kernel] = results[0]["gathers"]
