@@ -23,8 +23,8 @@ LossKernel = Literal["auto", "chunked", "triton", "stock"]
 # rows took the same time within the noise (docs/measurements/2026-11-23-cpu.md). On GPUs 2k to 8k rows keep the
 # products large while 4,096 rows of 151,936 are 1.2 GB in bf16: an estimate, not measured yet.
 _CHUNKS = {"cpu": (80_000_000, 256, 1024), "cuda": (640_000_000, 2048, 8192)}
-# The same for one of the four chunks of intermediate activations of the tiled SwiGLU. On CPU 1,024 and 2,048 rows differed by
-# less than 10 % (docs/measurements/2026-11-24-tiled-mlp.md); for GPUs an estimate: 160 MB each in 16 bit, 4,096 rows at 7B.
+# The same for one of the four chunks of intermediate activations of the tiled SwiGLU. On CPU the CPU time of 512
+# to 2,048 rows was within 3 % (docs/measurements/2026-11-24-tiled-mlp.md); for GPUs an estimate: 160 MB each in 16 bit, 4,096 rows at 7B.
 _TILES = {"cpu": (2_097_152, 256, 2048), "cuda": (80_000_000, 2048, 8192)}
 
 Loss = Callable[..., torch.Tensor]  # (hidden_NH, weight_VH, labels_N, *, chunk_rows, count, ...) -> scalar
