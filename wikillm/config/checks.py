@@ -23,6 +23,7 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     _check_lengths(config, origins, problems)
     _check_schedule(config.train, origins, problems)
     _check_document_mask(config, origins, problems)
+    _check_sequence_parallel(config, origins, problems)
     check_mixture(config.data, origins, problems)
     _check_muon(config.train, origins, problems)
     check_batch_ramp(config.train, origins, problems)
@@ -92,6 +93,35 @@ def _check_document_mask(config: RunConfig, origins: Mapping[str, Origin], probl
         what = "Flash attention with a document mask gets another number of lengths in every batch: each would compile anew."
         got = where_of(origins, "train.document_mask", "model.attn_implementation", "train.compile")
         problems.add(what, got=got, fix="train.compile=off, or model.attn_implementation=sdpa")
+
+
+def ranks_that_can_share(model: ModelSection) -> list[int]:
+    """Sizes of a group of ranks in which each has equally many query heads, and the key heads that go with them."""
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    return [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+
+
+def _check_sequence_parallel(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) -> None:
+    """Equal stretches of a sequence, and for each rank of a group equally many heads of its own."""
+    size, key = config.train.sequence_parallel_size, "train.sequence_parallel_size"
+    if size == 1:
+        return
+    heads, kv_heads = config.model.num_attention_heads, config.model.num_key_value_heads
+    if size not in (legal := ranks_that_can_share(config.model)):
+        problems.add(
+            f"{heads} query and {kv_heads} key heads cannot be shared out over {size} ranks.",
+            got=where_of(origins, key, "model.num_attention_heads", "model.num_key_value_heads"),
+            fix=f"{key}, one of: {', '.join(map(str, legal))}",
+        )
+    if config.train.sequence_length % size:
+        longer = -(-config.train.sequence_length // size) * size
+        what = f"sequence_length={config.train.sequence_length} cannot be split over {size} ranks."
+        got = where_of(origins, key, "train.sequence_length")
+        problems.add(what, got=got, fix=f"train.sequence_length={longer}")
+    if (kernel := config.model.attn_implementation) not in ("sdpa", "flash_attention_2"):
+        what = f"Sequence parallelism was built for sdpa and flash_attention_2, not for {kernel}."
+        got = where_of(origins, key, "model.attn_implementation")
+        problems.add(what, got=got, fix="model.attn_implementation=sdpa")
 
 
 def _check_muon(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:

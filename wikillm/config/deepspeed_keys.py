@@ -159,7 +159,7 @@ WITHOUT_EFFECT: Mapping[str, str] = {
     "expert_parallel": "the models here have no experts",
     "hybrid_engine": "it serves reinforcement learning, not pretraining",
     "pipeline": "it needs a PipelineModule, and Hugging Face models are none",
-    "sequence_parallel_size": "the batch and the data order here know data parallelism only",
+    "sequence_parallel_size": "sequences are shared without it; use train.sequence_parallel_size=N",
     "use_data_before_expert_parallelism": "the models here have no experts",
     "weight_quantization": "it belongs to inference",
 }

@@ -179,6 +179,8 @@ class ModelSection(Section):
 class TrainSection(Section):
     sequence_length: int = Field(default=512, ge=2)
     """Tokens per sequence (T)."""
+    sequence_parallel_size: int = Field(default=1, ge=1)
+    """Ranks that share each sequence (Ulysses, arXiv:2309.14509): memory for long sequences. Divides ranks, heads and T."""
     document_mask: Literal["on", "off"] = "off"
     """on: attention stays within documents, and positions begin anew with each; off: it sees the whole sequence."""
     global_batch_tokens: Count | None = None

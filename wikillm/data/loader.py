@@ -30,6 +30,9 @@ from wikillm.data.order import IGNORED, SampleOrder
 PADDING = -1  # a sample index that stands for "nothing": all its labels are ignored
 
 
+Batch = dict[str, Any]
+
+
 class Tokens(Protocol):
     """What the loader needs of a stream: `read(start, stop)` gives the token ids [start, stop)."""
 
@@ -52,7 +55,10 @@ class Order(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """How a global batch is cut up. Sizes in sequences; `accumulation` is that of a full batch, earlier ones by `ramp`."""
+    """How a global batch is cut up. Sizes in sequences; `accumulation` is that of a full batch, earlier ones by `ramp`.
+
+    Ranks that share sequences count as one: `world_size` is the number of groups then, `rank` that of this rank's group.
+    """
 
     micro_batch: int
     accumulation: int
@@ -89,6 +95,37 @@ class DocumentMask:
     with_lengths: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """The part of each sequence that a rank holds: the `index`-th of `size` equal ones."""
+
+    size: int
+    index: int
+
+    def of(self, batch: Batch) -> Batch:
+        """This part of a batch: B x T/size each, with `position_ids` in any case.
+
+        `sequence_parallel` tells the model so. What attention needs of whole sequences stays whole: flash attention's
+        lengths, and for other kernels `document_positions`, the B x T positions within documents.
+        """
+        whole_BT = batch["input_ids"]
+        part = whole_BT.shape[1] // self.size
+        columns = slice(self.index * part, (self.index + 1) * part)
+        positions_BT = batch.get("position_ids")
+        if positions_BT is None:
+            positions_BT = torch.arange(whole_BT.shape[1]).expand(whole_BT.shape)
+        elif "cu_seq_lens_q" not in batch:
+            batch = batch | {"document_positions": positions_BT}
+        labels = batch["labels"][:, columns].contiguous()
+        return batch | {
+            "input_ids": whole_BT[:, columns].contiguous(),
+            "labels": labels,
+            "shift_labels": labels,
+            "position_ids": positions_BT[:, columns].contiguous(),
+            "sequence_parallel": True,
+        }
+
+
 def document_mask(setting: str, attention: str, eos_id: int) -> DocumentMask | None:
     """The mask that `train.document_mask` asks for, for a model with Hugging Face's attention implementation `attention`."""
     if setting == "off":
@@ -96,20 +133,24 @@ def document_mask(setting: str, attention: str, eos_id: int) -> DocumentMask | N
     return DocumentMask(eos_id, with_lengths=attention.startswith("flash_attention"))
 
 
-Batch = dict[str, Any]
-
-
 class Samples(Dataset[Batch]):
     """Samples of a stream by index; asked for many at a time, it answers with a batch."""
 
-    def __init__(self, tokens: Tokens, order: Order, length: int, mask: DocumentMask | None = None) -> None:
-        self.tokens, self.order, self.length, self.mask = tokens, order, length, mask
+    def __init__(
+        self,
+        tokens: Tokens,
+        order: Order,
+        length: int,
+        mask: DocumentMask | None = None,
+        stretch: Stretch | None = None,
+    ) -> None:
+        self.tokens, self.order, self.length, self.mask, self.stretch = tokens, order, length, mask, stretch
 
     def __len__(self) -> int:
         return self.length
 
     def __getitems__(self, indices: Sequence[int]) -> Batch | WikiLLMError:
-        """The batch of these samples, B x T each; `PADDING` gives a row without targets.
+        """The batch of these samples, B x T each or this rank's stretch; `PADDING` gives a row without targets.
 
         A loader process answers with the error instead: torch would wrap it in a text with its traceback.
         """
@@ -121,6 +162,10 @@ class Samples(Dataset[Batch]):
             return error
 
     def batch(self, indices: Sequence[int]) -> Batch:
+        whole = self._whole(indices)
+        return whole if self.stretch is None else self.stretch.of(whole)
+
+    def _whole(self, indices: Sequence[int]) -> Batch:
         wanted = np.asarray(indices, dtype=np.int64)
         shape = (len(wanted), self.order.sequence_length)
         inputs = np.zeros(shape, dtype=np.int64)
@@ -212,9 +257,10 @@ def train_loader(
     consumed_samples: int = 0,
     workers: int = 0,
     mask: DocumentMask | None = None,
+    stretch: Stretch | None = None,
 ) -> DataLoader[Any]:
     """Batches of this rank from optimizer step `first_step` (samples before `consumed_samples` are done) to the end."""
-    samples = Samples(tokens, order, shape.samples_between(0, total_steps), mask)
+    samples = Samples(tokens, order, shape.samples_between(0, total_steps), mask, stretch)
     batches = GlobalBatches(shape, total_steps, consumed_samples, first_step)
     return DataLoader(samples, batch_sampler=batches, collate_fn=as_is, num_workers=workers, **_options(workers))
 
@@ -228,6 +274,7 @@ def eval_loader(
     rank: int,
     max_tokens: int | None = None,
     mask: DocumentMask | None = None,
+    stretch: Stretch | None = None,
 ) -> DataLoader[Any]:
     """Batches of this rank over the stream, or over its first `max_tokens` targets rounded up to a sequence."""
     order = SampleOrder(tokens.n_tokens, sequence_length, seed=0, shuffle=False)
@@ -235,7 +282,8 @@ def eval_loader(
     if max_tokens is not None:
         count = min(count, -(-max_tokens // sequence_length))
     batches = EvalBatches(count, micro_batch, world_size, rank)
-    return DataLoader(Samples(tokens, order, count, mask), batch_sampler=batches, collate_fn=as_is, **_options(0))
+    samples = Samples(tokens, order, count, mask, stretch)
+    return DataLoader(samples, batch_sampler=batches, collate_fn=as_is, **_options(0))
 
 
 def _options(workers: int) -> dict[str, Any]:

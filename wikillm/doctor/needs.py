@@ -101,7 +101,7 @@ def hub_addresses() -> dict[str, str]:
 def needs_of(resolved: Resolved, *, nodes: int, slots: int, master: str = "") -> Needs:
     """Raises ConfigError when the run is wrong in itself; a batch that does not divide is one of the findings."""
     cfg = resolved.config
-    job = describe_job(resolved, ranks=1, gpu=find_gpu("h100"))
+    job = describe_job(resolved, ranks=cfg.train.sequence_parallel_size, gpu=find_gpu("h100"))
     host, traffic = _host_and_traffic(resolved, job, nodes, slots)
     return Needs(
         nodes=nodes,
@@ -142,12 +142,12 @@ def _host_and_traffic(resolved: Resolved, job: Job, nodes: int, slots: int) -> t
         ranks=nodes * slots,
         ranks_per_node=slots,
         micro=1,
-        accumulation=max(1, job.sequences // (nodes * slots)),
+        accumulation=max(1, job.sequences * job.sequence_parallel // (nodes * slots)),
         precision=job.precision,
         checkpointing=cfg.train.gradient_checkpointing,
     )
     host = host_bytes_per_rank(job.shape, setup) * slots
-    return host, communication_per_step(job.shape.parameters, setup).between_nodes
+    return host, communication_per_step(job.shape, setup).between_nodes
 
 
 def _batch_error(resolved: Resolved, ranks: int) -> str:

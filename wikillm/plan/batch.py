@@ -12,12 +12,16 @@ from wikillm.config.origin import where_of
 from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 
+SHARED = "train.sequence_parallel_size"
 _KEYS = ("train.global_batch_tokens", "train.per_device_train_batch_size", "train.sequence_length")
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One optimizer step: `micro` sequences x `accumulation` micro-steps x ranks = `sequences`; earlier ones by `ramp`."""
+    """One optimizer step: `micro` sequences x `accumulation` micro-steps x ranks = `sequences`; earlier ones by `ramp`.
+
+    Ranks that share sequences count as one.
+    """
 
     micro: int
     accumulation: int
@@ -26,67 +30,84 @@ class Batch:
     ramp: BatchRamp
 
 
+def sequence_groups(resolved: Resolved, world_size: int) -> int:
+    """Ranks, or groups of ranks, that train on different sequences. Raises ConfigError where a group is not full."""
+    size = resolved.config.train.sequence_parallel_size
+    if world_size % size == 0:
+        return world_size // size
+    legal = [n for n in range(2, world_size + 1) if world_size % n == 0]
+    fixes = [f"{SHARED}={max((n for n in legal if n <= size), default=1)}", f"a multiple of {size} ranks"]
+    raise ConfigError(
+        f"sequence_parallel_size={size} does not divide the {world_size} rank{'s' if world_size > 1 else ''}.",
+        got=f"set by {where_of(resolved.origins, SHARED)}",
+        fix="\nor ".join(fixes),
+    )
+
+
 def split_batch(resolved: Resolved, world_size: int) -> Batch:
     """Derive the accumulation. Raises ConfigError with the nearest legal values when it does not divide.
 
     Without `global_batch_tokens` and `gradient_accumulation_steps` there is no accumulation.
     """
-    train = resolved.config.train
+    train, groups = resolved.config.train, sequence_groups(resolved, world_size)
     micro, length = train.per_device_train_batch_size, train.sequence_length
     if train.global_batch_tokens is None:
         accumulation = train.gradient_accumulation_steps or 1
-        sequences = micro * accumulation * world_size
+        sequences = micro * accumulation * groups
         return Batch(micro, accumulation, sequences, sequences * length, BatchRamp(sequences))
-    step = micro * world_size * length
+    step = micro * groups * length
     accumulation, rest = divmod(train.global_batch_tokens, step)
     if rest:
-        raise _refusal(resolved, world_size, step)
-    sequences = accumulation * micro * world_size
-    return Batch(micro, accumulation, sequences, train.global_batch_tokens, split_ramp(resolved, world_size, micro))
+        raise _refusal(resolved, groups, step)
+    sequences = accumulation * micro * groups
+    return Batch(micro, accumulation, sequences, train.global_batch_tokens, split_ramp(resolved, groups, micro))
 
 
-def split_ramp(resolved: Resolved, world_size: int, micro: int) -> BatchRamp:
+def split_ramp(resolved: Resolved, groups: int, micro: int) -> BatchRamp:
     """The ramp of a batch that can be split. Raises ConfigError when its first batch cannot: the others are multiples."""
     train = resolved.config.train
     ramp = batch_ramp(train, (train.global_batch_tokens or 0) // train.sequence_length)
-    if not ramp.stages or (first := ramp.sequences_at(0)) % (micro * world_size) == 0:
+    if not ramp.stages or (first := ramp.sequences_at(0)) % (micro * groups) == 0:
         return ramp
-    fixes = [
-        f"{KEYS[0]}={size * train.sequence_length}" for _, size in ramp.stages if size % (micro * world_size) == 0
-    ][:1]
-    if first % world_size == 0:
-        smaller = max(size for size in range(1, micro) if first // world_size % size == 0)
+    fixes = [f"{KEYS[0]}={size * train.sequence_length}" for _, size in ramp.stages if size % (micro * groups) == 0][:1]
+    if first % groups == 0:
+        smaller = max(size for size in range(1, micro) if first // groups % size == 0)
         fixes.append(f"train.per_device_train_batch_size={smaller}, which keeps the ramp")
     raise ConfigError(
-        f"batch_ramp_from={train.batch_ramp_from} cannot be split over {world_size} ranks x {micro} sequences x "
+        f"batch_ramp_from={train.batch_ramp_from} cannot be split over {groups_named(resolved, groups)} x {micro} sequences x "
         f"{train.sequence_length} tokens.",
-        got=f"one micro-step is {micro * world_size * train.sequence_length} tokens\n"
+        got=f"one micro-step is {micro * groups * train.sequence_length} tokens\n"
         f"set by {where_of(resolved.origins, KEYS[0], *_KEYS[1:])}",
         fix="\nor ".join(fixes) or "fewer ranks, or no batch ramp",
     )
 
 
-def _refusal(resolved: Resolved, world_size: int, step: int) -> ConfigError:
+def _refusal(resolved: Resolved, groups: int, step: int) -> ConfigError:
     train = resolved.config.train
     wanted, micro, length = train.global_batch_tokens or 0, train.per_device_train_batch_size, train.sequence_length
     below = wanted // step * step
     legal = [value for value in (below, below + step) if value]
     nearest = min(legal, key=lambda value: (abs(value - wanted), -value))
     fixes = [f"train.global_batch_tokens={nearest}"]
-    if (smaller := _smaller_micro_batch(wanted, micro, length, world_size)) is not None:
+    if (smaller := _smaller_micro_batch(wanted, micro, length, groups)) is not None:
         fixes.append(f"or train.per_device_train_batch_size={smaller}, which keeps the batch")
-    ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
     return ConfigError(
-        f"global_batch_tokens={wanted} cannot be split over {ranks} x {micro} sequences x {length} tokens.",
+        f"global_batch_tokens={wanted} cannot be split over {groups_named(resolved, groups)} x {micro} sequences x {length} tokens.",
         got=f"one micro-step is {step} tokens; nearest legal values: {', '.join(map(str, legal))}\n"
         f"set by {where_of(resolved.origins, *_KEYS)}",
         fix="\n".join(fixes),
     )
 
 
-def _smaller_micro_batch(wanted: int, micro: int, length: int, world_size: int) -> int | None:
+def groups_named(resolved: Resolved, groups: int) -> str:
+    """`4 ranks`, or `2 groups of 2 ranks`."""
+    size, s = resolved.config.train.sequence_parallel_size, "s" if groups > 1 else ""
+    return f"{groups} rank{s}" if size == 1 else f"{groups} group{s} of {size} ranks"
+
+
+def _smaller_micro_batch(wanted: int, micro: int, length: int, groups: int) -> int | None:
     """The largest micro-batch below `micro` that divides the wanted batch as it is."""
-    per_rank, rest = divmod(wanted, length * world_size)
+    per_rank, rest = divmod(wanted, length * groups)
     if rest or per_rank == 0:
         return None
     return max((size for size in range(1, micro) if per_rank % size == 0), default=None)

@@ -8,9 +8,11 @@ Offload stands behind every way that fits without it, since the speed of hosts d
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from wikillm.config.checks import ranks_that_can_share
 from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_size
@@ -93,7 +95,8 @@ def choose(resolved: Resolved, job: Job, machine: Machine, mfu: float | None = N
         f"{resolved.config.model.preset} does not fit on {machine.nodes} x {machine.gpus_per_node} {machine.gpu.name}.",
         got=f"the least is {setup.recipe}, {setup.micro} sequence{'s' if setup.micro > 1 else ''} of "
         f"{job.shape.sequence_length} tokens"
-        f"{', checkpointing' if setup.checkpointing else ''}{', tiled MLP' if setup.tiled_mlp else ''}: "
+        f"{', checkpointing' if setup.checkpointing else ''}{', tiled MLP' if setup.tiled_mlp else ''}"
+        f"{f', sequences over {job.sequence_parallel} GPUs' if job.sequence_parallel > 1 else ''}: "
         f"{least.misfit}\n{_largest_parts(least.memory)}",
         fix="\nor ".join(fixes) if fixes else "a smaller model, or GPUs with more memory",
     )
@@ -120,13 +123,19 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
                 ranks=ranks,
                 ranks_per_node=machine.gpus_per_node,
                 micro=1,
-                accumulation=job.sequences // ranks,
+                accumulation=job.sequences // (ranks // job.sequence_parallel),
                 precision=job.precision,
                 checkpointing=checkpointing,
                 loss=job.loss,
                 device=machine.gpu.device,
             )
-            setup = replace(setup, muon=train.optimizer == "muon", ema=train.ema_decay > 0, tiled_mlp=job.tiled_mlp)
+            setup = replace(
+                setup,
+                muon=train.optimizer == "muon",
+                ema=train.ema_decay > 0,
+                tiled_mlp=job.tiled_mlp,
+                sequence_parallel=job.sequence_parallel,
+            )
             if "deepspeed.config" in pins or _goes_with_recipe(setup, job):
                 yield setup
 
@@ -143,11 +152,12 @@ def _best_micro(
     resolved: Resolved, job: Job, machine: Machine, setup: Setup, mfu: float | None, pins: frozenset[str]
 ) -> Choice:
     """The largest micro-batch that fits; the smallest one, with what it lacks, when none does."""
-    per_rank, at_first = job.sequences // machine.ranks, job.ramp.sequences_at(0) // machine.ranks
+    groups = machine.ranks // job.sequence_parallel
+    per_rank, at_first = job.sequences // groups, job.ramp.sequences_at(0) // groups
     if "train.per_device_train_batch_size" in pins:
         sizes = [resolved.config.train.per_device_train_batch_size]
     else:
-        most = max(1, MOST_MICRO_TOKENS // job.shape.sequence_length)
+        most = max(1, MOST_MICRO_TOKENS * job.sequence_parallel // job.shape.sequence_length)
         sizes = [size for size in range(min(most, at_first), 0, -1) if at_first % size == 0]
     choice = None
     for size in sizes:
@@ -160,7 +170,7 @@ def _best_micro(
 
 def _evaluate(job: Job, machine: Machine, setup: Setup, mfu: float | None) -> Choice:
     psi = job.shape.parameters
-    memory, traffic = memory_per_rank(job.shape, setup), communication_per_step(psi, setup)
+    memory, traffic = memory_per_rank(job.shape, setup), communication_per_step(job.shape, setup)
     host = host_bytes_per_rank(job.shape, setup) * setup.ranks_per_node
     time = step_time(
         job.shape,
@@ -195,16 +205,28 @@ def _largest_parts(memory: Memory) -> str:
     return "largest parts: " + ", ".join(f"{name} {format_size(size)}" for name, size in parts)
 
 
+def _leaner(job: Job, machine: Machine) -> Iterator[Job]:
+    """The same sequences with less memory per rank: MLPs in chunks, then also shared by more and more ranks of a node."""
+    yield replace(job, tiled_mlp=True)
+    for size in ranks_that_can_share(job.shape.model):
+        divides = machine.gpus_per_node % size == 0 and job.shape.sequence_length % size == 0
+        if size > job.sequence_parallel and size % job.sequence_parallel == 0 and divides:
+            yield replace(job, tiled_mlp=True, sequence_parallel=size)
+
+
 def _what_would_fit(resolved: Resolved, job: Job, machine: Machine, mfu: float | None) -> Iterator[str]:
     """Other settings here; else more GPUs of the same kind, the next larger kind, more host memory. All are tried."""
     free = rank_choices(resolved, job, machine, mfu, keep_pins=False)[0]
-    tiled = rank_choices(resolved, replace(job, tiled_mlp=True), machine, mfu, keep_pins=False)[0]
-    if found := next((choice for choice in (free, tiled) if choice.fits), None):
+    others = (rank_choices(resolved, other, machine, mfu, keep_pins=False)[0] for other in _leaner(job, machine))
+    if found := next((choice for choice in itertools.chain([free], others) if choice.fits), None):
         setup = found.setup
-        yield (
-            f"--deepspeed {setup.recipe} train.per_device_train_batch_size={setup.micro} "
-            f"train.gradient_checkpointing={str(setup.checkpointing).lower()}"
-            f"{'' if found is free else ' train.mlp_kernel=tiled'}"
+        yield " ".join(
+            [
+                f"--deepspeed {setup.recipe} train.per_device_train_batch_size={setup.micro}",
+                f"train.gradient_checkpointing={str(setup.checkpointing).lower()}",
+                *(["train.mlp_kernel=tiled"] if setup.tiled_mlp else []),
+                *([f"train.sequence_parallel_size={size}"] if (size := setup.sequence_parallel) > 1 else []),
+            ]
         )
         return
 

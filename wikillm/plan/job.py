@@ -13,7 +13,7 @@ from wikillm.config.origin import where_of
 from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_count
-from wikillm.plan.batch import Batch, split_batch, split_ramp
+from wikillm.plan.batch import Batch, groups_named, sequence_groups, split_batch, split_ramp
 from wikillm.plan.flops import flops_per_token
 from wikillm.plan.gpus import Gpu
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup
@@ -43,6 +43,7 @@ class Job:
     precision: Precision
     loss: Loss
     tiled_mlp: bool
+    sequence_parallel: int
     notes: tuple[str, ...]
 
 
@@ -83,6 +84,7 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
         precision=precision,
         loss="stock" if train.loss_kernel == "stock" else "chunked",
         tiled_mlp=train.mlp_kernel == "tiled",
+        sequence_parallel=train.sequence_parallel_size,
         notes=tuple(note for note in (vocab_note, tokens_note, warmup_note, ramp_note) if note is not None),
     )
 
@@ -108,17 +110,18 @@ def _batch(resolved: Resolved, ranks: int) -> Batch:
     train = resolved.config.train
     if train.global_batch_tokens is None or is_pinned(resolved, "train.per_device_train_batch_size"):
         return split_batch(resolved, ranks)
-    step = ranks * train.sequence_length
+    groups = sequence_groups(resolved, ranks)
+    step = groups * train.sequence_length
     accumulation, rest = divmod(train.global_batch_tokens, step)
     if not rest:
-        ramp = split_ramp(resolved, ranks, 1)
-        return Batch(1, accumulation, accumulation * ranks, train.global_batch_tokens, ramp)
+        ramp = split_ramp(resolved, groups, 1)
+        return Batch(1, accumulation, accumulation * groups, train.global_batch_tokens, ramp)
     below = train.global_batch_tokens // step * step
     legal = [value for value in (below, below + step) if value]
     raise ConfigError(
-        f"global_batch_tokens={train.global_batch_tokens} cannot be split over {ranks} ranks of "
+        f"global_batch_tokens={train.global_batch_tokens} cannot be split over {groups_named(resolved, groups)} x "
         f"{train.sequence_length}-token sequences.",
-        got=f"one sequence per rank is {step} tokens; nearest legal values: {', '.join(map(str, legal))}\n"
+        got=f"one sequence each is {step} tokens; nearest legal values: {', '.join(map(str, legal))}\n"
         f"set by {where_of(resolved.origins, 'train.global_batch_tokens', 'train.sequence_length')}",
         fix=f"train.global_batch_tokens={legal[-1]}, or fewer GPUs",
     )

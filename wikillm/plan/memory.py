@@ -35,7 +35,7 @@ def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
     """The peak of one rank, in bytes. On a CPU by formulas that were fitted to measurements (`memory_cpu`)."""
     weights, gradients, optimizer = _states(shape.parameters, setup)
     optimizer += _muon_saves(shape, setup) + (4 * -(-shape.parameters // setup.ranks) if setup.ema else 0)
-    tokens = setup.micro * shape.sequence_length
+    tokens = setup.tokens(shape)
     activations = tokens * activation_bytes_per_token(shape, setup) + (
         tile_bytes(shape, setup) if setup.tiled_mlp else 0
     )
@@ -59,7 +59,7 @@ def loss_bytes(shape: Shape, setup: Setup) -> int:
     softmax and its narrow copy (8 bytes in 16 bit, 4 in fp32), the head's gradient in fp32 (4 V h), of which the
     backward makes a narrow copy (2 V h) when the chunk is gone, and the gradient of the hidden states.
     """
-    tokens, vocab, h = setup.micro * shape.sequence_length, shape.vocab_size, shape.model.hidden_size
+    tokens, vocab, h = setup.tokens(shape), shape.vocab_size, shape.model.hidden_size
     if setup.loss == "stock":
         return tokens * vocab * STOCK_LOGIT_BYTES[setup.precision]
     width = setup.bytes_per_weight
@@ -89,13 +89,16 @@ def activation_bytes_per_token(shape: Shape, setup: Setup) -> int:
     its fp32 input (4h), the normalised (2h) and the scaled vector (2h); q and k twice before and once after rotation,
     v, the attention's output, one fp32 statistic per head; four vectors of the SwiGLU. In all
     16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing: one vector per layer (2h) and one layer in full. The tiled MLP
-    keeps none of the 8 f: its input is the scaled vector.
+    keeps none of the 8 f: its input is the scaled vector. Where R ranks share sequences, attention's output exists once more
+    (2 H d), and of fewer key heads than ranks the copies (4 (R / K - 1) K d); the exchanged q, k, v replace the rotated.
     """
     model = shape.model
     h, d, f = model.hidden_size, head_width(model), model.intermediate_size
     heads, kv_heads, layers = model.num_attention_heads, model.num_key_value_heads, model.num_hidden_layers
     scale = setup.bytes_per_weight // 2
     layer = scale * (16 * h + 8 * heads * d + 8 * kv_heads * d + (0 if setup.tiled_mlp else 8 * f)) + 4 * heads
+    if (ranks := setup.sequence_parallel) > 1:
+        layer += scale * (2 * heads * d + 4 * max(0, ranks - kv_heads) * d)
     return layers * 2 * scale * h + layer if setup.checkpointing else layers * layer
 
 
@@ -105,7 +108,7 @@ def tile_bytes(shape: Shape, setup: Setup) -> int:
     Four chunks of C x f, the fp32 sums of the three weights' gradients (12 h f), in 16 bit a chunk's product beside them (4 h f).
     """
     h, f, width = shape.model.hidden_size, shape.model.intermediate_size, setup.bytes_per_weight
-    rows = tile_rows(setup.micro * shape.sequence_length, f, setup.device)
+    rows = tile_rows(setup.tokens(shape), f, setup.device)
     return 4 * rows * f * width + (12 if setup.precision == "fp32" else 16) * h * f
 
 

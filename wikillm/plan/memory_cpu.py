@@ -30,7 +30,7 @@ CHUNK_LOGITS = (80_000_000, 256, 1024)
 def memory_on_cpu(shape: Shape, setup: Setup, activations: int) -> Memory:
     """The peak of one rank. `activations`: bytes that the forward pass keeps, without the repeated keys and values."""
     psi, n, model = shape.parameters, setup.ranks, shape.model
-    share, tokens = -(-psi // n), setup.micro * shape.sequence_length
+    share, tokens = -(-psi // n), setup.tokens(shape)
     has_deepspeed = setup.recipe != "ddp"
     weights, gradients, optimizer = 4 * psi, 4 * psi, 8 * psi
     buckets = 4 * psi if n > 1 else 0

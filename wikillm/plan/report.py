@@ -69,6 +69,7 @@ def to_json(
         "sequence_length": job.shape.sequence_length,
         "loss_kernel": job.loss,
         "mlp_kernel": "tiled" if job.tiled_mlp else "stock",
+        "sequence_parallel_size": job.sequence_parallel,
         "gpu": machine.gpu.name,
         "nodes": machine.nodes,
         "gpus_per_node": machine.gpus_per_node,
@@ -120,7 +121,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"{format_size(plan['gpu_memory_bytes'])} each; host memory {format_size(plan['host_memory_bytes'])} per node",
         f"batch      {format_count(plan['global_batch_tokens'])} tokens: micro-batch "
         f"{best['per_device_train_batch_size']} x accumulation {best['gradient_accumulation_steps']} x "
-        f"{plan['nodes'] * plan['gpus_per_node']} ranks x T={plan['sequence_length']}",
+        f"{_ranks(plan)} x T={plan['sequence_length']}",
         f"steps      {plan['max_steps']:,} ({plan['warmup_steps']:,} warm-up), {format_count(plan['total_tokens'])} tokens",
         f"lr at step {rates}",
         f"disk       checkpoint {format_size(disk['checkpoint'])}, at most {format_size(disk['checkpoints_kept'])}; "
@@ -132,7 +133,8 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"{best['precision']}{', tiled MLP' if plan['mlp_kernel'] == 'tiled' else ''}",
         *_memory_lines(memory, plan["gpu_memory_bytes"]),
         f"traffic    per GPU and step: {format_size(traffic['inside_node'])} inside the node, "
-        f"{format_size(traffic['between_nodes'])} between nodes, {format_size(traffic['host'])} to the host",
+        f"{format_size(traffic['between_nodes'])} between nodes, {format_size(traffic['host'])} to the host"
+        + (f", {format_size(traffic['sequences'])} for shared sequences" if traffic["sequences"] else ""),
         f"step       {format_seconds(seconds['total'])}: compute {format_seconds(seconds['compute'])} "
         f"(assumed MFU {plan['assumed_mfu']:.0%}), waiting for traffic {format_seconds(seconds['exposed'])}, "
         f"host {format_seconds(seconds['host'])}",
@@ -142,6 +144,12 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"these are {plan['basis']}",
         f"take it    {' '.join(plan['arguments'])}",
     ]
+
+
+def _ranks(plan: dict[str, Any]) -> str:
+    ranks, size = plan["nodes"] * plan["gpus_per_node"], plan["sequence_parallel_size"]
+    groups = ranks // size
+    return f"{ranks} ranks" if size == 1 else f"{groups} group{'s' if groups > 1 else ''} of {size} ranks"
 
 
 def _memory_lines(memory: dict[str, int], available: int) -> list[str]:

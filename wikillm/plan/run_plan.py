@@ -29,6 +29,7 @@ class Plan:
     micro_batch: int
     accumulation: int
     world_size: int
+    sequence_parallel_size: int  # ranks that share a sequence
     sequence_length: int
     global_batch_sequences: int
     global_batch_tokens: int
@@ -38,6 +39,16 @@ class Plan:
     total_tokens: int
     epochs: float | None  # passes over the training data until the last step; None where its size is not known yet
     notes: tuple[str, ...]  # what was adjusted, one sentence each, for the user
+
+    @property
+    def sequence_groups(self) -> int:
+        """Ranks, or groups of ranks, that train on different sequences."""
+        return self.world_size // self.sequence_parallel_size
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of a rank's micro-step."""
+        return self.micro_batch * self.sequence_length // self.sequence_parallel_size
 
     def to_json(self) -> dict[str, Any]:
         """For RUN/plan.json."""
@@ -84,6 +95,7 @@ def make_plan(
         micro_batch=batch.micro,
         accumulation=batch.accumulation,
         world_size=world_size,
+        sequence_parallel_size=train.sequence_parallel_size,
         sequence_length=train.sequence_length,
         global_batch_sequences=batch.sequences,
         global_batch_tokens=batch.tokens,

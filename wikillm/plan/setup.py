@@ -34,7 +34,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """`ranks` GPUs in nodes of `ranks_per_node`; a step is `accumulation` micro-steps of `micro` sequences per rank."""
+    """`ranks` GPUs in nodes of `ranks_per_node`; a step is `accumulation` micro-steps of `micro` sequences per rank.
+
+    Of those sequences a rank holds 1 / `sequence_parallel`, where so many ranks share them.
+    """
 
     recipe: str
     stage: int
@@ -56,10 +59,15 @@ class Setup:
     muon: bool = False
     ema: bool = False
     tiled_mlp: bool = False  # intermediate activations in chunks, computed again in the backward pass
+    sequence_parallel: int = 1
 
     @property
     def bytes_per_weight(self) -> int:
         return 4 if self.precision == "fp32" else 2
+
+    def tokens(self, shape: Shape) -> int:
+        """Tokens of a rank's micro-step."""
+        return self.micro * shape.sequence_length // self.sequence_parallel
 
     @property
     def nodes(self) -> int:

@@ -4,7 +4,8 @@
 
 `compute` is FLOPs / (peak x MFU), times 4/3 under checkpointing, which runs the forward pass twice (Korthikanti et
 al., arXiv 2205.05198); the tiled MLP computes two of its three products once more. Gradients of stages 0-1 travel beside the last backward pass, those of stage 2 beside every
-one (2/3 of a micro-step); ZeRO-3 gathers beside everything. Nothing here was measured.
+one (2/3 of a micro-step); ZeRO-3 gathers beside everything. The exchange of heads for
+positions, where ranks share sequences, is waited for. Nothing here was measured.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def step_time(
     shape: Shape, setup: Setup, traffic: Communication, gpu: Gpu, *, flops_per_token: float, mfu: float
 ) -> StepTime:
     """Seconds of one optimizer step over all its micro-steps."""
-    tokens = setup.micro * setup.accumulation * shape.sequence_length
+    tokens = setup.accumulation * setup.tokens(shape)
     cost = CHECKPOINTING_COST if setup.checkpointing else 1.0
     no_tensor_cores = setup.precision == "fp32" and gpu.device == "cuda"  # an eighth to a sixteenth
     reached = gpu.peak / (8 if no_tensor_cores else 1) * mfu
@@ -69,4 +70,6 @@ def step_time(
     host = traffic.host / gpu.host_link
     if setup.offload_optimizer:
         host += 28 * (shape.parameters / setup.ranks) / CPU_ADAM_BYTES_PER_SECOND
-    return StepTime(compute, max(0.0, sent - hidden), host)
+    shared_link = gpu.inside_node if setup.sequence_parallel <= setup.ranks_per_node else gpu.between_nodes
+    exchange = traffic.sequences / shared_link
+    return StepTime(compute, max(0.0, sent - hidden) + exchange, host)

@@ -17,7 +17,7 @@ from wikillm.core.errors import StoppedError
 from wikillm.core.log import say
 from wikillm.core.world import World
 from wikillm.data.growing import GrowingOrder, order_of
-from wikillm.data.loader import BatchShape, Order, document_mask
+from wikillm.data.loader import BatchShape, Order, Stretch, document_mask
 from wikillm.data.mixture import SourceUse
 from wikillm.data.order import SampleOrder
 from wikillm.data.packing import PackedOrder
@@ -240,15 +240,19 @@ class Job:
     def _data(self) -> RunData:
         plan, cfg, store = self.plan, self.resolved.config, self.store
         order = order_of(store, plan.sequence_length, cfg.run.seed, cfg.data.window_shards, cfg.data.packing)
+        shared, rank = plan.sequence_parallel_size, self.world.rank
         return RunData(
             train=store.train,
             val=held_out_streams(store, cfg.train.max_eval_tokens),
             order=order,
-            shape=BatchShape(plan.micro_batch, plan.accumulation, plan.world_size, self.world.rank, plan.batch_ramp),
+            shape=BatchShape(
+                plan.micro_batch, plan.accumulation, plan.sequence_groups, rank // shared, plan.batch_ramp
+            ),
             max_eval_tokens=cfg.train.max_eval_tokens,
             eval_micro_batch=cfg.train.per_device_eval_batch_size or plan.micro_batch,
             workers=cfg.train.dataloader_num_workers,
             mask=document_mask(cfg.train.document_mask, cfg.model.attn_implementation, store.manifest.tokenizer.eos_id),
+            stretch=Stretch(shared, rank % shared) if shared > 1 else None,
             wait_for=Supply(order, self.group, self.signals, self._refuse_small_corpus).wait_for
             if isinstance(order, GrowingOrder)
             else lambda stop: None,

@@ -59,6 +59,7 @@ def record_outcome(
             "sequence_length": plan.sequence_length,
             "vocab_size": plan.vocab_size,
             "mlp_kernel": resolved.config.train.mlp_kernel,
+            "sequence_parallel_size": plan.sequence_parallel_size,
             "gradient_checkpointing": resolved.config.train.gradient_checkpointing,
         },
         "predicted": {
@@ -98,12 +99,15 @@ def _setup(resolved: Resolved, plan: Plan, engine: Engine, world: World, *, on_g
         "loss": "stock" if cfg.train.loss_kernel == "stock" else "chunked",
         "device": "cuda" if on_gpu else "cpu",
     }
-    tiled = cfg.train.mlp_kernel == "tiled"
+    more: dict[str, Any] = {
+        "tiled_mlp": cfg.train.mlp_kernel == "tiled",
+        "sequence_parallel": plan.sequence_parallel_size,
+    }
     if cfg.deepspeed.config is None:
-        return Setup(recipe="ddp", stage=0, **given, tiled_mlp=tiled)
+        return Setup(recipe="ddp", stage=0, **given, **more)
     try:
         found = setup_from_recipe(cfg.deepspeed.config, hidden_size=cfg.model.hidden_size, **given)
-        return replace(found, tiled_mlp=tiled)
+        return replace(found, **more)
     except ConfigError:
         return None
 
@@ -119,7 +123,7 @@ def _speed(resolved: Resolved, plan: Plan, setup: Setup, world: World, device: s
         gpu = apply_calibration(gpu, known, device) if gpu else None
     if gpu is None:
         return None
-    traffic = communication_per_step(plan.parameters, setup)
+    traffic = communication_per_step(_shape(resolved, plan), setup)
     mfu = default_mfu(plan.parameters, setup.loss, gpu)
     time = step_time(_shape(resolved, plan), setup, traffic, gpu, flops_per_token=plan.flops_per_token, mfu=mfu)
     return plan.global_batch_tokens / time.total

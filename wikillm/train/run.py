@@ -17,6 +17,7 @@ from wikillm.data.growing import epoch_sizes
 from wikillm.models.build import build_model
 from wikillm.models.compile import compile_layers
 from wikillm.models.patch import LOSS, patch_loss
+from wikillm.models.sequence_parallel import split_sequences
 from wikillm.models.tiled_mlp import MLP, tile_mlp
 from wikillm.models.z_loss import ZLoss
 from wikillm.observe.peak import PeakMemory
@@ -93,14 +94,18 @@ def _pretrain(
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
         board.enter("model")
         model = build_model(cfg.model, plan.vocab_size, args, eos_id=store.manifest.tokenizer.eos_id, seed=cfg.run.seed)
-        rows = plan.micro_batch * plan.sequence_length
+        rows, shared = plan.micro_batch_tokens, plan.sequence_parallel_size
         z_loss = ZLoss(cfg.train.z_loss) if cfg.train.z_loss else None
         choice = patch_loss(model, cfg.train.loss_kernel, rows=rows, device_type=args.device.type, z_loss=z_loss)
         say(f"kernels    {LOSS}: {choice}")
         if cfg.train.mlp_kernel == "tiled":
             say(f"kernels    {MLP}: {tile_mlp(model, rows=rows, device_type=args.device.type)}")
+        if shared > 1:
+            say(f"attention  {split_sequences(model, shared)}")
         if cfg.train.compile == "layers":
-            batches = {(size, plan.sequence_length) for size in (plan.micro_batch, args.per_device_eval_batch_size)}
+            batches = {
+                (size, plan.sequence_length // shared) for size in (plan.micro_batch, args.per_device_eval_batch_size)
+            }
             say(f"compile    {compile_layers(model, batches)} layers, at the first step (about a minute)")
         job = Job(resolved, plan, engine, store, world, run, identity, group, signals, peak, board, z_loss)
         end.step = lambda: job.step

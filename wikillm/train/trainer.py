@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.loader import BatchShape, DocumentMask, Order, Tokens, eval_loader, train_loader
+from wikillm.data.loader import BatchShape, DocumentMask, Order, Stretch, Tokens, eval_loader, train_loader
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
 from wikillm.supervise.board import Board
@@ -48,6 +48,7 @@ class RunData:
     eval_micro_batch: int
     workers: int
     mask: DocumentMask | None = None
+    stretch: Stretch | None = None  # of each sequence, where ranks share them
     wait_for: Callable[[int], None] = lambda stop: None  # until the samples before `stop` stand (all ranks)
 
 
@@ -114,6 +115,7 @@ class WikiTrainer(Trainer):
             consumed_samples=self._consumed_before,
             workers=self.data.workers,
             mask=self.data.mask,
+            stretch=self.data.stretch,
         )
 
     def get_batch_samples(
@@ -146,7 +148,9 @@ class WikiTrainer(Trainer):
         What it returns is logged as the loss: the cross entropy of the global batch, without the z-loss.
         """
         if self.is_deepspeed_enabled and len(inputs) != model.gradient_accumulation_steps():
-            model.set_train_batch_size(self.data.shape.global_batch_at(self.state.global_step))
+            # DeepSpeed counts each rank's input as sequences of its own, also where they are stretches.
+            size = self.data.stretch.size if self.data.stretch else 1
+            model.set_train_batch_size(size * self.data.shape.global_batch_at(self.state.global_step))
         losses = []
         for number, batch in enumerate(inputs, start=1):
             is_last = number == len(inputs)
@@ -200,6 +204,7 @@ class WikiTrainer(Trainer):
             rank=self.data.shape.rank,
             max_tokens=self.data.max_eval_tokens,
             mask=self.data.mask,
+            stretch=self.data.stretch,
         )
         return held_out_loss(
             self.model_wrapped,

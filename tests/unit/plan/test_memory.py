@@ -123,15 +123,15 @@ def test_each_stage_takes_less_than_the_one_before() -> None:
     ("recipe", "elements"), [("zero0", 2), ("zero1", 2), ("zero2", 5), ("zero3", 12), ("zero2_offload", 5)]
 )
 def test_traffic_of_four_micro_steps(recipe: str, elements: int) -> None:
-    sent = communication_per_step(PSI_7B, setup(recipe))
+    sent = communication_per_step(SHAPE, setup(recipe))
     assert sent.inside_node == pytest.approx(2 * elements * PSI_7B * 7 / 8, rel=1e-9)
     assert sent.between_nodes == 0
     assert (sent.host > 0) == ("offload" in recipe)
 
 
 def test_one_rank_sends_nothing_and_zero3_plus_sends_little_between_nodes() -> None:
-    assert communication_per_step(PSI_7B, setup("zero0", 1)).inside_node == 0
-    plain, plus = (communication_per_step(PSI_7B, setup(name, 16)) for name in ("zero3", "zero3_plus"))
+    assert communication_per_step(SHAPE, setup("zero0", 1)).inside_node == 0
+    plain, plus = (communication_per_step(SHAPE, setup(name, 16)) for name in ("zero3", "zero3_plus"))
     assert plus.between_nodes == pytest.approx(plain.between_nodes / 4, rel=1e-6)
 
 
