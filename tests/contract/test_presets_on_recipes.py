@@ -12,7 +12,11 @@ from wikillm.plan.run_plan import make_plan
 
 RUNS = [(run, ()) for run in preset_names("runs")]
 MODELS = [(None, (f"model.preset={name}",)) for name in preset_names("models")]
-WORLDS = {"demo": (1, 2)}  # small on purpose; every other preset runs on one GPU and on eight
+WORLDS = {
+    "demo": (1, 2),  # small on purpose; every other preset runs on one GPU, or on the GPUs of a sequence, and on eight
+    "long-1.7b-32k": (2, 8),
+    "long-7b-128k": (4, 8),
+}
 QWEN2_LENGTH = 151_646
 TRAIN_TOKENS = 100_000_000_000
 
@@ -49,5 +53,5 @@ def test_plans(run: str | None, words: tuple[str, ...], recipe: str) -> None:
             has_gpu=True,
         )
         engine = resolve_deepspeed(read_deepspeed(recipe), facts)
-        assert plan.global_batch_sequences == plan.micro_batch * plan.accumulation * world
-        assert engine.json["train_batch_size"] == plan.global_batch_sequences
+        assert plan.global_batch_sequences == plan.micro_batch * plan.accumulation * plan.sequence_groups
+        assert engine.json["train_batch_size"] == plan.global_batch_sequences * plan.sequence_parallel_size

@@ -113,7 +113,7 @@ def _check_sequence_parallel(config: RunConfig, origins: Mapping[str, Origin], p
             got=where_of(origins, key, "model.num_attention_heads", "model.num_key_value_heads"),
             fix=f"{key}, one of: {', '.join(map(str, legal))}",
         )
-    if config.train.sequence_length % size:
+    elif config.train.sequence_length % size:
         longer = -(-config.train.sequence_length // size) * size
         what = f"sequence_length={config.train.sequence_length} cannot be split over {size} ranks."
         got = where_of(origins, key, "train.sequence_length")

@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wikillm.data.loader import PADDING, BatchShape, EvalBatches, Samples, eval_loader, train_loader
+from wikillm.data.loader import (
+    PADDING,
+    BatchShape,
+    DocumentMask,
+    EvalBatches,
+    Samples,
+    Stretch,
+    eval_loader,
+    train_loader,
+)
 from wikillm.data.order import IGNORED, SampleOrder, window_ends
 
 
@@ -164,3 +173,23 @@ def test_loader_processes_lose_and_repeat_nothing_when_a_run_is_stopped() -> Non
     seen = torch.cat(trained[: order.blocks_of_first_epoch])
     assert len(trained) == total * batch
     assert sorted(seen[seen != IGNORED].tolist()) == list(range(1001, 1000 + n))
+
+
+@pytest.mark.parametrize("mask", [None, DocumentMask(1050), DocumentMask(1050, with_lengths=True)])
+def test_the_stretches_of_a_batch_make_up_the_batch(mask: DocumentMask | None) -> None:
+    """Token 1050 ends a document, so one begins inside a stretch; positions are those of the whole sequence."""
+    tokens, order, wanted = Counting(101), SampleOrder(101, 20, seed=5), [0, 3, PADDING]
+    whole = Samples(tokens, order, 5, mask).batch(wanted)
+    parts = [Samples(tokens, order, 5, mask, Stretch(4, index)).batch(wanted) for index in range(4)]
+    for name in ("input_ids", "labels", "shift_labels"):
+        assert torch.equal(torch.cat([part[name] for part in parts], dim=1), whole[name])
+    positions = torch.cat([part["position_ids"] for part in parts], dim=1)
+    if mask is None:
+        assert torch.equal(positions, torch.arange(20).expand(3, 20))
+    else:
+        assert torch.equal(positions, whole["position_ids"]) and (positions[:, 1:] == 0).any()
+    for part in parts:
+        assert part["sequence_parallel"] is True and part["input_ids"].shape == (3, 5)
+        assert ("document_positions" in part) is (mask is not None and not mask.with_lengths)
+        if mask is not None and mask.with_lengths:
+            assert torch.equal(part["cu_seq_lens_q"], whole["cu_seq_lens_q"]), "lengths are of whole sequences"
