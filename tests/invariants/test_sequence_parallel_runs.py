@@ -31,7 +31,7 @@ def whole(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return run(1, words(tmp_path_factory.mktemp("whole") / "run"))
 
 
-@pytest.mark.parametrize("recipe", [None, "zero0", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("recipe", [None, "zero0", "zero3"])  # zero1 and zero2: below
 def test_two_ranks_that_share_sequences_equal_one(recipe: str | None, words: Any, whole: Any, tmp_path: Path) -> None:
     found = run(2, words(tmp_path / "run", SHARED), deepspeed=recipe)
     assert "sequences over 2 ranks (Ulysses)" in found["output"]
@@ -43,24 +43,33 @@ KEYS_REPEATED = ["model.architecture=qwen3", "model.num_key_value_heads=1", "tra
 LEAN = ["train.gradient_checkpointing=true", "train.mlp_kernel=tiled", "train.dataloader_num_workers=1"]
 
 
+@pytest.fixture(scope="module")
+def documents(words: Any, whole: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(1, words(tmp_path_factory.mktemp("documents") / "run", *KEYS_REPEATED))
+
+
 @pytest.mark.parametrize(("world", "recipe"), [(2, "zero3"), (4, "zero2")])
 def test_with_documents_repeated_keys_and_all_that_saves_memory(
-    world: int, recipe: str, words: Any, tmp_path: Path
+    world: int, recipe: str, words: Any, documents: dict[str, Any], tmp_path: Path
 ) -> None:
     """Qwen3 with one key head. Of four ranks, two groups read different sequences."""
     micro = f"train.per_device_train_batch_size={4 if world == 2 else 2}"
-    alone = run(1, words(tmp_path / "alone", *KEYS_REPEATED))
-    found = run(world, words(tmp_path / "shared", SHARED, micro, *KEYS_REPEATED, *LEAN), deepspeed=recipe)
-    assert_same(found, alone)
-    across = run(1, words(tmp_path / "across", *KEYS_REPEATED[:2]))
-    assert across["losses"][8] != pytest.approx(alone["losses"][8], rel=1e-4), "the mask has no effect here"
+    found = run(world, words(tmp_path / "run", SHARED, micro, *KEYS_REPEATED, *LEAN), deepspeed=recipe)
+    assert_same(found, documents)
 
 
-def test_compiled(words: Any, whole: Any, tmp_path: Path) -> None:
+def test_in_bf16_without_deepspeed(words: Any, documents: dict[str, Any], tmp_path: Path) -> None:
+    """Autocast, in which Qwen3's queries and keys are float32 and the values are not."""
+    found = run(2, words(tmp_path / "run", SHARED, "train.precision=bf16", *KEYS_REPEATED))
+    assert found["losses"] == pytest.approx(documents["losses"], rel=5e-3)
+    assert found["losses"] != pytest.approx(documents["losses"], rel=1e-6), "it ran in float32"
+
+
+def test_compiled(words: Any, whole: dict[str, Any], tmp_path: Path) -> None:
     assert_same(run(2, words(tmp_path / "run", SHARED, "train.compile=layers"), deepspeed="zero1"), whole)
 
 
-def test_a_run_may_share_its_sequences_after_a_resume(words: Any, whole: Any, tmp_path: Path) -> None:
+def test_a_run_may_share_its_sequences_after_a_resume(words: Any, whole: dict[str, Any], tmp_path: Path) -> None:
     stopped = run(2, words(tmp_path / "run"), deepspeed="zero2", signal_at=4, code=75)
     assert stopped["exit"]["step"] == 5
     found = run(2, words(tmp_path / "run", SHARED), deepspeed="zero2", resume="auto")

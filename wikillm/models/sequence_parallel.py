@@ -110,7 +110,13 @@ def _spanning(core: Callable[..., Any]) -> Callable[..., Any]:
         if (local := module.__dict__.get(_LOCAL)) is not None:
             local.training = module.training
         kwargs.pop("position_ids", None)  # of the stretch; flash attention would look for documents in them
-        whole = gather_positions(query_BHtd, key_BKtd, value_BKtd, group)
+        parts = (query_BHtd, key_BKtd, value_BKtd)
+        device_type = query_BHtd.device.type
+        if torch.is_autocast_enabled(
+            device_type
+        ):  # Qwen3's norms leave float32, which attention would cast after sending
+            parts = tuple(part.to(torch.get_autocast_dtype(device_type)) for part in parts)  # type: ignore[assignment]
+        whole = gather_positions(*parts, group)
         out_BThd, _ = core(local or module, *whole, attention_mask, **kwargs)
         return scatter_positions(out_BThd, group), None
 
