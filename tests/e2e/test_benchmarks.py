@@ -29,6 +29,17 @@ def test_kernels(repo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_losses(repo: Path, tmp_path: Path) -> None:
+    """Those that run on a CPU give one loss and one gradient; the others are named with the reason."""
+    found = benchmark(repo, tmp_path / "l.json", "losses.py", "--rows 96 --hidden 32 --vocab 700 --repeats 2")
+    (shape,) = found["shapes"].values()
+    assert {"stock", "chunked"} <= set(shape) and "triton" not in shape
+    for result in shape.values():
+        assert result["loss"] == pytest.approx(shape["stock"]["loss"], rel=1e-5)
+        assert max(result["gradients"]) < 1e-5 and len(result["wall"]) == 2 and result["peak"] > 0
+
+
+@pytest.mark.slow
 def test_all_contenders_train_the_same(repo: Path, tmp_path: Path) -> None:
     """Hugging Face's Trainer, two bare loops and WikiLLM: one model, one order of samples, one optimizer."""
     words = "--hidden 64 --layers 1 --vocab 512 --batch 2 --length 32 --steps 4 --warmup 1"

@@ -1,0 +1,183 @@
+"""Output projection and loss, the operation alone: ours beside torch's own, Liger's and stock; time, memory, gradients.
+
+`kernels.py` measures a loss inside a model; this compares those that could stand in it. Turns are interleaved in one process,
+each memory peak comes from a process of its own. What is not there (Liger, a GPU, a newer torch) is named and left out.
+
+    python benchmarks/losses.py                                        # 4,096 rows, h=256, V=151,936, float32, CPU
+    python benchmarks/losses.py --rows 2048 --hidden 896 --dtype bf16
+    python benchmarks/losses.py --gpu                                  # rows and widths of 120M to 7B in bf16
+    TRITON_INTERPRET=1 python benchmarks/losses.py --rows 32 --hidden 16 --vocab 64 --contenders stock liger liger-rows   # do they run
+"""
+
+# ruff: noqa: E402
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # instead of this folder: see kernels.py
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.record import circumstances, interleaved, paired_ratio, peak_bytes, report, run_in_fresh_process
+from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY, chunk_rows
+from wikillm.kernels.reference import linear_cross_entropy as stock
+
+CONTENDERS = {
+    "stock": "projection, float32 logits, cross entropy",
+    "torch": "F.linear_cross_entropy, its own chunks",
+    "torch-rows": "F.linear_cross_entropy, our rows per chunk, float32 sums",
+    "liger": "Liger, its default chunks",
+    "liger-rows": "Liger, our rows per chunk, float32 sums",
+    "chunked": "WikiLLM, chunked",
+    "triton": "WikiLLM, triton",
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+GPU_SHAPES = ((32_768, 512), (16_384, 896), (16_384, 1536), (8_192, 2048), (8_192, 3584))  # 120M, 0.5B, 1.5B, 3B, 7B
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rows", type=int, default=4096, help="tokens")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--vocab", type=int, default=151_936)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--gpu", action="store_true", help="the shapes of the presets, in bf16")
+    parser.add_argument("--contenders", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--out", type=Path, help="write everything as JSON")
+    parser.add_argument("--memory-of", choices=tuple(CONTENDERS), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def missing(name: str) -> str | None:
+    """Why a contender cannot run here."""
+    interprets = os.environ.get("TRITON_INTERPRET") == "1"
+    if name.startswith("torch") and not hasattr(F, "linear_cross_entropy"):
+        return f"not in torch {torch.__version__}"
+    if name.startswith("liger") and importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed"
+    if (name.startswith("liger") or name == "triton") and device() == "cpu" and not interprets:
+        return "needs a GPU"
+    return None
+
+
+def loss_of(name: str, rows: int, hidden: int, vocab: int) -> Loss:
+    """A function of (hidden_NH, weight_VH, labels_N): the mean cross entropy."""
+    ours = chunk_rows(rows, vocab, device())
+    if name == "stock":
+        return lambda x, w, labels: stock(x, w, labels, count=rows)
+    if name.startswith("torch"):
+        kept: Any = {"batch_chunk_size": ours, "chunking_method": None, "acc_policy": "accurate"}
+        options = torch.nn.LinearCrossEntropyOptions(**(kept if name == "torch-rows" else {}))
+        return lambda x, w, labels: F.linear_cross_entropy(x, w, labels, options=options)
+    if name in LINEAR_CROSS_ENTROPY:
+        function = LINEAR_CROSS_ENTROPY[name][0]
+        return lambda x, w, labels: function(x, w, labels, count=rows, chunk_rows=ours)
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
+
+    more: dict[str, Any] = {}
+    if name == "liger-rows":
+        # Its chunks are a power of two of at least rows / ceil(vocab / (constant x hidden)) rows.
+        more = {"accum_dtype": torch.float32, "chunk_mem_const": max(1, round(ours * vocab / (rows * hidden)))}
+
+    def liger(x: torch.Tensor, w: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        arguments = {"bias": None, "ce_weight": None, "ignore_index": -100, "lse_square_scale": 0.0}
+        arguments |= {"label_smoothing": 0.0, "reduction": "mean", "softcap": None, "return_z_loss": False}
+        rest = [more.get("accum_dtype"), False, False, False, None, None, *([more["chunk_mem_const"]] if more else [])]
+        found = Liger.apply(x, w, labels, *arguments.values(), *rest)
+        return found[0] if isinstance(found, tuple) else found
+
+    return liger
+
+
+def inputs(rows: int, hidden: int, vocab: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Values of the size that a trained model has: logits of a standard deviation of about 2."""
+    torch.manual_seed(0)
+    x = torch.randn(rows, hidden, dtype=torch.float32)
+    w = torch.randn(vocab, hidden, dtype=torch.float32) * 2 / hidden**0.5
+    labels = torch.randint(0, vocab, (rows,))
+    return x.to(device(), dtype).requires_grad_(), w.to(device(), dtype).requires_grad_(), labels.to(device())
+
+
+def step(loss: Loss, x: torch.Tensor, w: torch.Tensor, labels: torch.Tensor) -> float:
+    """Forward and backward with new gradients."""
+    x.grad = w.grad = None
+    value = loss(x, w, labels)
+    value.backward()
+    return float(value.detach())
+
+
+def measure(args: argparse.Namespace, rows: int, hidden: int) -> tuple[dict[str, Any], list[list[str]]]:
+    shape, names = (rows, hidden, args.vocab), [name for name in args.contenders if missing(name) is None]
+    words = [f"--rows={rows}", f"--hidden={hidden}", f"--vocab={args.vocab}", f"--dtype={args.dtype}"]
+    found: dict[str, Any] = {}
+    for name in names:
+        try:
+            found[name] = run_in_fresh_process([*words, f"--memory-of={name}"])
+        except SystemExit as error:  # out of memory, above all
+            found[name] = {"error": str(error).strip().splitlines()[-1]}
+    names = [name for name in names if "error" not in found[name]]
+    x, w, labels = inputs(*shape, DTYPES[args.dtype])
+    truth: tuple[torch.Tensor, torch.Tensor] | None = None
+    for name in names:  # the first run of each is its warm-up
+        found[name]["loss"] = step(loss_of(name, *shape), x, w, labels)
+        gradients = (x.grad.double(), w.grad.double())  # type: ignore[union-attr]
+        truth = truth or gradients
+        found[name]["gradients"] = [float((g - t).norm() / t.norm()) for g, t in zip(gradients, truth, strict=True)]
+    steps: dict[str, Callable[[], Any]] = {
+        name: (lambda loss=loss_of(name, *shape): step(loss, x, w, labels)) for name in names
+    }
+    times = interleaved(steps, args.repeats, torch.cuda.synchronize if device() == "cuda" else lambda: None)
+    first = names[0]
+    table = []
+    for name in args.contenders:
+        if name not in times:
+            table.append([f"{rows:,} x {hidden}", name, missing(name) or found[name]["error"][:60], *[""] * 6])
+            continue
+        ratio = {kind: paired_ratio(times[first][kind], times[name][kind]) for kind in ("wall", "cpu")}
+        found[name] |= {**times[name], "ratio": ratio}
+        wall, cpu, (of_x, of_w) = ratio["wall"], ratio["cpu"], found[name]["gradients"]
+        cells = [f"{min(times[name]['wall']):.3f}", f"{wall['median']:.2f} ({wall['least']:.2f}-{wall['most']:.2f})"]
+        cells += [f"{cpu['median']:.2f}", f"{found[name]['peak'] / 1e9:.2f}", f"{found[name]['loss']:.6f}"]
+        table.append([f"{rows:,} x {hidden}", name, *cells, f"{of_x:.1e}", f"{of_w:.1e}"])
+    return found, table
+
+
+def main() -> None:
+    args = arguments()
+    if args.gpu:
+        if device() == "cpu":
+            raise SystemExit("not run: no GPU here")
+        args.dtype = "bf16"
+    if args.memory_of:
+        shape = (args.rows, args.hidden, args.vocab)
+        tensors, before = inputs(*shape, DTYPES[args.dtype]), peak_bytes(device())
+        step(loss_of(args.memory_of, *shape), *tensors)
+        print(json.dumps({"peak": peak_bytes(device()), "before": before}))
+        return
+    facts: dict[str, Any] = {"circumstances": circumstances(), "vocab": args.vocab, "dtype": args.dtype, "shapes": {}}
+    rows: list[list[str]] = []
+    for n, hidden in GPU_SHAPES if args.gpu else [(args.rows, args.hidden)]:
+        facts["shapes"][f"{n} x {hidden}"], more = measure(args, n, hidden)
+        rows += more
+    first = args.contenders[0]
+    header = ["rows x h", "loss", "fwd+bwd s", f"x {first} (range)", "by CPU s", "peak GB", "value", f"d hidden vs {first}", "d weight"]  # fmt: skip
+    report(f"Projection and loss over V={args.vocab:,}, {args.dtype}", facts, header, rows, args.out)
+
+
+if __name__ == "__main__":
+    main()
