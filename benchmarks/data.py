@@ -1,9 +1,10 @@
-"""Building a token store, by encoder, against the tutorial's `load_dataset` + `map` and, with `--peers`, against datatrove,
-litdata and MosaicML streaming (MDS), on the same file in the same run.
+"""Building a token store, by encoder, against the tutorial's `load_dataset` + `map`, a stream of `datasets` that is tokenized and
+packed as it is read and, with `--peers`, against datatrove, litdata and MosaicML streaming (MDS): the same file, the same run.
 
 Each contender works in a process of its own on one core's worth of threads, from the JSON Lines to tokens on the disk.
 "MB/s" is UTF-8 text per CPU-second: on a shared machine CPU time hardly depends on the neighbours. The tutorial keeps
-chunks of exactly 512 tokens of each document and throws the rest away; WikiLLM keeps every token.
+chunks of exactly 512 tokens of each document and throws the rest away; WikiLLM keeps every token. The stream writes nothing: it
+would do the same work in every epoch.
 
     python benchmarks/data.py                                            # a generated corpus and a tokenizer trained on it
     python benchmarks/data.py --data FILE --tokenizer FOLDER --mb 25     # the first 25 MB of a source of your own
@@ -31,7 +32,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.record import circumstances, report, run_in_fresh_process
 
-CONTENDERS = ("tutorial", "hf", "tiktoken", "fastokens")
+CONTENDERS = ("tutorial", "streaming", "hf", "tiktoken", "fastokens")
+THEIRS = {"tutorial": "tutorial: load_dataset, map", "streaming": "datasets, streaming: map, pack (nothing written)"}
 PEERS = {  # what is in peers.py, and the module without which it is skipped
     "datatrove": ("datatrove", "datatrove: JsonlReader, DocumentTokenizer"),
     "litdata": ("litdata", "litdata: optimize with TokensLoader"),
@@ -61,7 +63,7 @@ def main() -> None:
     most = max(one["tokens"] for one in found.values())
     for name, one in found.items():
         tool = PEERS[name][1] if name in PEERS else "WikiLLM"
-        seconds, label = one["cpu_s"], name if name == "tutorial" else f"{tool}, {one['encoder']}"
+        seconds, label = one["cpu_s"], f"{THEIRS.get(name, tool)}, {one['encoder']}"
         rows.append(
             [label, f"{one['wall_s']:.1f}", f"{seconds:.1f}", f"{size / seconds / 1e6:.2f}"]
             + [f"{one['tokens'] / seconds / 1e6:.2f}", f"{one['peak'] / 2**20:.0f}", f"{one['tokens'] / most:.1%}"]
@@ -105,7 +107,7 @@ def _one(name: str, data: Path, tokenizer: Path, work: Path) -> dict[str, Any]:
     """Run one contender; the imports are not counted."""
     import resource
 
-    build = _tutorial if name == "tutorial" else _wikillm
+    build = {"tutorial": _tutorial, "streaming": _streaming}.get(name, _wikillm)
     begin = build(name, data, tokenizer, work)
     start, used = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(sys.stderr):
@@ -132,6 +134,32 @@ def _tutorial(_: str, data: Path, folder: Path, work: Path) -> Any:
         raw = datasets.load_dataset("json", data_files=str(data), split="train", cache_dir=str(work / "cache"))
         cut = raw.map(chunks, batched=True, remove_columns=raw.column_names)
         return {"tokens": len(cut) * LENGTH, "encoder": "transformers"}
+
+    return run
+
+
+def _streaming(_: str, data: Path, folder: Path, work: Path) -> Any:
+    """A stream of `datasets` as transformers' run_clm packs it: documents with EOS, cut into blocks batch by batch."""
+    from itertools import chain
+
+    import datasets
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    eos = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
+        return {"input_ids": [[*ids, eos] for ids in tokenizer(batch["text"])["input_ids"]]}
+
+    def pack(batch: dict[str, list[list[int]]]) -> dict[str, Any]:
+        joined = list(chain.from_iterable(batch["input_ids"]))
+        whole = len(joined) // LENGTH * LENGTH
+        return {"input_ids": [joined[start : start + LENGTH] for start in range(0, whole, LENGTH)]}
+
+    def run() -> dict[str, Any]:
+        raw = datasets.load_dataset("json", data_files=str(data), split="train", streaming=True)
+        packed = raw.select_columns(["text"]).map(encode, batched=True, remove_columns=["text"]).map(pack, batched=True)
+        return {"tokens": sum(len(row["input_ids"]) for row in packed), "encoder": "transformers"}
 
     return run
 

@@ -87,14 +87,11 @@ def _stream(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from wikillm.data.funnel import Funnel
     from wikillm.data.manifest import ShardInfo, ShardSplit
     from wikillm.data.sources.read import Cursor
-    from wikillm.data.store import TokenStream
+    from wikillm.data.store import INDEX, TokenStream, shard_path
 
-    shards = [
-        ShardInfo(
-            n, Cursor(), Cursor(), False, Funnel(), {"train": ShardSplit(args.tokens, 1, 4 * args.tokens, "", str(n))}
-        )
-        for n in range(SHARDS)
-    ]
+    documents = [shard_path(args.work, "train", n, "idx").stat().st_size // INDEX.itemsize for n in range(SHARDS)]
+    splits = [ShardSplit(args.tokens, count, 4 * args.tokens, "", str(n)) for n, count in enumerate(documents)]
+    shards = [ShardInfo(n, Cursor(), Cursor(), False, Funnel(), {"train": split}) for n, split in enumerate(splits)]
     return TokenStream(args.work, "train", shards), shards
 
 

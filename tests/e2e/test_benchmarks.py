@@ -12,10 +12,11 @@ import pytest
 
 
 def benchmark(repo: Path, out: Path, script: str, words: str) -> dict[str, Any]:
+    """What a benchmark wrote as JSON, and under `printed` what it printed."""
     command = [sys.executable, f"benchmarks/{script}", *words.split(), "--out", str(out)]
     done = subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    return dict(json.loads(out.read_text(encoding="utf-8")))
+    return json.loads(out.read_text(encoding="utf-8")) | {"printed": done.stdout}
 
 
 @pytest.mark.slow
@@ -50,3 +51,48 @@ def test_all_contenders_train_the_same(repo: Path, tmp_path: Path) -> None:
     assert len(truth) == 5
     for name, result in contenders.items():
         assert result["losses"] == pytest.approx(truth, rel=1e-5), name
+
+
+@pytest.mark.slow
+def test_building_a_store(repo: Path, tmp_path: Path) -> None:
+    """The tutorial loses text, a stream only the ends of its batches; peers that are not installed are named."""
+    words = f"--mb 0.5 --contenders tutorial streaming hf fastokens --peers {sys.executable}"
+    found = benchmark(repo, tmp_path / "d.json", "data.py", words)
+    tokens = {name: one["tokens"] for name, one in found["contenders"].items()}
+    assert tokens["hf"] == tokens["fastokens"] and found["text_bytes"] >= 500_000
+    assert 0 < tokens["tutorial"] < tokens["hf"]
+    assert tokens["hf"] - 512 * -(-found["text_bytes"] // 50_000) < tokens["streaming"] <= tokens["hf"]
+    assert all(one["cpu_s"] > 0 and one["peak"] > 0 for one in found["contenders"].values())
+    for peer in ("datatrove", "litdata", "MosaicML streaming"):
+        assert f"skipped {peer}" in found["printed"] and "benchmarks/peers.txt" in found["printed"]
+
+
+@pytest.mark.slow
+def test_reading_a_store(repo: Path, tmp_path: Path) -> None:
+    found = benchmark(repo, tmp_path / "r.json", "data_read.py", "--tokens 20000 --batch 4 --length 128")
+    assert set(found["contenders"]) == {"datasets", "wikillm", "best_fit"}
+    assert all(one["tokens_per_cpu_s"] > 0 for one in found["contenders"].values())
+    assert found["contenders"]["wikillm"]["seek_ms"] > 0 and "place of a sample beyond 10^9" in found["printed"]
+
+
+def test_peers_give_every_document_its_eos(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documents that litdata and MDS are fed with are those of `tokenizers`, over batches too."""
+    import importlib.util
+
+    from tokenizers import Tokenizer
+
+    from wikillm.data.tokenizer_train import train_bpe, write_tokenizer
+
+    spec = importlib.util.spec_from_file_location("peers", repo / "benchmarks/peers.py")
+    assert spec is not None and spec.loader is not None
+    peers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(peers)
+    texts = [f"document {n}: " + "words and 中文 " * (n % 5) for n in range(40)] + [""]
+    write_tokenizer(train_bpe(texts, 300), tmp_path / "tokenizer")
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    truth = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
+    monkeypatch.setattr(peers, "BATCH_BYTES", 500)
+    found = [ids.tolist() for ids in peers._documents(tmp_path / "text.jsonl", tmp_path / "tokenizer")]
+    eos = truth.token_to_id("<|endoftext|>")
+    assert found == [[*truth.encode(text, add_special_tokens=False).ids, eos] for text in texts]
+    assert set(peers.PEERS) == {"datatrove", "litdata", "mds"}

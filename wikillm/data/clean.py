@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import unicodedata
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from functools import partial
 
 import orjson
 
@@ -36,11 +38,16 @@ _JSON_KINDS = {
 
 def clean(record: Record, format: str, text_key: str) -> Document | Dropped:
     """One record, whole. Never raises for what a source may hold: that is a `Dropped` with its reason."""
+    return cleaner(format, text_key)(record)
+
+
+def cleaner(format: str, text_key: str) -> Callable[[Record], Document | Dropped]:
+    """`clean` for the records of one source."""
     if format == "mediawiki":
-        return _clean_page(record)
+        return _clean_page
     if format in ("text", "blocks", "parquet"):
-        return _clean_plain(record)
-    return _clean_row(record, text_key) if format == "csv" else _clean_json(record, text_key)
+        return _clean_plain
+    return partial(_clean_row if format == "csv" else _clean_json, text_key=text_key)
 
 
 def _bad(record: Record, reason: str, detail: str = "") -> Dropped:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from wikillm.core.errors import DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably, write_json
 from wikillm.data.attribution import write_titles
-from wikillm.data.clean import clean
+from wikillm.data.clean import cleaner
 from wikillm.data.filters.apply import open_pipeline
 from wikillm.data.filters.drop_list import DropList
 from wikillm.data.filters.settings import Filters
@@ -64,9 +64,9 @@ class CleanJob:
         """The texts in order, and what became of all records."""
         tally, texts = Tally(), []
         unreported = 0
-        for outcome, size in self.cleaned(raw):
+        for outcome, item in self.cleaned(raw):
             tally.count(outcome)
-            unreported += size
+            unreported += size_of(item)
             if isinstance(outcome, Document):
                 texts.append(outcome.text)
             if unreported > BATCH_BYTES:
@@ -75,22 +75,32 @@ class CleanJob:
         report(Work(source_bytes=unreported))
         return texts, tally.funnel()
 
-    def cleaned(self, raw: RawShard) -> Iterator[tuple[Document | Dropped, int]]:
-        """Each record's outcome and its size in bytes."""
-        records = [item for item in raw.items if isinstance(item, Record)]
-        copies = self.drop_list.among(records) if self.drop_list is not None else {}
+    def cleaned(self, raw: RawShard) -> Iterator[tuple[Document | Dropped, Record | Dropped]]:
+        """Each item's outcome, and the item."""
+        copies: dict[tuple[int, int], Dropped] = {}
+        if self.drop_list is not None:
+            copies = self.drop_list.among([item for item in raw.items if isinstance(item, Record)])
+        clean = [self._cleaner(format) for format in self.formats]
         for item in raw.items:
-            if isinstance(item, Record):
-                yield copies.get((item.source, item.offset)) or self._outcome(item), len(item.payload)
+            if not isinstance(item, Record):
+                yield item, item
+            elif copies and (copy := copies.get((item.source, item.offset))) is not None:
+                yield copy, item
             else:
-                yield item, item.characters
+                yield clean[item.source](item), item
 
-    def _outcome(self, record: Record) -> Document | Dropped:
-        format = self.formats[record.source]
-        found = clean(record, format, self.text_key)
-        if self.filters.is_idle or not isinstance(found, Document):
-            return found
-        return open_pipeline(self.filters)(found, record, format)
+    def _cleaner(self, format: str) -> Callable[[Record], Document | Dropped]:
+        """Cleaning and filters for the records of one source."""
+        clean = cleaner(format, self.text_key)
+        if self.filters.is_idle:
+            return clean
+        pipeline = open_pipeline(self.filters)
+
+        def clean_and_filter(record: Record) -> Document | Dropped:
+            found = clean(record)
+            return pipeline(found, record, format) if isinstance(found, Document) else found
+
+        return clean_and_filter
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,29 +120,34 @@ class ShardJob:
         writers = {split: SplitWriter(self.store, split, raw.number) for split in SPLITS}
         tokenizer = _open_encoder(self.backend, self.store / "tokenizer")
         encoder = _Encoder(tokenizer, writers, self.val_fraction, report, self.check_first if raw.number == 0 else 1)
-        payloads = {(item.source, item.offset): item for item in raw.items if isinstance(item, Record)}
         text_bytes, is_cut = 0, False
         titles: list[tuple[Document, Record]] = []
-        for outcome, size in self.clean.cleaned(raw):
+        for outcome, item in self.clean.cleaned(raw):
             if isinstance(outcome, Document):
-                length = len(outcome.text.encode())
+                data = outcome.text.encode()
+                length = len(data)
                 if self.text_budget is not None and text_bytes + length > self.text_budget:
                     is_cut = True
                     break
                 text_bytes += length
-                encoder.add(outcome, length)
-                if self.clean.formats[outcome.source] == "mediawiki":
-                    titles.append((outcome, payloads[outcome.source, outcome.offset]))
+                encoder.add(outcome, length, _digest(data))
+                if isinstance(item, Record) and self.clean.formats[item.source] == "mediawiki":
+                    titles.append((outcome, item))
             elif outcome.is_bad and len(bad) < MAX_QUARANTINED:
-                bad.append(_quarantined(outcome, payloads.get((outcome.source, outcome.offset))))
+                bad.append(_quarantined(outcome, item if isinstance(item, Record) else None))
             tally.count(outcome)
-            encoder.source_bytes += size
+            encoder.source_bytes += size_of(item)
         encoder.flush()
         splits = {split: writer.finish() for split, writer in writers.items()}
         write_titles(self.store, raw.number, titles)
         info = ShardInfo(raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits, self.backend)
         write_json(shard_record_path(self.store, raw.number), {**asdict(info), "bad": bad})
         return info
+
+
+def size_of(item: Record | Dropped) -> int:
+    """Bytes of the source that an item stands for."""
+    return len(item.payload) if isinstance(item, Record) else item.characters
 
 
 def shard_record_path(store: Path, number: int) -> Path:
@@ -155,7 +170,11 @@ _open_encoder = lru_cache(maxsize=1)(open_encoder)
 
 def content_hash(text: str) -> int:
     """64 bits of blake2b over the UTF-8 bytes of NFC text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(_digest(text.encode()), "little")
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=8).digest()
 
 
 class _Encoder:
@@ -171,13 +190,13 @@ class _Encoder:
     ) -> None:
         self._encoder, self._tokenizer, self._writers, self._report = encoder, encoder.truth, writers, report
         self._check_first = check_first
-        self._val_below = int(val_fraction * 2**64)
-        self._batch: list[tuple[Document, int]] = []
+        self._val_below = np.uint64(int(val_fraction * 2**64))
+        self._batch: list[tuple[Document, int, bytes]] = []  # with the size of its text and its content hash
         self._bytes = 0
         self.source_bytes = 0  # read since the last report
 
-    def add(self, document: Document, length: int) -> None:
-        self._batch.append((document, length))
+    def add(self, document: Document, length: int, digest: bytes) -> None:
+        self._batch.append((document, length, digest))
         self._bytes += length
         if self._bytes >= BATCH_BYTES:
             self.flush()
@@ -187,8 +206,9 @@ class _Encoder:
         if not self._batch:
             self._tell(0)
             return
-        texts = [document.text for document, _ in self._batch]
-        hashes = [content_hash(text) for text in texts]
+        documents, lengths, digests = zip(*self._batch, strict=True)
+        sources, offsets, _, texts = zip(*documents, strict=True)
+        hashes = np.frombuffer(b"".join(digests), dtype="<u8")
         encoded = self._encoder.encode_batch(texts, self._check_first, hashes)
         self._check_first = max(0, self._check_first - len(texts))
         if len(encoded.ids) and int(encoded.ids.max()) >= self._tokenizer.length:
@@ -197,10 +217,8 @@ class _Encoder:
         rows = np.empty(len(texts), dtype=INDEX)
         rows["end"] = ids.ends[1:] - ids.ends[:-1]
         rows["hash"] = hashes
-        rows["offset"] = [document.offset for document, _ in self._batch]
-        rows["source"] = [document.source for document, _ in self._batch]
-        rows["text_bytes"] = [length for _, length in self._batch]
-        is_val = np.fromiter((value < self._val_below for value in hashes), dtype=bool, count=len(hashes))
+        rows["offset"], rows["source"], rows["text_bytes"] = offsets, sources, lengths
+        is_val = hashes < self._val_below
         for split, chosen in (("train", ~is_val), ("val", is_val)):
             if chosen.any():
                 mine = ids.ids if chosen.all() else ids.ids[np.repeat(chosen, rows["end"].astype(np.int64))]

@@ -67,10 +67,10 @@ class Encoded:
     def with_last(self, token: int) -> Encoded:
         """The same with one more id at the end of each text."""
         ends = self.ends + np.arange(len(self.ends))
-        is_last = np.zeros(int(ends[-1]), dtype=bool)
-        is_last[ends[1:] - 1] = True
-        ids = np.full(len(is_last), token, dtype=np.uint32)
-        ids[~is_last] = self.ids
+        is_text = np.ones(int(ends[-1]), dtype=bool)
+        is_text[ends[1:] - 1] = False
+        ids = np.full(len(is_text), token, dtype=np.uint32)
+        ids[is_text] = self.ids
         return Encoded(ids, ends)
 
 
@@ -96,12 +96,14 @@ class CheckedEncoder:
     name: str
     backend: Backend
 
-    def encode_batch(self, texts: Sequence[str], check_first: int = 1, hashes: Sequence[int] | None = None) -> Encoded:
+    def encode_batch(
+        self, texts: Sequence[str], check_first: int = 1, hashes: npt.NDArray[np.uint64] | None = None
+    ) -> Encoded:
         """Ids of each text; the first `check_first` and one in `ONE_IN` of the others, by hash, are compared."""
         if self.name == TRUTH:
             return Encoded.of(self.truth.encode_batch(texts))
         if hashes is None:
-            hashes = [zlib.crc32(text.encode()) for text in texts]
+            hashes = np.array([zlib.crc32(text.encode()) for text in texts], dtype=np.uint64)
         try:
             found_all = self.backend.encode_batch(texts)
             encoded = found_all if isinstance(found_all, Encoded) else Encoded.of(found_all)
@@ -111,7 +113,8 @@ class CheckedEncoder:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise BackendDiffers(f"{self.name} failed where tokenizers does not.", got=str(error)) from None
-        chosen = [i for i, value in enumerate(hashes) if i < check_first or value % ONE_IN == 0]
+        first = min(check_first, len(texts))
+        chosen = [*range(first), *(first + np.flatnonzero(hashes[first:] % ONE_IN == 0)).tolist()]
         for i, wanted in zip(chosen, self.truth.encode_batch([texts[i] for i in chosen]), strict=True):
             found = encoded[i].tolist()
             if found != wanted:

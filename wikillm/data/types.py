@@ -4,11 +4,15 @@
 
 A `Record` is what a reader cuts out of a source, before any cleaning; a `Document` is clean text. Offsets are
 bytes of the decompressed source. Everything here is picklable: records travel to worker processes.
+
+`Record` and `Document` are made for every line of a source, half a million times in 300 MB: as named tuples they take a third of
+the time of frozen dataclasses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +32,7 @@ class SourceFile:
     version: str = ""  # of what is there: ETag of a server, revision of a hub
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One raw item of a source. `offset` is where it starts in the decompressed file."""
 
     source: int  # index into the list of source files
@@ -37,8 +40,7 @@ class Record:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """Clean text of one article or record."""
 
     source: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import lru_cache
 
 from wikillm.data.filters.quality import page_fault, text_fault
@@ -34,7 +33,7 @@ class Pipeline:
             if fault is not None:
                 return _dropped(document, f"quality: {fault}")
         if self._converter is not None:
-            document = replace(document, text=self._converter.convert(document.text))
+            document = document._replace(text=self._converter.convert(document.text))
         if self._filters.quality != "none":
             fault = text_fault(document.text, self._filters.quality)
             if fault is not None:

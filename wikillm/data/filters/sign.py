@@ -21,7 +21,7 @@ from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_atomic, write_json
 from wikillm.data.filters.characters import grams_of, units_of
 from wikillm.data.funnel import Funnel, Tally
-from wikillm.data.shard import BATCH_BYTES, CleanJob, Report, Work, content_hash
+from wikillm.data.shard import BATCH_BYTES, CleanJob, Report, Work, content_hash, size_of
 from wikillm.data.sources.read import Cursor, RawShard
 from wikillm.data.types import Document
 
@@ -71,9 +71,9 @@ class SignJob:
         rows: list[tuple[int, int, int, int, int]] = []
         minima: list[npt.NDArray[np.uint32]] = []
         source_bytes = documents = 0
-        for outcome, size in self.clean.cleaned(raw):
+        for outcome, item in self.clean.cleaned(raw):
             tally.count(outcome)
-            source_bytes += size
+            source_bytes += size_of(item)
             if isinstance(outcome, Document):
                 digest, length = content_hash(outcome.text), len(outcome.text.encode())
                 rows.append((outcome.source, outcome.offset, digest, len(outcome.text), length))

@@ -124,24 +124,20 @@ def read_shards(
         threads: that decompress the streams of a bz2 file.
     """
     items: list[Record | Dropped] = []
-    here, bucket = start, -1
-    for item, after in _all_records(sources, start, limit, on_read, threads):
-        where = (after.base + item.offset) // range_bytes
-        if items and where != bucket:
-            yield RawShard(number, start, here, items)
-            start, number, items = here, number + 1, []
-        items.append(item)
-        bucket, here = where, after
-    if items:
-        yield RawShard(number, start, here, items)
-
-
-def _all_records(
-    sources: Sequence[SourceFile], start: Cursor, limit: int, on_read: Callable[[int], None] | None, threads: int
-) -> Iterator[tuple[Record | Dropped, Cursor]]:
+    bucket, last = -1, (0, 0, 0)  # a Cursor per record would cost more than cutting it
     base, offset = start.base, start.offset
     for index in range(start.source, len(sources)):
-        end = offset
-        for item, end in records_of(index, sources[index], offset, limit, on_read, threads):
-            yield item, Cursor(index, end, base)
-        base, offset = base + end, 0
+        after = offset
+        for item, after in records_of(index, sources[index], offset, limit, on_read, threads):
+            where = (base + item.offset) // range_bytes
+            if where != bucket:
+                if items:
+                    end = Cursor(*last)
+                    yield RawShard(number, start, end, items)
+                    start, number, items = end, number + 1, []
+                bucket = where
+            items.append(item)
+            last = (index, after, base)
+        base, offset = base + after, 0
+    if items:
+        yield RawShard(number, start, Cursor(*last), items)
