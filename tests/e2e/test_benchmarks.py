@@ -59,7 +59,7 @@ def test_building_a_store(repo: Path, tmp_path: Path) -> None:
     words = f"--mb 0.5 --contenders tutorial streaming hf fastokens --peers {sys.executable}"
     found = benchmark(repo, tmp_path / "d.json", "data.py", words)
     tokens = {name: one["tokens"] for name, one in found["contenders"].items()}
-    assert tokens["hf"] == tokens["fastokens"] and found["text_bytes"] >= 500_000
+    assert tokens["hf"] == tokens["fastokens"] and found["text_bytes"] >= 400_000
     assert 0 < tokens["tutorial"] < tokens["hf"]
     assert tokens["hf"] - 512 * -(-found["text_bytes"] // 50_000) < tokens["streaming"] <= tokens["hf"]
     assert all(one["cpu_s"] > 0 and one["peak"] > 0 for one in found["contenders"].values())
