@@ -45,6 +45,15 @@ class BatchRamp:
             step = max(0, step - steps)
         return total + step * self.full
 
+    def sizes(self, steps: int) -> list[tuple[int, int]]:
+        """The first `steps` steps as (steps, sequences per step)."""
+        found = []
+        for length, sequences in (*self.stages, (steps, self.full)):
+            if (taken := min(length, steps)) > 0:
+                found.append((taken, sequences))
+            steps -= taken
+        return found
+
     def steps_for(self, sequences: int) -> int:
         """The smallest number of steps that trains on at least so many sequences."""
         done = 0

@@ -16,10 +16,10 @@ _ABSENT = "-"
 
 
 class LogTable:
-    """Columns for a run of `max_steps`; MFU and TFLOP/s only where `has_mfu`."""
+    """Columns for a run of `max_steps`, in which `total_tokens` are trained on; MFU and TFLOP/s only where `has_mfu`."""
 
-    def __init__(self, max_steps: int, *, has_mfu: bool = False) -> None:
-        self._max_steps = max_steps
+    def __init__(self, max_steps: int, total_tokens: int, *, has_mfu: bool = False) -> None:
+        self._max_steps, self._total_tokens = max_steps, total_tokens
         self._columns = [
             ("step/max", max(8, 2 * len(str(max_steps)) + 1)),
             ("tokens", 7),
@@ -55,10 +55,10 @@ class LogTable:
         return " ".join(cells[name].rjust(width) for name, width in self._columns)
 
     def _seconds_left(self, values: Mapping[str, float | None]) -> float | None:
-        per_step, step = values.get(names.STEP_SECONDS), values.get(names.STEP)
-        if per_step is None or step is None:
+        rate, tokens = values.get(names.TOKENS_PER_SECOND), values.get(names.TOKENS)
+        if not rate or tokens is None:
             return None
-        return max(0.0, (self._max_steps - step) * per_step)
+        return max(0.0, (self._total_tokens - tokens) / rate)  # by tokens: in a batch ramp later steps take longer
 
 
 def format_short(value: float) -> str:

@@ -172,7 +172,8 @@ class Job:
 
     def _limit(self, point: ResumePoint | None) -> TimeLimitCallback:
         known = float(point.state.get("save_seconds", 0.0)) if point else 0.0
-        self.limit = TimeLimitCallback(self.resolved.config.train.max_hours, self.plan.parameters, known)
+        hours, sequences = self.resolved.config.train.max_hours, self.plan.batch_ramp.sequences_at
+        self.limit = TimeLimitCallback(hours, self.plan.parameters, known, sequences=sequences)
         self.signals.limit = self.limit.reason
         return self.limit
 

@@ -123,7 +123,13 @@ def _speed(resolved: Resolved, plan: Plan, setup: Setup, world: World, device: s
         gpu = apply_calibration(gpu, known, device) if gpu else None
     if gpu is None:
         return None
-    traffic = communication_per_step(_shape(resolved, plan), setup)
-    mfu = default_mfu(plan.parameters, setup.loss, gpu)
-    time = step_time(_shape(resolved, plan), setup, traffic, gpu, flops_per_token=plan.flops_per_token, mfu=mfu)
-    return plan.global_batch_tokens / time.total
+    mfu, shape, seconds = default_mfu(plan.parameters, setup.loss, gpu), _shape(resolved, plan), 0.0
+    for steps, sequences in plan.batch_ramp.sizes(
+        plan.max_steps
+    ):  # the run's mean is compared, smaller batches included
+        accumulation = sequences // (plan.micro_batch * plan.sequence_groups)
+        size = replace(setup, accumulation=accumulation)
+        traffic = communication_per_step(shape, size)
+        time = step_time(shape, size, traffic, gpu, flops_per_token=plan.flops_per_token, mfu=mfu)
+        seconds += steps * time.total
+    return plan.total_tokens / seconds

@@ -23,7 +23,7 @@ VALUES = {
 
 
 def test_on_a_gpu() -> None:
-    table = LogTable(2000, has_mfu=True)
+    table = LogTable(2000, 2000 * 16_384, has_mfu=True)
     assert table.header().split() == [
         "step/max",
         "tokens",
@@ -37,19 +37,25 @@ def test_on_a_gpu() -> None:
         "mem",
         "ETA",
     ]
-    cells = "200/2000 3.277M 6.0213 4.97e-04 1.023 764.3K 593.9 60.0% 0% 11 GiB 12m00s"
+    cells = "200/2000 3.277M 6.0213 4.97e-04 1.023 764.3K 593.9 60.0% 0% 11 GiB 38.6s"
     assert table.line(VALUES).split() == cells.split()
     assert len(table.line(VALUES)) == len(table.header()) <= 100
 
 
 def test_on_a_cpu() -> None:
-    table = LogTable(2000)
+    table = LogTable(2000, 2000 * 16_384)
     assert "MFU" not in table.header() and len(table.header()) <= 85
     assert len(table.line(VALUES)) == len(table.header())
 
 
+def test_the_time_left_is_that_of_the_tokens_left() -> None:
+    """In a batch ramp a step of now says little of the steps to come."""
+    values = {"step": 10, "tokens": 1000, "tokens_per_second": 100.0, "step_seconds": 1.0}
+    assert LogTable(20, 9000).line(values).split()[-1] == "1m20s"
+
+
 def test_missing_and_odd_values() -> None:
-    line = LogTable(10).line({"step": 3, "loss": float("nan"), "grad_norm": float("inf"), "learning_rate": None})
+    line = LogTable(10, 100).line({"step": 3, "loss": float("nan"), "grad_norm": float("inf"), "learning_rate": None})
     assert line.split() == ["3/10", "-", "nan", "-", "inf", "-", "-", "-", "-"]
 
 
@@ -67,7 +73,7 @@ def test_missing_and_odd_values() -> None:
 def test_every_line_is_as_long_as_the_header(
     step: int, tokens: int, loss: float, norm: float, rate: float, memory: int, wait: float, lr: float, seconds: float
 ) -> None:
-    table = LogTable(1_000_000, has_mfu=True)
+    table = LogTable(1_000_000, tokens + int((1_000_000 - step) * seconds * rate), has_mfu=True)
     line = table.line(
         {
             "step": step,

@@ -48,6 +48,14 @@ def test_the_same_ramp_on_every_world(world: int) -> None:
     assert made.notes == () and made.to_json()["batch_ramp"]["full"] == 64
 
 
+def test_the_sizes_of_a_run_are_its_steps() -> None:
+    ramp = BatchRamp(8, ((4, 2), (2, 4)))
+    assert ramp.sizes(3) == [(3, 2)] and ramp.sizes(6) == [(4, 2), (2, 4)]
+    for steps in range(1, 12):
+        listed = [size for count, size in ramp.sizes(steps) for _ in range(count)]
+        assert listed == [ramp.sequences_at(step) for step in range(steps)]
+
+
 def test_a_run_that_ends_within_its_ramp_says_so() -> None:
     assert "ends within its batch ramp of 10 steps" in plan(*RAMP, "train.max_steps=10").notes[-1]
     assert plan(*RAMP, "train.max_steps=11").notes == ()

@@ -107,3 +107,19 @@ def test_the_clock_starts_with_the_process_or_with_slurms_job(tmp_path: Path) ->
     odd = tmp_path / "stat"
     odd.write_text(Path("/proc/self/stat").read_text().replace("(", "(a) b (", 1))
     assert abs(seconds_since_start({}, odd) - seconds_since_start({})) < 5
+
+
+def test_a_step_that_will_be_twice_as_long_is_left_time_for() -> None:
+    """Steps of 10 s with 2 sequences, then of 20 s with 4; a limit that leaves 15 s after the last short one."""
+    clock, state = Clock(), TrainerState()
+    for grows in (False, True):
+        clock.now, state.global_step = 0.0, 0
+        limit = TimeLimitCallback(
+            0.02, 0, elapsed=clock, sequences=lambda step, grows=grows: 4 if grows and step >= 5 else 2
+        )
+        for _ in range(5):
+            limit.on_step_begin(ARGS, state, TrainerControl())
+            clock.now += 10.0
+            state.global_step += 1
+            limit.on_step_end(ARGS, state, TrainerControl())
+        assert (limit.reason() is not None) is grows

@@ -31,6 +31,7 @@ class TimeLimitCallback(TrainerCallback):
         hours: the limit; None for none.
         parameters: of the model, for a guess until a save was measured.
         save_seconds: of the longest save of earlier starts, 0 if unknown.
+        sequences: in the global batch of a step, from 0; where it grows, so does a step.
     """
 
     def __init__(
@@ -39,12 +40,14 @@ class TimeLimitCallback(TrainerCallback):
         parameters: int,
         save_seconds: float = 0.0,
         *,
+        sequences: Callable[[int], int] = lambda step: 1,
         elapsed: Callable[[], float] | None = None,
     ) -> None:
         self.hours, self._elapsed = hours, elapsed or seconds_since_start
         self.save_seconds = save_seconds
         self._guess = CHECKPOINT_BYTES * parameters / SLOW_DISK
-        self._steps: deque[float] = deque(maxlen=50)
+        self._sequences, self._next = sequences, 1
+        self._steps: deque[float] = deque(maxlen=50)  # seconds per sequence
         self._began: float | None = None
         self._saving_since: float | None = None
 
@@ -54,7 +57,8 @@ class TimeLimitCallback(TrainerCallback):
             return None
         limit = 3600 * self.hours
         save = MARGIN * (self.save_seconds or self._guess)
-        need = save * (1 if self._saving_since is None else 2) + MARGIN * max(self._steps) + min(60.0, 0.05 * limit)
+        step = MARGIN * max(self._steps) * self._next
+        need = save * (1 if self._saving_since is None else 2) + step + min(60.0, 0.05 * limit)
         return f"train.max_hours={self.hours:g}" if self._elapsed() + need >= limit else None
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -67,7 +71,8 @@ class TimeLimitCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         now = self._elapsed()
         if self._began is not None:
-            self._steps.append(now - self._began)
+            self._steps.append((now - self._began) / self._sequences(max(0, state.global_step - 1)))
+        self._next = self._sequences(state.global_step)
         self._saving_since = now if control.should_save else None
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -64,7 +64,7 @@ class ReportCallback(TrainerCallback):
             uses_gpu=on_gpu,
         )
         self._tokens_at_start, self._seconds_at_start = self.meter.tokens, self.meter.train_seconds
-        self._table, self._lines = LogTable(plan.max_steps, has_mfu=peak is not None), 0
+        self._table, self._lines = LogTable(plan.max_steps, plan.total_tokens, has_mfu=peak is not None), 0
         self._waited, self._logged_step = 0.0, point.step if point else 0
         self.sinks: list[Sink] = []
         if world.is_main:
