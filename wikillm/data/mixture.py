@@ -126,8 +126,12 @@ class MixedOrder:
 
     def targets_between(self, first: int, stop: int) -> int:
         """Number of targets in the samples [first, stop), over all sources."""
+        return sum(self.targets_of_sources(first, stop))
+
+    def targets_of_sources(self, first: int, stop: int) -> list[int]:
+        """The same for each source."""
         ranges = zip(self.table.samples_before(first).tolist(), self.table.samples_before(stop).tolist(), strict=True)
-        return sum(order.targets_between(a, b) for order, (a, b) in zip(self.orders, ranges, strict=True))
+        return [order.targets_between(a, b) for order, (a, b) in zip(self.orders, ranges, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,18 +181,12 @@ class Mixture:
             start += part.store.train.n_tokens
         return MixedOrder(self.table, tuple(orders), tuple(starts))
 
-    def used(self, samples: int, sequence_length: int) -> tuple[SourceUse, ...]:
-        """What the first `samples` samples take of each source; tokens are full sequences, as everywhere."""
-        counts = self.table.samples_before(samples).tolist()
+    def used(self, samples: int, order: MixedOrder) -> tuple[SourceUse, ...]:
+        """What the first `samples` samples of `order` take of each source; tokens are targets, padding is none."""
+        counts, targets = self.table.samples_before(samples).tolist(), order.targets_of_sources(0, samples)
         return tuple(
-            SourceUse(
-                part.name,
-                part.share,
-                count,
-                count * sequence_length,
-                count * sequence_length / max(1, part.store.train.n_tokens - 1),
-            )
-            for part, count in zip(self.parts, counts, strict=True)
+            SourceUse(part.name, part.share, count, tokens, tokens / max(1, part.store.train.n_tokens - 1))
+            for part, count, tokens in zip(self.parts, counts, targets, strict=True)
         )
 
     def held_out(self, max_tokens: int | None) -> tuple[tuple[str, TokenStream], ...]:

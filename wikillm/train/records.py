@@ -74,7 +74,8 @@ def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
         f"warm-up {plan.warmup_steps:,} steps"
     )
     if store.mixture is not None:
-        for use in store.mixture.used(plan.batch_ramp.sequences_before(plan.max_steps), plan.sequence_length):
+        order = store.mixture.order(plan.sequence_length, cfg.run.seed, cfg.data.window_shards, cfg.data.packing)
+        for use in store.mixture.used(plan.batch_ramp.sequences_before(plan.max_steps), order):
             say(f"source     {source_line(use)}")
     for note in (*plan.notes, *engine.notes):
         say(f"note       {note}")

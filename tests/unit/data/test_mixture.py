@@ -164,10 +164,18 @@ def test_held_out_text_is_shared_out_by_size(mixed):
     assert np.array_equal(cut["b"].read(0, sizes["b"]), whole["b"].read(0, sizes["b"]))
 
 
-def test_what_is_used_is_counted_by_source(mixed):
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_what_is_used_is_counted_by_source(mixed, packing):
+    """Tokens are the targets that the samples really have: a ring's last block and packed sequences are padded."""
     store = prepare_store(mixed(a=3, b=1))
-    a, b = store.mixture.used(4096, T)
-    assert (a.samples, b.samples) == (3072, 1024) and a.share == 0.75 and b.tokens == 1024 * T
-    assert b.epochs == pytest.approx(1024 * T / (store.mixture.parts[1].store.train.n_tokens - 1))
+    mixture, samples = store.mixture, 4096
+    order = mixture.order(T, 5, 1, packing)
+    a, b = mixture.used(samples, order)
+    assert (a.samples, b.samples) == (3072, 1024) and a.share == 0.75
+    sources, _ = mixture.table.locate(np.arange(samples))
+    targets = np.array([sum(stop - start for start, stop in found) for found in order.pieces(np.arange(samples))])
+    assert (a.tokens, b.tokens) == (targets[sources == 0].sum(), targets[sources == 1].sum())
+    assert b.tokens < 1024 * T, "nothing is padded here: the test is empty"
+    assert b.epochs == pytest.approx(b.tokens / (mixture.parts[1].store.train.n_tokens - 1))
     assert "a: 75.00%" in summary_of(store)
     assert set(summary_json(store)["mixture"]) == {"a", "b"}

@@ -17,7 +17,7 @@ from wikillm.core.errors import ExitCode
 from wikillm.core.log import say
 from wikillm.core.units import format_count
 from wikillm.core.world import World
-from wikillm.data.mixture import SourceUse
+from wikillm.data.mixture import MixedOrder, SourceUse
 from wikillm.data.store import Store
 from wikillm.observe import names
 from wikillm.observe.format import LogTable
@@ -74,9 +74,9 @@ class ReportCallback(TrainerCallback):
 
     def sources_used(self) -> tuple[SourceUse, ...]:
         """What optimizer steps have taken of each source of a mixture so far; nothing without one."""
-        if self.store.mixture is None or self.trainer is None:
+        if self.store.mixture is None or self.trainer is None or not isinstance(self.trainer.data.order, MixedOrder):
             return ()
-        return self.store.mixture.used(self.trainer.consumed_samples, self.plan.sequence_length)
+        return self.store.mixture.used(self.trainer.consumed_samples, self.trainer.data.order)
 
     @property
     def mean_tokens_per_second(self) -> float | None:
