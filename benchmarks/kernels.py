@@ -5,8 +5,9 @@ interleaved in one process; each memory peak comes from a process of its own. De
 
     python benchmarks/kernels.py                              # 8 x 512 tokens, h=256, 4 layers, V=151,936, float32
     python benchmarks/kernels.py --chunk-rows 256 512 1024    # how many rows per chunk
-    python benchmarks/kernels.py --kernels chunked tiled --vocab 8192 --batch 1 --length 8192    # and the tiled MLP
-    python benchmarks/kernels.py --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32 --kernels chunked triton
+    python benchmarks/kernels.py --kernels chunked tiled recomputed --vocab 8192 --batch 1 --length 8192   # MLPs in chunks
+    python benchmarks/kernels.py --kernels chunked merged --hidden 512 --layers 12 --vocab 8192   # and merged projections
+    python benchmarks/kernels.py --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32 --kernels chunked triton fp8 merged
 """
 
 # ruff: noqa: E402
@@ -16,8 +17,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 # The repository instead of this folder: transformers looks for a package named `kernels`, and would find this file.
@@ -27,14 +30,17 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.record import circumstances, interleaved, paired_ratio, peak_bytes, report, run_in_fresh_process
 from wikillm.kernels import dispatch
 from wikillm.models import tiled_mlp
+from wikillm.models.merged_projections import merge_projections, unmerge_projections
 from wikillm.models.patch import fused_loss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LAYERS = ("tiled", "recomputed", "merged")  # what changes the layers; their loss is the chunked one
 
 
 def arguments() -> argparse.Namespace:
@@ -51,9 +57,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--kernels",
         nargs="+",
-        choices=("chunked", "triton", "tiled"),
+        choices=("chunked", "triton", "fp8", *LAYERS),
         default=["chunked"],
-        help="beside stock; tiled: the chunked loss and tiled MLPs",
+        help="beside stock; with the chunked loss: tiled MLPs, MLPs recomputed in chunks by torch.utils.checkpoint, or "
+        "merged projections",
     )
     parser.add_argument(
         "--chunk-rows", type=int, nargs="*", default=[], help="of the loss, or of tiled MLPs, instead of dispatch's"
@@ -92,22 +99,52 @@ def step(model: Any, batch: dict[str, torch.Tensor], variant: str) -> float | No
         return float(loss.detach())
     own_choice, own_tiles = dispatch.chunk_rows, tiled_mlp.tile_rows
     kernel, _, rows_of_chunk = variant.partition(":")
-    is_tiled, rows_of_batch = kernel == "tiled", batch["labels"].numel()
+    rows_of_batch = batch["labels"].numel()
     if rows_of_chunk:
         rows = int(rows_of_chunk)
-        setattr(*((tiled_mlp, "tile_rows") if is_tiled else (dispatch, "chunk_rows")), lambda *_: rows)
-    if is_tiled:
-        kernel = "chunked"
-        tiled_mlp.tile_mlp(model, rows=rows_of_batch, device_type=batch["labels"].device.type)
+        is_of_layers = kernel in LAYERS
+        setattr(*((tiled_mlp, "tile_rows") if is_of_layers else (dispatch, "chunk_rows")), lambda *_: rows)
     try:
-        with fused_loss(model, kernel, rows=rows_of_batch) as patched:
-            loss = patched(**batch).loss
-        loss.backward()
+        with layers_as(kernel, model, rows_of_batch):
+            loss_kernel: Any = "chunked" if kernel in LAYERS else kernel
+            with fused_loss(model, loss_kernel, rows=rows_of_batch) as patched:
+                loss = patched(**batch).loss
+            loss.backward()
     finally:
         dispatch.chunk_rows, tiled_mlp.tile_rows = own_choice, own_tiles
-        if is_tiled:
-            tiled_mlp.untile_mlp(model)
     return float(loss.detach())
+
+
+@contextmanager
+def layers_as(kernel: str, model: Any, rows: int) -> Iterator[None]:
+    """The decoder layers that a variant of LAYERS has; stock ones for any other."""
+    layers = model.get_decoder().layers
+    if kernel == "tiled":
+        tiled_mlp.tile_mlp(model, rows=rows, device_type=model.device.type)
+    elif kernel == "merged":
+        merge_projections(model)
+    elif kernel == "recomputed":
+        for layer in layers:
+            layer.mlp.forward = MethodType(recomputed_in_chunks, layer.mlp)
+    try:
+        yield
+    finally:
+        if kernel == "tiled":
+            tiled_mlp.untile_mlp(model)
+        elif kernel == "merged":
+            unmerge_projections(model)
+        elif kernel == "recomputed":
+            for layer in layers:
+                del layer.mlp.__dict__["forward"]
+
+
+def recomputed_in_chunks(mlp: Any, x: torch.Tensor) -> torch.Tensor:
+    """The tiled MLP's rival: torch's checkpoint around each chunk of the stock MLP, with the same rows."""
+    x_NH = x.reshape(-1, x.shape[-1])
+    rows = tiled_mlp.tile_rows(len(x_NH), mlp.gate_proj.weight.shape[0], x.device.type)
+    stock = type(mlp).forward
+    chunks = [checkpoint(stock, mlp, x_CH, use_reentrant=False) for x_CH in x_NH.split(rows)]
+    return torch.cat(chunks).view(x.shape)
 
 
 def compare_gradients(model: Any, batch: dict[str, torch.Tensor], variants: list[str]) -> dict[str, dict[str, float]]:

@@ -43,6 +43,9 @@ CONTENDERS = {
     "hf-liger": "Hugging Face's Trainer, use_liger_kernel",
     "hf-compiled": "Hugging Face's Trainer, torch_compile",
     "wikillm-compiled": "WikiLLM, train.compile=layers",
+    "wikillm-merged": "WikiLLM, train.merged_projections=on",
+    "wikillm-compiled-merged": "WikiLLM, both",
+    "wikillm-fp8": "WikiLLM, train.loss_kernel=fp8",
 }
 ON_CPU = ("hf", "bare", "bare-fused", "wikillm")  # the others need Triton, or a minute to compile
 
@@ -132,9 +135,12 @@ class Contender:
 
 def words_of(shape: Shape, folder: Path, name: str) -> list[str]:
     """The run as WikiLLM's command line says it; the other contenders read the same."""
-    compiled = ["train.compile=layers"] if name == "wikillm-compiled" else []
+    switches = {
+        "compiled": "train.compile=layers", "merged": "train.merged_projections=on", "fp8": "train.loss_kernel=fp8",
+    }  # fmt: skip
     return [
-        *compiled, f"data.path={folder / 'text.jsonl'}", f"data.store={folder / 'store'}", "data.tokenizer=train:260",
+        *(word for part, word in switches.items() if part in name.split("-") and name.startswith("wikillm")),
+        f"data.path={folder / 'text.jsonl'}", f"data.store={folder / 'store'}", "data.tokenizer=train:260",
         "data.min_val_tokens=100", "data.workers=1", *shape.words, f"train.sequence_length={shape.length}",
         f"train.per_device_train_batch_size={shape.batch}", f"train.global_batch_tokens={shape.batch * shape.length}",
         "train.max_steps=100000", "train.warmup_steps=0", "train.lr_scheduler_type=constant",

@@ -237,6 +237,8 @@ class TrainSection(Section):
     """Loss: chunked and triton (one kernel, GPU only) keep no logits, stock is Hugging Face's; auto takes chunked."""
     mlp_kernel: Literal["stock", "tiled"] = "stock"
     """tiled: MLPs over chunks of tokens, computed again in the backward pass; memory for long sequences, more compute."""
+    merged_projections: Literal["on", "off"] = "off"
+    """on: q, k and v as one matrix product, gate and up as another; the parameters stay apart. Not faster on a CPU."""
     compile: Literal["off", "layers"] = "off"
     """layers: torch.compile makes one graph of the decoder layer, in a minute at the first step. Not with ZeRO-3."""
     z_loss: float = Field(default=0.0, ge=0)

@@ -107,7 +107,7 @@ def _spanning(core: Callable[..., Any]) -> Callable[..., Any]:
         if not sequence_parallel:
             return core(module, query_BHtd, key_BKtd, value_BKtd, attention_mask, **kwargs)  # type: ignore[no-any-return]
         group: dist.ProcessGroup = getattr(module, _GROUP)
-        if (local := module.__dict__.get(_LOCAL)) is not None:
+        if (local := getattr(module, _LOCAL, None)) is not None:
             local.training = module.training
         kwargs.pop("position_ids", None)  # of the stretch; flash attention would look for documents in them
         parts = (query_BHtd, key_BKtd, value_BKtd)

@@ -18,7 +18,7 @@ from wikillm.plan.flops import flops_per_token
 from wikillm.plan.gpus import Gpu
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup
 from wikillm.plan.params import count_parameters
-from wikillm.plan.setup import Loss, Precision, Shape
+from wikillm.plan.setup import Loss, Precision, Shape, loss_of
 from wikillm.plan.vocab import resolve_vocab_size
 
 QWEN2_TOKENIZER_LENGTH = 151_646
@@ -44,6 +44,7 @@ class Job:
     loss: Loss
     tiled_mlp: bool
     sequence_parallel: int
+    merged: bool
     notes: tuple[str, ...]
 
 
@@ -82,9 +83,10 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
         train_tokens=train_tokens,
         flops_per_token=flops_per_token(model, vocab_size, train.sequence_length),
         precision=precision,
-        loss="stock" if train.loss_kernel == "stock" else "chunked",
+        loss=loss_of(train.loss_kernel),
         tiled_mlp=train.mlp_kernel == "tiled",
         sequence_parallel=train.sequence_parallel_size,
+        merged=train.merged_projections == "on",
         notes=tuple(note for note in (vocab_note, tokens_note, warmup_note, ramp_note) if note is not None),
     )
 

@@ -35,10 +35,9 @@ def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
     """The peak of one rank, in bytes. On a CPU by formulas that were fitted to measurements (`memory_cpu`)."""
     weights, gradients, optimizer = _states(shape.parameters, setup)
     optimizer += _muon_saves(shape, setup) + (4 * -(-shape.parameters // setup.ranks) if setup.ema else 0)
-    tokens = setup.tokens(shape)
-    activations = tokens * activation_bytes_per_token(shape, setup) + (
-        tile_bytes(shape, setup) if setup.tiled_mlp else 0
-    )
+    activations = setup.tokens(shape) * activation_bytes_per_token(shape, setup)
+    activations += tile_bytes(shape, setup) if setup.tiled_mlp else 0
+    activations += merged_bytes(shape, setup) if setup.merged else 0
     if setup.device == "cpu":
         return memory_on_cpu(shape, setup, activations)
     held = {
@@ -89,14 +88,16 @@ def activation_bytes_per_token(shape: Shape, setup: Setup) -> int:
     its fp32 input (4h), the normalised (2h) and the scaled vector (2h); q and k twice before and once after rotation,
     v, the attention's output, one fp32 statistic per head; four vectors of the SwiGLU. In all
     16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing: one vector per layer (2h) and one layer in full. The tiled MLP
-    keeps none of the 8 f: its input is the scaled vector. Where R ranks share sequences, attention's output exists once more
-    (2 H d), and of fewer key heads than ranks the copies (4 (R / K - 1) K d); the exchanged q, k, v replace the rotated.
+    keeps none of the 8 f: its input is the scaled vector. Of a merged gate and up one vector less is kept, 6 f. Where R
+    ranks share sequences, attention's output exists once more (2 H d), and of fewer key heads than ranks the copies
+    (4 (R / K - 1) K d); the exchanged q, k, v replace the rotated.
     """
     model = shape.model
     h, d, f = model.hidden_size, head_width(model), model.intermediate_size
     heads, kv_heads, layers = model.num_attention_heads, model.num_key_value_heads, model.num_hidden_layers
     scale = setup.bytes_per_weight // 2
-    layer = scale * (16 * h + 8 * heads * d + 8 * kv_heads * d + (0 if setup.tiled_mlp else 8 * f)) + 4 * heads
+    wide = 0 if setup.tiled_mlp else 6 * f if setup.merged else 8 * f
+    layer = scale * (16 * h + 8 * heads * d + 8 * kv_heads * d + wide) + 4 * heads
     if (ranks := setup.sequence_parallel) > 1:
         layer += scale * (2 * heads * d + 4 * max(0, ranks - kv_heads) * d)
     return layers * 2 * scale * h + layer if setup.checkpointing else layers * layer
@@ -110,6 +111,15 @@ def tile_bytes(shape: Shape, setup: Setup) -> int:
     h, f, width = shape.model.hidden_size, shape.model.intermediate_size, setup.bytes_per_weight
     rows = tile_rows(setup.tokens(shape), f, setup.device)
     return 4 * rows * f * width + (12 if setup.precision == "fp32" else 16) * h * f
+
+
+def merged_bytes(shape: Shape, setup: Setup) -> int:
+    """The largest copy of weights side by side (`kernels.merged_linear`), of one product at a time."""
+    model = shape.model
+    rows = (model.num_attention_heads + 2 * model.num_key_value_heads) * head_width(model)
+    if not setup.tiled_mlp:
+        rows = max(rows, 2 * model.intermediate_size)
+    return setup.bytes_per_weight * rows * model.hidden_size
 
 
 def tile_rows(rows: int, intermediate: int, device: Device) -> int:

@@ -16,7 +16,7 @@ from wikillm.config.schema import ModelSection
 from wikillm.core.errors import ConfigError
 
 Precision = Literal["bf16", "fp16", "fp32"]
-Loss = Literal["chunked", "stock"]
+Loss = Literal["chunked", "fp8", "stock"]
 Device = Literal["cuda", "cpu"]
 
 
@@ -60,6 +60,7 @@ class Setup:
     ema: bool = False
     tiled_mlp: bool = False  # intermediate activations in chunks, computed again in the backward pass
     sequence_parallel: int = 1
+    merged: bool = False  # q, k, v as one product, and gate, up where they are not tiled
 
     @property
     def bytes_per_weight(self) -> int:
@@ -72,6 +73,11 @@ class Setup:
     @property
     def nodes(self) -> int:
         return -(-self.ranks // self.ranks_per_node)
+
+
+def loss_of(kernel: str) -> Loss:
+    """What the planner tells apart of train.loss_kernel: all but fp8 and stock need the memory of the chunked loss."""
+    return "stock" if kernel == "stock" else "fp8" if kernel == "fp8" else "chunked"
 
 
 @functools.cache

@@ -21,7 +21,7 @@ CPU_ADAM_BYTES_PER_SECOND = 20e9
 CHECKPOINTING_COST = 4 / 3
 CPU_MFU = 0.5
 """Share of the measured products that training in fp32 on a CPU is assumed to reach (`--mfu` sets it)."""
-_MFU: dict[Loss, tuple[tuple[float, float], ...]] = {
+_MFU: dict[str, tuple[tuple[float, float], ...]] = {
     "stock": ((300e6, 0.16), (1.2e9, 0.30), (float("inf"), 0.40)),
     "chunked": ((300e6, 0.25), (1.2e9, 0.35), (float("inf"), 0.40)),
 }
@@ -44,7 +44,7 @@ def assumed_mfu(parameters: int, loss: Loss = "chunked") -> float:
     """What Hugging Face's layers are assumed to reach, by size. With its own loss 16 % near 120M and a large vocabulary (a
     roofline estimate), more with the chunked one; 40 % above 1.2B. Published 39 to 46 % (MosaicML, OLMo-core) are for tuned
     code, so this is generous."""
-    return next(mfu for limit, mfu in _MFU[loss] if parameters < limit)
+    return next(mfu for limit, mfu in _MFU["stock" if loss == "stock" else "chunked"] if parameters < limit)
 
 
 def default_mfu(parameters: int, loss: Loss, gpu: Gpu) -> float:

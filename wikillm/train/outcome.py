@@ -21,7 +21,7 @@ from wikillm.plan.memory import memory_per_rank
 from wikillm.plan.outcome import FILE_NAME
 from wikillm.plan.params import count_parameters
 from wikillm.plan.run_plan import Plan
-from wikillm.plan.setup import Setup, Shape, setup_from_recipe
+from wikillm.plan.setup import Setup, Shape, loss_of, setup_from_recipe
 from wikillm.plan.time import default_mfu, step_time
 from wikillm.train.control import ControlGroup
 from wikillm.train.engine import Engine
@@ -60,6 +60,7 @@ def record_outcome(
             "vocab_size": plan.vocab_size,
             "mlp_kernel": resolved.config.train.mlp_kernel,
             "sequence_parallel_size": plan.sequence_parallel_size,
+            "merged_projections": resolved.config.train.merged_projections,
             "gradient_checkpointing": resolved.config.train.gradient_checkpointing,
         },
         "predicted": {
@@ -96,11 +97,12 @@ def _setup(resolved: Resolved, plan: Plan, engine: Engine, world: World, *, on_g
         "accumulation": plan.accumulation,
         "precision": engine.precision,
         "checkpointing": cfg.train.gradient_checkpointing,
-        "loss": "stock" if cfg.train.loss_kernel == "stock" else "chunked",
+        "loss": loss_of(cfg.train.loss_kernel),
         "device": "cuda" if on_gpu else "cpu",
     }
     more: dict[str, Any] = {
         "tiled_mlp": cfg.train.mlp_kernel == "tiled",
+        "merged": cfg.train.merged_projections == "on",
         "sequence_parallel": plan.sequence_parallel_size,
     }
     if cfg.deepspeed.config is None:

@@ -16,6 +16,7 @@ from wikillm.core.world import World
 from wikillm.data.growing import epoch_sizes
 from wikillm.models.build import build_model
 from wikillm.models.compile import compile_layers
+from wikillm.models.merged_projections import PROJECTIONS, merge_projections
 from wikillm.models.patch import LOSS, patch_loss
 from wikillm.models.sequence_parallel import split_sequences
 from wikillm.models.tiled_mlp import MLP, tile_mlp
@@ -102,6 +103,8 @@ def _pretrain(
             say(f"kernels    {MLP}: {tile_mlp(model, rows=rows, device_type=args.device.type)}")
         if shared > 1:
             say(f"attention  {split_sequences(model, shared)}")
+        if cfg.train.merged_projections == "on":
+            say(f"kernels    {PROJECTIONS}: {merge_projections(model)}")
         if cfg.train.compile == "layers":
             batches = {
                 (size, plan.sequence_length // shared) for size in (plan.micro_batch, args.per_device_eval_batch_size)

@@ -1,0 +1,62 @@
+"""Runs with merged projections against stock ones: equal losses at every ZeRO stage, L2, and switched at a resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.programs import train_counting_gathers, train_with_options
+from harness.ranks import run_ranks
+
+MERGED = "train.merged_projections=on"
+
+
+def run(words: list[str], **options: Any) -> dict[str, Any]:
+    results = run_ranks(train_with_options, 2, words, options)
+    assert len({result["code"] for result in results}) == 1, [result["message"] for result in results]
+    return dict(results[0])
+
+
+@pytest.fixture(scope="module")
+def stock(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(words(tmp_path_factory.mktemp("stock") / "run"), deepspeed=None)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        (None, ()),
+        ("zero1", ()),
+        ("zero2", ("train.mlp_kernel=tiled",)),
+        ("zero2", ("train.compile=layers",)),
+        ("zero3", ("train.gradient_checkpointing=true",)),
+    ],
+)
+def test_equal_losses(recipe: str | None, more: tuple[str, ...], words: Any, stock: Any, tmp_path: Path) -> None:
+    found = run(words(tmp_path / "run", MERGED, *more), deepspeed=recipe)
+    assert found["code"] == 0, found["message"]
+    is_tiled = "train.mlp_kernel=tiled" in more
+    wanted = "merged, q k v (the MLP is tiled)" if is_tiled else "merged, q k v and gate up"
+    assert f"projections: {wanted}" in found["output"]
+    assert found["losses"] == pytest.approx(stock["losses"], rel=2e-5)
+    assert found["eval"] == pytest.approx(stock["eval"], rel=2e-5)
+
+
+def test_a_resumed_run_may_switch(words: Any, stock: Any, tmp_path: Path) -> None:
+    """Stopped with merged projections, resumed without: the checkpoint is the one that a stock run writes."""
+    stopped = run(words(tmp_path / "run", MERGED), deepspeed="zero2", signal_at=2)
+    assert stopped["code"] == 75, stopped["message"]
+    resumed = run(words(tmp_path / "run"), deepspeed="zero2", resume="auto")
+    assert resumed["code"] == 0 and "projections: merged" not in resumed["output"], resumed["message"]
+    assert resumed["losses"] == pytest.approx(stock["losses"], rel=2e-5)
+
+
+def test_zero3_gathers_no_weight_more_often(words: Any, tmp_path: Path) -> None:
+    counted = {}
+    for switch in ("off", "on"):
+        more = (f"train.merged_projections={switch}", "train.max_steps=3")
+        results = run_ranks(train_counting_gathers, 2, words(tmp_path / switch, *more), {"deepspeed": "zero3"})
+        assert all(result["code"] == 0 for result in results), [result["message"] for result in results]
+        counted[switch] = results[0]["gathers"]
+    assert counted["on"] == counted["off"] and counted["on"]["(64, 32)"] > 0, counted
