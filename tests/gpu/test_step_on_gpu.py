@@ -16,6 +16,7 @@ from harness.ranks import run_ranks
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wikillm.models.compile import compile_layers, compiled_graphs
+from wikillm.models.merged_projections import merge_projections
 from wikillm.models.patch import patch_loss
 
 pytestmark = pytest.mark.gpu
@@ -47,10 +48,14 @@ def loss_and_gradients(model: Any) -> tuple[float, list[torch.Tensor]]:
     return float(loss.detach()), [p.grad.float() for p in model.parameters()]
 
 
-def test_forward_and_backward_wait_for_nothing() -> None:
+@pytest.mark.parametrize("kernel", ["chunked", "fp8"])
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_forward_and_backward_wait_for_nothing(kernel: Any, is_merged: bool) -> None:
     """No operation of a micro-step blocks the host: torch raises at the first that does."""
     model, inputs = build(), batch()
-    patch_loss(model, rows=BATCH * LENGTH, device_type="cuda")
+    patch_loss(model, kernel, rows=BATCH * LENGTH, device_type="cuda")
+    if is_merged:
+        merge_projections(model)
     loss_and_gradients(model)  # warm: lazy initialisation may wait
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -74,6 +79,18 @@ def test_compiled_layers_are_one_graph_and_the_same_numbers() -> None:
     assert found[0] == pytest.approx(expected[0], rel=5e-3)
     for mine, theirs in zip(found[1], expected[1], strict=True):
         assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < 3e-2  # bf16 products
+
+
+@pytest.mark.parametrize("kernel", ["chunked", "fp8"])
+def test_merged_projections_and_the_8_bit_head_give_the_stock_gradients(kernel: Any) -> None:
+    stock = build()
+    ours = copy.deepcopy(stock)
+    patch_loss(ours, kernel, rows=BATCH * LENGTH, device_type="cuda")
+    merge_projections(ours)
+    expected, found = loss_and_gradients(stock), loss_and_gradients(ours)
+    assert found[0] == pytest.approx(expected[0], rel=5e-3)
+    for mine, theirs in zip(found[1], expected[1], strict=True):
+        assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < (3e-2 if kernel == "chunked" else 0.15)
 
 
 @pytest.mark.parametrize("recipe", [None, "zero1", "zero2", "zero3"])

@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 
 from wikillm.core.errors import MachineError
+from wikillm.kernels.float8_products import MULTIPLE
 from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 
-LossKernel = Literal["auto", "chunked", "triton", "stock"]
+LossKernel = Literal["auto", "chunked", "triton", "fp8", "stock"]
 
 # Logits of a chunk, in elements, and the least and most rows. On CPU about 320 MB in float32: 256, 512 and 1,024
 # rows took the same time within the noise (docs/measurements/2026-11-23-cpu.md). On GPUs 2k to 8k rows keep the
@@ -31,7 +32,9 @@ Loss = Callable[..., torch.Tensor]  # (hidden_NH, weight_VH, labels_N, *, chunk_
 LINEAR_CROSS_ENTROPY: dict[str, tuple[Loss, frozenset[str]]] = {
     "chunked": (linear_cross_entropy, frozenset({"cpu", "cuda"})),
     "triton": (functools.partial(linear_cross_entropy, in_triton=True), frozenset({"cuda"})),
+    "fp8": (functools.partial(linear_cross_entropy, in_float8=True), frozenset({"cpu", "cuda"})),
 }
+_FLOAT8_SINCE = (8, 9)  # CUDA compute capability: Ada and Hopper
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,23 @@ def choose_linear_cross_entropy(wanted: LossKernel, *, rows: int, vocab: int, de
         chunk = chunk_rows(rows, vocab, device_type)
         return Choice(name, chunk, f"of {rows:,} over {vocab:,} tokens on {device_type}")
     return Choice("stock", rows, f"no fused implementation for {device_type}")
+
+
+def check_float8(*, hidden: int, vocab: int, device_type: str) -> None:
+    """Raises MachineError where train.loss_kernel=fp8 cannot multiply these shapes on this device."""
+    lacks = [
+        f"{name} {size} is not a multiple of {MULTIPLE}"
+        for name, size in (("model.hidden_size", hidden), ("model.vocab_size", vocab))
+        if size % MULTIPLE
+    ]
+    if device_type == "cuda" and (found := torch.cuda.get_device_capability()) < _FLOAT8_SINCE:
+        lacks.append(
+            f"{torch.cuda.get_device_name()} has compute capability {found[0]}.{found[1]}, 8-bit floats need 8.9"
+        )
+    if lacks:
+        raise MachineError(
+            "train.loss_kernel=fp8 does not run here.", got="; ".join(lacks), fix="train.loss_kernel=auto"
+        )
 
 
 def chunk_rows(rows: int, vocab: int, device_type: str) -> int:

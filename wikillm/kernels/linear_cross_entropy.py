@@ -11,9 +11,12 @@ Shapes: N rows (tokens), C rows of a chunk, H hidden, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
+
+from wikillm.kernels.float8_products import MULTIPLE, Float8Products
 
 _TILE = 16_384  # rows of the weight's gradient that are multiplied at a time, on GPUs
 
@@ -29,6 +32,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     z_out: torch.Tensor | None = None,
     in_triton: bool = False,
+    in_float8: bool = False,
 ) -> torch.Tensor:
     """Loss as in `reference.linear_cross_entropy`, a float32 scalar (float64 for float64 inputs).
 
@@ -37,12 +41,15 @@ def linear_cross_entropy(
         count: what the sum is divided by; a tensor stays on its device.
         z_out: a scalar that receives the z-loss's part of the result, detached: for a log, without a sync.
         in_triton: everything between the products is one kernel of ours (`triton_cross_entropy`); not for float64.
+        in_float8: the products are `Float8Products`'; H and V must be multiples of 16, and float64 becomes float32.
 
     Without a gradient to compute only the loss is. Under autocast the products run in autocast's type.
     """
     with_grad = torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad)
     divisor = torch.as_tensor(count, device=hidden_NH.device)
-    options = (ignore_index, z_loss, chunk_rows, in_triton)
+    if in_float8:
+        hidden_NH, labels_N, chunk_rows = _in_sixteens(hidden_NH, labels_N, ignore_index, chunk_rows)
+    options = (ignore_index, z_loss, chunk_rows, in_triton, in_float8)
     if with_grad:
         loss: torch.Tensor = _Chunked.apply(hidden_NH, weight_VH, labels_N, divisor, z_out, *options)  # type: ignore[no-untyped-call]
         return loss
@@ -74,6 +81,7 @@ class _Chunked(torch.autograd.Function):
         z_loss: float,
         chunk_rows: int,
         in_triton: bool,
+        in_float8: bool,
     ) -> torch.Tensor:
         total, z_total, grad_NH, grad_VH = _walk(
             hidden_NH,
@@ -83,6 +91,7 @@ class _Chunked(torch.autograd.Function):
             z_loss,
             chunk_rows,
             in_triton,
+            in_float8,
             grad_hidden=ctx.needs_input_grad[0],
             grad_weight=ctx.needs_input_grad[1],
         )
@@ -102,7 +111,7 @@ class _Chunked(torch.autograd.Function):
             grad_NH = (grad_NH.to(factor.dtype) * factor).to(ctx.types[0])
         if grad_VH is not None:
             grad_VH = grad_VH.mul_(factor).to(ctx.types[1])
-        return grad_NH, grad_VH, None, None, None, None, None, None, None
+        return grad_NH, grad_VH, *(None,) * 8
 
 
 def _walk(
@@ -113,6 +122,7 @@ def _walk(
     z_loss: float,
     chunk_rows: int,
     in_triton: bool,
+    in_float8: bool,
     *,
     grad_hidden: bool,
     grad_weight: bool,
@@ -133,22 +143,66 @@ def _walk(
     buffer_CV = torch.empty(chunk_rows, vocab, dtype=hidden_NH.dtype, device=hidden_NH.device)
     step = _cross_entropy_in_triton if in_triton else _cross_entropy
     with torch.autocast(device_type, enabled=False):
+        products: _Products = (Float8Products if in_float8 else _PlainProducts)(hidden_NH, weight_VH)
         for first in range(0, n_rows, chunk_rows):
             rows = slice(first, min(first + chunk_rows, n_rows))
-            hidden_CH, labels_C = hidden_NH[rows], labels_N[rows]
-            logits_CV = torch.mm(hidden_CH, weight_VH.t(), out=buffer_CV[: len(labels_C)])
+            labels_C = labels_N[rows]
+            logits_CV = products.logits(rows, buffer_CV[: len(labels_C)])
             loss, z, grad_CV = step(logits_CV, labels_C, ignore_index, z_loss, with_gradient=grad_hidden or grad_weight)
             total, z_total = total + loss, z_total + z
             if grad_CV is None:
                 continue
-            has_label_C1 = (labels_C != ignore_index).unsqueeze(1)
+            grad_CV = products.gradient(grad_CV, (labels_C != ignore_index).unsqueeze(1))
             if grad_NH is not None:
-                product_CH = torch.mm(grad_CV.to(hidden_CH.dtype), weight_VH)
-                torch.mul(product_CH, has_label_C1, out=grad_NH[rows])
+                grad_NH[rows] = products.grad_hidden(grad_CV)
             if grad_VH is not None:
-                # Rows without a label are left out here, on C x H values, rather than on C x V.
-                add_product(grad_VH, grad_CV, hidden_CH * has_label_C1)
+                products.add_grad_weight(grad_VH, grad_CV, rows)
     return total, z_total, grad_NH, grad_VH
+
+
+class _Products(Protocol):
+    """The three products of a chunk of rows. A row without a label adds nothing to any gradient."""
+
+    def logits(self, rows: slice, out_CV: torch.Tensor) -> torch.Tensor: ...
+
+    def gradient(self, grad_CV: torch.Tensor, has_label_C1: torch.Tensor) -> torch.Tensor: ...
+
+    def grad_hidden(self, grad_CV: torch.Tensor) -> torch.Tensor: ...
+
+    def add_grad_weight(self, total_VH: torch.Tensor, grad_CV: torch.Tensor, rows: slice) -> None: ...
+
+
+class _PlainProducts:
+    """In the type of the hidden states. Rows without a label are left out on C x H values, rather than on C x V."""
+
+    def __init__(self, hidden_NH: torch.Tensor, weight_VH: torch.Tensor) -> None:
+        self._hidden_NH, self._weight_VH = hidden_NH, weight_VH
+        self._has_label_C1: torch.Tensor | None = None
+
+    def logits(self, rows: slice, out_CV: torch.Tensor) -> torch.Tensor:
+        return torch.mm(self._hidden_NH[rows], self._weight_VH.t(), out=out_CV)
+
+    def gradient(self, grad_CV: torch.Tensor, has_label_C1: torch.Tensor) -> torch.Tensor:
+        self._has_label_C1 = has_label_C1
+        return grad_CV
+
+    def grad_hidden(self, grad_CV: torch.Tensor) -> torch.Tensor:
+        return torch.mm(grad_CV.to(self._weight_VH.dtype), self._weight_VH).mul_(self._has_label_C1)
+
+    def add_grad_weight(self, total_VH: torch.Tensor, grad_CV: torch.Tensor, rows: slice) -> None:
+        add_product(total_VH, grad_CV, self._hidden_NH[rows] * self._has_label_C1)
+
+
+def _in_sixteens(
+    hidden_NH: torch.Tensor, labels_N: torch.Tensor, ignore_index: int, chunk_rows: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """With rows of zeros and without a label at the end, so that rows and rows of a chunk are multiples of 16."""
+    if hidden_NH.dtype == torch.float64:
+        hidden_NH = hidden_NH.float()
+    more = -len(hidden_NH) % MULTIPLE
+    if more:
+        hidden_NH, labels_N = F.pad(hidden_NH, (0, 0, 0, more)), F.pad(labels_N, (0, more), value=ignore_index)
+    return hidden_NH, labels_N, -(-chunk_rows // MULTIPLE) * MULTIPLE
 
 
 _Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # sums of the losses and z-losses, the logits' gradient

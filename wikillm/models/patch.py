@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY, Choice, LossKernel, choose_linear_cross_entropy
+from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY, Choice, LossKernel, check_float8, choose_linear_cross_entropy
 from wikillm.models.z_loss import ZLoss, add_to_stock_loss
 
 SUPPORTED = (Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -47,7 +47,8 @@ def patch_loss(
         rows: tokens per micro-step, for the choice and what is said about it; other batches work too.
         z_loss: added to the loss in training, in the fused operation or to Hugging Face's loss.
 
-    Raises WikiLLMError for a model whose forward is not known here, and for one that is patched already.
+    Raises WikiLLMError for a model whose forward is not known here, and for one that is patched already, and MachineError
+    where the implementation asked for does not run.
     """
     choice = choose_linear_cross_entropy(wanted, rows=rows, vocab=int(model.config.vocab_size), device_type=device_type)
     if choice.name == "stock":
@@ -56,6 +57,8 @@ def patch_loss(
         return choice
     _check(model)
     head: Any = model.lm_head
+    if choice.name == "fp8":
+        check_float8(hidden=head.in_features, vocab=head.out_features, device_type=device_type)
     head.forward = MethodType(_mark(_head_forward(head.forward, choice.name, z_loss), choice.name), head)
     forward = _loss_forward(model.forward)
     model.forward = MethodType(_mark(forward, choice.name), model)  # type: ignore[method-assign]
@@ -106,8 +109,10 @@ def _mark(function: Callable[..., Any], implementation: str) -> Callable[..., An
 
 
 def _head_forward(stock: Callable[..., Any], name: str, z: ZLoss | None) -> Callable[..., torch.Tensor]:
-    """lm_head(hidden) is the projection it was; lm_head(hidden, labels, count) is the loss."""
-    implementation, _ = LINEAR_CROSS_ENTROPY[name]
+    """lm_head(hidden) is the projection it was; lm_head(hidden, labels, count) is the loss.
+
+    An evaluation's loss is that of the model which is exported, so it is never computed in 8 bit.
+    """
 
     def forward(
         head: nn.Linear,
@@ -122,7 +127,7 @@ def _head_forward(stock: Callable[..., Any], name: str, z: ZLoss | None) -> Call
         if count is None:  # Hugging Face's mean: over the labels of this call
             count = (labels_N != _IGNORED).sum()
         choice = choose_linear_cross_entropy(
-            name,  # type: ignore[arg-type]
+            "chunked" if name == "fp8" and not head.training else name,  # type: ignore[arg-type]
             rows=len(labels_N),
             vocab=head.weight.shape[0],
             device_type=hidden.device.type,
@@ -131,6 +136,7 @@ def _head_forward(stock: Callable[..., Any], name: str, z: ZLoss | None) -> Call
         if z is not None and head.training:  # an evaluation's loss is the cross entropy
             z.latest = torch.zeros((), device=hidden.device)
             options |= {"z_loss": z.coefficient, "z_out": z.latest}
+        implementation, _ = LINEAR_CROSS_ENTROPY[choice.name]
         return implementation(hidden_NH, head.weight, labels_N, **options)
 
     return forward

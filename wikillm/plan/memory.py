@@ -56,14 +56,20 @@ def loss_bytes(shape: Shape, setup: Setup) -> int:
 
     Stock: every logit of the micro-batch. Chunked (`kernels.linear_cross_entropy`): of a chunk the logits, their fp32
     softmax and its narrow copy (8 bytes in 16 bit, 4 in fp32), the head's gradient in fp32 (4 V h), of which the
-    backward makes a narrow copy (2 V h) when the chunk is gone, and the gradient of the hidden states.
+    backward makes a narrow copy (2 V h) when the chunk is gone, and the gradient of the hidden states. In fp8 besides
+    the 8-bit weight, twice (2 V h), the hidden states, in fp32 a chunk's gradient, and, before the first chunk, the weight
+    in fp32 while it is scaled.
     """
     tokens, vocab, h = setup.tokens(shape), shape.vocab_size, shape.model.hidden_size
     if setup.loss == "stock":
         return tokens * vocab * STOCK_LOGIT_BYTES[setup.precision]
     width = setup.bytes_per_weight
     chunk = chunk_rows(tokens, vocab) * vocab * (4 if setup.precision == "fp32" else 8)
-    return 4 * vocab * h + max(chunk, width * vocab * h) + width * tokens * h
+    held = 4 * vocab * h + width * tokens * h
+    if setup.loss == "fp8":
+        chunk += chunk_rows(tokens, vocab) * vocab if setup.precision == "fp32" else 0
+        return held + 2 * vocab * h + tokens * h + max(chunk, 4 * vocab * h)
+    return held + max(chunk, width * vocab * h)
 
 
 def chunk_rows(rows: int, vocab: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from wikillm.core.errors import WikiLLMError
+from wikillm.core.errors import MachineError, WikiLLMError
 from wikillm.models.patch import fused_loss, patch_loss, patches, unpatch
 
 SHAPE: dict[str, Any] = {
@@ -155,3 +155,23 @@ def test_fused_for_a_while(model: Any) -> None:
             assert patches(model)
         assert patches(model), "the inner block leaves what it found"
     assert patches(model) == ()
+
+
+def test_in_8_bit_only_the_training_loss_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SHAPE, "vocab_size", 208)
+    stock, ours = build("qwen2", tied=True), build("qwen2", tied=True)
+    inputs = {key: value.clamp(max=207) for key, value in batch().items()}
+    assert patch_loss(ours, "fp8", rows=36, device_type="cpu").name == "fp8"
+    wanted, gradients, _ = step(stock, **inputs)
+    found, our_gradients, _ = step(ours, **inputs)
+    assert found == pytest.approx(wanted, rel=2e-3) and found != pytest.approx(wanted, rel=1e-7)
+    for name, gradient in gradients.items():
+        assert float((our_gradients[name] - gradient).norm() / gradient.norm().clamp_min(1e-12)) < 0.1, name
+    ours.eval(), stock.eval()
+    assert float(ours(**inputs).loss) == pytest.approx(float(stock(**inputs).loss), rel=1e-6)
+
+
+def test_8_bit_products_of_odd_shapes_are_refused_and_the_model_is_left_alone(model: Any) -> None:
+    with pytest.raises(MachineError, match="vocab_size 211 is not a multiple of 16"):
+        patch_loss(model, "fp8", rows=36, device_type="cpu")
+    assert patches(model) == () and "forward" not in model.lm_head.__dict__
