@@ -28,7 +28,6 @@ class Float8Products:
         self._weight_VH, self._weight_scale = to_e4m3(weight_VH)
         self._weight_HV: torch.Tensor | None = None
         self._one_over = torch.full((), 1 / _GRADIENT_SCALE, device=hidden_NH.device)
-        self._type = hidden_NH.dtype
 
     def logits(self, rows: slice, out_CV: torch.Tensor) -> torch.Tensor:
         """Of the rows, into `out_CV`."""
@@ -48,14 +47,18 @@ class Float8Products:
         grad_CV.mul_(has_label_C1 * _GRADIENT_SCALE)
         return grad_CV.clamp_(-_GRADIENT_MOST, _GRADIENT_MOST).to(torch.float8_e5m2)
 
-    def grad_hidden(self, grad_CV: torch.Tensor) -> torch.Tensor:
-        """grad @ weight, in the hidden states' type."""
+    def grad_hidden(self, grad_CV: torch.Tensor, out_CH: torch.Tensor) -> None:
+        """grad @ weight into `out_CH`."""
         if self._weight_HV is None:
             self._weight_HV = self._weight_VH.t().contiguous()
-        out: torch.Tensor = torch._scaled_mm(
-            grad_CV, self._weight_HV.t(), scale_a=self._one_over, scale_b=self._weight_scale, out_dtype=self._type
+        torch._scaled_mm(
+            grad_CV,
+            self._weight_HV.t(),
+            scale_a=self._one_over,
+            scale_b=self._weight_scale,
+            out_dtype=out_CH.dtype,
+            out=out_CH,
         )
-        return out
 
     def add_grad_weight(self, total_VH: torch.Tensor, grad_CV: torch.Tensor, rows: slice) -> None:
         """total += grad^T @ hidden, in tiles of the vocabulary, so that the product beside the sum stays small."""

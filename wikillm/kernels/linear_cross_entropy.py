@@ -154,7 +154,7 @@ def _walk(
                 continue
             grad_CV = products.gradient(grad_CV, (labels_C != ignore_index).unsqueeze(1))
             if grad_NH is not None:
-                grad_NH[rows] = products.grad_hidden(grad_CV)
+                products.grad_hidden(grad_CV, grad_NH[rows])
             if grad_VH is not None:
                 products.add_grad_weight(grad_VH, grad_CV, rows)
     return total, z_total, grad_NH, grad_VH
@@ -167,7 +167,7 @@ class _Products(Protocol):
 
     def gradient(self, grad_CV: torch.Tensor, has_label_C1: torch.Tensor) -> torch.Tensor: ...
 
-    def grad_hidden(self, grad_CV: torch.Tensor) -> torch.Tensor: ...
+    def grad_hidden(self, grad_CV: torch.Tensor, out_CH: torch.Tensor) -> None: ...
 
     def add_grad_weight(self, total_VH: torch.Tensor, grad_CV: torch.Tensor, rows: slice) -> None: ...
 
@@ -177,7 +177,7 @@ class _PlainProducts:
 
     def __init__(self, hidden_NH: torch.Tensor, weight_VH: torch.Tensor) -> None:
         self._hidden_NH, self._weight_VH = hidden_NH, weight_VH
-        self._has_label_C1: torch.Tensor | None = None
+        self._has_label_C1 = hidden_NH.new_empty(0)  # of the chunk whose gradient came last
 
     def logits(self, rows: slice, out_CV: torch.Tensor) -> torch.Tensor:
         return torch.mm(self._hidden_NH[rows], self._weight_VH.t(), out=out_CV)
@@ -186,8 +186,9 @@ class _PlainProducts:
         self._has_label_C1 = has_label_C1
         return grad_CV
 
-    def grad_hidden(self, grad_CV: torch.Tensor) -> torch.Tensor:
-        return torch.mm(grad_CV.to(self._weight_VH.dtype), self._weight_VH).mul_(self._has_label_C1)
+    def grad_hidden(self, grad_CV: torch.Tensor, out_CH: torch.Tensor) -> None:
+        product_CH = torch.mm(grad_CV.to(self._weight_VH.dtype), self._weight_VH)
+        torch.mul(product_CH, self._has_label_C1, out=out_CH)
 
     def add_grad_weight(self, total_VH: torch.Tensor, grad_CV: torch.Tensor, rows: slice) -> None:
         add_product(total_VH, grad_CV, self._hidden_NH[rows] * self._has_label_C1)

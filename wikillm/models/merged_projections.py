@@ -35,13 +35,13 @@ def merge_projections(model: PreTrainedModel) -> str:
     is merged already.
     """
     _check(model)
-    merged = {_ATTENTION: "q k v"}
+    merged = ["q k v"]
     for layer in _layers(model):
         _patch(layer.self_attn, _ATTENTION, _attention_forward(layer.self_attn.forward))
         if "forward" not in layer.mlp.__dict__:
             _patch(layer.mlp, _MLP, _mlp_forward)
-            merged[_MLP] = "gate up"
-    return f"merged, {' and '.join(merged.values())}" + ("" if _MLP in merged else " (the MLP is tiled)")
+            merged = ["q k v", "gate up"]
+    return f"merged, {' and '.join(merged)}" + ("" if len(merged) > 1 else " (the MLP is tiled)")
 
 
 def unmerge_projections(model: PreTrainedModel) -> None:
