@@ -30,6 +30,15 @@ def test_kernels(repo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_layers_and_the_8_bit_head(repo: Path, tmp_path: Path) -> None:
+    words = "--hidden 64 --layers 1 --vocab 512 --batch 2 --length 32 --repeats 1 --kernels tiled recomputed merged fp8"
+    found = benchmark(repo, tmp_path / "k.json", "kernels.py", words)
+    for variant, bound in (("tiled", 1e-5), ("recomputed", 1e-5), ("merged", 1e-5), ("fp8", 0.1)):
+        assert found[variant]["gradient_distance"] < bound and found[variant]["peak"] > 0, variant
+    assert found["fp8"]["gradient_distance"] > 1e-3, "it multiplies in 8 bit"
+
+
+@pytest.mark.slow
 def test_losses(repo: Path, tmp_path: Path) -> None:
     """Those that run on a CPU give one loss and one gradient; the others are named with the reason."""
     found = benchmark(repo, tmp_path / "l.json", "losses.py", "--rows 96 --hidden 32 --vocab 700 --repeats 2")

@@ -43,6 +43,15 @@ def test_equal_losses(recipe: str | None, more: tuple[str, ...], words: Any, sto
     assert found["eval"] == pytest.approx(stock["eval"], rel=2e-5)
 
 
+def test_with_shared_sequences_of_fewer_key_heads_than_ranks(words: Any, tmp_path: Path) -> None:
+    """Its attention takes a view of the module, which merged projections must not hide."""
+    shared = ("train.sequence_parallel_size=2", "model.num_key_value_heads=1")
+    stock = run(words(tmp_path / "stock", *shared), deepspeed="zero2")
+    found = run(words(tmp_path / "merged", MERGED, *shared), deepspeed="zero2")
+    assert stock["code"] == found["code"] == 0, found["message"]
+    assert found["losses"] == pytest.approx(stock["losses"], rel=2e-5)
+
+
 def test_a_resumed_run_may_switch(words: Any, stock: Any, tmp_path: Path) -> None:
     """Stopped with merged projections, resumed without: the checkpoint is the one that a stock run writes."""
     stopped = run(words(tmp_path / "run", MERGED), deepspeed="zero2", signal_at=2)
