@@ -3,7 +3,7 @@
 Hidden states and weight are e4m3, each with one scale per call, a power of two from its largest element: computed on the
 device, and never waited for. The logits' gradient is e5m2 with a constant scale: a probability less one at the label
 lies in [-1, 1], and 2^15 leaves probabilities down to 2e-9 normal numbers, which e4m3 would round to 0 at a vocabulary of
-150,000. One scale per row would need other kernels on a GPU, and gained a twentieth of the error on Gaussian rows.
+150,000. One scale per row needs other kernels on a GPU.
 
 The format of the factors is that of arXiv:2209.05433. `torch._scaled_mm` wants multiples of 16 and, of the second factor,
 columns that lie together: hence a transposed copy of the weight (once per call) and of each chunk's gradient.
@@ -43,7 +43,10 @@ class Float8Products:
         return out
 
     def gradient(self, grad_CV: torch.Tensor, has_label_C1: torch.Tensor) -> torch.Tensor:
-        """The logits' gradient in e5m2; rows without a label are 0. Writes over `grad_CV`."""
+        """The logits' gradient in e5m2; rows without a label are 0. Writes over `grad_CV`.
+
+        Beyond 1.75, which only a z-loss with 2 z lse > 0.75 reaches, it is cut off: e5m2 would make it infinite.
+        """
         grad_CV.mul_(has_label_C1 * _GRADIENT_SCALE)
         return grad_CV.clamp_(-_GRADIENT_MOST, _GRADIENT_MOST).to(torch.float8_e5m2)
 
