@@ -44,8 +44,8 @@ def test_equal_losses(recipe: str | None, more: tuple[str, ...], words: Any, sto
 
 
 def test_with_shared_sequences_of_fewer_key_heads_than_ranks(words: Any, tmp_path: Path) -> None:
-    """Its attention takes a view of the module, which merged projections must not hide."""
-    shared = ("train.sequence_parallel_size=2", "model.num_key_value_heads=1")
+    """Its attention takes a view of the module, which merged projections must not hide; with a mask SDPA reads it."""
+    shared = ("train.sequence_parallel_size=2", "model.num_key_value_heads=1", "train.document_mask=on")
     stock = run(words(tmp_path / "stock", *shared), deepspeed="zero2")
     found = run(words(tmp_path / "merged", MERGED, *shared), deepspeed="zero2")
     assert stock["code"] == found["code"] == 0, found["message"]
