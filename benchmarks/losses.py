@@ -39,6 +39,7 @@ CONTENDERS = {
     "liger-rows": "Liger, our rows per chunk, float32 sums",
     "chunked": "WikiLLM, chunked",
     "triton": "WikiLLM, triton",
+    "fp8": "WikiLLM, fp8: 8-bit products",
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GPU_SHAPES = ((32_768, 512), (16_384, 896), (16_384, 1536), (8_192, 2048), (8_192, 3584))  # 120M, 0.5B, 1.5B, 3B, 7B
@@ -72,6 +73,8 @@ def missing(name: str) -> str | None:
         return "liger-kernel is not installed"
     if (name.startswith("liger") or name == "triton") and device() == "cpu" and not interprets:
         return "needs a GPU"
+    if name == "fp8" and device() == "cpu":
+        return "emulated on a CPU"
     return None
 
 
