@@ -102,9 +102,14 @@ def read_from(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) from `offset` on; from 0 where the server cannot begin elsewhere, or has another version now."""
     if scheme_of(file.url) not in ("http", "https"):
         while file.size is not None and offset < file.size:
-            piece = _call(file.url, "cat_file", start=offset, end=min(offset + _RANGE_BYTES, file.size))
+            stop = min(offset + _RANGE_BYTES, file.size)
+            # ossfs hands `end` to a client that takes it as the last byte; one beyond the object brings all of it.
+            end = stop - 1 if scheme_of(file.url) == "oss" else stop
+            piece = _call(file.url, "cat_file", start=offset, end=end)
             if not piece:
                 raise Unreachable("nothing was sent")
+            if len(piece) > stop - offset:
+                raise Unreachable(f"{len(piece)} bytes came instead of the {stop - offset} from {offset} on")
             yield offset, piece
             offset += len(piece)
         return
@@ -178,7 +183,19 @@ def _call(url: str, name: str, **arguments: Any) -> Any:
     except Exception as error:  # each library has its own: NoCredentialsError, EndpointConnectionError, RequestError
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
             raise _refused(url, f"{error}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+        answer = _oss_answer(error)
+        if answer is not None and 400 <= answer.status < 500 and answer.status not in _PASSES:
+            keys = "; are OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET those of it?" if answer.status == 403 else ""
+            raise _refused(url, f"HTTP {answer.status} {answer.code}: {answer.message}{keys}") from None
         raise Unreachable(f"{type(error).__name__}: {_reason(error)}") from None
+
+
+def _oss_answer(error: BaseException | None) -> Any:
+    """What the server of oss answered: the client's error, or its cause, which ossfs wraps; None of anything else."""
+    for found in (error, error.__cause__ if error else None):
+        if type(found).__module__ == "oss2.exceptions" and isinstance(getattr(found, "status", None), int):
+            return found
+    return None
 
 
 def _bare(url: str) -> str:
@@ -190,7 +207,9 @@ def _file_system(url: str) -> Any:
     try:
         import fsspec
 
-        return fsspec.filesystem(scheme, use_listings_cache=False, **_options(scheme))
+        # ossfs reads what it listed from its cache, and fails without one: it gets one that lives for one call.
+        caching = {"use_listings_cache": scheme == "oss", "skip_instance_cache": scheme == "oss"}
+        return fsspec.filesystem(scheme, **caching, **_options(scheme))
     except ImportError as error:
         raise MachineError(
             f"Reading {scheme}:// needs the package {_EXTRAS[scheme]}, which is not installed.",
