@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import fsspec.registry
+import fsspec  # noqa: F401  (its registry, by sys.modules)
 import pytest
 from harness.file_server import serve
 
@@ -192,7 +192,7 @@ def test_a_missing_package_and_a_missing_endpoint_are_named(monkeypatch, setting
     assert "export OSS_ENDPOINT=" in caught.value.fix
     monkeypatch.setenv("OSS_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ossfs", None)  # as if it were not installed
-    monkeypatch.delitem(fsspec.registry._registry, "oss", raising=False)  # what another test has loaded
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "oss", raising=False)  # what another test has loaded
     with pytest.raises(MachineError, match="needs the package ossfs") as caught:
         prepare_store(settings("oss://bucket/x.jsonl"))
     assert "wikillm[remote]" in caught.value.fix
