@@ -126,12 +126,8 @@ class MixedOrder:
 
     def targets_between(self, first: int, stop: int) -> int:
         """Number of targets in the samples [first, stop), over all sources."""
-        return sum(self.targets_of_sources(first, stop))
-
-    def targets_of_sources(self, first: int, stop: int) -> list[int]:
-        """The same for each source."""
         ranges = zip(self.table.samples_before(first).tolist(), self.table.samples_before(stop).tolist(), strict=True)
-        return [order.targets_between(a, b) for order, (a, b) in zip(self.orders, ranges, strict=True)]
+        return sum(order.targets_between(a, b) for order, (a, b) in zip(self.orders, ranges, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +178,18 @@ class Mixture:
         return MixedOrder(self.table, tuple(orders), tuple(starts))
 
     def used(self, samples: int, order: MixedOrder) -> tuple[SourceUse, ...]:
-        """What the first `samples` samples of `order` take of each source; tokens are targets, padding is none."""
-        counts, targets = self.table.samples_before(samples).tolist(), order.targets_of_sources(0, samples)
-        return tuple(
-            SourceUse(part.name, part.share, count, tokens, tokens / max(1, part.store.train.n_tokens - 1))
-            for part, count, tokens in zip(self.parts, counts, targets, strict=True)
-        )
+        """What the first `samples` samples of `order` take of each source; tokens are targets, padding is none.
+
+        Of packed sequences by their average filling, which is exact at the end of an epoch: to look at each of them again
+        would take longer with every log line.
+        """
+        counts, found = self.table.samples_before(samples).tolist(), []
+        for part, own, count in zip(self.parts, order.orders, counts, strict=True):
+            targets = max(1, part.store.train.n_tokens - 1)  # of an epoch
+            packed = isinstance(own, PackedOrder)
+            tokens = round(count * targets / own.blocks_per_epoch) if packed else own.targets_between(0, count)
+            found.append(SourceUse(part.name, part.share, count, tokens, tokens / targets))
+        return tuple(found)
 
     def held_out(self, max_tokens: int | None) -> tuple[tuple[str, TokenStream], ...]:
         """The held-out stream of each source that has one, cut to its part of the first `max_tokens` targets."""
