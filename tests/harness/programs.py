@@ -259,3 +259,19 @@ def attend_over_ranks(query_heads: int, key_heads: int, dtype: str, documents: b
         theirs = run(parts, part_grad, position_ids=positions[:, columns])
         differences["deepspeed"] = max(off(theirs[name].reshape(found[name].shape), found[name]) for name in found)
     return differences
+
+
+def train_on_read_only_store(words: list[str], options: dict[str, Any], store: str) -> dict[str, Any]:
+    """`train` in a mount namespace of its own in which `store` is read-only, for root too. Needs root."""
+    import ctypes
+    import subprocess
+
+    libc, new_mounts = ctypes.CDLL(None, use_errno=True), 0x00020000
+    assert libc.unshare(new_mounts) == 0, os.strerror(ctypes.get_errno())
+    for mount in (["--make-rprivate", "/"], ["--bind", store, store], ["-o", "remount,bind,ro", store]):
+        subprocess.run(["mount", *mount], check=True)
+    try:
+        Path(store, "probe").touch()
+    except OSError:
+        return train(words, **options)
+    raise AssertionError(f"{store} can be written")
