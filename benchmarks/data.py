@@ -9,6 +9,7 @@ would do the same work in every epoch.
     python benchmarks/data.py                                            # a generated corpus and a tokenizer trained on it
     python benchmarks/data.py --data FILE --tokenizer FOLDER --mb 25     # the first 25 MB of a source of your own
     python benchmarks/data.py --peers VENV/bin/python                    # the peers too; VENV is made as peers.txt says
+    python benchmarks/data.py --mb 1000 --contenders fastokens --workers 2   # WikiLLM with two worker processes
 """
 
 # ruff: noqa: E402
@@ -48,12 +49,13 @@ def main() -> None:
         work = Path(folder)
         data = args.work / "corpus.jsonl" if args.one else _corpus(args.data, int(args.mb * 1e6), work)
         if args.one:
-            print(json.dumps(_one(args.one, data, args.work / "tokenizer", work)))
+            print(json.dumps(_one(args.one, data, args.work / "tokenizer", work, args.workers)))
             return
         _tokenizer(args.tokenizer, data, work)
         with open(data, encoding="utf-8") as file:
             size = sum(len(json.loads(line)["text"].encode()) for line in file)
-        found = {name: run_in_fresh_process(["--one", name, "--work", folder]) for name in args.contenders}
+        words = ["--work", folder, "--workers", str(args.workers)]
+        found = {name: run_in_fresh_process(["--one", name, *words]) for name in args.contenders}
         found |= _peers(args.peers, data, work)
     facts: dict[str, Any] = {"circumstances": circumstances(), "text_bytes": size, "contenders": found}
     facts["circumstances"]["command"] = " ".join(
@@ -68,8 +70,9 @@ def main() -> None:
             [label, f"{one['wall_s']:.1f}", f"{seconds:.1f}", f"{size / seconds / 1e6:.2f}"]
             + [f"{one['tokens'] / seconds / 1e6:.2f}", f"{one['peak'] / 2**20:.0f}", f"{one['tokens'] / most:.1%}"]
         )
+    one = "one process" if args.workers == 1 else f"{args.workers} workers"
     header = ["build", "wall s", "CPU s", "MB/s per core", "M tokens/s per core", "peak MiB", "tokens kept"]
-    report(f"Text to tokens on the disk, {size / 1e6:.1f} MB of text, one process", facts, header, rows, args.out)
+    report(f"Text to tokens on the disk, {size / 1e6:.1f} MB of text, {one}", facts, header, rows, args.out)
 
 
 def _peers(python: Path | None, data: Path, work: Path) -> dict[str, Any]:
@@ -98,26 +101,29 @@ def _peers(python: Path | None, data: Path, work: Path) -> dict[str, Any]:
 def _named(args: argparse.Namespace) -> dict[str, Any]:
     return {
         key: value
-        for key, value in (("data", args.data), ("tokenizer", args.tokenizer), ("mb", args.mb), ("peers", args.peers))
-        if value
+        for key, value in vars(args).items()
+        if key in ("data", "tokenizer", "mb", "peers") and value or key == "workers" and value > 1
     }
 
 
-def _one(name: str, data: Path, tokenizer: Path, work: Path) -> dict[str, Any]:
-    """Run one contender; the imports are not counted."""
+def _one(name: str, data: Path, tokenizer: Path, work: Path, workers: int) -> dict[str, Any]:
+    """Run one contender; the imports are not counted, those of worker processes excepted. `peak`: the largest process."""
     import resource
 
+    def usage() -> tuple[float, int]:
+        found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(one.ru_utime + one.ru_stime for one in found), max(one.ru_maxrss for one in found)
+
     build = {"tutorial": _tutorial, "streaming": _streaming}.get(name, _wikillm)
-    begin = build(name, data, tokenizer, work)
-    start, used = time.perf_counter(), time.process_time()
+    begin = build(name, data, tokenizer, work, workers)
+    start, (used, _) = time.perf_counter(), usage()
     with contextlib.redirect_stdout(sys.stderr):
         found = begin()
-    found |= {"wall_s": time.perf_counter() - start, "cpu_s": time.process_time() - used}
-    found["peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return found
+    cpu, peak = usage()
+    return found | {"wall_s": time.perf_counter() - start, "cpu_s": cpu - used, "peak": peak * 1024}
 
 
-def _tutorial(_: str, data: Path, folder: Path, work: Path) -> Any:
+def _tutorial(_: str, data: Path, folder: Path, work: Path, workers: int) -> Any:
     """What the tutorial does: read, tokenize in chunks of 512, keep the full chunks."""
     import datasets
     from transformers import AutoTokenizer
@@ -138,7 +144,7 @@ def _tutorial(_: str, data: Path, folder: Path, work: Path) -> Any:
     return run
 
 
-def _streaming(_: str, data: Path, folder: Path, work: Path) -> Any:
+def _streaming(_: str, data: Path, folder: Path, work: Path, workers: int) -> Any:
     """A stream of `datasets` as transformers' run_clm packs it: documents with EOS, cut into blocks batch by batch."""
     from itertools import chain
 
@@ -164,7 +170,7 @@ def _streaming(_: str, data: Path, folder: Path, work: Path) -> Any:
     return run
 
 
-def _wikillm(name: str, data: Path, folder: Path, work: Path) -> Any:
+def _wikillm(name: str, data: Path, folder: Path, work: Path, workers: int) -> Any:
     from wikillm.config.schema import DataSection
     from wikillm.data.prepare import prepare_store
 
@@ -173,7 +179,7 @@ def _wikillm(name: str, data: Path, folder: Path, work: Path) -> Any:
         path=(str(data),),
         tokenizer=str(folder),
         store=str(work / "store"),
-        workers=1,
+        workers=workers,
         backend=backend,
         min_val_tokens=1,
     )
@@ -232,6 +238,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mb", type=float, default=25, help="MB of text (default 25)")
     parser.add_argument("--peers", type=Path, metavar="PYTHON", help="interpreter of an environment with the peers")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--workers", type=int, default=1, help="processes that build WikiLLM's store (default 1)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
