@@ -38,13 +38,15 @@ def alone(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("world", "micro", "recipe"), [(2, 1, None), (1, 2, "zero1"), (2, 1, "zero2"), (2, 1, "zero3")]
+    ("world", "micro", "recipe", "shared"),
+    [(2, 1, None, 1), (1, 2, "zero1", 1), (2, 1, "zero2", 1), (2, 1, "zero3", 1), (2, 1, "zero2", 2)],
 )
 def test_any_world_micro_batch_and_stage_gives_the_same_run(
-    world: int, micro: int, recipe: str | None, words: Any, alone: Any, tmp_path: Path
+    world: int, micro: int, recipe: str | None, shared: int, words: Any, alone: Any, tmp_path: Path
 ) -> None:
-    more = f"train.per_device_train_batch_size={micro}"
-    result = run(world, words(tmp_path / "run", *RAMP, more), deepspeed=recipe)
+    """`shared`: ranks per sequence, for which DeepSpeed's count of a batch is another."""
+    more = (f"train.per_device_train_batch_size={micro}", f"train.sequence_parallel_size={shared}")
+    result = run(world, words(tmp_path / "run", *RAMP, *more), deepspeed=recipe)
     assert result["code"] == 0, result["message"]
     assert result["losses"] == pytest.approx(alone["losses"], rel=2e-5)
     assert result["grad_norms"] == pytest.approx(alone["grad_norms"], rel=1e-3)

@@ -31,7 +31,7 @@ def whole(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return run(1, words(tmp_path_factory.mktemp("whole") / "run"))
 
 
-@pytest.mark.parametrize("recipe", [None, "zero0", "zero3"])  # zero1 and zero2: below
+@pytest.mark.parametrize("recipe", [None, "zero0", "zero3", "zero2_offload"])  # zero1 and zero2: below
 def test_two_ranks_that_share_sequences_equal_one(recipe: str | None, words: Any, whole: Any, tmp_path: Path) -> None:
     found = run(2, words(tmp_path / "run", SHARED), deepspeed=recipe)
     assert "sequences over 2 ranks (Ulysses)" in found["output"]

@@ -5,8 +5,8 @@
 A `Record` is what a reader cuts out of a source, before any cleaning; a `Document` is clean text. Offsets are
 bytes of the decompressed source. Everything here is picklable: records travel to worker processes.
 
-`Record` and `Document` are made for every line of a source, half a million times in 300 MB: as named tuples they take a third of
-the time of frozen dataclasses.
+`Record` and `Document` are made for every line of a source, half a million times in 300 MB: as named tuples they take half
+the time of frozen dataclasses (0.24 and 0.49 us, by timeit).
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def split_ramp(resolved: Resolved, groups: int, micro: int) -> BatchRamp:
         smaller = max(size for size in range(1, micro) if first // groups % size == 0)
         fixes.append(f"train.per_device_train_batch_size={smaller}, which keeps the ramp")
     raise ConfigError(
-        f"batch_ramp_from={train.batch_ramp_from} cannot be split over {groups_named(resolved, groups)} x {micro} sequences x "
+        f"batch_ramp_from={train.batch_ramp_from} cannot be split over {name_ranks(groups, train.sequence_parallel_size)} x {micro} sequences x "
         f"{train.sequence_length} tokens.",
         got=f"one micro-step is {micro * groups * train.sequence_length} tokens\n"
         f"set by {where_of(resolved.origins, KEYS[0], *_KEYS[1:])}",
@@ -92,16 +92,17 @@ def _refusal(resolved: Resolved, groups: int, step: int) -> ConfigError:
     if (smaller := _smaller_micro_batch(wanted, micro, length, groups)) is not None:
         fixes.append(f"or train.per_device_train_batch_size={smaller}, which keeps the batch")
     return ConfigError(
-        f"global_batch_tokens={wanted} cannot be split over {groups_named(resolved, groups)} x {micro} sequences x {length} tokens.",
+        f"global_batch_tokens={wanted} cannot be split over "
+        f"{name_ranks(groups, train.sequence_parallel_size)} x {micro} sequences x {length} tokens.",
         got=f"one micro-step is {step} tokens; nearest legal values: {', '.join(map(str, legal))}\n"
         f"set by {where_of(resolved.origins, *_KEYS)}",
         fix="\n".join(fixes),
     )
 
 
-def groups_named(resolved: Resolved, groups: int) -> str:
-    """`4 ranks`, or `2 groups of 2 ranks`."""
-    size, s = resolved.config.train.sequence_parallel_size, "s" if groups > 1 else ""
+def name_ranks(groups: int, size: int) -> str:
+    """`4 ranks`, or, where so many share a sequence, `2 groups of 2 ranks`."""
+    s = "s" if groups > 1 else ""
     return f"{groups} rank{s}" if size == 1 else f"{groups} group{s} of {size} ranks"
 
 

@@ -13,7 +13,7 @@ from wikillm.config.origin import where_of
 from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_count
-from wikillm.plan.batch import Batch, groups_named, sequence_groups, split_batch, split_ramp
+from wikillm.plan.batch import Batch, name_ranks, sequence_groups, split_batch, split_ramp
 from wikillm.plan.flops import flops_per_token
 from wikillm.plan.gpus import Gpu
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup
@@ -121,7 +121,8 @@ def _batch(resolved: Resolved, ranks: int) -> Batch:
     below = train.global_batch_tokens // step * step
     legal = [value for value in (below, below + step) if value]
     raise ConfigError(
-        f"global_batch_tokens={train.global_batch_tokens} cannot be split over {groups_named(resolved, groups)} x "
+        f"global_batch_tokens={train.global_batch_tokens} cannot be split over "
+        f"{name_ranks(groups, train.sequence_parallel_size)} x "
         f"{train.sequence_length}-token sequences.",
         got=f"one sequence each is {step} tokens; nearest legal values: {', '.join(map(str, legal))}\n"
         f"set by {where_of(resolved.origins, 'train.global_batch_tokens', 'train.sequence_length')}",

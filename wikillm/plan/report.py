@@ -7,6 +7,7 @@ from typing import Any
 
 from wikillm.config.resolved import Resolved
 from wikillm.core.units import format_count, format_seconds, format_size
+from wikillm.plan.batch import name_ranks
 from wikillm.plan.choose import Choice, Machine
 from wikillm.plan.job import Job
 from wikillm.plan.schedule import five_points
@@ -115,6 +116,8 @@ def lines(plan: dict[str, Any]) -> list[str]:
     rates = "  ".join(f"{int(step):,}: {rate:.3g}" for step, rate in plan["learning_rate"].items())
     disk, memory = plan["disk_bytes"], best["memory_bytes"]
     traffic, seconds = best["communication_bytes_per_step"], best["step_seconds"]
+    shared = plan["sequence_parallel_size"]
+    ranks = name_ranks(plan["nodes"] * plan["gpus_per_node"] // shared, shared)
     return [
         f"model      {plan['model']}: {plan['parameters']:,} parameters, vocabulary {plan['vocab_size']:,}, "
         f"{plan['flops_per_token'] / 1e9:.3g} GFLOP/token at T={plan['sequence_length']}",
@@ -122,7 +125,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"{format_size(plan['gpu_memory_bytes'])} each; host memory {format_size(plan['host_memory_bytes'])} per node",
         f"batch      {format_count(plan['global_batch_tokens'])} tokens: micro-batch "
         f"{best['per_device_train_batch_size']} x accumulation {best['gradient_accumulation_steps']} x "
-        f"{_ranks(plan)} x T={plan['sequence_length']}",
+        f"{ranks} x T={plan['sequence_length']}",
         f"steps      {plan['max_steps']:,} ({plan['warmup_steps']:,} warm-up), {format_count(plan['total_tokens'])} tokens",
         f"lr at step {rates}",
         f"disk       checkpoint {format_size(disk['checkpoint'])}, at most {format_size(disk['checkpoints_kept'])}; "
@@ -146,12 +149,6 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"these are {plan['basis']}",
         f"take it    {' '.join(plan['arguments'])}",
     ]
-
-
-def _ranks(plan: dict[str, Any]) -> str:
-    ranks, size = plan["nodes"] * plan["gpus_per_node"], plan["sequence_parallel_size"]
-    groups = ranks // size
-    return f"{ranks} ranks" if size == 1 else f"{groups} group{'s' if groups > 1 else ''} of {size} ranks"
 
 
 def _memory_lines(memory: dict[str, int], available: int) -> list[str]:

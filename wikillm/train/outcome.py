@@ -126,9 +126,8 @@ def _speed(resolved: Resolved, plan: Plan, setup: Setup, world: World, device: s
     if gpu is None:
         return None
     mfu, shape, seconds = default_mfu(plan.parameters, setup.loss, gpu), _shape(resolved, plan), 0.0
-    for steps, sequences in plan.batch_ramp.sizes(
-        plan.max_steps
-    ):  # the run's mean is compared, smaller batches included
+    # The mean over the run is what it is compared with, a ramp's smaller batches included.
+    for steps, sequences in plan.batch_ramp.sizes(plan.max_steps):
         accumulation = sequences // (plan.micro_batch * plan.sequence_groups)
         size = replace(setup, accumulation=accumulation)
         traffic = communication_per_step(shape, size)

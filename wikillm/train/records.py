@@ -12,6 +12,7 @@ from wikillm.core.log import say
 from wikillm.core.units import format_count
 from wikillm.data.mixture import SourceUse
 from wikillm.data.store import Store
+from wikillm.plan.batch import name_ranks
 from wikillm.plan.run_plan import Plan
 from wikillm.train.engine import Engine
 from wikillm.train.run_dir import RunDir, describe_environment
@@ -63,7 +64,7 @@ def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
     say(f"engine     {engine.name}, {ranks}, {engine.precision}")
     say(
         f"batch      {plan.global_batch_tokens:,} tokens = {plan.micro_batch} sequences x {plan.accumulation} "
-        f"accumulation x {_ranks(plan)} x {plan.sequence_length} tokens"
+        f"accumulation x {name_ranks(plan.sequence_groups, plan.sequence_parallel_size)} x {plan.sequence_length} tokens"
     )
     if plan.batch_ramp.stages:
         first, ramp = plan.batch_ramp.sequences_at(0) * plan.sequence_length, plan.batch_ramp
@@ -79,13 +80,6 @@ def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
             say(f"source     {source_line(use)}")
     for note in (*plan.notes, *engine.notes):
         say(f"note       {note}")
-
-
-def _ranks(plan: Plan) -> str:
-    if plan.sequence_parallel_size == 1:
-        return f"{plan.world_size} ranks"
-    groups = plan.sequence_groups
-    return f"{groups} group{'s' if groups > 1 else ''} of {plan.sequence_parallel_size} ranks"
 
 
 def source_line(use: SourceUse) -> str:
