@@ -18,6 +18,7 @@ from wikillm.config.deepspeed_resolve import resolve_deepspeed
 from wikillm.config.schema import RunConfig
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
+from wikillm.kernels.dispatch import check_float8
 from wikillm.plan.run_plan import Plan
 from wikillm.train.arguments import Precision, resolve_precision
 
@@ -62,11 +63,14 @@ def check_attention(kernel: str, *, has_gpu: bool) -> None:
 def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
     """Check the DeepSpeed JSON against the run and fill every "auto" in.
 
-    Raises ConfigError with all conflicts, MachineError where the layers cannot be compiled.
+    Raises ConfigError with all conflicts, MachineError where the layers cannot be compiled or 8-bit products do not run.
     """
     if cfg.train.compile == "layers":
         check_compiler()
     precision, has_gpu = resolve_precision(cfg.train.precision), torch.cuda.is_available()
+    if cfg.train.loss_kernel == "fp8":
+        device_type = "cuda" if has_gpu else "cpu"
+        check_float8(hidden=cfg.model.hidden_size, vocab=plan.vocab_size, device_type=device_type)
     if cfg.deepspeed.config is None:
         if cfg.train.optimizer == "muon" and precision == "fp16":
             raise ConfigError(

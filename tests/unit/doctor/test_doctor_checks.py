@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from harness.machine_facts import CARD, CARDS, ETH, GIB, LO, PLACE, cpu_node, gpu_node, needs
 
+from wikillm.config.load import load
 from wikillm.doctor.checks.environment import count_nodes
 from wikillm.doctor.checks.every import NODE_CHECKS, judge_node, listed
 from wikillm.doctor.facts import UNLIMITED, OpLock
+from wikillm.doctor.needs import needs_of
 from wikillm.doctor.verdict import GROUPS
 
 BY_NAME = {check.name: check for check in NODE_CHECKS}
@@ -218,3 +220,9 @@ def test_slurm_node_lists(text: str, count: int) -> None:
 def test_nccl_names_cards_by_prefix(value: str, level: str) -> None:
     facts = gpu_node(environment={"NCCL_SOCKET_IFNAME": value})
     assert BY_NAME["card-named"].judge(facts, needs()).level == level
+
+
+@pytest.mark.parametrize(("slots", "said"), [(8, ""), (6, "sequence_parallel_size=4 does not divide the 6 ranks")])
+def test_what_a_run_with_shared_sequences_needs(slots: int, said: str) -> None:
+    found = needs_of(load("long-7b-128k", ["data.path=corpus.jsonl"]), nodes=1, slots=slots)
+    assert found.batch_error.startswith(said) and bool(found.batch_error) is bool(said)

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from wikillm.config.load import load
-from wikillm.core.errors import ConfigError
-from wikillm.train.engine import check_attention, check_engine
+from wikillm.core.errors import ConfigError, MachineError
+from wikillm.core.world import World
+from wikillm.plan.run_plan import make_plan
+from wikillm.train.engine import check_attention, check_engine, resolve_engine
 
 
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
@@ -36,3 +38,11 @@ def test_flash_attention_names_its_package() -> None:
     with pytest.raises(ConfigError, match="not installed") as caught:
         check_attention("flash_attention_2", has_gpu=True)
     assert "flash-attn" in str(caught.value.fix)
+
+
+def test_8_bit_products_of_odd_shapes_are_refused_before_a_process_group_exists() -> None:
+    run = load("demo", ["data.path=corpus.jsonl", "train.loss_kernel=fp8", "model.vocab_size=4100"])
+    plan = make_plan(run, world_size=1, tokenizer_length=4096, train_tokens=10**6)
+    with pytest.raises(MachineError, match="fp8 does not run here") as caught:
+        resolve_engine(run.config, plan, World.from_env({}))
+    assert "vocab_size 4100 is not a multiple of 16" in (caught.value.got or "")
