@@ -152,7 +152,7 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
     from wikillm.plan.report import ESTIMATE
 
     out = [
-        f"{'model':<7}{'GPUs':>6}  {'recipe':<15}{'micro':>6}{'accum':>7}{'ckpt':>6}{'memory':>11}{'tok/s':>9}{'hours':>11}"
+        f"{'model':<7}{'GPUs':>6}  {'recipe':<15}{'micro':>6}{'accum':>7}{'checkpointing':>20}{'memory':>11}{'tok/s':>9}{'hours':>11}"
     ]
     for row in rows:
         start = f"{row['model']:<7}{row['gpus']:>6}  "
@@ -162,7 +162,7 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
         best = row["plan"]["choices"][0]
         out.append(
             f"{start}{best['recipe']:<15}{best['per_device_train_batch_size']:>6}{best['gradient_accumulation_steps']:>7}"
-            f"{'yes' if best['gradient_checkpointing'] else 'no':>6}{format_size(best['memory_bytes']['total']):>11}"
+            f"{best['gradient_checkpointing']:>20}{format_size(best['memory_bytes']['total']):>11}"
             f"{format_count(best['tokens_per_second']):>9}{best['hours']:>11,.1f}"
         )
     return [*out, "", f"these are {ESTIMATE}"]

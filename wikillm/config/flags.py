@@ -16,10 +16,10 @@ from typing import Any
 from wikillm.config.hf_names import ADVICE, ALIASES, SWITCHES, UNSUPPORTED
 from wikillm.config.keys import Key, all_keys, section_names
 from wikillm.config.origin import Origin, Setting
+from wikillm.config.schema import NO, YES
 from wikillm.config.yaml_file import parse_value
 from wikillm.core.errors import Problems, did_you_mean
 
-_YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _COMMAS = ("data.path", "data.mixture")  # lists whose items stand between commas
 _NULL = ("null", "Null", "NULL", "None", "none", "~")
 
@@ -30,8 +30,8 @@ def parse_arguments(words: Sequence[str], problems: Problems) -> list[Setting]:
     switches: dict[str, tuple[bool, str]] = {}
     for name, text, typed in _pairs(words, problems):
         if name in SWITCHES:
-            if text.lower() in _YES + _NO:
-                switches[name] = (text.lower() in _YES, typed)
+            if text.lower() in YES + NO:
+                switches[name] = (text.lower() in YES, typed)
             else:
                 problems.add(f"--{name} is true or false.", got=typed, fix="train.precision=bf16")
             continue
@@ -122,7 +122,8 @@ def _pairs(words: Sequence[str], problems: Problems) -> Iterator[tuple[str, str,
 def _stands_alone(name: str, follower: str | None) -> bool:
     key = flag_to_key(name)
     is_switch = name in SWITCHES or (key is not None and all_keys()[key].is_switch)
-    return is_switch and (follower is None or follower.lower() not in _YES + _NO)
+    values = (*YES, *NO, *(all_keys()[key].choices if key else ()))
+    return is_switch and (follower is None or follower.lower() not in values)
 
 
 def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | None:

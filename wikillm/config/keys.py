@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from wikillm.config.schema import RunConfig
+from wikillm.config.schema import ALSO_A_SWITCH, RunConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ def _walk(section: type[BaseModel], prefix: str) -> Iterator[Key]:
             continue
         doc = " ".join((field.description or "").split())
         kinds, choices = tuple(_kinds(annotation)), tuple(_choices(annotation))
+        kinds += (bool,) if ALSO_A_SWITCH in field.metadata else ()
         yield Key(prefix + name, field.get_default(), doc, kinds, choices)
 
 

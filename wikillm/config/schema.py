@@ -23,7 +23,17 @@ def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _full_or_none(value: Any) -> Any:
+    word = str(value).lower()
+    return "full" if word in YES else "none" if word in NO else value
+
+
+YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 Packing = Literal["concat", "best_fit"]
+Checkpointing = Literal["none", "selective", "full_but_attention", "full"]
+"""What the backward pass computes again, from nothing to everything."""
+ALSO_A_SWITCH = BeforeValidator(_full_or_none)
+"""For a key that is a switch elsewhere."""
 Format = Literal["auto", "jsonl", "json", "mediawiki", "text", "blocks", "csv", "parquet"]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
@@ -243,8 +253,8 @@ class TrainSection(Section):
     """layers: torch.compile makes one graph of the decoder layer, in a minute at the first step. Not with ZeRO-3."""
     z_loss: float = Field(default=0.0, ge=0)
     """Coefficient of logsumexp^2, added to the training loss and logged apart from it; PaLM's is 1e-4. 0: none."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more compute."""
+    gradient_checkpointing: Annotated[Checkpointing, ALSO_A_SWITCH] = "none"
+    """Recompute activations in the backward pass, for memory: selective keeps the products, full (or true) only inputs."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Keep a moving average of the weights with this decay, for `wikillm export --ema`; 0: none. Not with ZeRO-3."""
     ema_start: float = Field(default=0.8, ge=0, lt=1)

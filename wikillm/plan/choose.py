@@ -1,6 +1,6 @@
 """Which recipe, micro-batch and accumulation: all that fit, ranked by estimated time; or a refusal that says what would.
 
-For each recipe, with and without checkpointing, the largest micro-batch that fits (up to 64k tokens) is taken. What the
+For each recipe and kind of checkpointing, the largest micro-batch that fits (up to 64k tokens) is taken. What the
 user set (recipe, micro-batch, checkpointing) is kept. Times within 2 % count as equal: then the simpler way wins.
 Offload stands behind every way that fits without it, since the speed of hosts differs most from what is assumed, and
 `zero3_plus` behind all: its 4-bit gradients change the arithmetic, which is the user's choice.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from wikillm.config.checks import ranks_that_can_share
 from wikillm.config.resolved import Resolved
+from wikillm.config.schema import Checkpointing
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_size
 from wikillm.plan.communication import Communication, communication_per_step
@@ -30,6 +31,8 @@ SAME_TIME = 1.02
 KEPT_FREE = 0.08
 """Share of a GPU's memory that no plan uses: the formulas' error is not known yet, and out of memory ends a run."""
 MOST_RANKS = 4096
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full_but_attention", "full")
+"""The least recomputation first."""
 PINS = ("deepspeed.config", "train.per_device_train_batch_size", "train.gradient_checkpointing")
 
 
@@ -95,7 +98,7 @@ def choose(resolved: Resolved, job: Job, machine: Machine, mfu: float | None = N
         f"{resolved.config.model.preset} does not fit on {machine.nodes} x {machine.gpus_per_node} {machine.gpu.name}.",
         got=f"the least is {setup.recipe}, {setup.micro} sequence{'s' if setup.micro > 1 else ''} of "
         f"{job.shape.sequence_length} tokens"
-        f"{', checkpointing' if setup.checkpointing else ''}{', tiled MLP' if setup.tiled_mlp else ''}"
+        f"{f', {name} checkpointing' if (name := setup.checkpointing) != 'none' else ''}{', tiled MLP' if setup.tiled_mlp else ''}"
         f"{f', sequences over {job.sequence_parallel} GPUs' if job.sequence_parallel > 1 else ''}: "
         f"{least.misfit}\n{_largest_parts(least.memory)}",
         fix="\nor ".join(fixes) if fixes else "a smaller model, or GPUs with more memory",
@@ -103,7 +106,7 @@ def choose(resolved: Resolved, job: Job, machine: Machine, mfu: float | None = N
 
 
 def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]) -> Iterator[Setup]:
-    """Recipes worth a look, each with and without checkpointing, at micro-batch 1."""
+    """Recipes worth a look, each with every kind of checkpointing, at micro-batch 1."""
     train, ranks = resolved.config.train, machine.ranks
     if "deepspeed.config" in pins and resolved.config.deepspeed.config is not None:
         recipes = [resolved.config.deepspeed.config]
@@ -114,9 +117,9 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
     else:
         recipes = ["zero1", "zero2", "zero0", "zero3", "zero2_offload", "zero3_offload"]
         recipes += ["zero3_plus"] if machine.nodes > 1 else []
-    both = (train.gradient_checkpointing,) if "train.gradient_checkpointing" in pins else (False, True)
+    kinds = (train.gradient_checkpointing,) if "train.gradient_checkpointing" in pins else CHECKPOINTING
     for recipe in recipes:
-        for checkpointing in both:
+        for checkpointing in kinds:
             setup = setup_from_recipe(
                 recipe,
                 hidden_size=job.shape.model.hidden_size,
@@ -195,10 +198,10 @@ def _last_resort(setup: Setup) -> int:
     return 2 if setup.quantized else int(setup.offload_optimizer or setup.offload_param)
 
 
-def _effort(setup: Setup) -> tuple[bool, int, int]:
-    """Of two equally fast ways the first is the one without checkpointing and with the lower stage."""
+def _effort(setup: Setup) -> tuple[int, int, int]:
+    """Of two equally fast ways the first is the one with less recomputation and the lower stage."""
     stage = setup.stage if setup.ranks == 1 else {0: 4}.get(setup.stage, setup.stage)  # zero1 before zero0
-    return (setup.checkpointing, stage, -setup.micro)
+    return (CHECKPOINTING.index(setup.checkpointing), stage, -setup.micro)
 
 
 def _largest_parts(memory: Memory) -> str:
@@ -224,7 +227,7 @@ def _what_would_fit(resolved: Resolved, job: Job, machine: Machine, mfu: float |
         yield " ".join(
             [
                 f"--deepspeed {setup.recipe} train.per_device_train_batch_size={setup.micro}",
-                f"train.gradient_checkpointing={str(setup.checkpointing).lower()}",
+                f"train.gradient_checkpointing={setup.checkpointing}",
                 *(["train.mlp_kernel=tiled"] if setup.tiled_mlp else []),
                 *([f"train.sequence_parallel_size={size}"] if (size := setup.sequence_parallel) > 1 else []),
             ]

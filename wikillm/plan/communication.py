@@ -40,7 +40,7 @@ def _of_sequences(shape: Shape, setup: Setup) -> int:
     if ranks == 1:
         return 0
     heads = 2 * model.num_attention_heads + 2 * max(model.num_key_value_heads, ranks)
-    passes = 3 if setup.checkpointing else 2
+    passes = 2 if setup.checkpointing == "none" else 3
     elements = setup.accumulation * setup.tokens(shape) * model.num_hidden_layers * heads * head_width(model)
     return passes * setup.bytes_per_weight * elements * (ranks - 1) // ranks
 

@@ -93,8 +93,8 @@ def activation_bytes_per_token(shape: Shape, setup: Setup) -> int:
     Per layer of Hugging Face's decoder in 16 bit with flash attention (derived from its code): each RMSNorm keeps
     its fp32 input (4h), the normalised (2h) and the scaled vector (2h); q and k twice before and once after rotation,
     v, the attention's output, one fp32 statistic per head; four vectors of the SwiGLU. In all
-    16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing: one vector per layer (2h) and one layer in full. The tiled MLP
-    keeps none of the 8 f: its input is the scaled vector. Of a merged gate and up one vector less is kept, 6 f. Where R
+    16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing one layer in full, and per layer what `kept_by_checkpointing` says.
+    The tiled MLP keeps none of the 8 f: its input is the scaled vector. Of a merged gate and up one vector less is kept, 6 f. Where R
     ranks share sequences, attention's output exists once more (2 H d), and of fewer key heads than ranks the copies
     (4 (R / K - 1) K d); the exchanged q, k, v replace the rotated.
     """
@@ -106,7 +106,24 @@ def activation_bytes_per_token(shape: Shape, setup: Setup) -> int:
     layer = scale * (16 * h + 8 * heads * d + 8 * kv_heads * d + wide) + 4 * heads
     if (ranks := setup.sequence_parallel) > 1:
         layer += scale * (2 * heads * d + 4 * max(0, ranks - kv_heads) * d)
-    return layers * 2 * scale * h + layer if setup.checkpointing else layers * layer
+    return layers * layer if setup.checkpointing == "none" else layers * kept_by_checkpointing(shape, setup) + layer
+
+
+def kept_by_checkpointing(shape: Shape, setup: Setup) -> int:
+    """Bytes per token of a checkpointed layer between its forward and its backward (`models.checkpointing`).
+
+    Full: its input, 2h. Attention kept: its output and statistics as well, 2 H d + 4 H. Selective: the products q, k, v, o,
+    gate and up too, 2 (H + 2 K) d + 2h + 4 f, the last two unless the MLP is tiled. In 16 bit.
+    """
+    model, width = shape.model, setup.bytes_per_weight
+    h, d, heads = model.hidden_size, head_width(model), model.num_attention_heads
+    kept = width * h
+    if setup.checkpointing != "full":
+        kept += width * heads * d + 4 * heads
+    if setup.checkpointing == "selective":
+        kept += width * ((heads + 2 * model.num_key_value_heads) * d + h)
+        kept += 0 if setup.tiled_mlp else width * 2 * model.intermediate_size
+    return kept
 
 
 def tile_bytes(shape: Shape, setup: Setup) -> int:

@@ -43,7 +43,7 @@ def memory_on_cpu(shape: Shape, setup: Setup, activations: int) -> Memory:
         buckets = int(GATHER_COPIES * 4 * min(psi, setup.max_live))
     # The attention of CPUs has no grouped queries: keys and values are repeated for each query head, and kept.
     repeated = 8 * model.num_attention_heads * head_width(model)
-    layers = 1 if setup.checkpointing else model.num_hidden_layers
+    layers = model.num_hidden_layers if setup.checkpointing == "none" else 1
     head = 4 * shape.vocab_size * model.hidden_size
     rows = tokens if setup.loss == "stock" else chunk_rows(tokens, shape.vocab_size)
     logits = rows * shape.vocab_size * (12 if setup.loss == "stock" else 4)

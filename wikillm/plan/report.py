@@ -106,7 +106,7 @@ def arguments(choice: Choice) -> list[str]:
         "--deepspeed",
         setup.recipe,
         f"train.per_device_train_batch_size={setup.micro}",
-        f"train.gradient_checkpointing={str(setup.checkpointing).lower()}",
+        f"train.gradient_checkpointing={setup.checkpointing}",
     ]
 
 
@@ -133,7 +133,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         *([f"calibrated {plan['calibration']}"] if plan["calibration"] else []),
         *(f"note       {note}" for note in plan["notes"]),
         "",
-        f"choice     {best['recipe']}{', gradient checkpointing' if best['gradient_checkpointing'] else ''}, "
+        f"choice     {best['recipe']}{_checkpointing_words(best['gradient_checkpointing'])}, "
         f"{best['precision']}{', tiled MLP' if plan['mlp_kernel'] == 'tiled' else ''}"
         f"{', merged projections' if plan['merged_projections'] == 'on' else ''}",
         *_memory_lines(memory, plan["gpu_memory_bytes"]),
@@ -151,6 +151,10 @@ def lines(plan: dict[str, Any]) -> list[str]:
     ]
 
 
+def _checkpointing_words(kind: str) -> str:
+    return "" if kind == "none" else f", {kind.replace('_', ' ')} checkpointing"
+
+
 def _memory_lines(memory: dict[str, int], available: int) -> list[str]:
     parts = [f"{name} {format_size(size)}" for name, size in memory.items() if name != "total"]
     total = f"{format_size(memory['total'])} of {format_size(available)} ({memory['total'] / available:.0%})"
@@ -159,12 +163,14 @@ def _memory_lines(memory: dict[str, int], available: int) -> list[str]:
 
 def _table(choices: list[dict[str, Any]]) -> list[str]:
     has_cost = choices[0]["cost"] is not None
-    head = f"{'recipe':<15}{'micro':>6}{'accum':>7}{'ckpt':>6}{'memory':>11}{'tok/s':>9}{'MFU':>6}{'hours':>10}"
+    head = (
+        f"{'recipe':<15}{'micro':>6}{'accum':>7}{'checkpointing':>20}{'memory':>11}{'tok/s':>9}{'MFU':>6}{'hours':>10}"
+    )
     rows = [head + (f"{'cost':>13}" if has_cost else "")]
     for row in choices:
         start = (
             f"{row['recipe']:<15}{row['per_device_train_batch_size']:>6}{row['gradient_accumulation_steps']:>7}"
-            f"{'yes' if row['gradient_checkpointing'] else 'no':>6}{format_size(row['memory_bytes']['total']):>11}"
+            f"{row['gradient_checkpointing']:>20}{format_size(row['memory_bytes']['total']):>11}"
         )
         if not row["fits"]:
             rows.append(f"{start}  {row['misfit']}")

@@ -1,7 +1,7 @@
 """One way to train a model on N GPUs: what memory, communication and time are computed from.
 
 A `Setup` is a DeepSpeed recipe as the planner sees it (stage, offload, hpZ, buckets) with a micro-batch, an
-accumulation and checkpointing on or off. `setup_from_recipe` reads it out of the DeepSpeed JSON itself, so that the
+accumulation and a kind of checkpointing. `setup_from_recipe` reads it out of the DeepSpeed JSON itself, so that the
 recipe has one home.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from wikillm.config.deepspeed import DeepSpeedFile, read_deepspeed
-from wikillm.config.schema import ModelSection
+from wikillm.config.schema import Checkpointing, ModelSection
 from wikillm.core.errors import ConfigError
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -46,7 +46,7 @@ class Setup:
     micro: int
     accumulation: int
     precision: Precision
-    checkpointing: bool = False
+    checkpointing: Checkpointing = "none"
     loss: Loss = "chunked"
     offload_optimizer: bool = False
     offload_param: bool = False
@@ -94,7 +94,7 @@ def setup_from_recipe(
     micro: int,
     accumulation: int,
     precision: Precision,
-    checkpointing: bool,
+    checkpointing: Checkpointing,
     loss: Loss = "chunked",
     device: Device = "cuda",
 ) -> Setup:

@@ -2,10 +2,11 @@
 
     step = compute + max(0, traffic - what computation hides) + host copies and CPU Adam (offload)
 
-`compute` is FLOPs / (peak x MFU), times 4/3 under checkpointing, which runs the forward pass twice (Korthikanti et
-al., arXiv 2205.05198); the tiled MLP computes two of its three products once more. Gradients of stages 0-1 travel beside the last backward pass, those of stage 2 beside every
-one (2/3 of a micro-step); ZeRO-3 gathers beside everything. The exchange of heads for
-positions, where ranks share sequences, is waited for. Nothing here was measured.
+`compute` is FLOPs / (peak x MFU), times 4/3 under full checkpointing, which runs the forward pass twice (Korthikanti et
+al., arXiv 2205.05198), less attention's share of it where attention is kept; selective checkpointing does no product twice
+and is assumed to cost 5 %. The tiled MLP computes two of its three products once more. Gradients of stages 0-1 travel
+beside the last backward pass, those of stage 2 beside every one (2/3 of a micro-step); ZeRO-3 gathers beside everything.
+The exchange of heads for positions, where ranks share sequences, is waited for. Nothing here was measured.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 
 from wikillm.plan.communication import Communication
 from wikillm.plan.gpus import Gpu
+from wikillm.plan.params import head_width
 from wikillm.plan.setup import Loss, Setup, Shape
 
 CPU_ADAM_BYTES_PER_SECOND = 20e9
 """Host memory traffic that one rank's CPU Adam is assumed to reach; it touches 28 bytes per parameter."""
-CHECKPOINTING_COST = 4 / 3
+SELECTIVE_COST = 1.05
+"""Norms, rotations and SiLU once more: memory traffic, no products. An assumption."""
 CPU_MFU = 0.5
 """Share of the measured products that training in fp32 on a CPU is assumed to reach (`--mfu` sets it)."""
 _MFU: dict[str, tuple[tuple[float, float], ...]] = {
@@ -57,7 +60,7 @@ def step_time(
 ) -> StepTime:
     """Seconds of one optimizer step over all its micro-steps."""
     tokens = setup.accumulation * setup.tokens(shape)
-    cost = CHECKPOINTING_COST if setup.checkpointing else 1.0
+    cost = _cost_of_checkpointing(shape, setup, flops_per_token)
     no_tensor_cores = setup.precision == "fp32" and gpu.device == "cuda"  # an eighth to a sixteenth
     reached = gpu.peak / (8 if no_tensor_cores else 1) * mfu
     if gpu.ceiling is not None:
@@ -73,3 +76,14 @@ def step_time(
     shared_link = gpu.inside_node if setup.sequence_parallel <= setup.ranks_per_node else gpu.between_nodes
     exchange = traffic.sequences / shared_link
     return StepTime(compute, max(0.0, sent - hidden) + exchange, host)
+
+
+def _cost_of_checkpointing(shape: Shape, setup: Setup, flops_per_token: float) -> float:
+    """By how much computation grows, as a factor."""
+    if setup.checkpointing in ("none", "selective"):
+        return SELECTIVE_COST if setup.checkpointing == "selective" else 1.0
+    if setup.checkpointing == "full":
+        return 4 / 3
+    model = shape.model
+    attention = 12 * model.num_hidden_layers * model.num_attention_heads * head_width(model) * shape.sequence_length
+    return 4 / 3 - attention / flops_per_token / 3

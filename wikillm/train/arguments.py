@@ -37,7 +37,7 @@ def to_training_arguments(
     """HF's arguments for this run. `staging` is where checkpoints are written before they are published. (all ranks)"""
     train, on_gpu = cfg.train, torch.cuda.is_available()
     _quieten_libraries()
-    options: dict[str, Any] = dict(
+    args = TrainingArguments(
         output_dir=str(staging),
         per_device_train_batch_size=plan.micro_batch,
         per_device_eval_batch_size=train.per_device_eval_batch_size or plan.micro_batch,
@@ -55,7 +55,6 @@ def to_training_arguments(
         optim="adamw_torch_fused" if on_gpu else "adamw_torch",
         bf16=precision == "bf16",
         fp16=precision == "fp16",
-        **_checkpointing(train),
         seed=cfg.run.seed,
         deepspeed=deepspeed,
         ddp_find_unused_parameters=False,
@@ -81,7 +80,6 @@ def to_training_arguments(
         disable_tqdm=True,
         log_level="warning",
     )
-    args = TrainingArguments(**options)
     _ = args.device  # HF makes the process group at the first look at the device; nobody should look before
     return args
 
@@ -103,10 +101,3 @@ def _scheduler_kwargs(train: TrainSection, plan: Plan) -> dict[str, Any]:
         decay = decay_steps(train, max_steps=plan.max_steps, warmup_steps=plan.warmup_steps)
         return {"num_decay_steps": decay, "decay_type": train.lr_decay_type}
     return {}
-
-
-def _checkpointing(train: TrainSection) -> dict[str, Any]:
-    # Passed only when wanted: newer transformers warn about the name, and 5.17 knows no other.
-    if not train.gradient_checkpointing:
-        return {}
-    return {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}

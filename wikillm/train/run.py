@@ -15,6 +15,7 @@ from wikillm.core.log import log_to_file, say
 from wikillm.core.world import World
 from wikillm.data.growing import epoch_sizes
 from wikillm.models.build import build_model
+from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers
 from wikillm.models.merged_projections import PROJECTIONS, merge_projections
 from wikillm.models.patch import LOSS, patch_loss
@@ -105,6 +106,8 @@ def _pretrain(
             say(f"attention  {split_sequences(model, shared)}")
         if cfg.train.merged_projections == "on":
             say(f"kernels    {PROJECTIONS}: {merge_projections(model)}")
+        if cfg.train.gradient_checkpointing != "none":
+            say(f"recompute  {checkpoint_layers(model, cfg.train.gradient_checkpointing)}")
         if cfg.train.compile == "layers":
             batches = {
                 (size, plan.sequence_length // shared) for size in (plan.micro_batch, args.per_device_eval_batch_size)

@@ -149,7 +149,7 @@ def test_a_copy_of_a_merged_model_uses_its_own_weights() -> None:
 def test_the_plan_counts_the_copy_and_one_vector_less() -> None:
     words = ["train.sequence_length=4096", "train.global_batch_tokens=4194304", "train.max_steps=10"]
     job = describe_job(load("pretrain-7b", words), ranks=8, gpu=find_gpu("H100"), train_tokens=10**10)
-    model, setup = job.shape.model, Setup("ddp", 0, 8, 8, 1, 16, "bf16", False, "chunked")
+    model, setup = job.shape.model, Setup("ddp", 0, 8, 8, 1, 16, "bf16", "none", "chunked")
     merged = replace(setup, merged=True)
     held = [memory_per_rank(job.shape, each).activations for each in (setup, merged)]
     less = 4096 * 2 * model.intermediate_size * model.num_hidden_layers

@@ -67,7 +67,7 @@ def test_the_plan_leaves_the_intermediate_activations_out_and_counts_the_chunks(
     resolved = load("pretrain-7b", words)
     job = describe_job(resolved, ranks=8, gpu=find_gpu("H100"), train_tokens=10**10)
     model = job.shape.model
-    setup = Setup("ddp", 0, 8, 8, 1, 16, "bf16", False, "chunked")
+    setup = Setup("ddp", 0, 8, 8, 1, 16, "bf16", "none", "chunked")
     tiled = replace(setup, tiled_mlp=True)
     less = activation_bytes_per_token(job.shape, setup) - activation_bytes_per_token(job.shape, tiled)
     assert less == 8 * model.intermediate_size * model.num_hidden_layers

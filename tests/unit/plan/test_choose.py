@@ -49,7 +49,7 @@ def test_no_stage_below_3_holds_72b_at_any_number_of_gpus() -> None:
 @pytest.mark.parametrize(("run", "recipe"), [("pretrain-0.5b", "zero1"), ("pretrain-3b", "zero1")])
 def test_small_models_take_the_stage_with_least_traffic(run: str, recipe: str) -> None:
     best = chosen(run, on=machine())[0]
-    assert (best.setup.recipe, best.setup.checkpointing) == (recipe, False)
+    assert (best.setup.recipe, best.setup.checkpointing) == (recipe, "none")
 
 
 def test_one_gpu_takes_plain_data_parallel() -> None:
@@ -79,7 +79,7 @@ def test_the_batch_is_kept_exactly() -> None:
 def test_what_the_user_set_is_kept() -> None:
     words = ("train.per_device_train_batch_size=2", "train.gradient_checkpointing=true", "deepspeed.config=zero2")
     (only,) = chosen("pretrain-7b", *words, on=machine())
-    assert (only.setup.recipe, only.setup.micro, only.setup.checkpointing) == ("zero2", 2, True)
+    assert (only.setup.recipe, only.setup.micro, only.setup.checkpointing) == ("zero2", 2, "full")
 
 
 def test_a_setting_that_does_not_fit_is_answered_with_one_that_does() -> None:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.config.load import load
+from wikillm.config.schema import Checkpointing
 from wikillm.kernels import dispatch
-from wikillm.plan.choose import Machine, rank_choices
+from wikillm.plan.choose import CHECKPOINTING, Machine, rank_choices
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
 from wikillm.plan.job import describe_job
@@ -32,7 +33,7 @@ SHAPE = shape()
 
 def setup(recipe: str, ranks: int = 8, **changes: object) -> Setup:
     made = setup_from_recipe(
-        recipe, hidden_size=3584, ranks=ranks, ranks_per_node=8, micro=1, accumulation=4, precision="bf16", checkpointing=False
+        recipe, hidden_size=3584, ranks=ranks, ranks_per_node=8, micro=1, accumulation=4, precision="bf16", checkpointing="none"
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -100,18 +101,19 @@ def test_every_field_is_a_part_and_the_parts_are_the_total() -> None:
     micro=st.integers(1, 32),
     length=st.integers(128, 8192),
     power=st.integers(1, 8),
-    checkpointing=st.booleans(),
+    checkpointing=st.sampled_from(CHECKPOINTING),
 )
 def test_more_tokens_never_take_less_and_more_ranks_never_more(
-    recipe: str, micro: int, length: int, power: int, checkpointing: bool
+    recipe: str, micro: int, length: int, power: int, checkpointing: Checkpointing
 ) -> None:
     base = setup(recipe, 2**power, micro=micro, checkpointing=checkpointing, loss="stock")  # chunks are evened out
     here = memory_per_rank(replace(SHAPE, sequence_length=length), base).total
     assert memory_per_rank(replace(SHAPE, sequence_length=length + 64), base).total > here
     assert memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, micro=micro + 1)).total > here
     assert memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, ranks=2 ** (power + 1))).total <= here
-    saved = memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, checkpointing=True)).total
-    assert saved <= here
+    more = CHECKPOINTING[min(CHECKPOINTING.index(checkpointing) + 1, 3)]
+    saved = memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, checkpointing=more)).total
+    assert saved < here or checkpointing == "full"
 
 
 def test_each_stage_takes_less_than_the_one_before() -> None:

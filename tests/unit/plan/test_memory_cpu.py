@@ -38,7 +38,7 @@ def memory(name: str, recipe: str, ranks: int, micro: int, length: int) -> Memor
     count = count_parameters(model, vocab)
     shape = Shape(model, vocab, length, count.total, count.embedding)
     given = {"ranks": ranks, "ranks_per_node": ranks, "micro": micro, "accumulation": 1, "precision": "fp32"}
-    given |= {"checkpointing": False, "device": "cpu"}
+    given |= {"checkpointing": "none", "device": "cpu"}
     if recipe == "ddp":
         return memory_per_rank(shape, Setup(recipe="ddp", stage=0, **given))  # type: ignore[arg-type]
     return memory_per_rank(shape, setup_from_recipe(recipe, hidden_size=hidden, **given))  # type: ignore[arg-type]

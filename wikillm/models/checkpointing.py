@@ -1,0 +1,96 @@
+"""Decoder layers whose activations are computed again in the backward pass, reversibly: `checkpoint_layers`.
+
+What a layer keeps from the forward to the backward, per token (h hidden, H heads, K key heads, d head width, f intermediate):
+
+    full                 its input                                  h
+    full_but_attention   and attention's output and statistics      + H d
+    selective            and the matrix products that are needed    + (H + 2 K) d + h + 2 f
+
+Selective recomputes norms, rotations and SiLU alone, no product: the products' inputs follow from their predecessors'
+outputs. The last product's output is not kept, since no gradient needs it. Merged projections count as products; a tiled
+MLP keeps nothing and recomputes itself. The recomputation runs the layer's modules again, so ZeRO-3 gathers once more.
+
+The checkpoint is inside the layer's `forward`, not around its call as in some versions of transformers: a compiled layer
+then contains it, and the compiler keeps what is kept here. Only training takes it; names and weights stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
+
+from wikillm.config.schema import Checkpointing
+from wikillm.core.errors import WikiLLMError
+
+_PRODUCTS = {"aten::mm": 1, "aten::addmm": 2, "wikillm::merged_linear": None}
+"""Operators that are matrix products, by name: the position of the weight's transpose among their arguments."""
+_SAID = {
+    "selective": "keep attention and matrix products, recompute the rest",
+    "full_but_attention": "keep attention, recompute the rest",
+    "full": "keep their input, recompute everything",
+}
+
+
+def checkpoint_layers(model: PreTrainedModel, kind: Checkpointing) -> str:
+    """Let every decoder layer of `model` recompute in its backward. Returns what is said about it.
+
+    Raises WikiLLMError for layers whose forward is patched already, these by `checkpoint_layers` too.
+    """
+    layers: Any = model.get_decoder().layers
+    if kind == "none" or any("forward" in layer.__dict__ for layer in layers):
+        fix = "ask for one kind of checkpointing, once, and `keep_activations` before another"
+        raise WikiLLMError("These layers cannot be checkpointed.", got=f"{kind}; patched: {kind != 'none'}", fix=fix)
+    options: dict[str, Any] = {"use_reentrant": False}
+    # Restoring the generators costs a synchronisation with the GPU per layer, for nothing where nothing is drawn.
+    options["preserve_rng_state"] = float(getattr(model.config, "attention_dropout", 0.0) or 0.0) > 0
+    if kind != "full":
+        last = None if kind == "full_but_attention" else int(model.config.intermediate_size)
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, partial(_policy, kind, last))
+    for layer in layers:
+        layer.forward = MethodType(_forward(options), layer)
+    return f"{len(layers)} layers {_SAID[kind]}"
+
+
+def keep_activations(model: PreTrainedModel) -> None:
+    """The layers' own code again."""
+    layers: Any = model.get_decoder().layers
+    for layer in layers:
+        layer.__dict__.pop("forward", None)
+
+
+def _forward(options: dict[str, Any]) -> Callable[..., Any]:
+    def forward(layer: nn.Module, hidden_BTH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        own = partial(type(layer).forward, layer)
+        is_training = layer.training and torch.is_grad_enabled() and kwargs.get("past_key_values") is None
+        if not is_training:
+            return own(hidden_BTH, *args, **kwargs)
+        return checkpoint(partial(own, **kwargs), hidden_BTH, *args, **options)
+
+    return forward
+
+
+def _policy(
+    kind: Checkpointing, last_inputs: int | None, _: Any, op: Any, *args: Any, **kwargs: Any
+) -> CheckpointPolicy:
+    """Whether the output of `op` is kept. `last_inputs`: inputs of the layer's last product, the MLP's down projection."""
+    name = str(op.name())
+    if _is_attention(name):
+        return CheckpointPolicy.MUST_SAVE
+    if kind == "full_but_attention" or name not in _PRODUCTS:
+        return CheckpointPolicy.PREFER_RECOMPUTE
+    place = _PRODUCTS[name]
+    is_last = place is not None and args[place].shape[0] == last_inputs
+    return CheckpointPolicy.PREFER_RECOMPUTE if is_last else CheckpointPolicy.MUST_SAVE
+
+
+def _is_attention(name: str) -> bool:
+    """torch's kernels behind scaled_dot_product_attention, and the flash-attn package's, under any of its names."""
+    namespace, _, operator = name.partition("::")
+    return operator.startswith("_scaled_dot_product_") or "flash_attn" in namespace
