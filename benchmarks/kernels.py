@@ -7,6 +7,7 @@ interleaved in one process; each memory peak comes from a process of its own. De
     python benchmarks/kernels.py --chunk-rows 256 512 1024    # how many rows per chunk
     python benchmarks/kernels.py --kernels chunked tiled recomputed --vocab 8192 --batch 1 --length 8192   # MLPs in chunks
     python benchmarks/kernels.py --kernels chunked merged --hidden 512 --layers 12 --vocab 8192   # and merged projections
+    python benchmarks/kernels.py --kernels chunked selective full_but_attention full --vocab 8192 --layers 8   # checkpointing
     python benchmarks/kernels.py --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32 --kernels chunked triton fp8 merged
 """
 
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 # The repository instead of this folder: transformers looks for a package named `kernels`, and would find this file.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -34,13 +35,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.record import circumstances, interleaved, paired_ratio, peak_bytes, report, run_in_fresh_process
+from wikillm.config.schema import Checkpointing
 from wikillm.kernels import dispatch
 from wikillm.models import tiled_mlp
+from wikillm.models.checkpointing import checkpoint_layers, keep_activations
 from wikillm.models.merged_projections import merge_projections, unmerge_projections
 from wikillm.models.patch import fused_loss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LAYERS = ("tiled", "recomputed", "merged")  # what changes the layers; their loss is the chunked one
+CHECKPOINTED = ("selective", "full_but_attention", "full")
+LAYERS = ("tiled", "recomputed", "merged", *CHECKPOINTED)  # what changes the layers; their loss is the chunked one
 
 
 def arguments() -> argparse.Namespace:
@@ -59,8 +63,8 @@ def arguments() -> argparse.Namespace:
         nargs="+",
         choices=("chunked", "triton", "fp8", *LAYERS),
         default=["chunked"],
-        help="beside stock; with the chunked loss: tiled MLPs, MLPs recomputed in chunks by torch.utils.checkpoint, or "
-        "merged projections",
+        help="beside stock; with the chunked loss: tiled MLPs, MLPs recomputed in chunks by torch.utils.checkpoint, "
+        "merged projections, or a kind of train.gradient_checkpointing",
     )
     parser.add_argument(
         "--chunk-rows", type=int, nargs="*", default=[], help="of the loss, or of tiled MLPs, instead of dispatch's"
@@ -123,6 +127,9 @@ def layers_as(kernel: str, model: Any, rows: int) -> Iterator[None]:
         tiled_mlp.tile_mlp(model, rows=rows, device_type=model.device.type)
     elif kernel == "merged":
         merge_projections(model)
+    elif kernel in CHECKPOINTED:
+        model.train()
+        checkpoint_layers(model, cast(Checkpointing, kernel))
     elif kernel == "recomputed":
         for layer in layers:
             layer.mlp.forward = MethodType(recomputed_in_chunks, layer.mlp)
@@ -133,6 +140,8 @@ def layers_as(kernel: str, model: Any, rows: int) -> Iterator[None]:
             tiled_mlp.untile_mlp(model)
         elif kernel == "merged":
             unmerge_projections(model)
+        elif kernel in CHECKPOINTED:
+            keep_activations(model)
         elif kernel == "recomputed":
             for layer in layers:
                 del layer.mlp.__dict__["forward"]

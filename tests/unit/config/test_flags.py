@@ -42,6 +42,7 @@ def parsed(*words: str) -> dict[str, Any]:
         (["--bf16", "true", "--fp16", "false"], "train.precision", "bf16"),
         (["--gradient_checkpointing"], "train.gradient_checkpointing", "true"),
         (["--gradient_checkpointing", "data.path=a"], "train.gradient_checkpointing", "true"),
+        (["--gradient_checkpointing", "selective"], "train.gradient_checkpointing", "selective"),
         (["data.path=a.jsonl,b.jsonl"], "data.path", ["a.jsonl", "b.jsonl"]),
         (['data.path=["a,b.jsonl"]'], "data.path", ["a,b.jsonl"]),
         (["observe.sample_prompts=Hello, world"], "observe.sample_prompts", ["Hello, world"]),

@@ -216,3 +216,19 @@ def test_a_resolved_run_can_be_changed_again(tmp_path: Path) -> None:
 
 def test_flat_covers_the_schema() -> None:
     assert flat(RunConfig())["observe.swanlab.mode"] == "offline"
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [("true", "full"), ("no", "none"), ("1", "full"), ("none", "none"), ("selective", "selective"), ("full", "full")],
+)
+def test_checkpointing_is_a_choice_that_may_be_written_as_a_switch(written: str, kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"train:\n  max_steps: 5\n  gradient_checkpointing: {written}\n", encoding="utf-8")
+    assert load(str(file)).config.train.gradient_checkpointing == kind
+    assert load("demo", [f"train.gradient_checkpointing={written}"]).config.train.gradient_checkpointing == kind
+
+
+def test_an_unknown_kind_of_checkpointing_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="'none', 'selective', 'full_but_attention' or 'full'"):
+        load("demo", ["train.gradient_checkpointing=some"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -16,9 +17,17 @@ from wikillm.plan.choose import CHECKPOINTING, Machine, rank_choices
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
 from wikillm.plan.job import describe_job
-from wikillm.plan.memory import chunk_rows, host_bytes_per_rank, loss_bytes, memory_per_rank
+from wikillm.plan.memory import (
+    activation_bytes_per_token,
+    chunk_rows,
+    host_bytes_per_rank,
+    kept_by_checkpointing,
+    loss_bytes,
+    memory_per_rank,
+)
 from wikillm.plan.memory_parts import Memory
 from wikillm.plan.setup import Setup, Shape, setup_from_recipe
+from wikillm.plan.time import step_time
 
 PSI_7B = 7_615_616_512
 
@@ -114,6 +123,35 @@ def test_more_tokens_never_take_less_and_more_ranks_never_more(
     more = CHECKPOINTING[min(CHECKPOINTING.index(checkpointing) + 1, 3)]
     saved = memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, checkpointing=more)).total
     assert saved < here or checkpointing == "full"
+
+
+def test_what_a_checkpointed_layer_keeps() -> None:
+    """7B in bf16: h 3,584; 28 heads and 4 key heads of 128; f 18,944. Planned with what `models.checkpointing` keeps."""
+    base = setup("zero2")
+    kinds = {kind: replace(base, checkpointing=kind) for kind in CHECKPOINTING[1:]}
+    assert get_args(Checkpointing) == CHECKPOINTING
+    assert kept_by_checkpointing(SHAPE, kinds["full"]) == 2 * 3584
+    assert kept_by_checkpointing(SHAPE, kinds["full_but_attention"]) == 2 * (3584 + 3584) + 4 * 28
+    selective = 2 * (3584 + 3584 + 3584 + 2 * 512 + 3584 + 2 * 18944) + 4 * 28
+    assert kept_by_checkpointing(SHAPE, kinds["selective"]) == selective
+    assert kept_by_checkpointing(SHAPE, replace(kinds["selective"], tiled_mlp=True)) == selective - 4 * 18944
+    whole = activation_bytes_per_token(SHAPE, base)
+    assert activation_bytes_per_token(SHAPE, kinds["selective"]) == 28 * selective + whole // 28
+
+
+def test_what_recomputation_costs() -> None:
+    """Half of the FLOPs attention's: kept, it is a half that is not done again."""
+    length = 131072
+    shape = replace(SHAPE, sequence_length=length)
+    attention = 12 * 28 * 28 * 128 * length
+
+    def compute(kind: Checkpointing) -> float:
+        made = replace(setup("zero2"), checkpointing=kind)
+        traffic = communication_per_step(shape, made)
+        return step_time(shape, made, traffic, find_gpu("h100"), flops_per_token=2 * attention, mfu=0.4).compute
+
+    costs = [compute(kind) / compute("none") for kind in CHECKPOINTING]
+    assert costs == pytest.approx([1, 1.05, 1 + 1 / 6, 4 / 3])
 
 
 def test_each_stage_takes_less_than_the_one_before() -> None:

@@ -93,8 +93,12 @@ def test_what_fits_by_sharing_only_is_proposed_and_fits() -> None:
     assert found.sequence_parallel == 2
 
 
-@pytest.mark.parametrize(("run", "shared"), [("long-1.7b-32k", 2), ("long-7b-128k", 4)])
-def test_the_long_presets_fit_on_a_node_of_h100(run: str, shared: int) -> None:
+@pytest.mark.parametrize(
+    ("run", "shared", "way"),
+    [("long-1.7b-32k", 2, ("zero1", "none")), ("long-7b-128k", 4, ("zero3", "selective"))],
+)
+def test_the_long_presets_fit_on_a_node_of_h100(run: str, shared: int, way: tuple[str, str]) -> None:
     resolved = load(run)
     best = choose(resolved, describe_job(resolved, ranks=8, gpu=H100), Machine(H100, 1, 8, 2**40))[0]
-    assert best.fits and best.setup.sequence_parallel == shared and best.setup.checkpointing != "none"
+    assert best.fits and best.setup.sequence_parallel == shared
+    assert (best.setup.recipe, best.setup.checkpointing) == way
