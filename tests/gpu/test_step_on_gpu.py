@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from harness.programs import train_with_options
 from harness.ranks import run_ranks
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from wikillm.config.schema import Checkpointing
+from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers, compiled_graphs
 from wikillm.models.merged_projections import merge_projections
 from wikillm.models.patch import patch_loss
@@ -91,6 +93,38 @@ def test_merged_projections_and_the_8_bit_head_give_the_stock_gradients(kernel: 
     assert found[0] == pytest.approx(expected[0], rel=5e-3)
     for mine, theirs in zip(found[1], expected[1], strict=True):
         assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < (3e-2 if kernel == "chunked" else 0.15)
+
+
+def held_bytes(model: Any) -> int:
+    """What the forward pass of the decoder keeps on the GPU."""
+    ids = batch()["input_ids"]
+    model.model(ids)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    out = model.model(ids).last_hidden_state
+    found = torch.cuda.memory_allocated() - before
+    assert out.requires_grad
+    return found
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_checkpointing_keeps_what_it_says_and_gives_the_same_gradients(is_compiled: bool) -> None:
+    """Attention's kernel is known by its operator's name, which is another on a GPU."""
+    held, outcomes = [], []
+    for kind in get_args(Checkpointing):
+        model = build(torch.bfloat16)
+        torch._dynamo.reset()
+        if kind != "none":
+            checkpoint_layers(model, kind)
+        if is_compiled:
+            compile_layers(model, {(BATCH, LENGTH)})
+        outcomes.append(loss_and_gradients(model))
+        held.append(held_bytes(model))
+    assert held == sorted(held, reverse=True) and len(set(held)) == 4, held
+    for loss, gradients in outcomes[1:]:
+        assert loss == pytest.approx(outcomes[0][0], rel=5e-3)
+        for mine, theirs in zip(gradients, outcomes[0][1], strict=True):
+            assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < 3e-2
 
 
 @pytest.mark.parametrize("recipe", [None, "zero1", "zero2", "zero3"])

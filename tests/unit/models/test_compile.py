@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers, compiled_graphs, restore_layers
 from wikillm.models.merged_projections import merge_projections
 from wikillm.models.patch import patch_loss
@@ -64,7 +65,7 @@ def test_one_graph_for_all_layers_and_the_same_numbers(
     if "merged" in kernels:
         merge_projections(ours)
     if checkpointing:
-        ours.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(ours, "full")
         ours.train(), stock.train()
     assert compile_layers(ours, {(2, 8)}, backend="aot_eager") == 3
     expected, found = gradients(stock, ids()), gradients(ours, ids())

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from wikillm.config.load import load
 from wikillm.core.errors import WikiLLMError
+from wikillm.models.checkpointing import checkpoint_layers, keep_activations
 from wikillm.models.merged_projections import merge_projections, unmerge_projections
 from wikillm.models.tiled_mlp import tile_mlp, untile_mlp
 from wikillm.plan.gpus import find_gpu
@@ -80,7 +81,7 @@ def test_losses_and_gradients_are_those_of_the_stock_layers(
 ) -> None:
     model = build(architecture, dtype)
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model, "full")
     names, (wanted, truth) = list(model.state_dict()), outcome(model)
     assert merge_projections(model) == "merged, q k v and gate up"
     found, gradients = outcome(model)
@@ -90,6 +91,7 @@ def test_losses_and_gradients_are_those_of_the_stock_layers(
     assert list(model.state_dict()) == names
     unmerge_projections(model)
     assert outcome(model)[0] == wanted
+    keep_activations(model)
     assert not any("forward" in module.__dict__ for module in model.model.layers.modules())
 
 

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from wikillm.config.load import load
 from wikillm.core.errors import WikiLLMError
 from wikillm.kernels import dispatch
+from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.tiled_mlp import tile_mlp, untile_mlp
 from wikillm.plan.gpus import find_gpu
 from wikillm.plan.job import describe_job
@@ -40,7 +41,7 @@ def test_losses_and_gradients_are_those_of_the_stock_layers(
     monkeypatch.setitem(dispatch._TILES, "cpu", (1, 24, 24))
     model = kind(config(**SMALL)).double().train()
     if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model, "full")
     wanted, truth = outcome(model)
     stock = model.model.layers[0].mlp.forward
     assert str(tile_mlp(model, rows=74, device_type="cpu")) == "tiled, 24 rows (of 74 by 80 on cpu)"
