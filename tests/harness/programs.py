@@ -206,7 +206,8 @@ def attend_over_ranks(query_heads: int, key_heads: int, dtype: str, documents: b
     import torch.distributed as dist
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from wikillm.models.sequence_parallel import same_document, split_sequences, whole_sequences
+    from wikillm.models.document_mask import same_document
+    from wikillm.models.sequence_parallel import split_sequences, whole_sequences
 
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     rank, size, batch, length, width = dist.get_rank(), dist.get_world_size(), 2, 16, 8

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ def split_sequences(model: PreTrainedModel, size: int) -> str:
     divides the key heads or is a multiple of them. Raises WikiLLMError for a model that is not known here.
     """
     _check(model)
-    kernel, backbone = str(model.config._attn_implementation), model.get_decoder()
+    kernel = str(model.config._attn_implementation)
     core: Any = ALL_ATTENTION_FUNCTIONS[kernel]
     group = _make_group(size)
     repeats = key_repeats(int(model.config.num_key_value_heads), size)
@@ -50,7 +49,6 @@ def split_sequences(model: PreTrainedModel, size: int) -> str:
             attention.__dict__[_LOCAL] = view
     if not hasattr(core, _WRAPPED):
         ALL_ATTENTION_FUNCTIONS[kernel] = _spanning(core)
-    backbone.forward = MethodType(_with_mask(backbone.forward), backbone)
     return f"{kernel}, sequences over {size} ranks (Ulysses)"
 
 
@@ -60,7 +58,6 @@ def whole_sequences(model: PreTrainedModel) -> None:
     wrapped = getattr(ALL_ATTENTION_FUNCTIONS[kernel], _WRAPPED, None)
     if wrapped is not None:
         del ALL_ATTENTION_FUNCTIONS[kernel]
-    model.get_decoder().__dict__.pop("forward", None)
     for attention in _attentions(model):
         attention.__dict__.pop(_GROUP, None)
         attention.__dict__.pop(_LOCAL, None)
@@ -72,7 +69,7 @@ def _attentions(model: PreTrainedModel) -> list[Any]:
 
 
 def _check(model: PreTrainedModel) -> None:
-    if isinstance(model, SUPPORTED) and "forward" not in model.get_decoder().__dict__:
+    if isinstance(model, SUPPORTED) and not any(_GROUP in attention.__dict__ for attention in _attentions(model)):
         return
     raise WikiLLMError(
         f"Sequence parallelism does not know the attention of {type(model).__name__}.",
@@ -122,24 +119,3 @@ def _spanning(core: Callable[..., Any]) -> Callable[..., Any]:
 
     setattr(attention, _WRAPPED, core)
     return attention
-
-
-def _with_mask(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """The decoder with the mask of whole sequences, which HF would make from the stretch."""
-
-    def forward(decoder: nn.Module, *args: Any, document_positions: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        if document_positions is not None:
-            kwargs["attention_mask"] = same_document(document_positions)
-        return stock(*args, **kwargs)
-
-    return forward
-
-
-def same_document(positions_BT: torch.Tensor) -> torch.Tensor:
-    """B x 1 x T x T, true where a query (row) may see a key: not later, and in the same document.
-
-    `positions_BT` begin at 0 with each document (see data.boundaries).
-    """
-    documents_BT = (positions_BT == 0).cumsum(dim=1)
-    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
-    return same_BTT.tril()[:, None]

@@ -138,6 +138,7 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
                 ema=train.ema_decay > 0,
                 tiled_mlp=job.tiled_mlp,
                 merged=job.merged,
+                masked=job.masked,
                 sequence_parallel=job.sequence_parallel,
             )
             if "deepspeed.config" in pins or _goes_with_recipe(setup, job):

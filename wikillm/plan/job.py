@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from wikillm.config.batch_ramp import BatchRamp
 from wikillm.config.origin import where_of
 from wikillm.config.resolved import Resolved
+from wikillm.config.schema import ModelSection, RunConfig
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_count
 from wikillm.plan.batch import Batch, name_ranks, sequence_groups, split_batch, split_ramp
@@ -45,6 +46,7 @@ class Job:
     tiled_mlp: bool
     sequence_parallel: int
     merged: bool
+    masked: bool
     notes: tuple[str, ...]
 
 
@@ -60,21 +62,13 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
     steps = count_steps(resolved, batch, count_sequences(train_tokens, train.sequence_length))
     warmup, warmup_note = count_warmup(resolved, steps)
     ramp_note = f"batch ramp of {batch.ramp.steps:,} steps: {batch.ramp.describe()}" if batch.ramp.stages else None
-    body = (count.total - count.embedding * (1 if model.tie_word_embeddings else 2)) // model.num_hidden_layers
     precision: Precision = train.precision if train.precision != "auto" else _precision(gpu)
     if precision == "bf16" and not gpu.has_bf16:
         raise ConfigError(
             f"A {gpu.name} has no bf16.", got=where_of(resolved.origins, "train.precision"), fix="train.precision=fp16"
         )
     return Job(
-        shape=Shape(
-            model,
-            vocab_size,
-            train.sequence_length,
-            count.total,
-            max(count.embedding, body),
-            hidden_matrices=count.matmul - count.embedding,
-        ),
+        shape=describe_shape(model, vocab_size, train.sequence_length),
         sequences=batch.sequences,
         ramp=batch.ramp,
         tokens=batch.tokens,
@@ -87,8 +81,22 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
         tiled_mlp=train.mlp_kernel == "tiled",
         sequence_parallel=train.sequence_parallel_size,
         merged=train.merged_projections == "on",
+        masked=is_masked(resolved.config),
         notes=tuple(note for note in (vocab_note, tokens_note, warmup_note, ramp_note) if note is not None),
     )
+
+
+def describe_shape(model: ModelSection, vocab_size: int, sequence_length: int) -> Shape:
+    """`vocab_size`: rows of the embedding, padding included."""
+    count = count_parameters(model, vocab_size)
+    body = (count.total - count.embedding * (1 if model.tie_word_embeddings else 2)) // model.num_hidden_layers
+    matrices = count.matmul - count.embedding
+    return Shape(model, vocab_size, sequence_length, count.total, max(count.embedding, body), hidden_matrices=matrices)
+
+
+def is_masked(config: RunConfig) -> bool:
+    """Whether SDPA gets a mask of T x T; flash and flex attention keep documents apart without one."""
+    return config.train.document_mask == "on" and config.model.attn_implementation == "sdpa"
 
 
 def _precision(gpu: Gpu) -> Precision:

@@ -38,6 +38,7 @@ def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
     activations = setup.tokens(shape) * activation_bytes_per_token(shape, setup)
     activations += tile_bytes(shape, setup) if setup.tiled_mlp else 0
     activations += merged_bytes(shape, setup) if setup.merged else 0
+    activations += setup.micro * shape.sequence_length**2 * setup.bytes_per_weight if setup.masked else 0
     if setup.device == "cpu":
         return memory_on_cpu(shape, setup, activations)
     held = {
@@ -96,7 +97,8 @@ def activation_bytes_per_token(shape: Shape, setup: Setup) -> int:
     16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing one layer in full, and per layer what `kept_by_checkpointing` says.
     The tiled MLP keeps none of the 8 f: its input is the scaled vector. Of a merged gate and up one vector less is kept, 6 f. Where R
     ranks share sequences, attention's output exists once more (2 H d), and of fewer key heads than ranks the copies
-    (4 (R / K - 1) K d); the exchanged q, k, v replace the rotated.
+    (4 (R / K - 1) K d); the exchanged q, k, v replace the rotated. With a mask SDPA wants a key and a value per query head
+    (4 (H - K) d); the mask itself, T x T numbers of a sequence, is one for all layers.
     """
     model = shape.model
     h, d, f = model.hidden_size, head_width(model), model.intermediate_size
@@ -104,6 +106,8 @@ def activation_bytes_per_token(shape: Shape, setup: Setup) -> int:
     scale = setup.bytes_per_weight // 2
     wide = 0 if setup.tiled_mlp else 6 * f if setup.merged else 8 * f
     layer = scale * (16 * h + 8 * heads * d + 8 * kv_heads * d + wide) + 4 * heads
+    if setup.masked and setup.device == "cuda":  # a CPU's attention wants them in any case (memory_cpu)
+        layer += scale * 4 * (heads - kv_heads) * d
     if (ranks := setup.sequence_parallel) > 1:
         layer += scale * (2 * heads * d + 4 * max(0, ranks - kv_heads) * d)
     return layers * layer if setup.checkpointing == "none" else layers * kept_by_checkpointing(shape, setup) + layer

@@ -17,9 +17,9 @@ from wikillm.observe.peak import PeakMemory
 from wikillm.plan.calibration import apply_calibration, cpu_as_device, read_calibration
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import Gpu, gpu_by_driver_name
+from wikillm.plan.job import describe_shape, is_masked
 from wikillm.plan.memory import memory_per_rank
 from wikillm.plan.outcome import FILE_NAME
-from wikillm.plan.params import count_parameters
 from wikillm.plan.run_plan import Plan
 from wikillm.plan.setup import Setup, Shape, loss_of, setup_from_recipe
 from wikillm.plan.time import default_mfu, step_time
@@ -46,7 +46,8 @@ def record_outcome(
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
     setup = _setup(resolved, plan, engine, world, on_gpu=on_gpu)
     has_formula = setup is not None and (on_gpu or engine.precision == "fp32")
-    memory = memory_per_rank(_shape(resolved, plan), setup) if setup and has_formula else None
+    shape = describe_shape(resolved.config.model, plan.vocab_size, plan.sequence_length)
+    memory = memory_per_rank(shape, setup) if setup and has_formula else None
     outcome = {
         "setup": {
             "device": device,
@@ -66,7 +67,7 @@ def record_outcome(
         "predicted": {
             "memory_bytes": memory.total if memory else None,
             "memory_parts": memory.parts() if memory else None,
-            "tokens_per_second": _speed(resolved, plan, setup, world, device) if setup else None,
+            "tokens_per_second": _speed(shape, plan, setup, world, device) if setup else None,
         },
         "measured": {
             "memory_bytes": max(training for training, _ in peaks),
@@ -78,13 +79,6 @@ def record_outcome(
     }
     with suppress(OSError):
         write_json(run.path / FILE_NAME, outcome)
-
-
-def _shape(resolved: Resolved, plan: Plan) -> Shape:
-    model = resolved.config.model
-    count = count_parameters(model, plan.vocab_size)
-    body = (count.total - count.embedding * (1 if model.tie_word_embeddings else 2)) // model.num_hidden_layers
-    return Shape(model, plan.vocab_size, plan.sequence_length, count.total, max(count.embedding, body))
 
 
 def _setup(resolved: Resolved, plan: Plan, engine: Engine, world: World, *, on_gpu: bool) -> Setup | None:
@@ -103,6 +97,9 @@ def _setup(resolved: Resolved, plan: Plan, engine: Engine, world: World, *, on_g
     more: dict[str, Any] = {
         "tiled_mlp": cfg.train.mlp_kernel == "tiled",
         "merged": cfg.train.merged_projections == "on",
+        "masked": is_masked(cfg),
+        "muon": cfg.train.optimizer == "muon",
+        "ema": cfg.train.ema_decay > 0,
         "sequence_parallel": plan.sequence_parallel_size,
     }
     if cfg.deepspeed.config is None:
@@ -114,7 +111,7 @@ def _setup(resolved: Resolved, plan: Plan, engine: Engine, world: World, *, on_g
         return None
 
 
-def _speed(resolved: Resolved, plan: Plan, setup: Setup, world: World, device: str) -> float | None:
+def _speed(shape: Shape, plan: Plan, setup: Setup, world: World, device: str) -> float | None:
     """Tokens/s over all ranks, on a calibrated CPU or a GPU that the planner knows; None elsewhere."""
     known = read_calibration()
     gpu: Gpu | None
@@ -125,7 +122,7 @@ def _speed(resolved: Resolved, plan: Plan, setup: Setup, world: World, device: s
         gpu = apply_calibration(gpu, known, device) if gpu else None
     if gpu is None:
         return None
-    mfu, shape, seconds = default_mfu(plan.parameters, setup.loss, gpu), _shape(resolved, plan), 0.0
+    mfu, seconds = default_mfu(plan.parameters, setup.loss, gpu), 0.0
     # The mean over the run is what it is compared with, a ramp's smaller batches included.
     for steps, sequences in plan.batch_ramp.sizes(plan.max_steps):
         accumulation = sequences // (plan.micro_batch * plan.sequence_groups)

@@ -17,6 +17,7 @@ from wikillm.data.growing import epoch_sizes
 from wikillm.models.build import build_model
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers
+from wikillm.models.document_mask import share_document_mask
 from wikillm.models.merged_projections import PROJECTIONS, merge_projections
 from wikillm.models.patch import LOSS, patch_loss
 from wikillm.models.sequence_parallel import split_sequences
@@ -102,6 +103,8 @@ def _pretrain(
         say(f"kernels    {LOSS}: {choice}")
         if cfg.train.mlp_kernel == "tiled":
             say(f"kernels    {MLP}: {tile_mlp(model, rows=rows, device_type=args.device.type)}")
+        if cfg.train.document_mask == "on" and cfg.model.attn_implementation == "sdpa":
+            say(f"attention  {share_document_mask(model)}")
         if shared > 1:
             say(f"attention  {split_sequences(model, shared)}")
         if cfg.train.merged_projections == "on":

@@ -9,11 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from wikillm.core.errors import WikiLLMError
 from wikillm.data.boundaries import cumulative_lengths, document_positions
 from wikillm.data.loader import DocumentMask, Samples, document_mask, eval_loader
 from wikillm.data.order import SampleOrder
+from wikillm.models.document_mask import own_document_masks, share_document_mask
 from wikillm.models.patch import patch_loss
 
 EOS, VOCAB, T = 0, 97, 24
@@ -138,3 +141,65 @@ def test_the_setting_decides_and_evaluation_follows_it() -> None:
     stream, mask = Documents([7, 8, 9]), document_mask("on", "sdpa", EOS)
     (batch,) = eval_loader(stream, T, micro_batch=1, world_size=1, rank=0, mask=mask)
     assert batch["position_ids"][0, :23].tolist() == [*range(7), *range(8), *range(8)]
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32", "autocast"])
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_one_mask_for_all_layers_gives_the_same_bits(kind: str, precision: str) -> None:
+    batch, model = packed_batch([5, 2, 30, 1, 9, 40]), model_of(kind, "sdpa").train()
+    model = model.double() if precision == "float64" else model
+    found = []
+    for is_shared in (False, True):
+        if is_shared:
+            assert share_document_mask(model) == "within documents, one mask for all layers"
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+            loss = model(**batch).loss
+        loss.backward()
+        found.append((loss.detach(), [p.grad.clone() for p in model.parameters()]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(own, shared) for own, shared in zip(found[0][1], found[1][1], strict=True))
+    own_document_masks(model)
+    assert "forward" not in model.model.__dict__
+
+
+def test_a_layer_more_keeps_no_mask_more() -> None:
+    """Beyond what each layer keeps for its own sake, Hugging Face's way keeps T x T floats of each of four sequences."""
+    ids = torch.ones(4, 256, dtype=torch.long)
+    positions = torch.cat([torch.arange(100), torch.arange(156)]).expand(4, -1)
+
+    def held(layers: int, *, is_shared: bool) -> int:
+        made = Qwen2ForCausalLM(Qwen2Config(**SHAPE | {"num_hidden_layers": layers})).train()
+        if is_shared:
+            share_document_mask(made)
+        made.model(ids, position_ids=positions)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            out = made.model(ids, position_ids=positions)
+        assert out.last_hidden_state.requires_grad
+        return sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+
+    stock, shared = (held(4, is_shared=way) - held(2, is_shared=way) for way in (False, True))
+    assert stock - shared == 2 * 4 * 256 * 256 * 4
+
+
+@torch.no_grad()
+def test_what_has_no_documents_or_a_mask_of_its_own_is_left_alone() -> None:
+    model = model_of("qwen2", "sdpa")
+    ids = torch.arange(1, 13).view(2, 6)
+    plain = model(input_ids=ids).logits
+    padded = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    masked = model(input_ids=ids, attention_mask=padded).logits
+    text = model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=True)
+    share_document_mask(model)
+    assert torch.equal(model(input_ids=ids).logits, plain)
+    assert torch.equal(model(input_ids=ids, attention_mask=padded).logits, masked)
+    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=True), text)
+
+
+def test_another_attention_and_a_second_time_are_refused() -> None:
+    with pytest.raises(WikiLLMError, match="eager"):
+        share_document_mask(model_of("qwen2", "eager"))
+    model = model_of("qwen2", "sdpa")
+    share_document_mask(model)
+    with pytest.raises(WikiLLMError, match="sdpa, patched"):
+        share_document_mask(model)

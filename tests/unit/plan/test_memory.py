@@ -139,6 +139,19 @@ def test_what_a_checkpointed_layer_keeps() -> None:
     assert activation_bytes_per_token(SHAPE, kinds["selective"]) == 28 * selective + whole // 28
 
 
+def test_a_mask_of_documents_is_counted_once_and_repeats_keys_and_values() -> None:
+    """7B: 28 query and 4 key heads of 128; two sequences of 4,096 tokens."""
+    base = setup("zero2", micro=2)
+    more = memory_per_rank(SHAPE, replace(base, masked=True)).activations - memory_per_rank(SHAPE, base).activations
+    assert more == 2 * 4096**2 * 2 + 2 * 4096 * 28 * 4 * (28 - 4) * 128
+    words = ["train.document_mask=on", "train.sequence_length=4096"]
+    kernels = {"sdpa": True, "flash_attention_2": False}
+    for kernel, is_masked in kernels.items():
+        resolved = load("pretrain-7b", [*words, f"model.attn_implementation={kernel}"])
+        job = describe_job(resolved, ranks=8, gpu=find_gpu("h100"))
+        assert rank_choices(resolved, job, Machine(find_gpu("h100"), 1, 8, 2**40))[0].setup.masked is is_masked
+
+
 def test_what_recomputation_costs() -> None:
     """Half of the FLOPs attention's: kept, it is a half that is not done again."""
     length = 131072
