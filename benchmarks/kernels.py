@@ -39,12 +39,19 @@ from wikillm.config.schema import Checkpointing
 from wikillm.kernels import dispatch
 from wikillm.models import tiled_mlp
 from wikillm.models.checkpointing import checkpoint_layers, keep_activations
+from wikillm.models.compile_elementwise import compile_elementwise, restore_elementwise
 from wikillm.models.merged_projections import merge_projections, unmerge_projections
 from wikillm.models.patch import fused_loss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHECKPOINTED = ("selective", "full_but_attention", "full")
-LAYERS = ("tiled", "recomputed", "merged", *CHECKPOINTED)  # what changes the layers; their loss is the chunked one
+LAYERS = (
+    "tiled",
+    "recomputed",
+    "merged",
+    "elementwise",
+    *CHECKPOINTED,
+)  # what changes the layers; their loss is the chunked one
 
 
 def arguments() -> argparse.Namespace:
@@ -64,7 +71,7 @@ def arguments() -> argparse.Namespace:
         choices=("chunked", "triton", "fp8", *LAYERS),
         default=["chunked"],
         help="beside stock; with the chunked loss: tiled MLPs, MLPs recomputed in chunks by torch.utils.checkpoint, "
-        "merged projections, or a kind of train.gradient_checkpointing",
+        "merged projections, compiled norms, rotation and SwiGLU, or a kind of train.gradient_checkpointing",
     )
     parser.add_argument(
         "--chunk-rows", type=int, nargs="*", default=[], help="of the loss, or of tiled MLPs, instead of dispatch's"
@@ -127,6 +134,8 @@ def layers_as(kernel: str, model: Any, rows: int) -> Iterator[None]:
         tiled_mlp.tile_mlp(model, rows=rows, device_type=model.device.type)
     elif kernel == "merged":
         merge_projections(model)
+    elif kernel == "elementwise":
+        compile_elementwise(model.train())
     elif kernel in CHECKPOINTED:
         model.train()
         checkpoint_layers(model, cast(Checkpointing, kernel))
@@ -140,6 +149,8 @@ def layers_as(kernel: str, model: Any, rows: int) -> Iterator[None]:
             tiled_mlp.untile_mlp(model)
         elif kernel == "merged":
             unmerge_projections(model)
+        elif kernel == "elementwise":
+            restore_elementwise(model)
         elif kernel in CHECKPOINTED:
             keep_activations(model)
         elif kernel == "recomputed":

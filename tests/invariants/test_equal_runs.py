@@ -85,6 +85,26 @@ def test_compiled_layers_give_the_same_run(words: Any, baseline: Any, tmp_path: 
     assert refused["code"] == 2 and "does not go with ZeRO-3" in refused["message"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        (None, ()),
+        ("zero2", ("train.mlp_kernel=tiled",)),
+        ("zero3", ("train.gradient_checkpointing=selective",)),
+        ("zero3", ("train.eval_steps=4",)),  # an evaluation between steps: other calls of the same modules
+    ],
+)
+def test_compiled_functions_give_the_same_run_at_every_stage(
+    recipe: str | None, more: tuple[str, ...], words: Any, baseline: Any, tmp_path: Path
+) -> None:
+    result = run(2, words(tmp_path / "run", "train.compile=elementwise", *more), deepspeed=recipe)
+    assert result["code"] == 0, result["message"]
+    assert "compile    norms, rotation" in result["output"]
+    assert_close(result["losses"], baseline["losses"], L2)
+    assert_close(result["grad_norms"], baseline["grad_norms"], 5e-3)
+    assert result["eval"][-1] == pytest.approx(baseline["eval"][-1], rel=L2)
+
+
 @pytest.mark.parametrize("recipe", [None, "zero2", "zero3"])
 def test_stopped_and_resumed_is_bit_identical(recipe: str | None, words: Any, tmp_path: Path) -> None:
     """A signal to rank 1 alone stops all ranks at one step with 75; the resumed run equals the uninterrupted one."""

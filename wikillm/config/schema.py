@@ -249,8 +249,8 @@ class TrainSection(Section):
     """tiled: MLPs over chunks of tokens, computed again in the backward pass; memory for long sequences, more compute."""
     merged_projections: Literal["on", "off"] = "off"
     """on: q, k and v as one matrix product, gate and up as another; the parameters stay apart. Not faster on a CPU."""
-    compile: Literal["off", "layers"] = "off"
-    """layers: torch.compile makes one graph of the decoder layer, in a minute at the first step. Not with ZeRO-3."""
+    compile: Literal["off", "layers", "elementwise"] = "off"
+    """torch.compile, in a minute at the first step. layers: one graph per layer, not with ZeRO-3; elementwise: norms, rotation, SwiGLU."""
     z_loss: float = Field(default=0.0, ge=0)
     """Coefficient of logsumexp^2, added to the training loss and logged apart from it; PaLM's is 1e-4. 0: none."""
     gradient_checkpointing: Annotated[Checkpointing, ALSO_A_SWITCH] = "none"

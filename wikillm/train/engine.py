@@ -65,8 +65,8 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
 
     Raises ConfigError with all conflicts, MachineError where the layers cannot be compiled or 8-bit products do not run.
     """
-    if cfg.train.compile == "layers":
-        check_compiler()
+    if cfg.train.compile != "off":
+        check_compiler(cfg.train.compile)
     precision, has_gpu = resolve_precision(cfg.train.precision), torch.cuda.is_available()
     if cfg.train.loss_kernel == "fp8":
         device_type = "cuda" if has_gpu else "cpu"
@@ -101,7 +101,7 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
         raise ConfigError(
             "train.compile=layers does not go with ZeRO-3: weights are gathered inside the layers.",
             got=f"train.compile=layers, {cfg.deepspeed.config}",
-            fix="train.compile=off, or --deepspeed zero2 where the weights fit",
+            fix="train.compile=elementwise, or --deepspeed zero2 where the weights fit",
         )
     if cfg.train.ema_decay and engine.zero_stage == 3:
         raise ConfigError(
@@ -109,22 +109,22 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
             got=f"train.ema_decay={cfg.train.ema_decay:g} with {cfg.deepspeed.config}",
             fix="--deepspeed zero2, or train.ema_decay=0",
         )
-    if cfg.train.compile == "layers" and cfg.train.optimizer == "muon" and not has_gpu:
+    if cfg.train.compile != "off" and cfg.train.optimizer == "muon" and not has_gpu:
         raise ConfigError(
-            "train.compile=layers does not go with DeepSpeed's Muon on CPU, which runs with compilation switched off.",
-            got=f"train.compile=layers, train.optimizer=muon, {cfg.deepspeed.config}",
+            "train.compile does not go with DeepSpeed's Muon on CPU, which runs with compilation switched off.",
+            got=f"train.compile={cfg.train.compile}, train.optimizer=muon, {cfg.deepspeed.config}",
             fix="train.compile=off, or leave out --deepspeed",
         )
     return engine
 
 
-def check_compiler() -> None:
+def check_compiler(asked: str) -> None:
     """torch.compile makes C++ on CPU, and Triton wants a C compiler for its launchers on GPUs."""
     wanted = [os.environ.get("CXX"), "c++", "g++", "clang++"] if not torch.cuda.is_available() else []
     wanted = wanted or [os.environ.get("CC"), "cc", "gcc", "clang"]
     if not any(name and shutil.which(name) for name in wanted):
         raise MachineError(
-            "train.compile=layers needs a compiler, and there is none.",
+            f"train.compile={asked} needs a compiler, and there is none.",
             got=f"none of {', '.join(name for name in wanted if name)} in PATH",
             fix="apt-get install g++, or train.compile=off",
         )

@@ -11,18 +11,10 @@ import os
 from pathlib import Path
 
 from wikillm.config.load import Resolved, to_yaml
-from wikillm.core.log import log_to_file, say
+from wikillm.core.log import log_to_file
 from wikillm.core.world import World
 from wikillm.data.growing import epoch_sizes
 from wikillm.models.build import build_model
-from wikillm.models.checkpointing import checkpoint_layers
-from wikillm.models.compile import compile_layers
-from wikillm.models.document_mask import share_document_mask
-from wikillm.models.merged_projections import PROJECTIONS, merge_projections
-from wikillm.models.patch import LOSS, patch_loss
-from wikillm.models.sequence_parallel import split_sequences
-from wikillm.models.tiled_mlp import MLP, tile_mlp
-from wikillm.models.z_loss import ZLoss
 from wikillm.observe.peak import PeakMemory
 from wikillm.plan.run_plan import make_plan
 from wikillm.supervise.facts import facts_of_this_node
@@ -34,6 +26,7 @@ from wikillm.train.engine import check_engine, resolve_engine, start_engine
 from wikillm.train.exit import ending, record_exit
 from wikillm.train.guard import check_shared_folder, check_world, limit_threads
 from wikillm.train.job import Job, TrainResult
+from wikillm.train.patches import patch_model
 from wikillm.train.records import open_run
 from wikillm.train.resume import agree_on_resume_point
 from wikillm.train.run_dir import RunDir
@@ -97,25 +90,8 @@ def _pretrain(
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
         board.enter("model")
         model = build_model(cfg.model, plan.vocab_size, args, eos_id=store.manifest.tokenizer.eos_id, seed=cfg.run.seed)
-        rows, shared = plan.micro_batch_tokens, plan.sequence_parallel_size
-        z_loss = ZLoss(cfg.train.z_loss) if cfg.train.z_loss else None
-        choice = patch_loss(model, cfg.train.loss_kernel, rows=rows, device_type=args.device.type, z_loss=z_loss)
-        say(f"kernels    {LOSS}: {choice}")
-        if cfg.train.mlp_kernel == "tiled":
-            say(f"kernels    {MLP}: {tile_mlp(model, rows=rows, device_type=args.device.type)}")
-        if cfg.train.document_mask == "on" and cfg.model.attn_implementation == "sdpa":
-            say(f"attention  {share_document_mask(model)}")
-        if shared > 1:
-            say(f"attention  {split_sequences(model, shared)}")
-        if cfg.train.merged_projections == "on":
-            say(f"kernels    {PROJECTIONS}: {merge_projections(model)}")
-        if cfg.train.gradient_checkpointing != "none":
-            say(f"recompute  {checkpoint_layers(model, cfg.train.gradient_checkpointing)}")
-        if cfg.train.compile == "layers":
-            batches = {
-                (size, plan.sequence_length // shared) for size in (plan.micro_batch, args.per_device_eval_batch_size)
-            }
-            say(f"compile    {compile_layers(model, batches)} layers, at the first step (about a minute)")
+        device_type, eval_batch = args.device.type, args.per_device_eval_batch_size
+        z_loss = patch_model(model, cfg, plan, device_type=device_type, eval_batch=eval_batch)
         job = Job(resolved, plan, engine, store, world, run, identity, group, signals, peak, board, z_loss)
         end.step = lambda: job.step
         return job.train(model, args, point, allow_change=allow_change)

@@ -1,0 +1,146 @@
+"""Norms, rotation and SwiGLU compiled as functions: the same numbers, three graphs, less kept, and put back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)  # fmt: skip
+from transformers.models.qwen2 import modeling_qwen2
+
+from wikillm.core.errors import WikiLLMError
+from wikillm.models.checkpointing import checkpoint_layers
+from wikillm.models.compile import compiled_graphs
+from wikillm.models.compile_elementwise import compile_elementwise, restore_elementwise
+from wikillm.models.merged_projections import merge_projections
+from wikillm.models.tiled_mlp import tile_mlp
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 80, "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": None,
+    "eos_token_id": 0, "tie_word_embeddings": True, "use_cache": False,
+}  # fmt: skip
+MODELS = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+ROTATION = modeling_qwen2.apply_rotary_pos_emb
+
+
+def build(architecture: str = "qwen2") -> Any:
+    torch.manual_seed(5)
+    config, kind = MODELS[architecture]
+    return kind(config(**SHAPE, **({"head_dim": 16} if architecture == "qwen3" else {}))).train()
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    for architecture in MODELS:  # the rotation is the whole process's
+        restore_elementwise(build(architecture))
+    assert modeling_qwen2.apply_rotary_pos_emb is ROTATION
+    torch._dynamo.reset()
+
+
+def outcome(model: Any, precision: str = "float32") -> tuple[float, list[torch.Tensor]]:
+    model.zero_grad()
+    ids = torch.arange(48).view(2, -1) % 97
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return float(loss.detach()), [parameter.grad.clone().float() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("kernels", [(), ("tiled",), ("merged",), ("selective",)])
+@pytest.mark.parametrize("architecture", list(MODELS))
+def test_the_same_losses_and_gradients(architecture: str, kernels: tuple[str, ...], backend: str) -> None:
+    stock = build(architecture)
+    wanted = outcome(stock)  # before: the rotation is compiled for both from then on
+    ours = copy.deepcopy(stock)
+    if "tiled" in kernels:
+        tile_mlp(ours, rows=48, device_type="cpu")
+    if "merged" in kernels:
+        merge_projections(ours)
+    if "selective" in kernels:
+        checkpoint_layers(ours, "selective")
+    said = compile_elementwise(ours, backend=backend)
+    assert ("SwiGLU" in said) is not bool({"tiled", "merged"} & set(kernels))
+    found = outcome(ours)
+    assert found[0] == pytest.approx(wanted[0], rel=1e-6)
+    for mine, theirs in zip(found[1], wanted[1], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-6, rtol=1e-4)
+    # Qwen3's norms of queries and keys have shapes of their own.
+    graphs = 2 + ("SwiGLU" in said) + (2 if architecture == "qwen3" else 0)
+    assert compiled_graphs() == graphs
+    outcome(ours)
+    assert compiled_graphs() == graphs, "a second step compiles nothing"
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "autocast"])
+def test_in_16_bit_it_is_as_near_to_float32_as_the_stock_model(precision: str) -> None:
+    truth = outcome(build())[1]
+    found = []
+    for is_compiled in (False, True):
+        model = build().to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
+        if is_compiled:
+            compile_elementwise(model)
+        grads = outcome(model, precision)[1]
+        off = sum(float((g - t).square().sum()) for g, t in zip(grads, truth, strict=True))
+        found.append((off / sum(float(t.square().sum()) for t in truth)) ** 0.5)
+    assert 0 < found[1] < 1.2 * found[0] < 0.1
+
+
+def test_less_is_kept_for_the_backward_pass() -> None:
+    def held(model: Any) -> int:
+        ids = torch.arange(48).view(2, -1) % 97
+        model.model(ids)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            out = model.model(ids).last_hidden_state
+        assert out.requires_grad
+        return sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+
+    stock, ours = build(), build()
+    compile_elementwise(ours)
+    wanted, found = held(stock), held(ours)  # in this order: the rotation is compiled for both from then on
+    # Per token and layer a norm keeps one vector less, twice, and the SwiGLU silu(gate); the last norm one.
+    assert wanted - found >= 4 * 48 * (3 * (2 * 32 + 80) + 32)
+
+
+def test_evaluation_and_generation_run_the_stock_code() -> None:
+    stock, ours = build().eval(), build().eval()
+    ids = torch.arange(1, 13).view(2, 6)
+    wanted = stock(input_ids=ids).logits
+    compile_elementwise(ours)
+    with torch.no_grad():
+        assert torch.equal(ours(input_ids=ids).logits, wanted)
+        assert torch.equal(ours.train()(input_ids=ids).logits, wanted)
+        text = ours.eval().generate(ids, max_new_tokens=4, do_sample=False, use_cache=True)
+    assert torch.equal(text, stock.generate(ids, max_new_tokens=4, do_sample=False, use_cache=True))
+    assert compiled_graphs() == 0
+
+
+def test_it_is_put_back_and_refused_where_it_is_not_known() -> None:
+    model = build()
+    compile_elementwise(model)
+    with pytest.raises(WikiLLMError, match="cannot be compiled"):
+        compile_elementwise(model)
+    restore_elementwise(model)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert modeling_qwen2.apply_rotary_pos_emb is ROTATION
+    tile_mlp(model, rows=48, device_type="cpu")
+    compile_elementwise(model)
+    restore_elementwise(model)
+    assert all("forward" in layer.mlp.__dict__ for layer in model.model.layers), "the tiled MLP is not ours to take out"
+    with pytest.raises(WikiLLMError, match="LlamaForCausalLM"):
+        compile_elementwise(LlamaForCausalLM(LlamaConfig(**SHAPE)))
