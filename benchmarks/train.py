@@ -43,8 +43,9 @@ CONTENDERS = {
     "hf-liger": "Hugging Face's Trainer, use_liger_kernel",
     "hf-compiled": "Hugging Face's Trainer, torch_compile",
     "wikillm-compiled": "WikiLLM, train.compile=layers",
+    "wikillm-elementwise": "WikiLLM, train.compile=elementwise",
     "wikillm-merged": "WikiLLM, train.merged_projections=on",
-    "wikillm-compiled-merged": "WikiLLM, both",
+    "wikillm-compiled-merged": "WikiLLM, layers compiled and merged",
     "wikillm-fp8": "WikiLLM, train.loss_kernel=fp8",
 }
 ON_CPU = ("hf", "bare", "bare-fused", "wikillm")  # the others need Triton, or a minute to compile
@@ -136,7 +137,8 @@ class Contender:
 def words_of(shape: Shape, folder: Path, name: str) -> list[str]:
     """The run as WikiLLM's command line says it; the other contenders read the same."""
     switches = {
-        "compiled": "train.compile=layers", "merged": "train.merged_projections=on", "fp8": "train.loss_kernel=fp8",
+        "compiled": "train.compile=layers", "elementwise": "train.compile=elementwise",
+        "merged": "train.merged_projections=on", "fp8": "train.loss_kernel=fp8",
     }  # fmt: skip
     return [
         *(word for part, word in switches.items() if part in name.split("-") and name.startswith("wikillm")),
