@@ -16,9 +16,9 @@ from wikillm.core.errors import ConfigError, MachineError, WikiLLMError
 from wikillm.core.log import say
 from wikillm.data.build import ensure_store, finished_shards
 from wikillm.data.build_plan import BuildPlan
+from wikillm.data.clean_job import Work
 from wikillm.data.parts import Ready, build_shards, ready_for_parts
 from wikillm.data.progress import Progress
-from wikillm.data.shard import Work
 
 TASKS_PER_CPU = 4  # so that no CPU waits long for the slowest one; each task reads a compressed source up to its start
 RETRIES = 3  # of a task whose worker died
