@@ -11,6 +11,7 @@ import hashlib
 import os
 import weakref
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -56,18 +57,18 @@ class ShardJob:
         text_bytes, is_cut = 0, False
         pages: list[tuple[int, int, bytes]] = []
         for batch in self.clean.batches(raw):
-            contents = [text.encode() for text in batch.texts]
             if self.text_budget is not None:
-                within = _number_within(self.text_budget - text_bytes, contents)
-                if within < len(contents):
-                    batch, contents, is_cut = batch.first(within), contents[:within], True
-            text_bytes += sum(map(len, contents))
+                ends = list(accumulate((len(text.encode()) for text in batch.texts), initial=text_bytes))
+                within = bisect_right(ends, self.text_budget) - 1
+                if within < len(batch.texts):
+                    batch, is_cut = batch.first(within), True
+                text_bytes = ends[within]
             tally.count(batch)
             bad += [_quarantined(batch.source, item) for item in batch.dropped if item.why.is_bad]
             del bad[MAX_QUARANTINED:]
             if self.clean.formats[batch.source] == "mediawiki":
                 pages += [(batch.source, *page) for page in zip(batch.offsets, batch.payloads, strict=True)]
-            encoder.add(batch, contents)
+            encoder.add(batch)
             if is_cut:
                 break
         encoder.flush()
@@ -76,11 +77,6 @@ class ShardJob:
         info = ShardInfo(raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits, self.backend)
         write_json(shard_record_path(self.store, raw.number), {**asdict(info), "bad": bad})
         return info
-
-
-def _number_within(budget: int, contents: list[bytes]) -> int:
-    """How many of the texts, from the first on, take no more bytes than that together."""
-    return bisect_right(list(accumulate(map(len, contents))), budget)
 
 
 def shard_record_path(store: Path, number: int) -> Path:
@@ -102,11 +98,17 @@ _open_encoder = lru_cache(maxsize=1)(open_encoder)
 
 def content_hash(text: str) -> int:
     """64 bits of blake2b over the UTF-8 bytes of NFC text."""
-    return int.from_bytes(_digest(text.encode()), "little")
+    return int(_hashes_and_lengths([text])[0][0])
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=8).digest()
+def _hashes_and_lengths(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint64], list[int]]:
+    """The content hash of each text, and how many bytes of UTF-8 it is."""
+    digests, lengths = list[bytes](), list[int]()
+    for text in texts:
+        content = text.encode()
+        digests.append(hashlib.blake2b(content, digest_size=8).digest())
+        lengths.append(len(content))
+    return np.frombuffer(b"".join(digests), dtype="<u8"), lengths
 
 
 class _Encoder:
@@ -126,28 +128,25 @@ class _Encoder:
         self._sources: list[int] = []
         self._offsets: list[int] = []
         self._texts: list[str] = []
-        self._contents: list[bytes] = []
-        self._bytes = self._source_bytes = 0
+        self._source_bytes = 0
 
-    def add(self, batch: Batch, contents: list[bytes]) -> None:
-        """`contents` are its texts in UTF-8."""
-        self._sources += [batch.source] * len(contents)
+    def add(self, batch: Batch) -> None:
+        self._sources += [batch.source] * len(batch.texts)
         self._offsets += batch.offsets
         self._texts += batch.texts
-        self._contents += contents
-        self._bytes += sum(map(len, contents))
         self._source_bytes += batch.source_bytes
-        if self._bytes >= BATCH_BYTES:
+        if self._source_bytes >= BATCH_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Encode what was collected, all documents of a batch at once: a loop over documents costs more than encoding."""
         texts = self._texts
         if not texts:
-            self._tell(0)
+            self._tell(0, 0)
             return
-        hashes = np.frombuffer(b"".join([_digest(content) for content in self._contents]), dtype="<u8")
-        encoded = self._encoder.encode_batch(texts, self._check_first, hashes)
+        encoded = self._encoder.encode_batch(texts)
+        hashes, lengths = _hashes_and_lengths(texts)  # after encoding: fastokens leaves UTF-8 in the strings
+        self._encoder.check(texts, encoded, self._check_first, hashes)
         self._check_first = max(0, self._check_first - len(texts))
         if len(encoded.ids) and int(encoded.ids.max()) >= self._tokenizer.length:
             raise DataError("A tokenizer gave an id beyond its own vocabulary.", got=f"{int(encoded.ids.max())}")
@@ -156,18 +155,18 @@ class _Encoder:
         rows["end"] = ids.ends[1:] - ids.ends[:-1]
         rows["hash"] = hashes
         rows["offset"], rows["source"] = self._offsets, self._sources
-        rows["text_bytes"] = list(map(len, self._contents))
+        rows["text_bytes"] = lengths
         is_val = hashes < self._val_below
         for split, chosen in (("train", ~is_val), ("val", is_val)):
             if chosen.any():
                 mine = ids.ids if chosen.all() else ids.ids[np.repeat(chosen, rows["end"].astype(np.int64))]
                 self._writers[split].add_all(mine, rows[chosen])
-        self._tell(len(ids.ids))
+        self._tell(sum(lengths), len(ids.ids))
 
-    def _tell(self, tokens: int) -> None:
-        self._report(Work(self._source_bytes, len(self._texts), self._bytes, tokens))
-        self._sources, self._offsets, self._texts, self._contents = [], [], [], []
-        self._bytes = self._source_bytes = 0
+    def _tell(self, text_bytes: int, tokens: int) -> None:
+        self._report(Work(self._source_bytes, len(self._texts), text_bytes, tokens))
+        self._sources, self._offsets, self._texts = [], [], []
+        self._source_bytes = 0
 
 
 class SplitWriter:
