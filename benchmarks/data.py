@@ -26,8 +26,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("RAYON_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1")):
-    os.environ[name] = value
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "FASTOKENS_BPE_THREADS"):
+    os.environ[name] = "1"
 # The repository instead of this folder, as in kernels.py.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 

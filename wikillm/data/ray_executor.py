@@ -122,6 +122,6 @@ def build_in_task(job: tuple[str, BuildPlan, Ready], numbers: Sequence[int]) -> 
     """What a task does, in a process of Ray's, on one core."""
     folder, plan, ready = job
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # read by the libraries when they first encode
-    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["RAYON_NUM_THREADS"] = os.environ["FASTOKENS_BPE_THREADS"] = "1"
     os.chdir(folder)  # paths may be relative to where the command was given
     build_shards(plan, ready, numbers)
