@@ -37,7 +37,7 @@ _JSON_KINDS = {
 
 
 Clean = Callable[[bytes, int], str | Dropped]
-"""The text of a record, whose bytes start at an offset, or why there is none. Never raises for what a source may hold."""
+"""From a record and its offset to its text, or why it has none. Never raises for what a source may hold."""
 
 
 def cleaner(format: str, text_key: str) -> Clean:

@@ -1,6 +1,6 @@
 """Clean and filter the records of a shard: the first half of what a worker does to it, whatever comes after.
 
-Records come as spans and leave as batches, one per span: nothing is made for a single record but its text.
+Records come as spans and leave as batches, one per span.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One shard, from raw records to files. Runs in the worker processes; a pure function of its records.
 
 Documents go to `val` when the top of their 64-bit content hash falls below the held-out share, so equal texts are
-always on one side, and stay there when data is added. Text is encoded in batches of about 1 MiB: that bounds the
-memory of a worker, whatever the size of the shard.
+always on one side, and stay there when data is added. Text is encoded in batches of about 1 MiB of source: that
+bounds the memory of a worker, whatever the size of the shard.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What flows through the data rooms, one frozen type at every border.
+"""What flows through the data rooms, one type at every border.
 
     SourceFile -> Span (`sources.spans`) -> Batch -> shard files of the store
 
-A span of records is what a reader cuts out of a source, before any cleaning; a batch is what came of it: clean text as columns,
-since an object for each line of a source, half a million in 300 MB, costs more than parsing it. Offsets are bytes of the
-decompressed source. Everything here is picklable.
+A span of records is what a reader cuts out of a source, before any cleaning; a batch is what came of it. Batches are
+columns, since 300 MB of source can be half a million lines. Offsets are bytes of the decompressed source. Everything
+here is picklable.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SourceFile:
 
 
 Item = tuple[int, bytes | None, int]
-"""One record of a source: where it starts, its bytes, and how many they are. Bytes that are too many were never held: None."""
+"""One record of a source: where it starts, its bytes (None when they are too many to be held), and how many they are."""
 
 
 class Dropped(NamedTuple):
@@ -53,17 +53,17 @@ class DroppedItem(NamedTuple):
 
 @dataclass(slots=True)
 class Batch:
-    """Records of one source that follow each other, cleaned. Document i has `offsets[i]`, `payloads[i]`, `texts[i]`."""
+    """Records of one source that follow each other, cleaned. Document i has `offsets[i]`, `payloads[i]` and `texts[i]`."""
 
     source: int  # index into the list of source files
-    source_bytes: int = 0  # of all its records
+    source_bytes: int  # from its first record to the end of its last
     offsets: list[int] = field(default_factory=list)
     payloads: list[bytes] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     dropped: list[DroppedItem] = field(default_factory=list)
 
     def first(self, documents: int) -> Batch:
-        """Its records before the document of that number."""
+        """All before the document of that number."""
         end = self.offsets[documents]
         dropped = [item for item in self.dropped if item.offset < end]
         columns = (self.offsets[:documents], self.payloads[:documents], self.texts[:documents])

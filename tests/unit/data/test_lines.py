@@ -1,4 +1,4 @@
-"""Lines travel as runs: however a stream is cut into runs and a run at the borders of shards, the records are the same."""
+"""Lines travel as runs: however a stream is cut, by pieces or by shards, the records are those of the lines one by one."""
 
 from __future__ import annotations
 
