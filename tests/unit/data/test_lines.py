@@ -18,7 +18,7 @@ LINES = st.lists(
     st.sampled_from(
         [b"", b" ", b"\r", b"\t  ", b'{"text": "a"}', b'{"text": "\xe5\x8c\x97"}\r', b'{"text": ', b'{"text": 5}']
         + [b'{"text": "   "}', b'{"text": "bbbbbbbbbb"}', b'["c"]', b'{"text": "\xff"}', b"\xef\xbb\xbf{}", b"d" * 60]
-        + [b'{"text": "' + b"e" * 60 + b'"}', b" " * 60]
+        + [b'{"text": "' + b"e" * 60 + b'"}', b" " * 60, b" " * 50, b"f" * 50]
     ),
     max_size=40,
 )
@@ -66,8 +66,8 @@ def test_a_run_starts_and_ends_with_a_record_and_stands_in_the_source_as_it_is(l
         assert trimmed(run, start, LIMIT) == (start, run)
 
 
-@given(LINES, st.integers(1, 2000), st.booleans())
-def test_a_span_is_cut_between_records_by_where_they_start(lines, at, as_items):
+@given(LINES, st.integers(0, 40), st.integers(-1, 1), st.booleans())
+def test_a_span_is_cut_between_records_by_where_they_start(lines, number, beside, as_items):
     content = b"\n".join(lines)
     found = trimmed(content, 100, LIMIT)
     if found is None:
@@ -75,7 +75,7 @@ def test_a_span_is_cut_between_records_by_where_they_start(lines, at, as_items):
         return
     whole = Lines(3, *found, LIMIT)
     span = Records(3, whole.items()) if as_items else whole
-    at = max(at, span.start + 1)
+    at = max([item[0] for item in span.items()][number % len(span.items())] + beside, span.start + 1)
     head, tail = span.cut(at)
     assert head.items() == [item for item in span.items() if item[0] < at]
     assert (tail.items() if tail is not None else []) == [item for item in span.items() if item[0] >= at]
