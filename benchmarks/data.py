@@ -26,8 +26,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-for name, value in (("TOKENIZERS_PARALLELISM", "false"), ("RAYON_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1")):
-    os.environ[name] = value
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "FASTOKENS_BPE_THREADS"):
+    os.environ[name] = "1"
 # The repository instead of this folder, as in kernels.py.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -196,10 +197,9 @@ def _wikillm(name: str, data: Path, folder: Path, work: Path, workers: int) -> A
 
 def _corpus(path: Path | None, size: int, work: Path) -> Path:
     """The first `size` bytes of text as JSON Lines; made up when no file is given."""
-    from wikillm.data.clean import clean
-    from wikillm.data.sources.read import records_of
+    from wikillm.data.clean import cleaner
+    from wikillm.data.sources.read import items_of
     from wikillm.data.sources.sniff import sniff
-    from wikillm.data.types import Document, Record
 
     target = work / "corpus.jsonl"
     if path is None:
@@ -208,12 +208,13 @@ def _corpus(path: Path | None, size: int, work: Path) -> Path:
 
         return Path(write_corpus(target, size=size))
     source, written = sniff(path), 0
+    clean = cleaner(source.format, "text")
     with open(target, "w", encoding="utf-8") as file:
-        for item, _ in records_of(0, source, 0, 1 << 24):
-            found = clean(item, source.format, "text") if isinstance(item, Record) else item
-            if isinstance(found, Document):
-                file.write(json.dumps({"text": found.text}, ensure_ascii=False) + "\n")
-                written += len(found.text.encode())
+        for offset, payload, _ in items_of(source, 0, 1 << 24):
+            found = clean(payload, offset) if payload is not None else None
+            if isinstance(found, str):
+                file.write(json.dumps({"text": found}, ensure_ascii=False) + "\n")
+                written += len(found.encode())
             if written >= size:
                 break
     return target

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wikillm.core.files import write_atomic
+from wikillm.data.clean import title_of
 from wikillm.data.sources.streams import head
-from wikillm.data.types import Document, Record, SourceFile
+from wikillm.data.types import SourceFile
 
 ATTRIBUTION_NAME, TITLES_FOLDER = "ATTRIBUTION.md", "attribution"
 _HEAD_BYTES = 1 << 16
@@ -24,16 +25,16 @@ _DATE = re.compile(r"(?<!\d)(20\d\d)-?(\d\d)-?(\d\d)(?!\d)")
 _SITE = {name: re.compile(rf"<{name}>(.*?)</{name}>".encode(), re.DOTALL) for name in ("sitename", "dbname", "base")}
 
 
-def write_titles(store: Path, number: int, pages: Sequence[tuple[Document, Record]]) -> None:
-    """The kept pages of a shard, in the order of the source. Nothing is written where there are none."""
+def write_titles(store: Path, number: int, pages: Sequence[tuple[int, int, bytes]]) -> None:
+    """The kept pages of a shard (source, offset, payload), in order. Nothing is written where there are none."""
     if not pages:
         return
     lines = []
-    for document, record in pages:
-        start = record.payload[:4096]  # the ids come before the text
+    for source, offset, page in pages:
+        start = page[:4096]  # the ids come before the text
         ids = [found[1].decode() if (found := form.search(start)) else "" for form in (_PAGE_ID, _REVISION_ID)]
-        title = " ".join(document.title.split())
-        lines.append("\t".join([str(document.source), str(document.offset), *ids, title]) + "\n")
+        title = " ".join(title_of(page).split())
+        lines.append("\t".join([str(source), str(offset), *ids, title]) + "\n")
     folder = store / TITLES_FOLDER
     folder.mkdir(exist_ok=True)
     write_atomic(folder / f"{number:05d}.tsv", "".join(lines))

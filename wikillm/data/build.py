@@ -20,12 +20,13 @@ from wikillm.core.lock import FileLock
 from wikillm.core.log import say
 from wikillm.core.units import format_size
 from wikillm.data.build_plan import BuildPlan
+from wikillm.data.clean_job import Work
 from wikillm.data.finish import finish_store
 from wikillm.data.funnel import merged
 from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
 from wikillm.data.pool import run_jobs
 from wikillm.data.progress import Progress
-from wikillm.data.shard import Work, shard_record_path
+from wikillm.data.shard import shard_record_path
 from wikillm.data.sources.bz2_streams import MAX_STREAM, has_many_streams
 from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
 from wikillm.data.sources.streams import file_and_line

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import DataError
+from wikillm.data.clean_job import CleanJob
 from wikillm.data.filters.drop_list import DropList
 from wikillm.data.filters.settings import Filters
 from wikillm.data.funnel import Funnel
 from wikillm.data.manifest import SourceInfo
-from wikillm.data.shard import CleanJob, ShardJob
+from wikillm.data.shard import ShardJob
 from wikillm.data.sources.read import estimated_bytes
 from wikillm.data.tokenizer_backend import CHECKED_BEFORE_TRAINING, FIRST_DOCUMENTS
 from wikillm.data.tokenizer_find import TokenizerChoice

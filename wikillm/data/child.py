@@ -31,7 +31,8 @@ def start_child(module: str, *, log: IO[bytes] | None = None) -> tuple[subproces
         **os.environ,
         "PYTHONPATH": os.pathsep.join([root, *inherited]),
         "TOKENIZERS_PARALLELISM": "false",  # one core each
-        "RAYON_NUM_THREADS": "1",  # fastokens' threads
+        "RAYON_NUM_THREADS": "1",
+        "FASTOKENS_BPE_THREADS": "1",  # fastokens 0.3.5 does not ask the two above
     }
     if log is not None:
         environment = {name: value for name, value in environment.items() if name not in _RANK_VARIABLES}

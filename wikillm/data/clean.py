@@ -19,7 +19,7 @@ import orjson
 
 from wikillm.data.sources.split import BOM
 from wikillm.data.sources.split_text import parse_row
-from wikillm.data.types import Document, Dropped, Record
+from wikillm.data.types import Dropped
 from wikillm.data.wikitext import DamagedWikitext, text_of_wikitext
 
 CLEANER_VERSION = 1
@@ -36,13 +36,12 @@ _JSON_KINDS = {
 }
 
 
-def clean(record: Record, format: str, text_key: str) -> Document | Dropped:
-    """One record, whole. Never raises for what a source may hold: that is a `Dropped` with its reason."""
-    return cleaner(format, text_key)(record)
+Clean = Callable[[bytes, int], str | Dropped]
+"""From a record and its offset to its text, or why it has none. Never raises for what a source may hold."""
 
 
-def cleaner(format: str, text_key: str) -> Callable[[Record], Document | Dropped]:
-    """`clean` for the records of one source."""
+def cleaner(format: str, text_key: str) -> Clean:
+    """What cleans the records of one source."""
     if format == "mediawiki":
         return _clean_page
     if format in ("text", "blocks", "parquet"):
@@ -50,75 +49,80 @@ def cleaner(format: str, text_key: str) -> Callable[[Record], Document | Dropped
     return partial(_clean_row if format == "csv" else _clean_json, text_key=text_key)
 
 
-def _bad(record: Record, reason: str, detail: str = "") -> Dropped:
-    return Dropped(record.source, record.offset, reason, len(record.payload), is_bad=True, detail=detail)
+def title_of(page: bytes) -> str:
+    """The title of a MediaWiki page that was cleaned."""
+    return ElementTree.fromstring(page).findtext("title") or ""
 
 
-def _clean_json(record: Record, text_key: str) -> Document | Dropped:
-    payload = record.payload.removeprefix(BOM) if record.offset == 0 else record.payload
+def _bad(payload: bytes, reason: str, detail: str = "") -> Dropped:
+    return Dropped(reason, len(payload), is_bad=True, detail=detail)
+
+
+def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
+    line = payload.removeprefix(BOM) if offset == 0 else payload
     may_be_broken = False  # orjson refuses half of a UTF-16 pair, json does not
     try:
-        value = orjson.loads(payload)
+        value = orjson.loads(line)
     except orjson.JSONDecodeError:
         may_be_broken = True
         try:  # slower, but it takes the NaN that Python writes, and its messages tell what is wrong
-            value = json.loads(payload.decode("utf-8"))
+            value = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            return _bad(record, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+            return _bad(payload, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
         except (ValueError, RecursionError) as error:
-            return _bad(record, "not JSON", str(error))
+            return _bad(payload, "not JSON", str(error))
     if not isinstance(value, dict):
-        return _bad(record, "not a JSON object", f"it is {_JSON_KINDS.get(type(value), 'a string')}")
+        return _bad(payload, "not a JSON object", f"it is {_JSON_KINDS.get(type(value), 'a string')}")
     if text_key not in value:
-        return _bad(record, f"no key {text_key!r}", "it has " + ", ".join(map(repr, list(value)[:10])))
-    text, title = value[text_key], value.get("title")
+        return _bad(payload, f"no key {text_key!r}", "it has " + ", ".join(map(repr, list(value)[:10])))
+    text = value[text_key]
     if not isinstance(text, str):
-        return _bad(record, f"{text_key!r} is not a string", f"it is {_JSON_KINDS[type(text)]}")
+        return _bad(payload, f"{text_key!r} is not a string", f"it is {_JSON_KINDS[type(text)]}")
     if may_be_broken and any("\ud800" <= letter <= "\udfff" for letter in text):
-        return _bad(record, "lone surrogate", "half of a UTF-16 pair, as in \\ud83d without its partner")
-    return _document(record, text, title if isinstance(title, str) else "")
+        return _bad(payload, "lone surrogate", "half of a UTF-16 pair, as in \\ud83d without its partner")
+    return _normalized(payload, text)
 
 
-def _document(record: Record, text: str, title: str = "") -> Document | Dropped:
+def _normalized(payload: bytes, text: str) -> str | Dropped:
     """The end that all texts share which need no rules of their own."""
     if "\x00" in text:
-        return _bad(record, "NUL character in the text")
+        return _bad(payload, "NUL character in the text")
     body = unicodedata.normalize("NFC", text.strip())
     if not body:
-        return Dropped(record.source, record.offset, "empty", len(text))
-    return Document(record.source, record.offset, title, body)
+        return Dropped("empty", len(text))
+    return body
 
 
-def _clean_plain(record: Record) -> Document | Dropped:
-    payload = record.payload.removeprefix(BOM) if record.offset == 0 else record.payload
+def _clean_plain(payload: bytes, offset: int) -> str | Dropped:
+    text = payload.removeprefix(BOM) if offset == 0 else payload
     try:
-        return _document(record, payload.decode("utf-8").replace("\r\n", "\n"))
+        return _normalized(payload, text.decode("utf-8").replace("\r\n", "\n"))
     except UnicodeDecodeError as error:
-        return _bad(record, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+        return _bad(payload, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
 
 
-def _clean_row(record: Record, text_key: str) -> Document | Dropped:
+def _clean_row(payload: bytes, _: int, text_key: str) -> str | Dropped:
     try:
-        values = parse_row(record.payload)
+        values = parse_row(payload)
     except UnicodeDecodeError as error:
-        return _bad(record, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+        return _bad(payload, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
     except ValueError as error:
-        return _bad(record, "not a row of this table", str(error))
+        return _bad(payload, "not a row of this table", str(error))
     if text_key not in values:
-        return _bad(record, f"no key {text_key!r}")
-    return _document(record, values[text_key], values.get("title", ""))
+        return _bad(payload, f"no key {text_key!r}")
+    return _normalized(payload, values[text_key])
 
 
-def _clean_page(record: Record) -> Document | Dropped:
+def _clean_page(payload: bytes, _: int) -> str | Dropped:
     try:
-        page = ElementTree.fromstring(record.payload)  # a page alone has no DOCTYPE, so no entity can expand
+        page = ElementTree.fromstring(payload)  # a page alone has no DOCTYPE, so no entity can expand
     except ElementTree.ParseError as error:
-        return _bad(record, "not well-formed XML", str(error))
+        return _bad(payload, "not well-formed XML", str(error))
     title = page.findtext("title") or ""
     wikitext = page.findtext("revision/text") or ""
 
     def dropped(reason: str) -> Dropped:
-        return Dropped(record.source, record.offset, reason, len(wikitext))
+        return Dropped(reason, len(wikitext))
 
     if page.findtext("ns", "0").strip() != "0":
         return dropped("other namespace")
@@ -134,4 +138,4 @@ def _clean_page(record: Record) -> Document | Dropped:
         return dropped("damaged wikitext")
     if len(body) < MIN_ARTICLE_CHARACTERS:
         return dropped("too short")
-    return Document(record.source, record.offset, title, f"{unicodedata.normalize('NFC', title)}\n\n{body}")
+    return f"{unicodedata.normalize('NFC', title)}\n\n{body}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from wikillm.data.types import Document, Dropped
+from wikillm.data.types import Batch, Dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,17 @@ class Tally:
     kept_characters: int = 0
     _dropped: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
 
-    def count(self, outcome: Document | Dropped) -> None:
-        if isinstance(outcome, Document):
-            self.kept_records += 1
-            self.kept_characters += len(outcome.text)
-        else:
-            self.add(outcome.reason, 1, outcome.characters, outcome.is_bad)
+    def count(self, batch: Batch) -> None:
+        self.keep(batch.texts)
+        for item in batch.dropped:
+            self.drop(item.why)
+
+    def keep(self, texts: Sequence[str]) -> None:
+        self.kept_records += len(texts)
+        self.kept_characters += sum(map(len, texts))
+
+    def drop(self, why: Dropped) -> None:
+        self.add(why.reason, 1, why.characters, why.is_bad)
 
     def add(self, reason: str, records: int, characters: int, is_bad: bool) -> None:
         before = self._dropped.get(reason, (0, 0, is_bad))

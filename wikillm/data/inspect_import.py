@@ -36,7 +36,7 @@ from wikillm.data.shard import SplitWriter, content_hash, shard_record_path
 from wikillm.data.sources.read import Cursor
 from wikillm.data.store import SPLITS, Store
 from wikillm.data.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
-from wikillm.data.types import Document, Dropped, TokenizedDocument
+from wikillm.data.types import TokenizedDocument
 
 IMPORTS = ("megatron", "datatrove")
 SHARD_TOKENS = 1 << 24  # 64 MiB
@@ -145,7 +145,7 @@ class _Importer:
     ) -> None:
         self._folder, self._tokenizer, self._readers = folder, tokenizer, readers
         self._val_below = int(val_fraction * 2**64)
-        self._inner_eos = 0
+        self._inner_eos = self._empty = 0
 
     def shards(self) -> list[ShardInfo]:
         found: list[ShardInfo] = []
@@ -154,15 +154,15 @@ class _Importer:
         start = end = Cursor()
         for batch in self._batches():
             for document, text, after in batch:
-                tally.count(Document(document.source, document.offset, "", text))
+                tally.keep([text])
                 writers["val" if document.content_hash < self._val_below else "train"].add(document)
                 tokens += len(document.ids)
                 end = after
             if tokens >= SHARD_TOKENS:
                 found.append(self._finish(len(found), start, end, tally.funnel(), writers))
                 writers, tally, tokens, start = self._writers(len(found)), Tally(), 0, end
-        for dropped in self._dropped:
-            tally.count(dropped)
+        if self._empty:
+            tally.add("empty", self._empty, 0, False)
         found.append(self._finish(len(found), start, end, tally.funnel(), writers))
         if not sum(info.text_bytes for info in found):
             raise DataError("There is no document with a token in these files.")
@@ -173,13 +173,12 @@ class _Importer:
         return found
 
     def _batches(self) -> Iterator[list[tuple[TokenizedDocument, str, Cursor]]]:
-        self._dropped: list[Dropped] = []
         base = 0
         for source, reader in enumerate(self._readers):
             batch: list[tuple[int, Ids]] = []
             for number, (offset, ids) in enumerate(reader.documents()):
                 if not len(ids) or (len(ids) == 1 and int(ids[0]) == self._tokenizer.eos_id):
-                    self._dropped.append(Dropped(source, offset, "empty", 0))
+                    self._empty += 1
                     continue
                 if int(ids.max()) >= self._tokenizer.length or int(ids.min()) < 0:
                     bad = int(ids.max()) if int(ids.max()) >= self._tokenizer.length else int(ids.min())

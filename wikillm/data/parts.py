@@ -19,10 +19,10 @@ from wikillm.core.files import write_json
 from wikillm.core.lock import FileLock
 from wikillm.data.build import finished_shards, make_ready
 from wikillm.data.build_plan import BuildPlan
+from wikillm.data.clean_job import Work
 from wikillm.data.manifest import MANIFEST_NAME, ShardInfo
 from wikillm.data.pool import run_jobs
 from wikillm.data.progress import Progress
-from wikillm.data.shard import Work
 from wikillm.data.sources.cuts import find_cuts
 from wikillm.data.sources.read import Cursor, RawShard, read_shards
 from wikillm.data.tokenizer_backend import BackendDiffers, choose_backend, refuse_backend

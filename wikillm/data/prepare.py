@@ -22,13 +22,13 @@ from wikillm.core.files import sha256_file, write_json
 from wikillm.data.build import ensure_store
 from wikillm.data.build_plan import BuildPlan
 from wikillm.data.clean import CLEANER_VERSION
+from wikillm.data.clean_job import Work
 from wikillm.data.copies_plan import Copies
 from wikillm.data.filters.settings import Filters, plan_filters
 from wikillm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, SourceInfo, fingerprint_of, refuse_other_facts
 from wikillm.data.mixture import open_mixture
 from wikillm.data.progress import Progress
 from wikillm.data.remote_store import open_remote
-from wikillm.data.shard import Work
 from wikillm.data.sources.cache import Cache
 from wikillm.data.sources.find import find_sources
 from wikillm.data.sources.read import estimated_bytes, shard_range

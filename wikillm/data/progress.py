@@ -14,7 +14,7 @@ from pathlib import Path
 
 from wikillm.core.log import say
 from wikillm.core.units import format_count, format_seconds
-from wikillm.data.shard import Work
+from wikillm.data.clean_job import Work
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS, _RELAY_SECONDS = 1.0, 10.0, 1.0
 

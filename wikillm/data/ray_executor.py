@@ -16,9 +16,9 @@ from wikillm.core.errors import ConfigError, MachineError, WikiLLMError
 from wikillm.core.log import say
 from wikillm.data.build import ensure_store, finished_shards
 from wikillm.data.build_plan import BuildPlan
+from wikillm.data.clean_job import Work
 from wikillm.data.parts import Ready, build_shards, ready_for_parts
 from wikillm.data.progress import Progress
-from wikillm.data.shard import Work
 
 TASKS_PER_CPU = 4  # so that no CPU waits long for the slowest one; each task reads a compressed source up to its start
 RETRIES = 3  # of a task whose worker died
@@ -122,6 +122,6 @@ def build_in_task(job: tuple[str, BuildPlan, Ready], numbers: Sequence[int]) -> 
     """What a task does, in a process of Ray's, on one core."""
     folder, plan, ready = job
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # read by the libraries when they first encode
-    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["RAYON_NUM_THREADS"] = os.environ["FASTOKENS_BPE_THREADS"] = "1"
     os.chdir(folder)  # paths may be relative to where the command was given
     build_shards(plan, ready, numbers)

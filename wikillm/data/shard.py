@@ -1,8 +1,8 @@
 """One shard, from raw records to files. Runs in the worker processes; a pure function of its records.
 
 Documents go to `val` when the top of their 64-bit content hash falls below the held-out share, so equal texts are
-always on one side, and stay there when data is added. Text is encoded in batches of about 1 MiB: that bounds the
-memory of a worker, whatever the size of the shard.
+always on one side, and stay there when data is added. Text is encoded in batches of about 1 MiB of source: that
+bounds the memory of a worker, whatever the size of the shard.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,85 +24,17 @@ import numpy.typing as npt
 from wikillm.core.errors import DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably, write_json
 from wikillm.data.attribution import write_titles
-from wikillm.data.clean import cleaner
-from wikillm.data.filters.apply import open_pipeline
-from wikillm.data.filters.drop_list import DropList
-from wikillm.data.filters.settings import Filters
-from wikillm.data.funnel import Funnel, Tally
+from wikillm.data.clean_job import CleanJob, Report, Work
+from wikillm.data.funnel import Tally
 from wikillm.data.manifest import ShardInfo, ShardSplit
 from wikillm.data.sources.read import RawShard
 from wikillm.data.store import INDEX, SPLITS, TOKEN, shard_path
 from wikillm.data.tokenizer_backend import FIRST_DOCUMENTS, TRUTH, CheckedEncoder, open_encoder
-from wikillm.data.types import Document, Dropped, Record, TokenizedDocument
+from wikillm.data.types import Batch, DroppedItem, TokenizedDocument
 
 BATCH_BYTES = 1 << 20
 MAX_QUARANTINED = 1000  # bad records kept per shard; all are counted
 HEAD_CHARACTERS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What was done since the last report."""
-
-    source_bytes: int = 0
-    documents: int = 0
-    text_bytes: int = 0
-    tokens: int = 0
-
-
-Report = Callable[[Work], None]
-
-
-@dataclass(frozen=True, slots=True)
-class CleanJob:
-    """Clean and filter the records of a shard: what a tokenizer is trained on."""
-
-    formats: tuple[str, ...]  # of the sources
-    text_key: str
-    filters: Filters = Filters()
-    drop_list: DropList | None = None
-
-    def __call__(self, raw: RawShard, report: Report) -> tuple[list[str], Funnel]:
-        """The texts in order, and what became of all records."""
-        tally, texts = Tally(), []
-        unreported = 0
-        for outcome, item in self.cleaned(raw):
-            tally.count(outcome)
-            unreported += size_of(item)
-            if isinstance(outcome, Document):
-                texts.append(outcome.text)
-            if unreported > BATCH_BYTES:
-                report(Work(source_bytes=unreported))
-                unreported = 0
-        report(Work(source_bytes=unreported))
-        return texts, tally.funnel()
-
-    def cleaned(self, raw: RawShard) -> Iterator[tuple[Document | Dropped, Record | Dropped]]:
-        """Each item's outcome, and the item."""
-        copies: dict[tuple[int, int], Dropped] = {}
-        if self.drop_list is not None:
-            copies = self.drop_list.among([item for item in raw.items if isinstance(item, Record)])
-        clean = [self._cleaner(format) for format in self.formats]
-        for item in raw.items:
-            if not isinstance(item, Record):
-                yield item, item
-            elif copies and (copy := copies.get((item.source, item.offset))) is not None:
-                yield copy, item
-            else:
-                yield clean[item.source](item), item
-
-    def _cleaner(self, format: str) -> Callable[[Record], Document | Dropped]:
-        """Cleaning and filters for the records of one source."""
-        clean = cleaner(format, self.text_key)
-        if self.filters.is_idle:
-            return clean
-        pipeline = open_pipeline(self.filters)
-
-        def clean_and_filter(record: Record) -> Document | Dropped:
-            found = clean(record)
-            return pipeline(found, record, format) if isinstance(found, Document) else found
-
-        return clean_and_filter
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,47 +55,41 @@ class ShardJob:
         tokenizer = _open_encoder(self.backend, self.store / "tokenizer")
         encoder = _Encoder(tokenizer, writers, self.val_fraction, report, self.check_first if raw.number == 0 else 1)
         text_bytes, is_cut = 0, False
-        titles: list[tuple[Document, Record]] = []
-        for outcome, item in self.clean.cleaned(raw):
-            if isinstance(outcome, Document):
-                data = outcome.text.encode()
-                length = len(data)
-                if self.text_budget is not None and text_bytes + length > self.text_budget:
-                    is_cut = True
-                    break
-                text_bytes += length
-                encoder.add(outcome, length, _digest(data))
-                if isinstance(item, Record) and self.clean.formats[item.source] == "mediawiki":
-                    titles.append((outcome, item))
-            elif outcome.is_bad and len(bad) < MAX_QUARANTINED:
-                bad.append(_quarantined(outcome, item if isinstance(item, Record) else None))
-            tally.count(outcome)
-            encoder.source_bytes += size_of(item)
+        pages: list[tuple[int, int, bytes]] = []
+        for batch in self.clean.batches(raw):
+            if self.text_budget is not None:
+                ends = list(accumulate((len(text.encode()) for text in batch.texts), initial=text_bytes))
+                within = bisect_right(ends, self.text_budget) - 1
+                if within < len(batch.texts):
+                    batch, is_cut = batch.first(within), True
+                text_bytes = ends[within]
+            tally.count(batch)
+            bad += [_quarantined(batch.source, item) for item in batch.dropped if item.why.is_bad]
+            del bad[MAX_QUARANTINED:]
+            if self.clean.formats[batch.source] == "mediawiki":
+                pages += [(batch.source, *page) for page in zip(batch.offsets, batch.payloads, strict=True)]
+            encoder.add(batch)
+            if is_cut:
+                break
         encoder.flush()
         splits = {split: writer.finish() for split, writer in writers.items()}
-        write_titles(self.store, raw.number, titles)
+        write_titles(self.store, raw.number, pages)
         info = ShardInfo(raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits, self.backend)
         write_json(shard_record_path(self.store, raw.number), {**asdict(info), "bad": bad})
         return info
-
-
-def size_of(item: Record | Dropped) -> int:
-    """Bytes of the source that an item stands for."""
-    return len(item.payload) if isinstance(item, Record) else item.characters
 
 
 def shard_record_path(store: Path, number: int) -> Path:
     return store / "shards" / f"{number:05d}.json"
 
 
-def _quarantined(dropped: Dropped, record: Record | None) -> dict[str, object]:
-    head = record.payload[:HEAD_CHARACTERS].decode("utf-8", errors="backslashreplace") if record else ""
+def _quarantined(source: int, item: DroppedItem) -> dict[str, object]:
     return {
-        "source": dropped.source,
-        "offset": dropped.offset,
-        "reason": dropped.reason,
-        "detail": dropped.detail,
-        "head": head,
+        "source": source,
+        "offset": item.offset,
+        "reason": item.why.reason,
+        "detail": item.why.detail,
+        "head": item.payload[:HEAD_CHARACTERS].decode("utf-8", errors="backslashreplace"),
     }
 
 
@@ -170,11 +98,17 @@ _open_encoder = lru_cache(maxsize=1)(open_encoder)
 
 def content_hash(text: str) -> int:
     """64 bits of blake2b over the UTF-8 bytes of NFC text."""
-    return int.from_bytes(_digest(text.encode()), "little")
+    return int(_hashes_and_lengths([text])[0][0])
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=8).digest()
+def _hashes_and_lengths(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint64], list[int]]:
+    """The content hash of each text, and how many bytes of UTF-8 it is."""
+    digests, lengths = list[bytes](), list[int]()
+    for text in texts:
+        content = text.encode()
+        digests.append(hashlib.blake2b(content, digest_size=8).digest())
+        lengths.append(len(content))
+    return np.frombuffer(b"".join(digests), dtype="<u8"), lengths
 
 
 class _Encoder:
@@ -191,25 +125,28 @@ class _Encoder:
         self._encoder, self._tokenizer, self._writers, self._report = encoder, encoder.truth, writers, report
         self._check_first = check_first
         self._val_below = np.uint64(int(val_fraction * 2**64))
-        self._batch: list[tuple[Document, int, bytes]] = []  # with the size of its text and its content hash
-        self._bytes = 0
-        self.source_bytes = 0  # read since the last report
+        self._sources: list[int] = []
+        self._offsets: list[int] = []
+        self._texts: list[str] = []
+        self._source_bytes = 0
 
-    def add(self, document: Document, length: int, digest: bytes) -> None:
-        self._batch.append((document, length, digest))
-        self._bytes += length
-        if self._bytes >= BATCH_BYTES:
+    def add(self, batch: Batch) -> None:
+        self._sources += [batch.source] * len(batch.texts)
+        self._offsets += batch.offsets
+        self._texts += batch.texts
+        self._source_bytes += batch.source_bytes
+        if self._source_bytes >= BATCH_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Encode what was collected, all documents of a batch at once: a loop over documents costs more than encoding."""
-        if not self._batch:
-            self._tell(0)
+        texts = self._texts
+        if not texts:
+            self._tell(0, 0)
             return
-        documents, lengths, digests = zip(*self._batch, strict=True)
-        sources, offsets, _, texts = zip(*documents, strict=True)
-        hashes = np.frombuffer(b"".join(digests), dtype="<u8")
-        encoded = self._encoder.encode_batch(texts, self._check_first, hashes)
+        encoded = self._encoder.encode_batch(texts)
+        hashes, lengths = _hashes_and_lengths(texts)  # after encoding: fastokens leaves UTF-8 in the strings
+        self._encoder.check(texts, encoded, self._check_first, hashes)
         self._check_first = max(0, self._check_first - len(texts))
         if len(encoded.ids) and int(encoded.ids.max()) >= self._tokenizer.length:
             raise DataError("A tokenizer gave an id beyond its own vocabulary.", got=f"{int(encoded.ids.max())}")
@@ -217,17 +154,19 @@ class _Encoder:
         rows = np.empty(len(texts), dtype=INDEX)
         rows["end"] = ids.ends[1:] - ids.ends[:-1]
         rows["hash"] = hashes
-        rows["offset"], rows["source"], rows["text_bytes"] = offsets, sources, lengths
+        rows["offset"], rows["source"] = self._offsets, self._sources
+        rows["text_bytes"] = lengths
         is_val = hashes < self._val_below
         for split, chosen in (("train", ~is_val), ("val", is_val)):
             if chosen.any():
                 mine = ids.ids if chosen.all() else ids.ids[np.repeat(chosen, rows["end"].astype(np.int64))]
                 self._writers[split].add_all(mine, rows[chosen])
-        self._tell(len(ids.ids))
+        self._tell(sum(lengths), len(ids.ids))
 
-    def _tell(self, tokens: int) -> None:
-        self._report(Work(self.source_bytes, len(self._batch), self._bytes, tokens))
-        self._batch, self._bytes, self.source_bytes = [], 0, 0
+    def _tell(self, text_bytes: int, tokens: int) -> None:
+        self._report(Work(self._source_bytes, len(self._texts), text_bytes, tokens))
+        self._sources, self._offsets, self._texts = [], [], []
+        self._source_bytes = 0
 
 
 class SplitWriter:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import random
 import unicodedata
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -96,14 +95,10 @@ class CheckedEncoder:
     name: str
     backend: Backend
 
-    def encode_batch(
-        self, texts: Sequence[str], check_first: int = 1, hashes: npt.NDArray[np.uint64] | None = None
-    ) -> Encoded:
-        """Ids of each text; the first `check_first` and one in `ONE_IN` of the others, by hash, are compared."""
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        """Ids of each text, of which `check` has to hear next."""
         if self.name == TRUTH:
             return Encoded.of(self.truth.encode_batch(texts))
-        if hashes is None:
-            hashes = np.array([zlib.crc32(text.encode()) for text in texts], dtype=np.uint64)
         try:
             found_all = self.backend.encode_batch(texts)
             encoded = found_all if isinstance(found_all, Encoded) else Encoded.of(found_all)
@@ -113,15 +108,24 @@ class CheckedEncoder:
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise BackendDiffers(f"{self.name} failed where tokenizers does not.", got=str(error)) from None
-        first = min(check_first, len(texts))
-        chosen = [*range(first), *(first + np.flatnonzero(hashes[first:] % ONE_IN == 0)).tolist()]
+        return encoded
+
+    def check(
+        self, texts: Sequence[str], encoded: Encoded, first: int, hashes: npt.NDArray[np.uint64] | None = None
+    ) -> None:
+        """Compare the first texts and, by their hashes, one in `ONE_IN` of the others with the truth."""
+        if self.name == TRUTH:
+            return
+        first = min(first, len(texts))
+        chosen = list(range(first))
+        if hashes is not None:
+            chosen += (first + np.flatnonzero(hashes[first:] % ONE_IN == 0)).tolist()
         for i, wanted in zip(chosen, self.truth.encode_batch([texts[i] for i in chosen]), strict=True):
             found = encoded[i].tolist()
             if found != wanted:
                 raise BackendDiffers(
                     f"{self.name} gives other ids than tokenizers.", got=_difference(self.truth, wanted, found)
                 )
-        return encoded
 
 
 def _difference(truth: TextTokenizer, wanted: Sequence[int], found: Sequence[int]) -> str:
@@ -189,7 +193,8 @@ def refuse_backend(store: Path, name: str, error: BackendDiffers) -> None:
 def _why_not(name: str, folder: Path) -> str | None:
     texts = fuzz_texts()
     try:
-        open_encoder(name, folder).encode_batch(texts, check_first=len(texts))
+        encoder = open_encoder(name, folder)
+        encoder.check(texts, encoder.encode_batch(texts), len(texts))
     except (BackendDiffers, Unusable) as error:
         return " ".join(part for part in (str(error.args[0]), getattr(error, "got", None)) if part)
     except ImportError as error:

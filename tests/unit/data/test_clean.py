@@ -6,12 +6,12 @@ import unicodedata
 
 import pytest
 
-from wikillm.data.clean import clean
-from wikillm.data.types import Document, Dropped, Record
+from wikillm.data.clean import cleaner, title_of
+from wikillm.data.types import Dropped
 
 
-def clean_json(payload: bytes | str, key: str = "text") -> Document | Dropped:
-    return clean(Record(0, 7, payload.encode() if isinstance(payload, str) else payload), "jsonl", key)
+def clean_json(payload: bytes | str, key: str = "text", offset: int = 7) -> str | Dropped:
+    return cleaner("jsonl", key)(payload.encode() if isinstance(payload, str) else payload, offset)
 
 
 @pytest.mark.parametrize(
@@ -34,26 +34,37 @@ def clean_json(payload: bytes | str, key: str = "text") -> Document | Dropped:
 def test_json_that_gives_no_text_says_why(payload, reason, is_bad):
     outcome = clean_json(payload)
     assert isinstance(outcome, Dropped)
-    assert (outcome.reason, outcome.is_bad, outcome.offset) == (reason, is_bad, 7)
+    assert (outcome.reason, outcome.is_bad) == (reason, is_bad)
 
 
 def test_text_is_stripped_and_normalised_and_otherwise_left_alone():
     outcome = clean_json('{"title": "T", "text": " cafe\\u0301 <|endoftext|>\\n\\n[[x]]  ", "score": NaN}')
-    assert isinstance(outcome, Document)
-    assert outcome.text == "café <|endoftext|>\n\n[[x]]"
-    assert unicodedata.is_normalized("NFC", outcome.text)
-    assert outcome.title == "T"
-    assert clean_json('{"t": "x"}', key="t").text == "x"
+    assert isinstance(outcome, str)
+    assert outcome == "café <|endoftext|>\n\n[[x]]"
+    assert unicodedata.is_normalized("NFC", outcome)
+    assert clean_json('{"t": "x"}', key="t") == "x"
+
+
+def test_a_byte_order_mark_is_skipped_where_a_source_starts_and_nowhere_else():
+    marked = '\ufeff{"text": "a"}'
+    assert clean_json(marked, offset=0) == "a"
+    assert isinstance(clean_json(marked), Dropped)
+    bad = clean_json("\ufeff{}", offset=0)
+    assert isinstance(bad, Dropped) and bad.characters == 5  # bytes of the record, the mark among them
 
 
 def page(
     title: str = "北京", ns: str = "0", text: str = "文" * 100, extra: str = "", model: str = "wikitext"
-) -> Document | Dropped:
-    xml = (
+) -> str | Dropped:
+    xml = xml_of(title, ns, text, extra, model)
+    return cleaner("mediawiki", "text")(xml.encode(), 7)
+
+
+def xml_of(title: str, ns: str, text: str, extra: str, model: str) -> str:
+    return (
         f"<page><title>{title}</title><ns>{ns}</ns>{extra}<revision><model>{model}</model>"
         f'<text xml:space="preserve">{text}</text></revision></page>'
     )
-    return clean(Record(0, 7, xml.encode()), "mediawiki", "text")
 
 
 @pytest.mark.parametrize(
@@ -79,5 +90,5 @@ def test_pages_that_are_no_articles_are_dropped(arguments, reason):
 
 def test_an_article_starts_with_its_title():
     outcome = page(title="A &amp; B")
-    assert isinstance(outcome, Document)
-    assert outcome.text == "A & B\n\n" + "文" * 100
+    assert outcome == "A & B\n\n" + "文" * 100
+    assert title_of(xml_of("A &amp; B", "0", "文", "", "wikitext").encode()) == "A & B"

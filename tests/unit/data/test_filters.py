@@ -21,7 +21,7 @@ from wikillm.data.filters.characters import grams_of, units_of
 from wikillm.data.filters.quality import page_fault, text_fault
 from wikillm.data.filters.settings import Filters, plan_filters
 from wikillm.data.prepare import prepare_store
-from wikillm.data.types import Document, Dropped, Record
+from wikillm.data.types import Dropped
 
 PROSE = (
     "北京是中华人民共和国的首都，也是全国的政治与文化中心。这座城市有三千多年的建城史，曾经是六个朝代的都城。"
@@ -33,8 +33,8 @@ ENGLISH = (
 )
 
 
-def through(filters: Filters, text: str, title: str = "", payload: bytes = b"", format: str = "jsonl"):
-    return Pipeline(filters)(Document(0, 0, title, text), Record(0, 0, payload), format)
+def through(filters: Filters, text: str, payload: bytes = b"", format: str = "jsonl"):
+    return Pipeline(filters)(text, payload, format)
 
 
 _UNIT = re.compile("[a-z0-9]+|[\u4e00-\u4e2f]")
@@ -104,9 +104,10 @@ def test_each_quality_rule_has_its_reason(text, rules, fault):
 )
 def test_disambiguation_pages_are_recognised(wikitext, title, is_one):
     assert (page_fault(wikitext, title) == "disambiguation page") == is_one
-    outcome = through(Filters(quality="basic"), PROSE, title, wikitext.encode(), "mediawiki")
+    page = f"<page><title>{title}</title><revision><text>{wikitext}</text></revision></page>".encode()
+    outcome = through(Filters(quality="basic"), PROSE, page, "mediawiki")
     assert isinstance(outcome, Dropped) == is_one
-    assert isinstance(through(Filters(quality="basic"), PROSE, title, wikitext.encode(), "jsonl"), Document)
+    assert isinstance(through(Filters(quality="basic"), PROSE, page, "jsonl"), str)
 
 
 def test_traditional_characters_become_simplified_but_protected_terms_stay(tmp_path):
@@ -114,11 +115,11 @@ def test_traditional_characters_become_simplified_but_protected_terms_stay(tmp_p
     terms.write_text("# names\n臺灣大學\n臺\n")
     text = "國立臺灣大學位於臺北，電腦與網路。"
     converted = through(plan_filters(DataSection(convert="t2s")), text)
-    assert converted.text == "国立台湾大学位于台北，电脑与网路。"
-    assert through(plan_filters(DataSection(convert="tw2sp")), text).text == "国立台湾大学位于台北，电脑与网络。"
+    assert converted == "国立台湾大学位于台北，电脑与网路。"
+    assert through(plan_filters(DataSection(convert="tw2sp")), text) == "国立台湾大学位于台北，电脑与网络。"
     protected = plan_filters(DataSection(convert="t2s", protected_terms=str(terms)))
-    assert through(protected, text).text == "国立臺灣大學位于臺北，电脑与网路。"
-    assert through(protected, ENGLISH).text == ENGLISH
+    assert through(protected, text) == "国立臺灣大學位于臺北，电脑与网路。"
+    assert through(protected, ENGLISH) == ENGLISH
     assert protected.facts()["data.convert"]["protected_terms"] == protected.protected.sha256
     terms.write_text("變了\n")
     with pytest.raises(DataError, match="changed while"):
@@ -158,8 +159,8 @@ def test_a_document_that_holds_an_evaluation_example_is_dropped(tmp_path, name, 
     assert inside.reason == "holds an evaluation example"
     assert inside.detail.startswith(str(path))
     assert inside.characters > 2 * len(PROSE)
-    assert isinstance(through(filters, PROSE), Document)
-    assert isinstance(through(filters, " ".join(ENGLISH.split()[:12])), Document)  # one word short of a run
+    assert isinstance(through(filters, PROSE), str)
+    assert isinstance(through(filters, " ".join(ENGLISH.split()[:12])), str)  # one word short of a run
 
 
 def test_the_share_of_an_example_decides_and_short_ones_are_looked_for_whole(tmp_path):
@@ -174,7 +175,7 @@ def test_the_share_of_an_example_decides_and_short_ones_are_looked_for_whole(tmp
     assert found == [True, False, True]
     filters = plan_filters(DataSection(decontaminate=(str(path),)))
     assert isinstance(through(filters, "古诗：春眠，不觉晓。" + PROSE), Dropped)
-    assert isinstance(through(filters, "太短。" + PROSE), Document)
+    assert isinstance(through(filters, "太短。" + PROSE), str)
     path.write_text("太短\n")
     with pytest.raises(DataError, match="no example"):
         through(plan_filters(DataSection(decontaminate=(str(path),))), PROSE)
@@ -213,7 +214,7 @@ def test_terms_are_one_file_and_indented_comments_are_none(tmp_path, settings):
     folder.mkdir()
     (folder / "a.txt").write_text("  # 臺灣 is a comment\n 臺北 \n", encoding="utf-8")
     one = plan_filters(settings("x", convert="t2s", protected_terms=str(folder / "a.txt")))
-    assert through(one, "臺灣 臺北 # 臺灣 is").text == "台湾 臺北 # 台湾 is"
+    assert through(one, "臺灣 臺北 # 臺灣 is") == "台湾 臺北 # 台湾 is"
     (folder / "b.txt").write_text("臺灣", encoding="utf-8")
     with pytest.raises(ConfigError, match="one file") as caught:
         plan_filters(settings("x", convert="t2s", protected_terms=str(folder)))

@@ -15,13 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
-from wikillm.data.clean import clean
+from wikillm.data.clean import cleaner
+from wikillm.data.clean_job import CleanJob
+from wikillm.data.sources.lines import split_lines
 from wikillm.data.sources.locate import WIKI_ZH_CANDIDATES, locate
-from wikillm.data.sources.read import Cursor, read_shards, records_of
+from wikillm.data.sources.read import Cursor, items_of, read_shards
 from wikillm.data.sources.sniff import check_text_key, sniff
-from wikillm.data.sources.split import split_array, split_lines, split_pages
+from wikillm.data.sources.split import split_array, split_pages
 from wikillm.data.sources.streams import file_and_line, pieces
-from wikillm.data.types import Dropped, Record, SourceFile
+from wikillm.data.types import SourceFile
 
 LIMIT = 1 << 24
 KINDS = (
@@ -203,12 +205,10 @@ def test_every_format_gives_the_same_documents(tmp_path, texts, write_source, ki
     expected = texts(40)
     source = sniff(write_source(tmp_path, kind, expected))
     check_text_key(source, "text", LIMIT)
-    records = [item for item, _ in records_of(0, source, 0, LIMIT)]
-    assert all(isinstance(record, Record) for record in records)
-    documents = [clean(record, source.format, "text") for record in records]
-    assert [document.text for document in documents] == [text.strip() for text in expected]
-    middle = records[17]
-    assert next(item for item, _ in records_of(0, source, middle.offset, LIMIT)) == middle  # a cursor resumes there
+    items = list(items_of(source, 0, LIMIT))
+    clean = cleaner(source.format, "text")
+    assert [clean(payload, offset) for offset, payload, _ in items] == [text.strip() for text in expected]
+    assert next(items_of(source, items[17][0], LIMIT)) == items[17]  # a cursor resumes there
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -217,9 +217,9 @@ def test_mediawiki_in_utf8_and_utf16(tmp_path, mediawiki, encoding):
     path.write_bytes(bz2.compress(mediawiki([("北京", 0, "文" * 80), ("甲 -> 乙", 0, "x")]).encode(encoding)))
     source = sniff(path)
     assert source.format == "mediawiki"
-    records = [item for item, _ in records_of(0, source, 0, LIMIT)]
-    assert len(records) == 2
-    assert "文".encode() * 80 in records[0].payload
+    items = list(items_of(source, 0, LIMIT))
+    assert len(items) == 2
+    assert "文".encode() * 80 in items[0][1]
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd])
@@ -230,7 +230,7 @@ def test_truncated_and_damaged_compressed_files_say_how_far_they_go(tmp_path, te
         path = tmp_path / f"{number}"
         path.write_bytes(content)
         with pytest.raises(DataError, match="damaged or cut off") as caught:
-            list(records_of(0, sniff(path), 0, LIMIT))
+            list(items_of(sniff(path), 0, LIMIT))
         assert "bytes could be decompressed" in caught.value.got
 
 
@@ -240,7 +240,7 @@ def test_a_damaged_later_stream_of_a_bz2_file_is_not_taken_for_its_end(tmp_path)
     path = tmp_path / "x.bz2"
     path.write_bytes(first + bytes(second))
     with pytest.raises(DataError, match="damaged"):
-        list(records_of(0, SourceFile(str(path), 1, "jsonl", "bz2"), 0, LIMIT))
+        list(items_of(SourceFile(str(path), 1, "jsonl", "bz2"), 0, LIMIT))
 
 
 def test_pieces_of_a_highly_compressed_file_stay_small(tmp_path):
@@ -306,7 +306,7 @@ def test_shards_are_the_same_from_every_cursor(tmp_path, texts, write_source):
     sources = tuple(sniff(write_source(tmp_path, kind, texts(60, seed=i))) for i, kind in enumerate(KINDS[:5]))
     whole = list(read_shards(sources, 4000, LIMIT))
     assert len(whole) > 5
-    records = [(item.source, item.offset) for raw in whole for item in raw.items]
+    records = [(span.source, offset) for raw in whole for span in raw.spans for offset, _, _ in span.items()]
     assert len(records) == len(set(records)) == 300
     assert [raw.number for raw in whole] == list(range(len(whole)))
     for raw in whole:
@@ -319,5 +319,6 @@ def test_a_record_too_long_reaches_its_shard_as_dropped(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a"}\n' + json.dumps({"text": "b" * 500}) + "\n")
     (raw,) = read_shards((sniff(path),), 1 << 20, 100)
-    assert isinstance(raw.items[1], Dropped)
-    assert "max_document_bytes" in raw.items[1].reason
+    (batch,) = CleanJob(("jsonl",), "text").batches(raw)
+    assert batch.texts == ["a"]
+    assert [(item.offset, "max_document_bytes" in item.why.reason) for item in batch.dropped] == [(14, True)]

@@ -13,11 +13,16 @@ import pytest
 
 from wikillm.core.errors import DataError, MachineError
 from wikillm.data import build, prepare
+from wikillm.data.clean_job import CleanJob
 from wikillm.data.funnel import Funnel, merged
 from wikillm.data.manifest import Manifest
 from wikillm.data.prepare import prepare_store
+from wikillm.data.shard import ShardJob, shard_record_path
+from wikillm.data.sources.read import read_shards
+from wikillm.data.sources.sniff import sniff
 from wikillm.data.store import Store
 from wikillm.data.summary import summary_json, summary_of
+from wikillm.data.tokenizer import copy_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +156,21 @@ def test_the_first_bytes_of_text_in_whole_documents(tmp_path, texts, write_sourc
     assert len(list((store.dir / "shards").iterdir())) == len(store.manifest.shards)  # nothing built ahead is left
     all_of_it = prepare_store(settings(path, max_text_bytes=10**9))
     assert not all_of_it.manifest.stopped_at_text_limit
+
+
+@pytest.mark.parametrize(("limit", "kept", "bad"), [(30, 1, 1), (20, 1, 1), (40, 2, 2), (59, 2, 2)])
+def test_what_stands_behind_the_last_document_wanted_is_not_counted(tmp_path, tokenizer_dir, limit, kept, bad):
+    lines = [json.dumps({"text": letter * 20}) for letter in "abc"]
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join([lines[0], "{bad", lines[1], "[]", lines[2], "{bad"]))
+    (raw,) = read_shards([sniff(path)], 1 << 20, 1 << 20)
+    copy_tokenizer(tokenizer_dir, tmp_path / "store" / "tokenizer")
+    (tmp_path / "store" / "shards").mkdir()
+    info = ShardJob(tmp_path / "store", CleanJob(("jsonl",), "text"), 0.1, text_budget=limit)(raw, lambda work: None)
+    assert info.is_cut
+    assert (info.funnel.kept_records, info.funnel.bad_records, info.text_bytes) == (kept, bad, 20 * kept)
+    record = json.loads(shard_record_path(tmp_path / "store", 0).read_text())
+    assert [found["offset"] for found in record["bad"]] == [33, 33 + 5 + 33][:bad]
 
 
 def test_the_manifest_survives_json_and_tells_everything(tmp_path, texts, write_source, settings):

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from wikillm.core.errors import DataError
-from wikillm.data.clean import clean
+from wikillm.data.clean import cleaner
+from wikillm.data.clean_job import TOO_LONG
 from wikillm.data.prepare import prepare_store
 from wikillm.data.sources import streams
 from wikillm.data.sources.locate import locate
-from wikillm.data.sources.read import read_shards, records_of
+from wikillm.data.sources.read import items_of, read_shards
 from wikillm.data.sources.sniff import check_text_key, sniff
 from wikillm.data.sources.split_text import parse_row, row_and_header, split_blocks, split_rows, split_whole
-from wikillm.data.types import Document, Dropped, Record
+from wikillm.data.types import Dropped
 
 LIMIT = 1 << 24
 FIELDS = st.text(st.sampled_from('ab,"\n \t;字'), max_size=8)
@@ -40,11 +41,11 @@ def written(rows: list[list[str]], delimiter: str) -> bytes:
 def texts_of(path: Path, text_key: str = "text", wanted: str = "auto") -> list[str | Dropped]:
     source = sniff(path, wanted, text_key)
     check_text_key(source, text_key, LIMIT)
-    found = []
-    for item, _ in records_of(0, source, 0, LIMIT):
-        outcome = clean(item, source.format, text_key) if isinstance(item, Record) else item
-        found.append(outcome.text if isinstance(outcome, Document) else outcome)
-    return found
+    clean = cleaner(source.format, text_key)
+    return [
+        Dropped(TOO_LONG, size) if payload is None else clean(payload, offset)
+        for offset, payload, size in items_of(source, 0, LIMIT)
+    ]
 
 
 @given(st.lists(st.tuples(FIELDS, FIELDS), max_size=5), st.integers(1, 9), st.sampled_from(",\t;"))
@@ -154,10 +155,10 @@ def test_a_missing_column_lists_those_that_are_there(tmp_path):
 def test_nulls_and_long_texts_of_parquet_are_counted(tmp_path):
     path = tmp_path / "x.parquet"
     parquet.write_table(pyarrow.table({"text": ["a", None, "b" * 99, "", "c"]}), path, row_group_size=2)
-    items = list(records_of(0, sniff(path), 0, 50))
-    assert [isinstance(item, Dropped) for item, _ in items] == [False, False, True, False, False]
-    for number, (_, after) in enumerate(items):
-        assert list(records_of(0, sniff(path), after, 50)) == items[number + 1 :]
+    items = list(items_of(sniff(path), 0, 50))
+    assert [payload is None for _, payload, _ in items] == [False, False, True, False, False]
+    for number, (offset, _, size) in enumerate(items):
+        assert list(items_of(sniff(path), offset + size, 50)) == items[number + 1 :]
 
 
 @pytest.mark.parametrize("where", ["end", "middle", "footer"])
@@ -189,7 +190,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_through(tmp_path, monkeypa
     path = tmp_path / "x.jsonl.xz"
     path.write_bytes(lzma.compress(b'{"text": "a"}' + b"\n" * (64 << 20)))
     with pytest.raises(DataError, match="expands more than text can") as caught:
-        list(records_of(0, sniff(path), 0, LIMIT))
+        list(items_of(sniff(path), 0, LIMIT))
     assert "64.0 MiB" not in caught.value.got
 
 

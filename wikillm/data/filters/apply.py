@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from wikillm.data.clean import title_of
 from wikillm.data.filters.quality import page_fault, text_fault
 from wikillm.data.filters.settings import Filters
-from wikillm.data.types import Document, Dropped, Record
+from wikillm.data.types import Dropped
 
 CONTAMINATED = "holds an evaluation example"
 
@@ -26,25 +27,21 @@ class Pipeline:
 
             self._index = EvaluationIndex(filters.evaluation, filters.overlap_units, filters.overlap_share)
 
-    def __call__(self, document: Document, record: Record, format: str) -> Document | Dropped:
-        """The document as it is kept, or why it is not; its characters are then those of the clean text."""
+    def __call__(self, text: str, payload: bytes, format: str) -> str | Dropped:
+        """The text as it is kept, or why it is not. `payload` is the record it was cleaned from."""
         if self._filters.quality != "none" and format == "mediawiki":
-            fault = page_fault(record.payload.decode("utf-8", errors="replace"), document.title)
+            fault = page_fault(payload.decode("utf-8", errors="replace"), title_of(payload))
             if fault is not None:
-                return _dropped(document, f"quality: {fault}")
+                return Dropped(f"quality: {fault}", len(text))
         if self._converter is not None:
-            document = document._replace(text=self._converter.convert(document.text))
+            text = self._converter.convert(text)
         if self._filters.quality != "none":
-            fault = text_fault(document.text, self._filters.quality)
+            fault = text_fault(text, self._filters.quality)
             if fault is not None:
-                return _dropped(document, f"quality: {fault}")
-        if self._index is not None and (name := self._index.find(document.text)) is not None:
-            return _dropped(document, CONTAMINATED, name)
-        return document
-
-
-def _dropped(document: Document, reason: str, detail: str = "") -> Dropped:
-    return Dropped(document.source, document.offset, reason, len(document.text), detail=detail)
+                return Dropped(f"quality: {fault}", len(text))
+        if self._index is not None and (name := self._index.find(text)) is not None:
+            return Dropped(CONTAMINATED, len(text), detail=name)
+        return text
 
 
 open_pipeline = lru_cache(maxsize=2)(Pipeline)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import write_atomic
-from wikillm.data.types import Dropped, Record
+from wikillm.data.types import Dropped
 
 DROP = np.dtype(
     [
@@ -64,19 +64,16 @@ class DropList:
             "A drop-list is missing, cut off, or not the one the store is made with.", got=str(self.path), fix=fix
         )
 
-    def among(self, records: Iterable[Record]) -> dict[tuple[int, int], Dropped]:
-        """What of these records is dropped, by source and offset."""
-        places: dict[int, list[int]] = {}
-        for record in records:
-            places.setdefault(record.source, []).append(record.offset)
-        if not places:
+    def between(self, ranges: Mapping[int, tuple[int, int]]) -> dict[tuple[int, int], Dropped]:
+        """What is dropped in a range of offsets of each of some sources, by source and offset."""
+        if not ranges:
             return {}
         entries = _open(self)
         found: dict[tuple[int, int], Dropped] = {}
-        for number, offsets in places.items():
+        for number, (start, end) in ranges.items():
             low, high = np.searchsorted(entries["source"], [number, number + 1])
             part = entries[low:high]
-            low, high = np.searchsorted(part["offset"], [min(offsets), max(offsets) + 1])
+            low, high = np.searchsorted(part["offset"], [start, end])
             found |= {(number, int(entry["offset"])): _dropped(entry) for entry in part[low:high]}
         return found
 
@@ -84,7 +81,7 @@ class DropList:
 def _dropped(entry: Any) -> Dropped:
     reason = EXACT_COPY if entry["percent"] == EXACT else NEAR_COPY
     detail = f"of source {entry['kept_source']}, byte {entry['kept_offset']}"
-    return Dropped(int(entry["source"]), int(entry["offset"]), reason, int(entry["characters"]), detail=detail)
+    return Dropped(reason, int(entry["characters"]), detail=detail)
 
 
 @lru_cache(maxsize=1)

@@ -18,12 +18,12 @@ import orjson
 from wikillm.core.errors import DataError
 from wikillm.data.filters.characters import Hashes, grams_of, units_of
 from wikillm.data.filters.settings import PinnedFile
-from wikillm.data.sources.read import records_of
+from wikillm.data.sources.lines import split_lines
+from wikillm.data.sources.read import items_of
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.sources.split import split_lines
 from wikillm.data.sources.split_text import parse_row
 from wikillm.data.sources.streams import pieces
-from wikillm.data.types import Record, SourceFile
+from wikillm.data.types import Item, SourceFile
 
 MIN_UNITS = 5
 _MAX_EXAMPLE_BYTES = 16 << 20
@@ -95,7 +95,7 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
             got=file.path,
             fix="wanted: JSON Lines, a JSON array, CSV, or plain text with one example per line",
         )
-    for number, (offset, payload) in enumerate(_payloads(source)):
+    for number, (offset, payload, _) in enumerate(_items(source)):
         if payload is None:
             raise DataError(
                 "An example is too long.", got=f"{file.path}: byte {offset}, above {_MAX_EXAMPLE_BYTES} bytes"
@@ -113,13 +113,11 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
             ) from None
 
 
-def _payloads(source: SourceFile) -> Iterator[tuple[int, bytes | None]]:
-    """Where each example begins, and its bytes; None for those too long. A line of plain text is one."""
+def _items(source: SourceFile) -> Iterator[Item]:
+    """The examples. A line of plain text is one."""
     if source.format == "text":  # as a source it would be a single document
-        yield from ((offset, line) for offset, line, _ in split_lines(pieces(source), 0, _MAX_EXAMPLE_BYTES))
-        return
-    for item, _ in records_of(0, source, 0, _MAX_EXAMPLE_BYTES):
-        yield item.offset, item.payload if isinstance(item, Record) else None
+        return split_lines(pieces(source), 0, _MAX_EXAMPLE_BYTES)
+    return items_of(source, 0, _MAX_EXAMPLE_BYTES)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_atomic, write_json
+from wikillm.data.clean_job import CleanJob, Report, Work
 from wikillm.data.filters.characters import grams_of, units_of
 from wikillm.data.funnel import Funnel, Tally
-from wikillm.data.shard import BATCH_BYTES, CleanJob, Report, Work, content_hash, size_of
+from wikillm.data.shard import content_hash
 from wikillm.data.sources.read import Cursor, RawShard
-from wikillm.data.types import Document
 
 SIGNED = np.dtype([("source", "<u4"), ("offset", "<u8"), ("hash", "<u8"), ("characters", "<u4"), ("text_bytes", "<u4")])
 MINIMA, SHINGLE_UNITS, SEED = 128, 5, 1
@@ -70,20 +70,14 @@ class SignJob:
         tally = Tally()
         rows: list[tuple[int, int, int, int, int]] = []
         minima: list[npt.NDArray[np.uint32]] = []
-        source_bytes = documents = 0
-        for outcome, item in self.clean.cleaned(raw):
-            tally.count(outcome)
-            source_bytes += size_of(item)
-            if isinstance(outcome, Document):
-                digest, length = content_hash(outcome.text), len(outcome.text.encode())
-                rows.append((outcome.source, outcome.offset, digest, len(outcome.text), length))
-                documents += 1
+        for batch in self.clean.batches(raw):
+            tally.count(batch)
+            for offset, text in zip(batch.offsets, batch.texts, strict=True):
+                digest = content_hash(text)
+                rows.append((batch.source, offset, digest, len(text), len(text.encode())))
                 if self.with_minima:
-                    minima.append(minima_of(outcome.text, digest))
-            if source_bytes > BATCH_BYTES:
-                report(Work(source_bytes, documents))
-                source_bytes = documents = 0
-        report(Work(source_bytes, documents))
+                    minima.append(minima_of(text, digest))
+            report(Work(batch.source_bytes, len(batch.texts)))
         write_atomic(signed_path(self.folder, raw.number, "doc"), np.array(rows, dtype=SIGNED).tobytes())
         if self.with_minima:
             write_atomic(signed_path(self.folder, raw.number, "min"), b"".join(one.tobytes() for one in minima))

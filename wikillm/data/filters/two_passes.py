@@ -20,13 +20,13 @@ import numpy as np
 from wikillm.core.errors import DataError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, sha256_file, write_atomic, write_json
 from wikillm.core.log import say
+from wikillm.data.clean_job import CleanJob, Work
 from wikillm.data.filters.copies import find_copies
 from wikillm.data.filters.drop_list import DROP, DROP_LIST_NAME, EXACT, DropList
 from wikillm.data.filters.sign import SignedShard, SignJob, read_signed
 from wikillm.data.funnel import merged
 from wikillm.data.pool import run_jobs
 from wikillm.data.progress import Progress
-from wikillm.data.shard import CleanJob, Work
 from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
 from wikillm.data.turns import one_at_a_time
 from wikillm.data.types import SourceFile

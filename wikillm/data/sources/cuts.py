@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
-from wikillm.data.sources.read import Cursor, records_of
+from wikillm.data.sources.read import Cursor, items_of
 from wikillm.data.types import SourceFile
 
 Edge = tuple[int, int]
@@ -56,9 +56,9 @@ def _edges(
             yield from found
             return
     before = 0
-    for item, after in records_of(index, source, 0, limit, on_read):
-        yield item.offset, before
-        before = after
+    for offset, _, size in items_of(source, 0, limit, on_read):
+        yield offset, before
+        before = offset + size
     yield -1, before
 
 

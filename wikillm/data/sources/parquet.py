@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.units import format_size
-from wikillm.data.types import SourceFile
-
-if TYPE_CHECKING:
-    from wikillm.data.sources.split import Item
+from wikillm.data.types import Item, SourceFile
 
 MAGIC = b"PAR1"
 BATCH_ROWS = 64

@@ -11,10 +11,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from wikillm.data.sources import parquet
-from wikillm.data.sources.split import Item, split_array, split_lines, split_pages
+from wikillm.data.sources.lines import split_lines, split_runs
+from wikillm.data.sources.spans import Span, spans_of_items, spans_of_runs
+from wikillm.data.sources.split import split_array, split_pages
 from wikillm.data.sources.split_text import row_and_header, split_blocks, split_rows, split_whole
 from wikillm.data.sources.streams import TYPICAL_RATIO, pieces
-from wikillm.data.types import Dropped, Record, SourceFile
+from wikillm.data.types import Item, SourceFile
 
 MIN_RANGE, MAX_RANGE = 1 << 20, 64 << 20
 
@@ -39,7 +41,7 @@ class RawShard:
     number: int
     start: Cursor
     end: Cursor
-    items: list[Record | Dropped]
+    spans: list[Span]
 
 
 def estimated_bytes(sources: Sequence[SourceFile]) -> int:
@@ -56,25 +58,10 @@ def shard_range(estimate: int) -> int:
     return min(max(estimate // 64, MIN_RANGE), MAX_RANGE)
 
 
-def records_of(
-    index: int,
-    source: SourceFile,
-    start: int,
-    limit: int,
-    on_read: Callable[[int], None] | None = None,
-    threads: int = 1,
-) -> Iterator[tuple[Record | Dropped, int]]:
-    """Records of one source from offset `start` on, each with the offset after it; those above `limit` as Dropped."""
-    for offset, payload, size in _items_of(source, start, limit, on_read, threads):
-        if payload is None:
-            yield Dropped(index, offset, "longer than data.max_document_bytes", size), offset + size
-        else:
-            yield Record(index, offset, payload), offset + size
-
-
-def _items_of(
-    source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None, threads: int
+def items_of(
+    source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None = None, threads: int = 1
 ) -> Iterator[Item]:
+    """Records of one source from offset `start` on; those above `limit` without payload."""
     if source.format == "parquet":
         return parquet.split_parquet(source, start, limit, on_read)
     stream = pieces(source, start, on_read, threads)
@@ -89,6 +76,15 @@ def _items_of(
     if source.format == "csv":
         return _rows_of(source, stream, start, limit)
     return split_pages(stream, start, limit, source.path)
+
+
+def _spans_of(
+    index: int, source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None, threads: int
+) -> Iterator[Span]:
+    """The same records, many at a time."""
+    if source.format == "jsonl":
+        return spans_of_runs(index, split_runs(pieces(source, start, on_read, threads), start, limit), limit)
+    return spans_of_items(index, items_of(source, start, limit, on_read, threads))
 
 
 def _rows_of(source: SourceFile, stream: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
@@ -123,21 +119,21 @@ def read_shards(
         on_read: hears the bytes read from the disk.
         threads: that decompress the streams of a bz2 file.
     """
-    items: list[Record | Dropped] = []
-    bucket, last = -1, (0, 0, 0)  # a Cursor per record would cost more than cutting it
+    spans: list[Span] = []
+    bucket, last = -1, start
     base, offset = start.base, start.offset
     for index in range(start.source, len(sources)):
-        after = offset
-        for item, after in records_of(index, sources[index], offset, limit, on_read, threads):
-            where = (base + item.offset) // range_bytes
-            if where != bucket:
-                if items:
-                    end = Cursor(*last)
-                    yield RawShard(number, start, end, items)
-                    start, number, items = end, number + 1, []
-                bucket = where
-            items.append(item)
-            last = (index, after, base)
-        base, offset = base + after, 0
-    if items:
-        yield RawShard(number, start, Cursor(*last), items)
+        for span in _spans_of(index, sources[index], offset, limit, on_read, threads):
+            rest: Span | None = span
+            while rest is not None:
+                where = (base + rest.start) // range_bytes
+                if where != bucket and spans:
+                    yield RawShard(number, start, last, spans)
+                    start, number, spans = last, number + 1, []
+                head, rest = rest.cut((where + 1) * range_bytes - base)
+                spans.append(head)
+                bucket, last = where, Cursor(index, head.end, base)
+            offset = span.end
+        base, offset = base + offset, 0
+    if spans:
+        yield RawShard(number, start, last, spans)

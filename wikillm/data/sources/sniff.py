@@ -19,11 +19,11 @@ from pathlib import Path
 from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.units import format_size
 from wikillm.data.sources import parquet
-from wikillm.data.sources.read import csv_header, records_of
+from wikillm.data.sources.read import csv_header, items_of
 from wikillm.data.sources.split import BOM
 from wikillm.data.sources.split_text import columns_of
 from wikillm.data.sources.streams import head
-from wikillm.data.types import Record, SourceFile
+from wikillm.data.types import SourceFile
 
 HEAD_BYTES = 1 << 18
 PROBED_RECORDS = 50
@@ -193,12 +193,12 @@ def _check_json_key(source: SourceFile, text_key: str, max_document_bytes: int) 
     keys: Counter[str] = Counter()
     objects = 0
     first = b""
-    for item, _ in islice(records_of(0, source, 0, max_document_bytes), PROBED_RECORDS):
-        if not isinstance(item, Record):
+    for _, payload, _ in islice(items_of(source, 0, max_document_bytes), PROBED_RECORDS):
+        if payload is None:
             continue
-        first = first or item.payload[:60]
+        first = first or payload[:60]
         try:
-            value = json.loads(item.payload.removeprefix(BOM))
+            value = json.loads(payload.removeprefix(BOM))
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""Cut records out of a stream of bytes, in constant memory: JSON Lines, a JSON array, MediaWiki XML.
+"""Cut records out of a stream of bytes, in constant memory: a JSON array, MediaWiki XML (lines: `lines`).
 
 Each splitter turns pieces into items `(offset, payload, size)`: where the record starts, its bytes, and how many
 they are; `payload` is None when they exceed `limit`, and then they were never held. A splitter may be started at
-0 or at the end of any earlier item. Finding borders is all it does (measured on one core: 1,300, 60 and 1,300 MB/s); the
+0 or at the end of any earlier item. Finding borders is all it does (measured on one core: 60 and 1,300 MB/s); the
 records are parsed by the workers.
 """
 
@@ -12,36 +12,9 @@ import re
 from collections.abc import Iterator
 
 from wikillm.core.errors import DataError
+from wikillm.data.types import Item
 
-Item = tuple[int, bytes | None, int]
 BOM = b"\xef\xbb\xbf"
-
-
-def split_lines(pieces: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
-    """One item per line that is not blank, its line feed not included."""
-    rest, offset, skipped = b"", start, 0  # `offset` is where `rest` starts; `skipped` counts a line too long to hold
-    for piece in pieces:
-        if skipped:
-            cut = piece.find(b"\n")
-            if cut < 0:
-                skipped += len(piece)
-                continue
-            yield offset, None, skipped + cut
-            offset, piece, skipped = offset + skipped + cut + 1, piece[cut + 1 :], 0
-        lines = (rest + piece).split(b"\n")
-        rest = lines.pop()
-        for line in lines:
-            if len(line) > limit:
-                yield offset, None, len(line)
-            elif line and not line.isspace():
-                yield offset, line, len(line)
-            offset += len(line) + 1
-        if len(rest) > limit:
-            rest, skipped = b"", len(rest)
-    if skipped:
-        yield offset, None, skipped
-    elif rest and not rest.isspace():
-        yield offset, rest, len(rest)
 
 
 _BETWEEN = re.compile(rb"[\s,]*")

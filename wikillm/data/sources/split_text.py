@@ -14,7 +14,9 @@ import re
 import sys
 from collections.abc import Iterator
 
-from wikillm.data.sources.split import BOM, Item, split_lines
+from wikillm.data.sources.lines import split_lines
+from wikillm.data.sources.split import BOM
+from wikillm.data.types import Item
 
 _BREAK = re.compile(rb'["\n]')
 _BLANK = (b"", b"\r")  # white space may be a row: a tab separates two empty fields

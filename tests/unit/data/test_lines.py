@@ -1,0 +1,157 @@
+"""Lines travel as runs: however a stream is cut, by pieces or by shards, the records are those of the lines one by one."""
+
+from __future__ import annotations
+
+import pickle
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from wikillm.data.clean_job import CleanJob
+from wikillm.data.sources import streams
+from wikillm.data.sources.lines import split_lines, split_run, split_runs, trimmed
+from wikillm.data.sources.read import Cursor, RawShard, read_shards
+from wikillm.data.sources.spans import SPAN_BYTES, Lines, Records, spans_of_items
+from wikillm.data.types import Item, SourceFile
+
+LINES = st.lists(
+    st.sampled_from(
+        [b"", b" ", b"\r", b"\t  ", b'{"text": "a"}', b'{"text": "\xe5\x8c\x97"}\r', b'{"text": ', b'{"text": 5}']
+        + [b'{"text": "   "}', b'{"text": "bbbbbbbbbb"}', b'["c"]', b'{"text": "\xff"}', b"\xef\xbb\xbf{}", b"d" * 60]
+        + [b'{"text": "' + b"e" * 60 + b'"}', b" " * 60, b" " * 50, b"f" * 50]
+    ),
+    max_size=40,
+)
+LIMIT = 50
+
+
+def one_by_one(content: bytes, limit: int) -> list[Item]:
+    """The definition: a line that is not blank, or above the limit, is a record."""
+    items: list[Item] = []
+    offset = 0
+    for line in content.split(b"\n"):
+        if len(line) > limit:
+            items.append((offset, None, len(line)))
+        elif line.strip():
+            items.append((offset, line, len(line)))
+        offset += len(line) + 1
+    return items
+
+
+@given(LINES, st.booleans(), st.integers(1, 200), st.data())
+@example([b""] * 5, True, 1, None)
+@example([b" " * 60], False, 7, None)
+def test_any_pieces_give_the_records_of_the_lines_one_by_one_from_every_start(lines, ends, size, data):
+    content = b"\n".join(lines) + b"\n" * ends
+    expected = one_by_one(content, LIMIT)
+    items = list(split_lines((content[at : at + size] for at in range(0, len(content), size)), 0, LIMIT))
+    assert items == expected
+    if items and data is not None:
+        number = data.draw(st.integers(0, len(items) - 1))
+        after = items[number][0] + items[number][2]
+        assert list(split_lines(iter([content[after:]]), after, LIMIT)) == expected[number + 1 :]
+
+
+@given(LINES, st.integers(1, 200))
+def test_a_run_starts_and_ends_with_a_record_and_stands_in_the_source_as_it_is(lines, size):
+    content = b"\n".join(lines)
+    for start, run, length in split_runs((content[at : at + size] for at in range(0, len(content), size)), 0, LIMIT):
+        if run is None:
+            assert length > LIMIT
+            continue
+        assert content[start : start + length] == run
+        items = split_run(run, start, LIMIT)
+        assert items[0][0] == start
+        assert items[-1][0] + items[-1][2] == start + length
+        assert trimmed(run, start, LIMIT) == (start, run)
+
+
+@given(LINES, st.integers(0, 40), st.integers(-1, 1), st.booleans())
+def test_a_span_is_cut_between_records_by_where_they_start(lines, number, beside, as_items):
+    content = b"\n".join(lines)
+    found = trimmed(content, 100, LIMIT)
+    if found is None:
+        assert one_by_one(content, LIMIT) == []
+        return
+    whole = Lines(3, *found, LIMIT)
+    span = Records(3, whole.items()) if as_items else whole
+    at = max([item[0] for item in span.items()][number % len(span.items())] + beside, span.start + 1)
+    head, tail = span.cut(at)
+    assert head.items() == [item for item in span.items() if item[0] < at]
+    assert (tail.items() if tail is not None else []) == [item for item in span.items() if item[0] >= at]
+    assert (head.start, (tail or head).end) == (span.start, span.end)
+    assert pickle.loads(pickle.dumps(span)) == span
+
+
+def what_came_of(raws: list[RawShard]) -> list[tuple]:
+    """Every record of some shards, with what it became."""
+    job = CleanJob(("jsonl",) * 9, "text")
+    found = []
+    for raw in raws:
+        for batch in job.batches(raw):
+            kept = [(offset, text) for offset, text in zip(batch.offsets, batch.texts, strict=True)]
+            for offset, outcome in sorted(
+                [*kept, *((offset, (payload, why)) for offset, payload, why in batch.dropped)]
+            ):
+                found.append((raw.number, raw.start, raw.end, batch.source, offset, outcome))
+    return found
+
+
+@given(
+    st.lists(st.tuples(LINES, st.booleans()), min_size=1, max_size=3), st.integers(20, 300), st.sampled_from([1, 7, 64])
+)
+def test_shards_hold_the_same_documents_and_cursors_whatever_the_pieces(tmp_path_factory, files, range_bytes, size):
+    folder = tmp_path_factory.mktemp("lines")
+    sources = []
+    for number, (lines, ends) in enumerate(files):
+        path = folder / f"{number}.jsonl"
+        path.write_bytes(b"\n".join(lines) + b"\n" * ends)
+        sources.append(SourceFile(str(path), path.stat().st_size, "jsonl", "none"))
+    whole = list(read_shards(sources, range_bytes, LIMIT))
+    before, streams.PIECE_BYTES = streams.PIECE_BYTES, size
+    try:
+        in_pieces = list(read_shards(sources, range_bytes, LIMIT))
+        assert what_came_of(in_pieces) == what_came_of(whole)
+        for raw in whole:
+            again = list(read_shards(sources, range_bytes, LIMIT, raw.start, raw.number))
+            assert what_came_of(again) == what_came_of(whole[raw.number :])
+    finally:
+        streams.PIECE_BYTES = before
+    assert_shards_follow_from_the_records(sources, range_bytes, whole)
+
+
+def assert_shards_follow_from_the_records(sources, range_bytes: int, raws: list[RawShard]) -> None:
+    """The rule of `read`, record by record: number, cursors and records of each shard."""
+    expected: list[tuple[Cursor, Cursor, list[tuple[int, Item]]]] = []
+    bucket, base, end = -1, 0, Cursor()
+    for index, source in enumerate(sources):
+        with open(source.path, "rb") as file:
+            items = one_by_one(file.read(), LIMIT)
+        for item in items:
+            if (where := (base + item[0]) // range_bytes) != bucket:
+                expected.append((end, end, []))
+                bucket = where
+            end = Cursor(index, item[0] + item[2], base)
+            start, _, records = expected.pop()
+            expected.append((start, end, [*records, (index, item)]))
+        base += items[-1][0] + items[-1][2] if items else 0
+    assert [raw.number for raw in raws] == list(range(len(raws)))
+    assert [
+        (raw.start, raw.end, [(span.source, item) for span in raw.spans for item in span.items()]) for raw in raws
+    ] == expected
+
+
+def test_a_line_within_the_limit_that_spans_many_pieces_is_read_whole():
+    line = b'{"text": "' + b"x" * 5000 + b'"}'
+    content = b"\n" + line + b"\n" + line
+    assert list(split_lines((content[at : at + 9] for at in range(0, len(content), 9)), 0, 6000)) == [
+        (1, line, len(line)),
+        (len(line) + 2, line, len(line)),
+    ]
+
+
+def test_records_of_other_formats_travel_about_as_many_bytes_at_a_time():
+    items: list[Item] = [(at, bytes(SPAN_BYTES // 4), SPAN_BYTES // 4) for at in range(10)]
+    spans = list(spans_of_items(0, items))
+    assert [len(span.items()) for span in spans] == [4, 4, 2]
+    assert [item for span in spans for item in span.items()] == items

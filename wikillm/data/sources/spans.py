@@ -1,0 +1,96 @@
+"""Spans: records of one source that follow each other, as they travel from the reader to a worker.
+
+JSON Lines travel as they stand, about 1 MiB at a time, and are cut into records where they are parsed: the reader
+only looks for line feeds at the ends of a span and at the borders of shards. Records of other formats are cut by the
+reader.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
+from typing import NamedTuple
+
+from wikillm.data.sources.lines import split_run, trimmed
+from wikillm.data.types import Item
+
+SPAN_BYTES = 1 << 20
+
+
+class Lines(NamedTuple):
+    """Whole lines, from the `start` of a record to the end of one, its line feed not included."""
+
+    source: int  # index into the list of source files
+    start: int
+    run: bytes
+    limit: int  # longest record that is parsed, in bytes
+
+    @property
+    def end(self) -> int:
+        """The offset after the last record."""
+        return self.start + len(self.run)
+
+    def items(self) -> list[Item]:
+        return split_run(self.run, self.start, self.limit)
+
+    def cut(self, at: int) -> tuple[Lines, Lines | None]:
+        """The records that start before the offset `at`, where the first one does, and the others."""
+        feed = self.run.find(b"\n", at - self.start - 1)
+        if feed < 0:
+            return self, None
+        return self._of(self.run[:feed], self.start), self._of(self.run[feed + 1 :], self.start + feed + 1)
+
+    def _of(self, lines: bytes, offset: int) -> Lines:
+        found = trimmed(lines, offset, self.limit)
+        assert found is not None, "a span starts and ends with a record"
+        return Lines(self.source, *found, self.limit)
+
+
+class Records(NamedTuple):
+    """Records that are cut already; `found` is never empty."""
+
+    source: int
+    found: list[Item]
+
+    @property
+    def start(self) -> int:
+        return self.found[0][0]
+
+    @property
+    def end(self) -> int:
+        offset, _, size = self.found[-1]
+        return offset + size
+
+    def items(self) -> list[Item]:
+        return self.found
+
+    def cut(self, at: int) -> tuple[Records, Records | None]:
+        """As `Lines.cut`."""
+        first = bisect_left(self.found, at, key=itemgetter(0))
+        if first == len(self.found):
+            return self, None
+        return Records(self.source, self.found[:first]), Records(self.source, self.found[first:])
+
+
+Span = Lines | Records
+
+
+def spans_of_runs(source: int, runs: Iterable[Item], limit: int) -> Iterator[Span]:
+    """A span for each of the runs of `lines.split_runs`."""
+    for start, run, size in runs:
+        yield Records(source, [(start, None, size)]) if run is None else Lines(source, start, run, limit)
+
+
+def spans_of_items(source: int, items: Iterable[Item]) -> Iterator[Span]:
+    """Records that were cut one by one, together about as large as a span of lines."""
+    found: list[Item] = []
+    held = 0
+    for item in items:
+        found.append(item)
+        held += len(item[1] or b"")
+        if held >= SPAN_BYTES:
+            yield Records(source, found)
+            found, held = [], 0
+    if found:
+        yield Records(source, found)
