@@ -44,9 +44,13 @@ def checkpoint_layers(model: PreTrainedModel, kind: Checkpointing) -> str:
     Raises WikiLLMError for layers whose forward is patched already, these by `checkpoint_layers` too.
     """
     layers: Any = model.get_decoder().layers
-    if kind == "none" or any("forward" in layer.__dict__ for layer in layers):
-        fix = "ask for one kind of checkpointing, once, and `keep_activations` before another"
-        raise WikiLLMError("These layers cannot be checkpointed.", got=f"{kind}; patched: {kind != 'none'}", fix=fix)
+    assert kind != "none", "there is nothing to put into the layers"
+    if patched := sum("forward" in layer.__dict__ for layer in layers):
+        raise WikiLLMError(
+            "Layers whose forward is patched already cannot be checkpointed.",
+            got=f"{patched} of {len(layers)} layers of {type(model).__name__}",
+            fix="checkpoint once, and `keep_activations` before another kind",
+        )
     options: dict[str, Any] = {"use_reentrant": False}
     # Restoring the generators costs a synchronisation with the GPU per layer, for nothing where nothing is drawn.
     options["preserve_rng_state"] = float(getattr(model.config, "attention_dropout", 0.0) or 0.0) > 0

@@ -6,7 +6,7 @@
 al., arXiv 2205.05198), less attention's share of it where attention is kept; selective checkpointing does no product twice
 and is assumed to cost 5 %. The tiled MLP computes two of its three products once more. Gradients of stages 0-1 travel
 beside the last backward pass, those of stage 2 beside every one (2/3 of a micro-step); ZeRO-3 gathers beside everything.
-The exchange of heads for positions, where ranks share sequences, is waited for. Nothing here was measured.
+The exchange of heads for positions, where ranks share sequences, is waited for. Nothing here was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wikillm.plan.setup import Loss, Setup, Shape
 CPU_ADAM_BYTES_PER_SECOND = 20e9
 """Host memory traffic that one rank's CPU Adam is assumed to reach; it touches 28 bytes per parameter."""
 SELECTIVE_COST = 1.05
-"""Norms, rotations and SiLU once more: memory traffic, no products. An assumption."""
+"""Norms, rotations and SiLU once more: memory traffic, no products. An assumption for GPUs; 1.03 to 1.07 were measured on a CPU."""
 CPU_MFU = 0.5
 """Share of the measured products that training in fp32 on a CPU is assumed to reach (`--mfu` sets it)."""
 _MFU: dict[str, tuple[tuple[float, float], ...]] = {
