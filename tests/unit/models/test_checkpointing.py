@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from harness.held import held_bytes
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -29,6 +30,7 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 KINDS: list[Checkpointing] = [kind for kind in get_args(Checkpointing) if kind != "none"]
 TOKENS = 2 * 24
+IDS = torch.arange(TOKENS).view(2, -1) % 97
 
 
 def build(architecture: str = "qwen2", **changes: Any) -> Any:
@@ -41,8 +43,7 @@ def build(architecture: str = "qwen2", **changes: Any) -> Any:
 def outcome(model: Any) -> tuple[float, list[torch.Tensor]]:
     model.zero_grad()
     torch.manual_seed(1)  # for dropout
-    ids = torch.arange(TOKENS).view(2, -1) % 97
-    loss = model(input_ids=ids, labels=ids).loss
+    loss = model(input_ids=IDS, labels=IDS).loss
     loss.backward()
     return float(loss.detach()), [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -74,22 +75,11 @@ class Calls(TorchDispatchMode):
 
 def count_calls(model: Any) -> tuple[int, int]:
     """Of a forward and a backward through the decoder: calls of matrix products, and of attention."""
-    decoder, ids = model.get_decoder(), torch.arange(TOKENS).view(2, -1) % 97
     with Calls() as calls:
-        decoder(ids).last_hidden_state.sum().backward()
+        model.get_decoder()(IDS).last_hidden_state.sum().backward()
     products = sum(calls.found[f"aten::{name}"] for name in ("mm", "addmm"))
     products += calls.found["wikillm::merged_linear"]
     return products, sum(n for name, n in calls.found.items() if "dot_product" in name and "backward" not in name)
-
-
-def held_bytes(model: Any) -> int:
-    """What a forward pass through the decoder leaves behind for its backward."""
-    decoder, ids = model.get_decoder(), torch.arange(TOKENS).view(2, -1) % 97
-    decoder(ids)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        out = decoder(ids).last_hidden_state
-    assert out.requires_grad
-    return sum(event.self_cpu_memory_usage for event in profiled.key_averages())
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +145,7 @@ def test_a_layer_keeps_what_the_planner_counts(kernels: tuple[str, ...], kind: C
         model = build(num_hidden_layers=layers)
         prepare(model, kernels)
         checkpoint_layers(model, kind)
-        held.append(held_bytes(model))
+        held.append(held_bytes(model, input_ids=IDS))
     section = ModelSection(**{key: SHAPE[key] for key in SHAPE if key in ModelSection.model_fields})
     setup = Setup("ddp", 0, 1, 1, 2, 1, "fp32", kind, tiled_mlp="tiled" in kernels)
     assert (held[1] - held[0]) / 2 / TOKENS == kept_by_checkpointing(Shape(section, 97, 24, 0, 0), setup)
@@ -184,7 +174,7 @@ def test_compiled_layers_keep_less_and_do_no_product_twice() -> None:
             checkpoint_layers(model, kind)
         compile_layers(model, {(2, 24)})
         outcome(model)
-        sizes.append(held_bytes(model))
+        sizes.append(held_bytes(model, input_ids=IDS))
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             model.get_decoder()(torch.ones(2, 24, dtype=torch.long)).last_hidden_state.sum().backward()
         calls = {event.key: event.count for event in profiled.key_averages()}

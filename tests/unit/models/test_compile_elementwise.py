@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from harness.held import held_bytes
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -102,17 +102,13 @@ def test_in_16_bit_it_is_as_near_to_float32_as_the_stock_model(precision: str) -
 
 
 def test_less_is_kept_for_the_backward_pass() -> None:
-    def held(model: Any) -> int:
-        ids = torch.arange(48).view(2, -1) % 97
-        model.model(ids)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            out = model.model(ids).last_hidden_state
-        assert out.requires_grad
-        return sum(event.self_cpu_memory_usage for event in profiled.key_averages())
-
     stock, ours = build(), build()
     compile_elementwise(ours)
-    wanted, found = held(stock), held(ours)  # in this order: the rotation is compiled for both from then on
+    ids = torch.arange(48).view(2, -1) % 97
+    wanted, found = (
+        held_bytes(stock, input_ids=ids),
+        held_bytes(ours, input_ids=ids),
+    )  # in this order: the rotation is compiled for both from then on
     # Per token and layer a norm keeps one vector less, twice, and the SwiGLU silu(gate); the last norm one.
     assert wanted - found >= 4 * 48 * (3 * (2 * 32 + 80) + 32)
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from harness.held import held_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.profiler import ProfilerActivity, profile
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from wikillm.core.errors import WikiLLMError
@@ -172,11 +172,7 @@ def test_a_layer_more_keeps_no_mask_more() -> None:
         made = Qwen2ForCausalLM(Qwen2Config(**SHAPE | {"num_hidden_layers": layers})).train()
         if is_shared:
             share_document_mask(made)
-        made.model(ids, position_ids=positions)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            out = made.model(ids, position_ids=positions)
-        assert out.last_hidden_state.requires_grad
-        return sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+        return held_bytes(made, input_ids=ids, position_ids=positions)
 
     stock, shared = (held(4, is_shared=way) - held(2, is_shared=way) for way in (False, True))
     assert stock - shared == 2 * 4 * 256 * 256 * 4

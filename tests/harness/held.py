@@ -1,0 +1,17 @@
+"""What a forward pass leaves in memory for its backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+
+def held_bytes(model: Any, **inputs: Any) -> int:
+    """Bytes allocated and not freed by a call of the decoder of `model` on a CPU. Its first call is not counted."""
+    decoder = model.get_decoder()
+    decoder(**inputs)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        out = decoder(**inputs).last_hidden_state
+    assert out.requires_grad
+    return sum(event.self_cpu_memory_usage for event in profiled.key_averages())
