@@ -90,8 +90,7 @@ def test_compiled_layers_give_the_same_run(words: Any, baseline: Any, tmp_path: 
     [
         (None, ()),
         ("zero2", ("train.mlp_kernel=tiled",)),
-        ("zero3", ("train.gradient_checkpointing=selective",)),
-        ("zero3", ("train.eval_steps=4",)),  # an evaluation between steps: other calls of the same modules
+        ("zero3", ("train.gradient_checkpointing=selective", "train.eval_steps=4")),  # stock code between steps
     ],
 )
 def test_compiled_functions_give_the_same_run_at_every_stage(

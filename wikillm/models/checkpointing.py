@@ -16,6 +16,7 @@ then contains it, and the compiler keeps what is kept here. Only training takes 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
@@ -23,6 +24,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
@@ -56,7 +59,7 @@ def checkpoint_layers(model: PreTrainedModel, kind: Checkpointing) -> str:
     options["preserve_rng_state"] = float(getattr(model.config, "attention_dropout", 0.0) or 0.0) > 0
     if kind != "full":
         last = None if kind == "full_but_attention" else int(model.config.intermediate_size)
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, partial(_policy, kind, last))
+        options["context_fn"] = partial(_contexts, partial(_policy, kind, last))
     for layer in layers:
         layer.forward = MethodType(_forward(options), layer)
     return f"{len(layers)} layers {_SAID[kind]}"
@@ -78,6 +81,47 @@ def _forward(options: dict[str, Any]) -> Callable[..., Any]:
         return checkpoint(partial(own, **kwargs), hidden_BTH, *args, **options)
 
     return forward
+
+
+def _contexts(policy: Callable[..., CheckpointPolicy]) -> tuple[Any, Any]:
+    """For the forward and for its recomputation: torch's where a compiler reads the policy, else ours.
+
+    Torch's expect every operator of the recomputation to be one of the forward's. Under ZeRO-3 they are not: gathering
+    weights runs operators too, and others while the order of modules is not known yet, such as after an evaluation.
+    """
+    if torch.compiler.is_compiling():
+        return create_selective_checkpoint_contexts(policy)  # type: ignore[no-any-return]
+    kept: deque[Any] = deque()
+    return _Keep(policy, kept), _Reuse(policy, kept)
+
+
+class _Keep(TorchDispatchMode):
+    """Keeps the outputs that the policy names, in order."""
+
+    def __init__(self, policy: Callable[..., CheckpointPolicy], kept: deque[Any]) -> None:
+        super().__init__()
+        self.policy, self.kept = policy, kept
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Compiled functions may be called inside (`compile_elementwise`)."""
+        return True
+
+    def is_kept(self, func: Any, args: Any) -> bool:
+        return self.policy(None, func, *args) == CheckpointPolicy.MUST_SAVE
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        if self.is_kept(func, args):
+            self.kept.append(tree_map_only(torch.Tensor, torch.Tensor.detach, out))
+        return out
+
+
+class _Reuse(_Keep):
+    """Gives what was kept instead of computing it again."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.kept.popleft() if self.is_kept(func, args) else func(*args, **kwargs or {})
 
 
 def _policy(
