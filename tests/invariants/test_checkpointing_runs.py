@@ -26,7 +26,11 @@ def stock(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     [
         ("selective", None, ()),
         ("selective", "zero2", ("train.compile=layers",)),
-        ("selective", "zero3", ("train.merged_projections=on",)),
+        (
+            "selective",
+            "zero3",
+            ("train.merged_projections=on", "train.eval_steps=4"),
+        ),  # which changes the order of gathers
         ("full_but_attention", "zero2", ("train.sequence_parallel_size=2", "train.mlp_kernel=tiled")),
         ("true", "zero1", ("train.compile=layers",)),
     ],
@@ -39,7 +43,7 @@ def test_equal_losses(
     kept = {"selective": "attention and matrix products", "full_but_attention": "attention", "true": "their input"}
     assert f"layers keep {kept[kind]}, recompute" in found["output"]
     assert found["losses"] == pytest.approx(stock["losses"], rel=2e-5)
-    assert found["eval"] == pytest.approx(stock["eval"], rel=2e-5)
+    assert found["eval"][-1] == pytest.approx(stock["eval"][-1], rel=2e-5)
 
 
 def test_a_resumed_run_may_switch(words: Any, stock: Any, tmp_path: Path) -> None:
