@@ -45,13 +45,8 @@ from wikillm.models.patch import fused_loss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHECKPOINTED = ("selective", "full_but_attention", "full")
-LAYERS = (
-    "tiled",
-    "recomputed",
-    "merged",
-    "elementwise",
-    *CHECKPOINTED,
-)  # what changes the layers; their loss is the chunked one
+# What changes the layers; their loss is the chunked one.
+LAYERS = ("tiled", "recomputed", "merged", "elementwise", *CHECKPOINTED)
 
 
 def arguments() -> argparse.Namespace:

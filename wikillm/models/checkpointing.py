@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
 from wikillm.config.schema import Checkpointing
@@ -83,7 +83,7 @@ def _forward(options: dict[str, Any]) -> Callable[..., Any]:
     return forward
 
 
-def _contexts(policy: Callable[..., CheckpointPolicy]) -> tuple[Any, Any]:
+def _contexts(policy: Callable[..., bool]) -> tuple[Any, Any]:
     """For the forward and for its recomputation: torch's where a compiler reads the policy, else ours.
 
     Torch's expect every operator of the recomputation to be one of the forward's. Under ZeRO-3 they are not: gathering
@@ -98,7 +98,7 @@ def _contexts(policy: Callable[..., CheckpointPolicy]) -> tuple[Any, Any]:
 class _Keep(TorchDispatchMode):
     """Keeps the outputs that the policy names, in order."""
 
-    def __init__(self, policy: Callable[..., CheckpointPolicy], kept: deque[Any]) -> None:
+    def __init__(self, policy: Callable[..., bool], kept: deque[Any]) -> None:
         super().__init__()
         self.policy, self.kept = policy, kept
 
@@ -108,7 +108,7 @@ class _Keep(TorchDispatchMode):
         return True
 
     def is_kept(self, func: Any, args: Any) -> bool:
-        return self.policy(None, func, *args) == CheckpointPolicy.MUST_SAVE
+        return self.policy(None, func, *args)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **kwargs or {})
@@ -124,21 +124,21 @@ class _Reuse(_Keep):
         return self.kept.popleft() if self.is_kept(func, args) else func(*args, **kwargs or {})
 
 
-def _policy(
-    kind: Checkpointing, last_inputs: int | None, _: Any, op: Any, *args: Any, **kwargs: Any
-) -> CheckpointPolicy:
+def _policy(kind: Checkpointing, last_inputs: int | None, _: Any, op: Any, *args: Any, **kwargs: Any) -> bool:
     """Whether the output of `op` is kept. `last_inputs`: inputs of the layer's last product, the MLP's down projection."""
     name = str(op.name())
     if _is_attention(name):
-        return CheckpointPolicy.MUST_SAVE
+        return True
     if kind == "full_but_attention" or name not in _PRODUCTS:
-        return CheckpointPolicy.PREFER_RECOMPUTE
+        return False
     place = _PRODUCTS[name]
-    is_last = place is not None and args[place].shape[0] == last_inputs
-    return CheckpointPolicy.PREFER_RECOMPUTE if is_last else CheckpointPolicy.MUST_SAVE
+    return place is None or args[place].shape[0] != last_inputs
 
 
 def _is_attention(name: str) -> bool:
-    """torch's kernels behind scaled_dot_product_attention, and the flash-attn package's, under any of its names."""
+    """torch's kernels behind scaled_dot_product_attention, and the flash-attn package's, under any of its names.
+
+    Flex attention compiles itself and is not seen: it is computed again.
+    """
     namespace, _, operator = name.partition("::")
     return operator.startswith("_scaled_dot_product_") or "flash_attn" in namespace
