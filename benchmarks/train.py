@@ -44,6 +44,8 @@ CONTENDERS = {
     "hf-compiled": "Hugging Face's Trainer, torch_compile",
     "wikillm-compiled": "WikiLLM, train.compile=layers",
     "wikillm-elementwise": "WikiLLM, train.compile=elementwise",
+    "wikillm-graphs": "WikiLLM, train.cuda_graphs=on",
+    "wikillm-compiled-graphs": "WikiLLM, layers compiled and recorded",
     "wikillm-merged": "WikiLLM, train.merged_projections=on",
     "wikillm-compiled-merged": "WikiLLM, layers compiled and merged",
     "wikillm-fp8": "WikiLLM, train.loss_kernel=fp8",
@@ -138,7 +140,7 @@ def words_of(shape: Shape, folder: Path, name: str) -> list[str]:
     """The run as WikiLLM's command line says it; the other contenders read the same."""
     switches = {
         "compiled": "train.compile=layers", "elementwise": "train.compile=elementwise",
-        "merged": "train.merged_projections=on", "fp8": "train.loss_kernel=fp8",
+        "graphs": "train.cuda_graphs=on", "merged": "train.merged_projections=on", "fp8": "train.loss_kernel=fp8",
     }  # fmt: skip
     return [
         *(word for part, word in switches.items() if part in name.split("-") and name.startswith("wikillm")),

@@ -18,6 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from wikillm.config.schema import Checkpointing
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers, compiled_graphs
+from wikillm.models.cuda_graphs import graph_layers
 from wikillm.models.document_mask import share_document_mask
 from wikillm.models.merged_projections import merge_projections
 from wikillm.models.patch import patch_loss
@@ -36,8 +37,8 @@ def build(dtype: torch.dtype = torch.float32) -> Any:
     return Qwen2ForCausalLM(config).to("cuda", dtype)
 
 
-def batch() -> dict[str, torch.Tensor]:
-    ids = torch.randint(0, VOCAB, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(1)).cuda()
+def batch(seed: int = 1) -> dict[str, torch.Tensor]:
+    ids = torch.randint(0, VOCAB, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(seed)).cuda()
     targets = ids[:, 1:].contiguous()
     found = {"input_ids": ids[:, :-1].contiguous(), "labels": targets, "shift_labels": targets}
     return found | {"num_items_in_batch": torch.tensor(targets.numel(), device="cuda")}
@@ -99,6 +100,33 @@ def test_merged_projections_and_the_8_bit_head_give_the_stock_gradients(kernel: 
         assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < (3e-2 if kernel == "chunked" else 0.15)
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recorded_layers_give_the_same_gradients_batch_after_batch(dtype: torch.dtype, is_compiled: bool) -> None:
+    """What the recorder of the CPU tests cannot show: CUDA's own graphs, and the memory that they share."""
+    stock = build(dtype)
+    ours = copy.deepcopy(stock)
+    torch._dynamo.reset()
+    for model in (stock, ours):
+        patch_loss(model, rows=BATCH * LENGTH, device_type="cuda")
+        if is_compiled:
+            compile_layers(model, {(BATCH, LENGTH)})
+    graph_layers(ours, (BATCH, LENGTH))
+    for step in range(3):
+        for model in (stock, ours):
+            model.zero_grad()
+            for seed in (2 * step, 2 * step + 1):
+                with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.float32):
+                    loss = model(**batch(seed)).loss
+                loss.backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.1 * parameter.grad
+        for mine, theirs in zip(ours.parameters(), stock.parameters(), strict=True):
+            off = (mine.grad.float() - theirs.grad.float()).norm() / theirs.grad.float().norm().clamp_min(1e-12)
+            assert float(off) < 5e-2, step
+
+
 def held_bytes(model: Any) -> int:
     """What the forward pass of the decoder keeps on the GPU."""
     ids = batch()["input_ids"]
@@ -131,13 +159,15 @@ def test_checkpointing_keeps_what_it_says_and_gives_the_same_gradients(is_compil
             assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < 3e-2
 
 
+@pytest.mark.parametrize("graphs", ["off", "on"])
 @pytest.mark.parametrize("recipe", [None, "zero1", "zero2", "zero3"])
-def test_every_stage_trains_the_same_on_one_gpu(recipe: str | None, words: Any, tmp_path: Path) -> None:
+def test_every_stage_trains_the_same_on_one_gpu(recipe: str | None, graphs: str, words: Any, tmp_path: Path) -> None:
     """bf16, one GPU, NCCL: losses within bf16's rounding of the first stage's, falling, and a checkpoint at the end."""
+    if recipe == "zero3" and graphs == "on":
+        pytest.skip("weights are gathered inside the layers")
     options = {"deepspeed": recipe} if recipe else {}
-    ranks = run_ranks(
-        train_with_options, 1, words(tmp_path / "run", "train.precision=bf16"), options, DS_ACCELERATOR="cuda"
-    )
+    more = ("train.precision=bf16", f"train.cuda_graphs={graphs}", "train.per_device_train_batch_size=2")
+    ranks = run_ranks(train_with_options, 1, words(tmp_path / "run", *more), options, DS_ACCELERATOR="cuda")
     assert ranks[0]["code"] == 0, ranks[0]["message"]
     plain = run_ranks(
         train_with_options, 1, words(tmp_path / "plain", "train.precision=bf16"), {}, DS_ACCELERATOR="cuda"

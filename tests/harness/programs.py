@@ -276,3 +276,14 @@ def train_on_read_only_store(words: list[str], options: dict[str, Any], store: s
     except OSError:
         return train(words, **options)
     raise AssertionError(f"{store} can be written")
+
+
+def train_with_recorded_graphs(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """`train` on a CPU with train.cuda_graphs=on, whose graphs are those of `recorded_graph`; `replays` says how many ran."""
+    from harness.recorded_graph import RecordedGraph
+    from wikillm.models import cuda_graphs
+    from wikillm.train import engine
+
+    cuda_graphs._cuda_graphs = lambda: RecordedGraph
+    engine.check_graphs = lambda cfg, has_gpu: None  # type: ignore[assignment]
+    return train(words, **options) | {"replays": RecordedGraph.replays}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from wikillm.config.checks import ranks_that_can_share
 from wikillm.config.resolved import Resolved
-from wikillm.config.schema import Checkpointing
+from wikillm.config.schema import Checkpointing, TrainSection
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_size
 from wikillm.plan.communication import Communication, communication_per_step
@@ -118,6 +118,7 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
         recipes = ["zero1", "zero2", "zero0", "zero3", "zero2_offload", "zero3_offload"]
         recipes += ["zero3_plus"] if machine.nodes > 1 else []
     kinds = (train.gradient_checkpointing,) if "train.gradient_checkpointing" in pins else CHECKPOINTING
+    kinds = ("none",) if job.graphs else kinds
     for recipe in recipes:
         for checkpointing in kinds:
             setup = setup_from_recipe(
@@ -138,19 +139,22 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
                 ema=train.ema_decay > 0,
                 tiled_mlp=job.tiled_mlp,
                 merged=job.merged,
+                graphs=job.graphs,
                 masked=job.masked,
                 sequence_parallel=job.sequence_parallel,
             )
-            if "deepspeed.config" in pins or _goes_with_recipe(setup, job):
+            if "deepspeed.config" in pins or _goes_with_recipe(setup, job, train):
                 yield setup
 
 
-def _goes_with_recipe(setup: Setup, job: Job) -> bool:
-    """Muon excludes offload and quantized traffic, the average of the weights ZeRO-3, a batch ramp offload, as in a run."""
+def _goes_with_recipe(setup: Setup, job: Job, train: TrainSection) -> bool:
+    """Muon excludes offload and quantized traffic, a batch ramp offload; the average of the weights, compiled layers and
+    CUDA graphs exclude ZeRO-3. As in a run."""
     offloads = setup.offload_optimizer or setup.offload_param
     if job.ramp.stages and setup.offload_optimizer:
         return False
-    return not (setup.muon and (offloads or setup.quantized)) and not (setup.ema and setup.stage == 3)
+    wants_whole_weights = setup.ema or setup.graphs or train.compile == "layers"
+    return not (setup.muon and (offloads or setup.quantized)) and not (wants_whole_weights and setup.stage == 3)
 
 
 def _best_micro(
@@ -211,7 +215,10 @@ def _largest_parts(memory: Memory) -> str:
 
 
 def _leaner(job: Job, machine: Machine) -> Iterator[Job]:
-    """The same sequences with less memory per rank: MLPs in chunks, then also shared by more and more ranks of a node."""
+    """The same sequences with less memory per rank: no CUDA graphs, which keep all activations; MLPs in chunks; then also
+    shared by more and more ranks of a node."""
+    if job.graphs:
+        yield (job := replace(job, graphs=False))
     yield replace(job, tiled_mlp=True)
     for size in ranks_that_can_share(job.shape.model):
         divides = machine.gpus_per_node % size == 0 and job.shape.sequence_length % size == 0
@@ -229,6 +236,7 @@ def _what_would_fit(resolved: Resolved, job: Job, machine: Machine, mfu: float |
             [
                 f"--deepspeed {setup.recipe} train.per_device_train_batch_size={setup.micro}",
                 f"train.gradient_checkpointing={setup.checkpointing}",
+                *(["train.cuda_graphs=off"] if job.graphs and not setup.graphs else []),
                 *(["train.mlp_kernel=tiled"] if setup.tiled_mlp else []),
                 *([f"train.sequence_parallel_size={size}"] if (size := setup.sequence_parallel) > 1 else []),
             ]

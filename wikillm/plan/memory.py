@@ -9,7 +9,8 @@ bf16 optimizer and its stages 1-3 keep 32-bit gradients or copies of them beside
     2        2 Psi     6 Psi / N   12 Psi / N    upper end: 16-bit share and its 32-bit copy at the step
     3        2 Psi/N   4 Psi / N   12 Psi / N    and the gathered layers, counted under buckets
 
-Muon's matrices lack one moment (4 Psi) at stages 0 and 3; train.ema_decay adds 4 Psi / N.
+Muon's matrices lack one moment (4 Psi) at stages 0 and 3; train.ema_decay adds 4 Psi / N. CUDA graphs write the gradients of
+the layers' matrices into memory of their own, 2 Psi of these.
 In fp32 weights and gradients have 4 bytes, the moments 8, and the stages 1-3 keep a copy (4) of their share.
 DeepSpeed's own estimator leaves activations, logits, buckets and context out.
 """
@@ -34,6 +35,7 @@ STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
 def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
     """The peak of one rank, in bytes. On a CPU by formulas that were fitted to measurements (`memory_cpu`)."""
     weights, gradients, optimizer = _states(shape.parameters, setup)
+    gradients += setup.bytes_per_weight * shape.hidden_matrices if setup.graphs else 0
     optimizer += _muon_saves(shape, setup) + (4 * -(-shape.parameters // setup.ranks) if setup.ema else 0)
     activations = setup.tokens(shape) * activation_bytes_per_token(shape, setup)
     activations += tile_bytes(shape, setup) if setup.tiled_mlp else 0

@@ -41,11 +41,12 @@ class Engine:
 
 
 def check_engine(cfg: RunConfig) -> None:
-    """Refuse a DeepSpeed JSON that is wrong in itself, and attention that cannot train here, before hours of tokenising.
+    """Refuse a DeepSpeed JSON that is wrong in itself, and what cannot train here, before hours of tokenising.
 
     Raises ConfigError.
     """
     check_attention(cfg.model.attn_implementation, has_gpu=torch.cuda.is_available())
+    check_graphs(cfg, has_gpu=torch.cuda.is_available())
     if cfg.deepspeed.config is not None:
         check_deepspeed(read_deepspeed(cfg.deepspeed.config))
 
@@ -97,18 +98,8 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
     resolved = resolve_deepspeed(read_deepspeed(cfg.deepspeed.config), facts)
     engine = Engine(precision, resolved.json, resolved.notes)
     _check_ramp(cfg, plan, resolved.json)
-    if cfg.train.compile == "layers" and engine.zero_stage == 3:
-        raise ConfigError(
-            "train.compile=layers does not go with ZeRO-3: weights are gathered inside the layers.",
-            got=f"train.compile=layers, {cfg.deepspeed.config}",
-            fix="train.compile=elementwise, or --deepspeed zero2 where the weights fit",
-        )
-    if cfg.train.ema_decay and engine.zero_stage == 3:
-        raise ConfigError(
-            "The moving average of the weights needs whole weights on every rank, and ZeRO-3 has none.",
-            got=f"train.ema_decay={cfg.train.ema_decay:g} with {cfg.deepspeed.config}",
-            fix="--deepspeed zero2, or train.ema_decay=0",
-        )
+    if engine.zero_stage == 3:
+        _check_whole_weights(cfg)
     if cfg.train.compile != "off" and cfg.train.optimizer == "muon" and not has_gpu:
         raise ConfigError(
             "train.compile does not go with DeepSpeed's Muon on CPU, which runs with compilation switched off.",
@@ -116,6 +107,14 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
             fix="train.compile=off, or leave out --deepspeed",
         )
     return engine
+
+
+def check_graphs(cfg: RunConfig, *, has_gpu: bool) -> None:
+    """Raises ConfigError where there is nothing that could record."""
+    if cfg.train.cuda_graphs == "on" and not has_gpu:
+        raise ConfigError(
+            "CUDA graphs need a GPU.", got="train.cuda_graphs=on, and torch sees no GPU", fix="train.cuda_graphs=off"
+        )
 
 
 def check_compiler(asked: str) -> None:
@@ -152,6 +151,29 @@ def start_engine(world: World, engine: Engine) -> None:
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     torch.distributed.barrier()
     release_shared_memory()
+
+
+def _check_whole_weights(cfg: RunConfig) -> None:
+    """ZeRO-3 has a layer's weights while the layer runs, and each time elsewhere."""
+    recipe, zero2 = cfg.deepspeed.config, "--deepspeed zero2 where the weights fit"
+    if cfg.train.compile == "layers":
+        raise ConfigError(
+            "train.compile=layers does not go with ZeRO-3: weights are gathered inside the layers.",
+            got=f"train.compile=layers, {recipe}",
+            fix=f"train.compile=elementwise, or {zero2}",
+        )
+    if cfg.train.cuda_graphs == "on":
+        raise ConfigError(
+            "CUDA graphs do not go with ZeRO-3: weights are gathered inside the layers, each time elsewhere.",
+            got=f"train.cuda_graphs=on, {recipe}",
+            fix=f"train.cuda_graphs=off, or {zero2}",
+        )
+    if cfg.train.ema_decay:
+        raise ConfigError(
+            "The moving average of the weights needs whole weights on every rank, and ZeRO-3 has none.",
+            got=f"train.ema_decay={cfg.train.ema_decay:g} with {recipe}",
+            fix="--deepspeed zero2, or train.ema_decay=0",
+        )
 
 
 def _check_ramp(cfg: RunConfig, plan: Plan, json: dict[str, Any]) -> None:

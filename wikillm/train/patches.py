@@ -9,6 +9,7 @@ from wikillm.core.log import say
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers
 from wikillm.models.compile_elementwise import compile_elementwise
+from wikillm.models.cuda_graphs import graph_layers
 from wikillm.models.document_mask import share_document_mask
 from wikillm.models.merged_projections import PROJECTIONS, merge_projections
 from wikillm.models.patch import LOSS, patch_loss
@@ -42,6 +43,8 @@ def patch_model(
     if train.compile == "layers":
         batches = {(size, plan.sequence_length // shared) for size in (plan.micro_batch, eval_batch)}
         say(f"compile    {compile_layers(model, batches)} layers, at the first step (about a minute)")
-    if train.compile == "elementwise":  # last: it leaves an MLP alone that has its own SwiGLU
+    if train.compile == "elementwise":  # late: it leaves an MLP alone that has its own SwiGLU
         say(f"compile    {compile_elementwise(model)}, at the first step (half a minute)")
+    if train.cuda_graphs == "on":  # last: it records what all others have made of a layer
+        say(f"graphs     {graph_layers(model, (plan.micro_batch, plan.sequence_length))}")
     return z_loss

@@ -143,6 +143,12 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         (["train.sequence_parallel_size=16"], "one of: 1, 2, 4, 8"),
         (["train.sequence_parallel_size=4", "train.sequence_length=510"], "train.sequence_length=512"),
         (["train.sequence_parallel_size=2", "model.attn_implementation=eager"], "sdpa and flash_attention_2"),
+        (["train.cuda_graphs=on", "train.gradient_checkpointing=selective"], "would compute them again"),
+        (["train.cuda_graphs=on", "train.sequence_parallel_size=2"], "exchange inside the layers"),
+        (
+            ["train.cuda_graphs=on", "train.document_mask=on", "model.attn_implementation=flash_attention_2"],
+            "other kernels for every batch",
+        ),
         (["data.val_fraction=1.0"], "share between 0 and 1"),
         (["data.val_fraction=0.0"], "share between 0 and 1"),
         (["train.warmup_steps=3.5"], "neither a share nor whole steps"),
