@@ -70,13 +70,18 @@ class CudaGraph:
 def graph_layers(model: PreTrainedModel, shape: Shape, *, new_graph: Callable[[], Graph] | None = None) -> str:
     """Let every decoder layer of `model` replay graphs in training, recorded at the first batch of `shape`.
 
-    Compiled layers and functions are recorded as they are compiled. Returns what is said about it.
+    Compiled layers and functions are recorded as they are compiled. Returns what is said about it. Raises WikiLLMError
+    for layers that draw random numbers.
 
     Args:
         shape: (sequences, tokens) of a training micro-batch.
         new_graph: for tests; CUDA's by default.
     """
     layers: Any = model.get_decoder().layers
+    if dropout := float(getattr(model.config, "attention_dropout", 0.0) or 0.0):
+        raise _blind(
+            "Recorded layers cannot be compared with themselves where they draw at random.", f"dropout {dropout}"
+        )
     graphs = LayerGraphs(list(layers), shape, new_graph)
     for place, layer in enumerate(layers):
         layer._compiled_call_impl = graphs.call_of(place)
@@ -133,6 +138,8 @@ class LayerGraphs:
                 self._begin(hidden_BTH, (args, kwargs))
             elif not _are_the_same((args, kwargs), self.given):
                 raise _blind("The layers do not all get the same mask and rotation.", f"layer {place}")
+            if place == len(self.layers) - 1:
+                self.given = ((), {})  # a mask may be large
             recorded = self.recorded[place]
             if tuple(parameter.data_ptr() for parameter in recorded.parameters) != recorded.addresses:
                 raise _blind("The weights of a recorded layer lie elsewhere now.", f"layer {place}")

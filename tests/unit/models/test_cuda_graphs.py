@@ -154,6 +154,13 @@ def test_weights_that_moved_are_an_error() -> None:
     assert caught.value.got == "layer 1" and caught.value.fix == "train.cuda_graphs=off"
 
 
+def test_dropout_is_an_error() -> None:
+    model = build()
+    model.config.attention_dropout = 0.1
+    with pytest.raises(WikiLLMError, match="draw at random"):
+        graphed(model)
+
+
 def test_hooks_are_an_error() -> None:
     model = graphed(build())
     model.model.layers[2].self_attn.register_forward_hook(lambda *_: None)
