@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from harness.programs import train_with_options
+from harness.ranks import run_ranks
 
 TINY = [
     "data.tokenizer=train:600", "data.min_val_tokens=500", "data.val_fraction=0.1", "data.workers=1",
@@ -27,3 +31,12 @@ def tiny_words(corpus: Path, store: Path) -> Words:
         return [f"data.path={corpus}", f"data.store={store}", *base, f"run.dir={run_dir}", *more]
 
     return build
+
+
+def run(
+    world: int, words: list[str], program: Callable[..., Any] = train_with_options, **options: Any
+) -> dict[str, Any]:
+    """The main rank's result of `harness.programs.train` or a relative of it; all ranks must end with the same code."""
+    results = run_ranks(program, world, words, options)
+    assert len({result["code"] for result in results}) == 1, [result["message"] for result in results]
+    return dict(results[0])

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import tensor_digest, train_noting_reductions, train_with_options
+from harness.programs import tensor_digest, train_noting_reductions
 from harness.ranks import run_ranks
+from harness.tiny_run import run
 
 from wikillm.checkpoints.manifest import read_state
 from wikillm.observe import names
@@ -16,12 +17,6 @@ from wikillm.observe.sinks import read_metrics
 # 2 sequences in 4 steps, 4 in 2 steps, then 8: 8 steps read 8 + 8 + 16 sequences of 32 tokens
 RAMP = ("train.batch_ramp_from=64", "train.batch_ramp_tokens=512", "train.logging_steps=1")
 BATCHES = [2, 2, 2, 2, 4, 4, 8, 8]
-
-
-def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
-    results = run_ranks(train_with_options, world, words, options)
-    assert len({r["code"] for r in results}) == 1, [r["message"] for r in results]
-    return dict(results[0])
 
 
 @pytest.fixture(scope="module")

@@ -6,19 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import train_counting_gathers, train_with_options
-from harness.ranks import run_ranks
-
-
-def run(words: list[str], **options: Any) -> dict[str, Any]:
-    results = run_ranks(train_with_options, 2, words, options)
-    assert len({result["code"] for result in results}) == 1, [result["message"] for result in results]
-    return dict(results[0])
+from harness.programs import train_counting_gathers
+from harness.tiny_run import run
 
 
 @pytest.fixture(scope="module")
 def stock(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(words(tmp_path_factory.mktemp("stock") / "run"), deepspeed=None)
+    return run(2, words(tmp_path_factory.mktemp("stock") / "run"), deepspeed=None)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +32,7 @@ def stock(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 def test_equal_losses(
     kind: str, recipe: str | None, more: tuple[str, ...], words: Any, stock: Any, tmp_path: Path
 ) -> None:
-    found = run(words(tmp_path / "run", f"train.gradient_checkpointing={kind}", *more), deepspeed=recipe)
+    found = run(2, words(tmp_path / "run", f"train.gradient_checkpointing={kind}", *more), deepspeed=recipe)
     assert found["code"] == 0, found["message"]
     kept = {"selective": "attention and matrix products", "full_but_attention": "attention", "true": "their input"}
     assert f"layers keep {kept[kind]}, recompute" in found["output"]
@@ -47,9 +41,9 @@ def test_equal_losses(
 
 
 def test_a_resumed_run_may_switch(words: Any, stock: Any, tmp_path: Path) -> None:
-    stopped = run(words(tmp_path / "run", "train.gradient_checkpointing=selective"), deepspeed="zero2", signal_at=2)
+    stopped = run(2, words(tmp_path / "run", "train.gradient_checkpointing=selective"), deepspeed="zero2", signal_at=2)
     assert stopped["code"] == 75, stopped["message"]
-    resumed = run(words(tmp_path / "run"), deepspeed="zero2", resume="auto")
+    resumed = run(2, words(tmp_path / "run"), deepspeed="zero2", resume="auto")
     assert resumed["code"] == 0 and "recompute" not in resumed["output"], resumed["message"]
     assert resumed["losses"] == pytest.approx(stock["losses"], rel=2e-5)
 
@@ -58,7 +52,5 @@ def test_zero3_gathers_each_weight_once_more(words: Any, tmp_path: Path) -> None
     counted = {}
     for kind in ("full", "selective"):
         more = (f"train.gradient_checkpointing={kind}", "train.max_steps=3")
-        results = run_ranks(train_counting_gathers, 2, words(tmp_path / kind, *more), {"deepspeed": "zero3"})
-        assert all(result["code"] == 0 for result in results), [result["message"] for result in results]
-        counted[kind] = results[0]["gathers"]
+        counted[kind] = run(2, words(tmp_path / kind, *more), train_counting_gathers, deepspeed="zero3")["gathers"]
     assert counted["selective"] == counted["full"] and counted["full"]["(64, 32)"] > 0, counted

@@ -9,19 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import train_with_options, train_with_recorded_graphs
-from harness.ranks import run_ranks
+from harness.programs import train_with_recorded_graphs
+from harness.tiny_run import run
 
 GRAPHS, TWO_MICRO_STEPS = "train.cuda_graphs=on", "train.per_device_train_batch_size=2"
 REPLAYS = (
     2 * 2 * (8 * 2 + 1)
 )  # forward and backward of 2 layers: 8 steps of 2 micro-steps, and the comparison at the start
-
-
-def run(words: list[str], program: Any = train_with_recorded_graphs, **options: Any) -> dict[str, Any]:
-    results = run_ranks(program, 2, words, options)
-    assert len({result["code"] for result in results}) == 1, [result["message"] for result in results]
-    return dict(results[0])
 
 
 @pytest.mark.parametrize(
@@ -34,8 +28,10 @@ def run(words: list[str], program: Any = train_with_recorded_graphs, **options: 
     ],
 )
 def test_equal_losses(recipe: str | None, more: tuple[str, ...], words: Any, tmp_path: Path) -> None:
-    stock = run(words(tmp_path / "stock", TWO_MICRO_STEPS, *more), train_with_options, deepspeed=recipe)
-    found = run(words(tmp_path / "run", GRAPHS, TWO_MICRO_STEPS, *more), deepspeed=recipe)
+    stock = run(2, words(tmp_path / "stock", TWO_MICRO_STEPS, *more), deepspeed=recipe)
+    found = run(
+        2, words(tmp_path / "run", GRAPHS, TWO_MICRO_STEPS, *more), train_with_recorded_graphs, deepspeed=recipe
+    )
     assert found["code"] == 0, found["message"]
     assert "layers recorded, with the gradients of the layers themselves" in found["output"]
     assert found["losses"] == stock["losses"] and found["grad_norms"] == stock["grad_norms"]
@@ -44,9 +40,9 @@ def test_equal_losses(recipe: str | None, more: tuple[str, ...], words: Any, tmp
 
 
 def test_a_resumed_run_records_anew_and_may_have_been_stock(words: Any, tmp_path: Path) -> None:
-    whole = run(words(tmp_path / "whole"), train_with_options, deepspeed="zero1")
-    stopped = run(words(tmp_path / "run"), train_with_options, deepspeed="zero1", signal_at=4)
+    whole = run(2, words(tmp_path / "whole"), deepspeed="zero1")
+    stopped = run(2, words(tmp_path / "run"), deepspeed="zero1", signal_at=4)
     assert stopped["code"] == 75, stopped["message"]
-    resumed = run(words(tmp_path / "run", GRAPHS), deepspeed="zero1", resume="auto")
+    resumed = run(2, words(tmp_path / "run", GRAPHS), train_with_recorded_graphs, deepspeed="zero1", resume="auto")
     assert resumed["code"] == 0 and resumed["replays"], resumed["message"]
     assert resumed["losses"] == whole["losses"]

@@ -6,19 +6,11 @@ L2: losses of another number of ranks and ZeRO stage differ by rounding only.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness.programs import train_with_options
-from harness.ranks import run_ranks
-from harness.tiny_run import Words
+from harness.tiny_run import Words, run
 
 MASKED = ("train.document_mask=on", "train.sequence_length=128", "train.global_batch_tokens=1024", "train.max_steps=6")
-
-
-def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
-    results = run_ranks(train_with_options, world, words, options)
-    return dict(results[0])
 
 
 def test_masked_runs_agree_over_ranks_and_stages_and_resume_only_as_they_were(words: Words, tmp_path: Path) -> None:

@@ -10,21 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import tensor_digest, train_with_options, train_without_launcher
+from harness.programs import tensor_digest, train_without_launcher
 from harness.ranks import run_ranks
+from harness.tiny_run import run
 
 from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.checkpoints.manifest import verify
 from wikillm.plan.outcome import find_outcomes
 
 L2 = 2e-5
-
-
-def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
-    """The main rank's result; all ranks must end with the same code."""
-    results = run_ranks(train_with_options, world, words, options)
-    assert len({r["code"] for r in results}) == 1, [r["message"] for r in results]
-    return dict(results[0])
 
 
 def assert_close(a: dict[int, float], b: dict[int, float], tolerance: float) -> None:

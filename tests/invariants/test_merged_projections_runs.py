@@ -6,21 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import train_counting_gathers, train_with_options
-from harness.ranks import run_ranks
+from harness.programs import train_counting_gathers
+from harness.tiny_run import run
 
 MERGED = "train.merged_projections=on"
 
 
-def run(words: list[str], **options: Any) -> dict[str, Any]:
-    results = run_ranks(train_with_options, 2, words, options)
-    assert len({result["code"] for result in results}) == 1, [result["message"] for result in results]
-    return dict(results[0])
-
-
 @pytest.fixture(scope="module")
 def stock(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(words(tmp_path_factory.mktemp("stock") / "run"), deepspeed=None)
+    return run(2, words(tmp_path_factory.mktemp("stock") / "run"), deepspeed=None)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +28,7 @@ def stock(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     ],
 )
 def test_equal_losses(recipe: str | None, more: tuple[str, ...], words: Any, stock: Any, tmp_path: Path) -> None:
-    found = run(words(tmp_path / "run", MERGED, *more), deepspeed=recipe)
+    found = run(2, words(tmp_path / "run", MERGED, *more), deepspeed=recipe)
     assert found["code"] == 0, found["message"]
     is_tiled = "train.mlp_kernel=tiled" in more
     wanted = "merged, q k v (the MLP is tiled)" if is_tiled else "merged, q k v and gate up"
@@ -46,17 +40,17 @@ def test_equal_losses(recipe: str | None, more: tuple[str, ...], words: Any, sto
 def test_with_shared_sequences_of_fewer_key_heads_than_ranks(words: Any, tmp_path: Path) -> None:
     """Its attention takes a view of the module, which merged projections must not hide; with a mask SDPA reads it."""
     shared = ("train.sequence_parallel_size=2", "model.num_key_value_heads=1", "train.document_mask=on")
-    stock = run(words(tmp_path / "stock", *shared), deepspeed="zero2")
-    found = run(words(tmp_path / "merged", MERGED, *shared), deepspeed="zero2")
+    stock = run(2, words(tmp_path / "stock", *shared), deepspeed="zero2")
+    found = run(2, words(tmp_path / "merged", MERGED, *shared), deepspeed="zero2")
     assert stock["code"] == found["code"] == 0, found["message"]
     assert found["losses"] == pytest.approx(stock["losses"], rel=2e-5)
 
 
 def test_a_resumed_run_may_switch(words: Any, stock: Any, tmp_path: Path) -> None:
     """Stopped with merged projections, resumed without: the checkpoint is the one that a stock run writes."""
-    stopped = run(words(tmp_path / "run", MERGED), deepspeed="zero2", signal_at=2)
+    stopped = run(2, words(tmp_path / "run", MERGED), deepspeed="zero2", signal_at=2)
     assert stopped["code"] == 75, stopped["message"]
-    resumed = run(words(tmp_path / "run"), deepspeed="zero2", resume="auto")
+    resumed = run(2, words(tmp_path / "run"), deepspeed="zero2", resume="auto")
     assert resumed["code"] == 0 and "projections: merged" not in resumed["output"], resumed["message"]
     assert resumed["losses"] == pytest.approx(stock["losses"], rel=2e-5)
 
@@ -65,7 +59,5 @@ def test_zero3_gathers_no_weight_more_often(words: Any, tmp_path: Path) -> None:
     counted = {}
     for switch in ("off", "on"):
         more = (f"train.merged_projections={switch}", "train.max_steps=3")
-        results = run_ranks(train_counting_gathers, 2, words(tmp_path / switch, *more), {"deepspeed": "zero3"})
-        assert all(result["code"] == 0 for result in results), [result["message"] for result in results]
-        counted[switch] = results[0]["gathers"]
+        counted[switch] = run(2, words(tmp_path / switch, *more), train_counting_gathers, deepspeed="zero3")["gathers"]
     assert counted["on"] == counted["off"] and counted["on"]["(64, 32)"] > 0, counted

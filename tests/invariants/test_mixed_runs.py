@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from harness.corpus import write_corpus
-from harness.programs import tensor_digest, train_with_options
-from harness.ranks import run_ranks
-from harness.tiny_run import TINY
+from harness.programs import tensor_digest
+from harness.tiny_run import TINY, run
 
 from wikillm.observe.sinks import read_metrics, read_records
 
@@ -31,12 +29,6 @@ def words(corpora: Path, run_dir: Path, *more: str, weights: tuple[int, int] = (
     ]
     # The English store takes its tokenizer from the Chinese one, so both are made in the first run and found later.
     return [f"data.mixture=[{', '.join(sources)}]", *TINY, f"run.dir={run_dir}", *more]
-
-
-def run(world: int, typed: list[str], **options: Any) -> dict[str, Any]:
-    results = run_ranks(train_with_options, world, typed, options)
-    assert len({r["code"] for r in results}) == 1, [r["message"] for r in results]
-    return dict(results[0])
 
 
 def test_mixed_runs_are_equal_resumed_exactly_and_counted(corpora: Path, tmp_path: Path) -> None:

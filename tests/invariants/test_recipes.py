@@ -10,17 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import tensor_digest, train_with_options
-from harness.ranks import run_ranks
+from harness.programs import tensor_digest
+from harness.tiny_run import run
 
 WSD = ["train.lr_scheduler_type=warmup_stable_decay", "train.lr_decay_share=0.5"]
-
-
-def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
-    """The main rank's result; all ranks must end with the same code."""
-    results = run_ranks(train_with_options, world, words, options)
-    assert len({r["code"] for r in results}) == 1, [r["message"] for r in results]
-    return dict(results[0])
 
 
 def worst(a: dict[int, float], b: dict[int, float]) -> float:
