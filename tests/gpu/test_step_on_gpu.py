@@ -16,10 +16,10 @@ from harness.ranks import run_ranks
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wikillm.config.schema import Checkpointing
+from wikillm.models.attention_mask import prepare_masks
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers, compiled_graphs
 from wikillm.models.cuda_graphs import graph_layers
-from wikillm.models.document_mask import share_document_mask
 from wikillm.models.merged_projections import merge_projections
 from wikillm.models.patch import patch_loss
 
@@ -58,7 +58,7 @@ def test_forward_and_backward_wait_for_nothing(kernel: Any, is_merged: bool) -> 
     """No operation of a micro-step blocks the host, masks of documents included: torch raises at the first that does."""
     model, inputs = build(), batch()
     inputs["position_ids"] = torch.arange(LENGTH, device="cuda").remainder(100).expand(BATCH, -1).contiguous()
-    share_document_mask(model)
+    prepare_masks(model)
     checkpoint_layers(model, "selective")
     patch_loss(model, kernel, rows=BATCH * LENGTH, device_type="cuda")
     if is_merged:

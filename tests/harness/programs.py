@@ -206,7 +206,7 @@ def attend_over_ranks(query_heads: int, key_heads: int, dtype: str, documents: b
     import torch.distributed as dist
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from wikillm.models.document_mask import same_document
+    from wikillm.models.attention_mask import same_document
     from wikillm.models.sequence_parallel import split_sequences, whole_sequences
 
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
@@ -287,3 +287,62 @@ def train_with_recorded_graphs(words: list[str], options: dict[str, Any]) -> dic
     cuda_graphs._cuda_graphs = lambda: RecordedGraph
     engine.check_graphs = lambda cfg, has_gpu: None  # type: ignore[assignment]
     return train(words, **options) | {"replays": RecordedGraph.replays}
+
+
+def train_counting_reads(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """`train` that counts, by optimizer step, how often Python reads a value out of a tensor: on a GPU it would wait.
+
+    Not counted: AdamW's step numbers, which are on the host in any case, and the flag that is deferred on a GPU. `unmoved` are
+    tensors that the Trainer moves to the device itself, waiting.
+    """
+    import sys
+    from collections import Counter
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from wikillm.train import trainer as module
+    from wikillm.train.trainer import WikiTrainer
+
+    reads: Counter[int] = Counter()
+    moved: set[int] = set()
+    found = {"unmoved": 0}
+
+    class Counting(TorchDispatchMode):
+        def __init__(self, trainer: WikiTrainer) -> None:
+            super().__init__()
+            self.trainer = trainer
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._local_scalar_dense.default and not self._is_on_the_host():
+                reads[self.trainer.state.global_step] += 1
+            return func(*args, **kwargs or {})
+
+        def _is_on_the_host(self) -> bool:
+            frame = sys._getframe(2)
+            while frame is not None:
+                if frame.f_code.co_filename.endswith(("torch/optim/adamw.py", "torch/optim/adam.py")):
+                    return True
+                if frame.f_code.co_qualname.startswith("DeferredFlag."):
+                    return True
+                frame = frame.f_back  # type: ignore[assignment]
+            return False
+
+    train_loop, prepare, to_device = WikiTrainer.train, WikiTrainer._prepare_input, module.to_device
+
+    def counted_loop(self: WikiTrainer, *args: Any, **kwargs: Any) -> Any:
+        with Counting(self):
+            return train_loop(self, *args, **kwargs)
+
+    def noting_moves(batch: Any, device: Any) -> Any:
+        out = to_device(batch, device)
+        moved.update(id(value) for value in out.values())
+        return out
+
+    def noting_others(self: WikiTrainer, data: Any) -> Any:
+        found["unmoved"] += isinstance(data, torch.Tensor) and id(data) not in moved
+        return prepare(self, data)
+
+    WikiTrainer.train, WikiTrainer._prepare_input = counted_loop, noting_others  # type: ignore[method-assign]
+    module.to_device = noting_moves
+    return train(words, **options) | {"reads": dict(reads)} | found

@@ -12,7 +12,7 @@ at 0 with each document (see data.boundaries), and for flash attention its `cu_s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -284,6 +284,19 @@ def eval_loader(
     batches = EvalBatches(count, micro_batch, world_size, rank)
     samples = Samples(tokens, order, count, mask, stretch)
     return DataLoader(samples, batch_sampler=batches, collate_fn=as_is, **_options(0))
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """The batch on `device`, without waiting for the copies; `labels` repeat `shift_labels` and are not copied again.
+
+    Pinned memory (a loader's on a GPU machine) may be reused by its owner only when the copies are done; torch's allocator sees to that.
+    """
+    moved = {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+        if name != "labels" or "shift_labels" not in batch
+    }
+    return moved | ({"labels": moved["shift_labels"]} if "labels" in batch and "shift_labels" in batch else {})
 
 
 def _options(workers: int) -> dict[str, Any]:

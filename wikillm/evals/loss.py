@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from wikillm.data.loader import to_device
+
 Sum = Callable[..., tuple[float, ...]]  # adds numbers up over all ranks
 
 
@@ -68,17 +70,13 @@ def held_out_loss(
         for batch in batches:
             if should_stop():
                 return None
-            total += batch_loss_sum(model, {k: _on(device, v) for k, v in batch.items()})
+            total += batch_loss_sum(model, to_device(batch, device))
             targets += int((batch["shift_labels"] != -100).sum())
     finally:
         model.train(was_training)
     loss_sum, target_sum = sum_over_ranks(float(total), float(targets))
     mean = loss_sum / max(target_sum, 1.0)
     return HeldOutLoss(mean, mean / math.log(2) / bytes_per_token, int(target_sum))
-
-
-def _on(device: torch.device | str, value: Any) -> Any:
-    return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
 
 def batch_loss_sum(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:

@@ -6,11 +6,11 @@ from transformers import PreTrainedModel
 
 from wikillm.config.schema import RunConfig
 from wikillm.core.log import say
+from wikillm.models.attention_mask import KERNELS, prepare_masks
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers
 from wikillm.models.compile_elementwise import compile_elementwise
 from wikillm.models.cuda_graphs import graph_layers
-from wikillm.models.document_mask import share_document_mask
 from wikillm.models.merged_projections import PROJECTIONS, merge_projections
 from wikillm.models.patch import LOSS, patch_loss
 from wikillm.models.sequence_parallel import split_sequences
@@ -32,8 +32,10 @@ def patch_model(
     say(f"kernels    {LOSS}: {patch_loss(model, train.loss_kernel, rows=rows, device_type=device_type, z_loss=z_loss)}")
     if train.mlp_kernel == "tiled":
         say(f"kernels    {MLP}: {tile_mlp(model, rows=rows, device_type=device_type)}")
-    if train.document_mask == "on" and cfg.model.attn_implementation == "sdpa":
-        say(f"attention  {share_document_mask(model)}")
+    if cfg.model.attn_implementation in KERNELS:
+        prepare_masks(model)
+    if train.document_mask == "on":
+        say(f"attention  within documents, by {cfg.model.attn_implementation}")
     if shared > 1:
         say(f"attention  {split_sequences(model, shared)}")
     if train.merged_projections == "on":

@@ -1,9 +1,12 @@
-"""Hugging Face's Trainer with four things of our own: the batches, accumulation, what a loss is divided by, and evaluation.
+"""Hugging Face's Trainer with five things of our own: the batches, accumulation, what a loss is divided by, evaluation, and
+that the host does not wait for the GPU.
 
 HF tells the end of an accumulation by a number that is fixed before the loop, so a batch that grows would end in the wrong
 place. Here it is given all micro-batches of an optimizer step as one, and `training_step` goes through them.
+A value on a GPU is read by the host once per logging step, the loss; what else is logged is copied to pinned memory before, and has
+arrived with it. (DeepSpeed reads the norm of the gradient at every step, to look for infinities, where it clips or partitions.)
 Everything else (DeepSpeed, mixed precision, clipping, the schedule) is HF's; the rest of the run's
-behaviour is in callbacks. HF's methods that are overridden here are public ones.
+behaviour is in callbacks. HF's methods that are overridden here are public ones, but for two about the gradient's norm.
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.loader import BatchShape, DocumentMask, Order, Stretch, Tokens, eval_loader, train_loader
+from wikillm.data.loader import BatchShape, DocumentMask, Order, Stretch, Tokens, eval_loader, to_device, train_loader
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
 from wikillm.supervise.board import Board
 from wikillm.train.control import ControlGroup, StopSignals
+from wikillm.train.host_copy import HostCopy
 from wikillm.train.optimizer import MuonSettings, build_muon, parameter_groups
 
 
@@ -86,6 +90,7 @@ class WikiTrainer(Trainer):
         self.data_seconds = 0.0
         self.muon = muon
         self.z_loss, self.z_loss_sum = z_loss, torch.zeros((), device=args.device)
+        self._norm_copy, self._z_loss_copy, self._z_loss_host = HostCopy(), HostCopy(), self.z_loss_sum
         self.last_loss: torch.Tensor | None = None
         self.held_out: HeldOutLoss | None = None
         self.held_out_of: dict[str, HeldOutLoss] = {}
@@ -140,7 +145,7 @@ class WikiTrainer(Trainer):
         if not batches:
             return [], None
         targets = self.data.order.targets_between(first, stop)
-        return [batches], torch.tensor(targets, device=device)
+        return [batches], torch.full((), targets, device=device)  # a kernel; torch.tensor would copy, and wait for it
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """All micro-steps of an optimizer step; ranks exchange gradients after the last one, as far as ZeRO lets them.
@@ -158,10 +163,12 @@ class WikiTrainer(Trainer):
             waits = not is_last and not self.is_deepspeed_enabled
             with self.accelerator.no_sync(model) if waits else nullcontext():
                 losses.append(self._micro_step(model, batch, num_items_in_batch))
+        if self.z_loss is not None:
+            self._z_loss_host = self._z_loss_copy.bring(self.z_loss_sum)
         return torch.stack(losses).sum()
 
     def _micro_step(self, model: Any, batch: Any, num_items_in_batch: Any) -> torch.Tensor:
-        loss = super().training_step(model, batch, num_items_in_batch)
+        loss = super().training_step(model, to_device(batch, self.args.device), num_items_in_batch)
         if self.z_loss is not None and self.z_loss.latest is not None:
             part = self.z_loss.latest * self.accelerator.num_processes  # as HF scales the loss it averages over ranks
             self.z_loss_sum += part
@@ -177,9 +184,26 @@ class WikiTrainer(Trainer):
         """The z-loss per optimizer step since the last call, over all ranks; None in a run without it. (all ranks)"""
         if self.z_loss is None:
             return None
-        mean = self.control_group.sum(float(self.z_loss_sum))[0] / self.accelerator.num_processes / max(1, steps)
+        mean = self.control_group.sum(float(self._z_loss_host))[0] / self.accelerator.num_processes / max(1, steps)
         self.z_loss_sum.zero_()
         return mean
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """HF's; DeepSpeed clips by itself, and of what it tells accelerate would wait for the value."""
+        return model.get_global_grad_norm() if self.is_deepspeed_enabled else super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm to be logged, not waited for: it has arrived on the host when the loss has been read."""
+        if grad_norm is None and self.is_deepspeed_enabled:
+            grad_norm = model.get_global_grad_norm()
+        elif grad_norm is None:
+            grad_norm = self.accelerator.clip_grad_norm_(model.parameters(), float("inf"))
+        return self._norm_copy.bring(grad_norm) if isinstance(grad_norm, torch.Tensor) else grad_norm
+
+    def store_flos(self) -> None:
+        """HF adds the counts up over the ranks, a collective and a read; here all ranks have the same."""
+        self.state.total_flos += self.current_flos * self.accelerator.num_processes
+        self.current_flos = 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss on each held-out stream and on all; a stop request ends it early on all ranks. (all ranks)"""

@@ -14,9 +14,9 @@ from harness.recorded_graph import RecordedGraph
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from wikillm.core.errors import WikiLLMError
+from wikillm.models.attention_mask import prepare_masks
 from wikillm.models.compile import compile_layers
 from wikillm.models.cuda_graphs import LayerGraphs, graph_layers, ungraph_layers
-from wikillm.models.document_mask import share_document_mask
 from wikillm.models.merged_projections import merge_projections
 from wikillm.models.patch import patch_loss
 from wikillm.models.tiled_mlp import tile_mlp
@@ -68,7 +68,7 @@ def patched(kernels: tuple[str, ...], architecture: str = "qwen2") -> Any:
     model = build(architecture)
     patch_loss(model, rows=16, device_type="cpu")
     if "mask" in kernels:
-        share_document_mask(model)
+        prepare_masks(model)
     if "merged" in kernels:
         merge_projections(model)
     if "tiled" in kernels:
@@ -170,7 +170,7 @@ def test_hooks_are_an_error() -> None:
 
 def test_other_arguments_are_an_error() -> None:
     model = graphed(build())
-    share_document_mask(model)
+    prepare_masks(model)
     backward(model)
     with pytest.raises(WikiLLMError, match="called otherwise"):
         model(**batch(0, documents=True), use_cache=False)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from wikillm.core.errors import DivergedError, StoppedError
-from wikillm.train.callbacks.health import DeferredFlag, SkipCounter
+from wikillm.train.callbacks.health import SkipCounter
 from wikillm.train.control import StopSignals, watch_signals
+from wikillm.train.host_copy import DeferredFlag
 
 
 def test_skipped_steps_in_a_row_end_the_run_and_others_do_not() -> None:

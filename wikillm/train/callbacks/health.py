@@ -16,35 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from wikillm.core.errors import DivergedError
 from wikillm.core.log import say, warn
 from wikillm.train.control import ControlGroup, StopSignals
+from wikillm.train.host_copy import DeferredFlag
 from wikillm.train.trainer import WikiTrainer
-
-
-class DeferredFlag:
-    """A boolean computed on the device, read by the host without a blocking sync: on a GPU one step late."""
-
-    def __init__(self) -> None:
-        self._pending: tuple[torch.Tensor, Any] | None = None
-
-    def push(self, flag: torch.Tensor) -> bool:
-        """Hand in this step's flag; returns the one that has arrived (on CPU this step's, on a GPU the last one's)."""
-        if not flag.is_cuda:
-            return bool(flag)
-        arrived = self.flush()
-        host = torch.empty_like(flag, device="cpu", pin_memory=True)
-        host.copy_(flag, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._pending = (host, event)
-        return arrived
-
-    def flush(self) -> bool:
-        """Wait for the flag under way, if there is one, and return it."""
-        if self._pending is None:
-            return False
-        host, event = self._pending
-        self._pending = None
-        event.synchronize()
-        return bool(host)
 
 
 class SkipCounter:

@@ -10,13 +10,14 @@ import torch
 from harness.held import held_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.boundaries import cumulative_lengths, document_positions
 from wikillm.data.loader import DocumentMask, Samples, document_mask, eval_loader
 from wikillm.data.order import SampleOrder
-from wikillm.models.document_mask import own_document_masks, share_document_mask
+from wikillm.models.attention_mask import own_masks, prepare_masks
 from wikillm.models.patch import patch_loss
 
 EOS, VOCAB, T = 0, 97, 24
@@ -151,7 +152,7 @@ def test_one_mask_for_all_layers_gives_the_same_bits(kind: str, precision: str) 
     found = []
     for is_shared in (False, True):
         if is_shared:
-            assert share_document_mask(model) == "within documents, one mask for all layers"
+            prepare_masks(model)
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
             loss = model(**batch).loss
@@ -159,7 +160,7 @@ def test_one_mask_for_all_layers_gives_the_same_bits(kind: str, precision: str) 
         found.append((loss.detach(), [p.grad.clone() for p in model.parameters()]))
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(own, shared) for own, shared in zip(found[0][1], found[1][1], strict=True))
-    own_document_masks(model)
+    own_masks(model)
     assert "forward" not in model.model.__dict__
 
 
@@ -171,11 +172,38 @@ def test_a_layer_more_keeps_no_mask_more() -> None:
     def held(layers: int, *, is_shared: bool) -> int:
         made = Qwen2ForCausalLM(Qwen2Config(**SHAPE | {"num_hidden_layers": layers})).train()
         if is_shared:
-            share_document_mask(made)
+            prepare_masks(made)
         return held_bytes(made, input_ids=ids, position_ids=positions)
 
     stock, shared = (held(4, is_shared=way) - held(2, is_shared=way) for way in (False, True))
     assert stock - shared == 2 * 4 * 256 * 256 * 4
+
+
+class Reads(TorchDispatchMode):
+    """How often a value is read out of a tensor: on a GPU the host would wait."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_no_value_of_a_batch_is_looked_at(documents: bool) -> None:
+    batch, model = packed_batch([5, 2, 30, 1, 9, 40]), model_of("qwen2", "sdpa").train()
+    inputs = batch if documents else {name: batch[name] for name in ("input_ids", "labels", "shift_labels")}
+    patch_loss(model, "chunked", rows=T, device_type="cpu")
+    found = []
+    for _ in ("stock", "prepared"):
+        with Reads() as reads:
+            loss = model(**inputs, num_items_in_batch=torch.tensor(10)).loss
+            loss.backward()
+        found.append((reads.count, loss.detach()))
+        own_masks(model)
+        prepare_masks(model)
+    assert found[0][0] > 0 and found[1][0] == 0
+    assert torch.equal(found[0][1], found[1][1])
 
 
 @torch.no_grad()
@@ -186,7 +214,7 @@ def test_what_has_no_documents_or_a_mask_of_its_own_is_left_alone() -> None:
     padded = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
     masked = model(input_ids=ids, attention_mask=padded).logits
     text = model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=True)
-    share_document_mask(model)
+    prepare_masks(model)
     assert torch.equal(model(input_ids=ids).logits, plain)
     assert torch.equal(model(input_ids=ids, attention_mask=padded).logits, masked)
     assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=True), text)
@@ -194,8 +222,8 @@ def test_what_has_no_documents_or_a_mask_of_its_own_is_left_alone() -> None:
 
 def test_another_attention_and_a_second_time_are_refused() -> None:
     with pytest.raises(WikiLLMError, match="eager"):
-        share_document_mask(model_of("qwen2", "eager"))
+        prepare_masks(model_of("qwen2", "eager"))
     model = model_of("qwen2", "sdpa")
-    share_document_mask(model)
-    with pytest.raises(WikiLLMError, match="sdpa, patched"):
-        share_document_mask(model)
+    prepare_masks(model)
+    with pytest.raises(WikiLLMError, match="sdpa.* patched"):
+        prepare_masks(model)

@@ -1,0 +1,36 @@
+"""How often a training step reads a value out of a tensor: on a GPU the host would wait for it each time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from harness.programs import train_counting_reads
+from harness.tiny_run import run
+
+STEPS, LOGGED = 6, {1, 4}  # of the steps between the first and the last, which also prepares or saves
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "every_step", "logging"),
+    [
+        # The loss, and the norm of the gradient, which on a GPU has been copied to the host before.
+        (None, (), 0, 2),
+        # The z-loss as well, which has been copied too.
+        (None, ("train.z_loss=1e-4", "train.document_mask=on"), 0, 3),
+        ("zero0", (), 0, 1),
+        # DeepSpeed's own look for infinities: of the norm once in fp32, and once per group of parameters that is clipped.
+        ("zero2", (), 3, 5),
+        ("zero3", ("train.max_grad_norm=0",), 1, 3),
+    ],
+)
+def test_values_are_read_when_they_are_logged(
+    recipe: str | None, more: tuple[str, ...], every_step: int, logging: int, words: Any, tmp_path: Any
+) -> None:
+    of_run = (f"train.max_steps={STEPS}", "train.logging_steps=4", "train.save_steps=99", "train.eval_steps=99")
+    micro = "train.per_device_train_batch_size=2"  # 4 micro-steps
+    found = run(1, words(tmp_path / "run", *of_run, micro, *more), train_counting_reads, deepspeed=recipe)
+    assert found["code"] == 0, found["message"]
+    reads = {step: found["reads"].get(step, 0) for step in range(1, STEPS)}
+    assert reads == {step: logging if step in LOGGED else every_step for step in reads}
+    assert found["unmoved"] == 0, "the Trainer moves tensors that it has to wait for"
