@@ -24,6 +24,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: list[int], /, *, skip_special_tokens: bool) -> Any: ...
 
+    def get_vocab(self) -> dict[str, int]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -62,7 +64,8 @@ def complete(
     synced_gpus: bool = False,
     streamer: BaseStreamer | None = None,
 ) -> list[str]:
-    """What the model writes after each prompt, without the prompt and without special tokens.
+    """What the model writes after each prompt, without the prompt and without special tokens. Ids that the tokenizer does
+    not know are never chosen.
 
     Args:
         model: in any mode; it is put into eval mode and back.
@@ -78,6 +81,9 @@ def complete(
     """
     sampling = sampling or Sampling()
     config = sampling.to_generation_config(eos_id)
+    # Rows that pad the vocabulary were never a target, but a row that nothing has pushed down may still be drawn.
+    rows = range(max(tokenizer.get_vocab().values()) + 1, int(model.config.vocab_size))
+    config.suppress_tokens = list(rows) or None
     texts = []
     with _as_found(model), _own_randomness(model.device, sampling.seed):
         for prompt in prompts:

@@ -184,7 +184,8 @@ class _PlainProducts:
 
     def gradient(self, grad_CV: torch.Tensor, has_label_C1: torch.Tensor) -> torch.Tensor:
         self._has_label_C1 = has_label_C1
-        return grad_CV
+        # Two products read it: once narrow, where both want it narrow. On a CPU the weight's gradient takes it wide.
+        return grad_CV.to(self._weight_VH.dtype) if grad_CV.is_cuda else grad_CV
 
     def grad_hidden(self, grad_CV: torch.Tensor, out_CH: torch.Tensor) -> None:
         product_CH = torch.mm(grad_CV.to(self._weight_VH.dtype), self._weight_VH)

@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from transformers import PreTrainedModel
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.core.log import say
+from wikillm.core.log import say, warn
 
 Shape = tuple[int, int]  # sequences, tokens
 Call = Callable[..., torch.Tensor]
@@ -123,6 +123,7 @@ class LayerGraphs:
         self.layers, self.shape, self._new_graph = layers, shape, new_graph
         self.own: list[Call] = [layer._compiled_call_impl or layer._call_impl for layer in layers]
         self.recorded: list[_Recorded] = []
+        self.others: set[Shape] = set()  # training shapes that took the layers' own code, each warned about once
         self.static: list[Any] = []  # the arguments' leaves, tensors in memory of ours
         self.given: Arguments = ((), {})
 
@@ -132,7 +133,12 @@ class LayerGraphs:
 
         def call(hidden_BTH: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             is_training = layer.training and torch.is_grad_enabled() and kwargs.get("past_key_values") is None
-            if not is_training or tuple(hidden_BTH.shape[:2]) != self.shape:
+            if not is_training or (shape := tuple(hidden_BTH.shape[:2])) != self.shape:
+                if is_training and shape not in self.others:
+                    self.others.add(shape)
+                    warn(
+                        f"a training step of {shape[0]} x {shape[1]} tokens is not replayed: recorded was {self.shape}"
+                    )
                 return own(hidden_BTH, *args, **kwargs)
             if place == 0:
                 self._begin(hidden_BTH, (args, kwargs))

@@ -9,6 +9,7 @@ import torch
 from harness.tiny_model import tiny_model, write_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen2ForCausalLM
+from transformers.generation.streamers import BaseStreamer
 
 from wikillm.generate.complete import Sampling, complete, encode
 
@@ -31,12 +32,12 @@ def model() -> Qwen2ForCausalLM:
     return tiny_model()
 
 
-def greedy_by_hand(model: Qwen2ForCausalLM, ids: list[int], count: int) -> list[int]:
-    """Argmax of a full forward pass per token, no cache."""
+def greedy_by_hand(model: Qwen2ForCausalLM, ids: list[int], count: int, known: int) -> list[int]:
+    """Argmax over the first `known` rows of a full forward pass per token, no cache."""
     ids = list(ids)
     with torch.no_grad():
         for _ in range(count):
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1, :known].argmax()))
             if ids[-1] == 0:
                 break
     return ids
@@ -46,10 +47,32 @@ def greedy_by_hand(model: Qwen2ForCausalLM, ids: list[int], count: int) -> list[
 def test_greedy_is_argmax(model: Qwen2ForCausalLM, tokenizer: Tokenizer, prompt: str) -> None:
     model.eval()
     ids = encode(tokenizer, prompt) or [0]
-    new = greedy_by_hand(model, ids, 12)[len(ids) :]
+    new = greedy_by_hand(model, ids, 12, tokenizer.get_vocab_size())[len(ids) :]
     assert complete(model, tokenizer, [prompt], eos_id=0, sampling=GREEDY) == [
         tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd")
     ]
+
+
+def test_rows_that_pad_the_vocabulary_are_never_chosen(tokenizer: Tokenizer) -> None:
+    known = tokenizer.get_vocab_size()
+    model = tiny_model(tied=False).eval()
+    assert model.config.vocab_size > known + 16
+    with torch.no_grad():
+        model.lm_head.weight[known:] *= 100  # half of them above all others, whatever the hidden state
+        for prompt in ("北京", "The history"):
+            assert int(model(torch.tensor([encode(tokenizer, prompt)])).logits[0, -1].argmax()) >= known
+    steps: list[list[int]] = []
+
+    class Streamer(BaseStreamer):
+        def put(self, value: torch.Tensor) -> None:
+            steps.append(value.flatten().tolist())
+
+        def end(self) -> None: ...
+
+    for sampling in (GREEDY, Sampling(max_new_tokens=12, temperature=1.0, top_p=1.0)):
+        complete(model, tokenizer, ["北京"], eos_id=0, sampling=sampling, streamer=Streamer())
+    rows = {token for step in steps for token in step}
+    assert len(rows) > 4 and max(rows) < known
 
 
 def test_model_and_randomness_stay_as_they_were(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:

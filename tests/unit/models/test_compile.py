@@ -105,14 +105,17 @@ def test_compiled_layers_keep_no_copy_of_merged_weights() -> None:
     assert not shapes & {(32, 16), (64, 16)}, "weights of q k v (32, 16) and of gate up (64, 16)"
 
 
-def test_other_lengths_and_generation_compile_nothing() -> None:
+def test_other_lengths_and_generation_compile_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     model = build("qwen2")
     compile_layers(model, {(2, 8)}, backend="eager")
-    model(input_ids=ids(1, 5), use_cache=False)
+    for _ in range(2):
+        model(input_ids=ids(1, 5), use_cache=False)
+    warning = "warning: a training step of 1 x 5 tokens is not compiled: the layers are for [(2, 8)]\n"
+    assert capsys.readouterr().err == warning, "once, and not for each layer"
     model.eval().generate(ids(1, 8), max_new_tokens=4, do_sample=False, use_cache=True)
     assert compiled_graphs() == 0
     model(input_ids=ids(), use_cache=False)
-    assert compiled_graphs() == 1
+    assert compiled_graphs() == 1 and not capsys.readouterr().err
 
 
 def test_a_graph_break_is_an_error() -> None:

@@ -119,12 +119,14 @@ def recorded_layers(model: Any) -> list[Any]:
     return next(cell.cell_contents for cell in call.__closure__ if isinstance(cell.cell_contents, LayerGraphs)).recorded
 
 
-def test_other_shapes_and_restored_layers_run_their_own_code() -> None:
+def test_other_shapes_and_restored_layers_run_their_own_code(capsys: pytest.CaptureFixture[str]) -> None:
     model = graphed(build())
     backward(model)
     RecordedGraph.replays = 0
     tokens = batch(0)["input_ids"]
-    model(input_ids=tokens[:1], labels=tokens[:1], use_cache=False).loss.backward()
+    for _ in range(2):
+        model(input_ids=tokens[:1], labels=tokens[:1], use_cache=False).loss.backward()
+    assert capsys.readouterr().err == "warning: a training step of 1 x 8 tokens is not replayed: recorded was (2, 8)\n"
     model.generate(tokens, max_new_tokens=2, do_sample=False)
     assert RecordedGraph.replays == 0
     ungraph_layers(model)
