@@ -57,7 +57,7 @@ def _switch(layer: nn.Module, shapes: frozenset[Shape], backend: str, others: se
     compiled = torch.compile(eager, fullgraph=True, dynamic=False, backend=backend)
 
     def call(hidden_BTH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        shape = tuple(hidden_BTH.shape[:2])
+        shape = hidden_BTH.shape[0], hidden_BTH.shape[1]
         has_cache = kwargs.get("past_key_values") is not None
         if not has_cache and shape in shapes:
             return compiled(hidden_BTH, *args, **kwargs)

@@ -133,7 +133,7 @@ class LayerGraphs:
 
         def call(hidden_BTH: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             is_training = layer.training and torch.is_grad_enabled() and kwargs.get("past_key_values") is None
-            if not is_training or (shape := tuple(hidden_BTH.shape[:2])) != self.shape:
+            if not is_training or (shape := (hidden_BTH.shape[0], hidden_BTH.shape[1])) != self.shape:
                 if is_training and shape not in self.others:
                     self.others.add(shape)
                     warn(
