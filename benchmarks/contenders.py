@@ -33,24 +33,34 @@ STOCK: dict[str, dict[str, Any]] = {
     "hf-compiled": {"torch_compile": True},
 }
 """What Hugging Face's Trainer is told beside the run, by contender."""
+CHECKPOINTING = {"use_reentrant": False}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Pacer:
-    """Stops the contender before each step until the parent says go; ends the process after the last one."""
+    """Stops the contender before each turn until the parent says go; ends the process after the last one.
 
-    def __init__(self, fd: int, steps: int, profiled: int = 0) -> None:
+    A turn is `stretch` steps, and what is reported of it is per step. `steps` and `profiled` count turns.
+    """
+
+    def __init__(self, fd: int, steps: int, profiled: int = 0, stretch: int = 1) -> None:
+        self._stretch, self._steps_begun = stretch, 0
         self._reports = os.fdopen(fd, "w", encoding="utf-8")
         self._profiled, self._profiler = profiled, profiler() if profiled else None
         self._left, self._losses = steps, list[torch.Tensor]()
         self._started: tuple[float, float] | None = None
 
     def turn(self) -> None:
+        """Called before each step."""
+        self._steps_begun += 1
+        if (self._steps_begun - 1) % self._stretch:
+            return
         if DEVICE == "cuda":
             torch.cuda.synchronize()
         line: dict[str, Any] = {}
         if self._started is not None:
-            line = {"wall": time.perf_counter() - self._started[0], "cpu": time.process_time() - self._started[1]}
+            wall, cpu = time.perf_counter() - self._started[0], time.process_time() - self._started[1]
+            line = {"wall": wall / self._stretch, "cpu": cpu / self._stretch}
             self._left -= 1
         if self._profiler is not None and self._left == self._profiled:
             self._profiler.start()
@@ -80,7 +90,11 @@ def profiler() -> torch.profiler.profile:
 def busiest(profile: torch.profiler.profile, count: int = 15) -> list[dict[str, Any]]:
     """Where the profiled steps' time went: operations by their own time on the device, with their share."""
     own = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
-    events = sorted(profile.key_averages(), key=lambda event: -getattr(event, own))
+    events: list[Any] = list(profile.key_averages())
+    if DEVICE == "cuda":  # kernels alone: an operation has the time of the kernels that it launched as well
+        kernels = torch.autograd.DeviceType.CUDA
+        events = [e for e in events if e.device_type == kernels and not getattr(e, "is_user_annotation", False)]
+    events.sort(key=lambda event: -getattr(event, own))
     total = sum(getattr(event, own) for event in events) or 1.0
     return [
         {
@@ -137,14 +151,16 @@ def arguments(resolved: Resolved, **more: Any) -> TrainingArguments:
         remove_unused_columns=False,
         disable_tqdm=True,
         seed=resolved.config.run.seed,
+        gradient_checkpointing=train.gradient_checkpointing == "full",
+        gradient_checkpointing_kwargs=CHECKPOINTING,
         **more,
     )
 
 
 def model_of(resolved: Resolved, args: TrainingArguments, batches: Batches) -> Any:
     model, tokenizer = resolved.config.model, batches.store.manifest.tokenizer
-    vocab = model.vocab_size if model.vocab_size != "auto" else 151_936
-    return build_model(model, vocab, args, eos_id=tokenizer.eos_id, seed=resolved.config.run.seed)
+    assert model.vocab_size != "auto", "WikiLLM would take the tokenizer's"
+    return build_model(model, model.vocab_size, args, eos_id=tokenizer.eos_id, seed=resolved.config.run.seed)
 
 
 def hugging_face(resolved: Resolved, pacer: Pacer, **more: Any) -> None:
@@ -164,6 +180,8 @@ def bare(resolved: Resolved, pacer: Pacer, *, fused: bool) -> None:
     """The loop that a person would write for one device, and nothing else in it."""
     args, batches, train = arguments(resolved), Batches(resolved), resolved.config.train
     model = model_of(resolved, args, batches).to(DEVICE)
+    if train.gradient_checkpointing == "full":
+        model.gradient_checkpointing_enable(CHECKPOINTING)
     if fused:
         patch_loss(model, rows=batches.batch * batches.length, device_type=DEVICE)
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -197,7 +215,8 @@ def _pace_trainer(pacer: Pacer) -> None:
 
 def main() -> None:
     order = json.loads(sys.argv[1])
-    pacer, resolved = Pacer(order["fd"], order["steps"], order["profiled"]), load(None, order["words"])
+    pacer = Pacer(order["fd"], order["steps"], order["profiled"], order["stretch"])
+    resolved = load(None, order["words"])
     if order["name"] in STOCK:
         hugging_face(resolved, pacer, **STOCK[order["name"]])
     elif order["name"].startswith("wikillm"):

@@ -128,16 +128,24 @@ def measure(args: argparse.Namespace, rows: int, hidden: int) -> tuple[dict[str,
     shape, names = (rows, hidden, args.vocab), [name for name in args.contenders if missing(name) is None]
     words = [f"--rows={rows}", f"--hidden={hidden}", f"--vocab={args.vocab}", f"--dtype={args.dtype}"]
     found: dict[str, Any] = {}
+    if device() == "cuda":  # what the last shape left in this process's cache, the others would lack
+        torch.cuda.empty_cache()
     for name in names:
         try:
             found[name] = run_in_fresh_process([*words, f"--memory-of={name}"])
         except SystemExit as error:  # out of memory, above all
-            found[name] = {"error": str(error).strip().splitlines()[-1]}
+            is_memory = "out of memory" in str(error).lower()
+            found[name] = {"error": "out of memory" if is_memory else str(error).strip().splitlines()[-1]}
     names = [name for name in names if "error" not in found[name]]
     x, w, labels = inputs(*shape, DTYPES[args.dtype])
     truth: tuple[torch.Tensor, torch.Tensor] | None = None
-    for name in names:  # the first run of each is its warm-up
-        found[name]["loss"] = step(loss_of(name, *shape), x, w, labels)
+    for name in list(names):  # the first run of each is its warm-up
+        try:
+            found[name]["loss"] = step(loss_of(name, *shape), x, w, labels)
+        except torch.OutOfMemoryError:
+            found[name]["error"] = "out of memory beside the others' tensors"
+            names.remove(name)
+            continue
         gradients = (x.grad.double(), w.grad.double())  # type: ignore[union-attr]
         truth = truth or gradients
         found[name]["gradients"] = [float((g - t).norm() / t.norm()) for g, t in zip(gradients, truth, strict=True)]
