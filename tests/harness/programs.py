@@ -346,3 +346,35 @@ def train_counting_reads(words: list[str], options: dict[str, Any]) -> dict[str,
     WikiTrainer.train, WikiTrainer._prepare_input = counted_loop, noting_others  # type: ignore[method-assign]
     module.to_device = noting_moves
     return train(words, **options) | {"reads": dict(reads)} | found
+
+
+def train_noting_waits(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
+    """`train` on a GPU in torch's sync debug mode from the second step on: by step, where the host waited."""
+    import traceback
+    import warnings
+    from collections import defaultdict
+
+    import torch
+
+    from wikillm.train.trainer import WikiTrainer
+
+    waits: dict[int, list[str]] = defaultdict(list)
+    begun: list[WikiTrainer] = []
+    training_step = WikiTrainer.training_step
+
+    def noting(self: WikiTrainer, *args: Any, **kwargs: Any) -> Any:
+        if not begun and self.state.global_step == 1:
+            begun.append(self)
+            torch.cuda.set_sync_debug_mode("warn")
+        return training_step(self, *args, **kwargs)
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        if begun and "synchronizing" in str(message):
+            waits[begun[0].state.global_step].append("".join(traceback.format_stack(limit=6)))
+
+    WikiTrainer.training_step = noting  # type: ignore[method-assign]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        found = train(words, **options)
+    return found | {"waits": dict(waits)}
