@@ -88,11 +88,15 @@ os.register_at_fork(after_in_child=_drop_shares)
 
 @contextmanager
 def lock_or_wait(path: Path, on_wait: Callable[[str, float], None], poll: float = 0.5) -> Iterator[None]:
-    """Hold the lock at `path`; while another process has it, call `on_wait(holder, seconds_waited)` every `poll` s."""
-    lock, start = FileLock(path), time.monotonic()
+    """Hold the lock at `path`; while another process has it, call `on_wait(holder, seconds_waited)` every `poll` s.
+
+    At first more often: the ranks of a run that open the same store hold it for some hundredths of a second each.
+    """
+    lock, start, pause = FileLock(path), time.monotonic(), poll / 16
     while not lock.try_acquire():
         on_wait(lock.holder(), time.monotonic() - start)
-        time.sleep(poll)
+        time.sleep(pause)
+        pause = min(2 * pause, poll)
     try:
         yield
     finally:

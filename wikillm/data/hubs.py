@@ -111,9 +111,11 @@ def _download(url: str) -> bytes:
         try:
             piece = heard.get(timeout=SILENCE_SECONDS)
         except queue.Empty:
-            raise TimeoutError(f"no answer within {SILENCE_SECONDS:.0f} s") from None
+            piece = TimeoutError()
         if piece is None:
             return bytes(content)
+        if isinstance(getattr(piece, "reason", piece), TimeoutError):  # the socket's own may come first
+            raise TimeoutError(f"no answer within {SILENCE_SECONDS:.0f} s") from None
         if isinstance(piece, BaseException):
             raise piece
         content += piece
