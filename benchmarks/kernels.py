@@ -34,7 +34,15 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.record import circumstances, interleaved, paired_ratio, peak_bytes, report, run_in_fresh_process
+from benchmarks.record import (
+    circumstances,
+    interleaved,
+    paired_ratio,
+    peak_bytes,
+    plot_bars,
+    report,
+    run_in_fresh_process,
+)
 from wikillm.config.schema import Checkpointing
 from wikillm.kernels import dispatch
 from wikillm.models import tiled_mlp
@@ -71,6 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--chunk-rows", type=int, nargs="*", default=[], help="of the loss, or of tiled MLPs, instead of dispatch's"
     )
+    parser.add_argument("--plot", type=Path, help="write tokens/s as bars (SVG); needs matplotlib")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # one variant, in a process of its own
     return parser.parse_args()
@@ -212,6 +221,8 @@ def main() -> None:
     tokens = args.batch * args.length
     title = f"Forward + backward: h={args.hidden}, {args.layers} layers, V={args.vocab:,}, {args.batch} x {args.length} = {tokens:,} tokens, {args.dtype}"  # fmt: skip
     report(title, facts, header, rows, args.out)
+    if args.plot:
+        plot_bars({title: {v: tokens / min(facts[v]["wall"]) for v in variants}}, "tokens/s", args.plot)
 
 
 def row_of(variant: str, found: dict[str, Any], stock_peak: int) -> list[str]:

@@ -27,7 +27,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 import torch.nn.functional as F
 
-from benchmarks.record import circumstances, interleaved, paired_ratio, peak_bytes, report, run_in_fresh_process
+from benchmarks.record import (
+    circumstances,
+    interleaved,
+    paired_ratio,
+    peak_bytes,
+    plot_bars,
+    report,
+    run_in_fresh_process,
+)
 from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY, chunk_rows
 from wikillm.kernels.reference import linear_cross_entropy as stock
 
@@ -55,6 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--gpu", action="store_true", help="the shapes of the presets, in bf16")
     parser.add_argument("--contenders", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument("--plot", type=Path, help="write tokens/s as bars (SVG); needs matplotlib")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--memory-of", choices=tuple(CONTENDERS), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -188,6 +197,12 @@ def main() -> None:
     first = args.contenders[0]
     header = ["rows x h", "loss", "fwd+bwd s", f"x {first} (range)", "by CPU s", "peak GB", "value", f"d hidden vs {first}", "d weight"]  # fmt: skip
     report(f"Projection and loss over V={args.vocab:,}, {args.dtype}", facts, header, rows, args.out)
+    if args.plot:
+        bars = {
+            shape: {name: int(shape.split()[0]) / min(one["wall"]) for name, one in found.items() if "wall" in one}
+            for shape, found in facts["shapes"].items()
+        }
+        plot_bars(bars, "tokens/s", args.plot)
 
 
 if __name__ == "__main__":
