@@ -1,6 +1,6 @@
 """Whole runs on one GPU: every ZeRO stage, how often the host waits, memory against the plan.
 
-None of these tests has been run yet where this file was written: without a GPU each is a skip with that reason.
+None of these tests has been run on a GPU yet: without one each is a skip with that reason.
 """
 
 from __future__ import annotations
@@ -67,13 +67,18 @@ def test_muon_trains(recipe: str | None, words: Any, tmp_path: Path) -> None:
         (None, (), 0),
         (None, ("train.z_loss=1e-4", "train.document_mask=on"), 0),
         (None, ("train.cuda_graphs=on",), 0),
-        ("zero2", (), 3),  # DeepSpeed looks for infinities in the norm, once per group of parameters that is clipped
+        # DeepSpeed, for each of two groups of parameters: a number copied to the device and read again where it marks infinite norms,
+        # and a look for that mark before it clips.
+        ("zero2", (), 6),
     ],
 )
 def test_the_host_waits_once_per_logging_step(
     recipe: str | None, more: tuple[str, ...], every_step: int, words: Any, tmp_path: Path
 ) -> None:
-    """As torch's sync debug mode sees it; `tests/dist/test_host_reads.py` counts the same on a CPU."""
+    """As torch's sync debug mode sees it, which does not see events and `torch.cuda.synchronize`.
+
+    `tests/dist/test_host_reads.py` counts what Python reads, on a CPU; not copies to the device, nor what operators read.
+    """
     of_run = ("train.max_steps=6", "train.logging_steps=4", "train.save_steps=99", "train.eval_steps=99")
     found = run(words(tmp_path / "run", *of_run, BF16, TWO_MICRO_STEPS, *more), train_noting_waits, deepspeed=recipe)
     waits = {step: found["waits"].get(step, []) for step in (2, 3, 4, 5)}
@@ -90,4 +95,4 @@ def test_memory_is_what_was_planned(words: Any, tmp_path: Path) -> None:
     outcome = json.loads((tmp_path / "run/outcome.json").read_text())
     parts = outcome["predicted"]["memory_parts"]
     planned = sum(size for name, size in parts.items() if name not in ("context", "fragmentation"))
-    assert outcome["measured"]["memory_bytes"] == pytest.approx(planned, rel=0.15), parts
+    assert outcome["measured"]["memory_bytes"] == pytest.approx(planned, rel=0.08), parts

@@ -73,6 +73,7 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
         device_type = "cuda" if has_gpu else "cpu"
         check_float8(hidden=cfg.model.hidden_size, vocab=plan.vocab_size, device_type=device_type)
     if cfg.deepspeed.config is None:
+        check_flex(cfg, precision)
         if cfg.train.optimizer == "muon" and precision == "fp16":
             raise ConfigError(
                 "Muon is not supported in fp16.",
@@ -107,6 +108,19 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
             fix="train.compile=off, or leave out --deepspeed",
         )
     return engine
+
+
+def check_flex(cfg: RunConfig, precision: Precision) -> None:
+    """Under autocast the rotation leaves queries and keys in 32 bit beside narrow values, which flex attention does not take.
+
+    Raises ConfigError. DeepSpeed casts the model instead, so that all three are narrow.
+    """
+    if cfg.model.attn_implementation == "flex_attention" and precision != "fp32":
+        raise ConfigError(
+            f"flex_attention does not train in {precision} without DeepSpeed: its inputs would be of two types.",
+            got=f"model.attn_implementation=flex_attention, train.precision={cfg.train.precision}",
+            fix="--deepspeed zero0, or model.attn_implementation=sdpa",
+        )
 
 
 def check_graphs(cfg: RunConfig, *, has_gpu: bool) -> None:

@@ -11,7 +11,7 @@ from wikillm.config.load import load
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.plan.run_plan import make_plan
-from wikillm.train.engine import check_attention, check_engine, resolve_engine
+from wikillm.train.engine import check_attention, check_engine, check_flex, resolve_engine
 
 
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
@@ -29,6 +29,14 @@ def test_a_run_is_refused_before_its_data_is_looked_at() -> None:
     ):
         with pytest.raises(ConfigError, match=what):
             check_engine(load("demo", ["data.path=nowhere.jsonl", word]).config)
+
+
+def test_flex_attention_under_autocast_is_refused() -> None:
+    config = load("demo", ["data.path=corpus.jsonl", "model.attn_implementation=flex_attention"]).config
+    check_flex(config, "fp32")
+    with pytest.raises(ConfigError, match="does not train in bf16 without DeepSpeed") as caught:
+        check_flex(config, "bf16")
+    assert "--deepspeed zero0" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize("word", ["train.compile=layers", "train.cuda_graphs=on"])
