@@ -146,6 +146,10 @@ def measure(args: argparse.Namespace, rows: int, hidden: int) -> tuple[dict[str,
             is_memory = "out of memory" in str(error).lower()
             found[name] = {"error": "out of memory" if is_memory else str(error).strip().splitlines()[-1]}
     names = [name for name in names if "error" not in found[name]]
+    if not names:
+        return found, [
+            [f"{rows:,} x {hidden}", n, missing(n) or found[n]["error"][:60], *[""] * 6] for n in args.contenders
+        ]
     x, w, labels = inputs(*shape, DTYPES[args.dtype])
     truth: tuple[torch.Tensor, torch.Tensor] | None = None
     for name in list(names):  # the first run of each is its warm-up

@@ -3,7 +3,7 @@
 Each contender is a process of its own that stops before every step until it is given the turn, so steps alternate
 and nobody computes beside them: a ratio of neighbouring steps means something on a busy machine too. On a GPU
 (`--gpu`, the shapes of the goal table) they would not fit together: they run one after another, in stretches of steps between two
-synchronisations, and then once more in the opposite order. Contenders whose first losses differ train different models: then there is no table.
+synchronisations, and then once more in the opposite order. Contenders whose first losses differ train different models: they get no rows.
 
     python benchmarks/train.py                         # h=128, 3 layers, V=4,096, 8 x 128 tokens, CPU
     python benchmarks/train.py --vocab 32000 --hidden 256
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import statistics
@@ -208,18 +209,22 @@ def measure(
     return {name: found[name] for name in names}
 
 
-def check_same_model(found: dict[str, Any]) -> None:
-    """Raises SystemExit where first losses say that contenders do not train the same model on the same batch."""
+def differ(found: dict[str, Any]) -> str | None:
+    """Why these are no rows of one table: first losses that say that contenders do not train one model on one batch."""
     first = {name: result["losses"][0] for name, result in found.items() if "error" not in result}
-    if first and max(first.values()) - min(first.values()) > SAME_MODEL * min(first.values()):
-        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in first.items())
-        raise SystemExit(f"no table: the contenders do not train the same model, their first losses are {losses}")
+    are_numbers = all(map(math.isfinite, first.values()))
+    if not first or (are_numbers and max(first.values()) - min(first.values()) <= SAME_MODEL * min(first.values())):
+        return None
+    losses = ", ".join(f"{name} {loss:.4f}" for name, loss in first.items())
+    return f"the contenders do not train the same model, their first losses are {losses}"
 
 
 def reason(error: str) -> str:
     """The sentence of a failed contender's log that says what is wrong."""
     if "out of memory" in error.lower():
         return "out of memory"
+    if killed := re.match(r"\S+ ended with -(\d+):", error):
+        return f"killed by signal {killed[1]}" + (", perhaps for memory" if killed[1] == "9" else "")
     lines = [line for line in error.strip().splitlines() if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
     return (lines or error.strip().splitlines() or ["ended without a word"])[-1][:100]
 
@@ -309,30 +314,38 @@ def main() -> None:
     own = Shape(f"h={args.hidden}, {args.layers} layers, V={args.vocab:,}, {args.batch} x {args.length}", words, args.batch, args.length)  # fmt: skip
     facts: dict[str, Any] = {"circumstances": circumstances(), "steps": args.steps, "shapes": {}}
     facts["gemm_flops"] = gemm_flops()
+    if args.gpu:  # the contenders are other processes, and share the card with this one
+        torch.cuda.empty_cache()
     facts["peak_flops"] = peak_flops(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
-    rows: list[list[str]] = []
-    started = time.monotonic()
     turns = {"steps": args.steps, "warmup": args.warmup, "profiled": 2 if args.profile else 0}
     if args.gpu:  # in stretches, at least three
         turns = {"steps": max(3, args.steps // STRETCH), "warmup": -(-args.warmup // STRETCH)}
         turns |= {"profiled": 1 if args.profile else 0, "stretch": STRETCH, "visits": args.visits}
+    medians = f"{turns['steps'] * args.visits} stretches of {STRETCH}" if args.gpu else str(args.steps)
+    rows: list[list[str]] = []
+    started = time.monotonic()
     for shape in [GPU_SHAPES[name] for name in args.shapes or GPU_SHAPES] if args.gpu else [own]:
         found = facts["shapes"][shape.name] = measure(shape, names, **turns)
-        check_same_model(found)
-        rows += rows_of(shape, found, facts)
+        if refused := differ(found):
+            facts.setdefault("refused", {})[shape.name] = refused
+        else:
+            rows += rows_of(shape, found, facts)
     header = ["shape", "contender", "ms/step", "CPU ms", "tokens/s", "x HF Trainer", "x fused loop", "MFU", "of GEMM", "peak GB", "last loss"]  # fmt: skip
-    report(
-        f"Training steps, medians of {args.steps} ({time.monotonic() - started:.0f} s)", facts, header, rows, args.out
-    )
+    report(f"Training steps, medians of {medians} ({time.monotonic() - started:.0f} s)", facts, header, rows, args.out)
     for found in facts["shapes"].values():
         print_profile(found)
     if args.plot:
         bars = {
             shape: {CONTENDERS[name]: r["tokens_per_second"] for name, r in found.items() if "wall" in r}
             for shape, found in facts["shapes"].items()
+            if shape not in facts.get("refused", {})
         }
         plot_bars(bars, "tokens/s", args.plot)
-    if not any("wall" in result for found in facts["shapes"].values() for result in found.values()):
+    for name, refused in facts.get("refused", {}).items():
+        print(f"no rows for {name}: {refused}", file=sys.stderr)
+    if "refused" in facts or not any(
+        "wall" in result for found in facts["shapes"].values() for result in found.values()
+    ):
         raise SystemExit(1)
 
 
