@@ -34,15 +34,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.record import (
-    circumstances,
-    interleaved,
-    paired_ratio,
-    peak_bytes,
-    plot_bars,
-    report,
-    run_in_fresh_process,
-)
+from benchmarks.record import circumstances, interleaved, paired_ratio, peak_bytes, report, run_in_fresh_process
 from wikillm.config.schema import Checkpointing
 from wikillm.kernels import dispatch
 from wikillm.models import tiled_mlp
@@ -220,9 +212,8 @@ def main() -> None:
     header = ["loss", "fwd+bwd s", "CPU s", "x stock (range)", "x stock, CPU s", "peak GB", "of stock", "loss value", "gradient vs stock"]  # fmt: skip
     tokens = args.batch * args.length
     title = f"Forward + backward: h={args.hidden}, {args.layers} layers, V={args.vocab:,}, {args.batch} x {args.length} = {tokens:,} tokens, {args.dtype}"  # fmt: skip
-    report(title, facts, header, rows, args.out)
-    if args.plot:
-        plot_bars({title: {v: tokens / min(facts[v]["wall"]) for v in variants}}, "tokens/s", args.plot)
+    bars = {title: {variant: tokens / min(facts[variant]["wall"]) for variant in variants}}
+    report(title, facts, header, rows, args.out, plot=args.plot, tokens_per_second=bars)
 
 
 def row_of(variant: str, found: dict[str, Any], stock_peak: int) -> list[str]:

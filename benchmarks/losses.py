@@ -27,15 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 import torch.nn.functional as F
 
-from benchmarks.record import (
-    circumstances,
-    interleaved,
-    paired_ratio,
-    peak_bytes,
-    plot_bars,
-    report,
-    run_in_fresh_process,
-)
+from benchmarks.record import circumstances, interleaved, paired_ratio, peak_bytes, report, run_in_fresh_process
 from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY, chunk_rows
 from wikillm.kernels.reference import linear_cross_entropy as stock
 
@@ -146,10 +138,6 @@ def measure(args: argparse.Namespace, rows: int, hidden: int) -> tuple[dict[str,
             is_memory = "out of memory" in str(error).lower()
             found[name] = {"error": "out of memory" if is_memory else str(error).strip().splitlines()[-1]}
     names = [name for name in names if "error" not in found[name]]
-    if not names:
-        return found, [
-            [f"{rows:,} x {hidden}", n, missing(n) or found[n]["error"][:60], *[""] * 6] for n in args.contenders
-        ]
     x, w, labels = inputs(*shape, DTYPES[args.dtype])
     truth: tuple[torch.Tensor, torch.Tensor] | None = None
     for name in list(names):  # the first run of each is its warm-up
@@ -166,7 +154,7 @@ def measure(args: argparse.Namespace, rows: int, hidden: int) -> tuple[dict[str,
         name: (lambda loss=loss_of(name, *shape): step(loss, x, w, labels)) for name in names
     }
     times = interleaved(steps, args.repeats, torch.cuda.synchronize if device() == "cuda" else lambda: None)
-    first = names[0]
+    first = next(iter(names), "")
     table = []
     for name in args.contenders:
         if name not in times:
@@ -200,13 +188,12 @@ def main() -> None:
         rows += more
     first = args.contenders[0]
     header = ["rows x h", "loss", "fwd+bwd s", f"x {first} (range)", "by CPU s", "peak GB", "value", f"d hidden vs {first}", "d weight"]  # fmt: skip
-    report(f"Projection and loss over V={args.vocab:,}, {args.dtype}", facts, header, rows, args.out)
-    if args.plot:
-        bars = {
-            shape: {name: int(shape.split()[0]) / min(one["wall"]) for name, one in found.items() if "wall" in one}
-            for shape, found in facts["shapes"].items()
-        }
-        plot_bars(bars, "tokens/s", args.plot)
+    bars = {
+        shape: {name: int(shape.split()[0]) / min(one["wall"]) for name, one in found.items() if "wall" in one}
+        for shape, found in facts["shapes"].items()
+    }
+    title = f"Projection and loss over V={args.vocab:,}, {args.dtype}"
+    report(title, facts, header, rows, args.out, plot=args.plot, tokens_per_second=bars)
 
 
 if __name__ == "__main__":

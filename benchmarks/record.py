@@ -126,9 +126,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def report(
-    title: str, facts: dict[str, Any], header: Sequence[str], rows: Sequence[Sequence[str]], out: Path | None
+    title: str,
+    facts: dict[str, Any],
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    out: Path | None,
+    *,
+    plot: Path | None = None,
+    tokens_per_second: dict[str, dict[str, float]] | None = None,
 ) -> None:
-    """Print the table with its circumstances; keep everything as JSON in `out`."""
+    """Print the table with its circumstances; keep everything as JSON in `out`, and {panel: {bar: tokens/s}} as SVG in `plot`."""
     print(f"{title}\n")
     for key, value in facts["circumstances"].items():
         print(f"{key:14}{value}")
@@ -137,6 +144,8 @@ def report(
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({"title": title, **facts}, indent=1) + "\n", encoding="utf-8")
         print(f"\nwritten to {out}")
+    if plot is not None:
+        plot_bars(tokens_per_second or {}, "tokens/s", plot)
 
 
 def _git(*words: str) -> str:

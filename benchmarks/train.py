@@ -35,7 +35,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parent.parent
 sys.path[0] = str(REPO)  # instead of this folder: see kernels.py
 
-from benchmarks.record import circumstances, gemm_flops, paired_ratio, plot_bars, report
+from benchmarks.record import circumstances, gemm_flops, paired_ratio, report
 from wikillm.config.load import load
 from wikillm.plan.flops import flops_per_token, peak_flops
 
@@ -172,7 +172,7 @@ def words_of(shape: Shape, folder: Path, name: str) -> list[str]:
         f"train.per_device_train_batch_size={shape.batch}", f"train.global_batch_tokens={shape.batch * shape.length}",
         "train.max_steps=100000", "train.warmup_steps=0", "train.lr_scheduler_type=constant",
         "train.learning_rate=1e-3", "train.save_steps=100000", "train.max_eval_tokens=100",
-        "observe.swanlab.mode=disabled", "observe.sample_prompts=[]", f"run.dir={folder / name}",
+        "observe.swanlab.mode=disabled", "observe.sample_prompts=[]", f"run.dir={tempfile.mkdtemp(prefix=name, dir=folder)}",  # of this visit
     ]  # fmt: skip
 
 
@@ -331,16 +331,15 @@ def main() -> None:
         else:
             rows += rows_of(shape, found, facts)
     header = ["shape", "contender", "ms/step", "CPU ms", "tokens/s", "x HF Trainer", "x fused loop", "MFU", "of GEMM", "peak GB", "last loss"]  # fmt: skip
-    report(f"Training steps, medians of {medians} ({time.monotonic() - started:.0f} s)", facts, header, rows, args.out)
+    bars = {
+        shape: {CONTENDERS[name]: r["tokens_per_second"] for name, r in found.items() if "wall" in r}
+        for shape, found in facts["shapes"].items()
+        if shape not in facts.get("refused", {})
+    }
+    title = f"Training steps, medians of {medians} ({time.monotonic() - started:.0f} s)"
+    report(title, facts, header, rows, args.out, plot=args.plot, tokens_per_second=bars)
     for found in facts["shapes"].values():
         print_profile(found)
-    if args.plot:
-        bars = {
-            shape: {CONTENDERS[name]: r["tokens_per_second"] for name, r in found.items() if "wall" in r}
-            for shape, found in facts["shapes"].items()
-            if shape not in facts.get("refused", {})
-        }
-        plot_bars(bars, "tokens/s", args.plot)
     for name, refused in facts.get("refused", {}).items():
         print(f"no rows for {name}: {refused}", file=sys.stderr)
     if "refused" in facts or not any(

@@ -109,8 +109,9 @@ def _check_cuda_graphs(config: RunConfig, origins: Mapping[str, Origin], problem
         what = "Ranks that share a sequence exchange inside the layers, which recorded layers cannot."
         got = where_of(origins, key, "train.sequence_parallel_size")
         problems.add(what, got=got, fix="train.cuda_graphs=off, or train.sequence_parallel_size=1")
-    if train.document_mask == "on" and config.model.attn_implementation != "sdpa":
-        what = f"{config.model.attn_implementation} with a document mask runs other kernels for every batch, which cannot be recorded."
+    kernel = config.model.attn_implementation
+    if kernel == "flex_attention" or (kernel == "flash_attention_2" and train.document_mask == "on"):
+        what = f"{kernel} gets another {'block mask' if 'flex' in kernel else 'number of lengths'} with every batch, which cannot be recorded."
         got = where_of(origins, key, "train.document_mask", "model.attn_implementation")
         problems.add(what, got=got, fix="model.attn_implementation=sdpa, or train.cuda_graphs=off")
 

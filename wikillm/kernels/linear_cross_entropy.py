@@ -250,7 +250,8 @@ def _softmax(
     """
     label_logit_C1 = logits_CV.gather(1, labels_C1).to(wide)
     top_C1 = logits_CV.amax(1, keepdim=True).to(wide)
-    # From bf16 softmax(dtype=float32) makes a wide copy and then another: only fp16 has a kernel that widens.
+    # From bf16 softmax(dtype=float32) makes a wide copy and then another: only fp16 has a kernel that
+    # widens, which saves a pass, not memory, and is not worth a way of its own.
     wide_CV = logits_CV.to(wide)
     prob_CV = torch.softmax(wide_CV, 1, out=wide_CV)
     lse_C1 = top_C1 - prob_CV.amax(1, keepdim=True).log()

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from wikillm.core.errors import WikiLLMError
 
-KERNELS = ("sdpa", "flash_attention_2")
+CAUSAL_KERNELS = ("sdpa", "flash_attention_2")
 """Those that need no mask to be causal."""
 
 
@@ -29,11 +29,11 @@ def prepare_masks(model: PreTrainedModel) -> None:
     `position_ids`, or for a stretch `document_positions` of whole sequences: the mask of documents, with SDPA. Flash attention's lengths, a
     stretch without documents, or none of these: no mask, which is causal. A batch with a mask or a cache of its own, or with
     positions for flash attention alone, runs as before. Raises WikiLLMError for a decoder that is patched already, and for other
-    attention than `KERNELS`.
+    attention than `CAUSAL_KERNELS`.
     """
     decoder, kernel = model.get_decoder(), str(model.config._attn_implementation)
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
-    if kernel not in KERNELS or kinds != {"full_attention"} or "forward" in decoder.__dict__:
+    if kernel not in CAUSAL_KERNELS or kinds != {"full_attention"} or "forward" in decoder.__dict__:
         patched = "patched" if "forward" in decoder.__dict__ else "unpatched"
         raise WikiLLMError(
             "The masks of these layers cannot be prepared.",

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from wikillm.config.schema import RunConfig
 from wikillm.core.log import say
-from wikillm.models.attention_mask import KERNELS, prepare_masks
+from wikillm.models.attention_mask import CAUSAL_KERNELS, prepare_masks
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers
 from wikillm.models.compile_elementwise import compile_elementwise
@@ -32,7 +32,7 @@ def patch_model(
     say(f"kernels    {LOSS}: {patch_loss(model, train.loss_kernel, rows=rows, device_type=device_type, z_loss=z_loss)}")
     if train.mlp_kernel == "tiled":
         say(f"kernels    {MLP}: {tile_mlp(model, rows=rows, device_type=device_type)}")
-    if cfg.model.attn_implementation in KERNELS:
+    if cfg.model.attn_implementation in CAUSAL_KERNELS:
         prepare_masks(model)
     if train.document_mask == "on":
         say(f"attention  within documents, by {cfg.model.attn_implementation}")

@@ -147,8 +147,9 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         (["train.cuda_graphs=on", "train.sequence_parallel_size=2"], "exchange inside the layers"),
         (
             ["train.cuda_graphs=on", "train.document_mask=on", "model.attn_implementation=flash_attention_2"],
-            "other kernels for every batch",
+            "another number of lengths with every batch",
         ),
+        (["train.cuda_graphs=on", "model.attn_implementation=flex_attention"], "another block mask with every batch"),
         (["data.val_fraction=1.0"], "share between 0 and 1"),
         (["data.val_fraction=0.0"], "share between 0 and 1"),
         (["train.warmup_steps=3.5"], "neither a share nor whole steps"),

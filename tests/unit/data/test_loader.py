@@ -16,6 +16,7 @@ from wikillm.data.loader import (
     Samples,
     Stretch,
     eval_loader,
+    to_device,
     train_loader,
 )
 from wikillm.data.order import IGNORED, SampleOrder, window_ends
@@ -193,3 +194,12 @@ def test_the_stretches_of_a_batch_make_up_the_batch(mask: DocumentMask | None) -
         assert ("document_positions" in part) is (mask is not None and not mask.with_lengths)
         if mask is not None and mask.with_lengths:
             assert torch.equal(part["cu_seq_lens_q"], whole["cu_seq_lens_q"]), "lengths are of whole sequences"
+
+
+def test_a_batch_is_moved_with_its_labels_copied_once() -> None:
+    labels = torch.zeros(2, 3, dtype=torch.long)
+    moved = to_device(
+        {"input_ids": labels, "labels": labels.clone(), "shift_labels": labels, "max_length_q": 3}, "meta"
+    )
+    assert moved["labels"] is moved["shift_labels"] and moved["max_length_q"] == 3
+    assert {value.device.type for value in moved.values() if isinstance(value, torch.Tensor)} == {"meta"}

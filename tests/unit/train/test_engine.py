@@ -32,10 +32,11 @@ def test_a_run_is_refused_before_its_data_is_looked_at() -> None:
 
 
 def test_flex_attention_under_autocast_is_refused() -> None:
-    config = load("demo", ["data.path=corpus.jsonl", "model.attn_implementation=flex_attention"]).config
-    check_flex(config, "fp32")
-    with pytest.raises(ConfigError, match="does not train in bf16 without DeepSpeed") as caught:
-        check_flex(config, "bf16")
+    words = ["data.path=corpus.jsonl", "model.attn_implementation=flex_attention"]
+    check_flex(load("demo", [*words, "train.precision=fp32"]).config)
+    check_flex(load("demo", words, "zero0").config)
+    with pytest.raises(ConfigError, match="does not train in 16 bit without DeepSpeed") as caught:
+        check_flex(load("demo", words).config)
     assert "--deepspeed zero0" in str(caught.value.fix)
 
 
