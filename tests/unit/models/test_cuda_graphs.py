@@ -69,6 +69,8 @@ def patched(kernels: tuple[str, ...], architecture: str = "qwen2") -> Any:
     patch_loss(model, rows=16, device_type="cpu")
     if "mask" in kernels:
         prepare_masks(model)
+    if "eager" in kernels:
+        model.set_attn_implementation("eager")
     if "merged" in kernels:
         merge_projections(model)
     if "tiled" in kernels:
@@ -91,11 +93,18 @@ def backward(model: Any, seed: int = 0) -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize(
     ("architecture", "kernels"),
-    [("qwen2", ()), ("qwen3", ("merged",)), ("qwen2", ("tiled",)), ("qwen2", ("mask",)), ("qwen2", ("compiled",))],
+    [
+        ("qwen2", ()),
+        ("qwen3", ("merged",)),
+        ("qwen2", ("tiled",)),
+        ("qwen2", ("mask",)),
+        ("qwen2", ("eager",)),
+        ("qwen2", ("compiled",)),
+    ],
 )
 def test_steps_are_those_of_the_layers_themselves(architecture: str, kernels: tuple[str, ...], autocast: bool) -> None:
     """Bit for bit: micro-batches that add up, weights that change, an evaluation between, masks of other documents."""
-    documents = "mask" in kernels
+    documents = bool({"mask", "eager"} & set(kernels))
     expected = steps(patched(kernels, architecture), autocast=autocast, documents=documents)
     RecordedGraph.replays = 0
     found = steps(graphed(patched(kernels, architecture)), autocast=autocast, documents=documents)
