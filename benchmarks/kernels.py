@@ -6,9 +6,8 @@ interleaved in one process; each memory peak comes from a process of its own. De
     python benchmarks/kernels.py                              # 8 x 512 tokens, h=256, 4 layers, V=151,936, float32
     python benchmarks/kernels.py --chunk-rows 256 512 1024    # how many rows per chunk
     python benchmarks/kernels.py --kernels chunked tiled recomputed --vocab 8192 --batch 1 --length 8192   # MLPs in chunks
-    python benchmarks/kernels.py --kernels chunked merged --hidden 512 --layers 12 --vocab 8192   # and merged projections
     python benchmarks/kernels.py --kernels chunked selective full_but_attention full --vocab 8192 --layers 8   # checkpointing
-    python benchmarks/kernels.py --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32 --kernels chunked triton fp8 merged
+    python benchmarks/kernels.py --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32 --kernels chunked triton fp8
 """
 
 # ruff: noqa: E402
@@ -40,13 +39,12 @@ from wikillm.kernels import dispatch
 from wikillm.models import tiled_mlp
 from wikillm.models.checkpointing import checkpoint_layers, keep_activations
 from wikillm.models.compile_elementwise import compile_elementwise, restore_elementwise
-from wikillm.models.merged_projections import merge_projections, unmerge_projections
 from wikillm.models.patch import fused_loss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHECKPOINTED = ("selective", "full_but_attention", "full")
 # What changes the layers; their loss is the chunked one.
-LAYERS = ("tiled", "recomputed", "merged", "elementwise", *CHECKPOINTED)
+LAYERS = ("tiled", "recomputed", "elementwise", *CHECKPOINTED)
 
 
 def arguments() -> argparse.Namespace:
@@ -66,7 +64,7 @@ def arguments() -> argparse.Namespace:
         choices=("chunked", "triton", "fp8", *LAYERS),
         default=["chunked"],
         help="beside stock; with the chunked loss: tiled MLPs, MLPs recomputed in chunks by torch.utils.checkpoint, "
-        "merged projections, compiled norms, rotation and SwiGLU, or a kind of train.gradient_checkpointing",
+        "compiled norms, rotation and SwiGLU, or a kind of train.gradient_checkpointing",
     )
     parser.add_argument(
         "--chunk-rows", type=int, nargs="*", default=[], help="of the loss, or of tiled MLPs, instead of dispatch's"
@@ -128,8 +126,6 @@ def layers_as(kernel: str, model: Any, rows: int) -> Iterator[None]:
     layers = model.get_decoder().layers
     if kernel == "tiled":
         tiled_mlp.tile_mlp(model, rows=rows, device_type=model.device.type)
-    elif kernel == "merged":
-        merge_projections(model)
     elif kernel == "elementwise":
         compile_elementwise(model.train())
     elif kernel in CHECKPOINTED:
@@ -143,8 +139,6 @@ def layers_as(kernel: str, model: Any, rows: int) -> Iterator[None]:
     finally:
         if kernel == "tiled":
             tiled_mlp.untile_mlp(model)
-        elif kernel == "merged":
-            unmerge_projections(model)
         elif kernel == "elementwise":
             restore_elementwise(model)
         elif kernel in CHECKPOINTED:

@@ -9,7 +9,7 @@ synchronisations, and then once more in the opposite order. Contenders whose fir
     python benchmarks/train.py --vocab 32000 --hidden 256
     python benchmarks/train.py --contenders hf hf-compiled wikillm wikillm-compiled --profile
     python benchmarks/train.py --gpu                   # 120M, 0.5B, 1.5B, 3B; says "not run" where there is no GPU
-    python benchmarks/train.py --gpu --shapes 120m-512-32 --contenders hf wikillm wikillm-graphs
+    python benchmarks/train.py --gpu --shapes 120m-512-32 --contenders hf wikillm wikillm-compiled
 
 "of GEMM" is the share of the device's measured matrix product (float32 on CPU, bf16 on a GPU) that the model's FLOPs
 (plan.flops) make up: 100 % is the wall, what is missing to it is what is left. MFU is the share of the datasheet's peak.
@@ -48,10 +48,6 @@ CONTENDERS = {
     "hf-compiled": "Hugging Face's Trainer, torch_compile",
     "wikillm-compiled": "WikiLLM, train.compile=layers",
     "wikillm-elementwise": "WikiLLM, train.compile=elementwise",
-    "wikillm-graphs": "WikiLLM, train.cuda_graphs=on",
-    "wikillm-compiled-graphs": "WikiLLM, layers compiled and recorded",
-    "wikillm-merged": "WikiLLM, train.merged_projections=on",
-    "wikillm-compiled-merged": "WikiLLM, layers compiled and merged",
     "wikillm-fp8": "WikiLLM, train.loss_kernel=fp8",
 }
 ON_CPU = ("hf", "bare", "bare-fused", "wikillm")  # the others need Triton, or a minute to compile
@@ -162,9 +158,10 @@ class Contender:
 def words_of(shape: Shape, folder: Path, name: str) -> list[str]:
     """The run as WikiLLM's command line says it; the other contenders read the same."""
     switches = {
-        "compiled": "train.compile=layers", "elementwise": "train.compile=elementwise",
-        "graphs": "train.cuda_graphs=on", "merged": "train.merged_projections=on", "fp8": "train.loss_kernel=fp8",
-    }  # fmt: skip
+        "compiled": "train.compile=layers",
+        "elementwise": "train.compile=elementwise",
+        "fp8": "train.loss_kernel=fp8",
+    }
     return [
         *(word for part, word in switches.items() if part in name.split("-") and name.startswith("wikillm")),
         f"data.path={folder / 'text.jsonl'}", f"data.store={folder / 'store'}", "data.tokenizer=train:260",

@@ -37,9 +37,8 @@ def plain(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
         ("zero1", ()),
         ("zero2", ()),
         ("zero3", ()),
-        (None, ("train.cuda_graphs=on",)),
-        ("zero1", ("train.cuda_graphs=on",)),
-        ("zero2", ("train.cuda_graphs=on", "train.compile=layers")),
+        (None, ("train.compile=layers",)),
+        ("zero2", ("train.compile=layers",)),
         ("zero3", ("train.compile=elementwise", "train.gradient_checkpointing=selective")),
     ],
 )
@@ -66,7 +65,6 @@ def test_muon_trains(recipe: str | None, words: Any, tmp_path: Path) -> None:
     [
         (None, (), 0),
         (None, ("train.z_loss=1e-4", "train.document_mask=on"), 0),
-        (None, ("train.cuda_graphs=on",), 0),
         # DeepSpeed, for each of two groups of parameters: a number copied to the device and read again where it marks infinite norms,
         # and a look for that mark before it clips.
         ("zero2", (), 6),

@@ -1,7 +1,7 @@
-"""What only a GPU can show of a step: no synchronisation, compiled and recorded layers, kernels of its own, peak memory.
+"""What only a GPU can show of a step: no synchronisation, compiled layers, kernels of its own, peak memory.
 
-None of these tests has been run on a GPU yet: without one each is a skip with that reason. Those of compiled layers, tiles, elementwise
-functions and merged projections were run with "cpu" for "cuda", by hand. The fused losses, chunked, Triton and 8-bit, over types and
+None of these tests has been run on a GPU yet: without one each is a skip with that reason. Those of compiled layers, tiles and elementwise
+functions were run with "cpu" for "cuda", by hand. The fused losses, chunked, Triton and 8-bit, over types and
 odd shapes are in `tests/unit/kernels`, on both devices.
 """
 
@@ -24,8 +24,6 @@ from wikillm.models.attention_mask import prepare_masks
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers, compiled_graphs
 from wikillm.models.compile_elementwise import compile_elementwise, restore_elementwise
-from wikillm.models.cuda_graphs import graph_layers
-from wikillm.models.merged_projections import merge_projections
 from wikillm.models.patch import patch_loss
 from wikillm.models.tiled_mlp import tile_mlp
 
@@ -60,16 +58,13 @@ def loss_and_gradients(model: Any, **more: torch.Tensor) -> tuple[float, list[to
 
 
 @pytest.mark.parametrize("kernel", ["chunked", "fp8"])
-@pytest.mark.parametrize("is_merged", [False, True])
-def test_forward_and_backward_wait_for_nothing(kernel: Any, is_merged: bool) -> None:
+def test_forward_and_backward_wait_for_nothing(kernel: Any) -> None:
     """No operation of a micro-step blocks the host, masks of documents included: torch raises at the first that does."""
     model, inputs = build(), batch()
     inputs["position_ids"] = torch.arange(LENGTH, device="cuda").remainder(100).expand(BATCH, -1).contiguous()
     prepare_masks(model)
     checkpoint_layers(model, "selective")
     patch_loss(model, kernel, rows=BATCH * LENGTH, device_type="cuda")
-    if is_merged:
-        merge_projections(model)
     loss_and_gradients(model)  # warm: lazy initialisation may wait
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -169,42 +164,14 @@ def test_the_tiled_swiglu_is_the_reference(
 
 
 @pytest.mark.parametrize("kernel", ["chunked", "fp8"])
-def test_merged_projections_and_the_8_bit_head_give_the_stock_gradients(kernel: Any) -> None:
+def test_the_chunked_and_the_8_bit_head_give_the_stock_gradients(kernel: Any) -> None:
     stock = build()
     ours = copy.deepcopy(stock)
     patch_loss(ours, kernel, rows=BATCH * LENGTH, device_type="cuda")
-    merge_projections(ours)
     expected, found = loss_and_gradients(stock), loss_and_gradients(ours)
     assert found[0] == pytest.approx(expected[0], rel=5e-3)
     for mine, theirs in zip(found[1], expected[1], strict=True):
         assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < (3e-2 if kernel == "chunked" else 0.15)
-
-
-@pytest.mark.parametrize("is_compiled", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_recorded_layers_give_the_same_gradients_batch_after_batch(dtype: torch.dtype, is_compiled: bool) -> None:
-    """What the recorder of the CPU tests cannot show: CUDA's own graphs, and the memory that they share."""
-    stock = build(dtype)
-    ours = copy.deepcopy(stock)
-    torch._dynamo.reset()
-    for model in (stock, ours):
-        patch_loss(model, rows=BATCH * LENGTH, device_type="cuda")
-        if is_compiled:
-            compile_layers(model, {(BATCH, LENGTH)})
-    graph_layers(ours, (BATCH, LENGTH))
-    for step in range(3):
-        for model in (stock, ours):
-            model.zero_grad()
-            for seed in (2 * step, 2 * step + 1):
-                with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.float32):
-                    loss = model(**batch(seed)).loss
-                loss.backward()
-            with torch.no_grad():
-                for parameter in model.parameters():
-                    parameter -= 0.1 * parameter.grad
-        for mine, theirs in zip(ours.parameters(), stock.parameters(), strict=True):
-            off = (mine.grad.float() - theirs.grad.float()).norm() / theirs.grad.float().norm().clamp_min(1e-12)
-            assert float(off) < 5e-2, step
 
 
 def held_bytes(model: Any) -> int:

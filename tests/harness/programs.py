@@ -278,17 +278,6 @@ def train_on_read_only_store(words: list[str], options: dict[str, Any], store: s
     raise AssertionError(f"{store} can be written")
 
 
-def train_with_recorded_graphs(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """`train` on a CPU with train.cuda_graphs=on, whose graphs are those of `recorded_graph`; `replays` says how many ran."""
-    from harness.recorded_graph import RecordedGraph
-    from wikillm.models import cuda_graphs
-    from wikillm.train import engine
-
-    cuda_graphs._cuda_graphs = lambda: RecordedGraph
-    engine.check_graphs = lambda cfg, has_gpu: None  # type: ignore[assignment]
-    return train(words, **options) | {"replays": RecordedGraph.replays}
-
-
 def train_counting_reads(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
     """`train` that counts, by optimizer step, how often Python reads a value out of a tensor: on a GPU it would wait.
 

@@ -24,7 +24,6 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     _check_schedule(config.train, origins, problems)
     _check_document_mask(config, origins, problems)
     _check_sequence_parallel(config, origins, problems)
-    _check_cuda_graphs(config, origins, problems)
     check_mixture(config.data, origins, problems)
     _check_muon(config.train, origins, problems)
     check_batch_ramp(config.train, origins, problems)
@@ -94,26 +93,6 @@ def _check_document_mask(config: RunConfig, origins: Mapping[str, Origin], probl
         what = "Flash attention with a document mask gets another number of lengths in every batch: each would compile anew."
         got = where_of(origins, "train.document_mask", "model.attn_implementation", "train.compile")
         problems.add(what, got=got, fix="train.compile=off, or model.attn_implementation=sdpa")
-
-
-def _check_cuda_graphs(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) -> None:
-    """A recorded layer is the same kernels on the same memory every time: what does otherwise is refused."""
-    train, key = config.train, "train.cuda_graphs"
-    if train.cuda_graphs == "off":
-        return
-    if train.gradient_checkpointing != "none":
-        what = "Recorded layers keep their activations; gradient checkpointing would compute them again."
-        got = where_of(origins, key, "train.gradient_checkpointing")
-        problems.add(what, got=got, fix="train.gradient_checkpointing=none, or train.cuda_graphs=off")
-    if train.sequence_parallel_size > 1:
-        what = "Ranks that share a sequence exchange inside the layers, which recorded layers cannot."
-        got = where_of(origins, key, "train.sequence_parallel_size")
-        problems.add(what, got=got, fix="train.cuda_graphs=off, or train.sequence_parallel_size=1")
-    kernel = config.model.attn_implementation
-    if kernel == "flex_attention" or (kernel == "flash_attention_2" and train.document_mask == "on"):
-        what = f"{kernel} gets another {'block mask' if 'flex' in kernel else 'number of lengths'} with every batch, which cannot be recorded."
-        got = where_of(origins, key, "train.document_mask", "model.attn_implementation")
-        problems.add(what, got=got, fix="model.attn_implementation=sdpa, or train.cuda_graphs=off")
 
 
 def ranks_that_can_share(model: ModelSection) -> list[int]:

@@ -15,6 +15,9 @@ from pydantic import BaseModel
 
 from wikillm.config.schema import ALSO_A_SWITCH, RunConfig
 
+REMOVED = {"train.cuda_graphs": "off", "train.merged_projections": "off"}
+"""Keys of earlier versions, with the value that changes nothing: run directories have it in their configuration."""
+
 
 @dataclass(frozen=True, slots=True)
 class Key:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from wikillm.config.checks import GROUPS, check, check_init_from
 from wikillm.config.flags import advise, parse_arguments
 from wikillm.config.init_from import shape_settings
-from wikillm.config.keys import all_keys, nested, section_names
+from wikillm.config.keys import REMOVED, all_keys, nested, section_names
 from wikillm.config.origin import DEFAULT, LAYERS, Layer, Origin, Setting, merge
 from wikillm.config.presets import Axis, load_preset, preset_names
 from wikillm.config.resolved import Resolved, to_yaml
@@ -150,7 +150,10 @@ def _settings(entries: Mapping[str, Entry], name: str, layer: Layer, problems: P
                 problems.add(f"{key} is a section, not a value.", got=f"{entry.value!r} ({where})")
         elif key in all_keys():
             settings.append(Setting(key, entry.value, Origin(layer, where)))
-        else:
+        elif REMOVED.get(key) not in (None, entry.value):
+            fix = "leave it out: it was removed, since no measurement showed a gain"
+            problems.add(f"There is no key {key} any more.", got=where, fix=fix)
+        elif key not in REMOVED:
             unknown_sections += [key] if entry.is_mapping else []
             near = did_you_mean(key, section_names()) if entry.is_mapping else None
             fix = f"did you mean {near}?" if near else advise(key)

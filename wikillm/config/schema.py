@@ -247,12 +247,8 @@ class TrainSection(Section):
     """Loss: chunked, triton (GPU only) and fp8 (8-bit products) keep no logits, stock is Hugging Face's; auto takes chunked."""
     mlp_kernel: Literal["stock", "tiled"] = "stock"
     """tiled: MLPs over chunks of tokens, computed again in the backward pass; memory for long sequences, more compute."""
-    merged_projections: Literal["on", "off"] = "off"
-    """on: q, k and v as one matrix product, gate and up as another; the parameters stay apart. Not faster on a CPU."""
     compile: Literal["off", "layers", "elementwise"] = "off"
     """torch.compile, in a minute at the first step. layers: one graph per layer, not with ZeRO-3; elementwise: norms, rotation, SwiGLU."""
-    cuda_graphs: Literal["on", "off"] = "off"
-    """on: the layers' GPU kernels are recorded once and replayed, for small micro-batches. Not with ZeRO-3. Not run on a GPU yet."""
     z_loss: float = Field(default=0.0, ge=0)
     """Coefficient of logsumexp^2, added to the training loss and logged apart from it; PaLM's is 1e-4. 0: none."""
     gradient_checkpointing: Annotated[Checkpointing, ALSO_A_SWITCH] = "none"

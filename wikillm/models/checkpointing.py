@@ -7,7 +7,7 @@ What a layer keeps from the forward to the backward, per token (h hidden, H head
     selective            and the matrix products that are needed    + (H + 2 K) d + h + 2 f
 
 Selective recomputes norms, rotations and SiLU alone, no product: the products' inputs follow from their predecessors'
-outputs. The last product's output is not kept, since no gradient needs it. Merged projections count as products; a tiled
+outputs. The last product's output is not kept, since no gradient needs it. A tiled
 MLP keeps nothing and recomputes itself. The recomputation runs the layer's modules again, so ZeRO-3 gathers once more.
 
 The checkpoint is inside the layer's `forward`, not around its call as in some versions of transformers: a compiled layer
@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from wikillm.config.schema import Checkpointing
 from wikillm.core.errors import WikiLLMError
 
-_PRODUCTS = {"aten::mm": 1, "aten::addmm": 2, "wikillm::merged_linear": None}
+_PRODUCTS = {"aten::mm": 1, "aten::addmm": 2}
 """Operators that are matrix products, by name: the position of the weight's transpose among their arguments."""
 _SAID = {
     "selective": "keep attention and matrix products, recompute the rest",
@@ -131,8 +131,7 @@ def _policy(kind: Checkpointing, last_inputs: int | None, _: Any, op: Any, *args
         return True
     if kind == "full_but_attention" or name not in _PRODUCTS:
         return False
-    place = _PRODUCTS[name]
-    return place is None or args[place].shape[0] != last_inputs
+    return bool(args[_PRODUCTS[name]].shape[0] != last_inputs)
 
 
 def _is_attention(name: str) -> bool:

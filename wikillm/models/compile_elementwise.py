@@ -6,7 +6,7 @@ Modules, weights and hooks stay outside of the graphs, so that ZeRO-3 gathers as
 go with; and there is less in them than in a compiled layer, which also joins norms and residuals.
 
 Only where gradients are computed: evaluation and generation, whose shapes differ, run the model's own code. A graph break
-is an error (`fullgraph`). A tiled MLP and merged projections keep their own SwiGLU.
+is an error (`fullgraph`). A tiled MLP keeps its own SwiGLU.
 """
 
 from __future__ import annotations

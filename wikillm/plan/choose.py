@@ -118,7 +118,6 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
         recipes = ["zero1", "zero2", "zero0", "zero3", "zero2_offload", "zero3_offload"]
         recipes += ["zero3_plus"] if machine.nodes > 1 else []
     kinds = (train.gradient_checkpointing,) if "train.gradient_checkpointing" in pins else CHECKPOINTING
-    kinds = ("none",) if job.graphs else kinds
     for recipe in recipes:
         for checkpointing in kinds:
             setup = setup_from_recipe(
@@ -138,8 +137,6 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
                 muon=train.optimizer == "muon",
                 ema=train.ema_decay > 0,
                 tiled_mlp=job.tiled_mlp,
-                merged=job.merged,
-                graphs=job.graphs,
                 masked=job.masked,
                 sequence_parallel=job.sequence_parallel,
             )
@@ -148,12 +145,12 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
 
 
 def _goes_with_recipe(setup: Setup, job: Job, train: TrainSection) -> bool:
-    """Muon excludes offload and quantized traffic, a batch ramp offload; the average of the weights, compiled layers and
-    CUDA graphs exclude ZeRO-3. As in a run."""
+    """Muon excludes offload and quantized traffic, a batch ramp offload; the average of the weights and compiled layers
+    exclude ZeRO-3. As in a run."""
     offloads = setup.offload_optimizer or setup.offload_param
     if job.ramp.stages and setup.offload_optimizer:
         return False
-    wants_whole_weights = setup.ema or setup.graphs or train.compile == "layers"
+    wants_whole_weights = setup.ema or train.compile == "layers"
     return not (setup.muon and (offloads or setup.quantized)) and not (wants_whole_weights and setup.stage == 3)
 
 
@@ -215,10 +212,7 @@ def _largest_parts(memory: Memory) -> str:
 
 
 def _leaner(job: Job, machine: Machine) -> Iterator[Job]:
-    """The same sequences with less memory per rank: no CUDA graphs, which keep all activations; MLPs in chunks; then also
-    shared by more and more ranks of a node."""
-    if job.graphs:
-        yield (job := replace(job, graphs=False))
+    """The same sequences with less memory per rank: MLPs in chunks; then also shared by more and more ranks of a node."""
     yield replace(job, tiled_mlp=True)
     for size in ranks_that_can_share(job.shape.model):
         divides = machine.gpus_per_node % size == 0 and job.shape.sequence_length % size == 0
@@ -236,7 +230,6 @@ def _what_would_fit(resolved: Resolved, job: Job, machine: Machine, mfu: float |
             [
                 f"--deepspeed {setup.recipe} train.per_device_train_batch_size={setup.micro}",
                 f"train.gradient_checkpointing={setup.checkpointing}",
-                *(["train.cuda_graphs=off"] if job.graphs and not setup.graphs else []),
                 *(["train.mlp_kernel=tiled"] if setup.tiled_mlp else []),
                 *([f"train.sequence_parallel_size={size}"] if (size := setup.sequence_parallel) > 1 else []),
             ]

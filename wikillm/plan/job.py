@@ -45,8 +45,6 @@ class Job:
     loss: Loss
     tiled_mlp: bool
     sequence_parallel: int
-    merged: bool
-    graphs: bool
     masked: bool
     notes: tuple[str, ...]
 
@@ -81,8 +79,6 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
         loss=loss_of(train.loss_kernel),
         tiled_mlp=train.mlp_kernel == "tiled",
         sequence_parallel=train.sequence_parallel_size,
-        merged=train.merged_projections == "on",
-        graphs=train.cuda_graphs == "on",
         masked=is_masked(resolved.config),
         notes=tuple(note for note in (vocab_note, tokens_note, warmup_note, ramp_note) if note is not None),
     )

@@ -9,8 +9,7 @@ bf16 optimizer and its stages 1-3 keep 32-bit gradients or copies of them beside
     2        2 Psi     6 Psi / N   12 Psi / N    upper end: 16-bit share and its 32-bit copy at the step
     3        2 Psi/N   4 Psi / N   12 Psi / N    and the gathered layers, counted under buckets
 
-Muon's matrices lack one moment (4 Psi) at stages 0 and 3; train.ema_decay adds 4 Psi / N. CUDA graphs write the gradients of
-the layers' matrices into memory of their own, 2 Psi of these.
+Muon's matrices lack one moment (4 Psi) at stages 0 and 3; train.ema_decay adds 4 Psi / N.
 In fp32 weights and gradients have 4 bytes, the moments 8, and the stages 1-3 keep a copy (4) of their share.
 DeepSpeed's own estimator leaves activations, logits, buckets and context out.
 """
@@ -35,11 +34,9 @@ STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
 def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
     """The peak of one rank, in bytes. On a CPU by formulas that were fitted to measurements (`memory_cpu`)."""
     weights, gradients, optimizer = _states(shape.parameters, setup)
-    gradients += setup.bytes_per_weight * shape.hidden_matrices if setup.graphs else 0
     optimizer += _muon_saves(shape, setup) + (4 * -(-shape.parameters // setup.ranks) if setup.ema else 0)
     activations = setup.tokens(shape) * activation_bytes_per_token(shape, setup)
     activations += tile_bytes(shape, setup) if setup.tiled_mlp else 0
-    activations += merged_bytes(shape, setup) if setup.merged else 0
     activations += setup.micro * shape.sequence_length**2 * setup.bytes_per_weight if setup.masked else 0
     if setup.device == "cpu":
         return memory_on_cpu(shape, setup, activations)
@@ -97,7 +94,7 @@ def activation_bytes_per_token(shape: Shape, setup: Setup) -> int:
     its fp32 input (4h), the normalised (2h) and the scaled vector (2h); q and k twice before and once after rotation,
     v, the attention's output, one fp32 statistic per head; four vectors of the SwiGLU. In all
     16h + 8 H d + 8 K d + 4 H + 8 f. With checkpointing one layer in full, and per layer what `kept_by_checkpointing` says.
-    The tiled MLP keeps none of the 8 f: its input is the scaled vector. Of a merged gate and up one vector less is kept, 6 f. Where R
+    The tiled MLP keeps none of the 8 f: its input is the scaled vector. Where R
     ranks share sequences, attention's output exists once more (2 H d), and of fewer key heads than ranks the copies
     (4 (R / K - 1) K d); the exchanged q, k, v replace the rotated. With a mask SDPA wants a key and a value per query head
     (4 (H - K) d); the mask itself, T x T numbers of a sequence, is one for all layers.
@@ -106,7 +103,7 @@ def activation_bytes_per_token(shape: Shape, setup: Setup) -> int:
     h, d, f = model.hidden_size, head_width(model), model.intermediate_size
     heads, kv_heads, layers = model.num_attention_heads, model.num_key_value_heads, model.num_hidden_layers
     scale = setup.bytes_per_weight // 2
-    wide = 0 if setup.tiled_mlp else 6 * f if setup.merged else 8 * f
+    wide = 0 if setup.tiled_mlp else 8 * f
     layer = scale * (16 * h + 8 * heads * d + 8 * kv_heads * d + wide) + 4 * heads
     if setup.masked and setup.device == "cuda":  # a CPU's attention wants them in any case (memory_cpu)
         layer += scale * 4 * (heads - kv_heads) * d
@@ -140,15 +137,6 @@ def tile_bytes(shape: Shape, setup: Setup) -> int:
     h, f, width = shape.model.hidden_size, shape.model.intermediate_size, setup.bytes_per_weight
     rows = tile_rows(setup.tokens(shape), f, setup.device)
     return 4 * rows * f * width + (12 if setup.precision == "fp32" else 16) * h * f
-
-
-def merged_bytes(shape: Shape, setup: Setup) -> int:
-    """The largest copy of weights side by side (`kernels.merged_linear`), of one product at a time."""
-    model = shape.model
-    rows = (model.num_attention_heads + 2 * model.num_key_value_heads) * head_width(model)
-    if not setup.tiled_mlp:
-        rows = max(rows, 2 * model.intermediate_size)
-    return setup.bytes_per_weight * rows * model.hidden_size
 
 
 def tile_rows(rows: int, intermediate: int, device: Device) -> int:

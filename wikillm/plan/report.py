@@ -71,8 +71,6 @@ def to_json(
         "loss_kernel": job.loss,
         "mlp_kernel": "tiled" if job.tiled_mlp else "stock",
         "sequence_parallel_size": job.sequence_parallel,
-        "merged_projections": "on" if job.merged else "off",
-        "cuda_graphs": "on" if job.graphs else "off",
         "gpu": machine.gpu.name,
         "nodes": machine.nodes,
         "gpus_per_node": machine.gpus_per_node,
@@ -135,9 +133,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         *(f"note       {note}" for note in plan["notes"]),
         "",
         f"choice     {best['recipe']}{_checkpointing_words(best['gradient_checkpointing'])}, "
-        f"{best['precision']}{', tiled MLP' if plan['mlp_kernel'] == 'tiled' else ''}"
-        f"{', merged projections' if plan['merged_projections'] == 'on' else ''}"
-        f"{', CUDA graphs' if plan['cuda_graphs'] == 'on' else ''}",
+        f"{best['precision']}{', tiled MLP' if plan['mlp_kernel'] == 'tiled' else ''}",
         *_memory_lines(memory, plan["gpu_memory_bytes"]),
         f"traffic    per GPU and step: {format_size(traffic['inside_node'])} inside the node, "
         f"{format_size(traffic['between_nodes'])} between nodes, {format_size(traffic['host'])} to the host"

@@ -61,8 +61,6 @@ class Setup:
     tiled_mlp: bool = False  # intermediate activations in chunks, computed again in the backward pass
     sequence_parallel: int = 1
     masked: bool = False  # document masks by SDPA: T x T, and keys and values repeated for every query head
-    merged: bool = False  # q, k, v as one product, and gate, up where they are not tiled
-    graphs: bool = False  # layers recorded as CUDA graphs, whose gradients have memory of their own
 
     @property
     def bytes_per_weight(self) -> int:

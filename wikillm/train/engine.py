@@ -47,7 +47,6 @@ def check_engine(cfg: RunConfig) -> None:
     """
     check_attention(cfg.model.attn_implementation, has_gpu=torch.cuda.is_available())
     check_flex(cfg)
-    check_graphs(cfg, has_gpu=torch.cuda.is_available())
     if cfg.deepspeed.config is not None:
         check_deepspeed(read_deepspeed(cfg.deepspeed.config))
 
@@ -125,14 +124,6 @@ def check_flex(cfg: RunConfig) -> None:
         )
 
 
-def check_graphs(cfg: RunConfig, *, has_gpu: bool) -> None:
-    """Raises ConfigError where there is nothing that could record."""
-    if cfg.train.cuda_graphs == "on" and not has_gpu:
-        raise ConfigError(
-            "CUDA graphs need a GPU.", got="train.cuda_graphs=on, and torch sees no GPU", fix="train.cuda_graphs=off"
-        )
-
-
 def check_compiler(asked: str) -> None:
     """torch.compile makes C++ on CPU, and Triton wants a C compiler for its launchers on GPUs."""
     wanted = [os.environ.get("CXX"), "c++", "g++", "clang++"] if not torch.cuda.is_available() else []
@@ -177,12 +168,6 @@ def _check_whole_weights(cfg: RunConfig) -> None:
             "train.compile=layers does not go with ZeRO-3: weights are gathered inside the layers.",
             got=f"train.compile=layers, {recipe}",
             fix=f"train.compile=elementwise, or {zero2}",
-        )
-    if cfg.train.cuda_graphs == "on":
-        raise ConfigError(
-            "CUDA graphs do not go with ZeRO-3: weights are gathered inside the layers, each time elsewhere.",
-            got=f"train.cuda_graphs=on, {recipe}",
-            fix=f"train.cuda_graphs=off, or {zero2}",
         )
     if cfg.train.ema_decay:
         raise ConfigError(

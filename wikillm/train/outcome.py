@@ -61,8 +61,6 @@ def record_outcome(
             "vocab_size": plan.vocab_size,
             "mlp_kernel": resolved.config.train.mlp_kernel,
             "sequence_parallel_size": plan.sequence_parallel_size,
-            "merged_projections": resolved.config.train.merged_projections,
-            "cuda_graphs": resolved.config.train.cuda_graphs,
             "gradient_checkpointing": resolved.config.train.gradient_checkpointing,
         },
         "predicted": {
@@ -97,9 +95,7 @@ def _setup(resolved: Resolved, plan: Plan, engine: Engine, world: World, *, on_g
     }
     more: dict[str, Any] = {
         "tiled_mlp": cfg.train.mlp_kernel == "tiled",
-        "merged": cfg.train.merged_projections == "on",
         "masked": is_masked(cfg),
-        "graphs": cfg.train.cuda_graphs == "on",
         "muon": cfg.train.optimizer == "muon",
         "ema": cfg.train.ema_decay > 0,
         "sequence_parallel": plan.sequence_parallel_size,

@@ -10,8 +10,6 @@ from wikillm.models.attention_mask import CAUSAL_KERNELS, prepare_masks
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers
 from wikillm.models.compile_elementwise import compile_elementwise
-from wikillm.models.cuda_graphs import graph_layers
-from wikillm.models.merged_projections import PROJECTIONS, merge_projections
 from wikillm.models.patch import LOSS, patch_loss
 from wikillm.models.sequence_parallel import split_sequences
 from wikillm.models.tiled_mlp import MLP, tile_mlp
@@ -38,8 +36,6 @@ def patch_model(
         say(f"attention  within documents, by {cfg.model.attn_implementation}")
     if shared > 1:
         say(f"attention  {split_sequences(model, shared)}")
-    if train.merged_projections == "on":
-        say(f"kernels    {PROJECTIONS}: {merge_projections(model)}")
     if train.gradient_checkpointing != "none":
         say(f"recompute  {checkpoint_layers(model, train.gradient_checkpointing)}")
     if train.compile == "layers":
@@ -47,6 +43,4 @@ def patch_model(
         say(f"compile    {compile_layers(model, batches)} layers, at the first step (about a minute)")
     if train.compile == "elementwise":  # late: it leaves an MLP alone that has its own SwiGLU
         say(f"compile    {compile_elementwise(model)}, at the first step (half a minute)")
-    if train.cuda_graphs == "on":  # last: it records what all others have made of a layer
-        say(f"graphs     {graph_layers(model, (plan.micro_batch, plan.sequence_length))}")
     return z_loss

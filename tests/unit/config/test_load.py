@@ -143,13 +143,6 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         (["train.sequence_parallel_size=16"], "one of: 1, 2, 4, 8"),
         (["train.sequence_parallel_size=4", "train.sequence_length=510"], "train.sequence_length=512"),
         (["train.sequence_parallel_size=2", "model.attn_implementation=eager"], "sdpa and flash_attention_2"),
-        (["train.cuda_graphs=on", "train.gradient_checkpointing=selective"], "would compute them again"),
-        (["train.cuda_graphs=on", "train.sequence_parallel_size=2"], "exchange inside the layers"),
-        (
-            ["train.cuda_graphs=on", "train.document_mask=on", "model.attn_implementation=flash_attention_2"],
-            "another number of lengths with every batch",
-        ),
-        (["train.cuda_graphs=on", "model.attn_implementation=flex_attention"], "another block mask with every batch"),
         (["data.val_fraction=1.0"], "share between 0 and 1"),
         (["data.val_fraction=0.0"], "share between 0 and 1"),
         (["train.warmup_steps=3.5"], "neither a share nor whole steps"),
@@ -239,3 +232,15 @@ def test_checkpointing_is_a_choice_that_may_be_written_as_a_switch(written: str,
 def test_an_unknown_kind_of_checkpointing_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="'none', 'selective', 'full_but_attention' or 'full'"):
         load("demo", ["train.gradient_checkpointing=some"])
+
+
+def test_a_removed_key_that_was_off_is_read_and_one_that_was_on_is_refused(tmp_path: Path) -> None:
+    """The configuration of a run of an earlier version names every key."""
+    file = tmp_path / "config.resolved.yaml"
+    own = to_yaml(load("demo", ["data.path=a.jsonl"]))
+    file.write_text(own.replace("\ntrain:\n", "\ntrain:\n  cuda_graphs: 'off'\n"))
+    assert "cuda_graphs" in file.read_text()
+    assert load(str(file), []).config == load("demo", ["data.path=a.jsonl"]).config
+    file.write_text("train:\n  cuda_graphs: 'on'\n")
+    with pytest.raises(ConfigError, match="no key train.cuda_graphs any more"):
+        load(str(file), ["data.path=a.jsonl"])

@@ -18,7 +18,6 @@ from wikillm.config.schema import Checkpointing, ModelSection
 from wikillm.core.errors import WikiLLMError
 from wikillm.models.checkpointing import checkpoint_layers, keep_activations
 from wikillm.models.compile import compile_layers, compiled_graphs
-from wikillm.models.merged_projections import merge_projections
 from wikillm.models.tiled_mlp import tile_mlp
 from wikillm.plan.memory import kept_by_checkpointing
 from wikillm.plan.setup import Setup, Shape
@@ -57,8 +56,6 @@ def assert_equal_outcomes(found: Any, wanted: Any, **bounds: float) -> None:
 def prepare(model: Any, kernels: tuple[str, ...]) -> None:
     if "tiled" in kernels:
         tile_mlp(model, rows=TOKENS, device_type="cpu")
-    if "merged" in kernels:
-        merge_projections(model)
 
 
 class Calls(TorchDispatchMode):
@@ -78,7 +75,6 @@ def count_calls(model: Any) -> tuple[int, int]:
     with Calls() as calls:
         model.get_decoder()(IDS).last_hidden_state.sum().backward()
     products = sum(calls.found[f"aten::{name}"] for name in ("mm", "addmm"))
-    products += calls.found["wikillm::merged_linear"]
     return products, sum(n for name, n in calls.found.items() if "dot_product" in name and "backward" not in name)
 
 
@@ -91,7 +87,7 @@ def _forget_graphs() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("kernels", [(), ("tiled",), ("merged",), ("tiled", "merged")])
+@pytest.mark.parametrize("kernels", [(), ("tiled",)])
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
 def test_the_same_losses_and_gradients(architecture: str, kernels: tuple[str, ...], kind: Checkpointing) -> None:
     model = build(architecture).double()
@@ -120,17 +116,15 @@ def test_dropout_draws_the_same_twice(kind: Checkpointing) -> None:
     assert_equal_outcomes(outcome(model), wanted, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("kernels", [(), ("merged",)])
-def test_what_is_computed_twice(kernels: tuple[str, ...]) -> None:
+def test_what_is_computed_twice() -> None:
     counted = {}
     for kind in ("none", *KINDS):
         model = build()
-        prepare(model, kernels)
         if kind != "none":
             checkpoint_layers(model, kind)
         counted[kind] = count_calls(model)
     products, attention = counted["none"]
-    forward = 3 if kernels else 6  # of a layer, without the last one: nothing that comes after it is needed
+    forward = 6  # of a layer, without the last one: nothing that comes after it is needed
     assert attention == 3
     assert counted["selective"] == (products, attention)
     assert counted["full_but_attention"] == (products + 3 * forward, attention)
@@ -138,7 +132,7 @@ def test_what_is_computed_twice(kernels: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("kernels", [(), ("tiled",), ("merged",)])
+@pytest.mark.parametrize("kernels", [(), ("tiled",)])
 def test_a_layer_keeps_what_the_planner_counts(kernels: tuple[str, ...], kind: Checkpointing) -> None:
     held = []
     for layers in (2, 4):
@@ -152,7 +146,7 @@ def test_a_layer_keeps_what_the_planner_counts(kernels: tuple[str, ...], kind: C
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("kernels", [(), ("tiled", "merged")])
+@pytest.mark.parametrize("kernels", [(), ("tiled",)])
 def test_a_compiled_layer_contains_its_checkpoint(kernels: tuple[str, ...], kind: Checkpointing) -> None:
     stock = build()
     ours = copy.deepcopy(stock)

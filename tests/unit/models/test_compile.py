@@ -12,7 +12,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCau
 
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers, compiled_graphs, restore_layers
-from wikillm.models.merged_projections import merge_projections
 from wikillm.models.patch import patch_loss
 from wikillm.models.tiled_mlp import tile_mlp
 
@@ -52,7 +51,7 @@ def gradients(model: Any, tokens: torch.Tensor) -> tuple[float, list[torch.Tenso
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
     ("architecture", "kernels"),
-    [("qwen2", ()), ("qwen3", ()), ("qwen2", ("tiled",)), ("qwen2", ("merged",)), ("qwen3", ("tiled", "merged"))],
+    [("qwen2", ()), ("qwen3", ()), ("qwen2", ("tiled",)), ("qwen3", ("tiled",))],
 )
 def test_one_graph_for_all_layers_and_the_same_numbers(
     architecture: str, kernels: tuple[str, ...], checkpointing: bool
@@ -62,8 +61,6 @@ def test_one_graph_for_all_layers_and_the_same_numbers(
     patch_loss(ours, rows=16, device_type="cpu")
     if "tiled" in kernels:
         tile_mlp(ours, rows=16, device_type="cpu")
-    if "merged" in kernels:
-        merge_projections(ours)
     if checkpointing:
         checkpoint_layers(ours, "full")
         ours.train(), stock.train()
@@ -77,32 +74,15 @@ def test_one_graph_for_all_layers_and_the_same_numbers(
     assert compiled_graphs() == 1, "a second step compiles nothing"
 
 
-@pytest.mark.parametrize("is_merged", [False, True])
-def test_generated_code_gives_the_same_numbers(is_merged: bool) -> None:
+def test_generated_code_gives_the_same_numbers() -> None:
     """Inductor itself, forward and backward: the code that runs in training."""
     stock = build("qwen2")
     ours = copy.deepcopy(stock)
-    if is_merged:
-        merge_projections(ours)
     compile_layers(ours, {(2, 8)})
     expected, found = gradients(stock, ids()), gradients(ours, ids())
     assert found[0] == pytest.approx(expected[0], abs=1e-5)
     for mine, theirs in zip(found[1], expected[1], strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
-
-
-def test_compiled_layers_keep_no_copy_of_merged_weights() -> None:
-    model = build("qwen2")
-    merge_projections(model)
-    compile_layers(model, {(2, 8)})
-    gradients(model, ids())
-    kept: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        model(input_ids=ids(), use_cache=False)
-    own = {parameter.data_ptr() for parameter in model.parameters()}
-    shapes = {tuple(tensor.shape) for tensor in kept if tensor.data_ptr() not in own}
-    assert (16, 64) in shapes, "the merged gate and up of 16 tokens is among what is kept"
-    assert not shapes & {(32, 16), (64, 16)}, "weights of q k v (32, 16) and of gate up (64, 16)"
 
 
 def test_other_lengths_and_generation_compile_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,6 @@ from wikillm.core.errors import WikiLLMError
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compiled_graphs
 from wikillm.models.compile_elementwise import compile_elementwise, restore_elementwise
-from wikillm.models.merged_projections import merge_projections
 from wikillm.models.tiled_mlp import tile_mlp
 
 SHAPE: dict[str, Any] = {
@@ -63,7 +62,7 @@ def outcome(model: Any, precision: str = "float32") -> tuple[float, list[torch.T
 
 @pytest.mark.parametrize(
     ("kernels", "backend"),
-    [((), "inductor"), (("tiled",), "aot_eager"), (("merged",), "aot_eager"), (("selective",), "aot_eager")],
+    [((), "inductor"), (("tiled",), "aot_eager"), (("selective",), "aot_eager")],
 )
 @pytest.mark.parametrize("architecture", list(MODELS))
 def test_the_same_losses_and_gradients(architecture: str, kernels: tuple[str, ...], backend: str) -> None:
@@ -72,12 +71,10 @@ def test_the_same_losses_and_gradients(architecture: str, kernels: tuple[str, ..
     ours = copy.deepcopy(stock)
     if "tiled" in kernels:
         tile_mlp(ours, rows=48, device_type="cpu")
-    if "merged" in kernels:
-        merge_projections(ours)
     if "selective" in kernels:
         checkpoint_layers(ours, "selective")
     said = compile_elementwise(ours, backend=backend)
-    assert ("SwiGLU" in said) is not bool({"tiled", "merged"} & set(kernels))
+    assert ("SwiGLU" in said) is not ("tiled" in kernels)
     found = outcome(ours)
     assert found[0] == pytest.approx(wanted[0], rel=1e-6)
     for mine, theirs in zip(found[1], wanted[1], strict=True):

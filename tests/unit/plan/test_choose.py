@@ -90,15 +90,6 @@ def test_a_setting_that_does_not_fit_is_answered_with_one_that_does() -> None:
     assert again.fits
 
 
-def test_cuda_graphs_that_leave_no_room_are_answered_without_them() -> None:
-    with pytest.raises(ConfigError) as refused:
-        chosen("pretrain-3b", "train.cuda_graphs=on", on=machine("rtx4090"))
-    recipe, *words = (refused.value.fix or "").removeprefix("--deepspeed ").split()
-    assert "train.cuda_graphs=off" in words
-    (again,) = chosen("pretrain-3b", f"deepspeed.config={recipe}", *words, on=machine("rtx4090"))
-    assert again.fits
-
-
 def test_what_is_proposed_fits_when_it_is_tried() -> None:
     best = chosen("pretrain-7b", on=machine("a100"))[0]
     words = arguments(best)

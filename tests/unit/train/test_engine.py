@@ -23,12 +23,9 @@ def test_attention_without_a_backward_pass_on_a_cpu_is_refused_there(kernel: str
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains with it")
 def test_a_run_is_refused_before_its_data_is_looked_at() -> None:
-    for word, what in (
-        ("model.attn_implementation=flex_attention", "does not train on a CPU"),
-        ("train.cuda_graphs=on", "CUDA graphs need a GPU"),
-    ):
-        with pytest.raises(ConfigError, match=what):
-            check_engine(load("demo", ["data.path=nowhere.jsonl", word]).config)
+    words = ["data.path=nowhere.jsonl", "model.attn_implementation=flex_attention"]
+    with pytest.raises(ConfigError, match="does not train on a CPU"):
+        check_engine(load("demo", words).config)
 
 
 def test_flex_attention_under_autocast_is_refused() -> None:
@@ -40,11 +37,11 @@ def test_flex_attention_under_autocast_is_refused() -> None:
     assert "--deepspeed zero0" in str(caught.value.fix)
 
 
-@pytest.mark.parametrize("word", ["train.compile=layers", "train.cuda_graphs=on"])
-def test_what_needs_whole_weights_is_refused_with_zero3(word: str) -> None:
+def test_compiled_layers_are_refused_with_zero3() -> None:
+    word = "train.compile=layers"
     run = load("demo", ["data.path=corpus.jsonl", word], "zero3")
     plan = make_plan(run, world_size=1, tokenizer_length=4096, train_tokens=10**6)
-    with pytest.raises(ConfigError, match="do(es)? not go with ZeRO-3") as caught:
+    with pytest.raises(ConfigError, match="does not go with ZeRO-3") as caught:
         resolve_engine(run.config, plan, World.from_env({}))
     assert word in str(caught.value.got) and "--deepspeed zero2" in str(caught.value.fix)
 
