@@ -1,39 +1,63 @@
-"""Which checkpoint to go on from: the newest one that verifies, never what a `latest` file claims."""
+"""Which checkpoint to go on from: the last one written that verifies, or its nearest ancestor that does.
+
+Never what a `latest` file claims, and not the highest step either: see `lineage`.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from wikillm.checkpoints.layout import list_checkpoints, step_of
+from wikillm.checkpoints.layout import step_of
+from wikillm.checkpoints.lineage import Lineage, arrange
 from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError
 from wikillm.core.log import warn
 
 
 def latest_complete(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` whose every file is as its manifest says; None when there never was one.
+    """The last checkpoint written into `folder` whose every file is as its manifest says; None when there never was one.
 
-    Damaged ones are passed over, each with a warning that names why; nothing is deleted.
+    Damaged ones are passed over along the lineage, each with a warning that names why. Checkpoints of a branch that the
+    run has abandoned are named, and never taken. Nothing is deleted.
 
     Raises:
-        CheckpointError: there are checkpoints, and none of them is good.
+        CheckpointError: there are checkpoints, and none of the current branch is good.
     """
+    lineage = arrange(folder)
     damaged: list[CheckpointError] = []
-    for checkpoint in list_checkpoints(folder):
+    for checkpoint in lineage.branch:
         try:
             verify(checkpoint)
         except CheckpointError as error:
             damaged.append(error)
             warn(f"passing over {checkpoint.name}: {error}")
             continue
+        for abandoned in lineage.abandoned:
+            warn(f"passing over {abandoned.name}: it is abandoned; the run went back and wrote {checkpoint.name} later")
         return checkpoint
     if damaged:
-        raise CheckpointError(
-            f"None of the {len(damaged)} checkpoints in {folder} is usable.",
-            got="\n".join(str(error) for error in damaged),
-            fix="restore the folder from a backup, or start afresh with another run.dir",
-        )
+        raise _none_usable(folder, lineage, damaged)
     return None
+
+
+def _none_usable(folder: Path, lineage: Lineage, damaged: list[CheckpointError]) -> CheckpointError:
+    """What to say when the current branch has no good checkpoint; a good abandoned one is offered by name."""
+    got = "\n".join(str(error) for error in damaged)
+    for abandoned in lineage.abandoned:
+        try:
+            verify(abandoned)
+        except CheckpointError:
+            continue
+        return CheckpointError(
+            f"None of the {len(damaged)} checkpoints of the current branch in {folder} is usable.",
+            got=f"{got}\n{abandoned.name} is good, but of a branch that the run has abandoned",
+            fix=f"restore the folder from a backup, or name that one: {abandoned}",
+        )
+    return CheckpointError(
+        f"None of the {len(damaged)} checkpoints in {folder} is usable.",
+        got=got,
+        fix="restore the folder from a backup, or start afresh with another run.dir",
+    )
 
 
 def find_complete(path: Path) -> Path:

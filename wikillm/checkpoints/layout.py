@@ -2,12 +2,13 @@
 
 RUN/checkpoints/
   checkpoint-200/            complete: its manifest was written last and the folder renamed after it
-    wikillm_manifest.json    size and sha256 of every other file
+    wikillm_manifest.json    size and sha256 of every other file, and which checkpoints it follows (see lineage)
     wikillm_state.json       what the run needs to go on (step, consumed samples, store, tracker id)
     model.safetensors ...    what Hugging Face and DeepSpeed write
     ema/rank_N.safetensors   with train.ema_decay: each rank's share of the weights' moving average
   .staging/checkpoint-300/   being written; never looked at by a reader
   .deleting-checkpoint-100/  on its way out
+  .replaced-checkpoint-200/  made way for a new checkpoint of the same step, whose name it takes back after a crash
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from pathlib import Path
 
 MANIFEST = "wikillm_manifest.json"
 STATE = "wikillm_state.json"
+TRAINER_STATE = "trainer_state.json"
 AVERAGE = "ema"
 STAGING = ".staging"
 DELETING = ".deleting-"
+REPLACED = ".replaced-"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wikillm.checkpoints.layout import MANIFEST, STATE
+from wikillm.checkpoints.layout import MANIFEST, STATE, TRAINER_STATE, step_of
 from wikillm.core.errors import CheckpointError
 from wikillm.core.files import files_below, fsync_path, sha256_file, write_json
 
@@ -50,6 +50,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = manifest["files"]
         well_formed = all(isinstance(e["size"], int) and len(e["sha256"]) == 64 for e in files.values())
+        well_formed = well_formed and _counts(manifest)
     except FileNotFoundError:
         raise CheckpointError(f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -61,6 +62,16 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
             fix="use the WikiLLM version that wrote it",
         )
     return dict(manifest)
+
+
+def _counts(manifest: Mapping[str, Any]) -> bool:
+    """Whether the lineage in a manifest, if it has one, consists of whole numbers (see `lineage`)."""
+    if "sequence" not in manifest:
+        return True
+    numbers = [manifest["sequence"], manifest["step"]]
+    for ancestor in manifest["ancestors"]:
+        numbers += [ancestor["sequence"], ancestor["step"]]
+    return all(type(number) is int and number >= 0 for number in numbers)
 
 
 def verify(checkpoint: Path, *, hashes: bool = True, on_bytes: Callable[[int], None] | None = None) -> dict[str, Any]:
@@ -88,14 +99,34 @@ def verify(checkpoint: Path, *, hashes: bool = True, on_bytes: Callable[[int], N
             wrong.append(f"{name}: its content changed (sha256 differs)")
     unlisted = sorted(set(files_to_list(checkpoint)) - set(manifest["files"]))
     wrong += [f"{name}: not in the manifest" for name in unlisted]
+    if not wrong:
+        wrong = _other_steps(checkpoint, manifest)
     if wrong:
         raise CheckpointError(f"The checkpoint {checkpoint} is damaged.", got="\n".join(wrong[:8]))
     return manifest
 
 
+def _other_steps(checkpoint: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Records whose step is not that of the folder's name: it was renamed, or put together from two."""
+    named = step_of(checkpoint)
+    if named is None:
+        return []
+    steps = {MANIFEST: manifest.get("step", named)}
+    for name, key in ((STATE, "step"), (TRAINER_STATE, "global_step")):
+        if name in manifest["files"]:
+            steps[name] = _read_object(checkpoint, name).get(key)
+    return [
+        f"{name}: step {step}, and the folder is {checkpoint.name}" for name, step in steps.items() if step != named
+    ]
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The run state in a verified checkpoint. Raises CheckpointError when it cannot be read."""
+    return _read_object(checkpoint, STATE)
+
+
+def _read_object(checkpoint: Path, name: str) -> dict[str, Any]:
     try:
-        return dict(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint} has no readable {STATE}.", got=repr(error)) from None
+        return dict(json.loads((checkpoint / name).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint} has no readable {name}.", got=repr(error)) from None

@@ -5,30 +5,47 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from wikillm.checkpoints.layout import DELETING, STAGING, list_checkpoints
+from wikillm.checkpoints.layout import DELETING, REPLACED, STAGING
+from wikillm.checkpoints.lineage import arrange
 from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError
 from wikillm.core.files import fsync_path, rename_durably
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed save or a killed rotation left behind. (one rank, before the first save)"""
+    """Remove what a killed save or a killed rotation left behind. (one rank, before the first save)
+
+    A checkpoint that was to be replaced comes back when its replacement did not get its name.
+    """
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.name == STAGING or path.name.startswith(DELETING):
+        if path.name.startswith(REPLACED) and not (final := folder / path.name.removeprefix(REPLACED)).exists():
+            rename_durably(path, final)
+        elif path.name == STAGING or path.name.startswith((DELETING, REPLACED)):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def keep_newest(folder: Path, keep: int) -> list[Path]:
-    """Keep the `keep` newest checkpoints and remove the rest; returns what was removed. (one rank)
+def publish(staged: Path, final: Path) -> None:
+    """Give a sealed checkpoint its name. One of that name, of an earlier branch, makes way. (one rank)"""
+    replaced = final.with_name(f"{REPLACED}{final.name}")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        rename_durably(final, replaced)
+    rename_durably(staged, final)
+    shutil.rmtree(replaced, ignore_errors=True)
 
-    Sizes are compared before anything goes: a damaged newest checkpoint does not count as one that is kept, so the
-    last good one is never removed.
+
+def keep_newest(folder: Path, keep: int) -> list[Path]:
+    """Keep the `keep` checkpoints written last and remove the rest; returns what was removed. (one rank)
+
+    Abandoned ones go first. Sizes are compared before anything goes: a damaged checkpoint does not count as one that is
+    kept, so neither the last one written nor the last good one is ever removed.
     """
     removed = []
     good = 0
-    for checkpoint in list_checkpoints(folder):
+    lineage = arrange(folder)
+    for checkpoint in (*lineage.branch, *lineage.abandoned):
         if good < keep:
             try:
                 verify(checkpoint, hashes=False)

@@ -42,7 +42,7 @@ from wikillm.train.engine import Engine
 from wikillm.train.optimizer import muon_settings
 from wikillm.train.outcome import record_outcome
 from wikillm.train.records import record_data
-from wikillm.train.resume import ResumePoint, check_same_run, check_same_tokens
+from wikillm.train.resume import ResumePoint, check_same_run, check_same_tokens, say_abandoned
 from wikillm.train.run_dir import RunDir
 from wikillm.train.supply import Supply
 from wikillm.train.trainer import HeldOut, RunData, WikiTrainer
@@ -96,7 +96,7 @@ class Job:
         data = self._data_from(point, allow_change=allow_change)
         health = HealthCallback(self.group, self.signals, cfg.train.max_skipped_steps)
         garbage, limit = GarbageCallback(), self._limit(point)
-        saving = CheckpointCallback(self.run, self.world, self.group, cfg.train.save_total_limit, self.state)
+        saving = self._saving(point)
         self.report = report = ReportCallback(cfg, self.plan, self.world, self.run, self.identity, self.store, point)
         report.peak, samples = self.peak, self._samples(report)
         self.trainer = trainer = WikiTrainer(
@@ -155,6 +155,7 @@ class Job:
             return self._data()
         check_same_run(point, self.facts(), allow_change=allow_change)
         say(f"resuming   {point.checkpoint} (step {point.step:,})")
+        say_abandoned(point, self.run.checkpoints)
         data = self._data()
         data.wait_for(point.consumed_samples)
         check_same_tokens(point, self._data_read(data.order, point.consumed_samples))
@@ -169,6 +170,10 @@ class Job:
             report,
             is_partitioned=self.engine.zero_stage == 3,
         )
+
+    def _saving(self, point: ResumePoint | None) -> CheckpointCallback:
+        keep, origin = self.resolved.config.train.save_total_limit, point.origin if point else None
+        return CheckpointCallback(self.run, self.world, self.group, keep, self.state, origin)
 
     def _limit(self, point: ResumePoint | None) -> TimeLimitCallback:
         known = float(point.state.get("save_seconds", 0.0)) if point else 0.0

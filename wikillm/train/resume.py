@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.checkpoints.latest import find_complete, latest_complete
+from wikillm.checkpoints.lineage import Descent, arrange, left_behind, read_descent
 from wikillm.checkpoints.manifest import read_state
 from wikillm.core.errors import CheckpointError
+from wikillm.core.log import say
 from wikillm.train.control import ControlGroup
 
 # fact -> the setting it comes from
@@ -45,12 +47,13 @@ CHANGEABLE = (
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """A verified checkpoint and what it says about the run."""
+    """A verified checkpoint and what it says about the run. `origin` is None when it is of another run directory."""
 
     checkpoint: Path
     step: int
     consumed_samples: int
     state: dict[str, Any]
+    origin: Descent | None = None
 
 
 def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
@@ -58,7 +61,7 @@ def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
 
     Args:
         checkpoints: the run's checkpoint folder.
-        resume: "never", "auto" (newest complete one, if any) or the path of a checkpoint or run.
+        resume: "never", "auto" (the last one written, if any) or the path of a checkpoint or run.
 
     Raises:
         CheckpointError: the named one, or every one, is missing or damaged.
@@ -69,7 +72,9 @@ def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
     if found is None:
         return None
     state = read_state(found)
-    return ResumePoint(found, int(state["step"]), int(state["consumed_samples"]), state)
+    is_ours = found.parent.resolve() == checkpoints.resolve()
+    origin = read_descent(found) if is_ours else None
+    return ResumePoint(found, int(state["step"]), int(state["consumed_samples"]), state, origin)
 
 
 def agree_on_resume_point(checkpoints: Path, resume: str, group: ControlGroup, *, is_main: bool) -> ResumePoint | None:
@@ -84,6 +89,14 @@ def agree_on_resume_point(checkpoints: Path, resume: str, group: ControlGroup, *
     if isinstance(agreed, CheckpointError):
         raise agreed
     return agreed if isinstance(agreed, ResumePoint) else None
+
+
+def say_abandoned(point: ResumePoint, checkpoints: Path) -> None:
+    """Name the checkpoints that a run leaves behind when it goes on from another than the last one written."""
+    known = arrange(checkpoints).abandoned  # named when the checkpoint was looked for
+    names = ", ".join(path.name for path in left_behind(checkpoints, point.origin) if path not in known)
+    if names:
+        say(f"           abandoned: {names}; --resume auto goes on from what is saved from now on")
 
 
 def check_same_tokens(point: ResumePoint, read: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ again. A reader therefore sees a checkpoint whose every file is on disk, or no c
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from wikillm.checkpoints.layout import STATE, checkpoint_name
+from wikillm.checkpoints.lineage import Descent, arrange, next_descent
 from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
-from wikillm.checkpoints.retention import keep_newest
-from wikillm.core.files import files_below, rename_durably, write_json
+from wikillm.checkpoints.retention import keep_newest, publish
+from wikillm.core.files import files_below, write_json
 from wikillm.core.log import say
 from wikillm.core.units import format_size
 from wikillm.core.world import World
@@ -31,12 +31,20 @@ class CheckpointCallback(TrainerCallback):
 
     Args:
         describe: the run state to put in (see train/resume.py), asked for at every save on rank 0.
+        origin: the checkpoint of this run that it goes on from; None when it begins here or from elsewhere.
     """
 
     def __init__(
-        self, run: RunDir, world: World, group: ControlGroup, keep: int, describe: Callable[[int], dict[str, Any]]
+        self,
+        run: RunDir,
+        world: World,
+        group: ControlGroup,
+        keep: int,
+        describe: Callable[[int], dict[str, Any]],
+        origin: Descent | None = None,
     ) -> None:
         self.run, self.world, self.group, self.keep, self.describe = run, world, group, keep, describe
+        self.origin = origin
         self.seconds = 0.0
         self.latest: Path | None = None
 
@@ -53,13 +61,18 @@ class CheckpointCallback(TrainerCallback):
         shares = self.group.gather(seal_files(staged, share))
         if self.world.is_main:
             entries = {name: entry for part in shares for name, entry in part.items()}  # type: ignore[attr-defined]
-            write_manifest(staged, entries, {"step": state.global_step, "world_size": self.world.size})
-            if final.exists():  # left by an earlier run of the same step that did not verify
-                shutil.rmtree(final)
-            rename_durably(staged, final)
-            keep_newest(self.run.checkpoints, self.keep)
+            descent = next_descent(self.run.checkpoints, state.global_step, self.origin)
+            facts = {"step": state.global_step, "world_size": self.world.size, **descent.to_json()}
+            write_manifest(staged, entries, facts)
+            publish(staged, final)
+            self.origin = descent
+            abandoned = set(arrange(self.run.checkpoints).abandoned)
+            removed = keep_newest(self.run.checkpoints, self.keep)
             size = sum(path.stat().st_size for path in files_below(final))
             self.seconds += time.perf_counter() - start
             say(f"saved {final}  {format_size(size)}")
+            for path in removed:
+                if path in abandoned:
+                    say(f"removed {path}, which the run had abandoned")
         self.latest = final
         self.group.barrier()

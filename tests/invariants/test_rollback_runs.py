@@ -1,0 +1,37 @@
+"""A run that goes back to an older checkpoint goes on from what it wrote since, not from the highest step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.tiny_run import run
+
+from wikillm.checkpoints.latest import find_complete
+from wikillm.checkpoints.layout import list_checkpoints
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_resume_follows_the_branch_written_last(limit: int, words: Any, tmp_path: Path) -> None:
+    """Trained to 8, back to 4, stopped at 6: the next start goes on from that 6, and rotation has kept it."""
+    folder, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    first = run(1, words(folder, "train.save_steps=2"))
+    assert first["code"] == 0 and [path.name[-1] for path in list_checkpoints(checkpoints)] == ["8", "6", "4"]
+
+    limited = words(folder, "train.save_steps=2", f"train.save_total_limit={limit}")
+    back = run(1, limited, resume=str(checkpoints / "checkpoint-4"), signal_at=5)
+    assert back["code"] == 75 and "checkpoint-6" in back["message"], back["message"]
+    assert "abandoned: checkpoint-8, checkpoint-6;" in back["output"]
+    assert "checkpoint-6  0 B" not in back["output"]
+    stay = {1: ["checkpoint-6"], 3: ["checkpoint-8", "checkpoint-6", "checkpoint-4"]}[limit]
+    assert [path.name for path in list_checkpoints(checkpoints)] == stay
+    assert ("removed" in back["output"]) == (limit == 1)
+    assert find_complete(folder).name == "checkpoint-6", "what export, eval and generate take"
+
+    again = run(1, limited, resume="auto")
+    assert again["code"] == 0, again["message"]
+    assert f"resuming   {checkpoints / 'checkpoint-6'} (step 6)" in again["output"]
+    assert ("passing over checkpoint-8: it is abandoned" in again["output"]) == (limit == 3)
+    assert again["losses"] == first["losses"]
+    assert find_complete(folder).name == "checkpoint-8"
