@@ -24,7 +24,7 @@ from wikillm.supervise.hub import TICK, Hub
 from wikillm.supervise.network import PORTS_TRIED, listen
 from wikillm.supervise.records import Process, RankRecord, Recorder
 from wikillm.supervise.roll import Limits, Roll
-from wikillm.supervise.wire import Message, Wire
+from wikillm.supervise.wire import Message, SealedWire, Wire
 
 ANSWER_SECONDS = 3.0  # how long a port may take to say that it is the hub
 OBEY_SECONDS = 10.0  # from the word to leave until the rank is killed
@@ -42,9 +42,12 @@ class Agent:
         self.process = Process.here(self.pid)
         self.began = time.monotonic()
         self.hub: Hub | None = None
-        self.hub_wire: Wire | None = None
+        self.hub_wire: SealedWire | None = None
+        self._secret = bytes.fromhex(told["secret"])
+        self._strangers: set[int] = set()  # ports where something answered that does not know the secret
         self._recorder: Recorder | None = None
         self._attempt, self._answer_by = 0, 0.0
+        self._port = 0  # of the latest attempt
         self._accepted, self._beat, self._heard = False, 0.0, time.monotonic()
         self._hub_gone: float | None = None
         self._left: tuple[int, str] | None = None
@@ -55,14 +58,14 @@ class Agent:
         """Until the rank has gone."""
         if self.rank == 0:
             try:
-                listener = listen(int(self.told["master_port"]))
+                listener = listen(int(self.told["master_port"]), self.told["master_address"], self.told["address"])
             except MachineError as error:
                 self._end(error.exit_code, str(error))
             else:
                 roll = Roll(
                     self.told["world_size"], self.told["local_size"], self.limits, self.began, tuple(self.told["nodes"])
                 )
-                self.hub = Hub(listener, roll, self.told["job"], self.interval)
+                self.hub = Hub(listener, roll, self._secret, self.told["job"], self.interval)
                 self.hub.start()
         while not self._rank_gone:
             wires = [self.rank_wire] + ([self.hub_wire] if self.hub_wire is not None else [])
@@ -107,13 +110,7 @@ class Agent:
         if self.hub_wire is not None and not self.hub_wire.closed and now < self._answer_by:
             return
         if now - self.began > self.limits.meet + 5.0:
-            first = int(self.told["master_port"]) + 1
-            self._end(
-                ExitCode.MACHINE,
-                f"{self.process.host} got no answer from the first node, {self.told['master']} "
-                f"({self.told['master_address']}, ports {first} to {first + PORTS_TRIED - 1}), for {self.limits.meet:.0f} s.",
-                lost_main=True,
-            )
+            self._end(ExitCode.MACHINE, self._no_answer(), lost_main=True)
             return
         if self.hub_wire is not None:
             self.hub_wire.close()
@@ -125,11 +122,25 @@ class Agent:
         except OSError:
             return
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.hub_wire, self._answer_by = Wire(sock), now + ANSWER_SECONDS
-        hello = {"hello": self.rank, "job": self.told["job"], "host": self.process.host}
+        self.hub_wire = SealedWire(sock, self._secret, self.told["job"], is_hub=False)
+        self._answer_by = now + ANSWER_SECONDS
+        self._port = port
+        hello = {"hello": self.rank, "host": self.process.host}
         self.hub_wire.send({**hello, "address": self.told["address"], "facts": self.told["facts"]})
 
-    def _hear_hub(self, wire: Wire) -> None:
+    def _no_answer(self) -> str:
+        first = int(self.told["master_port"]) + 1
+        where = f"{self.told['master']} ({self.told['master_address']}, ports {first} to {first + PORTS_TRIED - 1})"
+        said = f"{self.process.host} got no answer from the first node, {where}, for {self.limits.meet:.0f} s."
+        if self._strangers:
+            ports = ", ".join(map(str, sorted(self._strangers)))
+            said += (
+                f"\n  A supervisor answered at port {ports}, but with another secret than this node's: run.dir is not the same "
+                "folder on both nodes, WIKILLM_RUN_SECRET differs, or that is another run."
+            )
+        return said
+
+    def _hear_hub(self, wire: SealedWire) -> None:
         for message in wire.receive():
             self._heard = time.monotonic()
             if "hub" in message or "welcome" in message or "end" in message:
@@ -139,6 +150,8 @@ class Agent:
             elif "end" in message:
                 self._end(int(message["end"]), str(message["reason"]))
         if wire.closed:
+            if wire.has_answered and not wire.is_proven:
+                self._strangers.add(self._port)
             wire.close()
             self.hub_wire = None
             if self._accepted:

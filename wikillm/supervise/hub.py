@@ -1,6 +1,8 @@
 """The hub: a thread of rank 0's agent that hears every rank, asks the roll for a verdict, and tells all.
 
-One TCP connection a rank; all but the meeting are a few hundred bytes a second at 64 nodes.
+One TCP connection a rank; all but the meeting are a few hundred bytes a second at 64 nodes. The port is open to whoever
+reaches it: a connection has 5 s to prove that it knows the run's secret, few may be unproven at a time, and an error on one
+closes that one.
 """
 
 from __future__ import annotations
@@ -12,21 +14,33 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from wikillm.core.errors import ExitCode
 from wikillm.supervise.roll import End, Roll
-from wikillm.supervise.wire import Message, Wire
+from wikillm.supervise.wire import Message, SealedWire
 
 TICK = 0.25
+PROVE_SECONDS = 5.0
+STRANGERS = 16
+"""Unproven connections at a time, besides those of the ranks that have not come; of more the oldest is closed."""
+_LONGEST_TEXT = 16384  # characters of a reason, a host name, a fact
+_CODES = frozenset(map(int, ExitCode))
 
 
 class Hub(threading.Thread):
-    """Serves until every rank has gone. `job` is what both sides must know: strangers on the port are sent away."""
+    """Serves until every rank has gone. `secret` and `context` are those of `SealedWire`."""
 
-    def __init__(self, listener: socket.socket, roll: Roll, job: str, interval: float) -> None:
+    def __init__(self, listener: socket.socket, roll: Roll, secret: bytes, context: str, interval: float) -> None:
         super().__init__(name="hub", daemon=True)
-        self.roll, self.job, self.interval = roll, job, interval
-        self._listener, self._wires = listener, selectors.DefaultSelector()
-        self._rank_of: dict[Wire, int] = {}
-        self._welcomed, self._said = False, 0.0
+        self.roll = roll
+        self.interval = interval
+        self._secret = secret
+        self._context = context
+        self._listener = listener
+        self._wires = selectors.DefaultSelector()
+        self._rank_of: dict[SealedWire, int] = {}
+        self._unproven: dict[SealedWire, tuple[float, str]] = {}  # since when, from where; the oldest first
+        self._welcomed = False
+        self._said = 0.0
         self._end: End | None = None
         self._finished = threading.Event()
 
@@ -37,7 +51,7 @@ class Hub(threading.Thread):
             for key, _ in self._wires.select(TICK):
                 if key.fileobj is self._listener:
                     self._accept()
-                else:
+                elif not key.data.closed:
                     self._hear(key.data)
             self._look()
 
@@ -49,55 +63,66 @@ class Hub(threading.Thread):
         self._finished.set()
 
     def _accept(self) -> None:
-        try:
-            sock, _ = self._listener.accept()
-        except OSError:
-            return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wire = Wire(sock)
-        self._wires.register(sock, selectors.EVENT_READ, wire)
+        with suppress(OSError):
+            sock, peer = self._listener.accept()
+            with suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            absent = self.roll.world_size - len(self._rank_of)
+            while len(self._unproven) >= STRANGERS + max(0, absent):
+                self._drop(next(iter(self._unproven)))
+            wire = SealedWire(sock, self._secret, self._context, is_hub=True)
+            if wire.closed:
+                return
+            self._unproven[wire] = (time.monotonic(), str(peer[0]))
+            self._wires.register(sock, selectors.EVENT_READ, wire)
 
-    def _hear(self, wire: Wire) -> None:
+    def _hear(self, wire: SealedWire) -> None:
         now = time.monotonic()
-        for message in wire.receive():
-            try:
+        try:
+            for message in wire.receive():
                 self._take(wire, message, now)
-            except (KeyError, TypeError, ValueError):
-                wire.closed = True
+        except Exception:  # whatever a peer sends: it costs the peer its connection
+            wire.closed = True
+        if wire.is_refused and wire in self._unproven:
+            self.roll.refuse(self._unproven[wire][1])
         if wire.closed:
-            rank = self._rank_of.pop(wire, None)
-            if rank is not None and self._end is None:
-                self.roll.died(rank, "its supervisor's connection was closed", now)
             self._drop(wire)
 
-    def _drop(self, wire: Wire) -> None:
+    def _drop(self, wire: SealedWire) -> None:
+        """Close a connection. A rank that has not said goodbye is gone with it."""
+        self._unproven.pop(wire, None)
+        rank = self._rank_of.pop(wire, None)
+        if rank is not None and self._end is None:
+            self.roll.died(rank, "its supervisor's connection was closed", time.monotonic())
         with suppress(KeyError, ValueError):
             self._wires.unregister(wire.sock)
         wire.close()
 
-    def _take(self, wire: Wire, message: Message, now: float) -> None:
+    def _take(self, wire: SealedWire, message: Message, now: float) -> None:
+        """One message of a peer that knows the secret. Raises ValueError, TypeError or KeyError for a wrong one."""
         if "hello" in message:
-            if message["job"] != self.job:
-                wire.send({"stranger": True})
-                wire.closed = True
-                return
-            rank = int(message["hello"])
-            if rank in self.roll.ranks:
+            rank = _whole(message["hello"], self.roll.world_size - 1)
+            if rank in self.roll.ranks or wire in self._rank_of:
                 raise ValueError("a rank that is here already")
+            facts = {_text(name): _text(fact) for name, fact in message["facts"].items()}
+            self.roll.hello(rank, _text(message["host"]), _text(message["address"]), facts, now)
+            self._unproven.pop(wire, None)
             self._rank_of[wire] = rank
-            self.roll.hello(rank, message["host"], message["address"], message["facts"], now)
             wire.send({"hub": True})
             return
         rank = self._rank_of[wire]
         if "beat" in message:
-            self.roll.beat(rank, message, now)
+            self.roll.beat(rank, _beat(message), now)
         elif "bye" in message:
-            self.roll.bye(rank, int(message["bye"]), message["reason"], now)
+            code = message["bye"] if message["bye"] in _CODES else int(ExitCode.BUG)
+            self.roll.bye(rank, code, _text(message["reason"]), now)
         elif "died" in message:
-            self.roll.died(rank, message["died"], now)
+            self.roll.died(rank, _text(message["died"]), now)
 
     def _look(self) -> None:
         now = time.monotonic()
+        for wire in [wire for wire, (since, _) in self._unproven.items() if now - since > PROVE_SECONDS]:
+            self._drop(wire)
         if self._end is None:
             self._end = self.roll.verdict(now)
             if self._end is not None:
@@ -115,3 +140,34 @@ class Hub(threading.Thread):
     def _tell(self, message: Message) -> None:
         for wire in list(self._rank_of):
             wire.send(message)
+            if wire.closed:
+                self._drop(wire)
+
+
+def _whole(value: object, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"not a whole number from 0 to {most}")
+    return value
+
+
+def _seconds(value: object) -> float:
+    if type(value) not in (int, float) or not 0 <= value < 1e12:  # type: ignore[operator]
+        raise ValueError("not a time")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > _LONGEST_TEXT:
+        raise ValueError("not a text of bounded length")
+    return value.encode("utf-8", "replace").decode()
+
+
+def _beat(message: Message) -> Message:
+    limit = message["limit"]
+    return {
+        "phase": _text(message["phase"]),
+        "step": _whole(message["step"], 1 << 62),
+        "standing": _seconds(message["standing"]),
+        "limit": None if limit is None else _seconds(limit),
+        "median": _seconds(message["median"]),
+    }

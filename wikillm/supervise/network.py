@@ -8,6 +8,7 @@ is left alone.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import ipaddress
 import os
@@ -111,22 +112,38 @@ def check_master_port(port: int, environ: Mapping[str, str] = os.environ) -> Non
             ) from None
 
 
-def listen(master_port: int) -> socket.socket:
-    """The hub's socket: the first free port behind the ranks' own. Raises MachineError when none is."""
+def listen(master_port: int, master: str, address: str) -> socket.socket:
+    """The hub's socket: the first free port behind the ranks' own, on one address, where the agents look for it.
+
+    Args:
+        master: the address of the first node, as this node resolves it.
+        address: this node's own on the way there, for a `master` that is not its own (a forwarded address of a service).
+
+    Raises MachineError when no port is free.
+    """
     tried = [port for port in range(master_port + 1, master_port + 1 + PORTS_TRIED) if port < 65536]
+    why = f"MASTER_PORT={master_port}"
     for port in tried:
-        sock = socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)
-        try:
-            if sock.family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("", port))
-            sock.listen(1024)
-            return sock
-        except OSError:
-            sock.close()
+        for name in dict.fromkeys((master, address)):
+            try:
+                return _bound(name, port)
+            except OSError as error:
+                why = f"tried {tried[0]} to {tried[-1]} of {name}: {error.strerror}"
+                if error.errno != errno.EADDRNOTAVAIL:
+                    break
     raise MachineError(
-        f"No port is free for the supervisor on {socket.gethostname()}.",
-        got=f"tried {tried[0]} to {tried[-1]}" if tried else f"MASTER_PORT={master_port}",
-        fix="--master-port PORT",
+        f"No port is free for the supervisor on {socket.gethostname()}.", got=why, fix="--master-port PORT"
     )
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
+    sock = socket.socket(family)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+        sock.listen(1024)
+    except OSError:
+        sock.close()
+        raise
+    return sock

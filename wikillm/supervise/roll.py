@@ -15,6 +15,7 @@ from wikillm.core.units import format_seconds
 
 AGREED = (ExitCode.DIVERGED, ExitCode.STOPPED)  # raised on all ranks together, which then leave together
 FAILED_WAITS = 5.0  # seconds between a rank's own error and the end of the others: they may meet the same one
+MOST_REFUSED = 16  # addresses that are remembered
 DIED_WAITS = 2.5  # between a process that ended in silence and the end: its neighbour may have said why
 
 
@@ -63,6 +64,7 @@ class Roll:
     began: float
     nodes: tuple[str, ...] = ()
     ranks: dict[int, Rank] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)  # addresses that spoke the protocol with another secret
 
     @property
     def is_complete(self) -> bool:
@@ -70,6 +72,10 @@ class Roll:
 
     def hello(self, rank: int, host: str, address: str, facts: dict[str, str], now: float) -> None:
         self.ranks[rank] = Rank(host, address, facts, now)
+
+    def refuse(self, address: str) -> None:
+        if len(self.refused) < MOST_REFUSED:
+            self.refused.add(address)
 
     def beat(self, rank: int, message: dict[str, Any], now: float) -> None:
         known = self.ranks[rank]
@@ -115,10 +121,14 @@ class Roll:
         absent = [rank for rank in range(self.world_size) if rank not in self.ranks]
         there = sorted({known.host for known in self.ranks.values()})
         who = self._name_absent(absent)
-        return End(
-            ExitCode.MACHINE,
-            f"{who} did not come within {format_seconds(self.limits.meet)} (train.meet_seconds); there: {', '.join(there)}.",
-        )
+        limit = format_seconds(self.limits.meet)
+        reason = f"{who} did not come within {limit} (train.meet_seconds); there: {', '.join(there)}."
+        if self.refused:
+            reason += (
+                f"\n  {', '.join(sorted(self.refused))} came with another secret and was sent away: run.dir is not the same "
+                "folder there, WIKILLM_RUN_SECRET differs, or that is another run."
+            )
+        return End(ExitCode.MACHINE, reason)
 
     def _different(self) -> End | None:
         if not self.is_complete:

@@ -7,7 +7,6 @@ and `wikillm stop`, written by a thread. Marking costs a few microseconds a step
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import os
 import re
 import select
@@ -31,6 +30,7 @@ from wikillm.supervise.exit_file import write_exit
 from wikillm.supervise.network import Nic, check_master_port, choose_nic, set_interface
 from wikillm.supervise.records import INTERVAL, Process, RankRecord, Recorder
 from wikillm.supervise.roll import Limits
+from wikillm.supervise.secret import run_secret
 from wikillm.supervise.wire import Message, Wire
 
 _CONNECTION = re.compile(r"connection|socket|gloo|nccl|reset by peer|timed? ?out|broken pipe|store|rank", re.IGNORECASE)
@@ -39,11 +39,11 @@ _FILE_SECONDS = 5.0  # what writing exit.json may take: the file system may be b
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`train.supervise` and its limits, in seconds; `job` says which run this is, the same on every node."""
+    """`train.supervise` and its limits, in seconds; `run` is the run directory, the same on every node."""
 
     mode: Literal["auto", "on", "off"]
     limits: Limits
-    job: str
+    run: Path
 
 
 class Supervisor:
@@ -134,12 +134,13 @@ class Supervisor:
         if nic is None:
             raise RuntimeError("the network is chosen first")
         again = [environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")]
-        job = hashlib.sha256("\0".join([self.settings.job, str(port), str(self.world.size), *again]).encode())
+        job = "\0".join([str(self.settings.run), str(port), str(self.world.size), *again])
         return {
             "rank": self.world.rank, "local_rank": self.world.local_rank, "world_size": self.world.size,
             "local_size": self.world.local_size, "pid": os.getpid(), "limits": asdict(self.settings.limits),
             "master": master, "master_address": nic.master, "master_port": port, "address": nic.address,
-            "interface": nic.interface, "job": job.hexdigest(), "facts": facts,
+            "interface": nic.interface, "job": job, "facts": facts,
+            "secret": run_secret(self.settings.run, environ).hex(),
             "nodes": [name for name in environ.get("WIKILLM_NODES", "").split(",") if name],
         }  # fmt: skip
 

@@ -1,13 +1,25 @@
-"""Messages between agents, hub and rank: one JSON object a line over a stream socket, bounded, never pickle."""
+"""Messages between agents, hub and rank: one JSON object a line over a stream socket, bounded, never pickle.
+
+`Wire` is for a socket pair between two processes of ours. `SealedWire` is for TCP: every message carries a MAC that only
+a holder of the run's secret can make. Whatever arrives that is not a message closes the connection it came by, nothing else.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
+import math
+import re
+import secrets
 import socket
-from typing import Any
+from typing import Any, NoReturn
 
 MOST_BYTES = 1 << 20
+MOST_BYTES_UNPROVEN = 1 << 14
+"""Of a peer that has not proven that it knows the secret. The greeting of a rank has about 1 KiB."""
 Message = dict[str, Any]
+_NONCE = re.compile(r"[0-9a-f]{32}")
 
 
 class Wire:
@@ -15,16 +27,22 @@ class Wire:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        self.sock, self._incoming, self._outgoing = sock, b"", b""
+        self.sock = sock
         self.closed = False
+        self._incoming = b""
+        self._outgoing = b""
+
+    @property
+    def most_bytes(self) -> int:
+        """Longest line that is read."""
+        return MOST_BYTES
 
     def fileno(self) -> int:
         return self.sock.fileno()
 
     def send(self, message: Message) -> None:
         """Never raises: a peer that is gone shows at the next `receive`."""
-        self._outgoing += json.dumps(message).encode() + b"\n"
-        self.flush()
+        self._send_line(json.dumps(message).encode())
 
     def flush(self) -> None:
         while self._outgoing and not self.closed:
@@ -40,8 +58,8 @@ class Wire:
             self._outgoing = self._outgoing[sent:]
 
     def receive(self) -> list[Message]:
-        """What has arrived; `closed` is set when the other side is gone or talks nonsense."""
-        while not self.closed:
+        """What has arrived; `closed` is set when the other side is gone or sends what is no message. Never raises."""
+        while not self.closed and len(self._incoming) <= self.most_bytes:
             try:
                 piece = self.sock.recv(65536)
             except BlockingIOError:
@@ -52,21 +70,121 @@ class Wire:
                 self.closed = True
                 break
             self._incoming += piece
-            if len(self._incoming) > MOST_BYTES:
-                self.closed = True
         *lines, self._incoming = self._incoming.split(b"\n")
-        found = []
+        found: list[Message] = []
         for line in lines:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                message = None
-            if isinstance(message, dict):
-                found.append(message)
-            else:
+            message = self._take_line(line) if len(line) <= self.most_bytes else None
+            if message is None:
                 self.closed = True
-        return found
+                break
+            found.append(message)
+        if len(self._incoming) > self.most_bytes:
+            self.closed = True
+        return [message for message in found if message]
 
     def close(self) -> None:
         self.closed = True
         self.sock.close()
+
+    def _send_line(self, line: bytes) -> None:
+        self._outgoing += line + b"\n"
+        self.flush()
+
+    def _take_line(self, line: bytes) -> Message | None:
+        """A message, an empty one that the caller does not see, or None for what is no message."""
+        return parse(line)
+
+
+class SealedWire(Wire):
+    """A wire on which both sides prove, with every message, that they know the run's secret. Nothing is encrypted.
+
+    Each side first sends a random nonce. The key of a direction is HMAC-SHA256(secret, direction, context, both nonces), the MAC
+    of a message covers its number in that direction: a recorded message is of no use in another connection, at another
+    time, in the other direction or to another run. Messages sent before the peer's nonce has come wait for it.
+
+    Args:
+        secret: of the run, the same on both sides.
+        context: what else both sides must agree on, such as the number of ranks; not secret.
+        is_hub: which of the two sides this is.
+    """
+
+    def __init__(self, sock: socket.socket, secret: bytes, context: str, *, is_hub: bool) -> None:
+        super().__init__(sock)
+        self.is_proven = False  # a message with a valid MAC has come
+        self.is_refused = False  # a message with a wrong MAC has come
+        self._secret = secret
+        self._context = context
+        self._is_hub = is_hub
+        self._nonce = secrets.token_hex(16)
+        self._keys: tuple[bytes, bytes] | None = None  # to send with, to receive with
+        self._sent = 0
+        self._received = 0
+        self._waiting: list[Message] = []
+        self._send_line(json.dumps({"nonce": self._nonce}).encode())
+
+    @property
+    def most_bytes(self) -> int:
+        return MOST_BYTES if self.is_proven else MOST_BYTES_UNPROVEN
+
+    @property
+    def has_answered(self) -> bool:
+        """The other side speaks this protocol; whether it knows the secret is `is_proven`."""
+        return self._keys is not None
+
+    def send(self, message: Message) -> None:
+        if self._keys is None:
+            self._waiting.append(message)
+            return
+        body = json.dumps(message).encode()
+        self._send_line(_mac(self._keys[0], self._sent, body) + b" " + body)
+        self._sent += 1
+
+    def _take_line(self, line: bytes) -> Message | None:
+        if self._keys is None:
+            return self._meet(line)
+        mac, _, body = line.partition(b" ")
+        if not hmac.compare_digest(mac, _mac(self._keys[1], self._received, body)):
+            self.is_refused = True
+            return None
+        self._received += 1
+        self.is_proven = True
+        return parse(body)
+
+    def _meet(self, line: bytes) -> Message | None:
+        theirs = (parse(line) or {}).get("nonce")
+        if not isinstance(theirs, str) or not _NONCE.fullmatch(theirs) or theirs == self._nonce:
+            return None
+        nonces = (self._nonce, theirs) if self._is_hub else (theirs, self._nonce)
+        keys = [
+            hmac.digest(self._secret, "\0".join((direction, self._context, *nonces)).encode(), hashlib.sha256)
+            for direction in ("from the hub", "to the hub")
+        ]
+        self._keys = (keys[0], keys[1]) if self._is_hub else (keys[1], keys[0])
+        waiting, self._waiting = self._waiting, []
+        for message in waiting:
+            self.send(message)
+        return {}
+
+
+def _mac(key: bytes, number: int, body: bytes) -> bytes:
+    return hmac.digest(key, number.to_bytes(8, "big") + body, hashlib.sha256).hex().encode()
+
+
+def parse(line: bytes) -> Message | None:
+    """A JSON object of finite numbers, or None. Nesting that exceeds the parser's own stack is None too."""
+    try:
+        message = json.loads(line, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is too large")
+    return number

@@ -56,7 +56,12 @@ def supervision(resolved: Resolved) -> Settings:
     """How the ranks are watched. `train.exit_timeout_seconds` is also what ranks get to leave after one another."""
     train = resolved.config.train
     limits = Limits(train.meet_seconds, train.lost_seconds, train.stall_seconds, train.exit_timeout_seconds)
-    return Settings(train.supervise, limits, job=resolved.config.run.dir or resolved.config.run.name)
+    return Settings(train.supervise, limits, run_path(resolved))
+
+
+def run_path(resolved: Resolved) -> Path:
+    run = resolved.config.run
+    return Path(run.dir or f"runs/{run.name}")
 
 
 def _pretrain(
@@ -73,7 +78,7 @@ def _pretrain(
         epoch=epoch_sizes(store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing),
     )
     engine = resolve_engine(cfg, plan, world)
-    run = RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}"))
+    run = RunDir(run_path(resolved))
     board.enter("engine")
     closing = ending(run.path, world, cfg.train.exit_timeout_seconds, store.close)
     with closing as end, supervisor.explains():

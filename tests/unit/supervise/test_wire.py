@@ -1,0 +1,303 @@
+"""The hub's port: only who knows the run's secret is heard, and nothing that a stranger sends ends more than his connection."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from wikillm.core.errors import MachineError
+from wikillm.supervise import hub as hub_module
+from wikillm.supervise import roll as roll_module
+from wikillm.supervise.hub import Hub
+from wikillm.supervise.network import listen
+from wikillm.supervise.roll import Limits, Roll
+from wikillm.supervise.wire import MOST_BYTES, MOST_BYTES_UNPROVEN, Message, SealedWire, Wire
+
+SECRET = bytes(range(32))
+CONTEXT = "run\x0029500\x002"
+HELLO = {"host": "node1", "address": "10.0.0.1", "facts": {"python": "3.11"}}
+BEAT = {"beat": 0, "phase": "step", "step": 7, "standing": 0.5, "limit": 120.0, "median": 0.25}
+BAD_LINES = {
+    "nested arrays": b"[" * 100_000,
+    "nested objects": b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    "Infinity": b'{"nonce": Infinity}',
+    "NaN": b'{"nonce": NaN}',
+    "a number beyond floats": b'{"nonce": 1e999}',
+    "a number of many digits": b'{"nonce": ' + b"9" * 6000 + b"}",
+    "no object": b"[1, 2]",
+    "no JSON": b"GET / HTTP/1.1\r",
+    "no UTF-8": b'{"nonce": "\xff\xfe"}',
+    "NUL": b"\0" * 100,
+    "empty": b"",
+    "wrong nonce": b'{"nonce": 7}',
+    "short nonce": b'{"nonce": "abc"}',
+    "end": b'{"end": 0, "reason": "x"}',
+    "hello without a MAC": json.dumps({"hello": 1, **HELLO}).encode(),
+}
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.01)
+    return bool(condition())
+
+
+def pair(theirs: bytes = SECRET, context: str = CONTEXT) -> tuple[SealedWire, SealedWire]:
+    one, other = socket.socketpair()
+    return SealedWire(one, SECRET, CONTEXT, is_hub=True), SealedWire(other, theirs, context, is_hub=False)
+
+
+def exchange(*wires: SealedWire) -> list[list[Message]]:
+    """Let all that is on its way arrive."""
+    found: list[list[Message]] = [[] for _ in wires]
+    for _ in range(4):
+        for wire, heard in zip(wires, found, strict=True):
+            heard += wire.receive()
+    return found
+
+
+class Served:
+    """A hub of two ranks on loopback."""
+
+    def __init__(self) -> None:
+        self.roll = Roll(2, 2, Limits(meet=60, lost=60, stall=60, leave=60), time.monotonic())
+        self.listener = listen(29600, "127.0.0.1", "127.0.0.1")
+        self.hub = Hub(self.listener, self.roll, SECRET, CONTEXT, interval=0.1)
+        self.hub.start()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.listener.getsockname(), timeout=10)
+
+    def agent(self, rank: object = 0, secret: bytes = SECRET) -> SealedWire:
+        wire = SealedWire(self.connect(), secret, CONTEXT, is_hub=False)
+        wire.send({"hello": rank, **HELLO})
+        select.select([wire], [], [], 10)
+        wire.receive()  # the hub's nonce: now the greeting is on its way
+        return wire
+
+    def hears(self, wire: SealedWire, word: str) -> Message | None:
+        """The next message with this key; None when the hub closes the connection."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and not wire.closed:
+            select.select([wire], [], [], 0.1)
+            for message in wire.receive():
+                if word in message:
+                    return message
+        return None
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    monkeypatch.setattr(hub_module, "TICK", 0.02)
+    monkeypatch.setattr(roll_module, "DIED_WAITS", 0.1)
+    made = Served()
+    yield made
+    made.hub.wait(0.0, own=0)
+    made.hub.join(10)
+    made.listener.close()
+
+
+def closes(sock: socket.socket) -> bool:
+    """The other side ends the connection, within 10 s."""
+    sock.settimeout(10)
+    with suppress(ConnectionResetError, BrokenPipeError):
+        while sock.recv(65536):
+            pass
+    return True
+
+
+@pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES.keys())
+def test_a_bad_line_ends_its_own_connection_and_no_other(served: Served, line: bytes) -> None:
+    good = served.agent(0)
+    assert served.hears(good, "hub")
+    with served.connect() as stranger:
+        with suppress(OSError):
+            stranger.sendall(line + b"\n")
+        assert closes(stranger)
+    assert served.hears(good, "hub"), "the rank that was there is served on"
+    other = served.agent(1)
+    assert served.hears(other, "welcome"), "and others may come"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"hello": 1, **HELLO, "facts": None},
+        {"hello": True, **HELLO},
+        {"hello": "1", **HELLO},
+        {"hello": -1, **HELLO},
+        {"hello": 2, **HELLO},
+        {"hello": 0, **HELLO},  # is there already
+        {"hello": [[]], **HELLO},
+        {"hello": 1, "host": 5, "address": "x", "facts": {}},
+        {"hello": 1, "host": "x" * 20_000, "address": "x", "facts": {}},
+        {"beat": 0},
+        {"bye": 0, "reason": None},
+        {},
+    ],
+    ids=str,
+)
+def test_a_wrong_message_of_a_peer_that_knows_the_secret_ends_its_connection(served: Served, message: Message) -> None:
+    good = served.agent(0)
+    assert served.hears(good, "hub")
+    wire = SealedWire(served.connect(), SECRET, CONTEXT, is_hub=False)
+    wire.send(message)
+    wire.send({"beat": "x"})
+    assert until(lambda: wire.receive() is not None and wire.closed)
+    assert served.hears(good, "hub") and sorted(served.roll.ranks) == [0]
+    assert served.hub.is_alive()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "7"}, {"step": 1 << 70}, {"standing": "long"}, {"standing": -1.0}, {"limit": []}, {"median": {}},
+     {"phase": None}, {"standing": 10**400}],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_beat_is_that_ranks_loss_and_the_hub_goes_on(served: Served, change: Message) -> None:
+    first, second = served.agent(0), served.agent(1)
+    assert served.hears(first, "welcome") and served.hears(second, "welcome")
+    second.send({**BEAT, **change})
+    said = served.hears(first, "end")
+    assert said is not None and "rank 1" in said["reason"] and said["end"] == 3
+
+
+def test_a_right_beat_is_taken(served: Served) -> None:
+    wire = served.agent(0)
+    wire.send(BEAT)
+    assert until(lambda: served.roll.ranks and served.roll.ranks[0].step == 7)
+    assert served.roll.ranks[0].limit == 120.0 and served.roll.ranks[0].phase == "step"
+
+
+def test_unproven_connections_are_few_and_short(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers by the hundred, silent or slow: closed after their time, and a rank still gets in between."""
+    monkeypatch.setattr(hub_module, "PROVE_SECONDS", 1.0)
+    strangers = [served.connect() for _ in range(100)]
+    assert until(lambda: len(served.hub._unproven) <= hub_module.STRANGERS + 2)
+    good = served.agent(0)
+    assert served.hears(good, "hub")
+    slow = served.connect()
+    with pytest.raises(OSError):
+        for _ in range(300):
+            slow.sendall(b"{")
+            time.sleep(0.02)
+    assert all(closes(stranger) for stranger in strangers)
+    assert served.hears(good, "hub") and not served.hub._unproven
+    for sock in (*strangers, slow):
+        sock.close()
+
+
+def test_a_peer_with_another_secret_is_sent_away_and_named(served: Served) -> None:
+    wire = served.agent(0, secret=b"x" * 32)
+    assert served.hears(wire, "hub") is None and wire.closed
+    assert wire.has_answered and not wire.is_proven
+    assert not served.roll.ranks and served.roll.refused == {"127.0.0.1"}
+    end = served.roll.verdict(time.monotonic() + 61)
+    assert end is not None and "127.0.0.1 came with another secret" in end.reason
+
+
+def test_only_the_chosen_address_listens() -> None:
+    with listen(29620, "127.0.0.1", "127.0.0.1") as sock:
+        port = sock.getsockname()[1]
+        assert sock.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), timeout=5)
+    with listen(29620, "127.0.1.1", "127.0.0.1") as sock:  # where agents look, not where the kernel starts from
+        assert sock.getsockname()[0] == "127.0.1.1"
+    with listen(29620, "192.0.2.1", "127.0.0.1") as sock:  # not an address of this machine (RFC 5737)
+        assert sock.getsockname()[0] == "127.0.0.1"
+    with pytest.raises(MachineError, match="No port is free"):
+        listen(65535, "127.0.0.1", "127.0.0.1")
+
+
+def test_both_sides_hear_each_other_in_order() -> None:
+    hub, agent = pair()
+    agent.send({"hello": 0})
+    agent.send({"number": 1})
+    hub.send({"hub": True})
+    to_hub, to_agent = exchange(hub, agent)
+    assert to_hub == [{"hello": 0}, {"number": 1}] and to_agent == [{"hub": True}]
+    assert hub.is_proven and agent.is_proven and not hub.closed and not agent.closed
+
+
+@pytest.mark.parametrize("secret, context", [(b"y" * 32, CONTEXT), (SECRET, "another run")])
+def test_another_secret_or_run_is_not_believed(secret: bytes, context: str) -> None:
+    """By either side: an agent does not end on the word of whoever holds the port."""
+    for sender in (0, 1):
+        wires = pair(secret, context)
+        wires[sender].send({"end": 0, "reason": "believe me"})
+        heard = exchange(*wires)
+        receiver = wires[1 - sender]
+        assert heard[1 - sender] == [] and receiver.closed and receiver.is_refused and not receiver.is_proven
+
+
+def recorded() -> tuple[SealedWire, list[bytes]]:
+    """A hub's end that a man in the middle serves with lines of his choice, and what the agent really sent."""
+    a, middle_a = socket.socketpair()
+    middle_b, b = socket.socketpair()
+    hub = SealedWire(a, SECRET, CONTEXT, is_hub=True)
+    agent = SealedWire(b, SECRET, CONTEXT, is_hub=False)
+    for number in range(3):
+        agent.send({"number": number})
+    middle_b.sendall(middle_a.recv(65536))  # the hub's nonce
+    agent.receive()
+    lines = middle_b.recv(65536).splitlines(keepends=True)
+    middle_a.sendall(lines[0])
+    hub.receive()
+    hub.middle = middle_a  # type: ignore[attr-defined]
+    return hub, lines[1:]
+
+
+def feed(hub: SealedWire, lines: list[bytes]) -> list[Message]:
+    hub.middle.sendall(b"".join(lines))  # type: ignore[attr-defined]
+    return hub.receive()
+
+
+def test_repeated_reordered_changed_and_reflected_messages_are_refused() -> None:
+    hub, lines = recorded()
+    assert feed(hub, lines) == [{"number": 0}, {"number": 1}, {"number": 2}]
+    assert feed(hub, lines[2:]) == [] and hub.closed, "the same line again"
+    hub, lines = recorded()
+    assert feed(hub, [lines[1], lines[0]]) == [] and hub.closed, "in another order"
+    hub, lines = recorded()
+    assert feed(hub, lines[:1]) == [{"number": 0}]
+    assert feed(hub, lines[2:]) == [] and hub.closed, "with one left out"
+    hub, lines = recorded()
+    assert feed(hub, [lines[0].replace(b"0}", b"9}")]) == [] and hub.closed, "with another body"
+    hub, _ = recorded()
+    _, of_another_connection = recorded()
+    assert feed(hub, of_another_connection) == [] and hub.closed, "from another connection"
+    hub, _ = recorded()
+    hub.send({"number": 0})
+    assert feed(hub, [hub.middle.recv(65536)]) == [] and hub.closed, "its own, sent back"  # type: ignore[attr-defined]
+
+
+def test_ones_own_nonce_sent_back_is_refused() -> None:
+    ours, theirs = socket.socketpair()
+    wire = SealedWire(ours, SECRET, CONTEXT, is_hub=True)
+    theirs.sendall(theirs.recv(65536))
+    assert wire.receive() == [] and wire.closed
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_an_endless_line_is_bounded(sealed: bool) -> None:
+    ours, theirs = socket.socketpair()
+    wire = SealedWire(ours, SECRET, CONTEXT, is_hub=True) if sealed else Wire(ours)
+    limit = MOST_BYTES_UNPROVEN if sealed else MOST_BYTES
+    theirs.setblocking(False)
+    sent = 0
+    while not wire.closed and sent < 4 * MOST_BYTES:
+        with suppress(BlockingIOError, BrokenPipeError):
+            sent += theirs.send(b"x" * 65536)
+        wire.receive()
+    assert wire.closed and len(wire._incoming) <= limit + 65536
