@@ -1,7 +1,7 @@
 """The run directory: who owns it, what is written into it before step 1.
 
     RUN/  config.resolved.yaml  ds_config.resolved.json  plan.json  environment.json  run.json  data.json  tokenizer/
-          metrics.jsonl  events.jsonl  exit.json  outcome.json  ranks/  stop.json  logs/rank_*.log  checkpoints/
+          metrics.jsonl  events.jsonl  exit.json  outcome.json  ranks/  stop.json  .secret  logs/rank_*.log  checkpoints/
           swanlog/
 
 One run at a time holds a directory (an flock, so a killed run leaves no stale lock). On several nodes the
