@@ -34,6 +34,7 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     if not config.train.ema_decay and origins["train.ema_start"].is_user and not is_default:
         got = where_of(origins, "train.ema_start")
         problems.add("ema_start has no effect without ema_decay.", got=got, fix="train.ema_decay=0.999")
+    _check_micro_batch(config.train, origins, problems)
     fraction = config.data.val_fraction
     if isinstance(fraction, float) and not 0 < fraction < 1:
         got = f"{fraction:g} ({where_of(origins, 'data.val_fraction')})"
@@ -44,6 +45,19 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     if all(getattr(config.train, key.removeprefix("train.")) is None for key in HORIZON):
         got = f"none of {', '.join(HORIZON)} is set"
         problems.add("The run has no horizon.", got=got, fix="--max_steps 1000, or train.max_tokens=2.5B")
+
+
+def _check_micro_batch(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
+    key, most, micro = (
+        "train.per_device_train_batch_size",
+        "train.max_micro_batch_tokens",
+        train.per_device_train_batch_size,
+    )
+    is_chosen = origins[most].is_user and origins[most].rank >= origins[key].rank  # a higher layer's number replaces it
+    is_default = train.max_micro_batch_tokens == TrainSection.model_fields["max_micro_batch_tokens"].default
+    if micro != "auto" and is_chosen and not is_default:
+        what = f"max_micro_batch_tokens has no effect beside per_device_train_batch_size={micro}."
+        problems.add(what, got=where_of(origins, most, key), fix=f"{key}=auto, or leave {most} out")
 
 
 def check_init_from(config: RunConfig, shape: list[Setting], origins: Mapping[str, Origin], problems: Problems) -> None:

@@ -195,8 +195,11 @@ class TrainSection(Section):
     """on: attention stays within documents, and positions begin anew with each; off: it sees the whole sequence."""
     global_batch_tokens: Count | None = None
     """Tokens per optimizer step over all ranks; accumulation is derived, so 1 GPU and 64 train the same."""
-    per_device_train_batch_size: int = Field(default=8, ge=1)
-    """Sequences per rank and micro-step."""
+    per_device_train_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Sequences per rank and micro-step; auto: the most that divide a rank's share of the batch, keep below
+    max_micro_batch_tokens and fit a GPU's memory by the planner's estimate."""
+    max_micro_batch_tokens: Count = 16_384
+    """Tokens of a rank's micro-step that per_device_train_batch_size=auto does not exceed; a sequence is never cut."""
     gradient_accumulation_steps: int | None = Field(default=None, ge=1)
     """Hugging Face's way to set the batch: micro x accumulation x world. Excludes global_batch_tokens."""
     batch_ramp_from: Count | None = None

@@ -19,8 +19,8 @@ from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_size
 from wikillm.plan.communication import Communication, communication_per_step
 from wikillm.plan.gpus import GPU_NAMES, Gpu, find_gpu
-from wikillm.plan.job import Job, describe_job, is_pinned
-from wikillm.plan.memory import host_bytes_per_rank, memory_per_rank
+from wikillm.plan.job import MICRO, Job, describe_job, is_pinned
+from wikillm.plan.memory import KEPT_FREE, host_bytes_per_rank, memory_per_rank
 from wikillm.plan.memory_parts import Memory
 from wikillm.plan.setup import Setup, setup_from_recipe
 from wikillm.plan.time import StepTime, default_mfu, step_time
@@ -28,12 +28,10 @@ from wikillm.plan.time import StepTime, default_mfu, step_time
 MOST_MICRO_TOKENS = 65_536
 """Tokens per rank and micro-step; more no longer makes the matrix products faster."""
 SAME_TIME = 1.02
-KEPT_FREE = 0.08
-"""Share of a GPU's memory that no plan uses: the formulas' error is not known yet, and out of memory ends a run."""
 MOST_RANKS = 4096
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full_but_attention", "full")
 """The least recomputation first."""
-PINS = ("deepspeed.config", "train.per_device_train_batch_size", "train.gradient_checkpointing")
+PINS = ("deepspeed.config", MICRO, "train.gradient_checkpointing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +158,8 @@ def _best_micro(
     """The largest micro-batch that fits; the smallest one, with what it lacks, when none does."""
     groups = machine.ranks // job.sequence_parallel
     per_rank, at_first = job.sequences // groups, job.ramp.sequences_at(0) // groups
-    if "train.per_device_train_batch_size" in pins:
-        sizes = [resolved.config.train.per_device_train_batch_size]
+    if job.micro is not None and (MICRO in pins or resolved.config.train.global_batch_tokens is None):
+        sizes = [job.micro]
     else:
         most = max(1, MOST_MICRO_TOKENS * job.sequence_parallel // job.shape.sequence_length)
         sizes = [size for size in range(min(most, at_first), 0, -1) if at_first % size == 0]

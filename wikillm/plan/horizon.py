@@ -13,7 +13,7 @@ from wikillm.config.checks import HORIZON
 from wikillm.config.origin import where_of
 from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
-from wikillm.plan.batch import Batch
+from wikillm.plan.batch import Batch, given_micro_batch
 
 PRESET_WARMUP_SHARE = 0.1
 """A warm-up that the user did not choose for this horizon takes at most this share of it."""
@@ -50,8 +50,11 @@ def refuse_small_corpus(resolved: Resolved, batch: Batch, sequences: int, train_
         return
     train = resolved.config.train
     world_step = batch.tokens // batch.accumulation
+    if world_step > sequences * train.sequence_length and given_micro_batch(train) is None:
+        world_step //= batch.micro  # auto goes down to one sequence for each rank
     largest = sequences * train.sequence_length // world_step * world_step
-    fix = f"train.global_batch_tokens={largest}" if largest else "a smaller train.per_device_train_batch_size"
+    smaller = "fewer ranks" if given_micro_batch(train) in (None, 1) else "a smaller train.per_device_train_batch_size"
+    fix = f"train.global_batch_tokens={largest}" if largest else smaller
     raise ConfigError(
         f"The corpus has {train_tokens} training tokens, less than one global batch of {batch.tokens}.",
         got=where_of(resolved.origins, "data.path", "train.global_batch_tokens", "train.sequence_length"),

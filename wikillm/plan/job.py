@@ -6,7 +6,7 @@ parameter (Hoffmann et al., arXiv 2203.15556), and the note says which.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wikillm.config.batch_ramp import BatchRamp
 from wikillm.config.origin import where_of
@@ -14,7 +14,7 @@ from wikillm.config.resolved import Resolved
 from wikillm.config.schema import ModelSection, RunConfig
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_count
-from wikillm.plan.batch import Batch, name_ranks, sequence_groups, split_batch, split_ramp
+from wikillm.plan.batch import Batch, given_micro_batch, split_batch
 from wikillm.plan.flops import flops_per_token
 from wikillm.plan.gpus import Gpu
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup
@@ -22,6 +22,7 @@ from wikillm.plan.params import count_parameters
 from wikillm.plan.setup import Loss, Precision, Shape, loss_of
 from wikillm.plan.vocab import resolve_vocab_size
 
+MICRO = "train.per_device_train_batch_size"
 QWEN2_TOKENIZER_LENGTH = 151_646
 TOKENS_PER_PARAMETER = 20
 
@@ -35,6 +36,7 @@ class Job:
 
     shape: Shape
     sequences: int
+    micro: int | None  # sequences of a rank's micro-step, where the batch or the user leaves no choice
     ramp: BatchRamp
     tokens: int
     max_steps: int
@@ -69,6 +71,7 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
     return Job(
         shape=describe_shape(model, vocab_size, train.sequence_length),
         sequences=batch.sequences,
+        micro=batch.micro if train.global_batch_tokens is None or is_pinned(resolved, MICRO) else None,
         ramp=batch.ramp,
         tokens=batch.tokens,
         max_steps=steps,
@@ -115,30 +118,17 @@ def _tokenizer_length(resolved: Resolved) -> int:
 
 def _batch(resolved: Resolved, ranks: int) -> Batch:
     """One global batch. A micro-batch that the user did not set is the planner's to choose, so 1 is assumed here."""
-    train = resolved.config.train
-    if train.global_batch_tokens is None or is_pinned(resolved, "train.per_device_train_batch_size"):
+    config = resolved.config
+    if config.train.global_batch_tokens is None or is_pinned(resolved, MICRO):
         return split_batch(resolved, ranks)
-    groups = sequence_groups(resolved, ranks)
-    step = groups * train.sequence_length
-    accumulation, rest = divmod(train.global_batch_tokens, step)
-    if not rest:
-        ramp = split_ramp(resolved, groups, 1)
-        return Batch(1, accumulation, accumulation * groups, train.global_batch_tokens, ramp)
-    below = train.global_batch_tokens // step * step
-    legal = [value for value in (below, below + step) if value]
-    raise ConfigError(
-        f"global_batch_tokens={train.global_batch_tokens} cannot be split over "
-        f"{name_ranks(groups, train.sequence_parallel_size)} x "
-        f"{train.sequence_length}-token sequences.",
-        got=f"one sequence each is {step} tokens; nearest legal values: {', '.join(map(str, legal))}\n"
-        f"set by {where_of(resolved.origins, 'train.global_batch_tokens', 'train.sequence_length')}",
-        fix=f"train.global_batch_tokens={legal[-1]}, or fewer GPUs",
-    )
+    train = config.train.model_copy(update={"per_device_train_batch_size": "auto"})
+    return split_batch(replace(resolved, config=config.model_copy(update={"train": train})), ranks, most=1)
 
 
 def is_pinned(resolved: Resolved, key: str) -> bool:
-    """Whether the user set `key` in a file or on the command line: the planner then keeps it."""
-    return resolved.origin(key).is_user
+    """Whether the user set `key` in a file or on the command line: the planner then keeps it. A micro-batch of auto is free."""
+    is_free = key == MICRO and given_micro_batch(resolved.config.train) is None
+    return resolved.origin(key).is_user and not is_free
 
 
 def _tokens_without_data(resolved: Resolved, batch: Batch, parameters: int) -> tuple[int, str]:

@@ -25,6 +25,8 @@ CONTEXT_BYTES = 2_000_000_000
 """CUDA context, cuBLAS and NCCL workspaces: 1.5 to 2.5 GB are commonly seen on a data-centre GPU."""
 FRAGMENTATION = 0.05
 """What torch's caching allocator cannot use, as a share of all it holds: 3 to 6 % with steady shapes."""
+KEPT_FREE = 0.08
+"""Share of a GPU's memory that no plan uses: the formulas' error is not known yet, and out of memory ends a run."""
 TILES: dict[Device, tuple[int, int, int]] = {"cpu": (2_097_152, 256, 2048), "cuda": (80_000_000, 2048, 8192)}
 """Elements of a chunk of the tiled MLP, the least and the most rows: `kernels.dispatch`'s."""
 STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}

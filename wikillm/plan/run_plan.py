@@ -11,10 +11,11 @@ from typing import Any
 
 from wikillm.config.batch_ramp import BatchRamp
 from wikillm.config.resolved import Resolved
-from wikillm.plan.batch import split_batch
+from wikillm.plan.batch import Batch, split_batch
 from wikillm.plan.flops import flops_per_token
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup, refuse_small_corpus
 from wikillm.plan.params import count_parameters
+from wikillm.plan.room import GpuRoom, sequences_that_fit
 from wikillm.plan.vocab import resolve_vocab_size
 
 
@@ -62,16 +63,18 @@ def make_plan(
     tokenizer_length: int,
     train_tokens: int | None,
     epoch: tuple[int, int] | None = None,
+    room: GpuRoom | None = None,
 ) -> Plan:
     """Plan a run. Raises ConfigError when batch, horizon, warm-up or vocabulary do not fit the world or the data.
 
     Args:
         train_tokens: of the corpus; None while it is still being built (then the horizon is in steps or tokens).
         epoch: sequences in the first pass over the corpus, and in each later one; None is ceil((tokens - 1) / T).
+        room: the GPU of a rank, which bounds a micro-batch of auto; None on a CPU, or where it is not known.
     """
     model, train = resolved.config.model, resolved.config.train
     vocab_size, vocab_note = resolve_vocab_size(model, resolved.origin("model.vocab_size"), tokenizer_length)
-    batch = split_batch(resolved, world_size)
+    batch, room_note = _batch(resolved, world_size, vocab_size, room)
     sequences, packing_note = None, None
     if train_tokens is not None:
         sequences = epoch[1] if epoch else count_sequences(train_tokens, train.sequence_length)
@@ -104,5 +107,19 @@ def make_plan(
         warmup_steps=warmup_steps,
         total_tokens=batch.ramp.sequences_before(max_steps) * train.sequence_length,
         epochs=None if sequences is None else batch.ramp.sequences_before(max_steps) / sequences,
-        notes=tuple(note for note in (vocab_note, warmup_note, packing_note, ramp_note) if note is not None),
+        notes=tuple(note for note in (vocab_note, warmup_note, room_note, packing_note, ramp_note) if note is not None),
     )
+
+
+def _batch(resolved: Resolved, world_size: int, vocab_size: int, room: GpuRoom | None) -> tuple[Batch, str | None]:
+    """The batch, and what the GPU's memory changed about it."""
+    batch = split_batch(resolved, world_size)
+    if room is None or resolved.config.train.per_device_train_batch_size != "auto":
+        return batch, None
+    most = sequences_that_fit(resolved.config, room, ranks=world_size, vocab_size=vocab_size, wanted=batch.micro)
+    smaller = split_batch(resolved, world_size, most)
+    if smaller.micro == batch.micro:
+        return batch, None
+    gib = f"{room.memory / 2**30:.3g} GiB"
+    note = f"micro-batch {smaller.micro} instead of {batch.micro}: by the planner's estimate no more fits into {gib}"
+    return smaller, note

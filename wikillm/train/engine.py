@@ -19,6 +19,7 @@ from wikillm.config.schema import RunConfig
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_float8
+from wikillm.plan.room import GpuRoom
 from wikillm.plan.run_plan import Plan
 from wikillm.train.arguments import Precision, resolve_precision
 
@@ -38,6 +39,14 @@ class Engine:
     @property
     def name(self) -> str:
         return "data parallel" if self.json is None else f"DeepSpeed ZeRO-{self.zero_stage}"
+
+
+def gpu_room(cfg: RunConfig, world: World) -> GpuRoom | None:
+    """The smallest GPU of this node, None on a CPU: what bounds a micro-batch of auto."""
+    if not torch.cuda.is_available():
+        return None
+    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+    return GpuRoom(min(sizes), world.local_size, resolve_precision(cfg.train.precision))
 
 
 def check_engine(cfg: RunConfig) -> None:

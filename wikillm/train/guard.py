@@ -17,8 +17,8 @@ from wikillm.train.control import ControlGroup
 from wikillm.train.run_dir import RunDir
 
 
-def check_world(args: TrainingArguments, world: World, control: ControlGroup) -> None:
-    """The launcher, torch.distributed and Hugging Face agree on world size and ranks. (all ranks)
+def check_world(args: TrainingArguments, world: World, control: ControlGroup, micro_batch: int) -> None:
+    """The launcher, torch.distributed and Hugging Face agree on world size and ranks, the ranks on a micro-batch. (all ranks)
 
     On a machine without GPU, HF without `use_cpu` believes in a world of one on every rank, exits with 0, and has
     trained every sample once per rank.
@@ -39,6 +39,13 @@ def check_world(args: TrainingArguments, world: World, control: ControlGroup) ->
     ranks = control.gather(args.process_index)
     if sorted(ranks) != list(range(world.size)):  # type: ignore[type-var]
         raise MachineError("Two processes have the same rank.", got=f"ranks {ranks} in a world of {world.size}")
+    sizes: list[Any] = control.gather(micro_batch)
+    if len(set(sizes)) > 1:  # auto, on nodes whose GPUs differ in memory
+        raise MachineError(
+            "The ranks chose different micro-batches for train.per_device_train_batch_size=auto: their GPUs differ.",
+            got=f"sequences by rank: {sizes}",
+            fix=f"train.per_device_train_batch_size={min(sizes)}",
+        )
 
 
 def check_shared_folder(run: RunDir, control: ControlGroup, timeout: float = 20.0) -> dict[str, Any]:

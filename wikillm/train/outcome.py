@@ -10,18 +10,18 @@ from typing import Any
 import torch
 
 from wikillm.config.resolved import Resolved
-from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_json
 from wikillm.core.world import World
 from wikillm.observe.peak import PeakMemory
 from wikillm.plan.calibration import apply_calibration, cpu_as_device, read_calibration
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import Gpu, gpu_by_driver_name
-from wikillm.plan.job import describe_shape, is_masked
+from wikillm.plan.job import describe_shape
 from wikillm.plan.memory import memory_per_rank
 from wikillm.plan.outcome import FILE_NAME
+from wikillm.plan.room import setup_of_run
 from wikillm.plan.run_plan import Plan
-from wikillm.plan.setup import Setup, Shape, loss_of, setup_from_recipe
+from wikillm.plan.setup import Setup, Shape
 from wikillm.plan.time import default_mfu, step_time
 from wikillm.train.control import ControlGroup
 from wikillm.train.engine import Engine
@@ -44,7 +44,15 @@ def record_outcome(
         return
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
-    setup = _setup(resolved, plan, engine, world, on_gpu=on_gpu)
+    setup = setup_of_run(
+        resolved.config,
+        ranks=world.size,
+        ranks_per_node=world.local_size,
+        micro=plan.micro_batch,
+        accumulation=plan.accumulation,
+        precision=engine.precision,
+        device="cuda" if on_gpu else "cpu",
+    )
     has_formula = setup is not None and (on_gpu or engine.precision == "fp32")
     shape = describe_shape(resolved.config.model, plan.vocab_size, plan.sequence_length)
     memory = memory_per_rank(shape, setup) if setup and has_formula else None
@@ -78,35 +86,6 @@ def record_outcome(
     }
     with suppress(OSError):
         write_json(run.path / FILE_NAME, outcome)
-
-
-def _setup(resolved: Resolved, plan: Plan, engine: Engine, world: World, *, on_gpu: bool) -> Setup | None:
-    """None where the planner cannot read the run's DeepSpeed file."""
-    cfg = resolved.config
-    given: dict[str, Any] = {
-        "ranks": world.size,
-        "ranks_per_node": world.local_size,
-        "micro": plan.micro_batch,
-        "accumulation": plan.accumulation,
-        "precision": engine.precision,
-        "checkpointing": cfg.train.gradient_checkpointing,
-        "loss": loss_of(cfg.train.loss_kernel),
-        "device": "cuda" if on_gpu else "cpu",
-    }
-    more: dict[str, Any] = {
-        "tiled_mlp": cfg.train.mlp_kernel == "tiled",
-        "masked": is_masked(cfg),
-        "muon": cfg.train.optimizer == "muon",
-        "ema": cfg.train.ema_decay > 0,
-        "sequence_parallel": plan.sequence_parallel_size,
-    }
-    if cfg.deepspeed.config is None:
-        return Setup(recipe="ddp", stage=0, **given, **more)
-    try:
-        found = setup_from_recipe(cfg.deepspeed.config, hidden_size=cfg.model.hidden_size, **given)
-        return replace(found, **more)
-    except ConfigError:
-        return None
 
 
 def _speed(shape: Shape, plan: Plan, setup: Setup, world: World, device: str) -> float | None:

@@ -11,7 +11,7 @@ from wikillm.core.world import World
 from wikillm.data.growing import epoch_sizes
 from wikillm.data.prepare import prepare_store
 from wikillm.plan.run_plan import make_plan
-from wikillm.train.engine import resolve_engine
+from wikillm.train.engine import gpu_room, resolve_engine
 from wikillm.train.job import TrainResult
 from wikillm.train.records import say_plan, source_line
 from wikillm.train.run_dir import RunDir
@@ -27,6 +27,7 @@ def preview(resolved: Resolved) -> None:
         tokenizer_length=store.manifest.tokenizer.length,
         train_tokens=store.train_tokens,
         epoch=epoch_sizes(store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing),
+        room=gpu_room(cfg, world),
     )
     engine = resolve_engine(cfg, plan, world)
     say_plan(RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}")), resolved, plan, engine, store)

@@ -62,8 +62,9 @@ def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
     )
     ranks = "1 process" if plan.world_size == 1 else f"{plan.world_size} processes"
     say(f"engine     {engine.name}, {ranks}, {engine.precision}")
+    chosen = " (auto)" if cfg.train.per_device_train_batch_size == "auto" else ""
     say(
-        f"batch      {plan.global_batch_tokens:,} tokens = {plan.micro_batch} sequences x {plan.accumulation} "
+        f"batch      {plan.global_batch_tokens:,} tokens = {plan.micro_batch} sequences{chosen} x {plan.accumulation} "
         f"accumulation x {name_ranks(plan.sequence_groups, plan.sequence_parallel_size)} x {plan.sequence_length} tokens"
     )
     if plan.batch_ramp.stages:

@@ -22,7 +22,7 @@ from wikillm.supervise.roll import Limits
 from wikillm.supervise.supervisor import Settings, Supervisor, supervise
 from wikillm.train.arguments import to_training_arguments
 from wikillm.train.control import ControlGroup, StopSignals
-from wikillm.train.engine import check_engine, resolve_engine, start_engine
+from wikillm.train.engine import check_engine, gpu_room, resolve_engine, start_engine
 from wikillm.train.exit import ending, record_exit
 from wikillm.train.guard import check_shared_folder, check_world, limit_threads
 from wikillm.train.job import Job, TrainResult
@@ -76,6 +76,7 @@ def _pretrain(
         tokenizer_length=store.manifest.tokenizer.length,
         train_tokens=store.train_tokens,
         epoch=epoch_sizes(store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing),
+        room=gpu_room(cfg, world),
     )
     engine = resolve_engine(cfg, plan, world)
     run = RunDir(run_path(resolved))
@@ -88,7 +89,7 @@ def _pretrain(
         args = to_training_arguments(cfg, plan, run.staging, engine.precision, engine.json)
         end.group = group = ControlGroup()
         log_to_file(run.log_file(world.rank))
-        check_world(args, world, group)
+        check_world(args, world, group, plan.micro_batch)
         identity = check_shared_folder(run, group)
         supervisor.at(run.path, run.log_file(world.rank))
         point = agree_on_resume_point(run.checkpoints, resume, group, is_main=world.is_main)

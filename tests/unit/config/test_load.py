@@ -28,7 +28,7 @@ def test_nothing_given_is_the_tutorials_run() -> None:
     assert (train.sequence_length, train.global_batch_tokens, train.per_device_train_batch_size) == (
         512,
         32 * 8 * 512,
-        32,
+        "auto",
     )
     assert (train.learning_rate, train.lr_scheduler_type, train.warmup_steps) == (5e-4, "cosine", 200)
     assert (train.weight_decay, train.num_train_epochs, train.precision) == (0.1, 2, "auto")

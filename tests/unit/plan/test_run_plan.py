@@ -10,13 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.config.load import load, to_yaml
+from wikillm.config.presets import preset_names
 from wikillm.core.errors import ConfigError
 from wikillm.plan.horizon import count_sequences
+from wikillm.plan.room import GpuRoom
 from wikillm.plan.run_plan import Plan, make_plan
 
 
-def plan(*words: str, run: str | None = None, world: int = 1, tokens: int = 10**8, ids: int = 151_646) -> Plan:
-    return make_plan(load(run, words), world_size=world, tokenizer_length=ids, train_tokens=tokens)
+def plan(
+    *words: str,
+    run: str | None = None,
+    world: int = 1,
+    tokens: int = 10**8,
+    ids: int = 151_646,
+    room: GpuRoom | None = None,
+) -> Plan:
+    return make_plan(load(run, words), world_size=world, tokenizer_length=ids, train_tokens=tokens, room=room)
 
 
 def test_the_tutorials_run() -> None:
@@ -58,10 +67,78 @@ def test_what_does_not_divide_lists_the_nearest_legal_values() -> None:
 
 def test_a_batch_below_one_micro_step_offers_a_smaller_micro_batch() -> None:
     with pytest.raises(ConfigError) as refused:
-        plan(world=16)  # 131072 tokens are 16 sequences a rank, the micro-batch is 32
+        plan("train.per_device_train_batch_size=32", world=16)  # 131072 tokens are 16 sequences a rank
     assert "nearest legal values: 262144\n" in (refused.value.got or "")
     assert "train.per_device_train_batch_size=16, which keeps the batch" in (refused.value.fix or "")
     assert plan("train.per_device_train_batch_size=16", world=16).accumulation == 1
+
+
+# What each run preset trained with before auto: on one rank, or on the ranks of a sequence, it stays that number.
+MICRO_ON_ONE_RANK = {
+    "demo": 4, "wiki-zh-120m": 32, "pretrain-350m": 8, "pretrain-0.5b": 8, "pretrain-0.6b": 8, "pretrain-1.5b": 4,
+    "pretrain-1.7b": 4, "pretrain-3b": 4, "pretrain-4b": 4, "pretrain-7b": 2, "pretrain-8b": 2, "pretrain-14b": 1,
+    "pretrain-32b": 1, "pretrain-72b": 1, "long-1.7b-32k": 1, "long-7b-128k": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("run", preset_names("runs"))
+def test_auto_keeps_a_presets_micro_batch_on_one_rank(run: str) -> None:
+    alone = load(run).config.train.sequence_parallel_size
+    assert plan(run=run, world=alone, tokens=10**11).micro_batch == MICRO_ON_ONE_RANK[run]
+
+
+@given(
+    sequences=st.integers(1, 4096), world=st.integers(1, 64), most=st.integers(1, 40_000), length=st.integers(2, 4096)
+)
+def test_auto_takes_the_largest_divisor_within_the_tokens(sequences: int, world: int, most: int, length: int) -> None:
+    words = [
+        f"train.global_batch_tokens={sequences * length}",
+        f"train.max_micro_batch_tokens={most}",
+        f"train.sequence_length={length}",
+        "--max_steps=1",
+    ]
+    if sequences % world:
+        with pytest.raises(ConfigError, match="cannot be split over") as refused:
+            plan(*words, world=world)
+        batch, *ranks = (refused.value.fix or "").split(", or ")
+        assert plan(*words, batch, world=world).accumulation
+        assert plan(*words, world=int(ranks[0].split()[0])).global_batch_sequences == sequences
+        return
+    made, share = plan(*words, world=world), sequences // world
+    assert made.micro_batch * made.accumulation == share
+    assert made.micro_batch * length <= most or made.micro_batch == 1
+    larger = [size for size in range(made.micro_batch + 1, share + 1) if share % size == 0]
+    assert all(size * length > most for size in larger)
+
+
+def test_where_the_batch_follows_from_the_micro_batch_auto_does_not_look_at_the_machine() -> None:
+    words = ("--gradient_accumulation_steps", "3")
+    small, none = GpuRoom(2 * 2**30, 1, "bf16"), None
+    made = [plan(*words, world=2, room=room) for room in (none, small)]
+    assert [(one.micro_batch, one.global_batch_sequences) for one in made] == [(32, 192), (32, 192)]
+
+
+def test_a_small_gpu_takes_a_smaller_divisor_and_says_so() -> None:
+    ample, small = (plan(room=GpuRoom(gib * 2**30, 1, "bf16"), tokens=10**9) for gib in (80, 7))
+    assert (ample.micro_batch, ample.notes) == (32, ())
+    assert 1 <= small.micro_batch < 32 and 256 % small.micro_batch == 0
+    assert f"micro-batch {small.micro_batch} instead of 32" in small.notes[0] and "7 GiB" in small.notes[0]
+    assert (small.global_batch_tokens, small.max_steps) == (ample.global_batch_tokens, ample.max_steps)
+    kept = plan("--per_device_train_batch_size=32", room=GpuRoom(7 * 2**30, 1, "bf16"), tokens=10**9)
+    assert (kept.micro_batch, kept.notes) == (32, ())  # an explicit number is the user's
+
+
+def test_the_tokens_of_a_micro_step_mean_nothing_beside_a_number() -> None:
+    with pytest.raises(ConfigError, match="max_micro_batch_tokens has no effect") as refused:
+        load(None, ["train.max_micro_batch_tokens=4096", "--per_device_train_batch_size=4"])
+    assert "train.per_device_train_batch_size=auto" in (refused.value.fix or "")
+    assert load("demo", ["--per_device_train_batch_size=2"]).config.train.per_device_train_batch_size == 2
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "atuo"])
+def test_a_micro_batch_is_a_number_or_auto(text: str) -> None:
+    with pytest.raises(ConfigError, match="per_device_train_batch_size"):
+        load(None, [f"train.per_device_train_batch_size={text}"])
 
 
 @given(wanted=st.integers(1, 10**6), micro=st.integers(1, 12), length=st.integers(2, 300), world=st.integers(1, 9))
