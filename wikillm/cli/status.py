@@ -38,8 +38,9 @@ def _lines(status: RunStatus) -> list[str]:
     lines = [f"run        {status.run}", f"state      {status.state}"]
     if metrics:
         lines.append(
-            f"progress   step {metrics['step']:,}, {format_count(metrics['tokens'])} tokens, loss {metrics['loss']:.4f}, "
-            f"{format_count(round(metrics['tokens_per_second']))} tokens/s, {format_seconds(found['logged_seconds_ago'])} ago"
+            f"progress   step {metrics['step']:,}, {format_count(metrics['tokens'])} tokens, "
+            f"loss {'not finite' if metrics['loss'] is None else format(metrics['loss'], '.4f')}, "
+            f"{format_count(round(metrics['tokens_per_second'] or 0))} tokens/s, {format_seconds(found['logged_seconds_ago'])} ago"
         )
     if status.exit is not None:
         reason = str(status.exit.get("reason", "")).replace("\n", "\n           ")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wikillm.supervise.records import RankRecord
+    from wikillm.supervise.stop import Stopped
 
 HELP = "End a run on all its nodes: with a checkpoint, or --now."
 
@@ -18,6 +19,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait", type=float, default=600.0, metavar="SECONDS", help="how long it may take to save (default 600)"
     )
+
+
+def _way_out(run: Path, now: bool, result: Stopped) -> str:
+    here = [record for record in result.left if record.rank in result.untouched and record.process.is_here()]
+    if not here:
+        return f"wikillm stop {run} --now" + ("   (on those machines)" if now else "")
+    pids = ",".join(str(record.process.pid) for record in here)
+    return f"look at what the record names: ps -fp {pids}\nif it is not of this run: rm {run}/ranks/rank_*.json"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,11 +43,15 @@ def run(args: argparse.Namespace) -> int:
 
     result = stop(args.run, at_once=args.now, timeout=args.wait, on_wait=on_wait)
     if result.left:
-        places = [f"rank {r.rank}: pid {r.process.pid} on {r.process.host}, {r.phase}" for r in result.left]
+        places = [
+            f"rank {r.rank}: pid {r.process.pid} on {r.process.host}, {r.phase}"
+            + (f"; left alone: {result.untouched[r.rank]}" if r.rank in result.untouched else "")
+            for r in result.left
+        ]
         raise MachineError(
             f"{len(result.left)} of {len(result.left) + len(result.over)} ranks have not ended.",
             got="\n".join(places),
-            fix=f"wikillm stop {args.run} --now" + ("   (on those machines)" if args.now else ""),
+            fix=_way_out(args.run, args.now, result),
         )
     print(f"ended: {len(result.over)} rank{'s' if len(result.over) > 1 else ''} of {args.run}")
     return 0

@@ -7,7 +7,6 @@ the run has to end it asks for stacks (SIGUSR2, faulthandler), tells the rank to
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 import socket
@@ -184,8 +183,8 @@ class Agent:
         """`wikillm stop` asked: save and leave, or leave."""
         if at_once:
             self._end(ExitCode.STOPPED, "Ended at once by `wikillm stop --now`; nothing was saved.")
-        elif self.process.is_alive():
-            os.kill(self.pid, signal.SIGTERM)
+        else:
+            self.process.send(signal.SIGTERM)
 
     def _end(self, code: int, reason: str, *, lost_main: bool = False) -> None:
         """The rank has to leave: stacks first, which need no interpreter lock, then the word."""
@@ -193,8 +192,8 @@ class Agent:
             return
         self._kill_at = time.monotonic() + OBEY_SECONDS
         self._verdict = {"end": code, "reason": reason, "lost_main": lost_main}
-        if self._recorder is not None and self.process.is_alive():
-            os.kill(self.pid, signal.SIGUSR2)  # registered together with the run directory
+        if self._recorder is not None:
+            self.process.send(signal.SIGUSR2)  # registered together with the run directory
         self.rank_wire.send(self._verdict)
 
     def _kill(self) -> None:
@@ -202,8 +201,7 @@ class Agent:
         if self._recorder is not None and self._verdict is not None:
             code, reason = int(self._verdict["end"]), str(self._verdict["reason"])
             write_exit(self._recorder.run_dir, code, reason, self.rank, None, keep=True)
-        if self.process.is_alive():
-            os.kill(self.pid, signal.SIGKILL)
+        self.process.send(signal.SIGKILL)
         self._rank_gone = True
 
     def _close(self) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 _LAYOUT = struct.Struct("<QQqddd")  # writes begun, phase, step, phase since, last progress, median step in seconds
 _SIZE = 4096
+MEMORY_NAME = "wikillm-board"  # in /proc/PID/fd
 STEPS_REMEMBERED = 63
 STEPS_FACTOR = 10.0
 
@@ -57,7 +58,7 @@ class Board:
     """The shared page. `Board()` makes one in this process, `Board(fd)` maps the one of another."""
 
     def __init__(self, fd: int | None = None) -> None:
-        self.fd = os.memfd_create("wikillm-board", 0) if fd is None else fd
+        self.fd = os.memfd_create(MEMORY_NAME, 0) if fd is None else fd
         if fd is None:
             os.ftruncate(self.fd, _SIZE)
         self._page = mmap.mmap(self.fd, _SIZE)

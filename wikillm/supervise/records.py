@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar
 
 INTERVAL = 5.0
 LOOK_EVERY = 1.0
@@ -45,6 +47,18 @@ class Process:
         """Only for a process of this machine: the very same process runs, and is not a zombie."""
         with suppress(OSError, ValueError, IndexError):
             return self.is_here() and _started(self.pid) == self.started and _state(self.pid) not in "ZX"
+        return False
+
+    def send(self, number: int) -> bool:
+        """A signal to this very process, never to another that has its number since. True when it was sent."""
+        with suppress(OSError, OverflowError):
+            handle = os.pidfd_open(self.pid)  # from here on the number cannot change hands
+            try:
+                if self.is_alive():
+                    signal.pidfd_send_signal(handle, number)
+                    return True
+            finally:
+                os.close(handle)
         return False
 
     def is_suspended(self) -> bool:
@@ -111,14 +125,44 @@ def read_records(run: Path) -> list[RankRecord]:
     """By rank; those of ranks that an earlier, larger run left are not among them. Unreadable ones are left out."""
     found = []
     for path in (run / "ranks").glob("rank_*.json"):
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+            if not path.is_file():
+                continue
             values = json.loads(path.read_text(encoding="utf-8"))
-            values["process"] = Process(**values["process"])
-            found.append(RankRecord(**values))
+            values["process"] = _typed(Process, values["process"])
+            record = _typed(RankRecord, values)
+            if path == record_path(run, record.rank):
+                found.append(record)
     if not found:
         return []
     newest = max(found, key=lambda record: record.time)
     return sorted((r for r in found if r.rank < newest.world_size), key=lambda record: record.rank)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "str | None": (str, NoneType),
+}
+_Fields = TypeVar("_Fields", Process, RankRecord)
+
+
+def _typed(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
+    """A record as its author meant it. Raises TypeError or ValueError: a file in a shared folder may hold anything."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{kind.__name__} is {values!r}")
+    for field in fields(kind):
+        value = values.get(field.name)
+        allowed = _TYPES.get(str(field.type))
+        if allowed is not None and type(value) not in allowed:
+            raise TypeError(f"{field.name} is {value!r}")
+        if isinstance(value, int | float) and not abs(value) < 1 << 62:
+            raise ValueError(f"{field.name} is {value!r}")
+    left = values.get("exit")
+    if left is not None and (type(left["code"]) is not int or type(left["reason"]) is not str):
+        raise TypeError("exit is no code and reason")
+    return kind(**values)
 
 
 def stop_path(run: Path) -> Path:
@@ -164,7 +208,7 @@ class Recorder(threading.Thread):
         try:
             asked = json.loads(stop_path(self.run_dir).read_text(encoding="utf-8"))
             at_once = bool(asked["now"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return
         if at_once not in self._seen:
             self._seen.add(at_once)

@@ -14,6 +14,7 @@ from wikillm.supervise.records import RankRecord, read_records, stop_path
 from wikillm.supervise.stop import is_running
 
 _TAIL = 1 << 16  # bytes of metrics.jsonl that hold its last line
+_SHOWN = ("step", "tokens", "time", "loss", "tokens_per_second")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +79,15 @@ def read_status(run: Path) -> RunStatus:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else None
     return None
+
+
+def _is_shown(value: object, name: str) -> bool:
+    """A number; a loss or speed that was not finite is written as null."""
+    return type(value) in (int, float) or (value is None and name in _SHOWN[3:])
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:
@@ -94,8 +100,8 @@ def _last_line(path: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     for line in reversed(lines):
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             found = json.loads(line)
-            if isinstance(found, dict) and "loss" in found:
+            if isinstance(found, dict) and "loss" in found and all(_is_shown(found.get(name), name) for name in _SHOWN):
                 return found
     return None

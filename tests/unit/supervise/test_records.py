@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,22 +29,122 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
+BOARD = "from wikillm.supervise.board import Board; board = Board(); "
+
+
+@contextmanager
+def running(code: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A Python process that has run `code` and then sleeps."""
+    words = [sys.executable, "-c", f"{code}; print(flush=True); import time; time.sleep(60)"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.read(1)
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def rank_0(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """What the kernel knows of a rank: its board and its log file."""
+    (tmp_path / "logs").mkdir()
+    with running(f"{BOARD}log = open({str(tmp_path / 'logs' / 'rank_0.log')!r}, 'a')") as process:
+        yield process
+
+
 def record(process: Process, rank: int = 0, **more: object) -> RankRecord:
     made = RankRecord(rank, rank, 2, process, "eth0", "step", 7, 0.5, 5.0, time.time())
     return replace(made, **more)  # type: ignore[arg-type]
 
 
-def test_a_number_given_to_somebody_else_is_not_the_run(sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_number_given_to_somebody_else_is_not_the_run(tmp_path: Path, rank_0: subprocess.Popen[bytes]) -> None:
     """The same pid with another start time, boot or host: not alive, and never killed."""
-    ours = Process.here(sleeper.pid)
+    ours = Process.here(rank_0.pid)
+    write_record(tmp_path, record(ours))
     assert ours.is_alive() and is_running(record(ours))
     for other in (replace(ours, started=ours.started - 1), replace(ours, boot="another"), replace(ours, host="node9")):
         assert not other.is_alive()
-        assert not end_here(record(other))
-    assert sleeper.poll() is None
-    assert end_here(record(ours))
-    assert sleeper.wait(10) == -signal.SIGKILL
-    assert not ours.is_alive()
+        assert not other.send(signal.SIGKILL)
+        end_here(tmp_path, record(other))
+    assert rank_0.poll() is None
+    assert end_here(tmp_path, record(ours)) is None
+    assert rank_0.wait(10) == -signal.SIGKILL
+    assert not ours.is_alive() and not ours.send(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("pid", [-1, 0, 1 << 40])
+def test_a_number_that_is_no_process_is_no_process(tmp_path: Path, pid: int) -> None:
+    strange = replace(Process.here(os.getpid()), pid=pid)
+    assert not strange.is_alive() and not strange.send(signal.SIGTERM)
+    assert end_here(tmp_path, record(strange)) is None
+
+
+@pytest.mark.parametrize("more", ["", "log", "board", "other log", "reader"])
+def test_a_planted_record_ends_no_process_that_is_not_the_runs(
+    tmp_path: Path, more: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The right number, start time, boot and host of a process of the same user, and not a rank of this run."""
+    monkeypatch.setattr("wikillm.supervise.stop.GRACE", 0.0)
+    (tmp_path / "logs").mkdir()
+    log = tmp_path / "logs" / "rank_0.log"
+    log.touch()
+    mode = "r" if more == "reader" else "a"
+    opened = tmp_path / "other" if more in ("other log", "board", "") else log
+    board = "" if more in ("", "log") else BOARD
+    with running(f"{board}f = open({str(opened)!r}, {mode if opened == log else 'a'!r})") as process:
+        write_record(tmp_path, record(Process.here(process.pid)))
+        assert main(["stop", str(tmp_path), "--wait", "5", "--now"]) == 3
+        said = capsys.readouterr().err
+        assert f"pid {process.pid}" in said and "left alone: it has not this run's log file open" in said
+        assert f"ps -fp {process.pid}" in said
+        assert process.poll() is None
+
+
+def test_a_planted_record_ends_no_process_that_is_no_python(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    with (tmp_path / "logs" / "rank_0.log").open("a") as log:
+        process = subprocess.Popen(["sleep", "60"], stdout=log)
+    try:
+        write_record(tmp_path, record(Process.here(process.pid)))
+        why = end_here(tmp_path, record(Process.here(process.pid)))
+        assert why == "it is no Python: sleep 60" and process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_ends_no_process_of_a_user_who_did_not_write_the_record(tmp_path: Path) -> None:
+    """A folder of one user that names the process of another one; then the owner's own folder."""
+    (tmp_path / "logs").mkdir()
+    opens = f"log = open({str(tmp_path / 'logs' / 'rank_0.log')!r}, 'a')"
+    with running(f"{BOARD}{opens}; import os; os.setuid(65534)") as process:
+        there = record(Process.here(process.pid))
+        write_record(tmp_path, there)
+        assert end_here(tmp_path, there) == "it belongs to another user (uid 65534)" and process.poll() is None
+        os.chown(tmp_path / "ranks" / "rank_0.json", 65534, 65534)
+        assert end_here(tmp_path, there) is None and process.wait(10) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rank": "0"}, {"rank": 1}, {"rank": True}, {"step": "x"}, {"time": "now"}, {"time": float("inf")}, {"phase": None},
+     {"interval": None}, {"process": None}, {"process": {"pid": 1}}, {"exit": {}}, {"exit": "x"}, {"more": 1}, {"step": 1 << 70}],
+    ids=str,
+)  # fmt: skip
+def test_a_record_of_wrong_types_is_none(
+    tmp_path: Path, change: dict[str, object], sleeper: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    write_record(tmp_path, record(Process.here(sleeper.pid)))
+    path = tmp_path / "ranks" / "rank_0.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert read_records(tmp_path) == []
+    path.write_text("[" * 100_000)
+    (tmp_path / "exit.json").write_text("[" * 100_000)
+    (tmp_path / "metrics.jsonl").write_text("[" * 60_000 + '\n{"loss": "x"}\n')
+    assert main(["status", str(tmp_path)]) == 0
+    assert "state      starting" in capsys.readouterr().out
 
 
 def test_a_zombie_has_ended() -> None:
@@ -104,13 +206,17 @@ def test_stop_asks_through_the_directory_and_waits(
 
 
 def test_what_does_not_answer_is_named(
-    tmp_path: Path, sleeper: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    rank_0: subprocess.Popen[bytes],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write_record(tmp_path, record(Process.here(sleeper.pid)))
+    monkeypatch.setattr("wikillm.supervise.stop.GRACE", 0.5)
+    write_record(tmp_path, record(Process.here(rank_0.pid)))
     assert main(["stop", str(tmp_path), "--wait", "0.1"]) == 3
-    assert f"rank 0: pid {sleeper.pid}" in capsys.readouterr().err
-    assert main(["stop", str(tmp_path), "--wait", "20", "--now"]) == 0  # nobody hears it: it is killed after 5 s
-    assert sleeper.wait(1) == -signal.SIGKILL
+    assert f"rank 0: pid {rank_0.pid}" in capsys.readouterr().err
+    assert main(["stop", str(tmp_path), "--wait", "20", "--now"]) == 0  # nobody hears it: it is killed
+    assert rank_0.wait(1) == -signal.SIGKILL
 
 
 def test_status_of_a_run_and_of_its_end(
