@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from wikillm.core.printable import PrintableStream, printable
+
 logger = logging.getLogger("wikillm")
 logger.addHandler(logging.NullHandler())  # without any handler, Python would print warnings a second time
 
@@ -20,10 +22,15 @@ def _is_main() -> bool:
 
 
 def make_output_safe() -> None:
-    """Replace what the terminal cannot show instead of raising UnicodeEncodeError; write line by line."""
-    for stream in (sys.stdout, sys.stderr):
+    """Replace what the terminal cannot show instead of raising UnicodeEncodeError, show control characters instead of
+    sending them, write line by line."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or isinstance(stream, PrintableStream):
+            continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace", line_buffering=True)
+        setattr(sys, name, PrintableStream(stream, returns=name == "stderr"))
 
 
 def say(message: str = "", *, end: str = "\n") -> None:
@@ -32,8 +39,9 @@ def say(message: str = "", *, end: str = "\n") -> None:
     if not _is_main():
         return
     try:
-        sys.stdout.write(message + end)
-        sys.stdout.flush()
+        stream = sys.stdout.wrapped if isinstance(sys.stdout, PrintableStream) else sys.stdout
+        stream.write(printable(message) + end)  # `end` may be the carriage return of a progress line
+        stream.flush()
     except (BrokenPipeError, ValueError):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the reader went away; the run goes on
 
@@ -43,17 +51,24 @@ def warn(message: str) -> None:
     logger.warning(message)
     if _is_main():
         try:
-            sys.stderr.write(f"warning: {message}\n")
+            sys.stderr.write(f"warning: {printable(message)}\n")
             sys.stderr.flush()
         except (BrokenPipeError, ValueError):
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Records that can be looked at in a terminal, whatever text of others is in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def log_to_file(path: Path) -> None:
     """Send everything that `logging` hears in this process to `path`, appending. (all ranks, each its own file)"""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False

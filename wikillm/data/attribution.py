@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wikillm.core.files import write_atomic
+from wikillm.core.printable import printable
 from wikillm.data.clean import title_of
 from wikillm.data.sources.streams import head
 from wikillm.data.types import SourceFile
@@ -33,7 +34,7 @@ def write_titles(store: Path, number: int, pages: Sequence[tuple[int, int, bytes
     for source, offset, page in pages:
         start = page[:4096]  # the ids come before the text
         ids = [found[1].decode() if (found := form.search(start)) else "" for form in (_PAGE_ID, _REVISION_ID)]
-        title = " ".join(title_of(page).split())
+        title = printable(" ".join(title_of(page).split()))
         lines.append("\t".join([str(source), str(offset), *ids, title]) + "\n")
     folder = store / TITLES_FOLDER
     folder.mkdir(exist_ok=True)
@@ -44,7 +45,9 @@ def site_of(source: SourceFile) -> dict[str, str]:
     """`sitename`, `dbname` and `base` of a dump's own description; empty strings where it has none."""
     start = head(source, _HEAD_BYTES)
     return {
-        name: html.unescape(found[1].decode("utf-8", "replace")).strip() if (found := form.search(start)) else ""
+        name: " ".join(html.unescape(found[1].decode("utf-8", "replace")).split())
+        if (found := form.search(start))
+        else ""
         for name, form in _SITE.items()
     }
 
@@ -69,7 +72,7 @@ def write_attribution(store: Path, sources: Sequence[tuple[SourceFile, str]]) ->
             + f"- the article TITLE with its authors: {base or 'https://SITE'}/wiki/TITLE, then its history\n"
             + f"- the revision that was used: {base or 'https://SITE'}/?oldid=REVISION\n"
         )
-    write_atomic(store / ATTRIBUTION_NAME, "".join(parts))
+    write_atomic(store / ATTRIBUTION_NAME, printable("".join(parts)))
 
 
 _HEADING = """# Attribution

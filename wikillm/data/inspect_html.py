@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape as escape_html
 from typing import Any
 
+from wikillm.core.printable import printable
 from wikillm.data.inspect import stats_of
 from wikillm.data.store import Store
 from wikillm.data.tokenizer import TextTokenizer
+
+
+def escape(text: str) -> str:
+    """No text becomes a tag, a control character, or turns around what follows it."""
+    return escape_html(printable(text))
+
 
 _STYLE = """
 :root { color-scheme: light dark; --bar: #3a6ea5; --bad: #b5533c; --line: #8884; }

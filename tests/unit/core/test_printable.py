@@ -1,0 +1,116 @@
+"""Text of others reaches a terminal as text: no escape sequence, no return over what stands there, nothing turned around."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.cli.main import main
+from wikillm.core.log import log_to_file, logger, make_output_safe, say, warn
+from wikillm.core.printable import PrintableStream, printable
+
+SENT = [*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xD800, 0xDFFF]
+OBEYED = [chr(code) for code in SENT if chr(code) not in "\t\n"]
+ORDINARY = [
+    "",
+    "plain",
+    "tab\tand\nlines",
+    "漢字，ñ é ü",
+    "👩‍👩‍👧‍👦 🇨🇳 ☔️",
+    "שלום \u200f مرحبا\u200e",
+    "a\u00a0b\u3000c\u200b",
+    "\ufeffx",
+    "𠀀",
+]
+
+
+@pytest.mark.parametrize("text", ORDINARY)
+def test_ordinary_text_stays(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize("character", OBEYED, ids=lambda c: f"{ord(c):04x}")
+def test_what_a_terminal_obeys_is_shown(character: str) -> None:
+    assert printable(f"a{character}b") == f"a\\u{ord(character):04x}b"
+
+
+def test_a_return_hides_nothing_and_windows_lines_are_lines() -> None:
+    assert printable("deleted nothing\rdone") == "deleted nothing\\u000ddone"
+    assert printable("one\r\ntwo\r\n") == "one\ntwo\n"
+    assert printable("\x1b]0;title\x07\x9b31m") == "\\u001b]0;title\\u0007\\u009b31m"
+
+
+@given(st.text())
+def test_json_means_the_same_to_a_program(text: str) -> None:
+    shown = printable(json.dumps({"text": text}, ensure_ascii=False))
+    assert json.loads(shown) == {"text": text}
+    assert not any(character in shown for character in OBEYED)
+
+
+def test_streams_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands, libraries and argparse write; a progress line of a library may go back to its beginning."""
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    make_output_safe()
+    make_output_safe()  # once is enough
+    assert isinstance(sys.stdout, PrintableStream) and sys.stdout.wrapped is out
+    print("\x1b[2Jname", end="")
+    print("\rover", end="\r")
+    sys.stdout.writelines(["\x9b", "ok\n"])
+    say("step 1\x07", end="\r")
+    warn("a\x1bb")
+    print("\r 50%|\x1b[A", end="\r", file=sys.stderr)
+    assert out.getvalue() == "\\u001b[2Jname\\u000dover\\u000d\\u009bok\nstep 1\\u0007\r"
+    assert err.getvalue() == "warning: a\\u001bb\n\r 50%|\\u001b[A\r"
+
+
+def test_logs_can_be_looked_at(tmp_path: Path) -> None:
+    before = logger.handlers[:]
+    try:
+        log_to_file(tmp_path / "logs" / "rank_0.log")
+        logger.info("read %s", "\x1b[8mhidden\u202e")
+        try:
+            raise ValueError("\x1b]52;c;AAAA\x07")
+        except ValueError:
+            logger.exception("failed")
+    finally:
+        for handler in [handler for handler in logger.handlers if handler not in before]:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.propagate = True
+    text = (tmp_path / "logs" / "rank_0.log").read_text()
+    assert "\\u001b[8mhidden\\u202e" in text and "\\u001b]52;c;AAAA\\u0007" in text
+    assert not any(character in text for character in OBEYED)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "data.path=/nowhere/\x1b[2J\x9b.jsonl"],
+        ["prepare", "data.path=/nowhere/\u202egnp.jsonl"],
+        ["data", "stats", "--store", "/nowhere/\x1b]0;x\x07"],
+        ["status", "/nowhere/\x1b[31m"],
+        ["stop", "/nowhere/\r\x1b[31m"],
+        ["train", "model.\x1b[31m=1"],
+        ["\x1b[31m"],
+        ["generate", "\x1b[31m"],
+        ["export", "\x1b[31m"],
+        ["eval", "/nowhere/\x1b[31m"],
+        ["plan", "--gpu", "\x1b[31m"],
+        ["launch", "\x1b[31m"],
+        ["train", "--\x1b[31m"],
+    ],
+    ids=lambda words: ascii(" ".join(words)),
+)
+def test_refusals_show_names(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(words) not in (0, 1)
+    captured = capfd.readouterr()
+    shown = captured.out + captured.err
+    assert ("\\u" in shown or "\\x1b" in shown) and not any(character in shown for character in OBEYED)
