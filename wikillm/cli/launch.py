@@ -26,6 +26,8 @@ the target, right behind `launch`:
   swanlab    a folder for SwanLab Launch: --init, --print, --zip FILE, --submit; and, by words behind it:
              task list | status ID | follow ID | stop ID | fetch ID;  data list | upload FILE|FOLDER
 """
+ELSEWHERE = ("hostfile", "ssh", "slurm", "k8s", "sky")
+"""Targets whose machines may have files that this one has not."""
 _WORD = re.compile(r"[A-Za-z0-9][\w.,:@-]{0,127}")
 
 
@@ -94,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     resolved = resolve_run_config(args)
     launch = describe(args, resolved)
     rendering = render(args.target, launch)
-    _check_batch(args, launch, resolved)
+    _check_run(args, launch, resolved)
     if args.show:
         print(rendering.text, end="")
         return 0
@@ -220,12 +222,24 @@ def _check(args: argparse.Namespace) -> None:
     problems.raise_if_any()
 
 
-def _check_batch(args: argparse.Namespace, launch: Launch, resolved: Resolved) -> None:
-    """Refuse here what every rank would refuse later: a batch that this number of ranks does not divide."""
+def _check_run(args: argparse.Namespace, launch: Launch, resolved: Resolved) -> None:
+    """Refuse here what every rank would refuse later: a batch that does not divide, a DeepSpeed JSON that is wrong."""
+    from wikillm.core.log import warn
     from wikillm.plan.batch import split_batch
+    from wikillm.plan.recipe import check_recipe
     from wikillm.remote.hosts import read_hostfile
 
+    ranks = per_node = None
     if args.target == "hostfile" and launch.hostfile is not None:
-        split_batch(resolved, sum(host.slots for host in read_hostfile(launch.hostfile)))
+        hosts = read_hostfile(launch.hostfile)
+        ranks, per_node = sum(host.slots for host in hosts), hosts[0].slots
     elif launch.gpus is not None:
-        split_batch(resolved, launch.nodes * launch.gpus)
+        ranks, per_node = launch.nodes * launch.gpus, launch.gpus
+    if ranks is not None:
+        split_batch(resolved, ranks)
+    recipe = resolved.config.deepspeed.config
+    is_elsewhere = recipe is not None and args.target in ELSEWHERE and Path(recipe).is_absolute()
+    if is_elsewhere and not Path(str(recipe)).exists():
+        warn(f"{recipe} is not on this machine, so it is checked when the run starts")
+        return
+    check_recipe(resolved, ranks=ranks, ranks_per_node=per_node)

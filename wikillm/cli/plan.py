@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a GPU, such as 79GiB. Default: by kind")
     group.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
-    group.add_argument("--gpus-per-node", type=int, default=8, help="GPUs in a node (default 8)")
+    group.add_argument(
+        "--gpus", "--gpus-per-node", dest="gpus_per_node", type=int, default=8, metavar="N", help="GPUs in a node (default 8)"
+    )
     group.add_argument("--host-memory", metavar="SIZE", help="memory of a node for offload. Default: 128GiB per GPU")
     group.add_argument("--mfu", type=float, help="assumed MFU, 0 to 1. Default: 0.25 to 0.40 by size of the model")
     group.add_argument("--price", type=float, help="price of a GPU hour, in your currency")
@@ -102,9 +104,17 @@ def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> 
     """One plan as JSON. Raises ConfigError when the batch does not divide or nothing fits."""
     from wikillm.plan.choose import choose
     from wikillm.plan.job import describe_job
+    from wikillm.plan.recipe import check_recipe
     from wikillm.plan.report import to_json
 
     job = describe_job(resolved, ranks=machine.ranks, gpu=machine.gpu, train_tokens=_tokens(args))
+    check_recipe(
+        resolved,
+        ranks=machine.ranks,
+        ranks_per_node=machine.gpus_per_node,
+        precision=job.precision,
+        has_gpu=machine.gpu.device == "cuda",
+    )
     choices = choose(resolved, job, machine, args.mfu)
     said = _calibration_used(machine)
     return to_json(resolved, job, machine, choices, mfu=args.mfu, price=args.price, calibration=said)

@@ -23,20 +23,23 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|\n')
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedFacts:
-    """What a run decides and a DeepSpeed JSON must agree with. Plain values, known before a model exists."""
+    """What a run decides and a DeepSpeed JSON must agree with. Plain values, known before a model exists.
 
-    micro_batch: int  # sequences per rank and micro-step
-    accumulation: int  # micro-steps per optimizer step
-    world_size: int
-    local_world_size: int
+    None is what is not known yet, where the machines are elsewhere: it agrees with anything.
+    """
+
+    micro_batch: int | None  # sequences per rank and micro-step
+    accumulation: int | None  # micro-steps per optimizer step
+    world_size: int | None
+    local_world_size: int | None
     max_grad_norm: float
-    precision: Literal["bf16", "fp16", "fp32"]
+    precision: Literal["bf16", "fp16", "fp32"] | None
     hidden_size: int
     learning_rate: float
     betas: tuple[float, float]
     eps: float
     weight_decay: float
-    has_gpu: bool
+    has_gpu: bool | None
     optimizer: Literal["adamw", "muon"] = "adamw"
 
 

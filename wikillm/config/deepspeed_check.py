@@ -18,6 +18,7 @@ from wikillm.config.deepspeed_keys import (
     CUDA_ONLY,
     REMOVED,
     TOP_LEVEL,
+    TRACKERS,
     UNEXPLAINED,
     WITHOUT_EFFECT,
     Kind,
@@ -178,6 +179,13 @@ def _check_ineffective(file: DeepSpeedFile, problems: Problems) -> None:
     for path, why in WITHOUT_EFFECT.items():
         if not is_off(file.get(path)):
             problems.add(f'"{path}" would have no effect here: {why}.', got=file.where(path), fix="remove it")
+    for path, instead in TRACKERS.items():
+        if not is_off(file.get(path)):
+            problems.add(
+                f"DeepSpeed's {path} monitor is not used: SwanLab is the tracker, and metrics.jsonl the record of a run.",
+                got=file.where(path),
+                fix=f"remove the block; {instead}",
+            )
     for path, feature in UNEXPLAINED.items():
         if not is_off(file.get(path)):
             problems.add(
@@ -214,16 +222,18 @@ class Linked:
 
 
 def linked_values(facts: DeepSpeedFacts) -> dict[str, Linked]:
-    """Every dotted key that the run decides, in the order of Hugging Face's `trainer_config_process`."""
+    """Every dotted key that the run decides, in the order of Hugging Face's `trainer_config_process`; None: not known."""
     micro, accumulation, world = facts.micro_batch, facts.accumulation, facts.world_size
     batch = f" ({micro} sequences x {accumulation} micro-steps x {world} ranks)"
+    whole = None if micro is None or accumulation is None or world is None else micro * accumulation * world
+    is_bf16, is_fp16 = ((facts.precision == kind if facts.precision else None) for kind in ("bf16", "fp16"))
     return {
         "train_micro_batch_size_per_gpu": Linked(micro, "train.per_device_train_batch_size"),
         "gradient_accumulation_steps": Linked(accumulation, "train.gradient_accumulation_steps", " (or derived)"),
-        "train_batch_size": Linked(micro * accumulation * world, "train.global_batch_tokens", batch),
+        "train_batch_size": Linked(whole, "train.global_batch_tokens", batch),
         "gradient_clipping": Linked(facts.max_grad_norm, "train.max_grad_norm"),
-        "bf16.enabled": Linked(facts.precision == "bf16", "train.precision", f" ({facts.precision})"),
-        "fp16.enabled": Linked(facts.precision == "fp16", "train.precision", f" ({facts.precision})"),
+        "bf16.enabled": Linked(is_bf16, "train.precision", f" ({facts.precision})"),
+        "fp16.enabled": Linked(is_fp16, "train.precision", f" ({facts.precision})"),
         "optimizer.params.lr": Linked(facts.learning_rate, "train.learning_rate"),
         "optimizer.params.betas": Linked(list(facts.betas), "train.adam_beta1, train.adam_beta2"),
         "optimizer.params.eps": Linked(facts.eps, "train.adam_epsilon"),
@@ -234,7 +244,7 @@ def linked_values(facts: DeepSpeedFacts) -> dict[str, Linked]:
 def _check_against_run(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Problems) -> None:
     for path, linked in linked_values(facts).items():
         found = file.get(path)
-        if found is not None and found != "auto" and found != linked.value:
+        if found not in (None, "auto") and linked.value is not None and found != linked.value:
             problems.add(
                 f"{path} contradicts the run.",
                 got=f"{file.where(path)} = {_show(found)}, "
@@ -242,7 +252,7 @@ def _check_against_run(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Pro
                 fix=f'"auto" in the JSON (the run decides), or change {linked.setting}',
             )
     hpz = file.get("zero_optimization.zero_hpz_partition_size", 1)
-    if isinstance(hpz, int) and hpz > 1 and facts.world_size % hpz:
+    if isinstance(hpz, int) and hpz > 1 and facts.world_size is not None and facts.world_size % hpz:
         problems.add(
             "zero_hpz_partition_size must divide the number of ranks.",
             got=f"{file.where('zero_optimization.zero_hpz_partition_size')} = {hpz}, {facts.world_size} ranks",
@@ -251,7 +261,7 @@ def _check_against_run(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Pro
 
 
 def _check_hardware(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Problems) -> None:
-    if facts.has_gpu:
+    if facts.has_gpu in (True, None):
         return
     if facts.precision == "fp16" or file.get("fp16.enabled") is True:
         problems.add(

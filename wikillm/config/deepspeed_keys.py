@@ -165,6 +165,15 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 }
 """Blocks that DeepSpeed reads and this toolkit cannot honour; refused unless they are off."""
 
+_TRACK = "observe.swanlab.mode=online (or local, offline)"
+TRACKERS: Mapping[str, str] = {
+    "comet": f"{_TRACK} observe.swanlab.project=NAME observe.swanlab.workspace=TEAM",
+    "csv_monitor": "every value is a line of RUN/metrics.jsonl, whose folder run.dir sets",
+    "tensorboard": f"{_TRACK} shows curves; run.dir is the folder of metrics.jsonl and logs/",
+    "wandb": f"{_TRACK} observe.swanlab.project=NAME observe.swanlab.workspace=TEAM",
+}
+"""Monitors that DeepSpeed would feed beside WikiLLM's own, and the keys that do their work."""
+
 UNEXPLAINED: Mapping[str, str] = {
     "tensor_parallel": "AutoTP",
     "zero_optimization.zenflow": "ZenFlow",

@@ -28,7 +28,9 @@ class ResolvedDeepSpeed:
 
 
 def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDeepSpeed:
-    """Check `file` against the run and fill it. Raises ConfigError where they contradict each other."""
+    """Check `file` against the run and fill it. Raises ConfigError where they contradict each other. All facts are known."""
+    assert None not in (facts.micro_batch, facts.accumulation, facts.world_size, facts.local_world_size), facts
+    assert facts.precision is not None and facts.has_gpu is not None, facts
     check_deepspeed(file, facts)
     config = copy.deepcopy(dict(file.json))
     notes: list[str] = []

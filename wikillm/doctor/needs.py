@@ -19,6 +19,7 @@ from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
 from wikillm.plan.job import Job, describe_job, is_pinned
 from wikillm.plan.memory import host_bytes_per_rank
+from wikillm.plan.recipe import check_recipe
 from wikillm.plan.report import CHECKPOINT_BYTES
 from wikillm.plan.setup import setup_from_recipe
 
@@ -101,6 +102,7 @@ def hub_addresses() -> dict[str, str]:
 def needs_of(resolved: Resolved, *, nodes: int, slots: int, master: str = "") -> Needs:
     """Raises ConfigError when the run is wrong in itself; a batch that does not divide is one of the findings."""
     cfg = resolved.config
+    check_recipe(resolved, ranks=nodes * slots, ranks_per_node=slots)
     job = describe_job(resolved, ranks=cfg.train.sequence_parallel_size, gpu=find_gpu("h100"))
     host, traffic = _host_and_traffic(resolved, job, nodes, slots)
     return Needs(

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed
-from wikillm.config.deepspeed_check import check_deepspeed
+from wikillm.config.deepspeed import read_deepspeed
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
+from wikillm.config.resolved import Resolved
 from wikillm.config.schema import RunConfig
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_float8
+from wikillm.plan.recipe import check_combinations, check_recipe, facts_of_run
 from wikillm.plan.room import GpuRoom
 from wikillm.plan.run_plan import Plan
 from wikillm.train.arguments import Precision, resolve_precision
@@ -50,14 +51,20 @@ def gpu_room(cfg: RunConfig, world: World) -> GpuRoom | None:
 
 
 def check_engine(cfg: RunConfig) -> None:
-    """Refuse a DeepSpeed JSON that is wrong in itself, and what cannot train here, before hours of tokenising.
-
-    Raises ConfigError.
-    """
+    """Refuse what cannot train on this machine, before hours of tokenising. Raises ConfigError."""
     check_attention(cfg.model.attn_implementation, has_gpu=torch.cuda.is_available())
     check_flex(cfg)
-    if cfg.deepspeed.config is not None:
-        check_deepspeed(read_deepspeed(cfg.deepspeed.config))
+
+
+def check_recipe_here(resolved: Resolved, world: World) -> None:
+    """Refuse a DeepSpeed JSON that is wrong, or wrong for this run, before hours of tokenising. Raises ConfigError."""
+    check_recipe(
+        resolved,
+        ranks=world.size,
+        ranks_per_node=world.local_size,
+        precision=resolve_precision(resolved.config.train.precision),
+        has_gpu=torch.cuda.is_available(),
+    )
 
 
 def check_attention(kernel: str, *, has_gpu: bool) -> None:
@@ -89,26 +96,18 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
                 fix="train.precision=fp32, or train.optimizer=adamw",
             )
         return Engine(precision, None, ())
-    facts = DeepSpeedFacts(
+    facts = facts_of_run(
+        cfg,
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
-        world_size=world.size,
-        local_world_size=world.local_size,
-        max_grad_norm=cfg.train.max_grad_norm,
+        ranks=world.size,
+        ranks_per_node=world.local_size,
         precision=precision,
-        hidden_size=cfg.model.hidden_size,
-        learning_rate=cfg.train.learning_rate,
-        betas=(cfg.train.adam_beta1, cfg.train.adam_beta2),
-        eps=cfg.train.adam_epsilon,
-        weight_decay=cfg.train.weight_decay,
         has_gpu=has_gpu,
-        optimizer=cfg.train.optimizer,
     )
     resolved = resolve_deepspeed(read_deepspeed(cfg.deepspeed.config), facts)
     engine = Engine(precision, resolved.json, resolved.notes)
-    _check_ramp(cfg, plan, resolved.json)
-    if engine.zero_stage == 3:
-        _check_whole_weights(cfg)
+    check_combinations(cfg, resolved.json)
     if cfg.train.compile != "off" and cfg.train.optimizer == "muon" and not has_gpu:
         raise ConfigError(
             "train.compile does not go with DeepSpeed's Muon on CPU, which runs with compilation switched off.",
@@ -167,30 +166,3 @@ def start_engine(world: World, engine: Engine) -> None:
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     torch.distributed.barrier()
     release_shared_memory()
-
-
-def _check_whole_weights(cfg: RunConfig) -> None:
-    """ZeRO-3 has a layer's weights while the layer runs, and each time elsewhere."""
-    recipe, zero2 = cfg.deepspeed.config, "--deepspeed zero2 where the weights fit"
-    if cfg.train.compile == "layers":
-        raise ConfigError(
-            "train.compile=layers does not go with ZeRO-3: weights are gathered inside the layers.",
-            got=f"train.compile=layers, {recipe}",
-            fix=f"train.compile=elementwise, or {zero2}",
-        )
-    if cfg.train.ema_decay:
-        raise ConfigError(
-            "The moving average of the weights needs whole weights on every rank, and ZeRO-3 has none.",
-            got=f"train.ema_decay={cfg.train.ema_decay:g} with {recipe}",
-            fix="--deepspeed zero2, or train.ema_decay=0",
-        )
-
-
-def _check_ramp(cfg: RunConfig, plan: Plan, json: dict[str, Any]) -> None:
-    """ZeRO-1 and 2 keep a copy of the accumulation for gradients on the host; ZeRO-3 with offload was not tried."""
-    if plan.batch_ramp.stages and (json.get("zero_optimization") or {}).get("offload_optimizer"):
-        raise ConfigError(
-            "A batch ramp does not go with DeepSpeed's optimizer offload, which keeps the accumulation it began with.",
-            got=f"train.batch_ramp_from={cfg.train.batch_ramp_from}, {cfg.deepspeed.config}",
-            fix="a DeepSpeed file without offload_optimizer, or no batch ramp",
-        )

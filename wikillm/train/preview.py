@@ -11,7 +11,7 @@ from wikillm.core.world import World
 from wikillm.data.growing import epoch_sizes
 from wikillm.data.prepare import prepare_store
 from wikillm.plan.run_plan import make_plan
-from wikillm.train.engine import gpu_room, resolve_engine
+from wikillm.train.engine import check_engine, check_recipe_here, gpu_room, resolve_engine
 from wikillm.train.job import TrainResult
 from wikillm.train.records import say_plan, source_line
 from wikillm.train.run_dir import RunDir
@@ -20,6 +20,8 @@ from wikillm.train.run_dir import RunDir
 def preview(resolved: Resolved) -> None:
     """Check everything that can be checked before a process group exists, and show the plan. Writes no run directory."""
     cfg, world = resolved.config, World.from_env()
+    check_engine(cfg)
+    check_recipe_here(resolved, world)
     store = prepare_store(cfg.data, is_main=world.is_main)
     plan = make_plan(
         resolved,

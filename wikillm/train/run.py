@@ -22,7 +22,7 @@ from wikillm.supervise.roll import Limits
 from wikillm.supervise.supervisor import Settings, Supervisor, supervise
 from wikillm.train.arguments import to_training_arguments
 from wikillm.train.control import ControlGroup, StopSignals
-from wikillm.train.engine import check_engine, gpu_room, resolve_engine, start_engine
+from wikillm.train.engine import check_engine, check_recipe_here, gpu_room, resolve_engine, start_engine
 from wikillm.train.exit import ending, record_exit
 from wikillm.train.guard import check_shared_folder, check_world, limit_threads
 from wikillm.train.job import Job, TrainResult
@@ -48,6 +48,7 @@ def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = 
     signals.install()
     limit_threads(world, os.cpu_count() or 1)
     check_engine(cfg)
+    check_recipe_here(resolved, world)
     with supervise(world, supervision(resolved), lambda: facts_of_this_node(to_yaml(resolved))) as supervisor:
         return _pretrain(resolved, world, signals, supervisor, resume=resume, allow_change=allow_change)
 
