@@ -23,7 +23,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the machines")
     group.add_argument("--hostfile", type=Path, metavar="FILE", help="check all its nodes over ssh: node1 slots=8")
     group.add_argument("--workdir", metavar="FOLDER", help="the checkout on the nodes. Default: this folder")
-    group.add_argument("--gpus", "--gpus-per-node", type=int, metavar="N", help="processes on this machine. Default: one per GPU, or one")
+    group.add_argument(
+        "--gpus",
+        "--gpus-per-node",
+        type=int,
+        metavar="N",
+        help="processes on this machine. Default: one per GPU, or one",
+    )
     group.add_argument(
         "--master-addr", metavar="HOST", help="where ranks meet. Default: the first node of the hostfile"
     )

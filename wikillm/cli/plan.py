@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 HELP = "What a run needs on given GPUs: recipe, memory, time, cost. Estimates, without torch."
 ALL_SIZES = (1, 8, 64, 512)
+MIB = 2**20
 HOST_MEMORY_PER_GPU = 128 * 2**30
 
 
@@ -24,12 +26,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
     group = parser.add_argument_group("the machine")
     group.add_argument(
-        "--gpu", default="h100", metavar="NAME", help="kind of GPU: h100 (default), a100, rtx4090, ...; cpu: this one"
+        "--gpu",
+        default="h100",
+        metavar="NAME",
+        help="kind of GPU: h100 (default), a100, 4090, ...; cpu: this one; any name beside --gpu-memory and --tflops",
     )
     group.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a GPU, such as 79GiB. Default: by kind")
+    group.add_argument(
+        "--tflops", type=float, metavar="N", help="dense bf16 peak of a GPU, from its data sheet. Default: by kind"
+    )
     group.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
     group.add_argument(
-        "--gpus", "--gpus-per-node", dest="gpus_per_node", type=int, default=8, metavar="N", help="GPUs in a node (default 8)"
+        "--gpus",
+        "--gpus-per-node",
+        dest="gpus_per_node",
+        type=int,
+        default=8,
+        metavar="N",
+        help="GPUs in a node (default 8)",
     )
     group.add_argument("--host-memory", metavar="SIZE", help="memory of a node for offload. Default: 128GiB per GPU")
     group.add_argument("--mfu", type=float, help="assumed MFU, 0 to 1. Default: 0.25 to 0.40 by size of the model")
@@ -181,14 +195,15 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
 def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machine:
     from wikillm.plan.calibration import CPU, apply_calibration, cpu_as_device, read_calibration
     from wikillm.plan.choose import Machine
-    from wikillm.plan.gpus import driver_name, find_gpu, with_memory
+    from wikillm.plan.gpus import describe_gpu, driver_name, find_gpu, with_memory
 
     memory = _size(args.gpu_memory, "--gpu-memory")
     if args.gpu.lower() == CPU:
         here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         gpu = with_memory(cpu_as_device(read_calibration(), gpus_per_node, here), memory)
     else:
-        found = with_memory(find_gpu(args.gpu), memory)
+        known = args.tflops is None
+        found = with_memory(find_gpu(args.gpu), memory) if known else describe_gpu(args.gpu, memory, args.tflops)
         gpu = apply_calibration(found, read_calibration(), driver_name(found.name))
     host = _size(args.host_memory, "--host-memory") or HOST_MEMORY_PER_GPU * gpus_per_node
     return Machine(gpu, nodes, gpus_per_node, host)
@@ -201,6 +216,12 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("nodes", "gpus_per_node"):
         if getattr(args, name) < 1:
             problems.add(f"--{name.replace('_', '-')} is at least 1.", got=str(getattr(args, name)))
+    if args.tflops is not None and not 0.1 <= args.tflops <= 100_000:
+        problems.add("--tflops is a GPU's dense bf16 peak in TFLOP/s.", got=str(args.tflops), fix="--tflops 165")
+    if args.tflops is not None and args.gpu.lower() == "cpu":
+        problems.add("--tflops is for a GPU; a CPU is measured.", got="--gpu cpu", fix="wikillm plan --calibrate")
+    if not args.gpu.strip() or not args.gpu.isprintable():
+        problems.add("--gpu is a name.", got=repr(args.gpu), fix="--gpu h100")
     if args.mfu is not None and not 0 < args.mfu <= 1:
         problems.add("--mfu is a share between 0 and 1.", got=str(args.mfu), fix="--mfu 0.4")
     if args.price is not None and not 0 <= args.price < float("inf"):
@@ -219,10 +240,21 @@ def _tokens(args: argparse.Namespace) -> int | None:
 
 
 def _size(text: str | None, flag: str) -> int | None:
+    """Bytes of a machine's memory. A number without a unit is refused: 24 is 24 bytes to one reader and 24 GB to another."""
     from wikillm.core.errors import ConfigError
     from wikillm.core.units import parse_size
 
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9][0-9_.]*(?:[eE][+-]?[0-9]+)?)\s*(|g|gi|gig|m|mi)\s*", text, re.IGNORECASE)
+    if found and float(found[1].replace("_", "")) > 0:
+        what = f"{flag} {text.strip()} has {'no unit' if not found[2] else 'an unknown unit'}."
+        unit = "M" if found[2].lower().startswith("m") else "G"
+        raise ConfigError(what, got=repr(text), fix=f"{flag} {found[1]}{unit}iB (or {found[1]}{unit}B, which is less)")
     try:
-        return None if text is None else parse_size(text)
-    except ValueError as error:
-        raise ConfigError(f"{flag}: {error}.") from None
+        size = parse_size(text)
+    except ValueError:
+        raise ConfigError(f"{flag} is not an amount of memory.", got=repr(text), fix=f"{flag} 24GiB") from None
+    if size < MIB:
+        raise ConfigError(f"{flag} is less than 1 MiB.", got=repr(text), fix=f"{flag} 24GiB")
+    return size

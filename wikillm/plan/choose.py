@@ -246,11 +246,12 @@ def _what_would_fit(resolved: Resolved, job: Job, machine: Machine, mfu: float |
         nodes, per_node = (nodes * 2, per_node) if per_node >= 8 or machine.nodes > 1 else (1, min(8, per_node * 2))
         host = machine.host_memory * per_node // machine.gpus_per_node
         if fits(Machine(machine.gpu, nodes, per_node, host)):
-            yield f"--gpu {machine.gpu.name} --nodes {nodes} --gpus-per-node {per_node}"
+            yield f"{machine.gpu.flags} --nodes {nodes} --gpus-per-node {per_node}"
             break
-    for gpu in sorted((find_gpu(name) for name in GPU_NAMES), key=lambda gpu: (gpu.memory, gpu.peak, gpu.name)):
+    tried = (gpu for gpu in map(find_gpu, GPU_NAMES) if not gpu.note)  # not those that no run was written for
+    for gpu in sorted(tried, key=lambda gpu: (gpu.memory, gpu.peak, gpu.name)):
         if gpu.memory > machine.gpu.memory and fits(replace(machine, gpu=gpu)):
-            yield f"--gpu {gpu.name} --nodes {machine.nodes} --gpus-per-node {machine.gpus_per_node}"
+            yield f"{gpu.flags} --nodes {machine.nodes} --gpus-per-node {machine.gpus_per_node}"
             break
     if free.memory.total <= (1 - KEPT_FREE) * machine.gpu.memory:
         yield f"--host-memory {-(-free.host_bytes // 2**30)}GiB, if a node has that much"

@@ -8,6 +8,8 @@ All of it is from data sheets; nothing was measured here.
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,51 +32,145 @@ class Gpu:
     has_bf16: bool
     device: Literal["cuda", "cpu"] = "cuda"  # "cpu": a share of the cores, whose peak is of fp32 and measured
     ceiling: float | None = None  # FLOP/s of large products, measured; what training reaches stays below
+    given: str = ""  # flags of the command line that describe it, beside its name
+    note: str = ""  # for the plan: what its figures rest on
+
+    @property
+    def flags(self) -> str:
+        """What to type to plan for this GPU."""
+        return f"--gpu {shlex.quote(self.name)}{self.given}"
 
 
-# name: driver's name, memory GiB, GB/s inside a node, GB/s between nodes, GB/s to the host
+# Short name: driver's name, memory GiB, GB/s inside a node, GB/s between nodes, GB/s to the host.
+# Memory and links are of the maker's data sheet of that GPU: NVLink 900 (H100, H200, H20), 600 (A100), 400 (A800, H800), 300 (V100)
+# or 1800 (B200) GB/s in both directions together; PCIe 5.0 x16 63, 4.0 x16 31.5, 3.0 x16 15.8 GB/s in one. GeForce has no
+# NVLink (3090: a bridge for two) and no peer access over PCIe, so that each byte passes the host's memory: about half.
 _GPUS = {
     "b200": ("B200", 178.0, 720.0, 40.0, 50.0),
     "h200": ("H200", 139.8, 360.0, 40.0, 50.0),
     "h100": ("H100", 79.1, 360.0, 40.0, 50.0),
     "h100-pcie": ("H100 PCIe", 79.1, 50.0, 20.0, 50.0),
+    "h100-nvl": ("H100 NVL", 93.1, 50.0, 20.0, 50.0),  # NVLink joins two cards; a node of more goes over PCIe
     "h800": ("H800", 79.1, 160.0, 40.0, 50.0),
     "h20": ("H20", 95.1, 360.0, 40.0, 50.0),
     "a100": ("A100", 79.1, 240.0, 20.0, 25.0),
     "a100-40gb": ("A100", 39.4, 240.0, 20.0, 25.0),
+    "a100-pcie": ("A100", 79.1, 25.0, 20.0, 25.0),
     "a800": ("A800", 79.1, 160.0, 20.0, 25.0),
     "l40s": ("L40S", 44.4, 25.0, 2.5, 25.0),
     "l20": ("L20", 44.4, 25.0, 2.5, 25.0),
     "a40": ("A40", 44.4, 25.0, 2.5, 25.0),
     "l4": ("L4", 22.0, 12.0, 2.5, 12.0),
     "a10": ("A10", 22.0, 25.0, 2.5, 25.0),
+    "a10g": ("A10G", 22.0, 25.0, 2.5, 25.0),
+    "rtx-pro6000": ("RTX PRO 6000", 94.5, 50.0, 2.5, 50.0),  # data sheet: 96 GB GDDR7 with ECC, PCIe 5.0 x16, no NVLink
+    "rtx-pro6000-maxq": ("RTX PRO 6000 Blackwell Max-Q", 94.5, 50.0, 2.5, 50.0),
+    "rtx6000-ada": ("RTX 6000 Ada", 47.3, 25.0, 2.5, 25.0),  # data sheet: 48 GB GDDR6, PCIe 4.0 x16, no NVLink
+    "a6000": ("RTX A6000", 47.3, 25.0, 2.5, 25.0),  # data sheet: 48 GB GDDR6, PCIe 4.0 x16; NVLink joins two cards
     "rtx5090": ("RTX 5090", 31.4, 25.0, 2.5, 50.0),
     "rtx4090": ("RTX 4090", 23.5, 12.0, 2.5, 25.0),
+    "rtx4090d": ("RTX 4090 D", 23.5, 12.0, 2.5, 25.0),
     "rtx3090": ("RTX 3090", 23.5, 12.0, 2.5, 25.0),
     "v100": ("V100", 31.7, 120.0, 10.0, 12.0),
     "t4": ("T4", 14.6, 10.0, 2.5, 12.0),
+    "mi300x": (
+        "MI300X",
+        191.0,
+        358.0,
+        40.0,
+        50.0,
+    ),  # data sheet: 192 GB HBM3, 7 Infinity Fabric links of 64 GB/s each way
+    "ascend-910b": (
+        "Ascend 910B",
+        61.0,
+        156.0,
+        20.0,
+        25.0,
+    ),  # Atlas 800T A2: 64 GB, HCCS 392 GB/s both ways, 200GE RoCE
 }
 _NO_BF16 = ("v100", "t4")
+_NOTES = {
+    "mi300x": "MI300X: its data sheet's figures; WikiLLM was not tried with ROCm",
+    "ascend-910b": "Ascend 910B is planned only: WikiLLM does not train on it",
+}
 GPU_NAMES = tuple(_GPUS)
+_MARKETING = re.compile(
+    "nvidia|geforce|tesla|quadro|amd|instinct|radeon|huawei|gpu|graphics|card|generation|edition|workstation|server|"
+    "blackwell|hopper|ampere|lovelace|sxm[2-6]?|hbm[23]?e?|oam|tensor|core"
+)
+PLAIN_LINKS = (25.0, 2.5, 25.0)
+"""GB/s inside a node, between nodes, to the host, of a GPU that is not in the list: PCIe 4.0 x16, 100 Gbit/s per node."""
+DESCRIBE = "--gpu NAME --gpu-memory 24GiB --tflops 165"
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by its short name, in any spelling of case and separators. Raises ConfigError with the nearest name."""
-    wanted = name.lower().replace(" ", "").replace("_", "-").removeprefix("nvidia").lstrip("-")
-    if wanted not in _GPUS:
-        near = did_you_mean(wanted, GPU_NAMES)
+    """A GPU by its short name, in any spelling of case and separators, with or without its maker's words, or as the driver
+    calls it. Raises ConfigError with the nearest name."""
+    found = _short_name(name)
+    if found is None:
+        wanted, size = _compact(name)
+        near = did_you_mean(wanted, spelled := {_compact(known)[0]: known for known in reversed(GPU_NAMES)})
+        more = f" --gpu-memory {size:g}GiB" if size else ""
         raise ConfigError(
-            f"The planner knows no GPU {name!r}.", got="known: " + ", ".join(GPU_NAMES), fix=f"--gpu {near or 'h100'}"
+            f"The planner knows no GPU {name!r}.",
+            got=f"known: {', '.join(GPU_NAMES)}; cpu\nany other: {DESCRIBE}   (its dense bf16 peak, from its data sheet)",
+            fix=f"--gpu {spelled[near]}{more}" if near else DESCRIBE.replace("NAME", shlex.quote(name)),
         )
-    model, memory, inside, between, host = _GPUS[wanted]
+    model, memory, inside, between, host = _GPUS[found]
     peak = peak_flops(model)
     assert peak is not None, f"{model} has no peak in flops.py"
-    return Gpu(wanted, int(memory * GIB), peak, inside * 1e9, between * 1e9, host * 1e9, wanted not in _NO_BF16)
+    has_bf16, note = found not in _NO_BF16, _NOTES.get(found, "")
+    return Gpu(found, int(memory * GIB), peak, inside * 1e9, between * 1e9, host * 1e9, has_bf16, note=note)
+
+
+def describe_gpu(name: str, memory: int | None, tflops: float) -> Gpu:
+    """A GPU by its figures: `memory` in bytes that programs get, `tflops` its dense 16-bit peak. A known name keeps its links.
+
+    Raises ConfigError when the memory is neither given nor known.
+    """
+    if _short_name(name) is not None:
+        return replace(
+            with_memory(found := find_gpu(name), memory), peak=tflops * 1e12, given=_given(found, memory, tflops)
+        )
+    if memory is None:
+        raise ConfigError(
+            f"The planner knows no GPU {name!r}, and its memory is not given.",
+            got=f"--gpu {name} --tflops {tflops:g}",
+            fix=f"--gpu {shlex.quote(name)} --tflops {tflops:g} --gpu-memory 24GiB",
+        )
+    inside, between, host = (rate * 1e9 for rate in PLAIN_LINKS)
+    note = f"{name} is not in the planner's list: PCIe 4.0 x16 without NVLink, 100 Gbit/s per node and bf16 are assumed"
+    gpu = Gpu(name, memory, tflops * 1e12, inside, between, host, has_bf16=True, note=note)
+    return replace(gpu, given=_given(gpu, memory, tflops))
+
+
+def _given(gpu: Gpu, memory: int | None, tflops: float) -> str:
+    """The figures of the command line again, for a proposal."""
+    return with_memory(gpu, memory).given + f" --tflops {tflops:g}"
+
+
+def _compact(name: str) -> tuple[str, float | None]:
+    """`NVIDIA A100-SXM4-40GB` -> ("a100", 40.0): without the maker's words, and the size apart."""
+    text = name.lower().replace("max-q", "maxq")
+    size = re.search(r"(?<![a-z0-9])([0-9]+)\s*g(?:i?b)?(?![a-z0-9])", text)
+    words = re.split(r"[^a-z0-9]+", text.replace(size[0], " ") if size else text)
+    return "".join(word for word in words if not _MARKETING.fullmatch(word)), float(size[1]) if size else None
+
+
+def _short_name(name: str) -> str | None:
+    """The entry that a name means. A size in the name must be that of its memory, to a tenth."""
+    wanted, size = _compact(name)
+    for short in GPU_NAMES:
+        known, memory = _compact(short)[0], _GPUS[short][1]
+        is_same = wanted in (known, known.removeprefix("rtx"), known.removeprefix("ascend"), f"rtx{known}")
+        if is_same and (size is None or abs(size - memory) <= 0.1 * size):
+            return short
+    return None
 
 
 def driver_name(name: str) -> str:
-    """How the driver calls a GPU of `find_gpu`."""
-    return _GPUS[name][0]
+    """How the driver calls a GPU of `find_gpu`; a described one by its own name."""
+    return _GPUS[name][0] if name in _GPUS else name
 
 
 def gpu_by_driver_name(name: str) -> Gpu | None:
@@ -87,4 +183,5 @@ def gpu_by_driver_name(name: str) -> Gpu | None:
 
 def with_memory(gpu: Gpu, memory: int | None) -> Gpu:
     """The same GPU with another amount of usable memory in bytes."""
-    return gpu if memory is None else replace(gpu, memory=memory)
+    given = "" if memory is None else f" --gpu-memory {memory / GIB:g}GiB"
+    return gpu if memory is None else replace(gpu, memory=memory, given=given)

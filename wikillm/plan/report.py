@@ -92,7 +92,12 @@ def to_json(
             "checkpoints_kept": checkpoint * (train.save_total_limit + 1),  # one more while the next is written
             "store": STORE_BYTES * job.train_tokens,
         },
-        "notes": list(job.notes),
+        "links_bytes_per_second": {
+            "inside_node": machine.gpu.inside_node,
+            "between_nodes": machine.gpu.between_nodes,
+            "host": machine.gpu.host_link,
+        },
+        "notes": [*job.notes, *([machine.gpu.note] if machine.gpu.note else [])],
         "choices": [figures(choice, job, machine, price) for choice in choices],
         "arguments": arguments(choices[0]),
     }
@@ -135,18 +140,29 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"choice     {best['recipe']}{_checkpointing_words(best['gradient_checkpointing'])}, "
         f"{best['precision']}{', tiled MLP' if plan['mlp_kernel'] == 'tiled' else ''}",
         *_memory_lines(memory, plan["gpu_memory_bytes"]),
-        f"traffic    per GPU and step: {format_size(traffic['inside_node'])} inside the node, "
-        f"{format_size(traffic['between_nodes'])} between nodes, {format_size(traffic['host'])} to the host"
+        f"traffic    per GPU and step: {_at(traffic, plan, 'inside_node')} inside the node, "
+        f"{_at(traffic, plan, 'between_nodes')} between nodes, {_at(traffic, plan, 'host')} to the host"
         + (f", {format_size(traffic['sequences'])} for shared sequences" if traffic["sequences"] else ""),
-        f"step       {format_seconds(seconds['total'])}: compute {format_seconds(seconds['compute'])} "
-        f"(assumed MFU {plan['assumed_mfu']:.0%}), waiting for traffic {format_seconds(seconds['exposed'])}, "
-        f"host {format_seconds(seconds['host'])}",
+        f"step       {_time(seconds['total'])}: compute {_time(seconds['compute'])} "
+        f"(assumed MFU {plan['assumed_mfu']:.0%}), waiting for traffic {_time(seconds['exposed'])}, "
+        f"host {_time(seconds['host'])}",
         "",
         *_table(plan["choices"]),
         "",
         f"these are {plan['basis']}",
         f"take it    {' '.join(plan['arguments'])}",
     ]
+
+
+def _time(seconds: float) -> str:
+    """Below a second in milliseconds: what is short is not shown as nothing."""
+    return f"{seconds * 1000:.3g} ms" if 0 < seconds < 1 else format_seconds(seconds)
+
+
+def _at(traffic: dict[str, int], plan: dict[str, Any], link: str) -> str:
+    """`1.2 GiB (12 GB/s)`: the bytes, and the speed that is assumed for them."""
+    speed = f" ({plan['links_bytes_per_second'][link] / 1e9:.3g} GB/s)" if traffic[link] else ""
+    return format_size(traffic[link]) + speed
 
 
 def _checkpointing_words(kind: str) -> str:

@@ -5,7 +5,9 @@
 `compute` is FLOPs / (peak x MFU), times 4/3 under full checkpointing, which runs the forward pass twice (Korthikanti et
 al., arXiv 2205.05198), less attention's share of it where attention is kept; selective checkpointing does no product twice
 and is assumed to cost 5 %. The tiled MLP computes two of its three products once more. Gradients of stages 0-1 travel
-beside the last backward pass, those of stage 2 beside every one (2/3 of a micro-step); ZeRO-3 gathers beside everything.
+beside the last backward pass, those of stage 2 beside every one (2/3 of a micro-step); ZeRO-3 gathers beside everything. Nothing
+runs beside the weights that stages 1 and 2 gather after the optimizer's step, nor beside DeepSpeed's all-reduce at stage 0,
+nor beside ZeRO-3's first gather and last reduction of a micro-step, taken to be of the largest module (the embedding).
 The exchange of heads for positions, where ranks share sequences, is waited for. Nothing here was measured on a GPU.
 """
 
@@ -70,12 +72,21 @@ def step_time(
     compute = tokens * (flops_per_token * cost + (again if setup.tiled_mlp else 0)) / reached
     sent = traffic.inside_node / gpu.inside_node + traffic.between_nodes / gpu.between_nodes
     hidden = {0: 2 / 3 / setup.accumulation, 1: 2 / 3 / setup.accumulation, 2: 2 / 3, 3: 1.0}[setup.stage] * compute
+    alone = _share_alone(shape, setup) * sent
     host = traffic.host / gpu.host_link
     if setup.offload_optimizer:
         host += 28 * (shape.parameters / setup.ranks) / CPU_ADAM_BYTES_PER_SECOND
     shared_link = gpu.inside_node if setup.sequence_parallel <= setup.ranks_per_node else gpu.between_nodes
     exchange = traffic.sequences / shared_link
-    return StepTime(compute, max(0.0, sent - hidden) + exchange, host)
+    return StepTime(compute, alone + max(0.0, sent - alone - hidden) + exchange, host)
+
+
+def _share_alone(shape: Shape, setup: Setup) -> float:
+    """Share of the states' traffic that no computation runs beside (see `communication` for the counts)."""
+    if setup.stage == 0:
+        return 0.0 if setup.recipe == "ddp" else 1.0
+    first_and_last = 2 / 3 * shape.largest_module / shape.parameters
+    return {1: 1 / 2, 2: 1 / (setup.accumulation + 1), 3: first_and_last}[setup.stage]
 
 
 def _cost_of_checkpointing(shape: Shape, setup: Setup, flops_per_token: float) -> float:

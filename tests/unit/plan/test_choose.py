@@ -119,6 +119,42 @@ def test_an_unknown_gpu_names_the_nearest() -> None:
     assert all(find_gpu(name).memory > 10 * GIB for name in GPU_NAMES)
 
 
+@pytest.mark.parametrize(
+    ("said", "name", "gib", "tflops"),
+    [
+        ("4090", "rtx4090", 24, 165.2),
+        ("NVIDIA GeForce RTX 4090", "rtx4090", 24, 165.2),
+        ("NVIDIA GeForce RTX 4090 D", "rtx4090d", 24, 147.0),
+        ("4090d", "rtx4090d", 24, 147.0),
+        ("RTX 3090", "rtx3090", 24, 71.0),
+        ("NVIDIA RTX A6000", "a6000", 48, 154.8),
+        ("l40s", "l40s", 48, 362.0),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx6000-ada", 48, 364.2),
+        ("RTX PRO 6000", "rtx-pro6000", 96, 503.8),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro6000", 96, 503.8),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "rtx-pro6000-maxq", 96, 438.9),
+        ("AMD Instinct MI300X", "mi300x", 192, 1307.4),
+        ("Ascend 910B", "ascend-910b", 64, 313.0),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb", 40, 312.0),
+        ("NVIDIA A100-SXM4-80GB", "a100", 80, 312.0),
+        ("A100 80GB PCIe", "a100-pcie", 80, 312.0),
+        ("NVIDIA H100 80GB HBM3", "h100", 80, 989.5),
+        ("Tesla V100-SXM2-32GB", "v100", 32, 125.0),
+    ],
+)
+def test_a_gpu_is_known_by_what_people_and_drivers_call_it(said: str, name: str, gib: int, tflops: float) -> None:
+    gpu = find_gpu(said)
+    assert (gpu.name, gpu.peak) == (name, tflops * 1e12)
+    assert 0.88 * gib <= gpu.memory / GIB < gib
+
+
+@pytest.mark.parametrize("said", ["Tesla V100-SXM2-16GB", "RTX 4090 48GB", "H100 PCIe 40GB", "TITAN X", "MI250", ""])
+def test_a_gpu_of_another_size_or_kind_is_not_taken_for_one_that_is_known(said: str) -> None:
+    with pytest.raises(ConfigError, match="knows no GPU") as refused:
+        find_gpu(said)
+    assert "--gpu-memory" in (refused.value.got or "") and "--gpu" in (refused.value.fix or "")
+
+
 def test_hours_and_cost_follow_from_the_step() -> None:
     resolved, on = load("pretrain-0.5b"), machine()
     job = describe_job(resolved, ranks=8, gpu=on.gpu)
