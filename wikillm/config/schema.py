@@ -34,7 +34,7 @@ Checkpointing = Literal["none", "selective", "full_but_attention", "full"]
 """What the backward pass computes again, from nothing to everything."""
 ALSO_A_SWITCH = BeforeValidator(_full_or_none)
 """For a key that is a switch elsewhere."""
-Format = Literal["auto", "jsonl", "json", "mediawiki", "text", "blocks", "csv", "parquet"]
+Format = Literal["auto", "jsonl", "json", "mediawiki", "text", "blocks", "lines", "csv", "parquet"]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
 
@@ -94,7 +94,7 @@ class DataSection(Section):
     mixture: Mixture = ()
     """Several sources by weight, instead of data.path: wiki:3:data/wiki.jsonl,web:1:data/web/, or a list in YAML."""
     format: Format = "auto"
-    """Format; auto looks into the file. text: a file is a document; blocks: blank lines stand between documents."""
+    """Format; auto looks into the file. text: a file is a document; blocks: blank lines between documents; lines: a line is one."""
     text_key: str = "text"
     """Key or column of the document's text."""
     tokenizer: str = "auto"
@@ -127,6 +127,8 @@ class DataSection(Section):
     """Read only the first so many bytes of text, in whole documents. Default: all."""
     max_document_bytes: Size = 16 * 2**20
     """A longer document is dropped and counted."""
+    max_field_lines: int = Field(default=1000, ge=1, le=10_000_000)
+    """CSV: a quoted field of more lines, or KiB, is an error, since a lost quote looks like that."""
     convert: Literal["none", "t2s", "tw2s", "tw2sp", "hk2s"] = "none"
     """Convert to simplified Chinese with OpenCC: t2s characters, tw2sp also Taiwan's words. Needs wikillm[wiki]."""
     protected_terms: str | None = None

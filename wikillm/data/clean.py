@@ -14,11 +14,12 @@ import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import orjson
 
-from wikillm.data.sources.split import BOM
-from wikillm.data.sources.split_text import parse_row
+from wikillm.data.sources.rows import parse_row
+from wikillm.data.sources.split import BOM, outline
 from wikillm.data.types import Dropped
 from wikillm.data.wikitext import DamagedWikitext, text_of_wikitext
 
@@ -44,7 +45,7 @@ def cleaner(format: str, text_key: str) -> Clean:
     """What cleans the records of one source."""
     if format == "mediawiki":
         return _clean_page
-    if format in ("text", "blocks", "parquet"):
+    if format in ("text", "blocks", "lines", "parquet"):
         return _clean_plain
     return partial(_clean_row if format == "csv" else _clean_json, text_key=text_key)
 
@@ -66,14 +67,16 @@ def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
     except orjson.JSONDecodeError:
         may_be_broken = True
         try:  # slower, but it takes the NaN that Python writes, and its messages tell what is wrong
-            value = json.loads(line.decode("utf-8"))
+            value = _parsed(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             return _bad(payload, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return _bad(payload, "not JSON", str(error))
     if not isinstance(value, dict):
         return _bad(payload, "not a JSON object", f"it is {_JSON_KINDS.get(type(value), 'a string')}")
     if text_key not in value:
+        if len(value) == 1 and isinstance(value.get("index", value.get("create")), dict):
+            return Dropped("index line of an Elasticsearch bulk file", len(payload))
         return _bad(payload, f"no key {text_key!r}", "it has " + ", ".join(map(repr, list(value)[:10])))
     text = value[text_key]
     if not isinstance(text, str):
@@ -81,6 +84,14 @@ def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
     if may_be_broken and any("\ud800" <= letter <= "\udfff" for letter in text):
         return _bad(payload, "lone surrogate", "half of a UTF-16 pair, as in \\ud83d without its partner")
     return _normalized(payload, text)
+
+
+def _parsed(text: str) -> Any:
+    """Any JSON value, whatever the numbers in it and however deep it is. Raises ValueError."""
+    try:
+        return json.loads(text, parse_int=float)  # an int of thousands of digits is refused by Python
+    except RecursionError:
+        return json.loads(outline(text), parse_int=float)
 
 
 def _normalized(payload: bytes, text: str) -> str | Dropped:

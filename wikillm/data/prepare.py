@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.config.schema import DataSection
-from wikillm.core.errors import ConfigError, DataError
+from wikillm.core.errors import ConfigError
 from wikillm.core.files import sha256_file, write_json
 from wikillm.data.build import ensure_store
 from wikillm.data.build_plan import BuildPlan
@@ -25,6 +25,7 @@ from wikillm.data.clean import CLEANER_VERSION
 from wikillm.data.clean_job import Work
 from wikillm.data.copies_plan import Copies
 from wikillm.data.filters.settings import Filters, plan_filters
+from wikillm.data.held_out import refuse_few_held_out, refuse_one_text
 from wikillm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, SourceInfo, fingerprint_of, refuse_other_facts
 from wikillm.data.mixture import open_mixture
 from wikillm.data.progress import Progress
@@ -34,7 +35,7 @@ from wikillm.data.sources.find import find_sources
 from wikillm.data.sources.read import estimated_bytes, shard_range
 from wikillm.data.sources.remote import scheme_of, shown
 from wikillm.data.sources.sniff import check_text_key, sniff
-from wikillm.data.store import Store, TokenStream
+from wikillm.data.store import Store
 from wikillm.data.tokenizer_find import TokenizerChoice, choose_tokenizer
 from wikillm.data.turns import beside, one_at_a_time
 from wikillm.data.types import SourceFile
@@ -58,7 +59,9 @@ def prepare_store(cfg: DataSection, *, is_main: bool = True) -> Store:
         MachineError: no room on the disk, or a worker process that died.
     """
     check_settings(cfg)
-    store = open_mixture(cfg, lambda part: _prepare(part, is_main)) if cfg.mixture else _prepare(cfg, is_main)
+    store = (
+        open_mixture(cfg, lambda part: _prepare(part, is_main, is_part=True)) if cfg.mixture else _prepare(cfg, is_main)
+    )
     refuse_few_held_out(store, store.train, store.val, cfg)
     return store
 
@@ -73,11 +76,11 @@ def check_settings(cfg: DataSection) -> None:
         raise ConfigError("data.max_document_bytes must be below 4 GiB.", got=str(cfg.max_document_bytes))
 
 
-def _prepare(cfg: DataSection, is_main: bool) -> Store:
+def _prepare(cfg: DataSection, is_main: bool, is_part: bool = False) -> Store:
     ready = open_prepared(cfg, is_main=is_main)
     if ready is not None:
         return ready
-    return ensure_planned(plan_store(cfg, is_main=is_main), is_main=is_main)
+    return ensure_planned(plan_store(cfg, is_main=is_main, is_part=is_part), is_main=is_main)
 
 
 def open_prepared(cfg: DataSection, *, is_main: bool = True) -> Store | None:
@@ -103,9 +106,10 @@ def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
     return store
 
 
-def plan_store(cfg: DataSection, *, is_main: bool = True) -> BuildPlan:
+def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False) -> BuildPlan:
     """Look at the sources, read their digests and choose the tokenizer: all that decides the store. (all ranks)
 
+    A source of a mixture (`is_part`) may be one document: others may be held out.
     With `data.dedup` and no `data.drop_list` it also reads the sources to the end, to find the copies: that takes about as
     long as the build.
     """
@@ -116,11 +120,18 @@ def plan_store(cfg: DataSection, *, is_main: bool = True) -> BuildPlan:
     filters = plan_filters(cfg)
     copies = Copies.of(cfg)
     sources = tuple(
-        replace(sniff(file.path, cfg.format, cfg.text_key), url=file.url, version=file.version)
+        replace(
+            sniff(file.path, cfg.format, cfg.text_key),
+            url=file.url,
+            version=file.version,
+            max_field_lines=cfg.max_field_lines,
+        )
         for file in find_sources(cfg, is_main=is_main)
     )
     for source in sources:
         check_text_key(source, cfg.text_key, cfg.max_document_bytes)
+    if not is_part:
+        refuse_one_text(sources)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
     base = area / f".{_settings_key(cfg, sources)}"
     with one_at_a_time(base, "preparing the data", is_main):
@@ -176,7 +187,7 @@ def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area
     if fraction == "auto":
         fraction = 0.1 if effective < _SMALL_CORPUS else 0.005
     shard_bytes = cfg.shard_bytes or shard_range(effective)
-    has_keys = any(source.format not in ("mediawiki", "text", "blocks") for source in sources)
+    has_keys = any(source.format not in ("mediawiki", "text", "blocks", "lines") for source in sources)
     facts = {
         "format_version": FORMAT_VERSION,
         "cleaner": CLEANER_VERSION,
@@ -191,6 +202,7 @@ def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area
         "data.max_document_bytes": cfg.max_document_bytes,
         "eos": "after each document",
         "shard_bytes": shard_bytes,
+        **({"data.max_field_lines": cfg.max_field_lines} if any(s.format == "csv" for s in sources) else {}),
         **filters.facts(),
     }
     fingerprint = fingerprint_of(facts)
@@ -216,40 +228,3 @@ def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area
         relay=beside(store.with_name(f".{store.name}"), ".progress"),
         filters=filters,
     )
-
-
-def refuse_few_held_out(store: Store, train: TokenStream, val: TokenStream, cfg: DataSection) -> None:
-    """Too few held-out tokens make a loss that is noise. The store is kept: the fix may be min_val_tokens.
-
-    `train` and `val` are what counts: the whole store, or its first window.
-    """
-    held_out, total = val.n_tokens, val.n_tokens + train.n_tokens
-    share = store.manifest.facts["data.val_fraction"]
-    if train.n_tokens < 2:
-        raise DataError(
-            f"Nothing is left to train on: {train.n_tokens} tokens, and {held_out:,} are held out for validation.",
-            got=f"{store.dir}: {val.n_documents} of {val.n_documents + train.n_documents} documents are held out, "
-            f"with data.val_fraction={share:g}",
-            fix="more data, or a smaller data.val_fraction",
-        )
-    if held_out >= cfg.min_val_tokens:
-        return
-    wanted = 1.5 * cfg.min_val_tokens / max(1, total)
-    if wanted <= share:  # the share would do, but the hashes fell badly
-        wanted = 1.5 * share
-    if wanted <= 0.5:
-        fix = f"data.val_fraction={_two_digits(wanted)}"
-    else:
-        fix = f"the corpus is too small to hold out {cfg.min_val_tokens}: more data, or data.min_val_tokens={max(1, held_out)}"
-    raise DataError(
-        f"Only {held_out:,} tokens are held out for validation; data.min_val_tokens={cfg.min_val_tokens:,} are wanted.",
-        got=f"{store.dir}: {val.n_documents} of {val.n_documents + train.n_documents} documents, "
-        f"{held_out:,} of {total:,} tokens, with data.val_fraction={share:g}",
-        fix=fix,
-    )
-
-
-def _two_digits(share: float) -> float:
-    """Rounded up to two significant digits, at most a half."""
-    scale = 10 ** (len(str(int(1 / share))) + 1)
-    return min(0.5, -(-share * scale // 1) / scale)

@@ -16,7 +16,8 @@ from wikillm.core.log import logger, say
 from wikillm.core.units import format_count, format_seconds
 from wikillm.data.builder import Builder
 from wikillm.data.growing import POLL_SECONDS, Growth
-from wikillm.data.prepare import check_settings, ensure_planned, open_prepared, plan_store, refuse_few_held_out
+from wikillm.data.held_out import refuse_few_held_out
+from wikillm.data.prepare import check_settings, ensure_planned, open_prepared, plan_store
 from wikillm.data.sources.read import estimated_bytes
 from wikillm.data.store import Store
 

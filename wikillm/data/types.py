@@ -28,6 +28,7 @@ class SourceFile:
     text_key: str = "text"  # the column to read, where the format has columns
     url: str = ""  # where it was downloaded from
     version: str = ""  # of what is there: ETag of a server, revision of a hub
+    max_field_lines: int = 1000  # of a table: data.max_field_lines
 
 
 Item = tuple[int, bytes | None, int]

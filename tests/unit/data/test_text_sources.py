@@ -20,8 +20,9 @@ from wikillm.data.prepare import prepare_store
 from wikillm.data.sources import streams
 from wikillm.data.sources.locate import locate
 from wikillm.data.sources.read import items_of, read_shards
+from wikillm.data.sources.rows import Columns, columns_of, parse_row, row_and_header, split_rows
 from wikillm.data.sources.sniff import check_text_key, sniff
-from wikillm.data.sources.split_text import parse_row, row_and_header, split_blocks, split_rows, split_whole
+from wikillm.data.sources.split_text import split_blocks, split_whole
 from wikillm.data.types import Dropped
 
 LIMIT = 1 << 24
@@ -52,12 +53,14 @@ def texts_of(path: Path, text_key: str = "text", wanted: str = "auto") -> list[s
 def test_rows_come_out_whole_whatever_the_pieces_and_from_every_start(values, size, delimiter):
     header = ["first", "text"]
     content = written([header, *map(list, values)], delimiter)
-    items = list(split_rows(chunked(content, size), 0, LIMIT))
+    columns = columns_of(content.split(b"\n")[0])
+    assert columns == Columns(("first", "text"), delimiter)
+    items = list(split_rows(chunked(content, size), 0, LIMIT, columns))
     parsed = [parse_row(row_and_header(payload, items[0][1])) for _, payload, _ in items[1:]]
     assert parsed == [dict(zip(header, row, strict=True)) for row in values]
     for (offset, payload, length), following in zip(items, [*items, None][1:], strict=True):
         assert content[offset : offset + length] == payload
-        rest = list(split_rows(chunked(content[offset + length :], size), offset + length, LIMIT))
+        rest = list(split_rows(chunked(content[offset + length :], size), offset + length, LIMIT, columns))
         assert (rest[0] if rest else None) == following
 
 
@@ -82,7 +85,7 @@ def test_blocks_stand_between_blank_lines_whatever_the_pieces(text, size):
 @pytest.mark.parametrize("size", [3, 64, 1 << 20])
 def test_a_record_above_the_limit_is_counted_and_not_held(size):
     rows = b'a,b\n1,"' + b'x""\n' * 100 + b'"\n2,c\n'
-    assert [(payload, length) for _, payload, length in split_rows(chunked(rows, size), 0, 50)] == [
+    assert [(payload, length) for _, payload, length in split_rows(chunked(rows, size), 0, 50, columns_of(b"a,b"))] == [
         (b"a,b", 3),
         (None, 404),
         (b"2,c", 3),

@@ -20,8 +20,8 @@ from wikillm.data.filters.characters import Hashes, grams_of, units_of
 from wikillm.data.filters.settings import PinnedFile
 from wikillm.data.sources.lines import split_lines
 from wikillm.data.sources.read import items_of
+from wikillm.data.sources.rows import parse_row
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.sources.split_text import parse_row
 from wikillm.data.sources.streams import pieces
 from wikillm.data.types import Item, SourceFile
 

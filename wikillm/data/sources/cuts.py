@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
-from wikillm.data.sources.read import Cursor, items_of
+from wikillm.data.sources.read import LINES, Cursor, items_of
 from wikillm.data.types import SourceFile
 
 Edge = tuple[int, int]
@@ -50,7 +50,7 @@ def _edges(
     index: int, source: SourceFile, base: int, range_bytes: int, limit: int, on_read: Callable[[int], None] | None
 ) -> Iterator[Edge]:
     """The records that may begin a shard; last of all (-1, end of the last record)."""
-    if source.format == "jsonl" and (source.compression, source.encoding) == ("none", "utf-8") and limit >= _LOOK_BYTES:
+    if source.format in LINES and (source.compression, source.encoding) == ("none", "utf-8") and limit >= _LOOK_BYTES:
         found = _by_seeking(source, base, range_bytes)  # a blank line above `limit` would count; here it is not seen
         if found is not None:
             yield from found

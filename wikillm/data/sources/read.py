@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from wikillm.data.sources import parquet
 from wikillm.data.sources.lines import split_lines, split_runs
+from wikillm.data.sources.rows import columns_of, row_and_header, split_rows
 from wikillm.data.sources.spans import Span, spans_of_items, spans_of_runs
 from wikillm.data.sources.split import split_array, split_pages
-from wikillm.data.sources.split_text import row_and_header, split_blocks, split_rows, split_whole
-from wikillm.data.sources.streams import TYPICAL_RATIO, pieces
+from wikillm.data.sources.split_text import split_blocks, split_whole
+from wikillm.data.sources.streams import TYPICAL_RATIO, file_and_line, pieces
 from wikillm.data.types import Item, SourceFile
 
+LINES = ("jsonl", "lines")
+"""Formats of which a line is a record."""
 MIN_RANGE, MAX_RANGE = 1 << 20, 64 << 20
 
 
@@ -65,7 +69,7 @@ def items_of(
     if source.format == "parquet":
         return parquet.split_parquet(source, start, limit, on_read)
     stream = pieces(source, start, on_read, threads)
-    if source.format == "jsonl":
+    if source.format in LINES:
         return split_lines(stream, start, limit)
     if source.format == "json":
         return split_array(stream, start, limit, source.path)
@@ -82,7 +86,7 @@ def _spans_of(
     index: int, source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None, threads: int
 ) -> Iterator[Span]:
     """The same records, many at a time."""
-    if source.format == "jsonl":
+    if source.format in LINES:
         return spans_of_runs(index, split_runs(pieces(source, start, on_read, threads), start, limit), limit)
     return spans_of_items(index, items_of(source, start, limit, on_read, threads))
 
@@ -90,14 +94,17 @@ def _spans_of(
 def _rows_of(source: SourceFile, stream: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
     """The rows below the header; each payload carries the header, so that a worker needs nothing else."""
     header = csv_header(source, limit)
-    for offset, row, size in split_rows(stream, start, limit):
+    columns = columns_of(header[1])
+    for offset, row, size in split_rows(
+        stream, start, limit, columns, source.max_field_lines, partial(file_and_line, source)
+    ):
         if offset != header[0]:
             yield offset, row if row is None else row_and_header(row, header[1]), size
 
 
 def csv_header(source: SourceFile, limit: int) -> tuple[int, bytes]:
-    """Where the first row of a CSV file starts, and what it is; empty when there is none, or it is too long."""
-    for offset, row, _ in split_rows(pieces(source), 0, limit):
+    """Where the first line of a CSV file starts, and what it is; empty when there is none, or it is too long."""
+    for offset, row, _ in split_lines(pieces(source), 0, limit):
         return offset, row or b""
     return 0, b""
 

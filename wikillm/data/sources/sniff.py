@@ -3,7 +3,7 @@
 Its name is asked only where the content has no mark of its own: what is no JSON and no XML is plain text in a .txt
 file and a table in a .csv or .tsv file. Refuses here, before anything is built, what could only fail later: formats and compressions that are not
 supported, text that is not UTF-8 (never decoded with silent replacement), and JSON whose records lack the text
-key (the keys that were seen are listed).
+key (the keys that were seen are listed). Why JSON gives no text is told by `json_shape`, why a table does by `table`.
 """
 
 from __future__ import annotations
@@ -11,67 +11,70 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from wikillm.core.errors import DataError, did_you_mean
+from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
-from wikillm.data.sources import parquet
-from wikillm.data.sources.read import csv_header, items_of
+from wikillm.data.sources import json_shape, parquet
+from wikillm.data.sources.foreign import LONGEST_MARK, packed_parquet, refuse_binary, refuse_foreign
+from wikillm.data.sources.read import items_of
+from wikillm.data.sources.remedy import filtered, plain_format
 from wikillm.data.sources.split import BOM
-from wikillm.data.sources.split_text import columns_of
-from wikillm.data.sources.streams import head
+from wikillm.data.sources.streams import TYPICAL_RATIO, head
+from wikillm.data.sources.table_shape import check_header
 from wikillm.data.types import SourceFile
 
 HEAD_BYTES = 1 << 18
 PROBED_RECORDS = 50
 
 _COMPRESSION = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
-_FOREIGN = {
-    b"PK\x03\x04": ("zip", "unzip FILE"),
-    b"7z\xbc\xaf\x27\x1c": ("7z", "7z x FILE"),
-    b"\x04\x22\x4d\x18": ("lz4", "lz4 -d FILE"),
-    b"ARROW1": ("Arrow", "write its text column as JSON Lines"),
-}
 _SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # a zst file may start with a frame of metadata
 _NAMED = re.compile(r"\.(txt|csv|tsv)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
 _WIDE = re.compile(r"[^\x00-\x7f]")
 _XML_ENCODING = re.compile(rb"<\?xml[^>]*\bencoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']")
-_UTF16 = {
+_WIDE_ENCODINGS = {
+    b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32",
     b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16",
     b"<\x00": "utf-16-le", b"{\x00": "utf-16-le", b"[\x00": "utf-16-le",
     b"\x00<": "utf-16-be", b"\x00{": "utf-16-be", b"\x00[": "utf-16-be",
 }  # fmt: skip
+_GUESSES = ("gb18030", "big5")
+_LATIN = re.compile(rb"(?<=[A-Za-z])[\xc0-\xff](?=[A-Za-z ,.])|\x92(?=[a-z])")
+_LINE_FORMATS = ("jsonl", "csv", "blocks", "lines")
+_DELIMITED = re.compile(r"\w+([,\t;|]\w+)+\s*")
 
 
 def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFile:
     """Look into `path`. `wanted` is data.format; anything but auto is taken at its word. Raises DataError."""
     size = path.stat().st_size
     with open(path, "rb") as file:
-        start = file.read(16)
-    for magic, (name, command) in _FOREIGN.items():
-        if start.startswith(magic):
-            raise DataError(f"{name} files cannot be read.", got=str(path), fix=command.replace("FILE", str(path)))
+        start = file.read(LONGEST_MARK)
+    refuse_foreign(path, start)
     if start.startswith(parquet.MAGIC) or wanted == "parquet":
         return _parquet(path, size, start, wanted, text_key)
     compression = next((name for magic, name in _COMPRESSION.items() if start.startswith(magic)), "none")
     compression = "zst" if _SKIPPABLE.match(start) else compression
     begin = head(SourceFile(str(path), size, "", compression), HEAD_BYTES)
-    if begin[257:262] == b"ustar":
-        raise DataError("A tar archive cannot be read.", got=str(path), fix=f"tar -xf {path}")
     if begin.startswith(parquet.MAGIC):
-        raise DataError(f"A Parquet file in {compression} cannot be read.", got=str(path), fix="decompress it first")
+        raise packed_parquet(path, compression)
     encoding = _encoding(path, begin)
+    if encoding == "utf-8":
+        refuse_binary(path, begin)
     text = begin.decode(encoding, errors="replace").lstrip("\ufeff \t\r\n")  # only to look at, never kept
     if not text:
         raise DataError("A file of data.path holds nothing but white space.", got=str(path), fix="leave it out")
-    format = _format(path, text) if wanted == "auto" else wanted
-    if format != "mediawiki":
-        _refuse_other_encodings(path, begin, encoding, format)
-        encoding = "utf-8"
-    return SourceFile(str(path), size, format, compression, encoding, text_key)
+    source = SourceFile(str(path), size, "", compression, text_key=text_key)
+    if wanted == "mediawiki" or (wanted == "auto" and re.search(r"<mediawiki[\s>]", text[:65536])):
+        return replace(source, format="mediawiki", encoding=encoding)
+    _refuse_other_encodings(source, begin, encoding)
+    format = _format(source, text, is_whole=len(begin) < HEAD_BYTES) if wanted == "auto" else wanted
+    if format in _LINE_FORMATS:
+        _refuse_line_ends(source, text, format)
+    return replace(source, format=format)
 
 
 def _parquet(path: Path, size: int, start: bytes, wanted: str, text_key: str) -> SourceFile:
@@ -86,8 +89,12 @@ def _parquet(path: Path, size: int, start: bytes, wanted: str, text_key: str) ->
 
 
 def _encoding(path: Path, begin: bytes) -> str:
-    if begin[:2] in _UTF16:
-        return _UTF16[begin[:2]]
+    for mark, name in _WIDE_ENCODINGS.items():
+        if begin.startswith(mark):
+            return name
+    even, odd = begin[0:4096:2].count(0), begin[1:4096:2].count(0)
+    if max(even, odd) * 5 > min(len(begin), 4096) and min(even, odd) * 20 < max(even, odd):
+        return "utf-16-le" if odd > even else "utf-16-be"  # Latin text without a mark at its start
     declared = _XML_ENCODING.match(begin.removeprefix(BOM).lstrip()[:200])
     name = declared[1].decode().lower() if declared else "utf-8"
     try:
@@ -97,68 +104,115 @@ def _encoding(path: Path, begin: bytes) -> str:
     return "utf-8" if name in ("utf8", "ascii", "us-ascii") else name
 
 
-def _format(path: Path, text: str) -> str:
-    named = _NAMED.search(path.name)
+def _format(source: SourceFile, text: str, is_whole: bool) -> str:
+    """The format of a file by its beginning, and by its name where that says nothing. Raises DataError."""
+    named = _NAMED.search(source.path)
     plain = {"txt": "text", "csv": "csv", "tsv": "csv"}[named[1].lower()] if named else None
     if plain is not None and not _looks_structured(text):
         return plain
-    if text.startswith("<"):
-        if re.search(r"<mediawiki[\s>]", text[:65536]):
-            return "mediawiki"
-        raise DataError(
-            "An XML or HTML file is not a MediaWiki export.",
-            got=f"{path} starts with {text[:60]!r}",
-            fix="a dump from https://dumps.wikimedia.org starts with <mediawiki ...>",
-        )
+    lines = [line for line in text.split("\n") if line.strip()]
+    if not is_whole and len(lines) > 1:
+        lines.pop()  # it may be cut off
+    kinds = [json_shape.kind_of_line(line) for line in lines[:PROBED_RECORDS]]
+    if _MARKUP.match(text):
+        raise _other_markup(source, text)
     if text.startswith("["):
+        if len(lines) > 1 and all(line.rstrip().endswith("]") for line in lines) and set(kinds) == {"json"}:
+            return "jsonl"  # an array on each line, which the check of the records explains
         return "json"
     if text.startswith("{"):
-        lines = [line for line in text.split("\n") if line.strip()]
-        if any(_is_json(line) for line in lines[:PROBED_RECORDS]) or len(lines) == 1:
+        _refuse_line_ends(source, text, "jsonl")
+        json_shape.refuse_lines(source, kinds, lines[0])
+        if "json" in kinds or (len(lines) == 1 and not is_whole):
             return "jsonl"  # one line longer than the head is taken for JSON Lines
-        raise DataError(
-            "A JSON object stretches over several lines; JSON Lines has one record per line.",
-            got=f"{path} starts with {text[:60]!r}",
-            fix=f"jq -c . {path} > lines.jsonl   (or put the records into one array: [ ... ])",
+        json_shape.refuse_object(source, text)
+    if kinds.count("json") * 2 > len(kinds) and not _is_numbers(lines[:PROBED_RECORDS]):
+        return "jsonl"  # its first line is damaged, or each is a string
+    raise _unknown(source, text, lines)
+
+
+_MARKUP = re.compile(r"<(\?xml|!doctype|!--|[a-z][\w:-]*[\s>/])", re.IGNORECASE)
+
+
+def _is_numbers(lines: list[str]) -> bool:
+    """Whether what parses as JSON are numbers alone, as in a list of ids."""
+    return all(re.fullmatch(r"[-+.\deE\s]+", line) for line in lines)
+
+
+def _other_markup(source: SourceFile, text: str) -> DataError:
+    got = f"{source.path} starts with {text[:60]!r}"
+    if re.match(r"<(!doctype\s+html|html)\b", text, re.IGNORECASE):
+        return DataError(
+            "A file is a web page (HTML), not a MediaWiki export.",
+            got=got,
+            fix="download it again: a server that refuses often sends a page instead of the file\n"
+            f"or take the page itself as the text: {plain_format(text)}",
         )
-    raise DataError(
+    return DataError(
+        "An XML or HTML file is not a MediaWiki export.",
+        got=got,
+        fix=f"take the file as plain text: {plain_format(text)}\n"
+        "or for a dump of a wiki: one that starts with <mediawiki ...>",
+    )
+
+
+def _unknown(source: SourceFile, text: str, lines: list[str]) -> DataError:
+    names = [line for line in lines[:2] if _DELIMITED.fullmatch(line)]
+    is_table = names[:1] == lines[:1] and source.text_key in re.split(r"[,\t;|]", lines[0].strip())
+    plain = plain_format(text)
+    kinds = {"data.format=blocks": "blank lines stand between documents", "data.format=lines": "a line is a document"}
+    other = next(name for name in kinds if name != plain)
+    fix = f"{plain}\n(plain text in which {kinds[plain]}; or {other}: {kinds[other]}; data.format=text: a file is one)"
+    if is_table:
+        fix = "data.format=csv"
+    return DataError(
         "The format of a file is not known: it is neither JSON, nor a MediaWiki export, nor named .txt, .csv or .tsv.",
-        got=f"{path} starts with {text[:60]!r}",
-        fix="plain text: data.format=text (a file is a document) or data.format=blocks (blank lines between documents)\n"
-        "a table: data.format=csv; JSON Lines whose first line is damaged: data.format=jsonl",
+        got=f"{source.path} starts with {text[:60]!r}",
+        fix=fix,
     )
 
 
 def _looks_structured(text: str) -> bool:
     """Whether a file that is named like text or a table holds JSON or XML all the same."""
     if text.startswith("{"):
-        return any(_is_json(line) for line in text.split("\n")[:PROBED_RECORDS] if line.strip())
+        kinds = {json_shape.kind_of_line(line) for line in text.split("\n")[:PROBED_RECORDS] if line.strip()}
+        return kinds != {"other"} or re.match(r"\{\s*[\"'][^\"']*[\"']\s*:", text) is not None
     return re.match(r"\[\s*\{|<(\?xml|!doctype|html|mediawiki)\b", text, re.IGNORECASE) is not None
 
 
-def _is_json(line: str) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
+def _refuse_line_ends(source: SourceFile, text: str, format: str) -> None:
+    """Refuse a file whose lines end with a carriage return alone: all of it would be one line."""
+    if "\n" in text or "\r" not in text.rstrip("\r"):
+        return
+    suffix = {"jsonl": ".jsonl", "csv": ".csv"}.get(format, ".txt")
+    raise DataError(
+        "The lines of a file end with CR alone, as on old Macintoshes.",
+        got=f"{source.path} ({format}): no line feed in its first {len(text):,} characters, and {text.count(chr(13)):,} CR",
+        fix=filtered(source.path, source.compression, "tr '\\r' '\\n'", suffix),
+    )
 
 
-def _refuse_other_encodings(path: Path, begin: bytes, encoding: str, format: str) -> None:
+def _refuse_other_encodings(source: SourceFile, begin: bytes, encoding: str) -> None:
     """Tell a file in another encoding from one with a few damaged records, which is read on, those counted."""
+    path = source.path
     if encoding == "utf-8":
         text = begin.decode("utf-8", errors="replace")  # only to count
         wrong = text.count("\ufffd") - begin.count("\ufffd".encode())
         if wrong < 8 or 2 * wrong < len(_WIDE.findall(text)):
             return
-        guess = next((name for name in ("gb18030", "big5") if _reads_as(begin, name)), None)
+        guess = next((name for name in _GUESSES if _reads_as(begin, name)), None)
+        if guess is None and 2 * len(_LATIN.findall(begin)) > wrong:
+            guess = "windows-1252"
         got = f"{path}: {wrong} places in its first {len(begin)} bytes do not decode as UTF-8"
     else:
         guess, got = encoding, f"{path} starts with the bytes {begin[:8].hex(' ')}"
+    suffixes = [part for part in Path(path).suffixes if part[1:].lower() not in TYPICAL_RATIO]
+    suffix = suffixes[-1] if suffixes and re.fullmatch(r"\.\w+", suffixes[-1]) else ".txt"
+    name = (guess or "ENCODING").upper().replace("UTF-16-", "UTF-16")
     raise DataError(
-        f"A file ({format}) is not UTF-8" + (f"; it looks like {guess}." if guess else "."),
+        "A file is not UTF-8" + (f"; it looks like {guess}." if guess else "."),
         got=got,
-        fix=f"iconv -f {(guess or 'ENCODING').upper()} -t UTF-8 {path} > utf8{path.suffix}",
+        fix=filtered(path, source.compression, f"iconv -f {name} -t UTF-8", suffix),
     )
 
 
@@ -176,49 +230,41 @@ def check_text_key(source: SourceFile, text_key: str, max_document_bytes: int) -
     if source.format == "parquet":
         parquet.check_column(source)
     elif source.format == "csv":
-        names, _ = columns_of(csv_header(source, max_document_bytes)[1])
-        if text_key not in names:
-            raise _no_key(source, text_key, names)
+        check_header(source, text_key, max_document_bytes)
     elif source.format == "text" and source.compression == "none" and source.size > max_document_bytes:
         raise DataError(
             "A text file is longer than one document may be (data.max_document_bytes).",
             got=f"{source.path}: {format_size(source.size)}, and a text file is one document",
-            fix="data.format=blocks, where blank lines stand between documents; or data.max_document_bytes=SIZE",
+            fix=f"{plain_format(_beginning(source))}\nor data.max_document_bytes={source.size}",
         )
     elif source.format in ("json", "jsonl"):
-        _check_json_key(source, text_key, max_document_bytes)
+        _check_json_key(replace(source, text_key=text_key), max_document_bytes)
 
 
-def _check_json_key(source: SourceFile, text_key: str, max_document_bytes: int) -> None:
-    keys: Counter[str] = Counter()
-    objects = 0
-    first = b""
-    for _, payload, _ in islice(items_of(source, 0, max_document_bytes), PROBED_RECORDS):
+def _beginning(source: SourceFile) -> str:
+    return head(source, HEAD_BYTES).decode("utf-8", errors="replace")
+
+
+def _check_json_key(source: SourceFile, max_document_bytes: int) -> None:
+    values: list[Any] = []
+    first, longest = b"", 0
+    for _, payload, size in islice(items_of(source, 0, max_document_bytes), PROBED_RECORDS):
+        longest = max(longest, size)
         if payload is None:
             continue
-        first = first or payload[:60]
-        try:
-            value = json.loads(payload.removeprefix(BOM))
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict):
-            objects += 1
-            keys.update(value)
-    if objects == 0:
+        first = first or payload[:4096]
+        with suppress(ValueError, RecursionError):
+            values.append(json.loads(payload.removeprefix(BOM), parse_int=float))
+    objects = [value for value in values if isinstance(value, dict)]
+    if any(isinstance(value.get(source.text_key), str) for value in objects):
+        return
+    if objects:
+        raise json_shape.no_text(source, objects)
+    if not first and longest:
+        keys = json_shape.wrapping_keys(_beginning(source).lstrip("\ufeff \t\r\n"))
         raise DataError(
-            f"None of the first {PROBED_RECORDS} records is a JSON object.",
-            got=f"{source.path} (read as {source.format}) starts with {first!r}",
-            fix='wanted: {"text": "..."}, one per line, or an array of such objects',
+            "The first records are all longer than data.max_document_bytes.",
+            got=f"{source.path}: {format_size(longest)}",
+            fix=json_shape.unwrapped(source, keys) if keys else f"data.max_document_bytes={longest}",
         )
-    if text_key not in keys:
-        raise _no_key(source, text_key, keys)
-
-
-def _no_key(source: SourceFile, text_key: str, keys: Iterable[str]) -> DataError:
-    keys = sorted(keys)
-    near = did_you_mean(text_key, keys) or next((key for key in ("text", "content", "body") if key in keys), None)
-    return DataError(
-        f"The records have no key {text_key!r} (data.text_key).",
-        got=f"{source.path} has the keys " + ", ".join(keys),
-        fix=f"data.text_key={near}" if near else "data.text_key=KEY with the key that holds the text",
-    )
+    raise json_shape.no_objects(source, values, first, PROBED_RECORDS)

@@ -1,0 +1,105 @@
+"""Files that hold no text to read, known by their first bytes: archives, binary formats, pointers to files elsewhere.
+
+Each is refused with the command that gives a file which can be read, where there is one.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from wikillm.core.errors import DataError
+from wikillm.data.sources.remedy import filtered, quoted, unpacked
+
+_ARCHIVES = {
+    b"7z\xbc\xaf\x27\x1c": ("7z", "7z x FILE"),
+    b"Rar!\x1a\x07": ("RAR", "unrar x FILE"),
+    b"\x04\x22\x4d\x18": ("lz4", "lz4 -d FILE"),
+    b"\x1f\x9d": ("compress (.Z)", "gzip -d FILE"),
+}
+_BINARY = {
+    b"ORC": "ORC",
+    b"Obj\x01": "Avro",
+    b"\x89HDF": "HDF5",
+    b"SQLite format 3\0": "SQLite",
+    b"\x93NUMPY": "NumPy",
+    b"%PDF-": "PDF",
+    b"FEA1": "Feather",
+    b"\x80\x02": "pickle",
+    b"\x80\x03": "pickle",
+    b"\x80\x04": "pickle",
+    b"\x80\x05": "pickle",
+}
+_ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
+_LFS = b"version https://git-lfs.github.com/spec/"
+_ANNEX = re.compile(rb"(\.\./)*(/annex/objects|\.git/annex/objects)/")
+LONGEST_MARK = 64
+
+
+def refuse_foreign(path: Path, start: bytes) -> None:
+    """Raise DataError when `start`, the first `LONGEST_MARK` bytes of a file, are those of no source."""
+    if start.startswith(_LFS):
+        folder = quoted(path.parent)
+        raise DataError(
+            "A file is a Git LFS pointer: what stands here is the address of the file, not the file.",
+            got=f"{path} starts with {start[:42]!r}",
+            fix=f"git -C {folder} lfs pull --include {shlex.quote(path.name)}\n"
+            "or download it again with the hub's own client",
+        )
+    if _ANNEX.match(start):
+        raise DataError(
+            "A file is a git-annex pointer: what stands here is the name of the file's content, not the content.",
+            got=f"{path} starts with {start[:42]!r}",
+            fix=f"git -C {quoted(path.parent)} annex get {shlex.quote(path.name)}",
+        )
+    if start.startswith(b"PK\x03\x04"):
+        raise DataError("zip files cannot be read.", got=str(path), fix=unpacked(path, "python3 -m zipfile -e"))
+    for magic, (name, command) in _ARCHIVES.items():
+        if start.startswith(magic):
+            raise DataError(
+                f"{name} files cannot be read.",
+                got=str(path),
+                fix=command.replace("FILE", quoted(path)) + "\nand name the files that come out in data.path",
+            )
+    if start.startswith((_ARROW_FILE, _ARROW_STREAM)):
+        raise _arrow(path, is_file=start.startswith(_ARROW_FILE))
+    for magic, name in _BINARY.items():
+        if start.startswith(magic):
+            fix = "write its text as JSON Lines, a record a line, or as Parquet, and name that file in data.path"
+            raise DataError(f"{name} files cannot be read.", got=str(path), fix=fix)
+
+
+def refuse_binary(path: Path, begin: bytes) -> None:
+    """Raise DataError when the beginning of a file, decompressed, is no text in any encoding that is known."""
+    if begin[257:262] == b"ustar":
+        raise DataError("A tar archive cannot be read.", got=str(path), fix=unpacked(path, "python3 -m tarfile -e"))
+    refuse_foreign(path, begin[:LONGEST_MARK])
+    if begin.count(b"\0") * 20 > len(begin):
+        raise DataError(
+            "A file is binary: it holds no text.",
+            got=f"{path}: {begin.count(0):,} of its first {len(begin):,} bytes are NUL, and it starts with {begin[:8]!r}",
+            fix="write its text as JSON Lines, a record a line, and name that file in data.path",
+        )
+
+
+def _arrow(path: Path, is_file: bool) -> DataError:
+    opener = "open_file" if is_file else "open_stream"
+    code = (
+        "import sys,pyarrow,pyarrow.parquet as p; "
+        f"p.write_table(pyarrow.ipc.{opener}(sys.stdin.buffer.read()).read_all(), sys.stdout.buffer)"
+    )
+    return DataError(
+        f"Arrow {'files' if is_file else 'streams'} cannot be read; Parquet can.",
+        got=str(path),
+        fix=filtered(path, "none", f"python3 -c {shlex.quote(code)}", ".parquet"),
+    )
+
+
+def packed_parquet(path: Path, compression: str) -> DataError:
+    """The error for a Parquet file inside a compressed one."""
+    return DataError(
+        f"A Parquet file in {compression} cannot be read: its end is looked at first.",
+        got=str(path),
+        fix=filtered(path, compression, "cat", ".parquet"),
+    )

@@ -1,0 +1,67 @@
+"""Fixes to paste: settings and shell lines for an error about a source.
+
+Names of files are quoted for the shell. A shell line reads the source, decompressed, writes a new file into the working
+directory, and is followed by the setting that reads that file. Only tools that every machine with WikiLLM has are used:
+POSIX ones and `python3`.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+_CAT = {"gz": "gzip -dc --", "bz2": "bzip2 -dc --", "xz": "xz -dc --", "zst": "zstd -dc --"}
+_BETWEEN_PARAGRAPHS = re.compile(r"\S[^\S\n]*\n[^\S\n]*\n\s*\S")
+_PLAIN_WORD = re.compile(r"[\w@%+=:,./-]+")
+
+
+def setting(key: str, value: str) -> str:
+    """`key=value` as a word of a command line."""
+    word = f"{key}={value}"
+    return word if _PLAIN_WORD.fullmatch(word) else shlex.quote(word)
+
+
+def quoted(path: Path | str) -> str:
+    """A file's name as one word that no command takes for an option."""
+    name = str(path)
+    return shlex.quote(f"./{name}" if name.startswith("-") else name)
+
+
+def path_setting(path: Path | str) -> str:
+    """`data.path=` with one file. A name with a comma needs a list, since commas separate names."""
+    name = str(path)
+    if "," in name or name.startswith("["):
+        return shlex.quote(f'data.path=["{name}"]')
+    return setting("data.path", name)
+
+
+def filtered(path: Path | str, compression: str, command: str, suffix: str) -> str:
+    """A line that sends a source through `command`, and the setting that reads what came out."""
+    out = f"{_stem(path)}.new{suffix}"
+    if compression == "none":
+        line = f"{command} < {quoted(path)} > {out}"
+    else:
+        line = f"{_CAT[compression]} {quoted(path)} | {command} > {out}"
+    return f"{line}\n{path_setting(out)}"
+
+
+def unpacked(path: Path | str, command: str) -> str:
+    """A line by which `command` unpacks an archive into a new folder, and the setting that reads that folder."""
+    out = f"{_stem(path)}.new"
+    return f"{command} {quoted(path)} {out}\n{path_setting(out)}"
+
+
+def _stem(path: Path | str) -> str:
+    return re.sub(r"[^\w.-]", "_", Path(path).name.split(".")[0]).strip("-.") or "source"
+
+
+def python_lines(expression: str, records: str) -> str:
+    """A command that prints `expression` of each `r` of `records` as a line of JSON."""
+    code = f"import ast,json,sys; [print(json.dumps({expression})) for r in {records}]"
+    return f"python3 -c {shlex.quote(code)}"
+
+
+def plain_format(text: str) -> str:
+    """The setting that gives several documents of one plain text: paragraphs where there are any, else lines."""
+    return "data.format=blocks" if _BETWEEN_PARAGRAPHS.search(text) else "data.format=lines"

@@ -1,0 +1,275 @@
+"""Rows of a table (CSV, TSV): where each starts and ends, and the values in it. RFC 4180, read with care for lost quotes.
+
+Same contract as `split`: items `(offset, payload, size)`, payload None above `limit`, a start at 0 or at the end of any
+earlier item. A quote opens a field only at its beginning; there, line breaks belong to the field up to the closing quote.
+
+A quote without a partner would swallow the rows up to the next quote. It is recognised, and then its line alone is a row
+(which does not parse, and is counted as bad), when its field
+- is closed by a quote in the middle of text, or not at all before the end of the file;
+- holds lines that nearly all are rows of this table.
+A field that goes on for more than `max_lines` lines or KiB and is neither is an error that names the lines: it may be a long
+text or a lost quote, and the difference is the user's to say. What is decided depends on at most so many bytes after
+the start of a row, never on how the stream is cut into pieces.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from wikillm.core.errors import DataError
+from wikillm.data.sources.split import BOM
+from wikillm.data.types import Item
+
+_BLANK = (b"", b"\r")  # white space may be a row: a tab separates two empty fields
+DELIMITERS = (",", "\t", ";", "|", "\x01")
+_QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
+_ROW_LIKE_SHARE = 0.9  # of the lines within a field, from which they are taken for rows
+_JUDGED_LINES = 200
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the length of a document is data.max_document_bytes' business
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the header of a table says."""
+
+    names: tuple[str, ...]
+    delimiter: str
+
+
+@lru_cache(maxsize=64)
+def columns_of(header: bytes) -> Columns:
+    """The names in a table's first row, and the delimiter: the one that is the most frequent there, outside quotes."""
+    text = header.removeprefix(BOM).decode("utf-8", errors="replace").rstrip("\r\n")
+    bare = re.sub(r'"[^"]*"', "", text)
+    delimiter = max(DELIMITERS, key=bare.count)
+    return Columns(tuple(next(csv.reader([text], delimiter=delimiter), [])), delimiter)
+
+
+@lru_cache(maxsize=8)
+def _row_of(delimiter: bytes) -> re.Pattern[bytes]:
+    """A whole row up to its line end; it matches in one pass, or not at all."""
+    d = re.escape(delimiter)
+    value = rb'(?:"[^"]*+(?:""[^"]*+)*+"|[^"\n' + d + rb"][^\n" + d + rb"]*+|)"
+    return re.compile(rb"(?:" + value + d + rb")*+" + value + rb"(?=\r?\n)")
+
+
+@dataclass(slots=True)
+class RowSplitter:
+    """Cuts the rows of one table, from `start` on.
+
+    `where` gives FILE:LINE of an offset, for messages.
+    """
+
+    columns: Columns
+    start: int
+    limit: int
+    max_lines: int
+    where: Callable[[int], str]
+    _buffer: bytes = field(default=b"", init=False)  # from `_base` on; the row being looked at starts at `_at` in it
+    _base: int = field(default=0, init=False)
+    _at: int = field(default=0, init=False)
+    _is_end: bool = field(default=False, init=False)
+    _skipped_from: int | None = field(default=None, init=False)  # offset of a line too long to be held
+    _quotes: int = field(default=0, init=False)  # in it
+
+    def split(self, pieces: Iterator[bytes]) -> Iterator[Item]:
+        self._base = self.start
+        for piece in pieces:
+            self._hold(piece)
+            yield from self._rows(pieces)
+        self._is_end = True
+        if self._at < len(self._buffer) and not self._buffer.endswith(b"\n"):
+            self._hold(b"\n")  # the last row ends like the others
+        yield from self._rows(pieces)
+        if self._skipped_from is not None:
+            yield self._skipped(self._base + self._at)
+
+    def _hold(self, piece: bytes) -> None:
+        self._buffer = self._buffer[self._at :] + piece
+        self._base += self._at
+        self._at = 0
+
+    def _rows(self, pieces: Iterator[bytes]) -> Iterator[Item]:
+        """All rows that end in the buffer."""
+        row, limit = _row_of(self.columns.delimiter.encode()), self.limit
+        while (end := self._buffer.find(b"\n", self._at)) >= 0:
+            at, buffer = self._at, self._buffer
+            if self._skipped_from is not None:
+                self._quotes += buffer.count(b'"', at, end)
+                yield self._skipped(self._base + end)
+                self._at = end + 1
+                continue
+            if buffer.find(b'"', at, end) >= 0:
+                match = row.match(buffer, at)
+                found = buffer.find(b"\n", match.end()) if match else -1
+                if match is None or found > end:
+                    decided = self._end_of_row(at, end, found, pieces)
+                    if decided is None:
+                        break
+                    end = decided
+            payload = buffer[at:end]
+            self._at = end + 1
+            if payload not in _BLANK:
+                yield self._base + at, payload if end - at <= limit else None, end - at
+        self._forget()
+
+    def _end_of_row(self, at: int, end: int, found: int, pieces: Iterator[bytes]) -> int | None:
+        """Where a row with a quoted line break ends, or one with a quote that is lost; None: more must be read.
+
+        `end` is the end of its first line, `found` that of the row if all its quotes have partners, else -1.
+        """
+        buffer = self._buffer
+        stop = self._window(at)
+        if found >= 0 and (stop is None or found <= stop):
+            return end if self._are_rows(buffer[end + 1 : found].split(b"\n")[:-1]) else found
+        if stop is None and not self._is_end:
+            return None if found < 0 and self._trouble(at, len(buffer)) != "closed badly" else end
+        if self._trouble(at, len(buffer) if stop is None else stop) == "closed badly" or stop is None:
+            return end
+        if self._are_rows(buffer[end + 1 : stop].split(b"\n")[:-1]):
+            return end
+        raise self._endless(at, pieces)
+
+    def _window(self, at: int) -> int | None:
+        """How far a row that starts at `at` may be looked through: `max_lines` lines or KiB; None: not all is here."""
+        most = at + (self.max_lines << 10)
+        if self._buffer.count(b"\n", at, most) <= self.max_lines:
+            return most if most <= len(self._buffer) else None
+        stop = at
+        for _ in range(self.max_lines + 1):
+            stop = self._buffer.index(b"\n", stop) + 1
+        return min(stop - 1, most)
+
+    def _trouble(self, at: int, stop: int) -> str:
+        """Why the row at `at` has no end before `stop`: closed badly, or open (or not all here)."""
+        buffer, delimiter = self._buffer, self.columns.delimiter.encode()
+        while at < stop:
+            if buffer[at : at + 1] == b'"':
+                match = _QUOTED.match(buffer, at, stop)
+                if match is None or match.end() >= stop:
+                    return "open"
+                at = match.end()
+                if not buffer.startswith((delimiter, b"\n", b"\r\n"), at):
+                    return "open" if buffer[at:stop] == b"\r" else "closed badly"
+                at += 1
+            else:
+                following = buffer.find(delimiter, at, stop)
+                if following < 0:
+                    return "open"
+                at = following + 1
+        return "open"
+
+    def _are_rows(self, lines: list[bytes]) -> bool:
+        """Whether lines from within a field nearly all have as many fields as the header."""
+        columns = len(self.columns.names)
+        lines = [line for line in lines[:_JUDGED_LINES] if line.strip()]
+        if columns < 2 or len(lines) < (8 if columns == 2 else 4):
+            return False
+        delimiter = self.columns.delimiter.encode()
+        fitting = sum(line.count(delimiter) == columns - 1 for line in lines)
+        return fitting >= _ROW_LIKE_SHARE * len(lines)
+
+    def _forget(self) -> None:
+        """Give up what is held of a line that is too long to be held."""
+        most = max(self.limit, self.max_lines << 10)
+        if len(self._buffer) - self._at <= most or self._buffer.find(b"\n", self._at) >= 0:
+            return
+        if self._skipped_from is None:
+            self._skipped_from, self._quotes = self._base + self._at, 0
+        self._quotes += self._buffer.count(b'"', self._at)
+        self._at = len(self._buffer)
+
+    def _skipped(self, end: int) -> Item:
+        """The item of a line that was not held, which ends at `end`."""
+        offset = self._skipped_from
+        assert offset is not None, "a line was skipped"
+        self._skipped_from = None
+        if self._quotes % 2:
+            raise DataError(
+                "A line of a table is too long to be held, and a quoted field in it does not end with the line.",
+                got=f"{self.where(offset)}: {end - offset:,} bytes",
+                fix=f"data.max_document_bytes={(end - offset) * 2}\nor look at the quotes of that line",
+            )
+        return offset, None, end - offset
+
+    def _endless(self, at: int, pieces: Iterator[bytes]) -> DataError:
+        """The error for a quoted field that goes on for too long."""
+        place = self.where(self._base + at)
+        lines, size = self._lines_to_end(at, pieces)
+        line = place.rpartition(":")[2]
+        if lines is None:
+            got = f"{place}: a quote opens a field there, and nothing closes it"
+            fix = f"take the quote away from line {line}, or close it there"
+        else:
+            got = f"{place}: a quote opens a field there that is closed {lines:,} lines ({size:,} bytes) later"
+            fix = f"data.max_field_lines={max(lines, -(-size // 1024)) + 1}\n"
+            fix += f"if the field really is so long; or take the quote away from line {line}, if it is a lost one"
+        return DataError(
+            f"A quoted field of a table goes on for more than {self.max_lines:,} lines or KiB (data.max_field_lines).",
+            got=got,
+            fix=fix,
+        )
+
+    def _lines_to_end(self, at: int, pieces: Iterator[bytes]) -> tuple[int | None, int]:
+        """Line breaks and bytes from a row's start to the line in which its quoted field is closed; reads on."""
+        held, lines, size, is_open = self._buffer[at:], 0, 0, False
+        while True:
+            cut = 0
+            while (mark := re.compile(rb'["\n]').search(held, cut)) is not None:
+                if mark[0] == b"\n":
+                    lines += 1
+                    if not is_open and lines:
+                        return lines, size + mark.end()
+                else:
+                    is_open = not is_open
+                cut = mark.end()
+            size += len(held)
+            try:
+                held = next(pieces)
+            except StopIteration:
+                return None, size
+
+
+def split_rows(
+    pieces: Iterator[bytes],
+    start: int,
+    limit: int,
+    columns: Columns,
+    max_lines: int = 1000,
+    where: Callable[[int], str] = "byte {}".format,
+) -> Iterator[Item]:
+    """One item per row of a table that is not empty, its line feed not included. The header is a row like any.
+
+    Args:
+        limit: longest row that is held, in bytes.
+        max_lines: lines, and KiB, of the longest row with a quoted line break.
+        where: FILE:LINE of an offset, for an error.
+    """
+    return RowSplitter(columns, start, limit, max_lines, where).split(pieces)
+
+
+def row_and_header(row: bytes, header: bytes) -> bytes:
+    """What travels to a worker as the payload of one row."""
+    return row + b"\n" + header
+
+
+def parse_row(payload: bytes) -> dict[str, str]:
+    """Values by column. Raises ValueError when the row does not fit its header (UnicodeDecodeError is one)."""
+    row, _, header = payload.rpartition(b"\n")  # a header with a line break in it leaves a row that does not fit
+    columns = columns_of(header)
+    try:
+        rows = list(csv.reader(io.StringIO(row.decode(), newline=""), delimiter=columns.delimiter, strict=True))
+    except csv.Error as error:
+        reason = "a quote in it has no partner" if "end of data" in str(error) else str(error)
+        raise ValueError(reason) from None
+    if len(rows) != 1:
+        raise ValueError("a quote stands alone in it, or a carriage return")
+    if len(rows[0]) != len(columns.names):
+        raise ValueError(f"{len(rows[0])} fields, the header has {len(columns.names)}")
+    return dict(zip(columns.names, rows[0], strict=True))
