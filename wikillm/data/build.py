@@ -20,7 +20,7 @@ from wikillm.core.lock import FileLock
 from wikillm.core.log import say
 from wikillm.core.units import format_size
 from wikillm.data.build_plan import BuildPlan
-from wikillm.data.clean_job import Work
+from wikillm.data.clean_job import TOO_LONG, Work
 from wikillm.data.finish import finish_store
 from wikillm.data.funnel import merged
 from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
@@ -28,7 +28,7 @@ from wikillm.data.pool import run_jobs
 from wikillm.data.progress import Progress
 from wikillm.data.shard import shard_record_path
 from wikillm.data.sources.bz2_streams import MAX_STREAM, has_many_streams
-from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
+from wikillm.data.sources.read import LINES, Cursor, RawShard, estimated_bytes, read_shards
 from wikillm.data.sources.streams import file_and_line
 from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, shard_path
 from wikillm.data.tokenizer import TextTokenizer
@@ -38,6 +38,7 @@ from wikillm.data.tokenizer_train import store_tokenizer
 from wikillm.data.turns import one_at_a_time
 
 _BAD_CHECK_RECORDS = 1000  # the share of bad records is judged from here on, and at the end
+_BAD_CHECK_BYTES = 64 << 20  # and the share of their bytes
 _EXAMPLES = 5
 
 
@@ -152,6 +153,7 @@ class _Shards:
         self._job = plan.shard_job(backend)
         self._taken: list[ShardInfo] = []
         self._text_bytes = self._bad_records = self._read_records = 0
+        self._bad_bytes = self._read_bytes = 0  # of the sources, decompressed
         self._disk_read = 0
         self._position = 0  # decompressed bytes read
         self._disk_size = sum(source.size for source in plan.sources)
@@ -212,6 +214,8 @@ class _Shards:
         self._text_bytes += info.text_bytes
         self._bad_records += info.funnel.bad_records
         self._read_records += info.funnel.read_records
+        self._bad_bytes += info.funnel.bad_bytes
+        self._read_bytes += info.end.position - info.start.position
         self._judge_bad_records(at_end=False)
         write_json(self._plan.store / TAKEN_NAME, {"shards": len(self._taken)})
         return limit is not None and (info.is_cut or self._text_bytes >= limit)
@@ -224,16 +228,29 @@ class _Shards:
             return replace(self._job, text_budget=budget)(next(raws), lambda work: None)
 
     def _judge_bad_records(self, at_end: bool) -> None:
-        bad, read = self._bad_records, self._read_records
-        if bad <= self._plan.max_bad_fraction * read or (read < _BAD_CHECK_RECORDS and not at_end):
+        """Raise DataError when too much could not be read, in records or in bytes of the sources."""
+        most = self._plan.max_bad_fraction
+        share = self._bad_records / max(1, self._read_records)
+        text = min(1.0, self._bad_bytes / max(1, self._read_bytes))
+        by_records = share > most and (at_end or self._read_records >= _BAD_CHECK_RECORDS)
+        by_text = text > most and (at_end or self._read_bytes >= _BAD_CHECK_BYTES)
+        if not by_records and not by_text:
             return
         self._progress.finish()
-        dropped = merged(info.funnel for info in self._taken).dropped
-        lines = [f"{line.records:>8,}  {line.reason}" for line in dropped if line.is_bad]
+        funnel = merged(info.funnel for info in self._taken)
+        lines = [
+            f"{line.records:>8,}  {line.reason} ({format_size(line.characters)})"
+            for line in funnel.dropped
+            if line.is_bad
+        ]
+        what = f"{self._bad_records:,} of {self._read_records:,} records cannot be read"
+        what += "" if by_records else f", and they are {text:.1%} of the bytes"
+        fix = f"mend the source, or go on without them: data.max_bad_fraction={_rounded_up(max(share, text))}"
+        too_long = sum(line.characters for line in funnel.dropped if line.is_bad and line.reason == TOO_LONG)
+        if too_long:
+            fix = f"data.max_document_bytes={min(too_long, 2**32 - 1)}\nor {fix}"
         raise DataError(
-            f"{bad:,} of {read:,} records cannot be read: more than data.max_bad_fraction={self._plan.max_bad_fraction:g}.",
-            got="\n".join([*lines, *self._examples()]),
-            fix=f"mend the source, or go on without them: data.max_bad_fraction={_rounded_up(bad / read)}",
+            f"{what}: more than data.max_bad_fraction={most:g}.", got="\n".join([*lines, *self._examples()]), fix=fix
         )
 
     def _examples(self) -> list[str]:
@@ -244,7 +261,7 @@ class _Shards:
                     return found
                 source = self._plan.sources[bad["source"]]
                 where = f"{source.path}: byte {bad['offset']}"
-                if source.format == "jsonl":
+                if source.format in (*LINES, "csv", "blocks"):
                     where = file_and_line(source, bad["offset"])
                 detail = f": {bad['detail']}" if bad["detail"] else ""
                 found.append(f"{where}: {bad['reason']}{detail}: {bad['head'][:60]!r}")

@@ -113,15 +113,16 @@ def _clean_plain(payload: bytes, offset: int) -> str | Dropped:
 
 
 def _clean_row(payload: bytes, _: int, text_key: str) -> str | Dropped:
+    row = payload.rpartition(b"\n")[0]
     try:
         values = parse_row(payload)
     except UnicodeDecodeError as error:
-        return _bad(payload, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+        return _bad(row, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
     except ValueError as error:
-        return _bad(payload, "not a row of this table", str(error))
+        return _bad(row, "not a row of this table", str(error))
     if text_key not in values:
-        return _bad(payload, f"no key {text_key!r}")
-    return _normalized(payload, values[text_key])
+        return _bad(row, f"no key {text_key!r}")
+    return _normalized(row, values[text_key])
 
 
 def _clean_page(payload: bytes, _: int) -> str | Dropped:

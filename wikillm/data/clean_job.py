@@ -18,6 +18,8 @@ from wikillm.data.sources.spans import Span
 from wikillm.data.types import Batch, Dropped, DroppedItem
 
 TOO_LONG = "longer than data.max_document_bytes"
+_LONGEST_TEXT = 16 << 20
+"""Above it a record that is not held may as well be many, whose borders are damaged: it counts as bad."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def _cleaned(span: Span, clean: Clean, copies: Mapping[tuple[int, int], Dropped]
     batch = Batch(span.source, span.end - span.start)
     for offset, payload, size in span.items():
         if payload is None:
-            batch.dropped.append(DroppedItem(offset, b"", Dropped(TOO_LONG, size)))
+            batch.dropped.append(DroppedItem(offset, b"", Dropped(TOO_LONG, size, is_bad=size > _LONGEST_TEXT)))
             continue
         copy = copies.get((span.source, offset)) if copies else None
         found = clean(payload, offset) if copy is None else copy

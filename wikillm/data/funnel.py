@@ -10,7 +10,8 @@ from wikillm.data.types import Batch, Dropped
 
 @dataclass(frozen=True, slots=True)
 class FunnelLine:
-    """Records that were dropped for one reason; `characters` are those of the raw record, or, for filters, of the clean text."""
+    """Records that were dropped for one reason; `characters` are those of the raw record (bytes, of a bad one), or,
+    for filters, of the clean text."""
 
     reason: str
     records: int
@@ -33,6 +34,11 @@ class Funnel:
     @property
     def bad_records(self) -> int:
         return sum(line.records for line in self.dropped if line.is_bad)
+
+    @property
+    def bad_bytes(self) -> int:
+        """What the bad records take in the sources, decompressed."""
+        return sum(line.characters for line in self.dropped if line.is_bad)
 
     def table(self) -> str:
         """One line per reason, the most frequent first, then what was kept."""

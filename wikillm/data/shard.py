@@ -64,7 +64,8 @@ class ShardJob:
                     batch, is_cut = batch.first(within), True
                 text_bytes = ends[within]
             tally.count(batch)
-            bad += [_quarantined(batch.source, item) for item in batch.dropped if item.why.is_bad]
+            is_row = self.clean.formats[batch.source] == "csv"
+            bad += [_quarantined(batch.source, item, is_row) for item in batch.dropped if item.why.is_bad]
             del bad[MAX_QUARANTINED:]
             if self.clean.formats[batch.source] == "mediawiki":
                 pages += [(batch.source, *page) for page in zip(batch.offsets, batch.payloads, strict=True)]
@@ -83,13 +84,14 @@ def shard_record_path(store: Path, number: int) -> Path:
     return store / "shards" / f"{number:05d}.json"
 
 
-def _quarantined(source: int, item: DroppedItem) -> dict[str, object]:
+def _quarantined(source: int, item: DroppedItem, is_row: bool) -> dict[str, object]:
+    record = item.payload.rpartition(b"\n")[0] if is_row else item.payload  # a row travels with its header
     return {
         "source": source,
         "offset": item.offset,
         "reason": item.why.reason,
         "detail": item.why.detail,
-        "head": item.payload[:HEAD_CHARACTERS].decode("utf-8", errors="backslashreplace"),
+        "head": record[:HEAD_CHARACTERS].decode("utf-8", errors="backslashreplace"),
     }
 
 

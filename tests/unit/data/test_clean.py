@@ -19,7 +19,8 @@ def clean_json(payload: bytes | str, key: str = "text", offset: int = 7) -> str 
     [
         ('{"text": "a", ', "not JSON", True),
         ('{"text": "a"} x', "not JSON", True),
-        ("[" * 5000 + "]" * 5000, "not JSON", True),
+        ("[" * 5000 + "]" * 5000, "not a JSON object", True),
+        ('{"text": "a", "b": ' + "[" * 5000, "not JSON", True),
         ('["a"]', "not a JSON object", True),
         ('{"content": "a"}', "no key 'text'", True),
         ('{"text": null}', "'text' is not a string", True),

@@ -282,7 +282,7 @@ def test_a_missing_text_key_lists_the_keys_that_are_there(tmp_path):
     path.write_text('{"content": "a", "id": 1}\n')
     with pytest.raises(DataError, match="no key 'text'") as caught:
         check_text_key(sniff(path), "text", LIMIT)
-    assert "content, id" in caught.value.got
+    assert "content (string), id (a number)" in caught.value.got
     assert caught.value.fix == "data.text_key=content"
     path.write_text("[1, 2]")
     with pytest.raises(DataError, match="JSON object"):

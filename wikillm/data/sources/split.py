@@ -26,7 +26,10 @@ _TEXT_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
 
 
 def outline(text: str) -> str:
-    """A JSON object with null for each object or list in it: for one that is nested too deep to be parsed."""
+    """A JSON object with null for each object or list in it: for one that is nested too deep to be parsed.
+
+    Raises ValueError when its brackets do not close.
+    """
     kept: list[str] = []
     depth = begin = 0
     for mark in _TEXT_STRUCTURE.finditer(text):
@@ -39,6 +42,8 @@ def outline(text: str) -> str:
             if depth == 1:
                 kept.append("null")
                 begin = mark.end()
+    if depth:
+        raise ValueError("nested deep, and not closed")
     return "".join([*kept, text[begin:]])
 
 

@@ -1,0 +1,128 @@
+"""What lies below a folder, and what a glob matches, with nothing passed over in silence.
+
+Names that begin with a dot are left out: editors, notebooks and version control keep copies there. Links are followed,
+each folder once by its real path, so that loops end and nothing counts twice. A folder that may not be read is an error.
+What is no file (pipes, sockets, devices) and links to nothing are reported with the files that are there.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wikillm.core.errors import DataError
+from wikillm.data.sources.remedy import quoted
+
+MAGIC = "*?["
+
+
+@dataclass(slots=True)
+class Found:
+    """Files in the order of their relative paths, and what was left out of the same folders.
+
+    `others` are neither files nor folders, with their kind; `hidden` are names that begin with a dot.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    others: list[tuple[Path, str]] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)  # real paths of folders
+
+
+def files_of(folder: Path) -> Found:
+    """Everything below `folder`. Raises DataError for a folder that may not be read."""
+    found = Found()
+    _walk(folder, found)
+    for one in (found.files, found.hidden):
+        one.sort(key=lambda path: path.relative_to(folder))
+    return found
+
+
+def _walk(folder: Path, found: Found) -> None:
+    real = os.path.realpath(folder)
+    if real in found.seen:
+        return
+    found.seen.add(real)
+    inner: list[Path] = []
+    links: list[Path] = []
+    for path in entries_of(folder):
+        if path.name.startswith("."):
+            found.hidden.append(path)
+            continue
+        kind = kind_of(path)
+        if kind == "folder":
+            (links if path.is_symlink() else inner).append(path)
+        elif kind == "file":
+            found.files.append(path)
+        else:
+            found.others.append((path, kind))
+    for path in [*inner, *links]:  # a folder counts where it lies, rather than where a link to it does
+        _walk(path, found)
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted. Raises DataError when it may not be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(
+            "A folder of data.path cannot be read.",
+            got=f"{folder}: {error.strerror}",
+            fix=f"chmod u+rx {quoted(folder)}",
+        ) from None
+
+
+def kind_of(path: Path) -> str:
+    """`file`, `folder`, or in words what else it is."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            return f"a link to {os.readlink(path)}, which cannot be followed: {error.strerror}"
+        return f"cannot be looked at: {error.strerror}"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    if stat.S_ISREG(mode):
+        return "file"
+    return "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def matches_of(pattern: Path) -> list[Path]:
+    """What a glob matches, files and folders, sorted; `**` stands for any depth. Raises DataError as `files_of` does."""
+    parts = pattern.parts
+    fixed = next(i for i, part in enumerate(parts) if any(mark in part for mark in MAGIC))
+    found: dict[Path, None] = {}
+    _match(Path(*parts[:fixed]), parts[fixed:], found)
+    return sorted(found)
+
+
+def _match(base: Path, parts: tuple[str, ...], found: dict[Path, None]) -> None:
+    if not parts:
+        found[base] = None
+        return
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        below = Found()
+        _walk(base, below)
+        folders = {path.parent for path in [*below.files, *(path for path, _ in below.others)]} | {base}
+        if not rest:
+            found.update(dict.fromkeys([*below.files, *(path for path, _ in below.others)]))
+        for folder in sorted({parent for path in folders for parent in _up_to(path, base)}):
+            if rest:
+                _match(folder, rest, found)
+    elif any(mark in part for mark in MAGIC):
+        if kind_of(base) == "folder":
+            for path in entries_of(base):
+                is_named = fnmatch.fnmatchcase(path.name, part)
+                if is_named and (part.startswith(".") or not path.name.startswith(".")):
+                    _match(path, rest, found)
+    elif os.path.lexists(base / part):
+        _match(base / part, rest, found)
+
+
+def _up_to(path: Path, base: Path) -> list[Path]:
+    """A folder and those above it, up to and with `base`."""
+    return [path, *(parent for parent in path.parents if parent == base or base in parent.parents)]
