@@ -9,17 +9,16 @@ NFC-normalised here, so that hashes, byte counts and tokens speak of the same ch
 
 from __future__ import annotations
 
-import json
 import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import orjson
 
+from wikillm.data.sources.json_value import parse_json
 from wikillm.data.sources.rows import parse_row
-from wikillm.data.sources.split import BOM, outline
+from wikillm.data.sources.split import BOM
 from wikillm.data.types import Dropped
 from wikillm.data.wikitext import DamagedWikitext, text_of_wikitext
 
@@ -67,7 +66,7 @@ def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
     except orjson.JSONDecodeError:
         may_be_broken = True
         try:  # slower, but it takes the NaN that Python writes, and its messages tell what is wrong
-            value = _parsed(line.decode("utf-8"))
+            value = parse_json(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             return _bad(payload, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
         except ValueError as error:
@@ -84,14 +83,6 @@ def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
     if may_be_broken and any("\ud800" <= letter <= "\udfff" for letter in text):
         return _bad(payload, "lone surrogate", "half of a UTF-16 pair, as in \\ud83d without its partner")
     return _normalized(payload, text)
-
-
-def _parsed(text: str) -> Any:
-    """Any JSON value, whatever the numbers in it and however deep it is. Raises ValueError."""
-    try:
-        return json.loads(text, parse_int=float)  # an int of thousands of digits is refused by Python
-    except RecursionError:
-        return json.loads(outline(text), parse_int=float)
 
 
 def _normalized(payload: bytes, text: str) -> str | Dropped:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wikillm.core.errors import DataError, did_you_mean
+from wikillm.data.sources.json_value import parse_json
 from wikillm.data.sources.remedy import filtered, python_lines, setting
 from wikillm.data.types import SourceFile
 
@@ -270,8 +271,8 @@ def _values(column: list[Any] | dict[str, Any]) -> list[Any]:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text, parse_int=float)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return None
 
 

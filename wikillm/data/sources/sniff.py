@@ -9,7 +9,6 @@ key (the keys that were seen are listed). Why JSON gives no text is told by `jso
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +20,7 @@ from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
 from wikillm.data.sources import json_shape, parquet
 from wikillm.data.sources.foreign import LONGEST_MARK, packed_parquet, refuse_binary, refuse_foreign
+from wikillm.data.sources.json_value import parse_json
 from wikillm.data.sources.read import items_of
 from wikillm.data.sources.remedy import filtered, plain_format
 from wikillm.data.sources.split import BOM
@@ -253,8 +253,8 @@ def _check_json_key(source: SourceFile, max_document_bytes: int) -> None:
         if payload is None:
             continue
         first = first or payload[:4096]
-        with suppress(ValueError, RecursionError):
-            values.append(json.loads(payload.removeprefix(BOM), parse_int=float))
+        with suppress(ValueError):  # UnicodeDecodeError is one
+            values.append(parse_json(payload.removeprefix(BOM).decode()))
     objects = [value for value in values if isinstance(value, dict)]
     if any(isinstance(value.get(source.text_key), str) for value in objects):
         return

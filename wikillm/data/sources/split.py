@@ -22,31 +22,6 @@ _STRUCTURE = re.compile(rb'["\[\]{},]')
 _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
 
-_TEXT_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
-
-
-def outline(text: str) -> str:
-    """A JSON object with null for each object or list in it: for one that is nested too deep to be parsed.
-
-    Raises ValueError when its brackets do not close.
-    """
-    kept: list[str] = []
-    depth = begin = 0
-    for mark in _TEXT_STRUCTURE.finditer(text):
-        if mark[0] in "[{":
-            depth += 1
-            if depth == 2:
-                kept.append(text[begin : mark.start()])
-        elif mark[0] in "]}":
-            depth -= 1
-            if depth == 1:
-                kept.append("null")
-                begin = mark.end()
-    if depth:
-        raise ValueError("nested deep, and not closed")
-    return "".join([*kept, text[begin:]])
-
-
 class ArraySplitter:
     """The items of one top-level JSON array, found by counting brackets outside strings.
 

@@ -1,0 +1,171 @@
+"""Tables with lost quotes, long cells and other delimiters: rows are kept, counted as bad, or refused by their lines."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.core.errors import DataError
+from wikillm.data.prepare import prepare_store
+from wikillm.data.sources.rows import columns_of, split_rows
+from wikillm.data.sources.sniff import check_text_key, sniff
+
+LIMIT = 1 << 24
+
+
+def table(count: int, delimiter: str, quote_at: dict[int, str], columns: int = 2) -> bytes:
+    """Rows of a number and a text; `quote_at` says where a text has a quote at its `start` or `end`."""
+    rows = [delimiter.join(["id", "text", "note", "more"][:columns])]
+    for i in range(count):
+        text = f"the text of row {i}; it has {i * 7} words"
+        text = {"start": f'"{text}', "end": f'{text}"', "middle": f'{text} 5" wide', "": text}[quote_at.get(i, "")]
+        rows.append(delimiter.join([str(i), text, *["x"] * (columns - 2)]))
+    return "\n".join([*rows, ""]).encode()
+
+
+LOST = {
+    "one": {200: "start"},
+    "two": {200: "start", 900: "start"},
+    "two, the second closes": {200: "start", 900: "end"},
+    "near each other": {200: "start", 203: "start"},
+    "three": {10: "start", 11: "start", 900: "start"},
+    "the first row": {0: "start"},
+    "the last row": {999: "start"},
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+@pytest.mark.parametrize(("delimiter", "columns"), [(",", 2), ("\t", 2), ("|", 4)])
+def test_a_lost_quote_costs_its_own_row_and_no_other(tmp_path, settings, name, delimiter, columns):
+    path = tmp_path / ("x.tsv" if delimiter == "\t" else "x.csv")
+    path.write_bytes(table(1000, delimiter, LOST[name], columns))
+    store = prepare_store(settings(path))
+    funnel = store.manifest.funnel
+    bad = sum(where == "start" for where in LOST[name].values())
+    kept = 1000 - bad
+    assert (funnel.kept_records, funnel.bad_records) == (kept, bad), funnel.table()
+    assert {line.reason for line in funnel.dropped} == {"not a row of this table"}
+
+
+def test_too_many_lost_quotes_end_the_build_with_their_lines(tmp_path, settings):
+    path = tmp_path / "x.csv"
+    path.write_bytes(table(400, ",", dict.fromkeys(range(20, 400, 40), "start")))
+    with pytest.raises(DataError, match="10 of 400 records cannot be read") as caught:
+        prepare_store(settings(path))
+    assert f"{path}:22: not a row of this table: a quote in it has no partner: '20,\"the text" in caught.value.got
+
+
+def test_a_quote_in_the_middle_of_a_field_is_a_character(tmp_path, settings):
+    path = tmp_path / "x.csv"
+    path.write_bytes(table(300, ",", dict.fromkeys(range(0, 300, 3), "middle") | {7: "end"}))
+    funnel = prepare_store(settings(path)).manifest.funnel
+    assert (funnel.kept_records, funnel.bad_records) == (300, 0)
+
+
+@pytest.mark.parametrize("lines", [2, 30, 990])
+@pytest.mark.parametrize("text", ["a line of prose, with {} commas, or two", "line {}", "", "roses are red, dear {}"])
+def test_cells_of_many_lines_are_kept(tmp_path, settings, lines, text):
+    cell = "\n".join(text.format(i) if i % 5 else f"# {i}" for i in range(lines))
+    path = tmp_path / "x.csv"
+    path.write_text(f'id,text\n0,"{cell}"\n' + "".join(f"{i},row {i}\n" for i in range(1, 40)))
+    store = prepare_store(settings(path))
+    assert store.manifest.funnel.kept_records == 40 and store.manifest.funnel.bad_records == 0
+    assert store.train.text_bytes + store.val.text_bytes > len(cell.strip().encode())
+
+
+@pytest.mark.parametrize("columns", ["text", "id,text"])
+@pytest.mark.parametrize("size", [37, 1 << 20])
+def test_a_field_that_goes_on_for_too_long_is_an_error_that_names_its_lines(tmp_path, settings, columns, size):
+    """Of one column every line is a row: whether a quote is lost cannot be seen."""
+    first = "1," if columns == "id,text" else ""
+    line = "a line of a very long text without an end"
+    content = f"{columns}\n{first}short\n{first}" + '"' + f"{line}\n" * 1500 + '"\n' + f"{first}short\n"
+    content += "".join(f"{first}row {i}\n" for i in range(60))
+    rows = split_rows(
+        (content.encode()[i : i + size] for i in range(0, len(content), size)),
+        0,
+        LIMIT,
+        columns_of(columns.encode()),
+        where=lambda offset: f"x.csv:{content.count(chr(10), 0, offset) + 1}",
+    )
+    with pytest.raises(DataError, match="more than 1,000 lines or KiB") as caught:
+        list(rows)
+    assert "x.csv:3: a quote opens a field there that is closed 1,501 lines" in caught.value.got
+    assert caught.value.fix.startswith("data.max_field_lines=1502\n")
+    (tmp_path / "x.csv").write_text(content)
+    cfg = settings(tmp_path / "x.csv")
+    with pytest.raises(DataError, match="goes on for more than"):
+        prepare_store(cfg)
+    assert prepare_store(cfg.model_copy(update={"max_field_lines": 1502})).manifest.funnel.read_records == 63
+
+
+def test_a_field_without_an_end_in_a_column_alone_is_said_to_have_none(tmp_path, settings):
+    path = tmp_path / "x.csv"
+    path.write_text("text\n" + '"' + "row of the table\n" * 3000)
+    with pytest.raises(DataError, match="more than 1,000 lines") as caught:
+        prepare_store(settings(path))
+    assert f"{path}:2: a quote opens a field there, and nothing closes it" in caught.value.got
+    assert caught.value.fix == "take the quote away from line 2, or close it there"
+
+
+@pytest.mark.parametrize("quoted", [False, True])
+def test_a_line_too_long_to_be_held_is_counted_or_refused(quoted):
+    big = b'"' + b"x" * 3_000_000 + (b'\n"' if quoted else b'"')
+    content = b"id,text\n1," + big + b"\n2,b\n"
+    pieces = (content[i : i + 65536] for i in range(0, len(content), 65536))
+    rows = split_rows(pieces, 0, 1 << 20, columns_of(b"id,text"))
+    if quoted:
+        with pytest.raises(DataError, match="goes on|too long to be held"):
+            list(rows)
+    else:
+        found = [(offset, payload is None, size) for offset, payload, size in rows]
+        assert found == [(0, False, 7), (8, True, 3_000_004), (3_000_013, False, 3)]
+
+
+@given(st.integers(0, 2**32), st.integers(1, 200), st.sampled_from([2, 3]))
+def test_borders_depend_neither_on_the_pieces_nor_on_the_start(seed, size, columns):
+    """Rows with quotes anywhere, lost ones among them: every byte is in one row, whoever cuts."""
+    rng = random.Random(seed)
+    parts = ["a", "b", ",", ",", "\n", "\n", '"', '""', "\r\n", "字"]
+    header = ",".join("abc"[:columns])
+    content = (header + "\n" + "".join(rng.choice(parts) for _ in range(rng.randint(0, 120)))).encode()
+
+    def cut(start: int, size: int) -> list:
+        pieces = (content[i : i + size] for i in range(start, len(content), size))
+        return list(split_rows(pieces, start, LIMIT, columns_of(header.encode()), max_lines=6))
+
+    try:
+        whole = cut(0, len(content))
+    except DataError:
+        with pytest.raises(DataError):
+            cut(0, size)
+        return
+    assert cut(0, size) == whole
+    assert all(payload == content[offset : offset + length] for offset, payload, length in whole)
+    between = b"".join(
+        content[low:high]
+        for low, high in zip(
+            [0, *(offset + length for offset, _, length in whole)],
+            [*(offset for offset, _, _ in whole), len(content)],
+            strict=True,
+        )
+    )
+    assert not between.strip(b"\r\n")  # nothing but line ends is in no row
+    for number, (offset, _, _) in enumerate(whole):
+        assert cut(offset, size) == whole[number:]
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|", "\x01"])
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_delimiters_are_known_from_the_header_and_said(tmp_path, capsys, delimiter, name):
+    (tmp_path / name).write_bytes(table(5, delimiter, {}))
+    check_text_key(sniff(tmp_path / name), "text", LIMIT)
+    said = capsys.readouterr().out
+    assert ("is separated by" in said) == (delimiter != ("\t" if name == "x.tsv" else ","))
+
+
+def test_names_in_quotes_do_not_decide_the_delimiter():
+    assert columns_of(b'"text, with; marks",b\n').names == ("text, with; marks", "b")
