@@ -21,13 +21,33 @@ the target, right behind `launch`:
   hostfile   several nodes over ssh: --hostfile FILE, --workdir FOLDER shared by all nodes
   ssh        one other machine: --host user@machine; copies the checkout and starts in the background
   slurm      an sbatch file: --nodes N --gpus 8; saves and queues itself again before the time limit
-  k8s        a Job or PyTorchJob: --image NAME --nodes N --gpus 8
-  sky        a SkyPilot task: --gpu H100 --gpus 8 --nodes N
+  k8s        a Job or PyTorchJob: --image NAME --nodes N --gpus 8 --storage CLAIM
+  sky        a SkyPilot task: --gpu H100 --gpus 8 --nodes N --storage s3://BUCKET
   swanlab    a folder for SwanLab Launch: --init, --print, --zip FILE, --submit; and, by words behind it:
              task list | status ID | follow ID | stop ID | fetch ID;  data list | upload FILE|FOLDER
 """
 ELSEWHERE = ("hostfile", "ssh", "slurm", "k8s", "sky")
 """Targets whose machines may have files that this one has not."""
+TARGET_NAMES = ("single", "multi", "torchrun", "hostfile", "ssh", "slurm", "k8s", "sky")
+FOR_TARGETS: dict[str, tuple[object, tuple[str, ...]]] = {
+    "nodes": (1, ("torchrun", "slurm", "k8s", "sky")),
+    "gpus": (None, ("multi", "torchrun", "ssh", "slurm", "k8s", "sky")),
+    "hostfile": (None, ("hostfile",)),
+    "host": (None, ("ssh",)),
+    "workdir": (None, ("hostfile", "ssh", "k8s", "sky")),
+    "master_addr": (None, ("torchrun", "hostfile")),
+    "node_rank": (None, ("torchrun",)),
+    "max_restarts": (0, ("torchrun",)),
+    "hours": (None, ("slurm",)),
+    "cpus": (8, ("slurm", "k8s")),
+    "memory": (None, ("k8s",)),
+    "partition": (None, ("slurm",)),
+    "account": (None, ("slurm",)),
+    "storage": (None, ("k8s", "sky")),
+    "image": (None, ("k8s",)),
+    "gpu": (None, ("sky",)),
+}
+"""Flag -> its value when it was not given, and the targets that read it."""
 _WORD = re.compile(r"[A-Za-z0-9][\w.,:@-]{0,127}")
 
 
@@ -67,7 +87,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     machine.add_argument(
         "--workdir",
         metavar="FOLDER",
-        help="the checkout on the other machines. Default: this folder; ssh: wikillm; k8s: /wikillm",
+        help="the checkout on the other machines. Default: this folder; ssh: wikillm. k8s, sky: where the storage is "
+        "mounted (/wikillm)",
     )
     machine.add_argument("--master-addr", metavar="HOST", help="first node, as the others reach it. Default: by target")
     machine.add_argument(
@@ -76,7 +97,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     machine.add_argument("--node-rank", type=int, metavar="N", help="torchrun: number of this node, from 0")
     machine.add_argument("--max-restarts", type=int, default=0, metavar="N", help="torchrun: restarts after a failure")
     machine.add_argument("--hours", type=float, metavar="H", help="slurm: time limit (default 24)")
-    machine.add_argument("--cpus", type=int, default=8, metavar="N", help="slurm: cores per GPU (default 8)")
+    machine.add_argument("--cpus", type=int, default=8, metavar="N", help="slurm, k8s: cores per GPU (default 8)")
+    machine.add_argument(
+        "--memory", metavar="SIZE", help="k8s: memory of a pod. Default: 32GiB per GPU, and what offload fills"
+    )
+    machine.add_argument(
+        "--storage",
+        metavar="NAME",
+        help="k8s: volume claim; sky: bucket (s3://...) or volume, for data and run directory. Default: by run.name",
+    )
     machine.add_argument("--partition", metavar="NAME", help="slurm: partition")
     machine.add_argument("--account", metavar="NAME", help="slurm: account")
     machine.add_argument("--image", metavar="NAME", help="k8s: container image with WikiLLM")
@@ -108,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
 def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
     """The description that every target renders from."""
     from wikillm.launch.description import DEFAULT_PORT, Launch
+    from wikillm.observe.redact import names_a_secret
     from wikillm.remote.environment import forwarded
 
     resume = "auto" if args.max_restarts and args.resume is None else args.resume
@@ -119,12 +149,13 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
     is_checkout = Path("train.py").is_file() and Path("wikillm").is_dir()
     runs_here = args.target in ("single", "multi", "torchrun")
     port = args.master_port or (_free_port(DEFAULT_PORT) if args.go and runs_here and args.nodes == 1 else DEFAULT_PORT)
-    elsewhere = {"ssh": "wikillm", "k8s": "/wikillm"}
+    elsewhere = {"ssh": "wikillm", "k8s": "/wikillm", "sky": "/wikillm"}
+    variables = {} if runs_here else forwarded()
     return Launch(
         name=resolved.config.run.name,
         words=(*words, *args.rest),
         command=_command(args, words),
-        entry=("train.py",) if is_checkout or not runs_here else ("--module", "wikillm", "train"),
+        entry=("train.py",) if is_checkout else ("--module", "wikillm", "train"),
         nodes=args.nodes,
         gpus=1 if args.target == "single" else args.gpus,
         workdir=args.workdir or elsewhere.get(args.target) or str(Path.cwd()),
@@ -136,12 +167,45 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
         host=args.host,
         hours=args.hours,
         cpus=args.cpus,
+        memory=_memory(args, resolved) if args.target == "k8s" else None,
+        storage=args.storage,
+        run_dir=resolved.config.run.dir,
         partition=args.partition,
         account=args.account,
         image=args.image,
         gpu_kind=args.gpu,
-        variables={} if runs_here else forwarded(),
+        variables=variables,
+        secrets=frozenset(name for name, value in variables.items() if names_a_secret(name) or "@" in value),
     )
+
+
+def _memory(args: argparse.Namespace, resolved: Resolved) -> int:
+    """Bytes that a pod asks for: 32 GiB per GPU, and the states that offload keeps in the host's memory."""
+    from wikillm.cli.memory import memory_argument
+    from wikillm.core.errors import ConfigError
+    from wikillm.launch.manifests import MEMORY_PER_GPU
+    from wikillm.plan.gpus import find_gpu
+    from wikillm.plan.job import describe_job
+    from wikillm.plan.memory import host_bytes_per_rank
+    from wikillm.plan.room import setup_of_run
+
+    given = memory_argument(args.memory, "--memory")
+    gpus = args.gpus or 1
+    if given is not None or resolved.config.deepspeed.config is None:
+        return given or MEMORY_PER_GPU * gpus
+    try:
+        job = describe_job(resolved, ranks=args.nodes * gpus, gpu=find_gpu("h100"))
+    except ConfigError:  # refused by `_check_run`, in its own words
+        return MEMORY_PER_GPU * gpus
+    setup = setup_of_run(
+        resolved.config,
+        ranks=args.nodes * gpus,
+        ranks_per_node=gpus,
+        micro=1,
+        accumulation=1,
+        precision=job.precision,
+    )
+    return gpus * (MEMORY_PER_GPU + (host_bytes_per_rank(job.shape, setup) if setup else 0))
 
 
 def _command(args: argparse.Namespace, words: list[str]) -> str:
@@ -156,13 +220,20 @@ def _command(args: argparse.Namespace, words: list[str]) -> str:
         "host",
         "workdir",
         "master_addr",
+        "master_port",
+        "node_rank",
         "max_restarts",
         "hours",
+        "cpus",
+        "memory",
+        "partition",
+        "account",
+        "storage",
         "image",
         "gpu",
     ):
         value = getattr(args, flag)
-        if value not in (None, 0) and (flag, value) != ("nodes", 1):
+        if value is not None and (flag, value) not in (("nodes", 1), ("max_restarts", 0), ("cpus", 8)):
             said += [f"--{flag.replace('_', '-')}", str(value)]
     text = shlex.join([*said, *words, *args.rest, "--print"])
     return redact_text(text.replace("\n", "\\n").replace("\r", "\\r"), environment_secrets())
@@ -209,6 +280,10 @@ def _check(args: argparse.Namespace) -> None:
         problems.add("--master-port is at most 65535.", got=str(args.master_port))
     if args.hours is not None and not 0 < args.hours <= 24 * 366:
         problems.add("--hours is a time limit in hours.", got=str(args.hours), fix="--hours 24")
+    for flag, (without, targets) in FOR_TARGETS.items():
+        if args.target in TARGET_NAMES and args.target not in targets and getattr(args, flag) != without:
+            what = f"--{flag.replace('_', '-')} has no effect on the target {args.target}."
+            problems.add(what, got=f"it is for {', '.join(targets)}", fix="leave it out, or name another target")
     for flag in ("partition", "account"):
         value = getattr(args, flag)
         if value is not None and not _WORD.fullmatch(value):

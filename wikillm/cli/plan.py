@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 HELP = "What a run needs on given GPUs: recipe, memory, time, cost. Estimates, without torch."
 ALL_SIZES = (1, 8, 64, 512)
-MIB = 2**20
 HOST_MEMORY_PER_GPU = 128 * 2**30
 
 
@@ -193,11 +191,12 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machine:
+    from wikillm.cli.memory import memory_argument
     from wikillm.plan.calibration import CPU, apply_calibration, cpu_as_device, read_calibration
     from wikillm.plan.choose import Machine
     from wikillm.plan.gpus import describe_gpu, driver_name, find_gpu, with_memory
 
-    memory = _size(args.gpu_memory, "--gpu-memory")
+    memory = memory_argument(args.gpu_memory, "--gpu-memory")
     if args.gpu.lower() == CPU:
         here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         gpu = with_memory(cpu_as_device(read_calibration(), gpus_per_node, here), memory)
@@ -205,7 +204,7 @@ def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machin
         known = args.tflops is None
         found = with_memory(find_gpu(args.gpu), memory) if known else describe_gpu(args.gpu, memory, args.tflops)
         gpu = apply_calibration(found, read_calibration(), driver_name(found.name))
-    host = _size(args.host_memory, "--host-memory") or HOST_MEMORY_PER_GPU * gpus_per_node
+    host = memory_argument(args.host_memory, "--host-memory") or HOST_MEMORY_PER_GPU * gpus_per_node
     return Machine(gpu, nodes, gpus_per_node, host)
 
 
@@ -237,24 +236,3 @@ def _tokens(args: argparse.Namespace) -> int | None:
         return None if args.tokens is None else parse_count(args.tokens)
     except ValueError as error:
         raise ConfigError(f"--tokens: {error}.") from None
-
-
-def _size(text: str | None, flag: str) -> int | None:
-    """Bytes of a machine's memory. A number without a unit is refused: 24 is 24 bytes to one reader and 24 GB to another."""
-    from wikillm.core.errors import ConfigError
-    from wikillm.core.units import parse_size
-
-    if text is None:
-        return None
-    found = re.fullmatch(r"\s*([0-9][0-9_.]*(?:[eE][+-]?[0-9]+)?)\s*(|g|gi|gig|m|mi)\s*", text, re.IGNORECASE)
-    if found and float(found[1].replace("_", "")) > 0:
-        what = f"{flag} {text.strip()} has {'no unit' if not found[2] else 'an unknown unit'}."
-        unit = "M" if found[2].lower().startswith("m") else "G"
-        raise ConfigError(what, got=repr(text), fix=f"{flag} {found[1]}{unit}iB (or {found[1]}{unit}B, which is less)")
-    try:
-        size = parse_size(text)
-    except ValueError:
-        raise ConfigError(f"{flag} is not an amount of memory.", got=repr(text), fix=f"{flag} 24GiB") from None
-    if size < MIB:
-        raise ConfigError(f"{flag} is less than 1 MiB.", got=repr(text), fix=f"{flag} 24GiB")
-    return size

@@ -13,7 +13,7 @@ DEFAULT_PORT = 29500
 class Launch:
     """`words` are the arguments of `train.py`; `entry` starts it after a launcher; `workdir` is the checkout over there.
 
-    `variables` are forwarded to other machines. `command` is what the user typed, for the first line of a script.
+    `variables` are forwarded to other machines; `secrets` names those whose values are secret. `command` is what the user typed, for the first line of a script.
     """
 
     name: str
@@ -33,9 +33,13 @@ class Launch:
     cpus: int = 8  # per GPU, where they have to be asked for
     partition: str | None = None
     account: str | None = None
+    memory: int | None = None  # bytes per node, where they have to be asked for
+    storage: str | None = None  # claim, bucket or volume for data and run directory
+    run_dir: str | None = None  # where the user put it; None: runs/NAME
     image: str | None = None
     gpu_kind: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
+    secrets: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

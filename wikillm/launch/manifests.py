@@ -1,12 +1,13 @@
-"""Targets `k8s` and `sky`: manifests for a cluster's own tools, rendered from the same description.
+"""Target `k8s`: a manifest for a cluster's own tools.
 
-`k8s` on one node is a batch/v1 Job, on several a Kubeflow PyTorchJob (its operator sets MASTER_ADDR and RANK per pod).
-Forwarded variables come from a Secret, so that no value stands in the manifest. Both are held against a schema: Kubernetes' own for
-a Job and for a PyTorchJob's pods, SkyPilot's parser (0.14.1) for its task. Neither was run on a cluster.
+On one node a batch/v1 Job, on several a Kubeflow PyTorchJob (its operator sets MASTER_ADDR and RANK per pod). Forwarded
+variables come from a Secret, so that no value stands in the manifest: `--go` makes it, and the manifest says the command. Held
+against Kubernetes' own schema (of a PyTorchJob, its pods). Not run on a cluster.
 """
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shlex
 from typing import Any
@@ -17,21 +18,39 @@ from wikillm.core.errors import ConfigError
 from wikillm.launch.description import Launch, Rendering, Step
 
 _IMAGE = re.compile(r"[A-Za-z0-9][\w./:@-]{0,254}")
-_KIND = re.compile(r"[A-Za-z0-9][\w.-]{0,62}")
+GIB = 2**30
+MEMORY_PER_GPU = 32 * GIB
+"""Of a pod without offload: the process, the loaders, pages of the store, and what stands in /dev/shm."""
+SHM_PER_GPU = 2 * GIB
+"""NCCL's buffers between GPUs without peer access, and the loaders' batches, want more than a container's 64 MB."""
+SECONDS_TO_SAVE = 120
+"""Between SIGTERM and the end of a pod; Kubernetes would give 30 s."""
 
 
 def kubernetes(launch: Launch) -> Rendering:
-    """A Job or a PyTorchJob; the image must hold WikiLLM, and the volume claim NAME the data and the run directory."""
+    """A Job or a PyTorchJob; the image must hold WikiLLM, and a volume claim the data and the run directory."""
     if launch.image is None or not _IMAGE.fullmatch(launch.image):
         raise ConfigError(
             "Kubernetes needs a container image.", got=repr(launch.image), fix="--image registry/name:tag"
         )
     if launch.gpus is None:
         raise ConfigError("Kubernetes needs the number of GPUs of a node.", fix="--gpus-per-node 8")
+    if not launch.workdir.startswith("/"):
+        raise ConfigError(
+            "Kubernetes mounts the volume at an absolute path.", got=repr(launch.workdir), fix="--workdir /wikillm"
+        )
+    refuse_lost_run_dir(launch)
     name = _kubernetes_name(launch.name)
-    pod = {"spec": {"restartPolicy": "OnFailure", "containers": [_container(launch, name)], "volumes": _volumes(name)}}
+    claim = name if launch.storage is None else _claim(launch.storage)
+    spec = {
+        "restartPolicy": "OnFailure",
+        "terminationGracePeriodSeconds": SECONDS_TO_SAVE,
+        "containers": [_container(launch, name)],
+        "volumes": _volumes(claim, launch.gpus),
+    }
+    pod: dict[str, Any] = {"spec": spec}
     if launch.nodes == 1:
-        manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}}
+        manifest: dict[str, Any] = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}}
         manifest["spec"] = {"backoffLimit": 10, "template": pod}
     else:
         workers = {"replicas": launch.nodes - 1, "restartPolicy": "OnFailure", "template": pod}
@@ -39,52 +58,50 @@ def kubernetes(launch: Launch) -> Rendering:
         manifest = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": name}}
         manifest["spec"] = {"pytorchReplicaSpecs": {"Master": master, "Worker": workers}}
     file = f"{name}.k8s.yaml"
-    head = [f"# Written by: {launch.command}", f"# The claim {name} holds data and run directory."]
+    mode = "ReadWriteMany, since all nodes write to it" if launch.nodes > 1 else "ReadWriteOnce will do"
+    head = [
+        f"# Written by: {launch.command}",
+        f"# The PersistentVolumeClaim {claim} ({mode}) is mounted at {launch.workdir}: runs/, stores/, and the data.",
+    ]
+    steps = [Step(("kubectl", "apply", "-f", file))]
     if launch.variables:
-        secret = f"kubectl create secret generic {name}-env --from-env-file=.deepspeed_env"
-        head.append(f"# Variables ({', '.join(launch.variables)}) come from a Secret: {secret}")
-    return Rendering(_yaml(head, manifest), (Step(("kubectl", "apply", "-f", file)),), file=file)
-
-
-def sky(launch: Launch) -> Rendering:
-    """A SkyPilot task: the checkout is its workdir, torchrun starts the ranks of a node."""
-    if launch.gpu_kind is None or not _KIND.fullmatch(launch.gpu_kind):
-        raise ConfigError(
-            "SkyPilot needs a kind of GPU.", got=repr(launch.gpu_kind), fix="--gpu H100 --gpus-per-node 8"
+        head.append(
+            f"# Variables ({', '.join(launch.variables)}) come from a Secret; make it in the shell that has them:"
         )
-    if launch.gpus is None:
-        raise ConfigError("SkyPilot needs the number of GPUs of a node.", fix="--gpus-per-node 8")
-    words = _resuming(launch)
-    run = (
-        'master=$(echo "$SKYPILOT_NODE_IPS" | head -n 1)\n'
-        '. .venv/bin/activate\nexec torchrun --nnodes "$SKYPILOT_NUM_NODES" --node_rank "$SKYPILOT_NODE_RANK" \\\n'
-        f'  --nproc_per_node {launch.gpus} --master_addr "$master" --master_port {launch.master_port} \\\n'
-        f"  {shlex.join(('train.py', *words))}\n"
-    )
-    task = {
-        "name": launch.name,
-        "resources": {"accelerators": f"{launch.gpu_kind}:{launch.gpus}"},
-        "num_nodes": launch.nodes,
-        "workdir": ".",
-        "setup": "make env\n",
-        "run": run,
-    }
-    head = [f"# Written by: {launch.command}"]
-    more = tuple(word for name in launch.variables for word in ("--env", name))  # by name: sky reads the value itself
-    file = f"{launch.name}.sky.yaml"
-    return Rendering(_yaml(head, task), (Step(("sky", "launch", *more, file)),), file=file)
+        head.append(f"#   {secret_command(launch, name)}")
+        steps.insert(0, Step(("kubectl", "apply", "-f", "-"), stdin=_secret(launch, name)))
+    return Rendering(to_yaml(head, manifest), tuple(steps), file=file)
+
+
+def secret_command(launch: Launch, name: str) -> str:
+    """Shell that makes or replaces the Secret out of the variables of the shell it runs in; no value is a word of it."""
+    names = "|".join(launch.variables)
+    create = f"kubectl create secret generic {name}-env --from-env-file=/dev/stdin --dry-run=client -o yaml"
+    return f"env | grep -E {shlex.quote(f'^({names})=')} | {create} | kubectl apply -f -"
+
+
+def _secret(launch: Launch, name: str) -> str:
+    """For kubectl's standard input alone: it has the values."""
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"{name}-env"}, "type": "Opaque"}
+    return yaml.safe_dump({**secret, "stringData": dict(launch.variables)})
 
 
 def _container(launch: Launch, name: str) -> dict[str, Any]:
-    head = ["torchrun", f"--nnodes={launch.nodes}", f"--nproc_per_node={launch.gpus}"]
+    gpus = launch.gpus or 1
+    head = ["torchrun", f"--nnodes={launch.nodes}", f"--nproc_per_node={gpus}"]
     if launch.nodes > 1:  # $(X) is filled in by Kubernetes from the container's environment, not by a shell
         head += ["--node_rank=$(RANK)", "--master_addr=$(MASTER_ADDR)", "--master_port=$(MASTER_PORT)"]
-    words = [word.replace("$(", "$$(") for word in ("-m", "wikillm", "train", *_resuming(launch))]
+    words = [word.replace("$(", "$$(") for word in ("-m", "wikillm", "train", *resuming(launch))]
+    memory = _gibibytes(launch.memory or MEMORY_PER_GPU * gpus)
+    # No limit of cores: it would throttle the loaders. A limit of memory equals the request: what is asked for is there.
     container: dict[str, Any] = {
         "name": "pytorch",  # the name that the operator looks for
         "image": launch.image,
         "command": [*head, *words],
-        "resources": {"limits": {"nvidia.com/gpu": launch.gpus}},
+        "resources": {
+            "requests": {"cpu": str(launch.cpus * gpus), "memory": memory, "nvidia.com/gpu": gpus},
+            "limits": {"memory": memory, "nvidia.com/gpu": gpus},
+        },
         "volumeMounts": [{"name": "data", "mountPath": launch.workdir}, {"name": "shm", "mountPath": "/dev/shm"}],
         "workingDir": launch.workdir,
     }
@@ -93,13 +110,35 @@ def _container(launch: Launch, name: str) -> dict[str, Any]:
     return container
 
 
-def _volumes(name: str) -> list[dict[str, Any]]:
-    """NCCL and the loaders want more shared memory than a container's 64 MB."""
-    claim = {"name": "data", "persistentVolumeClaim": {"claimName": name}}
-    return [claim, {"name": "shm", "emptyDir": {"medium": "Memory"}}]
+def _volumes(claim: str, gpus: int) -> list[dict[str, Any]]:
+    """The claim, and /dev/shm with a size: it counts as memory of the container, and without one may fill the node's."""
+    shm = {"medium": "Memory", "sizeLimit": _gibibytes(SHM_PER_GPU * gpus)}
+    return [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}, {"name": "shm", "emptyDir": shm}]
 
 
-def _resuming(launch: Launch) -> tuple[str, ...]:
+def _gibibytes(size: int) -> str:
+    return f"{-(-size // GIB)}Gi"
+
+
+def _claim(name: str) -> str:
+    if re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", name):
+        return name
+    raise ConfigError("--storage is the name of a PersistentVolumeClaim.", got=repr(name), fix="--storage my-claim")
+
+
+def refuse_lost_run_dir(launch: Launch) -> None:
+    """A run directory on a disk that goes with its machine leaves --resume auto nothing. Raises ConfigError."""
+    mount = launch.workdir.rstrip("/")
+    placed = posixpath.normpath(posixpath.join(mount, launch.run_dir or "runs"))
+    if not placed.startswith(f"{mount}/"):
+        raise ConfigError(
+            "The run directory is not on the storage: after a restart --resume auto would find nothing.",
+            got=f"run.dir={launch.run_dir}; the storage is mounted at {mount}",
+            fix=f"run.dir={mount}/runs/{launch.name}, or leave run.dir out",
+        )
+
+
+def resuming(launch: Launch) -> tuple[str, ...]:
     """What restarts a failed pod or a preempted machine starts the same command."""
     return launch.words if "--resume" in launch.words else ("--resume", "auto", *launch.words)
 
@@ -126,6 +165,6 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Plain.add_representer(str, _text)
 
 
-def _yaml(head: list[str], value: dict[str, Any]) -> str:
+def to_yaml(head: list[str], value: dict[str, Any]) -> str:
     body = yaml.dump(value, Dumper=_Plain, sort_keys=False, allow_unicode=True, width=110)
     return "\n".join(head) + "\n" + body

@@ -17,7 +17,8 @@ from wikillm.launch.description import Launch, Rendering, Step
 from wikillm.launch.hostfile import hostfile
 from wikillm.launch.local import multi, single, torchrun
 from wikillm.launch.machine import ssh
-from wikillm.launch.manifests import kubernetes, sky
+from wikillm.launch.manifests import kubernetes
+from wikillm.launch.skypilot import sky
 from wikillm.launch.slurm import slurm
 from wikillm.remote.environment import FILE_NAME, write_environment_file
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
@@ -179,6 +182,56 @@ def test_kubernetes_manifests_keep_the_schema_of_kubernetes(tmp_path: Path, node
             kubernetes_validate.validate(job, desired_version="1.30", strict=True)
 
 
+def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    spec = manifest["spec"]
+    return (spec if manifest["kind"] == "Job" else spec["pytorchReplicaSpecs"]["Worker"])["template"]["spec"]
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_pod_asks_for_what_it_uses(tmp_path: Path, nodes: int) -> None:
+    given = launch(tmp_path, gpus=4, nodes=nodes, image="a", cpus=6, memory=100 * 2**30, storage="my-claim")
+    pod = pod_of(yaml.safe_load(render("k8s", given).text))
+    resources, volumes = pod["containers"][0]["resources"], {volume["name"]: volume for volume in pod["volumes"]}
+    assert resources["requests"] == {"cpu": "24", "memory": "100Gi", "nvidia.com/gpu": 4}
+    assert resources["limits"] == {"memory": "100Gi", "nvidia.com/gpu": 4}
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "8Gi"}
+    assert volumes["data"]["persistentVolumeClaim"]["claimName"] == "my-claim"
+    assert pod["terminationGracePeriodSeconds"] >= 120
+
+
+@pytest.mark.parametrize("value", ["canary 'k' $x \"y\"", "a=b=c", "#no comment", "trailing ", "秘密"])
+def test_the_printed_command_makes_the_secret(tmp_path: Path, value: str) -> None:
+    """kubectl is a stand-in that keeps what it reads; the real one takes NAME=value lines as they are."""
+    (tmp_path / "bin").mkdir()
+    kubectl = tmp_path / "bin" / "kubectl"
+    kubectl.write_text(
+        '#!/bin/sh\nprintf "%s\\n" "$*" >>"$OUT/calls"\n'
+        'case "$1" in create) for word; do case $word in --from-env-file=*) cat "${word#*=}" >"$OUT/env" ;; esac; done ;; esac\n'
+    )
+    kubectl.chmod(0o755)
+    variables = {"HF_ENDPOINT": "https://hub", "SWANLAB_API_KEY": value}
+    made = render("k8s", launch(tmp_path, gpus=1, image="a", variables=variables))
+    assert value not in made.text
+    command = next(line for line in made.text.splitlines() if "kubectl create secret" in line).lstrip("# ")
+    path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    environ = {"PATH": path, "OUT": str(tmp_path), "LANG": "C.UTF-8", "OTHER": "stays", **variables}
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted((tmp_path / "env").read_text().splitlines()) == sorted(f"{n}={v}" for n, v in variables.items())
+    calls = (tmp_path / "calls").read_text()
+    wanted = pod_of(yaml.safe_load(made.text))["containers"][0]["envFrom"][0]["secretRef"]["name"]
+    assert f"create secret generic {wanted} " in calls and "apply -f -" in calls and value not in calls
+
+
+def test_go_makes_the_secret_through_standard_input_before_the_job(tmp_path: Path) -> None:
+    made = render("k8s", launch(tmp_path, gpus=1, image="a", variables={"SWANLAB_API_KEY": "canary"}))
+    secret, job = made.steps
+    read = yaml.safe_load(secret.stdin or "")
+    kubernetes_validate.validate(read, desired_version="1.30", strict=True)
+    assert read["stringData"] == {"SWANLAB_API_KEY": "canary"} and "canary" not in " ".join(secret.argv)
+    assert job.argv[-1] == made.file and job.stdin is None
+
+
 def test_sky_reads_its_task(tmp_path: Path) -> None:
     """SkyPilot's own parser, where it is installed (pip install skypilot)."""
     sky = pytest.importorskip("sky", reason="SkyPilot is not installed: pip install skypilot")
@@ -188,18 +241,76 @@ def test_sky_reads_its_task(tmp_path: Path) -> None:
     assert (task.num_nodes, task.workdir, next(iter(task.resources)).accelerators) == (2, ".", {"H100": 8})
 
 
-def test_sky_runs_the_words_through_bash_unchanged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("entry", [("train.py",), ("--module", "wikillm", "train")])
+def test_sky_runs_the_words_through_bash_unchanged(tmp_path: Path, entry: tuple[str, ...]) -> None:
     tools = StandIns(tmp_path / "bin", "torchrun")
-    made = render("sky", launch(tmp_path, gpus=8, nodes=2, gpu_kind="H100", variables={"HF_ENDPOINT": "x"}))
+    variables = {"HF_ENDPOINT": "x", "SWANLAB_API_KEY": "canary"}
+    given = launch(
+        tmp_path, gpus=8, nodes=2, gpu_kind="H100", variables=variables, secrets=frozenset({"SWANLAB_API_KEY"})
+    )
+    made = render("sky", replace(given, entry=entry, workdir=str(tmp_path / "the storage")))
+    assert "canary" not in made.text
     task = yaml.safe_load(made.text)
     assert task["resources"] == {"accelerators": "H100:8"} and task["num_nodes"] == 2
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "activate").write_text("")
+    assert (task["envs"], task["secrets"]) == ({"HF_ENDPOINT": None}, {"SWANLAB_API_KEY": None})
+    assert "make env" not in made.text and ".venv" not in made.text
+    assert ("-e ." in task["setup"]) == (entry == ("train.py",)) and ("wikillm==" in task["setup"]) == (len(entry) > 1)
     sky = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
-    assert tools.bash(task["run"], cwd=tmp_path, **sky).returncode == 0
+    done = tools.bash(task["run"], cwd=tmp_path, HOME=str(tmp_path), **sky)
+    assert done.returncode == 0, done.stderr
     argv = tools.calls()[0]["argv"]
     assert argv[argv.index("--master_addr") + 1] == "10.0.0.1" and tuple(argv[-len(HOSTILE) :]) == HOSTILE
-    assert made.steps[0].argv[:4] == ("sky", "launch", "--env", "HF_ENDPOINT")
+    assert argv[argv.index("-m") :][:3] == ["-m", "wikillm", "train"] and "--resume" in argv
+    assert f"run.dir={tmp_path}/the storage/runs/demo" in argv, "a preempted machine's disk is gone"
+    assert (tmp_path / "stores").resolve() == tmp_path / "the storage" / "stores"
+    assert made.steps[0].argv[:6] == ("sky", "launch", "--env", "HF_ENDPOINT", "--secret", "SWANLAB_API_KEY")
+
+
+def test_sky_has_a_storage_that_outlives_the_machine(tmp_path: Path) -> None:
+    def task(**changes: object) -> dict[str, Any]:
+        given = launch(tmp_path, gpus=8, gpu_kind="H100", name="My_Run", **{"workdir": "/wikillm", **changes})
+        return yaml.safe_load(render("sky", given).text)
+
+    cached = {"mode": "MOUNT_CACHED"}
+    assert task()["file_mounts"] == {"/wikillm": {"name": "wikillm-my-run", "persistent": True, **cached}}
+    assert task(storage="s3://b/x")["file_mounts"] == {"/wikillm": {"source": "s3://b/x", **cached}}
+    assert task(storage="my-volume")["volumes"] == {"/wikillm": "my-volume"}
+    assert task(nodes=2)["volumes"] == {"/wikillm": "wikillm-my-run"}, "all nodes see one run directory at once"
+    assert "run.dir" not in task(run_dir="/wikillm/here")["run"].split("train", 1)[1].split("run.name")[0]
+    with pytest.raises(ConfigError, match="several nodes"):
+        task(nodes=2, storage="s3://b")
+    with pytest.raises(ConfigError, match="bucket or a SkyPilot volume"):
+        task(storage="s3:/b c")
+    for lost in ("runs/x", "/tmp/x", "/wikillm/../x"):
+        with pytest.raises(ConfigError, match="not on the storage") as refused:
+            task(run_dir=lost)
+        assert "run.dir=/wikillm/runs/My_Run" in (refused.value.fix or "")
+
+
+def test_the_printed_volume_is_one_that_sky_knows(tmp_path: Path) -> None:
+    made = render("sky", launch(tmp_path, gpus=8, nodes=2, gpu_kind="H100"))
+    command = next(line for line in made.text.splitlines() if "printf" in line).lstrip("# ").split(" && ")[0]
+    subprocess.run(["bash", "-euc", command], cwd=tmp_path, check=True)
+    volume = yaml.safe_load((tmp_path / "volume.yaml").read_text())
+    assert volume["name"] == yaml.safe_load(made.text)["volumes"][str(tmp_path)]
+    assert (volume["type"], volume["config"]) == ("k8s-pvc", {"access_mode": "ReadWriteMany"})
+
+
+def test_kubernetes_keeps_the_run_directory_on_the_claim(tmp_path: Path) -> None:
+    given = {"gpus": 1, "image": "a", "workdir": "/wikillm"}
+    for kept in (None, "runs/x", "/wikillm/x"):
+        render("k8s", launch(tmp_path, run_dir=kept, **given))
+    for lost in ("/tmp/x", "../x"):
+        with pytest.raises(ConfigError, match="not on the storage"):
+            render("k8s", launch(tmp_path, run_dir=lost, **given))
+
+
+@pytest.mark.parametrize("target", ["slurm", "hostfile", "ssh"])
+def test_without_a_checkout_the_installed_module_is_started(target: str, tmp_path: Path) -> None:
+    module = ("--module", "wikillm", "train")
+    given = launch(tmp_path, gpus=1, hostfile=hosts(tmp_path), host="me@gpu1", entry=module)
+    text = render(target, given).text
+    assert "train.py" not in text and re.search(r"(-m|--module) wikillm train", text)
 
 
 @pytest.mark.parametrize(
