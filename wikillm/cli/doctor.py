@@ -105,7 +105,7 @@ def _print_list(*, as_json: bool) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     from wikillm.core.errors import ConfigError, Problems
-    from wikillm.remote.hosts import is_host
+    from wikillm.remote.hosts import bare_host, is_host
 
     problems = Problems(ConfigError)
     if args.hostfile is not None and args.gpus is not None:
@@ -116,6 +116,7 @@ def _check(args: argparse.Namespace) -> None:
         problems.add("--gpus is at least 1.", got=str(args.gpus))
     if not 0 < args.master_port < 65536:
         problems.add("--master-port is a port.", got=str(args.master_port), fix="--master-port 29500")
+    args.master_addr = args.master_addr and bare_host(args.master_addr)
     if args.master_addr is not None and not is_host(args.master_addr):
         problems.add("--master-addr is not a host.", got=repr(args.master_addr))
     if args.workdir is not None and (not args.workdir.isprintable() or args.workdir.startswith("-")):

@@ -259,7 +259,7 @@ def _free_port(wanted: int) -> int:
 def _check(args: argparse.Namespace) -> None:
     """What argparse lets through and a launcher, or a line of a batch file, must not see."""
     from wikillm.core.errors import ConfigError, Problems
-    from wikillm.remote.hosts import is_host
+    from wikillm.remote.hosts import bare_host, is_host
 
     problems = Problems(ConfigError)
     for flag in ("file", "init", "zip", "submit", "yes", "follow", "every", "to", "name", "desc", "timeout"):
@@ -288,6 +288,7 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and not _WORD.fullmatch(value):
             problems.add(f"--{flag} is one word.", got=repr(value))
+    args.master_addr = args.master_addr and bare_host(args.master_addr)
     if args.master_addr is not None and not is_host(args.master_addr):
         problems.add("--master-addr is not a host.", got=repr(args.master_addr))
     if args.workdir is not None and (not args.workdir.isprintable() or args.workdir.startswith("-")):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from wikillm.core.errors import ConfigError
 from wikillm.launch.description import Launch, Rendering, Step
 from wikillm.launch.script import quoted, script
+from wikillm.remote.hosts import bracketed_host
 
 MORE = "Further words go to the run."
 
@@ -46,7 +47,7 @@ def torchrun(launch: Launch) -> Rendering:
             "--rdzv_backend",
             "c10d",
             "--rdzv_endpoint",
-            f"{address}:{launch.master_port}",
+            f"{bracketed_host(address)}:{launch.master_port}",
             "--rdzv_id",
             launch.name,
         )

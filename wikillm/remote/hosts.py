@@ -38,14 +38,28 @@ def is_host(text: str) -> bool:
     return "%" not in text  # a zone may hold any character
 
 
+def bare_host(text: str) -> str:
+    """A host as ssh and torch take it: `[2001:db8::1]` without its brackets, anything else as it is."""
+    inner = text[1:-1]
+    return inner if text == f"[{inner}]" and ":" in inner and is_host(inner) else text
+
+
+def bracketed_host(text: str) -> str:
+    """A host where a colon follows it, as in rsync's `HOST:FOLDER`: an IPv6 address in brackets."""
+    return f"[{text}]" if ":" in text and not text.startswith("[") else text
+
+
 def check_destination(text: str) -> str:
-    """`host` or `user@host`, as ssh takes it. Raises ConfigError."""
+    """`host` or `user@host`, as ssh takes it: IPv6 addresses come without brackets. Raises ConfigError."""
     user, at, host = text.rpartition("@")
-    if is_host(host) and (not at or _USER.fullmatch(user)):
-        return text
-    raise ConfigError(
-        "This is not a host.", got=repr(text), fix="a name or an IP address, such as user@gpu1.example.org"
-    )
+    if is_host(bare_host(host)) and (not at or _USER.fullmatch(user)):
+        return f"{user}{at}{bare_host(host)}"
+    fix = "a name or an IP address, such as user@gpu1.example.org or user@[2001:db8::1]"
+    if "%" in host:
+        fix = "an address without a zone, or a name that ~/.ssh/config gives that address"
+    elif re.fullmatch(r"(\[.*\]|[^:]+):[0-9]+", host):
+        fix = f"--host {user}{at}{host.rpartition(':')[0]}, and the port in ~/.ssh/config"
+    raise ConfigError("This is not a host.", got=repr(text), fix=fix)
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
@@ -81,7 +95,7 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
 
 
 def _read_line(words: list[str], where: str, raw: str, problems: Problems) -> Host | None:
-    name, rest = words[0], words[1:]
+    name, rest = bare_host(words[0]), words[1:]
     if not is_host(name):
         problems.add(
             "This is not a host.", got=f"{where}  {raw!r}", fix="a name or an IP address, then slots=N: node1 slots=8"

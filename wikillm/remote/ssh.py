@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from wikillm.remote.hosts import bracketed_host
+
 _ALIVE = ("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3")  # a cut link ends the connection after 30 s
 OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *_ALIVE)
 
@@ -20,6 +22,7 @@ def ssh_argv(destination: str, command: str, *, terminal: bool = False) -> tuple
 def rsync_argv(source: str, destination: str, folder: str, excluded: Sequence[str]) -> tuple[str, ...]:
     """Copy the content of `source` into `folder` on the other side; what is there and not here stays."""
     filters = [word for pattern in excluded for word in ("--exclude", pattern)]
+    user, at, host = destination.rpartition("@")
     shell = shlex.join(("ssh", *OPTIONS))
     # -s: the folder is not read by a shell on the other side
     return (
@@ -31,5 +34,5 @@ def rsync_argv(source: str, destination: str, folder: str, excluded: Sequence[st
         shell,
         "--",
         f"{source}/",
-        f"{destination}:{folder}/",
+        f"{user}{at}{bracketed_host(host)}:{folder}/",
     )

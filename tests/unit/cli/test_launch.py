@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from harness.stand_ins import StandIns
 
 from wikillm.cli.main import main
@@ -26,6 +27,14 @@ from wikillm.cli.main import main
         (["ssh", "--host=-oProxyCommand=x", "--print"], "not a host"),
         (["torchrun", "--nodes", "2", "--print"], "--master-addr"),
         (["torchrun", "--master-addr", "a;b", "--print"], "--master-addr is not a host"),
+        (["multi", "--image", "a", "--print"], "--image has no effect on the target multi"),
+        (["multi", "--nodes", "2", "--print"], "--nodes has no effect on the target multi"),
+        (["slurm", "--gpus", "1", "--storage", "x", "--print"], "--storage has no effect on the target slurm"),
+        (["k8s", "--gpus", "1", "--image", "a", "--memory", "64", "--print"], "--memory 64GiB"),
+        (["k8s", "--gpus", "1", "--image", "a", "--storage", "A b", "--print"], "PersistentVolumeClaim"),
+        (["k8s", "--gpus", "1", "--image", "a", "run.dir=/tmp/x", "--print"], "not on the storage"),
+        (["sky", "--gpus", "1", "--gpu", "L4", "run.dir=x", "--print"], "not on the storage"),
+        (["torchrun", "--nodes", "2", "--master-addr", "[gpu1]", "--print"], "--master-addr is not a host"),
         (["slurm", "--gpus", "1", "--partition", "a\n#SBATCH --uid=0", "--print"], "--partition is one word"),
         (["slurm", "--gpus", "1", "--hours", "nan", "--print"], "--hours"),
         (["hostfile", "--hostfile", "/nonexistent/hosts", "--print"], "/nonexistent/hosts"),
@@ -44,6 +53,40 @@ def test_a_secret_on_the_command_line_is_not_repeated_in_the_comment(
     shown = capsys.readouterr().out
     assert "canary" not in shown
     assert ",SWANLAB_API_KEY" in shown
+
+
+def test_an_ipv6_machine_may_stand_in_brackets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "ssh", "--host", "me@[2001:db8::1]", "--print"]) == 0
+    shown = capsys.readouterr().out
+    assert "-- me@2001:db8::1 'mkdir -p wikillm'" in shown and "me@[2001:db8::1]:wikillm/" in shown
+    assert main(["launch", "torchrun", "--nodes", "2", "--gpus", "1", "--master-addr", "[::1]", "--print"]) == 0
+    assert "--master_addr ::1 " in capsys.readouterr().out
+
+
+def test_a_pod_asks_for_the_memory_that_offload_fills(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["launch", "k8s", "--image", "a", "--gpus", "8", "--config", "pretrain-7b", "data.path=x", "--print"]
+    shown = {}
+    for recipe in ("zero2", "zero3_offload"):
+        assert main([*words, "--deepspeed", recipe]) == 0
+        pod = yaml.safe_load(capsys.readouterr().out)["spec"]["template"]["spec"]["containers"][0]["resources"]
+        assert pod["requests"]["cpu"] == "64"
+        shown[recipe] = int(pod["requests"]["memory"].removesuffix("Gi"))
+    assert shown["zero2"] == 256 and shown["zero3_offload"] >= 256 + 18 * 7_615_616_512 / 2**30
+    assert main([*words, "--memory", "100GiB"]) == 0
+    assert "memory: 100Gi" in capsys.readouterr().out
+
+
+def test_a_secret_is_declared_as_one_for_sky(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWANLAB_API_KEY", "canary-canary")
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:canary@proxy")
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub")
+    assert main(["launch", "sky", "--gpu", "L4", "--gpus", "1", "--print"]) == 0
+    shown = capsys.readouterr().out
+    task = yaml.safe_load(shown)
+    assert {"SWANLAB_API_KEY", "HTTPS_PROXY"} <= set(task["secrets"]) and "HF_ENDPOINT" in task["envs"]
+    assert "canary" not in shown and "--secret SWANLAB_API_KEY" in shown
 
 
 def test_a_line_break_does_not_leave_the_comment(capsys: pytest.CaptureFixture[str]) -> None:

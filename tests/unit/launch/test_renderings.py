@@ -61,6 +61,12 @@ def test_torchrun_static_and_with_restarts(tmp_path: Path) -> None:
     assert elastic[elastic.index("--max_restarts") + 1] == "3" and "c10d" in elastic
 
 
+def test_an_ipv6_rendezvous_has_brackets_where_a_port_follows(tmp_path: Path) -> None:
+    given = launch(tmp_path, gpus=2, nodes=2, master_addr="2001:db8::1")
+    assert "[2001:db8::1]:29500" in render("torchrun", replace(given, max_restarts=1)).text
+    assert "--master_addr 2001:db8::1" in render("torchrun", given).text
+
+
 def test_torchrun_on_several_nodes_takes_the_rank_from_the_environment(tmp_path: Path) -> None:
     tools = StandIns(tmp_path / "bin", "torchrun")
     made = render("torchrun", launch(tmp_path, gpus=8, nodes=2, master_addr="node1"))

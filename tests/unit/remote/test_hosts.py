@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from wikillm.core.errors import ConfigError
 from wikillm.remote.hosts import Host, check_destination, is_host, read_hostfile
+from wikillm.remote.ssh import rsync_argv, ssh_argv
 
 
 def written(folder: Path, text: str) -> Path:
@@ -69,6 +70,37 @@ def test_nothing_that_a_shell_reads_is_a_host(text: str) -> None:
     if is_host(text):
         assert not set(text) & set(" \t\n\r;|&$`\"'\\<>(){}[]*?!#~%@/=")
         assert not text.startswith("-") and text.isascii()
+
+
+@pytest.mark.parametrize("zero", ["", "me@"])
+def test_an_ipv6_address_in_brackets_is_that_address(zero: str, tmp_path: Path) -> None:
+    there = check_destination(f"{zero}[2001:db8::1]")
+    assert there == f"{zero}2001:db8::1" == check_destination(f"{zero}2001:db8::1")
+    assert ssh_argv(there, "true")[-2:] == (there, "true")
+    assert rsync_argv(".", there, "/a b", ())[-1] == f"{zero}[2001:db8::1]:/a b/"
+    assert rsync_argv(".", f"{zero}gpu1", "f", ())[-1] == f"{zero}gpu1:f/"
+    assert read_hostfile(written(tmp_path, "[2001:db8::1] slots=2\n")) == (Host("2001:db8::1", 2),)
+
+
+@pytest.mark.parametrize(
+    ("bad", "hint"),
+    [
+        ("me@[fe80::1%eth0]", "without a zone"),
+        ("fe80::1%eth0", "without a zone"),
+        ("me@gpu1:2222", "--host me@gpu1, and the port in ~/.ssh/config"),
+        ("[::1]:22", "--host [::1], and the port in ~/.ssh/config"),
+        ("[gpu1]", "user@[2001:db8::1]"),
+        ("[10.0.0.1]", "user@[2001:db8::1]"),
+        ("[::1", "user@[2001:db8::1]"),
+        ("[]", "user@[2001:db8::1]"),
+        ("[::1]]", "user@[2001:db8::1]"),
+        ("me@[-oX]", "user@[2001:db8::1]"),
+    ],
+)
+def test_what_is_near_an_address_is_refused_with_what_to_write(bad: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match="not a host") as refused:
+        check_destination(bad)
+    assert hint in (refused.value.fix or "")
 
 
 @pytest.mark.parametrize("good", ["gpu1", "me@gpu1", "a.b@10.0.0.1", "me@fe80::1"])
