@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wikillm.supervise.signals import StopSignals
 
 HELP = "Train a model, or go on with a stopped run."
 
@@ -29,31 +33,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.cli.run_config import resolve_run_config
     from wikillm.core.errors import StoppedError, WikiLLMError
-    from wikillm.core.world import World, adopt_open_mpi
+    from wikillm.core.world import adopt_open_mpi
+    from wikillm.supervise.signals import installed
+
+    adopt_open_mpi()
+    with installed() as signals:  # before the imports that take seconds: much can end in them
+        try:
+            with signals.as_error():
+                return _train(args, signals)
+        except WikiLLMError as error:
+            if isinstance(error, StoppedError) and os.environ.get("RANK", "0") != "0":
+                return int(error.exit_code)  # rank 0 tells it; here it may be the launcher, ending what rank 0 refused
+            from wikillm.train.exit import let_rank_0_speak_first
+
+            let_rank_0_speak_first(error)
+            raise
+
+
+def _train(args: argparse.Namespace, signals: StopSignals) -> int:
+    from wikillm.cli.run_config import resolve_run_config
+    from wikillm.core.world import World
     from wikillm.doctor.preflight import refuse_broken_machine
-    from wikillm.train.exit import let_rank_0_speak_first
 
-    try:
-        adopt_open_mpi()
-        resolved = resolve_run_config(args)
-        if args.dry_run:
-            from wikillm.train.preview import preview
+    resolved = resolve_run_config(args)
+    if args.dry_run:
+        from wikillm.train.preview import preview
 
-            preview(resolved)
-            return 0
-        refuse_broken_machine(resolved, World.from_env())
-        from wikillm.train.run import pretrain
-
-        result = pretrain(resolved, resume=_resume(args.resume), allow_change=args.allow_change)
-    except WikiLLMError as error:
-        if isinstance(error, StoppedError) and os.environ.get("RANK", "0") != "0":
-            return int(error.exit_code)  # rank 0 tells it; here it may be the launcher, ending what rank 0 refused
-        let_rank_0_speak_first(error)
-        raise
+        preview(resolved)
+        return 0
+    refuse_broken_machine(resolved, World.from_env())
     from wikillm.train.preview import say_result
+    from wikillm.train.run import pretrain
 
+    result = pretrain(resolved, resume=_resume(args.resume), allow_change=args.allow_change, signals=signals)
     say_result(result)
     return 0
 

@@ -22,7 +22,12 @@ from typing import Any, TypeVar
 
 INTERVAL = 5.0
 LOOK_EVERY = 1.0
-_STAT_START = 19  # field 22 of /proc/PID/stat, counted behind the name
+_STAT_PARENT, _STAT_START, _STAT_EXIT = 1, 19, 49  # fields 4, 22 and 52 of /proc/PID/stat, counted behind the name
+_OFTEN = {
+    9: "; often the kernel's out-of-memory killer",
+    7: "; often a /dev/shm that is full",
+    11: "; a crash inside a library",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,25 @@ class Process:
         with suppress(OSError, IndexError):
             return _state(self.pid) in "tT"
         return False
+
+
+def parent_of(pid: int) -> int:
+    """Raises OSError when there is no such process."""
+    return int(_stat(pid)[_STAT_PARENT])
+
+
+def end_of(pid: int) -> str | None:
+    """How a process of this user ends or has ended, as long as its parent has not collected it; None when that is unknown."""
+    try:
+        fields = _stat(pid)
+        status = int(fields[_STAT_EXIT])
+    except (OSError, IndexError, ValueError):
+        return None
+    if fields[0] in "tT":  # then the status is the signal that stopped it
+        return None
+    if number := status & 0x7F:
+        return f"was killed by signal {number}{_OFTEN.get(number, '')}"
+    return f"ended with code {status >> 8}, without saying why" if fields[0] in "ZX" else None
 
 
 def _stat(pid: int) -> list[str]:

@@ -15,10 +15,16 @@ from wikillm.core.errors import DivergedError, ExitCode, StoppedError, WikiLLMEr
 from wikillm.core.lock import FileLock
 from wikillm.core.world import World
 from wikillm.supervise.exit_file import write_exit
+from wikillm.supervise.signals import StoppedBefore
 from wikillm.train.control import ControlGroup
 
 AGREED = (DivergedError, StoppedError)  # raised on all ranks at the same step, once training has begun
 OTHERS_WAIT_SECONDS = 8.0  # the launchers kill the other ranks at the first failure: rank 0 gets to speak first
+
+
+def is_agreed(error: BaseException) -> bool:
+    """Do all ranks raise it, at the same step?"""
+    return isinstance(error, AGREED) and not isinstance(error, StoppedBefore)
 
 
 def exit_code_of(error: BaseException | None) -> ExitCode:
@@ -81,7 +87,7 @@ def ending(
         owns = end.lock is not None or not world.is_main  # a directory that another run holds is not ours to write to
         if owns and not isinstance(error, KeyboardInterrupt):
             record_exit(run_dir, error, rank=world.rank, step=end.step())
-        agreed = error is None or (isinstance(error, AGREED) and end.step() is not None)
+        agreed = error is None or (is_agreed(error) and end.step() is not None)
         if agreed and end.group is not None:
             end.group.leave_together(timeout_seconds)
         if agreed and dist.is_initialized():

@@ -29,6 +29,7 @@ from wikillm.plan.batch import split_batch
 from wikillm.plan.horizon import count_sequences, refuse_small_corpus
 from wikillm.plan.run_plan import Plan
 from wikillm.supervise.board import Board
+from wikillm.supervise.signals import StopSignals
 from wikillm.train.callbacks.checkpoint import CheckpointCallback
 from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
@@ -37,7 +38,7 @@ from wikillm.train.callbacks.limit import TimeLimitCallback
 from wikillm.train.callbacks.progress import ProgressCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
-from wikillm.train.control import ControlGroup, StopSignals
+from wikillm.train.control import ControlGroup
 from wikillm.train.engine import Engine
 from wikillm.train.optimizer import muon_settings
 from wikillm.train.outcome import record_outcome
@@ -116,7 +117,6 @@ class Job:
         health.trainer = report.trainer = samples.trainer = trainer
         self.board.enter("setup")
         self.signals.install()  # once more: the tracker has installed handlers of its own
-        self.signals.defer()
         error: BaseException | None = None
         try:
             trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)

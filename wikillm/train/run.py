@@ -19,9 +19,10 @@ from wikillm.observe.peak import PeakMemory
 from wikillm.plan.run_plan import make_plan
 from wikillm.supervise.facts import facts_of_this_node
 from wikillm.supervise.roll import Limits
+from wikillm.supervise.signals import StopSignals, installed
 from wikillm.supervise.supervisor import Settings, Supervisor, supervise
 from wikillm.train.arguments import to_training_arguments
-from wikillm.train.control import ControlGroup, StopSignals
+from wikillm.train.control import ControlGroup
 from wikillm.train.engine import check_engine, check_recipe_here, gpu_room, resolve_engine, start_engine
 from wikillm.train.exit import ending, record_exit
 from wikillm.train.guard import check_shared_folder, check_world, limit_threads
@@ -33,23 +34,29 @@ from wikillm.train.run_dir import RunDir
 from wikillm.train.supply import open_store
 
 
-def pretrain(resolved: Resolved, *, resume: str = "never", allow_change: bool = False) -> TrainResult:
+def pretrain(
+    resolved: Resolved, *, resume: str = "never", allow_change: bool = False, signals: StopSignals | None = None
+) -> TrainResult:
     """Train until the horizon or a stop request. (all ranks)
 
     Args:
         resolved: the configuration, with the origin of every value.
         resume: "never", "auto" or the path of a checkpoint.
         allow_change: accept another horizon or batch than the checkpoint's.
+        signals: where the caller has installed them already.
 
     Raises:
         WikiLLMError: refused or failed; `exit_code` says which way. RUN/exit.json has the same.
     """
-    cfg, world, signals = resolved.config, World.from_env(), StopSignals()
-    signals.install()
+    if signals is None:
+        with installed() as own:
+            return pretrain(resolved, resume=resume, allow_change=allow_change, signals=own)
+    cfg, world = resolved.config, World.from_env()
+    facts = lambda: facts_of_this_node(to_yaml(resolved))  # noqa: E731
     limit_threads(world, os.cpu_count() or 1)
     check_engine(cfg)
     check_recipe_here(resolved, world)
-    with supervise(world, supervision(resolved), lambda: facts_of_this_node(to_yaml(resolved))) as supervisor:
+    with supervise(world, supervision(resolved), facts) as supervisor, signals.as_error():
         return _pretrain(resolved, world, signals, supervisor, resume=resume, allow_change=allow_change)
 
 
@@ -83,7 +90,7 @@ def _pretrain(
     run = RunDir(run_path(resolved))
     board.enter("engine")
     closing = ending(run.path, world, cfg.train.exit_timeout_seconds, store.close)
-    with closing as end, supervisor.explains():
+    with closing as end, supervisor.explains(), signals.as_error():
         end.lock = open_run(run, resolved, plan, engine, store, resume=resume) if world.is_main else None
         signals.before_exit = lambda error: record_exit(run.path, error, rank=world.rank, step=None)
         start_engine(world, engine)

@@ -19,7 +19,8 @@ from wikillm.data.growing import POLL_SECONDS, GrowingOrder
 from wikillm.data.prepare import prepare_store
 from wikillm.data.store import Store
 from wikillm.data.stream import stream_store
-from wikillm.train.control import ControlGroup, StopSignals
+from wikillm.supervise.signals import StopSignals
+from wikillm.train.control import ControlGroup
 
 _SAY_EVERY_SECONDS = 10.0
 

@@ -26,7 +26,8 @@ from wikillm.data.loader import BatchShape, DocumentMask, Order, Stretch, Tokens
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
 from wikillm.supervise.board import Board
-from wikillm.train.control import ControlGroup, StopSignals
+from wikillm.supervise.signals import StopSignals
+from wikillm.train.control import ControlGroup
 from wikillm.train.host_copy import HostCopy
 from wikillm.train.optimizer import MuonSettings, build_muon, parameter_groups
 

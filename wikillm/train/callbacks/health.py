@@ -15,7 +15,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from wikillm.core.errors import DivergedError
 from wikillm.core.log import say, warn
-from wikillm.train.control import ControlGroup, StopSignals
+from wikillm.supervise.signals import StopSignals
+from wikillm.train.control import ControlGroup
 from wikillm.train.host_copy import DeferredFlag
 from wikillm.train.trainer import WikiTrainer
 
@@ -47,6 +48,12 @@ class HealthCallback(TrainerCallback):
         self.trainer: WikiTrainer | None = None  # set once the Trainer exists
         self.stopped_by: str | None = None
         self._flag, self._skips = DeferredFlag(), SkipCounter(max_skipped_steps)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From here on there is something to save: a request to stop is asked for at the end of each step."""
+        self.signals.defer()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         bad = self._flag.push(self._not_finite(fp16=args.fp16))

@@ -1,0 +1,179 @@
+"""A request to stop, from a signal or from the end of the launcher. No torch: it is installed before the heavy imports."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from wikillm.core.errors import ExitCode, StoppedError
+from wikillm.core.log import logger, warn
+from wikillm.supervise.launchers import watch_launchers
+
+
+class StoppedBefore(StoppedError):
+    """Stopped before the first step, by this rank alone: the others were not asked, and there is nothing to save."""
+
+
+class StopNow(BaseException):
+    """Carries a StoppedBefore out of libraries that catch Exception; `StopSignals.as_error` turns it back."""
+
+    def __init__(self, error: StoppedBefore) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Watch:
+    """A thread that hears of signals as they arrive, also while the main thread is in a library and runs no handler.
+
+    The interpreter writes each signal's number into a pipe (signal.set_wakeup_fd) before any handler in Python runs.
+    """
+
+    def __init__(self) -> None:
+        self.on_arrival: Callable[[int], None] = lambda number: None
+        self._reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are not ours
+        threading.Thread(target=self._listen, name="signals", daemon=True).start()
+
+    def _listen(self) -> None:
+        while numbers := os.read(self._reader, 64):
+            for number in numbers:
+                self.on_arrival(number)
+
+
+_watches: dict[int, _Watch] = {}  # by process: a fork has no thread
+
+
+def watch_signals(on_arrival: Callable[[int], None]) -> None:
+    """Call `on_arrival(number)` in a thread for every signal with a handler. The last caller is told. (main thread)"""
+    watch = _watches.get(os.getpid())
+    if watch is None:
+        watch = _watches[os.getpid()] = _Watch()
+    watch.on_arrival = on_arrival
+
+
+class StopSignals:
+    """SIGTERM, SIGUSR1, SIGINT and SIGHUP as a request to stop after a complete checkpoint; a second one stops at once.
+
+    Until `defer()` is called a signal raises StopNow where the process stands: there is nothing to save yet. A library
+    may swallow even that, or never give Python a turn to raise it (a rendezvous, a collective). So a thread watches
+    until the process has left or training polls `received`, and ends the process where neither happens in time.
+    Launchers repeat a signal within moments (Ctrl-C reaches the whole process group, then the launcher adds a SIGTERM),
+    so repeats within `GRACE` seconds are the same request. A SIGHUP that is ignored at the start (nohup) stays ignored.
+    """
+
+    GRACE = 3.0
+    LEAVE_SECONDS = 20.0  # from the exception until the process must have ended what it does on its way out
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.before_exit: Callable[[StoppedError], None] = lambda error: None  # of a process that cannot raise it
+        self.limit: Callable[[], str | None] = lambda: None  # another reason to stop, asked whenever signals are
+        self._signal: str | None = None
+        self._why: str | None = None  # what stands behind a signal that this process sent to itself
+        self._before: dict[int, Any] = {}  # handlers, by signal
+        self._deferred = False
+        self._leaving = False  # an error is on its way out
+        self._over = False
+        self._since = 0.0
+        self._arrived: float | None = None  # of the first signal, whether or not the main thread has noticed
+
+    @property
+    def received(self) -> str | None:
+        """What asks this rank to stop: a signal's name, the end of the launcher, or the limit's reason."""
+        return self._signal or self.limit()
+
+    def install(self) -> None:
+        """Take over the signals; call it again after libraries that install handlers of their own. (main thread)"""
+        for number in self.SIGNALS:
+            before = signal.getsignal(number)
+            if number == signal.SIGHUP and before is signal.SIG_IGN:
+                continue
+            self._before.setdefault(number, before)
+            signal.signal(number, self._handle)
+        watch_signals(self._on_arrival)
+
+    def defer(self) -> None:
+        """From now on a signal is remembered (`received`) instead of raised: training polls it."""
+        self._deferred = True
+
+    def request(self, why: str) -> None:
+        """Stop as a signal would, for another reason; the first request counts. (any thread)"""
+        if self._arrived is None and not self._over:
+            self._why = why
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    @contextmanager
+    def as_error(self) -> Iterator[None]:
+        """Raise StoppedBefore for a signal in the block, and no second exception while an error leaves it."""
+        try:
+            yield
+        except StopNow as stop:
+            self._leaving = True
+            raise stop.error from None
+        except BaseException:
+            self._leaving = True
+            raise
+
+    def close(self) -> None:
+        """The run is over: signals mean what they meant before `install`. (main thread)"""
+        self._over = True
+        watch_signals(lambda number: None)
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+    def _stopped(self, name: str) -> StoppedBefore:
+        return StoppedBefore(f"Stopped by {name} before training began; nothing is lost.")
+
+    def _on_arrival(self, number: int) -> None:
+        """In the watching thread. The first signal counts."""
+        if number not in self.SIGNALS or self._over:
+            return
+        now = time.monotonic()
+        if self._arrived is None:
+            self._arrived = now
+            name = self._why or signal.Signals(number).name
+            threading.Thread(target=self._insist, args=(name, now), name="stopping", daemon=True).start()
+        elif now - self._arrived > self.GRACE:
+            os._exit(ExitCode.STOPPED)
+
+    def _insist(self, name: str, since: float) -> None:
+        """End the process where the request comes to nothing: swallowed, or never raised."""
+        while not self._deferred and not self._over:
+            if time.monotonic() - since > (self.LEAVE_SECONDS if self._leaving else self.GRACE):
+                if not self._leaving:  # otherwise the error that leaves has been recorded
+                    self.before_exit(self._stopped(name))
+                    warn(f"Stopped by {name} before training began, while it waited inside a library.")
+                os._exit(ExitCode.STOPPED)
+            time.sleep(0.1)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._signal is None:
+            self._signal, self._since = self._why or signal.Signals(number).name, now
+            if not self._deferred and not self._leaving:
+                raise StopNow(self._stopped(self._signal))
+            logger.warning("received %s: stopping after this step", self._signal)
+        elif now - self._since > self.GRACE:
+            os._exit(ExitCode.STOPPED)
+
+
+@contextmanager
+def installed() -> Iterator[StopSignals]:
+    """Signals, and the end of the launcher, as a request to stop; raised in the block as StoppedBefore. (main thread)"""
+    signals = StopSignals()
+    try:
+        signals.install()
+        watch_launchers(signals.request)
+        with signals.as_error():
+            yield signals
+    finally:
+        signals.close()
