@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
@@ -56,6 +57,45 @@ def run_ranks(
 
     `program` must be importable by name (tests/harness/programs.py). Raises RankFailed with every rank's traceback.
     """
+    channels, processes = _start(program, world_size, args, environ)
+    outcomes = _collect(channels, timeout)
+    for process in processes:
+        process.join(timeout=5)
+        if process.is_alive():
+            process.kill()
+    if any(kind != "ok" for kind, _ in outcomes):
+        # Answers too: a rank that left early, for a good reason of its own, is why another one waits.
+        raise RankFailed(
+            "\n".join(f"--- rank {i}: {kind}\n{_end_of(value)}" for i, (kind, value) in enumerate(outcomes))
+        )
+    return [value for _, value in outcomes]
+
+
+def end_ranks(
+    program: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0, **environ: str
+) -> list[int]:
+    """As `run_ranks`, for ranks that are ended: the exit code of each, negative for a signal. 0: the program returned.
+
+    Raises RankFailed when a rank has not ended within `timeout` seconds.
+    """
+    channels, processes = _start(program, world_size, args, environ)
+    deadline = time.monotonic() + timeout
+    try:
+        for rank, process in enumerate(processes):
+            process.join(timeout=max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                raise RankFailed(f"rank {rank} has not ended within {timeout:.0f} s")
+        return [process.exitcode or 0 for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+        for channel in channels:
+            channel.close()
+
+
+def _start(
+    program: Callable[..., Any], world_size: int, args: tuple[Any, ...], environ: Mapping[str, str]
+) -> tuple[list[Connection], list[mp.context.ForkServerProcess]]:
     port = str(free_port())
     context = _context()
     channels, processes = [], []
@@ -72,17 +112,7 @@ def run_ranks(
         theirs.close()
         channels.append(ours)
         processes.append(process)
-    outcomes = _collect(channels, timeout)
-    for process in processes:
-        process.join(timeout=5)
-        if process.is_alive():
-            process.kill()
-    if any(kind != "ok" for kind, _ in outcomes):
-        # Answers too: a rank that left early, for a good reason of its own, is why another one waits.
-        raise RankFailed(
-            "\n".join(f"--- rank {i}: {kind}\n{_end_of(value)}" for i, (kind, value) in enumerate(outcomes))
-        )
-    return [value for _, value in outcomes]
+    return channels, processes
 
 
 def _end_of(value: Any) -> str:

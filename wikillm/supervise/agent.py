@@ -18,15 +18,17 @@ from typing import Any
 
 from wikillm.core.errors import ExitCode, MachineError
 from wikillm.supervise.board import Board
-from wikillm.supervise.exit_file import write_exit
-from wikillm.supervise.hub import TICK, Hub
-from wikillm.supervise.network import PORTS_TRIED, listen
-from wikillm.supervise.records import Process, RankRecord, Recorder
+from wikillm.supervise.exit_file import say_end, write_exit
+from wikillm.supervise.hub import SUSPENDED_SECONDS, TICK, Hub
+from wikillm.supervise.network import PORTS_TRIED, connect_here, listen, listen_here
+from wikillm.supervise.records import NO_WORD, Process, RankRecord, Recorder, end_of, handle_of
 from wikillm.supervise.roll import Limits, Roll
 from wikillm.supervise.wire import Message, SealedWire, Wire
 
 ANSWER_SECONDS = 3.0  # how long a port may take to say that it is the hub
 OBEY_SECONDS = 10.0  # from the word to leave until the rank is killed
+HEAR_SECONDS = 3.0  # the same where it does not even hear: a library holds its interpreter's lock, or it is suspended
+COLLECT_SECONDS = 0.5  # how long it may take until the kernel says how a process ended
 HUB_GONE_WAITS = 3.0  # a verdict may still be in the socket of somebody else
 
 
@@ -39,6 +41,7 @@ class Agent:
         self.limits = Limits(**told["limits"])
         self.interval = max(1.0, told["world_size"] / 50)
         self.process = Process.here(self.pid)
+        self._handle = handle_of(self.pid)
         self.began = time.monotonic()
         self.hub: Hub | None = None
         self.hub_wire: SealedWire | None = None
@@ -52,12 +55,18 @@ class Agent:
         self._left: tuple[int, str] | None = None
         self._rank_gone, self._kill_at = False, 0.0
         self._verdict: dict[str, Any] | None = None
+        self._looked = time.monotonic()
+
+    @property
+    def _is_local(self) -> bool:
+        """All ranks are on this machine: no network, nobody to be lost with it."""
+        return self.told["master_port"] is None
 
     def serve(self) -> None:
         """Until the rank has gone."""
         if self.rank == 0:
             try:
-                listener = listen(int(self.told["master_port"]), self.told["master_address"], self.told["address"])
+                listener = self._listen()
             except MachineError as error:
                 self._end(error.exit_code, str(error))
             else:
@@ -67,6 +76,9 @@ class Agent:
                 self.hub = Hub(listener, roll, self._secret, self.told["job"], self.interval)
                 self.hub.start()
         while not self._rank_gone:
+            if time.monotonic() - self._looked > SUSPENDED_SECONDS:
+                self._heard = time.monotonic()  # it was silent here as well
+            self._looked = time.monotonic()
             wires = [self.rank_wire] + ([self.hub_wire] if self.hub_wire is not None else [])
             ready = select.select(wires, [], [], TICK)[0]
             if self.rank_wire in ready:
@@ -76,8 +88,16 @@ class Agent:
             self._look()
         self._close()
 
+    def _listen(self) -> socket.socket:
+        if self._is_local:
+            return listen_here(self.told["job"])
+        return listen(int(self.told["master_port"]), self.told["master_address"], self.told["address"])
+
     def _look(self) -> None:
         now = time.monotonic()
+        if not self.process.is_alive():  # a process that it has forked may hold its end of the socket open
+            self._rank_gone = True
+            return
         if self._kill_at and now > self._kill_at:
             self._kill()
             return
@@ -96,6 +116,8 @@ class Agent:
             self._judge_hub(now)
 
     def _judge_hub(self, now: float) -> None:
+        if self._is_local:
+            return  # where rank 0 has gone its own agent has said so; where that is gone too, the run goes on unwatched
         where = f"rank 0 on the first node, {self.told['master']} ({self.told['master_address']})"
         if self._hub_gone is not None:
             if now - self._hub_gone > HUB_GONE_WAITS:
@@ -108,24 +130,33 @@ class Agent:
         """One attempt a call, port after port, until the hub of this job answers."""
         if self.hub_wire is not None and not self.hub_wire.closed and now < self._answer_by:
             return
-        if now - self.began > self.limits.meet + 5.0:
+        if not self._is_local and now - self.began > self.limits.meet + 5.0:
             self._end(ExitCode.MACHINE, self._no_answer(), lost_main=True)
             return
         if self.hub_wire is not None:
             self.hub_wire.close()
             self.hub_wire = None
-        port = int(self.told["master_port"]) + 1 + self._attempt % PORTS_TRIED
-        self._attempt += 1
-        try:
-            sock = socket.create_connection((self.told["master_address"], port), timeout=1.0)
-        except OSError:
+        sock = self._connect()
+        if sock is None:
             return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.hub_wire = SealedWire(sock, self._secret, self.told["job"], is_hub=False)
         self._answer_by = now + ANSWER_SECONDS
-        self._port = port
-        hello = {"hello": self.rank, "host": self.process.host}
+        hello = {"hello": self.rank, "host": self.process.host, "pid": self.pid}
         self.hub_wire.send({**hello, "address": self.told["address"], "facts": self.told["facts"]})
+
+    def _connect(self) -> socket.socket | None:
+        """To the next place where the hub may be; None where nobody answers there."""
+        for _ in range(PORTS_TRIED if self._is_local else 1):
+            number = self._attempt % PORTS_TRIED
+            self._attempt += 1
+            with suppress(OSError):
+                if self._is_local:
+                    return connect_here(self.told["job"], number)
+                self._port = int(self.told["master_port"]) + 1 + number
+                sock = socket.create_connection((self.told["master_address"], self._port), timeout=1.0)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return sock
+        return None
 
     def _no_answer(self) -> str:
         first = int(self.told["master_port"]) + 1
@@ -147,7 +178,7 @@ class Agent:
             if "welcome" in message:
                 self.rank_wire.send(message)
             elif "end" in message:
-                self._end(int(message["end"]), str(message["reason"]))
+                self._end(int(message["end"]), str(message["reason"]), speaks=message.get("speaker") == self.rank)
         if wire.closed:
             if wire.has_answered and not wire.is_proven:
                 self._strangers.add(self._port)
@@ -157,19 +188,25 @@ class Agent:
                 self._hub_gone = time.monotonic()
 
     def _hear_rank(self) -> None:
-        for message in self.rank_wire.receive():
+        self.hear(self.rank_wire.receive())
+        if self.rank_wire.closed:
+            self._rank_gone = True
+
+    def hear(self, messages: list[Message]) -> None:
+        """What the rank says."""
+        for message in messages:
             if "run" in message:
                 self._recorder = Recorder(Path(message["run"]), self._record, self._stop)
                 self._recorder.start()
+            elif "hears" in message and self._kill_at:
+                self._kill_at += OBEY_SECONDS - HEAR_SECONDS
             elif "bye" in message:
                 self._left = (int(message["bye"]), str(message["reason"]))
                 if self.hub_wire is not None:
-                    self.hub_wire.send({"bye": self._left[0], "reason": self._left[1]})
+                    self.hub_wire.send(message)
                 if self._recorder is not None:
                     self._recorder.close(self._record())
                 self.rank_wire.send({"noted": True})
-        if self.rank_wire.closed:
-            self._rank_gone = True
 
     def _record(self) -> RankRecord:
         progress, left = self.board.read(), self._left
@@ -182,38 +219,59 @@ class Agent:
     def _stop(self, at_once: bool) -> None:
         """`wikillm stop` asked: save and leave, or leave."""
         if at_once:
-            self._end(ExitCode.STOPPED, "Ended at once by `wikillm stop --now`; nothing was saved.")
+            reason = "Ended at once by `wikillm stop --now`; nothing was saved."
+            self._end(ExitCode.STOPPED, reason, speaks=self.rank == 0)
         else:
             self.process.send(signal.SIGTERM)
 
-    def _end(self, code: int, reason: str, *, lost_main: bool = False) -> None:
-        """The rank has to leave: stacks first, which need no interpreter lock, then the word."""
+    def _end(self, code: int, reason: str, *, lost_main: bool = False, speaks: bool = False) -> None:
+        """The rank has to leave: stacks first, which need no interpreter lock, then the word.
+
+        Args:
+            lost_main: rank 0 is gone, or cannot be heard: the first rank of this node tells the user.
+            speaks: this rank tells the user.
+        """
         if self._left is not None or self._kill_at:
             return
-        self._kill_at = time.monotonic() + OBEY_SECONDS
-        self._verdict = {"end": code, "reason": reason, "lost_main": lost_main}
+        self._kill_at = time.monotonic() + HEAR_SECONDS
+        speaks = speaks or (lost_main and self.told["local_rank"] == 0)
+        self._verdict = {"end": code, "reason": reason, "speaks": speaks}
         if self._recorder is not None:
             self.process.send(signal.SIGUSR2)  # registered together with the run directory
         self.rank_wire.send(self._verdict)
 
     def _kill(self) -> None:
-        """It did not leave by itself: it is stopped, or holds its interpreter's lock."""
-        if self._recorder is not None and self._verdict is not None:
-            code, reason = int(self._verdict["end"]), str(self._verdict["reason"])
-            write_exit(self._recorder.run_dir, code, reason, self.rank, None, keep=True)
+        """It did not leave by itself: it is stopped, or holds its interpreter's lock. Say in its place why it ends."""
         self.process.send(signal.SIGKILL)
+        if self._verdict is not None:
+            self._tell(int(self._verdict["end"]), str(self._verdict["reason"]), speaks=bool(self._verdict["speaks"]))
         self._rank_gone = True
+
+    def _tell(self, code: int, reason: str, *, speaks: bool) -> None:
+        """What the rank can no longer say: to exit.json, and to the user."""
+        if self._recorder is not None:
+            write_exit(self._recorder.run_dir, code, reason, self.rank, self.board.read().step, keep=True)
+        if speaks:
+            say_end(code, reason)
+
+    def _how_it_ended(self) -> str | None:
+        """Asked when its socket has closed, a moment before the process is a zombie; None where nobody knows."""
+        deadline = time.monotonic() + COLLECT_SECONDS
+        while (how := end_of(self.pid, self._handle)) is None and self.process.exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return how
 
     def _close(self) -> None:
         """The rank has gone: say how, and stay for the others where the hub is."""
+        in_silence = self._left is None and self._verdict is None
         if self._left is None:
-            verdict = self._verdict
-            how = "its process ended without a word (killed?)"
-            self._left = (int(verdict["end"]), str(verdict["reason"])) if verdict else (-1, how)
+            verdict, known = self._verdict, self._how_it_ended()
+            how = known or NO_WORD
+            self._left = (int(verdict["end"]), str(verdict["reason"])) if verdict else (int(ExitCode.MACHINE), how)
             if self._recorder is not None:
                 self._recorder.close(self._record())
             if self.hub_wire is not None and verdict is None:
-                self.hub_wire.send({"died": how})
+                self.hub_wire.send({"died": how, "known": known is not None})
         if self.hub_wire is not None:
             with suppress(OSError):
                 self.hub_wire.sock.setblocking(True)
@@ -223,7 +281,10 @@ class Agent:
                 self.hub_wire.close()
         if self.hub is not None:
             patience = 5.0 if self._verdict else self.limits.leave + 10.0
-            self.hub.wait(patience, own=int(self.hub_wire is not None))
+            is_told = self.hub_wire is not None
+            end = self.hub.wait(patience, own=int(is_told), for_verdict=in_silence and is_told)
+            if in_silence and end is not None:  # nobody may be left to say it
+                self._tell(end.code, end.reason, speaks=self.hub.roll.speaker() == 0)
 
 
 def main() -> None:
@@ -236,7 +297,9 @@ def main() -> None:
         select.select([wire], [], [], 5.0)
         told = wire.receive()
     if told:
-        Agent(wire, board, told[0]).serve()
+        agent = Agent(wire, board, told[0])
+        agent.hear(told[1:])
+        agent.serve()
 
 
 if __name__ == "__main__":

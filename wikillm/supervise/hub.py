@@ -15,11 +15,17 @@ from contextlib import suppress
 from typing import Any
 
 from wikillm.core.errors import ExitCode
+from wikillm.supervise.network import is_of_this_user
+from wikillm.supervise.records import NO_WORD, Process, end_of
 from wikillm.supervise.roll import End, Roll
 from wikillm.supervise.wire import Message, SealedWire
 
 TICK = 0.25
 PROVE_SECONDS = 5.0
+ALONE_SECONDS = 1.0  # from the end of an agent on this machine until its rank is looked at: both may be killed together
+SUSPENDED_SECONDS = (
+    5.0  # between two looks: the hub itself did not run (Ctrl-Z, a scheduler's SIGSTOP to the whole job)
+)
 STRANGERS = 16
 """Unproven connections at a time, besides those of the ranks that have not come; of more the oldest is closed."""
 _LONGEST_TEXT = 16384  # characters of a reason, a host name, a fact
@@ -39,6 +45,9 @@ class Hub(threading.Thread):
         self._wires = selectors.DefaultSelector()
         self._rank_of: dict[SealedWire, int] = {}
         self._unproven: dict[SealedWire, tuple[float, str]] = {}  # since when, from where; the oldest first
+        self._processes: dict[int, Process] = {}  # of ranks on this machine
+        self._alone: dict[int, float] = {}  # ranks whose agent is gone, and since when
+        self._looked = time.monotonic()
         self._welcomed = False
         self._said = 0.0
         self._end: End | None = None
@@ -55,16 +64,20 @@ class Hub(threading.Thread):
                     self._hear(key.data)
             self._look()
 
-    def wait(self, timeout: float, own: int) -> None:
-        """Until every rank but our `own` has gone, at most so long."""
+    def wait(self, timeout: float, own: int, *, for_verdict: bool = False) -> End | None:
+        """Until every rank but our `own` has gone, and there is a verdict, at most so long. Returns the verdict."""
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and len(self._rank_of) > own:
+        while time.monotonic() < deadline and (len(self._rank_of) > own or (for_verdict and self._end is None)):
             time.sleep(0.05)
         self._finished.set()
+        return self._end
 
     def _accept(self) -> None:
         with suppress(OSError):
             sock, peer = self._listener.accept()
+            if sock.family == socket.AF_UNIX and not is_of_this_user(sock):
+                sock.close()
+                return
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             absent = self.roll.world_size - len(self._rank_of)
@@ -73,7 +86,7 @@ class Hub(threading.Thread):
             wire = SealedWire(sock, self._secret, self._context, is_hub=True)
             if wire.closed:
                 return
-            self._unproven[wire] = (time.monotonic(), str(peer[0]))
+            self._unproven[wire] = (time.monotonic(), str(peer[0]) if peer else "this machine")
             self._wires.register(sock, selectors.EVENT_READ, wire)
 
     def _hear(self, wire: SealedWire) -> None:
@@ -93,7 +106,10 @@ class Hub(threading.Thread):
         self._unproven.pop(wire, None)
         rank = self._rank_of.pop(wire, None)
         if rank is not None and self._end is None:
-            self.roll.died(rank, "its supervisor's connection was closed", time.monotonic())
+            if rank in self._processes:
+                self._alone[rank] = time.monotonic()
+            else:
+                self.roll.died(rank, "is gone: its supervisor's connection was closed", time.monotonic())
         with suppress(KeyError, ValueError):
             self._wires.unregister(wire.sock)
         wire.close()
@@ -102,10 +118,14 @@ class Hub(threading.Thread):
         """One message of a peer that knows the secret. Raises ValueError, TypeError or KeyError for a wrong one."""
         if "hello" in message:
             rank = _whole(message["hello"], self.roll.world_size - 1)
-            if rank in self.roll.ranks or wire in self._rank_of:
-                raise ValueError("a rank that is here already")
+            if rank in self.roll.ranks or wire in self._rank_of or self._end is not None:
+                raise ValueError("a rank that is here already, or comes to a run that has ended")
+            pid = _whole(message.get("pid", 0), 1 << 31)
             facts = {_text(name): _text(fact) for name, fact in message["facts"].items()}
-            self.roll.hello(rank, _text(message["host"]), _text(message["address"]), facts, now)
+            self.roll.hello(rank, _text(message["host"]), _text(message["address"]), facts, now, pid)
+            if self._listener.family == socket.AF_UNIX and pid:
+                with suppress(OSError, ValueError, IndexError):
+                    self._processes[rank] = Process.here(pid)
             self._unproven.pop(wire, None)
             self._rank_of[wire] = rank
             wire.send({"hub": True})
@@ -115,18 +135,22 @@ class Hub(threading.Thread):
             self.roll.beat(rank, _beat(message), now)
         elif "bye" in message:
             code = message["bye"] if message["bye"] in _CODES else int(ExitCode.BUG)
-            self.roll.bye(rank, code, _text(message["reason"]), now)
+            self.roll.bye(rank, code, _text(message["reason"]), now, is_agreed=message.get("agreed") is not False)
         elif "died" in message:
-            self.roll.died(rank, _text(message["died"]), now)
+            self.roll.died(rank, _text(message["died"]), now, is_known=message.get("known") is True)
 
     def _look(self) -> None:
         now = time.monotonic()
+        if now - self._looked > SUSPENDED_SECONDS:
+            self.roll.since = now
+        self._looked = now
+        self._look_after_those_alone(now)
         for wire in [wire for wire, (since, _) in self._unproven.items() if now - since > PROVE_SECONDS]:
             self._drop(wire)
         if self._end is None:
             self._end = self.roll.verdict(now)
             if self._end is not None:
-                self._tell({"end": self._end.code, "reason": self._end.reason})
+                self._tell({"end": self._end.code, "reason": self._end.reason, "speaker": self.roll.speaker()})
         if self._end is None and not self._welcomed and self.roll.is_complete:
             self._welcomed = True
             hosts: dict[str, Any] = {}
@@ -136,6 +160,17 @@ class Hub(threading.Thread):
         if now - self._said >= self.interval:
             self._said = now
             self._tell({"hub": True})
+
+    def _look_after_those_alone(self, now: float) -> None:
+        """A rank of this machine whose agent is gone: it ended with it, or goes on unwatched."""
+        for rank in [rank for rank, since in self._alone.items() if now - since > ALONE_SECONDS]:
+            del self._alone[rank]
+            process = self._processes[rank]
+            if process.is_alive() and self.roll.ranks[rank].left is None:
+                self.roll.forget(rank)
+            else:
+                how = end_of(process.pid)
+                self.roll.died(rank, how or NO_WORD, now, is_known=how is not None)
 
     def _tell(self, message: Message) -> None:
         for wire in list(self._rank_of):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import ipaddress
 import os
 import socket
@@ -134,6 +135,44 @@ def listen(master_port: int, master: str, address: str) -> socket.socket:
     raise MachineError(
         f"No port is free for the supervisor on {socket.gethostname()}.", got=why, fix="--master-port PORT"
     )
+
+
+def listen_here(job: str) -> socket.socket:
+    """The hub's socket where all ranks are on this machine: no port is taken. Raises MachineError when no name is free."""
+    for number in range(PORTS_TRIED):
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.bind(_local_name(job, number))
+            sock.listen(1024)
+            return sock
+        except OSError as error:
+            sock.close()
+            why = str(error.strerror)
+    raise MachineError("No name is free for the supervisor's socket on this machine.", got=why)
+
+
+def connect_here(job: str, number: int) -> socket.socket:
+    """To the hub of this machine with the `number`-th name. Raises OSError where it is not, or is another user's."""
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.connect(_local_name(job, number))
+        if not is_of_this_user(sock):
+            raise PermissionError("another user listens there")
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def is_of_this_user(sock: socket.socket) -> bool:
+    """Who is at the other end of a Unix socket, by the kernel's word."""
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return bool(uid == os.getuid())
+
+
+def _local_name(job: str, number: int) -> str:
+    """In Linux's abstract namespace: no file, gone with its owner."""
+    return f"\0wikillm-{os.getuid()}-{hashlib.sha256(job.encode()).hexdigest()[:32]}-{number}"
 
 
 def _bound(address: str, port: int) -> socket.socket:

@@ -7,10 +7,12 @@ start time and boot, so that a pid that was given to somebody else since is neve
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from typing import Any, TypeVar
 INTERVAL = 5.0
 LOOK_EVERY = 1.0
 _STAT_PARENT, _STAT_START, _STAT_EXIT = 1, 19, 49  # fields 4, 22 and 52 of /proc/PID/stat, counted behind the name
+_PIDFD_GET_INFO, _PIDFD_INFO_EXIT, _PIDFD_INFO_SIZE = 0xC040FF0B, 8, 64
 _OFTEN = {
     9: "; often the kernel's out-of-memory killer",
     7: "; often a /dev/shm that is full",
@@ -66,6 +69,12 @@ class Process:
                 os.close(handle)
         return False
 
+    def exists(self) -> bool:
+        """Also as a zombie. Only for a process of this machine."""
+        with suppress(OSError, ValueError, IndexError):
+            return _started(self.pid) == self.started
+        return False
+
     def is_suspended(self) -> bool:
         """SIGSTOP or a debugger holds it. Only for a process of this machine."""
         with suppress(OSError, IndexError):
@@ -78,18 +87,54 @@ def parent_of(pid: int) -> int:
     return int(_stat(pid)[_STAT_PARENT])
 
 
-def end_of(pid: int) -> str | None:
-    """How a process of this user ends or has ended, as long as its parent has not collected it; None when that is unknown."""
+NO_WORD = "is gone: its process ended without a word; often the kernel's out-of-memory killer"
+"""What is said where `end_of` does not know."""
+
+
+def handle_of(pid: int) -> int | None:
+    """A descriptor of a running process that outlives it, for `end_of`; None where the system has none (gVisor)."""
+    with suppress(OSError):
+        return os.pidfd_open(pid)
+    return None
+
+
+def end_of(pid: int, handle: int | None = None) -> str | None:
+    """How a process of this user ends or has ended, to follow its name; None when the kernel does not say.
+
+    It does as long as the parent has not collected the process, and from Linux 6.15 on by a `handle` also later.
+    """
+    status = _collected(handle) if handle is not None else None
+    if status is None:
+        status = _status(pid)
+    if status is None:
+        return None
+    if number := status & 0x7F:
+        return f"was killed by signal {number}{_OFTEN.get(number, '')}"
+    return f"ended with code {status >> 8}, without saying why"
+
+
+def _collected(handle: int) -> int | None:
+    """include/uapi/linux/pidfd.h: struct pidfd_info begins with the mask, and ends, in its first version, with exit_code."""
+    info = bytearray(_PIDFD_INFO_SIZE)
+    struct.pack_into("<Q", info, 0, _PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(handle, _PIDFD_GET_INFO, info)
+    except OSError:
+        return None
+    is_there = struct.unpack_from("<Q", info, 0)[0] & _PIDFD_INFO_EXIT
+    return struct.unpack_from("<i", info, _PIDFD_INFO_SIZE - 4)[0] if is_there else None
+
+
+def _status(pid: int) -> int | None:
+    """As wait(2) has it. A signal shows as soon as it ends the process, a code when the process is a zombie."""
     try:
         fields = _stat(pid)
         status = int(fields[_STAT_EXIT])
     except (OSError, IndexError, ValueError):
         return None
-    if fields[0] in "tT":  # then the status is the signal that stopped it
-        return None
-    if number := status & 0x7F:
-        return f"was killed by signal {number}{_OFTEN.get(number, '')}"
-    return f"ended with code {status >> 8}, without saying why" if fields[0] in "ZX" else None
+    if fields[0] in "ZX":
+        return status
+    return status if status & 0x7F and fields[0] not in "tT" else None  # tT: the signal that suspended it
 
 
 def _stat(pid: int) -> list[str]:

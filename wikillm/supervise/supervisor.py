@@ -1,12 +1,14 @@
 """The rank's side: marks what it does on the board, starts the agent, and leaves when the agent says so.
 
-On one node (or `train.supervise=off`) there is no agent, nobody to lose and no limit: only the record for `wikillm status`
-and `wikillm stop`, written by a thread. Marking costs a few microseconds a step.
+Where all ranks are on one machine the agents meet through a socket of that machine, no port is taken, and nothing waits
+for the meeting. With `train.supervise=off` there is no agent and no limit: only the record for `wikillm status` and
+`wikillm stop`, written by a thread. Marking costs a few microseconds a step.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import hashlib
 import os
 import re
 import select
@@ -18,22 +20,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
-from wikillm.core.errors import ExitCode, MachineError, WikiLLMError
+from wikillm.core.errors import DivergedError, ExitCode, MachineError, StoppedError, WikiLLMError
 from wikillm.core.log import logger, say, warn
 from wikillm.core.world import World
 from wikillm.supervise.board import Board
-from wikillm.supervise.exit_file import write_exit
+from wikillm.supervise.exit_file import say_end, write_exit
 from wikillm.supervise.network import Nic, check_master_port, choose_nic, set_interface
-from wikillm.supervise.records import INTERVAL, Process, RankRecord, Recorder
-from wikillm.supervise.roll import Limits
+from wikillm.supervise.records import INTERVAL, NO_WORD, Process, RankRecord, Recorder, end_of, read_records
+from wikillm.supervise.roll import DIED_WAITS, FAILED_WAITS, KILLED_WAITS, Limits
 from wikillm.supervise.secret import run_secret
+from wikillm.supervise.signals import StoppedBefore
 from wikillm.supervise.wire import Message, Wire
 
-_CONNECTION = re.compile(r"connection|socket|gloo|nccl|reset by peer|timed? ?out|broken pipe|store|rank", re.IGNORECASE)
+_CONNECTION = re.compile(
+    r"connection|socket|gloo|nccl|reset by peer|broken pipe|tcpstore|rendezvous|monitoredbarrier|wait timeout"
+    r"|timed out (after|waiting)",
+    re.IGNORECASE,
+)
+NEVER = 1e9  # seconds
 _FILE_SECONDS = 5.0  # what writing exit.json may take: the file system may be behind the link that is gone
 
 
@@ -51,8 +59,8 @@ class Supervisor:
 
     def __init__(self, world: World, settings: Settings) -> None:
         self.world, self.settings = world, settings
-        several = world.size != world.local_size
-        self.is_active = world.size > 1 and (settings.mode == "on" or (settings.mode == "auto" and several))
+        self.is_local = world.size == world.local_size and settings.mode != "on"
+        self.is_active = settings.mode != "off" and (self.is_local or world.size > 1)
         self.board = Board()
         self.nic: Nic | None = None
         self._wire: Wire | None = None
@@ -63,7 +71,7 @@ class Supervisor:
         self._left: tuple[int, str] | None = None
         self._welcome: Message | None = None
         self._verdict: Message | None = None
-        self._answered, self._noted, self._meeting = threading.Event(), threading.Event(), True
+        self._answered, self._noted, self._meeting = threading.Event(), threading.Event(), not self.is_local
 
     def start(self, facts: Callable[[], dict[str, str]], environ: Mapping[str, str] = os.environ) -> None:
         """Find the way to the first node, meet all ranks there. (all ranks)
@@ -73,6 +81,9 @@ class Supervisor:
         if self.world.size > 1 and self.world.is_main and environ.get("MASTER_PORT", "").isdecimal():
             check_master_port(int(environ["MASTER_PORT"]), environ)
         if not self.is_active:
+            return
+        if self.is_local:
+            self._start_agent(self._introduce(None, None, {}, environ))
             return
         master, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
         if master is None or port is None:
@@ -93,7 +104,9 @@ class Supervisor:
             say(f"nodes      {who}; ranks meet through {name}; supervisor: node lost {self.settings.limits.lost:.0f} s")
 
     def at(self, run: Path, log_file: Path) -> None:
-        """The run directory stands, and is ours: records and stacks go there. (all ranks)"""
+        """The run directory stands, and is ours: records and stacks go there. Only the first call counts. (all ranks)"""
+        if self._run is not None:
+            return
         self._run = run
         if self.nic is not None:
             logger.info("network: %s through %s", self.nic.address, self.nic.interface)
@@ -107,40 +120,91 @@ class Supervisor:
 
     @contextmanager
     def explains(self) -> Iterator[None]:
-        """An error out of a connection waits here for the supervisor's word: it knows which node is gone."""
+        """An error in the block is told to the other ranks at once; one out of a connection waits here for what they say.
+
+        Raises MachineError, or an error with another rank's code and words, in place of what a collective says of a lost peer.
+        """
         try:
             yield
+        except StoppedBefore:
+            if self.is_active and self.world.size > 1:
+                time.sleep(KILLED_WAITS + 1.0)  # the launcher ends this rank because another one was killed?
+            raise
         except (RuntimeError, OSError) as error:
-            if self.is_active and not isinstance(error, WikiLLMError) and _CONNECTION.search(str(error)):
-                logger.error("a collective failed; waiting for the supervisor to say why", exc_info=error)
-                time.sleep(self.settings.limits.lost + 10.0)  # the listener ends the process
+            if self.world.size == 1 or not is_about_a_connection(error):
+                self.leave(error)
+                raise
+            logger.error("a collective failed; waiting for the rank that is gone to be named", exc_info=error)
+            raise self._explain(error) from error
+        except BaseException as error:
+            self.leave(error)
             raise
 
+    def _explain(self, error: BaseException) -> MachineError:
+        """What ended the other rank; where there is an agent, its verdict ends this process before."""
+        if self.is_active:
+            time.sleep(FAILED_WAITS + DIED_WAITS + (5.0 if self.is_local else self.settings.limits.lost))
+        else:
+            deadline = time.monotonic() + DIED_WAITS
+            while (found := self._gone()) is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if found is not None:
+                return found
+        return MachineError(
+            "The connection to another rank was lost, and no rank says why.",
+            got=str(error).splitlines()[0][:300],
+            fix="look into RUN/logs/rank_*.log; the newest checkpoint stands: --resume auto",
+        )
+
+    def _gone(self) -> MachineError | None:
+        """A rank that has ended, by its record: how, with its own code and words where it has left some."""
+        for record in read_records(self._run) if self._run is not None else []:
+            if record.rank == self.world.rank:
+                continue
+            if record.exit is not None and record.exit["code"]:
+                gone = MachineError(f"rank {record.rank} ended: {record.exit['reason']}")
+                gone.exit_code = ExitCode(record.exit["code"])
+                return gone
+            if record.exit is None and record.process.is_here() and not record.process.is_alive():
+                how = end_of(record.process.pid) or NO_WORD
+                return MachineError(f"rank {record.rank} (pid {record.process.pid}) {how}.")
+        return None
+
     def leave(self, error: BaseException | None) -> None:
-        """Say goodbye, with the reason. Nothing of the supervisor ends this process from here on."""
+        """Say goodbye, with the reason. Nothing of the supervisor ends this process from here on. The first call counts."""
+        if self._left is not None:
+            return
         code = ExitCode.DONE if error is None else getattr(error, "exit_code", ExitCode.BUG)
         self._left = (int(code), "the horizon was reached" if error is None else str(error) or type(error).__name__)
         if self._recorder is not None:
             self._recorder.close(self._record())
         if self._wire is not None:
-            self._wire.send({"bye": self._left[0], "reason": self._left[1]})
+            agreed = isinstance(error, DivergedError | StoppedError) and not isinstance(error, StoppedBefore)
+            self._wire.send({"bye": self._left[0], "reason": self._left[1], "agreed": agreed})
             self._noted.wait(_FILE_SECONDS)
         if self._stacks is not None:
             faulthandler.unregister(signal.SIGUSR2)
             self._stacks.close()
 
-    def _introduce(self, master: str, port: int, facts: dict[str, str], environ: Mapping[str, str]) -> Message:
-        nic = self.nic
-        if nic is None:
-            raise RuntimeError("the network is chosen first")
+    def _introduce(
+        self, master: str | None, port: int | None, facts: dict[str, str], environ: Mapping[str, str]
+    ) -> Message:
+        """`master` and `port` are None where all ranks are on this machine."""
+        nic, limits = self.nic or Nic(None, "", ""), self.settings.limits
+        # A rank started by hand has no port that tells its run from another one: its pid does, it is alone.
         again = [environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")]
-        job = "\0".join([str(self.settings.run), str(port), str(self.world.size), *again])
+        where = port or (environ.get("MASTER_PORT", "") if self.world.size > 1 else f"pid {os.getpid()}")
+        job = "\0".join([str(self.settings.run.absolute()), str(where), str(self.world.size), *again])
+        if self.is_local:  # no secret: the kernel says which user is at the other end
+            secret = hashlib.sha256(job.encode()).hexdigest()
+            limits = replace(limits, meet=NEVER, lost=NEVER)
+        else:
+            secret = run_secret(self.settings.run, environ).hex()
         return {
             "rank": self.world.rank, "local_rank": self.world.local_rank, "world_size": self.world.size,
-            "local_size": self.world.local_size, "pid": os.getpid(), "limits": asdict(self.settings.limits),
+            "local_size": self.world.local_size, "pid": os.getpid(), "limits": asdict(limits),
             "master": master, "master_address": nic.master, "master_port": port, "address": nic.address,
-            "interface": nic.interface, "job": job, "facts": facts,
-            "secret": run_secret(self.settings.run, environ).hex(),
+            "interface": nic.interface, "job": job, "facts": facts, "secret": secret,
             "nodes": [name for name in environ.get("WIKILLM_NODES", "").split(",") if name],
         }  # fmt: skip
 
@@ -166,11 +230,13 @@ class Supervisor:
                     self._answered.set()
                 elif "noted" in message:
                     self._noted.set()
-                elif "end" in message and self._meeting:
-                    self._verdict = message
-                    self._answered.set()
-                elif "end" in message and self._left is None:
-                    self._end(int(message["end"]), str(message["reason"]), lost_main=bool(message.get("lost_main")))
+                elif "end" in message:
+                    wire.send({"hears": True})
+                    if self._meeting:
+                        self._verdict = message
+                        self._answered.set()
+                    elif self._left is None:
+                        self._end(int(message["end"]), str(message["reason"]), speaks=bool(message["speaks"]))
         self._noted.set()
         if self._left is None and not self._answered.is_set():
             self._verdict = {"reason": f"The supervisor of rank {self.world.rank} ended by itself."}
@@ -178,29 +244,26 @@ class Supervisor:
         if self._left is None:
             warn("the supervisor's process is gone: the run goes on without")
 
-    def _end(self, code: int, reason: str, *, lost_main: bool = False) -> None:
+    def _end(self, code: int, reason: str, *, speaks: bool) -> None:
         """In the listener's thread, whatever the main thread is stuck in: say why, leave the stacks, end the process."""
         step = self.board.read().step
         logger.critical("ended by the supervisor at step %d: %s", step, reason)
         if self._stacks is not None:
             with suppress(OSError, ValueError):
                 faulthandler.dump_traceback(file=self._stacks, all_threads=True)
-        if self.world.is_main or (lost_main and self.world.local_rank == 0):
-            name = "stopped" if code == ExitCode.STOPPED else "MachineError" if code == ExitCode.MACHINE else "error"
-            with suppress(OSError, ValueError):
-                sys.stderr.write(f"{name}: {reason}\n")
-                sys.stderr.flush()
-        writer = threading.Thread(target=self._write_exit, args=(code, reason, step), daemon=True)
+        if speaks:
+            say_end(code, reason)
+        writer = threading.Thread(target=self._write_exit, args=(code, reason, step, speaks), daemon=True)
         writer.start()
         writer.join(_FILE_SECONDS)
         os._exit(code)
 
-    def _write_exit(self, code: int, reason: str, step: int) -> None:
+    def _write_exit(self, code: int, reason: str, step: int, speaks: bool) -> None:
         if self._run is None:
             return
-        if not self.world.is_main:
-            time.sleep(2.0)  # rank 0's word counts where it can still write
-        write_exit(self._run, code, reason, self.world.rank, step, keep=not self.world.is_main)
+        if not speaks:
+            time.sleep(2.0)  # the speaker's word counts where it can still write
+        write_exit(self._run, code, reason, self.world.rank, step, keep=True)
 
     def _record(self) -> RankRecord:
         progress, world, left = self.board.read(), self.world, self._left
@@ -217,8 +280,15 @@ class Supervisor:
             if self._recorder is not None:
                 self._recorder.close(self._record())
             left, self._left = self._left, None
-            self._end(*left)
+            self._end(*left, speaks=self.world.is_main)
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def is_about_a_connection(error: BaseException) -> bool:
+    """Does a collective say that it lost a peer? Not where a file, or WikiLLM itself, is concerned."""
+    if isinstance(error, WikiLLMError) or (isinstance(error, OSError) and error.filename is not None):
+        return False
+    return isinstance(error, ConnectionError) or bool(_CONNECTION.search(str(error)))
 
 
 @contextmanager

@@ -92,6 +92,8 @@ def _pretrain(
     closing = ending(run.path, world, cfg.train.exit_timeout_seconds, store.close)
     with closing as end, supervisor.explains(), signals.as_error():
         end.lock = open_run(run, resolved, plan, engine, store, resume=resume) if world.is_main else None
+        if world.is_main:
+            supervisor.at(run.path, run.log_file(0))
         signals.before_exit = lambda error: record_exit(run.path, error, rank=world.rank, step=None)
         start_engine(world, engine)
         args = to_training_arguments(cfg, plan, run.staging, engine.precision, engine.json)

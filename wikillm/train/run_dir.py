@@ -78,7 +78,7 @@ class RunDir:
             raise ConfigError(
                 f"Another run is using {self.path}.",
                 got=lock.holder(),
-                fix="wait for it, stop it, or choose another directory: run.dir=FOLDER",
+                fix=f"stop it: wikillm stop {self.path}\nor wait for it, or choose another directory: run.dir=FOLDER",
             )
         if not resume and (list_checkpoints(self.checkpoints) or self.metrics.exists()):
             lock.release()

@@ -17,7 +17,16 @@ import pytest
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError
-from wikillm.supervise.records import Process, RankRecord, Recorder, read_records, stop_path, write_record
+from wikillm.supervise.records import (
+    Process,
+    RankRecord,
+    Recorder,
+    end_of,
+    handle_of,
+    read_records,
+    stop_path,
+    write_record,
+)
 from wikillm.supervise.stop import end_here, is_running, stop
 
 
@@ -245,3 +254,34 @@ def test_status_of_a_run_and_of_its_end(
     (tmp_path / "exit.json").write_text(json.dumps({"code": 3, "meaning": "machine", "reason": "lost", "step": 7}))
     assert main(["status", str(tmp_path)]) == 0
     assert "exit       3 at step 7: lost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("program", "sent", "said"),
+    [
+        ("input()", signal.SIGKILL, "was killed by signal 9; often the kernel's out-of-memory killer"),
+        ("input()", signal.SIGTERM, "was killed by signal 15"),
+        ("import os; os._exit(7)", None, "ended with code 7, without saying why"),
+    ],
+)
+def test_how_a_process_ended_is_known_to_one_that_is_not_its_parent(
+    program: str, sent: signal.Signals | None, said: str
+) -> None:
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+    handle = handle_of(process.pid)
+    if sent is not None:
+        assert end_of(process.pid, handle) is None
+        process.send_signal(sent)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie: not yet collected
+    assert end_of(process.pid) == end_of(process.pid, handle) == said
+    process.communicate()
+    assert end_of(process.pid) is None
+    assert end_of(process.pid, handle) in (said, None)  # Linux 6.15 keeps it for who has a handle
+    if handle is not None:
+        os.close(handle)
+
+
+def test_a_suspended_process_has_not_ended(sleeper: subprocess.Popen[bytes]) -> None:
+    sleeper.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)
+    assert end_of(sleeper.pid, handle_of(sleeper.pid)) is None

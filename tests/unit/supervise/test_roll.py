@@ -84,9 +84,57 @@ def test_a_reason_goes_before_a_guess() -> None:
 
 def test_a_process_that_died_is_named() -> None:
     made = roll()
-    made.died(3, "its process ended without a word (killed?)", 10.0)
+    made.died(3, "is gone: nobody knows how", 10.0)
     assert made.verdict(11.0) is None
     assert "rank 3 on node2 (10.0.0.2) is gone" in reason(made.verdict(12.6))
+
+
+def test_a_process_whose_end_is_known_is_named_sooner_and_by_its_pid() -> None:
+    made = roll(2, 2, there=0)
+    for rank in (0, 1):
+        made.hello(rank, "here", "", dict(SAME), 0.0, pid=70 + rank)
+    made.died(1, "was killed by signal 9", 10.0, is_known=True)
+    assert made.verdict(10.2) is None
+    assert reason(made.verdict(10.6)) == "rank 1 (pid 71) was killed by signal 9."
+    assert made.speaker() == 0
+
+
+def test_a_known_end_still_waits_for_the_words_of_a_rank_that_failed() -> None:
+    """Rank 2 failed, and its launcher ends the others."""
+    made = roll()
+    made.bye(2, ExitCode.DATA, "shard 7 is damaged", 9.0)
+    made.died(3, "was killed by signal 15", 9.5, is_known=True)
+    assert made.verdict(12.0) is None
+    assert "shard 7 is damaged" in str(made.verdict(14.1))
+
+
+def test_a_stop_before_training_is_not_agreed_on_and_ends_the_others_at_once() -> None:
+    made = roll()
+    made.bye(1, ExitCode.STOPPED, "stopped before training", 10.0, is_agreed=False)
+    end = made.verdict(11.0)
+    assert end is not None and end.code == ExitCode.STOPPED
+
+
+def test_time_in_which_the_whole_job_was_suspended_does_not_count() -> None:
+    """Ctrl-Z and an hour later fg: no rank was heard, and no step was done."""
+    made = roll()
+    made.since = 3600.0
+    for rank in range(4):
+        beat(made, rank, 3600.5, standing=3600.0)
+    assert made.verdict(3615.0) is None
+    for rank in range(4):
+        beat(made, rank, 3721.0, standing=3720.0)
+    assert "No progress" in reason(made.verdict(3721.0))
+
+
+def test_a_rank_that_generates_samples_is_waited_for() -> None:
+    made = roll()
+    for rank in (1, 2, 3):
+        beat(made, rank, 200.0, step=8, standing=150.0)
+    beat(made, 0, 200.0, phase="evaluate", step=7, standing=150.0, limit=1800.0)
+    assert made.verdict(200.0) is None
+    beat(made, 1, 200.0, phase="data", step=8, standing=150.0)
+    assert "rank 1) holds the others up" in reason(made.verdict(200.0)), "data has to come by itself"
 
 
 def test_an_agreed_stop_gives_the_others_time_to_leave() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from wikillm.core.errors import StoppedError
+from wikillm.supervise import launchers
 from wikillm.supervise.launchers import launchers_of, program_of
 from wikillm.supervise.signals import StopSignals
 
@@ -178,6 +179,7 @@ class Tree:
         call = [sys.executable, "-u", str(inner)]
         top.write_text(f"import subprocess\nsubprocess.run({call!r})\n")
         environ = {name: value for name, value in os.environ.items() if name != "RANK"}
+        environ["PYTHONPATH"] = str(Path(launchers.__file__).parents[2])
         argv = [sys.executable, str(top)] if outer != "sh" else ["sh", "-c", f"{' '.join(call)}; exit $?"]
         self.top = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, text=True)
         assert self.top.stdout is not None

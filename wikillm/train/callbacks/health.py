@@ -68,7 +68,9 @@ class HealthCallback(TrainerCallback):
                 f"--resume auto train.learning_rate={args.learning_rate / 2:g}",
             )
         if stop and self.stopped_by is None:
-            self.stopped_by = self.signals.received or "another rank (a signal, or train.max_hours)"
+            reasons = {rank: why for rank, why in enumerate(self.group.gather(self.signals.received)) if why}
+            first = min(reasons, default=0)
+            self.stopped_by = self.signals.received or f"{reasons.get(first, 'a signal')} (rank {first})"
             say(f"stopping: {self.stopped_by}; saving a checkpoint at step {state.global_step}")
             control.should_save = True
             control.should_training_stop = True

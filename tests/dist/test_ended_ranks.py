@@ -1,0 +1,95 @@
+"""Ranks of one machine that are killed, stand still, fail or are asked to stop: how the others end, and what exit.json says."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness.programs import train_and_break
+from harness.ranks import end_ranks
+from harness.tiny_run import Words
+
+from wikillm.checkpoints.layout import MANIFEST
+from wikillm.core.errors import ExitCode
+from wikillm.supervise.records import NO_WORD
+
+LONG = ("train.max_steps=1000000", "train.lr_scheduler_type=constant_with_warmup", "train.save_steps=1000000")
+QUIET = ("train.eval_steps=null", "train.max_eval_tokens=500")
+OOM = "often the kernel's out-of-memory killer"
+# The tests' fork server collects a process at once; before Linux 6.15 the signal is then known to nobody else.
+KILLED = rf"rank {{rank}} \(pid \d+\) (was killed by signal 9; {OOM}|{re.escape(NO_WORD)})\."
+
+
+def broken(
+    words: Words, run: Path, fault: str, rank: int, *more: str, world: int = 2, **options: Any
+) -> tuple[list[int], dict[str, Any]]:
+    """Exit codes of the ranks, and exit.json."""
+    codes = end_ranks(train_and_break, world, words(run, *LONG, *QUIET, *more), fault, rank, options)
+    return codes, dict(json.loads((run / "exit.json").read_text()))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_is_named_with_its_signal(rank: int, words: Words, tmp_path: Path) -> None:
+    codes, said = broken(words, tmp_path / "run", "kill", rank)
+    assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == ExitCode.MACHINE
+    assert re.fullmatch(KILLED.format(rank=rank), said["reason"]) and said["code"] == 3, said
+
+
+def test_a_killed_rank_is_named_without_a_supervisor(words: Words, tmp_path: Path) -> None:
+    codes, said = broken(words, tmp_path / "run", "kill", 1, "train.supervise=off")
+    assert codes == [ExitCode.MACHINE, -signal.SIGKILL]
+    assert re.fullmatch(KILLED.format(rank=1), said["reason"]) and said["code"] == 3, said
+
+
+def test_a_process_that_is_alone_and_killed_leaves_its_reason(words: Words, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    codes = end_ranks(train_and_break, 1, words(run, *LONG, *QUIET), "kill", 0, {})
+    assert codes == [-signal.SIGKILL]
+    wait_for(run / "exit.json")  # its agent writes it a moment later
+    said = json.loads((run / "exit.json").read_text())
+    assert re.fullmatch(KILLED.format(rank=0), said["reason"]) and said["code"] == 3
+
+
+def test_a_rank_killed_in_set_up_is_named_and_its_neighbour_ends(words: Words, tmp_path: Path) -> None:
+    """The neighbour waits in DeepSpeed's shared-memory op, which holds the interpreter's lock: its agent ends it."""
+    codes, said = broken(words, tmp_path / "run", "set-up kill", 1, deepspeed="zero2")
+    assert codes[1] == -signal.SIGKILL and codes[0] in (ExitCode.MACHINE, -signal.SIGKILL)
+    assert re.fullmatch(KILLED.format(rank=1), said["reason"]) and said["code"] == 3
+
+
+def test_a_rank_that_stands_still_ends_the_run(words: Words, tmp_path: Path) -> None:
+    codes, said = broken(words, tmp_path / "run", "suspend", 1, "train.stall_seconds=2")
+    assert codes[0] == ExitCode.MACHINE and codes[1] == -signal.SIGKILL
+    assert said["code"] == 3 and "No progress for" in said["reason"]
+    assert re.search(r"rank 1 \(pid \d+\) holds the others up", said["reason"])
+    assert "_inner_training_loop" in (tmp_path / "run" / "logs" / "rank_0.log").read_text(), "the stacks are there"
+
+
+def test_the_error_of_the_rank_that_failed_is_kept(words: Words, tmp_path: Path) -> None:
+    codes, said = broken(words, tmp_path / "run", "fail", 1)
+    assert codes[0] != 0 and codes[1] != 0
+    assert "/data/shard_7.bin" in said["reason"] and "onnection" not in said["reason"]
+
+
+def test_a_closed_session_saves_on_all_ranks(words: Words, tmp_path: Path) -> None:
+    codes, said = broken(words, tmp_path / "run", "hang-up", 1)
+    assert codes == [ExitCode.STOPPED, ExitCode.STOPPED] and said["code"] == 75
+    assert said["reason"].startswith("Stopped by SIGHUP (rank 1) at step 4")
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-4" / MANIFEST).exists()
+
+
+def test_a_stop_of_one_rank_in_set_up_ends_all(words: Words, tmp_path: Path) -> None:
+    codes, said = broken(words, tmp_path / "run", "set-up terminate", 1)
+    assert codes == [ExitCode.STOPPED, ExitCode.STOPPED] and said["code"] == 75
+    assert "before training began" in said["reason"]
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
