@@ -42,7 +42,7 @@ def say(message: str = "", *, end: str = "\n") -> None:
         stream = sys.stdout.wrapped if isinstance(sys.stdout, PrintableStream) else sys.stdout
         stream.write(printable(message) + end)  # `end` may be the carriage return of a progress line
         stream.flush()
-    except (BrokenPipeError, ValueError):
+    except (OSError, ValueError):
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the reader went away; the run goes on
 
 
@@ -53,7 +53,7 @@ def warn(message: str) -> None:
         try:
             sys.stderr.write(f"warning: {printable(message)}\n")
             sys.stderr.flush()
-        except (BrokenPipeError, ValueError):
+        except (OSError, ValueError):
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 

@@ -12,6 +12,7 @@ at 0 with each document (see data.boundaries), and for flash attention its `cu_s
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -27,6 +28,7 @@ from wikillm.core.errors import WikiLLMError
 from wikillm.data.boundaries import cumulative_lengths, document_positions
 from wikillm.data.order import IGNORED, SampleOrder
 
+OUTLIVE_SECONDS = 120  # of a loader process after a SIGTERM
 PADDING = -1  # a sample index that stands for "nothing": all its labels are ignored
 
 
@@ -305,4 +307,15 @@ def _options(workers: int) -> dict[str, Any]:
         # fork, Linux's usual way, also where the process itself came from a fork server: torch looks at a loader process's
         # parent to notice that the training was killed, and a fork server outlives it.
         options |= {"prefetch_factor": 4, "persistent_workers": True, "multiprocessing_context": "fork"}
+        options["worker_init_fn"] = _outlive_a_stop
     return options
+
+
+def _outlive_a_stop(worker: int) -> None:
+    """Launchers signal the whole process tree; the training process still ends its step and saves, and ends its workers then.
+
+    torch's own handler ends a worker at the first SIGTERM, and the training with it.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(OUTLIVE_SECONDS))

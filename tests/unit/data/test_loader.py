@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -153,6 +156,18 @@ def test_every_token_but_the_first_is_a_target_once_per_epoch_however_it_was_tra
     for begin, end in ((0, first), (first, first + later)):
         seen = torch.cat(trained[begin:end])
         assert sorted(seen[seen != IGNORED].tolist()) == list(range(1001, 1000 + n))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_loader_processes_outlive_a_signal_to_the_whole_job(number: int) -> None:
+    """Launchers signal all processes; the step under way still needs its batches."""
+    n = 1203
+    loader = train_loader(Counting(n), SampleOrder(n, 10, 4), BatchShape(2, 1, 1, 0), total_steps=60, workers=1)
+    batches = iter(loader)
+    next(batches)
+    for worker in batches._workers:  # type: ignore[attr-defined]
+        os.kill(worker.pid, number)
+    assert len(list(batches)) == 59
 
 
 def test_loader_processes_lose_and_repeat_nothing_when_a_run_is_stopped() -> None:
