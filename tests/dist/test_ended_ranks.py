@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import train_and_break
+from harness.faults import train_and_break
 from harness.ranks import end_ranks
 from harness.tiny_run import Words
 

@@ -7,7 +7,9 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from wikillm.config.resolved import Resolved
     from wikillm.supervise.signals import StopSignals
+    from wikillm.supervise.supervisor import Supervisor
 
 HELP = "Train a model, or go on with a stopped run."
 
@@ -35,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from wikillm.core.errors import StoppedError, WikiLLMError
     from wikillm.core.world import adopt_open_mpi
+    from wikillm.supervise.exit_file import let_rank_0_speak_first
     from wikillm.supervise.signals import installed
 
     adopt_open_mpi()
@@ -45,8 +48,6 @@ def run(args: argparse.Namespace) -> int:
         except WikiLLMError as error:
             if isinstance(error, StoppedError) and os.environ.get("RANK", "0") != "0":
                 return int(error.exit_code)  # rank 0 tells it; here it may be the launcher, ending what rank 0 refused
-            from wikillm.train.exit import let_rank_0_speak_first
-
             let_rank_0_speak_first(error)
             raise
 
@@ -55,6 +56,7 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
     from wikillm.cli.run_config import resolve_run_config
     from wikillm.core.world import World
     from wikillm.doctor.preflight import refuse_broken_machine
+    from wikillm.supervise.supervisor import is_local, settings_of, supervise
 
     resolved = resolve_run_config(args)
     if args.dry_run:
@@ -62,11 +64,25 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
 
         preview(resolved)
         return 0
-    refuse_broken_machine(resolved, World.from_env())
+    world, settings = World.from_env(), settings_of(resolved)
+    refuse_broken_machine(resolved, world)
+    if not is_local(world, settings):
+        return _pretrain(args, resolved, signals, None)
+    with supervise(world, settings, dict) as supervisor, signals.as_error():  # before the imports, too
+        return _pretrain(args, resolved, signals, supervisor)
+
+
+def _pretrain(args: argparse.Namespace, resolved: Resolved, signals: StopSignals, supervisor: Supervisor | None) -> int:
     from wikillm.train.preview import say_result
     from wikillm.train.run import pretrain
 
-    result = pretrain(resolved, resume=_resume(args.resume), allow_change=args.allow_change, signals=signals)
+    result = pretrain(
+        resolved,
+        resume=_resume(args.resume),
+        allow_change=args.allow_change,
+        signals=signals,
+        supervisor=supervisor,
+    )
     say_result(result)
     return 0
 

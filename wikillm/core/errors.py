@@ -84,9 +84,13 @@ class CheckpointError(WikiLLMError):
 
 
 class StoppedError(WikiLLMError):
-    """The run stopped on request after a complete checkpoint; it can be resumed."""
+    """The run stopped on request after a complete checkpoint; it can be resumed.
+
+    `is_alone`: before the first step, where there is nothing to save, and without asking the other ranks.
+    """
 
     exit_code = ExitCode.STOPPED
+    is_alone = False
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -11,19 +11,15 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from wikillm.core.errors import ExitCode, StoppedError
+from wikillm.core.errors import ExitCode, StoppedError, WikiLLMError
 from wikillm.core.log import logger, warn
 from wikillm.supervise.launchers import watch_launchers
 
 
-class StoppedBefore(StoppedError):
-    """Stopped before the first step, by this rank alone: the others were not asked, and there is nothing to save."""
-
-
 class StopNow(BaseException):
-    """Carries a StoppedBefore out of libraries that catch Exception; `StopSignals.as_error` turns it back."""
+    """Carries a StoppedError out of libraries that catch Exception; `StopSignals.as_error` turns it back."""
 
-    def __init__(self, error: StoppedBefore) -> None:
+    def __init__(self, error: StoppedError) -> None:
         super().__init__(str(error))
         self.error = error
 
@@ -112,14 +108,17 @@ class StopSignals:
 
     @contextmanager
     def as_error(self) -> Iterator[None]:
-        """Raise StoppedBefore for a signal in the block, and no second exception while an error leaves it."""
+        """Raise StoppedError for a signal in the block, and no second exception while an error leaves it."""
         try:
             yield
         except StopNow as stop:
             self._leaving = True
             raise stop.error from None
-        except BaseException:
+        except BaseException as error:
             self._leaving = True
+            is_ours = isinstance(error, WikiLLMError) or not isinstance(error, Exception)
+            if self._signal is not None and not self._deferred and not is_ours:
+                raise self._stopped(self._signal) from error  # what a half-done import breaks, say
             raise
 
     def close(self) -> None:
@@ -130,8 +129,10 @@ class StopSignals:
             number, handler = self._before.popitem()
             signal.signal(number, handler)
 
-    def _stopped(self, name: str) -> StoppedBefore:
-        return StoppedBefore(f"Stopped by {name} before training began; nothing is lost.")
+    def _stopped(self, name: str) -> StoppedError:
+        error = StoppedError(f"Stopped by {name} before training began; nothing is lost.")
+        error.is_alone = True
+        return error
 
     def _on_arrival(self, number: int) -> None:
         """In the watching thread. The first signal counts."""
@@ -168,7 +169,7 @@ class StopSignals:
 
 @contextmanager
 def installed() -> Iterator[StopSignals]:
-    """Signals, and the end of the launcher, as a request to stop; raised in the block as StoppedBefore. (main thread)"""
+    """Signals, and the end of the launcher, as a request to stop; raised in the block as StoppedError. (main thread)"""
     signals = StopSignals()
     try:
         signals.install()

@@ -24,16 +24,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
-from wikillm.core.errors import DivergedError, ExitCode, MachineError, StoppedError, WikiLLMError
+from wikillm.config.resolved import Resolved
+from wikillm.core.errors import ExitCode, MachineError, StoppedError, WikiLLMError
 from wikillm.core.log import logger, say, warn
 from wikillm.core.world import World
 from wikillm.supervise.board import Board
-from wikillm.supervise.exit_file import say_end, write_exit
+from wikillm.supervise.exit_file import is_agreed, say_end, write_exit
 from wikillm.supervise.network import Nic, check_master_port, choose_nic, set_interface
 from wikillm.supervise.records import INTERVAL, NO_WORD, Process, RankRecord, Recorder, end_of, read_records
 from wikillm.supervise.roll import DIED_WAITS, FAILED_WAITS, KILLED_WAITS, Limits
 from wikillm.supervise.secret import run_secret
-from wikillm.supervise.signals import StoppedBefore
 from wikillm.supervise.wire import Message, Wire
 
 _CONNECTION = re.compile(
@@ -54,12 +54,24 @@ class Settings:
     run: Path
 
 
+def settings_of(resolved: Resolved) -> Settings:
+    """How a run is watched. `train.exit_timeout_seconds` is also what ranks get to leave after one another."""
+    train, run = resolved.config.train, resolved.config.run
+    limits = Limits(train.meet_seconds, train.lost_seconds, train.stall_seconds, train.exit_timeout_seconds)
+    return Settings(train.supervise, limits, Path(run.dir or f"runs/{run.name}"))
+
+
+def is_local(world: World, settings: Settings) -> bool:
+    """All ranks are on this machine: the agents meet without the network, and write nothing before the run directory stands."""
+    return world.size == world.local_size and settings.mode != "on"
+
+
 class Supervisor:
     """Of one rank. Make it through `supervise`. `board` has the marks: enter, progress, step_done."""
 
     def __init__(self, world: World, settings: Settings) -> None:
         self.world, self.settings = world, settings
-        self.is_local = world.size == world.local_size and settings.mode != "on"
+        self.is_local = is_local(world, settings)
         self.is_active = settings.mode != "off" and (self.is_local or world.size > 1)
         self.board = Board()
         self.nic: Nic | None = None
@@ -71,6 +83,7 @@ class Supervisor:
         self._left: tuple[int, str] | None = None
         self._welcome: Message | None = None
         self._verdict: Message | None = None
+        self._asked_why = False
         self._answered, self._noted, self._meeting = threading.Event(), threading.Event(), not self.is_local
 
     def start(self, facts: Callable[[], dict[str, str]], environ: Mapping[str, str] = os.environ) -> None:
@@ -83,7 +96,11 @@ class Supervisor:
         if not self.is_active:
             return
         if self.is_local:
-            self._start_agent(self._introduce(None, None, {}, environ))
+            try:
+                self._start_agent(self._introduce(None, None, {}, environ))
+            except OSError as error:  # no process or descriptor left
+                warn(f"no supervisor: {error.strerror or error}; the run goes on without")
+                self.is_active = False
             return
         master, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
         if master is None or port is None:
@@ -126,9 +143,8 @@ class Supervisor:
         """
         try:
             yield
-        except StoppedBefore:
-            if self.is_active and self.world.size > 1:
-                time.sleep(KILLED_WAITS + 1.0)  # the launcher ends this rank because another one was killed?
+        except StoppedError as error:
+            self.hear_why(error)
             raise
         except (RuntimeError, OSError) as error:
             if self.world.size == 1 or not is_about_a_connection(error):
@@ -139,6 +155,12 @@ class Supervisor:
         except BaseException as error:
             self.leave(error)
             raise
+
+    def hear_why(self, error: StoppedError) -> None:
+        """Was this rank asked to stop because another one was killed? Then the verdict on that one ends this process here."""
+        if error.is_alone and self.is_active and self.world.size > 1 and not self._asked_why:
+            self._asked_why = True
+            time.sleep(KILLED_WAITS + 1.0)
 
     def _explain(self, error: BaseException) -> MachineError:
         """What ended the other rank; where there is an agent, its verdict ends this process before."""
@@ -179,8 +201,7 @@ class Supervisor:
         if self._recorder is not None:
             self._recorder.close(self._record())
         if self._wire is not None:
-            agreed = isinstance(error, DivergedError | StoppedError) and not isinstance(error, StoppedBefore)
-            self._wire.send({"bye": self._left[0], "reason": self._left[1], "agreed": agreed})
+            self._wire.send({"bye": self._left[0], "reason": self._left[1], "agreed": is_agreed(error)})
             self._noted.wait(_FILE_SECONDS)
         if self._stacks is not None:
             faulthandler.unregister(signal.SIGUSR2)
@@ -301,6 +322,8 @@ def supervise(world: World, settings: Settings, facts: Callable[[], dict[str, st
         yield supervisor
     except BaseException as caught:
         error = caught
+        if isinstance(error, StoppedError):
+            supervisor.hear_why(error)
         raise
     finally:
         supervisor.leave(error)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,17 +12,8 @@ import torch.distributed as dist
 from wikillm.core.errors import DivergedError, ExitCode, StoppedError, WikiLLMError
 from wikillm.core.lock import FileLock
 from wikillm.core.world import World
-from wikillm.supervise.exit_file import write_exit
-from wikillm.supervise.signals import StoppedBefore
+from wikillm.supervise.exit_file import is_agreed, let_rank_0_speak_first, write_exit
 from wikillm.train.control import ControlGroup
-
-AGREED = (DivergedError, StoppedError)  # raised on all ranks at the same step, once training has begun
-OTHERS_WAIT_SECONDS = 8.0  # the launchers kill the other ranks at the first failure: rank 0 gets to speak first
-
-
-def is_agreed(error: BaseException) -> bool:
-    """Do all ranks raise it, at the same step?"""
-    return isinstance(error, AGREED) and not isinstance(error, StoppedBefore)
 
 
 def exit_code_of(error: BaseException | None) -> ExitCode:
@@ -38,22 +27,13 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
     """Write exit.json: rank 0 always, another rank only if nobody has. Never raises: the error itself matters more."""
     path = run_dir / "exit.json"
     if rank != 0:
-        if error is None or isinstance(error, AGREED):
+        if error is None or isinstance(error, DivergedError | StoppedError):
             return  # rank 0 ends the same way, and writes it
         let_rank_0_speak_first(error)
         if path.exists():
             return
     reason = str(error) if error is not None else "the horizon was reached"
     write_exit(run_dir, int(exit_code_of(error)), reason, rank, step)
-
-
-def let_rank_0_speak_first(error: BaseException) -> None:
-    """Wait, once for each error: what all ranks meet is told by rank 0, whose launcher then ends the others."""
-    is_main = os.environ.get("RANK", "0") in ("", "0")
-    if is_main or isinstance(error, AGREED) or getattr(error, "has_waited", False):
-        return
-    error.has_waited = True  # type: ignore[attr-defined]
-    time.sleep(OTHERS_WAIT_SECONDS)
 
 
 @dataclass(slots=True)

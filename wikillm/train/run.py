@@ -8,7 +8,6 @@ Everything that can be refused is refused before the process group exists.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from wikillm.config.load import Resolved, to_yaml
 from wikillm.core.log import log_to_file
@@ -18,9 +17,8 @@ from wikillm.models.build import build_model
 from wikillm.observe.peak import PeakMemory
 from wikillm.plan.run_plan import make_plan
 from wikillm.supervise.facts import facts_of_this_node
-from wikillm.supervise.roll import Limits
 from wikillm.supervise.signals import StopSignals, installed
-from wikillm.supervise.supervisor import Settings, Supervisor, supervise
+from wikillm.supervise.supervisor import Supervisor, settings_of, supervise
 from wikillm.train.arguments import to_training_arguments
 from wikillm.train.control import ControlGroup
 from wikillm.train.engine import check_engine, check_recipe_here, gpu_room, resolve_engine, start_engine
@@ -35,7 +33,12 @@ from wikillm.train.supply import open_store
 
 
 def pretrain(
-    resolved: Resolved, *, resume: str = "never", allow_change: bool = False, signals: StopSignals | None = None
+    resolved: Resolved,
+    *,
+    resume: str = "never",
+    allow_change: bool = False,
+    signals: StopSignals | None = None,
+    supervisor: Supervisor | None = None,
 ) -> TrainResult:
     """Train until the horizon or a stop request. (all ranks)
 
@@ -44,32 +47,23 @@ def pretrain(
         resume: "never", "auto" or the path of a checkpoint.
         allow_change: accept another horizon or batch than the checkpoint's.
         signals: where the caller has installed them already.
+        supervisor: where the caller has started it already.
 
     Raises:
         WikiLLMError: refused or failed; `exit_code` says which way. RUN/exit.json has the same.
     """
     if signals is None:
         with installed() as own:
-            return pretrain(resolved, resume=resume, allow_change=allow_change, signals=own)
+            return pretrain(resolved, resume=resume, allow_change=allow_change, signals=own, supervisor=supervisor)
     cfg, world = resolved.config, World.from_env()
-    facts = lambda: facts_of_this_node(to_yaml(resolved))  # noqa: E731
     limit_threads(world, os.cpu_count() or 1)
     check_engine(cfg)
     check_recipe_here(resolved, world)
-    with supervise(world, supervision(resolved), facts) as supervisor, signals.as_error():
+    if supervisor is not None:
         return _pretrain(resolved, world, signals, supervisor, resume=resume, allow_change=allow_change)
-
-
-def supervision(resolved: Resolved) -> Settings:
-    """How the ranks are watched. `train.exit_timeout_seconds` is also what ranks get to leave after one another."""
-    train = resolved.config.train
-    limits = Limits(train.meet_seconds, train.lost_seconds, train.stall_seconds, train.exit_timeout_seconds)
-    return Settings(train.supervise, limits, run_path(resolved))
-
-
-def run_path(resolved: Resolved) -> Path:
-    run = resolved.config.run
-    return Path(run.dir or f"runs/{run.name}")
+    facts = lambda: facts_of_this_node(to_yaml(resolved))  # noqa: E731
+    with supervise(world, settings_of(resolved), facts) as own_supervisor, signals.as_error():
+        return _pretrain(resolved, world, signals, own_supervisor, resume=resume, allow_change=allow_change)
 
 
 def _pretrain(
@@ -87,7 +81,7 @@ def _pretrain(
         room=gpu_room(cfg, world),
     )
     engine = resolve_engine(cfg, plan, world)
-    run = RunDir(run_path(resolved))
+    run = RunDir(settings_of(resolved).run)
     board.enter("engine")
     closing = ending(run.path, world, cfg.train.exit_timeout_seconds, store.close)
     with closing as end, supervisor.explains(), signals.as_error():
