@@ -129,13 +129,24 @@ def _dispatch(words: list[str]) -> int:
     )
     module.configure(parser)
     with _parser_exit() as left:
-        args, rest = parser.parse_known_args(words)
+        args, rest = parser.parse_known_args(_with_dashes(parser, words))
     if left:
         return left[0]
     if rest and not command.takes_config:
         _refuse(parser, rest)
     args.rest = rest
     return int(module.run(args))
+
+
+def _with_dashes(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """`--master_port`, as other launchers spell it, for `--master-port`; other words stay."""
+    known = {option for action in parser._actions for option in action.option_strings}
+    spelled = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        dashed = flag.replace("_", "-")
+        spelled.append(f"{dashed}{equals}{value}" if flag not in known and dashed in known else word)
+    return spelled
 
 
 def _split_command(words: list[str]) -> tuple[str | None, list[str]]:

@@ -16,6 +16,7 @@ from typing import Any
 from wikillm.config.hf_names import ADVICE, ALIASES, SWITCHES, UNSUPPORTED
 from wikillm.config.keys import Key, all_keys, section_names
 from wikillm.config.origin import Origin, Setting
+from wikillm.config.other_names import OTHER_NAMES, advise_other, advise_tracker
 from wikillm.config.schema import NO, YES
 from wikillm.config.yaml_file import parse_value
 from wikillm.core.errors import Problems, did_you_mean
@@ -51,26 +52,40 @@ def flag_to_key(name: str) -> str | None:
     return f"train.{name}" if f"train.{name}" in all_keys() else None
 
 
-def advise(name: str) -> str:
-    """What to write instead of an unknown key or flag; at worst where to read on."""
-    leaf = name.rsplit(".", 1)[-1]
+def advise(name: str, value: str = "") -> str:
+    """What to write instead of an unknown key or flag with this value; at worst where to read on."""
+    leaf, value = name.rsplit(".", 1)[-1], shlex.quote(value) if value else ""
     if leaf in SWITCHES:
         return f"train.precision={leaf}"
     if leaf in ALIASES and name != ALIASES[leaf]:
-        return f"{ALIASES[leaf]}=..."
+        return f"{ALIASES[leaf]}={value or '...'}"
+    if leaf == "report_to":
+        return advise_tracker(value)
     if leaf in ADVICE:
         return ADVICE[leaf]
     same_leaf = [key for key in all_keys() if key.endswith(f".{leaf}")]
     if len(same_leaf) == 1:
-        return f"{same_leaf[0]}=..."
+        return f"{same_leaf[0]}={value or '...'}"
+    if (other := advise_other(leaf, value)) is not None:
+        return other
     if leaf in UNSUPPORTED:
         return "leave it out: WikiLLM decides this itself, or does not offer it"
-    near = did_you_mean(name, [*all_keys(), *section_names()])
-    if near is None:
-        names = {key.leaf: key.name for key in all_keys().values()} | ALIASES
-        near_leaf = did_you_mean(leaf, names)
-        near = names[near_leaf] if near_leaf else None
-    return f"did you mean {near}?" if near else "`wikillm train --help-all` lists all keys"
+    return _nearest(name, leaf, value) or "`wikillm train --help-all` lists all keys"
+
+
+def _nearest(name: str, leaf: str, value: str) -> str | None:
+    """A dotted name is compared with dotted ones first, a flag with the last parts of keys and with other trainers' names."""
+    dotted = (*all_keys(), *section_names())
+    if "." in name and (near := did_you_mean(name, dotted)) is not None:
+        return f"did you mean {near}?"
+    ours = {key.leaf: key.name for key in all_keys().values()} | ALIASES
+    near = did_you_mean(leaf, [*ours, *OTHER_NAMES])
+    if near in ours:
+        return f"did you mean {ours[near]}?"
+    if near is not None:
+        return advise_other(near, value)
+    near = did_you_mean(name, dotted)
+    return f"did you mean {near}?" if near else None
 
 
 def read_text(key: Key, text: str) -> Any:
@@ -111,7 +126,7 @@ def _pairs(words: Sequence[str], problems: Problems) -> Iterator[tuple[str, str,
             if "." in name:
                 yield name, text, word
             else:
-                fix = f"{key}={text}" if (key := flag_to_key(name)) else advise(name)
+                fix = f"{key}={text}" if (key := flag_to_key(name)) else advise(name, text)
                 problems.add(f"{name} is not a dotted key.", got=word, fix=fix)
         else:
             near = did_you_mean(word.lstrip("-"), all_keys())
@@ -130,7 +145,7 @@ def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | 
     key_name = flag_to_key(name)
     if key_name is None:
         what = f"There is no flag --{name}." if typed.startswith("-") else f"There is no key {name}."
-        problems.add(what, got=typed, fix=advise(name))
+        problems.add(what, got=typed, fix=advise(name, text))
         return None
     key = all_keys()[key_name]
     if name == "max_steps" and text == "-1":  # Hugging Face's way to say "not set"

@@ -34,7 +34,8 @@ SWITCHES = ("bf16", "fp16")
 """HF's two booleans that are one choice here: train.precision."""
 
 ADVICE: dict[str, str] = {
-    "report_to": "observe.swanlab.mode=offline|online|local|disabled",
+    "report_to": "observe.swanlab.mode=offline|online|local|disabled: SwanLab is the only tracker",
+    "torch_compile": "train.compile=layers (or elementwise)",
     "do_train": "leave it out: `wikillm train` trains and evaluates",
     "do_eval": "leave it out: `wikillm train` evaluates every train.eval_steps and at the end",
     "do_predict": "`wikillm eval` or `wikillm generate`",
@@ -94,7 +95,7 @@ UNSUPPORTED = frozenset({
     "log_level_replica", "log_on_each_node", "logging_nan_inf_filter", "metric_for_best_model",
     "neftune_noise_alpha", "optim_args", "optim_target_modules", "parallelism_config", "prediction_loss_only",
     "project", "remove_unused_columns", "restore_callback_states_from_checkpoint", "save_on_each_node",
-    "save_only_model", "skip_memory_metrics", "tf32", "torch_compile", "torch_compile_backend",
+    "save_only_model", "skip_memory_metrics", "tf32", "torch_compile_backend",
     "torch_compile_mode", "torch_empty_cache_steps", "trackio_bucket_id", "trackio_space_id",
     "trackio_static_space_id", "use_cache", "use_liger_kernel",
 })  # fmt: skip

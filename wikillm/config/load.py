@@ -156,9 +156,14 @@ def _settings(entries: Mapping[str, Entry], name: str, layer: Layer, problems: P
         elif key not in REMOVED:
             unknown_sections += [key] if entry.is_mapping else []
             near = did_you_mean(key, section_names()) if entry.is_mapping else None
-            fix = f"did you mean {near}?" if near else advise(key)
+            fix = f"did you mean {near}?" if near else advise(key, _typed(entry.value))
             problems.add(f"There is no {'section' if entry.is_mapping else 'key'} {key}.", got=where, fix=fix)
     return settings
+
+
+def _typed(value: object) -> str:
+    """A scalar of a file as it would stand on the command line; nothing for a list or a mapping."""
+    return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
 
 
 def _validate(merged: Mapping[str, Setting], problems: Problems) -> Resolved | None:

@@ -89,6 +89,12 @@ def test_a_secret_is_declared_as_one_for_sky(
     assert "canary" not in shown and "--secret SWANLAB_API_KEY" in shown
 
 
+def test_flags_may_be_spelled_as_other_launchers_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "torchrun", "--gpus_per_node=2", "--master_port", "29501", "--print"]) == 0
+    shown = capsys.readouterr().out
+    assert "--nproc_per_node 2" in shown and "--master_port 29501" in shown
+
+
 def test_a_line_break_does_not_leave_the_comment(capsys: pytest.CaptureFixture[str]) -> None:
     word = "observe.sample_prompts=one\n#SBATCH --uid=0"
     assert main(["launch", "slurm", "--gpus", "1", word, "--print"]) == 0

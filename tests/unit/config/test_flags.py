@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,8 @@ import pytest
 from wikillm.config.flags import flag_to_key, parse_arguments
 from wikillm.config.hf_names import ADVICE, ALIASES, SWITCHES, UNSUPPORTED
 from wikillm.config.keys import all_keys
+from wikillm.config.load import load
+from wikillm.config.other_names import OTHER_NAMES
 from wikillm.core.errors import ConfigError, Problems
 
 
@@ -110,3 +115,95 @@ def test_every_training_argument_has_an_answer() -> None:
     assert names - answered == set()
     # A name that has a key must not also be called unsupported.
     assert {name for name in UNSUPPORTED if flag_to_key(name)} == set()
+
+
+# Habits of other trainers, near misses of our own names, and the key that is meant.
+NEIGHBOURS = {
+    "--batch_size 8": "train.per_device_train_batch_size=8",
+    "--batchsize 8": "train.per_device_train_batch_size=8",
+    "--bach_size 8": "train.per_device_train_batch_size=8",
+    "--device_batch_size 8": "train.per_device_train_batch_size=8",
+    "--micro-batch-size 8": "train.per_device_train_batch_size=8",
+    "--global_batch_size 256": "train.global_batch_tokens=N, in tokens: 256 sequences",
+    "--total_batch_size 524288": "train.global_batch_tokens=524288",
+    "--per_device_batch_size 8": "train.per_device_train_batch_size=8",
+    "--eval_batch_size 8": "train.per_device_eval_batch_size=8",
+    "--epochs 2": "train.num_train_epochs=2",
+    "--num_epochs 2": "train.num_train_epochs=2",
+    "--epoch=2": "train.num_train_epochs=2",
+    "--max_iters 100": "train.max_steps=100",
+    "--num_iterations 100": "train.max_steps=100",
+    "--max_step 100": "train.max_steps",
+    "--flash_attn": "model.attn_implementation=flash_attention_2",
+    "--use_flash_attn true": "model.attn_implementation=flash_attention_2",
+    "--flash-attn fa2": "model.attn_implementation=flash_attention_2",
+    "--seq_len 1024": "train.sequence_length=1024",
+    "--cutoff_len 1024": "train.sequence_length=1024",
+    "--max_lr 1e-3": "train.learning_rate=1e-3",
+    "--learning_rat 1e-3": "train.learning_rate",
+    "--min_lr 1e-5": "train.min_lr_ratio",
+    "--lr_scheduler cosine": "train.lr_scheduler_type",
+    "--warmup_iters 10": "train.warmup_steps=10",
+    "--num_warmup_steps 10": "train.warmup_steps=10",
+    "--grad_clip 1.0": "train.max_grad_norm=1.0",
+    "--gradient_clipping 1.0": "train.max_grad_norm=1.0",
+    "--accumulation_steps 4": "train.gradient_accumulation_steps=4",
+    "--grad_accum_steps 4": "train.gradient_accumulation_steps=4",
+    "--bf16_full_eval": "train.precision=bf16",
+    "--mixed_precision bf16": "train.precision",
+    "--deepspeed_config ds.json": "--deepspeed ds.json",
+    "--zero_stage 2": "--deepspeed zero2",
+    "--log_interval 10": "train.logging_steps=10",
+    "--eval_interval 10": "train.eval_steps=10",
+    "--save_interval 10": "train.save_steps=10",
+    "--out_dir 'my runs'": "run.dir='my runs'",
+    "--data_path a.jsonl": "data.path=a.jsonl",
+    "--dataset a": "data.path=a",
+    "--tokenizer_path t": "data.tokenizer=t",
+    "--n_layer 4": "model.num_hidden_layers=4",
+    "--depth 4": "model.num_hidden_layers=4",
+    "--num_heads 4": "model.num_attention_heads=4",
+    "--n_embd 64": "model.hidden_size=64",
+    "--use_wandb": "SwanLab is the only tracker",
+    "--wandb_project p": "SwanLab is the only tracker",
+    "--swanlab_project p": "observe.swanlab.project=p",
+    "--report_to wandb": "SwanLab is the only tracker",
+    "--report_to tensorboard": "tensorboard is not supported",
+    "--report_to=none": "observe.swanlab.mode=disabled",
+    "--report_to swanlab": "observe.swanlab.mode=online",
+    "--report_to": "SwanLab is the only tracker",
+    "--from_resume 1": "--resume auto",
+    "--pretrained m": "model.init_from=FOLDER",
+    "--use_compile": "train.compile",
+    "--num_gpus 2": "deepspeed --num_gpus N",
+    "--world_size 2": "torchrun --nproc_per_node N",
+    "--val_ratio 0.1": "data.val_fraction=0.1",
+    "--lora_rank 8": "it has no fine-tuning",
+}
+
+
+@pytest.mark.parametrize("typed", NEIGHBOURS)
+def test_a_name_of_another_trainer_is_answered_with_the_key_that_is_meant(typed: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load(None, shlex.split(typed))
+    assert NEIGHBOURS[typed] in (refused.value.fix or ""), refused.value
+
+
+def test_what_stands_in_the_table_of_other_names_is_none_of_ours() -> None:
+    for name in OTHER_NAMES:
+        assert flag_to_key(name) is None and name not in ADVICE, name
+
+
+def test_the_keys_that_are_advised_exist() -> None:
+    for name, advice in OTHER_NAMES.items():
+        for key in re.findall(r"\b((?:run|data|model|train|observe)\.[\w.]+)=", advice):
+            assert key in all_keys(), (name, key)
+
+
+def test_a_yaml_file_is_answered_alike(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("train:\n  batch_size: 8\n  epochs: 2\nreport_to: wandb\n")
+    with pytest.raises(ConfigError) as refused:
+        load(str(tmp_path / "run.yaml"))
+    said = str(refused.value)
+    for part in ("train.per_device_train_batch_size=8", "train.num_train_epochs=2", "SwanLab is the only tracker"):
+        assert part in said
