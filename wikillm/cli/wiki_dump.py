@@ -28,7 +28,6 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     """
     from wikillm.config.flags import parse_arguments
     from wikillm.core.errors import Problems
-    from wikillm.data.attribution import site_of
     from wikillm.data.filters.settings import has_minhash, has_opencc
     from wikillm.data.sources.locate import locate
     from wikillm.data.sources.remote import scheme_of
@@ -53,8 +52,8 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     if not has_minhash():
         wanted["data.dedup"] = "exact"
         notes.append("near copies stay: rensa is not installed (pip install 'wikillm[wiki]')")
-    sites = [site_of(source) for source in sources]
-    is_chinese = any(site["dbname"] == "zhwiki" or "://zh." in site["base"] for site in sites)
+    sites = [source.site for source in sources]
+    is_chinese = any(site.dbname == "zhwiki" or "://zh." in site.base for site in sites)
     if is_chinese or any("zhwiki" in name for name in addresses):
         wanted["data.convert"] = "t2s" if has_opencc() else "none"
         if not has_opencc():

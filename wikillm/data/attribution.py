@@ -7,7 +7,6 @@ sources only. Both depend on the sources and nothing else.
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +14,12 @@ from pathlib import Path
 from wikillm.core.files import write_atomic
 from wikillm.core.printable import printable
 from wikillm.data.clean import title_of
-from wikillm.data.sources.streams import head
 from wikillm.data.types import SourceFile
 
 ATTRIBUTION_NAME, TITLES_FOLDER = "ATTRIBUTION.md", "attribution"
-_HEAD_BYTES = 1 << 16
 _PAGE_ID = re.compile(rb"<id>\s*(\d+)\s*</id>")
 _REVISION_ID = re.compile(rb"<revision>\s*<id>\s*(\d+)\s*</id>")
 _DATE = re.compile(r"(?<!\d)(20\d\d)-?(\d\d)-?(\d\d)(?!\d)")
-_SITE = {name: re.compile(rf"<{name}>(.*?)</{name}>".encode(), re.DOTALL) for name in ("sitename", "dbname", "base")}
 
 
 def write_titles(store: Path, number: int, pages: Sequence[tuple[int, int, bytes]]) -> None:
@@ -41,17 +37,6 @@ def write_titles(store: Path, number: int, pages: Sequence[tuple[int, int, bytes
     write_atomic(folder / f"{number:05d}.tsv", "".join(lines))
 
 
-def site_of(source: SourceFile) -> dict[str, str]:
-    """`sitename`, `dbname` and `base` of a dump's own description; empty strings where it has none."""
-    start = head(source, _HEAD_BYTES)
-    return {
-        name: " ".join(html.unescape(found[1].decode("utf-8", "replace")).split())
-        if (found := form.search(start))
-        else ""
-        for name, form in _SITE.items()
-    }
-
-
 def write_attribution(store: Path, sources: Sequence[tuple[SourceFile, str]]) -> None:
     """`ATTRIBUTION.md` for the MediaWiki dumps among `sources`, each given with its sha256; nothing without any."""
     dumps = [
@@ -61,12 +46,13 @@ def write_attribution(store: Path, sources: Sequence[tuple[SourceFile, str]]) ->
         return
     parts = [_HEADING]
     for number, source, digest in dumps:
-        site, name = site_of(source), source.url or Path(source.path).name
-        base = site["base"].rpartition("/wiki/")[0]
+        site = source.site
+        name = source.url or Path(source.path).name
+        base = site.base.rpartition("/wiki/")[0]
         dated = _DATE.search(name)
         parts.append(
-            f"\n## Source {number}: {site['sitename'] or 'a MediaWiki site'}"
-            + (f" ({site['dbname']})" if site["dbname"] else "")
+            f"\n## Source {number}: {site.name or 'a MediaWiki site'}"
+            + (f" ({site.dbname})" if site.dbname else "")
             + f"\n\n- dump: `{name}`, {source.size} bytes, sha256 `{digest}`\n"
             + f"- date of the dump: {'-'.join(dated.groups()) if dated else 'not in the name of the file'}\n"
             + f"- the article TITLE with its authors: {base or 'https://SITE'}/wiki/TITLE, then its history\n"

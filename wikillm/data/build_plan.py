@@ -66,7 +66,8 @@ class BuildPlan:
     @property
     def clean_job(self) -> CleanJob:
         formats = tuple(source.format for source in self.sources)
-        return CleanJob(formats, self.text_key, self.filters, self.drop_list)
+        sites = tuple(source.site for source in self.sources)
+        return CleanJob(formats, self.text_key, self.filters, self.drop_list, sites)
 
     def shard_job(self, backend: str) -> ShardJob:
         """What builds one shard with the encoder `backend`, in this or another process."""

@@ -9,6 +9,7 @@ NFC-normalised here, so that hashes, byte counts and tokens speak of the same ch
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -17,12 +18,15 @@ from functools import partial
 import orjson
 
 from wikillm.data.sources.json_value import parse_json
+from wikillm.data.sources.revisions import with_newest_revision
 from wikillm.data.sources.rows import parse_row
 from wikillm.data.sources.split import BOM
-from wikillm.data.types import Dropped
+from wikillm.data.types import Dropped, WikiSite
 from wikillm.data.wikitext import DamagedWikitext, text_of_wikitext
+from wikillm.data.wikitext_names import REDIRECTS
+from wikillm.data.wikitext_site import prefix_of, site_names
 
-CLEANER_VERSION = 1
+CLEANER_VERSION = 2
 MIN_ARTICLE_CHARACTERS = 64
 """A cleaned article shorter than this (title not counted) is a stub of a template, a list of links or a soft redirect."""
 
@@ -40,10 +44,10 @@ Clean = Callable[[bytes, int], str | Dropped]
 """From a record and its offset to its text, or why it has none. Never raises for what a source may hold."""
 
 
-def cleaner(format: str, text_key: str) -> Clean:
-    """What cleans the records of one source."""
+def cleaner(format: str, text_key: str, site: WikiSite = WikiSite()) -> Clean:
+    """What cleans the records of one source. `site` is what a MediaWiki export says about its wiki."""
     if format == "mediawiki":
-        return _clean_page
+        return partial(_clean_page, site=site)
     if format in ("text", "blocks", "lines", "parquet"):
         return _clean_plain
     return partial(_clean_row if format == "csv" else _clean_json, text_key=text_key)
@@ -116,9 +120,19 @@ def _clean_row(payload: bytes, _: int, text_key: str) -> str | Dropped:
     return _normalized(row, values[text_key])
 
 
-def _clean_page(payload: bytes, _: int) -> str | Dropped:
+_REDIRECT = re.compile(r"\s*#\s?(\w+)\s*:?\s*\[\[")
+
+
+def _is_redirect(wikitext: str) -> bool:
+    """For exports without `<redirect>` (schema 0.3): `#REDIRECT [[title]]` in any language at the start of the page."""
+    found = _REDIRECT.match(wikitext)
+    return found is not None and found[1].casefold() in REDIRECTS
+
+
+def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:
     try:
-        page = ElementTree.fromstring(payload)  # a page alone has no DOCTYPE, so no entity can expand
+        # A page alone has no DOCTYPE, so no entity can expand.
+        page = ElementTree.fromstring(with_newest_revision(payload))
     except ElementTree.ParseError as error:
         return _bad(payload, "not well-formed XML", str(error))
     title = page.findtext("title") or ""
@@ -127,16 +141,18 @@ def _clean_page(payload: bytes, _: int) -> str | Dropped:
     def dropped(reason: str) -> Dropped:
         return Dropped(reason, len(wikitext))
 
-    if page.findtext("ns", "0").strip() != "0":
+    namespace = page.findtext("ns")
+    is_article = prefix_of(title) not in site_names(site).others if namespace is None else namespace.strip() == "0"
+    if not is_article:
         return dropped("other namespace")
-    if page.find("redirect") is not None or wikitext.lstrip()[:12].lower().startswith(("#redirect", "#重定向")):
+    if page.find("redirect") is not None or _is_redirect(wikitext):
         return dropped("redirect")
     if (page.findtext("revision/model") or "wikitext") != "wikitext":
         return dropped("not wikitext")
     if not wikitext.strip():
         return dropped("empty")
     try:
-        body = unicodedata.normalize("NFC", text_of_wikitext(wikitext))
+        body = unicodedata.normalize("NFC", text_of_wikitext(wikitext, site))
     except (DamagedWikitext, RecursionError):
         return dropped("damaged wikitext")
     if len(body) < MIN_ARTICLE_CHARACTERS:

@@ -15,7 +15,7 @@ from wikillm.data.filters.settings import Filters
 from wikillm.data.funnel import Funnel, Tally
 from wikillm.data.sources.read import RawShard
 from wikillm.data.sources.spans import Span
-from wikillm.data.types import Batch, Dropped, DroppedItem
+from wikillm.data.types import Batch, Dropped, DroppedItem, WikiSite
 
 TOO_LONG = "longer than data.max_document_bytes"
 _LONGEST_TEXT = 16 << 20
@@ -43,6 +43,7 @@ class CleanJob:
     text_key: str
     filters: Filters = Filters()
     drop_list: DropList | None = None
+    sites: tuple[WikiSite, ...] = ()  # of the sources; empty: nothing is known of any
 
     def __call__(self, raw: RawShard, report: Report) -> tuple[list[str], Funnel]:
         """The texts in order, and what became of all records."""
@@ -56,13 +57,14 @@ class CleanJob:
     def batches(self, raw: RawShard) -> Iterator[Batch]:
         """What came of each span, in order."""
         copies = {} if self.drop_list is None else self.drop_list.between(_ranges(raw.spans))
-        clean = {format: self._cleaner(format) for format in set(self.formats)}
+        kinds = tuple(zip(self.formats, self.sites or (WikiSite(),) * len(self.formats), strict=True))
+        clean = {kind: self._cleaner(*kind) for kind in set(kinds)}
         for span in raw.spans:
-            yield _cleaned(span, clean[self.formats[span.source]], copies)
+            yield _cleaned(span, clean[kinds[span.source]], copies)
 
-    def _cleaner(self, format: str) -> Clean:
-        """Cleaning and filters for the records of one format."""
-        clean = cleaner(format, self.text_key)
+    def _cleaner(self, format: str, site: WikiSite) -> Clean:
+        """Cleaning and filters for the records of one format, from one wiki."""
+        clean = cleaner(format, self.text_key, site)
         if self.filters.is_idle:
             return clean
         pipeline = open_pipeline(self.filters)

@@ -11,7 +11,10 @@ import re
 PREFERRED = ("zh-cn", "zh-hans", "zh-sg", "zh-my", "zh")
 """Variants from the most to the least wanted; when none is there, the first that is written counts."""
 
-_INNERMOST = re.compile(r"-\{((?:(?!-\{|\}-).)*)\}-", re.DOTALL)
+_OPEN = r"-\{(?!\{(?!\{))"  # `-{{` is a hyphen before a template
+_CLOSE = r"(?:(?<!\})|(?<=\}\}))\}-"  # `}}-` is one behind it
+_INNERMOST = re.compile(rf"{_OPEN}((?:(?!{_OPEN}|{_CLOSE}).)*){_CLOSE}", re.DOTALL)
+_UNPAIRED = re.compile(rf"{_OPEN}|{_CLOSE}")
 _FLAGS = re.compile(r"\s*(-|[A-Za-z]?(?:\s*;\s*[A-Za-z])*|zh[a-z;\s-]*)\s*\|")
 _VARIANT = re.compile(r"(?:^|;)\s*(?:[^;:|]*=>\s*)?(zh(?:-[a-z]+)*)\s*:", re.DOTALL)
 _SILENT = frozenset("THD-")  # page title, hidden rule, description, removed rule: they show nothing
@@ -26,6 +29,11 @@ def resolve_variants(wikitext: str) -> str:
         if not count:
             break
     return wikitext
+
+
+def without_unpaired(wikitext: str) -> str:
+    """Without what `resolve_variants` leaves: marks that have no partner."""
+    return _UNPAIRED.sub("", wikitext) if "-{" in wikitext or "}-" in wikitext else wikitext
 
 
 def _shown(rule: str) -> str:

@@ -17,6 +17,17 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
+class WikiSite:
+    """What a MediaWiki export says about its wiki before the first page; empty where it does not say it."""
+
+    name: str = ""
+    dbname: str = ""
+    base: str = ""  # address of the main page
+    language: str = ""  # as in xml:lang
+    namespaces: tuple[tuple[int, str], ...] = ()  # number and local name; a number may have several names
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file that was looked into. `format` is one of data.format, `compression` is none, gz, bz2, xz or zst."""
 
@@ -29,6 +40,7 @@ class SourceFile:
     url: str = ""  # where it was downloaded from
     version: str = ""  # of what is there: ETag of a server, revision of a hub
     max_field_lines: int = 1000  # of a table: data.max_field_lines
+    site: WikiSite = WikiSite()  # of a MediaWiki export
 
 
 Item = tuple[int, bytes | None, int]

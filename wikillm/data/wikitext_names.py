@@ -18,6 +18,64 @@ DROPPED_PREFIXES = _names("""
 """)
 """Links with these prefixes show a picture or sort the page; they are no text. Compared in lower case."""
 
+INTERLANGUAGE_PREFIXES = _names("""
+    aa, ab, abs, ace, ady, af, ak, als, alt, am, ami, an, ang, ann, anp, ar, arc, ary, arz, as, ast, atj, av, avk, awa, ay,
+    az, azb, ba, ban, bar, bat-smg, bbc, bcl, bdr, be, be-tarask, be-x-old, bew, bg, bh, bi, bjn, blk, bm, bn, bo, bpy, br,
+    bs, btm, bug, bxr, ca, cbk-zam, cdo, ce, ceb, ch, cho, chr, chy, ckb, co, cr, crh, cs, csb, cu, cv, cy, da, dag, de, dga,
+    din, diq, dsb, dtp, dty, dv, dz, ee, egl, el, eml, en, eo, es, et, eu, ext, fa, fat, ff, fi, fiu-vro, fj, fo, fon, fr,
+    frp, frr, fur, fy, ga, gag, gan, gcr, gd, gl, glk, gn, gom, gor, got, gpe, gsw, gu, guc, gur, guw, gv, ha, hak, haw, he,
+    hi, hif, ho, hr, hsb, ht, hu, hy, hyw, hz, ia, iba, id, ie, ig, igl, ii, ik, ilo, inh, io, is, it, iu, ja, jam, jbo, jv,
+    ka, kaa, kab, kaj, kbd, kbp, kcg, kg, kge, ki, kj, kk, kl, km, kn, knc, ko, koi, kr, krc, krl, ks, ksh, ku, kus, kv, kw,
+    ky, la, lad, lb, lbe, lez, lfn, lg, li, lij, lld, lmo, ln, lo, lrc, lt, ltg, lv, lzh, mad, mai, map-bms, mdf, mg, mh,
+    mhr, mi, min, mk, ml, mn, mni, mnw, mo, mos, mr, mrj, ms, mt, mus, mwl, my, myv, mzn, na, nah, nan, nap, nb, nds, nds-nl,
+    ne, new, ng, nia, nl, nn, no, nov, nqo, nr, nrm, nso, nup, nv, ny, oc, olo, om, or, os, pa, pag, pam, pap, pcd, pcm, pdc,
+    pfl, pi, pih, pl, pms, pnb, pnt, ps, pt, pwn, qu, rm, rmy, rn, ro, roa-rup, roa-tara, rsk, ru, rue, rup, rw, sa, sah, sat,
+    sc, scn, sco, sd, se, sg, sgs, sh, shi, shn, shy, si, simple, sk, skr, sl, sm, smn, sn, so, sq, sr, srn, ss, st, stq, su,
+    sv, sw, syl, szl, szy, ta, tay, tcy, tdd, te, tet, tg, th, ti, tig, tk, tl, tly, tn, to, tok, tpi, tr, trv, ts, tt, tum,
+    tw, ty, tyv, udm, ug, uk, ur, uz, ve, vec, vep, vi, vls, vo, vro, wa, war, wo, wuu, xal, xh, xmf, yi, yo, yue, za, zea,
+    zgh, zh, zh-cfr, zh-classical, zh-cn, zh-min-nan, zh-tw, zh-yue, zu
+""")
+"""Codes of the editions of Wikipedia. `[[en:Beijing]]` is a link in the margin, no text. Compared in lower case."""
+
+PROJECT_PREFIXES = _names("""
+    w, wikt, wiktionary, b, wikibooks, q, wikiquote, s, wikisource, n, wikinews, v, wikiversity, voy, wikivoyage, c, commons,
+    m, meta, metawikipedia, species, wikispecies, d, wikidata, mw, mediawikiwiki, wmf, wikimedia, foundation, incubator,
+    phab, phabricator, bugzilla, outreach, wikitech
+""")
+"""Sister projects: `[[wikt:word]]` shows its title. Compared in lower case."""
+
+CONVERTED_LANGUAGES = _names("zh, gan, wuu, sr, sh, kk, ku, iu, tg, uz, crh, shi, ban, ike")
+"""Languages of wikis on which `-{...}-` is language conversion; elsewhere it is text."""
+
+SWITCHES = _names("""
+    toc, notoc, forcetoc, noeditsection, nogallery, notitleconvert, notc, nocontentconvert, nocc, newsectionlink,
+    nonewsectionlink, hiddencat, noindex, staticredirect, expectunusedcategory, expectunusedtemplate, noglobal, archivedtalk,
+    notalk, expectedunconnectedpage, expectwithoutscans, noautonumber, nosearch, norelated,
+    目录, 目錄, 无目录, 無目錄, 不显目录, 不顯目錄, 强显目录, 強顯目錄, 强制目录, 強制目錄, 强行显示目录, 无段落编辑, 無段落編輯, 无编辑段落, 無編輯段落,
+    不显编辑段落, 不顯編輯段落, 无图库, 無圖庫, 不转换标题, 不轉換標題, 不转换内容, 不轉換內容, 新段落链接, 新段落鏈接, 新段落連結, 无新段落链接,
+    無新段落連結, 隐藏分类, 隱藏分類, 索引, 无索引, 無索引, 不索引, 静态重定向, 靜態重定向, 预期未使用分类, 預期未使用分類, 消歧义, 消歧義,
+    目次, 目次非表示, 目次強制, 節編集非表示, ギャラリー非表示, タイトル非変換, コンテンツ非変換, 隠しカテゴリ, 隠しカテゴリー, インデックス拒否,
+    목차, 목차없음, 목차보이기, 문단편집없음, 부분편집숨기기, 숨은분류, 색인거부,
+    inhaltsverzeichnis, kein_inhaltsverzeichnis, keininhaltsverzeichnis, inhaltsverzeichnis_erzwingen, abschnitte_nicht_bearbeiten,
+    keine_galerie, versteckte_kategorie, nicht_indexieren, sommaire, tdm, aucunsommaire, aucunetdm, forcersommaire, forcertdm,
+    sectionnoneditable, aucunegalerie, categoriecachee, aucunindex, tdc, notdc, sin_tdc, forzartdc, noeditarseccion, nogaleria,
+    categoriaoculta, semtdc, forcartdc, semeditarsecao, indice, noindice, forzaindice, inhoud, geeninhoud, inhoud_dwingen,
+    innehåll, ingeninnehållsförteckning, ingenredigerasektion, spis, bezspisu, zespisem, оглавление, оглав, без_оглавления,
+    без_огл, обязательное_оглавление, обяз_огл, без_редактирования_раздела, без_галереи, скрытая_категория, без_индекса,
+    съдържание, безсъдържание, зміст, без_змісту, mục_lục_luôn_hiện, không_mục_mục, không_mục_lục
+""")
+"""Behaviour switches, `__NOTOC__`, by what stands between the underscores. Compared in lower case."""
+
+CASED_SWITCHES = frozenset({"INDEX", "DISAMBIG", "START", "END"})
+"""Switches in this case only: `__index__` is a name in Python."""
+
+REDIRECTS = _names("""
+    redirect, 重定向, 转向, 轉向, 転送, リダイレクト, 넘겨주기, перенаправление, перенапр, перенаправлення, пренасочване, виж,
+    weiterleitung, redirection, redirección, redireccion, redirecionamento, redirecionar, rinvia, rinvio, doorverwijzing,
+    omdirigering, omdiriger, patrz, przekieruj, tam, đổi, alih, yönlendirme, uudelleenohjaus, ohjaus, přesměruj, تحويل, הפניה
+""")
+"""Words after the `#` of a page that only points to another. Compared in lower case."""
+
 TAIL_SECTIONS = _names("""
     references, reference, notes, note, footnotes, citations, notes and references, references and notes, sources,
     works cited, bibliography, further reading, external links, external link, see also, additional reading, gallery,
@@ -34,10 +92,10 @@ TAIL_SECTIONS = _names("""
 """Sections of lists and links, cut with all their subsections. Compared in lower case."""
 
 FIRST_ARGUMENT = _names("""
-    nowrap, nobr, nobreak, small, smaller, big, bigger, larger, large, em, strong, abbr, tooltip, sup, sub, ruby, ruby-ja,
-    僻字, mono, var, mvar, val, num, formatnum, nihongo, nihongo2, le, link-en, link-ja, link-de, link-fr, link-ru, ilh, ill,
+    nowrap, nobr, nobreak, small, smaller, big, bigger, larger, large, em, strong, abbr, tooltip, ruby, ruby-ja,
+    僻字, mono, var, mvar, math, bigmath, num, formatnum, nihongo, nihongo2, le, link-en, link-ja, link-de, link-fr, link-ru, ilh, ill,
     illm, 内链, interlanguage link, internal link helper, keypress, notatypo, not a typo, sic, center, resize, visible anchor,
-    vanchor, linktext, wikt
+    vanchor, linktext, wikt, sc, smallcaps, small caps
 """)
 """{{nowrap|TEXT}}: the first argument is what a reader sees."""
 
@@ -46,7 +104,7 @@ QUOTES = frozenset({"quote", "blockquote", "cquote", "quotation", "quote frame",
 
 LITERALS = {
     "ndash": " – ", "spaced ndash": " – ", "snd": " – ", "spnd": " – ", "spaced en dash": " – ", "–": " – ", "en dash": "–",
-    "mdash": "—", "em dash": "—", "—": "—", "spaced mdash": " — ", "nbsp": " ", "space": " ", "thinsp": " ", "nnbsp": " ",
+    "mdash": "—", "mdashb": "—", "em dash": "—", "—": "—", "spaced mdash": " — ", "nbsp": " ", "space": " ", "thinsp": " ", "nnbsp": " ",
     "·": " · ", "•": " · ", "dot": " · ", "middot": " · ", "bull": " · ", "!": "|", "=": "=", "'": "'", "\"": "\"", "'s": "'s",
     "pound": "£", "times": "×", "year": "", "break": "\n", "clear": "", "-": "", "bc": "BC", "ad": "AD",
     "shy": "", "zwsp": "", "zwj": "", "zwnj": "", "no.": "No. ", "number sign": "#",
@@ -61,6 +119,11 @@ RANGE_WORDS = {
     "or": " or ",
     "by": " by ",
     "x": " × ",
+    "to(-)": "–",
+    "and(-)": " and ",
+    "by(x)": " by ",
+    "to about": "–",
+    "±": " ± ",
     "×": " × ",
     "+/-": " ± ",
 }

@@ -32,7 +32,7 @@ from wikillm.data.wikitext import DamagedWikitext, text_of_wikitext
         ("[https://a.b 链接] [https://a.b] https://a.b/c 后", "链接 后"),
         ("a&nbsp;b&amp;c &lt;x&gt; __NOTOC__ __无目录__", "a b&c <x>"),
         ("* 甲\n** 乙\n# 丙\n: 丁", "- 甲\n- 乙\n- 丙\n丁"),
-        ("甲<br/>乙<small>丙</small><nowiki>[[丁]]</nowiki>", "甲\n乙丙丁"),
+        ("甲<br/>乙<small>丙</small><nowiki>[[丁]]</nowiki>", "甲\n乙丙[[丁]]"),
         ("{{quote|话语|某人}}后", "话语\n后"),
         ("甲\n\n\n\n\n乙\r\n丙", "甲\n\n乙\n丙"),
         ("[[Foo (bar)|]]{{unclosed| 甲 [[x", "{{unclosed| 甲 [[x"),

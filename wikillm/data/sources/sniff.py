@@ -23,6 +23,7 @@ from wikillm.data.sources.foreign import LONGEST_MARK, packed_parquet, refuse_bi
 from wikillm.data.sources.json_value import parse_json
 from wikillm.data.sources.read import items_of
 from wikillm.data.sources.remedy import filtered, plain_format
+from wikillm.data.sources.siteinfo import read_site, refuse_dump_index
 from wikillm.data.sources.split import BOM
 from wikillm.data.sources.streams import TYPICAL_RATIO, head
 from wikillm.data.sources.table_shape import check_header
@@ -69,7 +70,8 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
         raise DataError("A file of data.path holds nothing but white space.", got=str(path), fix="leave it out")
     source = SourceFile(str(path), size, "", compression, text_key=text_key)
     if wanted == "mediawiki" or (wanted == "auto" and re.search(r"<mediawiki[\s>]", text[:65536])):
-        return replace(source, format="mediawiki", encoding=encoding)
+        return replace(source, format="mediawiki", encoding=encoding, site=read_site(text))
+    refuse_dump_index(path, text)
     _refuse_other_encodings(source, begin, encoding)
     format = _format(source, text, is_whole=len(begin) < HEAD_BYTES) if wanted == "auto" else wanted
     if format in _LINE_FORMATS:

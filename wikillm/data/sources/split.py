@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 
 from wikillm.core.errors import DataError
+from wikillm.data.sources.revisions import GrowingPage
 from wikillm.data.types import Item
 
 BOM = b"\xef\xbb\xbf"
@@ -147,11 +148,13 @@ _TAG_BYTES = 16  # no mark that is looked for is longer
 def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> Iterator[Item]:
     """The `<page>` elements of a MediaWiki export (in its text, `<` is always written `&lt;`).
 
+    A payload holds the newest revision only; offsets and sizes are those of the whole page.
+
     Raises DataError for a DOCTYPE or entity declaration (expanding entities is how an XML bomb works; exports
     have none) and for a file that ends before `</mediawiki>`.
     """
-    buffer, base, at = b"", start, 0
-    page: int | None = None  # offset of the page being read
+    buffer, base, at = b"", start, 0  # buffer[0] is at offset `base`; before `at` all is dealt with
+    page: GrowingPage | None = None
     complete = False
     for piece in pieces:
         buffer += piece
@@ -169,22 +172,21 @@ def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> I
                 if begin is None:
                     at = max(at, len(buffer) - _TAG_BYTES)
                     break
-                page, at, complete = base + begin.start(), begin.end(), False
+                page, at, complete = GrowingPage(base + begin.start(), limit), begin.start(), False
             end = buffer.find(_PAGE_END, at)
             if end < 0:
-                at = max(at, len(buffer) - _TAG_BYTES)
+                safe = max(at, len(buffer) - _TAG_BYTES)
+                page.keep(buffer[at:safe])
+                at = safe
                 break
-            at = end + len(_PAGE_END)
-            size = base + at - page
-            held = page >= base and size <= limit
-            yield page, buffer[page - base : at] if held else None, size
-            page = None
-        keep = at if page is None or base + len(buffer) - page > limit else max(0, page - base)
-        buffer, base, at = buffer[keep:], base + keep, at - keep
+            end += len(_PAGE_END)
+            yield page.offset, page.finish(buffer[at:end]), base + end - page.offset
+            page, at = None, end
+        buffer, base, at = buffer[at:], base + at, 0
     if not complete:
         raise DataError(
             "An XML export is cut off: it ends before </mediawiki>.",
             got=f"{name}: {base + len(buffer)} bytes"
-            + (f", the last page starts at byte {page}" if page is not None else ""),
+            + (f", the last page starts at byte {page.offset}" if page is not None else ""),
             fix="download it again, and compare its checksum",
         )

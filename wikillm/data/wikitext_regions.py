@@ -1,0 +1,178 @@
+"""First look at wikitext: set apart what is not wikitext, before anything else reads the page.
+
+Comments, references and the content of tags such as `<gallery>` are cut. What stands in `<nowiki>`, `<pre>`, `<code>`,
+`<syntaxhighlight>`, `<source>`, `<math>`, `<chem>` is text or a formula, whatever it looks like: it is kept in `Regions`
+and a short mark stands in its place until the page is text. The tag that starts first wins, as in MediaWiki
+(https://www.mediawiki.org/wiki/Preprocessor_ABNF). Of a tag that is never closed only the tag is cut. One pass, in linear
+time.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+
+# Marks are of characters that XML forbids, so no dump holds them. `_MARK` is nowiki in its narrow sense.
+NOWIKI = "\x01"
+"""Stands where `<nowiki>` does: what it separates is not one mark, and stray marks in its line are meant as text."""
+_OPEN, _CLOSE = "\x02", "\x03"
+_MARK = re.compile(f"{NOWIKI}?{_OPEN}(\\d+){_CLOSE}")
+_FORBIDDEN = dict.fromkeys(map(ord, f"{NOWIKI}{_OPEN}{_CLOSE}"))
+
+_LITERAL = ("nowiki", "pre", "code", "syntaxhighlight", "source")
+_FORMULA = ("math", "chem", "ce")
+_CUT = (
+    *("ref", "references", "gallery", "timeline", "score", "imagemap", "inputbox", "templatedata", "graph", "hiero"),
+    *(
+        "categorytree",
+        "mapframe",
+        "maplink",
+        "templatestyles",
+        "style",
+        "script",
+        "indicator",
+        "includeonly",
+        "section",
+    ),
+)
+_CUT_ALONE = frozenset(("ref", "references", "gallery", "includeonly", *_LITERAL, *_FORMULA)) - {"source"}
+"""Tags that are cut where they have no partner; a lone `<source>` or `<style>` is more often a word about HTML."""
+_TAG = re.compile(
+    rf"<!--|<(/?)({'|'.join(sorted((*_LITERAL, *_FORMULA, *_CUT), key=len, reverse=True))})(?=[\s/>])([^<>]*)>",
+    re.IGNORECASE,
+)
+_ENDS = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in (*_LITERAL, *_FORMULA, *_CUT)}
+_NOWIKI_PAIR = re.compile(r"<nowiki\s*>(.*?)</nowiki\s*>|<nowiki\s*/>", re.IGNORECASE | re.DOTALL)
+_CODE_START = re.compile(r"<code(?=[\s>])[^<>]*>", re.IGNORECASE)
+_NOWIKI_START = re.compile(r"<nowiki\s*>", re.IGNORECASE)
+_STYLE_PAIR = re.compile(r"<(span|var|font|small)\b[^<>]*>([^<>]*)</\1\s*>", re.IGNORECASE)
+_QUOTED = re.compile(r"('{2,5})(?!')([^'\n]+)\1(?!')")
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+_PLAIN_FORMULA = re.compile(r"[\w\s+\-=<>().,*/'|^{}\[\]:;!?%°→⇌]{1,60}")
+
+
+class Regions:
+    """Texts that wait to be put back, and the marks that stand for them."""
+
+    def __init__(self) -> None:
+        self._texts: list[tuple[str, bool]] = []
+
+    def protect(self, text: str, *, is_block: bool = False) -> str:
+        """The mark of a text that no rule may touch. A block gets lines of its own."""
+        self._texts.append((text, is_block))
+        return f"{_OPEN}{len(self._texts) - 1}{_CLOSE}"
+
+    def restore(self, text: str) -> str:
+        """The text with what its marks stand for."""
+        return _MARK.sub(self._restored, text) if _OPEN in text else text
+
+    def _restored(self, mark: re.Match[str]) -> str:
+        text, is_block = self._texts[int(mark[1])]
+        if not is_block:
+            return text
+        before = "" if mark.start() == 0 or mark.string[mark.start() - 1] == "\n" else "\n"
+        after = "" if mark.end() == len(mark.string) or mark.string[mark.end()] == "\n" else "\n"
+        return f"{before}{text}{after}"
+
+
+def is_marked(text: str) -> bool:
+    """Whether something was set apart in `text`."""
+    return NOWIKI in text or _OPEN in text
+
+
+def set_apart(wikitext: str, regions: Regions) -> str:
+    """The page without comments and cut regions, with marks for what `regions` keeps."""
+    if is_marked(wikitext) or _CLOSE in wikitext:
+        wikitext = wikitext.translate(_FORBIDDEN)
+    kept: list[str] = []
+    at = 0  # all before it is dealt with
+    without_end: set[str] = set()  # names that have no end tag from `at` on
+    while (tag := _TAG.search(wikitext, at)) is not None:
+        kept.append(wikitext[at : tag.start()])
+        at = tag.end()
+        if tag[2] is None:  # a comment; one that is never closed hides the rest of the page
+            end = wikitext.find("-->", at)
+            at = len(wikitext) if end < 0 else end + 3
+            continue
+        name = tag[2].lower()
+        if not tag[1] and tag[3].endswith("/"):
+            kept.append(NOWIKI if name == "nowiki" else "")
+            continue
+        end_tag = None
+        if not tag[1] and name not in without_end:
+            end_tag = _end_of(name, wikitext, at)
+            if end_tag is None:
+                without_end.add(name)
+            elif _belongs_to_another(name, wikitext, at, end_tag.start()):
+                end_tag = None
+        if end_tag is None:
+            kept.append("" if name in _CUT_ALONE else tag[0])
+            continue
+        kept.append(_kept(name, tag[3], wikitext[at : end_tag.start()], regions))
+        at = end_tag.end()
+    kept.append(wikitext[at:])
+    return "".join(kept)
+
+
+def _end_of(name: str, wikitext: str, start: int) -> re.Match[str] | None:
+    """The end tag of what begins at `start`. In `<ref>` and `<code>` one that stands in `<nowiki>` does not count."""
+    end = _ENDS[name].search(wikitext, start)
+    if end is None or name not in ("ref", "code"):
+        return end
+    opened = max((pair.end() for pair in _NOWIKI_START.finditer(wikitext, start, end.start())), default=-1)
+    if opened < 0 or _ENDS["nowiki"].search(wikitext, opened, end.start()):
+        return end
+    bound = wikitext.find(f"<{name}", end.end())
+    bound = bound if bound >= 0 else len(wikitext)
+    shown = _ENDS["nowiki"].search(wikitext, end.end(), bound)
+    return shown and _ENDS[name].search(wikitext, shown.end(), bound) or end
+
+
+def _belongs_to_another(name: str, wikitext: str, start: int, end: int) -> bool:
+    """Whether the end tag at `end` is not that of the `<ref>` or `<code>` before `start`, which has none."""
+    if name not in ("ref", "code"):
+        return False
+    if wikitext.find("\n==", start, end) >= 0:  # neither goes on into another section
+        return True
+    nested = _CODE_START.search(wikitext, start, end) if name == "code" else None
+    return nested is not None and not wikitext[start : nested.start()].isspace() and nested.start() > start
+
+
+def _kept(name: str, attributes: str, content: str, regions: Regions) -> str:
+    """What stands for a region in the page: a mark, or nothing."""
+    if name == "nowiki":
+        return NOWIKI + regions.protect(_decoded(content)) if content else NOWIKI
+    if name in _FORMULA:
+        formula = _decoded(content).strip()
+        return regions.protect(formula) if _PLAIN_FORMULA.fullmatch(formula) else ""
+    if name in ("syntaxhighlight", "source"):
+        code = content.strip("\r\n").rstrip()
+        is_inline = re.search(r"\binline\b|\benclose\s*=\s*[\"']?none", attributes, re.IGNORECASE) is not None
+        return regions.protect(code, is_block=not is_inline) if code else ""
+    if name == "pre":
+        shown = _decoded(_NOWIKI_PAIR.sub(r"\1", content)).strip("\r\n").rstrip()
+        return regions.protect(shown, is_block=True) if shown.strip() else ""
+    if name == "code":
+        return regions.protect(_decoded(_code(content))) if content.strip() else content
+    return ""
+
+
+def _code(content: str) -> str:
+    """`<code>` as it is shown: in it MediaWiki knows nowiki, styles and entities."""
+    if (nested := _CODE_START.match(content.lstrip())) and nested.end() < len(content.strip()):
+        content = content.lstrip()[nested.end() :]
+    shown: list[str] = []
+    at = 0
+    for pair in _NOWIKI_PAIR.finditer(content):
+        shown += [_without_styles(content[at : pair.start()]), pair[1] or ""]
+        at = pair.end()
+    return "".join([*shown, _without_styles(content[at:])])
+
+
+def _without_styles(content: str) -> str:
+    return _QUOTED.sub(r"\2", _STYLE_PAIR.sub(r"\2", content))
+
+
+def _decoded(text: str) -> str:
+    """Entities as characters; what lacks its semicolon is text."""
+    return _ENTITY.sub(lambda entity: html.unescape(entity[0]), text) if "&" in text else text

@@ -1,0 +1,46 @@
+"""Superscripts and subscripts in plain text: `10<sup>8</sup>` is 10⁸, not 108.
+
+Digits and signs become the characters Unicode has for them. What has none is marked as in TeX, `e^(iπx)` and `T_max`,
+where it follows what it belongs to; words, footnote signs and the endings of ordinals stay as they are.
+"""
+
+from __future__ import annotations
+
+import re
+
+_RAISED = str.maketrans("0123456789+-−–=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻⁼⁽⁾ⁿ")
+_LOWERED = str.maketrans("0123456789+-−–=()", "₀₁₂₃₄₅₆₇₈₉₊₋₋₋₌₍₎")
+_ALL_RAISED = re.compile(r"[0-9+\-−–=()]+|n")
+_ALL_LOWERED = re.compile(r"[0-9+\-−–=()]+")
+_ENDINGS = frozenset(
+    "st nd rd th er ère re ème eme nde de os as ma me mes mo ste ter le lle lles to ts tm sm".split()  # noqa: SIM905
+)
+_TERM = re.compile(r"[0-9A-Za-z\u0370-\u03ff\u2070-\u209f²³¹+\-−–*/.,=<>()^_'′″∞°·×]{1,24}")
+_ONE_SIGN = re.compile(r"[+\-−–]?(?:\w|[\d.,]+)|[′″'*]+")
+_ONE_NAME = re.compile(r"[+\-−–]?(?:\w|[.,′'])+")
+
+
+def superscript(text: str, before: str) -> str:
+    """`text` raised behind `before`, which is all or the last of what stands before it."""
+    shown = text.strip()
+    if _ALL_RAISED.fullmatch(shown):
+        return shown.translate(_RAISED)
+    if shown.casefold().rstrip(".") in _ENDINGS:
+        return shown
+    return _marked("^", text, shown, before, _ONE_SIGN)
+
+
+def subscript(text: str, before: str) -> str:
+    """`text` lowered behind `before`."""
+    shown = text.strip()
+    if _ALL_LOWERED.fullmatch(shown):
+        return shown.translate(_LOWERED)
+    return _marked("_", text, shown, before, _ONE_NAME)
+
+
+def _marked(sign: str, text: str, shown: str, before: str, bare: re.Pattern[str]) -> str:
+    if shown.startswith("(") and shown.endswith(")"):  # a state of matter: H₂O(l)
+        return shown
+    if not _TERM.fullmatch(shown) or not before or before[-1].isspace() or before[-1] in "([（「《—–-":
+        return text
+    return f"{sign}{shown}" if bare.fullmatch(shown) else f"{sign}({shown})"
