@@ -44,6 +44,7 @@ _TAG = re.compile(
 _ENDS = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in (*_LITERAL, *_FORMULA, *_CUT)}
 _NOWIKI_PAIR = re.compile(r"<nowiki\s*>(.*?)</nowiki\s*>|<nowiki\s*/>", re.IGNORECASE | re.DOTALL)
 _CODE_START = re.compile(r"<code(?=[\s>])[^<>]*>", re.IGNORECASE)
+_HEADING = re.compile(r"\n==")
 _NOWIKI_START = re.compile(r"<nowiki\s*>", re.IGNORECASE)
 _STYLE_PAIR = re.compile(r"<(span|var|font|small)\b[^<>]*>([^<>]*)</\1\s*>", re.IGNORECASE)
 _QUOTED = re.compile(r"('{2,5})(?!')([^'\n]+)\1(?!')")
@@ -80,13 +81,28 @@ def is_marked(text: str) -> bool:
     return NOWIKI in text or _OPEN in text
 
 
+class _Ahead:
+    """The next match of a pattern behind positions that only grow: each part of the text is searched once."""
+
+    def __init__(self, pattern: re.Pattern[str], text: str) -> None:
+        self._pattern = pattern
+        self._text = text
+        self._found = pattern.search(text)
+
+    def behind(self, at: int) -> re.Match[str] | None:
+        if self._found is not None and self._found.start() < at:
+            self._found = self._pattern.search(self._text, at)
+        return self._found
+
+
 def set_apart(wikitext: str, regions: Regions) -> str:
     """The page without comments and cut regions, with marks for what `regions` keeps."""
     if is_marked(wikitext) or _CLOSE in wikitext:
         wikitext = wikitext.translate(_FORBIDDEN)
     kept: list[str] = []
     at = 0  # all before it is dealt with
-    without_end: set[str] = set()  # names that have no end tag from `at` on
+    ends: dict[str, _Ahead] = {}
+    headings = _Ahead(_HEADING, wikitext)
     while (tag := _TAG.search(wikitext, at)) is not None:
         kept.append(wikitext[at : tag.start()])
         at = tag.end()
@@ -99,12 +115,12 @@ def set_apart(wikitext: str, regions: Regions) -> str:
             kept.append(NOWIKI if name == "nowiki" else "")
             continue
         end_tag = None
-        if not tag[1] and name not in without_end:
-            end_tag = _end_of(name, wikitext, at)
-            if end_tag is None:
-                without_end.add(name)
-            elif _belongs_to_another(name, wikitext, at, end_tag.start()):
-                end_tag = None
+        if not tag[1]:
+            if name not in ends:
+                ends[name] = _Ahead(_ENDS[name], wikitext)
+            end_tag = ends[name].behind(at)
+            if end_tag is not None and name in ("ref", "code"):
+                end_tag = _end_of_text(name, wikitext, at, end_tag, headings.behind(at))
         if end_tag is None:
             kept.append("" if name in _CUT_ALONE else tag[0])
             continue
@@ -114,28 +130,26 @@ def set_apart(wikitext: str, regions: Regions) -> str:
     return "".join(kept)
 
 
-def _end_of(name: str, wikitext: str, start: int) -> re.Match[str] | None:
-    """The end tag of what begins at `start`. In `<ref>` and `<code>` one that stands in `<nowiki>` does not count."""
-    end = _ENDS[name].search(wikitext, start)
-    if end is None or name not in ("ref", "code"):
-        return end
-    opened = max((pair.end() for pair in _NOWIKI_START.finditer(wikitext, start, end.start())), default=-1)
+def _end_of_text(
+    name: str, wikitext: str, start: int, end: re.Match[str], heading: re.Match[str] | None
+) -> re.Match[str] | None:
+    """The end tag of the `<ref>` or `<code>` that begins at `start`, when `end` is the next one; None: it has none.
+
+    Neither goes on into another section, nor has text before another `<code>` in it: then `end` belongs to another. An end
+    tag in a `<nowiki>` that ends behind it does not count.
+    """
+    if heading is not None and heading.start() < end.start():
+        return None
+    nested = _CODE_START.search(wikitext, start, end.start()) if name == "code" else None
+    if nested is not None and wikitext[start : nested.start()].strip():
+        return None
+    opened = max((mark.end() for mark in _NOWIKI_START.finditer(wikitext, start, end.start())), default=-1)
     if opened < 0 or _ENDS["nowiki"].search(wikitext, opened, end.start()):
         return end
     bound = wikitext.find(f"<{name}", end.end())
     bound = bound if bound >= 0 else len(wikitext)
     shown = _ENDS["nowiki"].search(wikitext, end.end(), bound)
     return shown and _ENDS[name].search(wikitext, shown.end(), bound) or end
-
-
-def _belongs_to_another(name: str, wikitext: str, start: int, end: int) -> bool:
-    """Whether the end tag at `end` is not that of the `<ref>` or `<code>` before `start`, which has none."""
-    if name not in ("ref", "code"):
-        return False
-    if wikitext.find("\n==", start, end) >= 0:  # neither goes on into another section
-        return True
-    nested = _CODE_START.search(wikitext, start, end) if name == "code" else None
-    return nested is not None and not wikitext[start : nested.start()].isspace() and nested.start() > start
 
 
 def _kept(name: str, attributes: str, content: str, regions: Regions) -> str:

@@ -16,6 +16,7 @@ _ENDINGS = frozenset(
     "st nd rd th er ère re ème eme nde de os as ma me mes mo ste ter le lle lles to ts tm sm".split()  # noqa: SIM905
 )
 _TERM = re.compile(r"[0-9A-Za-z\u0370-\u03ff\u2070-\u209f²³¹+\-−–*/.,=<>()^_'′″∞°·×]{1,24}")
+_BASE_ENDS = "'′″)]）】|\x03"  # marks of italics, and of what `wikitext_regions` set apart, among them
 _ONE_SIGN = re.compile(r"[+\-−–]?(?:\w|[\d.,]+)|[′″'*]+")
 _ONE_NAME = re.compile(r"[+\-−–]?(?:\w|[.,′'])+")
 
@@ -41,6 +42,6 @@ def subscript(text: str, before: str) -> str:
 def _marked(sign: str, text: str, shown: str, before: str, bare: re.Pattern[str]) -> str:
     if shown.startswith("(") and shown.endswith(")"):  # a state of matter: H₂O(l)
         return shown
-    if not _TERM.fullmatch(shown) or not before or before[-1].isspace() or before[-1] in "([（「《—–-":
+    if not _TERM.fullmatch(shown) or not before or not (before[-1].isalnum() or before[-1] in _BASE_ENDS):
         return text
     return f"{sign}{shown}" if bare.fullmatch(shown) else f"{sign}({shown})"

@@ -1,0 +1,188 @@
+"""Text that looks like markup, and markup that looks like text: what a reader of the page sees is kept, and only that."""
+
+from __future__ import annotations
+
+import pytest
+
+from wikillm.data.types import WikiSite
+from wikillm.data.wikitext import text_of_wikitext
+
+MARKUP = ("<!--", "-->", "<!-- x -->", "{{ name }}", "{{", "[[nodiscard]]", "[[File:A.jpg]]", "<ref>", "</ref>", "<ref>x</ref>",
+          "1-{2}-3", "-{zh-hans:甲;zh-hant:乙}-", "{|", "|}", "__NOTOC__", "== x ==", "* x", "&nbsp", "<div>", "it's 2 > 1")  # fmt: skip
+LITERAL_TAGS = ("nowiki", "pre", "syntaxhighlight", "source", "code")
+
+
+@pytest.mark.parametrize("tag", LITERAL_TAGS)
+@pytest.mark.parametrize("content", MARKUP)
+def test_what_stands_in_a_literal_region_is_text(tag, content):
+    for start, end in (
+        (f"<{tag}>", f"</{tag}>"),
+        (f"<{tag.upper()} >", f"</{tag.upper()} >"),
+        (f'<{tag} lang="c">', f"</{tag}>"),
+    ):
+        if tag == "nowiki" and "lang" in start:
+            continue
+        got = text_of_wikitext(f"甲{start}{content}{end}乙，[[丙]]<ref>注</ref>。\n\n== 节 ==\n丁<!-- 注 -->戊")
+        inside, after = got.replace("\n", " ").split("乙，")
+        assert inside.strip().split(maxsplit=0)[0].replace(" ", "") == f"甲{content}".replace(" ", "")
+        assert after.split() == ["丙。", "节", "丁戊"]
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("甲<nowiki><!--</nowiki>乙", "甲<!--乙"),
+        ("<code><nowiki>{{ name }}</nowiki></code>", "{{ name }}"),
+        ("<code>a <nowiki>''b''</nowiki> ''c'' <var>d</var> &lt;e&gt;</code>", "a ''b'' c d <e>"),
+        ("<nowiki>&lt;b&gt; &copy; &copy x &amp;lt;</nowiki>", "<b> © &copy x &lt;"),
+        ("<pre><nowiki><b></nowiki>\n  x  y\n\n\n  z\n</pre>", "<b>\n  x  y\n\n\n  z"),
+        ("前<pre>x</pre>后", "前\nx\n后"),
+        ("用<syntaxhighlight lang=c inline>a[[b]]</syntaxhighlight>和<source enclose=none>c</source>。", "用a[[b]]和c。"),
+        ('甲\n<syntaxhighlight lang="py">\nif x:\n    y = "&lt;"\n</syntaxhighlight>\n乙', '甲\nif x:\n    y = "&lt;"\n乙'),
+        # what is separated by <nowiki/> is no mark
+        ("a<nowiki/>b [<nowiki/>[x]] {<nowiki />{y}} {{<nowiki/>z|1}} [[<nowiki/>w]]", "ab [[x]] {{y}} {{z|1}} [[w]]"),
+        ("<nowiki>{{</nowiki>tl|x}}与<nowiki>[[</nowiki>y]]", "{{tl|x}}与[[y]]"),
+        ("L'<nowiki/>''homme''", "L'homme"),
+        ("（<nowiki/>）甲", "甲"),
+        ("<nowiki>* 甲</nowiki>\n<nowiki>|</nowiki> 乙", "* 甲\n| 乙"),
+        # the tag that starts first wins
+        ("<!-- <nowiki> -->甲<!-- </nowiki> -->乙", "甲乙"),
+        ("<nowiki><code></nowiki>[[甲]]</code>", "<code>甲"),
+        ("<syntaxhighlight><nowiki></syntaxhighlight>[[甲]]<nowiki>[[</nowiki>", "<nowiki>\n甲[["),
+        # regions inside others
+        ("<code><nowiki></code></nowiki></code>甲", "</code>甲"),
+        ("<ref>a<nowiki></ref></nowiki>b</ref>甲", "甲"),
+        ("<code><code>{{a}}</code></code>甲", "{{a}}甲"),
+        ("<code><nowiki></code>甲<code><nowiki>{{x}}</nowiki></code>", "<nowiki>甲{{x}}"),
+        ("[[a|<nowiki>]]</nowiki>]] {{nowrap|<nowiki>a|b</nowiki>}} '''<nowiki>'''</nowiki>'''", "]] a|b '''"),
+        ("== <code>{{x}}</code> ==\n文", "{{x}}\n文"),
+        ("{|\n| <nowiki>|}</nowiki>\n|}\n甲", "甲"),
+        # never closed: the tag goes, the text stays
+        *((f"<{tag}>甲 [[a|乙]]\n\n丙", "甲 乙\n\n丙") for tag in ("nowiki", "pre", "syntaxhighlight", "code", "math", "ref", "gallery")),
+        ("甲</nowiki>乙</pre>丙</ref>丁</code>", "甲乙丙丁"),
+        ("甲<ref name=x>乙\n== 节 ==\n丙<ref>注</ref>丁", "甲乙\n\n节\n丙丁"),
+        ("<code>甲，[[a|乙]]。<code>{{x}}</code>丙", "甲，乙。{{x}}丙"),
+        ("HTML 的 <source> 元素 [[甲]]", "HTML 的 <source> 元素 甲"),
+        # references
+        ('甲<ref name=x/>乙<REF NAME="x" />丙<ref group="注">[[a]]</ref>丁<references><ref name=x>y</ref></references>戊', "甲乙丙丁戊"),
+        ("<!-- <ref> -->甲<!-- </ref> -->", "甲"),
+        # formulas: short plain ones are text, others go
+        ("<math>1-{2}-3</math>", "1-{2}-3"),
+        ("设<math>x &lt; y</math>，<math>\\frac{a}{b}</math>，<chem>H2O</chem>，<math>a[[b]]</math>。", "设x < y，，H2O，a[[b]]。"),
+        # content that is not shown
+        *((f"甲<{tag}>{{{{x}} -{{y}}- [[z]] <!-- </{tag}>乙", "甲乙") for tag in ("gallery", "score", "templatedata", "timeline", "graph", "hiero")),
+        ("甲<section begin=a />乙<templatestyles src='x.css'/>丙", "甲乙丙"),
+        # characters that entities stand for are text
+        ("&lt;br&gt;标签 &#91;&#91;x&#93;&#93; &#123;&#123;a&#125;&#125; &lt;ref&gt;y &#39;&#39;z", "<br>标签 [[x]] {{a}} <ref>y ''z"),
+        ("a{{!}}b ''Eagle''{{'}}s", "a|b Eagle's"),
+    ],
+)  # fmt: skip
+def test_regions(wikitext, text):
+    assert text_of_wikitext(wikitext) == text
+
+
+def test_marks_of_regions_that_stand_in_the_page_are_no_marks():
+    assert text_of_wikitext("甲\x020\x03乙\x01<nowiki>丙</nowiki>") == "甲0乙丙"
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["<nowiki>", "</nowiki>", "<code><nowiki></code>", "<ref><nowiki></ref>", "<code>", "<math>", "<nowiki/>", "__a", "'''a''"],
+)  # fmt: skip
+@pytest.mark.parametrize("end", ["", "</code></ref></nowiki></math>\n"])
+def test_long_runs_of_tags_are_cleaned(part, end):  # in linear time: some of these would take minutes otherwise
+    got = text_of_wikitext(f"文字。{part * 20_000}\n== 节 ==\n{end}结尾")
+    assert got.startswith("文字。")
+    assert got.endswith("结尾")
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("3×10<sup>8</sup>米，10<sup>-8</sup>，10<sup>&minus;8</sup>，m<sup>2</sup>", "3×10⁸米，10⁻⁸，10⁻⁸，m²"),
+        ("H<sub>2</sub>O，Ca<sup>2+</sup>，SO<sub>4</sub><sup>2−</sup>，<sup>14</sup>C", "H₂O，Ca²⁺，SO₄²⁻，¹⁴C"),
+        ("log<sub>2</sub>8，1010<sub>2</sub>，x<sup>n</sup>，''x''<sub>''i''</sub>", "log₂8，1010₂，xⁿ，x_i"),
+        ("2<sup>k</sup>，e<sup>iπx</sup>，T<sub>max</sub>，a<sup>n+1</sup>，10<sup>8.5</sup>", "2^k，e^(iπx)，T_max，a^(n+1)，10^8.5"),
+        ("10<SUP>10<sup>2</sup></SUP>", "10^(10²)"),
+        ("the 1<sup>st</sup>, M<sup>me</sup>, H<sub>2</sub>O<sub>(l)</sub>", "the 1st, Mme, H₂O(l)"),
+        ("词<sup>[1]</sup>，<sup>a</sup>注，<small><sup>说明文字</sup></small>，<sup></sup>空", "词[1]，a注，说明文字，空"),
+        ("10{{sup|8}}，H{{sub|2}}O，3{{e|8}}，{{10^|-3}}", "10⁸，H₂O，3×10⁸，10⁻³"),
+        ("{{val|2.998|e=8|u=m/s}}，{{val|1.5|0.2|e=3}}，{{val|7}}", "2.998×10⁸ m/s，(1.5±0.2)×10³，7"),
+        ("{{chem|H|2|O}}，{{chem|SO|4|2-}}，{{chem|C|n|H|2n+2}}，{{math|1=x<sup>2</sup> = 4}}", "H₂O，SO₄²⁻，C_nH_(2n+2)，x² = 4"),
+        ("{{convert|100|km2|sqmi}}，{{convert|5|to|10|sqmi|km2}}，{{convert|6|ft|4|in|m}}，{{cvt|20|C}}", "100 km²，5–10 sq mi，6 ft 4 in，20 °C"),
+        ("{{convert|3|Moilbbl/d}}，{{convert|2|e6acre}}，{{convert|30|PD/sqmi}}，{{convert|2|x|3|m}}", "3 million barrels/d，2 million acres，30/sq mi，2 × 3 m"),
+    ],
+)  # fmt: skip
+def test_raised_and_lowered_text(wikitext, text):
+    assert text_of_wikitext(wikitext) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["!Kung人居住在沙漠", "|x| 是绝对值", "||x|| 是范数", "|-5| = 5", "|+1| 与 |-1|", "!important 很重要\n| 第二行", "| 一行\n\n| 又一行", "a | b"],
+)  # fmt: skip
+def test_lines_that_begin_like_cells_are_text_outside_tables(text):
+    assert text_of_wikitext(text) == text
+    assert text_of_wikitext(f"{{|\n! h\n|-\n| c\n|}}\n{text}") == text
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("{| class=x\n| a\n! b\n\n正文，未闭合", "正文，未闭合"),
+        ("{{s-start}}\n| a\n|-\n| b || c\n|}\n后", "后"),
+        ("{{s-start}}\n! a\n|- style=x\n| b\n{{s-end}}\n|x| 后", "|x| 后"),
+        ("前\n{|\n|}尾", "前\n尾"),
+        ("[[!Kung]]人", "!Kung人"),
+    ],
+)
+def test_rows_of_tables_that_do_not_pair_go(wikitext, text):
+    assert text_of_wikitext(wikitext) == text
+
+
+SWITCHES = "NOTOC notoc NoToc TOC ForceToc NOEDITSECTION noeditsection NOGALLERY hiddencat NoIndex INDEX 无目录 無目錄 不转换标题 目次非表示 KEIN_INHALTSVERZEICHNIS без_оглавления"  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SWITCHES.split())
+def test_switches_go_in_any_case_and_language(name):
+    assert text_of_wikitext(f"甲__{name}__乙\n__{name}____notoc__\n丙") == "甲乙\n\n丙"
+
+
+def test_other_words_between_underscores_are_text():
+    text = "__init__ 与 __FILE__、__index__、a__b__c、____"
+    assert text_of_wikitext(text) == text
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("''Iliad'''s 与 '''b''''s", "Iliad's 与 b's"),
+        ("'''''甲'''乙''，''丙'' '''丁'''", "甲乙，丙 丁"),
+        ("'''''甲''''' 'a' ''b''", "甲 'a' b"),
+    ],
+)
+def test_apostrophes(wikitext, text):
+    assert text_of_wikitext(wikitext) == text
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("[[Re:從零開始的異世界生活]]、[[CSI:犯罪现场]]与[[D.Gray-man]]", "Re:從零開始的異世界生活、CSI:犯罪现场与D.Gray-man"),
+        ("[[NCIS:洛杉矶]][[Ys:III]][[Go: A]][[K:甲]][[Fate:乙]]", "NCIS:洛杉矶Ys:IIIGo: AK:甲Fate:乙"),
+        ("甲[[en:Beijing]][[JA:北京]][[zh-min-nan:Pak-kiaⁿ]][[simple:Beijing]]乙", "甲乙"),
+        ("[[wikt:词]]，[[:en:Foo]]，[[en:Foo|富]]，[[Wikipedia:互助]]", "词，en:Foo，富，Wikipedia:互助"),
+        ("甲[[ File :x.jpg|thumb|[[a]]]][[file_:y]][[CATEGORY: z]][[媒体:w]]乙[[:Category:丙|丁]]", "甲乙丁"),
+    ],
+)  # fmt: skip
+def test_prefixes_of_links(wikitext, text):
+    assert text_of_wikitext(wikitext) == text
+
+
+def test_the_site_says_which_prefixes_hide_a_link_and_whether_variants_are_markup():
+    sv = WikiSite(language="sv", namespaces=((0, ""), (6, "Fil"), (14, "Kategori"), (-2, "Media"), (4, "Wikipedia")))
+    page = "[[Fil:S.jpg|miniatyr|250px|En bild]]a[[kategori: X]]b [[Wikipedia:Y]] {a}-{b}-{c}"
+    assert text_of_wikitext(page, sv) == "ab Wikipedia:Y {a}-{b}-{c}"
+    assert "miniatyr" not in text_of_wikitext(page.replace("250px|En bild", "x"), sv)
+    assert text_of_wikitext("[[Fil:S.jpg|文字]]", WikiSite(language="zh")) == "文字"
+    assert text_of_wikitext("-{zh-hans:甲;zh-hant:乙}- x-{未完", WikiSite(language="zh")) == "甲 x未完"
