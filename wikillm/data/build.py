@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from wikillm.core.errors import DataError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, nearest_existing, write_json
@@ -29,6 +30,7 @@ from wikillm.data.progress import Progress
 from wikillm.data.shard import shard_record_path
 from wikillm.data.sources.bz2_streams import MAX_STREAM, has_many_streams
 from wikillm.data.sources.read import LINES, Cursor, RawShard, estimated_bytes, read_shards
+from wikillm.data.sources.remedy import quoted
 from wikillm.data.sources.streams import file_and_line
 from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, shard_path
 from wikillm.data.tokenizer import TextTokenizer
@@ -104,7 +106,7 @@ def _claim(plan: BuildPlan) -> None:
     """Make the folder ours: refuse one with other content, clear what a killed build left half-written."""
     marker = plan.store / "build.json"
     if marker.exists():
-        refuse_other_facts(plan.store, json.loads(marker.read_text(encoding="utf-8"))["facts"], plan.facts)
+        refuse_other_facts(plan.store, _facts_of(marker), plan.facts)
     elif plan.store.is_dir() and any(not path.name.endswith(STAGING_SUFFIX) for path in plan.store.iterdir()):
         raise DataError(
             "The folder in data.store is neither empty nor a token store.",
@@ -129,6 +131,19 @@ def _claim(plan: BuildPlan) -> None:
             if is_alone and path.name.endswith(STAGING_SUFFIX):
                 path.unlink(missing_ok=True)
     nobody_else.release()
+
+
+def _facts_of(marker: Path) -> dict[str, Any]:
+    """What the folder of a build was begun from."""
+    try:
+        facts = json.loads(marker.read_text(encoding="utf-8"))["facts"]
+        if isinstance(facts, dict):
+            return facts
+        got = f"{marker}: its facts are no object"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        got = f"{marker}: {type(error).__name__}: {error}"
+    fix = f"remove it and build it again: rm -r {quoted(marker.parent)}"
+    raise DataError("The record of a build is damaged.", got=got, fix=fix)
 
 
 def _refuse_if_it_does_not_fit(plan: BuildPlan) -> None:
@@ -300,7 +315,7 @@ def finished_shards(store: Path) -> dict[int, ShardInfo]:
     for path in (store / "shards").glob("*.json"):
         try:
             info = ShardInfo.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, RecursionError):
             continue
         sizes = (
             (shard_path(store, split, info.number, kind), size)

@@ -110,7 +110,7 @@ class Growth:
 
     def _read_taken(self) -> None:
         """Add the records of shards that the builder has declared final; stop where one is being built again."""
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             if not self._is_ours:
                 made_from = json.loads((self.plan.store / "build.json").read_text(encoding="utf-8"))
                 self._is_ours = made_from["fingerprint"] == self.plan.fingerprint

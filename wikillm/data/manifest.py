@@ -17,6 +17,7 @@ from typing import Any
 from wikillm.core.errors import DataError
 from wikillm.data.funnel import Funnel
 from wikillm.data.sources.read import Cursor
+from wikillm.data.strict import read_strictly
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -83,16 +84,13 @@ class ShardInfo:
         return sum(split.text_bytes for split in self.splits.values())
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ShardInfo:
-        return cls(
-            number=value["number"],
-            start=Cursor(**value["start"]),
-            end=Cursor(**value["end"]),
-            is_cut=value["is_cut"],
-            funnel=Funnel.from_json(value["funnel"]),
-            splits={name: ShardSplit(**split) for name, split in value["splits"].items()},
-            backend=value.get("backend", "tokenizers"),
-        )
+    def from_json(cls, value: Any) -> ShardInfo:
+        """Raises ValueError for a record that is damaged; what was quarantined (`bad`) is left out."""
+        if isinstance(value, dict):
+            value = {name: item for name, item in value.items() if name != "bad"}
+        info = read_strictly(cls, value)
+        _check_splits(info.splits, f"shard {info.number}")
+        return info
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,27 +114,51 @@ class Manifest:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
-        """Raises DataError for another format version, KeyError or TypeError for a damaged manifest."""
-        if value.get("format_version") != FORMAT_VERSION:
+    def from_json(cls, value: Any) -> Manifest:
+        """Raises DataError for another format version, ValueError for a damaged manifest."""
+        version = value.get("format_version") if isinstance(value, dict) else None
+        if version != FORMAT_VERSION or type(version) is not int:
             raise DataError(
-                "A token store has another format version.",
-                got=f"{value.get('format_version')}, this program reads {FORMAT_VERSION}",
+                "A token store has another format version, or none.",
+                got=f"{_short(version)}, this program reads {FORMAT_VERSION}",
                 fix="build it again: remove the folder, or name another one in data.store",
             )
-        return cls(
-            fingerprint=value["fingerprint"],
-            facts=value["facts"],
-            tokenizer=TokenizerInfo(**value["tokenizer"]),
-            backend=value["backend"],
-            sources=tuple(SourceInfo(**source) for source in value["sources"]),
-            shard_bytes=value["shard_bytes"],
-            stopped_at_text_limit=value["stopped_at_text_limit"],
-            duplicates=value["duplicates"],
-            funnel=Funnel.from_json(value["funnel"]),
-            splits={name: SplitInfo(**split) for name, split in value["splits"].items()},
-            shards=tuple(ShardInfo.from_json(shard) for shard in value["shards"]),
-        )
+        manifest = read_strictly(cls, value)
+        _check(manifest)
+        return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """What the values of a finished store have to do with each other. Raises ValueError."""
+    tokenizer, fraction = manifest.tokenizer, manifest.facts.get("data.val_fraction")
+    if not 0 < tokenizer.length <= 2**32:
+        raise ValueError(f"tokenizer.length: {tokenizer.length} is no number of token ids")
+    if tokenizer.eos_id >= tokenizer.length:
+        raise ValueError(f"tokenizer.eos_id: {tokenizer.eos_id} is outside the vocabulary of {tokenizer.length}")
+    if type(fraction) is not float or not 0 < fraction < 1:
+        raise ValueError(f"facts.data.val_fraction: {_short(fraction)} is not a share between 0 and 1")
+    if set(manifest.backend) != {"name", "version"}:
+        raise ValueError(f"backend: it has {', '.join(sorted(manifest.backend)) or 'nothing'}, not name and version")
+    if not manifest.shards:
+        raise ValueError("shards: there are none, and a finished store has at least one")
+    for number, shard in enumerate(manifest.shards):
+        if shard.number != number:
+            raise ValueError(f"shards[{number}].number: {shard.number}")
+        _check_splits(shard.splits, f"shards[{number}]")
+    _check_splits(manifest.splits, "splits")
+    for name, split in manifest.splits.items():
+        for what in ("tokens", "documents", "text_bytes"):
+            total = sum(getattr(shard.splits[name], what) for shard in manifest.shards)
+            if total != getattr(split, what):
+                raise ValueError(f"splits.{name}.{what}: {getattr(split, what)}, and {total} in all shards")
+
+
+def _check_splits(splits: Mapping[str, SplitInfo | ShardSplit], place: str) -> None:
+    if set(splits) != {"train", "val"}:
+        raise ValueError(f"{place}: its splits are {', '.join(sorted(splits))}")
+    for name, split in splits.items():
+        if split.documents > split.tokens or (split.tokens and not split.documents):
+            raise ValueError(f"{place}: {split.documents} documents of {split.tokens} tokens in {name}")
 
 
 def fingerprint_of(facts: Mapping[str, Any]) -> str:

@@ -159,9 +159,11 @@ class _Found:
     def look(cls, cfg: DataSection, sources: tuple[SourceFile, ...], memory: Path, relay: Path) -> _Found:
         """Take from `memory` what an earlier preparation of the same files found, find the rest, remember it."""
         known: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             known = json.loads(memory.read_text(encoding="utf-8"))
-        digests = known.get("digests") or _digests(sources, relay)
+        digests = known.get("digests") if isinstance(known, dict) else None
+        if not isinstance(digests, list) or [type(one) for one in digests] != [str] * len(sources):
+            known, digests = {}, _digests(sources, relay)
         effective = min(estimated_bytes(sources), cfg.max_text_bytes or estimated_bytes(sources))
         tokenizer = choose_tokenizer(cfg.tokenizer, effective, ask_hubs=not known.get("hubs_failed", False))
         hubs_failed = known.get("hubs_failed", False) or (cfg.tokenizer == "auto" and tokenizer.folder is None)

@@ -95,7 +95,8 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
             files[tok] = ShardFile(part.tokens * TOKEN.itemsize, part.tok_sha256)
             files[idx] = ShardFile(part.documents * INDEX.itemsize, part.idx_sha256)
     afar = RemoteShards(url, folder, cache, files)
-    train, val = (TokenStream(folder, split, manifest.shards, afar) for split in SPLITS)
+    length = manifest.tokenizer.length
+    train, val = (TokenStream(folder, split, manifest.shards, afar, length) for split in SPLITS)
     if is_main:
         say(f"data: the store at {shown(url)}, {format_size(afar.bytes)}, read through {cache.folder}")
         if cache.limit is not None and cache.limit < afar.bytes:
@@ -132,8 +133,8 @@ def _manifest(url: str, cache: Cache, asked: float) -> bytes:
 def _read(url: str, content: bytes) -> Manifest:
     try:
         return Manifest.from_json(json.loads(content))
-    except (ValueError, KeyError, TypeError) as error:
-        got = f"{shown(url)}/{MANIFEST_NAME}: {type(error).__name__}: {error}"
+    except (ValueError, RecursionError) as error:
+        got = f"{shown(url)}/{MANIFEST_NAME}: {error}"
         raise DataError(
             "This is no manifest of a token store.", got=got, fix="data.store=ADDRESS of the folder"
         ) from None

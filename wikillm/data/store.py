@@ -33,8 +33,9 @@ import numpy.typing as npt
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import sha256_file
-from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo
+from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, fingerprint_of
 from wikillm.data.order import window_ends
+from wikillm.data.sources.remedy import quoted
 from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -67,9 +68,17 @@ def shard_path(store: Path, split: str, number: int, kind: str) -> Path:
 class TokenStream:
     """The tokens of one split, as one array of `n_tokens` ids. Cheap to pickle; a copy opens its own files."""
 
-    def __init__(self, folder: Path, split: str, shards: Iterable[ShardInfo], afar: RemoteShards | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        shards: Iterable[ShardInfo],
+        afar: RemoteShards | None = None,
+        vocabulary: int | None = None,
+    ) -> None:
+        """`vocabulary`: ids from it on are refused where they are read; None where the shards were made here."""
         self.n_tokens = self.n_documents = self.text_bytes = 0
-        self._folder, self._split, self._afar = folder, split, afar
+        self._folder, self._split, self._afar, self._vocabulary = folder, split, afar, vocabulary
         self._numbers: list[int] = []  # of the shards that have tokens
         self._starts = [0]
         self._documents: list[int] = []  # of each of these shards
@@ -101,11 +110,13 @@ class TokenStream:
         if start < stop and stop <= self._starts[shard + 1]:  # within one shard: a view of the file
             begin = self._starts[shard]
             ids: npt.NDArray[np.uint32] = self._map("tok", shard)[start - begin : stop - begin]
+            self._refuse_outside(ids, self._vocabulary)
             return ids
         out = np.empty(stop - start, dtype=np.uint32)
         for shard, first, last in self._parts(start, stop):
             begin = self._starts[shard]
             out[max(begin, start) - start : min(begin + last, stop) - start] = self._map("tok", shard)[first:last]
+        self._refuse_outside(out, self._vocabulary)
         return out
 
     def document_ends(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
@@ -129,14 +140,18 @@ class TokenStream:
         counts = np.zeros(vocabulary, dtype=np.int64)
         for start in range(0, self.n_tokens, 1 << 22):
             ids = self.read(start, min(start + (1 << 22), self.n_tokens))
-            if int(ids.max()) >= vocabulary:
-                raise DataError(
-                    "A token id lies outside the vocabulary.",
-                    got=f"{int(ids.max())} in {self._folder / self._split}, vocabulary of {vocabulary}",
-                    fix="model.vocab_size=auto, or the store was made with another tokenizer",
-                )
+            self._refuse_outside(ids, vocabulary)
             counts += np.bincount(ids, minlength=vocabulary)
         return counts
+
+    def _refuse_outside(self, ids: npt.NDArray[np.uint32], vocabulary: int | None) -> None:
+        if vocabulary is None or not len(ids) or (highest := int(ids.max())) < vocabulary:
+            return
+        raise DataError(
+            "A token id lies outside the vocabulary.",
+            got=f"{highest} in {self._folder / self._split}, vocabulary of {vocabulary}",
+            fix="build the store again: it is damaged, or was made with another tokenizer",
+        )
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.n_tokens:
@@ -179,6 +194,9 @@ class TokenStream:
                 raise _unreadable(path, error) from None
         if mapped.nbytes != size:
             raise _damaged(self._folder, f"{path} has {mapped.nbytes} bytes instead of {size}")
+        tokens = self._starts[shard + 1] - self._starts[shard]
+        if kind == "idx" and len(mapped) and int(mapped["end"][-1]) != tokens:
+            raise _damaged(self._folder, f"{path} speaks of {int(mapped['end'][-1])} tokens instead of {tokens}")
         self._open[key] = mapped
         if len(self._open) > (_OPEN_FILES if self._afar is None else _OPEN_FILES_FROM_AFAR):
             self._open.popitem(last=False)
@@ -214,7 +232,7 @@ class Store:
 
     def first_shards(self, split: str, count: int) -> TokenStream:
         """A split of the first `count` shards."""
-        return TokenStream(self.dir, split, self.manifest.shards[:count], self.afar)
+        return TokenStream(self.dir, split, self.manifest.shards[:count], self.afar, self.manifest.tokenizer.length)
 
     def digest_of_first(self, shards: int) -> str:
         """sha256 over the digests of the training tokens of the first `shards` shards."""
@@ -249,9 +267,10 @@ class Store:
                 got=f"{path} is missing" + (", the build was not finished" if (folder / "build.json").exists() else ""),
                 fix="wikillm prepare data.path=FILE (goes on where a stopped build ended)",
             ) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(folder, f"{path}: {type(error).__name__}: {error}") from None
-        train, val = (TokenStream(folder, split, manifest.shards) for split in SPLITS)
+        except (OSError, ValueError, RecursionError) as error:
+            raise _damaged(folder, f"{path}: {error}") from None
+        length = manifest.tokenizer.length
+        train, val = (TokenStream(folder, split, manifest.shards, vocabulary=length) for split in SPLITS)
         store = cls(folder, manifest, train, val)
         store._check_files(sizes=sizes)
         return store
@@ -274,19 +293,45 @@ class Store:
             raise _damaged(self.dir, f"{self.tokenizer_dir / 'tokenizer.json'} is missing")
 
     def verify(self, full: bool = False) -> None:
-        """Check sizes, and with `full` the sha256 of every shard and of the tokenizer. Raises DataError."""
+        """Check sizes, and with `full` every sha256 and that the files hold what they should. Raises DataError.
+
+        A sha256 says that a file is the one that the manifest names; that its ids are of the vocabulary, and its documents end
+        with EOS, is looked at besides.
+        """
         self._check_files(sizes=True)
         if not full:
             return
+        if fingerprint_of(self.manifest.facts) != self.manifest.fingerprint:
+            raise _damaged(self.dir, f"{self.dir / MANIFEST_NAME}: the fingerprint is not that of the facts")
         for shard in self.manifest.shards:
             for name, split in shard.splits.items():
                 for kind, digest in (("tok", split.tok_sha256), ("idx", split.idx_sha256)):
                     path = shard_path(self.dir, name, shard.number, kind)
                     if sha256_file(path) != digest:
                         raise _damaged(self.dir, f"{path}: its sha256 is not the one in the manifest")
+                self._verify_documents(shard, name)
         path = self.tokenizer_dir / "tokenizer.json"
         if sha256_file(path) != self.manifest.tokenizer.sha256:
             raise _damaged(self.dir, f"{path}: its sha256 is not the one in the manifest")
+        named, found = self.manifest.tokenizer, self.tokenizer()
+        if (named.length, named.eos_id, named.eos_token) != (found.length, found.eos_id, found.eos_token):
+            what = f"the manifest says {named.length} ids and EOS {named.eos_id} {named.eos_token!r}"
+            got = f"{path}: {found.length} ids and EOS {found.eos_id} {found.eos_token!r}; {what}"
+            raise _damaged(self.dir, got)
+
+    def _verify_documents(self, shard: ShardInfo, split: str) -> None:
+        path = shard_path(self.dir, split, shard.number, "idx")
+        index = np.fromfile(path, dtype=INDEX)
+        ends = index["end"].astype(np.int64)
+        tokens = shard.splits[split].tokens
+        if (np.diff(ends, prepend=0) < 1).any() or (int(ends[-1]) if len(ends) else 0) != tokens:
+            raise _damaged(self.dir, f"{path}: its documents are not {tokens} tokens one after the other")
+        if len(index) and int(index["source"].max()) >= len(self.manifest.sources):
+            raise _damaged(self.dir, f"{path} names a source that the manifest does not")
+        ids = np.fromfile(shard_path(self.dir, split, shard.number, "tok"), dtype=TOKEN)
+        self.train._refuse_outside(ids, self.manifest.tokenizer.length)
+        if (ids[ends - 1] != self.manifest.tokenizer.eos_id).any():
+            raise _damaged(self.dir, f"{path}: a document does not end with EOS ({self.manifest.tokenizer.eos_id})")
 
 
 def _unreadable(path: Path, error: Exception, is_cached: bool = False) -> DataError:
@@ -295,4 +340,4 @@ def _unreadable(path: Path, error: Exception, is_cached: bool = False) -> DataEr
 
 
 def _damaged(folder: Path, what: str) -> DataError:
-    return DataError("A token store is damaged.", got=what, fix=f"remove it and build it again: rm -r {folder}")
+    return DataError("A token store is damaged.", got=what, fix=f"remove it and build it again: rm -r {quoted(folder)}")

@@ -80,6 +80,9 @@ def _opened(content: bytes) -> tuple[Tokenizer, dict[str, int]]:
 def _eos_token(folder: Path, vocabulary: dict[str, int]) -> str:
     named = _config(folder).get("eos_token")
     named = named.get("content") if isinstance(named, dict) else named
+    if named is not None and not isinstance(named, str):
+        got = f"{folder / 'tokenizer_config.json'}: eos_token is {named!r}"
+        raise DataError("A tokenizer_config.json is damaged.", got=got, fix="download it again")
     candidates = (named,) if named else KNOWN_EOS
     for token in candidates:
         if token in vocabulary:
@@ -98,7 +101,7 @@ def _config(folder: Path) -> dict:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             "A tokenizer_config.json is damaged.", got=f"{path}: {error}", fix="download it again"
         ) from None

@@ -1,0 +1,206 @@
+"""Manifests that are not what `prepare` writes: refused as damaged when a store is opened, verified, or read by training."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from wikillm.cli.main import main
+from wikillm.core.errors import DataError
+from wikillm.data.growing import order_of
+from wikillm.data.loader import BatchShape, train_loader
+from wikillm.data.manifest import Manifest, fingerprint_of
+from wikillm.data.prepare import prepare_store
+from wikillm.data.store import Store
+
+
+@pytest.fixture
+def store(tmp_path, texts, write_source, settings) -> Path:
+    path = write_source(tmp_path, "plain.jsonl", texts(80))
+    return prepare_store(settings(path, val_fraction=0.3, shard_bytes=4000)).dir
+
+
+def change(store: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    path = store / "manifest.json"
+    value = json.loads(path.read_text())
+    edit(value)
+    path.write_text(json.dumps(value))
+
+
+def places(value: Any, path: tuple = ()) -> list[tuple]:
+    """The way to every value of a manifest but those of the facts, which are anything."""
+    found = [path] if path else []
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    for name, item in inner:
+        if path != ("facts",):
+            found += places(item, (*path, name))
+    return found
+
+
+WRONG = [None, [], {}, "x", -1, 1.5, True, 2**70, "9" * 5, [[]], {"a": None}]
+
+
+def test_every_value_of_another_type_is_refused(store):
+    """All places times all wrong values: a DataError, or, where the type allows it, another value."""
+    whole = json.loads((store / "manifest.json").read_text())
+    refused = taken = 0
+    for path in places(whole):
+        for wrong in WRONG:
+            value = json.loads(json.dumps(whole))
+            *above, last = path
+            node = value
+            for name in above:
+                node = node[name]
+            if type(wrong) is type(node[last]) or (node[last] is None and wrong is None):
+                taken += 1
+                continue
+            node[last] = wrong
+            try:
+                Manifest.from_json(value)
+            except (ValueError, DataError):
+                refused += 1
+            else:
+                assert wrong is None and last in ("duplicates",), f"{path} may be {wrong!r}"
+            del node[last]
+            try:
+                Manifest.from_json(value)
+            except (ValueError, DataError):
+                refused += 1
+            else:
+                assert (
+                    last in ("url", "version", "backend", "format_version")
+                    and path != ("backend", "version")
+                    or isinstance(last, int)
+                ), path
+    assert refused > 600
+
+
+DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no object": (lambda m: m.clear(), "another format version"),
+    "no shards": (lambda m: m.update(shards=[]), "shards: there are none"),
+    "no shards and no tokens": (
+        lambda m: m.update(shards=[], splits={s: {"tokens": 0, "documents": 0, "text_bytes": 0} for s in ("train", "val")}),
+        "shards: there are none",
+    ),
+    "an EOS far away": (lambda m: m["tokenizer"].update(eos_id=10**9), "eos_id: 1000000000 is outside"),
+    "a negative EOS": (lambda m: m["tokenizer"].update(eos_id=-1), "eos_id: -1 is not a whole number"),
+    "an EOS in words": (lambda m: m["tokenizer"].update(eos_id="0"), "eos_id: '0' is not a whole number"),
+    "a vocabulary of none": (lambda m: m["tokenizer"].update(length=0), "0 is no number of token ids"),
+    "a vocabulary beyond 32 bits": (lambda m: m["tokenizer"].update(length=2**40, eos_id=0), "no number of token ids"),
+    "tokens that are not there": (lambda m: m["splits"]["train"].update(tokens=10**15), "in all shards"),
+    "another split": (lambda m: m["splits"].update(test=m["splits"]["val"]), "splits are test, train, val"),
+    "shards in disorder": (lambda m: m["shards"].reverse(), r"shards\[0\].number"),
+    "a key too many": (lambda m: m["shards"][0].update(x=1), r"shards\[0\].x: no such key"),
+    "a key too few": (lambda m: m["shards"][0]["splits"]["val"].pop("tok_sha256"), "tok_sha256: it is missing"),
+    "a share of none": (lambda m: m["facts"].update({"data.val_fraction": "all"}), "is not a share"),
+    "facts as a list": (lambda m: m.update(facts=[]), "facts: .. is not an object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_manifest_is_an_error_of_data_wherever_it_is_read(store, settings, capsys, name):
+    edit, message = DAMAGE[name]
+    change(store, edit)
+    with pytest.raises(DataError, match=message):
+        Store.open(store)
+    with pytest.raises(DataError, match=message):
+        prepare_store(settings(store=str(store)))
+    assert main(["data", "verify", "--store", str(store)]) == 4
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", "{", "[" * 10_000, '{"format_version": true}', "9" * 10_000, "\ufeff{}"]
+)
+def test_what_is_no_manifest_is_an_error_of_data(store, content):
+    (store / "manifest.json").write_text(content)
+    with pytest.raises(DataError):
+        Store.open(store)
+
+
+def rewrite(store: Path, edit: Callable[[np.ndarray], None], kind: str = "tok", split: str = "train") -> None:
+    """Change a shard and its sha256: files and manifest agree, and what they say is wrong."""
+    path = store / split / f"00000.{kind}"
+    dtype = (
+        "<u4"
+        if kind == "tok"
+        else [("end", "<u8"), ("hash", "<u8"), ("offset", "<u8"), ("source", "<u4"), ("n", "<u4")]
+    )
+    content = np.fromfile(path, dtype=dtype)
+    edit(content)
+    content.tofile(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    change(store, lambda m: m["shards"][0]["splits"][split].update({f"{kind}_sha256": digest}))
+
+
+def test_ids_outside_the_vocabulary_are_found_by_verify_and_by_training(store, capsys):
+    rewrite(store, lambda ids: ids.__setitem__(7, 4_000_000_000))
+    assert main(["data", "verify", "--store", str(store)]) == 4
+    assert "4000000000 in" in capsys.readouterr().err
+    opened = Store.open(store, sizes=True)
+    loader = train_loader(opened.train, order_of(opened, 16, 1, 8), BatchShape(4, 1, 1, 0), total_steps=200)
+    with pytest.raises(DataError, match="outside the vocabulary"):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind", "message"),
+    [
+        (lambda ids: ids.__setitem__(-1, 5), "tok", "does not end with EOS"),
+        (lambda index: index["end"].__setitem__(0, index["end"][1]), "idx", "not .* one after the other"),
+        (lambda index: index["end"].__setitem__(-1, 3), "idx", "not .* one after the other"),
+        (lambda index: index["source"].__setitem__(0, 9), "idx", "names a source"),
+    ],
+)
+def test_documents_that_are_none_are_found_by_verify(store, edit, kind, message):
+    rewrite(store, edit, kind)
+    with pytest.raises(DataError, match=message):
+        Store.open(store).verify(full=True)
+
+
+def test_an_index_that_speaks_of_other_tokens_ends_reading(store):
+    rewrite(store, lambda index: index["end"].__setitem__(-1, 10**12), "idx")
+    with pytest.raises(DataError, match="speaks of 1000000000000 tokens"):
+        Store.open(store).train.document_ends()
+
+
+def test_a_tokenizer_that_is_not_the_manifests_is_found_by_verify(store):
+    change(store, lambda m: m["tokenizer"].update(eos_id=3))
+    with pytest.raises(DataError, match="EOS"):
+        Store.open(store).verify(full=True)
+    change(store, lambda m: m.update(fingerprint=fingerprint_of({})))
+    with pytest.raises(DataError, match="fingerprint is not that of the facts"):
+        Store.open(store).verify(full=True)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"facts": []}', '{"facts": 3}', "[" * 10_000])
+def test_a_build_whose_own_record_is_damaged_says_so(store, tmp_path, settings, content):
+    (store / "manifest.json").unlink()
+    (store / "build.json").write_text(content)
+    with pytest.raises(DataError, match="record of a build is damaged") as caught:
+        prepare_store(settings(tmp_path / "plain.jsonl", val_fraction=0.3, shard_bytes=4000))
+    assert caught.value.fix == f"remove it and build it again: rm -r {store}"
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '{"digests": 5}', '{"digests": ["a", "b"]}', '{"digests": [1]}', "[" * 10_000]
+)
+def test_what_was_remembered_of_the_sources_is_not_believed_when_damaged(store, tmp_path, settings, content):
+    for path in store.parent.glob(".*.found.json"):
+        path.write_text(content)
+    again = prepare_store(settings(tmp_path / "plain.jsonl", val_fraction=0.3, shard_bytes=4000))
+    assert again.dir == store
+
+
+@pytest.mark.parametrize("eos", [5, [], {"content": 3}, {"content": ["x"]}])
+def test_an_eos_token_of_another_type_is_an_error_of_data(store, eos):
+    path = store / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": eos}))
+    with pytest.raises(DataError, match="tokenizer_config.json is damaged|no end-of-text"):
+        Store.open(store).verify(full=True)
