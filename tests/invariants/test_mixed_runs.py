@@ -27,7 +27,7 @@ def words(corpora: Path, run_dir: Path, *more: str, weights: tuple[int, int] = (
         f"{{name: {name}, weight: {weight}, path: {corpora}/{name}.jsonl, store: {corpora}/{name}-store}}"
         for name, weight in zip(("zh", "en"), weights, strict=True)
     ]
-    # The English store takes its tokenizer from the Chinese one, so both are made in the first run and found later.
+    # Both are made in the first run, with one tokenizer, and found later.
     return [f"data.mixture=[{', '.join(sources)}]", *TINY, f"run.dir={run_dir}", *more]
 
 

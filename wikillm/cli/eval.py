@@ -89,7 +89,7 @@ def _tell(
     args: argparse.Namespace, store: Store, stream: TokenStream, parts: dict[str, HeldOutLoss], length: int
 ) -> int:
     from wikillm.evals.baseline import unigram_cross_entropy
-    from wikillm.evals.loss import combined
+    from wikillm.evals.loss import combined, weights_of
 
     result = combined(parts.values()) if len(parts) > 1 else next(iter(parts.values()))
     named = {name: part for name, part in parts.items() if name}
@@ -103,6 +103,8 @@ def _tell(
     print(f"text       {args.split} of {store.dir}: {result.targets:,} tokens, sequences of {length}")
     print(f"loss       {result.loss:.4f} nats/token   perplexity {result.perplexity:.2f}")
     print(f"bits/byte  {result.bits_per_byte:.4f}")
+    if named:
+        print(f"all        {weights_of(named)}")
     for name, part in named.items():
         print(f"of {name:<7} {part.loss:.4f} nats/token   {part.bits_per_byte:.4f} bits/byte   {part.targets:,} tokens")
     print(f"unigram    {unigram:.4f} nats/token   the best that token frequencies alone can do on this text")

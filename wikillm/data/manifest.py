@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import DataError
-from wikillm.data.funnel import Funnel
+from wikillm.data.funnel import Funnel, merged
 from wikillm.data.sources.read import Cursor
 from wikillm.data.strict import read_strictly
 
@@ -145,6 +145,11 @@ def _check(manifest: Manifest) -> None:
         if shard.number != number:
             raise ValueError(f"shards[{number}].number: {shard.number}")
         _check_splits(shard.splits, f"shards[{number}]")
+        documents = sum(split.documents for split in shard.splits.values())
+        if shard.funnel.kept_records != documents:
+            raise ValueError(f"shards[{number}].funnel: {shard.funnel.kept_records} kept of {documents} documents")
+    if manifest.funnel != merged(shard.funnel for shard in manifest.shards):
+        raise ValueError("funnel: it is not the sum of those of the shards")
     _check_splits(manifest.splits, "splits")
     for name, split in manifest.splits.items():
         for what in ("tokens", "documents", "text_bytes"):

@@ -27,7 +27,7 @@ from wikillm.config.schema import DataSection, MixtureSource, Packing
 from wikillm.core.errors import DataError
 from wikillm.core.log import say
 from wikillm.data.funnel import merged
-from wikillm.data.manifest import Manifest, SplitInfo, fingerprint_of
+from wikillm.data.manifest import MANIFEST_NAME, Manifest, SplitInfo, fingerprint_of
 from wikillm.data.order import SampleOrder, keyed_hash
 from wikillm.data.packing import PackedOrder, finished_order
 from wikillm.data.sources.remote import scheme_of
@@ -204,25 +204,56 @@ class Mixture:
         )
 
 
-def open_mixture(cfg: DataSection, prepare: Callable[[DataSection], Store]) -> Store:
+def open_mixture(
+    cfg: DataSection,
+    prepare: Callable[[DataSection], Store],
+    tokenizer_of: Callable[[list[tuple[str, int, DataSection]]], str],
+) -> Store:
     """The stores of all sources, as one. `prepare` opens the store of one source, building it where it is missing.
 
-    The first source decides the tokenizer where `data.tokenizer` is auto or train:N. Raises DataError when a store
-    that was prepared elsewhere has another one, or when a source has nothing to train on.
+    Where `data.tokenizer` is auto or train:N, the first store that is there already decides the tokenizer; without one
+    `tokenizer_of` does, from name, count and settings of all sources. Raises DataError when another store that was
+    prepared elsewhere has another one, or when a source has nothing to train on.
     """
+    counts = counts_of(cfg.mixture)
+    sections = [_section_of(cfg, source, cfg.tokenizer) for source in cfg.mixture]
+    tokenizer = cfg.tokenizer
+    if tokenizer == "auto" or tokenizer.startswith("train:"):
+        ready = next((store for section in sections if (store := _ready(section, prepare)) is not None), None)
+        if ready is not None:
+            tokenizer = str(ready.tokenizer_dir)
+        else:
+            names = [source.name for source in cfg.mixture]
+            tokenizer = tokenizer_of(list(zip(names, counts, sections, strict=True)))
     parts: list[Part] = []
-    for source, count in zip(cfg.mixture, counts_of(cfg.mixture), strict=True):
+    for source, count in zip(cfg.mixture, counts, strict=True):
         say(f"mixture: {source.name}, {count / PERIOD:.2%} of the samples")
-        tokenizer = str(parts[0].store.tokenizer_dir) if parts else cfg.tokenizer
-        own = _section_of(cfg, source, tokenizer)
-        is_here = source.store is not None and not scheme_of(source.store)
-        store = Store.open(Path(source.store or "")) if is_here and not own.path else prepare(own)
+        store = _open(_section_of(cfg, source, tokenizer), prepare)
         if parts and store.manifest.tokenizer.sha256 != parts[0].store.manifest.tokenizer.sha256:
             raise _other_tokenizer(parts[0], source, store)
         if store.train.n_tokens < 2:
             raise DataError(f"The source {source.name} of data.mixture has nothing to train on.", got=str(store.dir))
         parts.append(Part(source.name, count, store))
     return join(tuple(parts))
+
+
+def _open(section: DataSection, prepare: Callable[[DataSection], Store]) -> Store:
+    """The store of one source; one without a path was prepared elsewhere, and is a folder here or an address."""
+    if section.path or scheme_of(section.store or ""):
+        return prepare(section)
+    return Store.open(Path(section.store or ""))
+
+
+def _ready(section: DataSection, prepare: Callable[[DataSection], Store]) -> Store | None:
+    """The store of one source if it need not be built, and has a tokenizer of the size that is wanted."""
+    folder = Path(section.store or "")
+    if not section.path:
+        return _open(section, prepare)
+    if not section.store or scheme_of(section.store) or not (folder / MANIFEST_NAME).exists():
+        return None
+    store = Store.open(folder)
+    wanted = section.tokenizer.removeprefix("train:")
+    return store if wanted in ("auto", str(store.manifest.tokenizer.length)) else None
 
 
 def join(parts: tuple[Part, ...]) -> Store:

@@ -28,6 +28,7 @@ from wikillm.data.filters.settings import Filters, plan_filters
 from wikillm.data.held_out import refuse_few_held_out, refuse_one_text
 from wikillm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, SourceInfo, fingerprint_of, refuse_other_facts
 from wikillm.data.mixture import open_mixture
+from wikillm.data.mixture_tokenizer import mixture_tokenizer
 from wikillm.data.progress import Progress
 from wikillm.data.remote_store import open_remote
 from wikillm.data.sources.cache import Cache
@@ -59,11 +60,17 @@ def prepare_store(cfg: DataSection, *, is_main: bool = True) -> Store:
         MachineError: no room on the disk, or a worker process that died.
     """
     check_settings(cfg)
-    store = (
-        open_mixture(cfg, lambda part: _prepare(part, is_main, is_part=True)) if cfg.mixture else _prepare(cfg, is_main)
-    )
+    store = _prepare_mixture(cfg, is_main) if cfg.mixture else _prepare(cfg, is_main)
     refuse_few_held_out(store, store.train, store.val, cfg)
     return store
+
+
+def _prepare_mixture(cfg: DataSection, is_main: bool) -> Store:
+    def tokenizer_of(sources: list[tuple[str, int, DataSection]]) -> str:
+        plans = [(name, count, plan_store(own, is_main=is_main, is_part=True)) for name, count, own in sources]
+        return mixture_tokenizer(cfg.tokenizer, plans, STORES, is_main=is_main)
+
+    return open_mixture(cfg, lambda part: _prepare(part, is_main, is_part=True), tokenizer_of)
 
 
 def check_settings(cfg: DataSection) -> None:

@@ -111,7 +111,7 @@ def store_tokenizer(plan: BuildPlan) -> TextTokenizer:
         copy_tokenizer(plan.tokenizer.folder, folder)
         return load_tokenizer(folder)
     assert plan.tokenizer.vocabulary is not None, "a tokenizer without a folder is one to be trained"
-    texts = _training_texts(plan)
+    texts = training_texts(plan)
     size = sum(len(text.encode()) for text in texts)
     say(f"tokenizer: training a byte-level BPE of {plan.tokenizer.vocabulary} tokens on {size / 1e6:.1f} MB of text")
     write_tokenizer(train_bpe(texts, plan.tokenizer.vocabulary), folder)
@@ -121,9 +121,9 @@ def store_tokenizer(plan: BuildPlan) -> TextTokenizer:
     return trained
 
 
-def _training_texts(plan: BuildPlan) -> list[str]:
-    """The first `MAX_TRAINING_BYTES` of kept text, in whole documents: the same for any number of workers."""
-    limit = min(MAX_TRAINING_BYTES, plan.max_text_bytes or MAX_TRAINING_BYTES)
+def training_texts(plan: BuildPlan, most: int = MAX_TRAINING_BYTES) -> list[str]:
+    """The first `most` bytes of kept text, in whole documents, one at least: the same for any number of workers."""
+    limit = min(most, plan.max_text_bytes or most)
     estimate = min(estimated_bytes(plan.sources), limit)
     progress = Progress("reading text for the tokenizer", estimate, relay=plan.relay)
     texts: list[str] = []

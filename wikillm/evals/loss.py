@@ -44,6 +44,13 @@ def combined(parts: Iterable[HeldOutLoss]) -> HeldOutLoss:
     return HeldOutLoss(total / targets, total / math.log(2) / size, targets)
 
 
+def weights_of(parts: Mapping[str, HeldOutLoss]) -> str:
+    """By which weights `combined` adds up the sources of a mixture, in words."""
+    targets = sum(part.targets for part in parts.values())
+    shares = ", ".join(f"{name} {part.targets / max(1, targets):.1%}" for name, part in parts.items())
+    return f"weighted by held-out tokens ({shares}), not by data.mixture"
+
+
 @torch.no_grad()
 def held_out_loss(
     model: torch.nn.Module,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class TrainResult:
     tokens_per_second: float | None
     seconds: float
     sources: tuple[SourceUse, ...] = ()  # of a mixture
+    held_out_of: Mapping[str, HeldOutLoss] = field(default_factory=dict)  # by source of a mixture
     data_wait: float | None = None  # share of the training time that this process waited for batches
 
 
@@ -143,6 +145,7 @@ class Job:
             first_loss=report.first_loss,
             last_loss=report.last_loss,
             held_out=trainer.held_out,
+            held_out_of=trainer.held_out_of,
             tokens_per_second=speed,
             sources=report.sources_used(),
             seconds=time.monotonic() - start,

@@ -10,6 +10,7 @@ from wikillm.core.units import format_count, format_seconds
 from wikillm.core.world import World
 from wikillm.data.growing import epoch_sizes
 from wikillm.data.prepare import prepare_store
+from wikillm.evals.loss import weights_of
 from wikillm.plan.run_plan import make_plan
 from wikillm.train.engine import check_engine, check_recipe_here, gpu_room, resolve_engine
 from wikillm.train.job import TrainResult
@@ -44,6 +45,8 @@ def say_result(result: TrainResult) -> None:
         say(f"source     {source_line(use)}")
     if result.held_out is not None:
         say(f"held out   {result.held_out.loss:.4f} nats/token, {result.held_out.bits_per_byte:.4f} bits/byte")
+        if result.held_out_of:
+            say(f"           {weights_of(result.held_out_of)}")
     if result.tokens_per_second is not None:
         waited = "" if result.data_wait is None else f", {result.data_wait:.1%} of the time spent waiting for data"
         say(f"speed      {format_count(result.tokens_per_second)} tokens/s{waited}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections import Counter
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from wikillm.config.mixture import PERIOD
 from wikillm.config.schema import MixtureSource
 from wikillm.core.errors import DataError
+from wikillm.data import mixture_tokenizer
 from wikillm.data.growing import order_of
 from wikillm.data.loader import BatchShape, train_loader
 from wikillm.data.mixture import MixedOrder, Table
@@ -134,10 +136,53 @@ def test_the_fingerprint_is_of_the_counts_and_the_stores(mixed, tmp_path):
     assert first.mixture.describe() == f"a 3072/{PERIOD}, b 1024/{PERIOD}"
 
 
-def test_one_tokenizer_for_all_trained_on_the_first(mixed):
-    store = prepare_store(mixed(a=3, b=1).model_copy(update={"tokenizer": "train:300"}))
+def test_one_tokenizer_for_all_is_trained_on_all_by_weight(mixed, tmp_path, settings):
+    """Of a source with a tenth of the weight a tenth of the text is read; one with too little text is repeated."""
+
+    def tokenizer(**weights: float) -> Store:
+        return prepare_store(mixed(**weights).model_copy(update={"tokenizer": "train:300"}))
+
+    store = tokenizer(a=3, b=1)
     digests = {part.store.manifest.tokenizer.sha256 for part in store.mixture.parts}
-    assert digests == {store.manifest.tokenizer.sha256} and store.tokenizer().length <= 300
+    assert digests == {store.manifest.tokenizer.sha256} and store.tokenizer().length == 300
+    assert tokenizer(a=6, b=2).manifest.fingerprint == store.manifest.fingerprint
+    assert len(list((tmp_path / "work" / "stores").glob("tokenizer-*"))) == 1
+    rare = [" ".join("ẁẃẅŵŷýÿỳ"[(i * k) % 8] * 3 for k in range(1, 30)) for i in range(40)]
+    (tmp_path / "b" / "plain.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rare))
+    heavy, light = tokenizer(a=1, b=9), tokenizer(a=9, b=1)
+    lengths = [sum(len(store.tokenizer().encode(text)) for text in rare) for store in (heavy, light)]
+    assert lengths[0] < 0.9 * lengths[1]
+    assert heavy.manifest.tokenizer.sha256 != light.manifest.tokenizer.sha256
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=4), st.sampled_from([200, 5000])
+)
+def test_text_for_a_tokenizer_is_taken_by_weight(sources, most):
+    texts = {k: [f"{k}:{i:03d}" + "x" * 20 for i in range(number)] for k, (_, number) in enumerate(sources)}
+    total = sum(weight for weight, _ in sources)
+    counts = [weight * PERIOD // total for weight, _ in sources]
+
+    def first(k: int, limit: int) -> list[str]:
+        return texts[k][: max(1, limit // 25)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixture_tokenizer, "MAX_TRAINING_BYTES", most)
+        patch.setattr(mixture_tokenizer, "training_texts", first)
+        found = mixture_tokenizer.weighted_texts([(str(k), count, k) for k, count in enumerate(counts)])
+    size = sum(map(len, found))
+    for k, count in enumerate(counts):
+        mine = [text for text in found if text.startswith(f"{k}:")]
+        assert mine == [texts[k][i % len(first(k, most * count // PERIOD))] for i in range(len(mine))]
+        assert abs(25 * len(mine) - size * count / PERIOD) <= 25 * (len(sources) + 1)
+
+
+def test_a_store_that_is_there_already_decides_the_tokenizer(mixed, tmp_path, settings):
+    cfg = mixed(a=3, b=1)
+    ready = prepare_store(settings(cfg.mixture[1].path[0], tokenizer="train:310", val_fraction=0.4))
+    second = MixtureSource(name="b", weight=1, store=str(ready.dir))
+    store = prepare_store(cfg.model_copy(update={"mixture": (cfg.mixture[0], second), "tokenizer": "train:300"}))
+    assert store.manifest.tokenizer.sha256 == ready.manifest.tokenizer.sha256
 
 
 def test_stores_of_another_tokenizer_and_stores_that_are_not_there_are_refused(mixed, tmp_path, texts, settings):

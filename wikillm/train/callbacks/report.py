@@ -19,6 +19,7 @@ from wikillm.core.units import format_count
 from wikillm.core.world import World
 from wikillm.data.mixture import MixedOrder, SourceUse
 from wikillm.data.store import Store
+from wikillm.evals.loss import weights_of
 from wikillm.observe import names
 from wikillm.observe.format import LogTable
 from wikillm.observe.meter import Meter
@@ -151,12 +152,15 @@ class ReportCallback(TrainerCallback):
             f"validation at step {state.global_step:,}: {held_out.loss:.4f} nats/token, "
             f"{held_out.bits_per_byte:.4f} bits/byte on {format_count(held_out.targets)} tokens"
         )
+        parts = self.trainer.held_out_of if self.trainer else {}
+        if parts:
+            say(f"  {weights_of(parts)}")
         values = {
             names.EVAL_LOSS: held_out.loss,
             names.BITS_PER_BYTE: held_out.bits_per_byte,
             names.EVAL_TOKENS: held_out.targets,
         }
-        for name, part in (self.trainer.held_out_of if self.trainer else {}).items():
+        for name, part in parts.items():
             say(f"  of {name}: {part.loss:.4f} nats/token, {part.bits_per_byte:.4f} bits/byte")
             values[names.of_source(names.EVAL_LOSS, name)] = part.loss
             values[names.of_source(names.BITS_PER_BYTE, name)] = part.bits_per_byte
