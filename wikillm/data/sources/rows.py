@@ -125,9 +125,9 @@ class RowSplitter:
         `end` is the end of its first line, `found` that of the row if all its quotes have partners, else -1.
         """
         buffer = self._buffer
-        stop = self._window(at)
-        if found >= 0 and (stop is None or found <= stop):
+        if found >= 0 and found - at <= self.max_lines << 10 and buffer.count(b"\n", at, found) <= self.max_lines:
             return end if self._are_rows(buffer[end + 1 : found].split(b"\n")[:-1]) else found
+        stop = self._window(at)
         if stop is None and not self._is_end:
             return None if found < 0 and self._trouble(at, len(buffer)) != "closed badly" else end
         if self._trouble(at, len(buffer) if stop is None else stop) == "closed badly" or stop is None:
