@@ -25,6 +25,19 @@ def files_to_list(checkpoint: Path) -> list[str]:
     return [p for path in files_below(checkpoint) if (p := path.relative_to(checkpoint).as_posix()) != MANIFEST]
 
 
+def deal_by_size(checkpoint: Path, ranks: int) -> list[list[str]]:
+    """The files a manifest has to list, shared out so that every rank reads about as many bytes: the largest first, each
+    to the rank that has the fewest."""
+    sizes = {name: (checkpoint / name).stat().st_size for name in files_to_list(checkpoint)}
+    shares: list[list[str]] = [[] for _ in range(ranks)]
+    held = [0] * ranks
+    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
+        rank = held.index(min(held))
+        shares[rank].append(name)
+        held[rank] += sizes[name]
+    return shares
+
+
 def seal_files(checkpoint: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     """fsync these files and describe them. (any rank, each its share)"""
     entries = {}

@@ -9,7 +9,7 @@ from wikillm.checkpoints.layout import DELETING, REPLACED, STAGING
 from wikillm.checkpoints.lineage import arrange
 from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError
-from wikillm.core.files import fsync_path, rename_durably
+from wikillm.core.files import files_below, fsync_path, rename_durably
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -36,13 +36,11 @@ def publish(staged: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def keep_newest(folder: Path, keep: int) -> list[Path]:
-    """Keep the `keep` checkpoints written last and remove the rest; returns what was removed. (one rank)
-
-    Abandoned ones go first. Sizes are compared before anything goes: a damaged checkpoint does not count as one that is
+def superfluous(folder: Path, keep: int, spare: Path | None = None) -> list[Path]:
+    """What `keep_newest` would remove; `spare` is never among it. Sizes are compared before anything goes: a damaged checkpoint does not count as one that is
     kept, so neither the last one written nor the last good one is ever removed.
     """
-    removed = []
+    found = []
     good = 0
     lineage = arrange(folder)
     for checkpoint in (*lineage.branch, *lineage.abandoned):
@@ -52,12 +50,31 @@ def keep_newest(folder: Path, keep: int) -> list[Path]:
                 good += 1
             except CheckpointError:
                 pass  # damaged: leave it for the user to look at, and keep one more
-            continue
+        elif checkpoint != spare:
+            found.append(checkpoint)
+    return found
+
+
+def keep_newest(folder: Path, keep: int, spare: Path | None = None) -> list[Path]:
+    """Keep the `keep` checkpoints written last, and `spare`, and remove the rest. (one rank)
+
+    Abandoned ones go first. Returns what was removed.
+    """
+    removed = superfluous(folder, keep, spare)
+    for checkpoint in removed:
         doomed = folder / f"{DELETING}{checkpoint.name}"
         shutil.rmtree(doomed, ignore_errors=True)
         rename_durably(checkpoint, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
-        removed.append(checkpoint)
     if removed:
         fsync_path(folder)
     return removed
+
+
+def room_to_come(folder: Path, keep: int) -> int:
+    """Bytes that the next start makes free before its first save: leftovers, and what a lower `keep` removes."""
+    if not folder.is_dir():
+        return 0
+    leftovers = [p for p in folder.iterdir() if p.name == STAGING or p.name.startswith((DELETING, REPLACED))]
+    going = [*leftovers, *superfluous(folder, keep)]
+    return sum(path.stat().st_size for place in going for path in files_below(place))

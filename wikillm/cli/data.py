@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wikillm.cli.numbers import index, positive
+
 if TYPE_CHECKING:
     from wikillm.data.store import Store
 
@@ -31,12 +33,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar=names, required=True, help="what to do")
     stats = actions.add_parser("stats", help="documents, tokens, lengths, copies, the funnel")
     show = actions.add_parser("show", help="the N-th document, or with --sample the N-th sample of training")
-    show.add_argument("number", metavar="N", type=int, help="counted from 0")
+    show.add_argument("number", metavar="N", type=index, help="counted from 0")
     show.add_argument("--split", choices=("train", "val"), default="train", help="of the document (default train)")
     show.add_argument("--sample", action="store_true", help="the N-th sample of training instead of a document")
-    show.add_argument("--sequence-length", type=int, metavar="T", help="train.sequence_length of the run")
-    show.add_argument("--seed", type=int, metavar="S", help="run.seed of the run")
-    show.add_argument("--window-shards", type=int, metavar="K", help="data.window_shards of the run")
+    show.add_argument("--sequence-length", type=positive, metavar="T", help="train.sequence_length of the run")
+    show.add_argument("--seed", type=index, metavar="S", help="run.seed of the run")
+    show.add_argument("--window-shards", type=positive, metavar="K", help="data.window_shards of the run")
     show.add_argument("--packing", choices=("concat", "best_fit"), default="concat", help="data.packing of the run")
     verify = actions.add_parser("verify", help="compare every sha256 with the manifest")
     export = actions.add_parser("export", help="write the store in another format")

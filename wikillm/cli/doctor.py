@@ -67,7 +67,7 @@ def _examine_here(args: argparse.Namespace, resolved: Resolved) -> Examination:
 
     def needs_for(facts: NodeFacts) -> Needs:
         cards = len(facts.gpus.cards) if facts.gpus else 0
-        return needs_of(resolved, nodes=1, slots=args.gpus or max(1, cards))
+        return needs_of(resolved, nodes=1, slots=args.gpus or max(1, cards), has_gpu=cards > 0)
 
     request = request_of(resolved, master=args.master_addr or "", master_port=args.master_port)
     return examine_here(request, needs_for)

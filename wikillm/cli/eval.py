@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wikillm.cli.numbers import positive
+
 if TYPE_CHECKING:
     from wikillm.config.load import Resolved
     from wikillm.data.store import Store, TokenStream
@@ -27,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("model", metavar="MODEL", help="a run directory, a checkpoint or an exported folder")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which part of the text (default val)")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences at a time (default 8)")
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="sequences at a time (default 8)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     add_run_config_arguments(parser)

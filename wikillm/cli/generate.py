@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
+
+from wikillm.cli.numbers import not_negative, positive, share
 
 if TYPE_CHECKING:
     from wikillm.generate.load import LoadedModel
-
-Number = TypeVar("Number", int, float)
 
 HELP = "Complete a text with a trained or exported model."
 
@@ -24,26 +23,6 @@ Without --prompt, or with an empty one, the model begins a text of its own.
 """
 
 
-def _checked(kind: Callable[[str], Number], is_fine: Callable[[Number], bool], what: str) -> Callable[[str], Number]:
-    """An argparse type: `kind`, refused where it is not fine."""
-
-    def parse(text: str) -> Number:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
-        if not is_fine(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return value
-
-    return parse
-
-
-_positive = _checked(int, lambda value: value >= 1, "a whole number from 1 on")
-_not_negative = _checked(float, lambda value: 0 <= value < float("inf"), "a number from 0 on")
-_share = _checked(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
-
-
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("folder", metavar="FOLDER", help="an exported model, a run directory or a checkpoint")
@@ -51,18 +30,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--prompt", action="append", metavar="TEXT", help="the beginning of the text; may be given several times"
     )
     parser.add_argument(
-        "--max-new-tokens", type=_positive, default=64, metavar="N", help="write at most N tokens (default 64)"
+        "--max-new-tokens", type=positive, default=64, metavar="N", help="write at most N tokens (default 64)"
     )
     parser.add_argument(
         "--temperature",
-        type=_not_negative,
+        type=not_negative,
         default=0.8,
         metavar="T",
         help="0: always the most likely token; higher is more varied (default 0.8)",
     )
     parser.add_argument(
         "--top-p",
-        type=_share,
+        type=share,
         default=0.95,
         metavar="P",
         help="choose among the likeliest tokens that together have probability P (default 0.95)",

@@ -3,8 +3,8 @@
 One module per command (`HELP`, `configure(parser)`, `run(args) -> int`), imported only when it is chosen; heavy
 imports stay inside `run`, so that every `--help` answers at once and without torch. What a command's own parser
 does not know is kept in `args.rest`: run commands read it as configuration (`train.learning_rate=3e-4`,
-`--max_steps 50`), all others refuse it here. A `WikiLLMError` is shown without a traceback; anything else is a
-bug of ours, and says so.
+`--max_steps 50`), all others refuse it here. A `WikiLLMError` is shown without a traceback, and so is what
+`core.faults` recognises as the machine's or a damaged file's; anything else is a bug, and says so.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from wikillm import __version__
-from wikillm.core.errors import ConfigError, ExitCode, WikiLLMError, did_you_mean
-from wikillm.core.log import make_output_safe
+from wikillm.cli.numbers import any_integer, any_number
+from wikillm.core.errors import ConfigError, ExitCode, MachineError, WikiLLMError, did_you_mean
+from wikillm.core.faults import as_refusal
+from wikillm.core.log import drop_output, make_output_safe
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,19 @@ READER_GONE = 141  # 128 + SIGPIPE
 
 
 class _Parser(argparse.ArgumentParser):
-    """Mistakes on the command line leave as ConfigError, like every other refusal."""
+    """Mistakes on the command line leave as ConfigError, like every other refusal; `int` and `float` are checked."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register("type", int, any_integer)
+        self.register("type", float, any_number)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}.", fix=f"{self.prog} --help")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """The help. argparse's own ignores an output that cannot be written."""
+        print(message, end="", file=file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,13 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return READER_GONE
     except Exception as error:
-        return _bug(error)
+        return _failed(error, debug)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -198,18 +206,52 @@ def _refused(error: WikiLLMError, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     elif not isinstance(error, ConfigError) or os.environ.get("LOCAL_RANK", "0") in ("", "0"):
-        print(f"{_rank_prefix()}{type(error).__name__}: {error}", file=sys.stderr)
+        _tell(f"{_rank_prefix()}{type(error).__name__}: {error}")
     return int(error.exit_code)
+
+
+def _failed(error: Exception, debug: bool) -> int:
+    """An error that no place has foreseen: of the output, of the machine or of a file, or else a bug."""
+    if isinstance(error, OSError) and not error.filename and (lost := _output_failure()) is not None:
+        drop_output(1)
+        if isinstance(lost, BrokenPipeError):
+            return READER_GONE
+        error = MachineError(
+            "The output is not complete: standard output cannot be written.",
+            got=lost.strerror,
+            fix="send it to a file on a disk with room",
+        )
+    refusal = as_refusal(error)
+    if refusal is None:
+        return _bug(error)
+    logging.getLogger("wikillm").error("what led to it", exc_info=error)
+    return _refused(refusal, debug)
+
+
+def _output_failure() -> OSError | None:
+    """Why standard output refuses one more empty line; None when it takes it. (What failed is buffered no more.)"""
+    try:
+        print(flush=True)
+    except OSError as error:
+        return error
+    return None
+
+
+def _tell(text: str) -> None:
+    """To standard error, where it can be written; the exit code says the same."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        drop_output(2)
 
 
 def _bug(error: Exception) -> int:
     """Show an error nobody foresaw: the traceback (also in the run's log file), and what to do with it."""
     logging.getLogger("wikillm").critical("unexpected error", exc_info=error)
-    traceback.print_exception(error)
-    print(
-        f"\n{_rank_prefix()}bug: {type(error).__name__}: {error}\n"
+    _tell("".join(traceback.format_exception(error)))
+    _tell(
+        f"{_rank_prefix()}bug: {type(error).__name__}: {error}\n"
         "  WikiLLM should have refused this with a clear message, or not have failed.\n"
-        f"  fix: report the command, this traceback and `wikillm --version` (now {__version__}) as an issue",
-        file=sys.stderr,
+        f"  fix: report the command, this traceback and `wikillm --version` (now {__version__}) as an issue"
     )
     return int(ExitCode.BUG)

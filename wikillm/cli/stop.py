@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wikillm.cli.numbers import not_negative
+
 if TYPE_CHECKING:
     from wikillm.supervise.records import RankRecord
     from wikillm.supervise.stop import Stopped
@@ -17,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="the run directory, seen from any node that shares it")
     parser.add_argument("--now", action="store_true", help="without a checkpoint; on this machine also what hangs")
     parser.add_argument(
-        "--wait", type=float, default=600.0, metavar="SECONDS", help="how long it may take to save (default 600)"
+        "--wait", type=not_negative, default=600.0, metavar="SECONDS", help="how long it may take to save (default 600)"
     )
 
 

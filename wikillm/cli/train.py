@@ -57,6 +57,7 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
     from wikillm.core.world import World
     from wikillm.doctor.preflight import refuse_broken_machine
     from wikillm.supervise.supervisor import is_local, settings_of, supervise
+    from wikillm.train.run_dir import refuse_before_supervision
 
     resolved = resolve_run_config(args)
     if args.dry_run:
@@ -65,6 +66,7 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
         preview(resolved)
         return 0
     world, settings = World.from_env(), settings_of(resolved)
+    refuse_before_supervision(resolved, world)
     refuse_broken_machine(resolved, world)
     if not is_local(world, settings):
         return _pretrain(args, resolved, signals, None)

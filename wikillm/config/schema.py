@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from wikillm.core.units import parse_count, parse_size
 
@@ -38,10 +38,33 @@ Format = Literal["auto", "jsonl", "json", "mediawiki", "text", "blocks", "lines"
 Paths = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 
 
+LARGEST = 2**63 - 1
+"""Of a whole number: what numpy and torch count with."""
+NAMES_OF_FILES = frozenset(
+    {
+        "dir", "path", "store", "cache", "tokenizer", "protected_terms", "decontaminate", "drop_list", "init_from",
+        "preset", "config", "log_dir",
+    }
+)  # fmt: skip
+"""Keys whose values are opened as files or folders."""
+
+
 class Section(BaseModel):
     """What all sections share: frozen, no unknown keys, docstrings as descriptions, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what no machine can count or open, so that nothing behind the configuration has to look for it."""
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError(f"is larger than {LARGEST}")
+        if info.field_name in NAMES_OF_FILES:
+            texts = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(text, str) and "\0" in text for text in texts):
+                raise ValueError("no file has a NUL character in its name")
+        return value
 
 
 class RunSection(Section):

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,25 @@ def fsync_path(path: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write `content` to `path` so that a crash leaves the old file or the new one."""
+    """Write `content` to `path` so that a crash leaves the old file or the new one.
+
+    What fails (the disk is full) leaves nothing behind, so that it takes no room from the next try. Raises OSError.
+    """
     data = content.encode() if isinstance(content, str) else content
     staged = path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
-    with open(staged, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    rename_durably(staged, path)
+    try:
+        with open(staged, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        rename_durably(staged, path)
+    except OSError as error:
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
+        if error.errno is None:
+            raise
+        # A failed write knows no path; the user knows the final one, not the staged one.
+        raise type(error)(error.errno, error.strerror, str(path)) from None
 
 
 def write_json(path: Path, value: Any) -> None:

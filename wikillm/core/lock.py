@@ -43,8 +43,9 @@ class FileLock:
             os.close(fd)
             return False
         if not self._is_shared:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+            with suppress(OSError):  # on a full disk the lock holds all the same, and names nobody
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
         self._fd = fd
         _held.add(self)
         return True
@@ -109,5 +110,17 @@ def is_open_here(path: Path) -> bool:
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
             if os.readlink(descriptor) == target:
+                return True
+    return False
+
+
+def is_in_use(path: Path) -> bool:
+    """Does a process on this machine have `path` open, or mapped into its memory?"""
+    if is_open_here(path):
+        return True
+    target = f" {path.resolve()}\n"
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            if target in maps.read_text(errors="replace"):
                 return True
     return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from wikillm.core.printable import PrintableStream, printable
@@ -23,18 +24,40 @@ def _is_main() -> bool:
 
 def make_output_safe() -> None:
     """Replace what the terminal cannot show instead of raising UnicodeEncodeError, show control characters instead of
-    sending them, write line by line."""
+    sending them, write line by line.
+
+    A stream that the caller closed (`>&-`) becomes /dev/null: Python leaves None in its place, and the next file that
+    is opened would get its number, with everything that C++ prints.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None or isinstance(stream, PrintableStream):
+        if isinstance(stream, PrintableStream):
             continue
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace", line_buffering=True)
         setattr(sys, name, PrintableStream(stream, returns=name == "stderr"))
 
 
+def drop_output(number: int) -> None:
+    """Send file descriptor 1 or 2 to /dev/null, so that the interpreter's last flush does not fail either."""
+    with suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, number)
+        os.close(null)
+
+
 def say(message: str = "", *, end: str = "\n") -> None:
-    """Print for the user (rank 0 only), and keep it in the rank's log file."""
+    """Print for the user (rank 0 only), and keep it in the rank's log file.
+
+    Where the output cannot be written (the reader went away, the disk behind it is full) the run goes on without it.
+    """
     logger.info(message.strip())
     if not _is_main():
         return
@@ -42,8 +65,8 @@ def say(message: str = "", *, end: str = "\n") -> None:
         stream = sys.stdout.wrapped if isinstance(sys.stdout, PrintableStream) else sys.stdout
         stream.write(printable(message) + end)  # `end` may be the carriage return of a progress line
         stream.flush()
-    except (OSError, ValueError):
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  the reader went away; the run goes on
+    except (OSError, ValueError) as error:
+        _go_silent("stdout", 1, error)
 
 
 def warn(message: str) -> None:
@@ -53,8 +76,39 @@ def warn(message: str) -> None:
         try:
             sys.stderr.write(f"warning: {printable(message)}\n")
             sys.stderr.flush()
-        except (OSError, ValueError):
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        except (OSError, ValueError) as error:
+            _go_silent("stderr", 2, error)
+
+
+def _go_silent(name: str, number: int, error: OSError | ValueError) -> None:
+    """Write no more to a stream that failed, and say so once where it can still be read."""
+    stream = getattr(sys, name)
+    if getattr(stream, "wrapped", stream) is getattr(sys, f"__{name}__"):
+        drop_output(number)
+    setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if not isinstance(error, BrokenPipeError):
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        message = f"{name} cannot be written ({reason}): nothing more is shown there, and the work goes on"
+        logger.warning(message)
+        if name == "stdout":
+            warn(message)
+
+
+class _RankFile(logging.FileHandler):
+    """A log file that may fail: the first failure is told in one line, not each one by a traceback."""
+
+    _has_warned = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            reason = sys.exc_info()[1]
+            with suppress(OSError, ValueError):
+                sys.stderr.write(f"warning: {self.baseFilename} cannot be written ({reason})\n")
+
+    def close(self) -> None:
+        with suppress(OSError):  # the last lines did not fit on the disk
+            super().close()
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -67,7 +121,7 @@ class _PrintableFormatter(logging.Formatter):
 def log_to_file(path: Path) -> None:
     """Send everything that `logging` hears in this process to `path`, appending. (all ranks, each its own file)"""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _RankFile(path, encoding="utf-8")
     handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -56,6 +56,37 @@ class World:
             )
         return cls(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
 
+    def check_meeting_place(self, environ: MutableMapping[str, str] = os.environ) -> None:
+        """Several ranks have been told where they meet; a lone process forgets what a launcher left behind.
+
+        Raises:
+            MachineError: MASTER_ADDR or MASTER_PORT is missing or no port, or an unknown MPI started several processes.
+        """
+        if self.size == 1:
+            others = [f"{name}={environ[name]}" for name in _OTHER_MPI if environ.get(name, "1") not in ("", "1")]
+            if others and "RANK" not in environ:
+                raise MachineError(
+                    "An MPI launcher that is not Open MPI started several processes, and each would train alone.",
+                    got=", ".join(others),
+                    fix="start with `torchrun --nproc_per_node N train.py ...`; "
+                    f"for a single process: unset {' '.join(word.partition('=')[0] for word in others)}",
+                )
+            if not environ.get("MASTER_ADDR"):
+                for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
+                    environ.pop(name, None)  # torch would wait for a meeting place that nobody named
+                return
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
+        port = environ.get("MASTER_PORT", "")
+        if missing or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise MachineError(
+                f"The environment does not say where the {self.size} ranks meet.",
+                got=f"RANK={self.rank} WORLD_SIZE={self.size}, "
+                + (f"{' and '.join(missing)} not set" if missing else f"MASTER_PORT={port}"),
+                fix="start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`, "
+                "or set MASTER_ADDR and MASTER_PORT (1 to 65535) on every rank; "
+                "for a single process: unset RANK WORLD_SIZE LOCAL_RANK",
+            )
+
     def export(self) -> None:
         """Set, for a process that no launcher started, the variables that torch.distributed and DeepSpeed read."""
         if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
@@ -71,6 +102,8 @@ class World:
         )  # fmt: skip
 
 
+_OTHER_MPI = ("PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where MPICH, Intel MPI, Slurm's PMI and MVAPICH say how many processes they started; accelerate reads them too."""
 _OPEN_MPI = {"RANK": "RANK", "WORLD_SIZE": "SIZE", "LOCAL_RANK": "LOCAL_RANK", "LOCAL_WORLD_SIZE": "LOCAL_SIZE"}
 """torch's name -> what follows OMPI_COMM_WORLD_ (mpirun(1) of Open MPI, section "Exported Environment Variables")."""
 

@@ -131,7 +131,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """`data` has a digest per source file: size, and the first and last MiB. `data_bytes` is decompressed text."""
+    """`data` has a digest per source file: size, and the first and last MiB. `data_bytes` is decompressed text.
+
+    `checkpoints_stay` and `checkpoints_go` are bytes in the run directory; the latter are free before the first save.
+    """
 
     run: Place
     store: Place
@@ -140,6 +143,8 @@ class Disk:
     data: dict[str, str]
     data_bytes: int
     data_error: str
+    checkpoints_stay: int = 0
+    checkpoints_go: int = 0
 
 
 @dataclass(frozen=True, slots=True)

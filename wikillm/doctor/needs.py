@@ -10,21 +10,18 @@ import os
 from dataclasses import dataclass, field
 
 from wikillm.config.resolved import Resolved
-from wikillm.config.schema import DataSection
+from wikillm.config.schema import DataSection, RunConfig
 from wikillm.core.errors import ConfigError
 from wikillm.data.hubs import is_offline
 from wikillm.data.sources.remote import scheme_of
 from wikillm.plan.batch import split_batch
+from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
-from wikillm.plan.job import Job, describe_job, is_pinned
+from wikillm.plan.job import Job, describe_job
 from wikillm.plan.memory import host_bytes_per_rank
 from wikillm.plan.recipe import check_recipe
-from wikillm.plan.report import CHECKPOINT_BYTES
-from wikillm.plan.setup import setup_from_recipe
-
-LEAST_CHECKPOINT_BYTES = 12
-"""Per parameter: two moments and one fp32 copy of the weights are in every checkpoint, whatever the precision."""
+from wikillm.plan.setup import Setup, setup_from_recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +35,7 @@ class Request:
     master_port: int
     hubs: dict[str, str]  # name -> web address
     has_source: bool = True  # False: only addresses or finished stores are named
+    checkpoints_kept: int = 1  # train.save_total_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +46,7 @@ class Needs:
     slots: int = 1
     master: str = ""
     precision: str = "auto"
+    compiles: bool = False
     recipe: str = ""
     offload: bool = False
     parameters: int = 0
@@ -57,7 +56,6 @@ class Needs:
     host_memory: int = 0
     traffic: int = 0  # between nodes, per GPU and optimizer step
     batch_error: str = ""
-    data_is_chosen: bool = True  # the user named it
     online_tracking: bool = False
     not_forwarded: tuple[str, ...] = field(default=())
 
@@ -76,6 +74,7 @@ def request_of(resolved: Resolved, *, master: str, master_port: int) -> Request:
         store_dir=cfg.data.cache or "~/.cache/wikillm/remote" if scheme_of(store) else store,
         data_path=local,
         has_source=bool(local) or not (named or cfg.data.mixture or scheme_of(store)),
+        checkpoints_kept=cfg.train.save_total_limit,
         master=master,
         master_port=master_port,
         hubs={} if is_offline() else hub_addresses(),
@@ -99,57 +98,70 @@ def hub_addresses() -> dict[str, str]:
     }
 
 
-def needs_of(resolved: Resolved, *, nodes: int, slots: int, master: str = "") -> Needs:
-    """Raises ConfigError when the run is wrong in itself; a batch that does not divide is one of the findings."""
+def needs_of(resolved: Resolved, *, nodes: int, slots: int, master: str = "", has_gpu: bool = True) -> Needs:
+    """What this run asks of `nodes` machines with `slots` processes each.
+
+    Raises ConfigError when the run is wrong in itself; a batch that does not divide is one of the findings."""
     cfg = resolved.config
     check_recipe(resolved, ranks=nodes * slots, ranks_per_node=slots)
     job = describe_job(resolved, ranks=cfg.train.sequence_parallel_size, gpu=find_gpu("h100"))
     host, traffic = _host_and_traffic(resolved, job, nodes, slots)
+    checkpoint, least = _checkpoint(resolved, job, nodes * slots, has_gpu=has_gpu)
     return Needs(
         nodes=nodes,
         slots=slots,
         master=master,
         precision=cfg.train.precision,
+        compiles=cfg.train.compile != "off",
         recipe=cfg.deepspeed.config or "",
         offload=host > 0,
         parameters=job.shape.parameters,
-        checkpoint=CHECKPOINT_BYTES * job.shape.parameters,
-        least_checkpoint=LEAST_CHECKPOINT_BYTES * sure_parameters(resolved, job),
+        checkpoint=checkpoint,
+        least_checkpoint=least,
         checkpoints_kept=cfg.train.save_total_limit + 1,  # one more while the next is written
         host_memory=host,
         traffic=traffic,
         batch_error=_batch_error(resolved, nodes * slots),
-        data_is_chosen=is_pinned(resolved, "data.path") or bool(cfg.data.mixture),
         online_tracking=cfg.observe.swanlab.mode == "online",
         not_forwarded=_not_forwarded(),
     )
 
 
-def sure_parameters(resolved: Resolved, job: Job) -> int:
-    """Parameters that the model has whatever tokenizer is found: without the embedding when that one is not known yet."""
+def _checkpoint(resolved: Resolved, job: Job, ranks: int, *, has_gpu: bool) -> tuple[int, int]:
+    """(bytes of a checkpoint, bytes that it has whatever tokenizer is found)."""
     cfg = resolved.config
-    if cfg.data.tokenizer != "auto" or isinstance(cfg.model.vocab_size, int):
-        return job.shape.parameters
-    copies = 1 if cfg.model.tie_word_embeddings else 2
-    return job.shape.parameters - copies * job.shape.vocab_size * cfg.model.hidden_size
+    precision = "fp32" if cfg.train.precision == "auto" and not has_gpu else job.precision
+    stage = None if cfg.deepspeed.config is None else setup_of(cfg, job, ranks, ranks).stage
+    written = Written(precision, stage, cfg.train.optimizer == "muon", cfg.train.ema_decay > 0, ranks)
+    is_sure = cfg.data.tokenizer != "auto" or isinstance(cfg.model.vocab_size, int)
+    vocabulary = job.shape.vocab_size
+    return (
+        checkpoint_bytes(cfg.model, vocabulary, written),
+        checkpoint_bytes(cfg.model, vocabulary, written, embedding_is_sure=is_sure),
+    )
 
 
 def _host_and_traffic(resolved: Resolved, job: Job, nodes: int, slots: int) -> tuple[int, int]:
     cfg = resolved.config
     if cfg.deepspeed.config is None:
         return 0, 0
-    setup = setup_from_recipe(
-        cfg.deepspeed.config,
+    setup = setup_of(cfg, job, nodes * slots, slots)
+    host = host_bytes_per_rank(job.shape, setup) * slots
+    return host, communication_per_step(job.shape, setup).between_nodes
+
+
+def setup_of(cfg: RunConfig, job: Job, ranks: int, ranks_per_node: int) -> Setup:
+    """The run's DeepSpeed recipe as the planner sees it; its micro-batch does not matter here."""
+    return setup_from_recipe(
+        cfg.deepspeed.config or "",
         hidden_size=cfg.model.hidden_size,
-        ranks=nodes * slots,
-        ranks_per_node=slots,
+        ranks=ranks,
+        ranks_per_node=ranks_per_node,
         micro=1,
-        accumulation=max(1, job.sequences * job.sequence_parallel // (nodes * slots)),
+        accumulation=max(1, job.sequences * job.sequence_parallel // ranks),
         precision=job.precision,
         checkpointing=cfg.train.gradient_checkpointing,
     )
-    host = host_bytes_per_rank(job.shape, setup) * slots
-    return host, communication_per_step(job.shape, setup).between_nodes
 
 
 def _batch_error(resolved: Resolved, ranks: int) -> str:

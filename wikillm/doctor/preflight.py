@@ -15,7 +15,7 @@ from wikillm.core.errors import ConfigError, MachineError, Problems
 from wikillm.core.world import World
 from wikillm.doctor.checks import disk, host, network, python
 from wikillm.doctor.facts import Disk, NodeFacts
-from wikillm.doctor.gather.disk import look_at
+from wikillm.doctor.gather.disk import look_at, look_at_checkpoints
 from wikillm.doctor.gather.everything import relevant_environment
 from wikillm.doctor.gather.host import gather_host
 from wikillm.doctor.gather.network import gather_network
@@ -35,7 +35,7 @@ def refuse_broken_machine(resolved: Resolved, world: World) -> None:
     if world.local_rank:
         return
     try:
-        needs = needs_of(resolved, nodes=world.nodes, slots=world.local_size)
+        needs = needs_of(resolved, nodes=world.nodes, slots=world.local_size, has_gpu=DRIVER.exists())
     except (
         ConfigError
     ):  # of an estimate, or of the run: its own plan, made from the data, refuses it with the right numbers
@@ -59,7 +59,7 @@ def gather_cheaply(resolved: Resolved) -> NodeFacts:
     return NodeFacts(
         software=replace(software, packages={n: v for n, v in software.packages.items() if n in IMPORTED}),
         host=gather_host(ask_tools=False),
-        disk=Disk(run, run, False, temporary, {}, 0, ""),
+        disk=Disk(run, run, False, temporary, {}, 0, "", *look_at_checkpoints(request)),
         network=gather_network(request, ask_tools=False),
         environment=environment,
     )

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from wikillm.core.errors import ConfigError, MachineError
+from wikillm.models.pretrained import load_weights, reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +39,15 @@ def load_folder(folder: Path, *, tokenizer_dir: Path | None = None, device: str 
 
     Raises:
         ConfigError: the folder is not a loadable model, or the device's name is not one.
+        CheckpointError: a file in it is damaged.
         MachineError: the device is not there.
     """
     target = pick_device(device)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a file that is missing here is missing: no hub is asked
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir or folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype="auto"
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(
-            f"{folder} is not a model that transformers can load.",
-            got=str(error).splitlines()[0] if str(error) else repr(error),
-            fix="name a folder written by `wikillm export`, a run directory or a checkpoint",
-        ) from error
+    advice = "name a folder written by `wikillm export`, a run directory or a checkpoint"
+    place = tokenizer_dir or folder
+    tokenizer = reading(place, lambda: AutoTokenizer.from_pretrained(place, local_files_only=True), advice=advice)
+    model = load_weights(folder, advice=advice, dtype="auto")
     eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
     if not isinstance(eos_id, int):
         raise ConfigError(f"The tokenizer in {tokenizer_dir or folder} names no end-of-text token.", got=repr(eos_id))
@@ -67,7 +62,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"{name!r} is not a device.", fix="--device auto, cpu, cuda or cuda:1") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
+        raise ConfigError(f"{name!r} is not a device.", fix="--device auto, cpu, cuda or cuda:1")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise MachineError(f"There is no device {name}.", got=f"{torch.cuda.device_count()} GPUs", fix="--device cpu")
     return device

@@ -8,14 +8,13 @@ from typing import Any
 from wikillm.config.resolved import Resolved
 from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.plan.batch import name_ranks
+from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.choose import Choice, Machine
 from wikillm.plan.job import Job
 from wikillm.plan.schedule import five_points
 from wikillm.plan.time import default_mfu
 
 ESTIMATE = "estimates by formula: no figure here was measured on a GPU"
-CHECKPOINT_BYTES = 16
-"""Per parameter: 16-bit weights of Hugging Face's and of DeepSpeed's file, the fp32 copy and two moments."""
 STORE_BYTES = 4
 
 
@@ -58,8 +57,10 @@ def to_json(
 ) -> dict[str, Any]:
     """The whole plan: the first of `choices` is the one to take."""
     train = resolved.config.train
-    checkpoint = (CHECKPOINT_BYTES + (4 if train.ema_decay else 0)) * job.shape.parameters
-    checkpoint -= 4 * job.shape.hidden_matrices if train.optimizer == "muon" else 0  # one moment, not two
+    setup = choices[0].setup
+    stage = None if setup.recipe == "ddp" else setup.stage
+    written = Written(setup.precision, stage, train.optimizer == "muon", train.ema_decay > 0, setup.ranks)
+    checkpoint = checkpoint_bytes(resolved.config.model, job.shape.vocab_size, written)
     return {
         "basis": ESTIMATE,
         "calibration": calibration,

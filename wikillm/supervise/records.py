@@ -248,7 +248,7 @@ class Recorder(threading.Thread):
 
     def __init__(self, run: Path, describe: Callable[[], RankRecord], stop: Callable[[bool], None]) -> None:
         super().__init__(name="recorder", daemon=True)
-        self.run_dir, self._describe, self._stop = run, describe, stop
+        self.run_dir, self._describe, self._on_stop = run, describe, stop
         self._over = threading.Event()
         self._seen: set[bool] = set()
         self._lock = threading.Lock()
@@ -284,4 +284,4 @@ class Recorder(threading.Thread):
             if mark := os.environ.get("WIKILLM_STOP_MARK"):  # of a script that would start the run again
                 with suppress(OSError):
                     Path(mark).touch()
-            self._stop(at_once)
+            self._on_stop(at_once)

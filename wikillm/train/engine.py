@@ -14,11 +14,13 @@ import torch
 
 from wikillm.config.deepspeed import read_deepspeed
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
+from wikillm.config.foreign_variables import claim_environment
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import RunConfig
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_float8
+from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.recipe import check_combinations, check_recipe, facts_of_run
 from wikillm.plan.room import GpuRoom
 from wikillm.plan.run_plan import Plan
@@ -50,8 +52,20 @@ def gpu_room(cfg: RunConfig, world: World) -> GpuRoom | None:
     return GpuRoom(min(sizes), world.local_size, resolve_precision(cfg.train.precision))
 
 
+def bytes_per_checkpoint(cfg: RunConfig, plan: Plan, engine: Engine) -> int:
+    """What one checkpoint of this run takes on the disk."""
+    is_muon, has_average = cfg.train.optimizer == "muon", cfg.train.ema_decay > 0
+    written = Written(engine.precision, engine.zero_stage, is_muon, has_average, plan.world_size)
+    return checkpoint_bytes(cfg.model, plan.vocab_size, written)
+
+
 def check_engine(cfg: RunConfig) -> None:
-    """Refuse what cannot train on this machine, before hours of tokenising. Raises ConfigError."""
+    """Refuse what cannot train on this machine, before hours of tokenising. (all ranks)
+
+    Removes from the environment what other launchers left for the libraries. Raises ConfigError.
+    """
+    claim_environment(cfg, os.environ, has_gpu=torch.cuda.is_available())
+    check_half_precision(cfg, has_gpu=torch.cuda.is_available())
     check_attention(cfg.model.attn_implementation, has_gpu=torch.cuda.is_available())
     check_flex(cfg)
 
@@ -65,6 +79,16 @@ def check_recipe_here(resolved: Resolved, world: World) -> None:
         precision=resolve_precision(resolved.config.train.precision),
         has_gpu=torch.cuda.is_available(),
     )
+
+
+def check_half_precision(cfg: RunConfig, *, has_gpu: bool) -> None:
+    """Raises ConfigError for fp16 without DeepSpeed on a CPU, where Hugging Face would train in 32 bit."""
+    if cfg.train.precision == "fp16" and cfg.deepspeed.config is None and not has_gpu:
+        raise ConfigError(
+            "fp16 does not train on a CPU.",
+            got="train.precision=fp16, and torch sees no GPU",
+            fix="train.precision=fp32, or train.precision=bf16",
+        )
 
 
 def check_attention(kernel: str, *, has_gpu: bool) -> None:
@@ -155,14 +179,16 @@ def start_engine(world: World, engine: Engine) -> None:
     world.export()
     if torch.cuda.is_available():
         return
-    from wikillm.train.ops import build_cpu_ops, check_shared_memory, release_shared_memory, use_cpu_accelerator
+    from wikillm.train import ops
 
-    use_cpu_accelerator()
-    check_shared_memory(world.local_size)
-    build_cpu_ops()
+    ops.use_cpu_accelerator()
+    if world.local_rank == 0:
+        ops.sweep_shared_memory()
+    ops.check_shared_memory(world.local_size)
+    ops.build_cpu_ops()
     import deepspeed
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints, on every rank, that its op was loaded
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     torch.distributed.barrier()
-    release_shared_memory()
+    ops.release_shared_memory()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from wikillm.core.errors import DivergedError, ExitCode, StoppedError, WikiLLMError
+from wikillm.core.errors import DivergedError, ExitCode, StoppedError
+from wikillm.core.faults import as_refusal
 from wikillm.core.lock import FileLock
 from wikillm.core.world import World
 from wikillm.supervise.exit_file import is_agreed, let_rank_0_speak_first, write_exit
@@ -20,7 +21,8 @@ def exit_code_of(error: BaseException | None) -> ExitCode:
     """The exit code that an error means."""
     if error is None:
         return ExitCode.DONE
-    return error.exit_code if isinstance(error, WikiLLMError) else ExitCode.BUG
+    refusal = as_refusal(error)
+    return ExitCode.BUG if refusal is None else refusal.exit_code
 
 
 def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: int | None) -> None:
@@ -32,7 +34,7 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
         let_rank_0_speak_first(error)
         if path.exists():
             return
-    reason = str(error) if error is not None else "the horizon was reached"
+    reason = "the horizon was reached" if error is None else str(as_refusal(error) or error)
     write_exit(run_dir, int(exit_code_of(error)), reason, rank, step)
 
 

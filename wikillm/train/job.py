@@ -39,8 +39,9 @@ from wikillm.train.callbacks.limit import TimeLimitCallback
 from wikillm.train.callbacks.progress import ProgressCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
+from wikillm.train.checkpoint_faults import check_training_state
 from wikillm.train.control import ControlGroup
-from wikillm.train.engine import Engine
+from wikillm.train.engine import Engine, bytes_per_checkpoint
 from wikillm.train.optimizer import muon_settings
 from wikillm.train.outcome import record_outcome
 from wikillm.train.records import record_data
@@ -97,7 +98,7 @@ class Job:
         """Train to the horizon. Raises StoppedError after a complete checkpoint when a signal asked for it."""
         cfg, start = self.resolved.config, time.monotonic()
         data = self._data_from(point, allow_change=allow_change)
-        health = HealthCallback(self.group, self.signals, cfg.train.max_skipped_steps)
+        health = HealthCallback(self.run, self.group, self.signals, cfg.train.max_skipped_steps)
         garbage, limit = GarbageCallback(), self._limit(point)
         saving = self._saving(point)
         self.report = report = ReportCallback(cfg, self.plan, self.world, self.run, self.identity, self.store, point)
@@ -156,6 +157,8 @@ class Job:
         """The data of this run; on resuming, only after everything has been found to be that of the checkpoint."""
         if point is None:
             return self._data()
+        rank, size, is_deepspeed = self.world.rank, self.world.size, self.engine.json is not None
+        check_training_state(point.checkpoint, rank=rank, world_size=size, is_deepspeed=is_deepspeed)
         check_same_run(point, self.facts(), allow_change=allow_change)
         say(f"resuming   {point.checkpoint} (step {point.step:,})")
         say_abandoned(point, self.run.checkpoints)
@@ -181,7 +184,8 @@ class Job:
     def _limit(self, point: ResumePoint | None) -> TimeLimitCallback:
         known = float(point.state.get("save_seconds", 0.0)) if point else 0.0
         hours, sequences = self.resolved.config.train.max_hours, self.plan.batch_ramp.sequences_at
-        self.limit = TimeLimitCallback(hours, self.plan.parameters, known, sequences=sequences)
+        size = bytes_per_checkpoint(self.resolved.config, self.plan, self.engine)
+        self.limit = TimeLimitCallback(hours, size, known, sequences=sequences)
         self.signals.limit = self.limit.reason
         return self.limit
 

@@ -10,19 +10,26 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from wikillm.core.errors import MachineError
+from wikillm.core.faults import as_refusal
 from wikillm.core.files import NETWORK_KINDS, file_system_kind
-from wikillm.core.lock import is_open_here, lock_or_wait
+from wikillm.core.lock import is_in_use, is_open_here, lock_or_wait
 from wikillm.core.log import logger, say
 from wikillm.core.units import format_seconds, format_size
 
 SHARED_MEMORY = Path("/dev/shm")
 BUFFER_BYTES = 70 * 10**6  # 69,206,024 measured with deepspeed 0.19.8
+_BUFFER = "deepspeed_allreduce_buffer"
+"""How the names begin; user, MASTER_ADDR, MASTER_PORT and rank follow (csrc/cpu/comm/shm.cpp)."""
+_JUST_MADE = 5.0  # seconds in which the ranks of a start map each other's buffers
 _LOCAL_PATIENCE = 2.0  # seconds between creating a lock and holding it open, many times over
 _NETWORK_PATIENCE = 600.0  # no file of a build in progress stays untouched for so long
 
@@ -31,15 +38,29 @@ def build_cpu_ops() -> None:
     """Compile (or find compiled) what DeepSpeed loads on CPU. Call it before the process group exists. (all ranks)
 
     Raises:
-        MachineError: there is no working C++ compiler.
+        MachineError: there is no working C++ compiler, or the folder of compiled ops cannot be written.
     """
     from deepspeed.accelerator import get_accelerator
-    from torch.utils import cpp_extension
 
     _use_own_folder()
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is None:
         return
+    try:
+        _build(builder)
+    except OSError as error:
+        place = os.environ["TORCH_EXTENSIONS_DIR"]
+        raise MachineError(
+            f"DeepSpeed's CPU op cannot be compiled in {place}.",
+            got=f"{error.filename or place}: {error.strerror or error}",
+            fix="name a folder with room that can be written: export TORCH_EXTENSIONS_DIR=FOLDER",
+        ) from error
+
+
+def _build(builder: Any) -> None:
+    """One process of the machine compiles, the others wait. Raises OSError, and MachineError for the compiler."""
+    from torch.utils import cpp_extension
+
     folder = Path(cpp_extension._get_build_directory(builder.name, verbose=False))
     if _is_built(folder):
         return
@@ -61,7 +82,9 @@ def build_cpu_ops() -> None:
         start = time.monotonic()
         try:
             builder.load(verbose=False)
-        except (RuntimeError, OSError) as error:
+        except RuntimeError as error:
+            if (refusal := as_refusal(error)) is not None:
+                raise refusal from error
             raise MachineError(
                 "DeepSpeed's CPU op did not compile.",
                 got=str(error).splitlines()[0],
@@ -89,6 +112,20 @@ def _use_own_folder() -> None:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(cpp_extension.get_default_build_root()) / name))
 
 
+def sweep_shared_memory(folder: Path = SHARED_MEMORY) -> None:
+    """Remove the buffers that a run killed while it started has left: this user's, which no process maps or has open.
+
+    A process of another container that shares the folder cannot be seen: what is only seconds old may be its. (local rank 0)
+    """
+    for path in folder.glob(f"{_BUFFER}_{os.getuid()}_*"):
+        with suppress(OSError):
+            status = path.lstat()
+            is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
+            if is_ours and time.time() - status.st_mtime > _JUST_MADE and not is_in_use(path):
+                path.unlink()
+                logger.warning("removed %s (%s), left by a run that was killed", path, format_size(status.st_size))
+
+
 def check_shared_memory(local_size: int) -> None:
     """DeepSpeed's op puts 66 MiB per rank into /dev/shm and dies with SIGBUS when they do not fit."""
     if not SHARED_MEMORY.is_dir():
@@ -110,7 +147,7 @@ def release_shared_memory() -> None:
     """
     environ = os.environ
     parts = (environ.get("MASTER_ADDR"), environ.get("MASTER_PORT"), environ.get("RANK"))
-    name = "_".join(["deepspeed_allreduce_buffer", str(os.getuid()), *map(str, parts)])
+    name = "_".join([_BUFFER, str(os.getuid()), *map(str, parts)])
     (SHARED_MEMORY / name).unlink(missing_ok=True)
 
 

@@ -14,13 +14,14 @@ from wikillm.data.mixture import SourceUse
 from wikillm.data.store import Store
 from wikillm.plan.batch import name_ranks
 from wikillm.plan.run_plan import Plan
-from wikillm.train.engine import Engine
+from wikillm.train.engine import Engine, bytes_per_checkpoint
 from wikillm.train.run_dir import RunDir, describe_environment
 
 
 def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store: Store, *, resume: str) -> FileLock:
     """Claim the directory, write the records, tell the user what will run. Returns the held lock. (rank 0)"""
     lock = run.claim(resume=resume != "never")
+    run.check_room(bytes_per_checkpoint(resolved.config, plan, engine), resolved.config.train.save_total_limit)
     run.identify()
     write_atomic(run.path / "config.resolved.yaml", to_yaml(resolved))
     write_json(run.path / "plan.json", plan.to_json())

@@ -28,7 +28,7 @@ from wikillm.train.job import Job, TrainResult
 from wikillm.train.patches import patch_model
 from wikillm.train.records import open_run
 from wikillm.train.resume import agree_on_resume_point
-from wikillm.train.run_dir import RunDir
+from wikillm.train.run_dir import RunDir, refuse_before_supervision
 from wikillm.train.supply import open_store
 
 
@@ -56,6 +56,7 @@ def pretrain(
         with installed() as own:
             return pretrain(resolved, resume=resume, allow_change=allow_change, signals=own, supervisor=supervisor)
     cfg, world = resolved.config, World.from_env()
+    refuse_before_supervision(resolved, world)
     limit_threads(world, os.cpu_count() or 1)
     check_engine(cfg)
     check_recipe_here(resolved, world)

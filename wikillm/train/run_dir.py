@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,13 +25,28 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.checkpoints.layout import STAGING, list_checkpoints
-from wikillm.checkpoints.retention import clear_leftovers
-from wikillm.core.errors import ConfigError, MachineError, StoppedError
+from wikillm.checkpoints.retention import clear_leftovers, room_to_come
+from wikillm.config.resolved import Resolved
+from wikillm.core.errors import CheckpointError, ConfigError, MachineError, StoppedError
 from wikillm.core.files import nearest_existing, write_json
 from wikillm.core.lock import FileLock
+from wikillm.core.units import format_size
+from wikillm.core.world import World
 from wikillm.observe.redact import HIDDEN, environment_secrets, names_a_secret, redact_text
 from wikillm.observe.swanlab import new_run_id
 from wikillm.supervise.records import stop_path
+from wikillm.supervise.supervisor import settings_of
+
+OWN_NAMES = frozenset(
+    {
+        "config.resolved.yaml", "ds_config.resolved.json", "plan.json", "environment.json", "run.json", "data.json",
+        "tokenizer", "metrics.jsonl", "events.jsonl", "exit.json", "outcome.json", "ranks", "stop.json", "logs",
+        "checkpoints", "swanlog", "samples", "export",
+    }
+)  # fmt: skip
+"""What a run writes into its directory, `wikillm demo` included."""
+LAUNCHERS_FILES = (".log", ".out", ".err", ".pid", "lost+found")
+"""Ends of the names of what launchers, and file systems, put into a folder before the run starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +73,27 @@ class RunDir:
 
     def log_file(self, rank: int) -> Path:
         return self.path / "logs" / f"rank_{rank}.log"
+
+    def refuse_foreign(self, store: Path | None = None) -> None:
+        """Refuse a folder that holds other things than a run: their names would mix with the run's. (rank 0)
+
+        A launcher's log files may lie there, and the run's own token store.
+
+        Raises ConfigError with some of what is there.
+        """
+        place = self.path.resolve()
+        if place == place.parent or self.identity.exists() or not place.is_dir():
+            foreign = [str(place)] if place == place.parent else []
+        else:
+            names = sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
+            own = {*OWN_NAMES, _first_part(store, place)}
+            foreign = [name for name in names if name not in own and not name.endswith(LAUNCHERS_FILES)]
+        if foreign:
+            raise ConfigError(
+                f"{self.path} is no run directory: it holds other things.",
+                got=", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""),
+                fix=f"name a new or empty folder: run.dir={self.path / 'run'}",
+            )
 
     def claim(self, *, resume: bool) -> FileLock:
         """Take the directory for this process and clear what a killed run left half done. (rank 0)
@@ -93,6 +130,27 @@ class RunDir:
             folder.mkdir(parents=True, exist_ok=True)
         return lock
 
+    def check_room(self, checkpoint: int, keep: int) -> None:
+        """Refuse a disk on which not one more checkpoint fits, after leftovers and superfluous ones have gone. (rank 0)
+
+        Args:
+            checkpoint: bytes of one.
+            keep: checkpoints that stay; what an earlier start left above it goes before the first save.
+
+        Raises MachineError.
+        """
+        free, to_come = shutil.disk_usage(self.path).free, room_to_come(self.checkpoints, keep)
+        if free + to_come >= checkpoint:
+            return
+        standing = len(list_checkpoints(self.checkpoints))
+        fewer = f"train.save_total_limit={min(keep, standing) - 1}, or " if min(keep, standing) > 1 else ""
+        raise MachineError(
+            f"There is no room for a checkpoint in {self.checkpoints}.",
+            got=f"a checkpoint takes {format_size(checkpoint)}; {format_size(free)} are free"
+            + (f", and {format_size(to_come)} more when superfluous checkpoints have gone" if to_come else ""),
+            fix=f"{fewer}free some room, or run.dir=FOLDER on a larger disk",
+        )
+
     def _forget_last_start(self, lock: FileLock) -> None:
         """What the last start left about its processes. Raises StoppedError where torchrun restarts what was stopped."""
         if stop_path(self.path).exists() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
@@ -104,10 +162,41 @@ class RunDir:
     def identify(self) -> dict[str, Any]:
         """The run's lasting identity (id, tracker id); made at the first start, kept over resumes. (rank 0)"""
         if self.identity.exists():
-            return dict(json.loads(self.identity.read_text(encoding="utf-8")))
+            return self._read_identity()
         identity = {"id": uuid.uuid4().hex, "tracker": new_run_id(), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         write_json(self.identity, identity)
         return identity
+
+    def _read_identity(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.identity.read_text(encoding="utf-8"))
+            return {"id": str(found["id"]), "tracker": str(found["tracker"]), **found}
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{self.identity} does not say which run this is.",
+                got=repr(error),
+                fix=f"restore it, or remove it: the run then goes on under a new name in the tracker: rm {self.identity}",
+            ) from None
+
+
+def refuse_before_supervision(resolved: Resolved, world: World) -> None:
+    """What is refused before anything is written into the run directory, or anybody is waited for. (all ranks)
+
+    Raises:
+        ConfigError: the run directory holds other things.
+        MachineError: the launcher's variables do not say where the ranks meet.
+    """
+    world.check_meeting_place()
+    if world.is_main:
+        store = resolved.config.data.store
+        RunDir(settings_of(resolved).run).refuse_foreign(Path(store) if store else None)
+
+
+def _first_part(path: Path | None, folder: Path) -> str:
+    """The name in `folder` on the way to `path`; "" where it does not lie below."""
+    if path is None or not path.resolve().is_relative_to(folder):
+        return ""
+    return next(iter(path.resolve().relative_to(folder).parts), "")
 
 
 def describe_environment() -> dict[str, Any]:

@@ -6,7 +6,7 @@ place. Here it is given all micro-batches of an optimizer step as one, and `trai
 A value on a GPU is read by the host once per logging step, the loss; what else is logged is copied to pinned memory before, and has
 arrived with it. (DeepSpeed reads the norm of the gradient at every step, to look for infinities, where it clips or partitions.)
 Everything else (DeepSpeed, mixed precision, clipping, the schedule) is HF's; the rest of the run's
-behaviour is in callbacks. HF's methods that are overridden here are public ones, but for two about the gradient's norm.
+behaviour is in callbacks. HF's methods that are overridden here are public ones, but for two about the gradient's norm and the one that saves.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
 from wikillm.supervise.board import Board
 from wikillm.supervise.signals import StopSignals
+from wikillm.train.checkpoint_faults import loading, saving
 from wikillm.train.control import ControlGroup
 from wikillm.train.host_copy import HostCopy
 from wikillm.train.optimizer import MuonSettings, build_muon, parameter_groups
@@ -99,6 +101,11 @@ class WikiTrainer(Trainer):
     @property
     def consumed_samples(self) -> int:
         return self._consumed_before + self.data.shape.samples_between(self.first_step, self.state.global_step)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """HF's; what does not load in the checkpoint is a CheckpointError."""
+        with loading(Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """HF's AdamW, or Muon with AdamW for what is no hidden matrix."""
@@ -200,6 +207,11 @@ class WikiTrainer(Trainer):
         elif grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(model.parameters(), float("inf"))
         return self._norm_copy.bring(grad_norm) if isinstance(grad_norm, torch.Tensor) else grad_norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """HF's, into the staging folder."""
+        with saving(Path(str(self.args.output_dir)), self.state.global_step):
+            super()._save_checkpoint(model, trial)
 
     def store_flos(self) -> None:
         """HF adds the counts up over the ranks, a collective and a read; here all ranks have the same."""

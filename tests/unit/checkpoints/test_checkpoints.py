@@ -14,9 +14,10 @@ import pytest
 
 from wikillm.checkpoints.latest import find_complete, latest_complete
 from wikillm.checkpoints.layout import MANIFEST, STAGING, STATE, list_checkpoints
-from wikillm.checkpoints.manifest import files_to_list, read_state, seal_files, verify, write_manifest
-from wikillm.checkpoints.retention import clear_leftovers, keep_newest
+from wikillm.checkpoints.manifest import deal_by_size, files_to_list, read_state, seal_files, verify, write_manifest
+from wikillm.checkpoints.retention import clear_leftovers, keep_newest, room_to_come, superfluous
 from wikillm.core.errors import CheckpointError
+from wikillm.core.files import files_below
 
 
 def make(folder: Path, step: int, content: bytes = b"weights" * 1000) -> Path:
@@ -124,7 +125,7 @@ SAVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
+from wikillm.checkpoints.manifest import deal_by_size, files_to_list, seal_files, write_manifest
 from wikillm.checkpoints.retention import keep_newest
 from wikillm.core.files import rename_durably
 folder, step = Path({folder!r}), {first}
@@ -163,3 +164,33 @@ def test_sigkill_at_any_moment_leaves_only_good_checkpoints(tmp_path: Path, dela
         assert newest is not None
         first = int(newest.name.removeprefix("checkpoint-"))
         assert first in (said, said + 1)
+
+
+def test_hashing_is_shared_by_size(tmp_path: Path) -> None:
+    for name, size in {"a": 10, "b": 1000, "c": 10, "d": 900, "e": 110, "f": 10}.items():
+        (tmp_path / name).write_bytes(bytes(size))
+    shares = deal_by_size(tmp_path, 2)
+    assert sorted(name for share in shares for name in share) == files_to_list(tmp_path)
+    sizes = [sum((tmp_path / name).stat().st_size for name in share) for share in shares]
+    assert sizes == [1020, 1020], "by name it would be 1120 and 920"
+    assert [len(share) for share in deal_by_size(tmp_path, 8)].count(0) == 2
+
+
+def test_the_checkpoint_a_run_goes_on_from_is_spared(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        make(tmp_path, step)
+    assert [path.name for path in superfluous(tmp_path, 2, tmp_path / "checkpoint-2")] == [
+        "checkpoint-3",
+        "checkpoint-1",
+    ]
+    keep_newest(tmp_path, 2, tmp_path / "checkpoint-2")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-4", "checkpoint-2"]
+
+
+def test_room_to_come_is_what_leftovers_and_superfluous_checkpoints_hold(tmp_path: Path) -> None:
+    assert room_to_come(tmp_path / "none", 1) == 0
+    sizes = [sum(path.stat().st_size for path in files_below(make(tmp_path, step))) for step in (1, 2, 3)]
+    assert room_to_come(tmp_path, 3) == 0
+    (tmp_path / STAGING / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / STAGING / "checkpoint-4" / "model.safetensors").write_bytes(bytes(12345))
+    assert room_to_come(tmp_path, 2) == 12345 + sizes[0]

@@ -48,7 +48,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpu", "RTX 4090 48GB"], "--gpu rtx4090 --gpu-memory 48GiB"),
         (["--tflops", "165e12"], "--tflops 165"),
         (["--tflops", "0"], "--tflops 165"),
-        (["--tflops", "nan"], "--tflops 165"),
+        (["--tflops", "nan"], "not a finite number"),
         (["--gpu", "cpu", "--tflops", "1"], "--calibrate"),
         (["--gpus", "0"], "--gpus-per-node is at least 1"),
         (["--all", "--config", "demo"], "leave"),

@@ -98,3 +98,41 @@ def test_a_launchers_own_names_win_over_open_mpis() -> None:
     environ = {"RANK": "0", **OPEN_MPI}
     adopt_open_mpi(environ)
     assert environ == {"RANK": "0", **OPEN_MPI}
+
+
+MEETING = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"MASTER_ADDR": ""},
+        {"MASTER_PORT": ""},
+        {"MASTER_PORT": "0"},
+        {"MASTER_PORT": "65536"},
+        {"MASTER_PORT": "-1"},
+        {"MASTER_PORT": "29500.0"},
+        {"MASTER_PORT": "port"},
+    ],
+    ids=str,
+)
+def test_several_ranks_without_a_place_to_meet_are_refused(change: dict[str, str]) -> None:
+    environ = {**MEETING, **change}
+    with pytest.raises(MachineError, match="where the 2 ranks meet") as caught:
+        World.from_env(environ).check_meeting_place(environ)
+    assert next(iter(change)) in str(caught.value)
+    World.from_env(MEETING).check_meeting_place(dict(MEETING))
+
+
+def test_a_lone_process_forgets_what_a_launcher_left() -> None:
+    environ = {"RANK": "0", "LOCAL_RANK": "0", "PATH": "/bin"}
+    World.from_env(environ).check_meeting_place(environ)
+    assert environ == {"PATH": "/bin"}
+
+
+@pytest.mark.parametrize("name", ["PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_processes_of_an_unknown_mpi_are_not_trained_alone(name: str) -> None:
+    with pytest.raises(MachineError, match="each would train alone") as caught:
+        World().check_meeting_place({name: "2"})
+    assert f"unset {name}" in str(caught.value)
+    World().check_meeting_place({name: "1"})

@@ -101,6 +101,8 @@ FAULTS: dict[str, list[Case]] = {
     "checkpoint-room": [
         ("fail", "not one fits", {"disk": {"run": replace(PLACE, free=GIB)}}, {}),
         ("warn", "4 checkpoints", {"disk": {"run": replace(PLACE, free=30 * GIB)}}, {}),
+        ("warn", "5 GiB more", {"disk": {"run": replace(PLACE, free=8 * GIB), "checkpoints_go": 5 * GIB}}, {}),
+        ("fail", "train.save_total_limit=1", {"disk": {"run": replace(PLACE, free=GIB), "checkpoints_stay": GIB}}, {}),
     ],
     "store-room": [("warn", "data.store", {"disk": {"store": replace(PLACE, free=GIB // 2)}}, {})],
     "inodes": [("warn", "12 free", {"disk": {"run": replace(PLACE, inodes_free=12)}}, {})],
@@ -113,7 +115,6 @@ FAULTS: dict[str, list[Case]] = {
     ],
     "data-source": [
         ("fail", "does not exist", {"disk": {"data_error": "data.path does not exist."}}, {}),
-        ("warn", "does not exist", {"disk": {"data_error": "data.path does not exist."}}, {"data_is_chosen": False}),
     ],
     "batch": [("fail", "cannot be split", {}, {"batch_error": "cannot be split"})],
     "hostname": [
@@ -145,6 +146,10 @@ FAULTS: dict[str, list[Case]] = {
     "proxies": [("warn", "without 127.0.0.1, gpu1", {"environment": {"no_proxy": "example.org"}}, {})],
     "launcher-variables": [("warn", "WORLD_SIZE=8", {"environment": {"RANK": "3", "WORLD_SIZE": "8"}}, {})],
     "slowing-variables": [("warn", "NCCL_P2P_DISABLE=1", {"environment": {"NCCL_P2P_DISABLE": "1"}}, {})],
+    "foreign-variables": [
+        ("fail", "train.precision=fp16", {"environment": {"ACCELERATE_MIXED_PRECISION": "fp16"}}, {}),
+        ("fail", "TORCHDYNAMO_DISABLE=1", {"environment": {"TORCHDYNAMO_DISABLE": "1"}}, {"compiles": True}),
+    ],
     "preloaded": [
         ("warn", "libjemalloc", {"environment": {"LD_PRELOAD": "libjemalloc.so"}}, {}),
         ("warn", "cuda-11", {"environment": {"LD_LIBRARY_PATH": "/usr/local/cuda-11/lib64"}}, {}),

@@ -1,13 +1,15 @@
-"""A lock file that a killed build left behind is removed; one whose owner lives is waited for."""
+"""A lock file that a killed build left behind is removed, and so are buffers in shared memory; what has an owner stays."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from wikillm.core.lock import is_open_here
+from wikillm.train import ops
 from wikillm.train.ops import _wait_out_foreign_lock
 
 HOLD = (
@@ -45,3 +47,29 @@ def test_a_living_builds_lock_is_waited_for(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_buffers_of_a_killed_start_are_swept_and_no_others(tmp_path: Path) -> None:
+    prefix, old = f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_", time.time() - 60
+    dead, mapped, opened, fresh = (tmp_path / f"{prefix}{port}_0" for port in (1, 2, 3, 4))
+    other, foreign = tmp_path / "deepspeed_allreduce_buffer_999999_127.0.0.1_5_0", tmp_path / "torch_77_1"
+    for path in (dead, mapped, opened, fresh, other, foreign):
+        path.write_bytes(bytes(4096))
+        if path != fresh:
+            os.utime(path, (old, old))
+    (tmp_path / f"{prefix}6_0").symlink_to(foreign)
+    program = "import mmap, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); f.close(); print('mapped', flush=True); input()"
+    neighbour = subprocess.Popen(
+        [sys.executable, "-c", program, str(mapped)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert neighbour.stdout is not None and neighbour.stdout.readline() == "mapped\n"
+        with open(opened, "rb"):
+            ops.sweep_shared_memory(tmp_path)
+    finally:
+        neighbour.communicate("\n", timeout=30)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {mapped.name, opened.name, fresh.name, other.name, foreign.name, f"{prefix}6_0"}
+    os.utime(mapped, (old, old))
+    ops.sweep_shared_memory(tmp_path)
+    assert not mapped.exists(), "its last user has gone"

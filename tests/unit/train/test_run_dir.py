@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,3 +110,61 @@ def test_differences_are_refused_together_and_two_may_be_accepted(tmp_path: Path
         check_same_run(point, longer | {"store": 2, "world_size": 4}, allow_change=True)
     assert "store: 1 then, 2 now" in str(caught.value) and "world_size: 1 then, 4 now" in str(caught.value)
     assert "max_steps" not in str(caught.value) and "model.init_from" in str(caught.value)
+
+
+FOREIGN = {
+    "photos": ["a.jpg"],
+    "a project": ["train.py", ".git"],
+    "a corpus": ["corpus.jsonl", "train.log"],
+    "another run's parent": ["run-1", "run-2"],
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_folder_with_other_things_is_refused_before_anything_is_written(kind: str, tmp_path: Path) -> None:
+    for name in FOREIGN[kind]:
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match="holds other things") as caught:
+        RunDir(tmp_path).refuse_foreign()
+    assert FOREIGN[kind][0] in str(caught.value) and f"run.dir={tmp_path}/run" in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == set(FOREIGN[kind])
+
+
+def test_the_root_of_the_file_system_is_refused() -> None:
+    for name in ("/", "/tmp/..", "//"):
+        with pytest.raises(ConfigError, match="holds other things"):
+            RunDir(Path(name)).refuse_foreign()
+
+
+def test_a_new_an_empty_and_a_runs_own_folder_are_fine(tmp_path: Path) -> None:
+    RunDir(tmp_path / "new" / "run").refuse_foreign()
+    RunDir(tmp_path).refuse_foreign()
+    for name in ("train.log", "slurm-7.out", ".secret", "logs", "checkpoints"):
+        (tmp_path / name).touch()
+    (tmp_path / "store").mkdir()
+    RunDir(tmp_path).refuse_foreign(tmp_path / "store")
+    with pytest.raises(ConfigError, match="store"):
+        RunDir(tmp_path).refuse_foreign()
+    RunDir(tmp_path).identify()
+    (tmp_path / "notes.txt").touch()
+    RunDir(tmp_path).refuse_foreign()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"id": "a"}', "null"])
+def test_a_damaged_identity_is_named(text: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.identity.write_text(text)
+    with pytest.raises(CheckpointError, match="which run this is"):
+        run.identify()
+
+
+def test_room_counts_what_the_start_clears(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    (run.staging / "checkpoint-3").mkdir(parents=True)
+    free = shutil.disk_usage(tmp_path).free
+    with open(run.staging / "checkpoint-3" / "model.safetensors", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 64 << 20)
+    run.check_room(free - (1 << 20), keep=1)  # needs the 64 MiB that a killed save has left
+    with pytest.raises(MachineError, match="no room for a checkpoint") as caught:
+        run.check_room(free + (1 << 40), keep=1)
+    assert "64 MiB more when superfluous" in str(caught.value) and "run.dir=FOLDER" in str(caught.value)

@@ -25,13 +25,22 @@ def run_folder(facts: NodeFacts, needs: Needs) -> Verdict:
 @check("disk", "disk")
 def checkpoint_room(facts: NodeFacts, needs: Needs) -> Verdict:
     """The checkpoints that are kept fit on the disk."""
-    place, all_of_them = facts.disk.run, needs.checkpoint * needs.checkpoints_kept
-    found = f"{format_size(place.free)} free on {place.existing}, about {format_size(all_of_them)} for {needs.checkpoints_kept} checkpoints"
-    if place.free < needs.least_checkpoint:
+    disk, place = facts.disk, facts.disk.run
+    all_of_them = max(needs.checkpoint, needs.checkpoint * needs.checkpoints_kept - disk.checkpoints_stay)
+    free = place.free + disk.checkpoints_go
+    found = f"{format_size(place.free)} free on {place.existing}"
+    if disk.checkpoints_go:
+        found += f" and {format_size(disk.checkpoints_go)} more once leftovers and superfluous checkpoints have gone"
+    found += f", about {format_size(all_of_them)} for {needs.checkpoints_kept} checkpoints"
+    found += f" of which {format_size(disk.checkpoints_stay)} are there" if disk.checkpoints_stay else ""
+    if free < needs.least_checkpoint:
+        fewer = "train.save_total_limit=1, or " if disk.checkpoints_stay and needs.checkpoints_kept > 2 else ""
         return fail(
-            found, f"not one fits: at least {format_size(needs.least_checkpoint)}", "run.dir=FOLDER on a larger disk"
+            found,
+            f"not one fits: at least {format_size(needs.least_checkpoint)}",
+            f"{fewer}run.dir=FOLDER on a larger disk",
         )
-    if place.free < all_of_them:
+    if free < all_of_them:
         return warn(
             found, "saving fails when the disk is full", "train.save_total_limit=1, or run.dir=FOLDER on a larger disk"
         )
@@ -144,8 +153,7 @@ def data_source(facts: NodeFacts, needs: Needs) -> Verdict:
         )
     if disk.store_stands:
         return skip(f"the store stands; {disk.data_error}")
-    answer = fail if needs.data_is_chosen else warn
-    return answer(disk.data_error, "the token store is built from it", "data.path=FILE, as this node sees it")
+    return fail(disk.data_error, "the token store is built from it", "data.path=FILE, as this node sees it")
 
 
 @check("run", "disk")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from wikillm.config.foreign_variables import Asked, foreign_settings
 from wikillm.doctor.facts import NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.verdict import Verdict, check, fail, ok, skip, warn
@@ -43,6 +44,20 @@ def slowing_variables(facts: NodeFacts, needs: Needs) -> Verdict:
             ", ".join(f"{name}={env[name]}" for name in found),
             "; ".join(SLOWING[name] for name in found),
             f"unset {' '.join(found)}",
+        )
+    return ok("none")
+
+
+@check("environment", "environment")
+def foreign_variables(facts: NodeFacts, needs: Needs) -> Verdict:
+    """No variable of another launcher changes the run behind its configuration."""
+    asked = Asked(needs.precision, needs.compiles, has_gpu=bool(facts.gpus and facts.gpus.cards))
+    found = foreign_settings(facts.environment, asked)
+    if found:
+        return fail(
+            ", ".join(f"{foreign.name}={foreign.value}" for foreign in found),
+            "; ".join(f"{foreign.name} {foreign.does}" for foreign in found),
+            f"unset {' '.join(foreign.name for foreign in found)}; {found[0].instead}",
         )
     return ok("none")
 

@@ -13,8 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from wikillm.checkpoints.retention import room_to_come
 from wikillm.core.errors import WikiLLMError
-from wikillm.core.files import file_system_kind, nearest_existing
+from wikillm.core.files import file_system_kind, files_below, nearest_existing
 from wikillm.data.build_plan import predicted_store_bytes
 from wikillm.data.manifest import MANIFEST_NAME
 from wikillm.data.sources.locate import locate
@@ -38,6 +39,7 @@ def gather_disk(request: Request) -> Disk:
         error = f"{refused.what} {(refused.got or '').splitlines()[0] if refused.got else ''}".strip()
     except OSError as refused:
         error = f"{refused.filename}: {refused.strerror}"
+    stay, go = look_at_checkpoints(request)
     return Disk(
         run=look_at(Path(request.run_dir), measure=True),
         store=look_at(store, measure=False),
@@ -46,7 +48,19 @@ def gather_disk(request: Request) -> Disk:
         data=digests,
         data_bytes=size,
         data_error=error,
+        checkpoints_stay=stay,
+        checkpoints_go=go,
     )
+
+
+def look_at_checkpoints(request: Request) -> tuple[int, int]:
+    """(bytes of the run's checkpoints that stay, bytes that its start makes free) in the run directory."""
+    folder = Path(request.run_dir) / "checkpoints"
+    try:
+        go = room_to_come(folder, request.checkpoints_kept)
+        return sum(path.stat().st_size for path in files_below(folder)) - go, go
+    except OSError:  # a file went while it was looked at
+        return 0, 0
 
 
 def look_at(path: Path, *, measure: bool) -> Place:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from wikillm.config.foreign_variables import NAMES
 from wikillm.core.log import logger
 from wikillm.doctor.facts import NodeFacts
 from wikillm.doctor.gather.compiler import gather_compiler
@@ -27,6 +28,7 @@ _READ = (
     "MASTER_", "WANDB_", "SWANLAB_",
 )  # fmt: skip
 _NAMES = (
+    *NAMES,
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD",
     "http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
 )  # fmt: skip

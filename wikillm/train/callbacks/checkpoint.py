@@ -16,12 +16,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from wikillm.checkpoints.layout import STATE, checkpoint_name
 from wikillm.checkpoints.lineage import Descent, arrange, next_descent
-from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
+from wikillm.checkpoints.manifest import deal_by_size, seal_files, write_manifest
 from wikillm.checkpoints.retention import keep_newest, publish
 from wikillm.core.files import files_below, write_json
 from wikillm.core.log import say
 from wikillm.core.units import format_size
 from wikillm.core.world import World
+from wikillm.train.checkpoint_faults import saving
 from wikillm.train.control import ControlGroup
 from wikillm.train.run_dir import RunDir
 
@@ -48,7 +49,22 @@ class CheckpointCallback(TrainerCallback):
         self.seconds = 0.0
         self.latest: Path | None = None
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A lower train.save_total_limit than before makes room for the first save, not only after it."""
+        if not self.world.is_main or self.origin is None:
+            return
+        spare = self.run.checkpoints / checkpoint_name(self.origin.place.step)
+        for path in keep_newest(self.run.checkpoints, self.keep, spare):
+            say(f"removed {path}: train.save_total_limit={self.keep}")
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        with saving(self.run.staging, state.global_step):
+            self._publish(state)
+
+    def _publish(self, state: TrainerState) -> None:
+        """Seal what is staged and give it its name. (all ranks)"""
         start = time.perf_counter()
         name = checkpoint_name(state.global_step)
         staged, final = self.run.staging / name, self.run.checkpoints / name
@@ -57,8 +73,10 @@ class CheckpointCallback(TrainerCallback):
             (staged / "training_args.bin").unlink(missing_ok=True)
             write_json(staged / STATE, self.describe(state.global_step))
         self.group.barrier()
-        share = files_to_list(staged)[self.world.rank :: self.world.size]
-        shares = self.group.gather(seal_files(staged, share))
+        # Rank 0 deals the files out: a network folder may show other ranks older sizes.
+        dealt = deal_by_size(staged, self.world.size) if self.world.is_main else None
+        share: Any = self.group.gather(dealt)[0]
+        shares = self.group.gather(seal_files(staged, share[self.world.rank]))
         if self.world.is_main:
             entries = {name: entry for part in shares for name, entry in part.items()}  # type: ignore[attr-defined]
             descent = next_descent(self.run.checkpoints, state.global_step, self.origin)

@@ -19,6 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from wikillm.checkpoints.layout import AVERAGE, checkpoint_name
 from wikillm.core.errors import CheckpointError
 from wikillm.core.world import World
+from wikillm.train.checkpoint_faults import saving
 
 
 def share_of(model: nn.Module, rank: int, world_size: int) -> dict[str, nn.Parameter]:
@@ -75,5 +76,6 @@ class EmaCallback(TrainerCallback):
         if not self.average:
             return
         path = self.staging / checkpoint_name(state.global_step) / self.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in self.average.items()}, path)
+        with saving(self.staging, state.global_step):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.contiguous() for name, tensor in self.average.items()}, path)

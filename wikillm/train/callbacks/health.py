@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.core.errors import DivergedError
 from wikillm.core.log import say, warn
 from wikillm.supervise.signals import StopSignals
 from wikillm.train.control import ControlGroup
 from wikillm.train.host_copy import DeferredFlag
+from wikillm.train.run_dir import RunDir
 from wikillm.train.trainer import WikiTrainer
 
 
@@ -43,8 +45,8 @@ class SkipCounter:
 class HealthCallback(TrainerCallback):
     """Stops the run when a number is not finite or a rank was signalled."""
 
-    def __init__(self, group: ControlGroup, signals: StopSignals, max_skipped_steps: int) -> None:
-        self.group, self.signals = group, signals
+    def __init__(self, run: RunDir, group: ControlGroup, signals: StopSignals, max_skipped_steps: int) -> None:
+        self.run, self.group, self.signals = run, group, signals
         self.trainer: WikiTrainer | None = None  # set once the Trainer exists
         self.stopped_by: str | None = None
         self._flag, self._skips = DeferredFlag(), SkipCounter(max_skipped_steps)
@@ -64,8 +66,7 @@ class HealthCallback(TrainerCallback):
             raise DivergedError(
                 f"The loss or the gradient is NaN or infinite at step {state.global_step}.",
                 got="on this rank" if bad else "on another rank",
-                fix="go on from the last checkpoint with a lower learning rate: "
-                f"--resume auto train.learning_rate={args.learning_rate / 2:g}",
+                fix=self._advice(args.learning_rate / 2),
             )
         if stop and self.stopped_by is None:
             reasons = {rank: why for rank, why in enumerate(self.group.gather(self.signals.received)) if why}
@@ -74,6 +75,16 @@ class HealthCallback(TrainerCallback):
             say(f"stopping: {self.stopped_by}; saving a checkpoint at step {state.global_step}")
             control.should_save = True
             control.should_training_stop = True
+
+    def _advice(self, rate: float) -> str:
+        if list_checkpoints(self.run.checkpoints):
+            return (
+                f"go on from the last checkpoint with a lower learning rate: --resume auto train.learning_rate={rate:g}"
+            )
+        return (
+            "there is no checkpoint to go on from: start anew with a lower learning rate or a longer warm-up: "
+            f"train.learning_rate={rate:g} run.dir={self.run.path}-2"
+        )
 
     def _not_finite(self, *, fp16: bool) -> torch.Tensor:
         trainer = self.trainer

@@ -16,8 +16,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-CHECKPOINT_BYTES = 16
-"""Per parameter, at most: weights twice, fp32 copy, two moments (see plan.report)."""
 SLOW_DISK = 100e6
 """Bytes/s assumed of writing and hashing until a save was measured: a slow network folder."""
 MARGIN = 1.25
@@ -29,7 +27,7 @@ class TimeLimitCallback(TrainerCallback):
 
     Args:
         hours: the limit; None for none.
-        parameters: of the model, for a guess until a save was measured.
+        checkpoint: its bytes, for a guess until a save was measured.
         save_seconds: of the longest save of earlier starts, 0 if unknown.
         sequences: in the global batch of a step, from 0; where it grows, so does a step.
     """
@@ -37,7 +35,7 @@ class TimeLimitCallback(TrainerCallback):
     def __init__(
         self,
         hours: float | None,
-        parameters: int,
+        checkpoint: int,
         save_seconds: float = 0.0,
         *,
         sequences: Callable[[int], int] = lambda step: 1,
@@ -45,7 +43,7 @@ class TimeLimitCallback(TrainerCallback):
     ) -> None:
         self.hours, self._elapsed = hours, elapsed or seconds_since_start
         self.save_seconds = save_seconds
-        self._guess = CHECKPOINT_BYTES * parameters / SLOW_DISK
+        self._guess = checkpoint / SLOW_DISK
         self._sequences, self._next = sequences, 1
         self._steps: deque[float] = deque(maxlen=50)  # seconds per sequence
         self._began: float | None = None

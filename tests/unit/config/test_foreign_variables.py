@@ -1,0 +1,94 @@
+"""No variable of accelerate, Hugging Face or torch changes a run behind its configuration."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from wikillm.config.foreign_variables import FAMILIES, HARMLESS, Asked, claim_environment, foreign_settings
+from wikillm.config.load import load
+from wikillm.core.errors import ConfigError
+
+
+def claim(environ: dict[str, str], *words: str, has_gpu: bool = False) -> dict[str, str]:
+    claim_environment(load("demo", list(words)).config, environ, has_gpu=has_gpu)
+    return environ
+
+
+REFUSED = {
+    "ACCELERATE_MIXED_PRECISION": ("bf16", "train.precision=bf16"),
+    "ACCELERATE_DYNAMO_BACKEND": ("INDUCTOR", "train.compile=layers"),
+    "ACCELERATE_USE_DEEPSPEED": ("true", "--deepspeed zero2"),
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("ds.json", "--deepspeed ds.json"),
+    "ACCELERATE_USE_FSDP": ("1", "--deepspeed zero3"),
+    "ACCELERATE_USE_MEGATRON_LM": ("true", "--deepspeed zero3"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("true", "train.sequence_parallel_size"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("4", "train.gradient_accumulation_steps=4"),
+    "ACCELERATE_GRADIENT_CLIPPING": ("0.5", "train.max_grad_norm=0.5"),
+    "ACCELERATE_TORCH_DEVICE": ("cuda", "CUDA_VISIBLE_DEVICES"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_asks_for_something_else_is_refused_by_name(name: str) -> None:
+    value, fix = REFUSED[name]
+    with pytest.raises(ConfigError) as caught:
+        claim({name: value})
+    assert f"{name}={value}" in str(caught.value) and fix in str(caught.value)
+
+
+def test_what_accelerate_launch_sets_by_default_is_removed_and_changes_nothing() -> None:
+    neutral = {
+        "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_DYNAMO_MODE": "default",
+        "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False", "ACCELERATE_USE_CPU": "True", "FSDP_VERSION": "2",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+    }  # fmt: skip
+    assert claim({**neutral, "ACCELERATE_LOG_LEVEL": "info", "PATH": "/bin"}) == {
+        "ACCELERATE_LOG_LEVEL": "info",
+        "PATH": "/bin",
+    }
+
+
+def test_the_same_wish_as_the_runs_is_no_contradiction() -> None:
+    assert claim({"ACCELERATE_MIXED_PRECISION": "bf16"}, "train.precision=bf16") == {}
+
+
+def test_all_are_told_at_once() -> None:
+    with pytest.raises(ConfigError, match="2 problems") as caught:
+        claim({"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "fp8"})
+    assert "ACCELERATE_USE_FSDP" in str(caught.value) and "ACCELERATE_MIXED_PRECISION" in str(caught.value)
+
+
+def test_torchs_variables_count_where_they_have_an_effect() -> None:
+    environ = {"TORCHDYNAMO_DISABLE": "1", "NVIDIA_TF32_OVERRIDE": "1"}
+    assert foreign_settings(environ, Asked("fp32", compiles=False, has_gpu=False)) == []
+    found = foreign_settings(environ, Asked("fp32", compiles=True, has_gpu=True))
+    assert [foreign.name for foreign in found] == ["NVIDIA_TF32_OVERRIDE", "TORCHDYNAMO_DISABLE"]
+    assert claim({"TORCHDYNAMO_DISABLE": "1"}) == {"TORCHDYNAMO_DISABLE": "1"}, "it is not ours to remove"
+
+
+def test_every_variable_that_the_installed_libraries_read_is_refused_removed_or_harmless() -> None:
+    """A new version of accelerate with a new variable needs no change here: the whole family is removed."""
+    read: set[str] = set()
+    for package in ("accelerate", "transformers"):
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.origin is not None
+        folder = Path(spec.origin).parent
+        for path in (*folder.glob("*.py"), *folder.glob("utils/*.py"), *folder.glob("integrations/*.py")):
+            read |= set(
+                re.findall(
+                    r"[\"']((?:ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM)_[A-Z0-9_]+)[\"']", path.read_text()
+                )
+            )
+    assert len(read) > 40, "the pattern no longer finds them"
+    for name in read:
+        environ = {name: "7"}
+        try:
+            claim(environ)
+        except ConfigError:
+            continue
+        assert not environ or name in HARMLESS, name
+    assert all(name.startswith(FAMILIES) for name in HARMLESS)

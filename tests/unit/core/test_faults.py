@@ -1,0 +1,136 @@
+"""What the operating system and the libraries raise gets the exit code of its kind; a mistake in the program gets none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from wikillm.core.errors import CheckpointError, ConfigError, DataError, ExitCode, MachineError
+from wikillm.core.faults import as_refusal
+
+
+def fill_a_disk() -> None:
+    with open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"x")
+
+
+def take_a_port_twice() -> None:
+    from torch.distributed import TCPStore
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        TCPStore("127.0.0.1", taken.getsockname()[1], 1, is_master=True, use_libuv=True)
+
+
+# what was raised -> what its message must say
+REAL: dict[str, tuple[Callable[[], object], str]] = {
+    "full disk": (fill_a_disk, "No space left"),
+    "missing file": (lambda: Path("/nonexistent/file").read_text(), "/nonexistent/file"),
+    "file where a folder is needed": (lambda: Path("/dev/null/sub").mkdir(), "/dev/null/sub"),
+    "a path too long": (lambda: Path("a" * 5000).read_text(), "shorter"),
+    "memory of torch": (lambda: torch.empty(10**15), "memory"),
+    "memory of numpy": (lambda: np.empty(10**15), "memory"),
+    "weights into a missing folder": (lambda: save_file({"a": torch.zeros(1)}, "/nonexistent/w"), "No such file"),
+    "a taken port": (take_a_port_twice, "master_port"),
+}
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_what_the_machine_refuses_is_the_machines(kind: str) -> None:
+    act, said = REAL[kind]
+    with pytest.raises(Exception) as caught:
+        act()
+    refusal = as_refusal(caught.value)
+    assert isinstance(refusal, MachineError), repr(caught.value)
+    assert said in str(refusal) and refusal.got and refusal.fix, str(refusal)
+
+
+# texts of libraries that need a full disk, a GPU or another machine to be raised
+TEXTS = {
+    "safetensors": "Error while serializing: I/O error: No space left on device (os error 28)",
+    "torch.save": "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534",
+    "torch.save of old": "write(): fd 3 failed with No space left on device",
+    "pyarrow": "[Errno 122] Error writing bytes to file. Detail: [errno 122] Disk quota exceeded",
+    "CUDA": "CUDA out of memory. Tried to allocate 2.00 GiB",
+    "torch's store": "The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, "
+    "code: -98, name: EADDRINUSE, message: address already in use",
+    "threads": "can't start new thread",
+}
+
+
+@pytest.mark.parametrize("library", TEXTS)
+def test_a_librarys_text_is_understood(library: str) -> None:
+    assert isinstance(as_refusal(RuntimeError(TEXTS[library])), MachineError)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{", b"x" * 100], ids=["empty", "cut off", "other"])
+def test_damaged_weights_are_the_checkpoints_fault(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(Exception) as caught:
+        load_file(path)
+    assert isinstance(as_refusal(caught.value), CheckpointError)
+
+
+@pytest.mark.parametrize("content", [b"x" * 100, b"PK\x03\x04" + b"x" * 100], ids=["other", "cut off"])
+def test_a_damaged_pickle_is_the_checkpoints_fault(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "optimizer.pt"
+    path.write_bytes(content)
+    with pytest.raises(Exception) as caught:
+        torch.load(path, weights_only=True)
+    assert isinstance(as_refusal(caught.value), CheckpointError)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        KeyError("step"),
+        ValueError("shapes differ"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RecursionError(),
+        AssertionError("never"),
+        OSError("no number"),
+        OSError(errno.EBADF, os.strerror(errno.EBADF)),
+        OSError(errno.EINVAL, os.strerror(errno.EINVAL)),  # a seek before the beginning
+    ],
+    ids=repr,
+)
+def test_a_mistake_of_the_program_is_nobody_elses(mistake: Exception) -> None:
+    assert as_refusal(mistake) is None
+
+
+def test_what_led_to_an_error_counts_only_where_it_was_named_as_the_cause() -> None:
+    try:
+        try:
+            fill_a_disk()
+        except OSError as error:
+            raise RuntimeError("a library gave up") from error
+    except RuntimeError as wrapped:
+        assert isinstance(as_refusal(wrapped), MachineError)
+    try:
+        try:
+            fill_a_disk()
+        except OSError:
+            raise KeyError("a mistake in the handler")  # noqa: B904
+    except KeyError as mistake:
+        assert as_refusal(mistake) is None
+
+
+def test_a_refusal_stays_what_it_is() -> None:
+    for error in (ConfigError("a"), DataError("b"), CheckpointError("c")):
+        assert as_refusal(error) is error
+
+
+def test_every_error_number_of_this_system_has_an_answer() -> None:
+    for number in errno.errorcode:
+        refusal = as_refusal(OSError(number, os.strerror(number), "some/file"))
+        assert refusal is None or (refusal.exit_code == ExitCode.MACHINE and refusal.fix), errno.errorcode[number]

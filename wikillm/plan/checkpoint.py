@@ -1,0 +1,62 @@
+"""How many bytes a checkpoint takes on the disk, by formula; a test compares it with checkpoints that were written.
+
+With P parameters, of which M in matrices that Muon trains, and w bytes per weight in the engine's precision (4 in fp32):
+
+    engine             model.safetensors    DeepSpeed's weights    optimizer
+    data parallel      4 P                  -                      8 P             two moments; autocast keeps fp32 weights
+    ZeRO-0             w P + tied           w P                    8 P             12 P in 16 bit: an fp32 copy besides
+    ZeRO-1, ZeRO-2     w P + tied           w P                    12 P            an fp32 copy and two moments
+    ZeRO-3             w P                  -                      12 P
+
+`tied` is a tied embedding, which accelerate writes once more under DeepSpeed: w V h. Muon's matrices have one moment less
+(4 M), an average of the weights adds 4 P. Random states and headers take some tens of kilobytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wikillm.config.schema import ModelSection
+from wikillm.plan.params import count_parameters
+from wikillm.plan.setup import Precision
+
+_HEADERS = 70_000
+_PER_RANK = 15_000  # a random state
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What decides how much is written. `stage` is None without DeepSpeed."""
+
+    precision: Precision
+    stage: int | None
+    muon: bool = False
+    ema: bool = False
+    ranks: int = 1
+
+
+def checkpoint_bytes(model: ModelSection, vocab_size: int, written: Written, *, embedding_is_sure: bool = True) -> int:
+    """Bytes of one checkpoint.
+
+    Args:
+        vocab_size: rows of the embedding, padding included.
+        embedding_is_sure: False leaves the embedding out, where the tokenizer is not known yet: a lower bound.
+    """
+    count = count_parameters(model, vocab_size)
+    tables = 1 if model.tie_word_embeddings else 2
+    parameters = count.total if embedding_is_sure else count.total - tables * count.embedding
+    tied = count.embedding if model.tie_word_embeddings and embedding_is_sure else 0
+    width = 4 if written.precision == "fp32" else 2
+    per_parameter = 4 * written.ema
+    if written.stage is None:
+        per_parameter += 4 + 8
+        tied = 0
+    elif written.stage == 0:
+        per_parameter += 2 * width + (8 if written.precision == "fp32" else 12)
+    elif written.stage < 3:
+        per_parameter += 2 * width + 12
+    else:
+        per_parameter += width + 12
+        tied = 0
+    one_moment_less = 4 * (count.matmul - count.embedding) if written.muon else 0
+    return per_parameter * parameters + width * tied - one_moment_less + _HEADERS + _PER_RANK * written.ranks
