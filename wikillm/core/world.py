@@ -71,7 +71,7 @@ class World:
                     fix="start with `torchrun --nproc_per_node N train.py ...`; "
                     f"for a single process: unset {' '.join(word.partition('=')[0] for word in others)}",
                 )
-            if not environ.get("MASTER_ADDR"):
+            if not all(environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
                 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
                     environ.pop(name, None)  # torch would wait for a meeting place that nobody named
                 return
@@ -79,7 +79,7 @@ class World:
         port = environ.get("MASTER_PORT", "")
         if missing or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             raise MachineError(
-                f"The environment does not say where the {self.size} ranks meet.",
+                f"The environment does not say where the ranks of this run meet ({self.size} in all).",
                 got=f"RANK={self.rank} WORLD_SIZE={self.size}, "
                 + (f"{' and '.join(missing)} not set" if missing else f"MASTER_PORT={port}"),
                 fix="start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`, "
