@@ -124,5 +124,9 @@ def test_training_refuses_before_anything_is_made(
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     assert main(["train", *words(tmp_path / "run")]) == 3
+    assert "MASTER_ADDR and MASTER_PORT not set" in capsys.readouterr().err
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    assert main(["train", *words(tmp_path / "run")]) == 3
     assert "card-named" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
