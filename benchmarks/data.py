@@ -208,7 +208,7 @@ def _corpus(path: Path | None, size: int, work: Path) -> Path:
 
         return Path(write_corpus(target, size=size))
     source, written = sniff(path), 0
-    clean = cleaner(source.format, "text")
+    clean = cleaner(source.format, "text", source.site)
     with open(target, "w", encoding="utf-8") as file:
         for offset, payload, _ in items_of(source, 0, 1 << 24):
             found = clean(payload, offset) if payload is not None else None

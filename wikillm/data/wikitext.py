@@ -19,7 +19,7 @@ from mwparserfromhell.wikicode import Wikicode
 from wikillm.data.language_variants import resolve_variants, without_unpaired
 from wikillm.data.types import WikiSite
 from wikillm.data.wikitext_names import INTERLANGUAGE_PREFIXES, LITERALS, PROJECT_PREFIXES, TAIL_SECTIONS
-from wikillm.data.wikitext_regions import Regions, is_marked, set_apart
+from wikillm.data.wikitext_regions import NOWIKI, Regions, is_marked, set_apart
 from wikillm.data.wikitext_scripts import subscript, superscript
 from wikillm.data.wikitext_site import SiteNames, prefix_of, site_names
 from wikillm.data.wikitext_templates import text_of_template
@@ -172,7 +172,10 @@ class _Renderer:
         if prefix in INTERLANGUAGE_PREFIXES:
             return ""
         title = self.text(node.title).strip().lstrip(":")
-        return title.partition(":")[2].strip() if prefix in PROJECT_PREFIXES else title
+        if prefix not in PROJECT_PREFIXES:
+            return title
+        title = title.partition(":")[2].strip()
+        return "" if prefix_of(title) in self._names.hidden else title
 
     def _as_written(self, start: str, parts: list[str], end: str) -> str:
         return self._regions.protect(start) + "|".join(parts) + self._regions.protect(end)
@@ -188,10 +191,10 @@ class _Renderer:
         if name in _DROPPED_TAGS:
             return ""
         inside = self.text(node.contents)
-        if name == "sup":
-            return superscript(inside, before)
-        if name == "sub":
-            return subscript(inside, before)
+        if name in ("sup", "sub"):
+            plain = self._regions.restore(inside).replace(NOWIKI, "")
+            shown = superscript(plain, before) if name == "sup" else subscript(plain, before)
+            return inside if shown == plain else shown
         if name in _BLOCK_TAGS:
             return f"\n{'- ' if name == 'li' else ''}{inside.strip()}\n"
         return inside

@@ -18,6 +18,13 @@ DROPPED_PREFIXES = _names("""
 """)
 """Links with these prefixes show a picture or sort the page; they are no text. Compared in lower case."""
 
+OTHER_PREFIXES = _names("""
+    用户, 用戶, 使用者, 用户讨论, 用戶討論, 使用者討論, 讨论, 討論, 对话, 對話, 维基百科, 維基百科, 维基百科讨论, 維基百科討論, 项目, 專案, 模板, 樣板,
+    样板, 模板讨论, 模板討論, 樣板討論, 帮助, 幫助, 使用說明, 帮助讨论, 幫助討論, 文件讨论, 檔案討論, 图像讨论, 圖像討論, 分类讨论, 分類討論, 特殊,
+    主题, 主題, 模块, 模組
+""")
+"""Prefixes of titles that are no articles, in exports of Chinese wikis that neither number nor list them."""
+
 INTERLANGUAGE_PREFIXES = _names("""
     aa, ab, abs, ace, ady, af, ak, als, alt, am, ami, an, ang, ann, anp, ar, arc, ary, arz, as, ast, atj, av, avk, awa, ay,
     az, azb, ba, ban, bar, bat-smg, bbc, bcl, bdr, be, be-tarask, be-x-old, bew, bg, bh, bi, bjn, blk, bm, bn, bo, bpy, br,
@@ -95,7 +102,7 @@ FIRST_ARGUMENT = _names("""
     nowrap, nobr, nobreak, small, smaller, big, bigger, larger, large, em, strong, abbr, tooltip, ruby, ruby-ja,
     僻字, mono, var, mvar, math, bigmath, num, formatnum, nihongo, nihongo2, le, link-en, link-ja, link-de, link-fr, link-ru, ilh, ill,
     illm, 内链, interlanguage link, internal link helper, keypress, notatypo, not a typo, sic, center, resize, visible anchor,
-    vanchor, linktext, wikt, sc, smallcaps, small caps
+    vanchor, linktext, wikt, sc, smallcaps, small caps, code, codett, kbd, samp, tt, key, key press, keypress
 """)
 """{{nowrap|TEXT}}: the first argument is what a reader sees."""
 

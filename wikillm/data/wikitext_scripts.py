@@ -24,6 +24,8 @@ _ONE_NAME = re.compile(r"[+\-−–]?(?:\w|[.,′'])+")
 def superscript(text: str, before: str) -> str:
     """`text` raised behind `before`, which is all or the last of what stands before it."""
     shown = text.strip()
+    if not shown:
+        return ""
     if _ALL_RAISED.fullmatch(shown):
         return shown.translate(_RAISED)
     if shown.casefold().rstrip(".") in _ENDINGS:
@@ -34,6 +36,8 @@ def superscript(text: str, before: str) -> str:
 def subscript(text: str, before: str) -> str:
     """`text` lowered behind `before`."""
     shown = text.strip()
+    if not shown:
+        return ""
     if _ALL_LOWERED.fullmatch(shown):
         return shown.translate(_LOWERED)
     return _marked("_", text, shown, before, _ONE_NAME)

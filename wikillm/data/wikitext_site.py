@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from wikillm.data.types import WikiSite
-from wikillm.data.wikitext_names import CONVERTED_LANGUAGES, DROPPED_PREFIXES
+from wikillm.data.wikitext_names import CONVERTED_LANGUAGES, DROPPED_PREFIXES, OTHER_PREFIXES
 
 _ARTICLES = 0
 _HIDDEN_NAMESPACES = frozenset({-2, 6, 14})  # Media, File, Category: links to them show nothing, or a picture
@@ -43,6 +43,6 @@ def site_names(site: WikiSite) -> SiteNames:
             others |= {name} if name in _WITHOUT_TALK else {name, f"{name} talk"}
     return SiteNames(
         hidden=DROPPED_PREFIXES | {name for key, name in local if key in _HIDDEN_NAMESPACES},
-        others=frozenset({*others, "talk", *DROPPED_PREFIXES}),
+        others=frozenset({*others, "talk", *DROPPED_PREFIXES, *OTHER_PREFIXES}),
         converts=not site.language or site.language.partition("-")[0].casefold() in CONVERTED_LANGUAGES,
     )

@@ -34,6 +34,8 @@ def text_of_template(name: str, values: Sequence[str], named: Callable[[str], st
     if name in QUOTES:
         quoted = values[0] if values else named("text") or named("quote") or named("1")
         return f"\n{quoted.strip()}\n"
+    if name == "su":  # {{su|b=2|p=8}}: one above the other
+        return subscript(named("b"), before) + superscript(named("p"), before)
     if not values and (name in FIRST_ARGUMENT or name in _NUMBERS):  # {{nowrap|1=a = b}}
         values = [value for value in (named("1"), named("2")) if value]
     if not values:

@@ -23,6 +23,7 @@ _LEFT_TAG = re.compile(  # known names only: `List<int>` is text
     r"|syntaxhighlight)(?:\s[^<>\n]*)?/?>",
     re.IGNORECASE,
 )
+_LEFT_SCRIPT = re.compile(r"(?<=[\w)\]])<(su[pb])(?:\s[^<>\n]*)?>(?=[\w+\-−])", re.IGNORECASE)
 _LEFT_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")
 
 # Possessive runs that start only where the run does: linear time, whatever a page holds.
@@ -75,6 +76,8 @@ def tidy(text: str) -> str:
         text = "\n".join(line if NOWIKI in line else _LEFT_MARKS.sub("", line) for line in lines)
     else:
         text = _LEFT_MARKS.sub("", text)
+    if "<" in text:  # a `<sup>` that is never closed
+        text = _LEFT_SCRIPT.sub(lambda tag: "^" if tag[1].lower() == "sup" else "_", text)
     text = _LEFT_TAG.sub("", _without_quotes(text)).replace(NOWIKI, "")
     text = _HOLLOW.sub("", text)
     text = _BEFORE_BRACKET.sub("", _AFTER_BRACKET.sub("", text))

@@ -105,7 +105,7 @@ def test_what_a_dump_says_about_its_wiki(tmp_path):
     ("title", "is_article"),
     [
         *((title, False) for title in ("Template:甲", "Wikipedia:互助", "User talk:某", "user_talk:某", "Talk:甲", "MediaWiki:X")),
-        *((title, False) for title in ("Mall:X", "Diskussion:X", "File:x.jpg", "文件:x.jpg", "Category talk:x", "Special:X")),
+        *((title, False) for title in ("用户:某", "模板讨论:甲", "Mall:X", "Diskussion:X", "File:x.jpg", "文件:x.jpg", "Category talk:x", "Special:X")),
         *((title, True) for title in ("Re:從零", "CSI:甲", "甲", "Users: 乙", ":甲", "Portal: Still Alive", "2:0")),
     ],
 )  # fmt: skip

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import html
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wikillm.data.types import WikiSite
 from wikillm.data.wikitext import text_of_wikitext
@@ -81,6 +85,18 @@ def test_regions(wikitext, text):
     assert text_of_wikitext(wikitext) == text
 
 
+PIECES = [piece for piece in (*MARKUP, "<b>", "</div>", "{{{1|}}}", "[http://a.b x]", "&lt;br&gt;", "&amp;", "\n", "\n* ", "\n|", "甲", " ")
+          if piece != "== x =="]  # fmt: skip
+
+
+@given(st.sampled_from(LITERAL_TAGS), st.lists(st.sampled_from(PIECES), min_size=1, max_size=12))
+def test_nothing_in_a_literal_region_changes_what_it_shows_or_what_follows(tag, pieces):
+    content = "".join(pieces)
+    shown = content if tag in ("syntaxhighlight", "source") else html.unescape(content.replace("&nbsp", "&amp;nbsp"))
+    got = text_of_wikitext(f"前文。<{tag}>{content}</{tag}>后文，[[a|链接]]。<ref>注</ref>\n\n== 节 ==\n末句。")
+    assert "".join(got.split()) == "".join(f"前文。{shown}后文，链接。节末句。".split())
+
+
 def test_marks_of_regions_that_stand_in_the_page_are_no_marks():
     assert text_of_wikitext("甲\x020\x03乙\x01<nowiki>丙</nowiki>") == "甲0乙丙"
 
@@ -103,7 +119,8 @@ def test_long_runs_of_tags_are_cleaned(part, end):  # in linear time: some of th
         ("H<sub>2</sub>O，Ca<sup>2+</sup>，SO<sub>4</sub><sup>2−</sup>，<sup>14</sup>C", "H₂O，Ca²⁺，SO₄²⁻，¹⁴C"),
         ("log<sub>2</sub>8，1010<sub>2</sub>，x<sup>n</sup>，''x''<sub>''i''</sub>", "log₂8，1010₂，xⁿ，x_i"),
         ("2<sup>k</sup>，e<sup>iπx</sup>，T<sub>max</sub>，a<sup>n+1</sup>，10<sup>8.5</sup>", "2^k，e^(iπx)，T_max，a^(n+1)，10^8.5"),
-        ("10<SUP>10<sup>2</sup></SUP>", "10^(10²)"),
+        ("10<SUP>10<sup>2</sup></SUP>，10<sup><nowiki>8</nowiki></sup>，x{{su|b=2|p=8}}", "10^(10²)，10⁸，x₂⁸"),
+        ("10<sup>8米，H<sub>2O", "10^8米，H_2O"),
         ("the 1<sup>st</sup>, M<sup>me</sup>, H<sub>2</sub>O<sub>(l)</sub>", "the 1st, Mme, H₂O(l)"),
         ("词<sup>[1]</sup>，<sup>a</sup>注，<small><sup>说明文字</sup></small>，<sup></sup>空", "词[1]，a注，说明文字，空"),
         ("10{{sup|8}}，H{{sub|2}}O，3{{e|8}}，{{10^|-3}}", "10⁸，H₂O，3×10⁸，10⁻³"),
@@ -172,6 +189,7 @@ def test_apostrophes(wikitext, text):
         ("[[NCIS:洛杉矶]][[Ys:III]][[Go: A]][[K:甲]][[Fate:乙]]", "NCIS:洛杉矶Ys:IIIGo: AK:甲Fate:乙"),
         ("甲[[en:Beijing]][[JA:北京]][[zh-min-nan:Pak-kiaⁿ]][[simple:Beijing]]乙", "甲乙"),
         ("[[wikt:词]]，[[:en:Foo]]，[[en:Foo|富]]，[[Wikipedia:互助]]", "词，en:Foo，富，Wikipedia:互助"),
+        ("甲[[commons:File:x.jpg]][[commons:Category:Y]][[s:论语]]", "甲论语"),
         ("甲[[ File :x.jpg|thumb|[[a]]]][[file_:y]][[CATEGORY: z]][[媒体:w]]乙[[:Category:丙|丁]]", "甲乙丁"),
     ],
 )  # fmt: skip
