@@ -21,6 +21,8 @@ from wikillm.data.strict import read_strictly
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+_LATER = frozenset({"url", "version", "backend"})
+"""Fields with a default that manifests of earlier versions do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class ShardInfo:
         """Raises ValueError for a record that is damaged; what was quarantined (`bad`) is left out."""
         if isinstance(value, dict):
             value = {name: item for name, item in value.items() if name != "bad"}
-        info = read_strictly(cls, value)
+        info = read_strictly(cls, value, _LATER)
         _check_splits(info.splits, f"shard {info.number}")
         return info
 
@@ -123,7 +125,7 @@ class Manifest:
                 got=f"{_short(version)}, this program reads {FORMAT_VERSION}",
                 fix="build it again: remove the folder, or name another one in data.store",
             )
-        manifest = read_strictly(cls, value)
+        manifest = read_strictly(cls, value, _LATER)
         _check(manifest)
         return manifest
 

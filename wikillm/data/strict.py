@@ -1,7 +1,8 @@
 """JSON into frozen dataclasses, every value of the type that the field declares: what was written by others is not believed.
 
 Known are str, bool, int (whole, from 0 to 2^63 - 1), `X | None`, `tuple[X, ...]`, `dict[str, X]`, `Any` and dataclasses of
-these. A field with a default may be left out; a key that is no field is an error.
+these. A field may be left out if it has a default and its name is among `later`: those that a format got after its
+first version. A key that is no field is an error.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ class Mistyped(ValueError):
         return Mistyped(self.what, place + self.place)
 
 
-def read_strictly(cls: type[T], value: Any) -> T:
+def read_strictly(cls: type[T], value: Any, later: frozenset[str] = frozenset()) -> T:
     """`value` as a `cls`. Raises Mistyped naming the first field that does not fit."""
     kind: Any = cls
-    found: T = _reader_of(kind)(value)
+    found: T = _reader_of(kind, later)(value)
     return found
 
 
 @lru_cache(maxsize=256)
-def _reader_of(kind: Any) -> _Reader:
+def _reader_of(kind: Any, later: frozenset[str]) -> _Reader:
     if is_dataclass(kind):
-        return _dataclass_reader(kind)
+        return _dataclass_reader(kind, later)
     if kind is Any:
         return lambda value: value
     if kind is int:
@@ -47,12 +48,12 @@ def _reader_of(kind: Any) -> _Reader:
         return _exactly(kind, {str: "a string", bool: "true or false"}[kind])
     arguments = get_args(kind)
     if get_origin(kind) in (types.UnionType,) and type(None) in arguments:
-        inner = _reader_of(next(one for one in arguments if one is not type(None)))
+        inner = _reader_of(next(one for one in arguments if one is not type(None)), later)
         return lambda value: None if value is None else inner(value)
     if get_origin(kind) is tuple:
-        return _tuple_reader(_reader_of(arguments[0]))
+        return _tuple_reader(_reader_of(arguments[0], later))
     if get_origin(kind) is dict:
-        return _dict_reader(_reader_of(arguments[1]))
+        return _dict_reader(_reader_of(arguments[1], later))
     raise TypeError(f"fields of type {kind} are not read")
 
 
@@ -101,10 +102,10 @@ def _dict_reader(inner: _Reader) -> _Reader:
     return read
 
 
-def _dataclass_reader(cls: Any) -> _Reader:
+def _dataclass_reader(cls: Any, later: frozenset[str]) -> _Reader:
     hints = get_type_hints(cls)
-    readers = {one.name: _reader_of(hints[one.name]) for one in fields(cls)}
-    needed = {one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING}
+    readers = {one.name: _reader_of(hints[one.name], later) for one in fields(cls)}
+    needed = {one.name for one in fields(cls) if one.default is MISSING or one.name not in later}
 
     def read(value: Any) -> Any:
         if type(value) is not dict:
