@@ -20,6 +20,7 @@ from wikillm.config.schema import RunConfig
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_float8
+from wikillm.plan.batch import split_batch
 from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.recipe import check_combinations, check_recipe, facts_of_run
 from wikillm.plan.room import GpuRoom
@@ -70,8 +71,12 @@ def check_engine(cfg: RunConfig) -> None:
     check_flex(cfg)
 
 
-def check_recipe_here(resolved: Resolved, world: World) -> None:
-    """Refuse a DeepSpeed JSON that is wrong, or wrong for this run, before hours of tokenising. Raises ConfigError."""
+def check_before_data(resolved: Resolved, world: World) -> None:
+    """Refuse a batch that these ranks cannot split and a DeepSpeed JSON that is wrong, before hours of tokenising.
+
+    Raises ConfigError.
+    """
+    split_batch(resolved, world.size)
     check_recipe(
         resolved,
         ranks=world.size,

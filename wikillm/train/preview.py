@@ -12,7 +12,7 @@ from wikillm.data.growing import epoch_sizes
 from wikillm.data.prepare import prepare_store
 from wikillm.evals.loss import weights_of
 from wikillm.plan.run_plan import make_plan
-from wikillm.train.engine import check_engine, check_recipe_here, gpu_room, resolve_engine
+from wikillm.train.engine import check_before_data, check_engine, gpu_room, resolve_engine
 from wikillm.train.job import TrainResult
 from wikillm.train.records import say_plan, source_line
 from wikillm.train.run_dir import RunDir
@@ -22,7 +22,7 @@ def preview(resolved: Resolved) -> None:
     """Check everything that can be checked before a process group exists, and show the plan. Writes no run directory."""
     cfg, world = resolved.config, World.from_env()
     check_engine(cfg)
-    check_recipe_here(resolved, world)
+    check_before_data(resolved, world)
     store = prepare_store(cfg.data, is_main=world.is_main)
     plan = make_plan(
         resolved,

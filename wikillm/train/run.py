@@ -21,7 +21,7 @@ from wikillm.supervise.signals import StopSignals, installed
 from wikillm.supervise.supervisor import Supervisor, settings_of, supervise
 from wikillm.train.arguments import to_training_arguments
 from wikillm.train.control import ControlGroup
-from wikillm.train.engine import check_engine, check_recipe_here, gpu_room, resolve_engine, start_engine
+from wikillm.train.engine import check_before_data, check_engine, gpu_room, resolve_engine, start_engine
 from wikillm.train.exit import ending, record_exit
 from wikillm.train.guard import check_shared_folder, check_world, limit_threads
 from wikillm.train.job import Job, TrainResult
@@ -59,7 +59,7 @@ def pretrain(
     refuse_before_supervision(resolved, world)
     limit_threads(world, os.cpu_count() or 1)
     check_engine(cfg)
-    check_recipe_here(resolved, world)
+    check_before_data(resolved, world)
     if supervisor is not None:
         return _pretrain(resolved, world, signals, supervisor, resume=resume, allow_change=allow_change)
     facts = lambda: facts_of_this_node(to_yaml(resolved))  # noqa: E731

@@ -98,6 +98,16 @@ def test_a_setting_that_a_recipe_excludes_is_refused_alike(
     assert words[0] in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("two_ranks")
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
+def test_a_batch_that_does_not_divide_is_refused_before_the_data_are_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*COMMANDS[command], *RUN, "train.global_batch_tokens=384"]) == 2
+    assert "cannot be split over 2 ranks" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_what_is_off_or_sound_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     off = {"wandb": {"enabled": False, "project": "p"}, "tensorboard": {}, "csv_monitor": {"enabled": False}}
     same = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 1, "train_batch_size": 8}
