@@ -1,4 +1,4 @@
-"""The real launchers: `deepspeed` stopped by a signal, then `torchrun` going on where it ended."""
+"""The real launchers: `deepspeed` killed while its ranks train, then `torchrun` going on where they ended."""
 
 from __future__ import annotations
 
@@ -55,20 +55,23 @@ def wait_for_file(path: Path) -> None:
     time.sleep(2.0)  # the last barrier, and the lock on the run directory
 
 
-def test_deepspeed_stopped_then_torchrun_goes_on(words: Words, repo: Path, tmp_path: Path) -> None:
+def test_deepspeed_killed_then_torchrun_goes_on(words: Words, repo: Path, tmp_path: Path) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "deepspeed.log"
     line = words(run_dir, f"train.max_steps={STEPS}", "train.save_steps=100000", "train.eval_steps=null")
     process = start(["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())], line, repo, log)
     try:
         wait_for_step(run_dir, 3, process, log)
-        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: to every process of the job
-        wait_for_file(run_dir / "exit.json")  # the outer launcher dies at once; the ranks still save
+        os.kill(process.pid, signal.SIGKILL)  # alone: what it has started is left behind
+        process.wait()
+        wait_for_file(run_dir / "exit.json")  # the ranks notice, save and leave
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     ended = json.loads((run_dir / "exit.json").read_text())
-    assert ended["code"] == 75, log.read_text()[-3000:]
+    assert ended["code"] == 75 and "the end of its launcher (deepspeed, pid " in ended["reason"], log.read_text()[
+        -3000:
+    ]
     checkpoint = latest_complete(run_dir / "checkpoints")
     assert checkpoint is not None and checkpoint.name == f"checkpoint-{ended['step']}"
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
@@ -115,7 +116,7 @@ class RunDir:
             raise ConfigError(
                 f"Another run is using {self.path}.",
                 got=lock.holder(),
-                fix=f"stop it: wikillm stop {self.path}\nor wait for it, or choose another directory: run.dir=FOLDER",
+                fix=f"stop it: wikillm stop {shlex.quote(str(self.path))}\nor wait for it, or choose another directory: run.dir=FOLDER",
             )
         if not resume and (list_checkpoints(self.checkpoints) or self.metrics.exists()):
             lock.release()

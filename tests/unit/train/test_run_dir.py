@@ -33,8 +33,9 @@ def test_a_second_run_is_refused_and_told_who_has_it_until_the_first_is_killed(t
     other = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match=f"pid {other.pid}"):
+        with pytest.raises(ConfigError, match=f"pid {other.pid}") as caught:
             run.claim(resume=True)
+        assert f"stop it: wikillm stop {run.path}" in str(caught.value)
     finally:
         other.kill()
         other.wait()
