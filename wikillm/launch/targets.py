@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +26,7 @@ from wikillm.remote.environment import FILE_NAME, write_environment_file
 
 SECONDS_TO_FOLLOW = 15.0
 _SSH_FAILED = 255
+_PR_SET_PDEATHSIG = 1
 _TELLING = frozenset(code.value for code in ExitCode if code not in (ExitCode.DONE, ExitCode.BUG))
 
 TARGETS: dict[str, Callable[[Launch], Rendering]] = {
@@ -89,13 +92,24 @@ def _run(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
     return 0
 
 
+def _end_with_parent() -> None:
+    """In a new child: SIGTERM when this process is killed. Its ssh then closes the terminal, which ends the job with a checkpoint.
+
+    The kernel ties this to the thread that forks, here the main one.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _run_together(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
     """All nodes at once. Once one has failed, the others end by themselves (the supervisor's doing) or are ended.
 
     Returns the code of a run that said how it ended, rather than that of one that was killed for it. Raises MachineError
     with the names of nodes that ssh did not reach, or lost.
     """
-    running = {subprocess.Popen(step.argv, env=environ, stdin=subprocess.DEVNULL): step for step in steps}
+    running = {
+        subprocess.Popen(step.argv, env=environ, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent): step
+        for step in steps
+    }
     failed: list[tuple[str, int]] = []
     left, began, patience = dict(running), time.monotonic(), float("inf")
     try:

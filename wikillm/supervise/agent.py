@@ -28,6 +28,7 @@ from wikillm.supervise.wire import Message, SealedWire, Wire
 ANSWER_SECONDS = 3.0  # how long a port may take to say that it is the hub
 OBEY_SECONDS = 10.0  # from the word to leave until the rank is killed
 HEAR_SECONDS = 3.0  # the same where it does not even hear: a library holds its interpreter's lock, or it is suspended
+STACKS_SECONDS = 0.5  # until the stacks of a rank that does not answer are written
 COLLECT_SECONDS = 0.5  # how long it may take until the kernel says how a process ended
 HUB_GONE_WAITS = 3.0  # a verdict may still be in the socket of somebody else
 
@@ -225,7 +226,7 @@ class Agent:
             self.process.send(signal.SIGTERM)
 
     def _end(self, code: int, reason: str, *, lost_main: bool = False, speaks: bool = False) -> None:
-        """The rank has to leave: stacks first, which need no interpreter lock, then the word.
+        """The rank has to leave: it leaves its stacks, says why where it is the one to speak, and ends.
 
         Args:
             lost_main: rank 0 is gone, or cannot be heard: the first rank of this node tells the user.
@@ -236,15 +237,15 @@ class Agent:
         self._kill_at = time.monotonic() + HEAR_SECONDS
         speaks = speaks or (lost_main and self.told["local_rank"] == 0)
         self._verdict = {"end": code, "reason": reason, "speaks": speaks}
-        if self._recorder is not None:
-            self.process.send(signal.SIGUSR2)  # registered together with the run directory
         self.rank_wire.send(self._verdict)
 
     def _kill(self) -> None:
         """It did not leave by itself: it is stopped, or holds its interpreter's lock. Say in its place why it ends."""
+        if self._recorder is not None:
+            # faulthandler needs no interpreter lock. It would race with threads that run: only here, where none answers.
+            self.process.send(signal.SIGUSR2)  # registered together with the run directory
+            time.sleep(STACKS_SECONDS)
         self.process.send(signal.SIGKILL)
-        if self._verdict is not None:
-            self._tell(int(self._verdict["end"]), str(self._verdict["reason"]), speaks=bool(self._verdict["speaks"]))
         self._rank_gone = True
 
     def _tell(self, code: int, reason: str, *, speaks: bool) -> None:
@@ -270,6 +271,8 @@ class Agent:
             self._left = (int(verdict["end"]), str(verdict["reason"])) if verdict else (int(ExitCode.MACHINE), how)
             if self._recorder is not None:
                 self._recorder.close(self._record())
+            if verdict is not None and (known is None or "signal" in known):  # it had no turn to say it
+                self._tell(self._left[0], self._left[1], speaks=bool(verdict["speaks"]))
             if self.hub_wire is not None and verdict is None:
                 self.hub_wire.send({"died": how, "known": known is not None})
         if self.hub_wire is not None:
