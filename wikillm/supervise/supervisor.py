@@ -26,6 +26,7 @@ from typing import IO, Literal
 
 from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ExitCode, MachineError, StoppedError, WikiLLMError
+from wikillm.core.faults import as_refusal
 from wikillm.core.log import logger, say, warn
 from wikillm.core.world import World
 from wikillm.supervise.board import Board
@@ -196,8 +197,10 @@ class Supervisor:
         """Say goodbye, with the reason. Nothing of the supervisor ends this process from here on. The first call counts."""
         if self._left is not None:
             return
-        code = ExitCode.DONE if error is None else getattr(error, "exit_code", ExitCode.BUG)
-        self._left = (int(code), "the horizon was reached" if error is None else str(error) or type(error).__name__)
+        refusal = None if error is None else as_refusal(error)
+        code = ExitCode.DONE if error is None else ExitCode.BUG if refusal is None else refusal.exit_code
+        reason = "the horizon was reached" if error is None else str(refusal or error) or type(error).__name__
+        self._left = (int(code), reason)
         if self._recorder is not None:
             self._recorder.close(self._record())
         if self._wire is not None:
@@ -309,7 +312,9 @@ def is_about_a_connection(error: BaseException) -> bool:
     """Does a collective say that it lost a peer? Not where a file, or WikiLLM itself, is concerned."""
     if isinstance(error, WikiLLMError) or (isinstance(error, OSError) and error.filename is not None):
         return False
-    return isinstance(error, ConnectionError) or bool(_CONNECTION.search(str(error)))
+    if isinstance(error, ConnectionError):
+        return True
+    return as_refusal(error) is None and bool(_CONNECTION.search(str(error)))
 
 
 @contextmanager
