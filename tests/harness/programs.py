@@ -68,7 +68,7 @@ def start_and_sum() -> float:
 def train(words: list[str], **options: Any) -> dict[str, Any]:
     """`wikillm train` on this rank: the loss series, and what is needed to compare runs.
 
-    Options: resume, kill_at (SIGKILL to itself before that step's end), signal_at (step), signal_rank, poison_at.
+    Options: resume, allow_change, kill_at (SIGKILL to itself before that step's end), signal_at (step), signal_rank, poison_at.
     """
     from wikillm.config.load import load
     from wikillm.core.errors import WikiLLMError
@@ -77,12 +77,15 @@ def train(words: list[str], **options: Any) -> dict[str, Any]:
     _inject(options)
     resolved = load(options.pop("config", None), words, deepspeed)
     out = io.StringIO()
+    from wikillm.train.preview import say_result
     from wikillm.train.run import pretrain
 
     code, message = 0, ""
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
-            pretrain(resolved, resume=options.pop("resume", "never"))
+            allow_change = options.pop("allow_change", False)
+            done = pretrain(resolved, resume=options.pop("resume", "never"), allow_change=allow_change)
+            say_result(done)
         except WikiLLMError as error:
             code, message = int(error.exit_code), str(error)
     run_dir = Path(resolved.config.run.dir or "")

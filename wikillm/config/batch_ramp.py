@@ -8,7 +8,7 @@ configuration alone: a run on 1 rank and on 64 has the same batches. Sizes are i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wikillm.config.origin import Origin, where_of
 from wikillm.config.schema import TrainSection
@@ -19,10 +19,15 @@ KEYS = ("train.batch_ramp_from", "train.batch_ramp_tokens")
 
 @dataclass(frozen=True, slots=True)
 class BatchRamp:
-    """`stages` of (steps, sequences per step), then `full` sequences per step to the end; no stages: always `full`."""
+    """`stages` of (steps, sequences per step), then `full` sequences per step to the end; no stages: always `full`.
+
+    `lead`, without stages: sequences by which the steps before a resume with another batch are ahead of `full` ones (below
+    0: behind). Of such steps only their sum is known.
+    """
 
     full: int
     stages: tuple[tuple[int, int], ...] = ()
+    lead: int = 0
 
     @property
     def steps(self) -> int:
@@ -39,7 +44,7 @@ class BatchRamp:
 
     def sequences_before(self, step: int) -> int:
         """Sequences in the global batches of all steps before `step`."""
-        total = 0
+        total = self.lead
         for steps, sequences in self.stages:
             total += min(step, steps) * sequences
             step = max(0, step - steps)
@@ -56,6 +61,7 @@ class BatchRamp:
 
     def steps_for(self, sequences: int) -> int:
         """The smallest number of steps that trains on at least so many sequences."""
+        sequences = max(0, sequences - self.lead)
         done = 0
         for steps, size in self.stages:
             if sequences <= steps * size:
@@ -63,6 +69,10 @@ class BatchRamp:
             sequences -= steps * size
             done += steps
         return done + -(-sequences // self.full)
+
+    def after(self, steps: int, sequences: int) -> BatchRamp:
+        """The same from here on, when the first `steps` steps have used up so many sequences."""
+        return self if self.stages else replace(self, lead=sequences - steps * self.full)
 
     def describe(self) -> str:
         """For a checkpoint: `8 x 100, 16 x 50 steps`, or `off`."""

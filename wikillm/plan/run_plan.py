@@ -6,7 +6,7 @@ In: a resolved configuration, the number of ranks, the tokenizer's length, the n
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wikillm.config.batch_ramp import BatchRamp
@@ -64,6 +64,7 @@ def make_plan(
     train_tokens: int | None,
     epoch: tuple[int, int] | None = None,
     room: GpuRoom | None = None,
+    done: tuple[int, int] | None = None,
 ) -> Plan:
     """Plan a run. Raises ConfigError when batch, horizon, warm-up or vocabulary do not fit the world or the data.
 
@@ -71,6 +72,8 @@ def make_plan(
         train_tokens: of the corpus; None while it is still being built (then the horizon is in steps or tokens).
         epoch: sequences in the first pass over the corpus, and in each later one; None is ceil((tokens - 1) / T).
         room: the GPU of a rank, which bounds a micro-batch of auto; None on a CPU, or where it is not known.
+        done: optimizer steps and sequences that a checkpoint has behind it, whatever their batch was. A horizon in tokens
+            or passes counts these sequences; one in steps counts the steps.
     """
     model, train = resolved.config.model, resolved.config.train
     vocab_size, vocab_note = resolve_vocab_size(model, resolved.origin("model.vocab_size"), tokenizer_length)
@@ -84,6 +87,8 @@ def make_plan(
             packing_note = (
                 f"best-fit packing: {sequences:,} sequences an epoch, {padding:.3%} of their tokens are padding"
             )
+    if done is not None:
+        batch = replace(batch, ramp=batch.ramp.after(*done))
     max_steps = count_steps(resolved, batch, sequences, epoch[0] if epoch else None)
     warmup_steps, warmup_note = count_warmup(resolved, max_steps)
     ramp_note = None

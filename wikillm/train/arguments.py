@@ -84,6 +84,13 @@ def to_training_arguments(
     return args
 
 
+def follow_plan(args: TrainingArguments, cfg: RunConfig, plan: Plan) -> None:
+    """Give arguments that exist the horizon and the warm-up of a plan that was made again for a checkpoint. (all ranks)"""
+    args.max_steps = plan.max_steps
+    args.warmup_steps = plan.warmup_steps
+    args.lr_scheduler_kwargs = _scheduler_kwargs(cfg.train, plan)
+
+
 def _quieten_libraries() -> None:
     """Leave out what the libraries say although nothing is wrong."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -91,6 +98,10 @@ def _quieten_libraries() -> None:
     # HF gives accelerate 1 accumulation step on purpose and counts itself; accelerate warns that DeepSpeed has more.
     logging.getLogger("accelerate.accelerator").addFilter(
         lambda record: "Gradient accumulation steps mismatch" not in record.getMessage()
+    )
+    # What a resume changes is logged by train.resume, with more keys, and it is in force.
+    logging.getLogger("transformers.trainer_utils").addFilter(
+        lambda record: "do not match the ones in the `trainer_state.json`" not in record.getMessage()
     )
 
 

@@ -45,7 +45,15 @@ from wikillm.train.engine import Engine, bytes_per_checkpoint
 from wikillm.train.optimizer import muon_settings
 from wikillm.train.outcome import record_outcome
 from wikillm.train.records import record_data
-from wikillm.train.resume import ResumePoint, check_same_run, check_same_tokens, say_abandoned
+from wikillm.train.resume import (
+    ResumePoint,
+    check_same_run,
+    check_same_tokens,
+    say_abandoned,
+    say_changes,
+    short_facts,
+)
+from wikillm.train.resume_keys import settings_of
 from wikillm.train.run_dir import RunDir
 from wikillm.train.supply import Supply
 from wikillm.train.trainer import HeldOut, RunData, WikiTrainer
@@ -57,6 +65,7 @@ class TrainResult:
 
     run_dir: Path
     plan: Plan
+    steps: int  # optimizer steps since step 0
     first_loss: float | None
     last_loss: float | None
     held_out: HeldOutLoss | None
@@ -140,16 +149,20 @@ class Job:
                     record_data(self.run, self.store)  # once more: the store has grown
         speed = report.mean_tokens_per_second
         record_outcome(self.run, self.resolved, self.plan, self.engine, self.world, self.group, self.peak, speed)
+        return self._result(trainer, report, time.monotonic() - start)
+
+    def _result(self, trainer: WikiTrainer, report: ReportCallback, seconds: float) -> TrainResult:
         return TrainResult(
             run_dir=self.run.path,
             plan=self.plan,
+            steps=int(trainer.state.global_step),
             first_loss=report.first_loss,
             last_loss=report.last_loss,
             held_out=trainer.held_out,
             held_out_of=trainer.held_out_of,
-            tokens_per_second=speed,
+            tokens_per_second=report.mean_tokens_per_second,
             sources=report.sources_used(),
-            seconds=time.monotonic() - start,
+            seconds=seconds,
             data_wait=report.mean_data_wait,
         )
 
@@ -159,9 +172,13 @@ class Job:
             return self._data()
         rank, size, is_deepspeed = self.world.rank, self.world.size, self.engine.json is not None
         check_training_state(point.checkpoint, rank=rank, world_size=size, is_deepspeed=is_deepspeed)
-        check_same_run(point, self.facts(), allow_change=allow_change)
+        facts, cfg = self.facts(), self.resolved.config
+        check_same_run(point, facts, allow_change=allow_change, config=cfg)
         say(f"resuming   {point.checkpoint} (step {point.step:,})")
         say_abandoned(point, self.run.checkpoints)
+        say_changes(point, facts, cfg)
+        if point.step >= self.plan.max_steps:
+            say(f"           nothing is left to train: the horizon is step {self.plan.max_steps:,}")
         data = self._data()
         data.wait_for(point.consumed_samples)
         check_same_tokens(point, self._data_read(data.order, point.consumed_samples))
@@ -202,6 +219,7 @@ class Job:
         train = self.resolved.config.train
         return {
             "store": self.store.manifest.fingerprint,
+            "store_facts": short_facts(self.store.manifest.facts),
             "mixture": self.store.mixture.describe() if self.store.mixture else None,
             "seed": self.resolved.config.run.seed,
             "sequence_length": self.plan.sequence_length,
@@ -235,6 +253,7 @@ class Job:
             "train_seconds": self.report.meter.train_seconds,
             "save_seconds": self.limit.save_seconds if self.limit else 0.0,
             "held_out": held_out.to_json() if held_out else None,
+            "settings": settings_of(self.resolved.config),
         }
 
     def _data_read(self, order: Order, samples: int) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _speed(shape: Shape, plan: Plan, setup: Setup, world: World, device: str) ->
         gpu = apply_calibration(gpu, known, device) if gpu else None
     if gpu is None:
         return None
-    mfu, seconds = default_mfu(plan.parameters, setup.loss, gpu), 0.0
+    mfu, seconds, tokens = default_mfu(plan.parameters, setup.loss, gpu), 0.0, 0
     # The mean over the run is what it is compared with, a ramp's smaller batches included.
     for steps, sequences in plan.batch_ramp.sizes(plan.max_steps):
         accumulation = sequences // (plan.micro_batch * plan.sequence_groups)
@@ -107,4 +107,5 @@ def _speed(shape: Shape, plan: Plan, setup: Setup, world: World, device: str) ->
         traffic = communication_per_step(shape, size)
         time = step_time(shape, size, traffic, gpu, flops_per_token=plan.flops_per_token, mfu=mfu)
         seconds += steps * time.total
-    return plan.total_tokens / seconds
+        tokens += steps * sequences * plan.sequence_length
+    return tokens / seconds

@@ -38,7 +38,7 @@ def preview(resolved: Resolved) -> None:
 
 def say_result(result: TrainResult) -> None:
     """The end of a run in a few lines, and what to type next. (rank 0 prints)"""
-    say(f"done       {result.plan.max_steps:,} steps in {format_seconds(result.seconds)}")
+    say(f"done       {result.steps:,} steps in {format_seconds(result.seconds)}")
     if result.first_loss is not None and result.last_loss is not None:
         say(f"loss       {result.first_loss:.4f} -> {result.last_loss:.4f} nats/token")
     for use in result.sources:

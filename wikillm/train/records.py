@@ -10,6 +10,7 @@ from wikillm.core.files import write_atomic, write_json
 from wikillm.core.lock import FileLock
 from wikillm.core.log import say
 from wikillm.core.units import format_count
+from wikillm.core.world import World
 from wikillm.data.mixture import SourceUse
 from wikillm.data.store import Store
 from wikillm.plan.batch import name_ranks
@@ -71,17 +72,28 @@ def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
     if plan.batch_ramp.stages:
         first, ramp = plan.batch_ramp.sequences_at(0) * plan.sequence_length, plan.batch_ramp
         say(f"           from {first:,} tokens, full after {ramp.steps:,} steps ({ramp.describe()})")
-    epochs = "the corpus is still being counted" if plan.epochs is None else f"{plan.epochs:.2f} epochs"
-    say(
-        f"horizon    {plan.max_steps:,} steps = {format_count(plan.total_tokens)} tokens = {epochs}, "
-        f"warm-up {plan.warmup_steps:,} steps"
-    )
+    say(_horizon(plan))
     if store.mixture is not None:
         order = store.mixture.order(plan.sequence_length, cfg.run.seed, cfg.data.window_shards, cfg.data.packing)
         for use in store.mixture.used(plan.batch_ramp.sequences_before(plan.max_steps), order):
             say(f"source     {source_line(use)}")
     for note in (*plan.notes, *engine.notes):
         say(f"note       {note}")
+
+
+def _horizon(plan: Plan) -> str:
+    epochs = "the corpus is still being counted" if plan.epochs is None else f"{plan.epochs:.2f} epochs"
+    return (
+        f"horizon    {plan.max_steps:,} steps = {format_count(plan.total_tokens)} tokens = {epochs}, "
+        f"warm-up {plan.warmup_steps:,} steps"
+    )
+
+
+def record_new_plan(run: RunDir, plan: Plan, world: World) -> None:
+    """Write and tell a plan that a checkpoint has changed: its samples were trained on with another batch. (all ranks)"""
+    say(f"{_horizon(plan)}, from the checkpoint on")
+    if world.is_main:
+        write_json(run.path / "plan.json", plan.to_json())
 
 
 def source_line(use: SourceUse) -> str:

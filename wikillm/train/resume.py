@@ -1,11 +1,12 @@
 """Where a run goes on: the checkpoint, and whether it belongs to this run as it is configured now.
 
-What decides the meaning of the state must not change in silence: data, order, batch, model, precision and the
-DeepSpeed layout. Differences are refused together, as a list.
+What decides the meaning of the state must not change: data, order, batch, model, precision and the DeepSpeed layout.
+Differences are refused together, as a list. Other settings may change; each change is logged (see resume_keys).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,20 @@ from typing import Any
 from wikillm.checkpoints.latest import find_complete, latest_complete
 from wikillm.checkpoints.lineage import Descent, arrange, left_behind, read_descent
 from wikillm.checkpoints.manifest import read_state
+from wikillm.config.init_from import shape_settings
+from wikillm.config.schema import ModelSection, RunConfig
 from wikillm.core.errors import CheckpointError
 from wikillm.core.log import say
+from wikillm.data.manifest import fingerprint_of
 from wikillm.train.control import ControlGroup
+from wikillm.train.resume_keys import (
+    ON_RESUME,
+    REFUSED,
+    changed_first_weights,
+    changed_settings,
+    settings_of,
+    shown,
+)
 
 # fact -> the setting it comes from
 FACTS = {
@@ -115,8 +127,14 @@ def check_same_tokens(point: ResumePoint, read: dict[str, Any]) -> None:
     )
 
 
-def check_same_run(point: ResumePoint, facts: dict[str, Any], *, allow_change: bool) -> None:
+def check_same_run(
+    point: ResumePoint, facts: dict[str, Any], *, allow_change: bool, config: RunConfig | None = None
+) -> None:
     """Refuse to go on when the configuration no longer fits the checkpoint.
+
+    Args:
+        facts: see FACTS.
+        config: to compare the model with, field by field: others may have the same number of parameters.
 
     Raises:
         CheckpointError: with every difference, the setting behind it, and what can be done.
@@ -125,10 +143,16 @@ def check_same_run(point: ResumePoint, facts: dict[str, Any], *, allow_change: b
     changed = {name for name in FACTS if then[name] != facts[name]}
     if allow_change:
         changed -= set(CHANGEABLE)
-    if not changed:
-        return
     lines = [f"{n}: {then[n]} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
-    if changed <= set(CHANGEABLE):
+    if "store" in changed:
+        lines += _differences(point.state.get("store_facts"), facts.get("store_facts"))
+    if config is not None:
+        lines += _other_model(point.checkpoint, config.model)
+        for key, (before, now) in changed_first_weights(point.state.get("settings", {}), settings_of(config)).items():
+            lines.append(f"{key}: {shown(before)} then, {shown(now)} now   (the weights of step 0 are long past)")
+    if not lines:
+        return
+    if len(lines) == len(changed & set(CHANGEABLE)):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"
     else:
         fix = (
@@ -136,3 +160,46 @@ def check_same_run(point: ResumePoint, facts: dict[str, Any], *, allow_change: b
             f"wikillm export {point.checkpoint} --to FOLDER, then model.init_from=FOLDER run.dir=NEW"
         )
     raise CheckpointError(f"{point.checkpoint} was written by a run that differs from this one.", "\n".join(lines), fix)
+
+
+def _differences(then: Any, now: Any) -> list[str]:
+    """The facts of a token store that differ, by key; nothing where a checkpoint has no record of them."""
+    if not isinstance(then, dict) or not isinstance(now, dict):
+        return []
+    names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+    return [f"{name}: {shown(then.get(name))} then, {shown(now.get(name))} now" for name in names]
+
+
+def short_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a token store for a checkpoint: numbers and short words as they are, of others the first of their hash."""
+    return {
+        name if name.startswith("data.") else f"data.{name}": value
+        if value is None or isinstance(value, int | float)
+        else fingerprint_of({name: value})[:12]
+        for name, value in facts.items()
+    }
+
+
+def _other_model(checkpoint: Path, model: ModelSection) -> list[str]:
+    """Fields of the model that differ from the config.json in the checkpoint."""
+    if not (checkpoint / "config.json").is_file():
+        return []
+    then = {setting.key: setting.value for setting in shape_settings(str(checkpoint))}
+    now = {key: getattr(model, key.removeprefix("model.")) for key in then if ON_RESUME[key] == REFUSED}
+    for values in (then, now):
+        if values["model.head_dim"] is None:
+            values["model.head_dim"] = values["model.hidden_size"] // values["model.num_attention_heads"]
+    del now["model.vocab_size"]  # may be "auto" here; the number of rows is one of FACTS
+    return [f"{key}: {shown(then[key])} then, {shown(now[key])} now" for key in now if then[key] != now[key]]
+
+
+def say_changes(point: ResumePoint, facts: Mapping[str, Any], config: RunConfig) -> None:
+    """Log every setting that is another than the checkpoint's, and from now on in force."""
+    if "settings" not in point.state:
+        say(
+            "note       the checkpoint does not record its settings (earlier version): those of this start are in force"
+        )
+    for change in changed_settings(point.state.get("settings", {}), settings_of(config)):
+        say(f"changed on resume: {change}")
+    if point.state["max_steps"] != facts["max_steps"]:
+        say(f"changed on resume: horizon {point.state['max_steps']:,} -> {facts['max_steps']:,} steps")

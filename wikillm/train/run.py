@@ -8,26 +8,31 @@ Everything that can be refused is refused before the process group exists.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
+
+from transformers import TrainingArguments
 
 from wikillm.config.load import Resolved, to_yaml
+from wikillm.config.schema import RunConfig
 from wikillm.core.log import log_to_file
 from wikillm.core.world import World
 from wikillm.data.growing import epoch_sizes
 from wikillm.models.build import build_model
 from wikillm.observe.peak import PeakMemory
-from wikillm.plan.run_plan import make_plan
+from wikillm.plan.run_plan import Plan, make_plan
 from wikillm.supervise.facts import facts_of_this_node
 from wikillm.supervise.signals import StopSignals, installed
 from wikillm.supervise.supervisor import Supervisor, settings_of, supervise
-from wikillm.train.arguments import to_training_arguments
+from wikillm.train.arguments import follow_plan, to_training_arguments
 from wikillm.train.control import ControlGroup
 from wikillm.train.engine import check_before_data, check_engine, gpu_room, resolve_engine, start_engine
 from wikillm.train.exit import ending, record_exit
 from wikillm.train.guard import check_shared_folder, check_world, limit_threads
 from wikillm.train.job import Job, TrainResult
 from wikillm.train.patches import patch_model
-from wikillm.train.records import open_run
-from wikillm.train.resume import agree_on_resume_point
+from wikillm.train.records import open_run, record_new_plan
+from wikillm.train.resume import ResumePoint, agree_on_resume_point
 from wikillm.train.run_dir import RunDir, refuse_before_supervision
 from wikillm.train.supply import open_store
 
@@ -73,7 +78,8 @@ def _pretrain(
     cfg, board = resolved.config, supervisor.board
     board.enter("store")
     store = open_store(cfg, world)
-    plan = make_plan(
+    make = partial(
+        make_plan,
         resolved,
         world_size=world.size,
         tokenizer_length=store.manifest.tokenizer.length,
@@ -81,6 +87,7 @@ def _pretrain(
         epoch=epoch_sizes(store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing),
         room=gpu_room(cfg, world),
     )
+    plan = make()
     engine = resolve_engine(cfg, plan, world)
     run = RunDir(settings_of(resolved).run)
     board.enter("engine")
@@ -98,6 +105,8 @@ def _pretrain(
         identity = check_shared_folder(run, group)
         supervisor.at(run.path, run.log_file(world.rank))
         point = agree_on_resume_point(run.checkpoints, resume, group, is_main=world.is_main)
+        if point is not None:
+            plan = go_on_from(point, plan, make, args, cfg, run, world)
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
         board.enter("model")
         model = build_model(cfg.model, plan.vocab_size, args, eos_id=store.manifest.tokenizer.eos_id, seed=cfg.run.seed)
@@ -106,3 +115,20 @@ def _pretrain(
         job = Job(resolved, plan, engine, store, world, run, identity, group, signals, peak, board, z_loss)
         end.step = lambda: job.step
         return job.train(model, args, point, allow_change=allow_change)
+
+
+def go_on_from(
+    point: ResumePoint,
+    plan: Plan,
+    make: Callable[..., Plan],
+    args: TrainingArguments,
+    cfg: RunConfig,
+    run: RunDir,
+    world: World,
+) -> Plan:
+    """The plan with what the checkpoint has trained on counted as it was, also with another batch. (all ranks)"""
+    onwards = make(done=(point.step, point.consumed_samples))
+    if onwards != plan:
+        follow_plan(args, cfg, onwards)
+        record_new_plan(run, onwards, world)
+    return onwards

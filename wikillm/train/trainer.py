@@ -6,7 +6,8 @@ place. Here it is given all micro-batches of an optimizer step as one, and `trai
 A value on a GPU is read by the host once per logging step, the loss; what else is logged is copied to pinned memory before, and has
 arrived with it. (DeepSpeed reads the norm of the gradient at every step, to look for infinities, where it clips or partitions.)
 Everything else (DeepSpeed, mixed precision, clipping, the schedule) is HF's; the rest of the run's
-behaviour is in callbacks. HF's methods that are overridden here are public ones, but for two about the gradient's norm and the one that saves.
+behaviour is in callbacks. HF's methods that are overridden here are public ones, but for two about the gradient's norm, the one
+that saves, and three about what a resume loads.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from wikillm.core.errors import WikiLLMError
+from wikillm.core.errors import CheckpointError, WikiLLMError
 from wikillm.data.loader import BatchShape, DocumentMask, Order, Stretch, Tokens, eval_loader, to_device, train_loader
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
@@ -31,6 +32,7 @@ from wikillm.supervise.signals import StopSignals
 from wikillm.train.checkpoint_faults import loading, saving
 from wikillm.train.control import ControlGroup
 from wikillm.train.host_copy import HostCopy
+from wikillm.train.in_force import FreshSettings
 from wikillm.train.optimizer import MuonSettings, build_muon, parameter_groups
 
 
@@ -97,6 +99,8 @@ class WikiTrainer(Trainer):
         self.last_loss: torch.Tensor | None = None
         self.held_out: HeldOutLoss | None = None
         self.held_out_of: dict[str, HeldOutLoss] = {}
+        self._fresh: FreshSettings | None = None  # before a checkpoint is loaded into optimizer and schedule
+        self._random_state_in: str | None = None  # a checkpoint whose random state is still to be loaded
 
     @property
     def consumed_samples(self) -> int:
@@ -116,6 +120,34 @@ class WikiTrainer(Trainer):
         groups = parameter_groups(target, self.get_decay_parameter_names(target), self.muon)
         self.optimizer = build_muon(groups, under_deepspeed=self.is_deepspeed_enabled)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """HF's. It is the last thing made before a checkpoint is loaded, so here the settings are still this start's."""
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        self._fresh = FreshSettings.of(self.optimizer, scheduler)  # type: ignore[arg-type]
+        return scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """HF's (DeepSpeed has loaded its own before); then what this start says of rates, decay and intervals holds again."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._fresh is not None:
+            self._fresh.put_back(self.optimizer, self.lr_scheduler)
+            self.state.compute_steps(self.args, self.args.max_steps)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """HF loads it before the DataLoader's iterator draws a seed, which would leave it one draw ahead: it waits."""
+        self._random_state_in = checkpoint
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """HF warns of weights that are missing or unknown. A tied one is stored once; any other ends the resume."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        if missing or load_result.unexpected_keys:
+            raise CheckpointError(
+                "The weights in the checkpoint are not those of this model.",
+                got=f"missing: {', '.join(missing) or 'none'}\nunknown: {', '.join(load_result.unexpected_keys) or 'none'}",
+                fix="resume with the model that was trained",
+            )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # Not prepared by accelerate: it would share the batches out over the ranks a second time.
@@ -138,6 +170,9 @@ class WikiTrainer(Trainer):
 
         That number follows from the order alone: no count on the device and no collective per step.
         """
+        if self._random_state_in is not None:
+            super()._load_rng_state(self._random_state_in)
+            self._random_state_in = None
         start, first, shape = time.perf_counter(), self.consumed_samples, self.data.shape
         stop = first + shape.global_batch_at(self.state.global_step)
         if self.state.global_step < self.args.max_steps:

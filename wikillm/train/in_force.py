@@ -1,0 +1,69 @@
+"""Puts this start's settings back after a checkpoint was loaded.
+
+An optimizer's state_dict holds its options (rates, betas, epsilon, decay), a scheduler's its base rates, DeepSpeed's also
+the norm to clip to and the rules of the loss scaler. Loading them would undo what the configuration says. Only the
+moments, the step counts and the current loss scale are a checkpoint's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_NOT_OPTIONS = ("params", "lr", "initial_lr", "step")
+_SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass(frozen=True, slots=True)
+class FreshSettings:
+    """What optimizer and schedule were made with, by parameter group."""
+
+    options: tuple[Mapping[str, Any], ...]
+    base_rates: tuple[float, ...]
+    clip_grad: float | None  # DeepSpeed's, where the optimizer has one
+    loss_scaler: Any  # likewise
+
+    @classmethod
+    def of(cls, optimizer: Any, scheduler: Any) -> FreshSettings:
+        """To be called when both are made and nothing is loaded. `optimizer` is accelerate's wrapper of the real one.
+
+        `scheduler` is a LambdaLR, as all of Hugging Face's are.
+        """
+        groups = [{k: v for k, v in group.items() if k not in _NOT_OPTIONS} for group in optimizer.param_groups]
+        engine = getattr(optimizer, "optimizer", optimizer)
+        return cls(
+            options=tuple(groups),
+            base_rates=tuple(scheduler.base_lrs),
+            clip_grad=getattr(engine, "clip_grad", None),
+            loss_scaler=getattr(engine, "loss_scaler", None),
+        )
+
+    def put_back(self, optimizer: Any, scheduler: Any) -> None:
+        """Into what was loaded. The rate of the next step is the schedule's of now, at the step that was loaded."""
+        scheduler.base_lrs = list(self.base_rates)
+        rates = [
+            base * factor(scheduler.last_epoch)
+            for base, factor in zip(self.base_rates, scheduler.lr_lambdas, strict=True)
+        ]
+        for group, options, base, rate in zip(
+            optimizer.param_groups, self.options, self.base_rates, rates, strict=True
+        ):
+            group.update(options)
+            group["initial_lr"] = base
+            group["lr"] = rate
+        scheduler._last_lr = rates
+        engine = getattr(optimizer, "optimizer", optimizer)
+        if self.clip_grad is not None:
+            engine.clip_grad = self.clip_grad
+        if self.loss_scaler is not None:
+            engine.loss_scaler = with_state(self.loss_scaler, engine.loss_scaler)
+            engine.dynamic_loss_scale = engine.loss_scaler.dynamic
+
+
+def with_state(fresh: Any, loaded: Any) -> Any:
+    """DeepSpeed's loss scaler with the rules of `fresh` and, where both are dynamic, the state of `loaded`."""
+    if type(fresh) is type(loaded) and getattr(fresh, "dynamic", False):
+        for name in _SCALER_STATE:
+            setattr(fresh, name, getattr(loaded, name))
+    return fresh
