@@ -55,6 +55,7 @@ KERNELS = {
 }
 ELSEWHERE = {
     "train.min_lr_ratio",  # another schedule than the one above: test_any_schedule_holds_from_the_first_step
+    "train.max_micro_batch_tokens",  # test_the_derived_micro_batch_is_this_starts
     "train.sequence_parallel_size",  # several ranks: test_sequence_parallel_runs
     "train.compile",  # a minute of a compiler, before the checkpoint is opened: test_equal_runs
     "deepspeed.config",  # test_another_deepspeed_file_of_the_same_stage
@@ -168,6 +169,14 @@ def test_any_schedule_holds_from_the_first_step(
     train = load(None, typed(changes | {"train.max_steps": 8, "train.learning_rate": 1e-2})).config.train
     assert found["groups"][0]["lr"] == pytest.approx(learning_rate_at(train, 3, max_steps=8, warmup_steps=0))
     assert f"changed on resume: lr_scheduler_type cosine -> {schedule}" in found["output"]
+
+
+def test_the_derived_micro_batch_is_this_starts(stopped: Any, words: Any, tmp_path: Path) -> None:
+    changes = {"train.per_device_train_batch_size": "auto", "train.max_micro_batch_tokens": 64}
+    found = resume(stopped, words, tmp_path / "run", changes)
+    assert found["code"] == 0, found["message"]
+    assert (found["per_device_train_batch_size"], found["global_batch"]) == (2, 8)
+    assert "changed on resume: max_micro_batch_tokens 16384 -> 64" in found["output"]
 
 
 def test_another_deepspeed_file_of_the_same_stage(stopped: Any, words: Any, repo: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
         "observe.sample_tokens",
         # how the same step is computed
         "train.sequence_parallel_size", "train.per_device_train_batch_size", "train.per_device_eval_batch_size",
+        "train.max_micro_batch_tokens",
         "train.loss_kernel", "train.mlp_kernel", "train.compile",
         "train.gradient_checkpointing", "model.attn_implementation", "deepspeed.config",
         # only declared: the weights and their rotation do not depend on it
@@ -53,7 +54,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
         # the order of the samples, and the facts that a token store is built from
         "data.window_shards", "data.packing", "data.path", "data.mixture", "data.format", "data.text_key",
         "data.tokenizer", "data.shard_bytes", "data.val_fraction", "data.max_text_bytes", "data.max_document_bytes",
-        "data.convert", "data.protected_terms", "data.quality", "data.decontaminate", "data.decontaminate_units",
+        "data.max_field_lines", "data.convert", "data.protected_terms", "data.quality", "data.decontaminate", "data.decontaminate_units",
         "data.decontaminate_share", "data.dedup", "data.dedup_similarity", "data.drop_list",
         # the model, field by field
         "model.architecture", "model.hidden_size", "model.num_hidden_layers", "model.num_attention_heads",
