@@ -170,10 +170,10 @@ class Job:
         """The data of this run; on resuming, only after everything has been found to be that of the checkpoint."""
         if point is None:
             return self._data()
-        rank, size, is_deepspeed = self.world.rank, self.world.size, self.engine.json is not None
-        check_training_state(point.checkpoint, rank=rank, world_size=size, is_deepspeed=is_deepspeed)
         facts, cfg = self.facts(), self.resolved.config
         check_same_run(point, facts, allow_change=allow_change, config=cfg)
+        rank, size, is_deepspeed = self.world.rank, self.world.size, self.engine.json is not None
+        check_training_state(point.checkpoint, rank=rank, world_size=size, is_deepspeed=is_deepspeed)
         say(f"resuming   {point.checkpoint} (step {point.step:,})")
         say_abandoned(point, self.run.checkpoints)
         say_changes(point, facts, cfg)
