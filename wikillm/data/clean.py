@@ -136,7 +136,8 @@ def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:
     except ElementTree.ParseError as error:
         return _bad(payload, "not well-formed XML", str(error))
     title = page.findtext("title") or ""
-    wikitext = page.findtext("revision/text") or ""
+    text = page.find("revision/text")
+    wikitext = "" if text is None or text.text is None else text.text
 
     def dropped(reason: str) -> Dropped:
         return Dropped(reason, len(wikitext))
@@ -150,7 +151,8 @@ def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:
     if (page.findtext("revision/model") or "wikitext") != "wikitext":
         return dropped("not wikitext")
     if not wikitext.strip():
-        return dropped("empty")
+        is_elsewhere = text is not None and text.get("deleted") is None and text.get("bytes", "0") != "0"
+        return dropped("text is not in this dump (a stub dump)" if is_elsewhere else "empty")
     try:
         body = unicodedata.normalize("NFC", text_of_wikitext(wikitext, site))
     except (DamagedWikitext, RecursionError):

@@ -16,7 +16,9 @@ _CLOSE = r"(?:(?<!\})|(?<=\}\}))\}-"  # `}}-` is one behind it
 _INNERMOST = re.compile(rf"{_OPEN}((?:(?!{_OPEN}|{_CLOSE}).)*){_CLOSE}", re.DOTALL)
 _UNPAIRED = re.compile(rf"{_OPEN}|{_CLOSE}")
 _FLAGS = re.compile(r"\s*(-|[A-Za-z]?(?:\s*;\s*[A-Za-z])*|zh[a-z;\s-]*)\s*\|")
-_VARIANT = re.compile(r"(?:^|;)\s*(?:[^;:|]*=>\s*)?(zh(?:-[a-z]+)*)\s*:", re.DOTALL)
+_VARIANT = re.compile(
+    r"(?:^|;)\s*(?:[^;:|]*=>\s*)?(zh(?:-[a-z]+)*|(?:sr|sh|gan|wuu|kk|ku|iu|tg|uz|crh|shi|ban)-[a-z]+)\s*:", re.DOTALL
+)
 _SILENT = frozenset("THD-")  # page title, hidden rule, description, removed rule: they show nothing
 
 

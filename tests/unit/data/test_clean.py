@@ -89,6 +89,21 @@ def test_pages_that_are_no_articles_are_dropped(arguments, reason):
     assert outcome.is_bad == (reason == "not well-formed XML")
 
 
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ('bytes="812" id="7"', "text is not in this dump (a stub dump)"),
+        ('bytes="0"', "empty"),
+        ('bytes="812" deleted="deleted"', "empty"),
+        ("", "empty"),
+    ],
+)
+def test_a_dump_without_text_is_told_from_an_empty_page(attributes, reason):
+    xml = f"<page><title>A</title><ns>0</ns><revision><text {attributes} /></revision></page>"
+    outcome = cleaner("mediawiki", "text")(xml.encode(), 7)
+    assert isinstance(outcome, Dropped) and outcome.reason == reason
+
+
 def test_an_article_starts_with_its_title():
     outcome = page(title="A &amp; B")
     assert outcome == "A & B\n\n" + "文" * 100

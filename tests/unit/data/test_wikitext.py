@@ -71,6 +71,9 @@ def test_a_heading_whose_text_is_all_in_subsections_stays():
         ("-{zh-hans:外-{内}-;zh-hant:x}-", "外内"),
         ("-{zh;zh-hans;zh-hant|馀}-", "馀"),
         ("x-{未完", "x-{未完"),
+        ("-{sr-ec:Београд; sr-el:Beograd}-", "Београд"),
+        ("{{a}}-{{b}}-{{c}}", "{{a}}-{{b}}-{{c}}"),
+        ("-{{{lang|en|x}}}-", "{{lang|en|x}}"),
         ("-{Windows|x}-", "Windows|x"),
     ],
 )
