@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wikillm.cli.export import TRUST_HELP
 from wikillm.cli.numbers import positive
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("val", "train"), default="val", help="which part of the text (default val)")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="sequences at a time (default 8)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     add_run_config_arguments(parser)
     parser.epilog = EPILOG + (parser.epilog or "")
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         resolved = describe(args)
         store = prepare_store(resolved.config.data)
         check_tokenizer(Path(args.model), store)
-        loaded = open_model(Path(args.model), args.device)
+        loaded = open_model(Path(args.model), args.device, trust=args.trust_checkpoint)
     stream = store.train if args.split == "train" else store.val
     train = resolved.config.train
     found: dict[str, HeldOutLoss] = {}
@@ -123,7 +125,7 @@ def describe(args: argparse.Namespace) -> Resolved:
     own = [folder / "config.resolved.yaml" for folder in (model, *model.resolve().parents[:2])]
     found = next((path for path in own if path.is_file()), None)
     if args.config is None and found is not None:
-        return load(str(found), args.rest)
+        return load(str(found), [*_store_instead_of_signed(found), *args.rest])
     names_tokenizer = any(word.startswith("data.tokenizer=") for word in args.rest)
     names_path = any(word.startswith(("data.path=", "data.mixture=")) for word in args.rest) or args.config is not None
     if not names_path:
@@ -135,6 +137,17 @@ def describe(args: argparse.Namespace) -> Resolved:
     if not names_tokenizer and (model / "tokenizer.json").is_file():
         args.rest = [*args.rest, f"data.tokenizer={model}"]
     return resolve_run_config(args)
+
+
+def _store_instead_of_signed(config: Path) -> list[str]:
+    """A run keeps no signature of an address: its text is then read from the store that it was trained on."""
+    if "?***" not in config.read_text(encoding="utf-8"):
+        return []
+    try:
+        store = json.loads((config.parent / "data.json").read_text(encoding="utf-8"))["store"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return ["data.path=null", f"data.store={store}"]
 
 
 def check_tokenizer(model: Path, store: Store) -> None:

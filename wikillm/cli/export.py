@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+TRUST_HELP = "run the code that a checkpoint's pickles may hold: only when you know who wrote it"
 HELP = "Write a run as a standard Hugging Face folder."
 
 EPILOG = """
@@ -27,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--ema", action="store_true", help="the moving average of the weights (train.ema_decay)")
     parser.add_argument("--tokenizer", metavar="DIR", help="folder with tokenizer.json. Default: the run's own")
+    parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
 
@@ -53,7 +55,14 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"reading    {checkpoint}", flush=True)
     done = export_model(
-        checkpoint, target, dtype=args.dtype, tokenizer_dir=tokenizer, facts=facts, verified=True, ema=args.ema
+        checkpoint,
+        target,
+        trust=args.trust_checkpoint,
+        dtype=args.dtype,
+        tokenizer_dir=tokenizer,
+        facts=facts,
+        verified=True,
+        ema=args.ema,
     )
     if args.json:
         written = {"parameters": done.parameters, "tensors": done.tensors, "dtype": done.dtype, "bytes": done.size}

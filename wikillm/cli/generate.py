@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wikillm.cli.export import TRUST_HELP
 from wikillm.cli.numbers import not_negative, positive, share
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="S", help="the same seed gives the same text (default 0)"
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
     parser.add_argument("--json", action="store_true", help="one JSON object a prompt: prompt, text")
 
 
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.core.errors import ConfigError
     from wikillm.generate.complete import Sampling, complete
 
-    loaded = open_model(Path(args.folder), args.device)
+    loaded = open_model(Path(args.folder), args.device, trust=args.trust_checkpoint)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     for prompt in args.prompt or [""]:
         # Text appears as it is written; as JSON it appears when it is whole.
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def open_model(folder: Path, device: str) -> LoadedModel:
+def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
     """Load what `folder` means. Partitions that ZeRO-3 left ungathered are put together in a temporary folder."""
     from wikillm.generate.load import has_weights, is_model_folder, load_folder
 
@@ -97,5 +99,5 @@ def open_model(folder: Path, device: str) -> LoadedModel:
     with tempfile.TemporaryDirectory(prefix="wikillm-") as temporary:
         facts = read_facts(checkpoint)
         target = Path(temporary) / "model"
-        done = export_model(checkpoint, target, tokenizer_dir=tokenizer, facts=facts, verified=True)
+        done = export_model(checkpoint, target, trust=trust, tokenizer_dir=tokenizer, facts=facts, verified=True)
         return load_folder(done.folder, device=device)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from wikillm.supervise.signals import StopSignals
     from wikillm.supervise.supervisor import Supervisor
 
+from wikillm.cli.export import TRUST_HELP
+
 HELP = "Train a model, or go on with a stopped run."
 
 
@@ -30,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-change", action="store_true", help="on resume, accept another horizon or batch than the checkpoint's"
     )
+    parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
     parser.add_argument("--dry-run", action="store_true", help="build the token store, show the plan, and stop there")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
 
@@ -84,6 +87,7 @@ def _pretrain(args: argparse.Namespace, resolved: Resolved, signals: StopSignals
         allow_change=args.allow_change,
         signals=signals,
         supervisor=supervisor,
+        trust_checkpoint=args.trust_checkpoint,
     )
     say_result(result)
     return 0

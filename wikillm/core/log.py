@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -114,15 +115,22 @@ class _RankFile(logging.FileHandler):
 class _PrintableFormatter(logging.Formatter):
     """Records that can be looked at in a terminal, whatever text of others is in them."""
 
+    def __init__(self, clean: Callable[[str], str], form: str) -> None:
+        super().__init__(form)
+        self._clean = clean
+
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(self._clean(super().format(record)))
 
 
-def log_to_file(path: Path) -> None:
-    """Send everything that `logging` hears in this process to `path`, appending. (all ranks, each its own file)"""
+def log_to_file(path: Path, clean: Callable[[str], str] = str) -> None:
+    """Send everything that `logging` hears in this process to `path`, appending, each record through `clean`.
+
+    (all ranks, each its own file)
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _RankFile(path, encoding="utf-8")
-    handler.setFormatter(_PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_PrintableFormatter(clean, "%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -59,6 +59,7 @@ def export_model(
     checkpoint: Path,
     target: Path,
     *,
+    trust: bool = False,
     tokenizer_dir: Path,
     facts: ExportFacts,
     dtype: str | None = None,
@@ -70,6 +71,7 @@ def export_model(
     Args:
         checkpoint: folder with config.json and weights, gathered or in ZeRO partitions.
         target: the folder to be.
+        trust: run the code that the checkpoint's pickles may hold (--trust-checkpoint).
         tokenizer_dir: holds at least tokenizer.json; its files are copied as they are.
         facts: for the model card.
         dtype: float32, bfloat16 or float16; None keeps the type the model was trained in.
@@ -86,7 +88,7 @@ def export_model(
     chosen = _pick_dtype(dtype, config)
     _check_tokenizer(tokenizer_dir)
     model = skeleton(config)
-    read = read_average(checkpoint) if ema else read_weights(checkpoint, verified=verified)
+    read = read_average(checkpoint) if ema else read_weights(checkpoint, verified=verified, trust=trust)
     weights = as_stored(fit(read, model, checkpoint), chosen)
     stored = next(iter(weights.values())).dtype
     _finish_config(config, type(model).__name__, stored)

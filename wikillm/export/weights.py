@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from wikillm.checkpoints.layout import AVERAGE
 from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError, Problems
+from wikillm.models.unpickle import only_known_classes
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,12 +32,13 @@ SHARD_BYTES = 5_000_000_000  # a file of the export holds at most this much, as 
 Weights = dict[str, torch.Tensor]
 
 
-def read_weights(checkpoint: Path, *, verified: bool) -> Weights:
+def read_weights(checkpoint: Path, *, verified: bool, trust: bool = False) -> Weights:
     """All parameters by name, on the CPU, in the type they were stored in (fp32 out of ZeRO partitions).
 
     Args:
         checkpoint: a complete checkpoint folder.
         verified: the caller has just checked its manifest; otherwise that is done before a pickle is opened.
+        trust: run the code that its pickles may hold (--trust-checkpoint).
 
     Raises:
         CheckpointError: damaged, or without weights.
@@ -53,7 +55,7 @@ def read_weights(checkpoint: Path, *, verified: bool) -> Weights:
         )
     if not verified:
         verify(checkpoint)
-    return _consolidate(checkpoint, tag)
+    return _consolidate(checkpoint, tag, trust=trust)
 
 
 def read_average(checkpoint: Path) -> Weights:
@@ -99,13 +101,14 @@ def _zero_folder(checkpoint: Path) -> str | None:
     return max(found, key=lambda name: int(name.removeprefix("global_step"))) if found else None
 
 
-def _consolidate(checkpoint: Path, tag: str) -> Weights:
+def _consolidate(checkpoint: Path, tag: str, *, trust: bool) -> Weights:
     """fp32 parameters from ZeRO-2 or ZeRO-3 partitions of any world size (pickles: verify before)."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     talk = io.StringIO()  # DeepSpeed prints a dozen lines about its own files
     try:
-        with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
+        only_numbers = only_known_classes(checkpoint / tag, trust=trust)
+        with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk), only_numbers:
             return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=tag))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(

@@ -46,7 +46,11 @@ def load_folder(folder: Path, *, tokenizer_dir: Path | None = None, device: str 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a file that is missing here is missing: no hub is asked
     advice = "name a folder written by `wikillm export`, a run directory or a checkpoint"
     place = tokenizer_dir or folder
-    tokenizer = reading(place, lambda: AutoTokenizer.from_pretrained(place, local_files_only=True), advice=advice)
+    tokenizer = reading(
+        place,
+        lambda: AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False),
+        advice=advice,
+    )
     model = load_weights(folder, advice=advice, dtype="auto")
     eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
     if not isinstance(eos_id, int):

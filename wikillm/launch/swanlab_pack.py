@@ -2,7 +2,8 @@
 
 The rules are not gitignore's. In every folder d, what glob finds for d/PATTERN is left out, so `data` leaves out every
 `data` at any depth, `a/b` every b in an a, and `**` is one level. Names with a leading dot are never packed, empty
-folders neither; the manifest itself is. Symbolic links are left out here, with a warning: their target could be anywhere.
+folders neither; the manifest itself is. Symbolic links are left out here, with a warning: their target could be anywhere. So are keys and passwords, by their
+names (remote/private.py).
 """
 
 from __future__ import annotations
@@ -22,21 +23,11 @@ from wikillm.core.files import STAGING_SUFFIX, rename_durably
 from wikillm.core.units import format_size
 from wikillm.launch.swanlab_manifest import Manifest
 from wikillm.observe.redact import environment_secrets, holds_token
+from wikillm.remote.private import is_private
 
 BIG_FILE = 10 * 2**20
 MOST_SCANNED = 2 * 2**20
-_SECRET_FILES = (
-    "*.pem",
-    "*.key",
-    "*.p12",
-    "*.pfx",
-    "id_rsa*",
-    "id_ed25519*",
-    "*credential*",
-    "*secret*",
-    "*.netrc",
-    "*.env",
-)
+_SECRET_FILES = ("*.key", "*credential*", "*secret*", "*.env")
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 _EXPECTED_DOTS = frozenset({".git", ".venv", ".gitignore", ".gitattributes", ".github", ".ci", ".hypothesis", ".cache"})
 
@@ -130,6 +121,8 @@ def _walk(manifest: Manifest, folder: Path, inherited: dict[str, str], seen: _Se
         name = path.relative_to(manifest.folder).as_posix()
         if path.name.startswith("."):
             seen.dots.add(path.name)
+        elif is_private(path.name) and not path.is_dir():
+            seen.warnings.append(f"{name} looks like a secret by its name: never packed")
         elif (pattern := left_out.get(str(path))) is not None:
             is_code = path.suffix == ".py" or (path / "__init__.py").exists()
             if is_code and folder != manifest.folder:

@@ -1,8 +1,8 @@
 """Take secrets out of what leaves the machine: by name of the key, by shape of the text, and by value.
 
 Removed are strings under keys like api_key, password or auth_token; the user part of URLs (git remotes with a token
-inside); and, wherever they occur, the values of environment variables with such names. Numbers stay, so `max_tokens`
-does, and so do `tokenizer` and `text_key`. What cannot be recognised is not found: keep secrets out of configurations.
+inside), and the query of a signed one; and, wherever they occur, the values of environment variables with such names. Numbers stay,
+so `max_tokens` does, and so do `tokenizer` and `text_key`. What cannot be recognised is not found: keep secrets out of configurations.
 """
 
 from __future__ import annotations
@@ -21,11 +21,23 @@ _BEFORE_KEY = frozenset({"api", "access", "secret", "private"})
 _NOT_SECRET = frozenset({"text_key", "eos_token", "bos_token", "pad_token", "unk_token"})
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _USER_IN_URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.\-]*://)[^/\s@]*@")
-_SECRET_IN_QUERY = re.compile(r"(?i)(?P<name>[?&;](?:[\w\-]*(?:token|key|secret|password|signature))=)[^&\s]+")
-_KNOWN_SHAPES = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_\-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|"
-    r"glpat-[\w\-]{15,}|AKIA[0-9A-Z]{16})\b"
+_SECRET_IN_QUERY = re.compile(r"(?i)(?P<name>[?&;](?:[\w\-]*(?:token|key|secret|password|signature))=)[^&\s\"'<>]+")
+_QUERY = re.compile(r"(?P<address>\b[A-Za-z][\w+.\-]*://[^\s?#\"'<>`]*)\?(?P<query>[^\s#\"'<>`]*)")
+_SIGNED = re.compile(
+    r"(?i)(?:^|[&;])(?:x-(?:amz|goog|oss|cos|ms|bce|obs|tos)-|q-(?:sign|ak|key|url|header)|sig=|sign=|signature=|hmac=|"
+    r"[\w\-]*(?:accesskeyid|access-key-id|key-pair-id|security-token|credential|expires?|policy|auth\w*|jwt|sas)=)"
+    r"|=[\w\-.~%+/]{32,}"  # whatever it is called: nobody types a value that long
 )
+_KNOWN_SHAPES = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
+    r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_\-]{20,}|[sr]k_(?:live|test)_[A-Za-z0-9]{16,}|"
+    r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w\-]{15,}|npm_[A-Za-z0-9]{30,}|pypi-[\w\-]{30,}|"
+    r"xox[abeoprs]-[A-Za-z0-9\-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|LTAI[0-9A-Za-z]{12,}|AKID[0-9A-Za-z]{20,}|"
+    r"AIza[\w\-]{30,}|ms-[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|ms-[0-9a-fA-F]{32,}|"
+    r"eyJ[\w\-]{8,}\.eyJ[\w\-]{8,}\.[\w\-]*"
+    r")(?![A-Za-z0-9])"
+)
+"""Hugging Face, OpenAI and the like, Stripe, GitHub, GitLab, npm, PyPI, Slack, AWS, Aliyun, Tencent, Google, ModelScope, JWT."""
 _SHORTEST_SECRET = 6  # a shorter value would hide ordinary words
 
 
@@ -47,12 +59,22 @@ def environment_secrets(environ: Mapping[str, str] = os.environ) -> tuple[str, .
 
 
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
-    """`text` without the given secrets, users in URLs, secrets in query strings, and tokens of known shape."""
+    """`text` without the given secrets, users in URLs, signed queries, secrets in others, and tokens of known shape."""
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     text = _USER_IN_URL.sub(rf"\g<scheme>{HIDDEN}@", text)
+    text = _QUERY.sub(_without_signature, text)
     text = _SECRET_IN_QUERY.sub(rf"\g<name>{HIDDEN}", text)
     return _KNOWN_SHAPES.sub(HIDDEN, text)
+
+
+def _without_signature(found: re.Match[str]) -> str:
+    return f"{found['address']}?{HIDDEN}" if _SIGNED.search(found["query"]) else found[0]
+
+
+def without_queries(text: str) -> str:
+    """`redact_text`, and no query of any address: what a run writes down may be shown to anybody."""
+    return _QUERY.sub(rf"\g<address>?{HIDDEN}", redact_text(text))
 
 
 def holds_token(text: str) -> bool:

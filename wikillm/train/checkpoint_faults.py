@@ -16,6 +16,7 @@ from pathlib import Path
 from wikillm.checkpoints.lineage import arrange
 from wikillm.core.errors import CheckpointError, MachineError, WikiLLMError
 from wikillm.core.faults import as_refusal
+from wikillm.models.unpickle import refused_name
 
 _LOADERS = ("_load_", "load_checkpoint", "deepspeed_load_", "load_from_json", "load_file")
 """How the functions of transformers, DeepSpeed and safetensors begin that read a checkpoint."""
@@ -57,6 +58,7 @@ def loading(checkpoint: Path | None) -> Iterator[None]:
         yield
     except Exception as error:
         is_known = isinstance(error, WikiLLMError) or isinstance(as_refusal(error), MachineError)
+        is_known = is_known or refused_name(error) is not None  # told further out, by `only_known_classes`
         if checkpoint is None or is_known or not _is_loading(error):
             raise
         text = str(error).strip().partition("\n")[0][:300]

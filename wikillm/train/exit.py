@@ -13,6 +13,7 @@ from wikillm.core.errors import DivergedError, ExitCode, StoppedError
 from wikillm.core.faults import as_refusal
 from wikillm.core.lock import FileLock
 from wikillm.core.world import World
+from wikillm.observe.redact import without_queries
 from wikillm.supervise.exit_file import is_agreed, let_rank_0_speak_first, write_exit
 from wikillm.train.control import ControlGroup
 
@@ -34,7 +35,7 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
         let_rank_0_speak_first(error)
         if path.exists():
             return
-    reason = "the horizon was reached" if error is None else str(as_refusal(error) or error)
+    reason = "the horizon was reached" if error is None else without_queries(str(as_refusal(error) or error))
     write_exit(run_dir, int(exit_code_of(error)), reason, rank, step)
 
 

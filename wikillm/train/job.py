@@ -24,6 +24,7 @@ from wikillm.data.order import SampleOrder
 from wikillm.data.packing import PackedOrder
 from wikillm.data.store import Store
 from wikillm.evals.loss import HeldOutLoss
+from wikillm.models.unpickle import only_known_classes
 from wikillm.models.z_loss import ZLoss
 from wikillm.observe.peak import PeakMemory
 from wikillm.plan.batch import split_batch
@@ -102,7 +103,13 @@ class Job:
         return None if self.trainer is None else int(self.trainer.state.global_step)
 
     def train(
-        self, model: PreTrainedModel, args: TrainingArguments, point: ResumePoint | None, *, allow_change: bool
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        point: ResumePoint | None,
+        *,
+        allow_change: bool,
+        trust_checkpoint: bool = False,
     ) -> TrainResult:
         """Train to the horizon. Raises StoppedError after a complete checkpoint when a signal asked for it."""
         cfg, start = self.resolved.config, time.monotonic()
@@ -131,7 +138,8 @@ class Job:
         self.signals.install()  # once more: the tracker has installed handlers of its own
         error: BaseException | None = None
         try:
-            trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)
+            with only_known_classes(point.checkpoint if point else self.run.path, trust=trust_checkpoint):
+                trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)
             if health.stopped_by is not None:
                 raise StoppedError(
                     f"Stopped by {health.stopped_by} at step {self.step}; a complete checkpoint is at {saving.latest}.",

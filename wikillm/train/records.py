@@ -13,6 +13,7 @@ from wikillm.core.units import format_count
 from wikillm.core.world import World
 from wikillm.data.mixture import SourceUse
 from wikillm.data.store import Store
+from wikillm.observe.redact import without_queries
 from wikillm.plan.batch import name_ranks
 from wikillm.plan.run_plan import Plan
 from wikillm.train.engine import Engine, bytes_per_checkpoint
@@ -24,7 +25,7 @@ def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
     lock = run.claim(resume=resume != "never")
     run.check_room(bytes_per_checkpoint(resolved.config, plan, engine), resolved.config.train.save_total_limit)
     run.identify()
-    write_atomic(run.path / "config.resolved.yaml", to_yaml(resolved))
+    write_atomic(run.path / "config.resolved.yaml", without_queries(to_yaml(resolved)))
     write_json(run.path / "plan.json", plan.to_json())
     write_json(run.path / "environment.json", describe_environment())
     if engine.json is not None:

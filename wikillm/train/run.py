@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from transformers import TrainingArguments
@@ -20,6 +21,7 @@ from wikillm.core.world import World
 from wikillm.data.growing import epoch_sizes
 from wikillm.models.build import build_model
 from wikillm.observe.peak import PeakMemory
+from wikillm.observe.redact import without_queries
 from wikillm.plan.run_plan import Plan, make_plan
 from wikillm.supervise.facts import facts_of_this_node
 from wikillm.supervise.signals import StopSignals, installed
@@ -37,6 +39,15 @@ from wikillm.train.run_dir import RunDir, refuse_before_supervision
 from wikillm.train.supply import open_store
 
 
+@dataclass(frozen=True, slots=True)
+class _Resuming:
+    """The words of the command line that say how a run goes on."""
+
+    resume: str
+    allow_change: bool
+    trust_checkpoint: bool
+
+
 def pretrain(
     resolved: Resolved,
     *,
@@ -44,6 +55,7 @@ def pretrain(
     allow_change: bool = False,
     signals: StopSignals | None = None,
     supervisor: Supervisor | None = None,
+    trust_checkpoint: bool = False,
 ) -> TrainResult:
     """Train until the horizon or a stop request. (all ranks)
 
@@ -53,27 +65,36 @@ def pretrain(
         allow_change: accept another horizon or batch than the checkpoint's.
         signals: where the caller has installed them already.
         supervisor: where the caller has started it already.
+        trust_checkpoint: run the code that a checkpoint's pickles may hold.
 
     Raises:
         WikiLLMError: refused or failed; `exit_code` says which way. RUN/exit.json has the same.
     """
     if signals is None:
         with installed() as own:
-            return pretrain(resolved, resume=resume, allow_change=allow_change, signals=own, supervisor=supervisor)
+            return pretrain(
+                resolved,
+                resume=resume,
+                allow_change=allow_change,
+                signals=own,
+                supervisor=supervisor,
+                trust_checkpoint=trust_checkpoint,
+            )
     cfg, world = resolved.config, World.from_env()
     refuse_before_supervision(resolved, world)
     limit_threads(world, os.cpu_count() or 1)
     check_engine(cfg)
     check_before_data(resolved, world)
+    how = _Resuming(resume, allow_change, trust_checkpoint)
     if supervisor is not None:
-        return _pretrain(resolved, world, signals, supervisor, resume=resume, allow_change=allow_change)
+        return _pretrain(resolved, world, signals, supervisor, how)
     facts = lambda: facts_of_this_node(to_yaml(resolved))  # noqa: E731
     with supervise(world, settings_of(resolved), facts) as own_supervisor, signals.as_error():
-        return _pretrain(resolved, world, signals, own_supervisor, resume=resume, allow_change=allow_change)
+        return _pretrain(resolved, world, signals, own_supervisor, how)
 
 
 def _pretrain(
-    resolved: Resolved, world: World, signals: StopSignals, supervisor: Supervisor, *, resume: str, allow_change: bool
+    resolved: Resolved, world: World, signals: StopSignals, supervisor: Supervisor, how: _Resuming
 ) -> TrainResult:
     cfg, board = resolved.config, supervisor.board
     board.enter("store")
@@ -93,18 +114,18 @@ def _pretrain(
     board.enter("engine")
     closing = ending(run.path, world, cfg.train.exit_timeout_seconds, store.close)
     with closing as end, supervisor.explains(), signals.as_error():
-        end.lock = open_run(run, resolved, plan, engine, store, resume=resume) if world.is_main else None
+        end.lock = open_run(run, resolved, plan, engine, store, resume=how.resume) if world.is_main else None
         if world.is_main:
             supervisor.at(run.path, run.log_file(0))
         signals.before_exit = lambda error: record_exit(run.path, error, rank=world.rank, step=None)
         start_engine(world, engine)
         args = to_training_arguments(cfg, plan, run.staging, engine.precision, engine.json)
         end.group = group = ControlGroup()
-        log_to_file(run.log_file(world.rank))
+        log_to_file(run.log_file(world.rank), clean=without_queries)
         check_world(args, world, group, plan.micro_batch)
         identity = check_shared_folder(run, group)
         supervisor.at(run.path, run.log_file(world.rank))
-        point = agree_on_resume_point(run.checkpoints, resume, group, is_main=world.is_main)
+        point = agree_on_resume_point(run.checkpoints, how.resume, group, is_main=world.is_main)
         if point is not None:
             plan = go_on_from(point, plan, make, args, cfg, run, world)
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
@@ -114,7 +135,7 @@ def _pretrain(
         z_loss = patch_model(model, cfg, plan, device_type=device_type, eval_batch=eval_batch)
         job = Job(resolved, plan, engine, store, world, run, identity, group, signals, peak, board, z_loss)
         end.step = lambda: job.step
-        return job.train(model, args, point, allow_change=allow_change)
+        return job.train(model, args, point, allow_change=how.allow_change, trust_checkpoint=how.trust_checkpoint)
 
 
 def go_on_from(

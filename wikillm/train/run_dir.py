@@ -33,7 +33,7 @@ from wikillm.core.files import nearest_existing, write_json
 from wikillm.core.lock import FileLock
 from wikillm.core.units import format_size
 from wikillm.core.world import World
-from wikillm.observe.redact import HIDDEN, environment_secrets, names_a_secret, redact_text
+from wikillm.observe.redact import HIDDEN, environment_secrets, names_a_secret, redact_text, without_queries
 from wikillm.observe.swanlab import new_run_id
 from wikillm.supervise.records import stop_path
 from wikillm.supervise.supervisor import settings_of
@@ -219,7 +219,7 @@ def _without_secret(argument: str) -> str:
     name, equals, _ = argument.partition("=")
     if equals and names_a_secret(name.lstrip("-")):
         return f"{name}={HIDDEN}"
-    return redact_text(argument, environment_secrets())
+    return without_queries(redact_text(argument, environment_secrets()))
 
 
 def _version(package: str) -> str | None:

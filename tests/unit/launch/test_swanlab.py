@@ -140,6 +140,15 @@ def test_secrets_links_and_big_files_are_warned_of(tmp_path: Path, monkeypatch: 
     assert "link" not in {file.name for file in packing.files}
 
 
+def test_keys_and_passwords_are_never_packed(tmp_path: Path) -> None:
+    private = ["netrc", "_netrc", "my.netrc", "a/server.pem", "a/b/CERT.PEM", "id_rsa", "id_ed25519", "id_ecdsa_sk", "a/id_dsa.pub",
+               "id_github", "ID_RSA", "x.p12", "x.pfx", "x.ppk"]  # fmt: skip
+    code = ["id_map.py", "a/id_of.py", "identity", "video_id_list.txt", "pem.txt"]
+    assert names(tmp_path, "[]", *private, *code) == set(code)
+    told = "\n".join(plan_packing(read_manifest(tmp_path / "swanlab.yaml")).warnings)
+    assert all(f"{name} looks like a secret by its name: never packed" in told for name in private)
+
+
 def test_the_entry_cannot_be_left_out(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="leaves the entry file out"):
         names(tmp_path, '["*.py"]')

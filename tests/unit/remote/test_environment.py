@@ -11,6 +11,7 @@ import pytest
 
 from wikillm.core.errors import ConfigError
 from wikillm.remote.environment import FILE_NAME, READ_IT, forwarded, is_forwarded, write_environment_file
+from wikillm.remote.private import PRIVATE, is_private
 from wikillm.remote.ssh import rsync_argv, ssh_argv
 
 VALUES = {
@@ -53,5 +54,10 @@ def test_the_file_is_private_and_the_shell_reads_it_back(tmp_path: Path) -> None
 def test_the_host_stands_behind_a_double_dash() -> None:
     argv = ssh_argv("node1", "true")
     assert argv[-3:] == ("--", "node1", "true") and "BatchMode=yes" in argv
+    assert not is_private("train.py") and is_private("id_rsa")
     copy = rsync_argv(".", "me@node1", "a folder", (".git",))
     assert copy[-3:] == ("--", "./", "me@node1:a folder/") and "-azs" in copy
+    assert copy.index("id_*.py") < copy.index("id_*"), (
+        "rsync takes the first rule that fits: code named id_x.py is copied"
+    )
+    assert {copy[i + 1] for i, word in enumerate(copy) if word == "--exclude"} == {".git", *PRIVATE}

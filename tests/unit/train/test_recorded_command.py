@@ -15,6 +15,9 @@ from wikillm.train import run_dir
         ("--api_key=abc", "--api_key=***"),
         ("--hub-token=abc", "--hub-token=***"),
         ("data.path=https://user:pass@host/x", "data.path=https://***@host/x"),
+        ("data.path=https://host/x.jsonl?a=1", "data.path=https://host/x.jsonl?***"),
+        ("data.path=[https://host/x?sig=1,s3://b/y?versionId=2]", "data.path=[https://host/x?***"),
+        ("run.name=LTAI5tAbCdEfGhIjKlMnOpQr", "run.name=***"),
     ],
 )
 def test_secrets_go_and_settings_stay(typed: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:

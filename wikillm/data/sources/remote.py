@@ -66,6 +66,11 @@ def check_address(url: str) -> None:
         raise ConfigError(
             f"Addresses of the scheme {scheme}:// cannot be read.", got=shown(url), fix=f"one of: {known}"
         )
+    if urlsplit(url).query == "***":
+        fix = "data.path=ADDRESS, with its query; or data.path=null data.store=FOLDER, where its tokens are"
+        raise ConfigError(
+            "An address in data.path has lost its query: a run's files keep none.", got=shown(url), fix=fix
+        )
     if "@" in urlsplit(url).netloc:
         fix = "keys come from the environment: AWS_ACCESS_KEY_ID ..., OSS_ACCESS_KEY_ID ..."
         raise ConfigError("An address in data.path holds a user or a password.", got=shown(url), fix=fix)

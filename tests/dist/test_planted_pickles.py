@@ -1,0 +1,146 @@
+"""A checkpoint with code in one of its pickles, and a manifest that fits: no command runs it unless told to."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from harness.partitions import save_partitions
+from harness.programs import train_with_options
+from harness.ranks import run_ranks
+from harness.tiny_model import seal, write_tokenizer
+from harness.tiny_run import Words
+
+from wikillm.checkpoints.manifest import files_to_list, read_manifest, seal_files, verify, write_manifest
+from wikillm.cli.main import main
+from wikillm.core.errors import CheckpointError
+from wikillm.models.unpickle import only_known_classes
+
+STEPS = ("train.max_steps=4", "train.save_steps=2", "train.warmup_steps=1", "train.eval_steps=null")
+
+
+class Touch:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> tuple[object, tuple[str, int]]:
+        return os.open, (self.path, os.O_CREAT)
+
+
+def plant(file: Path, mark: Path) -> None:
+    """Code beside what the file holds."""
+    held = torch.load(file, weights_only=False)
+    torch.save({**held, "more": Touch(mark)} if isinstance(held, dict) else [held, Touch(mark)], file)
+
+
+def seal_again(checkpoint: Path) -> None:
+    facts = {name: fact for name, fact in read_manifest(checkpoint).items() if name not in ("files", "format_version")}
+    write_manifest(checkpoint, seal_files(checkpoint, files_to_list(checkpoint)), facts)
+    verify(checkpoint)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def partitions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose checkpoint has DeepSpeed's partitions alone."""
+    run = tmp_path_factory.mktemp("partitions") / "run"
+    checkpoint = run / "checkpoints" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    run_ranks(save_partitions, 2, str(checkpoint), request.param, True, str(run.parent / "whole.pt"))
+    seal(checkpoint, 1)
+    write_tokenizer(run / "tokenizer", ["一二三"] * 5)
+    (run / "config.resolved.yaml").write_text("run: {name: x}\n")
+    return run
+
+
+@pytest.mark.parametrize("kind", ["optim_states", "model_states"])
+def test_no_command_runs_it(
+    partitions: Path, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], corpus: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(partitions, run)
+    checkpoint = run / "checkpoints" / "checkpoint-1"
+    mark = tmp_path / "ran"
+    for file in checkpoint.glob(f"global_step1/*{kind}.pt"):
+        plant(file, mark)
+    seal_again(checkpoint)
+    store = ["data.min_val_tokens=20", "train.sequence_length=16", f"data.store={tmp_path / 'store'}"]
+    evaluate = ["eval", str(checkpoint), f"data.path={corpus}", f"data.tokenizer={run / 'tokenizer'}", *store]
+    export = ["export", str(run), "--to", str(tmp_path / "model")]
+    for words in (export, ["generate", str(run), "--prompt", "一"], evaluate):
+        assert main(words) == 6, capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "holds more than numbers" in said and "open" in said and "--trust-checkpoint" in said
+        assert not mark.exists(), words
+    assert not (tmp_path / "model").exists()
+    assert main([*export, "--trust-checkpoint"]) == 0
+    assert mark.exists() and (tmp_path / "model" / "model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def saved(words: Words, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that have saved one checkpoint: one process by itself, and two ranks under ZeRO-2."""
+    made = {}
+    for name, ranks, options in (("alone", 1, {}), ("zero2", 2, {"deepspeed": "zero2"})):
+        made[name] = tmp_path_factory.mktemp(name) / "run"
+        line = words(made[name], *STEPS)
+        (result, *_) = run_ranks(train_with_options, ranks, line, options)
+        assert result["code"] == 0, result["message"]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [("alone", "optimizer.pt"), ("alone", "rng_state*.pth"), ("alone", "scheduler.pt"),
+     ("zero2", "*_optim_states.pt"), ("zero2", "*_model_states.pt")],
+)  # fmt: skip
+def test_no_resume_runs_it(saved: dict[str, Path], words: Words, kind: str, pattern: str, tmp_path: Path) -> None:
+    run, mark = tmp_path / "run", tmp_path / "ran"
+    shutil.copytree(saved[kind], run)
+    checkpoint = run / "checkpoints" / "checkpoint-2"
+    shutil.rmtree(checkpoint.with_name("checkpoint-4"))
+    files = list(checkpoint.rglob(pattern))
+    assert files
+    for file in files:
+        plant(file, mark)
+    seal_again(checkpoint)
+    line = words(run, *STEPS)
+    options = {"deepspeed": "zero2"} if kind == "zero2" else {}
+    results = run_ranks(train_with_options, 2 if kind == "zero2" else 1, line, {**options, "resume": "auto"})
+    assert {result["code"] for result in results} == {6}, results[0]["message"]
+    assert "holds more than numbers" in results[0]["message"]
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        b"\x80\x02cposix\nsystem\n(S'true'\ntR.",
+        b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x08builtins\x8c\x04eval\x93.",
+        b"cnt\nsystem\n.",
+        pickle.dumps({"a": 1}, protocol=0),
+        b"no pickle at all",
+        b"",
+    ],
+)
+def test_whatever_a_file_holds_the_refusal_is_a_checkpoints(held: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    file.write_bytes(held)
+    before = dict(os.environ)
+    with pytest.raises((CheckpointError, EOFError)), only_known_classes(tmp_path):
+        torch.load(file, weights_only=False)
+    assert dict(os.environ) == before
+
+
+def test_numbers_load_and_the_environment_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    torch.save({"a": torch.ones(3), "b": [1, "x", None]}, tmp_path / "x.pt")
+    with only_known_classes(tmp_path):
+        held = torch.load(tmp_path / "x.pt", weights_only=False)
+    assert torch.equal(held["a"], torch.ones(3)) and held["b"] == [1, "x", None]
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1" and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ

@@ -1,0 +1,92 @@
+"""What `torch.load` may make of a checkpoint's files: tensors, plain values and a few named classes, and nothing else.
+
+DeepSpeed's partitions and Hugging Face's optimizer states are pickles, and a pickle runs whatever code its author put in. That a
+manifest verifies proves only that a folder is as its author left it. DeepSpeed loads with `weights_only=False`;
+`only_known_classes` overrules that for a block, wherever in it a file is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wikillm.core.errors import CheckpointError
+
+KNOWN = (
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+"""Classes in the checkpoints of ZeRO 0 to 3, in fp32, bf16 and fp16, beside those that torch itself takes: records of numbers."""
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_FORCE_NOT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+_NAME = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type) (\S+)")
+
+
+@contextmanager
+def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[None]:
+    """Within the block `torch.load` refuses every other class and function, whatever its caller asks for.
+
+    Args:
+        where: the checkpoint, for the message.
+        trust: --trust-checkpoint: load as DeepSpeed does, code included.
+
+    Raises:
+        CheckpointError: a file holds more than numbers.
+    """
+    if trust:
+        yield
+        return
+    before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORCE_NOT)}
+    os.environ[_FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals(_classes()):
+            yield
+    except pickle.UnpicklingError as error:
+        name = refused_name(error)
+        if name is None:
+            raise CheckpointError(f"A file of {where} cannot be loaded.", got=_reason(str(error))) from None
+        raise CheckpointError(
+            f"A file of {where} holds more than numbers: loading it could run code.",
+            got=f"it names {name}",
+            fix="take another checkpoint; or, if you know who wrote this one and trust them: --trust-checkpoint",
+        ) from None
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def refused_name(error: BaseException) -> str | None:
+    """The class or function for which `torch.load` has refused a file; None for any other error."""
+    found = _NAME.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    return (found[1] or found[2]) if found else None
+
+
+def _reason(message: str) -> str:
+    """torch wraps it in advice on how to load the file all the same."""
+    _, _, reason = message.partition("WeightsUnpickler error:")
+    lines = [line.strip() for line in (reason or message).splitlines() if line.strip()]
+    return lines[0] if lines else "not a pickle of numbers"
+
+
+def _classes() -> list[Any]:
+    """Those that this DeepSpeed has."""
+    found = []
+    for path in KNOWN:
+        module, _, name = path.rpartition(".")
+        try:
+            found.append(getattr(importlib.import_module(module), name))
+        except (ImportError, AttributeError):
+            continue
+    return found
