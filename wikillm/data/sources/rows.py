@@ -48,7 +48,11 @@ def columns_of(header: bytes) -> Columns:
     text = header.removeprefix(BOM).decode("utf-8", errors="replace").rstrip("\r\n")
     bare = re.sub(r'"[^"]*"', "", text)
     delimiter = max(DELIMITERS, key=bare.count)
-    return Columns(tuple(next(csv.reader([text], delimiter=delimiter), [])), delimiter)
+    try:
+        names = next(csv.reader([text], delimiter=delimiter), [])
+    except csv.Error:  # a carriage return alone in it, or a field of gigabytes
+        names = text.split(delimiter)
+    return Columns(tuple(names), delimiter)
 
 
 @lru_cache(maxsize=8)
