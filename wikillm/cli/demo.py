@@ -241,6 +241,8 @@ def prompts_for(store: Store) -> tuple[str, ...]:
 
 def close(run_dir: Path, target: Path, store: Store, losses: dict[str, float]) -> None:
     """Where everything lies, and what to type next."""
+    from pathlib import Path
+
     from wikillm.core.log import say
     from wikillm.observe.sinks import read_metrics
 
@@ -254,9 +256,13 @@ def close(run_dir: Path, target: Path, store: Store, losses: dict[str, float]) -
     say(f"loss       {metrics[0]['loss']:.3f} -> {last['loss']:.3f}; held out {losses['loss']:.3f}")
     say(f"run        {run_dir}: metrics.jsonl, checkpoints/, config.resolved.yaml, logs/")
     say(f"model      {target}: loads with plain transformers")
-    say(f'next       .venv/bin/wikillm generate {target} --prompt "..."')
-    say("           make demo DATA=your-file.jsonl DEMO_MB=20")
-    say("           .venv/bin/deepspeed train.py --deepspeed ds_configs/zero2.json data.path=your-file.jsonl")
+    if Path(".venv/bin/wikillm").exists() and Path("train.py").exists():
+        say(f'next       .venv/bin/wikillm generate {target} --prompt "..."')
+        say("           make demo DATA=your-file.jsonl DEMO_MB=20")
+        say("           .venv/bin/deepspeed train.py --deepspeed ds_configs/zero2.json data.path=your-file.jsonl")
+    else:  # installed from a wheel
+        say(f'next       wikillm generate {target} --prompt "..."')
+        say("           deepspeed --module wikillm train --deepspeed zero2 data.path=your-file.jsonl")
 
 
 def show_command(command: str, words: list[str]) -> None:

@@ -22,7 +22,7 @@ _REFUSALS = {
     "key": ("no login without a password", "ssh-copy-id {node}"),
     "changed-key": ("its host key is not the known one", "if the machine was set up anew: ssh-keygen -R {node}, then ssh {node} once"),
     "folder": ("the checkout is not at the same path", "--workdir FOLDER, the same on all nodes"),
-    "python": ("WikiLLM does not start there", "make env, in the checkout of {node}"),
+    "python": ("WikiLLM does not start there", "make env in the checkout of {node}, or pip install wikillm there"),
 }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def _parties(found: dict[str, list[str]]) -> str:
 PYTHON = _equal(
     "python", "python-equal", "All nodes run the same Python.",
     lambda f: f.software.python if f.software else None,
-    "pickled objects and compiled ops differ", "make env, with the same PYTHON on all nodes",
+    "pickled objects and compiled ops differ", "make env with the same PYTHON on all nodes, or environments of one Python",
 )  # fmt: skip
 CODE = _equal(
     "run", "code-equal", "All nodes have the same WikiLLM code.",
@@ -125,7 +125,7 @@ def versions_equal(cluster: Cluster, needs: Needs) -> Verdict:
         return fail(
             " | ".join(differ),
             "ranks would run different programs",
-            "make env on all nodes: constraints.txt has exact versions",
+            "make env on all nodes (constraints.txt has exact versions), or one wheel with the same constraints",
         )
     return ok(f"{len(names)} packages")
 

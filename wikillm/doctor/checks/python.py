@@ -10,6 +10,7 @@ from wikillm.doctor.needs import Needs
 from wikillm.doctor.verdict import Verdict, check, fail, ok, skip, warn
 
 SUPPORTED_PYTHON = SpecifierSet(">=3.11,<3.13")
+INSTALL = "make env in a checkout; without one: pip install --upgrade wikillm"
 
 
 @check("python", "software")
@@ -18,7 +19,11 @@ def python_version(facts: NodeFacts, needs: Needs) -> Verdict:
     found = facts.software.python
     if SUPPORTED_PYTHON.contains(found, prereleases=True):
         return ok(found)
-    return fail(found, f"WikiLLM runs on {SUPPORTED_PYTHON}", "PYTHON=python3.12 make env")
+    return fail(
+        found,
+        f"WikiLLM runs on {SUPPORTED_PYTHON}",
+        "PYTHON=python3.12 make env in a checkout, or an environment of such a Python",
+    )
 
 
 @check("python", "software")
@@ -26,7 +31,7 @@ def packages_there(facts: NodeFacts, needs: Needs) -> Verdict:
     """Every package that WikiLLM needs is installed."""
     missing = [name for name, version in facts.software.packages.items() if version is None]
     if missing:
-        return fail(f"missing: {', '.join(missing)}", f"not installed for {facts.software.executable}", "make env")
+        return fail(f"missing: {', '.join(missing)}", f"not installed for {facts.software.executable}", INSTALL)
     return ok(f"{len(facts.software.packages)} packages")
 
 
@@ -38,7 +43,7 @@ def packages_fit(facts: NodeFacts, needs: Needs) -> Verdict:
         if version is not None and not _fits(version, facts.software.ranges.get(name, "")):
             wrong.append(f"{name} {version} (wanted {facts.software.ranges[name]})")
     if wrong:
-        return fail(", ".join(wrong), "the tests ran with other versions", "make env")
+        return fail(", ".join(wrong), "the tests ran with other versions", INSTALL)
     return ok("all within their ranges")
 
 
@@ -47,7 +52,7 @@ def torch_build(facts: NodeFacts, needs: Needs) -> Verdict:
     """torch is the build for GPUs where there are GPUs."""
     cuda = facts.software.torch_cuda
     if cuda is None:
-        return fail("torch is not installed", "nothing can be trained", "make env")
+        return fail("torch is not installed", "nothing can be trained", INSTALL)
     cards = len(facts.gpus.cards) if facts.gpus else 0
     if not cuda:
         if cards:
