@@ -28,6 +28,7 @@ from wikillm.data.wikitext_tidy import tidy, without_switches
 # Those of `wikitext_regions` are gone before parsing.
 _DROPPED_TAGS = frozenset("table tr td th caption img video audio".split())  # noqa: SIM905
 _BLOCK_TAGS = frozenset("p div blockquote center ul ol dl poem li dd dt hr".split())  # noqa: SIM905
+_RAISING_STYLE = re.compile(r"vertical-align\s*:\s*(super|sub)\b", re.IGNORECASE)
 _MARKUP = frozenset("<>[]{}|'=*#:;!-_&")
 
 _BRACKETS = (  # opening and closing marks of each kind
@@ -191,6 +192,8 @@ class _Renderer:
         if name in _DROPPED_TAGS:
             return ""
         inside = self.text(node.contents)
+        if name == "span" and (style := _RAISING_STYLE.search("".join(map(str, node.attributes)))):
+            name = "sup" if style[1].casefold() == "super" else "sub"
         if name in ("sup", "sub"):
             plain = self._regions.restore(inside).replace(NOWIKI, "")
             shown = superscript(plain, before) if name == "sup" else subscript(plain, before)

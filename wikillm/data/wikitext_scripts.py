@@ -16,6 +16,9 @@ _ENDINGS = frozenset(
     "st nd rd th er ère re ème eme nde de os as ma me mes mo ste ter le lle lles to ts tm sm".split()  # noqa: SIM905
 )
 _TERM = re.compile(r"[0-9A-Za-z\u0370-\u03ff\u2070-\u209f²³¹+\-−–*/.,=<>()^_'′″∞°·×]{1,24}")
+_NUMBERS_MEET = re.compile(r"[\da-zA-Z)][+\-−–±~]?\d[^\n]*")
+_ALL_IN_QUOTES = re.compile(r"^'{2,5}([^']+)'{2,5}$")
+_IN_BRACKETS = re.compile(r"\([^()]*\)")
 _BASE_ENDS = "'′″)]）】|\x03"  # marks of italics, and of what `wikitext_regions` set apart, among them
 _ONE_SIGN = re.compile(r"[+\-−–]?(?:\w|[\d.,]+)|[′″'*]+")
 _ONE_NAME = re.compile(r"[+\-−–]?(?:\w|[.,′'])+")
@@ -23,7 +26,7 @@ _ONE_NAME = re.compile(r"[+\-−–]?(?:\w|[.,′'])+")
 
 def superscript(text: str, before: str) -> str:
     """`text` raised behind `before`, which is all or the last of what stands before it."""
-    shown = text.strip()
+    shown = _without_style(text)
     if not shown:
         return ""
     if _ALL_RAISED.fullmatch(shown):
@@ -35,7 +38,7 @@ def superscript(text: str, before: str) -> str:
 
 def subscript(text: str, before: str) -> str:
     """`text` lowered behind `before`."""
-    shown = text.strip()
+    shown = _without_style(text)
     if not shown:
         return ""
     if _ALL_LOWERED.fullmatch(shown):
@@ -43,9 +46,16 @@ def subscript(text: str, before: str) -> str:
     return _marked("_", text, shown, before, _ONE_NAME)
 
 
+def _without_style(text: str) -> str:
+    return _ALL_IN_QUOTES.sub(r"\1", text.strip())
+
+
 def _marked(sign: str, text: str, shown: str, before: str, bare: re.Pattern[str]) -> str:
-    if shown.startswith("(") and shown.endswith(")"):  # a state of matter: H₂O(l)
+    if sign == "_" and shown.startswith("(") and shown.endswith(")"):  # a state of matter: H₂O(l)
         return shown
+    if _NUMBERS_MEET.fullmatch(f"{before[-1:]}{shown}"):  # 10<sup>3 to 5</sup>: never 103
+        return f"{sign}{shown}" if bare.fullmatch(shown) else f"{sign}({shown})"
     if not _TERM.fullmatch(shown) or not before or not (before[-1].isalnum() or before[-1] in _BASE_ENDS):
         return text
-    return f"{sign}{shown}" if bare.fullmatch(shown) else f"{sign}({shown})"
+    is_one = bare.fullmatch(shown) or _IN_BRACKETS.fullmatch(shown)
+    return f"{sign}{shown}" if is_one else f"{sign}({shown})"

@@ -45,19 +45,24 @@ def text_of_template(name: str, values: Sequence[str], named: Callable[[str], st
     return _inline(name, values)
 
 
-_NUMBERS = frozenset({"sup", "sub", "e", "10^", "val", "chem", "simple chem"})
+_RAISED = frozenset({"sup", "superscript", "smallsup", "上标", "上標"})
+_LOWERED = frozenset({"sub", "subscript", "smallsub", "下标", "下標"})
+_NUMBERS = frozenset({*_RAISED, *_LOWERED, "e", "10^", "val", "chem", "simple chem", "subsup"})
 
 
 def _number(name: str, values: Sequence[str], named: Callable[[str], str], before: str) -> str:
     """Templates that raise or lower what they hold."""
-    if name == "sup":
+    if name in _RAISED:
         return superscript(values[0], before)
-    if name == "sub":
+    if name in _LOWERED:
         return subscript(values[0], before)
     if name == "e":  # 3{{e|8}}
         return f"×10{superscript(values[0], '10')}"
     if name == "10^":
         return f"10{superscript(values[0], '10')}"
+    if name == "subsup":  # {{subsup|x|1|2}}
+        base, lower, upper = [*values, "", ""][:3]
+        return base + subscript(lower, base) + superscript(upper, base)
     if name == "val":
         return _quantity(values, named)
     return "".join(
