@@ -41,8 +41,8 @@ class Agent:
         self.rank, self.pid = int(told["rank"]), int(told["pid"])
         self.limits = Limits(**told["limits"])
         self.interval = max(1.0, told["world_size"] / 50)
-        self.process = Process.here(self.pid)
-        self._handle = handle_of(self.pid)
+        self.process = Process(**told["process"])  # it may have ended already
+        self._handle = handle_of(self.pid) if self.process.is_alive() else None
         self.began = time.monotonic()
         self.hub: Hub | None = None
         self.hub_wire: SealedWire | None = None
@@ -262,6 +262,16 @@ class Agent:
             time.sleep(0.005)
         return how
 
+    def _make_known(self) -> None:
+        """The rank ended before this agent had found the hub: find it now, so that the others are told."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while not self._accepted and time.monotonic() < deadline:
+            self._find_hub(time.monotonic())
+            if self.hub_wire is None:
+                time.sleep(0.05)
+            elif select.select([self.hub_wire], [], [], 0.05)[0]:
+                self._hear_hub(self.hub_wire)
+
     def _close(self) -> None:
         """The rank has gone: say how, and stay for the others where the hub is."""
         in_silence = self._left is None and self._verdict is None
@@ -273,6 +283,8 @@ class Agent:
                 self._recorder.close(self._record())
             if verdict is not None and (known is None or "signal" in known):  # it had no turn to say it
                 self._tell(self._left[0], self._left[1], speaks=bool(verdict["speaks"]))
+            if in_silence and not self._accepted:
+                self._make_known()
             if self.hub_wire is not None and verdict is None:
                 self.hub_wire.send({"died": how, "known": known is not None})
         if self.hub_wire is not None:

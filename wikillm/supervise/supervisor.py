@@ -227,6 +227,7 @@ class Supervisor:
         return {
             "rank": self.world.rank, "local_rank": self.world.local_rank, "world_size": self.world.size,
             "local_size": self.world.local_size, "pid": os.getpid(), "limits": asdict(limits),
+            "process": asdict(Process.here(os.getpid())),
             "master": master, "master_address": nic.master, "master_port": port, "address": nic.address,
             "interface": nic.interface, "job": job, "facts": facts, "secret": secret,
             "nodes": [name for name in environ.get("WIKILLM_NODES", "").split(",") if name],
