@@ -6,20 +6,27 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wikillm.checkpoints.layout import STATE, checkpoint_name
 from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
 from wikillm.core.files import write_json
+from wikillm.data.tokenizer_train import QWEN2_SPLITS
 
 EOS = "<|endoftext|>"
 
 
 def write_tokenizer(folder: Path, lines: Iterable[str], size: int = 400) -> Path:
-    """Byte-level BPE with EOS as its first token, as a folder that transformers loads."""
+    """Byte-level BPE of Qwen2's kind with EOS as its first token, as a folder that transformers loads."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLITS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -35,7 +42,7 @@ def write_tokenizer(folder: Path, lines: Iterable[str], size: int = 400) -> Path
     return folder
 
 
-def tiny_config(*, tied: bool = True, vocab_size: int = 512) -> Qwen2Config:
+def tiny_config(*, tied: bool = True, vocab_size: int = 512, eos_id: int = 0) -> Qwen2Config:
     return Qwen2Config(
         vocab_size=vocab_size,
         hidden_size=32,
@@ -46,17 +53,22 @@ def tiny_config(*, tied: bool = True, vocab_size: int = 512) -> Qwen2Config:
         max_position_embeddings=64,
         tie_word_embeddings=tied,
         bos_token_id=None,
-        eos_token_id=0,
+        eos_token_id=eos_id,
         pad_token_id=None,
         attention_dropout=0.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
     )
 
 
-def tiny_model(*, tied: bool = True, dtype: torch.dtype = torch.float32) -> Qwen2ForCausalLM:
-    """Weights that depend on nothing but a fixed seed; the global random state is left alone."""
+def tiny_model(*, tied: bool = True, dtype: torch.dtype = torch.float32, eos_id: int = 0) -> Qwen2ForCausalLM:
+    """Weights that depend on nothing but a fixed seed; the global random state is left alone. No bias is 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        return Qwen2ForCausalLM(tiny_config(tied=tied)).to(dtype)
+        model = Qwen2ForCausalLM(tiny_config(tied=tied, eos_id=eos_id))
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.05)
+        return model.to(dtype)
 
 
 def seal(checkpoint: Path, step: int, state: dict[str, object] | None = None) -> Path:

@@ -158,10 +158,21 @@ def check_tokenizer(model: Path, store: Store) -> None:
     for folder in (model, model / "tokenizer", *(parent / "tokenizer" for parent in model.resolve().parents[:2])):
         path = folder / "tokenizer.json"
         if path.is_file():
-            if sha256_file(path) != store.manifest.tokenizer.sha256:
+            if store.manifest.tokenizer.sha256 not in (sha256_file(path), _trained_with(folder)):
                 raise DataError(
                     "The text was cut by another tokenizer than the model's.",
                     got=f"the model's is {path}, the store's is {store.manifest.tokenizer.name} in {store.tokenizer_dir}",
                     fix=f"data.tokenizer={folder}",
                 )
             return
+
+
+def _trained_with(folder: Path) -> str | None:
+    """sha256 of the training tokenizer, which an exported folder names: its own tokenizer.json may lack a template."""
+    from wikillm.export.target import MARK
+
+    try:
+        found = json.loads((folder / MARK).read_text(encoding="utf-8")).get("tokenizer")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None

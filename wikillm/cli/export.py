@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 TRUST_HELP = "run the code that a checkpoint's pickles may hold: only when you know who wrote it"
@@ -14,8 +14,9 @@ EPILOG = """
 RUN is a run directory (its newest complete checkpoint is taken) or one checkpoint:
   wikillm export runs/wiki-zh-120m
   wikillm export runs/wiki-zh-120m/checkpoints/checkpoint-500 --to my-model --dtype bfloat16
-The folder loads with plain transformers. It is complete or not there; an earlier export at the same place is
-replaced, anything else is left alone.
+The folder loads with plain transformers. Before it is put in place, a process without WikiLLM opens it with AutoTokenizer
+and AutoModelForCausalLM: several hundred texts must get the ids of the training tokenizer, and the logits must be the
+trained model's. It is complete or not there; an earlier export at the same place is replaced, anything else is left alone.
 """
 
 
@@ -27,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: what the model was trained in"
     )
     parser.add_argument("--ema", action="store_true", help="the moving average of the weights (train.ema_decay)")
-    parser.add_argument("--tokenizer", metavar="DIR", help="folder with tokenizer.json. Default: the run's own")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="folder with tokenizer.json, for a checkpoint without its run"
+    )
     parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
@@ -35,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from wikillm.checkpoints.latest import find_complete
-    from wikillm.export.facts import find_tokenizer, read_facts
+    from wikillm.export.facts import find_tokenizer, held_out_texts, read_facts, trained_tokenizer
     from wikillm.export.target import check_target
 
     checkpoint = find_complete(Path(args.run))
@@ -63,14 +66,21 @@ def run(args: argparse.Namespace) -> int:
         facts=facts,
         verified=True,
         ema=args.ema,
+        trained_with=trained_tokenizer(checkpoint),
+        held_out=held_out_texts(checkpoint),
     )
     if args.json:
         written = {"parameters": done.parameters, "tensors": done.tensors, "dtype": done.dtype, "bytes": done.size}
+        written |= {"architecture": done.architecture, "proof": asdict(done.proof) if done.proof else None}
         print(json.dumps(plan | written))
         return 0
-    print(
-        f"written    {done.folder}  {format_count(done.parameters)} parameters, {done.dtype}, {format_size(done.size)}"
-    )
+    size = f"{format_count(done.parameters)} parameters, {done.dtype}, {format_size(done.size)}"
+    print(f"written    {done.folder}  {done.architecture}, {size}")
     print(f"checked    {done.tensors} tensors read back equal, bit for bit")
+    if done.proof is not None:
+        print(
+            f"proved     transformers {done.proof.transformers}, without WikiLLM: the ids of {done.proof.texts} texts are the "
+            "training tokenizer's, the logits are the trained model's"
+        )
     print(f'next       wikillm generate {done.folder} --prompt "..."')
     return 0

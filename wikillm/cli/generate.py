@@ -6,7 +6,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from wikillm.cli.export import TRUST_HELP
 from wikillm.cli.numbers import not_negative, positive, share
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     for prompt in args.prompt or [""]:
         # Text appears as it is written; as JSON it appears when it is whole.
-        streamer = None if args.json else TextStreamer(loaded.tokenizer, skip_special_tokens=True)
+        streamer = None if args.json else TextStreamer(cast(Any, loaded.tokenizer), skip_special_tokens=True)
         try:
             (text,) = complete(
                 loaded.model, loaded.tokenizer, [prompt], eos_id=loaded.eos_id, sampling=sampling, streamer=streamer
@@ -99,5 +99,7 @@ def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
     with tempfile.TemporaryDirectory(prefix="wikillm-") as temporary:
         facts = read_facts(checkpoint)
         target = Path(temporary) / "model"
-        done = export_model(checkpoint, target, trust=trust, tokenizer_dir=tokenizer, facts=facts, verified=True)
+        done = export_model(
+            checkpoint, target, trust=trust, tokenizer_dir=tokenizer, facts=facts, verified=True, prove=False
+        )
         return load_folder(done.folder, device=device)

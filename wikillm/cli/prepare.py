@@ -54,9 +54,11 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.data.attribution import ATTRIBUTION_NAME
     from wikillm.data.prepare import prepare_store
     from wikillm.data.summary import summary_json, summary_of
+    from wikillm.export.foresee import foresee_export
 
     said = _take_dumps(args) if args.wiki else []
-    cfg = resolve_run_config(args).config.data
+    whole = resolve_run_config(args).config
+    cfg = whole.data
     _refuse_contradictions(args)
     if args.drop_list_only is not None:
         return _make_drop_list(args, cfg)
@@ -81,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         for line in said:
             print(line)
         store = prepare_store(cfg)
+        foresee_export(store.tokenizer_dir, whole.model.architecture, whole.model.init_from)
     if not args.json:
         print(summary_of(store))
         if args.wiki:

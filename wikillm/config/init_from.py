@@ -39,7 +39,7 @@ def shape_settings(folder: str) -> list[Setting]:
     missing = [name for name in _REQUIRED if not isinstance(found.get(name), int)]
     if missing:
         raise ConfigError("A model folder's config.json lacks keys.", got=f"{path}: {', '.join(missing)}")
-    values: dict[str, Any] = {"architecture": found["model_type"]}
+    values: dict[str, Any] = {"architecture": _architecture(found)}
     values |= {name: found[name] for name in _REQUIRED}
     values |= {name: found.get(name, default) for name, default in _OPTIONAL.items()}
     values["head_dim"] = found.get("head_dim") or (128 if found["model_type"] == "qwen3" else None)
@@ -68,9 +68,17 @@ def _rope(found: dict[str, Any]) -> dict[str, Any]:
     return {"rope_theta": found.get("rope_theta", 10_000.0), **(found.get("rope_scaling") or {}), **nested}
 
 
+def _architecture(found: dict[str, Any]) -> str | None:
+    """The architecture in WikiLLM's terms. `models` checks that the biases which Qwen2 lacks are 0."""
+    model_type = found.get("model_type")
+    if model_type == "llama" and found.get("attention_bias") and not found.get("mlp_bias"):
+        return "qwen2"
+    return model_type if model_type in ARCHITECTURES else None
+
+
 def _refuse_unsupported(found: dict[str, Any], path: Path) -> None:
-    if found.get("model_type") not in ARCHITECTURES:
-        what = f"model.init_from takes {' or '.join(ARCHITECTURES)} models."
+    if _architecture(found) is None:
+        what = f"model.init_from takes {' or '.join(ARCHITECTURES)} models, and exports of these."
         raise ConfigError(what, got=f"{path}: model_type {found.get('model_type')!r}")
     if "auto_map" in found:
         what = "A model folder asks to run code of its own."

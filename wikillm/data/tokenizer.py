@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import write_atomic, write_json
@@ -62,6 +62,9 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
         hint = "it is a Git LFS pointer, not the file" if content.startswith(b"version https://git-lfs") else str(error)
         raise DataError("A tokenizer.json is damaged.", got=f"{path}: {hint}", fix="download it again") from None
     eos = _eos_token(folder, vocabulary)
+    added = backend.get_added_tokens_decoder().get(vocabulary[eos])
+    if added is not None and not added.special:  # else a literal one in a text would end the document
+        backend.add_special_tokens([AddedToken(eos, special=True, normalized=False)])
     return TextTokenizer(
         backend, hashlib.sha256(content).hexdigest(), eos, vocabulary[eos], max(vocabulary.values(), default=-1) + 1
     )
@@ -74,7 +77,18 @@ def _opened(content: bytes) -> tuple[Tokenizer, dict[str, int]]:
     backend.encode_special_tokens = True
     backend.no_truncation()
     backend.no_padding()
+    if getattr(backend.model, "dropout", None) is not None:
+        backend.model.dropout = None  # the ids of a text are the same each time
     return backend, backend.get_vocab(with_added_tokens=True)
+
+
+def prompt_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer for what a user types: special tokens that stand in a prompt are special, unlike in training text."""
+    load_tokenizer(folder)  # refuses what is damaged
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def _eos_token(folder: Path, vocabulary: dict[str, int]) -> str:

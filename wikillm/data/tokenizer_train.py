@@ -35,7 +35,7 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 EOS_TOKEN = SPECIAL_TOKENS[0]
 MIN_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
-_WORDS = (  # contractions | letters with one sign before them | a digit | signs | line breaks | white space
+QWEN2_SPLITS = (  # contractions | letters with one sign before them | a digit | signs | line breaks | white space
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
@@ -68,7 +68,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(QWEN2_SPLITS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
         ]
     )

@@ -30,10 +30,23 @@ class ExportFacts:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
-def render_card(facts: ExportFacts, *, parameters: int, architecture: str, dtype: str, vocab_size: int) -> str:
+def render_card(
+    facts: ExportFacts,
+    *,
+    parameters: int,
+    architecture: str,
+    trained_as: str,
+    dtype: str,
+    vocab_size: int,
+    special: str,
+) -> str:
     """README.md of the exported folder, with the metadata block that hubs read.
 
     No licence is named: the weights' licence is its maker's choice, and the data's may bind it.
+
+    Args:
+        architecture: the class that the folder is written for; `trained_as`, the class that was trained.
+        special: the token that ends a document.
     """
     step = f", step {facts.step:,}" if facts.step is not None else ""
     parts = [
@@ -52,7 +65,15 @@ def render_card(facts: ExportFacts, *, parameters: int, architecture: str, dtype
         "output = model.generate(**inputs, max_new_tokens=64, do_sample=True, temperature=0.8, top_p=0.95)\n"
         "print(tokenizer.decode(output[0], skip_special_tokens=True))\n"
         "```",
+        f"Documents end with `{special}`, and nothing is added before them: the tokenizer adds no tokens of its own. In "
+        "training, text that looks like a special token was ordinary text; "
+        "`tokenizer(text, split_special_tokens=True)` reads it so.",
     ]
+    if architecture != trained_as:
+        parts.append(
+            f"The model was trained as `{trained_as}` and is written as `{architecture}` with an output projection whose "
+            "bias is 0: it computes the same, and every version of transformers opens the folder with its own tokenizer."
+        )
     for title, rows in (
         ("Data", facts.data),
         ("Metrics", facts.metrics),

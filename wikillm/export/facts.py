@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from wikillm.checkpoints.layout import STATE, step_of
-from wikillm.core.errors import ConfigError
+from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
+from wikillm.core.files import sha256_file
+from wikillm.data.store import Store
 from wikillm.export.card import ExportFacts
 from wikillm.observe import names
 from wikillm.observe.sinks import read_metrics, read_records
@@ -25,6 +28,8 @@ NOT_SHOWN = (
     "logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit", "exit_timeout_seconds",
     "dataloader_num_workers", "max_skipped_steps", "per_device_eval_batch_size",
 )  # fmt: skip
+_PIECES = 100  # of held-out text
+_PIECE = 60  # tokens of each
 PLANNED = ("global_batch_tokens", "max_steps", "warmup_steps")  # the plan knows what they came to
 
 
@@ -36,16 +41,49 @@ def run_of(checkpoint: Path) -> Path | None:
 
 def find_tokenizer(checkpoint: Path) -> Path:
     """Folder of the tokenizer that a checkpoint was trained with. Raises ConfigError with where it was looked for."""
-    run = run_of(checkpoint)
-    places = [checkpoint, *([run / "tokenizer"] if run else [])]
-    for place in places:
-        if (place / "tokenizer.json").is_file():
-            return place
+    found = trained_tokenizer(checkpoint)
+    if found is not None:
+        return found
     raise ConfigError(
         f"The tokenizer of {checkpoint} was not found.",
-        got="no tokenizer.json in " + " or ".join(map(str, places)),
+        got="no tokenizer.json in " + " or ".join(map(str, _tokenizer_places(checkpoint))),
         fix="--tokenizer FOLDER (STORE/tokenizer of the token store)",
     )
+
+
+def trained_tokenizer(checkpoint: Path) -> Path | None:
+    """As `find_tokenizer`, or None. Raises CheckpointError when it is not the one that the run wrote down."""
+    place = next((place for place in _tokenizer_places(checkpoint) if (place / "tokenizer.json").is_file()), None)
+    run = run_of(checkpoint)
+    recorded = _read_json(run / "data.json").get("tokenizer", {}).get("sha256") if run is not None else None
+    if place is not None and recorded is not None and sha256_file(place / "tokenizer.json") != recorded:
+        raise CheckpointError(
+            "The run's tokenizer.json was changed after the training.",
+            got=f"{place / 'tokenizer.json'}: its sha256 is not the one in {run}/data.json",
+            fix=f"copy the one of the token store back: cp STORE/tokenizer/tokenizer.json {place}/",
+        )
+    return place
+
+
+def _tokenizer_places(checkpoint: Path) -> list[Path]:
+    run = run_of(checkpoint)
+    return [checkpoint, *([run / "tokenizer"] if run else [])]
+
+
+def held_out_texts(checkpoint: Path) -> list[str]:
+    """Pieces from all over the run's held-out text; none where its token store is gone, or was built anew."""
+    run = run_of(checkpoint)
+    data = _read_json(run / "data.json") if run is not None else {}
+    if not data.get("store"):
+        return []
+    with suppress(WikiLLMError, OSError):
+        store = Store.open(Path(data["store"]))
+        if store.manifest.fingerprint != data.get("fingerprint"):
+            return []
+        tokenizer, val = store.tokenizer(), store.val
+        starts = range(0, val.n_tokens, max(1, val.n_tokens // _PIECES))
+        return [tokenizer.decode(val.read(at, min(at + _PIECE, val.n_tokens)).tolist()) for at in starts]
+    return []
 
 
 def read_facts(checkpoint: Path) -> ExportFacts:

@@ -12,13 +12,13 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from wikillm.checkpoints.layout import AVERAGE
 from wikillm.checkpoints.manifest import verify
@@ -162,6 +162,39 @@ def as_stored(weights: Weights, dtype: torch.dtype | None) -> Weights:
         shares_memory = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
         stored[name] = tensor.clone() if shares_memory else tensor.contiguous()
     return stored
+
+
+def as_llama(config: PretrainedConfig, weights: Weights) -> PretrainedConfig:
+    """A Qwen2 model as a Llama model that computes the same, bit for bit; adds to `weights` in place.
+
+    The two differ in one thing: Llama's attention_bias gives the output projection a bias too, which is 0 here.
+    """
+    if config.model_type != "qwen2" or getattr(config, "use_sliding_window", False):
+        raise ValueError(f"not a plain Qwen2 model: {config.model_type}")
+    for name in [name for name in weights if name.endswith(".self_attn.o_proj.weight")]:
+        weight = weights[name]
+        weights[name.removesuffix("weight") + "bias"] = torch.zeros(weight.shape[0], dtype=weight.dtype)
+    shared = {name: getattr(config, name) for name in _OF_LLAMA}
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return LlamaConfig(**shared, head_dim=head_dim, attention_bias=True, mlp_bias=False)
+
+
+_OF_LLAMA = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings", "hidden_act", "rope_parameters",
+    "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
+
+def trained_logits(config: PretrainedConfig, weights: Weights, ids: Sequence[int]) -> torch.Tensor:
+    """(1, len(ids), vocabulary) in float32: what `weights` compute in the type they have. No copy of them is made."""
+    model = skeleton(config)
+    model.load_state_dict(weights, strict=False, assign=True)
+    model.tie_weights()
+    # Of the buffers only the rotary frequencies exist, and they are in no checkpoint.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor([list(ids)])).logits.float().contiguous()
 
 
 def write_weights(weights: Weights, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:

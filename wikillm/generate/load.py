@@ -1,4 +1,8 @@
-"""Opens a standard Hugging Face folder for generation: local files only, safetensors only, no code from it."""
+"""Opens a standard Hugging Face folder for generation: local files only, safetensors only, no code from it.
+
+The tokenizer is tokenizer.json as it stands: what AutoTokenizer makes of it depends on the model type and on the version
+of transformers.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
 
 from wikillm.core.errors import ConfigError, MachineError
-from wikillm.models.pretrained import load_weights, reading
+from wikillm.data.tokenizer import load_tokenizer, prompt_tokenizer
+from wikillm.models.pretrained import load_weights
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     eos_id: int
 
 
@@ -40,21 +46,15 @@ def load_folder(folder: Path, *, tokenizer_dir: Path | None = None, device: str 
     Raises:
         ConfigError: the folder is not a loadable model, or the device's name is not one.
         CheckpointError: a file in it is damaged.
+        DataError: the tokenizer is damaged, or names no end-of-text token.
         MachineError: the device is not there.
     """
     target = pick_device(device)
+    tokenizer = prompt_tokenizer(tokenizer_dir or folder)
+    eos_id = load_tokenizer(tokenizer_dir or folder).eos_id
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a file that is missing here is missing: no hub is asked
     advice = "name a folder written by `wikillm export`, a run directory or a checkpoint"
-    place = tokenizer_dir or folder
-    tokenizer = reading(
-        place,
-        lambda: AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False),
-        advice=advice,
-    )
     model = load_weights(folder, advice=advice, dtype="auto")
-    eos_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else model.config.eos_token_id
-    if not isinstance(eos_id, int):
-        raise ConfigError(f"The tokenizer in {tokenizer_dir or folder} names no end-of-text token.", got=repr(eos_id))
     model.to(target)  # type: ignore[arg-type]  # the stub of a decorated method
     return LoadedModel(model.eval(), tokenizer, eos_id)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, TrainingArguments
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -85,6 +86,9 @@ def _load(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedMode
     _check_folder(folder)
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     _check_shape(config, section, vocab_size, folder)
+    is_llama = config.model_type == "llama"
+    if is_llama:  # an export whose tokenizer is not of Qwen2's kind
+        config = hf_config(section, vocab_size, eos_id)
     config.eos_token_id = eos_id
     if config.pad_token_id == eos_id:
         config.pad_token_id = None  # else nn.Embedding would keep the end-of-text row untrained
@@ -92,6 +96,7 @@ def _load(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedMode
         folder,
         advice="copy it again, or save it again with model.save_pretrained(FOLDER)",
         takes_all=True,
+        spare=(lambda name: _is_zero_bias(folder, name)) if is_llama else None,
         config=config,
         dtype=torch.float32,
         attn_implementation=section.attn_implementation,
@@ -115,6 +120,17 @@ def _check_folder(folder: Path) -> None:
         raise ConfigError("model.init_from has no safetensors weights.", got=got, fix=fix)
 
 
+def _is_zero_bias(folder: Path, name: str) -> bool:
+    """True for a bias that Llama has and Qwen2 lacks, where it adds nothing."""
+    if not name.endswith(".self_attn.o_proj.bias"):
+        return False
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            if name in opened.keys():  # noqa: SIM118  not a dict
+                return not bool(opened.get_tensor(name).any())
+    return False
+
+
 def _shards(index: Path) -> set[str]:
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -129,7 +145,13 @@ def _shards(index: Path) -> set[str]:
 def _check_shape(config: Any, section: ModelSection, vocab_size: int, folder: Path) -> None:
     """The folder may have changed since the plan was made from its config.json."""
     wanted = hf_config(section, vocab_size, eos_id=0).to_dict()
-    keys = ["model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
+    keys = [
+        *(["model_type"] if config.model_type != "llama" else []),
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+    ]
     keys += ["num_attention_heads", "num_key_value_heads", "tie_word_embeddings"]
     wrong = [
         f"{key}: {getattr(config, key)}, planned {wanted[key]}" for key in keys if getattr(config, key) != wanted[key]

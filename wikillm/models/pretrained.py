@@ -20,12 +20,20 @@ from wikillm.core.faults import as_refusal
 Read = TypeVar("Read")
 
 
-def load_weights(folder: Path, *, advice: str, takes_all: bool = False, **options: Any) -> PreTrainedModel:
+def load_weights(
+    folder: Path,
+    *,
+    advice: str,
+    takes_all: bool = False,
+    spare: Callable[[str], bool] | None = None,
+    **options: Any,
+) -> PreTrainedModel:
     """The model in `folder` with its weights.
 
     Args:
         advice: what to do about a folder that is no model.
         takes_all: refuse weights that the model has no place for.
+        spare: says of such a weight that it may be left out.
         options: of `from_pretrained`, besides those that keep it local.
 
     Raises:
@@ -48,6 +56,8 @@ def load_weights(folder: Path, *, advice: str, takes_all: bool = False, **option
     model, report = reading(folder, load, advice=advice)
     kinds = ("missing_keys", "mismatched_keys", *(("unexpected_keys",) if takes_all else ()))
     left = {kind: sorted(map(str, report.get(kind) or ())) for kind in kinds}
+    if spare is not None and takes_all:
+        left["unexpected_keys"] = [name for name in left["unexpected_keys"] if not spare(name)]
     if any(left.values()):
         got = "\n".join(f"{kind}: {', '.join(names[:5])} ({len(names)})" for kind, names in left.items() if names)
         raise CheckpointError(f"The weights in {folder} do not fit its config.json.", got=got, fix=advice)

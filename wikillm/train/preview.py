@@ -11,6 +11,7 @@ from wikillm.core.world import World
 from wikillm.data.growing import epoch_sizes
 from wikillm.data.prepare import prepare_store
 from wikillm.evals.loss import weights_of
+from wikillm.export.foresee import foresee_export
 from wikillm.plan.run_plan import make_plan
 from wikillm.train.engine import check_before_data, check_engine, gpu_room, resolve_engine
 from wikillm.train.job import TrainResult
@@ -24,6 +25,8 @@ def preview(resolved: Resolved) -> None:
     check_engine(cfg)
     check_before_data(resolved, world)
     store = prepare_store(cfg.data, is_main=world.is_main)
+    if world.is_main:
+        foresee_export(store.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
     plan = make_plan(
         resolved,
         world_size=world.size,

@@ -19,6 +19,7 @@ from wikillm.config.schema import RunConfig
 from wikillm.core.log import log_to_file
 from wikillm.core.world import World
 from wikillm.data.growing import epoch_sizes
+from wikillm.export.foresee import foresee_export
 from wikillm.models.build import build_model
 from wikillm.observe.peak import PeakMemory
 from wikillm.observe.redact import without_queries
@@ -99,6 +100,8 @@ def _pretrain(
     cfg, board = resolved.config, supervisor.board
     board.enter("store")
     store = open_store(cfg, world)
+    if world.is_main:
+        foresee_export(store.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
     make = partial(
         make_plan,
         resolved,

@@ -40,7 +40,9 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_weights_are_the_trained_ones(tmp_path: Path, tokenizer_dir: Path, tied: bool, dtype: str | None) -> None:
     model = tiny_model(tied=tied)
     checkpoint = write_checkpoint(tmp_path, model)
-    done = export_model(checkpoint, tmp_path / "out" / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, dtype=dtype)
+    done = export_model(
+        checkpoint, tmp_path / "out" / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, dtype=dtype, prove=False
+    )
     again = AutoModelForCausalLM.from_pretrained(done.folder, dtype="auto")
     stored = torch.float32 if dtype is None else torch.bfloat16
     meant = {name: value.to(stored) for name, value in model.state_dict().items()}
@@ -55,7 +57,9 @@ def test_logits_are_equal_without_wikillm(tmp_path: Path, tokenizer_dir: Path) -
     """A process that cannot import wikillm loads the folder and computes the same logits, bit for bit."""
     model = tiny_model().eval()
     checkpoint = write_checkpoint(tmp_path, model)
-    folder = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS).folder
+    done = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
+    assert done.proof is not None and done.proof.texts > 300
+    folder = done.folder
     ids = AutoTokenizer.from_pretrained(tokenizer_dir).encode("北京是")
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits
@@ -80,7 +84,7 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=4)[0]))
 
 def test_folder_is_standard_and_sealed(tmp_path: Path, tokenizer_dir: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, tiny_model())
-    folder = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS).folder
+    folder = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False).folder
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -92,6 +96,7 @@ def test_folder_is_standard_and_sealed(tmp_path: Path, tokenizer_dir: Path) -> N
     mark = json.loads((folder / MARK).read_text())
     assert (mark["run"], mark["step"]) == ("a-run", 7)
     assert set(mark["files"]) == names - {MARK}
+    assert mark["tokenizer"] == sha256_file(folder / "tokenizer.json")
     assert all(entry["sha256"] == sha256_file(folder / name) for name, entry in mark["files"].items())
     assert not list(tmp_path.glob(".m*")), "nothing staged is left"
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "who may read one file may read all"
@@ -99,34 +104,34 @@ def test_folder_is_standard_and_sealed(tmp_path: Path, tokenizer_dir: Path) -> N
 
 def test_earlier_export_is_replaced_but_nothing_else(tmp_path: Path, tokenizer_dir: Path) -> None:
     checkpoint, target = write_checkpoint(tmp_path, tiny_model()), tmp_path / "m"
-    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS)
-    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, dtype="bf16")
+    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
+    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, dtype="bf16", prove=False)
     assert "bfloat16" in (target / "README.md").read_text()
     (target / "mine.txt").write_text("keep me")
     with pytest.raises(ConfigError, match="other files") as caught:
-        export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS)
+        export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
     assert caught.value.got == "mine.txt"
     other = tmp_path / "other"
     other.mkdir()
     (other / "x").write_text("")
     with pytest.raises(ConfigError, match="not an earlier export"):
-        export_model(checkpoint, other, tokenizer_dir=tokenizer_dir, facts=FACTS)
+        export_model(checkpoint, other, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="not a folder"):
-        export_model(checkpoint, tmp_path / "file", tokenizer_dir=tokenizer_dir, facts=FACTS)
+        export_model(checkpoint, tmp_path / "file", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
 
 
 def test_an_empty_target_folder_is_fine(tmp_path: Path, tokenizer_dir: Path) -> None:
     (tmp_path / "m").mkdir()
     folder = export_model(
-        write_checkpoint(tmp_path, tiny_model()), tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS
+        write_checkpoint(tmp_path, tiny_model()), tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
     ).folder
     assert (folder / MARK).is_file()
 
 
 def test_failure_leaves_nothing_and_keeps_the_earlier_export(tmp_path: Path, tokenizer_dir: Path) -> None:
     checkpoint, target = write_checkpoint(tmp_path, tiny_model()), tmp_path / "m"
-    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS)
+    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
     before = sha256_file(target / MARK)
     weights = load_file(checkpoint / "model.safetensors")
     weights.pop("model.norm.weight")
@@ -134,7 +139,7 @@ def test_failure_leaves_nothing_and_keeps_the_earlier_export(tmp_path: Path, tok
     weights["stranger"] = torch.zeros(1)
     save_file(weights, checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
-        export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS)
+        export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
     for part in ("lacks the weight model.norm.weight", "does not fit", "stranger"):
         assert part in str(caught.value), "all problems at once"
     assert sha256_file(target / MARK) == before
@@ -149,7 +154,13 @@ def test_a_fault_while_writing_leaves_nothing(
 
     monkeypatch.setattr("wikillm.export.folder.seal_files", disk_full)
     with pytest.raises(MachineError, match="could not be written.\n.*No space"):
-        export_model(write_checkpoint(tmp_path, tiny_model()), tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
+        export_model(
+            write_checkpoint(tmp_path, tiny_model()),
+            tmp_path / "m",
+            tokenizer_dir=tokenizer_dir,
+            facts=FACTS,
+            prove=False,
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
@@ -158,12 +169,12 @@ def test_tied_weights_are_stored_once_and_must_agree(tmp_path: Path, tokenizer_d
     weights = load_file(checkpoint / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, checkpoint / "model.safetensors")
-    done = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
+    done = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
     assert "lm_head.weight" not in load_file(done.folder / "model.safetensors")
     weights["lm_head.weight"] = weights["lm_head.weight"] + 1
     save_file(weights, checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError, match="config.json ties them"):
-        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
+        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +191,7 @@ def test_damaged_checkpoints_are_named(tmp_path: Path, tokenizer_dir: Path, dama
     checkpoint = write_checkpoint(tmp_path, tiny_model())
     damage(checkpoint)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=message):
-        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
+        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
 
 
 def test_partitions_are_not_unpickled_before_the_manifest_verifies(tmp_path: Path) -> None:
@@ -196,9 +207,9 @@ def test_partitions_are_not_unpickled_before_the_manifest_verifies(tmp_path: Pat
 def test_arguments_are_checked(tmp_path: Path, tokenizer_dir: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, tiny_model())
     with pytest.raises(ConfigError, match="not a type"):
-        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, dtype="int4")
+        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, dtype="int4", prove=False)
     with pytest.raises(ConfigError, match="no tokenizer"):
-        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tmp_path, facts=FACTS)
+        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tmp_path, facts=FACTS, prove=False)
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -225,9 +236,14 @@ def test_rereading_notices_one_changed_bit(tmp_path: Path) -> None:
 
 
 def test_card() -> None:
-    card = render_card(FACTS, parameters=123_426_304, architecture="Qwen2ForCausalLM", dtype="bfloat16", vocab_size=512)
+    told = {"architecture": "Qwen2ForCausalLM", "trained_as": "Qwen2ForCausalLM", "special": "</s>"}
+    card = render_card(FACTS, parameters=123_426_304, dtype="bfloat16", vocab_size=512, **told)
     assert card.startswith("---\nlibrary_name: transformers\n")
     for part in ("123.4M", "123,426,304", "| tokens | 884,000 |", "b\\|c.jsonl", "5.12346", "0.0005", "step 7"):
         assert part in card
-    bare = render_card(ExportFacts("x"), parameters=1, architecture="A", dtype="float32", vocab_size=2)
-    assert "## Data" not in bare
+    bare = render_card(ExportFacts("x"), parameters=1, dtype="float32", vocab_size=2, **told)
+    assert "## Data" not in bare and "was trained as" not in bare
+    told["architecture"] = "LlamaForCausalLM"
+    assert "trained as `Qwen2ForCausalLM`" in render_card(
+        ExportFacts("x"), parameters=1, dtype="float32", vocab_size=2, **told
+    )

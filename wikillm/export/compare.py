@@ -1,0 +1,78 @@
+"""Ids of one tokenizer beside those of another. Needs no torch: `prepare` asks too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wikillm.core.errors import ConfigError, DataError
+from wikillm.data.tokenizer import TextTokenizer
+
+
+def compare_tokens(answer: Mapping[str, Any], trained: TextTokenizer, texts: Sequence[str]) -> None:
+    """Raises DataError where `answer` (of `plain.tokenize`) is not what the training tokenizer says.
+
+    Training reads special tokens that stand in a text as ordinary characters; a plain call of a tokenizer reads them as
+    special tokens, which chat templates rely on. So both ways are compared where no special token stands in the text, and
+    the way of training everywhere.
+    """
+    wrong = [
+        (text, meant, found)
+        for text, found in zip(texts, answer["ordinary"], strict=True)
+        if found != (meant := trained.encode(text))
+    ]
+    special = _special(trained)
+    wrong += [
+        (text, meant, found)
+        for text, found in zip(texts, answer["plain"], strict=True)
+        if not any(token in text for token in special) and found != (meant := trained.encode(text))
+    ]
+    opened = f"transformers {answer['transformers']} opens it as {answer['class']}"
+    if wrong:
+        text, meant, found = wrong[0]
+        raise DataError(
+            "The exported folder would not cut text as the model was trained on.",
+            got=f"{opened}: {len({text for text, _, _ in wrong})} of {len(texts)} texts get other ids, such as\n"
+            f"{text[:60]!r}: {_few(found)} instead of {_few(meant)}",
+            fix="a tokenizer that it can carry: data.tokenizer=qwen2, or data.tokenizer=train:N\n"
+            "(or another version of transformers: pip install 'transformers==5.23.0')",
+        )
+    decoded = [trained.decode(ids) for ids in answer["ordinary"]]
+    for text, meant_text, found_text in zip(texts, decoded, answer["decoded"], strict=True):
+        if meant_text != found_text:
+            raise DataError(
+                "The exported folder would write other text for the same ids.",
+                got=f"{opened}: {text[:60]!r} comes back as {found_text[:60]!r} instead of {meant_text[:60]!r}",
+            )
+    if answer["eos_id"] != trained.eos_id or answer["length"] > trained.length:
+        raise DataError(
+            "The exported folder's special tokens are not the training tokenizer's.",
+            got=f"{opened}: end of text {answer['eos_id']} instead of {trained.eos_id}, "
+            f"{answer['length']} tokens instead of {trained.length}",
+        )
+
+
+def _special(trained: TextTokenizer) -> list[str]:
+    added = trained.backend.get_added_tokens_decoder().values()
+    return [trained.eos_token, *(token.content for token in added if token.special)]
+
+
+def _few(ids: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}]"
+
+
+def refuse_other_tokenizer(given: TextTokenizer, trained: TextTokenizer, texts: Sequence[str], where: Path) -> None:
+    """Raises ConfigError when a tokenizer that was named for the export is not the one of the run."""
+    differing = ids_that_differ(given, trained, texts)
+    if differing or given.eos_id != trained.eos_id:
+        raise ConfigError(
+            "--tokenizer names another tokenizer than the model was trained with.",
+            got=f"{differing} of {len(texts)} texts get other ids than with {where}",
+            fix="leave --tokenizer out",
+        )
+
+
+def ids_that_differ(one: TextTokenizer, other: TextTokenizer, texts: Sequence[str]) -> int:
+    """How many of `texts` get other ids."""
+    return sum(one.encode(text) != other.encode(text) for text in texts)

@@ -1,0 +1,63 @@
+"""What an export of the run will come to, told by `prepare` and `train` before the hours are spent. (rank 0)"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from wikillm.core.errors import WikiLLMError
+from wikillm.core.files import write_atomic, write_json
+from wikillm.core.log import say, warn
+from wikillm.data.tokenizer import load_tokenizer
+from wikillm.export import plain
+from wikillm.export.carry import is_qwen2_kind, model_type_for, tokenizer_files
+from wikillm.export.compare import compare_tokens, ids_that_differ
+from wikillm.export.probe import probe_texts
+
+_POSITIONS = 2048  # of the model folder that is tried; decides no ids
+
+
+def foresee_export(tokenizer_dir: Path, architecture: str, init_from: str | None = None) -> None:
+    """Say how the model will be written, and warn where its export would be refused.
+
+    Costs a few milliseconds for tokenizers of Qwen2's kind, which every version of transformers opens right; others are
+    opened with the installed one, on the texts that the export will be proved on.
+    """
+    if init_from is not None:
+        _compare_with_start(tokenizer_dir, Path(init_from))
+    if is_qwen2_kind(json.loads((tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8"))):
+        return
+    files = tokenizer_files(tokenizer_dir, max_length=_POSITIONS)
+    model_type = model_type_for(architecture, files["tokenizer.json"])
+    if model_type != architecture:
+        say(
+            f"note       the tokenizer is not of {architecture}'s kind: `wikillm export` will write the model as "
+            f"{model_type}, which computes the same, so that transformers opens the folder with its own tokenizer"
+        )
+    trained = load_tokenizer(tokenizer_dir)
+    texts = probe_texts(trained)
+    with tempfile.TemporaryDirectory(prefix="wikillm-tokenizer-") as folder:
+        for name, text in files.items():
+            write_atomic(Path(folder) / name, text)
+        write_json(Path(folder) / "config.json", {"model_type": model_type})
+        try:
+            compare_tokens(plain.tokenize(folder, texts), trained, texts)
+        except WikiLLMError as error:
+            warn(f"`wikillm export` will refuse this run.\n{error}")
+        except Exception as error:  # whatever transformers raises: the training itself needs none of this
+            warn(f"`wikillm export` will fail: transformers cannot open this tokenizer.\n  {error!r}")
+
+
+def _compare_with_start(tokenizer_dir: Path, start: Path) -> None:
+    """A model that goes on with other ids than it learnt has to unlearn them first."""
+    if not (start / "tokenizer.json").is_file():
+        return
+    trained, before = load_tokenizer(tokenizer_dir), load_tokenizer(start)
+    texts = probe_texts(trained)
+    differing = ids_that_differ(before, trained, texts)
+    if differing:
+        warn(
+            f"model.init_from={start} was trained with another tokenizer: {differing} of {len(texts)} texts get other ids.\n"
+            f"  fix: data.tokenizer={start}"
+        )

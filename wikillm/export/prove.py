@@ -1,0 +1,97 @@
+"""Proof that a folder is the trained model: in a process without WikiLLM, with plain Auto classes.
+
+The ids of several hundred texts must be those of the training tokenizer, and the logits those of the trained weights. The
+process uses the transformers that is installed; other versions are held by tests (`make versions`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from wikillm.core.errors import CheckpointError, DataError, MachineError
+from wikillm.data.tokenizer import TextTokenizer
+from wikillm.export import plain
+from wikillm.export.compare import compare_tokens
+from wikillm.export.probe import PROMPT
+
+TOLERANCE = {"float32": 1e-4}  # of the largest logit; another number of threads adds in another order
+TOLERANCE_16_BIT = 3e-2
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was asked for, and what was found."""
+
+    texts: int
+    transformers: str
+    tokenizer_class: str
+
+
+def prove_folder(
+    folder: Path, trained: TextTokenizer, texts: Sequence[str], ids: Sequence[int], logits: torch.Tensor, dtype: str
+) -> Proof:
+    """Open `folder` with plain transformers in a process of its own, and compare.
+
+    Args:
+        trained: the tokenizer that the model was trained with.
+        texts: to be cut into ids.
+        ids: a row for the model.
+        logits: what the trained weights make of it, (1, len(ids), vocabulary), float32.
+        dtype: the weights' stored type, which is also what logits were computed in.
+
+    Raises:
+        DataError: other ids. CheckpointError: other logits. MachineError: the process failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="wikillm-proof-") as temporary:
+        answer_path = Path(temporary) / "answer"
+        request = {"folder": str(folder.absolute()), "texts": list(texts), "ids": list(ids), "prompt": PROMPT}
+        answer = _ask(request, Path(temporary) / "request", answer_path)
+        compare_tokens(answer, trained, texts)
+        found = load_file(f"{answer_path}.safetensors")["logits"]
+    _compare_logits(found, logits, TOLERANCE.get(dtype, TOLERANCE_16_BIT), answer)
+    start = trained.encode(PROMPT)
+    if answer["generated"][: len(start)] != start or len(answer["generated"]) != len(start) + 1:
+        raise DataError("The model card's recipe continues another text than the prompt.", got=str(answer["generated"]))
+    return Proof(len(texts), str(answer["transformers"]), str(answer["class"]))
+
+
+def _ask(request: Mapping[str, Any], request_path: Path, answer_path: Path) -> dict[str, Any]:
+    request_path.write_text(json.dumps(request), encoding="utf-8")
+    environ = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-P", plain.__file__, str(request_path), str(answer_path)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode != 0 or not answer_path.is_file():
+        lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode} and no message"]
+        if done.returncode < 0:
+            lines = [f"it was killed by signal {-done.returncode}; 9 is often the kernel's, where memory is short"]
+        raise MachineError(
+            "The exported folder could not be opened with plain transformers, so it is not kept.",
+            got=lines[-1],
+            fix="free memory where it was killed; else run `python -m pip check`, and report the message with --debug",
+        )
+    answer: dict[str, Any] = json.loads(answer_path.read_text(encoding="utf-8"))
+    return answer
+
+
+def _compare_logits(found: torch.Tensor, meant: torch.Tensor, tolerance: float, answer: Mapping[str, Any]) -> None:
+    scale = float(meant.nan_to_num().abs().max())
+    if torch.allclose(found, meant, rtol=0, atol=tolerance * max(scale, 1e-6), equal_nan=True):
+        return
+    raise CheckpointError(
+        "The exported folder does not compute what the trained model does.",
+        got=f"transformers {answer['transformers']}, {answer['architecture']}: logits up to {scale:.4g} differ by "
+        f"{float((found - meant).nan_to_num().abs().max()):.4g}",
+        fix="pip install 'transformers==5.23.0', the version that this is tested with, and export again",
+    )
