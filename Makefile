@@ -1,5 +1,5 @@
 # `make help` lists the targets. Everything is installed into .venv; `make env` does it once per change of versions.
-.PHONY: help env demo test multinode versions lint fmt clean
+.PHONY: help env demo test multinode lint fmt clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 8
 env:  ## create .venv and install (TORCH_INDEX=URL: where torch comes from; PYTHON=python3.12)
@@ -12,8 +12,6 @@ test: lint  ## lint, then every test that needs no GPU
 	@.venv/bin/python -m pytest --durations=15
 multinode: env  ## every launcher and every failure on two nodes (needs root, sshd, pdsh; with mpirun and slurm-wlm also these; 13 minutes)
 	@WIKILLM_MULTINODE=1 .venv/bin/python -m pytest -v tests/e2e/test_multinode.py tests/e2e/test_slurm.py
-versions: env  ## exported folders in transformers 4.51, 4.57, 5.17 and 5.23 (fetches them with pip; 5 minutes)
-	@WIKILLM_VERSIONS=1 .venv/bin/python -m pytest -v tests/e2e/test_transformers_versions.py
 fmt: env  ## format the code and mend what ruff can
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 clean:  ## remove caches; .venv, runs/, stores/ and data stay

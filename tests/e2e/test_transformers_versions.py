@@ -1,6 +1,7 @@
 """Exported folders in other versions of transformers: the ids of the training, and the trained logits.
 
-The installed version is held by tests/unit. This fetches others with pip (60 MB) and runs with `make versions`.
+The installed version is held by tests/unit. This fetches others with pip (60 MB), and runs where WIKILLM_VERSIONS=1 is set;
+WIKILLM_VERSIONS_DIR=FOLDER keeps what was fetched.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from wikillm.export.weights import read_weights, trained_logits
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not os.environ.get("WIKILLM_VERSIONS"), reason="fetches packages: make versions"),
+    pytest.mark.skipif(not os.environ.get("WIKILLM_VERSIONS"), reason="fetches packages: WIKILLM_VERSIONS=1"),
 ]
 QWEN3 = "qwen3-model"  # beside the kinds of tokenizers: another architecture
 VERSIONS = {  # what a version needs that is not installed beside the present one

@@ -74,6 +74,14 @@ class _Claim:
     logits: torch.Tensor
     dtype: str
 
+    @classmethod
+    def of(
+        cls, trained: TextTokenizer, texts: Sequence[str], config: PretrainedConfig, weights: Weights, dtype: str
+    ) -> _Claim:
+        """Before the weights are written in another model's names."""
+        ids = probe_ids(trained, config.max_position_embeddings)
+        return cls(trained, texts, ids, trained_logits(config, weights, ids), dtype)
+
 
 def export_model(
     checkpoint: Path,
@@ -121,24 +129,32 @@ def export_model(
     stored = next(iter(weights.values())).dtype
     dtype_name = str(stored).removeprefix("torch.")
     parameters = sum(tensor.numel() for tensor in weights.values())
-    claim = None
-    if prove:
-        ids = probe_ids(trained, config.max_position_embeddings)
-        claim = _Claim(trained, texts, ids, trained_logits(config, weights, ids), dtype_name)
-    trained_as = architecture = type(model).__name__
-    if model_type_for(config.model_type, files["tokenizer.json"]) == "llama":
-        config, architecture = as_llama(config, weights), "LlamaForCausalLM"
-    _finish_config(config, architecture, stored)
+    claim = _Claim.of(trained, texts, config, weights, dtype_name) if prove else None
+    config = _finish_config(config, weights, stored, files["tokenizer.json"])
+    architecture = str((config.architectures or [""])[0])
     files["README.md"] = render_card(
         facts,
         parameters=parameters,
         architecture=architecture,
-        trained_as=trained_as,
+        trained_as=type(model).__name__,
         dtype=dtype_name,
         vocab_size=config.vocab_size,
         special=trained.eos_token,
     )
     mark = {"format_version": 1, "run": facts.name, "step": facts.step, "tokenizer": trained.sha256}
+    tensors, size, proof = _put(target, weights, config, files, mark, claim)
+    return Exported(target, parameters, tensors, dtype_name, size, architecture, proof)
+
+
+def _put(
+    target: Path,
+    weights: Weights,
+    config: PretrainedConfig,
+    files: dict[str, str],
+    mark: dict[str, object],
+    claim: _Claim | None,
+) -> tuple[int, int, Proof | None]:
+    """Write, check and prove beside `target`, then rename. Returns tensors, bytes and the proof."""
     staging = target.with_name(f".{target.name}.{os.getpid()}{STAGING_SUFFIX}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -150,7 +166,7 @@ def export_model(
         if isinstance(error, OSError):
             raise MachineError(f"{target} could not be written.", got=str(error), fix="--to another disk") from error
         raise
-    return Exported(target, parameters, tensors, dtype_name, size, architecture, proof)
+    return tensors, size, proof
 
 
 def _write(
@@ -219,13 +235,21 @@ def _pick_dtype(name: str | None, config: PretrainedConfig) -> torch.dtype | Non
     return DTYPES[name]
 
 
-def _finish_config(config: PretrainedConfig, architecture: str, dtype: torch.dtype) -> None:
-    """What plain transformers needs to know. A text starts with EOS, as every document in training did."""
-    config.architectures = [architecture]
+def _finish_config(
+    config: PretrainedConfig, weights: Weights, dtype: torch.dtype, tokenizer_json: str
+) -> PretrainedConfig:
+    """What plain transformers needs to know, as Llama where the tokenizer asks for it (`weights` then get more).
+
+    A text starts with EOS, as every document in training did.
+    """
+    if model_type_for(config.model_type, tokenizer_json) == "llama":
+        config = as_llama(config, weights)
+    config.architectures = [type(skeleton(config)).__name__]
     config.dtype = dtype
     config.use_cache = True
     if config.bos_token_id is None:
         config.bos_token_id = config.eos_token_id
+    return config
 
 
 def _write_configs(config: PretrainedConfig, folder: Path) -> None:

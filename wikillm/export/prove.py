@@ -1,7 +1,7 @@
 """Proof that a folder is the trained model: in a process without WikiLLM, with plain Auto classes.
 
 The ids of several hundred texts must be those of the training tokenizer, and the logits those of the trained weights. The
-process uses the transformers that is installed; other versions are held by tests (`make versions`).
+process uses the transformers that is installed; other versions are held by tests/e2e/test_transformers_versions.py.
 """
 
 from __future__ import annotations
