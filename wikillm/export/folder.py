@@ -130,8 +130,7 @@ def export_model(
     dtype_name = str(stored).removeprefix("torch.")
     parameters = sum(tensor.numel() for tensor in weights.values())
     claim = _Claim.of(trained, texts, config, weights, dtype_name) if prove else None
-    config = _finish_config(config, weights, stored, files["tokenizer.json"])
-    architecture = str((config.architectures or [""])[0])
+    config, architecture = _finish_config(config, weights, stored, files["tokenizer.json"])
     files["README.md"] = render_card(
         facts,
         parameters=parameters,
@@ -237,19 +236,20 @@ def _pick_dtype(name: str | None, config: PretrainedConfig) -> torch.dtype | Non
 
 def _finish_config(
     config: PretrainedConfig, weights: Weights, dtype: torch.dtype, tokenizer_json: str
-) -> PretrainedConfig:
+) -> tuple[PretrainedConfig, str]:
     """What plain transformers needs to know, as Llama where the tokenizer asks for it (`weights` then get more).
 
     A text starts with EOS, as every document in training did.
     """
     if model_type_for(config.model_type, tokenizer_json) == "llama":
         config = as_llama(config, weights)
-    config.architectures = [type(skeleton(config)).__name__]
+    architecture = type(skeleton(config)).__name__
+    config.architectures = [architecture]
     config.dtype = dtype
     config.use_cache = True
     if config.bos_token_id is None:
         config.bos_token_id = config.eos_token_id
-    return config
+    return config, architecture
 
 
 def _write_configs(config: PretrainedConfig, folder: Path) -> None:
