@@ -1,4 +1,4 @@
-"""First look at wikitext: set apart what is not wikitext, before anything else reads the page.
+"""The first step of cleaning a page: set apart what is not wikitext, before any other rule reads it.
 
 Comments, references and the content of tags such as `<gallery>` are cut. What stands in `<nowiki>`, `<pre>`, `<code>`,
 `<syntaxhighlight>`, `<source>`, `<math>`, `<chem>` is text or a formula, whatever it looks like: it is kept in `Regions`
@@ -12,10 +12,11 @@ from __future__ import annotations
 import html
 import re
 
-# Marks are of characters that XML forbids, so no dump holds them. `_MARK` is nowiki in its narrow sense.
+# Marks are made of characters that XML forbids, so that no dump holds them.
 NOWIKI = "\x01"
 """Stands where `<nowiki>` does: what it separates is not one mark, and stray marks in its line are meant as text."""
-_OPEN, _CLOSE = "\x02", "\x03"
+_OPEN = "\x02"
+_CLOSE = "\x03"
 _MARK = re.compile(f"{NOWIKI}?{_OPEN}(\\d+){_CLOSE}")
 _FORBIDDEN = dict.fromkeys(map(ord, f"{NOWIKI}{_OPEN}{_CLOSE}"))
 

@@ -172,7 +172,9 @@ def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> I
                 if begin is None:
                     at = max(at, len(buffer) - _TAG_BYTES)
                     break
-                page, at, complete = GrowingPage(base + begin.start(), limit), begin.start(), False
+                at = begin.start()
+                page = GrowingPage(base + at, limit)
+                complete = False
             end = buffer.find(_PAGE_END, at)
             if end < 0:
                 safe = max(at, len(buffer) - _TAG_BYTES)
@@ -181,8 +183,11 @@ def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> I
                 break
             end += len(_PAGE_END)
             yield page.offset, page.finish(buffer[at:end]), base + end - page.offset
-            page, at = None, end
-        buffer, base, at = buffer[at:], base + at, 0
+            page = None
+            at = end
+        buffer = buffer[at:]
+        base += at
+        at = 0
     if not complete:
         raise DataError(
             "An XML export is cut off: it ends before </mediawiki>.",
