@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from pyarrow import parquet
 
 from wikillm.config.flags import read_text
 from wikillm.config.keys import all_keys
@@ -43,6 +44,12 @@ def arrow(kind: str) -> bytes:
     new = pyarrow.ipc.new_stream if kind == "stream" else pyarrow.ipc.new_file
     with new(sink, content.schema) as writer:
         writer.write_table(content)
+    return sink.getvalue().to_pybytes()
+
+
+def parquet_of(**columns: list) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table(columns), sink)
     return sink.getvalue().to_pybytes()
 
 
@@ -103,6 +110,7 @@ CASES: dict[str, tuple[str, bytes, str]] = {
     "a key with a space": ("x.jsonl", lines([{"id": 1, "the body's text": t} for t in TEXTS]), "no key"),
     "another case": ("x.jsonl", lines([{"Text": t, "title": "x"} for t in TEXTS]), "no key"),
     "CR alone, CSV": ("x.csv", table(",", "\r"), "end with CR alone"),
+    "CR alone, but a line feed at the end": ("x.csv", table(",", "\r")[:-1] + b"\n", "end with CR alone"),
     "CR alone, JSON Lines": ("x.jsonl", lines(RECORDS, end="\r"), "end with CR alone"),
     "a caret between fields": ("x.csv", table("^"), r"separated by '\^'"),
     "a table under another name": ("table.data", table(","), "format of a file is not known"),
@@ -120,6 +128,9 @@ CASES: dict[str, tuple[str, bytes, str]] = {
     "UTF-16 without a mark": ("x.csv", table(",").decode().encode("utf-16-le"), "utf-16-le"),
     "Latin-1": ("x.csv", table(",").replace(b"plain", b"caf\xe9 d\xe9j\xe0 vu"), "windows-1252"),
     "a long cell": ("x.csv", f'id,text\n1,"{LONG_CELL}"\n'.encode() + table(",")[8:], "goes on for more than"),
+    "another column": ("x.parquet", parquet_of(url=["u"] * 60, story=TEXTS, n=[1] * 60), "no text under 'text'"),
+    "a column of bytes": ("x.parquet", parquet_of(text=[t.encode() for t in TEXTS]), "no text under 'text'"),
+    "a column of lists": ("x.parquet", parquet_of(text=[[t] for t in TEXTS]), "no text under 'text'"),
     "not Parquet": ("x.parquet", lines(RECORDS), "is not what"),
     "one text": ("novel.txt", LINES_OF_TEXT, "one document"),
     "one text with paragraphs": ("novel.txt", PARAGRAPHS, "one document"),
@@ -139,7 +150,12 @@ def test_a_fix_changes_the_outcome(tmp_path, settings, monkeypatch, name):
     with pytest.raises(DataError, match=message) as caught:
         prepare_store(cfg)
     assert caught.value.fix is not None
-    store = prepare_store(applied(caught.value.fix, cfg))
+    cfg = applied(caught.value.fix, cfg)
+    if name == "a column of lists":  # first JSON Lines, and then what they are
+        with pytest.raises(DataError, match="a list, not a string") as caught:
+            prepare_store(cfg)
+        cfg = applied(caught.value.fix, cfg)
+    store = prepare_store(cfg)
     read = store.manifest.funnel.read_records
     assert (read, store.manifest.funnel.bad_records) in [(60, 0), (61, 0), (59, 0)], store.manifest.funnel.table()
     kept = store.manifest.funnel.kept_records

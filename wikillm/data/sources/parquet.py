@@ -7,12 +7,14 @@ but makes no Python object. A null counts as an empty text.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.units import format_size
+from wikillm.data.sources.remedy import filtered, setting
 from wikillm.data.types import Item, SourceFile
 
 MAGIC = b"PAR1"
@@ -55,12 +57,30 @@ def check_column(source: SourceFile) -> None:
             texts.append(name)
     if source.text_key in texts:
         return
-    near = did_you_mean(source.text_key, texts) or next((key for key in ("content", "body") if key in texts), None)
     raise DataError(
         f"The records have no text under {source.text_key!r} (data.text_key).",
         got=f"{source.path} has the columns " + ", ".join(f"{name} ({kind})" for name, kind in kinds.items()),
-        fix=f"data.text_key={near}" if near else "data.text_key=COLUMN with the column that holds the text",
+        fix=_fix(source, texts),
     )
+
+
+def _fix(source: SourceFile, texts: list[str]) -> str:
+    """The column that holds the text, by its name or by the length of its strings; without one, the way to JSON Lines."""
+    if not texts:
+        code = (
+            "import sys,json,pyarrow.parquet as p; [print(json.dumps(r, default=lambda o: o.decode('utf-8', 'replace') "
+            "if isinstance(o, bytes) else str(o))) "
+            "for b in p.ParquetFile(sys.stdin.buffer).iter_batches() for r in b.to_pylist()]"
+        )
+        return filtered(source.path, "none", f"python3 -c {shlex.quote(code)}", ".jsonl")
+    same = next((name for name in texts if name.lower() == source.text_key.lower()), None)
+    near = same or next((name for name in ("text", "content", "body") if name in texts), None)
+    near = near or did_you_mean(source.text_key, texts)
+    if near is None:
+        with _opened(source) as file:
+            batch = next(file.iter_batches(BATCH_ROWS, columns=texts))
+        near = max(texts, key=lambda name: sum(len(value or "") for value in batch.column(name).to_pylist()))
+    return setting("data.text_key", near)
 
 
 def split_parquet(

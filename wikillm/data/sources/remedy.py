@@ -7,9 +7,12 @@ POSIX ones and `python3`.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
+
+from wikillm.data.types import SourceFile
 
 _CAT = {"gz": "gzip -dc --", "bz2": "bzip2 -dc --", "xz": "xz -dc --", "zst": "zstd -dc --"}
 _BETWEEN_PARAGRAPHS = re.compile(r"\S[^\S\n]*\n[^\S\n]*\n\s*\S")
@@ -38,7 +41,7 @@ def path_setting(path: Path | str) -> str:
 
 def filtered(path: Path | str, compression: str, command: str, suffix: str) -> str:
     """A line that sends a source through `command`, and the setting that reads what came out."""
-    out = f"{_stem(path)}.new{suffix}"
+    out = _free(path, suffix)
     if compression == "none":
         line = f"{command} < {quoted(path)} > {out}"
     else:
@@ -46,14 +49,27 @@ def filtered(path: Path | str, compression: str, command: str, suffix: str) -> s
     return f"{line}\n{path_setting(out)}"
 
 
+CR_ALONE = "The lines of a file end with CR alone, as on old Macintoshes."
+
+
+def line_feeds(source: SourceFile, suffix: str) -> str:
+    """A line that makes line feeds of carriage returns, and the setting that reads what came out."""
+    return filtered(source.path, source.compression, "tr '\\r' '\\n'", suffix)
+
+
 def unpacked(path: Path | str, command: str) -> str:
     """A line by which `command` unpacks an archive into a new folder, and the setting that reads that folder."""
-    out = f"{_stem(path)}.new"
+    out = _free(path, "")
     return f"{command} {quoted(path)} {out}\n{path_setting(out)}"
 
 
-def _stem(path: Path | str) -> str:
-    return re.sub(r"[^\w.-]", "_", Path(path).name.split(".")[0]).strip("-.") or "source"
+def _free(path: Path | str, suffix: str) -> str:
+    """A name in the working directory that nothing has yet, the source least of all."""
+    stem = re.sub(r"[^\w.-]", "_", Path(path).name.split(".")[0]).strip("-.") or "source"
+    number = 1
+    while os.path.lexists(out := f"{stem}.new{number if number > 1 else ''}{suffix}"):
+        number += 1
+    return out
 
 
 def python_lines(expression: str, records: str) -> str:

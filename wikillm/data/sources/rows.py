@@ -49,7 +49,7 @@ def columns_of(header: bytes) -> Columns:
     bare = re.sub(r'"[^"]*"', "", text)
     delimiter = max(DELIMITERS, key=bare.count)
     try:
-        names = next(csv.reader([text], delimiter=delimiter), [])
+        names = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
     except csv.Error:  # a carriage return alone in it, or a field of gigabytes
         names = text.split(delimiter)
     return Columns(tuple(names), delimiter)

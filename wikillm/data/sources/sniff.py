@@ -22,7 +22,7 @@ from wikillm.data.sources import json_shape, parquet
 from wikillm.data.sources.foreign import LONGEST_MARK, packed_parquet, refuse_binary, refuse_foreign
 from wikillm.data.sources.json_value import parse_json
 from wikillm.data.sources.read import items_of
-from wikillm.data.sources.remedy import filtered, plain_format
+from wikillm.data.sources.remedy import CR_ALONE, filtered, line_feeds, plain_format
 from wikillm.data.sources.siteinfo import read_site, refuse_dump_index
 from wikillm.data.sources.split import BOM
 from wikillm.data.sources.streams import TYPICAL_RATIO, head
@@ -188,9 +188,9 @@ def _refuse_line_ends(source: SourceFile, text: str, format: str) -> None:
         return
     suffix = {"jsonl": ".jsonl", "csv": ".csv"}.get(format, ".txt")
     raise DataError(
-        "The lines of a file end with CR alone, as on old Macintoshes.",
+        CR_ALONE,
         got=f"{source.path} ({format}): no line feed in its first {len(text):,} characters, and {text.count(chr(13)):,} CR",
-        fix=filtered(source.path, source.compression, "tr '\\r' '\\n'", suffix),
+        fix=line_feeds(source, suffix),
     )
 
 

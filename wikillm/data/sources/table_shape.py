@@ -8,7 +8,7 @@ import shlex
 from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.log import say
 from wikillm.data.sources.read import csv_header
-from wikillm.data.sources.remedy import filtered, setting
+from wikillm.data.sources.remedy import CR_ALONE, filtered, line_feeds, setting
 from wikillm.data.sources.rows import DELIMITERS, Columns, columns_of
 from wikillm.data.types import SourceFile
 
@@ -20,6 +20,10 @@ _LONGEST_NAME = 60
 def check_header(source: SourceFile, text_key: str, max_document_bytes: int) -> None:
     """Raise DataError when no column is named `text_key`; say a delimiter that the file's name does not."""
     header = csv_header(source, max_document_bytes)[1]
+    text = header.decode("utf-8", errors="replace").lstrip("\ufeff").rstrip("\r\n")
+    if "\r" in text:
+        got = f"{source.path}: the first line holds {text.count(chr(13)):,} CR: {text[:40]!r}"
+        raise DataError(CR_ALONE, got=got, fix=line_feeds(source, ".csv"))
     columns = columns_of(header)
     usual = "\t" if re.search(r"\.tsv\b", source.path, re.IGNORECASE) else ","
     if text_key in columns.names:
@@ -27,8 +31,7 @@ def check_header(source: SourceFile, text_key: str, max_document_bytes: int) -> 
             say(f"data: {source.path} is separated by {_NAMES[columns.delimiter]}: {len(columns.names)} columns")
         return
     got = f"{source.path} has the columns " + ", ".join(_short(name) for name in columns.names[:30])
-    text = header.decode("utf-8", errors="replace").lstrip("\ufeff")
-    other = next((mark for mark in _OTHER.findall(text) if text_key in text.rstrip().split(mark)), None)
+    other = next((mark for mark in _OTHER.findall(text) if text_key in text.split(mark)), None)
     if len(columns.names) == 1 and other is not None and other not in DELIMITERS:
         raise DataError(
             f"The fields of a table are separated by {other!r}, which is not read.",
