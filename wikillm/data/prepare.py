@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.config.schema import DataSection
-from wikillm.core.errors import ConfigError
+from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import sha256_file, write_json
 from wikillm.data.build import ensure_store
 from wikillm.data.build_plan import BuildPlan
@@ -31,7 +31,7 @@ from wikillm.data.mixture import open_mixture
 from wikillm.data.mixture_tokenizer import mixture_tokenizer
 from wikillm.data.progress import Progress
 from wikillm.data.remote_store import open_remote
-from wikillm.data.sources.cache import Cache
+from wikillm.data.sources.cache import Cache, Fetched
 from wikillm.data.sources.find import find_sources
 from wikillm.data.sources.read import estimated_bytes, shard_range
 from wikillm.data.sources.remote import scheme_of, shown
@@ -126,17 +126,8 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
         raise ConfigError("This builds one store, and data.mixture names several.", got=names, fix=fix)
     filters = plan_filters(cfg)
     copies = Copies.of(cfg)
-    sources = tuple(
-        replace(
-            sniff(file.path, cfg.format, cfg.text_key),
-            url=file.url,
-            version=file.version,
-            max_field_lines=cfg.max_field_lines,
-        )
-        for file in find_sources(cfg, is_main=is_main)
-    )
-    for source in sources:
-        check_text_key(source, cfg.text_key, cfg.max_document_bytes)
+    files = find_sources(cfg, is_main=is_main)
+    sources = tuple(_look_into(file, cfg, is_alone=len(files) == 1 and not is_part) for file in files)
     if not is_part:
         refuse_one_text(sources)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
@@ -145,6 +136,20 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
         found = _Found.look(cfg, sources, beside(base, ".found.json"), beside(base, ".progress"))
         plan = _plan(cfg, sources, found, area, filters)
         return plan if copies is None else copies.left_out_of(plan, cfg, area, is_main)
+
+
+def _look_into(file: Fetched, cfg: DataSection, is_alone: bool) -> SourceFile:
+    """What a file is. Raises DataError when it cannot be read; one of several is not to replace the others."""
+    try:
+        source = sniff(file.path, cfg.format, cfg.text_key)
+        check_text_key(source, cfg.text_key, cfg.max_document_bytes)
+    except DataError as error:
+        command, _, new = (error.fix or "").rpartition("\ndata.path=")
+        if is_alone or not command:
+            raise
+        fix = f"{command}\nand name {new} instead of it, beside the other files"
+        raise DataError(error.what, got=error.got, fix=fix) from None
+    return replace(source, url=file.url, version=file.version, max_field_lines=cfg.max_field_lines)
 
 
 def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:

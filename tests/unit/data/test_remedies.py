@@ -121,6 +121,7 @@ CASES: dict[str, tuple[str, bytes, str]] = {
     "other XML": ("x.xml", b"<?xml version='1.0'?>\n" + MARKED_UP, "not a MediaWiki"),
     "an Arrow stream": ("data-00000-of-00001.arrow", arrow("stream"), "Arrow streams"),
     "an Arrow file": ("x.arrow", arrow("file"), "Arrow files"),
+    "objects on one line": ("x.json", b"".join(json.dumps(r).encode() for r in RECORDS), "on a line"),
     "zip": ("x y.jsonl.zip", zipped(), "zip files"),
     "tar": ("x.tar.gz", tarred(), "tar archive"),
     "GB 18030": ("x.jsonl", lines(RECORDS, lambda r: json.dumps(r, ensure_ascii=False)).decode().encode("gb18030"), "gb18030"),
@@ -187,3 +188,41 @@ def _words(line: str) -> list[str]:
         return shlex.split(line)
     except ValueError:  # prose, with an apostrophe
         return []
+
+
+def test_a_folder_of_a_data_set_on_disk_is_converted_whole(tmp_path, settings):
+    """As `datasets` writes it, with its metadata; the parts are streams, and one is a file."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(5):
+        part = pyarrow.table({"text": TEXTS[number * 12 : number * 12 + 12]})
+        with (pyarrow.ipc.new_file if number == 3 else pyarrow.ipc.new_stream)(
+            str(folder / f"data-{number:05d}-of-00005.arrow"), part.schema
+        ) as writer:
+            writer.write_table(part)
+    (folder / "dataset_info.json").write_text('{"features": {}}')
+    (folder / "state.json").write_text('{"_data_files": []}')
+    cfg = settings(tmp_path / "set", val_fraction=0.3)
+    with pytest.raises(DataError, match="holds Arrow files") as caught:
+        prepare_store(cfg)
+    assert prepare_store(applied(caught.value.fix, cfg)).manifest.funnel.kept_records == 60
+
+
+def test_metadata_and_token_stores_beside_the_data_are_left_out(tmp_path, settings, capsys):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "x.jsonl").write_bytes(lines(RECORDS))
+    for name in ("dataset_infos.json", "tokenizer.json"):
+        (tmp_path / "set" / name).write_text("{}")
+    prepare_store(settings(tmp_path / "set" / "x.jsonl", store=str(tmp_path / "set" / "store"), val_fraction=0.3))
+    cfg = settings(tmp_path / "set", val_fraction=0.3)
+    assert [source.path for source in prepare_store(cfg).manifest.sources] == [str(tmp_path / "set" / "x.jsonl")]
+    said = capsys.readouterr().out
+    assert "store (a token store)" in said and "dataset_infos.json, tokenizer.json" in said
+
+
+def test_one_file_of_several_is_not_to_replace_the_others(tmp_path, settings):
+    (tmp_path / "a.jsonl").write_bytes(lines(RECORDS))
+    (tmp_path / "b.jsonl").write_bytes(lines(RECORDS, repr))
+    with pytest.raises(DataError, match="Python dicts") as caught:
+        prepare_store(settings(tmp_path / "*.jsonl"))
+    assert caught.value.fix.endswith("> b.new.jsonl\nand name b.new.jsonl instead of it, beside the other files")

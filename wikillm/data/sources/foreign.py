@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 from wikillm.core.errors import DataError
-from wikillm.data.sources.remedy import filtered, quoted, unpacked
+from wikillm.data.sources.remedy import filtered, free_name, path_setting, quoted, unpacked
 
 _ARCHIVES = {
     b"7z\xbc\xaf\x27\x1c": ("7z", "7z x FILE"),
@@ -93,6 +93,22 @@ def _arrow(path: Path, is_file: bool) -> DataError:
         f"Arrow {'files' if is_file else 'streams'} cannot be read; Parquet can.",
         got=str(path),
         fix=filtered(path, "none", f"python3 -c {shlex.quote(code)}", ".parquet"),
+    )
+
+
+def arrow_folder(folder: Path, files: list[Path]) -> DataError:
+    """The error for a folder whose data are Arrow files, as `save_to_disk` of `datasets` writes them."""
+    code = (
+        "import sys,pyarrow,pyarrow.parquet as p; "
+        'load = lambda f: (pyarrow.ipc.open_file if open(f,"rb").read(6) == b"ARROW1" else pyarrow.ipc.open_stream)(f); '
+        '[p.write_table(load(f).read_all(), f"{sys.argv[1]}/{n:05d}.parquet") for n, f in enumerate(sys.argv[2:])]'
+    )
+    out = free_name(folder, "")
+    names = " ".join(quoted(path) for path in files) if len(files) <= 3 else f"$(find {quoted(folder)} -name '*.arrow')"
+    return DataError(
+        "A folder of data.path holds Arrow files, which cannot be read; Parquet can.",
+        got=f"{folder}: {len(files)} files, such as {files[0].name}",
+        fix=f"mkdir {out} && python3 -c {shlex.quote(code)} {out} {names}\n{path_setting(out)}",
     )
 
 

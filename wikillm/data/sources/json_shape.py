@@ -75,8 +75,11 @@ def refuse_object(source: SourceFile, text: str) -> None:
         )
     if re.match(r"\{\s*'", text) or (_literal(text) is not None and not _begins_with_json(text)):
         raise _python(source, text, "[ast.literal_eval(sys.stdin.read())]")
+    what = "A JSON object stretches over several lines"
+    if "\n" not in text.rstrip():
+        what = "JSON objects stand one after the other on a line"
     raise DataError(
-        "A JSON object stretches over several lines; JSON Lines has one record per line.",
+        f"{what}; JSON Lines has one record per line.",
         got=got,
         fix=filtered(source.path, source.compression, "(echo '['; cat; echo ']')", ".json"),
     )
@@ -132,7 +135,7 @@ def _advice(source: SourceFile, objects: Sequence[dict[str, Any]], kinds: dict[s
     key = source.text_key
     for name, kind in kinds.items():
         if kind is list and (part := _turn_key(objects, name)) is not None:
-            text = f'"\\n\\n".join(str(t.get({part!r}) or "") for t in r.get({name!r}) or [])'
+            text = f'"\\n\\n".join(str(t.get({_py(part)}) or "") for t in r.get({_py(name)}) or [])'
             return "they are chat turns; this joins the turns of each record", _joined(source, text)
     if len(objects) == 1:
         (record,) = objects
@@ -140,8 +143,8 @@ def _advice(source: SourceFile, objects: Sequence[dict[str, Any]], kinds: dict[s
             return _wrapped_remark(path), unwrapped(source, path)
         column = record.get(key)
         if isinstance(column, (list, dict)) and column and all(isinstance(v, str) for v in _values(column)):
-            values = f"json.load(sys.stdin)[{key!r}]" + (".values()" if isinstance(column, dict) else "")
-            code = python_lines(f"{{{key!r}: r}}", values)
+            values = f"json.load(sys.stdin)[{_py(key)}]" + (".values()" if isinstance(column, dict) else "")
+            code = python_lines(f"{{{_py(key)}: r}}", values)
             return "it is one object of columns", filtered(source.path, source.compression, code, ".jsonl")
         if record and all(isinstance(value, dict) for value in record.values()):
             code = python_lines("r", "json.load(sys.stdin).values()")
@@ -150,7 +153,7 @@ def _advice(source: SourceFile, objects: Sequence[dict[str, Any]], kinds: dict[s
     joined = next((names for names in _JOINED if set(names) <= set(strings)), None)
     named = next((name for name in _TEXT_NAMES if name in strings), None)
     if joined is not None and named is None:
-        text = f'"\\n\\n".join(str(r.get(k) or "") for k in {list(joined)!r})'
+        text = f'"\\n\\n".join(str(r.get(k) or "") for k in {_py(list(joined))})'
         return "they are instructions; this joins their parts", _joined(source, text)
     near = next((name for name in strings if name.lower() == key.lower()), None) or named or did_you_mean(key, strings)
     if near is None and strings:
@@ -160,10 +163,10 @@ def _advice(source: SourceFile, objects: Sequence[dict[str, Any]], kinds: dict[s
     for name, kind in kinds.items():
         inner = next((r[name] for r in objects if isinstance(r.get(name), dict)), None) if kind is dict else None
         if inner is not None and (path := _string_within(inner, key)) is not None:
-            text = f"r[{name!r}]" + "".join(f"[{part!r}]" for part in path)
+            text = f"r[{_py(name)}]" + "".join(f"[{_py(part)}]" for part in path)
             return f"the text is inside {name!r}", _joined(source, text)
     if kinds.get(key) is list:
-        return "", _joined(source, f'"\\n".join(map(str, r.get({key!r}) or []))')
+        return "", _joined(source, f'"\\n".join(map(str, r.get({_py(key)}) or []))')
     return "", "data.text_key=KEY with the key that holds the text"
 
 
@@ -243,13 +246,13 @@ def _wrapped_remark(keys: list[str]) -> str:
 
 def unwrapped(source: SourceFile, keys: list[str]) -> str:
     """A line that makes JSON Lines of the list of objects under `keys`, and the setting that reads them."""
-    place = "".join(f"[{key!r}]" for key in keys)
+    place = "".join(f"[{_py(key)}]" for key in keys)
     code = python_lines("r", f"json.load(sys.stdin){place}")
     return filtered(source.path, source.compression, code, ".jsonl")
 
 
 def _joined(source: SourceFile, text: str) -> str:
-    code = python_lines(f"{{{source.text_key!r}: {text}}}", _records(source))
+    code = python_lines(f"{{{_py(source.text_key)}: {text}}}", _records(source))
     return filtered(source.path, source.compression, code, ".jsonl")
 
 
@@ -263,6 +266,11 @@ def _python(source: SourceFile, first: str, records: str) -> DataError:
         got=f"{source.path} starts with {first[:60]!r}",
         fix=filtered(source.path, source.compression, python_lines("r", records), ".jsonl"),
     )
+
+
+def _py(value: Any) -> str:
+    """A string or a list of strings as Python writes it in double quotes, since the shell takes the single ones."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _values(column: list[Any] | dict[str, Any]) -> list[Any]:

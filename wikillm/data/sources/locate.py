@@ -19,12 +19,18 @@ from pathlib import Path
 from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.files import nearest_existing
 from wikillm.core.log import say
+from wikillm.data.sources.foreign import arrow_folder
 from wikillm.data.sources.remedy import path_setting, quoted
 from wikillm.data.sources.walk import files_of, kind_of, matches_of
 
 _COMPRESSED = r"(\.(gz|bz2|xz|zst))?$"
 CORPUS_NAME = re.compile(r"\.parquet$|\.(jsonl|ndjson|json|csv|tsv|xml)(-p\d+p\d+[^.]*)?" + _COMPRESSED, re.IGNORECASE)
 """Names taken from a folder. `-p10p30302` is how Wikimedia names the parts of a dump."""
+_METADATA = (
+    *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
+)
+"""Files that data sets and tokenizers have beside their data: taken only where they are named themselves."""
 TEXT_NAME = re.compile(r"\.txt" + _COMPRESSED, re.IGNORECASE)
 
 WIKI_ZH_CANDIDATES = (
@@ -117,7 +123,10 @@ def _of_folder(folder: Path, is_named: bool = True) -> list[Path]:
     for path, kind in below.others:
         if kind.startswith(("a link", "cannot")) and (CORPUS_NAME.search(path.name) or TEXT_NAME.search(path.name)):
             raise _dangling(path, kind)
-    taken = [path for path in below.files if CORPUS_NAME.search(path.name)]
+    arrow = [path for path in below.files if path.suffix == ".arrow"]
+    taken = [path for path in below.files if CORPUS_NAME.search(path.name) and path.name not in _METADATA]
+    if arrow and all(path.suffix == ".json" for path in taken):
+        raise arrow_folder(folder, arrow)
     texts = [path for path in below.files if TEXT_NAME.search(path.name)]
     used = {*taken, *texts}
     rest = [path for path in below.files if path not in used]

@@ -68,7 +68,7 @@ def _fix(source: SourceFile, texts: list[str]) -> str:
     """The column that holds the text, by its name or by the length of its strings; without one, the way to JSON Lines."""
     if not texts:
         code = (
-            "import sys,json,pyarrow.parquet as p; [print(json.dumps(r, default=lambda o: o.decode('utf-8', 'replace') "
+            'import sys,json,pyarrow.parquet as p; [print(json.dumps(r, default=lambda o: o.decode("utf-8", "replace") '
             "if isinstance(o, bytes) else str(o))) "
             "for b in p.ParquetFile(sys.stdin.buffer).iter_batches() for r in b.to_pylist()]"
         )

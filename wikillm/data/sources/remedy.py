@@ -41,7 +41,7 @@ def path_setting(path: Path | str) -> str:
 
 def filtered(path: Path | str, compression: str, command: str, suffix: str) -> str:
     """A line that sends a source through `command`, and the setting that reads what came out."""
-    out = _free(path, suffix)
+    out = free_name(path, suffix)
     if compression == "none":
         line = f"{command} < {quoted(path)} > {out}"
     else:
@@ -59,11 +59,11 @@ def line_feeds(source: SourceFile, suffix: str) -> str:
 
 def unpacked(path: Path | str, command: str) -> str:
     """A line by which `command` unpacks an archive into a new folder, and the setting that reads that folder."""
-    out = _free(path, "")
+    out = free_name(path, "")
     return f"{command} {quoted(path)} {out}\n{path_setting(out)}"
 
 
-def _free(path: Path | str, suffix: str) -> str:
+def free_name(path: Path | str, suffix: str) -> str:
     """A name in the working directory that nothing has yet, the source least of all."""
     stem = re.sub(r"[^\w.-]", "_", Path(path).name.split(".")[0]).strip("-.") or "source"
     number = 1

@@ -23,7 +23,7 @@ MAGIC = "*?["
 class Found:
     """Files in the order of their relative paths, and what was left out of the same folders.
 
-    `others` are neither files nor folders, with their kind; `hidden` are names that begin with a dot.
+    `others` are neither files nor folders, with their kind, or token stores; `hidden` are names that begin with a dot.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -48,7 +48,11 @@ def _walk(folder: Path, found: Found) -> None:
     found.seen.add(real)
     inner: list[Path] = []
     links: list[Path] = []
-    for path in entries_of(folder):
+    entries = entries_of(folder)
+    if {"build.json", "shards", "tokenizer"} <= {path.name for path in entries}:
+        found.others.append((folder, "a token store"))
+        return
+    for path in entries:
         if path.name.startswith("."):
             found.hidden.append(path)
             continue
