@@ -12,7 +12,9 @@ at 0 with each document (see data.boundaries), and for flash attention its `cu_s
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -28,7 +30,6 @@ from wikillm.core.errors import WikiLLMError
 from wikillm.data.boundaries import cumulative_lengths, document_positions
 from wikillm.data.order import IGNORED, SampleOrder
 
-OUTLIVE_SECONDS = 120  # of a loader process after a SIGTERM
 PADDING = -1  # a sample index that stands for "nothing": all its labels are ignored
 
 
@@ -314,8 +315,15 @@ def _options(workers: int) -> dict[str, Any]:
 def _outlive_a_stop(worker: int) -> None:
     """Launchers signal the whole process tree; the training process still ends its step and saves, and ends its workers then.
 
-    torch's own handler ends a worker at the first SIGTERM, and the training with it.
+    torch's own handler ends a worker at a SIGTERM of anybody, and the training with it; here only the parent's counts.
     """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(OUTLIVE_SECONDS))
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a handler would not be told who sent it
+    threading.Thread(target=_end_at_the_word_of, args=(os.getppid(),), name="signals", daemon=True).start()
+
+
+def _end_at_the_word_of(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

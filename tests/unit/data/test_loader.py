@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import subprocess
 
 import numpy as np
 import pytest
@@ -165,9 +165,12 @@ def test_loader_processes_outlive_a_signal_to_the_whole_job(number: int) -> None
     loader = train_loader(Counting(n), SampleOrder(n, 10, 4), BatchShape(2, 1, 1, 0), total_steps=60, workers=1)
     batches = iter(loader)
     next(batches)
-    for worker in batches._workers:  # type: ignore[attr-defined]
-        os.kill(worker.pid, number)
+    (worker,) = batches._workers  # type: ignore[attr-defined]
+    subprocess.run(["sh", "-c", f"kill -{number} {worker.pid}"], check=True)  # not from its parent
     assert len(list(batches)) == 59
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0, "its parent ends it at once"
 
 
 def test_loader_processes_lose_and_repeat_nothing_when_a_run_is_stopped() -> None:
