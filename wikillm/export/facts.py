@@ -26,7 +26,7 @@ RESOLVED = "config.resolved.yaml"
 SHOWN = ("run.seed", "model.preset", "model.init_from", "deepspeed.config")  # beside the whole section `train`
 NOT_SHOWN = (
     "logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit", "exit_timeout_seconds",
-    "dataloader_num_workers", "max_skipped_steps", "per_device_eval_batch_size",
+    "dataloader_num_workers", "max_skipped_steps", "per_device_eval_batch_size", "max_micro_batch_tokens",
 )  # fmt: skip
 _PIECES = 100  # of held-out text
 _PIECE = 60  # tokens of each
@@ -125,6 +125,7 @@ def _training(config: Mapping[str, Any], plan: Mapping[str, Any], state: Mapping
         if value is not None:
             rows[key] = Path(value).name if name in ("init_from", "config") else value
     facts = {name: plan[name] for name in PLANNED if name in plan}
+    facts |= {"per_device_train_batch_size": plan["micro_batch"]} if "micro_batch" in plan else {}  # what auto chose
     facts |= {name: state[name] for name in ("precision", "world_size") if name in state}
     for name, value in {**config.get("train", {}), **facts}.items():
         if value is not None and name not in NOT_SHOWN:
