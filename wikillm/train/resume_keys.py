@@ -82,8 +82,9 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     values = flat(config)
     recorded = [key for key, role in ON_RESUME.items() if role in (APPLIED, ALLOWED)]
     found = {key: values[key] for key in (*recorded, *_FIRST_WEIGHTS)}
-    if found["model.init_from"] is not None:
-        found["model.init_from"] = Path(found["model.init_from"]).name  # paths name people and machines
+    for key in ("model.init_from", "deepspeed.config"):
+        if found[key] is not None:
+            found[key] = Path(found[key]).name  # paths name people and machines, and a checkpoint may be passed on
     return dict(json.loads(json.dumps(found)))
 
 
