@@ -66,7 +66,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         well_formed = well_formed and _counts(manifest)
     except FileNotFoundError:
         raise CheckpointError(f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"The manifest of {checkpoint} cannot be read.", got=repr(error)) from None
     if not well_formed or manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
@@ -141,5 +141,5 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 def _read_object(checkpoint: Path, name: str) -> dict[str, Any]:
     try:
         return dict(json.loads((checkpoint / name).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{checkpoint} has no readable {name}.", got=repr(error)) from None

@@ -55,7 +55,7 @@ def _read(path: Path, folder: str) -> dict[str, Any]:
         raise ConfigError(what, got=f"{folder}: no config.json", fix=fix)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("A model folder's config.json cannot be read.", got=f"{path}: {error}", fix=fix) from None
     if not isinstance(found, dict):
         raise ConfigError("A model folder's config.json is not a JSON object.", got=str(path), fix=fix)

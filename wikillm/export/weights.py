@@ -75,7 +75,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         try:
             names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{folder / INDEX} cannot be read.", got=repr(error)) from None
         return [folder / Path(name).name for name in sorted(names)]
     return [folder / SINGLE] if (folder / SINGLE).is_file() else []

@@ -134,7 +134,7 @@ def _is_zero_bias(folder: Path, name: str) -> bool:
 def _shards(index: Path) -> set[str]:
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError("A model folder's weight index cannot be read.", got=f"{index}: {error!r}") from None
     outside = [name for name in shards if not isinstance(name, str) or Path(name).name != name]
     if outside:

@@ -92,7 +92,7 @@ def _damaged_files(folder: Path) -> list[str]:
     for path in sorted(folder.glob("*.json")):
         try:
             json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             damaged.append(f"{path.name}: {error}")
     for path in sorted(folder.glob("*.safetensors")):
         try:

@@ -1,0 +1,126 @@
+"""What the readers and the cleaner make of one file, in this process, and whether all of it is accounted for."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from wikillm.data.clean_job import CleanJob
+from wikillm.data.sources.read import items_of, read_shards
+from wikillm.data.sources.sniff import check_text_key, sniff
+from wikillm.data.types import DroppedItem, SourceFile
+
+LIMIT = 1 << 20
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
+}  # fmt: skip
+_BETWEEN = {
+    "jsonl": re.compile(rb"\s*"),
+    "lines": re.compile(rb"\s*"),
+    "blocks": re.compile(rb"\s*"),
+    "text": re.compile(rb""),
+    "json": re.compile(rb"(\xef\xbb\xbf)?[\s,\[\]]*"),
+    "csv": re.compile(rb"\s*"),
+}
+"""What may stand between two records without being in one: nothing that is text."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """The texts in order, what was dropped, and the source."""
+
+    texts: list[str]
+    dropped: list[DroppedItem]
+    source: SourceFile
+
+
+def read(path: Path, content: bytes, wanted: str = "auto", *, range_bytes: int = LIMIT, limit: int = LIMIT) -> Read:
+    """Read and clean a file that holds `content` (decompressed). Raises WikiLLMError where it is refused.
+
+    Fails when a byte of it is in no record and is no separator, or a record is neither kept nor dropped with a reason.
+    """
+    source = sniff(path, wanted)
+    check_text_key(source, "text", limit)
+    items = list(items_of(source, 0, limit))
+    if source.format not in ("parquet", "mediawiki") and source.encoding == "utf-8":
+        check_gaps(content, [(offset, size) for offset, _, size in items], source.format)
+    texts: list[str] = []
+    dropped: list[DroppedItem] = []
+    offsets: list[int] = []
+    for shard in read_shards([source], range_bytes, limit):
+        for batch in CleanJob((source.format,), "text").batches(shard):
+            texts += batch.texts
+            dropped += batch.dropped
+            offsets += [*batch.offsets, *(item.offset for item in batch.dropped)]
+    assert sorted(offsets) == [offset for offset, _, _ in items], "each record is kept or dropped, once"
+    for item in dropped:
+        assert item.why.reason
+        assert item.why.characters >= 0
+    for text in texts:
+        assert text and text == text.strip() and "\x00" not in text
+        text.encode()
+    return Read(texts, dropped, source)
+
+
+def check_gaps(content: bytes, found: list[tuple[int, int]], format: str) -> None:
+    """Every byte is in one record, or is a separator. The first line of a table is its header."""
+    at = 0
+    if format == "csv":
+        header = content.split(b"\n", 1)[0]
+        at = len(header)
+    for offset, size in found:
+        assert offset >= at or (format == "csv" and offset == 0), (offset, at)
+        assert _BETWEEN[format].fullmatch(content[at:offset]), content[at:offset]
+        at = max(at, offset + size)
+    assert at <= len(content) + 1
+    assert _BETWEEN[format].fullmatch(content[at:]), content[at:]
+
+
+def clean(text: str) -> str:
+    """What is kept of a text without markup."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+def written(folder: Path, name: str, content: bytes) -> Path:
+    """`content` in a file, packed as the end of its name says."""
+    path = folder / name
+    pack = PACKED.get(path.suffix, bytes)
+    path.write_bytes(pack(content))
+    return path
+
+
+@st.composite
+def damaged(draw: st.DrawFn, content: bytes, most: int = 4) -> bytes:
+    """`content` after a few accidents: bytes lost, changed, doubled, moved, put in, cut off."""
+    for _ in range(draw(st.integers(1, most))):
+        if not content:
+            break
+        at = draw(st.integers(0, len(content) - 1))
+        end = min(len(content), at + draw(st.sampled_from([1, 1, 2, 7, 64, 4096])))
+        kind = draw(st.integers(0, 5))
+        piece = draw(st.one_of(st.sampled_from(ODD), st.binary(min_size=1, max_size=6)))
+        content = [
+            content[:at] + content[end:],
+            content[:at] + piece + content[end:],
+            content[:at] + piece + content[at:],
+            content[:end] + content[at:],
+            content[:at],
+            content[end:] + content[at:end] + content[:at],
+        ][kind]
+    return content
+
+
+ODD = [
+    b'"', b"'", b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\n", b"\r", b"\r\n", b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80",
+    b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"null", b"NaN", b"1e999", b"9" * 5000, b"[" * 3000, b'{"a":' * 2000, b'"text":', b"\\ud800",
+    b"<", b">", b"&", b"&amp;", b"&#0;", b"&x;", b"</page>", b"<page>", b"<text>", b"]]>", b"<![CDATA[", b"<!--", b"<!DOCTYPE a>",
+    b"\t", b";", b"|", b'""', b'","', b"\x1a", b"\xff\xfe", b"PAR1", b"BZh9", b"\x1f\x8b", b"text\n",
+]  # fmt: skip

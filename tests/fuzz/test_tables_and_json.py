@@ -1,0 +1,175 @@
+"""JSON Lines, JSON arrays, tables and plain text: what is right is kept to the letter, what is damaged is accounted for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuzz.budget import fuzzed
+from fuzz.reading import PACKED, clean, damaged, read, written
+from wikillm.core.errors import WikiLLMError
+
+TEXTS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=40),
+    st.text(st.sampled_from("ab 中文，\n\r\t\"\\'{}[]<>&,;|:\u2028\u0301é👩\u200d🚀\ufeff\x1b"), max_size=60),
+)
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(10**400, 10**401), st.floats(allow_nan=True), TEXTS
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
+    max_leaves=8,
+)
+EXTRA = st.dictionaries(st.one_of(st.sampled_from(["meta", "id", "title", "url", "TEXT"]), TEXTS), JSON, max_size=4)
+NAMES = st.sampled_from(["c.jsonl", "c.json", "c", "c.txt", "c.data"])
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+def records(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[str]]:
+    """Objects with a text, among them in any order whatever else they hold; and what must be kept."""
+    made = []
+    for _ in range(draw(st.integers(1, 6))):
+        more = {key: value for key, value in draw(EXTRA).items() if key != "text"}
+        pairs = [*more.items(), ("text", draw(TEXTS))]
+        made.append(dict(draw(st.permutations(pairs))))
+    return made, [text for record in made if (text := clean(record["text"]))]
+
+
+@st.composite
+def json_lines(draw: st.DrawFn) -> tuple[bytes, list[str]]:
+    made, kept = records(draw)
+    ascii_only = draw(st.booleans())
+    between = draw(st.sampled_from(["\n", "\r\n", "\n\n", " \n\t"]))
+    lines = between.join(json.dumps(record, ensure_ascii=ascii_only) for record in made)
+    return (draw(st.sampled_from(["", "\ufeff"])) + lines + draw(st.sampled_from(["", "\n"]))).encode(), kept
+
+
+@st.composite
+def json_arrays(draw: st.DrawFn) -> tuple[bytes, list[str]]:
+    made, kept = records(draw)
+    indent = draw(st.sampled_from([None, 0, 2]))
+    around = draw(st.sampled_from(["", "\n", "\ufeff"]))
+    return (
+        around + json.dumps(made, indent=indent, ensure_ascii=draw(st.booleans())) + draw(st.sampled_from(["", "\n"]))
+    ).encode(), kept
+
+
+@given(json_lines(), NAMES, st.sampled_from(list(PACKED)), st.sampled_from([64, 1 << 20]))
+@fuzzed(350)
+def test_json_lines_are_kept_to_the_letter(
+    folder: Path, made: tuple[bytes, list[str]], name: str, packed: str, range_bytes: int
+) -> None:
+    content, kept = made
+    found = read(written(folder, name + packed, content), content, range_bytes=range_bytes)
+    assert found.texts == kept
+    assert {item.why.reason for item in found.dropped} <= {"empty"}
+
+
+@given(json_arrays(), st.sampled_from(["c.json", "c"]))
+@fuzzed(200)
+def test_json_arrays_are_kept_to_the_letter(folder: Path, made: tuple[bytes, list[str]], name: str) -> None:
+    content, kept = made
+    found = read(written(folder, name, content), content)
+    assert found.texts == kept
+    assert {item.why.reason for item in found.dropped} <= {"empty"}
+
+
+@given(st.data(), st.one_of(json_lines(), json_arrays()), NAMES)
+@fuzzed(350)
+def test_damaged_json_is_refused_or_accounted_for(
+    folder: Path, data: st.DataObject, made: tuple[bytes, list[str]], name: str
+) -> None:
+    content = data.draw(damaged(made[0]))
+    try:
+        read(written(folder, name, content), content)
+    except WikiLLMError as error:
+        assert error.what and str(error)
+
+
+@given(st.lists(JSON, min_size=1, max_size=5))
+@fuzzed(150)
+def test_json_of_any_shape(folder: Path, values: list[Any]) -> None:
+    content = "\n".join(map(json.dumps, values)).encode()
+    try:
+        found = read(written(folder, "c.jsonl", content), content)
+    except WikiLLMError:
+        return
+    assert len(found.texts) + len(found.dropped) == len(values)
+
+
+CELLS = st.text(st.sampled_from("ab 中\"',;|\t\n漢é"), max_size=12).filter(lambda cell: cell.count("\n") < 3)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[bytes, list[str]]:
+    names = draw(st.permutations(["text", *draw(st.lists(st.sampled_from(["id", "title", "url", "n"]), unique=True))]))
+    rows = draw(st.lists(st.lists(CELLS, min_size=len(names), max_size=len(names)), min_size=1, max_size=6))
+    # The header of one column does not show the delimiter: it is taken for a comma.
+    delimiter = draw(st.sampled_from([",", "\t", ";", "|"])) if len(names) > 1 else ","
+    out = io.StringIO()
+    end = draw(st.sampled_from(["\n", "\r\n"]))
+    quoting = draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+    csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting).writerows([names, *rows])
+    text_at = list(names).index("text")
+    return out.getvalue().encode(), [text for row in rows if (text := clean(row[text_at]))]
+
+
+@given(tables(), st.sampled_from([64, 1 << 20]))
+@fuzzed(250)
+def test_tables_are_kept_to_the_letter(folder: Path, made: tuple[bytes, list[str]], range_bytes: int) -> None:
+    content, kept = made
+    found = read(written(folder, "c.csv", content), content, range_bytes=range_bytes)
+    assert found.texts == kept
+    assert {item.why.reason for item in found.dropped} <= {"empty"}
+
+
+@given(st.data(), tables())
+@fuzzed(250)
+def test_damaged_tables_are_refused_or_accounted_for(
+    folder: Path, data: st.DataObject, made: tuple[bytes, list[str]]
+) -> None:
+    content = data.draw(damaged(made[0]))
+    try:
+        read(written(folder, "c.csv", content), content)
+    except WikiLLMError as error:
+        assert error.what
+
+
+@given(TEXTS, st.sampled_from(["text", "blocks", "lines"]))
+@fuzzed(150)
+def test_plain_text_is_kept_to_the_letter(folder: Path, text: str, wanted: str) -> None:
+    content = text.encode()
+    try:
+        found = read(written(folder, "c.txt", content), content, wanted)
+    except WikiLLMError:
+        assert not clean(text) or "\r" in text
+        return
+    if wanted == "text":
+        expected = clean(text.removeprefix("\ufeff").replace("\r\n", "\n"))
+        assert found.texts == ([expected] if expected else [])
+    assert "".join("".join(found.texts).split()) == "".join(clean(text.removeprefix("\ufeff")).split()) or found.dropped
+
+
+@given(
+    st.binary(max_size=300), st.sampled_from(["c", "c.txt", "c.csv", "c.json", "c.gz", "c.bz2", "c.parquet", "c.xml"])
+)
+@fuzzed(150)
+def test_bytes_of_any_kind(folder: Path, content: bytes, name: str) -> None:
+    path = folder / name
+    path.write_bytes(content)
+    try:
+        read(path, content)
+    except WikiLLMError as error:
+        assert error.what
