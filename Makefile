@@ -1,5 +1,5 @@
 # `make help` lists the targets. Everything is installed into .venv; `make env` does it once per change of versions.
-.PHONY: help env demo test multinode lint fmt clean
+.PHONY: help env demo test multinode fuzz lint fmt clean
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 8
 env:  ## create .venv and install (TORCH_INDEX=URL: where torch comes from; PYTHON=python3.12)
@@ -12,6 +12,8 @@ test: lint  ## lint, then every test that needs no GPU
 	@.venv/bin/python -m pytest --durations=15
 multinode: env  ## every launcher and every failure on two nodes (needs root, sshd, pdsh; with mpirun and slurm-wlm also these; 13 minutes)
 	@WIKILLM_MULTINODE=1 .venv/bin/python -m pytest -v tests/e2e/test_multinode.py tests/e2e/test_slurm.py
+fuzz: env  ## readers, settings and messages by inputs that are other ones each time, for hours (FUZZ=500: times what a commit sees)
+	@WIKILLM_FUZZ=$(or $(FUZZ),500) .venv/bin/python -m pytest -q tests/fuzz
 fmt: env  ## format the code and mend what ruff can
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 clean:  ## remove caches; .venv, runs/, stores/ and data stay
