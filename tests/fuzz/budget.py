@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 FACTOR = int(os.environ.get("WIKILLM_FUZZ", "0"))
 
@@ -20,5 +20,6 @@ def fuzzed(examples: int) -> Any:
         derandomize=not FACTOR,
         database=None if not FACTOR else settings.default.database,
         deadline=None,
+        phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from wikillm.data.clean_job import CleanJob
-from wikillm.data.sources.read import items_of, read_shards
+from wikillm.data.sources.read import csv_header, items_of, read_shards
 from wikillm.data.sources.sniff import check_text_key, sniff
 from wikillm.data.types import DroppedItem, SourceFile
 
@@ -51,7 +51,11 @@ def read(path: Path, content: bytes, wanted: str = "auto", *, range_bytes: int =
     check_text_key(source, "text", limit)
     items = list(items_of(source, 0, limit))
     if source.format not in ("parquet", "mediawiki") and source.encoding == "utf-8":
-        check_gaps(content, [(offset, size) for offset, _, size in items], source.format)
+        found = [(offset, size) for offset, _, size in items]
+        if source.format == "csv":
+            header = csv_header(source, limit)
+            found.insert(0, (header[0], len(header[1])))
+        check_gaps(content, found, source.format)
     texts: list[str] = []
     dropped: list[DroppedItem] = []
     offsets: list[int] = []
@@ -71,13 +75,10 @@ def read(path: Path, content: bytes, wanted: str = "auto", *, range_bytes: int =
 
 
 def check_gaps(content: bytes, found: list[tuple[int, int]], format: str) -> None:
-    """Every byte is in one record, or is a separator. The first line of a table is its header."""
+    """Every byte is in one record (or the header of a table), or is a separator."""
     at = 0
-    if format == "csv":
-        header = content.split(b"\n", 1)[0]
-        at = len(header)
     for offset, size in found:
-        assert offset >= at or (format == "csv" and offset == 0), (offset, at)
+        assert offset >= at, (offset, at)
         assert _BETWEEN[format].fullmatch(content[at:offset]), content[at:offset]
         at = max(at, offset + size)
     assert at <= len(content) + 1
