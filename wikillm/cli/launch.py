@@ -280,6 +280,8 @@ def _check(args: argparse.Namespace) -> None:
         problems.add("--master-port is at most 65535.", got=str(args.master_port))
     if args.hours is not None and not 0 < args.hours <= 24 * 366:
         problems.add("--hours is a time limit in hours.", got=str(args.hours), fix="--hours 24")
+    if args.target == "single" and args.gpus == 1:  # says what the target means
+        args.gpus = None
     for flag, (without, targets) in FOR_TARGETS.items():
         if args.target in TARGET_NAMES and args.target not in targets and getattr(args, flag) != without:
             what = f"--{flag.replace('_', '-')} has no effect on the target {args.target}."

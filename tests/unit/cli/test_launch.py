@@ -28,6 +28,7 @@ from wikillm.cli.main import main
         (["torchrun", "--nodes", "2", "--print"], "--master-addr"),
         (["torchrun", "--master-addr", "a;b", "--print"], "--master-addr is not a host"),
         (["multi", "--image", "a", "--print"], "--image has no effect on the target multi"),
+        (["single", "--gpus", "2", "--print"], "--gpus has no effect on the target single"),
         (["multi", "--nodes", "2", "--print"], "--nodes has no effect on the target multi"),
         (["slurm", "--gpus", "1", "--storage", "x", "--print"], "--storage has no effect on the target slurm"),
         (["k8s", "--gpus", "1", "--image", "a", "--memory", "64", "--print"], "--memory 64GiB"),
@@ -87,6 +88,11 @@ def test_a_secret_is_declared_as_one_for_sky(
     task = yaml.safe_load(shown)
     assert {"SWANLAB_API_KEY", "HTTPS_PROXY"} <= set(task["secrets"]) and "HF_ENDPOINT" in task["envs"]
     assert "canary" not in shown and "--secret SWANLAB_API_KEY" in shown
+
+
+def test_one_gpu_may_be_said_of_the_target_that_has_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["launch", "single", "--gpus", "1", "--print"]) == 0
+    assert "--num_gpus 1" in capsys.readouterr().out
 
 
 def test_flags_may_be_spelled_as_other_launchers_do(capsys: pytest.CaptureFixture[str]) -> None:
