@@ -59,3 +59,4 @@ def _check_records(run_dir: Path, output: str) -> None:
     assert evaluation["eval_loss/zh"] != evaluation["eval_loss/en"]
     assert min(evaluation["eval_loss/zh"], evaluation["eval_loss/en"]) < evaluation["eval_loss"]
     assert "source     zh: 75.00% of the samples" in output and "epochs" in output
+    assert "weighted by held-out tokens (zh " in output and "not by data.mixture" in output

@@ -102,7 +102,10 @@ def _read_mixture(value: Any) -> Any:
 def _read_source(text: str) -> dict[str, str]:
     name, weight, path = (text.split(":", 2) + ["", ""])[:3]
     if not path:
-        raise ValueError(f"{text!r} is not NAME:WEIGHT:PATH, as in wiki:3:data/wiki.jsonl,web:1:data/web/")
+        raise ValueError(
+            f"{text!r} is not NAME:WEIGHT:PATH, as in wiki:3:data/wiki.jsonl,web:1:data/web/ "
+            "(a path with a comma is written as a list: {name: wiki, weight: 3, path: ['a,b.jsonl']})"
+        )
     return {"name": name, "weight": weight, "path": path}
 
 

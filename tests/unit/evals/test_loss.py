@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wikillm.data.loader import eval_loader
 from wikillm.evals.baseline import unigram_cross_entropy
-from wikillm.evals.loss import held_out_loss
+from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss, weights_of
 
 
 class Random:
@@ -60,6 +60,12 @@ def test_the_loss_does_not_depend_on_batch_or_ranks(model: Qwen2ForCausalLM, mic
     assert result.loss == pytest.approx(reference(model, 16), rel=1e-6)
     assert result.bits_per_byte == pytest.approx(result.loss / math.log(2) / 3.0)
     assert model.training, "the mode is restored"
+
+
+def test_the_loss_of_a_mixture_says_its_weights() -> None:
+    parts = {"a": HeldOutLoss(2.0, 1.0, 300), "b": HeldOutLoss(4.0, 1.0, 100)}
+    assert combined(parts.values()).loss == pytest.approx(2.5)
+    assert weights_of(parts) == "weighted by held-out tokens (a 75.0%, b 25.0%), not by data.mixture"
 
 
 def test_it_stops_when_asked(model: Qwen2ForCausalLM) -> None:
