@@ -265,20 +265,47 @@ def attend_over_ranks(query_heads: int, key_heads: int, dtype: str, documents: b
     return differences
 
 
-def train_on_read_only_store(words: list[str], options: dict[str, Any], store: str) -> dict[str, Any]:
-    """`train` in a mount namespace of its own in which `store` is read-only, for root too. Needs root."""
+def mount(*commands: list[str]) -> None:
+    """Run `mount` with each list of words, in a mount namespace of this process's own. Needs root."""
     import ctypes
     import subprocess
 
     libc, new_mounts = ctypes.CDLL(None, use_errno=True), 0x00020000
     assert libc.unshare(new_mounts) == 0, os.strerror(ctypes.get_errno())
-    for mount in (["--make-rprivate", "/"], ["--bind", store, store], ["-o", "remount,bind,ro", store]):
-        subprocess.run(["mount", *mount], check=True)
+    for words in (["--make-rprivate", "/"], *commands):
+        subprocess.run(["mount", *words], check=True)
+
+
+def train_on_read_only_store(words: list[str], options: dict[str, Any], store: str) -> dict[str, Any]:
+    """`train` where `store` is read-only, for root too."""
+    mount(["--bind", store, store], ["-o", "remount,bind,ro", store])
     try:
         Path(store, "probe").touch()
     except OSError:
         return train(words, **options)
     raise AssertionError(f"{store} can be written")
+
+
+def train_on_small_disk(folder: str, size: str, *starts: list[str]) -> list[dict[str, Any]]:
+    """`train` several times on a disk of `size` at `folder`, the first time anew; and what lies there after each."""
+    from wikillm.checkpoints.layout import STAGING, list_checkpoints
+
+    mount(["-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder])
+    found = []
+    for number, words in enumerate(starts):
+        result = train(words, resume="auto" if number else "never")
+        checkpoints = Path(folder, "run", "checkpoints")
+        result["checkpoints"] = [path.name for path in list_checkpoints(checkpoints)]
+        found.append(result | {"staging": (checkpoints / STAGING).exists()})
+    return found
+
+
+def train_with_read_only_home(words: list[str], options: dict[str, Any], home: str) -> dict[str, Any]:
+    """`train` where HOME cannot be written and no other folder is named for compiled code."""
+    mount(["-t", "tmpfs", "-o", "ro", "tmpfs", home])
+    os.environ["HOME"] = home
+    os.environ.pop("TORCH_EXTENSIONS_DIR", None)
+    return train(words, **options)
 
 
 def train_counting_reads(words: list[str], options: dict[str, Any]) -> dict[str, Any]:

@@ -109,7 +109,8 @@ def _use_own_folder() -> None:
         os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
     what = "\n".join([sys.prefix, torch.__version__, deepspeed.__version__])
     name = f"wikillm-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(cpp_extension.get_default_build_root()) / name))
+    if not os.environ.get("TORCH_EXTENSIONS_DIR"):  # an empty one would mean the current folder
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(cpp_extension.get_default_build_root()) / name)
 
 
 def sweep_shared_memory(folder: Path = SHARED_MEMORY) -> None:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 
 from wikillm.config.load import Resolved, to_yaml
 from wikillm.core.files import write_atomic, write_json
-from wikillm.core.lock import FileLock
 from wikillm.core.log import say
 from wikillm.core.units import format_count
 from wikillm.core.world import World
@@ -20,9 +19,11 @@ from wikillm.train.engine import Engine, bytes_per_checkpoint
 from wikillm.train.run_dir import RunDir, describe_environment
 
 
-def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store: Store, *, resume: str) -> FileLock:
-    """Claim the directory, write the records, tell the user what will run. Returns the held lock. (rank 0)"""
-    lock = run.claim(resume=resume != "never")
+def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store: Store) -> None:
+    """Write the records into the claimed directory, tell the user what will run. (rank 0)
+
+    Raises MachineError where not one checkpoint fits on the disk.
+    """
     run.check_room(bytes_per_checkpoint(resolved.config, plan, engine), resolved.config.train.save_total_limit)
     run.identify()
     write_atomic(run.path / "config.resolved.yaml", without_queries(to_yaml(resolved)))
@@ -32,7 +33,6 @@ def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
         write_json(run.path / "ds_config.resolved.json", engine.json)
     record_data(run, store)
     say_plan(run, resolved, plan, engine, store)
-    return lock
 
 
 def record_data(run: RunDir, store: Store) -> None:

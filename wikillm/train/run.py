@@ -117,8 +117,9 @@ def _pretrain(
     board.enter("engine")
     closing = ending(run.path, world, cfg.train.exit_timeout_seconds, store.close)
     with closing as end, supervisor.explains(), signals.as_error():
-        end.lock = open_run(run, resolved, plan, engine, store, resume=how.resume) if world.is_main else None
         if world.is_main:
+            end.lock = run.claim(resume=how.resume != "never")
+            open_run(run, resolved, plan, engine, store)
             supervisor.at(run.path, run.log_file(0))
         signals.before_exit = lambda error: record_exit(run.path, error, rank=world.rank, step=None)
         start_engine(world, engine)
