@@ -60,9 +60,13 @@ def test_commands_without_configuration_refuse_unknown_words(
             "DivergedError: The loss is NaN.\n  fix: ",
         ),
         (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "runs/a"), 3, "MachineError: There is no room left"),
+        (PermissionError(13, "Permission denied", "runs/a"), 3, "runs/a: Permission denied"),
+        (RuntimeError("Error while deserializing header: header too small"), 6, "CheckpointError: "),
+        (BrokenPipeError(32, "Broken pipe"), 3, "MachineError: The network"),
         (ZeroDivisionError("by zero"), 1, "bug: ZeroDivisionError: by zero"),
     ],
-    ids=["refusal", "ctrl-c", "bug"],
+    ids=["refusal", "ctrl-c", "full disk", "denied", "damaged file", "a worker's pipe", "bug"],
 )
 def test_endings(
     command: Callable[..., None], capsys: pytest.CaptureFixture[str], error: BaseException, code: int, shown: str
@@ -155,6 +159,63 @@ def test_reader_that_goes_away() -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+CLOSED, FULL = "closed", "full"
+
+
+@pytest.mark.parametrize(
+    ("words", "out", "err", "code"),
+    [
+        (["presets", "--json"], FULL, None, 3),
+        (["presets"], FULL, FULL, 3),
+        (["generate", "--help"], FULL, None, 3),
+        (["presets"], CLOSED, None, 0),
+        (["presets"], None, FULL, 0),
+        (["presets"], CLOSED, CLOSED, 0),
+        (["nosuch"], None, FULL, 2),
+        (["nosuch"], FULL, CLOSED, 2),
+    ],
+)
+def test_output_that_cannot_be_written(words: list[str], out: str | None, err: str | None, code: int) -> None:
+    """The answer is missing where it was to go: 3. A caller that closed it wants none."""
+    redirect = {CLOSED: "{}>&-", FULL: "{}>/dev/full"}
+    shell = " ".join(redirect[how].format(number) for number, how in ((1, out), (2, err)) if how)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {shell}', "sh", sys.executable, "-m", "wikillm", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    if code == 3 and err is None:
+        assert "standard output cannot be written" in done.stderr
+
+
+ODD_NUMBERS = {
+    "eval --batch-size": ["0", "-1", "99999999999999999999", "1.5", ""],
+    "generate --max-new-tokens": ["0", "-1", "99999999999999999999"],
+    "generate --seed": ["99999999999999999999", "9" * 5000],
+    "generate --temperature": ["nan", "inf", "-1", "1e999"],
+    "stop --wait": ["nan", "-1", "inf"],
+    "plan --mfu": ["nan", "inf", "0", "2"],
+    "launch slurm --hours": ["nan", "inf", "0", "-1"],
+    "prepare --hours": ["nan", "inf"],
+    "data show --sample --sequence-length": ["0", "-1", "99999999999999999999"],
+    "data show --sample --window-shards": ["0", "-1"],
+}
+
+
+@pytest.mark.parametrize("option", ODD_NUMBERS)
+def test_a_number_that_cannot_be_meant_is_refused_by_name(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for value in ODD_NUMBERS[option]:
+        name, *rest, flag = option.split()
+        place = ["x"] if name in ("eval", "generate", "stop") else ["0"] if name == "data" else []
+        more = ["--print"] if name == "launch" else []
+        assert main([name, *rest, *place, *more, f"{flag}={value}"]) == ExitCode.CONFIG, (option, value)
+        err = capsys.readouterr().err
+        assert flag in err and len(err) < 500, err
 
 
 def test_terminal_without_utf8() -> None:
