@@ -276,8 +276,9 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, flag)
         if value is not None and value < least:
             problems.add(f"--{flag.replace('_', '-')} is at least {least}.", got=str(value))
-    if args.master_port is not None and args.master_port > 65535:
-        problems.add("--master-port is at most 65535.", got=str(args.master_port))
+    for flag, most in (("master_port", 65535), ("nodes", 100_000), ("gpus", 1024)):
+        if (value := getattr(args, flag)) is not None and value > most:
+            problems.add(f"--{flag.replace('_', '-')} is at most {most}.", got=str(value))
     if args.hours is not None and not 0 < args.hours <= 24 * 366:
         problems.add("--hours is a time limit in hours.", got=str(args.hours), fix="--hours 24")
     if args.target == "single" and args.gpus == 1:  # says what the target means

@@ -212,9 +212,10 @@ def _check(args: argparse.Namespace) -> None:
     from wikillm.core.errors import ConfigError, Problems
 
     problems = Problems(ConfigError)
-    for name in ("nodes", "gpus_per_node"):
-        if getattr(args, name) < 1:
-            problems.add(f"--{name.replace('_', '-')} is at least 1.", got=str(getattr(args, name)))
+    for name, most in (("nodes", 100_000), ("gpus_per_node", 1024)):
+        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        if not 1 <= value <= most:
+            problems.add(f"{flag} is at {'least 1' if value < 1 else f'most {most}'}.", got=str(value))
     if args.tflops is not None and not 0.1 <= args.tflops <= 100_000:
         problems.add("--tflops is a GPU's dense bf16 peak in TFLOP/s.", got=str(args.tflops), fix="--tflops 165")
     if args.tflops is not None and args.gpu.lower() == "cpu":

@@ -139,7 +139,7 @@ class DataSection(Section):
     """Bytes of decompressed source per shard. Default: a 64th of the source, from 1 MiB to 64 MiB."""
     streaming: Literal["auto", "on", "off"] = "auto"
     """Train while the store is being built: auto does where it has more than one window and the horizon is in steps."""
-    window_shards: int = Field(default=8, ge=1)
+    window_shards: int = Field(default=8, ge=1, le=2**31)
     """Shards whose samples the first epoch mixes; training starts when so many stand. Later epochs mix all."""
     packing: Packing = "concat"
     """concat cuts the text every T tokens; best_fit keeps documents whole where they fit, with some padding."""
@@ -182,21 +182,21 @@ class ModelSection(Section):
     """A model preset (`wikillm presets`)."""
     architecture: Literal["qwen2", "qwen3"] = "qwen2"
     """qwen2 (biases on q, k, v) or qwen3 (RMSNorm on q and k)."""
-    hidden_size: int = Field(default=512, ge=1)
+    hidden_size: int = Field(default=512, ge=1, le=2**20)
     """Width of the residual stream."""
-    num_hidden_layers: int = Field(default=12, ge=1)
+    num_hidden_layers: int = Field(default=12, ge=1, le=100_000)
     """Number of decoder layers."""
-    num_attention_heads: int = Field(default=8, ge=1)
+    num_attention_heads: int = Field(default=8, ge=1, le=2**16)
     """Query heads."""
-    num_key_value_heads: int = Field(default=2, ge=1)
+    num_key_value_heads: int = Field(default=2, ge=1, le=2**16)
     """Key and value heads (grouped-query attention)."""
-    head_dim: int | None = Field(default=None, ge=1)
+    head_dim: int | None = Field(default=None, ge=1, le=2**16)
     """Width of a head. Default: hidden_size / num_attention_heads."""
-    intermediate_size: int = Field(default=2048, ge=1)
+    intermediate_size: int = Field(default=2048, ge=1, le=2**24)
     """Width of the SwiGLU feed-forward."""
     tie_word_embeddings: bool = True
     """Use the embedding as the output projection."""
-    max_position_embeddings: int = Field(default=32768, ge=1)
+    max_position_embeddings: int = Field(default=32768, ge=1, le=2**31)
     """Longest sequence the exported model declares."""
     rope_theta: float = Field(default=1_000_000.0, gt=0)
     """Base of the rotary position embedding."""
@@ -215,26 +215,26 @@ class ModelSection(Section):
 
 
 class TrainSection(Section):
-    sequence_length: int = Field(default=512, ge=2)
+    sequence_length: int = Field(default=512, ge=2, le=2**31)
     """Tokens per sequence (T)."""
-    sequence_parallel_size: int = Field(default=1, ge=1)
+    sequence_parallel_size: int = Field(default=1, ge=1, le=2**16)
     """Ranks that share each sequence (Ulysses, arXiv:2309.14509): memory for long sequences. Divides ranks, heads and T."""
     document_mask: Literal["on", "off"] = "off"
     """on: attention stays within documents, and positions begin anew with each; off: it sees the whole sequence."""
     global_batch_tokens: Count | None = None
     """Tokens per optimizer step over all ranks; accumulation is derived, so 1 GPU and 64 train the same."""
-    per_device_train_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    per_device_train_batch_size: Annotated[int, Field(ge=1, le=2**20)] | Literal["auto"] = "auto"
     """Sequences per rank and micro-step; auto: the most that divide a rank's share of the batch, keep below
     max_micro_batch_tokens and fit a GPU's memory by the planner's estimate."""
     max_micro_batch_tokens: Count = 16_384
     """Tokens of a rank's micro-step that per_device_train_batch_size=auto does not exceed; a sequence is never cut."""
-    gradient_accumulation_steps: int | None = Field(default=None, ge=1)
+    gradient_accumulation_steps: int | None = Field(default=None, ge=1, le=2**31)
     """Hugging Face's way to set the batch: micro x accumulation x world. Excludes global_batch_tokens."""
     batch_ramp_from: Count | None = None
     """Begin with a global batch of so many tokens, which doubles up to global_batch_tokens. Default: no ramp."""
     batch_ramp_tokens: Count | None = None
     """Tokens until the batch is full; each size has an equal share of them."""
-    per_device_eval_batch_size: int | None = Field(default=None, ge=1)
+    per_device_eval_batch_size: int | None = Field(default=None, ge=1, le=2**20)
     """Sequences per rank in evaluation. Default: per_device_train_batch_size."""
     max_tokens: Count | None = None
     """Horizon in tokens. Exactly one of max_tokens, max_steps, num_train_epochs."""
@@ -298,9 +298,9 @@ class TrainSection(Section):
     """Optimizer steps between checkpoints; one is always written at the end."""
     max_hours: float | None = Field(default=None, gt=0)
     """Save and exit with 75 before so many hours since the start of the process, or of the Slurm job, are over."""
-    save_total_limit: int = Field(default=3, ge=1)
+    save_total_limit: int = Field(default=3, ge=1, le=2**31)
     """Complete checkpoints to keep."""
-    dataloader_num_workers: int = Field(default=0, ge=0)
+    dataloader_num_workers: int = Field(default=0, ge=0, le=1024)
     """Loader processes per rank; 0 reads in the training process (a read is a memory-mapped copy)."""
     max_skipped_steps: int = Field(default=20, ge=1)
     """fp16 only: so many steps skipped in a row by the loss scaler stop the run."""
@@ -337,7 +337,7 @@ class ObserveSection(Section):
     """Optimizer steps between sample generations. Default: at each evaluation."""
     sample_prompts: Paths = ("中国的首都是", "The history of", "")
     """Prompts of the samples; an empty one starts from the end-of-text token."""
-    sample_tokens: int = Field(default=48, ge=1)
+    sample_tokens: int = Field(default=48, ge=1, le=2**31)
     """New tokens per sample."""
 
 

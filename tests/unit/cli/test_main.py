@@ -199,6 +199,8 @@ ODD_NUMBERS = {
     "generate --seed": ["99999999999999999999", "9" * 5000],
     "generate --temperature": ["nan", "inf", "-1", "1e999"],
     "stop --wait": ["nan", "-1", "inf"],
+    "plan --nodes": ["0", "-1", "9223372036854775807"],
+    "plan --gpus-per-node": ["0", "9223372036854775807"],
     "plan --mfu": ["nan", "inf", "0", "2"],
     "launch slurm --hours": ["nan", "inf", "0", "-1"],
     "prepare --hours": ["nan", "inf"],

@@ -11,7 +11,7 @@ from wikillm.config.load import load
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.plan.run_plan import make_plan
-from wikillm.train.engine import check_attention, check_engine, check_flex, resolve_engine
+from wikillm.train.engine import check_attention, check_engine, check_flex, check_half_precision, resolve_engine
 
 
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
@@ -64,3 +64,11 @@ def test_8_bit_products_of_odd_shapes_are_refused_before_a_process_group_exists(
     with pytest.raises(MachineError, match="fp8 does not run here") as caught:
         resolve_engine(run.config, plan, World.from_env({}))
     assert "vocab_size 4100 is not a multiple of 16" in (caught.value.got or "")
+
+
+def test_fp16_on_a_cpu_is_refused_instead_of_trained_in_32_bit() -> None:
+    cfg = load("demo", ["train.precision=fp16"]).config
+    with pytest.raises(ConfigError, match="fp16 does not train on a CPU"):
+        check_half_precision(cfg, has_gpu=False)
+    check_half_precision(cfg, has_gpu=True)
+    check_half_precision(load("demo", ["train.precision=bf16"]).config, has_gpu=False)
