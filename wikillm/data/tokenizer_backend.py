@@ -191,7 +191,8 @@ def refuse_backend(store: Path, name: str, error: BackendDiffers) -> None:
 
 
 def _why_not(name: str, folder: Path) -> str | None:
-    texts = fuzz_texts()
+    added = load_tokenizer(folder).backend.get_added_tokens_decoder().values()
+    texts = fuzz_texts() + [f"a{token.content} b" for token in list(added)[:50]]  # this tokenizer's own
     try:
         encoder = open_encoder(name, folder)
         encoder.check(texts, encoder.encode_batch(texts), len(texts))

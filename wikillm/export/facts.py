@@ -55,7 +55,8 @@ def trained_tokenizer(checkpoint: Path) -> Path | None:
     """As `find_tokenizer`, or None. Raises CheckpointError when it is not the one that the run wrote down."""
     place = next((place for place in _tokenizer_places(checkpoint) if (place / "tokenizer.json").is_file()), None)
     run = run_of(checkpoint)
-    recorded = _read_json(run / "data.json").get("tokenizer", {}).get("sha256") if run is not None else None
+    written = _read_json(run / "data.json").get("tokenizer") if run is not None else None
+    recorded = written.get("sha256") if isinstance(written, dict) else None
     if place is not None and recorded is not None and sha256_file(place / "tokenizer.json") != recorded:
         raise CheckpointError(
             "The run's tokenizer.json was changed after the training.",

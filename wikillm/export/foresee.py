@@ -28,6 +28,16 @@ def foresee_export(tokenizer_dir: Path, architecture: str, init_from: str | None
         _compare_with_start(tokenizer_dir, Path(init_from))
     if is_qwen2_kind(json.loads((tokenizer_dir / "tokenizer.json").read_text(encoding="utf-8"))):
         return
+    try:
+        _try(tokenizer_dir, architecture)
+    except WikiLLMError as error:
+        warn(f"`wikillm export` will refuse this run.\n{error}")
+    except Exception as error:  # whatever transformers raises: the training itself needs none of this
+        warn(f"`wikillm export` will fail: transformers cannot open this tokenizer.\n  {error!r}")
+
+
+def _try(tokenizer_dir: Path, architecture: str) -> None:
+    """Raises what the export would."""
     files = tokenizer_files(tokenizer_dir, max_length=_POSITIONS)
     model_type = model_type_for(architecture, files["tokenizer.json"])
     if model_type != architecture:
@@ -41,12 +51,7 @@ def foresee_export(tokenizer_dir: Path, architecture: str, init_from: str | None
         for name, text in files.items():
             write_atomic(Path(folder) / name, text)
         write_json(Path(folder) / "config.json", {"model_type": model_type})
-        try:
-            compare_tokens(plain.tokenize(folder, texts), trained, texts)
-        except WikiLLMError as error:
-            warn(f"`wikillm export` will refuse this run.\n{error}")
-        except Exception as error:  # whatever transformers raises: the training itself needs none of this
-            warn(f"`wikillm export` will fail: transformers cannot open this tokenizer.\n  {error!r}")
+        compare_tokens(plain.tokenize(folder, texts), trained, texts)
 
 
 def _compare_with_start(tokenizer_dir: Path, start: Path) -> None:

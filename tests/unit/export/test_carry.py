@@ -16,6 +16,7 @@ from transformers.models.auto import tokenization_auto
 from wikillm.core.errors import DataError
 from wikillm.core.files import write_json
 from wikillm.data.tokenizer import copy_tokenizer, load_tokenizer, prompt_tokenizer
+from wikillm.data.tokenizer_backend import choose_backend
 from wikillm.export import plain
 from wikillm.export.carry import model_type_for, tokenizer_files
 from wikillm.export.compare import compare_tokens
@@ -102,6 +103,9 @@ def test_a_literal_end_of_text_ends_no_document_whatever_its_flags(stores: dict[
     tokenizer = load_tokenizer(stores["marked"])  # its eos_token is no special token in tokenizer.json
     assert tokenizer.eos_id not in tokenizer.encode("a<end>b")
     assert tokenizer.decode(tokenizer.encode("a<end>b")) == "a<end>b"
+    assert choose_backend("auto", stores["marked"].parent).startswith("tokenizers "), (
+        "fastokens ends the document there"
+    )
 
 
 def test_dropout_is_off_and_prompts_are_not_padded(stores: dict[str, Path]) -> None:
