@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import random
 import sqlite3
 import struct
 
@@ -51,6 +52,8 @@ BINARY = {
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5 files"),
     "NumPy": (b"\x93NUMPY\x01\x00v\x00{'descr'", "NumPy files"),
     "token ids": (np.arange(5000, dtype="<u4").tobytes(), "binary"),
+    "random bytes": (random.Random(1).randbytes(5000), "binary"),
+    "PNG": (b"\x89PNG\r\n\x1a\n" + random.Random(2).randbytes(5000), "binary"),
     "floats": (struct.pack("<9d", *range(9)) * 50, "binary"),
     "7z": (b"7z\xbc\xaf\x27\x1c\x00\x04", "7z files"),
     "RAR": (b"Rar!\x1a\x07\x01\x00", "RAR files"),

@@ -87,6 +87,7 @@ LONG_CELL = "\n".join(f"line {i} of a long cell" for i in range(1200))
 CASES: dict[str, tuple[str, bytes, str]] = {
     "commas at line ends": ("x.jsonl", lines(RECORDS, end=",\n"), "ends with a comma"),
     "commas, but not after the last": ("x.jsonl", lines(RECORDS, end=",\n")[:-2] + b"\n", "ends with a comma"),
+    "commas inside records": ("x.jsonl", lines(RECORDS, end=",}\n").replace(b"},}", b",}"), "a comma before"),
     "Python dicts": ("x.jsonl", lines([{"text": t, "a": None, "b": True} for t in TEXTS], repr), "Python dicts"),
     "Python dicts in a list": ("x.json", repr(RECORDS).encode(), "Python dicts"),
     "Python dicts in a .txt": ("x.txt", lines(RECORDS, repr), "Python dicts"),

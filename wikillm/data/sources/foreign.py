@@ -35,6 +35,8 @@ _ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
 _LFS = b"version https://git-lfs.github.com/spec/"
 _ANNEX = re.compile(rb"(\.\./)*(/annex/objects|\.git/annex/objects)/")
 LONGEST_MARK = 64
+_CONTROLS = bytes({*range(0x1C)} - {0x01, *b"\t\n\v\f\r\x1b"})
+"""Characters that text of no encoding is full of; 0x01 and from 0x1c on they may separate fields."""
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:
@@ -75,10 +77,12 @@ def refuse_binary(path: Path, begin: bytes) -> None:
     if begin[257:262] == b"ustar":
         raise DataError("A tar archive cannot be read.", got=str(path), fix=unpacked(path, "python3 -m tarfile -e"))
     refuse_foreign(path, begin[:LONGEST_MARK])
-    if begin.count(b"\0") * 20 > len(begin):
+    controls = len(begin) - len(begin.translate(None, _CONTROLS))
+    if controls * 30 > len(begin):
         raise DataError(
             "A file is binary: it holds no text.",
-            got=f"{path}: {begin.count(0):,} of its first {len(begin):,} bytes are NUL, and it starts with {begin[:8]!r}",
+            got=f"{path}: {controls:,} of its first {len(begin):,} bytes are control characters, "
+            f"and it starts with {begin[:8]!r}",
             fix="write its text as JSON Lines, a record a line, and name that file in data.path",
         )
 

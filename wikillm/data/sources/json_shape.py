@@ -34,6 +34,7 @@ _JOINED = (
 _LINES = "(json.loads(l) for l in sys.stdin if l.strip())"
 _LONGEST_LITERAL = 1 << 16  # bytes of a line that is tried as a Python literal
 _UNQUOTED_KEY = re.compile(r"^\s*[\[{]?\s*\{?\s*[A-Za-z_]\w*\s*:\s*[\"'\d\[{]")
+_COMMA_AT_END = re.compile(r",\s*[}\]]$")
 
 
 def kind_of_line(line: str) -> str:
@@ -88,8 +89,8 @@ def refuse_object(source: SourceFile, text: str) -> None:
 def no_objects(source: SourceFile, values: Sequence[Any], first: bytes, probed: int) -> DataError:
     """The error for a source whose first records are no JSON objects; `values` are those that could be parsed."""
     what = f"None of the first {probed} records is a JSON object."
-    got = f"{source.path} (read as {source.format}) starts with {first!r}"
     text = first.decode("utf-8", errors="replace")
+    got = f"{source.path} (read as {source.format}) starts with {text[:60]!r}"
     if values and all(isinstance(value, str) for value in values):
         expression = f"{{{json.dumps(source.text_key)}: r}}"
     elif values and all(isinstance(value, list) and value and isinstance(value[0], dict) for value in values):
@@ -261,8 +262,13 @@ def _records(source: SourceFile) -> str:
 
 
 def _python(source: SourceFile, first: str, records: str) -> DataError:
+    what = "A file holds Python dicts (single quotes, None, True), not JSON."
+    line = first.strip().rstrip(",")
+    comma = _COMMA_AT_END.search(line)
+    if comma and _parsed(line[: comma.start()] + line[comma.start() + 1 :]) is not None:
+        what = "The records of a file have a comma before their closing bracket, which JSON does not allow."
     return DataError(
-        "A file holds Python dicts (single quotes, None, True), not JSON.",
+        what,
         got=f"{source.path} starts with {first[:60]!r}",
         fix=filtered(source.path, source.compression, python_lines("r", records), ".jsonl"),
     )
