@@ -20,7 +20,8 @@ from wikillm.config.schema import ModelSection
 from wikillm.plan.params import count_parameters
 from wikillm.plan.setup import Precision
 
-_HEADERS = 70_000
+_HEADERS = {None: 30_000, 0: 45_000}
+_HEADERS_OF_PARTITIONS = 70_000  # DeepSpeed puts its script zero_to_fp32.py beside them
 _PER_RANK = 15_000  # a random state
 
 
@@ -59,4 +60,5 @@ def checkpoint_bytes(model: ModelSection, vocab_size: int, written: Written, *, 
         per_parameter += width + 12
         tied = 0
     one_moment_less = 4 * (count.matmul - count.embedding) if written.muon else 0
-    return per_parameter * parameters + width * tied - one_moment_less + _HEADERS + _PER_RANK * written.ranks
+    headers = _HEADERS.get(written.stage, _HEADERS_OF_PARTITIONS) + _PER_RANK * written.ranks
+    return per_parameter * parameters + width * tied - one_moment_less + headers
