@@ -71,7 +71,13 @@ def test_no_command_runs_it(
     for file in checkpoint.glob(f"global_step1/*{kind}.pt"):
         plant(file, mark)
     seal_again(checkpoint)
-    store = ["data.min_val_tokens=20", "train.sequence_length=16", f"data.store={tmp_path / 'store'}"]
+    store = [
+        "train.max_steps=10",
+        "train.warmup_steps=1",
+        "data.min_val_tokens=20",
+        "train.sequence_length=16",
+        f"data.store={tmp_path / 'store'}",
+    ]
     evaluate = ["eval", str(checkpoint), f"data.path={corpus}", f"data.tokenizer={run / 'tokenizer'}", *store]
     export = ["export", str(run), "--to", str(tmp_path / "model")]
     for words in (export, ["generate", str(run), "--prompt", "一"], evaluate):
