@@ -162,9 +162,13 @@ def test_nan_ends_the_run_on_all_ranks_and_enters_no_checkpoint(recipe: str | No
 
 def test_another_configuration_cannot_resume_in_silence(words: Any, tmp_path: Path) -> None:
     assert run(1, words(tmp_path / "run"), deepspeed="zero1")["code"] == 0
-    changed = words(tmp_path / "run", "train.sequence_length=16", "run.seed=7")
+    records = ("config.resolved.yaml", "plan.json", "data.json", "ds_config.resolved.json", "tokenizer/tokenizer.json")
+    before = [(tmp_path / "run" / name).read_bytes() for name in records]
+    store = ["data.tokenizer=train:500", f"data.store={tmp_path / 'other'}"]
+    changed = words(tmp_path / "run", "train.sequence_length=16", "run.seed=7", *store)
     refused = run(1, changed, deepspeed="zero1", resume="auto")
     assert refused["code"] == 6
+    assert [(tmp_path / "run" / name).read_bytes() for name in records] == before, "a refused start records nothing"
     assert "sequence_length: 32 then, 16 now" in refused["message"] and "seed: 42 then, 7 now" in refused["message"]
     again = run(1, words(tmp_path / "run"), deepspeed="zero1")
     assert again["code"] == 2 and "--resume auto" in again["message"]

@@ -45,7 +45,7 @@ from wikillm.train.control import ControlGroup
 from wikillm.train.engine import Engine, bytes_per_checkpoint
 from wikillm.train.optimizer import muon_settings
 from wikillm.train.outcome import record_outcome
-from wikillm.train.records import record_data
+from wikillm.train.records import record_data, record_start
 from wikillm.train.resume import (
     ResumePoint,
     check_same_run,
@@ -190,6 +190,8 @@ class Job:
         data = self._data()
         data.wait_for(point.consumed_samples)
         check_same_tokens(point, self._data_read(data.order, point.consumed_samples))
+        if self.world.is_main:  # not before: a start that is refused leaves the records of the run alone
+            record_start(self.run, self.resolved, self.plan, self.engine, self.store)
         return data
 
     def _samples(self, report: ReportCallback) -> SampleCallback:

@@ -1,15 +1,18 @@
-"""What a run writes down before step 1, so that it can be understood and repeated from its directory alone."""
+"""What a run writes down before step 1, so that it can be understood and repeated from its directory alone.
+
+A resumed start writes its records once the checkpoint has accepted its configuration: a refused one changes nothing.
+"""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import asdict
 
+from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.config.load import Resolved, to_yaml
 from wikillm.core.files import write_atomic, write_json
 from wikillm.core.log import say
 from wikillm.core.units import format_count
-from wikillm.core.world import World
 from wikillm.data.mixture import SourceUse
 from wikillm.data.store import Store
 from wikillm.observe.redact import without_queries
@@ -20,19 +23,27 @@ from wikillm.train.run_dir import RunDir, describe_environment
 
 
 def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store: Store) -> None:
-    """Write the records into the claimed directory, tell the user what will run. (rank 0)
+    """Identify the run in the claimed directory and tell the user what will run. (rank 0)
+
+    A directory without checkpoints gets its records here; otherwise `record_start` follows when one was accepted.
 
     Raises MachineError where not one checkpoint fits on the disk.
     """
     run.check_room(bytes_per_checkpoint(resolved.config, plan, engine), resolved.config.train.save_total_limit)
     run.identify()
+    if not list_checkpoints(run.checkpoints):
+        record_start(run, resolved, plan, engine, store)
+    say_plan(run, resolved, plan, engine, store)
+
+
+def record_start(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store: Store) -> None:
+    """Write the configuration, the plan, the environment and the data of this start. (rank 0)"""
     write_atomic(run.path / "config.resolved.yaml", without_queries(to_yaml(resolved)))
     write_json(run.path / "plan.json", plan.to_json())
     write_json(run.path / "environment.json", describe_environment())
     if engine.json is not None:
         write_json(run.path / "ds_config.resolved.json", engine.json)
     record_data(run, store)
-    say_plan(run, resolved, plan, engine, store)
 
 
 def record_data(run: RunDir, store: Store) -> None:
@@ -90,11 +101,9 @@ def _horizon(plan: Plan) -> str:
     )
 
 
-def record_new_plan(run: RunDir, plan: Plan, world: World) -> None:
-    """Write and tell a plan that a checkpoint has changed: its samples were trained on with another batch. (all ranks)"""
+def say_new_plan(plan: Plan) -> None:
+    """Log a plan that a checkpoint has changed: its samples were trained on with another batch."""
     say(f"{_horizon(plan)}, from the checkpoint on")
-    if world.is_main:
-        write_json(run.path / "plan.json", plan.to_json())
 
 
 def source_line(use: SourceUse) -> str:

@@ -34,7 +34,7 @@ from wikillm.train.exit import ending, record_exit
 from wikillm.train.guard import check_shared_folder, check_world, limit_threads
 from wikillm.train.job import Job, TrainResult
 from wikillm.train.patches import patch_model
-from wikillm.train.records import open_run, record_new_plan
+from wikillm.train.records import open_run, say_new_plan
 from wikillm.train.resume import ResumePoint, agree_on_resume_point
 from wikillm.train.run_dir import RunDir, refuse_before_supervision
 from wikillm.train.supply import open_store
@@ -131,7 +131,7 @@ def _pretrain(
         supervisor.at(run.path, run.log_file(world.rank))
         point = agree_on_resume_point(run.checkpoints, how.resume, group, is_main=world.is_main)
         if point is not None:
-            plan = go_on_from(point, plan, make, args, cfg, run, world)
+            plan = go_on_from(point, plan, make, args, cfg)
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
         board.enter("model")
         model = build_model(cfg.model, plan.vocab_size, args, eos_id=store.manifest.tokenizer.eos_id, seed=cfg.run.seed)
@@ -148,12 +148,10 @@ def go_on_from(
     make: Callable[..., Plan],
     args: TrainingArguments,
     cfg: RunConfig,
-    run: RunDir,
-    world: World,
 ) -> Plan:
     """The plan with what the checkpoint has trained on counted as it was, also with another batch. (all ranks)"""
     onwards = make(done=(point.step, point.consumed_samples))
     if onwards != plan:
         follow_plan(args, cfg, onwards)
-        record_new_plan(run, onwards, world)
+        say_new_plan(onwards)
     return onwards
