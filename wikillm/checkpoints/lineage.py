@@ -8,7 +8,7 @@ Every manifest therefore records two facts about the folder it was written into:
                still in the folder when it was written; empty when the run began here or elsewhere
 
 The branch of a folder is the checkpoint with the highest sequence and its ancestors. Checkpoints of earlier versions of
-WikiLLM have no sequence: they count as 0, stand in the order of their steps, and come before all that have one.
+WikiLLM have no sequence: they count as 0 and come first, in the order of their steps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wikillm.core.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
-    """Where a checkpoint stands among all that were ever written into its folder."""
+    """The position of a checkpoint among all that were ever written into its folder."""
 
     sequence: int
     step: int

@@ -2,8 +2,8 @@
 
 `accelerate launch` hands its settings on as ACCELERATE_*, FSDP_* and PARALLELISM_CONFIG_*, and Hugging Face's Trainer takes
 them where it was told nothing else: bf16 under the label fp32. A run says in its own keys what it does. A variable that asks
-for something else is refused by name; what is left of these families is removed before a library reads it, so that one that
-nobody has heard of changes nothing either. torch's own variables that change numbers or switch compilation off are refused
+for something else is refused by name; what is left of these families is removed before a library reads it, so that an
+unknown one changes nothing either. torch's own variables that change numbers or switch compilation off are refused
 too, and stay. Pure functions of the environment; `claim_environment` alone changes it.
 """
 

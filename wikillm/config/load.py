@@ -162,7 +162,7 @@ def _settings(entries: Mapping[str, Entry], name: str, layer: Layer, problems: P
 
 
 def _typed(value: object) -> str:
-    """A scalar of a file as it would stand on the command line; nothing for a list or a mapping."""
+    """A scalar of a file as it would be written on the command line; nothing for a list or a mapping."""
     return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
 
 

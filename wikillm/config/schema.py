@@ -307,7 +307,7 @@ class TrainSection(Section):
     exit_timeout_seconds: float = Field(default=60.0, gt=0)
     """How long a rank waits for the others before it exits."""
     supervise: Literal["auto", "on", "off"] = "auto"
-    """Watch the ranks from outside and end the run, by name, when one is lost or stands still; on: over the network also on one node."""
+    """Watch the ranks from outside; end the run and name the rank when one is lost or stalls. on: over the network also on one node."""
     lost_seconds: float = Field(default=20.0, ge=5)
     """A node without a sign of life for so long is lost."""
     stall_seconds: float = Field(default=120.0, gt=0)

@@ -1,4 +1,4 @@
-"""Errors of the machine and of damaged files, told apart from mistakes in the program.
+"""Errors of the machine and of damaged files, as opposed to mistakes in the program.
 
 `as_refusal` turns what the operating system or a library raised into the `WikiLLMError` that it means. The command
 line and the end of a training run ask it for every error, so that a full disk exits with 3 wherever it is met. Where
@@ -39,7 +39,7 @@ _MEMORY = (
     "make it smaller: train.per_device_train_batch_size, train.sequence_length, data.workers, the model; "
     "`wikillm plan` estimates what a run needs",
 )
-_WRONG_KIND = ("A file stands where a folder is needed, or the reverse.", "move it, or name another path")
+_WRONG_KIND = ("There is a file where a folder is needed, or the reverse.", "move it, or name another path")
 _READING = (
     "The disk reported an error.",
     "check the disk (dmesg, smartctl) or the network mount, and start again",
@@ -103,7 +103,7 @@ _SAID: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"can't allocate memory|[Cc]annot allocate memory|out of memory", re.IGNORECASE), errno.ENOMEM),
     (re.compile(r"can't start new thread"), errno.EAGAIN),
     (re.compile(r"Input/output error"), errno.EIO),
-    # torch's zip writer says where it stood in the file, not why no more was written.
+    # torch's zip writer reports its position in the file, not why no more was written.
     (re.compile(r"PytorchStreamWriter failed|inline_container\.cc:\d+\] \. unexpected pos"), errno.ENOSPC),
 )
 _DAMAGED = re.compile(

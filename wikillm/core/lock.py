@@ -43,7 +43,7 @@ class FileLock:
             os.close(fd)
             return False
         if not self._is_shared:
-            with suppress(OSError):  # on a full disk the lock holds all the same, and names nobody
+            with suppress(OSError):  # on a full disk the lock still holds; only its owner's name is missing
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
         self._fd = fd

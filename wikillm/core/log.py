@@ -96,7 +96,7 @@ def _go_silent(name: str, number: int, error: OSError | ValueError) -> None:
 
 
 class _RankFile(logging.FileHandler):
-    """A log file that may fail: the first failure is told in one line, not each one by a traceback."""
+    """A log file that may fail: only the first failure is reported, in one line and without a traceback."""
 
     _has_warned = False
 
@@ -124,7 +124,7 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def log_to_file(path: Path, clean: Callable[[str], str] = str) -> None:
-    """Send everything that `logging` hears in this process to `path`, appending, each record through `clean`.
+    """Send every `logging` record of this process to `path`, appending, each record through `clean`.
 
     (all ranks, each its own file)
     """

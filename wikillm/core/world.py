@@ -57,7 +57,7 @@ class World:
         return cls(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
 
     def check_meeting_place(self, environ: MutableMapping[str, str] = os.environ) -> None:
-        """Several ranks have been told where they meet; a lone process forgets what a launcher left behind.
+        """Check that several ranks have a rendezvous address; for a lone process, drop what a launcher left behind.
 
         Raises:
             MachineError: MASTER_ADDR or MASTER_PORT is missing or no port, or an unknown MPI started several processes.
@@ -73,7 +73,7 @@ class World:
                 )
             if not all(environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
                 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-                    environ.pop(name, None)  # torch would wait for a meeting place that nobody named
+                    environ.pop(name, None)  # torch would wait for a rendezvous address that was never given
                 return
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
         port = environ.get("MASTER_PORT", "")

@@ -139,7 +139,7 @@ def _facts_of(marker: Path) -> dict[str, Any]:
         facts = json.loads(marker.read_text(encoding="utf-8"))["facts"]
         if isinstance(facts, dict):
             return facts
-        got = f"{marker}: its facts are no object"
+        got = f"{marker}: its facts are not an object"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         got = f"{marker}: {type(error).__name__}: {error}"
     fix = f"remove it and build it again: rm -r {quoted(marker.parent)}"

@@ -31,7 +31,7 @@ def refuse_one_text(sources: Sequence[SourceFile]) -> None:
     text = head(sources[0], _LOOK_BYTES).decode("utf-8", errors="replace")
     fix = "more documents: a line or a paragraph each (data.format=lines, data.format=blocks), or several files"
     if _BETWEEN_LINES.search(text):
-        fix = f"{plain_format(text)}\n(lines: each line is a document; blocks: blank lines stand between documents)"
+        fix = f"{plain_format(text)}\n(lines: each line is a document; blocks: documents are separated by blank lines)"
     raise DataError(
         "A text file is one document, and one document cannot be split into training and validation text.",
         got=f"{sources[0].path}: {format_size(sources[0].size)}",

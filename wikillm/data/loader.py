@@ -315,11 +315,11 @@ def _options(workers: int) -> dict[str, Any]:
 def _outlive_a_stop(worker: int) -> None:
     """Launchers signal the whole process tree; the training process still ends its step and saves, and ends its workers then.
 
-    torch's own handler ends a worker at a SIGTERM of anybody, and the training with it; here only the parent's counts.
+    torch's own handler ends a worker, and the training with it, at any SIGTERM; here only the parent's SIGTERM does.
     """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a handler would not be told who sent it
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a handler does not see the sender
     threading.Thread(target=_end_at_the_word_of, args=(os.getppid(),), name="signals", daemon=True).start()
 
 

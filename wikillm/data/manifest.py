@@ -134,7 +134,7 @@ def _check(manifest: Manifest) -> None:
     """What the values of a finished store have to do with each other. Raises ValueError."""
     tokenizer, fraction = manifest.tokenizer, manifest.facts.get("data.val_fraction")
     if not 0 < tokenizer.length <= 2**32:
-        raise ValueError(f"tokenizer.length: {tokenizer.length} is no number of token ids")
+        raise ValueError(f"tokenizer.length: {tokenizer.length} is not a number of token ids")
     if tokenizer.eos_id >= tokenizer.length:
         raise ValueError(f"tokenizer.eos_id: {tokenizer.eos_id} is outside the vocabulary of {tokenizer.length}")
     if type(fraction) is not float or not 0 < fraction < 1:

@@ -2,7 +2,7 @@
 
 Known are str, bool, int (whole, from 0 to 2^63 - 1), `X | None`, `tuple[X, ...]`, `dict[str, X]`, `Any` and dataclasses of
 these. A field may be left out if it has a default and its name is among `later`: those that a format got after its
-first version. A key that is no field is an error.
+first version. An unknown key is an error.
 """
 
 from __future__ import annotations

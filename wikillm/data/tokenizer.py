@@ -83,7 +83,7 @@ def _opened(content: bytes) -> tuple[Tokenizer, dict[str, int]]:
 
 
 def prompt_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer for what a user types: special tokens that stand in a prompt are special, unlike in training text."""
+    """The tokenizer for what a user types: special tokens written in a prompt are special, unlike in training text."""
     load_tokenizer(folder)  # refuses what is damaged
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     backend.no_truncation()

@@ -1,7 +1,7 @@
 """Wikitext to text that reads like the article: about 2.2 MB of wikitext per second and core (an English dump).
 
 Built on mwparserfromhell. Kept: prose, list items ("- "), section headings as lines of their own, the text of
-links, templates that stand inside sentences (`wikitext_templates`), code, what `<nowiki>` shows, short plain formulas.
+links, templates inside sentences (`wikitext_templates`), code, what `<nowiki>` shows, short plain formulas.
 Left out: other templates, tables, references, pictures with their captions, categories, galleries, formulas in TeX,
 comments, sections of links and sources, headings of sections that have no text left. Parameters of templates and pages
 elsewhere are unknown here, so a transcluded text is lost.
@@ -51,7 +51,7 @@ def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite()) -> str:
     """
     names = site_names(site)
     regions = Regions()
-    # What is no wikitext goes first: no rule below may see what is inside `<nowiki>`. References are a third of an English
+    # What is not wikitext goes first: no rule below may see what is inside `<nowiki>`. References are a third of an English
     # article besides, and half of the parser's time.
     wikitext = set_apart(wikitext.replace("\r\n", "\n"), regions)
     if names.converts:
@@ -214,5 +214,5 @@ class _Renderer:
 
         name = name.casefold().replace("_", " ")
         shown = text_of_template(name, values, argument, before)
-        # {{'}} and {{!}} are there to show a character that would be a mark where they stand.
+        # {{'}} and {{!}} are there to show a character that would otherwise be markup.
         return self._regions.protect(shown) if name in LITERALS and not _MARKUP.isdisjoint(shown) else shown

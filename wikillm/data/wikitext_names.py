@@ -23,7 +23,7 @@ OTHER_PREFIXES = _names("""
     样板, 模板讨论, 模板討論, 樣板討論, 帮助, 幫助, 使用說明, 帮助讨论, 幫助討論, 文件讨论, 檔案討論, 图像讨论, 圖像討論, 分类讨论, 分類討論, 特殊,
     主题, 主題, 模块, 模組
 """)
-"""Prefixes of titles that are no articles, in exports of Chinese wikis that neither number nor list them."""
+"""Prefixes of titles that are not articles, in exports of Chinese wikis that neither number nor list them."""
 
 INTERLANGUAGE_PREFIXES = _names("""
     aa, ab, abs, ace, ady, af, ak, als, alt, am, ami, an, ang, ann, anp, ar, arc, ary, arz, as, ast, atj, av, avk, awa, ay,
@@ -71,7 +71,7 @@ SWITCHES = _names("""
     без_огл, обязательное_оглавление, обяз_огл, без_редактирования_раздела, без_галереи, скрытая_категория, без_индекса,
     съдържание, безсъдържание, зміст, без_змісту, mục_lục_luôn_hiện, không_mục_mục, không_mục_lục
 """)
-"""Behaviour switches, `__NOTOC__`, by what stands between the underscores. Compared in lower case."""
+"""Behaviour switches, `__NOTOC__`, by the word between the underscores. Compared in lower case."""
 
 CASED_SWITCHES = frozenset({"INDEX", "DISAMBIG", "START", "END"})
 """Switches in this case only: `__index__` is a name in Python."""

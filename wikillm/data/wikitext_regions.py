@@ -1,8 +1,8 @@
 """The first step of cleaning a page: set apart what is not wikitext, before any other rule reads it.
 
-Comments, references and the content of tags such as `<gallery>` are cut. What stands in `<nowiki>`, `<pre>`, `<code>`,
+Comments, references and the content of tags such as `<gallery>` are cut. The content of `<nowiki>`, `<pre>`, `<code>`,
 `<syntaxhighlight>`, `<source>`, `<math>`, `<chem>` is text or a formula, whatever it looks like: it is kept in `Regions`
-and a short mark stands in its place until the page is text. The tag that starts first wins, as in MediaWiki
+and is replaced by a short mark until the page is text. The tag that starts first wins, as in MediaWiki
 (https://www.mediawiki.org/wiki/Preprocessor_ABNF). Of a tag that is never closed only the tag is cut. One pass, in linear
 time.
 """
@@ -54,18 +54,18 @@ _PLAIN_FORMULA = re.compile(r"[\w\s+\-=<>().,*/'|^{}\[\]:;!?%°→⇌]{1,60}")
 
 
 class Regions:
-    """Texts that wait to be put back, and the marks that stand for them."""
+    """Texts to be put back, and the marks that replace them."""
 
     def __init__(self) -> None:
         self._texts: list[tuple[str, bool]] = []
 
     def protect(self, text: str, *, is_block: bool = False) -> str:
-        """The mark of a text that no rule may touch. A block gets lines of its own."""
+        """The mark of a text that no rule may touch. A block gets its own lines."""
         self._texts.append((text, is_block))
         return f"{_OPEN}{len(self._texts) - 1}{_CLOSE}"
 
     def restore(self, text: str) -> str:
-        """The text with what its marks stand for."""
+        """The text with its marks replaced by their content."""
         return _MARK.sub(self._restored, text) if _OPEN in text else text
 
     def _restored(self, mark: re.Match[str]) -> str:
@@ -154,7 +154,7 @@ def _end_of_text(
 
 
 def _kept(name: str, attributes: str, content: str, regions: Regions) -> str:
-    """What stands for a region in the page: a mark, or nothing."""
+    """The replacement of a region in the page: a mark, or nothing."""
     if name == "nowiki":
         return NOWIKI + regions.protect(_decoded(content)) if content else NOWIKI
     if name in _FORMULA:

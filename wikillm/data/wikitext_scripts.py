@@ -25,7 +25,7 @@ _ONE_NAME = re.compile(r"[+\-−–]?(?:\w|[.,′'])+")
 
 
 def superscript(text: str, before: str) -> str:
-    """`text` raised behind `before`, which is all or the last of what stands before it."""
+    """`text` raised behind `before`, which is all, or the end, of the text in front of it."""
     shown = _without_style(text)
     if not shown:
         return ""

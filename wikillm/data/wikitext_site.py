@@ -23,12 +23,12 @@ class SiteNames(NamedTuple):
     """Prefixes are as `prefix_of` gives them."""
 
     hidden: frozenset[str]  # of links that show a picture or sort the page
-    others: frozenset[str]  # of titles that are no articles
+    others: frozenset[str]  # of titles that are not articles
     converts: bool  # whether `-{...}-` is markup
 
 
 def prefix_of(title: str) -> str:
-    """What stands before the first colon, in lower case, underscores as spaces; empty without a colon."""
+    """The part before the first colon, in lower case, underscores as spaces; empty without a colon."""
     prefix, colon, _ = title.partition(":")
     return " ".join(prefix.replace("_", " ").split()).casefold() if colon else ""
 

@@ -122,7 +122,7 @@ CASES: dict[str, tuple[str, bytes, str]] = {
     "other XML": ("x.xml", b"<?xml version='1.0'?>\n" + MARKED_UP, "not a MediaWiki"),
     "an Arrow stream": ("data-00000-of-00001.arrow", arrow("stream"), "Arrow streams"),
     "an Arrow file": ("x.arrow", arrow("file"), "Arrow files"),
-    "objects on one line": ("x.json", b"".join(json.dumps(r).encode() for r in RECORDS), "on a line"),
+    "objects on one line": ("x.json", b"".join(json.dumps(r).encode() for r in RECORDS), "on one line"),
     "zip": ("x y.jsonl.zip", zipped(), "zip files"),
     "tar": ("x.tar.gz", tarred(), "tar archive"),
     "GB 18030": ("x.jsonl", lines(RECORDS, lambda r: json.dumps(r, ensure_ascii=False)).decode().encode("gb18030"), "gb18030"),

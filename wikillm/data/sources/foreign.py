@@ -44,14 +44,14 @@ def refuse_foreign(path: Path, start: bytes) -> None:
     if start.startswith(_LFS):
         folder = quoted(path.parent)
         raise DataError(
-            "A file is a Git LFS pointer: what stands here is the address of the file, not the file.",
+            "A file is a Git LFS pointer: it holds the address of the content, not the content.",
             got=f"{path} starts with {start[:42]!r}",
             fix=f"git -C {folder} lfs pull --include {shlex.quote(path.name)}\n"
             "or download it again with the hub's own client",
         )
     if _ANNEX.match(start):
         raise DataError(
-            "A file is a git-annex pointer: what stands here is the name of the file's content, not the content.",
+            "A file is a git-annex pointer: it holds the name of the content, not the content.",
             got=f"{path} starts with {start[:42]!r}",
             fix=f"git -C {quoted(path.parent)} annex get {shlex.quote(path.name)}",
         )
@@ -73,7 +73,7 @@ def refuse_foreign(path: Path, start: bytes) -> None:
 
 
 def refuse_binary(path: Path, begin: bytes) -> None:
-    """Raise DataError when the beginning of a file, decompressed, is no text in any encoding that is known."""
+    """Raise DataError when the beginning of a file, decompressed, is not text in any known encoding."""
     if begin[257:262] == b"ustar":
         raise DataError("A tar archive cannot be read.", got=str(path), fix=unpacked(path, "python3 -m tarfile -e"))
     refuse_foreign(path, begin[:LONGEST_MARK])

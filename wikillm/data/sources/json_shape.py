@@ -78,7 +78,7 @@ def refuse_object(source: SourceFile, text: str) -> None:
         raise _python(source, text, "[ast.literal_eval(sys.stdin.read())]")
     what = "A JSON object stretches over several lines"
     if "\n" not in text.rstrip():
-        what = "JSON objects stand one after the other on a line"
+        what = "Several JSON objects are on one line"
     raise DataError(
         f"{what}; JSON Lines has one record per line.",
         got=got,
@@ -87,7 +87,7 @@ def refuse_object(source: SourceFile, text: str) -> None:
 
 
 def no_objects(source: SourceFile, values: Sequence[Any], first: bytes, probed: int) -> DataError:
-    """The error for a source whose first records are no JSON objects; `values` are those that could be parsed."""
+    """The error for a source whose first records are not JSON objects; `values` are those that could be parsed."""
     what = f"None of the first {probed} records is a JSON object."
     text = first.decode("utf-8", errors="replace")
     got = f"{source.path} (read as {source.format}) starts with {text[:60]!r}"
@@ -116,7 +116,7 @@ def no_text(source: SourceFile, objects: Sequence[dict[str, Any]]) -> DataError:
     listed += f", and {len(kinds) - 30} more" if len(kinds) > 30 else ""
     what = f"The records have no key {key!r} (data.text_key)."
     if key in kinds:
-        what = f"What stands under {key!r} (data.text_key) is {_KINDS.get(kinds[key], 'a string')}, not a string."
+        what = f"The value of {key!r} (data.text_key) is {_KINDS.get(kinds[key], 'a string')}, not a string."
     remark, fix = _advice(source, objects, kinds)
     return DataError(what, got=f"{source.path} has the keys {listed}" + (f"\n{remark}" if remark else ""), fix=fix)
 

@@ -134,7 +134,7 @@ def _of_folder(folder: Path, is_named: bool = True) -> list[Path]:
         say(f"data: {len(texts)} .txt files of {folder} are left out beside {taken[0].name}; a glob would name them")
     hidden = [path for path in below.hidden if path.is_dir() or CORPUS_NAME.search(path.name)]
     for paths, why in (
-        ([f"{path.relative_to(folder)} ({kind})" for path, kind in below.others], "are no files"),
+        ([f"{path.relative_to(folder)} ({kind})" for path, kind in below.others], "are not regular files"),
         ([str(path.relative_to(folder)) for path in hidden], "are hidden"),
         ([str(path.relative_to(folder)) for path in rest], "are not named like a corpus"),
     ):

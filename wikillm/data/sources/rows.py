@@ -273,7 +273,7 @@ def parse_row(payload: bytes) -> dict[str, str]:
         reason = "a quote in it has no partner" if "end of data" in str(error) else str(error)
         raise ValueError(reason) from None
     if len(rows) != 1:
-        raise ValueError("a quote stands alone in it, or a carriage return")
+        raise ValueError("it has a quote without a partner, or a carriage return")
     if len(rows[0]) != len(columns.names):
         raise ValueError(f"{len(rows[0])} fields, the header has {len(columns.names)}")
     return dict(zip(columns.names, rows[0], strict=True))

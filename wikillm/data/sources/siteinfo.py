@@ -1,4 +1,4 @@
-"""What a MediaWiki export says about its wiki: the root element's language and `<siteinfo>`. And what is no export: the
+"""What a MediaWiki export says about its wiki: the root element's language and `<siteinfo>`. And files that are not an export: the
 index beside a multistream dump.
 
 Read once, from the head of the file, when a source is looked into; it then travels with the source, so that a worker

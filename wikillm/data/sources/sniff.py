@@ -3,7 +3,7 @@
 Its name is asked only where the content has no mark of its own: what is no JSON and no XML is plain text in a .txt
 file and a table in a .csv or .tsv file. Refuses here, before anything is built, what could only fail later: formats and compressions that are not
 supported, text that is not UTF-8 (never decoded with silent replacement), and JSON whose records lack the text
-key (the keys that were seen are listed). Why JSON gives no text is told by `json_shape`, why a table does by `table`.
+key (the keys that were seen are listed). `json_shape` explains why JSON gives no text, `table` why a table does not.
 """
 
 from __future__ import annotations
@@ -162,7 +162,10 @@ def _unknown(source: SourceFile, text: str, lines: list[str]) -> DataError:
     names = [line for line in lines[:2] if _DELIMITED.fullmatch(line)]
     is_table = names[:1] == lines[:1] and source.text_key in re.split(r"[,\t;|]", lines[0].strip())
     plain = plain_format(text)
-    kinds = {"data.format=blocks": "blank lines stand between documents", "data.format=lines": "a line is a document"}
+    kinds = {
+        "data.format=blocks": "documents are separated by blank lines",
+        "data.format=lines": "a line is a document",
+    }
     other = next(name for name in kinds if name != plain)
     fix = f"{plain}\n(plain text in which {kinds[plain]}; or {other}: {kinds[other]}; data.format=text: a file is one)"
     if is_table:

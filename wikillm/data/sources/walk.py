@@ -2,7 +2,7 @@
 
 Names that begin with a dot are left out: editors, notebooks and version control keep copies there. Links are followed,
 each folder once by its real path, so that loops end and nothing counts twice. A folder that may not be read is an error.
-What is no file (pipes, sockets, devices) and links to nothing are reported with the files that are there.
+Pipes, sockets, devices and dangling links are reported with the files that are there.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _walk(folder: Path, found: Found) -> None:
 
 
 def entries_of(folder: Path) -> list[Path]:
-    """What lies in a folder, sorted. Raises DataError when it may not be read."""
+    """The entries of a folder, sorted. Raises DataError when it may not be read."""
     try:
         return sorted(folder.iterdir())
     except OSError as error:
@@ -95,7 +95,7 @@ def kind_of(path: Path) -> str:
 
 
 def matches_of(pattern: Path) -> list[Path]:
-    """What a glob matches, files and folders, sorted; `**` stands for any depth. Raises DataError as `files_of` does."""
+    """What a glob matches, files and folders, sorted; `**` matches any depth. Raises DataError as `files_of` does."""
     parts = pattern.parts
     fixed = next(i for i, part in enumerate(parts) if any(mark in part for mark in MAGIC))
     found: dict[Path, None] = {}
