@@ -23,13 +23,14 @@ RANKS = (1, 2, 8, 16, 64)
 REPO = Path(__file__).resolve().parents[2]
 PAGES = [REPO / "README.md", REPO / "README.zh-CN.md", *sorted((REPO / "docs" / "guide").glob("*.md"))]
 PLACEHOLDERS = re.compile(r"=(FOLDER|FILE|HOST|NAME)\b|init_from=weights")
+MACHINES = re.compile(r"--(hostfile|host|image|storage|gpus?|nodes|hours) \S+|--(go|print|dry-run)\b")
 A_SEQUENCE = {"long-1.7b-32k": 2, "long-7b-128k": 4}  # GPUs that share one
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """(page, words) of each command line in a code block, comments left out, continued lines joined."""
     for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        text = re.sub(r"\\\n| > \S+", " ", page.read_text(encoding="utf-8"))  # continued lines; redirections
         blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         blocks += re.findall(r"(?<=\n\n)((?:    \S.*\n)+)", text)
         for line in "\n".join(blocks).splitlines():
@@ -40,14 +41,14 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def trainings() -> list[tuple[str, tuple[str, ...]]]:
-    """What stands after `train.py`, `wikillm train` or the machines of `wikillm launch`."""
+    """The words after `train.py`, `wikillm train` or `wikillm launch TARGET`, without those that describe machines."""
     found = {}
     for page, words in commands():
         joined = " ".join(words)
         if "launch swanlab" in joined or words[:2] == ["wikillm", "plan"]:
             continue
         cut = re.split(r"train\.py|wikillm train|wikillm launch \w+", joined, maxsplit=1)
-        rest = re.sub(r"--(hostfile|host) \S+|--(go|print|dry-run)\b", "", cut[1])
+        rest = re.sub(MACHINES, "", cut[1])
         found[shlex.join(shlex.split(rest))] = page
     return [(page, tuple(shlex.split(rest))) for rest, page in found.items()]
 

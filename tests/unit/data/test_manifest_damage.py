@@ -110,7 +110,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a negative EOS": (lambda m: m["tokenizer"].update(eos_id=-1), "eos_id: -1 is not a whole number"),
     "an EOS in words": (lambda m: m["tokenizer"].update(eos_id="0"), "eos_id: '0' is not a whole number"),
     "a vocabulary of none": (lambda m: m["tokenizer"].update(length=0), "0 is not a number of token ids"),
-    "a vocabulary beyond 32 bits": (lambda m: m["tokenizer"].update(length=2**40, eos_id=0), "no number of token ids"),
+    "a vocabulary beyond 32 bits": (lambda m: m["tokenizer"].update(length=2**40, eos_id=0), "not a number of token ids"),
     "tokens that are not there": (lambda m: m["splits"]["train"].update(tokens=10**15), "in all shards"),
     "another split": (lambda m: m["splits"].update(test=m["splits"]["val"]), "splits are test, train, val"),
     "shards in disorder": (lambda m: m["shards"].reverse(), r"shards\[0\].number"),

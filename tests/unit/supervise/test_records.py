@@ -114,6 +114,8 @@ def test_a_planted_record_ends_no_process_that_is_no_python(tmp_path: Path) -> N
     with (tmp_path / "logs" / "rank_0.log").open("a") as log:
         process = subprocess.Popen(["sleep", "60"], stdout=log)
     try:
+        while not Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"sleep"):
+            time.sleep(0.01)  # the kernel shows the command line a moment after the program has begun
         write_record(tmp_path, record(Process.here(process.pid)))
         why = end_here(tmp_path, record(Process.here(process.pid)))
         assert why == "it is no Python: sleep 60" and process.poll() is None

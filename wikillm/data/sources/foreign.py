@@ -37,6 +37,7 @@ _ANNEX = re.compile(rb"(\.\./)*(/annex/objects|\.git/annex/objects)/")
 LONGEST_MARK = 64
 _CONTROLS = bytes({*range(0x1C)} - {0x01, *b"\t\n\v\f\r\x1b"})
 """Characters that text of no encoding is full of; 0x01 and from 0x1c on they may separate fields."""
+_FEW_CONTROLS = 8  # so many may be in a short text, such as a Ctrl-Z at its end
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:
@@ -78,7 +79,7 @@ def refuse_binary(path: Path, begin: bytes) -> None:
         raise DataError("A tar archive cannot be read.", got=str(path), fix=unpacked(path, "python3 -m tarfile -e"))
     refuse_foreign(path, begin[:LONGEST_MARK])
     controls = len(begin) - len(begin.translate(None, _CONTROLS))
-    if controls * 30 > len(begin):
+    if controls * 30 > max(len(begin), _FEW_CONTROLS * 30):
         raise DataError(
             "A file is binary: it holds no text.",
             got=f"{path}: {controls:,} of its first {len(begin):,} bytes are control characters, "
