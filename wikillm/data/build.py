@@ -30,7 +30,7 @@ from wikillm.data.progress import Progress
 from wikillm.data.shard import shard_record_path
 from wikillm.data.sources.bz2_streams import MAX_STREAM, has_many_streams
 from wikillm.data.sources.read import LINES, Cursor, RawShard, estimated_bytes, read_shards
-from wikillm.data.sources.remedy import quoted
+from wikillm.data.sources.remedy import set_aside
 from wikillm.data.sources.streams import file_and_line
 from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, shard_path
 from wikillm.data.tokenizer import TextTokenizer
@@ -140,10 +140,9 @@ def _facts_of(marker: Path) -> dict[str, Any]:
         if isinstance(facts, dict):
             return facts
         got = f"{marker}: its facts are not an object"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         got = f"{marker}: {type(error).__name__}: {error}"
-    fix = f"remove it and build it again: rm -r {quoted(marker.parent)}"
-    raise DataError("The record of a build is damaged.", got=got, fix=fix)
+    raise DataError("The record of a build is damaged.", got=got, fix=set_aside(marker.parent))
 
 
 def _refuse_if_it_does_not_fit(plan: BuildPlan) -> None:

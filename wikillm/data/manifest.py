@@ -17,6 +17,7 @@ from typing import Any
 from wikillm.core.errors import DataError
 from wikillm.data.funnel import Funnel, merged
 from wikillm.data.sources.read import Cursor
+from wikillm.data.sources.remedy import set_aside
 from wikillm.data.strict import read_strictly
 
 FORMAT_VERSION = 1
@@ -185,7 +186,7 @@ def refuse_other_facts(folder: Path, stored: Mapping[str, Any], wanted: Mapping[
     raise DataError(
         "The token store was made from something else.",
         got=f"{folder}\n" + "\n".join(lines),
-        fix=f"data.store=ANOTHER_FOLDER, or leave data.store out; or remove it and build anew: rm -r {folder}",
+        fix=f"data.store=ANOTHER_FOLDER, or leave data.store out; or {set_aside(folder)}",
     )
 
 

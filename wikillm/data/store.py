@@ -31,11 +31,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from wikillm.core.errors import DataError
+from wikillm.core.errors import DataError, MachineError
 from wikillm.core.files import sha256_file
 from wikillm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, fingerprint_of
 from wikillm.data.order import window_ends
-from wikillm.data.sources.remedy import quoted
+from wikillm.data.sources.remedy import set_aside
 from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
@@ -267,7 +267,13 @@ class Store:
                 got=f"{path} is missing" + (", the build was not finished" if (folder / "build.json").exists() else ""),
                 fix="wikillm prepare data.path=FILE (goes on where a stopped build ended)",
             ) from None
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise MachineError(
+                "The manifest of a token store cannot be read.",
+                got=f"{path}: {error.strerror or error}",
+                fix="check the owner and mode of the folder, and its disk or mount",
+            ) from None
+        except (ValueError, RecursionError) as error:
             raise _damaged(folder, f"{path}: {error}") from None
         length = manifest.tokenizer.length
         train, val = (TokenStream(folder, split, manifest.shards, vocabulary=length) for split in SPLITS)
@@ -340,4 +346,4 @@ def _unreadable(path: Path, error: Exception, is_cached: bool = False) -> DataEr
 
 
 def _damaged(folder: Path, what: str) -> DataError:
-    return DataError("A token store is damaged.", got=what, fix=f"remove it and build it again: rm -r {quoted(folder)}")
+    return DataError("A token store is damaged.", got=what, fix=set_aside(folder))

@@ -14,7 +14,7 @@ import pytest
 
 from wikillm.cli.main import main
 from wikillm.config.schema import DataSection
-from wikillm.core.errors import DataError
+from wikillm.core.errors import DataError, MachineError
 from wikillm.data.growing import order_of
 from wikillm.data.loader import BatchShape, train_loader
 from wikillm.data.manifest import Manifest, fingerprint_of
@@ -197,13 +197,25 @@ def test_a_tokenizer_that_is_not_the_manifests_is_found_by_verify(store):
         Store.open(store).verify(full=True)
 
 
+def test_a_manifest_that_cannot_be_read_is_not_called_damaged(store, monkeypatch):
+    """Root may read everything, so the refusal is made here."""
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(MachineError, match="cannot be read") as caught:
+        Store.open(store)
+    assert "rm " not in caught.value.fix and "Permission denied" in caught.value.got
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"facts": []}', '{"facts": 3}', "[" * 10_000])
 def test_a_build_whose_own_record_is_damaged_says_so(store, tokenizer_dir, content):
     (store / "manifest.json").unlink()
     (store / "build.json").write_text(content)
     with pytest.raises(DataError, match="record of a build is damaged") as caught:
         prepare_store(section(store.parent, tokenizer_dir))
-    assert caught.value.fix == f"remove it and build it again: rm -r {store}"
+    assert caught.value.fix == f"move it away and build it again: mv {store} {store}.old"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,11 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
+def set_aside(folder: Path) -> str:
+    """The advice for a token store that cannot be used: nothing of the user's is removed."""
+    return f"move it away and build it again: mv {quoted(folder)} {quoted(f'{folder}.old')}"
+
+
 def path_setting(path: Path | str) -> str:
     """`data.path=` with one file. A name with a comma needs a list, since commas separate names."""
     name = str(path)
