@@ -48,6 +48,7 @@ def test_with_a_doubled_batch_the_horizon_is_the_same_share_of_the_corpus(words:
     again = run(1, line, resume="auto")  # the same once more: the horizon has not moved
     assert again["code"] == 0 and f"done       {total} steps" in again["output"], again["message"]
     assert "nothing is left to train" in again["output"]
+    assert "changed on resume" not in again["output"] and "abandoned" not in again["output"]
 
 
 @pytest.mark.parametrize("recipe", [None, "zero2"])

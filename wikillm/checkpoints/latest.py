@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wikillm.checkpoints.layout import step_of
+from wikillm.checkpoints.layout import list_checkpoints, step_of
 from wikillm.checkpoints.lineage import Lineage, arrange
 from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError
@@ -67,6 +67,13 @@ def find_complete(path: Path) -> Path:
         CheckpointError: nothing complete is there.
     """
     if step_of(path) is not None:
+        if not path.exists():
+            there = ", ".join(found.name for found in list_checkpoints(path.parent)) or "none"
+            raise CheckpointError(
+                f"There is no checkpoint at {path}.",
+                got=f"in {path.parent}: {there}",
+                fix="name one of these, or the run directory for the last one written",
+            )
         verify(path)
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path

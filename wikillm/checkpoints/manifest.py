@@ -135,7 +135,15 @@ def _other_steps(checkpoint: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The run state in a verified checkpoint. Raises CheckpointError when it cannot be read."""
-    return _read_object(checkpoint, STATE)
+    state = _read_object(checkpoint, STATE)
+    wrong = [
+        f"{key}: {state[key]!r}"
+        for key in ("step", "consumed_samples", "max_steps")
+        if key in state and (type(state[key]) is not int or not 0 <= state[key] < 2**63)
+    ]
+    if wrong:
+        raise CheckpointError(f"{STATE} of {checkpoint} holds no counts.", got=", ".join(wrong))
+    return state
 
 
 def _read_object(checkpoint: Path, name: str) -> dict[str, Any]:

@@ -66,7 +66,11 @@ def add_run_config_arguments(parser: argparse.ArgumentParser) -> None:
 def resolve_run_config(args: argparse.Namespace) -> Resolved:
     """The configuration that a command line describes. Raises ConfigError with everything that is wrong."""
     from wikillm.config.load import load
+    from wikillm.core.errors import ConfigError
 
+    for flag in ("config", "deepspeed"):
+        if getattr(args, flag) == "":  # an empty variable of a shell: not the default run
+            raise ConfigError(f"--{flag} is empty.", got=f"--{flag} ''", fix=f"name one, or leave --{flag} out")
     return load(args.config, args.rest, args.deepspeed)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 
 from wikillm.config.batch_ramp import check_batch_ramp
 from wikillm.config.mixture import check_mixture
 from wikillm.config.origin import Origin, Setting, where_of
-from wikillm.config.schema import ModelSection, RunConfig, TrainSection
-from wikillm.core.errors import Problems
+from wikillm.config.schema import DataSection, ModelSection, RunConfig, TrainSection
+from wikillm.config.trained_tokenizer import PREFIX, parse_train
+from wikillm.core.errors import ConfigError, Problems
 
 HORIZON = ("train.max_tokens", "train.max_steps", "train.num_train_epochs")
 BATCH = ("train.global_batch_tokens", "train.gradient_accumulation_steps")
@@ -35,6 +37,7 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
         got = where_of(origins, "train.ema_start")
         problems.add("ema_start has no effect without ema_decay.", got=got, fix="train.ema_decay=0.999")
     _check_micro_batch(config.train, origins, problems)
+    _check_files(config.data, origins, problems)
     fraction = config.data.val_fraction
     if isinstance(fraction, float) and not 0 < fraction < 1:
         got = f"{fraction:g} ({where_of(origins, 'data.val_fraction')})"
@@ -45,6 +48,18 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     if all(getattr(config.train, key.removeprefix("train.")) is None for key in HORIZON):
         got = f"none of {', '.join(HORIZON)} is set"
         problems.add("The run has no horizon.", got=got, fix="--max_steps 1000, or train.max_tokens=2.5B")
+
+
+def _check_files(data: DataSection, origins: Mapping[str, Origin], problems: Problems) -> None:
+    """Refuse names that no tokenizer can be trained for, and no store can have."""
+    if data.tokenizer.startswith(PREFIX):
+        try:
+            parse_train(data.tokenizer)
+        except ConfigError as error:
+            problems.add(error.what, got=where_of(origins, "data.tokenizer"), fix=error.fix)
+    if data.store is not None and not PurePath(data.store).name:
+        got = where_of(origins, "data.store")
+        problems.add("data.store names no folder that a store can be built in.", got=got, fix="data.store=stores/NAME")
 
 
 def _check_micro_batch(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:

@@ -13,9 +13,14 @@ from typing import Any
 
 from wikillm.config.deepspeed import DeepSpeedFacts, DeepSpeedFile
 from wikillm.config.deepspeed_keys import (
+    AT_LEAST_ONE,
     AUTO,
     BLOCKS,
+    CHOICES,
     CUDA_ONLY,
+    FRACTIONS,
+    LARGEST,
+    MAY_BE_NEGATIVE,
     REMOVED,
     TOP_LEVEL,
     TRACKERS,
@@ -93,6 +98,28 @@ def _check_kind(file: DeepSpeedFile, path: str, value: Any, kind: Kind, problems
     }[kind]
     if value is not None and not right:
         problems.add(f"{path} takes {kind}.", got=f"{file.where(path)} = {_show(value)}", fix=f"write {kind}")
+    elif is_number:
+        _check_range(file, path, value, problems)
+    elif isinstance(value, str) and path in CHOICES and value.lower() not in CHOICES[path]:
+        names = ", ".join(CHOICES[path])
+        problems.add(f"{path} is one of {names}.", got=f"{file.where(path)} = {_show(value)}", fix=f"one of {names}")
+
+
+def _check_range(file: DeepSpeedFile, path: str, value: float, problems: Problems) -> None:
+    """Numbers that DeepSpeed would refuse after the model exists, or that mean nothing."""
+    least = 1 if path in AT_LEAST_ONE else 0
+    most = LARGEST.get(path)
+    is_whole = value % 1 == 0 or path in FRACTIONS or not path.startswith("zero_optimization.")
+    is_inside = path in MAY_BE_NEGATIVE or (value >= least and (most is None or value <= most))
+    is_divisor = path == "gradient_predivide_factor"
+    if is_whole and is_inside and not (is_divisor and value == 0):
+        return
+    wanted = (
+        "a number above 0"
+        if is_divisor
+        else f"a {'' if path in FRACTIONS else 'whole '}number from {least}" + ("" if most is None else f" to {most}")
+    )
+    problems.add(f"{path} takes {wanted}.", got=f"{file.where(path)} = {_show(value)}", fix=f"write {wanted}")
 
 
 def _check_blocks_present(file: DeepSpeedFile, problems: Problems) -> None:

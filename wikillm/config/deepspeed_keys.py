@@ -102,6 +102,31 @@ BLOCKS: Mapping[str, Mapping[str, Kind]] = {
 }  # fmt: skip
 """Blocks whose keys are all known, by dotted path. The keys of other blocks are left to DeepSpeed."""
 
+AT_LEAST_ONE = frozenset(
+    {
+        "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
+        "steps_per_print", "zero_optimization.reduce_bucket_size", "zero_optimization.allgather_bucket_size",
+        "zero_optimization.sub_group_size", "zero_optimization.zero_hpz_partition_size", "fp16.loss_scale_window",
+        "flops_profiler.profile_step", "aio.block_size", "aio.queue_depth", "aio.intra_op_parallelism",
+    }
+)  # fmt: skip
+"""Whole numbers that 0 makes no sense for. No other number may be negative, but for those in MAY_BE_NEGATIVE."""
+MAY_BE_NEGATIVE = frozenset({"flops_profiler.module_depth"})
+FRACTIONS = frozenset(
+    {"zero_optimization.offload_optimizer.ratio", "zero_optimization.offload_optimizer.cpuadam_cores_perc"}
+)
+"""The only numbers of zero_optimization that need not be whole; from 0 to 1."""
+LARGEST: Mapping[str, int] = {"fp16.initial_scale_power": 127, **dict.fromkeys(FRACTIONS, 1)}
+"""2^128 is beyond float32."""
+_TYPES = ("fp16", "bf16", "fp32")
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "communication_data_type": _TYPES,
+    "seq_parallel_communication_data_type": _TYPES,
+    "data_types.grad_accum_dtype": _TYPES,
+    "checkpoint.tag_validation": ("ignore", "warn", "fail"),
+}
+"""Strings that DeepSpeed compares in lower case, with the ones that it knows."""
+
 HIDDEN_SIZE_KEYS = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
 """Keys of zero_optimization that Hugging Face derives from the hidden size when they are "auto"."""
 

@@ -7,6 +7,7 @@ unit. What needs more than one section, or the machine, is checked in `plan`, no
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
@@ -21,6 +22,10 @@ Size = Annotated[int, BeforeValidator(lambda v: v if v is None else parse_size(v
 
 def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
+
+
+def _expanded(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
 def _full_or_none(value: Any) -> Any:
@@ -64,6 +69,10 @@ class Section(BaseModel):
             texts = value if isinstance(value, tuple) else (value,)
             if any(isinstance(text, str) and "\0" in text for text in texts):
                 raise ValueError("no file has a NUL character in its name")
+            # A shell leaves `run.dir=~/x` as it is; libraries that expand it would then write elsewhere.
+            if isinstance(value, tuple):
+                return tuple(_expanded(text) for text in value)
+            return _expanded(value)
         return value
 
 

@@ -268,11 +268,7 @@ class Store:
                 fix="wikillm prepare data.path=FILE (goes on where a stopped build ended)",
             ) from None
         except OSError as error:
-            raise MachineError(
-                "The manifest of a token store cannot be read.",
-                got=f"{path}: {error.strerror or error}",
-                fix="check the owner and mode of the folder, and its disk or mount",
-            ) from None
+            raise _not_accessible(path, error) from None
         except (ValueError, RecursionError) as error:
             raise _damaged(folder, f"{path}: {error}") from None
         length = manifest.tokenizer.length
@@ -285,8 +281,10 @@ class Store:
         for name in SPLITS:
             try:
                 there = set(os.listdir(self.dir / name))
-            except OSError:
+            except FileNotFoundError:
                 there = set()
+            except OSError as error:
+                raise _not_accessible(self.dir / name, error) from None
             for shard in self.manifest.shards:
                 split = shard.splits[name]
                 for kind, size in (("tok", split.tokens * TOKEN.itemsize), ("idx", split.documents * INDEX.itemsize)):
@@ -338,6 +336,14 @@ class Store:
         self.train._refuse_outside(ids, self.manifest.tokenizer.length)
         if (ids[ends - 1] != self.manifest.tokenizer.eos_id).any():
             raise _damaged(self.dir, f"{path}: a document does not end with EOS ({self.manifest.tokenizer.eos_id})")
+
+
+def _not_accessible(path: Path, error: OSError) -> MachineError:
+    return MachineError(
+        "A token store cannot be read.",
+        got=f"{path}: {error.strerror or error}",
+        fix="check the owner and mode of the folder, and its disk or mount",
+    )
 
 
 def _unreadable(path: Path, error: Exception, is_cached: bool = False) -> DataError:

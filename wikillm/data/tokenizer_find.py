@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from wikillm.config.trained_tokenizer import parse_train
 from wikillm.core.errors import DataError, did_you_mean
 from wikillm.data.hubs import HubUnreachable, fetch_qwen2
 from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
-from wikillm.data.tokenizer_train import MAX_TRAINING_BYTES, TRAINER_VERSION, default_vocabulary, parse_train
+from wikillm.data.tokenizer_train import MAX_TRAINING_BYTES, TRAINER_VERSION, default_vocabulary
 
 QWEN2_LENGTH = 151_646  # 151,643 ranks and 3 special tokens
 QWEN2_MODELS = ("Qwen2-0.5B", "Qwen2-1.5B", "Qwen2-7B", "Qwen2-72B")  # one tokenizer; EOS is <|endoftext|>

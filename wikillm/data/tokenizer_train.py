@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_atomic, write_json
 from wikillm.core.log import say, warn
 from wikillm.data.funnel import Funnel, merged
@@ -33,7 +32,6 @@ TRAINER_VERSION = 1
 MAX_TRAINING_BYTES = 16 * 10**6
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 EOS_TOKEN = SPECIAL_TOKENS[0]
-MIN_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
 QWEN2_SPLITS = (  # contractions | letters with one sign before them | a digit | signs | line breaks | white space
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -48,18 +46,6 @@ def default_vocabulary(estimated_bytes: int) -> int:
     if estimated_bytes < 64 * 10**6:
         return 8000
     return 16_000 if estimated_bytes < 10**9 else 32_000
-
-
-def parse_train(setting: str) -> int:
-    """`train:8000` -> 8000. Raises ConfigError for anything that is no size of a vocabulary."""
-    text = setting.partition(":")[2].replace("_", "")
-    if not text.isdecimal() or not MIN_VOCABULARY <= int(text) <= 1_000_000:
-        raise ConfigError(
-            "data.tokenizer=train:N wants the size of the vocabulary.",
-            got=repr(setting),
-            fix=f"data.tokenizer=train:8000 (from {MIN_VOCABULARY} to 1,000,000)",
-        )
-    return int(text)
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:

@@ -12,6 +12,7 @@ from wikillm.config.batch_ramp import BatchRamp
 from wikillm.config.origin import where_of
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import ModelSection, RunConfig
+from wikillm.config.trained_tokenizer import PREFIX, parse_train
 from wikillm.core.errors import ConfigError
 from wikillm.core.units import format_count
 from wikillm.plan.batch import Batch, given_micro_batch, split_batch
@@ -110,8 +111,8 @@ def _precision(gpu: Gpu) -> Precision:
 def _tokenizer_length(resolved: Resolved) -> int:
     """Of `train:8000` the number asked for; of a chosen vocabulary its rows; otherwise Qwen2's tokenizer's."""
     name, model = resolved.config.data.tokenizer, resolved.config.model
-    if name.startswith("train:"):
-        return int(name.removeprefix("train:"))
+    if name.startswith(PREFIX):
+        return parse_train(name)
     is_chosen = model.init_from is not None or resolved.origin("model.vocab_size").is_user
     return model.vocab_size if is_chosen and isinstance(model.vocab_size, int) else QWEN2_TOKENIZER_LENGTH
 

@@ -183,10 +183,11 @@ class Job:
         rank, size, is_deepspeed = self.world.rank, self.world.size, self.engine.json is not None
         check_training_state(point.checkpoint, rank=rank, world_size=size, is_deepspeed=is_deepspeed)
         say(f"resuming   {point.checkpoint} (step {point.step:,})")
-        say_abandoned(point, self.run.checkpoints)
-        say_changes(point, facts, cfg)
         if point.step >= self.plan.max_steps:
-            say(f"           nothing is left to train: the horizon is step {self.plan.max_steps:,}")
+            say(f"           nothing is left to train: the horizon is step {self.plan.max_steps:,}; nothing is saved")
+        else:
+            say_abandoned(point, self.run.checkpoints)
+            say_changes(point, facts, cfg)
         data = self._data()
         data.wait_for(point.consumed_samples)
         check_same_tokens(point, self._data_read(data.order, point.consumed_samples))

@@ -146,14 +146,17 @@ def check_same_run(
     lines = [f"{n}: {then[n]} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
     if "store" in changed:
         lines += _differences(point.state.get("store_facts"), facts.get("store_facts"))
+    other_model = _other_model(point.checkpoint, config.model) if config is not None else []
+    lines += other_model
     if config is not None:
-        lines += _other_model(point.checkpoint, config.model)
         for key, (before, now) in changed_first_weights(point.state.get("settings", {}), settings_of(config)).items():
             lines.append(f"{key}: {shown(before)} then, {shown(now)} now   (the weights of step 0 are long past)")
     if not lines:
         return
     if len(lines) == len(changed & set(CHANGEABLE)):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"
+    elif other_model or {"vocab_size", "parameters"} & changed or any("tokenizer" in line for line in lines):
+        fix = "set it back; or train another model in a new run directory: run.dir=NEW"  # its weights do not fit
     else:
         fix = (
             "set it back; or continue from the weights alone in a new run directory:\n"

@@ -83,6 +83,13 @@ class RunDir:
         Raises ConfigError with some of what is there.
         """
         place = self.path.resolve()
+        standing = next(path for path in (place, *place.parents) if path.exists())
+        if not standing.is_dir():
+            raise ConfigError(
+                f"{self.path} cannot be a run directory.",
+                got=f"{standing} is not a folder",
+                fix="name a new or empty folder: run.dir=FOLDER",
+            )
         if place == place.parent or self.identity.exists() or not place.is_dir():
             foreign = [str(place)] if place == place.parent else []
         else:
@@ -93,7 +100,7 @@ class RunDir:
             raise ConfigError(
                 f"{self.path} is no run directory: it holds other things.",
                 got=", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""),
-                fix=f"name a new or empty folder: run.dir={self.path / 'run'}",
+                fix=f"name a new or empty folder: run.dir={'FOLDER' if place == place.parent else self.path / 'run'}",
             )
 
     def claim(self, *, resume: bool) -> FileLock:

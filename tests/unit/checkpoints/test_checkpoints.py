@@ -106,6 +106,9 @@ def test_find_complete_takes_a_run_a_folder_or_a_checkpoint(tmp_path: Path) -> N
         assert find_complete(path) == checkpoint
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         find_complete(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="no checkpoint at") as caught:
+        find_complete(checkpoint.with_name("checkpoint-999"))
+    assert checkpoint.name in str(caught.value)
 
 
 def test_rotation_keeps_the_newest_and_does_not_count_damaged_ones(tmp_path: Path) -> None:
@@ -194,3 +197,10 @@ def test_room_to_come_is_what_leftovers_and_superfluous_checkpoints_hold(tmp_pat
     (tmp_path / STAGING / "checkpoint-4").mkdir(parents=True)
     (tmp_path / STAGING / "checkpoint-4" / "model.safetensors").write_bytes(bytes(12345))
     assert room_to_come(tmp_path, 2) == 12345 + sizes[0]
+
+
+@pytest.mark.parametrize("wrong", [None, -1, 10**30, "7", True])
+def test_a_state_without_counts_is_damaged(wrong: object, tmp_path: Path) -> None:
+    (tmp_path / STATE).write_text(json.dumps({"step": 3, "consumed_samples": wrong}))
+    with pytest.raises(CheckpointError, match="holds no counts"):
+        read_state(tmp_path)

@@ -255,6 +255,16 @@ def test_shipped_recipes_have_no_problems(name: str) -> None:
         ({"activation_checkpointing": {"cpu_checkpointing": True}}, "train.gradient_checkpointing"),
         ({"data_efficiency": {"enabled": True}}, "no effect"),
         ({"managed_gradient_accumulation": False}, "every micro-step"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}}, "a whole number from 1"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 0.5}}, "a whole number from 1"),
+        ({"zero_optimization": {"stage": 2, "allgather_bucket_size": -5}}, "a whole number from 1"),
+        ({"zero_optimization": {"stage": 3, "stage3_max_live_parameters": -1}}, "a whole number from 0"),
+        ({"fp16": {"enabled": "auto", "initial_scale_power": 1000}}, "from 0 to 127"),
+        ({"fp16": {"enabled": "auto", "loss_scale": -1}}, "from 0"),
+        ({"gradient_predivide_factor": 0}, "above 0"),
+        ({"communication_data_type": "fp8"}, "one of fp16, bf16, fp32"),
+        ({"data_types": {"grad_accum_dtype": "fp64"}}, "one of fp16, bf16, fp32"),
+        ({"checkpoint": {"tag_validation": "boo"}}, "one of ignore, warn, fail"),
     ],
 )
 def test_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None:

@@ -144,6 +144,9 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         (["train.sequence_parallel_size=4", "train.sequence_length=510"], "train.sequence_length=512"),
         (["train.sequence_parallel_size=2", "model.attn_implementation=eager"], "sdpa and flash_attention_2"),
         (["data.val_fraction=1.0"], "share between 0 and 1"),
+        (["data.tokenizer=train:"], "wants the size of the vocabulary"),
+        (["data.tokenizer=train:5"], "from 259 to 1,000,000"),
+        (["data.store=/"], "names no folder"),
         (["data.val_fraction=0.0"], "share between 0 and 1"),
         (["train.warmup_steps=3.5"], "neither a share nor whole steps"),
         (["train.min_lr_ratio=0.2"], "has no min_lr_ratio"),
@@ -244,3 +247,13 @@ def test_a_removed_key_that_was_off_is_read_and_one_that_was_on_is_refused(tmp_p
     file.write_text("train:\n  cuda_graphs: 'on'\n")
     with pytest.raises(ConfigError, match="no key train.cuda_graphs any more"):
         load(str(file), ["data.path=a.jsonl"])
+
+
+def test_a_home_folder_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves `run.dir=~/x` as it is: the value is not at the beginning of a word."""
+    monkeypatch.setenv("HOME", "/people/me")
+    words = ["run.dir=~/runs/x", "data.path=~/a.jsonl,b.jsonl", "data.store=~/stores/x", "data.tokenizer=~/tok"]
+    config = load("demo", words).config
+    assert (config.run.dir, config.data.store) == ("/people/me/runs/x", "/people/me/stores/x")
+    assert config.data.path == ("/people/me/a.jsonl", "b.jsonl")
+    assert config.data.tokenizer == "/people/me/tok"

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
+from wikillm.config.trained_tokenizer import MIN_VOCABULARY, parse_train
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.data import hubs, tokenizer_find
 from wikillm.data.tokenizer import copy_tokenizer, load_tokenizer
 from wikillm.data.tokenizer_find import choose_tokenizer
-from wikillm.data.tokenizer_train import default_vocabulary, parse_train, train_bpe, write_tokenizer
+from wikillm.data.tokenizer_train import SPECIAL_TOKENS, default_vocabulary, train_bpe, write_tokenizer
 
 TEXT = "北京是中国的首都。The capital, 1984!\n\n  naïve"
 
@@ -164,7 +165,8 @@ def test_another_tokenizer_in_qwen2s_place_is_an_error_even_for_auto(tokenizer_d
 
 def test_sizes_to_train():
     assert parse_train("train:8_000") == 8000
-    for wrong in ("train:", "train:abc", "train:100", "train:-5", "train:1e4"):
+    assert 256 + len(SPECIAL_TOKENS) == MIN_VOCABULARY
+    for wrong in ("train:", "train:abc", "train:100", "train:-5", "train:1e4", "train:１０００"):
         with pytest.raises(ConfigError, match="size of the vocabulary"):
             parse_train(wrong)
     assert [default_vocabulary(size) for size in (10**6, 10**8, 10**10)] == [8000, 16_000, 32_000]

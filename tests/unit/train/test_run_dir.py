@@ -111,6 +111,9 @@ def test_differences_are_refused_together_and_two_may_be_accepted(tmp_path: Path
         check_same_run(point, longer | {"store": 2, "world_size": 4}, allow_change=True)
     assert "store: 1 then, 2 now" in str(caught.value) and "world_size: 1 then, 4 now" in str(caught.value)
     assert "max_steps" not in str(caught.value) and "model.init_from" in str(caught.value)
+    with pytest.raises(CheckpointError) as caught:  # weights that another model cannot take are not offered to it
+        check_same_run(point, state | {"vocab_size": 2}, allow_change=True)
+    assert "model.init_from" not in str(caught.value) and "run.dir=NEW" in str(caught.value)
 
 
 FOREIGN = {
@@ -135,6 +138,14 @@ def test_the_root_of_the_file_system_is_refused() -> None:
     for name in ("/", "/tmp/..", "//"):
         with pytest.raises(ConfigError, match="holds other things"):
             RunDir(Path(name)).refuse_foreign()
+
+
+@pytest.mark.parametrize("below", [".", "run"])
+def test_a_file_is_refused_before_anything_is_built(below: str, tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").touch()
+    with pytest.raises(ConfigError, match="cannot be a run directory") as caught:
+        RunDir(tmp_path / "corpus.jsonl" / below).refuse_foreign()
+    assert f"{tmp_path}/corpus.jsonl is not a folder" in str(caught.value)
 
 
 def test_a_new_an_empty_and_a_runs_own_folder_are_fine(tmp_path: Path) -> None:
