@@ -182,15 +182,19 @@ def start_engine(world: World, engine: Engine) -> None:
     if engine.json is None:
         return
     world.export()
-    if torch.cuda.is_available():
-        return
     from wikillm.train import ops
 
+    if torch.cuda.is_available():
+        if world.local_rank == 0:
+            ops.sweep_op_locks()
+        return
     ops.use_cpu_accelerator()
     if world.local_rank == 0:
         ops.sweep_shared_memory()
     ops.check_shared_memory(world.local_size)
     ops.build_cpu_ops()
+    if world.local_rank == 0:
+        ops.sweep_op_locks()  # of other ops too, which DeepSpeed compiles when it meets them
     import deepspeed
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints, on every rank, that its op was loaded

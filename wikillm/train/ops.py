@@ -162,17 +162,37 @@ def _wait_out_foreign_lock(folder: Path) -> None:
     torch holds the file open while it owns the lock, so on a local disk a lock that no process has open is nobody's.
     On a shared one the owner may be on another node: there the lock has to be untouched for long.
     """
-    lock, patience, said = folder / "lock", _NETWORK_PATIENCE if _is_shared(folder) else _LOCAL_PATIENCE, False
+    lock = folder / "lock"
+    said = False
     while lock.exists():
-        newest = max((path.stat().st_mtime for path in _present(folder)), default=0.0)
-        if not is_open_here(lock) and time.time() - newest > patience:
-            logger.warning("removing %s, left by a build that was killed", lock)
-            lock.unlink(missing_ok=True)
+        if _remove_if_stale(lock):
             return
         if not said:
             say(f"waiting for another process that compiles or loads DeepSpeed's op ({lock})")
             said = True
         time.sleep(0.5)
+
+
+def sweep_op_locks() -> None:
+    """Remove the locks of killed compilations of any op: DeepSpeed would wait for them without end. (local rank 0)"""
+    from torch.utils import cpp_extension
+
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    for lock in root.glob("**/lock"):
+        with suppress(OSError):
+            _remove_if_stale(lock)
+
+
+def _remove_if_stale(lock: Path) -> bool:
+    """True when the lock has no owner, and is gone."""
+    folder = lock.parent
+    patience = _NETWORK_PATIENCE if _is_shared(folder) else _LOCAL_PATIENCE
+    newest = max((path.stat().st_mtime for path in _present(folder)), default=0.0)
+    if is_open_here(lock) or time.time() - newest <= patience:
+        return False
+    logger.warning("removing %s, left by a build that was killed", lock)
+    lock.unlink(missing_ok=True)
+    return True
 
 
 def _present(folder: Path) -> Iterator[Path]:

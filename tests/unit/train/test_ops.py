@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from wikillm.core.lock import is_open_here
 from wikillm.train import ops
 from wikillm.train.ops import _wait_out_foreign_lock
@@ -44,6 +46,23 @@ def test_a_living_builds_lock_is_waited_for(tmp_path: Path) -> None:
     try:
         _wait_out_foreign_lock(tmp_path)
         assert time.monotonic() - start > 3.5, "it was removed under its owner"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_locks_of_any_op_are_swept_and_no_living_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    killed, living = (tmp_path / name / "lock" for name in ("pin_memory", "async_io"))
+    for lock in (killed, living):
+        lock.parent.mkdir()
+    killed.touch()
+    process = hold(living, 60)
+    try:
+        for path in (killed, killed.parent, living):
+            os.utime(path, (0, 0))
+        ops.sweep_op_locks()
+        assert not killed.exists() and living.exists()
     finally:
         process.kill()
         process.wait()
