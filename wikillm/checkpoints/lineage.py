@@ -52,11 +52,18 @@ class Lineage:
 
 
 def read_descent(checkpoint: Path) -> Descent:
-    """Place and ancestors as the manifest records them. Raises CheckpointError when it cannot be read."""
+    """Place and ancestors as the manifest records them.
+
+    Raises CheckpointError when it cannot be read, or is that of another step: the folder was renamed or copied.
+    """
     manifest = read_manifest(checkpoint)
     step = step_of(checkpoint)
     if step is None:
         raise CheckpointError(f"{checkpoint} is not named like a checkpoint.", fix="name it checkpoint-STEP")
+    if manifest.get("step", step) != step:
+        raise CheckpointError(
+            f"{checkpoint} is not named by its step.", got=f"its manifest has step {manifest['step']}"
+        )
     if "sequence" in manifest:
         ancestors = tuple(Place(entry["sequence"], entry["step"]) for entry in manifest["ancestors"])
         return Descent(Place(manifest["sequence"], step), ancestors)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from wikillm.checkpoints.layout import DELETING, REPLACED, STAGING
-from wikillm.checkpoints.lineage import arrange
+from wikillm.checkpoints.lineage import arrange, read_descent
 from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError
 from wikillm.core.files import files_below, fsync_path, rename_durably
@@ -50,9 +50,18 @@ def superfluous(folder: Path, keep: int, spare: Path | None = None) -> list[Path
                 good += 1
             except CheckpointError:
                 pass  # damaged: leave it for the user to look at, and keep one more
-        elif checkpoint != spare:
+        elif checkpoint != spare and _is_ours(checkpoint):
             found.append(checkpoint)
     return found
+
+
+def _is_ours(checkpoint: Path) -> bool:
+    """Whether the run wrote it under this name. A copy of the user's, or one without a manifest, is not removed."""
+    try:
+        read_descent(checkpoint)
+    except CheckpointError:
+        return False
+    return True
 
 
 def keep_newest(folder: Path, keep: int, spare: Path | None = None) -> list[Path]:

@@ -217,3 +217,14 @@ def test_the_name_of_a_folder_and_the_steps_in_it_must_agree(tmp_path: Path) -> 
     write_manifest(tmp_path / "checkpoint-4", files, {"step": 4})
     with pytest.raises(CheckpointError, match=f"{TRAINER_STATE}: step 5"):
         verify(tmp_path / "checkpoint-4")
+
+
+@pytest.mark.parametrize("name", ["checkpoint-9", "checkpoint-1"])
+def test_a_copy_under_another_step_is_neither_taken_nor_removed(name: str, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    shutil.copytree(run.save(4), tmp_path / name)
+    for step in (6, 8):
+        run.save(step, keep=1)
+    assert {path.name for path in list_checkpoints(tmp_path)} == {"checkpoint-8", name}
+    found = latest_complete(tmp_path)
+    assert found is not None and found.name == "checkpoint-8"
