@@ -3,7 +3,7 @@
 Memory is what the driver leaves to programs, a little below the number on the box. Peaks are in `flops`. Bandwidths
 are per GPU and direction, at about 80 % of the makers' figures, since collectives reach that at best: NVLink or PCIe
 inside a node, one network card per GPU (400 or 200 Gbit/s) between nodes of the large ones, 100 Gbit/s per node else.
-All of it is from data sheets; nothing was measured here.
+Nothing was measured here. Where a figure was not checked against the maker's data sheet, a note of the plan says so.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _GPUS = {
     "l4": ("L4", 22.0, 12.0, 2.5, 12.0),
     "a10": ("A10", 22.0, 25.0, 2.5, 25.0),
     "a10g": ("A10G", 22.0, 25.0, 2.5, 25.0),
-    "rtx-pro6000": ("RTX PRO 6000", 94.5, 50.0, 2.5, 50.0),  # data sheet: 96 GB GDDR7 with ECC, PCIe 5.0 x16, no NVLink
+    "rtx-pro6000": ("RTX PRO 6000", 94.5, 50.0, 2.5, 50.0),  # 96 GB GDDR7 with ECC, PCIe 5.0 x16, no NVLink
     "rtx-pro6000-maxq": ("RTX PRO 6000 Blackwell Max-Q", 94.5, 50.0, 2.5, 50.0),
     "rtx6000-ada": ("RTX 6000 Ada", 47.3, 25.0, 2.5, 25.0),  # data sheet: 48 GB GDDR6, PCIe 4.0 x16, no NVLink
     "a6000": ("RTX A6000", 47.3, 25.0, 2.5, 25.0),  # data sheet: 48 GB GDDR6, PCIe 4.0 x16; NVLink joins two cards
@@ -73,25 +73,16 @@ _GPUS = {
     "rtx3090": ("RTX 3090", 23.5, 12.0, 2.5, 25.0),
     "v100": ("V100", 31.7, 120.0, 10.0, 12.0),
     "t4": ("T4", 14.6, 10.0, 2.5, 12.0),
-    "mi300x": (
-        "MI300X",
-        191.0,
-        358.0,
-        40.0,
-        50.0,
-    ),  # data sheet: 192 GB HBM3, 7 Infinity Fabric links of 64 GB/s each way
-    "ascend-910b": (
-        "Ascend 910B",
-        61.0,
-        156.0,
-        20.0,
-        25.0,
-    ),  # Atlas 800T A2: 64 GB, HCCS 392 GB/s both ways, 200GE RoCE
+    # 192 GB HBM3, 7 Infinity Fabric links of 64 GB/s each way
+    "mi300x": ("MI300X", 191.0, 358.0, 40.0, 50.0),
+    # Atlas 800T A2: 64 GB, HCCS 392 GB/s both ways, 200GE RoCE
+    "ascend-910b": ("Ascend 910B", 61.0, 156.0, 20.0, 25.0),
 }
 _NO_BF16 = ("v100", "t4")
 _NOTES = {
-    "mi300x": "MI300X: its data sheet's figures; WikiLLM was not tried with ROCm",
-    "ascend-910b": "Ascend 910B is planned only: WikiLLM does not train on it",
+    "mi300x": "MI300X: figures not checked against its data sheet; WikiLLM was not tried with ROCm",
+    "ascend-910b": "Ascend 910B is planned only, by figures not checked against its data sheet: WikiLLM does not train on it",
+    **dict.fromkeys(("rtx-pro6000", "rtx-pro6000-maxq"), "RTX PRO 6000: figures not checked against its data sheet"),
 }
 GPU_NAMES = tuple(_GPUS)
 _MARKETING = re.compile(

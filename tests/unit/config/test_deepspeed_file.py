@@ -238,6 +238,7 @@ def test_shipped_recipes_have_no_problems(name: str) -> None:
         ({"zero_optimization": {"stage": "3"}}, "0, 1, 2 or 3"),
         ({"zero_optimization": {"stage": 4}}, "0, 1, 2 or 3"),
         ({"zero_optimization": True}, "a block"),
+        ({"zero_optimization": []}, "a block"),
         ({"zero_optimization": {"stage": 2, "overlap_comm": 1}}, "true or false"),
         ({"train_batch_size": "8"}, "a whole number"),
         ({"zero_optimization": {"stage": 2, "overlap_comm": "auto"}}, '"auto" has no meaning'),
