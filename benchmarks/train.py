@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 REPO = Path(__file__).resolve().parent.parent
 sys.path[0] = str(REPO)  # instead of this folder: see kernels.py
 
@@ -149,8 +151,12 @@ class Contender:
         return dict(json.loads(line))
 
     def close(self) -> None:
+        """Also waits for its supervisor and workers, which still write into the folder that is removed next."""
+        children = psutil.Process(self._process.pid).children(recursive=True) if self._process.poll() is None else []
         self._process.kill()
         self._process.wait()
+        for left in psutil.wait_procs(children, timeout=30)[1]:
+            left.kill()
         self._reports.close()
         self._log.close()
 
