@@ -59,7 +59,10 @@ class Pacer:
             torch.cuda.synchronize()
         line: dict[str, Any] = {}
         if self._started is not None:
-            wall, cpu = time.perf_counter() - self._started[0], time.process_time() - self._started[1]
+            wall, cpu = (
+                time.perf_counter() - self._started[0],
+                time.process_time() - self._started[1],
+            )
             line = {"wall": wall / self._stretch, "cpu": cpu / self._stretch}
             self._left -= 1
         if self._profiler is not None and self._left == self._profiled:
@@ -72,7 +75,9 @@ class Pacer:
         self._reports.write(json.dumps(line) + "\n")
         self._reports.flush()
         if self._left == 0 or not sys.stdin.readline():
-            os._exit(0)  # in the middle of training on purpose: what comes after the last step is not measured
+            os._exit(
+                0
+            )  # in the middle of training on purpose: what comes after the last step is not measured
         self._started = time.perf_counter(), time.process_time()
 
     def keep(self, loss: torch.Tensor) -> torch.Tensor:
@@ -91,9 +96,15 @@ def busiest(profile: torch.profiler.profile, count: int = 15) -> list[dict[str, 
     """Where the profiled steps' time went: operations by their own time on the device, with their share."""
     own = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
     events: list[Any] = list(profile.key_averages())
-    if DEVICE == "cuda":  # kernels alone: an operation has the time of the kernels that it launched as well
+    if (
+        DEVICE == "cuda"
+    ):  # kernels alone: an operation has the time of the kernels that it launched as well
         kernels = torch.autograd.DeviceType.CUDA
-        events = [e for e in events if e.device_type == kernels and not getattr(e, "is_user_annotation", False)]
+        events = [
+            e
+            for e in events
+            if e.device_type == kernels and not getattr(e, "is_user_annotation", False)
+        ]
     events.sort(key=lambda event: -getattr(event, own))
     total = sum(getattr(event, own) for event in events) or 1.0
     return [
@@ -160,7 +171,9 @@ def arguments(resolved: Resolved, **more: Any) -> TrainingArguments:
 def model_of(resolved: Resolved, args: TrainingArguments, batches: Batches) -> Any:
     model, tokenizer = resolved.config.model, batches.store.manifest.tokenizer
     assert model.vocab_size != "auto", "WikiLLM would take the tokenizer's"
-    return build_model(model, model.vocab_size, args, eos_id=tokenizer.eos_id, seed=resolved.config.run.seed)
+    return build_model(
+        model, model.vocab_size, args, eos_id=tokenizer.eos_id, seed=resolved.config.run.seed
+    )
 
 
 def hugging_face(resolved: Resolved, pacer: Pacer, **more: Any) -> None:
@@ -186,9 +199,14 @@ def bare(resolved: Resolved, pacer: Pacer, *, fused: bool) -> None:
         patch_loss(model, rows=batches.batch * batches.length, device_type=DEVICE)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": train.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     betas = (train.adam_beta1, train.adam_beta2)
-    optimizer = torch.optim.AdamW(groups, lr=train.learning_rate, betas=betas, fused=DEVICE == "cuda" or None)
+    optimizer = torch.optim.AdamW(
+        groups, lr=train.learning_rate, betas=betas, fused=DEVICE == "cuda" or None
+    )
     count = torch.tensor(batches.batch * batches.length, device=DEVICE)
     model.train()
     for batch in batches.loader:

@@ -35,7 +35,10 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from benchmarks.record import circumstances, report, run_in_fresh_process
 
 CONTENDERS = ("tutorial", "streaming", "hf", "tiktoken", "fastokens")
-THEIRS = {"tutorial": "tutorial: load_dataset, map", "streaming": "datasets, streaming: map, pack (nothing written)"}
+THEIRS = {
+    "tutorial": "tutorial: load_dataset, map",
+    "streaming": "datasets, streaming: map, pack (nothing written)",
+}
 PEERS = {  # what is in peers.py, and the module without which it is skipped
     "datatrove": ("datatrove", "datatrove: JsonlReader, DocumentTokenizer"),
     "litdata": ("litdata", "litdata: optimize with TokensLoader"),
@@ -48,7 +51,9 @@ def main() -> None:
     args = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        data = args.work / "corpus.jsonl" if args.one else _corpus(args.data, int(args.mb * 1e6), work)
+        data = (
+            args.work / "corpus.jsonl" if args.one else _corpus(args.data, int(args.mb * 1e6), work)
+        )
         if args.one:
             print(json.dumps(_one(args.one, data, args.work / "tokenizer", work, args.workers)))
             return
@@ -58,9 +63,16 @@ def main() -> None:
         words = ["--work", folder, "--workers", str(args.workers)]
         found = {name: run_in_fresh_process(["--one", name, *words]) for name in args.contenders}
         found |= _peers(args.peers, data, work)
-    facts: dict[str, Any] = {"circumstances": circumstances(), "text_bytes": size, "contenders": found}
+    facts: dict[str, Any] = {
+        "circumstances": circumstances(),
+        "text_bytes": size,
+        "contenders": found,
+    }
     facts["circumstances"]["command"] = " ".join(
-        ["python benchmarks/data.py", *(f"--{key} {Path(str(value)).name}" for key, value in _named(args).items())]
+        [
+            "python benchmarks/data.py",
+            *(f"--{key} {Path(str(value)).name}" for key, value in _named(args).items()),
+        ]
     )
     rows = []
     most = max(one["tokens"] for one in found.values())
@@ -69,11 +81,29 @@ def main() -> None:
         seconds, label = one["cpu_s"], f"{THEIRS.get(name, tool)}, {one['encoder']}"
         rows.append(
             [label, f"{one['wall_s']:.1f}", f"{seconds:.1f}", f"{size / seconds / 1e6:.2f}"]
-            + [f"{one['tokens'] / seconds / 1e6:.2f}", f"{one['peak'] / 2**20:.0f}", f"{one['tokens'] / most:.1%}"]
+            + [
+                f"{one['tokens'] / seconds / 1e6:.2f}",
+                f"{one['peak'] / 2**20:.0f}",
+                f"{one['tokens'] / most:.1%}",
+            ]
         )
     one = "one process" if args.workers == 1 else f"{args.workers} workers"
-    header = ["build", "wall s", "CPU s", "MB/s per core", "M tokens/s per core", "peak MiB", "tokens kept"]
-    report(f"Text to tokens on the disk, {size / 1e6:.1f} MB of text, {one}", facts, header, rows, args.out)
+    header = [
+        "build",
+        "wall s",
+        "CPU s",
+        "MB/s per core",
+        "M tokens/s per core",
+        "peak MiB",
+        "tokens kept",
+    ]
+    report(
+        f"Text to tokens on the disk, {size / 1e6:.1f} MB of text, {one}",
+        facts,
+        header,
+        rows,
+        args.out,
+    )
 
 
 def _peers(python: Path | None, data: Path, work: Path) -> dict[str, Any]:
@@ -81,11 +111,17 @@ def _peers(python: Path | None, data: Path, work: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (module, label) in PEERS.items() if python is not None else ():
         known = subprocess.run(
-            [str(python), "-c", f"import importlib.util as u; raise SystemExit(u.find_spec('{module}') is None)"],
+            [
+                str(python),
+                "-c",
+                f"import importlib.util as u; raise SystemExit(u.find_spec('{module}') is None)",
+            ],
             capture_output=True,
         )
         if known.returncode != 0:
-            print(f"skipped {label}: {python} has no module {module}; benchmarks/peers.txt says what it needs")
+            print(
+                f"skipped {label}: {python} has no module {module}; benchmarks/peers.txt says what it needs"
+            )
             continue
         own = work / f"peer-{name}"
         own.mkdir()
@@ -112,8 +148,12 @@ def _one(name: str, data: Path, tokenizer: Path, work: Path, workers: int) -> di
     import resource
 
     def usage() -> tuple[float, int]:
-        found = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(one.ru_utime + one.ru_stime for one in found), max(one.ru_maxrss for one in found)
+        found = [
+            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        ]
+        return sum(one.ru_utime + one.ru_stime for one in found), max(
+            one.ru_maxrss for one in found
+        )
 
     build = {"tutorial": _tutorial, "streaming": _streaming}.get(name, _wikillm)
     begin = build(name, data, tokenizer, work, workers)
@@ -133,12 +173,22 @@ def _tutorial(_: str, data: Path, folder: Path, work: Path, workers: int) -> Any
 
     def chunks(batch: dict[str, list[str]]) -> dict[str, Any]:
         out = tokenizer(
-            batch["text"], truncation=True, max_length=LENGTH, return_overflowing_tokens=True, return_length=True
+            batch["text"],
+            truncation=True,
+            max_length=LENGTH,
+            return_overflowing_tokens=True,
+            return_length=True,
         )
-        return {"input_ids": [ids for n, ids in zip(out["length"], out["input_ids"], strict=True) if n == LENGTH]}
+        return {
+            "input_ids": [
+                ids for n, ids in zip(out["length"], out["input_ids"], strict=True) if n == LENGTH
+            ]
+        }
 
     def run() -> dict[str, Any]:
-        raw = datasets.load_dataset("json", data_files=str(data), split="train", cache_dir=str(work / "cache"))
+        raw = datasets.load_dataset(
+            "json", data_files=str(data), split="train", cache_dir=str(work / "cache")
+        )
         cut = raw.map(chunks, batched=True, remove_columns=raw.column_names)
         return {"tokens": len(cut) * LENGTH, "encoder": "transformers"}
 
@@ -165,7 +215,11 @@ def _streaming(_: str, data: Path, folder: Path, work: Path, workers: int) -> An
 
     def run() -> dict[str, Any]:
         raw = datasets.load_dataset("json", data_files=str(data), split="train", streaming=True)
-        packed = raw.select_columns(["text"]).map(encode, batched=True, remove_columns=["text"]).map(pack, batched=True)
+        packed = (
+            raw.select_columns(["text"])
+            .map(encode, batched=True, remove_columns=["text"])
+            .map(pack, batched=True)
+        )
         return {"tokens": sum(len(row["input_ids"]) for row in packed), "encoder": "transformers"}
 
     return run
@@ -233,13 +287,23 @@ def _tokenizer(folder: Path | None, data: Path, work: Path) -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="any source that WikiLLM reads, with its text under `text`")
-    parser.add_argument("--tokenizer", type=Path, help="a tokenizer folder; default: trained on the text")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="any source that WikiLLM reads, with its text under `text`"
+    )
+    parser.add_argument(
+        "--tokenizer", type=Path, help="a tokenizer folder; default: trained on the text"
+    )
     parser.add_argument("--mb", type=float, default=25, help="MB of text (default 25)")
-    parser.add_argument("--peers", type=Path, metavar="PYTHON", help="interpreter of an environment with the peers")
+    parser.add_argument(
+        "--peers", type=Path, metavar="PYTHON", help="interpreter of an environment with the peers"
+    )
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
-    parser.add_argument("--workers", type=int, default=1, help="processes that build WikiLLM's store (default 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that build WikiLLM's store (default 1)"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)

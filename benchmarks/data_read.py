@@ -30,7 +30,11 @@ from benchmarks.record import circumstances, report, run_in_fresh_process
 
 SHARDS, WINDOW = 16, 8
 MEDIAN_LENGTH = 6.0  # of the documents, as a logarithm: 403 tokens, 739 on average
-WINDOWS, SHARD_TOKENS, SAMPLE = 100_000, 18_000_000, 10**9  # a store of 14 T tokens, for places only
+WINDOWS, SHARD_TOKENS, SAMPLE = (
+    100_000,
+    18_000_000,
+    10**9,
+)  # a store of 14 T tokens, for places only
 
 
 def main() -> None:
@@ -41,7 +45,10 @@ def main() -> None:
     sizes = ["--tokens", str(args.tokens), "--batch", str(args.batch), "--length", str(args.length)]
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), args.tokens)
-        found = {name: run_in_fresh_process(["--one", name, "--work", folder, *sizes]) for name in MEASURES}
+        found = {
+            name: run_in_fresh_process(["--one", name, "--work", folder, *sizes])
+            for name in MEASURES
+        }
     facts = {"circumstances": circumstances(), "contenders": found}
     rate = {name: one["tokens_per_cpu_s"] for name, one in found.items()}
     ours, packed = found["wikillm"], found["best_fit"]
@@ -75,7 +82,9 @@ def _write(folder: Path, tokens: int) -> None:
     (folder / "train").mkdir()
     for shard in range(SHARDS):
         random = np.random.default_rng(shard)
-        random.integers(0, 151_646, tokens, dtype=np.uint32).tofile(shard_path(folder, "train", shard, "tok"))
+        random.integers(0, 151_646, tokens, dtype=np.uint32).tofile(
+            shard_path(folder, "train", shard, "tok")
+        )
         lengths = random.lognormal(MEDIAN_LENGTH, 1.1, tokens // 400).astype(np.int64) + 2
         ends = np.cumsum(lengths)
         index = np.zeros(int((ends < tokens).sum()) + 1, dtype=INDEX)
@@ -89,9 +98,18 @@ def _stream(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from wikillm.data.sources.read import Cursor
     from wikillm.data.store import INDEX, TokenStream, shard_path
 
-    documents = [shard_path(args.work, "train", n, "idx").stat().st_size // INDEX.itemsize for n in range(SHARDS)]
-    splits = [ShardSplit(args.tokens, count, 4 * args.tokens, "", str(n)) for n, count in enumerate(documents)]
-    shards = [ShardInfo(n, Cursor(), Cursor(), False, Funnel(), {"train": split}) for n, split in enumerate(splits)]
+    documents = [
+        shard_path(args.work, "train", n, "idx").stat().st_size // INDEX.itemsize
+        for n in range(SHARDS)
+    ]
+    splits = [
+        ShardSplit(args.tokens, count, 4 * args.tokens, "", str(n))
+        for n, count in enumerate(documents)
+    ]
+    shards = [
+        ShardInfo(n, Cursor(), Cursor(), False, Funnel(), {"train": split})
+        for n, split in enumerate(splits)
+    ]
     return TokenStream(args.work, "train", shards), shards
 
 
@@ -104,7 +122,9 @@ def _wikillm(args: argparse.Namespace) -> dict[str, Any]:
     _stream(args)  # imports
     start = time.perf_counter()
     tokens, _ = _stream(args)
-    order = SampleOrder(tokens.n_tokens, args.length, 1, windows=window_ends([args.tokens] * SHARDS, WINDOW))
+    order = SampleOrder(
+        tokens.n_tokens, args.length, 1, windows=window_ends([args.tokens] * SHARDS, WINDOW)
+    )
     next(_batches(tokens, order, args))
     first = time.perf_counter() - start
     found = _rate(lambda: _batches(tokens, order, args), args)
@@ -114,7 +134,9 @@ def _wikillm(args: argparse.Namespace) -> dict[str, Any]:
         ((begin, stop), *_) = order.pieces([sample])[0]
         tokens.read(begin, stop + 1).astype(np.int64)
         seeks.append(time.perf_counter() - start)
-    ends = tuple(range(WINDOW * SHARD_TOKENS, (WINDOWS + 1) * WINDOW * SHARD_TOKENS, WINDOW * SHARD_TOKENS))
+    ends = tuple(
+        range(WINDOW * SHARD_TOKENS, (WINDOWS + 1) * WINDOW * SHARD_TOKENS, WINDOW * SHARD_TOKENS)
+    )
     start = time.perf_counter()
     large = SampleOrder(ends[-1], args.length, 1, windows=ends)
     made = time.perf_counter() - start
@@ -128,7 +150,10 @@ def _wikillm(args: argparse.Namespace) -> dict[str, Any]:
         "seek_ms": 1e3 * statistics.median(seeks),
         "order_ms": 1e3 * made,
         "place_ms": [1e3 * places[0], 1e3 * statistics.median(places[1:])],
-        "order_bytes": large._targets.nbytes + large._samples.nbytes + sys.getsizeof(ends) + 32 * len(ends),
+        "order_bytes": large._targets.nbytes
+        + large._samples.nbytes
+        + sys.getsizeof(ends)
+        + 32 * len(ends),
     }
 
 
@@ -149,7 +174,9 @@ def _best_fit(args: argparse.Namespace) -> dict[str, Any]:
     order = order_of(tokens, shards)
     next(_batches(tokens, order, args))
     first = time.perf_counter() - start
-    many = np.cumsum(np.random.default_rng(0).lognormal(MEDIAN_LENGTH, 1.1, 10**6).astype(np.int64) + 2)
+    many = np.cumsum(
+        np.random.default_rng(0).lognormal(MEDIAN_LENGTH, 1.1, 10**6).astype(np.int64) + 2
+    )
     start = time.perf_counter()
     PackedWindow.of(many, True, args.length)
     million = time.perf_counter() - start
@@ -183,7 +210,9 @@ def _datasets(args: argparse.Namespace) -> dict[str, Any]:
             yield {"input_ids": tokens.read(start, start + args.length).astype(np.int32)}
 
     features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
-    made = datasets.Dataset.from_generator(rows, features=features, cache_dir=str(target)).with_format("torch")
+    made = datasets.Dataset.from_generator(
+        rows, features=features, cache_dir=str(target)
+    ).with_format("torch")
 
     def loader() -> Iterator[Any]:
         generator = torch.Generator().manual_seed(1)
@@ -215,8 +244,12 @@ MEASURES = {"datasets": _datasets, "wikillm": _wikillm, "best_fit": _best_fit}
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=1_000_000, help="per shard, of 16 (default 1,000,000)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=1_000_000, help="per shard, of 16 (default 1,000,000)"
+    )
     parser.add_argument("--batch", type=int, default=8, help="sequences per batch (default 8)")
     parser.add_argument("--length", type=int, default=512, help="tokens per sequence (default 512)")
     parser.add_argument("--out", type=Path, help="JSON file to write")

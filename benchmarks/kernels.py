@@ -33,7 +33,14 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks.record import circumstances, interleaved, paired_ratio, peak_bytes, report, run_in_fresh_process
+from benchmarks.record import (
+    circumstances,
+    interleaved,
+    paired_ratio,
+    peak_bytes,
+    report,
+    run_in_fresh_process,
+)
 from wikillm.config.schema import Checkpointing
 from wikillm.kernels import dispatch
 from wikillm.models import tiled_mlp
@@ -67,11 +74,17 @@ def arguments() -> argparse.Namespace:
         "compiled norms, rotation and SwiGLU, or a kind of train.gradient_checkpointing",
     )
     parser.add_argument(
-        "--chunk-rows", type=int, nargs="*", default=[], help="of the loss, or of tiled MLPs, instead of dispatch's"
+        "--chunk-rows",
+        type=int,
+        nargs="*",
+        default=[],
+        help="of the loss, or of tiled MLPs, instead of dispatch's",
     )
     parser.add_argument("--plot", type=Path, help="write tokens/s as bars (SVG); needs matplotlib")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # one variant, in a process of its own
+    parser.add_argument(
+        "--memory-of", help=argparse.SUPPRESS
+    )  # one variant, in a process of its own
     return parser.parse_args()
 
 
@@ -108,7 +121,10 @@ def step(model: Any, batch: dict[str, torch.Tensor], variant: str) -> float | No
     if rows_of_chunk:
         rows = int(rows_of_chunk)
         is_of_layers = kernel in LAYERS
-        setattr(*((tiled_mlp, "tile_rows") if is_of_layers else (dispatch, "chunk_rows")), lambda *_: rows)
+        setattr(
+            *((tiled_mlp, "tile_rows") if is_of_layers else (dispatch, "chunk_rows")),
+            lambda *_: rows,
+        )
     try:
         with layers_as(kernel, model, rows_of_batch):
             loss_kernel: Any = "chunked" if kernel in LAYERS else kernel
@@ -157,7 +173,9 @@ def recomputed_in_chunks(mlp: Any, x: torch.Tensor) -> torch.Tensor:
     return torch.cat(chunks).view(x.shape)
 
 
-def compare_gradients(model: Any, batch: dict[str, torch.Tensor], variants: list[str]) -> dict[str, dict[str, float]]:
+def compare_gradients(
+    model: Any, batch: dict[str, torch.Tensor], variants: list[str]
+) -> dict[str, dict[str, float]]:
     """Loss of each variant, and the relative distance of its whole gradient from stock's."""
     found: dict[str, dict[str, float]] = {}
     truth: list[torch.Tensor] = []
@@ -166,14 +184,18 @@ def compare_gradients(model: Any, batch: dict[str, torch.Tensor], variants: list
         gradients = [p.grad for p in model.parameters()]
         if variant == "stock":
             truth = [g.clone() for g in gradients]
-        distance = sum(float((g - t).double().square().sum()) for g, t in zip(gradients, truth, strict=True))
+        distance = sum(
+            float((g - t).double().square().sum()) for g, t in zip(gradients, truth, strict=True)
+        )
         norm = sum(float(t.double().square().sum()) for t in truth)
         found[variant] = {"loss": float(loss or 0.0), "gradient_distance": (distance / norm) ** 0.5}
     return found
 
 
 def memory_words(args: argparse.Namespace, variant: str) -> list[str]:
-    words = [f"--{key}={getattr(args, key)}" for key in ("hidden", "layers", "vocab", "batch", "length")]
+    words = [
+        f"--{key}={getattr(args, key)}" for key in ("hidden", "layers", "vocab", "batch", "length")
+    ]
     words += [f"--device={args.device}", f"--dtype={args.dtype}", f"--memory-of={variant}"]
     return words + ([f"--threads={args.threads}"] if args.threads else [])
 
@@ -190,18 +212,33 @@ def main() -> None:
         step(model, batch, args.memory_of)
         print(json.dumps({"peak": peak_bytes(args.device), "before": before}))
         return
-    ours = [f"{kernel}:{rows}" for kernel in args.kernels for rows in args.chunk_rows] or args.kernels
+    ours = [
+        f"{kernel}:{rows}" for kernel in args.kernels for rows in args.chunk_rows
+    ] or args.kernels
     variants = ["stock", *ours]
-    facts: dict[str, Any] = {"circumstances": circumstances(), "shape": {k: str(v) for k, v in vars(args).items()}}
+    facts: dict[str, Any] = {
+        "circumstances": circumstances(),
+        "shape": {k: str(v) for k, v in vars(args).items()},
+    }
     memory = {variant: run_in_fresh_process(memory_words(args, variant)) for variant in variants}
     model, batch = build(args)
     equality = compare_gradients(model, batch, variants)  # and the warm-up
     steps: dict[str, Callable[[], Any]] = {v: (lambda v=v: step(model, batch, v)) for v in variants}
-    times = interleaved(steps, args.repeats, torch.cuda.synchronize if args.device == "cuda" else lambda: None)
+    times = interleaved(
+        steps, args.repeats, torch.cuda.synchronize if args.device == "cuda" else lambda: None
+    )
     rows = []
     for variant in variants:
-        ratio = {kind: paired_ratio(times["stock"][kind], times[variant][kind]) for kind in ("wall", "cpu")}
-        facts[variant] = {**equality[variant], **memory[variant], **times[variant], "speedup": ratio}
+        ratio = {
+            kind: paired_ratio(times["stock"][kind], times[variant][kind])
+            for kind in ("wall", "cpu")
+        }
+        facts[variant] = {
+            **equality[variant],
+            **memory[variant],
+            **times[variant],
+            "speedup": ratio,
+        }
         rows.append(row_of(variant, facts[variant], memory["stock"]["peak"]))
     header = ["loss", "fwd+bwd s", "CPU s", "x stock (range)", "x stock, CPU s", "peak GB", "of stock", "loss value", "gradient vs stock"]  # fmt: skip
     tokens = args.batch * args.length

@@ -27,7 +27,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 import torch.nn.functional as F
 
-from benchmarks.record import circumstances, interleaved, paired_ratio, peak_bytes, report, run_in_fresh_process
+from benchmarks.record import (
+    circumstances,
+    interleaved,
+    paired_ratio,
+    peak_bytes,
+    report,
+    run_in_fresh_process,
+)
 from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY, chunk_rows
 from wikillm.kernels.reference import linear_cross_entropy as stock
 
@@ -42,7 +49,13 @@ CONTENDERS = {
     "fp8": "WikiLLM, fp8: 8-bit products",
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-GPU_SHAPES = ((32_768, 512), (16_384, 896), (16_384, 1536), (8_192, 2048), (8_192, 3584))  # 120M, 0.5B, 1.5B, 3B, 7B
+GPU_SHAPES = (
+    (32_768, 512),
+    (16_384, 896),
+    (16_384, 1536),
+    (8_192, 2048),
+    (8_192, 3584),
+)  # 120M, 0.5B, 1.5B, 3B, 7B
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -54,7 +67,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--gpu", action="store_true", help="the shapes of the presets, in bf16")
-    parser.add_argument("--contenders", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS))
+    parser.add_argument(
+        "--contenders", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS)
+    )
     parser.add_argument("--plot", type=Path, help="write tokens/s as bars (SVG); needs matplotlib")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--memory-of", choices=tuple(CONTENDERS), help=argparse.SUPPRESS)
@@ -91,30 +106,54 @@ def loss_of(name: str, rows: int, hidden: int, vocab: int) -> Loss:
     if name in LINEAR_CROSS_ENTROPY:
         function = LINEAR_CROSS_ENTROPY[name][0]
         return lambda x, w, labels: function(x, w, labels, count=rows, chunk_rows=ours)
-    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
+    from liger_kernel.ops.fused_linear_cross_entropy import (
+        LigerFusedLinearCrossEntropyFunction as Liger,
+    )
 
     more: dict[str, Any] = {}
     if name == "liger-rows":
         # Its chunks are a power of two of at least rows / ceil(vocab / (constant x hidden)) rows.
-        more = {"accum_dtype": torch.float32, "chunk_mem_const": max(1, round(ours * vocab / (rows * hidden)))}
+        more = {
+            "accum_dtype": torch.float32,
+            "chunk_mem_const": max(1, round(ours * vocab / (rows * hidden))),
+        }
 
     def liger(x: torch.Tensor, w: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         arguments = {"bias": None, "ce_weight": None, "ignore_index": -100, "lse_square_scale": 0.0}
-        arguments |= {"label_smoothing": 0.0, "reduction": "mean", "softcap": None, "return_z_loss": False}
-        rest = [more.get("accum_dtype"), False, False, False, None, None, *([more["chunk_mem_const"]] if more else [])]
+        arguments |= {
+            "label_smoothing": 0.0,
+            "reduction": "mean",
+            "softcap": None,
+            "return_z_loss": False,
+        }
+        rest = [
+            more.get("accum_dtype"),
+            False,
+            False,
+            False,
+            None,
+            None,
+            *([more["chunk_mem_const"]] if more else []),
+        ]
         found = Liger.apply(x, w, labels, *arguments.values(), *rest)
         return found[0] if isinstance(found, tuple) else found
 
     return liger
 
 
-def inputs(rows: int, hidden: int, vocab: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(
+    rows: int, hidden: int, vocab: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Values of the size that a trained model has: logits of a standard deviation of about 2."""
     torch.manual_seed(0)
     x = torch.randn(rows, hidden, dtype=torch.float32)
     w = torch.randn(vocab, hidden, dtype=torch.float32) * 2 / hidden**0.5
     labels = torch.randint(0, vocab, (rows,))
-    return x.to(device(), dtype).requires_grad_(), w.to(device(), dtype).requires_grad_(), labels.to(device())
+    return (
+        x.to(device(), dtype).requires_grad_(),
+        w.to(device(), dtype).requires_grad_(),
+        labels.to(device()),
+    )
 
 
 def step(loss: Loss, x: torch.Tensor, w: torch.Tensor, labels: torch.Tensor) -> float:
@@ -125,18 +164,32 @@ def step(loss: Loss, x: torch.Tensor, w: torch.Tensor, labels: torch.Tensor) -> 
     return float(value.detach())
 
 
-def measure(args: argparse.Namespace, rows: int, hidden: int) -> tuple[dict[str, Any], list[list[str]]]:
-    shape, names = (rows, hidden, args.vocab), [name for name in args.contenders if missing(name) is None]
-    words = [f"--rows={rows}", f"--hidden={hidden}", f"--vocab={args.vocab}", f"--dtype={args.dtype}"]
+def measure(
+    args: argparse.Namespace, rows: int, hidden: int
+) -> tuple[dict[str, Any], list[list[str]]]:
+    shape, names = (
+        (rows, hidden, args.vocab),
+        [name for name in args.contenders if missing(name) is None],
+    )
+    words = [
+        f"--rows={rows}",
+        f"--hidden={hidden}",
+        f"--vocab={args.vocab}",
+        f"--dtype={args.dtype}",
+    ]
     found: dict[str, Any] = {}
-    if device() == "cuda":  # what the last shape left in this process's cache, the others would lack
+    if (
+        device() == "cuda"
+    ):  # what the last shape left in this process's cache, the others would lack
         torch.cuda.empty_cache()
     for name in names:
         try:
             found[name] = run_in_fresh_process([*words, f"--memory-of={name}"])
         except SystemExit as error:  # out of memory, above all
             is_memory = "out of memory" in str(error).lower()
-            found[name] = {"error": "out of memory" if is_memory else str(error).strip().splitlines()[-1]}
+            found[name] = {
+                "error": "out of memory" if is_memory else str(error).strip().splitlines()[-1]
+            }
     names = [name for name in names if "error" not in found[name]]
     x, w, labels = inputs(*shape, DTYPES[args.dtype])
     truth: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -149,22 +202,42 @@ def measure(args: argparse.Namespace, rows: int, hidden: int) -> tuple[dict[str,
             continue
         gradients = (x.grad.double(), w.grad.double())  # type: ignore[union-attr]
         truth = truth or gradients
-        found[name]["gradients"] = [float((g - t).norm() / t.norm()) for g, t in zip(gradients, truth, strict=True)]
+        found[name]["gradients"] = [
+            float((g - t).norm() / t.norm()) for g, t in zip(gradients, truth, strict=True)
+        ]
     steps: dict[str, Callable[[], Any]] = {
         name: (lambda loss=loss_of(name, *shape): step(loss, x, w, labels)) for name in names
     }
-    times = interleaved(steps, args.repeats, torch.cuda.synchronize if device() == "cuda" else lambda: None)
+    times = interleaved(
+        steps, args.repeats, torch.cuda.synchronize if device() == "cuda" else lambda: None
+    )
     first = next(iter(names), "")
     table = []
     for name in args.contenders:
         if name not in times:
-            table.append([f"{rows:,} x {hidden}", name, missing(name) or found[name]["error"][:60], *[""] * 6])
+            table.append(
+                [
+                    f"{rows:,} x {hidden}",
+                    name,
+                    missing(name) or found[name]["error"][:60],
+                    *[""] * 6,
+                ]
+            )
             continue
-        ratio = {kind: paired_ratio(times[first][kind], times[name][kind]) for kind in ("wall", "cpu")}
+        ratio = {
+            kind: paired_ratio(times[first][kind], times[name][kind]) for kind in ("wall", "cpu")
+        }
         found[name] |= {**times[name], "ratio": ratio}
         wall, cpu, (of_x, of_w) = ratio["wall"], ratio["cpu"], found[name]["gradients"]
-        cells = [f"{min(times[name]['wall']):.3f}", f"{wall['median']:.2f} ({wall['least']:.2f}-{wall['most']:.2f})"]
-        cells += [f"{cpu['median']:.2f}", f"{found[name]['peak'] / 1e9:.2f}", f"{found[name]['loss']:.6f}"]
+        cells = [
+            f"{min(times[name]['wall']):.3f}",
+            f"{wall['median']:.2f} ({wall['least']:.2f}-{wall['most']:.2f})",
+        ]
+        cells += [
+            f"{cpu['median']:.2f}",
+            f"{found[name]['peak'] / 1e9:.2f}",
+            f"{found[name]['loss']:.6f}",
+        ]
         table.append([f"{rows:,} x {hidden}", name, *cells, f"{of_x:.1e}", f"{of_w:.1e}"])
     return found, table
 
@@ -181,7 +254,12 @@ def main() -> None:
         step(loss_of(args.memory_of, *shape), *tensors)
         print(json.dumps({"peak": peak_bytes(device()), "before": before}))
         return
-    facts: dict[str, Any] = {"circumstances": circumstances(), "vocab": args.vocab, "dtype": args.dtype, "shapes": {}}
+    facts: dict[str, Any] = {
+        "circumstances": circumstances(),
+        "vocab": args.vocab,
+        "dtype": args.dtype,
+        "shapes": {},
+    }
     rows: list[list[str]] = []
     for n, hidden in GPU_SHAPES if args.gpu else [(args.rows, args.hidden)]:
         facts["shapes"][f"{n} x {hidden}"], more = measure(args, n, hidden)
@@ -189,7 +267,11 @@ def main() -> None:
     first = args.contenders[0]
     header = ["rows x h", "loss", "fwd+bwd s", f"x {first} (range)", "by CPU s", "peak GB", "value", f"d hidden vs {first}", "d weight"]  # fmt: skip
     bars = {
-        shape: {name: int(shape.split()[0]) / min(one["wall"]) for name, one in found.items() if "wall" in one}
+        shape: {
+            name: int(shape.split()[0]) / min(one["wall"])
+            for name, one in found.items()
+            if "wall" in one
+        }
         for shape, found in facts["shapes"].items()
     }
     title = f"Projection and loss over V={args.vocab:,}, {args.dtype}"

@@ -36,7 +36,12 @@ def datatrove(data: Path, tokenizer: Path, work: Path) -> Build:
         out = work / "datatrove"
         steps = [
             JsonlReader(str(data.parent), glob_pattern=data.name),
-            DocumentTokenizer(str(out), str(tokenizer / "tokenizer.json"), eos_token=_eos(), shuffle_documents=False),
+            DocumentTokenizer(
+                str(out),
+                str(tokenizer / "tokenizer.json"),
+                eos_token=_eos(),
+                shuffle_documents=False,
+            ),
         ]
         LocalPipelineExecutor(steps, tasks=1, workers=1, logging_dir=str(work / "logs")).run()
         metadata = next(out.glob("*.metadata")).read_text().splitlines()
@@ -97,7 +102,9 @@ def _documents(data: Path, tokenizer: Path) -> Iterator[np.ndarray]:
     import fastokens
     import orjson
 
-    encoder = fastokens.Tokenizer.from_json_str((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))
+    encoder = fastokens.Tokenizer.from_json_str(
+        (tokenizer / "tokenizer.json").read_text(encoding="utf-8")
+    )
     encoder.no_truncation()
     encoder.no_padding()
     eos = encoder.token_to_id(_eos())
@@ -127,7 +134,12 @@ def _without_torchvision() -> None:
     """`streaming` imports it for its picture data sets, and the wheel that registries have wants torch for CUDA."""
     from transformers.feature_extraction_utils import BatchFeature  # noqa: F401  asks whether torchvision is there
 
-    for name in ("torchvision", "torchvision.datasets", "torchvision.transforms", "torchvision.transforms.functional"):
+    for name in (
+        "torchvision",
+        "torchvision.datasets",
+        "torchvision.transforms",
+        "torchvision.transforms.functional",
+    ):
         module = types.ModuleType(name)
         module.__spec__ = ModuleSpec(name, None)
         module.__dict__["__getattr__"] = _nothing

@@ -65,7 +65,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--tokens", type=int, default=500_000, help="training tokens of every run")
     parser.add_argument("--seeds", type=int, default=3, help="runs per arm at its best rate")
-    parser.add_argument("--rates", type=int, default=4, help="trial runs per arm that has rates, at most 4")
+    parser.add_argument(
+        "--rates", type=int, default=4, help="trial runs per arm that has rates, at most 4"
+    )
     parser.add_argument("--vocab", type=int, default=2048)
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--layers", type=int, default=3)
@@ -99,7 +101,11 @@ def train(words: list[str], log: Path) -> None:
     from wikillm.train.run import pretrain
 
     torch.set_num_threads(1)
-    with open(log, "w", encoding="utf-8") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    with (
+        open(log, "w", encoding="utf-8") as out,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(out),
+    ):
         try:
             pretrain(load("demo", words))
         except DivergedError:
@@ -110,7 +116,13 @@ def run(folder: Path, args: argparse.Namespace, words: list[str], seed: int) -> 
     """Held-out loss in nats per token at the end; infinite when the run diverged."""
     number = len(list(folder.glob("run-*.log")))
     place = folder / f"run-{number}"
-    every = [*shape_words(args), *words, f"run.seed={seed}", f"run.dir={place}", f"data.store={folder / 'store'}"]
+    every = [
+        *shape_words(args),
+        *words,
+        f"run.seed={seed}",
+        f"run.dir={place}",
+        f"data.store={folder / 'store'}",
+    ]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["wikillm.train.run"])
     process = context.Process(target=train, args=(every, folder / f"run-{number}.log"))
@@ -119,8 +131,13 @@ def run(folder: Path, args: argparse.Namespace, words: list[str], seed: int) -> 
     if process.exitcode == 5:
         return float("inf")
     if process.exitcode != 0:
-        raise SystemExit(f"a run ended with {process.exitcode}:\n{(folder / f'run-{number}.log').read_text()[-2000:]}")
-    events = [json.loads(line) for line in (place / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+        raise SystemExit(
+            f"a run ended with {process.exitcode}:\n{(folder / f'run-{number}.log').read_text()[-2000:]}"
+        )
+    events = [
+        json.loads(line)
+        for line in (place / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     loss = float([event["eval_loss"] for event in events if event["kind"] == "eval"][-1])
     print(f"  {loss:.4f}  seed {seed}  {' '.join(words)}", file=sys.stderr, flush=True)
     return loss
@@ -129,7 +146,8 @@ def run(folder: Path, args: argparse.Namespace, words: list[str], seed: int) -> 
 def tune(folder: Path, args: argparse.Namespace, arm: Arm) -> dict[float, float]:
     """Rate -> held-out loss, with the tuning seed."""
     return {
-        rate: run(folder, args, [*arm.words, f"{arm.key}={rate:g}"], TUNING_SEED) for rate in arm.rates[: args.rates]
+        rate: run(folder, args, [*arm.words, f"{arm.key}={rate:g}"], TUNING_SEED)
+        for rate in arm.rates[: args.rates]
     }
 
 
@@ -137,7 +155,10 @@ def verdict(differences: list[float]) -> str:
     """From the differences arm - baseline, seed by seed; negative is better."""
     if len(differences) < 2:
         return "unclear"
-    mean, error = statistics.mean(differences), statistics.stdev(differences) / len(differences) ** 0.5
+    mean, error = (
+        statistics.mean(differences),
+        statistics.stdev(differences) / len(differences) ** 0.5,
+    )
     one_sign = all(d < 0 for d in differences) or all(d > 0 for d in differences)
     if not one_sign or abs(mean) <= 2 * error:
         return "unclear"
@@ -146,7 +167,10 @@ def verdict(differences: list[float]) -> str:
 
 def main() -> None:
     args, start = arguments(), time.time()
-    facts: dict[str, Any] = {"circumstances": circumstances(), "settings": {k: str(v) for k, v in vars(args).items()}}
+    facts: dict[str, Any] = {
+        "circumstances": circumstances(),
+        "settings": {k: str(v) for k, v in vars(args).items()},
+    }
     seeds = [TUNING_SEED + 1 + n for n in range(args.seeds)]
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -154,7 +178,9 @@ def main() -> None:
         for arm in [BASELINE, *(ARMS[key] for key in args.arms)]:
             trials = tune(folder, args, arm)
             rate = min(trials, key=lambda r: trials[r]) if trials else found[0]["rate"]
-            losses = [run(folder, args, [*arm.words, f"{arm.key}={rate:g}"], seed) for seed in seeds]
+            losses = [
+                run(folder, args, [*arm.words, f"{arm.key}={rate:g}"], seed) for seed in seeds
+            ]
             found.append({"arm": arm.name, "rate": rate, "trials": trials, "losses": losses})
     facts |= {"arms": found, "seconds": time.time() - start}
     rows, base = [], found[0]["losses"]
@@ -163,7 +189,10 @@ def main() -> None:
         row["differences"] = differences
         row["verdict"] = "baseline" if row is found[0] else verdict(differences)
         spread = statistics.stdev(row["losses"]) if len(seeds) > 1 else float("nan")
-        trials = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in row["trials"].items()) or "the baseline's"
+        trials = (
+            ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in row["trials"].items())
+            or "the baseline's"
+        )
         rows.append([row["arm"], trials, f"{row['rate']:g}", f"{statistics.mean(row['losses']):.4f}", f"{spread:.4f}",
                      "" if row is found[0] else " ".join(f"{d:+.4f}" for d in differences), row["verdict"]])  # fmt: skip
     header = (
@@ -175,7 +204,13 @@ def main() -> None:
         "by seed, - baseline",
         "verdict",
     )
-    report(f"Recipes: {args.tokens:,} tokens, {args.seeds} seeds, nats per token", facts, header, rows, args.out)
+    report(
+        f"Recipes: {args.tokens:,} tokens, {args.seeds} seeds, nats per token",
+        facts,
+        header,
+        rows,
+        args.out,
+    )
 
 
 if __name__ == "__main__":

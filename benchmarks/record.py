@@ -26,8 +26,13 @@ def circumstances() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": " ".join(["python", *sys.argv]),
         "commit": _git("rev-parse", "--short", "HEAD")
-        + ("+changes" if _git("status", "--porcelain", "-uno", "--", "wikillm", "benchmarks") else ""),
-        "device": gpu or f"{_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        + (
+            "+changes"
+            if _git("status", "--porcelain", "-uno", "--", "wikillm", "benchmarks")
+            else ""
+        ),
+        "device": gpu
+        or f"{_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "load_average": [round(value, 1) for value in os.getloadavg()],
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -35,7 +40,9 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def interleaved(steps: dict[str, Callable[[], Any]], repeats: int, sync: Callable[[], None]) -> dict[str, Any]:
+def interleaved(
+    steps: dict[str, Callable[[], Any]], repeats: int, sync: Callable[[], None]
+) -> dict[str, Any]:
     """Time the steps in turns, the order turned round each time: a busy neighbour then slows all of them.
 
     Returns {name: {"wall": [s], "cpu": [s]}}. CPU seconds are those of all threads of this process; they hardly depend
@@ -61,7 +68,9 @@ def paired_ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, floa
 
 def run_in_fresh_process(words: list[str]) -> dict[str, Any]:
     """The JSON on the last line of `python <this script> words`: memory peaks need a process of their own."""
-    done = subprocess.run([sys.executable, sys.argv[0], *words], capture_output=True, text=True, cwd=REPO)
+    done = subprocess.run(
+        [sys.executable, sys.argv[0], *words], capture_output=True, text=True, cwd=REPO
+    )
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))

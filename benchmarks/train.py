@@ -86,10 +86,16 @@ GPU_SHAPES = {
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--gpu", action="store_true", help="the goal table; about a minute per contender, shape and visit"
+        "--gpu",
+        action="store_true",
+        help="the goal table; about a minute per contender, shape and visit",
     )
-    parser.add_argument("--shapes", nargs="+", choices=tuple(GPU_SHAPES), help="of --gpu; default: all")
-    parser.add_argument("--visits", type=int, default=2, help="with --gpu: how often each contender runs")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=tuple(GPU_SHAPES), help="of --gpu; default: all"
+    )
+    parser.add_argument(
+        "--visits", type=int, default=2, help="with --gpu: how often each contender runs"
+    )
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--vocab", type=int, default=4096)
@@ -104,7 +110,9 @@ def arguments() -> argparse.Namespace:
         help=f"default: {' '.join(ON_CPU)}; with --gpu {' '.join(ON_GPU)}",
     )
     parser.add_argument(
-        "--profile", action="store_true", help="where the time goes, by torch's profiler, in the last 2 steps"
+        "--profile",
+        action="store_true",
+        help="where the time goes, by torch's profiler, in the last 2 steps",
     )
     parser.add_argument("--plot", type=Path, help="write tokens/s as bars (SVG); needs matplotlib")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
@@ -114,7 +122,9 @@ def arguments() -> argparse.Namespace:
 class Contender:
     """A process that trains; `step()` lets it do one and returns what that took."""
 
-    def __init__(self, name: str, shape: Shape, folder: Path, steps: int, profiled: int, stretch: int) -> None:
+    def __init__(
+        self, name: str, shape: Shape, folder: Path, steps: int, profiled: int, stretch: int
+    ) -> None:
         self.name, self.steps = name, steps
         reader, writer = os.pipe()
         order = {
@@ -125,7 +135,11 @@ class Contender:
             "profiled": profiled,
             "stretch": stretch,
         }
-        environ = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(REPO)}
+        environ = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "OMP_WAIT_POLICY": "passive",
+            "PYTHONPATH": str(REPO),
+        }
         self._log = open(folder / f"{name}.log", "w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.contenders", json.dumps(order)],
@@ -147,12 +161,18 @@ class Contender:
         if not line:
             self._process.wait()
             self._log.seek(0)
-            raise ChildProcessError(f"{self.name} ended with {self._process.returncode}:\n{self._log.read()[-1500:]}")
+            raise ChildProcessError(
+                f"{self.name} ended with {self._process.returncode}:\n{self._log.read()[-1500:]}"
+            )
         return dict(json.loads(line))
 
     def close(self) -> None:
         """Also waits for its supervisor and workers, which still write into the folder that is removed next."""
-        children = psutil.Process(self._process.pid).children(recursive=True) if self._process.poll() is None else []
+        children = (
+            psutil.Process(self._process.pid).children(recursive=True)
+            if self._process.poll() is None
+            else []
+        )
         self._process.kill()
         self._process.wait()
         for left in psutil.wait_procs(children, timeout=30)[1]:
@@ -188,7 +208,14 @@ def write_text(path: Path) -> None:
 
 
 def measure(
-    shape: Shape, names: list[str], steps: int, warmup: int, *, visits: int = 0, stretch: int = 1, profiled: int = 0
+    shape: Shape,
+    names: list[str],
+    steps: int,
+    warmup: int,
+    *,
+    visits: int = 0,
+    stretch: int = 1,
+    profiled: int = 0,
 ) -> dict[str, Any]:
     """{contender: wall and CPU seconds of each counted turn, losses, peak}; {"error": ...} for one that failed.
 
@@ -205,7 +232,9 @@ def measure(
         for visit in range(visits):
             for one in names if visit % 2 == 0 else reversed(names):
                 if "error" not in found.get(one, {}):
-                    result = _measure_group(shape, [one], steps, warmup, folder, profiled, stretch)[one]
+                    result = _measure_group(shape, [one], steps, warmup, folder, profiled, stretch)[
+                        one
+                    ]
                     for kind in ("wall", "cpu") if "error" not in result else ():
                         result[kind] = found.get(one, {}).get(kind, []) + result[kind]
                     found[one] = result
@@ -216,7 +245,10 @@ def differ(found: dict[str, Any]) -> str | None:
     """Why these are no rows of one table: first losses that say that contenders do not train one model on one batch."""
     first = {name: result["losses"][0] for name, result in found.items() if "error" not in result}
     are_numbers = all(map(math.isfinite, first.values()))
-    if not first or (are_numbers and max(first.values()) - min(first.values()) <= SAME_MODEL * min(first.values())):
+    if not first or (
+        are_numbers
+        and max(first.values()) - min(first.values()) <= SAME_MODEL * min(first.values())
+    ):
         return None
     losses = ", ".join(f"{name} {loss:.4f}" for name, loss in first.items())
     return f"the contenders do not train the same model, their first losses are {losses}"
@@ -227,13 +259,25 @@ def reason(error: str) -> str:
     if "out of memory" in error.lower():
         return "out of memory"
     if killed := re.match(r"\S+ ended with -(\d+):", error):
-        return f"killed by signal {killed[1]}" + (", perhaps for memory" if killed[1] == "9" else "")
-    lines = [line for line in error.strip().splitlines() if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
+        return f"killed by signal {killed[1]}" + (
+            ", perhaps for memory" if killed[1] == "9" else ""
+        )
+    lines = [
+        line
+        for line in error.strip().splitlines()
+        if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b", line)
+    ]
     return (lines or error.strip().splitlines() or ["ended without a word"])[-1][:100]
 
 
 def _measure_group(
-    shape: Shape, names: list[str], steps: int, warmup: int, folder: Path, profiled: int, stretch: int
+    shape: Shape,
+    names: list[str],
+    steps: int,
+    warmup: int,
+    folder: Path,
+    profiled: int,
+    stretch: int,
 ) -> dict[str, Any]:
     """Profiled turns come after the counted ones and count nowhere."""
     found: dict[str, Any] = {}
@@ -268,7 +312,9 @@ def _measure_group(
 def flops_of(shape: Shape) -> int:
     """Model FLOPs per token of a shape, forward and backward."""
     model = load(None, [*shape.words, "data.path=unused", "train.max_steps=1"]).config.model
-    assert model.vocab_size != "auto", "the vocabulary of the little tokenizer is not what is measured"
+    assert model.vocab_size != "auto", (
+        "the vocabulary of the little tokenizer is not what is measured"
+    )
     return flops_per_token(model, model.vocab_size, shape.length)
 
 
@@ -280,13 +326,20 @@ def rows_of(shape: Shape, found: dict[str, Any], facts: dict[str, Any]) -> list[
             continue
         step = statistics.median(result["wall"])
         result["tokens_per_second"] = tokens / step
-        cells = [shape.name, CONTENDERS[name], f"{1e3 * step:.1f}", f"{1e3 * statistics.median(result['cpu']):.1f}"]
+        cells = [
+            shape.name,
+            CONTENDERS[name],
+            f"{1e3 * step:.1f}",
+            f"{1e3 * statistics.median(result['cpu']):.1f}",
+        ]
         cells.append(f"{tokens / step:,.0f}")
         for other in ("hf", "bare-fused"):
             if other == name or "wall" not in found.get(other, {}):
                 cells.append("1" if other == name else "")
                 continue
-            ratio = {kind: paired_ratio(found[other][kind], result[kind]) for kind in ("wall", "cpu")}
+            ratio = {
+                kind: paired_ratio(found[other][kind], result[kind]) for kind in ("wall", "cpu")
+            }
             facts.setdefault("ratios", {})[f"{shape.name}: {other} / {name}"] = ratio
             cells.append(f"{ratio['wall']['median']:.2f} (CPU s {ratio['cpu']['median']:.2f})")
         speed = flops * tokens / step
@@ -301,7 +354,9 @@ def print_profile(found: dict[str, Any]) -> None:
         if result.get("profile"):
             print(f"\nWhere the time goes: {CONTENDERS[name]}")
         for row in result.get("profile", []):
-            print(f"  {row['share']:6.1%} {row['ms']:10.1f} ms {row['calls']:6} x  {row['operation'][:90]}")
+            print(
+                f"  {row['share']:6.1%} {row['ms']:10.1f} ms {row['calls']:6} x  {row['operation'][:90]}"
+            )
 
 
 def main() -> None:
@@ -319,12 +374,16 @@ def main() -> None:
     facts["gemm_flops"] = gemm_flops()
     if args.gpu:  # the contenders are other processes, and share the card with this one
         torch.cuda.empty_cache()
-    facts["peak_flops"] = peak_flops(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
+    facts["peak_flops"] = (
+        peak_flops(torch.cuda.get_device_name(0)) if torch.cuda.is_available() else None
+    )
     turns = {"steps": args.steps, "warmup": args.warmup, "profiled": 2 if args.profile else 0}
     if args.gpu:  # in stretches, at least three
         turns = {"steps": max(3, args.steps // STRETCH), "warmup": -(-args.warmup // STRETCH)}
         turns |= {"profiled": 1 if args.profile else 0, "stretch": STRETCH, "visits": args.visits}
-    medians = f"{turns['steps'] * args.visits} stretches of {STRETCH}" if args.gpu else str(args.steps)
+    medians = (
+        f"{turns['steps'] * args.visits} stretches of {STRETCH}" if args.gpu else str(args.steps)
+    )
     rows: list[list[str]] = []
     started = time.monotonic()
     for shape in [GPU_SHAPES[name] for name in args.shapes or GPU_SHAPES] if args.gpu else [own]:
@@ -335,7 +394,9 @@ def main() -> None:
             rows += rows_of(shape, found, facts)
     header = ["shape", "contender", "ms/step", "CPU ms", "tokens/s", "x HF Trainer", "x fused loop", "MFU", "of GEMM", "peak GB", "last loss"]  # fmt: skip
     bars = {
-        shape: {CONTENDERS[name]: r["tokens_per_second"] for name, r in found.items() if "wall" in r}
+        shape: {
+            CONTENDERS[name]: r["tokens_per_second"] for name, r in found.items() if "wall" in r
+        }
         for shape, found in facts["shapes"].items()
         if shape not in facts.get("refused", {})
     }

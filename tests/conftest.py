@@ -17,7 +17,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu" if not os.path.exists("/dev/nvidia
 
 # A deadline per example would be a timing assertion.
 settings.register_profile("wikillm", deadline=None, print_blob=True)
-settings.register_profile("ci", parent=settings.get_profile("wikillm"), derandomize=True)  # the same examples each time
+settings.register_profile(
+    "ci", parent=settings.get_profile("wikillm"), derandomize=True
+)  # the same examples each time
 settings.load_profile("ci" if os.environ.get("CI") else "wikillm")
 
 

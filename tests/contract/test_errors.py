@@ -44,7 +44,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_command_line(case: str) -> None:
     words, code, hint = CASES[case]
-    done = subprocess.run([sys.executable, "-m", "wikillm", *words], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "wikillm", *words], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == code, done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert any(part in done.stderr for part in hint.split("|")), done.stderr
@@ -53,7 +55,10 @@ def test_command_line(case: str) -> None:
 
 def test_debug_shows_the_traceback() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "wikillm", "trian", "--debug"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "wikillm", "trian", "--debug"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 2
     assert "Traceback" in done.stderr and "ConfigError" in done.stderr

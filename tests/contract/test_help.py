@@ -31,13 +31,17 @@ print("\\n" + json.dumps({"code": code, "modules": sorted({name.split(".")[0] fo
 
 
 def probe(*words: str) -> tuple[dict[str, object], str]:
-    done = subprocess.run([sys.executable, "-c", PROBE, *words], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *words], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     *shown, facts = done.stdout.rstrip().splitlines()
     return json.loads(facts), "\n".join(shown)
 
 
-@pytest.mark.parametrize("words", [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)], ids=" ".join
+)
 def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
     facts, shown = probe(*words)
     assert facts["code"] == 0, shown

@@ -22,7 +22,11 @@ def sources(repo: Path, *folders: str) -> Iterator[tuple[str, str]]:
 
 
 def functions(text: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    yield from (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    yield from (
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
 
 
 def test_files_are_short(repo: Path) -> None:
@@ -47,20 +51,28 @@ def test_functions_are_short(repo: Path) -> None:
 def test_the_list_of_exceptions_has_no_dead_entries(repo: Path) -> None:
     known = {path for path, _ in sources(repo, "wikillm", "tests", "benchmarks")}
     known |= {
-        f"{path}::{node.name}" for path, text in sources(repo, "wikillm", "benchmarks") for node in functions(text)
+        f"{path}::{node.name}"
+        for path, text in sources(repo, "wikillm", "benchmarks")
+        for node in functions(text)
     }
     assert set(LONGER) <= known, f"no longer there: {set(LONGER) - known}"
 
 
 def test_every_file_has_a_room_and_a_name(repo: Path) -> None:
     nameless = [
-        p for p, _ in sources(repo, "wikillm", "tests", "benchmarks") if NAMELESS & set(Path(p).with_suffix("").parts)
+        p
+        for p, _ in sources(repo, "wikillm", "tests", "benchmarks")
+        if NAMELESS & set(Path(p).with_suffix("").parts)
     ]
     assert not nameless, f"say what is in them: {nameless}"
 
 
 def test_every_module_states_its_contract(repo: Path) -> None:
-    silent = [path for path, text in sources(repo, "wikillm", "benchmarks") if not ast.get_docstring(ast.parse(text))]
+    silent = [
+        path
+        for path, text in sources(repo, "wikillm", "benchmarks")
+        if not ast.get_docstring(ast.parse(text))
+    ]
     assert not silent, f"no module docstring: {silent}"
 
 
@@ -80,7 +92,9 @@ def test_only_the_command_line_prints(repo: Path) -> None:
         for path, text in sources(repo, "wikillm")
         if not path.startswith("wikillm/cli/")
         for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "print"
     ]
     assert not printing, f"use core.log.say: {printing}"
 
@@ -103,4 +117,6 @@ def test_shell_scripts_parse(repo: Path) -> None:
         shell = "sh" if script.name == "bootstrap.sh" else "bash"
         done = subprocess.run([shell, "-n", str(script)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert script.read_text().count("\n") <= 60, f"{script} is long for a script: move it into the package"
+        assert script.read_text().count("\n") <= 60, (
+            f"{script} is long for a script: move it into the package"
+        )

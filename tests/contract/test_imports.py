@@ -37,11 +37,15 @@ def test_the_rooms_keep_their_layers(repo: Path) -> None:
     ids=["upwards", "torch inside a function", "a room nobody declared"],
 )
 def test_a_breach_is_noticed(repo: Path, tmp_path: Path, file: str, line: str) -> None:
-    shutil.copytree(repo / "wikillm", tmp_path / "wikillm", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        repo / "wikillm", tmp_path / "wikillm", ignore=shutil.ignore_patterns("__pycache__")
+    )
     shutil.copy(repo / "pyproject.toml", tmp_path)
     target = tmp_path / "wikillm" / file
     target.parent.mkdir(exist_ok=True)
     with open(target, "a", encoding="utf-8") as opened:
         opened.write(f"\n{line}\n")
     done = lint_imports(tmp_path)
-    assert done.returncode == 1 and "BROKEN" in done.stdout, f"it passed unseen:\n{done.stdout}{done.stderr}"
+    assert done.returncode == 1 and "BROKEN" in done.stdout, (
+        f"it passed unseen:\n{done.stdout}{done.stderr}"
+    )

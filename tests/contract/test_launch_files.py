@@ -35,7 +35,9 @@ def test_a_file_is_the_rendering_of_the_command_it_names(name: str, repo: Path) 
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == text, f"launch/{name} is not what `{said[1]}` shows now: write its output there"
+    assert done.stdout == text, (
+        f"launch/{name} is not what `{said[1]}` shows now: write its output there"
+    )
     assert text.count("\n") <= MOST_LINES
 
 
@@ -49,5 +51,7 @@ def test_launching_imports_no_torch(repo: Path) -> None:
         "import sys; from wikillm.cli.main import main; code = main(['launch', 'multi', '--print']); "
         "sys.exit('torch was imported' if {'torch', 'transformers', 'deepspeed'} & set(sys.modules) else code)"
     )
-    done = subprocess.run([sys.executable, "-c", probe], cwd=repo, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=repo, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr

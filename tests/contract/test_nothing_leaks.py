@@ -61,7 +61,9 @@ def test_no_registry_and_no_machine_is_named(repo: Path) -> None:
     found = []
     for path in files:
         name = path.relative_to(repo).as_posix()
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="ignore").splitlines(), start=1):
+        for number, line in enumerate(
+            path.read_text(encoding="utf-8", errors="ignore").splitlines(), start=1
+        ):
             for match in PATTERN.finditer(line):
                 if (name, match[0]) not in ALLOWED:
                     found.append(f"{name}:{number}: {match[0]}")
@@ -69,12 +71,18 @@ def test_no_registry_and_no_machine_is_named(repo: Path) -> None:
 
 
 def test_no_large_or_binary_files(repo: Path) -> None:
-    large = {str(path): path.stat().st_size for path in tracked(repo) if path.stat().st_size > 500_000}
+    large = {
+        str(path): path.stat().st_size for path in tracked(repo) if path.stat().st_size > 500_000
+    }
     assert not large
 
 
 def test_no_links_are_tracked(repo: Path) -> None:
     """A tracked link such as `.venv` replaces the folder of that name wherever it is checked out, ignored content and all."""
-    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=repo, capture_output=True, text=True, check=True)
-    links = [line.split("\t")[1] for line in listed.stdout.splitlines() if line.startswith("120000 ")]
+    listed = subprocess.run(
+        ["git", "ls-files", "--stage"], cwd=repo, capture_output=True, text=True, check=True
+    )
+    links = [
+        line.split("\t")[1] for line in listed.stdout.splitlines() if line.startswith("120000 ")
+    ]
     assert not links

@@ -18,7 +18,9 @@ sys.exit(f"imported {heavy}" if heavy else code)
 
 
 def test_every_preset_on_every_size() -> None:
-    done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["plans"]
     assert {(row["model"], row["gpus"]) for row in rows} == {

@@ -13,7 +13,10 @@ from wikillm.plan.run_plan import make_plan
 RUNS = [(run, ()) for run in preset_names("runs")]
 MODELS = [(None, (f"model.preset={name}",)) for name in preset_names("models")]
 WORLDS = {
-    "demo": (1, 2),  # small on purpose; every other preset runs on one GPU, or on the GPUs of a sequence, and on eight
+    "demo": (
+        1,
+        2,
+    ),  # small on purpose; every other preset runs on one GPU, or on the GPUs of a sequence, and on eight
     "long-1.7b-32k": (2, 8),
     "long-7b-128k": (4, 8),
 }
@@ -36,7 +39,9 @@ def test_plans(run: str | None, words: tuple[str, ...], recipe: str) -> None:
     for world in WORLDS.get(str(run), (1, 8)):
         resolved = load(run, words, deepspeed=recipe)
         length = tokenizer_length(resolved.config.data.tokenizer)
-        plan = make_plan(resolved, world_size=world, tokenizer_length=length, train_tokens=TRAIN_TOKENS)
+        plan = make_plan(
+            resolved, world_size=world, tokenizer_length=length, train_tokens=TRAIN_TOKENS
+        )
         train = resolved.config.train
         facts = DeepSpeedFacts(
             micro_batch=plan.micro_batch,
@@ -53,5 +58,11 @@ def test_plans(run: str | None, words: tuple[str, ...], recipe: str) -> None:
             has_gpu=True,
         )
         engine = resolve_deepspeed(read_deepspeed(recipe), facts)
-        assert plan.global_batch_sequences == plan.micro_batch * plan.accumulation * plan.sequence_groups
-        assert engine.json["train_batch_size"] == plan.global_batch_sequences * plan.sequence_parallel_size
+        assert (
+            plan.global_batch_sequences
+            == plan.micro_batch * plan.accumulation * plan.sequence_groups
+        )
+        assert (
+            engine.json["train_batch_size"]
+            == plan.global_batch_sequences * plan.sequence_parallel_size
+        )

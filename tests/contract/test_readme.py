@@ -62,9 +62,15 @@ def headings(text: str) -> list[int]:
 def test_the_tree_is_the_tree(repo: Path, name: str) -> None:
     shown = paths_in_tree(fenced_block_after((repo / name).read_text(encoding="utf-8"), TREE_MARK))
     assert len(shown) > 15
-    gone = [path for path in shown if not (repo / path).exists() or path.endswith("/") != (repo / path).is_dir()]
+    gone = [
+        path
+        for path in shown
+        if not (repo / path).exists() or path.endswith("/") != (repo / path).is_dir()
+    ]
     assert not gone, f"shown but not there (a folder ends with /): {gone}"
-    assert not folders(repo) - set(shown), f"there but not shown: {sorted(folders(repo) - set(shown))}"
+    assert not folders(repo) - set(shown), (
+        f"there but not shown: {sorted(folders(repo) - set(shown))}"
+    )
 
 
 def test_the_twins_have_the_same_sections(repo: Path) -> None:
@@ -78,9 +84,13 @@ def test_the_twins_have_the_same_code(repo: Path) -> None:
 
     def commands(name: str) -> list[str]:
         blocks = re.findall(
-            r"^```(?:sh|bash)\n(.*?)^```", (repo / name).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+            r"^```(?:sh|bash)\n(.*?)^```",
+            (repo / name).read_text(encoding="utf-8"),
+            re.DOTALL | re.MULTILINE,
         )
-        lines = [re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()]
+        lines = [
+            re.sub(r"\s+#.*", "", line).strip() for block in blocks for line in block.splitlines()
+        ]
         return [line for line in lines if line and not line.startswith("#")]
 
     english, chinese = (commands(name) for name in TWINS)
@@ -94,7 +104,9 @@ def test_readme_is_readable_in_one_sitting(repo: Path) -> None:
 
 @pytest.mark.parametrize("name", [*TWINS, "CONTRIBUTING.md", "ARCHITECTURE.md"])
 def test_links_lead_somewhere(repo: Path, name: str) -> None:
-    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", (repo / name).read_text(encoding="utf-8"))
+    links = re.findall(
+        r"\]\((?!https?:|#|mailto:)([^)#\s]+)", (repo / name).read_text(encoding="utf-8")
+    )
     gone = [link for link in links if not (repo / link).exists()]
     assert not gone, f"{name} links to what is not there: {gone}"
 

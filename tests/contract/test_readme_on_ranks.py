@@ -21,23 +21,39 @@ from wikillm.plan.batch import split_batch
 
 RANKS = (1, 2, 8, 16, 64)
 REPO = Path(__file__).resolve().parents[2]
-PAGES = [REPO / "README.md", REPO / "README.zh-CN.md", *sorted((REPO / "docs" / "guide").glob("*.md"))]
+PAGES = [
+    REPO / "README.md",
+    REPO / "README.zh-CN.md",
+    *sorted((REPO / "docs" / "guide").glob("*.md")),
+]
 PLACEHOLDERS = re.compile(r"=(FOLDER|FILE|HOST|NAME)\b|init_from=weights")
-MACHINES = re.compile(r"--(hostfile|host|image|storage|gpus?|nodes|hours) \S+|--(go|print|dry-run)\b")
+MACHINES = re.compile(
+    r"--(hostfile|host|image|storage|gpus?|nodes|hours) \S+|--(go|print|dry-run)\b"
+)
 A_SEQUENCE = {"long-1.7b-32k": 2, "long-7b-128k": 4}  # GPUs that share one
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
     """(page, words) of each command line in a code block, comments left out, continued lines joined."""
     for page in PAGES:
-        text = re.sub(r"\\\n| > \S+", " ", page.read_text(encoding="utf-8"))  # continued lines; redirections
+        text = re.sub(
+            r"\\\n| > \S+", " ", page.read_text(encoding="utf-8")
+        )  # continued lines; redirections
         blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
         blocks += re.findall(r"(?<=\n\n)((?:    \S.*\n)+)", text)
         for line in "\n".join(blocks).splitlines():
             if "TARGET" not in line and re.match(
-                r"\s*(deepspeed|torchrun|mpirun|wikillm (train|launch|plan)|python train\.py) ", line
+                r"\s*(deepspeed|torchrun|mpirun|wikillm (train|launch|plan)|python train\.py) ",
+                line,
             ):
-                yield page.name, [word for word in shlex.split(line, comments=True) if not PLACEHOLDERS.search(word)]
+                yield (
+                    page.name,
+                    [
+                        word
+                        for word in shlex.split(line, comments=True)
+                        if not PLACEHOLDERS.search(word)
+                    ],
+                )
 
 
 def trainings() -> list[tuple[str, tuple[str, ...]]]:
@@ -55,10 +71,17 @@ def trainings() -> list[tuple[str, tuple[str, ...]]]:
 
 def test_there_is_something_to_try() -> None:
     assert len(trainings()) >= 8
-    assert {page for page, _ in commands()} >= {"README.md", "README.zh-CN.md", "launch.md", "training.md"}
+    assert {page for page, _ in commands()} >= {
+        "README.md",
+        "README.zh-CN.md",
+        "launch.md",
+        "training.md",
+    }
 
 
-@pytest.mark.parametrize(("page", "words"), trainings(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("page", "words"), trainings(), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_a_command_of_the_pages_is_accepted_for_any_number_of_ranks(
     page: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -66,12 +89,16 @@ def test_a_command_of_the_pages_is_accepted_for_any_number_of_ranks(
     for ranks in RANKS:
         if run == "demo" and ranks > 8 or ranks < A_SEQUENCE.get(run, 1):
             continue  # refused below
-        assert main(["launch", "multi", "--gpus", str(ranks), "--print", *words]) == 0, capsys.readouterr().err
+        assert main(["launch", "multi", "--gpus", str(ranks), "--print", *words]) == 0, (
+            capsys.readouterr().err
+        )
         assert f"--num_gpus {ranks}" in capsys.readouterr().out
     hosts = tmp_path / "hosts"
     hosts.write_text("node1 slots=8\nnode2 slots=8\n")
     if run != "demo":
-        assert main(["launch", "hostfile", "--hostfile", str(hosts), "--print", *words]) == 0, capsys.readouterr().err
+        assert main(["launch", "hostfile", "--hostfile", str(hosts), "--print", *words]) == 0, (
+            capsys.readouterr().err
+        )
 
 
 @pytest.mark.parametrize("ranks", RANKS)
@@ -82,11 +109,16 @@ def test_a_run_preset_splits_over_any_number_of_ranks(run: str, ranks: int) -> N
     if ranks < shared or (run == "demo" and ranks > 8):
         with pytest.raises(ConfigError) as refused:
             split_batch(resolved, ranks)
-        repaired = load(run, ["data.path=corpus", (refused.value.fix or "").split(",")[0].splitlines()[0]])
+        repaired = load(
+            run, ["data.path=corpus", (refused.value.fix or "").split(",")[0].splitlines()[0]]
+        )
         assert split_batch(repaired, ranks).micro
         return
     batch = split_batch(resolved, ranks)
-    assert batch.micro * batch.accumulation * (ranks // shared) * train.sequence_length == train.global_batch_tokens
+    assert (
+        batch.micro * batch.accumulation * (ranks // shared) * train.sequence_length
+        == train.global_batch_tokens
+    )
 
 
 def test_the_plans_of_the_pages_are_made(capsys: pytest.CaptureFixture[str]) -> None:

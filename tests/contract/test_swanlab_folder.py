@@ -41,7 +41,15 @@ def test_the_manifest_is_what_init_writes(repo: Path) -> None:
 
 def test_all_code_is_packed_and_no_pattern_hits_it(repo: Path, unpacked: Path) -> None:
     listed = subprocess.run(
-        ["git", "ls-files", "wikillm", "ds_configs", "train.py", "requirements.txt", "swanlab.yaml"],
+        [
+            "git",
+            "ls-files",
+            "wikillm",
+            "ds_configs",
+            "train.py",
+            "requirements.txt",
+            "swanlab.yaml",
+        ],
         cwd=repo,
         capture_output=True,
         text=True,
@@ -57,7 +65,9 @@ def test_all_code_is_packed_and_no_pattern_hits_it(repo: Path, unpacked: Path) -
 def test_the_unpacked_job_plans_its_run(unpacked: Path, words: Words, tmp_path: Path) -> None:
     """`python train.py` is what the service starts; it must take the code beside it, not an installed one."""
     show = "import sys; sys.path.insert(0, ''); import wikillm; print(wikillm.__file__)"
-    where = subprocess.run([sys.executable, "-c", show], cwd=unpacked, capture_output=True, text=True, check=True)
+    where = subprocess.run(
+        [sys.executable, "-c", show], cwd=unpacked, capture_output=True, text=True, check=True
+    )
     assert where.stdout.startswith(str(unpacked))
     done = subprocess.run(
         [sys.executable, "train.py", "--dry-run", "--deepspeed", "zero2", *words(tmp_path / "run")],
@@ -71,7 +81,9 @@ def test_the_unpacked_job_plans_its_run(unpacked: Path, words: Words, tmp_path: 
     assert "ZeRO-2" in done.stdout
 
 
-def test_the_unpacked_job_trains_as_the_service_starts_it(unpacked: Path, corpus: Path, tmp_path: Path) -> None:
+def test_the_unpacked_job_trains_as_the_service_starts_it(
+    unpacked: Path, corpus: Path, tmp_path: Path
+) -> None:
     """Plain `python train.py`, in a copy whose default run is a tiny one; the data is found where a job has it."""
     job = tmp_path / "job"
     shutil.copytree(unpacked, job)
@@ -89,7 +101,10 @@ def test_the_unpacked_job_trains_as_the_service_starts_it(unpacked: Path, corpus
     preset = job / "wikillm" / "presets" / "runs" / "wiki-zh-120m.yaml"
     assert preset.is_file()
     sections["train"]["learning_rate"] = 0.01
-    preset.write_text(yaml.safe_dump({**sections, "data": {**sections["data"], "preset": "wiki-zh"}}), encoding="utf-8")
+    preset.write_text(
+        yaml.safe_dump({**sections, "data": {**sections["data"], "preset": "wiki-zh"}}),
+        encoding="utf-8",
+    )
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "train.py"],

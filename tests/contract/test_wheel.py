@@ -27,7 +27,9 @@ def wheel(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_presets_are_inside(repo: Path, wheel: list[str]) -> None:
-    presets = [path.relative_to(repo).as_posix() for path in (repo / "wikillm" / "presets").rglob("*.yaml")]
+    presets = [
+        path.relative_to(repo).as_posix() for path in (repo / "wikillm" / "presets").rglob("*.yaml")
+    ]
     assert len(presets) >= 20
     assert set(presets) <= set(wheel)
 
@@ -45,5 +47,9 @@ def test_every_module_and_the_licence_are_inside(repo: Path, wheel: list[str]) -
 
 
 def test_nothing_else_is_inside(wheel: list[str]) -> None:
-    foreign = [name for name in wheel if not name.startswith("wikillm") or "/tests/" in name or "__pycache__" in name]
+    foreign = [
+        name
+        for name in wheel
+        if not name.startswith("wikillm") or "/tests/" in name or "__pycache__" in name
+    ]
     assert not foreign

@@ -30,9 +30,22 @@ def doctor(
     """`wikillm doctor` on node1: exit code, and the verdicts by (check, node)."""
     workdir = checkout(repo, folder / "checkout")
     (folder / "hosts").write_text(hosts)
-    argv = [sys.executable, "-m", "wikillm", "doctor", "--hostfile", str(folder / "hosts"), "--json", *words]
-    ops = str(folder / "ops")  # locks that other processes of this machine have left are not these nodes' affair
-    done = made.run("node1", argv, cwd=workdir, HF_HUB_OFFLINE="1", PYTHONPATH="", TORCH_EXTENSIONS_DIR=ops)
+    argv = [
+        sys.executable,
+        "-m",
+        "wikillm",
+        "doctor",
+        "--hostfile",
+        str(folder / "hosts"),
+        "--json",
+        *words,
+    ]
+    ops = str(
+        folder / "ops"
+    )  # locks that other processes of this machine have left are not these nodes' affair
+    done = made.run(
+        "node1", argv, cwd=workdir, HF_HUB_OFFLINE="1", PYTHONPATH="", TORCH_EXTENSIONS_DIR=ops
+    )
     assert done.stdout, done.stderr
     said = json.loads(done.stdout)
     assert not list(folder.rglob(".wikillm-doctor-*")), "files were left behind"
@@ -66,7 +79,9 @@ def test_each_fault_is_found_and_names_its_node(repo: Path, words: Words, tmp_pa
     runs, nodes = tmp_path / "runs", tmp_path / "nodes"
     runs.mkdir()
     own = {name: {name: "127.0.1.1"} for name in ("node1", "node2")}
-    hosts = "".join(f"{name} slots=1\n" for name in ("node1", "node2", "closed", "gone", "stranger"))
+    hosts = "".join(
+        f"{name} slots=1\n" for name in ("node1", "node2", "closed", "gone", "stranger")
+    )
     with cluster(nodes, "node1", "node2", "closed", hosts=own, wrong_key=["closed"]) as made:
         config = nodes / "config"
         config.write_text(
@@ -78,14 +93,19 @@ def test_each_fault_is_found_and_names_its_node(repo: Path, words: Words, tmp_pa
         link = ["ip", "-n", made.nodes["node2"].namespace, "link", "set", "eth0", "mtu", "1300"]
         subprocess.run(link, env=made.environ(), check=True)
         made.hide("node2", runs)
-        code, said = doctor(made, repo, tmp_path, hosts, words(runs / "x", "train.global_batch_tokens=640"))
+        code, said = doctor(
+            made, repo, tmp_path, hosts, words(runs / "x", "train.global_batch_tokens=640")
+        )
     assert code == 3
     reached = {node: check for (name, node), check in said.items() if name == "reach"}
     assert [node for node, check in reached.items() if check["level"] == "ok"] == ["node1", "node2"]
     assert "No route to host" in reached["gone"]["found"] or "timed out" in reached["gone"]["found"]
     assert "ssh-keygen -R stranger" in reached["stranger"]["fix"]
     assert "ssh-copy-id closed" in reached["closed"]["fix"]
-    assert said["hostname", "node2"]["level"] == "fail" and "node2 is 127.0.1.1" in said["hostname", "node2"]["found"]
+    assert (
+        said["hostname", "node2"]["level"] == "fail"
+        and "node2 is 127.0.1.1" in said["hostname", "node2"]["found"]
+    )
     assert said["master-name", "node1"]["level"] == "fail"
     assert said["master-name", "node2"]["level"] == "ok"
     assert sorted(said["mtu-equal", ""]["found"].split("; ")) == ["1300: node2", "1500: node1"]

@@ -18,7 +18,11 @@ from wikillm.checkpoints.layout import MANIFEST
 from wikillm.core.errors import ExitCode
 from wikillm.supervise.records import NO_WORD
 
-LONG = ("train.max_steps=1000000", "train.lr_scheduler_type=constant_with_warmup", "train.save_steps=1000000")
+LONG = (
+    "train.max_steps=1000000",
+    "train.lr_scheduler_type=constant_with_warmup",
+    "train.save_steps=1000000",
+)
 QUIET = ("train.eval_steps=null", "train.max_eval_tokens=500")
 OOM = "often the kernel's out-of-memory killer"
 # The tests' fork server collects a process at once; before Linux 6.15 the signal is then known to nobody else.
@@ -29,7 +33,9 @@ def broken(
     words: Words, run: Path, fault: str, rank: int, *more: str, world: int = 2, **options: Any
 ) -> tuple[list[int], dict[str, Any]]:
     """Exit codes of the ranks, and exit.json."""
-    codes = end_ranks(train_and_break, world, words(run, *LONG, *QUIET, *more), fault, rank, options)
+    codes = end_ranks(
+        train_and_break, world, words(run, *LONG, *QUIET, *more), fault, rank, options
+    )
     return codes, dict(json.loads((run / "exit.json").read_text()))
 
 
@@ -55,7 +61,9 @@ def test_a_process_that_is_alone_and_killed_leaves_its_reason(words: Words, tmp_
     assert re.fullmatch(KILLED.format(rank=0), said["reason"]) and said["code"] == 3
 
 
-def test_a_rank_killed_in_set_up_is_named_and_its_neighbour_ends(words: Words, tmp_path: Path) -> None:
+def test_a_rank_killed_in_set_up_is_named_and_its_neighbour_ends(
+    words: Words, tmp_path: Path
+) -> None:
     """The neighbour waits in DeepSpeed's shared-memory op, which holds the interpreter's lock: its agent ends it."""
     codes, said = broken(words, tmp_path / "run", "set-up kill", 1, deepspeed="zero2")
     assert codes[1] == -signal.SIGKILL and codes[0] in (ExitCode.MACHINE, -signal.SIGKILL)
@@ -67,7 +75,9 @@ def test_a_rank_that_stands_still_ends_the_run(words: Words, tmp_path: Path) -> 
     assert codes[0] == ExitCode.MACHINE and codes[1] == -signal.SIGKILL
     assert said["code"] == 3 and "No progress for" in said["reason"]
     assert re.search(r"rank 1 \(pid \d+\) holds the others up", said["reason"])
-    assert "_inner_training_loop" in (tmp_path / "run" / "logs" / "rank_0.log").read_text(), "the stacks are there"
+    assert "_inner_training_loop" in (tmp_path / "run" / "logs" / "rank_0.log").read_text(), (
+        "the stacks are there"
+    )
 
 
 def test_the_error_of_the_rank_that_failed_is_kept(words: Words, tmp_path: Path) -> None:

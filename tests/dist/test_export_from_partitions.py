@@ -18,7 +18,9 @@ from wikillm.export.folder import export_model
 
 
 @pytest.mark.parametrize(("stage", "tied"), [(2, True), (3, False)])
-def test_export_of_partitions(tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: int, tied: bool) -> None:
+def test_export_of_partitions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: int, tied: bool
+) -> None:
     run = tmp_path / "run"
     checkpoint = run / "checkpoints" / "checkpoint-1"
     checkpoint.mkdir(parents=True)
@@ -26,7 +28,9 @@ def test_export_of_partitions(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert not (checkpoint / "model.safetensors").exists()
     seal(checkpoint, 1)
     tokenizer = write_tokenizer(run / "tokenizer", ["一二三"] * 5)
-    done = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer, facts=ExportFacts("x"), prove=False)
+    done = export_model(
+        checkpoint, tmp_path / "m", tokenizer_dir=tokenizer, facts=ExportFacts("x"), prove=False
+    )
     exported = AutoModelForCausalLM.from_pretrained(done.folder).state_dict()
     meant = torch.load(tmp_path / "whole.pt")
     assert len(meant) > 10

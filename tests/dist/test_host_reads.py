@@ -8,7 +8,10 @@ import pytest
 from harness.programs import train_counting_reads
 from harness.tiny_run import run
 
-STEPS, LOGGED = 6, {1, 4}  # of the steps between the first and the last, which also prepares or saves
+STEPS, LOGGED = (
+    6,
+    {1, 4},
+)  # of the steps between the first and the last, which also prepares or saves
 
 
 @pytest.mark.parametrize(
@@ -25,11 +28,23 @@ STEPS, LOGGED = 6, {1, 4}  # of the steps between the first and the last, which 
     ],
 )
 def test_values_are_read_when_they_are_logged(
-    recipe: str | None, more: tuple[str, ...], every_step: int, logging: int, words: Any, tmp_path: Any
+    recipe: str | None,
+    more: tuple[str, ...],
+    every_step: int,
+    logging: int,
+    words: Any,
+    tmp_path: Any,
 ) -> None:
-    of_run = (f"train.max_steps={STEPS}", "train.logging_steps=4", "train.save_steps=99", "train.eval_steps=99")
+    of_run = (
+        f"train.max_steps={STEPS}",
+        "train.logging_steps=4",
+        "train.save_steps=99",
+        "train.eval_steps=99",
+    )
     micro = "train.per_device_train_batch_size=2"  # 4 micro-steps
-    found = run(1, words(tmp_path / "run", *of_run, micro, *more), train_counting_reads, deepspeed=recipe)
+    found = run(
+        1, words(tmp_path / "run", *of_run, micro, *more), train_counting_reads, deepspeed=recipe
+    )
     assert found["code"] == 0, found["message"]
     reads = {step: found["reads"].get(step, 0) for step in range(1, STEPS)}
     assert reads == {step: logging if step in LOGGED else every_step for step in reads}

@@ -29,7 +29,9 @@ def alone() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("stage", "world"), [(2, 2), (3, 1), (3, 2)])
-def test_every_stage_and_world_starts_from_the_same_weights(stage: int, world: int, alone: dict[str, Any]) -> None:
+def test_every_stage_and_world_starts_from_the_same_weights(
+    stage: int, world: int, alone: dict[str, Any]
+) -> None:
     for found in run_ranks(digests, world, stage, "fp32", SHAPE, 96):
         assert found == {**alone, "partitioned": stage == 3}
 

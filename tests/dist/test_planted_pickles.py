@@ -17,7 +17,13 @@ from harness.ranks import run_ranks
 from harness.tiny_model import seal, write_tokenizer
 from harness.tiny_run import Words
 
-from wikillm.checkpoints.manifest import files_to_list, read_manifest, seal_files, verify, write_manifest
+from wikillm.checkpoints.manifest import (
+    files_to_list,
+    read_manifest,
+    seal_files,
+    verify,
+    write_manifest,
+)
 from wikillm.cli.main import main
 from wikillm.core.errors import CheckpointError
 from wikillm.models.unpickle import only_known_classes
@@ -38,11 +44,17 @@ class Touch:
 def plant(file: Path, mark: Path) -> None:
     """Code beside what the file holds."""
     held = torch.load(file, weights_only=False)
-    torch.save({**held, "more": Touch(mark)} if isinstance(held, dict) else [held, Touch(mark)], file)
+    torch.save(
+        {**held, "more": Touch(mark)} if isinstance(held, dict) else [held, Touch(mark)], file
+    )
 
 
 def seal_again(checkpoint: Path) -> None:
-    facts = {name: fact for name, fact in read_manifest(checkpoint).items() if name not in ("files", "format_version")}
+    facts = {
+        name: fact
+        for name, fact in read_manifest(checkpoint).items()
+        if name not in ("files", "format_version")
+    }
     write_manifest(checkpoint, seal_files(checkpoint, files_to_list(checkpoint)), facts)
     verify(checkpoint)
 
@@ -53,7 +65,9 @@ def partitions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     run = tmp_path_factory.mktemp("partitions") / "run"
     checkpoint = run / "checkpoints" / "checkpoint-1"
     checkpoint.mkdir(parents=True)
-    run_ranks(save_partitions, 2, str(checkpoint), request.param, True, str(run.parent / "whole.pt"))
+    run_ranks(
+        save_partitions, 2, str(checkpoint), request.param, True, str(run.parent / "whole.pt")
+    )
     seal(checkpoint, 1)
     write_tokenizer(run / "tokenizer", ["一二三"] * 5)
     (run / "config.resolved.yaml").write_text("run: {name: x}\n")
@@ -78,7 +92,13 @@ def test_no_command_runs_it(
         "train.sequence_length=16",
         f"data.store={tmp_path / 'store'}",
     ]
-    evaluate = ["eval", str(checkpoint), f"data.path={corpus}", f"data.tokenizer={run / 'tokenizer'}", *store]
+    evaluate = [
+        "eval",
+        str(checkpoint),
+        f"data.path={corpus}",
+        f"data.tokenizer={run / 'tokenizer'}",
+        *store,
+    ]
     export = ["export", str(run), "--to", str(tmp_path / "model")]
     for words in (export, ["generate", str(run), "--prompt", "一"], evaluate):
         assert main(words) == 6, capsys.readouterr().err
@@ -110,7 +130,9 @@ def saved(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     [("alone", "optimizer.pt"), ("alone", "rng_state*.pth"), ("alone", "scheduler.pt"),
      ("zero2", "*_optim_states.pt"), ("zero2", "*_model_states.pt")],
 )  # fmt: skip
-def test_no_resume_runs_it(saved: Callable[[str], Path], words: Words, kind: str, pattern: str, tmp_path: Path) -> None:
+def test_no_resume_runs_it(
+    saved: Callable[[str], Path], words: Words, kind: str, pattern: str, tmp_path: Path
+) -> None:
     run, mark = tmp_path / "run", tmp_path / "ran"
     shutil.copytree(saved(kind), run)
     checkpoint = run / "checkpoints" / "checkpoint-2"
@@ -146,10 +168,15 @@ def test_whatever_a_file_holds_the_refusal_is_a_checkpoints(held: bytes, tmp_pat
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
-def test_numbers_load_and_the_environment_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_load_and_the_environment_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     torch.save({"a": torch.ones(3), "b": [1, "x", None]}, tmp_path / "x.pt")
     with only_known_classes(tmp_path):
         held = torch.load(tmp_path / "x.pt", weights_only=False)
     assert torch.equal(held["a"], torch.ones(3)) and held["b"] == [1, "x", None]
-    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1" and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    assert (
+        os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+        and "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    )

@@ -22,7 +22,9 @@ def test_a_started_engine_leaves_nothing_and_its_collectives_work() -> None:
     assert buffers() <= before
 
 
-def test_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_too_little_shared_memory_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(ops, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(ops, "BUFFER_BYTES", 10**15)
     with pytest.raises(MachineError, match="too small for 2 processes"):

@@ -24,8 +24,18 @@ def test_the_signature_stays_out_of_run_store_cache_and_logs(
     shutil.copy(corpus, served / "corpus.jsonl")
     with serve(served) as server:
         url = f"{server.url}/corpus.jsonl?X-Amz-Expires=60&X-Amz-Signature={CANARY}"
-        line = words(run, "train.max_steps=2", "train.save_steps=2", "train.warmup_steps=1", "train.eval_steps=null")
-        own = [f"data.path={url}", f"data.store={tmp_path / 'store'}", f"data.cache={tmp_path / 'cache'}"]
+        line = words(
+            run,
+            "train.max_steps=2",
+            "train.save_steps=2",
+            "train.warmup_steps=1",
+            "train.eval_steps=null",
+        )
+        own = [
+            f"data.path={url}",
+            f"data.store={tmp_path / 'store'}",
+            f"data.cache={tmp_path / 'cache'}",
+        ]
         line = [word for word in line if not word.startswith(("data.path=", "data.store="))] + own
         (result,) = run_ranks(train_with_options, 1, line, {})
     assert result["code"] == 0, result["message"]
@@ -37,5 +47,15 @@ def test_the_signature_stays_out_of_run_store_cache_and_logs(
     # The server is gone, and the address in RUN has no signature: the store has the text.
     assert main(["eval", str(run)]) == 0, capsys.readouterr().err
     assert "bits/byte" in capsys.readouterr().out
-    assert main(["train", "--config", str(run / "config.resolved.yaml"), f"run.dir={tmp_path / 'again'}"]) == 2
+    assert (
+        main(
+            [
+                "train",
+                "--config",
+                str(run / "config.resolved.yaml"),
+                f"run.dir={tmp_path / 'again'}",
+            ]
+        )
+        == 2
+    )
     assert "has lost its query" in capsys.readouterr().err

@@ -33,7 +33,10 @@ def test_a_run_goes_on_whatever_strangers_send_to_its_hub(words: Words, tmp_path
         number = 0
         while not over.is_set():
             number += 1
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port + 1), timeout=1) as sock:
+            with (
+                suppress(OSError),
+                socket.create_connection(("127.0.0.1", port + 1), timeout=1) as sock,
+            ):
                 sock.sendall(ATTACKS[number % len(ATTACKS)])
                 sock.shutdown(socket.SHUT_WR)
                 answered.append(sock.recv(65536))
@@ -47,10 +50,14 @@ def test_a_run_goes_on_whatever_strangers_send_to_its_hub(words: Words, tmp_path
     finally:
         over.set()
         attacker.join()
-    assert [result["code"] for result in results] == [0, 0], [result["message"] for result in results]
+    assert [result["code"] for result in results] == [0, 0], [
+        result["message"] for result in results
+    ]
     assert json.loads((run / "exit.json").read_text())["code"] == 0
     assert len(answered) > len(ATTACKS), "the hub listened where the strangers knocked"
-    assert all(json.loads(line).keys() == {"nonce"} for said in answered for line in said.splitlines())
+    assert all(
+        json.loads(line).keys() == {"nonce"} for said in answered for line in said.splitlines()
+    )
     secret = run / ".secret"
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     told = secret.read_text().strip()

@@ -20,6 +20,8 @@ from harness.ranks import run_ranks
 def test_equal_to_whole_sequences(
     ranks: int, query_heads: int, key_heads: int, dtype: str, documents: bool, bound: float
 ) -> None:
-    for differences in run_ranks(attend_over_ranks, ranks, query_heads, key_heads, dtype, documents):
+    for differences in run_ranks(
+        attend_over_ranks, ranks, query_heads, key_heads, dtype, documents
+    ):
         assert max(differences.values()) <= bound, differences
         assert ("deepspeed" in differences) is not documents

@@ -21,7 +21,9 @@ def benchmark(repo: Path, out: Path, script: str, words: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_kernels(repo: Path, tmp_path: Path) -> None:
-    words = "--hidden 64 --layers 1 --vocab 500 --batch 2 --length 32 --repeats 2 --chunk-rows 16 64"
+    words = (
+        "--hidden 64 --layers 1 --vocab 500 --batch 2 --length 32 --repeats 2 --chunk-rows 16 64"
+    )
     found = benchmark(repo, tmp_path / "k.json", "kernels.py", words)
     for variant in ("chunked:16", "chunked:64"):
         assert found[variant]["gradient_distance"] < 1e-5
@@ -41,7 +43,9 @@ def test_layers_and_the_8_bit_head(repo: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_losses(repo: Path, tmp_path: Path) -> None:
     """Those that run on a CPU give one loss and one gradient; the others are named with the reason."""
-    found = benchmark(repo, tmp_path / "l.json", "losses.py", "--rows 96 --hidden 32 --vocab 700 --repeats 2")
+    found = benchmark(
+        repo, tmp_path / "l.json", "losses.py", "--rows 96 --hidden 32 --vocab 700 --repeats 2"
+    )
     (shape,) = found["shapes"].values()
     assert {"stock", "chunked"} <= set(shape) and "triton" not in shape
     for result in shape.values():
@@ -70,7 +74,9 @@ def test_building_a_store(repo: Path, tmp_path: Path) -> None:
     tokens = {name: one["tokens"] for name, one in found["contenders"].items()}
     assert tokens["hf"] == tokens["fastokens"] and found["text_bytes"] >= 400_000
     assert 0 < tokens["tutorial"] < tokens["hf"]
-    assert tokens["hf"] - 512 * -(-found["text_bytes"] // 50_000) < tokens["streaming"] <= tokens["hf"]
+    assert (
+        tokens["hf"] - 512 * -(-found["text_bytes"] // 50_000) < tokens["streaming"] <= tokens["hf"]
+    )
     assert all(one["cpu_s"] > 0 and one["peak"] > 0 for one in found["contenders"].values())
     for peer in ("datatrove", "litdata", "MosaicML streaming"):
         assert f"skipped {peer}" in found["printed"] and "benchmarks/peers.txt" in found["printed"]
@@ -78,13 +84,20 @@ def test_building_a_store(repo: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_reading_a_store(repo: Path, tmp_path: Path) -> None:
-    found = benchmark(repo, tmp_path / "r.json", "data_read.py", "--tokens 20000 --batch 4 --length 128")
+    found = benchmark(
+        repo, tmp_path / "r.json", "data_read.py", "--tokens 20000 --batch 4 --length 128"
+    )
     assert set(found["contenders"]) == {"datasets", "wikillm", "best_fit"}
     assert all(one["tokens_per_cpu_s"] > 0 for one in found["contenders"].values())
-    assert found["contenders"]["wikillm"]["seek_ms"] > 0 and "place of a sample beyond 10^9" in found["printed"]
+    assert (
+        found["contenders"]["wikillm"]["seek_ms"] > 0
+        and "place of a sample beyond 10^9" in found["printed"]
+    )
 
 
-def test_peers_give_every_document_its_eos(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_give_every_document_its_eos(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The documents that litdata and MDS are fed with are those of `tokenizers`, over batches too."""
     import importlib.util
 
@@ -98,10 +111,14 @@ def test_peers_give_every_document_its_eos(repo: Path, tmp_path: Path, monkeypat
     spec.loader.exec_module(peers)
     texts = [f"document {n}: " + "words and 中文 " * (n % 5) for n in range(40)] + [""]
     write_tokenizer(train_bpe(texts, 300), tmp_path / "tokenizer")
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    )
     truth = Tokenizer.from_file(str(tmp_path / "tokenizer" / "tokenizer.json"))
     monkeypatch.setattr(peers, "BATCH_BYTES", 500)
-    found = [ids.tolist() for ids in peers._documents(tmp_path / "text.jsonl", tmp_path / "tokenizer")]
+    found = [
+        ids.tolist() for ids in peers._documents(tmp_path / "text.jsonl", tmp_path / "tokenizer")
+    ]
     eos = truth.token_to_id("<|endoftext|>")
     assert found == [[*truth.encode(text, add_special_tokens=False).ids, eos] for text in texts]
     assert set(peers.PEERS) == {"datatrove", "litdata", "mds"}

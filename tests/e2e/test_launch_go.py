@@ -31,11 +31,31 @@ def test_two_nodes_train_as_one_world(words: Words, repo: Path, tmp_path: Path) 
         (workdir / name).symlink_to(repo / name)
     python = Path(sys.executable)
     environ = tools.environ(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", SWANLAB_MODE="disabled")
-    environ["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{python.parent}{os.pathsep}{os.environ['PATH']}"
+    environ["PATH"] = (
+        f"{tmp_path / 'bin'}{os.pathsep}{python.parent}{os.pathsep}{os.environ['PATH']}"
+    )
     line = words(run_dir, "train.max_steps=3", "train.save_steps=100", "train.eval_steps=null")
-    where = ["--hostfile", str(tmp_path / "hosts"), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    where = [
+        "--hostfile",
+        str(tmp_path / "hosts"),
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(free_port()),
+    ]
     done = subprocess.run(
-        [str(python), "-m", "wikillm", "launch", "hostfile", *where, "--deepspeed", "zero2", "--go", *line],
+        [
+            str(python),
+            "-m",
+            "wikillm",
+            "launch",
+            "hostfile",
+            *where,
+            "--deepspeed",
+            "zero2",
+            "--go",
+            *line,
+        ],
         cwd=workdir,
         env=environ,
         capture_output=True,

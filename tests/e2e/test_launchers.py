@@ -23,9 +23,21 @@ STEPS = 4000  # more than the time until the signal allows
 
 
 def start(launcher: list[str], words: list[str], repo: Path, log: Path) -> subprocess.Popen[bytes]:
-    environ = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environ = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
     environ["PATH"] = f"{BIN}{os.pathsep}{environ['PATH']}"
-    command = [sys.executable, str(BIN / launcher[0]), *launcher[1:], str(repo / "train.py"), "--deepspeed", "zero2"]
+    command = [
+        sys.executable,
+        str(BIN / launcher[0]),
+        *launcher[1:],
+        str(repo / "train.py"),
+        "--deepspeed",
+        "zero2",
+    ]
     with open(log, "wb") as output:
         return subprocess.Popen(
             [*command, *words],
@@ -57,8 +69,12 @@ def wait_for_file(path: Path) -> None:
 
 def test_deepspeed_killed_then_torchrun_goes_on(words: Words, repo: Path, tmp_path: Path) -> None:
     run_dir, log = tmp_path / "run", tmp_path / "deepspeed.log"
-    line = words(run_dir, f"train.max_steps={STEPS}", "train.save_steps=100000", "train.eval_steps=null")
-    process = start(["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())], line, repo, log)
+    line = words(
+        run_dir, f"train.max_steps={STEPS}", "train.save_steps=100000", "train.eval_steps=null"
+    )
+    process = start(
+        ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())], line, repo, log
+    )
     try:
         wait_for_step(run_dir, 3, process, log)
         os.kill(process.pid, signal.SIGKILL)  # alone: what it has started is left behind
@@ -69,14 +85,19 @@ def test_deepspeed_killed_then_torchrun_goes_on(words: Words, repo: Path, tmp_pa
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     ended = json.loads((run_dir / "exit.json").read_text())
-    assert ended["code"] == 75 and "the end of its launcher (deepspeed, pid " in ended["reason"], log.read_text()[
-        -3000:
-    ]
+    assert ended["code"] == 75 and "the end of its launcher (deepspeed, pid " in ended["reason"], (
+        log.read_text()[-3000:]
+    )
     checkpoint = latest_complete(run_dir / "checkpoints")
     assert checkpoint is not None and checkpoint.name == f"checkpoint-{ended['step']}"
 
     stopped_at, log = ended["step"], tmp_path / "torchrun.log"
-    more = words(run_dir, f"train.max_steps={stopped_at + 4}", "train.save_steps=100000", "train.eval_steps=null")
+    more = words(
+        run_dir,
+        f"train.max_steps={stopped_at + 4}",
+        "train.save_steps=100000",
+        "train.eval_steps=null",
+    )
     launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port())]
     process = start(launcher, [*more, "--resume", "auto", "--allow-change"], repo, log)
     assert process.wait(timeout=240) == 0, log.read_text()[-3000:]

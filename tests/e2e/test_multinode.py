@@ -26,26 +26,40 @@ from harness.tiny_run import Words
 
 from wikillm.observe.sinks import read_metrics
 
-matrix = pytest.mark.skipif(not os.environ.get("WIKILLM_MULTINODE"), reason="part of `make multinode`")
+matrix = pytest.mark.skipif(
+    not os.environ.get("WIKILLM_MULTINODE"), reason="part of `make multinode`"
+)
 open_mpi = pytest.mark.skipif(
     shutil.which("mpirun") is None, reason="Open MPI is not installed: apt-get install openmpi-bin"
 )
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(missing("pdsh") is not None, reason=f"needs network namespaces: {missing('pdsh')}"),
+    pytest.mark.skipif(
+        missing("pdsh") is not None, reason=f"needs network namespaces: {missing('pdsh')}"
+    ),
 ]
 L2 = 2e-5
 FOR_EVER = ("train.max_steps=1000000", "train.lr_scheduler_type=constant_with_warmup")
 FEW = ("train.max_steps=4", "train.lr_scheduler_type=constant_with_warmup")
 QUIET = ("train.save_steps=1000000", "train.eval_steps=null", "train.max_eval_tokens=500")
-ENVIRON = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "SWANLAB_MODE": "disabled", "PYTHONPATH": ""}
+ENVIRON = {
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "SWANLAB_MODE": "disabled",
+    "PYTHONPATH": "",
+}
 
 
 class Place:
     """A checkout that all nodes see, a hostfile, and the run of one test in it."""
 
     def __init__(self, repo: Path, folder: Path, words: Words) -> None:
-        self.folder, self.workdir, self.run, self.log = folder, folder / "co", folder / "run", folder / "log"
+        self.folder, self.workdir, self.run, self.log = (
+            folder,
+            folder / "co",
+            folder / "run",
+            folder / "log",
+        )
         self.workdir.mkdir()
         for name in ("train.py", "wikillm", "ds_configs", "pyproject.toml"):
             (self.workdir / name).symlink_to(repo / name)
@@ -57,7 +71,9 @@ class Place:
     def line(self, *more: str) -> list[str]:
         return self.words(self.run, *QUIET, *more)
 
-    def start(self, nodes: Cluster, launcher: str, recipe: str, *more: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, nodes: Cluster, launcher: str, recipe: str, *more: str
+    ) -> subprocess.Popen[bytes]:
         argv = {**LAUNCHERS, **BY_HAND}[launcher](self, recipe, self.line(*more))
         return nodes.popen("node1", argv, cwd=self.workdir, log=self.log, **ENVIRON)
 
@@ -65,16 +81,22 @@ class Place:
         words = [sys.executable, "-m", "wikillm", *argv]
         return nodes.run(name, words, cwd=self.workdir, **ENVIRON)
 
-    def wait_for_steps(self, process: subprocess.Popen[bytes], steps: int, timeout: float = 180.0) -> None:
+    def wait_for_steps(
+        self, process: subprocess.Popen[bytes], steps: int, timeout: float = 180.0
+    ) -> None:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and process.poll() is None:
-            if (self.run / "metrics.jsonl").exists() and len(read_metrics(self.run / "metrics.jsonl")) >= steps:
+            if (self.run / "metrics.jsonl").exists() and len(
+                read_metrics(self.run / "metrics.jsonl")
+            ) >= steps:
                 return
             time.sleep(0.2)
         raise AssertionError(f"no step {steps}: {self.tail()}")
 
     def losses(self) -> dict[int, float]:
-        return {record["step"]: record["loss"] for record in read_metrics(self.run / "metrics.jsonl")}
+        return {
+            record["step"]: record["loss"] for record in read_metrics(self.run / "metrics.jsonl")
+        }
 
     def record(self, rank: int) -> dict[str, Any]:
         return dict(json.loads((self.run / "ranks" / f"rank_{rank}.json").read_text()))
@@ -98,9 +120,7 @@ def _pdsh(place: Place, recipe: str, line: list[str]) -> list[str]:
 
 def _torchrun(place: Place, recipe: str, line: list[str]) -> list[str]:
     """The same script on each node, as `wikillm launch torchrun --print` gives it; the second one over ssh."""
-    head = (
-        f"{Path(sys.prefix) / 'bin' / 'torchrun'} --nnodes 2 --nproc_per_node 1 --master_addr node1 --master_port 29500"
-    )
+    head = f"{Path(sys.prefix) / 'bin' / 'torchrun'} --nnodes 2 --nproc_per_node 1 --master_addr node1 --master_port 29500"
     script = place.folder / "torchrun.sh"
     exports = " ".join(f"{name}={value}" for name, value in ENVIRON.items())
     script.write_text(
@@ -126,7 +146,11 @@ def _mpi(place: Place, recipe: str, line: list[str]) -> list[str]:
     return [*where, sys.executable, "train.py", "--deepspeed", recipe, *line]
 
 
-LAUNCHERS: dict[str, Callable[[Place, str, list[str]], list[str]]] = {"own": _own, "pdsh": _pdsh, "torchrun": _torchrun}
+LAUNCHERS: dict[str, Callable[[Place, str, list[str]], list[str]]] = {
+    "own": _own,
+    "pdsh": _pdsh,
+    "torchrun": _torchrun,
+}
 BY_HAND = {"no_ssh": _no_ssh, "mpi": _mpi}
 
 
@@ -174,7 +198,9 @@ def refused(place: Place, nodes: Cluster) -> str:
     return place.tail()
 
 
-def test_a_run_on_two_nodes_and_its_cut_link(place: Place, two: Cluster, on_one_host: dict[int, float]) -> None:
+def test_a_run_on_two_nodes_and_its_cut_link(
+    place: Place, two: Cluster, on_one_host: dict[int, float]
+) -> None:
     """Over our own ssh: losses of one host; what status says; node2's link goes down; both sides end and name the other."""
     process = place.start(two, "own", "zero3", *FOR_EVER)
     place.wait_for_steps(process, 20)
@@ -196,7 +222,9 @@ def test_a_run_on_two_nodes_and_its_cut_link(place: Place, two: Cluster, on_one_
     assert "rank 0 on the first node, node1 (10.77.0.1)" in place.record(1)["exit"]["reason"]
     for rank in (0, 1):
         log = (place.run / "logs" / f"rank_{rank}.log").read_text()
-        assert "most recent call first" in log and "_inner_training_loop" in log, "the stacks are in the log"
+        assert "most recent call first" in log and "_inner_training_loop" in log, (
+            "the stacks are in the log"
+        )
 
 
 def test_a_node_that_refuses_the_key_is_named(place: Place, tmp_path: Path) -> None:
@@ -277,8 +305,17 @@ def test_a_late_node_is_waited_for_and_then_named(place: Place, two: Cluster) ->
         "--node_rank",
         "0",
     ]
-    argv += ["--master_addr", "node1", "train.py", "--deepspeed", "zero2", *place.line(*FEW, "train.meet_seconds=20")]
-    process = two.popen("node1", argv, cwd=place.workdir, log=place.log, **ENVIRON, WIKILLM_NODES="node1,node2")
+    argv += [
+        "--master_addr",
+        "node1",
+        "train.py",
+        "--deepspeed",
+        "zero2",
+        *place.line(*FEW, "train.meet_seconds=20"),
+    ]
+    process = two.popen(
+        "node1", argv, cwd=place.workdir, log=place.log, **ENVIRON, WIKILLM_NODES="node1,node2"
+    )
     ends(process, place)
     assert process.returncode == 3
     assert "node2 (rank 1) did not come within 20" in place.tail()
@@ -286,14 +323,18 @@ def test_a_late_node_is_waited_for_and_then_named(place: Place, two: Cluster) ->
 
 @matrix
 def test_a_host_that_is_loopback_on_itself_is_named(place: Place, tmp_path: Path) -> None:
-    with cluster(tmp_path / "nodes", "node1", "node2", hosts={"node1": {"node1": "127.0.1.1"}}) as made:
+    with cluster(
+        tmp_path / "nodes", "node1", "node2", hosts={"node1": {"node1": "127.0.1.1"}}
+    ) as made:
         said = refused(place, made)
     assert "node1 is 127.0.1.1 on node1" in said and "eth0 10.77.0.1" in said
 
 
 @matrix
 def test_a_taken_port_is_named(place: Place, two: Cluster) -> None:
-    code = "import socket, time; s = socket.socket(); s.bind(('', 29500)); s.listen(); time.sleep(120)"
+    code = (
+        "import socket, time; s = socket.socket(); s.bind(('', 29500)); s.listen(); time.sleep(120)"
+    )
     two.popen("node1", [sys.executable, "-c", code], cwd=place.folder, log=place.log)
     assert "Port 29500 of node1, where the ranks meet, is taken" in refused(place, two)
 
@@ -318,7 +359,10 @@ def test_stop_saves_on_all_nodes_and_ends_no_other_run(
     launcher: str, place: Place, two: Cluster, tmp_path: Path
 ) -> None:
     bystander = two.popen(
-        "node2", [sys.executable, "-c", "import time; time.sleep(300) # train.py"], cwd=tmp_path, log=place.log
+        "node2",
+        [sys.executable, "-c", "import time; time.sleep(300) # train.py"],
+        cwd=tmp_path,
+        log=place.log,
     )
     process = place.start(two, launcher, "zero2", *FOR_EVER)
     place.wait_for_steps(process, 5)
@@ -346,5 +390,7 @@ def test_stop_now_ends_a_run_without_saving(place: Place, two: Cluster) -> None:
 
 def test_nodes_do_not_bear_this_machines_name(two: Cluster, tmp_path: Path) -> None:
     """What the other tests rest on: the names are the nodes' own."""
-    names = [two.run(name, ["hostname"], cwd=tmp_path).stdout.strip() for name in ("node1", "node2")]
+    names = [
+        two.run(name, ["hostname"], cwd=tmp_path).stdout.strip() for name in ("node1", "node2")
+    ]
     assert names == ["node1", "node2"] and socket.gethostname() not in names

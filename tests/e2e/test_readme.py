@@ -50,16 +50,24 @@ def copy(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shell(copy: Path) -> dict[str, str]:
     """A reader's shell in the copy: the environment on the path, and no trace of the `make` that runs this test."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
     return environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(copy),  # the copy's code, not that of the checkout the environment points to
+        "PYTHONPATH": str(
+            copy
+        ),  # the copy's code, not that of the checkout the environment points to
     }
 
 
 def test_the_copy_takes_the_environment_as_it_is(copy: Path, shell: dict[str, str]) -> None:
-    done = subprocess.run(["make", "env"], cwd=copy, env=shell, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), "it began to build another one"
+    done = subprocess.run(
+        ["make", "env"], cwd=copy, env=shell, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), (
+        "it began to build another one"
+    )
 
 
 def test_the_readme_has_blocks_to_run() -> None:

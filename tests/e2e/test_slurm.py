@@ -31,7 +31,12 @@ pytestmark = [
 ]
 CONSTANT = "train.lr_scheduler_type=constant_with_warmup"
 QUIET = ("train.eval_steps=null", "train.max_eval_tokens=500", CONSTANT)
-ENVIRON = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "SWANLAB_MODE": "disabled", "PYTHONPATH": ""}
+ENVIRON = {
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "SWANLAB_MODE": "disabled",
+    "PYTHONPATH": "",
+}
 STEPS = 400
 ENDED = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
 CLOSE = 2e-5
@@ -52,16 +57,33 @@ class Place:
 
     def launch(self, line: list[str], *, minutes: int) -> str:
         """The number of the job: two nodes, one rank on each."""
-        where = ["--nodes", "2", "--gpus", "1", "--cpus", "1", "--hours", str(minutes / 60), "--deepspeed", "zero2"]
+        where = [
+            "--nodes",
+            "2",
+            "--gpus",
+            "1",
+            "--cpus",
+            "1",
+            "--hours",
+            str(minutes / 60),
+            "--deepspeed",
+            "zero2",
+        ]
         said = self.wikillm("launch", "slurm", *where, "--go", *line)
-        return next(line.split()[-1] for line in said.splitlines() if line.startswith("Submitted batch job"))
+        return next(
+            line.split()[-1] for line in said.splitlines() if line.startswith("Submitted batch job")
+        )
 
     def submit(self, *options: str) -> str:
         return self.slurm.run("sbatch", "--parsable", *options, cwd=self.workdir).strip()
 
     def step(self) -> int:
         metrics = self.run / "metrics.jsonl"
-        return max((record["step"] for record in read_metrics(metrics)), default=0) if metrics.exists() else 0
+        return (
+            max((record["step"] for record in read_metrics(metrics)), default=0)
+            if metrics.exists()
+            else 0
+        )
 
     def wait_for_step(self, step: int, timeout: float = 240.0) -> None:
         deadline = time.monotonic() + timeout
@@ -73,9 +95,13 @@ class Place:
         """Until Slurm has queued the job again; then it may start at once, and not two minutes later."""
         deadline = time.monotonic() + 240
         while (job := self.slurm.job(number))["Restarts"] == "0":
-            assert time.monotonic() < deadline and job["JobState"] not in ENDED, f"{job}: {self.said()}"
+            assert time.monotonic() < deadline and job["JobState"] not in ENDED, (
+                f"{job}: {self.said()}"
+            )
             time.sleep(0.5)
-        time.sleep(3)  # Slurm takes a start in the second of the requeue for the job that it has just revoked
+        time.sleep(
+            3
+        )  # Slurm takes a start in the second of the requeue for the job that it has just revoked
         self.slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def exit(self) -> dict[str, Any]:
@@ -83,12 +109,18 @@ class Place:
 
     def said(self) -> str:
         logs = sorted(self.workdir.glob("*.log"))
-        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-3000:]}" for log in logs) + self.slurm.logs()
+        return (
+            "\n".join(f"{log.name}: {log.read_text(errors='replace')[-3000:]}" for log in logs)
+            + self.slurm.logs()
+        )
 
 
 @pytest.fixture
 def place(repo: Path, tmp_path: Path) -> Iterator[Place]:
-    with cluster(tmp_path / "nodes", "node1", "node2") as nodes, slurm(nodes, tmp_path / "slurm") as scheduler:
+    with (
+        cluster(tmp_path / "nodes", "node1", "node2") as nodes,
+        slurm(nodes, tmp_path / "slurm") as scheduler,
+    ):
         yield Place(repo, tmp_path, scheduler)
 
 
@@ -104,12 +136,20 @@ def test_a_signalled_run_is_queued_again_and_ends_with_the_losses_of_one_host(
     assert 20 <= (stopped := place.step()) < STEPS
     assert place.exit()["code"] == 75
     job = place.slurm.wait(number, *ENDED)
-    assert (job["JobState"], job["Restarts"], job["NumNodes"]) == ("COMPLETED", "1", "2"), place.said()
-    losses = {record["step"]: record["loss"] for record in read_metrics(place.run / "metrics.jsonl")}
-    alone = run_ranks(train_with_options, 2, words(tmp_path / "one", *few), {"deepspeed": "zero2"})[0]
+    assert (job["JobState"], job["Restarts"], job["NumNodes"]) == ("COMPLETED", "1", "2"), (
+        place.said()
+    )
+    losses = {
+        record["step"]: record["loss"] for record in read_metrics(place.run / "metrics.jsonl")
+    }
+    alone = run_ranks(train_with_options, 2, words(tmp_path / "one", *few), {"deepspeed": "zero2"})[
+        0
+    ]
     assert alone["code"] == 0, alone["message"]
     assert losses.keys() == set(range(1, STEPS + 1))
-    assert max(abs(losses[step] / loss - 1) for step, loss in alone["losses"].items()) < CLOSE, f"{stopped=}"
+    assert max(abs(losses[step] / loss - 1) for step, loss in alone["losses"].items()) < CLOSE, (
+        f"{stopped=}"
+    )
 
 
 def test_the_time_limit_saves_and_a_stop_leaves_the_queue(place: Place, words: Words) -> None:
@@ -122,14 +162,20 @@ def test_the_time_limit_saves_and_a_stop_leaves_the_queue(place: Place, words: W
     place.wait_for_step(stopped + 20)
     place.wikillm("stop", str(place.run))
     job = place.slurm.wait(number, *ENDED, "PENDING")
-    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "1", "75:0"), place.said()
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "1", "75:0"), (
+        place.said()
+    )
     assert not list(place.workdir.glob(".stopped-*"))
 
 
-def test_an_array_builds_the_bytes_of_a_local_build(place: Place, words: Words, corpus: Path) -> None:
+def test_an_array_builds_the_bytes_of_a_local_build(
+    place: Place, words: Words, corpus: Path
+) -> None:
     """`wikillm prepare --executor slurm`, submitted as its text says; its tasks build the shards, the last job none."""
     text = place.workdir / "corpus.jsonl"
-    text.write_bytes(corpus.read_bytes() * (5_000_000 // corpus.stat().st_size))  # a shard takes at least 1 MiB
+    text.write_bytes(
+        corpus.read_bytes() * (5_000_000 // corpus.stat().st_size)
+    )  # a shard takes at least 1 MiB
     data = [word for word in words(place.run) if re.match(r"data\.(?!store=|path=)", word)]
     data += [f"data.path={text}", "train.sequence_length=32"]
     here, array = place.workdir / "here", place.workdir / "array"
@@ -143,9 +189,10 @@ def test_an_array_builds_the_bytes_of_a_local_build(place: Place, words: Words, 
         assert time.monotonic() < deadline, place.said()
         time.sleep(0.2)
     shards = len(list((here / "shards").iterdir()))
-    assert len(list((array / "shards").iterdir())) == shards > 3 and not (array / "manifest.json").exists(), (
-        place.said()
-    )
+    assert (
+        len(list((array / "shards").iterdir())) == shards > 3
+        and not (array / "manifest.json").exists()
+    ), place.said()
     job = place.slurm.wait(place.submit(f"--dependency=afterok:{parts}", script.name), *ENDED)
     assert job["JobState"] == "COMPLETED", place.said()
     built = [

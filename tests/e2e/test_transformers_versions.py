@@ -29,7 +29,9 @@ from wikillm.export.weights import read_weights, trained_logits
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not os.environ.get("WIKILLM_VERSIONS"), reason="fetches packages: WIKILLM_VERSIONS=1"),
+    pytest.mark.skipif(
+        not os.environ.get("WIKILLM_VERSIONS"), reason="fetches packages: WIKILLM_VERSIONS=1"
+    ),
 ]
 QWEN3 = "qwen3-model"  # beside the kinds of tokenizers: another architecture
 VERSIONS = {  # what a version needs that is not installed beside the present one
@@ -41,13 +43,25 @@ VERSIONS = {  # what a version needs that is not installed beside the present on
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def version(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+def version(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str]:
     """(version, PYTHONPATH with it)."""
     kept = os.environ.get("WIKILLM_VERSIONS_DIR")  # else they are fetched anew each time
     folder = (Path(kept) if kept else tmp_path_factory.mktemp("versions")) / request.param
     if not (folder / "transformers").is_dir():
         packages = [f"transformers=={request.param}", *VERSIONS[request.param]]
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *packages]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(folder),
+            *packages,
+        ]
         subprocess.run(command, check=True)
     return request.param, str(folder)
 
@@ -62,7 +76,9 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
         copy_tokenizer(write_foreign(kind, base / kind / "source"), tokenizer)
         model = tiny_model(tied=kind != "llama", eos_id=load_tokenizer(tokenizer).eos_id)
         made[kind] = _export(base / kind, tokenizer, model)
-    config = tiny_model(eos_id=load_tokenizer(made["llama3"][0].parents[1] / "tokenizer").eos_id).config.to_dict()
+    config = tiny_model(
+        eos_id=load_tokenizer(made["llama3"][0].parents[1] / "tokenizer").eos_id
+    ).config.to_dict()
     config.pop("model_type")
     torch.manual_seed(0)
     qwen3 = Qwen3ForCausalLM(Qwen3Config(**{**config, "head_dim": 16}))
@@ -73,7 +89,12 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
 def _export(base: Path, tokenizer: Path, model: torch.nn.Module) -> tuple[Path, Path]:
     checkpoint = write_checkpoint(base, model)
     done = export_model(
-        checkpoint, base / "m", tokenizer_dir=tokenizer, facts=ExportFacts("x"), dtype="float32", prove=False
+        checkpoint,
+        base / "m",
+        tokenizer_dir=tokenizer,
+        facts=ExportFacts("x"),
+        dtype="float32",
+        prove=False,
     )
     if not (base / "tokenizer").exists():
         copy_tokenizer(tokenizer, base / "tokenizer")
@@ -92,17 +113,29 @@ for place in sys.argv[2:]:
 
 @pytest.fixture(scope="module")
 def answers(
-    version: tuple[str, str], exports: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory
+    version: tuple[str, str],
+    exports: dict[str, tuple[Path, Path]],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A folder with kind/answer for each kind, all made by one process with that version."""
     base = tmp_path_factory.mktemp("answers")
     for kind, (checkpoint, folder) in exports.items():
         trained = load_tokenizer(checkpoint.parents[1] / "tokenizer")
         ids = list(probe_ids(trained, 64))
-        request = {"folder": str(folder), "texts": probe_texts(trained), "ids": ids, "prompt": PROMPT}
+        request = {
+            "folder": str(folder),
+            "texts": probe_texts(trained),
+            "ids": ids,
+            "prompt": PROMPT,
+        }
         (base / kind).mkdir()
         (base / kind / "request").write_text(json.dumps(request))
-    environ = {**os.environ, "PYTHONPATH": version[1], "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environ = {
+        **os.environ,
+        "PYTHONPATH": version[1],
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     places = [str(base / kind) for kind in exports]
     command = [sys.executable, "-P", "-c", PROGRAM, str(plain.__file__), *places]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=base)

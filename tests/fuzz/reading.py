@@ -42,7 +42,14 @@ class Read:
     source: SourceFile
 
 
-def read(path: Path, content: bytes, wanted: str = "auto", *, range_bytes: int = LIMIT, limit: int = LIMIT) -> Read:
+def read(
+    path: Path,
+    content: bytes,
+    wanted: str = "auto",
+    *,
+    range_bytes: int = LIMIT,
+    limit: int = LIMIT,
+) -> Read:
     """Read and clean a file that holds `content` (decompressed). Raises WikiLLMError where it is refused.
 
     Fails when a byte of it is in no record and is no separator, or a record is neither kept nor dropped with a reason.
@@ -64,7 +71,9 @@ def read(path: Path, content: bytes, wanted: str = "auto", *, range_bytes: int =
             texts += batch.texts
             dropped += batch.dropped
             offsets += [*batch.offsets, *(item.offset for item in batch.dropped)]
-    assert sorted(offsets) == [offset for offset, _, _ in items], "each record is kept or dropped, once"
+    assert sorted(offsets) == [offset for offset, _, _ in items], (
+        "each record is kept or dropped, once"
+    )
     for item in dropped:
         assert item.why.reason
         assert item.why.characters >= 0

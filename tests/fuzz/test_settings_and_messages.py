@@ -37,7 +37,9 @@ VALUES = st.one_of(
 )  # fmt: skip
 JSON = st.recursive(
     VALUES,
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 TOKENS = st.sampled_from(
@@ -63,7 +65,9 @@ def test_yaml_of_any_kind(text: str) -> None:
 @given(st.lists(st.tuples(st.sampled_from(list(all_keys())), JSON), min_size=1, max_size=3))
 @fuzzed(120)
 def test_settings_of_any_value(pairs: list[tuple[str, Any]]) -> None:
-    words = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in pairs]
+    words = [
+        f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in pairs
+    ]
     try:
         load(None, words)
     except ConfigError as error:
@@ -164,7 +168,9 @@ def checkpoint(folder: Path) -> tuple[Path, Any]:
 
 @given(st.data(), st.sampled_from(["structure", "bytes"]))
 @fuzzed(200)
-def test_manifests_of_checkpoints(checkpoint: tuple[Path, Any], data: st.DataObject, kind: str) -> None:
+def test_manifests_of_checkpoints(
+    checkpoint: tuple[Path, Any], data: st.DataObject, kind: str
+) -> None:
     made, manifest = checkpoint
     content = (
         json.dumps(data.draw(changed(manifest))).encode()
@@ -198,9 +204,9 @@ def test_records_of_ranks(folder: Path, record: Any, ended: Any) -> None:
 
 
 @given(
-    st.one_of(st.binary(max_size=100), JSON.map(lambda value: json.dumps(value).encode()), st.just(b"x")).flatmap(
-        damaged
-    )
+    st.one_of(
+        st.binary(max_size=100), JSON.map(lambda value: json.dumps(value).encode()), st.just(b"x")
+    ).flatmap(damaged)
 )
 @fuzzed(200)
 def test_lines_at_a_wire(line: bytes) -> None:
@@ -218,7 +224,12 @@ BEAT = {"beat": 0, "phase": "step", "step": 7, "standing": 0.5, "limit": 120.0, 
 MESSAGES = [HELLO, BEAT, {"bye": 3, "reason": "x"}, {"died": "x"}]
 
 
-@given(st.lists(st.sampled_from(MESSAGES).flatmap(lambda value: st.one_of(st.just(value), changed(value))), max_size=4))
+@given(
+    st.lists(
+        st.sampled_from(MESSAGES).flatmap(lambda value: st.one_of(st.just(value), changed(value))),
+        max_size=4,
+    )
+)
 @fuzzed(200)
 def test_messages_of_a_peer_that_knows_the_secret(messages: list[Any]) -> None:
     """The hub takes them or closes the connection; its judgement can be told either way."""

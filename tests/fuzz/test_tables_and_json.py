@@ -18,17 +18,27 @@ from wikillm.core.errors import WikiLLMError
 
 TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=40),
-    st.text(st.sampled_from("ab 中文，\n\r\t\"\\'{}[]<>&,;|:\u2028\u0301é👩\u200d🚀\ufeff\x1b"), max_size=60),
+    st.text(
+        st.sampled_from("ab 中文，\n\r\t\"\\'{}[]<>&,;|:\u2028\u0301é👩\u200d🚀\ufeff\x1b"),
+        max_size=60,
+    ),
 )
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.integers(10**400, 10**401), st.floats(allow_nan=True), TEXTS
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(10**400, 10**401),
+    st.floats(allow_nan=True),
+    TEXTS,
 )
 JSON = st.recursive(
     SCALARS,
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
     max_leaves=8,
 )
-EXTRA = st.dictionaries(st.one_of(st.sampled_from(["meta", "id", "title", "url", "TEXT"]), TEXTS), JSON, max_size=4)
+EXTRA = st.dictionaries(
+    st.one_of(st.sampled_from(["meta", "id", "title", "url", "TEXT"]), TEXTS), JSON, max_size=4
+)
 NAMES = st.sampled_from(["c.jsonl", "c.json", "c", "c.txt", "c.data"])
 
 
@@ -53,7 +63,9 @@ def json_lines(draw: st.DrawFn) -> tuple[bytes, list[str]]:
     ascii_only = draw(st.booleans())
     between = draw(st.sampled_from(["\n", "\r\n", "\n\n", " \n\t"]))
     lines = between.join(json.dumps(record, ensure_ascii=ascii_only) for record in made)
-    return (draw(st.sampled_from(["", "\ufeff"])) + lines + draw(st.sampled_from(["", "\n"]))).encode(), kept
+    return (
+        draw(st.sampled_from(["", "\ufeff"])) + lines + draw(st.sampled_from(["", "\n"]))
+    ).encode(), kept
 
 
 @st.composite
@@ -62,7 +74,9 @@ def json_arrays(draw: st.DrawFn) -> tuple[bytes, list[str]]:
     indent = draw(st.sampled_from([None, 0, 2]))
     around = draw(st.sampled_from(["", "\n", "\ufeff"]))
     return (
-        around + json.dumps(made, indent=indent, ensure_ascii=draw(st.booleans())) + draw(st.sampled_from(["", "\n"]))
+        around
+        + json.dumps(made, indent=indent, ensure_ascii=draw(st.booleans()))
+        + draw(st.sampled_from(["", "\n"]))
     ).encode(), kept
 
 
@@ -79,7 +93,9 @@ def test_json_lines_are_kept_to_the_letter(
 
 @given(json_arrays(), st.sampled_from(["c.json", "c"]))
 @fuzzed(200)
-def test_json_arrays_are_kept_to_the_letter(folder: Path, made: tuple[bytes, list[str]], name: str) -> None:
+def test_json_arrays_are_kept_to_the_letter(
+    folder: Path, made: tuple[bytes, list[str]], name: str
+) -> None:
     content, kept = made
     found = read(written(folder, name, content), content)
     assert found.texts == kept
@@ -109,26 +125,38 @@ def test_json_of_any_shape(folder: Path, values: list[Any]) -> None:
     assert len(found.texts) + len(found.dropped) == len(values)
 
 
-CELLS = st.text(st.sampled_from("ab 中\"',;|\t\n漢é"), max_size=12).filter(lambda cell: cell.count("\n") < 3)
+CELLS = st.text(st.sampled_from("ab 中\"',;|\t\n漢é"), max_size=12).filter(
+    lambda cell: cell.count("\n") < 3
+)
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[bytes, list[str]]:
-    names = draw(st.permutations(["text", *draw(st.lists(st.sampled_from(["id", "title", "url", "n"]), unique=True))]))
-    rows = draw(st.lists(st.lists(CELLS, min_size=len(names), max_size=len(names)), min_size=1, max_size=6))
+    names = draw(
+        st.permutations(
+            ["text", *draw(st.lists(st.sampled_from(["id", "title", "url", "n"]), unique=True))]
+        )
+    )
+    rows = draw(
+        st.lists(st.lists(CELLS, min_size=len(names), max_size=len(names)), min_size=1, max_size=6)
+    )
     # The header of one column does not show the delimiter: it is taken for a comma.
     delimiter = draw(st.sampled_from([",", "\t", ";", "|"])) if len(names) > 1 else ","
     out = io.StringIO()
     end = draw(st.sampled_from(["\n", "\r\n"]))
     quoting = draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
-    csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting).writerows([names, *rows])
+    csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting).writerows(
+        [names, *rows]
+    )
     text_at = list(names).index("text")
     return out.getvalue().encode(), [text for row in rows if (text := clean(row[text_at]))]
 
 
 @given(tables(), st.sampled_from([64, 1 << 20]))
 @fuzzed(250)
-def test_tables_are_kept_to_the_letter(folder: Path, made: tuple[bytes, list[str]], range_bytes: int) -> None:
+def test_tables_are_kept_to_the_letter(
+    folder: Path, made: tuple[bytes, list[str]], range_bytes: int
+) -> None:
     content, kept = made
     found = read(written(folder, "c.csv", content), content, range_bytes=range_bytes)
     assert found.texts == kept
@@ -159,11 +187,15 @@ def test_plain_text_is_kept_to_the_letter(folder: Path, text: str, wanted: str) 
     if wanted == "text":
         expected = clean(text.removeprefix("\ufeff").replace("\r\n", "\n"))
         assert found.texts == ([expected] if expected else [])
-    assert "".join("".join(found.texts).split()) == "".join(clean(text.removeprefix("\ufeff")).split()) or found.dropped
+    assert (
+        "".join("".join(found.texts).split()) == "".join(clean(text.removeprefix("\ufeff")).split())
+        or found.dropped
+    )
 
 
 @given(
-    st.binary(max_size=300), st.sampled_from(["c", "c.txt", "c.csv", "c.json", "c.gz", "c.bz2", "c.parquet", "c.xml"])
+    st.binary(max_size=300),
+    st.sampled_from(["c", "c.txt", "c.csv", "c.json", "c.gz", "c.bz2", "c.parquet", "c.xml"]),
 )
 @fuzzed(150)
 def test_bytes_of_any_kind(folder: Path, content: bytes, name: str) -> None:

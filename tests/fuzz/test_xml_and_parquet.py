@@ -24,7 +24,11 @@ MARKS = [
     "__TOC__", "#REDIRECT [[a]]", "10<sup>8</sup>", "\n", "\n\n", " ", "\t", "|", "]", "[", "{", "}", "<", ">", "~~~~", "\u200e",
 ]  # fmt: skip
 WIKITEXT = st.lists(
-    st.one_of(st.sampled_from(MARKS), st.sampled_from(["word ", "中文", "。", "Ä", "1", "a.b"]), st.text(max_size=3)),
+    st.one_of(
+        st.sampled_from(MARKS),
+        st.sampled_from(["word ", "中文", "。", "Ä", "1", "a.b"]),
+        st.text(max_size=3),
+    ),
     max_size=60,
 ).map("".join)
 BALANCED = [
@@ -51,18 +55,26 @@ def page(title: str, ns: str, text: str) -> str:
 def exports(draw: st.DrawFn) -> tuple[bytes, int]:
     pages = draw(
         st.lists(
-            st.tuples(st.text(max_size=8), st.sampled_from(["0", "1", "10", ""]), WIKITEXT), min_size=1, max_size=4
+            st.tuples(st.text(max_size=8), st.sampled_from(["0", "1", "10", ""]), WIKITEXT),
+            min_size=1,
+            max_size=4,
         )
     )
     head = '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="zh">\n'
-    site = draw(st.sampled_from(["", "<siteinfo><sitename>W</sitename><dbname>zhwiki</dbname></siteinfo>\n"]))
+    site = draw(
+        st.sampled_from(
+            ["", "<siteinfo><sitename>W</sitename><dbname>zhwiki</dbname></siteinfo>\n"]
+        )
+    )
     body = head + site + "".join(page(*made) for made in pages) + "</mediawiki>\n"
     return body.encode(), len(pages)
 
 
 @given(exports(), st.sampled_from([256, 1 << 20]))
 @fuzzed(120)
-def test_each_page_is_kept_or_dropped_with_a_reason(folder: Path, made: tuple[bytes, int], range_bytes: int) -> None:
+def test_each_page_is_kept_or_dropped_with_a_reason(
+    folder: Path, made: tuple[bytes, int], range_bytes: int
+) -> None:
     content, pages = made
     found = read(written(folder, "dump.xml", content), content, range_bytes=range_bytes)
     assert len(found.texts) + len(found.dropped) == pages
@@ -89,12 +101,16 @@ def test_wikitext_of_any_kind(title: str, text: str) -> None:
     assert found if isinstance(found, str) else found.reason
 
 
-@given(st.lists(st.sampled_from(BALANCED), min_size=1, max_size=8), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.sampled_from(BALANCED), min_size=1, max_size=8), st.randoms(use_true_random=False)
+)
 @fuzzed(150)
 def test_words_between_markup_are_kept(pieces: list[str], random: Any) -> None:
     """Plain words in paragraphs of their own, whatever complete markup stands before and after them."""
     words = [f"Word{n}kept" for n in range(len(pieces) + 1)]
-    lines = [f"{words[0]} is plain text of a paragraph that is long enough to be kept as an article."]
+    lines = [
+        f"{words[0]} is plain text of a paragraph that is long enough to be kept as an article."
+    ]
     for word, piece in zip(words[1:], pieces, strict=True):
         lines += [piece, "", f"{word} follows."]
     found = cleaner("mediawiki", "text")(page("T", "0", "\n".join(lines)).encode(), 0)
@@ -102,7 +118,10 @@ def test_words_between_markup_are_kept(pieces: list[str], random: Any) -> None:
     assert [word for word in words if word not in found] == []
 
 
-CELLS = st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20))
+CELLS = st.one_of(
+    st.none(),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20),
+)
 
 
 @st.composite
@@ -118,13 +137,17 @@ def as_parquet(path: Path, texts: list[str | None], kind: str, row_group: int) -
     if kind == "dictionary":
         column = column.dictionary_encode()
     table = pa.table({"id": list(range(len(texts))), "text": column})
-    parquet.write_table(table, path, row_group_size=row_group, compression="zstd" if kind == "large" else "snappy")
+    parquet.write_table(
+        table, path, row_group_size=row_group, compression="zstd" if kind == "large" else "snappy"
+    )
     return path.read_bytes()
 
 
 @given(columns(), st.sampled_from(["plain", "large", "dictionary"]), st.sampled_from([1, 7, 1000]))
 @fuzzed(60)
-def test_each_row_of_parquet_is_kept(folder: Path, texts: list[str | None], kind: str, row_group: int) -> None:
+def test_each_row_of_parquet_is_kept(
+    folder: Path, texts: list[str | None], kind: str, row_group: int
+) -> None:
     path = folder / "c.parquet"
     as_parquet(path, texts, kind, row_group)
     found = read(path, b"", range_bytes=128)

@@ -77,8 +77,17 @@ def test_the_host_waits_once_per_logging_step(
 
     `tests/dist/test_host_reads.py` counts what Python reads, on a CPU; not copies to the device, nor what operators read.
     """
-    of_run = ("train.max_steps=6", "train.logging_steps=4", "train.save_steps=99", "train.eval_steps=99")
-    found = run(words(tmp_path / "run", *of_run, BF16, TWO_MICRO_STEPS, *more), train_noting_waits, deepspeed=recipe)
+    of_run = (
+        "train.max_steps=6",
+        "train.logging_steps=4",
+        "train.save_steps=99",
+        "train.eval_steps=99",
+    )
+    found = run(
+        words(tmp_path / "run", *of_run, BF16, TWO_MICRO_STEPS, *more),
+        train_noting_waits,
+        deepspeed=recipe,
+    )
     waits = {step: found["waits"].get(step, []) for step in (2, 3, 4, 5)}
     for step, places in waits.items():
         assert len(places) <= every_step + (step == 4), (step, places)
@@ -86,8 +95,19 @@ def test_the_host_waits_once_per_logging_step(
 
 def test_memory_is_what_was_planned(words: Any, tmp_path: Path) -> None:
     """Of 120M with 32 x 512 tokens: what torch allocated against the plan without context and fragmentation."""
-    shape = ("train.sequence_length=512", "train.per_device_train_batch_size=32", "train.global_batch_tokens=16384")
-    line = words(tmp_path / "run", BF16, *shape, "train.max_steps=3", "train.eval_steps=99", "train.save_steps=99")
+    shape = (
+        "train.sequence_length=512",
+        "train.per_device_train_batch_size=32",
+        "train.global_batch_tokens=16384",
+    )
+    line = words(
+        tmp_path / "run",
+        BF16,
+        *shape,
+        "train.max_steps=3",
+        "train.eval_steps=99",
+        "train.save_steps=99",
+    )
     kept = [word for word in line if not word.startswith("model.")]
     run([*kept, "model.preset=120m", "model.vocab_size=151936"])
     outcome = json.loads((tmp_path / "run/outcome.json").read_text())

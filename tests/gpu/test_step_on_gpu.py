@@ -42,7 +42,9 @@ def build(dtype: torch.dtype = torch.float32) -> Any:
 
 
 def batch(seed: int = 1) -> dict[str, torch.Tensor]:
-    ids = torch.randint(0, VOCAB, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(seed)).cuda()
+    ids = torch.randint(
+        0, VOCAB, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(seed)
+    ).cuda()
     targets = ids[:, 1:].contiguous()
     found = {"input_ids": ids[:, :-1].contiguous(), "labels": targets, "shift_labels": targets}
     return found | {"num_items_in_batch": torch.tensor(targets.numel(), device="cuda")}
@@ -61,7 +63,9 @@ def loss_and_gradients(model: Any, **more: torch.Tensor) -> tuple[float, list[to
 def test_forward_and_backward_wait_for_nothing(kernel: Any) -> None:
     """No operation of a micro-step blocks the host, masks of documents included: torch raises at the first that does."""
     model, inputs = build(), batch()
-    inputs["position_ids"] = torch.arange(LENGTH, device="cuda").remainder(100).expand(BATCH, -1).contiguous()
+    inputs["position_ids"] = (
+        torch.arange(LENGTH, device="cuda").remainder(100).expand(BATCH, -1).contiguous()
+    )
     prepare_masks(model)
     checkpoint_layers(model, "selective")
     patch_loss(model, kernel, rows=BATCH * LENGTH, device_type="cuda")
@@ -87,11 +91,15 @@ def test_compiled_layers_are_one_graph_and_the_same_numbers() -> None:
     assert compiled_graphs() == 1
     assert found[0] == pytest.approx(expected[0], rel=5e-3)
     for mine, theirs in zip(found[1], expected[1], strict=True):
-        assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < 3e-2  # bf16 products
+        assert (
+            float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < 3e-2
+        )  # bf16 products
 
 
 @pytest.mark.parametrize("switch", ["tiled", "elementwise"])
-def test_other_layers_give_the_stock_gradients(switch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_layers_give_the_stock_gradients(
+    switch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tiles of 96 tokens, the last one smaller; compiled functions."""
     stock = build()
     ours = copy.deepcopy(stock)
@@ -109,7 +117,9 @@ def test_other_layers_give_the_stock_gradients(switch: str, monkeypatch: pytest.
         assert compiled_graphs() == 3, "norms, rotation, SwiGLU"
     assert found[0] == pytest.approx(expected[0], rel=5e-3)
     for mine, theirs in zip(found[1], expected[1], strict=True):
-        assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < 3e-2  # bf16 products
+        assert (
+            float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < 3e-2
+        )  # bf16 products
 
 
 @pytest.mark.parametrize("switch", ["flex_attention", "flash_attention_2"])
@@ -124,7 +134,12 @@ def test_other_attention_keeps_to_documents_as_sdpa_does(switch: str) -> None:
                 parameter.mul_(4)
     ours = copy.deepcopy(stock)
     ours.set_attn_implementation(switch)
-    documents = {"position_ids": torch.arange(LENGTH, device="cuda").remainder(100).expand(BATCH, -1).contiguous()}
+    documents = {
+        "position_ids": torch.arange(LENGTH, device="cuda")
+        .remainder(100)
+        .expand(BATCH, -1)
+        .contiguous()
+    }
     torch._dynamo.reset()
     expected, found = loss_and_gradients(stock, **documents), loss_and_gradients(ours, **documents)
     without = loss_and_gradients(stock)
@@ -138,9 +153,12 @@ def test_other_attention_keeps_to_documents_as_sdpa_does(switch: str) -> None:
     assert off(found[1]) < 5e-2 < off(without[1]) / 2, "or the masks decide nothing"
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 0.012), (torch.float16, 2e-3)])
 @pytest.mark.parametrize(
-    ("rows", "hidden", "width", "chunk"), [(37, 24, 40, 8), (111, 24, 40, 500), (1, 8, 16, 16), (515, 72, 136, 128)]
+    ("dtype", "bound"), [(torch.float32, 2e-6), (torch.bfloat16, 0.012), (torch.float16, 2e-3)]
+)
+@pytest.mark.parametrize(
+    ("rows", "hidden", "width", "chunk"),
+    [(37, 24, 40, 8), (111, 24, 40, 500), (1, 8, 16, 16), (515, 72, 136, 128)],
 )
 def test_the_tiled_swiglu_is_the_reference(
     dtype: torch.dtype, bound: float, rows: int, hidden: int, width: int, chunk: int
@@ -148,7 +166,10 @@ def test_the_tiled_swiglu_is_the_reference(
     """Against float64; on a GPU the weights' gradients are sums of products with a float32 result."""
     generator = torch.Generator().manual_seed(3)
     shapes = [(rows, hidden), (width, hidden), (width, hidden), (hidden, width)]
-    drawn = [(torch.randn(shape, generator=generator) / (4 if i else 1)).to(dtype) for i, shape in enumerate(shapes)]
+    drawn = [
+        (torch.randn(shape, generator=generator) / (4 if i else 1)).to(dtype)
+        for i, shape in enumerate(shapes)
+    ]
     weights = torch.cos(torch.arange(rows * hidden)).view(rows, hidden)
 
     def outcome(function: Any, kind: torch.dtype, **options: int) -> list[torch.Tensor]:
@@ -171,7 +192,9 @@ def test_the_chunked_and_the_8_bit_head_give_the_stock_gradients(kernel: Any) ->
     expected, found = loss_and_gradients(stock), loss_and_gradients(ours)
     assert found[0] == pytest.approx(expected[0], rel=5e-3)
     for mine, theirs in zip(found[1], expected[1], strict=True):
-        assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < (3e-2 if kernel == "chunked" else 0.15)
+        assert float((mine - theirs).norm() / theirs.norm().clamp_min(1e-12)) < (
+            3e-2 if kernel == "chunked" else 0.15
+        )
 
 
 def held_bytes(model: Any) -> int:
@@ -218,7 +241,9 @@ def test_the_head_keeps_no_logits() -> None:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    loss = LINEAR_CROSS_ENTROPY["chunked"][0](hidden_NH, weight_VH, labels_N, count=rows, chunk_rows=chunk)
+    loss = LINEAR_CROSS_ENTROPY["chunked"][0](
+        hidden_NH, weight_VH, labels_N, count=rows, chunk_rows=chunk
+    )
     loss.backward()
     assert hidden_NH.grad is not None and weight_VH.grad is not None
     assert torch.cuda.max_memory_allocated() - before < rows * VOCAB * 4 / 2
@@ -228,7 +253,10 @@ def test_the_head_keeps_no_logits() -> None:
 def test_an_evaluation_keeps_no_logits() -> None:
     model = build(torch.bfloat16)
     patch_loss(model, rows=64 * BATCH * LENGTH, device_type="cuda")
-    inputs = {key: value.repeat(64, 1) if value.ndim == 2 else value * 64 for key, value in batch().items()}
+    inputs = {
+        key: value.repeat(64, 1) if value.ndim == 2 else value * 64
+        for key, value in batch().items()
+    }
     model(**batch())
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()

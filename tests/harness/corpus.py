@@ -11,7 +11,9 @@ import random
 from pathlib import Path
 
 # Common characters: the first 16 rows of level 1 of GB 2312.
-HAN = [bytes((row, cell)).decode("gb2312") for row in range(0xB0, 0xC0) for cell in range(0xA1, 0xFF)]
+HAN = [
+    bytes((row, cell)).decode("gb2312") for row in range(0xB0, 0xC0) for cell in range(0xA1, 0xFF)
+]
 ENGLISH_SYLLABLES = [
     "ba",
     "con",
@@ -48,7 +50,9 @@ def _chain(rng: random.Random, size: int) -> list[list[int]]:
     return [rng.choices(range(size), weights, k=6) for _ in range(size)]
 
 
-def _sentence(rng: random.Random, words: list[str], chain: list[list[int]], *, chinese: bool) -> str:
+def _sentence(
+    rng: random.Random, words: list[str], chain: list[list[int]], *, chinese: bool
+) -> str:
     at, picked = rng.randrange(len(words)), []
     for _ in range(rng.randint(6, 18)):
         picked.append(words[at])
@@ -56,7 +60,9 @@ def _sentence(rng: random.Random, words: list[str], chain: list[list[int]], *, c
     return "".join(picked) + "。" if chinese else " ".join(picked).capitalize() + ". "
 
 
-def write_corpus(path: Path, *, size: int = 300_000, seed: int = 7, chinese_share: float = 0.6) -> Path:
+def write_corpus(
+    path: Path, *, size: int = 300_000, seed: int = 7, chinese_share: float = 0.6
+) -> Path:
     """JSON Lines with `title` and `text`: about `size` bytes of documents of 300 to 4,000 bytes."""
     rng = random.Random(seed)
     tongues = {}
@@ -69,7 +75,9 @@ def write_corpus(path: Path, *, size: int = 300_000, seed: int = 7, chinese_shar
             chinese = rng.random() < chinese_share
             words, chain = tongues[chinese]
             paragraphs = [
-                "".join(_sentence(rng, words, chain, chinese=chinese) for _ in range(rng.randint(2, 7))).strip()
+                "".join(
+                    _sentence(rng, words, chain, chinese=chinese) for _ in range(rng.randint(2, 7))
+                ).strip()
                 for _ in range(rng.randint(2, 8))
             ]
             record = {"title": "".join(rng.choices(words, k=2)), "text": "\n".join(paragraphs)}

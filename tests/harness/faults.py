@@ -21,7 +21,12 @@ def train_and_break(words: list[str], fault: str, rank: int, options: dict[str, 
 
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     place, _, what = fault.rpartition(" ")
-    numbers = {"kill": signal.SIGKILL, "suspend": signal.SIGSTOP, "hang-up": signal.SIGHUP, "terminate": signal.SIGTERM}
+    numbers = {
+        "kill": signal.SIGKILL,
+        "suspend": signal.SIGSTOP,
+        "hang-up": signal.SIGHUP,
+        "terminate": signal.SIGTERM,
+    }
 
     def meet() -> None:
         if what == "fail":

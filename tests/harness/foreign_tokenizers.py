@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from wikillm.core.files import write_json
 from wikillm.data.tokenizer_train import train_bpe, write_tokenizer
@@ -20,7 +30,9 @@ LINES = (
 )
 
 
-def _byte_level(tokenizer: Tokenizer, lines: Iterable[str], special: list[str], size: int = 420) -> Tokenizer:
+def _byte_level(
+    tokenizer: Tokenizer, lines: Iterable[str], special: list[str], size: int = 420
+) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
@@ -60,7 +72,9 @@ def llama3(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
 def llama(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
     """SentencePiece BPE with bytes for what it lacks, as Llama 2 and Mistral write it."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     tokenizer.train_from_iterator(
         lines, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
@@ -68,15 +82,32 @@ def llama(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
     content = tokenizer.to_str()
     tokenizer = Tokenizer.from_str(_only_added(content, {"<unk>", "<s>", "</s>"}))
     tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     _template(tokenizer, "<s> $A", "<s>")
     return tokenizer, {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,
         "legacy": False,
-        "bos_token": {"__type": "AddedToken", "content": "<s>", "lstrip": False, "normalized": False, "rstrip": False},
-        "eos_token": {"__type": "AddedToken", "content": "</s>", "lstrip": False, "normalized": False, "rstrip": False},
+        "bos_token": {
+            "__type": "AddedToken",
+            "content": "<s>",
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+        },
+        "eos_token": {
+            "__type": "AddedToken",
+            "content": "</s>",
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+        },
         "unk_token": "<unk>",
     }
 
@@ -98,10 +129,17 @@ def unigram(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
     special = ["<unk>", "<s>", "</s>", "<pad>"]
     tokenizer.train_from_iterator(
         lines,
-        trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False),
+        trainers.UnigramTrainer(
+            vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False
+        ),
     )
     _template(tokenizer, "$A </s>", "</s>")
-    return tokenizer, {"tokenizer_class": "T5TokenizerFast", "eos_token": "</s>", "pad_token": "<pad>", "extra_ids": 0}
+    return tokenizer, {
+        "tokenizer_class": "T5TokenizerFast",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "extra_ids": 0,
+    }
 
 
 def wordpiece(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
@@ -111,13 +149,24 @@ def wordpiece(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
     tokenizer.decoder = decoders.WordPiece()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<eos>"]
     tokenizer.train_from_iterator(
-        lines, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+        lines,
+        trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False),
     )
     _template(tokenizer, "[CLS] $A [SEP]", "[CLS]", "[SEP]")
     tokenizer.enable_truncation(8)
     tokenizer.enable_padding(length=8, pad_id=0, pad_token="[PAD]")
-    names = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
-    more = {"do_lower_case": False, "eos_token": "<eos>", "unk_token": "[UNK]", "model_max_length": 8}
+    names = {
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "mask_token": "[MASK]",
+    }
+    more = {
+        "do_lower_case": False,
+        "eos_token": "<eos>",
+        "unk_token": "[UNK]",
+        "model_max_length": 8,
+    }
     return tokenizer, {"tokenizer_class": "BertTokenizer", **names, **more}
 
 
@@ -128,7 +177,13 @@ def gpt2(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
     _byte_level(tokenizer, lines, ["<s>", "<pad>", "</s>", "<unk>"])
     tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
-    names = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}
+    names = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+        "mask_token": "<mask>",
+    }
     return tokenizer, {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False, **names}
 
 
@@ -138,16 +193,23 @@ def wordlevel(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = ["[UNK]", "</s>"]
     tokenizer.train_from_iterator(
-        lines, trainers.WordLevelTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+        lines,
+        trainers.WordLevelTrainer(vocab_size=300, special_tokens=special, show_progress=False),
     )
     tokenizer = Tokenizer.from_str(_only_added(tokenizer.to_str(), {"[UNK]"}))
-    return tokenizer, {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "[PAD]"}
+    return tokenizer, {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "</s>",
+        "pad_token": "[PAD]",
+    }
 
 
 def marked(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
     """Qwen2's splits, and added tokens with flags, ordinary ones among them, an end of text that is no special token."""
     tokenizer = train_bpe(lines, 420)
-    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("<end>", normalized=False)])
+    tokenizer.add_tokens(
+        [AddedToken("<think>", normalized=False), AddedToken("<end>", normalized=False)]
+    )
     tokenizer.add_special_tokens([AddedToken("<image>", lstrip=True, rstrip=True, special=True)])
     return tokenizer, {
         "tokenizer_class": "Qwen2Tokenizer",
@@ -160,8 +222,17 @@ def marked(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
 def qwen3(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
     """Qwen2's splits with ordinary added tokens, as Qwen3 and Qwen2.5 have."""
     tokenizer = train_bpe(lines, 420)
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in ("<tool_call>", "</tool_call>", "<think>")])
-    return tokenizer, {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, normalized=False)
+            for token in ("<tool_call>", "</tool_call>", "<think>")
+        ]
+    )
+    return tokenizer, {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+    }
 
 
 def dropout(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
@@ -175,11 +246,14 @@ def dropout(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
-    return _byte_level(tokenizer, lines, ["<|endoftext|>"]), {"tokenizer_class": "LlamaTokenizerFast"}
+    return _byte_level(tokenizer, lines, ["<|endoftext|>"]), {
+        "tokenizer_class": "LlamaTokenizerFast"
+    }
 
 
 KINDS: dict[str, Callable[[list[str]], tuple[Tokenizer, dict[str, Any]]]] = {
-    kind.__name__: kind for kind in (qwen2, qwen3, llama3, llama, unigram, wordpiece, gpt2, wordlevel, marked, dropout)
+    kind.__name__: kind
+    for kind in (qwen2, qwen3, llama3, llama, unigram, wordpiece, gpt2, wordlevel, marked, dropout)
 }
 OF_QWEN2S_KIND = ("qwen2", "qwen3")
 

@@ -40,17 +40,32 @@ class _Handler(BaseHTTPRequestHandler):
         path, query = unquote(address.path), {k: v[0] for k, v in parse_qs(address.query).items()}
         repo = self.state.repo
         self.state.log.append(f"{self.command} {path}")
-        if path in (f"/api/datasets/{repo}", f"/api/datasets/{repo}/revision/main") or path.endswith(
-            f"/revision/{self.state.commit}"
-        ):
-            self._json({"id": repo, "sha": self.state.commit, "siblings": [{"rfilename": f} for f in self.state.files]})
+        if path in (
+            f"/api/datasets/{repo}",
+            f"/api/datasets/{repo}/revision/main",
+        ) or path.endswith(f"/revision/{self.state.commit}"):
+            self._json(
+                {
+                    "id": repo,
+                    "sha": self.state.commit,
+                    "siblings": [{"rfilename": f} for f in self.state.files],
+                }
+            )
         elif path.startswith(f"/api/datasets/{repo}/tree/{self.state.commit}"):
             self._tree(path.split(self.state.commit, 1)[1].strip("/"))
-        elif found := re.fullmatch(rf"/datasets/{repo}/resolve/(main|{self.state.commit})/(.+)", path):
+        elif found := re.fullmatch(
+            rf"/datasets/{repo}/resolve/(main|{self.state.commit})/(.+)", path
+        ):
             self._file(found[2])
         elif path == f"/api/v1/datasets/{repo}/repo/tree":
             listed = [
-                {"Path": f, "Name": f, "Type": "blob", "Size": len(c), "Sha256": hashlib.sha256(c).hexdigest()}
+                {
+                    "Path": f,
+                    "Name": f,
+                    "Type": "blob",
+                    "Size": len(c),
+                    "Sha256": hashlib.sha256(c).hexdigest(),
+                }
                 for f, c in self.state.files.items()
             ]
             self._json({"Code": 200, "Success": True, "Data": {"Files": listed}})

@@ -21,14 +21,24 @@ def digests(stage: int, precision: str, model: dict[str, Any], vocab_size: int) 
         "train_micro_batch_size_per_gpu": "auto",
     }
     args = TrainingArguments(
-        output_dir="unused", use_cpu=True, report_to="none", deepspeed=config, bf16=precision == "bf16"
+        output_dir="unused",
+        use_cpu=True,
+        report_to="none",
+        deepspeed=config,
+        bf16=precision == "bf16",
     )
     built = build_model(ModelSection(**model), vocab_size, args, eos_id=0, seed=1)
-    found: dict[str, Any] = {"partitioned": all(hasattr(parameter, "ds_id") for parameter in built.parameters())}
+    found: dict[str, Any] = {
+        "partitioned": all(hasattr(parameter, "ds_id") for parameter in built.parameters())
+    }
     found["inv_freq"] = _digest(built.model.rotary_emb.inv_freq)
     for name, parameter in built.named_parameters():
         is_partitioned = hasattr(parameter, "ds_id")
-        with deepspeed.zero.GatheredParameters([parameter]) if is_partitioned else contextlib.nullcontext():
+        with (
+            deepspeed.zero.GatheredParameters([parameter])
+            if is_partitioned
+            else contextlib.nullcontext()
+        ):
             found[name] = _digest(parameter.detach())
     return found
 

@@ -30,7 +30,9 @@ def digest(store: Path) -> str:
     """One sha256 over the names and contents of all files."""
     whole = hashlib.sha256()
     for path in sorted(path for path in store.rglob("*") if path.is_file()):
-        whole.update(f"{path.relative_to(store)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        whole.update(
+            f"{path.relative_to(store)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
+        )
     return whole.hexdigest()
 
 
@@ -49,7 +51,11 @@ def build(settings: dict, place: Path, kill_at: int | None, report: int) -> None
     real = os.fsync
 
     def fsync(fd: int) -> None:
-        count(f"/proc/self/fd/{fd}" if not Path(f"/proc/self/fd/{fd}").exists() else os.readlink(f"/proc/self/fd/{fd}"))
+        count(
+            f"/proc/self/fd/{fd}"
+            if not Path(f"/proc/self/fd/{fd}").exists()
+            else os.readlink(f"/proc/self/fd/{fd}")
+        )
         real(fd)
 
     os.fsync = fsync  # type: ignore[assignment]
@@ -81,7 +87,9 @@ def forked(settings: dict, place: Path, kill_at: int | None) -> tuple[int, int]:
 def main() -> None:
     order = json.loads(sys.argv[1])
     folder, settings = Path(order["folder"]), order["settings"]
-    crews = (1, 2) if order["points"] > 20 else (1,)  # with 2 the parent, which is what is killed, has fewer events
+    crews = (
+        (1, 2) if order["points"] > 20 else (1,)
+    )  # with 2 the parent, which is what is killed, has fewer events
     events, digests = {}, set()
     for workers in crews:
         place = folder / f"whole{workers}" / "store"
@@ -96,12 +104,25 @@ def main() -> None:
         first = number * most // order["points"]
         second = (first * 7919 + number) % most
         codes = [forked(mine, place, at)[0] for at in (first, second, None)]
-        for _ in range(100):  # a worker that lost its parent ends at its next report, and clears up after itself
+        for _ in range(
+            100
+        ):  # a worker that lost its parent ends at its next report, and clears up after itself
             if not list(place.rglob("*.staging")):
                 break
             time.sleep(0.1)
-        same, names = digest(place) == wanted, sorted(str(p.relative_to(place)) for p in place.rglob("*"))
-        found.append({"at": [first, second], "workers": workers, "codes": codes, "same": same, "names": names})
+        same, names = (
+            digest(place) == wanted,
+            sorted(str(p.relative_to(place)) for p in place.rglob("*")),
+        )
+        found.append(
+            {
+                "at": [first, second],
+                "workers": workers,
+                "codes": codes,
+                "same": same,
+                "names": names,
+            }
+        )
         shutil.rmtree(place.parent)
     print(json.dumps({"events": events, "sha256": wanted, "points": found}))
 

@@ -22,7 +22,12 @@ from pathlib import Path
 
 NET = "10.77.0"
 SSHD = "/usr/sbin/sshd"
-TOOLS = {"ip": "iproute2", "ssh": "openssh-client", "ssh-keygen": "openssh-client", "nsenter": "util-linux"}
+TOOLS = {
+    "ip": "iproute2",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "nsenter": "util-linux",
+}
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
@@ -32,7 +37,9 @@ def missing(*more: str) -> str | None:
     if os.geteuid() != 0:
         return "network namespaces need root"
     lacking = [
-        f"{tool} ({TOOLS.get(tool, tool)})" for tool in (*TOOLS, *more) if shutil.which(tool, path=_PATH) is None
+        f"{tool} ({TOOLS.get(tool, tool)})"
+        for tool in (*TOOLS, *more)
+        if shutil.which(tool, path=_PATH) is None
     ]
     lacking += [] if Path(SSHD).exists() else [f"{SSHD} (openssh-server)"]
     if lacking:
@@ -46,7 +53,9 @@ def missing(*more: str) -> str | None:
     except subprocess.CalledProcessError as error:
         return f"no network namespaces here: {error.stderr.strip()}"
     finally:
-        subprocess.run(["ip", "netns", "del", name], env=_environ(), capture_output=True, check=False)
+        subprocess.run(
+            ["ip", "netns", "del", name], env=_environ(), capture_output=True, check=False
+        )
     return None
 
 
@@ -79,12 +88,18 @@ class Cluster:
             raise RuntimeError(f"{name} does not run")
         return ["nsenter", f"--target={sshd.pid}", "--net", "--mount", "--uts", "--", *argv]
 
-    def popen(self, name: str, argv: Sequence[str], *, cwd: Path, log: Path, **more: str) -> subprocess.Popen[bytes]:
+    def popen(
+        self, name: str, argv: Sequence[str], *, cwd: Path, log: Path, **more: str
+    ) -> subprocess.Popen[bytes]:
         """Start `argv` on a node; both outputs go to `log`. Ends with the cluster at the latest."""
         words = self.command(name, "env", "-C", str(cwd), *argv)
         with log.open("ab") as out:
             return subprocess.Popen(
-                words, env=self.environ(**more), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
+                words,
+                env=self.environ(**more),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
             )
 
     def run(
@@ -93,7 +108,12 @@ class Cluster:
         """Run `argv` on a node to its end, output captured."""
         words = self.command(name, "env", "-C", str(cwd), *argv)
         return subprocess.run(
-            words, env=self.environ(**more), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+            words,
+            env=self.environ(**more),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
 
     def cut(self, name: str) -> None:
@@ -129,8 +149,15 @@ class Cluster:
         for name, node in self.nodes.items():
             with suppress(subprocess.CalledProcessError):
                 self._end(name)
-            subprocess.run(["ip", "netns", "del", node.namespace], env=_environ(), capture_output=True, check=False)
-        subprocess.run(["ip", "netns", "del", self.switch], env=_environ(), capture_output=True, check=False)
+            subprocess.run(
+                ["ip", "netns", "del", node.namespace],
+                env=_environ(),
+                capture_output=True,
+                check=False,
+            )
+        subprocess.run(
+            ["ip", "netns", "del", self.switch], env=_environ(), capture_output=True, check=False
+        )
 
 
 @contextmanager
@@ -159,7 +186,9 @@ def cluster(
             _plug_in(made, made.nodes[name])
         _write_ssh(made)
         for node in made.nodes.values():
-            _start_sshd(made, node, (hosts or {}).get(node.name, {}), accepts=node.name not in wrong_key)
+            _start_sshd(
+                made, node, (hosts or {}).get(node.name, {}), accepts=node.name not in wrong_key
+            )
         for node in made.nodes.values():
             _wait_for_sshd(made, node)
         yield made
@@ -171,7 +200,21 @@ def _plug_in(made: Cluster, node: Node) -> None:
     inside, port = node.namespace, f"p-{node.name}"
     _do("ip", "netns", "add", inside)
     _do("ip", "-n", inside, "link", "set", "lo", "up")
-    _do("ip", "-n", made.switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", inside)
+    _do(
+        "ip",
+        "-n",
+        made.switch,
+        "link",
+        "add",
+        port,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "eth0",
+        "netns",
+        inside,
+    )
     _do("ip", "-n", made.switch, "link", "set", port, "master", "br0", "up")
     _do("ip", "-n", inside, "addr", "add", f"{node.address}/24", "dev", "eth0")
     _do("ip", "-n", inside, "link", "set", "eth0", "up")
@@ -195,7 +238,9 @@ def _write_ssh(made: Cluster) -> None:
     )
     tool = folder / "bin" / "ssh"
     tool.parent.mkdir(exist_ok=True)
-    tool.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {shlex.quote(str(folder / "config"))} "$@"\n')
+    tool.write_text(
+        f'#!/bin/sh\nexec {shutil.which("ssh")} -F {shlex.quote(str(folder / "config"))} "$@"\n'
+    )
     tool.chmod(0o755)
 
 
@@ -203,7 +248,8 @@ def _start_sshd(made: Cluster, node: Node, lies: Mapping[str, str], *, accepts: 
     names = {other.name: other.address for other in made.nodes.values()} | dict(lies)
     hosts, settings = made.folder / f"hosts.{node.name}", made.folder / f"sshd.{node.name}"
     hosts.write_text(
-        "127.0.0.1 localhost\n::1 localhost\n" + "".join(f"{address} {name}\n" for name, address in names.items())
+        "127.0.0.1 localhost\n::1 localhost\n"
+        + "".join(f"{address} {name}\n" for name, address in names.items())
     )
     key = made.folder / f"accepts_{'user' if accepts else 'other'}_key"
     settings.write_text(
@@ -212,8 +258,12 @@ def _start_sshd(made: Cluster, node: Node, lies: Mapping[str, str], *, accepts: 
         "UsePAM no\nStrictModes no\nPidFile none\nUseDNS no\nMaxStartups 50\n"
         f"SetEnv PATH={made.folder / 'bin'}:{_PATH}\n"
     )
-    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd asks for it, and Debian's service makes it
-    resolver = made.folder / "resolv.conf"  # no name server: names are in /etc/hosts, or are refused at once
+    Path("/run/sshd").mkdir(
+        mode=0o755, exist_ok=True
+    )  # sshd asks for it, and Debian's service makes it
+    resolver = (
+        made.folder / "resolv.conf"
+    )  # no name server: names are in /etc/hosts, or are refused at once
     resolver.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
     inner = (
         f"mount --bind {shlex.quote(str(hosts))} /etc/hosts && "
@@ -236,7 +286,9 @@ def _wait_for_sshd(made: Cluster, node: Node) -> None:
         if node.sshd is not None and node.sshd.poll() is not None:
             break
         time.sleep(0.05)
-    raise RuntimeError(f"sshd of {node.name}: " + (made.folder / f"sshd.{node.name}.log").read_text())
+    raise RuntimeError(
+        f"sshd of {node.name}: " + (made.folder / f"sshd.{node.name}.log").read_text()
+    )
 
 
 def _listening(node: Node) -> str:
@@ -255,7 +307,9 @@ def _environ() -> dict[str, str]:
 
 
 def _do(*argv: str) -> str:
-    done = subprocess.run(argv, env=_environ(), capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(
+        argv, env=_environ(), capture_output=True, text=True, check=False, timeout=30
+    )
     if done.returncode:
         raise subprocess.CalledProcessError(done.returncode, argv, done.stdout, done.stderr)
     return done.stdout

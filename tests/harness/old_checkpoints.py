@@ -14,7 +14,9 @@ NEWER = ("settings", "store_facts")
 def forget(checkpoint: Path) -> None:
     """Take out of a checkpoint what was not recorded before: its settings and its lineage."""
     state = json.loads((checkpoint / STATE).read_text())
-    (checkpoint / STATE).write_text(json.dumps({key: value for key, value in state.items() if key not in NEWER}))
+    (checkpoint / STATE).write_text(
+        json.dumps({key: value for key, value in state.items() if key not in NEWER})
+    )
     facts = json.loads((checkpoint / MANIFEST).read_text())
     known = {key: facts[key] for key in ("step", "world_size")}
     write_manifest(checkpoint, seal_files(checkpoint, files_to_list(checkpoint)), known)

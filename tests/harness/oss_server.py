@@ -37,7 +37,10 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
         if not re.match(rf"OSS {KEY_ID}:.+", self.headers.get("Authorization", "")):
-            self._send(403, _error("InvalidAccessKeyId", "The OSS Access Key Id you provided does not exist."))
+            self._send(
+                403,
+                _error("InvalidAccessKeyId", "The OSS Access Key Id you provided does not exist."),
+            )
         elif bucket != "texts":
             self._send(404, _error("NoSuchBucket", "The specified bucket does not exist."))
         elif not key:
@@ -72,8 +75,13 @@ class _Handler(BaseHTTPRequestHandler):
                 f"<ETag>{hashlib.md5(content).hexdigest()}</ETag><Type>Normal</Type><Size>{len(content)}</Size>"
                 "<StorageClass>Standard</StorageClass></Contents>"
             )
-        found += "".join(f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>" for one in sorted(folders))
-        return f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>".encode()
+        found += "".join(
+            f"<CommonPrefixes><Prefix>{escape(one)}</Prefix></CommonPrefixes>"
+            for one in sorted(folders)
+        )
+        return (
+            f"<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>".encode()
+        )
 
     def _send(self, status: int, body: bytes, content_range: str = "") -> None:
         self.send_response(status)

@@ -84,7 +84,9 @@ def train(words: list[str], **options: Any) -> dict[str, Any]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
             allow_change = options.pop("allow_change", False)
-            done = pretrain(resolved, resume=options.pop("resume", "never"), allow_change=allow_change)
+            done = pretrain(
+                resolved, resume=options.pop("resume", "never"), allow_change=allow_change
+            )
             say_result(done)
         except WikiLLMError as error:
             code, message = int(error.exit_code), str(error)
@@ -99,7 +101,15 @@ def train_with_options(words: list[str], options: dict[str, Any]) -> dict[str, A
 
 def train_without_launcher(words: list[str]) -> dict[str, Any]:
     """`train` as `python train.py` starts it: none of a launcher's variables is set."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "LOCAL_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
         os.environ.pop(name, None)
     return train(words)
 
@@ -112,7 +122,9 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     events = read_records(run_dir / "events.jsonl")
     return {
         "losses": {r["step"]: r["loss"] for r in read_metrics(run_dir / "metrics.jsonl")},
-        "grad_norms": {r["step"]: r.get("grad_norm") for r in read_metrics(run_dir / "metrics.jsonl")},
+        "grad_norms": {
+            r["step"]: r.get("grad_norm") for r in read_metrics(run_dir / "metrics.jsonl")
+        },
         "eval": [e["eval_loss"] for e in events if e["kind"] == "eval"],
         "exit": json.loads(exit_file.read_text()) if exit_file.exists() else None,
     }
@@ -185,7 +197,9 @@ def train_counting_gathers(words: list[str], options: dict[str, Any]) -> dict[st
     """`train` under ZeRO-3 that counts how often weights are gathered, by their shape."""
     from collections import Counter
 
-    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+    from deepspeed.runtime.zero.partitioned_param_coordinator import (
+        PartitionedParameterCoordinator as Coordinator,
+    )
 
     gathers: Counter[str] = Counter()
     name = "_PartitionedParameterCoordinator__all_gather_params"
@@ -199,7 +213,9 @@ def train_counting_gathers(words: list[str], options: dict[str, Any]) -> dict[st
     return train(words, **options) | {"gathers": dict(gathers)}
 
 
-def attend_over_ranks(query_heads: int, key_heads: int, dtype: str, documents: bool) -> dict[str, float]:
+def attend_over_ranks(
+    query_heads: int, key_heads: int, dtype: str, documents: bool
+) -> dict[str, float]:
     """Attention of this rank's stretch, forward and backward, beside HF's on whole sequences, and DeepSpeed's Ulysses.
 
     Returns the largest differences, relative to the largest element: `out`, `query`, `key`, `value`, and `deepspeed`.
@@ -221,13 +237,22 @@ def attend_over_ranks(query_heads: int, key_heads: int, dtype: str, documents: b
     model = AutoModelForCausalLM.from_config(config)
     torch.manual_seed(0)
     shapes = {"query": query_heads, "key": key_heads, "value": key_heads}
-    whole = {k: torch.randn(batch, n, length, width, dtype=getattr(torch, dtype)) for k, n in shapes.items()}
+    whole = {
+        k: torch.randn(batch, n, length, width, dtype=getattr(torch, dtype))
+        for k, n in shapes.items()
+    }
     grad = torch.randn(batch, length, query_heads, width, dtype=getattr(torch, dtype))
     positions = torch.arange(length).expand(batch, -1)
-    mask = same_document(torch.cat([positions[:, :5], positions[:, :11]], dim=1)) if documents else None
+    mask = (
+        same_document(torch.cat([positions[:, :5], positions[:, :11]], dim=1))
+        if documents
+        else None
+    )
     columns = slice(rank * length // size, (rank + 1) * length // size)
 
-    def run(parts: dict[str, torch.Tensor], grad: torch.Tensor, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def run(
+        parts: dict[str, torch.Tensor], grad: torch.Tensor, **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         attention = model.model.layers[0].self_attn
@@ -243,7 +268,9 @@ def attend_over_ranks(query_heads: int, key_heads: int, dtype: str, documents: b
     stretch = {"position_ids": positions[:, columns], "sequence_parallel": True}
     found = run(parts, part_grad, **stretch)
     again = run(whole, grad)  # a call that is no stretch
-    assert all(torch.equal(again[name], wanted[name]) for name in wanted), "patched, whole sequences differ"
+    assert all(torch.equal(again[name], wanted[name]) for name in wanted), (
+        "patched, whole sequences differ"
+    )
     whole_sequences(model)
     assert not any("wikillm" in name for name in model.model.layers[0].self_attn.__dict__)
 
@@ -258,10 +285,15 @@ def attend_over_ranks(query_heads: int, key_heads: int, dtype: str, documents: b
         from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
         UlyssesSPAttentionHF.register_with_transformers(
-            model, core_attn_implementation="sdpa", sequence_parallel_size=size, micro_batch_size=batch
+            model,
+            core_attn_implementation="sdpa",
+            sequence_parallel_size=size,
+            micro_batch_size=batch,
         )
         theirs = run(parts, part_grad, position_ids=positions[:, columns])
-        differences["deepspeed"] = max(off(theirs[name].reshape(found[name].shape), found[name]) for name in found)
+        differences["deepspeed"] = max(
+            off(theirs[name].reshape(found[name].shape), found[name]) for name in found
+        )
     return differences
 
 
@@ -276,7 +308,9 @@ def mount(*commands: list[str]) -> None:
         subprocess.run(["mount", *words], check=True)
 
 
-def train_on_read_only_store(words: list[str], options: dict[str, Any], store: str) -> dict[str, Any]:
+def train_on_read_only_store(
+    words: list[str], options: dict[str, Any], store: str
+) -> dict[str, Any]:
     """`train` where `store` is read-only, for root too."""
     mount(["--bind", store, store], ["-o", "remount,bind,ro", store])
     try:
@@ -300,7 +334,9 @@ def train_on_small_disk(folder: str, size: str, *starts: list[str]) -> list[dict
     return found
 
 
-def train_with_read_only_home(words: list[str], options: dict[str, Any], home: str) -> dict[str, Any]:
+def train_with_read_only_home(
+    words: list[str], options: dict[str, Any], home: str
+) -> dict[str, Any]:
     """`train` where HOME cannot be written and no other folder is named for compiled code."""
     mount(["-t", "tmpfs", "-o", "ro", "tmpfs", home])
     os.environ["HOME"] = home
@@ -332,7 +368,9 @@ def train_counting_reads(words: list[str], options: dict[str, Any]) -> dict[str,
             super().__init__()
             self.trainer = trainer
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             if func is torch.ops.aten._local_scalar_dense.default and not self._is_on_the_host():
                 reads[self.trainer.state.global_step] += 1
             return func(*args, **kwargs or {})
@@ -340,7 +378,9 @@ def train_counting_reads(words: list[str], options: dict[str, Any]) -> dict[str,
         def _is_on_the_host(self) -> bool:
             frame = sys._getframe(2)
             while frame is not None:
-                if frame.f_code.co_filename.endswith(("torch/optim/adamw.py", "torch/optim/adam.py")):
+                if frame.f_code.co_filename.endswith(
+                    ("torch/optim/adamw.py", "torch/optim/adam.py")
+                ):
                     return True
                 if frame.f_code.co_qualname.startswith("DeferredFlag."):
                     return True

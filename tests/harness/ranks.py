@@ -37,10 +37,15 @@ def _context() -> mp.context.ForkServerContext:
 
 
 def _rank_main(
-    channel: Connection, environ: Mapping[str, str], program: Callable[..., Any], args: tuple[Any, ...]
+    channel: Connection,
+    environ: Mapping[str, str],
+    program: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
     os.environ.update(environ)
-    mp.current_process().daemon = False  # ended with the tests, and yet with loader processes of its own
+    mp.current_process().daemon = (
+        False  # ended with the tests, and yet with loader processes of its own
+    )
     try:
         channel.send(("ok", program(*args)))
     except BaseException as error:
@@ -66,7 +71,10 @@ def run_ranks(
     if any(kind != "ok" for kind, _ in outcomes):
         # Answers too: a rank that left early, for a good reason of its own, is why another one waits.
         raise RankFailed(
-            "\n".join(f"--- rank {i}: {kind}\n{_end_of(value)}" for i, (kind, value) in enumerate(outcomes))
+            "\n".join(
+                f"--- rank {i}: {kind}\n{_end_of(value)}"
+                for i, (kind, value) in enumerate(outcomes)
+            )
         )
     return [value for _, value in outcomes]
 
@@ -107,7 +115,9 @@ def _start(
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
             **environ,
         }  # fmt: skip
-        process = context.Process(target=_rank_main, args=(theirs, variables, program, args), daemon=True)
+        process = context.Process(
+            target=_rank_main, args=(theirs, variables, program, args), daemon=True
+        )
         process.start()
         theirs.close()
         channels.append(ours)
@@ -121,7 +131,9 @@ def _end_of(value: Any) -> str:
 
 
 def _collect(channels: list[Connection], timeout: float) -> list[tuple[str, Any]]:
-    outcomes: list[tuple[str, Any]] = [("no answer", f"nothing within {timeout:.0f} s")] * len(channels)
+    outcomes: list[tuple[str, Any]] = [("no answer", f"nothing within {timeout:.0f} s")] * len(
+        channels
+    )
     open_channels = dict(zip(channels, range(len(channels)), strict=True))
     while open_channels:
         ready = wait(list(open_channels), timeout=timeout)

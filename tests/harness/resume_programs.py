@@ -28,16 +28,25 @@ def train_noting_settings(words: list[str], options: dict[str, Any]) -> dict[str
 
 def _in_use(trainer: Any) -> dict[str, Any]:
     """Optimizer, schedule, state, callbacks and model of a running trainer, as plain values."""
-    callbacks = {type(callback).__name__: callback for callback in trainer.callback_handler.callbacks}
+    callbacks = {
+        type(callback).__name__: callback for callback in trainer.callback_handler.callbacks
+    }
     engine, report = trainer.model_wrapped, callbacks["ReportCallback"]
     observe = callbacks["SampleCallback"].observe
     scheduler, shape, stretch = trainer.lr_scheduler, trainer.data.shape, trainer.data.stretch
     clips = [trainer.args.max_grad_norm]
     if trainer.is_deepspeed_enabled:
-        clips += [engine.gradient_clipping(), getattr(engine.optimizer, "clip_grad", engine.gradient_clipping())]
+        clips += [
+            engine.gradient_clipping(),
+            getattr(engine.optimizer, "clip_grad", engine.gradient_clipping()),
+        ]
     return {
         "groups": [
-            {k: v for k, v in group.items() if isinstance(v, int | float | tuple | list) and k != "params"}
+            {
+                k: v
+                for k, v in group.items()
+                if isinstance(v, int | float | tuple | list) and k != "params"
+            }
             for group in trainer.optimizer.param_groups
         ],
         "base_rates": list(scheduler.base_lrs),
@@ -59,6 +68,10 @@ def _in_use(trainer: Any) -> dict[str, Any]:
         "per_device_eval_batch_size": trainer.data.eval_micro_batch,
         "global_batch": shape.global_batch,
         "max_steps": trainer.state.max_steps,
-        "model": {k: v for k, v in trainer.model.config.to_dict().items() if isinstance(v, int | float | str)},
+        "model": {
+            k: v
+            for k, v in trainer.model.config.to_dict().items()
+            if isinstance(v, int | float | str)
+        },
         "attn_implementation": trainer.model.config._attn_implementation,
     }

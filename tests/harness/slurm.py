@@ -66,7 +66,9 @@ class Slurm:
     def logs(self) -> str:
         """The ends of the daemons' logs, for a failed test."""
         files = sorted(self.folder.glob("*.log"))
-        return "\n".join(f"{file.name}: {file.read_text(errors='replace')[-1500:]}" for file in files)
+        return "\n".join(
+            f"{file.name}: {file.read_text(errors='replace')[-1500:]}" for file in files
+        )
 
 
 @contextmanager
@@ -101,7 +103,9 @@ def _configure(folder: Path, names: list[str], addresses: dict[str, str]) -> Non
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
-    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")  # there may be no systemd
+    (folder / "cgroup.conf").write_text(
+        "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n"
+    )  # there may be no systemd
     (folder / "gres.conf").write_text("".join(f"Name=gpu File={file}\n" for file in _GPU_FILES))
     values = {
         "ClusterName": "test",
@@ -131,18 +135,29 @@ def _configure(folder: Path, names: list[str], addresses: dict[str, str]) -> Non
     }
     lines = [f"{name}={value}" for name, value in values.items()]
     for name in names:
-        lines.append(f"NodeName={name} NodeAddr={addresses[name]} CPUs={GPUS} RealMemory=1000 Gres=gpu:{GPUS}")
-    lines.append(f"PartitionName=main Nodes={','.join(names)} Default=YES MaxTime=INFINITE State=UP")
+        lines.append(
+            f"NodeName={name} NodeAddr={addresses[name]} CPUs={GPUS} RealMemory=1000 Gres=gpu:{GPUS}"
+        )
+    lines.append(
+        f"PartitionName=main Nodes={','.join(names)} Default=YES MaxTime=INFINITE State=UP"
+    )
     (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
     (folder / "state").mkdir()
 
 
 def _start(made: Slurm, node: str, *argv: str) -> subprocess.Popen[bytes]:
-    return made.nodes.popen(node, argv, cwd=made.folder, log=made.folder / f"{argv[0]}.{node}.out.log", **made.environ)
+    return made.nodes.popen(
+        node, argv, cwd=made.folder, log=made.folder / f"{argv[0]}.{node}.out.log", **made.environ
+    )
 
 
 def _idle(made: Slurm) -> int:
-    done = made.nodes.run(made.first, ["sinfo", "--noheader", "--Node", "--format=%T"], cwd=made.folder, **made.environ)
+    done = made.nodes.run(
+        made.first,
+        ["sinfo", "--noheader", "--Node", "--format=%T"],
+        cwd=made.folder,
+        **made.environ,
+    )
     return done.stdout.split().count("idle") if done.returncode == 0 else 0
 
 

@@ -58,12 +58,23 @@ class StandIns:
     def environ(self, **more: str) -> dict[str, str]:
         return {**os.environ, "PATH": f"{self.folder}{os.pathsep}{os.environ['PATH']}", **more}
 
-    def bash(self, script: str, *words: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    def bash(
+        self, script: str, *words: str, cwd: Path, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         path = self.folder / "script.sh"
         path.write_text(script)
         return subprocess.run(
-            ["bash", str(path), *words], cwd=cwd, env=self.environ(**more), capture_output=True, text=True, timeout=60
+            ["bash", str(path), *words],
+            cwd=cwd,
+            env=self.environ(**more),
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
 
     def calls(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        return (
+            [json.loads(line) for line in self.log.read_text().splitlines()]
+            if self.log.exists()
+            else []
+        )

@@ -45,7 +45,9 @@ class Service:
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     bodies: list[Any] = field(default_factory=list)
-    faults: dict[str, list[Any]] = field(default_factory=dict)  # statuses, "stall", "trickle", "cut", or a body
+    faults: dict[str, list[Any]] = field(
+        default_factory=dict
+    )  # statuses, "stall", "trickle", "cut", or a body
     states: list[str] = field(default_factory=lambda: ["QUEUING", "RUNNING", "COMPLETED"])
     tells_id: bool = True
     lives: float = 3600.0
@@ -64,7 +66,9 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
-    def _answer(self, status: int, body: bytes, kind: str = "application/json", **headers: str) -> None:
+    def _answer(
+        self, status: int, body: bytes, kind: str = "application/json", **headers: str
+    ) -> None:
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
@@ -117,7 +121,11 @@ class _Api(_Handler):
             return None
         if name == "POST /login/api_key":
             ok = self.headers.get("authorization") == service.key
-            user = {"sid": "s1", "expiredAt": "2030-01-01T00:00:00Z", "userInfo": {"username": "me"}}
+            user = {
+                "sid": "s1",
+                "expiredAt": "2030-01-01T00:00:00Z",
+                "userInfo": {"username": "me"},
+            }
             return self._json(200, user) if ok else self._json(401, {"message": "bad key"})
         if self.headers.get("cookie") != "sid=s1" or self.headers.get("authorization"):
             return self._json(401, {"message": "no session"})
@@ -166,7 +174,13 @@ class _Api(_Handler):
         task = self.service.tasks[cuid]
         states = task["states"]
         status = states.pop(0) if move and len(states) > 1 else states[0]
-        shown = {"cuid": cuid, "name": task["name"], "python": task["python"], "index": task["index"], "combo": None}
+        shown = {
+            "cuid": cuid,
+            "name": task["name"],
+            "python": task["python"],
+            "index": task["index"],
+            "combo": None,
+        }
         shown |= {"status": status, "createdAt": "2024-12-01T00:00:00Z"}
         if status == "COMPLETED":
             key = f"{PREFIX}/outputs/{cuid}/out.zip"
@@ -187,7 +201,9 @@ class _Store(_Handler):
         self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         self.wfile.flush()
         try:
-            self.connection = self.request = self.context.wrap_socket(self.connection, server_side=True)
+            self.connection = self.request = self.context.wrap_socket(
+                self.connection, server_side=True
+            )
         except (ssl.SSLError, ConnectionError):
             self.close_connection = True
             return
@@ -198,20 +214,29 @@ class _Store(_Handler):
         service, url = self.service, urlsplit(self.path)
         key, query = unquote(url.path).lstrip("/"), parse_qs(url.query, keep_blank_values=True)
         body, verb = self._body(), self.command
-        what = "part" if "partNumber" in query else "upload" if "uploads" in query or "uploadId" in query else "object"
+        what = (
+            "part"
+            if "partNumber" in query
+            else "upload"
+            if "uploads" in query or "uploadId" in query
+            else "object"
+        )
         name = f"{verb} {what}"
         service.asked.append(f"{name} {key}")
         if self._faulty(name):
             return None
         if self.headers.get("x-cos-security-token") != "token1" or not self._is_signed(url.path):
-            return self._xml(403, "<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>")
+            return self._xml(
+                403, "<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"
+            )
         if name == "PUT object":
             service.objects[key] = body
             return self._answer(200, b"", ETag='"e"')
         if name == "POST upload" and "uploads" in query:
             service.parts["u1"] = {}
             return self._xml(
-                200, "<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>"
+                200,
+                "<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>",
             )
         if name == "PUT part":
             service.parts[query["uploadId"][0]][int(query["partNumber"][0])] = body
@@ -240,13 +265,22 @@ class _Store(_Handler):
         import hashlib
         import hmac
 
-        fields = dict(pair.split("=", 1) for pair in self.headers.get("authorization", "").split("&") if "=" in pair)
-        query = {k.lower(): v[0] for k, v in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()}
+        fields = dict(
+            pair.split("=", 1)
+            for pair in self.headers.get("authorization", "").split("&")
+            if "=" in pair
+        )
+        query = {
+            k.lower(): v[0]
+            for k, v in parse_qs(urlsplit(self.path).query, keep_blank_values=True).items()
+        }
 
         def listed(names: str, values: dict[str, str]) -> str:
             from urllib.parse import quote
 
-            return "&".join(f"{n}={quote(values.get(n, ''), safe='-_.~')}" for n in names.split(";") if n)
+            return "&".join(
+                f"{n}={quote(values.get(n, ''), safe='-_.~')}" for n in names.split(";") if n
+            )
 
         headers = {name.lower(): value for name, value in self.headers.items()}
         text = "\n".join(
@@ -257,7 +291,9 @@ class _Store(_Handler):
         sign_key = hmac.new(b"secret1", span.encode(), hashlib.sha1).hexdigest()
         to_sign = f"sha1\n{span}\n{hashlib.sha1(text.encode()).hexdigest()}\n"
         signature = hmac.new(sign_key.encode(), to_sign.encode(), hashlib.sha1).hexdigest()
-        return fields.get("q-ak") == "id1" and hmac.compare_digest(signature, fields.get("q-signature", ""))
+        return fields.get("q-ak") == "id1" and hmac.compare_digest(
+            signature, fields.get("q-signature", "")
+        )
 
 
 @contextmanager
@@ -267,7 +303,9 @@ def swanlab_service(folder: Path) -> Iterator[Service]:
     certificate, context = _certificate(folder)
     api = ThreadingHTTPServer(("127.0.0.1", 0), type("Api", (_Api,), {"service": service}))
     api.socket = context.wrap_socket(api.socket, server_side=True, do_handshake_on_connect=False)
-    store = ThreadingHTTPServer(("127.0.0.1", 0), type("Store", (_Store,), {"service": service, "context": context}))
+    store = ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("Store", (_Store,), {"service": service, "context": context})
+    )
     service.environ = {
         "SWANLAB_API_HOST": f"https://127.0.0.1:{api.server_port}/api",
         "SWANLAB_API_KEY": KEY,
@@ -292,7 +330,10 @@ def _certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")])
     now = datetime.datetime.now(datetime.UTC)
-    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName(f"*.cos.{REGION}.myqcloud.com")]
+    names = [
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        x509.DNSName(f"*.cos.{REGION}.myqcloud.com"),
+    ]
     made = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -308,7 +349,9 @@ def _certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
     certificate, secret = folder / "ca.pem", folder / "key.pem"
     certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     plain = serialization.NoEncryption()
-    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    secret.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, secret)
     return certificate, context

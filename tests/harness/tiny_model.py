@@ -37,7 +37,12 @@ def write_tokenizer(folder: Path, lines: Iterable[str], size: int = 400) -> Path
     tokenizer.train_from_iterator(lines, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS, "pad_token": EOS, "model_max_length": 64}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": EOS,
+        "pad_token": EOS,
+        "model_max_length": 64,
+    }
     write_json(folder / "tokenizer_config.json", config)
     return folder
 
@@ -60,7 +65,9 @@ def tiny_config(*, tied: bool = True, vocab_size: int = 512, eos_id: int = 0) ->
     )
 
 
-def tiny_model(*, tied: bool = True, dtype: torch.dtype = torch.float32, eos_id: int = 0) -> Qwen2ForCausalLM:
+def tiny_model(
+    *, tied: bool = True, dtype: torch.dtype = torch.float32, eos_id: int = 0
+) -> Qwen2ForCausalLM:
     """Weights that depend on nothing but a fixed seed; the global random state is left alone. No bias is 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
@@ -74,7 +81,11 @@ def tiny_model(*, tied: bool = True, dtype: torch.dtype = torch.float32, eos_id:
 def seal(checkpoint: Path, step: int, state: dict[str, object] | None = None) -> Path:
     """Make a folder a complete checkpoint: its state, then its manifest."""
     write_json(checkpoint / STATE, {"step": step, **(state or {})})
-    write_manifest(checkpoint, seal_files(checkpoint, files_to_list(checkpoint)), {"step": step, "world_size": 1})
+    write_manifest(
+        checkpoint,
+        seal_files(checkpoint, files_to_list(checkpoint)),
+        {"step": step, "world_size": 1},
+    )
     return checkpoint
 
 

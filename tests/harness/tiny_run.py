@@ -38,5 +38,7 @@ def run(
 ) -> dict[str, Any]:
     """The main rank's result of `harness.programs.train` or a relative of it; all ranks must end with the same code."""
     results = run_ranks(program, world, words, options)
-    assert len({result["code"] for result in results}) == 1, [result["message"] for result in results]
+    assert len({result["code"] for result in results}) == 1, [
+        result["message"] for result in results
+    ]
     return dict(results[0])

@@ -26,7 +26,11 @@ def alone(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     result = run(1, words(folder, *RAMP, "train.per_device_train_batch_size=1"), deepspeed=None)
     assert result["code"] == 0, result["message"]
     assert "from 64 tokens, full after 6 steps (2 x 4, 4 x 2 steps)" in result["output"]
-    tokens = [record[names.TOKENS] for record in read_metrics(folder / "metrics.jsonl") if names.LOSS in record]
+    tokens = [
+        record[names.TOKENS]
+        for record in read_metrics(folder / "metrics.jsonl")
+        if names.LOSS in record
+    ]
     assert tokens == [32 * sum(BATCHES[: step + 1]) for step in range(8)]
     assert read_state(folder / "checkpoints" / "checkpoint-8")["consumed_samples"] == 32
     return result
@@ -34,7 +38,13 @@ def alone(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 @pytest.mark.parametrize(
     ("world", "micro", "recipe", "shared"),
-    [(2, 1, None, 1), (1, 2, "zero1", 1), (2, 1, "zero2", 1), (2, 1, "zero3", 1), (2, 1, "zero2", 2)],
+    [
+        (2, 1, None, 1),
+        (1, 2, "zero1", 1),
+        (2, 1, "zero2", 1),
+        (2, 1, "zero3", 1),
+        (2, 1, "zero2", 2),
+    ],
 )
 def test_any_world_micro_batch_and_stage_gives_the_same_run(
     world: int, micro: int, recipe: str | None, shared: int, words: Any, alone: Any, tmp_path: Path
@@ -50,7 +60,9 @@ def test_any_world_micro_batch_and_stage_gives_the_same_run(
 
 def test_plain_data_parallel_reduces_once_a_step(words: Any, tmp_path: Path) -> None:
     more = "train.per_device_train_batch_size=1"
-    for result in run_ranks(train_noting_reductions, 2, words(tmp_path / "run", *RAMP, more), {"deepspeed": None}):
+    for result in run_ranks(
+        train_noting_reductions, 2, words(tmp_path / "run", *RAMP, more), {"deepspeed": None}
+    ):
         steps = [[False] * (sequences // 2 - 1) + [True] for sequences in BATCHES]
         assert result["reductions"] == [reduces for step in steps for reduces in step]
 
@@ -59,18 +71,33 @@ def test_stopped_within_the_ramp_and_resumed_is_bit_identical(words: Any, tmp_pa
     """Three of the first stage's four steps are done: the step after next has twice the accumulation."""
     more = (*RAMP, "train.per_device_train_batch_size=1")
     whole = run(2, words(tmp_path / "whole", *more), deepspeed="zero2")
-    stopped = run(2, words(tmp_path / "parts", *more), deepspeed="zero2", signal_at=2, signal_rank=1)
+    stopped = run(
+        2, words(tmp_path / "parts", *more), deepspeed="zero2", signal_at=2, signal_rank=1
+    )
     assert stopped["code"] == 75 and max(stopped["losses"]) == 3, stopped["message"]
     other = words(tmp_path / "parts", "train.per_device_train_batch_size=1", *RAMP[2:])
     refused = run(2, other, deepspeed="zero2", resume="auto")
-    assert refused["code"] == 6 and "batch_ramp: 2 x 4, 4 x 2 steps then, off now" in refused["message"]
+    assert (
+        refused["code"] == 6
+        and "batch_ramp: 2 x 4, 4 x 2 steps then, off now" in refused["message"]
+    )
     resumed = run(2, words(tmp_path / "parts", *more), deepspeed="zero2", resume="auto")
     assert resumed["code"] == 0, resumed["message"]
     assert (resumed["losses"], resumed["grad_norms"]) == (whole["losses"], whole["grad_norms"])
-    digests = {tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8") for name in ("whole", "parts")}
+    digests = {
+        tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8")
+        for name in ("whole", "parts")
+    }
     assert len(digests) == 1, "the final weights differ"
 
 
 def test_a_ramp_under_offload_is_refused(words: Any, tmp_path: Path) -> None:
-    result = run(1, words(tmp_path / "run", *RAMP, "train.per_device_train_batch_size=1"), deepspeed="zero2_offload")
-    assert result["code"] == 2 and "does not go with DeepSpeed's optimizer offload" in result["message"]
+    result = run(
+        1,
+        words(tmp_path / "run", *RAMP, "train.per_device_train_batch_size=1"),
+        deepspeed="zero2_offload",
+    )
+    assert (
+        result["code"] == 2
+        and "does not go with DeepSpeed's optimizer offload" in result["message"]
+    )

@@ -20,24 +20,43 @@ def stock(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     [
         ("selective", None, ()),
         ("selective", "zero2", ("train.compile=layers",)),
-        ("selective", "zero3", ("train.eval_steps=4",)),  # an evaluation changes the order of gathers
-        ("full_but_attention", "zero2", ("train.sequence_parallel_size=2", "train.mlp_kernel=tiled")),
+        (
+            "selective",
+            "zero3",
+            ("train.eval_steps=4",),
+        ),  # an evaluation changes the order of gathers
+        (
+            "full_but_attention",
+            "zero2",
+            ("train.sequence_parallel_size=2", "train.mlp_kernel=tiled"),
+        ),
         ("true", "zero1", ("train.compile=layers",)),
     ],
 )
 def test_equal_losses(
     kind: str, recipe: str | None, more: tuple[str, ...], words: Any, stock: Any, tmp_path: Path
 ) -> None:
-    found = run(2, words(tmp_path / "run", f"train.gradient_checkpointing={kind}", *more), deepspeed=recipe)
+    found = run(
+        2, words(tmp_path / "run", f"train.gradient_checkpointing={kind}", *more), deepspeed=recipe
+    )
     assert found["code"] == 0, found["message"]
-    kept = {"selective": "attention and matrix products", "full_but_attention": "attention", "true": "their input"}
+    kept = {
+        "selective": "attention and matrix products",
+        "full_but_attention": "attention",
+        "true": "their input",
+    }
     assert f"layers keep {kept[kind]}, recompute" in found["output"]
     assert found["losses"] == pytest.approx(stock["losses"], rel=2e-5)
     assert found["eval"][-1] == pytest.approx(stock["eval"][-1], rel=2e-5)
 
 
 def test_a_resumed_run_may_switch(words: Any, stock: Any, tmp_path: Path) -> None:
-    stopped = run(2, words(tmp_path / "run", "train.gradient_checkpointing=selective"), deepspeed="zero2", signal_at=2)
+    stopped = run(
+        2,
+        words(tmp_path / "run", "train.gradient_checkpointing=selective"),
+        deepspeed="zero2",
+        signal_at=2,
+    )
     assert stopped["code"] == 75, stopped["message"]
     resumed = run(2, words(tmp_path / "run"), deepspeed="zero2", resume="auto")
     assert resumed["code"] == 0 and "recompute" not in resumed["output"], resumed["message"]
@@ -48,5 +67,7 @@ def test_zero3_gathers_each_weight_once_more(words: Any, tmp_path: Path) -> None
     counted = {}
     for kind in ("full", "selective"):
         more = (f"train.gradient_checkpointing={kind}", "train.max_steps=3")
-        counted[kind] = run(2, words(tmp_path / kind, *more), train_counting_gathers, deepspeed="zero3")["gathers"]
+        counted[kind] = run(
+            2, words(tmp_path / kind, *more), train_counting_gathers, deepspeed="zero3"
+        )["gathers"]
     assert counted["selective"] == counted["full"] and counted["full"]["(64, 32)"] > 0, counted

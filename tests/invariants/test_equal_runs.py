@@ -28,7 +28,9 @@ def assert_close(a: dict[int, float], b: dict[int, float], tolerance: float) -> 
     assert a.keys() == b.keys() and a
     worst = max(abs(a[s] - b[s]) / abs(b[s]) for s in a)
     drift = abs(sum(a[s] - b[s] for s in a)) / len(a)
-    assert worst <= tolerance, f"worst relative difference {worst:.2e} at one of {len(a)} steps; mean drift {drift:.2e}"
+    assert worst <= tolerance, (
+        f"worst relative difference {worst:.2e} at one of {len(a)} steps; mean drift {drift:.2e}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +42,12 @@ def baseline(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return result
 
 
-@pytest.mark.parametrize("recipe", [None, "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"])
-def test_two_ranks_of_any_stage_equal_one_rank(recipe: str | None, words: Any, baseline: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "recipe", [None, "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+)
+def test_two_ranks_of_any_stage_equal_one_rank(
+    recipe: str | None, words: Any, baseline: Any, tmp_path: Path
+) -> None:
     result = run(2, words(tmp_path / "run"), deepspeed=recipe)
     assert result["code"] == 0, result["message"]
     assert_close(result["losses"], baseline["losses"], L2)
@@ -49,18 +55,29 @@ def test_two_ranks_of_any_stage_equal_one_rank(recipe: str | None, words: Any, b
         assert_close(result["grad_norms"], baseline["grad_norms"], 1e-3)
     assert result["eval"] == pytest.approx(baseline["eval"], rel=L2)
     stage = int(recipe[4]) if recipe else None
-    predicted = checkpoint_bytes(load(None, words(tmp_path)).config.model, 640, Written("fp32", stage, ranks=2))
+    predicted = checkpoint_bytes(
+        load(None, words(tmp_path)).config.model, 640, Written("fp32", stage, ranks=2)
+    )
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
-    assert sum(path.stat().st_size for path in files_below(newest)) == pytest.approx(predicted, rel=0.04)
+    assert sum(path.stat().st_size for path in files_below(newest)) == pytest.approx(
+        predicted, rel=0.04
+    )
 
 
 @pytest.mark.parametrize("micro_batch", [1, 8])
-def test_any_micro_batch_gives_the_same_run(micro_batch: int, words: Any, baseline: Any, tmp_path: Path) -> None:
+def test_any_micro_batch_gives_the_same_run(
+    micro_batch: int, words: Any, baseline: Any, tmp_path: Path
+) -> None:
     more = f"train.per_device_train_batch_size={micro_batch}"
-    assert_close(run(1, words(tmp_path / "run", more), deepspeed="zero2")["losses"], baseline["losses"], L2)
+    assert_close(
+        run(1, words(tmp_path / "run", more), deepspeed="zero2")["losses"], baseline["losses"], L2
+    )
     (outcome,), broken = find_outcomes([tmp_path])  # written by every run that reaches its horizon
     assert not broken and outcome.setup["ranks"] == 1 and outcome.setup["engine"] == "ZeRO-2"
-    assert all(size is not None and size > 0 for size in outcome.memory) and (outcome.speed[1] or 0) > 0
+    assert (
+        all(size is not None and size > 0 for size in outcome.memory)
+        and (outcome.speed[1] or 0) > 0
+    )
 
 
 @pytest.mark.parametrize(("recipe", "world"), [("zero1", 1), (None, 2), ("zero3", 2)])
@@ -91,7 +108,10 @@ def test_compiled_layers_give_the_same_run(words: Any, baseline: Any, tmp_path: 
     [
         (None, ()),
         ("zero2", ("train.mlp_kernel=tiled",)),
-        ("zero3", ("train.gradient_checkpointing=selective", "train.eval_steps=4")),  # stock code between steps
+        (
+            "zero3",
+            ("train.gradient_checkpointing=selective", "train.eval_steps=4"),
+        ),  # stock code between steps
     ],
 )
 def test_compiled_functions_give_the_same_run_at_every_stage(
@@ -106,7 +126,9 @@ def test_compiled_functions_give_the_same_run_at_every_stage(
 
 
 @pytest.mark.parametrize("recipe", [None, "zero2", "zero3"])
-def test_stopped_and_resumed_is_bit_identical(recipe: str | None, words: Any, tmp_path: Path) -> None:
+def test_stopped_and_resumed_is_bit_identical(
+    recipe: str | None, words: Any, tmp_path: Path
+) -> None:
     """A signal to rank 1 alone stops all ranks at one step with 75; the resumed run equals the uninterrupted one."""
     whole = run(2, words(tmp_path / "whole"), deepspeed=recipe)
     stopped = run(2, words(tmp_path / "parts"), deepspeed=recipe, signal_at=2, signal_rank=1)
@@ -117,7 +139,10 @@ def test_stopped_and_resumed_is_bit_identical(recipe: str | None, words: Any, tm
     assert resumed["losses"] == whole["losses"]
     assert resumed["grad_norms"] == whole["grad_norms"]
     assert resumed["eval"] == whole["eval"]
-    digests = {tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8") for name in ("whole", "parts")}
+    digests = {
+        tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8")
+        for name in ("whole", "parts")
+    }
     assert len(digests) == 1, "the final weights differ"
 
 
@@ -125,17 +150,23 @@ def test_stopped_by_the_time_limit_and_resumed_is_bit_identical(words: Any, tmp_
     """A limit that is over saves after one step and exits with 75, every time; the rest is the uninterrupted run's."""
     whole = run(2, words(tmp_path / "whole"), deepspeed="zero2")
     for step in (1, 2):
-        stopped = run(2, words(tmp_path / "parts", "train.max_hours=1e-6"), deepspeed="zero2", resume="auto")
+        stopped = run(
+            2, words(tmp_path / "parts", "train.max_hours=1e-6"), deepspeed="zero2", resume="auto"
+        )
         assert stopped["code"] == 75 and "train.max_hours" in stopped["message"], stopped["message"]
         assert (stopped["exit"]["code"], stopped["exit"]["step"]) == (75, step)
         verify(list_checkpoints(tmp_path / "parts" / "checkpoints")[-1])
-    resumed = run(2, words(tmp_path / "parts", "train.max_hours=10"), deepspeed="zero2", resume="auto")
+    resumed = run(
+        2, words(tmp_path / "parts", "train.max_hours=10"), deepspeed="zero2", resume="auto"
+    )
     assert resumed["code"] == 0, resumed["message"]
     assert resumed["losses"] == whole["losses"]
     assert resumed["grad_norms"] == whole["grad_norms"]
 
 
-def test_no_launcher_and_no_deepspeed_is_the_same_run(words: Any, baseline: Any, tmp_path: Path) -> None:
+def test_no_launcher_and_no_deepspeed_is_the_same_run(
+    words: Any, baseline: Any, tmp_path: Path
+) -> None:
     (result,) = run_ranks(train_without_launcher, 1, words(tmp_path / "run"))
     assert result["code"] == 0, result["message"]
     assert_close(result["losses"], baseline["losses"], L2)
@@ -149,7 +180,9 @@ def test_samples_do_not_change_the_run(words: Any, baseline: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("recipe", [None, "zero2"])
-def test_nan_ends_the_run_on_all_ranks_and_enters_no_checkpoint(recipe: str | None, words: Any, tmp_path: Path) -> None:
+def test_nan_ends_the_run_on_all_ranks_and_enters_no_checkpoint(
+    recipe: str | None, words: Any, tmp_path: Path
+) -> None:
     """Rank 0's weights are poisoned after step 5; the last checkpoint is the good one of step 4."""
     result = run(2, words(tmp_path / "run"), deepspeed=recipe, poison_at=5)
     assert result["code"] == 5 and result["exit"]["code"] == 5
@@ -162,13 +195,24 @@ def test_nan_ends_the_run_on_all_ranks_and_enters_no_checkpoint(recipe: str | No
 
 def test_another_configuration_cannot_resume_in_silence(words: Any, tmp_path: Path) -> None:
     assert run(1, words(tmp_path / "run"), deepspeed="zero1")["code"] == 0
-    records = ("config.resolved.yaml", "plan.json", "data.json", "ds_config.resolved.json", "tokenizer/tokenizer.json")
+    records = (
+        "config.resolved.yaml",
+        "plan.json",
+        "data.json",
+        "ds_config.resolved.json",
+        "tokenizer/tokenizer.json",
+    )
     before = [(tmp_path / "run" / name).read_bytes() for name in records]
     store = ["data.tokenizer=train:500", f"data.store={tmp_path / 'other'}"]
     changed = words(tmp_path / "run", "train.sequence_length=16", "run.seed=7", *store)
     refused = run(1, changed, deepspeed="zero1", resume="auto")
     assert refused["code"] == 6
-    assert [(tmp_path / "run" / name).read_bytes() for name in records] == before, "a refused start records nothing"
-    assert "sequence_length: 32 then, 16 now" in refused["message"] and "seed: 42 then, 7 now" in refused["message"]
+    assert [(tmp_path / "run" / name).read_bytes() for name in records] == before, (
+        "a refused start records nothing"
+    )
+    assert (
+        "sequence_length: 32 then, 16 now" in refused["message"]
+        and "seed: 42 then, 7 now" in refused["message"]
+    )
     again = run(1, words(tmp_path / "run"), deepspeed="zero1")
     assert again["code"] == 2 and "--resume auto" in again["message"]

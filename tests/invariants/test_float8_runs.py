@@ -10,7 +10,9 @@ from harness.tiny_run import run
 
 
 @pytest.mark.parametrize("recipe", [None, "zero3"])
-def test_losses_stay_near_those_of_the_chunked_loss(recipe: str | None, words: Any, tmp_path: Path) -> None:
+def test_losses_stay_near_those_of_the_chunked_loss(
+    recipe: str | None, words: Any, tmp_path: Path
+) -> None:
     plain = run(2, words(tmp_path / "plain"), deepspeed=recipe)
     found = run(2, words(tmp_path / "fp8", "train.loss_kernel=fp8"), deepspeed=recipe)
     assert "linear cross entropy: fp8" in found["output"]

@@ -18,7 +18,10 @@ from wikillm.checkpoints.manifest import files_to_list, read_manifest, seal_file
 
 
 def can_mount() -> bool:
-    return os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+    return (
+        os.geteuid() == 0
+        and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+    )
 
 
 needs_mounts = pytest.mark.skipif(not can_mount(), reason="needs root and mount namespaces")
@@ -32,17 +35,24 @@ def test_a_disk_that_fills_up_during_a_save(words: Any, tmp_path: Path) -> None:
     disk.mkdir()
     first = words(disk / "run", *common, "train.save_total_limit=50")
     again = words(disk / "run", *common, "train.save_total_limit=1")
-    (full, same, gone_on), *_ = run_ranks(train_on_small_disk, 1, str(disk), "1700k", first, first, again)
+    (full, same, gone_on), *_ = run_ranks(
+        train_on_small_disk, 1, str(disk), "1700k", first, first, again
+    )
     newest = full["checkpoints"][0]
     assert full["code"] == 3 and full["exit"]["code"] == 3, full["message"]
     assert "There is no room left" in full["message"].replace("there", "There")
     assert f"the newest complete checkpoint is {disk}/run/checkpoints/{newest}" in full["message"]
     assert not full["staging"] and len(full["checkpoints"]) == 3
     assert same["code"] == 3 and "There is no room for a checkpoint" in same["message"]
-    assert "train.save_total_limit=2" in same["message"] and same["checkpoints"] == full["checkpoints"]
+    assert (
+        "train.save_total_limit=2" in same["message"] and same["checkpoints"] == full["checkpoints"]
+    )
     assert gone_on["code"] == 0, gone_on["message"]
     assert gone_on["checkpoints"] == ["checkpoint-6"]
-    assert f"removed {disk}/run/checkpoints/checkpoint-1: train.save_total_limit=1" in gone_on["output"]
+    assert (
+        f"removed {disk}/run/checkpoints/checkpoint-1: train.save_total_limit=1"
+        in gone_on["output"]
+    )
 
 
 @needs_mounts
@@ -51,7 +61,9 @@ def test_a_read_only_home_is_named_by_the_variable_that_helps(words: Any, tmp_pa
     home.mkdir()
     options = {"deepspeed": "zero1"}
     (found,) = run_ranks(train_with_read_only_home, 1, words(tmp_path / "run"), options, str(home))
-    assert found["code"] == 3 and "export TORCH_EXTENSIONS_DIR=FOLDER" in found["message"], found["message"]
+    assert found["code"] == 3 and "export TORCH_EXTENSIONS_DIR=FOLDER" in found["message"], found[
+        "message"
+    ]
     assert found["exit"]["code"] == 3
 
 
@@ -83,11 +95,15 @@ def test_training_state_that_does_not_load_is_the_checkpoints_fault(
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-4"
     DAMAGE[kind](checkpoint)
     manifest = read_manifest(checkpoint)
-    facts = {name: value for name, value in manifest.items() if name not in ("files", "format_version")}
+    facts = {
+        name: value for name, value in manifest.items() if name not in ("files", "format_version")
+    }
     write_manifest(checkpoint, seal_files(checkpoint, files_to_list(checkpoint)), facts)
     found = run(1, words(tmp_path / "run"), resume="auto")
     assert found["code"] == 6 and found["exit"]["code"] == 6, found["message"]
-    assert "checkpoint-4" in found["message"] and ("missing" not in kind or kind.split()[0] in found["message"])
+    assert "checkpoint-4" in found["message"] and (
+        "missing" not in kind or kind.split()[0] in found["message"]
+    )
 
 
 def test_nan_before_any_checkpoint_does_not_send_to_one(words: Any, tmp_path: Path) -> None:
@@ -106,19 +122,33 @@ def test_a_taken_port_is_the_machines_fault(words: Any, tmp_path: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         with pytest.raises(AssertionError, match="EADDRINUSE") as caught:
-            run_ranks(train_with_options, 1, words(tmp_path / "run"), {"deepspeed": "zero1"}, MASTER_PORT=port)
+            run_ranks(
+                train_with_options,
+                1,
+                words(tmp_path / "run"),
+                {"deepspeed": "zero1"},
+                MASTER_PORT=port,
+            )
     refusal = as_refusal(RuntimeError(str(caught.value)))
     assert refusal is not None and "--master_port" in str(refusal)
     assert '"code": 3' in (tmp_path / "run" / "exit.json").read_text()
 
 
-def test_a_variable_of_accelerate_changes_nothing(words: Any, trained: Path, tmp_path: Path) -> None:
+def test_a_variable_of_accelerate_changes_nothing(
+    words: Any, trained: Path, tmp_path: Path
+) -> None:
     command = words(tmp_path / "run")
-    odd = {"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_MODE": "default", "FSDP_VERSION": "2"}
+    odd = {
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "ACCELERATE_DYNAMO_MODE": "default",
+        "FSDP_VERSION": "2",
+    }
     (found,) = run_ranks(train_with_options, 1, command, {}, **odd)
     assert found["code"] == 0, found["message"]
     (wished,) = run_ranks(train_with_options, 1, command, {}, ACCELERATE_MIXED_PRECISION="bf16")
     assert wished["code"] == 2 and "train.precision=bf16" in wished["message"]
     from wikillm.observe.sinks import read_metrics
 
-    assert found["losses"] == {r["step"]: r["loss"] for r in read_metrics(trained / "metrics.jsonl")}
+    assert found["losses"] == {
+        r["step"]: r["loss"] for r in read_metrics(trained / "metrics.jsonl")
+    }

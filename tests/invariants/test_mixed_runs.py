@@ -36,19 +36,36 @@ def test_mixed_runs_are_equal_resumed_exactly_and_counted(corpora: Path, tmp_pat
     assert one["code"] == 0, one["message"]
     two = run(2, words(corpora, tmp_path / "two"))
     assert two["code"] == 0, two["message"]
-    worst = max(abs(a - b) / b for a, b in zip(one["losses"].values(), two["losses"].values(), strict=True))
-    assert worst <= L2 and len(two["losses"]) == 8 and two["eval"] == pytest.approx(one["eval"], rel=L2)
+    worst = max(
+        abs(a - b) / b for a, b in zip(one["losses"].values(), two["losses"].values(), strict=True)
+    )
+    assert (
+        worst <= L2
+        and len(two["losses"]) == 8
+        and two["eval"] == pytest.approx(one["eval"], rel=L2)
+    )
     _check_records(tmp_path / "two", two["output"])
 
     stopped = run(2, words(corpora, tmp_path / "parts"), signal_at=2, signal_rank=1)
     assert stopped["code"] == 75, stopped["message"]
     other = run(2, words(corpora, tmp_path / "parts", weights=(2, 1)), resume="auto")
     assert other["code"] == 6
-    assert "mixture: zh 3072/4096, en 1024/4096 then, zh 2731/4096, en 1365/4096 now" in other["message"]
+    assert (
+        "mixture: zh 3072/4096, en 1024/4096 then, zh 2731/4096, en 1365/4096 now"
+        in other["message"]
+    )
     resumed = run(2, words(corpora, tmp_path / "parts"), resume="auto")
     assert resumed["code"] == 0, resumed["message"]
     assert resumed["losses"] == two["losses"] and resumed["eval"] == two["eval"]
-    assert len({tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8") for name in ("two", "parts")}) == 1
+    assert (
+        len(
+            {
+                tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8")
+                for name in ("two", "parts")
+            }
+        )
+        == 1
+    )
 
 
 def _check_records(run_dir: Path, output: str) -> None:

@@ -43,23 +43,40 @@ def beside(words: Any, store: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return found
 
 
-def test_a_store_behind_an_address(words: Any, store: Path, beside: dict[str, Any], tmp_path: Path) -> None:
+def test_a_store_behind_an_address(
+    words: Any, store: Path, beside: dict[str, Any], tmp_path: Path
+) -> None:
     with serve(store.parent) as server:
         command = [
-            word for word in words(tmp_path / "run", *PACKED) if not word.startswith(("data.path", "data.store"))
+            word
+            for word in words(tmp_path / "run", *PACKED)
+            if not word.startswith(("data.path", "data.store"))
         ]
-        command += ["data.path=null", f"data.store={server.url}/store", f"data.cache={tmp_path / 'cache'}"]
-        found = result_of(run_ranks(train_with_options, 2, command, {"deepspeed": "zero2"}, NO_PROXY="127.0.0.1"))
+        command += [
+            "data.path=null",
+            f"data.store={server.url}/store",
+            f"data.cache={tmp_path / 'cache'}",
+        ]
+        found = result_of(
+            run_ranks(train_with_options, 2, command, {"deepspeed": "zero2"}, NO_PROXY="127.0.0.1")
+        )
     assert found["losses"] == beside["losses"] and found["eval"] == beside["eval"]
 
 
 def can_mount() -> bool:
-    return os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+    return (
+        os.geteuid() == 0
+        and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+    )
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs root and mount namespaces")
-def test_a_store_that_cannot_be_written(words: Any, store: Path, beside: dict[str, Any], tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written(
+    words: Any, store: Path, beside: dict[str, Any], tmp_path: Path
+) -> None:
     command = words(tmp_path / "run", *PACKED, f"data.store={store}")
-    found = result_of(run_ranks(train_on_read_only_store, 2, command, {"deepspeed": "zero2"}, str(store)))
+    found = result_of(
+        run_ranks(train_on_read_only_store, 2, command, {"deepspeed": "zero2"}, str(store))
+    )
     assert found["losses"] == beside["losses"] and found["eval"] == beside["eval"]
     assert not (store / "packed").exists()

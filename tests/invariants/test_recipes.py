@@ -22,7 +22,9 @@ def worst(a: dict[int, float], b: dict[int, float]) -> float:
     return max(abs(a[s] - b[s]) / abs(b[s]) for s in a)
 
 
-def assert_resumes(world: int, recipe: str | None, words: list[str], again: list[str], folders: list[Path]) -> None:
+def assert_resumes(
+    world: int, recipe: str | None, words: list[str], again: list[str], folders: list[Path]
+) -> None:
     """Stopped at step 3 and resumed equals the uninterrupted run, bit for bit. `words` and `again` differ in run.dir."""
     whole = run(world, words, deepspeed=recipe)
     assert whole["code"] == 0, whole["message"]
@@ -38,7 +40,9 @@ def metrics(run_dir: Path, name: str) -> dict[int, float]:
     return {record["step"]: record[name] for record in records}
 
 
-def test_schedule_and_z_loss_resume_bit_identical_and_are_logged_as_planned(words: Any, tmp_path: Path) -> None:
+def test_schedule_and_z_loss_resume_bit_identical_and_are_logged_as_planned(
+    words: Any, tmp_path: Path
+) -> None:
     """The rates in the log are the plan's; the z-loss is logged apart, and `loss` and evaluation do not contain it."""
     from wikillm.config.load import load
     from wikillm.plan.schedule import learning_rate_at
@@ -47,7 +51,9 @@ def test_schedule_and_z_loss_resume_bit_identical_and_are_logged_as_planned(word
     parts, whole = tmp_path / "parts", tmp_path / "whole"
     assert_resumes(1, None, words(whole, *more), words(parts, *more), [whole, parts])
     train = load(None, words(whole, *more)).config.train
-    planned = {step: learning_rate_at(train, step, max_steps=8, warmup_steps=2) for step in range(1, 9)}
+    planned = {
+        step: learning_rate_at(train, step, max_steps=8, warmup_steps=2) for step in range(1, 9)
+    }
     assert metrics(whole, "learning_rate") == pytest.approx(planned)
     z_loss, loss = metrics(whole, "z_loss"), metrics(whole, "loss")
     assert metrics(parts, "z_loss") == z_loss
@@ -55,17 +61,26 @@ def test_schedule_and_z_loss_resume_bit_identical_and_are_logged_as_planned(word
     assert z_loss[1] == pytest.approx(0.01 * loss[1] ** 2, rel=0.02)
 
 
-def test_the_z_loss_is_the_same_fused_and_stock_and_on_two_ranks(words: Any, tmp_path: Path) -> None:
+def test_the_z_loss_is_the_same_fused_and_stock_and_on_two_ranks(
+    words: Any, tmp_path: Path
+) -> None:
     more = ["train.z_loss=0.01", "train.max_steps=4", "train.eval_steps=4"]
     fused = run(2, words(tmp_path / "fused", *more), deepspeed="zero3")
     stock = run(1, words(tmp_path / "stock", *more, "train.loss_kernel=stock"))
     assert fused["code"] == stock["code"] == 0, fused["message"] + stock["message"]
     assert worst(fused["losses"], stock["losses"]) < 2e-5
-    assert worst(metrics(tmp_path / "fused", "z_loss"), metrics(tmp_path / "stock", "z_loss")) < 2e-5
+    assert (
+        worst(metrics(tmp_path / "fused", "z_loss"), metrics(tmp_path / "stock", "z_loss")) < 2e-5
+    )
     assert fused["eval"] == pytest.approx(stock["eval"], rel=2e-5)
 
 
-MUON = ["train.optimizer=muon", "train.max_grad_norm=0", "train.muon_learning_rate=0.01", "train.learning_rate=3e-3"]
+MUON = [
+    "train.optimizer=muon",
+    "train.max_grad_norm=0",
+    "train.muon_learning_rate=0.01",
+    "train.learning_rate=3e-3",
+]
 EMA = ["train.ema_decay=0.7", "train.ema_start=0.25"]
 
 
@@ -82,14 +97,19 @@ def test_muon_is_one_run_on_every_engine_and_resumes_bit_identical(
     world: int, recipe: str | None, words: Any, torchs_muon: Any, tmp_path: Path
 ) -> None:
     """torch's and DeepSpeed's Newton-Schulz round differently in bf16, so 1e-4 and not 2e-5 (measured: 1e-5)."""
-    more = MUON if recipe == "zero3" else [*MUON, *EMA]  # the average is read by nobody: losses are the same with it
+    more = (
+        MUON if recipe == "zero3" else [*MUON, *EMA]
+    )  # the average is read by nobody: losses are the same with it
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert_resumes(world, recipe, words(whole, *more), words(parts, *more), [whole, parts])
     losses = metrics(whole, "loss")
     assert worst(losses, torchs_muon["losses"]) < 1e-4
     assert losses[8] < losses[1] - 0.08, f"it should learn: {losses}"
     averages = [
-        [(f.name, f.read_bytes()) for f in sorted((folder / "checkpoints" / "checkpoint-8" / "ema").glob("*"))]
+        [
+            (f.name, f.read_bytes())
+            for f in sorted((folder / "checkpoints" / "checkpoint-8" / "ema").glob("*"))
+        ]
         for folder in (whole, parts)
     ]
     assert averages[0] == averages[1]

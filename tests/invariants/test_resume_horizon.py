@@ -17,16 +17,28 @@ from wikillm.config.load import load
 from wikillm.observe.sinks import read_metrics
 from wikillm.plan.schedule import learning_rate_at
 
-SHORT = ("data.val_fraction=0.1", "train.max_steps=null", "train.save_steps=1000", "train.eval_steps=null")
+SHORT = (
+    "data.val_fraction=0.1",
+    "train.max_steps=null",
+    "train.save_steps=1000",
+    "train.eval_steps=null",
+)
 
 
-def test_with_a_doubled_batch_the_horizon_is_the_same_share_of_the_corpus(words: Any, tmp_path: Path) -> None:
+def test_with_a_doubled_batch_the_horizon_is_the_same_share_of_the_corpus(
+    words: Any, tmp_path: Path
+) -> None:
     """A tenth of it with 64 sequences a step, then another with 128: a pass is counted in samples, not in steps."""
     folder = tmp_path / "run"
-    first = run(1, words(folder, *SHORT, "train.num_train_epochs=0.1", "train.global_batch_tokens=2048"))
+    first = run(
+        1, words(folder, *SHORT, "train.num_train_epochs=0.1", "train.global_batch_tokens=2048")
+    )
     assert first["code"] == 0, first["message"]
     (half,) = list_checkpoints(folder / "checkpoints")
-    done, consumed = int(half.name.removeprefix("checkpoint-")), read_state(half)["consumed_samples"]
+    done, consumed = (
+        int(half.name.removeprefix("checkpoint-")),
+        read_state(half)["consumed_samples"],
+    )
     corpus = round(consumed / json.loads((folder / "plan.json").read_text())["epochs"])
     assert consumed == 64 * done and f"done       {done} steps" in first["output"]
 
@@ -40,9 +52,9 @@ def test_with_a_doubled_batch_the_horizon_is_the_same_share_of_the_corpus(words:
     assert f"done       {total} steps" in rest["output"]
     assert f"changed on resume: horizon {done} -> {total} steps" in rest["output"]
     assert "changed on resume: global_batch_tokens 2048 -> 4096" in rest["output"]
-    assert read_state(folder / "checkpoints" / f"checkpoint-{total}")["consumed_samples"] == consumed + 128 * (
-        total - done
-    )
+    assert read_state(folder / "checkpoints" / f"checkpoint-{total}")[
+        "consumed_samples"
+    ] == consumed + 128 * (total - done)
     assert rest["max_steps"] == total and rest["global_batch"] == 128
 
     again = run(1, line, resume="auto")  # the same once more: the horizon has not moved
@@ -52,7 +64,9 @@ def test_with_a_doubled_batch_the_horizon_is_the_same_share_of_the_corpus(words:
 
 
 @pytest.mark.parametrize("recipe", [None, "zero2"])
-def test_a_longer_horizon_holds_from_the_first_step(recipe: str | None, words: Any, tmp_path: Path) -> None:
+def test_a_longer_horizon_holds_from_the_first_step(
+    recipe: str | None, words: Any, tmp_path: Path
+) -> None:
     """At step 4 of 4 the rate was 0 for what came next; of 12 steps the fifth has the longer schedule's rate."""
     folder = tmp_path / "run"
     assert run(1, words(folder, "train.max_steps=4"), deepspeed=recipe)["code"] == 0
@@ -63,12 +77,18 @@ def test_a_longer_horizon_holds_from_the_first_step(recipe: str | None, words: A
     assert "done       12 steps" in found["output"]
     assert "changed on resume: max_steps 4 -> 12" in found["output"]
     train = load(None, ["train.max_steps=12", "train.learning_rate=1e-2"]).config.train
-    logged = {record["step"]: record["learning_rate"] for record in read_metrics(folder / "metrics.jsonl")}
-    wanted = {step: learning_rate_at(train, step, max_steps=12, warmup_steps=2) for step in range(5, 13)}
+    logged = {
+        record["step"]: record["learning_rate"] for record in read_metrics(folder / "metrics.jsonl")
+    }
+    wanted = {
+        step: learning_rate_at(train, step, max_steps=12, warmup_steps=2) for step in range(5, 13)
+    }
     assert {step: logged[step] for step in wanted} == pytest.approx(wanted)
 
 
-def test_a_horizon_that_is_behind_trains_nothing_and_says_where_the_run_is(words: Any, tmp_path: Path) -> None:
+def test_a_horizon_that_is_behind_trains_nothing_and_says_where_the_run_is(
+    words: Any, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     assert run(1, words(folder))["code"] == 0
     found = run(1, words(folder, "train.max_steps=4"), resume="auto", allow_change=True)

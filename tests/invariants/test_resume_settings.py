@@ -88,7 +88,12 @@ def base(optimizer: str) -> list[str]:
 
 
 def resume(
-    stopped: Any, words: Any, folder: Path, changes: dict[str, Any], recipe: str | None = None, optimizer: str = "adamw"
+    stopped: Any,
+    words: Any,
+    folder: Path,
+    changes: dict[str, Any],
+    recipe: str | None = None,
+    optimizer: str = "adamw",
 ) -> dict[str, Any]:
     shutil.copytree(stopped(recipe, optimizer), folder)
     kept = [word for word in base(optimizer) if word.split("=")[0] not in changes]
@@ -103,7 +108,14 @@ def test_every_applied_key_has_a_run_that_shows_it() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "optimizer"),
-    [(None, "adamw"), ("zero0", "adamw"), ("zero2", "adamw"), ("zero3", "adamw"), (None, "muon"), ("zero2", "muon")],
+    [
+        (None, "adamw"),
+        ("zero0", "adamw"),
+        ("zero2", "adamw"),
+        ("zero3", "adamw"),
+        (None, "muon"),
+        ("zero2", "muon"),
+    ],
 )
 def test_optimizer_and_schedule_hold_from_the_first_step(
     recipe: str | None, optimizer: str, stopped: Any, words: Any, tmp_path: Path
@@ -124,8 +136,13 @@ def test_optimizer_and_schedule_hold_from_the_first_step(
             assert tuple(group["betas"]) == (0.8, 0.9)
             assert group["lr"] == pytest.approx(rate)
     assert found["clips"] == [0.5 if optimizer == "adamw" else 0.0] * len(found["clips"])
-    logged = {record["step"]: record["learning_rate"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")}
-    wanted = {step: learning_rate_at(train, step, max_steps=8, warmup_steps=4) for step in range(3, 9)}
+    logged = {
+        record["step"]: record["learning_rate"]
+        for record in read_metrics(tmp_path / "run" / "metrics.jsonl")
+    }
+    wanted = {
+        step: learning_rate_at(train, step, max_steps=8, warmup_steps=4) for step in range(3, 9)
+    }
     assert {step: logged[step] for step in wanted} == pytest.approx(wanted)
     for line in (
         "learning_rate 0.01 -> 2e-3",
@@ -140,12 +157,9 @@ def test_intervals_and_kernels_hold(stopped: Any, words: Any, tmp_path: Path) ->
     folder, changes = tmp_path / "run", TIMES | KERNELS
     found = resume(stopped, words, folder, changes)
     assert found["code"] == 0, found["message"]
-    assert [path.name.removeprefix("checkpoint-") for path in list_checkpoints(folder / "checkpoints")] == [
-        "8",
-        "6",
-        "3",
-        "2",
-    ]
+    assert [
+        path.name.removeprefix("checkpoint-") for path in list_checkpoints(folder / "checkpoints")
+    ] == ["8", "6", "3", "2"]
     assert [step for step in found["losses"] if step > 2] == [4, 6, 8]
     events = read_records(folder / "events.jsonl")
     assert [event["step"] for event in events if event["kind"] == "eval"] == [3, 6, 8]
@@ -160,14 +174,20 @@ def test_intervals_and_kernels_hold(stopped: Any, words: Any, tmp_path: Path) ->
     assert found["output"].count("changed on resume: ") == len(changes)
 
 
-@pytest.mark.parametrize(("schedule", "more"), [("cosine_with_min_lr", {"train.min_lr_ratio": 0.5}), ("constant", {})])
+@pytest.mark.parametrize(
+    ("schedule", "more"), [("cosine_with_min_lr", {"train.min_lr_ratio": 0.5}), ("constant", {})]
+)
 def test_any_schedule_holds_from_the_first_step(
     schedule: str, more: dict[str, Any], stopped: Any, words: Any, tmp_path: Path
 ) -> None:
     changes = {"train.lr_scheduler_type": schedule, "train.warmup_steps": 0, **more}
     found = resume(stopped, words, tmp_path / "run", changes)
-    train = load(None, typed(changes | {"train.max_steps": 8, "train.learning_rate": 1e-2})).config.train
-    assert found["groups"][0]["lr"] == pytest.approx(learning_rate_at(train, 3, max_steps=8, warmup_steps=0))
+    train = load(
+        None, typed(changes | {"train.max_steps": 8, "train.learning_rate": 1e-2})
+    ).config.train
+    assert found["groups"][0]["lr"] == pytest.approx(
+        learning_rate_at(train, 3, max_steps=8, warmup_steps=0)
+    )
     assert f"changed on resume: lr_scheduler_type cosine -> {schedule}" in found["output"]
 
 
@@ -179,16 +199,25 @@ def test_the_derived_micro_batch_is_this_starts(stopped: Any, words: Any, tmp_pa
     assert "changed on resume: max_micro_batch_tokens 16384 -> 64" in found["output"]
 
 
-def test_another_deepspeed_file_of_the_same_stage(stopped: Any, words: Any, repo: Path, tmp_path: Path) -> None:
+def test_another_deepspeed_file_of_the_same_stage(
+    stopped: Any, words: Any, repo: Path, tmp_path: Path
+) -> None:
     text = (repo / "ds_configs" / "zero2.json").read_text()
     (tmp_path / "mine.json").write_text(text)
     shutil.copytree(stopped("zero2", "adamw"), tmp_path / "run")
-    found = run(1, words(tmp_path / "run", *base("adamw")), deepspeed=str(tmp_path / "mine.json"), resume="auto")
+    found = run(
+        1,
+        words(tmp_path / "run", *base("adamw")),
+        deepspeed=str(tmp_path / "mine.json"),
+        resume="auto",
+    )
     assert found["code"] == 0, found["message"]
     assert "changed on resume: deepspeed.config zero2 -> " in found["output"]
 
 
-def test_a_checkpoint_without_recorded_settings_resumes_and_says_so(stopped: Any, words: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_without_recorded_settings_resumes_and_says_so(
+    stopped: Any, words: Any, tmp_path: Path
+) -> None:
     """As an earlier version wrote it: no settings, no lineage. What the command line says is in force all the same."""
     from harness.old_checkpoints import forget
 
@@ -208,5 +237,7 @@ def test_random_draws_go_on_where_they_were(recipe: str | None, words: Any, tmp_
     first = run(1, words(tmp_path / "parts"), train_noting_settings, deepspeed=recipe, signal_at=1)
     rest = run(1, words(tmp_path / "parts"), train_noting_settings, deepspeed=recipe, resume="auto")
     assert first["code"] == 75 and rest["code"] == 0, rest["message"]
-    assert {**first["draws"], **rest["draws"]} == whole["draws"] and len(set(whole["draws"].values())) == 8
+    assert {**first["draws"], **rest["draws"]} == whole["draws"] and len(
+        set(whole["draws"].values())
+    ) == 8
     assert "missing keys" not in rest["output"] and "There were" not in rest["output"]

@@ -17,7 +17,11 @@ def test_resume_follows_the_branch_written_last(limit: int, words: Any, tmp_path
     """Trained to 8, back to 4, stopped at 6: the next start goes on from that 6, and rotation has kept it."""
     folder, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
     first = run(1, words(folder, "train.save_steps=2"))
-    assert first["code"] == 0 and [path.name[-1] for path in list_checkpoints(checkpoints)] == ["8", "6", "4"]
+    assert first["code"] == 0 and [path.name[-1] for path in list_checkpoints(checkpoints)] == [
+        "8",
+        "6",
+        "4",
+    ]
 
     limited = words(folder, "train.save_steps=2", f"train.save_total_limit={limit}")
     back = run(1, limited, resume=str(checkpoints / "checkpoint-4"), signal_at=5)

@@ -15,7 +15,9 @@ SHARED = "train.sequence_parallel_size=2"
 def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
     code = options.pop("code", 0)
     results = run_ranks(train_with_options, world, words, options)
-    assert {result["code"] for result in results} == {code}, [result["message"] for result in results]
+    assert {result["code"] for result in results} == {code}, [
+        result["message"] for result in results
+    ]
     return dict(results[0])
 
 
@@ -31,20 +33,36 @@ def whole(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return run(1, words(tmp_path_factory.mktemp("whole") / "run"))
 
 
-@pytest.mark.parametrize("recipe", [None, "zero0", "zero3", "zero2_offload"])  # zero1 and zero2: below
-def test_two_ranks_that_share_sequences_equal_one(recipe: str | None, words: Any, whole: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "recipe", [None, "zero0", "zero3", "zero2_offload"]
+)  # zero1 and zero2: below
+def test_two_ranks_that_share_sequences_equal_one(
+    recipe: str | None, words: Any, whole: Any, tmp_path: Path
+) -> None:
     found = run(2, words(tmp_path / "run", SHARED), deepspeed=recipe)
     assert "sequences over 2 ranks (Ulysses)" in found["output"]
     assert "1 group of 2 ranks" in found["output"]
-    assert_same(found, whole, norms=recipe != "zero0")  # at stage 0 in fp32 DeepSpeed reports no norm
+    assert_same(
+        found, whole, norms=recipe != "zero0"
+    )  # at stage 0 in fp32 DeepSpeed reports no norm
 
 
-KEYS_REPEATED = ["model.architecture=qwen3", "model.num_key_value_heads=1", "train.document_mask=on"]
-LEAN = ["train.gradient_checkpointing=true", "train.mlp_kernel=tiled", "train.dataloader_num_workers=1"]
+KEYS_REPEATED = [
+    "model.architecture=qwen3",
+    "model.num_key_value_heads=1",
+    "train.document_mask=on",
+]
+LEAN = [
+    "train.gradient_checkpointing=true",
+    "train.mlp_kernel=tiled",
+    "train.dataloader_num_workers=1",
+]
 
 
 @pytest.fixture(scope="module")
-def documents(words: Any, whole: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def documents(
+    words: Any, whole: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     return run(1, words(tmp_path_factory.mktemp("documents") / "run", *KEYS_REPEATED))
 
 
@@ -54,7 +72,9 @@ def test_with_documents_repeated_keys_and_all_that_saves_memory(
 ) -> None:
     """Qwen3 with one key head. Of four ranks, two groups read different sequences."""
     micro = f"train.per_device_train_batch_size={4 if world == 2 else 2}"
-    found = run(world, words(tmp_path / "run", SHARED, micro, *KEYS_REPEATED, *LEAN), deepspeed=recipe)
+    found = run(
+        world, words(tmp_path / "run", SHARED, micro, *KEYS_REPEATED, *LEAN), deepspeed=recipe
+    )
     assert_same(found, documents)
 
 
@@ -66,10 +86,14 @@ def test_in_bf16_without_deepspeed(words: Any, documents: dict[str, Any], tmp_pa
 
 
 def test_compiled(words: Any, whole: dict[str, Any], tmp_path: Path) -> None:
-    assert_same(run(2, words(tmp_path / "run", SHARED, "train.compile=layers"), deepspeed="zero1"), whole)
+    assert_same(
+        run(2, words(tmp_path / "run", SHARED, "train.compile=layers"), deepspeed="zero1"), whole
+    )
 
 
-def test_a_run_may_share_its_sequences_after_a_resume(words: Any, whole: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_may_share_its_sequences_after_a_resume(
+    words: Any, whole: dict[str, Any], tmp_path: Path
+) -> None:
     stopped = run(2, words(tmp_path / "run"), deepspeed="zero2", signal_at=4, code=75)
     assert stopped["exit"]["step"] == 5
     found = run(2, words(tmp_path / "run", SHARED), deepspeed="zero2", resume="auto")

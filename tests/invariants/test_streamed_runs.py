@@ -21,14 +21,21 @@ from harness.programs import tensor_digest, train_with_options
 from harness.ranks import run_ranks
 from harness.tiny_run import Words, tiny_words
 
-STREAMING = ("data.streaming=on", "data.window_shards=2", "data.shard_bytes=40000", "data.min_val_tokens=100")
+STREAMING = (
+    "data.streaming=on",
+    "data.window_shards=2",
+    "data.shard_bytes=40000",
+    "data.min_val_tokens=100",
+)
 
 
 def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
     """The main rank's result; all ranks must end with the same code, and fail for the same reason."""
     results = run_ranks(train_with_options, world, words, options)
     assert len({r["code"] for r in results}) == 1, [r["message"] for r in results]
-    assert results[0]["code"] != 4 or len({r["message"] for r in results}) == 1, [r["message"] for r in results]
+    assert results[0]["code"] != 4 or len({r["message"] for r in results}) == 1, [
+        r["message"] for r in results
+    ]
     return dict(results[0])
 
 
@@ -40,7 +47,9 @@ def slow_builder(store: Path, until: Path) -> Iterator[None]:
     def hold_back() -> None:
         pid = None
         while not ended.wait(0.005) and not until.exists():
-            if (store / "tokenizer" / "tokenizer.json").exists() and not (store / "manifest.json").exists():
+            if (store / "tokenizer" / "tokenizer.json").exists() and not (
+                store / "manifest.json"
+            ).exists():
                 pid = json.loads(store.with_name(f".{store.name}.lock").read_text())["pid"]
                 os.kill(pid, signal.SIGSTOP)
                 ended.wait(0.05)
@@ -69,34 +78,66 @@ def words_on(corpus: Path, folder: Path) -> Words:
 def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
     recipe: str | None, corpus: Path, tmp_path: Path
 ) -> None:
-    more = (*STREAMING, "train.max_steps=24", "train.global_batch_tokens=8192", "train.eval_steps=12")
+    more = (
+        *STREAMING,
+        "train.max_steps=24",
+        "train.global_batch_tokens=8192",
+        "train.eval_steps=12",
+    )
     more = (*more, "data.packing=best_fit" if recipe else "data.packing=concat")
     with slow_builder(tmp_path / "a" / "store", until=tmp_path / "streamed" / "plan.json"):
-        streamed = run(2, words_on(corpus, tmp_path / "a")(tmp_path / "streamed", *more), deepspeed=recipe)
+        streamed = run(
+            2, words_on(corpus, tmp_path / "a")(tmp_path / "streamed", *more), deepspeed=recipe
+        )
     assert streamed["code"] == 0, streamed["message"]
-    assert "the corpus is still being counted" in streamed["output"], "it was finished before training began"
+    assert "the corpus is still being counted" in streamed["output"], (
+        "it was finished before training began"
+    )
     assert "training starts on the first 2 shards" in streamed["output"]
     store = json.loads((tmp_path / "streamed" / "data.json").read_text())
-    assert store["complete"] and store["splits"]["train"]["tokens"] < 24 * 8192  # more than an epoch
+    assert (
+        store["complete"] and store["splits"]["train"]["tokens"] < 24 * 8192
+    )  # more than an epoch
     words = words_on(corpus, tmp_path / "a")(tmp_path / "prepared", *more)  # the store stands now
     prepared = run(2, words, deepspeed=recipe)
     assert "the corpus is still being counted" not in prepared["output"]
-    off = run(2, words_on(corpus, tmp_path / "a")(tmp_path / "off", *more, "data.streaming=off"), deepspeed=recipe)
-    assert streamed["losses"] == prepared["losses"] == off["losses"] and len(streamed["losses"]) == 24
+    off = run(
+        2,
+        words_on(corpus, tmp_path / "a")(tmp_path / "off", *more, "data.streaming=off"),
+        deepspeed=recipe,
+    )
+    assert (
+        streamed["losses"] == prepared["losses"] == off["losses"] and len(streamed["losses"]) == 24
+    )
     assert streamed["eval"] == prepared["eval"] and len(streamed["eval"]) == 2
-    assert len({tensor_digest(tmp_path / n / "checkpoints" / "checkpoint-24") for n in ("streamed", "prepared")}) == 1
+    assert (
+        len(
+            {
+                tensor_digest(tmp_path / n / "checkpoints" / "checkpoint-24")
+                for n in ("streamed", "prepared")
+            }
+        )
+        == 1
+    )
 
 
 def test_a_stopped_and_resumed_streamed_run_is_bit_identical(large: Path, tmp_path: Path) -> None:
     more = (*STREAMING, "train.max_steps=12", "train.global_batch_tokens=4096")
     whole = run(2, words_on(large, tmp_path / "a")(tmp_path / "whole", *more))
     assert whole["code"] == 0, whole["message"]
-    words = words_on(large, tmp_path / "b")(tmp_path / "parts", *more, "train.dataloader_num_workers=1")
+    words = words_on(large, tmp_path / "b")(
+        tmp_path / "parts", *more, "train.dataloader_num_workers=1"
+    )
     stopped = run(2, words, signal_at=5, signal_rank=1)
     assert stopped["code"] == 75, stopped["message"]
     store = tmp_path / "b" / "store"
-    whole_shards = [p.stem for p in (store / "shards").glob("*.json")]  # a shard without its record is built again
-    built = {path: path.stat().st_mtime_ns for path in (store / "train" / f"{name}.tok" for name in whole_shards)}
+    whole_shards = [
+        p.stem for p in (store / "shards").glob("*.json")
+    ]  # a shard without its record is built again
+    built = {
+        path: path.stat().st_mtime_ns
+        for path in (store / "train" / f"{name}.tok" for name in whole_shards)
+    }
     resumed = run(2, words, resume="auto")
     assert resumed["code"] == 0, resumed["message"]
     assert resumed["losses"] == whole["losses"] and resumed["eval"] == whole["eval"]
@@ -106,7 +147,12 @@ def test_a_stopped_and_resumed_streamed_run_is_bit_identical(large: Path, tmp_pa
 def test_a_killed_builder_ends_the_run_on_all_ranks(large: Path, tmp_path: Path) -> None:
     """A trainer that wants more than the builder has made, and a builder that is killed after some windows."""
     store = tmp_path / "a" / "store"
-    more = (*STREAMING, "train.max_steps=5000", "train.save_steps=5000", "train.global_batch_tokens=16384")
+    more = (
+        *STREAMING,
+        "train.max_steps=5000",
+        "train.save_steps=5000",
+        "train.global_batch_tokens=16384",
+    )
     more = (*more, "train.dataloader_num_workers=1", "train.sequence_length=512")
     words = words_on(large, tmp_path / "a")(tmp_path / "run", *more)
 
@@ -114,7 +160,9 @@ def test_a_killed_builder_ends_the_run_on_all_ranks(large: Path, tmp_path: Path)
         deadline = time.monotonic() + 120
         while len(list((store / "shards").glob("*.json"))) < 12 and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.kill(json.loads(store.with_name(f".{store.name}.lock").read_text())["pid"], signal.SIGKILL)
+        os.kill(
+            json.loads(store.with_name(f".{store.name}.lock").read_text())["pid"], signal.SIGKILL
+        )
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -129,25 +177,40 @@ def test_a_bad_file_in_the_middle_ends_the_run_with_its_line(large: Path, tmp_pa
     lines = large.read_text(encoding="utf-8").splitlines()[:1200]
     source = tmp_path / "bad.jsonl"
     source.write_text("\n".join([*lines, *["{"] * 300, *lines]), encoding="utf-8")
-    more = (*STREAMING, "train.max_steps=5000", "train.save_steps=5000", "train.global_batch_tokens=65536")
-    ended = run(2, words_on(source, tmp_path / "a")(tmp_path / "run", *more, "train.sequence_length=512"))
+    more = (
+        *STREAMING,
+        "train.max_steps=5000",
+        "train.save_steps=5000",
+        "train.global_batch_tokens=65536",
+    )
+    ended = run(
+        2, words_on(source, tmp_path / "a")(tmp_path / "run", *more, "train.sequence_length=512")
+    )
     assert ended["code"] == 4 and ended["exit"]["code"] == 4
     assert "records cannot be read" in ended["message"] and f"{source}:1201" in ended["message"]
     assert ended["losses"], "it trained on what stood before"
 
 
-def test_a_corpus_smaller_than_a_global_batch_is_refused_as_when_it_is_prepared(corpus: Path, tmp_path: Path) -> None:
+def test_a_corpus_smaller_than_a_global_batch_is_refused_as_when_it_is_prepared(
+    corpus: Path, tmp_path: Path
+) -> None:
     more = (*STREAMING, "train.global_batch_tokens=1048576")
     with slow_builder(tmp_path / "a" / "store", until=tmp_path / "streamed" / "plan.json"):
         streamed = run(2, words_on(corpus, tmp_path / "a")(tmp_path / "streamed", *more))
-    assert "training starts on the first 2 shards" in streamed["output"], "it was finished before training began"
-    prepared = run(2, words_on(corpus, tmp_path / "a")(tmp_path / "prepared", *more, "data.streaming=off"))
+    assert "training starts on the first 2 shards" in streamed["output"], (
+        "it was finished before training began"
+    )
+    prepared = run(
+        2, words_on(corpus, tmp_path / "a")(tmp_path / "prepared", *more, "data.streaming=off")
+    )
     assert streamed["code"] == prepared["code"] == 2 and not streamed["losses"]
     assert "less than one global batch" in prepared["message"]
     assert streamed["message"].splitlines()[::2] == prepared["message"].splitlines()[::2]
 
 
-def test_a_checkpoint_does_not_go_on_over_shards_that_were_built_again_otherwise(corpus: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_does_not_go_on_over_shards_that_were_built_again_otherwise(
+    corpus: Path, tmp_path: Path
+) -> None:
     more = (*STREAMING, "data.streaming=auto", "train.save_steps=2")
     words = words_on(corpus, tmp_path / "a")(tmp_path / "run", *more)
     assert run(1, words, signal_at=3)["code"] == 75
@@ -158,4 +221,7 @@ def test_a_checkpoint_does_not_go_on_over_shards_that_were_built_again_otherwise
         shard["splits"]["train"]["tok_sha256"] = "0" * 64
         path.write_text(json.dumps(content))
     refused = run(1, words, resume="auto")
-    assert refused["code"] == 6 and "trained on other tokens than its store holds" in refused["message"]
+    assert (
+        refused["code"] == 6
+        and "trained on other tokens than its store holds" in refused["message"]
+    )

@@ -17,8 +17,12 @@ def stock(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return run(2, words(tmp_path_factory.mktemp("stock") / "run", TILED[1]))
 
 
-@pytest.mark.parametrize(("recipe", "checkpointing"), [(None, "false"), ("zero2", "false"), ("zero3", "true")])
-def test_equal_losses(recipe: str | None, checkpointing: str, words: Any, stock: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recipe", "checkpointing"), [(None, "false"), ("zero2", "false"), ("zero3", "true")]
+)
+def test_equal_losses(
+    recipe: str | None, checkpointing: str, words: Any, stock: Any, tmp_path: Path
+) -> None:
     found = run(
         2,
         words(tmp_path / "run", *TILED, f"train.gradient_checkpointing={checkpointing}"),
@@ -34,5 +38,7 @@ def test_zero3_gathers_no_weight_more_often(words: Any, tmp_path: Path) -> None:
     counted = {}
     for kernel in ("stock", "tiled"):
         more = (f"train.mlp_kernel={kernel}", TILED[1], "train.max_steps=3")
-        counted[kernel] = run(2, words(tmp_path / kernel, *more), train_counting_gathers, deepspeed="zero3")["gathers"]
+        counted[kernel] = run(
+            2, words(tmp_path / kernel, *more), train_counting_gathers, deepspeed="zero3"
+        )["gathers"]
     assert counted["tiled"] == counted["stock"] and counted["stock"]["(64, 32)"] > 0, counted

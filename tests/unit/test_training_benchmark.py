@@ -26,7 +26,12 @@ def benchmark(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def words(shape: Any) -> list[str]:
-    return [*shape.words, "data.path=corpus.jsonl", "train.max_steps=1", f"train.sequence_length={shape.length}"]
+    return [
+        *shape.words,
+        "data.path=corpus.jsonl",
+        "train.max_steps=1",
+        f"train.sequence_length={shape.length}",
+    ]
 
 
 def test_every_contender_has_the_presets_vocabulary(benchmark: Any, tmp_path: Path) -> None:
@@ -53,16 +58,25 @@ def test_shapes_fit_and_the_stock_trainer_beside_them(benchmark: Any) -> None:
 
 
 def test_two_models_are_never_compared(benchmark: Any) -> None:
-    same = {"hf": {"losses": [11.98, 7.0]}, "wikillm": {"losses": [11.97, 9.0]}, "bare": {"error": "out of memory"}}
+    same = {
+        "hf": {"losses": [11.98, 7.0]},
+        "wikillm": {"losses": [11.97, 9.0]},
+        "bare": {"error": "out of memory"},
+    }
     assert benchmark.differ(same) is None
     for loss, said in ((5.95, "5.9500"), (float("nan"), "nan")):
-        assert f"hf 11.9800, wikillm {said}" in benchmark.differ(same | {"wikillm": {"losses": [loss, 9.0]}})
+        assert f"hf 11.9800, wikillm {said}" in benchmark.differ(
+            same | {"wikillm": {"losses": [loss, 9.0]}}
+        )
 
 
 def test_a_failed_contender_says_why(benchmark: Any) -> None:
     log = 'step 1\nTraceback (most recent call last):\n  File "x.py"\ntorch.OutOfMemoryError: CUDA out of memory. Tried 9 GiB\n'
     assert benchmark.reason(log) == "out of memory"
-    assert benchmark.reason("ConfigError: no such key.\n  got it\n  fix: leave it out\n") == "ConfigError: no such key."
+    assert (
+        benchmark.reason("ConfigError: no such key.\n  got it\n  fix: leave it out\n")
+        == "ConfigError: no such key."
+    )
     assert benchmark.reason("hf ended with -9:\nstep 3") == "killed by signal 9, perhaps for memory"
     assert benchmark.reason("") == "ended without a word"
 
@@ -71,7 +85,9 @@ def test_a_failed_contender_says_why(benchmark: Any) -> None:
 def test_stretches_and_visits_count_every_step_once(benchmark: Any) -> None:
     """As on a GPU: a turn is two steps, and the contender comes twice."""
     fields = "hidden_size=16 num_hidden_layers=1 num_attention_heads=2 vocab_size=512 num_key_value_heads=1 intermediate_size=32"
-    shape = benchmark.Shape("s", ("model.preset=tiny", *(f"model.{f}" for f in fields.split())), 2, 16)
+    shape = benchmark.Shape(
+        "s", ("model.preset=tiny", *(f"model.{f}" for f in fields.split())), 2, 16
+    )
     found = benchmark.measure(shape, ["wikillm"], 2, 1, visits=2, stretch=2)
     for name, result in found.items():
         assert "error" not in result, result

@@ -33,7 +33,9 @@ def latest_complete(folder: Path) -> Path | None:
             warn(f"passing over {checkpoint.name}: {error}")
             continue
         for abandoned in lineage.abandoned:
-            warn(f"passing over {abandoned.name}: it is abandoned; the run went back and wrote {checkpoint.name} later")
+            warn(
+                f"passing over {abandoned.name}: it is abandoned; the run went back and wrote {checkpoint.name} later"
+            )
         return checkpoint
     if damaged:
         raise _none_usable(folder, lineage, damaged)
@@ -81,7 +83,9 @@ def find_complete(path: Path) -> Path:
     if found is None:
         raise CheckpointError(
             f"There is no complete checkpoint at {path}.",
-            got="the folder does not exist" if not path.exists() else f"no checkpoint-N folder below {folder}",
+            got="the folder does not exist"
+            if not path.exists()
+            else f"no checkpoint-N folder below {folder}",
             fix="name a run directory (runs/NAME) or a folder like runs/NAME/checkpoints/checkpoint-200",
         )
     return found

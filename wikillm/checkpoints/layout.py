@@ -42,5 +42,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Published checkpoints below `folder`, newest step first; nothing is verified yet."""
     if not folder.is_dir():
         return []
-    found = [(step, path) for path in folder.iterdir() if path.is_dir() and (step := step_of(path)) is not None]
+    found = [
+        (step, path)
+        for path in folder.iterdir()
+        if path.is_dir() and (step := step_of(path)) is not None
+    ]
     return [path for _, path in sorted(found, reverse=True)]

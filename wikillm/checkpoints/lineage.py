@@ -59,16 +59,25 @@ def read_descent(checkpoint: Path) -> Descent:
     manifest = read_manifest(checkpoint)
     step = step_of(checkpoint)
     if step is None:
-        raise CheckpointError(f"{checkpoint} is not named like a checkpoint.", fix="name it checkpoint-STEP")
+        raise CheckpointError(
+            f"{checkpoint} is not named like a checkpoint.", fix="name it checkpoint-STEP"
+        )
     if manifest.get("step", step) != step:
         raise CheckpointError(
-            f"{checkpoint} is not named by its step.", got=f"its manifest has step {manifest['step']}"
+            f"{checkpoint} is not named by its step.",
+            got=f"its manifest has step {manifest['step']}",
         )
     if "sequence" in manifest:
-        ancestors = tuple(Place(entry["sequence"], entry["step"]) for entry in manifest["ancestors"])
+        ancestors = tuple(
+            Place(entry["sequence"], entry["step"]) for entry in manifest["ancestors"]
+        )
         return Descent(Place(manifest["sequence"], step), ancestors)
     # Written before sequences were recorded: the ancestors are the older ones of the same kind.
-    older = [other for path in list_checkpoints(checkpoint.parent) if (other := step_of(path) or 0) < step]
+    older = [
+        other
+        for path in list_checkpoints(checkpoint.parent)
+        if (other := step_of(path) or 0) < step
+    ]
     return Descent(Place(0, step), tuple(Place(0, other) for other in older))
 
 
@@ -97,7 +106,11 @@ def arrange(folder: Path) -> Lineage:
     others = [path for path in unreadable if path not in branch]
     above = [path for path in others if (step_of(path) or 0) > known[head].place.step]
     below = [path for path in others if path not in above]
-    abandoned = sorted((path for path in known if path not in branch), key=lambda path: known[path].place, reverse=True)
+    abandoned = sorted(
+        (path for path in known if path not in branch),
+        key=lambda path: known[path].place,
+        reverse=True,
+    )
     return Lineage((*above, *branch, *below), tuple(abandoned))
 
 
@@ -115,7 +128,9 @@ def next_descent(folder: Path, step: int, parent: Descent | None) -> Descent:
             continue  # damaged: its number is not known, and it will not be used
     if parent is None:
         return Descent(Place(highest + 1, step))
-    standing = [place for place in parent.ancestors if (folder / checkpoint_name(place.step)).is_dir()]
+    standing = [
+        place for place in parent.ancestors if (folder / checkpoint_name(place.step)).is_dir()
+    ]
     return Descent(Place(highest + 1, step), (parent.place, *standing))
 
 

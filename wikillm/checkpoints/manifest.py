@@ -22,7 +22,11 @@ FileEntry = dict[str, Any]  # {"size": bytes, "sha256": hex}
 
 def files_to_list(checkpoint: Path) -> list[str]:
     """Relative paths of the files a manifest has to list, sorted: the same list on every rank."""
-    return [p for path in files_below(checkpoint) if (p := path.relative_to(checkpoint).as_posix()) != MANIFEST]
+    return [
+        p
+        for path in files_below(checkpoint)
+        if (p := path.relative_to(checkpoint).as_posix()) != MANIFEST
+    ]
 
 
 def deal_by_size(checkpoint: Path, ranks: int) -> list[list[str]]:
@@ -48,7 +52,9 @@ def seal_files(checkpoint: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     return entries
 
 
-def write_manifest(checkpoint: Path, entries: Mapping[str, FileEntry], facts: Mapping[str, Any]) -> None:
+def write_manifest(
+    checkpoint: Path, entries: Mapping[str, FileEntry], facts: Mapping[str, Any]
+) -> None:
     """Write the manifest: `facts` (step, world size, ...) and the entries of all files. (one rank, after a barrier)"""
     for folder in {(checkpoint / name).parent for name in entries}:
         fsync_path(folder)
@@ -62,12 +68,18 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = manifest["files"]
-        well_formed = all(isinstance(e["size"], int) and len(e["sha256"]) == 64 for e in files.values())
+        well_formed = all(
+            isinstance(e["size"], int) and len(e["sha256"]) == 64 for e in files.values()
+        )
         well_formed = well_formed and _counts(manifest)
     except FileNotFoundError:
-        raise CheckpointError(f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}.") from None
+        raise CheckpointError(
+            f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"The manifest of {checkpoint} cannot be read.", got=repr(error)) from None
+        raise CheckpointError(
+            f"The manifest of {checkpoint} cannot be read.", got=repr(error)
+        ) from None
     if not well_formed or manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"The manifest of {checkpoint} is not of format {FORMAT_VERSION}.",
@@ -87,7 +99,9 @@ def _counts(manifest: Mapping[str, Any]) -> bool:
     return all(type(number) is int and number >= 0 for number in numbers)
 
 
-def verify(checkpoint: Path, *, hashes: bool = True, on_bytes: Callable[[int], None] | None = None) -> dict[str, Any]:
+def verify(
+    checkpoint: Path, *, hashes: bool = True, on_bytes: Callable[[int], None] | None = None
+) -> dict[str, Any]:
     """Check every listed file; returns the manifest.
 
     Args:
@@ -129,7 +143,9 @@ def _other_steps(checkpoint: Path, manifest: Mapping[str, Any]) -> list[str]:
         if name in manifest["files"]:
             steps[name] = _read_object(checkpoint, name).get(key)
     return [
-        f"{name}: step {step}, and the folder is {checkpoint.name}" for name, step in steps.items() if step != named
+        f"{name}: step {step}, and the folder is {checkpoint.name}"
+        for name, step in steps.items()
+        if step != named
     ]
 
 

@@ -20,7 +20,10 @@ def clear_leftovers(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        if path.name.startswith(REPLACED) and not (final := folder / path.name.removeprefix(REPLACED)).exists():
+        if (
+            path.name.startswith(REPLACED)
+            and not (final := folder / path.name.removeprefix(REPLACED)).exists()
+        ):
             rename_durably(path, final)
         elif path.name == STAGING or path.name.startswith((DELETING, REPLACED)):
             shutil.rmtree(path, ignore_errors=True)
@@ -84,6 +87,8 @@ def room_to_come(folder: Path, keep: int) -> int:
     """Bytes that the next start makes free before its first save: leftovers, and what a lower `keep` removes."""
     if not folder.is_dir():
         return 0
-    leftovers = [p for p in folder.iterdir() if p.name == STAGING or p.name.startswith((DELETING, REPLACED))]
+    leftovers = [
+        p for p in folder.iterdir() if p.name == STAGING or p.name.startswith((DELETING, REPLACED))
+    ]
     going = [*leftovers, *superfluous(folder, keep)]
     return sum(path.stat().st_size for place in going for path in files_below(place))

@@ -13,9 +13,15 @@ HELP = "Show a run's configuration and where each value comes from."
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
     # `show` is read from the other words: as a positional argument it would swallow the 5 of `--max_steps 5 show`.
-    parser.usage = "wikillm config show [--origin] [--json] [--config NAME|FILE] [KEY=VALUE | --KEY VALUE ...]"
-    parser.add_argument("--origin", action="store_true", help="also show where each value comes from")
-    parser.add_argument("--json", action="store_true", help="one JSON object: key -> value, layer, where")
+    parser.usage = (
+        "wikillm config show [--origin] [--json] [--config NAME|FILE] [KEY=VALUE | --KEY VALUE ...]"
+    )
+    parser.add_argument(
+        "--origin", action="store_true", help="also show where each value comes from"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object: key -> value, layer, where"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,13 +31,21 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.rest or args.rest[0] != "show":
         got = " ".join(args.rest) or None
-        raise ConfigError("`wikillm config` needs to know what to do.", got=got, fix="wikillm config show --origin")
+        raise ConfigError(
+            "`wikillm config` needs to know what to do.",
+            got=got,
+            fix="wikillm config show --origin",
+        )
     args.rest = args.rest[1:]
     resolved = resolve_run_config(args)
     if args.json:
         values = flat(resolved.config)
         table = {
-            name: {"value": value, "layer": resolved.origins[name].layer, "where": resolved.origins[name].where}
+            name: {
+                "value": value,
+                "layer": resolved.origins[name].layer,
+                "where": resolved.origins[name].where,
+            }
             for name, value in values.items()
         }
         print(json.dumps(table, indent=2, ensure_ascii=False))

@@ -32,35 +32,75 @@ def configure(parser: argparse.ArgumentParser) -> None:
     names = "stats|show|verify|export|import|tokenizer"
     actions = parser.add_subparsers(dest="action", metavar=names, required=True, help="what to do")
     stats = actions.add_parser("stats", help="documents, tokens, lengths, copies, the funnel")
-    show = actions.add_parser("show", help="the N-th document, or with --sample the N-th sample of training")
+    show = actions.add_parser(
+        "show", help="the N-th document, or with --sample the N-th sample of training"
+    )
     show.add_argument("number", metavar="N", type=index, help="counted from 0")
-    show.add_argument("--split", choices=("train", "val"), default="train", help="of the document (default train)")
-    show.add_argument("--sample", action="store_true", help="the N-th sample of training instead of a document")
-    show.add_argument("--sequence-length", type=positive, metavar="T", help="train.sequence_length of the run")
+    show.add_argument(
+        "--split", choices=("train", "val"), default="train", help="of the document (default train)"
+    )
+    show.add_argument(
+        "--sample", action="store_true", help="the N-th sample of training instead of a document"
+    )
+    show.add_argument(
+        "--sequence-length", type=positive, metavar="T", help="train.sequence_length of the run"
+    )
     show.add_argument("--seed", type=index, metavar="S", help="run.seed of the run")
-    show.add_argument("--window-shards", type=positive, metavar="K", help="data.window_shards of the run")
-    show.add_argument("--packing", choices=("concat", "best_fit"), default="concat", help="data.packing of the run")
+    show.add_argument(
+        "--window-shards", type=positive, metavar="K", help="data.window_shards of the run"
+    )
+    show.add_argument(
+        "--packing",
+        choices=("concat", "best_fit"),
+        default="concat",
+        help="data.packing of the run",
+    )
     verify = actions.add_parser("verify", help="compare every sha256 with the manifest")
     export = actions.add_parser("export", help="write the store in another format")
-    export.add_argument("--to", choices=("megatron", "datatrove", "parquet"), required=True, help="format")
-    export.add_argument("--out", metavar="FOLDER", required=True, help="where to; nothing is overwritten")
+    export.add_argument(
+        "--to", choices=("megatron", "datatrove", "parquet"), required=True, help="format"
+    )
+    export.add_argument(
+        "--out", metavar="FOLDER", required=True, help="where to; nothing is overwritten"
+    )
     tokens = actions.add_parser(
         "tokenizer", help="bytes per token, hanzi, unused tokens; compared with Qwen2's if here"
     )
     for action in (stats, show):
-        action.add_argument("--html", metavar="FILE", help="write a page that needs no network, instead of lines")
+        action.add_argument(
+            "--html", metavar="FILE", help="write a page that needs no network, instead of lines"
+        )
     for action in (stats, show, verify, export, tokens):
-        action.add_argument("--store", metavar="FOLDER", help="a finished store (default: the newest in stores/)")
+        action.add_argument(
+            "--store", metavar="FOLDER", help="a finished store (default: the newest in stores/)"
+        )
     taken = actions.add_parser("import", help="make a store from tokens that others made")
     taken.add_argument(
-        "files", metavar="FILE", nargs="+", help="Megatron: PREFIX.bin (PREFIX.idx beside it); datatrove: FILE.ds"
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="Megatron: PREFIX.bin (PREFIX.idx beside it); datatrove: FILE.ds",
     )
-    taken.add_argument("--from", dest="kind", choices=("megatron", "datatrove"), required=True, help="format")
-    taken.add_argument("--tokenizer", metavar="FOLDER", required=True, help="the tokenizer that made the tokens")
-    taken.add_argument("--out", metavar="FOLDER", required=True, help="the new store: data.store=FOLDER")
-    taken.add_argument("--val-fraction", type=float, default=0.005, metavar="F", help="held-out share (default 0.005)")
+    taken.add_argument(
+        "--from", dest="kind", choices=("megatron", "datatrove"), required=True, help="format"
+    )
+    taken.add_argument(
+        "--tokenizer", metavar="FOLDER", required=True, help="the tokenizer that made the tokens"
+    )
+    taken.add_argument(
+        "--out", metavar="FOLDER", required=True, help="the new store: data.store=FOLDER"
+    )
+    taken.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.005,
+        metavar="F",
+        help="held-out share (default 0.005)",
+    )
     for action in (stats, show, verify, export, tokens, taken):
-        action.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+        action.add_argument(
+            "--json", action="store_true", help="print one JSON object instead of lines"
+        )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,9 +120,7 @@ def run(args: argparse.Namespace) -> int:
         return _show(args, store)
     elif args.action == "verify":
         checked = inspect.verify(store)
-        text = (
-            f"{store.dir}: {checked['files']} files, {checked['bytes']:,} bytes, every sha256 is that of the manifest"
-        )
+        text = f"{store.dir}: {checked['files']} files, {checked['bytes']:,} bytes, every sha256 is that of the manifest"
         print(_json(checked) if args.json else text)
     elif args.action == "tokenizer":
         from wikillm.data.tokenizer_report import report_of_store, report_text

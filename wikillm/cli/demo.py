@@ -31,14 +31,26 @@ CHINESE_PROMPTS = ("中国的首都是", "历史", "他")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", metavar="PATH", help="a file of your own (JSON, JSON Lines, MediaWiki dump, .gz, .bz2)"
+        "--data",
+        metavar="PATH",
+        help="a file of your own (JSON, JSON Lines, MediaWiki dump, .gz, .bz2)",
     )
-    parser.add_argument("--demo-mb", type=float, default=6.0, metavar="MB", help="read so much text of it (default 6)")
     parser.add_argument(
-        "--run-dir", metavar="DIR", help="where the run goes (default runs/demo, or the next free number)"
+        "--demo-mb",
+        type=float,
+        default=6.0,
+        metavar="MB",
+        help="read so much text of it (default 6)",
+    )
+    parser.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="where the run goes (default runs/demo, or the next free number)",
     )
     parser.add_argument("--processes", type=int, metavar="N", help="default: all GPUs, or 2 on CPU")
-    parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: the preset's)")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="optimizer steps (default: the preset's)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +62,11 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     source = find_source(args.data)
     run_dir = Path(args.run_dir) if args.run_dir else free_run_dir(Path("runs/demo"))
-    words = [f"data.path=[{quoted(source)}]", f"data.max_text_bytes={round(args.demo_mb * 1e6)}", f"run.dir={run_dir}"]
+    words = [
+        f"data.path=[{quoted(source)}]",
+        f"data.max_text_bytes={round(args.demo_mb * 1e6)}",
+        f"run.dir={run_dir}",
+    ]
     if args.steps is not None:
         words.append(f"train.max_steps={args.steps}")
 
@@ -88,7 +104,11 @@ def find_source(asked: str | None) -> Path:
         if found := sorted(Path().glob(pattern)):
             return found[0]
     gensim = importlib.util.find_spec("gensim")
-    packaged = Path(gensim.origin).parent / "test" / "test_data" / PACKAGED_DUMP if gensim and gensim.origin else None
+    packaged = (
+        Path(gensim.origin).parent / "test" / "test_data" / PACKAGED_DUMP
+        if gensim and gensim.origin
+        else None
+    )
     if packaged is None or not packaged.is_file():
         raise DataError(
             "There is no text for the demo.",
@@ -149,8 +169,19 @@ def train(words: list[str], processes: int | None) -> None:
     show_command(f"deepspeed --num_gpus {count} train.py", options)
     environ = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     if not on_gpu:  # the launcher counts "GPUs" in CPU ranks
-        environ = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **environ}
-    command = [sys.executable, str(launcher), "--num_gpus", str(count), "--master_port", str(free_port())]
+        environ = {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
+            **environ,
+        }
+    command = [
+        sys.executable,
+        str(launcher),
+        "--num_gpus",
+        str(count),
+        "--master_port",
+        str(free_port()),
+    ]
     command += ["--quiet", "--no_local_rank", "--module", "wikillm", "train", *options]
     code = subprocess.run(command, env=environ, check=False).returncode
     if code != 0:
@@ -182,8 +213,12 @@ def compare(run_dir: Path, store: Store) -> dict[str, float]:
     say(
         f"           {'nats/token':>12} {'bits/byte':>12}   on {val.n_tokens:,} held-out tokens, {val.text_bytes:,} bytes"
     )
-    say(f"unigram    {unigram:>12.4f} {unigram * per_byte:>12.4f}   the best that token frequencies alone can do")
-    say(f"this model {ours:>12.4f} {ours * per_byte:>12.4f}   {unigram - ours:.2f} nats/token below")
+    say(
+        f"unigram    {unigram:>12.4f} {unigram * per_byte:>12.4f}   the best that token frequencies alone can do"
+    )
+    say(
+        f"this model {ours:>12.4f} {ours * per_byte:>12.4f}   {unigram - ours:.2f} nats/token below"
+    )
     return {"unigram": unigram, "loss": ours}
 
 
@@ -223,7 +258,11 @@ def generate(folder: Path, prompt: str) -> None:
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", head + program], env=environ, capture_output=True, text=True, check=False
+        [sys.executable, "-c", head + program],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no output"]
@@ -251,18 +290,26 @@ def close(run_dir: Path, target: Path, store: Store, losses: dict[str, float]) -
     documents = sum(split.documents for split in manifest.splits.values())
     tokens = sum(split.tokens for split in manifest.splits.values())
     say("== done")
-    say(f"documents  {documents:,} documents, {tokens:,} tokens, tokenizer {manifest.tokenizer.name}  in {store.dir}")
-    say(f"training   {last['step']:,} steps, {last['tokens']:,} tokens, {last['tokens_per_second']:,.0f} tokens/s")
+    say(
+        f"documents  {documents:,} documents, {tokens:,} tokens, tokenizer {manifest.tokenizer.name}  in {store.dir}"
+    )
+    say(
+        f"training   {last['step']:,} steps, {last['tokens']:,} tokens, {last['tokens_per_second']:,.0f} tokens/s"
+    )
     say(f"loss       {metrics[0]['loss']:.3f} -> {last['loss']:.3f}; held out {losses['loss']:.3f}")
     say(f"run        {run_dir}: metrics.jsonl, checkpoints/, config.resolved.yaml, logs/")
     say(f"model      {target}: loads with plain transformers")
     if Path(".venv/bin/wikillm").exists() and Path("train.py").exists():
         say(f'next       .venv/bin/wikillm generate {target} --prompt "..."')
         say("           make demo DATA=your-file.jsonl DEMO_MB=20")
-        say("           .venv/bin/deepspeed train.py --deepspeed ds_configs/zero2.json data.path=your-file.jsonl")
+        say(
+            "           .venv/bin/deepspeed train.py --deepspeed ds_configs/zero2.json data.path=your-file.jsonl"
+        )
     else:  # installed from a wheel
         say(f'next       wikillm generate {target} --prompt "..."')
-        say("           deepspeed --module wikillm train --deepspeed zero2 data.path=your-file.jsonl")
+        say(
+            "           deepspeed --module wikillm train --deepspeed zero2 data.path=your-file.jsonl"
+        )
 
 
 def show_command(command: str, words: list[str]) -> None:

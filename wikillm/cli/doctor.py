@@ -21,8 +21,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     add_run_config_arguments(parser)
     group = parser.add_argument_group("the machines")
-    group.add_argument("--hostfile", type=Path, metavar="FILE", help="check all its nodes over ssh: node1 slots=8")
-    group.add_argument("--workdir", metavar="FOLDER", help="the checkout on the nodes. Default: this folder")
+    group.add_argument(
+        "--hostfile", type=Path, metavar="FILE", help="check all its nodes over ssh: node1 slots=8"
+    )
+    group.add_argument(
+        "--workdir", metavar="FOLDER", help="the checkout on the nodes. Default: this folder"
+    )
     group.add_argument(
         "--gpus",
         "--gpus-per-node",
@@ -31,9 +35,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="processes on this machine. Default: one per GPU, or one",
     )
     group.add_argument(
-        "--master-addr", metavar="HOST", help="where ranks meet. Default: the first node of the hostfile"
+        "--master-addr",
+        metavar="HOST",
+        help="where ranks meet. Default: the first node of the hostfile",
     )
-    group.add_argument("--master-port", type=int, default=29500, metavar="PORT", help="default 29500")
+    group.add_argument(
+        "--master-port", type=int, default=29500, metavar="PORT", help="default 29500"
+    )
     parser.add_argument("--all", action="store_true", help="show also what is well")
     parser.add_argument("--list", action="store_true", help="name all checks, and stop")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -87,7 +95,9 @@ def _examine_nodes(args: argparse.Namespace, resolved: Resolved) -> Examination:
         request_of(resolved, master=master, master_port=args.master_port),
         needs_of(resolved, nodes=len(hosts), slots=hosts[0].slots, master=master),
         workdir=args.workdir or str(Path.cwd()),
-        environment={name: value for name, value in forwarded().items() if not names_a_secret(name)},
+        environment={
+            name: value for name, value in forwarded().items() if not names_a_secret(name)
+        },
     )
 
 
@@ -110,17 +120,25 @@ def _check(args: argparse.Namespace) -> None:
     problems = Problems(ConfigError)
     if args.hostfile is not None and args.gpus is not None:
         problems.add(
-            "--gpus is for this machine; a hostfile has slots.", got=str(args.gpus), fix="slots=N in the hostfile"
+            "--gpus is for this machine; a hostfile has slots.",
+            got=str(args.gpus),
+            fix="slots=N in the hostfile",
         )
     if args.gpus is not None and args.gpus < 1:
         problems.add("--gpus is at least 1.", got=str(args.gpus))
     if not 0 < args.master_port < 65536:
-        problems.add("--master-port is a port.", got=str(args.master_port), fix="--master-port 29500")
+        problems.add(
+            "--master-port is a port.", got=str(args.master_port), fix="--master-port 29500"
+        )
     args.master_addr = args.master_addr and bare_host(args.master_addr)
     if args.master_addr is not None and not is_host(args.master_addr):
         problems.add("--master-addr is not a host.", got=repr(args.master_addr))
-    if args.workdir is not None and (not args.workdir.isprintable() or args.workdir.startswith("-")):
+    if args.workdir is not None and (
+        not args.workdir.isprintable() or args.workdir.startswith("-")
+    ):
         problems.add("--workdir is not a folder.", got=repr(args.workdir))
     if args.workdir is not None and args.hostfile is None:
-        problems.add("--workdir is for the nodes of a hostfile.", got=args.workdir, fix="--hostfile FILE")
+        problems.add(
+            "--workdir is for the nodes of a hostfile.", got=args.workdir, fix="--hostfile FILE"
+        )
     problems.raise_if_any()

@@ -28,12 +28,29 @@ With a model that is no run of WikiLLM's, data.path is needed; its text is cut b
 def configure(parser: argparse.ArgumentParser) -> None:
     from wikillm.cli.run_config import add_run_config_arguments
 
-    parser.add_argument("model", metavar="MODEL", help="a run directory, a checkpoint or an exported folder")
-    parser.add_argument("--split", choices=("val", "train"), default="val", help="which part of the text (default val)")
-    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="sequences at a time (default 8)")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a run directory, a checkpoint or an exported folder"
+    )
+    parser.add_argument(
+        "--split",
+        choices=("val", "train"),
+        default="val",
+        help="which part of the text (default val)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="sequences at a time (default 8)",
+    )
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default auto)"
+    )
     parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of lines"
+    )
     add_run_config_arguments(parser)
     parser.epilog = EPILOG + (parser.epilog or "")
 
@@ -79,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     return _tell(args, store, stream, found, train.sequence_length)
 
 
-def _streams(store: Store, split: str, max_tokens: int | None) -> list[tuple[str, TokenStream, float]]:
+def _streams(
+    store: Store, split: str, max_tokens: int | None
+) -> list[tuple[str, TokenStream, float]]:
     """(source of a mixture or nothing, its stream, bytes of text per token)."""
     if store.mixture is None:
         stream: TokenStream = getattr(store, split)
@@ -90,7 +109,11 @@ def _streams(store: Store, split: str, max_tokens: int | None) -> list[tuple[str
 
 
 def _tell(
-    args: argparse.Namespace, store: Store, stream: TokenStream, parts: dict[str, HeldOutLoss], length: int
+    args: argparse.Namespace,
+    store: Store,
+    stream: TokenStream,
+    parts: dict[str, HeldOutLoss],
+    length: int,
 ) -> int:
     from wikillm.evals.baseline import unigram_cross_entropy
     from wikillm.evals.loss import combined, weights_of
@@ -98,20 +121,32 @@ def _tell(
     result = combined(parts.values()) if len(parts) > 1 else next(iter(parts.values()))
     named = {name: part for name, part in parts.items() if name}
     unigram = unigram_cross_entropy(stream.count_tokens(store.manifest.tokenizer.length))
-    values = {"model": args.model, "store": str(store.dir), "split": args.split, **result.to_json(), "unigram": unigram}
+    values = {
+        "model": args.model,
+        "store": str(store.dir),
+        "split": args.split,
+        **result.to_json(),
+        "unigram": unigram,
+    }
     if named:
         values["sources"] = {name: part.to_json() for name, part in named.items()}
     if args.json:
         print(json.dumps(values, ensure_ascii=False))
         return 0
-    print(f"text       {args.split} of {store.dir}: {result.targets:,} tokens, sequences of {length}")
+    print(
+        f"text       {args.split} of {store.dir}: {result.targets:,} tokens, sequences of {length}"
+    )
     print(f"loss       {result.loss:.4f} nats/token   perplexity {result.perplexity:.2f}")
     print(f"bits/byte  {result.bits_per_byte:.4f}")
     if named:
         print(f"all        {weights_of(named)}")
     for name, part in named.items():
-        print(f"of {name:<7} {part.loss:.4f} nats/token   {part.bits_per_byte:.4f} bits/byte   {part.targets:,} tokens")
-    print(f"unigram    {unigram:.4f} nats/token   the best that token frequencies alone can do on this text")
+        print(
+            f"of {name:<7} {part.loss:.4f} nats/token   {part.bits_per_byte:.4f} bits/byte   {part.targets:,} tokens"
+        )
+    print(
+        f"unigram    {unigram:.4f} nats/token   the best that token frequencies alone can do on this text"
+    )
     return 0
 
 
@@ -127,7 +162,10 @@ def describe(args: argparse.Namespace) -> Resolved:
     if args.config is None and found is not None:
         return load(str(found), [*_store_instead_of_signed(found), *args.rest])
     names_tokenizer = any(word.startswith("data.tokenizer=") for word in args.rest)
-    names_path = any(word.startswith(("data.path=", "data.mixture=")) for word in args.rest) or args.config is not None
+    names_path = (
+        any(word.startswith(("data.path=", "data.mixture=")) for word in args.rest)
+        or args.config is not None
+    )
     if not names_path:
         raise ConfigError(
             f"{model} does not say on which text to evaluate it.",
@@ -155,7 +193,11 @@ def check_tokenizer(model: Path, store: Store) -> None:
     from wikillm.core.errors import DataError
     from wikillm.core.files import sha256_file
 
-    for folder in (model, model / "tokenizer", *(parent / "tokenizer" for parent in model.resolve().parents[:2])):
+    for folder in (
+        model,
+        model / "tokenizer",
+        *(parent / "tokenizer" for parent in model.resolve().parents[:2]),
+    ):
         path = folder / "tokenizer.json"
         if path.is_file():
             if store.manifest.tokenizer.sha256 not in (sha256_file(path), _trained_with(folder)):

@@ -23,17 +23,29 @@ trained model's. It is complete or not there; an earlier export at the same plac
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("run", metavar="RUN", help="a run directory, or a checkpoint in one")
-    parser.add_argument("--to", metavar="DIR", help="the folder to write. Default: exports/NAME-STEP")
     parser.add_argument(
-        "--dtype", metavar="TYPE", help="float32, bfloat16 or float16. Default: what the model was trained in"
+        "--to", metavar="DIR", help="the folder to write. Default: exports/NAME-STEP"
     )
-    parser.add_argument("--ema", action="store_true", help="the moving average of the weights (train.ema_decay)")
     parser.add_argument(
-        "--tokenizer", metavar="DIR", help="folder with tokenizer.json, for a checkpoint without its run"
+        "--dtype",
+        metavar="TYPE",
+        help="float32, bfloat16 or float16. Default: what the model was trained in",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="the moving average of the weights (train.ema_decay)"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="folder with tokenizer.json, for a checkpoint without its run",
     )
     parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be written, and write nothing"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object instead of lines"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,13 +56,24 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = find_complete(Path(args.run))
     facts = read_facts(checkpoint)
     if args.ema:
-        facts = replace(facts, training={**facts.training, "weights": "moving average of the run's (train.ema_decay)"})
-    target = Path(args.to) if args.to else Path("exports") / f"{facts.name}-{facts.step}{'-ema' if args.ema else ''}"
+        facts = replace(
+            facts,
+            training={**facts.training, "weights": "moving average of the run's (train.ema_decay)"},
+        )
+    target = (
+        Path(args.to)
+        if args.to
+        else Path("exports") / f"{facts.name}-{facts.step}{'-ema' if args.ema else ''}"
+    )
     tokenizer = Path(args.tokenizer) if args.tokenizer else find_tokenizer(checkpoint)
     check_target(target)
     plan = {"checkpoint": str(checkpoint), "tokenizer": str(tokenizer), "folder": str(target)}
     if args.dry_run:
-        print(json.dumps(plan) if args.json else "\n".join(f"{name:<10} {value}" for name, value in plan.items()))
+        print(
+            json.dumps(plan)
+            if args.json
+            else "\n".join(f"{name:<10} {value}" for name, value in plan.items())
+        )
         return 0
     from wikillm.core.units import format_count, format_size
     from wikillm.export.folder import export_model
@@ -70,8 +93,16 @@ def run(args: argparse.Namespace) -> int:
         held_out=held_out_texts(checkpoint),
     )
     if args.json:
-        written = {"parameters": done.parameters, "tensors": done.tensors, "dtype": done.dtype, "bytes": done.size}
-        written |= {"architecture": done.architecture, "proof": asdict(done.proof) if done.proof else None}
+        written = {
+            "parameters": done.parameters,
+            "tensors": done.tensors,
+            "dtype": done.dtype,
+            "bytes": done.size,
+        }
+        written |= {
+            "architecture": done.architecture,
+            "proof": asdict(done.proof) if done.proof else None,
+        }
         print(json.dumps(plan | written))
         return 0
     size = f"{format_count(done.parameters)} parameters, {done.dtype}, {format_size(done.size)}"

@@ -26,12 +26,21 @@ Without --prompt, or with an empty one, the model begins a text of its own.
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("folder", metavar="FOLDER", help="an exported model, a run directory or a checkpoint")
     parser.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="the beginning of the text; may be given several times"
+        "folder", metavar="FOLDER", help="an exported model, a run directory or a checkpoint"
     )
     parser.add_argument(
-        "--max-new-tokens", type=positive, default=64, metavar="N", help="write at most N tokens (default 64)"
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="the beginning of the text; may be given several times",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=positive,
+        default=64,
+        metavar="N",
+        help="write at most N tokens (default 64)",
     )
     parser.add_argument(
         "--temperature",
@@ -48,11 +57,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="choose among the likeliest tokens that together have probability P (default 0.95)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="the same seed gives the same text (default 0)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="the same seed gives the same text (default 0)",
     )
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default auto)"
+    )
     parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
-    parser.add_argument("--json", action="store_true", help="one JSON object a prompt: prompt, text")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a prompt: prompt, text"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,13 +86,24 @@ def run(args: argparse.Namespace) -> int:
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     for prompt in args.prompt or [""]:
         # Text appears as it is written; as JSON it appears when it is whole.
-        streamer = None if args.json else TextStreamer(cast(Any, loaded.tokenizer), skip_special_tokens=True)
+        streamer = (
+            None
+            if args.json
+            else TextStreamer(cast(Any, loaded.tokenizer), skip_special_tokens=True)
+        )
         try:
             (text,) = complete(
-                loaded.model, loaded.tokenizer, [prompt], eos_id=loaded.eos_id, sampling=sampling, streamer=streamer
+                loaded.model,
+                loaded.tokenizer,
+                [prompt],
+                eos_id=loaded.eos_id,
+                sampling=sampling,
+                streamer=streamer,
             )
         except ValueError as error:
-            raise ConfigError("The text does not fit the model.", got=str(error), fix="--max-new-tokens N") from error
+            raise ConfigError(
+                "The text does not fit the model.", got=str(error), fix="--max-new-tokens N"
+            ) from error
         if args.json:
             print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
     return 0
@@ -100,6 +128,12 @@ def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
         facts = read_facts(checkpoint)
         target = Path(temporary) / "model"
         done = export_model(
-            checkpoint, target, trust=trust, tokenizer_dir=tokenizer, facts=facts, verified=True, prove=False
+            checkpoint,
+            target,
+            trust=trust,
+            tokenizer_dir=tokenizer,
+            facts=facts,
+            verified=True,
+            prove=False,
         )
         return load_folder(done.folder, device=device)

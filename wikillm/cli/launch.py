@@ -56,33 +56,57 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     add_run_config_arguments(parser)
     parser.description = f"{HELP}\n\n{_TARGETS}"
-    parser.usage = (
-        f"{parser.prog} TARGET (--print | --go) [options] [--config NAME|FILE] [--deepspeed NAME] [KEY=VALUE ...]"
-    )
+    parser.usage = f"{parser.prog} TARGET (--print | --go) [options] [--config NAME|FILE] [--deepspeed NAME] [KEY=VALUE ...]"
     parser.add_argument("target", metavar="TARGET", help="where the run goes, see above")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--print", action="store_true", dest="show", help="show exactly what would run")
+    action.add_argument(
+        "--print", action="store_true", dest="show", help="show exactly what would run"
+    )
     action.add_argument("--go", action="store_true", help="run it")
     parser.add_argument("--resume", metavar="auto|never|PATH", help="as in `wikillm train`")
     parser.add_argument("--allow-change", action="store_true", help="as in `wikillm train`")
     swanlab = parser.add_argument_group("target swanlab")
-    swanlab.add_argument("-f", "--file", type=Path, metavar="FILE", help="the manifest (default swanlab.yaml)")
-    swanlab.add_argument("--init", action="store_true", help="write a manifest to start from")
-    swanlab.add_argument("--zip", type=Path, metavar="FILE", help="write the archive that a job would unpack")
-    swanlab.add_argument("--submit", action="store_true", help="upload the archive and start it as a task; asks first")
     swanlab.add_argument(
-        "--yes", action="store_true", help="do not ask before code, data or the key leave this machine"
+        "-f", "--file", type=Path, metavar="FILE", help="the manifest (default swanlab.yaml)"
     )
-    swanlab.add_argument("--follow", action="store_true", help="with --submit: show the task's states until it ends")
-    swanlab.add_argument("--every", type=float, metavar="SECONDS", help="how often to ask for the state (default 10)")
-    swanlab.add_argument("--to", type=Path, metavar="FOLDER", help="where the task's output goes when it has ended")
-    swanlab.add_argument("--name", metavar="NAME", help="data upload: name of the data set (default: the file's)")
+    swanlab.add_argument("--init", action="store_true", help="write a manifest to start from")
+    swanlab.add_argument(
+        "--zip", type=Path, metavar="FILE", help="write the archive that a job would unpack"
+    )
+    swanlab.add_argument(
+        "--submit",
+        action="store_true",
+        help="upload the archive and start it as a task; asks first",
+    )
+    swanlab.add_argument(
+        "--yes",
+        action="store_true",
+        help="do not ask before code, data or the key leave this machine",
+    )
+    swanlab.add_argument(
+        "--follow", action="store_true", help="with --submit: show the task's states until it ends"
+    )
+    swanlab.add_argument(
+        "--every", type=float, metavar="SECONDS", help="how often to ask for the state (default 10)"
+    )
+    swanlab.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="where the task's output goes when it has ended"
+    )
+    swanlab.add_argument(
+        "--name", metavar="NAME", help="data upload: name of the data set (default: the file's)"
+    )
     swanlab.add_argument("--desc", metavar="TEXT", help="data upload: one line about it")
-    swanlab.add_argument("--timeout", type=float, metavar="SECONDS", help="bound of every request (default 30)")
+    swanlab.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="bound of every request (default 30)"
+    )
     machine = parser.add_argument_group("the machines")
     machine.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
-    machine.add_argument("--gpus", "--gpus-per-node", type=int, metavar="N", help="processes per node, one per GPU")
-    machine.add_argument("--hostfile", type=Path, metavar="FILE", help="one line per node: node1 slots=8")
+    machine.add_argument(
+        "--gpus", "--gpus-per-node", type=int, metavar="N", help="processes per node, one per GPU"
+    )
+    machine.add_argument(
+        "--hostfile", type=Path, metavar="FILE", help="one line per node: node1 slots=8"
+    )
     machine.add_argument("--host", metavar="[USER@]HOST", help="the machine of target ssh")
     machine.add_argument(
         "--workdir",
@@ -90,16 +114,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="the checkout on the other machines. Default: this folder; ssh: wikillm. k8s, sky: where the storage is "
         "mounted (/wikillm)",
     )
-    machine.add_argument("--master-addr", metavar="HOST", help="first node, as the others reach it. Default: by target")
     machine.add_argument(
-        "--master-port", type=int, metavar="PORT", help="default 29500; --go takes a free one if it is busy"
+        "--master-addr",
+        metavar="HOST",
+        help="first node, as the others reach it. Default: by target",
     )
-    machine.add_argument("--node-rank", type=int, metavar="N", help="torchrun: number of this node, from 0")
-    machine.add_argument("--max-restarts", type=int, default=0, metavar="N", help="torchrun: restarts after a failure")
-    machine.add_argument("--hours", type=float, metavar="H", help="slurm: time limit (default 24)")
-    machine.add_argument("--cpus", type=int, default=8, metavar="N", help="slurm, k8s: cores per GPU (default 8)")
     machine.add_argument(
-        "--memory", metavar="SIZE", help="k8s: memory of a pod. Default: 32GiB per GPU, and what offload fills"
+        "--master-port",
+        type=int,
+        metavar="PORT",
+        help="default 29500; --go takes a free one if it is busy",
+    )
+    machine.add_argument(
+        "--node-rank", type=int, metavar="N", help="torchrun: number of this node, from 0"
+    )
+    machine.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="torchrun: restarts after a failure",
+    )
+    machine.add_argument("--hours", type=float, metavar="H", help="slurm: time limit (default 24)")
+    machine.add_argument(
+        "--cpus", type=int, default=8, metavar="N", help="slurm, k8s: cores per GPU (default 8)"
+    )
+    machine.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="k8s: memory of a pod. Default: 32GiB per GPU, and what offload fills",
     )
     machine.add_argument(
         "--storage",
@@ -130,7 +173,9 @@ def run(args: argparse.Namespace) -> int:
         print(rendering.text, end="")
         return 0
     if not args.go:
-        raise ConfigError("Show it or start it?", fix=f"wikillm launch {args.target} ... --print\nor --go")
+        raise ConfigError(
+            "Show it or start it?", fix=f"wikillm launch {args.target} ... --print\nor --go"
+        )
     return start(launch, rendering)
 
 
@@ -142,13 +187,18 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
 
     resume = "auto" if args.max_restarts and args.resume is None else args.resume
     words = [
-        word for flag in ("config", "deepspeed") if (value := getattr(args, flag)) for word in (f"--{flag}", value)
+        word
+        for flag in ("config", "deepspeed")
+        if (value := getattr(args, flag))
+        for word in (f"--{flag}", value)
     ]
     words += ["--resume", resume] if resume else []
     words += ["--allow-change"] if args.allow_change else []
     is_checkout = Path("train.py").is_file() and Path("wikillm").is_dir()
     runs_here = args.target in ("single", "multi", "torchrun")
-    port = args.master_port or (_free_port(DEFAULT_PORT) if args.go and runs_here and args.nodes == 1 else DEFAULT_PORT)
+    port = args.master_port or (
+        _free_port(DEFAULT_PORT) if args.go and runs_here and args.nodes == 1 else DEFAULT_PORT
+    )
     elsewhere = {"ssh": "wikillm", "k8s": "/wikillm", "sky": "/wikillm"}
     variables = {} if runs_here else forwarded()
     return Launch(
@@ -175,7 +225,9 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
         image=args.image,
         gpu_kind=args.gpu,
         variables=variables,
-        secrets=frozenset(name for name, value in variables.items() if names_a_secret(name) or "@" in value),
+        secrets=frozenset(
+            name for name, value in variables.items() if names_a_secret(name) or "@" in value
+        ),
     )
 
 
@@ -233,7 +285,11 @@ def _command(args: argparse.Namespace, words: list[str]) -> str:
         "gpu",
     ):
         value = getattr(args, flag)
-        if value is not None and (flag, value) not in (("nodes", 1), ("max_restarts", 0), ("cpus", 8)):
+        if value is not None and (flag, value) not in (
+            ("nodes", 1),
+            ("max_restarts", 0),
+            ("cpus", 8),
+        ):
             said += [f"--{flag.replace('_', '-')}", str(value)]
     text = shlex.join([*said, *words, *args.rest, "--print"])
     return redact_text(text.replace("\n", "\\n").replace("\r", "\\r"), environment_secrets())
@@ -262,9 +318,25 @@ def _check(args: argparse.Namespace) -> None:
     from wikillm.remote.hosts import bare_host, is_host
 
     problems = Problems(ConfigError)
-    for flag in ("file", "init", "zip", "submit", "yes", "follow", "every", "to", "name", "desc", "timeout"):
+    for flag in (
+        "file",
+        "init",
+        "zip",
+        "submit",
+        "yes",
+        "follow",
+        "every",
+        "to",
+        "name",
+        "desc",
+        "timeout",
+    ):
         if getattr(args, flag):
-            problems.add(f"--{flag} is for the target swanlab.", got=args.target, fix="wikillm launch swanlab ...")
+            problems.add(
+                f"--{flag} is for the target swanlab.",
+                got=args.target,
+                fix="wikillm launch swanlab ...",
+            )
     for flag, least in (
         ("nodes", 1),
         ("gpus", 1),
@@ -284,9 +356,17 @@ def _check(args: argparse.Namespace) -> None:
     if args.target == "single" and args.gpus == 1:  # says what the target means
         args.gpus = None
     for flag, (without, targets) in FOR_TARGETS.items():
-        if args.target in TARGET_NAMES and args.target not in targets and getattr(args, flag) != without:
+        if (
+            args.target in TARGET_NAMES
+            and args.target not in targets
+            and getattr(args, flag) != without
+        ):
             what = f"--{flag.replace('_', '-')} has no effect on the target {args.target}."
-            problems.add(what, got=f"it is for {', '.join(targets)}", fix="leave it out, or name another target")
+            problems.add(
+                what,
+                got=f"it is for {', '.join(targets)}",
+                fix="leave it out, or name another target",
+            )
     for flag in ("partition", "account"):
         value = getattr(args, flag)
         if value is not None and not _WORD.fullmatch(value):
@@ -294,7 +374,9 @@ def _check(args: argparse.Namespace) -> None:
     args.master_addr = args.master_addr and bare_host(args.master_addr)
     if args.master_addr is not None and not is_host(args.master_addr):
         problems.add("--master-addr is not a host.", got=repr(args.master_addr))
-    if args.workdir is not None and (not args.workdir.isprintable() or args.workdir.startswith("-")):
+    if args.workdir is not None and (
+        not args.workdir.isprintable() or args.workdir.startswith("-")
+    ):
         problems.add("--workdir is not a folder.", got=repr(args.workdir))
     if args.node_rank is not None and args.node_rank >= args.nodes:
         problems.add("--node-rank is below --nodes.", got=f"{args.node_rank} of {args.nodes}")

@@ -32,7 +32,11 @@ def run_swanlab(args: argparse.Namespace) -> int:
     path = args.file or Path(FILE_NAME)
     if args.init:
         if path.exists():
-            raise ConfigError("There is a manifest already.", got=str(path), fix="edit it, or name another: -f FILE")
+            raise ConfigError(
+                "There is a manifest already.",
+                got=str(path),
+                fix="edit it, or name another: -f FILE",
+            )
         write_atomic(path, TEMPLATE)
         print(f"wrote {path}; next: wikillm launch swanlab --print")
         return 0
@@ -50,7 +54,9 @@ def run_swanlab(args: argparse.Namespace) -> int:
     if args.zip:
         size = write_zip(manifest, packing, args.zip)
         parts = "one part" if size <= _ONE_PART else "several parts, being over 1 MiB"
-        print(f"wrote {args.zip}: {len(packing.files)} files, {format_size(size)} (an upload in {parts})")
+        print(
+            f"wrote {args.zip}: {len(packing.files)} files, {format_size(size)} (an upload in {parts})"
+        )
     if args.submit:
         from wikillm.cli.launch_swanlab_service import submit_folder
 
@@ -66,7 +72,9 @@ def _check_numbers(args: argparse.Namespace) -> None:
             setattr(args, flag, default)
         elif not (math.isfinite(value) and 0 < value <= 3600):
             raise ConfigError(
-                f"--{flag} is a number of seconds up to 3600.", got=f"{value:g}", fix=f"--{flag} {default:g}"
+                f"--{flag} is a number of seconds up to 3600.",
+                got=f"{value:g}",
+                fix=f"--{flag} {default:g}",
             )
 
 
@@ -76,17 +84,22 @@ def confirm(args: argparse.Namespace, what: list[str], question: str) -> bool:
     if args.yes:
         return True
     if not sys.stdin.isatty():
-        raise ConfigError("Nobody is there to be asked whether this may leave the machine.", fix="--yes")
+        raise ConfigError(
+            "Nobody is there to be asked whether this may leave the machine.", fix="--yes"
+        )
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _refuse_what_a_job_cannot_have(args: argparse.Namespace) -> None:
     if args.go:
-        raise ConfigError("A SwanLab Launch job is submitted.", got="--go", fix="wikillm launch swanlab --submit")
+        raise ConfigError(
+            "A SwanLab Launch job is submitted.", got="--go", fix="wikillm launch swanlab --submit"
+        )
     for flag in ("follow", "to"):
         if getattr(args, flag) and not args.submit:
             raise ConfigError(
-                f"--{flag} goes with --submit.", fix="wikillm launch swanlab task follow ID, task fetch ID"
+                f"--{flag} goes with --submit.",
+                fix="wikillm launch swanlab task follow ID, task fetch ID",
             )
     if args.to and not args.follow:
         raise ConfigError("--to needs a task that has ended.", fix="add --follow")
@@ -109,4 +122,8 @@ def _lines(manifest: Manifest, packing: Packing) -> list[str]:
     ]
     width = max(len(format_size(file.size)) for file in packing.files)
     listed = [f"  {format_size(file.size):>{width}}  {file.name}" for file in packing.files]
-    return [*facts, *listed, f"{len(packing.files)} files, {format_size(packing.size)} before compression"]
+    return [
+        *facts,
+        *listed,
+        f"{len(packing.files)} files, {format_size(packing.size)} before compression",
+    ]

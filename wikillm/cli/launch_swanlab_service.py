@@ -44,7 +44,8 @@ def submit_folder(args: argparse.Namespace, manifest: Manifest, packing: Packing
         identifier = submit(api, manifest, packing)
         if identifier is None:
             raise MachineError(
-                "The task was created, but the service did not tell its id.", fix="wikillm launch swanlab task list"
+                "The task was created, but the service did not tell its id.",
+                fix="wikillm launch swanlab task list",
             )
         print(f"task       {identifier}")
         if not args.follow:
@@ -56,11 +57,14 @@ def submit_folder(args: argparse.Namespace, manifest: Manifest, packing: Packing
 def run_service(args: argparse.Namespace) -> int:
     """`task VERB [ID]` and `data VERB [PATH]`."""
     noun, verb, *words = [*args.rest, ""] if len(args.rest) == 1 else args.rest
-    needs = {"task": {"list": 0, "status": 1, "follow": 1, "stop": 1, "fetch": 1}, "data": {"list": 0, "upload": 1}}[
-        noun
-    ]
+    needs = {
+        "task": {"list": 0, "status": 1, "follow": 1, "stop": 1, "fetch": 1},
+        "data": {"list": 0, "upload": 1},
+    }[noun]
     if needs.get(verb) != len(words):
-        raise ConfigError(f"wikillm launch swanlab {noun}: what?", got=" ".join(args.rest), fix=_USAGE[noun])
+        raise ConfigError(
+            f"wikillm launch swanlab {noun}: what?", got=" ".join(args.rest), fix=_USAGE[noun]
+        )
     if noun == "data" and verb == "upload":
         return _upload(args, Path(words[0]))
     if verb == "fetch":
@@ -84,7 +88,9 @@ def _task(args: argparse.Namespace, api: SwanLabApi, verb: str, words: list[str]
         return _follow(args, api, identifier)
     if verb == "stop":
         api.stop(identifier)
-        print(f"asked to stop {identifier}; that can take minutes: wikillm launch swanlab task status {identifier}")
+        print(
+            f"asked to stop {identifier}; that can take minutes: wikillm launch swanlab task status {identifier}"
+        )
         return 0
     task = api.task(identifier)
     if verb == "status":
@@ -102,7 +108,9 @@ def _follow(args: argparse.Namespace, api: SwanLabApi, identifier: str) -> int:
         task = follow(api, identifier, every=args.every, tell=tell)
     except (KeyboardInterrupt, MachineError):
         print(
-            f"the task goes on; to stop it: wikillm launch swanlab task stop {identifier}", file=sys.stderr, flush=True
+            f"the task goes on; to stop it: wikillm launch swanlab task stop {identifier}",
+            file=sys.stderr,
+            flush=True,
         )
         raise
     if args.to:
@@ -149,7 +157,9 @@ def _upload(args: argparse.Namespace, path: Path) -> int:
     account, files = find_account(), data_files(path)
     name = args.name or path.resolve().name
     if not name.isprintable() or "/" in name or name in (".", ".."):
-        raise ConfigError("A data set's name is one word of a path: it becomes /data/NAME/.", got=repr(name))
+        raise ConfigError(
+            "A data set's name is one word of a path: it becomes /data/NAME/.", got=repr(name)
+        )
     size = sum(file.stat().st_size for file, _ in files)
     what = [
         f"to         {account.host}, and the object store that it names",
@@ -161,7 +171,9 @@ def _upload(args: argparse.Namespace, path: Path) -> int:
         return 0
     with SwanLabApi(account, timeout=args.timeout) as api:
         identifier = upload_data(api, files, name, args.desc, _Progress(size))
-    print(f"data set   {identifier}; in swanlab.yaml: volumes: [{{name: {name}, id: {identifier}}}]")
+    print(
+        f"data set   {identifier}; in swanlab.yaml: volumes: [{{name: {name}, id: {identifier}}}]"
+    )
     return 0
 
 

@@ -37,9 +37,13 @@ class Command:
 
 
 COMMANDS = {
-    "prepare": Command("wikillm.cli.prepare", "Build the token store: documents, tokenizer, tokens.", True),
+    "prepare": Command(
+        "wikillm.cli.prepare", "Build the token store: documents, tokenizer, tokens.", True
+    ),
     "data": Command(
-        "wikillm.cli.data", "Look into a token store: stats, show N, verify, export, import, tokenizer.", False
+        "wikillm.cli.data",
+        "Look into a token store: stats, show N, verify, export, import, tokenizer.",
+        False,
     ),
     "plan": Command(
         "wikillm.cli.plan",
@@ -53,16 +57,32 @@ COMMANDS = {
         True,
     ),
     "doctor": Command(
-        "wikillm.cli.doctor", "Check this machine, or all nodes of a hostfile, against what a run needs.", True
+        "wikillm.cli.doctor",
+        "Check this machine, or all nodes of a hostfile, against what a run needs.",
+        True,
     ),
-    "status": Command("wikillm.cli.status", "What every node and rank of a run is doing, or how it ended.", False),
-    "stop": Command("wikillm.cli.stop", "End a run on all its nodes: with a checkpoint, or --now.", False),
-    "eval": Command("wikillm.cli.eval", "Validation loss, perplexity and bits per byte of a model.", True),
-    "generate": Command("wikillm.cli.generate", "Complete a text with a trained or exported model.", False),
-    "export": Command("wikillm.cli.export", "Write a run as a standard Hugging Face folder.", False),
-    "config": Command("wikillm.cli.config", "Show a run's configuration and where each value comes from.", True),
+    "status": Command(
+        "wikillm.cli.status", "What every node and rank of a run is doing, or how it ended.", False
+    ),
+    "stop": Command(
+        "wikillm.cli.stop", "End a run on all its nodes: with a checkpoint, or --now.", False
+    ),
+    "eval": Command(
+        "wikillm.cli.eval", "Validation loss, perplexity and bits per byte of a model.", True
+    ),
+    "generate": Command(
+        "wikillm.cli.generate", "Complete a text with a trained or exported model.", False
+    ),
+    "export": Command(
+        "wikillm.cli.export", "Write a run as a standard Hugging Face folder.", False
+    ),
+    "config": Command(
+        "wikillm.cli.config", "Show a run's configuration and where each value comes from.", True
+    ),
     "presets": Command("wikillm.cli.presets", "List the model, data and run presets.", False),
-    "demo": Command("wikillm.cli.demo", "From a Wikipedia dump to a trained, exported model, in minutes.", False),
+    "demo": Command(
+        "wikillm.cli.demo", "From a Wikipedia dump to a trained, exported model, in minutes.", False
+    ),
 }
 
 EPILOG = """\
@@ -153,7 +173,9 @@ def _with_dashes(parser: argparse.ArgumentParser, words: list[str]) -> list[str]
     for word in words:
         flag, equals, value = word.partition("=")
         dashed = flag.replace("_", "-")
-        spelled.append(f"{dashed}{equals}{value}" if flag not in known and dashed in known else word)
+        spelled.append(
+            f"{dashed}{equals}{value}" if flag not in known and dashed in known else word
+        )
     return spelled
 
 
@@ -212,7 +234,11 @@ def _refused(error: WikiLLMError, debug: bool) -> int:
 
 def _failed(error: Exception, debug: bool) -> int:
     """An error that no place has foreseen: of the output, of the machine or of a file, or else a bug."""
-    if isinstance(error, OSError) and not error.filename and (lost := _output_failure()) is not None:
+    if (
+        isinstance(error, OSError)
+        and not error.filename
+        and (lost := _output_failure()) is not None
+    ):
         drop_output(1)
         if isinstance(lost, BrokenPipeError):
             return READER_GONE

@@ -9,7 +9,9 @@ from typing import TypeVar
 Number = TypeVar("Number", int, float)
 
 
-def _checked(kind: Callable[[str], Number], is_fine: Callable[[Number], bool], what: str) -> Callable[[str], Number]:
+def _checked(
+    kind: Callable[[str], Number], is_fine: Callable[[Number], bool], what: str
+) -> Callable[[str], Number]:
     """An argparse type: `kind`, refused where it is not fine."""
 
     def parse(text: str) -> Number:

@@ -29,9 +29,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="kind of GPU: h100 (default), a100, 4090, ...; cpu: this one; any name beside --gpu-memory and --tflops",
     )
-    group.add_argument("--gpu-memory", metavar="SIZE", help="usable memory of a GPU, such as 79GiB. Default: by kind")
     group.add_argument(
-        "--tflops", type=float, metavar="N", help="dense bf16 peak of a GPU, from its data sheet. Default: by kind"
+        "--gpu-memory",
+        metavar="SIZE",
+        help="usable memory of a GPU, such as 79GiB. Default: by kind",
+    )
+    group.add_argument(
+        "--tflops",
+        type=float,
+        metavar="N",
+        help="dense bf16 peak of a GPU, from its data sheet. Default: by kind",
     )
     group.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
     group.add_argument(
@@ -43,13 +50,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="GPUs in a node (default 8)",
     )
-    group.add_argument("--host-memory", metavar="SIZE", help="memory of a node for offload. Default: 128GiB per GPU")
-    group.add_argument("--mfu", type=float, help="assumed MFU, 0 to 1. Default: 0.25 to 0.40 by size of the model")
+    group.add_argument(
+        "--host-memory",
+        metavar="SIZE",
+        help="memory of a node for offload. Default: 128GiB per GPU",
+    )
+    group.add_argument(
+        "--mfu", type=float, help="assumed MFU, 0 to 1. Default: 0.25 to 0.40 by size of the model"
+    )
     group.add_argument("--price", type=float, help="price of a GPU hour, in your currency")
     parser.add_argument("--tokens", metavar="N", help="training tokens in the corpus, such as 1.2B")
-    parser.add_argument("--all", action="store_true", help="every model preset on 1, 8, 64 and 512 GPUs")
+    parser.add_argument(
+        "--all", action="store_true", help="every model preset on 1, 8, 64 and 512 GPUs"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--calibrate", action="store_true", help="measure this machine (under a minute) and keep it")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="measure this machine (under a minute) and keep it"
+    )
     parser.add_argument(
         "--report",
         nargs="*",
@@ -89,8 +106,12 @@ def _calibrate(args: argparse.Namespace) -> int:
         return 0
     print(made.describe())
     if made.load > 0.5 * made.cpus:
-        print(f"warning: the load was {made.load:g} on {made.cpus} cores: a quiet machine is faster")
-    print(f"wrote {path}; `wikillm plan` uses it for {'this CPU: --gpu cpu' if made.kind == 'cpu' else 'such a GPU'}")
+        print(
+            f"warning: the load was {made.load:g} on {made.cpus} cores: a quiet machine is faster"
+        )
+    print(
+        f"wrote {path}; `wikillm plan` uses it for {'this CPU: --gpu cpu' if made.kind == 'cpu' else 'such a GPU'}"
+    )
     return 0
 
 
@@ -129,13 +150,19 @@ def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> 
     )
     choices = choose(resolved, job, machine, args.mfu)
     said = _calibration_used(machine)
-    return to_json(resolved, job, machine, choices, mfu=args.mfu, price=args.price, calibration=said)
+    return to_json(
+        resolved, job, machine, choices, mfu=args.mfu, price=args.price, calibration=said
+    )
 
 
 def _calibration_used(machine: Machine) -> str | None:
     from wikillm.plan.calibration import read_calibration
 
-    known = read_calibration() if machine.gpu.device == "cpu" or machine.gpu.ceiling is not None else None
+    known = (
+        read_calibration()
+        if machine.gpu.device == "cpu" or machine.gpu.ceiling is not None
+        else None
+    )
     return known.describe() if known else None
 
 
@@ -151,7 +178,9 @@ def _run_all(args: argparse.Namespace) -> int:
             got=" ".join([*args.rest, *filter(None, (args.config, args.deepspeed))]),
             fix="leave the run's arguments out, or leave --all out",
         )
-    names = sorted(preset_names("models"), key=lambda name: load_preset("models", name).parameters or 0)
+    names = sorted(
+        preset_names("models"), key=lambda name: load_preset("models", name).parameters or 0
+    )
     rows: list[dict[str, Any]] = []
     for name in names:
         run_name = f"pretrain-{name}"
@@ -164,8 +193,18 @@ def _run_all(args: argparse.Namespace) -> int:
             try:
                 rows.append(row | {"plan": plan_run(resolved, machine, args), "refused": None})
             except ConfigError as error:
-                rows.append(row | {"plan": None, "refused": {"what": error.what, "got": error.got, "fix": error.fix}})
-    print(json.dumps({"basis": ESTIMATE, "plans": rows}, indent=2) if args.json else "\n".join(_all_lines(rows)))
+                rows.append(
+                    row
+                    | {
+                        "plan": None,
+                        "refused": {"what": error.what, "got": error.got, "fix": error.fix},
+                    }
+                )
+    print(
+        json.dumps({"basis": ESTIMATE, "plans": rows}, indent=2)
+        if args.json
+        else "\n".join(_all_lines(rows))
+    )
     return 0
 
 
@@ -179,7 +218,9 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         start = f"{row['model']:<7}{row['gpus']:>6}  "
         if row["plan"] is None:
-            out.append(f"{start}refused: {row['refused']['what']} {(row['refused']['fix'] or '').splitlines()[0]}")
+            out.append(
+                f"{start}refused: {row['refused']['what']} {(row['refused']['fix'] or '').splitlines()[0]}"
+            )
             continue
         best = row["plan"]["choices"][0]
         out.append(
@@ -202,7 +243,11 @@ def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machin
         gpu = with_memory(cpu_as_device(read_calibration(), gpus_per_node, here), memory)
     else:
         known = args.tflops is None
-        found = with_memory(find_gpu(args.gpu), memory) if known else describe_gpu(args.gpu, memory, args.tflops)
+        found = (
+            with_memory(find_gpu(args.gpu), memory)
+            if known
+            else describe_gpu(args.gpu, memory, args.tflops)
+        )
         gpu = apply_calibration(found, read_calibration(), driver_name(found.name))
     host = memory_argument(args.host_memory, "--host-memory") or HOST_MEMORY_PER_GPU * gpus_per_node
     return Machine(gpu, nodes, gpus_per_node, host)
@@ -215,11 +260,21 @@ def _check(args: argparse.Namespace) -> None:
     for name, most in (("nodes", 100_000), ("gpus_per_node", 1024)):
         value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
         if not 1 <= value <= most:
-            problems.add(f"{flag} is at {'least 1' if value < 1 else f'most {most}'}.", got=str(value))
+            problems.add(
+                f"{flag} is at {'least 1' if value < 1 else f'most {most}'}.", got=str(value)
+            )
     if args.tflops is not None and not 0.1 <= args.tflops <= 100_000:
-        problems.add("--tflops is a GPU's dense bf16 peak in TFLOP/s.", got=str(args.tflops), fix="--tflops 165")
+        problems.add(
+            "--tflops is a GPU's dense bf16 peak in TFLOP/s.",
+            got=str(args.tflops),
+            fix="--tflops 165",
+        )
     if args.tflops is not None and args.gpu.lower() == "cpu":
-        problems.add("--tflops is for a GPU; a CPU is measured.", got="--gpu cpu", fix="wikillm plan --calibrate")
+        problems.add(
+            "--tflops is for a GPU; a CPU is measured.",
+            got="--gpu cpu",
+            fix="wikillm plan --calibrate",
+        )
     if not args.gpu.strip() or not args.gpu.isprintable():
         problems.add("--gpu is a name.", got=repr(args.gpu), fix="--gpu h100")
     if args.mfu is not None and not 0 < args.mfu <= 1:

@@ -15,7 +15,11 @@ HELP = "Build the token store: documents, tokenizer, tokens."
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print a summary that a program can read, and nothing else")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print a summary that a program can read, and nothing else",
+    )
     parser.add_argument(
         "--wiki",
         nargs="+",
@@ -28,18 +32,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="with data.dedup: find the copies and write the list of them, for data.drop_list here or elsewhere; no store",
     )
-    many = parser.add_argument_group("on several machines that share the sources' and the store's folders")
+    many = parser.add_argument_group(
+        "on several machines that share the sources' and the store's folders"
+    )
     many.add_argument(
         "--executor",
         choices=("local", "ray", "slurm"),
         default="local",
         help="who builds the shards: this machine, a Ray cluster (RAY_ADDRESS, or one started here), a Slurm array",
     )
-    many.add_argument("--shards", metavar="A:B|I/N", help="build the shards A to B - 1 only, or the I-th of N parts")
-    many.add_argument("--print", action="store_true", help="slurm: print the batch file; nothing is submitted")
-    many.add_argument("--tasks", type=int, default=16, metavar="N", help="slurm: tasks of the array (default 16)")
-    many.add_argument("--cpus", type=int, default=4, metavar="N", help="slurm: CPUs per task (default 4)")
-    many.add_argument("--hours", type=float, default=24.0, metavar="H", help="slurm: time limit of a task (default 24)")
+    many.add_argument(
+        "--shards",
+        metavar="A:B|I/N",
+        help="build the shards A to B - 1 only, or the I-th of N parts",
+    )
+    many.add_argument(
+        "--print", action="store_true", help="slurm: print the batch file; nothing is submitted"
+    )
+    many.add_argument(
+        "--tasks", type=int, default=16, metavar="N", help="slurm: tasks of the array (default 16)"
+    )
+    many.add_argument(
+        "--cpus", type=int, default=4, metavar="N", help="slurm: CPUs per task (default 4)"
+    )
+    many.add_argument(
+        "--hours",
+        type=float,
+        default=24.0,
+        metavar="H",
+        help="slurm: time limit of a task (default 24)",
+    )
     many.add_argument("--partition", metavar="NAME", help="slurm: partition")
     many.add_argument("--account", metavar="NAME", help="slurm: account")
 
@@ -87,7 +109,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         print(summary_of(store))
         if args.wiki:
-            print(f"sources    {store.dir / ATTRIBUTION_NAME} names them; it goes where the text goes")
+            print(
+                f"sources    {store.dir / ATTRIBUTION_NAME} names them; it goes where the text goes"
+            )
             print(f"next       wikillm train data.path=null data.store={store.dir}")
         return ExitCode.DONE
     json.dump(summary_json(store), sys.stdout, indent=2, ensure_ascii=False)
@@ -115,10 +139,19 @@ def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
         drops = write_drop_list_of(plan_store(cfg), Path(args.drop_list_only))
     if args.json:
         names = ("sha256", "exact", "near")
-        print(json.dumps({"path": args.drop_list_only, **{name: getattr(drops, name) for name in names}}, indent=2))
+        print(
+            json.dumps(
+                {"path": args.drop_list_only, **{name: getattr(drops, name) for name in names}},
+                indent=2,
+            )
+        )
     else:
-        print(f"drop-list  {args.drop_list_only}: {drops.exact:,} exact and {drops.near:,} near copies")
-        print(f"next       the same sources and settings with data.drop_list={args.drop_list_only}: prepare, or train")
+        print(
+            f"drop-list  {args.drop_list_only}: {drops.exact:,} exact and {drops.near:,} near copies"
+        )
+        print(
+            f"next       the same sources and settings with data.drop_list={args.drop_list_only}: prepare, or train"
+        )
     return ExitCode.DONE
 
 
@@ -136,13 +169,17 @@ def _take_dumps(args: argparse.Namespace) -> list[str]:
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     from wikillm.core.errors import ConfigError
 
-    if args.drop_list_only is not None and (args.executor != "local" or args.shards is not None or args.print):
+    if args.drop_list_only is not None and (
+        args.executor != "local" or args.shards is not None or args.print
+    ):
         raise ConfigError(
             "--drop-list-only finds copies on this machine, in one go.",
             fix="leave out --executor, --shards and --print; give them when the store is built with data.drop_list",
         )
     if args.shards is not None and args.executor != "local":
-        raise ConfigError("--shards builds a part on this machine; --executor makes the parts itself.")
+        raise ConfigError(
+            "--shards builds a part on this machine; --executor makes the parts itself."
+        )
     if args.executor == "slurm" and not args.print:
         raise ConfigError(
             "--executor slurm submits nothing by itself.",
@@ -151,7 +188,10 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     if args.print and args.executor != "slurm":
         raise ConfigError("--print is for --executor slurm.", got=f"--executor {args.executor}")
     if min(args.tasks, args.cpus) < 1 or args.hours <= 0:
-        raise ConfigError("--tasks, --cpus and --hours are above 0.", got=f"{args.tasks}, {args.cpus}, {args.hours:g}")
+        raise ConfigError(
+            "--tasks, --cpus and --hours are above 0.",
+            got=f"{args.tasks}, {args.cpus}, {args.hours:g}",
+        )
 
 
 def _batch_file(args: argparse.Namespace) -> str:

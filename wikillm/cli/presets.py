@@ -10,7 +10,9 @@ HELP = "List the model, data and run presets."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="one JSON object: axis -> name -> facts")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object: axis -> name -> facts"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +42,12 @@ def list_presets() -> dict[str, dict[str, dict[str, Any]]]:
         model = load(run, words).config.model
         rows = model.vocab_size if isinstance(model.vocab_size, int) else 0
         count = count_parameters(model, rows)
-        return {"about": about, "model": model.preset, "parameters": count.total, "vocab_size": rows}
+        return {
+            "about": about,
+            "model": model.preset,
+            "parameters": count.total,
+            "vocab_size": rows,
+        }
 
     models = {
         name: facts([f"model.preset={name}"], None, load_preset("models", name).about)

@@ -49,10 +49,16 @@ def add_run_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what describes a run, and list the keys below `--help`."""
     group = parser.add_argument_group("the run")
     group.add_argument(
-        "--config", metavar="NAME|FILE", help="a run preset, or a YAML file with sections. Default: wiki-zh-120m"
+        "--config",
+        metavar="NAME|FILE",
+        help="a run preset, or a YAML file with sections. Default: wiki-zh-120m",
     )
-    group.add_argument("--deepspeed", metavar="FILE|NAME", help="a DeepSpeed JSON, or a shipped one such as zero2")
-    group.add_argument("--help-all", action=_HelpAll, nargs=0, help="list all keys of a configuration, and exit")
+    group.add_argument(
+        "--deepspeed", metavar="FILE|NAME", help="a DeepSpeed JSON, or a shipped one such as zero2"
+    )
+    group.add_argument(
+        "--help-all", action=_HelpAll, nargs=0, help="list all keys of a configuration, and exit"
+    )
     parser.usage = f"{parser.prog} [--config NAME|FILE] [--deepspeed FILE|NAME] [options] [KEY=VALUE | --KEY VALUE ...]"
     short_help = parser.format_help
 
@@ -70,7 +76,9 @@ def resolve_run_config(args: argparse.Namespace) -> Resolved:
 
     for flag in ("config", "deepspeed"):
         if getattr(args, flag) == "":  # an empty variable of a shell: not the default run
-            raise ConfigError(f"--{flag} is empty.", got=f"--{flag} ''", fix=f"name one, or leave --{flag} out")
+            raise ConfigError(
+                f"--{flag} is empty.", got=f"--{flag} ''", fix=f"name one, or leave --{flag} out"
+            )
     return load(args.config, args.rest, args.deepspeed)
 
 

@@ -13,7 +13,9 @@ HELP = "What every node and rank of a run is doing, or how it ended."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run directory, seen from any node that shares it")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="the run directory, seen from any node that shares it"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
@@ -44,13 +46,23 @@ def _lines(status: RunStatus) -> list[str]:
         )
     if status.exit is not None:
         reason = str(status.exit.get("reason", "")).replace("\n", "\n           ")
-        lines.append(f"exit       {status.exit.get('code')} at step {status.exit.get('step')}: {reason}")
+        lines.append(
+            f"exit       {status.exit.get('code')} at step {status.exit.get('step')}: {reason}"
+        )
     if not status.ranks:
         return [*lines, "ranks      none has reported yet"]
     lines.append("")
-    lines.append(f"{'rank':>5} {'host':<20} {'pid':>8} {'phase':<11} {'step':>9} {'standing':>9} {'seen':>9}  state")
+    lines.append(
+        f"{'rank':>5} {'host':<20} {'pid':>8} {'phase':<11} {'step':>9} {'standing':>9} {'seen':>9}  state"
+    )
     for record, alive in zip(status.ranks, status.running, strict=True):
-        state = "running" if alive else f"exit {record.exit['code']}" if record.exit is not None else "gone"
+        state = (
+            "running"
+            if alive
+            else f"exit {record.exit['code']}"
+            if record.exit is not None
+            else "gone"
+        )
         lines.append(
             f"{record.rank:>5} {record.process.host:<20.20} {record.process.pid:>8} {record.phase:<11} {record.step:>9,} "
             f"{format_seconds(record.standing):>9} {format_seconds(record.age(status.now)):>9}  {state}"

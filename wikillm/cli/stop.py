@@ -16,15 +16,27 @@ HELP = "End a run on all its nodes: with a checkpoint, or --now."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run directory, seen from any node that shares it")
-    parser.add_argument("--now", action="store_true", help="without a checkpoint; on this machine also what hangs")
     parser.add_argument(
-        "--wait", type=not_negative, default=600.0, metavar="SECONDS", help="how long it may take to save (default 600)"
+        "run", type=Path, metavar="RUN", help="the run directory, seen from any node that shares it"
+    )
+    parser.add_argument(
+        "--now", action="store_true", help="without a checkpoint; on this machine also what hangs"
+    )
+    parser.add_argument(
+        "--wait",
+        type=not_negative,
+        default=600.0,
+        metavar="SECONDS",
+        help="how long it may take to save (default 600)",
     )
 
 
 def _way_out(run: Path, now: bool, result: Stopped) -> str:
-    here = [record for record in result.left if record.rank in result.untouched and record.process.is_here()]
+    here = [
+        record
+        for record in result.left
+        if record.rank in result.untouched and record.process.is_here()
+    ]
     if not here:
         return f"wikillm stop {run} --now" + ("   (on those machines)" if now else "")
     pids = ",".join(str(record.process.pid) for record in here)
@@ -41,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
         if said != [len(running)]:
             said[:] = [len(running)]
             hosts = sorted({record.process.host for record in running})
-            print(f"waiting for {len(running)} rank{'s' if len(running) > 1 else ''} on {', '.join(hosts)}")
+            print(
+                f"waiting for {len(running)} rank{'s' if len(running) > 1 else ''} on {', '.join(hosts)}"
+            )
 
     result = stop(args.run, at_once=args.now, timeout=args.wait, on_wait=on_wait)
     if result.left:

@@ -30,11 +30,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="go on from the newest complete checkpoint of run.dir (auto), or from the one at PATH",
     )
     parser.add_argument(
-        "--allow-change", action="store_true", help="on resume, accept another horizon or batch than the checkpoint's"
+        "--allow-change",
+        action="store_true",
+        help="on resume, accept another horizon or batch than the checkpoint's",
     )
     parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
-    parser.add_argument("--dry-run", action="store_true", help="build the token store, show the plan, and stop there")
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build the token store, show the plan, and stop there",
+    )
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
                 return _train(args, signals)
         except WikiLLMError as error:
             if isinstance(error, StoppedError) and os.environ.get("RANK", "0") != "0":
-                return int(error.exit_code)  # rank 0 tells it; here it may be the launcher, ending what rank 0 refused
+                return int(
+                    error.exit_code
+                )  # rank 0 tells it; here it may be the launcher, ending what rank 0 refused
             let_rank_0_speak_first(error)
             raise
 
@@ -73,11 +83,19 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
     refuse_broken_machine(resolved, world)
     if not is_local(world, settings):
         return _pretrain(args, resolved, signals, None)
-    with supervise(world, settings, dict) as supervisor, signals.as_error():  # before the imports, too
+    with (
+        supervise(world, settings, dict) as supervisor,
+        signals.as_error(),
+    ):  # before the imports, too
         return _pretrain(args, resolved, signals, supervisor)
 
 
-def _pretrain(args: argparse.Namespace, resolved: Resolved, signals: StopSignals, supervisor: Supervisor | None) -> int:
+def _pretrain(
+    args: argparse.Namespace,
+    resolved: Resolved,
+    signals: StopSignals,
+    supervisor: Supervisor | None,
+) -> int:
     from wikillm.train.preview import say_result
     from wikillm.train.run import pretrain
 

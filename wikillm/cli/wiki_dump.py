@@ -35,7 +35,9 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
 
     taken = {setting.key for setting in parse_arguments(user, Problems(ConfigError))}
     if "data.path" in taken:
-        raise ConfigError("--wiki names the sources, and data.path does too.", fix="leave one of them out")
+        raise ConfigError(
+            "--wiki names the sources, and data.path does too.", fix="leave one of them out"
+        )
     addresses = [dump for dump in dumps if scheme_of(dump)]  # fetched later: the name has to tell
     local = [dump for dump in dumps if dump not in addresses]
     paths = [str(path) for path in locate(local)] if local else []
@@ -57,7 +59,9 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     if is_chinese or any("zhwiki" in name for name in addresses):
         wanted["data.convert"] = "t2s" if has_opencc() else "none"
         if not has_opencc():
-            notes.append("traditional characters stay: OpenCC is not installed (pip install 'wikillm[wiki]')")
+            notes.append(
+                "traditional characters stay: OpenCC is not installed (pip install 'wikillm[wiki]')"
+            )
     if "data.drop_list" in taken:  # it says itself how its copies were found
         wanted["data.dedup"] = "none"
         notes = [note for note in notes if not note.startswith("near")]

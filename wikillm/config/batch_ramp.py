@@ -87,16 +87,22 @@ def batch_ramp(train: TrainSection, full: int) -> BatchRamp:
     first = train.batch_ramp_from // train.sequence_length
     doublings = (full // first).bit_length() - 1
     sizes = [first << stage for stage in range(doublings)]
-    share = -(-train.batch_ramp_tokens // (doublings * train.sequence_length))  # sequences per stage, rounded up
+    share = -(
+        -train.batch_ramp_tokens // (doublings * train.sequence_length)
+    )  # sequences per stage, rounded up
     return BatchRamp(full, tuple((-(-share // size), size) for size in sizes))
 
 
-def check_batch_ramp(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
+def check_batch_ramp(
+    train: TrainSection, origins: Mapping[str, Origin], problems: Problems
+) -> None:
     """Both keys or none, and a first batch that doubles to the full one."""
     first, over, full = train.batch_ramp_from, train.batch_ramp_tokens, train.global_batch_tokens
     if first is None and over is None:
         return
-    got = where_of(origins, *(key for key in KEYS if getattr(train, key.removeprefix("train.")) is not None))
+    got = where_of(
+        origins, *(key for key in KEYS if getattr(train, key.removeprefix("train.")) is not None)
+    )
     if first is None or over is None:
         missing = KEYS[0] if first is None else KEYS[1]
         problems.add(f"A batch ramp needs {missing} as well.", got=got, fix="set both, or neither")

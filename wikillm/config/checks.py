@@ -31,23 +31,37 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     check_batch_ramp(config.train, origins, problems)
     if config.model.zero_init_outputs and config.model.init_from is not None:
         got = where_of(origins, "model.zero_init_outputs", "model.init_from")
-        problems.add("zero_init_outputs has no effect on the weights of model.init_from.", got=got, fix="leave it out")
+        problems.add(
+            "zero_init_outputs has no effect on the weights of model.init_from.",
+            got=got,
+            fix="leave it out",
+        )
     is_default = config.train.ema_start == TrainSection.model_fields["ema_start"].default
     if not config.train.ema_decay and origins["train.ema_start"].is_user and not is_default:
         got = where_of(origins, "train.ema_start")
-        problems.add("ema_start has no effect without ema_decay.", got=got, fix="train.ema_decay=0.999")
+        problems.add(
+            "ema_start has no effect without ema_decay.", got=got, fix="train.ema_decay=0.999"
+        )
     _check_micro_batch(config.train, origins, problems)
     _check_files(config.data, origins, problems)
     fraction = config.data.val_fraction
     if isinstance(fraction, float) and not 0 < fraction < 1:
         got = f"{fraction:g} ({where_of(origins, 'data.val_fraction')})"
-        problems.add("data.val_fraction is a share between 0 and 1, or auto.", got=got, fix="data.val_fraction=0.01")
+        problems.add(
+            "data.val_fraction is a share between 0 and 1, or auto.",
+            got=got,
+            fix="data.val_fraction=0.01",
+        )
     if config.model.vocab_size != "auto" and config.model.vocab_size < 1:
         got = f"{config.model.vocab_size} ({where_of(origins, 'model.vocab_size')})"
-        problems.add("model.vocab_size is a number of rows, or auto.", got=got, fix="model.vocab_size=auto")
+        problems.add(
+            "model.vocab_size is a number of rows, or auto.", got=got, fix="model.vocab_size=auto"
+        )
     if all(getattr(config.train, key.removeprefix("train.")) is None for key in HORIZON):
         got = f"none of {', '.join(HORIZON)} is set"
-        problems.add("The run has no horizon.", got=got, fix="--max_steps 1000, or train.max_tokens=2.5B")
+        problems.add(
+            "The run has no horizon.", got=got, fix="--max_steps 1000, or train.max_tokens=2.5B"
+        )
 
 
 def _check_files(data: DataSection, origins: Mapping[str, Origin], problems: Problems) -> None:
@@ -59,23 +73,35 @@ def _check_files(data: DataSection, origins: Mapping[str, Origin], problems: Pro
             problems.add(error.what, got=where_of(origins, "data.tokenizer"), fix=error.fix)
     if data.store is not None and not PurePath(data.store).name:
         got = where_of(origins, "data.store")
-        problems.add("data.store names no folder that a store can be built in.", got=got, fix="data.store=stores/NAME")
+        problems.add(
+            "data.store names no folder that a store can be built in.",
+            got=got,
+            fix="data.store=stores/NAME",
+        )
 
 
-def _check_micro_batch(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
+def _check_micro_batch(
+    train: TrainSection, origins: Mapping[str, Origin], problems: Problems
+) -> None:
     key, most, micro = (
         "train.per_device_train_batch_size",
         "train.max_micro_batch_tokens",
         train.per_device_train_batch_size,
     )
-    is_chosen = origins[most].is_user and origins[most].rank >= origins[key].rank  # a higher layer's number replaces it
-    is_default = train.max_micro_batch_tokens == TrainSection.model_fields["max_micro_batch_tokens"].default
+    is_chosen = (
+        origins[most].is_user and origins[most].rank >= origins[key].rank
+    )  # a higher layer's number replaces it
+    is_default = (
+        train.max_micro_batch_tokens == TrainSection.model_fields["max_micro_batch_tokens"].default
+    )
     if micro != "auto" and is_chosen and not is_default:
         what = f"max_micro_batch_tokens has no effect beside per_device_train_batch_size={micro}."
         problems.add(what, got=where_of(origins, most, key), fix=f"{key}=auto, or leave {most} out")
 
 
-def check_init_from(config: RunConfig, shape: list[Setting], origins: Mapping[str, Origin], problems: Problems) -> None:
+def check_init_from(
+    config: RunConfig, shape: list[Setting], origins: Mapping[str, Origin], problems: Problems
+) -> None:
     """The shape comes from the folder of model.init_from: what the user sets beside it must agree."""
     for setting in shape:
         value = getattr(config.model, setting.key.removeprefix("model."))
@@ -89,15 +115,26 @@ def _check_heads(model: ModelSection, origins: Mapping[str, Origin], problems: P
     def place(*names: str) -> str:
         return where_of(origins, *(f"model.{name}" for name in names))
 
-    hidden, heads, kv_heads = model.hidden_size, model.num_attention_heads, model.num_key_value_heads
+    hidden, heads, kv_heads = (
+        model.hidden_size,
+        model.num_attention_heads,
+        model.num_key_value_heads,
+    )
     if model.head_dim is None and hidden % heads:
         what = f"hidden_size={hidden} cannot be split over num_attention_heads={heads}."
-        legal = ", ".join(str(n) for n in range(1, hidden + 1) if hidden % n == 0 and hidden // n in (32, 64, 96, 128))
+        legal = ", ".join(
+            str(n)
+            for n in range(1, hidden + 1)
+            if hidden % n == 0 and hidden // n in (32, 64, 96, 128)
+        )
         fix = f"model.num_attention_heads={legal}" if legal else "set model.head_dim as well"
         problems.add(what, got=place("hidden_size", "num_attention_heads"), fix=fix)
     elif (head_dim := model.head_dim or hidden // heads) % 2:
         names = ("head_dim", "hidden_size", "num_attention_heads")
-        problems.add(f"The heads are {head_dim} wide; rotary embeddings need an even width.", got=place(*names))
+        problems.add(
+            f"The heads are {head_dim} wide; rotary embeddings need an even width.",
+            got=place(*names),
+        )
     if heads % kv_heads:
         what = f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}."
         legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
@@ -116,7 +153,9 @@ def _check_lengths(config: RunConfig, origins: Mapping[str, Origin], problems: P
         problems.add(what, got=got, fix=fix)
 
 
-def _check_document_mask(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) -> None:
+def _check_document_mask(
+    config: RunConfig, origins: Mapping[str, Origin], problems: Problems
+) -> None:
     is_flash = config.model.attn_implementation == "flash_attention_2"
     if config.train.document_mask == "on" and is_flash and config.train.compile == "layers":
         what = "Flash attention with a document mask gets another number of lengths in every batch: each would compile anew."
@@ -127,10 +166,16 @@ def _check_document_mask(config: RunConfig, origins: Mapping[str, Origin], probl
 def ranks_that_can_share(model: ModelSection) -> list[int]:
     """Sizes of a group of ranks in which each has equally many query heads, and the key heads that go with them."""
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
-    return [n for n in range(1, heads + 1) if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)]
+    return [
+        n
+        for n in range(1, heads + 1)
+        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
+    ]
 
 
-def _check_sequence_parallel(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) -> None:
+def _check_sequence_parallel(
+    config: RunConfig, origins: Mapping[str, Origin], problems: Problems
+) -> None:
     """Equal stretches of a sequence, and for each rank of a group equally many heads of its own."""
     size, key = config.train.sequence_parallel_size, "train.sequence_parallel_size"
     if size == 1:
@@ -159,7 +204,11 @@ def _check_muon(train: TrainSection, origins: Mapping[str, Origin], problems: Pr
             changed = getattr(train, name) != TrainSection.model_fields[name].default
             if changed and origins[f"train.{name}"].is_user:
                 got = where_of(origins, f"train.{name}", "train.optimizer")
-                problems.add(f"{name} has no effect with {train.optimizer}.", got=got, fix="train.optimizer=muon")
+                problems.add(
+                    f"{name} has no effect with {train.optimizer}.",
+                    got=got,
+                    fix="train.optimizer=muon",
+                )
         return
     if train.max_grad_norm > 0:
         problems.add(
@@ -184,7 +233,9 @@ def _check_schedule(train: TrainSection, origins: Mapping[str, Origin], problems
     if schedule == "constant" and warmup > 0 and origins["train.warmup_steps"].is_user:
         got = where_of(origins, "train.lr_scheduler_type", "train.warmup_steps")
         fix = "train.lr_scheduler_type=constant_with_warmup"
-        problems.add("The constant schedule has no warm-up, and warmup_steps is set.", got=got, fix=fix)
+        problems.add(
+            "The constant schedule has no warm-up, and warmup_steps is set.", got=got, fix=fix
+        )
     for name in ("lr_decay_share", "lr_decay_type"):
         changed = getattr(train, name) != TrainSection.model_fields[name].default
         if schedule != "warmup_stable_decay" and changed and origins[f"train.{name}"].is_user:

@@ -131,7 +131,11 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
 
     def refuse(number: str) -> NoReturn:
         line = text.count("\n", 0, text.index(number)) + 1
-        raise ConfigError("NaN and Infinity are not JSON.", got=f"{path}:{line} {number}", fix="write a finite number")
+        raise ConfigError(
+            "NaN and Infinity are not JSON.",
+            got=f"{path}:{line} {number}",
+            fix="write a finite number",
+        )
 
     def finite(number: str) -> float:
         return float(number) if math.isfinite(float(number)) else refuse(number)
@@ -140,7 +144,11 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
         value = json.loads(text, parse_constant=refuse, parse_float=finite)
     except json.JSONDecodeError as error:
         line = text.splitlines()[error.lineno - 1].strip() if text.strip() else ""
-        hint = "JSON has no comments; remove it" if line.startswith(("//", "#", "/*")) else "mend the line"
+        hint = (
+            "JSON has no comments; remove it"
+            if line.startswith(("//", "#", "/*"))
+            else "mend the line"
+        )
         raise ConfigError(
             f"The DeepSpeed JSON is not valid: {error.msg}.",
             got=f"{path}:{error.lineno}:{error.colno}  {line[:100]}",
@@ -149,7 +157,9 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
     except RecursionError:
         raise ConfigError("The DeepSpeed JSON is nested too deeply.", got=str(path)) from None
     if not isinstance(value, dict):
-        raise ConfigError("A DeepSpeed JSON holds one object { }.", got=f"{path} holds a {type(value).__name__}")
+        raise ConfigError(
+            "A DeepSpeed JSON holds one object { }.", got=f"{path} holds a {type(value).__name__}"
+        )
     lines: dict[str, int] = {}
     problems = Problems(ConfigError)
     for key, number in _keys_with_lines(text):
@@ -167,7 +177,9 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
 def _keys_with_lines(text: str) -> Iterator[tuple[str, int]]:
     """Every key of a valid JSON text with its line. A list's items get their index: `optimizer.groups[0].lr`."""
     line, key, before_colon = 1, "", ""
-    stack: list[tuple[str, int | None]] = []  # (dotted path, index of the current item, or None in an object)
+    stack: list[
+        tuple[str, int | None]
+    ] = []  # (dotted path, index of the current item, or None in an object)
     for match in _TOKEN.finditer(text):
         token = match[0]
         if token == "\n":

@@ -48,7 +48,12 @@ def check_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts | None = None) ->
 def is_off(value: Any) -> bool:
     """Whether a setting or block asks for nothing: absent, false, 0, 1 for a size, {} or {"enabled": false}."""
     if isinstance(value, Mapping):
-        return not value or value.get("enabled") is False or value == {"autotp_size": 0} or value == {"autotp_size": 1}
+        return (
+            not value
+            or value.get("enabled") is False
+            or value == {"autotp_size": 0}
+            or value == {"autotp_size": 1}
+        )
     return value in (None, False, 0, 1) and value is not True
 
 
@@ -57,15 +62,27 @@ def _path(block: str, key: str) -> str:
 
 
 def _check_keys(
-    file: DeepSpeedFile, block: str, value: Mapping[str, Any], known: Mapping[str, Kind], problems: Problems
+    file: DeepSpeedFile,
+    block: str,
+    value: Mapping[str, Any],
+    known: Mapping[str, Kind],
+    problems: Problems,
 ) -> None:
     for key, item in value.items():
         path = _path(block, key)
         if path in REMOVED:
-            problems.add(f'DeepSpeed and Hugging Face no longer read "{key}".', got=file.where(path), fix=REMOVED[path])
+            problems.add(
+                f'DeepSpeed and Hugging Face no longer read "{key}".',
+                got=file.where(path),
+                fix=REMOVED[path],
+            )
         elif key not in known:
             near = did_you_mean(key, known)
-            others = [place for place, keys in {"": TOP_LEVEL, **BLOCKS}.items() if key in keys and place != block]
+            others = [
+                place
+                for place, keys in {"": TOP_LEVEL, **BLOCKS}.items()
+                if key in keys and place != block
+            ]
             if not near and others:
                 fix = f"move it {'into ' + others[0] if others[0] else 'to the top level'}"
             else:
@@ -84,7 +101,11 @@ def _check_keys(
 def _check_kind(file: DeepSpeedFile, path: str, value: Any, kind: Kind, problems: Problems) -> None:
     if value == "auto":
         if path not in AUTO:
-            problems.add(f'"auto" has no meaning at {path}.', got=file.where(path), fix=f"write {kind}, or remove it")
+            problems.add(
+                f'"auto" has no meaning at {path}.',
+                got=file.where(path),
+                fix=f"write {kind}, or remove it",
+            )
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     right = {
@@ -97,12 +118,18 @@ def _check_kind(file: DeepSpeedFile, path: str, value: Any, kind: Kind, problems
         Kind.ANY: True,
     }[kind]
     if value is not None and not right:
-        problems.add(f"{path} takes {kind}.", got=f"{file.where(path)} = {_show(value)}", fix=f"write {kind}")
+        problems.add(
+            f"{path} takes {kind}.", got=f"{file.where(path)} = {_show(value)}", fix=f"write {kind}"
+        )
     elif is_number:
         _check_range(file, path, value, problems)
     elif isinstance(value, str) and path in CHOICES and value.lower() not in CHOICES[path]:
         names = ", ".join(CHOICES[path])
-        problems.add(f"{path} is one of {names}.", got=f"{file.where(path)} = {_show(value)}", fix=f"one of {names}")
+        problems.add(
+            f"{path} is one of {names}.",
+            got=f"{file.where(path)} = {_show(value)}",
+            fix=f"one of {names}",
+        )
 
 
 def _check_range(file: DeepSpeedFile, path: str, value: float, problems: Problems) -> None:
@@ -117,9 +144,12 @@ def _check_range(file: DeepSpeedFile, path: str, value: float, problems: Problem
     wanted = (
         "a number above 0"
         if is_divisor
-        else f"a {'' if path in FRACTIONS else 'whole '}number from {least}" + ("" if most is None else f" to {most}")
+        else f"a {'' if path in FRACTIONS else 'whole '}number from {least}"
+        + ("" if most is None else f" to {most}")
     )
-    problems.add(f"{path} takes {wanted}.", got=f"{file.where(path)} = {_show(value)}", fix=f"write {wanted}")
+    problems.add(
+        f"{path} takes {wanted}.", got=f"{file.where(path)} = {_show(value)}", fix=f"write {wanted}"
+    )
 
 
 def _check_blocks_present(file: DeepSpeedFile, problems: Problems) -> None:
@@ -169,7 +199,9 @@ def _check_zero(file: DeepSpeedFile, problems: Problems) -> None:
                 )
 
 
-def _check_offload(file: DeepSpeedFile, name: str, lowest: int, stage: int, problems: Problems) -> None:
+def _check_offload(
+    file: DeepSpeedFile, name: str, lowest: int, stage: int, problems: Problems
+) -> None:
     path = f"zero_optimization.{name}"
     block = file.get(path)
     if not isinstance(block, Mapping):
@@ -198,14 +230,18 @@ def _check_offload(file: DeepSpeedFile, name: str, lowest: int, stage: int, prob
         )
     if name == "offload_optimizer" and block.get("ratio", 1.0) != 1.0 and stage != 3:
         problems.add(
-            "Partial offload (ratio below 1) needs ZeRO stage 3.", got=file.where(path + ".ratio"), fix="remove it"
+            "Partial offload (ratio below 1) needs ZeRO stage 3.",
+            got=file.where(path + ".ratio"),
+            fix="remove it",
         )
 
 
 def _check_ineffective(file: DeepSpeedFile, problems: Problems) -> None:
     for path, why in WITHOUT_EFFECT.items():
         if not is_off(file.get(path)):
-            problems.add(f'"{path}" would have no effect here: {why}.', got=file.where(path), fix="remove it")
+            problems.add(
+                f'"{path}" would have no effect here: {why}.', got=file.where(path), fix="remove it"
+            )
     for path, instead in TRACKERS.items():
         if not is_off(file.get(path)):
             problems.add(
@@ -236,7 +272,11 @@ def _check_ineffective(file: DeepSpeedFile, problems: Problems) -> None:
         )
     optimizer = file.json.get("optimizer")
     if isinstance(optimizer, Mapping) and not optimizer.get("type"):
-        problems.add("The optimizer block names no type.", got=file.where("optimizer"), fix="remove the block")
+        problems.add(
+            "The optimizer block names no type.",
+            got=file.where("optimizer"),
+            fix="remove the block",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,11 +292,19 @@ def linked_values(facts: DeepSpeedFacts) -> dict[str, Linked]:
     """Every dotted key that the run decides, in the order of Hugging Face's `trainer_config_process`; None: not known."""
     micro, accumulation, world = facts.micro_batch, facts.accumulation, facts.world_size
     batch = f" ({micro} sequences x {accumulation} micro-steps x {world} ranks)"
-    whole = None if micro is None or accumulation is None or world is None else micro * accumulation * world
-    is_bf16, is_fp16 = ((facts.precision == kind if facts.precision else None) for kind in ("bf16", "fp16"))
+    whole = (
+        None
+        if micro is None or accumulation is None or world is None
+        else micro * accumulation * world
+    )
+    is_bf16, is_fp16 = (
+        (facts.precision == kind if facts.precision else None) for kind in ("bf16", "fp16")
+    )
     return {
         "train_micro_batch_size_per_gpu": Linked(micro, "train.per_device_train_batch_size"),
-        "gradient_accumulation_steps": Linked(accumulation, "train.gradient_accumulation_steps", " (or derived)"),
+        "gradient_accumulation_steps": Linked(
+            accumulation, "train.gradient_accumulation_steps", " (or derived)"
+        ),
         "train_batch_size": Linked(whole, "train.global_batch_tokens", batch),
         "gradient_clipping": Linked(facts.max_grad_norm, "train.max_grad_norm"),
         "bf16.enabled": Linked(is_bf16, "train.precision", f" ({facts.precision})"),
@@ -317,8 +365,14 @@ def _check_muon(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Problems) 
     if facts.optimizer != "muon":
         return
     wrong = {
-        "zero_optimization.offload_optimizer": file.get("zero_optimization.offload_optimizer.device", "none") != "none",
-        "zero_optimization.offload_param": file.get("zero_optimization.offload_param.device", "none") != "none",
+        "zero_optimization.offload_optimizer": file.get(
+            "zero_optimization.offload_optimizer.device", "none"
+        )
+        != "none",
+        "zero_optimization.offload_param": file.get(
+            "zero_optimization.offload_param.device", "none"
+        )
+        != "none",
         "zero_optimization.zero_quantized_gradients": not is_off(
             file.get("zero_optimization.zero_quantized_gradients")
         ),

@@ -113,7 +113,10 @@ AT_LEAST_ONE = frozenset(
 """Whole numbers that 0 makes no sense for. No other number may be negative, but for those in MAY_BE_NEGATIVE."""
 MAY_BE_NEGATIVE = frozenset({"flops_profiler.module_depth"})
 FRACTIONS = frozenset(
-    {"zero_optimization.offload_optimizer.ratio", "zero_optimization.offload_optimizer.cpuadam_cores_perc"}
+    {
+        "zero_optimization.offload_optimizer.ratio",
+        "zero_optimization.offload_optimizer.cpuadam_cores_perc",
+    }
 )
 """The only numbers of zero_optimization that need not be whole; from 0 to 1."""
 LARGEST: Mapping[str, int] = {"fp16.initial_scale_power": 127, **dict.fromkeys(FRACTIONS, 1)}
@@ -127,7 +130,11 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 """Strings that DeepSpeed compares in lower case, with the ones that it knows."""
 
-HIDDEN_SIZE_KEYS = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+HIDDEN_SIZE_KEYS = (
+    "reduce_bucket_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+)
 """Keys of zero_optimization that Hugging Face derives from the hidden size when they are "auto"."""
 
 AUTO = frozenset(

@@ -29,7 +29,12 @@ class ResolvedDeepSpeed:
 
 def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDeepSpeed:
     """Check `file` against the run and fill it. Raises ConfigError where they contradict each other. All facts are known."""
-    assert None not in (facts.micro_batch, facts.accumulation, facts.world_size, facts.local_world_size), facts
+    assert None not in (
+        facts.micro_batch,
+        facts.accumulation,
+        facts.world_size,
+        facts.local_world_size,
+    ), facts
     assert facts.precision is not None and facts.has_gpu is not None, facts
     check_deepspeed(file, facts)
     config = copy.deepcopy(dict(file.json))
@@ -84,7 +89,9 @@ def _fill_hidden_size(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[s
     filled = {key: value for key, value in formulas.items() if zero.get(key) == "auto"}
     zero.update(filled)
     if filled:
-        notes.append(f"from hidden_size {h}: " + ", ".join(f"{key}={value}" for key, value in filled.items()))
+        notes.append(
+            f"from hidden_size {h}: " + ", ".join(f"{key}={value}" for key, value in filled.items())
+        )
 
 
 def _fill_zero3(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
@@ -92,14 +99,18 @@ def _fill_zero3(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -
     hpz = zero.get("zero_hpz_partition_size")
     if hpz == "auto":
         zero["zero_hpz_partition_size"] = hpz = local
-        notes.append(f"zero_hpz_partition_size={local}: the ranks of a node (each node keeps a copy of the weights)")
+        notes.append(
+            f"zero_hpz_partition_size={local}: the ranks of a node (each node keeps a copy of the weights)"
+        )
     if not is_off(hpz) and world == local:
         notes.append("hpZ on one node costs memory and saves no traffic: it pays between nodes")
     gather = "stage3_gather_16bit_weights_on_model_save"
     if zero.get(gather) == "auto":
         zero[gather] = zero["stage"] == 3
     if zero["stage"] == 3 and not zero.get(gather):
-        notes.append(f"{gather} is false: Hugging Face's own save writes no weights; export reads the ZeRO shards")
+        notes.append(
+            f"{gather} is false: Hugging Face's own save writes no weights; export reads the ZeRO shards"
+        )
 
 
 def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
@@ -114,7 +125,9 @@ def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[
     if block is not None:
         _use_optimizer_block(block, offloads, facts, notes)
         return
-    config["zero_allow_untested_optimizer"] = True  # Hugging Face sets it too; AdamW is on DeepSpeed's tested list
+    config["zero_allow_untested_optimizer"] = (
+        True  # Hugging Face sets it too; AdamW is on DeepSpeed's tested list
+    )
     if not offloads:
         return
     force = config.setdefault("zero_force_ds_cpu_optimizer", facts.has_gpu)
@@ -122,18 +135,26 @@ def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[
         adam = "DeepSpeed's CPU Adam steps (its op is built once, about 3 minutes)"
     else:
         adam = "torch's AdamW steps on the CPU, nothing is compiled"
-    notes.append(f"optimizer offload: {adam}, with Hugging Face's groups (norms and biases are not decayed)")
+    notes.append(
+        f"optimizer offload: {adam}, with Hugging Face's groups (norms and biases are not decayed)"
+    )
 
 
-def _use_optimizer_block(block: dict[str, Any], offloads: bool, facts: DeepSpeedFacts, notes: list[str]) -> None:
+def _use_optimizer_block(
+    block: dict[str, Any], offloads: bool, facts: DeepSpeedFacts, notes: list[str]
+) -> None:
     kind = str(block["type"])
     params = block.setdefault("params", {})
     if kind.lower() in ("adam", "adamw"):
         if not facts.has_gpu and "torch_adam" not in params:
             params["torch_adam"] = True
-            notes.append("optimizer.params.torch_adam=true: no GPU, so nothing needs to be compiled")
+            notes.append(
+                "optimizer.params.torch_adam=true: no GPU, so nothing needs to be compiled"
+            )
         elif not params.get("torch_adam"):
-            notes.append(f"the {kind} block builds DeepSpeed's {'CPU' if offloads else 'fused'} Adam once, for minutes")
+            notes.append(
+                f"the {kind} block builds DeepSpeed's {'CPU' if offloads else 'fused'} Adam once, for minutes"
+            )
     notes.append(
         f"the JSON's {kind} block replaces Hugging Face's AdamW: DeepSpeed gets one flat list of parameters, "
         "so weight decay also reaches norms and biases (remove the block to exempt them)"
@@ -144,22 +165,32 @@ def _place_muon(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -
     """Newton-Schulz needs whole gradients: ZeRO-3 must reduce them to all ranks (DeepSpeed raises otherwise)."""
     if facts.optimizer == "muon" and zero["stage"] == 3:
         zero["reduce_scatter"] = False
-        notes.append("reduce_scatter=false: Muon needs whole gradients at ZeRO-3, which doubles their traffic")
+        notes.append(
+            "reduce_scatter=false: Muon needs whole gradients at ZeRO-3, which doubles their traffic"
+        )
 
 
 def _set_quietly(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
     """What costs time, or hides NaN, unless it is switched off."""
     if facts.precision == "bf16" and config["bf16"].setdefault("check_grad_overflow", False):
-        notes.append("bf16.check_grad_overflow is true: steps with an overflow are skipped, each step synchronises")
+        notes.append(
+            "bf16.check_grad_overflow is true: steps with an overflow are skipped, each step synchronises"
+        )
     throughput = config.setdefault("timers", {}).setdefault("throughput", {})
     if "enabled" not in throughput:
         throughput["enabled"] = False
-        notes.append("timers.throughput.enabled=false: DeepSpeed's timer synchronises the device at every micro-step")
+        notes.append(
+            "timers.throughput.enabled=false: DeepSpeed's timer synchronises the device at every micro-step"
+        )
     config.setdefault("wall_clock_breakdown", False)
     if config["wall_clock_breakdown"]:
-        notes.append("wall_clock_breakdown is true: it synchronises the device many times in a step")
+        notes.append(
+            "wall_clock_breakdown is true: it synchronises the device many times in a step"
+        )
     if "steps_per_print" in config:
-        notes.append("steps_per_print has no effect: accelerate sets it to infinity; the log lines are WikiLLM's")
+        notes.append(
+            "steps_per_print has no effect: accelerate sets it to infinity; the log lines are WikiLLM's"
+        )
 
 
 def _autos(block: Mapping[str, Any], path: str = "") -> list[str]:

@@ -130,7 +130,11 @@ def _pairs(words: Sequence[str], problems: Problems) -> Iterator[tuple[str, str,
                 problems.add(f"{name} is not a dotted key.", got=word, fix=fix)
         else:
             near = did_you_mean(word.lstrip("-"), all_keys())
-            fix = f"{near}={word}" if near else "values stand after a flag or `=`: --max_steps 5, data.path=FILE"
+            fix = (
+                f"{near}={word}"
+                if near
+                else "values stand after a flag or `=`: --max_steps 5, data.path=FILE"
+            )
             problems.add(f"{word!r} belongs to no key.", got=word, fix=fix)
 
 
@@ -144,7 +148,9 @@ def _stands_alone(name: str, follower: str | None) -> bool:
 def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | None:
     key_name = flag_to_key(name)
     if key_name is None:
-        what = f"There is no flag --{name}." if typed.startswith("-") else f"There is no key {name}."
+        what = (
+            f"There is no flag --{name}." if typed.startswith("-") else f"There is no key {name}."
+        )
         problems.add(what, got=typed, fix=advise(name, text))
         return None
     key = all_keys()[key_name]
@@ -160,12 +166,18 @@ def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | 
         problems.add(f"{key_name} has no value.", got=typed, fix=fix)
         return None
     if name == "warmup_ratio" and not (isinstance(value, (int, float)) and 0 <= value < 1):
-        problems.add("warmup_ratio is a share of all steps, from 0 to below 1.", got=typed, fix="train.warmup_steps=N")
+        problems.add(
+            "warmup_ratio is a share of all steps, from 0 to below 1.",
+            got=typed,
+            fix="train.warmup_steps=N",
+        )
         return None
     return Setting(key_name, value, Origin("command line", typed))
 
 
-def _precision(switches: dict[str, tuple[bool, str]], settings: list[Setting], problems: Problems) -> Iterator[Setting]:
+def _precision(
+    switches: dict[str, tuple[bool, str]], settings: list[Setting], problems: Problems
+) -> Iterator[Setting]:
     """--bf16 and --fp16 as train.precision; both false is fp32, as with Trainer."""
     if not switches:
         return
@@ -175,7 +187,11 @@ def _precision(switches: dict[str, tuple[bool, str]], settings: list[Setting], p
         problems.add("--bf16 and --fp16 exclude each other.", got=typed, fix="train.precision=bf16")
         return
     value = wanted[0] if wanted else "fp32"
-    explicit = [setting for setting in settings if setting.key == "train.precision" and setting.value != value]
+    explicit = [
+        setting
+        for setting in settings
+        if setting.key == "train.precision" and setting.value != value
+    ]
     if explicit:
         got = f"{typed}, {explicit[-1].origin.where}"
         problems.add("train.precision is given twice.", got=got, fix=f"train.precision={value}")

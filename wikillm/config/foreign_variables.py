@@ -60,7 +60,9 @@ def foreign_settings(environ: Mapping[str, str], asked: Asked) -> list[Foreign]:
     return found
 
 
-def claim_environment(config: RunConfig, environ: MutableMapping[str, str], *, has_gpu: bool) -> None:
+def claim_environment(
+    config: RunConfig, environ: MutableMapping[str, str], *, has_gpu: bool
+) -> None:
     """Refuse what asks for something else, and remove the rest of the families. (all ranks, before the libraries read it)
 
     Raises:
@@ -79,7 +81,11 @@ def claim_environment(config: RunConfig, environ: MutableMapping[str, str], *, h
 
 
 def _origin(name: str) -> str:
-    return "   (`accelerate launch` sets it from its flags and its config file)" if name.startswith(FAMILIES) else ""
+    return (
+        "   (`accelerate launch` sets it from its flags and its config file)"
+        if name.startswith(FAMILIES)
+        else ""
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,18 +109,30 @@ def _precision(value: str, asked: Asked) -> bool:
 
 _LAUNCH = "start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`"
 _RULES: dict[str, _Rule] = {
-    "ACCELERATE_MIXED_PRECISION": _Rule(_precision, "chooses the precision", "train.precision={value}"),
+    "ACCELERATE_MIXED_PRECISION": _Rule(
+        _precision, "chooses the precision", "train.precision={value}"
+    ),
     "ACCELERATE_DYNAMO_BACKEND": _Rule(_set, "compiles the model", "train.compile=layers"),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": _Rule(
         _set, "changes the accumulation", "train.gradient_accumulation_steps={value}"
     ),
-    "ACCELERATE_GRADIENT_CLIPPING": _Rule(_set, "changes the clipping", "train.max_grad_norm={value}"),
-    "ACCELERATE_USE_DEEPSPEED": _Rule(_true, "switches DeepSpeed on", f"--deepspeed zero2, and {_LAUNCH}"),
-    "ACCELERATE_DEEPSPEED_CONFIG_FILE": _Rule(
-        lambda value, asked: value not in ("", "none"), "names a DeepSpeed file", "--deepspeed {value}"
+    "ACCELERATE_GRADIENT_CLIPPING": _Rule(
+        _set, "changes the clipping", "train.max_grad_norm={value}"
     ),
-    "ACCELERATE_USE_FSDP": _Rule(_true, "shards the model by FSDP", f"--deepspeed zero3, and {_LAUNCH}"),
-    "ACCELERATE_USE_MEGATRON_LM": _Rule(_true, "hands the model to Megatron-LM", f"--deepspeed zero3, and {_LAUNCH}"),
+    "ACCELERATE_USE_DEEPSPEED": _Rule(
+        _true, "switches DeepSpeed on", f"--deepspeed zero2, and {_LAUNCH}"
+    ),
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": _Rule(
+        lambda value, asked: value not in ("", "none"),
+        "names a DeepSpeed file",
+        "--deepspeed {value}",
+    ),
+    "ACCELERATE_USE_FSDP": _Rule(
+        _true, "shards the model by FSDP", f"--deepspeed zero3, and {_LAUNCH}"
+    ),
+    "ACCELERATE_USE_MEGATRON_LM": _Rule(
+        _true, "hands the model to Megatron-LM", f"--deepspeed zero3, and {_LAUNCH}"
+    ),
     "ACCELERATE_USE_PARALLELISM_CONFIG": _Rule(
         _true, "splits the model over devices", "train.sequence_parallel_size or --deepspeed zero3"
     ),
@@ -125,7 +143,9 @@ _RULES: dict[str, _Rule] = {
         "CUDA_VISIBLE_DEVICES= for a run on the CPU",
     ),
     "ACCELERATE_TORCH_DEVICE": _Rule(
-        lambda value, asked: value != "" and value.partition(":")[0] != ("cuda" if asked.has_gpu else "cpu"),
+        lambda value, asked: (
+            value != "" and value.partition(":")[0] != ("cuda" if asked.has_gpu else "cpu")
+        ),
         "chooses the device",
         "CUDA_VISIBLE_DEVICES chooses GPUs",
     ),

@@ -38,7 +38,9 @@ def shape_settings(folder: str) -> list[Setting]:
     _refuse_unsupported(found, path)
     missing = [name for name in _REQUIRED if not isinstance(found.get(name), int)]
     if missing:
-        raise ConfigError("A model folder's config.json lacks keys.", got=f"{path}: {', '.join(missing)}")
+        raise ConfigError(
+            "A model folder's config.json lacks keys.", got=f"{path}: {', '.join(missing)}"
+        )
     values: dict[str, Any] = {"architecture": _architecture(found)}
     values |= {name: found[name] for name in _REQUIRED}
     values |= {name: found.get(name, default) for name, default in _OPTIONAL.items()}
@@ -56,16 +58,24 @@ def _read(path: Path, folder: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError("A model folder's config.json cannot be read.", got=f"{path}: {error}", fix=fix) from None
+        raise ConfigError(
+            "A model folder's config.json cannot be read.", got=f"{path}: {error}", fix=fix
+        ) from None
     if not isinstance(found, dict):
-        raise ConfigError("A model folder's config.json is not a JSON object.", got=str(path), fix=fix)
+        raise ConfigError(
+            "A model folder's config.json is not a JSON object.", got=str(path), fix=fix
+        )
     return found
 
 
 def _rope(found: dict[str, Any]) -> dict[str, Any]:
     """Rotary parameters, as transformers 5 nests them or as version 4 wrote them."""
     nested = found.get("rope_parameters") or {}
-    return {"rope_theta": found.get("rope_theta", 10_000.0), **(found.get("rope_scaling") or {}), **nested}
+    return {
+        "rope_theta": found.get("rope_theta", 10_000.0),
+        **(found.get("rope_scaling") or {}),
+        **nested,
+    }
 
 
 def _architecture(found: dict[str, Any]) -> str | None:
@@ -94,4 +104,6 @@ def _refuse_unsupported(found: dict[str, Any], path: Path) -> None:
     }
     for what, is_there in unsupported.items():
         if is_there:
-            raise ConfigError(f"model.init_from cannot continue a model with {what}.", got=str(path))
+            raise ConfigError(
+                f"model.init_from cannot continue a model with {what}.", got=str(path)
+            )

@@ -30,7 +30,9 @@ __all__ = ["DEFAULT_RUN", "Resolved", "load", "to_yaml"]
 DEFAULT_RUN = "wiki-zh-120m"
 
 
-def load(config: str | None = None, overrides: Sequence[str] = (), deepspeed: str | None = None) -> Resolved:
+def load(
+    config: str | None = None, overrides: Sequence[str] = (), deepspeed: str | None = None
+) -> Resolved:
     """Resolve a run.
 
     Args:
@@ -43,7 +45,11 @@ def load(config: str | None = None, overrides: Sequence[str] = (), deepspeed: st
     problems = Problems(ConfigError)
     typed = parse_arguments(overrides, problems)
     if deepspeed is not None:
-        typed.append(Setting("deepspeed.config", deepspeed, Origin("command line", f"--deepspeed {deepspeed}")))
+        typed.append(
+            Setting(
+                "deepspeed.config", deepspeed, Origin("command line", f"--deepspeed {deepspeed}")
+            )
+        )
     run, file, is_read = _read_config(config or DEFAULT_RUN, problems)
     chosen = [*run, *file, *typed]
     named = [_named_preset("models", "model.preset", chosen, problems)]
@@ -56,7 +62,9 @@ def load(config: str | None = None, overrides: Sequence[str] = (), deepspeed: st
         check_init_from(resolved.config, shape, resolved.origins, problems)
     problems.raise_if_any()
     if resolved is None:
-        raise WikiLLMError("The configuration was refused without a reason.")  # _validate has added one
+        raise WikiLLMError(
+            "The configuration was refused without a reason."
+        )  # _validate has added one
     return resolved
 
 
@@ -107,19 +115,32 @@ def _preset_settings(axis: Axis, name: str, problems: Problems, where: str = "")
     except ConfigError as error:
         fix = error.fix
         if axis == "runs" and not where and name in preset_names("models"):
-            fix = f"{name} is a model preset: model.preset={name}, or --config with one of: " + ", ".join(
-                run for run in preset_names("runs") if run.endswith(name)
+            fix = (
+                f"{name} is a model preset: model.preset={name}, or --config with one of: "
+                + ", ".join(run for run in preset_names("runs") if run.endswith(name))
             )
-        problems.add(error.what, got=where or (f"--config {name}" if axis == "runs" else None), fix=fix)
+        problems.add(
+            error.what, got=where or (f"--config {name}" if axis == "runs" else None), fix=fix
+        )
         return []
     return _settings(preset.entries, preset.source, "preset", problems)
 
 
-def _named_preset(axis: Axis, key: str, chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
+def _named_preset(
+    axis: Axis, key: str, chosen: Sequence[Setting], problems: Problems
+) -> list[Setting]:
     """Settings of the preset that the highest setting of `key` names."""
     named = [setting for setting in chosen if setting.key == key]
-    value, where = (named[-1].value, named[-1].origin.where) if named else (all_keys()[key].default, "defaults")
-    return [] if value is None else _preset_settings(axis, str(value), problems, f"{key}={value} ({where})")
+    value, where = (
+        (named[-1].value, named[-1].origin.where)
+        if named
+        else (all_keys()[key].default, "defaults")
+    )
+    return (
+        []
+        if value is None
+        else _preset_settings(axis, str(value), problems, f"{key}={value} ({where})")
+    )
 
 
 def _shape(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
@@ -134,7 +155,9 @@ def _shape(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
         return []
 
 
-def _settings(entries: Mapping[str, Entry], name: str, layer: Layer, problems: Problems) -> list[Setting]:
+def _settings(
+    entries: Mapping[str, Entry], name: str, layer: Layer, problems: Problems
+) -> list[Setting]:
     """Entries of a YAML file as settings; what the schema does not know is a problem."""
     settings: list[Setting] = []
     unknown_sections: list[str] = []
@@ -157,13 +180,17 @@ def _settings(entries: Mapping[str, Entry], name: str, layer: Layer, problems: P
             unknown_sections += [key] if entry.is_mapping else []
             near = did_you_mean(key, section_names()) if entry.is_mapping else None
             fix = f"did you mean {near}?" if near else advise(key, _typed(entry.value))
-            problems.add(f"There is no {'section' if entry.is_mapping else 'key'} {key}.", got=where, fix=fix)
+            problems.add(
+                f"There is no {'section' if entry.is_mapping else 'key'} {key}.", got=where, fix=fix
+            )
     return settings
 
 
 def _typed(value: object) -> str:
     """A scalar of a file as it would be written on the command line; nothing for a list or a mapping."""
-    return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+    return (
+        str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+    )
 
 
 def _validate(merged: Mapping[str, Setting], problems: Problems) -> Resolved | None:
@@ -199,8 +226,14 @@ def _explain(error: ValidationError, merged: Mapping[str, Setting], problems: Pr
         reasons.setdefault(name, []).append(text[:1].lower() + text[1:])
     for name, texts in reasons.items():
         setting = merged.get(name)
-        got = f"{setting.value!r} ({setting.origin.where})\n{all_keys()[name].doc}" if setting else None
-        problems.add(f"{name}: {', or '.join(dict.fromkeys(texts))}.", got=got, fix=_repair(setting))
+        got = (
+            f"{setting.value!r} ({setting.origin.where})\n{all_keys()[name].doc}"
+            if setting
+            else None
+        )
+        problems.add(
+            f"{name}: {', or '.join(dict.fromkeys(texts))}.", got=got, fix=_repair(setting)
+        )
 
 
 def _repair(setting: Setting | None) -> str | None:

@@ -38,18 +38,30 @@ def check_mixture(data: DataSection, origins: Mapping[str, Origin], problems: Pr
     before = len(problems)
     names = Counter(source.name for source in data.mixture)
     for name in (name for name, count in names.items() if count > 1):
-        problems.add(f"data.mixture has {names[name]} sources named {name}.", got=place, fix="name each differently")
+        problems.add(
+            f"data.mixture has {names[name]} sources named {name}.",
+            got=place,
+            fix="name each differently",
+        )
     for source in data.mixture:
         if source.weight <= 0:
             what = f"The weight of {source.name} in data.mixture is not above 0."
-            problems.add(what, got=f"{source.weight:g} ({place})", fix=f"a weight above 0, or leave {source.name} out")
+            problems.add(
+                what,
+                got=f"{source.weight:g} ({place})",
+                fix=f"a weight above 0, or leave {source.name} out",
+            )
         if not source.path and source.store is None:
             what = f"The source {source.name} of data.mixture has neither path nor store."
             problems.add(what, got=place, fix=f"{source.name}:{source.weight:g}:FILE")
     if data.store is not None:
         got = where_of(origins, "data.mixture", "data.store")
         fix = "leave data.store out, or give each source a store of its own: {name: ..., weight: ..., store: ...}"
-        problems.add("Each source of data.mixture has a store of its own; data.store names one.", got=got, fix=fix)
+        problems.add(
+            "Each source of data.mixture has a store of its own; data.store names one.",
+            got=got,
+            fix=fix,
+        )
     if data.drop_list is not None:
         problems.add(
             "A drop-list belongs to the sources of one store, and data.mixture has several.",
@@ -69,7 +81,9 @@ def check_mixture(data: DataSection, origins: Mapping[str, Origin], problems: Pr
 def _check_shares(sources: Sequence[MixtureSource], place: str, problems: Problems) -> None:
     total = sum((Fraction(repr(source.weight)) for source in sources), Fraction(0))
     if len(sources) > 1 and all(s.weight < 1 for s in sources) and abs(total - 1) > _SUM_TOLERANCE:
-        shares = ", ".join(f"{s.name} {float(Fraction(repr(s.weight)) / total):.4g}" for s in sources)
+        shares = ", ".join(
+            f"{s.name} {float(Fraction(repr(s.weight)) / total):.4g}" for s in sources
+        )
         problems.add(
             f"The weights of data.mixture are shares below 1, and sum to {float(total):g}.",
             got=place,

@@ -61,7 +61,9 @@ def merge(
         for group in groups:
             named = [own[key] for key in group if key in own and _is_set(own[key])]
             if len(named) > 1:
-                got = "\n".join(f"{setting.key}={setting.value}   ({setting.origin.where})" for setting in named)
+                got = "\n".join(
+                    f"{setting.key}={setting.value}   ({setting.origin.where})" for setting in named
+                )
                 what = " and ".join(setting.key for setting in named) + " exclude each other."
                 problems.add(what, got=got, fix=f"keep one of {', '.join(group)}")
             elif named:
@@ -82,4 +84,7 @@ def _take_back(merged: dict[str, Setting], group: tuple[str, ...], winner: Setti
 
 def where_of(origins: Mapping[str, Origin], *keys: str) -> str:
     """The places of `keys` for a message, defaults left out: `a.yaml:3, --max_steps 5`."""
-    return ", ".join(dict.fromkeys(origins[key].where for key in keys if origins[key].where)) or "defaults"
+    return (
+        ", ".join(dict.fromkeys(origins[key].where for key in keys if origins[key].where))
+        or "defaults"
+    )

@@ -20,9 +20,7 @@ _PROCESSES = (
 _RESUME = "`wikillm train --resume auto`, or `--resume CHECKPOINT`"
 _PRETRAINS = "leave it out: WikiLLM pretrains; it has no fine-tuning"
 _CHECKPOINTING = "train.gradient_checkpointing=full (or selective, none)"
-_WORKERS = (
-    "train.dataloader_num_workers={} (loader processes per rank), or data.workers={} (that build the token store)"
-)
+_WORKERS = "train.dataloader_num_workers={} (loader processes per rank), or data.workers={} (that build the token store)"
 _SCHEDULE = "train.lr_scheduler_type=cosine|cosine_with_min_lr|linear|constant|constant_with_warmup|warmup_stable_decay"
 
 _GROUPS: tuple[tuple[str, str], ...] = (

@@ -38,7 +38,11 @@ class Preset:
 def preset_names(axis: Axis) -> tuple[str, ...]:
     """All presets of an axis, sorted by name."""
     folder = resources.files("wikillm") / "presets" / axis
-    return tuple(sorted(file.name[: -len(".yaml")] for file in folder.iterdir() if file.name.endswith(".yaml")))
+    return tuple(
+        sorted(
+            file.name[: -len(".yaml")] for file in folder.iterdir() if file.name.endswith(".yaml")
+        )
+    )
 
 
 @functools.cache

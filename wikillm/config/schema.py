@@ -57,7 +57,9 @@ NAMES_OF_FILES = frozenset(
 class Section(BaseModel):
     """What all sections share: frozen, no unknown keys, docstrings as descriptions, no NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     @field_validator("*", mode="after")
     @classmethod
@@ -254,7 +256,12 @@ class TrainSection(Section):
     learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate."""
     lr_scheduler_type: Literal[
-        "cosine", "cosine_with_min_lr", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"
+        "cosine",
+        "cosine_with_min_lr",
+        "linear",
+        "constant",
+        "constant_with_warmup",
+        "warmup_stable_decay",
     ] = "cosine"
     """Schedule after warm-up; warmup_stable_decay keeps the peak and decays at the end (arXiv:2404.06395)."""
     lr_decay_share: float = Field(default=0.2, gt=0, le=1)

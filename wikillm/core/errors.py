@@ -49,7 +49,10 @@ class WikiLLMError(Exception):
         if self.got:
             lines += ["  " + line for line in self.got.splitlines()]
         if self.fix:
-            lines += [("  fix: " if i == 0 else "       ") + line for i, line in enumerate(self.fix.splitlines())]
+            lines += [
+                ("  fix: " if i == 0 else "       ") + line
+                for i, line in enumerate(self.fix.splitlines())
+            ]
         return "\n".join(lines)
 
 

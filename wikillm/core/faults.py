@@ -39,7 +39,10 @@ _MEMORY = (
     "make it smaller: train.per_device_train_batch_size, train.sequence_length, data.workers, the model; "
     "`wikillm plan` estimates what a run needs",
 )
-_WRONG_KIND = ("There is a file where a folder is needed, or the reverse.", "move it, or name another path")
+_WRONG_KIND = (
+    "There is a file where a folder is needed, or the reverse.",
+    "move it, or name another path",
+)
 _READING = (
     "The disk reported an error.",
     "check the disk (dmesg, smartctl) or the network mount, and start again",
@@ -53,7 +56,10 @@ _PROCESSES = (
 _ERRNO: dict[int, tuple[str, str]] = {
     errno.ENOSPC: _NO_ROOM,
     errno.EDQUOT: _OVER_QUOTA,
-    errno.EFBIG: ("A file would be larger than is allowed.", "ulimit -f unlimited, or another file system"),
+    errno.EFBIG: (
+        "A file would be larger than is allowed.",
+        "ulimit -f unlimited, or another file system",
+    ),
     errno.EROFS: ("The file system is read-only.", "name a folder that can be written"),
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
@@ -65,7 +71,10 @@ _ERRNO: dict[int, tuple[str, str]] = {
     errno.EISDIR: _WRONG_KIND,
     errno.EEXIST: _WRONG_KIND,
     errno.ENOTEMPTY: ("A folder is not empty.", "move what is in it, or name another path"),
-    errno.EXDEV: ("A file cannot be moved to another file system.", "name folders on one file system"),
+    errno.EXDEV: (
+        "A file cannot be moved to another file system.",
+        "name folders on one file system",
+    ),
     errno.ELOOP: _NAME,
     errno.ENAMETOOLONG: _NAME,
     errno.ENOTSUP: ("The file system lacks an operation.", "name a folder on another file system"),
@@ -100,11 +109,17 @@ _SAID: tuple[tuple[re.Pattern[str], int], ...] = (
     (re.compile(r"Read-only file system"), errno.EROFS),
     (re.compile(r"Too many open files"), errno.EMFILE),
     (re.compile(r"EADDRINUSE|[Aa]ddress already in use"), errno.EADDRINUSE),
-    (re.compile(r"can't allocate memory|[Cc]annot allocate memory|out of memory", re.IGNORECASE), errno.ENOMEM),
+    (
+        re.compile(r"can't allocate memory|[Cc]annot allocate memory|out of memory", re.IGNORECASE),
+        errno.ENOMEM,
+    ),
     (re.compile(r"can't start new thread"), errno.EAGAIN),
     (re.compile(r"Input/output error"), errno.EIO),
     # torch's zip writer reports its position in the file, not why no more was written.
-    (re.compile(r"PytorchStreamWriter failed|inline_container\.cc:\d+\] \. unexpected pos"), errno.ENOSPC),
+    (
+        re.compile(r"PytorchStreamWriter failed|inline_container\.cc:\d+\] \. unexpected pos"),
+        errno.ENOSPC,
+    ),
 )
 _DAMAGED = re.compile(
     r"Error while deserializing header|PytorchStreamReader failed|Weights only load failed|incomplete metadata"
@@ -167,7 +182,8 @@ def _of_number(number: int, paths: str, said: str) -> MachineError:
         what, fix = _NETWORK
     else:
         what, fix = _ERRNO.get(
-            number, ("The operating system refused an operation.", "check the path and its file system")
+            number,
+            ("The operating system refused an operation.", "check the path and its file system"),
         )
     got = f"{paths}: {said}" if paths else said
     if number in (errno.ENOSPC, errno.EDQUOT):
@@ -176,7 +192,11 @@ def _of_number(number: int, paths: str, said: str) -> MachineError:
 
 
 def _paths(error: OSError) -> str:
-    named = [str(path) for path in (error.filename, error.filename2) if isinstance(path, str | os.PathLike)]
+    named = [
+        str(path)
+        for path in (error.filename, error.filename2)
+        if isinstance(path, str | os.PathLike)
+    ]
     return " -> ".join(named)
 
 

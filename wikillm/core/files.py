@@ -15,7 +15,18 @@ from pathlib import Path
 from typing import Any
 
 STAGING_SUFFIX = ".staging"
-NETWORK_KINDS = ("nfs", "lustre", "ceph", "gpfs", "beegfs", "cifs", "smb", "fuse", "glusterfs", "9p")
+NETWORK_KINDS = (
+    "nfs",
+    "lustre",
+    "ceph",
+    "gpfs",
+    "beegfs",
+    "cifs",
+    "smb",
+    "fuse",
+    "glusterfs",
+    "9p",
+)
 """How the names of network file systems start."""
 
 
@@ -94,6 +105,8 @@ def file_system_kind(path: Path) -> str:
         return ""
     for line in lines:
         _, mount, found, *_ = line.split()
-        if (wanted == mount or wanted.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
+        if (wanted == mount or wanted.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(
+            best
+        ):
             best, kind = mount, found
     return kind

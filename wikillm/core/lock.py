@@ -43,9 +43,13 @@ class FileLock:
             os.close(fd)
             return False
         if not self._is_shared:
-            with suppress(OSError):  # on a full disk the lock still holds; only its owner's name is missing
+            with suppress(
+                OSError
+            ):  # on a full disk the lock still holds; only its owner's name is missing
                 os.ftruncate(fd, 0)
-                os.pwrite(fd, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+                os.pwrite(
+                    fd, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0
+                )
         self._fd = fd
         _held.add(self)
         return True
@@ -70,7 +74,10 @@ class FileLock:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.release()
 
@@ -88,7 +95,9 @@ os.register_at_fork(after_in_child=_drop_shares)
 
 
 @contextmanager
-def lock_or_wait(path: Path, on_wait: Callable[[str, float], None], poll: float = 0.5) -> Iterator[None]:
+def lock_or_wait(
+    path: Path, on_wait: Callable[[str, float], None], poll: float = 0.5
+) -> Iterator[None]:
     """Hold the lock at `path`; while another process has it, call `on_wait(holder, seconds_waited)` every `poll` s.
 
     At first more often: the ranks of a run that open the same store hold it for some hundredths of a second each.

@@ -16,7 +16,9 @@ from pathlib import Path
 from wikillm.core.printable import PrintableStream, printable
 
 logger = logging.getLogger("wikillm")
-logger.addHandler(logging.NullHandler())  # without any handler, Python would print warnings a second time
+logger.addHandler(
+    logging.NullHandler()
+)  # without any handler, Python would print warnings a second time
 
 
 def _is_main() -> bool:
@@ -64,7 +66,9 @@ def say(message: str = "", *, end: str = "\n") -> None:
         return
     try:
         stream = sys.stdout.wrapped if isinstance(sys.stdout, PrintableStream) else sys.stdout
-        stream.write(printable(message) + end)  # `end` may be the carriage return of a progress line
+        stream.write(
+            printable(message) + end
+        )  # `end` may be the carriage return of a progress line
         stream.flush()
     except (OSError, ValueError) as error:
         _go_silent("stdout", 1, error)
@@ -130,7 +134,9 @@ def log_to_file(path: Path, clean: Callable[[str], str] = str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _RankFile(path, encoding="utf-8")
-    handler.setFormatter(_PrintableFormatter(clean, "%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(
+        _PrintableFormatter(clean, "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -42,7 +42,9 @@ class World:
             try:
                 return int(text)
             except ValueError:
-                raise MachineError(f"The environment variable {name} is not a number.", got=repr(text)) from None
+                raise MachineError(
+                    f"The environment variable {name} is not a number.", got=repr(text)
+                ) from None
 
         size, rank = number("WORLD_SIZE", 1), number("RANK", 0)
         local_rank = number("LOCAL_RANK", 0)
@@ -63,7 +65,11 @@ class World:
             MachineError: MASTER_ADDR or MASTER_PORT is missing or no port, or an unknown MPI started several processes.
         """
         if self.size == 1:
-            others = [f"{name}={environ[name]}" for name in _OTHER_MPI if environ.get(name, "1") not in ("", "1")]
+            others = [
+                f"{name}={environ[name]}"
+                for name in _OTHER_MPI
+                if environ.get(name, "1") not in ("", "1")
+            ]
             if others and "RANK" not in environ:
                 raise MachineError(
                     "An MPI launcher that is not Open MPI started several processes, and each would train alone.",
@@ -73,7 +79,9 @@ class World:
                 )
             if not all(environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
                 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-                    environ.pop(name, None)  # torch would wait for a rendezvous address that was never given
+                    environ.pop(
+                        name, None
+                    )  # torch would wait for a rendezvous address that was never given
                 return
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
         port = environ.get("MASTER_PORT", "")
@@ -104,7 +112,12 @@ class World:
 
 _OTHER_MPI = ("PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 """Where MPICH, Intel MPI, Slurm's PMI and MVAPICH say how many processes they started; accelerate reads them too."""
-_OPEN_MPI = {"RANK": "RANK", "WORLD_SIZE": "SIZE", "LOCAL_RANK": "LOCAL_RANK", "LOCAL_WORLD_SIZE": "LOCAL_SIZE"}
+_OPEN_MPI = {
+    "RANK": "RANK",
+    "WORLD_SIZE": "SIZE",
+    "LOCAL_RANK": "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE": "LOCAL_SIZE",
+}
 """torch's name -> what follows OMPI_COMM_WORLD_ (mpirun(1) of Open MPI, section "Exported Environment Variables")."""
 
 
@@ -112,7 +125,9 @@ def adopt_open_mpi(environ: MutableMapping[str, str] = os.environ) -> None:
     """Set torch's variables for a process of `mpirun`. Raises MachineError where no address to meet at came with it."""
     if "RANK" in environ or "OMPI_COMM_WORLD_RANK" not in environ:
         return
-    environ.update({name: environ[f"OMPI_COMM_WORLD_{theirs}"] for name, theirs in _OPEN_MPI.items()})
+    environ.update(
+        {name: environ[f"OMPI_COMM_WORLD_{theirs}"] for name, theirs in _OPEN_MPI.items()}
+    )
     environ.setdefault("MASTER_PORT", "29500")
     if environ["WORLD_SIZE"] == environ["LOCAL_WORLD_SIZE"]:
         environ.setdefault("MASTER_ADDR", "127.0.0.1")

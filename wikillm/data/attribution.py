@@ -29,7 +29,10 @@ def write_titles(store: Path, number: int, pages: Sequence[tuple[int, int, bytes
     lines = []
     for source, offset, page in pages:
         start = page[:4096]  # the ids come before the text
-        ids = [found[1].decode() if (found := form.search(start)) else "" for form in (_PAGE_ID, _REVISION_ID)]
+        ids = [
+            found[1].decode() if (found := form.search(start)) else ""
+            for form in (_PAGE_ID, _REVISION_ID)
+        ]
         title = printable(" ".join(title_of(page).split()))
         lines.append("\t".join([str(source), str(offset), *ids, title]) + "\n")
     folder = store / TITLES_FOLDER
@@ -40,7 +43,9 @@ def write_titles(store: Path, number: int, pages: Sequence[tuple[int, int, bytes
 def write_attribution(store: Path, sources: Sequence[tuple[SourceFile, str]]) -> None:
     """`ATTRIBUTION.md` for the MediaWiki dumps among `sources`, each given with its sha256; nothing without any."""
     dumps = [
-        (number, source, digest) for number, (source, digest) in enumerate(sources) if source.format == "mediawiki"
+        (number, source, digest)
+        for number, (source, digest) in enumerate(sources)
+        if source.format == "mediawiki"
     ]
     if not dumps:
         return

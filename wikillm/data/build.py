@@ -34,7 +34,12 @@ from wikillm.data.sources.remedy import set_aside
 from wikillm.data.sources.streams import file_and_line
 from wikillm.data.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, shard_path
 from wikillm.data.tokenizer import TextTokenizer
-from wikillm.data.tokenizer_backend import BackendDiffers, choose_backend, refuse_backend, refused_backends
+from wikillm.data.tokenizer_backend import (
+    BackendDiffers,
+    choose_backend,
+    refuse_backend,
+    refused_backends,
+)
 from wikillm.data.tokenizer_report import report_on_trained
 from wikillm.data.tokenizer_train import store_tokenizer
 from wikillm.data.turns import one_at_a_time
@@ -53,18 +58,29 @@ def ensure_store(plan: BuildPlan, *, is_main: bool = True) -> None:
 
 
 def _announce(plan: BuildPlan) -> None:
-    kinds = sorted({f"{s.format}" + ("" if s.compression == "none" else f" in {s.compression}") for s in plan.sources})
+    kinds = sorted(
+        {
+            f"{s.format}" + ("" if s.compression == "none" else f" in {s.compression}")
+            for s in plan.sources
+        }
+    )
     size = format_size(sum(source.size for source in plan.sources))
     files = plan.sources[0].path if len(plan.sources) == 1 else f"{len(plan.sources)} files"
     say(f"data: {files}, {size}, {', '.join(kinds)}")
     if plan.threads > 1:
         for source in plan.sources:
-            if source.compression == "bz2" and source.size > MAX_STREAM and not has_many_streams(Path(source.path)):
+            if (
+                source.compression == "bz2"
+                and source.size > MAX_STREAM
+                and not has_many_streams(Path(source.path))
+            ):
                 say(
                     f"data: {source.path} is one bz2 stream: one core decompresses it (`multistream` dumps take several)"
                 )
     if plan.max_text_bytes is not None:
-        say(f"data: the first {plan.max_text_bytes / 1e6:.3g} MB of text only (data.max_text_bytes)")
+        say(
+            f"data: the first {plan.max_text_bytes / 1e6:.3g} MB of text only (data.max_text_bytes)"
+        )
     what = "byte-level BPE, " if plan.tokenizer.vocabulary else ""
     say(f"tokenizer: {plan.tokenizer.name} ({what}{plan.tokenizer.origin})")
 
@@ -107,7 +123,9 @@ def _claim(plan: BuildPlan) -> None:
     marker = plan.store / "build.json"
     if marker.exists():
         refuse_other_facts(plan.store, _facts_of(marker), plan.facts)
-    elif plan.store.is_dir() and any(not path.name.endswith(STAGING_SUFFIX) for path in plan.store.iterdir()):
+    elif plan.store.is_dir() and any(
+        not path.name.endswith(STAGING_SUFFIX) for path in plan.store.iterdir()
+    ):
         raise DataError(
             "The folder in data.store is neither empty nor a token store.",
             got=str(plan.store),
@@ -116,7 +134,9 @@ def _claim(plan: BuildPlan) -> None:
     _refuse_if_it_does_not_fit(plan)
     try:
         plan.store.mkdir(parents=True, exist_ok=True)
-        write_json(marker, {"fingerprint": plan.fingerprint, "facts": plan.facts})  # before anything else is in it
+        write_json(
+            marker, {"fingerprint": plan.fingerprint, "facts": plan.facts}
+        )  # before anything else is in it
     except OSError as error:
         raise MachineError(
             "The folder of the token store cannot be written.",
@@ -181,11 +201,17 @@ class _Shards:
     def build(self) -> list[ShardInfo]:
         done = finished_shards(self._plan.store)
         cursor, is_full = Cursor(), False
-        while not is_full and (info := done.get(len(self._taken))) is not None and info.start == cursor:
+        while (
+            not is_full
+            and (info := done.get(len(self._taken))) is not None
+            and info.start == cursor
+        ):
             is_full = self._take(info)
             cursor = info.end
         if self._taken:
-            say(f"{len(self._taken)} shards of an earlier build are complete; it goes on from there")
+            say(
+                f"{len(self._taken)} shards of an earlier build are complete; it goes on from there"
+            )
         if not is_full:
             self._build_from(cursor, done)
         self._progress.finish()
@@ -196,7 +222,9 @@ class _Shards:
     def _build_from(self, cursor: Cursor, done: dict[int, ShardInfo]) -> None:
         plan = self._plan
         limit, number = plan.max_document_bytes, len(self._taken)
-        raws = read_shards(plan.sources, plan.shard_bytes, limit, cursor, number, self._on_read, plan.threads)
+        raws = read_shards(
+            plan.sources, plan.shard_bytes, limit, cursor, number, self._on_read, plan.threads
+        )
         skipped: dict[int, ShardInfo] = {}
 
         def missing() -> Iterator[RawShard]:
@@ -208,7 +236,9 @@ class _Shards:
                 else:
                     yield raw
 
-        with closing(run_jobs(self._job, missing(), plan.workers, self._on_work, self._progress.tick)) as results:
+        with closing(
+            run_jobs(self._job, missing(), plan.workers, self._on_work, self._progress.tick)
+        ) as results:
             for info in results:
                 while (earlier := skipped.pop(len(self._taken), None)) is not None:
                     if self._take(earlier):
@@ -237,7 +267,9 @@ class _Shards:
     def _cut(self, info: ShardInfo, budget: int) -> ShardInfo:
         """Build a shard again, with the first `budget` bytes of its text only."""
         plan = self._plan
-        raws = read_shards(plan.sources, plan.shard_bytes, plan.max_document_bytes, info.start, info.number)
+        raws = read_shards(
+            plan.sources, plan.shard_bytes, plan.max_document_bytes, info.start, info.number
+        )
         with closing(raws):
             return replace(self._job, text_budget=budget)(next(raws), lambda work: None)
 
@@ -260,17 +292,23 @@ class _Shards:
         what = f"{self._bad_records:,} of {self._read_records:,} records cannot be read"
         what += "" if by_records else f", and they are {text:.1%} of the bytes"
         fix = f"mend the source, or go on without them: data.max_bad_fraction={_rounded_up(max(share, text))}"
-        too_long = sum(line.characters for line in funnel.dropped if line.is_bad and line.reason == TOO_LONG)
+        too_long = sum(
+            line.characters for line in funnel.dropped if line.is_bad and line.reason == TOO_LONG
+        )
         if too_long:
             fix = f"data.max_document_bytes={min(too_long, 2**32 - 1)}\nor {fix}"
         raise DataError(
-            f"{what}: more than data.max_bad_fraction={most:g}.", got="\n".join([*lines, *self._examples()]), fix=fix
+            f"{what}: more than data.max_bad_fraction={most:g}.",
+            got="\n".join([*lines, *self._examples()]),
+            fix=fix,
         )
 
     def _examples(self) -> list[str]:
         found: list[str] = []
         for info in self._taken:
-            for bad in json.loads(shard_record_path(self._plan.store, info.number).read_text(encoding="utf-8"))["bad"]:
+            for bad in json.loads(
+                shard_record_path(self._plan.store, info.number).read_text(encoding="utf-8")
+            )["bad"]:
                 if len(found) == _EXAMPLES:
                     return found
                 source = self._plan.sources[bad["source"]]
@@ -300,7 +338,11 @@ class _Shards:
     def _share(self) -> float:
         """How much of the build is done: of the source, or of the text that is wanted."""
         total = estimated_bytes(self._plan.sources)
-        if self._disk_read and self._position and any(s.compression != "none" for s in self._plan.sources):
+        if (
+            self._disk_read
+            and self._position
+            and any(s.compression != "none" for s in self._plan.sources)
+        ):
             total = int(self._position * self._disk_size / self._disk_read)
         share = self._progress.source_bytes / max(1, total)
         limit = self._plan.max_text_bytes
@@ -319,9 +361,14 @@ def finished_shards(store: Path) -> dict[int, ShardInfo]:
         sizes = (
             (shard_path(store, split, info.number, kind), size)
             for split, part in info.splits.items()
-            for kind, size in (("tok", part.tokens * TOKEN.itemsize), ("idx", part.documents * INDEX.itemsize))
+            for kind, size in (
+                ("tok", part.tokens * TOKEN.itemsize),
+                ("idx", part.documents * INDEX.itemsize),
+            )
         )
-        if info.backend not in refused and all(file.is_file() and file.stat().st_size == size for file, size in sizes):
+        if info.backend not in refused and all(
+            file.is_file() and file.stat().st_size == size for file, size in sizes
+        ):
             found[info.number] = info
     return found
 

@@ -22,7 +22,9 @@ from wikillm.data.types import SourceFile
 _TEXT_SHARE = {"mediawiki": 0.6, "json": 0.98, "jsonl": 0.98, "csv": 0.98}
 """Clean text per decompressed byte, at most; 1 for the other formats."""
 _MOST_THREADS = 8
-_STORE_BYTES_PER_TEXT_BYTE = 1.4  # 0.29 tokens of 4 bytes, and 32 bytes for a document of 250 at least
+_STORE_BYTES_PER_TEXT_BYTE = (
+    1.4  # 0.29 tokens of 4 bytes, and 32 bytes for a document of 250 at least
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,9 @@ class BuildPlan:
     def shard_job(self, backend: str) -> ShardJob:
         """What builds one shard with the encoder `backend`, in this or another process."""
         check_first = CHECKED_BEFORE_TRAINING if self.is_read else FIRST_DOCUMENTS
-        return ShardJob(self.store, self.clean_job, self.val_fraction, backend=backend, check_first=check_first)
+        return ShardJob(
+            self.store, self.clean_job, self.val_fraction, backend=backend, check_first=check_first
+        )
 
     def predicted_bytes(self) -> int:
         """About how large the store becomes; rather too much than too little."""
@@ -80,7 +84,11 @@ class BuildPlan:
 
     def nothing_left(self, funnel: Funnel) -> DataError:
         """The error of a build of which no document is left; `funnel` tells why."""
-        if self.max_text_bytes is not None and funnel.kept_records == 0 and funnel.read_records == 0:
+        if (
+            self.max_text_bytes is not None
+            and funnel.kept_records == 0
+            and funnel.read_records == 0
+        ):
             fix = f"data.max_text_bytes={self.max_text_bytes} is less than the first document; raise it"
         else:
             fix = "look at the reasons above; data.text_key names the key of the text"
@@ -89,7 +97,9 @@ class BuildPlan:
 
 def predicted_store_bytes(sources: Sequence[SourceFile], max_text_bytes: int | None = None) -> int:
     """About how large a store of `sources` becomes; rather too much than too little."""
-    text = sum(estimated_bytes([source]) * _TEXT_SHARE.get(source.format, 1.0) for source in sources)
+    text = sum(
+        estimated_bytes([source]) * _TEXT_SHARE.get(source.format, 1.0) for source in sources
+    )
     if max_text_bytes is not None:
         text = min(text, max_text_bytes)
     return int(text * _STORE_BYTES_PER_TEXT_BYTE) + (16 << 20)

@@ -65,13 +65,18 @@ class Builder:
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         return DataError(
             "The process that builds the token store died.",
-            got=f"pid {self._process.pid}, {how}; its last words are in {self._log}" + _last_line(self._log),
+            got=f"pid {self._process.pid}, {how}; its last words are in {self._log}"
+            + _last_line(self._log),
             fix="start again with --resume auto: it goes on at the first missing shard; with less memory: data.workers=1",
         )
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    lines = (
+        log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if log.is_file()
+        else []
+    )
     return f":\n{lines[-1][:200]}" if lines else ""
 
 

@@ -17,7 +17,9 @@ import wikillm
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 
 
-def start_child(module: str, *, log: IO[bytes] | None = None) -> tuple[subprocess.Popen[bytes], Connection]:
+def start_child(
+    module: str, *, log: IO[bytes] | None = None
+) -> tuple[subprocess.Popen[bytes], Connection]:
     """Run `python -m MODULE FD`; FD is its end of the pipe.
 
     Args:
@@ -35,7 +37,9 @@ def start_child(module: str, *, log: IO[bytes] | None = None) -> tuple[subproces
         "FASTOKENS_BPE_THREADS": "1",  # fastokens 0.3.5 does not ask the two above
     }
     if log is not None:
-        environment = {name: value for name, value in environment.items() if name not in _RANK_VARIABLES}
+        environment = {
+            name: value for name, value in environment.items() if name not in _RANK_VARIABLES
+        }
     # -P: a file called numpy.py in the user's working directory is not numpy
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", module, str(theirs.fileno())],

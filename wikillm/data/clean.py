@@ -76,16 +76,22 @@ def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
         except ValueError as error:
             return _bad(payload, "not JSON", str(error))
     if not isinstance(value, dict):
-        return _bad(payload, "not a JSON object", f"it is {_JSON_KINDS.get(type(value), 'a string')}")
+        return _bad(
+            payload, "not a JSON object", f"it is {_JSON_KINDS.get(type(value), 'a string')}"
+        )
     if text_key not in value:
         if len(value) == 1 and isinstance(value.get("index", value.get("create")), dict):
             return Dropped("index line of an Elasticsearch bulk file", len(payload))
-        return _bad(payload, f"no key {text_key!r}", "it has " + ", ".join(map(repr, list(value)[:10])))
+        return _bad(
+            payload, f"no key {text_key!r}", "it has " + ", ".join(map(repr, list(value)[:10]))
+        )
     text = value[text_key]
     if not isinstance(text, str):
         return _bad(payload, f"{text_key!r} is not a string", f"it is {_JSON_KINDS[type(text)]}")
     if may_be_broken and any("\ud800" <= letter <= "\udfff" for letter in text):
-        return _bad(payload, "lone surrogate", "half of a UTF-16 pair, as in \\ud83d without its partner")
+        return _bad(
+            payload, "lone surrogate", "half of a UTF-16 pair, as in \\ud83d without its partner"
+        )
     return _normalized(payload, text)
 
 
@@ -143,7 +149,11 @@ def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:
         return Dropped(reason, len(wikitext))
 
     namespace = page.findtext("ns")
-    is_article = prefix_of(title) not in site_names(site).others if namespace is None else namespace.strip() == "0"
+    is_article = (
+        prefix_of(title) not in site_names(site).others
+        if namespace is None
+        else namespace.strip() == "0"
+    )
     if not is_article:
         return dropped("other namespace")
     if page.find("redirect") is not None or _is_redirect(wikitext):
@@ -151,7 +161,9 @@ def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:
     if (page.findtext("revision/model") or "wikitext") != "wikitext":
         return dropped("not wikitext")
     if not wikitext.strip():
-        is_elsewhere = text is not None and text.get("deleted") is None and text.get("bytes", "0") != "0"
+        is_elsewhere = (
+            text is not None and text.get("deleted") is None and text.get("bytes", "0") != "0"
+        )
         return dropped("text is not in this dump (a stub dump)" if is_elsewhere else "empty")
     try:
         body = unicodedata.normalize("NFC", text_of_wikitext(wikitext, site))

@@ -57,7 +57,9 @@ class CleanJob:
     def batches(self, raw: RawShard) -> Iterator[Batch]:
         """What came of each span, in order."""
         copies = {} if self.drop_list is None else self.drop_list.between(_ranges(raw.spans))
-        kinds = tuple(zip(self.formats, self.sites or (WikiSite(),) * len(self.formats), strict=True))
+        kinds = tuple(
+            zip(self.formats, self.sites or (WikiSite(),) * len(self.formats), strict=True)
+        )
         clean = {kind: self._cleaner(*kind) for kind in set(kinds)}
         for span in raw.spans:
             yield _cleaned(span, clean[kinds[span.source]], copies)
@@ -80,7 +82,9 @@ def _cleaned(span: Span, clean: Clean, copies: Mapping[tuple[int, int], Dropped]
     batch = Batch(span.source, span.end - span.start)
     for offset, payload, size in span.items():
         if payload is None:
-            batch.dropped.append(DroppedItem(offset, b"", Dropped(TOO_LONG, size, is_bad=size > _LONGEST_TEXT)))
+            batch.dropped.append(
+                DroppedItem(offset, b"", Dropped(TOO_LONG, size, is_bad=size > _LONGEST_TEXT))
+            )
             continue
         copy = copies.get((span.source, offset)) if copies else None
         found = clean(payload, offset) if copy is None else copy

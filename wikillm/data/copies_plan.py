@@ -48,12 +48,17 @@ class Copies:
         given, made_from = read_drop_list(Path(cfg.drop_list))
         facts = made_from.get("data.dedup", {})
         if facts.get("version") != DEDUP_VERSION:
-            _refuse(cfg.drop_list, [_differs("data.dedup", facts, f"version {DEDUP_VERSION} of the rules")])
+            _refuse(
+                cfg.drop_list,
+                [_differs("data.dedup", facts, f"version {DEDUP_VERSION} of the rules")],
+            )
         if cfg.dedup != "none" and facts != (wanted := _facts(cfg)):
             _refuse(cfg.drop_list, [_differs("data.dedup", facts, wanted)])
         return cls(facts, given, made_from)
 
-    def left_out_of(self, plan: BuildPlan, cfg: DataSection, area: Path, is_main: bool) -> BuildPlan:
+    def left_out_of(
+        self, plan: BuildPlan, cfg: DataSection, area: Path, is_main: bool
+    ) -> BuildPlan:
         """The plan with its drop-list, which is made if need be, and its hash among the facts. (all ranks)
 
         Raises DataError for a given list that was made from other sources or settings.
@@ -64,17 +69,25 @@ class Copies:
             self._check_made_for(plan, str(cfg.drop_list))
             drops = self.given
             if is_main:
-                say(f"data: {drops.exact:,} exact and {drops.near:,} near copies are left out ({cfg.drop_list})")
+                say(
+                    f"data: {drops.exact:,} exact and {drops.near:,} near copies are left out ({cfg.drop_list})"
+                )
         facts = {**plan.facts, "data.dedup": {**self.facts, "drop_list": drops.sha256}}
         fingerprint = fingerprint_of(facts)
         store = Path(cfg.store) if cfg.store else area / fingerprint[:12]
         relay = beside(store.with_name(f".{store.name}"), ".progress")
-        return replace(plan, store=store, facts=facts, fingerprint=fingerprint, relay=relay, drop_list=drops)
+        return replace(
+            plan, store=store, facts=facts, fingerprint=fingerprint, relay=relay, drop_list=drops
+        )
 
     def _check_made_for(self, plan: BuildPlan, name: str) -> None:
         made, wanted = self.made_from or {}, _made_from(plan, self.facts)
         keys = sorted({*made, *wanted})
-        lines = [_differs(key, made.get(key), wanted.get(key)) for key in keys if made.get(key) != wanted.get(key)]
+        lines = [
+            _differs(key, made.get(key), wanted.get(key))
+            for key in keys
+            if made.get(key) != wanted.get(key)
+        ]
         if lines:
             _refuse(name, lines)
 
@@ -92,19 +105,30 @@ def write_drop_list_of(plan: BuildPlan, path: Path) -> DropList:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_drop_list(path, plan.drop_list, _made_from(plan, dedup))
     except OSError as error:
-        raise MachineError("The drop-list cannot be written.", got=f"{path}: {error.strerror}") from None
+        raise MachineError(
+            "The drop-list cannot be written.", got=f"{path}: {error.strerror}"
+        ) from None
     return plan.drop_list
 
 
 def _facts(cfg: DataSection) -> dict[str, Any]:
-    near = {"similarity": cfg.dedup_similarity, "signature": signature_facts()} if cfg.dedup == "minhash" else {}
+    near = (
+        {"similarity": cfg.dedup_similarity, "signature": signature_facts()}
+        if cfg.dedup == "minhash"
+        else {}
+    )
     return {"kind": cfg.dedup, "version": DEDUP_VERSION, **near}
 
 
 def _made_from(plan: BuildPlan, dedup: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides a drop-list. The size of shards does only where the text ends in one (data.max_text_bytes)."""
-    nothing = _DECIDES_NO_COPY if plan.max_text_bytes is not None else (*_DECIDES_NO_COPY, "shard_bytes")
-    return {**{name: value for name, value in plan.facts.items() if name not in nothing}, "data.dedup": dict(dedup)}
+    nothing = (
+        _DECIDES_NO_COPY if plan.max_text_bytes is not None else (*_DECIDES_NO_COPY, "shard_bytes")
+    )
+    return {
+        **{name: value for name, value in plan.facts.items() if name not in nothing},
+        "data.dedup": dict(dedup),
+    }
 
 
 def _first_pass(plan: BuildPlan, cfg: DataSection, dedup: dict[str, Any], area: Path) -> FirstPass:

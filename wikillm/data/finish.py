@@ -28,7 +28,10 @@ def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardIn
     if funnel.bad_records:
         lines = (json.dumps(bad, ensure_ascii=False) for bad in _bad_records(plan.store, shards))
         write_atomic(plan.store / QUARANTINE_NAME, "".join(line + "\n" for line in lines))
-    write_attribution(plan.store, [(s, info.sha256) for s, info in zip(plan.sources, plan.source_infos, strict=True)])
+    write_attribution(
+        plan.store,
+        [(s, info.sha256) for s, info in zip(plan.sources, plan.source_infos, strict=True)],
+    )
     if plan.drop_list is not None:  # which documents were left out, and for which
         write_atomic(plan.store / DROP_LIST_NAME, plan.drop_list.entries())
     manifest = describe_shards(plan, tokenizer, shards, _duplicates(plan.store, shards))
@@ -74,7 +77,9 @@ def sum_split(shards: list[ShardInfo], split: str) -> SplitInfo:
 
 def _bad_records(store: Path, shards: list[ShardInfo]) -> Iterator[dict[str, object]]:
     for info in shards:
-        yield from json.loads(shard_record_path(store, info.number).read_text(encoding="utf-8"))["bad"]
+        yield from json.loads(shard_record_path(store, info.number).read_text(encoding="utf-8"))[
+            "bad"
+        ]
 
 
 def _duplicates(store: Path, shards: list[ShardInfo]) -> int | None:

@@ -45,11 +45,20 @@ class Funnel:
         total = max(1, self.read_records)
         rows = [("read", self.read_records, "")]
         for line in sorted(self.dropped, key=lambda line: (-line.records, line.reason)):
-            rows.append((f"- {line.reason}" + (" (bad)" if line.is_bad else ""), line.records, f"{line.characters:,}"))
+            rows.append(
+                (
+                    f"- {line.reason}" + (" (bad)" if line.is_bad else ""),
+                    line.records,
+                    f"{line.characters:,}",
+                )
+            )
         rows.append(("kept", self.kept_records, f"{self.kept_characters:,}"))
         width = max(len(name) for name, _, _ in rows)
         head = f"{'':<{width}}  {'records':>12}  {'share':>6}  {'characters':>16}"
-        lines = [f"{name:<{width}}  {n:>12,}  {n / total:>6.1%}  {characters:>16}" for name, n, characters in rows]
+        lines = [
+            f"{name:<{width}}  {n:>12,}  {n / total:>6.1%}  {characters:>16}"
+            for name, n, characters in rows
+        ]
         return "\n".join([head, *lines])
 
     @classmethod
@@ -94,5 +103,7 @@ class Tally:
         self._dropped[reason] = (before[0] + records, before[1] + characters, is_bad)
 
     def funnel(self) -> Funnel:
-        lines = tuple(FunnelLine(reason, *counts) for reason, counts in sorted(self._dropped.items()))
+        lines = tuple(
+            FunnelLine(reason, *counts) for reason, counts in sorted(self._dropped.items())
+        )
         return Funnel(self.kept_records, self.kept_characters, lines)

@@ -86,7 +86,9 @@ class Growth:
         """The manifest, or what it would be with the shards that are known now."""
         if self.manifest is not None:
             return self.manifest
-        return describe_shards(self.plan, load_tokenizer(self.plan.store / "tokenizer"), self.shards, None)
+        return describe_shards(
+            self.plan, load_tokenizer(self.plan.store / "tokenizer"), self.shards, None
+        )
 
     def refresh(self) -> None:
         """Look at what has been added. Raises DataError when the store turns out to be another one, or damaged."""
@@ -116,7 +118,9 @@ class Growth:
                 self._is_ours = made_from["fingerprint"] == self.plan.fingerprint
             if not self._is_ours:
                 return  # the builder will refuse it
-            taken = int(json.loads((self.plan.store / TAKEN_NAME).read_text(encoding="utf-8"))["shards"])
+            taken = int(
+                json.loads((self.plan.store / TAKEN_NAME).read_text(encoding="utf-8"))["shards"]
+            )
             if self.shards and taken > len(self.shards):
                 self._refuse_changed([self._read_record(0)])
             for number in range(len(self.shards), taken):
@@ -173,8 +177,15 @@ class GrowingOrder:
     has waited says nothing: it ends for a failure that was told, or with its parent, not because nothing came.
     """
 
-    def __init__(self, growth: Growth, sequence_length: int, seed: int, packing: Packing = "concat") -> None:
-        self.growth, self.sequence_length, self.seed, self.packing = growth, sequence_length, seed, packing
+    def __init__(
+        self, growth: Growth, sequence_length: int, seed: int, packing: Packing = "concat"
+    ) -> None:
+        self.growth, self.sequence_length, self.seed, self.packing = (
+            growth,
+            sequence_length,
+            seed,
+            packing,
+        )
         self._owner = os.getpid()
         self._order = self._make()
 
@@ -184,8 +195,12 @@ class GrowingOrder:
         if self.packing == "best_fit":
             shards = growth.shards[: self._made_from]
             length = self.sequence_length
-            return packed_order(growth.plan.store, growth.train, shards, growth.window_shards, length, self.seed)
-        return SampleOrder(growth.train.n_tokens, self.sequence_length, self.seed, windows=growth.windows)
+            return packed_order(
+                growth.plan.store, growth.train, shards, growth.window_shards, length, self.seed
+            )
+        return SampleOrder(
+            growth.train.n_tokens, self.sequence_length, self.seed, windows=growth.windows
+        )
 
     def covers(self, stop: int) -> bool:
         """Do all samples before `stop` stand? Looks at the files where it must."""
@@ -213,7 +228,9 @@ class GrowingOrder:
             else:
                 is_orphan = parent is not None and not parent.is_alive()
                 trouble = _orphaned() if is_orphan else self.growth.failure()
-            if trouble is not None and not self.covers(stop):  # it may have been the last shard before the trouble
+            if trouble is not None and not self.covers(
+                stop
+            ):  # it may have been the last shard before the trouble
                 raise trouble
             time.sleep(POLL_SECONDS)
 
@@ -245,13 +262,21 @@ def order_of(
     return finished_order(store, sequence_length, seed, window_shards, packing)
 
 
-def epoch_sizes(store: Store, sequence_length: int, window_shards: int, packing: Packing) -> tuple[int, int] | None:
+def epoch_sizes(
+    store: Store, sequence_length: int, window_shards: int, packing: Packing
+) -> tuple[int, int] | None:
     """Sequences in the first pass over the training split, and in each later one; None while it is not known.
 
     None also for a mixture that is not packed, which has no windows of its own: ceil((N - 1) / T) of all N tokens.
     """
-    if store.train_tokens is None or store.train_tokens < 2 or (store.mixture is not None and packing == "concat"):
+    if (
+        store.train_tokens is None
+        or store.train_tokens < 2
+        or (store.mixture is not None and packing == "concat")
+    ):
         return None
     stores = [store] if store.mixture is None else [part.store for part in store.mixture.parts]
     orders = [finished_order(one, sequence_length, 0, window_shards, packing) for one in stores]
-    return sum(order.blocks_of_first_epoch for order in orders), sum(order.blocks_per_epoch for order in orders)
+    return sum(order.blocks_of_first_epoch for order in orders), sum(
+        order.blocks_per_epoch for order in orders
+    )

@@ -39,7 +39,9 @@ def refuse_one_text(sources: Sequence[SourceFile]) -> None:
     )
 
 
-def refuse_few_held_out(store: Store, train: TokenStream, val: TokenStream, cfg: DataSection) -> None:
+def refuse_few_held_out(
+    store: Store, train: TokenStream, val: TokenStream, cfg: DataSection
+) -> None:
     """Raise DataError for too few held-out tokens: a loss on them would be noise. The store is kept.
 
     `train` and `val` are what counts: the whole store, or its first window.
@@ -92,10 +94,14 @@ def _share_for(train: TokenStream, val: TokenStream, wanted: int) -> tuple[float
     if not indexes:
         return None
     hashes = np.concatenate([index["hash"] for index in indexes])
-    lengths = np.concatenate([np.diff(index["end"], prepend=np.uint64(0)) for index in indexes]).astype(np.int64)
+    lengths = np.concatenate(
+        [np.diff(index["end"], prepend=np.uint64(0)) for index in indexes]
+    ).astype(np.int64)
     values, where = np.unique(hashes, return_inverse=True)
     held = np.cumsum(np.bincount(where, weights=lengths, minlength=len(values))).astype(np.int64)
-    number = int(np.searchsorted(held, wanted))  # of the group of equal texts that is the last to be held out
+    number = int(
+        np.searchsorted(held, wanted)
+    )  # of the group of equal texts that is the last to be held out
     if number >= len(values) - 1 or (wanted > 1 and 2 * int(held[number]) > int(held[-1])):
         return None
     low, high = int(values[number]), int(values[number + 1])

@@ -50,19 +50,25 @@ def hubs() -> list[Hub]:
 
 def is_offline() -> bool:
     switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WIKILLM_OFFLINE")
-    return any(os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on") for name in switches)
+    return any(
+        os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on") for name in switches
+    )
 
 
 def fetch_qwen2(target: Path, asked: Sequence[Hub] | None = None) -> str:
     """Download the tokenizer into `target` and return the hub's name. Raises HubUnreachable."""
     if is_offline():
-        raise HubUnreachable("hubs are switched off by HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE or WIKILLM_OFFLINE")
+        raise HubUnreachable(
+            "hubs are switched off by HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE or WIKILLM_OFFLINE"
+        )
     reasons = []
     for hub in asked if asked is not None else hubs():
         if hub.url in _gone:
             reasons.append(f"{hub.name}: did not answer before")
             continue
-        say(f"tokenizer: asking {hub.name} for {MODEL} (at most {SILENCE_SECONDS:.0f} s without an answer)")
+        say(
+            f"tokenizer: asking {hub.name} for {MODEL} (at most {SILENCE_SECONDS:.0f} s without an answer)"
+        )
         try:
             contents = {file: _download(hub.url.format(file=file)) for file in FILES}
             _install(contents, target)
@@ -114,7 +120,9 @@ def _download(url: str) -> bytes:
             piece = TimeoutError()
         if piece is None:
             return bytes(content)
-        if isinstance(getattr(piece, "reason", piece), TimeoutError):  # the socket's own may come first
+        if isinstance(
+            getattr(piece, "reason", piece), TimeoutError
+        ):  # the socket's own may come first
             raise TimeoutError(f"no answer within {SILENCE_SECONDS:.0f} s") from None
         if isinstance(piece, BaseException):
             raise piece

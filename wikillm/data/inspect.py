@@ -55,7 +55,11 @@ class Documents:
     def __getitem__(self, number: int) -> Place:
         """The document `number`, counted from 0. Raises DataError when there is none."""
         if not 0 <= number < len(self):
-            raise DataError("There is no such document.", got=f"{number}", fix=f"a number from 0 to {len(self) - 1}")
+            raise DataError(
+                "There is no such document.",
+                got=f"{number}",
+                fix=f"a number from 0 to {len(self) - 1}",
+            )
         shard = bisect_right(self._first_document, number) - 1
         index, row = self._indexes[shard], number - self._first_document[shard]
         entry, before = index[row], int(index["end"][row - 1]) if row else 0
@@ -72,12 +76,18 @@ class Documents:
     def at(self, token: int) -> int:
         """The number of the document that token `token` belongs to."""
         shard = bisect_right(self._first_token, token) - 1
-        row = int(np.searchsorted(self._indexes[shard]["end"], token - self._first_token[shard], side="right"))
+        row = int(
+            np.searchsorted(
+                self._indexes[shard]["end"], token - self._first_token[shard], side="right"
+            )
+        )
         return int(self._first_document[shard]) + row
 
     def lengths(self) -> npt.NDArray[np.uint32]:
         """Tokens of each document, EOS included."""
-        every = [np.diff(index["end"], prepend=np.uint64(0)).astype(np.uint32) for index in self._indexes]
+        every = [
+            np.diff(index["end"], prepend=np.uint64(0)).astype(np.uint32) for index in self._indexes
+        ]
         return np.concatenate([np.empty(0, dtype=np.uint32), *every])
 
 
@@ -124,15 +134,21 @@ def _split_stats(store: Store, stream: TokenStream) -> dict[str, Any]:
 def stats_text(store: Store) -> str:
     """The same as lines for the terminal."""
     found = stats_of(store)
-    lines = [f"store      {store.dir}  (fingerprint {store.manifest.fingerprint[:12]}, {found['shards']} shards)"]
+    lines = [
+        f"store      {store.dir}  (fingerprint {store.manifest.fingerprint[:12]}, {found['shards']} shards)"
+    ]
     lines.append(f"encoder    {found['backend']['name']} {found['backend']['version']}")
     copies = found["duplicates"]
-    lines.append(f"copies     {'not counted' if copies is None else f'{copies:,} documents are copies of others'}")
+    lines.append(
+        f"copies     {'not counted' if copies is None else f'{copies:,} documents are copies of others'}"
+    )
     for name, split in found["splits"].items():
         lines += ["", f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens"]
         if split["documents"]:
             length = split["length"]
-            lines[-1] += f", {split['text_bytes'] / 1e6:.2f} MB of text, {split['bytes_per_token']:.2f} bytes/token"
+            lines[-1] += (
+                f", {split['text_bytes'] / 1e6:.2f} MB of text, {split['bytes_per_token']:.2f} bytes/token"
+            )
             lines.append(
                 f"tokens per document: least {length['least']:,}, median {length['median']:,.0f}, "
                 f"mean {length['mean']:,.0f}, 99 % below {length['p99']:,.0f}, most {length['most']:,}"
@@ -153,16 +169,32 @@ def show_document(store: Store, split: str, number: int) -> dict[str, Any]:
     stream = getattr(store, split)
     place = Documents(store, stream)[number]
     ids = stream.read(place.first, place.end)
-    return {"split": split, **asdict(place), "ids": ids.tolist(), "text": store.tokenizer().decode(ids[:-1].tolist())}
+    return {
+        "split": split,
+        **asdict(place),
+        "ids": ids.tolist(),
+        "text": store.tokenizer().decode(ids[:-1].tolist()),
+    }
 
 
 def show_sample(
-    store: Store, number: int, *, sequence_length: int, seed: int, window_shards: int, packing: Packing = "concat"
+    store: Store,
+    number: int,
+    *,
+    sequence_length: int,
+    seed: int,
+    window_shards: int,
+    packing: Packing = "concat",
 ) -> dict[str, Any]:
     """Sample `number` of training: the targets in it, in order, by document, and the text they make."""
     if number < 0 or sequence_length < 1:
-        raise ConfigError("A sample is counted from 0, and its length from 1.", got=f"{number}, {sequence_length}")
-    stream, order = store.train, finished_order(store, sequence_length, seed, window_shards, packing)
+        raise ConfigError(
+            "A sample is counted from 0, and its length from 1.", got=f"{number}, {sequence_length}"
+        )
+    stream, order = (
+        store.train,
+        finished_order(store, sequence_length, seed, window_shards, packing),
+    )
     documents, tokenizer = Documents(store, stream), store.tokenizer()
     parts: list[dict[str, Any]] = []
     for start, stop in order.pieces([number])[0]:
@@ -189,12 +221,17 @@ def show_text(found: dict[str, Any]) -> str:
         lines.append(f"sample {found['sample']}, seed {found['seed']}: {found['targets']} targets")
     for part in found.get("parts", [found]):
         first, end = part.get("tokens", (part["first"], part["end"]))
-        lines += ["", f"document {part['document']:,}, tokens {first - part['first']} to {end - part['first']} of it"]
+        lines += [
+            "",
+            f"document {part['document']:,}, tokens {first - part['first']} to {end - part['first']} of it",
+        ]
         lines.append(
             f"{part['source']}: byte {part['offset']:,}  ({part['text_bytes']:,} bytes, {part['content_hash']})"
         )
         text = part["text"]
-        lines.append(text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]} ... ({len(text):,} characters)")
+        lines.append(
+            text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]} ... ({len(text):,} characters)"
+        )
     return "\n".join(lines).lstrip()
 
 
@@ -209,7 +246,12 @@ def verify(store: Store) -> dict[str, Any]:
     ]
     size = sum(path.stat().st_size for path in paths)
     digest = sha256_file(store.dir / MANIFEST_NAME)
-    return {"store": str(store.dir), "files": len(paths) + 1, "bytes": size, "manifest_sha256": digest}
+    return {
+        "store": str(store.dir),
+        "files": len(paths) + 1,
+        "bytes": size,
+        "manifest_sha256": digest,
+    }
 
 
 def find_store(named: str | None) -> Path:
@@ -219,6 +261,8 @@ def find_store(named: str | None) -> Path:
     found = sorted(Path("stores").glob(f"*/{MANIFEST_NAME}"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise DataError(
-            "There is no token store in stores/.", got=str(Path.cwd()), fix="wikillm prepare, or name a folder"
+            "There is no token store in stores/.",
+            got=str(Path.cwd()),
+            fix="wikillm prepare, or name a folder",
         )
     return found[-1].parent

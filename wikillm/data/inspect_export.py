@@ -39,7 +39,9 @@ def export_store(store: Store, kind: str, target: Path) -> list[Path]:
     paths = [target / f"{split}.{suffix}" for split in splits for suffix in suffixes]
     taken = [str(path) for path in paths if path.exists()]
     if taken:
-        raise ConfigError("The export would overwrite files.", got=", ".join(taken), fix="--out ANOTHER_FOLDER")
+        raise ConfigError(
+            "The export would overwrite files.", got=", ".join(taken), fix="--out ANOTHER_FOLDER"
+        )
     target.mkdir(parents=True, exist_ok=True)
     for split in splits:
         _WRITERS[kind](store, split, target / split)
@@ -50,7 +52,10 @@ def _to_megatron(store: Store, split: str, prefix: Path) -> None:
     stream = getattr(store, split)
     lengths = Documents(store, stream).lengths()
     if int(lengths.max()) > 2**31 - 1:
-        raise DataError("A document has more tokens than Megatron's format can say.", got=f"{int(lengths.max()):,}")
+        raise DataError(
+            "A document has more tokens than Megatron's format can say.",
+            got=f"{int(lengths.max()):,}",
+        )
     with _Staged(prefix.with_suffix(".bin")) as file:
         _copy_tokens(stream, file, "<i4")
     offsets = 4 * (np.cumsum(lengths, dtype=np.int64) - lengths)
@@ -63,7 +68,9 @@ def _to_megatron(store: Store, split: str, prefix: Path) -> None:
 
 def _copy_tokens(stream: TokenStream, file: BinaryIO, dtype: str) -> None:
     for start in range(0, stream.n_tokens, _TOKENS):
-        file.write(stream.read(start, min(start + _TOKENS, stream.n_tokens)).astype(dtype).tobytes())
+        file.write(
+            stream.read(start, min(start + _TOKENS, stream.n_tokens)).astype(dtype).tobytes()
+        )
 
 
 def _to_datatrove(store: Store, split: str, prefix: Path) -> None:
@@ -121,6 +128,10 @@ class _Staged:
             self._staged.unlink(missing_ok=True)
 
 
-_SUFFIXES = {"megatron": ("bin", "idx"), "datatrove": ("ds", "ds.index", "ds.metadata"), "parquet": ("parquet",)}
+_SUFFIXES = {
+    "megatron": ("bin", "idx"),
+    "datatrove": ("ds", "ds.index", "ds.metadata"),
+    "parquet": ("parquet",),
+}
 _WRITERS = {"megatron": _to_megatron, "datatrove": _to_datatrove, "parquet": _to_parquet}
 EXPORTS = tuple(_WRITERS)

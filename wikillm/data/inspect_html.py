@@ -47,8 +47,14 @@ def stats_page(store: Store) -> str:
         parts.append(f"<h2>{escape(name)}: tokens per document, EOS included</h2>")
         parts.append(_histogram(name, split) if split["documents"] else "<p>no documents</p>")
     parts += ["<h2>What became of the records</h2>", _funnel(found["funnel"])]
-    rows = [[s.path, f"{s.size:,}", s.format, s.compression, s.sha256[:16]] for s in store.manifest.sources]
-    parts += ["<h2>Sources</h2>", _table(("file", "bytes", "format", "compression", "sha256"), rows, numbers={1})]
+    rows = [
+        [s.path, f"{s.size:,}", s.format, s.compression, s.sha256[:16]]
+        for s in store.manifest.sources
+    ]
+    parts += [
+        "<h2>Sources</h2>",
+        _table(("file", "bytes", "format", "compression", "sha256"), rows, numbers={1}),
+    ]
     settings = [
         [name, json.dumps(value, ensure_ascii=False)]
         for name, value in store.manifest.facts.items()
@@ -61,7 +67,11 @@ def stats_page(store: Store) -> str:
 def show_page(store: Store, found: dict[str, Any]) -> str:
     """A document or a sample (as `inspect.show_document` and `show_sample` give it), with the borders of its tokens."""
     is_sample = "parts" in found
-    title = f"Sample {found['sample']}" if is_sample else f"Document {found['document']} of {found['split']}"
+    title = (
+        f"Sample {found['sample']}"
+        if is_sample
+        else f"Document {found['document']} of {found['split']}"
+    )
     tokenizer, pieces = store.tokenizer(), []
     if is_sample:
         pieces.append(
@@ -74,7 +84,10 @@ def show_page(store: Store, found: dict[str, Any]) -> str:
         rows = [
             ["document", f"{part['document']:,}"],
             ["source", f"{part['source']}: byte {part['offset']:,}"],
-            ["tokens", f"{first - part['first']:,} to {end - part['first']:,} of {part['end'] - part['first']:,}"],
+            [
+                "tokens",
+                f"{first - part['first']:,} to {end - part['first']:,} of {part['end'] - part['first']:,}",
+            ],
             ["content hash", part["content_hash"]],
         ]
         pieces += [_table(("", ""), rows), f'<p class="text">{_tokens(tokenizer, ids)}</p>']
@@ -109,7 +122,13 @@ def _facts_table(store: Store, found: dict[str, Any]) -> str:
     ]
     for name, split in found["splits"].items():
         text = f"{split['documents']:,} documents, {split['tokens']:,} tokens, {split['text_bytes']:,} bytes of text"
-        rows.append([name, text + (f", {split['bytes_per_token']:.3f} bytes/token" if split["documents"] else "")])
+        rows.append(
+            [
+                name,
+                text
+                + (f", {split['bytes_per_token']:.3f} bytes/token" if split["documents"] else ""),
+            ]
+        )
     return _table(("", ""), rows)
 
 
@@ -127,7 +146,9 @@ def _histogram(name: str, split: dict[str, Any]) -> str:
             f'<text x="{x + width / 2:.1f}" y="{24 + height - tall:.1f}" text-anchor="middle">{bin["documents"]:,}</text>'
             f'<text x="{x + 2:.1f}" y="{46 + height}">{bin["from"]:,}</text>'
         )
-    shapes.append(f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{30 + height}" y2="{30 + height}"/>')
+    shapes.append(
+        f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{30 + height}" y2="{30 + height}"/>'
+    )
     text = (
         f"least {length['least']:,}, median {length['median']:,.0f}, mean {length['mean']:,.0f}, "
         f"99 % below {length['p99']:,.0f}, most {length['most']:,}"
@@ -139,7 +160,12 @@ def _funnel(funnel: dict[str, Any]) -> str:
     lines = sorted(funnel["dropped"], key=lambda line: (-line["records"], line["reason"]))
     rows = [("read", funnel["read_records"], None, "bar")]
     rows += [
-        (line["reason"] + (" (bad)" if line["is_bad"] else ""), line["records"], line["characters"], "bad")
+        (
+            line["reason"] + (" (bad)" if line["is_bad"] else ""),
+            line["records"],
+            line["characters"],
+            "bad",
+        )
         for line in lines
     ]
     rows.append(("kept", funnel["kept_records"], funnel["kept_characters"], "bar"))
@@ -159,13 +185,22 @@ def _svg(title: str, height: float, shapes: Iterable[str]) -> str:
     return f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img"><title>{escape(title)}</title>{"".join(shapes)}</svg>'
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int] | None = None) -> str:
+def _table(
+    header: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int] | None = None
+) -> str:
     def cell(tag: str, i: int, text: str) -> str:
         kind = ' class="n"' if i in (numbers or ()) else ""
         return f"<{tag}{kind}>{escape(text)}</{tag}>"
 
-    head = "<tr>" + "".join(cell("th", i, text) for i, text in enumerate(header)) + "</tr>" if any(header) else ""
-    body = "".join("<tr>" + "".join(cell("td", i, text) for i, text in enumerate(row)) + "</tr>" for row in rows)
+    head = (
+        "<tr>" + "".join(cell("th", i, text) for i, text in enumerate(header)) + "</tr>"
+        if any(header)
+        else ""
+    )
+    body = "".join(
+        "<tr>" + "".join(cell("td", i, text) for i, text in enumerate(row)) + "</tr>"
+        for row in rows
+    )
     return f"<table>{head}{body}</table>"
 
 

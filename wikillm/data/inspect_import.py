@@ -41,18 +41,29 @@ from wikillm.data.types import TokenizedDocument
 IMPORTS = ("megatron", "datatrove")
 SHARD_TOKENS = 1 << 24  # 64 MiB
 _BATCH_DOCUMENTS = 256
-_MEGATRON_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}  # 6 and 7 are floating point
+_MEGATRON_TYPES = {
+    1: "u1",
+    2: "i1",
+    3: "<i2",
+    4: "<i4",
+    5: "<i8",
+    8: "<u2",
+}  # 6 and 7 are floating point
 
 Ids = npt.NDArray[Any]
 
 
-def import_store(kind: str, files: Sequence[Path], tokenizer_folder: Path, target: Path, val_fraction: float) -> Store:
+def import_store(
+    kind: str, files: Sequence[Path], tokenizer_folder: Path, target: Path, val_fraction: float
+) -> Store:
     """Write the documents of `files`, in order, as a store at `target`; it appears when it is whole.
 
     Raises DataError for damaged files and ids beyond the vocabulary, ConfigError when `target` exists.
     """
     if target.exists():
-        raise ConfigError("The import would overwrite something.", got=str(target), fix="--out ANOTHER_FOLDER")
+        raise ConfigError(
+            "The import would overwrite something.", got=str(target), fix="--out ANOTHER_FOLDER"
+        )
     if not 0 < val_fraction < 1:
         raise ConfigError("--val-fraction is a share between 0 and 1.", got=str(val_fraction))
     tokenizer = load_tokenizer(tokenizer_folder)
@@ -80,10 +91,17 @@ class _Megatron:
             raise _damaged(self.path, "its .idx does not begin as Megatron's do")
         version, code, sequences, borders = struct.unpack_from("<QBQQ", index, 9)
         if version != 1 or code not in _MEGATRON_TYPES:
-            raise _damaged(self.path, f"its .idx has version {version} and type {code}: neither tokens nor version 1")
+            raise _damaged(
+                self.path,
+                f"its .idx has version {version} and type {code}: neither tokens nor version 1",
+            )
         size = 34 + 12 * sequences + 8 * borders
         if len(index) != size:
-            what = " (one mode per sequence: a multimodal file?)" if len(index) == size + sequences else ""
+            what = (
+                " (one mode per sequence: a multimodal file?)"
+                if len(index) == size + sequences
+                else ""
+            )
             raise _damaged(self.path, f"its .idx has {len(index)} bytes instead of {size}{what}")
         self._lengths = np.frombuffer(index, "<i4", sequences, 34)
         self._offsets = np.frombuffer(index, "<i8", sequences, 34 + 4 * sequences)
@@ -105,11 +123,16 @@ class _Megatron:
         """Each document's byte in .bin, and its ids."""
         for low, high in zip(self._borders.tolist(), self._borders[1:].tolist(), strict=False):
             parts = [self._sequence(number) for number in range(low, high)]
-            yield int(self._offsets[low]) if parts else 0, np.concatenate([np.empty(0, self._dtype), *parts])
+            yield (
+                int(self._offsets[low]) if parts else 0,
+                np.concatenate([np.empty(0, self._dtype), *parts]),
+            )
 
     def _sequence(self, number: int) -> Ids:
         start = int(self._offsets[number])
-        return self._tokens[start : start + int(self._lengths[number]) * self._dtype.itemsize].view(self._dtype)
+        return self._tokens[start : start + int(self._lengths[number]) * self._dtype.itemsize].view(
+            self._dtype
+        )
 
 
 class _Datatrove:
@@ -120,12 +143,16 @@ class _Datatrove:
         index = path.with_name(path.name + ".index")
         content = _content(index)
         if len(content) % 8:
-            raise _damaged(path, f"{index.name} has {len(content)} bytes, which is no multiple of 8")
+            raise _damaged(
+                path, f"{index.name} has {len(content)} bytes, which is no multiple of 8"
+            )
         self._ends = np.frombuffer(content, "<u8").astype(np.int64)
         total = int(self._ends[-1]) if len(self._ends) else 0
         size = path.stat().st_size if path.is_file() else 0
         if (np.diff(self._ends, prepend=0) < 0).any() or size not in (2 * total, 4 * total):
-            raise _damaged(path, f"{size} bytes, where {index.name} speaks of {total} tokens of 2 or 4 bytes")
+            raise _damaged(
+                path, f"{size} bytes, where {index.name} speaks of {total} tokens of 2 or 4 bytes"
+            )
         self._dtype = np.dtype("<u2" if size == 2 * total else "<u4")
         self._tokens = _mapped(path, self._dtype)
 
@@ -141,7 +168,11 @@ class _Importer:
     """Writes documents into shards of about SHARD_TOKENS, one after the other."""
 
     def __init__(
-        self, folder: Path, tokenizer: TextTokenizer, val_fraction: float, readers: Sequence[_Megatron | _Datatrove]
+        self,
+        folder: Path,
+        tokenizer: TextTokenizer,
+        val_fraction: float,
+        readers: Sequence[_Megatron | _Datatrove],
     ) -> None:
         self._folder, self._tokenizer, self._readers = folder, tokenizer, readers
         self._val_below = int(val_fraction * 2**64)
@@ -181,7 +212,11 @@ class _Importer:
                     self._empty += 1
                     continue
                 if int(ids.max()) >= self._tokenizer.length or int(ids.min()) < 0:
-                    bad = int(ids.max()) if int(ids.max()) >= self._tokenizer.length else int(ids.min())
+                    bad = (
+                        int(ids.max())
+                        if int(ids.max()) >= self._tokenizer.length
+                        else int(ids.min())
+                    )
                     raise DataError(
                         "A token id lies outside the tokenizer's vocabulary.",
                         got=f"{reader.path}: document {number}: {bad}; ids below {self._tokenizer.length} are known",
@@ -201,7 +236,9 @@ class _Importer:
         eos = self._tokenizer.eos_id
         bodies = [ids[:-1] if int(ids[-1]) == eos else ids for _, ids in batch]
         self._inner_eos += sum(bool((ids == eos).any()) for ids in bodies)
-        texts = self._tokenizer.backend.decode_batch([ids.tolist() for ids in bodies], skip_special_tokens=False)
+        texts = self._tokenizer.backend.decode_batch(
+            [ids.tolist() for ids in bodies], skip_special_tokens=False
+        )
         found = []
         for (offset, raw), ids, text in zip(batch, bodies, texts, strict=True):
             done = TokenizedDocument(
@@ -218,7 +255,12 @@ class _Importer:
         return {split: SplitWriter(self._folder, split, number) for split in SPLITS}
 
     def _finish(
-        self, number: int, start: Cursor, end: Cursor, funnel: Funnel, writers: dict[str, SplitWriter]
+        self,
+        number: int,
+        start: Cursor,
+        end: Cursor,
+        funnel: Funnel,
+        writers: dict[str, SplitWriter],
     ) -> ShardInfo:
         splits = {split: writer.finish() for split, writer in writers.items()}
         info = ShardInfo(number, start, end, False, funnel, splits, "imported")
@@ -236,10 +278,14 @@ def _describe(
     shards: list[ShardInfo],
 ) -> None:
     paths = [reader.path for reader in readers]
-    sources = tuple(SourceInfo(str(p), p.stat().st_size, sha256_file(p), kind, "none") for p in paths)
+    sources = tuple(
+        SourceInfo(str(p), p.stat().st_size, sha256_file(p), kind, "none") for p in paths
+    )
     facts = {
         "format_version": FORMAT_VERSION,
-        "imported": [{"sha256": source.sha256, "size": source.size, "format": kind} for source in sources],
+        "imported": [
+            {"sha256": source.sha256, "size": source.size, "format": kind} for source in sources
+        ],
         "data.tokenizer": {"sha256": tokenizer.sha256, "eos": tokenizer.eos_token},
         "data.val_fraction": val_fraction,
         "eos": "after each document",
@@ -272,7 +318,9 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError("A file of the import cannot be read.", got=f"{path}: {error.strerror}") from None
+        raise DataError(
+            "A file of the import cannot be read.", got=f"{path}: {error.strerror}"
+        ) from None
 
 
 def _mapped(path: Path, dtype: np.dtype[Any]) -> Ids:

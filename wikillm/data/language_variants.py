@@ -17,7 +17,8 @@ _INNERMOST = re.compile(rf"{_OPEN}((?:(?!{_OPEN}|{_CLOSE}).)*){_CLOSE}", re.DOTA
 _UNPAIRED = re.compile(rf"{_OPEN}|{_CLOSE}")
 _FLAGS = re.compile(r"\s*(-|[A-Za-z]?(?:\s*;\s*[A-Za-z])*|zh[a-z;\s-]*)\s*\|")
 _VARIANT = re.compile(
-    r"(?:^|;)\s*(?:[^;:|]*=>\s*)?(zh(?:-[a-z]+)*|(?:sr|sh|gan|wuu|kk|ku|iu|tg|uz|crh|shi|ban)-[a-z]+)\s*:", re.DOTALL
+    r"(?:^|;)\s*(?:[^;:|]*=>\s*)?(zh(?:-[a-z]+)*|(?:sr|sh|gan|wuu|kk|ku|iu|tg|uz|crh|shi|ban)-[a-z]+)\s*:",
+    re.DOTALL,
 )
 _SILENT = frozenset("THD-")  # page title, hidden rule, description, removed rule: they show nothing
 
@@ -48,5 +49,9 @@ def _shown(rule: str) -> str:
     if not marks:
         return rule
     ends = [mark.start() for mark in marks[1:]] + [len(rule)]
-    texts = {mark[1]: rule[mark.end() : end].strip(" \n;") for mark, end in zip(marks, ends, strict=True)}
-    return next((texts[variant] for variant in PREFERRED if variant in texts), next(iter(texts.values())))
+    texts = {
+        mark[1]: rule[mark.end() : end].strip(" \n;") for mark, end in zip(marks, ends, strict=True)
+    }
+    return next(
+        (texts[variant] for variant in PREFERRED if variant in texts), next(iter(texts.values()))
+    )

@@ -83,7 +83,9 @@ class BatchShape:
 
     def samples_between(self, first_step: int, stop_step: int) -> int:
         """Samples that the optimizer steps [first_step, stop_step) use up."""
-        return self._batches.sequences_before(stop_step) - self._batches.sequences_before(first_step)
+        return self._batches.sequences_before(stop_step) - self._batches.sequences_before(
+            first_step
+        )
 
     @property
     def _batches(self) -> BatchRamp:
@@ -147,7 +149,13 @@ class Samples(Dataset[Batch]):
         mask: DocumentMask | None = None,
         stretch: Stretch | None = None,
     ) -> None:
-        self.tokens, self.order, self.length, self.mask, self.stretch = tokens, order, length, mask, stretch
+        self.tokens, self.order, self.length, self.mask, self.stretch = (
+            tokens,
+            order,
+            length,
+            mask,
+            stretch,
+        )
 
     def __len__(self) -> int:
         return self.length
@@ -174,13 +182,19 @@ class Samples(Dataset[Batch]):
         inputs = np.zeros(shape, dtype=np.int64)
         targets = np.full(shape, IGNORED, dtype=np.int64)
         joins: list[tuple[int, int]] = []
-        for row, (sample, stretches) in enumerate(zip(wanted, self.order.pieces(np.maximum(wanted, 0)), strict=True)):
+        for row, (sample, stretches) in enumerate(
+            zip(wanted, self.order.pieces(np.maximum(wanted, 0)), strict=True)
+        ):
             if sample != PADDING:
                 self._fill(inputs[row], targets[row], stretches)
                 ends = accumulate(stop - start for start, stop in stretches[:-1])
                 joins += [(row, column) for column in ends]
         labels = torch.from_numpy(targets)
-        batch: Batch = {"input_ids": torch.from_numpy(inputs), "labels": labels, "shift_labels": labels}
+        batch: Batch = {
+            "input_ids": torch.from_numpy(inputs),
+            "labels": labels,
+            "shift_labels": labels,
+        }
         if self.mask is None:
             return batch
         positions = document_positions(inputs, self.mask.eos_id, joins)
@@ -192,7 +206,10 @@ class Samples(Dataset[Batch]):
         return batch
 
     def _fill(
-        self, inputs: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], stretches: list[tuple[int, int]]
+        self,
+        inputs: npt.NDArray[np.int64],
+        targets: npt.NDArray[np.int64],
+        stretches: list[tuple[int, int]],
     ) -> None:
         """Copy these stretches of targets, one after the other, and the token before each target."""
         done = 0
@@ -210,7 +227,9 @@ class GlobalBatches(Sampler[list[int]]):
     its epochs from it, of which a run has one, and is given the micro-batches of a step as one (see train.trainer).
     """
 
-    def __init__(self, shape: BatchShape, total_steps: int, consumed_samples: int, first_step: int) -> None:
+    def __init__(
+        self, shape: BatchShape, total_steps: int, consumed_samples: int, first_step: int
+    ) -> None:
         self.shape, self.total_steps = shape, total_steps
         self.consumed_samples, self.first_step = consumed_samples, first_step
 
@@ -234,7 +253,12 @@ class EvalBatches(Sampler[list[int]]):
     """
 
     def __init__(self, samples: int, micro_batch: int, world_size: int, rank: int) -> None:
-        self.samples, self.micro_batch, self.world_size, self.rank = samples, micro_batch, world_size, rank
+        self.samples, self.micro_batch, self.world_size, self.rank = (
+            samples,
+            micro_batch,
+            world_size,
+            rank,
+        )
 
     def __len__(self) -> int:
         return -(-self.samples // (self.micro_batch * self.world_size))
@@ -242,7 +266,9 @@ class EvalBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for batch in range(len(self)):
             first = (batch * self.world_size + self.rank) * self.micro_batch
-            yield [n if n < self.samples else PADDING for n in range(first, first + self.micro_batch)]
+            yield [
+                n if n < self.samples else PADDING for n in range(first, first + self.micro_batch)
+            ]
 
 
 def as_is(batch: Any) -> Any:
@@ -265,7 +291,9 @@ def train_loader(
     """Batches of this rank from optimizer step `first_step` (samples before `consumed_samples` are done) to the end."""
     samples = Samples(tokens, order, shape.samples_between(0, total_steps), mask, stretch)
     batches = GlobalBatches(shape, total_steps, consumed_samples, first_step)
-    return DataLoader(samples, batch_sampler=batches, collate_fn=as_is, num_workers=workers, **_options(workers))
+    return DataLoader(
+        samples, batch_sampler=batches, collate_fn=as_is, num_workers=workers, **_options(workers)
+    )
 
 
 def eval_loader(
@@ -299,7 +327,9 @@ def to_device(batch: Mapping[str, Any], device: torch.device | str) -> dict[str,
         for name, value in batch.items()
         if name != "labels" or "shift_labels" not in batch
     }
-    return moved | ({"labels": moved["shift_labels"]} if "labels" in batch and "shift_labels" in batch else {})
+    return moved | (
+        {"labels": moved["shift_labels"]} if "labels" in batch and "shift_labels" in batch else {}
+    )
 
 
 def _options(workers: int) -> dict[str, Any]:
@@ -307,7 +337,11 @@ def _options(workers: int) -> dict[str, Any]:
     if workers:
         # fork, Linux's usual way, also where the process itself came from a fork server: torch looks at a loader process's
         # parent to notice that the training was killed, and a fork server outlives it.
-        options |= {"prefetch_factor": 4, "persistent_workers": True, "multiprocessing_context": "fork"}
+        options |= {
+            "prefetch_factor": 4,
+            "persistent_workers": True,
+            "multiprocessing_context": "fork",
+        }
         options["worker_init_fn"] = _outlive_a_stop
     return options
 
@@ -320,7 +354,9 @@ def _outlive_a_stop(worker: int) -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a handler does not see the sender
-    threading.Thread(target=_end_at_the_word_of, args=(os.getppid(),), name="signals", daemon=True).start()
+    threading.Thread(
+        target=_end_at_the_word_of, args=(os.getppid(),), name="signals", daemon=True
+    ).start()
 
 
 def _end_at_the_word_of(parent: int) -> None:

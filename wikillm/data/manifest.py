@@ -137,11 +137,17 @@ def _check(manifest: Manifest) -> None:
     if not 0 < tokenizer.length <= 2**32:
         raise ValueError(f"tokenizer.length: {tokenizer.length} is not a number of token ids")
     if tokenizer.eos_id >= tokenizer.length:
-        raise ValueError(f"tokenizer.eos_id: {tokenizer.eos_id} is outside the vocabulary of {tokenizer.length}")
+        raise ValueError(
+            f"tokenizer.eos_id: {tokenizer.eos_id} is outside the vocabulary of {tokenizer.length}"
+        )
     if type(fraction) is not float or not 0 < fraction < 1:
-        raise ValueError(f"facts.data.val_fraction: {_short(fraction)} is not a share between 0 and 1")
+        raise ValueError(
+            f"facts.data.val_fraction: {_short(fraction)} is not a share between 0 and 1"
+        )
     if set(manifest.backend) != {"name", "version"}:
-        raise ValueError(f"backend: it has {', '.join(sorted(manifest.backend)) or 'nothing'}, not name and version")
+        raise ValueError(
+            f"backend: it has {', '.join(sorted(manifest.backend)) or 'nothing'}, not name and version"
+        )
     if not manifest.shards:
         raise ValueError("shards: there are none, and a finished store has at least one")
     for number, shard in enumerate(manifest.shards):
@@ -150,7 +156,9 @@ def _check(manifest: Manifest) -> None:
         _check_splits(shard.splits, f"shards[{number}]")
         documents = sum(split.documents for split in shard.splits.values())
         if shard.funnel.kept_records != documents:
-            raise ValueError(f"shards[{number}].funnel: {shard.funnel.kept_records} kept of {documents} documents")
+            raise ValueError(
+                f"shards[{number}].funnel: {shard.funnel.kept_records} kept of {documents} documents"
+            )
     if manifest.funnel != merged(shard.funnel for shard in manifest.shards):
         raise ValueError("funnel: it is not the sum of those of the shards")
     _check_splits(manifest.splits, "splits")
@@ -158,7 +166,9 @@ def _check(manifest: Manifest) -> None:
         for what in ("tokens", "documents", "text_bytes"):
             total = sum(getattr(shard.splits[name], what) for shard in manifest.shards)
             if total != getattr(split, what):
-                raise ValueError(f"splits.{name}.{what}: {getattr(split, what)}, and {total} in all shards")
+                raise ValueError(
+                    f"splits.{name}.{what}: {getattr(split, what)}, and {total} in all shards"
+                )
 
 
 def _check_splits(splits: Mapping[str, SplitInfo | ShardSplit], place: str) -> None:
@@ -166,12 +176,16 @@ def _check_splits(splits: Mapping[str, SplitInfo | ShardSplit], place: str) -> N
         raise ValueError(f"{place}: its splits are {', '.join(sorted(splits))}")
     for name, split in splits.items():
         if split.documents > split.tokens or (split.tokens and not split.documents):
-            raise ValueError(f"{place}: {split.documents} documents of {split.tokens} tokens in {name}")
+            raise ValueError(
+                f"{place}: {split.documents} documents of {split.tokens} tokens in {name}"
+            )
 
 
 def fingerprint_of(facts: Mapping[str, Any]) -> str:
     """sha256 over the facts as canonical JSON."""
-    text = json.dumps(facts, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        facts, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -181,7 +195,8 @@ def refuse_other_facts(folder: Path, stored: Mapping[str, Any], wanted: Mapping[
     if not names:
         return
     lines = [
-        f"{name}: the store has {_short(stored.get(name))}, this run wants {_short(wanted.get(name))}" for name in names
+        f"{name}: the store has {_short(stored.get(name))}, this run wants {_short(wanted.get(name))}"
+        for name in names
     ]
     raise DataError(
         "The token store was made from something else.",

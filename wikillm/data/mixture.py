@@ -48,7 +48,9 @@ class Table:
         places = np.concatenate([(2 * np.arange(c) + 1) / c for c in self.counts.tolist()])
         self.sources = sources[np.lexsort((sources, places))]
         chosen = self.sources[:, None] == np.arange(len(counts))
-        self.before = np.zeros((self.period + 1, len(counts)), dtype=np.int64)  # samples of each source before a place
+        self.before = np.zeros(
+            (self.period + 1, len(counts)), dtype=np.int64
+        )  # samples of each source before a place
         np.cumsum(chosen, axis=0, out=self.before[1:])
 
     def locate(self, samples: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -66,7 +68,9 @@ class Table:
 class JoinedStream(TokenStream):
     """Streams one after the other, as one; of each the first `limits` tokens."""
 
-    def __init__(self, folder: Path, streams: Sequence[TokenStream], limits: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, folder: Path, streams: Sequence[TokenStream], limits: Sequence[int] | None = None
+    ) -> None:
         super().__init__(folder, "", ())
         self.streams = tuple(streams)
         sizes = [stream.n_tokens for stream in streams] if limits is None else list(limits)
@@ -85,7 +89,10 @@ class JoinedStream(TokenStream):
     def document_ends(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
         stop = self.n_tokens if stop is None else stop
         self._check(start, stop)
-        found = [self.streams[k].document_ends(a, b) + self.starts[k] for k, a, b in self._within(start, stop)]
+        found = [
+            self.streams[k].document_ends(a, b) + self.starts[k]
+            for k, a, b in self._within(start, stop)
+        ]
         return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
     def indexes(self) -> Iterator[npt.NDArray[Any]]:
@@ -120,14 +127,22 @@ class MixedOrder:
         found: list[list[tuple[int, int]]] = [[] for _ in sources]
         for k in np.unique(sources).tolist():
             rows, base = np.flatnonzero(sources == k), self.starts[k]
-            for row, stretches in zip(rows.tolist(), self.orders[k].pieces(within[rows]), strict=True):
+            for row, stretches in zip(
+                rows.tolist(), self.orders[k].pieces(within[rows]), strict=True
+            ):
                 found[row] = [(base + start, base + stop) for start, stop in stretches]
         return found
 
     def targets_between(self, first: int, stop: int) -> int:
         """Number of targets in the samples [first, stop), over all sources."""
-        ranges = zip(self.table.samples_before(first).tolist(), self.table.samples_before(stop).tolist(), strict=True)
-        return sum(order.targets_between(a, b) for order, (a, b) in zip(self.orders, ranges, strict=True))
+        ranges = zip(
+            self.table.samples_before(first).tolist(),
+            self.table.samples_before(stop).tolist(),
+            strict=True,
+        )
+        return sum(
+            order.targets_between(a, b) for order, (a, b) in zip(self.orders, ranges, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +183,9 @@ class Mixture:
         """The mixture in one line; two runs with the same line and the same stores read the same."""
         return ", ".join(f"{part.name} {part.count}/{PERIOD}" for part in self.parts)
 
-    def order(self, sequence_length: int, seed: int, window_shards: int, packing: Packing = "concat") -> MixedOrder:
+    def order(
+        self, sequence_length: int, seed: int, window_shards: int, packing: Packing = "concat"
+    ) -> MixedOrder:
         orders, starts, start = [], [], 0
         for part in self.parts:
             own = keyed_hash(seed, "mixture", part.name)
@@ -187,13 +204,19 @@ class Mixture:
         for part, own, count in zip(self.parts, order.orders, counts, strict=True):
             targets = max(1, part.store.train.n_tokens - 1)  # of an epoch
             packed = isinstance(own, PackedOrder)
-            tokens = round(count * targets / own.blocks_per_epoch) if packed else own.targets_between(0, count)
+            tokens = (
+                round(count * targets / own.blocks_per_epoch)
+                if packed
+                else own.targets_between(0, count)
+            )
             found.append(SourceUse(part.name, part.share, count, tokens, tokens / targets))
         return tuple(found)
 
     def held_out(self, max_tokens: int | None) -> tuple[tuple[str, TokenStream], ...]:
         """The held-out stream of each source that has one, cut to its part of the first `max_tokens` targets."""
-        streams = [(part.name, part.store.val) for part in self.parts if part.store.val.n_tokens >= 2]
+        streams = [
+            (part.name, part.store.val) for part in self.parts if part.store.val.n_tokens >= 2
+        ]
         total = sum(stream.n_tokens for _, stream in streams)
         if max_tokens is None or max_tokens >= total:
             return tuple(streams)
@@ -219,7 +242,9 @@ def open_mixture(
     sections = [_section_of(cfg, source, cfg.tokenizer) for source in cfg.mixture]
     tokenizer = cfg.tokenizer
     if tokenizer == "auto" or tokenizer.startswith("train:"):
-        ready = next((store for section in sections if (store := _ready(section, prepare)) is not None), None)
+        ready = next(
+            (store for section in sections if (store := _ready(section, prepare)) is not None), None
+        )
         if ready is not None:
             tokenizer = str(ready.tokenizer_dir)
         else:
@@ -232,7 +257,10 @@ def open_mixture(
         if parts and store.manifest.tokenizer.sha256 != parts[0].store.manifest.tokenizer.sha256:
             raise _other_tokenizer(parts[0], source, store)
         if store.train.n_tokens < 2:
-            raise DataError(f"The source {source.name} of data.mixture has nothing to train on.", got=str(store.dir))
+            raise DataError(
+                f"The source {source.name} of data.mixture has nothing to train on.",
+                got=str(store.dir),
+            )
         parts.append(Part(source.name, count, store))
     return join(tuple(parts))
 
@@ -262,7 +290,9 @@ def join(parts: tuple[Part, ...]) -> Store:
     manifests = [store.manifest for store in stores]
     facts: dict[str, Any] = {
         "mixture_version": MIXTURE_VERSION,
-        "data.mixture": [{"name": p.name, "count": p.count, "store": p.store.manifest.fingerprint} for p in parts],
+        "data.mixture": [
+            {"name": p.name, "count": p.count, "store": p.store.manifest.fingerprint} for p in parts
+        ],
     }
     fingerprint = fingerprint_of(facts)
     manifest = Manifest(
@@ -279,7 +309,9 @@ def join(parts: tuple[Part, ...]) -> Store:
         shards=(),
     )
     folder = stores[0].dir
-    train, val = (JoinedStream(folder, [getattr(store, split) for store in stores]) for split in SPLITS)
+    train, val = (
+        JoinedStream(folder, [getattr(store, split) for store in stores]) for split in SPLITS
+    )
     return Store(folder, manifest, train, val, mixture=Mixture(parts))
 
 

@@ -50,14 +50,18 @@ def mixture_tokenizer(
     if vocabulary is None or setting == "auto":
         vocabulary = default_vocabulary(sum(estimated_bytes(plan.sources) for _, _, plan in plans))
     decides = [_WEIGHTING_VERSION, TRAINER_VERSION, MAX_TRAINING_BYTES, vocabulary]
-    key = json.dumps([decides, [(count, _facts_of_text(plan)) for _, count, plan in plans]], sort_keys=True)
+    key = json.dumps(
+        [decides, [(count, _facts_of_text(plan)) for _, count, plan in plans]], sort_keys=True
+    )
     folder = area / f"tokenizer-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     with one_at_a_time(area / f".{folder.name}", "training the tokenizer of the mixture", is_main):
         if not (folder / "tokenizer.json").is_file():
             texts = weighted_texts(plans)
             size = sum(len(text.encode()) for text in texts)
             shares = ", ".join(f"{name} {count / PERIOD:.1%}" for name, count, _ in plans)
-            say(f"tokenizer: training a byte-level BPE of {vocabulary} tokens on {size / 1e6:.1f} MB of text: {shares}")
+            say(
+                f"tokenizer: training a byte-level BPE of {vocabulary} tokens on {size / 1e6:.1f} MB of text: {shares}"
+            )
             write_tokenizer(train_bpe(texts, vocabulary), folder)
     return str(folder)
 
@@ -65,7 +69,9 @@ def mixture_tokenizer(
 def _facts_of_text(plan: BuildPlan) -> dict[str, object]:
     """What decides the text of a source: all facts of its store but those on its tokens and its split."""
     return {
-        name: fact for name, fact in plan.facts.items() if name not in ("data.tokenizer", "data.val_fraction", "eos")
+        name: fact
+        for name, fact in plan.facts.items()
+        if name not in ("data.tokenizer", "data.val_fraction", "eos")
     }
 
 
@@ -74,7 +80,10 @@ def weighted_texts(plans: Sequence[tuple[str, int, BuildPlan]]) -> list[str]:
     found = [training_texts(plan, MAX_TRAINING_BYTES * count // PERIOD) for _, count, plan in plans]
     counts = [count for _, count, _ in plans]
     sizes = [sum(len(text.encode()) for text in texts) for texts in found]
-    total = min(MAX_TRAINING_BYTES, max(size * PERIOD // count for size, count in zip(sizes, counts, strict=True)))
+    total = min(
+        MAX_TRAINING_BYTES,
+        max(size * PERIOD // count for size, count in zip(sizes, counts, strict=True)),
+    )
     taken: list[str] = []
     for texts, count in zip(found, counts, strict=True):
         left = total * count // PERIOD

@@ -67,7 +67,9 @@ class Permutation:
             raise IndexError(f"index {int(values.max())} is outside a permutation of {self.size}")
         if self.size < 2:
             return values.astype(np.int64)
-        half = max(1, ((self.size - 1).bit_length() + 1) // 2)  # the network permutes 2*half bits, at most 4 x size
+        half = max(
+            1, ((self.size - 1).bit_length() + 1) // 2
+        )  # the network permutes 2*half bits, at most 4 x size
         out = self._feistel(values, half)
         flat = out.reshape(-1)  # a view
         outside = np.flatnonzero(flat >= self.size)
@@ -109,7 +111,9 @@ class RecentPieces:
     def __init__(self) -> None:
         self._chunk, self._known = -1, list[Pieces]()
 
-    def look_up(self, samples: npt.ArrayLike, find: Callable[[npt.NDArray[np.int64]], list[Pieces]]) -> list[Pieces]:
+    def look_up(
+        self, samples: npt.ArrayLike, find: Callable[[npt.NDArray[np.int64]], list[Pieces]]
+    ) -> list[Pieces]:
         """What `find` says of these samples, asked for a whole chunk once two requests fell into it."""
         n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
         if not n.size:
@@ -117,7 +121,9 @@ class RecentPieces:
         chunk = int(n.min()) // _CHUNK
         if int(n.max()) // _CHUNK != chunk:
             return find(n)
-        if chunk != self._chunk:  # a rank among a thousand others, or somebody who looks up a single sample
+        if (
+            chunk != self._chunk
+        ):  # a rank among a thousand others, or somebody who looks up a single sample
             self._chunk, self._known = chunk, []
             return find(n)
         if not self._known:
@@ -125,7 +131,9 @@ class RecentPieces:
         return [self._known[i] for i in (n - chunk * _CHUNK).tolist()]
 
 
-def window_ends(shard_tokens: Sequence[int] | npt.NDArray[np.int64], shards_per_window: int) -> tuple[int, ...]:
+def window_ends(
+    shard_tokens: Sequence[int] | npt.NDArray[np.int64], shards_per_window: int
+) -> tuple[int, ...]:
     """Where the windows of a stream end, as positions in it; `shard_tokens` has every shard, the empty ones too."""
     ends = np.cumsum(np.asarray(shard_tokens, dtype=np.int64))
     picked = ends[shards_per_window - 1 :: shards_per_window].tolist()
@@ -195,16 +203,27 @@ class SampleOrder(Windows):
     seed: int
     shuffle: bool = True
     windows: tuple[int, ...] = ()
-    _targets: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)  # first of each window, and the end
-    _samples: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)  # the same for samples
+    _targets: npt.NDArray[np.int64] = field(
+        init=False, repr=False, compare=False
+    )  # first of each window, and the end
+    _samples: npt.NDArray[np.int64] = field(
+        init=False, repr=False, compare=False
+    )  # the same for samples
     _recent: RecentPieces = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.n_tokens < 2:
-            raise DataError("A stream of fewer than two tokens has nothing to predict.", got=f"{self.n_tokens} tokens")
-        ends = np.asarray(self.windows if self.windows and self.shuffle else (self.n_tokens,), dtype=np.int64)
+            raise DataError(
+                "A stream of fewer than two tokens has nothing to predict.",
+                got=f"{self.n_tokens} tokens",
+            )
+        ends = np.asarray(
+            self.windows if self.windows and self.shuffle else (self.n_tokens,), dtype=np.int64
+        )
         if ends[-1] != self.n_tokens or (np.diff(ends) < 0).any():
-            raise ValueError(f"windows that end at {ends.tolist()[-3:]} do not make up {self.n_tokens} tokens")
+            raise ValueError(
+                f"windows that end at {ends.tolist()[-3:]} do not make up {self.n_tokens} tokens"
+            )
         targets = np.concatenate([[0], np.maximum(ends - 1, 0)])
         blocks = -(-np.diff(targets) // self.sequence_length)
         object.__setattr__(self, "_recent", RecentPieces())
@@ -231,7 +250,9 @@ class SampleOrder(Windows):
 
     def _pieces(self, samples: npt.NDArray[np.int64]) -> list[Pieces]:
         found = []
-        for start, count, first, end in zip(*(part.tolist() for part in self._place(samples)), strict=True):
+        for start, count, first, end in zip(
+            *(part.tolist() for part in self._place(samples)), strict=True
+        ):
             stop = min(start + count, end)
             rest = start + count - stop
             found.append([(start, stop), (first, first + rest)] if rest else [(start, stop)])
@@ -247,7 +268,9 @@ class SampleOrder(Windows):
         index, blocks = sample - ring.sample, ring.blocks(length)
         if index == 0:
             return ring.before
-        last = ring.permutation(self.seed, length).inverse(blocks - 1) if self.shuffle else blocks - 1
+        last = (
+            ring.permutation(self.seed, length).inverse(blocks - 1) if self.shuffle else blocks - 1
+        )
         short = blocks * length - ring.targets
         return ring.before + index * length - (short if last < index else 0)
 
@@ -280,7 +303,9 @@ class SampleOrder(Windows):
     def _ring(self, number: int) -> _Ring:
         if number >= 0:
             first, stop = int(self._targets[number]), int(self._targets[number + 1])
-            key = (0, number) if number else (0,)  # a store of one window has the order of a later epoch
+            key = (
+                (0, number) if number else (0,)
+            )  # a store of one window has the order of a later epoch
             return _Ring(first, stop - first, int(self._samples[number]), first, key)
         epoch = -number
         sample = self.blocks_of_first_epoch + (epoch - 1) * self.blocks_per_epoch

@@ -63,7 +63,9 @@ def best_fit(lengths: Ints, capacity: int) -> Ints:
         while done < end:
             at = bisect_left(rooms, size)
             room = rooms[at] if at < len(rooms) else capacity
-            each = room // size  # the bin that was just filled has the least room, so it is filled on
+            each = (
+                room // size
+            )  # the bin that was just filled has the least room, so it is filled on
             wanted = -(-(end - done) // each)
             if at < len(rooms):
                 chosen = having[room][-wanted:]
@@ -74,7 +76,9 @@ def best_fit(lengths: Ints, capacity: int) -> Ints:
                 chosen = list(range(bins, bins + wanted))
                 bins += wanted
             placed = min(end - done, len(chosen) * each)
-            found[done : done + placed] = np.repeat(np.asarray(chosen, dtype=np.int64), each)[:placed]
+            found[done : done + placed] = np.repeat(np.asarray(chosen, dtype=np.int64), each)[
+                :placed
+            ]
             last = placed - (len(chosen) - 1) * each  # items in the last of these bins
             keep(room - each * size, chosen[:-1])
             keep(room - last * size, chosen[-1:])
@@ -118,19 +122,31 @@ class PackedWindow:
         first, ends = first[ends > first], ends[ends > first]
         whole, rest = np.divmod(ends - first, sequence_length)
         number = np.cumsum(whole) - whole  # of the document's first whole sequence
-        cuts = np.repeat(first - number * sequence_length, whole) + np.arange(int(whole.sum())) * sequence_length
+        cuts = (
+            np.repeat(first - number * sequence_length, whole)
+            + np.arange(int(whole.sum())) * sequence_length
+        )
         rests = np.flatnonzero(rest)
-        bins = np.concatenate([np.arange(len(cuts)), len(cuts) + best_fit(rest[rests], sequence_length)])
+        bins = np.concatenate(
+            [np.arange(len(cuts)), len(cuts) + best_fit(rest[rests], sequence_length)]
+        )
         starts = np.concatenate([cuts, ends[rests] - rest[rests]])
         stops = np.concatenate([cuts + sequence_length, ends[rests]])
         order = np.lexsort((starts, bins))
         sequences = int(bins.max()) + 1 if len(bins) else 0
-        return cls(np.searchsorted(bins[order], np.arange(sequences + 1)), starts[order], stops[order])
+        return cls(
+            np.searchsorted(bins[order], np.arange(sequences + 1)), starts[order], stops[order]
+        )
 
     def write(self, path: Path) -> None:
         """As one array of int64: the number of sequences, `offsets`, `first`, `stop`."""
         file = io.BytesIO()
-        np.save(file, np.concatenate([[self.sequences], self.offsets, self.first, self.stop]).astype(np.int64))
+        np.save(
+            file,
+            np.concatenate([[self.sequences], self.offsets, self.first, self.stop]).astype(
+                np.int64
+            ),
+        )
         write_atomic(path, file.getvalue())
 
     @classmethod
@@ -154,7 +170,9 @@ class PackedOrder(Windows):
         windows: all windows of the stream, each with its first target.
     """
 
-    def __init__(self, windows: Sequence[tuple[int, PackedWindow]], sequence_length: int, seed: int) -> None:
+    def __init__(
+        self, windows: Sequence[tuple[int, PackedWindow]], sequence_length: int, seed: int
+    ) -> None:
         self.sequence_length, self.seed, self._windows = sequence_length, seed, tuple(windows)
         self._recent = RecentPieces()
         self._samples = np.cumsum([0, *(window.sequences for _, window in windows)])
@@ -200,7 +218,9 @@ class PackedOrder(Windows):
         sequences = place - self._samples[windows]
         for k in set(windows[epochs == 0].tolist()):
             here = (epochs == 0) & (windows == k)
-            within = Permutation(self._windows[k][1].sequences, keyed_hash(self.seed, "packed", 0, k))
+            within = Permutation(
+                self._windows[k][1].sequences, keyed_hash(self.seed, "packed", 0, k)
+            )
             sequences[here] = within(sequences[here])
         return windows, sequences
 
@@ -214,12 +234,21 @@ def finished_order(
 ) -> SampleOrder | PackedOrder:
     """The order of a finished store's training samples, the store of a mixture excepted."""
     if packing == "best_fit":
-        return packed_order(store.dir, store.train, store.manifest.shards, window_shards, sequence_length, seed)
-    return SampleOrder(store.train.n_tokens, sequence_length, seed, windows=store.windows(window_shards))
+        return packed_order(
+            store.dir, store.train, store.manifest.shards, window_shards, sequence_length, seed
+        )
+    return SampleOrder(
+        store.train.n_tokens, sequence_length, seed, windows=store.windows(window_shards)
+    )
 
 
 def packed_order(
-    folder: Path, stream: TokenStream, shards: Sequence[ShardInfo], window_shards: int, sequence_length: int, seed: int
+    folder: Path,
+    stream: TokenStream,
+    shards: Sequence[ShardInfo],
+    window_shards: int,
+    sequence_length: int,
+    seed: int,
 ) -> PackedOrder:
     """The order of a store's training stream, or of a beginning of it in whole windows. `folder` is the store's.
 
@@ -238,10 +267,15 @@ def packed_order(
     if any(window is None for window in packed):
         with one_at_a_time(folder / FOLDER / "turn", "packing", False):
             packed = [
-                found or window.read() or window.pack(stream) for window, found in zip(windows, packed, strict=True)
+                found or window.read() or window.pack(stream)
+                for window, found in zip(windows, packed, strict=True)
             ]
     known.update((w.path, p) for w, p in zip(windows, packed, strict=True) if p)
-    return PackedOrder([(w.first_target, p) for w, p in zip(windows, packed, strict=True) if p], sequence_length, seed)
+    return PackedOrder(
+        [(w.first_target, p) for w, p in zip(windows, packed, strict=True) if p],
+        sequence_length,
+        seed,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,10 @@ class Ready:
 
     def has(self, info: ShardInfo | None, number: int) -> bool:
         """Whether `info` is the finished shard `number` of these cuts."""
-        return info is not None and (info.start, info.end) == (self.cuts[number], self.cuts[number + 1])
+        return info is not None and (info.start, info.end) == (
+            self.cuts[number],
+            self.cuts[number + 1],
+        )
 
 
 def ready_for_parts(plan: BuildPlan, *, is_main: bool = True) -> Ready | None:
@@ -101,12 +104,20 @@ def _cuts(plan: BuildPlan) -> tuple[Cursor, ...]:
             return tuple(Cursor(*cut) for cut in known["cuts"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    progress = Progress("finding the shards", sum(source.size for source in plan.sources), relay=plan.relay)
+    progress = Progress(
+        "finding the shards", sum(source.size for source in plan.sources), relay=plan.relay
+    )
     cuts = find_cuts(
-        plan.sources, plan.shard_bytes, plan.max_document_bytes, lambda size: progress.add(Work(source_bytes=size))
+        plan.sources,
+        plan.shard_bytes,
+        plan.max_document_bytes,
+        lambda size: progress.add(Work(source_bytes=size)),
     )
     progress.finish()
-    write_json(path, {"fingerprint": plan.fingerprint, "cuts": [list(asdict(cut).values()) for cut in cuts]})
+    write_json(
+        path,
+        {"fingerprint": plan.fingerprint, "cuts": [list(asdict(cut).values()) for cut in cuts]},
+    )
     return cuts
 
 
@@ -142,9 +153,13 @@ def _build(plan: BuildPlan, ready: Ready, backend: str, numbers: Sequence[int]) 
     missing = [n for n in numbers if not ready.has(done.get(n), n)]
     if not missing:
         return
-    progress = Progress("tokens", sum(ready.cuts[n + 1].position - ready.cuts[n].position for n in missing))
+    progress = Progress(
+        "tokens", sum(ready.cuts[n + 1].position - ready.cuts[n].position for n in missing)
+    )
     job, raws = plan.shard_job(backend), _raws(plan, ready, missing)
-    with closing(run_jobs(job, raws, min(plan.workers, len(missing)), progress.add, progress.tick)) as results:
+    with closing(
+        run_jobs(job, raws, min(plan.workers, len(missing)), progress.add, progress.tick)
+    ) as results:
         for _ in results:
             pass
     progress.finish()
@@ -155,7 +170,9 @@ def _raws(plan: BuildPlan, ready: Ready, missing: Sequence[int]) -> Iterator[Raw
     at = 0
     while at < len(missing):
         first = missing[at]
-        raws = read_shards(plan.sources, plan.shard_bytes, plan.max_document_bytes, ready.cuts[first], first)
+        raws = read_shards(
+            plan.sources, plan.shard_bytes, plan.max_document_bytes, ready.cuts[first], first
+        )
         with closing(raws):
             for raw in raws:
                 if raw.end != ready.cuts[raw.number + 1]:

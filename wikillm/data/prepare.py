@@ -26,7 +26,13 @@ from wikillm.data.clean_job import Work
 from wikillm.data.copies_plan import Copies
 from wikillm.data.filters.settings import Filters, plan_filters
 from wikillm.data.held_out import refuse_few_held_out, refuse_one_text
-from wikillm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, SourceInfo, fingerprint_of, refuse_other_facts
+from wikillm.data.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    SourceInfo,
+    fingerprint_of,
+    refuse_other_facts,
+)
 from wikillm.data.mixture import open_mixture
 from wikillm.data.mixture_tokenizer import mixture_tokenizer
 from wikillm.data.progress import Progress
@@ -67,7 +73,10 @@ def prepare_store(cfg: DataSection, *, is_main: bool = True) -> Store:
 
 def _prepare_mixture(cfg: DataSection, is_main: bool) -> Store:
     def tokenizer_of(sources: list[tuple[str, int, DataSection]]) -> str:
-        plans = [(name, count, plan_store(own, is_main=is_main, is_part=True)) for name, count, own in sources]
+        plans = [
+            (name, count, plan_store(own, is_main=is_main, is_part=True))
+            for name, count, own in sources
+        ]
         return mixture_tokenizer(cfg.tokenizer, plans, STORES, is_main=is_main)
 
     return open_mixture(cfg, lambda part: _prepare(part, is_main, is_part=True), tokenizer_of)
@@ -77,10 +86,14 @@ def check_settings(cfg: DataSection) -> None:
     """Refuse what cannot be, before anything is looked at."""
     if cfg.val_fraction != "auto" and not 0 < cfg.val_fraction < 1:
         raise ConfigError(
-            "data.val_fraction is a share between 0 and 1.", got=str(cfg.val_fraction), fix="data.val_fraction=0.1"
+            "data.val_fraction is a share between 0 and 1.",
+            got=str(cfg.val_fraction),
+            fix="data.val_fraction=0.1",
         )
     if cfg.max_document_bytes > _LARGEST_DOCUMENT:
-        raise ConfigError("data.max_document_bytes must be below 4 GiB.", got=str(cfg.max_document_bytes))
+        raise ConfigError(
+            "data.max_document_bytes must be below 4 GiB.", got=str(cfg.max_document_bytes)
+        )
 
 
 def _prepare(cfg: DataSection, is_main: bool, is_part: bool = False) -> Store:
@@ -123,11 +136,15 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
     if cfg.mixture:
         names = ", ".join(source.name for source in cfg.mixture)
         fix = "build the stores one by one: data.path=... data.store=..., and name them in data.mixture"
-        raise ConfigError("This builds one store, and data.mixture names several.", got=names, fix=fix)
+        raise ConfigError(
+            "This builds one store, and data.mixture names several.", got=names, fix=fix
+        )
     filters = plan_filters(cfg)
     copies = Copies.of(cfg)
     files = find_sources(cfg, is_main=is_main)
-    sources = tuple(_look_into(file, cfg, is_alone=len(files) == 1 and not is_part) for file in files)
+    sources = tuple(
+        _look_into(file, cfg, is_alone=len(files) == 1 and not is_part) for file in files
+    )
     if not is_part:
         refuse_one_text(sources)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
@@ -154,7 +171,9 @@ def _look_into(file: Fetched, cfg: DataSection, is_alone: bool) -> SourceFile:
 
 def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
     """What this preparation is, as far as it is known without reading the sources: 12 hex digits."""
-    files = [(os.path.realpath(s.path), s.size, os.stat(s.path).st_mtime_ns, s.format) for s in sources]
+    files = [
+        (os.path.realpath(s.path), s.size, os.stat(s.path).st_mtime_ns, s.format) for s in sources
+    ]
     settings = cfg.model_dump(exclude=_DECIDES_NOTHING)
     text = json.dumps([FORMAT_VERSION, CLEANER_VERSION, settings, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -168,7 +187,9 @@ class _Found:
     tokenizer: TokenizerChoice
 
     @classmethod
-    def look(cls, cfg: DataSection, sources: tuple[SourceFile, ...], memory: Path, relay: Path) -> _Found:
+    def look(
+        cls, cfg: DataSection, sources: tuple[SourceFile, ...], memory: Path, relay: Path
+    ) -> _Found:
         """Take from `memory` what an earlier preparation of the same files found, find the rest, remember it."""
         known: dict[str, Any] = {}
         with suppress(OSError, ValueError, RecursionError):
@@ -177,8 +198,12 @@ class _Found:
         if not isinstance(digests, list) or [type(one) for one in digests] != [str] * len(sources):
             known, digests = {}, _digests(sources, relay)
         effective = min(estimated_bytes(sources), cfg.max_text_bytes or estimated_bytes(sources))
-        tokenizer = choose_tokenizer(cfg.tokenizer, effective, ask_hubs=not known.get("hubs_failed", False))
-        hubs_failed = known.get("hubs_failed", False) or (cfg.tokenizer == "auto" and tokenizer.folder is None)
+        tokenizer = choose_tokenizer(
+            cfg.tokenizer, effective, ask_hubs=not known.get("hubs_failed", False)
+        )
+        hubs_failed = known.get("hubs_failed", False) or (
+            cfg.tokenizer == "auto" and tokenizer.folder is None
+        )
         value = {"digests": digests, "hubs_failed": hubs_failed}
         if value != known:
             with suppress(OSError):  # on a read-only disk it is found anew each time
@@ -189,19 +214,26 @@ class _Found:
 
 def _digests(sources: tuple[SourceFile, ...], relay: Path) -> list[str]:
     progress = Progress("reading the sources' sha256", sum(source.size for source in sources))
-    found = [sha256_file(Path(s.path), lambda size: progress.add(Work(source_bytes=size))) for s in sources]
+    found = [
+        sha256_file(Path(s.path), lambda size: progress.add(Work(source_bytes=size)))
+        for s in sources
+    ]
     progress.finish()
     return found
 
 
-def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area: Path, filters: Filters) -> BuildPlan:
+def _plan(
+    cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area: Path, filters: Filters
+) -> BuildPlan:
     estimate = estimated_bytes(sources)
     effective = min(estimate, cfg.max_text_bytes or estimate)
     fraction = cfg.val_fraction
     if fraction == "auto":
         fraction = 0.1 if effective < _SMALL_CORPUS else 0.005
     shard_bytes = cfg.shard_bytes or shard_range(effective)
-    has_keys = any(source.format not in ("mediawiki", "text", "blocks", "lines") for source in sources)
+    has_keys = any(
+        source.format not in ("mediawiki", "text", "blocks", "lines") for source in sources
+    )
     facts = {
         "format_version": FORMAT_VERSION,
         "cleaner": CLEANER_VERSION,
@@ -216,7 +248,11 @@ def _plan(cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area
         "data.max_document_bytes": cfg.max_document_bytes,
         "eos": "after each document",
         "shard_bytes": shard_bytes,
-        **({"data.max_field_lines": cfg.max_field_lines} if any(s.format == "csv" for s in sources) else {}),
+        **(
+            {"data.max_field_lines": cfg.max_field_lines}
+            if any(s.format == "csv" for s in sources)
+            else {}
+        ),
         **filters.facts(),
     }
     fingerprint = fingerprint_of(facts)

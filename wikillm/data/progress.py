@@ -29,7 +29,11 @@ class Progress:
     """
 
     def __init__(
-        self, what: str, total: int, share: Callable[[], float] | None = None, relay: Path | None = None
+        self,
+        what: str,
+        total: int,
+        share: Callable[[], float] | None = None,
+        relay: Path | None = None,
     ) -> None:
         self._what, self._total, self._share, self._relay = what, max(1, total), share, relay
         self._start = time.monotonic()
@@ -67,7 +71,9 @@ class Progress:
 
     def line(self) -> str:
         seconds = max(1e-3, time.monotonic() - self._start)
-        done = min(1.0, self._share() if self._share is not None else self.source_bytes / self._total)
+        done = min(
+            1.0, self._share() if self._share is not None else self.source_bytes / self._total
+        )
         parts = [f"{self._what}: {done:4.0%}"]
         if self.documents:
             parts.append(f"{self.documents:,} documents")

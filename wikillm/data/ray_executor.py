@@ -69,7 +69,9 @@ def _connect(ray: Any, workers: int) -> None:
             logging_level="warning",
             object_store_memory=_OBJECT_STORE_BYTES,
         )
-    except Exception as error:  # whatever Ray raises when there is no cluster or none can be started
+    except (
+        Exception
+    ) as error:  # whatever Ray raises when there is no cluster or none can be started
         raise MachineError(
             "No Ray cluster could be reached or started.",
             got=f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}: {error}",
@@ -92,7 +94,9 @@ def _run(ray: Any, plan: BuildPlan, ready: Ready, missing: Sequence[int]) -> Non
             progress.tick()
             for reference in found:
                 _answer(ray, reference)
-                progress.add(Work(source_bytes=sum(_size(ready, n) for n in waiting.pop(reference))))
+                progress.add(
+                    Work(source_bytes=sum(_size(ready, n) for n in waiting.pop(reference)))
+                )
     finally:
         for reference in waiting:
             ray.cancel(reference, force=True)

@@ -74,7 +74,13 @@ class RemoteShards:
             finally:
                 staged.unlink(missing_ok=True)
             seconds = time.monotonic() - start
-            logger.info("fetched %s/%s, %s in %.1f s", shown(self.url), name, format_size(file.size), seconds)
+            logger.info(
+                "fetched %s/%s, %s in %.1f s",
+                shown(self.url),
+                name,
+                format_size(file.size),
+                seconds,
+            )
 
 
 def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
@@ -90,7 +96,8 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     for shard in manifest.shards:
         for split, part in shard.splits.items():
             tok, idx = (
-                shard_path(Path(), split, shard.number, kind).as_posix().removeprefix("./") for kind in ("tok", "idx")
+                shard_path(Path(), split, shard.number, kind).as_posix().removeprefix("./")
+                for kind in ("tok", "idx")
             )
             files[tok] = ShardFile(part.tokens * TOKEN.itemsize, part.tok_sha256)
             files[idx] = ShardFile(part.documents * INDEX.itemsize, part.idx_sha256)
@@ -98,7 +105,9 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     length = manifest.tokenizer.length
     train, val = (TokenStream(folder, split, manifest.shards, afar, length) for split in SPLITS)
     if is_main:
-        say(f"data: the store at {shown(url)}, {format_size(afar.bytes)}, read through {cache.folder}")
+        say(
+            f"data: the store at {shown(url)}, {format_size(afar.bytes)}, read through {cache.folder}"
+        )
         if cache.limit is not None and cache.limit < afar.bytes:
             warn(
                 f"data.cache_bytes={cache.limit} holds a part of the store ({afar.bytes} bytes): enough for the first "
@@ -146,7 +155,10 @@ def _fetch_tokenizer(url: str, folder: Path, manifest: Manifest, cache: Cache) -
     if path.is_file() and sha256_file(path) == manifest.tokenizer.sha256:
         return
     target.mkdir(parents=True, exist_ok=True)
-    contents = {name: cache.read_small(f"{url}/tokenizer/{name}", _MAX_TOKENIZER_BYTES) for name in _TOKENIZER_FILES}
+    contents = {
+        name: cache.read_small(f"{url}/tokenizer/{name}", _MAX_TOKENIZER_BYTES)
+        for name in _TOKENIZER_FILES
+    }
     if hashlib.sha256(contents[path.name]).hexdigest() != manifest.tokenizer.sha256:
         raise DataError(
             "The tokenizer of a remote store is not the one that its manifest describes.",

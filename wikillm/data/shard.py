@@ -46,36 +46,55 @@ class ShardJob:
     val_fraction: float
     text_budget: int | None = None  # bytes of text; the first document beyond it ends the shard
     backend: str = TRUTH  # as `choose_backend` names it
-    check_first: int = FIRST_DOCUMENTS  # documents of shard 0 whose ids are all compared with the truth
+    check_first: int = (
+        FIRST_DOCUMENTS  # documents of shard 0 whose ids are all compared with the truth
+    )
 
     def __call__(self, raw: RawShard, report: Report) -> ShardInfo:
         tally = Tally()
         bad: list[dict[str, object]] = []
         writers = {split: SplitWriter(self.store, split, raw.number) for split in SPLITS}
         tokenizer = _open_encoder(self.backend, self.store / "tokenizer")
-        encoder = _Encoder(tokenizer, writers, self.val_fraction, report, self.check_first if raw.number == 0 else 1)
+        encoder = _Encoder(
+            tokenizer,
+            writers,
+            self.val_fraction,
+            report,
+            self.check_first if raw.number == 0 else 1,
+        )
         text_bytes, is_cut = 0, False
         pages: list[tuple[int, int, bytes]] = []
         for batch in self.clean.batches(raw):
             if self.text_budget is not None:
-                ends = list(accumulate((len(text.encode()) for text in batch.texts), initial=text_bytes))
+                ends = list(
+                    accumulate((len(text.encode()) for text in batch.texts), initial=text_bytes)
+                )
                 within = bisect_right(ends, self.text_budget) - 1
                 if within < len(batch.texts):
                     batch, is_cut = batch.first(within), True
                 text_bytes = ends[within]
             tally.count(batch)
             is_row = self.clean.formats[batch.source] == "csv"
-            bad += [_quarantined(batch.source, item, is_row) for item in batch.dropped if item.why.is_bad]
+            bad += [
+                _quarantined(batch.source, item, is_row)
+                for item in batch.dropped
+                if item.why.is_bad
+            ]
             del bad[MAX_QUARANTINED:]
             if self.clean.formats[batch.source] == "mediawiki":
-                pages += [(batch.source, *page) for page in zip(batch.offsets, batch.payloads, strict=True)]
+                pages += [
+                    (batch.source, *page)
+                    for page in zip(batch.offsets, batch.payloads, strict=True)
+                ]
             encoder.add(batch)
             if is_cut:
                 break
         encoder.flush()
         splits = {split: writer.finish() for split, writer in writers.items()}
         write_titles(self.store, raw.number, pages)
-        info = ShardInfo(raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits, self.backend)
+        info = ShardInfo(
+            raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits, self.backend
+        )
         write_json(shard_record_path(self.store, raw.number), {**asdict(info), "bad": bad})
         return info
 
@@ -85,7 +104,9 @@ def shard_record_path(store: Path, number: int) -> Path:
 
 
 def _quarantined(source: int, item: DroppedItem, is_row: bool) -> dict[str, object]:
-    record = item.payload.rpartition(b"\n")[0] if is_row else item.payload  # a row travels with its header
+    record = (
+        item.payload.rpartition(b"\n")[0] if is_row else item.payload
+    )  # a row travels with its header
     return {
         "source": source,
         "offset": item.offset,
@@ -124,7 +145,12 @@ class _Encoder:
         report: Report,
         check_first: int,
     ) -> None:
-        self._encoder, self._tokenizer, self._writers, self._report = encoder, encoder.truth, writers, report
+        self._encoder, self._tokenizer, self._writers, self._report = (
+            encoder,
+            encoder.truth,
+            writers,
+            report,
+        )
         self._check_first = check_first
         self._val_below = np.uint64(int(val_fraction * 2**64))
         self._sources: list[int] = []
@@ -147,11 +173,15 @@ class _Encoder:
             self._tell(0, 0)
             return
         encoded = self._encoder.encode_batch(texts)
-        hashes, lengths = _hashes_and_lengths(texts)  # after encoding: fastokens leaves UTF-8 in the strings
+        hashes, lengths = _hashes_and_lengths(
+            texts
+        )  # after encoding: fastokens leaves UTF-8 in the strings
         self._encoder.check(texts, encoded, self._check_first, hashes)
         self._check_first = max(0, self._check_first - len(texts))
         if len(encoded.ids) and int(encoded.ids.max()) >= self._tokenizer.length:
-            raise DataError("A tokenizer gave an id beyond its own vocabulary.", got=f"{int(encoded.ids.max())}")
+            raise DataError(
+                "A tokenizer gave an id beyond its own vocabulary.", got=f"{int(encoded.ids.max())}"
+            )
         ids = encoded.with_last(self._tokenizer.eos_id)
         rows = np.empty(len(texts), dtype=INDEX)
         rows["end"] = ids.ends[1:] - ids.ends[:-1]
@@ -161,7 +191,11 @@ class _Encoder:
         is_val = hashes < self._val_below
         for split, chosen in (("train", ~is_val), ("val", is_val)):
             if chosen.any():
-                mine = ids.ids if chosen.all() else ids.ids[np.repeat(chosen, rows["end"].astype(np.int64))]
+                mine = (
+                    ids.ids
+                    if chosen.all()
+                    else ids.ids[np.repeat(chosen, rows["end"].astype(np.int64))]
+                )
                 self._writers[split].add_all(mine, rows[chosen])
         self._tell(sum(lengths), len(ids.ids))
 
@@ -182,14 +216,22 @@ class SplitWriter:
         self._paths["tok"].parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = open(_staged(self._paths["tok"]), "wb")  # noqa: SIM115  closed in finish
         self._forget = weakref.finalize(self, _staged(self._paths["tok"]).unlink, missing_ok=True)
-        self._forget.atexit = False  # a copy of this process (a fork) that ends does not own the file
+        self._forget.atexit = (
+            False  # a copy of this process (a fork) that ends does not own the file
+        )
         self._digest = hashlib.sha256()
         self._tokens = 0
         self._text_bytes = 0
         self._rows: list[npt.NDArray[Any]] = []
 
     def add(self, document: TokenizedDocument) -> None:
-        row = (len(document.ids), document.content_hash, document.offset, document.source, document.text_bytes)
+        row = (
+            len(document.ids),
+            document.content_hash,
+            document.offset,
+            document.source,
+            document.text_bytes,
+        )
         self.add_all(document.ids, np.array([row], dtype=INDEX))
 
     def add_all(self, ids: npt.NDArray[np.uint32], rows: npt.NDArray[Any]) -> None:

@@ -55,7 +55,9 @@ INDEX = np.dtype(
         ("text_bytes", "<u4"),  # UTF-8 bytes of its text
     ]
 )
-_OPEN_FILES_FROM_AFAR = 16  # a file that the cache gave up is on the disk for as long as it is mapped
+_OPEN_FILES_FROM_AFAR = (
+    16  # a file that the cache gave up is on the disk for as long as it is mapped
+)
 _FETCHES = 5  # of a shard that other processes remove from the cache before it is mapped
 _OPEN_FILES = 128  # mapped at a time; a usual limit is 1024 descriptors per process
 
@@ -115,7 +117,9 @@ class TokenStream:
         out = np.empty(stop - start, dtype=np.uint32)
         for shard, first, last in self._parts(start, stop):
             begin = self._starts[shard]
-            out[max(begin, start) - start : min(begin + last, stop) - start] = self._map("tok", shard)[first:last]
+            out[max(begin, start) - start : min(begin + last, stop) - start] = self._map(
+                "tok", shard
+            )[first:last]
         self._refuse_outside(out, self._vocabulary)
         return out
 
@@ -185,18 +189,25 @@ class TokenStream:
                 # As a plain array: a slice of np.memmap itself takes ten times as long.
                 mapped = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
                 break
-            except FileNotFoundError as error:  # another process may have made room in the cache just now
+            except (
+                FileNotFoundError
+            ) as error:  # another process may have made room in the cache just now
                 if self._afar is None or not left:
                     raise _unreadable(path, error, self._afar is not None) from None
             except ValueError:  # empty, or no whole number of entries
-                raise _damaged(self._folder, f"{path} has {path.stat().st_size} bytes instead of {size}") from None
+                raise _damaged(
+                    self._folder, f"{path} has {path.stat().st_size} bytes instead of {size}"
+                ) from None
             except OSError as error:
                 raise _unreadable(path, error) from None
         if mapped.nbytes != size:
             raise _damaged(self._folder, f"{path} has {mapped.nbytes} bytes instead of {size}")
         tokens = self._starts[shard + 1] - self._starts[shard]
         if kind == "idx" and len(mapped) and int(mapped["end"][-1]) != tokens:
-            raise _damaged(self._folder, f"{path} speaks of {int(mapped['end'][-1])} tokens instead of {tokens}")
+            raise _damaged(
+                self._folder,
+                f"{path} speaks of {int(mapped['end'][-1])} tokens instead of {tokens}",
+            )
         self._open[key] = mapped
         if len(self._open) > (_OPEN_FILES if self._afar is None else _OPEN_FILES_FROM_AFAR):
             self._open.popitem(last=False)
@@ -232,7 +243,9 @@ class Store:
 
     def first_shards(self, split: str, count: int) -> TokenStream:
         """A split of the first `count` shards."""
-        return TokenStream(self.dir, split, self.manifest.shards[:count], self.afar, self.manifest.tokenizer.length)
+        return TokenStream(
+            self.dir, split, self.manifest.shards[:count], self.afar, self.manifest.tokenizer.length
+        )
 
     def digest_of_first(self, shards: int) -> str:
         """sha256 over the digests of the training tokens of the first `shards` shards."""
@@ -264,7 +277,8 @@ class Store:
         except FileNotFoundError:
             raise DataError(
                 "There is no finished token store here.",
-                got=f"{path} is missing" + (", the build was not finished" if (folder / "build.json").exists() else ""),
+                got=f"{path} is missing"
+                + (", the build was not finished" if (folder / "build.json").exists() else ""),
                 fix="wikillm prepare data.path=FILE (goes on where a stopped build ended)",
             ) from None
         except OSError as error:
@@ -272,7 +286,9 @@ class Store:
         except (ValueError, RecursionError) as error:
             raise _damaged(folder, f"{path}: {error}") from None
         length = manifest.tokenizer.length
-        train, val = (TokenStream(folder, split, manifest.shards, vocabulary=length) for split in SPLITS)
+        train, val = (
+            TokenStream(folder, split, manifest.shards, vocabulary=length) for split in SPLITS
+        )
         store = cls(folder, manifest, train, val)
         store._check_files(sizes=sizes)
         return store
@@ -287,7 +303,10 @@ class Store:
                 raise _not_accessible(self.dir / name, error) from None
             for shard in self.manifest.shards:
                 split = shard.splits[name]
-                for kind, size in (("tok", split.tokens * TOKEN.itemsize), ("idx", split.documents * INDEX.itemsize)):
+                for kind, size in (
+                    ("tok", split.tokens * TOKEN.itemsize),
+                    ("idx", split.documents * INDEX.itemsize),
+                ):
                     path = shard_path(self.dir, name, shard.number, kind)
                     if path.name not in there:
                         raise _damaged(self.dir, f"{path} is missing")
@@ -306,20 +325,30 @@ class Store:
         if not full:
             return
         if fingerprint_of(self.manifest.facts) != self.manifest.fingerprint:
-            raise _damaged(self.dir, f"{self.dir / MANIFEST_NAME}: the fingerprint is not that of the facts")
+            raise _damaged(
+                self.dir, f"{self.dir / MANIFEST_NAME}: the fingerprint is not that of the facts"
+            )
         for shard in self.manifest.shards:
             for name, split in shard.splits.items():
                 for kind, digest in (("tok", split.tok_sha256), ("idx", split.idx_sha256)):
                     path = shard_path(self.dir, name, shard.number, kind)
                     if sha256_file(path) != digest:
-                        raise _damaged(self.dir, f"{path}: its sha256 is not the one in the manifest")
+                        raise _damaged(
+                            self.dir, f"{path}: its sha256 is not the one in the manifest"
+                        )
                 self._verify_documents(shard, name)
         path = self.tokenizer_dir / "tokenizer.json"
         if sha256_file(path) != self.manifest.tokenizer.sha256:
             raise _damaged(self.dir, f"{path}: its sha256 is not the one in the manifest")
         named, found = self.manifest.tokenizer, self.tokenizer()
-        if (named.length, named.eos_id, named.eos_token) != (found.length, found.eos_id, found.eos_token):
-            what = f"the manifest says {named.length} ids and EOS {named.eos_id} {named.eos_token!r}"
+        if (named.length, named.eos_id, named.eos_token) != (
+            found.length,
+            found.eos_id,
+            found.eos_token,
+        ):
+            what = (
+                f"the manifest says {named.length} ids and EOS {named.eos_id} {named.eos_token!r}"
+            )
             got = f"{path}: {found.length} ids and EOS {found.eos_id} {found.eos_token!r}; {what}"
             raise _damaged(self.dir, got)
 
@@ -329,13 +358,18 @@ class Store:
         ends = index["end"].astype(np.int64)
         tokens = shard.splits[split].tokens
         if (np.diff(ends, prepend=0) < 1).any() or (int(ends[-1]) if len(ends) else 0) != tokens:
-            raise _damaged(self.dir, f"{path}: its documents are not {tokens} tokens one after the other")
+            raise _damaged(
+                self.dir, f"{path}: its documents are not {tokens} tokens one after the other"
+            )
         if len(index) and int(index["source"].max()) >= len(self.manifest.sources):
             raise _damaged(self.dir, f"{path} names a source that the manifest does not")
         ids = np.fromfile(shard_path(self.dir, split, shard.number, "tok"), dtype=TOKEN)
         self.train._refuse_outside(ids, self.manifest.tokenizer.length)
         if (ids[ends - 1] != self.manifest.tokenizer.eos_id).any():
-            raise _damaged(self.dir, f"{path}: a document does not end with EOS ({self.manifest.tokenizer.eos_id})")
+            raise _damaged(
+                self.dir,
+                f"{path}: a document does not end with EOS ({self.manifest.tokenizer.eos_id})",
+            )
 
 
 def _not_accessible(path: Path, error: OSError) -> MachineError:
@@ -347,7 +381,11 @@ def _not_accessible(path: Path, error: OSError) -> MachineError:
 
 
 def _unreadable(path: Path, error: Exception, is_cached: bool = False) -> DataError:
-    fix = "a larger data.cache_bytes, or a data.cache of its own: others keep removing it" if is_cached else None
+    fix = (
+        "a larger data.cache_bytes, or a data.cache of its own: others keep removing it"
+        if is_cached
+        else None
+    )
     return DataError("A shard of the token store cannot be read.", got=f"{path}: {error}", fix=fix)
 
 

@@ -46,7 +46,9 @@ def stream_store(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Sto
     plan = replace(plan_store(cfg, is_main=is_main), is_read=True)
     size = min(estimated_bytes(plan.sources), plan.max_text_bytes or estimated_bytes(plan.sources))
     if cfg.streaming == "auto" and size <= cfg.window_shards * plan.shard_bytes:
-        return _with_first_window(ensure_planned(replace(plan, is_read=False), is_main=is_main), cfg)
+        return _with_first_window(
+            ensure_planned(replace(plan, is_read=False), is_main=is_main), cfg
+        )
     growth = Growth(plan, cfg.window_shards, cfg.stall_seconds, since)
     growth.refresh()
     if is_local_main and not growth.is_complete:
@@ -79,7 +81,9 @@ def _say_copies_come_first(cfg: DataSection, is_main: bool) -> None:
             fix=f"{make}; or data.streaming=auto, which finds the copies and then streams",
         )
     if is_main:
-        say(f"data: data.dedup={cfg.dedup} reads all sources before training starts; ahead of time: {make}")
+        say(
+            f"data: data.dedup={cfg.dedup} reads all sources before training starts; ahead of time: {make}"
+        )
 
 
 def _with_first_window(store: Store, cfg: DataSection) -> Store:

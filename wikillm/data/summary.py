@@ -14,7 +14,10 @@ from wikillm.data.store import Store
 def summary_of(store: Store) -> str:
     """What is in a store and what became of its sources, as lines for the terminal."""
     if store.mixture is not None:
-        return "\n\n".join(f"{part.name}: {part.share:.2%}\n{summary_of(part.store)}" for part in store.mixture.parts)
+        return "\n\n".join(
+            f"{part.name}: {part.share:.2%}\n{summary_of(part.store)}"
+            for part in store.mixture.parts
+        )
     manifest, tokenizer = store.manifest, store.manifest.tokenizer
     lines = [manifest.funnel.table(), ""]
     if manifest.funnel.bad_records:
@@ -22,7 +25,9 @@ def summary_of(store: Store) -> str:
     if manifest.stopped_at_text_limit:
         lines.append(f"stopped at data.max_text_bytes={manifest.facts['data.max_text_bytes']}")
     if manifest.duplicates:
-        lines.append(f"{manifest.duplicates:,} documents are exact copies of others (kept; copies are in one split)")
+        lines.append(
+            f"{manifest.duplicates:,} documents are exact copies of others (kept; copies are in one split)"
+        )
     for name, split in manifest.splits.items():
         per_token = split.text_bytes / max(1, split.tokens)
         lines.append(
@@ -32,7 +37,9 @@ def summary_of(store: Store) -> str:
     lines.append(
         f"tokenizer  {tokenizer.name}, {tokenizer.length:,} tokens, EOS {tokenizer.eos_token} ({tokenizer.origin})"
     )
-    lines.append(f"store      {store.dir}  (fingerprint {manifest.fingerprint[:12]}, {len(manifest.shards)} shards)")
+    lines.append(
+        f"store      {store.dir}  (fingerprint {manifest.fingerprint[:12]}, {len(manifest.shards)} shards)"
+    )
     return "\n".join(lines)
 
 

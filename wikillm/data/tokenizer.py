@@ -38,7 +38,10 @@ class TextTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """As `encode`, for many; keep it to a few MiB of text, since each token costs about 100 bytes here."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens shown."""
@@ -59,14 +62,26 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     try:
         backend, vocabulary = _opened(content)
     except Exception as error:  # the library raises bare Exception
-        hint = "it is a Git LFS pointer, not the file" if content.startswith(b"version https://git-lfs") else str(error)
-        raise DataError("A tokenizer.json is damaged.", got=f"{path}: {hint}", fix="download it again") from None
+        hint = (
+            "it is a Git LFS pointer, not the file"
+            if content.startswith(b"version https://git-lfs")
+            else str(error)
+        )
+        raise DataError(
+            "A tokenizer.json is damaged.", got=f"{path}: {hint}", fix="download it again"
+        ) from None
     eos = _eos_token(folder, vocabulary)
     added = backend.get_added_tokens_decoder().get(vocabulary[eos])
-    if added is not None and not added.special:  # else a literal one in a text would end the document
+    if (
+        added is not None and not added.special
+    ):  # else a literal one in a text would end the document
         backend.add_special_tokens([AddedToken(eos, special=True, normalized=False)])
     return TextTokenizer(
-        backend, hashlib.sha256(content).hexdigest(), eos, vocabulary[eos], max(vocabulary.values(), default=-1) + 1
+        backend,
+        hashlib.sha256(content).hexdigest(),
+        eos,
+        vocabulary[eos],
+        max(vocabulary.values(), default=-1) + 1,
     )
 
 
@@ -104,7 +119,11 @@ def _eos_token(folder: Path, vocabulary: dict[str, int]) -> str:
     raise DataError(
         "A tokenizer has no end-of-text token, which separates documents.",
         got=f"{folder}: "
-        + (f"its eos_token {named!r} is not in the vocabulary" if named else f"none of {', '.join(KNOWN_EOS)}"),
+        + (
+            f"its eos_token {named!r} is not in the vocabulary"
+            if named
+            else f"none of {', '.join(KNOWN_EOS)}"
+        ),
         fix="set eos_token in its tokenizer_config.json",
     )
 

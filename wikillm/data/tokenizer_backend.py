@@ -32,9 +32,7 @@ from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
 TRUTH = "tokenizers"
 FASTEST_FIRST = ("fastokens", "tiktoken")
 FIRST_DOCUMENTS, ONE_IN = 64, 1000
-CHECKED_BEFORE_TRAINING = (
-    512  # first documents of a store that a run reads while it grows: a later difference ends the run
-)
+CHECKED_BEFORE_TRAINING = 512  # first documents of a store that a run reads while it grows: a later difference ends the run
 REFUSED_NAME = "refused_backends.json"
 
 Ids = Sequence[int] | npt.NDArray[np.uint32]
@@ -107,11 +105,17 @@ class CheckedEncoder:
         except BaseException as error:  # a panic of Rust code is no Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            raise BackendDiffers(f"{self.name} failed where tokenizers does not.", got=str(error)) from None
+            raise BackendDiffers(
+                f"{self.name} failed where tokenizers does not.", got=str(error)
+            ) from None
         return encoded
 
     def check(
-        self, texts: Sequence[str], encoded: Encoded, first: int, hashes: npt.NDArray[np.uint64] | None = None
+        self,
+        texts: Sequence[str],
+        encoded: Encoded,
+        first: int,
+        hashes: npt.NDArray[np.uint64] | None = None,
     ) -> None:
         """Compare the first texts and, by their hashes, one in `ONE_IN` of the others with the truth."""
         if self.name == TRUTH:
@@ -120,16 +124,22 @@ class CheckedEncoder:
         chosen = list(range(first))
         if hashes is not None:
             chosen += (first + np.flatnonzero(hashes[first:] % ONE_IN == 0)).tolist()
-        for i, wanted in zip(chosen, self.truth.encode_batch([texts[i] for i in chosen]), strict=True):
+        for i, wanted in zip(
+            chosen, self.truth.encode_batch([texts[i] for i in chosen]), strict=True
+        ):
             found = encoded[i].tolist()
             if found != wanted:
                 raise BackendDiffers(
-                    f"{self.name} gives other ids than tokenizers.", got=_difference(self.truth, wanted, found)
+                    f"{self.name} gives other ids than tokenizers.",
+                    got=_difference(self.truth, wanted, found),
                 )
 
 
 def _difference(truth: TextTokenizer, wanted: Sequence[int], found: Sequence[int]) -> str:
-    same = next((i for i, pair in enumerate(zip(wanted, found, strict=False)) if pair[0] != pair[1]), len(found))
+    same = next(
+        (i for i, pair in enumerate(zip(wanted, found, strict=False)) if pair[0] != pair[1]),
+        len(found),
+    )
     around = truth.decode(wanted[max(0, same - 3) : same + 5])
     return f"token {same}, at {around!r}: {list(found[same : same + 5])} instead of {list(wanted[same : same + 5])}"
 
@@ -139,7 +149,9 @@ def open_encoder(name: str, folder: Path) -> CheckedEncoder:
     truth = load_tokenizer(folder)
     kind = name.partition(" ")[0]
     return CheckedEncoder(
-        truth, kind, truth if kind == TRUTH else _opened(OPENERS[kind], folder.resolve(), truth.sha256)
+        truth,
+        kind,
+        truth if kind == TRUTH else _opened(OPENERS[kind], folder.resolve(), truth.sha256),
     )
 
 
@@ -163,11 +175,14 @@ def choose_backend(setting: str, store: Path) -> str:
             if setting == "auto":
                 continue
             raise ConfigError(
-                f"data.backend={setting} is not installed.", fix=f"pip install 'wikillm[fast]', or pip install {kind}"
+                f"data.backend={setting} is not installed.",
+                fix=f"pip install 'wikillm[fast]', or pip install {kind}",
             ) from None
         why = refused.get(name) or _why_not(name, store / "tokenizer")
         if why is None:
-            say(f"encoder: {name}, compared with tokenizers on {len(fuzz_texts())} texts, and as it goes")
+            say(
+                f"encoder: {name}, compared with tokenizers on {len(fuzz_texts())} texts, and as it goes"
+            )
             return name
         (warn if setting != "auto" else say)(f"encoder: not {name}: {why}")
     return f"{TRUTH} {version(TRUTH)}"
@@ -186,13 +201,19 @@ def refuse_backend(store: Path, name: str, error: BackendDiffers) -> None:
     warn(f"encoder: {why}; its shards are built again with tokenizers")
     write_json(store / REFUSED_NAME, {**refused_backends(store), name: why})
     for record in (store / "shards").glob("*.json"):
-        if not json.loads(record.read_text(encoding="utf-8")).get("backend", TRUTH).startswith(TRUTH):
+        if (
+            not json.loads(record.read_text(encoding="utf-8"))
+            .get("backend", TRUTH)
+            .startswith(TRUTH)
+        ):
             record.unlink()
 
 
 def _why_not(name: str, folder: Path) -> str | None:
     added = load_tokenizer(folder).backend.get_added_tokens_decoder().values()
-    texts = fuzz_texts() + [f"a{token.content} b" for token in list(added)[:50]]  # this tokenizer's own
+    texts = fuzz_texts() + [
+        f"a{token.content} b" for token in list(added)[:50]
+    ]  # this tokenizer's own
     try:
         encoder = open_encoder(name, folder)
         encoder.check(texts, encoder.encode_batch(texts), len(texts))
@@ -212,9 +233,26 @@ def fuzz_texts() -> list[str]:
         *("'s", "'LL", "'ſ", "don't", "<|endoftext|>", "<|im_start|>", "</s>", "  \n\n ", "\r\n", "...", "1984", "👩‍👩‍👧", "ﬁ"),
         *("the", " of", "人民", "共和国", "data", "https://", "\u1100\u1161\u11a8", "é\u0327", "İi", "ΐΰ", "\U0001f1e8\U0001f1f3"),
     ]  # fmt: skip
-    texts = ["", " ", "\n", "a", "中" * 600, "ab" * 400, " " * 300, "\n \n" * 99, "1" * 70, "'" * 40, "é" * 99]
+    texts = [
+        "",
+        " ",
+        "\n",
+        "a",
+        "中" * 600,
+        "ab" * 400,
+        " " * 300,
+        "\n \n" * 99,
+        "1" * 70,
+        "'" * 40,
+        "é" * 99,
+    ]
     texts += ["".join(rng.choices(pieces, k=rng.randint(1, 80))) for _ in range(300)]
-    anything = [*range(0x20, 0x3000), *range(0x4E00, 0x9FFF, 7), *range(0xAC00, 0xD7A3, 11), *range(0xF900, 0x1FAFF, 5)]
+    anything = [
+        *range(0x20, 0x3000),
+        *range(0x4E00, 0x9FFF, 7),
+        *range(0xAC00, 0xD7A3, 11),
+        *range(0xF900, 0x1FAFF, 5),
+    ]
     texts += ["".join(map(chr, rng.choices(anything, k=60))) for _ in range(100)]
     return [unicodedata.normalize("NFC", text) for text in texts]
 
@@ -224,7 +262,9 @@ class _Fastokens:
         import fastokens
 
         try:
-            self._inner = fastokens.Tokenizer.from_json_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+            self._inner = fastokens.Tokenizer.from_json_str(
+                (folder / "tokenizer.json").read_text(encoding="utf-8")
+            )
         except Exception as error:  # the library raises what it likes
             raise Unusable(f"it does not open this tokenizer.json: {error}") from None
         self._inner.no_truncation()
@@ -244,7 +284,9 @@ class _Tiktoken:
         content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         pattern, ranks = _byte_pairs(content)
         try:
-            self._inner = tiktoken.Encoding("wikillm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+            self._inner = tiktoken.Encoding(
+                "wikillm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
+            )
         except Exception as error:
             raise Unusable(f"it does not take this vocabulary: {error}") from None
 
@@ -257,14 +299,22 @@ OPENERS: dict[str, Callable[[Path], Backend]] = {"fastokens": _Fastokens, "tikto
 
 def _byte_pairs(content: dict[str, Any]) -> tuple[str, dict[bytes, int]]:
     """Pattern and ranks of a byte-level BPE over NFC text. tiktoken merges by id, so ids must follow the merges."""
-    model, normalizer, splitter = content["model"], content.get("normalizer"), content.get("pre_tokenizer") or {}
+    model, normalizer, splitter = (
+        content["model"],
+        content.get("normalizer"),
+        content.get("pre_tokenizer") or {},
+    )
     split, level = (splitter.get("pretokenizers") or [{}, {}])[:2]
     is_plain = (
         model.get("type") == "BPE"
-        and not any(model.get(key) for key in ("dropout", "byte_fallback", "continuing_subword_prefix"))
+        and not any(
+            model.get(key) for key in ("dropout", "byte_fallback", "continuing_subword_prefix")
+        )
         and (normalizer is None or normalizer == {"type": "NFC"})
-        and (split.get("type"), split.get("behavior"), split.get("invert")) == ("Split", "Isolated", False)
-        and (level.get("type"), level.get("add_prefix_space"), level.get("use_regex")) == ("ByteLevel", False, False)
+        and (split.get("type"), split.get("behavior"), split.get("invert"))
+        == ("Split", "Isolated", False)
+        and (level.get("type"), level.get("add_prefix_space"), level.get("use_regex"))
+        == ("ByteLevel", False, False)
         and len(splitter["pretokenizers"]) == 2
         and "Regex" in split["pattern"]
         and all(token["special"] for token in content.get("added_tokens", []))
@@ -279,7 +329,9 @@ def _byte_pairs(content: dict[str, Any]) -> tuple[str, dict[bytes, int]]:
     specials = {token["content"] for token in content.get("added_tokens", [])}
     letters = _byte_letters()
     return split["pattern"]["Regex"], {
-        bytes(letters[letter] for letter in token): rank for token, rank in vocabulary.items() if token not in specials
+        bytes(letters[letter] for letter in token): rank
+        for token, rank in vocabulary.items()
+        if token not in specials
     }
 
 
@@ -287,4 +339,6 @@ def _byte_letters() -> dict[str, int]:
     """The letter that byte-level BPE writes for each byte (GPT-2): itself if printable, else from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + i): byte for i, byte in enumerate(others)
+    }

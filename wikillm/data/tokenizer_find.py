@@ -24,7 +24,12 @@ from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
 from wikillm.data.tokenizer_train import MAX_TRAINING_BYTES, TRAINER_VERSION, default_vocabulary
 
 QWEN2_LENGTH = 151_646  # 151,643 ranks and 3 special tokens
-QWEN2_MODELS = ("Qwen2-0.5B", "Qwen2-1.5B", "Qwen2-7B", "Qwen2-72B")  # one tokenizer; EOS is <|endoftext|>
+QWEN2_MODELS = (
+    "Qwen2-0.5B",
+    "Qwen2-1.5B",
+    "Qwen2-7B",
+    "Qwen2-72B",
+)  # one tokenizer; EOS is <|endoftext|>
 
 HOW_TO_GET_QWEN2 = (
     "modelscope download --model Qwen/Qwen2-0.5B tokenizer.json tokenizer_config.json --local_dir qwen2-tokenizer\n"
@@ -46,12 +51,18 @@ class TokenizerChoice:
     def facts(self) -> dict[str, object]:
         """What of it decides the tokens: part of a store's fingerprint."""
         if self.folder is None:
-            return {"train": self.vocabulary, "trainer": TRAINER_VERSION, "bytes": MAX_TRAINING_BYTES}
+            return {
+                "train": self.vocabulary,
+                "trainer": TRAINER_VERSION,
+                "bytes": MAX_TRAINING_BYTES,
+            }
         tokenizer = load_tokenizer(self.folder)
         return {"sha256": tokenizer.sha256, "eos": tokenizer.eos_token}
 
 
-def choose_tokenizer(setting: str, estimated_bytes: int, *, ask_hubs: bool = True) -> TokenizerChoice:
+def choose_tokenizer(
+    setting: str, estimated_bytes: int, *, ask_hubs: bool = True
+) -> TokenizerChoice:
     """Decide. Raises DataError when a tokenizer that was named is not there or damaged.
 
     Args:
@@ -61,7 +72,9 @@ def choose_tokenizer(setting: str, estimated_bytes: int, *, ask_hubs: bool = Tru
     """
     if setting.startswith("train:"):
         vocabulary = parse_train(setting)
-        return TokenizerChoice(f"train:{vocabulary}", "trained on this corpus", vocabulary=vocabulary)
+        return TokenizerChoice(
+            f"train:{vocabulary}", "trained on this corpus", vocabulary=vocabulary
+        )
     if setting not in ("auto", "qwen2"):
         return _folder(setting)
     found = next(_here(), None)
@@ -136,7 +149,10 @@ def _checked(folder: Path, origin: str) -> TokenizerChoice:
 
 
 def _is_qwen2(tokenizer: TextTokenizer) -> bool:
-    return tokenizer.backend.token_to_id("<|endoftext|>") == 151_643 and tokenizer.length >= QWEN2_LENGTH
+    return (
+        tokenizer.backend.token_to_id("<|endoftext|>") == 151_643
+        and tokenizer.length >= QWEN2_LENGTH
+    )
 
 
 def _in_caches() -> Iterator[tuple[Path, str]]:
@@ -144,11 +160,17 @@ def _in_caches() -> Iterator[tuple[Path, str]]:
         for model in QWEN2_MODELS:
             snapshots = root / f"models--Qwen--{model}" / "snapshots"
             if snapshots.is_dir():
-                yield from ((path, "Hugging Face cache") for path in sorted(snapshots.iterdir(), reverse=True))
+                yield from (
+                    (path, "Hugging Face cache")
+                    for path in sorted(snapshots.iterdir(), reverse=True)
+                )
     root = Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
     for middle in ("hub/models/Qwen", "hub/Qwen", "models/Qwen", "Qwen"):
         for model in QWEN2_MODELS:
-            for name in (model.replace(".", "___"), model):  # ModelScope writes dots in folder names like this
+            for name in (
+                model.replace(".", "___"),
+                model,
+            ):  # ModelScope writes dots in folder names like this
                 yield root / middle / name, "ModelScope cache"
     yield _cache_folder(), "WikiLLM cache"
 
@@ -158,11 +180,17 @@ def _hf_caches() -> list[Path]:
         if os.environ.get(name):
             return [Path(os.environ[name]).expanduser()]
     home = os.environ.get("HF_HOME")
-    return [Path(home).expanduser() / "hub" if home else Path("~/.cache/huggingface/hub").expanduser()]
+    return [
+        Path(home).expanduser() / "hub" if home else Path("~/.cache/huggingface/hub").expanduser()
+    ]
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wikillm" / "qwen2-tokenizer"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        / "wikillm"
+        / "qwen2-tokenizer"
+    )
 
 
 def places() -> tuple[str, ...]:

@@ -54,7 +54,9 @@ def report_of_store(store: Store) -> dict[str, Any]:
     return compared(measure(tokenizer, store.train, store.val), tokenizer, store.train, store.val)
 
 
-def compared(facts: dict[str, Any], tokenizer: TextTokenizer, train: TokenStream, val: TokenStream) -> dict[str, Any]:
+def compared(
+    facts: dict[str, Any], tokenizer: TextTokenizer, train: TokenStream, val: TokenStream
+) -> dict[str, Any]:
     """Facts that were measured, and Qwen2's beside them."""
     return {**facts, "qwen2": _qwen2(tokenizer, train, val)}
 
@@ -62,7 +64,9 @@ def compared(facts: dict[str, Any], tokenizer: TextTokenizer, train: TokenStream
 def report_text(found: dict[str, Any]) -> str:
     """The same as lines for the terminal."""
     lines = [f"on {found['text_bytes']:,} bytes of the {found['sample']} split"]
-    rows = [("this tokenizer", found)] + ([("Qwen2's", found["qwen2"])] if found.get("qwen2") else [])
+    rows = [("this tokenizer", found)] + (
+        [("Qwen2's", found["qwen2"])] if found.get("qwen2") else []
+    )
     for name, one in rows:
         lines.append(
             f"{name:<15} {one['vocabulary']:>8,} tokens  {one['bytes_per_token']:.3f} bytes/token  "
@@ -71,7 +75,11 @@ def report_text(found: dict[str, Any]) -> str:
         )
     lines.append(
         f"{found['unused']:,} of {found['vocabulary']:,} tokens never occur in {found['counted_tokens']:,} tokens of training"
-        + (f", such as {'  '.join(map(repr, found['unused_examples']))}" if found["unused_examples"] else "")
+        + (
+            f", such as {'  '.join(map(repr, found['unused_examples']))}"
+            if found["unused_examples"]
+            else ""
+        )
     )
     return "\n".join(lines)
 
@@ -111,8 +119,14 @@ def _on(tokenizer: TextTokenizer, texts: list[str]) -> dict[str, Any]:
     for text in texts:
         for letter in text:
             counts[letter] = counts.get(letter, 0) + 1
-    hanzi = sorted(letter for letter in counts if any(low <= ord(letter) <= high for low, high in _HANZI))
-    single = [letter for letter, ids in zip(hanzi, tokenizer.encode_batch(hanzi), strict=True) if len(ids) == 1]
+    hanzi = sorted(
+        letter for letter in counts if any(low <= ord(letter) <= high for low, high in _HANZI)
+    )
+    single = [
+        letter
+        for letter, ids in zip(hanzi, tokenizer.encode_batch(hanzi), strict=True)
+        if len(ids) == 1
+    ]
     occurrences = sum(counts[letter] for letter in hanzi)
     return {
         "text_bytes": size,

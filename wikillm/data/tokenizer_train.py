@@ -14,7 +14,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from wikillm.core.files import write_atomic, write_json
 from wikillm.core.log import say, warn
@@ -25,7 +35,9 @@ from wikillm.data.sources.read import estimated_bytes, read_shards
 from wikillm.data.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
-    from wikillm.data.build_plan import BuildPlan  # which imports this module, for the choice of a tokenizer
+    from wikillm.data.build_plan import (
+        BuildPlan,
+    )  # which imports this module, for the choice of a tokenizer
 
 TRAINER_VERSION = 1
 """Part of a store's fingerprint: raise it with every change that changes a trained tokenizer."""
@@ -58,7 +70,9 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
         ]
     )
-    tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
+    tokenizer.post_processor = processors.ByteLevel(
+        add_prefix_space=False, trim_offsets=False, use_regex=False
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary - len(SPECIAL_TOKENS),
@@ -66,7 +80,9 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 
@@ -96,14 +112,20 @@ def store_tokenizer(plan: BuildPlan) -> TextTokenizer:
     if plan.tokenizer.folder is not None:
         copy_tokenizer(plan.tokenizer.folder, folder)
         return load_tokenizer(folder)
-    assert plan.tokenizer.vocabulary is not None, "a tokenizer without a folder is one to be trained"
+    assert plan.tokenizer.vocabulary is not None, (
+        "a tokenizer without a folder is one to be trained"
+    )
     texts = training_texts(plan)
     size = sum(len(text.encode()) for text in texts)
-    say(f"tokenizer: training a byte-level BPE of {plan.tokenizer.vocabulary} tokens on {size / 1e6:.1f} MB of text")
+    say(
+        f"tokenizer: training a byte-level BPE of {plan.tokenizer.vocabulary} tokens on {size / 1e6:.1f} MB of text"
+    )
     write_tokenizer(train_bpe(texts, plan.tokenizer.vocabulary), folder)
     trained = load_tokenizer(folder)
     if trained.length < plan.tokenizer.vocabulary:
-        warn(f"the text has pairs for {trained.length} tokens only, not for {plan.tokenizer.vocabulary}")
+        warn(
+            f"the text has pairs for {trained.length} tokens only, not for {plan.tokenizer.vocabulary}"
+        )
     return trained
 
 
@@ -115,8 +137,12 @@ def training_texts(plan: BuildPlan, most: int = MAX_TRAINING_BYTES) -> list[str]
     texts: list[str] = []
     funnels: list[Funnel] = []
     size = 0
-    raws = read_shards(plan.sources, plan.shard_bytes, plan.max_document_bytes, threads=plan.threads)
-    with closing(run_jobs(plan.clean_job, raws, plan.workers, progress.add, progress.tick)) as results:
+    raws = read_shards(
+        plan.sources, plan.shard_bytes, plan.max_document_bytes, threads=plan.threads
+    )
+    with closing(
+        run_jobs(plan.clean_job, raws, plan.workers, progress.add, progress.tick)
+    ) as results:
         for found, funnel in results:
             funnels.append(funnel)
             for text in found:

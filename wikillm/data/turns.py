@@ -83,4 +83,6 @@ def write_failure(base: Path, error: WikiLLMError, about: str = "") -> None:
     """Tell whoever waits for the turn `base` why it failed."""
     with suppress(OSError):
         parts = [error.what, error.got, error.fix]
-        write_json(beside(base, ".failure"), {"kind": type(error).__name__, "parts": parts, "about": about})
+        write_json(
+            beside(base, ".failure"), {"kind": type(error).__name__, "parts": parts, "about": about}
+        )

@@ -24,7 +24,9 @@ class WikiSite:
     dbname: str = ""
     base: str = ""  # address of the main page
     language: str = ""  # as in xml:lang
-    namespaces: tuple[tuple[int, str], ...] = ()  # number and local name; a number may have several names
+    namespaces: tuple[
+        tuple[int, str], ...
+    ] = ()  # number and local name; a number may have several names
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,9 @@ class SourceFile:
     size: int  # bytes on disk
     format: str
     compression: str
-    encoding: str = "utf-8"  # anything else is transcoded while it is read; offsets then count UTF-8 bytes
+    encoding: str = (
+        "utf-8"  # anything else is transcoded while it is read; offsets then count UTF-8 bytes
+    )
     text_key: str = "text"  # the column to read, where the format has columns
     url: str = ""  # where it was downloaded from
     version: str = ""  # of what is there: ETag of a server, revision of a hub

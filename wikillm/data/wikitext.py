@@ -13,12 +13,26 @@ import re
 from dataclasses import dataclass, field
 
 import mwparserfromhell
-from mwparserfromhell.nodes import Argument, ExternalLink, Heading, HTMLEntity, Tag, Template, Text, Wikilink
+from mwparserfromhell.nodes import (
+    Argument,
+    ExternalLink,
+    Heading,
+    HTMLEntity,
+    Tag,
+    Template,
+    Text,
+    Wikilink,
+)
 from mwparserfromhell.wikicode import Wikicode
 
 from wikillm.data.language_variants import resolve_variants, without_unpaired
 from wikillm.data.types import WikiSite
-from wikillm.data.wikitext_names import INTERLANGUAGE_PREFIXES, LITERALS, PROJECT_PREFIXES, TAIL_SECTIONS
+from wikillm.data.wikitext_names import (
+    INTERLANGUAGE_PREFIXES,
+    LITERALS,
+    PROJECT_PREFIXES,
+    TAIL_SECTIONS,
+)
 from wikillm.data.wikitext_regions import NOWIKI, Regions, is_marked, set_apart
 from wikillm.data.wikitext_scripts import subscript, superscript
 from wikillm.data.wikitext_site import SiteNames, prefix_of, site_names
@@ -35,7 +49,9 @@ _BRACKETS = (  # opening and closing marks of each kind
     re.compile(r"(\{\{)|\}\}"),
     re.compile(r"(\[)|\]"),
     re.compile(r"(^[ :*#]*\{\|)|^[ :*#]*\|\}", re.MULTILINE),
-    re.compile(r"(<(?!(?:br|hr|li|p|dd|dt|wbr|img)\b)[a-z]\w*\b(?![^<>]*/>))|</[a-z]", re.IGNORECASE),
+    re.compile(
+        r"(<(?!(?:br|hr|li|p|dd|dt|wbr|img)\b)[a-z]\w*\b(?![^<>]*/>))|</[a-z]", re.IGNORECASE
+    ),
 )
 _MAX_OPEN = 200  # at any place; an article has a dozen. The parser takes 0.1 s then, and grows with the square
 
@@ -99,7 +115,9 @@ class _Article:
         if self._skipped_level is not None and node.level > self._skipped_level:
             return
         title = tidy(self._renderer.text(node.title)).replace("\n", " ")
-        self._skipped_level = node.level if title.casefold().rstrip(":：") in TAIL_SECTIONS else None
+        self._skipped_level = (
+            node.level if title.casefold().rstrip(":：") in TAIL_SECTIONS else None
+        )
         if self._skipped_level is None:
             self._sections.append(_Section(node.level, title))
 
@@ -215,4 +233,8 @@ class _Renderer:
         name = name.casefold().replace("_", " ")
         shown = text_of_template(name, values, argument, before)
         # {{'}} and {{!}} are there to show a character that would otherwise be markup.
-        return self._regions.protect(shown) if name in LITERALS and not _MARKUP.isdisjoint(shown) else shown
+        return (
+            self._regions.protect(shown)
+            if name in LITERALS and not _MARKUP.isdisjoint(shown)
+            else shown
+        )

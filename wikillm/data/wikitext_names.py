@@ -106,7 +106,19 @@ FIRST_ARGUMENT = _names("""
 """)
 """{{nowrap|TEXT}}: the first argument is what a reader sees."""
 
-QUOTES = frozenset({"quote", "blockquote", "cquote", "quotation", "quote frame", "bquote", "引用", "quotation2", "諺"})
+QUOTES = frozenset(
+    {
+        "quote",
+        "blockquote",
+        "cquote",
+        "quotation",
+        "quote frame",
+        "bquote",
+        "引用",
+        "quotation2",
+        "諺",
+    }
+)
 """{{quote|TEXT|author}}: a paragraph of its own."""
 
 LITERALS = {

@@ -23,7 +23,18 @@ _FORBIDDEN = dict.fromkeys(map(ord, f"{NOWIKI}{_OPEN}{_CLOSE}"))
 _LITERAL = ("nowiki", "pre", "code", "syntaxhighlight", "source")
 _FORMULA = ("math", "chem", "ce")
 _CUT = (
-    *("ref", "references", "gallery", "timeline", "score", "imagemap", "inputbox", "templatedata", "graph", "hiero"),
+    *(
+        "ref",
+        "references",
+        "gallery",
+        "timeline",
+        "score",
+        "imagemap",
+        "inputbox",
+        "templatedata",
+        "graph",
+        "hiero",
+    ),
     *(
         "categorytree",
         "mapframe",
@@ -36,13 +47,17 @@ _CUT = (
         "section",
     ),
 )
-_CUT_ALONE = frozenset(("ref", "references", "gallery", "includeonly", *_LITERAL, *_FORMULA)) - {"source"}
+_CUT_ALONE = frozenset(("ref", "references", "gallery", "includeonly", *_LITERAL, *_FORMULA)) - {
+    "source"
+}
 """Tags that are cut where they have no partner; a lone `<source>` or `<style>` is more often a word about HTML."""
 _TAG = re.compile(
     rf"<!--|<(/?)({'|'.join(sorted((*_LITERAL, *_FORMULA, *_CUT), key=len, reverse=True))})(?=[\s/>])([^<>]*)>",
     re.IGNORECASE,
 )
-_ENDS = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in (*_LITERAL, *_FORMULA, *_CUT)}
+_ENDS = {
+    name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in (*_LITERAL, *_FORMULA, *_CUT)
+}
 _NOWIKI_PAIR = re.compile(r"<nowiki\s*>(.*?)</nowiki\s*>|<nowiki\s*/>", re.IGNORECASE | re.DOTALL)
 _CODE_START = re.compile(r"<code(?=[\s>])[^<>]*>", re.IGNORECASE)
 _HEADING = re.compile(r"\n==")
@@ -144,7 +159,9 @@ def _end_of_text(
     nested = _CODE_START.search(wikitext, start, end.start()) if name == "code" else None
     if nested is not None and wikitext[start : nested.start()].strip():
         return None
-    opened = max((mark.end() for mark in _NOWIKI_START.finditer(wikitext, start, end.start())), default=-1)
+    opened = max(
+        (mark.end() for mark in _NOWIKI_START.finditer(wikitext, start, end.start())), default=-1
+    )
     if opened < 0 or _ENDS["nowiki"].search(wikitext, opened, end.start()):
         return end
     bound = wikitext.find(f"<{name}", end.end())
@@ -162,7 +179,10 @@ def _kept(name: str, attributes: str, content: str, regions: Regions) -> str:
         return regions.protect(formula) if _PLAIN_FORMULA.fullmatch(formula) else ""
     if name in ("syntaxhighlight", "source"):
         code = content.strip("\r\n").rstrip()
-        is_inline = re.search(r"\binline\b|\benclose\s*=\s*[\"']?none", attributes, re.IGNORECASE) is not None
+        is_inline = (
+            re.search(r"\binline\b|\benclose\s*=\s*[\"']?none", attributes, re.IGNORECASE)
+            is not None
+        )
         return regions.protect(code, is_block=not is_inline) if code else ""
     if name == "pre":
         shown = _decoded(_NOWIKI_PAIR.sub(r"\1", content)).strip("\r\n").rstrip()

@@ -19,7 +19,9 @@ _TERM = re.compile(r"[0-9A-Za-z\u0370-\u03ff\u2070-\u209f²³¹+\-−–*/.,=<>(
 _NUMBERS_MEET = re.compile(r"[\da-zA-Z)][+\-−–±~]?\d[^\n]*")
 _ALL_IN_QUOTES = re.compile(r"^'{2,5}([^']+)'{2,5}$")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
-_BASE_ENDS = "'′″)]）】|\x03"  # marks of italics, and of what `wikitext_regions` set apart, among them
+_BASE_ENDS = (
+    "'′″)]）】|\x03"  # marks of italics, and of what `wikitext_regions` set apart, among them
+)
 _ONE_SIGN = re.compile(r"[+\-−–]?(?:\w|[\d.,]+)|[′″'*]+")
 _ONE_NAME = re.compile(r"[+\-−–]?(?:\w|[.,′'])+")
 
@@ -55,7 +57,11 @@ def _marked(sign: str, text: str, shown: str, before: str, bare: re.Pattern[str]
         return shown
     if _NUMBERS_MEET.fullmatch(f"{before[-1:]}{shown}"):  # 10<sup>3 to 5</sup>: never 103
         return f"{sign}{shown}" if bare.fullmatch(shown) else f"{sign}({shown})"
-    if not _TERM.fullmatch(shown) or not before or not (before[-1].isalnum() or before[-1] in _BASE_ENDS):
+    if (
+        not _TERM.fullmatch(shown)
+        or not before
+        or not (before[-1].isalnum() or before[-1] in _BASE_ENDS)
+    ):
         return text
     is_one = bare.fullmatch(shown) or _IN_BRACKETS.fullmatch(shown)
     return f"{sign}{shown}" if is_one else f"{sign}({shown})"

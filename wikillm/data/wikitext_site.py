@@ -14,8 +14,21 @@ from wikillm.data.types import WikiSite
 from wikillm.data.wikitext_names import CONVERTED_LANGUAGES, DROPPED_PREFIXES, OTHER_PREFIXES
 
 _ARTICLES = 0
-_HIDDEN_NAMESPACES = frozenset({-2, 6, 14})  # Media, File, Category: links to them show nothing, or a picture
-_EVERYWHERE = ("media", "special", "user", "project", "file", "image", "mediawiki", "template", "help", "category")
+_HIDDEN_NAMESPACES = frozenset(
+    {-2, 6, 14}
+)  # Media, File, Category: links to them show nothing, or a picture
+_EVERYWHERE = (
+    "media",
+    "special",
+    "user",
+    "project",
+    "file",
+    "image",
+    "mediawiki",
+    "template",
+    "help",
+    "category",
+)
 _WITHOUT_TALK = frozenset({"media", "special"})
 
 
@@ -44,5 +57,6 @@ def site_names(site: WikiSite) -> SiteNames:
     return SiteNames(
         hidden=DROPPED_PREFIXES | {name for key, name in local if key in _HIDDEN_NAMESPACES},
         others=frozenset({*others, "talk", *DROPPED_PREFIXES, *OTHER_PREFIXES}),
-        converts=not site.language or site.language.partition("-")[0].casefold() in CONVERTED_LANGUAGES,
+        converts=not site.language
+        or site.language.partition("-")[0].casefold() in CONVERTED_LANGUAGES,
     )

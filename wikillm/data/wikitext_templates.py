@@ -13,13 +13,29 @@ from wikillm.data.wikitext_scripts import subscript, superscript
 from wikillm.data.wikitext_units import measure
 
 _LAST_ARGUMENT = frozenset(
-    {"lang", "langx", "rtl-lang", "transl", "transliteration", "color", "colour", "fontcolor", "font color"}
+    {
+        "lang",
+        "langx",
+        "rtl-lang",
+        "transl",
+        "transliteration",
+        "color",
+        "colour",
+        "fontcolor",
+        "font color",
+    }
 )
-_TRANSLATED = frozenset({"tsl", "translink", "link", "internal link helper"})  # {{tsl|en|foreign|local|shown}}
-_COUNT_IN_FORMULA = re.compile(r"[0-9a-z][0-9a-z+\-−]*|[+\-−]")  # {{chem|C|n|H|2n+2}}; elements begin in upper case
+_TRANSLATED = frozenset(
+    {"tsl", "translink", "link", "internal link helper"}
+)  # {{tsl|en|foreign|local|shown}}
+_COUNT_IN_FORMULA = re.compile(
+    r"[0-9a-z][0-9a-z+\-−]*|[+\-−]"
+)  # {{chem|C|n|H|2n+2}}; elements begin in upper case
 
 
-def text_of_template(name: str, values: Sequence[str], named: Callable[[str], str], before: str) -> str:
+def text_of_template(
+    name: str, values: Sequence[str], named: Callable[[str], str], before: str
+) -> str:
     """What `{{name|values|named}}` shows.
 
     Args:

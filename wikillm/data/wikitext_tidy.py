@@ -27,12 +27,16 @@ _LEFT_SCRIPT = re.compile(r"(?<=[\w)\]])<(su[pb])(?:\s[^<>\n]*)?>(?=[\w+\-−])"
 _LEFT_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")
 
 # Possessive runs that start only where the run does: linear time, whatever a page holds.
-_HOLLOW = re.compile(r"[(（〔【][\s,;:，；：、/·–—-]*+[)）〕】]")  # brackets whose content was a template
+_HOLLOW = re.compile(
+    r"[(（〔【][\s,;:，；：、/·–—-]*+[)）〕】]"
+)  # brackets whose content was a template
 _AFTER_BRACKET = re.compile(r"(?<=[(（])[\s,;，；、]++")
 _BEFORE_BRACKET = re.compile(r"(?<![\s,;，；、])[\s,;，；、]++(?=[)）])")
 _BEFORE_MARK = re.compile(r"[ ]+([,;:.!?](?=[\s)]|$)|[，；：。！？、）])")
 _EMPTY_ITEM = re.compile(r"^[ \t]*(?:[-*#:;•·][ \t]*)+$", re.MULTILINE)
-_LEADING = re.compile(r"^[,;，；、]\s*", re.MULTILINE)  # what followed a template that opened the paragraph
+_LEADING = re.compile(
+    r"^[,;，；、]\s*", re.MULTILINE
+)  # what followed a template that opened the paragraph
 _GAP = re.compile(r"\n{3,}")
 
 _TABLE_MARK = re.compile(r"^[ \t:*#-]*(?:\{\||\|\}|\|-|\|\+)", re.MULTILINE)
@@ -52,7 +56,9 @@ def without_switches(wikitext: str) -> str:
     Of words between two underscores that are not known, `__FILE__` and `__init__`, the underscores and all stay.
     """
     return (
-        _SWITCH.sub(lambda found: "" if _is_switch(found[1]) else found[0], wikitext) if "__" in wikitext else wikitext
+        _SWITCH.sub(lambda found: "" if _is_switch(found[1]) else found[0], wikitext)
+        if "__" in wikitext
+        else wikitext
     )
 
 

@@ -19,7 +19,9 @@ _POWER = re.compile(r"([A-Za-zμ]+)([23])")
 _SCALE = re.compile(r"e(\d+)(?=\D)|([kKMGT])(?=oilbbl|cuft|cum|acre|USgal|impgal)")
 _SCALES = {"3": "thousand", "6": "million", "9": "billion", "12": "trillion"}
 _PREFIXES = {"k": "3", "K": "3", "M": "6", "G": "9", "T": "12"}
-_SMALLER = frozenset({"in", "ft", "yd", "lb", "oz", "chain", "furlong", "min", "s"})  # the second unit of 6 ft 4 in
+_SMALLER = frozenset(
+    {"in", "ft", "yd", "lb", "oz", "chain", "furlong", "min", "s"}
+)  # the second unit of 6 ft 4 in
 
 
 def measure(values: Sequence[str]) -> str:

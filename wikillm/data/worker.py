@@ -16,7 +16,9 @@ from wikillm.core.errors import MachineError, WikiLLMError
 
 
 def main(descriptor: int) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent decides
     pipe = Connection(descriptor)
     try:
         job = pipe.recv()
@@ -31,7 +33,10 @@ def main(descriptor: int) -> int:
             except OSError as error:
                 where = f"{error.strerror}: {error.filename or 'while a shard was written'}"
                 fix = "make room, then start again: it goes on with the first missing shard"
-                answer = ("refused", MachineError("A worker process could not go on.", got=where, fix=fix))
+                answer = (
+                    "refused",
+                    MachineError("A worker process could not go on.", got=where, fix=fix),
+                )
             except Exception:
                 answer = ("bug", traceback.format_exc())
             del task

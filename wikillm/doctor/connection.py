@@ -74,8 +74,12 @@ class Connection:
                 errors="replace",
             )
         except FileNotFoundError:
-            raise MachineError("ssh is not on this machine.", fix="apt-get install openssh-client") from None
-        self._readers = [threading.Thread(target=work, daemon=True) for work in (self._read, self._read_errors)]
+            raise MachineError(
+                "ssh is not on this machine.", fix="apt-get install openssh-client"
+            ) from None
+        self._readers = [
+            threading.Thread(target=work, daemon=True) for work in (self._read, self._read_errors)
+        ]
         for reader in self._readers:
             reader.start()
 
@@ -94,7 +98,9 @@ class Connection:
             try:
                 said = self._answers.get(timeout=max(0.0, end - time.monotonic()))
             except queue.Empty:
-                raise NodeLost(Refusal("timeout", f"no answer to {command!r} within {seconds:.0f} s")) from None
+                raise NodeLost(
+                    Refusal("timeout", f"no answer to {command!r} within {seconds:.0f} s")
+                ) from None
             if said is None:
                 raise NodeLost(self._why_it_ended())
             if said.get(MARK) == self._number:

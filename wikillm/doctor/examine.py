@@ -63,7 +63,9 @@ def examine_nodes(
     start = time.monotonic()
     visit = _Visit(tuple(slots), workdir, start + SECONDS)
     try:
-        cluster = Cluster(tuple(slots), slots, request.master, workdir, *visit.meet(request, environment))
+        cluster = Cluster(
+            tuple(slots), slots, request.master, workdir, *visit.meet(request, environment)
+        )
         cluster = replace(cluster, clocks=visit.clocks)
         if len(visit.open) > 1:
             cluster = replace(cluster, shared=visit.share(request.run_dir))
@@ -90,7 +92,9 @@ def addresses_of(cluster: Cluster) -> dict[str, str]:
             found[name] = facts.network.route[1]
     first = next((name for name in cluster.names if name in cluster.facts), None)
     resolved = cluster.by_value(
-        lambda f: f.network.master_addresses[0] if f.network and f.network.master_addresses else None
+        lambda f: (
+            f.network.master_addresses[0] if f.network and f.network.master_addresses else None
+        )
     )
     outer = [address for address in resolved if not is_loopback(address)]
     if first is not None and outer:
@@ -107,17 +111,25 @@ class _Visit:
         self.refusals: dict[str, Refusal] = {}
         self.clocks: dict[str, tuple[float, float]] = {}
 
-    def meet(self, request: Request, environment: Mapping[str, str]) -> tuple[dict[str, NodeFacts], dict[str, Refusal]]:
+    def meet(
+        self, request: Request, environment: Mapping[str, str]
+    ) -> tuple[dict[str, NodeFacts], dict[str, Refusal]]:
         facts: dict[str, NodeFacts] = {}
 
         def first(name: str) -> None:
             self.open[name] = Connection(name, self.workdir)
             self._ask(name, "hello", START, environment=dict(environment))
-            self.clocks[name] = min((self._clock(name) for _ in range(3)), key=lambda clock: clock[1])
+            self.clocks[name] = min(
+                (self._clock(name) for _ in range(3)), key=lambda clock: clock[1]
+            )
             try:
-                facts[name] = facts_from_json(self._ask(name, "facts", FACTS, request=asdict(request)))
+                facts[name] = facts_from_json(
+                    self._ask(name, "facts", FACTS, request=asdict(request))
+                )
             except ValueError as error:
-                raise NodeLost(Refusal("python", f"another version answers: {str(error).splitlines()[0]}")) from None
+                raise NodeLost(
+                    Refusal("python", f"another version answers: {str(error).splitlines()[0]}")
+                ) from None
 
         self._each(self.names, first)
         return {name: facts[name] for name in self.names if name in facts}, self.refusals
@@ -125,7 +137,10 @@ class _Visit:
     def share(self, folder: str) -> dict[str, tuple[str, ...] | str]:
         """Every node writes a file, then every node reads all of them."""
         token = secrets.token_hex(8)
-        files = {name: (f".wikillm-doctor-{token}-{i}", f"{token} {i}") for i, name in enumerate(self.open)}
+        files = {
+            name: (f".wikillm-doctor-{token}-{i}", f"{token} {i}")
+            for i, name in enumerate(self.open)
+        }
         results: dict[str, tuple[str, ...] | str] = {}
 
         def write(name: str) -> None:
@@ -154,7 +169,9 @@ class _Visit:
         ports: dict[str, list[int]] = {}
 
         def listen(name: str) -> None:
-            ports[name] = self._ask(name, "listen", STEP, ports=[master_port, 0], token=f"{token} {name}")
+            ports[name] = self._ask(
+                name, "listen", STEP, ports=[master_port, 0], token=f"{token} {name}"
+            )
 
         self._each(tuple(self.open), listen)
         found: dict[tuple[str, str], str] = {}
@@ -213,7 +230,11 @@ class _Visit:
         ring = list(self.open)
         at = ring.index(name)
         return list(
-            dict.fromkeys(peer for peer in (ring[0], *(ring[(at + k) % len(ring)] for k in (1, 2))) if peer != name)
+            dict.fromkeys(
+                peer
+                for peer in (ring[0], *(ring[(at + k) % len(ring)] for k in (1, 2)))
+                if peer != name
+            )
         )
 
     def _clock(self, name: str) -> tuple[float, float]:

@@ -98,7 +98,9 @@ def hub_addresses() -> dict[str, str]:
     }
 
 
-def needs_of(resolved: Resolved, *, nodes: int, slots: int, master: str = "", has_gpu: bool = True) -> Needs:
+def needs_of(
+    resolved: Resolved, *, nodes: int, slots: int, master: str = "", has_gpu: bool = True
+) -> Needs:
     """What this run asks of `nodes` machines with `slots` processes each.
 
     Raises ConfigError when the run is wrong in itself; a batch that does not divide is one of the findings."""
@@ -132,7 +134,9 @@ def _checkpoint(resolved: Resolved, job: Job, ranks: int, *, has_gpu: bool) -> t
     cfg = resolved.config
     precision = "fp32" if cfg.train.precision == "auto" and not has_gpu else job.precision
     stage = None if cfg.deepspeed.config is None else setup_of(cfg, job, ranks, ranks).stage
-    written = Written(precision, stage, cfg.train.optimizer == "muon", cfg.train.ema_decay > 0, ranks)
+    written = Written(
+        precision, stage, cfg.train.optimizer == "muon", cfg.train.ema_decay > 0, ranks
+    )
     is_sure = cfg.data.tokenizer != "auto" or isinstance(cfg.model.vocab_size, int)
     vocabulary = job.shape.vocab_size
     return (
@@ -178,4 +182,6 @@ def _not_forwarded() -> tuple[str, ...]:
 
     read = ("HF_", "TRANSFORMERS_", "CUDA_", "TORCH_", "UCX_", "FI_", "OMPI_", "PYTORCH_", "DS_")
     names = (name for name in os.environ if name.startswith(read) and not is_forwarded(name))
-    return tuple(sorted(name for name in names if name not in ("CUDA_VISIBLE_DEVICES", "CUDA_HOME")))
+    return tuple(
+        sorted(name for name in names if name not in ("CUDA_VISIBLE_DEVICES", "CUDA_HOME"))
+    )

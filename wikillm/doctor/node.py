@@ -99,14 +99,31 @@ class Agent:
             found[node] = found.get(node) or error
         return found
 
-    def all_reduce(self, rank: int, world: int, address: str, port: int, card: str) -> dict[str, Any]:
+    def all_reduce(
+        self, rank: int, world: int, address: str, port: int, card: str
+    ) -> dict[str, Any]:
         """One rank of the measurement. An error is part of the answer."""
-        environ = {"GLOO_SOCKET_IFNAME": card, **os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        environ = {
+            "GLOO_SOCKET_IFNAME": card,
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        environ |= {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(port),
+        }
         argv = [sys.executable, "-m", "wikillm.doctor.allreduce"]
         try:
             done = subprocess.run(
-                argv, env=environ, capture_output=True, text=True, timeout=ALL_REDUCE_SECONDS, check=False
+                argv,
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=ALL_REDUCE_SECONDS,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             return {"error": f"no result within {ALL_REDUCE_SECONDS:.0f} s"}
@@ -157,7 +174,11 @@ def _try(address: str, port: int, token: str) -> str:
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         return f"port {port} at {address}: {reason}"
-    return "" if heard.decode(errors="replace") == token else f"port {port} at {address}: somebody else answers there"
+    return (
+        ""
+        if heard.decode(errors="replace") == token
+        else f"port {port} at {address}: somebody else answers there"
+    )
 
 
 def main() -> None:

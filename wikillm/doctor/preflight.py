@@ -23,9 +23,25 @@ from wikillm.doctor.gather.software import gather_software
 from wikillm.doctor.needs import needs_of, request_of
 from wikillm.doctor.verdict import Check
 
-CHECKS: tuple[Check, ...] = (python.packages_there, host.memory, host.open_files, disk.checkpoint_room)
+CHECKS: tuple[Check, ...] = (
+    python.packages_there,
+    host.memory,
+    host.open_files,
+    disk.checkpoint_room,
+)
 BETWEEN_RANKS: tuple[Check, ...] = (network.card_named,)
-IMPORTED = frozenset({"torch", "transformers", "accelerate", "numpy", "orjson", "pyarrow", "safetensors", "tokenizers"})
+IMPORTED = frozenset(
+    {
+        "torch",
+        "transformers",
+        "accelerate",
+        "numpy",
+        "orjson",
+        "pyarrow",
+        "safetensors",
+        "tokenizers",
+    }
+)
 """Without these no run gets to its first step, whatever its settings."""
 DRIVER = Path("/dev/nvidiactl")
 
@@ -35,17 +51,19 @@ def refuse_broken_machine(resolved: Resolved, world: World) -> None:
     if world.local_rank:
         return
     try:
-        needs = needs_of(resolved, nodes=world.nodes, slots=world.local_size, has_gpu=DRIVER.exists())
-    except (
-        ConfigError
-    ):  # of an estimate, or of the run: its own plan, made from the data, refuses it with the right numbers
+        needs = needs_of(
+            resolved, nodes=world.nodes, slots=world.local_size, has_gpu=DRIVER.exists()
+        )
+    except ConfigError:  # of an estimate, or of the run: its own plan, made from the data, refuses it with the right numbers
         return
     facts = gather_cheaply(resolved)
     problems = Problems(MachineError)
     for check in (*CHECKS, *(BETWEEN_RANKS if world.size > 1 else ())):
         verdict = check.judge(facts, needs)
         if verdict.level == "fail":
-            problems.add(f"{check.name}: {verdict.why}.", got=verdict.found, fix=verdict.fix or None)
+            problems.add(
+                f"{check.name}: {verdict.why}.", got=verdict.found, fix=verdict.fix or None
+            )
     problems.raise_if_any()
 
 
@@ -57,7 +75,9 @@ def gather_cheaply(resolved: Resolved) -> NodeFacts:
     if not DRIVER.exists():
         environment.pop("NCCL_SOCKET_IFNAME", None)  # without a GPU nobody asks NCCL
     return NodeFacts(
-        software=replace(software, packages={n: v for n, v in software.packages.items() if n in IMPORTED}),
+        software=replace(
+            software, packages={n: v for n, v in software.packages.items() if n in IMPORTED}
+        ),
         host=gather_host(ask_tools=False),
         disk=Disk(run, run, False, temporary, {}, 0, "", *look_at_checkpoints(request)),
         network=gather_network(request, ask_tools=False),

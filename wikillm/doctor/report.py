@@ -32,16 +32,22 @@ def lines(examination: Examination, *, everything: bool = False) -> list[str]:
         verdicts = [verdict for verdict in examination.verdicts if verdict.group == group]
         if not verdicts:
             continue
-        counts = ", ".join(f"{count} {_WORDS[level]}" for level, count in _counts(verdicts).items() if count)
+        counts = ", ".join(
+            f"{count} {_WORDS[level]}" for level, count in _counts(verdicts).items() if count
+        )
         out.append(f"{group:<12}{counts}")
         shown = [v for v in verdicts if everything or v.level in ("fail", "warn")]
         for same in _together(shown):
             out += _expanded(same, examination)
     names = len({verdict.name for verdict in examination.verdicts})
     total = ", ".join(
-        f"{count} {_WORDS[level]}" for level, count in _counts(list(examination.verdicts)).items() if count
+        f"{count} {_WORDS[level]}"
+        for level, count in _counts(list(examination.verdicts)).items()
+        if count
     )
-    where = examination.nodes[0] if len(examination.nodes) == 1 else f"{len(examination.nodes)} nodes"
+    where = (
+        examination.nodes[0] if len(examination.nodes) == 1 else f"{len(examination.nodes)} nodes"
+    )
     return [*out, "", f"{where}, {names} checks in {examination.seconds:.1f} s: {total}"]
 
 
@@ -62,7 +68,9 @@ def _expanded(same: list[Verdict], examination: Examination) -> list[str]:
     nodes = ", ".join(verdict.node for verdict in same if verdict.node)
     where = f"{nodes}: " if nodes and len(examination.nodes) > 1 else ""
     head, rest = f"  {first.level:<5} {first.name:<18} ", " " * 27
-    out = textwrap.wrap(f"{where}{first.found}", WIDTH, initial_indent=head, subsequent_indent=rest) or [head]
+    out = textwrap.wrap(
+        f"{where}{first.found}", WIDTH, initial_indent=head, subsequent_indent=rest
+    ) or [head]
     if first.why:
         out += textwrap.wrap(first.why, WIDTH, initial_indent=rest, subsequent_indent=rest)
     if first.fix:

@@ -17,7 +17,18 @@ if TYPE_CHECKING:
     from wikillm.doctor.needs import Needs
 
 Level = Literal["ok", "warn", "fail", "skip"]
-GROUPS = ("nodes", "python", "gpu", "host", "compiler", "disk", "network", "hubs", "environment", "run")
+GROUPS = (
+    "nodes",
+    "python",
+    "gpu",
+    "host",
+    "compiler",
+    "disk",
+    "network",
+    "hubs",
+    "environment",
+    "run",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,14 +40,18 @@ def combined(parts: Iterable[HeldOutLoss]) -> HeldOutLoss:
     parts = [part for part in parts if part.targets]
     targets = sum(part.targets for part in parts)
     total = math.fsum(part.loss * part.targets for part in parts)  # nats
-    size = math.fsum(part.loss * part.targets / (part.bits_per_byte * math.log(2)) for part in parts)  # bytes
+    size = math.fsum(
+        part.loss * part.targets / (part.bits_per_byte * math.log(2)) for part in parts
+    )  # bytes
     return HeldOutLoss(total / targets, total / math.log(2) / size, targets)
 
 
 def weights_of(parts: Mapping[str, HeldOutLoss]) -> str:
     """By which weights `combined` adds up the sources of a mixture, in words."""
     targets = sum(part.targets for part in parts.values())
-    shares = ", ".join(f"{name} {part.targets / max(1, targets):.1%}" for name, part in parts.items())
+    shares = ", ".join(
+        f"{name} {part.targets / max(1, targets):.1%}" for name, part in parts.items()
+    )
     return f"weighted by held-out tokens ({shares}), not by data.mixture"
 
 

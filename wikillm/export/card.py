@@ -87,7 +87,9 @@ def render_card(
 
 def _table(rows: Mapping[str, Any]) -> str:
     lines = ["| | |", "|---|---|"]
-    return "\n".join(lines + [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()])
+    return "\n".join(
+        lines + [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
+    )
 
 
 def _cell(value: Any) -> str:

@@ -28,7 +28,11 @@ TEMPLATE = "chat_template.jinja"
 
 def model_type_for(architecture: str, tokenizer_json: str) -> str:
     """The model type to write in config.json: `architecture`, or llama for qwen2 with a tokenizer of another kind."""
-    return "llama" if architecture == "qwen2" and not is_qwen2_kind(json.loads(tokenizer_json)) else architecture
+    return (
+        "llama"
+        if architecture == "qwen2" and not is_qwen2_kind(json.loads(tokenizer_json))
+        else architecture
+    )
 
 
 def is_qwen2_kind(tokenizer: Mapping[str, Any]) -> bool:
@@ -51,11 +55,19 @@ def is_qwen2_kind(tokenizer: Mapping[str, Any]) -> bool:
         and byte_level.get("type") == "ByteLevel"
         and not byte_level.get("add_prefix_space")
         and not byte_level.get("use_regex", True)
-        and not any(model.get(name) for name in ("byte_fallback", "fuse_unk", "ignore_merges", "unk_token", "dropout"))
+        and not any(
+            model.get(name)
+            for name in ("byte_fallback", "fuse_unk", "ignore_merges", "unk_token", "dropout")
+        )
         and not any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
         # A default of Qwen2Tokenizer: it would be added to a vocabulary that lacks it.
-        and ("<|endoftext|>" in model["vocab"] or any(token["content"] == "<|endoftext|>" for token in added))
-        and not any(token.get(flag) for token in added for flag in ("lstrip", "rstrip", "single_word"))
+        and (
+            "<|endoftext|>" in model["vocab"]
+            or any(token["content"] == "<|endoftext|>" for token in added)
+        )
+        and not any(
+            token.get(flag) for token in added for flag in ("lstrip", "rstrip", "single_word")
+        )
     )
 
 
@@ -95,10 +107,16 @@ def _drop_what_changes_ids(content: dict[str, Any], tokenizer: TextTokenizer) ->
     return is_changed
 
 
-def _config(source: Path, content: dict[str, Any], tokenizer: TextTokenizer, max_length: int) -> dict[str, Any]:
+def _config(
+    source: Path, content: dict[str, Any], tokenizer: TextTokenizer, max_length: int
+) -> dict[str, Any]:
     """tokenizer_config.json, made anew: a key of the source may change ids (add_prefix_space, add_bos_token, legacy)."""
     found = {**_read(source / "special_tokens_map.json"), **_read(source / "tokenizer_config.json")}
-    special = {token["content"]: token for token in content.get("added_tokens") or [] if token.get("special")}
+    special = {
+        token["content"]: token
+        for token in content.get("added_tokens") or []
+        if token.get("special")
+    }
     config: dict[str, Any] = {"tokenizer_class": CLASS, "eos_token": tokenizer.eos_token}
     for name in NAMED:
         token = _text_of(found.get(name))
@@ -109,12 +127,20 @@ def _config(source: Path, content: dict[str, Any], tokenizer: TextTokenizer, max
         # transformers 5 adds these again, without their flags
         token
         for token in dict.fromkeys(others)
-        if token in special and not any(special[token].get(flag) for flag in ("lstrip", "rstrip", "single_word"))
+        if token in special
+        and not any(special[token].get(flag) for flag in ("lstrip", "rstrip", "single_word"))
     ]
     # transformers 4 sets the outermost pre-tokenizer's to what stands here, and to False where nothing does.
-    config["add_prefix_space"] = bool((content.get("pre_tokenizer") or {}).get("add_prefix_space", False))
-    config["clean_up_tokenization_spaces"] = False  # text comes back as tokenizer.json's decoder writes it
-    config["model_input_names"] = ["input_ids", "attention_mask"]  # `generate` refuses token_type_ids
+    config["add_prefix_space"] = bool(
+        (content.get("pre_tokenizer") or {}).get("add_prefix_space", False)
+    )
+    config["clean_up_tokenization_spaces"] = (
+        False  # text comes back as tokenizer.json's decoder writes it
+    )
+    config["model_input_names"] = [
+        "input_ids",
+        "attention_mask",
+    ]  # `generate` refuses token_type_ids
     config["model_max_length"] = max_length
     config.update({key: found[key] for key in KEPT if found.get(key)})
     return config
@@ -141,5 +167,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged.", got=str(error), fix="download the tokenizer again") from None
+        raise DataError(
+            f"{path} is damaged.", got=str(error), fix="download the tokenizer again"
+        ) from None
     return value if isinstance(value, dict) else {}

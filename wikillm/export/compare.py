@@ -62,7 +62,9 @@ def _few(ids: Sequence[int]) -> str:
     return f"[{', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}]"
 
 
-def refuse_other_tokenizer(given: TextTokenizer, trained: TextTokenizer, texts: Sequence[str], where: Path) -> None:
+def refuse_other_tokenizer(
+    given: TextTokenizer, trained: TextTokenizer, texts: Sequence[str], where: Path
+) -> None:
     """Raises ConfigError when a tokenizer that was named for the export is not the one of the run."""
     differing = ids_that_differ(given, trained, texts)
     if differing or given.eos_id != trained.eos_id:

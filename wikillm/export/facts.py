@@ -23,7 +23,12 @@ from wikillm.observe import names
 from wikillm.observe.sinks import read_metrics, read_records
 
 RESOLVED = "config.resolved.yaml"
-SHOWN = ("run.seed", "model.preset", "model.init_from", "deepspeed.config")  # beside the whole section `train`
+SHOWN = (
+    "run.seed",
+    "model.preset",
+    "model.init_from",
+    "deepspeed.config",
+)  # beside the whole section `train`
 NOT_SHOWN = (
     "logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit", "exit_timeout_seconds",
     "dataloader_num_workers", "max_skipped_steps", "per_device_eval_batch_size", "max_micro_batch_tokens",
@@ -53,11 +58,18 @@ def find_tokenizer(checkpoint: Path) -> Path:
 
 def trained_tokenizer(checkpoint: Path) -> Path | None:
     """As `find_tokenizer`, or None. Raises CheckpointError when it is not the one that the run wrote down."""
-    place = next((place for place in _tokenizer_places(checkpoint) if (place / "tokenizer.json").is_file()), None)
+    place = next(
+        (place for place in _tokenizer_places(checkpoint) if (place / "tokenizer.json").is_file()),
+        None,
+    )
     run = run_of(checkpoint)
     written = _read_json(run / "data.json").get("tokenizer") if run is not None else None
     recorded = written.get("sha256") if isinstance(written, dict) else None
-    if place is not None and recorded is not None and sha256_file(place / "tokenizer.json") != recorded:
+    if (
+        place is not None
+        and recorded is not None
+        and sha256_file(place / "tokenizer.json") != recorded
+    ):
         raise CheckpointError(
             "The run's tokenizer.json was changed after the training.",
             got=f"{place / 'tokenizer.json'}: its sha256 is not the one in {run}/data.json",
@@ -83,7 +95,9 @@ def held_out_texts(checkpoint: Path) -> list[str]:
             return []
         tokenizer, val = store.tokenizer(), store.val
         starts = range(0, val.n_tokens, max(1, val.n_tokens // _PIECES))
-        return [tokenizer.decode(val.read(at, min(at + _PIECE, val.n_tokens)).tolist()) for at in starts]
+        return [
+            tokenizer.decode(val.read(at, min(at + _PIECE, val.n_tokens)).tolist()) for at in starts
+        ]
     return []
 
 
@@ -111,14 +125,18 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
         rows[f"source {Path(source['path']).name}"] = f"sha256 {source['sha256']}"
     for name, split in data.get("splits", {}).items():
         label = {"train": "training text", "val": "held-out text"}.get(name, name)
-        rows[label] = f"{split['documents']:,} documents, {split['tokens']:,} tokens, {split['text_bytes']:,} bytes"
+        rows[label] = (
+            f"{split['documents']:,} documents, {split['tokens']:,} tokens, {split['text_bytes']:,} bytes"
+        )
     if tokenizer := data.get("tokenizer"):
         rows["tokenizer"] = f"{Path(tokenizer['name']).name}, {tokenizer['length']:,} tokens"
     rows["token store"] = data.get("fingerprint", "unknown")
     return rows
 
 
-def _training(config: Mapping[str, Any], plan: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+def _training(
+    config: Mapping[str, Any], plan: Mapping[str, Any], state: Mapping[str, Any]
+) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for key in SHOWN:
         section, name = key.split(".")
@@ -126,7 +144,9 @@ def _training(config: Mapping[str, Any], plan: Mapping[str, Any], state: Mapping
         if value is not None:
             rows[key] = Path(value).name if name in ("init_from", "config") else value
     facts = {name: plan[name] for name in PLANNED if name in plan}
-    facts |= {"per_device_train_batch_size": plan["micro_batch"]} if "micro_batch" in plan else {}  # what auto chose
+    facts |= (
+        {"per_device_train_batch_size": plan["micro_batch"]} if "micro_batch" in plan else {}
+    )  # what auto chose
     facts |= {name: state[name] for name in ("precision", "world_size") if name in state}
     for name, value in {**config.get("train", {}), **facts}.items():
         if value is not None and name not in NOT_SHOWN:
@@ -143,13 +163,19 @@ def _metrics(run: Path, step: int | None) -> dict[str, Any]:
 
     rows: dict[str, Any] = {}
     trained = until(read_metrics(run / "metrics.jsonl"))
-    evaluated = until([r for r in read_records(run / "events.jsonl") if r.get(names.KIND) == names.EVAL])
+    evaluated = until(
+        [r for r in read_records(run / "events.jsonl") if r.get(names.KIND) == names.EVAL]
+    )
     if names.TOKENS in trained:
         rows["tokens trained on"] = trained[names.TOKENS]
     if trained.get(names.LOSS) is not None:
-        rows[f"training loss at step {trained[names.STEP]:,} (nats per token)"] = trained[names.LOSS]
+        rows[f"training loss at step {trained[names.STEP]:,} (nats per token)"] = trained[
+            names.LOSS
+        ]
     if evaluated.get(names.EVAL_LOSS) is not None:
-        rows[f"held-out loss at step {evaluated[names.STEP]:,} (nats per token)"] = evaluated[names.EVAL_LOSS]
+        rows[f"held-out loss at step {evaluated[names.STEP]:,} (nats per token)"] = evaluated[
+            names.EVAL_LOSS
+        ]
     if evaluated.get(names.BITS_PER_BYTE) is not None:
         rows["held-out bits per byte"] = evaluated[names.BITS_PER_BYTE]
     return rows

@@ -76,7 +76,12 @@ class _Claim:
 
     @classmethod
     def of(
-        cls, trained: TextTokenizer, texts: Sequence[str], config: PretrainedConfig, weights: Weights, dtype: str
+        cls,
+        trained: TextTokenizer,
+        texts: Sequence[str],
+        config: PretrainedConfig,
+        weights: Weights,
+        dtype: str,
     ) -> _Claim:
         """Before the weights are written in another model's names."""
         ids = probe_ids(trained, config.max_position_embeddings)
@@ -124,7 +129,11 @@ def export_model(
     trained, texts = _tokenizer(tokenizer_dir, trained_with, held_out, config)
     files = tokenizer_files(tokenizer_dir, max_length=config.max_position_embeddings)
     model = skeleton(config)
-    read = read_average(checkpoint) if ema else read_weights(checkpoint, verified=verified, trust=trust)
+    read = (
+        read_average(checkpoint)
+        if ema
+        else read_weights(checkpoint, verified=verified, trust=trust)
+    )
     weights = as_stored(fit(read, model, checkpoint), chosen)
     stored = next(iter(weights.values())).dtype
     dtype_name = str(stored).removeprefix("torch.")
@@ -163,7 +172,9 @@ def _put(
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError):
-            raise MachineError(f"{target} could not be written.", got=str(error), fix="--to another disk") from error
+            raise MachineError(
+                f"{target} could not be written.", got=str(error), fix="--to another disk"
+            ) from error
         raise
     return tensors, size, proof
 
@@ -187,7 +198,9 @@ def _write(
     weights.clear()  # the process that follows has the model in memory too
     proof = None
     if claim is not None:
-        proof = prove_folder(staging, claim.trained, claim.texts, claim.ids, claim.logits, claim.dtype)
+        proof = prove_folder(
+            staging, claim.trained, claim.texts, claim.ids, claim.logits, claim.dtype
+        )
     names = [path.relative_to(staging).as_posix() for path in files_below(staging)]
     write_json(staging / MARK, {**mark, "files": seal_files(staging, names)})  # fsync and sha256
     return tensors, proof
@@ -199,7 +212,9 @@ def _tokenizer(
     """The tokenizer that the model was trained with, and the texts to compare it on."""
     if not (folder / "tokenizer.json").is_file():
         raise ConfigError(
-            f"There is no tokenizer in {folder}.", got="tokenizer.json is missing", fix="--tokenizer FOLDER"
+            f"There is no tokenizer in {folder}.",
+            got="tokenizer.json is missing",
+            fix="--tokenizer FOLDER",
         )
     trained = load_tokenizer(trained_with or folder)
     texts = probe_texts(trained, held_out)
@@ -217,11 +232,17 @@ def _tokenizer(
 
 def _read_config(checkpoint: Path) -> PretrainedConfig:
     if not (checkpoint / "config.json").is_file():
-        raise CheckpointError(f"{checkpoint} has no config.json: it does not say what its weights are.")
+        raise CheckpointError(
+            f"{checkpoint} has no config.json: it does not say what its weights are."
+        )
     try:
-        return AutoConfig.from_pretrained(checkpoint, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(
+            checkpoint, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint / 'config.json'} cannot be read.", got=str(error)) from error
+        raise CheckpointError(
+            f"{checkpoint / 'config.json'} cannot be read.", got=str(error)
+        ) from error
 
 
 def _pick_dtype(name: str | None, config: PretrainedConfig) -> torch.dtype | None:
@@ -230,7 +251,10 @@ def _pick_dtype(name: str | None, config: PretrainedConfig) -> torch.dtype | Non
         trained = getattr(config, "dtype", None)
         return DTYPES.get(trained) if isinstance(trained, str) else trained
     if name not in DTYPES:
-        raise ConfigError(f"{name!r} is not a type to store weights in.", fix="--dtype float32, bfloat16 or float16")
+        raise ConfigError(
+            f"{name!r} is not a type to store weights in.",
+            fix="--dtype float32, bfloat16 or float16",
+        )
     return DTYPES[name]
 
 
@@ -256,11 +280,16 @@ def _write_configs(config: PretrainedConfig, folder: Path) -> None:
     config.save_pretrained(folder)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # What transformers 4 reads; without rope_theta it would take 10,000. Version 5 reads the keys beside these.
-    values |= {"rope_theta": values["rope_parameters"]["rope_theta"], "torch_dtype": values["dtype"]}
+    values |= {
+        "rope_theta": values["rope_parameters"]["rope_theta"],
+        "torch_dtype": values["dtype"],
+    }
     write_json(folder / "config.json", values)
     eos = config.eos_token_id
     pad = config.pad_token_id if config.pad_token_id is not None else eos
-    GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=eos, pad_token_id=pad).save_pretrained(folder)
+    GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=eos, pad_token_id=pad
+    ).save_pretrained(folder)
 
 
 def _publish(staging: Path, target: Path) -> None:

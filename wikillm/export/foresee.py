@@ -32,7 +32,9 @@ def foresee_export(tokenizer_dir: Path, architecture: str, init_from: str | None
         _try(tokenizer_dir, architecture)
     except WikiLLMError as error:
         warn(f"`wikillm export` will refuse this run.\n{error}")
-    except Exception as error:  # whatever transformers raises: the training itself needs none of this
+    except (
+        Exception
+    ) as error:  # whatever transformers raises: the training itself needs none of this
         warn(f"`wikillm export` will fail: transformers cannot open this tokenizer.\n  {error!r}")
 
 

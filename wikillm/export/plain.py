@@ -56,7 +56,9 @@ def main() -> None:
         request = json.load(file)
     answer = tokenize(request["folder"], request["texts"])
     if request.get("ids"):
-        answer |= compute(request["folder"], request["ids"], request["prompt"], sys.argv[2] + ".safetensors")
+        answer |= compute(
+            request["folder"], request["ids"], request["prompt"], sys.argv[2] + ".safetensors"
+        )
     with open(sys.argv[2], "w", encoding="utf-8") as file:
         json.dump(answer, file)
 

@@ -49,7 +49,9 @@ PROMPT = "The history of 北京"
 def probe_texts(tokenizer: TextTokenizer, held_out: Iterable[str] = ()) -> list[str]:
     """The texts, without duplicates."""
     special = [token.content for token in tokenizer.backend.get_added_tokens_decoder().values()]
-    around = [text for token in special[:50] for text in (token, f" {token}", f"{token} ", f"a{token}中")]
+    around = [
+        text for token in special[:50] for text in (token, f" {token}", f"{token} ", f"a{token}中")
+    ]
     texts = [*FIXED, *around, *_of_vocabulary(tokenizer), *(text[:_LONGEST] for text in held_out)]
     return list(dict.fromkeys(texts))
 

@@ -25,7 +25,9 @@ from wikillm.export import plain
 from wikillm.export.compare import compare_tokens
 from wikillm.export.probe import PROMPT
 
-TOLERANCE = {"float32": 1e-4}  # of the largest logit; another number of threads adds in another order
+TOLERANCE = {
+    "float32": 1e-4
+}  # of the largest logit; another number of threads adds in another order
 TOLERANCE_16_BIT = 3e-2
 
 
@@ -39,7 +41,12 @@ class Proof:
 
 
 def prove_folder(
-    folder: Path, trained: TextTokenizer, texts: Sequence[str], ids: Sequence[int], logits: torch.Tensor, dtype: str
+    folder: Path,
+    trained: TextTokenizer,
+    texts: Sequence[str],
+    ids: Sequence[int],
+    logits: torch.Tensor,
+    dtype: str,
 ) -> Proof:
     """Open `folder` with plain transformers in a process of its own, and compare.
 
@@ -55,27 +62,45 @@ def prove_folder(
     """
     with tempfile.TemporaryDirectory(prefix="wikillm-proof-") as temporary:
         answer_path = Path(temporary) / "answer"
-        request = {"folder": str(folder.absolute()), "texts": list(texts), "ids": list(ids), "prompt": PROMPT}
+        request = {
+            "folder": str(folder.absolute()),
+            "texts": list(texts),
+            "ids": list(ids),
+            "prompt": PROMPT,
+        }
         answer = _ask(request, Path(temporary) / "request", answer_path)
         compare_tokens(answer, trained, texts)
         found = load_file(f"{answer_path}.safetensors")["logits"]
     _compare_logits(found, logits, TOLERANCE.get(dtype, TOLERANCE_16_BIT), answer)
     start = trained.encode(PROMPT)
     if answer["generated"][: len(start)] != start or len(answer["generated"]) != len(start) + 1:
-        raise DataError("The model card's recipe continues another text than the prompt.", got=str(answer["generated"]))
+        raise DataError(
+            "The model card's recipe continues another text than the prompt.",
+            got=str(answer["generated"]),
+        )
     return Proof(len(texts), str(answer["transformers"]), str(answer["class"]))
 
 
 def _ask(request: Mapping[str, Any], request_path: Path, answer_path: Path) -> dict[str, Any]:
     request_path.write_text(json.dumps(request), encoding="utf-8")
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    environ |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+    environ |= {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, "-P", plain.__file__, str(request_path), str(answer_path)]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        command, env=environ, capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode != 0 or not answer_path.is_file():
-        lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode} and no message"]
+        lines = done.stderr.strip().splitlines() or [
+            f"it ended with code {done.returncode} and no message"
+        ]
         if done.returncode < 0:
-            lines = [f"it was killed by signal {-done.returncode}; 9 is often the kernel's, where memory is short"]
+            lines = [
+                f"it was killed by signal {-done.returncode}; 9 is often the kernel's, where memory is short"
+            ]
         raise MachineError(
             "The exported folder could not be opened with plain transformers, so it is not kept.",
             got=lines[-1],
@@ -85,7 +110,9 @@ def _ask(request: Mapping[str, Any], request_path: Path, answer_path: Path) -> d
     return answer
 
 
-def _compare_logits(found: torch.Tensor, meant: torch.Tensor, tolerance: float, answer: Mapping[str, Any]) -> None:
+def _compare_logits(
+    found: torch.Tensor, meant: torch.Tensor, tolerance: float, answer: Mapping[str, Any]
+) -> None:
     scale = float(meant.nan_to_num().abs().max())
     if torch.allclose(found, meant, rtol=0, atol=tolerance * max(scale, 1e-6), equal_nan=True):
         return

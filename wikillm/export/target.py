@@ -19,16 +19,24 @@ def check_target(target: Path) -> None:
     if target.exists() and any(target.iterdir()):
         foreign = _foreign_files(target)
         if foreign is None:
-            raise ConfigError(f"{target} is not empty, and not an earlier export.", fix="--to another folder")
+            raise ConfigError(
+                f"{target} is not empty, and not an earlier export.", fix="--to another folder"
+            )
         if foreign:
             raise ConfigError(
                 f"{target} is an earlier export, but holds other files too; replacing it would lose them.",
                 got=", ".join(foreign[:5]),
                 fix="--to another folder, or move these files away",
             )
-    parent = target.absolute().parent if target.absolute().parent.exists() else nearest_existing(target)
+    parent = (
+        target.absolute().parent if target.absolute().parent.exists() else nearest_existing(target)
+    )
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise MachineError(f"{target} cannot be written.", got=f"no permission in {parent}", fix="--to another folder")
+        raise MachineError(
+            f"{target} cannot be written.",
+            got=f"no permission in {parent}",
+            fix="--to another folder",
+        )
 
 
 def _foreign_files(target: Path) -> list[str] | None:

@@ -74,7 +74,9 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a Hugging Face folder, by its index where it has one; empty when there are none."""
     if (folder / INDEX).is_file():
         try:
-            names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+            names = set(
+                json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{folder / INDEX} cannot be read.", got=repr(error)) from None
         return [folder / Path(name).name for name in sorted(names)]
@@ -141,8 +143,12 @@ def fit(weights: Weights, model: PreTrainedModel, checkpoint: Path) -> Weights:
                 f"The weight {name} in {checkpoint} does not fit its config.json.",
                 got=f"{list(weights[name].shape)} instead of {list(tensor.shape)}",
             )
-        elif name in tied and not torch.equal(weights[name], weights.get(tied[name], weights[name])):
-            problems.add(f"{name} and {tied[name]} differ in {checkpoint}, though config.json ties them.")
+        elif name in tied and not torch.equal(
+            weights[name], weights.get(tied[name], weights[name])
+        ):
+            problems.add(
+                f"{name} and {tied[name]} differ in {checkpoint}, though config.json ties them."
+            )
     for name in sorted(set(weights) - set(expected)):
         problems.add(f"{checkpoint} holds a weight the model does not have: {name}.")
     problems.raise_if_any()
@@ -173,7 +179,9 @@ def as_llama(config: PretrainedConfig, weights: Weights) -> PretrainedConfig:
         raise ValueError(f"not a plain Qwen2 model: {config.model_type}")
     for name in [name for name in weights if name.endswith(".self_attn.o_proj.weight")]:
         weight = weights[name]
-        weights[name.removesuffix("weight") + "bias"] = torch.zeros(weight.shape[0], dtype=weight.dtype)
+        weights[name.removesuffix("weight") + "bias"] = torch.zeros(
+            weight.shape[0], dtype=weight.dtype
+        )
     shared = {name: getattr(config, name) for name in _OF_LLAMA}
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return LlamaConfig(**shared, head_dim=head_dim, attention_bias=True, mlp_bias=False)
@@ -203,7 +211,9 @@ def write_weights(weights: Weights, folder: Path, shard_bytes: int = SHARD_BYTES
     umask = os.umask(0)
     os.umask(umask)
     for file in weight_files(folder):
-        file.chmod(0o666 & ~umask)  # safetensors writes for its owner alone; the other files are for all who may
+        file.chmod(
+            0o666 & ~umask
+        )  # safetensors writes for its owner alone; the other files are for all who may
 
 
 def check_written(weights: Weights, folder: Path) -> int:
@@ -216,11 +226,19 @@ def check_written(weights: Weights, folder: Path) -> int:
     for file in weight_files(folder):
         for name, tensor in read_safetensors(file):
             meant = weights.get(name)
-            if meant is None or meant.dtype != tensor.dtype or not torch.equal(_bits(meant), _bits(tensor)):
-                raise CheckpointError(f"The weight {name} reads back differently from {file}.", fix="check the disk")
+            if (
+                meant is None
+                or meant.dtype != tensor.dtype
+                or not torch.equal(_bits(meant), _bits(tensor))
+            ):
+                raise CheckpointError(
+                    f"The weight {name} reads back differently from {file}.", fix="check the disk"
+                )
             seen.add(name)
     if seen != set(weights):
-        raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(set(weights) - seen)[:5])}.")
+        raise CheckpointError(
+            f"{folder} lacks weights: {', '.join(sorted(set(weights) - seen)[:5])}."
+        )
     return len(seen)
 
 

@@ -44,7 +44,12 @@ class Sampling:
     seed: int = 0
 
     def to_generation_config(self, eos_id: int) -> GenerationConfig:
-        chosen = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        chosen = {
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": 0,
+        }
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             eos_token_id=eos_id,

@@ -28,14 +28,22 @@ class LoadedModel:
 
 def is_model_folder(folder: Path) -> bool:
     """True for a folder with config, tokenizer and weights of its own: an export, or any Hugging Face model."""
-    return (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file() and has_weights(folder)
+    return (
+        (folder / "config.json").is_file()
+        and (folder / "tokenizer.json").is_file()
+        and has_weights(folder)
+    )
 
 
 def has_weights(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    return any(
+        (folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")
+    )
 
 
-def load_folder(folder: Path, *, tokenizer_dir: Path | None = None, device: str = "auto") -> LoadedModel:
+def load_folder(
+    folder: Path, *, tokenizer_dir: Path | None = None, device: str = "auto"
+) -> LoadedModel:
     """The model in eval mode on `device`, with its tokenizer.
 
     Args:
@@ -52,7 +60,9 @@ def load_folder(folder: Path, *, tokenizer_dir: Path | None = None, device: str 
     target = pick_device(device)
     tokenizer = prompt_tokenizer(tokenizer_dir or folder)
     eos_id = load_tokenizer(tokenizer_dir or folder).eos_id
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a file that is missing here is missing: no hub is asked
+    os.environ.setdefault(
+        "HF_HUB_OFFLINE", "1"
+    )  # a file that is missing here is missing: no hub is asked
     advice = "name a folder written by `wikillm export`, a run directory or a checkpoint"
     model = load_weights(folder, advice=advice, dtype="auto")
     model.to(target)  # type: ignore[arg-type]  # the stub of a decorated method
@@ -70,5 +80,9 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise ConfigError(f"{name!r} is not a device.", fix="--device auto, cpu, cuda or cuda:1")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MachineError(f"There is no device {name}.", got=f"{torch.cuda.device_count()} GPUs", fix="--device cpu")
+        raise MachineError(
+            f"There is no device {name}.",
+            got=f"{torch.cuda.device_count()} GPUs",
+            fix="--device cpu",
+        )
     return device

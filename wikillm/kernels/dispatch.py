@@ -28,7 +28,9 @@ _CHUNKS = {"cpu": (80_000_000, 256, 1024), "cuda": (640_000_000, 2048, 8192)}
 # to 2,048 rows was within 3 % (docs/measurements/2026-11-24-tiled-mlp.md); for GPUs an estimate: 160 MB each in 16 bit, 4,096 rows at 7B.
 _TILES = {"cpu": (2_097_152, 256, 2048), "cuda": (80_000_000, 2048, 8192)}
 
-Loss = Callable[..., torch.Tensor]  # (hidden_NH, weight_VH, labels_N, *, chunk_rows, count, ...) -> scalar
+Loss = Callable[
+    ..., torch.Tensor
+]  # (hidden_NH, weight_VH, labels_N, *, chunk_rows, count, ...) -> scalar
 LINEAR_CROSS_ENTROPY: dict[str, tuple[Loss, frozenset[str]]] = {
     "chunked": (linear_cross_entropy, frozenset({"cpu", "cuda"})),
     "triton": (functools.partial(linear_cross_entropy, in_triton=True), frozenset({"cuda"})),
@@ -50,14 +52,18 @@ class Choice:
         return f"{self.name}, {rows} ({self.reason})"
 
 
-def choose_linear_cross_entropy(wanted: LossKernel, *, rows: int, vocab: int, device_type: str) -> Choice:
+def choose_linear_cross_entropy(
+    wanted: LossKernel, *, rows: int, vocab: int, device_type: str
+) -> Choice:
     """The implementation for `rows` tokens per micro-step over `vocab` tokens. Pure: the same answer on every rank.
 
     Raises MachineError when the one asked for does not run here.
     """
     if wanted == "stock":
         return Choice("stock", rows, "as asked")
-    fitting = [name for name, (_, devices) in LINEAR_CROSS_ENTROPY.items() if device_type in devices]
+    fitting = [
+        name for name, (_, devices) in LINEAR_CROSS_ENTROPY.items() if device_type in devices
+    ]
     lacks_triton = wanted == "triton" and importlib.util.find_spec("triton") is None
     if wanted not in ("auto", *fitting) or lacks_triton:
         raise MachineError(
@@ -85,7 +91,9 @@ def check_float8(*, hidden: int, vocab: int, device_type: str) -> None:
         )
     if lacks:
         raise MachineError(
-            "train.loss_kernel=fp8 does not run here.", got="; ".join(lacks), fix="train.loss_kernel=auto"
+            "train.loss_kernel=fp8 does not run here.",
+            got="; ".join(lacks),
+            fix="train.loss_kernel=auto",
         )
 
 

@@ -69,7 +69,11 @@ class Float8Products:
         for first in range(0, total_VH.shape[0], _TILE):
             grad_VC = grad_CV[:, first : first + _TILE].t().contiguous()
             total_VH[first : first + _TILE] += torch._scaled_mm(
-                grad_VC, hidden_HC.t(), scale_a=self._one_over, scale_b=self._hidden_scale, out_dtype=torch.float32
+                grad_VC,
+                hidden_HC.t(),
+                scale_a=self._one_over,
+                scale_b=self._hidden_scale,
+                out_dtype=torch.float32,
             )
 
 
@@ -81,4 +85,6 @@ def to_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     most = torch.finfo(torch.float8_e4m3fn).max
     scale = (x.detach().abs().amax().float() / most).log2().ceil().clamp_min(-100.0).exp2()
-    return (x / scale.view(1)).to(torch.float8_e4m3fn), scale  # of one dimension: divided in float32
+    return (x / scale.view(1)).to(
+        torch.float8_e4m3fn
+    ), scale  # of one dimension: divided in float32

@@ -48,13 +48,22 @@ def linear_cross_entropy(
     with_grad = torch.is_grad_enabled() and (hidden_NH.requires_grad or weight_VH.requires_grad)
     divisor = torch.as_tensor(count, device=hidden_NH.device)
     if in_float8:
-        hidden_NH, labels_N, chunk_rows = _in_sixteens(hidden_NH, labels_N, ignore_index, chunk_rows)
+        hidden_NH, labels_N, chunk_rows = _in_sixteens(
+            hidden_NH, labels_N, ignore_index, chunk_rows
+        )
     options = (ignore_index, z_loss, chunk_rows, in_triton, in_float8)
     if with_grad:
-        loss: torch.Tensor = _Chunked.apply(hidden_NH, weight_VH, labels_N, divisor, z_out, *options)  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = _Chunked.apply(
+            hidden_NH, weight_VH, labels_N, divisor, z_out, *options
+        )  # type: ignore[no-untyped-call]
         return loss
     total, z_total, _, _ = _walk(
-        hidden_NH.detach(), weight_VH.detach(), labels_N, *options, grad_hidden=False, grad_weight=False
+        hidden_NH.detach(),
+        weight_VH.detach(),
+        labels_N,
+        *options,
+        grad_hidden=False,
+        grad_weight=False,
     )
     return _result(total, z_total, divisor, z_out)
 
@@ -103,7 +112,9 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         if ctx.gradients is None:
-            raise RuntimeError("linear_cross_entropy has one backward per forward: it scales its gradients in place")
+            raise RuntimeError(
+                "linear_cross_entropy has one backward per forward: it scales its gradients in place"
+            )
         (grad_NH, grad_VH), ctx.gradients = ctx.gradients, None
         # The factor is applied in float32, and only here: with fp16's loss scale in it, nothing underflows before.
         factor = grad_loss / ctx.saved_tensors[0]
@@ -138,17 +149,25 @@ def _walk(
     chunk_rows = max(1, min(chunk_rows, n_rows))
     total = torch.zeros((), dtype=wide, device=hidden_NH.device)
     z_total = torch.zeros_like(total)
-    grad_NH = torch.empty_like(hidden_NH, memory_format=torch.contiguous_format) if grad_hidden else None
-    grad_VH = torch.zeros(weight_VH.shape, dtype=wide, device=weight_VH.device) if grad_weight else None
+    grad_NH = (
+        torch.empty_like(hidden_NH, memory_format=torch.contiguous_format) if grad_hidden else None
+    )
+    grad_VH = (
+        torch.zeros(weight_VH.shape, dtype=wide, device=weight_VH.device) if grad_weight else None
+    )
     buffer_CV = torch.empty(chunk_rows, vocab, dtype=hidden_NH.dtype, device=hidden_NH.device)
     step = _cross_entropy_in_triton if in_triton else _cross_entropy
     with torch.autocast(device_type, enabled=False):
-        products: _Products = (Float8Products if in_float8 else _PlainProducts)(hidden_NH, weight_VH)
+        products: _Products = (Float8Products if in_float8 else _PlainProducts)(
+            hidden_NH, weight_VH
+        )
         for first in range(0, n_rows, chunk_rows):
             rows = slice(first, min(first + chunk_rows, n_rows))
             labels_C = labels_N[rows]
             logits_CV = products.logits(rows, buffer_CV[: len(labels_C)])
-            loss, z, grad_CV = step(logits_CV, labels_C, ignore_index, z_loss, with_gradient=grad_hidden or grad_weight)
+            loss, z, grad_CV = step(
+                logits_CV, labels_C, ignore_index, z_loss, with_gradient=grad_hidden or grad_weight
+            )
             total, z_total = total + loss, z_total + z
             if grad_CV is None:
                 continue
@@ -169,7 +188,9 @@ class _Products(Protocol):
 
     def grad_hidden(self, grad_CV: torch.Tensor, out_CH: torch.Tensor) -> None: ...
 
-    def add_grad_weight(self, total_VH: torch.Tensor, grad_CV: torch.Tensor, rows: slice) -> None: ...
+    def add_grad_weight(
+        self, total_VH: torch.Tensor, grad_CV: torch.Tensor, rows: slice
+    ) -> None: ...
 
 
 class _PlainProducts:
@@ -203,15 +224,25 @@ def _in_sixteens(
         hidden_NH = hidden_NH.float()
     more = -len(hidden_NH) % MULTIPLE
     if more:
-        hidden_NH, labels_N = F.pad(hidden_NH, (0, 0, 0, more)), F.pad(labels_N, (0, more), value=ignore_index)
+        hidden_NH, labels_N = (
+            F.pad(hidden_NH, (0, 0, 0, more)),
+            F.pad(labels_N, (0, more), value=ignore_index),
+        )
     return hidden_NH, labels_N, -(-chunk_rows // MULTIPLE) * MULTIPLE
 
 
-_Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # sums of the losses and z-losses, the logits' gradient
+_Found = tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor | None
+]  # sums of the losses and z-losses, the logits' gradient
 
 
 def _cross_entropy(
-    logits_CV: torch.Tensor, labels_C: torch.Tensor, ignore_index: int, z_loss: float, *, with_gradient: bool
+    logits_CV: torch.Tensor,
+    labels_C: torch.Tensor,
+    ignore_index: int,
+    z_loss: float,
+    *,
+    with_gradient: bool,
 ) -> _Found:
     """A chunk in plain operations; the gradient is wide, and means nothing in rows without a label."""
     wide = torch.promote_types(logits_CV.dtype, torch.float32)
@@ -219,7 +250,11 @@ def _cross_entropy(
     labels_C1 = torch.where(has_label_C1, labels_C.unsqueeze(1), 0)
     prob_CV, lse_C1, label_logit_C1 = _softmax(logits_CV, labels_C1, wide)
     loss = torch.where(has_label_C1, lse_C1 - label_logit_C1, 0.0).sum()
-    z = torch.where(has_label_C1, z_loss * lse_C1.square(), 0.0).sum() if z_loss else torch.zeros_like(loss)
+    z = (
+        torch.where(has_label_C1, z_loss * lse_C1.square(), 0.0).sum()
+        if z_loss
+        else torch.zeros_like(loss)
+    )
     if not with_gradient:
         return loss, z, None
     if z_loss:
@@ -229,7 +264,12 @@ def _cross_entropy(
 
 
 def _cross_entropy_in_triton(
-    logits_CV: torch.Tensor, labels_C: torch.Tensor, ignore_index: int, z_loss: float, *, with_gradient: bool
+    logits_CV: torch.Tensor,
+    labels_C: torch.Tensor,
+    ignore_index: int,
+    z_loss: float,
+    *,
+    with_gradient: bool,
 ) -> _Found:
     """A chunk in one kernel; the gradient lies over the logits, in their type."""
     from wikillm.kernels.triton_cross_entropy import cross_entropy_in_place

@@ -27,10 +27,15 @@ def linear_cross_entropy(
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     total = F.cross_entropy(logits_NV, labels_N, ignore_index=ignore_index, reduction="sum")
     if z_loss:
-        total = total + z_loss * (torch.logsumexp(logits_NV, -1).square() * (labels_N != ignore_index)).sum()
+        total = (
+            total
+            + z_loss * (torch.logsumexp(logits_NV, -1).square() * (labels_N != ignore_index)).sum()
+        )
     return total / count
 
 
-def swiglu(x: torch.Tensor, gate_FH: torch.Tensor, up_FH: torch.Tensor, down_HF: torch.Tensor) -> torch.Tensor:
+def swiglu(
+    x: torch.Tensor, gate_FH: torch.Tensor, up_FH: torch.Tensor, down_HF: torch.Tensor
+) -> torch.Tensor:
     """down @ (silu(gate @ x) * (up @ x)) for x of shape (..., H): the MLP of Qwen2 and Qwen3 (arXiv:2002.05202)."""
     return F.linear(F.silu(F.linear(x, gate_FH)) * F.linear(x, up_FH), down_HF)

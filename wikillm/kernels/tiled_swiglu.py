@@ -20,7 +20,12 @@ from wikillm.kernels.linear_cross_entropy import add_product
 
 
 def tiled_swiglu(
-    x: torch.Tensor, gate_FH: torch.Tensor, up_FH: torch.Tensor, down_HF: torch.Tensor, *, chunk_rows: int
+    x: torch.Tensor,
+    gate_FH: torch.Tensor,
+    up_FH: torch.Tensor,
+    down_HF: torch.Tensor,
+    *,
+    chunk_rows: int,
 ) -> torch.Tensor:
     """down @ (silu(gate @ x) * (up @ x)) for x of shape (..., H), as `reference.swiglu`.
 
@@ -28,7 +33,9 @@ def tiled_swiglu(
         chunk_rows: rows whose intermediate activations exist at a time.
     """
     device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):  # the weights are cast inside, so that no narrow copy of them is kept
+    if torch.is_autocast_enabled(
+        device_type
+    ):  # the weights are cast inside, so that no narrow copy of them is kept
         x = x.to(torch.get_autocast_dtype(device_type))
     x_NH = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled():
@@ -60,7 +67,10 @@ class _KeepInput(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_NH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         gradients = _backward(grad_NH, *ctx.saved_tensors, ctx.chunk_rows)
-        return *(g if wanted else None for g, wanted in zip(gradients, ctx.needs_input_grad, strict=False)), None
+        return *(
+            g if wanted else None
+            for g, wanted in zip(gradients, ctx.needs_input_grad, strict=False)
+        ), None
 
 
 class _Products(torch.autograd.Function):
@@ -83,7 +93,11 @@ class _Products(torch.autograd.Function):
 
 @torch.library.custom_op("wikillm::tiled_swiglu", mutates_args=())
 def _forward(
-    x_NH: torch.Tensor, gate_FH: torch.Tensor, up_FH: torch.Tensor, down_HF: torch.Tensor, chunk_rows: int
+    x_NH: torch.Tensor,
+    gate_FH: torch.Tensor,
+    up_FH: torch.Tensor,
+    down_HF: torch.Tensor,
+    chunk_rows: int,
 ) -> torch.Tensor:
     n_rows = x_NH.shape[0]
     chunk_rows = max(1, min(chunk_rows, n_rows))
@@ -143,7 +157,11 @@ def _backward(
 
 @_forward.register_fake
 def _(
-    x_NH: torch.Tensor, gate_FH: torch.Tensor, up_FH: torch.Tensor, down_HF: torch.Tensor, chunk_rows: int
+    x_NH: torch.Tensor,
+    gate_FH: torch.Tensor,
+    up_FH: torch.Tensor,
+    down_HF: torch.Tensor,
+    chunk_rows: int,
 ) -> torch.Tensor:
     return x_NH.new_empty(x_NH.shape[0], down_HF.shape[0])
 
@@ -157,5 +175,8 @@ def _(
     down_HF: torch.Tensor,
     chunk_rows: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    gradients = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x_NH, gate_FH, up_FH, down_HF)]
+    gradients = [
+        torch.empty_like(t, memory_format=torch.contiguous_format)
+        for t in (x_NH, gate_FH, up_FH, down_HF)
+    ]
     return gradients[0], gradients[1], gradients[2], gradients[3]

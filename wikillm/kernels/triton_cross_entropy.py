@@ -54,7 +54,12 @@ def _row(  # type: ignore[no-untyped-def]  # Triton's compiler reads it, and kno
 
 
 def cross_entropy_in_place(
-    logits_CV: torch.Tensor, labels_C: torch.Tensor, *, ignore_index: int, z_loss: float, with_gradient: bool
+    logits_CV: torch.Tensor,
+    labels_C: torch.Tensor,
+    *,
+    ignore_index: int,
+    z_loss: float,
+    with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums over the rows with a label of lse - logit[label] and of z_loss * lse^2, two float32 scalars.
 
@@ -63,7 +68,9 @@ def cross_entropy_in_place(
     """
     rows, vocab = logits_CV.shape
     if logits_CV.stride(1) != 1 or logits_CV.dtype == torch.float64:
-        raise ValueError(f"logits of type {logits_CV.dtype} with strides {logits_CV.stride()}: not for this kernel")
+        raise ValueError(
+            f"logits of type {logits_CV.dtype} with strides {logits_CV.stride()}: not for this kernel"
+        )
     loss_C, z_C = torch.empty(2, rows, dtype=torch.float32, device=logits_CV.device)
     _row[(rows,)](
         logits_CV, logits_CV.stride(0), labels_C, loss_C, z_C, ignore_index, z_loss,

@@ -23,7 +23,10 @@ def key_repeats(kv_heads: int, ranks: int) -> int:
 
 
 def gather_positions(
-    query_BHtd: torch.Tensor, key_BKtd: torch.Tensor, value_BKtd: torch.Tensor, group: dist.ProcessGroup
+    query_BHtd: torch.Tensor,
+    key_BKtd: torch.Tensor,
+    value_BKtd: torch.Tensor,
+    group: dist.ProcessGroup,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """This rank's heads at all positions: B x H/S x T x d, and twice B x RK/S x T x d. (all ranks of the group)
 

@@ -30,18 +30,28 @@ WAIT = (
 def hostfile(launch: Launch) -> Rendering:
     """A script that starts every node and ends with the last failure's code. Raises ConfigError with file:line."""
     if launch.hostfile is None:
-        raise ConfigError("The target hostfile needs a file.", fix="--hostfile FILE, one line per node: node1 slots=8")
+        raise ConfigError(
+            "The target hostfile needs a file.",
+            fix="--hostfile FILE, one line per node: node1 slots=8",
+        )
     hosts = read_hostfile(launch.hostfile)
     per_node = [
-        ssh_argv(host.name, node_command(launch, hosts, rank), terminal=True) for rank, host in enumerate(hosts)
+        ssh_argv(host.name, node_command(launch, hosts, rank), terminal=True)
+        for rank, host in enumerate(hosts)
     ]
     forwards = f"Forwarded through {FILE_NAME}: {', '.join(launch.variables) or 'nothing'}."
-    comments = [f"DeepSpeed on {len(hosts)} nodes, {sum(host.slots for host in hosts)} GPUs.", forwards]
+    comments = [
+        f"DeepSpeed on {len(hosts)} nodes, {sum(host.slots for host in hosts)} GPUs.",
+        forwards,
+    ]
     body = [*store_here(launch), "pids=()"]
     body += [f"{shlex.join(argv)} </dev/null &\npids+=($!)" for argv in per_node]
     return Rendering(
         script([*comments, f"Written by: {launch.command}"], [*body, *WAIT]),
-        tuple(Step(argv, background=True, node=host.name) for host, argv in zip(hosts, per_node, strict=True)),
+        tuple(
+            Step(argv, background=True, node=host.name)
+            for host, argv in zip(hosts, per_node, strict=True)
+        ),
         writes_environment=True,
     )
 
@@ -62,10 +72,15 @@ def node_command(launch: Launch, hosts: tuple[Host, ...], rank: int) -> str:
         *launch.entry, *launch.words,
     )  # fmt: skip
     folder, lacking = shlex.quote(launch.workdir), f"echo wikillm: {hosts[rank].name} has no"
-    steps = [f"{{ cd {folder} || {{ {lacking} {folder}; exit 3; }}; }}", 'PATH="$PWD/.venv/bin:$PATH"']
+    steps = [
+        f"{{ cd {folder} || {{ {lacking} {folder}; exit 3; }}; }}",
+        'PATH="$PWD/.venv/bin:$PATH"',
+    ]
     for needed, test in ((launch.entry[0], "[ -e {} ]"), ("deepspeed", "command -v {} >/dev/null")):
         if not needed.startswith("-"):
-            steps.append(f"{{ {test.format(needed)} || {{ {lacking} {needed} in {folder}; exit 3; }}; }}")
+            steps.append(
+                f"{{ {test.format(needed)} || {{ {lacking} {needed} in {folder}; exit 3; }}; }}"
+            )
     steps.append(f"export WIKILLM_NODES={','.join(host.name for host in hosts)}")
     steps += [f"{{ {READ_IT}; }}"] if launch.variables else []
     return " && ".join([*steps, "exec " + shlex.join(argv)])

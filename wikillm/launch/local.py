@@ -27,8 +27,17 @@ def multi(launch: Launch) -> Rendering:
 
 
 def _deepspeed(launch: Launch, count: tuple[str, ...], about: str) -> Rendering:
-    argv = ("deepspeed", *count, "--master_port", str(launch.master_port), *launch.entry, *launch.words)
-    text = script([f"{about} {MORE}", f"Written by: {launch.command}"], ["exec " + quoted(argv, tail='"$@"')])
+    argv = (
+        "deepspeed",
+        *count,
+        "--master_port",
+        str(launch.master_port),
+        *launch.entry,
+        *launch.words,
+    )
+    text = script(
+        [f"{about} {MORE}", f"Written by: {launch.command}"], ["exec " + quoted(argv, tail='"$@"')]
+    )
     return Rendering(text, (Step(argv),))
 
 
@@ -41,7 +50,13 @@ def torchrun(launch: Launch) -> Rendering:
         )
     per_node = "gpu" if launch.gpus is None else str(launch.gpus)
     address = launch.master_addr or "127.0.0.1"
-    head: tuple[str, ...] = ("torchrun", "--nnodes", str(launch.nodes), "--nproc_per_node", per_node)
+    head: tuple[str, ...] = (
+        "torchrun",
+        "--nnodes",
+        str(launch.nodes),
+        "--nproc_per_node",
+        per_node,
+    )
     if launch.max_restarts:
         meet = (
             "--rdzv_backend",
@@ -67,7 +82,11 @@ def torchrun(launch: Launch) -> Rendering:
         else str(launch.node_rank)
     )
     line = f'exec {quoted(head)} --node_rank "{rank}" \\\n  {quoted(tail, tail=chr(34) + "$@" + chr(34))}'
-    steps = () if launch.node_rank is None else (Step((*head, "--node_rank", str(launch.node_rank), *tail)),)
+    steps = (
+        ()
+        if launch.node_rank is None
+        else (Step((*head, "--node_rank", str(launch.node_rank), *tail)),)
+    )
     return Rendering(script(comments, [line]), steps)
 
 

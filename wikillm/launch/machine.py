@@ -38,9 +38,18 @@ def ssh(launch: Launch) -> Rendering:
         names = "|".join(launch.variables)
         body.append(f"env | grep -E {shlex.quote(f'^({names})=')} | {shlex.join(store)}")
         steps.append(Step(store, stdin=values))
-    follow = shlex.join(ssh_argv(host, f"tail -n 50 -F {shlex.quote(f'{folder}/{launch.name}.log')}"))
+    follow = shlex.join(
+        ssh_argv(host, f"tail -n 50 -F {shlex.quote(f'{folder}/{launch.name}.log')}")
+    )
     return Rendering(
-        script(comments, [*body, f"{shlex.join(start)} </dev/null", f"echo {shlex.quote(f'follow it: {follow}')}"]),
+        script(
+            comments,
+            [
+                *body,
+                f"{shlex.join(start)} </dev/null",
+                f"echo {shlex.quote(f'follow it: {follow}')}",
+            ],
+        ),
         (*steps, Step(start)),
         notes=(f"follow it: {follow}",),
     )
@@ -49,8 +58,17 @@ def ssh(launch: Launch) -> Rendering:
 def start_command(launch: Launch) -> str:
     """What the other machine's shell runs: a session of its own, its log and its process id in files."""
     count = () if launch.gpus is None else ("--num_gpus", str(launch.gpus))
-    argv = ("deepspeed", *count, "--master_port", str(launch.master_port), *launch.entry, *launch.words)
-    inner = " && ".join([*([f"{{ {READ_IT}; }}"] if launch.variables else []), "exec " + shlex.join(argv)])
+    argv = (
+        "deepspeed",
+        *count,
+        "--master_port",
+        str(launch.master_port),
+        *launch.entry,
+        *launch.words,
+    )
+    inner = " && ".join(
+        [*([f"{{ {READ_IT}; }}"] if launch.variables else []), "exec " + shlex.join(argv)]
+    )
     log, pid = shlex.quote(f"{launch.name}.log"), shlex.quote(f"{launch.name}.pid")
     return (
         f'cd {shlex.quote(launch.workdir)} && PATH="$PWD/.venv/bin:$PATH" && '

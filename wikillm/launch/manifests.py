@@ -31,13 +31,17 @@ def kubernetes(launch: Launch) -> Rendering:
     """A Job or a PyTorchJob; the image must hold WikiLLM, and a volume claim the data and the run directory."""
     if launch.image is None or not _IMAGE.fullmatch(launch.image):
         raise ConfigError(
-            "Kubernetes needs a container image.", got=repr(launch.image), fix="--image registry/name:tag"
+            "Kubernetes needs a container image.",
+            got=repr(launch.image),
+            fix="--image registry/name:tag",
         )
     if launch.gpus is None:
         raise ConfigError("Kubernetes needs the number of GPUs of a node.", fix="--gpus-per-node 8")
     if not launch.workdir.startswith("/"):
         raise ConfigError(
-            "Kubernetes mounts the volume at an absolute path.", got=repr(launch.workdir), fix="--workdir /wikillm"
+            "Kubernetes mounts the volume at an absolute path.",
+            got=repr(launch.workdir),
+            fix="--workdir /wikillm",
         )
     refuse_lost_run_dir(launch)
     name = _kubernetes_name(launch.name)
@@ -50,15 +54,27 @@ def kubernetes(launch: Launch) -> Rendering:
     }
     pod: dict[str, Any] = {"spec": spec}
     if launch.nodes == 1:
-        manifest: dict[str, Any] = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}}
+        manifest: dict[str, Any] = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": name},
+        }
         manifest["spec"] = {"backoffLimit": 10, "template": pod}
     else:
         workers = {"replicas": launch.nodes - 1, "restartPolicy": "OnFailure", "template": pod}
         master = {"replicas": 1, "restartPolicy": "OnFailure", "template": pod}
-        manifest = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": name}}
+        manifest = {
+            "apiVersion": "kubeflow.org/v1",
+            "kind": "PyTorchJob",
+            "metadata": {"name": name},
+        }
         manifest["spec"] = {"pytorchReplicaSpecs": {"Master": master, "Worker": workers}}
     file = f"{name}.k8s.yaml"
-    mode = "ReadWriteMany, since all nodes write to it" if launch.nodes > 1 else "ReadWriteOnce will do"
+    mode = (
+        "ReadWriteMany, since all nodes write to it"
+        if launch.nodes > 1
+        else "ReadWriteOnce will do"
+    )
     head = [
         f"# Written by: {launch.command}",
         f"# The PersistentVolumeClaim {claim} ({mode}) is mounted at {launch.workdir}: runs/, stores/, and the data.",
@@ -82,15 +98,26 @@ def secret_command(launch: Launch, name: str) -> str:
 
 def _secret(launch: Launch, name: str) -> str:
     """For kubectl's standard input alone: it has the values."""
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"{name}-env"}, "type": "Opaque"}
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": f"{name}-env"},
+        "type": "Opaque",
+    }
     return yaml.safe_dump({**secret, "stringData": dict(launch.variables)})
 
 
 def _container(launch: Launch, name: str) -> dict[str, Any]:
     gpus = launch.gpus or 1
     head = ["torchrun", f"--nnodes={launch.nodes}", f"--nproc_per_node={gpus}"]
-    if launch.nodes > 1:  # $(X) is filled in by Kubernetes from the container's environment, not by a shell
-        head += ["--node_rank=$(RANK)", "--master_addr=$(MASTER_ADDR)", "--master_port=$(MASTER_PORT)"]
+    if (
+        launch.nodes > 1
+    ):  # $(X) is filled in by Kubernetes from the container's environment, not by a shell
+        head += [
+            "--node_rank=$(RANK)",
+            "--master_addr=$(MASTER_ADDR)",
+            "--master_port=$(MASTER_PORT)",
+        ]
     words = [word.replace("$(", "$$(") for word in ("-m", "wikillm", "train", *resuming(launch))]
     memory = _gibibytes(launch.memory or MEMORY_PER_GPU * gpus)
     # No limit of cores: it would throttle the loaders. A limit of memory equals the request: what is asked for is there.
@@ -102,7 +129,10 @@ def _container(launch: Launch, name: str) -> dict[str, Any]:
             "requests": {"cpu": str(launch.cpus * gpus), "memory": memory, "nvidia.com/gpu": gpus},
             "limits": {"memory": memory, "nvidia.com/gpu": gpus},
         },
-        "volumeMounts": [{"name": "data", "mountPath": launch.workdir}, {"name": "shm", "mountPath": "/dev/shm"}],
+        "volumeMounts": [
+            {"name": "data", "mountPath": launch.workdir},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
         "workingDir": launch.workdir,
     }
     if launch.variables:
@@ -113,7 +143,10 @@ def _container(launch: Launch, name: str) -> dict[str, Any]:
 def _volumes(claim: str, gpus: int) -> list[dict[str, Any]]:
     """The claim, and /dev/shm with a size: it counts as memory of the container, and without one may fill the node's."""
     shm = {"medium": "Memory", "sizeLimit": _gibibytes(SHM_PER_GPU * gpus)}
-    return [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}, {"name": "shm", "emptyDir": shm}]
+    return [
+        {"name": "data", "persistentVolumeClaim": {"claimName": claim}},
+        {"name": "shm", "emptyDir": shm},
+    ]
 
 
 def _gibibytes(size: int) -> str:
@@ -123,7 +156,11 @@ def _gibibytes(size: int) -> str:
 def _claim(name: str) -> str:
     if re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", name):
         return name
-    raise ConfigError("--storage is the name of a PersistentVolumeClaim.", got=repr(name), fix="--storage my-claim")
+    raise ConfigError(
+        "--storage is the name of a PersistentVolumeClaim.",
+        got=repr(name),
+        fix="--storage my-claim",
+    )
 
 
 def refuse_lost_run_dir(launch: Launch) -> None:
@@ -147,7 +184,9 @@ def _kubernetes_name(name: str) -> str:
     """A DNS label: lower case letters, digits and dashes."""
     label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-")
     if not label:
-        raise ConfigError("The run's name gives no name for Kubernetes.", got=name, fix="run.name=my-run")
+        raise ConfigError(
+            "The run's name gives no name for Kubernetes.", got=name, fix="run.name=my-run"
+        )
     return label
 
 
@@ -159,7 +198,9 @@ class _Plain(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", value, style="|" if "\n" in value else None
+    )
 
 
 _Plain.add_representer(str, _text)

@@ -22,5 +22,8 @@ def quoted(argv: Sequence[str], *, indent: str = "  ", tail: str = "") -> str:
 
 def script(comments: Sequence[str], body: Sequence[str]) -> str:
     """A bash script that stops at the first failure."""
-    head = ["#!/usr/bin/env bash", *(f"# {line}" for comment in comments for line in comment.splitlines())]
+    head = [
+        "#!/usr/bin/env bash",
+        *(f"# {line}" for comment in comments for line in comment.splitlines()),
+    ]
     return "\n".join([*head, "set -euo pipefail", *body]) + "\n"

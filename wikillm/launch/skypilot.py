@@ -29,13 +29,19 @@ def sky(launch: Launch) -> Rendering:
     """torchrun starts the ranks of a node. Raises ConfigError for a description that lacks something."""
     if launch.gpu_kind is None or not _KIND.fullmatch(launch.gpu_kind):
         raise ConfigError(
-            "SkyPilot needs a kind of GPU.", got=repr(launch.gpu_kind), fix="--gpu H100 --gpus-per-node 8"
+            "SkyPilot needs a kind of GPU.",
+            got=repr(launch.gpu_kind),
+            fix="--gpu H100 --gpus-per-node 8",
         )
     if launch.gpus is None:
         raise ConfigError("SkyPilot needs the number of GPUs of a node.", fix="--gpus-per-node 8")
     mount = launch.workdir
     if not mount.startswith("/") or not mount.strip("/"):
-        raise ConfigError("SkyPilot mounts the storage at an absolute path.", got=repr(mount), fix="--workdir /wikillm")
+        raise ConfigError(
+            "SkyPilot mounts the storage at an absolute path.",
+            got=repr(mount),
+            fix="--workdir /wikillm",
+        )
     secrets = [name for name in launch.variables if name in launch.secrets]
     plain = [name for name in launch.variables if name not in launch.secrets]
     where, about = _storage(launch, mount)
@@ -89,7 +95,9 @@ def _storage(launch: Launch, mount: str) -> tuple[dict[str, Any], list[str]]:
             f"The volume {name} is mounted at {mount}: runs/, stores/, and the data. Made once, of a size that suits, by:",
             f"  printf '{wanted}' >volume.yaml && sky volumes apply volume.yaml",
         ]
-    bucket: dict[str, Any] = {"source": given} if given else {"name": f"wikillm-{own}", "persistent": True}
+    bucket: dict[str, Any] = (
+        {"source": given} if given else {"name": f"wikillm-{own}", "persistent": True}
+    )
     said = given or f"wikillm-{own} (made at the first start; --storage s3://NAME takes another)"
     return {"file_mounts": {mount: {**bucket, "mode": "MOUNT_CACHED"}}}, [
         f"The bucket {said} is mounted at {mount}: runs/, stores/, and the data."

@@ -30,7 +30,10 @@ class Account:
 
 def find_account(environ: Mapping[str, str] = os.environ) -> Account:
     """Raises ConfigError without a key, and for an address that would send it unencrypted."""
-    wanted, key = environ.get("SWANLAB_API_HOST", "").strip(), environ.get("SWANLAB_API_KEY", "").strip()
+    wanted, key = (
+        environ.get("SWANLAB_API_HOST", "").strip(),
+        environ.get("SWANLAB_API_KEY", "").strip(),
+    )
     host = _base(wanted or DEFAULT_HOST)
     if not key:
         known = _from_netrc(environ)
@@ -42,7 +45,9 @@ def find_account(environ: Mapping[str, str] = os.environ) -> Account:
             )
         host, key = (host if wanted else _base(known[0])), known[1]
     if not key.isascii() or not key.isalnum():
-        raise ConfigError("The SwanLab key has characters that no key has.", got=f"{len(key)} characters")
+        raise ConfigError(
+            "The SwanLab key has characters that no key has.", got=f"{len(key)} characters"
+        )
     return Account(host, key)
 
 
@@ -50,11 +55,21 @@ def _base(host: str) -> str:
     """The address as SwanLab's clients read it: https unless said otherwise, ending in /api."""
     host = (host if "://" in host else f"https://{host}").rstrip("/")
     parts = urlsplit(host)
-    if parts.scheme not in ("https", "http") or not parts.hostname or parts.username or parts.query or parts.fragment:
-        raise ConfigError("SWANLAB_API_HOST is not an address.", fix=f"SWANLAB_API_HOST={DEFAULT_HOST}")
+    if (
+        parts.scheme not in ("https", "http")
+        or not parts.hostname
+        or parts.username
+        or parts.query
+        or parts.fragment
+    ):
+        raise ConfigError(
+            "SWANLAB_API_HOST is not an address.", fix=f"SWANLAB_API_HOST={DEFAULT_HOST}"
+        )
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
         raise ConfigError(
-            "The key would travel unencrypted.", got=f"SWANLAB_API_HOST={host}", fix=f"https://{parts.netloc}"
+            "The key would travel unencrypted.",
+            got=f"SWANLAB_API_HOST={host}",
+            fix=f"https://{parts.netloc}",
         )
     return host if parts.path else f"{host}/api"
 
@@ -80,7 +95,9 @@ def _from_netrc(environ: Mapping[str, str]) -> tuple[str, str] | None:
             hosts = netrc.netrc(path).hosts
         except (OSError, netrc.NetrcParseError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not a netrc"
-            raise ConfigError("SwanLab's netrc cannot be read.", got=f"{path}: {reason}", fix="swanlab login") from None
+            raise ConfigError(
+                "SwanLab's netrc cannot be read.", got=f"{path}: {reason}", fix="swanlab login"
+            ) from None
         for machine, (_, _, password) in hosts.items():
             if password:
                 return machine, password

@@ -98,7 +98,10 @@ class SwanLabApi:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._session.close()
 
@@ -108,7 +111,9 @@ class SwanLabApi:
         secrets = answer.get("credentials")
         if not isinstance(secrets, dict) or not isinstance(answer.get("expiredTime"), int | float):
             raise _other_shape(path, f"keys {sorted(answer)}")
-        region, bucket, prefix = (_text(answer, key, path) for key in ("region", "bucket", "prefix"))
+        region, bucket, prefix = (
+            _text(answer, key, path) for key in ("region", "bucket", "prefix")
+        )
         for part in (region, bucket):
             if not part.replace("-", "").isalnum():  # they become a host name
                 raise _other_shape(path, "a region or bucket that is no host name")
@@ -124,12 +129,20 @@ class SwanLabApi:
         """Returns the id, when the answer has one. `body` without `conf`: the key goes in here, and nowhere else."""
         refusals = {
             404: ConfigError(
-                "SwanLab knows no such data set.", fix="spec.volumes.id: wikillm launch swanlab data list"
+                "SwanLab knows no such data set.",
+                fix="spec.volumes.id: wikillm launch swanlab data list",
             ),
-            401: ConfigError("SwanLab knows no such machine.", fix="metadata.combo, or leave it out"),
+            401: ConfigError(
+                "SwanLab knows no such machine.", fix="metadata.combo, or leave it out"
+            ),
         }
         answer = self._ask(
-            "POST", "/task", {**body, "conf": {"key": self.account.key}}, refusals, repeat=False, any_shape=True
+            "POST",
+            "/task",
+            {**body, "conf": {"key": self.account.key}},
+            refusals,
+            repeat=False,
+            any_shape=True,
         )
         identifier = answer.get("cuid") if isinstance(answer, dict) else None
         return identifier if isinstance(identifier, str) and identifier else None
@@ -139,7 +152,9 @@ class SwanLabApi:
         return [_task(one, "/task") for one in _list(answer, "/task")]
 
     def task(self, identifier: str) -> Task:
-        refusals = {404: ConfigError("SwanLab knows no such task.", got=identifier, fix=_LIST_TASKS)}
+        refusals = {
+            404: ConfigError("SwanLab knows no such task.", got=identifier, fix=_LIST_TASKS)
+        }
         return _task(self._ask("GET", f"/task/{_id(identifier)}", refusals=refusals), "/task/ID")
 
     def stop(self, identifier: str) -> None:
@@ -161,7 +176,9 @@ class SwanLabApi:
 
     def create_dataset(self, name: str, desc: str | None) -> str:
         body = {"name": name} | ({"desc": desc} if desc else {})
-        return _id(_text(self._ask("POST", "/task/dataset", body, repeat=False), "cuid", "/task/dataset"))
+        return _id(
+            _text(self._ask("POST", "/task/dataset", body, repeat=False), "cuid", "/task/dataset")
+        )
 
     def finish_dataset(self, identifier: str, *, ok: bool) -> None:
         body = {"cuid": identifier, "status": "SUCCESS" if ok else "FAILURE"}
@@ -194,7 +211,11 @@ class SwanLabApi:
         return _decode(status, content, path, any_shape=any_shape)
 
     def _send(
-        self, method: str, path: str, body: Mapping[str, Any] | None, headers: Mapping[str, str] | None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None,
     ) -> tuple[int, bytes]:
         """One request. requests bounds each read only, so that an answer that trickles in is bounded here."""
         deadline, content = time.monotonic() + self.timeout, bytearray()
@@ -210,7 +231,9 @@ class SwanLabApi:
             while piece := response.raw.read1(2**16, decode_content=True):
                 content += piece
                 if time.monotonic() > deadline:
-                    raise requests.exceptions.ReadTimeout(f"the answer was not complete after {self.timeout:g} s")
+                    raise requests.exceptions.ReadTimeout(
+                        f"the answer was not complete after {self.timeout:g} s"
+                    )
                 if len(content) > MOST_BYTES:
                     raise _other_shape(path, f"more than {MOST_BYTES} bytes")
             return response.status_code, bytes(content)
@@ -218,9 +241,15 @@ class SwanLabApi:
     def _refused(self, status: int, path: str, content: bytes) -> WikiLLMError:
         said = self._without_key(content.decode("utf-8", "replace"))[:300]
         if status in (401, 403) and path == "/login/api_key":
-            what = "SwanLab does not accept the key." if status == 401 else "SwanLab has not verified this account yet."
+            what = (
+                "SwanLab does not accept the key."
+                if status == 401
+                else "SwanLab has not verified this account yet."
+            )
             return ConfigError(
-                what, got=f"{status} from {self.account.host}", fix="SWANLAB_API_KEY, or `swanlab login`"
+                what,
+                got=f"{status} from {self.account.host}",
+                fix="SWANLAB_API_KEY, or `swanlab login`",
             )
         if status in (401, 403):
             return ConfigError("SwanLab refuses this.", got=f"{status} from {path}: {said}")
@@ -250,7 +279,10 @@ def _decode(status: int, content: bytes, path: str, *, any_shape: bool) -> Any:
 
 
 def _no_answer(host: str, error: requests.RequestException, *, created: bool) -> MachineError:
-    reason = " ".join(redact_text(str(error), environment_secrets()).split())[:300] or type(error).__name__
+    reason = (
+        " ".join(redact_text(str(error), environment_secrets()).split())[:300]
+        or type(error).__name__
+    )
     doubt = "\nthe answer is lost, what was asked for may exist all the same" if created else ""
     return MachineError(
         "SwanLab Launch does not answer.",
@@ -293,7 +325,9 @@ def _task(answer: Mapping[str, Any], path: str) -> Task:
         return None if value in (None, "") else str(value)
 
     output: Any = answer.get("output") or {}
-    where, size = (output.get("path"), output.get("size")) if isinstance(output, dict) else (None, None)
+    where, size = (
+        (output.get("path"), output.get("size")) if isinstance(output, dict) else (None, None)
+    )
     return Task(
         id=_text(answer, "cuid", path),
         name=_text(answer, "name", path),

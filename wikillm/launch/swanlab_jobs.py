@@ -29,7 +29,12 @@ def submit(api: SwanLabApi, manifest: Manifest, packing: Packing) -> str | None:
         archive = Path(folder) / "job.zip"
         write_zip(manifest, packing, archive)
         source = store.put(f"tasks/{int(time.time() * 1000)}.zip", archive)
-    body = {"src": source, "index": manifest.entry, "python": f"python{manifest.python}", "name": manifest.name}
+    body = {
+        "src": source,
+        "index": manifest.entry,
+        "python": f"python{manifest.python}",
+        "name": manifest.name,
+    }
     body |= {"desc": manifest.desc} if manifest.desc else {}
     body |= {"combo": manifest.combo} if manifest.combo else {}
     known = {task.id for task in api.tasks(20)}
@@ -72,7 +77,9 @@ def fetch_output(api: SwanLabApi, task: Task, folder: Path) -> Path | None:
         raise MachineError("SwanLab names an output that is no path.", got=repr(task.output))
     target = folder / path.name
     if target.exists():
-        raise ConfigError("The output would overwrite a file.", got=str(target), fix="--to ANOTHER_FOLDER")
+        raise ConfigError(
+            "The output would overwrite a file.", got=str(target), fix="--to ANOTHER_FOLDER"
+        )
     ObjectStore(api.credentials, timeout=api.timeout).get(f"outputs/{path}", target)
     return target
 
@@ -85,7 +92,11 @@ def data_files(path: Path) -> list[tuple[Path, str]]:
         raise ConfigError("There is no such file or folder.", got=str(path))
     links = [str(found) for found in sorted(path.rglob("*")) if found.is_symlink()]
     if links:
-        raise ConfigError("Symbolic links are not uploaded.", got="\n".join(links[:5]), fix="copy what they point to")
+        raise ConfigError(
+            "Symbolic links are not uploaded.",
+            got="\n".join(links[:5]),
+            fix="copy what they point to",
+        )
     files = [(found, found.relative_to(path).as_posix()) for found in files_below(path)]
     if not files:
         raise ConfigError("The folder has no files.", got=str(path))

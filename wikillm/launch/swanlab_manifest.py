@@ -100,7 +100,9 @@ def read_manifest(path: Path) -> Manifest:
     fixed = {"apiVersion": "swanlab/v1", "kind": "Folder"}
     for key, value in fixed.items():
         if key not in top or top[key].value != value:
-            problems.add(f"{key} is {value}.", got=_where(path, top.get(key), key), fix=f"{key}: {value}")
+            problems.add(
+                f"{key} is {value}.", got=_where(path, top.get(key), key), fix=f"{key}: {value}"
+            )
     metadata, spec = (_section(path, top, key, problems) for key in ("metadata", "spec"))
     name = _text(path, metadata, "metadata.name", problems, needed=True)
     desc, combo = (_text(path, metadata, f"metadata.{key}", problems) for key in ("desc", "combo"))
@@ -113,7 +115,9 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _where(path: Path, value: _Value | None, key: str) -> str:
-    return f"{path} has no {key}" if value is None else f"{path}:{value.line} {key}: {value.value!r}"
+    return (
+        f"{path} has no {key}" if value is None else f"{path}:{value.line} {key}: {value.value!r}"
+    )
 
 
 def _read(path: Path, problems: Problems) -> dict[str, _Value]:
@@ -121,20 +125,28 @@ def _read(path: Path, problems: Problems) -> dict[str, _Value]:
         node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except OSError as error:
         raise ConfigError(
-            "There is no SwanLab manifest.", got=f"{path}: {error.strerror}", fix="wikillm launch swanlab --init"
+            "There is no SwanLab manifest.",
+            got=f"{path}: {error.strerror}",
+            fix="wikillm launch swanlab --init",
         ) from None
     except UnicodeDecodeError:
         raise ConfigError("The SwanLab manifest is not UTF-8.", got=str(path)) from None
     except yaml.YAMLError as error:
-        raise ConfigError("The SwanLab manifest is not YAML.", got=f"{path}: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            "The SwanLab manifest is not YAML.", got=f"{path}: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(
-            "A SwanLab manifest is a mapping of keys to values.", got=str(path), fix="wikillm launch swanlab --init"
+            "A SwanLab manifest is a mapping of keys to values.",
+            got=str(path),
+            fix="wikillm launch swanlab --init",
         )
     return _mapping(path, node, "", problems)
 
 
-def _mapping(path: Path, node: yaml.MappingNode, name: str, problems: Problems) -> dict[str, _Value]:
+def _mapping(
+    path: Path, node: yaml.MappingNode, name: str, problems: Problems
+) -> dict[str, _Value]:
     """The keys of a mapping; an unknown one or a second one is a problem."""
     found: dict[str, _Value] = {}
     for key_node, value_node in node.value:
@@ -145,10 +157,15 @@ def _mapping(path: Path, node: yaml.MappingNode, name: str, problems: Problems) 
             fix = f"did you mean {near}?" if near else f"known here: {', '.join(_KEYS[name])}"
             problems.add(f"A SwanLab manifest has no {full}.", got=f"{path}:{line}", fix=fix)
         elif key in found:
-            problems.add(f"{full} stands twice.", got=f"{path}:{line} and line {found[key].line}", fix="keep one")
+            problems.add(
+                f"{full} stands twice.",
+                got=f"{path}:{line} and line {found[key].line}",
+                fix="keep one",
+            )
         else:
             found[key] = _Value(
-                value_node if isinstance(value_node, yaml.CollectionNode) else _scalar(value_node), line
+                value_node if isinstance(value_node, yaml.CollectionNode) else _scalar(value_node),
+                line,
             )
     return found
 
@@ -164,16 +181,25 @@ def _scalar(node: yaml.Node) -> Any:
         loader.dispose()  # type: ignore[no-untyped-call]
 
 
-def _section(path: Path, top: Mapping[str, _Value], key: str, problems: Problems) -> dict[str, _Value]:
+def _section(
+    path: Path, top: Mapping[str, _Value], key: str, problems: Problems
+) -> dict[str, _Value]:
     value = top.get(key)
     if value is not None and isinstance(value.value, yaml.MappingNode):
         return _mapping(path, value.value, key, problems)
-    problems.add(f"{key} is a mapping.", got=_where(path, value, key) if value else f"{path} has no {key}")
+    problems.add(
+        f"{key} is a mapping.", got=_where(path, value, key) if value else f"{path} has no {key}"
+    )
     return {}
 
 
 def _text(
-    path: Path, section: Mapping[str, _Value], full: str, problems: Problems, *, needed: bool = False
+    path: Path,
+    section: Mapping[str, _Value],
+    full: str,
+    problems: Problems,
+    *,
+    needed: bool = False,
 ) -> str | None:
     key = full.rsplit(".", 1)[-1]
     value = section.get(key)
@@ -194,7 +220,9 @@ def _python(path: Path, spec: Mapping[str, _Value], problems: Problems) -> str:
     if isinstance(value.value, str) and value.value in PYTHONS:
         return value.value
     fix = f'python: "3.11"   (one of {", ".join(PYTHONS)}, in quotes: 3.10 without them is the number 3.1)'
-    problems.add("spec.python is a quoted version.", got=_where(path, value, "spec.python"), fix=fix)
+    problems.add(
+        "spec.python is a quoted version.", got=_where(path, value, "spec.python"), fix=fix
+    )
     return "3.11"
 
 
@@ -210,13 +238,17 @@ def _entry(path: Path, spec: Mapping[str, _Value], problems: Problems) -> str:
     return entry
 
 
-def _volume(path: Path, spec: Mapping[str, _Value], problems: Problems) -> tuple[str | None, str | None]:
+def _volume(
+    path: Path, spec: Mapping[str, _Value], problems: Problems
+) -> tuple[str | None, str | None]:
     value = spec.get("volumes")
     if value is None or value.value is None:
         return None, None
     node, fix = value.value, "volumes: [{name: wiki, id: ID}]"
     if not isinstance(node, yaml.SequenceNode) or len(node.value) > 1:
-        got = f"{path}:{value.line}" + (f" lists {len(node.value)}" if isinstance(node, yaml.SequenceNode) else "")
+        got = f"{path}:{value.line}" + (
+            f" lists {len(node.value)}" if isinstance(node, yaml.SequenceNode) else ""
+        )
         problems.add("spec.volumes is a list of at most one volume.", got=got, fix=fix)
         return None, None
     if not node.value:
@@ -239,12 +271,19 @@ def _exclude(path: Path, spec: Mapping[str, _Value], problems: Problems) -> tupl
         return ()
     patterns = []
     for item in node.value:
-        pattern, line = _scalar(item) if isinstance(item, yaml.ScalarNode) else None, item.start_mark.line + 1
+        pattern, line = (
+            _scalar(item) if isinstance(item, yaml.ScalarNode) else None,
+            item.start_mark.line + 1,
+        )
         if not isinstance(pattern, str) or not pattern.strip("/ "):
-            problems.add("A pattern of spec.exclude is text.", got=f"{path}:{line}", fix='- "*.jsonl"')
+            problems.add(
+                "A pattern of spec.exclude is text.", got=f"{path}:{line}", fix='- "*.jsonl"'
+            )
         elif pattern.startswith("/") or ".." in pattern.split("/"):
             problems.add(
-                "A pattern of spec.exclude stays in the folder.", got=f"{path}:{line} {pattern!r}", fix="- tests"
+                "A pattern of spec.exclude stays in the folder.",
+                got=f"{path}:{line} {pattern!r}",
+                fix="- tests",
             )
         else:
             patterns.append(pattern)

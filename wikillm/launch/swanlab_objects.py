@@ -55,7 +55,11 @@ class ObjectStore:
             )
             # Its log has the session token at debug level, and answers of the store at error level.
             logging.getLogger("qcloud_cos").setLevel(logging.CRITICAL + 1)
-            self._client, self._given, self._since = CosS3Client(config, retry=1), given, time.monotonic()
+            self._client, self._given, self._since = (
+                CosS3Client(config, retry=1),
+                given,
+                time.monotonic(),
+            )
         return self._given
 
     def put(self, key: str, path: Path, on_bytes: Callable[[int], None] = lambda sent: None) -> str:
@@ -64,7 +68,9 @@ class ObjectStore:
         if size > ONE_PUT:
             return self._put_parts(key, path, size, on_bytes)
         body = path.read_bytes()
-        whole = self._run(key, lambda bucket, name: self._client.put_object(Bucket=bucket, Key=name, Body=body))
+        whole = self._run(
+            key, lambda bucket, name: self._client.put_object(Bucket=bucket, Key=name, Body=body)
+        )
         on_bytes(size)
         return whole
 
@@ -106,7 +112,9 @@ class ObjectStore:
                 while body := file.read(part_size):
                     number = len(parts) + 1
 
-                    def send(bucket: str, name: str, body: bytes = body, number: int = number) -> None:
+                    def send(
+                        bucket: str, name: str, body: bytes = body, number: int = number
+                    ) -> None:
                         answer = self._client.upload_part(
                             Bucket=bucket, Key=name, Body=body, PartNumber=number, UploadId=upload
                         )
@@ -128,9 +136,13 @@ class ObjectStore:
         """Parts that are left behind are stored, and paid for. Never raises: the first error matters more."""
         try:
             given = self.credentials
-            self._client.abort_multipart_upload(Bucket=given.bucket, Key=f"{given.prefix}/{key}", UploadId=upload)
+            self._client.abort_multipart_upload(
+                Bucket=given.bucket, Key=f"{given.prefix}/{key}", UploadId=upload
+            )
         except Exception as error:
-            logging.getLogger("wikillm").warning("parts of %s may be left in the store: %s", key, type(error).__name__)
+            logging.getLogger("wikillm").warning(
+                "parts of %s may be left in the store: %s", key, type(error).__name__
+            )
 
     def _run(self, key: str, request: Callable[[str, str], object]) -> str:
         """`request(bucket, whole key)` with valid credentials, its failures as MachineError."""
@@ -143,11 +155,16 @@ class ObjectStore:
                 request(given.bucket, whole)
                 return whole
             except CosServiceError as error:
-                if error.get_status_code() == 403 and time.monotonic() - self._since < _SETTLES_WITHIN:
+                if (
+                    error.get_status_code() == 403
+                    and time.monotonic() - self._since < _SETTLES_WITHIN
+                ):
                     time.sleep(1.0)
                     continue
                 got = f"{error.get_status_code()}: {_plain(error.get_digest_msg())}"  # its other getters need an XML answer
-                raise MachineError("SwanLab's object store refuses this.", got=f"{whole}: {got}") from None
+                raise MachineError(
+                    "SwanLab's object store refuses this.", got=f"{whole}: {got}"
+                ) from None
             except (KeyError, ParseError) as error:
                 raise MachineError(
                     "SwanLab's object store answers in another shape than is known here.",
@@ -167,7 +184,8 @@ def check_installed() -> None:
         import qcloud_cos  # noqa: F401
     except ImportError:
         raise MachineError(
-            "Uploading to SwanLab needs Tencent's COS package.", fix='pip install "wikillm[swanlab-launch]"'
+            "Uploading to SwanLab needs Tencent's COS package.",
+            fix='pip install "wikillm[swanlab-launch]"',
         ) from None
 
 

@@ -29,7 +29,9 @@ BIG_FILE = 10 * 2**20
 MOST_SCANNED = 2 * 2**20
 _SECRET_FILES = ("*.key", "*credential*", "*secret*", "*.env")
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
-_EXPECTED_DOTS = frozenset({".git", ".venv", ".gitignore", ".gitattributes", ".github", ".ci", ".hypothesis", ".cache"})
+_EXPECTED_DOTS = frozenset(
+    {".git", ".venv", ".gitignore", ".gitattributes", ".github", ".ci", ".hypothesis", ".cache"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,16 @@ def plan_packing(manifest: Manifest, *, without: Path | None = None) -> Packing:
     seen = _Seen([], set())
     for path in _walk(manifest, manifest.folder, {}, seen):
         if without is None or path.absolute() != without.absolute():
-            found.append(PackedFile(path.relative_to(manifest.folder).as_posix(), path.stat().st_size))
+            found.append(
+                PackedFile(path.relative_to(manifest.folder).as_posix(), path.stat().st_size)
+            )
     files = tuple(sorted(found, key=lambda file: file.name))
     names = {file.name for file in files}
     if os.path.normpath(manifest.entry) not in names:
         raise ConfigError(
-            "spec.exclude leaves the entry file out.", got=manifest.entry, fix="remove the pattern that matches it"
+            "spec.exclude leaves the entry file out.",
+            got=manifest.entry,
+            fix="remove the pattern that matches it",
         )
     warnings = [*seen.warnings, *_secret_warnings(manifest.folder, files)]
     warnings += [f"{f.name} is large: {format_size(f.size)}" for f in files if f.size > BIG_FILE]
@@ -89,7 +95,10 @@ def write_zip(manifest: Manifest, packing: Packing, target: Path) -> int:
                 path = manifest.folder / file.name
                 info = zipfile.ZipInfo(file.name, date_time=(1980, 1, 1, 0, 0, 0))
                 mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
-                info.external_attr, info.compress_type = (stat.S_IFREG | mode) << 16, zipfile.ZIP_DEFLATED
+                info.external_attr, info.compress_type = (
+                    (stat.S_IFREG | mode) << 16,
+                    zipfile.ZIP_DEFLATED,
+                )
                 archive.writestr(info, path.read_bytes())
         rename_durably(staged, target)
     except OSError as error:
@@ -109,7 +118,9 @@ class _Seen:
     dots: set[str]
 
 
-def _walk(manifest: Manifest, folder: Path, inherited: dict[str, str], seen: _Seen) -> Iterator[Path]:
+def _walk(
+    manifest: Manifest, folder: Path, inherited: dict[str, str], seen: _Seen
+) -> Iterator[Path]:
     """`inherited`: path -> the pattern that matched it in a folder above."""
     here = {
         str(folder / os.path.normpath(match)): pattern
@@ -126,7 +137,9 @@ def _walk(manifest: Manifest, folder: Path, inherited: dict[str, str], seen: _Se
         elif (pattern := left_out.get(str(path))) is not None:
             is_code = path.suffix == ".py" or (path / "__init__.py").exists()
             if is_code and folder != manifest.folder:
-                seen.warnings.append(f"the pattern {pattern!r} also leaves out {name}, which is code")
+                seen.warnings.append(
+                    f"the pattern {pattern!r} also leaves out {name}, which is code"
+                )
         elif path.is_symlink():
             seen.warnings.append(f"a symbolic link is not packed: {name}")
         elif path.is_dir():
@@ -141,7 +154,9 @@ def _secret_warnings(folder: Path, files: Sequence[PackedFile]) -> Iterator[str]
     secrets = [secret.encode() for secret in environment_secrets()]
     for file in files:
         base = file.name.rsplit("/", 1)[-1].lower()
-        if not base.endswith(".py") and any(fnmatch.fnmatchcase(base, pattern) for pattern in _SECRET_FILES):
+        if not base.endswith(".py") and any(
+            fnmatch.fnmatchcase(base, pattern) for pattern in _SECRET_FILES
+        ):
             yield f"{file.name} looks like a secret by its name"
             continue
         if file.size > MOST_SCANNED:

@@ -45,7 +45,9 @@ def render(target: str, launch: Launch) -> Rendering:
     """What `target` would run. Raises ConfigError for an unknown target or a description that lacks something."""
     if target not in TARGETS:
         near = did_you_mean(target, TARGETS)
-        raise ConfigError(f"There is no target {target!r}.", fix=near or "one of: " + ", ".join(TARGETS))
+        raise ConfigError(
+            f"There is no target {target!r}.", fix=near or "one of: " + ", ".join(TARGETS)
+        )
     return TARGETS[target](launch)
 
 
@@ -64,7 +66,8 @@ def start(launch: Launch, rendering: Rendering) -> int:
     for tool in {step.argv[0] for step in rendering.steps}:
         if shutil.which(tool, path=path) is None:
             raise MachineError(
-                f"{tool} is not on this machine.", fix=f"install {tool}, or use --print and run it there"
+                f"{tool} is not on this machine.",
+                fix=f"install {tool}, or use --print and run it there",
             )
     if rendering.file is not None:
         write_atomic(Path(rendering.file), rendering.text)
@@ -76,7 +79,11 @@ def start(launch: Launch, rendering: Rendering) -> int:
         argv = rendering.steps[0].argv
         sys.stdout.flush()
         os.execvpe(argv[0], list(argv), environ)
-    code = _run_together(rendering.steps, environ) if rendering.steps[0].background else _run(rendering.steps, environ)
+    code = (
+        _run_together(rendering.steps, environ)
+        if rendering.steps[0].background
+        else _run(rendering.steps, environ)
+    )
     if code == 0:
         for note in rendering.notes:
             say(note)
@@ -85,7 +92,11 @@ def start(launch: Launch, rendering: Rendering) -> int:
 
 def _run(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
     for step in steps:
-        given = {"input": step.stdin, "text": True} if step.stdin is not None else {"stdin": subprocess.DEVNULL}
+        given = (
+            {"input": step.stdin, "text": True}
+            if step.stdin is not None
+            else {"stdin": subprocess.DEVNULL}
+        )
         done = subprocess.run(step.argv, env=environ, check=False, **given)  # type: ignore[call-overload]
         if done.returncode:
             return int(done.returncode)
@@ -107,7 +118,9 @@ def _run_together(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
     with the names of nodes that ssh did not reach, or lost.
     """
     running = {
-        subprocess.Popen(step.argv, env=environ, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent): step
+        subprocess.Popen(
+            step.argv, env=environ, stdin=subprocess.DEVNULL, preexec_fn=_end_with_parent
+        ): step
         for step in steps
     }
     failed: list[tuple[str, int]] = []
@@ -115,7 +128,11 @@ def _run_together(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
     try:
         while left and time.monotonic() < patience:
             for process in [process for process in left if process.poll() is not None]:
-                node, code, now = left.pop(process).node or "this machine", process.returncode, time.monotonic()
+                node, code, now = (
+                    left.pop(process).node or "this machine",
+                    process.returncode,
+                    time.monotonic(),
+                )
                 if code:
                     failed.append((node, code))
                     nothing_runs_yet = now - began < SECONDS_TO_FOLLOW / 3

@@ -26,7 +26,11 @@ def calibrate(seconds: float = SECONDS) -> Calibration:
         load=round(os.getloadavg()[0], 2),
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         torch=torch.__version__,
-        all_reduce_bytes_per_second=float(bandwidth) if isinstance(bandwidth, int | float) else None,
-        all_reduce=f"{reduced['backend']}, {reduced['ranks']} ranks" if reduced else "not measured: one GPU",
+        all_reduce_bytes_per_second=float(bandwidth)
+        if isinstance(bandwidth, int | float)
+        else None,
+        all_reduce=f"{reduced['backend']}, {reduced['ranks']} ranks"
+        if reduced
+        else "not measured: one GPU",
         **measured,
     )

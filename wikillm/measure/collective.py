@@ -33,7 +33,13 @@ def measure_all_reduce(seconds: float) -> dict[str, object] | None:
     running = [
         subprocess.Popen(
             command,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                **shared,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "OMP_NUM_THREADS": "1",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -51,12 +57,15 @@ def measure_all_reduce(seconds: float) -> dict[str, object] | None:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    failed = [(rank, process.returncode) for rank, process in enumerate(running) if process.returncode]
+    failed = [
+        (rank, process.returncode) for rank, process in enumerate(running) if process.returncode
+    ]
     if failed:
         rank, code = failed[0]
         said = "\n".join(told[rank][1].strip().splitlines()[-3:])
         raise MachineError(
-            "The all-reduce between processes of this machine failed.", got=f"rank {rank}: {code}\n{said}"
+            "The all-reduce between processes of this machine failed.",
+            got=f"rank {rank}: {code}\n{said}",
         )
     return dict(json.loads(told[0][0].strip().splitlines()[-1]))
 
@@ -87,7 +96,9 @@ def main(seconds: float) -> None:
         dist.destroy_process_group()
     if rank == 0:
         bandwidth = 2 * (world - 1) / world * size / best
-        sys.stdout.write(json.dumps({"bytes_per_second": bandwidth, "backend": backend, "ranks": world}) + "\n")
+        sys.stdout.write(
+            json.dumps({"bytes_per_second": bandwidth, "backend": backend, "ranks": world}) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,11 @@ def measure_device(seconds: float) -> dict[str, float]:
     device = torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.float32
     if on_gpu:
-        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        dtype = (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float16
+        )
     n, copied, (heads, length, width) = (
         (8192, 1 << 30, (32, 4096, 128)) if on_gpu else (1024, 1 << 26, (8, 512, 64))
     )  # fmt: skip
@@ -42,7 +46,9 @@ def measure_device(seconds: float) -> dict[str, float]:
         a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
         source = torch.empty(copied, device=device, dtype=torch.uint8).fill_(1)
         target = torch.empty_like(source)
-        q, k, v = (torch.randn(1, heads, length, width, device=device, dtype=dtype) for _ in range(3))
+        q, k, v = (
+            torch.randn(1, heads, length, width, device=device, dtype=dtype) for _ in range(3)
+        )
         share = seconds / 3
         return {
             "gemm_flops": 2 * n**3 / _best(lambda: a @ b, share),

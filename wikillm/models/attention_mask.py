@@ -60,12 +60,20 @@ def same_document(positions_BT: torch.Tensor) -> torch.Tensor:
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """0 where `allowed`, minus infinity elsewhere: what SDPA makes of a boolean mask."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+        ~allowed, float("-inf")
+    )
 
 
-def _with_mask(decoder: Any, *args: Any, document_positions: torch.Tensor | None = None, **kwargs: Any) -> Any:
+def _with_mask(
+    decoder: Any, *args: Any, document_positions: torch.Tensor | None = None, **kwargs: Any
+) -> Any:
     stock: Callable[..., Any] = type(decoder).forward
-    if kwargs.get("attention_mask") is not None or kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
+    if (
+        kwargs.get("attention_mask") is not None
+        or kwargs.get("past_key_values") is not None
+        or kwargs.get("use_cache")
+    ):
         return stock(decoder, *args, **kwargs)
     positions_BT, is_stretch = kwargs.get("position_ids"), bool(kwargs.get("sequence_parallel"))
     if document_positions is not None or is_stretch:

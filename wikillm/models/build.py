@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, TrainingArguments
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainingArguments,
+)
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
@@ -42,7 +48,9 @@ def build_model(
         model = _load(section, vocab_size, eos_id)
     else:
         model = _create(hf_config(section, vocab_size, eos_id), section, seed)
-    model.config.use_cache = False  # a KV cache during training would only cost memory; export turns it on again
+    model.config.use_cache = (
+        False  # a KV cache during training would only cost memory; export turns it on again
+    )
     return model
 
 
@@ -70,9 +78,13 @@ def _create(config: PreTrainedConfig, section: ModelSection, seed: int) -> PreTr
     # Hugging Face's own draw depends on the order of modules and, under ZeRO-3, on the stage: it is skipped where
     # that is possible, and overwritten in any case.
     with no_init_weights():
-        model = _from_config(config, dtype=torch.float32, attn_implementation=section.attn_implementation)
+        model = _from_config(
+            config, dtype=torch.float32, attn_implementation=section.attn_implementation
+        )
     model.tie_weights()
-    initialise_weights(model, seed, section.initializer_range, zero_outputs=section.zero_init_outputs)
+    initialise_weights(
+        model, seed, section.initializer_range, zero_outputs=section.zero_init_outputs
+    )
     return model
 
 
@@ -107,15 +119,21 @@ def _check_folder(folder: Path) -> None:
     """Safetensors or nothing: other formats are unpickled, which runs whatever code their author put in."""
     index = folder / "model.safetensors.index.json"
     if (folder / "adapter_config.json").exists():
-        raise ConfigError("model.init_from is an adapter, not a model.", got=str(folder), fix="merge it first")
+        raise ConfigError(
+            "model.init_from is an adapter, not a model.", got=str(folder), fix="merge it first"
+        )
     if index.is_file():
         names = _shards(index)
     else:
         names = {"model.safetensors"}
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
-        found = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
-        got = f"{folder}: no {', '.join(missing)}" + (f"; pickled weights are never read: {found[0]}" if found else "")
+        found = sorted(
+            path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth")
+        )
+        got = f"{folder}: no {', '.join(missing)}" + (
+            f"; pickled weights are never read: {found[0]}" if found else ""
+        )
         fix = "save it with model.save_pretrained(FOLDER), which writes safetensors"
         raise ConfigError("model.init_from has no safetensors weights.", got=got, fix=fix)
 
@@ -135,10 +153,14 @@ def _shards(index: Path) -> set[str]:
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise CheckpointError("A model folder's weight index cannot be read.", got=f"{index}: {error!r}") from None
+        raise CheckpointError(
+            "A model folder's weight index cannot be read.", got=f"{index}: {error!r}"
+        ) from None
     outside = [name for name in shards if not isinstance(name, str) or Path(name).name != name]
     if outside:
-        raise CheckpointError("A weight index names files outside its folder.", got=f"{index}: {outside[0]}")
+        raise CheckpointError(
+            "A weight index names files outside its folder.", got=f"{index}: {outside[0]}"
+        )
     return shards
 
 
@@ -154,7 +176,12 @@ def _check_shape(config: Any, section: ModelSection, vocab_size: int, folder: Pa
     ]
     keys += ["num_attention_heads", "num_key_value_heads", "tie_word_embeddings"]
     wrong = [
-        f"{key}: {getattr(config, key)}, planned {wanted[key]}" for key in keys if getattr(config, key) != wanted[key]
+        f"{key}: {getattr(config, key)}, planned {wanted[key]}"
+        for key in keys
+        if getattr(config, key) != wanted[key]
     ]
     if wrong:
-        raise ConfigError("The model in model.init_from is not the planned one.", got=f"{folder}\n" + "\n".join(wrong))
+        raise ConfigError(
+            "The model in model.init_from is not the planned one.",
+            got=f"{folder}\n" + "\n".join(wrong),
+        )

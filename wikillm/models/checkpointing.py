@@ -56,7 +56,9 @@ def checkpoint_layers(model: PreTrainedModel, kind: Checkpointing) -> str:
         )
     options: dict[str, Any] = {"use_reentrant": False}
     # Restoring the generators costs a synchronisation with the GPU per layer, for nothing where nothing is drawn.
-    options["preserve_rng_state"] = float(getattr(model.config, "attention_dropout", 0.0) or 0.0) > 0
+    options["preserve_rng_state"] = (
+        float(getattr(model.config, "attention_dropout", 0.0) or 0.0) > 0
+    )
     if kind != "full":
         last = None if kind == "full_but_attention" else int(model.config.intermediate_size)
         options["context_fn"] = partial(_contexts, partial(_policy, kind, last))
@@ -75,7 +77,9 @@ def keep_activations(model: PreTrainedModel) -> None:
 def _forward(options: dict[str, Any]) -> Callable[..., Any]:
     def forward(layer: nn.Module, hidden_BTH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         own = partial(type(layer).forward, layer)
-        is_training = layer.training and torch.is_grad_enabled() and kwargs.get("past_key_values") is None
+        is_training = (
+            layer.training and torch.is_grad_enabled() and kwargs.get("past_key_values") is None
+        )
         if not is_training:
             return own(hidden_BTH, *args, **kwargs)
         return checkpoint(partial(own, **kwargs), hidden_BTH, *args, **options)
@@ -124,7 +128,9 @@ class _Reuse(_Keep):
         return self.kept.popleft() if self.is_kept(func, args) else func(*args, **kwargs or {})
 
 
-def _policy(kind: Checkpointing, last_inputs: int | None, _: Any, op: Any, *args: Any, **kwargs: Any) -> bool:
+def _policy(
+    kind: Checkpointing, last_inputs: int | None, _: Any, op: Any, *args: Any, **kwargs: Any
+) -> bool:
     """Whether the output of `op` is kept. `last_inputs`: inputs of the layer's last product, the MLP's down projection."""
     name = str(op.name())
     if _is_attention(name):

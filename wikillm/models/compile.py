@@ -23,7 +23,9 @@ from wikillm.core.log import warn
 Shape = tuple[int, int]  # sequences, tokens
 
 
-def compile_layers(model: PreTrainedModel, shapes: Collection[Shape], *, backend: str = "inductor") -> int:
+def compile_layers(
+    model: PreTrainedModel, shapes: Collection[Shape], *, backend: str = "inductor"
+) -> int:
     """Compile every decoder layer of `model` in place, at its first call. Returns the number of layers.
 
     Args:
@@ -51,9 +53,13 @@ def compiled_graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-def _switch(layer: nn.Module, shapes: frozenset[Shape], backend: str, others: set[Shape]) -> Callable[..., Any]:
+def _switch(
+    layer: nn.Module, shapes: frozenset[Shape], backend: str, others: set[Shape]
+) -> Callable[..., Any]:
     """`others`: training shapes that took the layer's own code, each warned about once for all layers."""
-    eager = layer._call_impl  # what nn.Module.__call__ runs; hooks are inside, as with Module.compile
+    eager = (
+        layer._call_impl
+    )  # what nn.Module.__call__ runs; hooks are inside, as with Module.compile
     compiled = torch.compile(eager, fullgraph=True, dynamic=False, backend=backend)
 
     def call(hidden_BTH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

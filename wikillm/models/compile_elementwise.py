@@ -54,7 +54,11 @@ def restore_elementwise(model: PreTrainedModel) -> None:
     for module in (*_norms(model), *(mlp for mlp in _mlps(model) if _is_ours(mlp))):
         module.__dict__.pop("forward", None)
     modeling: Any = sys.modules[type(model).__module__]
-    setattr(modeling, _ROTATION, getattr(modeling.apply_rotary_pos_emb, _STOCK, modeling.apply_rotary_pos_emb))
+    setattr(
+        modeling,
+        _ROTATION,
+        getattr(modeling.apply_rotary_pos_emb, _STOCK, modeling.apply_rotary_pos_emb),
+    )
 
 
 def _norms(model: PreTrainedModel) -> Iterator[Any]:
@@ -140,7 +144,9 @@ def _mlp_forward(backend: str) -> Callable[..., torch.Tensor]:
         if not (mlp.training and torch.is_grad_enabled()):
             own: torch.Tensor = type(mlp).forward(mlp, x)
             return own
-        out: torch.Tensor = mlp.down_proj(_compiled(_swiglu, backend)(mlp.gate_proj(x), mlp.up_proj(x)))
+        out: torch.Tensor = mlp.down_proj(
+            _compiled(_swiglu, backend)(mlp.gate_proj(x), mlp.up_proj(x))
+        )
         return out
 
     setattr(forward, _STOCK, True)

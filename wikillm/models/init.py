@@ -20,7 +20,9 @@ OUTPUTS = ("o_proj.weight", "down_proj.weight")
 """What writes into the residual stream: at 0, every layer starts as the identity (Fixup, arXiv:1901.09321)."""
 
 
-def initialise_weights(model: nn.Module, seed: int, std: float, *, zero_outputs: bool = False) -> None:
+def initialise_weights(
+    model: nn.Module, seed: int, std: float, *, zero_outputs: bool = False
+) -> None:
     """Set every parameter of `model` in place. A tied parameter is set once, under its first name. (all ranks)
 
     `zero_outputs` leaves OUTPUTS at 0; the other weights are the same with and without it.
@@ -34,7 +36,9 @@ def initialise_weights(model: nn.Module, seed: int, std: float, *, zero_outputs:
                 if not is_partitioned or _rank() == 0:
                     is_zero = zero_outputs and name.endswith(OUTPUTS)
                     start = (
-                        torch.zeros(parameter.shape) if is_zero else initial_values(name, parameter.shape, seed, std)
+                        torch.zeros(parameter.shape)
+                        if is_zero
+                        else initial_values(name, parameter.shape, seed, std)
                     )
                     parameter.copy_(start)
 
@@ -59,7 +63,9 @@ def generator(seed: int, name: str) -> torch.Generator:
 def _whole(parameter: nn.Parameter) -> AbstractContextManager[object]:
     import deepspeed
 
-    gathered: AbstractContextManager[object] = deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+    gathered: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(
+        [parameter], modifier_rank=0
+    )
     return gathered
 
 

@@ -23,7 +23,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY, Choice, LossKernel, check_float8, choose_linear_cross_entropy
+from wikillm.kernels.dispatch import (
+    LINEAR_CROSS_ENTROPY,
+    Choice,
+    LossKernel,
+    check_float8,
+    choose_linear_cross_entropy,
+)
 from wikillm.models.z_loss import ZLoss, add_to_stock_loss
 
 SUPPORTED = (Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -39,7 +45,12 @@ def patches(model: nn.Module) -> tuple[str, ...]:
 
 
 def patch_loss(
-    model: PreTrainedModel, wanted: LossKernel = "auto", *, rows: int, device_type: str, z_loss: ZLoss | None = None
+    model: PreTrainedModel,
+    wanted: LossKernel = "auto",
+    *,
+    rows: int,
+    device_type: str,
+    z_loss: ZLoss | None = None,
 ) -> Choice:
     """Let `model` compute its loss as `dispatch` chooses; "stock" leaves it as it is. Returns the choice.
 
@@ -50,7 +61,9 @@ def patch_loss(
     Raises WikiLLMError for a model whose forward is not known here, and for one that is patched already, and MachineError
     where the implementation asked for does not run.
     """
-    choice = choose_linear_cross_entropy(wanted, rows=rows, vocab=int(model.config.vocab_size), device_type=device_type)
+    choice = choose_linear_cross_entropy(
+        wanted, rows=rows, vocab=int(model.config.vocab_size), device_type=device_type
+    )
     if choice.name == "stock":
         if z_loss is not None:
             add_to_stock_loss(model, z_loss)
@@ -59,7 +72,9 @@ def patch_loss(
     head: Any = model.lm_head
     if choice.name == "fp8":
         check_float8(hidden=head.in_features, vocab=head.out_features, device_type=device_type)
-    head.forward = MethodType(_mark(_head_forward(head.forward, choice.name, z_loss), choice.name), head)
+    head.forward = MethodType(
+        _mark(_head_forward(head.forward, choice.name, z_loss), choice.name), head
+    )
     forward = _loss_forward(model.forward)
     model.forward = MethodType(_mark(forward, choice.name), model)  # type: ignore[method-assign]
     return choice
@@ -80,7 +95,9 @@ def unpatch(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def fused_loss(model: PreTrainedModel, wanted: LossKernel = "auto", *, rows: int) -> Iterator[PreTrainedModel]:
+def fused_loss(
+    model: PreTrainedModel, wanted: LossKernel = "auto", *, rows: int
+) -> Iterator[PreTrainedModel]:
     """`model` with the fused loss where it is known and not there yet; as it was afterwards."""
     if patches(model) or not isinstance(model, SUPPORTED):
         yield model
@@ -94,7 +111,11 @@ def fused_loss(model: PreTrainedModel, wanted: LossKernel = "auto", *, rows: int
 
 
 def _check(model: PreTrainedModel) -> None:
-    if not isinstance(model, SUPPORTED) or "forward" in model.__dict__ or model.lm_head.bias is not None:
+    if (
+        not isinstance(model, SUPPORTED)
+        or "forward" in model.__dict__
+        or model.lm_head.bias is not None
+    ):
         raise WikiLLMError(
             f"The fused loss does not know how {type(model).__name__} computes its own.",
             got=f"known: {', '.join(known.__name__ for known in SUPPORTED)}, unpatched and without a bias in lm_head; "
@@ -108,7 +129,9 @@ def _mark(function: Callable[..., Any], implementation: str) -> Callable[..., An
     return function
 
 
-def _head_forward(stock: Callable[..., Any], name: str, z: ZLoss | None) -> Callable[..., torch.Tensor]:
+def _head_forward(
+    stock: Callable[..., Any], name: str, z: ZLoss | None
+) -> Callable[..., torch.Tensor]:
     """lm_head(hidden) is the projection it was; lm_head(hidden, labels, count) is the loss.
 
     An evaluation's loss is that of the model which is exported, so it is never computed in 8 bit.
@@ -123,7 +146,10 @@ def _head_forward(stock: Callable[..., Any], name: str, z: ZLoss | None) -> Call
         if labels is None:
             projected: torch.Tensor = stock(hidden)
             return projected
-        hidden_NH, labels_N = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1).to(hidden.device)
+        hidden_NH, labels_N = (
+            hidden.reshape(-1, hidden.shape[-1]),
+            labels.reshape(-1).to(hidden.device),
+        )
         if count is None:  # Hugging Face's mean: over the labels of this call
             count = (labels_N != _IGNORED).sum()
         choice = choose_linear_cross_entropy(
@@ -132,7 +158,11 @@ def _head_forward(stock: Callable[..., Any], name: str, z: ZLoss | None) -> Call
             vocab=head.weight.shape[0],
             device_type=hidden.device.type,
         )
-        options: dict[str, Any] = {"count": count, "ignore_index": _IGNORED, "chunk_rows": choice.chunk_rows}
+        options: dict[str, Any] = {
+            "count": count,
+            "ignore_index": _IGNORED,
+            "chunk_rows": choice.chunk_rows,
+        }
         if z is not None and head.training:  # an evaluation's loss is the cross entropy
             z.latest = torch.zeros((), device=hidden.device)
             options |= {"z_loss": z.coefficient, "z_out": z.latest}
@@ -163,7 +193,9 @@ def _loss_forward(stock: Callable[..., Any]) -> Callable[..., Any]:
     def forward(model: Any, *args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
         # Positional arguments beyond input_ids, and a part of the logits, are not what a training step asks for.
         if labels is None or len(args) > 1 or not _is_zero(kwargs.get("logits_to_keep", 0)):
-            return stock(*args, **kwargs) if labels is None else stock(*args, labels=labels, **kwargs)
+            return (
+                stock(*args, **kwargs) if labels is None else stock(*args, labels=labels, **kwargs)
+            )
         if args:
             kwargs["input_ids"] = args[0]
         kwargs.pop("logits_to_keep", None)

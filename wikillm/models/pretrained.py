@@ -59,8 +59,14 @@ def load_weights(
     if spare is not None and takes_all:
         left["unexpected_keys"] = [name for name in left["unexpected_keys"] if not spare(name)]
     if any(left.values()):
-        got = "\n".join(f"{kind}: {', '.join(names[:5])} ({len(names)})" for kind, names in left.items() if names)
-        raise CheckpointError(f"The weights in {folder} do not fit its config.json.", got=got, fix=advice)
+        got = "\n".join(
+            f"{kind}: {', '.join(names[:5])} ({len(names)})"
+            for kind, names in left.items()
+            if names
+        )
+        raise CheckpointError(
+            f"The weights in {folder} do not fit its config.json.", got=got, fix=advice
+        )
     opened: PreTrainedModel = model
     return opened
 
@@ -75,13 +81,23 @@ def reading(folder: Path, read: Callable[[], Read], *, advice: str) -> Read:
         refusal = as_refusal(error)
         said = next(iter(str(error).strip().splitlines()), "")[:300] or repr(error)
         if isinstance(refusal, MachineError):
-            got = f"{folder}: {refusal.got}" if str(folder) not in (refusal.got or "") else refusal.got
+            got = (
+                f"{folder}: {refusal.got}"
+                if str(folder) not in (refusal.got or "")
+                else refusal.got
+            )
             raise MachineError(refusal.what, got=got, fix=refusal.fix) from error
         if isinstance(refusal, CheckpointError | None) and (damaged := _damaged_files(folder)):
-            raise CheckpointError(f"{folder} is damaged.", got="\n".join(damaged), fix=advice) from error
+            raise CheckpointError(
+                f"{folder} is damaged.", got="\n".join(damaged), fix=advice
+            ) from error
         if isinstance(error, RuntimeError | SafetensorError) or refusal is not None:
-            raise CheckpointError(f"The weights in {folder} cannot be loaded.", got=said, fix=advice) from error
-        raise ConfigError(f"{folder} is not a model that transformers can load.", got=said, fix=advice) from error
+            raise CheckpointError(
+                f"The weights in {folder} cannot be loaded.", got=said, fix=advice
+            ) from error
+        raise ConfigError(
+            f"{folder} is not a model that transformers can load.", got=said, fix=advice
+        ) from error
 
 
 def _damaged_files(folder: Path) -> list[str]:

@@ -42,7 +42,9 @@ def split_sequences(model: PreTrainedModel, size: int) -> str:
     repeats = key_repeats(int(model.config.num_key_value_heads), size)
     for attention in _attentions(model):
         setattr(attention, _GROUP, group)
-        if repeats > 1:  # a key head has fewer query heads on a rank, and HF's functions read their number here
+        if (
+            repeats > 1
+        ):  # a key head has fewer query heads on a rank, and HF's functions read their number here
             # As an attribute of a plain object: a submodule would be one more name for the same weights.
             view = copy.copy(attention)
             view.num_key_value_groups = attention.num_key_value_groups // repeats
@@ -69,7 +71,9 @@ def _attentions(model: PreTrainedModel) -> list[Any]:
 
 
 def _check(model: PreTrainedModel) -> None:
-    if isinstance(model, SUPPORTED) and not any(_GROUP in attention.__dict__ for attention in _attentions(model)):
+    if isinstance(model, SUPPORTED) and not any(
+        _GROUP in attention.__dict__ for attention in _attentions(model)
+    ):
         return
     raise WikiLLMError(
         f"Sequence parallelism does not know the attention of {type(model).__name__}.",
@@ -106,7 +110,9 @@ def _spanning(core: Callable[..., Any]) -> Callable[..., Any]:
         group: dist.ProcessGroup = getattr(module, _GROUP)
         if (local := getattr(module, _LOCAL, None)) is not None:
             local.training = module.training
-        kwargs.pop("position_ids", None)  # of the stretch; flash attention would look for documents in them
+        kwargs.pop(
+            "position_ids", None
+        )  # of the stretch; flash attention would look for documents in them
         parts = (query_BHtd, key_BKtd, value_BKtd)
         device_type = query_BHtd.device.type
         if torch.is_autocast_enabled(

@@ -54,7 +54,9 @@ def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[No
     except pickle.UnpicklingError as error:
         name = refused_name(error)
         if name is None:
-            raise CheckpointError(f"A file of {where} cannot be loaded.", got=_reason(str(error))) from None
+            raise CheckpointError(
+                f"A file of {where} cannot be loaded.", got=_reason(str(error))
+            ) from None
         raise CheckpointError(
             f"A file of {where} holds more than numbers: loading it could run code.",
             got=f"it names {name}",

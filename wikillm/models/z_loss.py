@@ -62,7 +62,9 @@ def add_to_stock_loss(model: PreTrainedModel, z: ZLoss) -> None:
                 raise TypeError("the loss needs labels or shift_labels")
             shift_labels = nn.functional.pad(labels, (0, 1), value=_IGNORED)[..., 1:]
         labels_N = shift_labels.reshape(-1).to(logits.device)
-        count = num_items_in_batch if num_items_in_batch is not None else (labels_N != _IGNORED).sum()
+        count = (
+            num_items_in_batch if num_items_in_batch is not None else (labels_N != _IGNORED).sum()
+        )
         if isinstance(count, torch.Tensor):
             count = count.to(logits.device)
         term = z_loss_term(logits.reshape(-1, logits.shape[-1]), labels_N, count, z.coefficient)

@@ -44,7 +44,9 @@ class LogTable:
             "tokens": _number(values.get(names.TOKENS), format_short),
             "loss": _number(values.get(names.LOSS), lambda v: f"{v:.4f}"),
             "lr": _number(values.get(names.LEARNING_RATE), lambda v: f"{v:.2e}"),
-            "gnorm": _number(values.get(names.GRAD_NORM), lambda v: f"{v:.3f}" if v < 1000 else f"{v:.2e}"),
+            "gnorm": _number(
+                values.get(names.GRAD_NORM), lambda v: f"{v:.3f}" if v < 1000 else f"{v:.2e}"
+            ),
             "tok/s": _number(values.get(names.TOKENS_PER_SECOND), format_short),
             "TFLOP/s": _number(values.get(names.TFLOPS_PER_DEVICE), lambda v: f"{v:.1f}"),
             "MFU": _number(values.get(names.MFU), lambda v: f"{v:.1%}"),
@@ -58,7 +60,9 @@ class LogTable:
         rate, tokens = values.get(names.TOKENS_PER_SECOND), values.get(names.TOKENS)
         if not rate or tokens is None:
             return None
-        return max(0.0, (self._total_tokens - tokens) / rate)  # by tokens: in a batch ramp later steps take longer
+        return max(
+            0.0, (self._total_tokens - tokens) / rate
+        )  # by tokens: in a batch ramp later steps take longer
 
 
 def format_short(value: float) -> str:

@@ -65,7 +65,9 @@ class Meter:
         self._uses_gpu, self._clock = uses_gpu, clock
         self._window_tokens = self._window_steps = 0
         self._window_seconds = self._window_wait = 0.0
-        self._since: float | None = None  # the clock when counting began or went on; None while it stands still
+        self._since: float | None = (
+            None  # the clock when counting began or went on; None while it stands still
+        )
 
     @property
     def tokens(self) -> int:

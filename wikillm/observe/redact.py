@@ -21,7 +21,9 @@ _BEFORE_KEY = frozenset({"api", "access", "secret", "private"})
 _NOT_SECRET = frozenset({"text_key", "eos_token", "bos_token", "pad_token", "unk_token"})
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _USER_IN_URL = re.compile(r"(?P<scheme>[A-Za-z][\w+.\-]*://)[^/\s@]*@")
-_SECRET_IN_QUERY = re.compile(r"(?i)(?P<name>[?&;](?:[\w\-]*(?:token|key|secret|password|signature))=)[^&\s\"'<>]+")
+_SECRET_IN_QUERY = re.compile(
+    r"(?i)(?P<name>[?&;](?:[\w\-]*(?:token|key|secret|password|signature))=)[^&\s\"'<>]+"
+)
 _QUERY = re.compile(r"(?P<address>\b[A-Za-z][\w+.\-]*://[^\s?#\"'<>`]*)\?(?P<query>[^\s#\"'<>`]*)")
 _SIGNED = re.compile(
     r"(?i)(?:^|[&;])(?:x-(?:amz|goog|oss|cos|ms|bce|obs|tos)-|q-(?:sign|ak|key|url|header)|sig=|sign=|signature=|hmac=|"
@@ -54,7 +56,11 @@ def names_a_secret(key: str) -> bool:
 
 def environment_secrets(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Values of environment variables whose names name a secret, the longest first."""
-    found = {value for name, value in environ.items() if names_a_secret(name) and len(value) >= _SHORTEST_SECRET}
+    found = {
+        value
+        for name, value in environ.items()
+        if names_a_secret(name) and len(value) >= _SHORTEST_SECRET
+    }
     return tuple(sorted(found, key=len, reverse=True))
 
 

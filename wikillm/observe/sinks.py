@@ -64,7 +64,11 @@ class JsonlSink:
         try:
             self._metrics.parent.mkdir(parents=True, exist_ok=True)
             cut = {file.name: _cut_torn_line(file) for file in (self._metrics, self._events)}
-            starts = [event for event in read_records(self._events) if event.get(names.KIND) == names.START]
+            starts = [
+                event
+                for event in read_records(self._events)
+                if event.get(names.KIND) == names.START
+            ]
             last = max((int(event.get(names.SEGMENT) or 0) for event in starts), default=-1)
             self._segment = last + 1
         except OSError as error:
@@ -88,11 +92,16 @@ class JsonlSink:
     def finish(self, exit_code: int, error: str | None = None) -> None:
         if not self._is_finished:
             self._is_finished = True
-            self._append(self._events, {names.KIND: names.FINISH, "exit_code": exit_code, "error": error})
+            self._append(
+                self._events, {names.KIND: names.FINISH, "exit_code": exit_code, "error": error}
+            )
 
     def _append(self, path: Path, record: Mapping[str, Any]) -> None:
         stamped = {**record, names.SEGMENT: self._segment, names.TIME: round(time.time(), 3)}
-        line = json.dumps(stamped, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
+        line = (
+            json.dumps(stamped, ensure_ascii=False, allow_nan=False).encode(errors="replace")
+            + b"\n"
+        )
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
@@ -108,14 +117,22 @@ class JsonlSink:
     def _complain(self, error: OSError) -> None:
         if not self._has_warned:
             self._has_warned = True
-            warn(f"{self._metrics} cannot be written ({error}); training goes on, records are lost until it can")
+            warn(
+                f"{self._metrics} cannot be written ({error}); training goes on, records are lost until it can"
+            )
 
 
 def finite(values: Mapping[str, float | None]) -> dict[str, Any]:
     """`values` as JSON allows them: a value that is not finite becomes null, and `nonfinite` says what it was."""
     numbers = {name: _plain(value) for name, value in values.items()}
-    odd = {name: str(value) for name, value in numbers.items() if value is not None and not math.isfinite(value)}
-    plain: dict[str, Any] = {name: None if name in odd else value for name, value in numbers.items()}
+    odd = {
+        name: str(value)
+        for name, value in numbers.items()
+        if value is not None and not math.isfinite(value)
+    }
+    plain: dict[str, Any] = {
+        name: None if name in odd else value for name, value in numbers.items()
+    }
     return {**plain, names.NONFINITE: odd} if odd else plain
 
 
@@ -144,7 +161,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     kept: dict[int, dict[str, Any]] = {}
     segment = -1
     for record in read_records(path):
-        if record[names.SEGMENT] > segment:  # from here on, what the earlier segments did later never happened
+        if (
+            record[names.SEGMENT] > segment
+        ):  # from here on, what the earlier segments did later never happened
             segment = record[names.SEGMENT]
             kept = {step: old for step, old in kept.items() if step < record[names.STEP]}
         kept[record[names.STEP]] = record

@@ -34,7 +34,8 @@ from wikillm.observe.sinks import Sample
 Mode = Literal["offline", "online", "local", "disabled"]
 _ID_LETTERS = string.ascii_lowercase + string.digits
 _CRASHING_VARIABLES = tuple(
-    f"SWANLAB_{name}" for name in ("PROJECT", "EXPERIMENT", "RUN", "TERMINAL", "INTEGRATION", "CORE", "PROBE")
+    f"SWANLAB_{name}"
+    for name in ("PROJECT", "EXPERIMENT", "RUN", "TERMINAL", "INTEGRATION", "CORE", "PROBE")
 )
 """A plain string in one of these crashes SwanLab's settings: their names are sections there."""
 
@@ -123,15 +124,23 @@ class SwanLabSink:
         self._thread.start()
         self._tasks.put(lambda: self._begin(clean))
         if not self._started.wait(self._start_timeout):
-            warn(f"SwanLab has not started after {self._start_timeout:g} s; training goes on, it is tried further")
+            warn(
+                f"SwanLab has not started after {self._start_timeout:g} s; training goes on, it is tried further"
+            )
         elif not self._is_off and self._mode == "offline":
             say(f"SwanLab: offline in {self._folder}; upload later with: {self.sync_command}")
         elif not self._is_off:
-            say(f"SwanLab: {self._mode}, run {self._run_id} in {self._project}, files in {self._folder}")
+            say(
+                f"SwanLab: {self._mode}, run {self._run_id} in {self._project}, files in {self._folder}"
+            )
 
     def log(self, step: int, values: Mapping[str, float | None], kind: str | None = None) -> None:
         """Queue numbers; steps at or below the last one logged are dropped by SwanLab. Returns at once."""
-        numbers = {names.chart(name, kind): float(value) for name, value in values.items() if value is not None}
+        numbers = {
+            names.chart(name, kind): float(value)
+            for name, value in values.items()
+            if value is not None
+        }
         numbers.pop(names.chart(names.STEP, kind), None)
         self._put(lambda: self._run.log(numbers, step=step))
 
@@ -231,7 +240,10 @@ class SwanLabSink:
     def _log_text(self, step: int, samples: Sequence[Sample]) -> None:
         import swanlab
 
-        texts = [swanlab.Text(f"{sample.prompt}{sample.text}" or " ", caption=sample.prompt) for sample in samples]
+        texts = [
+            swanlab.Text(f"{sample.prompt}{sample.text}" or " ", caption=sample.prompt)
+            for sample in samples
+        ]
         if texts:
             self._run.log({"samples": texts}, step=step)
 
@@ -249,16 +261,30 @@ class SwanLabSink:
     def _finish_at_exit(self) -> None:
         """Whatever way the process ends, SwanLab gets its time and no more."""
         crash = getattr(sys, "last_value", None)
-        self.finish(1 if crash is not None else 0, f"{type(crash).__name__}: {crash}" if crash is not None else None)
+        self.finish(
+            1 if crash is not None else 0,
+            f"{type(crash).__name__}: {crash}" if crash is not None else None,
+        )
 
 
-_PROBE = {"hardware": True, "runtime": False, "requirements": False, "conda": False, "git": False, "swanlab": False}
+_PROBE = {
+    "hardware": True,
+    "runtime": False,
+    "requirements": False,
+    "conda": False,
+    "git": False,
+    "swanlab": False,
+}
 
 
 def unreachable(url: str, timeout: float) -> str | None:
     """None if a TCP connection to the server (or to the proxy that leads there) opens in time, else why not."""
     parts = urllib.parse.urlsplit(url if "://" in url else f"https://{url}")
-    proxy = None if urllib.request.proxy_bypass(parts.hostname or "") else urllib.request.getproxies().get(parts.scheme)
+    proxy = (
+        None
+        if urllib.request.proxy_bypass(parts.hostname or "")
+        else urllib.request.getproxies().get(parts.scheme)
+    )
     if proxy:
         parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
@@ -284,7 +310,9 @@ def _without_crashing_variables() -> Iterator[None]:
     hidden = {name: os.environ.pop(name) for name in _CRASHING_VARIABLES if name in os.environ}
     others = sorted(hidden.keys() - {"SWANLAB_PROJECT"})
     if others:
-        warn(f"{', '.join(others)} would crash SwanLab and is ignored; see observe.swanlab.* for what can be set")
+        warn(
+            f"{', '.join(others)} would crash SwanLab and is ignored; see observe.swanlab.* for what can be set"
+        )
     try:
         yield
     finally:

@@ -37,7 +37,10 @@ def sequence_groups(resolved: Resolved, world_size: int) -> int:
     if world_size % size == 0:
         return world_size // size
     legal = [n for n in range(2, world_size + 1) if world_size % n == 0]
-    fixes = [f"{SHARED}={max((n for n in legal if n <= size), default=1)}", f"a multiple of {size} ranks"]
+    fixes = [
+        f"{SHARED}={max((n for n in legal if n <= size), default=1)}",
+        f"a multiple of {size} ranks",
+    ]
     raise ConfigError(
         f"sequence_parallel_size={size} does not divide the {world_size} rank{'s' if world_size > 1 else ''}.",
         got=f"set by {where_of(resolved.origins, SHARED)}",
@@ -66,18 +69,24 @@ def split_batch(resolved: Resolved, world_size: int, most: int | None = None) ->
         raise _refusal(resolved, groups, step)
     sequences = train.global_batch_tokens // length
     ramp = split_ramp(resolved, groups, given_micro_batch(train) or 1)
-    micro = given_micro_batch(train) or _largest_divisor(train, ramp.sequences_at(0) // groups, most)
+    micro = given_micro_batch(train) or _largest_divisor(
+        train, ramp.sequences_at(0) // groups, most
+    )
     return Batch(micro, sequences // (micro * groups), sequences, train.global_batch_tokens, ramp)
 
 
 def given_micro_batch(train: TrainSection) -> int | None:
     """`train.per_device_train_batch_size`, or None where it is auto."""
-    return None if train.per_device_train_batch_size == "auto" else train.per_device_train_batch_size
+    return (
+        None if train.per_device_train_batch_size == "auto" else train.per_device_train_batch_size
+    )
 
 
 def _most_by_tokens(train: TrainSection) -> int:
     """Sequences of a micro-step within `train.max_micro_batch_tokens`; one at least."""
-    return max(1, train.max_micro_batch_tokens * train.sequence_parallel_size // train.sequence_length)
+    return max(
+        1, train.max_micro_batch_tokens * train.sequence_parallel_size // train.sequence_length
+    )
 
 
 def _largest_divisor(train: TrainSection, per_rank: int, most: int | None) -> int:
@@ -92,7 +101,11 @@ def split_ramp(resolved: Resolved, groups: int, micro: int) -> BatchRamp:
     ramp = batch_ramp(train, (train.global_batch_tokens or 0) // train.sequence_length)
     if not ramp.stages or (first := ramp.sequences_at(0)) % (micro * groups) == 0:
         return ramp
-    fixes = [f"{KEYS[0]}={size * train.sequence_length}" for _, size in ramp.stages if size % (micro * groups) == 0][:1]
+    fixes = [
+        f"{KEYS[0]}={size * train.sequence_length}"
+        for _, size in ramp.stages
+        if size % (micro * groups) == 0
+    ][:1]
     if first % groups == 0:
         smaller = max(size for size in range(1, micro) if first // groups % size == 0)
         fixes.append(f"train.per_device_train_batch_size={smaller}, which keeps the ramp")
@@ -108,18 +121,28 @@ def split_ramp(resolved: Resolved, groups: int, micro: int) -> BatchRamp:
 def _refusal(resolved: Resolved, groups: int, step: int) -> ConfigError:
     """`step`: tokens of one micro-step over all ranks; under auto, of one sequence for each."""
     train = resolved.config.train
-    wanted, micro, length = train.global_batch_tokens or 0, given_micro_batch(train), train.sequence_length
+    wanted, micro, length = (
+        train.global_batch_tokens or 0,
+        given_micro_batch(train),
+        train.sequence_length,
+    )
     below = wanted // step * step
     legal = [value for value in (below, below + step) if value]
     nearest = min(legal, key=lambda value: (abs(value - wanted), -value))
     fixes = [f"train.global_batch_tokens={nearest}"]
     if micro is None:
         said, kind, keys = f"{length}-token sequences", "one sequence each", [_KEYS[0], _KEYS[2]]
-        fixes = [", or ".join([*fixes, *_fewer_ranks(wanted, length, groups, train.sequence_parallel_size)])]
+        fixes = [
+            ", or ".join(
+                [*fixes, *_fewer_ranks(wanted, length, groups, train.sequence_parallel_size)]
+            )
+        ]
     else:
         said, kind, keys = f"{micro} sequences x {length} tokens", "one micro-step", list(_KEYS)
         if (smaller := _smaller_micro_batch(wanted, micro, length, groups)) is not None:
-            fixes.append(f"or {_KEYS[1]}={smaller}, which keeps the batch ({_KEYS[1]}=auto finds it for any ranks)")
+            fixes.append(
+                f"or {_KEYS[1]}={smaller}, which keeps the batch ({_KEYS[1]}=auto finds it for any ranks)"
+            )
     return ConfigError(
         f"global_batch_tokens={wanted} cannot be split over {name_ranks(groups, train.sequence_parallel_size)} x {said}.",
         got=f"{kind} {'is' if micro else 'makes'} {step} tokens; nearest legal values: {', '.join(map(str, legal))}\n"
@@ -132,7 +155,9 @@ def _fewer_ranks(wanted: int, length: int, groups: int, size: int) -> list[str]:
     """The largest number of ranks below these that the batch divides into, if the batch is whole sequences."""
     if wanted % length:
         return []
-    fewer = max((count for count in range(1, groups) if wanted // length % count == 0), default=None)
+    fewer = max(
+        (count for count in range(1, groups) if wanted // length % count == 0), default=None
+    )
     return [] if fewer is None else [f"{fewer * size} rank{'s' if fewer * size > 1 else ''}"]
 
 

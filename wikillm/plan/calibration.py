@@ -50,7 +50,11 @@ class Calibration:
 
 
 def calibration_file(environ: Mapping[str, str] = os.environ) -> Path:
-    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wikillm" / "calibration.json"
+    return (
+        Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        / "wikillm"
+        / "calibration.json"
+    )
 
 
 def write_calibration(calibration: Calibration) -> Path:
@@ -65,10 +69,14 @@ def read_calibration() -> Calibration | None:
     path = calibration_file()
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.pop("version") != VERSION or set(raw) != {field.name for field in fields(Calibration)}:
+        if raw.pop("version") != VERSION or set(raw) != {
+            field.name for field in fields(Calibration)
+        }:
             raise ValueError("another version")
         made = Calibration(**raw)
-        if not all(rate > 0 for rate in (made.gemm_flops, made.attention_flops, made.copy_bytes_per_second)):
+        if not all(
+            rate > 0 for rate in (made.gemm_flops, made.attention_flops, made.copy_bytes_per_second)
+        ):
             raise ValueError("a speed that is not positive")
         return made
     except FileNotFoundError:
@@ -81,7 +89,9 @@ def read_calibration() -> Calibration | None:
 def cpu_as_device(calibration: Calibration | None, ranks: int, memory: int) -> Gpu:
     """A rank's share of this machine's cores and memory. Raises ConfigError when it was not measured."""
     if calibration is None or calibration.kind != "cpu":
-        raise ConfigError("The speed of this machine's CPU is not known yet.", fix="wikillm plan --calibrate")
+        raise ConfigError(
+            "The speed of this machine's CPU is not known yet.", fix="wikillm plan --calibrate"
+        )
     reduce = calibration.all_reduce_bytes_per_second or calibration.copy_bytes_per_second
     return Gpu(
         CPU,
@@ -97,7 +107,11 @@ def cpu_as_device(calibration: Calibration | None, ranks: int, memory: int) -> G
 
 def apply_calibration(gpu: Gpu, calibration: Calibration | None, driver_name: str) -> Gpu:
     """The GPU with the all-reduce and the ceiling of its products as measured, if it was measured on such a one."""
-    if calibration is None or calibration.kind != "cuda" or peak_flops(calibration.device) != peak_flops(driver_name):
+    if (
+        calibration is None
+        or calibration.kind != "cuda"
+        or peak_flops(calibration.device) != peak_flops(driver_name)
+    ):
         return gpu
     reduce = calibration.all_reduce_bytes_per_second
     return replace(gpu, ceiling=calibration.gemm_flops, inside_node=reduce or gpu.inside_node)

@@ -36,7 +36,9 @@ class Written:
     ranks: int = 1
 
 
-def checkpoint_bytes(model: ModelSection, vocab_size: int, written: Written, *, embedding_is_sure: bool = True) -> int:
+def checkpoint_bytes(
+    model: ModelSection, vocab_size: int, written: Written, *, embedding_is_sure: bool = True
+) -> int:
     """Bytes of one checkpoint.
 
     Args:

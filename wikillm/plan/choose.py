@@ -65,14 +65,23 @@ class Choice:
 
 
 def rank_choices(
-    resolved: Resolved, job: Job, machine: Machine, mfu: float | None = None, *, keep_pins: bool = True
+    resolved: Resolved,
+    job: Job,
+    machine: Machine,
+    mfu: float | None = None,
+    *,
+    keep_pins: bool = True,
 ) -> list[Choice]:
     """All ways that fit, the best first, then those that do not, the nearest first."""
     pins = frozenset(key for key in PINS if keep_pins and is_pinned(resolved, key))
-    found = [_best_micro(resolved, job, machine, setup, mfu, pins) for setup in _setups(resolved, job, machine, pins)]
+    found = [
+        _best_micro(resolved, job, machine, setup, mfu, pins)
+        for setup in _setups(resolved, job, machine, pins)
+    ]
     fitting = [choice for choice in found if choice.fits]
     best = {
-        last: min((c.time.total for c in fitting if _last_resort(c.setup) == last), default=0.0) for last in range(3)
+        last: min((c.time.total for c in fitting if _last_resort(c.setup) == last), default=0.0)
+        for last in range(3)
     }
     fitting.sort(
         key=lambda choice: (
@@ -81,10 +90,14 @@ def rank_choices(
             _effort(choice.setup),
         )
     )
-    return fitting + sorted((choice for choice in found if not choice.fits), key=lambda choice: choice.memory.total)
+    return fitting + sorted(
+        (choice for choice in found if not choice.fits), key=lambda choice: choice.memory.total
+    )
 
 
-def choose(resolved: Resolved, job: Job, machine: Machine, mfu: float | None = None) -> list[Choice]:
+def choose(
+    resolved: Resolved, job: Job, machine: Machine, mfu: float | None = None
+) -> list[Choice]:
     """As `rank_choices`. Raises ConfigError when nothing fits, with what would."""
     choices = rank_choices(resolved, job, machine, mfu)
     if choices[0].fits:
@@ -103,7 +116,9 @@ def choose(resolved: Resolved, job: Job, machine: Machine, mfu: float | None = N
     )
 
 
-def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]) -> Iterator[Setup]:
+def _setups(
+    resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
+) -> Iterator[Setup]:
     """Recipes worth a look, each with every kind of checkpointing, at micro-batch 1."""
     train, ranks = resolved.config.train, machine.ranks
     if "deepspeed.config" in pins and resolved.config.deepspeed.config is not None:
@@ -115,7 +130,9 @@ def _setups(resolved: Resolved, job: Job, machine: Machine, pins: frozenset[str]
     else:
         recipes = ["zero1", "zero2", "zero0", "zero3", "zero2_offload", "zero3_offload"]
         recipes += ["zero3_plus"] if machine.nodes > 1 else []
-    kinds = (train.gradient_checkpointing,) if "train.gradient_checkpointing" in pins else CHECKPOINTING
+    kinds = (
+        (train.gradient_checkpointing,) if "train.gradient_checkpointing" in pins else CHECKPOINTING
+    )
     for recipe in recipes:
         for checkpointing in kinds:
             setup = setup_from_recipe(
@@ -149,23 +166,34 @@ def _goes_with_recipe(setup: Setup, job: Job, train: TrainSection) -> bool:
     if job.ramp.stages and setup.offload_optimizer:
         return False
     wants_whole_weights = setup.ema or train.compile == "layers"
-    return not (setup.muon and (offloads or setup.quantized)) and not (wants_whole_weights and setup.stage == 3)
+    return not (setup.muon and (offloads or setup.quantized)) and not (
+        wants_whole_weights and setup.stage == 3
+    )
 
 
 def _best_micro(
-    resolved: Resolved, job: Job, machine: Machine, setup: Setup, mfu: float | None, pins: frozenset[str]
+    resolved: Resolved,
+    job: Job,
+    machine: Machine,
+    setup: Setup,
+    mfu: float | None,
+    pins: frozenset[str],
 ) -> Choice:
     """The largest micro-batch that fits; the smallest one, with what it lacks, when none does."""
     groups = machine.ranks // job.sequence_parallel
     per_rank, at_first = job.sequences // groups, job.ramp.sequences_at(0) // groups
-    if job.micro is not None and (MICRO in pins or resolved.config.train.global_batch_tokens is None):
+    if job.micro is not None and (
+        MICRO in pins or resolved.config.train.global_batch_tokens is None
+    ):
         sizes = [job.micro]
     else:
         most = max(1, MOST_MICRO_TOKENS * job.sequence_parallel // job.shape.sequence_length)
         sizes = [size for size in range(min(most, at_first), 0, -1) if at_first % size == 0]
     choice = None
     for size in sizes:
-        choice = _evaluate(job, machine, replace(setup, micro=size, accumulation=per_rank // size), mfu)
+        choice = _evaluate(
+            job, machine, replace(setup, micro=size, accumulation=per_rank // size), mfu
+        )
         if choice.fits:
             break
     assert choice is not None, f"no micro-batch divides {per_rank} sequences"
@@ -187,7 +215,9 @@ def _evaluate(job: Job, machine: Machine, setup: Setup, mfu: float | None) -> Ch
     misfit = None
     usable = int((1 - KEPT_FREE) * machine.gpu.memory)
     if memory.total > usable:
-        misfit = f"needs {format_size(memory.total)} per GPU, {format_size(usable)} are planned with"
+        misfit = (
+            f"needs {format_size(memory.total)} per GPU, {format_size(usable)} are planned with"
+        )
     elif host > machine.host_memory:
         misfit = f"needs {format_size(host)} of host memory per node, {format_size(machine.host_memory)} are assumed"
     return Choice(setup, memory, host, traffic, time, misfit)
@@ -200,7 +230,9 @@ def _last_resort(setup: Setup) -> int:
 
 def _effort(setup: Setup) -> tuple[int, int, int]:
     """Of two equally fast ways the first is the one with less recomputation and the lower stage."""
-    stage = setup.stage if setup.ranks == 1 else {0: 4}.get(setup.stage, setup.stage)  # zero1 before zero0
+    stage = (
+        setup.stage if setup.ranks == 1 else {0: 4}.get(setup.stage, setup.stage)
+    )  # zero1 before zero0
     return (CHECKPOINTING.index(setup.checkpointing), stage, -setup.micro)
 
 
@@ -218,10 +250,15 @@ def _leaner(job: Job, machine: Machine) -> Iterator[Job]:
             yield replace(job, tiled_mlp=True, sequence_parallel=size)
 
 
-def _what_would_fit(resolved: Resolved, job: Job, machine: Machine, mfu: float | None) -> Iterator[str]:
+def _what_would_fit(
+    resolved: Resolved, job: Job, machine: Machine, mfu: float | None
+) -> Iterator[str]:
     """Other settings here; else more GPUs of the same kind, the next larger kind, more host memory. All are tried."""
     free = rank_choices(resolved, job, machine, mfu, keep_pins=False)[0]
-    others = (rank_choices(resolved, other, machine, mfu, keep_pins=False)[0] for other in _leaner(job, machine))
+    others = (
+        rank_choices(resolved, other, machine, mfu, keep_pins=False)[0]
+        for other in _leaner(job, machine)
+    )
     if found := next((choice for choice in itertools.chain([free], others) if choice.fits), None):
         setup = found.setup
         yield " ".join(
@@ -229,26 +266,38 @@ def _what_would_fit(resolved: Resolved, job: Job, machine: Machine, mfu: float |
                 f"--deepspeed {setup.recipe} train.per_device_train_batch_size={setup.micro}",
                 f"train.gradient_checkpointing={setup.checkpointing}",
                 *(["train.mlp_kernel=tiled"] if setup.tiled_mlp else []),
-                *([f"train.sequence_parallel_size={size}"] if (size := setup.sequence_parallel) > 1 else []),
+                *(
+                    [f"train.sequence_parallel_size={size}"]
+                    if (size := setup.sequence_parallel) > 1
+                    else []
+                ),
             ]
         )
         return
 
     def fits(other: Machine) -> bool:
         try:
-            other_job = describe_job(resolved, ranks=other.ranks, gpu=other.gpu, train_tokens=job.train_tokens)
+            other_job = describe_job(
+                resolved, ranks=other.ranks, gpu=other.gpu, train_tokens=job.train_tokens
+            )
         except ConfigError:
             return False
         return rank_choices(resolved, other_job, other, mfu)[0].fits
 
     nodes, per_node = machine.nodes, machine.gpus_per_node
     while nodes * per_node < MOST_RANKS:
-        nodes, per_node = (nodes * 2, per_node) if per_node >= 8 or machine.nodes > 1 else (1, min(8, per_node * 2))
+        nodes, per_node = (
+            (nodes * 2, per_node)
+            if per_node >= 8 or machine.nodes > 1
+            else (1, min(8, per_node * 2))
+        )
         host = machine.host_memory * per_node // machine.gpus_per_node
         if fits(Machine(machine.gpu, nodes, per_node, host)):
             yield f"{machine.gpu.flags} --nodes {nodes} --gpus-per-node {per_node}"
             break
-    tried = (gpu for gpu in map(find_gpu, GPU_NAMES) if not gpu.note)  # not those that no run was written for
+    tried = (
+        gpu for gpu in map(find_gpu, GPU_NAMES) if not gpu.note
+    )  # not those that no run was written for
     for gpu in sorted(tried, key=lambda gpu: (gpu.memory, gpu.peak, gpu.name)):
         if gpu.memory > machine.gpu.memory and fits(replace(machine, gpu=gpu)):
             yield f"{gpu.flags} --nodes {machine.nodes} --gpus-per-node {machine.gpus_per_node}"

@@ -41,13 +41,21 @@ def _of_sequences(shape: Shape, setup: Setup) -> int:
         return 0
     heads = 2 * model.num_attention_heads + 2 * max(model.num_key_value_heads, ranks)
     passes = 2 if setup.checkpointing == "none" else 3
-    elements = setup.accumulation * setup.tokens(shape) * model.num_hidden_layers * heads * head_width(model)
+    elements = (
+        setup.accumulation
+        * setup.tokens(shape)
+        * model.num_hidden_layers
+        * heads
+        * head_width(model)
+    )
     return passes * setup.bytes_per_weight * elements * (ranks - 1) // ranks
 
 
 def _of_states(parameters: int, setup: Setup) -> Communication:
     n, accumulation = setup.ranks, setup.accumulation
-    elements = {0: 2.0, 1: 2.0, 2: accumulation + 1.0, 3: 3.0 * accumulation}[setup.stage] * parameters
+    elements = {0: 2.0, 1: 2.0, 2: accumulation + 1.0, 3: 3.0 * accumulation}[
+        setup.stage
+    ] * parameters
     sent = setup.bytes_per_weight * elements * (n - 1) / n
     host = _host_bytes(parameters, setup)
     if setup.nodes == 1:

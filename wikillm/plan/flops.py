@@ -34,7 +34,13 @@ _PEAK_TFLOPS = (
 
 def flops_per_token(model: ModelSection, vocab_size: int, sequence_length: int) -> int:
     """Model FLOPs per trained token, forward and backward."""
-    attention = 12 * model.num_hidden_layers * model.num_attention_heads * head_width(model) * sequence_length
+    attention = (
+        12
+        * model.num_hidden_layers
+        * model.num_attention_heads
+        * head_width(model)
+        * sequence_length
+    )
     return 6 * count_parameters(model, vocab_size).matmul + attention
 
 
@@ -50,6 +56,8 @@ def peak_flops(device_name: str) -> float | None:
     return None
 
 
-def model_flops_utilization(tokens_per_second_per_gpu: float, flops_per_token: float, peak: float) -> float:
+def model_flops_utilization(
+    tokens_per_second_per_gpu: float, flops_per_token: float, peak: float
+) -> float:
     """MFU: the share of `peak` (FLOP/s) that the model's own FLOPs make up, 0 to 1."""
     return tokens_per_second_per_gpu * flops_per_token / peak

@@ -30,8 +30,12 @@ class Gpu:
     between_nodes: float
     host_link: float  # PCIe, for offload
     has_bf16: bool
-    device: Literal["cuda", "cpu"] = "cuda"  # "cpu": a share of the cores, whose peak is of fp32 and measured
-    ceiling: float | None = None  # FLOP/s of large products, measured; what training reaches stays below
+    device: Literal["cuda", "cpu"] = (
+        "cuda"  # "cpu": a share of the cores, whose peak is of fp32 and measured
+    )
+    ceiling: float | None = (
+        None  # FLOP/s of large products, measured; what training reaches stays below
+    )
     given: str = ""  # flags of the command line that describe it, beside its name
     note: str = ""  # for the plan: what its figures rest on
 
@@ -50,7 +54,13 @@ _GPUS = {
     "h200": ("H200", 139.8, 360.0, 40.0, 50.0),
     "h100": ("H100", 79.1, 360.0, 40.0, 50.0),
     "h100-pcie": ("H100 PCIe", 79.1, 50.0, 20.0, 50.0),
-    "h100-nvl": ("H100 NVL", 93.1, 50.0, 20.0, 50.0),  # NVLink joins two cards; a node of more goes over PCIe
+    "h100-nvl": (
+        "H100 NVL",
+        93.1,
+        50.0,
+        20.0,
+        50.0,
+    ),  # NVLink joins two cards; a node of more goes over PCIe
     "h800": ("H800", 79.1, 160.0, 40.0, 50.0),
     "h20": ("H20", 95.1, 360.0, 40.0, 50.0),
     "a100": ("A100", 79.1, 240.0, 20.0, 25.0),
@@ -63,10 +73,28 @@ _GPUS = {
     "l4": ("L4", 22.0, 12.0, 2.5, 12.0),
     "a10": ("A10", 22.0, 25.0, 2.5, 25.0),
     "a10g": ("A10G", 22.0, 25.0, 2.5, 25.0),
-    "rtx-pro6000": ("RTX PRO 6000", 94.5, 50.0, 2.5, 50.0),  # 96 GB GDDR7 with ECC, PCIe 5.0 x16, no NVLink
+    "rtx-pro6000": (
+        "RTX PRO 6000",
+        94.5,
+        50.0,
+        2.5,
+        50.0,
+    ),  # 96 GB GDDR7 with ECC, PCIe 5.0 x16, no NVLink
     "rtx-pro6000-maxq": ("RTX PRO 6000 Blackwell Max-Q", 94.5, 50.0, 2.5, 50.0),
-    "rtx6000-ada": ("RTX 6000 Ada", 47.3, 25.0, 2.5, 25.0),  # data sheet: 48 GB GDDR6, PCIe 4.0 x16, no NVLink
-    "a6000": ("RTX A6000", 47.3, 25.0, 2.5, 25.0),  # data sheet: 48 GB GDDR6, PCIe 4.0 x16; NVLink joins two cards
+    "rtx6000-ada": (
+        "RTX 6000 Ada",
+        47.3,
+        25.0,
+        2.5,
+        25.0,
+    ),  # data sheet: 48 GB GDDR6, PCIe 4.0 x16, no NVLink
+    "a6000": (
+        "RTX A6000",
+        47.3,
+        25.0,
+        2.5,
+        25.0,
+    ),  # data sheet: 48 GB GDDR6, PCIe 4.0 x16; NVLink joins two cards
     "rtx5090": ("RTX 5090", 31.4, 25.0, 2.5, 50.0),
     "rtx4090": ("RTX 4090", 23.5, 12.0, 2.5, 25.0),
     "rtx4090d": ("RTX 4090 D", 23.5, 12.0, 2.5, 25.0),
@@ -82,7 +110,10 @@ _NO_BF16 = ("v100", "t4")
 _NOTES = {
     "mi300x": "MI300X: figures not checked against its data sheet; WikiLLM was not tried with ROCm",
     "ascend-910b": "Ascend 910B is planned only, by figures not checked against its data sheet: WikiLLM does not train on it",
-    **dict.fromkeys(("rtx-pro6000", "rtx-pro6000-maxq"), "RTX PRO 6000: figures not checked against its data sheet"),
+    **dict.fromkeys(
+        ("rtx-pro6000", "rtx-pro6000-maxq"),
+        "RTX PRO 6000: figures not checked against its data sheet",
+    ),
 }
 GPU_NAMES = tuple(_GPUS)
 _MARKETING = re.compile(
@@ -100,18 +131,24 @@ def find_gpu(name: str) -> Gpu:
     found = _short_name(name)
     if found is None:
         wanted, size = _compact(name)
-        near = did_you_mean(wanted, spelled := {_compact(known)[0]: known for known in reversed(GPU_NAMES)})
+        near = did_you_mean(
+            wanted, spelled := {_compact(known)[0]: known for known in reversed(GPU_NAMES)}
+        )
         more = f" --gpu-memory {size:g}GiB" if size else ""
         raise ConfigError(
             f"The planner knows no GPU {name!r}.",
             got=f"known: {', '.join(GPU_NAMES)}; cpu\nany other: {DESCRIBE}   (its dense bf16 peak, from its data sheet)",
-            fix=f"--gpu {spelled[near]}{more}" if near else DESCRIBE.replace("NAME", shlex.quote(name)),
+            fix=f"--gpu {spelled[near]}{more}"
+            if near
+            else DESCRIBE.replace("NAME", shlex.quote(name)),
         )
     model, memory, inside, between, host = _GPUS[found]
     peak = peak_flops(model)
     assert peak is not None, f"{model} has no peak in flops.py"
     has_bf16, note = found not in _NO_BF16, _NOTES.get(found, "")
-    return Gpu(found, int(memory * GIB), peak, inside * 1e9, between * 1e9, host * 1e9, has_bf16, note=note)
+    return Gpu(
+        found, int(memory * GIB), peak, inside * 1e9, between * 1e9, host * 1e9, has_bf16, note=note
+    )
 
 
 def describe_gpu(name: str, memory: int | None, tflops: float) -> Gpu:
@@ -121,7 +158,9 @@ def describe_gpu(name: str, memory: int | None, tflops: float) -> Gpu:
     """
     if _short_name(name) is not None:
         return replace(
-            with_memory(found := find_gpu(name), memory), peak=tflops * 1e12, given=_given(found, memory, tflops)
+            with_memory(found := find_gpu(name), memory),
+            peak=tflops * 1e12,
+            given=_given(found, memory, tflops),
         )
     if memory is None:
         raise ConfigError(
@@ -145,7 +184,9 @@ def _compact(name: str) -> tuple[str, float | None]:
     text = name.lower().replace("max-q", "maxq")
     size = re.search(r"(?<![a-z0-9])([0-9]+)\s*g(?:i?b)?(?![a-z0-9])", text)
     words = re.split(r"[^a-z0-9]+", text.replace(size[0], " ") if size else text)
-    return "".join(word for word in words if not _MARKETING.fullmatch(word)), float(size[1]) if size else None
+    return "".join(word for word in words if not _MARKETING.fullmatch(word)), float(
+        size[1]
+    ) if size else None
 
 
 def _short_name(name: str) -> str | None:
@@ -153,7 +194,12 @@ def _short_name(name: str) -> str | None:
     wanted, size = _compact(name)
     for short in GPU_NAMES:
         known, memory = _compact(short)[0], _GPUS[short][1]
-        is_same = wanted in (known, known.removeprefix("rtx"), known.removeprefix("ascend"), f"rtx{known}")
+        is_same = wanted in (
+            known,
+            known.removeprefix("rtx"),
+            known.removeprefix("ascend"),
+            f"rtx{known}",
+        )
         if is_same and (size is None or abs(size - memory) <= 0.1 * size):
             return short
     return None

@@ -24,7 +24,9 @@ def count_sequences(train_tokens: int, sequence_length: int) -> int:
     return -(-max(0, train_tokens - 1) // sequence_length)
 
 
-def count_steps(resolved: Resolved, batch: Batch, sequences: int | None, first_epoch: int | None = None) -> int:
+def count_steps(
+    resolved: Resolved, batch: Batch, sequences: int | None, first_epoch: int | None = None
+) -> int:
     """Optimizer steps until the horizon.
 
     Args:
@@ -41,10 +43,14 @@ def count_steps(resolved: Resolved, batch: Batch, sequences: int | None, first_e
         epochs = Fraction(str(train.num_train_epochs))
         more = min(epochs, Fraction(1)) * ((first_epoch or sequences) - sequences)
         return batch.ramp.steps_for(math.ceil(epochs * sequences + more))
-    raise ConfigError("The run has no horizon.", fix="--max_steps 1000")  # load() refuses this earlier
+    raise ConfigError(
+        "The run has no horizon.", fix="--max_steps 1000"
+    )  # load() refuses this earlier
 
 
-def refuse_small_corpus(resolved: Resolved, batch: Batch, sequences: int, train_tokens: int) -> None:
+def refuse_small_corpus(
+    resolved: Resolved, batch: Batch, sequences: int, train_tokens: int
+) -> None:
     """A global batch must not hold a sequence twice: raises ConfigError when the corpus is smaller than one."""
     if sequences >= batch.sequences:
         return
@@ -53,11 +59,17 @@ def refuse_small_corpus(resolved: Resolved, batch: Batch, sequences: int, train_
     if world_step > sequences * train.sequence_length and given_micro_batch(train) is None:
         world_step //= batch.micro  # auto goes down to one sequence for each rank
     largest = sequences * train.sequence_length // world_step * world_step
-    smaller = "fewer ranks" if given_micro_batch(train) in (None, 1) else "a smaller train.per_device_train_batch_size"
+    smaller = (
+        "fewer ranks"
+        if given_micro_batch(train) in (None, 1)
+        else "a smaller train.per_device_train_batch_size"
+    )
     fix = f"train.global_batch_tokens={largest}" if largest else smaller
     raise ConfigError(
         f"The corpus has {train_tokens} training tokens, less than one global batch of {batch.tokens}.",
-        got=where_of(resolved.origins, "data.path", "train.global_batch_tokens", "train.sequence_length"),
+        got=where_of(
+            resolved.origins, "data.path", "train.global_batch_tokens", "train.sequence_length"
+        ),
         fix=f"{fix}, or more text",
     )
 
@@ -87,7 +99,10 @@ def count_warmup(resolved: Resolved, max_steps: int) -> tuple[int, str | None]:
     limit = int(max_steps * PRESET_WARMUP_SHARE)
     if warmup <= limit:
         return int(warmup), None
-    return limit, f"warm-up shortened from {warmup:g} to {limit} steps, 10 % of the {max_steps} of this run"
+    return (
+        limit,
+        f"warm-up shortened from {warmup:g} to {limit} steps, 10 % of the {max_steps} of this run",
+    )
 
 
 def _value(resolved: Resolved, key: str) -> object:

@@ -37,7 +37,9 @@ class Job:
 
     shape: Shape
     sequences: int
-    micro: int | None  # sequences of a rank's micro-step, where the batch or the user leaves no choice
+    micro: (
+        int | None
+    )  # sequences of a rank's micro-step, where the batch or the user leaves no choice
     ramp: BatchRamp
     tokens: int
     max_steps: int
@@ -52,10 +54,14 @@ class Job:
     notes: tuple[str, ...]
 
 
-def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int | None = None) -> Job:
+def describe_job(
+    resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int | None = None
+) -> Job:
     """Raises ConfigError when the batch cannot be split over `ranks`, or vocabulary or warm-up do not fit."""
     model, train = resolved.config.model, resolved.config.train
-    vocab_size, vocab_note = resolve_vocab_size(model, resolved.origin("model.vocab_size"), _tokenizer_length(resolved))
+    vocab_size, vocab_note = resolve_vocab_size(
+        model, resolved.origin("model.vocab_size"), _tokenizer_length(resolved)
+    )
     count = count_parameters(model, vocab_size)
     batch = _batch(resolved, ranks)
     tokens_note = None
@@ -63,16 +69,24 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
         train_tokens, tokens_note = _tokens_without_data(resolved, batch, count.total)
     steps = count_steps(resolved, batch, count_sequences(train_tokens, train.sequence_length))
     warmup, warmup_note = count_warmup(resolved, steps)
-    ramp_note = f"batch ramp of {batch.ramp.steps:,} steps: {batch.ramp.describe()}" if batch.ramp.stages else None
+    ramp_note = (
+        f"batch ramp of {batch.ramp.steps:,} steps: {batch.ramp.describe()}"
+        if batch.ramp.stages
+        else None
+    )
     precision: Precision = train.precision if train.precision != "auto" else _precision(gpu)
     if precision == "bf16" and not gpu.has_bf16:
         raise ConfigError(
-            f"A {gpu.name} has no bf16.", got=where_of(resolved.origins, "train.precision"), fix="train.precision=fp16"
+            f"A {gpu.name} has no bf16.",
+            got=where_of(resolved.origins, "train.precision"),
+            fix="train.precision=fp16",
         )
     return Job(
         shape=describe_shape(model, vocab_size, train.sequence_length),
         sequences=batch.sequences,
-        micro=batch.micro if train.global_batch_tokens is None or is_pinned(resolved, MICRO) else None,
+        micro=batch.micro
+        if train.global_batch_tokens is None or is_pinned(resolved, MICRO)
+        else None,
         ramp=batch.ramp,
         tokens=batch.tokens,
         max_steps=steps,
@@ -84,16 +98,27 @@ def describe_job(resolved: Resolved, *, ranks: int, gpu: Gpu, train_tokens: int 
         tiled_mlp=train.mlp_kernel == "tiled",
         sequence_parallel=train.sequence_parallel_size,
         masked=is_masked(resolved.config),
-        notes=tuple(note for note in (vocab_note, tokens_note, warmup_note, ramp_note) if note is not None),
+        notes=tuple(
+            note for note in (vocab_note, tokens_note, warmup_note, ramp_note) if note is not None
+        ),
     )
 
 
 def describe_shape(model: ModelSection, vocab_size: int, sequence_length: int) -> Shape:
     """`vocab_size`: rows of the embedding, padding included."""
     count = count_parameters(model, vocab_size)
-    body = (count.total - count.embedding * (1 if model.tie_word_embeddings else 2)) // model.num_hidden_layers
+    body = (
+        count.total - count.embedding * (1 if model.tie_word_embeddings else 2)
+    ) // model.num_hidden_layers
     matrices = count.matmul - count.embedding
-    return Shape(model, vocab_size, sequence_length, count.total, max(count.embedding, body), hidden_matrices=matrices)
+    return Shape(
+        model,
+        vocab_size,
+        sequence_length,
+        count.total,
+        max(count.embedding, body),
+        hidden_matrices=matrices,
+    )
 
 
 def is_masked(config: RunConfig) -> bool:
@@ -114,7 +139,11 @@ def _tokenizer_length(resolved: Resolved) -> int:
     if name.startswith(PREFIX):
         return parse_train(name)
     is_chosen = model.init_from is not None or resolved.origin("model.vocab_size").is_user
-    return model.vocab_size if is_chosen and isinstance(model.vocab_size, int) else QWEN2_TOKENIZER_LENGTH
+    return (
+        model.vocab_size
+        if is_chosen and isinstance(model.vocab_size, int)
+        else QWEN2_TOKENIZER_LENGTH
+    )
 
 
 def _batch(resolved: Resolved, ranks: int) -> Batch:
@@ -123,7 +152,9 @@ def _batch(resolved: Resolved, ranks: int) -> Batch:
     if config.train.global_batch_tokens is None or is_pinned(resolved, MICRO):
         return split_batch(resolved, ranks)
     train = config.train.model_copy(update={"per_device_train_batch_size": "auto"})
-    return split_batch(replace(resolved, config=config.model_copy(update={"train": train})), ranks, most=1)
+    return split_batch(
+        replace(resolved, config=config.model_copy(update={"train": train})), ranks, most=1
+    )
 
 
 def is_pinned(resolved: Resolved, key: str) -> bool:
@@ -136,6 +167,12 @@ def _tokens_without_data(resolved: Resolved, batch: Batch, parameters: int) -> t
     train = resolved.config.train
     if train.num_train_epochs is None:
         tokens = count_steps(resolved, batch, 1) * batch.tokens
-        return tokens, f"corpus: {format_count(tokens)} tokens, one pass over the horizon (--tokens N sets it)"
+        return (
+            tokens,
+            f"corpus: {format_count(tokens)} tokens, one pass over the horizon (--tokens N sets it)",
+        )
     tokens = TOKENS_PER_PARAMETER * parameters
-    return tokens, f"corpus: taken to hold {format_count(tokens)} tokens, 20 per parameter (--tokens N sets it)"
+    return (
+        tokens,
+        f"corpus: taken to hold {format_count(tokens)} tokens, 20 per parameter (--tokens N sets it)",
+    )

@@ -27,7 +27,10 @@ FRAGMENTATION = 0.05
 """What torch's caching allocator cannot use, as a share of all it holds: 3 to 6 % with steady shapes."""
 KEPT_FREE = 0.08
 """Share of a GPU's memory that no plan uses: the formulas' error is not known yet, and out of memory ends a run."""
-TILES: dict[Device, tuple[int, int, int]] = {"cpu": (2_097_152, 256, 2048), "cuda": (80_000_000, 2048, 8192)}
+TILES: dict[Device, tuple[int, int, int]] = {
+    "cpu": (2_097_152, 256, 2048),
+    "cuda": (80_000_000, 2048, 8192),
+}
 """Elements of a chunk of the tiled MLP, the least and the most rows: `kernels.dispatch`'s."""
 STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
 """Per logit at the peak of Hugging Face's own loss: 16-bit logits (2), their fp32 copy, its log-softmax, its gradient."""
@@ -36,10 +39,14 @@ STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
 def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
     """The peak of one rank, in bytes. On a CPU by formulas that were fitted to measurements (`memory_cpu`)."""
     weights, gradients, optimizer = _states(shape.parameters, setup)
-    optimizer += _muon_saves(shape, setup) + (4 * -(-shape.parameters // setup.ranks) if setup.ema else 0)
+    optimizer += _muon_saves(shape, setup) + (
+        4 * -(-shape.parameters // setup.ranks) if setup.ema else 0
+    )
     activations = setup.tokens(shape) * activation_bytes_per_token(shape, setup)
     activations += tile_bytes(shape, setup) if setup.tiled_mlp else 0
-    activations += setup.micro * shape.sequence_length**2 * setup.bytes_per_weight if setup.masked else 0
+    activations += (
+        setup.micro * shape.sequence_length**2 * setup.bytes_per_weight if setup.masked else 0
+    )
     if setup.device == "cpu":
         return memory_on_cpu(shape, setup, activations)
     held = {
@@ -50,7 +57,9 @@ def memory_per_rank(shape: Shape, setup: Setup) -> Memory:
         "loss": loss_bytes(shape, setup),
         "buckets": _buckets(shape, setup),
     }
-    return Memory(**held, context=CONTEXT_BYTES, fragmentation=int(FRAGMENTATION * sum(held.values())))
+    return Memory(
+        **held, context=CONTEXT_BYTES, fragmentation=int(FRAGMENTATION * sum(held.values()))
+    )
 
 
 def loss_bytes(shape: Shape, setup: Setup) -> int:
@@ -103,15 +112,25 @@ def activation_bytes_per_token(shape: Shape, setup: Setup) -> int:
     """
     model = shape.model
     h, d, f = model.hidden_size, head_width(model), model.intermediate_size
-    heads, kv_heads, layers = model.num_attention_heads, model.num_key_value_heads, model.num_hidden_layers
+    heads, kv_heads, layers = (
+        model.num_attention_heads,
+        model.num_key_value_heads,
+        model.num_hidden_layers,
+    )
     scale = setup.bytes_per_weight // 2
     wide = 0 if setup.tiled_mlp else 8 * f
     layer = scale * (16 * h + 8 * heads * d + 8 * kv_heads * d + wide) + 4 * heads
-    if setup.masked and setup.device == "cuda":  # a CPU's attention wants them in any case (memory_cpu)
+    if (
+        setup.masked and setup.device == "cuda"
+    ):  # a CPU's attention wants them in any case (memory_cpu)
         layer += scale * 4 * (heads - kv_heads) * d
     if (ranks := setup.sequence_parallel) > 1:
         layer += scale * (2 * heads * d + 4 * max(0, ranks - kv_heads) * d)
-    return layers * layer if setup.checkpointing == "none" else layers * kept_by_checkpointing(shape, setup) + layer
+    return (
+        layers * layer
+        if setup.checkpointing == "none"
+        else layers * kept_by_checkpointing(shape, setup) + layer
+    )
 
 
 def kept_by_checkpointing(shape: Shape, setup: Setup) -> int:
@@ -163,7 +182,9 @@ def _states(psi: int, setup: Setup) -> tuple[int, int, int]:
         return width * psi, (2 if setup.offload_optimizer else 6) * share, optimizer
     weights = 0 if setup.offload_param else width * share
     if setup.quantized:
-        weights += width * -(-psi // setup.ranks_per_node)  # hpZ: each node holds all weights once more
+        weights += width * -(
+            -psi // setup.ranks_per_node
+        )  # hpZ: each node holds all weights once more
     return weights, 0 if setup.offload_optimizer else 4 * share, optimizer
 
 

@@ -52,7 +52,9 @@ def memory_on_cpu(shape: Shape, setup: Setup, activations: int) -> Memory:
         gradients=gradients,
         optimizer=optimizer,
         activations=activations + tokens * layers * repeated,
-        loss=logits if setup.loss == "stock" else head + max(logits, head) + 4 * tokens * model.hidden_size,
+        loss=logits
+        if setup.loss == "stock"
+        else head + max(logits, head) + 4 * tokens * model.hidden_size,
         buckets=buckets,
         context=CONTEXT_BYTES + (SHARED_MEMORY_OP if has_deepspeed else 0),
         fragmentation=0,

@@ -41,7 +41,11 @@ def find_outcomes(places: Iterable[Path]) -> tuple[list[Outcome], list[Path]]:
     found: list[Outcome] = []
     broken: list[Path] = []
     for place in places:
-        files = [place / FILE_NAME] if (place / FILE_NAME).is_file() else sorted(place.glob(f"*/{FILE_NAME}"))
+        files = (
+            [place / FILE_NAME]
+            if (place / FILE_NAME).is_file()
+            else sorted(place.glob(f"*/{FILE_NAME}"))
+        )
         for file in files:
             try:
                 found.append(_read(file))
@@ -84,8 +88,16 @@ def to_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
         {
             "run": row.run,
             **row.setup,
-            "memory_bytes": {"predicted": row.memory[0], "measured": row.memory[1], "error": row.memory_error},
-            "tokens_per_second": {"predicted": row.speed[0], "measured": row.speed[1], "error": row.speed_error},
+            "memory_bytes": {
+                "predicted": row.memory[0],
+                "measured": row.memory[1],
+                "error": row.memory_error,
+            },
+            "tokens_per_second": {
+                "predicted": row.speed[0],
+                "measured": row.speed[1],
+                "error": row.speed_error,
+            },
         }
         for row in outcomes
     ]

@@ -31,9 +31,15 @@ def head_width(model: ModelSection) -> int:
 def count_parameters(model: ModelSection, vocab_size: int) -> ParameterCount:
     """Counts for `model` with `vocab_size` rows in the embedding."""
     h, d, f = model.hidden_size, head_width(model), model.intermediate_size
-    heads, kv_heads, layers = model.num_attention_heads, model.num_key_value_heads, model.num_hidden_layers
+    heads, kv_heads, layers = (
+        model.num_attention_heads,
+        model.num_key_value_heads,
+        model.num_hidden_layers,
+    )
     matmul_per_layer = h * (heads + 2 * kv_heads) * d + heads * d * h + 3 * h * f
-    extra_per_layer = 2 * h + ((heads + 2 * kv_heads) * d if model.architecture == "qwen2" else 2 * d)
+    extra_per_layer = 2 * h + (
+        (heads + 2 * kv_heads) * d if model.architecture == "qwen2" else 2 * d
+    )
     embedding = vocab_size * h
     tables = 1 if model.tie_word_embeddings else 2
     return ParameterCount(

@@ -59,7 +59,9 @@ def to_json(
     train = resolved.config.train
     setup = choices[0].setup
     stage = None if setup.recipe == "ddp" else setup.stage
-    written = Written(setup.precision, stage, train.optimizer == "muon", train.ema_decay > 0, setup.ranks)
+    written = Written(
+        setup.precision, stage, train.optimizer == "muon", train.ema_decay > 0, setup.ranks
+    )
     checkpoint = checkpoint_bytes(resolved.config.model, job.shape.vocab_size, written)
     return {
         "basis": ESTIMATE,
@@ -77,7 +79,9 @@ def to_json(
         "gpus_per_node": machine.gpus_per_node,
         "gpu_memory_bytes": machine.gpu.memory,
         "host_memory_bytes": machine.host_memory,
-        "assumed_mfu": default_mfu(job.shape.parameters, job.loss, machine.gpu) if mfu is None else mfu,
+        "assumed_mfu": default_mfu(job.shape.parameters, job.loss, machine.gpu)
+        if mfu is None
+        else mfu,
         "global_batch_sequences": job.sequences,
         "global_batch_tokens": job.tokens,
         "max_steps": job.max_steps,
@@ -86,11 +90,14 @@ def to_json(
         "corpus_tokens": job.train_tokens,
         "learning_rate": {
             str(step): rate
-            for step, rate in five_points(train, max_steps=job.max_steps, warmup_steps=job.warmup_steps).items()
+            for step, rate in five_points(
+                train, max_steps=job.max_steps, warmup_steps=job.warmup_steps
+            ).items()
         },
         "disk_bytes": {
             "checkpoint": checkpoint,
-            "checkpoints_kept": checkpoint * (train.save_total_limit + 1),  # one more while the next is written
+            "checkpoints_kept": checkpoint
+            * (train.save_total_limit + 1),  # one more while the next is written
             "store": STORE_BYTES * job.train_tokens,
         },
         "links_bytes_per_second": {
@@ -143,7 +150,11 @@ def lines(plan: dict[str, Any]) -> list[str]:
         *_memory_lines(memory, plan["gpu_memory_bytes"]),
         f"traffic    per GPU and step: {_at(traffic, plan, 'inside_node')} inside the node, "
         f"{_at(traffic, plan, 'between_nodes')} between nodes, {_at(traffic, plan, 'host')} to the host"
-        + (f", {format_size(traffic['sequences'])} for shared sequences" if traffic["sequences"] else ""),
+        + (
+            f", {format_size(traffic['sequences'])} for shared sequences"
+            if traffic["sequences"]
+            else ""
+        ),
         f"step       {_time(seconds['total'])}: compute {_time(seconds['compute'])} "
         f"(assumed MFU {plan['assumed_mfu']:.0%}), waiting for traffic {_time(seconds['exposed'])}, "
         f"host {_time(seconds['host'])}",
@@ -173,14 +184,16 @@ def _checkpointing_words(kind: str) -> str:
 def _memory_lines(memory: dict[str, int], available: int) -> list[str]:
     parts = [f"{name} {format_size(size)}" for name, size in memory.items() if name != "total"]
     total = f"{format_size(memory['total'])} of {format_size(available)} ({memory['total'] / available:.0%})"
-    return [f"memory     per GPU: {total}", f"           {', '.join(parts[:4])}", f"           {', '.join(parts[4:])}"]
+    return [
+        f"memory     per GPU: {total}",
+        f"           {', '.join(parts[:4])}",
+        f"           {', '.join(parts[4:])}",
+    ]
 
 
 def _table(choices: list[dict[str, Any]]) -> list[str]:
     has_cost = choices[0]["cost"] is not None
-    head = (
-        f"{'recipe':<15}{'micro':>6}{'accum':>7}{'checkpointing':>20}{'memory':>11}{'tok/s':>9}{'MFU':>6}{'hours':>10}"
-    )
+    head = f"{'recipe':<15}{'micro':>6}{'accum':>7}{'checkpointing':>20}{'memory':>11}{'tok/s':>9}{'MFU':>6}{'hours':>10}"
     rows = [head + (f"{'cost':>13}" if has_cost else "")]
     for row in choices:
         start = (
@@ -190,7 +203,9 @@ def _table(choices: list[dict[str, Any]]) -> list[str]:
         if not row["fits"]:
             rows.append(f"{start}  {row['misfit']}")
             continue
-        speed = f"{format_count(row['tokens_per_second']):>9}{row['mfu']:>6.0%}{row['hours']:>10,.1f}"
+        speed = (
+            f"{format_count(row['tokens_per_second']):>9}{row['mfu']:>6.0%}{row['hours']:>10,.1f}"
+        )
         rows.append(start + speed + (f"{row['cost']:>13,.0f}" if has_cost else ""))
     return rows
 

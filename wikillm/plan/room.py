@@ -24,20 +24,29 @@ class GpuRoom:
     precision: Precision
 
 
-def sequences_that_fit(config: RunConfig, room: GpuRoom, *, ranks: int, vocab_size: int, wanted: int) -> int:
+def sequences_that_fit(
+    config: RunConfig, room: GpuRoom, *, ranks: int, vocab_size: int, wanted: int
+) -> int:
     """The largest micro-batch up to `wanted` that fits the GPU; 1 where none does, since this is an estimate.
 
     Where the DeepSpeed JSON cannot be read the answer is `wanted`: the check of the JSON refuses the run.
     """
     shape = describe_shape(config.model, vocab_size, config.train.sequence_length)
     setup = setup_of_run(
-        config, ranks=ranks, ranks_per_node=room.ranks_per_node, micro=1, accumulation=1, precision=room.precision
+        config,
+        ranks=ranks,
+        ranks_per_node=room.ranks_per_node,
+        micro=1,
+        accumulation=1,
+        precision=room.precision,
     )
     if setup is None:
         return wanted
     usable = (1 - KEPT_FREE) * room.memory
     fitting = (
-        micro for micro in range(wanted, 1, -1) if memory_per_rank(shape, replace(setup, micro=micro)).total <= usable
+        micro
+        for micro in range(wanted, 1, -1)
+        if memory_per_rank(shape, replace(setup, micro=micro)).total <= usable
     )
     return next(fitting, 1)
 
@@ -74,7 +83,9 @@ def setup_of_run(
     if config.deepspeed.config is None:
         return Setup(recipe="ddp", stage=0, **given, **more)
     try:
-        found = setup_from_recipe(config.deepspeed.config, hidden_size=config.model.hidden_size, **given)
+        found = setup_from_recipe(
+            config.deepspeed.config, hidden_size=config.model.hidden_size, **given
+        )
     except ConfigError:
         return None
     return replace(found, **more)

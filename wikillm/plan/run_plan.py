@@ -38,7 +38,9 @@ class Plan:
     max_steps: int
     warmup_steps: int
     total_tokens: int
-    epochs: float | None  # passes over the training data until the last step; None where its size is not known yet
+    epochs: (
+        float | None
+    )  # passes over the training data until the last step; None where its size is not known yet
     notes: tuple[str, ...]  # what was adjusted, one sentence each, for the user
 
     @property
@@ -76,7 +78,9 @@ def make_plan(
             or passes counts these sequences; one in steps counts the steps.
     """
     model, train = resolved.config.model, resolved.config.train
-    vocab_size, vocab_note = resolve_vocab_size(model, resolved.origin("model.vocab_size"), tokenizer_length)
+    vocab_size, vocab_note = resolve_vocab_size(
+        model, resolved.origin("model.vocab_size"), tokenizer_length
+    )
     batch, room_note = _batch(resolved, world_size, vocab_size, room)
     sequences, packing_note = None, None
     if train_tokens is not None:
@@ -84,9 +88,7 @@ def make_plan(
         refuse_small_corpus(resolved, batch, sequences, train_tokens)
         if resolved.config.data.packing == "best_fit":
             padding = 1 - (train_tokens - 1) / (sequences * train.sequence_length)
-            packing_note = (
-                f"best-fit packing: {sequences:,} sequences an epoch, {padding:.3%} of their tokens are padding"
-            )
+            packing_note = f"best-fit packing: {sequences:,} sequences an epoch, {padding:.3%} of their tokens are padding"
     if done is not None:
         batch = replace(batch, ramp=batch.ramp.after(*done))
     max_steps = count_steps(resolved, batch, sequences, epoch[0] if epoch else None)
@@ -112,16 +114,24 @@ def make_plan(
         warmup_steps=warmup_steps,
         total_tokens=batch.ramp.sequences_before(max_steps) * train.sequence_length,
         epochs=None if sequences is None else batch.ramp.sequences_before(max_steps) / sequences,
-        notes=tuple(note for note in (vocab_note, warmup_note, room_note, packing_note, ramp_note) if note is not None),
+        notes=tuple(
+            note
+            for note in (vocab_note, warmup_note, room_note, packing_note, ramp_note)
+            if note is not None
+        ),
     )
 
 
-def _batch(resolved: Resolved, world_size: int, vocab_size: int, room: GpuRoom | None) -> tuple[Batch, str | None]:
+def _batch(
+    resolved: Resolved, world_size: int, vocab_size: int, room: GpuRoom | None
+) -> tuple[Batch, str | None]:
     """The batch, and what the GPU's memory changed about it."""
     batch = split_batch(resolved, world_size)
     if room is None or resolved.config.train.per_device_train_batch_size != "auto":
         return batch, None
-    most = sequences_that_fit(resolved.config, room, ranks=world_size, vocab_size=vocab_size, wanted=batch.micro)
+    most = sequences_that_fit(
+        resolved.config, room, ranks=world_size, vocab_size=vocab_size, wanted=batch.micro
+    )
     smaller = split_batch(resolved, world_size, most)
     if smaller.micro == batch.micro:
         return batch, None

@@ -21,7 +21,9 @@ def learning_rate_at(train: TrainSection, step: int, *, max_steps: int, warmup_s
     if kind == "warmup_stable_decay":
         decay = decay_steps(train, max_steps=max_steps, warmup_steps=warmup_steps)
         progress = max(0, done - (max_steps - decay)) / max(1, decay)
-        return train.learning_rate * (1 - (math.sqrt(progress) if train.lr_decay_type == "1-sqrt" else progress))
+        return train.learning_rate * (
+            1 - (math.sqrt(progress) if train.lr_decay_type == "1-sqrt" else progress)
+        )
     progress = (done - warmup_steps) / max(1, max_steps - warmup_steps)
     if kind == "linear":
         return train.learning_rate * max(0.0, 1 - progress)
@@ -36,7 +38,9 @@ def decay_steps(train: TrainSection, *, max_steps: int, warmup_steps: int) -> in
 
     The decay ends one step after the last, so that the last step still has a rate above 0.
     """
-    share = math.ceil(Fraction(str(train.lr_decay_share)) * max_steps)  # as a decimal: 0.2 x 15 is 3, not 4
+    share = math.ceil(
+        Fraction(str(train.lr_decay_share)) * max_steps
+    )  # as a decimal: 0.2 x 15 is 3, not 4
     return min(share, max_steps - warmup_steps)
 
 
@@ -44,4 +48,7 @@ def five_points(train: TrainSection, *, max_steps: int, warmup_steps: int) -> di
     """{step: rate} at the first step, the peak, the half, three quarters and the last step; fewer in a short run."""
     points = (1, warmup_steps + 1, max_steps // 2, max_steps * 3 // 4, max_steps)
     steps = sorted({min(max(1, point), max_steps) for point in points})
-    return {step: learning_rate_at(train, step, max_steps=max_steps, warmup_steps=warmup_steps) for step in steps}
+    return {
+        step: learning_rate_at(train, step, max_steps=max_steps, warmup_steps=warmup_steps)
+        for step in steps
+    }

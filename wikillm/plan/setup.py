@@ -58,9 +58,13 @@ class Setup:
     device: Device = "cuda"
     muon: bool = False
     ema: bool = False
-    tiled_mlp: bool = False  # intermediate activations in chunks, computed again in the backward pass
+    tiled_mlp: bool = (
+        False  # intermediate activations in chunks, computed again in the backward pass
+    )
     sequence_parallel: int = 1
-    masked: bool = False  # document masks by SDPA: T x T, and keys and values repeated for every query head
+    masked: bool = (
+        False  # document masks by SDPA: T x T, and keys and values repeated for every query head
+    )
 
     @property
     def bytes_per_weight(self) -> int:
@@ -110,13 +114,16 @@ def setup_from_recipe(
             return auto
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
             raise ConfigError(
-                "The planner cannot read this.", got=f"{file.where(f'zero_optimization.{name}')}: {value!r}"
+                "The planner cannot read this.",
+                got=f"{file.where(f'zero_optimization.{name}')}: {value!r}",
             )
         return int(value)
 
     square, stage = hidden_size * hidden_size, size("stage", 0, 0)
     if stage > 3:
-        raise ConfigError("ZeRO has the stages 0 to 3.", got=f"{file.where('zero_optimization.stage')}: {stage}")
+        raise ConfigError(
+            "ZeRO has the stages 0 to 3.", got=f"{file.where('zero_optimization.stage')}: {stage}"
+        )
     return Setup(
         recipe=recipe,
         stage=stage,

@@ -49,7 +49,9 @@ def assumed_mfu(parameters: int, loss: Loss = "chunked") -> float:
     """What Hugging Face's layers are assumed to reach, by size. With its own loss 16 % near 120M and a large vocabulary (a
     roofline estimate), more with the chunked one; 40 % above 1.2B. Published 39 to 46 % (MosaicML, OLMo-core) are for tuned
     code, so this is generous."""
-    return next(mfu for limit, mfu in _MFU["stock" if loss == "stock" else "chunked"] if parameters < limit)
+    return next(
+        mfu for limit, mfu in _MFU["stock" if loss == "stock" else "chunked"] if parameters < limit
+    )
 
 
 def default_mfu(parameters: int, loss: Loss, gpu: Gpu) -> float:
@@ -58,7 +60,13 @@ def default_mfu(parameters: int, loss: Loss, gpu: Gpu) -> float:
 
 
 def step_time(
-    shape: Shape, setup: Setup, traffic: Communication, gpu: Gpu, *, flops_per_token: float, mfu: float
+    shape: Shape,
+    setup: Setup,
+    traffic: Communication,
+    gpu: Gpu,
+    *,
+    flops_per_token: float,
+    mfu: float,
 ) -> StepTime:
     """Seconds of one optimizer step over all its micro-steps."""
     tokens = setup.accumulation * setup.tokens(shape)
@@ -68,15 +76,21 @@ def step_time(
     if gpu.ceiling is not None:
         reached = min(reached, gpu.ceiling)
     # Gate and up again, 2 FLOPs per weight; as in MFU, what is done twice is no work of the model's.
-    again = 4 * shape.model.num_hidden_layers * shape.model.hidden_size * shape.model.intermediate_size
+    again = (
+        4 * shape.model.num_hidden_layers * shape.model.hidden_size * shape.model.intermediate_size
+    )
     compute = tokens * (flops_per_token * cost + (again if setup.tiled_mlp else 0)) / reached
     sent = traffic.inside_node / gpu.inside_node + traffic.between_nodes / gpu.between_nodes
-    hidden = {0: 2 / 3 / setup.accumulation, 1: 2 / 3 / setup.accumulation, 2: 2 / 3, 3: 1.0}[setup.stage] * compute
+    hidden = {0: 2 / 3 / setup.accumulation, 1: 2 / 3 / setup.accumulation, 2: 2 / 3, 3: 1.0}[
+        setup.stage
+    ] * compute
     alone = _share_alone(shape, setup) * sent
     host = traffic.host / gpu.host_link
     if setup.offload_optimizer:
         host += 28 * (shape.parameters / setup.ranks) / CPU_ADAM_BYTES_PER_SECOND
-    shared_link = gpu.inside_node if setup.sequence_parallel <= setup.ranks_per_node else gpu.between_nodes
+    shared_link = (
+        gpu.inside_node if setup.sequence_parallel <= setup.ranks_per_node else gpu.between_nodes
+    )
     exchange = traffic.sequences / shared_link
     return StepTime(compute, alone + max(0.0, sent - alone - hidden) + exchange, host)
 
@@ -96,5 +110,11 @@ def _cost_of_checkpointing(shape: Shape, setup: Setup, flops_per_token: float) -
     if setup.checkpointing == "full":
         return 4 / 3
     model = shape.model
-    attention = 12 * model.num_hidden_layers * model.num_attention_heads * head_width(model) * shape.sequence_length
+    attention = (
+        12
+        * model.num_hidden_layers
+        * model.num_attention_heads
+        * head_width(model)
+        * shape.sequence_length
+    )
     return 4 / 3 - attention / flops_per_token / 3

@@ -18,7 +18,9 @@ QWEN_ROWS = 151_936
 """Qwen's tokenizers have 151,643 to 151,669 entries; their published models up to 3B have this many rows."""
 
 
-def resolve_vocab_size(model: ModelSection, origin: Origin, tokenizer_length: int) -> tuple[int, str | None]:
+def resolve_vocab_size(
+    model: ModelSection, origin: Origin, tokenizer_length: int
+) -> tuple[int, str | None]:
     """Rows of the embedding, and a note when a preset's number was not used.
 
     Args:
@@ -28,12 +30,18 @@ def resolve_vocab_size(model: ModelSection, origin: Origin, tokenizer_length: in
 
     Raises ConfigError when a chosen number, or a model to continue from, has too few rows.
     """
-    rounded = QWEN_ROWS if tokenizer_length in QWEN_LENGTHS else -(-tokenizer_length // MULTIPLE) * MULTIPLE
+    rounded = (
+        QWEN_ROWS
+        if tokenizer_length in QWEN_LENGTHS
+        else -(-tokenizer_length // MULTIPLE) * MULTIPLE
+    )
     if model.vocab_size == "auto":
         return rounded, None
     if model.init_from is not None or origin.is_user:
         if model.vocab_size < tokenizer_length:
-            what = f"The embedding has {model.vocab_size} rows, the tokenizer {tokenizer_length} ids."
+            what = (
+                f"The embedding has {model.vocab_size} rows, the tokenizer {tokenizer_length} ids."
+            )
             raise ConfigError(what, got=origin.where or None, fix=_fix(model, rounded))
         return model.vocab_size, None
     if tokenizer_length <= model.vocab_size <= tokenizer_length + MAX_PADDING:

@@ -36,7 +36,9 @@ def forwarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     broken = [name for name, value in found.items() if "\n" in value or "\0" in value]
     if broken:
         raise ConfigError(
-            "A variable with a line break cannot be forwarded.", got=", ".join(broken), fix=f"unset {' '.join(broken)}"
+            "A variable with a line break cannot be forwarded.",
+            got=", ".join(broken),
+            fix=f"unset {' '.join(broken)}",
         )
     return found
 

@@ -68,7 +68,9 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError("The hostfile cannot be read.", got=f"{path}: {reason}", fix="--hostfile FILE") from None
+        raise ConfigError(
+            "The hostfile cannot be read.", got=f"{path}: {reason}", fix="--hostfile FILE"
+        ) from None
     problems = Problems(ConfigError)
     lines: dict[str, int] = {}
     hosts: list[Host] = []
@@ -89,7 +91,9 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
         lines.setdefault(host.name, number)
         hosts.append(host)
     if not hosts and not len(problems):
-        problems.add("The hostfile names no host.", got=str(path), fix="one line per node: node1 slots=8")
+        problems.add(
+            "The hostfile names no host.", got=str(path), fix="one line per node: node1 slots=8"
+        )
     problems.raise_if_any()
     return tuple(hosts)
 
@@ -98,12 +102,18 @@ def _read_line(words: list[str], where: str, raw: str, problems: Problems) -> Ho
     name, rest = bare_host(words[0]), words[1:]
     if not is_host(name):
         problems.add(
-            "This is not a host.", got=f"{where}  {raw!r}", fix="a name or an IP address, then slots=N: node1 slots=8"
+            "This is not a host.",
+            got=f"{where}  {raw!r}",
+            fix="a name or an IP address, then slots=N: node1 slots=8",
         )
         return None
     match = re.fullmatch(r"slots=([0-9]{1,9})", rest[0]) if len(rest) == 1 else None
     if match is None:
-        problems.add("A line of a hostfile is a host and its slots.", got=f"{where}  {raw!r}", fix=f"{name} slots=8")
+        problems.add(
+            "A line of a hostfile is a host and its slots.",
+            got=f"{where}  {raw!r}",
+            fix=f"{name} slots=8",
+        )
         return None
     slots = int(match[1])
     if not 1 <= slots <= MOST_SLOTS:

@@ -13,4 +13,6 @@ PRIVATE = (
 def is_private(name: str) -> bool:
     """Whether a file of this name stays here."""
     lower = name.lower()
-    return not lower.endswith(".py") and any(fnmatch.fnmatchcase(lower, pattern) for pattern in PRIVATE)
+    return not lower.endswith(".py") and any(
+        fnmatch.fnmatchcase(lower, pattern) for pattern in PRIVATE
+    )

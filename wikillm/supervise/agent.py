@@ -47,7 +47,9 @@ class Agent:
         self.hub: Hub | None = None
         self.hub_wire: SealedWire | None = None
         self._secret = bytes.fromhex(told["secret"])
-        self._strangers: set[int] = set()  # ports where something answered that does not know the secret
+        self._strangers: set[int] = (
+            set()
+        )  # ports where something answered that does not know the secret
         self._recorder: Recorder | None = None
         self._attempt, self._answer_by = 0, 0.0
         self._port = 0  # of the latest attempt
@@ -72,7 +74,11 @@ class Agent:
                 self._end(error.exit_code, str(error))
             else:
                 roll = Roll(
-                    self.told["world_size"], self.told["local_size"], self.limits, self.began, tuple(self.told["nodes"])
+                    self.told["world_size"],
+                    self.told["local_size"],
+                    self.limits,
+                    self.began,
+                    tuple(self.told["nodes"]),
                 )
                 self.hub = Hub(listener, roll, self._secret, self.told["job"], self.interval)
                 self.hub.start()
@@ -92,11 +98,15 @@ class Agent:
     def _listen(self) -> socket.socket:
         if self._is_local:
             return listen_here(self.told["job"])
-        return listen(int(self.told["master_port"]), self.told["master_address"], self.told["address"])
+        return listen(
+            int(self.told["master_port"]), self.told["master_address"], self.told["address"]
+        )
 
     def _look(self) -> None:
         now = time.monotonic()
-        if not self.process.is_alive():  # a process that it has forked may hold its end of the socket open
+        if (
+            not self.process.is_alive()
+        ):  # a process that it has forked may hold its end of the socket open
             self._rank_gone = True
             return
         if self._kill_at and now > self._kill_at:
@@ -110,8 +120,17 @@ class Agent:
             self._beat = now
             progress = self.board.read()
             limit = progress.limit(self.limits.stall)
-            phase = f"{progress.phase} (stopped by a signal)" if self.process.is_suspended() else progress.phase
-            beat = {"beat": self.rank, "phase": phase, "step": progress.step, "standing": progress.standing}
+            phase = (
+                f"{progress.phase} (stopped by a signal)"
+                if self.process.is_suspended()
+                else progress.phase
+            )
+            beat = {
+                "beat": self.rank,
+                "phase": phase,
+                "step": progress.step,
+                "standing": progress.standing,
+            }
             self.hub_wire.send({**beat, "limit": limit, "median": progress.median})
         if self._accepted:
             self._judge_hub(now)
@@ -122,7 +141,11 @@ class Agent:
         where = f"rank 0 on the first node, {self.told['master']} ({self.told['master_address']})"
         if self._hub_gone is not None:
             if now - self._hub_gone > HUB_GONE_WAITS:
-                self._end(ExitCode.MACHINE, f"The connection to {where} was closed: it is gone.", lost_main=True)
+                self._end(
+                    ExitCode.MACHINE,
+                    f"The connection to {where} was closed: it is gone.",
+                    lost_main=True,
+                )
         elif now - self._heard > self.limits.lost + self.interval:
             reason = f"No sign of life from {where} for {now - self._heard:.0f} s: it, or the network between, is gone."
             self._end(ExitCode.MACHINE, f"{self.process.host} says: {reason}", lost_main=True)
@@ -154,7 +177,9 @@ class Agent:
                 if self._is_local:
                     return connect_here(self.told["job"], number)
                 self._port = int(self.told["master_port"]) + 1 + number
-                sock = socket.create_connection((self.told["master_address"], self._port), timeout=1.0)
+                sock = socket.create_connection(
+                    (self.told["master_address"], self._port), timeout=1.0
+                )
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return sock
         return None
@@ -179,7 +204,11 @@ class Agent:
             if "welcome" in message:
                 self.rank_wire.send(message)
             elif "end" in message:
-                self._end(int(message["end"]), str(message["reason"]), speaks=message.get("speaker") == self.rank)
+                self._end(
+                    int(message["end"]),
+                    str(message["reason"]),
+                    speaks=message.get("speaker") == self.rank,
+                )
         if wire.closed:
             if wire.has_answered and not wire.is_proven:
                 self._strangers.add(self._port)
@@ -225,7 +254,9 @@ class Agent:
         else:
             self.process.send(signal.SIGTERM)
 
-    def _end(self, code: int, reason: str, *, lost_main: bool = False, speaks: bool = False) -> None:
+    def _end(
+        self, code: int, reason: str, *, lost_main: bool = False, speaks: bool = False
+    ) -> None:
         """The rank has to leave: it leaves its stacks, says why where it is the one to speak, and ends.
 
         Args:
@@ -251,14 +282,20 @@ class Agent:
     def _tell(self, code: int, reason: str, *, speaks: bool) -> None:
         """What the rank can no longer say: to exit.json, and to the user."""
         if self._recorder is not None:
-            write_exit(self._recorder.run_dir, code, reason, self.rank, self.board.read().step, keep=True)
+            write_exit(
+                self._recorder.run_dir, code, reason, self.rank, self.board.read().step, keep=True
+            )
         if speaks:
             say_end(code, reason)
 
     def _how_it_ended(self) -> str | None:
         """Asked when its socket has closed, a moment before the process is a zombie; None where nobody knows."""
         deadline = time.monotonic() + COLLECT_SECONDS
-        while (how := end_of(self.pid, self._handle)) is None and self.process.exists() and time.monotonic() < deadline:
+        while (
+            (how := end_of(self.pid, self._handle)) is None
+            and self.process.exists()
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.005)
         return how
 
@@ -278,10 +315,16 @@ class Agent:
         if self._left is None:
             verdict, known = self._verdict, self._how_it_ended()
             how = known or NO_WORD
-            self._left = (int(verdict["end"]), str(verdict["reason"])) if verdict else (int(ExitCode.MACHINE), how)
+            self._left = (
+                (int(verdict["end"]), str(verdict["reason"]))
+                if verdict
+                else (int(ExitCode.MACHINE), how)
+            )
             if self._recorder is not None:
                 self._recorder.close(self._record())
-            if verdict is not None and (known is None or "signal" in known):  # it had no turn to say it
+            if verdict is not None and (
+                known is None or "signal" in known
+            ):  # it had no turn to say it
                 self._tell(self._left[0], self._left[1], speaks=bool(verdict["speaks"]))
             if in_silence and not self._accepted:
                 self._make_known()

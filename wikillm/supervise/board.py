@@ -14,7 +14,9 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-_LAYOUT = struct.Struct("<QQqddd")  # writes begun, phase, step, phase since, last progress, median step in seconds
+_LAYOUT = struct.Struct(
+    "<QQqddd"
+)  # writes begun, phase, step, phase since, last progress, median step in seconds
 _SIZE = 4096
 MEMORY_NAME = "wikillm-board"  # in /proc/PID/fd
 STEPS_REMEMBERED = 63
@@ -62,7 +64,13 @@ class Board:
         if fd is None:
             os.ftruncate(self.fd, _SIZE)
         self._page = mmap.mmap(self.fd, _SIZE)
-        self._writes, self._phase, self._step, self._since, self._median = 0, 0, 0, time.monotonic(), 0.0
+        self._writes, self._phase, self._step, self._since, self._median = (
+            0,
+            0,
+            0,
+            time.monotonic(),
+            0.0,
+        )
         self._began: float | None = None  # of the step under way
         self._done = 0
         self._durations: deque[float] = deque(maxlen=STEPS_REMEMBERED)
@@ -96,7 +104,9 @@ class Board:
 
     def _write(self, now: float) -> None:
         self._writes += 1
-        _LAYOUT.pack_into(self._page, 0, self._writes, self._phase, self._step, self._since, now, self._median)
+        _LAYOUT.pack_into(
+            self._page, 0, self._writes, self._phase, self._step, self._since, now, self._median
+        )
 
     def read(self) -> Progress:
         """The state now; a torn read shows in the number of writes and is repeated."""
@@ -106,4 +116,6 @@ class Board:
                 break
         _, phase, step, since, progress, median = values
         now = time.monotonic()
-        return Progress(PHASES[phase], step, max(0.0, now - since), max(0.0, now - progress), median)
+        return Progress(
+            PHASES[phase], step, max(0.0, now - since), max(0.0, now - progress), median
+        )

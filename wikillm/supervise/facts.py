@@ -18,7 +18,11 @@ def facts_of_this_node(config: str) -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return {**found, "wikillm's code": _code(), "configuration": _short(hashlib.sha256(config.encode()))}
+    return {
+        **found,
+        "wikillm's code": _code(),
+        "configuration": _short(hashlib.sha256(config.encode())),
+    }
 
 
 def _code() -> str:

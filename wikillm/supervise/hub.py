@@ -23,9 +23,7 @@ from wikillm.supervise.wire import Message, SealedWire
 TICK = 0.25
 PROVE_SECONDS = 5.0
 ALONE_SECONDS = 1.0  # from the end of an agent on this machine until its rank is looked at: both may be killed together
-SUSPENDED_SECONDS = (
-    5.0  # between two looks: the hub itself did not run (Ctrl-Z, a scheduler's SIGSTOP to the whole job)
-)
+SUSPENDED_SECONDS = 5.0  # between two looks: the hub itself did not run (Ctrl-Z, a scheduler's SIGSTOP to the whole job)
 STRANGERS = 16
 """Unproven connections at a time, besides those of the ranks that have not come; of more the oldest is closed."""
 _LONGEST_TEXT = 16384  # characters of a reason, a host name, a fact
@@ -35,7 +33,9 @@ _CODES = frozenset(map(int, ExitCode))
 class Hub(threading.Thread):
     """Serves until every rank has gone. `secret` and `context` are those of `SealedWire`."""
 
-    def __init__(self, listener: socket.socket, roll: Roll, secret: bytes, context: str, interval: float) -> None:
+    def __init__(
+        self, listener: socket.socket, roll: Roll, secret: bytes, context: str, interval: float
+    ) -> None:
         super().__init__(name="hub", daemon=True)
         self.roll = roll
         self.interval = interval
@@ -44,7 +44,9 @@ class Hub(threading.Thread):
         self._listener = listener
         self._wires = selectors.DefaultSelector()
         self._rank_of: dict[SealedWire, int] = {}
-        self._unproven: dict[SealedWire, tuple[float, str]] = {}  # since when, from where; the oldest first
+        self._unproven: dict[
+            SealedWire, tuple[float, str]
+        ] = {}  # since when, from where; the oldest first
         self._processes: dict[int, Process] = {}  # of ranks on this machine
         self._alone: dict[int, float] = {}  # ranks whose agent is gone, and since when
         self._looked = time.monotonic()
@@ -67,7 +69,9 @@ class Hub(threading.Thread):
     def wait(self, timeout: float, own: int, *, for_verdict: bool = False) -> End | None:
         """Until every rank but our `own` has gone, and there is a verdict, at most so long. Returns the verdict."""
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and (len(self._rank_of) > own or (for_verdict and self._end is None)):
+        while time.monotonic() < deadline and (
+            len(self._rank_of) > own or (for_verdict and self._end is None)
+        ):
             time.sleep(0.05)
         self._finished.set()
         return self._end
@@ -109,7 +113,9 @@ class Hub(threading.Thread):
             if rank in self._processes:
                 self._alone[rank] = time.monotonic()
             else:
-                self.roll.died(rank, "is gone: its supervisor's connection was closed", time.monotonic())
+                self.roll.died(
+                    rank, "is gone: its supervisor's connection was closed", time.monotonic()
+                )
         with suppress(KeyError, ValueError):
             self._wires.unregister(wire.sock)
         wire.close()
@@ -122,7 +128,9 @@ class Hub(threading.Thread):
                 raise ValueError("a rank that is here already, or comes to a run that has ended")
             pid = _whole(message.get("pid", 0), 1 << 31)
             facts = {_text(name): _text(fact) for name, fact in message["facts"].items()}
-            self.roll.hello(rank, _text(message["host"]), _text(message["address"]), facts, now, pid)
+            self.roll.hello(
+                rank, _text(message["host"]), _text(message["address"]), facts, now, pid
+            )
             if self._listener.family == socket.AF_UNIX and pid:
                 with suppress(OSError, ValueError, IndexError):
                     self._processes[rank] = Process.here(pid)
@@ -135,7 +143,13 @@ class Hub(threading.Thread):
             self.roll.beat(rank, _beat(message), now)
         elif "bye" in message:
             code = message["bye"] if message["bye"] in _CODES else int(ExitCode.BUG)
-            self.roll.bye(rank, code, _text(message["reason"]), now, is_agreed=message.get("agreed") is not False)
+            self.roll.bye(
+                rank,
+                code,
+                _text(message["reason"]),
+                now,
+                is_agreed=message.get("agreed") is not False,
+            )
         elif "died" in message:
             self.roll.died(rank, _text(message["died"]), now, is_known=message.get("known") is True)
 
@@ -145,12 +159,20 @@ class Hub(threading.Thread):
             self.roll.since = now
         self._looked = now
         self._look_after_those_alone(now)
-        for wire in [wire for wire, (since, _) in self._unproven.items() if now - since > PROVE_SECONDS]:
+        for wire in [
+            wire for wire, (since, _) in self._unproven.items() if now - since > PROVE_SECONDS
+        ]:
             self._drop(wire)
         if self._end is None:
             self._end = self.roll.verdict(now)
             if self._end is not None:
-                self._tell({"end": self._end.code, "reason": self._end.reason, "speaker": self.roll.speaker()})
+                self._tell(
+                    {
+                        "end": self._end.code,
+                        "reason": self._end.reason,
+                        "speaker": self.roll.speaker(),
+                    }
+                )
         if self._end is None and not self._welcomed and self.roll.is_complete:
             self._welcomed = True
             hosts: dict[str, Any] = {}

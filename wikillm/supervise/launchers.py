@@ -64,11 +64,15 @@ def launchers_of(pid: int) -> tuple[Launcher, ...]:
     return tuple(found)
 
 
-def watch_launchers(on_gone: Callable[[str], None], environ: Mapping[str, str] = os.environ) -> None:
+def watch_launchers(
+    on_gone: Callable[[str], None], environ: Mapping[str, str] = os.environ
+) -> None:
     """Call `on_gone(what)` in a thread, once, when a launcher of this rank has ended. Does nothing without a launcher."""
     found = launchers_of(os.getpid()) if "RANK" in environ else ()
     if found:
-        threading.Thread(target=_watch, args=(found, on_gone), name="launchers", daemon=True).start()
+        threading.Thread(
+            target=_watch, args=(found, on_gone), name="launchers", daemon=True
+        ).start()
 
 
 def _watch(found: tuple[Launcher, ...], on_gone: Callable[[str], None]) -> None:
@@ -105,6 +109,9 @@ def _name(word: str) -> str:
 def _has_rank(pid: int) -> bool:
     """Was the process started with RANK set? Not for one of another user, which we may not look into."""
     try:
-        return any(entry.startswith(b"RANK=") for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+        return any(
+            entry.startswith(b"RANK=")
+            for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        )
     except PermissionError:
         return False

@@ -40,14 +40,20 @@ def interfaces() -> dict[str, str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with suppress(OSError):
-                packed = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                packed = fcntl.ioctl(
+                    probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15])
+                )
                 found[socket.inet_ntoa(packed[20:24])] = name
     return found
 
 
 def _by_address() -> str:
     """The way out that a batch file of Slurm does not have: it takes the first node's name from Slurm."""
-    return "" if "SLURM_JOB_ID" in os.environ else "--master-addr ADDRESS, as every node reaches it; or "
+    return (
+        ""
+        if "SLURM_JOB_ID" in os.environ
+        else "--master-addr ADDRESS, as every node reaches it; or "
+    )
 
 
 def choose_nic(master: str) -> Nic:
@@ -64,7 +70,9 @@ def choose_nic(master: str) -> Nic:
     resolved = str(where[0])
     here = interfaces()
     if ipaddress.ip_address(resolved).is_loopback and not _means_loopback(master):
-        others = [f"{name} {address}" for address, name in here.items() if not address.startswith("127.")]
+        others = [
+            f"{name} {address}" for address, name in here.items() if not address.startswith("127.")
+        ]
         raise MachineError(
             f"{master} is {resolved} on {host}: the nodes cannot meet there.",
             got=f"interfaces of {host}: {', '.join(others) or 'none but loopback'}",
@@ -76,7 +84,8 @@ def choose_nic(master: str) -> Nic:
             address = str(probe.getsockname()[0])
         except OSError as error:
             raise MachineError(
-                f"{host} has no way to the first node, {master} ({resolved}).", got=str(error.strerror)
+                f"{host} has no way to the first node, {master} ({resolved}).",
+                got=str(error.strerror),
             ) from None
     return Nic(here.get(address), address, resolved)
 
@@ -133,7 +142,9 @@ def listen(master_port: int, master: str, address: str) -> socket.socket:
                 if error.errno != errno.EADDRNOTAVAIL:
                     break
     raise MachineError(
-        f"No port is free for the supervisor on {socket.gethostname()}.", got=why, fix="--master-port PORT"
+        f"No port is free for the supervisor on {socket.gethostname()}.",
+        got=why,
+        fix="--master-port PORT",
     )
 
 
@@ -166,7 +177,9 @@ def connect_here(job: str, number: int) -> socket.socket:
 
 def is_of_this_user(sock: socket.socket) -> bool:
     """Who is at the other end of a Unix socket, by the kernel's word."""
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    _, uid, _ = struct.unpack(
+        "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    )
     return bool(uid == os.getuid())
 
 
@@ -176,7 +189,9 @@ def _local_name(job: str, number: int) -> str:
 
 
 def _bound(address: str, port: int) -> socket.socket:
-    family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)[0]
+    family, _, _, _, where = socket.getaddrinfo(
+        address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+    )[0]
     sock = socket.socket(family)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -24,7 +24,11 @@ from typing import Any, TypeVar
 
 INTERVAL = 5.0
 LOOK_EVERY = 1.0
-_STAT_PARENT, _STAT_START, _STAT_EXIT = 1, 19, 49  # fields 4, 22 and 52 of /proc/PID/stat, counted behind the name
+_STAT_PARENT, _STAT_START, _STAT_EXIT = (
+    1,
+    19,
+    49,
+)  # fields 4, 22 and 52 of /proc/PID/stat, counted behind the name
 _PIDFD_GET_INFO, _PIDFD_INFO_EXIT, _PIDFD_INFO_SIZE = 0xC040FF0B, 8, 64
 _OFTEN = {
     9: "; often the kernel's out-of-memory killer",
@@ -54,7 +58,11 @@ class Process:
     def is_alive(self) -> bool:
         """Only for a process of this machine: the very same process runs, and is not a zombie."""
         with suppress(OSError, ValueError, IndexError):
-            return self.is_here() and _started(self.pid) == self.started and _state(self.pid) not in "ZX"
+            return (
+                self.is_here()
+                and _started(self.pid) == self.started
+                and _state(self.pid) not in "ZX"
+            )
         return False
 
     def send(self, number: int) -> bool:
@@ -134,7 +142,9 @@ def _status(pid: int) -> int | None:
         return None
     if fields[0] in "ZX":
         return status
-    return status if status & 0x7F and fields[0] not in "tT" else None  # tT: the signal that suspended it
+    return (
+        status if status & 0x7F and fields[0] not in "tT" else None
+    )  # tT: the signal that suspended it
 
 
 def _stat(pid: int) -> list[str]:
@@ -246,7 +256,9 @@ class Recorder(threading.Thread):
         stop: called once with `at_once` when a request stands there.
     """
 
-    def __init__(self, run: Path, describe: Callable[[], RankRecord], stop: Callable[[bool], None]) -> None:
+    def __init__(
+        self, run: Path, describe: Callable[[], RankRecord], stop: Callable[[bool], None]
+    ) -> None:
         super().__init__(name="recorder", daemon=True)
         self.run_dir, self._describe, self._on_stop = run, describe, stop
         self._over = threading.Event()
@@ -281,7 +293,9 @@ class Recorder(threading.Thread):
             return
         if at_once not in self._seen:
             self._seen.add(at_once)
-            if mark := os.environ.get("WIKILLM_STOP_MARK"):  # of a script that would start the run again
+            if mark := os.environ.get(
+                "WIKILLM_STOP_MARK"
+            ):  # of a script that would start the run again
                 with suppress(OSError):
                     Path(mark).touch()
             self._on_stop(at_once)

@@ -13,11 +13,20 @@ from typing import Any
 from wikillm.core.errors import ExitCode
 from wikillm.core.units import format_seconds
 
-AGREED = (ExitCode.DIVERGED, ExitCode.STOPPED)  # raised on all ranks together, which then leave together
-FAILED_WAITS = 5.0  # seconds between a rank's own error and the end of the others: they may meet the same one
+AGREED = (
+    ExitCode.DIVERGED,
+    ExitCode.STOPPED,
+)  # raised on all ranks together, which then leave together
+FAILED_WAITS = (
+    5.0  # seconds between a rank's own error and the end of the others: they may meet the same one
+)
 MOST_REFUSED = 16  # addresses that are remembered
-STOPPED_WAITS = 0.5  # the same for a rank that was stopped before training, where there is nothing to agree on
-DIED_WAITS = 2.5  # between a process that ended in silence and the end: its neighbour may have said why
+STOPPED_WAITS = (
+    0.5  # the same for a rank that was stopped before training, where there is nothing to agree on
+)
+DIED_WAITS = (
+    2.5  # between a process that ended in silence and the end: its neighbour may have said why
+)
 KILLED_WAITS = 0.5  # the same where it is known how the process ended
 SHORT = ("step", "first step")  # phases in which a rank waits for the others
 
@@ -69,8 +78,12 @@ class Roll:
     began: float
     nodes: tuple[str, ...] = ()
     ranks: dict[int, Rank] = field(default_factory=dict)
-    refused: set[str] = field(default_factory=set)  # addresses that spoke the protocol with another secret
-    since: float = float("-inf")  # nothing is counted from before: the whole job was suspended until then
+    refused: set[str] = field(
+        default_factory=set
+    )  # addresses that spoke the protocol with another secret
+    since: float = float(
+        "-inf"
+    )  # nothing is counted from before: the whole job was suspended until then
 
     @property
     def is_complete(self) -> bool:
@@ -80,7 +93,9 @@ class Roll:
     def is_one_node(self) -> bool:
         return self.world_size == self.local_size
 
-    def hello(self, rank: int, host: str, address: str, facts: dict[str, str], now: float, pid: int = 0) -> None:
+    def hello(
+        self, rank: int, host: str, address: str, facts: dict[str, str], now: float, pid: int = 0
+    ) -> None:
         self.ranks[rank] = Rank(host, address, facts, now, pid=pid)
 
     def refuse(self, address: str) -> None:
@@ -90,7 +105,11 @@ class Roll:
     def beat(self, rank: int, message: dict[str, Any], now: float) -> None:
         known = self.ranks[rank]
         known.heard, known.phase, known.step = now, str(message["phase"]), int(message["step"])
-        known.standing, known.limit, known.median = message["standing"], message["limit"], message["median"]
+        known.standing, known.limit, known.median = (
+            message["standing"],
+            message["limit"],
+            message["median"],
+        )
 
     def bye(self, rank: int, code: int, reason: str, now: float, *, is_agreed: bool = True) -> None:
         if self.ranks[rank].left is None:
@@ -108,7 +127,10 @@ class Roll:
 
     def speaker(self) -> int:
         """Who tells the user: the first rank that can."""
-        return min((rank for rank, known in self.ranks.items() if not known.left and not known.died), default=0)
+        return min(
+            (rank for rank, known in self.ranks.items() if not known.left and not known.died),
+            default=0,
+        )
 
     def verdict(self, now: float) -> End | None:
         """Asked several times a second; None while nothing is wrong."""
@@ -122,7 +144,11 @@ class Roll:
         )
 
     def _failed(self, now: float) -> End | None:
-        left = [(entry, rank) for rank, known in self.ranks.items() if (entry := known.left) and entry[1] != 0]
+        left = [
+            (entry, rank)
+            for rank, known in self.ranks.items()
+            if (entry := known.left) and entry[1] != 0
+        ]
         if not left:
             return None
         (when, code, reason), rank = min(left)
@@ -134,8 +160,12 @@ class Roll:
 
     def _died(self, now: float) -> End | None:
         dead = [(entry, rank) for rank, known in self.ranks.items() if (entry := known.died)]
-        said = any(known.left and known.left[1] and not known.is_agreed for known in self.ranks.values())
-        if said or not dead or now < min(dead)[0][0]:  # what a rank says of itself goes first: `_failed` waits for it
+        said = any(
+            known.left and known.left[1] and not known.is_agreed for known in self.ranks.values()
+        )
+        if (
+            said or not dead or now < min(dead)[0][0]
+        ):  # what a rank says of itself goes first: `_failed` waits for it
             return None
         (_, how), rank = min(dead)
         return End(ExitCode.MACHINE, f"{self._name(rank)} {how}.")
@@ -147,7 +177,9 @@ class Roll:
         there = sorted({known.host for known in self.ranks.values()})
         who = self._name_absent(absent)
         limit = format_seconds(self.limits.meet)
-        reason = f"{who} did not come within {limit} (train.meet_seconds); there: {', '.join(there)}."
+        reason = (
+            f"{who} did not come within {limit} (train.meet_seconds); there: {', '.join(there)}."
+        )
         if self.refused:
             reason += (
                 f"\n  {', '.join(sorted(self.refused))} came with another secret and was sent away: run.dir is not the same "
@@ -167,16 +199,23 @@ class Roll:
                 if there != here and known.host not in others.setdefault(there, []):
                     others[there].append(known.host)
             lines += [
-                f"{fact}: {here} on {reference.host}, {there} on {', '.join(h)}" for there, h in others.items() if h
+                f"{fact}: {here} on {reference.host}, {there} on {', '.join(h)}"
+                for there, h in others.items()
+                if h
             ]
         if not lines:
             return None
         return End(
-            ExitCode.MACHINE, "The nodes do not run the same thing.\n" + "\n".join(f"  {line}" for line in lines)
+            ExitCode.MACHINE,
+            "The nodes do not run the same thing.\n" + "\n".join(f"  {line}" for line in lines),
         )
 
     def _silent(self, now: float) -> End | None:
-        silent = {rank: now - max(known.heard, self.since) for rank, known in self.ranks.items() if not known.left}
+        silent = {
+            rank: now - max(known.heard, self.since)
+            for rank, known in self.ranks.items()
+            if not known.left
+        }
         gone = [rank for rank, seconds in silent.items() if seconds > self.limits.lost]
         if not gone:
             return None
@@ -197,17 +236,27 @@ class Roll:
         if not late:
             return None
         behind = min(known.step for known in late.values())
-        waited_for = [known for rank, known in here.items() if rank not in late and known.phase not in (*SHORT, "data")]
-        if all(known.phase in SHORT for known in late.values()) and any(k.step <= behind for k in waited_for):
+        waited_for = [
+            known
+            for rank, known in here.items()
+            if rank not in late and known.phase not in (*SHORT, "data")
+        ]
+        if all(known.phase in SHORT for known in late.values()) and any(
+            k.step <= behind for k in waited_for
+        ):
             return None  # one rank generates samples, say, and has a limit of its own
         slow = [r for r, known in late.items() if known.step == behind and known.phase not in SHORT]
         first = late[min(slow or late)]
         where = "; ".join(
             f"{self._place(rank)}: {known.phase}, step {known.step}, for {known.standing:.0f} s"
-            for rank, known in sorted(self.ranks.items(), key=lambda item: (item[0] not in slow, item[0]))[:16]
+            for rank, known in sorted(
+                self.ranks.items(), key=lambda item: (item[0] not in slow, item[0])
+            )[:16]
         )
         blamed = (
-            f"{self._names(slow)} {'holds' if len(slow) == 1 else 'hold'} the others up" if slow else "no rank is ahead"
+            f"{self._names(slow)} {'holds' if len(slow) == 1 else 'hold'} the others up"
+            if slow
+            else "no rank is ahead"
         )
         return End(
             ExitCode.MACHINE,
@@ -232,7 +281,9 @@ class Roll:
         hosts: dict[tuple[str, str], list[int]] = {}
         for rank in sorted(ranks):
             hosts.setdefault((self.ranks[rank].host, self.ranks[rank].address), []).append(rank)
-        return ", ".join(f"{host} ({address}, {_ranks(found)})" for (host, address), found in hosts.items())
+        return ", ".join(
+            f"{host} ({address}, {_ranks(found)})" for (host, address), found in hosts.items()
+        )
 
     def _name_absent(self, ranks: list[int]) -> str:
         numbers = sorted({rank // self.local_size for rank in ranks})

@@ -63,11 +63,19 @@ def _make(path: Path) -> None:
     staged = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     _write(staged, made)
     try:
-        os.link(staged, path)  # unlike a rename it fails where the name is taken, on network file systems too
+        os.link(
+            staged, path
+        )  # unlike a rename it fails where the name is taken, on network file systems too
     except FileExistsError:
         pass
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+        if error.errno not in (
+            errno.EPERM,
+            errno.ENOTSUP,
+            errno.EOPNOTSUPP,
+            errno.EMLINK,
+            errno.ENOSYS,
+        ):
             raise
         with suppress(FileExistsError):  # a file system without hard links
             _write(path, made)

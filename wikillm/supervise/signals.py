@@ -35,7 +35,9 @@ class _Watch:
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are not ours
+        os.register_at_fork(
+            after_in_child=lambda: signal.set_wakeup_fd(-1)
+        )  # a child's signals are not ours
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def _listen(self) -> None:
@@ -66,12 +68,18 @@ class StopSignals:
     """
 
     GRACE = 3.0
-    LEAVE_SECONDS = 20.0  # from the exception until the process must have ended what it does on its way out
+    LEAVE_SECONDS = (
+        20.0  # from the exception until the process must have ended what it does on its way out
+    )
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
-        self.before_exit: Callable[[StoppedError], None] = lambda error: None  # of a process that cannot raise it
-        self.limit: Callable[[], str | None] = lambda: None  # another reason to stop, asked whenever signals are
+        self.before_exit: Callable[[StoppedError], None] = lambda error: (
+            None
+        )  # of a process that cannot raise it
+        self.limit: Callable[[], str | None] = lambda: (
+            None
+        )  # another reason to stop, asked whenever signals are
         self._signal: str | None = None
         self._why: str | None = None  # what stands behind a signal that this process sent to itself
         self._before: dict[int, Any] = {}  # handlers, by signal
@@ -79,7 +87,9 @@ class StopSignals:
         self._leaving = False  # an error is on its way out
         self._over = False
         self._since = 0.0
-        self._arrived: float | None = None  # of the first signal, whether or not the main thread has noticed
+        self._arrived: float | None = (
+            None  # of the first signal, whether or not the main thread has noticed
+        )
 
     @property
     def received(self) -> str | None:
@@ -142,7 +152,9 @@ class StopSignals:
         if self._arrived is None:
             self._arrived = now
             name = self._why or signal.Signals(number).name
-            threading.Thread(target=self._insist, args=(name, now), name="stopping", daemon=True).start()
+            threading.Thread(
+                target=self._insist, args=(name, now), name="stopping", daemon=True
+            ).start()
         elif now - self._arrived > self.GRACE:
             os._exit(ExitCode.STOPPED)
 
@@ -152,7 +164,9 @@ class StopSignals:
             if time.monotonic() - since > (self.LEAVE_SECONDS if self._leaving else self.GRACE):
                 if not self._leaving:  # otherwise the error that leaves has been recorded
                     self.before_exit(self._stopped(name))
-                    warn(f"Stopped by {name} before training began, while it waited inside a library.")
+                    warn(
+                        f"Stopped by {name} before training began, while it waited inside a library."
+                    )
                 os._exit(ExitCode.STOPPED)
             time.sleep(0.1)
 

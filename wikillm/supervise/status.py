@@ -64,7 +64,9 @@ class RunStatus:
 def read_status(run: Path) -> RunStatus:
     """Raises ConfigError when there is no run."""
     if not (run / "run.json").is_file():
-        raise ConfigError(f"{run} is not a run directory.", got="no run.json", fix="wikillm status RUN, a run.dir")
+        raise ConfigError(
+            f"{run} is not a run directory.", got="no run.json", fix="wikillm status RUN, a run.dir"
+        )
     now = time.time()
     ranks = read_records(run)
     alive = tuple(is_running(record, now) for record in ranks)
@@ -102,6 +104,10 @@ def _last_line(path: Path) -> dict[str, Any] | None:
     for line in reversed(lines):
         with suppress(ValueError, RecursionError):
             found = json.loads(line)
-            if isinstance(found, dict) and "loss" in found and all(_is_shown(found.get(name), name) for name in _SHOWN):
+            if (
+                isinstance(found, dict)
+                and "loss" in found
+                and all(_is_shown(found.get(name), name) for name in _SHOWN)
+            ):
                 return found
     return None

@@ -43,7 +43,9 @@ def is_running(record: RankRecord, now: float | None = None) -> bool:
     return record.age(now) < SILENT_AFTER * record.interval
 
 
-def stop(run: Path, *, at_once: bool, timeout: float, on_wait: Callable[[list[RankRecord]], None]) -> Stopped:
+def stop(
+    run: Path, *, at_once: bool, timeout: float, on_wait: Callable[[list[RankRecord]], None]
+) -> Stopped:
     """Ask, then wait until all ranks have ended, at most `timeout` seconds.
 
     Raises ConfigError when `run` is no run directory, or nothing runs there.
@@ -71,7 +73,9 @@ def stop(run: Path, *, at_once: bool, timeout: float, on_wait: Callable[[list[Ra
         time.sleep(POLL)
     ids = {record.rank for record in running}
     over = tuple(record for record in read_records(run) if record.rank not in ids)
-    return Stopped(over, tuple(running), {rank: why for rank, why in untouched.items() if rank in ids})
+    return Stopped(
+        over, tuple(running), {rank: why for rank, why in untouched.items() if rank in ids}
+    )
 
 
 def _running(run: Path, before: list[RankRecord]) -> list[RankRecord]:
@@ -114,10 +118,16 @@ def not_of_this_run(run: Path, record: RankRecord) -> str | None:
     place = Path(f"/proc/{record.process.pid}")
     try:
         log = (run / "logs" / f"rank_{record.rank}.log").stat()
-        owners = {os.geteuid(), record_path(run, record.rank).stat().st_uid} if os.geteuid() == 0 else {os.geteuid()}
+        owners = (
+            {os.geteuid(), record_path(run, record.rank).stat().st_uid}
+            if os.geteuid() == 0
+            else {os.geteuid()}
+        )
         if not set(_uids(place)) <= owners:
             return f"it belongs to another user (uid {_uids(place)[0]})"
-        command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+        command = (
+            (place / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
+        )
         if not Path(os.readlink(place / "exe")).name.startswith(("python", "pypy")):
             return f"it is no Python: {command}"
         if not _holds(place, log):

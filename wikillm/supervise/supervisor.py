@@ -32,7 +32,15 @@ from wikillm.core.world import World
 from wikillm.supervise.board import Board
 from wikillm.supervise.exit_file import is_agreed, say_end, write_exit
 from wikillm.supervise.network import Nic, check_master_port, choose_nic, set_interface
-from wikillm.supervise.records import INTERVAL, NO_WORD, Process, RankRecord, Recorder, end_of, read_records
+from wikillm.supervise.records import (
+    INTERVAL,
+    NO_WORD,
+    Process,
+    RankRecord,
+    Recorder,
+    end_of,
+    read_records,
+)
 from wikillm.supervise.roll import DIED_WAITS, FAILED_WAITS, KILLED_WAITS, Limits
 from wikillm.supervise.secret import run_secret
 from wikillm.supervise.wire import Message, Wire
@@ -43,7 +51,9 @@ _CONNECTION = re.compile(
     re.IGNORECASE,
 )
 NEVER = 1e9  # seconds
-_FILE_SECONDS = 5.0  # what writing exit.json may take: the file system may be behind the link that is gone
+_FILE_SECONDS = (
+    5.0  # what writing exit.json may take: the file system may be behind the link that is gone
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +68,9 @@ class Settings:
 def settings_of(resolved: Resolved) -> Settings:
     """How a run is watched. `train.exit_timeout_seconds` is also what ranks get to leave after one another."""
     train, run = resolved.config.train, resolved.config.run
-    limits = Limits(train.meet_seconds, train.lost_seconds, train.stall_seconds, train.exit_timeout_seconds)
+    limits = Limits(
+        train.meet_seconds, train.lost_seconds, train.stall_seconds, train.exit_timeout_seconds
+    )
     return Settings(train.supervise, limits, Path(run.dir or f"runs/{run.name}"))
 
 
@@ -85,14 +97,24 @@ class Supervisor:
         self._welcome: Message | None = None
         self._verdict: Message | None = None
         self._asked_why = False
-        self._answered, self._noted, self._meeting = threading.Event(), threading.Event(), not self.is_local
+        self._answered, self._noted, self._meeting = (
+            threading.Event(),
+            threading.Event(),
+            not self.is_local,
+        )
 
-    def start(self, facts: Callable[[], dict[str, str]], environ: Mapping[str, str] = os.environ) -> None:
+    def start(
+        self, facts: Callable[[], dict[str, str]], environ: Mapping[str, str] = os.environ
+    ) -> None:
         """Find the way to the first node, meet all ranks there. (all ranks)
 
         Raises MachineError when a rank does not come, or does not run the same thing.
         """
-        if self.world.size > 1 and self.world.is_main and environ.get("MASTER_PORT", "").isdecimal():
+        if (
+            self.world.size > 1
+            and self.world.is_main
+            and environ.get("MASTER_PORT", "").isdecimal()
+        ):
             check_master_port(int(environ["MASTER_PORT"]), environ)
         if not self.is_active:
             return
@@ -110,7 +132,11 @@ class Supervisor:
                 fix="start with `deepspeed train.py ...` or `torchrun ...`",
             )
         self.nic = choose_nic(master)
-        name = set_interface(self.nic) if self.world.size != self.world.local_size else str(self.nic.interface)
+        name = (
+            set_interface(self.nic)
+            if self.world.size != self.world.local_size
+            else str(self.nic.interface)
+        )
         self._start_agent(self._introduce(master, int(port), facts(), environ))
         self._answered.wait()
         self._meeting = False
@@ -119,7 +145,9 @@ class Supervisor:
         if self._welcome is not None:
             hosts = self._welcome["welcome"]
             who = ", ".join(f"{host} {address}" for host, (address, _) in hosts.items())
-            say(f"nodes      {who}; ranks meet through {name}; supervisor: node lost {self.settings.limits.lost:.0f} s")
+            say(
+                f"nodes      {who}; ranks meet through {name}; supervisor: node lost {self.settings.limits.lost:.0f} s"
+            )
 
     def at(self, run: Path, log_file: Path) -> None:
         """The run directory stands, and is ours: records and stacks go there. Only the first call counts. (all ranks)"""
@@ -151,7 +179,9 @@ class Supervisor:
             if self.world.size == 1 or not is_about_a_connection(error):
                 self.leave(error)
                 raise
-            logger.error("a collective failed; waiting for the rank that is gone to be named", exc_info=error)
+            logger.error(
+                "a collective failed; waiting for the rank that is gone to be named", exc_info=error
+            )
             raise self._explain(error) from error
         except BaseException as error:
             self.leave(error)
@@ -166,7 +196,9 @@ class Supervisor:
     def _explain(self, error: BaseException) -> MachineError:
         """What ended the other rank; where there is an agent, its verdict ends this process before."""
         if self.is_active:
-            time.sleep(FAILED_WAITS + DIED_WAITS + (5.0 if self.is_local else self.settings.limits.lost))
+            time.sleep(
+                FAILED_WAITS + DIED_WAITS + (5.0 if self.is_local else self.settings.limits.lost)
+            )
         else:
             deadline = time.monotonic() + DIED_WAITS
             while (found := self._gone()) is None and time.monotonic() < deadline:
@@ -198,27 +230,49 @@ class Supervisor:
         if self._left is not None:
             return
         refusal = None if error is None else as_refusal(error)
-        code = ExitCode.DONE if error is None else ExitCode.BUG if refusal is None else refusal.exit_code
-        reason = "the horizon was reached" if error is None else str(refusal or error) or type(error).__name__
+        code = (
+            ExitCode.DONE
+            if error is None
+            else ExitCode.BUG
+            if refusal is None
+            else refusal.exit_code
+        )
+        reason = (
+            "the horizon was reached"
+            if error is None
+            else str(refusal or error) or type(error).__name__
+        )
         self._left = (int(code), reason)
         if self._recorder is not None:
             self._recorder.close(self._record())
         if self._wire is not None:
-            self._wire.send({"bye": self._left[0], "reason": self._left[1], "agreed": is_agreed(error)})
+            self._wire.send(
+                {"bye": self._left[0], "reason": self._left[1], "agreed": is_agreed(error)}
+            )
             self._noted.wait(_FILE_SECONDS)
         if self._stacks is not None:
             faulthandler.unregister(signal.SIGUSR2)
             self._stacks.close()
 
     def _introduce(
-        self, master: str | None, port: int | None, facts: dict[str, str], environ: Mapping[str, str]
+        self,
+        master: str | None,
+        port: int | None,
+        facts: dict[str, str],
+        environ: Mapping[str, str],
     ) -> Message:
         """`master` and `port` are None where all ranks are on this machine."""
         nic, limits = self.nic or Nic(None, "", ""), self.settings.limits
         # A rank started by hand has no port that tells its run from another one: its pid does, it is alone.
-        again = [environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")]
-        where = port or (environ.get("MASTER_PORT", "") if self.world.size > 1 else f"pid {os.getpid()}")
-        job = "\0".join([str(self.settings.run.absolute()), str(where), str(self.world.size), *again])
+        again = [
+            environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+        ]
+        where = port or (
+            environ.get("MASTER_PORT", "") if self.world.size > 1 else f"pid {os.getpid()}"
+        )
+        job = "\0".join(
+            [str(self.settings.run.absolute()), str(where), str(self.world.size), *again]
+        )
         if self.is_local:  # no secret: the kernel says which user is at the other end
             secret = hashlib.sha256(job.encode()).hexdigest()
             limits = replace(limits, meet=NEVER, lost=NEVER)
@@ -244,7 +298,9 @@ class Supervisor:
         theirs.close()
         self._wire = Wire(ours)
         self._wire.send(told)
-        threading.Thread(target=self._listen, args=(self._wire,), name="supervisor", daemon=True).start()
+        threading.Thread(
+            target=self._listen, args=(self._wire,), name="supervisor", daemon=True
+        ).start()
 
     def _listen(self, wire: Wire) -> None:
         while not wire.closed:
@@ -261,7 +317,11 @@ class Supervisor:
                         self._verdict = message
                         self._answered.set()
                     elif self._left is None:
-                        self._end(int(message["end"]), str(message["reason"]), speaks=bool(message["speaks"]))
+                        self._end(
+                            int(message["end"]),
+                            str(message["reason"]),
+                            speaks=bool(message["speaks"]),
+                        )
         self._noted.set()
         if self._left is None and not self._answered.is_set():
             self._verdict = {"reason": f"The supervisor of rank {self.world.rank} ended by itself."}
@@ -278,7 +338,9 @@ class Supervisor:
                 faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         if speaks:
             say_end(code, reason)
-        writer = threading.Thread(target=self._write_exit, args=(code, reason, step, speaks), daemon=True)
+        writer = threading.Thread(
+            target=self._write_exit, args=(code, reason, step, speaks), daemon=True
+        )
         writer.start()
         writer.join(_FILE_SECONDS)
         os._exit(code)
@@ -301,7 +363,10 @@ class Supervisor:
     def _stop(self, at_once: bool) -> None:
         """`wikillm stop` asked, and there is no agent."""
         if at_once:
-            self._left = (int(ExitCode.STOPPED), "Ended at once by `wikillm stop --now`; nothing was saved.")
+            self._left = (
+                int(ExitCode.STOPPED),
+                "Ended at once by `wikillm stop --now`; nothing was saved.",
+            )
             if self._recorder is not None:
                 self._recorder.close(self._record())
             left, self._left = self._left, None
@@ -311,7 +376,9 @@ class Supervisor:
 
 def is_about_a_connection(error: BaseException) -> bool:
     """Does a collective say that it lost a peer? Not where a file, or WikiLLM itself, is concerned."""
-    if isinstance(error, WikiLLMError) or (isinstance(error, OSError) and error.filename is not None):
+    if isinstance(error, WikiLLMError) or (
+        isinstance(error, OSError) and error.filename is not None
+    ):
         return False
     if isinstance(error, ConnectionError):
         return True
@@ -319,7 +386,9 @@ def is_about_a_connection(error: BaseException) -> bool:
 
 
 @contextmanager
-def supervise(world: World, settings: Settings, facts: Callable[[], dict[str, str]]) -> Iterator[Supervisor]:
+def supervise(
+    world: World, settings: Settings, facts: Callable[[], dict[str, str]]
+) -> Iterator[Supervisor]:
     """Supervised from here to the end of the block; the way it ends is told to the other ranks. (all ranks)"""
     supervisor = Supervisor(world, settings)
     error: BaseException | None = None

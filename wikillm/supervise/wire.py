@@ -156,7 +156,11 @@ class SealedWire(Wire):
             return None
         nonces = (self._nonce, theirs) if self._is_hub else (theirs, self._nonce)
         keys = [
-            hmac.digest(self._secret, "\0".join((direction, self._context, *nonces)).encode(), hashlib.sha256)
+            hmac.digest(
+                self._secret,
+                "\0".join((direction, self._context, *nonces)).encode(),
+                hashlib.sha256,
+            )
             for direction in ("from the hub", "to the hub")
         ]
         self._keys = (keys[0], keys[1]) if self._is_hub else (keys[1], keys[0])

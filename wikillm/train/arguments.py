@@ -32,7 +32,11 @@ def resolve_precision(wanted: Literal["auto", "bf16", "fp16", "fp32"]) -> Precis
 
 
 def to_training_arguments(
-    cfg: RunConfig, plan: Plan, staging: Path, precision: Precision, deepspeed: dict[str, Any] | None
+    cfg: RunConfig,
+    plan: Plan,
+    staging: Path,
+    precision: Precision,
+    deepspeed: dict[str, Any] | None,
 ) -> TrainingArguments:
     """HF's arguments for this run. `staging` is where checkpoints are written before they are published. (all ranks)"""
     train, on_gpu = cfg.train, torch.cuda.is_available()
@@ -59,7 +63,9 @@ def to_training_arguments(
         deepspeed=deepspeed,
         ddp_find_unused_parameters=False,
         # Without launcher and DeepSpeed there is no group, and naming a backend would make accelerate look for it.
-        ddp_backend="gloo" if not on_gpu and (plan.world_size > 1 or torch.distributed.is_initialized()) else None,
+        ddp_backend="gloo"
+        if not on_gpu and (plan.world_size > 1 or torch.distributed.is_initialized())
+        else None,
         # Without it a machine without GPU sees world size 1 on every rank and trains the same data twice.
         use_cpu=not on_gpu,
         # What WikiLLM does itself: data order, resume position, evaluation, logging, tracking, rotation.
@@ -80,7 +86,9 @@ def to_training_arguments(
         disable_tqdm=True,
         log_level="warning",
     )
-    _ = args.device  # HF makes the process group at the first look at the device; nobody should look before
+    _ = (
+        args.device
+    )  # HF makes the process group at the first look at the device; nobody should look before
     return args
 
 
@@ -101,7 +109,9 @@ def _quieten_libraries() -> None:
     )
     # What a resume changes is logged by train.resume, with more keys, and it is in force.
     logging.getLogger("transformers.trainer_utils").addFilter(
-        lambda record: "do not match the ones in the `trainer_state.json`" not in record.getMessage()
+        lambda record: (
+            "do not match the ones in the `trainer_state.json`" not in record.getMessage()
+        )
     )
 
 

@@ -38,8 +38,16 @@ def saving(staging: Path, step: int) -> Iterator[None]:
         # Whatever other ranks still write there cannot become a checkpoint any more.
         shutil.rmtree(staging, ignore_errors=True)
         newest = next(iter(arrange(staging.parent).branch), None)
-        left = f"the newest complete checkpoint is {newest}" if newest else "there is no earlier checkpoint"
-        again = "start the same command again with --resume auto" if newest else "start the same command again"
+        left = (
+            f"the newest complete checkpoint is {newest}"
+            if newest
+            else "there is no earlier checkpoint"
+        )
+        again = (
+            "start the same command again with --resume auto"
+            if newest
+            else "start the same command again"
+        )
         raise MachineError(
             f"The checkpoint of step {step} cannot be written to {staging.parent}: {refusal.what.rstrip('.').lower()}.",
             got=f"{refusal.got}\n{left}",
@@ -58,7 +66,9 @@ def loading(checkpoint: Path | None) -> Iterator[None]:
         yield
     except Exception as error:
         is_known = isinstance(error, WikiLLMError) or isinstance(as_refusal(error), MachineError)
-        is_known = is_known or refused_name(error) is not None  # told further out, by `only_known_classes`
+        is_known = (
+            is_known or refused_name(error) is not None
+        )  # told further out, by `only_known_classes`
         if checkpoint is None or is_known or not _is_loading(error):
             raise
         text = str(error).strip().partition("\n")[0][:300]
@@ -69,7 +79,9 @@ def loading(checkpoint: Path | None) -> Iterator[None]:
         ) from error
 
 
-def check_training_state(checkpoint: Path, *, rank: int, world_size: int, is_deepspeed: bool) -> None:
+def check_training_state(
+    checkpoint: Path, *, rank: int, world_size: int, is_deepspeed: bool
+) -> None:
     """Hugging Face begins anew, in silence, with the optimizer, schedule or random state whose file is missing.
 
     Raises CheckpointError with the names. (all ranks, each its own files)
@@ -88,4 +100,6 @@ def check_training_state(checkpoint: Path, *, rank: int, world_size: int, is_dee
 
 def _is_loading(error: BaseException) -> bool:
     """Was it raised while a checkpoint was read?"""
-    return any(frame.name.startswith(_LOADERS) for frame in traceback.extract_tb(error.__traceback__))
+    return any(
+        frame.name.startswith(_LOADERS) for frame in traceback.extract_tb(error.__traceback__)
+    )

@@ -63,4 +63,6 @@ class ControlGroup:
         try:
             dist.monitored_barrier(group=self._group, timeout=timedelta(seconds=timeout_seconds))
         except RuntimeError as error:
-            warn(f"not every rank reached the end within {timeout_seconds:.0f} s: {str(error).splitlines()[0]}")
+            warn(
+                f"not every rank reached the end within {timeout_seconds:.0f} s: {str(error).splitlines()[0]}"
+            )

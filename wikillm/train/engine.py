@@ -38,7 +38,11 @@ class Engine:
 
     @property
     def zero_stage(self) -> int | None:
-        return None if self.json is None else int(self.json.get("zero_optimization", {}).get("stage", 0))
+        return (
+            None
+            if self.json is None
+            else int(self.json.get("zero_optimization", {}).get("stage", 0))
+        )
 
     @property
     def name(self) -> str:
@@ -49,7 +53,10 @@ def gpu_room(cfg: RunConfig, world: World) -> GpuRoom | None:
     """The smallest GPU of this node, None on a CPU: what bounds a micro-batch of auto."""
     if not torch.cuda.is_available():
         return None
-    sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
+    sizes = [
+        torch.cuda.get_device_properties(index).total_memory
+        for index in range(torch.cuda.device_count())
+    ]
     return GpuRoom(min(sizes), world.local_size, resolve_precision(cfg.train.precision))
 
 
@@ -100,10 +107,14 @@ def check_attention(kernel: str, *, has_gpu: bool) -> None:
     """Raises ConfigError for a kernel without a backward pass on this device, or whose package is missing."""
     named, fix = f"model.attn_implementation={kernel}", "model.attn_implementation=sdpa"
     if kernel in ("flex_attention", "flash_attention_2") and not has_gpu:
-        raise ConfigError(f"{kernel} does not train on a CPU.", got=f"{named}, and torch sees no GPU", fix=fix)
+        raise ConfigError(
+            f"{kernel} does not train on a CPU.", got=f"{named}, and torch sees no GPU", fix=fix
+        )
     if kernel == "flash_attention_2" and not any(map(find_spec, ("flash_attn", "kernels"))):
         what = f"{kernel} needs a package that is not installed."
-        raise ConfigError(what, got=named, fix=f"pip install flash-attn, built for this torch; or {fix}")
+        raise ConfigError(
+            what, got=named, fix=f"pip install flash-attn, built for this torch; or {fix}"
+        )
 
 
 def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
@@ -163,7 +174,9 @@ def check_flex(cfg: RunConfig) -> None:
 
 def check_compiler(asked: str) -> None:
     """torch.compile makes C++ on CPU, and Triton wants a C compiler for its launchers on GPUs."""
-    wanted = [os.environ.get("CXX"), "c++", "g++", "clang++"] if not torch.cuda.is_available() else []
+    wanted = (
+        [os.environ.get("CXX"), "c++", "g++", "clang++"] if not torch.cuda.is_available() else []
+    )
     wanted = wanted or [os.environ.get("CC"), "cc", "gcc", "clang"]
     if not any(name and shutil.which(name) for name in wanted):
         raise MachineError(
@@ -197,7 +210,9 @@ def start_engine(world: World, engine: Engine) -> None:
         ops.sweep_op_locks()  # of other ops too, which DeepSpeed compiles when it meets them
     import deepspeed
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints, on every rank, that its op was loaded
+    with contextlib.redirect_stdout(
+        io.StringIO()
+    ):  # it prints, on every rank, that its op was loaded
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     torch.distributed.barrier()
     ops.release_shared_memory()

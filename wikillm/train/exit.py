@@ -35,7 +35,11 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
         let_rank_0_speak_first(error)
         if path.exists():
             return
-    reason = "the horizon was reached" if error is None else without_queries(str(as_refusal(error) or error))
+    reason = (
+        "the horizon was reached"
+        if error is None
+        else without_queries(str(as_refusal(error) or error))
+    )
     write_exit(run_dir, int(exit_code_of(error)), reason, rank, step)
 
 
@@ -67,7 +71,9 @@ def ending(
         raise
     finally:
         close()
-        owns = end.lock is not None or not world.is_main  # a directory that another run holds is not ours to write to
+        owns = (
+            end.lock is not None or not world.is_main
+        )  # a directory that another run holds is not ours to write to
         if owns and not isinstance(error, KeyboardInterrupt):
             record_exit(run_dir, error, rank=world.rank, step=end.step())
         agreed = error is None or (is_agreed(error) and end.step() is not None)

@@ -17,7 +17,9 @@ from wikillm.train.control import ControlGroup
 from wikillm.train.run_dir import RunDir
 
 
-def check_world(args: TrainingArguments, world: World, control: ControlGroup, micro_batch: int) -> None:
+def check_world(
+    args: TrainingArguments, world: World, control: ControlGroup, micro_batch: int
+) -> None:
     """The launcher, torch.distributed and Hugging Face agree on world size and ranks, the ranks on a micro-batch. (all ranks)
 
     On a machine without GPU, HF without `use_cpu` believes in a world of one on every rank, exits with 0, and has
@@ -38,7 +40,9 @@ def check_world(args: TrainingArguments, world: World, control: ControlGroup, mi
         )
     ranks = control.gather(args.process_index)
     if sorted(ranks) != list(range(world.size)):  # type: ignore[type-var]
-        raise MachineError("Two processes have the same rank.", got=f"ranks {ranks} in a world of {world.size}")
+        raise MachineError(
+            "Two processes have the same rank.", got=f"ranks {ranks} in a world of {world.size}"
+        )
     sizes: list[Any] = control.gather(micro_batch)
     if len(set(sizes)) > 1:  # auto, on nodes whose GPUs differ in memory
         raise MachineError(
@@ -48,7 +52,9 @@ def check_world(args: TrainingArguments, world: World, control: ControlGroup, mi
         )
 
 
-def check_shared_folder(run: RunDir, control: ControlGroup, timeout: float = 20.0) -> dict[str, Any]:
+def check_shared_folder(
+    run: RunDir, control: ControlGroup, timeout: float = 20.0
+) -> dict[str, Any]:
     """Every rank sees the run directory that rank 0 made; network folders get `timeout` s. (all ranks)
 
     Returns:

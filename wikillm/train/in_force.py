@@ -30,7 +30,10 @@ class FreshSettings:
 
         `scheduler` is a LambdaLR, as all of Hugging Face's are.
         """
-        groups = [{k: v for k, v in group.items() if k not in _NOT_OPTIONS} for group in optimizer.param_groups]
+        groups = [
+            {k: v for k, v in group.items() if k not in _NOT_OPTIONS}
+            for group in optimizer.param_groups
+        ]
         engine = getattr(optimizer, "optimizer", optimizer)
         return cls(
             options=tuple(groups),

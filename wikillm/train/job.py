@@ -74,7 +74,9 @@ class TrainResult:
     seconds: float
     sources: tuple[SourceUse, ...] = ()  # of a mixture
     held_out_of: Mapping[str, HeldOutLoss] = field(default_factory=dict)  # by source of a mixture
-    data_wait: float | None = None  # share of the training time that this process waited for batches
+    data_wait: float | None = (
+        None  # share of the training time that this process waited for batches
+    )
 
 
 @dataclass
@@ -117,7 +119,9 @@ class Job:
         health = HealthCallback(self.run, self.group, self.signals, cfg.train.max_skipped_steps)
         garbage, limit = GarbageCallback(), self._limit(point)
         saving = self._saving(point)
-        self.report = report = ReportCallback(cfg, self.plan, self.world, self.run, self.identity, self.store, point)
+        self.report = report = ReportCallback(
+            cfg, self.plan, self.world, self.run, self.identity, self.store, point
+        )
         report.peak, samples = self.peak, self._samples(report)
         self.trainer = trainer = WikiTrainer(
             model,
@@ -125,7 +129,16 @@ class Job:
             data,
             self.group,
             self.signals,
-            [limit, health, *self._average(point), saving, report, samples, garbage, ProgressCallback(self.board)],
+            [
+                limit,
+                health,
+                *self._average(point),
+                saving,
+                report,
+                samples,
+                garbage,
+                ProgressCallback(self.board),
+            ],
             self.board,
             first_step=point.step if point else 0,
             consumed_samples=point.consumed_samples if point else 0,
@@ -138,7 +151,9 @@ class Job:
         self.signals.install()  # once more: the tracker has installed handlers of its own
         error: BaseException | None = None
         try:
-            with only_known_classes(point.checkpoint if point else self.run.path, trust=trust_checkpoint):
+            with only_known_classes(
+                point.checkpoint if point else self.run.path, trust=trust_checkpoint
+            ):
                 trainer.train(resume_from_checkpoint=str(point.checkpoint) if point else None)
             if health.stopped_by is not None:
                 raise StoppedError(
@@ -156,7 +171,16 @@ class Job:
                 with suppress(OSError):
                     record_data(self.run, self.store)  # once more: the store has grown
         speed = report.mean_tokens_per_second
-        record_outcome(self.run, self.resolved, self.plan, self.engine, self.world, self.group, self.peak, speed)
+        record_outcome(
+            self.run,
+            self.resolved,
+            self.plan,
+            self.engine,
+            self.world,
+            self.group,
+            self.peak,
+            speed,
+        )
         return self._result(trainer, report, time.monotonic() - start)
 
     def _result(self, trainer: WikiTrainer, report: ReportCallback, seconds: float) -> TrainResult:
@@ -181,17 +205,23 @@ class Job:
         facts, cfg = self.facts(), self.resolved.config
         check_same_run(point, facts, allow_change=allow_change, config=cfg)
         rank, size, is_deepspeed = self.world.rank, self.world.size, self.engine.json is not None
-        check_training_state(point.checkpoint, rank=rank, world_size=size, is_deepspeed=is_deepspeed)
+        check_training_state(
+            point.checkpoint, rank=rank, world_size=size, is_deepspeed=is_deepspeed
+        )
         say(f"resuming   {point.checkpoint} (step {point.step:,})")
         if point.step >= self.plan.max_steps:
-            say(f"           nothing is left to train: the horizon is step {self.plan.max_steps:,}; nothing is saved")
+            say(
+                f"           nothing is left to train: the horizon is step {self.plan.max_steps:,}; nothing is saved"
+            )
         else:
             say_abandoned(point, self.run.checkpoints)
             say_changes(point, facts, cfg)
         data = self._data()
         data.wait_for(point.consumed_samples)
         check_same_tokens(point, self._data_read(data.order, point.consumed_samples))
-        if self.world.is_main:  # not before: a start that is refused leaves the records of the run alone
+        if (
+            self.world.is_main
+        ):  # not before: a start that is refused leaves the records of the run alone
             record_start(self.run, self.resolved, self.plan, self.engine, self.store)
         return data
 
@@ -223,7 +253,15 @@ class Job:
         if not train.ema_decay:
             return []
         start = math.ceil(Fraction(str(train.ema_start)) * self.plan.max_steps)
-        return [EmaCallback(train.ema_decay, start, self.world, self.run.staging, point.checkpoint if point else None)]
+        return [
+            EmaCallback(
+                train.ema_decay,
+                start,
+                self.world,
+                self.run.staging,
+                point.checkpoint if point else None,
+            )
+        ]
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint of this run is tied to (see resume.FACTS)."""
@@ -278,23 +316,35 @@ class Job:
         plan, tokens = self.plan, self.store.train_tokens
         if tokens is not None:
             sequences = count_sequences(tokens, plan.sequence_length)
-            refuse_small_corpus(self.resolved, split_batch(self.resolved, plan.world_size), sequences, tokens)
+            refuse_small_corpus(
+                self.resolved, split_batch(self.resolved, plan.world_size), sequences, tokens
+            )
 
     def _data(self) -> RunData:
         plan, cfg, store = self.plan, self.resolved.config, self.store
-        order = order_of(store, plan.sequence_length, cfg.run.seed, cfg.data.window_shards, cfg.data.packing)
+        order = order_of(
+            store, plan.sequence_length, cfg.run.seed, cfg.data.window_shards, cfg.data.packing
+        )
         shared, rank = plan.sequence_parallel_size, self.world.rank
         return RunData(
             train=store.train,
             val=held_out_streams(store, cfg.train.max_eval_tokens),
             order=order,
             shape=BatchShape(
-                plan.micro_batch, plan.accumulation, plan.sequence_groups, rank // shared, plan.batch_ramp
+                plan.micro_batch,
+                plan.accumulation,
+                plan.sequence_groups,
+                rank // shared,
+                plan.batch_ramp,
             ),
             max_eval_tokens=cfg.train.max_eval_tokens,
             eval_micro_batch=cfg.train.per_device_eval_batch_size or plan.micro_batch,
             workers=cfg.train.dataloader_num_workers,
-            mask=document_mask(cfg.train.document_mask, cfg.model.attn_implementation, store.manifest.tokenizer.eos_id),
+            mask=document_mask(
+                cfg.train.document_mask,
+                cfg.model.attn_implementation,
+                store.manifest.tokenizer.eos_id,
+            ),
             stretch=Stretch(shared, rank % shared) if shared > 1 else None,
             wait_for=Supply(order, self.group, self.signals, self._refuse_small_corpus).wait_for
             if isinstance(order, GrowingOrder)

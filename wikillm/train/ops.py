@@ -110,7 +110,9 @@ def _use_own_folder() -> None:
     what = "\n".join([sys.prefix, torch.__version__, deepspeed.__version__])
     name = f"wikillm-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
     if not os.environ.get("TORCH_EXTENSIONS_DIR"):  # an empty one would mean the current folder
-        os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(cpp_extension.get_default_build_root()) / name)
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(
+            Path(cpp_extension.get_default_build_root()) / name
+        )
 
 
 def sweep_shared_memory(folder: Path = SHARED_MEMORY) -> None:
@@ -124,7 +126,11 @@ def sweep_shared_memory(folder: Path = SHARED_MEMORY) -> None:
             is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
             if is_ours and time.time() - status.st_mtime > _JUST_MADE and not is_in_use(path):
                 path.unlink()
-                logger.warning("removed %s (%s), left by a run that was killed", path, format_size(status.st_size))
+                logger.warning(
+                    "removed %s (%s), left by a run that was killed",
+                    path,
+                    format_size(status.st_size),
+                )
 
 
 def check_shared_memory(local_size: int) -> None:
@@ -196,7 +202,9 @@ def _remove_if_stale(lock: Path) -> bool:
 
 
 def _present(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if path.exists())  # a build renames files while we look
+    return (
+        path for path in folder.iterdir() if path.exists()
+    )  # a build renames files while we look
 
 
 def _is_shared(folder: Path) -> bool:

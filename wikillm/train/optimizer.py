@@ -58,7 +58,9 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
     return len(shape) == 2 and not any(part in name for part in _NOT_HIDDEN)
 
 
-def parameter_groups(model: nn.Module, decayed: Iterable[str], settings: MuonSettings) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, decayed: Iterable[str], settings: MuonSettings
+) -> list[dict[str, Any]]:
     """AdamW with decay (embeddings, head), AdamW without (norms, biases), Muon; groups without parameters are left out.
 
     Args:
@@ -68,7 +70,12 @@ def parameter_groups(model: nn.Module, decayed: Iterable[str], settings: MuonSet
     hidden = {name for name, parameter in names.items() if is_hidden_matrix(name, parameter)}
     for name, parameter in names.items():
         parameter.use_muon = name in hidden  # type: ignore[attr-defined]  # what DeepSpeed looks for
-    adam = {"lr": settings.learning_rate, "betas": settings.adam_betas, "eps": settings.adam_eps, "use_muon": False}
+    adam = {
+        "lr": settings.learning_rate,
+        "betas": settings.adam_betas,
+        "eps": settings.adam_eps,
+        "use_muon": False,
+    }
     muon = {"lr": settings.muon_learning_rate, "momentum": settings.momentum, "use_muon": True}
     chosen: list[tuple[set[str], dict[str, Any]]] = [
         ((set(names) - hidden) & decays, adam | {"weight_decay": settings.weight_decay}),
@@ -87,7 +94,9 @@ def build_muon(groups: list[dict[str, Any]], *, under_deepspeed: bool) -> torch.
 
     On CPU DeepSpeed's switches torch.compile off for this process.
     """
-    fused = all(p.is_cuda for group in groups for p in group["params"]) and torch.cuda.is_available()
+    fused = (
+        all(p.is_cuda for group in groups for p in group["params"]) and torch.cuda.is_available()
+    )
     if not under_deepspeed:
         return MuonAndAdamW(groups, fused=fused)
     found = version("deepspeed")
@@ -115,13 +124,21 @@ class MuonAndAdamW(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], *, fused: bool = False) -> None:
         if not hasattr(torch.optim, "Muon"):
-            raise MachineError("This torch has no Muon.", got=f"torch {torch.__version__}", fix="torch 2.9 or newer")
+            raise MachineError(
+                "This torch has no Muon.",
+                got=f"torch {torch.__version__}",
+                fix="torch 2.9 or newer",
+            )
         super().__init__(groups, {})
         self._adam = self._part(torch.optim.AdamW, use_muon=False, fused=fused)
-        self._muon = self._part(torch.optim.Muon, use_muon=True, nesterov=True, adjust_lr_fn="original")
+        self._muon = self._part(
+            torch.optim.Muon, use_muon=True, nesterov=True, adjust_lr_fn="original"
+        )
         self._share()
 
-    def _part(self, kind: Callable[..., torch.optim.Optimizer], *, use_muon: bool, **options: Any) -> Any:
+    def _part(
+        self, kind: Callable[..., torch.optim.Optimizer], *, use_muon: bool, **options: Any
+    ) -> Any:
         """An optimizer over our groups of one kind; its options become keys of those groups."""
         groups = [group for group in self.param_groups if group["use_muon"] is use_muon]
         if not groups:
@@ -136,7 +153,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
         """Both parts step on our groups and in our state, also after the schedule or a checkpoint replaced them."""
         for part, use_muon in ((self._adam, False), (self._muon, True)):
             if part is not None:
-                part.param_groups = [group for group in self.param_groups if group["use_muon"] is use_muon]
+                part.param_groups = [
+                    group for group in self.param_groups if group["use_muon"] is use_muon
+                ]
                 part.state = self.state
 
     @torch.no_grad()

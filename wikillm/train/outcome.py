@@ -81,7 +81,9 @@ def record_outcome(
             "memory_bytes_with_checkpoints_and_evaluation": max(whole for _, whole in peaks),
             "tokens_per_second": tokens_per_second,
         },
-        "basis": "torch.cuda.max_memory_allocated" if on_gpu else "VmHWM less resident memory after import",
+        "basis": "torch.cuda.max_memory_allocated"
+        if on_gpu
+        else "VmHWM less resident memory after import",
         "cpus": os.cpu_count(),
     }
     with suppress(OSError):
@@ -93,7 +95,11 @@ def _speed(shape: Shape, plan: Plan, setup: Setup, world: World, device: str) ->
     known = read_calibration()
     gpu: Gpu | None
     if setup.device == "cpu":
-        gpu = cpu_as_device(known, world.local_size, 0) if known is not None and known.kind == "cpu" else None
+        gpu = (
+            cpu_as_device(known, world.local_size, 0)
+            if known is not None and known.kind == "cpu"
+            else None
+        )
     else:
         gpu = gpu_by_driver_name(device)
         gpu = apply_calibration(gpu, known, device) if gpu else None

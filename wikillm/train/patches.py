@@ -27,7 +27,9 @@ def patch_model(
     """
     train, rows, shared = cfg.train, plan.micro_batch_tokens, plan.sequence_parallel_size
     z_loss = ZLoss(train.z_loss) if train.z_loss else None
-    say(f"kernels    {LOSS}: {patch_loss(model, train.loss_kernel, rows=rows, device_type=device_type, z_loss=z_loss)}")
+    say(
+        f"kernels    {LOSS}: {patch_loss(model, train.loss_kernel, rows=rows, device_type=device_type, z_loss=z_loss)}"
+    )
     if train.mlp_kernel == "tiled":
         say(f"kernels    {MLP}: {tile_mlp(model, rows=rows, device_type=device_type)}")
     if cfg.model.attn_implementation in CAUSAL_KERNELS:
@@ -39,8 +41,12 @@ def patch_model(
     if train.gradient_checkpointing != "none":
         say(f"recompute  {checkpoint_layers(model, train.gradient_checkpointing)}")
     if train.compile == "layers":
-        batches = {(size, plan.sequence_length // shared) for size in (plan.micro_batch, eval_batch)}
-        say(f"compile    {compile_layers(model, batches)} layers, at the first step (about a minute)")
+        batches = {
+            (size, plan.sequence_length // shared) for size in (plan.micro_batch, eval_batch)
+        }
+        say(
+            f"compile    {compile_layers(model, batches)} layers, at the first step (about a minute)"
+        )
     if train.compile == "elementwise":  # late: it leaves an MLP alone that has its own SwiGLU
         say(f"compile    {compile_elementwise(model)}, at the first step (half a minute)")
     return z_loss

@@ -32,7 +32,9 @@ def preview(resolved: Resolved) -> None:
         world_size=world.size,
         tokenizer_length=store.manifest.tokenizer.length,
         train_tokens=store.train_tokens,
-        epoch=epoch_sizes(store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing),
+        epoch=epoch_sizes(
+            store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing
+        ),
         room=gpu_room(cfg, world),
     )
     engine = resolve_engine(cfg, plan, world)
@@ -47,10 +49,18 @@ def say_result(result: TrainResult) -> None:
     for use in result.sources:
         say(f"source     {source_line(use)}")
     if result.held_out is not None:
-        say(f"held out   {result.held_out.loss:.4f} nats/token, {result.held_out.bits_per_byte:.4f} bits/byte")
+        say(
+            f"held out   {result.held_out.loss:.4f} nats/token, {result.held_out.bits_per_byte:.4f} bits/byte"
+        )
         if result.held_out_of:
             say(f"           {weights_of(result.held_out_of)}")
     if result.tokens_per_second is not None:
-        waited = "" if result.data_wait is None else f", {result.data_wait:.1%} of the time spent waiting for data"
+        waited = (
+            ""
+            if result.data_wait is None
+            else f", {result.data_wait:.1%} of the time spent waiting for data"
+        )
         say(f"speed      {format_count(result.tokens_per_second)} tokens/s{waited}")
-    say(f"next       wikillm generate {result.run_dir} --prompt ...   or   wikillm export {result.run_dir}")
+    say(
+        f"next       wikillm generate {result.run_dir} --prompt ...   or   wikillm export {result.run_dir}"
+    )

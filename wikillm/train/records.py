@@ -29,7 +29,9 @@ def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
 
     Raises MachineError where not one checkpoint fits on the disk.
     """
-    run.check_room(bytes_per_checkpoint(resolved.config, plan, engine), resolved.config.train.save_total_limit)
+    run.check_room(
+        bytes_per_checkpoint(resolved.config, plan, engine), resolved.config.train.save_total_limit
+    )
     run.identify()
     if not list_checkpoints(run.checkpoints):
         record_start(run, resolved, plan, engine, store)
@@ -53,13 +55,19 @@ def record_data(run: RunDir, store: Store) -> None:
         "store": str(store.dir),
         "fingerprint": manifest.fingerprint,
         "sources": [asdict(source) for source in manifest.sources],
-        "complete": store.train_tokens is not None,  # False: the store was still being built, and the counts grow
+        "complete": store.train_tokens
+        is not None,  # False: the store was still being built, and the counts grow
         "splits": {name: asdict(split) for name, split in manifest.splits.items()},
         "tokenizer": asdict(manifest.tokenizer),
     }
     if store.mixture is not None:
         facts["mixture"] = [
-            {"name": p.name, "count": p.count, "store": str(p.store.dir), "fingerprint": p.store.manifest.fingerprint}
+            {
+                "name": p.name,
+                "count": p.count,
+                "store": str(p.store.dir),
+                "fingerprint": p.store.manifest.fingerprint,
+            }
             for p in store.mixture.parts
         ]
     write_json(run.path / "data.json", facts)
@@ -83,10 +91,14 @@ def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
     )
     if plan.batch_ramp.stages:
         first, ramp = plan.batch_ramp.sequences_at(0) * plan.sequence_length, plan.batch_ramp
-        say(f"           from {first:,} tokens, full after {ramp.steps:,} steps ({ramp.describe()})")
+        say(
+            f"           from {first:,} tokens, full after {ramp.steps:,} steps ({ramp.describe()})"
+        )
     say(_horizon(plan))
     if store.mixture is not None:
-        order = store.mixture.order(plan.sequence_length, cfg.run.seed, cfg.data.window_shards, cfg.data.packing)
+        order = store.mixture.order(
+            plan.sequence_length, cfg.run.seed, cfg.data.window_shards, cfg.data.packing
+        )
         for use in store.mixture.used(plan.batch_ramp.sequences_before(plan.max_steps), order):
             say(f"source     {source_line(use)}")
     for note in (*plan.notes, *engine.notes):
@@ -94,7 +106,9 @@ def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
 
 
 def _horizon(plan: Plan) -> str:
-    epochs = "the corpus is still being counted" if plan.epochs is None else f"{plan.epochs:.2f} epochs"
+    epochs = (
+        "the corpus is still being counted" if plan.epochs is None else f"{plan.epochs:.2f} epochs"
+    )
     return (
         f"horizon    {plan.max_steps:,} steps = {format_count(plan.total_tokens)} tokens = {epochs}, "
         f"warm-up {plan.warmup_steps:,} steps"

@@ -50,7 +50,13 @@ FACTS = {
     "ema": "train.ema_decay, train.ema_start",
 }
 # what a checkpoint means that was written before the fact was
-BEFORE = {"document_mask": "off", "packing": "concat", "batch_ramp": "off", "optimizer": "adamw", "ema": "off"}
+BEFORE = {
+    "document_mask": "off",
+    "packing": "concat",
+    "batch_ramp": "off",
+    "optimizer": "adamw",
+    "ema": "off",
+}
 CHANGEABLE = (
     "max_steps",
     "global_batch_sequences",
@@ -89,7 +95,9 @@ def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
     return ResumePoint(found, int(state["step"]), int(state["consumed_samples"]), state, origin)
 
 
-def agree_on_resume_point(checkpoints: Path, resume: str, group: ControlGroup, *, is_main: bool) -> ResumePoint | None:
+def agree_on_resume_point(
+    checkpoints: Path, resume: str, group: ControlGroup, *, is_main: bool
+) -> ResumePoint | None:
     """Rank 0 looks and verifies, the others take its answer, or its error. (all ranks)"""
     answer: ResumePoint | CheckpointError | None = None
     if is_main:
@@ -106,7 +114,9 @@ def agree_on_resume_point(checkpoints: Path, resume: str, group: ControlGroup, *
 def say_abandoned(point: ResumePoint, checkpoints: Path) -> None:
     """Name the checkpoints that a run leaves behind when it goes on from another than the last one written."""
     known = arrange(checkpoints).abandoned  # named when the checkpoint was looked for
-    names = ", ".join(path.name for path in left_behind(checkpoints, point.origin) if path not in known)
+    names = ", ".join(
+        path.name for path in left_behind(checkpoints, point.origin) if path not in known
+    )
     if names:
         say(f"           abandoned: {names}; --resume auto goes on from what is saved from now on")
 
@@ -128,7 +138,11 @@ def check_same_tokens(point: ResumePoint, read: dict[str, Any]) -> None:
 
 
 def check_same_run(
-    point: ResumePoint, facts: dict[str, Any], *, allow_change: bool, config: RunConfig | None = None
+    point: ResumePoint,
+    facts: dict[str, Any],
+    *,
+    allow_change: bool,
+    config: RunConfig | None = None,
 ) -> None:
     """Refuse to go on when the configuration no longer fits the checkpoint.
 
@@ -149,20 +163,32 @@ def check_same_run(
     other_model = _other_model(point.checkpoint, config.model) if config is not None else []
     lines += other_model
     if config is not None:
-        for key, (before, now) in changed_first_weights(point.state.get("settings", {}), settings_of(config)).items():
-            lines.append(f"{key}: {shown(before)} then, {shown(now)} now   (the weights of step 0 are long past)")
+        for key, (before, now) in changed_first_weights(
+            point.state.get("settings", {}), settings_of(config)
+        ).items():
+            lines.append(
+                f"{key}: {shown(before)} then, {shown(now)} now   (the weights of step 0 are long past)"
+            )
     if not lines:
         return
     if len(lines) == len(changed & set(CHANGEABLE)):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"
-    elif other_model or {"vocab_size", "parameters"} & changed or any("tokenizer" in line for line in lines):
+    elif (
+        other_model
+        or {"vocab_size", "parameters"} & changed
+        or any("tokenizer" in line for line in lines)
+    ):
         fix = "set it back; or train another model in a new run directory: run.dir=NEW"  # its weights do not fit
     else:
         fix = (
             "set it back; or continue from the weights alone in a new run directory:\n"
             f"wikillm export {point.checkpoint} --to FOLDER, then model.init_from=FOLDER run.dir=NEW"
         )
-    raise CheckpointError(f"{point.checkpoint} was written by a run that differs from this one.", "\n".join(lines), fix)
+    raise CheckpointError(
+        f"{point.checkpoint} was written by a run that differs from this one.",
+        "\n".join(lines),
+        fix,
+    )
 
 
 def _differences(then: Any, now: Any) -> list[str]:
@@ -188,12 +214,20 @@ def _other_model(checkpoint: Path, model: ModelSection) -> list[str]:
     if not (checkpoint / "config.json").is_file():
         return []
     then = {setting.key: setting.value for setting in shape_settings(str(checkpoint))}
-    now = {key: getattr(model, key.removeprefix("model.")) for key in then if ON_RESUME[key] == REFUSED}
+    now = {
+        key: getattr(model, key.removeprefix("model.")) for key in then if ON_RESUME[key] == REFUSED
+    }
     for values in (then, now):
         if values["model.head_dim"] is None:
-            values["model.head_dim"] = values["model.hidden_size"] // values["model.num_attention_heads"]
+            values["model.head_dim"] = (
+                values["model.hidden_size"] // values["model.num_attention_heads"]
+            )
     del now["model.vocab_size"]  # may be "auto" here; the number of rows is one of FACTS
-    return [f"{key}: {shown(then[key])} then, {shown(now[key])} now" for key in now if then[key] != now[key]]
+    return [
+        f"{key}: {shown(then[key])} then, {shown(now[key])} now"
+        for key in now
+        if then[key] != now[key]
+    ]
 
 
 def say_changes(point: ResumePoint, facts: Mapping[str, Any], config: RunConfig) -> None:
@@ -205,4 +239,6 @@ def say_changes(point: ResumePoint, facts: Mapping[str, Any], config: RunConfig)
     for change in changed_settings(point.state.get("settings", {}), settings_of(config)):
         say(f"changed on resume: {change}")
     if point.state["max_steps"] != facts["max_steps"]:
-        say(f"changed on resume: horizon {point.state['max_steps']:,} -> {facts['max_steps']:,} steps")
+        say(
+            f"changed on resume: horizon {point.state['max_steps']:,} -> {facts['max_steps']:,} steps"
+        )

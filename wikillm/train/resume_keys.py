@@ -74,7 +74,10 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 ON_RESUME: Mapping[str, str] = {key: role for role, keys in _TABLE.items() for key in keys}
-_FIRST_WEIGHTS = ("model.zero_init_outputs", "model.init_from")  # no other record of a checkpoint has them
+_FIRST_WEIGHTS = (
+    "model.zero_init_outputs",
+    "model.init_from",
+)  # no other record of a checkpoint has them
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -84,7 +87,9 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     found = {key: values[key] for key in (*recorded, *_FIRST_WEIGHTS)}
     for key in ("model.init_from", "deepspeed.config"):
         if found[key] is not None:
-            found[key] = Path(found[key]).name  # paths name people and machines, and a checkpoint may be passed on
+            found[key] = Path(
+                found[key]
+            ).name  # paths name people and machines, and a checkpoint may be passed on
     return dict(json.loads(json.dumps(found)))
 
 
@@ -97,10 +102,18 @@ def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     ]
 
 
-def changed_first_weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def changed_first_weights(
+    then: Mapping[str, Any], now: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
     """Keys of the initial weights that differ, as (then, now). A model.init_from that is left out asks for nothing."""
-    differ = {key: (then[key], now[key]) for key in _FIRST_WEIGHTS if key in then and then[key] != now[key]}
-    return {key: pair for key, pair in differ.items() if key != "model.init_from" or pair[1] is not None}
+    differ = {
+        key: (then[key], now[key])
+        for key in _FIRST_WEIGHTS
+        if key in then and then[key] != now[key]
+    }
+    return {
+        key: pair for key, pair in differ.items() if key != "model.init_from" or pair[1] is not None
+    }
 
 
 def shown(value: Any) -> str:

@@ -29,7 +29,13 @@ from wikillm.supervise.signals import StopSignals, installed
 from wikillm.supervise.supervisor import Supervisor, settings_of, supervise
 from wikillm.train.arguments import follow_plan, to_training_arguments
 from wikillm.train.control import ControlGroup
-from wikillm.train.engine import check_before_data, check_engine, gpu_room, resolve_engine, start_engine
+from wikillm.train.engine import (
+    check_before_data,
+    check_engine,
+    gpu_room,
+    resolve_engine,
+    start_engine,
+)
 from wikillm.train.exit import ending, record_exit
 from wikillm.train.guard import check_shared_folder, check_world, limit_threads
 from wikillm.train.job import Job, TrainResult
@@ -108,7 +114,9 @@ def _pretrain(
         world_size=world.size,
         tokenizer_length=store.manifest.tokenizer.length,
         train_tokens=store.train_tokens,
-        epoch=epoch_sizes(store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing),
+        epoch=epoch_sizes(
+            store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing
+        ),
         room=gpu_room(cfg, world),
     )
     plan = make()
@@ -134,12 +142,22 @@ def _pretrain(
             plan = go_on_from(point, plan, make, args, cfg)
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
         board.enter("model")
-        model = build_model(cfg.model, plan.vocab_size, args, eos_id=store.manifest.tokenizer.eos_id, seed=cfg.run.seed)
+        model = build_model(
+            cfg.model,
+            plan.vocab_size,
+            args,
+            eos_id=store.manifest.tokenizer.eos_id,
+            seed=cfg.run.seed,
+        )
         device_type, eval_batch = args.device.type, args.per_device_eval_batch_size
         z_loss = patch_model(model, cfg, plan, device_type=device_type, eval_batch=eval_batch)
-        job = Job(resolved, plan, engine, store, world, run, identity, group, signals, peak, board, z_loss)
+        job = Job(
+            resolved, plan, engine, store, world, run, identity, group, signals, peak, board, z_loss
+        )
         end.step = lambda: job.step
-        return job.train(model, args, point, allow_change=how.allow_change, trust_checkpoint=how.trust_checkpoint)
+        return job.train(
+            model, args, point, allow_change=how.allow_change, trust_checkpoint=how.trust_checkpoint
+        )
 
 
 def go_on_from(

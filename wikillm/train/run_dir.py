@@ -33,7 +33,13 @@ from wikillm.core.files import nearest_existing, write_json
 from wikillm.core.lock import FileLock
 from wikillm.core.units import format_size
 from wikillm.core.world import World
-from wikillm.observe.redact import HIDDEN, environment_secrets, names_a_secret, redact_text, without_queries
+from wikillm.observe.redact import (
+    HIDDEN,
+    environment_secrets,
+    names_a_secret,
+    redact_text,
+    without_queries,
+)
 from wikillm.observe.swanlab import new_run_id
 from wikillm.supervise.records import stop_path
 from wikillm.supervise.supervisor import settings_of
@@ -95,11 +101,14 @@ class RunDir:
         else:
             names = sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
             own = {*OWN_NAMES, _first_part(store, place)}
-            foreign = [name for name in names if name not in own and not name.endswith(LAUNCHERS_FILES)]
+            foreign = [
+                name for name in names if name not in own and not name.endswith(LAUNCHERS_FILES)
+            ]
         if foreign:
             raise ConfigError(
                 f"{self.path} is no run directory: it holds other things.",
-                got=", ".join(foreign[:5]) + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""),
+                got=", ".join(foreign[:5])
+                + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""),
                 fix=f"name a new or empty folder: run.dir={'FOLDER' if place == place.parent else self.path / 'run'}",
             )
 
@@ -151,27 +160,48 @@ class RunDir:
         if free + to_come >= checkpoint:
             return
         standing = len(list_checkpoints(self.checkpoints))
-        fewer = f"train.save_total_limit={min(keep, standing) - 1}, or " if min(keep, standing) > 1 else ""
+        fewer = (
+            f"train.save_total_limit={min(keep, standing) - 1}, or "
+            if min(keep, standing) > 1
+            else ""
+        )
         raise MachineError(
             f"There is no room for a checkpoint in {self.checkpoints}.",
             got=f"a checkpoint takes {format_size(checkpoint)}; {format_size(free)} are free"
-            + (f", and {format_size(to_come)} more when superfluous checkpoints have gone" if to_come else ""),
+            + (
+                f", and {format_size(to_come)} more when superfluous checkpoints have gone"
+                if to_come
+                else ""
+            ),
             fix=f"{fewer}free some room, or run.dir=FOLDER on a larger disk",
         )
 
     def _forget_last_start(self, lock: FileLock) -> None:
         """What the last start left about its processes. Raises StoppedError where torchrun restarts what was stopped."""
-        if stop_path(self.path).exists() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        if (
+            stop_path(self.path).exists()
+            and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        ):
             lock.release()
-            raise StoppedError("`wikillm stop` ended this run; torchrun has started it again.", fix="--resume auto")
-        for path in (self.path / "exit.json", stop_path(self.path), *(self.path / "ranks").glob("*")):
+            raise StoppedError(
+                "`wikillm stop` ended this run; torchrun has started it again.", fix="--resume auto"
+            )
+        for path in (
+            self.path / "exit.json",
+            stop_path(self.path),
+            *(self.path / "ranks").glob("*"),
+        ):
             path.unlink(missing_ok=True)
 
     def identify(self) -> dict[str, Any]:
         """The run's lasting identity (id, tracker id); made at the first start, kept over resumes. (rank 0)"""
         if self.identity.exists():
             return self._read_identity()
-        identity = {"id": uuid.uuid4().hex, "tracker": new_run_id(), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        identity = {
+            "id": uuid.uuid4().hex,
+            "tracker": new_run_id(),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
         write_json(self.identity, identity)
         return identity
 
@@ -209,7 +239,16 @@ def _first_part(path: Path | None, folder: Path) -> str:
 
 def describe_environment() -> dict[str, Any]:
     """Versions, machine and git revision, for environment.json. Holds no environment variables: they have secrets."""
-    packages = ("torch", "transformers", "deepspeed", "accelerate", "tokenizers", "numpy", "swanlab", "wikillm")
+    packages = (
+        "torch",
+        "transformers",
+        "deepspeed",
+        "accelerate",
+        "tokenizers",
+        "numpy",
+        "swanlab",
+        "wikillm",
+    )
     return {
         "command": [os.path.basename(sys.argv[0]), *map(_without_secret, sys.argv[1:])],
         "python": platform.python_version(),
@@ -241,8 +280,19 @@ def _git_revision() -> str | None:
     source = Path(__file__).resolve().parents[2]
     if not (source / ".git").exists():
         return None
-    command = ["git", "-C", str(source), "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(source),
+        "describe",
+        "--always",
+        "--dirty=+changes",
+        "--abbrev=12",
+        "--exclude=*",
+    ]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

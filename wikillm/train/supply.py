@@ -32,7 +32,9 @@ def open_store(cfg: RunConfig, world: World) -> Store:
     if cfg.data.streaming != "off" and cfg.train.num_train_epochs is None:
         return stream_store(cfg.data, is_main=world.is_main, is_local_main=world.local_rank == 0)
     if cfg.data.streaming != "off":
-        say("note       train.num_train_epochs needs the number of tokens: the store is finished before training")
+        say(
+            "note       train.num_train_epochs needs the number of tokens: the store is finished before training"
+        )
     return prepare_store(cfg.data, is_main=world.is_main)
 
 
@@ -63,10 +65,14 @@ class Supply:
             return
         start, said = time.monotonic(), 0.0
         while True:
-            trouble = self._order.growth.trouble(start)  # looked at first: what stands after it is final
+            trouble = self._order.growth.trouble(
+                start
+            )  # looked at first: what stands after it is final
             stands = self._order.covers(stop)
             asked_to_stop = self._signals.received is not None
-            waits, fails, stops = self._group.any(not stands, not stands and trouble is not None, asked_to_stop)
+            waits, fails, stops = self._group.any(
+                not stands, not stands and trouble is not None, asked_to_stop
+            )
             if fails:
                 raise self._first(trouble if not stands else None)
             if not waits:
@@ -80,7 +86,9 @@ class Supply:
             waited = time.monotonic() - start
             if waited - said >= _SAY_EVERY_SECONDS:
                 said = waited
-                say(f"waiting for data, {format_seconds(waited)} so far: {self._order.growth.progress()}")
+                say(
+                    f"waiting for data, {format_seconds(waited)} so far: {self._order.growth.progress()}"
+                )
             time.sleep(POLL_SECONDS)
         is_first, self._agreed = self._agreed == 0, self._order.covered_with(stop)
         if is_first and self._agreed is None:

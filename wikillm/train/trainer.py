@@ -24,7 +24,16 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from wikillm.core.errors import CheckpointError, WikiLLMError
-from wikillm.data.loader import BatchShape, DocumentMask, Order, Stretch, Tokens, eval_loader, to_device, train_loader
+from wikillm.data.loader import (
+    BatchShape,
+    DocumentMask,
+    Order,
+    Stretch,
+    Tokens,
+    eval_loader,
+    to_device,
+    train_loader,
+)
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
 from wikillm.supervise.board import Board
@@ -58,7 +67,9 @@ class RunData:
     workers: int
     mask: DocumentMask | None = None
     stretch: Stretch | None = None  # of each sequence, where ranks share them
-    wait_for: Callable[[int], None] = lambda stop: None  # until the samples before `stop` stand (all ranks)
+    wait_for: Callable[[int], None] = lambda stop: (
+        None
+    )  # until the samples before `stop` stand (all ranks)
 
 
 class WikiTrainer(Trainer):
@@ -90,23 +101,40 @@ class WikiTrainer(Trainer):
     ) -> None:
         args.gradient_accumulation_steps = 1  # for HF a step is one batch, see get_batch_samples
         super().__init__(model=model, args=args, callbacks=callbacks)
-        self.data, self.control_group, self.signals, self.board = data, control_group, signals, board
+        self.data, self.control_group, self.signals, self.board = (
+            data,
+            control_group,
+            signals,
+            board,
+        )
         self.first_step, self._consumed_before = first_step, consumed_samples
         self.data_seconds = 0.0
         self.muon = muon
         self.z_loss, self.z_loss_sum = z_loss, torch.zeros((), device=args.device)
-        self._norm_copy, self._z_loss_copy, self._z_loss_host = HostCopy(), HostCopy(), self.z_loss_sum
+        self._norm_copy, self._z_loss_copy, self._z_loss_host = (
+            HostCopy(),
+            HostCopy(),
+            self.z_loss_sum,
+        )
         self.last_loss: torch.Tensor | None = None
         self.held_out: HeldOutLoss | None = None
         self.held_out_of: dict[str, HeldOutLoss] = {}
-        self._fresh: FreshSettings | None = None  # before a checkpoint is loaded into optimizer and schedule
-        self._random_state_in: str | None = None  # a checkpoint whose random state is still to be loaded
+        self._fresh: FreshSettings | None = (
+            None  # before a checkpoint is loaded into optimizer and schedule
+        )
+        self._random_state_in: str | None = (
+            None  # a checkpoint whose random state is still to be loaded
+        )
 
     @property
     def consumed_samples(self) -> int:
-        return self._consumed_before + self.data.shape.samples_between(self.first_step, self.state.global_step)
+        return self._consumed_before + self.data.shape.samples_between(
+            self.first_step, self.state.global_step
+        )
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """HF's; what does not load in the checkpoint is a CheckpointError."""
         with loading(Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None):
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -121,7 +149,9 @@ class WikiTrainer(Trainer):
         self.optimizer = build_muon(groups, under_deepspeed=self.is_deepspeed_enabled)
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
         """HF's. It is the last thing made before a checkpoint is loaded, so here the settings are still this start's."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         self._fresh = FreshSettings.of(self.optimizer, scheduler)  # type: ignore[arg-type]
@@ -188,9 +218,13 @@ class WikiTrainer(Trainer):
         if not batches:
             return [], None
         targets = self.data.order.targets_between(first, stop)
-        return [batches], torch.full((), targets, device=device)  # a kernel; torch.tensor would copy, and wait for it
+        return [batches], torch.full(
+            (), targets, device=device
+        )  # a kernel; torch.tensor would copy, and wait for it
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: Any, inputs: Any, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
         """All micro-steps of an optimizer step; ranks exchange gradients after the last one, as far as ZeRO lets them.
 
         What it returns is logged as the loss: the cross entropy of the global batch, without the z-loss.
@@ -198,11 +232,15 @@ class WikiTrainer(Trainer):
         if self.is_deepspeed_enabled and len(inputs) != model.gradient_accumulation_steps():
             # DeepSpeed counts each rank's input as sequences of its own, also where they are stretches.
             size = self.data.stretch.size if self.data.stretch else 1
-            model.set_train_batch_size(size * self.data.shape.global_batch_at(self.state.global_step))
+            model.set_train_batch_size(
+                size * self.data.shape.global_batch_at(self.state.global_step)
+            )
         losses = []
         for number, batch in enumerate(inputs, start=1):
             is_last = number == len(inputs)
-            self.accelerator.sync_gradients = is_last  # where accelerate tells DeepSpeed that a step ends
+            self.accelerator.sync_gradients = (
+                is_last  # where accelerate tells DeepSpeed that a step ends
+            )
             waits = not is_last and not self.is_deepspeed_enabled
             with self.accelerator.no_sync(model) if waits else nullcontext():
                 losses.append(self._micro_step(model, batch, num_items_in_batch))
@@ -213,7 +251,9 @@ class WikiTrainer(Trainer):
     def _micro_step(self, model: Any, batch: Any, num_items_in_batch: Any) -> torch.Tensor:
         loss = super().training_step(model, to_device(batch, self.args.device), num_items_in_batch)
         if self.z_loss is not None and self.z_loss.latest is not None:
-            part = self.z_loss.latest * self.accelerator.num_processes  # as HF scales the loss it averages over ranks
+            part = (
+                self.z_loss.latest * self.accelerator.num_processes
+            )  # as HF scales the loss it averages over ranks
             self.z_loss_sum += part
             loss = loss - part.to(loss.dtype)
         self.last_loss = loss
@@ -227,13 +267,21 @@ class WikiTrainer(Trainer):
         """The z-loss per optimizer step since the last call, over all ranks; None in a run without it. (all ranks)"""
         if self.z_loss is None:
             return None
-        mean = self.control_group.sum(float(self._z_loss_host))[0] / self.accelerator.num_processes / max(1, steps)
+        mean = (
+            self.control_group.sum(float(self._z_loss_host))[0]
+            / self.accelerator.num_processes
+            / max(1, steps)
+        )
         self.z_loss_sum.zero_()
         return mean
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """HF's; DeepSpeed clips by itself, and of what it tells accelerate would wait for the value."""
-        return model.get_global_grad_norm() if self.is_deepspeed_enabled else super()._clip_grad_norm(model)
+        return (
+            model.get_global_grad_norm()
+            if self.is_deepspeed_enabled
+            else super()._clip_grad_norm(model)
+        )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm to be logged, not waited for: it has arrived on the host when the loss has been read."""
@@ -241,7 +289,9 @@ class WikiTrainer(Trainer):
             grad_norm = model.get_global_grad_norm()
         elif grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(model.parameters(), float("inf"))
-        return self._norm_copy.bring(grad_norm) if isinstance(grad_norm, torch.Tensor) else grad_norm
+        return (
+            self._norm_copy.bring(grad_norm) if isinstance(grad_norm, torch.Tensor) else grad_norm
+        )
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """HF's, into the staging folder."""
@@ -261,10 +311,14 @@ class WikiTrainer(Trainer):
             if result is None:
                 return {}
             found[stream.name] = result
-        self.held_out = total = combined(found.values()) if len(found) > 1 else next(iter(found.values()))
+        self.held_out = total = (
+            combined(found.values()) if len(found) > 1 else next(iter(found.values()))
+        )
         self.held_out_of = {name: result for name, result in found.items() if name}
         metrics = {"eval_loss": total.loss, "eval_bits_per_byte": total.bits_per_byte}
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def _held_out_loss(self, stream: HeldOut) -> HeldOutLoss | None:

@@ -14,7 +14,14 @@ import pytest
 
 from wikillm.checkpoints.latest import find_complete, latest_complete
 from wikillm.checkpoints.layout import MANIFEST, STAGING, STATE, list_checkpoints
-from wikillm.checkpoints.manifest import deal_by_size, files_to_list, read_state, seal_files, verify, write_manifest
+from wikillm.checkpoints.manifest import (
+    deal_by_size,
+    files_to_list,
+    read_state,
+    seal_files,
+    verify,
+    write_manifest,
+)
 from wikillm.checkpoints.retention import clear_leftovers, keep_newest, room_to_come, superfluous
 from wikillm.core.errors import CheckpointError
 from wikillm.core.files import files_below
@@ -26,7 +33,11 @@ def make(folder: Path, step: int, content: bytes = b"weights" * 1000) -> Path:
     (checkpoint / "model.safetensors").write_bytes(content + str(step).encode())
     (checkpoint / "global_step" / "optimizer.pt").write_bytes(content * 2)
     (checkpoint / STATE).write_text(json.dumps({"step": step, "consumed_samples": step * 8}))
-    write_manifest(checkpoint, seal_files(checkpoint, files_to_list(checkpoint)), {"step": step, "world_size": 1})
+    write_manifest(
+        checkpoint,
+        seal_files(checkpoint, files_to_list(checkpoint)),
+        {"step": step, "world_size": 1},
+    )
     return checkpoint
 
 
@@ -34,7 +45,11 @@ def test_a_sealed_checkpoint_verifies_and_gives_its_state(tmp_path: Path) -> Non
     checkpoint = make(tmp_path, 20)
     assert verify(checkpoint)["step"] == 20
     assert read_state(checkpoint)["consumed_samples"] == 160
-    assert set(verify(checkpoint)["files"]) == {"model.safetensors", "global_step/optimizer.pt", STATE}
+    assert set(verify(checkpoint)["files"]) == {
+        "model.safetensors",
+        "global_step/optimizer.pt",
+        STATE,
+    }
 
 
 def flip_a_bit(path: Path) -> None:
@@ -117,11 +132,19 @@ def test_rotation_keeps_the_newest_and_does_not_count_damaged_ones(tmp_path: Pat
     os.truncate(tmp_path / "checkpoint-40" / "model.safetensors", 1)
     removed = keep_newest(tmp_path, keep=2)
     assert [path.name for path in removed] == ["checkpoint-10"]
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-40", "checkpoint-30", "checkpoint-20"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "checkpoint-40",
+        "checkpoint-30",
+        "checkpoint-20",
+    ]
     (tmp_path / STAGING / "checkpoint-50").mkdir(parents=True)
     (tmp_path / ".deleting-checkpoint-5").mkdir()
     clear_leftovers(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-20", "checkpoint-30", "checkpoint-40"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint-20",
+        "checkpoint-30",
+        "checkpoint-40",
+    ]
 
 
 SAVER = """
@@ -151,7 +174,9 @@ def test_sigkill_at_any_moment_leaves_only_good_checkpoints(tmp_path: Path, dela
     first = 0
     for _ in range(3):
         program = SAVER.format(folder=str(tmp_path), first=first, tests=str(Path(__file__).parent))
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         for _ in range(3):
             said = int(process.stdout.readline())
@@ -187,12 +212,18 @@ def test_the_checkpoint_a_run_goes_on_from_is_spared(tmp_path: Path) -> None:
         "checkpoint-1",
     ]
     keep_newest(tmp_path, 2, tmp_path / "checkpoint-2")
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-4", "checkpoint-2"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "checkpoint-5",
+        "checkpoint-4",
+        "checkpoint-2",
+    ]
 
 
 def test_room_to_come_is_what_leftovers_and_superfluous_checkpoints_hold(tmp_path: Path) -> None:
     assert room_to_come(tmp_path / "none", 1) == 0
-    sizes = [sum(path.stat().st_size for path in files_below(make(tmp_path, step))) for step in (1, 2, 3)]
+    sizes = [
+        sum(path.stat().st_size for path in files_below(make(tmp_path, step))) for step in (1, 2, 3)
+    ]
     assert room_to_come(tmp_path, 3) == 0
     (tmp_path / STAGING / "checkpoint-4").mkdir(parents=True)
     (tmp_path / STAGING / "checkpoint-4" / "model.safetensors").write_bytes(bytes(12345))

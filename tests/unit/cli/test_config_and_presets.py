@@ -13,11 +13,28 @@ from wikillm.cli.main import main
 
 def test_show_with_origin(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        main(["config", "show", "--origin", "--max_steps", "5", "train.learning_rate=3e-4", "--deepspeed", "zero2"])
+        main(
+            [
+                "config",
+                "show",
+                "--origin",
+                "--max_steps",
+                "5",
+                "train.learning_rate=3e-4",
+                "--deepspeed",
+                "zero2",
+            ]
+        )
         == 0
     )
     rows = {line.split("=")[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert rows["train.max_steps"].split() == ["train.max_steps=5", "command", "line:", "--max_steps", "5"]
+    assert rows["train.max_steps"].split() == [
+        "train.max_steps=5",
+        "command",
+        "line:",
+        "--max_steps",
+        "5",
+    ]
     assert rows["train.learning_rate"].endswith("command line: train.learning_rate=3e-4")
     assert rows["deepspeed.config"].endswith("command line: --deepspeed zero2")
     assert rows["train.weight_decay"].split() == ["train.weight_decay=0.1", "default"]
@@ -33,11 +50,16 @@ def test_what_show_prints_can_be_typed_again(capsys: pytest.CaptureFixture[str])
 def test_show_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "--json", "--config", "demo"]) == 0
     table = json.loads(capsys.readouterr().out)
-    assert table["model.preset"] == {"value": "tiny", "layer": "preset", "where": table["model.preset"]["where"]}
+    assert table["model.preset"] == {
+        "value": "tiny",
+        "layer": "preset",
+        "where": table["model.preset"]["where"],
+    }
 
 
 @pytest.mark.parametrize(
-    "words", [["config"], ["config", "--max_steps", "5", "show"], ["config", "show", "--max_stps", "5"]]
+    "words",
+    [["config"], ["config", "--max_steps", "5", "show"], ["config", "show", "--max_stps", "5"]],
 )
 def test_usage_errors(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from wikillm.cli.demo import FIRST_CHOICES, PACKAGED_DUMP, SEQUENCES, find_source, free_run_dir, quoted, share_out
+from wikillm.cli.demo import (
+    FIRST_CHOICES,
+    PACKAGED_DUMP,
+    SEQUENCES,
+    find_source,
+    free_run_dir,
+    quoted,
+    share_out,
+)
 from wikillm.config.load import load
 from wikillm.plan.run_plan import make_plan
 
@@ -15,7 +23,9 @@ from wikillm.plan.run_plan import make_plan
 def test_every_number_of_gpus_trains_the_same_batch(gpus: int) -> None:
     count, micro_batch = share_out(gpus)
     assert count <= gpus
-    resolved = load("demo", ["data.path=x.jsonl", f"train.per_device_train_batch_size={micro_batch}"])
+    resolved = load(
+        "demo", ["data.path=x.jsonl", f"train.per_device_train_batch_size={micro_batch}"]
+    )
     plan = make_plan(resolved, world_size=count, tokenizer_length=4000, train_tokens=700_000)
     assert plan.global_batch_sequences == SEQUENCES
 

@@ -66,11 +66,21 @@ def test_wrong_arguments_are_refused(line: list[str], capsys: pytest.CaptureFixt
     assert "ConfigError" in capsys.readouterr().err
 
 
-def test_two_names_of_one_machine_over_a_stand_in_for_ssh(words: Words, repo: Path, tmp_path: Path) -> None:
+def test_two_names_of_one_machine_over_a_stand_in_for_ssh(
+    words: Words, repo: Path, tmp_path: Path
+) -> None:
     """The whole way without namespaces: agents, files, ports, verdicts. The second cannot have the first one's port."""
     StandIns(tmp_path / "bin", "ssh")
     (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
-    argv = [sys.executable, "-m", "wikillm", "doctor", "--hostfile", str(tmp_path / "hosts"), "--json"]
+    argv = [
+        sys.executable,
+        "-m",
+        "wikillm",
+        "doctor",
+        "--hostfile",
+        str(tmp_path / "hosts"),
+        "--json",
+    ]
     path = f"{tmp_path / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         [*argv, *words(tmp_path / "run")],
@@ -98,7 +108,9 @@ def refused(line: list[str], world: World) -> str:
     return ""
 
 
-def test_training_asks_only_what_would_end_it(words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_asks_only_what_would_end_it(
+    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = words(tmp_path / "run")
     assert refused(line, World(0, 2, 0, 2)) == ""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
@@ -107,7 +119,9 @@ def test_training_asks_only_what_would_end_it(words: Words, tmp_path: Path, monk
     assert refused(line, World()) == "", "one process alone has nobody to talk to"
 
 
-def test_a_disk_that_holds_no_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_disk_that_holds_no_checkpoint_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import shutil
 
     usage = shutil.disk_usage(tmp_path)
@@ -118,9 +132,17 @@ def test_a_disk_that_holds_no_checkpoint_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_training_refuses_before_anything_is_made(
-    words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: Words,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "2",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     assert main(["train", *words(tmp_path / "run")]) == 3

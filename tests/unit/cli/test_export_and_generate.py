@@ -36,7 +36,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "tokenizer": {"name": "train:400", "length": 400},
         },
     )
-    write_json(run / "environment.json", {"packages": {"torch": "2.13.0", "absent": None}, "git": "1a2b3c"})
+    write_json(
+        run / "environment.json", {"packages": {"torch": "2.13.0", "absent": None}, "git": "1a2b3c"}
+    )
     steps = [{"step": s, "segment": 0, "loss": 9.0 - s / 10, "tokens": s * 1000} for s in (5, 7, 9)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     evaluation = {"kind": "eval", "step": 7, "eval_loss": 8.25, "bits_per_byte": 3.5}
@@ -63,7 +65,9 @@ def test_export_takes_the_newest_good_checkpoint(
         assert part not in card, f"{part!r} is in the card:\n{card}"
 
 
-def test_dry_run_writes_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_writes_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["export", str(run), "--to", str(tmp_path / "m"), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["folder"] == str(tmp_path / "m")
     assert not list(tmp_path.iterdir())
@@ -74,7 +78,19 @@ def test_the_three_kinds_of_folder_give_the_same_text(
 ) -> None:
     assert main(["export", str(run), "--to", str(tmp_path / "m"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["tensors"] > 10
-    words = ["--prompt", "北京", "--prompt", "", "--max-new-tokens", "10", "--device", "cpu", "--seed", "3", "--json"]
+    words = [
+        "--prompt",
+        "北京",
+        "--prompt",
+        "",
+        "--max-new-tokens",
+        "10",
+        "--device",
+        "cpu",
+        "--seed",
+        "3",
+        "--json",
+    ]
     texts = []
     for folder in (tmp_path / "m", run, run / "checkpoints" / "checkpoint-7"):
         assert main(["generate", str(folder), *words]) == 0
@@ -85,7 +101,16 @@ def test_the_three_kinds_of_folder_give_the_same_text(
 
 
 def test_text_is_printed_with_its_prompt(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["generate", str(run), "--prompt", "北京", "--max-new-tokens", "5", "--temperature", "0"]
+    words = [
+        "generate",
+        str(run),
+        "--prompt",
+        "北京",
+        "--max-new-tokens",
+        "5",
+        "--temperature",
+        "0",
+    ]
     assert main([*words, "--json"]) == 0
     text = json.loads(capsys.readouterr().out)["text"]
     assert main(words) == 0
@@ -110,10 +135,17 @@ def test_generate_refuses(
     assert message in capsys.readouterr().err
 
 
-def test_a_checkpoint_without_its_run_needs_a_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_without_its_run_needs_a_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = write_checkpoint(tmp_path, tiny_model())
     assert main(["export", str(checkpoint), "--to", str(tmp_path / "m")]) == ExitCode.CONFIG
     assert "fix: --tokenizer" in capsys.readouterr().err
     tokenizer = write_tokenizer(tmp_path / "elsewhere", ["一二三"] * 5)
-    assert main(["export", str(checkpoint), "--to", str(tmp_path / "m"), "--tokenizer", str(tokenizer)]) == 0
+    assert (
+        main(
+            ["export", str(checkpoint), "--to", str(tmp_path / "m"), "--tokenizer", str(tokenizer)]
+        )
+        == 0
+    )
     assert "checkpoint-7" in (tmp_path / "m" / "README.md").read_text()

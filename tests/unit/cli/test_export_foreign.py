@@ -29,7 +29,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = write_foreign("llama3", base / "llama3")
     lines = [f"{LINES[number % 4]} {number}" for number in range(120)]
     (base / "text.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    words = [f"data.path={base / 'text.jsonl'}", f"data.tokenizer={tokenizer}", f"data.store={base / 'store'}"]
+    words = [
+        f"data.path={base / 'text.jsonl'}",
+        f"data.tokenizer={tokenizer}",
+        f"data.store={base / 'store'}",
+    ]
     words += ["data.min_val_tokens=1", "data.workers=1", "model.preset=tiny"]
     store = prepare_store(load(None, words).config.data)
     run = base / "run"
@@ -37,7 +41,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "config.resolved.yaml").write_text("run: {name: foreign}\n")
     write_foreign("llama3", run / "tokenizer")
     recorded = {"store": str(store.dir), "fingerprint": store.manifest.fingerprint}
-    recorded["tokenizer"] = {"name": "llama3", "length": 423, "sha256": store.manifest.tokenizer.sha256}
+    recorded["tokenizer"] = {
+        "name": "llama3",
+        "length": 423,
+        "sha256": store.manifest.tokenizer.sha256,
+    }
     write_json(run / "data.json", recorded)
     return run
 
@@ -56,7 +64,9 @@ def other_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.syspath_prepend(str(folder))
     import os
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    )
     yield folder / "sitecustomize.py"
 
 
@@ -82,16 +92,27 @@ def test_generate_writes_the_same_from_the_run_and_from_the_folder(
     assert answers[0] == answers[1]
 
 
-def test_eval_takes_the_store_of_the_run(run: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_takes_the_store_of_the_run(
+    run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The folder's tokenizer.json lacks the template that the store's has: other bytes, the same ids."""
-    assert sha256_file(exported / "tokenizer.json") != sha256_file(run / "tokenizer" / "tokenizer.json")
-    words = ["data.path=null", f"data.store={run.parent / 'store'}", "data.min_val_tokens=1", "model.preset=tiny"]
+    assert sha256_file(exported / "tokenizer.json") != sha256_file(
+        run / "tokenizer" / "tokenizer.json"
+    )
+    words = [
+        "data.path=null",
+        f"data.store={run.parent / 'store'}",
+        "data.min_val_tokens=1",
+        "model.preset=tiny",
+    ]
     losses = []
     for model in (run, exported):
         sizes = ["train.sequence_length=32", "train.global_batch_tokens=32", "--max_steps", "1"]
         assert main(["eval", str(model), "--json", "--device", "cpu", *words, *sizes]) == 0
         losses.append(json.loads(capsys.readouterr().out.splitlines()[-1])["loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # a product with a bias may add in another order
+    assert losses[0] == pytest.approx(
+        losses[1], rel=1e-6
+    )  # a product with a bias may add in another order
 
 
 def test_training_goes_on_from_the_folder(run: Path, exported: Path, tmp_path: Path) -> None:
@@ -112,7 +133,9 @@ def test_training_goes_on_from_the_folder(run: Path, exported: Path, tmp_path: P
     weights["model.layers.1.self_attn.o_proj.bias"][3] = 1e-3
     save_file(weights, other / "model.safetensors")
     with pytest.raises(CheckpointError, match="do not fit") as caught:
-        build_model(resolved.model_copy(update={"init_from": str(other)}), 512, args, eos_id=eos_id, seed=0)
+        build_model(
+            resolved.model_copy(update={"init_from": str(other)}), 512, args, eos_id=eos_id, seed=0
+        )
     assert "model.layers.1.self_attn.o_proj.bias" in str(caught.value.got)
     assert "layers.0" not in str(caught.value.got)
 

@@ -30,13 +30,25 @@ from wikillm.cli.main import main
         (["multi", "--image", "a", "--print"], "--image has no effect on the target multi"),
         (["single", "--gpus", "2", "--print"], "--gpus has no effect on the target single"),
         (["multi", "--nodes", "2", "--print"], "--nodes has no effect on the target multi"),
-        (["slurm", "--gpus", "1", "--storage", "x", "--print"], "--storage has no effect on the target slurm"),
+        (
+            ["slurm", "--gpus", "1", "--storage", "x", "--print"],
+            "--storage has no effect on the target slurm",
+        ),
         (["k8s", "--gpus", "1", "--image", "a", "--memory", "64", "--print"], "--memory 64GiB"),
-        (["k8s", "--gpus", "1", "--image", "a", "--storage", "A b", "--print"], "PersistentVolumeClaim"),
+        (
+            ["k8s", "--gpus", "1", "--image", "a", "--storage", "A b", "--print"],
+            "PersistentVolumeClaim",
+        ),
         (["k8s", "--gpus", "1", "--image", "a", "run.dir=/tmp/x", "--print"], "not on the storage"),
         (["sky", "--gpus", "1", "--gpu", "L4", "run.dir=x", "--print"], "not on the storage"),
-        (["torchrun", "--nodes", "2", "--master-addr", "[gpu1]", "--print"], "--master-addr is not a host"),
-        (["slurm", "--gpus", "1", "--partition", "a\n#SBATCH --uid=0", "--print"], "--partition is one word"),
+        (
+            ["torchrun", "--nodes", "2", "--master-addr", "[gpu1]", "--print"],
+            "--master-addr is not a host",
+        ),
+        (
+            ["slurm", "--gpus", "1", "--partition", "a\n#SBATCH --uid=0", "--print"],
+            "--partition is one word",
+        ),
         (["slurm", "--gpus", "1", "--hours", "nan", "--print"], "--hours"),
         (["hostfile", "--hostfile", "/nonexistent/hosts", "--print"], "/nonexistent/hosts"),
     ],
@@ -60,16 +72,44 @@ def test_an_ipv6_machine_may_stand_in_brackets(capsys: pytest.CaptureFixture[str
     assert main(["launch", "ssh", "--host", "me@[2001:db8::1]", "--print"]) == 0
     shown = capsys.readouterr().out
     assert "-- me@2001:db8::1 'mkdir -p wikillm'" in shown and "me@[2001:db8::1]:wikillm/" in shown
-    assert main(["launch", "torchrun", "--nodes", "2", "--gpus", "1", "--master-addr", "[::1]", "--print"]) == 0
+    assert (
+        main(
+            [
+                "launch",
+                "torchrun",
+                "--nodes",
+                "2",
+                "--gpus",
+                "1",
+                "--master-addr",
+                "[::1]",
+                "--print",
+            ]
+        )
+        == 0
+    )
     assert "--master_addr ::1 " in capsys.readouterr().out
 
 
 def test_a_pod_asks_for_the_memory_that_offload_fills(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["launch", "k8s", "--image", "a", "--gpus", "8", "--config", "pretrain-7b", "data.path=x", "--print"]
+    words = [
+        "launch",
+        "k8s",
+        "--image",
+        "a",
+        "--gpus",
+        "8",
+        "--config",
+        "pretrain-7b",
+        "data.path=x",
+        "--print",
+    ]
     shown = {}
     for recipe in ("zero2", "zero3_offload"):
         assert main([*words, "--deepspeed", recipe]) == 0
-        pod = yaml.safe_load(capsys.readouterr().out)["spec"]["template"]["spec"]["containers"][0]["resources"]
+        pod = yaml.safe_load(capsys.readouterr().out)["spec"]["template"]["spec"]["containers"][0][
+            "resources"
+        ]
         assert pod["requests"]["cpu"] == "64"
         shown[recipe] = int(pod["requests"]["memory"].removesuffix("Gi"))
     assert shown["zero2"] == 256 and shown["zero3_offload"] >= 256 + 18 * 7_615_616_512 / 2**30
@@ -86,7 +126,9 @@ def test_a_secret_is_declared_as_one_for_sky(
     assert main(["launch", "sky", "--gpu", "L4", "--gpus", "1", "--print"]) == 0
     shown = capsys.readouterr().out
     task = yaml.safe_load(shown)
-    assert {"SWANLAB_API_KEY", "HTTPS_PROXY"} <= set(task["secrets"]) and "HF_ENDPOINT" in task["envs"]
+    assert {"SWANLAB_API_KEY", "HTTPS_PROXY"} <= set(task["secrets"]) and "HF_ENDPOINT" in task[
+        "envs"
+    ]
     assert "canary" not in shown and "--secret SWANLAB_API_KEY" in shown
 
 
@@ -96,7 +138,9 @@ def test_one_gpu_may_be_said_of_the_target_that_has_one(capsys: pytest.CaptureFi
 
 
 def test_flags_may_be_spelled_as_other_launchers_do(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["launch", "torchrun", "--gpus_per_node=2", "--master_port", "29501", "--print"]) == 0
+    assert (
+        main(["launch", "torchrun", "--gpus_per_node=2", "--master_port", "29501", "--print"]) == 0
+    )
     shown = capsys.readouterr().out
     assert "--nproc_per_node 2" in shown and "--master_port 29501" in shown
 
@@ -106,7 +150,10 @@ def test_a_line_break_does_not_leave_the_comment(capsys: pytest.CaptureFixture[s
     assert main(["launch", "slurm", "--gpus", "1", word, "--print"]) == 0
     shown = capsys.readouterr().out
     options = shown[: shown.index("# Written by")]
-    assert "--uid" not in options and "\\n#SBATCH --uid=0" in shown.split("# Written by")[1].splitlines()[0]
+    assert (
+        "--uid" not in options
+        and "\\n#SBATCH --uid=0" in shown.split("# Written by")[1].splitlines()[0]
+    )
 
 
 @pytest.mark.parametrize("code", [0, 75])
@@ -118,9 +165,7 @@ def test_go_hands_over_words_and_exit_code(code: int, tmp_path: Path) -> None:
     python.symlink_to(sys.executable)
     recorder = StandIns(tmp_path / "bin", "deepspeed")
     words = ["launch", "multi", "--gpus", "2", "--go", "observe.sample_prompts=a 'b' $c"]
-    program = (
-        "import sys; sys.executable = sys.argv.pop(1); from wikillm.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    )
+    program = "import sys; sys.executable = sys.argv.pop(1); from wikillm.cli.main import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", program, str(python), *words],
         cwd=tmp_path,
@@ -132,7 +177,11 @@ def test_go_hands_over_words_and_exit_code(code: int, tmp_path: Path) -> None:
     assert done.returncode == code, done.stderr
     argv = recorder.calls()[0]["argv"]
     assert argv[:2] == ["--num_gpus", "2"] and argv[-1] == words[-1]
-    assert argv[argv.index("--module") :][:3] == ["--module", "wikillm", "train"]  # not in a checkout
+    assert argv[argv.index("--module") :][:3] == [
+        "--module",
+        "wikillm",
+        "train",
+    ]  # not in a checkout
 
 
 def test_a_missing_tool_is_named(

@@ -37,7 +37,15 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run, bool], None]:
 def test_unknown_words_are_kept_in_order(command: Callable[..., None]) -> None:
     seen: list[argparse.Namespace] = []
     command(lambda args: seen.append(args) or 0)
-    words = ["train.learning_rate=3e-4", "--max_steps", "50", "--num", "7", "data.path=a b.jsonl", "--bf16"]
+    words = [
+        "train.learning_rate=3e-4",
+        "--max_steps",
+        "50",
+        "--num",
+        "7",
+        "data.path=a b.jsonl",
+        "--bf16",
+    ]
     assert main(["--local_rank=1", "try", "--number", "3", *words]) == 0
     assert seen[0].number == 3
     assert seen[0].rest == ["--local_rank=1", *words], "abbreviations are not expanded"
@@ -60,16 +68,28 @@ def test_commands_without_configuration_refuse_unknown_words(
             "DivergedError: The loss is NaN.\n  fix: ",
         ),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (OSError(28, "No space left on device", "runs/a"), 3, "MachineError: There is no room left"),
+        (
+            OSError(28, "No space left on device", "runs/a"),
+            3,
+            "MachineError: There is no room left",
+        ),
         (PermissionError(13, "Permission denied", "runs/a"), 3, "runs/a: Permission denied"),
-        (RuntimeError("Error while deserializing header: header too small"), 6, "CheckpointError: "),
+        (
+            RuntimeError("Error while deserializing header: header too small"),
+            6,
+            "CheckpointError: ",
+        ),
         (BrokenPipeError(32, "Broken pipe"), 3, "MachineError: The network"),
         (ZeroDivisionError("by zero"), 1, "bug: ZeroDivisionError: by zero"),
     ],
     ids=["refusal", "ctrl-c", "full disk", "denied", "damaged file", "a worker's pipe", "bug"],
 )
 def test_endings(
-    command: Callable[..., None], capsys: pytest.CaptureFixture[str], error: BaseException, code: int, shown: str
+    command: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    shown: str,
 ) -> None:
     def run(args: argparse.Namespace) -> int:
         raise error
@@ -78,7 +98,9 @@ def test_endings(
     assert main(["try"]) == code
     err = capsys.readouterr().err
     assert shown in err
-    assert ("Traceback" in err) == isinstance(error, ZeroDivisionError), "only a bug shows its traceback"
+    assert ("Traceback" in err) == isinstance(error, ZeroDivisionError), (
+        "only a bug shows its traceback"
+    )
     assert main(["--debug", "try"]) == main(["try", "--debug"]) == code
     assert capsys.readouterr().err.count("Traceback") == 2
 
@@ -110,7 +132,9 @@ def test_one_rank_of_a_node_reports_a_wrong_configuration(
 
 
 def test_other_errors_are_told_by_every_rank(
-    command: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def run(args: argparse.Namespace) -> int:
         raise DivergedError("The loss is NaN.")
@@ -142,7 +166,9 @@ def test_nearest_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_python_dash_m() -> None:
-    done = subprocess.run([sys.executable, "-m", "wikillm", "--version"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "wikillm", "--version"], capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == f"wikillm {entry.__version__}\n"
 
 
@@ -177,7 +203,9 @@ CLOSED, FULL = "closed", "full"
         (["nosuch"], FULL, CLOSED, 2),
     ],
 )
-def test_output_that_cannot_be_written(words: list[str], out: str | None, err: str | None, code: int) -> None:
+def test_output_that_cannot_be_written(
+    words: list[str], out: str | None, err: str | None, code: int
+) -> None:
     """The answer is missing where it was to go: 3. A caller that closed it wants none."""
     redirect = {CLOSED: "{}>&-", FULL: "{}>/dev/full"}
     shell = " ".join(redirect[how].format(number) for number, how in ((1, out), (2, err)) if how)
@@ -210,12 +238,17 @@ ODD_NUMBERS = {
 
 
 @pytest.mark.parametrize("option", ODD_NUMBERS)
-def test_a_number_that_cannot_be_meant_is_refused_by_name(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_that_cannot_be_meant_is_refused_by_name(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for value in ODD_NUMBERS[option]:
         name, *rest, flag = option.split()
         place = ["x"] if name in ("eval", "generate", "stop") else ["0"] if name == "data" else []
         more = ["--print"] if name == "launch" else []
-        assert main([name, *rest, *place, *more, f"{flag}={value}"]) == ExitCode.CONFIG, (option, value)
+        assert main([name, *rest, *place, *more, f"{flag}={value}"]) == ExitCode.CONFIG, (
+            option,
+            value,
+        )
         err = capsys.readouterr().err
         assert flag in err and len(err) < 500, err
 
@@ -224,7 +257,10 @@ def test_terminal_without_utf8() -> None:
     """Chinese help text on an ASCII terminal: question marks, not a traceback."""
     environ = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run(
-        [sys.executable, "-m", "wikillm", "generate", "--help"], capture_output=True, env=environ, timeout=60
+        [sys.executable, "-m", "wikillm", "generate", "--help"],
+        capture_output=True,
+        env=environ,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert b"?" in done.stdout and done.stdout.isascii()

@@ -23,7 +23,11 @@ def test_says_that_it_estimates_and_what_to_type(capsys: pytest.CaptureFixture[s
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--json", "--tokens", "1B", "--gpus-per-node", "2"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert (plan["corpus_tokens"], plan["gpus_per_node"], len(plan["learning_rate"])) == (10**9, 2, 5)
+    assert (plan["corpus_tokens"], plan["gpus_per_node"], len(plan["learning_rate"])) == (
+        10**9,
+        2,
+        5,
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +47,10 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpu-memory=-24GiB"], "not an amount of memory"),
         (["--host-memory", "512"], "fix: --host-memory 512GiB"),
         (["--gpu", "my card"], "--gpu 'my card' --gpu-memory 24GiB --tflops 165"),
-        (["--gpu", "my card", "--tflops", "100"], "--gpu 'my card' --tflops 100 --gpu-memory 24GiB"),
+        (
+            ["--gpu", "my card", "--tflops", "100"],
+            "--gpu 'my card' --tflops 100 --gpu-memory 24GiB",
+        ),
         (["--gpu", "my card", "--gpu-memory", "24GiB"], "--tflops 165"),
         (["--gpu", "RTX 4090 48GB"], "--gpu rtx4090 --gpu-memory 48GiB"),
         (["--tflops", "165e12"], "--tflops 165"),
@@ -72,52 +79,89 @@ def test_gpus_is_what_launch_calls_it(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_any_gpu_is_planned_by_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     figures = ("--gpu-memory", "24GiB", "--tflops", "165.2", "--gpus", "2")
-    plan, same = planned(capsys, "--gpu", "My Card", *figures), planned(capsys, "--gpu", "4090", *figures)
+    plan, same = (
+        planned(capsys, "--gpu", "My Card", *figures),
+        planned(capsys, "--gpu", "4090", *figures),
+    )
     assert (plan["gpu"], plan["gpu_memory_bytes"]) == ("My Card", 24 * 2**30)
-    assert plan["choices"][0]["step_seconds"]["compute"] == pytest.approx(same["choices"][0]["step_seconds"]["compute"])
-    assert any("My Card is not in the planner's list" in note and "PCIe" in note for note in plan["notes"])
+    assert plan["choices"][0]["step_seconds"]["compute"] == pytest.approx(
+        same["choices"][0]["step_seconds"]["compute"]
+    )
+    assert any(
+        "My Card is not in the planner's list" in note and "PCIe" in note for note in plan["notes"]
+    )
     assert not any("list" in note for note in same["notes"])
-    faster = planned(capsys, "--gpu", "4090", "--tflops", "330.4", "--gpus", "2")["choices"][0]["step_seconds"]
+    faster = planned(capsys, "--gpu", "4090", "--tflops", "330.4", "--gpus", "2")["choices"][0][
+        "step_seconds"
+    ]
     assert faster["compute"] == pytest.approx(same["choices"][0]["step_seconds"]["compute"] / 2)
 
 
 def test_a_proposal_names_the_described_gpu_in_full(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", "--config", "pretrain-7b", "--gpu", "My Card", "--gpu-memory", "24GiB", "--tflops", "165"]
+    words = [
+        "plan",
+        "--config",
+        "pretrain-7b",
+        "--gpu",
+        "My Card",
+        "--gpu-memory",
+        "24GiB",
+        "--tflops",
+        "165",
+    ]
     assert main([*words, "--gpus", "1", "--host-memory", "8GiB"]) == 2
-    fix = next(line for line in capsys.readouterr().err.splitlines() if "fix:" in line).partition("fix:")[2]
+    fix = next(line for line in capsys.readouterr().err.splitlines() if "fix:" in line).partition(
+        "fix:"
+    )[2]
     assert shlex.split(fix)[:6] == words[3:]
     assert main(["plan", "--config", "pretrain-7b", *shlex.split(fix)]) == 0
 
 
-def test_a_gpu_that_no_run_was_written_for_is_said_to_be_planned_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gpu_that_no_run_was_written_for_is_said_to_be_planned_only(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     plan = planned(capsys, "--gpu", "Ascend 910B")
     assert any("planned only" in note for note in plan["notes"])
     assert main(["plan", "--gpu", "MI300X"]) == 0
     assert "not tried with ROCm" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("gpu", ["4090", "4090D", "3090", "rtx5090", "A6000", "L40S", "RTX 6000 Ada", "RTX PRO 6000"])
-def test_traffic_between_cards_without_nvlink_takes_time(gpu: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "gpu", ["4090", "4090D", "3090", "rtx5090", "A6000", "L40S", "RTX 6000 Ada", "RTX PRO 6000"]
+)
+def test_traffic_between_cards_without_nvlink_takes_time(
+    gpu: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for run in ("wiki-zh-120m", "pretrain-0.5b"):
         words = ["--config", run, "--gpus", "8"]
-        plan, nvlink = planned(capsys, *words, "--gpu", gpu), planned(capsys, *words, "--gpu", "h100")
+        plan, nvlink = (
+            planned(capsys, *words, "--gpu", gpu),
+            planned(capsys, *words, "--gpu", "h100"),
+        )
         link = plan["links_bytes_per_second"]["inside_node"]
         assert 10e9 <= link <= 50e9  # PCIe 3.0 to 5.0 x16
         waits = {choice["recipe"]: choice["step_seconds"]["exposed"] for choice in plan["choices"]}
         traffic = {
-            choice["recipe"]: choice["communication_bytes_per_step"]["inside_node"] for choice in plan["choices"]
+            choice["recipe"]: choice["communication_bytes_per_step"]["inside_node"]
+            for choice in plan["choices"]
         }
         assert min(waits.values()) > 1e-4
-        assert waits["zero1"] >= traffic["zero1"] / 2 / link * 0.999  # the weights, gathered with nothing beside it
+        assert (
+            waits["zero1"] >= traffic["zero1"] / 2 / link * 0.999
+        )  # the weights, gathered with nothing beside it
         assert waits["zero1"] > 5 * max(
             c["step_seconds"]["exposed"] for c in nvlink["choices"] if c["recipe"] == "zero1"
         )
     assert main(["plan", "--gpu", gpu]) == 0
     shown = capsys.readouterr().out
     assert (
-        re.search(r"waiting for traffic [1-9][\d.]* m?s", shown) and f"({link / 1e9:.3g} GB/s) inside the node" in shown
+        re.search(r"waiting for traffic [1-9][\d.]* m?s", shown)
+        and f"({link / 1e9:.3g} GB/s) inside the node" in shown
     )
 
 
 def test_one_gpu_has_no_traffic_to_wait_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert planned(capsys, "--gpu", "4090", "--gpus", "1")["choices"][0]["step_seconds"]["exposed"] == 0
+    assert (
+        planned(capsys, "--gpu", "4090", "--gpus", "1")["choices"][0]["step_seconds"]["exposed"]
+        == 0
+    )

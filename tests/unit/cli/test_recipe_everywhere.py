@@ -18,7 +18,10 @@ PLAIN: dict[str, Any] = {
 # name -> (changes to a sound file, what the message says); the run has 2 ranks, 4 sequences each, 1024 tokens a step
 MISTAKES: dict[str, tuple[dict[str, Any] | str, str]] = {
     "unknown key": ({"zero_optimisation": {"stage": 2}}, "zero_optimization"),
-    "unknown nested key": ({"zero_optimization": {"stage": 2, "overlap_com": True}}, "overlap_comm"),
+    "unknown nested key": (
+        {"zero_optimization": {"stage": 2, "overlap_com": True}},
+        "overlap_comm",
+    ),
     "removed key": ({"elasticity": {"enabled": True}}, "remove it"),
     "stage": ({"zero_optimization": {"stage": 5}}, "must be 0, 1, 2 or 3"),
     "offload below its stage": (
@@ -32,9 +35,15 @@ MISTAKES: dict[str, tuple[dict[str, Any] | str, str]] = {
     "clipping": ({"gradient_clipping": 0.3}, "train.max_grad_norm"),
     "batch": ({"train_batch_size": 1000}, "train.global_batch_tokens"),
     "micro-batch": ({"train_micro_batch_size_per_gpu": 3}, "train.per_device_train_batch_size"),
-    "learning rate": ({"optimizer": {"type": "AdamW", "params": {"lr": 1.0}}}, "train.learning_rate"),
+    "learning rate": (
+        {"optimizer": {"type": "AdamW", "params": {"lr": 1.0}}},
+        "train.learning_rate",
+    ),
     "wandb": ({"wandb": {"enabled": True, "project": "p"}}, "observe.swanlab.mode=online"),
-    "tensorboard": ({"tensorboard": {"enabled": True, "output_path": "o"}}, "observe.swanlab.mode=online"),
+    "tensorboard": (
+        {"tensorboard": {"enabled": True, "output_path": "o"}},
+        "observe.swanlab.mode=online",
+    ),
     "csv_monitor": ({"csv_monitor": {"enabled": True}}, "metrics.jsonl"),
     "comet": ({"comet": {"enabled": True, "project": "p"}}, "observe.swanlab.project=NAME"),
     "not JSON": ("{'bf16': 1}", "not valid"),
@@ -57,7 +66,9 @@ def write(file: Path, changes: dict[str, Any] | str) -> None:
         if not changes:
             file.unlink()
         return
-    file.write_text(json.dumps({key: value for key, value in (PLAIN | changes).items() if value is not None}))
+    file.write_text(
+        json.dumps({key: value for key, value in (PLAIN | changes).items() if value is not None})
+    )
 
 
 @pytest.fixture
@@ -84,12 +95,16 @@ def test_a_mistake_is_refused_by_every_command(
     assert main([*COMMANDS[command], *RUN, "--deepspeed", "ds.json"]) == 2
     shown = capsys.readouterr()
     assert said in shown.err and "ds.json" in shown.err and not shown.out
-    assert sorted(path.name for path in tmp_path.iterdir()) in (["ds.json"], []), "nothing was started or written"
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["ds.json"], []), (
+        "nothing was started or written"
+    )
 
 
 @pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize(
-    "words", [["train.compile=layers"], ["train.ema_decay=0.999"]], ids=lambda words: words[0].split("=")[0]
+    "words",
+    [["train.compile=layers"], ["train.ema_decay=0.999"]],
+    ids=lambda words: words[0].split("=")[0],
 )
 @pytest.mark.parametrize("command", ["plan", "doctor", "launch"])
 def test_a_setting_that_a_recipe_excludes_is_refused_alike(
@@ -102,27 +117,46 @@ def test_a_setting_that_a_recipe_excludes_is_refused_alike(
 @pytest.mark.usefixtures("two_ranks")
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "doctor"])
 def test_a_batch_that_does_not_divide_is_refused_before_the_data_are_read(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*COMMANDS[command], *RUN, "train.global_batch_tokens=384"]) == 2
-    assert "cannot be split over 2 ranks" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "cannot be split over 2 ranks" in capsys.readouterr().err and not list(
+        tmp_path.iterdir()
+    )
 
 
 def test_what_is_off_or_sound_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    off = {"wandb": {"enabled": False, "project": "p"}, "tensorboard": {}, "csv_monitor": {"enabled": False}}
-    same = {"train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 1, "train_batch_size": 8}
+    off = {
+        "wandb": {"enabled": False, "project": "p"},
+        "tensorboard": {},
+        "csv_monitor": {"enabled": False},
+    }
+    same = {
+        "train_micro_batch_size_per_gpu": 4,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": 8,
+    }
     write(tmp_path / "ds.json", off | same | {"gradient_clipping": 1.0})
-    assert main([*COMMANDS["launch"], *RUN, "--deepspeed", str(tmp_path / "ds.json")]) == 0, capsys.readouterr().err
+    assert main([*COMMANDS["launch"], *RUN, "--deepspeed", str(tmp_path / "ds.json")]) == 0, (
+        capsys.readouterr().err
+    )
 
 
-def test_what_is_not_known_yet_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_known_yet_is_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "ds.json", {"bf16": {"enabled": True}, "train_batch_size": 8})
     words = ["launch", "multi", "--print", *RUN, "--deepspeed", str(tmp_path / "ds.json")]
     assert main(words) == 0, capsys.readouterr().err
 
 
-def test_a_file_of_another_machine_is_left_to_that_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_another_machine_is_left_to_that_machine(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     words = ["--deepspeed", "/somewhere/else/ds.json", *RUN]
     assert main(["launch", "k8s", "--image", "i:1", "--gpus", "2", "--print", *words]) == 0
     assert "checked when the run starts" in capsys.readouterr().err

@@ -15,15 +15,35 @@ OBEYED = set("\x1b\x07\x9b\u202e\u202c\x08\x7f\r")
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    lines = [json.dumps({"text": f"document {n} 你好 {ATTACK} " + "the end of it " * 30}) for n in range(40)]
+    lines = [
+        json.dumps({"text": f"document {n} 你好 {ATTACK} " + "the end of it " * 30})
+        for n in range(40)
+    ]
     (tmp_path / "\x1b[31mcorpus.jsonl").write_text("\n".join(lines))
     folder = tmp_path / "store"
-    words = ["data.tokenizer=train:600", "data.min_val_tokens=20", "data.val_fraction=0.1", "data.workers=1"]
-    assert main(["prepare", f"data.path={tmp_path}/\x1b[31mcorpus.jsonl", f"data.store={folder}", *words]) == 0
+    words = [
+        "data.tokenizer=train:600",
+        "data.min_val_tokens=20",
+        "data.val_fraction=0.1",
+        "data.workers=1",
+    ]
+    assert (
+        main(
+            [
+                "prepare",
+                f"data.path={tmp_path}/\x1b[31mcorpus.jsonl",
+                f"data.store={folder}",
+                *words,
+            ]
+        )
+        == 0
+    )
     return folder
 
 
-def test_no_command_sends_what_a_document_holds(store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_command_sends_what_a_document_holds(
+    store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     told = capfd.readouterr()
     assert not OBEYED & set(told.out + told.err)
     at = ["--store", str(store)]

@@ -68,11 +68,23 @@ def refusal(tmp_path: Path, content: Any, facts: DeepSpeedFacts | None = None) -
 
 
 def test_shipped_recipes() -> None:
-    assert shipped_names() == ("zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload", "zero3_plus")
+    assert shipped_names() == (
+        "zero0",
+        "zero1",
+        "zero2",
+        "zero2_offload",
+        "zero3",
+        "zero3_offload",
+        "zero3_plus",
+    )
 
 
-@pytest.mark.parametrize("name", ["zero2", "zero2.json", "ds_configs/zero2.json", "ds_configs/zero2", "./zero2.json"])
-def test_shipped_recipe_from_any_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["zero2", "zero2.json", "ds_configs/zero2.json", "ds_configs/zero2", "./zero2.json"]
+)
+def test_shipped_recipe_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     file = read_deepspeed(name)
     assert file.path == shipped_folder() / "zero2.json"
@@ -91,7 +103,12 @@ def test_a_file_that_exists_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("name", "suggestion"),
-    [("zero_2", "zero2"), ("zreo3.json", "zero3"), ("my/zero1.json", "zero1"), ("/nowhere/x.json", "zero2")],
+    [
+        ("zero_2", "zero2"),
+        ("zreo3.json", "zero3"),
+        ("my/zero1.json", "zero1"),
+        ("/nowhere/x.json", "zero2"),
+    ],
 )
 def test_no_such_file_suggests_a_recipe(name: str, suggestion: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -115,7 +132,11 @@ def test_shipped_recipe_from_an_installed_layout(tmp_path: Path) -> None:
     code = "import sys; from wikillm.config.deepspeed import find_deepspeed; print(find_deepspeed('zero3')[0])"
     code += "; assert not {'torch', 'deepspeed', 'transformers'} & set(sys.modules)"
     found = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(site)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
     )
     assert found.stdout.strip() == str(site / "wikillm" / "ds_configs" / "zero3.json"), found.stderr
 
@@ -127,7 +148,10 @@ def test_shipped_recipe_from_an_installed_layout(tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ('{\n "a": 1,\n "a": 2}', ("stands twice", ":2 and", ":3")),
-        ('{"zero_optimization": {"stage": 2,\n"stage": 3}}', ("stands twice", "zero_optimization.stage")),
+        (
+            '{"zero_optimization": {"stage": 2,\n"stage": 3}}',
+            ("stands twice", "zero_optimization.stage"),
+        ),
         ('{\n "gradient_clipping": NaN}', ("NaN", ":2")),
         ('{"gradient_clipping": 1e999}', ("1e999",)),
         ('{\n "a" 1}', (":2:6", "not valid", "delimiter")),
@@ -149,7 +173,9 @@ def test_not_text(tmp_path: Path) -> None:
         read_deepspeed(path)
 
 
-keys = st.text(max_size=4).filter(lambda text: "." not in text and "[" not in text and "]" not in text)
+keys = st.text(max_size=4).filter(
+    lambda text: "." not in text and "[" not in text and "]" not in text
+)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
@@ -216,10 +242,19 @@ def test_shipped_recipes_have_no_problems(name: str) -> None:
         ({"zero_optimisation": {}}, 'did you mean "zero_optimization"?'),
         ({"gradient_cliping": 1.0}, 'did you mean "gradient_clipping"?'),
         ({"zero_optimization": {"stage": 2, "overlap_com": True}}, 'did you mean "overlap_comm"?'),
-        ({"zero_optimization": {"stage": 3, "offload_param": {"devise": "cpu"}}}, 'did you mean "device"?'),
-        ({"bf16": {"enabled": "auto", "check_overflow": False}}, 'did you mean "check_grad_overflow"?'),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"devise": "cpu"}}},
+            'did you mean "device"?',
+        ),
+        (
+            {"bf16": {"enabled": "auto", "check_overflow": False}},
+            'did you mean "check_grad_overflow"?',
+        ),
         ({"stage": 2}, "move it into zero_optimization"),
-        ({"zero_optimization": {"stage": 2, "train_batch_size": "auto"}}, "move it to the top level"),
+        (
+            {"zero_optimization": {"stage": 2, "train_batch_size": "auto"}},
+            "move it to the top level",
+        ),
         ({"elasticity": {"enabled": True}}, "train.*"),
         ({"nebula": {}}, "checkpoints"),
         ({"curriculum_learning": {"enabled": True}}, "no longer read"),
@@ -229,7 +264,10 @@ def test_shipped_recipes_have_no_problems(name: str) -> None:
         ({"zero_optimization": {"stage": 3, "mics_shard_size": 8}}, "zero_hpz_partition_size"),
         ({"zero_optimization": {"stage": 3, "zeropp_loco_param": {}}}, "LoCo"),
         ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "offload_optimizer"),
-        ({"zero_optimization": {"stage": 3, "prefetch_bucket_size": 1}}, "stage3_prefetch_bucket_size"),
+        (
+            {"zero_optimization": {"stage": 3, "prefetch_bucket_size": 1}},
+            "stage3_prefetch_bucket_size",
+        ),
         ({"bf16": None}, 'block "bf16"'),
         ({"fp16": {}}, 'block "fp16"'),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "both enabled"),
@@ -246,12 +284,32 @@ def test_shipped_recipes_have_no_problems(name: str) -> None:
         ({"scheduler": {"type": "WarmupDecayLR", "params": {}}}, "train.lr_scheduler_type"),
         ({"optimizer": {"params": {"lr": "auto"}}}, "names no type"),
         ({"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}}, "ignores it"),
-        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "from ZeRO stage 3 on"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "from ZeRO stage 3 on",
+        ),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, "nvme_path"),
-        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "disk"}}}, '"none", "cpu" or "nvme"'),
-        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "Partial"),
-        ({"zero_optimization": {"stage": 2, "zero_quantized_weights": True}}, "qwZ needs ZeRO stage 3"),
-        ({"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}, "ZenFlow is not supported"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "disk"}}},
+            '"none", "cpu" or "nvme"',
+        ),
+        (
+            {
+                "zero_optimization": {
+                    "stage": 2,
+                    "offload_optimizer": {"device": "cpu", "ratio": 0.5},
+                }
+            },
+            "Partial",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "zero_quantized_weights": True}},
+            "qwZ needs ZeRO stage 3",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}},
+            "ZenFlow is not supported",
+        ),
         ({"tensor_parallel": {"autotp_size": 2}}, "AutoTP is not supported"),
         ({"activation_checkpointing": {"cpu_checkpointing": True}}, "train.gradient_checkpointing"),
         ({"data_efficiency": {"enabled": True}}, "no effect"),
@@ -259,7 +317,10 @@ def test_shipped_recipes_have_no_problems(name: str) -> None:
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 0}}, "a whole number from 1"),
         ({"zero_optimization": {"stage": 2, "reduce_bucket_size": 0.5}}, "a whole number from 1"),
         ({"zero_optimization": {"stage": 2, "allgather_bucket_size": -5}}, "a whole number from 1"),
-        ({"zero_optimization": {"stage": 3, "stage3_max_live_parameters": -1}}, "a whole number from 0"),
+        (
+            {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": -1}},
+            "a whole number from 0",
+        ),
         ({"fp16": {"enabled": "auto", "initial_scale_power": 1000}}, "from 0 to 127"),
         ({"fp16": {"enabled": "auto", "loss_scale": -1}}, "from 0"),
         ({"gradient_predivide_factor": 0}, "above 0"),
@@ -275,7 +336,11 @@ def test_refused(tmp_path: Path, changes: dict[str, Any], expected: str) -> None
 
 
 def test_blocks_that_are_off_are_fine(tmp_path: Path) -> None:
-    off = {"data_efficiency": {"enabled": False}, "activation_checkpointing": {}, "tensor_parallel": {"autotp_size": 1}}
+    off = {
+        "data_efficiency": {"enabled": False},
+        "activation_checkpointing": {},
+        "tensor_parallel": {"autotp_size": 1},
+    }
     assert refusal(tmp_path, minimal(**off)) == ""
 
 
@@ -292,15 +357,39 @@ def test_all_problems_at_once_with_their_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "key", "values"),
     [
-        ({"train_micro_batch_size_per_gpu": 2}, "train.per_device_train_batch_size", ("= 2", "says 4")),
-        ({"gradient_accumulation_steps": 1}, "train.gradient_accumulation_steps", ("= 1", "says 8")),
+        (
+            {"train_micro_batch_size_per_gpu": 2},
+            "train.per_device_train_batch_size",
+            ("= 2", "says 4"),
+        ),
+        (
+            {"gradient_accumulation_steps": 1},
+            "train.gradient_accumulation_steps",
+            ("= 1", "says 8"),
+        ),
         ({"train_batch_size": 32}, "train.global_batch_tokens", ("= 32", "says 64")),
         ({"gradient_clipping": 0.5}, "train.max_grad_norm", ("= 0.5", "says 1.0")),
         ({"bf16": {"enabled": True}}, "train.precision", ("= True", "says False (fp32)")),
-        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, "train.learning_rate", ("= 0.001", "says 0.0005")),
-        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.999]}}}, "train.adam_beta1", ("0.999", "0.95")),
-        ({"optimizer": {"type": "AdamW", "params": {"eps": 1e-6}}}, "train.adam_epsilon", ("1e-06", "1e-08")),
-        ({"optimizer": {"type": "AdamW", "params": {"weight_decay": 0}}}, "train.weight_decay", ("= 0,", "says 0.1")),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}},
+            "train.learning_rate",
+            ("= 0.001", "says 0.0005"),
+        ),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 0.999]}}},
+            "train.adam_beta1",
+            ("0.999", "0.95"),
+        ),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"eps": 1e-6}}},
+            "train.adam_epsilon",
+            ("1e-06", "1e-08"),
+        ),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"weight_decay": 0}}},
+            "train.weight_decay",
+            ("= 0,", "says 0.1"),
+        ),
     ],
 )
 def test_contradiction_names_both_values(
@@ -316,7 +405,10 @@ def test_the_same_values_are_no_contradiction(tmp_path: Path) -> None:
         gradient_accumulation_steps=8,
         train_batch_size=64,
         gradient_clipping=1,
-        optimizer={"type": "AdamW", "params": {"lr": 5e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1}},
+        optimizer={
+            "type": "AdamW",
+            "params": {"lr": 5e-4, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1},
+        },
     )
     assert refusal(tmp_path, same, CPU) == ""
 
@@ -331,5 +423,7 @@ def test_cpu_refuses_what_needs_a_gpu(tmp_path: Path) -> None:
 
 
 def test_hpz_must_divide_the_world(tmp_path: Path) -> None:
-    message = refusal(tmp_path, minimal(zero_optimization={"stage": 3, "zero_hpz_partition_size": 3}), GPU)
+    message = refusal(
+        tmp_path, minimal(zero_optimization={"stage": 3, "zero_hpz_partition_size": 3}), GPU
+    )
     assert "must divide" in message and "16 ranks" in message and "(8)" in message

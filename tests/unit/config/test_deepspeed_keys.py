@@ -59,19 +59,30 @@ def recorded() -> Recorder:
         "flops_profiler": Recorder(),
         "aio": Recorder(),
     }
-    config = Recorder(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, zero_optimization={}, **inner)
+    config = Recorder(
+        train_micro_batch_size_per_gpu=1,
+        gradient_accumulation_steps=1,
+        zero_optimization={},
+        **inner,
+    )
     DeepSpeedConfig(config)
     return config
 
 
 def test_top_level_is_what_deepspeed_reads(recorded: Recorder) -> None:
     ours = set(TOP_LEVEL) | {key for key in REMOVED if "." not in key}
-    assert recorded.asked - ours == set(), "DeepSpeed reads these keys, and we would call them unknown"
+    assert recorded.asked - ours == set(), (
+        "DeepSpeed reads these keys, and we would call them unknown"
+    )
     # sequence_parallel_size is asked for only inside an initialised process group
-    assert ours - recorded.asked == {"sequence_parallel_size"}, "we know these keys, and DeepSpeed does not read them"
+    assert ours - recorded.asked == {"sequence_parallel_size"}, (
+        "we know these keys, and DeepSpeed does not read them"
+    )
 
 
-@pytest.mark.parametrize("block", ["optimizer", "torch_autocast", "data_types", "checkpoint", "flops_profiler", "aio"])
+@pytest.mark.parametrize(
+    "block", ["optimizer", "torch_autocast", "data_types", "checkpoint", "flops_profiler", "aio"]
+)
 def test_hand_parsed_blocks(recorded: Recorder, block: str) -> None:
     asked = dict.__getitem__(recorded, block).asked
     assert asked - set(BLOCKS[block]) == set()
@@ -110,7 +121,15 @@ def models() -> dict[str, Any]:
 
 
 def test_every_block_is_compared_with_deepspeed() -> None:
-    by_hand = {"optimizer", "torch_autocast", "data_types", "checkpoint", "flops_profiler", "aio", "timers"}
+    by_hand = {
+        "optimizer",
+        "torch_autocast",
+        "data_types",
+        "checkpoint",
+        "flops_profiler",
+        "aio",
+        "timers",
+    }
     assert set(models()) | by_hand == set(BLOCKS)
 
 
@@ -118,7 +137,9 @@ def test_pydantic_blocks_have_deepspeeds_fields() -> None:
     for path, model in models().items():
         fields = {field.alias or name: field for name, field in model.model_fields.items()}
         renamed = {key.removeprefix(f"{path}.") for key in REMOVED if key.startswith(f"{path}.")}
-        assert set(fields) - set(BLOCKS[path]) - renamed == set(), f"{path}: fields we would call unknown"
+        assert set(fields) - set(BLOCKS[path]) - renamed == set(), (
+            f"{path}: fields we would call unknown"
+        )
         assert set(BLOCKS[path]) - set(fields) == set(), f"{path}: keys DeepSpeed would refuse"
         for key, kind in BLOCKS[path].items():
             is_bool = "bool" in str(fields[key].annotation)
@@ -143,5 +164,9 @@ def test_removed_keys_are_refused_by_deepspeed_too() -> None:
 def test_auto_stands_only_at_known_keys() -> None:
     for path in AUTO:
         block, _, key = path.rpartition(".")
-        known = {"": TOP_LEVEL, "optimizer.params": dict.fromkeys(("lr", "betas", "eps", "weight_decay")), **BLOCKS}
+        known = {
+            "": TOP_LEVEL,
+            "optimizer.params": dict.fromkeys(("lr", "betas", "eps", "weight_decay")),
+            **BLOCKS,
+        }
         assert key in known[block], path

@@ -71,7 +71,10 @@ def arguments(facts: DeepSpeedFacts) -> SimpleNamespace:
 
 def hugging_face_fills(config: dict[str, Any], facts: DeepSpeedFacts) -> dict[str, Any]:
     """The config after Hugging Face's own two passes; raises ValueError on a mismatch."""
-    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig, unset_hf_deepspeed_config
+    from transformers.integrations.deepspeed import (
+        HfTrainerDeepSpeedConfig,
+        unset_hf_deepspeed_config,
+    )
 
     hf = HfTrainerDeepSpeedConfig(copy.deepcopy(config))
     try:
@@ -141,10 +144,14 @@ def test_the_real_training_arguments_take_it(tmp_path: Path) -> None:
             report_to=[],
         )
         hf = args.hf_deepspeed_config
-        hf.trainer_config_finalize(args, SimpleNamespace(config=SimpleNamespace(hidden_size=64)), 100)
+        hf.trainer_config_finalize(
+            args, SimpleNamespace(config=SimpleNamespace(hidden_size=64)), 100
+        )
         assert hf.mismatches == [] and hf.is_zero3() and hf.is_offload()
         added = {key for key in hf.config if key not in before}
-        assert added == {"steps_per_print"}  # accelerate sets it to infinity, which JSON cannot write
+        assert added == {
+            "steps_per_print"
+        }  # accelerate sets it to infinity, which JSON cannot write
         assert {key: value for key, value in hf.config.items() if key in before} == before
     finally:
         unset_hf_deepspeed_config()
@@ -183,22 +190,37 @@ def test_offload_on_cpu_compiles_nothing() -> None:
     resolved = resolve_deepspeed(read_deepspeed("zero3_offload"), CPU)
     zero = resolved.json["zero_optimization"]
     assert resolved.json["zero_force_ds_cpu_optimizer"] is False
-    assert zero["offload_optimizer"]["pin_memory"] is False and zero["offload_param"]["pin_memory"] is False
+    assert (
+        zero["offload_optimizer"]["pin_memory"] is False
+        and zero["offload_param"]["pin_memory"] is False
+    )
     assert any("torch's AdamW" in note for note in resolved.notes)
 
 
 def test_offload_on_gpu_uses_the_cpu_adam() -> None:
     resolved = resolve_deepspeed(read_deepspeed("zero2_offload"), GPU)
     assert resolved.json["zero_force_ds_cpu_optimizer"] is True
-    assert resolved.json["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert resolved.json["zero_optimization"]["offload_optimizer"] == {
+        "device": "cpu",
+        "pin_memory": True,
+    }
     assert "optimizer" not in resolved.json
     assert any("CPU Adam" in note for note in resolved.notes)
 
 
 def test_an_optimizer_block_is_kept_and_its_cost_told(tmp_path: Path) -> None:
-    block = {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}}
+    block = {
+        "type": "AdamW",
+        "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+    }
     resolved = resolve(tmp_path, CPU, optimizer=block)
-    expected = {"lr": 5e-4, "betas": [0.9, 0.95], "eps": 1e-9, "weight_decay": 0.1, "torch_adam": True}
+    expected = {
+        "lr": 5e-4,
+        "betas": [0.9, 0.95],
+        "eps": 1e-9,
+        "weight_decay": 0.1,
+        "torch_adam": True,
+    }
     assert resolved.json["optimizer"]["params"] == expected
     assert any("also reaches norms and biases" in note for note in resolved.notes)
 
@@ -207,34 +229,59 @@ def test_nan_is_not_hidden_and_nothing_synchronises(tmp_path: Path) -> None:
     resolved = resolve(tmp_path, GPU)
     assert resolved.json["bf16"] == {"enabled": True, "check_grad_overflow": False}
     assert resolved.json["timers"] == {"throughput": {"enabled": False}}
-    kept = resolve(tmp_path, GPU, bf16={"enabled": "auto", "check_grad_overflow": True}, steps_per_print=10)
+    kept = resolve(
+        tmp_path, GPU, bf16={"enabled": "auto", "check_grad_overflow": True}, steps_per_print=10
+    )
     assert kept.json["bf16"]["check_grad_overflow"] is True
-    assert any("skipped" in note for note in kept.notes) and any("steps_per_print" in note for note in kept.notes)
+    assert any("skipped" in note for note in kept.notes) and any(
+        "steps_per_print" in note for note in kept.notes
+    )
 
 
 def test_null_is_the_default(tmp_path: Path) -> None:
-    resolved = resolve(tmp_path, CPU, optimizer=None, communication_data_type=None, bf16={"enabled": None})
+    resolved = resolve(
+        tmp_path, CPU, optimizer=None, communication_data_type=None, bf16={"enabled": None}
+    )
     assert "optimizer" not in resolved.json and "communication_data_type" not in resolved.json
     assert resolved.json["bf16"]["enabled"] is False
 
 
-def test_a_missing_path_that_names_a_recipe_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_path_that_names_a_recipe_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert "the shipped" in resolve_deepspeed(read_deepspeed("ds_configs/zero1.json"), CPU).notes[0]
-    assert not any("the shipped" in note for note in resolve_deepspeed(read_deepspeed("zero1"), CPU).notes)
+    assert not any(
+        "the shipped" in note for note in resolve_deepspeed(read_deepspeed("zero1"), CPU).notes
+    )
 
 
 def test_offload_steps_as_without_it(tmp_path: Path) -> None:
     """Real engines: ZeRO-2 with and without offload, the resolved JSONs; same losses, norms and biases exempt."""
-    alone = replace(CPU, world_size=1, local_world_size=1, micro_batch=2, accumulation=2, hidden_size=32)
+    alone = replace(
+        CPU, world_size=1, local_world_size=1, micro_batch=2, accumulation=2, hidden_size=32
+    )
     alone = replace(alone, learning_rate=1e-2, weight_decay=0.5)
     results = []
     for name in ("zero2", "zero2_offload"):
-        (tmp_path / "ds.json").write_text(json.dumps(resolve_deepspeed(read_deepspeed(name), alone).json))
-        environ = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_PORT": "0"}
-        environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        (tmp_path / "ds.json").write_text(
+            json.dumps(resolve_deepspeed(read_deepspeed(name), alone).json)
+        )
+        environ = {
+            **os.environ,
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "MASTER_PORT": "0",
+        }
+        environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1"
+        )
         done = subprocess.run(
-            [sys.executable, "-c", TRAIN, str(tmp_path)], env=environ, capture_output=True, text=True, timeout=300
+            [sys.executable, "-c", TRAIN, str(tmp_path)],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         assert "[WARNING]" not in done.stdout + done.stderr
@@ -311,6 +358,8 @@ def test_muon_reduces_whole_gradients_at_stage_3_only(tmp_path: Path) -> None:
         ({"optimizer": "muon", "has_gpu": True, "precision": "fp16"}, {}, "not supported in fp16"),
     ],
 )
-def test_what_muon_excludes(facts: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_muon_excludes(
+    facts: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve(tmp_path, replace(CPU, **facts), **changes)

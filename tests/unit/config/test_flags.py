@@ -110,7 +110,9 @@ def test_every_training_argument_has_an_answer() -> None:
 
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
     answered = {
-        name for name in names if flag_to_key(name) or name in ADVICE or name in SWITCHES or name in UNSUPPORTED
+        name
+        for name in names
+        if flag_to_key(name) or name in ADVICE or name in SWITCHES or name in UNSUPPORTED
     }
     assert names - answered == set()
     # A name that has a key must not also be called unsupported.
@@ -205,5 +207,9 @@ def test_a_yaml_file_is_answered_alike(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         load(str(tmp_path / "run.yaml"))
     said = str(refused.value)
-    for part in ("train.per_device_train_batch_size=8", "train.num_train_epochs=2", "SwanLab is the only tracker"):
+    for part in (
+        "train.per_device_train_batch_size=8",
+        "train.num_train_epochs=2",
+        "SwanLab is the only tracker",
+    ):
         assert part in said

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from wikillm.config.foreign_variables import FAMILIES, HARMLESS, Asked, claim_environment, foreign_settings
+from wikillm.config.foreign_variables import (
+    FAMILIES,
+    HARMLESS,
+    Asked,
+    claim_environment,
+    foreign_settings,
+)
 from wikillm.config.load import load
 from wikillm.core.errors import ConfigError
 
@@ -59,7 +65,9 @@ def test_the_same_wish_as_the_runs_is_no_contradiction() -> None:
 def test_all_are_told_at_once() -> None:
     with pytest.raises(ConfigError, match="2 problems") as caught:
         claim({"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "fp8"})
-    assert "ACCELERATE_USE_FSDP" in str(caught.value) and "ACCELERATE_MIXED_PRECISION" in str(caught.value)
+    assert "ACCELERATE_USE_FSDP" in str(caught.value) and "ACCELERATE_MIXED_PRECISION" in str(
+        caught.value
+    )
 
 
 def test_torchs_variables_count_where_they_have_an_effect() -> None:
@@ -67,7 +75,9 @@ def test_torchs_variables_count_where_they_have_an_effect() -> None:
     assert foreign_settings(environ, Asked("fp32", compiles=False, has_gpu=False)) == []
     found = foreign_settings(environ, Asked("fp32", compiles=True, has_gpu=True))
     assert [foreign.name for foreign in found] == ["NVIDIA_TF32_OVERRIDE", "TORCHDYNAMO_DISABLE"]
-    assert claim({"TORCHDYNAMO_DISABLE": "1"}) == {"TORCHDYNAMO_DISABLE": "1"}, "it is not ours to remove"
+    assert claim({"TORCHDYNAMO_DISABLE": "1"}) == {"TORCHDYNAMO_DISABLE": "1"}, (
+        "it is not ours to remove"
+    )
 
 
 def test_every_variable_that_the_installed_libraries_read_is_refused_removed_or_harmless() -> None:
@@ -77,10 +87,15 @@ def test_every_variable_that_the_installed_libraries_read_is_refused_removed_or_
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.origin is not None
         folder = Path(spec.origin).parent
-        for path in (*folder.glob("*.py"), *folder.glob("utils/*.py"), *folder.glob("integrations/*.py")):
+        for path in (
+            *folder.glob("*.py"),
+            *folder.glob("utils/*.py"),
+            *folder.glob("integrations/*.py"),
+        ):
             read |= set(
                 re.findall(
-                    r"[\"']((?:ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM)_[A-Z0-9_]+)[\"']", path.read_text()
+                    r"[\"']((?:ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM)_[A-Z0-9_]+)[\"']",
+                    path.read_text(),
                 )
             )
     assert len(read) > 40, "the pattern no longer finds them"

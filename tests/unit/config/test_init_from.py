@@ -34,7 +34,12 @@ def test_the_folder_gives_the_shape(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "m")
     resolved = load(None, [f"model.init_from={folder}"])
     model = resolved.config.model
-    assert (model.hidden_size, model.vocab_size, model.rope_theta, model.num_hidden_layers) == (64, 512, 1e6, 2)
+    assert (model.hidden_size, model.vocab_size, model.rope_theta, model.num_hidden_layers) == (
+        64,
+        512,
+        1e6,
+        2,
+    )
     assert str(resolved.origin("model.hidden_size")) == f"preset: {folder}/config.json"
 
 
@@ -46,8 +51,13 @@ def test_rope_is_found_where_transformers_5_writes_it(tmp_path: Path) -> None:
 
 def test_what_the_user_sets_beside_it_must_agree(tmp_path: Path) -> None:
     folder = folder_with(tmp_path / "m")
-    assert load(None, [f"model.init_from={folder}", "model.hidden_size=64"]).config.model.hidden_size == 64
-    with pytest.raises(ConfigError, match="contradicts the model that model.init_from names") as refused:
+    assert (
+        load(None, [f"model.init_from={folder}", "model.hidden_size=64"]).config.model.hidden_size
+        == 64
+    )
+    with pytest.raises(
+        ConfigError, match="contradicts the model that model.init_from names"
+    ) as refused:
         load(None, [f"model.init_from={folder}", "model.hidden_size=128"])
     assert refused.value.fix == "leave model.hidden_size out"
 
@@ -81,6 +91,9 @@ def test_refusals(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
 
 def test_no_folder_and_no_json(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    for folder, what in ((str(tmp_path / "absent"), "not a model folder"), (str(tmp_path), "cannot be read")):
+    for folder, what in (
+        (str(tmp_path / "absent"), "not a model folder"),
+        (str(tmp_path), "cannot be read"),
+    ):
         with pytest.raises(ConfigError, match=what):
             load(None, [f"model.init_from={folder}"])

@@ -25,28 +25,39 @@ def written(folder: Path, text: str) -> str:
 def test_nothing_given_is_the_tutorials_run() -> None:
     resolved = load()
     train = resolved.config.train
-    assert (train.sequence_length, train.global_batch_tokens, train.per_device_train_batch_size) == (
-        512,
-        32 * 8 * 512,
-        "auto",
+    assert (
+        train.sequence_length,
+        train.global_batch_tokens,
+        train.per_device_train_batch_size,
+    ) == (512, 32 * 8 * 512, "auto")
+    assert (train.learning_rate, train.lr_scheduler_type, train.warmup_steps) == (
+        5e-4,
+        "cosine",
+        200,
     )
-    assert (train.learning_rate, train.lr_scheduler_type, train.warmup_steps) == (5e-4, "cosine", 200)
     assert (train.weight_decay, train.num_train_epochs, train.precision) == (0.1, 2, "auto")
     assert resolved.config.data.path[0] == "data/wikipedia-zh-cn-*.json"
     assert resolved.config.model.vocab_size == 151_936
 
 
 def test_a_higher_layer_wins_and_is_named(tmp_path: Path) -> None:
-    file = written(tmp_path, "preset: wiki-zh-120m\ntrain:\n  learning_rate: 1e-3\n  eval_steps: 7\n")
+    file = written(
+        tmp_path, "preset: wiki-zh-120m\ntrain:\n  learning_rate: 1e-3\n  eval_steps: 7\n"
+    )
     resolved = load(file, ["train.learning_rate=3e-4"], deepspeed="zero2")
     assert resolved.config.train.learning_rate == 3e-4
-    origins = {key: str(resolved.origin(f"train.{key}")) for key in ("learning_rate", "eval_steps", "weight_decay")}
+    origins = {
+        key: str(resolved.origin(f"train.{key}"))
+        for key in ("learning_rate", "eval_steps", "weight_decay")
+    }
     assert origins == {
         "learning_rate": "command line: train.learning_rate=3e-4",
         "eval_steps": f"file: {file}:4",
         "weight_decay": "default",
     }
-    assert str(resolved.origin("train.num_train_epochs")).startswith("preset: presets/runs/wiki-zh-120m.yaml:")
+    assert str(resolved.origin("train.num_train_epochs")).startswith(
+        "preset: presets/runs/wiki-zh-120m.yaml:"
+    )
     assert str(resolved.origin("model.hidden_size")).startswith("preset: presets/models/120m.yaml:")
     assert (resolved.config.deepspeed.config, str(resolved.origin("deepspeed.config"))) == (
         "zero2",
@@ -71,7 +82,9 @@ def test_the_highest_layer_chooses_the_model_preset(tmp_path: Path) -> None:
     assert load(file).config.model.hidden_size == 1024
     assert load(file, ["model.preset=0.5b"]).config.model.hidden_size == 896
     assert (
-        load(file, ["model.preset=0.5b", "model.hidden_size=1024", "model.head_dim=64"]).config.model.hidden_size
+        load(
+            file, ["model.preset=0.5b", "model.hidden_size=1024", "model.head_dim=64"]
+        ).config.model.hidden_size
         == 1024
     )
 
@@ -79,7 +92,10 @@ def test_the_highest_layer_chooses_the_model_preset(tmp_path: Path) -> None:
 def test_a_horizon_replaces_one_from_below_and_says_so() -> None:
     resolved = load(None, ["--max_steps", "5"])
     assert (resolved.config.train.max_steps, resolved.config.train.num_train_epochs) == (5, None)
-    assert "--max_steps 5, which replaces train.num_train_epochs=2" in resolved.origin("train.num_train_epochs").where
+    assert (
+        "--max_steps 5, which replaces train.num_train_epochs=2"
+        in resolved.origin("train.num_train_epochs").where
+    )
 
 
 def test_accumulation_replaces_a_batch_in_tokens() -> None:
@@ -139,10 +155,19 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         (["model.num_key_value_heads=3"], "not a multiple of num_key_value_heads=3"),
         (["model.head_dim=33"], "even width"),
         (["train.sequence_length=40000"], "longer than max_position_embeddings=32768"),
-        (["train.sequence_parallel_size=3"], "8 query and 2 key heads cannot be shared out over 3 ranks"),
+        (
+            ["train.sequence_parallel_size=3"],
+            "8 query and 2 key heads cannot be shared out over 3 ranks",
+        ),
         (["train.sequence_parallel_size=16"], "one of: 1, 2, 4, 8"),
-        (["train.sequence_parallel_size=4", "train.sequence_length=510"], "train.sequence_length=512"),
-        (["train.sequence_parallel_size=2", "model.attn_implementation=eager"], "sdpa and flash_attention_2"),
+        (
+            ["train.sequence_parallel_size=4", "train.sequence_length=510"],
+            "train.sequence_length=512",
+        ),
+        (
+            ["train.sequence_parallel_size=2", "model.attn_implementation=eager"],
+            "sdpa and flash_attention_2",
+        ),
         (["data.val_fraction=1.0"], "share between 0 and 1"),
         (["data.tokenizer=train:"], "wants the size of the vocabulary"),
         (["data.tokenizer=train:5"], "from 259 to 1,000,000"),
@@ -150,9 +175,15 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         (["data.val_fraction=0.0"], "share between 0 and 1"),
         (["train.warmup_steps=3.5"], "neither a share nor whole steps"),
         (["train.min_lr_ratio=0.2"], "has no min_lr_ratio"),
-        (["train.lr_scheduler_type=constant", "--warmup_steps=5"], "constant schedule has no warm-up"),
+        (
+            ["train.lr_scheduler_type=constant", "--warmup_steps=5"],
+            "constant schedule has no warm-up",
+        ),
         (["train.optimizer=muon"], "Muon and clipping do not go together"),
-        (["train.optimizer=muon", "train.max_grad_norm=0", "train.precision=fp16"], "Muon is not supported in fp16"),
+        (
+            ["train.optimizer=muon", "train.max_grad_norm=0", "train.precision=fp16"],
+            "Muon is not supported in fp16",
+        ),
         (["train.muon_momentum=0.9"], "muon_momentum has no effect with adamw"),
         (["train.ema_start=0.5"], "ema_start has no effect without ema_decay"),
         (["train.lr_decay_share=0.1"], "cosine schedule has no lr_decay_share"),
@@ -223,13 +254,29 @@ def test_flat_covers_the_schema() -> None:
 
 @pytest.mark.parametrize(
     ("written", "kind"),
-    [("true", "full"), ("no", "none"), ("1", "full"), ("none", "none"), ("selective", "selective"), ("full", "full")],
+    [
+        ("true", "full"),
+        ("no", "none"),
+        ("1", "full"),
+        ("none", "none"),
+        ("selective", "selective"),
+        ("full", "full"),
+    ],
 )
-def test_checkpointing_is_a_choice_that_may_be_written_as_a_switch(written: str, kind: str, tmp_path: Path) -> None:
+def test_checkpointing_is_a_choice_that_may_be_written_as_a_switch(
+    written: str, kind: str, tmp_path: Path
+) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text(f"train:\n  max_steps: 5\n  gradient_checkpointing: {written}\n", encoding="utf-8")
+    file.write_text(
+        f"train:\n  max_steps: 5\n  gradient_checkpointing: {written}\n", encoding="utf-8"
+    )
     assert load(str(file)).config.train.gradient_checkpointing == kind
-    assert load("demo", [f"train.gradient_checkpointing={written}"]).config.train.gradient_checkpointing == kind
+    assert (
+        load(
+            "demo", [f"train.gradient_checkpointing={written}"]
+        ).config.train.gradient_checkpointing
+        == kind
+    )
 
 
 def test_an_unknown_kind_of_checkpointing_is_refused_with_those_there_are() -> None:
@@ -252,7 +299,12 @@ def test_a_removed_key_that_was_off_is_read_and_one_that_was_on_is_refused(tmp_p
 def test_a_home_folder_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell leaves `run.dir=~/x` as it is: the value is not at the beginning of a word."""
     monkeypatch.setenv("HOME", "/people/me")
-    words = ["run.dir=~/runs/x", "data.path=~/a.jsonl,b.jsonl", "data.store=~/stores/x", "data.tokenizer=~/tok"]
+    words = [
+        "run.dir=~/runs/x",
+        "data.path=~/a.jsonl,b.jsonl",
+        "data.store=~/stores/x",
+        "data.tokenizer=~/tok",
+    ]
     config = load("demo", words).config
     assert (config.run.dir, config.data.store) == ("/people/me/runs/x", "/people/me/stores/x")
     assert config.data.path == ("/people/me/a.jsonl", "b.jsonl")

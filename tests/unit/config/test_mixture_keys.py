@@ -18,7 +18,9 @@ from wikillm.core.errors import ConfigError
 STEPS = ("--max_steps", "5")
 
 
-def test_typed_and_written_in_yaml_are_the_same_and_replace_the_presets_path(tmp_path: Path) -> None:
+def test_typed_and_written_in_yaml_are_the_same_and_replace_the_presets_path(
+    tmp_path: Path,
+) -> None:
     typed = load(None, ["data.mixture=wiki:3:a.jsonl,web:1:s3://b/c", *STEPS])
     file = tmp_path / "run.yaml"
     file.write_text(
@@ -41,7 +43,10 @@ def test_counts_sum_to_the_period_and_stay_within_one_of_the_share(weights: list
     counts = counts_of(sources)
     total = sum(Fraction(repr(w)) for w in weights)
     assert sum(counts) == PERIOD
-    assert all(abs(c - Fraction(repr(w)) * PERIOD / total) < 1 for c, w in zip(counts, weights, strict=True))
+    assert all(
+        abs(c - Fraction(repr(w)) * PERIOD / total) < 1
+        for c, w in zip(counts, weights, strict=True)
+    )
     assert counts == counts_of([s.model_copy(update={"weight": s.weight * 2}) for s in sources])
 
 
@@ -49,7 +54,10 @@ def test_counts_sum_to_the_period_and_stay_within_one_of_the_share(weights: list
     ("words", "reason"),
     [
         (["data.mixture=a:1:x,a:2:y"], "2 sources named a"),
-        (["data.mixture=a:1:x,b:2:y", "data.drop_list=copies.list"], "A drop-list belongs to the sources of one store"),
+        (
+            ["data.mixture=a:1:x,b:2:y", "data.drop_list=copies.list"],
+            "A drop-list belongs to the sources of one store",
+        ),
         (["data.mixture=a:0:x,b:1:y"], "weight of a in data.mixture is not above 0"),
         (["data.mixture=a:-1:x,b:1:y"], "weight of a in data.mixture is not above 0"),
         (["data.mixture=a:0.2:x,b:0.3:y"], r"sum to 0.5\.(.|\n)*a 0.4, b 0.6"),

@@ -50,11 +50,29 @@ def test_a_run_preset_resolves(name: str) -> None:
 
 
 def test_there_is_a_run_for_every_model() -> None:
-    assert {load(name).config.model.preset for name in preset_names("runs")} == set(preset_names("models"))
+    assert {load(name).config.model.preset for name in preset_names("runs")} == set(
+        preset_names("models")
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny", "120m", "350m", "0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b", "0.6b", "1.7b", "4b", "8b"]
+    "name",
+    [
+        "tiny",
+        "120m",
+        "350m",
+        "0.5b",
+        "1.5b",
+        "3b",
+        "7b",
+        "14b",
+        "32b",
+        "72b",
+        "0.6b",
+        "1.7b",
+        "4b",
+        "8b",
+    ],
 )
 def test_the_names_users_rely_on(name: str) -> None:
     assert name in preset_names("models")

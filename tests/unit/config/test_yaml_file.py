@@ -43,7 +43,9 @@ def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:
 
 
 def test_every_key_has_its_line_and_its_dotted_name() -> None:
-    entries = parse_yaml("# a comment\nrun:\n  name: x\n\nobserve:\n  swanlab:\n    mode: local\n", "f.yaml")
+    entries = parse_yaml(
+        "# a comment\nrun:\n  name: x\n\nobserve:\n  swanlab:\n    mode: local\n", "f.yaml"
+    )
     assert {key: entry.line for key, entry in entries.items()} == {
         "run": 2,
         "run.name": 3,

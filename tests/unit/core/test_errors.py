@@ -35,7 +35,8 @@ def test_only_what_is_known_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "near"), [("learing_rate", "learning_rate"), ("max_step", "max_steps"), ("qqq", None), ("", None)]
+    ("word", "near"),
+    [("learing_rate", "learning_rate"), ("max_step", "max_steps"), ("qqq", None), ("", None)],
 )
 def test_did_you_mean(word: str, near: str | None) -> None:
     assert did_you_mean(word, ["learning_rate", "max_steps", "weight_decay"]) == near

@@ -39,7 +39,10 @@ REAL: dict[str, tuple[Callable[[], object], str]] = {
     "a path too long": (lambda: Path("a" * 5000).read_text(), "shorter"),
     "memory of torch": (lambda: torch.empty(10**15), "memory"),
     "memory of numpy": (lambda: np.empty(10**15), "memory"),
-    "weights into a missing folder": (lambda: save_file({"a": torch.zeros(1)}, "/nonexistent/w"), "No such file"),
+    "weights into a missing folder": (
+        lambda: save_file({"a": torch.zeros(1)}, "/nonexistent/w"),
+        "No such file",
+    ),
     "a taken port": (take_a_port_twice, "master_port"),
 }
 
@@ -72,7 +75,9 @@ def test_a_librarys_text_is_understood(library: str) -> None:
     assert isinstance(as_refusal(RuntimeError(TEXTS[library])), MachineError)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x10\0\0\0\0\0\0\0{", b"x" * 100], ids=["empty", "cut off", "other"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x10\0\0\0\0\0\0\0{", b"x" * 100], ids=["empty", "cut off", "other"]
+)
 def test_damaged_weights_are_the_checkpoints_fault(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
@@ -81,7 +86,9 @@ def test_damaged_weights_are_the_checkpoints_fault(content: bytes, tmp_path: Pat
     assert isinstance(as_refusal(caught.value), CheckpointError)
 
 
-@pytest.mark.parametrize("content", [b"x" * 100, b"PK\x03\x04" + b"x" * 100], ids=["other", "cut off"])
+@pytest.mark.parametrize(
+    "content", [b"x" * 100, b"PK\x03\x04" + b"x" * 100], ids=["other", "cut off"]
+)
 def test_a_damaged_pickle_is_the_checkpoints_fault(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "optimizer.pt"
     path.write_bytes(content)
@@ -133,4 +140,6 @@ def test_a_refusal_stays_what_it_is() -> None:
 def test_every_error_number_of_this_system_has_an_answer() -> None:
     for number in errno.errorcode:
         refusal = as_refusal(OSError(number, os.strerror(number), "some/file"))
-        assert refusal is None or (refusal.exit_code == ExitCode.MACHINE and refusal.fix), errno.errorcode[number]
+        assert refusal is None or (refusal.exit_code == ExitCode.MACHINE and refusal.fix), (
+            errno.errorcode[number]
+        )

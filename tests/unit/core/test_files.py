@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from wikillm.core import files
-from wikillm.core.files import files_below, nearest_existing, rename_durably, sha256_file, write_atomic, write_json
+from wikillm.core.files import (
+    files_below,
+    nearest_existing,
+    rename_durably,
+    sha256_file,
+    write_atomic,
+    write_json,
+)
 
 
 def test_write_replaces_and_leaves_no_staging(tmp_path: Path) -> None:
@@ -20,7 +27,9 @@ def test_write_replaces_and_leaves_no_staging(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_crash_before_the_rename_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_before_the_rename_keeps_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.txt"
     write_atomic(path, "old")
 

@@ -29,7 +29,9 @@ time.sleep(60)
 
 
 def holder(path: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
 
@@ -117,13 +119,18 @@ def test_a_forked_child_has_no_share(end: str, tmp_path: Path) -> None:
     """The parent's hold survives the fork, and ends with the parent although the child lives on."""
     path = tmp_path / "lock"
     parent = subprocess.Popen(
-        [sys.executable, "-c", FORKING, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", FORKING, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert parent.stdin is not None and parent.stdout is not None
     child = int(parent.stdout.readline())
     try:
         for _ in range(200):  # until the child has closed its copy
-            if not any(os.path.realpath(fd) == str(path) for fd in Path(f"/proc/{child}/fd").glob("*")):
+            if not any(
+                os.path.realpath(fd) == str(path) for fd in Path(f"/proc/{child}/fd").glob("*")
+            ):
                 break
             time.sleep(0.02)
         assert not FileLock(path).try_acquire(), "the child's copy took the parent's lock away"

@@ -33,7 +33,9 @@ def run(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess[bytes]:
 def test_rank_0_prints_and_logs(tmp_path: Path) -> None:
     done = run(tmp_path, RANK="0", PYTHONUTF8="1")
     assert done.stdout.decode() == "步 1!\n"
-    assert done.stderr.decode() == "warning: careful 一\n", "once, not a second time by the logging module"
+    assert done.stderr.decode() == "warning: careful 一\n", (
+        "once, not a second time by the logging module"
+    )
     log = (tmp_path / "logs" / "rank.log").read_text(encoding="utf-8")
     assert "INFO wikillm: 步 1" in log and "WARNING wikillm: careful 一" in log
 

@@ -15,7 +15,15 @@ from wikillm.cli.main import main
 from wikillm.core.log import log_to_file, logger, make_output_safe, say, warn
 from wikillm.core.printable import PrintableStream, printable
 
-SENT = [*range(0x20), 0x7F, *range(0x80, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xD800, 0xDFFF]
+SENT = [
+    *range(0x20),
+    0x7F,
+    *range(0x80, 0xA0),
+    *range(0x202A, 0x202F),
+    *range(0x2066, 0x206A),
+    0xD800,
+    0xDFFF,
+]
 OBEYED = [chr(code) for code in SENT if chr(code) not in "\t\n"]
 ORDINARY = [
     "",
@@ -113,4 +121,6 @@ def test_refusals_show_names(words: list[str], capfd: pytest.CaptureFixture[str]
     assert main(words) not in (0, 1)
     captured = capfd.readouterr()
     shown = captured.out + captured.err
-    assert ("\\u" in shown or "\\x1b" in shown) and not any(character in shown for character in OBEYED)
+    assert ("\\u" in shown or "\\x1b" in shown) and not any(
+        character in shown for character in OBEYED
+    )

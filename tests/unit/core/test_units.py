@@ -36,7 +36,22 @@ def test_sizes(text: str, value: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "-5", "M", "1.5", "3 apples", "1e-3", "0x10", "1,000", "inf", "nan", "1e999999999", "٣", True]
+    "text",
+    [
+        "",
+        "-5",
+        "M",
+        "1.5",
+        "3 apples",
+        "1e-3",
+        "0x10",
+        "1,000",
+        "inf",
+        "nan",
+        "1e999999999",
+        "٣",
+        True,
+    ],
 )
 def test_what_is_no_count(text: str) -> None:
     with pytest.raises(ValueError, match="write it like"):
@@ -57,26 +72,44 @@ def test_a_formatted_count_parses_to_nearly_the_same(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (9_999, "9999"), (10_000, "10K"), (123_277_824, "123.3M"), (7_616_000_000, "7.616B"), (-2e6, "-2M")],
+    [
+        (0, "0"),
+        (9_999, "9999"),
+        (10_000, "10K"),
+        (123_277_824, "123.3M"),
+        (7_616_000_000, "7.616B"),
+        (-2e6, "-2M"),
+    ],
 )
 def test_formatted_counts(value: float, text: str) -> None:
     assert format_count(value) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (8 * 2**30, "8 GiB")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (8 * 2**30, "8 GiB")]
+)
 def test_formatted_sizes(value: float, text: str) -> None:
     assert format_size(value) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.04, "0.0s"), (59.94, "59.9s"), (72.4, "1m12s"), (3600, "1h00m"), (3725, "1h02m")]
+    ("value", "text"),
+    [(0.04, "0.0s"), (59.94, "59.9s"), (72.4, "1m12s"), (3600, "1h00m"), (3725, "1h02m")],
 )
 def test_formatted_seconds(value: float, text: str) -> None:
     assert format_seconds(value) == text
 
 
-@given(st.integers(0, 10**6), st.integers(0, 3), st.sampled_from([("K", 3), ("M", 6), ("B", 9), ("T", 12)]))
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 3),
+    st.sampled_from([("K", 3), ("M", 6), ("B", 9), ("T", 12)]),
+)
 def test_decimal_fractions_are_exact(digits: int, places: int, suffix: tuple[str, int]) -> None:
     name, power = suffix
-    text = f"{digits // 10**places}.{digits % 10**places:0{places}d}{name}" if places else f"{digits}{name}"
+    text = (
+        f"{digits // 10**places}.{digits % 10**places:0{places}d}{name}"
+        if places
+        else f"{digits}{name}"
+    )
     assert parse_count(text) == digits * 10 ** (power - places)

@@ -19,7 +19,13 @@ def test_a_lone_process_is_a_world_of_one() -> None:
 def test_a_launcher_decides() -> None:
     environ = {"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     world = World.from_env(environ)
-    assert (world.rank, world.size, world.local_rank, world.nodes, world.is_main) == (5, 16, 1, 4, False)
+    assert (world.rank, world.size, world.local_rank, world.nodes, world.is_main) == (
+        5,
+        16,
+        1,
+        4,
+        False,
+    )
     deepspeeds = {"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
     assert World.from_env(deepspeeds) == world
 
@@ -48,7 +54,15 @@ def test_words_are_no_numbers() -> None:
 @pytest.fixture
 def environ(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real environment without a launcher's variables; whatever `export` sets is undone."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "LOCAL_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    ):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -59,8 +73,15 @@ def test_export_makes_a_lone_process_a_group(environ: None) -> None:
     assert os.environ["MASTER_ADDR"] == "127.0.0.1" and int(os.environ["MASTER_PORT"]) > 0
 
 
-def test_export_leaves_a_launchers_variables(environ: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}.items():
+def test_export_leaves_a_launchers_variables(
+    environ: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "10.0.0.1",
+        "MASTER_PORT": "29500",
+    }.items():
         monkeypatch.setenv(name, value)
     World(1, 2, 1, 2).export()
     assert (os.environ["MASTER_ADDR"], os.environ["RANK"]) == ("10.0.0.1", "1")
@@ -76,7 +97,10 @@ def test_free_port_can_be_bound() -> None:
         probe.bind(("127.0.0.1", free_port()))
 
 
-OPEN_MPI = {f"OMPI_COMM_WORLD_{name}": value for name, value in zip(("RANK", "SIZE", "LOCAL_RANK"), "341", strict=True)}
+OPEN_MPI = {
+    f"OMPI_COMM_WORLD_{name}": value
+    for name, value in zip(("RANK", "SIZE", "LOCAL_RANK"), "341", strict=True)
+}
 
 
 def test_open_mpis_names_are_translated() -> None:

@@ -50,7 +50,10 @@ def make_texts(count: int, seed: int = 0, words: int = 60) -> list[str]:
             return "".join(chr(0x4E00 + rng.randrange(200)) for _ in range(rng.randint(1, 4)))
         return rng.choice(WORDS)
 
-    return [f"第{seed}-{i}篇 " + " ".join(word() for _ in range(rng.randint(5, words))).strip() for i in range(count)]
+    return [
+        f"第{seed}-{i}篇 " + " ".join(word() for _ in range(rng.randint(5, words))).strip()
+        for i in range(count)
+    ]
 
 
 @pytest.fixture
@@ -67,18 +70,30 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DataSection]:
+def settings(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., DataSection]:
     """`settings(path, key=value, ...)`: one worker, a small tokenizer, stores below a fresh working directory."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setenv("WIKILLM_OFFLINE", "1")
     monkeypatch.delenv("WIKILLM_TOKENIZER", raising=False)
-    for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "MODELSCOPE_CACHE", "XDG_CACHE_HOME"):
+    for name in (
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "MODELSCOPE_CACHE",
+        "XDG_CACHE_HOME",
+    ):
         monkeypatch.setenv(name, str(tmp_path / "caches" / name))
 
     def make(*paths: Path | str, **values: object) -> DataSection:
-        defaults: dict[str, object] = {"tokenizer": str(tokenizer_dir), "workers": 1, "min_val_tokens": 1}
+        defaults: dict[str, object] = {
+            "tokenizer": str(tokenizer_dir),
+            "workers": 1,
+            "min_val_tokens": 1,
+        }
         return DataSection(path=tuple(map(str, paths)), **{**defaults, **values})
 
     return make
@@ -109,7 +124,10 @@ def parquet_of(texts: list[str], as_dictionary: bool = False) -> bytes:
     column = pyarrow.array(texts)
     sink = pyarrow.BufferOutputStream()
     table = pyarrow.table(
-        {"id": list(range(len(texts))), "text": column.dictionary_encode() if as_dictionary else column}
+        {
+            "id": list(range(len(texts))),
+            "text": column.dictionary_encode() if as_dictionary else column,
+        }
     )
     parquet.write_table(table, sink, row_group_size=17)
     return sink.getvalue().to_pybytes()
@@ -121,7 +139,10 @@ def write_source() -> Callable[[Path, str, list[str]], Path]:
 
     def write(folder: Path, kind: str, texts: list[str]) -> Path:
         path = folder / kind
-        lines = [json.dumps({"title": "t", "text": text}, ensure_ascii=i % 2 == 0) for i, text in enumerate(texts)]
+        lines = [
+            json.dumps({"title": "t", "text": text}, ensure_ascii=i % 2 == 0)
+            for i, text in enumerate(texts)
+        ]
         jsonl = "".join(line + "\n" for line in lines).encode()
         half = len("".join(line + "\n" for line in lines[: len(lines) // 2]).encode())
         path.write_bytes(
@@ -133,10 +154,16 @@ def write_source() -> Callable[[Path, str, list[str]], Path]:
                 "wrong-name.txt.gz": gzip.compress(jsonl),
                 "two-members.jsonl.gz": gzip.compress(jsonl[:half]) + gzip.compress(jsonl[half:]),
                 "plain.jsonl.bz2": bz2.compress(jsonl),
-                "multi-stream.jsonl.bz2": bz2.compress(jsonl[:half]) + bz2.compress(jsonl[half:]) + bz2.compress(b""),
+                "multi-stream.jsonl.bz2": bz2.compress(jsonl[:half])
+                + bz2.compress(jsonl[half:])
+                + bz2.compress(b""),
                 "array.json.bz2": bz2.compress(("[" + ",".join(lines) + "]").encode()),
-                "two-streams.jsonl.xz": lzma.compress(jsonl[:half]) + bytes(4) + lzma.compress(jsonl[half:]),
-                "frames.jsonl.zst": zstandard(jsonl[:half]) + SKIPPABLE_FRAME + zstandard(jsonl[half:]),
+                "two-streams.jsonl.xz": lzma.compress(jsonl[:half])
+                + bytes(4)
+                + lzma.compress(jsonl[half:]),
+                "frames.jsonl.zst": zstandard(jsonl[:half])
+                + SKIPPABLE_FRAME
+                + zstandard(jsonl[half:]),
                 "table.csv": csv_of(texts).encode("utf-8-sig"),
                 "table.tsv.zst": zstandard(csv_of(texts, "excel-tab").encode()),
                 "rows.parquet": parquet_of(texts),

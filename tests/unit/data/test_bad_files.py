@@ -26,7 +26,15 @@ def lines(records: list[dict[str, object]]) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["-rf.jsonl", "two words.jsonl", "维基 百科.jsonl", "a'b\"c.jsonl", "tab\there.jsonl", "$(x);.jsonl"]
+    "name",
+    [
+        "-rf.jsonl",
+        "two words.jsonl",
+        "维基 百科.jsonl",
+        "a'b\"c.jsonl",
+        "tab\there.jsonl",
+        "$(x);.jsonl",
+    ],
 )
 def test_names_with_odd_characters(tmp_path, texts, settings, name):
     path = tmp_path / name
@@ -61,16 +69,24 @@ def test_mixed_schemas_are_counted_and_stop_the_build_beyond_the_share(tmp_path,
     path.write_text(lines([*records, *({"content": "other"} for _ in range(30))]))
     with pytest.raises(DataError, match="30 of 330 records cannot be read") as caught:
         prepare_store(settings(path))
-    assert f"{path}:301: no key 'text'" in caught.value.got and "data.max_bad_fraction=" in caught.value.fix
+    assert (
+        f"{path}:301: no key 'text'" in caught.value.got
+        and "data.max_bad_fraction=" in caught.value.fix
+    )
 
 
-def test_documents_that_are_all_shorter_than_a_sequence_are_read_to_the_last_token(tmp_path, settings):
+def test_documents_that_are_all_shorter_than_a_sequence_are_read_to_the_last_token(
+    tmp_path, settings
+):
     path = tmp_path / "x.jsonl"
     path.write_text(lines([{"text": f"short {i}"} for i in range(500)]))
     store = prepare_store(settings(path))
     order = order_of(store, 512, 1, 8)
     targets = [
-        t for pieces in order.pieces(list(range(order.blocks_per_epoch))) for a, b in pieces for t in range(a, b)
+        t
+        for pieces in order.pieces(list(range(order.blocks_per_epoch)))
+        for a, b in pieces
+        for t in range(a, b)
     ]
     assert sorted(targets) == list(range(store.train.n_tokens - 1))
 
@@ -80,7 +96,10 @@ def test_a_corpus_of_copies_is_said_and_never_on_both_sides(tmp_path, texts, set
     path.write_text(lines([{"text": text} for text in texts(40) * 5]))
     store = prepare_store(settings(path, val_fraction=0.3))
     assert store.manifest.duplicates == 160
-    hashes = [{int(h) for index in stream.indexes() for h in index["hash"]} for stream in (store.train, store.val)]
+    hashes = [
+        {int(h) for index in stream.indexes() for h in index["hash"]}
+        for stream in (store.train, store.val)
+    ]
     assert hashes[0] and hashes[1] and not hashes[0] & hashes[1]
 
 

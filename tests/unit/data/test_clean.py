@@ -39,7 +39,9 @@ def test_json_that_gives_no_text_says_why(payload, reason, is_bad):
 
 
 def test_text_is_stripped_and_normalised_and_otherwise_left_alone():
-    outcome = clean_json('{"title": "T", "text": " cafe\\u0301 <|endoftext|>\\n\\n[[x]]  ", "score": NaN}')
+    outcome = clean_json(
+        '{"title": "T", "text": " cafe\\u0301 <|endoftext|>\\n\\n[[x]]  ", "score": NaN}'
+    )
     assert isinstance(outcome, str)
     assert outcome == "café <|endoftext|>\n\n[[x]]"
     assert unicodedata.is_normalized("NFC", outcome)
@@ -51,11 +53,17 @@ def test_a_byte_order_mark_is_skipped_where_a_source_starts_and_nowhere_else():
     assert clean_json(marked, offset=0) == "a"
     assert isinstance(clean_json(marked), Dropped)
     bad = clean_json("\ufeff{}", offset=0)
-    assert isinstance(bad, Dropped) and bad.characters == 5  # bytes of the record, the mark among them
+    assert (
+        isinstance(bad, Dropped) and bad.characters == 5
+    )  # bytes of the record, the mark among them
 
 
 def page(
-    title: str = "北京", ns: str = "0", text: str = "文" * 100, extra: str = "", model: str = "wikitext"
+    title: str = "北京",
+    ns: str = "0",
+    text: str = "文" * 100,
+    extra: str = "",
+    model: str = "wikitext",
 ) -> str | Dropped:
     xml = xml_of(title, ns, text, extra, model)
     return cleaner("mediawiki", "text")(xml.encode(), 7)

@@ -37,7 +37,9 @@ def small_shards(monkeypatch):
 
 
 def article(rng: random.Random, length: int = 300) -> str:
-    return "".join("，" if i % 11 == 10 else chr(0x4E00 + rng.randrange(2500)) for i in range(length))
+    return "".join(
+        "，" if i % 11 == 10 else chr(0x4E00 + rng.randrange(2500)) for i in range(length)
+    )
 
 
 def edited(text: str, rng: random.Random, edits: int) -> str:
@@ -54,7 +56,9 @@ def similarity(a: str, b: str) -> float:
 
 
 def write(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts))
+    path.write_text(
+        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    )
     return path
 
 
@@ -72,7 +76,10 @@ def planted(seed: int = 0, count: int = 120) -> tuple[list[str], dict[int, int]]
 
 def digests(folder: Path) -> dict[str, str]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 def test_planted_copies_are_dropped_and_all_else_is_kept(tmp_path, settings):
@@ -85,14 +92,26 @@ def test_planted_copies_are_dropped_and_all_else_is_kept(tmp_path, settings):
     found = {number[int(drop["offset"])]: number[int(drop["kept_offset"])] for drop in drops}
     assert min(similarity(texts[at], texts[of]) for at, of in copies.items()) > 0.88
     assert found == copies
-    assert {number[int(d["offset"])] for d in drops if d["percent"] == EXACT} == {at for at in copies if at % 12 == 0}
-    counts = {line.reason: (line.records, line.characters) for line in store.manifest.funnel.dropped}
+    assert {number[int(d["offset"])] for d in drops if d["percent"] == EXACT} == {
+        at for at in copies if at % 12 == 0
+    }
+    counts = {
+        line.reason: (line.records, line.characters) for line in store.manifest.funnel.dropped
+    }
     assert counts == {"exact copy": (5, 5 * 300), "near copy": (5, 5 * 300)}
     assert store.manifest.funnel.kept_records == 110 and store.manifest.duplicates == 0
 
     exact = prepare_store(settings(source, dedup="exact", val_fraction=0.2))
     assert exact.manifest.funnel.kept_records == 115
-    assert len({s.manifest.fingerprint for s in (store, exact, prepare_store(settings(source, val_fraction=0.2)))}) == 3
+    assert (
+        len(
+            {
+                s.manifest.fingerprint
+                for s in (store, exact, prepare_store(settings(source, val_fraction=0.2)))
+            }
+        )
+        == 3
+    )
 
 
 def test_any_number_of_workers_finds_the_same(tmp_path, settings):
@@ -102,11 +121,20 @@ def test_any_number_of_workers_finds_the_same(tmp_path, settings):
     for workers in (1, 2):
         folder = tmp_path / f"area{workers}"
         store = prepare_store(
-            settings(source, dedup="minhash", workers=workers, val_fraction=0.2, store=str(folder / "store"))
+            settings(
+                source,
+                dedup="minhash",
+                workers=workers,
+                val_fraction=0.2,
+                store=str(folder / "store"),
+            )
         )
         assert len(store.manifest.shards) > 3
         found.append(
-            (digests(store.dir), {k: v for k, v in digests(folder).items() if k.startswith(".dedup-") and "/" in k})
+            (
+                digests(store.dir),
+                {k: v for k, v in digests(folder).items() if k.startswith(".dedup-") and "/" in k},
+            )
         )
     assert found[0] == found[1]
     assert len(found[0][1]) == 2  # drops.bin and drops.json: the signatures are gone
@@ -115,13 +143,23 @@ def test_any_number_of_workers_finds_the_same(tmp_path, settings):
 def test_a_killed_first_pass_goes_on_and_ends_the_same(tmp_path, settings, monkeypatch):
     texts, _ = planted(seed=2, count=400)
     source = write(tmp_path / "a.jsonl", texts)
-    expected = prepare_store(settings(source, dedup="minhash", val_fraction=0.2, store=str(tmp_path / "one/store")))
-    cfg = settings(source, dedup="minhash", val_fraction=0.2, store=str(tmp_path / "two/store"), shard_bytes=20_000)
+    expected = prepare_store(
+        settings(source, dedup="minhash", val_fraction=0.2, store=str(tmp_path / "one/store"))
+    )
+    cfg = settings(
+        source,
+        dedup="minhash",
+        val_fraction=0.2,
+        store=str(tmp_path / "two/store"),
+        shard_bytes=20_000,
+    )
     program = (
         "import sys\nfrom wikillm.config.schema import DataSection\nfrom wikillm.data.prepare import prepare_store\n"
         "prepare_store(DataSection.model_validate_json(sys.argv[1]))"
     )
-    run = subprocess.Popen([sys.executable, "-c", program, cfg.model_dump_json()], stdout=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [sys.executable, "-c", program, cfg.model_dump_json()], stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while run.poll() is None and time.monotonic() < deadline:
         if list(tmp_path.glob("two/.dedup-*/*.json")):
@@ -153,13 +191,17 @@ def test_a_limit_of_text_reads_little_and_decides_the_same(tmp_path, settings, m
     signed: list[int] = []
     monkeypatch.setattr(two_passes, "SignJob", counting(two_passes.SignJob, signed))
     size = len(texts[0].encode())
-    store = prepare_store(settings(source, dedup="minhash", max_text_bytes=320 * size, val_fraction=0.2))
+    store = prepare_store(
+        settings(source, dedup="minhash", max_text_bytes=320 * size, val_fraction=0.2)
+    )
     at, kept = 0, 0
     while kept < 320 or at in copies:  # up to the next kept document, which would not fit
         kept += at not in copies
         at += 1
     assert store.manifest.funnel.kept_records == 320
-    assert sum(line.records for line in store.manifest.funnel.dropped) == sum(copy < at for copy in copies)
+    assert sum(line.records for line in store.manifest.funnel.dropped) == sum(
+        copy < at for copy in copies
+    )
     assert max(signed) < 600 * size // 20_000 - 5
     assert signed == sorted(set(signed))
 
@@ -170,7 +212,9 @@ def test_nothing_is_dropped_for_being_like_a_dropped_document(tmp_path, settings
     for _ in range(6):
         chain.append(edited(chain[-1], rng, 6))
     source = write(tmp_path / "a.jsonl", chain + [article(rng) for _ in range(20)])
-    store = prepare_store(settings(source, dedup="minhash", dedup_similarity=0.75, val_fraction=0.3))
+    store = prepare_store(
+        settings(source, dedup="minhash", dedup_similarity=0.75, val_fraction=0.3)
+    )
     drops = np.fromfile(store.dir / "drops.bin", dtype=DROP)
     dropped = set(drops["offset"].tolist())
     assert dropped and not dropped & set(drops["kept_offset"].tolist())
@@ -194,7 +238,9 @@ def test_dissimilar_documents_are_dropped_as_rarely_as_stated(tmp_path):
     signed_path(tmp_path, 0, "doc").write_bytes(np.array(rows, dtype=SIGNED).tobytes())
     minima = np.stack([minima_of(text, 0) for text in texts])
     signed_path(tmp_path, 0, "min").write_bytes(minima.tobytes())
-    drops = find_copies(tmp_path, [SignedShard(0, Cursor(), Cursor(), len(texts), 0, Funnel())], 0.8)
+    drops = find_copies(
+        tmp_path, [SignedShard(0, Cursor(), Cursor(), len(texts), 0, Funnel())], 0.8
+    )
     assert set(drops["offset"].tolist()) == alike
 
 
@@ -217,7 +263,9 @@ def test_a_changed_drop_list_is_refused(tmp_path, settings):
         prepare.ensure_planned(plan)
 
 
-def test_preparations_that_share_a_drop_list_take_turns(tmp_path, settings, monkeypatch, tokenizer_dir):
+def test_preparations_that_share_a_drop_list_take_turns(
+    tmp_path, settings, monkeypatch, tokenizer_dir
+):
     """Stores that differ in the tokenizer alone have one drop-list: the second must not remove what the first reads."""
     texts, _ = planted(seed=8, count=60)
     source = write(tmp_path / "a.jsonl", texts)
@@ -232,7 +280,9 @@ def test_preparations_that_share_a_drop_list_take_turns(tmp_path, settings, monk
 
     def meanwhile(*args):
         if not threads:
-            threads.append(threading.Thread(target=lambda: found.append(prepare.plan_store(second).drop_list)))
+            threads.append(
+                threading.Thread(target=lambda: found.append(prepare.plan_store(second).drop_list))
+            )
             threads[0].start()
             threads[0].join(2)  # without a turn it ends within, and takes the signatures along
         return find_copies(*args)
@@ -272,6 +322,8 @@ def test_a_shard_of_many_small_files_is_looked_up_in_one_go(tmp_path):
     entries["source"], entries["percent"] = np.arange(0, count, 2), 90
     path = tmp_path / DROP_LIST_NAME
     path.write_bytes(entries.tobytes())
-    found = DropList(path, sha256_file(path), 0, len(entries)).between(dict.fromkeys(range(count), (0, 1)))
+    found = DropList(path, sha256_file(path), 0, len(entries)).between(
+        dict.fromkeys(range(count), (0, 1))
+    )
     assert set(found) == {(number, 0) for number in range(0, count, 2)}
     assert {dropped.reason for dropped in found.values()} == {NEAR_COPY}

@@ -16,7 +16,8 @@ from wikillm.data.types import SourceFile
 
 BLANK = [b"", b" ", b"\r", b"\t  "]
 LINES = st.lists(
-    st.sampled_from([*BLANK, b"x" * 3, b"  y" * 5, b"z" * 40, b"w" * 200, b"u" * 700 + b"  "]), max_size=60
+    st.sampled_from([*BLANK, b"x" * 3, b"  y" * 5, b"z" * 40, b"w" * 200, b"u" * 700 + b"  "]),
+    max_size=60,
 )
 
 
@@ -25,7 +26,10 @@ def by_reading(sources, range_bytes: int, limit: int) -> tuple[Cursor, ...]:
     return (*(raw.start for raw in raws), raws[-1].end) if raws else ()
 
 
-@given(files=st.lists(st.tuples(LINES, st.booleans()), min_size=1, max_size=3), range_bytes=st.integers(50, 900))
+@given(
+    files=st.lists(st.tuples(LINES, st.booleans()), min_size=1, max_size=3),
+    range_bytes=st.integers(50, 900),
+)
 @example(files=[([b"abc", *[b""] * 300, b"abc"], False)], range_bytes=60)
 def test_lines_are_cut_as_read_without_reading_them(tmp_path_factory, files, range_bytes):
     folder = tmp_path_factory.mktemp("lines")
@@ -41,10 +45,14 @@ def test_lines_are_cut_as_read_without_reading_them(tmp_path_factory, files, ran
 def test_only_a_little_of_a_large_file_is_looked_at(tmp_path):
     path = tmp_path / "x.jsonl"
     rng = random.Random(1)
-    path.write_bytes(b"".join(b'{"text": "' + b"a" * rng.randint(10, 5000) + b'"}\n' for _ in range(4000)))
+    path.write_bytes(
+        b"".join(b'{"text": "' + b"a" * rng.randint(10, 5000) + b'"}\n' for _ in range(4000))
+    )
     source = sniff(path, "auto", "text")
     heard: list[int] = []
-    assert find_cuts([source], 1 << 20, 1 << 24, heard.append) == by_reading([source], 1 << 20, 1 << 24)
+    assert find_cuts([source], 1 << 20, 1 << 24, heard.append) == by_reading(
+        [source], 1 << 20, 1 << 24
+    )
     assert heard == []  # nothing was read through
 
 
@@ -68,7 +76,11 @@ def test_any_shard_of_any_format_is_read_from_its_cut(tmp_path, texts, write_sou
     sources = []
     for number, kind in enumerate(kinds):
         (tmp_path / str(number)).mkdir()
-        sources.append(sniff(write_source(tmp_path / str(number), kind, texts(80, seed=number)), "auto", "text"))
+        sources.append(
+            sniff(
+                write_source(tmp_path / str(number), kind, texts(80, seed=number)), "auto", "text"
+            )
+        )
     raws = list(read_shards(sources, 3000, 1 << 20))
     cuts = find_cuts(sources, 3000, 1 << 20)
     assert len(raws) > 10

@@ -42,7 +42,12 @@ def made(tmp_path: Path, source: Path, settings) -> Path:
     """The list of `source`, by the command, where nothing else of the first pass is left."""
     path, tokenizer = tmp_path / "lists" / "drops.list", settings(source).tokenizer
     words = [f"data.{name}={value}" for name, value in COMMON.items()]
-    words += [f"data.path={source}", f"data.tokenizer={tokenizer}", "data.workers=1", "data.dedup=minhash"]
+    words += [
+        f"data.path={source}",
+        f"data.tokenizer={tokenizer}",
+        "data.workers=1",
+        "data.dedup=minhash",
+    ]
     store = tmp_path / "made" / "store"
     assert main(["prepare", *words, f"data.store={store}", "--drop-list-only", str(path)]) == 0
     assert not store.exists()
@@ -52,18 +57,29 @@ def made(tmp_path: Path, source: Path, settings) -> Path:
 
 def digests(folder: Path) -> dict[str, str]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
-def test_streamed_with_a_drop_list_is_prepared_bit_for_bit(tmp_path, source, made, settings, capsys):
-    finding = prepare_store(settings(source, dedup="minhash", store=str(tmp_path / "one/store"), **COMMON))
+def test_streamed_with_a_drop_list_is_prepared_bit_for_bit(
+    tmp_path, source, made, settings, capsys
+):
+    finding = prepare_store(
+        settings(source, dedup="minhash", store=str(tmp_path / "one/store"), **COMMON)
+    )
     drops, _ = read_drop_list(made)
     assert drops.exact == 6 and drops.near > 20
     assert (finding.dir / "drops.bin").read_bytes() == drops.entries()
 
-    cfg = settings(source, drop_list=str(made), store=str(tmp_path / "two/store"), window_shards=2, **COMMON)
+    cfg = settings(
+        source, drop_list=str(made), store=str(tmp_path / "two/store"), window_shards=2, **COMMON
+    )
     capsys.readouterr()
-    streamed = stream_store(cfg.model_copy(update={"streaming": "on"}), is_main=True, is_local_main=True)
+    streamed = stream_store(
+        cfg.model_copy(update={"streaming": "on"}), is_main=True, is_local_main=True
+    )
     try:
         order, whole = order_of(streamed, T, 7, 2), order_of(finding, T, 7, 2)
         count = whole.blocks_of_first_epoch
@@ -75,7 +91,9 @@ def test_streamed_with_a_drop_list_is_prepared_bit_for_bit(tmp_path, source, mad
     assert not list((tmp_path / "two").glob(".dedup-*")), "the sources were read for copies again"
     assert "exact and" in capsys.readouterr().out
 
-    part = settings(source, drop_list=str(made), dedup="minhash", store=str(tmp_path / "three/store"), **COMMON)
+    part = settings(
+        source, drop_list=str(made), dedup="minhash", store=str(tmp_path / "three/store"), **COMMON
+    )
     build_part(plan_store(part), Part.parse("0/2"))  # another machine, and then the last one
     assert digests(prepare_store(part).dir) == digests(finding.dir)
 
@@ -109,7 +127,9 @@ def test_streaming_without_a_list_says_that_copies_come_first(source, settings, 
     cfg = settings(source, dedup="exact", store=str(tmp_path / "x/store"), streaming="on", **COMMON)
     with pytest.raises(ConfigError, match="needs a drop-list, or data.dedup=none"):
         stream_store(cfg, is_main=True, is_local_main=True)
-    stream_store(cfg.model_copy(update={"streaming": "auto"}), is_main=True, is_local_main=True).close()
+    stream_store(
+        cfg.model_copy(update={"streaming": "auto"}), is_main=True, is_local_main=True
+    ).close()
     assert "reads all sources before training starts; ahead of time" in capsys.readouterr().out
 
 

@@ -19,7 +19,16 @@ from wikillm.data.sources.split import split_pages
 from wikillm.data.store import Store
 from wikillm.data.types import Dropped, WikiSite
 
-SWEDISH = {-2: "Media", 0: "", 1: "Diskussion", 2: "Användare", 4: "Wikipedia", 6: "Fil", 10: "Mall", 14: "Kategori"}
+SWEDISH = {
+    -2: "Media",
+    0: "",
+    1: "Diskussion",
+    2: "Användare",
+    4: "Wikipedia",
+    6: "Fil",
+    10: "Mall",
+    14: "Kategori",
+}
 PROSE = "Staden är gammal och ligger vid en flod som rinner genom landet till havet, sida {}."
 
 
@@ -48,7 +57,9 @@ def page(title: str, revisions: str, ns: int | None = 0) -> str:
 
 
 def texts_of(store: Store) -> list[str]:
-    whole = "".join(store.tokenizer().decode(s.read(0, s.n_tokens).tolist()) for s in (store.train, store.val))
+    whole = "".join(
+        store.tokenizer().decode(s.read(0, s.n_tokens).tolist()) for s in (store.train, store.val)
+    )
     return [text for text in whole.split("<|endoftext|>") if text]
 
 
@@ -58,7 +69,11 @@ def swedish_pages() -> list[str]:
 
 
 def written(folder: Path, form: str, head: str, pages: list[str]) -> Path:
-    parts = [head, *("".join(pages[at : at + 5]) for at in range(0, len(pages), 5)), "</mediawiki>\n"]
+    parts = [
+        head,
+        *("".join(pages[at : at + 5]) for at in range(0, len(pages), 5)),
+        "</mediawiki>\n",
+    ]
     path = folder / f"wiki.xml{form}"
     if form == ".bz2":  # a stream for each part, as in multistream dumps
         path.write_bytes(b"".join(bz2.compress(part.encode()) for part in parts))
@@ -69,7 +84,9 @@ def written(folder: Path, form: str, head: str, pages: list[str]) -> Path:
 
 
 @pytest.mark.parametrize(("form", "workers"), [("", 1), (".gz", 2), (".bz2", 2)])
-def test_every_worker_knows_the_names_that_the_head_of_the_dump_lists(tmp_path, settings, form, workers):
+def test_every_worker_knows_the_names_that_the_head_of_the_dump_lists(
+    tmp_path, settings, form, workers
+):
     path = written(tmp_path, form, siteinfo(SWEDISH), swedish_pages())
     store = prepare_store(settings(path, workers=workers, shard_bytes=3000))
     assert len(store.manifest.shards) > 3  # most shards begin in the middle of the dump
@@ -83,7 +100,9 @@ def test_each_dump_of_several_is_read_by_its_own_names(tmp_path, settings):
     (tmp_path / "sv").mkdir()
     (tmp_path / "fi").mkdir()
     sv = written(tmp_path / "sv", "", siteinfo(SWEDISH), swedish_pages())
-    fi = written(tmp_path / "fi", "", siteinfo(finnish, "fi"), [page("Kaupunki", revision(1, wiki))])
+    fi = written(
+        tmp_path / "fi", "", siteinfo(finnish, "fi"), [page("Kaupunki", revision(1, wiki))]
+    )
     plan = plan_store(settings(sv, fi))
     assert [site.language for site in plan.clean_job.sites] == ["sv", "fi"]
     found = texts_of(prepare_store(settings(sv, fi)))
@@ -97,7 +116,10 @@ def test_what_a_dump_says_about_its_wiki(tmp_path):
     assert site.base == "https://sv.wikipedia.org/wiki/Main"
     assert dict(site.namespaces) == {key: name for key, name in SWEDISH.items() if name}
     aliases = "<mediawiki><siteinfo><namespaces><namespace key='6'>Fil</namespace><namespace case='x' key=\"6\">Bild_2</namespace>"
-    assert read_site(aliases + "<page><namespace key='1'>no</namespace>").namespaces == ((6, "Fil"), (6, "Bild_2"))
+    assert read_site(aliases + "<page><namespace key='1'>no</namespace>").namespaces == (
+        (6, "Fil"),
+        (6, "Bild_2"),
+    )
     assert read_site("<mediawiki><siteinfo><sitename>cut o") == WikiSite()
 
 
@@ -111,7 +133,9 @@ def test_what_a_dump_says_about_its_wiki(tmp_path):
 )  # fmt: skip
 def test_a_dump_without_ns_is_sorted_by_title(title, is_article):
     site = WikiSite(namespaces=tuple(SWEDISH.items()))
-    found = cleaner("mediawiki", "text", site)(page(title, revision(1, "文" * 80), ns=None).encode(), 7)
+    found = cleaner("mediawiki", "text", site)(
+        page(title, revision(1, "文" * 80), ns=None).encode(), 7
+    )
     assert isinstance(found, str) == is_article
     assert is_article or found.reason == "other namespace"
     told = cleaner("mediawiki", "text", site)(page(title, revision(1, "文" * 80), ns=0).encode(), 7)
@@ -119,19 +143,44 @@ def test_a_dump_without_ns_is_sorted_by_title(title, is_article):
 
 
 @pytest.mark.parametrize(
-    "mark", ["#REDIRECT", "#redirect ", "# Redirect:", "#重定向", "#WEITERLEITUNG", "#перенаправление", "\n#転送"]
+    "mark",
+    [
+        "#REDIRECT",
+        "#redirect ",
+        "# Redirect:",
+        "#重定向",
+        "#WEITERLEITUNG",
+        "#перенаправление",
+        "\n#転送",
+    ],
 )
 def test_redirects_without_their_element(mark):
-    found = cleaner("mediawiki", "text")(page("A", revision(1, f"{mark}[[B]]{'文' * 80}"), ns=None).encode(), 7)
+    found = cleaner("mediawiki", "text")(
+        page("A", revision(1, f"{mark}[[B]]{'文' * 80}"), ns=None).encode(), 7
+    )
     assert isinstance(found, Dropped) and found.reason == "redirect"
-    item = cleaner("mediawiki", "text")(page("A", revision(1, f"# 条目[[B]]{'文' * 80}"), ns=None).encode(), 7)
+    item = cleaner("mediawiki", "text")(
+        page("A", revision(1, f"# 条目[[B]]{'文' * 80}"), ns=None).encode(), 7
+    )
     assert isinstance(item, str)
 
 
 HISTORIES = {
-    "oldest first": [(1, "2001-01-01T00:00:00Z"), (2, "2002-01-01T00:00:00Z"), (3, "2009-12-31T00:00:00Z")],
-    "newest first": [(3, "2009-12-31T00:00:00Z"), (2, "2002-01-01T00:00:00Z"), (1, "2001-01-01T00:00:00Z")],
-    "in the middle": [(2, "2002-01-01T00:00:00Z"), (3, "2009-12-31T00:00:00Z"), (1, "2001-01-01T00:00:00Z")],
+    "oldest first": [
+        (1, "2001-01-01T00:00:00Z"),
+        (2, "2002-01-01T00:00:00Z"),
+        (3, "2009-12-31T00:00:00Z"),
+    ],
+    "newest first": [
+        (3, "2009-12-31T00:00:00Z"),
+        (2, "2002-01-01T00:00:00Z"),
+        (1, "2001-01-01T00:00:00Z"),
+    ],
+    "in the middle": [
+        (2, "2002-01-01T00:00:00Z"),
+        (3, "2009-12-31T00:00:00Z"),
+        (1, "2001-01-01T00:00:00Z"),
+    ],
     "same second": [(1, "2009-12-31T00:00:00Z"), (3, "2009-12-31T00:00:00Z")],
     "no times": [(1, ""), (2, ""), (3, "")],
 }
@@ -144,28 +193,40 @@ def test_a_history_dump_gives_the_newest_revision(order, size):
     history = page("甲", "".join(revisions))
     content = f"{siteinfo(SWEDISH)}{page('乙', revision(9, '文'))}{history}{page('丙', revision(8, '文'))}</mediawiki>".encode()
     limit = 1600  # bytes: less than two revisions
-    items = list(split_pages((content[i : i + size] for i in range(0, len(content), size)), 0, limit, "x"))
+    items = list(
+        split_pages((content[i : i + size] for i in range(0, len(content), size)), 0, limit, "x")
+    )
     newest = page("甲", revision(3, "第3版。" + "3" * 900, dict(HISTORIES[order])[3])).rstrip()
     assert [item[1] and item[1].decode() for item in items][1] == newest
     assert [content[at : at + length].decode() for at, _, length in items][1] == history.rstrip()
     assert "第3版" in str(cleaner("mediawiki", "text")(history.encode(), 7))
 
 
-def test_a_history_dump_keeps_its_revision_numbers_and_forgets_old_boxes(tmp_path, settings, capsys):
+def test_a_history_dump_keeps_its_revision_numbers_and_forgets_old_boxes(
+    tmp_path, settings, capsys
+):
     pages = []
     for i in range(30):
         old = revision(100 + i, "{{消歧义}} 旧" * 9, "2003-01-01T00:00:00Z")
         pages.append(
             page(
                 f"条目{i}",
-                old + revision(500 + i, " ".join(PROSE.format(f"新{i}-{j}") for j in range(4)), "2020-01-01T00:00:00Z"),
+                old
+                + revision(
+                    500 + i,
+                    " ".join(PROSE.format(f"新{i}-{j}") for j in range(4)),
+                    "2020-01-01T00:00:00Z",
+                ),
             )
         )
     path = written(tmp_path, ".bz2", siteinfo(SWEDISH, "zh"), pages)
     store = prepare_store(settings(path, quality="basic"))
     assert len(texts_of(store)) == 30
     assert not any("旧" in text for text in texts_of(store))
-    rows = [line.split("\t") for line in (store.dir / "attribution" / "00000.tsv").read_text().splitlines()]
+    rows = [
+        line.split("\t")
+        for line in (store.dir / "attribution" / "00000.tsv").read_text().splitlines()
+    ]
     assert {row[3] for row in rows} == {str(500 + i) for i in range(30)}
 
 
@@ -174,14 +235,17 @@ INDEX = "".join(f"{600 + 40_000 * (i // 3)}:{10 + i}:条目: {i}\n" for i in ran
 
 @pytest.mark.parametrize("form", ["", ".bz2"])
 @pytest.mark.parametrize(
-    ("part", "wanted"), [(".txt", "auto"), ("3.txt-p1p42", "auto"), (".txt", "text"), (".txt", "blocks")]
+    ("part", "wanted"),
+    [(".txt", "auto"), ("3.txt-p1p42", "auto"), (".txt", "text"), (".txt", "blocks")],
 )
 def test_the_index_of_a_multistream_dump_is_refused_by_name(tmp_path, form, part, wanted):
     path = tmp_path / f"zhwiki-20261101-pages-articles-multistream-index{part}{form}"
     path.write_bytes(bz2.compress(INDEX.encode()) if form else INDEX.encode())
     with pytest.raises(DataError, match="index of a multistream dump") as refused:
         sniff(path, wanted)
-    assert f"zhwiki-20261101-pages-articles-multistream{part.replace('txt', 'xml')}{form}" in str(refused.value.fix)
+    assert f"zhwiki-20261101-pages-articles-multistream{part.replace('txt', 'xml')}{form}" in str(
+        refused.value.fix
+    )
     assert main(["prepare", "--wiki", str(path)]) == 4
 
 

@@ -84,7 +84,11 @@ def test_runs_are_equal_exactly_where_their_units_are():
         ("，".join(PROSE) + "ab" * 20, "basic", "much punctuation"),
         ("\n".join([PROSE] * 2), "basic", "repeated lines"),
         (PROSE + " " + PROSE, "basic", "repeated runs of words"),
-        ("\n".join(f"- {PROSE[i : i + 9]}" for i in range(0, 100, 9)), "basic", "hardly more than a list"),
+        (
+            "\n".join(f"- {PROSE[i : i + 9]}" for i in range(0, 100, 9)),
+            "basic",
+            "hardly more than a list",
+        ),
     ],
 )
 def test_each_quality_rule_has_its_reason(text, rules, fault):
@@ -104,7 +108,9 @@ def test_each_quality_rule_has_its_reason(text, rules, fault):
 )
 def test_disambiguation_pages_are_recognised(wikitext, title, is_one):
     assert (page_fault(wikitext, title) == "disambiguation page") == is_one
-    page = f"<page><title>{title}</title><revision><text>{wikitext}</text></revision></page>".encode()
+    page = (
+        f"<page><title>{title}</title><revision><text>{wikitext}</text></revision></page>".encode()
+    )
     outcome = through(Filters(quality="basic"), PROSE, page, "mediawiki")
     assert isinstance(outcome, Dropped) == is_one
     assert isinstance(through(Filters(quality="basic"), PROSE, page, "jsonl"), str)
@@ -116,7 +122,10 @@ def test_traditional_characters_become_simplified_but_protected_terms_stay(tmp_p
     text = "國立臺灣大學位於臺北，電腦與網路。"
     converted = through(plan_filters(DataSection(convert="t2s")), text)
     assert converted == "国立台湾大学位于台北，电脑与网路。"
-    assert through(plan_filters(DataSection(convert="tw2sp")), text) == "国立台湾大学位于台北，电脑与网络。"
+    assert (
+        through(plan_filters(DataSection(convert="tw2sp")), text)
+        == "国立台湾大学位于台北，电脑与网络。"
+    )
     protected = plan_filters(DataSection(convert="t2s", protected_terms=str(terms)))
     assert through(protected, text) == "国立臺灣大學位于臺北，电脑与网路。"
     assert through(protected, ENGLISH) == ENGLISH
@@ -160,7 +169,9 @@ def test_a_document_that_holds_an_evaluation_example_is_dropped(tmp_path, name, 
     assert inside.detail.startswith(str(path))
     assert inside.characters > 2 * len(PROSE)
     assert isinstance(through(filters, PROSE), str)
-    assert isinstance(through(filters, " ".join(ENGLISH.split()[:12])), str)  # one word short of a run
+    assert isinstance(
+        through(filters, " ".join(ENGLISH.split()[:12])), str
+    )  # one word short of a run
 
 
 def test_the_share_of_an_example_decides_and_short_ones_are_looked_for_whole(tmp_path):
@@ -169,8 +180,14 @@ def test_the_share_of_an_example_decides_and_short_ones_are_looked_for_whole(tmp
     path.write_text(" ".join(words) + "\n春眠不觉晓\n太短\n")
     half = " ".join(words[:60])  # 48 of the 88 runs of 13
     found = [
-        isinstance(through(plan_filters(DataSection(decontaminate=(str(path),), **keys)), half), Dropped)
-        for keys in ({}, {"decontaminate_share": 0.6}, {"decontaminate_units": 50, "decontaminate_share": 0.2})
+        isinstance(
+            through(plan_filters(DataSection(decontaminate=(str(path),), **keys)), half), Dropped
+        )
+        for keys in (
+            {},
+            {"decontaminate_share": 0.6},
+            {"decontaminate_units": 50, "decontaminate_share": 0.2},
+        )
     ]
     assert found == [True, False, True]
     filters = plan_filters(DataSection(decontaminate=(str(path),)))
@@ -183,16 +200,22 @@ def test_the_share_of_an_example_decides_and_short_ones_are_looked_for_whole(tmp
 
 def test_filters_stand_in_the_fingerprint_and_in_the_funnel(tmp_path, settings, monkeypatch):
     rng = random.Random(3)
-    texts = [PROSE + "".join(chr(0x4E00 + rng.randrange(3000)) for _ in range(80)) for _ in range(30)]
+    texts = [
+        PROSE + "".join(chr(0x4E00 + rng.randrange(3000)) for _ in range(80)) for _ in range(30)
+    ]
     source, exam = tmp_path / "a.jsonl", tmp_path / "exam.txt"
     exam.write_text(texts[4][-60:] + "\n")
     lines = [*texts, "短。", ENGLISH]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
     plain = prepare_store(settings(source, val_fraction=0.2))
-    store = prepare_store(settings(source, val_fraction=0.2, quality="zh", decontaminate=(str(exam),)))
+    store = prepare_store(
+        settings(source, val_fraction=0.2, quality="zh", decontaminate=(str(exam),))
+    )
     assert plain.manifest.fingerprint != store.manifest.fingerprint
     assert "data.quality" not in plain.manifest.facts
-    dropped = {line.reason: (line.records, line.characters) for line in store.manifest.funnel.dropped}
+    dropped = {
+        line.reason: (line.records, line.characters) for line in store.manifest.funnel.dropped
+    }
     assert dropped == {
         "quality: few letters in all": (1, 2),
         "quality: few hanzi": (1, len(ENGLISH)),
@@ -203,9 +226,13 @@ def test_filters_stand_in_the_fingerprint_and_in_the_funnel(tmp_path, settings, 
     found = kept.decode(store.train.read(0, store.train.n_tokens).tolist())
     assert texts[4][-60:] not in found + kept.decode(store.val.read(0, store.val.n_tokens).tolist())
     exam.write_text("another example that is long enough to be looked for\n")
-    again = prepare_store(settings(source, val_fraction=0.2, quality="zh", decontaminate=(str(exam),)))
+    again = prepare_store(
+        settings(source, val_fraction=0.2, quality="zh", decontaminate=(str(exam),))
+    )
     assert again.manifest.fingerprint != store.manifest.fingerprint
-    assert np.array_equal(plain.train.read(0, 10), prepare_store(settings(source, val_fraction=0.2)).train.read(0, 10))
+    assert np.array_equal(
+        plain.train.read(0, 10), prepare_store(settings(source, val_fraction=0.2)).train.read(0, 10)
+    )
 
 
 def test_terms_are_one_file_and_indented_comments_are_none(tmp_path, settings):
@@ -230,7 +257,9 @@ def test_a_missing_evaluation_file_is_said_of_its_own_key(entry, settings):
 
 def test_a_long_text_file_of_examples_has_as_many_as_lines(tmp_path, monkeypatch, settings):
     monkeypatch.setattr(overlap, "_MAX_EXAMPLE_BYTES", 500)
-    lines = [f"question {n} about the river and the town that no other page has {n}" for n in range(50)]
+    lines = [
+        f"question {n} about the river and the town that no other page has {n}" for n in range(50)
+    ]
     (tmp_path / "eval.txt").write_text("\ufeff" + "\n\n".join(lines), encoding="utf-8")
     filters = plan_filters(settings("x", decontaminate=(str(tmp_path / "eval.txt"),)))
     found = [through(filters, f"{PROSE} {line.upper()}!") for line in lines]

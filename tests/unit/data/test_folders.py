@@ -18,7 +18,11 @@ from wikillm.data.sources.locate import locate
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     """corpus/a.jsonl, a hidden copy of it, and corpus/linked -> elsewhere, which has b.jsonl and a link back."""
-    for name in ("corpus/a.jsonl", "corpus/.ipynb_checkpoints/a-checkpoint.jsonl", "elsewhere/b.jsonl"):
+    for name in (
+        "corpus/a.jsonl",
+        "corpus/.ipynb_checkpoints/a-checkpoint.jsonl",
+        "elsewhere/b.jsonl",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"text": f"{Path(name).name} document {i}"}) for i in range(50)]
         (tmp_path / name).write_text("\n".join(lines))
@@ -34,7 +38,10 @@ def names(paths: list[Path], below: Path) -> list[str]:
 
 def test_hidden_folders_are_left_out_and_links_are_followed_once(corpus, settings, capsys):
     store = prepare_store(settings(corpus))
-    assert names([Path(s.path) for s in store.manifest.sources], corpus) == ["a.jsonl", "linked/b.jsonl"]
+    assert names([Path(s.path) for s in store.manifest.sources], corpus) == [
+        "a.jsonl",
+        "linked/b.jsonl",
+    ]
     assert store.manifest.funnel.read_records == 100 and store.manifest.duplicates == 0
     assert "since they are hidden: .ipynb_checkpoints" in capsys.readouterr().out
 
@@ -65,7 +72,12 @@ def test_the_order_is_that_of_the_paths_and_a_folder_counts_where_it_lies(tmp_pa
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "a-link").symlink_to("z")
-    assert names(locate([str(tmp_path)]), tmp_path) == ["a.jsonl", "b/x.jsonl", "b-c/x.jsonl", "z/x.jsonl"]
+    assert names(locate([str(tmp_path)]), tmp_path) == [
+        "a.jsonl",
+        "b/x.jsonl",
+        "b-c/x.jsonl",
+        "z/x.jsonl",
+    ]
 
 
 def test_what_is_no_file_is_named(corpus, capsys):

@@ -17,7 +17,9 @@ from wikillm.data.prepare import prepare_store
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345678\n"
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet", "x.csv", "x.txt", "x.json.gz", "x.xml.bz2", "no-name"])
+@pytest.mark.parametrize(
+    "name", ["x.jsonl", "x.parquet", "x.csv", "x.txt", "x.json.gz", "x.xml.bz2", "no-name"]
+)
 @pytest.mark.parametrize("compressed", [False, True])
 def test_pointers_of_git_lfs_are_named_under_any_name(tmp_path, settings, name, compressed):
     folder = tmp_path / "a folder"
@@ -29,7 +31,9 @@ def test_pointers_of_git_lfs_are_named_under_any_name(tmp_path, settings, name, 
     assert caught.value.fix.startswith(f"git -C '{folder}' lfs pull --include {name}\n")
 
 
-@pytest.mark.parametrize("content", [b"/annex/objects/MD5E-s3--x.jsonl\n", b"../../.git/annex/objects/a/b/x\n"])
+@pytest.mark.parametrize(
+    "content", [b"/annex/objects/MD5E-s3--x.jsonl\n", b"../../.git/annex/objects/a/b/x\n"]
+)
 def test_pointers_of_git_annex_are_named(tmp_path, settings, content):
     (tmp_path / "x.jsonl").write_bytes(content)
     with pytest.raises(DataError, match="git-annex pointer") as caught:

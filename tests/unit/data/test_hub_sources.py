@@ -38,9 +38,18 @@ for cfg in json.loads(sys.argv[1]):
 
 def prepared(folder: Path, tokenizer: Path, paths: list[str], **environ: str) -> list:
     """What `prepare_store` gives for each of `paths`, one after the other, in a fresh process."""
-    shared = {"tokenizer": str(tokenizer), "workers": 1, "min_val_tokens": 1, "cache": str(folder / "cache")}
+    shared = {
+        "tokenizer": str(tokenizer),
+        "workers": 1,
+        "min_val_tokens": 1,
+        "cache": str(folder / "cache"),
+    }
     sections = [{**shared, "path": [path]} for path in paths]
-    variables = {k: v for k, v in os.environ.items() if "proxy" not in k.lower() and not k.endswith("_OFFLINE")}
+    variables = {
+        k: v
+        for k, v in os.environ.items()
+        if "proxy" not in k.lower() and not k.endswith("_OFFLINE")
+    }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(sections)],
         env={
@@ -66,12 +75,16 @@ def prepared(folder: Path, tokenizer: Path, paths: list[str], **environ: str) ->
 def files(tmp_path, texts, write_source) -> dict[str, bytes]:
     """Two Parquet files of train, JSON Lines of test, and what is no data."""
     every = texts(90)
-    parts = [write_source(tmp_path, "rows.parquet", every[i : i + 30]).read_bytes() for i in (0, 30)]
+    parts = [
+        write_source(tmp_path, "rows.parquet", every[i : i + 30]).read_bytes() for i in (0, 30)
+    ]
     return {
         "README.md": b"---\nlicense: mit\n---\n# A data set\n",
         "data/train-00000-of-00002.parquet": parts[0],
         "data/train-00001-of-00002.parquet": parts[1],
-        "data/test-00000-of-00001.parquet": write_source(tmp_path, "rows.parquet", every[60:]).read_bytes(),
+        "data/test-00000-of-00001.parquet": write_source(
+            tmp_path, "rows.parquet", every[60:]
+        ).read_bytes(),
     }
 
 
@@ -81,7 +94,9 @@ def fingerprint(tmp_path, files, settings) -> str:
     names = [name for name in files if "train" in name]
     for name in names:
         (tmp_path / Path(name).name).write_bytes(files[name])
-    return prepare_store(settings(*(tmp_path / Path(name).name for name in names))).manifest.fingerprint
+    return prepare_store(
+        settings(*(tmp_path / Path(name).name for name in names))
+    ).manifest.fingerprint
 
 
 def test_hugging_face_pinned_resumed_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
@@ -109,7 +124,9 @@ def test_hugging_face_pinned_resumed_and_offline(tmp_path, files, fingerprint, t
     assert "no such data set" in no_repo and "HF_ENDPOINT=https://hf-mirror.com" in no_repo
     assert len([line for line in hub.log if line.startswith("GET") and "train-00000" in line]) == 1
 
-    gone, unknown = prepared(tmp_path, tokenizer_dir, ["hf://org/name", "hf://org/name:test2"], HF_ENDPOINT=hub.url)
+    gone, unknown = prepared(
+        tmp_path, tokenizer_dir, ["hf://org/name", "hf://org/name:test2"], HF_ENDPOINT=hub.url
+    )
     assert gone == first, "what is here, at the revision of the last time"
     assert "cannot be reached" in unknown and "data.path=FOLDER" in unknown
 
@@ -130,10 +147,14 @@ def test_modelscope_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
     assert first[0] == fingerprint and [source[1] for source in first[2]] == ["master", "master"]
     assert test[1] == 30 and "has no split tset" in no_split
     assert "no such data set" in no_repo and "MODELSCOPE_ENDPOINT" in no_repo
-    assert prepared(tmp_path, tokenizer_dir, ["modelscope://org/name"], HF_HUB_OFFLINE="1") == [first]
+    assert prepared(tmp_path, tokenizer_dir, ["modelscope://org/name"], HF_HUB_OFFLINE="1") == [
+        first
+    ]
 
 
-@pytest.mark.parametrize("text", ["hf://name", "hf://a/b/c/d", "modelscope://a/b/c", "hf://a/b@", "hf://a/b:"])
+@pytest.mark.parametrize(
+    "text", ["hf://name", "hf://a/b/c/d", "modelscope://a/b/c", "hf://a/b@", "hf://a/b:"]
+)
 def test_no_address_of_a_data_set(text):
     with pytest.raises(ConfigError, match="no address of a data set"):
         parse(text)
@@ -151,8 +172,17 @@ def test_addresses():
 
 
 def test_splits_by_their_names():
-    named = ["README.md", "data/train/a.parquet", "data/validation-0.jsonl.zst", "stats.json", "x/restrain.csv"]
-    assert splits_of(named) == {"train": ["data/train/a.parquet"], "validation": ["data/validation-0.jsonl.zst"]}
+    named = [
+        "README.md",
+        "data/train/a.parquet",
+        "data/validation-0.jsonl.zst",
+        "stats.json",
+        "x/restrain.csv",
+    ]
+    assert splits_of(named) == {
+        "train": ["data/train/a.parquet"],
+        "validation": ["data/validation-0.jsonl.zst"],
+    }
     assert splits_of(["b.jsonl", "a.txt", "LICENSE"]) == {"train": ["a.txt", "b.jsonl"]}
     assert splits_of(["LICENSE"]) == {}
 
@@ -190,5 +220,7 @@ def test_ranks_that_wait_for_a_silent_hub_do_not_ask_it_again(tmp_path, monkeypa
     assert hub._listing(entry, one, cache, time.time() + 1) == (one.gives, False)
     known, one.gives = one.gives, None
     assert hub._listing(entry, one, cache, time.time() + 1) == (known, True)
-    assert hub._listing(entry, one, cache, asked) == (known, True), "from the copy that is here, as the first rank"
+    assert hub._listing(entry, one, cache, asked) == (known, True), (
+        "from the copy that is here, as the first rank"
+    )
     assert one.calls == 2

@@ -22,7 +22,9 @@ from wikillm.data.prepare import prepare_store
 @pytest.fixture
 def store(tmp_path, texts, write_source, settings, monkeypatch):
     monkeypatch.setattr(prepare, "shard_range", lambda estimate: 3000)
-    return prepare_store(settings(write_source(tmp_path, "plain.jsonl", [*texts(120), *texts(9)]), val_fraction=0.2))
+    return prepare_store(
+        settings(write_source(tmp_path, "plain.jsonl", [*texts(120), *texts(9)]), val_fraction=0.2)
+    )
 
 
 def read_megatron(prefix: Path) -> list[list[int]]:
@@ -38,7 +40,9 @@ def read_megatron(prefix: Path) -> list[list[int]]:
     assert len(index) == at + 12 * sequences + 8 * boundaries
     assert firsts == tuple(range(sequences + 1))
     assert sum(lengths) * 4 == len(tokens)
-    return [list(struct.unpack_from(f"<{n}i", tokens, o)) for n, o in zip(lengths, offsets, strict=True)]
+    return [
+        list(struct.unpack_from(f"<{n}i", tokens, o)) for n, o in zip(lengths, offsets, strict=True)
+    ]
 
 
 def documents(stream) -> list[list[int]]:
@@ -75,7 +79,9 @@ def test_every_document_is_shown_with_its_place(store, split):
         inspect.show_document(store, split, len(wanted))
 
 
-@pytest.mark.parametrize(("length", "shards", "packing"), [(16, 2, "concat"), (100, 3, "best_fit"), (7, 99, "concat")])
+@pytest.mark.parametrize(
+    ("length", "shards", "packing"), [(16, 2, "concat"), (100, 3, "best_fit"), (7, 99, "concat")]
+)
 def test_a_sample_is_shown_as_training_reads_it(store, length, shards, packing):
     order = order_of(store, length, 5, shards, packing)
     ends = [0, *store.train.document_ends().tolist()]
@@ -88,7 +94,10 @@ def test_a_sample_is_shown_as_training_reads_it(store, length, shards, packing):
         assert shown == labels[labels != -100].tolist()
         assert found["targets"] == len(shown)
         for part in found["parts"]:
-            assert (part["first"], part["end"]) == (ends[part["document"]], ends[part["document"] + 1])
+            assert (part["first"], part["end"]) == (
+                ends[part["document"]],
+                ends[part["document"] + 1],
+            )
             assert part["first"] <= part["tokens"][0] < part["tokens"][1] <= part["end"]
 
 

@@ -45,13 +45,32 @@ class Reader(HTMLParser):
 @pytest.fixture
 def store(tmp_path, texts, write_source, settings, monkeypatch):
     monkeypatch.setattr(prepare, "shard_range", lambda estimate: 3000)
-    return prepare_store(settings(write_source(tmp_path, "plain.jsonl", [NASTY, *texts(80), "", ""]), val_fraction=0.2))
+    return prepare_store(
+        settings(
+            write_source(tmp_path, "plain.jsonl", [NASTY, *texts(80), "", ""]), val_fraction=0.2
+        )
+    )
 
 
 def check_self_contained(page: str) -> Reader:
     found = Reader(page)
     assert {tag for tag, _ in found.tags} <= {
-        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "tr", "td", "th", "span"),
+        *(
+            "html",
+            "head",
+            "meta",
+            "title",
+            "style",
+            "body",
+            "h1",
+            "h2",
+            "p",
+            "table",
+            "tr",
+            "td",
+            "th",
+            "span",
+        ),
         *("svg", "rect", "text", "line"),
     }
     for _, attributes in found.tags:
@@ -70,8 +89,15 @@ def test_the_page_of_a_store_tells_its_numbers(store):
     for split in stats["splits"].values():
         assert f"{split['tokens']:,} tokens" in found.text
         for bin in split["histogram"]:
-            assert f"{bin['from']:,} to {bin['below'] - 1:,} tokens: {bin['documents']:,} documents" in found.text
-    bars = [attributes for tag, attributes in found.tags if tag == "rect" and attributes["class"] == "bad"]
+            assert (
+                f"{bin['from']:,} to {bin['below'] - 1:,} tokens: {bin['documents']:,} documents"
+                in found.text
+            )
+    bars = [
+        attributes
+        for tag, attributes in found.tags
+        if tag == "rect" and attributes["class"] == "bad"
+    ]
     assert len(bars) == 1  # the empty ones
     assert "empty" in found.text and "2 (2.4%)" in found.text
     assert store.manifest.fingerprint in found.text

@@ -20,7 +20,9 @@ from wikillm.data.prepare import prepare_store
 @pytest.fixture
 def store(tmp_path, texts, write_source, settings, monkeypatch):
     monkeypatch.setattr(prepare, "shard_range", lambda estimate: 3000)
-    return prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(150)), val_fraction=0.2))
+    return prepare_store(
+        settings(write_source(tmp_path, "plain.jsonl", texts(150)), val_fraction=0.2)
+    )
 
 
 def documents(stream) -> list[list[int]]:
@@ -32,7 +34,9 @@ def hashes(stream) -> list[int]:
     return np.concatenate([index["hash"] for index in stream.indexes()]).tolist()
 
 
-def write_megatron(prefix: Path, sequences: list[list[int]], borders: list[int], code: int, dtype: str) -> None:
+def write_megatron(
+    prefix: Path, sequences: list[list[int]], borders: list[int], code: int, dtype: str
+) -> None:
     arrays = [np.array(ids, dtype) for ids in sequences]
     prefix.with_suffix(".bin").write_bytes(b"".join(array.tobytes() for array in arrays))
     lengths = [len(ids) for ids in sequences]
@@ -47,7 +51,10 @@ def test_what_was_exported_comes_back(store, tmp_path, kind, monkeypatch):
     monkeypatch.setattr(inspect_import, "SHARD_TOKENS", 2000)
     monkeypatch.setattr(inspect_import, "_BATCH_DOCUMENTS", 7)
     export_store(store, kind, tmp_path / "out")
-    files = [tmp_path / "out" / f"{split}.{'bin' if kind == 'megatron' else 'ds'}" for split in ("train", "val")]
+    files = [
+        tmp_path / "out" / f"{split}.{'bin' if kind == 'megatron' else 'ds'}"
+        for split in ("train", "val")
+    ]
     again = import_store(kind, files, store.tokenizer_dir, tmp_path / "again", 0.2)
     again.verify(full=True)
     assert len(again.manifest.shards) > 2
@@ -72,7 +79,9 @@ def test_datatrove_files_are_tokens_ends_and_a_note(store, tmp_path, length, siz
     ends = (tmp_path / "out" / "val.ds.index").read_bytes()
     numbers = struct.unpack(f"<{len(tokens) // size}{'H' if size == 2 else 'I'}", tokens)
     assert list(numbers) == [i for ids in wanted for i in ids]
-    assert struct.unpack(f"<{len(wanted)}Q", ends) == tuple(np.cumsum([len(ids) for ids in wanted]).tolist())
+    assert struct.unpack(f"<{len(wanted)}Q", ends) == tuple(
+        np.cumsum([len(ids) for ids in wanted]).tolist()
+    )
     note = (tmp_path / "out" / "val.ds.metadata").read_text().splitlines()
     assert note[0].endswith(f"|{size}")
     assert int(note[1]) == store.val.n_tokens
@@ -82,10 +91,15 @@ def test_datatrove_files_are_tokens_ends_and_a_note(store, tmp_path, length, siz
 def test_megatron_documents_of_several_sequences_without_eos(store, tmp_path, code, dtype):
     tokenizer = store.tokenizer()
     sentences = [tokenizer.encode(text) for text in ("第一句。", "the second", "三", "four", "")]
-    write_megatron(tmp_path / "x", sentences, [0, 2, 2, 4, 5], code, dtype)  # one document is empty, and so is the last
+    write_megatron(
+        tmp_path / "x", sentences, [0, 2, 2, 4, 5], code, dtype
+    )  # one document is empty, and so is the last
     found = import_store("megatron", [tmp_path / "x"], store.tokenizer_dir, tmp_path / "s", 1e-9)
     eos = [tokenizer.eos_id]
-    assert documents(found.train) == [sentences[0] + sentences[1] + eos, sentences[2] + sentences[3] + eos]
+    assert documents(found.train) == [
+        sentences[0] + sentences[1] + eos,
+        sentences[2] + sentences[3] + eos,
+    ]
     assert [(line.reason, line.records) for line in found.manifest.funnel.dropped] == [("empty", 2)]
 
 
@@ -137,12 +151,26 @@ def test_the_command_makes_a_store_that_trains(store, tmp_path, settings, capsys
         "--tokenizer",
         str(store.tokenizer_dir),
     ]
-    assert main(["data", *words, "--out", str(tmp_path / "s"), "--val-fraction", "0.3", "--json"]) == 0
+    assert (
+        main(["data", *words, "--out", str(tmp_path / "s"), "--val-fraction", "0.3", "--json"]) == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["funnel"]["kept_records"] == store.train.n_documents
     opened = prepare_store(settings(store=str(tmp_path / "s")))
     assert opened.train.n_tokens + opened.val.n_tokens == store.train.n_tokens
     assert main(["data", "show", "0", "--store", str(tmp_path / "s")]) == 0
     assert (
-        main(["data", "export", "--to", "megatron", "--out", str(tmp_path / "m"), "--store", str(tmp_path / "s")]) == 0
+        main(
+            [
+                "data",
+                "export",
+                "--to",
+                "megatron",
+                "--out",
+                str(tmp_path / "m"),
+                "--store",
+                str(tmp_path / "s"),
+            ]
+        )
+        == 0
     )

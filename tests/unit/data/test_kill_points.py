@@ -48,11 +48,15 @@ def test_a_builder_killed_anywhere_ends_in_the_same_bytes(tmp_path, texts, write
         assert point["same"], point
     assert sum(point["codes"][1] != 0 for point in found["points"]) >= count // 4
     killed = sum(code != 0 for point in found["points"] for code in point["codes"])
-    print(f"{count} points of {found['events']} (by workers), {killed} kills, all with sha256 {found['sha256']}")
+    print(
+        f"{count} points of {found['events']} (by workers), {killed} kills, all with sha256 {found['sha256']}"
+    )
 
 
 def test_a_writer_that_is_given_up_takes_its_file_along(tmp_path):
-    document = TokenizedDocument(np.arange(5, dtype=np.uint32), content_hash=7, text_bytes=9, source=0, offset=3)
+    document = TokenizedDocument(
+        np.arange(5, dtype=np.uint32), content_hash=7, text_bytes=9, source=0, offset=3
+    )
     given_up = SplitWriter(tmp_path, "train", 0)
     given_up.add(document)
     assert len(list((tmp_path / "train").iterdir())) == 1
@@ -62,4 +66,7 @@ def test_a_writer_that_is_given_up_takes_its_file_along(tmp_path):
     kept.add(document)
     assert kept.finish().tokens == 5
     del kept
-    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["00000.idx", "00000.tok"]
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == [
+        "00000.idx",
+        "00000.tok",
+    ]

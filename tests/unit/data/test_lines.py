@@ -16,8 +16,24 @@ from wikillm.data.types import Item, SourceFile
 
 LINES = st.lists(
     st.sampled_from(
-        [b"", b" ", b"\r", b"\t  ", b'{"text": "a"}', b'{"text": "\xe5\x8c\x97"}\r', b'{"text": ', b'{"text": 5}']
-        + [b'{"text": "   "}', b'{"text": "bbbbbbbbbb"}', b'["c"]', b'{"text": "\xff"}', b"\xef\xbb\xbf{}", b"d" * 60]
+        [
+            b"",
+            b" ",
+            b"\r",
+            b"\t  ",
+            b'{"text": "a"}',
+            b'{"text": "\xe5\x8c\x97"}\r',
+            b'{"text": ',
+            b'{"text": 5}',
+        ]
+        + [
+            b'{"text": "   "}',
+            b'{"text": "bbbbbbbbbb"}',
+            b'["c"]',
+            b'{"text": "\xff"}',
+            b"\xef\xbb\xbf{}",
+            b"d" * 60,
+        ]
         + [b'{"text": "' + b"e" * 60 + b'"}', b" " * 60, b" " * 50, b"f" * 50]
     ),
     max_size=40,
@@ -41,10 +57,14 @@ def one_by_one(content: bytes, limit: int) -> list[Item]:
 @given(LINES, st.booleans(), st.integers(1, 200), st.data())
 @example([b""] * 5, True, 1, None)
 @example([b" " * 60], False, 7, None)
-def test_any_pieces_give_the_records_of_the_lines_one_by_one_from_every_start(lines, ends, size, data):
+def test_any_pieces_give_the_records_of_the_lines_one_by_one_from_every_start(
+    lines, ends, size, data
+):
     content = b"\n".join(lines) + b"\n" * ends
     expected = one_by_one(content, LIMIT)
-    items = list(split_lines((content[at : at + size] for at in range(0, len(content), size)), 0, LIMIT))
+    items = list(
+        split_lines((content[at : at + size] for at in range(0, len(content), size)), 0, LIMIT)
+    )
     assert items == expected
     if items and data is not None:
         number = data.draw(st.integers(0, len(items) - 1))
@@ -55,7 +75,9 @@ def test_any_pieces_give_the_records_of_the_lines_one_by_one_from_every_start(li
 @given(LINES, st.integers(1, 200))
 def test_a_run_starts_and_ends_with_a_record_and_stands_in_the_source_as_it_is(lines, size):
     content = b"\n".join(lines)
-    for start, run, length in split_runs((content[at : at + size] for at in range(0, len(content), size)), 0, LIMIT):
+    for start, run, length in split_runs(
+        (content[at : at + size] for at in range(0, len(content), size)), 0, LIMIT
+    ):
         if run is None:
             assert length > LIMIT
             continue
@@ -75,10 +97,14 @@ def test_a_span_is_cut_between_records_by_where_they_start(lines, number, beside
         return
     whole = Lines(3, *found, LIMIT)
     span = Records(3, whole.items()) if as_items else whole
-    at = max([item[0] for item in span.items()][number % len(span.items())] + beside, span.start + 1)
+    at = max(
+        [item[0] for item in span.items()][number % len(span.items())] + beside, span.start + 1
+    )
     head, tail = span.cut(at)
     assert head.items() == [item for item in span.items() if item[0] < at]
-    assert (tail.items() if tail is not None else []) == [item for item in span.items() if item[0] >= at]
+    assert (tail.items() if tail is not None else []) == [
+        item for item in span.items() if item[0] >= at
+    ]
     assert (head.start, (tail or head).end) == (span.start, span.end)
     assert pickle.loads(pickle.dumps(span)) == span
 
@@ -98,9 +124,13 @@ def what_came_of(raws: list[RawShard]) -> list[tuple]:
 
 
 @given(
-    st.lists(st.tuples(LINES, st.booleans()), min_size=1, max_size=3), st.integers(20, 300), st.sampled_from([1, 7, 64])
+    st.lists(st.tuples(LINES, st.booleans()), min_size=1, max_size=3),
+    st.integers(20, 300),
+    st.sampled_from([1, 7, 64]),
 )
-def test_shards_hold_the_same_documents_and_cursors_whatever_the_pieces(tmp_path_factory, files, range_bytes, size):
+def test_shards_hold_the_same_documents_and_cursors_whatever_the_pieces(
+    tmp_path_factory, files, range_bytes, size
+):
     folder = tmp_path_factory.mktemp("lines")
     sources = []
     for number, (lines, ends) in enumerate(files):
@@ -137,17 +167,17 @@ def assert_shards_follow_from_the_records(sources, range_bytes: int, raws: list[
         base += items[-1][0] + items[-1][2] if items else 0
     assert [raw.number for raw in raws] == list(range(len(raws)))
     assert [
-        (raw.start, raw.end, [(span.source, item) for span in raw.spans for item in span.items()]) for raw in raws
+        (raw.start, raw.end, [(span.source, item) for span in raw.spans for item in span.items()])
+        for raw in raws
     ] == expected
 
 
 def test_a_line_within_the_limit_that_spans_many_pieces_is_read_whole():
     line = b'{"text": "' + b"x" * 5000 + b'"}'
     content = b"\n" + line + b"\n" + line
-    assert list(split_lines((content[at : at + 9] for at in range(0, len(content), 9)), 0, 6000)) == [
-        (1, line, len(line)),
-        (len(line) + 2, line, len(line)),
-    ]
+    assert list(
+        split_lines((content[at : at + 9] for at in range(0, len(content), 9)), 0, 6000)
+    ) == [(1, line, len(line)), (len(line) + 2, line, len(line))]
 
 
 def test_records_of_other_formats_travel_about_as_many_bytes_at_a_time():

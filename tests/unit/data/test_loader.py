@@ -36,13 +36,17 @@ class Counting:
         return np.arange(start + 1000, stop + 1000, dtype=np.uint32)
 
 
-def global_batches(tokens: Counting, order: SampleOrder, shapes: list[BatchShape], **kwargs: int) -> list[torch.Tensor]:
+def global_batches(
+    tokens: Counting, order: SampleOrder, shapes: list[BatchShape], **kwargs: int
+) -> list[torch.Tensor]:
     """Rows of (inputs, targets) of each optimizer step, over all ranks, sorted: what the step trains on."""
     loaders = [list(train_loader(tokens, order, shape, **kwargs)) for shape in shapes]
     steps = []
     accumulation = shapes[0].accumulation
     for step in range(len(loaders[0]) // accumulation):
-        parts = [b for loader in loaders for b in loader[step * accumulation : (step + 1) * accumulation]]
+        parts = [
+            b for loader in loaders for b in loader[step * accumulation : (step + 1) * accumulation]
+        ]
         rows = torch.cat([torch.cat([b["input_ids"], b["shift_labels"]], dim=1) for b in parts])
         steps.append(torch.tensor(sorted(rows.tolist())))
     return steps
@@ -58,18 +62,25 @@ def test_inputs_are_the_tokens_before_the_targets() -> None:
 def test_a_block_over_the_end_of_the_ring_goes_on_at_the_front() -> None:
     order = SampleOrder(26, 10, seed=0)  # 25 targets, three blocks, the last one short
     batch = Samples(Counting(26), order, 3).__getitems__(list(range(3)))
-    assert sorted(batch["shift_labels"][batch["shift_labels"] != IGNORED].tolist()) == list(range(1001, 1026))
+    assert sorted(batch["shift_labels"][batch["shift_labels"] != IGNORED].tolist()) == list(
+        range(1001, 1026)
+    )
     assert (batch["shift_labels"] == IGNORED).sum() == 5
     real = batch["shift_labels"] != IGNORED
     assert (batch["shift_labels"][real] - batch["input_ids"][real] == 1).all()
 
 
-@given(st.sampled_from([(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2), (1, 2, 4)]), st.integers(0, 40))
+@given(
+    st.sampled_from([(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2), (1, 2, 4)]),
+    st.integers(0, 40),
+)
 @settings(max_examples=30, deadline=None)
 def test_every_cut_reads_the_same_global_batches(cut: tuple[int, int, int], consumed: int) -> None:
     tokens, order = Counting(777), SampleOrder(777, 10, seed=4)
     micro, accumulation, world = cut
-    whole = global_batches(tokens, order, [BatchShape(8, 1, 1, 0)], total_steps=5, consumed_samples=consumed)
+    whole = global_batches(
+        tokens, order, [BatchShape(8, 1, 1, 0)], total_steps=5, consumed_samples=consumed
+    )
     shapes = [BatchShape(micro, accumulation, world, rank) for rank in range(world)]
     parts = global_batches(tokens, order, shapes, total_steps=5, consumed_samples=consumed)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
@@ -79,14 +90,18 @@ def test_every_cut_reads_the_same_global_batches(cut: tuple[int, int, int], cons
 def test_resuming_continues_where_the_state_says(workers: int) -> None:
     tokens, order, shape = Counting(500), SampleOrder(500, 10, seed=4), BatchShape(2, 2, 1, 0)
     whole = [b["input_ids"] for b in train_loader(tokens, order, shape, total_steps=6)]
-    rest = train_loader(tokens, order, shape, total_steps=6, first_step=4, consumed_samples=16, workers=workers)
+    rest = train_loader(
+        tokens, order, shape, total_steps=6, first_step=4, consumed_samples=16, workers=workers
+    )
     assert len(rest) == 6  # optimizer steps of the whole run, what HF's Trainer counts in
     assert [b["input_ids"].tolist() for b in rest] == [b.tolist() for b in whole[8:]]
 
 
 @given(st.integers(1, 50), st.integers(1, 5), st.integers(1, 4))
 @settings(deadline=None)
-def test_evaluation_reads_every_sample_once_in_equally_many_batches(samples: int, micro: int, world: int) -> None:
+def test_evaluation_reads_every_sample_once_in_equally_many_batches(
+    samples: int, micro: int, world: int
+) -> None:
     per_rank = [list(EvalBatches(samples, micro, world, rank)) for rank in range(world)]
     assert len({len(batches) for batches in per_rank}) == 1
     seen = [n for batches in per_rank for batch in batches for n in batch if n != PADDING]
@@ -95,7 +110,9 @@ def test_evaluation_reads_every_sample_once_in_equally_many_batches(samples: int
 
 def test_evaluation_covers_all_targets_or_the_first_ones() -> None:
     def targets(max_tokens: int | None) -> list[int]:
-        loader = eval_loader(Counting(95), 10, micro_batch=4, world_size=1, rank=0, max_tokens=max_tokens)
+        loader = eval_loader(
+            Counting(95), 10, micro_batch=4, world_size=1, rank=0, max_tokens=max_tokens
+        )
         return [t for b in loader for t in b["shift_labels"].flatten().tolist() if t != IGNORED]
 
     assert targets(None) == list(range(1001, 1095))
@@ -114,7 +131,9 @@ def test_huggingface_gives_the_same_loss_as_its_own_shift() -> None:
     model = Qwen2ForCausalLM(config).eval()
     tokens = torch.randint(0, 64, (2, 11))
     ours = model(
-        input_ids=tokens[:, :-1], labels=tokens[:, 1:].contiguous(), shift_labels=tokens[:, 1:].contiguous()
+        input_ids=tokens[:, :-1],
+        labels=tokens[:, 1:].contiguous(),
+        shift_labels=tokens[:, 1:].contiguous(),
     ).loss
     theirs = model(input_ids=tokens, labels=tokens).loss
     torch.testing.assert_close(ours, theirs)
@@ -124,7 +143,9 @@ CUTS = [(m, a, 12 // (m * a)) for m in (1, 2, 3, 4, 6, 12) for a in (1, 2, 3) if
 
 
 @given(
-    shards=st.lists(st.integers(0, 90), min_size=1, max_size=8).filter(lambda shards: sum(shards) >= 2),
+    shards=st.lists(st.integers(0, 90), min_size=1, max_size=8).filter(
+        lambda shards: sum(shards) >= 2
+    ),
     t=st.integers(2, 16),
     seed=st.integers(0, 99),
     data=st.data(),
@@ -146,10 +167,21 @@ def test_every_token_but_the_first_is_a_target_once_per_epoch_however_it_was_tra
         stop = data.draw(st.integers(step + 1, total))
         shapes = [BatchShape(micro, accumulation, world, rank) for rank in range(world)]
         loaders = [
-            iter(train_loader(Counting(n), order, s, total_steps=total, first_step=step, consumed_samples=step * batch))
+            iter(
+                train_loader(
+                    Counting(n),
+                    order,
+                    s,
+                    total_steps=total,
+                    first_step=step,
+                    consumed_samples=step * batch,
+                )
+            )
             for s in shapes
         ]
-        for _ in range((stop - step) * accumulation):  # what was fetched ahead and not trained on does not count
+        for _ in range(
+            (stop - step) * accumulation
+        ):  # what was fetched ahead and not trained on does not count
             trained += [row for loader in loaders for row in next(loader)["shift_labels"]]
         step = stop
     first, later = order.blocks_of_first_epoch, order.blocks_per_epoch
@@ -162,7 +194,9 @@ def test_every_token_but_the_first_is_a_target_once_per_epoch_however_it_was_tra
 def test_loader_processes_outlive_a_signal_to_the_whole_job(number: int) -> None:
     """Launchers signal all processes; the step under way still needs its batches."""
     n = 1203
-    loader = train_loader(Counting(n), SampleOrder(n, 10, 4), BatchShape(2, 1, 1, 0), total_steps=60, workers=1)
+    loader = train_loader(
+        Counting(n), SampleOrder(n, 10, 4), BatchShape(2, 1, 1, 0), total_steps=60, workers=1
+    )
     batches = iter(loader)
     next(batches)
     (worker,) = batches._workers  # type: ignore[attr-defined]
@@ -180,13 +214,21 @@ def test_loader_processes_lose_and_repeat_nothing_when_a_run_is_stopped() -> Non
     total = -(-order.blocks_of_first_epoch // batch)
     trained: list[torch.Tensor] = []
     shapes = [BatchShape(2, 2, 2, rank) for rank in range(2)]
-    loaders = [iter(train_loader(Counting(n), order, s, total_steps=total, workers=2)) for s in shapes]
+    loaders = [
+        iter(train_loader(Counting(n), order, s, total_steps=total, workers=2)) for s in shapes
+    ]
     for _ in range(stop * 2):
         trained += [row for loader in loaders for row in next(loader)["shift_labels"]]
     del loaders
     one = BatchShape(4, 2, 1, 0)
     rest = train_loader(
-        Counting(n), order, one, total_steps=total, first_step=stop, consumed_samples=stop * batch, workers=3
+        Counting(n),
+        order,
+        one,
+        total_steps=total,
+        first_step=stop,
+        consumed_samples=stop * batch,
+        workers=3,
     )
     trained += [row for found in rest for row in found["shift_labels"]]
     seen = torch.cat(trained[: order.blocks_of_first_epoch])
@@ -211,13 +253,18 @@ def test_the_stretches_of_a_batch_make_up_the_batch(mask: DocumentMask | None) -
         assert part["sequence_parallel"] is True and part["input_ids"].shape == (3, 5)
         assert ("document_positions" in part) is (mask is not None and not mask.with_lengths)
         if mask is not None and mask.with_lengths:
-            assert torch.equal(part["cu_seq_lens_q"], whole["cu_seq_lens_q"]), "lengths are of whole sequences"
+            assert torch.equal(part["cu_seq_lens_q"], whole["cu_seq_lens_q"]), (
+                "lengths are of whole sequences"
+            )
 
 
 def test_a_batch_is_moved_with_its_labels_copied_once() -> None:
     labels = torch.zeros(2, 3, dtype=torch.long)
     moved = to_device(
-        {"input_ids": labels, "labels": labels.clone(), "shift_labels": labels, "max_length_q": 3}, "meta"
+        {"input_ids": labels, "labels": labels.clone(), "shift_labels": labels, "max_length_q": 3},
+        "meta",
     )
     assert moved["labels"] is moved["shift_labels"] and moved["max_length_q"] == 3
-    assert {value.device.type for value in moved.values() if isinstance(value, torch.Tensor)} == {"meta"}
+    assert {value.device.type for value in moved.values() if isinstance(value, torch.Tensor)} == {
+        "meta"
+    }

@@ -36,7 +36,9 @@ def test_a_quote_lost_in_an_array_does_not_take_the_rest_along_unsaid(tmp_path, 
     content = json.dumps(RECORDS)
     cut = content.index("document 100")
     path = tmp_path / "x.json"
-    path.write_text(content[: cut - 1] + content[cut:-1].replace('"}, {"', '\\"}, {\\"', 150) + '"}]')
+    path.write_text(
+        content[: cut - 1] + content[cut:-1].replace('"}, {"', '\\"}, {\\"', 150) + '"}]'
+    )
     with pytest.raises(DataError, match=r"cannot be read|cut off|after the end"):
         prepare_store(settings(path))
 
@@ -48,7 +50,9 @@ def test_records_that_are_longer_than_text_is_count_as_bad(tmp_path, settings, m
     with pytest.raises(DataError, match="1 of 301 records") as caught:
         prepare_store(settings(path, max_document_bytes=6000))
     assert caught.value.fix.startswith("data.max_document_bytes=8012\n")
-    assert prepare_store(settings(path, max_document_bytes=8012)).manifest.funnel.kept_records == 301
+    assert (
+        prepare_store(settings(path, max_document_bytes=8012)).manifest.funnel.kept_records == 301
+    )
 
 
 def test_records_above_a_limit_that_was_chosen_are_dropped_and_counted(tmp_path, settings):
@@ -91,7 +95,11 @@ def test_a_record_may_hold_anything_beside_its_text(tmp_path, settings, beside):
 def test_kinds_may_differ_from_record_to_record(tmp_path, settings):
     values = [None, {}, [], "u", 1, 2.5, True, {"a": {"b": None}}, "9" * 20, [{}], 2**80]
     path = tmp_path / "x.jsonl"
-    path.write_text(lines([{"x": values[i % 11], "text": f"a text, {i}", "y": values[-i % 11]} for i in range(66)]))
+    path.write_text(
+        lines(
+            [{"x": values[i % 11], "text": f"a text, {i}", "y": values[-i % 11]} for i in range(66)]
+        )
+    )
     assert prepare_store(settings(path)).manifest.funnel.kept_records == 66
     path.write_text(json.dumps([{"x": values[i % 11], "text": f"a text, {i}"} for i in range(66)]))
     assert prepare_store(settings(path)).manifest.funnel.kept_records == 66
@@ -100,7 +108,10 @@ def test_kinds_may_differ_from_record_to_record(tmp_path, settings):
 def test_index_lines_of_a_bulk_file_are_dropped_as_such(tmp_path, settings):
     path = tmp_path / "cirrus.json"
     path.write_text(
-        "".join(lines([{"index": {"_type": "page", "_id": str(i)}}, {"text": f"a text, {i}"}]) for i in range(60))
+        "".join(
+            lines([{"index": {"_type": "page", "_id": str(i)}}, {"text": f"a text, {i}"}])
+            for i in range(60)
+        )
     )
     funnel = prepare_store(settings(path)).manifest.funnel
     assert (funnel.kept_records, funnel.bad_records) == (60, 0)

@@ -57,7 +57,13 @@ def change(store: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 def places(value: Any, path: tuple = ()) -> list[tuple]:
     """The way to every value of a manifest but those of the facts, which are anything."""
     found = [path] if path else []
-    inner = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value[:1])
+        if isinstance(value, list)
+        else ()
+    )
     for name, item in inner:
         if path != ("facts",):
             found += places(item, (*path, name))
@@ -81,12 +87,16 @@ def test_every_value_of_another_type_is_refused(store):
             if type(wrong) is type(right):
                 continue
             node[last] = wrong
-            assert is_refused(value) or (wrong is None and last == "duplicates"), f"{path} may be {wrong!r}"
+            assert is_refused(value) or (wrong is None and last == "duplicates"), (
+                f"{path} may be {wrong!r}"
+            )
             refused += 1
         if isinstance(node, dict):
             del node[last]
             may_be_missing = last in ("url", "version") and path != ("backend", "version")
-            assert is_refused(value) or may_be_missing or (last == "backend" and len(path) > 1), f"without {path}"
+            assert is_refused(value) or may_be_missing or (last == "backend" and len(path) > 1), (
+                f"without {path}"
+            )
         node[last] = right
     assert refused > 500 and not is_refused(value)
 
@@ -134,7 +144,8 @@ def test_a_damaged_manifest_is_an_error_of_data_wherever_it_is_read(store, setti
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "null", "{", "[" * 10_000, '{"format_version": true}', "9" * 10_000, "\ufeff{}"]
+    "content",
+    ["", "[]", "null", "{", "[" * 10_000, '{"format_version": true}', "9" * 10_000, "\ufeff{}"],
 )
 def test_what_is_no_manifest_is_an_error_of_data(store, content):
     (store / "manifest.json").write_text(content)
@@ -142,7 +153,9 @@ def test_what_is_no_manifest_is_an_error_of_data(store, content):
         Store.open(store)
 
 
-def rewrite(store: Path, edit: Callable[[np.ndarray], None], kind: str = "tok", split: str = "train") -> None:
+def rewrite(
+    store: Path, edit: Callable[[np.ndarray], None], kind: str = "tok", split: str = "train"
+) -> None:
     """Change a shard and its sha256: files and manifest agree, and what they say is wrong."""
     path = store / split / f"00000.{kind}"
     dtype = (
@@ -162,7 +175,9 @@ def test_ids_outside_the_vocabulary_are_found_by_verify_and_by_training(store, c
     assert main(["data", "verify", "--store", str(store)]) == 4
     assert "4000000000 in" in capsys.readouterr().err
     opened = Store.open(store, sizes=True)
-    loader = train_loader(opened.train, order_of(opened, 16, 1, 8), BatchShape(4, 1, 1, 0), total_steps=200)
+    loader = train_loader(
+        opened.train, order_of(opened, 16, 1, 8), BatchShape(4, 1, 1, 0), total_steps=200
+    )
     with pytest.raises(DataError, match="outside the vocabulary"):
         list(loader)
 
@@ -171,7 +186,11 @@ def test_ids_outside_the_vocabulary_are_found_by_verify_and_by_training(store, c
     ("edit", "kind", "message"),
     [
         (lambda ids: ids.__setitem__(-1, 5), "tok", "does not end with EOS"),
-        (lambda index: index["end"].__setitem__(0, index["end"][1]), "idx", "not .* one after the other"),
+        (
+            lambda index: index["end"].__setitem__(0, index["end"][1]),
+            "idx",
+            "not .* one after the other",
+        ),
         (lambda index: index["end"].__setitem__(-1, 3), "idx", "not .* one after the other"),
         (lambda index: index["source"].__setitem__(0, 9), "idx", "names a source"),
     ],
@@ -221,7 +240,9 @@ def test_a_build_whose_own_record_is_damaged_says_so(store, tokenizer_dir, conte
 @pytest.mark.parametrize(
     "content", ["[]", '{"digests": 5}', '{"digests": ["a", "b"]}', '{"digests": [1]}', "[" * 10_000]
 )
-def test_what_was_remembered_of_the_sources_is_not_believed_when_damaged(store, tokenizer_dir, content):
+def test_what_was_remembered_of_the_sources_is_not_believed_when_damaged(
+    store, tokenizer_dir, content
+):
     cfg = section(store.parent, tokenizer_dir)
     before = prepare_store(cfg).manifest
     remembered = max(store.parent.glob(".*.found.json"), key=lambda path: path.stat().st_mtime_ns)

@@ -27,14 +27,18 @@ weights = st.lists(st.integers(1, 60), min_size=1, max_size=6)
 
 
 @given(weights)
-def test_every_period_has_exactly_its_counts_and_each_source_is_counted_through(counts: list[int]) -> None:
+def test_every_period_has_exactly_its_counts_and_each_source_is_counted_through(
+    counts: list[int],
+) -> None:
     table, period = Table(counts), sum(counts)
     sources, within = table.locate(np.arange(3 * period))
     for k, count in enumerate(counts):
         assert np.array_equal(within[sources == k], np.arange(3 * count))
         assert np.count_nonzero(sources[:period] == k) == count
     for sample in {0, 1, period - 1, period, 2 * period + period // 2}:
-        assert table.samples_before(sample).tolist() == [int((sources[:sample] == k).sum()) for k in range(len(counts))]
+        assert table.samples_before(sample).tolist() == [
+            int((sources[:sample] == k).sum()) for k in range(len(counts))
+        ]
 
 
 @given(weights)
@@ -88,7 +92,9 @@ def test_each_source_is_read_once_per_epoch_of_its_own(mixed, packing):
         mine = [samples[i] for i in np.flatnonzero(sources == k)]
         assert len(mine) > per_epoch
         for epoch in range(len(mine) // per_epoch):
-            counts = Counter(t for s in mine[epoch * per_epoch : (epoch + 1) * per_epoch] for t in s)
+            counts = Counter(
+                t for s in mine[epoch * per_epoch : (epoch + 1) * per_epoch] for t in s
+            )
             assert counts == Counter(range(order.starts[k], order.starts[k] + size - 1))
     assert order.targets_between(100, 2000) == sum(map(len, samples[100:2000]))
 
@@ -103,13 +109,17 @@ def test_same_global_batches_for_every_world_and_number_of_workers(mixed):
             shape = BatchShape(micro, 16 // micro // world, world, rank)
             loader = train_loader(store.train, order, shape, total_steps=3, workers=workers)
             for i, batch in enumerate(loader):
-                rows[i, rank] = np.concatenate([batch["input_ids"].numpy(), batch["labels"].numpy()], axis=1)
+                rows[i, rank] = np.concatenate(
+                    [batch["input_ids"].numpy(), batch["labels"].numpy()], axis=1
+                )
         return np.concatenate([rows[key] for key in sorted(rows)])
 
     whole = batches(1, 16)
     assert np.array_equal(batches(2, 4), whole) and np.array_equal(batches(4, 4), whole)
     assert np.array_equal(batches(2, 8, workers=2), whole)
-    assert np.array_equal(pickle.loads(pickle.dumps(store.train)).read(5, 900), store.train.read(5, 900))
+    assert np.array_equal(
+        pickle.loads(pickle.dumps(store.train)).read(5, 900), store.train.read(5, 900)
+    )
 
 
 def test_joined_streams_are_the_streams_one_after_the_other(mixed):
@@ -117,7 +127,9 @@ def test_joined_streams_are_the_streams_one_after_the_other(mixed):
     a, b = (part.store.train for part in store.mixture.parts)
     whole = np.concatenate([a.read(0, a.n_tokens), b.read(0, b.n_tokens)])
     assert np.array_equal(store.train.read(0, store.train.n_tokens), whole)
-    assert np.array_equal(store.train.read(a.n_tokens - 3, a.n_tokens + 4), whole[a.n_tokens - 3 : a.n_tokens + 4])
+    assert np.array_equal(
+        store.train.read(a.n_tokens - 3, a.n_tokens + 4), whole[a.n_tokens - 3 : a.n_tokens + 4]
+    )
     eos = store.manifest.tokenizer.eos_id
     ends = store.train.document_ends(10, a.n_tokens + 500)
     assert (whole[ends - 1] == eos).all() and len(ends) > 1
@@ -148,18 +160,26 @@ def test_one_tokenizer_for_all_is_trained_on_all_by_weight(mixed, tmp_path, sett
     assert tokenizer(a=6, b=2).manifest.fingerprint == store.manifest.fingerprint
     assert len(list((tmp_path / "work" / "stores").glob("tokenizer-*"))) == 1
     rare = [" ".join("ẁẃẅŵŷýÿỳ"[(i * k) % 8] * 3 for k in range(1, 30)) for i in range(40)]
-    (tmp_path / "b" / "plain.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rare))
+    (tmp_path / "b" / "plain.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in rare)
+    )
     heavy, light = tokenizer(a=1, b=9), tokenizer(a=9, b=1)
-    lengths = [sum(len(store.tokenizer().encode(text)) for text in rare) for store in (heavy, light)]
+    lengths = [
+        sum(len(store.tokenizer().encode(text)) for text in rare) for store in (heavy, light)
+    ]
     assert lengths[0] < 0.9 * lengths[1]
     assert heavy.manifest.tokenizer.sha256 != light.manifest.tokenizer.sha256
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=4), st.sampled_from([200, 5000])
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 30)), min_size=1, max_size=4),
+    st.sampled_from([200, 5000]),
 )
 def test_text_for_a_tokenizer_is_taken_by_weight(sources, most):
-    texts = {k: [f"{k}:{i:03d}" + "x" * 20 for i in range(number)] for k, (_, number) in enumerate(sources)}
+    texts = {
+        k: [f"{k}:{i:03d}" + "x" * 20 for i in range(number)]
+        for k, (_, number) in enumerate(sources)
+    }
     total = sum(weight for weight, _ in sources)
     counts = [weight * PERIOD // total for weight, _ in sources]
 
@@ -169,11 +189,15 @@ def test_text_for_a_tokenizer_is_taken_by_weight(sources, most):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mixture_tokenizer, "MAX_TRAINING_BYTES", most)
         patch.setattr(mixture_tokenizer, "training_texts", first)
-        found = mixture_tokenizer.weighted_texts([(str(k), count, k) for k, count in enumerate(counts)])
+        found = mixture_tokenizer.weighted_texts(
+            [(str(k), count, k) for k, count in enumerate(counts)]
+        )
     size = sum(map(len, found))
     for k, count in enumerate(counts):
         mine = [text for text in found if text.startswith(f"{k}:")]
-        assert mine == [texts[k][i % len(first(k, most * count // PERIOD))] for i in range(len(mine))]
+        assert mine == [
+            texts[k][i % len(first(k, most * count // PERIOD))] for i in range(len(mine))
+        ]
         assert abs(25 * len(mine) - size * count / PERIOD) <= 25 * (len(sources) + 1)
 
 
@@ -181,14 +205,23 @@ def test_a_store_that_is_there_already_decides_the_tokenizer(mixed, tmp_path, se
     cfg = mixed(a=3, b=1)
     ready = prepare_store(settings(cfg.mixture[1].path[0], tokenizer="train:310", val_fraction=0.4))
     second = MixtureSource(name="b", weight=1, store=str(ready.dir))
-    store = prepare_store(cfg.model_copy(update={"mixture": (cfg.mixture[0], second), "tokenizer": "train:300"}))
+    store = prepare_store(
+        cfg.model_copy(update={"mixture": (cfg.mixture[0], second), "tokenizer": "train:300"})
+    )
     assert store.manifest.tokenizer.sha256 == ready.manifest.tokenizer.sha256
 
 
-def test_stores_of_another_tokenizer_and_stores_that_are_not_there_are_refused(mixed, tmp_path, texts, settings):
+def test_stores_of_another_tokenizer_and_stores_that_are_not_there_are_refused(
+    mixed, tmp_path, texts, settings
+):
     cfg = mixed(a=3, b=1)
     other = prepare_store(
-        settings(cfg.mixture[1].path[0], tokenizer="train:300", store=str(tmp_path / "other"), val_fraction=0.4)
+        settings(
+            cfg.mixture[1].path[0],
+            tokenizer="train:300",
+            store=str(tmp_path / "other"),
+            val_fraction=0.4,
+        )
     )
     ready = MixtureSource(name="b", weight=1, store=str(other.dir))
     with pytest.raises(DataError, match="different tokenizers"):
@@ -218,13 +251,17 @@ def test_what_is_used_is_counted_by_source(mixed, packing):
     a, b = mixture.used(samples, order)
     assert (a.samples, b.samples) == (3072, 1024) and a.share == 0.75
     sources, _ = mixture.table.locate(np.arange(samples))
-    targets = np.array([sum(stop - start for start, stop in found) for found in order.pieces(np.arange(samples))])
+    targets = np.array(
+        [sum(stop - start for start, stop in found) for found in order.pieces(np.arange(samples))]
+    )
     if packing == "concat":
         assert (a.tokens, b.tokens) == (targets[sources == 0].sum(), targets[sources == 1].sum())
     else:
         assert b.tokens == pytest.approx(targets[sources == 1].sum(), rel=2e-2)
         epoch = next(
-            n for n in range(samples) if mixture.table.samples_before(n)[1] == order.orders[1].blocks_per_epoch
+            n
+            for n in range(samples)
+            if mixture.table.samples_before(n)[1] == order.orders[1].blocks_per_epoch
         )
         assert mixture.used(epoch, order)[1].tokens == mixture.parts[1].store.train.n_tokens - 1
     assert b.tokens < 1024 * T, "nothing is padded here: the test is empty"

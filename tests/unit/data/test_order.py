@@ -44,7 +44,9 @@ def test_neighbours_do_not_stay_neighbours() -> None:
         assert (np.diff(images) == 1).sum() < 10
 
 
-@given(n=st.integers(2, 700), t=st.integers(2, 40), seed=st.integers(0, 1000), shuffle=st.booleans())
+@given(
+    n=st.integers(2, 700), t=st.integers(2, 40), seed=st.integers(0, 1000), shuffle=st.booleans()
+)
 @settings(max_examples=80, deadline=None)
 def test_every_target_exactly_once_per_epoch(n: int, t: int, seed: int, shuffle: bool) -> None:
     order = SampleOrder(n, t, seed, shuffle)
@@ -59,7 +61,9 @@ def test_every_target_exactly_once_per_epoch(n: int, t: int, seed: int, shuffle:
 
 @given(n=st.integers(2, 500), t=st.integers(2, 30), seed=st.integers(0, 99), data=st.data())
 @settings(max_examples=80, deadline=None)
-def test_targets_between_counts_what_locate_gives(n: int, t: int, seed: int, data: st.DataObject) -> None:
+def test_targets_between_counts_what_locate_gives(
+    n: int, t: int, seed: int, data: st.DataObject
+) -> None:
     order = SampleOrder(n, t, seed)
     first = data.draw(st.integers(0, 4 * order.blocks_per_epoch))
     stop = data.draw(st.integers(first, first + 3 * order.blocks_per_epoch))
@@ -93,7 +97,9 @@ def test_one_token_is_refused() -> None:
         SampleOrder(1, 10, seed=0)
 
 
-windows = st.lists(st.integers(0, 90), min_size=1, max_size=9).filter(lambda shards: sum(shards) >= 2)
+windows = st.lists(st.integers(0, 90), min_size=1, max_size=9).filter(
+    lambda shards: sum(shards) >= 2
+)
 
 
 @given(shards=windows, k=st.integers(1, 4), t=st.integers(2, 40), seed=st.integers(0, 1000))
@@ -109,17 +115,31 @@ def test_windows_give_every_target_once_per_epoch_and_in_their_own_time(
         seen = np.concatenate([np.arange(*piece) for piece in pieces])
         assert sorted(seen.tolist()) == list(range(n))
     sample = 0
-    for window in range(0, len(shards), k):  # epoch 1: the targets of a window, all before those of the next one
+    for window in range(
+        0, len(shards), k
+    ):  # epoch 1: the targets of a window, all before those of the next one
         low, high = max(sum(shards[:window]), 1) - 1, max(sum(shards[: window + k]), 1) - 1
         count = -(-(high - low) // t)
-        ranges = [piece for found in order.pieces(np.arange(sample, sample + count)) for piece in found]
+        ranges = [
+            piece for found in order.pieces(np.arange(sample, sample + count)) for piece in found
+        ]
         assert all(low <= start < stop <= high for start, stop in ranges)
         if count:
-            assert order.end_of_window(sample) == order.end_of_window(sample + count - 1) == sample + count
+            assert (
+                order.end_of_window(sample)
+                == order.end_of_window(sample + count - 1)
+                == sample + count
+            )
         sample += count
 
 
-@given(shards=windows, k=st.integers(1, 4), t=st.integers(2, 40), seed=st.integers(0, 99), data=st.data())
+@given(
+    shards=windows,
+    k=st.integers(1, 4),
+    t=st.integers(2, 40),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
 @settings(max_examples=100)
 def test_a_beginning_in_whole_windows_has_the_order_of_the_whole(
     shards: list[int], k: int, t: int, seed: int, data: st.DataObject
@@ -136,7 +156,13 @@ def test_a_beginning_in_whole_windows_has_the_order_of_the_whole(
     assert part.targets_between(0, stop) == whole.targets_between(0, stop)
 
 
-@given(shards=windows, k=st.integers(1, 4), t=st.integers(2, 30), seed=st.integers(0, 99), data=st.data())
+@given(
+    shards=windows,
+    k=st.integers(1, 4),
+    t=st.integers(2, 30),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
 @settings(max_examples=100)
 def test_targets_between_counts_what_locate_gives_in_windows(
     shards: list[int], k: int, t: int, seed: int, data: st.DataObject
@@ -150,11 +176,16 @@ def test_targets_between_counts_what_locate_gives_in_windows(
 
 def test_a_store_of_one_window_has_the_order_it_had_without_windows() -> None:
     samples = np.arange(400)
-    plain, one = SampleOrder(1003, 10, seed=3), SampleOrder(1003, 10, seed=3, windows=window_ends([500, 503], 2))
+    plain, one = (
+        SampleOrder(1003, 10, seed=3),
+        SampleOrder(1003, 10, seed=3, windows=window_ends([500, 503], 2)),
+    )
     assert plain.pieces(samples) == one.pieces(samples)
     several = SampleOrder(1003, 10, seed=3, windows=window_ends([500, 503], 1))
     after = several.blocks_of_first_epoch
-    assert several.pieces(np.arange(after, 400)) == plain.pieces(np.arange(plain.blocks_per_epoch, 400 - after + 101))
+    assert several.pieces(np.arange(after, 400)) == plain.pieces(
+        np.arange(plain.blocks_per_epoch, 400 - after + 101)
+    )
 
 
 def test_blocks_are_uniform_inside_a_window() -> None:
@@ -200,7 +231,9 @@ def test_first_position_block_and_distance_are_uniform(size: int, keys: int) -> 
     for name, counts in (("first", first), ("last", last), ("distance", distance[1:])):
         expected, freedom = keys / len(counts), len(counts) - 1
         chi_square = float(((counts - expected) ** 2 / expected).sum())
-        assert chi_square < freedom + 5 * (2 * freedom) ** 0.5, f"{name} of {size}: chi-square {chi_square:.0f}"
+        assert chi_square < freedom + 5 * (2 * freedom) ** 0.5, (
+            f"{name} of {size}: chi-square {chi_square:.0f}"
+        )
 
 
 def test_a_large_permutation_spreads_every_stretch_over_the_whole() -> None:

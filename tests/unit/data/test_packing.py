@@ -40,7 +40,9 @@ class Stream(TokenStream):
         return np.where(np.isin(ids - 999, self.ends), EOS, ids).astype(np.uint32)
 
     def document_ends(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return self.ends[(self.ends > start) & (self.ends <= (self.n_tokens if stop is None else stop))]
+        return self.ends[
+            (self.ends > start) & (self.ends <= (self.n_tokens if stop is None else stop))
+        ]
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,17 @@ class Shard:
     splits: dict[str, Split]
 
 
-def order_of(stream: Stream, length: int, folder: Path, window: int = 2, seed: int = 3) -> PackedOrder:
+def order_of(
+    stream: Stream, length: int, folder: Path, window: int = 2, seed: int = 3
+) -> PackedOrder:
     return packed_order(folder, stream, stream.shards, window, length, seed)  # type: ignore[arg-type]
 
 
 def targets(order: PackedOrder, first: int, stop: int) -> list[list[int]]:
-    return [[t for a, b in pieces for t in range(a, b)] for pieces in order.pieces(np.arange(first, stop))]
+    return [
+        [t for a, b in pieces for t in range(a, b)]
+        for pieces in order.pieces(np.arange(first, stop))
+    ]
 
 
 @given(st.integers(1, 40), st.data())
@@ -69,7 +76,8 @@ def test_bins_are_those_of_best_fit_decreasing(capacity: int, data: st.DataObjec
         rooms[k] -= length
     bins = best_fit(np.asarray(lengths, dtype=np.int64), capacity)
     filled = [
-        sum(n for n, k in zip(lengths, bins.tolist(), strict=True) if k == number) for number in set(bins.tolist())
+        sum(n for n, k in zip(lengths, bins.tolist(), strict=True) if k == number)
+        for number in set(bins.tolist())
     ]
     assert sorted(filled) == sorted(capacity - room for room in rooms)
     assert set(bins.tolist()) == set(range(len(rooms)))
@@ -100,12 +108,16 @@ def test_each_target_once_per_epoch_and_whole_documents(
         for first, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             own = [home[t] for t in range(max(0, first - 1), end - 1)]
             assert len(set(own)) == -(-len(own) // length)
-    assert order.targets_between(1, per_epoch + 2) == sum(map(len, targets(order, 1, per_epoch + 2)))
+    assert order.targets_between(1, per_epoch + 2) == sum(
+        map(len, targets(order, 1, per_epoch + 2))
+    )
 
 
 @given(SHARDS, st.integers(2, 30), st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
-def test_a_beginning_in_whole_windows_has_the_same_samples(shards: list[list[int]], length: int, window: int) -> None:
+def test_a_beginning_in_whole_windows_has_the_same_samples(
+    shards: list[list[int]], length: int, window: int
+) -> None:
     stream, begun = Stream(shards), Stream(shards[: len(shards) // window * window])
     if begun.n_tokens < 2:
         return
@@ -131,14 +143,22 @@ def test_another_epoch_has_another_order(tmp_path: Path) -> None:
 def test_rows_begin_anew_with_each_document_and_end_with_padding(tmp_path: Path) -> None:
     stream = Stream([[6, 25, 4, 3]])
     order = order_of(stream, 10, tmp_path)
-    batch = Samples(stream, order, 9, DocumentMask(EOS, with_lengths=True)).batch(range(order.blocks_per_epoch))
+    batch = Samples(stream, order, 9, DocumentMask(EOS, with_lengths=True)).batch(
+        range(order.blocks_per_epoch)
+    )
     rows = {}
-    for inputs, labels, positions in zip(batch["input_ids"], batch["labels"], batch["position_ids"], strict=True):
+    for inputs, labels, positions in zip(
+        batch["input_ids"], batch["labels"], batch["position_ids"], strict=True
+    ):
         rows[int(labels[0])] = [row.tolist() for row in (inputs, labels, positions)]
     # The first document and the rest of the long one; two whole parts of that; the two others.
     assert set(rows) == {1001, 1006, 1016, 1031}
     assert rows[1006][0] == [EOS, *range(1006, 1015)] and rows[1006][2] == [0, *range(9)]
-    assert rows[1016] == [[*range(1015, 1025)], [*range(1016, 1026)], [*range(10)]]  # inside the long one
+    assert rows[1016] == [
+        [*range(1015, 1025)],
+        [*range(1016, 1026)],
+        [*range(10)],
+    ]  # inside the long one
     inputs, labels, positions = rows[1001]
     assert inputs == [1000, 1001, 1002, 1003, 1004, 1025, 1026, 1027, 1028, 1029]
     assert labels == [1001, 1002, 1003, 1004, EOS, 1026, 1027, 1028, 1029, EOS]
@@ -147,7 +167,10 @@ def test_rows_begin_anew_with_each_document_and_end_with_padding(tmp_path: Path)
     assert inputs[:7] == [EOS, 1031, 1032, 1033, EOS, 1035, 1036]
     assert labels == [1031, 1032, 1033, EOS, 1035, 1036, EOS, *[IGNORED] * 3]
     assert positions[:7] == [0, 0, 1, 2, 0, 0, 1]
-    assert batch["cu_seq_lens_q"].tolist()[0] == 0 and batch["cu_seq_lens_q"].tolist()[-1] == batch["labels"].numel()
+    assert (
+        batch["cu_seq_lens_q"].tolist()[0] == 0
+        and batch["cu_seq_lens_q"].tolist()[-1] == batch["labels"].numel()
+    )
 
 
 def test_every_world_reads_the_same_global_batches(tmp_path: Path) -> None:
@@ -158,7 +181,9 @@ def test_every_world_reads_the_same_global_batches(tmp_path: Path) -> None:
         steps: list[list[list[int]]] = [[], [], []]
         for rank in range(world):
             shape = BatchShape(micro, accumulation, world, rank)
-            for i, batch in enumerate(train_loader(stream, order, shape, total_steps=3, workers=workers)):
+            for i, batch in enumerate(
+                train_loader(stream, order, shape, total_steps=3, workers=workers)
+            ):
                 steps[i // accumulation] += batch["labels"].tolist()
         return [sorted(step) for step in steps]
 
@@ -176,7 +201,9 @@ def test_a_damaged_packing_is_made_again(tmp_path: Path, damage: bytes | None) -
         PackedWindow.of(np.array([5, 9]), True, 16).write(other)
         damage = other.read_bytes()
     path.write_bytes(damage)
-    assert targets(order_of(Stream([[5, 9, 3, 8] * 10] * 2), 16, tmp_path), 0, 20) == wanted  # as another process
+    assert (
+        targets(order_of(Stream([[5, 9, 3, 8] * 10] * 2), 16, tmp_path), 0, 20) == wanted
+    )  # as another process
     assert path.read_bytes() == content
 
 
@@ -188,7 +215,9 @@ def test_shards_that_were_built_again_are_packed_again(tmp_path: Path) -> None:
     assert len(list((tmp_path / FOLDER).glob("*.npy"))) == 2
 
 
-def test_a_store_that_cannot_be_written_to_is_packed_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_written_to_is_packed_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("wikillm.data.turns.os.access", lambda *_: False)
     packings: list[int] = []
     pack = PackedWindow.of
@@ -196,7 +225,9 @@ def test_a_store_that_cannot_be_written_to_is_packed_in_memory(tmp_path: Path, m
     stream = Stream([[4, 6, 10]])
     assert order_of(stream, 10, tmp_path).blocks_per_epoch == 2
     assert not list(tmp_path.iterdir())
-    assert targets(order_of(stream, 10, tmp_path, seed=4), 0, 2) and packings == [1]  # the plan's, and then training's
+    assert targets(order_of(stream, 10, tmp_path, seed=4), 0, 2) and packings == [
+        1
+    ]  # the plan's, and then training's
     assert targets(order_of(stream, 5, tmp_path), 0, 2) and packings == [1, 1]
 
 

@@ -27,7 +27,10 @@ from wikillm.data.store import Store
 
 def digests(store: Path) -> dict[str, str]:
     files = sorted(path for path in store.rglob("*") if path.is_file())
-    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 @pytest.fixture
@@ -47,7 +50,11 @@ def corpus(tmp_path, texts):
 def make(corpus, settings, tmp_path):
     def make(name: str, **values):
         return settings(
-            corpus, store=str(tmp_path / name / "store"), tokenizer="train:300", shard_bytes=20_000, **values
+            corpus,
+            store=str(tmp_path / name / "store"),
+            tokenizer="train:300",
+            shard_bytes=20_000,
+            **values,
         )
 
     return make
@@ -95,13 +102,34 @@ def test_parts_in_any_order_give_the_same_store(make, capsys):
 def test_the_rendered_array_builds_the_store(make, tmp_path, corpus, capsys):
     """The text of the batch file, run as three tasks at once, one of them killed and given again, then once outside."""
     whole = digests(prepare_store(make("whole")).dir)
-    words = [f"data.path={corpus}", f"data.store={tmp_path / 'array' / 'store'}", "data.tokenizer=train:300"]
+    words = [
+        f"data.path={corpus}",
+        f"data.store={tmp_path / 'array' / 'store'}",
+        "data.tokenizer=train:300",
+    ]
     words += ["data.shard_bytes=20000", "data.min_val_tokens=1", "data.workers=1"]
     capsys.readouterr()
-    assert main(["prepare", *words, "--executor", "slurm", "--print", "--tasks", "3", "--partition", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                *words,
+                "--executor",
+                "slurm",
+                "--print",
+                "--tasks",
+                "3",
+                "--partition",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     text = capsys.readouterr().out
     options = [line.split()[1] for line in text.splitlines() if line.startswith("#SBATCH")]
-    assert {"--ntasks=1", "--cpus-per-task=4", "--time=1-00:00:00", "--partition=cpu"} <= set(options)
+    assert {"--ntasks=1", "--cpus-per-task=4", "--time=1-00:00:00", "--partition=cpu"} <= set(
+        options
+    )
     assert "--array=0-2" in text
     script = tmp_path / "prepare.sbatch"
     script.write_text(text)
@@ -115,17 +143,26 @@ def test_the_rendered_array_builds_the_store(make, tmp_path, corpus, capsys):
 
     def start(**variables: str) -> subprocess.Popen:
         return subprocess.Popen(
-            ["bash", str(script)], env={**environment, **variables}, stdout=subprocess.PIPE, text=True
+            ["bash", str(script)],
+            env={**environment, **variables},
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def task(number: int) -> subprocess.Popen:
-        ids = {"SLURM_ARRAY_TASK_ID": str(number + 5), "SLURM_ARRAY_TASK_MIN": "5", "SLURM_ARRAY_TASK_COUNT": "3"}
+        ids = {
+            "SLURM_ARRAY_TASK_ID": str(number + 5),
+            "SLURM_ARRAY_TASK_MIN": "5",
+            "SLURM_ARRAY_TASK_COUNT": "3",
+        }
         return start(**ids)
 
     tasks = [task(number) for number in range(3)]
     records = tmp_path / "array" / "store" / "shards"
     last_part = 2 * len(finished_shards(tmp_path / "whole" / "store")) // 3
-    while tasks[2].poll() is None and not any(int(p.stem) >= last_part for p in records.glob("*.json")):
+    while tasks[2].poll() is None and not any(
+        int(p.stem) >= last_part for p in records.glob("*.json")
+    ):
         time.sleep(0.005)
     tasks[2].send_signal(signal.SIGKILL)
     tasks[2].communicate()
@@ -203,7 +240,9 @@ def ray_workers() -> list[int]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
-                parents[int(folder.name)] = int(folder.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+                parents[int(folder.name)] = int(
+                    folder.joinpath("stat").read_text().rpartition(")")[2].split()[1]
+                )
                 if folder.joinpath("cmdline").read_bytes().startswith(b"ray::build_in_task"):
                     found.append(int(folder.name))
             except OSError:

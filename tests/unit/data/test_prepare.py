@@ -46,7 +46,10 @@ def start(cfg, **environment) -> subprocess.Popen:
 
 def digests(store: Path) -> dict[str, str]:
     files = sorted(path for path in store.rglob("*") if path.is_file())
-    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 @pytest.fixture
@@ -59,13 +62,17 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(
     tmp_path, texts, write_source, settings, small_shards, workers, kind
 ):
     path = write_source(tmp_path, kind, texts(1500))
-    reference = digests(prepare_store(settings(path, tokenizer="train:400", store=str(tmp_path / "whole"))).dir)
+    reference = digests(
+        prepare_store(settings(path, tokenizer="train:400", store=str(tmp_path / "whole"))).dir
+    )
     cfg = settings(path, tokenizer="train:400", store=str(tmp_path / "killed"), workers=workers)
     records = tmp_path / "killed" / "shards"
     seen = []
     for wanted in (0, 3, 15):
         process = start(cfg)
-        while process.poll() is None and not (records.is_dir() and len(list(records.glob("*.json"))) >= wanted):
+        while process.poll() is None and not (
+            records.is_dir() and len(list(records.glob("*.json"))) >= wanted
+        ):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -75,13 +82,17 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(
         if wanted == 15:  # a hole: a later shard stands while an earlier one is missing
             records.joinpath("00002.json").unlink()
     times = {p: p.stat().st_mtime_ns for p in records.glob("*.json")}
-    store = prepare_store(settings(path, tokenizer="train:400", store=str(tmp_path / "killed"), workers=workers))
+    store = prepare_store(
+        settings(path, tokenizer="train:400", store=str(tmp_path / "killed"), workers=workers)
+    )
     assert digests(store.dir) == reference
     kept = [p for p, ns in times.items() if p.stat().st_mtime_ns == ns]
     assert len(kept) >= len(seen[-1]) - 2, "shards that stood were built again"
 
 
-def test_many_ranks_build_once_and_open_the_same_store(tmp_path, texts, write_source, settings, small_shards):
+def test_many_ranks_build_once_and_open_the_same_store(
+    tmp_path, texts, write_source, settings, small_shards
+):
     path = write_source(tmp_path, "plain.jsonl", texts(700))
     cfg = settings(path, tokenizer="auto", workers=2)
     ranks = [start(cfg, RANK=str(rank)) for rank in range(3)]
@@ -125,7 +136,9 @@ def test_a_store_of_other_facts_is_refused_naming_them(tmp_path, texts, write_so
     path = write_source(tmp_path, "plain.jsonl", texts(60))
     place = str(tmp_path / "mine")
     prepare_store(settings(path, store=place))
-    prepare_store(settings(path, store=place, workers=2, max_bad_fraction=0.5))  # decide nothing in the store
+    prepare_store(
+        settings(path, store=place, workers=2, max_bad_fraction=0.5)
+    )  # decide nothing in the store
     for changed in ({"val_fraction": 0.4}, {"max_text_bytes": 5000}, {"tokenizer": "train:300"}):
         with pytest.raises(DataError, match="made from something else") as caught:
             prepare_store(settings(path, store=place, **changed))
@@ -159,14 +172,18 @@ def test_a_prepared_store_needs_no_sources(tmp_path, texts, write_source, settin
     assert Store.open(tmp_path / "s").manifest == made.manifest
 
 
-def test_too_few_held_out_tokens_name_a_fraction_that_works(tmp_path, texts, write_source, settings):
+def test_too_few_held_out_tokens_name_a_fraction_that_works(
+    tmp_path, texts, write_source, settings
+):
     path = write_source(tmp_path, "plain.jsonl", texts(400))
     total = sum(s.tokens for s in prepare_store(settings(path)).manifest.splits.values())
     wanted = total // 5
     with pytest.raises(DataError, match="held out for validation") as caught:
         prepare_store(settings(path, min_val_tokens=wanted))
     fraction = float(caught.value.fix.partition("=")[2])
-    held_out = prepare_store(settings(path, min_val_tokens=wanted, val_fraction=fraction)).val.n_tokens
+    held_out = prepare_store(
+        settings(path, min_val_tokens=wanted, val_fraction=fraction)
+    ).val.n_tokens
     assert wanted <= held_out < wanted + 300  # one document more at most
     with pytest.raises(DataError, match="held out") as caught:
         prepare_store(settings(path, min_val_tokens=total))
@@ -209,7 +226,12 @@ def test_the_command_prints_a_table_or_json(tmp_path, texts, write_source, setti
     from wikillm.cli.main import main
 
     cfg = settings(write_source(tmp_path, "plain.jsonl", texts(60)))
-    words = ["prepare", f"data.path={cfg.path[0]}", f"data.tokenizer={cfg.tokenizer}", "data.min_val_tokens=1"]
+    words = [
+        "prepare",
+        f"data.path={cfg.path[0]}",
+        f"data.tokenizer={cfg.tokenizer}",
+        "data.min_val_tokens=1",
+    ]
     assert main(words) == 0
     assert "kept" in capsys.readouterr().out
     assert main([*words, "--json"]) == 0

@@ -25,7 +25,10 @@ from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError
 from wikillm.data.prepare import prepare_store
 
-TEXTS = [f'第{i}篇 is "about" a river, {i} km long, and it\'s the {i}th of them; 河流{i}。' for i in range(60)]
+TEXTS = [
+    f'第{i}篇 is "about" a river, {i} km long, and it\'s the {i}th of them; 河流{i}。'
+    for i in range(60)
+]
 RECORDS = [{"text": text} for text in TEXTS]
 
 
@@ -77,7 +80,9 @@ CHAT = [
     {"id": i, "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": t}]}
     for i, t in enumerate(TEXTS)
 ]
-SHARE = [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": t}]} for t in TEXTS]
+SHARE = [
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": t}]} for t in TEXTS
+]
 LINES_OF_TEXT = b"".join(b"line %d of a text\n" % i for i in range(60))
 PARAGRAPHS = b"".join(b"paragraph %d\nof a text\n\n" % i for i in range(60))
 MARKED_UP = b"".join(b"<p>line %d</p>\n" % i for i in range(59))
@@ -159,7 +164,9 @@ def test_a_fix_changes_the_outcome(tmp_path, settings, monkeypatch, name):
         cfg = applied(caught.value.fix, cfg)
     store = prepare_store(cfg)
     read = store.manifest.funnel.read_records
-    assert (read, store.manifest.funnel.bad_records) in [(60, 0), (61, 0), (59, 0)], store.manifest.funnel.table()
+    assert (read, store.manifest.funnel.bad_records) in [(60, 0), (61, 0), (59, 0)], (
+        store.manifest.funnel.table()
+    )
     kept = store.manifest.funnel.kept_records
     assert kept == read or store.manifest.duplicates
 
@@ -214,9 +221,15 @@ def test_metadata_and_token_stores_beside_the_data_are_left_out(tmp_path, settin
     (tmp_path / "set" / "x.jsonl").write_bytes(lines(RECORDS))
     for name in ("dataset_infos.json", "tokenizer.json"):
         (tmp_path / "set" / name).write_text("{}")
-    prepare_store(settings(tmp_path / "set" / "x.jsonl", store=str(tmp_path / "set" / "store"), val_fraction=0.3))
+    prepare_store(
+        settings(
+            tmp_path / "set" / "x.jsonl", store=str(tmp_path / "set" / "store"), val_fraction=0.3
+        )
+    )
     cfg = settings(tmp_path / "set", val_fraction=0.3)
-    assert [source.path for source in prepare_store(cfg).manifest.sources] == [str(tmp_path / "set" / "x.jsonl")]
+    assert [source.path for source in prepare_store(cfg).manifest.sources] == [
+        str(tmp_path / "set" / "x.jsonl")
+    ]
     said = capsys.readouterr().out
     assert "store (a token store)" in said and "dataset_infos.json, tokenizer.json" in said
 
@@ -226,4 +239,6 @@ def test_one_file_of_several_is_not_to_replace_the_others(tmp_path, settings):
     (tmp_path / "b.jsonl").write_bytes(lines(RECORDS, repr))
     with pytest.raises(DataError, match="Python dicts") as caught:
         prepare_store(settings(tmp_path / "*.jsonl"))
-    assert caught.value.fix.endswith("> b.new.jsonl\nand name b.new.jsonl instead of it, beside the other files")
+    assert caught.value.fix.endswith(
+        "> b.new.jsonl\nand name b.new.jsonl instead of it, beside the other files"
+    )

@@ -24,7 +24,14 @@ from wikillm.data.sources.remote import file_name, shown
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "BACKOFF_SECONDS", 0.001)
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -46,17 +53,25 @@ def fetched(cache: Cache, url: str) -> bytes:
         return cache.fetch(url).path.read_bytes()
 
 
-def test_a_store_from_the_web_is_that_of_the_local_file(server, tmp_path, texts, write_source, settings):
+def test_a_store_from_the_web_is_that_of_the_local_file(
+    server, tmp_path, texts, write_source, settings
+):
     path = write_source(server.root, "plain.jsonl.bz2", texts(120))
     cfg = settings(f"{server.url}/plain.jsonl.bz2", cache=str(tmp_path / "cache"))
     store, local = prepare_store(cfg), prepare_store(settings(path, store=str(tmp_path / "local")))
     assert store.manifest.fingerprint == local.manifest.fingerprint
     assert [s.splits for s in store.manifest.shards] == [s.splits for s in local.manifest.shards]
     (source,) = store.manifest.sources
-    assert source.url == f"{server.url}/plain.jsonl.bz2" and source.version.startswith('"') and len(source.sha256) == 64
+    assert (
+        source.url == f"{server.url}/plain.jsonl.bz2"
+        and source.version.startswith('"')
+        and len(source.sha256) == 64
+    )
     before = server.sent
     again = prepare_store(cfg)
-    assert again.dir == store.dir and server.sent == before + 1, "one byte tells that it is the same"
+    assert again.dir == store.dir and server.sent == before + 1, (
+        "one byte tells that it is the same"
+    )
     note = json.loads((Path(source.path).parent / ".json").read_text())
     assert note["sha256"] == source.sha256 and note["size"] == path.stat().st_size
 
@@ -78,15 +93,31 @@ def _prepared_fingerprint(cfg) -> str:
 def test_a_cut_connection_goes_on_where_it_ended(server, cache):
     content = bytes(range(256)) * 4000
     (server.root / "x.txt").write_bytes(content)
-    server.faults["x.txt"] = [("pass",), ("cut", 300_000), ("cut", 0), ("status", 503), ("cut", 100_000)]
+    server.faults["x.txt"] = [
+        ("pass",),
+        ("cut", 300_000),
+        ("cut", 0),
+        ("status", 503),
+        ("cut", 100_000),
+    ]
     assert fetched(cache, f"{server.url}/x.txt") == content
-    assert server.fetched("x.txt") == ["", "bytes=300000-", "bytes=300000-", "bytes=300000-", "bytes=400000-"]
+    assert server.fetched("x.txt") == [
+        "",
+        "bytes=300000-",
+        "bytes=300000-",
+        "bytes=300000-",
+        "bytes=400000-",
+    ]
 
 
 def test_what_is_there_is_kept_after_giving_up_and_used_by_the_next_start(server, cache):
     content = b"0123456789" * 50_000
     (server.root / "x.txt").write_bytes(content)
-    server.faults["x.txt"] = [("pass",), ("cut", 200_000), *[("status", 500)] * cache_module.ATTEMPTS]
+    server.faults["x.txt"] = [
+        ("pass",),
+        ("cut", 200_000),
+        *[("status", 500)] * cache_module.ATTEMPTS,
+    ]
     with pytest.raises(DataError, match="cannot be reached") as caught:
         fetched(cache, f"{server.url}/x.txt")
     assert "500" in caught.value.got and "data.path=FILE" in caught.value.fix
@@ -97,7 +128,11 @@ def test_what_is_there_is_kept_after_giving_up_and_used_by_the_next_start(server
 
 def test_a_part_of_another_version_is_not_gone_on_with(server, cache):
     (server.root / "x.txt").write_bytes(b"old" * 100_000)
-    server.faults["x.txt"] = [("pass",), ("cut", 100_000), *[("status", 500)] * cache_module.ATTEMPTS]
+    server.faults["x.txt"] = [
+        ("pass",),
+        ("cut", 100_000),
+        *[("status", 500)] * cache_module.ATTEMPTS,
+    ]
     with pytest.raises(DataError):
         fetched(cache, f"{server.url}/x.txt")
     (server.root / "x.txt").write_bytes(b"new" * 100_000)
@@ -116,7 +151,9 @@ def test_a_server_without_ranges_sends_it_anew(server, cache):
         fetched(cache, f"{server.url}/x.txt")
 
 
-def test_a_file_that_changes_meanwhile_is_refused_and_one_that_changed_before_is_fetched_again(server, cache):
+def test_a_file_that_changes_meanwhile_is_refused_and_one_that_changed_before_is_fetched_again(
+    server, cache
+):
     (server.root / "x.txt").write_bytes(b"one" * 1000)
     server.faults["x.txt"] = [("pass",), ("pass",), ("replace", b"two" * 1000)]
     with pytest.raises(DataError, match="changed while it was downloaded"):
@@ -131,7 +168,11 @@ def test_what_will_not_pass_is_said_at_once(server, cache, code):
     server.faults["x.txt"] = [("status", code)]
     with pytest.raises(DataError, match="cannot be read") as caught:
         fetched(cache, f"{server.url}/x.txt?signature=secret")
-    assert f"HTTP {code}" in caught.value.got and "secret" not in str(caught.value) and len(server.log) == 1
+    assert (
+        f"HTTP {code}" in caught.value.got
+        and "secret" not in str(caught.value)
+        and len(server.log) == 1
+    )
 
 
 def test_no_server_at_all(cache, tmp_path):
@@ -192,7 +233,9 @@ def test_a_missing_package_and_a_missing_endpoint_are_named(monkeypatch, setting
     assert "export OSS_ENDPOINT=" in caught.value.fix
     monkeypatch.setenv("OSS_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ossfs", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "oss", raising=False)  # what another test has loaded
+    monkeypatch.delitem(
+        sys.modules["fsspec.registry"]._registry, "oss", raising=False
+    )  # what another test has loaded
     with pytest.raises(MachineError, match="needs the package ossfs") as caught:
         prepare_store(settings("oss://bucket/x.jsonl"))
     assert "wikillm[remote]" in caught.value.fix
@@ -222,7 +265,9 @@ def bucket():
     environment.undo()
 
 
-def test_files_of_a_bucket_by_name_by_glob_and_by_folder(bucket, tmp_path, texts, write_source, settings):
+def test_files_of_a_bucket_by_name_by_glob_and_by_folder(
+    bucket, tmp_path, texts, write_source, settings
+):
     every = texts(90)
     for i in range(3):
         path = write_source(tmp_path, "plain.jsonl", every[i * 30 : i * 30 + 30])
@@ -232,10 +277,14 @@ def test_files_of_a_bucket_by_name_by_glob_and_by_folder(bucket, tmp_path, texts
     found = {}
     for entry in ("s3://texts/corpus/*.jsonl", "s3://texts/corpus/"):
         store = prepare_store(settings(entry, cache=str(tmp_path / "cache")))
-        assert [source.url for source in store.manifest.sources] == [f"s3://texts/corpus/{i}.jsonl" for i in range(3)]
+        assert [source.url for source in store.manifest.sources] == [
+            f"s3://texts/corpus/{i}.jsonl" for i in range(3)
+        ]
         assert all(source.version for source in store.manifest.sources)
         found[entry] = store.manifest.fingerprint
-        assert store.train.n_tokens + store.val.n_tokens == whole.train.n_tokens + whole.val.n_tokens
+        assert (
+            store.train.n_tokens + store.val.n_tokens == whole.train.n_tokens + whole.val.n_tokens
+        )
     assert len(set(found.values())) == 1
     one = prepare_store(settings("s3://texts/corpus/1.jsonl", cache=str(tmp_path / "cache")))
     assert one.manifest.funnel.kept_records == 30
@@ -254,13 +303,18 @@ def test_a_changed_object_is_fetched_again(bucket, cache):
 
 
 def test_a_prepared_store_in_a_bucket(bucket, tmp_path, texts, write_source, settings):
-    local = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(60)), store=str(tmp_path / "store")))
+    local = prepare_store(
+        settings(write_source(tmp_path, "plain.jsonl", texts(60)), store=str(tmp_path / "store"))
+    )
     for path in local.dir.rglob("*"):
         if path.is_file():
             bucket(f"stores/one/{path.relative_to(local.dir)}", path.read_bytes())
     far = prepare_store(settings(store="s3://texts/stores/one", cache=str(tmp_path / "cache")))
     assert far.manifest == local.manifest
-    assert far.train.read(0, far.train.n_tokens).tolist() == local.train.read(0, local.train.n_tokens).tolist()
+    assert (
+        far.train.read(0, far.train.n_tokens).tolist()
+        == local.train.read(0, local.train.n_tokens).tolist()
+    )
 
 
 def test_a_failure_is_shared_by_those_who_want_the_same_only(server, cache):
@@ -280,7 +334,10 @@ def test_a_failure_is_shared_by_those_who_want_the_same_only(server, cache):
         except DataError as error:
             outcomes[name] = error.what
 
-    threads = [threading.Thread(target=fail), *(threading.Thread(target=want, args=(n,)) for n in ("good", "bad"))]
+    threads = [
+        threading.Thread(target=fail),
+        *(threading.Thread(target=want, args=(n,)) for n in ("good", "bad")),
+    ]
     threads[0].start()
     is_held.wait()
     for thread in threads[1:]:
@@ -288,14 +345,21 @@ def test_a_failure_is_shared_by_those_who_want_the_same_only(server, cache):
     for thread in threads:
         thread.join()
     assert outcomes["good"] == b"good"
-    assert outcomes["bad"] in ("bad is not there.", b"good")  # shared, unless `good` had its turn in between
+    assert outcomes["bad"] in (
+        "bad is not there.",
+        b"good",
+    )  # shared, unless `good` had its turn in between
 
 
 def test_the_part_of_a_cut_download_counts_and_makes_room(server, tmp_path):
     cache = Cache(str(tmp_path / "cache"), limit=1_000_000)
     for name in ("cut.txt", "next.txt"):
         (server.root / name).write_bytes(bytes(700_000))
-    server.faults["cut.txt"] = [("pass",), ("cut", 600_000), *[("status", 500)] * cache_module.ATTEMPTS]
+    server.faults["cut.txt"] = [
+        ("pass",),
+        ("cut", 600_000),
+        *[("status", 500)] * cache_module.ATTEMPTS,
+    ]
     with pytest.raises(DataError, match="cannot be reached"):
         fetched(cache, f"{server.url}/cut.txt")
     assert sum(path.stat().st_size for path in cache.folder.rglob(".part")) == 600_000

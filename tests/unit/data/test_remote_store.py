@@ -51,14 +51,18 @@ def section(server, tmp_path):
 
     def make(**values: object) -> DataSection:
         cache = str(tmp_path / "cache")
-        return DataSection(store=f"{server.url}/store", cache=cache, min_val_tokens=1, window_shards=2, **values)
+        return DataSection(
+            store=f"{server.url}/store", cache=cache, min_val_tokens=1, window_shards=2, **values
+        )
 
     return make
 
 
 def batches(store: Store, workers: int = 0, steps: int = 12) -> np.ndarray:
     order = order_of(store, T, 5, 2)
-    loader = train_loader(store.train, order, BatchShape(8, 1, 1, 0), total_steps=steps, workers=workers)
+    loader = train_loader(
+        store.train, order, BatchShape(8, 1, 1, 0), total_steps=steps, workers=workers
+    )
     return np.concatenate([batch["input_ids"].numpy() for batch in loader])
 
 
@@ -66,15 +70,21 @@ def shard_files(folder: Path) -> set[str]:
     return {p.name for p in folder.glob("stores/*/*/*") if p.suffix in (".tok", ".idx")}
 
 
-def test_the_batches_are_those_of_the_local_store_and_only_what_is_read_is_fetched(local, server, section, tmp_path):
+def test_the_batches_are_those_of_the_local_store_and_only_what_is_read_is_fetched(
+    local, server, section, tmp_path
+):
     store = prepare_store(section())
     assert shard_files(tmp_path / "cache") == set(), "opening fetches no shard"
     assert store.manifest == local.manifest and store.tokenizer().sha256 == local.tokenizer().sha256
     assert np.array_equal(batches(store), batches(local))
     first = shard_files(tmp_path / "cache")
     assert 0 < len(first) < len(local.manifest.shards), "the first windows only"
-    assert np.array_equal(batches(store, workers=2, steps=60), batches(local, steps=60))  # beyond the first epoch
-    assert np.array_equal(store.val.read(0, store.val.n_tokens), local.val.read(0, local.val.n_tokens))
+    assert np.array_equal(
+        batches(store, workers=2, steps=60), batches(local, steps=60)
+    )  # beyond the first epoch
+    assert np.array_equal(
+        store.val.read(0, store.val.n_tokens), local.val.read(0, local.val.n_tokens)
+    )
     server.log.clear()
     again = prepare_store(section())
     assert np.array_equal(batches(again), batches(local))
@@ -108,7 +118,12 @@ def test_a_damaged_shard_never_reaches_a_batch(local, server, section, tmp_path)
 def test_a_shard_comes_through_cut_connections(local, server, section):
     server.faults["store/train/00000.tok"] = [("cut", 1000), ("status", 502), ("cut", 500)]
     assert np.array_equal(batches(prepare_store(section())), batches(local))
-    assert server.fetched("store/train/00000.tok") == ["", "bytes=1000-", "bytes=1000-", "bytes=1500-"]
+    assert server.fetched("store/train/00000.tok") == [
+        "",
+        "bytes=1000-",
+        "bytes=1000-",
+        "bytes=1500-",
+    ]
 
 
 def test_without_the_server_what_is_cached_can_be_read(local, tmp_path):
@@ -122,7 +137,9 @@ def test_without_the_server_what_is_cached_can_be_read(local, tmp_path):
         store.train.read(0, store.train.n_tokens)
 
 
-def test_a_store_that_is_built_anew_is_another_one(local, server, section, tmp_path, texts, write_source, settings):
+def test_a_store_that_is_built_anew_is_another_one(
+    local, server, section, tmp_path, texts, write_source, settings
+):
     old = prepare_store(section())
     old.train.read(0, 100)
     shutil.rmtree(local.dir)
@@ -142,11 +159,16 @@ def test_a_growing_run_a_mixture_and_a_pickle_read_it_too(local, section, server
         MixtureSource(name="near", weight=1, store=str(local.dir)),
     ]
     far = prepare_store(section().model_copy(update={"store": None, "mixture": tuple(parts)}))
-    near = prepare_store(section().model_copy(update={"store": None, "mixture": (parts[1], parts[1])}))
+    near = prepare_store(
+        section().model_copy(update={"store": None, "mixture": (parts[1], parts[1])})
+    )
     near_parts = [part.store.manifest.fingerprint for part in near.mixture.parts]
     assert [part.store.manifest.fingerprint for part in far.mixture.parts] == near_parts
     assert far.train.read(5, 900).tolist() == near.train.read(5, 900).tolist()
-    assert pickle.loads(pickle.dumps(far.train)).read(5, 900).tolist() == near.train.read(5, 900).tolist()
+    assert (
+        pickle.loads(pickle.dumps(far.train)).read(5, 900).tolist()
+        == near.train.read(5, 900).tolist()
+    )
 
 
 def test_what_is_no_store_and_what_cannot_be_built_there(server, section, tmp_path):
@@ -173,7 +195,9 @@ def test_a_shard_that_another_process_removes_is_fetched_again(local, section, m
     monkeypatch.setattr(remote_store.RemoteShards, "ensure", ensure_and_lose)
     assert np.array_equal(batches(prepare_store(section())), batches(local))
     assert removed
-    monkeypatch.setattr(remote_store.RemoteShards, "ensure", lambda self, path: path.unlink(missing_ok=True))
+    monkeypatch.setattr(
+        remote_store.RemoteShards, "ensure", lambda self, path: path.unlink(missing_ok=True)
+    )
     with pytest.raises(DataError, match="cannot be read") as caught:
         batches(prepare_store(section()))
     assert "data.cache_bytes" in caught.value.fix
@@ -184,8 +208,14 @@ def test_ranks_that_waited_open_the_store_that_the_first_one_found(local, server
     first = remote_store.open_remote(url, cache)
     path = local.dir / "manifest.json"
     path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0', 1))
-    assert json.loads(remote_store._manifest(url, cache, asked))["fingerprint"] == first.manifest.fingerprint
-    assert remote_store.open_remote(url, cache).manifest.fingerprint == "0" + first.manifest.fingerprint
+    assert (
+        json.loads(remote_store._manifest(url, cache, asked))["fingerprint"]
+        == first.manifest.fingerprint
+    )
+    assert (
+        remote_store.open_remote(url, cache).manifest.fingerprint
+        == "0" + first.manifest.fingerprint
+    )
 
 
 def test_a_tokenizer_that_is_not_the_manifests_is_not_kept(local, section, tmp_path):

@@ -48,13 +48,23 @@ def chunked(content: bytes, size: int):
 
 
 def test_files_folders_and_globs_in_a_fixed_order_each_once(tmp_path):
-    names = ["b 北京.jsonl", "-dash.jsonl", "a.json", "deep/c.xml-p1p42.bz2", "notes.md", ".hidden.jsonl", "[1].jsonl"]
+    names = [
+        "b 北京.jsonl",
+        "-dash.jsonl",
+        "a.json",
+        "deep/c.xml-p1p42.bz2",
+        "notes.md",
+        ".hidden.jsonl",
+        "[1].jsonl",
+    ]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     found = [str(path.relative_to(tmp_path)) for path in locate([str(tmp_path)])]
     assert found == ["-dash.jsonl", "[1].jsonl", "a.json", "b 北京.jsonl", "deep/c.xml-p1p42.bz2"]
-    again = locate([str(tmp_path / "a.json"), str(tmp_path / "*.json*"), str(tmp_path / "nothing-*.json")])
+    again = locate(
+        [str(tmp_path / "a.json"), str(tmp_path / "*.json*"), str(tmp_path / "nothing-*.json")]
+    )
     assert again[0].name == "a.json"
     assert len(again) == 4
     assert locate([str(tmp_path / "[1].jsonl")])[0].name == "[1].jsonl"
@@ -96,10 +106,16 @@ def test_without_a_path_chinese_wikipedia_is_looked_for_and_only_one_file_of_it_
         locate([], root=tmp_path)
     assert "data.path=FILE" in caught.value.fix
     (tmp_path / "WIKI_CN").mkdir()
-    for name in ("wikipedia-zh-cn-20230101.json", "wikipedia-zh-cn-20240820.json", "zhwiki-20240101.xml.bz2"):
+    for name in (
+        "wikipedia-zh-cn-20230101.json",
+        "wikipedia-zh-cn-20240820.json",
+        "zhwiki-20240101.xml.bz2",
+    ):
         (tmp_path / "WIKI_CN" / name).write_text("x")
     for paths in ([], WIKI_ZH_CANDIDATES):
-        assert [path.name for path in locate(paths, root=tmp_path)] == ["wikipedia-zh-cn-20240820.json"]
+        assert [path.name for path in locate(paths, root=tmp_path)] == [
+            "wikipedia-zh-cn-20240820.json"
+        ]
 
 
 def test_the_preset_names_the_same_candidates():
@@ -115,19 +131,25 @@ def test_the_preset_names_the_same_candidates():
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=12),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
-@given(st.lists(JSON_VALUES, max_size=6), st.integers(1, 7), st.booleans(), st.sampled_from([None, 1]))
+@given(
+    st.lists(JSON_VALUES, max_size=6), st.integers(1, 7), st.booleans(), st.sampled_from([None, 1])
+)
 def test_array_items_come_out_whole_whatever_the_pieces(values, size, ascii_only, indent):
     content = json.dumps(values, ensure_ascii=ascii_only, indent=indent).encode()
     items = list(split_array(chunked(content, size), 0, LIMIT, "x"))
     assert [json.loads(payload) for _, payload, _ in items] == values
     for (offset, payload, length), following in zip(items, [*items, None][1:], strict=True):
         assert content[offset : offset + length] == payload
-        rest = list(split_array(chunked(content[offset + length :], size), offset + length, LIMIT, "x"))
+        rest = list(
+            split_array(chunked(content[offset + length :], size), offset + length, LIMIT, "x")
+        )
         assert (rest[0] if rest else None) == following  # may be started after any item
 
 
@@ -146,7 +168,10 @@ def test_lines_come_out_whole_whatever_the_pieces(lines, size, limit):
     assert all(content[offset : offset + length] in lines for offset, _, length in items)
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=5), st.integers(1, 30))
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=5),
+    st.integers(1, 30),
+)
 def test_pages_come_out_whole_whatever_the_pieces(texts, size):
     pages = [b"<page><x>" + text.replace("<", "&lt;").encode() + b"</x></page>" for text in texts]
     content = b"<mediawiki>\n<siteinfo/>" + b"\n ".join(pages) + b"</mediawiki>"
@@ -159,7 +184,11 @@ def test_a_record_above_the_limit_is_counted_and_never_held(size):
     big = "大" * 3000
     lines = ['{"text": "a"}', json.dumps({"text": big}), '{"text": "b"}']
     array = ("[" + ",".join(lines) + "]").encode()
-    pages = b"<mediawiki>" + b"".join(f"<page>{line}</page>".encode() for line in lines) + b"</mediawiki>"
+    pages = (
+        b"<mediawiki>"
+        + b"".join(f"<page>{line}</page>".encode() for line in lines)
+        + b"</mediawiki>"
+    )
     for items in (
         split_lines(chunked("\n".join(lines).encode(), size), 0, 100),
         split_array(chunked(array, size), 0, 100, "x"),
@@ -184,8 +213,16 @@ def test_damaged_arrays_are_refused(content, message):
 
 
 def test_a_bad_item_of_an_array_leaves_the_others_whole():
-    items = list(split_array(iter([b'[{"text": nope}, 17, }x, "s", {"text": "b"}]']), 0, LIMIT, "x"))
-    assert [payload for _, payload, _ in items] == [b'{"text": nope}', b"17", b"}x", b'"s"', b'{"text": "b"}']
+    items = list(
+        split_array(iter([b'[{"text": nope}, 17, }x, "s", {"text": "b"}]']), 0, LIMIT, "x")
+    )
+    assert [payload for _, payload, _ in items] == [
+        b'{"text": nope}',
+        b"17",
+        b"}x",
+        b'"s"',
+        b'{"text": "b"}',
+    ]
 
 
 def test_xml_that_declares_entities_or_ends_early_is_refused():
@@ -207,14 +244,18 @@ def test_every_format_gives_the_same_documents(tmp_path, texts, write_source, ki
     check_text_key(source, "text", LIMIT)
     items = list(items_of(source, 0, LIMIT))
     clean = cleaner(source.format, "text")
-    assert [clean(payload, offset) for offset, payload, _ in items] == [text.strip() for text in expected]
+    assert [clean(payload, offset) for offset, payload, _ in items] == [
+        text.strip() for text in expected
+    ]
     assert next(items_of(source, items[17][0], LIMIT)) == items[17]  # a cursor resumes there
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_mediawiki_in_utf8_and_utf16(tmp_path, mediawiki, encoding):
     path = tmp_path / "dump"
-    path.write_bytes(bz2.compress(mediawiki([("北京", 0, "文" * 80), ("甲 -> 乙", 0, "x")]).encode(encoding)))
+    path.write_bytes(
+        bz2.compress(mediawiki([("北京", 0, "文" * 80), ("甲 -> 乙", 0, "x")]).encode(encoding))
+    )
     source = sniff(path)
     assert source.format == "mediawiki"
     items = list(items_of(source, 0, LIMIT))
@@ -226,7 +267,9 @@ def test_mediawiki_in_utf8_and_utf16(tmp_path, mediawiki, encoding):
 def test_truncated_and_damaged_compressed_files_say_how_far_they_go(tmp_path, texts, compress):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts(3000)).encode()
     whole = compress(lines)
-    for number, content in enumerate((whole[:-20], whole[: len(whole) // 2], compress(lines) + b"garbage")):
+    for number, content in enumerate(
+        (whole[:-20], whole[: len(whole) // 2], compress(lines) + b"garbage")
+    ):
         path = tmp_path / f"{number}"
         path.write_bytes(content)
         with pytest.raises(DataError, match="damaged or cut off") as caught:
@@ -303,10 +346,17 @@ def sniff_as(path: Path) -> SourceFile:
 
 
 def test_shards_are_the_same_from_every_cursor(tmp_path, texts, write_source):
-    sources = tuple(sniff(write_source(tmp_path, kind, texts(60, seed=i))) for i, kind in enumerate(KINDS[:5]))
+    sources = tuple(
+        sniff(write_source(tmp_path, kind, texts(60, seed=i))) for i, kind in enumerate(KINDS[:5])
+    )
     whole = list(read_shards(sources, 4000, LIMIT))
     assert len(whole) > 5
-    records = [(span.source, offset) for raw in whole for span in raw.spans for offset, _, _ in span.items()]
+    records = [
+        (span.source, offset)
+        for raw in whole
+        for span in raw.spans
+        for offset, _, _ in span.items()
+    ]
     assert len(records) == len(set(records)) == 300
     assert [raw.number for raw in whole] == list(range(len(whole)))
     for raw in whole:
@@ -321,4 +371,6 @@ def test_a_record_too_long_reaches_its_shard_as_dropped(tmp_path):
     (raw,) = read_shards((sniff(path),), 1 << 20, 100)
     (batch,) = CleanJob(("jsonl",), "text").batches(raw)
     assert batch.texts == ["a"]
-    assert [(item.offset, "max_document_bytes" in item.why.reason) for item in batch.dropped] == [(14, True)]
+    assert [(item.offset, "max_document_bytes" in item.why.reason) for item in batch.dropped] == [
+        (14, True)
+    ]

@@ -51,17 +51,25 @@ def documents(store: Store) -> list[list[int]]:
     return found
 
 
-def test_every_token_of_every_document_is_there_exactly_once(tmp_path, texts, write_source, settings):
+def test_every_token_of_every_document_is_there_exactly_once(
+    tmp_path, texts, write_source, settings
+):
     expected = texts(150)
-    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", expected), val_fraction=0.2))
+    store = prepare_store(
+        settings(write_source(tmp_path, "plain.jsonl", expected), val_fraction=0.2)
+    )
     tokenizer = store.tokenizer()
     wanted = sorted([*tokenizer.encode(text), tokenizer.eos_id] for text in expected)
     assert sorted(documents(store)) == wanted
     assert len(store.manifest.shards) > 3
     assert store.train.n_documents + store.val.n_documents == 150
     assert 10 < store.val.n_documents < 60
-    assert store.train.text_bytes + store.val.text_bytes == sum(len(text.encode()) for text in expected)
-    ids = np.concatenate([store.train.read(0, store.train.n_tokens), store.val.read(0, store.val.n_tokens)])
+    assert store.train.text_bytes + store.val.text_bytes == sum(
+        len(text.encode()) for text in expected
+    )
+    ids = np.concatenate(
+        [store.train.read(0, store.train.n_tokens), store.val.read(0, store.val.n_tokens)]
+    )
     assert np.count_nonzero(ids == tokenizer.eos_id) == 150  # a literal <|endoftext|> is no border
     assert any("<|endoftext|>" in text for text in expected)
 
@@ -70,7 +78,9 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, texts, write_sourc
     path = write_source(tmp_path, "multi-stream.jsonl.bz2", texts(200))
     found = []
     for workers in (1, 3):
-        cfg = settings(path, workers=workers, tokenizer="train:400", store=str(tmp_path / f"store{workers}"))
+        cfg = settings(
+            path, workers=workers, tokenizer="train:400", store=str(tmp_path / f"store{workers}")
+        )
         found.append(digests(prepare_store(cfg).dir))
     assert found[0] == found[1]
     assert len(found[0]) > 30
@@ -79,14 +89,31 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path, texts, write_sourc
 def test_the_documents_are_the_same_in_every_format(tmp_path, texts, write_source, settings):
     expected = texts(60)
     found = []
-    kinds = ("plain.jsonl", "array.json", "two-members.jsonl.gz", "multi-stream.jsonl.bz2", "array.json.bz2")
-    for kind in (*kinds, "two-streams.jsonl.xz", "frames.jsonl.zst", "table.csv", "table.tsv.zst", "rows.parquet"):
+    kinds = (
+        "plain.jsonl",
+        "array.json",
+        "two-members.jsonl.gz",
+        "multi-stream.jsonl.bz2",
+        "array.json.bz2",
+    )
+    for kind in (
+        *kinds,
+        "two-streams.jsonl.xz",
+        "frames.jsonl.zst",
+        "table.csv",
+        "table.tsv.zst",
+        "rows.parquet",
+    ):
         store = prepare_store(settings(write_source(tmp_path, kind, expected)))
-        found.append([stream.read(0, stream.n_tokens).tolist() for stream in (store.train, store.val)])
+        found.append(
+            [stream.read(0, stream.n_tokens).tolist() for stream in (store.train, store.val)]
+        )
     assert all(streams == found[0] for streams in found)
 
 
-def test_equal_texts_are_on_one_side_and_stay_there_when_data_is_added(tmp_path, texts, write_source, settings):
+def test_equal_texts_are_on_one_side_and_stay_there_when_data_is_added(
+    tmp_path, texts, write_source, settings
+):
     once = texts(80)
     first = prepare_store(settings(write_source(tmp_path, "plain.jsonl", once), val_fraction=0.3))
     more = once + texts(40, seed=5) + once + ["\u0065\u0301 " + once[3], "é " + once[3]]
@@ -102,7 +129,9 @@ def test_equal_texts_are_on_one_side_and_stay_there_when_data_is_added(tmp_path,
 
 
 def test_reading_across_shards_pickling_and_counting(tmp_path, texts, write_source, settings):
-    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(150)), val_fraction=0.05))
+    store = prepare_store(
+        settings(write_source(tmp_path, "plain.jsonl", texts(150)), val_fraction=0.05)
+    )
     stream = store.train
     every = stream.read(0, stream.n_tokens)
     assert every.dtype == np.uint32
@@ -112,7 +141,9 @@ def test_reading_across_shards_pickling_and_counting(tmp_path, texts, write_sour
     for _ in range(50):
         start, stop = sorted(rng.integers(0, stream.n_tokens + 1, 2).tolist())
         assert np.array_equal(copy.read(start, stop), every[start:stop])
-        assert np.array_equal(copy.document_ends(start, stop), ends[(ends > start) & (ends <= stop)])
+        assert np.array_equal(
+            copy.document_ends(start, stop), ends[(ends > start) & (ends <= stop)]
+        )
     counts = stream.count_tokens(store.manifest.tokenizer.length)
     assert np.array_equal(counts, np.bincount(every, minlength=store.manifest.tokenizer.length))
     for start, stop in ((-1, 2), (0, stream.n_tokens + 1), (5, 4)):
@@ -124,13 +155,18 @@ def test_reading_across_shards_pickling_and_counting(tmp_path, texts, write_sour
 
 def test_the_index_leads_back_to_the_source(tmp_path, texts, write_source, settings):
     expected = texts(50)
-    paths = [write_source(tmp_path, kind, expected[i::2]) for i, kind in enumerate(("plain.jsonl", "array.json"))]
+    paths = [
+        write_source(tmp_path, kind, expected[i::2])
+        for i, kind in enumerate(("plain.jsonl", "array.json"))
+    ]
     store = prepare_store(settings(*paths))
     found = set()
     for stream in (store.train, store.val):
         for entry in np.concatenate(list(stream.indexes())):
             content = Path(store.manifest.sources[entry["source"]].path).read_bytes()
-            text = json.JSONDecoder().raw_decode(content[int(entry["offset"]) :].decode())[0]["text"]
+            text = json.JSONDecoder().raw_decode(content[int(entry["offset"]) :].decode())[0][
+                "text"
+            ]
             assert len(text.encode()) == entry["text_bytes"]
             found.add(text)
     assert found == set(expected)
@@ -145,7 +181,10 @@ def test_the_first_bytes_of_text_in_whole_documents(tmp_path, texts, write_sourc
         size += len(expected[kept].encode())
         kept += 1
     stores = [
-        prepare_store(settings(path, max_text_bytes=limit, workers=w, store=str(tmp_path / f"s{w}"))) for w in (1, 3)
+        prepare_store(
+            settings(path, max_text_bytes=limit, workers=w, store=str(tmp_path / f"s{w}"))
+        )
+        for w in (1, 3)
     ]
     assert digests(stores[0].dir) == digests(stores[1].dir)
     store = stores[0]
@@ -153,22 +192,32 @@ def test_the_first_bytes_of_text_in_whole_documents(tmp_path, texts, write_sourc
     assert store.train.text_bytes + store.val.text_bytes == size
     assert store.manifest.stopped_at_text_limit
     assert store.manifest.funnel.kept_records == store.manifest.funnel.read_records == kept
-    assert len(list((store.dir / "shards").iterdir())) == len(store.manifest.shards)  # nothing built ahead is left
+    assert len(list((store.dir / "shards").iterdir())) == len(
+        store.manifest.shards
+    )  # nothing built ahead is left
     all_of_it = prepare_store(settings(path, max_text_bytes=10**9))
     assert not all_of_it.manifest.stopped_at_text_limit
 
 
 @pytest.mark.parametrize(("limit", "kept", "bad"), [(30, 1, 1), (20, 1, 1), (40, 2, 2), (59, 2, 2)])
-def test_what_stands_behind_the_last_document_wanted_is_not_counted(tmp_path, tokenizer_dir, limit, kept, bad):
+def test_what_stands_behind_the_last_document_wanted_is_not_counted(
+    tmp_path, tokenizer_dir, limit, kept, bad
+):
     lines = [json.dumps({"text": letter * 20}) for letter in "abc"]
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join([lines[0], "{bad", lines[1], "[]", lines[2], "{bad"]))
     (raw,) = read_shards([sniff(path)], 1 << 20, 1 << 20)
     copy_tokenizer(tokenizer_dir, tmp_path / "store" / "tokenizer")
     (tmp_path / "store" / "shards").mkdir()
-    info = ShardJob(tmp_path / "store", CleanJob(("jsonl",), "text"), 0.1, text_budget=limit)(raw, lambda work: None)
+    info = ShardJob(tmp_path / "store", CleanJob(("jsonl",), "text"), 0.1, text_budget=limit)(
+        raw, lambda work: None
+    )
     assert info.is_cut
-    assert (info.funnel.kept_records, info.funnel.bad_records, info.text_bytes) == (kept, bad, 20 * kept)
+    assert (info.funnel.kept_records, info.funnel.bad_records, info.text_bytes) == (
+        kept,
+        bad,
+        20 * kept,
+    )
     record = json.loads(shard_record_path(tmp_path / "store", 0).read_text())
     assert [found["offset"] for found in record["bad"]] == [33, 33 + 5 + 33][:bad]
 
@@ -181,12 +230,20 @@ def test_the_manifest_survives_json_and_tells_everything(tmp_path, texts, write_
         store.manifest.tokenizer.sha256
         == hashlib.sha256((store.tokenizer_dir / "tokenizer.json").read_bytes()).hexdigest()
     )
-    assert store.manifest.sources[0].sha256 == hashlib.sha256((tmp_path / "plain.jsonl").read_bytes()).hexdigest()
-    assert json.loads(json.dumps(summary_json(store)))["splits"]["train"]["tokens"] == store.train.n_tokens
+    assert (
+        store.manifest.sources[0].sha256
+        == hashlib.sha256((tmp_path / "plain.jsonl").read_bytes()).hexdigest()
+    )
+    assert (
+        json.loads(json.dumps(summary_json(store)))["splits"]["train"]["tokens"]
+        == store.train.n_tokens
+    )
     assert "kept" in summary_of(store)
 
 
-def test_bad_records_are_counted_quarantined_and_stop_the_build_beyond_the_share(tmp_path, texts, settings):
+def test_bad_records_are_counted_quarantined_and_stop_the_build_beyond_the_share(
+    tmp_path, texts, settings
+):
     lines = [json.dumps({"text": text}) for text in texts(95)]
     bad = ['{"text": broken}', '{"other": 1}', '{"text": "a\\u0000"}', '{"text": "\\ud800"}', "[]"]
     for i, line in enumerate(bad):
@@ -197,9 +254,13 @@ def test_bad_records_are_counted_quarantined_and_stop_the_build_beyond_the_share
         prepare_store(settings(path))
     assert f"{path}:2: not JSON" in caught.value.got
     assert caught.value.fix.endswith("data.max_bad_fraction=0.05")
-    store = prepare_store(settings(path, max_bad_fraction=0.05))  # goes on with the shards that were built
+    store = prepare_store(
+        settings(path, max_bad_fraction=0.05)
+    )  # goes on with the shards that were built
     assert (store.manifest.funnel.bad_records, store.manifest.funnel.kept_records) == (5, 95)
-    quarantined = [json.loads(line) for line in (store.dir / "quarantine.jsonl").read_text().splitlines()]
+    quarantined = [
+        json.loads(line) for line in (store.dir / "quarantine.jsonl").read_text().splitlines()
+    ]
     assert [q["head"] for q in quarantined] == bad
     content = path.read_text()
     assert all(content[q["offset"] :].startswith(q["head"]) for q in quarantined)
@@ -207,12 +268,22 @@ def test_bad_records_are_counted_quarantined_and_stop_the_build_beyond_the_share
 
 def test_long_documents_and_other_pages_are_in_the_funnel(tmp_path, mediawiki, settings):
     pages = [(f"条目{i}", 0, f"'''第{i}篇'''" + "正文。" * 40) for i in range(20)]
-    pages += [("甲 -> 乙", 0, "#REDIRECT [[乙]]"), ("Talk:甲", 1, "x"), ("短", 0, "短"), ("长", 0, "长" * 2000)]
+    pages += [
+        ("甲 -> 乙", 0, "#REDIRECT [[乙]]"),
+        ("Talk:甲", 1, "x"),
+        ("短", 0, "短"),
+        ("长", 0, "长" * 2000),
+    ]
     path = tmp_path / "dump.xml"
     path.write_text(mediawiki(pages))
     store = prepare_store(settings(path, max_document_bytes=4000, val_fraction=0.3))
     dropped = {line.reason: line.records for line in store.manifest.funnel.dropped}
-    assert dropped == {"redirect": 1, "other namespace": 1, "too short": 1, "longer than data.max_document_bytes": 1}
+    assert dropped == {
+        "redirect": 1,
+        "other namespace": 1,
+        "too short": 1,
+        "longer than data.max_document_bytes": 1,
+    }
     assert store.manifest.funnel.kept_records == 20
     table = store.manifest.funnel.table()
     assert "redirect" in table
@@ -239,7 +310,9 @@ def test_a_full_disk_is_predicted(tmp_path, texts, write_source, settings, monke
 # --- damage
 
 
-@pytest.mark.parametrize("damage", ["truncate", "delete", "flip", "manifest", "format", "tokenizer"])
+@pytest.mark.parametrize(
+    "damage", ["truncate", "delete", "flip", "manifest", "format", "tokenizer"]
+)
 def test_damage_is_found(tmp_path, texts, write_source, settings, damage):
     store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(80))))
     store.verify(full=True)
@@ -258,13 +331,17 @@ def test_damage_is_found(tmp_path, texts, write_source, settings, damage):
         manifest = store.dir / "manifest.json"
         text = manifest.read_text()
         manifest.write_text(
-            text[:-50] if damage == "manifest" else text.replace('"format_version": 1', '"format_version": 99')
+            text[:-50]
+            if damage == "manifest"
+            else text.replace('"format_version": 1', '"format_version": 99')
         )
     with pytest.raises(DataError):
         Store.open(store.dir).verify(full=True)
 
 
-def test_opening_lists_folders_and_reading_finds_short_files(tmp_path, texts, write_source, settings, monkeypatch):
+def test_opening_lists_folders_and_reading_finds_short_files(
+    tmp_path, texts, write_source, settings, monkeypatch
+):
     wanted = settings(write_source(tmp_path, "plain.jsonl", texts(200)), shard_bytes=1000)
     store = prepare_store(wanted)
     stats: list[object] = []
@@ -277,10 +354,14 @@ def test_opening_lists_folders_and_reading_finds_short_files(tmp_path, texts, wr
         content = shard.read_bytes()
         shard.write_bytes(content[:-size])
         opened = Store.open(store.dir)
-        with pytest.raises(DataError, match=f"{shard} has {len(content) - size} bytes instead of {len(content)}"):
+        with pytest.raises(
+            DataError, match=f"{shard} has {len(content) - size} bytes instead of {len(content)}"
+        ):
             opened.train.read(0, opened.train.n_tokens)
             list(opened.train.indexes())
-        with pytest.raises(DataError, match=f"{shard} has"):  # the first rank compares all sizes before a run starts
+        with pytest.raises(
+            DataError, match=f"{shard} has"
+        ):  # the first rank compares all sizes before a run starts
             prepare_store(wanted)
         assert prepare_store(wanted, is_main=False).manifest == store.manifest
         shard.unlink()
@@ -298,7 +379,11 @@ def test_funnels_add_up_in_any_order():
     a = Funnel.from_json({"kept_records": 1, "kept_characters": 5, "dropped": []})
     line = {"reason": "redirect", "records": 2, "characters": 9, "is_bad": False}
     b = Funnel.from_json(
-        {"kept_records": 0, "kept_characters": 0, "dropped": [line, {**line, "reason": "bad", "is_bad": True}]}
+        {
+            "kept_records": 0,
+            "kept_characters": 0,
+            "dropped": [line, {**line, "reason": "bad", "is_bad": True}],
+        }
     )
     assert merged([a, b, b]) == merged([b, a, b])
     total = merged([a, b, b])

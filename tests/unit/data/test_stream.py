@@ -31,7 +31,9 @@ def streamed(cfg, **values) -> Store:
 def samples(store: Store, order, first: int, stop: int) -> list[list[int]]:
     found = []
     for pieces in order.pieces(np.arange(first, stop)):
-        found.append([int(token) for piece in pieces for token in store.train.read(piece[0], piece[1] + 1)])
+        found.append(
+            [int(token) for piece in pieces for token in store.train.read(piece[0], piece[1] + 1)]
+        )
     return found
 
 
@@ -44,7 +46,11 @@ def slow_source(path: Path, records: int, bad_from: int | None = None) -> Path:
     with open(path, "w") as file:
         for i in range(records):
             bad = bad_from is not None and i >= bad_from
-            file.write("{\n" if bad else json.dumps({"text": f"document {i} " + f"word{i % 97} " * 400}) + "\n")
+            file.write(
+                "{\n"
+                if bad
+                else json.dumps({"text": f"document {i} " + f"word{i % 97} " * 400}) + "\n"
+            )
     return path
 
 
@@ -56,9 +62,13 @@ def until(condition, seconds: float = 60.0) -> None:
 
 
 @pytest.mark.parametrize(("workers", "packing"), [(1, "best_fit"), (2, "concat")])
-def test_streamed_samples_are_those_of_the_prepared_store(tmp_path, texts, write_source, settings, workers, packing):
+def test_streamed_samples_are_those_of_the_prepared_store(
+    tmp_path, texts, write_source, settings, workers, packing
+):
     path = write_source(tmp_path, "plain.jsonl", texts(1500))
-    store = streamed(settings(path, store=str(tmp_path / "streamed"), workers=workers), shard_bytes=8000)
+    store = streamed(
+        settings(path, store=str(tmp_path / "streamed"), workers=workers), shard_bytes=8000
+    )
     try:
         order = order_of(store, T, 7, 2, packing)
         assert isinstance(order, GrowingOrder)
@@ -82,7 +92,9 @@ def test_streamed_samples_are_those_of_the_prepared_store(tmp_path, texts, write
     assert all((prepared.dir / f).read_bytes() == (store.dir / f).read_bytes() for f in files)
 
 
-def test_evaluation_reads_the_first_window_streamed_or_prepared(tmp_path, texts, write_source, settings):
+def test_evaluation_reads_the_first_window_streamed_or_prepared(
+    tmp_path, texts, write_source, settings
+):
     path = write_source(tmp_path, "plain.jsonl", texts(1500))
     cfg = settings(path, store=str(tmp_path / "s"), val_fraction=0.2)
     first = streamed(cfg, shard_bytes=8000)
@@ -103,9 +115,13 @@ def test_a_build_that_was_left_is_gone_on_with(tmp_path, settings):
     assert not (store.dir / "manifest.json").exists(), "it was finished too early to be left"
     times = {p: p.stat().st_mtime_ns for p in (store.dir / "train").glob("*.tok")}
     again = streamed(cfg)
-    assert pickle.loads(pickle.dumps(again.growth)).builder is None  # a loader process has no builder
+    assert (
+        pickle.loads(pickle.dumps(again.growth)).builder is None
+    )  # a loader process has no builder
     again.close()
-    assert times and all(p.stat().st_mtime_ns == ns for p, ns in times.items()), "shards were built again"
+    assert times and all(p.stat().st_mtime_ns == ns for p, ns in times.items()), (
+        "shards were built again"
+    )
 
 
 def test_a_killed_builder_ends_the_wait_with_its_reason(tmp_path, settings):
@@ -159,7 +175,13 @@ def test_the_builder_ends_when_its_parent_does(tmp_path, settings):
     pid = builder_pid(tmp_path / "s")
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2], 20)
+    until(
+        lambda: (
+            not Path(f"/proc/{pid}").exists()
+            or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
+        ),
+        20,
+    )
     assert not (tmp_path / "s" / "manifest.json").exists()
 
 
@@ -212,7 +234,9 @@ def test_loader_processes_answer_with_the_reason_when_the_builder_dies(tmp_path,
 
 def batches_until_error(store: Store):
     shape = BatchShape(micro_batch=64, accumulation=1, world_size=1, rank=0)
-    for batch in train_loader(store.train, order_of(store, T, 7, 2), shape, total_steps=10**6, workers=2):
+    for batch in train_loader(
+        store.train, order_of(store, T, 7, 2), shape, total_steps=10**6, workers=2
+    ):
         yield batch
         if not isinstance(batch, dict):
             return

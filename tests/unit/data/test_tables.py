@@ -21,7 +21,9 @@ def table(count: int, delimiter: str, quote_at: dict[int, str], columns: int = 2
     rows = [delimiter.join(["id", "text", "note", "more"][:columns])]
     for i in range(count):
         text = f"the text of row {i}; it has {i * 7} words"
-        text = {"start": f'"{text}', "end": f'{text}"', "middle": f'{text} 5" wide', "": text}[quote_at.get(i, "")]
+        text = {"start": f'"{text}', "end": f'{text}"', "middle": f'{text} 5" wide', "": text}[
+            quote_at.get(i, "")
+        ]
         rows.append(delimiter.join([str(i), text, *["x"] * (columns - 2)]))
     return "\n".join([*rows, ""]).encode()
 
@@ -55,7 +57,10 @@ def test_too_many_lost_quotes_end_the_build_with_their_lines(tmp_path, settings)
     path.write_bytes(table(400, ",", dict.fromkeys(range(20, 400, 40), "start")))
     with pytest.raises(DataError, match="10 of 400 records cannot be read") as caught:
         prepare_store(settings(path))
-    assert f"{path}:22: not a row of this table: a quote in it has no partner: '20,\"the text" in caught.value.got
+    assert (
+        f"{path}:22: not a row of this table: a quote in it has no partner: '20,\"the text"
+        in caught.value.got
+    )
 
 
 def test_a_quote_in_the_middle_of_a_field_is_a_character(tmp_path, settings):
@@ -66,7 +71,9 @@ def test_a_quote_in_the_middle_of_a_field_is_a_character(tmp_path, settings):
 
 
 @pytest.mark.parametrize("lines", [2, 30, 990])
-@pytest.mark.parametrize("text", ["a line of prose, with {} commas, or two", "line {}", "", "roses are red, dear {}"])
+@pytest.mark.parametrize(
+    "text", ["a line of prose, with {} commas, or two", "line {}", "", "roses are red, dear {}"]
+)
 def test_cells_of_many_lines_are_kept(tmp_path, settings, lines, text):
     cell = "\n".join(text.format(i) if i % 5 else f"# {i}" for i in range(lines))
     path = tmp_path / "x.csv"
@@ -78,11 +85,15 @@ def test_cells_of_many_lines_are_kept(tmp_path, settings, lines, text):
 
 @pytest.mark.parametrize("columns", ["text", "id,text"])
 @pytest.mark.parametrize("size", [37, 1 << 20])
-def test_a_field_that_goes_on_for_too_long_is_an_error_that_names_its_lines(tmp_path, settings, columns, size):
+def test_a_field_that_goes_on_for_too_long_is_an_error_that_names_its_lines(
+    tmp_path, settings, columns, size
+):
     """Of one column every line is a row: whether a quote is lost cannot be seen."""
     first = "1," if columns == "id,text" else ""
     line = "a line of a very long text without an end"
-    content = f"{columns}\n{first}short\n{first}" + '"' + f"{line}\n" * 1500 + '"\n' + f"{first}short\n"
+    content = (
+        f"{columns}\n{first}short\n{first}" + '"' + f"{line}\n" * 1500 + '"\n' + f"{first}short\n"
+    )
     content += "".join(f"{first}row {i}\n" for i in range(60))
     rows = split_rows(
         (content.encode()[i : i + size] for i in range(0, len(content), size)),
@@ -99,7 +110,10 @@ def test_a_field_that_goes_on_for_too_long_is_an_error_that_names_its_lines(tmp_
     cfg = settings(tmp_path / "x.csv")
     with pytest.raises(DataError, match="goes on for more than"):
         prepare_store(cfg)
-    assert prepare_store(cfg.model_copy(update={"max_field_lines": 1502})).manifest.funnel.read_records == 63
+    assert (
+        prepare_store(cfg.model_copy(update={"max_field_lines": 1502})).manifest.funnel.read_records
+        == 63
+    )
 
 
 def test_a_field_without_an_end_in_a_column_alone_is_said_to_have_none(tmp_path, settings):
@@ -131,7 +145,9 @@ def test_borders_depend_neither_on_the_pieces_nor_on_the_start(seed, size, colum
     rng = random.Random(seed)
     parts = ["a", "b", ",", ",", "\n", "\n", '"', '""', "\r\n", "字"]
     header = ",".join("abc"[:columns])
-    content = (header + "\n" + "".join(rng.choice(parts) for _ in range(rng.randint(0, 120)))).encode()
+    content = (
+        header + "\n" + "".join(rng.choice(parts) for _ in range(rng.randint(0, 120)))
+    ).encode()
 
     def cut(start: int, size: int) -> list:
         pieces = (content[i : i + size] for i in range(start, len(content), size))

@@ -60,7 +60,9 @@ def test_rows_come_out_whole_whatever_the_pieces_and_from_every_start(values, si
     assert parsed == [dict(zip(header, row, strict=True)) for row in values]
     for (offset, payload, length), following in zip(items, [*items, None][1:], strict=True):
         assert content[offset : offset + length] == payload
-        rest = list(split_rows(chunked(content[offset + length :], size), offset + length, LIMIT, columns))
+        rest = list(
+            split_rows(chunked(content[offset + length :], size), offset + length, LIMIT, columns)
+        )
         assert (rest[0] if rest else None) == following
 
 
@@ -85,11 +87,10 @@ def test_blocks_stand_between_blank_lines_whatever_the_pieces(text, size):
 @pytest.mark.parametrize("size", [3, 64, 1 << 20])
 def test_a_record_above_the_limit_is_counted_and_not_held(size):
     rows = b'a,b\n1,"' + b'x""\n' * 100 + b'"\n2,c\n'
-    assert [(payload, length) for _, payload, length in split_rows(chunked(rows, size), 0, 50, columns_of(b"a,b"))] == [
-        (b"a,b", 3),
-        (None, 404),
-        (b"2,c", 3),
-    ]
+    assert [
+        (payload, length)
+        for _, payload, length in split_rows(chunked(rows, size), 0, 50, columns_of(b"a,b"))
+    ] == [(b"a,b", 3), (None, 404), (b"2,c", 3)]
     blocks = b"one\n\n" + b"long\n" * 40 + b"\n\ntwo"
     found = list(split_blocks(chunked(blocks, size), 0, 50))
     assert found == [(0, b"one", 3), (5, None, 199), (207, b"two", 3)]
@@ -126,7 +127,10 @@ def test_content_goes_before_the_name(tmp_path, name, content, format):
 
 @pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "no-name"])
 def test_parquet_and_compression_are_known_under_any_name(tmp_path, texts, write_source, name):
-    for kind, wanted in (("rows.parquet", ("parquet", "none")), ("two-streams.jsonl.xz", ("jsonl", "xz"))):
+    for kind, wanted in (
+        ("rows.parquet", ("parquet", "none")),
+        ("two-streams.jsonl.xz", ("jsonl", "xz")),
+    ):
         (tmp_path / name).write_bytes(write_source(tmp_path, kind, texts(9)).read_bytes())
         source = sniff(tmp_path / name)
         assert (source.format, source.compression) == wanted
@@ -139,7 +143,14 @@ def test_rows_that_do_not_fit_are_bad_and_leave_the_others_whole(tmp_path):
     assert [item if isinstance(item, str) else item.reason for item in found] == [
         "a", *["not a row of this table"] * 3, "not UTF-8", "empty", "not a row of this table",
     ]  # fmt: skip
-    assert [item.is_bad for item in found if isinstance(item, Dropped)] == [True, True, True, True, False, True]
+    assert [item.is_bad for item in found if isinstance(item, Dropped)] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_a_missing_column_lists_those_that_are_there(tmp_path):
@@ -157,7 +168,9 @@ def test_a_missing_column_lists_those_that_are_there(tmp_path):
 
 def test_nulls_and_long_texts_of_parquet_are_counted(tmp_path):
     path = tmp_path / "x.parquet"
-    parquet.write_table(pyarrow.table({"text": ["a", None, "b" * 99, "", "c"]}), path, row_group_size=2)
+    parquet.write_table(
+        pyarrow.table({"text": ["a", None, "b" * 99, "", "c"]}), path, row_group_size=2
+    )
     items = list(items_of(sniff(path), 0, 50))
     assert [payload is None for _, payload, _ in items] == [False, False, True, False, False]
     for number, (offset, _, size) in enumerate(items):
@@ -207,7 +220,9 @@ def test_an_xz_header_that_asks_for_gigabytes_is_refused(tmp_path, monkeypatch):
 
 def test_shards_of_all_new_formats_are_the_same_from_every_cursor(tmp_path, texts, write_source):
     kinds = ("table.csv", "rows.parquet", "frames.jsonl.zst", "dictionary.parquet")
-    sources = [sniff(write_source(tmp_path, kind, texts(60, seed=i))) for i, kind in enumerate(kinds)]
+    sources = [
+        sniff(write_source(tmp_path, kind, texts(60, seed=i))) for i, kind in enumerate(kinds)
+    ]
     (tmp_path / "blocks").write_text("\n\n".join(texts(60, seed=8)).replace("\n\n\n", "\n"))
     sources.append(sniff(tmp_path / "blocks", "blocks"))
     whole = list(read_shards(sources, 4000, LIMIT))

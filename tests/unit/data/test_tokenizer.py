@@ -20,7 +20,12 @@ from wikillm.core.errors import ConfigError, DataError
 from wikillm.data import hubs, tokenizer_find
 from wikillm.data.tokenizer import copy_tokenizer, load_tokenizer
 from wikillm.data.tokenizer_find import choose_tokenizer
-from wikillm.data.tokenizer_train import SPECIAL_TOKENS, default_vocabulary, train_bpe, write_tokenizer
+from wikillm.data.tokenizer_train import (
+    SPECIAL_TOKENS,
+    default_vocabulary,
+    train_bpe,
+    write_tokenizer,
+)
 
 TEXT = "北京是中国的首都。The capital, 1984!\n\n  naïve"
 
@@ -40,7 +45,11 @@ def test_text_comes_back_and_special_tokens_are_only_text(tokenizer_dir):
 def test_training_is_of_qwen2s_kind_and_has_the_size_asked_for(texts):
     tokenizer = train_bpe(texts(300), 500)
     assert tokenizer.get_vocab_size() == 500
-    assert [tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [497, 498, 499]
+    assert [tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [
+        497,
+        498,
+        499,
+    ]
     assert len(tokenizer.encode("1234").ids) == 4  # digits one by one
     assert tokenizer.encode("cafe\u0301").ids == tokenizer.encode("caf\u00e9").ids  # NFC
     assert tokenizer.encode("\U0001f600").ids  # any character, by its bytes
@@ -55,8 +64,12 @@ def test_training_does_not_depend_on_threads_or_process(tmp_path, texts):
     )
     for threads in ("1", "4"):
         env = {**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
-        subprocess.run([sys.executable, "-c", program, corpus, tmp_path / threads], env=env, check=True)
-    assert (tmp_path / "1" / "tokenizer.json").read_bytes() == (tmp_path / "4" / "tokenizer.json").read_bytes()
+        subprocess.run(
+            [sys.executable, "-c", program, corpus, tmp_path / threads], env=env, check=True
+        )
+    assert (tmp_path / "1" / "tokenizer.json").read_bytes() == (
+        tmp_path / "4" / "tokenizer.json"
+    ).read_bytes()
 
 
 def test_plain_transformers_opens_what_a_store_keeps(tmp_path, tokenizer_dir):
@@ -69,17 +82,25 @@ def test_plain_transformers_opens_what_a_store_keeps(tmp_path, tokenizer_dir):
         auto = transformers.AutoTokenizer.from_pretrained(place)
         ours = load_tokenizer(place)
         assert auto(TEXT)["input_ids"] == ours.encode(TEXT)
-        assert (auto.eos_token_id, auto.pad_token_id, len(auto)) == (ours.eos_id, ours.eos_id, ours.length)
+        assert (auto.eos_token_id, auto.pad_token_id, len(auto)) == (
+            ours.eos_id,
+            ours.eos_id,
+            ours.length,
+        )
 
 
 def test_a_copy_runs_no_code_and_keeps_the_same_bytes(tmp_path, tokenizer_dir):
     source = tmp_path / "source"
     shutil.copytree(tokenizer_dir, source)
     config = json.loads((source / "tokenizer_config.json").read_text())
-    (source / "tokenizer_config.json").write_text(json.dumps({**config, "auto_map": {"AutoTokenizer": "evil.Evil"}}))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({**config, "auto_map": {"AutoTokenizer": "evil.Evil"}})
+    )
     copy_tokenizer(source, tmp_path / "copy")
     assert "auto_map" not in (tmp_path / "copy" / "tokenizer_config.json").read_text()
-    assert (tmp_path / "copy" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert (tmp_path / "copy" / "tokenizer.json").read_bytes() == (
+        source / "tokenizer.json"
+    ).read_bytes()
 
 
 def test_truncation_and_padding_in_a_tokenizer_json_are_not_applied(tmp_path, tokenizer_dir):
@@ -129,7 +150,10 @@ def test_the_search_order_is_the_documented_one(qwen2, tmp_path, monkeypatch):
     places = [  # from the last to the first
         (caches / "XDG_CACHE_HOME" / "wikillm" / "qwen2-tokenizer", "WikiLLM cache"),
         (caches / "MODELSCOPE_CACHE" / "hub" / "Qwen" / "Qwen2-0___5B", "ModelScope cache"),
-        (caches / "HF_HOME" / "hub" / "models--Qwen--Qwen2-0.5B" / "snapshots" / "abc", "Hugging Face cache"),
+        (
+            caches / "HF_HOME" / "hub" / "models--Qwen--Qwen2-0.5B" / "snapshots" / "abc",
+            "Hugging Face cache",
+        ),
         ("data", "./data"),
         ("data/qwen2-tokenizer", "./data/qwen2-tokenizer"),
         ("qwen2-tokenizer", "./qwen2-tokenizer"),
@@ -214,8 +238,12 @@ def test_hubs_that_fail_are_passed_over_and_remembered(hub, tmp_path, monkeypatc
     with pytest.raises(hubs.HubUnreachable, match="silent: no answer"):
         hubs.fetch_qwen2(tmp_path / "t", bad)
     before = len(asked)
-    assert hubs.fetch_qwen2(tmp_path / "t", [*bad, hubs.Hub("good", f"{url}/good/{{file}}")]).startswith("good")
-    assert [path for path in asked[before:] if not path.startswith("/good/")] == []  # not asked again
+    assert hubs.fetch_qwen2(
+        tmp_path / "t", [*bad, hubs.Hub("good", f"{url}/good/{{file}}")]
+    ).startswith("good")
+    assert [
+        path for path in asked[before:] if not path.startswith("/good/")
+    ] == []  # not asked again
     assert load_tokenizer(tmp_path / "t").sha256 == load_tokenizer(tokenizer_dir).sha256
 
 
@@ -231,4 +259,7 @@ def test_offline_asks_nobody(hub, tmp_path, monkeypatch, switch):
 
 def test_a_trained_folder_is_complete(tmp_path, texts):
     write_tokenizer(train_bpe(texts(50), 300), tmp_path / "t")
-    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == [
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]

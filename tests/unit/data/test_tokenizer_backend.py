@@ -44,13 +44,17 @@ class Wrong:
 
     def encode_batch(self, texts):
         return [
-            ids + [0] * (self._mark in text) for ids, text in zip(self._truth.encode_batch(texts), texts, strict=True)
+            ids + [0] * (self._mark in text)
+            for ids, text in zip(self._truth.encode_batch(texts), texts, strict=True)
         ]
 
 
 def ids_of(store: Path) -> dict[str, str]:
     found = [path for kind in ("tok", "idx") for path in sorted(store.rglob(f"*.{kind}"))]
-    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in found
+    }
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -79,7 +83,9 @@ def _opened(name: str, folder: Path) -> CheckedEncoder:
     return _OPEN.setdefault(f"{name} {folder}", open_encoder(name, folder))
 
 
-def test_a_store_has_the_same_bytes_whoever_encodes_and_says_who_did(tmp_path, texts, write_source, settings):
+def test_a_store_has_the_same_bytes_whoever_encodes_and_says_who_did(
+    tmp_path, texts, write_source, settings
+):
     path = write_source(tmp_path, "plain.jsonl", texts(150))
     found, names = [], []
     for setting in ("hf", "fastokens", "tiktoken", "auto"):
@@ -89,7 +95,9 @@ def test_a_store_has_the_same_bytes_whoever_encodes_and_says_who_did(tmp_path, t
         assert all(store.manifest.backend["version"][i].isdigit() for i in (0, -1))
     assert all(one == found[0] for one in found)
     assert names == ["tokenizers", "fastokens", "tiktoken", "fastokens"]
-    workers = prepare_store(settings(path, backend="fastokens", store=str(tmp_path / "workers"), workers=2))
+    workers = prepare_store(
+        settings(path, backend="fastokens", store=str(tmp_path / "workers"), workers=2)
+    )
     assert ids_of(workers.dir) == found[0][0]
 
 
@@ -97,7 +105,9 @@ def test_a_backend_that_is_wrong_on_the_fuzz_set_is_never_used(
     tmp_path, texts, write_source, settings, monkeypatch, capsys
 ):
     monkeypatch.setitem(OPENERS, "fastokens", lambda folder: Wrong(folder, "1984"))
-    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(30)), backend="fastokens"))
+    store = prepare_store(
+        settings(write_source(tmp_path, "plain.jsonl", texts(30)), backend="fastokens")
+    )
     assert store.manifest.backend["name"] == "tokenizers"
     assert "gives other ids than tokenizers" in "".join(capsys.readouterr())
 
@@ -119,7 +129,9 @@ def test_a_backend_that_is_wrong_in_the_middle_leaves_nothing_behind(
     assert ids_of(store.dir) == ids_of(wanted.dir)
     assert "built again with tokenizers" in "".join(capsys.readouterr())
     refused = json.loads((store.dir / REFUSED_NAME).read_text())
-    assert choose_backend("fastokens", store.dir).startswith("tokenizers")  # not asked a second time
+    assert choose_backend("fastokens", store.dir).startswith(
+        "tokenizers"
+    )  # not asked a second time
     assert len(refused) == 1
 
 
@@ -172,11 +184,15 @@ def test_a_build_that_a_run_reads_ends_where_another_is_made_anew(
     plan = replace(plan, is_read=True)
     if not ends:
         ensure_store(plan)
-        assert {shard.backend.split()[0] for shard in Store.open(plan.store).manifest.shards} == {"tokenizers"}
+        assert {shard.backend.split()[0] for shard in Store.open(plan.store).manifest.shards} == {
+            "tokenizers"
+        }
         return
     with pytest.raises(DataError, match="fastokens .* while a run was training") as caught:
         ensure_store(plan)
     assert "instead of" in caught.value.got and "data.backend=hf" in caught.value.fix
-    assert not list((plan.store / "shards").glob("*.json")), "what the encoder made must not be taken over"
+    assert not list((plan.store / "shards").glob("*.json")), (
+        "what the encoder made must not be taken over"
+    )
     ensure_store(plan)  # the next build does not ask it again
     assert ids_of(plan.store) == ids_of(prepare_store(settings(path, backend="hf")).dir)

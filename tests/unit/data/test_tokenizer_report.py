@@ -11,14 +11,21 @@ from wikillm.data import tokenizer_find, tokenizer_report
 from wikillm.data.prepare import prepare_store
 
 
-def test_the_report_counts_what_is_there(tmp_path, texts, write_source, settings, capsys, monkeypatch):
+def test_the_report_counts_what_is_there(
+    tmp_path, texts, write_source, settings, capsys, monkeypatch
+):
     monkeypatch.setattr(tokenizer_report, "_BATCH_TOKENS", 300)
-    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(300)), tokenizer="train:500"))
+    store = prepare_store(
+        settings(write_source(tmp_path, "plain.jsonl", texts(300)), tokenizer="train:500")
+    )
     assert "distinct hanzi are one token" in capsys.readouterr().out  # said when it was trained
     kept = json.loads((store.dir / "tokenizer_report.json").read_text(encoding="utf-8"))
     tokenizer = store.tokenizer()
     ends = [0, *store.val.document_ends().tolist()]
-    found = [tokenizer.decode(store.val.read(a, b - 1).tolist()) for a, b in zip(ends, ends[1:], strict=False)]
+    found = [
+        tokenizer.decode(store.val.read(a, b - 1).tolist())
+        for a, b in zip(ends, ends[1:], strict=False)
+    ]
     assert kept["text_bytes"] == store.val.text_bytes
     assert kept["tokens"] == store.val.n_tokens - store.val.n_documents
     assert kept["bytes_per_token"] == store.val.text_bytes / kept["tokens"]
@@ -36,13 +43,17 @@ def test_the_report_counts_what_is_there(tmp_path, texts, write_source, settings
 def test_it_is_compared_with_qwen2_where_that_is_here(
     tmp_path, texts, write_source, settings, tokenizer_dir, monkeypatch, capsys
 ):
-    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(200)), tokenizer="train:300"))
+    store = prepare_store(
+        settings(write_source(tmp_path, "plain.jsonl", texts(200)), tokenizer="train:300")
+    )
     capsys.readouterr()
     assert main(["data", "tokenizer", "--store", str(store.dir), "--json"]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert alone.pop("qwen2") is None
     assert alone == json.loads((store.dir / "tokenizer_report.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr(tokenizer_find, "_is_qwen2", lambda tokenizer: True)  # the fixture's stands in for its 11 MB
+    monkeypatch.setattr(
+        tokenizer_find, "_is_qwen2", lambda tokenizer: True
+    )  # the fixture's stands in for its 11 MB
     monkeypatch.setenv("WIKILLM_TOKENIZER", str(tokenizer_dir))
     assert main(["data", "tokenizer", "--store", str(store.dir), "--json"]) == 0
     other = json.loads(capsys.readouterr().out)["qwen2"]

@@ -19,9 +19,28 @@ from wikillm.data.sources.streams import pieces
 from wikillm.data.store import Store
 from wikillm.data.types import SourceFile
 
-SUBJECTS = ("這座城市", "該河流", "這位作家", "那所學校", "該條鐵路", "這部電影", "該公司", "這種植物")
+SUBJECTS = (
+    "這座城市",
+    "該河流",
+    "這位作家",
+    "那所學校",
+    "該條鐵路",
+    "這部電影",
+    "該公司",
+    "這種植物",
+)
 VERBS = ("位於", "建立於", "成長在", "聞名於", "起源於", "發展自")
-PLACES = ("北京", "臺北", "廣東省東部", "長江沿岸", "歐洲中部", "邊境地區", "一個小鎮", "亞洲各國", "海邊")
+PLACES = (
+    "北京",
+    "臺北",
+    "廣東省東部",
+    "長江沿岸",
+    "歐洲中部",
+    "邊境地區",
+    "一個小鎮",
+    "亞洲各國",
+    "海邊",
+)
 
 
 def prose(rng: random.Random, sentences: int = 14) -> str:
@@ -50,7 +69,10 @@ def dump(tmp_path: Path) -> Path:
     bodies = [prose(rng) for _ in range(60)]
     bodies[40] = bodies[7]  # another title: a near copy
     bodies[50] = bodies[9][:-1] + "！又"
-    bodies[20] = "-{zh-hans:计算机;zh-hant:電腦}-是一種機器。{{Infobox|name=x}}&lt;ref&gt;來源&lt;/ref&gt;" + bodies[20]
+    bodies[20] = (
+        "-{zh-hans:计算机;zh-hant:電腦}-是一種機器。{{Infobox|name=x}}&lt;ref&gt;來源&lt;/ref&gt;"
+        + bodies[20]
+    )
     bodies[21] = "'''水星'''可以指：\n* [[水星]]\n{{消歧義}}" + bodies[21]
     bodies[22] = "列表\n" + "\n".join(f"* [[條目{i}甲乙丙丁]]" for i in range(30))
     bodies[23] = "#重定向 [[北京]]"
@@ -63,7 +85,9 @@ def dump(tmp_path: Path) -> Path:
     pages.append(page(100, "Talk:x", bodies[0], ns=1))
     groups = ["".join(pages[at : at + 10]) for at in range(0, len(pages), 10)]
     path = tmp_path / "zhwiki-20261101-pages-articles-multistream.xml.bz2"
-    path.write_bytes(b"".join(bz2.compress(part.encode()) for part in [head, *groups, "</mediawiki>\n"]))
+    path.write_bytes(
+        b"".join(bz2.compress(part.encode()) for part in [head, *groups, "</mediawiki>\n"])
+    )
     return path
 
 
@@ -74,13 +98,20 @@ def digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def test_one_command_from_a_dump_to_a_store(dump, tmp_path, settings, tokenizer_dir, capsys, monkeypatch):
+def test_one_command_from_a_dump_to_a_store(
+    dump, tmp_path, settings, tokenizer_dir, capsys, monkeypatch
+):
     monkeypatch.setattr(bz2_streams, "CHUNK", 2000)  # several tasks for the threads
     common = [f"data.tokenizer={tokenizer_dir}", "data.min_val_tokens=1", "data.val_fraction=0.2"]
     found = []
     for workers in (1, 2):
         store = tmp_path / f"area{workers}" / "store"
-        words = [*common, f"data.store={store}", f"data.workers={workers}", "data.shard_bytes=20KiB"]
+        words = [
+            *common,
+            f"data.store={store}",
+            f"data.workers={workers}",
+            "data.shard_bytes=20KiB",
+        ]
         assert main(["prepare", "--wiki", str(dump), *words]) == 0
         found.append(digest(store))
     assert found[0] == found[1]
@@ -99,7 +130,8 @@ def test_one_command_from_a_dump_to_a_store(dump, tmp_path, settings, tokenizer_
     }
     assert all(line.characters > 0 for line in opened.manifest.funnel.dropped)
     text = "".join(
-        opened.tokenizer().decode(stream.read(0, stream.n_tokens).tolist()) for stream in (opened.train, opened.val)
+        opened.tokenizer().decode(stream.read(0, stream.n_tokens).tolist())
+        for stream in (opened.train, opened.val)
     )
     assert "计算机是一种机器。" in text
     for gone in ("電", "這", "Infobox", "來源", "来源", "{", "消歧"):
@@ -107,14 +139,32 @@ def test_one_command_from_a_dump_to_a_store(dump, tmp_path, settings, tokenizer_
 
 
 def test_the_store_says_whose_text_it_is(dump, settings, tokenizer_dir, capsys):
-    words = [f"data.tokenizer={tokenizer_dir}", "data.min_val_tokens=1", "data.val_fraction=0.2", "--json"]
+    words = [
+        f"data.tokenizer={tokenizer_dir}",
+        "data.min_val_tokens=1",
+        "data.val_fraction=0.2",
+        "--json",
+    ]
     assert main(["prepare", "--wiki", str(dump), *words]) == 0
     store = Path(json.loads(capsys.readouterr().out)["store"])
     told = (store / "ATTRIBUTION.md").read_text()
-    for part in (dump.name, hashlib.sha256(dump.read_bytes()).hexdigest(), "2026-11-01", "CC BY-SA 4.0", "zhwiki"):
+    for part in (
+        dump.name,
+        hashlib.sha256(dump.read_bytes()).hexdigest(),
+        "2026-11-01",
+        "CC BY-SA 4.0",
+        "zhwiki",
+    ):
         assert part in told
-    assert "https://zh.wikipedia.org/wiki/TITLE" in told and "https://zh.wikipedia.org/?oldid=REVISION" in told
-    rows = [line.split("\t") for path in sorted((store / "attribution").iterdir()) for line in path.open()]
+    assert (
+        "https://zh.wikipedia.org/wiki/TITLE" in told
+        and "https://zh.wikipedia.org/?oldid=REVISION" in told
+    )
+    rows = [
+        line.split("\t")
+        for path in sorted((store / "attribution").iterdir())
+        for line in path.open()
+    ]
     opened = Store.open(store)
     places = sorted(
         (int(entry["source"]), int(entry["offset"]))
@@ -122,10 +172,15 @@ def test_the_store_says_whose_text_it_is(dump, settings, tokenizer_dir, capsys):
         for index in stream.indexes()
         for entry in index
     )
-    assert [(int(row[0]), int(row[1])) for row in rows] == places  # a line for each document that is kept
+    assert [
+        (int(row[0]), int(row[1])) for row in rows
+    ] == places  # a line for each document that is kept
     assert rows[3][2:] == ["3", "5003", "條目3\n"]
     xml = bz2.decompress(dump.read_bytes())
-    assert all(f"<title>{row[4].strip()}</title>".encode() in xml[int(row[1]) : int(row[1]) + 60] for row in rows)
+    assert all(
+        f"<title>{row[4].strip()}</title>".encode() in xml[int(row[1]) : int(row[1]) + 60]
+        for row in rows
+    )
 
 
 def test_what_the_user_sets_stays_and_what_is_missing_is_said(dump, monkeypatch):
@@ -139,7 +194,12 @@ def test_what_the_user_sets_stays_and_what_is_missing_is_said(dump, monkeypatch)
     monkeypatch.undo()
     address = "https://dumps.example.org/zhwiki-latest-pages-articles.xml.bz2"  # not fetched to be looked at
     words = wiki_settings([address], [])[0]
-    assert words == [f"data.path={address}", "data.quality=basic", "data.dedup=minhash", "data.convert=t2s"]
+    assert words == [
+        f"data.path={address}",
+        "data.quality=basic",
+        "data.dedup=minhash",
+        "data.convert=t2s",
+    ]
 
 
 def test_what_is_no_dump_or_the_same_dump_twice_is_refused(dump, tmp_path):
@@ -173,7 +233,9 @@ def read(content: bytes, path: Path, threads: int) -> tuple[bytes, str, int]:
     return bytes(out), said, told[0]
 
 
-@pytest.mark.parametrize("damage", ["none", "padding", "flipped bit", "cut off", "one stream", "bomb", "no bz2 behind"])
+@pytest.mark.parametrize(
+    "damage", ["none", "padding", "flipped bit", "cut off", "one stream", "bomb", "no bz2 behind"]
+)
 def test_threads_give_the_bytes_and_the_errors_of_one(tmp_path, monkeypatch, damage):
     monkeypatch.setattr(bz2_streams, "CHUNK", 3000)
     monkeypatch.setattr(bz2_streams, "MAX_STREAM", 20_000)

@@ -81,12 +81,16 @@ def test_language_variants(wikitext, text):
     assert resolve_variants(wikitext) == text
 
 
-@pytest.mark.parametrize("text", ["a<ref>b", "a<ref>x</ref>b", 'a<ref name="x"/>b', "a<ref>x<ref>y</ref>b", "a</ref>b"])
+@pytest.mark.parametrize(
+    "text", ["a<ref>b", "a<ref>x</ref>b", 'a<ref name="x"/>b', "a<ref>x<ref>y</ref>b", "a</ref>b"]
+)
 def test_references_go_and_the_text_around_them_stays(text):
     assert text_of_wikitext(text) == "ab"
 
 
-@pytest.mark.parametrize("part", ["{{", "[[", "{{a|", "[[a|", "<ref ", "<div ", "<b>", "{|\n", "[http://a.b "])
+@pytest.mark.parametrize(
+    "part", ["{{", "[[", "{{a|", "[[a|", "<ref ", "<div ", "<b>", "{|\n", "[http://a.b "]
+)
 def test_pages_on_which_the_parser_would_never_end_are_given_up(part):
     with pytest.raises(DamagedWikitext):
         text_of_wikitext(part * 20_000 + "\n文字")

@@ -21,7 +21,10 @@ from wikillm.data.wikitext_names import TAIL_SECTIONS
 
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _HEADING = re.compile(r"(=+)\s*(.*?)\s*=+\s*$")
-_CUT = re.compile(r"<!--.*?-->|<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref>|<gallery.*?</gallery>", re.DOTALL | re.IGNORECASE)
+_CUT = re.compile(
+    r"<!--.*?-->|<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref>|<gallery.*?</gallery>",
+    re.DOTALL | re.IGNORECASE,
+)
 _HIDDEN_LINK = re.compile(r"\[\[\s*(?:file|image|category):", re.IGNORECASE)
 _TABLE = re.compile(r"^[ :*#]*\{\|", re.MULTILINE)
 
@@ -110,5 +113,7 @@ def test_hardly_a_word_is_lost_that_another_extractor_keeps(tmp_path, monkeypatc
         lost[title] = {*(theirs - ours - in_headings)} - EXAMINED.get(title, set())
     assert total > 100_000
     assert only_theirs < 0.001 * total
-    assert only_ours < 0.04 * total  # quotations, measures and foreign words in templates, which the other drops
+    assert (
+        only_ours < 0.04 * total
+    )  # quotations, measures and foreign words in templates, which the other drops
     assert {title: words for title, words in lost.items() if words} == {}

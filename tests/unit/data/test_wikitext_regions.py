@@ -26,9 +26,13 @@ def test_what_stands_in_a_literal_region_is_text(tag, content):
     ):
         if tag == "nowiki" and "lang" in start:
             continue
-        got = text_of_wikitext(f"甲{start}{content}{end}乙，[[丙]]<ref>注</ref>。\n\n== 节 ==\n丁<!-- 注 -->戊")
+        got = text_of_wikitext(
+            f"甲{start}{content}{end}乙，[[丙]]<ref>注</ref>。\n\n== 节 ==\n丁<!-- 注 -->戊"
+        )
         inside, after = got.replace("\n", " ").split("乙，")
-        assert inside.strip().split(maxsplit=0)[0].replace(" ", "") == f"甲{content}".replace(" ", "")
+        assert inside.strip().split(maxsplit=0)[0].replace(" ", "") == f"甲{content}".replace(
+            " ", ""
+        )
         assert after.split() == ["丙。", "节", "丁戊"]
 
 
@@ -92,8 +96,14 @@ PIECES = [piece for piece in (*MARKUP, "<b>", "</div>", "{{{1|}}}", "[http://a.b
 @given(st.sampled_from(LITERAL_TAGS), st.lists(st.sampled_from(PIECES), min_size=1, max_size=12))
 def test_nothing_in_a_literal_region_changes_what_it_shows_or_what_follows(tag, pieces):
     content = "".join(pieces)
-    shown = content if tag in ("syntaxhighlight", "source") else html.unescape(content.replace("&nbsp", "&amp;nbsp"))
-    got = text_of_wikitext(f"前文。<{tag}>{content}</{tag}>后文，[[a|链接]]。<ref>注</ref>\n\n== 节 ==\n末句。")
+    shown = (
+        content
+        if tag in ("syntaxhighlight", "source")
+        else html.unescape(content.replace("&nbsp", "&amp;nbsp"))
+    )
+    got = text_of_wikitext(
+        f"前文。<{tag}>{content}</{tag}>后文，[[a|链接]]。<ref>注</ref>\n\n== 节 ==\n末句。"
+    )
     assert "".join(got.split()) == "".join(f"前文。{shown}后文，链接。节末句。".split())
 
 
@@ -106,7 +116,9 @@ def test_marks_of_regions_that_stand_in_the_page_are_no_marks():
     ["<nowiki>", "</nowiki>", "<code><nowiki></code>", "<ref><nowiki></ref>", "<code>", "<math>", "<nowiki/>", "__a", "'''a''"],
 )  # fmt: skip
 @pytest.mark.parametrize("end", ["", "</code></ref></nowiki></math>\n"])
-def test_long_runs_of_tags_are_cleaned(part, end):  # in linear time: some of these would take minutes otherwise
+def test_long_runs_of_tags_are_cleaned(
+    part, end
+):  # in linear time: some of these would take minutes otherwise
     got = text_of_wikitext(f"文字。{part * 20_000}\n== 节 ==\n{end}结尾")
     assert got.startswith("文字。")
     assert got.endswith("结尾")
@@ -201,9 +213,14 @@ def test_prefixes_of_links(wikitext, text):
 
 
 def test_the_site_says_which_prefixes_hide_a_link_and_whether_variants_are_markup():
-    sv = WikiSite(language="sv", namespaces=((0, ""), (6, "Fil"), (14, "Kategori"), (-2, "Media"), (4, "Wikipedia")))
+    sv = WikiSite(
+        language="sv",
+        namespaces=((0, ""), (6, "Fil"), (14, "Kategori"), (-2, "Media"), (4, "Wikipedia")),
+    )
     page = "[[Fil:S.jpg|miniatyr|250px|En bild]]a[[kategori: X]]b [[Wikipedia:Y]] {a}-{b}-{c}"
     assert text_of_wikitext(page, sv) == "ab Wikipedia:Y {a}-{b}-{c}"
     assert "miniatyr" not in text_of_wikitext(page.replace("250px|En bild", "x"), sv)
     assert text_of_wikitext("[[Fil:S.jpg|文字]]", WikiSite(language="zh")) == "文字"
-    assert text_of_wikitext("-{zh-hans:甲;zh-hant:乙}- x-{未完", WikiSite(language="zh")) == "甲 x未完"
+    assert (
+        text_of_wikitext("-{zh-hans:甲;zh-hant:乙}- x-{未完", WikiSite(language="zh")) == "甲 x未完"
+    )

@@ -176,7 +176,9 @@ def test_a_sound_machine_passes(name: str) -> None:
     assert levels[0] == "ok" and levels[1] in ("ok", "skip"), levels
 
 
-@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in FAULTS.items() for case in cases])
+@pytest.mark.parametrize(
+    ("name", "case"), [(name, case) for name, cases in FAULTS.items() for case in cases]
+)
 def test_a_fault_is_named(name: str, case: Case) -> None:
     level, words, sections, more = case
     said = BY_NAME[name].judge(gpu_node(**sections), needs(**more))
@@ -194,7 +196,9 @@ def test_a_section_that_hangs_is_one_failure() -> None:
     facts = replace(gpu_node(), disk=None, errors={"disk": "no answer within 15 s"})
     said = judge_node("gpu1", facts, needs())
     assert [v.name for v in said if v.level == "fail"] == ["facts-disk"]
-    assert {v.level for v in said if BY_NAME.get(v.name) and BY_NAME[v.name].section == "disk"} == {"skip"}
+    assert {v.level for v in said if BY_NAME.get(v.name) and BY_NAME[v.name].section == "disk"} == {
+        "skip"
+    }
 
 
 def test_unlimited_is_no_limit() -> None:
@@ -204,7 +208,8 @@ def test_unlimited_is_no_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("gpu1", 1), ("gpu[01-03,07],login", 5), ("a,b,c", 3), ("n[1-2]x,m[5]", 3), ("", 0)]
+    ("text", "count"),
+    [("gpu1", 1), ("gpu[01-03,07],login", 5), ("a,b,c", 3), ("n[1-2]x,m[5]", 3), ("", 0)],
 )
 def test_slurm_node_lists(text: str, count: int) -> None:
     assert count_nodes(text) == count
@@ -227,7 +232,9 @@ def test_nccl_names_cards_by_prefix(value: str, level: str) -> None:
     assert BY_NAME["card-named"].judge(facts, needs()).level == level
 
 
-@pytest.mark.parametrize(("slots", "said"), [(8, ""), (6, "sequence_parallel_size=4 does not divide the 6 ranks")])
+@pytest.mark.parametrize(
+    ("slots", "said"), [(8, ""), (6, "sequence_parallel_size=4 does not divide the 6 ranks")]
+)
 def test_what_a_run_with_shared_sequences_needs(slots: int, said: str) -> None:
     found = needs_of(load("long-7b-128k", ["data.path=corpus.jsonl"]), nodes=1, slots=slots)
     assert found.batch_error.startswith(said) and bool(found.batch_error) is bool(said)

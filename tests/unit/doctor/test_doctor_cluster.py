@@ -89,7 +89,9 @@ def test_sound_nodes_pass(name: str) -> None:
     assert BY_NAME[name].judge(sound(), needs()).level == "ok"
 
 
-@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in FAULTS.items() for case in cases])
+@pytest.mark.parametrize(
+    ("name", "case"), [(name, case) for name, cases in FAULTS.items() for case in cases]
+)
 def test_a_fault_names_the_node(name: str, case: Case) -> None:
     level, words, cluster = case
     said = BY_NAME[name].judge(cluster(), needs())
@@ -125,7 +127,10 @@ def test_an_unreachable_node_is_one_failure_that_names_it() -> None:
         ("ssh: connect to host gpu2 port 22: No route to host", "timeout"),
         ("ssh: connect to host gpu2 port 22: Connection refused", "refused"),
         ("ada@gpu2: Permission denied (publickey,password).", "key"),
-        ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.", "changed-key"),
+        (
+            "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\nHost key verification failed.",
+            "changed-key",
+        ),
         ("sh: 1: cd: can't cd to /srv/wikillm", "folder"),
         ("bash: line 1: cd: /srv/wikillm: No such file or directory", "folder"),
         ("/usr/bin/python: No module named wikillm", "python"),
@@ -145,7 +150,10 @@ def test_a_working_folder_is_quoted() -> None:
 def test_addresses_are_those_that_other_nodes_use() -> None:
     """The master itself may take its own name for 127.0.1.1; then what the others resolve counts."""
     cluster = sound()
-    one = broken(cluster.facts["gpu1"], network={"master_addresses": ("127.0.1.1",), "route": ("lo", "127.0.1.1")})
+    one = broken(
+        cluster.facts["gpu1"],
+        network={"master_addresses": ("127.0.1.1",), "route": ("lo", "127.0.1.1")},
+    )
     wrong = replace(cluster, facts={**cluster.facts, "gpu1": one})
     assert addresses_of(cluster) == addresses_of(wrong) == {"gpu1": "10.0.0.1", "gpu2": "10.0.0.2"}
 

@@ -32,7 +32,10 @@ def test_this_machine(tmp_path: Path, corpus: Path) -> None:
     assert facts.errors == {}
     assert facts.software.packages["torch"] and facts.software.ranges["torch"].startswith(">=")
     assert facts.host.cores >= 1 and facts.host.memory > 2**30
-    assert any(nic.name == "lo" and "127.0.0.1" in nic.addresses and nic.is_up for nic in facts.network.nics)
+    assert any(
+        nic.name == "lo" and "127.0.0.1" in nic.addresses and nic.is_up
+        for nic in facts.network.nics
+    )
     assert facts.disk.run.existing == str(tmp_path) and (facts.disk.run.bytes_per_second or 0) > 0
     assert list(facts.disk.data) == [str(corpus)] and facts.disk.data_bytes > corpus.stat().st_size
     assert list(tmp_path.iterdir()) == [], "the disk check left a file"
@@ -44,14 +47,22 @@ def test_a_section_that_hangs_or_breaks_does_not_hold_the_others_up() -> None:
     def broken() -> None:
         raise RuntimeError("no such thing")
 
-    found, errors = run_bounded({"a": lambda: 1, "hangs": never.wait, "breaks": broken}, seconds=0.3)
+    found, errors = run_bounded(
+        {"a": lambda: 1, "hangs": never.wait, "breaks": broken}, seconds=0.3
+    )
     never.set()
     assert found["a"] == 1
-    assert errors["breaks"] == "RuntimeError: no such thing" and errors["hangs"].startswith("no answer")
+    assert errors["breaks"] == "RuntimeError: no such thing" and errors["hangs"].startswith(
+        "no answer"
+    )
 
 
 def test_secrets_stay_here() -> None:
-    environ = {"HF_TOKEN": "canary-1234", "SWANLAB_API_KEY": "canary-5678", "https_proxy": "http://me:canary-9@proxy:1"}
+    environ = {
+        "HF_TOKEN": "canary-1234",
+        "SWANLAB_API_KEY": "canary-5678",
+        "https_proxy": "http://me:canary-9@proxy:1",
+    }
     said = relevant_environment({**environ, "NCCL_DEBUG": "canary-1234 x", "HOME": "/h"})
     assert "canary" not in str(said)
     assert said == {"NCCL_DEBUG": "*** x", "https_proxy": "http://***@proxy:1"}
@@ -81,13 +92,23 @@ def test_shared_memory_that_nobody_maps(tmp_path: Path) -> None:
     [
         ("0::/job", {"job/memory.max": "1000", "job/memory.current": "10"}, (1000, 10)),
         ("0::/job", {"job/memory.max": "max"}, (None, None)),
-        ("0::/elsewhere", {"memory.max": "77", "memory.current": "7"}, (77, 7)),  # inside a container
-        ("4:memory:/a", {"memory/a/memory.limit_in_bytes": "500", "memory/a/memory.usage_in_bytes": "5"}, (500, 5)),
+        (
+            "0::/elsewhere",
+            {"memory.max": "77", "memory.current": "7"},
+            (77, 7),
+        ),  # inside a container
+        (
+            "4:memory:/a",
+            {"memory/a/memory.limit_in_bytes": "500", "memory/a/memory.usage_in_bytes": "5"},
+            (500, 5),
+        ),
         ("4:memory:/a", {"memory/a/memory.limit_in_bytes": "9223372036854771712"}, (None, None)),
         ("", {}, (None, None)),
     ],
 )
-def test_cgroup_limits(tmp_path: Path, own: str, files: dict[str, str], expected: tuple[Any, Any]) -> None:
+def test_cgroup_limits(
+    tmp_path: Path, own: str, files: dict[str, str], expected: tuple[Any, Any]
+) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
@@ -154,7 +175,11 @@ def test_digests_tell_versions_apart(tmp_path: Path) -> None:
 
 def test_places_and_missing_data(tmp_path: Path) -> None:
     place = look_at(tmp_path / "a/b/c", measure=False)
-    assert (place.existing, place.is_writable, place.bytes_per_second) == (str(tmp_path), True, None)
+    assert (place.existing, place.is_writable, place.bytes_per_second) == (
+        str(tmp_path),
+        True,
+        None,
+    )
     disk = gather_disk(request_in(tmp_path, str(tmp_path / "absent.jsonl")))
     assert "does not exist" in disk.data_error and disk.data == {}
 
@@ -169,7 +194,9 @@ def test_places_and_missing_data(tmp_path: Path) -> None:
         (["data.store=https://h/store"], (), False),
     ],
 )
-def test_addresses_are_not_taken_for_paths(line: list[str], local: tuple[str, ...], has_source: bool) -> None:
+def test_addresses_are_not_taken_for_paths(
+    line: list[str], local: tuple[str, ...], has_source: bool
+) -> None:
     from wikillm.config.load import load
     from wikillm.doctor.needs import request_of
 

@@ -69,13 +69,29 @@ def test_cards() -> None:
         1,
     )
     assert (first.ecc_now, first.mig, first.row_remap) == (0, False, None)
-    assert (second.index, second.memory_used, second.persistence, second.power_limit) == (1, 70312, False, 400.0)
-    assert (second.ecc_now, second.ecc_ever, second.mig, second.throttle, second.pcie_width) == (2, 9, True, 0x48, 8)
+    assert (second.index, second.memory_used, second.persistence, second.power_limit) == (
+        1,
+        70312,
+        False,
+        400.0,
+    )
+    assert (second.ecc_now, second.ecc_ever, second.mig, second.throttle, second.pcie_width) == (
+        2,
+        9,
+        True,
+        0x48,
+        8,
+    )
 
 
 def test_an_old_driver_leaves_fields_unknown() -> None:
     (card,) = parse_cards(dict(zip(QUERIES, OLD, strict=True)))
-    assert (card.compute_capability, card.ecc_now, card.mig, card.pcie_width) == (None, None, None, None)
+    assert (card.compute_capability, card.ecc_now, card.mig, card.pcie_width) == (
+        None,
+        None,
+        None,
+        None,
+    )
     assert (card.throttle, card.pcie_width_max, card.row_remap) == (1, 16, "pending")
 
 
@@ -100,7 +116,11 @@ def test_topology() -> None:
 
 
 def test_hardware_on_the_bus(tmp_path: Path) -> None:
-    for name, vendor, kind in (("a", "0x10de", "0x030200"), ("b", "0x10de", "0x040300"), ("c", "0x8086", "0x030000")):
+    for name, vendor, kind in (
+        ("a", "0x10de", "0x030200"),
+        ("b", "0x10de", "0x040300"),
+        ("c", "0x8086", "0x030000"),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "vendor").write_text(vendor + "\n")
         (tmp_path / name / "class").write_text(kind + "\n")

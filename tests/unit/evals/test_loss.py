@@ -43,16 +43,22 @@ def reference(model: Qwen2ForCausalLM, length: int) -> float:
         for start in range(0, 206, length):
             piece = ids[start : start + length + 1]
             logits = model(input_ids=piece[None, :-1]).logits[0].double()
-            losses += torch.nn.functional.cross_entropy(logits, piece[1:], reduction="none").tolist()
+            losses += torch.nn.functional.cross_entropy(
+                logits, piece[1:], reduction="none"
+            ).tolist()
     model.train()
     assert len(losses) == 206, "every target but the first token"
     return sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize(("micro", "world"), [(1, 1), (4, 1), (8, 3)])
-def test_the_loss_does_not_depend_on_batch_or_ranks(model: Qwen2ForCausalLM, micro: int, world: int) -> None:
+def test_the_loss_does_not_depend_on_batch_or_ranks(
+    model: Qwen2ForCausalLM, micro: int, world: int
+) -> None:
     batches = [
-        b for rank in range(world) for b in eval_loader(Random(), 16, micro_batch=micro, world_size=world, rank=rank)
+        b
+        for rank in range(world)
+        for b in eval_loader(Random(), 16, micro_batch=micro, world_size=world, rank=rank)
     ]
     result = held_out_loss(model, batches, bytes_per_token=3.0, device="cpu")
     assert result is not None
@@ -65,12 +71,17 @@ def test_the_loss_does_not_depend_on_batch_or_ranks(model: Qwen2ForCausalLM, mic
 def test_the_loss_of_a_mixture_says_its_weights() -> None:
     parts = {"a": HeldOutLoss(2.0, 1.0, 300), "b": HeldOutLoss(4.0, 1.0, 100)}
     assert combined(parts.values()).loss == pytest.approx(2.5)
-    assert weights_of(parts) == "weighted by held-out tokens (a 75.0%, b 25.0%), not by data.mixture"
+    assert (
+        weights_of(parts) == "weighted by held-out tokens (a 75.0%, b 25.0%), not by data.mixture"
+    )
 
 
 def test_it_stops_when_asked(model: Qwen2ForCausalLM) -> None:
     batches = eval_loader(Random(), 16, micro_batch=4, world_size=1, rank=0)
-    assert held_out_loss(model, batches, bytes_per_token=3.0, device="cpu", should_stop=lambda: True) is None
+    assert (
+        held_out_loss(model, batches, bytes_per_token=3.0, device="cpu", should_stop=lambda: True)
+        is None
+    )
 
 
 def test_unigram_cross_entropy_is_the_entropy_of_the_counts() -> None:

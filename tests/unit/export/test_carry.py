@@ -48,7 +48,9 @@ def write_folder(folder: Path, files: dict[str, str], model_type: str) -> Path:
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_are_those_of_training(stores: dict[str, Path], tmp_path: Path, kind: str, architecture: str) -> None:
+def test_ids_are_those_of_training(
+    stores: dict[str, Path], tmp_path: Path, kind: str, architecture: str
+) -> None:
     trained = load_tokenizer(stores[kind])
     texts = probe_texts(trained)
     assert len(texts) > 300 and set(FIXED) <= set(texts)
@@ -62,28 +64,44 @@ def test_ids_are_those_of_training(stores: dict[str, Path], tmp_path: Path, kind
     auto = AutoTokenizer.from_pretrained(folder)
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in TEXTS:  # nothing is added by a plain call, and nothing cut or padded
-        assert auto(text)["input_ids"] == raw.encode(text, add_special_tokens=False).ids == trained.encode(text)
+        assert (
+            auto(text)["input_ids"]
+            == raw.encode(text, add_special_tokens=False).ids
+            == trained.encode(text)
+        )
         assert auto(text, return_tensors="pt").keys() == {"input_ids", "attention_mask"}
-    assert (auto.eos_token_id, auto.pad_token_id is None, auto.model_max_length) == (trained.eos_id, False, 64)
+    assert (auto.eos_token_id, auto.pad_token_id is None, auto.model_max_length) == (
+        trained.eos_id,
+        False,
+        64,
+    )
     assert max(auto.get_vocab().values()) < trained.length, "no token is added that has no row"
-    assert auto(f"a{trained.eos_token}")["input_ids"][-1] == trained.eos_id, "a plain call knows special tokens"
+    assert auto(f"a{trained.eos_token}")["input_ids"][-1] == trained.eos_id, (
+        "a plain call knows special tokens"
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama3", "llama", "unigram", "wordpiece"])
-def test_qwen2s_model_type_would_give_other_ids(stores: dict[str, Path], tmp_path: Path, kind: str) -> None:
+def test_qwen2s_model_type_would_give_other_ids(
+    stores: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
     """What the comparison is for: transformers 5 makes Qwen2's tokenizer of any tokenizer in a qwen2 folder."""
     trained = load_tokenizer(stores[kind])
     texts = probe_texts(trained)
     folder = write_folder(tmp_path / "m", tokenizer_files(stores[kind], max_length=64), "qwen2")
     with pytest.raises(DataError, match="would not cut text") as caught:
         compare_tokens(plain.tokenize(str(folder), texts), trained, texts)
-    assert "Qwen2Tokenizer" in str(caught.value.got) and "data.tokenizer=qwen2" in str(caught.value.fix)
+    assert "Qwen2Tokenizer" in str(caught.value.got) and "data.tokenizer=qwen2" in str(
+        caught.value.fix
+    )
 
 
 def test_a_chat_template_and_special_tokens_stay(stores: dict[str, Path], tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m", tokenizer_files(stores["marked"], max_length=64), "llama")
     auto = AutoTokenizer.from_pretrained(folder)
-    ids = auto.apply_chat_template([{"role": "user", "content": "你好 a"}], tokenize=True, return_dict=False)
+    ids = auto.apply_chat_template(
+        [{"role": "user", "content": "你好 a"}], tokenize=True, return_dict=False
+    )
     start, end = auto.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert ids[0] == start and ids[-1] == end
     assert ids[1:-1] == load_tokenizer(stores["marked"]).encode("你好 a")
@@ -100,7 +118,9 @@ def test_a_tokenizer_that_needs_no_change_keeps_its_bytes(stores: dict[str, Path
 
 
 def test_a_literal_end_of_text_ends_no_document_whatever_its_flags(stores: dict[str, Path]) -> None:
-    tokenizer = load_tokenizer(stores["marked"])  # its eos_token is no special token in tokenizer.json
+    tokenizer = load_tokenizer(
+        stores["marked"]
+    )  # its eos_token is no special token in tokenizer.json
     assert tokenizer.eos_id not in tokenizer.encode("a<end>b")
     assert tokenizer.decode(tokenizer.encode("a<end>b")) == "a<end>b"
     assert choose_backend("auto", stores["marked"].parent).startswith("tokenizers "), (
@@ -113,9 +133,9 @@ def test_dropout_is_off_and_prompts_are_not_padded(stores: dict[str, Path]) -> N
     text = "The quick brown fox jumps over the lazy dog. " * 5
     assert len({tuple(tokenizer.encode(text)) for _ in range(5)}) == 1
     prompt = prompt_tokenizer(stores["wordpiece"])
-    assert prompt.encode("the dog " * 20, add_special_tokens=False).ids == load_tokenizer(stores["wordpiece"]).encode(
-        "the dog " * 20
-    )
+    assert prompt.encode("the dog " * 20, add_special_tokens=False).ids == load_tokenizer(
+        stores["wordpiece"]
+    ).encode("the dog " * 20)
     assert len(prompt.encode("[MASK]", add_special_tokens=False).ids) == 1
 
 
@@ -123,10 +143,16 @@ def test_dropout_is_off_and_prompts_are_not_padded(stores: dict[str, Path]) -> N
 @pytest.mark.parametrize("tied", [True, False])
 def test_as_llama_the_model_computes_the_same(tied: bool, dtype: torch.dtype) -> None:
     model, ids = tiny_model(tied=tied, dtype=dtype).eval(), list(range(64))
-    weights = {name: value for name, value in model.state_dict().items() if not (tied and name == "lm_head.weight")}
+    weights = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not (tied and name == "lm_head.weight")
+    }
     config = tiny_config(tied=tied)
     meant = trained_logits(config, weights, ids)
-    if dtype == torch.float32:  # a cast to bfloat16 rounds the rotary frequencies too, and a load does not
+    if (
+        dtype == torch.float32
+    ):  # a cast to bfloat16 rounds the rotary frequencies too, and a load does not
         with torch.no_grad():
             assert torch.equal(meant, model(torch.tensor([ids])).logits)
     llama = as_llama(config, weights)
@@ -139,7 +165,10 @@ def test_as_llama_the_model_computes_the_same(tied: bool, dtype: torch.dtype) ->
 
 
 def test_prepare_and_train_tell_before_the_hours_are_spent(
-    stores: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    stores: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     foresee_export(stores["qwen2"], "qwen2")
     foresee_export(stores["llama3"], "qwen3")

@@ -32,23 +32,34 @@ FACTS = ExportFacts(
 
 @pytest.fixture(scope="module")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), ["北京是中国的首都。", "The history of it."] * 20)
+    return write_tokenizer(
+        tmp_path_factory.mktemp("tokenizer"), ["北京是中国的首都。", "The history of it."] * 20
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
-def test_weights_are_the_trained_ones(tmp_path: Path, tokenizer_dir: Path, tied: bool, dtype: str | None) -> None:
+def test_weights_are_the_trained_ones(
+    tmp_path: Path, tokenizer_dir: Path, tied: bool, dtype: str | None
+) -> None:
     model = tiny_model(tied=tied)
     checkpoint = write_checkpoint(tmp_path, model)
     done = export_model(
-        checkpoint, tmp_path / "out" / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, dtype=dtype, prove=False
+        checkpoint,
+        tmp_path / "out" / "m",
+        tokenizer_dir=tokenizer_dir,
+        facts=FACTS,
+        dtype=dtype,
+        prove=False,
     )
     again = AutoModelForCausalLM.from_pretrained(done.folder, dtype="auto")
     stored = torch.float32 if dtype is None else torch.bfloat16
     meant = {name: value.to(stored) for name, value in model.state_dict().items()}
     found = again.state_dict()
     assert set(found) == set(meant)
-    assert all(found[name].dtype == stored and torch.equal(found[name], meant[name]) for name in meant)
+    assert all(
+        found[name].dtype == stored and torch.equal(found[name], meant[name]) for name in meant
+    )
     assert done.parameters == model.num_parameters()
     assert done.dtype == str(stored).removeprefix("torch.")
 
@@ -76,7 +87,9 @@ with torch.no_grad():
     torch.save(model(input_ids=inputs["input_ids"]).logits, {str(tmp_path / "logits.pt")!r})
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=4)[0]))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits)
     assert done.stdout.startswith("北京是")
@@ -84,28 +97,42 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=4)[0]))
 
 def test_folder_is_standard_and_sealed(tmp_path: Path, tokenizer_dir: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, tiny_model())
-    folder = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False).folder
+    folder = export_model(
+        checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
+    ).folder
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
         "README.md", MARK,
     }  # fmt: skip
     generation = json.loads((folder / "generation_config.json").read_text())
-    assert (generation["eos_token_id"], generation["bos_token_id"], generation["pad_token_id"]) == (0, 0, 0)
-    assert "lm_head.weight" not in load_file(folder / "model.safetensors"), "tied weights are stored once"
+    assert (generation["eos_token_id"], generation["bos_token_id"], generation["pad_token_id"]) == (
+        0,
+        0,
+        0,
+    )
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors"), (
+        "tied weights are stored once"
+    )
     mark = json.loads((folder / MARK).read_text())
     assert (mark["run"], mark["step"]) == ("a-run", 7)
     assert set(mark["files"]) == names - {MARK}
     assert mark["tokenizer"] == sha256_file(folder / "tokenizer.json")
-    assert all(entry["sha256"] == sha256_file(folder / name) for name, entry in mark["files"].items())
+    assert all(
+        entry["sha256"] == sha256_file(folder / name) for name, entry in mark["files"].items()
+    )
     assert not list(tmp_path.glob(".m*")), "nothing staged is left"
-    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, "who may read one file may read all"
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1, (
+        "who may read one file may read all"
+    )
 
 
 def test_earlier_export_is_replaced_but_nothing_else(tmp_path: Path, tokenizer_dir: Path) -> None:
     checkpoint, target = write_checkpoint(tmp_path, tiny_model()), tmp_path / "m"
     export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
-    export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, dtype="bf16", prove=False)
+    export_model(
+        checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, dtype="bf16", prove=False
+    )
     assert "bfloat16" in (target / "README.md").read_text()
     (target / "mine.txt").write_text("keep me")
     with pytest.raises(ConfigError, match="other files") as caught:
@@ -118,18 +145,26 @@ def test_earlier_export_is_replaced_but_nothing_else(tmp_path: Path, tokenizer_d
         export_model(checkpoint, other, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="not a folder"):
-        export_model(checkpoint, tmp_path / "file", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
+        export_model(
+            checkpoint, tmp_path / "file", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
+        )
 
 
 def test_an_empty_target_folder_is_fine(tmp_path: Path, tokenizer_dir: Path) -> None:
     (tmp_path / "m").mkdir()
     folder = export_model(
-        write_checkpoint(tmp_path, tiny_model()), tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
+        write_checkpoint(tmp_path, tiny_model()),
+        tmp_path / "m",
+        tokenizer_dir=tokenizer_dir,
+        facts=FACTS,
+        prove=False,
     ).folder
     assert (folder / MARK).is_file()
 
 
-def test_failure_leaves_nothing_and_keeps_the_earlier_export(tmp_path: Path, tokenizer_dir: Path) -> None:
+def test_failure_leaves_nothing_and_keeps_the_earlier_export(
+    tmp_path: Path, tokenizer_dir: Path
+) -> None:
     checkpoint, target = write_checkpoint(tmp_path, tiny_model()), tmp_path / "m"
     export_model(checkpoint, target, tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
     before = sha256_file(target / MARK)
@@ -169,12 +204,16 @@ def test_tied_weights_are_stored_once_and_must_agree(tmp_path: Path, tokenizer_d
     weights = load_file(checkpoint / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, checkpoint / "model.safetensors")
-    done = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
+    done = export_model(
+        checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
+    )
     assert "lm_head.weight" not in load_file(done.folder / "model.safetensors")
     weights["lm_head.weight"] = weights["lm_head.weight"] + 1
     save_file(weights, checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError, match="config.json ties them"):
-        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
+        export_model(
+            checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
+        )
 
 
 @pytest.mark.parametrize(
@@ -187,19 +226,27 @@ def test_tied_weights_are_stored_once_and_must_agree(tmp_path: Path, tokenizer_d
     ],
     ids=["weights overwritten", "weights gone", "config gone", "config cut off"],
 )
-def test_damaged_checkpoints_are_named(tmp_path: Path, tokenizer_dir: Path, damage: object, message: str) -> None:
+def test_damaged_checkpoints_are_named(
+    tmp_path: Path, tokenizer_dir: Path, damage: object, message: str
+) -> None:
     checkpoint = write_checkpoint(tmp_path, tiny_model())
     damage(checkpoint)  # type: ignore[operator]
     with pytest.raises(CheckpointError, match=message):
-        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False)
+        export_model(
+            checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, prove=False
+        )
 
 
 def test_partitions_are_not_unpickled_before_the_manifest_verifies(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint-3"
     (checkpoint / "global_step3").mkdir(parents=True)
-    (checkpoint / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"anything")
+    (checkpoint / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(
+        b"anything"
+    )
     seal(checkpoint, 3)
-    (checkpoint / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"tampered")
+    (checkpoint / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(
+        b"tampered"
+    )
     with pytest.raises(CheckpointError, match="is damaged"):
         read_weights(checkpoint, verified=False)
 
@@ -207,7 +254,14 @@ def test_partitions_are_not_unpickled_before_the_manifest_verifies(tmp_path: Pat
 def test_arguments_are_checked(tmp_path: Path, tokenizer_dir: Path) -> None:
     checkpoint = write_checkpoint(tmp_path, tiny_model())
     with pytest.raises(ConfigError, match="not a type"):
-        export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS, dtype="int4", prove=False)
+        export_model(
+            checkpoint,
+            tmp_path / "m",
+            tokenizer_dir=tokenizer_dir,
+            facts=FACTS,
+            dtype="int4",
+            prove=False,
+        )
     with pytest.raises(ConfigError, match="no tokenizer"):
         export_model(checkpoint, tmp_path / "m", tokenizer_dir=tmp_path, facts=FACTS, prove=False)
 
@@ -239,7 +293,15 @@ def test_card() -> None:
     told = {"architecture": "Qwen2ForCausalLM", "trained_as": "Qwen2ForCausalLM", "special": "</s>"}
     card = render_card(FACTS, parameters=123_426_304, dtype="bfloat16", vocab_size=512, **told)
     assert card.startswith("---\nlibrary_name: transformers\n")
-    for part in ("123.4M", "123,426,304", "| tokens | 884,000 |", "b\\|c.jsonl", "5.12346", "0.0005", "step 7"):
+    for part in (
+        "123.4M",
+        "123,426,304",
+        "| tokens | 884,000 |",
+        "b\\|c.jsonl",
+        "5.12346",
+        "0.0005",
+        "step 7",
+    ):
         assert part in card
     bare = render_card(ExportFacts("x"), parameters=1, dtype="float32", vocab_size=2, **told)
     assert "## Data" not in bare and "was trained as" not in bare

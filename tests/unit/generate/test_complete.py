@@ -58,9 +58,14 @@ def test_rows_that_pad_the_vocabulary_are_never_chosen(tokenizer: Tokenizer) -> 
     model = tiny_model(tied=False).eval()
     assert model.config.vocab_size > known + 16
     with torch.no_grad():
-        model.lm_head.weight[known:] *= 100  # half of them above all others, whatever the hidden state
+        model.lm_head.weight[known:] *= (
+            100  # half of them above all others, whatever the hidden state
+        )
         for prompt in ("北京", "The history"):
-            assert int(model(torch.tensor([encode(tokenizer, prompt)])).logits[0, -1].argmax()) >= known
+            assert (
+                int(model(torch.tensor([encode(tokenizer, prompt)])).logits[0, -1].argmax())
+                >= known
+            )
     steps: list[list[int]] = []
 
     class Streamer(BaseStreamer):
@@ -75,7 +80,9 @@ def test_rows_that_pad_the_vocabulary_are_never_chosen(tokenizer: Tokenizer) -> 
     assert len(rows) > 4 and max(rows) < known
 
 
-def test_model_and_randomness_stay_as_they_were(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
+def test_model_and_randomness_stay_as_they_were(
+    model: Qwen2ForCausalLM, tokenizer: Tokenizer
+) -> None:
     model.train()
     model.model.layers[0].eval()  # a part that was frozen on purpose
     modes = [module.training for module in model.modules()]
@@ -100,20 +107,28 @@ def test_seed_decides(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
     def text(seed: int, before: int) -> str:
         torch.manual_seed(before)  # whatever ran before does not matter
         return complete(
-            model, tokenizer, ["水"], eos_id=0, sampling=Sampling(20, temperature=1.0, top_p=1.0, seed=seed)
+            model,
+            tokenizer,
+            ["水"],
+            eos_id=0,
+            sampling=Sampling(20, temperature=1.0, top_p=1.0, seed=seed),
         )[0]
 
     assert text(1, before=1) == text(1, before=2)
     assert text(1, before=1) != text(2, before=1)
 
 
-def test_a_prompt_does_not_depend_on_its_neighbours(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
+def test_a_prompt_does_not_depend_on_its_neighbours(
+    model: Qwen2ForCausalLM, tokenizer: Tokenizer
+) -> None:
     alone = complete(model, tokenizer, ["北京是"], eos_id=0, sampling=GREEDY)
     together = complete(model, tokenizer, ["水与火。水与火。", "北京是"], eos_id=0, sampling=GREEDY)
     assert alone[0] == together[1]
 
 
-def test_both_kinds_of_tokenizer(model: Qwen2ForCausalLM, tokenizer: Tokenizer, tokenizer_dir: Path) -> None:
+def test_both_kinds_of_tokenizer(
+    model: Qwen2ForCausalLM, tokenizer: Tokenizer, tokenizer_dir: Path
+) -> None:
     other = AutoTokenizer.from_pretrained(tokenizer_dir)
     prompts = ["北京是中国", "The "]
     assert complete(model, tokenizer, prompts, eos_id=0, sampling=GREEDY) == complete(
@@ -129,7 +144,9 @@ def test_generation_stops_at_eos(model: Qwen2ForCausalLM, tokenizer: Tokenizer) 
     assert complete(model, tokenizer, ["北京"], eos_id=first, sampling=GREEDY) == [only]
 
 
-def test_gradient_checkpointing_does_not_matter(model: Qwen2ForCausalLM, tokenizer: Tokenizer) -> None:
+def test_gradient_checkpointing_does_not_matter(
+    model: Qwen2ForCausalLM, tokenizer: Tokenizer
+) -> None:
     expected = complete(model, tokenizer, ["北京"], eos_id=0, sampling=GREEDY)
     model.activation_checkpointing_enable()
     model.train()

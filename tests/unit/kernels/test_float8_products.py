@@ -13,15 +13,22 @@ from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 IGNORED = -100
 
 
-def inputs(n: int = 70, h: int = 32, v: int = 640, size: float = 0.2, device: str = "cpu") -> tuple[torch.Tensor, ...]:
+def inputs(
+    n: int = 70, h: int = 32, v: int = 640, size: float = 0.2, device: str = "cpu"
+) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(n + v)
-    hidden, weight = torch.randn(n, h, generator=generator), torch.randn(v, h, generator=generator) * size
+    hidden, weight = (
+        torch.randn(n, h, generator=generator),
+        torch.randn(v, h, generator=generator) * size,
+    )
     labels = torch.randint(0, v, (n,), generator=generator)
     labels[::5] = IGNORED
     return hidden.to(device), weight.to(device), labels.to(device)
 
 
-def outcome(function: object, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, **options):  # type: ignore[no-untyped-def]
+def outcome(
+    function: object, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, **options
+):  # type: ignore[no-untyped-def]
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     loss = function(hidden, weight, labels, count=56.0, **options)  # type: ignore[operator]
     (loss * 0.37).backward()
@@ -38,7 +45,9 @@ def distance(found: torch.Tensor, truth: torch.Tensor) -> float:
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_error_against_float64(dtype: torch.dtype, rows: int, z_loss: float, device: str) -> None:
     hidden, weight, labels = inputs(device=device)
-    truth = outcome(reference.linear_cross_entropy, hidden.double(), weight.double(), labels, z_loss=z_loss)
+    truth = outcome(
+        reference.linear_cross_entropy, hidden.double(), weight.double(), labels, z_loss=z_loss
+    )
     options = {"chunk_rows": rows, "z_loss": z_loss, "in_float8": True}
     found = outcome(linear_cross_entropy, hidden.to(dtype), weight.to(dtype), labels, **options)
     assert found[0].dtype == torch.float32 and found[1].dtype == found[2].dtype == dtype
@@ -70,7 +79,9 @@ def test_small_probabilities_of_a_large_vocabulary_reach_the_gradient() -> None:
     grad = torch.full((16, 151_936), 1 / 151_936)
     grad[:, 0] -= 1
     found = torch.empty(16, 16)
-    products.grad_hidden(products.gradient(grad.clone(), torch.ones(16, 1, dtype=torch.bool)), found)
+    products.grad_hidden(
+        products.gradient(grad.clone(), torch.ones(16, 1, dtype=torch.bool)), found
+    )
     torch.testing.assert_close(found, grad @ weight, rtol=0.1, atol=1e-9)
 
 
@@ -90,7 +101,9 @@ def test_scales_use_the_range_and_round_once(dtype: torch.dtype, size: float) ->
 def test_what_is_not_finite_stays_so(bad: float) -> None:
     hidden, weight, labels = inputs()
     hidden[3, 3] = bad
-    loss, *gradients = outcome(linear_cross_entropy, hidden, weight, labels, chunk_rows=32, in_float8=True)
+    loss, *gradients = outcome(
+        linear_cross_entropy, hidden, weight, labels, chunk_rows=32, in_float8=True
+    )
     assert not loss.isfinite() and not any(gradient.isfinite().all() for gradient in gradients)
 
 

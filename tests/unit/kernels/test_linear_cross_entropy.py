@@ -13,7 +13,9 @@ from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 IGNORED = -100
 
 
-def inputs(n: int, h: int, v: int, seed: int = 0, ignored: float = 0.2, size: float = 1.0) -> tuple[torch.Tensor, ...]:
+def inputs(
+    n: int, h: int, v: int, seed: int = 0, ignored: float = 0.2, size: float = 1.0
+) -> tuple[torch.Tensor, ...]:
     """float64 hidden, weight, labels; logits have a standard deviation of about `size` * sqrt(h)."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, h, generator=generator, dtype=torch.float64)
@@ -24,7 +26,12 @@ def inputs(n: int, h: int, v: int, seed: int = 0, ignored: float = 0.2, size: fl
 
 
 def loss_and_gradients(
-    function: object, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, upstream: float = 1.0, **options
+    function: object,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    upstream: float = 1.0,
+    **options,
 ) -> tuple[torch.Tensor, ...]:
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     loss = function(hidden, weight, labels, **options)  # type: ignore[operator]
@@ -53,8 +60,12 @@ def test_any_shape_gives_the_reference(
 ) -> None:
     hidden, weight, labels = inputs(n, h, v, seed=n * 53 + v, ignored=ignored)
     options = {"count": 7.0, "z_loss": z_loss}
-    truth = loss_and_gradients(reference.linear_cross_entropy, hidden, weight, labels, upstream, **options)
-    found = loss_and_gradients(linear_cross_entropy, hidden, weight, labels, upstream, chunk_rows=chunk, **options)
+    truth = loss_and_gradients(
+        reference.linear_cross_entropy, hidden, weight, labels, upstream, **options
+    )
+    found = loss_and_gradients(
+        linear_cross_entropy, hidden, weight, labels, upstream, chunk_rows=chunk, **options
+    )
     for a, b in zip(found, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
@@ -70,10 +81,17 @@ def test_error_against_float64(
     dtype: torch.dtype, loss_bound: float, grad_bound: float, z_loss: float, device: str
 ) -> None:
     hidden, weight, labels = (t.to(device) for t in inputs(517, 64, 1013, size=0.2))
-    hidden, weight = hidden.to(dtype), weight.to(dtype)  # rounding the inputs is not the operation's error
+    hidden, weight = (
+        hidden.to(dtype),
+        weight.to(dtype),
+    )  # rounding the inputs is not the operation's error
     options = {"count": torch.tensor(517, device=device), "z_loss": z_loss}
-    truth = loss_and_gradients(reference.linear_cross_entropy, hidden.double(), weight.double(), labels, **options)
-    found = loss_and_gradients(linear_cross_entropy, hidden, weight, labels, chunk_rows=100, **options)
+    truth = loss_and_gradients(
+        reference.linear_cross_entropy, hidden.double(), weight.double(), labels, **options
+    )
+    found = loss_and_gradients(
+        linear_cross_entropy, hidden, weight, labels, chunk_rows=100, **options
+    )
     assert found[0].dtype == torch.float32
     assert relative_error(found[0], truth[0]) < loss_bound
     assert relative_error(found[1], truth[1]) < grad_bound
@@ -83,10 +101,14 @@ def test_error_against_float64(
 def test_the_error_is_not_larger_than_that_of_the_loss_with_logits() -> None:
     hidden, weight, labels = inputs(1024, 64, 1013, size=0.2)
     low = hidden.bfloat16(), weight.bfloat16(), labels
-    truth = loss_and_gradients(reference.linear_cross_entropy, low[0].double(), low[1].double(), labels, count=1024)
+    truth = loss_and_gradients(
+        reference.linear_cross_entropy, low[0].double(), low[1].double(), labels, count=1024
+    )
     stock = loss_and_gradients(reference.linear_cross_entropy, *low, count=1024)
     found = loss_and_gradients(linear_cross_entropy, *low, chunk_rows=64, count=1024)
-    for name, ours, theirs, true in zip(("loss", "hidden", "weight"), found, stock, truth, strict=True):
+    for name, ours, theirs, true in zip(
+        ("loss", "hidden", "weight"), found, stock, truth, strict=True
+    ):
         assert relative_error(ours, true) < 1.5 * relative_error(theirs, true) + 1e-6, name
 
 
@@ -102,15 +124,21 @@ def test_logits_of_hundreds_do_not_overflow() -> None:
 def test_a_chunk_without_labels_adds_nothing() -> None:
     hidden, weight, labels = inputs(24, 8, 33, ignored=0.0)
     labels[8:16] = IGNORED
-    loss, grad_hidden, _ = loss_and_gradients(linear_cross_entropy, hidden, weight, labels, chunk_rows=8)
+    loss, grad_hidden, _ = loss_and_gradients(
+        linear_cross_entropy, hidden, weight, labels, chunk_rows=8
+    )
     assert torch.equal(grad_hidden[8:16], torch.zeros(8, 8, dtype=torch.float64))
     keep = labels != IGNORED
-    assert float(loss) == pytest.approx(float(reference.linear_cross_entropy(hidden[keep], weight, labels[keep])))
+    assert float(loss) == pytest.approx(
+        float(reference.linear_cross_entropy(hidden[keep], weight, labels[keep]))
+    )
 
 
 def test_no_label_at_all_is_zero_with_zero_gradients() -> None:
     hidden, weight, labels = inputs(10, 4, 12, ignored=1.0)
-    loss, *gradients = loss_and_gradients(linear_cross_entropy, hidden, weight, labels, chunk_rows=4)
+    loss, *gradients = loss_and_gradients(
+        linear_cross_entropy, hidden, weight, labels, chunk_rows=4
+    )
     assert float(loss) == 0.0
     assert all(not gradient.any() for gradient in gradients)
 
@@ -118,7 +146,10 @@ def test_no_label_at_all_is_zero_with_zero_gradients() -> None:
 def test_a_tied_weight_gets_both_gradients() -> None:
     ids = torch.arange(20) % 7
     results = []
-    for function, options in ((reference.linear_cross_entropy, {}), (linear_cross_entropy, {"chunk_rows": 6})):
+    for function, options in (
+        (reference.linear_cross_entropy, {}),
+        (linear_cross_entropy, {"chunk_rows": 6}),
+    ):
         weight = inputs(1, 8, 11)[1].requires_grad_()
         function(weight[ids].tanh(), weight, ids.roll(-1), **options).backward()
         results.append(weight.grad)
@@ -137,9 +168,13 @@ def test_only_the_gradient_that_is_wanted(frozen: str) -> None:
 def test_without_gradients_only_the_loss_is_computed() -> None:
     hidden, weight, labels = inputs(9, 4, 12)
     with torch.no_grad():
-        loss = linear_cross_entropy(hidden.requires_grad_(), weight.requires_grad_(), labels, chunk_rows=4, count=2)
+        loss = linear_cross_entropy(
+            hidden.requires_grad_(), weight.requires_grad_(), labels, chunk_rows=4, count=2
+        )
     assert not loss.requires_grad
-    assert float(loss) == pytest.approx(float(reference.linear_cross_entropy(hidden, weight, labels, count=2)))
+    assert float(loss) == pytest.approx(
+        float(reference.linear_cross_entropy(hidden, weight, labels, count=2))
+    )
 
 
 def test_inputs_are_left_alone() -> None:
@@ -152,9 +187,13 @@ def test_inputs_are_left_alone() -> None:
 def test_autocast_multiplies_in_its_type_and_returns_the_weights_gradient_in_float32() -> None:
     hidden, weight, labels = inputs(64, 16, 101, size=0.3)
     hidden, weight = hidden.float(), weight.float()
-    truth = loss_and_gradients(reference.linear_cross_entropy, hidden.double(), weight.double(), labels, count=64)
+    truth = loss_and_gradients(
+        reference.linear_cross_entropy, hidden.double(), weight.double(), labels, count=64
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        found = loss_and_gradients(linear_cross_entropy, hidden, weight, labels, chunk_rows=16, count=64)
+        found = loss_and_gradients(
+            linear_cross_entropy, hidden, weight, labels, chunk_rows=16, count=64
+        )
     assert found[2].dtype == torch.float32
     assert 1e-6 < relative_error(found[1], truth[1]) < 1e-2, "in bf16, and no worse"
     assert relative_error(found[2], truth[2]) < 1e-2
@@ -165,8 +204,12 @@ def test_fp16_survives_a_large_count_with_its_loss_scale() -> None:
     hidden, weight, labels = inputs(64, 16, 101, size=0.3)
     hidden, weight = hidden.half(), weight.half()
     options = {"count": 1_000_000, "upstream": 65536.0}
-    truth = loss_and_gradients(reference.linear_cross_entropy, hidden.double(), weight.double(), labels, **options)
-    found = loss_and_gradients(linear_cross_entropy, hidden, weight, labels, chunk_rows=16, **options)
+    truth = loss_and_gradients(
+        reference.linear_cross_entropy, hidden.double(), weight.double(), labels, **options
+    )
+    found = loss_and_gradients(
+        linear_cross_entropy, hidden, weight, labels, chunk_rows=16, **options
+    )
     assert relative_error(found[1], truth[1]) < 2e-3
     assert relative_error(found[2], truth[2]) < 2e-3
 
@@ -191,7 +234,9 @@ def test_the_z_loss_is_also_given_apart(with_grad: bool) -> None:
     hidden, weight, labels = inputs(30, 8, 41, size=0.5)
     hidden.requires_grad_(with_grad)
     part = torch.zeros((), dtype=torch.float64)
-    whole = linear_cross_entropy(hidden, weight, labels, chunk_rows=7, count=30, z_loss=0.01, z_out=part)
+    whole = linear_cross_entropy(
+        hidden, weight, labels, chunk_rows=7, count=30, z_loss=0.01, z_out=part
+    )
     plain = reference.linear_cross_entropy(hidden, weight, labels, count=30)
     lse = torch.logsumexp(hidden.detach() @ weight.t(), -1)[labels != IGNORED]
     assert float(part) == pytest.approx(float(0.01 * lse.square().sum() / 30), rel=1e-12)

@@ -19,18 +19,27 @@ def inputs(*shape: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor
     """x of (*shape, H), gate, up, down; the same numbers in every dtype."""
     torch.manual_seed(3)
     shapes = [(*shape, HIDDEN), (WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH)]
-    made = [torch.randn(s, dtype=torch.float64).to(torch.bfloat16) / (1 if i == 0 else 4) for i, s in enumerate(shapes)]
+    made = [
+        torch.randn(s, dtype=torch.float64).to(torch.bfloat16) / (1 if i == 0 else 4)
+        for i, s in enumerate(shapes)
+    ]
     return [tensor.to(dtype).requires_grad_() for tensor in made]
 
 
 def outcome(function: object, tensors: list[torch.Tensor], **options: int) -> list[torch.Tensor]:
     out = function(*tensors, **options)  # type: ignore[operator]
-    out.backward(torch.cos(torch.arange(out.numel(), dtype=torch.float64)).view(out.shape).to(out.dtype))
+    out.backward(
+        torch.cos(torch.arange(out.numel(), dtype=torch.float64)).view(out.shape).to(out.dtype)
+    )
     return [out.detach(), *(tensor.grad for tensor in tensors)]  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 0.012)])
-@pytest.mark.parametrize(("shape", "rows"), [((37,), 8), ((3, 37), 64), ((3, 37), 1), ((3, 37), 500), ((1, 1), 16)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 0.012)]
+)
+@pytest.mark.parametrize(
+    ("shape", "rows"), [((37,), 8), ((3, 37), 64), ((3, 37), 1), ((3, 37), 500), ((1, 1), 16)]
+)
 def test_output_and_gradients_are_the_references(
     dtype: torch.dtype, bound: float, shape: tuple[int, ...], rows: int
 ) -> None:
@@ -44,7 +53,9 @@ def test_output_and_gradients_are_the_references(
 def test_under_autocast_weights_keep_their_type() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = outcome(tiled_swiglu, inputs(3, 37, dtype=torch.float32), chunk_rows=16)
-    assert found[0].dtype == torch.bfloat16 and {grad.dtype for grad in found[1:]} == {torch.float32}
+    assert found[0].dtype == torch.bfloat16 and {grad.dtype for grad in found[1:]} == {
+        torch.float32
+    }
     for wanted, got in zip(outcome(reference.swiglu, inputs(3, 37)), found, strict=True):
         assert float((got.double() - wanted).norm() / wanted.norm()) < 0.012
 

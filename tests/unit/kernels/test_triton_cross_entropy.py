@@ -56,13 +56,20 @@ print(json.dumps(found))
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_error_against_float64(device: str) -> None:
     environ = os.environ | ({"TRITON_INTERPRET": "1"} if device == "cpu" else {})
-    done = subprocess.run([sys.executable, "-c", PROGRAM, device], env=environ, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, device], env=environ, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert len(found) == 24
     for dtype, shape, (loss, *gradients) in found:
         loss_bound, gradient_bound = BOUNDS[dtype]
-        assert loss < loss_bound and max(gradients) < gradient_bound, (dtype, shape, loss, gradients)
+        assert loss < loss_bound and max(gradients) < gradient_bound, (
+            dtype,
+            shape,
+            loss,
+            gradients,
+        )
 
 
 @pytest.mark.gpu

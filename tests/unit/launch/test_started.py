@@ -19,7 +19,9 @@ LAUNCHING = """
 
 def test_a_killed_launch_closes_its_connections() -> None:
     """Here a process stands for ssh: its end closes the terminal on the node, and the ranks there save."""
-    launch = subprocess.Popen([sys.executable, "-c", textwrap.dedent(LAUNCHING)], stdout=subprocess.PIPE, text=True)
+    launch = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(LAUNCHING)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert launch.stdout is not None and launch.stdout.readline() == "connected\n"
         launch.send_signal(signal.SIGKILL)

@@ -27,15 +27,27 @@ def manifest(folder: Path, text: str = GOOD, files: tuple[str, ...] = ()) -> Man
 
 def names(folder: Path, exclude: str, *files: str) -> set[str]:
     made = manifest(folder, f"{GOOD}  exclude: {exclude}\n", files)
-    return {file.name for file in plan_packing(made).files} - {"train.py", "requirements.txt", "swanlab.yaml"}
+    return {file.name for file in plan_packing(made).files} - {
+        "train.py",
+        "requirements.txt",
+        "swanlab.yaml",
+    }
 
 
 def test_a_full_manifest(tmp_path: Path) -> None:
     text = GOOD.replace("name: demo", "name: demo\n  desc: d\n  combo: H800-1")
     made = manifest(
-        tmp_path, text + "  entry: train.py\n  volumes:\n    - name: wiki\n      id: abc\n  exclude: [tests]\n"
+        tmp_path,
+        text
+        + "  entry: train.py\n  volumes:\n    - name: wiki\n      id: abc\n  exclude: [tests]\n",
     )
-    assert (made.name, made.desc, made.combo, made.python, made.entry) == ("demo", "d", "H800-1", "3.11", "train.py")
+    assert (made.name, made.desc, made.combo, made.python, made.entry) == (
+        "demo",
+        "d",
+        "H800-1",
+        "3.11",
+        "train.py",
+    )
     assert (made.volume, made.volume_id, made.exclude) == ("wiki", "abc", ("tests",))
 
 
@@ -60,8 +72,18 @@ def test_quoted_versions(version: str, tmp_path: Path) -> None:
         ("  name: demo\n", "  desc: x\n", "metadata.name is missing", ""),
         ("name: demo", "name: 5", "metadata.name is text", "swanlab.yaml:4"),
         ("name: demo", "name: demo\n  nmae: x", "no metadata.nmae", "swanlab.yaml:5"),
-        ("name: demo", "name: demo\n  name: x", "metadata.name stands twice", "swanlab.yaml:5 and line 4"),
-        ("metadata:\n  name: demo\n", "metadata: demo\n", "metadata is a mapping", "swanlab.yaml:3"),
+        (
+            "name: demo",
+            "name: demo\n  name: x",
+            "metadata.name stands twice",
+            "swanlab.yaml:5 and line 4",
+        ),
+        (
+            "metadata:\n  name: demo\n",
+            "metadata: demo\n",
+            "metadata is a mapping",
+            "swanlab.yaml:3",
+        ),
         ('python: "3.11"', "entry: none.py", "a file in the manifest's folder", "none.py"),
         ('python: "3.11"', "entry: ../train.py", "a file in the manifest's folder", "../train.py"),
         ('python: "3.11"', "env: {A: b}", "no spec.env", "swanlab.yaml:6"),
@@ -74,7 +96,9 @@ def test_quoted_versions(version: str, tmp_path: Path) -> None:
         ('python: "3.11"', "exclude: [1]", "is text", "swanlab.yaml:6"),
     ],
 )
-def test_each_mistake_is_named_with_its_line(old: str, new: str, what: str, where: str, tmp_path: Path) -> None:
+def test_each_mistake_is_named_with_its_line(
+    old: str, new: str, what: str, where: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError) as refused:
         manifest(tmp_path, GOOD.replace(old, new))
     assert what in str(refused.value) and where in str(refused.value)
@@ -118,7 +142,9 @@ def test_a_pattern_that_leaves_out_code_deeper_down_is_warned_of(tmp_path: Path)
     assert [w for w in warnings if "'data' also leaves out package/data" in w]
 
 
-def test_secrets_links_and_big_files_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_links_and_big_files_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SWANLAB_API_KEY", "canary-in-a-file")
     made = manifest(tmp_path, GOOD, ("id_rsa", "notes.txt", "key.txt", "token.txt", "big.bin"))
     (tmp_path / "notes.txt").write_text("use canary-in-a-file for it")
@@ -163,7 +189,9 @@ def test_the_archive_holds_what_was_listed_and_has_the_same_bytes_again(tmp_path
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(first) as archive:
         assert archive.testzip() is None
-        assert [(i.filename, i.file_size) for i in archive.infolist()] == [(f.name, f.size) for f in packing.files]
+        assert [(i.filename, i.file_size) for i in archive.infolist()] == [
+            (f.name, f.size) for f in packing.files
+        ]
     with pytest.raises(ConfigError, match="cannot be written"):
         write_zip(made, packing, tmp_path / "none" / "x.zip")
 
@@ -173,17 +201,27 @@ def test_the_archive_does_not_hold_itself(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         assert main(["launch", "swanlab", "--zip", "job.zip"]) == 0
-    assert sorted(zipfile.ZipFile("job.zip").namelist()) == ["requirements.txt", "swanlab.yaml", "train.py"]
+    assert sorted(zipfile.ZipFile("job.zip").namelist()) == [
+        "requirements.txt",
+        "swanlab.yaml",
+        "train.py",
+    ]
 
 
-def test_init_then_print(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_then_print(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text("")
     assert main(["launch", "swanlab", "--init"]) == 0
     assert (tmp_path / "swanlab.yaml").read_text() == TEMPLATE
     assert main(["launch", "swanlab", "--print"]) == 0
     shown = capsys.readouterr().out
-    assert "train.py" in shown and "2 files" in shown and "warning: there is no requirements.txt" in shown
+    assert (
+        "train.py" in shown
+        and "2 files" in shown
+        and "warning: there is no requirements.txt" in shown
+    )
     assert main(["launch", "swanlab", "--init"]) == 2
 
 

@@ -16,7 +16,9 @@ from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError
 from wikillm.launch.swanlab_account import DEFAULT_HOST, find_account
 
-MANIFEST = 'apiVersion: swanlab/v1\nkind: Folder\nmetadata:\n  name: demo\nspec:\n  python: "3.11"\n'
+MANIFEST = (
+    'apiVersion: swanlab/v1\nkind: Folder\nmetadata:\n  name: demo\nspec:\n  python: "3.11"\n'
+)
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "no_proxy", "NO_PROXY", "NETRC")
 
 
@@ -87,7 +89,9 @@ def test_a_no_sends_nothing(
     assert service.asked == []
 
 
-def test_tasks_are_listed_shown_and_stopped(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_are_listed_shown_and_stopped(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     service.states = ["RUNNING"]
     assert swanlab(capsys, "--submit", "--yes")[0] == 0
     assert "task00  RUNNING" in swanlab(capsys, "task", "list")[1]
@@ -106,24 +110,32 @@ def test_tasks_are_listed_shown_and_stopped(service: Service, capsys: pytest.Cap
         assert swanlab(capsys, *words)[0] == 2
 
 
-def test_an_id_that_is_not_told_is_found_among_the_tasks(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_id_that_is_not_told_is_found_among_the_tasks(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     service.tells_id = False
     code, text = swanlab(capsys, "--submit", "--yes")
     assert code == 0 and "task       task00" in text
 
 
-def test_a_crash_is_an_error_with_its_message(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_crash_is_an_error_with_its_message(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     service.states = ["RUNNING", "CRASHED"]
     code, text = swanlab(capsys, "--submit", "--yes", "--follow", "--every", "0.05")
     assert code == 3 and "Traceback: boom" in text
 
 
-def test_a_data_set_of_large_and_nested_files(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_data_set_of_large_and_nested_files(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     large = os.urandom(9 * 2**20)  # two parts
     Path("texts/a").mkdir(parents=True)
     Path("texts/a/中文 &.jsonl").write_bytes(large)
     Path("texts/b.txt").write_text("b")
-    code, text = swanlab(capsys, "data", "upload", "texts", "--yes", "--name", "wiki", "--desc", "some text")
+    code, text = swanlab(
+        capsys, "data", "upload", "texts", "--yes", "--name", "wiki", "--desc", "some text"
+    )
     assert code == 0 and "data02" in text, text
     assert service.objects[f"{PREFIX}/datasets/data02/wiki/a/中文 &.jsonl"] == large
     assert service.objects[f"{PREFIX}/datasets/data02/wiki/b.txt"] == b"b"
@@ -131,7 +143,9 @@ def test_a_data_set_of_large_and_nested_files(service: Service, capsys: pytest.C
     assert "data02  SUCCESS  wiki  some text" in swanlab(capsys, "data", "list")[1]
 
 
-def test_credentials_that_run_out_are_asked_for_anew(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_credentials_that_run_out_are_asked_for_anew(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     service.lives = 1.0
     Path("big").write_bytes(bytes(9 * 2**20))
     assert swanlab(capsys, "data", "upload", "big", "--yes")[0] == 0
@@ -145,8 +159,13 @@ def test_a_bad_key(service: Service, capsys: pytest.CaptureFixture[str]) -> None
     assert service.asked == ["POST /login/api_key"]
 
 
-def test_an_unknown_data_set_and_machine(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    for more, what in (("  volumes: [{name: wiki, id: none}]\n", "no such data set"), ("", "no such machine")):
+def test_an_unknown_data_set_and_machine(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more, what in (
+        ("  volumes: [{name: wiki, id: none}]\n", "no such data set"),
+        ("", "no such machine"),
+    ):
         text = MANIFEST if more else MANIFEST.replace("name: demo", "name: demo\n  combo: TPU-1")
         Path("swanlab.yaml").write_text(text + more)
         code, said = swanlab(capsys, "--submit", "--yes")
@@ -154,7 +173,9 @@ def test_an_unknown_data_set_and_machine(service: Service, capsys: pytest.Captur
     assert service.tasks == {}
 
 
-def test_a_refused_large_upload_ends_and_leaves_no_parts(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refused_large_upload_ends_and_leaves_no_parts(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The old client hung for ever here."""
     Path("random.bin").write_bytes(os.urandom(2 * 2**20))
     service.faults = {"PUT part": [413]}
@@ -164,19 +185,25 @@ def test_a_refused_large_upload_ends_and_leaves_no_parts(service: Service, capsy
     assert not any(name == "POST /task" for name in service.asked)
 
 
-def test_a_failed_data_upload_is_marked(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_data_upload_is_marked(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     service.faults = {"PUT object": [400]}
     code, _ = swanlab(capsys, "data", "upload", "train.py", "--yes")
     assert code == 3 and service.datasets["data02"]["status"] == "FAILURE"
 
 
-def test_fresh_credentials_may_need_a_moment(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fresh_credentials_may_need_a_moment(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     service.faults = {"PUT object": [403]}
     assert swanlab(capsys, "--submit", "--yes")[0] == 0
 
 
 @pytest.mark.parametrize("fault", [500, 503, "cut"])
-def test_what_may_be_repeated_is(fault: object, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_may_be_repeated_is(
+    fault: object, service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     service.faults = {"GET /task": [fault], "PUT object": [502]}
     code, text = swanlab(capsys, "--submit", "--yes")
     assert code == 0, text
@@ -204,13 +231,20 @@ def test_a_stalled_store_ends(service: Service, capsys: pytest.CaptureFixture[st
     assert code == 3 and "object store does not answer" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("body", [b"<html>welcome</html>", b"[]", b'{"ok": true}', b'{"sid": 5}', "redirect", b""])
+@pytest.mark.parametrize(
+    "body", [b"<html>welcome</html>", b"[]", b'{"ok": true}', b'{"sid": 5}', "redirect", b""]
+)
 def test_another_shape_is_said_with_the_date(
     body: object, service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service.faults = {"POST /login/api_key": [body]}
     code, text = swanlab(capsys, "task", "list")
-    assert code == 3 and "another shape" in text and "2024-12-23" in text and "wikillm launch ssh" in text
+    assert (
+        code == 3
+        and "another shape" in text
+        and "2024-12-23" in text
+        and "wikillm launch ssh" in text
+    )
 
 
 def test_a_certificate_that_nobody_signed_is_refused(
@@ -222,7 +256,9 @@ def test_a_certificate_that_nobody_signed_is_refused(
     assert service.asked == []
 
 
-def test_nobody_there(service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_there(
+    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SWANLAB_API_HOST", "http://127.0.0.1:1/api")
     code, text = swanlab(capsys, "task", "list")
     assert code == 3 and "does not answer" in text
@@ -242,12 +278,18 @@ def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no SwanLab key"):
         find_account({"SWANLAB_ROOT": str(tmp_path)})
-    (tmp_path / ".netrc").write_text(f"machine https://api.swanlab.cn\nlogin https://swanlab.cn\npassword {KEY}\n")
+    (tmp_path / ".netrc").write_text(
+        f"machine https://api.swanlab.cn\nlogin https://swanlab.cn\npassword {KEY}\n"
+    )
     found = find_account({"SWANLAB_ROOT": str(tmp_path)})
     assert (found.host, found.key) == (DEFAULT_HOST, KEY)
     assert KEY not in repr(found)
-    with pytest.raises(ConfigError, match="no SwanLab key"):  # the key of one address is not sent to another
-        find_account({"SWANLAB_ROOT": str(tmp_path), "SWANLAB_API_HOST": "https://other.example/api"})
+    with pytest.raises(
+        ConfigError, match="no SwanLab key"
+    ):  # the key of one address is not sent to another
+        find_account(
+            {"SWANLAB_ROOT": str(tmp_path), "SWANLAB_API_HOST": "https://other.example/api"}
+        )
     with pytest.raises(ConfigError, match="unencrypted"):
         find_account({"SWANLAB_API_HOST": "http://swanlab.example", "SWANLAB_API_KEY": KEY})
     with pytest.raises(ConfigError) as refused:

@@ -28,9 +28,15 @@ def test_the_command_measures_stores_and_is_read_again(
     assert made is not None and made.gemm_flops == told["gemm_flops"]
     assert 1e8 < made.gemm_flops < 1e16 and 1e7 < made.attention_flops < 1e16
     assert 1e7 < made.copy_bytes_per_second < 1e14
-    assert made.kind == ("cuda" if torch.cuda.is_available() else "cpu") and made.cpus == os.cpu_count()
+    assert (
+        made.kind == ("cuda" if torch.cuda.is_available() else "cpu")
+        and made.cpus == os.cpu_count()
+    )
     if made.kind == "cpu":
-        assert made.all_reduce == "gloo, 2 ranks" and 1e6 < (made.all_reduce_bytes_per_second or 0) < 1e12
+        assert (
+            made.all_reduce == "gloo, 2 ranks"
+            and 1e6 < (made.all_reduce_bytes_per_second or 0) < 1e12
+        )
         assert main(["plan", "--config", "demo", "--gpu", "cpu", "--gpus-per-node", "2"]) == 0
         assert f"measured {made.time[:10]} on {made.device}" in capsys.readouterr().out
 

@@ -45,7 +45,9 @@ class Documents:
 
 def model_of(kind: str, attention: str) -> Any:
     torch.manual_seed(1)
-    config, model = (Qwen2Config, Qwen2ForCausalLM) if kind == "qwen2" else (Qwen3Config, Qwen3ForCausalLM)
+    config, model = (
+        (Qwen2Config, Qwen2ForCausalLM) if kind == "qwen2" else (Qwen3Config, Qwen3ForCausalLM)
+    )
     made = model._from_config(config(**SHAPE), attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in made.parameters():  # large enough that attention decides something
@@ -76,7 +78,9 @@ def test_packed_documents_have_the_logits_they_have_alone(kind: str, attention: 
             torch.testing.assert_close(packed[row, begin:end], alone, rtol=1e-4, atol=2e-5)
             furthest = max(furthest, float((unmasked[row, begin:end] - alone).abs().max()))
             pieces += 1
-    assert pieces > 9 and furthest > 0.1, "without the mask they must differ, or this test sees nothing"
+    assert pieces > 9 and furthest > 0.1, (
+        "without the mask they must differ, or this test sees nothing"
+    )
 
 
 @torch.no_grad()
@@ -84,7 +88,9 @@ def test_flex_attention_keeps_to_documents_as_sdpa_does() -> None:
     """Forward only: torch has no backward pass of it on a CPU."""
     batch = packed_batch([5, 2, 30, 1, 1, 9, 60, 3, 17])
     where = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
-    sdpa, flex = (model_of("qwen2", attention)(**where).logits for attention in ("sdpa", "flex_attention"))
+    sdpa, flex = (
+        model_of("qwen2", attention)(**where).logits for attention in ("sdpa", "flex_attention")
+    )
     torch.testing.assert_close(flex, sdpa, rtol=1e-4, atol=2e-5)
 
 
@@ -104,25 +110,35 @@ def test_the_fused_loss_and_its_gradients_are_those_of_the_stock_model(kind: str
 
 
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=12), st.integers(0, 99), st.booleans())
-def test_positions_count_from_the_beginning_of_each_document(lengths: list[int], seed: int, shuffle: bool) -> None:
+def test_positions_count_from_the_beginning_of_each_document(
+    lengths: list[int], seed: int, shuffle: bool
+) -> None:
     """Against the document of each token, found by its place in the stream; a ring's end begins anew too."""
     if sum(lengths) < 2:
         return
     stream = Documents(lengths, seed)
     order = SampleOrder(stream.n_tokens, T, seed=seed, shuffle=shuffle)
-    batch = Samples(stream, order, 99, DocumentMask(EOS, with_lengths=True)).batch(range(order.blocks_per_epoch))
+    batch = Samples(stream, order, 99, DocumentMask(EOS, with_lengths=True)).batch(
+        range(order.blocks_per_epoch)
+    )
     document = np.repeat(np.arange(len(lengths)), lengths)
     for row, stretches in enumerate(order.pieces(np.arange(order.blocks_per_epoch))):
         positions = np.concatenate([np.arange(a, b) for a, b in stretches])
         expected, previous = [], None
         for position in positions.tolist():
-            begins = previous is None or position != previous + 1 or document[position] != document[previous]
+            begins = (
+                previous is None
+                or position != previous + 1
+                or document[position] != document[previous]
+            )
             expected.append(0 if begins else expected[-1] + 1)
             previous = position
         assert batch["position_ids"][row, : len(expected)].tolist() == expected
     bounds = batch["cu_seq_lens_q"].tolist()
     flat = batch["position_ids"].flatten()
-    assert bounds[0] == 0 and bounds[-1] == len(flat) and batch["cu_seq_lens_q"].dtype == torch.int32
+    assert (
+        bounds[0] == 0 and bounds[-1] == len(flat) and batch["cu_seq_lens_q"].dtype == torch.int32
+    )
     lengths_of_blocks = np.diff(bounds)
     assert np.concatenate([np.arange(n) for n in lengths_of_blocks]).tolist() == flat.tolist()
     assert batch["max_length_q"] == batch["max_length_k"] == lengths_of_blocks.max()
@@ -159,7 +175,9 @@ def test_one_mask_for_all_layers_gives_the_same_bits(kind: str, precision: str) 
         loss.backward()
         found.append((loss.detach(), [p.grad.clone() for p in model.parameters()]))
     assert torch.equal(found[0][0], found[1][0])
-    assert all(torch.equal(own, shared) for own, shared in zip(found[0][1], found[1][1], strict=True))
+    assert all(
+        torch.equal(own, shared) for own, shared in zip(found[0][1], found[1][1], strict=True)
+    )
     own_masks(model)
     assert "forward" not in model.model.__dict__
 
@@ -192,7 +210,11 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("documents", [False, True])
 def test_no_value_of_a_batch_is_looked_at(documents: bool) -> None:
     batch, model = packed_batch([5, 2, 30, 1, 9, 40]), model_of("qwen2", "sdpa").train()
-    inputs = batch if documents else {name: batch[name] for name in ("input_ids", "labels", "shift_labels")}
+    inputs = (
+        batch
+        if documents
+        else {name: batch[name] for name in ("input_ids", "labels", "shift_labels")}
+    )
     patch_loss(model, "chunked", rows=T, device_type="cpu")
     found = []
     for _ in ("stock", "prepared"):

@@ -32,7 +32,9 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def args(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingArguments]:
-    yield TrainingArguments(output_dir=str(tmp_path_factory.mktemp("out")), use_cpu=True, report_to="none")
+    yield TrainingArguments(
+        output_dir=str(tmp_path_factory.mktemp("out")), use_cpu=True, report_to="none"
+    )
 
 
 @pytest.mark.parametrize("name", preset_names("models"))
@@ -41,7 +43,10 @@ def test_a_preset_has_exactly_its_documented_parameters(name: str) -> None:
     assert isinstance(model.vocab_size, int)
     built = build_on_meta(model, model.vocab_size)
     assert built.device.type == "meta"
-    assert sum(parameter.numel() for parameter in built.parameters()) == load_preset("models", name).parameters
+    assert (
+        sum(parameter.numel() for parameter in built.parameters())
+        == load_preset("models", name).parameters
+    )
     head, embedding = built.get_output_embeddings(), built.get_input_embeddings()
     assert (head.weight is embedding.weight) == model.tie_word_embeddings
 
@@ -49,23 +54,35 @@ def test_a_preset_has_exactly_its_documented_parameters(name: str) -> None:
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("head_dim", [None, 16])
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_closed_formula_agrees_for_any_shape(architecture: str, head_dim: int | None, tied: bool) -> None:
-    section = ModelSection(architecture=architecture, head_dim=head_dim, tie_word_embeddings=tied, **SMALL)
+def test_the_closed_formula_agrees_for_any_shape(
+    architecture: str, head_dim: int | None, tied: bool
+) -> None:
+    section = ModelSection(
+        architecture=architecture, head_dim=head_dim, tie_word_embeddings=tied, **SMALL
+    )
     built = build_on_meta(section, 77)
     count = count_parameters(section, 77)
     assert sum(parameter.numel() for parameter in built.parameters()) == count.total
-    matmul = [module.weight.numel() for module in built.modules() if isinstance(module, torch.nn.Linear)]
+    matmul = [
+        module.weight.numel() for module in built.modules() if isinstance(module, torch.nn.Linear)
+    ]
     assert sum(matmul) == count.matmul
 
 
-@pytest.mark.parametrize(("architecture", "kind"), [("qwen2", Qwen2ForCausalLM), ("qwen3", Qwen3ForCausalLM)])
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [("qwen2", Qwen2ForCausalLM), ("qwen3", Qwen3ForCausalLM)]
+)
 def test_fresh_weights(architecture: str, kind: type, args: TrainingArguments) -> None:
     section = ModelSection(architecture=architecture, **SMALL)
     state = torch.random.get_rng_state()
     model = build_model(section, 640, args, eos_id=3, seed=1)
     assert torch.equal(state, torch.random.get_rng_state()), "the global random state moved"
     assert isinstance(model, kind)
-    assert (model.config.eos_token_id, model.config.pad_token_id, model.config.use_cache) == (3, None, False)
+    assert (model.config.eos_token_id, model.config.pad_token_id, model.config.use_cache) == (
+        3,
+        None,
+        False,
+    )
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float32
         if name.endswith("bias"):
@@ -76,7 +93,9 @@ def test_fresh_weights(architecture: str, kind: type, args: TrainingArguments) -
             assert parameter.std().item() == pytest.approx(0.02, rel=0.1)
             assert abs(parameter.mean().item()) < 0.002
     again = build_model(section, 640, args, eos_id=3, seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
     other = build_model(section, 640, args, eos_id=3, seed=2)
     assert not torch.equal(model.get_input_embeddings().weight, other.get_input_embeddings().weight)
 
@@ -121,7 +140,9 @@ def test_continuing_from_a_folder(folder: Path, args: TrainingArguments) -> None
     assert section.vocab_size == 64
     model = build_model(section, 64, args, eos_id=6, seed=1)
     original = build_model(ModelSection(**SMALL), 64, args, eos_id=5, seed=9)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True)
+    )
     assert model.config.eos_token_id == 6
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
@@ -157,7 +178,9 @@ def test_weights_that_lack_a_tensor_are_refused(folder: Path, args: TrainingArgu
     assert "model.norm.weight" in (refused.value.got or "")
 
 
-def test_a_folder_that_changed_after_the_plan_is_refused(folder: Path, args: TrainingArguments) -> None:
+def test_a_folder_that_changed_after_the_plan_is_refused(
+    folder: Path, args: TrainingArguments
+) -> None:
     section = continued(folder)
     shutil.rmtree(folder)
     build_model(ModelSection(**SMALL), 128, args, eos_id=5, seed=9).save_pretrained(folder)
@@ -170,7 +193,9 @@ def test_the_model_must_follow_its_own_arguments(tmp_path: Path) -> None:
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
-    stale = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    stale = HfDeepSpeedConfig(
+        {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}
+    )
     try:
         with pytest.raises(WikiLLMError, match="another DeepSpeed configuration"):
             build_model(ModelSection(**SMALL), 64, arguments, eos_id=0, seed=1)

@@ -75,7 +75,9 @@ def count_calls(model: Any) -> tuple[int, int]:
     with Calls() as calls:
         model.get_decoder()(IDS).last_hidden_state.sum().backward()
     products = sum(calls.found[f"aten::{name}"] for name in ("mm", "addmm"))
-    return products, sum(n for name, n in calls.found.items() if "dot_product" in name and "backward" not in name)
+    return products, sum(
+        n for name, n in calls.found.items() if "dot_product" in name and "backward" not in name
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +91,9 @@ def _forget_graphs() -> Iterator[None]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kernels", [(), ("tiled",)])
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
-def test_the_same_losses_and_gradients(architecture: str, kernels: tuple[str, ...], kind: Checkpointing) -> None:
+def test_the_same_losses_and_gradients(
+    architecture: str, kernels: tuple[str, ...], kind: Checkpointing
+) -> None:
     model = build(architecture).double()
     prepare(model, kernels)
     wanted = outcome(model)
@@ -133,7 +137,9 @@ def test_what_is_computed_twice() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kernels", [(), ("tiled",)])
-def test_a_layer_keeps_what_the_planner_counts(kernels: tuple[str, ...], kind: Checkpointing) -> None:
+def test_a_layer_keeps_what_the_planner_counts(
+    kernels: tuple[str, ...], kind: Checkpointing
+) -> None:
     held = []
     for layers in (2, 4):
         model = build(num_hidden_layers=layers)
@@ -142,12 +148,16 @@ def test_a_layer_keeps_what_the_planner_counts(kernels: tuple[str, ...], kind: C
         held.append(held_bytes(model, input_ids=IDS))
     section = ModelSection(**{key: SHAPE[key] for key in SHAPE if key in ModelSection.model_fields})
     setup = Setup("ddp", 0, 1, 1, 2, 1, "fp32", kind, tiled_mlp="tiled" in kernels)
-    assert (held[1] - held[0]) / 2 / TOKENS == kept_by_checkpointing(Shape(section, 97, 24, 0, 0), setup)
+    assert (held[1] - held[0]) / 2 / TOKENS == kept_by_checkpointing(
+        Shape(section, 97, 24, 0, 0), setup
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kernels", [(), ("tiled",)])
-def test_a_compiled_layer_contains_its_checkpoint(kernels: tuple[str, ...], kind: Checkpointing) -> None:
+def test_a_compiled_layer_contains_its_checkpoint(
+    kernels: tuple[str, ...], kind: Checkpointing
+) -> None:
     stock = build()
     ours = copy.deepcopy(stock)
     prepare(ours, kernels)
@@ -166,11 +176,15 @@ def test_compiled_layers_keep_less_and_do_no_product_twice() -> None:
         model = build(num_hidden_layers=4)
         if kind != "none":
             checkpoint_layers(model, kind)
-        compile_layers(model, {(2, 24)}, backend="aot_eager_decomp_partition")  # what is kept is decided there
+        compile_layers(
+            model, {(2, 24)}, backend="aot_eager_decomp_partition"
+        )  # what is kept is decided there
         outcome(model)
         sizes.append(held_bytes(model, input_ids=IDS))
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            model.get_decoder()(torch.ones(2, 24, dtype=torch.long)).last_hidden_state.sum().backward()
+            model.get_decoder()(
+                torch.ones(2, 24, dtype=torch.long)
+            ).last_hidden_state.sum().backward()
         calls = {event.key: event.count for event in profiled.key_averages()}
         products.append(calls["aten::mm"] + calls["aten::addmm"])
         attention.append(calls["aten::_scaled_dot_product_flash_attention_for_cpu"])
@@ -185,7 +199,9 @@ def test_evaluation_and_generation_are_left_alone() -> None:
     plain = count_calls(model)
     model.eval()
     assert count_calls(model) == plain
-    assert model.generate(torch.tensor([[1, 2]]), max_new_tokens=3, use_cache=True, do_sample=False).shape == (1, 5)
+    assert model.generate(
+        torch.tensor([[1, 2]]), max_new_tokens=3, use_cache=True, do_sample=False
+    ).shape == (1, 5)
 
 
 def test_twice_is_refused_and_a_copy_is_its_own() -> None:
@@ -197,4 +213,6 @@ def test_twice_is_refused_and_a_copy_is_its_own() -> None:
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
-    assert outcome(other)[0] == pytest.approx(4.574711, abs=1e-4)  # log 97: the copy runs its own weights
+    assert outcome(other)[0] == pytest.approx(
+        4.574711, abs=1e-4
+    )  # log 97: the copy runs its own weights

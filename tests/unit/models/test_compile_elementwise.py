@@ -57,7 +57,9 @@ def outcome(model: Any, precision: str = "float32") -> tuple[float, list[torch.T
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
         loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
-    return float(loss.detach()), [parameter.grad.clone().float() for parameter in model.parameters()]
+    return float(loss.detach()), [
+        parameter.grad.clone().float() for parameter in model.parameters()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,9 @@ def outcome(model: Any, precision: str = "float32") -> tuple[float, list[torch.T
     [((), "inductor"), (("tiled",), "aot_eager"), (("selective",), "aot_eager")],
 )
 @pytest.mark.parametrize("architecture", list(MODELS))
-def test_the_same_losses_and_gradients(architecture: str, kernels: tuple[str, ...], backend: str) -> None:
+def test_the_same_losses_and_gradients(
+    architecture: str, kernels: tuple[str, ...], backend: str
+) -> None:
     stock = build(architecture)
     wanted = outcome(stock)  # before: the rotation is compiled for both from then on
     ours = copy.deepcopy(stock)
@@ -136,6 +140,8 @@ def test_it_is_put_back_and_refused_where_it_is_not_known() -> None:
     tile_mlp(model, rows=48, device_type="cpu")
     compile_elementwise(model)
     restore_elementwise(model)
-    assert all("forward" in layer.mlp.__dict__ for layer in model.model.layers), "the tiled MLP is not ours to take out"
+    assert all("forward" in layer.mlp.__dict__ for layer in model.model.layers), (
+        "the tiled MLP is not ours to take out"
+    )
     with pytest.raises(WikiLLMError, match="LlamaForCausalLM"):
         compile_elementwise(LlamaForCausalLM(LlamaConfig(**SHAPE)))

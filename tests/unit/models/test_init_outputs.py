@@ -16,6 +16,8 @@ def test_outputs_are_zero_and_layers_the_identity() -> None:
     outputs = {name for name in expected if name.endswith(OUTPUTS)}
     assert len(outputs) == 2 * plain.config.num_hidden_layers
     for name, parameter in zero.named_parameters():
-        assert torch.equal(parameter, torch.zeros_like(parameter) if name in outputs else expected[name]), name
+        assert torch.equal(
+            parameter, torch.zeros_like(parameter) if name in outputs else expected[name]
+        ), name
     states = zero(torch.arange(9)[None], output_hidden_states=True).hidden_states
     assert torch.equal(states[0], states[1])

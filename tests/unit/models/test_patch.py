@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from wikillm.core.errors import MachineError, WikiLLMError
 from wikillm.models.patch import fused_loss, patch_loss, patches, unpatch
@@ -51,7 +58,9 @@ def step(model: Any, **inputs: Any) -> tuple[float, dict[str, torch.Tensor], Any
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("count", [None, 17, torch.tensor(29)])
 @pytest.mark.parametrize("shifted", [True, False])
-def test_loss_and_gradients_are_hugging_faces(architecture: str, tied: bool, count: Any, shifted: bool) -> None:
+def test_loss_and_gradients_are_hugging_faces(
+    architecture: str, tied: bool, count: Any, shifted: bool
+) -> None:
     stock = build(architecture, tied)
     ours = copy.deepcopy(stock)
     inputs = batch() if shifted else {k: v for k, v in batch().items() if k != "shift_labels"}
@@ -73,7 +82,9 @@ def test_evaluation_keeps_no_logits(model: Any) -> None:
         expected = model(**batch(), num_items_in_batch=1).loss
         patch_loss(model, rows=36, device_type="cpu")
         found = model(**batch(), num_items_in_batch=1)
-        padding = model(**batch() | {"shift_labels": torch.full((3, 12), -100)}, num_items_in_batch=1)
+        padding = model(
+            **batch() | {"shift_labels": torch.full((3, 12), -100)}, num_items_in_batch=1
+        )
     assert float(found.loss) == pytest.approx(float(expected), rel=1e-6)
     assert found.logits is None and float(padding.loss) == 0.0
 
@@ -88,7 +99,9 @@ def test_evaluation_keeps_no_logits(model: Any) -> None:
         lambda m: m.lm_head(torch.ones(2, 16)),
     ],
 )
-def test_all_that_needs_logits_is_unchanged(model: Any, call: Callable[[Any], torch.Tensor]) -> None:
+def test_all_that_needs_logits_is_unchanged(
+    model: Any, call: Callable[[Any], torch.Tensor]
+) -> None:
     model.eval()
     with torch.no_grad():
         before = call(model)
@@ -166,7 +179,9 @@ def test_in_8_bit_only_the_training_loss_is(monkeypatch: pytest.MonkeyPatch) -> 
     found, our_gradients, _ = step(ours, **inputs)
     assert found == pytest.approx(wanted, rel=2e-3) and found != pytest.approx(wanted, rel=1e-7)
     for name, gradient in gradients.items():
-        assert float((our_gradients[name] - gradient).norm() / gradient.norm().clamp_min(1e-12)) < 0.1, name
+        assert (
+            float((our_gradients[name] - gradient).norm() / gradient.norm().clamp_min(1e-12)) < 0.1
+        ), name
     ours.eval(), stock.eval()
     assert float(ours(**inputs).loss) == pytest.approx(float(stock(**inputs).loss), rel=1e-6)
 

@@ -44,7 +44,11 @@ KINDS: dict[str, tuple[Callable[[Path], object], type[WikiLLMError], str]] = {
     ),
     "a tensor is missing": (drop_a_tensor, CheckpointError, "missing_keys: model.norm.weight"),
     "another width": (change("hidden_size", 64), CheckpointError, "cannot be loaded"),
-    "config of no JSON": (lambda folder: (folder / "config.json").write_text("{"), CheckpointError, "config.json"),
+    "config of no JSON": (
+        lambda folder: (folder / "config.json").write_text("{"),
+        CheckpointError,
+        "config.json",
+    ),
     "an unknown kind": (change("model_type", "nosuch"), ConfigError, "nosuch"),
     "no config": (lambda folder: (folder / "config.json").unlink(), ConfigError, "not a model"),
 }
@@ -60,10 +64,15 @@ def test_a_folder_that_is_no_whole_model_is_refused(kind: str, tmp_path: Path) -
     assert said in str(caught.value) and "copy it again" in str(caught.value), str(caught.value)
 
 
-def test_a_whole_folder_is_loaded_and_extra_weights_are_refused_where_all_must_be_taken(tmp_path: Path) -> None:
+def test_a_whole_folder_is_loaded_and_extra_weights_are_refused_where_all_must_be_taken(
+    tmp_path: Path,
+) -> None:
     tiny_model().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    save_file({**tensors, "extra.weight": tensors["model.norm.weight"].clone()}, tmp_path / "model.safetensors")
+    save_file(
+        {**tensors, "extra.weight": tensors["model.norm.weight"].clone()},
+        tmp_path / "model.safetensors",
+    )
     assert load_weights(tmp_path, advice="").config.hidden_size == 32
     with pytest.raises(CheckpointError, match="unexpected_keys: extra.weight"):
         load_weights(tmp_path, advice="", takes_all=True)

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from wikillm.config.load import load
 from wikillm.core.errors import WikiLLMError
@@ -22,7 +29,11 @@ SMALL = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 16,
 }  # fmt: skip
-MODELS = [(Qwen2Config, Qwen2ForCausalLM), (Qwen3Config, Qwen3ForCausalLM), (LlamaConfig, LlamaForCausalLM)]
+MODELS = [
+    (Qwen2Config, Qwen2ForCausalLM),
+    (Qwen3Config, Qwen3ForCausalLM),
+    (LlamaConfig, LlamaForCausalLM),
+]
 
 
 def outcome(model: torch.nn.Module) -> tuple[float, list[torch.Tensor]]:
@@ -30,7 +41,9 @@ def outcome(model: torch.nn.Module) -> tuple[float, list[torch.Tensor]]:
     ids = torch.arange(2 * 37).view(2, 37) % 97
     loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
-    return float(loss), [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    return float(loss), [
+        parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+    ]
 
 
 @pytest.mark.parametrize(("config", "kind"), MODELS[:2])
@@ -64,13 +77,19 @@ def test_a_model_whose_mlp_is_not_known_is_refused() -> None:
 
 
 def test_the_plan_leaves_the_intermediate_activations_out_and_counts_the_chunks() -> None:
-    words = ["train.sequence_length=32768", "train.global_batch_tokens=4194304", "train.max_steps=10"]
+    words = [
+        "train.sequence_length=32768",
+        "train.global_batch_tokens=4194304",
+        "train.max_steps=10",
+    ]
     resolved = load("pretrain-7b", words)
     job = describe_job(resolved, ranks=8, gpu=find_gpu("H100"), train_tokens=10**10)
     model = job.shape.model
     setup = Setup("ddp", 0, 8, 8, 1, 16, "bf16", "none", "chunked")
     tiled = replace(setup, tiled_mlp=True)
-    less = activation_bytes_per_token(job.shape, setup) - activation_bytes_per_token(job.shape, tiled)
+    less = activation_bytes_per_token(job.shape, setup) - activation_bytes_per_token(
+        job.shape, tiled
+    )
     assert less == 8 * model.intermediate_size * model.num_hidden_layers
     held = [memory_per_rank(job.shape, each).activations for each in (setup, tiled)]
     assert held[0] - held[1] == 32_768 * less - tile_bytes(job.shape, tiled) > 0

@@ -46,12 +46,16 @@ def truth(model: Any, count: float) -> tuple[float, float, torch.Tensor]:
 @pytest.mark.parametrize("kernel", ["chunked", "stock"])
 @pytest.mark.parametrize("shifted", [True, False])
 @pytest.mark.parametrize("count", [None, 40])
-def test_loss_part_and_gradient_are_the_references(kernel: Any, shifted: bool, count: int | None, model: Any) -> None:
+def test_loss_part_and_gradient_are_the_references(
+    kernel: Any, shifted: bool, count: int | None, model: Any
+) -> None:
     z, inputs = ZLoss(COEFFICIENT), dict(batch())
     whole, part, gradient = truth(model, count or 16)
     patch_loss(model, kernel, rows=18, device_type="cpu", z_loss=z)
     if shifted:
-        inputs["shift_labels"] = torch.nn.functional.pad(inputs["labels"], (0, 1), value=-100)[:, 1:].contiguous()
+        inputs["shift_labels"] = torch.nn.functional.pad(inputs["labels"], (0, 1), value=-100)[
+            :, 1:
+        ].contiguous()
     loss = model(**inputs, **({} if count is None else {"num_items_in_batch": count})).loss
     loss.backward()
     # Hugging Face's own loss rounds the logits to float32.

@@ -55,7 +55,9 @@ def test_the_time_left_is_that_of_the_tokens_left() -> None:
 
 
 def test_missing_and_odd_values() -> None:
-    line = LogTable(10, 100).line({"step": 3, "loss": float("nan"), "grad_norm": float("inf"), "learning_rate": None})
+    line = LogTable(10, 100).line(
+        {"step": 3, "loss": float("nan"), "grad_norm": float("inf"), "learning_rate": None}
+    )
     assert line.split() == ["3/10", "-", "nan", "-", "inf", "-", "-", "-", "-"]
 
 
@@ -71,7 +73,15 @@ def test_missing_and_odd_values() -> None:
     seconds=st.floats(0, 100),
 )
 def test_every_line_is_as_long_as_the_header(
-    step: int, tokens: int, loss: float, norm: float, rate: float, memory: int, wait: float, lr: float, seconds: float
+    step: int,
+    tokens: int,
+    loss: float,
+    norm: float,
+    rate: float,
+    memory: int,
+    wait: float,
+    lr: float,
+    seconds: float,
 ) -> None:
     table = LogTable(1_000_000, tokens + int((1_000_000 - step) * seconds * rate), has_mfu=True)
     line = table.line(

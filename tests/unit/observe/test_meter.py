@@ -86,7 +86,11 @@ def test_a_resumed_meter_goes_on() -> None:
     clock.sleep(1.0)
     meter.step(500)
     reading = meter.read()
-    assert reading.tokens == 10**12 + 500 and reading.train_seconds == 3601.0 and reading.tokens_per_second == 500
+    assert (
+        reading.tokens == 10**12 + 500
+        and reading.train_seconds == 3601.0
+        and reading.tokens_per_second == 500
+    )
 
 
 def test_what_is_not_known_is_absent() -> None:
@@ -103,7 +107,13 @@ def test_what_is_not_known_is_absent() -> None:
     assert set(values) <= known, "every field has its name in names.py"
 
 
-@given(st.lists(st.tuples(st.floats(0.001, 100), st.integers(1, 10**6), st.booleans()), min_size=1, max_size=30))
+@given(
+    st.lists(
+        st.tuples(st.floats(0.001, 100), st.integers(1, 10**6), st.booleans()),
+        min_size=1,
+        max_size=30,
+    )
+)
 def test_windows_add_up_to_the_whole(steps: list[tuple[float, int, bool]]) -> None:
     clock = Clock()
     meter = Meter(1, clock=clock)

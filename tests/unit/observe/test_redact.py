@@ -74,7 +74,11 @@ TOKENS = [
     "AIza" + "SyA-1234567890abcdefghijklmnopqrstu",
     "npm_" + "A1b2C3d4" * 4 + "Zz12",
     "glpat-" + "AbCdEf1234_-567890xy",
-    "eyJ" + "hbGciOiJIUzI1NiJ9" + ".eyJ" + "zdWIiOiIxMjM0NTY3ODkwIn0" + ".dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U",
+    "eyJ"
+    + "hbGciOiJIUzI1NiJ9"
+    + ".eyJ"
+    + "zdWIiOiIxMjM0NTY3ODkwIn0"
+    + ".dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U",
     "hf_" + "abcdefghijklmnopqrstuvwxyz",
     "sk-" + "proj-abcdefghijklmnopqrstuvwx",
     "ghp_" + "abcdefghijklmnopqrstuvwxyz0123456789",
@@ -88,7 +92,9 @@ TOKENS = [
 
 
 @pytest.mark.parametrize("token", TOKENS, ids=[token[:5] for token in TOKENS])
-@pytest.mark.parametrize("around", ["{}", "key={} ok", "a_{}", '"{}",', "Bearer {}\n", "钥匙{}。", "{}."])
+@pytest.mark.parametrize(
+    "around", ["{}", "key={} ok", "a_{}", '"{}",', "Bearer {}\n", "钥匙{}。", "{}."]
+)
 def test_tokens_of_known_shape(token: str, around: str) -> None:
     shown = redact_text(around.format(token))
     assert token not in shown and token[6:] not in shown and HIDDEN in shown
@@ -122,7 +128,8 @@ def test_signed_addresses_lose_their_query(url: str) -> None:
 def test_no_query_at_all_where_a_run_writes() -> None:
     text = 'path: ["https://host/a.jsonl?page=2", "s3://b/k?versionId=1", "why? because"]  # file: x.yaml:3?'
     assert (
-        without_queries(text) == 'path: ["https://host/a.jsonl?***", "s3://b/k?***", "why? because"]  # file: x.yaml:3?'
+        without_queries(text)
+        == 'path: ["https://host/a.jsonl?***", "s3://b/k?***", "why? because"]  # file: x.yaml:3?'
     )
     assert redact_text(text) == text
 
@@ -135,10 +142,18 @@ def test_ordinary_text_stays() -> None:
 
 
 def test_secrets_of_the_environment_longest_first() -> None:
-    environ = {"HF_TOKEN": "abcdef", "MY_SECRET": "abcdefghi", "HOME": "/root", "PIN_KEY": "1", "LANG": "en_US.UTF-8"}
+    environ = {
+        "HF_TOKEN": "abcdef",
+        "MY_SECRET": "abcdefghi",
+        "HOME": "/root",
+        "PIN_KEY": "1",
+        "LANG": "en_US.UTF-8",
+    }
     assert environment_secrets(environ) == ("abcdefghi", "abcdef")
 
 
 def test_names_on_a_dashboard() -> None:
     assert chart("loss") == "train/loss"
-    assert chart("eval_loss") == "eval/loss" and chart("bits_per_byte", "eval") == "eval/bits_per_byte"
+    assert (
+        chart("eval_loss") == "eval/loss" and chart("bits_per_byte", "eval") == "eval/bits_per_byte"
+    )

@@ -28,7 +28,10 @@ def test_metrics_hold_logging_steps_and_nothing_else(tmp_path: Path) -> None:
     sink.log(2, {"loss": np.float32(9.25)})
     sink.finish(75, "stopped")
     sink.finish(75)
-    metrics, events = lines(tmp_path / "run" / "metrics.jsonl"), lines(tmp_path / "run" / "events.jsonl")
+    metrics, events = (
+        lines(tmp_path / "run" / "metrics.jsonl"),
+        lines(tmp_path / "run" / "events.jsonl"),
+    )
     assert [(record["step"], record["loss"]) for record in metrics] == [(1, 9.5), (2, 9.25)]
     assert [event["kind"] for event in events] == ["start", "eval", "samples", "finish"]
     assert events[1]["eval_loss"] == 9.0 and events[3]["exit_code"] == 75
@@ -72,7 +75,9 @@ def test_steps_that_were_undone_do_not_count(tmp_path: Path) -> None:
 
 
 @given(kept=st.integers(0, 3), torn=st.binary(max_size=200).filter(lambda data: b"\n" not in data))
-def test_a_torn_line_is_cut_off(tmp_path_factory: pytest.TempPathFactory, kept: int, torn: bytes) -> None:
+def test_a_torn_line_is_cut_off(
+    tmp_path_factory: pytest.TempPathFactory, kept: int, torn: bytes
+) -> None:
     folder = tmp_path_factory.mktemp("torn")
     whole = b"".join(b'{"step":%d,"segment":0,"loss":1.0}\n' % step for step in range(kept))
     (folder / "metrics.jsonl").write_bytes(whole + torn)
@@ -93,14 +98,21 @@ def test_a_torn_line_longer_than_a_block(tmp_path: Path) -> None:
 
 
 def test_a_file_filled_with_zeros_by_a_power_cut(tmp_path: Path) -> None:
-    (tmp_path / "events.jsonl").write_bytes(b'{"kind":"start","segment":0}\n' + b"\0" * 4096 + b"\n")
+    (tmp_path / "events.jsonl").write_bytes(
+        b'{"kind":"start","segment":0}\n' + b"\0" * 4096 + b"\n"
+    )
     sink = JsonlSink(tmp_path)
     sink.start({})
-    assert sink.segment == 1 and [event["kind"] for event in read_records(tmp_path / "events.jsonl")] == ["start"] * 2
+    assert (
+        sink.segment == 1
+        and [event["kind"] for event in read_records(tmp_path / "events.jsonl")] == ["start"] * 2
+    )
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_does_not_stop_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_does_not_stop_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     sink = JsonlSink(tmp_path)
     sink.log(1, {"loss": 1.0})
@@ -108,7 +120,9 @@ def test_a_full_disk_does_not_stop_training(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().err.count("cannot be written") == 1
 
 
-def test_a_folder_that_is_a_file_does_not_stop_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_a_file_does_not_stop_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run").write_text("")
     sink = JsonlSink(tmp_path / "run")
     sink.start({})

@@ -79,10 +79,17 @@ class Child:
 
 
 def online(environ: dict[str, str], url: str) -> dict[str, str]:
-    return {**environ, "SWANLAB_API_HOST": url, "SWANLAB_WEB_HOST": url, "SWANLAB_API_KEY": "canary-swanlab-key-01"}
+    return {
+        **environ,
+        "SWANLAB_API_HOST": url,
+        "SWANLAB_WEB_HOST": url,
+        "SWANLAB_API_KEY": "canary-swanlab-key-01",
+    }
 
 
-def test_offline_writes_files_and_a_resumed_run_keeps_its_id(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_offline_writes_files_and_a_resumed_run_keeps_its_id(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
     code = """
 before = sys.excepthook, signal.getsignal(signal.SIGINT)
 s = sink("offline", run_id=os.environ.get("RUN_ID"))
@@ -95,20 +102,32 @@ tell(id=s.run_id, folder=s.folder, mode=s.mode, sync=s.sync_command,
      untouched=before == (sys.excepthook, signal.getsignal(signal.SIGINT)))
 """
     first = Child(code, environ, tmp_path / "swanlog").end()
-    assert first.code == 0 and first.facts["mode"] == "offline" and first.facts["untouched"], first.stderr
+    assert first.code == 0 and first.facts["mode"] == "offline" and first.facts["untouched"], (
+        first.stderr
+    )
     folder = Path(first.facts["folder"])
     assert len(first.facts["id"]) == 21 and folder.parent == tmp_path / "swanlog"
     assert b"train/loss" in next(folder.glob("*.swanlab")).read_bytes()
-    assert any(file.read_text() == "The history of the world" for file in (folder / "media" / "text").iterdir())
+    assert any(
+        file.read_text() == "The history of the world"
+        for file in (folder / "media" / "text").iterdir()
+    )
     assert first.facts["sync"] == f"swanlab sync --id {first.facts['id']} {folder}"
     again = Child(code, {**environ, "RUN_ID": first.facts["id"]}, tmp_path / "swanlog").end()
     assert again.facts["id"] == first.facts["id"] and again.facts["folder"] != first.facts["folder"]
-    everything = b"".join(file.read_bytes() for file in (tmp_path / "swanlog").rglob("*") if file.is_file())
+    everything = b"".join(
+        file.read_bytes() for file in (tmp_path / "swanlog").rglob("*") if file.is_file()
+    )
     assert b"canary" not in everything and b"learning_rate" in everything
-    assert str(Path.home()).encode() not in everything and socket.gethostname().encode() not in everything
+    assert (
+        str(Path.home()).encode() not in everything
+        and socket.gethostname().encode() not in everything
+    )
 
 
-def test_online_metrics_arrive_and_secrets_do_not(tmp_path: Path, environ: dict[str, str], server: Any) -> None:
+def test_online_metrics_arrive_and_secrets_do_not(
+    tmp_path: Path, environ: dict[str, str], server: Any
+) -> None:
     code = """
 s = sink("online")
 s.start({"model": "120m", "remote": "https://me:canary-user@git.example/x.git", "hub": {"password": "canary-pw"},
@@ -121,13 +140,26 @@ print("canary-on-stdout", flush=True)
 s.finish(0)
 tell(id=s.run_id, mode=s.mode)
 """
-    secret = {**online(environ, server.url), "HF_TOKEN": "canary-environment", "SWANLAB_PROJECT": "from-environment"}
+    secret = {
+        **online(environ, server.url),
+        "HF_TOKEN": "canary-environment",
+        "SWANLAB_PROJECT": "from-environment",
+    }
     child = Child(code, secret, tmp_path / "log").end()
     assert child.code == 0 and child.facts["mode"] == "online", child.stderr
-    expected = {("train/loss", 1): 1.0, ("train/loss", 2): 0.5, ("eval/loss", 2): 2.5, ("eval/bits_per_byte", 2): 1.25}
+    expected = {
+        ("train/loss", 1): 1.0,
+        ("train/loss", 2): 0.5,
+        ("eval/loss", 2): 2.5,
+        ("eval/bits_per_byte", 2): 1.25,
+    }
     assert server.metrics() == expected
     assert server.experiments == {child.facts["id"]}
-    assert all("/from-environment" in path for method, path, _ in server.heard if path.startswith("/api/project/"))
+    assert all(
+        "/from-environment" in path
+        for method, path, _ in server.heard
+        if path.startswith("/api/project/")
+    )
     assert ("PUT", "/objects/0", "ab") in server.heard
     assert any(path.endswith("/state") and "FINISHED" in body for _, path, body in server.heard)
     assert any('"value": "120m"' in body for _, _, body in server.heard)
@@ -135,7 +167,9 @@ tell(id=s.run_id, mode=s.mode)
     assert socket.gethostname() not in "".join(body for _, _, body in server.heard)
 
 
-def test_a_resumed_run_continues_online(tmp_path: Path, environ: dict[str, str], server: Any) -> None:
+def test_a_resumed_run_continues_online(
+    tmp_path: Path, environ: dict[str, str], server: Any
+) -> None:
     code = """
 s = sink("online", run_id="abc")
 s.start({})
@@ -150,7 +184,9 @@ s.finish(75)
 
 
 @pytest.mark.parametrize("end", ["s.finish(0)", "sys.exit(0)", "raise ValueError('boom')", "pass"])
-def test_a_server_that_dies_holds_nothing_up(tmp_path: Path, environ: dict[str, str], server: Any, end: str) -> None:
+def test_a_server_that_dies_holds_nothing_up(
+    tmp_path: Path, environ: dict[str, str], server: Any, end: str
+) -> None:
     code = f"""
 s = sink("online")
 s.start({{}})
@@ -188,7 +224,9 @@ tell(back=True)
     assert any(request_path in path for _, path, _ in server.heard)
 
 
-def test_a_login_that_stalls_does_not_hold_up_the_start(tmp_path: Path, environ: dict[str, str], server: Any) -> None:
+def test_a_login_that_stalls_does_not_hold_up_the_start(
+    tmp_path: Path, environ: dict[str, str], server: Any
+) -> None:
     code = """
 s = sink("online", start_timeout=0.5)
 s.start({})
@@ -210,7 +248,9 @@ def test_a_crash_is_recorded_as_one(tmp_path: Path, environ: dict[str, str], ser
     assert "canary" not in "".join(body for _, _, body in server.heard)
 
 
-def test_online_without_key_or_server_goes_offline_and_says_so(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_online_without_key_or_server_goes_offline_and_says_so(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
     code = """
 s = sink("online")
 s.start({})

@@ -18,23 +18,40 @@ from wikillm.plan.run_plan import Plan, make_plan
 
 LENGTH = 128
 FULL = f"train.global_batch_tokens={64 * LENGTH}"
-BASE = [f"train.sequence_length={LENGTH}", FULL, "train.per_device_train_batch_size=2", "train.warmup_steps=0"]
+BASE = [
+    f"train.sequence_length={LENGTH}",
+    FULL,
+    "train.per_device_train_batch_size=2",
+    "train.warmup_steps=0",
+]
 RAMP = [f"train.batch_ramp_from={8 * LENGTH}", f"train.batch_ramp_tokens={100 * LENGTH}"]
 
 
 def plan(*words: str, world: int = 1) -> Plan:
-    return make_plan(load(None, [*BASE, *words]), world_size=world, tokenizer_length=151_646, train_tokens=10**6)
+    return make_plan(
+        load(None, [*BASE, *words]), world_size=world, tokenizer_length=151_646, train_tokens=10**6
+    )
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), max_size=4), st.integers(1, 20), st.integers(0, 40))
-def test_every_number_is_that_of_a_count_by_steps(stages: list[tuple[int, int]], full: int, step: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 9)), max_size=4),
+    st.integers(1, 20),
+    st.integers(0, 40),
+)
+def test_every_number_is_that_of_a_count_by_steps(
+    stages: list[tuple[int, int]], full: int, step: int
+) -> None:
     ramp = BatchRamp(full, tuple(stages))
     series = [size for steps, size in stages for _ in range(steps)] + [full] * 60
     assert ramp.steps == sum(steps for steps, _ in stages)
     assert ramp.sequences_at(step) == series[step]
     assert ramp.sequences_before(step) == sum(series[:step])
     wanted = sum(series[:step])
-    assert sum(series[: ramp.steps_for(wanted + 1)]) > wanted >= sum(series[: ramp.steps_for(wanted + 1) - 1])
+    assert (
+        sum(series[: ramp.steps_for(wanted + 1)])
+        > wanted
+        >= sum(series[: ramp.steps_for(wanted + 1) - 1])
+    )
     assert sum(series[: ramp.steps_for(wanted)]) == wanted
 
 
@@ -71,11 +88,21 @@ def test_a_run_that_ends_within_its_ramp_says_so() -> None:
             "ends at train.global_batch_tokens, which is not set",
             "train.global_batch_tokens=8192",
         ),
-        ([f"train.batch_ramp_from={24 * LENGTH}", RAMP[1]], "does not double to", "one of: 1024, 2048, 4096"),
-        ([f"train.batch_ramp_from={64 * LENGTH}", RAMP[1]], "does not double to", "one of: 1024, 2048, 4096"),
+        (
+            [f"train.batch_ramp_from={24 * LENGTH}", RAMP[1]],
+            "does not double to",
+            "one of: 1024, 2048, 4096",
+        ),
+        (
+            [f"train.batch_ramp_from={64 * LENGTH}", RAMP[1]],
+            "does not double to",
+            "one of: 1024, 2048, 4096",
+        ),
     ],
 )
-def test_half_a_ramp_or_one_that_misses_the_batch_is_refused(words: list[str], what: str, fix: str) -> None:
+def test_half_a_ramp_or_one_that_misses_the_batch_is_refused(
+    words: list[str], what: str, fix: str
+) -> None:
     with pytest.raises(WikiLLMError) as refused:
         load(None, [*BASE, "train.max_steps=20", *words])
     assert what in str(refused.value) and fix in str(refused.value)
@@ -86,7 +113,9 @@ def test_a_first_batch_that_the_ranks_cannot_share_is_refused() -> None:
     assert split_batch(resolved, 4).ramp.stages
     with pytest.raises(WikiLLMError) as refused:
         split_batch(resolved, 8)
-    assert "batch_ramp_from=1024 cannot be split over 8 ranks x 2 sequences x 128 tokens" in str(refused.value)
+    assert "batch_ramp_from=1024 cannot be split over 8 ranks x 2 sequences x 128 tokens" in str(
+        refused.value
+    )
     assert f"train.batch_ramp_from={16 * LENGTH}" in str(refused.value)
     assert "train.per_device_train_batch_size=1, which keeps the ramp" in str(refused.value)
 
@@ -97,7 +126,9 @@ def test_the_planner_counts_the_smaller_batches_and_leaves_offload_out() -> None
     job = describe_job(resolved, ranks=4, gpu=machine.gpu, train_tokens=10**6)
     assert f"batch ramp of 10 steps: {job.ramp.describe()}" in job.notes
     choices = rank_choices(resolved, job, machine)
-    assert choices and {choice.setup.micro for choice in choices} <= {1, 2}, "8 sequences over 4 ranks"
+    assert choices and {choice.setup.micro for choice in choices} <= {1, 2}, (
+        "8 sequences over 4 ranks"
+    )
     assert not any(choice.setup.offload_optimizer for choice in choices)
     assert (
         to_json(resolved, job, machine, choices, mfu=None, price=None)["total_tokens"]

@@ -36,8 +36,12 @@ def test_what_is_written_is_read() -> None:
     assert read_calibration() == MADE
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"version": 0}', '{"version": 1, "device": "x"}', "\x00"])
-def test_a_file_that_cannot_be_used_is_said_and_passed_over(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "text", ["", "[1]", "{}", '{"version": 0}', '{"version": 1, "device": "x"}', "\x00"]
+)
+def test_a_file_that_cannot_be_used_is_said_and_passed_over(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_calibration(MADE).write_text(text)
     assert read_calibration() is None
     assert "--calibrate" in capsys.readouterr().err
@@ -57,7 +61,9 @@ def test_a_cpu_is_planned_for_when_it_was_measured(capsys: pytest.CaptureFixture
     assert main([*words, "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     best = plan["choices"][0]
-    assert plan["gpu"] == "cpu" and best["precision"] == "fp32" and "Some CPU" in plan["calibration"]
+    assert (
+        plan["gpu"] == "cpu" and best["precision"] == "fp32" and "Some CPU" in plan["calibration"]
+    )
     assert not any("offload" in choice["recipe"] for choice in plan["choices"])
     assert plan["assumed_mfu"] == 0.5
     reached = 0.5 * MADE.gemm_flops / plan["flops_per_token"]  # traffic can only slow it down

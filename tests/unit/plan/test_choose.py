@@ -22,7 +22,9 @@ def machine(gpu: str = "h100", nodes: int = 1, per_node: int = 8, host_gib: int 
 
 def chosen(run: str, *words: str, on: Machine, tokens: int | None = None) -> list[Choice]:
     resolved = load(run, words)
-    return choose(resolved, describe_job(resolved, ranks=on.ranks, gpu=on.gpu, train_tokens=tokens), on)
+    return choose(
+        resolved, describe_job(resolved, ranks=on.ranks, gpu=on.gpu, train_tokens=tokens), on
+    )
 
 
 def test_72b_on_one_node_is_refused_with_ways_that_fit() -> None:
@@ -43,7 +45,9 @@ def test_72b_on_64_gpus_takes_zero3_without_offload() -> None:
 
 def test_no_stage_below_3_holds_72b_at_any_number_of_gpus() -> None:
     ways = chosen("pretrain-72b", on=machine(nodes=64))
-    assert not [way for way in ways if way.setup.stage < 3 and not way.setup.offload_optimizer and way.fits]
+    assert not [
+        way for way in ways if way.setup.stage < 3 and not way.setup.offload_optimizer and way.fits
+    ]
 
 
 @pytest.mark.parametrize(("run", "recipe"), [("pretrain-0.5b", "zero1"), ("pretrain-3b", "zero1")])
@@ -77,7 +81,11 @@ def test_the_batch_is_kept_exactly() -> None:
 
 
 def test_what_the_user_set_is_kept() -> None:
-    words = ("train.per_device_train_batch_size=2", "train.gradient_checkpointing=true", "deepspeed.config=zero2")
+    words = (
+        "train.per_device_train_batch_size=2",
+        "train.gradient_checkpointing=true",
+        "deepspeed.config=zero2",
+    )
     (only,) = chosen("pretrain-7b", *words, on=machine())
     assert (only.setup.recipe, only.setup.micro, only.setup.checkpointing) == ("zero2", 2, "full")
 
@@ -142,13 +150,17 @@ def test_an_unknown_gpu_names_the_nearest() -> None:
         ("Tesla V100-SXM2-32GB", "v100", 32, 125.0),
     ],
 )
-def test_a_gpu_is_known_by_what_people_and_drivers_call_it(said: str, name: str, gib: int, tflops: float) -> None:
+def test_a_gpu_is_known_by_what_people_and_drivers_call_it(
+    said: str, name: str, gib: int, tflops: float
+) -> None:
     gpu = find_gpu(said)
     assert (gpu.name, gpu.peak) == (name, tflops * 1e12)
     assert 0.88 * gib <= gpu.memory / GIB < gib
 
 
-@pytest.mark.parametrize("said", ["Tesla V100-SXM2-16GB", "RTX 4090 48GB", "H100 PCIe 40GB", "TITAN X", "MI250", ""])
+@pytest.mark.parametrize(
+    "said", ["Tesla V100-SXM2-16GB", "RTX 4090 48GB", "H100 PCIe 40GB", "TITAN X", "MI250", ""]
+)
 def test_a_gpu_of_another_size_or_kind_is_not_taken_for_one_that_is_known(said: str) -> None:
     with pytest.raises(ConfigError, match="knows no GPU") as refused:
         find_gpu(said)
@@ -164,7 +176,9 @@ def test_hours_and_cost_follow_from_the_step() -> None:
     assert best["cost"] == pytest.approx(best["hours"] * 16)
     assert best["tokens_per_second"] * best["hours"] * 3600 == pytest.approx(plan["total_tokens"])
     assert best["mfu"] <= plan["assumed_mfu"] * 1.0001
-    assert plan["disk_bytes"]["checkpoint"] == pytest.approx(16 * plan["parameters"], rel=0.04)  # and a tied embedding
+    assert plan["disk_bytes"]["checkpoint"] == pytest.approx(
+        16 * plan["parameters"], rel=0.04
+    )  # and a tied embedding
 
 
 def test_tokens_come_from_the_horizon_or_from_the_user() -> None:
@@ -178,7 +192,9 @@ def test_tokens_come_from_the_horizon_or_from_the_user() -> None:
 
 
 @pytest.mark.parametrize("stage", ['"two"', "4", "true", "-1"])
-def test_a_json_of_the_users_that_makes_no_sense_is_refused_with_its_line(stage: str, tmp_path: Path) -> None:
+def test_a_json_of_the_users_that_makes_no_sense_is_refused_with_its_line(
+    stage: str, tmp_path: Path
+) -> None:
     file = tmp_path / "mine.json"
     file.write_text(f'{{"zero_optimization": {{\n"stage": {stage}}}}}')
     with pytest.raises(ConfigError) as refused:

@@ -58,7 +58,9 @@ def setup(recipe: str, ranks: int = 8, **changes: object) -> Setup:
         ("zero3_offload", 0.0, 0.0, 0.0),
     ],
 )
-def test_states_of_7b_on_eight_ranks(recipe: str, weights: float, gradients: float, optimizer: float) -> None:
+def test_states_of_7b_on_eight_ranks(
+    recipe: str, weights: float, gradients: float, optimizer: float
+) -> None:
     memory = memory_per_rank(SHAPE, setup(recipe))
     assert SHAPE.parameters == PSI_7B
     assert memory.weights == pytest.approx(weights * PSI_7B, abs=1)
@@ -69,13 +71,19 @@ def test_states_of_7b_on_eight_ranks(recipe: str, weights: float, gradients: flo
 def test_the_states_of_zero3_are_18_bytes_per_parameter_over_the_ranks() -> None:
     for ranks in (8, 64, 512):
         memory = memory_per_rank(SHAPE, setup("zero3", ranks))
-        assert memory.weights + memory.gradients + memory.optimizer == pytest.approx(18 * PSI_7B / ranks, rel=1e-6)
+        assert memory.weights + memory.gradients + memory.optimizer == pytest.approx(
+            18 * PSI_7B / ranks, rel=1e-6
+        )
 
 
 def test_offload_moves_the_states_to_the_host() -> None:
     assert host_bytes_per_rank(SHAPE, setup("zero3")) == 0
-    assert host_bytes_per_rank(SHAPE, setup("zero2_offload")) == pytest.approx(16 * PSI_7B / 8, abs=16)
-    assert host_bytes_per_rank(SHAPE, setup("zero3_offload")) == pytest.approx(18 * PSI_7B / 8, abs=18)
+    assert host_bytes_per_rank(SHAPE, setup("zero2_offload")) == pytest.approx(
+        16 * PSI_7B / 8, abs=16
+    )
+    assert host_bytes_per_rank(SHAPE, setup("zero3_offload")) == pytest.approx(
+        18 * PSI_7B / 8, abs=18
+    )
 
 
 def test_stock_logits_of_the_tutorials_batch_are_35_gb() -> None:
@@ -88,7 +96,10 @@ def test_the_chunked_loss_holds_one_chunk_and_the_heads_gradient() -> None:
     """At 32 x 512 tokens: 4 chunks of 4,096 rows, 8 bytes a logit; the head's gradient is 1,024 wide here."""
     made = shape("350m", 512)
     chunk, head = 4096 * 151_936 * 8, 151_936 * made.model.hidden_size * 4
-    assert loss_bytes(made, setup("zero0", 1, micro=32)) == chunk + head + 32 * 512 * made.model.hidden_size * 2
+    assert (
+        loss_bytes(made, setup("zero0", 1, micro=32))
+        == chunk + head + 32 * 512 * made.model.hidden_size * 2
+    )
 
 
 @given(rows=st.integers(1, 10**6), vocab=st.integers(100, 300_000))
@@ -115,13 +126,27 @@ def test_every_field_is_a_part_and_the_parts_are_the_total() -> None:
 def test_more_tokens_never_take_less_and_more_ranks_never_more(
     recipe: str, micro: int, length: int, power: int, checkpointing: Checkpointing
 ) -> None:
-    base = setup(recipe, 2**power, micro=micro, checkpointing=checkpointing, loss="stock")  # chunks are evened out
+    base = setup(
+        recipe, 2**power, micro=micro, checkpointing=checkpointing, loss="stock"
+    )  # chunks are evened out
     here = memory_per_rank(replace(SHAPE, sequence_length=length), base).total
     assert memory_per_rank(replace(SHAPE, sequence_length=length + 64), base).total > here
-    assert memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, micro=micro + 1)).total > here
-    assert memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, ranks=2 ** (power + 1))).total <= here
+    assert (
+        memory_per_rank(
+            replace(SHAPE, sequence_length=length), replace(base, micro=micro + 1)
+        ).total
+        > here
+    )
+    assert (
+        memory_per_rank(
+            replace(SHAPE, sequence_length=length), replace(base, ranks=2 ** (power + 1))
+        ).total
+        <= here
+    )
     more = CHECKPOINTING[min(CHECKPOINTING.index(checkpointing) + 1, 3)]
-    saved = memory_per_rank(replace(SHAPE, sequence_length=length), replace(base, checkpointing=more)).total
+    saved = memory_per_rank(
+        replace(SHAPE, sequence_length=length), replace(base, checkpointing=more)
+    ).total
     assert saved < here or checkpointing == "full"
 
 
@@ -134,7 +159,10 @@ def test_what_a_checkpointed_layer_keeps() -> None:
     assert kept_by_checkpointing(SHAPE, kinds["full_but_attention"]) == 2 * (3584 + 3584) + 4 * 28
     selective = 2 * (3584 + 3584 + 3584 + 2 * 512 + 3584 + 2 * 18944) + 4 * 28
     assert kept_by_checkpointing(SHAPE, kinds["selective"]) == selective
-    assert kept_by_checkpointing(SHAPE, replace(kinds["selective"], tiled_mlp=True)) == selective - 4 * 18944
+    assert (
+        kept_by_checkpointing(SHAPE, replace(kinds["selective"], tiled_mlp=True))
+        == selective - 4 * 18944
+    )
     whole = activation_bytes_per_token(SHAPE, base)
     assert activation_bytes_per_token(SHAPE, kinds["selective"]) == 28 * selective + whole // 28
 
@@ -142,14 +170,20 @@ def test_what_a_checkpointed_layer_keeps() -> None:
 def test_a_mask_of_documents_is_counted_once_and_repeats_keys_and_values() -> None:
     """7B: 28 query and 4 key heads of 128; two sequences of 4,096 tokens."""
     base = setup("zero2", micro=2)
-    more = memory_per_rank(SHAPE, replace(base, masked=True)).activations - memory_per_rank(SHAPE, base).activations
+    more = (
+        memory_per_rank(SHAPE, replace(base, masked=True)).activations
+        - memory_per_rank(SHAPE, base).activations
+    )
     assert more == 2 * 4096**2 * 2 + 2 * 4096 * 28 * 4 * (28 - 4) * 128
     words = ["train.document_mask=on", "train.sequence_length=4096"]
     kernels = {"sdpa": True, "flash_attention_2": False}
     for kernel, is_masked in kernels.items():
         resolved = load("pretrain-7b", [*words, f"model.attn_implementation={kernel}"])
         job = describe_job(resolved, ranks=8, gpu=find_gpu("h100"))
-        assert rank_choices(resolved, job, Machine(find_gpu("h100"), 1, 8, 2**40))[0].setup.masked is is_masked
+        assert (
+            rank_choices(resolved, job, Machine(find_gpu("h100"), 1, 8, 2**40))[0].setup.masked
+            is is_masked
+        )
 
 
 def test_what_recomputation_costs() -> None:
@@ -161,19 +195,25 @@ def test_what_recomputation_costs() -> None:
     def compute(kind: Checkpointing) -> float:
         made = replace(setup("zero2"), checkpointing=kind)
         traffic = communication_per_step(shape, made)
-        return step_time(shape, made, traffic, find_gpu("h100"), flops_per_token=2 * attention, mfu=0.4).compute
+        return step_time(
+            shape, made, traffic, find_gpu("h100"), flops_per_token=2 * attention, mfu=0.4
+        ).compute
 
     costs = [compute(kind) / compute("none") for kind in CHECKPOINTING]
     assert costs == pytest.approx([1, 1.05, 1 + 1 / 6, 4 / 3])
 
 
 def test_each_stage_takes_less_than_the_one_before() -> None:
-    totals = [memory_per_rank(SHAPE, setup(recipe)).total for recipe in ("zero0", "zero1", "zero2", "zero3")]
+    totals = [
+        memory_per_rank(SHAPE, setup(recipe)).total
+        for recipe in ("zero0", "zero1", "zero2", "zero3")
+    ]
     assert totals == sorted(totals, reverse=True)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "elements"), [("zero0", 2), ("zero1", 2), ("zero2", 5), ("zero3", 12), ("zero2_offload", 5)]
+    ("recipe", "elements"),
+    [("zero0", 2), ("zero1", 2), ("zero2", 5), ("zero3", 12), ("zero2_offload", 5)],
 )
 def test_traffic_of_four_micro_steps(recipe: str, elements: int) -> None:
     sent = communication_per_step(SHAPE, setup(recipe))
@@ -184,17 +224,25 @@ def test_traffic_of_four_micro_steps(recipe: str, elements: int) -> None:
 
 def test_one_rank_sends_nothing_and_zero3_plus_sends_little_between_nodes() -> None:
     assert communication_per_step(SHAPE, setup("zero0", 1)).inside_node == 0
-    plain, plus = (communication_per_step(SHAPE, setup(name, 16)) for name in ("zero3", "zero3_plus"))
+    plain, plus = (
+        communication_per_step(SHAPE, setup(name, 16)) for name in ("zero3", "zero3_plus")
+    )
     assert plus.between_nodes == pytest.approx(plain.between_nodes / 4, rel=1e-6)
 
 
-@pytest.mark.parametrize(("recipe", "over"), [("zero0", 1), ("zero1", 0), ("zero2", 0), ("zero3", 8)])
+@pytest.mark.parametrize(
+    ("recipe", "over"), [("zero0", 1), ("zero1", 0), ("zero2", 0), ("zero3", 8)]
+)
 def test_muon_lacks_one_moment_of_the_hidden_matrices(recipe: str, over: int) -> None:
     """Not at stages 1 and 2, where DeepSpeed stages a copy of the momentum."""
     adamw, muon = (memory_per_rank(SHAPE, setup(recipe, muon=wanted)) for wanted in (False, True))
     assert 0.8 * PSI_7B < SHAPE.hidden_matrices < 0.9 * PSI_7B
-    assert adamw.optimizer - muon.optimizer == pytest.approx(4 * SHAPE.hidden_matrices / over if over else 0, abs=8)
-    assert replace(adamw, optimizer=0, fragmentation=0) == replace(muon, optimizer=0, fragmentation=0)
+    assert adamw.optimizer - muon.optimizer == pytest.approx(
+        4 * SHAPE.hidden_matrices / over if over else 0, abs=8
+    )
+    assert replace(adamw, optimizer=0, fragmentation=0) == replace(
+        muon, optimizer=0, fragmentation=0
+    )
 
 
 def test_the_average_is_shared_out_over_the_ranks() -> None:
@@ -212,7 +260,9 @@ def test_the_average_is_shared_out_over_the_ranks() -> None:
         (["train.compile=layers"], {"zero0", "zero1", "zero2", "zero2_offload"}),
     ],
 )
-def test_recipes_that_the_run_would_refuse_are_not_planned(words: list[str], recipes: set[str]) -> None:
+def test_recipes_that_the_run_would_refuse_are_not_planned(
+    words: list[str], recipes: set[str]
+) -> None:
     resolved = load("pretrain-0.5b", words)
     job = describe_job(resolved, ranks=8, gpu=find_gpu("h100"))
     choices = rank_choices(resolved, job, Machine(find_gpu("h100"), 1, 8, 2**40))

@@ -14,7 +14,11 @@ from wikillm.plan.memory_parts import Memory
 from wikillm.plan.params import count_parameters
 from wikillm.plan.setup import Setup, Shape, setup_from_recipe
 
-SHAPES = {"8M": (256, 6, 4, 1024, 8192), "31M": (512, 6, 8, 2048, 16384), "62M": (512, 12, 8, 2048, 32768)}
+SHAPES = {
+    "8M": (256, 6, 4, 1024, 8192),
+    "31M": (512, 6, 8, 2048, 16384),
+    "62M": (512, 12, 8, 2048, 32768),
+}
 MEASURED = [  # shape, recipe, ranks, micro-batch, sequence length, MiB of VmHWM less resident memory after import
     ("8M", "ddp", 1, 8, 256, 629),
     ("8M", "ddp", 2, 2, 128, 259),
@@ -32,12 +36,26 @@ MEASURED = [  # shape, recipe, ranks, micro-batch, sequence length, MiB of VmHWM
 
 def memory(name: str, recipe: str, ranks: int, micro: int, length: int) -> Memory:
     hidden, layers, heads, ffn, vocab = SHAPES[name]
-    words = [f"model.hidden_size={hidden}", f"model.num_hidden_layers={layers}", f"model.num_attention_heads={heads}"]
-    words += ["model.num_key_value_heads=2", f"model.intermediate_size={ffn}", f"train.sequence_length={length}"]
+    words = [
+        f"model.hidden_size={hidden}",
+        f"model.num_hidden_layers={layers}",
+        f"model.num_attention_heads={heads}",
+    ]
+    words += [
+        "model.num_key_value_heads=2",
+        f"model.intermediate_size={ffn}",
+        f"train.sequence_length={length}",
+    ]
     model = load("demo", words).config.model
     count = count_parameters(model, vocab)
     shape = Shape(model, vocab, length, count.total, count.embedding)
-    given = {"ranks": ranks, "ranks_per_node": ranks, "micro": micro, "accumulation": 1, "precision": "fp32"}
+    given = {
+        "ranks": ranks,
+        "ranks_per_node": ranks,
+        "micro": micro,
+        "accumulation": 1,
+        "precision": "fp32",
+    }
     given |= {"checkpointing": "none", "device": "cpu"}
     if recipe == "ddp":
         return memory_per_rank(shape, Setup(recipe="ddp", stage=0, **given))  # type: ignore[arg-type]
@@ -45,8 +63,12 @@ def memory(name: str, recipe: str, ranks: int, micro: int, length: int) -> Memor
 
 
 @pytest.mark.parametrize(("name", "recipe", "ranks", "micro", "length", "measured"), MEASURED)
-def test_within_15_percent_of_runs(name: str, recipe: str, ranks: int, micro: int, length: int, measured: int) -> None:
-    assert memory(name, recipe, ranks, micro, length).total / 2**20 == pytest.approx(measured, rel=0.15)
+def test_within_15_percent_of_runs(
+    name: str, recipe: str, ranks: int, micro: int, length: int, measured: int
+) -> None:
+    assert memory(name, recipe, ranks, micro, length).total / 2**20 == pytest.approx(
+        measured, rel=0.15
+    )
 
 
 @pytest.mark.parametrize("recipe", ["ddp", "zero0", "zero1", "zero2", "zero3"])

@@ -22,13 +22,17 @@ def write(folder: Path, predicted: int | None, measured: int, speed: float | Non
     (folder / FILE_NAME).write_text(json.dumps(outcome))
 
 
-def test_errors_are_shares_of_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_shares_of_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "a", 110 << 20, 100 << 20, 50.0)
     write(tmp_path / "b", None, 100 << 20)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / FILE_NAME).write_text('{"setup": {}}')
     found, broken = find_outcomes([tmp_path])
-    assert [round(one.memory_error, 6) if one.memory_error is not None else None for one in found] == [0.1, None]
+    assert [
+        round(one.memory_error, 6) if one.memory_error is not None else None for one in found
+    ] == [0.1, None]
     assert [one.speed_error for one in found] == [-0.5, None]
     assert broken == [tmp_path / "broken" / FILE_NAME]
     assert main(["plan", "--report", str(tmp_path)]) == 0

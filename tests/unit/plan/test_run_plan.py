@@ -25,7 +25,9 @@ def plan(
     ids: int = 151_646,
     room: GpuRoom | None = None,
 ) -> Plan:
-    return make_plan(load(run, words), world_size=world, tokenizer_length=ids, train_tokens=tokens, room=room)
+    return make_plan(
+        load(run, words), world_size=world, tokenizer_length=ids, train_tokens=tokens, room=room
+    )
 
 
 def test_the_tutorials_run() -> None:
@@ -40,12 +42,19 @@ def test_the_tutorials_run() -> None:
 def test_the_same_optimisation_on_any_world(world: int) -> None:
     made, alone = plan(world=world), plan()
     assert made.micro_batch * made.accumulation * world == alone.global_batch_sequences
-    assert (made.global_batch_tokens, made.max_steps) == (alone.global_batch_tokens, alone.max_steps)
+    assert (made.global_batch_tokens, made.max_steps) == (
+        alone.global_batch_tokens,
+        alone.max_steps,
+    )
 
 
 def test_hugging_faces_accumulation_multiplies_by_the_world() -> None:
     made = plan("--gradient_accumulation_steps", "3", "--per_device_train_batch_size", "2", world=4)
-    assert (made.accumulation, made.global_batch_sequences, made.global_batch_tokens) == (3, 24, 24 * 512)
+    assert (made.accumulation, made.global_batch_sequences, made.global_batch_tokens) == (
+        3,
+        24,
+        24 * 512,
+    )
 
 
 def test_without_either_there_is_no_accumulation() -> None:
@@ -54,22 +63,32 @@ def test_without_either_there_is_no_accumulation() -> None:
 
 
 def test_what_does_not_divide_lists_the_nearest_legal_values() -> None:
-    words = ["train.global_batch_tokens=500000", "--per_device_train_batch_size=8", "train.sequence_length=2048"]
+    words = [
+        "train.global_batch_tokens=500000",
+        "--per_device_train_batch_size=8",
+        "train.sequence_length=2048",
+    ]
     with pytest.raises(ConfigError) as refused:
         plan(*words, world=16)
     assert refused.value.what == (
         "global_batch_tokens=500000 cannot be split over 16 ranks x 8 sequences x 2048 tokens."
     )
-    assert "one micro-step is 262144 tokens; nearest legal values: 262144, 524288" in (refused.value.got or "")
+    assert "one micro-step is 262144 tokens; nearest legal values: 262144, 524288" in (
+        refused.value.got or ""
+    )
     assert "train.global_batch_tokens=500000" in (refused.value.got or "")
     assert refused.value.fix == "train.global_batch_tokens=524288"
 
 
 def test_a_batch_below_one_micro_step_offers_a_smaller_micro_batch() -> None:
     with pytest.raises(ConfigError) as refused:
-        plan("train.per_device_train_batch_size=32", world=16)  # 131072 tokens are 16 sequences a rank
+        plan(
+            "train.per_device_train_batch_size=32", world=16
+        )  # 131072 tokens are 16 sequences a rank
     assert "nearest legal values: 262144\n" in (refused.value.got or "")
-    assert "train.per_device_train_batch_size=16, which keeps the batch" in (refused.value.fix or "")
+    assert "train.per_device_train_batch_size=16, which keeps the batch" in (
+        refused.value.fix or ""
+    )
     assert plan("train.per_device_train_batch_size=16", world=16).accumulation == 1
 
 
@@ -88,9 +107,14 @@ def test_auto_keeps_a_presets_micro_batch_on_one_rank(run: str) -> None:
 
 
 @given(
-    sequences=st.integers(1, 4096), world=st.integers(1, 64), most=st.integers(1, 40_000), length=st.integers(2, 4096)
+    sequences=st.integers(1, 4096),
+    world=st.integers(1, 64),
+    most=st.integers(1, 40_000),
+    length=st.integers(2, 4096),
 )
-def test_auto_takes_the_largest_divisor_within_the_tokens(sequences: int, world: int, most: int, length: int) -> None:
+def test_auto_takes_the_largest_divisor_within_the_tokens(
+    sequences: int, world: int, most: int, length: int
+) -> None:
     words = [
         f"train.global_batch_tokens={sequences * length}",
         f"train.max_micro_batch_tokens={most}",
@@ -122,9 +146,17 @@ def test_a_small_gpu_takes_a_smaller_divisor_and_says_so() -> None:
     ample, small = (plan(room=GpuRoom(gib * 2**30, 1, "bf16"), tokens=10**9) for gib in (80, 7))
     assert (ample.micro_batch, ample.notes) == (32, ())
     assert 1 <= small.micro_batch < 32 and 256 % small.micro_batch == 0
-    assert f"micro-batch {small.micro_batch} instead of 32" in small.notes[0] and "7 GiB" in small.notes[0]
-    assert (small.global_batch_tokens, small.max_steps) == (ample.global_batch_tokens, ample.max_steps)
-    kept = plan("--per_device_train_batch_size=32", room=GpuRoom(7 * 2**30, 1, "bf16"), tokens=10**9)
+    assert (
+        f"micro-batch {small.micro_batch} instead of 32" in small.notes[0]
+        and "7 GiB" in small.notes[0]
+    )
+    assert (small.global_batch_tokens, small.max_steps) == (
+        ample.global_batch_tokens,
+        ample.max_steps,
+    )
+    kept = plan(
+        "--per_device_train_batch_size=32", room=GpuRoom(7 * 2**30, 1, "bf16"), tokens=10**9
+    )
     assert (kept.micro_batch, kept.notes) == (32, ())  # an explicit number is the user's
 
 
@@ -132,7 +164,10 @@ def test_the_tokens_of_a_micro_step_mean_nothing_beside_a_number() -> None:
     with pytest.raises(ConfigError, match="max_micro_batch_tokens has no effect") as refused:
         load(None, ["train.max_micro_batch_tokens=4096", "--per_device_train_batch_size=4"])
     assert "train.per_device_train_batch_size=auto" in (refused.value.fix or "")
-    assert load("demo", ["--per_device_train_batch_size=2"]).config.train.per_device_train_batch_size == 2
+    assert (
+        load("demo", ["--per_device_train_batch_size=2"]).config.train.per_device_train_batch_size
+        == 2
+    )
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "atuo"])
@@ -141,8 +176,15 @@ def test_a_micro_batch_is_a_number_or_auto(text: str) -> None:
         load(None, [f"train.per_device_train_batch_size={text}"])
 
 
-@given(wanted=st.integers(1, 10**6), micro=st.integers(1, 12), length=st.integers(2, 300), world=st.integers(1, 9))
-def test_a_batch_is_exact_or_refused_with_a_repair_that_works(wanted: int, micro: int, length: int, world: int) -> None:
+@given(
+    wanted=st.integers(1, 10**6),
+    micro=st.integers(1, 12),
+    length=st.integers(2, 300),
+    world=st.integers(1, 9),
+)
+def test_a_batch_is_exact_or_refused_with_a_repair_that_works(
+    wanted: int, micro: int, length: int, world: int
+) -> None:
     words = [
         f"train.global_batch_tokens={wanted}",
         f"--per_device_train_batch_size={micro}",
@@ -152,11 +194,17 @@ def test_a_batch_is_exact_or_refused_with_a_repair_that_works(wanted: int, micro
         made = plan(*words, "--max_steps=1", world=world)
     except ConfigError as refused:
         for line in (refused.fix or "").splitlines():
-            repaired = plan(*words, "--max_steps=1", line.removeprefix("or ").split(",")[0], world=world)
+            repaired = plan(
+                *words, "--max_steps=1", line.removeprefix("or ").split(",")[0], world=world
+            )
             assert repaired.micro_batch <= micro
         assert wanted % (micro * length * world)
     else:
-        assert made.micro_batch * made.accumulation * world * length == wanted == made.global_batch_tokens
+        assert (
+            made.micro_batch * made.accumulation * world * length
+            == wanted
+            == made.global_batch_tokens
+        )
 
 
 def test_horizons_round_up() -> None:
@@ -179,7 +227,9 @@ def test_a_corpus_below_one_global_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="less than one global batch of 131072") as refused:
         plan(tokens=100_000)
     assert refused.value.fix == "train.global_batch_tokens=98304, or more text"
-    assert plan("train.global_batch_tokens=98304", tokens=100_000).max_steps == 3  # 2 x 196 sequences, 192 a step
+    assert (
+        plan("train.global_batch_tokens=98304", tokens=100_000).max_steps == 3
+    )  # 2 x 196 sequences, 192 a step
 
 
 @pytest.mark.parametrize(

@@ -39,16 +39,24 @@ def test_a_group_counts_as_one_rank_in_the_batch() -> None:
 
 
 def test_a_group_that_is_not_full_is_refused() -> None:
-    with pytest.raises(ConfigError, match="sequence_parallel_size=4 does not divide the 6 ranks") as refused:
+    with pytest.raises(
+        ConfigError, match="sequence_parallel_size=4 does not divide the 6 ranks"
+    ) as refused:
         split_batch(load("pretrain-8b", LONG), 6)
     assert "train.sequence_parallel_size=3" in (refused.value.fix or "")
     assert "a multiple of 4 ranks" in (refused.value.fix or "")
 
 
 def test_what_does_not_divide_names_groups() -> None:
-    with pytest.raises(ConfigError, match="cannot be split over 2 groups of 4 ranks x 1 sequences x 32768 tokens"):
+    with pytest.raises(
+        ConfigError, match="cannot be split over 2 groups of 4 ranks x 1 sequences x 32768 tokens"
+    ):
         split_batch(
-            load("pretrain-8b", (*LONG, "train.per_device_train_batch_size=1", "train.global_batch_tokens=98304")), 8
+            load(
+                "pretrain-8b",
+                (*LONG, "train.per_device_train_batch_size=1", "train.global_batch_tokens=98304"),
+            ),
+            8,
         )
 
 
@@ -97,8 +105,12 @@ def test_what_fits_by_sharing_only_is_proposed_and_fits() -> None:
     ("run", "shared", "way"),
     [("long-1.7b-32k", 2, ("zero1", "none")), ("long-7b-128k", 4, ("zero3", "selective"))],
 )
-def test_the_long_presets_fit_on_a_node_of_h100(run: str, shared: int, way: tuple[str, str]) -> None:
+def test_the_long_presets_fit_on_a_node_of_h100(
+    run: str, shared: int, way: tuple[str, str]
+) -> None:
     resolved = load(run)
-    best = choose(resolved, describe_job(resolved, ranks=8, gpu=H100), Machine(H100, 1, 8, 2**40))[0]
+    best = choose(resolved, describe_job(resolved, ranks=8, gpu=H100), Machine(H100, 1, 8, 2**40))[
+        0
+    ]
     assert best.fits and best.setup.sequence_parallel == shared
     assert (best.setup.recipe, best.setup.checkpointing) == way

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from wikillm.core.errors import ConfigError
-from wikillm.remote.environment import FILE_NAME, READ_IT, forwarded, is_forwarded, write_environment_file
+from wikillm.remote.environment import (
+    FILE_NAME,
+    READ_IT,
+    forwarded,
+    is_forwarded,
+    write_environment_file,
+)
 from wikillm.remote.private import PRIVATE, is_private
 from wikillm.remote.ssh import rsync_argv, ssh_argv
 
@@ -22,7 +28,14 @@ VALUES = {
 
 
 def test_only_names_on_the_list_travel() -> None:
-    environ = {**VALUES, "AWS_SECRET_ACCESS_KEY": "x", "HF_TOKEN": "x", "PATH": "x", "LD_PRELOAD": "x", "NCCL_A B": "x"}
+    environ = {
+        **VALUES,
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "HF_TOKEN": "x",
+        "PATH": "x",
+        "LD_PRELOAD": "x",
+        "NCCL_A B": "x",
+    }
     assert forwarded(environ) == dict(sorted(VALUES.items()))
     assert is_forwarded("https_proxy") and not is_forwarded("WIKILLM_X=y")
 

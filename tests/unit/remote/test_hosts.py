@@ -21,7 +21,11 @@ def written(folder: Path, text: str) -> Path:
 
 def test_a_good_file(tmp_path: Path) -> None:
     text = "# nodes\n\nnode1 slots=8   # the first\n  10.0.0.2\tslots=4\nfe80::1 slots=1\n"
-    assert read_hostfile(written(tmp_path, text)) == (Host("node1", 8), Host("10.0.0.2", 4), Host("fe80::1", 1))
+    assert read_hostfile(written(tmp_path, text)) == (
+        Host("node1", 8),
+        Host("10.0.0.2", 4),
+        Host("fe80::1", 1),
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,8 @@ def test_destinations(good: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "@gpu1", "me@", "-l@gpu1", "me@-oX", "a b@c", "me@gpu1;ls", "me@gpu1\n", "fe80::1%eth0"]
+    "bad",
+    ["", "@gpu1", "me@", "-l@gpu1", "me@-oX", "a b@c", "me@gpu1;ls", "me@gpu1\n", "fe80::1%eth0"],
 )
 def test_no_destinations(bad: str) -> None:
     with pytest.raises(ConfigError, match="not a host"):

@@ -21,7 +21,12 @@ def test_another_process_reads_what_was_marked(repo: Path) -> None:
     code = f"from wikillm.supervise.board import Board; p = Board({board.fd}).read(); print(p.phase, p.step)"
     environ = {**os.environ, "PYTHONPATH": str(repo)}
     done = subprocess.run(
-        [sys.executable, "-c", code], pass_fds=(board.fd,), env=environ, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        pass_fds=(board.fd,),
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split() == ["evaluate", "12"]
 

@@ -66,12 +66,18 @@ def record(process: Process, rank: int = 0, **more: object) -> RankRecord:
     return replace(made, **more)  # type: ignore[arg-type]
 
 
-def test_a_number_given_to_somebody_else_is_not_the_run(tmp_path: Path, rank_0: subprocess.Popen[bytes]) -> None:
+def test_a_number_given_to_somebody_else_is_not_the_run(
+    tmp_path: Path, rank_0: subprocess.Popen[bytes]
+) -> None:
     """The same pid with another start time, boot or host: not alive, and never killed."""
     ours = Process.here(rank_0.pid)
     write_record(tmp_path, record(ours))
     assert ours.is_alive() and is_running(record(ours))
-    for other in (replace(ours, started=ours.started - 1), replace(ours, boot="another"), replace(ours, host="node9")):
+    for other in (
+        replace(ours, started=ours.started - 1),
+        replace(ours, boot="another"),
+        replace(ours, host="node9"),
+    ):
         assert not other.is_alive()
         assert not other.send(signal.SIGKILL)
         end_here(tmp_path, record(other))
@@ -100,11 +106,16 @@ def test_a_planted_record_ends_no_process_that_is_not_the_runs(
     mode = "r" if more == "reader" else "a"
     opened = tmp_path / "other" if more in ("other log", "board", "") else log
     board = "" if more in ("", "log") else BOARD
-    with running(f"{board}f = open({str(opened)!r}, {mode if opened == log else 'a'!r})") as process:
+    with running(
+        f"{board}f = open({str(opened)!r}, {mode if opened == log else 'a'!r})"
+    ) as process:
         write_record(tmp_path, record(Process.here(process.pid)))
         assert main(["stop", str(tmp_path), "--wait", "5", "--now"]) == 3
         said = capsys.readouterr().err
-        assert f"pid {process.pid}" in said and "left alone: it has not this run's log file open" in said
+        assert (
+            f"pid {process.pid}" in said
+            and "left alone: it has not this run's log file open" in said
+        )
         assert f"ps -fp {process.pid}" in said
         assert process.poll() is None
 
@@ -115,7 +126,9 @@ def test_a_planted_record_ends_no_process_that_is_no_python(tmp_path: Path) -> N
         process = subprocess.Popen(["sleep", "60"], stdout=log)
     try:
         while not Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"sleep"):
-            time.sleep(0.01)  # the kernel shows the command line a moment after the program has begun
+            time.sleep(
+                0.01
+            )  # the kernel shows the command line a moment after the program has begun
         write_record(tmp_path, record(Process.here(process.pid)))
         why = end_here(tmp_path, record(Process.here(process.pid)))
         assert why == "it is no Python: sleep 60" and process.poll() is None
@@ -132,7 +145,10 @@ def test_root_ends_no_process_of_a_user_who_did_not_write_the_record(tmp_path: P
     with running(f"{BOARD}{opens}; import os; os.setuid(65534)") as process:
         there = record(Process.here(process.pid))
         write_record(tmp_path, there)
-        assert end_here(tmp_path, there) == "it belongs to another user (uid 65534)" and process.poll() is None
+        assert (
+            end_here(tmp_path, there) == "it belongs to another user (uid 65534)"
+            and process.poll() is None
+        )
         os.chown(tmp_path / "ranks" / "rank_0.json", 65534, 65534)
         assert end_here(tmp_path, there) is None and process.wait(10) == -signal.SIGKILL
 
@@ -144,7 +160,10 @@ def test_root_ends_no_process_of_a_user_who_did_not_write_the_record(tmp_path: P
     ids=str,
 )  # fmt: skip
 def test_a_record_of_wrong_types_is_none(
-    tmp_path: Path, change: dict[str, object], sleeper: subprocess.Popen[bytes], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    change: dict[str, object],
+    sleeper: subprocess.Popen[bytes],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "run.json").write_text("{}")
     write_record(tmp_path, record(Process.here(sleeper.pid)))
@@ -169,7 +188,9 @@ def test_a_zombie_has_ended() -> None:
     process.communicate()
 
 
-def test_a_rank_of_another_machine_is_judged_by_its_records_age(sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_rank_of_another_machine_is_judged_by_its_records_age(
+    sleeper: subprocess.Popen[bytes],
+) -> None:
     there = replace(Process.here(sleeper.pid), host="node9")
     now = time.time()
     assert is_running(record(there, time=now - 10), now)
@@ -177,7 +198,9 @@ def test_a_rank_of_another_machine_is_judged_by_its_records_age(sleeper: subproc
     assert not is_running(record(there, exit={"code": 0, "reason": ""}), now)
 
 
-def test_records_of_a_larger_earlier_run_do_not_count(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+def test_records_of_a_larger_earlier_run_do_not_count(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes]
+) -> None:
     here = Process.here(sleeper.pid)
     write_record(tmp_path, record(here, rank=3, world_size=4, time=time.time() - 100))
     for rank in (0, 1):
@@ -198,7 +221,9 @@ def test_stop_asks_through_the_directory_and_waits(
         sleeper.kill()
         sleeper.wait()
 
-    mark = tmp_path / "mark"  # our sbatch names one, and does not queue the job again when it finds it
+    mark = (
+        tmp_path / "mark"
+    )  # our sbatch names one, and does not queue the job again when it finds it
     monkeypatch.setenv("WIKILLM_STOP_MARK", str(mark))
     writer = Recorder(tmp_path, lambda: record(here, exit=dict(told) or None, interval=0.0), obey)
     writer.start()
@@ -226,7 +251,9 @@ def test_what_does_not_answer_is_named(
     write_record(tmp_path, record(Process.here(rank_0.pid)))
     assert main(["stop", str(tmp_path), "--wait", "0.1"]) == 3
     assert f"rank 0: pid {rank_0.pid}" in capsys.readouterr().err
-    assert main(["stop", str(tmp_path), "--wait", "20", "--now"]) == 0  # nobody hears it: it is killed
+    assert (
+        main(["stop", str(tmp_path), "--wait", "20", "--now"]) == 0
+    )  # nobody hears it: it is killed
     assert rank_0.wait(1) == -signal.SIGKILL
 
 
@@ -253,7 +280,9 @@ def test_status_of_a_run_and_of_its_end(
     assert main(["status", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "state      silent" in text and "gone" in text
-    (tmp_path / "exit.json").write_text(json.dumps({"code": 3, "meaning": "machine", "reason": "lost", "step": 7}))
+    (tmp_path / "exit.json").write_text(
+        json.dumps({"code": 3, "meaning": "machine", "reason": "lost", "step": 7})
+    )
     assert main(["status", str(tmp_path)]) == 0
     assert "exit       3 at step 7: lost" in capsys.readouterr().out
 
@@ -261,7 +290,11 @@ def test_status_of_a_run_and_of_its_end(
 @pytest.mark.parametrize(
     ("program", "sent", "said"),
     [
-        ("input()", signal.SIGKILL, "was killed by signal 9; often the kernel's out-of-memory killer"),
+        (
+            "input()",
+            signal.SIGKILL,
+            "was killed by signal 9; often the kernel's out-of-memory killer",
+        ),
         ("input()", signal.SIGTERM, "was killed by signal 15"),
         ("import os; os._exit(7)", None, "ended with code 7, without saying why"),
     ],

@@ -15,7 +15,9 @@ LIMITS = Limits(meet=50, lost=20, stall=120, leave=60)
 SAME = {"torch": "2.13.0", "configuration": "aaa"}
 
 
-def roll(size: int = 4, local: int = 2, *, there: int | None = None, nodes: tuple[str, ...] = ()) -> Roll:
+def roll(
+    size: int = 4, local: int = 2, *, there: int | None = None, nodes: tuple[str, ...] = ()
+) -> Roll:
     made = Roll(size, local, LIMITS, began=0.0, nodes=nodes)
     for rank in range(size if there is None else there):
         node = rank // local + 1
@@ -53,7 +55,9 @@ def test_a_silent_node_is_named_with_its_ranks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "name"), [(("a", "b"), "b (ranks 2-3)"), ((), "node number 1 (ranks 2-3)")], ids=["known", "unknown"]
+    ("nodes", "name"),
+    [(("a", "b"), "b (ranks 2-3)"), ((), "node number 1 (ranks 2-3)")],
+    ids=["known", "unknown"],
 )
 def test_a_node_that_does_not_come_is_named(nodes: tuple[str, ...], name: str) -> None:
     made = roll(there=2, nodes=nodes)
@@ -134,7 +138,9 @@ def test_a_rank_that_generates_samples_is_waited_for() -> None:
     beat(made, 0, 200.0, phase="evaluate", step=7, standing=150.0, limit=1800.0)
     assert made.verdict(200.0) is None
     beat(made, 1, 200.0, phase="data", step=8, standing=150.0)
-    assert "rank 1) holds the others up" in reason(made.verdict(200.0)), "data has to come by itself"
+    assert "rank 1) holds the others up" in reason(made.verdict(200.0)), (
+        "data has to come by itself"
+    )
 
 
 def test_an_agreed_stop_gives_the_others_time_to_leave() -> None:

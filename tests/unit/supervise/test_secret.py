@@ -61,7 +61,9 @@ def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> 
         run_secret(tmp_path, {})
 
 
-def test_a_planted_link_pipe_or_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planted_link_pipe_or_text_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(secret_module, "_READ_SECONDS", 0.2)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("0" * 64 + "\n")

@@ -19,9 +19,13 @@ from wikillm.supervise.launchers import launchers_of, program_of
 from wikillm.supervise.signals import StopSignals
 
 
-def run_python(program: str, *, before: str = "", timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run_python(
+    program: str, *, before: str = "", timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-c", textwrap.dedent(program)]
-    return subprocess.run([*before.split(), *words], capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        [*before.split(), *words], capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 @pytest.fixture
@@ -37,13 +41,17 @@ def signals() -> Iterator[StopSignals]:
 
 
 @pytest.mark.parametrize("number", StopSignals.SIGNALS)
-def test_before_training_a_signal_stops_where_the_process_stands(signals: StopSignals, number: int) -> None:
+def test_before_training_a_signal_stops_where_the_process_stands(
+    signals: StopSignals, number: int
+) -> None:
     with pytest.raises(StoppedError, match=signal.Signals(number).name), signals.as_error():
         os.kill(os.getpid(), number)
         signal.sigtimedwait([], 1)  # the handler runs before this returns
 
 
-def test_in_training_it_is_remembered_and_a_launchers_repeat_is_the_same_request(signals: StopSignals) -> None:
+def test_in_training_it_is_remembered_and_a_launchers_repeat_is_the_same_request(
+    signals: StopSignals,
+) -> None:
     signals.defer()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
         os.kill(os.getpid(), number)
@@ -75,7 +83,10 @@ def test_a_signal_ends_a_process_that_waits_in_a_rendezvous_for_ranks_that_never
         dist.TCPStore("127.0.0.1", 0, 2, True, timedelta(seconds=60))
     """
     done = run_python(program)
-    assert (done.stdout, done.returncode) == ("Stopped by SIGTERM before training began; nothing is lost.\n", 75)
+    assert (done.stdout, done.returncode) == (
+        "Stopped by SIGTERM before training began; nothing is lost.\n",
+        75,
+    )
 
 
 def test_a_second_request_stops_at_once() -> None:
@@ -129,9 +140,15 @@ SWALLOWING = """
         ("BaseException", False, "recorded\n", 75),
         ("BaseException", True, "polled SIGTERM\n", 0),
     ],
-    ids=["a library that catches Exception", "one that swallows all and hangs", "one that swallows all and goes on"],
+    ids=[
+        "a library that catches Exception",
+        "one that swallows all and hangs",
+        "one that swallows all and goes on",
+    ],
 )
-def test_a_stop_that_a_library_swallows_is_not_lost(caught: str, defers: bool, said: str, code: int) -> None:
+def test_a_stop_that_a_library_swallows_is_not_lost(
+    caught: str, defers: bool, said: str, code: int
+) -> None:
     done = run_python(SWALLOWING.format(caught=caught, defers=defers))
     assert (done.stdout, done.returncode) == (said, code), done.stderr
 
@@ -180,7 +197,11 @@ class Tree:
         top.write_text(f"import subprocess\nsubprocess.run({call!r})\n")
         environ = {name: value for name, value in os.environ.items() if name != "RANK"}
         environ["PYTHONPATH"] = str(Path(launchers.__file__).parents[2])
-        argv = [sys.executable, str(top)] if outer != "sh" else ["sh", "-c", f"{' '.join(call)}; exit $?"]
+        argv = (
+            [sys.executable, str(top)]
+            if outer != "sh"
+            else ["sh", "-c", f"{' '.join(call)}; exit $?"]
+        )
         self.top = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, text=True)
         assert self.top.stdout is not None
         self.said = self.top.stdout
@@ -197,7 +218,9 @@ class Tree:
 
 
 @pytest.mark.parametrize("killed", ["sh", "torchrun", "deepspeed"])
-def test_a_rank_stops_when_any_process_between_it_and_the_first_launcher_is_gone(killed: str, tmp_path: Path) -> None:
+def test_a_rank_stops_when_any_process_between_it_and_the_first_launcher_is_gone(
+    killed: str, tmp_path: Path
+) -> None:
     tree = Tree(tmp_path, "deepspeed")
     try:
         assert [launcher.program for launcher in tree.above] == ["sh", "torchrun", "deepspeed"]
@@ -213,7 +236,9 @@ def test_a_shell_above_the_launcher_may_end(tmp_path: Path) -> None:
     tree = Tree(tmp_path, "sh")
     try:
         assert [launcher.program for launcher in tree.above] == ["sh", "torchrun"]
-        assert program_of(tree.top.pid) == "sh" and tree.top.pid not in [up.process.pid for up in tree.above]
+        assert program_of(tree.top.pid) == "sh" and tree.top.pid not in [
+            up.process.pid for up in tree.above
+        ]
         tree.top.kill()
         time.sleep(0.3)  # six looks
         assert all(launcher.process.is_alive() for launcher in tree.above)
@@ -225,6 +250,9 @@ def test_a_shell_above_the_launcher_may_end(tmp_path: Path) -> None:
 def test_a_rank_that_a_shell_started_has_no_launcher() -> None:
     code = "import os; from wikillm.supervise.launchers import launchers_of; print(launchers_of(os.getpid()))"
     said = subprocess.run(
-        ["sh", "-c", f"RANK=0 {sys.executable} -c '{code}'; exit $?"], capture_output=True, text=True, check=True
+        ["sh", "-c", f"RANK=0 {sys.executable} -c '{code}'; exit $?"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert said.stdout == "()\n"

@@ -54,7 +54,9 @@ def until(condition: Callable[[], Any], seconds: float = 10.0) -> bool:
 
 def pair(theirs: bytes = SECRET, context: str = CONTEXT) -> tuple[SealedWire, SealedWire]:
     one, other = socket.socketpair()
-    return SealedWire(one, SECRET, CONTEXT, is_hub=True), SealedWire(other, theirs, context, is_hub=False)
+    return SealedWire(one, SECRET, CONTEXT, is_hub=True), SealedWire(
+        other, theirs, context, is_hub=False
+    )
 
 
 def exchange(*wires: SealedWire) -> list[list[Message]]:
@@ -147,7 +149,9 @@ def test_a_bad_line_ends_its_own_connection_and_no_other(served: Served, line: b
     ],
     ids=str,
 )
-def test_a_wrong_message_of_a_peer_that_knows_the_secret_ends_its_connection(served: Served, message: Message) -> None:
+def test_a_wrong_message_of_a_peer_that_knows_the_secret_ends_its_connection(
+    served: Served, message: Message
+) -> None:
     good = served.agent(0)
     assert served.hears(good, "hub")
     wire = SealedWire(served.connect(), SECRET, CONTEXT, is_hub=False)
@@ -164,7 +168,9 @@ def test_a_wrong_message_of_a_peer_that_knows_the_secret_ends_its_connection(ser
      {"phase": None}, {"standing": 10**400}],
     ids=str,
 )  # fmt: skip
-def test_a_wrong_beat_is_that_ranks_loss_and_the_hub_goes_on(served: Served, change: Message) -> None:
+def test_a_wrong_beat_is_that_ranks_loss_and_the_hub_goes_on(
+    served: Served, change: Message
+) -> None:
     first, second = served.agent(0), served.agent(1)
     assert served.hears(first, "welcome") and served.hears(second, "welcome")
     second.send({**BEAT, **change})
@@ -179,7 +185,9 @@ def test_a_right_beat_is_taken(served: Served) -> None:
     assert served.roll.ranks[0].limit == 120.0 and served.roll.ranks[0].phase == "step"
 
 
-def test_unproven_connections_are_few_and_short(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unproven_connections_are_few_and_short(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Strangers by the hundred, silent or slow: closed after their time, and a rank still gets in between."""
     monkeypatch.setattr(hub_module, "PROVE_SECONDS", 1.0)
     strangers = [served.connect() for _ in range(100)]
@@ -212,9 +220,13 @@ def test_only_the_chosen_address_listens() -> None:
         assert sock.getsockname()[0] == "127.0.0.1"
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port), timeout=5)
-    with listen(29620, "127.0.1.1", "127.0.0.1") as sock:  # where agents look, not where the kernel starts from
+    with listen(
+        29620, "127.0.1.1", "127.0.0.1"
+    ) as sock:  # where agents look, not where the kernel starts from
         assert sock.getsockname()[0] == "127.0.1.1"
-    with listen(29620, "192.0.2.1", "127.0.0.1") as sock:  # not an address of this machine (RFC 5737)
+    with listen(
+        29620, "192.0.2.1", "127.0.0.1"
+    ) as sock:  # not an address of this machine (RFC 5737)
         assert sock.getsockname()[0] == "127.0.0.1"
     with pytest.raises(MachineError, match="No port is free"):
         listen(65535, "127.0.0.1", "127.0.0.1")
@@ -238,7 +250,12 @@ def test_another_secret_or_run_is_not_believed(secret: bytes, context: str) -> N
         wires[sender].send({"end": 0, "reason": "believe me"})
         heard = exchange(*wires)
         receiver = wires[1 - sender]
-        assert heard[1 - sender] == [] and receiver.closed and receiver.is_refused and not receiver.is_proven
+        assert (
+            heard[1 - sender] == []
+            and receiver.closed
+            and receiver.is_refused
+            and not receiver.is_proven
+        )
 
 
 def recorded() -> tuple[SealedWire, list[bytes]]:

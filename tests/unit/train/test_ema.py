@@ -21,12 +21,16 @@ def world(rank: int, size: int) -> World:
     return World(rank=rank, size=size, local_rank=rank, local_size=size)
 
 
-def drive(model: Any, callbacks: list[EmaCallback], first: int, last: int, save: bool = True) -> list[torch.Tensor]:
+def drive(
+    model: Any, callbacks: list[EmaCallback], first: int, last: int, save: bool = True
+) -> list[torch.Tensor]:
     """Steps `first` to `last`, at which every weight grows by 1; returns the first parameter after each."""
     arguments: Any = SimpleNamespace()
     seen = []
     for callback in callbacks:
-        callback.on_train_begin(arguments, SimpleNamespace(global_step=first - 1), arguments, model=model)  # type: ignore[arg-type]
+        callback.on_train_begin(
+            arguments, SimpleNamespace(global_step=first - 1), arguments, model=model
+        )  # type: ignore[arg-type]
     for step in range(first, last + 1):
         state: Any = SimpleNamespace(global_step=step)
         with torch.no_grad():
@@ -49,7 +53,9 @@ def test_the_average_is_the_recursion_and_exports_as_a_model(ranks: int, tmp_pat
     average = read_average(tmp_path / "checkpoint-5")
     torch.testing.assert_close(average[next(iter(dict(model.named_parameters())))], expected)
     whole = fit(average, skeleton(model.config), tmp_path)
-    assert sum(tensor.numel() for tensor in whole.values()) == sum(p.numel() for p in model.parameters())
+    assert sum(tensor.numel() for tensor in whole.values()) == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_it_goes_on_from_a_checkpoint_bit_by_bit(tmp_path: Path) -> None:
@@ -58,7 +64,10 @@ def test_it_goes_on_from_a_checkpoint_bit_by_bit(tmp_path: Path) -> None:
     drive(two, [EmaCallback(0.9, 2, world(0, 1), tmp_path / "parts", None)], 1, 4)
     point = tmp_path / "parts" / "checkpoint-4"
     drive(two, [EmaCallback(0.9, 2, world(0, 1), tmp_path / "parts", point)], 5, 6)
-    files = [load_file(tmp_path / n / "checkpoint-6" / "ema" / "rank_00000.safetensors") for n in ("whole", "parts")]
+    files = [
+        load_file(tmp_path / n / "checkpoint-6" / "ema" / "rank_00000.safetensors")
+        for n in ("whole", "parts")
+    ]
     assert files[0].keys() == files[1].keys()
     assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
 

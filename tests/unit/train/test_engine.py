@@ -11,7 +11,13 @@ from wikillm.config.load import load
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.plan.run_plan import make_plan
-from wikillm.train.engine import check_attention, check_engine, check_flex, check_half_precision, resolve_engine
+from wikillm.train.engine import (
+    check_attention,
+    check_engine,
+    check_flex,
+    check_half_precision,
+    resolve_engine,
+)
 
 
 @pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
@@ -46,12 +52,17 @@ def test_compiled_layers_are_refused_with_zero3() -> None:
     assert word in str(caught.value.got) and "--deepspeed zero2" in str(caught.value.fix)
 
 
-@pytest.mark.parametrize(("kernel", "has_gpu"), [("sdpa", False), ("eager", False), ("flex_attention", True)])
+@pytest.mark.parametrize(
+    ("kernel", "has_gpu"), [("sdpa", False), ("eager", False), ("flex_attention", True)]
+)
 def test_attention_that_torch_brings_is_taken(kernel: str, has_gpu: bool) -> None:
     check_attention(kernel, has_gpu=has_gpu)
 
 
-@pytest.mark.skipif(find_spec("flash_attn") or find_spec("kernels"), reason="a package of flash attention is installed")
+@pytest.mark.skipif(
+    find_spec("flash_attn") or find_spec("kernels"),
+    reason="a package of flash attention is installed",
+)
 def test_flash_attention_names_its_package() -> None:
     with pytest.raises(ConfigError, match="not installed") as caught:
         check_attention("flash_attention_2", has_gpu=True)

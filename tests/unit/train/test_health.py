@@ -12,7 +12,14 @@ from wikillm.train.host_copy import DeferredFlag
 
 def test_skipped_steps_in_a_row_end_the_run_and_others_do_not() -> None:
     counter = SkipCounter(limit=3)
-    assert [counter.step(total) for total in (0, 1, 2, 2, 3, 4)] == [False, True, True, False, True, True]
+    assert [counter.step(total) for total in (0, 1, 2, 2, 3, 4)] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
     with pytest.raises(DivergedError, match="3 optimizer steps in a row overflowed fp16"):
         counter.step(5)
 

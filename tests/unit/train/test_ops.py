@@ -14,9 +14,7 @@ from wikillm.core.lock import is_open_here
 from wikillm.train import ops
 from wikillm.train.ops import _wait_out_foreign_lock
 
-HOLD = (
-    "import os, sys, time; fd = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep({})"
-)
+HOLD = "import os, sys, time; fd = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep({})"
 
 
 def hold(lock: Path, seconds: float) -> subprocess.Popen[str]:
@@ -51,7 +49,9 @@ def test_a_living_builds_lock_is_waited_for(tmp_path: Path) -> None:
         process.wait()
 
 
-def test_locks_of_any_op_are_swept_and_no_living_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locks_of_any_op_are_swept_and_no_living_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     killed, living = (tmp_path / name / "lock" for name in ("pin_memory", "async_io"))
     for lock in (killed, living):
@@ -71,7 +71,10 @@ def test_locks_of_any_op_are_swept_and_no_living_ones(tmp_path: Path, monkeypatc
 def test_buffers_of_a_killed_start_are_swept_and_no_others(tmp_path: Path) -> None:
     prefix, old = f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_", time.time() - 60
     dead, mapped, opened, fresh = (tmp_path / f"{prefix}{port}_0" for port in (1, 2, 3, 4))
-    other, foreign = tmp_path / "deepspeed_allreduce_buffer_999999_127.0.0.1_5_0", tmp_path / "torch_77_1"
+    other, foreign = (
+        tmp_path / "deepspeed_allreduce_buffer_999999_127.0.0.1_5_0",
+        tmp_path / "torch_77_1",
+    )
     for path in (dead, mapped, opened, fresh, other, foreign):
         path.write_bytes(bytes(4096))
         if path != fresh:
@@ -79,7 +82,10 @@ def test_buffers_of_a_killed_start_are_swept_and_no_others(tmp_path: Path) -> No
     (tmp_path / f"{prefix}6_0").symlink_to(foreign)
     program = "import mmap, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); f.close(); print('mapped', flush=True); input()"
     neighbour = subprocess.Popen(
-        [sys.executable, "-c", program, str(mapped)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, str(mapped)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert neighbour.stdout is not None and neighbour.stdout.readline() == "mapped\n"

@@ -30,7 +30,11 @@ class Tiny(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(11, 6)
-        self.tall, self.wide, self.square = nn.Linear(6, 24), nn.Linear(24, 6, bias=False), nn.Linear(6, 6, bias=False)
+        self.tall, self.wide, self.square = (
+            nn.Linear(6, 24),
+            nn.Linear(24, 6, bias=False),
+            nn.Linear(6, 6, bias=False),
+        )
         self.norm = nn.LayerNorm(6, bias=False)
         self.lm_head = nn.Linear(6, 11, bias=False)
 
@@ -58,7 +62,9 @@ def set_gradients(model: nn.Module, step: int) -> None:
 
 
 def train(model: nn.Module, *, under_deepspeed: bool, steps: int = 4) -> dict[str, torch.Tensor]:
-    optimizer = build_muon(parameter_groups(model, DECAYED, SETTINGS), under_deepspeed=under_deepspeed)
+    optimizer = build_muon(
+        parameter_groups(model, DECAYED, SETTINGS), under_deepspeed=under_deepspeed
+    )
     for step in range(steps):
         set_gradients(model, step)
         optimizer.step()
@@ -80,7 +86,9 @@ def test_matrices_of_layers_and_nothing_else_get_muon(model: Tiny) -> None:
 
 def test_every_parameter_of_a_qwen_model_has_one_group() -> None:
     model: Any = tiny_model()
-    groups = parameter_groups(model, [n for n, p in model.named_parameters() if p.ndim == 2], SETTINGS)
+    groups = parameter_groups(
+        model, [n for n, p in model.named_parameters() if p.ndim == 2], SETTINGS
+    )
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     shapes = {tuple(parameter.shape) for parameter in groups[-1]["params"]}
     assert len(groups[-1]["params"]) == 7 * model.config.num_hidden_layers, shapes
@@ -109,7 +117,9 @@ def test_the_rule_is_the_published_one(under_deepspeed: bool, model: Tiny) -> No
             momenta[name].lerp_(gradient, 0.1)
             update = newton_schulz(gradient.lerp(momenta[name], 0.9))
             rows, columns = update.shape
-            weights[name].mul_(1 - 0.02 * 0.1).sub_(0.02 * math.sqrt(max(1, rows / columns)) * update)
+            weights[name].mul_(1 - 0.02 * 0.1).sub_(
+                0.02 * math.sqrt(max(1, rows / columns)) * update
+            )
     found = train(model, under_deepspeed=under_deepspeed)
     for name in ("tall.weight", "wide.weight", "square.weight"):
         error = (found[name].double() - weights[name]).norm() / (weights[name] - start[name]).norm()

@@ -20,6 +20,8 @@ from wikillm.train import run_dir
         ("run.name=LTAI5tAbCdEfGhIjKlMnOpQr", "run.name=***"),
     ],
 )
-def test_secrets_go_and_settings_stay(typed: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_go_and_settings_stay(
+    typed: str, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(run_dir.sys, "argv", ["train.py", typed])
     assert run_dir.describe_environment()["command"] == ["train.py", kept]

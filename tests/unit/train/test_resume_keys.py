@@ -17,13 +17,7 @@ from wikillm.data.filters.settings import plan_filters
 from wikillm.data.prepare import plan_store
 from wikillm.train.in_force import with_state
 from wikillm.train.resume import BEFORE, FACTS, ResumePoint, check_same_run, short_facts
-from wikillm.train.resume_keys import (
-    ON_RESUME,
-    REFUSED,
-    changed_settings,
-    settings_of,
-    shown,
-)
+from wikillm.train.resume_keys import ON_RESUME, REFUSED, changed_settings, settings_of, shown
 
 SHAPE = {
     "model_type": "qwen2", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -109,7 +103,9 @@ def test_the_model_is_compared_field_by_field(key: str, tmp_path: Path) -> None:
         changes["model.num_key_value_heads"] = 1
     with pytest.raises(CheckpointError) as caught:
         check_same_run(point, facts, allow_change=True, config=config(changes))
-    assert f"{key}: " in str(caught.value) and f" then, {shown(MODEL[key])} now" in str(caught.value)
+    assert f"{key}: " in str(caught.value) and f" then, {shown(MODEL[key])} now" in str(
+        caught.value
+    )
     assert caught.value.exit_code == 6
 
 
@@ -118,23 +114,35 @@ def test_what_only_the_first_weights_depend_on_is_refused_too(tmp_path: Path) ->
     point = make_point(tmp_path, settings=then)
     with pytest.raises(CheckpointError, match=r"model\.zero_init_outputs: false then, true now"):
         facts = dict.fromkeys(FACTS, 1)
-        check_same_run(point, facts, allow_change=True, config=config({"model.zero_init_outputs": True}))
+        check_same_run(
+            point, facts, allow_change=True, config=config({"model.zero_init_outputs": True})
+        )
     started = make_point(tmp_path / "b", settings=then | {"model.init_from": "weights"})
-    check_same_run(started, facts, allow_change=True, config=config({}))  # left out: asks for nothing
+    check_same_run(
+        started, facts, allow_change=True, config=config({})
+    )  # left out: asks for nothing
 
 
 @pytest.mark.parametrize("key", STORE | FILTERS)
-def test_another_store_is_refused_with_the_key_that_makes_it_another(key: str, corpus: Path, tmp_path: Path) -> None:
+def test_another_store_is_refused_with_the_key_that_makes_it_another(
+    key: str, corpus: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "another text", "title": "t"}\n' * 50)
     examples = tmp_path / "evaluation.jsonl"
     examples.write_text(
         '{"text": "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"}\n'
     )
-    base = {"data.path": str(other), "data.store": str(tmp_path / "s" / "store"), "data.tokenizer": "train:600"}
+    base = {
+        "data.path": str(other),
+        "data.store": str(tmp_path / "s" / "store"),
+        "data.tokenizer": "train:600",
+    }
     if key.startswith("data.decontaminate_"):
         base["data.decontaminate"] = str(examples)
-    value = {"data.path": str(corpus), "data.decontaminate": str(examples)}.get(key, (STORE | FILTERS)[key])
+    value = {"data.path": str(corpus), "data.decontaminate": str(examples)}.get(
+        key, (STORE | FILTERS)[key]
+    )
 
     def facts(changes: dict[str, Any]) -> dict[str, Any]:
         words = [f"{k}={typed_form(v)}" for k, v in (base | changes).items()]
@@ -144,12 +152,16 @@ def test_another_store_is_refused_with_the_key_that_makes_it_another(key: str, c
     then, now = short_facts(facts({})), short_facts(facts({key: value}))
     point = make_point(tmp_path, store="a", store_facts=then)
     with pytest.raises(CheckpointError) as caught:
-        check_same_run(point, dict.fromkeys(FACTS, 1) | {"store": "b", "store_facts": now}, allow_change=True)
+        check_same_run(
+            point, dict.fromkeys(FACTS, 1) | {"store": "b", "store_facts": now}, allow_change=True
+        )
     assert f"\n  {key.split('_units')[0].split('_share')[0]}: " in str(caught.value)
 
 
 def test_copies_are_facts_too() -> None:
-    wanted = [facts_of_copies(config(changes).data) for changes in ({}, {"data.dedup": "minhash"}, COPIES)]
+    wanted = [
+        facts_of_copies(config(changes).data) for changes in ({}, {"data.dedup": "minhash"}, COPIES)
+    ]
     assert len({json.dumps(facts, sort_keys=True) for facts in wanted}) == 3
 
 
@@ -163,7 +175,10 @@ def test_a_fact_that_differs_is_refused_by_its_setting(tmp_path: Path) -> None:
 
 
 def test_changes_are_logged_as_they_are_typed() -> None:
-    then, now = settings_of(config({})), settings_of(config({"train.learning_rate": 1e-4, "train.eval_steps": 7}))
+    then, now = (
+        settings_of(config({})),
+        settings_of(config({"train.learning_rate": 1e-4, "train.eval_steps": 7})),
+    )
     assert changed_settings(then, now) == ["learning_rate 5e-4 -> 1e-4", "eval_steps 500 -> 7"]
     assert changed_settings({}, now) == [], "an earlier version recorded nothing"
     assert changed_settings(then | {"train.gone": 1}, then) == [], "a key that is no longer there"
@@ -182,10 +197,14 @@ def test_the_rules_of_the_loss_scaler_are_this_starts_and_its_state_the_checkpoi
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 
     def dynamic(scale: float, window: int) -> Any:
-        return DynamicLossScaler(scale, window, min_scale=1, delayed_shift=2, consecutive_hysteresis=False)
+        return DynamicLossScaler(
+            scale, window, min_scale=1, delayed_shift=2, consecutive_hysteresis=False
+        )
 
     loaded, fresh = dynamic(1024.0, 1000), dynamic(65536.0, 500)
     loaded.cur_iter = 77
     kept = with_state(fresh, loaded)
     assert (kept.cur_scale, kept.cur_iter, kept.scale_window) == (1024.0, 77, 500)
-    assert with_state(LossScaler(128.0), loaded).cur_scale == 128.0, "static now: the scale is a setting"
+    assert with_state(LossScaler(128.0), loaded).cur_scale == 128.0, (
+        "static now: the scale is a setting"
+    )

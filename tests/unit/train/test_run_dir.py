@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from wikillm.core.errors import CheckpointError, ConfigError, DivergedError, MachineError, StoppedError
+from wikillm.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DivergedError,
+    MachineError,
+    StoppedError,
+)
 from wikillm.core.world import World
 from wikillm.train.exit import ending
 from wikillm.train.resume import FACTS, ResumePoint, check_same_run
@@ -28,9 +34,13 @@ time.sleep(60)
 """
 
 
-def test_a_second_run_is_refused_and_told_who_has_it_until_the_first_is_killed(tmp_path: Path) -> None:
+def test_a_second_run_is_refused_and_told_who_has_it_until_the_first_is_killed(
+    tmp_path: Path,
+) -> None:
     run = RunDir(tmp_path / "run")
-    other = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(ConfigError, match=f"pid {other.pid}") as caught:
@@ -77,7 +87,9 @@ def test_the_identity_stays_over_resumes(tmp_path: Path) -> None:
         (ZeroDivisionError("oops"), 1, "bug"),
     ],
 )
-def test_every_end_is_written_down(tmp_path: Path, error: Exception | None, code: int, meaning: str) -> None:
+def test_every_end_is_written_down(
+    tmp_path: Path, error: Exception | None, code: int, meaning: str
+) -> None:
     run = RunDir(tmp_path / "run")
     expected = contextlib.nullcontext() if error is None else pytest.raises(type(error))
     with expected, ending(run.path, World(), 1.0) as end:
@@ -109,9 +121,13 @@ def test_differences_are_refused_together_and_two_may_be_accepted(tmp_path: Path
     check_same_run(point, longer, allow_change=True)
     with pytest.raises(CheckpointError) as caught:
         check_same_run(point, longer | {"store": 2, "world_size": 4}, allow_change=True)
-    assert "store: 1 then, 2 now" in str(caught.value) and "world_size: 1 then, 4 now" in str(caught.value)
+    assert "store: 1 then, 2 now" in str(caught.value) and "world_size: 1 then, 4 now" in str(
+        caught.value
+    )
     assert "max_steps" not in str(caught.value) and "model.init_from" in str(caught.value)
-    with pytest.raises(CheckpointError) as caught:  # weights that another model cannot take are not offered to it
+    with pytest.raises(
+        CheckpointError
+    ) as caught:  # weights that another model cannot take are not offered to it
         check_same_run(point, state | {"vocab_size": 2}, allow_change=True)
     assert "model.init_from" not in str(caught.value) and "run.dir=NEW" in str(caught.value)
 
@@ -125,7 +141,9 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_folder_with_other_things_is_refused_before_anything_is_written(kind: str, tmp_path: Path) -> None:
+def test_a_folder_with_other_things_is_refused_before_anything_is_written(
+    kind: str, tmp_path: Path
+) -> None:
     for name in FOREIGN[kind]:
         (tmp_path / name).touch()
     with pytest.raises(ConfigError, match="holds other things") as caught:
@@ -179,4 +197,6 @@ def test_room_counts_what_the_start_clears(tmp_path: Path) -> None:
     run.check_room(free - (1 << 20), keep=1)  # needs the 64 MiB that a killed save has left
     with pytest.raises(MachineError, match="no room for a checkpoint") as caught:
         run.check_room(free + (1 << 40), keep=1)
-    assert "64 MiB more when superfluous" in str(caught.value) and "run.dir=FOLDER" in str(caught.value)
+    assert "64 MiB more when superfluous" in str(caught.value) and "run.dir=FOLDER" in str(
+        caught.value
+    )

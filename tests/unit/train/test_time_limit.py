@@ -24,7 +24,12 @@ class Clock:
 
 
 def simulate(
-    hours: float | None, starts_at: float, steps: list[float], saves: list[float], every: int, known: float
+    hours: float | None,
+    starts_at: float,
+    steps: list[float],
+    saves: list[float],
+    every: int,
+    known: float,
 ) -> tuple[int, float, float]:
     """Steps done, the time at the end of the final save, and how long a further step with a save would have taken."""
     clock, state = Clock(), TrainerState()
@@ -57,7 +62,10 @@ def test_the_checkpoint_is_complete_before_the_limit(
     """Steps and saves that vary by a fourth, a save known from an earlier start, a limit of at least two of each."""
     hours = (starts_at + 30 * length + 4 * MARGIN * cost) / 3600 + 0.01
     random = Random(seed)
-    steps, saves = ([mean * random.uniform(MARGIN**-0.5, MARGIN**0.5) for _ in range(300)] for mean in (length, cost))
+    steps, saves = (
+        [mean * random.uniform(MARGIN**-0.5, MARGIN**0.5) for _ in range(300)]
+        for mean in (length, cost)
+    )
     done, end, _ = simulate(hours, starts_at, steps, saves, every, known=cost)
     assert done >= 1
     if done < len(steps):
@@ -103,7 +111,9 @@ def test_the_clock_starts_with_the_process_or_with_slurms_job(tmp_path: Path) ->
     here = seconds_since_start({})
     assert 0 < here < time.clock_gettime(time.CLOCK_BOOTTIME)
     assert seconds_since_start({}) >= here
-    assert 3600 <= seconds_since_start({"SLURM_JOB_START_TIME": str(int(time.time()) - 3600)}) < 3700
+    assert (
+        3600 <= seconds_since_start({"SLURM_JOB_START_TIME": str(int(time.time()) - 3600)}) < 3700
+    )
     odd = tmp_path / "stat"
     odd.write_text(Path("/proc/self/stat").read_text().replace("(", "(a) b (", 1))
     assert abs(seconds_since_start({}, odd) - seconds_since_start({})) < 5
@@ -115,7 +125,10 @@ def test_a_step_that_will_be_twice_as_long_is_left_time_for() -> None:
     for grows in (False, True):
         clock.now, state.global_step = 0.0, 0
         limit = TimeLimitCallback(
-            0.02, 0, elapsed=clock, sequences=lambda step, grows=grows: 4 if grows and step >= 5 else 2
+            0.02,
+            0,
+            elapsed=clock,
+            sequences=lambda step, grows=grows: 4 if grows and step >= 5 else 2,
         )
         for _ in range(5):
             limit.on_step_begin(ARGS, state, TrainerControl())

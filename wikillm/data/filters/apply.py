@@ -25,7 +25,9 @@ class Pipeline:
         if filters.evaluation:
             from wikillm.data.filters.overlap import EvaluationIndex
 
-            self._index = EvaluationIndex(filters.evaluation, filters.overlap_units, filters.overlap_share)
+            self._index = EvaluationIndex(
+                filters.evaluation, filters.overlap_units, filters.overlap_share
+            )
 
     def __call__(self, text: str, payload: bytes, format: str) -> str | Dropped:
         """The text as it is kept, or why it is not. `payload` is the record it was cleaned from."""

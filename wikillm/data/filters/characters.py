@@ -20,7 +20,14 @@ SPACE, LETTER, DIGIT, CJK, PUNCTUATION, SYMBOL = range(6)
 KINDS = 6
 _TABLE_SIZE = 0x30000  # planes above are private or rare hanzi
 _CJK_RANGES = (
-    *((0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xAC00, 0xD7A3), (0xF900, 0xFAFF)),
+    *(
+        (0x3040, 0x30FF),
+        (0x31F0, 0x31FF),
+        (0x3400, 0x4DBF),
+        (0x4E00, 0x9FFF),
+        (0xAC00, 0xD7A3),
+        (0xF900, 0xFAFF),
+    ),
     (0x20000, 0x2FFFF),
 )
 _HAN_RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
@@ -58,7 +65,9 @@ def kinds_of(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
 
 def count_han(codes: npt.NDArray[np.uint32]) -> int:
     """How many code points are hanzi."""
-    return int(sum(np.count_nonzero((codes >= first) & (codes <= last)) for first, last in _HAN_RANGES))
+    return int(
+        sum(np.count_nonzero((codes >= first) & (codes <= last)) for first, last in _HAN_RANGES)
+    )
 
 
 def mix(values: Hashes) -> Hashes:

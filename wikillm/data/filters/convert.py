@@ -25,13 +25,19 @@ class Converter:
 
         self._opencc: Any = opencc.OpenCC(configuration)
         self._terms = _read_terms(protected) if protected is not None else {}
-        self._first = re.compile("[" + re.escape("".join(sorted(self._terms))) + "]") if self._terms else None
+        self._first = (
+            re.compile("[" + re.escape("".join(sorted(self._terms))) + "]") if self._terms else None
+        )
 
     def convert(self, text: str) -> str:
         """NFC text in simplified characters."""
         if _HAN.search(text) is None:
             return text
-        done = self._opencc.convert(text) if self._first is None else self._around_terms(text, self._first)
+        done = (
+            self._opencc.convert(text)
+            if self._first is None
+            else self._around_terms(text, self._first)
+        )
         return unicodedata.normalize("NFC", done)
 
     def _around_terms(self, text: str, first: re.Pattern[str]) -> str:
@@ -54,11 +60,15 @@ def _read_terms(file: PinnedFile) -> dict[str, list[str]]:
     try:
         lines = file.read().decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError("data.protected_terms is not UTF-8.", got=f"{file.path}: byte {error.start}") from None
+        raise DataError(
+            "data.protected_terms is not UTF-8.", got=f"{file.path}: byte {error.start}"
+        ) from None
     stripped = (line.strip() for line in lines)
     terms = {unicodedata.normalize("NFC", line) for line in stripped if line and line[0] != "#"}
     if not terms:
-        raise DataError("data.protected_terms names no term.", got=file.path, fix="one term per line")
+        raise DataError(
+            "data.protected_terms names no term.", got=file.path, fix="one term per line"
+        )
     found: dict[str, list[str]] = {}
     for term in sorted(terms, key=lambda term: (-len(term), term)):
         found.setdefault(term[0], []).append(term)

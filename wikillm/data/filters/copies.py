@@ -27,21 +27,29 @@ from wikillm.data.filters.drop_list import DROP, EXACT
 from wikillm.data.filters.sign import MINIMA, SIGNED, SignedShard, signed_path
 
 BANDS, ROWS = 16, 8
-MAX_COMPARED = 64  # kept documents of one band that a document is compared with, the nearest before it first
+MAX_COMPARED = (
+    64  # kept documents of one band that a document is compared with, the nearest before it first
+)
 _AT_A_TIME = 1 << 16  # signatures read at a time
 
 
-def find_copies(folder: Path, shards: Sequence[SignedShard], similarity: float | None) -> npt.NDArray[Any]:
+def find_copies(
+    folder: Path, shards: Sequence[SignedShard], similarity: float | None
+) -> npt.NDArray[Any]:
     """The drop-list of these shards, sorted by place. `similarity` None: exact copies only."""
     documents = np.concatenate(
         [np.empty(0, dtype=SIGNED)]
         + [np.fromfile(signed_path(folder, shard.number, "doc"), dtype=SIGNED) for shard in shards]
     )
     _, first, group = np.unique(documents["hash"], return_index=True, return_inverse=True)
-    kept_by = first[group]  # the first document of the same content; itself where there is none before
+    kept_by = first[
+        group
+    ]  # the first document of the same content; itself where there is none before
     percent = np.full(len(documents), EXACT, dtype=np.uint32)
     if similarity is not None:
-        near = _Near(folder, shards, np.flatnonzero(kept_by == np.arange(len(documents))), similarity)
+        near = _Near(
+            folder, shards, np.flatnonzero(kept_by == np.arange(len(documents))), similarity
+        )
         for document, kept, share in near.copies():
             kept_by[document] = kept
             percent[document] = round(100 * share)
@@ -79,13 +87,17 @@ class _Near:
             if not candidates:
                 continue
             own = signatures.row(int(numbers[at]))
-            shares = [float(np.mean(own == signatures.row(int(numbers[other])))) for other in candidates]
+            shares = [
+                float(np.mean(own == signatures.row(int(numbers[other])))) for other in candidates
+            ]
             best = max(range(len(candidates)), key=lambda i: (shares[i], -candidates[i]))
             if shares[best] >= self.similarity:
                 is_dropped[at] = 1
                 yield int(numbers[at]), int(numbers[candidates[best]]), shares[best]
 
-    def _bands(self, signatures: _Signatures) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    def _bands(
+        self, signatures: _Signatures
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
         """Documents that share a band with another, and per band the member before each in it, or -1."""
         pairs: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         is_member = np.zeros(len(self.which), dtype=bool)
@@ -125,7 +137,12 @@ class _Signatures:
         filled = [shard for shard in shards if shard.documents]
         self._starts = np.cumsum([0, *(shard.documents for shard in filled)])
         self._maps = [
-            np.memmap(signed_path(folder, shard.number, "min"), dtype="<u4", mode="r", shape=(shard.documents, MINIMA))
+            np.memmap(
+                signed_path(folder, shard.number, "min"),
+                dtype="<u4",
+                mode="r",
+                shape=(shard.documents, MINIMA),
+            )
             for shard in filled
         ]
 

@@ -59,9 +59,13 @@ class DropList:
             return content
         fix = f"remove {self.path.parent} and start again: it is made anew"
         if self.start:
-            fix = f"copy it again, or make it again: wikillm prepare ... --drop-list-only {self.path}"
+            fix = (
+                f"copy it again, or make it again: wikillm prepare ... --drop-list-only {self.path}"
+            )
         raise DataError(
-            "A drop-list is missing, cut off, or not the one the store is made with.", got=str(self.path), fix=fix
+            "A drop-list is missing, cut off, or not the one the store is made with.",
+            got=str(self.path),
+            fix=fix,
         )
 
     def between(self, ranges: Mapping[int, tuple[int, int]]) -> dict[tuple[int, int], Dropped]:
@@ -91,7 +95,11 @@ def _open(drop_list: DropList) -> npt.NDArray[Any]:
 
 def write_drop_list(path: Path, drop_list: DropList, made_from: Mapping[str, Any]) -> None:
     """Write it as a file of its own; `made_from` is all that decided it."""
-    header = {_MARK: _VERSION, **{name: getattr(drop_list, name) for name in _COUNTED}, "made_from": made_from}
+    header = {
+        _MARK: _VERSION,
+        **{name: getattr(drop_list, name) for name in _COUNTED},
+        "made_from": made_from,
+    }
     write_atomic(path, json.dumps(header, ensure_ascii=True).encode() + b"\n" + drop_list.entries())
 
 
@@ -111,7 +119,9 @@ def read_drop_list(path: Path) -> tuple[DropList, dict[str, Any]]:
         header = json.loads(line)
         if header[_MARK] != _VERSION:
             raise ValueError
-        found = DropList(path.absolute(), **{name: header[name] for name in _COUNTED}, start=len(line))
+        found = DropList(
+            path.absolute(), **{name: header[name] for name in _COUNTED}, start=len(line)
+        )
         made_from = dict(header["made_from"])
     except (ValueError, KeyError, TypeError):
         what = "The file in data.drop_list is no drop-list that this version reads."

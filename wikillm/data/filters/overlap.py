@@ -77,7 +77,10 @@ class EvaluationIndex:
         grams = np.unique(np.concatenate(found))
         first = np.searchsorted(self._runs, grams, side="left")
         counts = np.searchsorted(self._runs, grams, side="right") - first
-        hits = [self._owners[at : at + count] for at, count in zip(first[counts > 0], counts[counts > 0], strict=True)]
+        hits = [
+            self._owners[at : at + count]
+            for at, count in zip(first[counts > 0], counts[counts > 0], strict=True)
+        ]
         if not hits:
             return None
         examples, times = np.unique(np.concatenate(hits), return_counts=True)
@@ -98,7 +101,8 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
     for number, (offset, payload, _) in enumerate(_items(source)):
         if payload is None:
             raise DataError(
-                "An example is too long.", got=f"{file.path}: byte {offset}, above {_MAX_EXAMPLE_BYTES} bytes"
+                "An example is too long.",
+                got=f"{file.path}: byte {offset}, above {_MAX_EXAMPLE_BYTES} bytes",
             )
         try:
             if source.format == "text":
@@ -109,7 +113,8 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
                 yield list(_strings(orjson.loads(payload.removeprefix(b"\xef\xbb\xbf"))))
         except ValueError as error:
             raise DataError(
-                "An evaluation file cannot be read.", got=f"{file.path}: record {number + 1}: {error}"
+                "An evaluation file cannot be read.",
+                got=f"{file.path}: record {number + 1}: {error}",
             ) from None
 
 

@@ -33,7 +33,10 @@ MIN_LETTERS, MAX_DIGITS, MAX_SYMBOLS, MAX_PUNCTUATION = 0.5, 0.3, 0.15, 0.35
 MAX_REPEATED_LINES = 0.3  # share of characters in lines that stood before
 MAX_REPEATED_RUNS = 0.4  # share of runs that stood before
 RUN_UNITS = 10
-MAX_LIST_LINES, MIN_LINES = 0.9, 10  # share of lines that are list items, of texts with so many lines
+MAX_LIST_LINES, MIN_LINES = (
+    0.9,
+    10,
+)  # share of lines that are list items, of texts with so many lines
 MIN_HAN, MIN_LATIN = 0.3, 0.5  # share of letters, for data.quality=zh and en
 
 _LIST_ITEM = re.compile(r"[-*•·+‣◦]\s|\d{1,3}[.、)]\s?")
@@ -44,7 +47,9 @@ _DISAMBIGUATION = re.compile(
     r"begriffsklärung|homonymie|desambiguación|曖昧さ回避)\s*[|}]",
     re.IGNORECASE,
 )
-_DISAMBIGUATION_TITLE = re.compile(r"[(（](?:disambiguation|消歧义|消歧義|消歧義頁|消歧义页)[)）]\s*$", re.IGNORECASE)
+_DISAMBIGUATION_TITLE = re.compile(
+    r"[(（](?:disambiguation|消歧义|消歧義|消歧義頁|消歧义页)[)）]\s*$", re.IGNORECASE
+)
 
 
 def page_fault(wikitext: str, title: str) -> str | None:

@@ -40,7 +40,9 @@ class PinnedFile:
         """Raises DataError when its content is no longer what was pinned."""
         if sha256_file(Path(self.path)) != self.sha256:
             raise DataError(
-                "A file changed while the store was being built.", got=self.path, fix="start again with what it holds"
+                "A file changed while the store was being built.",
+                got=self.path,
+                fix="start again with what it holds",
             )
 
     def read(self) -> bytes:
@@ -70,7 +72,11 @@ class Filters:
         facts: dict[str, Any] = {}
         if self.convert != "none":
             protected = self.protected.sha256 if self.protected else None
-            facts["data.convert"] = {"to": self.convert, "by": self.converter, "protected_terms": protected}
+            facts["data.convert"] = {
+                "to": self.convert,
+                "by": self.converter,
+                "protected_terms": protected,
+            }
         if self.quality != "none":
             facts["data.quality"] = {"rules": self.quality, "version": QUALITY_VERSION}
         if self.evaluation:
@@ -118,11 +124,17 @@ def _pinned(key: str, entries: Sequence[str]) -> tuple[PinnedFile, ...]:
     """The files that `key` names. What is wrong with them is said of that key; addresses are not fetched."""
     for entry in entries:
         if scheme_of(entry):
-            raise ConfigError(f"{key} takes local files only.", got=shown(entry), fix=f"download it, and {key}=FILE")
+            raise ConfigError(
+                f"{key} takes local files only.",
+                got=shown(entry),
+                fix=f"download it, and {key}=FILE",
+            )
     try:
         return tuple(PinnedFile.pin(path) for path in locate(entries))
     except DataError as error:
-        what, got, fix = (part and part.replace("data.path", key) for part in (error.what, error.got, error.fix))
+        what, got, fix = (
+            part and part.replace("data.path", key) for part in (error.what, error.got, error.fix)
+        )
         raise DataError(
             what or "", got=got, fix=None if fix and HOW_TO_GET_DATA in (error.fix or "") else fix
         ) from None

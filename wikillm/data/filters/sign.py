@@ -25,13 +25,26 @@ from wikillm.data.funnel import Funnel, Tally
 from wikillm.data.shard import content_hash
 from wikillm.data.sources.read import Cursor, RawShard
 
-SIGNED = np.dtype([("source", "<u4"), ("offset", "<u8"), ("hash", "<u8"), ("characters", "<u4"), ("text_bytes", "<u4")])
+SIGNED = np.dtype(
+    [
+        ("source", "<u4"),
+        ("offset", "<u8"),
+        ("hash", "<u8"),
+        ("characters", "<u4"),
+        ("text_bytes", "<u4"),
+    ]
+)
 MINIMA, SHINGLE_UNITS, SEED = 128, 5, 1
 
 
 def signature_facts() -> dict[str, Any]:
     """What decides a signature. Raises ConfigError when the library is missing."""
-    return {"minima": MINIMA, "units": SHINGLE_UNITS, "seed": SEED, "rensa": _rensa().ALGORITHM_VERSION}
+    return {
+        "minima": MINIMA,
+        "units": SHINGLE_UNITS,
+        "seed": SEED,
+        "rensa": _rensa().ALGORITHM_VERSION,
+    }
 
 
 def _rensa() -> Any:
@@ -78,9 +91,14 @@ class SignJob:
                 if self.with_minima:
                     minima.append(minima_of(text, digest))
             report(Work(batch.source_bytes, len(batch.texts)))
-        write_atomic(signed_path(self.folder, raw.number, "doc"), np.array(rows, dtype=SIGNED).tobytes())
+        write_atomic(
+            signed_path(self.folder, raw.number, "doc"), np.array(rows, dtype=SIGNED).tobytes()
+        )
         if self.with_minima:
-            write_atomic(signed_path(self.folder, raw.number, "min"), b"".join(one.tobytes() for one in minima))
+            write_atomic(
+                signed_path(self.folder, raw.number, "min"),
+                b"".join(one.tobytes() for one in minima),
+            )
         text_bytes = sum(row[4] for row in rows)
         info = SignedShard(raw.number, raw.start, raw.end, len(rows), text_bytes, tally.funnel())
         write_json(signed_path(self.folder, raw.number, "json"), asdict(info))
@@ -109,11 +127,18 @@ def read_signed(folder: Path, with_minima: bool) -> dict[int, SignedShard]:
     for path in folder.glob("*.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             value = json.loads(path.read_text(encoding="utf-8"))
-            start, end, funnel = Cursor(**value["start"]), Cursor(**value["end"]), Funnel.from_json(value["funnel"])
+            start, end, funnel = (
+                Cursor(**value["start"]),
+                Cursor(**value["end"]),
+                Funnel.from_json(value["funnel"]),
+            )
             info = SignedShard(**{**value, "start": start, "end": end, "funnel": funnel})
             sizes = {"doc": info.documents * SIGNED.itemsize}
             if with_minima:
                 sizes["min"] = info.documents * MINIMA * 4
-            if all(signed_path(folder, info.number, kind).stat().st_size == size for kind, size in sizes.items()):
+            if all(
+                signed_path(folder, info.number, kind).stat().st_size == size
+                for kind, size in sizes.items()
+            ):
                 found[info.number] = info
     return found

@@ -80,15 +80,22 @@ class FirstPass:
         except OSError as error:
             got = f"{self.folder}: {error.strerror}"
             raise MachineError("The folder of the drop-list cannot be written.", got=got) from None
-        say("data: first of two passes, to find copies (data.dedup); the store is built in the second")
+        say(
+            "data: first of two passes, to find copies (data.dedup); the store is built in the second"
+        )
         drops = self._decide()
         path = self.folder / DROP_LIST_NAME
         write_atomic(path, drops.tobytes())
         exact = int(np.count_nonzero(drops["percent"] == EXACT))
         found = DropList(path, sha256_file(path), exact, len(drops) - exact)
-        write_json(self.folder / _RECORD_NAME, {"sha256": found.sha256, "exact": found.exact, "near": found.near})
+        write_json(
+            self.folder / _RECORD_NAME,
+            {"sha256": found.sha256, "exact": found.exact, "near": found.near},
+        )
         self._forget_signatures()
-        say(f"data: {exact:,} exact and {found.near:,} near copies among {self._documents():,} documents are left out")
+        say(
+            f"data: {exact:,} exact and {found.near:,} near copies among {self._documents():,} documents are left out"
+        )
         return found
 
     def _known(self) -> DropList | None:
@@ -129,7 +136,9 @@ class FirstPass:
         sources, limit, threads = self.sources, self.max_document_bytes, self.threads
         raws = read_shards(sources, self.shard_bytes, limit, cursor, number, threads=threads)
         ready: dict[int, SignedShard] = {}
-        with closing(run_jobs(job, _missing(raws, done, ready), self.workers, progress.add, progress.tick)) as results:
+        with closing(
+            run_jobs(job, _missing(raws, done, ready), self.workers, progress.add, progress.tick)
+        ) as results:
             for info in results:
                 if self._take_all({**ready, info.number: info}, target):
                     return progress.finish()

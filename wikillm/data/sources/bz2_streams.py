@@ -38,7 +38,9 @@ def decompress_in_threads(file: BinaryIO, threads: int) -> Iterator[bytes]:
     tasks: deque[tuple[int, Future[list[bytes] | None]]] = deque()
     chunks = _chunks(file)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="bz2")
-    done = ahead = file.tell()  # where the chunk begins that comes next, and the one that is cut next
+    done = ahead = (
+        file.tell()
+    )  # where the chunk begins that comes next, and the one that is cut next
     try:
         while True:
             while len(tasks) < threads + 2 and (chunk := next(chunks, None)) is not None:

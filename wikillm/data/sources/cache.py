@@ -25,7 +25,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wikillm.core.errors import DataError, MachineError
-from wikillm.core.files import STAGING_SUFFIX, fsync_path, nearest_existing, rename_durably, sha256_file, write_json
+from wikillm.core.files import (
+    STAGING_SUFFIX,
+    fsync_path,
+    nearest_existing,
+    rename_durably,
+    sha256_file,
+    write_json,
+)
 from wikillm.core.log import logger, say, warn
 from wikillm.core.units import format_seconds, format_size
 from wikillm.data.sources import remote
@@ -75,7 +82,9 @@ class Cache:
         asked = time.time()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with one_at_a_time(self.folder / ".cache", "fetching remote files", is_main, key_of(about)):
+            with one_at_a_time(
+                self.folder / ".cache", "fetching remote files", is_main, key_of(about)
+            ):
                 yield asked
         except PermissionError as error:
             raise MachineError(
@@ -89,7 +98,11 @@ class Cache:
         found = []
         for pattern in ("files/*/*", "stores/*/train/*", "stores/*/val/*"):
             for path in self.folder.glob(pattern):
-                if path.name.startswith(".") and path.name != _PART and path.suffix != STAGING_SUFFIX:
+                if (
+                    path.name.startswith(".")
+                    and path.name != _PART
+                    and path.suffix != STAGING_SUFFIX
+                ):
                     continue
                 with suppress(FileNotFoundError):  # another machine shares the folder
                     status = path.stat()
@@ -151,7 +164,9 @@ class Cache:
         except _GaveUp as gave_up:
             if not is_here:
                 raise gave_up.error from None
-            warn(f"{shown(url)} cannot be reached; the copy of {time.ctime(path.stat().st_mtime)} is used")
+            warn(
+                f"{shown(url)} cannot be reached; the copy of {time.ctime(path.stat().st_mtime)} is used"
+            )
             return _used(path, url, known)
         if is_here and file.version == known.get("version") and file.size in (None, known["size"]):
             os.utime(note)
@@ -163,7 +178,12 @@ class Cache:
             self._download(file, path, keep)
         except _GaveUp as gave_up:
             raise gave_up.error from None
-        known = {"url": shown(url), "size": path.stat().st_size, "version": file.version, "sha256": sha256_file(path)}
+        known = {
+            "url": shown(url),
+            "size": path.stat().st_size,
+            "version": file.version,
+            "sha256": sha256_file(path),
+        }
         write_json(note, known)
         return _used(path, url, known)
 
@@ -219,7 +239,10 @@ class Cache:
         done = part.stat().st_size if part.exists() else 0
         self.make_room((file.size or 0) - done, shown(file.url), {*keep, part})
         size = "of unknown size" if file.size is None else format_size(file.size)
-        say(f"data: downloading {shown(file.url)}, {size}" + (f", from {format_size(done)} on" if done else ""))
+        say(
+            f"data: downloading {shown(file.url)}, {size}"
+            + (f", from {format_size(done)} on" if done else "")
+        )
         start = time.monotonic()
         _receive(file, part, self)
         after = _patiently(file.url, remote.look)
@@ -244,7 +267,9 @@ class Cache:
 def _used(path: Path, url: str, known: dict[str, Any]) -> Fetched:
     status = path.stat()
     with suppress(OSError):
-        os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))  # the time of change names the file's content
+        os.utime(
+            path, ns=(time.time_ns(), status.st_mtime_ns)
+        )  # the time of change names the file's content
     return Fetched(path, shown(url), str(known.get("version", "")))
 
 
@@ -280,7 +305,9 @@ def _receive(file: RemoteFile, part: Path, cache: Cache) -> None:
                 _wait_or_give_up(attempt, file.url, error)
             except OSError as error:
                 fix = "data.cache=FOLDER with room"
-                raise MachineError("A remote file cannot be stored.", got=f"{part}: {error}", fix=fix) from None
+                raise MachineError(
+                    "A remote file cannot be stored.", got=f"{part}: {error}", fix=fix
+                ) from None
     if at != file.size:
         part.unlink()
         raise DataError(

@@ -20,7 +20,10 @@ _LOOK_BYTES = 1 << 16
 
 
 def find_cuts(
-    sources: Sequence[SourceFile], range_bytes: int, limit: int, on_read: Callable[[int], None] | None = None
+    sources: Sequence[SourceFile],
+    range_bytes: int,
+    limit: int,
+    on_read: Callable[[int], None] | None = None,
 ) -> tuple[Cursor, ...]:
     """The start of each shard, in order, and the end of the last: one cursor more than there are shards.
 
@@ -47,11 +50,22 @@ def find_cuts(
 
 
 def _edges(
-    index: int, source: SourceFile, base: int, range_bytes: int, limit: int, on_read: Callable[[int], None] | None
+    index: int,
+    source: SourceFile,
+    base: int,
+    range_bytes: int,
+    limit: int,
+    on_read: Callable[[int], None] | None,
 ) -> Iterator[Edge]:
     """The records that may begin a shard; last of all (-1, end of the last record)."""
-    if source.format in LINES and (source.compression, source.encoding) == ("none", "utf-8") and limit >= _LOOK_BYTES:
-        found = _by_seeking(source, base, range_bytes)  # a blank line above `limit` would count; here it is not seen
+    if (
+        source.format in LINES
+        and (source.compression, source.encoding) == ("none", "utf-8")
+        and limit >= _LOOK_BYTES
+    ):
+        found = _by_seeking(
+            source, base, range_bytes
+        )  # a blank line above `limit` would count; here it is not seen
         if found is not None:
             yield from found
             return

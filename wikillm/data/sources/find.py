@@ -53,5 +53,7 @@ def _files_of(entry: str, cache: Cache) -> list[str]:
         listed = [url for url in listed if CORPUS_NAME.search(url)]
     if not listed:
         fix = f"look at the address\n{remote.HOW_WITHOUT}"
-        raise DataError("No file matches an address in data.path.", got=remote.shown(entry), fix=fix)
+        raise DataError(
+            "No file matches an address in data.path.", got=remote.shown(entry), fix=fix
+        )
     return listed

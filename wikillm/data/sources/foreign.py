@@ -57,13 +57,16 @@ def refuse_foreign(path: Path, start: bytes) -> None:
             fix=f"git -C {quoted(path.parent)} annex get {shlex.quote(path.name)}",
         )
     if start.startswith(b"PK\x03\x04"):
-        raise DataError("zip files cannot be read.", got=str(path), fix=unpacked(path, "python3 -m zipfile -e"))
+        raise DataError(
+            "zip files cannot be read.", got=str(path), fix=unpacked(path, "python3 -m zipfile -e")
+        )
     for magic, (name, command) in _ARCHIVES.items():
         if start.startswith(magic):
             raise DataError(
                 f"{name} files cannot be read.",
                 got=str(path),
-                fix=command.replace("FILE", quoted(path)) + "\nand name the files that come out in data.path",
+                fix=command.replace("FILE", quoted(path))
+                + "\nand name the files that come out in data.path",
             )
     if start.startswith((_ARROW_FILE, _ARROW_STREAM)):
         raise _arrow(path, is_file=start.startswith(_ARROW_FILE))
@@ -76,7 +79,11 @@ def refuse_foreign(path: Path, start: bytes) -> None:
 def refuse_binary(path: Path, begin: bytes) -> None:
     """Raise DataError when the beginning of a file, decompressed, is not text in any known encoding."""
     if begin[257:262] == b"ustar":
-        raise DataError("A tar archive cannot be read.", got=str(path), fix=unpacked(path, "python3 -m tarfile -e"))
+        raise DataError(
+            "A tar archive cannot be read.",
+            got=str(path),
+            fix=unpacked(path, "python3 -m tarfile -e"),
+        )
     refuse_foreign(path, begin[:LONGEST_MARK])
     controls = len(begin) - len(begin.translate(None, _CONTROLS))
     if controls * 30 > max(len(begin), _FEW_CONTROLS * 30):
@@ -109,7 +116,11 @@ def arrow_folder(folder: Path, files: list[Path]) -> DataError:
         '[p.write_table(load(f).read_all(), f"{sys.argv[1]}/{n:05d}.parquet") for n, f in enumerate(sys.argv[2:])]'
     )
     out = free_name(folder, "")
-    names = " ".join(quoted(path) for path in files) if len(files) <= 3 else f"$(find {quoted(folder)} -name '*.arrow')"
+    names = (
+        " ".join(quoted(path) for path in files)
+        if len(files) <= 3
+        else f"$(find {quoted(folder)} -name '*.arrow')"
+    )
     return DataError(
         "A folder of data.path holds Arrow files, which cannot be read; Parquet can.",
         got=f"{folder}: {len(files)} files, such as {files[0].name}",

@@ -59,7 +59,9 @@ class Entry:
     split: str
 
     def refused(self, what: str, got: str, fix: str | None = None) -> DataError:
-        return DataError(what, got=f"{self.text}: {got}", fix=fix or _HOW[self.scheme].format(repo=self.repo))
+        return DataError(
+            what, got=f"{self.text}: {got}", fix=fix or _HOW[self.scheme].format(repo=self.repo)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,9 @@ def parse(text: str) -> Entry:
         fix = f"{scheme}://ORG/NAME{config}[@REVISION][:SPLIT]"
         raise ConfigError("This is no address of a data set.", got=text, fix=fix)
     repo = f"{found['org']}/{found['name']}"
-    return Entry(text, found["scheme"], repo, found["config"], found["revision"], found["split"] or "train")
+    return Entry(
+        text, found["scheme"], repo, found["config"], found["revision"], found["split"] or "train"
+    )
 
 
 def fetch(text: str, cache: Cache, *, is_main: bool = True) -> list[Fetched]:
@@ -93,14 +97,18 @@ def fetch(text: str, cache: Cache, *, is_main: bool = True) -> list[Fetched]:
             try:
                 here = hub.download(listing.revision, path, sha256, is_local)
             except _Silent as error:
-                raise entry.refused(f"A file of a data set cannot be fetched: {path}.", str(error)) from None
+                raise entry.refused(
+                    f"A file of a data set cannot be fetched: {path}.", str(error)
+                ) from None
             found.append(Fetched(here, f"{entry.scheme}://{entry.repo}/{path}", listing.revision))
     if is_main:
         say(f"data: {entry.repo} at {listing.revision[:12]}, {entry.split}, {len(found)} files")
     return found
 
 
-def _listing(entry: Entry, hub: _HuggingFace | _ModelScope, cache: Cache, asked: float) -> tuple[Listing, bool]:
+def _listing(
+    entry: Entry, hub: _HuggingFace | _ModelScope, cache: Cache, asked: float
+) -> tuple[Listing, bool]:
     """What the hub says; what it said the last time, and True, when it says nothing."""
     memory = cache.folder / "hub" / f"{key_of(entry.text)}.json"
     known: Listing | None = None
@@ -108,16 +116,22 @@ def _listing(entry: Entry, hub: _HuggingFace | _ModelScope, cache: Cache, asked:
         value = json.loads(memory.read_text(encoding="utf-8"))
         known = Listing(value["revision"], tuple((path, sha256) for path, sha256 in value["files"]))
         if memory.stat().st_mtime >= asked:
-            return known, bool(value.get("is_silent"))  # another rank has asked while this one waited
+            return known, bool(
+                value.get("is_silent")
+            )  # another rank has asked while this one waited
     try:
         if is_offline():
-            raise _Silent("hubs are switched off by HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE or WIKILLM_OFFLINE")
+            raise _Silent(
+                "hubs are switched off by HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE or WIKILLM_OFFLINE"
+            )
         listing = hub.listing()
     except _Silent as error:
         if known is None:
             raise entry.refused("A data set's hub cannot be reached.", str(error)) from None
         warn(f"{entry.text}: {error}; revision {known.revision[:12]} is used, as at the last time")
-        with suppress(OSError):  # for the ranks that wait: each would ask in its turn, until nothing is heard
+        with suppress(
+            OSError
+        ):  # for the ranks that wait: each would ask in its turn, until nothing is heard
             write_json(memory, {**asdict(known), "is_silent": True})
         return known, True
     memory.parent.mkdir(parents=True, exist_ok=True)
@@ -136,9 +150,13 @@ class _HuggingFace:
 
         entry = self._entry
         try:
-            info = HfApi().dataset_info(entry.repo, revision=entry.revision, timeout=SILENCE_SECONDS)
+            info = HfApi().dataset_info(
+                entry.repo, revision=entry.revision, timeout=SILENCE_SECONDS
+            )
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise entry.refused("There is no such data set, or it may not be read.", _first_line(error)) from None
+            raise entry.refused(
+                "There is no such data set, or it may not be read.", _first_line(error)
+            ) from None
         except Exception as error:  # of the HTTP library, whichever it is
             raise _Silent(_first_line(error)) from None
         revision = str(info.sha)
@@ -149,7 +167,9 @@ class _HuggingFace:
         outside = [url for url in splits[entry.split] if not url.startswith(start)]
         if outside:
             raise entry.refused("A data set names files outside its repository.", outside[0])
-        return Listing(revision, tuple((url.removeprefix(start), "") for url in splits[entry.split]))
+        return Listing(
+            revision, tuple((url.removeprefix(start), "") for url in splits[entry.split])
+        )
 
     def _splits(self, revision: str) -> dict[str, list[str]]:
         from datasets import load_dataset_builder
@@ -159,9 +179,15 @@ class _HuggingFace:
             builder = load_dataset_builder(entry.repo, entry.config, revision=revision)
         except (ConnectionError, TimeoutError) as error:
             raise _Silent(_first_line(error)) from None
-        except (ValueError, FileNotFoundError, RuntimeError) as error:  # no such config, no data, a script
+        except (
+            ValueError,
+            FileNotFoundError,
+            RuntimeError,
+        ) as error:  # no such config, no data, a script
             fix = f"hf://{entry.repo}/CONFIG, or files of it by hand: data.path=FOLDER"
-            raise entry.refused("`datasets` cannot say what the files of this data set are.", str(error), fix) from None
+            raise entry.refused(
+                "`datasets` cannot say what the files of this data set are.", str(error), fix
+            ) from None
         except Exception as error:  # of the HTTP library: a status, a cut connection
             raise _Silent(_first_line(error)) from None
         return {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
@@ -191,7 +217,9 @@ class _ModelScope:
             from modelscope_hub.api import HubApi
         except ImportError as error:
             fix = "pip install -U 'modelscope>=1.40'"
-            raise MachineError("modelscope:// needs a newer modelscope.", got=str(error), fix=fix) from None
+            raise MachineError(
+                "modelscope:// needs a newer modelscope.", got=str(error), fix=fix
+            ) from None
         return HubApi()
 
     def listing(self) -> Listing:
@@ -202,7 +230,9 @@ class _ModelScope:
         try:
             files = api.list_repo_files(entry.repo, "dataset", revision=revision)
         except (NotExistError, PermissionDeniedError) as error:
-            raise entry.refused("There is no such data set, or it may not be read.", _first_line(error)) from None
+            raise entry.refused(
+                "There is no such data set, or it may not be read.", _first_line(error)
+            ) from None
         except Exception as error:
             raise _Silent(_first_line(error)) from None
         digests = {file.path: file.sha256 or "" for file in files if not file.is_dir}
@@ -247,7 +277,9 @@ def _no_split(entry: Entry, splits: Iterable[str]) -> DataError:
     near = did_you_mean(entry.split, names) or (names[0] if names else None)
     got = f"it has {', '.join(names)}" if names else "no file of it is named like a corpus"
     base = entry.text.removesuffix(f":{entry.split}")
-    return entry.refused(f"The data set has no split {entry.split}.", got, f"{base}:{near}" if near else None)
+    return entry.refused(
+        f"The data set has no split {entry.split}.", got, f"{base}:{near}" if near else None
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,7 +18,18 @@ from wikillm.data.sources.json_value import parse_json
 from wikillm.data.sources.remedy import filtered, python_lines, setting
 from wikillm.data.types import SourceFile
 
-_TEXT_NAMES = ("text", "content", "body", "article", "document", "raw_content", "markdown", "正文", "内容", "文本")
+_TEXT_NAMES = (
+    "text",
+    "content",
+    "body",
+    "article",
+    "document",
+    "raw_content",
+    "markdown",
+    "正文",
+    "内容",
+    "文本",
+)
 _JOINED = (
     ("instruction", "input", "output"),
     ("instruction", "output"),
@@ -93,13 +104,19 @@ def no_objects(source: SourceFile, values: Sequence[Any], first: bytes, probed: 
     got = f"{source.path} (read as {source.format}) starts with {text[:60]!r}"
     if values and all(isinstance(value, str) for value in values):
         expression = f"{{{json.dumps(source.text_key)}: r}}"
-    elif values and all(isinstance(value, list) and value and isinstance(value[0], dict) for value in values):
+    elif values and all(
+        isinstance(value, list) and value and isinstance(value[0], dict) for value in values
+    ):
         code = python_lines("x", f"{_records(source)} for x in r")
-        return DataError(what, got=got, fix=filtered(source.path, source.compression, code, ".jsonl"))
+        return DataError(
+            what, got=got, fix=filtered(source.path, source.compression, code, ".jsonl")
+        )
     elif not values and source.format == "json" and _literal(text.strip().rstrip(",")) is not None:
         return _python(source, text, "ast.literal_eval(sys.stdin.read())")
     else:
-        return DataError(what, got=got, fix='wanted: {"text": "..."}, one per line, or an array of such objects')
+        return DataError(
+            what, got=got, fix='wanted: {"text": "..."}, one per line, or an array of such objects'
+        )
     code = python_lines(expression, _records(source))
     return DataError(what, got=got, fix=filtered(source.path, source.compression, code, ".jsonl"))
 
@@ -112,13 +129,19 @@ def no_text(source: SourceFile, objects: Sequence[dict[str, Any]]) -> DataError:
         for name, value in record.items():
             if value is not None or name not in kinds:
                 kinds[name] = type(value)
-    listed = ", ".join(f"{name} ({_KINDS.get(kind, 'string')})" for name, kind in sorted(kinds.items())[:30])
+    listed = ", ".join(
+        f"{name} ({_KINDS.get(kind, 'string')})" for name, kind in sorted(kinds.items())[:30]
+    )
     listed += f", and {len(kinds) - 30} more" if len(kinds) > 30 else ""
     what = f"The records have no key {key!r} (data.text_key)."
     if key in kinds:
         what = f"The value of {key!r} (data.text_key) is {_KINDS.get(kinds[key], 'a string')}, not a string."
     remark, fix = _advice(source, objects, kinds)
-    return DataError(what, got=f"{source.path} has the keys {listed}" + (f"\n{remark}" if remark else ""), fix=fix)
+    return DataError(
+        what,
+        got=f"{source.path} has the keys {listed}" + (f"\n{remark}" if remark else ""),
+        fix=fix,
+    )
 
 
 _KINDS = {
@@ -131,7 +154,9 @@ _KINDS = {
 }
 
 
-def _advice(source: SourceFile, objects: Sequence[dict[str, Any]], kinds: dict[str, type]) -> tuple[str, str]:
+def _advice(
+    source: SourceFile, objects: Sequence[dict[str, Any]], kinds: dict[str, type]
+) -> tuple[str, str]:
     """A remark on what the records are, and what to do."""
     key = source.text_key
     for name, kind in kinds.items():
@@ -143,26 +168,46 @@ def _advice(source: SourceFile, objects: Sequence[dict[str, Any]], kinds: dict[s
         if (path := _records_within(record)) is not None:
             return _wrapped_remark(path), unwrapped(source, path)
         column = record.get(key)
-        if isinstance(column, (list, dict)) and column and all(isinstance(v, str) for v in _values(column)):
-            values = f"json.load(sys.stdin)[{_py(key)}]" + (".values()" if isinstance(column, dict) else "")
+        if (
+            isinstance(column, (list, dict))
+            and column
+            and all(isinstance(v, str) for v in _values(column))
+        ):
+            values = f"json.load(sys.stdin)[{_py(key)}]" + (
+                ".values()" if isinstance(column, dict) else ""
+            )
             code = python_lines(f"{{{_py(key)}: r}}", values)
-            return "it is one object of columns", filtered(source.path, source.compression, code, ".jsonl")
+            return "it is one object of columns", filtered(
+                source.path, source.compression, code, ".jsonl"
+            )
         if record and all(isinstance(value, dict) for value in record.values()):
             code = python_lines("r", "json.load(sys.stdin).values()")
-            return "it is one object of records", filtered(source.path, source.compression, code, ".jsonl")
+            return "it is one object of records", filtered(
+                source.path, source.compression, code, ".jsonl"
+            )
     strings = [name for name, kind in kinds.items() if kind is str and name != key]
     joined = next((names for names in _JOINED if set(names) <= set(strings)), None)
     named = next((name for name in _TEXT_NAMES if name in strings), None)
     if joined is not None and named is None:
         text = f'"\\n\\n".join(str(r.get(k) or "") for k in {_py(list(joined))})'
         return "they are instructions; this joins their parts", _joined(source, text)
-    near = next((name for name in strings if name.lower() == key.lower()), None) or named or did_you_mean(key, strings)
+    near = (
+        next((name for name in strings if name.lower() == key.lower()), None)
+        or named
+        or did_you_mean(key, strings)
+    )
     if near is None and strings:
-        near = max(strings, key=lambda name: sum(len(str(record.get(name, ""))) for record in objects))
+        near = max(
+            strings, key=lambda name: sum(len(str(record.get(name, ""))) for record in objects)
+        )
     if near is not None:
         return "", setting("data.text_key", near)
     for name, kind in kinds.items():
-        inner = next((r[name] for r in objects if isinstance(r.get(name), dict)), None) if kind is dict else None
+        inner = (
+            next((r[name] for r in objects if isinstance(r.get(name), dict)), None)
+            if kind is dict
+            else None
+        )
         if inner is not None and (path := _string_within(inner, key)) is not None:
             text = f"r[{_py(name)}]" + "".join(f"[{_py(part)}]" for part in path)
             return f"the text is inside {name!r}", _joined(source, text)
@@ -176,7 +221,9 @@ def _turn_key(objects: Sequence[dict[str, Any]], name: str) -> str | None:
     for record in objects:
         turns = record.get(name)
         if isinstance(turns, list) and turns and isinstance(turns[0], dict):
-            return next((part for part in ("content", "value") if isinstance(turns[0].get(part), str)), None)
+            return next(
+                (part for part in ("content", "value") if isinstance(turns[0].get(part), str)), None
+            )
     return None
 
 
@@ -184,7 +231,11 @@ def _string_within(value: dict[str, Any], key: str, depth: int = 2) -> list[str]
     if isinstance(value.get(key), str):
         return [key]
     for name, inner in value.items():
-        if depth and isinstance(inner, dict) and (found := _string_within(inner, key, depth - 1)) is not None:
+        if (
+            depth
+            and isinstance(inner, dict)
+            and (found := _string_within(inner, key, depth - 1)) is not None
+        ):
             return [name, *found]
     strings = [name for name, inner in value.items() if isinstance(inner, str)]
     return [max(strings, key=lambda name: len(value[name]))] if strings else None
@@ -196,7 +247,11 @@ def _records_within(value: dict[str, Any], depth: int = 2) -> list[str] | None:
         if isinstance(inner, list) and inner and all(isinstance(item, dict) for item in inner):
             return [name]
     for name, inner in value.items():
-        if depth and isinstance(inner, dict) and (found := _records_within(inner, depth - 1)) is not None:
+        if (
+            depth
+            and isinstance(inner, dict)
+            and (found := _records_within(inner, depth - 1)) is not None
+        ):
             return [name, *found]
     return None
 

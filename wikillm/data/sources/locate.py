@@ -24,7 +24,9 @@ from wikillm.data.sources.remedy import path_setting, quoted
 from wikillm.data.sources.walk import files_of, kind_of, matches_of
 
 _COMPRESSED = r"(\.(gz|bz2|xz|zst))?$"
-CORPUS_NAME = re.compile(r"\.parquet$|\.(jsonl|ndjson|json|csv|tsv|xml)(-p\d+p\d+[^.]*)?" + _COMPRESSED, re.IGNORECASE)
+CORPUS_NAME = re.compile(
+    r"\.parquet$|\.(jsonl|ndjson|json|csv|tsv|xml)(-p\d+p\d+[^.]*)?" + _COMPRESSED, re.IGNORECASE
+)
 """Names taken from a folder. `-p10p30302` is how Wikimedia names the parts of a dump."""
 _METADATA = (
     *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
@@ -80,7 +82,9 @@ def _default(root: Path) -> Path:
         matches = sorted(path for match in glob.glob(below) if (path := Path(match)).is_file())
         if matches:
             path = matches[-1]
-            return path.relative_to(root) if root == Path.cwd() and path.is_relative_to(root) else path
+            return (
+                path.relative_to(root) if root == Path.cwd() and path.is_relative_to(root) else path
+            )
     raise DataError(
         "No data: data.path names no file, and no Chinese Wikipedia is here.",
         got="looked for " + ", ".join(WIKI_ZH_CANDIDATES),
@@ -121,20 +125,29 @@ def _of_glob(pattern: Path) -> list[Path]:
 def _of_folder(folder: Path, is_named: bool = True) -> list[Path]:
     below = files_of(folder)
     for path, kind in below.others:
-        if kind.startswith(("a link", "cannot")) and (CORPUS_NAME.search(path.name) or TEXT_NAME.search(path.name)):
+        if kind.startswith(("a link", "cannot")) and (
+            CORPUS_NAME.search(path.name) or TEXT_NAME.search(path.name)
+        ):
             raise _dangling(path, kind)
     arrow = [path for path in below.files if path.suffix == ".arrow"]
-    taken = [path for path in below.files if CORPUS_NAME.search(path.name) and path.name not in _METADATA]
+    taken = [
+        path for path in below.files if CORPUS_NAME.search(path.name) and path.name not in _METADATA
+    ]
     if arrow and all(path.suffix == ".json" for path in taken):
         raise arrow_folder(folder, arrow)
     texts = [path for path in below.files if TEXT_NAME.search(path.name)]
     used = {*taken, *texts}
     rest = [path for path in below.files if path not in used]
     if taken and texts:
-        say(f"data: {len(texts)} .txt files of {folder} are left out beside {taken[0].name}; a glob would name them")
+        say(
+            f"data: {len(texts)} .txt files of {folder} are left out beside {taken[0].name}; a glob would name them"
+        )
     hidden = [path for path in below.hidden if path.is_dir() or CORPUS_NAME.search(path.name)]
     for paths, why in (
-        ([f"{path.relative_to(folder)} ({kind})" for path, kind in below.others], "are not regular files"),
+        (
+            [f"{path.relative_to(folder)} ({kind})" for path, kind in below.others],
+            "are not regular files",
+        ),
         ([str(path.relative_to(folder)) for path in hidden], "are hidden"),
         ([str(path.relative_to(folder)) for path in rest], "are not named like a corpus"),
     ):
@@ -146,7 +159,8 @@ def _of_folder(folder: Path, is_named: bool = True) -> list[Path]:
     every = below.files
     raise DataError(
         "The folder in data.path holds no file that is named like a corpus.",
-        got=f"{folder}: {len(every)} files" + (f", such as {_listed(p.name for p in every[:3])}" if every else ""),
+        got=f"{folder}: {len(every)} files"
+        + (f", such as {_listed(p.name for p in every[:3])}" if every else ""),
         fix="wanted: .jsonl, .ndjson, .json, .csv, .tsv, .txt or .xml, also as .gz, .bz2, .xz or .zst, or .parquet\n"
         "or name the file itself in data.path",
     )
@@ -173,17 +187,27 @@ def _missing(entry: str, path: Path, following: Sequence[str]) -> DataError:
     braces = re.search(r"\{[^{}]*$", entry)
     if braces and following:
         fix = "quote nothing and let the shell expand it, or name each file: data.path=A,B; or a glob: data.path='*.jsonl'"
-        return DataError("Braces in data.path are not expanded.", got=",".join([entry, *following]), fix=fix)
+        return DataError(
+            "Braces in data.path are not expanded.", got=",".join([entry, *following]), fix=fix
+        )
     parent = nearest_existing(path)
     names = sorted(p.name for p in parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) else []
     wanted = path.absolute().relative_to(parent).parts[0]
-    near = next((name for name in names if name.lower() == wanted.lower()), None) or _near(path, parent, wanted, names)
+    near = next((name for name in names if name.lower() == wanted.lower()), None) or _near(
+        path, parent, wanted, names
+    )
     if near:
-        fix = path_setting(Path(entry).with_name(near) if parent == path.absolute().parent else parent / near)
+        fix = path_setting(
+            Path(entry).with_name(near) if parent == path.absolute().parent else parent / near
+        )
     else:
         fix = "data.path=FILE or FOLDER that exists"
     got = f"{entry}\nthe nearest folder that exists is {parent}"
-    got += f", which holds {_listed(names[:5])}" + (" ..." if len(names) > 5 else "") if names else ", which is empty"
+    got += (
+        f", which holds {_listed(names[:5])}" + (" ..." if len(names) > 5 else "")
+        if names
+        else ", which is empty"
+    )
     return DataError("data.path does not exist.", got=got, fix=fix)
 
 
@@ -193,7 +217,8 @@ def _near(path: Path, parent: Path, wanted: str, names: list[str]) -> str | None
     usable = [
         name
         for name in names
-        if (parent / name).is_dir() or (is_last and (CORPUS_NAME.search(name) or TEXT_NAME.search(name)))
+        if (parent / name).is_dir()
+        or (is_last and (CORPUS_NAME.search(name) or TEXT_NAME.search(name)))
     ]
     return did_you_mean(wanted, usable)
 
@@ -207,9 +232,13 @@ def _refuse_special(path: Path) -> None:
             fix="write it to a file first and name that file",
         )
     if not os.access(path, os.R_OK):
-        raise DataError("A file of data.path may not be read.", got=str(path), fix=f"chmod u+r {quoted(path)}")
+        raise DataError(
+            "A file of data.path may not be read.", got=str(path), fix=f"chmod u+r {quoted(path)}"
+        )
     if path.stat().st_size == 0:
-        raise DataError("A file of data.path is empty.", got=str(path), fix="download it again, or leave it out")
+        raise DataError(
+            "A file of data.path is empty.", got=str(path), fix="download it again, or leave it out"
+        )
 
 
 def _listed(names: Iterable[object]) -> str:

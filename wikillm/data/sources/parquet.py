@@ -59,7 +59,8 @@ def check_column(source: SourceFile) -> None:
         return
     raise DataError(
         f"The records have no text under {source.text_key!r} (data.text_key).",
-        got=f"{source.path} has the columns " + ", ".join(f"{name} ({kind})" for name, kind in kinds.items()),
+        got=f"{source.path} has the columns "
+        + ", ".join(f"{name} ({kind})" for name, kind in kinds.items()),
         fix=_fix(source, texts),
     )
 
@@ -79,7 +80,10 @@ def _fix(source: SourceFile, texts: list[str]) -> str:
     if near is None:
         with _opened(source) as file:
             batch = next(file.iter_batches(BATCH_ROWS, columns=texts))
-        near = max(texts, key=lambda name: sum(len(value or "") for value in batch.column(name).to_pylist()))
+        near = max(
+            texts,
+            key=lambda name: sum(len(value or "") for value in batch.column(name).to_pylist()),
+        )
     return setting("data.text_key", near)
 
 
@@ -94,7 +98,9 @@ def split_parquet(
         groups = file.metadata.num_row_groups
         offset = 0
         for group in range(groups):
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[source.text_key]):
+            for batch in file.iter_batches(
+                BATCH_ROWS, row_groups=[group], columns=[source.text_key]
+            ):
                 column = batch.column(0)
                 if pyarrow.types.is_dictionary(column.type):
                     column = column.dictionary_decode()

@@ -54,7 +54,9 @@ def estimated_bytes(sources: Sequence[SourceFile]) -> int:
 
 
 def _ratio(source: SourceFile) -> float:
-    return parquet.TYPICAL_RATIO if source.format == "parquet" else TYPICAL_RATIO[source.compression]
+    return (
+        parquet.TYPICAL_RATIO if source.format == "parquet" else TYPICAL_RATIO[source.compression]
+    )
 
 
 def shard_range(estimate: int) -> int:
@@ -63,7 +65,11 @@ def shard_range(estimate: int) -> int:
 
 
 def items_of(
-    source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None = None, threads: int = 1
+    source: SourceFile,
+    start: int,
+    limit: int,
+    on_read: Callable[[int], None] | None = None,
+    threads: int = 1,
 ) -> Iterator[Item]:
     """Records of one source from offset `start` on; those above `limit` without payload."""
     if source.format == "parquet":
@@ -83,11 +89,18 @@ def items_of(
 
 
 def _spans_of(
-    index: int, source: SourceFile, start: int, limit: int, on_read: Callable[[int], None] | None, threads: int
+    index: int,
+    source: SourceFile,
+    start: int,
+    limit: int,
+    on_read: Callable[[int], None] | None,
+    threads: int,
 ) -> Iterator[Span]:
     """The same records, many at a time."""
     if source.format in LINES:
-        return spans_of_runs(index, split_runs(pieces(source, start, on_read, threads), start, limit), limit)
+        return spans_of_runs(
+            index, split_runs(pieces(source, start, on_read, threads), start, limit), limit
+        )
     return spans_of_items(index, items_of(source, start, limit, on_read, threads))
 
 

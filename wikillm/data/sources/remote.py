@@ -64,16 +64,22 @@ def check_address(url: str) -> None:
     if scheme not in ("http", "https", "s3", "oss"):
         known = "http, https, s3, oss; hf and modelscope for data sets"
         raise ConfigError(
-            f"Addresses of the scheme {scheme}:// cannot be read.", got=shown(url), fix=f"one of: {known}"
+            f"Addresses of the scheme {scheme}:// cannot be read.",
+            got=shown(url),
+            fix=f"one of: {known}",
         )
     if urlsplit(url).query == "***":
         fix = "data.path=ADDRESS, with its query; or data.path=null data.store=FOLDER, where its tokens are"
         raise ConfigError(
-            "An address in data.path has lost its query: a run's files keep none.", got=shown(url), fix=fix
+            "An address in data.path has lost its query: a run's files keep none.",
+            got=shown(url),
+            fix=fix,
         )
     if "@" in urlsplit(url).netloc:
         fix = "keys come from the environment: AWS_ACCESS_KEY_ID ..., OSS_ACCESS_KEY_ID ..."
-        raise ConfigError("An address in data.path holds a user or a password.", got=shown(url), fix=fix)
+        raise ConfigError(
+            "An address in data.path holds a user or a password.", got=shown(url), fix=fix
+        )
 
 
 def look(url: str) -> RemoteFile:
@@ -85,8 +91,18 @@ def look(url: str) -> RemoteFile:
             return _described(url, answer)
     info = _call(url, "info")
     if info["type"] != "file":
-        raise DataError("An address in data.path is a folder, not a file.", got=shown(url), fix=f"{shown(url)}/*.jsonl")
-    version = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("last_modified") or ""
+        raise DataError(
+            "An address in data.path is a folder, not a file.",
+            got=shown(url),
+            fix=f"{shown(url)}/*.jsonl",
+        )
+    version = (
+        info.get("ETag")
+        or info.get("etag")
+        or info.get("LastModified")
+        or info.get("last_modified")
+        or ""
+    )
     return RemoteFile(url, int(info["size"]), str(version).strip('"'))
 
 
@@ -95,7 +111,9 @@ def listed(url: str) -> list[str]:
     if scheme_of(url) in ("http", "https"):
         if urlsplit(url).path.endswith("/") or "*" in url:
             fix = "name each file, or use s3:// or oss://, which can be listed"
-            raise ConfigError("A web address cannot be listed: it must name one file.", got=shown(url), fix=fix)
+            raise ConfigError(
+                "A web address cannot be listed: it must name one file.", got=shown(url), fix=fix
+            )
         return [url]
     if "*" not in url and not url.endswith("/"):
         return [url]
@@ -114,16 +132,23 @@ def read_from(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
             if not piece:
                 raise Unreachable("nothing was sent")
             if len(piece) > stop - offset:
-                raise Unreachable(f"{len(piece)} bytes came instead of the {stop - offset} from {offset} on")
+                raise Unreachable(
+                    f"{len(piece)} bytes came instead of the {stop - offset} from {offset} on"
+                )
             yield offset, piece
             offset += len(piece)
         return
     headers = {"Accept-Encoding": "identity"}
     if offset:
-        headers |= {"Range": f"bytes={offset}-", **({"If-Range": file.version} if file.version else {})}
+        headers |= {
+            "Range": f"bytes={offset}-",
+            **({"If-Range": file.version} if file.version else {}),
+        }
     with _opened(file.url, headers) as answer:
         at = offset if answer.status == 206 else 0
-        sent = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0].strip()
+        sent = (
+            answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0].strip()
+        )
         if answer.status == 206 and sent.isdigit() and int(sent) != offset:
             raise Unreachable(f"the server sent bytes from {sent} on instead of {offset}")
         try:
@@ -164,7 +189,9 @@ def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
 
 def _refused(url: str, why: str) -> DataError:
     return DataError(
-        "A remote file cannot be read.", got=f"{shown(url)}: {why}", fix=f"look at the address\n{HOW_WITHOUT}"
+        "A remote file cannot be read.",
+        got=f"{shown(url)}: {why}",
+        fix=f"look at the address\n{HOW_WITHOUT}",
     )
 
 
@@ -180,25 +207,37 @@ def _call(url: str, name: str, **arguments: Any) -> Any:
     except FileNotFoundError:
         raise _refused(url, "there is no such file") from None
     except PermissionError as error:
-        raise _refused(url, f"not permitted: {_reason(error)}; are the keys in the environment?") from None
+        raise _refused(
+            url, f"not permitted: {_reason(error)}; are the keys in the environment?"
+        ) from None
     except WikiLLMError:
         raise
     except (ValueError, TypeError) as error:  # an address or a setting, not the network
         raise _refused(url, _reason(error)) from None
     except Exception as error:  # each library has its own: NoCredentialsError, EndpointConnectionError, RequestError
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-            raise _refused(url, f"{error}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+            raise _refused(
+                url, f"{error}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from None
         answer = _oss_answer(error)
         if answer is not None and 400 <= answer.status < 500 and answer.status not in _PASSES:
-            keys = "; are OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET those of it?" if answer.status == 403 else ""
-            raise _refused(url, f"HTTP {answer.status} {answer.code}: {answer.message}{keys}") from None
+            keys = (
+                "; are OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET those of it?"
+                if answer.status == 403
+                else ""
+            )
+            raise _refused(
+                url, f"HTTP {answer.status} {answer.code}: {answer.message}{keys}"
+            ) from None
         raise Unreachable(f"{type(error).__name__}: {_reason(error)}") from None
 
 
 def _oss_answer(error: BaseException | None) -> Any:
     """What the server of oss answered: the client's error, or its cause, which ossfs wraps; None of anything else."""
     for found in (error, error.__cause__ if error else None):
-        if type(found).__module__ == "oss2.exceptions" and isinstance(getattr(found, "status", None), int):
+        if type(found).__module__ == "oss2.exceptions" and isinstance(
+            getattr(found, "status", None), int
+        ):
             return found
     return None
 
@@ -228,9 +267,15 @@ def _options(scheme: str) -> dict[str, Any]:
     if scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return {"endpoint_url": endpoint} if endpoint else {}
-    names = {"endpoint": "OSS_ENDPOINT", "key": "OSS_ACCESS_KEY_ID", "secret": "OSS_ACCESS_KEY_SECRET"}
+    names = {
+        "endpoint": "OSS_ENDPOINT",
+        "key": "OSS_ACCESS_KEY_ID",
+        "secret": "OSS_ACCESS_KEY_SECRET",
+    }
     names["token"] = "OSS_SESSION_TOKEN"
     if not os.environ.get("OSS_ENDPOINT"):
         fix = "export OSS_ENDPOINT=https://oss-cn-hangzhou.aliyuncs.com, or that of your region"
-        raise ConfigError("oss:// needs the endpoint of its region.", got="OSS_ENDPOINT is not set", fix=fix)
+        raise ConfigError(
+            "oss:// needs the endpoint of its region.", got="OSS_ENDPOINT is not set", fix=fix
+        )
     return {option: os.environ[name] for option, name in names.items() if os.environ.get(name)}

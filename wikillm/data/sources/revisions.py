@@ -12,7 +12,9 @@ import re
 _REVISION = re.compile(rb"<revision[\s>]")
 _REVISION_END = b"</revision>"
 _TIMESTAMP = re.compile(rb"<timestamp>\s*([^<\s]*)")
-_COMPACT_BYTES = 8 << 20  # a page is searched for older revisions each time it has grown by so many bytes
+_COMPACT_BYTES = (
+    8 << 20
+)  # a page is searched for older revisions each time it has grown by so many bytes
 
 
 def with_newest_revision(page: bytes) -> bytes:

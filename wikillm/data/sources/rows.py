@@ -31,7 +31,9 @@ DELIMITERS = (",", "\t", ";", "|", "\x01")
 _QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
 _ROW_LIKE_SHARE = 0.9  # of the lines within a field, from which they are taken for rows
 _JUDGED_LINES = 200
-csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the length of a document is data.max_document_bytes' business
+csv.field_size_limit(
+    min(sys.maxsize, 2**31 - 1)
+)  # the length of a document is data.max_document_bytes' business
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,15 @@ class RowSplitter:
     limit: int
     max_lines: int
     where: Callable[[int], str]
-    _buffer: bytes = field(default=b"", init=False)  # from `_base` on; the row being looked at starts at `_at` in it
+    _buffer: bytes = field(
+        default=b"", init=False
+    )  # from `_base` on; the row being looked at starts at `_at` in it
     _base: int = field(default=0, init=False)
     _at: int = field(default=0, init=False)
     _is_end: bool = field(default=False, init=False)
-    _skipped_from: int | None = field(default=None, init=False)  # offset of a line too long to be held
+    _skipped_from: int | None = field(
+        default=None, init=False
+    )  # offset of a line too long to be held
     _quotes: int = field(default=0, init=False)  # in it
 
     def split(self, pieces: Iterator[bytes]) -> Iterator[Item]:
@@ -129,12 +135,19 @@ class RowSplitter:
         `end` is the end of its first line, `found` that of the row if all its quotes have partners, else -1.
         """
         buffer = self._buffer
-        if found >= 0 and found - at <= self.max_lines << 10 and buffer.count(b"\n", at, found) <= self.max_lines:
+        if (
+            found >= 0
+            and found - at <= self.max_lines << 10
+            and buffer.count(b"\n", at, found) <= self.max_lines
+        ):
             return end if self._are_rows(buffer[end + 1 : found].split(b"\n")[:-1]) else found
         stop = self._window(at)
         if stop is None and not self._is_end:
             return None if found < 0 and self._trouble(at, len(buffer)) != "closed badly" else end
-        if self._trouble(at, len(buffer) if stop is None else stop) == "closed badly" or stop is None:
+        if (
+            self._trouble(at, len(buffer) if stop is None else stop) == "closed badly"
+            or stop is None
+        ):
             return end
         if self._are_rows(buffer[end + 1 : stop].split(b"\n")[:-1]):
             return end
@@ -265,10 +278,16 @@ def row_and_header(row: bytes, header: bytes) -> bytes:
 
 def parse_row(payload: bytes) -> dict[str, str]:
     """Values by column. Raises ValueError when the row does not fit its header (UnicodeDecodeError is one)."""
-    row, _, header = payload.rpartition(b"\n")  # a header with a line break in it leaves a row that does not fit
+    row, _, header = payload.rpartition(
+        b"\n"
+    )  # a header with a line break in it leaves a row that does not fit
     columns = columns_of(header)
     try:
-        rows = list(csv.reader(io.StringIO(row.decode(), newline=""), delimiter=columns.delimiter, strict=True))
+        rows = list(
+            csv.reader(
+                io.StringIO(row.decode(), newline=""), delimiter=columns.delimiter, strict=True
+            )
+        )
     except csv.Error as error:
         reason = "a quote in it has no partner" if "end of data" in str(error) else str(error)
         raise ValueError(reason) from None

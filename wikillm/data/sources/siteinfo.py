@@ -16,7 +16,9 @@ from wikillm.data.types import WikiSite
 
 _FIRST_PAGE = re.compile(r"<page[\s>]")
 _LANGUAGE = re.compile(r"<mediawiki\b[^>]*\sxml:lang\s*=\s*[\"']([^\"']*)[\"']")
-_NAMESPACE = re.compile(r"<namespace\b[^>]*?\skey\s*=\s*[\"']\s*(-?\d+)\s*[\"'][^>]*?(?<!/)>([^<]*)</namespace\s*>")
+_NAMESPACE = re.compile(
+    r"<namespace\b[^>]*?\skey\s*=\s*[\"']\s*(-?\d+)\s*[\"'][^>]*?(?<!/)>([^<]*)</namespace\s*>"
+)
 _INDEX_LINE = re.compile(r"(\d{1,15}):\d{1,12}:.+")
 _INDEX_LINES = 50  # that are looked at
 _LEAST_INDEX_OFFSET = 100  # the first stream of a dump holds <siteinfo>, which is longer
@@ -58,7 +60,11 @@ def refuse_dump_index(path: Path, text: str) -> None:
     offsets = [int(entry[1]) for entry in entries if entry]
     if len(offsets) < len(lines) or offsets[0] < _LEAST_INDEX_OFFSET or offsets != sorted(offsets):
         return
-    dump = re.sub(r"-index\d*\.txt", lambda found: found[0].replace("-index", "").replace("txt", "xml"), path.name)
+    dump = re.sub(
+        r"-index\d*\.txt",
+        lambda found: found[0].replace("-index", "").replace("txt", "xml"),
+        path.name,
+    )
     raise DataError(
         "A file is the index of a multistream dump (offset:page id:title), not its text.",
         got=f"{path} starts with {lines[0][:60]!r}",

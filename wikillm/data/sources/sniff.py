@@ -33,7 +33,9 @@ HEAD_BYTES = 1 << 18
 PROBED_RECORDS = 50
 
 _COMPRESSION = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
-_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")  # a zst file may start with a frame of metadata
+_SKIPPABLE = re.compile(
+    rb"[\x50-\x5f]\x2a\x4d\x18"
+)  # a zst file may start with a frame of metadata
 _NAMED = re.compile(r"\.(txt|csv|tsv)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
 _WIDE = re.compile(r"[^\x00-\x7f]")
 _XML_ENCODING = re.compile(rb"<\?xml[^>]*\bencoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']")
@@ -57,7 +59,9 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
     refuse_foreign(path, start)
     if start.startswith(parquet.MAGIC) or wanted == "parquet":
         return _parquet(path, size, start, wanted, text_key)
-    compression = next((name for magic, name in _COMPRESSION.items() if start.startswith(magic)), "none")
+    compression = next(
+        (name for magic, name in _COMPRESSION.items() if start.startswith(magic)), "none"
+    )
     compression = "zst" if _SKIPPABLE.match(start) else compression
     begin = head(SourceFile(str(path), size, "", compression), HEAD_BYTES)
     if begin.startswith(parquet.MAGIC):
@@ -65,9 +69,13 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
     encoding = _encoding(path, begin)
     if encoding == "utf-8":
         refuse_binary(path, begin)
-    text = begin.decode(encoding, errors="replace").lstrip("\ufeff \t\r\n")  # only to look at, never kept
+    text = begin.decode(encoding, errors="replace").lstrip(
+        "\ufeff \t\r\n"
+    )  # only to look at, never kept
     if not text:
-        raise DataError("A file of data.path holds nothing but white space.", got=str(path), fix="leave it out")
+        raise DataError(
+            "A file of data.path holds nothing but white space.", got=str(path), fix="leave it out"
+        )
     source = SourceFile(str(path), size, "", compression, text_key=text_key)
     if wanted == "mediawiki" or (wanted == "auto" and re.search(r"<mediawiki[\s>]", text[:65536])):
         return replace(source, format="mediawiki", encoding=encoding, site=read_site(text))
@@ -85,7 +93,9 @@ def _parquet(path: Path, size: int, start: bytes, wanted: str, text_key: str) ->
         return SourceFile(str(path), size, "parquet", "none", text_key=text_key)
     raise DataError(
         f"A file is not what data.format={wanted} says.",
-        got=f"{path} starts with {start[:8]!r}; " + ("it is" if is_parquet else "it is no") + " Parquet",
+        got=f"{path} starts with {start[:8]!r}; "
+        + ("it is" if is_parquet else "it is no")
+        + " Parquet",
         fix="data.format=auto looks into each file",
     )
 
@@ -102,7 +112,9 @@ def _encoding(path: Path, begin: bytes) -> str:
     try:
         "".encode(name)
     except LookupError:
-        raise DataError("An XML file declares an encoding that is not known.", got=f"{path}: {name}") from None
+        raise DataError(
+            "An XML file declares an encoding that is not known.", got=f"{path}: {name}"
+        ) from None
     return "utf-8" if name in ("utf8", "ascii", "us-ascii") else name
 
 
@@ -119,7 +131,11 @@ def _format(source: SourceFile, text: str, is_whole: bool) -> str:
     if _MARKUP.match(text):
         raise _other_markup(source, text)
     if text.startswith("["):
-        if len(lines) > 1 and all(line.rstrip().endswith("]") for line in lines) and set(kinds) == {"json"}:
+        if (
+            len(lines) > 1
+            and all(line.rstrip().endswith("]") for line in lines)
+            and set(kinds) == {"json"}
+        ):
             return "jsonl"  # an array on each line, which the check of the records explains
         return "json"
     if text.startswith("{"):
@@ -180,7 +196,11 @@ def _unknown(source: SourceFile, text: str, lines: list[str]) -> DataError:
 def _looks_structured(text: str) -> bool:
     """Whether a file that is named like text or a table holds JSON or XML all the same."""
     if text.startswith("{"):
-        kinds = {json_shape.kind_of_line(line) for line in text.split("\n")[:PROBED_RECORDS] if line.strip()}
+        kinds = {
+            json_shape.kind_of_line(line)
+            for line in text.split("\n")[:PROBED_RECORDS]
+            if line.strip()
+        }
         return kinds != {"other"} or re.match(r"\{\s*[\"'][^\"']*[\"']\s*:", text) is not None
     return re.match(r"\[\s*\{|<(\?xml|!doctype|html|mediawiki)\b", text, re.IGNORECASE) is not None
 
@@ -236,7 +256,11 @@ def check_text_key(source: SourceFile, text_key: str, max_document_bytes: int) -
         parquet.check_column(source)
     elif source.format == "csv":
         check_header(source, text_key, max_document_bytes)
-    elif source.format == "text" and source.compression == "none" and source.size > max_document_bytes:
+    elif (
+        source.format == "text"
+        and source.compression == "none"
+        and source.size > max_document_bytes
+    ):
         raise DataError(
             "A text file is longer than one document may be (data.max_document_bytes).",
             got=f"{source.path}: {format_size(source.size)}, and a text file is one document",
@@ -270,6 +294,8 @@ def _check_json_key(source: SourceFile, max_document_bytes: int) -> None:
         raise DataError(
             "The first records are all longer than data.max_document_bytes.",
             got=f"{source.path}: {format_size(longest)}",
-            fix=json_shape.unwrapped(source, keys) if keys else f"data.max_document_bytes={longest}",
+            fix=json_shape.unwrapped(source, keys)
+            if keys
+            else f"data.max_document_bytes={longest}",
         )
     raise json_shape.no_objects(source, values, first, PROBED_RECORDS)

@@ -39,7 +39,9 @@ class Lines(NamedTuple):
         feed = self.run.find(b"\n", at - self.start - 1)
         if feed < 0:
             return self, None
-        return self._of(self.run[:feed], self.start), self._of(self.run[feed + 1 :], self.start + feed + 1)
+        return self._of(self.run[:feed], self.start), self._of(
+            self.run[feed + 1 :], self.start + feed + 1
+        )
 
     def _of(self, lines: bytes, offset: int) -> Lines:
         found = trimmed(lines, offset, self.limit)
@@ -79,7 +81,11 @@ Span = Lines | Records
 def spans_of_runs(source: int, runs: Iterable[Item], limit: int) -> Iterator[Span]:
     """A span for each of the runs of `lines.split_runs`."""
     for start, run, size in runs:
-        yield Records(source, [(start, None, size)]) if run is None else Lines(source, start, run, limit)
+        yield (
+            Records(source, [(start, None, size)])
+            if run is None
+            else Lines(source, start, run, limit)
+        )
 
 
 def spans_of_items(source: int, items: Iterable[Item]) -> Iterator[Span]:

@@ -31,7 +31,11 @@ class ArraySplitter:
 
     def __init__(self, name: str, start: int, limit: int) -> None:
         self._name, self._limit = name, limit
-        self._buffer, self._base, self._at = b"", start, 0  # buffer[0] is at offset `base`; `at` is scanned up to
+        self._buffer, self._base, self._at = (
+            b"",
+            start,
+            0,
+        )  # buffer[0] is at offset `base`; `at` is scanned up to
         self._open = start > 0  # past the array's opening bracket
         self._closed = False
         self._item: int | None = None  # offset of the item being scanned
@@ -48,7 +52,9 @@ class ArraySplitter:
             raise DataError(
                 "A JSON array is cut off: the file ends before its closing bracket.",
                 got=f"{self._name}: {self._base + len(self._buffer)} bytes"
-                + (f", the last item starts at byte {self._item}" if self._item is not None else ""),
+                + (
+                    f", the last item starts at byte {self._item}" if self._item is not None else ""
+                ),
                 fix="download it again; JSON Lines (one record per line) can be used up to where it was cut",
             )
 
@@ -61,7 +67,9 @@ class ArraySplitter:
             if self._in_string:
                 match = _IN_STRING.match(buffer, at)
                 at = match.end() if match else at
-                if at >= len(buffer) or buffer[at] != 0x22:  # the end, or a backslash whose partner is not here yet
+                if (
+                    at >= len(buffer) or buffer[at] != 0x22
+                ):  # the end, or a backslash whose partner is not here yet
                     break
                 self._in_string = False
                 at += 1
@@ -79,7 +87,9 @@ class ArraySplitter:
                 self._depth -= 1
                 if self._depth == 0:
                     return self._finish(at)
-            elif mark in b"]," and self._depth == 0:  # what follows a bare value: a comma or the array's own bracket
+            elif (
+                mark in b"]," and self._depth == 0
+            ):  # what follows a bare value: a comma or the array's own bracket
                 return self._finish(at - 1)
         self._at = at
         return None
@@ -87,7 +97,12 @@ class ArraySplitter:
     def _begin(self) -> bool:
         """Go to the first byte of the next item; False when it is not in the buffer, or there is none."""
         if not self._open:
-            if self._base == 0 and self._at == 0 and BOM.startswith(self._buffer[:3]) and len(self._buffer) < 3:
+            if (
+                self._base == 0
+                and self._at == 0
+                and BOM.startswith(self._buffer[:3])
+                and len(self._buffer) < 3
+            ):
                 return False
             self._at = len(BOM) if self._base == 0 and self._buffer.startswith(BOM) else self._at
         match = _BETWEEN.match(self._buffer, self._at)

@@ -32,7 +32,10 @@ _TEST_COMMANDS = {"gz": "gzip -t", "bz2": "bzip2 -t", "xz": "xz -t", "zst": "zst
 
 
 def pieces(
-    source: SourceFile, start: int = 0, on_read: Callable[[int], None] | None = None, threads: int = 1
+    source: SourceFile,
+    start: int = 0,
+    on_read: Callable[[int], None] | None = None,
+    threads: int = 1,
 ) -> Iterator[bytes]:
     """The decompressed UTF-8 bytes of `source` from offset `start` on.
 
@@ -120,13 +123,19 @@ class _Gz:
         return self._inner.unused_data
 
 
-def _decompressed(source: SourceFile, file: BinaryIO, on_read: Callable[[int], None], threads: int) -> Iterator[bytes]:
+def _decompressed(
+    source: SourceFile, file: BinaryIO, on_read: Callable[[int], None], threads: int
+) -> Iterator[bytes]:
     if source.compression == "none":
         while piece := file.read(PIECE_BYTES):
             on_read(len(piece))
             yield piece
         return
-    streams = _zstandard(file) if source.compression == "zst" else _streams(source.compression, file, threads)
+    streams = (
+        _zstandard(file)
+        if source.compression == "zst"
+        else _streams(source.compression, file, threads)
+    )
     given = told = 0
     try:
         for piece in streams:

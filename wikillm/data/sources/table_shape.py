@@ -28,7 +28,9 @@ def check_header(source: SourceFile, text_key: str, max_document_bytes: int) -> 
     usual = "\t" if re.search(r"\.tsv\b", source.path, re.IGNORECASE) else ","
     if text_key in columns.names:
         if columns.delimiter != usual and len(columns.names) > 1:
-            say(f"data: {source.path} is separated by {_NAMES[columns.delimiter]}: {len(columns.names)} columns")
+            say(
+                f"data: {source.path} is separated by {_NAMES[columns.delimiter]}: {len(columns.names)} columns"
+            )
         return
     got = f"{source.path} has the columns " + ", ".join(_short(name) for name in columns.names[:30])
     other = next((mark for mark in _OTHER.findall(text) if text_key in text.split(mark)), None)
@@ -44,7 +46,9 @@ def check_header(source: SourceFile, text_key: str, max_document_bytes: int) -> 
     raise DataError(
         f"The records have no key {text_key!r} (data.text_key).",
         got=got,
-        fix=setting("data.text_key", near) if near else "data.text_key=COLUMN with the column that holds the text",
+        fix=setting("data.text_key", near)
+        if near
+        else "data.text_key=COLUMN with the column that holds the text",
     )
 
 
@@ -52,7 +56,12 @@ def _near(text_key: str, columns: Columns) -> str | None:
     names = [name for name in columns.names if name and len(name) <= _LONGEST_NAME]
     same = next((name for name in names if name.strip().lower() == text_key.lower()), None)
     known = next((key for key in ("text", "content", "body", "article") if key in names), None)
-    return same or known or did_you_mean(text_key, names) or (names[0] if len(columns.names) == 1 and names else None)
+    return (
+        same
+        or known
+        or did_you_mean(text_key, names)
+        or (names[0] if len(columns.names) == 1 and names else None)
+    )
 
 
 def _no_header(source: SourceFile, text_key: str, columns: Columns, got: str) -> DataError:
@@ -64,7 +73,9 @@ def _no_header(source: SourceFile, text_key: str, columns: Columns, got: str) ->
     return DataError(
         "A table seems to have no header: its first row is text.",
         got=got,
-        fix=filtered(source.path, source.compression, f"(printf '%s\\n' {shlex.quote(line)}; cat)", suffix),
+        fix=filtered(
+            source.path, source.compression, f"(printf '%s\\n' {shlex.quote(line)}; cat)", suffix
+        ),
     )
 
 

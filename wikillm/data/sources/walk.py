@@ -63,7 +63,10 @@ def _walk(folder: Path, found: Found) -> None:
             found.files.append(path)
         else:
             found.others.append((path, kind))
-    for path in [*inner, *links]:  # a folder counts where it lies, rather than where a link to it does
+    for path in [
+        *inner,
+        *links,
+    ]:  # a folder counts where it lies, rather than where a link to it does
         _walk(path, found)
 
 
@@ -111,7 +114,9 @@ def _match(base: Path, parts: tuple[str, ...], found: dict[Path, None]) -> None:
     if part == "**":
         below = Found()
         _walk(base, below)
-        folders = {path.parent for path in [*below.files, *(path for path, _ in below.others)]} | {base}
+        folders = {path.parent for path in [*below.files, *(path for path, _ in below.others)]} | {
+            base
+        }
         if not rest:
             found.update(dict.fromkeys([*below.files, *(path for path, _ in below.others)]))
         for folder in sorted({parent for path in folders for parent in _up_to(path, base)}):

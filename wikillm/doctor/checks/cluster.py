@@ -35,7 +35,13 @@ def judge_reach(node: str, refusal: Refusal | None) -> Verdict:
 
 
 def _equal(
-    group: str, name: str, about: str, what: Callable[[NodeFacts], str | None], why: str, fix: str, level: str = "fail"
+    group: str,
+    name: str,
+    about: str,
+    what: Callable[[NodeFacts], str | None],
+    why: str,
+    fix: str,
+    level: str = "fail",
 ) -> ClusterCheck:
     """A check that all nodes have the same value; the smaller parties are named."""
 
@@ -111,7 +117,14 @@ CARD = _equal(
 @cluster_check("python")
 def versions_equal(cluster: Cluster, needs: Needs) -> Verdict:
     """All nodes have the same versions of all packages."""
-    names = sorted({name for facts in cluster.facts.values() if facts.software for name in facts.software.packages})
+    names = sorted(
+        {
+            name
+            for facts in cluster.facts.values()
+            if facts.software
+            for name in facts.software.packages
+        }
+    )
     differ = []
     for name in names:
 
@@ -169,7 +182,9 @@ def clocks(cluster: Cluster, needs: Needs) -> Verdict:
     found = f"{last} is {format_seconds(skew)} ahead of {first} (+- {format_seconds(doubt)})"
     if skew - doubt > CLOCK_SKEW:
         return warn(
-            found, "logs cannot be put in order; file times mislead `make` and caches", "sudo timedatectl set-ntp true"
+            found,
+            "logs cannot be put in order; file times mislead `make` and caches",
+            "sudo timedatectl set-ntp true",
         )
     return ok(f"within {format_seconds(max(skew, doubt))}")
 
@@ -201,11 +216,17 @@ def shared_folder(cluster: Cluster, needs: Needs) -> Verdict:
 def master_equal(cluster: Cluster, needs: Needs) -> Verdict:
     """All nodes understand the same address under the master's name."""
     found = cluster.by_value(
-        lambda f: f.network.master_addresses[0] if f.network and f.network.master_addresses else None
+        lambda f: (
+            f.network.master_addresses[0] if f.network and f.network.master_addresses else None
+        )
     )
     others = {address: nodes for address, nodes in found.items() if not is_loopback(address)}
     if len(others) > 1:
-        return fail(_parties(others), f"{cluster.master} is another machine for some", "--master-addr ADDRESS")
+        return fail(
+            _parties(others),
+            f"{cluster.master} is another machine for some",
+            "--master-addr ADDRESS",
+        )
     return ok(next(iter(others))) if others else skip("known on no node")
 
 
@@ -244,6 +265,8 @@ def all_reduce(cluster: Cluster, needs: Needs) -> Verdict:
         found += f"; {format_size(needs.traffic)} per GPU and step with {needs.recipe}"
     if measured.bytes_per_second < SLOW_BANDWIDTH:
         return warn(
-            found, "several nodes are then slower than one", "a faster card: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
+            found,
+            "several nodes are then slower than one",
+            "a faster card: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
         )
     return ok(found)

@@ -26,7 +26,11 @@ def cxx(facts: NodeFacts, needs: Needs) -> Verdict:
     if found:
         return ok(f"{found} {facts.compiler.cxx_version}".strip())
     answer = fail if compiles(facts, needs) else warn
-    return answer("none", "DeepSpeed compiles its ops at first use", "apt-get install g++ (dnf install gcc-c++)")
+    return answer(
+        "none",
+        "DeepSpeed compiles its ops at first use",
+        "apt-get install g++ (dnf install gcc-c++)",
+    )
 
 
 @check("compiler", "compiler")
@@ -67,7 +71,9 @@ def nvcc(facts: NodeFacts, needs: Needs) -> Verdict:
     found = f"nvcc {compiler.nvcc_cuda or '?'}, torch for CUDA {wheel}"
     if compiler.nvcc_cuda and Version(compiler.nvcc_cuda).major != Version(wheel).major:
         return fail(
-            found, "DeepSpeed refuses to compile with another major version", f"the CUDA {wheel} toolkit, CUDA_HOME"
+            found,
+            "DeepSpeed refuses to compile with another major version",
+            f"the CUDA {wheel} toolkit, CUDA_HOME",
         )
     return ok(found)
 
@@ -79,7 +85,9 @@ def op_folder(facts: NodeFacts, needs: Needs) -> Verdict:
     answer = fail if compiles(facts, needs) else warn
     if not compiler.is_writable:
         return answer(
-            f"{compiler.folder} cannot be written", "compiled ops are kept there", "export TORCH_EXTENSIONS_DIR=FOLDER"
+            f"{compiler.folder} cannot be written",
+            "compiled ops are kept there",
+            "export TORCH_EXTENSIONS_DIR=FOLDER",
         )
     if not compiler.is_executable:
         return answer(
@@ -100,5 +108,9 @@ def op_locks(facts: NodeFacts, needs: Needs) -> Verdict:
         fix = f"rm {oldest.path}, when no other node compiles"
         if oldest.age > ABANDONED:
             return fail(found, "torch waits for a lock file without end", fix)
-        return warn(found, "torch waits for it: a compilation was killed, or another node compiles", fix)
-    return ok(f"{len(facts.compiler.locks)} held by a compilation" if facts.compiler.locks else "none")
+        return warn(
+            found, "torch waits for it: a compilation was killed, or another node compiles", fix
+        )
+    return ok(
+        f"{len(facts.compiler.locks)} held by a compilation" if facts.compiler.locks else "none"
+    )

@@ -19,22 +19,32 @@ def run_folder(facts: NodeFacts, needs: Needs) -> Verdict:
     place = facts.disk.run
     if place.is_writable:
         return ok(place.path)
-    return fail(f"{place.existing} cannot be written", "checkpoints and logs lie there", "run.dir=FOLDER")
+    return fail(
+        f"{place.existing} cannot be written", "checkpoints and logs lie there", "run.dir=FOLDER"
+    )
 
 
 @check("disk", "disk")
 def checkpoint_room(facts: NodeFacts, needs: Needs) -> Verdict:
     """The checkpoints that are kept fit on the disk."""
     disk, place = facts.disk, facts.disk.run
-    all_of_them = max(needs.checkpoint, needs.checkpoint * needs.checkpoints_kept - disk.checkpoints_stay)
+    all_of_them = max(
+        needs.checkpoint, needs.checkpoint * needs.checkpoints_kept - disk.checkpoints_stay
+    )
     free = place.free + disk.checkpoints_go
     found = f"{format_size(place.free)} free on {place.existing}"
     if disk.checkpoints_go:
         found += f" and {format_size(disk.checkpoints_go)} more once leftovers and superfluous checkpoints have gone"
     found += f", about {format_size(all_of_them)} for {needs.checkpoints_kept} checkpoints"
-    found += f" of which {format_size(disk.checkpoints_stay)} are there" if disk.checkpoints_stay else ""
+    found += (
+        f" of which {format_size(disk.checkpoints_stay)} are there" if disk.checkpoints_stay else ""
+    )
     if free < needs.least_checkpoint:
-        fewer = "train.save_total_limit=1, or " if disk.checkpoints_stay and needs.checkpoints_kept > 2 else ""
+        fewer = (
+            "train.save_total_limit=1, or "
+            if disk.checkpoints_stay and needs.checkpoints_kept > 2
+            else ""
+        )
         return fail(
             found,
             f"not one fits: at least {format_size(needs.least_checkpoint)}",
@@ -42,7 +52,9 @@ def checkpoint_room(facts: NodeFacts, needs: Needs) -> Verdict:
         )
     if free < all_of_them:
         return warn(
-            found, "saving fails when the disk is full", "train.save_total_limit=1, or run.dir=FOLDER on a larger disk"
+            found,
+            "saving fails when the disk is full",
+            "train.save_total_limit=1, or run.dir=FOLDER on a larger disk",
         )
     return ok(found)
 
@@ -52,7 +64,9 @@ def store_room(facts: NodeFacts, needs: Needs) -> Verdict:
     """The token store fits on the disk."""
     disk = facts.disk
     if disk.store_stands or not disk.data_bytes:
-        return skip("the store stands already" if disk.store_stands else "no source to estimate it from")
+        return skip(
+            "the store stands already" if disk.store_stands else "no source to estimate it from"
+        )
     found = f"{format_size(disk.store.free)} free on {disk.store.existing}, about {format_size(disk.data_bytes)} for the store"
     if disk.store.free < disk.data_bytes:
         return warn(
@@ -71,7 +85,9 @@ def inodes(facts: NodeFacts, needs: Needs) -> Verdict:
         return skip("this file system does not count them")
     if free < LEAST_INODES:
         return warn(
-            f"{free} free on {facts.disk.run.existing}", "no new file can be made, however much room there is", "df -i"
+            f"{free} free on {facts.disk.run.existing}",
+            "no new file can be made, however much room there is",
+            "df -i",
         )
     return ok(f"{free:,} free")
 
@@ -132,7 +148,11 @@ def temporary_room(facts: NodeFacts, needs: Needs) -> Verdict:
     """There is room for temporary files."""
     place = facts.disk.temporary
     if not place.is_writable:
-        return fail(f"{place.existing} cannot be written", "compilers and caches need it", "export TMPDIR=FOLDER")
+        return fail(
+            f"{place.existing} cannot be written",
+            "compilers and caches need it",
+            "export TMPDIR=FOLDER",
+        )
     found = f"{format_size(place.free)} free on {place.existing}"
     return (
         ok(found)
@@ -153,7 +173,9 @@ def data_source(facts: NodeFacts, needs: Needs) -> Verdict:
         )
     if disk.store_stands:
         return skip(f"the store stands; {disk.data_error}")
-    return fail(disk.data_error, "the token store is built from it", "data.path=FILE, as this node sees it")
+    return fail(
+        disk.data_error, "the token store is built from it", "data.path=FILE, as this node sees it"
+    )
 
 
 @check("run", "disk")

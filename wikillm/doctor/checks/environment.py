@@ -24,7 +24,11 @@ _OFF = ("", "0", "OFF", "INFO")
 def launcher_variables(facts: NodeFacts, needs: Needs) -> Verdict:
     """No RANK or WORLD_SIZE of an earlier launcher is set."""
     env = facts.environment
-    left = [f"{name}={env[name]}" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in env]
+    left = [
+        f"{name}={env[name]}"
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        if name in env
+    ]
     if left and "SLURM_PROCID" not in env:
         return warn(
             ", ".join(left),
@@ -67,9 +71,15 @@ def preloaded(facts: NodeFacts, needs: Needs) -> Verdict:
     """No library is put in front of torch's own."""
     env = facts.environment
     if env.get("LD_PRELOAD"):
-        return warn(f"LD_PRELOAD={env['LD_PRELOAD']}", "it is loaded into every process of the run", "unset LD_PRELOAD")
+        return warn(
+            f"LD_PRELOAD={env['LD_PRELOAD']}",
+            "it is loaded into every process of the run",
+            "unset LD_PRELOAD",
+        )
     path = env.get("LD_LIBRARY_PATH", "")
-    cuda = [folder for folder in path.split(":") if re.search(r"cuda|nccl|cudnn", folder, re.IGNORECASE)]
+    cuda = [
+        folder for folder in path.split(":") if re.search(r"cuda|nccl|cudnn", folder, re.IGNORECASE)
+    ]
     if cuda and facts.software and facts.software.torch_cuda:
         return warn(
             f"LD_LIBRARY_PATH has {cuda[0]}",
@@ -102,7 +112,11 @@ def slurm(facts: NodeFacts, needs: Needs) -> Verdict:
             "start from a fresh `sbatch` or `salloc`",
         )
     if per_node and len(set(per_node)) > 1:
-        return fail(found, "nodes with different numbers of processes are not supported", "--ntasks-per-node=N")
+        return fail(
+            found,
+            "nodes with different numbers of processes are not supported",
+            "--ntasks-per-node=N",
+        )
     return ok(found)
 
 

@@ -17,12 +17,16 @@ _Kind = TypeVar("_Kind")
 
 
 def _declared(kind: type[_Kind], *modules: ModuleType) -> tuple[_Kind, ...]:
-    return tuple(value for module in modules for value in vars(module).values() if isinstance(value, kind))
+    return tuple(
+        value for module in modules for value in vars(module).values() if isinstance(value, kind)
+    )
 
 
 _MODULES = (python, gpus, host, compiler, disk, network, environment)
 NODE_CHECKS = tuple(sorted(_declared(Check, *_MODULES), key=lambda c: GROUPS.index(c.group)))
-CLUSTER_CHECKS = tuple(sorted(_declared(ClusterCheck, cluster_checks), key=lambda c: GROUPS.index(c.group)))
+CLUSTER_CHECKS = tuple(
+    sorted(_declared(ClusterCheck, cluster_checks), key=lambda c: GROUPS.index(c.group))
+)
 REACH = ("reach", "nodes", (cluster_checks.judge_reach.__doc__ or "").strip())
 
 
@@ -51,11 +55,18 @@ def judge_cluster(cluster: Cluster, needs: Needs) -> list[Verdict]:
     """What concerns all nodes together: whether each can be reached, and, of several, whether they agree."""
     name, group, _ = REACH
     verdicts = [
-        replace(cluster_checks.judge_reach(node, cluster.refusals.get(node)), name=name, group=group, node=node)
+        replace(
+            cluster_checks.judge_reach(node, cluster.refusals.get(node)),
+            name=name,
+            group=group,
+            node=node,
+        )
         for node in cluster.names
     ]
     if len(cluster.names) > 1:
-        verdicts += [replace(c.judge(cluster, needs), name=c.name, group=c.group) for c in CLUSTER_CHECKS]
+        verdicts += [
+            replace(c.judge(cluster, needs), name=c.name, group=c.group) for c in CLUSTER_CHECKS
+        ]
     return verdicts
 
 

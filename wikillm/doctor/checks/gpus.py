@@ -9,7 +9,12 @@ from wikillm.doctor.needs import Needs
 from wikillm.doctor.verdict import Check, Verdict, check, fail, ok, skip, warn
 
 BF16_CAPABILITY = 8.0
-BAD_THROTTLE = {0x08: "hardware slowdown", 0x20: "too hot (software)", 0x40: "too hot (hardware)", 0x80: "power brake"}
+BAD_THROTTLE = {
+    0x08: "hardware slowdown",
+    0x20: "too hot (software)",
+    0x40: "too hot (hardware)",
+    0x80: "power brake",
+}
 """Bits of nvmlClocksEventReasons that mean trouble; idle (0x1) and the power cap (0x4) are everyday."""
 HOT = 85
 FREE_SHARE = 0.9
@@ -47,10 +52,14 @@ def gpu_count(gpus: Gpus, needs: Needs) -> Verdict:
     found = f"{len(gpus.cards)} GPUs, {needs.slots} processes"
     if len(gpus.cards) < needs.slots:
         return fail(
-            found, "two processes on one GPU do not train with NCCL", f"slots={len(gpus.cards)} in the hostfile"
+            found,
+            "two processes on one GPU do not train with NCCL",
+            f"slots={len(gpus.cards)} in the hostfile",
         )
     if len(gpus.cards) > needs.slots:
-        return warn(found, "the others stay idle", f"slots={len(gpus.cards)} in the hostfile, or --gpus")
+        return warn(
+            found, "the others stay idle", f"slots={len(gpus.cards)} in the hostfile, or --gpus"
+        )
     return ok(found)
 
 
@@ -73,7 +82,9 @@ def gpu_kind(gpus: Gpus, needs: Needs) -> Verdict:
     kinds = sorted({f"{card.name} {card.memory_total or '?'} MiB" for card in gpus.cards})
     if len(kinds) > 1:
         return warn(
-            ", ".join(kinds), "every step waits for the slowest, the smallest memory counts", "CUDA_VISIBLE_DEVICES"
+            ", ".join(kinds),
+            "every step waits for the slowest, the smallest memory counts",
+            "CUDA_VISIBLE_DEVICES",
         )
     return ok(f"{len(gpus.cards)} x {kinds[0]}")
 
@@ -81,10 +92,18 @@ def gpu_kind(gpus: Gpus, needs: Needs) -> Verdict:
 @_gpu_check
 def gpu_memory(gpus: Gpus, needs: Needs) -> Verdict:
     """The GPUs' memory is free."""
-    taken = [c for c in gpus.cards if c.memory_total and (c.memory_used or 0) > (1 - FREE_SHARE) * c.memory_total]
+    taken = [
+        c
+        for c in gpus.cards
+        if c.memory_total and (c.memory_used or 0) > (1 - FREE_SHARE) * c.memory_total
+    ]
     if taken:
-        listed = ", ".join(f"GPU {c.index}: {c.memory_used} of {c.memory_total} MiB in use" for c in taken)
-        return warn(listed, "a run that fits an empty GPU may not fit here", "nvidia-smi shows who uses it")
+        listed = ", ".join(
+            f"GPU {c.index}: {c.memory_used} of {c.memory_total} MiB in use" for c in taken
+        )
+        return warn(
+            listed, "a run that fits an empty GPU may not fit here", "nvidia-smi shows who uses it"
+        )
     return ok("free")
 
 
@@ -92,7 +111,9 @@ def gpu_memory(gpus: Gpus, needs: Needs) -> Verdict:
 def gpu_processes(gpus: Gpus, needs: Needs) -> Verdict:
     """No other process computes on the GPUs."""
     if gpus.processes:
-        listed = ", ".join(f"{name} (pid {pid}, {mib} MiB)" for pid, name, mib in gpus.processes[:4])
+        listed = ", ".join(
+            f"{name} (pid {pid}, {mib} MiB)" for pid, name, mib in gpus.processes[:4]
+        )
         return warn(listed, "it takes memory and time of the run", "wait for it, or ask its owner")
     return ok("none")
 
@@ -107,12 +128,16 @@ def gpu_ecc(gpus: Gpus, needs: Needs) -> Verdict:
     if now:
         listed = ", ".join(f"GPU {card.index}: {card.ecc_now}" for card in now)
         return fail(
-            f"uncorrected since the last reset: {listed}", "results can be wrong", "have the GPU reset or replaced"
+            f"uncorrected since the last reset: {listed}",
+            "results can be wrong",
+            "have the GPU reset or replaced",
         )
     ever = [card for card in known if card.ecc_ever]
     if ever:
         listed = ", ".join(f"GPU {card.index}: {card.ecc_ever}" for card in ever)
-        return warn(f"uncorrected in its lifetime: {listed}", "this memory failed before", "watch it")
+        return warn(
+            f"uncorrected in its lifetime: {listed}", "this memory failed before", "watch it"
+        )
     return ok("none")
 
 
@@ -124,7 +149,9 @@ def gpu_rows(gpus: Gpus, needs: Needs) -> Verdict:
         return skip("not told by these GPUs")
     bad = [f"GPU {card.index}: {card.row_remap}" for card in known if card.row_remap]
     if bad:
-        return fail(", ".join(bad), "this memory has failed", "pending: reset the GPU; failed: replace it")
+        return fail(
+            ", ".join(bad), "this memory has failed", "pending: reset the GPU; failed: replace it"
+        )
     return ok("none")
 
 
@@ -139,7 +166,9 @@ def gpu_slowed(gpus: Gpus, needs: Needs) -> Verdict:
         slowed += [f"GPU {card.index}: {', '.join(reasons)}"] if reasons else []
     if slowed:
         return warn(
-            "; ".join(slowed), "every step waits for it", "nvidia-smi -q -d PERFORMANCE,TEMPERATURE; check cooling"
+            "; ".join(slowed),
+            "every step waits for it",
+            "nvidia-smi -q -d PERFORMANCE,TEMPERATURE; check cooling",
         )
     return ok("no")
 
@@ -152,8 +181,12 @@ def gpu_power(gpus: Gpus, needs: Needs) -> Verdict:
         return skip("not told by these GPUs")
     capped = [card for card in known if (card.power_limit or 0) < 0.99 * (card.power_default or 0)]
     if capped:
-        listed = ", ".join(f"GPU {c.index}: {c.power_limit:.0f} of {c.power_default:.0f} W" for c in capped)
-        return warn(listed, "slower than its kind", f"sudo nvidia-smi -pl {capped[0].power_default:.0f}")
+        listed = ", ".join(
+            f"GPU {c.index}: {c.power_limit:.0f} of {c.power_default:.0f} W" for c in capped
+        )
+        return warn(
+            listed, "slower than its kind", f"sudo nvidia-smi -pl {capped[0].power_default:.0f}"
+        )
     return ok(f"{known[0].power_limit:.0f} W")
 
 
@@ -163,7 +196,9 @@ def gpu_persistence(gpus: Gpus, needs: Needs) -> Verdict:
     off = [str(card.index) for card in gpus.cards if card.persistence is False]
     if off:
         return warn(
-            f"off on GPU {', '.join(off)}", "each start of a process waits for the driver", "sudo nvidia-smi -pm 1"
+            f"off on GPU {', '.join(off)}",
+            "each start of a process waits for the driver",
+            "sudo nvidia-smi -pm 1",
         )
     return ok("on")
 
@@ -176,7 +211,9 @@ def gpu_mig(gpus: Gpus, needs: Needs) -> Verdict:
         return ok("off")
     found = f"MIG is on for GPU {', '.join(cut)}"
     if needs.ranks > 1:
-        return fail(found, "NCCL does not work between slices", "sudo nvidia-smi -mig 0, or one process")
+        return fail(
+            found, "NCCL does not work between slices", "sudo nvidia-smi -mig 0, or one process"
+        )
     return warn(found, "the run gets one slice", "sudo nvidia-smi -mig 0 for the whole GPU")
 
 
@@ -185,10 +222,14 @@ def gpu_mode(gpus: Gpus, needs: Needs) -> Verdict:
     """The compute mode lets our processes in."""
     modes = {card.compute_mode for card in gpus.cards if card.compute_mode}
     if "Prohibited" in modes:
-        return fail("compute mode Prohibited", "no process may compute on it", "sudo nvidia-smi -c 0")
+        return fail(
+            "compute mode Prohibited", "no process may compute on it", "sudo nvidia-smi -c 0"
+        )
     if modes - {"Default"}:
         return warn(
-            f"compute mode {', '.join(sorted(modes - {'Default'}))}", "one process per GPU, no second one for eval", ""
+            f"compute mode {', '.join(sorted(modes - {'Default'}))}",
+            "one process per GPU, no second one for eval",
+            "",
         )
     return ok("Default") if modes else skip("not told by these GPUs")
 
@@ -203,9 +244,13 @@ def gpu_bf16(gpus: Gpus, needs: Needs) -> Verdict:
     if least >= BF16_CAPABILITY:
         return ok(f"compute capability {least}")
     if needs.precision == "bf16":
-        return fail(f"compute capability {least}", f"bf16 needs {BF16_CAPABILITY}", "train.precision=fp16")
+        return fail(
+            f"compute capability {least}", f"bf16 needs {BF16_CAPABILITY}", "train.precision=fp16"
+        )
     return warn(
-        f"compute capability {least}: no bf16", "trained in fp16, which needs loss scaling", "train.precision=fp16"
+        f"compute capability {least}: no bf16",
+        "trained in fp16, which needs loss scaling",
+        "train.precision=fp16",
     )
 
 
@@ -242,5 +287,7 @@ def gpu_pcie(gpus: Gpus, needs: Needs) -> Verdict:
     narrow = [c for c in known if (c.pcie_width or 0) < (c.pcie_width_max or 0)]
     if narrow:
         listed = ", ".join(f"GPU {c.index}: x{c.pcie_width} of x{c.pcie_width_max}" for c in narrow)
-        return warn(listed, "offload and loading are slower", "reseat the card, or look for a shared slot")
+        return warn(
+            listed, "offload and loading are slower", "reseat the card, or look for a shared slot"
+        )
     return ok(f"x{known[0].pcie_width}")

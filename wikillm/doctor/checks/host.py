@@ -37,7 +37,11 @@ def load(facts: NodeFacts, needs: Needs) -> Verdict:
     """The machine is not busy with something else."""
     host = facts.host
     found = f"load {host.load:.1f} on {host.cores} cores"
-    return ok(found) if host.load <= host.cores else warn(found, "other work slows the run down", "top")
+    return (
+        ok(found)
+        if host.load <= host.cores
+        else warn(found, "other work slows the run down", "top")
+    )
 
 
 @check("host", "host")
@@ -47,7 +51,11 @@ def governor(facts: NodeFacts, needs: Needs) -> Verdict:
     if found is None:
         return skip("not told by this machine")
     if found == "powersave":
-        return warn(found, "data loading and offload run slower", "sudo cpupower frequency-set -g performance")
+        return warn(
+            found,
+            "data loading and offload run slower",
+            "sudo cpupower frequency-set -g performance",
+        )
     return ok(found)
 
 
@@ -66,7 +74,9 @@ def memory(facts: NodeFacts, needs: Needs) -> Verdict:
         )
     if need > min(have, host.memory_available):
         return warn(
-            found, "the kernel may end the run when memory runs out", "end other programs, or use fewer processes"
+            found,
+            "the kernel may end the run when memory runs out",
+            "end other programs, or use fewer processes",
         )
     return ok(found)
 
@@ -80,7 +90,9 @@ def container_memory(facts: NodeFacts, needs: Needs) -> Verdict:
     used = host.cgroup_used or 0
     found = f"{format_size(used)} of {format_size(host.cgroup_limit)} used"
     if used > 0.8 * host.cgroup_limit:
-        return warn(found, "near the limit the kernel ends processes without a message", "a larger --memory")
+        return warn(
+            found, "near the limit the kernel ends processes without a message", "a larger --memory"
+        )
     return ok(found)
 
 
@@ -91,7 +103,9 @@ def swapping(facts: NodeFacts, needs: Needs) -> Verdict:
     found = f"{format_size(host.swap_used)} of {format_size(host.swap)} swap in use"
     if host.swap_used > host.memory // 20:
         return warn(
-            found, "a step that touches swapped memory takes seconds", "end other programs; swapoff -a && swapon -a"
+            found,
+            "a step that touches swapped memory takes seconds",
+            "end other programs; swapoff -a && swapon -a",
         )
     return ok(found)
 
@@ -103,7 +117,11 @@ def open_files(facts: NodeFacts, needs: Needs) -> Verdict:
     if 0 <= facts.host.open_files < LEAST_OPEN_FILES:
         return fail(found, "shards, workers and sockets need more", "ulimit -n 65536")
     if 0 <= facts.host.open_files < WANTED_OPEN_FILES:
-        return warn(found, "NCCL opens a socket per channel and peer, the loader a file per shard", "ulimit -n 65536")
+        return warn(
+            found,
+            "NCCL opens a socket per channel and peer, the loader a file per shard",
+            "ulimit -n 65536",
+        )
     return ok(found)
 
 
@@ -114,7 +132,11 @@ def locked_memory(facts: NodeFacts, needs: Needs) -> Verdict:
         return skip("no InfiniBand")
     found = _limit(facts.host.locked_memory)
     if facts.host.locked_memory != UNLIMITED:
-        return fail(found, "RDMA cannot register its buffers: NCCL ends with an error", "ulimit -l unlimited")
+        return fail(
+            found,
+            "RDMA cannot register its buffers: NCCL ends with an error",
+            "ulimit -l unlimited",
+        )
     return ok(found)
 
 
@@ -123,7 +145,9 @@ def process_limit(facts: NodeFacts, needs: Needs) -> Verdict:
     """Enough processes and threads may be started."""
     found, least = _limit(facts.host.processes), LEAST_PROCESSES_PER_RANK * needs.slots
     if 0 <= facts.host.processes < least:
-        return fail(found, f"{needs.slots} processes start about {least} threads", "ulimit -u 65536")
+        return fail(
+            found, f"{needs.slots} processes start about {least} threads", "ulimit -u 65536"
+        )
     return ok(found)
 
 
@@ -133,7 +157,9 @@ def shared_memory(facts: NodeFacts, needs: Needs) -> Verdict:
     host, on_gpu = facts.host, bool(facts.gpus and facts.gpus.cards)
     if host.shm_free is None:
         return warn(
-            "there is no /dev/shm", "processes of a node exchange data through it", "mount -t tmpfs tmpfs /dev/shm"
+            "there is no /dev/shm",
+            "processes of a node exchange data through it",
+            "mount -t tmpfs tmpfs /dev/shm",
         )
     uses_it = needs.slots > 1 or (bool(needs.recipe) and not on_gpu)
     need = needs.slots * (SHM_PER_GPU_RANK if on_gpu else SHM_PER_CPU_RANK) if uses_it else 0
@@ -168,7 +194,11 @@ def clock_synchronised(facts: NodeFacts, needs: Needs) -> Verdict:
     if found is None:
         return skip("timedatectl does not say")
     if not found and needs.nodes > 1:
-        return warn("not synchronised", "logs of the nodes cannot be put in order", "sudo timedatectl set-ntp true")
+        return warn(
+            "not synchronised",
+            "logs of the nodes cannot be put in order",
+            "sudo timedatectl set-ntp true",
+        )
     return ok("synchronised") if found else ok("not synchronised; one node does not need it")
 
 

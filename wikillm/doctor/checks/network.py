@@ -33,7 +33,11 @@ def hostname(facts: NodeFacts, needs: Needs) -> Verdict:
         return (
             ok(found)
             if net.hostname_addresses
-            else warn(found, "some tools look it up at every start", f"127.0.1.1 {net.hostname} in /etc/hosts")
+            else warn(
+                found,
+                "some tools look it up at every start",
+                f"127.0.1.1 {net.hostname} in /etc/hosts",
+            )
         )
     if chosen:
         return ok(f"{found}; GLOO_SOCKET_IFNAME names the card")
@@ -41,7 +45,11 @@ def hostname(facts: NodeFacts, needs: Needs) -> Verdict:
     if not net.hostname_addresses:
         return fail(found, "gloo looks its own name up to find its card", fix)
     if any(is_loopback(address) for address in net.hostname_addresses[:1]):
-        return fail(found, "gloo would give the other nodes this address, and the run hangs at the start", fix)
+        return fail(
+            found,
+            "gloo would give the other nodes this address, and the run hangs at the start",
+            fix,
+        )
     return ok(found)
 
 
@@ -53,7 +61,11 @@ def master_name(facts: NodeFacts, needs: Needs) -> Verdict:
     net = facts.network
     found = f"{net.master} is {', '.join(net.master_addresses) or 'unknown'}"
     if not net.master_addresses:
-        return fail(found, "ranks on this node cannot join", "--master-addr ADDRESS, or a line in /etc/hosts")
+        return fail(
+            found,
+            "ranks on this node cannot join",
+            "--master-addr ADDRESS, or a line in /etc/hosts",
+        )
     if is_loopback(net.master_addresses[0]):
         return fail(
             found,
@@ -71,7 +83,9 @@ def card(facts: NodeFacts, needs: Needs) -> Verdict:
     net = facts.network
     card = net.outer_card
     if card is None:
-        return fail(f"no route to {net.master}", "the nodes do not reach each other", "ip route get ADDRESS")
+        return fail(
+            f"no route to {net.master}", "the nodes do not reach each other", "ip route get ADDRESS"
+        )
     return ok(f"{card.name}, {', '.join(card.addresses)}")
 
 
@@ -81,7 +95,11 @@ def card_named(facts: NodeFacts, needs: Needs) -> Verdict:
     env, net = facts.environment or {}, facts.network
     said = {name: env[name] for name in IFNAME if env.get(name)}
     if not said:
-        candidates = [nic.name for nic in net.nics if nic.is_up and any(not is_loopback(a) for a in nic.addresses)]
+        candidates = [
+            nic.name
+            for nic in net.nics
+            if nic.is_up and any(not is_loopback(a) for a in nic.addresses)
+        ]
         if needs.nodes > 1 and len(candidates) > 1 and net.outer_card:
             return warn(
                 f"{len(candidates)} cards ({', '.join(candidates[:6])}), none chosen",
@@ -90,7 +108,9 @@ def card_named(facts: NodeFacts, needs: Needs) -> Verdict:
             )
         return ok("not set; one card") if candidates else skip("no card but loopback")
     names = [nic.name for nic in net.nics]
-    wrong = [f"{name}={value}" for name, value in said.items() if not names_a_card(name, value, names)]
+    wrong = [
+        f"{name}={value}" for name, value in said.items() if not names_a_card(name, value, names)
+    ]
     if wrong:
         return fail(
             ", ".join(wrong),
@@ -109,7 +129,9 @@ def names_a_card(variable: str, value: str, names: list[str]) -> bool:
         return any(not name.startswith(tuple(left_out)) for name in names)
     if value.startswith("="):
         return any(word.partition(":")[0] in names for word in value[1:].split(","))
-    return any(name.startswith(word.partition(":")[0]) for word in value.split(",") for name in names)
+    return any(
+        name.startswith(word.partition(":")[0]) for word in value.split(",") for name in names
+    )
 
 
 @check("network", "network")
@@ -117,17 +139,29 @@ def link_speed(facts: NodeFacts, needs: Needs) -> Verdict:
     """The card between the nodes is fast enough for gradients."""
     nic = facts.network.outer_card
     if needs.nodes == 1 or nic is None or nic.speed is None:
-        return skip("one node" if needs.nodes == 1 else "the card does not tell its speed; `all-reduce` measures it")
+        return skip(
+            "one node"
+            if needs.nodes == 1
+            else "the card does not tell its speed; `all-reduce` measures it"
+        )
     found = f"{nic.name}: {nic.speed} Mbit/s"
-    if nic.speed < SLOW_LINK and not any(state == "ACTIVE" for _, state in facts.network.infiniband):
-        return warn(found, "several nodes are then slower than one", "a faster card: NCCL_SOCKET_IFNAME")
+    if nic.speed < SLOW_LINK and not any(
+        state == "ACTIVE" for _, state in facts.network.infiniband
+    ):
+        return warn(
+            found, "several nodes are then slower than one", "a faster card: NCCL_SOCKET_IFNAME"
+        )
     return ok(found)
 
 
 @check("network", "network")
 def link_errors(facts: NodeFacts, needs: Needs) -> Verdict:
     """The card loses no packets."""
-    bad = [f"{nic.name}: {nic.bad_share:.2%}" for nic in facts.network.nics if nic.bad_share > BAD_PACKETS]
+    bad = [
+        f"{nic.name}: {nic.bad_share:.2%}"
+        for nic in facts.network.nics
+        if nic.bad_share > BAD_PACKETS
+    ]
     if bad:
         return warn(
             f"received packets lost or broken: {', '.join(bad)}",
@@ -146,11 +180,15 @@ def infiniband(facts: NodeFacts, needs: Needs) -> Verdict:
     down = [name for name, state in ports if state != "ACTIVE"]
     if len(down) == len(ports):
         return warn(
-            f"no port is active: {', '.join(down)}", "NCCL falls back to TCP", "ibstat; ask who runs the fabric"
+            f"no port is active: {', '.join(down)}",
+            "NCCL falls back to TCP",
+            "ibstat; ask who runs the fabric",
         )
     if down:
         return warn(
-            f"not active: {', '.join(down)}", "fewer cards carry the traffic", "ibstat, or leave them out: NCCL_IB_HCA"
+            f"not active: {', '.join(down)}",
+            "fewer cards carry the traffic",
+            "ibstat, or leave them out: NCCL_IB_HCA",
         )
     return ok(f"{len(ports)} ports")
 
@@ -188,7 +226,11 @@ def proxies(facts: NodeFacts, needs: Needs) -> Verdict:
     set_here = [name for name in PROXIES if env.get(name)]
     if not set_here:
         return skip("no proxy")
-    spared = [word.strip() for word in (env.get("no_proxy") or env.get("NO_PROXY") or "").split(",") if word.strip()]
+    spared = [
+        word.strip()
+        for word in (env.get("no_proxy") or env.get("NO_PROXY") or "").split(",")
+        if word.strip()
+    ]
     wanted = ["127.0.0.1", *([needs.master] if needs.nodes > 1 and needs.master else [])]
     missing = [name for name in wanted if not any(_covers(word, name) for word in spared)]
     if missing:
@@ -232,8 +274,14 @@ MIRROR = _hub(
     "data.tokenizer=FOLDER, data.path=FILE",
 )
 MODELSCOPE = _hub(
-    "modelscope", "ModelScope answers.", "not needed where files are local", "data.tokenizer=FOLDER, data.path=FILE"
+    "modelscope",
+    "ModelScope answers.",
+    "not needed where files are local",
+    "data.tokenizer=FOLDER, data.path=FILE",
 )
 SWANLAB = _hub(
-    "swanlab", "SwanLab answers.", "tracking stays offline", "observe.swanlab.mode=offline, and `swanlab sync` later"
+    "swanlab",
+    "SwanLab answers.",
+    "tracking stays offline",
+    "observe.swanlab.mode=offline, and `swanlab sync` later",
 )

@@ -31,7 +31,11 @@ def packages_there(facts: NodeFacts, needs: Needs) -> Verdict:
     """Every package that WikiLLM needs is installed."""
     missing = [name for name, version in facts.software.packages.items() if version is None]
     if missing:
-        return fail(f"missing: {', '.join(missing)}", f"not installed for {facts.software.executable}", INSTALL)
+        return fail(
+            f"missing: {', '.join(missing)}",
+            f"not installed for {facts.software.executable}",
+            INSTALL,
+        )
     return ok(f"{len(facts.software.packages)} packages")
 
 
@@ -62,7 +66,11 @@ def torch_build(facts: NodeFacts, needs: Needs) -> Verdict:
                 "pip install --force-reinstall torch, from the index with CUDA builds",
             )
         return ok("CPU build, no GPU")
-    return ok(f"CUDA {cuda}") if cards else warn(f"CUDA {cuda}, no GPU is seen", "the run trains on the CPU")
+    return (
+        ok(f"CUDA {cuda}")
+        if cards
+        else warn(f"CUDA {cuda}, no GPU is seen", "the run trains on the CPU")
+    )
 
 
 @check("python", "software")
@@ -83,9 +91,17 @@ def driver_cuda(facts: NodeFacts, needs: Needs) -> Verdict:
         return skip("no GPU, or a CPU build of torch")
     found = f"driver {facts.gpus.driver} up to CUDA {driver}, torch for {wheel}"
     if Version(driver).major < Version(wheel).major:
-        return fail(found, "torch would not find a GPU", "a newer driver, or a build of torch for an older CUDA")
+        return fail(
+            found,
+            "torch would not find a GPU",
+            "a newer driver, or a build of torch for an older CUDA",
+        )
     if Version(driver) < Version(wheel):
-        return warn(found, "works within one major version, except for kernels compiled at run time", "a newer driver")
+        return warn(
+            found,
+            "works within one major version, except for kernels compiled at run time",
+            "a newer driver",
+        )
     return ok(found)
 
 

@@ -27,7 +27,9 @@ def gather_compiler() -> Compiler:
         cxx=cxx,
         cxx_version=ask(cxx, "-dumpfullversion").text.strip() if cxx else "",
         has_headers=Path(sysconfig.get_path("include"), "Python.h").is_file(),
-        ninja=shutil.which("ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        ninja=shutil.which(
+            "ninja", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        )
         or "",
         nvcc=nvcc,
         nvcc_cuda=release[1] if release else "",
@@ -64,6 +66,8 @@ def _is_noexec(folder: Path) -> bool:
     wanted = str(folder.resolve())
     for line in read("/proc/mounts").splitlines():
         _, mount, _, found, *_ = line.split()
-        if (wanted == mount or wanted.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
+        if (wanted == mount or wanted.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(
+            best
+        ):
             best, options = mount, found
     return "noexec" in options.split(",")

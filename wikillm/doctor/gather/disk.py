@@ -36,7 +36,9 @@ def gather_disk(request: Request) -> Disk:
         digests = {str(path): quick_digest(path) for path in paths}
         size = predicted_store_bytes([sniff(path) for path in paths])
     except WikiLLMError as refused:
-        error = f"{refused.what} {(refused.got or '').splitlines()[0] if refused.got else ''}".strip()
+        error = (
+            f"{refused.what} {(refused.got or '').splitlines()[0] if refused.got else ''}".strip()
+        )
     except OSError as refused:
         error = f"{refused.filename}: {refused.strerror}"
     stay, go = look_at_checkpoints(request)
@@ -76,7 +78,9 @@ def look_at(path: Path, *, measure: bool) -> Place:
         free=free,
         inodes_free=stat.f_favail if stat.f_files else None,
         kind=file_system_kind(existing),
-        bytes_per_second=write_speed(existing) if measure and is_writable and free > 4 * MEASURED_BYTES else None,
+        bytes_per_second=write_speed(existing)
+        if measure and is_writable and free > 4 * MEASURED_BYTES
+        else None,
     )
 
 

@@ -50,7 +50,9 @@ def gather(request: Request, seconds: float = SECONDS) -> NodeFacts:
     return NodeFacts(**found, errors=errors)
 
 
-def run_bounded(sections: Mapping[str, Callable[[], Any]], seconds: float) -> tuple[dict[str, Any], dict[str, str]]:
+def run_bounded(
+    sections: Mapping[str, Callable[[], Any]], seconds: float
+) -> tuple[dict[str, Any], dict[str, str]]:
     """(results, errors) by name, one thread each; what is not done in time is an error."""
     answers: queue.Queue[tuple[str, Any, str]] = queue.Queue()
 
@@ -62,7 +64,9 @@ def run_bounded(sections: Mapping[str, Callable[[], Any]], seconds: float) -> tu
             answers.put((name, None, f"{type(error).__name__}: {error}"))
 
     for name, function in sections.items():
-        threading.Thread(target=work, args=(name, function), daemon=True, name=f"doctor-{name}").start()
+        threading.Thread(
+            target=work, args=(name, function), daemon=True, name=f"doctor-{name}"
+        ).start()
     found: dict[str, Any] = {}
     errors = dict.fromkeys(sections, f"no answer within {seconds:.0f} s")
     end = time.monotonic() + seconds

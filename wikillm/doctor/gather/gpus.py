@@ -47,7 +47,9 @@ def gather_gpus() -> Gpus:
         return Gpus(hardware, head.error)
     with ThreadPoolExecutor(4) as pool:
         texts = list(pool.map(_query, QUERIES))
-        remap = pool.submit(_smi, "--query-remapped-rows=gpu_bus_id,remapped_rows.pending,remapped_rows.failure")
+        remap = pool.submit(
+            _smi, "--query-remapped-rows=gpu_bus_id,remapped_rows.pending,remapped_rows.failure"
+        )
         apps = pool.submit(_smi, "--query-compute-apps=pid,process_name,used_gpu_memory")
         topology = pool.submit(ask, "nvidia-smi", "topo", "-m")
     driver, cuda = parse_head(head.text)
@@ -66,7 +68,9 @@ def gather_gpus() -> Gpus:
 def count_hardware(devices: Path = Path("/sys/bus/pci/devices")) -> int:
     """NVIDIA display controllers on the bus, with or without a driver."""
     found = devices.glob("*") if devices.is_dir() else ()
-    return sum(1 for d in found if read(d / "vendor") == NVIDIA and read(d / "class").startswith(DISPLAY))
+    return sum(
+        1 for d in found if read(d / "vendor") == NVIDIA and read(d / "class").startswith(DISPLAY)
+    )
 
 
 def _query(names: tuple[str, ...]) -> str:
@@ -94,7 +98,10 @@ def parse_cards(texts: dict[tuple[str, ...], str]) -> tuple[GpuCard, ...]:
                 continue
             index = int(row[0])
             card = cards.setdefault(index, GpuCard(index, "?"))
-            found = {_FIELDS[name]: _value(_FIELDS[name], cell) for name, cell in zip(names, row[1:], strict=True)}
+            found = {
+                _FIELDS[name]: _value(_FIELDS[name], cell)
+                for name, cell in zip(names, row[1:], strict=True)
+            }
             cards[index] = replace(card, **{k: v for k, v in found.items() if v is not None})  # type: ignore[arg-type]
     return tuple(cards[index] for index in sorted(cards))
 
@@ -111,7 +118,13 @@ def with_remapped_rows(cards: tuple[GpuCard, ...], text: str) -> tuple[GpuCard, 
         if states == [False, False]:
             state = card.row_remap or ""  # retired pages are the older way of the same
         else:
-            state = "failed" if states[1:] == [True] else "pending" if states[:1] == [True] else card.row_remap
+            state = (
+                "failed"
+                if states[1:] == [True]
+                else "pending"
+                if states[:1] == [True]
+                else card.row_remap
+            )
         out.append(replace(card, row_remap=state))
     return tuple(out)
 
@@ -120,7 +133,9 @@ def parse_processes(text: str) -> tuple[tuple[int, str, int], ...]:
     found = []
     for row in _rows(text):
         if len(row) == 3 and row[0].isdigit():
-            found.append((int(row[0]), row[1].rsplit("/", 1)[-1], int(row[2]) if row[2].isdigit() else 0))
+            found.append(
+                (int(row[0]), row[1].rsplit("/", 1)[-1], int(row[2]) if row[2].isdigit() else 0)
+            )
     return tuple(found)
 
 
@@ -131,9 +146,16 @@ def parse_topology(text: str) -> tuple[tuple[int, int, str], ...]:
     columns = [int(word[3:]) for word in head if re.fullmatch(r"GPU\d+", word)]
     links = []
     for words in lines:
-        if words and words is not head and re.fullmatch(r"GPU\d+", words[0]) and len(words) > len(columns):
+        if (
+            words
+            and words is not head
+            and re.fullmatch(r"GPU\d+", words[0])
+            and len(words) > len(columns)
+        ):
             row = int(words[0][3:])
-            links += [(row, c, kind) for c, kind in zip(columns, words[1:], strict=False) if row < c]
+            links += [
+                (row, c, kind) for c, kind in zip(columns, words[1:], strict=False) if row < c
+            ]
     return tuple(links)
 
 

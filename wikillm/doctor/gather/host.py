@@ -51,7 +51,9 @@ def _meminfo() -> dict[str, int]:
     return {name: int(kib) * 1024 for name, kib in found}
 
 
-def cgroup_memory(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> tuple[int | None, int | None]:
+def cgroup_memory(
+    root: Path = Path("/sys/fs/cgroup"), own: str | None = None
+) -> tuple[int | None, int | None]:
     """(limit, used) of this process's cgroup, v2 or v1; None where there is no limit."""
     own = read("/proc/self/cgroup") if own is None else own
     folders: list[tuple[Path, str, str]] = []
@@ -77,14 +79,19 @@ def _cpu_quota() -> float | None:
     """Cores that the cgroup grants, None for all."""
     quota, _, period = read("/sys/fs/cgroup/cpu.max").partition(" ")
     if not period:
-        quota, period = read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+        quota, period = (
+            read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
+            read("/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+        )
     granted, of = number(quota), number(period)
     return granted / of if granted and of and granted > 0 else None
 
 
 def shm_leftovers(folder: Path) -> tuple[tuple[str, int], ...]:
     """Buffers of DeepSpeed and NCCL that no living process has mapped: killed runs left them."""
-    names = [p for pattern in ("deepspeed_allreduce_buffer_*", "nccl-*") for p in folder.glob(pattern)]
+    names = [
+        p for pattern in ("deepspeed_allreduce_buffer_*", "nccl-*") for p in folder.glob(pattern)
+    ]
     if not names:
         return ()
     mapped = _mapped_files(str(folder))
@@ -100,7 +107,9 @@ def shm_leftovers(folder: Path) -> tuple[tuple[str, int], ...]:
 
 def _mapped_files(folder: str) -> set[str]:
     pattern = re.compile(re.escape(folder) + r"/\S+")
-    return {name for maps in Path("/proc").glob("[0-9]*/maps") for name in pattern.findall(read(maps))}
+    return {
+        name for maps in Path("/proc").glob("[0-9]*/maps") for name in pattern.findall(read(maps))
+    }
 
 
 def _identity() -> str:

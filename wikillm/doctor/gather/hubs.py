@@ -16,7 +16,9 @@ def gather_hubs(addresses: Mapping[str, str]) -> dict[str, str]:
     """name -> "" for one that answered, else why not. A name lookup that hangs is left behind in its thread."""
     answers: queue.Queue[tuple[str, str]] = queue.Queue()
     for name, address in addresses.items():
-        threading.Thread(target=lambda n=name, a=address: answers.put((n, _reach(a))), daemon=True).start()
+        threading.Thread(
+            target=lambda n=name, a=address: answers.put((n, _reach(a))), daemon=True
+        ).start()
     found = dict.fromkeys(addresses, f"no answer within {SECONDS:.0f} s")
     end = time.monotonic() + SECONDS + 1
     for _ in addresses:

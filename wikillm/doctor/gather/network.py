@@ -19,7 +19,9 @@ CARDS = Path("/sys/class/net")
 
 def gather_network(request: Request, *, ask_tools: bool = True) -> Network:
     hostname = socket.gethostname()
-    nics = tuple(look_at_card(folder.name) for folder in sorted(CARDS.iterdir()) if (folder / "mtu").exists())
+    nics = tuple(
+        look_at_card(folder.name) for folder in sorted(CARDS.iterdir()) if (folder / "mtu").exists()
+    )
     master = request.master or hostname
     addresses = resolve(master) if ask_tools else ()  # a broken name server takes seconds to say no
     return Network(
@@ -75,7 +77,11 @@ def _ipv4(name: str) -> tuple[str, ...]:
 
 def _ipv6(name: str) -> tuple[str, ...]:
     lines = (line.split() for line in read("/proc/net/if_inet6").splitlines())
-    return tuple(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line[0])) for line in lines if line[-1] == name)
+    return tuple(
+        socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line[0]))
+        for line in lines
+        if line[-1] == name
+    )
 
 
 def route_to(address: str, nics: tuple[Nic, ...]) -> tuple[str, str] | None:
@@ -104,13 +110,18 @@ def why_port_is_busy(port: int) -> str:
 def infiniband(root: Path = Path("/sys/class/infiniband")) -> tuple[tuple[str, str], ...]:
     """Ports of InfiniBand and RoCE cards: ("mlx5_0:1", "ACTIVE")."""
     ports = sorted(root.glob("*/ports/*")) if root.is_dir() else []
-    return tuple((f"{port.parents[1].name}:{port.name}", read(port / "state").rpartition(" ")[2]) for port in ports)
+    return tuple(
+        (f"{port.parents[1].name}:{port.name}", read(port / "state").rpartition(" ")[2])
+        for port in ports
+    )
 
 
 def firewalls() -> tuple[str, ...]:
     """Firewalls that are on, and a default policy that drops what comes in, as far as we may look."""
     found = [
-        name for name in ("firewalld", "ufw") if ask("systemctl", "is-active", name, timeout=3).text.strip() == "active"
+        name
+        for name in ("firewalld", "ufw")
+        if ask("systemctl", "is-active", name, timeout=3).text.strip() == "active"
     ]
     for tool in ("iptables", "nft"):
         words = ("-S", "INPUT") if tool == "iptables" else ("list", "ruleset")

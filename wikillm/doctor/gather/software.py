@@ -51,7 +51,9 @@ def torch_cuda() -> str | None:
     if found is None or not found.submodule_search_locations:
         return None
     try:
-        text = (Path(found.submodule_search_locations[0]) / "version.py").read_text(encoding="utf-8")
+        text = (Path(found.submodule_search_locations[0]) / "version.py").read_text(
+            encoding="utf-8"
+        )
     except OSError:
         return None
     match = re.search(r"^cuda[^=]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
@@ -61,11 +63,18 @@ def torch_cuda() -> str | None:
 def code_digest(package: Path) -> str:
     """One digest over WikiLLM's code, presets and the DeepSpeed recipes beside it."""
     digest = hashlib.sha256()
-    folders = [package, package.parent / "ds_configs"] if (package.parent / "train.py").exists() else [package]
+    folders = (
+        [package, package.parent / "ds_configs"]
+        if (package.parent / "train.py").exists()
+        else [package]
+    )
     for folder in folders:
         for path in files_below(folder):
             if path.suffix in _CODE:
-                digest.update(f"{path.relative_to(folder)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+                digest.update(
+                    f"{path.relative_to(folder)}\0".encode()
+                    + hashlib.sha256(path.read_bytes()).digest()
+                )
     return digest.hexdigest()[:16]
 
 

@@ -44,7 +44,13 @@ class CheckpointCallback(TrainerCallback):
         describe: Callable[[int], dict[str, Any]],
         origin: Descent | None = None,
     ) -> None:
-        self.run, self.world, self.group, self.keep, self.describe = run, world, group, keep, describe
+        self.run, self.world, self.group, self.keep, self.describe = (
+            run,
+            world,
+            group,
+            keep,
+            describe,
+        )
         self.origin = origin
         self.seconds = 0.0
         self.latest: Path | None = None
@@ -59,7 +65,9 @@ class CheckpointCallback(TrainerCallback):
         for path in keep_newest(self.run.checkpoints, self.keep, spare):
             say(f"removed {path}: train.save_total_limit={self.keep}")
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         with saving(self.run.staging, state.global_step):
             self._publish(state)
 

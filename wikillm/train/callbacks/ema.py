@@ -42,7 +42,9 @@ class EmaCallback(TrainerCallback):
         checkpoint: the one to go on from; its average goes on where it has one.
     """
 
-    def __init__(self, decay: float, start_step: int, world: World, staging: Path, checkpoint: Path | None) -> None:
+    def __init__(
+        self, decay: float, start_step: int, world: World, staging: Path, checkpoint: Path | None
+    ) -> None:
         self.decay, self.start_step, self.world, self.staging = decay, start_step, world, staging
         self.checkpoint = checkpoint
         self.average: dict[str, torch.Tensor] = {}
@@ -59,20 +61,32 @@ class EmaCallback(TrainerCallback):
         if self.checkpoint is None or not (self.checkpoint / AVERAGE).is_dir():
             return
         stored = load_file(self.checkpoint / self.file)
-        if {name: t.shape for name, t in stored.items()} != {name: p.shape for name, p in self._weights.items()}:
-            raise CheckpointError("The average in the checkpoint is not of this model.", got=str(self.checkpoint))
-        self.average = {name: tensor.to(self._weights[name].device) for name, tensor in stored.items()}
+        if {name: t.shape for name, t in stored.items()} != {
+            name: p.shape for name, p in self._weights.items()
+        }:
+            raise CheckpointError(
+                "The average in the checkpoint is not of this model.", got=str(self.checkpoint)
+            )
+        self.average = {
+            name: tensor.to(self._weights[name].device) for name, tensor in stored.items()
+        }
 
     @torch.no_grad()
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if not self.average:
             if state.global_step >= self.start_step:
-                self.average = {name: weight.detach().float().clone() for name, weight in self._weights.items()}
+                self.average = {
+                    name: weight.detach().float().clone() for name, weight in self._weights.items()
+                }
             return
         for name, weight in self._weights.items():
             self.average[name].lerp_(weight.detach().float(), 1 - self.decay)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if not self.average:
             return
         path = self.staging / checkpoint_name(state.global_step) / self.file

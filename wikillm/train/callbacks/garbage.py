@@ -27,7 +27,9 @@ class GarbageCallback(TrainerCallback):
         gc.freeze()
         gc.disable()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.global_step % self.every == 0 or control.should_save or control.should_evaluate:
             gc.collect()
 

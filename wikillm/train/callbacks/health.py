@@ -45,7 +45,9 @@ class SkipCounter:
 class HealthCallback(TrainerCallback):
     """Stops the run when a number is not finite or a rank was signalled."""
 
-    def __init__(self, run: RunDir, group: ControlGroup, signals: StopSignals, max_skipped_steps: int) -> None:
+    def __init__(
+        self, run: RunDir, group: ControlGroup, signals: StopSignals, max_skipped_steps: int
+    ) -> None:
         self.run, self.group, self.signals = run, group, signals
         self.trainer: WikiTrainer | None = None  # set once the Trainer exists
         self.stopped_by: str | None = None
@@ -57,7 +59,9 @@ class HealthCallback(TrainerCallback):
         """From here on there is something to save: a request to stop is asked for at the end of each step."""
         self.signals.defer()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         bad = self._flag.push(self._not_finite(fp16=args.fp16))
         if control.should_save or state.global_step >= state.max_steps:
             bad = self._flag.flush() or bad
@@ -69,18 +73,22 @@ class HealthCallback(TrainerCallback):
                 fix=self._advice(args.learning_rate / 2),
             )
         if stop and self.stopped_by is None:
-            reasons = {rank: why for rank, why in enumerate(self.group.gather(self.signals.received)) if why}
+            reasons = {
+                rank: why
+                for rank, why in enumerate(self.group.gather(self.signals.received))
+                if why
+            }
             first = min(reasons, default=0)
-            self.stopped_by = self.signals.received or f"{reasons.get(first, 'a signal')} (rank {first})"
+            self.stopped_by = (
+                self.signals.received or f"{reasons.get(first, 'a signal')} (rank {first})"
+            )
             say(f"stopping: {self.stopped_by}; saving a checkpoint at step {state.global_step}")
             control.should_save = True
             control.should_training_stop = True
 
     def _advice(self, rate: float) -> str:
         if list_checkpoints(self.run.checkpoints):
-            return (
-                f"go on from the last checkpoint with a lower learning rate: --resume auto train.learning_rate={rate:g}"
-            )
+            return f"go on from the last checkpoint with a lower learning rate: --resume auto train.learning_rate={rate:g}"
         return (
             "there is no checkpoint to go on from: start anew with a lower learning rate or a longer warm-up: "
             f"train.learning_rate={rate:g} run.dir={self.run.path}-2"
@@ -91,8 +99,14 @@ class HealthCallback(TrainerCallback):
         if trainer is None or trainer.last_loss is None:
             return torch.tensor(False)
         engine: Any = trainer.model_wrapped  # DeepSpeed's engine, or a plain or DDP-wrapped model
-        if fp16 and hasattr(engine, "skipped_steps") and self._skips.step(int(engine.skipped_steps)):
-            warn(f"fp16 overflow: the loss scaler skipped this step ({self._skips.in_a_row} in a row)")
+        if (
+            fp16
+            and hasattr(engine, "skipped_steps")
+            and self._skips.step(int(engine.skipped_steps))
+        ):
+            warn(
+                f"fp16 overflow: the loss scaler skipped this step ({self._skips.in_a_row} in a row)"
+            )
             return torch.tensor(False)
         bad = ~torch.isfinite(trainer.last_loss).all()
         norm = engine.get_global_grad_norm() if hasattr(engine, "get_global_grad_norm") else None

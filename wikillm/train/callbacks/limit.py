@@ -59,29 +59,39 @@ class TimeLimitCallback(TrainerCallback):
         need = save * (1 if self._saving_since is None else 2) + step + min(60.0, 0.05 * limit)
         return f"train.max_hours={self.hours:g}" if self._elapsed() + need >= limit else None
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         now = self._elapsed()
         if self._saving_since is not None:
             self.save_seconds = max(self.save_seconds, now - self._saving_since)
             self._saving_since = None
         self._began = now
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         now = self._elapsed()
         if self._began is not None:
             self._steps.append((now - self._began) / self._sequences(max(0, state.global_step - 1)))
         self._next = self._sequences(state.global_step)
         self._saving_since = now if control.should_save else None
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if self._saving_since is not None:  # the trainer evaluates first, then saves
             self._saving_since = self._elapsed()
 
 
-def seconds_since_start(environ: Mapping[str, str] = os.environ, stat: Path = Path("/proc/self/stat")) -> float:
+def seconds_since_start(
+    environ: Mapping[str, str] = os.environ, stat: Path = Path("/proc/self/stat")
+) -> float:
     """Of the Slurm job, else of this process (from /proc: imports count too)."""
     started = environ.get("SLURM_JOB_START_TIME", "")
     if started.isdecimal():
         return time.time() - int(started)
-    fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()  # the name may hold anything
+    fields = (
+        stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    )  # the name may hold anything
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

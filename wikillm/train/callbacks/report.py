@@ -65,7 +65,10 @@ class ReportCallback(TrainerCallback):
             uses_gpu=on_gpu,
         )
         self._tokens_at_start, self._seconds_at_start = self.meter.tokens, self.meter.train_seconds
-        self._table, self._lines = LogTable(plan.max_steps, plan.total_tokens, has_mfu=peak is not None), 0
+        self._table, self._lines = (
+            LogTable(plan.max_steps, plan.total_tokens, has_mfu=peak is not None),
+            0,
+        )
         self._waited, self._logged_step = 0.0, point.step if point else 0
         self.sinks: list[Sink] = []
         if world.is_main:
@@ -75,7 +78,11 @@ class ReportCallback(TrainerCallback):
 
     def sources_used(self) -> tuple[SourceUse, ...]:
         """What optimizer steps have taken of each source of a mixture so far; nothing without one."""
-        if self.store.mixture is None or self.trainer is None or not isinstance(self.trainer.data.order, MixedOrder):
+        if (
+            self.store.mixture is None
+            or self.trainer is None
+            or not isinstance(self.trainer.data.order, MixedOrder)
+        ):
             return ()
         return self.store.mixture.used(self.trainer.consumed_samples, self.trainer.data.order)
 
@@ -91,10 +98,14 @@ class ReportCallback(TrainerCallback):
         seconds = self.meter.train_seconds - self._seconds_at_start
         return min(1.0, self._waited / seconds) if seconds > 0 else None
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         self.meter.start()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if self.trainer is not None:
             self.meter.waited(self.trainer.data_seconds - self._waited)
             self._waited = self.trainer.data_seconds
@@ -110,7 +121,9 @@ class ReportCallback(TrainerCallback):
         if self.peak is not None:
             self.peak.step_done(pauses=pauses)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         logs: dict[str, Any] = kwargs["logs"]
         state.log_history.clear()  # metrics.jsonl is the record; HF's list would grow into every checkpoint
         if "loss" not in logs:
@@ -144,7 +157,9 @@ class ReportCallback(TrainerCallback):
         self._lines += 1
         say(self._table.line({**values, names.STEP: state.global_step}))
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         held_out = self.trainer.held_out if self.trainer else None
         if held_out is None:
             return
@@ -179,7 +194,10 @@ class ReportCallback(TrainerCallback):
         """Finish the sinks, each within its own bound. Safe on the crash path."""
         code = ExitCode.DONE if error is None else getattr(error, "exit_code", ExitCode.BUG)
         for sink in self.sinks:
-            sink.finish(int(code), None if error is None else (str(error) or type(error).__name__).splitlines()[0])
+            sink.finish(
+                int(code),
+                None if error is None else (str(error) or type(error).__name__).splitlines()[0],
+            )
 
 
 def _tracker(cfg: RunConfig, run: RunDir, identity: dict[str, Any]) -> SwanLabSink:

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from wikillm.config.schema import ObserveSection
 from wikillm.core.log import warn
@@ -40,18 +46,27 @@ class SampleCallback(TrainerCallback):
         self.trainer: WikiTrainer | None = None  # set once the Trainer exists
         self._sampled_at = -1
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         every = self.observe.sample_steps
         if every is not None and state.global_step % every == 0:
             self._sample(state.global_step)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if self.observe.sample_steps is None:
             self._sample(state.global_step)
 
     def _sample(self, step: int) -> None:
         takes_part = self.world.is_main or self.is_partitioned
-        if self.trainer is None or not takes_part or not self.observe.sample_prompts or step == self._sampled_at:
+        if (
+            self.trainer is None
+            or not takes_part
+            or not self.observe.sample_prompts
+            or step == self._sampled_at
+        ):
             return
         self._sampled_at = step
         prompts = self.observe.sample_prompts
