@@ -21,9 +21,9 @@ from transformers import Trainer, TrainingArguments
 
 from benchmarks.record import peak_bytes
 from wikillm.config.load import Resolved, load
-from wikillm.data.loader import BatchShape, train_loader
-from wikillm.data.order import SampleOrder
-from wikillm.data.prepare import prepare_store
+from wikillm.data.order.blocks import SampleOrder
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.read.loader import BatchShape, train_loader
 from wikillm.models.build import build_model
 from wikillm.models.patch import patch_loss
 

@@ -227,7 +227,7 @@ def _streaming(_: str, data: Path, folder: Path, work: Path, workers: int) -> An
 
 def _wikillm(name: str, data: Path, folder: Path, work: Path, workers: int) -> Any:
     from wikillm.config.schema import DataSection
-    from wikillm.data.prepare import prepare_store
+    from wikillm.data.prepare.prepare import prepare_store
 
     backend: Any = name
     cfg = DataSection(
@@ -251,9 +251,9 @@ def _wikillm(name: str, data: Path, folder: Path, work: Path, workers: int) -> A
 
 def _corpus(path: Path | None, size: int, work: Path) -> Path:
     """The first `size` bytes of text as JSON Lines; made up when no file is given."""
-    from wikillm.data.clean import cleaner
     from wikillm.data.sources.read import items_of
     from wikillm.data.sources.sniff import sniff
+    from wikillm.data.text.clean import cleaner
 
     target = work / "corpus.jsonl"
     if path is None:
@@ -275,8 +275,8 @@ def _corpus(path: Path | None, size: int, work: Path) -> Path:
 
 
 def _tokenizer(folder: Path | None, data: Path, work: Path) -> None:
-    from wikillm.data.tokenizer import copy_tokenizer
-    from wikillm.data.tokenizer_train import train_bpe, write_tokenizer
+    from wikillm.data.tokenizer.tokenizer import copy_tokenizer
+    from wikillm.data.tokenizer.train import train_bpe, write_tokenizer
 
     if folder is not None:
         copy_tokenizer(folder, work / "tokenizer")

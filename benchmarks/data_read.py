@@ -77,7 +77,7 @@ def main() -> None:
 def _write(folder: Path, tokens: int) -> None:
     import numpy as np
 
-    from wikillm.data.store import INDEX, shard_path
+    from wikillm.data.store.store import INDEX, shard_path
 
     (folder / "train").mkdir()
     for shard in range(SHARDS):
@@ -94,9 +94,9 @@ def _write(folder: Path, tokens: int) -> None:
 
 def _stream(args: argparse.Namespace) -> tuple[Any, list[Any]]:
     from wikillm.data.funnel import Funnel
-    from wikillm.data.manifest import ShardInfo, ShardSplit
     from wikillm.data.sources.read import Cursor
-    from wikillm.data.store import INDEX, TokenStream, shard_path
+    from wikillm.data.store.manifest import ShardInfo, ShardSplit
+    from wikillm.data.store.store import INDEX, TokenStream, shard_path
 
     documents = [
         shard_path(args.work, "train", n, "idx").stat().st_size // INDEX.itemsize
@@ -116,8 +116,8 @@ def _stream(args: argparse.Namespace) -> tuple[Any, list[Any]]:
 def _wikillm(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
-    import wikillm.data.loader  # noqa: F401 torch is there in a run: its import is not the data's
-    from wikillm.data.order import SampleOrder, window_ends
+    import wikillm.data.read.loader  # noqa: F401 torch is there in a run: its import is not the data's
+    from wikillm.data.order.blocks import SampleOrder, window_ends
 
     _stream(args)  # imports
     start = time.perf_counter()
@@ -160,8 +160,8 @@ def _wikillm(args: argparse.Namespace) -> dict[str, Any]:
 def _best_fit(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
-    import wikillm.data.loader  # noqa: F401 as above
-    from wikillm.data.packing import PackedOrder, PackedWindow, packed_order
+    import wikillm.data.read.loader  # noqa: F401 as above
+    from wikillm.data.order.best_fit import PackedOrder, PackedWindow, packed_order
 
     def order_of(tokens: Any, shards: list[Any]) -> PackedOrder:
         return packed_order(args.work, tokens, shards, WINDOW, args.length, 1)
@@ -190,7 +190,7 @@ def _best_fit(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _batches(tokens: Any, order: Any, args: argparse.Namespace) -> Iterator[Any]:
-    from wikillm.data.loader import BatchShape, train_loader
+    from wikillm.data.read.loader import BatchShape, train_loader
 
     total = order.blocks_of_first_epoch // args.batch
     return iter(train_loader(tokens, order, BatchShape(args.batch, 1, 1, 0), total_steps=total))

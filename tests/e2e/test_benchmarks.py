@@ -103,7 +103,7 @@ def test_peers_give_every_document_its_eos(
 
     from tokenizers import Tokenizer
 
-    from wikillm.data.tokenizer_train import train_bpe, write_tokenizer
+    from wikillm.data.tokenizer.train import train_bpe, write_tokenizer
 
     spec = importlib.util.spec_from_file_location("peers", repo / "benchmarks/peers.py")
     assert spec is not None and spec.loader is not None

@@ -19,7 +19,7 @@ from harness.tiny_model import tiny_model, write_checkpoint
 from safetensors.torch import load_file
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
-from wikillm.data.tokenizer import copy_tokenizer, load_tokenizer
+from wikillm.data.tokenizer.tokenizer import copy_tokenizer, load_tokenizer
 from wikillm.export import plain
 from wikillm.export.card import ExportFacts
 from wikillm.export.compare import compare_tokens

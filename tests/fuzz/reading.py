@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from wikillm.data.clean_job import CleanJob
+from wikillm.data.filters.documents import CleanJob
 from wikillm.data.sources.read import csv_header, items_of, read_shards
 from wikillm.data.sources.sniff import check_text_key, sniff
 from wikillm.data.types import DroppedItem, SourceFile

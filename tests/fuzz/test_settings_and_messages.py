@@ -22,9 +22,9 @@ from wikillm.config.keys import all_keys
 from wikillm.config.load import load
 from wikillm.config.yaml_file import parse_yaml
 from wikillm.core.errors import CheckpointError, ConfigError, DataError
-from wikillm.data.inspect import verify
-from wikillm.data.manifest import MANIFEST_NAME
-from wikillm.data.store import Store
+from wikillm.data.inspect.stats import verify
+from wikillm.data.store.manifest import MANIFEST_NAME
+from wikillm.data.store.store import Store
 from wikillm.supervise.hub import Hub
 from wikillm.supervise.records import read_records
 from wikillm.supervise.roll import Limits, Roll

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fuzz.budget import fuzzed
 from fuzz.reading import clean, damaged, read, written
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.clean import cleaner
+from wikillm.data.text.clean import cleaner
 
 MARKS = [
     "[[", "]]", "[[File:a.jpg|thumb|", "[[a|b]]", "{{", "}}", "{{a|b=c}}", "{{{1|x}}}", "{|", "|}", "|-", "| ", "! ", "||", "'''", "''",

@@ -19,7 +19,7 @@ from tokenizers import (
 )
 
 from wikillm.core.files import write_json
-from wikillm.data.tokenizer_train import train_bpe, write_tokenizer
+from wikillm.data.tokenizer.train import train_bpe, write_tokenizer
 
 LLAMA3_SPLITS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LINES = (

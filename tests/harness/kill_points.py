@@ -21,7 +21,12 @@ import traceback
 from pathlib import Path
 
 from wikillm.config.schema import DataSection
-from wikillm.data import parts, prepare, tokenizer_backend, worker  # noqa: F401  imported before the forks
+from wikillm.data.prepare import (
+    parts,  # noqa: F401  imported before the forks
+    prepare,
+)
+from wikillm.data.tokenizer import encoders as tokenizer_backend  # noqa: F401  imported before the forks
+from wikillm.data.workers import worker  # noqa: F401  imported before the forks
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir")
 

@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from wikillm.checkpoints.layout import STATE, checkpoint_name
 from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
 from wikillm.core.files import write_json
-from wikillm.data.tokenizer_train import QWEN2_SPLITS
+from wikillm.data.tokenizer.train import QWEN2_SPLITS
 
 EOS = "<|endoftext|>"
 

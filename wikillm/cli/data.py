@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from wikillm.cli.numbers import index, positive
 
 if TYPE_CHECKING:
-    from wikillm.data.store import Store
+    from wikillm.data.store.store import Store
 
 HELP = "Look into a token store: stats, show N, verify, export, import, tokenizer."
 
@@ -104,15 +104,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.data import inspect
-    from wikillm.data.store import Store
+    from wikillm.data.inspect import stats as inspect
+    from wikillm.data.store.store import Store
 
     if args.action == "import":
         return _import(args)
     store = Store.open(inspect.find_store(args.store))
     if args.action == "stats":
         if args.html:
-            from wikillm.data.inspect_html import stats_page
+            from wikillm.data.inspect.html import stats_page
 
             return _write(args, stats_page(store))
         print(_json(inspect.stats_of(store)) if args.json else inspect.stats_text(store))
@@ -123,12 +123,12 @@ def run(args: argparse.Namespace) -> int:
         text = f"{store.dir}: {checked['files']} files, {checked['bytes']:,} bytes, every sha256 is that of the manifest"
         print(_json(checked) if args.json else text)
     elif args.action == "tokenizer":
-        from wikillm.data.tokenizer_report import report_of_store, report_text
+        from wikillm.data.prepare.tokenizer_report import report_of_store, report_text
 
         found = report_of_store(store)
         print(_json(found) if args.json else report_text(found))
     else:
-        from wikillm.data.inspect_export import export_store
+        from wikillm.data.inspect.exports import export_store
 
         paths = [str(path) for path in export_store(store, args.to, Path(args.out))]
         print(_json({"store": str(store.dir), "files": paths}) if args.json else "\n".join(paths))
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace, store: Store) -> int:
     from wikillm.config.schema import DataSection, RunSection, TrainSection
-    from wikillm.data import inspect
+    from wikillm.data.inspect import stats as inspect
 
     if args.sample:
         train, data = TrainSection.model_fields, DataSection.model_fields
@@ -152,7 +152,7 @@ def _show(args: argparse.Namespace, store: Store) -> int:
     else:
         found = inspect.show_document(store, args.split, args.number)
     if args.html:
-        from wikillm.data.inspect_html import show_page
+        from wikillm.data.inspect.html import show_page
 
         return _write(args, show_page(store, found))
     print(_json(found) if args.json else inspect.show_text(found))
@@ -160,8 +160,8 @@ def _show(args: argparse.Namespace, store: Store) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from wikillm.data.inspect_import import import_store
-    from wikillm.data.summary import summary_json, summary_of
+    from wikillm.data.inspect.imports import import_store
+    from wikillm.data.inspect.summary import summary_json, summary_of
 
     files = [Path(file) for file in args.files]
     store = import_store(args.kind, files, Path(args.tokenizer), Path(args.out), args.val_fraction)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wikillm.data.store import Store
+    from wikillm.data.store.store import Store
 
 HELP = "From a Wikipedia dump to a trained, exported model, in minutes."
 
@@ -138,7 +138,7 @@ def quoted(path: Path) -> str:
 def prepare(words: list[str]) -> Store:
     from wikillm.config.load import load
     from wikillm.core.log import say
-    from wikillm.data.prepare import prepare_store
+    from wikillm.data.prepare.prepare import prepare_store
 
     show_command("wikillm prepare --config demo", words[:2])
     store = prepare_store(load("demo", words).config.data)

@@ -12,7 +12,7 @@ from wikillm.cli.numbers import positive
 
 if TYPE_CHECKING:
     from wikillm.config.load import Resolved
-    from wikillm.data.store import Store, TokenStream
+    from wikillm.data.store.store import Store, TokenStream
     from wikillm.evals.loss import HeldOutLoss
 
 HELP = "Validation loss, perplexity and bits per byte of a model."
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from wikillm.cli.generate import open_model
-    from wikillm.data.loader import document_mask, eval_loader
-    from wikillm.data.prepare import prepare_store
+    from wikillm.data.prepare.prepare import prepare_store
+    from wikillm.data.read.loader import document_mask, eval_loader
     from wikillm.evals.loss import held_out_loss
     from wikillm.models.patch import fused_loss
 

@@ -73,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
     import sys
 
     from wikillm.core.errors import ExitCode
-    from wikillm.data.attribution import ATTRIBUTION_NAME
-    from wikillm.data.prepare import prepare_store
-    from wikillm.data.summary import summary_json, summary_of
+    from wikillm.data.inspect.summary import summary_json, summary_of
+    from wikillm.data.prepare.prepare import prepare_store
+    from wikillm.data.text.attribution import ATTRIBUTION_NAME
     from wikillm.export.foresee import foresee_export
 
     said = _take_dumps(args) if args.wiki else []
@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
         print(_batch_file(args), end="")
         return ExitCode.DONE
     if args.shards is not None:
-        from wikillm.data.parts import Part, build_part
-        from wikillm.data.prepare import plan_store
+        from wikillm.data.prepare.parts import Part, build_part
+        from wikillm.data.prepare.prepare import plan_store
 
         print(build_part(plan_store(cfg), Part.parse(args.shards)))
         return ExitCode.DONE
@@ -98,8 +98,8 @@ def run(args: argparse.Namespace) -> int:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
         if args.executor == "ray":
-            from wikillm.data.prepare import plan_store
-            from wikillm.data.ray_executor import build_on_ray
+            from wikillm.data.prepare.prepare import plan_store
+            from wikillm.data.prepare.ray_executor import build_on_ray
 
             build_on_ray(plan_store(cfg))
         for line in said:
@@ -126,8 +126,8 @@ def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
     from pathlib import Path
 
     from wikillm.core.errors import ConfigError, ExitCode
-    from wikillm.data.copies_plan import write_drop_list_of
-    from wikillm.data.prepare import plan_store
+    from wikillm.data.prepare.dedup import write_drop_list_of
+    from wikillm.data.prepare.prepare import plan_store
 
     if cfg.dedup == "none" and cfg.drop_list is None:  # said before anything is read
         what = "There is no drop-list to make: data.dedup=none keeps copies."

@@ -28,9 +28,9 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     """
     from wikillm.config.flags import parse_arguments
     from wikillm.core.errors import Problems
+    from wikillm.data.fetch.remote import scheme_of
     from wikillm.data.filters.settings import has_minhash, has_opencc
     from wikillm.data.sources.locate import locate
-    from wikillm.data.sources.remote import scheme_of
     from wikillm.data.sources.sniff import sniff
 
     taken = {setting.key for setting in parse_arguments(user, Problems(ConfigError))}

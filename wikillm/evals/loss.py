@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from wikillm.data.loader import to_device
+from wikillm.data.read.loader import to_device
 
 Sum = Callable[..., tuple[float, ...]]  # adds numbers up over all ranks
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import DataError
-from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
-from wikillm.data.tokenizer_train import QWEN2_SPLITS
+from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
+from wikillm.data.tokenizer.train import QWEN2_SPLITS
 
 CLASS = "PreTrainedTokenizerFast"  # transformers 5 knows it as TokenizersBackend; both take tokenizer.json as it is
 NAMED = ("bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.data.tokenizer import TextTokenizer
+from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
 
 def compare_tokens(answer: Mapping[str, Any], trained: TextTokenizer, texts: Sequence[str]) -> None:

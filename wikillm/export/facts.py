@@ -17,7 +17,7 @@ import yaml
 from wikillm.checkpoints.layout import STATE, step_of
 from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
 from wikillm.core.files import sha256_file
-from wikillm.data.store import Store
+from wikillm.data.store.store import Store
 from wikillm.export.card import ExportFacts
 from wikillm.observe import names
 from wikillm.observe.sinks import read_metrics, read_records

@@ -24,7 +24,7 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from wikillm.checkpoints.manifest import seal_files
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, files_below, rename_durably, write_atomic, write_json
-from wikillm.data.tokenizer import TextTokenizer, load_tokenizer
+from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 from wikillm.export.card import ExportFacts, render_card
 from wikillm.export.carry import model_type_for, tokenizer_files
 from wikillm.export.compare import refuse_other_tokenizer

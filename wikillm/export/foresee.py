@@ -9,7 +9,7 @@ from pathlib import Path
 from wikillm.core.errors import WikiLLMError
 from wikillm.core.files import write_atomic, write_json
 from wikillm.core.log import say, warn
-from wikillm.data.tokenizer import load_tokenizer
+from wikillm.data.tokenizer.tokenizer import load_tokenizer
 from wikillm.export import plain
 from wikillm.export.carry import is_qwen2_kind, model_type_for, tokenizer_files
 from wikillm.export.compare import compare_tokens, ids_that_differ

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
-from wikillm.data.tokenizer import TextTokenizer
+from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
 _FROM_VOCABULARY = 200
 _LONGEST = 400  # characters of one text

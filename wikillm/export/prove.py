@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from wikillm.core.errors import CheckpointError, DataError, MachineError
-from wikillm.data.tokenizer import TextTokenizer
+from wikillm.data.tokenizer.tokenizer import TextTokenizer
 from wikillm.export import plain
 from wikillm.export.compare import compare_tokens
 from wikillm.export.probe import PROMPT

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from wikillm.core.errors import ConfigError, MachineError
-from wikillm.data.tokenizer import load_tokenizer, prompt_tokenizer
+from wikillm.data.tokenizer.tokenizer import load_tokenizer, prompt_tokenizer
 from wikillm.models.pretrained import load_weights
 
 

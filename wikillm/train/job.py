@@ -17,12 +17,12 @@ from wikillm.config.load import Resolved
 from wikillm.core.errors import StoppedError
 from wikillm.core.log import say
 from wikillm.core.world import World
-from wikillm.data.growing import GrowingOrder, order_of
-from wikillm.data.loader import BatchShape, Order, Stretch, document_mask
-from wikillm.data.mixture import SourceUse
-from wikillm.data.order import SampleOrder
-from wikillm.data.packing import PackedOrder
-from wikillm.data.store import Store
+from wikillm.data.order.best_fit import PackedOrder
+from wikillm.data.order.blocks import SampleOrder
+from wikillm.data.read.growing import GrowingOrder, order_of
+from wikillm.data.read.loader import BatchShape, Order, Stretch, document_mask
+from wikillm.data.read.mixed import SourceUse
+from wikillm.data.store.store import Store
 from wikillm.evals.loss import HeldOutLoss
 from wikillm.models.unpickle import only_known_classes
 from wikillm.models.z_loss import ZLoss

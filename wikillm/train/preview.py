@@ -8,8 +8,8 @@ from wikillm.config.load import Resolved
 from wikillm.core.log import say
 from wikillm.core.units import format_count, format_seconds
 from wikillm.core.world import World
-from wikillm.data.growing import epoch_sizes
-from wikillm.data.prepare import prepare_store
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.read.growing import epoch_sizes
 from wikillm.evals.loss import weights_of
 from wikillm.export.foresee import foresee_export
 from wikillm.plan.run_plan import make_plan

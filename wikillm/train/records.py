@@ -13,8 +13,8 @@ from wikillm.config.load import Resolved, to_yaml
 from wikillm.core.files import write_atomic, write_json
 from wikillm.core.log import say
 from wikillm.core.units import format_count
-from wikillm.data.mixture import SourceUse
-from wikillm.data.store import Store
+from wikillm.data.read.mixed import SourceUse
+from wikillm.data.store.store import Store
 from wikillm.observe.redact import without_queries
 from wikillm.plan.batch import name_ranks
 from wikillm.plan.run_plan import Plan

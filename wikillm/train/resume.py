@@ -18,7 +18,7 @@ from wikillm.config.init_from import shape_settings
 from wikillm.config.schema import ModelSection, RunConfig
 from wikillm.core.errors import CheckpointError
 from wikillm.core.log import say
-from wikillm.data.manifest import fingerprint_of
+from wikillm.data.store.manifest import fingerprint_of
 from wikillm.train.control import ControlGroup
 from wikillm.train.resume_keys import (
     ON_RESUME,

@@ -18,7 +18,7 @@ from wikillm.config.load import Resolved, to_yaml
 from wikillm.config.schema import RunConfig
 from wikillm.core.log import log_to_file
 from wikillm.core.world import World
-from wikillm.data.growing import epoch_sizes
+from wikillm.data.read.growing import epoch_sizes
 from wikillm.export.foresee import foresee_export
 from wikillm.models.build import build_model
 from wikillm.observe.peak import PeakMemory

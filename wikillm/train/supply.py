@@ -15,10 +15,10 @@ from wikillm.core.errors import StoppedError, WikiLLMError
 from wikillm.core.log import say
 from wikillm.core.units import format_seconds
 from wikillm.core.world import World
-from wikillm.data.growing import POLL_SECONDS, GrowingOrder
-from wikillm.data.prepare import prepare_store
-from wikillm.data.store import Store
-from wikillm.data.stream import stream_store
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.read.growing import POLL_SECONDS, GrowingOrder
+from wikillm.data.read.streamed import stream_store
+from wikillm.data.store.store import Store
 from wikillm.supervise.signals import StopSignals
 from wikillm.train.control import ControlGroup
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from wikillm.core.errors import CheckpointError, WikiLLMError
-from wikillm.data.loader import (
+from wikillm.data.read.loader import (
     BatchShape,
     DocumentMask,
     Order,

@@ -17,8 +17,8 @@ from wikillm.cli.main import main
 from wikillm.config.load import load
 from wikillm.core.errors import CheckpointError, ExitCode
 from wikillm.core.files import sha256_file, write_json
-from wikillm.data.prepare import prepare_store
-from wikillm.data.tokenizer import load_tokenizer
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.tokenizer.tokenizer import load_tokenizer
 from wikillm.models.build import build_model
 
 

@@ -18,7 +18,7 @@ import pytest
 from pyarrow import parquet
 
 from wikillm.config.schema import DataSection
-from wikillm.data.tokenizer_train import train_bpe, write_tokenizer
+from wikillm.data.tokenizer.train import train_bpe, write_tokenizer
 
 WORDS = [
     *(

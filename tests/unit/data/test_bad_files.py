@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from wikillm.core.errors import DataError
-from wikillm.data.growing import order_of
-from wikillm.data.prepare import prepare_store
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.read.growing import order_of
 from wikillm.data.sources.sniff import sniff
 
 

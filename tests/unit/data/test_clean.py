@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from wikillm.data.clean import cleaner, title_of
+from wikillm.data.text.clean import cleaner, title_of
 from wikillm.data.types import Dropped
 
 

@@ -18,17 +18,18 @@ import pytest
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import sha256_file
-from wikillm.data import prepare
-from wikillm.data.filters import sign, two_passes
+from wikillm.data.dedup import minhash as sign
+from wikillm.data.dedup import two_passes
+from wikillm.data.dedup.duplicates import find_copies
+from wikillm.data.dedup.minhash import SIGNED, SignedShard, minima_of, signed_path
 from wikillm.data.filters.characters import grams_of, units_of
-from wikillm.data.filters.copies import find_copies
 from wikillm.data.filters.drop_list import DROP, DROP_LIST_NAME, EXACT, NEAR_COPY, DropList
-from wikillm.data.filters.sign import SIGNED, SignedShard, minima_of, signed_path
 from wikillm.data.funnel import Funnel
-from wikillm.data.prepare import prepare_store
-from wikillm.data.shard import content_hash
+from wikillm.data.prepare import prepare
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.prepare.shard import content_hash
 from wikillm.data.sources.read import Cursor
-from wikillm.data.tokenizer import copy_tokenizer
+from wikillm.data.tokenizer.tokenizer import copy_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +155,7 @@ def test_a_killed_first_pass_goes_on_and_ends_the_same(tmp_path, settings, monke
         shard_bytes=20_000,
     )
     program = (
-        "import sys\nfrom wikillm.config.schema import DataSection\nfrom wikillm.data.prepare import prepare_store\n"
+        "import sys\nfrom wikillm.config.schema import DataSection\nfrom wikillm.data.prepare.prepare import prepare_store\n"
         "prepare_store(DataSection.model_validate_json(sys.argv[1]))"
     )
     run = subprocess.Popen(

@@ -13,10 +13,10 @@ import pytest
 from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.filters.drop_list import read_drop_list
-from wikillm.data.growing import order_of
-from wikillm.data.parts import Part, build_part
-from wikillm.data.prepare import plan_store, prepare_store
-from wikillm.data.stream import stream_store
+from wikillm.data.prepare.parts import Part, build_part
+from wikillm.data.prepare.prepare import plan_store, prepare_store
+from wikillm.data.read.growing import order_of
+from wikillm.data.read.streamed import stream_store
 
 T = 16
 COMMON = {"shard_bytes": 20_000, "val_fraction": 0.2}

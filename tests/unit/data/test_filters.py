@@ -20,7 +20,7 @@ from wikillm.data.filters.apply import Pipeline
 from wikillm.data.filters.characters import grams_of, units_of
 from wikillm.data.filters.quality import page_fault, text_fault
 from wikillm.data.filters.settings import Filters, plan_filters
-from wikillm.data.prepare import prepare_store
+from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.types import Dropped
 
 PROSE = (

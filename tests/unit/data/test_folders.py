@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from wikillm.core.errors import DataError
-from wikillm.data.prepare import prepare_store
+from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.sources import walk
 from wikillm.data.sources.locate import locate
 

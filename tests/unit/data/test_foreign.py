@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from wikillm.core.errors import DataError
-from wikillm.data.prepare import prepare_store
+from wikillm.data.prepare.prepare import prepare_store
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345678\n"
 

@@ -16,16 +16,16 @@ import pytest
 from harness.hub_server import COMMIT, serve_hub
 
 from wikillm.core.errors import ConfigError
-from wikillm.data.prepare import prepare_store
-from wikillm.data.sources import hub
-from wikillm.data.sources.cache import Cache
-from wikillm.data.sources.hub import parse, splits_of
+from wikillm.data.fetch import datasets as hub
+from wikillm.data.fetch.cache import Cache
+from wikillm.data.fetch.datasets import parse, splits_of
+from wikillm.data.prepare.prepare import prepare_store
 
 PROGRAM = """
 import json, sys
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.prepare import prepare_store
+from wikillm.data.prepare.prepare import prepare_store
 for cfg in json.loads(sys.argv[1]):
     try:
         store = prepare_store(DataSection(**cfg))

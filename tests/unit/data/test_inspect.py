@@ -12,11 +12,12 @@ from pyarrow import parquet
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.data import inspect, prepare
-from wikillm.data.growing import order_of
-from wikillm.data.inspect_export import export_store
-from wikillm.data.loader import Samples
-from wikillm.data.prepare import prepare_store
+from wikillm.data.inspect import stats as inspect
+from wikillm.data.inspect.exports import export_store
+from wikillm.data.prepare import prepare
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.read.growing import order_of
+from wikillm.data.read.loader import Samples
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 import pytest
 
 from wikillm.cli.main import main
-from wikillm.data import inspect, prepare
-from wikillm.data.inspect_html import show_page, stats_page
-from wikillm.data.prepare import prepare_store
+from wikillm.data.inspect import stats as inspect
+from wikillm.data.inspect.html import show_page, stats_page
+from wikillm.data.prepare import prepare
+from wikillm.data.prepare.prepare import prepare_store
 
 NASTY = "<script>alert(1)</script> & \"引号\" '北京' </span><img src=http://x.example/y.png>"
 

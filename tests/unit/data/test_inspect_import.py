@@ -11,10 +11,11 @@ import pytest
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.data import inspect_import, prepare
-from wikillm.data.inspect_export import export_store
-from wikillm.data.inspect_import import import_store
-from wikillm.data.prepare import prepare_store
+from wikillm.data.inspect import imports as inspect_import
+from wikillm.data.inspect.exports import export_store
+from wikillm.data.inspect.imports import import_store
+from wikillm.data.prepare import prepare
+from wikillm.data.prepare.prepare import prepare_store
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pickle
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wikillm.data.clean_job import CleanJob
+from wikillm.data.filters.documents import CleanJob
 from wikillm.data.sources import streams
 from wikillm.data.sources.lines import split_lines, split_run, split_runs, trimmed
 from wikillm.data.sources.read import Cursor, RawShard, read_shards
-from wikillm.data.sources.spans import SPAN_BYTES, Lines, Records, spans_of_items
+from wikillm.data.sources.record_batches import SPAN_BYTES, Lines, Records, spans_of_items
 from wikillm.data.types import Item, SourceFile
 
 LINES = st.lists(

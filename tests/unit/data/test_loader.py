@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wikillm.data.loader import (
+from wikillm.data.order.blocks import IGNORED, SampleOrder, window_ends
+from wikillm.data.read.loader import (
     PADDING,
     BatchShape,
     DocumentMask,
@@ -22,7 +23,6 @@ from wikillm.data.loader import (
     to_device,
     train_loader,
 )
-from wikillm.data.order import IGNORED, SampleOrder, window_ends
 
 
 class Counting:

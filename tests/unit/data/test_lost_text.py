@@ -7,9 +7,9 @@ import json
 import pytest
 
 from wikillm.core.errors import DataError
-from wikillm.data import clean_job
-from wikillm.data.clean import cleaner
-from wikillm.data.prepare import prepare_store
+from wikillm.data.filters import documents as clean_job
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.text.clean import cleaner
 
 RECORDS = [{"text": f"document {i} of a corpus"} for i in range(300)]
 

@@ -15,11 +15,11 @@ import pytest
 from wikillm.cli.main import main
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError, MachineError
-from wikillm.data.growing import order_of
-from wikillm.data.loader import BatchShape, train_loader
-from wikillm.data.manifest import Manifest, fingerprint_of
-from wikillm.data.prepare import prepare_store
-from wikillm.data.store import Store
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.read.growing import order_of
+from wikillm.data.read.loader import BatchShape, train_loader
+from wikillm.data.store.manifest import Manifest, fingerprint_of
+from wikillm.data.store.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from wikillm.config.mixture import PERIOD
 from wikillm.config.schema import MixtureSource
 from wikillm.core.errors import DataError
-from wikillm.data import mixture_tokenizer
-from wikillm.data.growing import order_of
-from wikillm.data.loader import BatchShape, train_loader
-from wikillm.data.mixture import MixedOrder, Table
-from wikillm.data.prepare import prepare_store
-from wikillm.data.store import Store
-from wikillm.data.summary import summary_json, summary_of
+from wikillm.data.inspect.summary import summary_json, summary_of
+from wikillm.data.prepare import mixture_tokenizer
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.read.growing import order_of
+from wikillm.data.read.loader import BatchShape, train_loader
+from wikillm.data.read.mixed import MixedOrder, Table
+from wikillm.data.store.store import Store
 
 T = 16
 weights = st.lists(st.integers(1, 60), min_size=1, max_size=6)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
-from wikillm.data.order import Permutation, SampleOrder, keyed_hash, window_ends
+from wikillm.data.order.blocks import Permutation, SampleOrder, keyed_hash, window_ends
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63))

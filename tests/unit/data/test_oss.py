@@ -6,10 +6,10 @@ import pytest
 from harness.oss_server import KEY_ID, serve_oss
 
 from wikillm.core.errors import DataError
-from wikillm.data.prepare import prepare_store
-from wikillm.data.sources import cache as cache_module
-from wikillm.data.sources import remote
-from wikillm.data.sources.cache import Cache
+from wikillm.data.fetch import cache as cache_module
+from wikillm.data.fetch import remote
+from wikillm.data.fetch.cache import Cache
+from wikillm.data.prepare.prepare import prepare_store
 
 pytest.importorskip("ossfs")
 

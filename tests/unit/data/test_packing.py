@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
-from wikillm.data.loader import BatchShape, DocumentMask, Samples, train_loader
-from wikillm.data.order import IGNORED
-from wikillm.data.packing import FOLDER, PackedOrder, PackedWindow, best_fit, packed_order
-from wikillm.data.store import TokenStream
+from wikillm.data.order.best_fit import FOLDER, PackedOrder, PackedWindow, best_fit, packed_order
+from wikillm.data.order.blocks import IGNORED
+from wikillm.data.read.loader import BatchShape, DocumentMask, Samples, train_loader
+from wikillm.data.store.store import TokenStream
 
 EOS = 7
 
@@ -218,7 +218,7 @@ def test_shards_that_were_built_again_are_packed_again(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_written_to_is_packed_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wikillm.data.turns.os.access", lambda *_: False)
+    monkeypatch.setattr("wikillm.data.workers.exclusive.os.access", lambda *_: False)
     packings: list[int] = []
     pack = PackedWindow.of
     monkeypatch.setattr(PackedWindow, "of", lambda *given: packings.append(1) or pack(*given))

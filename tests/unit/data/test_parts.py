@@ -19,10 +19,10 @@ from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import STAGING_SUFFIX
 from wikillm.core.lock import FileLock
-from wikillm.data.build import finished_shards
-from wikillm.data.parts import Part, build_part, ready_for_parts
-from wikillm.data.prepare import plan_store, prepare_store
-from wikillm.data.store import Store
+from wikillm.data.prepare.build import finished_shards
+from wikillm.data.prepare.parts import Part, build_part, ready_for_parts
+from wikillm.data.prepare.prepare import plan_store, prepare_store
+from wikillm.data.store.store import Store
 
 
 def digests(store: Path) -> dict[str, str]:
@@ -206,7 +206,7 @@ def test_what_parts_cannot_do_is_refused(make, corpus, capsys):
 
 def test_a_part_goes_on_with_tokenizers_when_an_encoder_differs(make, monkeypatch):
     pytest.importorskip("fastokens")
-    from wikillm.data import tokenizer_backend
+    from wikillm.data.tokenizer import encoders as tokenizer_backend
 
     whole = digests(prepare_store(make("whole", backend="hf")).dir)
     real = tokenizer_backend.OPENERS["fastokens"]
@@ -259,7 +259,7 @@ def ray_workers() -> list[int]:
 def test_a_ray_cluster_gives_the_same_store_though_a_worker_is_killed(make, monkeypatch):
     if importlib.util.find_spec("ray") is None:
         pytest.skip("the extra `ray` is not installed")
-    from wikillm.data.ray_executor import build_on_ray
+    from wikillm.data.prepare.ray_executor import build_on_ray
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     whole = digests(prepare_store(make("whole")).dir)
@@ -281,7 +281,7 @@ def test_a_ray_cluster_gives_the_same_store_though_a_worker_is_killed(make, monk
 
 
 def test_ray_that_is_missing_or_not_there_is_named(make, monkeypatch):
-    from wikillm.data import ray_executor
+    from wikillm.data.prepare import ray_executor
 
     class NoCluster:
         def init(self, **_):

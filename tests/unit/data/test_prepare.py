@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.data import prepare
-from wikillm.data.prepare import prepare_store
-from wikillm.data.store import Store
+from wikillm.data.prepare import prepare
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.store.store import Store
 
 PROGRAM = """
 import os, sys, json
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import WikiLLMError
-from wikillm.data import prepare
+from wikillm.data.prepare import prepare
 prepare.shard_range = lambda estimate: 8000
 try:
     store = prepare.prepare_store(DataSection(**json.loads(sys.argv[1])), is_main=os.environ.get("RANK", "0") == "0")
@@ -204,7 +204,7 @@ def test_nothing_left_to_train_on_is_said_as_that(tmp_path, texts, write_source,
 def test_auto_stays_with_what_it_trained_and_takes_qwen2_when_it_appears(
     tmp_path, texts, write_source, settings, tokenizer_dir, monkeypatch
 ):
-    from wikillm.data import tokenizer_find
+    from wikillm.data.tokenizer import find as tokenizer_find
 
     path = write_source(tmp_path, "plain.jsonl", texts(60))
     trained = prepare_store(settings(path, tokenizer="auto"))

@@ -23,7 +23,7 @@ from wikillm.config.flags import read_text
 from wikillm.config.keys import all_keys
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError
-from wikillm.data.prepare import prepare_store
+from wikillm.data.prepare.prepare import prepare_store
 
 TEXTS = [
     f'第{i}篇 is "about" a river, {i} km long, and it\'s the {i}th of them; 河流{i}。'

@@ -15,10 +15,10 @@ import pytest
 from harness.file_server import serve
 
 from wikillm.core.errors import ConfigError, DataError, MachineError
-from wikillm.data.prepare import prepare_store
-from wikillm.data.sources import cache as cache_module
-from wikillm.data.sources.cache import Cache
-from wikillm.data.sources.remote import file_name, shown
+from wikillm.data.fetch import cache as cache_module
+from wikillm.data.fetch.cache import Cache
+from wikillm.data.fetch.remote import file_name, shown
+from wikillm.data.prepare.prepare import prepare_store
 
 
 @pytest.fixture(autouse=True)

@@ -14,14 +14,14 @@ from harness.file_server import serve
 
 from wikillm.config.schema import DataSection, MixtureSource
 from wikillm.core.errors import ConfigError, DataError, MachineError
-from wikillm.data import remote_store
-from wikillm.data.growing import order_of
-from wikillm.data.loader import BatchShape, train_loader
-from wikillm.data.prepare import prepare_store
-from wikillm.data.sources import cache as cache_module
-from wikillm.data.sources.cache import Cache
-from wikillm.data.store import Store
-from wikillm.data.stream import stream_store
+from wikillm.data.fetch import cache as cache_module
+from wikillm.data.fetch.cache import Cache
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.read.growing import order_of
+from wikillm.data.read.loader import BatchShape, train_loader
+from wikillm.data.read.streamed import stream_store
+from wikillm.data.store import remote_store
+from wikillm.data.store.store import Store
 
 T = 32
 

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
-from wikillm.data.clean import cleaner
-from wikillm.data.clean_job import CleanJob
+from wikillm.data.filters.documents import CleanJob
 from wikillm.data.sources.lines import split_lines
 from wikillm.data.sources.locate import WIKI_ZH_CANDIDATES, locate
 from wikillm.data.sources.read import Cursor, items_of, read_shards
 from wikillm.data.sources.sniff import check_text_key, sniff
 from wikillm.data.sources.split import split_array, split_pages
 from wikillm.data.sources.streams import file_and_line, pieces
+from wikillm.data.text.clean import cleaner
 from wikillm.data.types import SourceFile
 
 LIMIT = 1 << 24

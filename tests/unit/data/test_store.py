@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from wikillm.core.errors import DataError, MachineError
-from wikillm.data import build, prepare
-from wikillm.data.clean_job import CleanJob
+from wikillm.data.filters.documents import CleanJob
 from wikillm.data.funnel import Funnel, merged
-from wikillm.data.manifest import Manifest
-from wikillm.data.prepare import prepare_store
-from wikillm.data.shard import ShardJob, shard_record_path
+from wikillm.data.inspect.summary import summary_json, summary_of
+from wikillm.data.prepare import build, prepare
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.prepare.shard import ShardJob, shard_record_path
 from wikillm.data.sources.read import read_shards
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.store import Store
-from wikillm.data.summary import summary_json, summary_of
-from wikillm.data.tokenizer import copy_tokenizer
+from wikillm.data.store.manifest import Manifest
+from wikillm.data.store.store import Store
+from wikillm.data.tokenizer.tokenizer import copy_tokenizer
 
 
 @pytest.fixture(autouse=True)

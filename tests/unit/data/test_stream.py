@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from wikillm.core.errors import DataError
-from wikillm.data.growing import GrowingOrder, order_of
-from wikillm.data.loader import BatchShape, train_loader
-from wikillm.data.prepare import prepare_store
-from wikillm.data.store import Store
-from wikillm.data.stream import stream_store
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.read.growing import GrowingOrder, order_of
+from wikillm.data.read.loader import BatchShape, train_loader
+from wikillm.data.read.streamed import stream_store
+from wikillm.data.store.store import Store
 
 T = 16
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
-from wikillm.data.prepare import prepare_store
-from wikillm.data.sources.rows import columns_of, split_rows
+from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.sources.sniff import check_text_key, sniff
+from wikillm.data.sources.tables import columns_of, split_rows
 
 LIMIT = 1 << 24
 

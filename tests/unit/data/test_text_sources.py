@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from wikillm.core.errors import DataError
-from wikillm.data.clean import cleaner
-from wikillm.data.clean_job import TOO_LONG
-from wikillm.data.prepare import prepare_store
+from wikillm.data.filters.documents import TOO_LONG
+from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.sources import streams
 from wikillm.data.sources.locate import locate
+from wikillm.data.sources.plain_text import split_blocks, split_whole
 from wikillm.data.sources.read import items_of, read_shards
-from wikillm.data.sources.rows import Columns, columns_of, parse_row, row_and_header, split_rows
 from wikillm.data.sources.sniff import check_text_key, sniff
-from wikillm.data.sources.split_text import split_blocks, split_whole
+from wikillm.data.sources.tables import Columns, columns_of, parse_row, row_and_header, split_rows
+from wikillm.data.text.clean import cleaner
 from wikillm.data.types import Dropped
 
 LIMIT = 1 << 24

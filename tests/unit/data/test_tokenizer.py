@@ -17,10 +17,11 @@ from tokenizers import Tokenizer
 
 from wikillm.config.trained_tokenizer import MIN_VOCABULARY, parse_train
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.data import hubs, tokenizer_find
-from wikillm.data.tokenizer import copy_tokenizer, load_tokenizer
-from wikillm.data.tokenizer_find import choose_tokenizer
-from wikillm.data.tokenizer_train import (
+from wikillm.data.tokenizer import download as hubs
+from wikillm.data.tokenizer import find as tokenizer_find
+from wikillm.data.tokenizer.find import choose_tokenizer
+from wikillm.data.tokenizer.tokenizer import copy_tokenizer, load_tokenizer
+from wikillm.data.tokenizer.train import (
     SPECIAL_TOKENS,
     default_vocabulary,
     train_bpe,
@@ -59,7 +60,7 @@ def test_training_does_not_depend_on_threads_or_process(tmp_path, texts):
     corpus = tmp_path / "corpus.json"
     corpus.write_text(json.dumps(texts(500)))
     program = (
-        "import json, sys; from pathlib import Path; from wikillm.data.tokenizer_train import *;"
+        "import json, sys; from pathlib import Path; from wikillm.data.tokenizer.train import *;"
         "write_tokenizer(train_bpe(json.load(open(sys.argv[1])), 700), Path(sys.argv[2]))"
     )
     for threads in ("1", "4"):

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.data import prepare, tokenizer_backend
-from wikillm.data.build import ensure_store
-from wikillm.data.prepare import plan_store, prepare_store
-from wikillm.data.store import Store
-from wikillm.data.tokenizer import load_tokenizer
-from wikillm.data.tokenizer_backend import (
+from wikillm.data.prepare import prepare
+from wikillm.data.prepare.build import ensure_store
+from wikillm.data.prepare.prepare import plan_store, prepare_store
+from wikillm.data.store.store import Store
+from wikillm.data.tokenizer import encoders as tokenizer_backend
+from wikillm.data.tokenizer.encoders import (
     OPENERS,
     REFUSED_NAME,
     BackendDiffers,
@@ -27,6 +27,7 @@ from wikillm.data.tokenizer_backend import (
     fuzz_texts,
     open_encoder,
 )
+from wikillm.data.tokenizer.tokenizer import load_tokenizer
 
 PACKAGES = ("fastokens", "tiktoken")
 

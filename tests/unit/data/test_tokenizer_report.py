@@ -7,8 +7,9 @@ import json
 import numpy as np
 
 from wikillm.cli.main import main
-from wikillm.data import tokenizer_find, tokenizer_report
-from wikillm.data.prepare import prepare_store
+from wikillm.data.prepare import tokenizer_report
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.tokenizer import find as tokenizer_find
 
 
 def test_the_report_counts_what_is_there(

@@ -16,7 +16,7 @@ from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.filters import settings as filter_settings
 from wikillm.data.sources import bz2_streams
 from wikillm.data.sources.streams import pieces
-from wikillm.data.store import Store
+from wikillm.data.store.store import Store
 from wikillm.data.types import SourceFile
 
 SUBJECTS = (

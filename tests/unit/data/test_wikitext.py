@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wikillm.data.language_variants import resolve_variants
-from wikillm.data.wikitext import DamagedWikitext, text_of_wikitext
+from wikillm.data.text.language_variants import resolve_variants
+from wikillm.data.text.wikitext import DamagedWikitext, text_of_wikitext
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import pytest
 from wikillm.cli.demo import find_source
 from wikillm.data.sources.read import items_of
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.wikitext import text_of_wikitext
-from wikillm.data.wikitext_names import TAIL_SECTIONS
+from wikillm.data.text.wikitext import text_of_wikitext
+from wikillm.data.text.wikitext_names import TAIL_SECTIONS
 
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _HEADING = re.compile(r"(=+)\s*(.*?)\s*=+\s*$")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wikillm.data.text.wikitext import text_of_wikitext
 from wikillm.data.types import WikiSite
-from wikillm.data.wikitext import text_of_wikitext
 
 MARKUP = ("<!--", "-->", "<!-- x -->", "{{ name }}", "{{", "[[nodiscard]]", "[[File:A.jpg]]", "<ref>", "</ref>", "<ref>x</ref>",
           "1-{2}-3", "-{zh-hans:甲;zh-hant:乙}-", "{|", "|}", "__NOTOC__", "== x ==", "* x", "&nbsp", "<div>", "it's 2 > 1")  # fmt: skip

@@ -15,8 +15,8 @@ from transformers.models.auto import tokenization_auto
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import write_json
-from wikillm.data.tokenizer import copy_tokenizer, load_tokenizer, prompt_tokenizer
-from wikillm.data.tokenizer_backend import choose_backend
+from wikillm.data.tokenizer.encoders import choose_backend
+from wikillm.data.tokenizer.tokenizer import copy_tokenizer, load_tokenizer, prompt_tokenizer
 from wikillm.export import plain
 from wikillm.export.carry import model_type_for, tokenizer_files
 from wikillm.export.compare import compare_tokens

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.boundaries import cumulative_lengths, document_positions
-from wikillm.data.loader import DocumentMask, Samples, document_mask, eval_loader
-from wikillm.data.order import SampleOrder
+from wikillm.data.order.blocks import SampleOrder
+from wikillm.data.read.document_mask import cumulative_lengths, document_positions
+from wikillm.data.read.loader import DocumentMask, Samples, document_mask, eval_loader
 from wikillm.models.attention_mask import own_masks, prepare_masks
 from wikillm.models.patch import patch_loss
 

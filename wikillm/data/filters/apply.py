@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from wikillm.data.clean import title_of
 from wikillm.data.filters.quality import page_fault, text_fault
 from wikillm.data.filters.settings import Filters
+from wikillm.data.text.clean import title_of
 from wikillm.data.types import Dropped
 
 CONTAMINATED = "holds an evaluation example"

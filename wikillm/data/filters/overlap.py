@@ -20,9 +20,9 @@ from wikillm.data.filters.characters import Hashes, grams_of, units_of
 from wikillm.data.filters.settings import PinnedFile
 from wikillm.data.sources.lines import split_lines
 from wikillm.data.sources.read import items_of
-from wikillm.data.sources.rows import parse_row
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.sources.streams import pieces
+from wikillm.data.sources.tables import parse_row
 from wikillm.data.types import Item, SourceFile
 
 MIN_UNITS = 5

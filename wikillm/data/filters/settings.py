@@ -16,8 +16,8 @@ from typing import Any
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import sha256_file
+from wikillm.data.fetch.remote import scheme_of, shown
 from wikillm.data.sources.locate import HOW_TO_GET_DATA, locate
-from wikillm.data.sources.remote import scheme_of, shown
 
 QUALITY_VERSION = 1
 """Raise it with every change of a quality rule: it is part of the fingerprint."""

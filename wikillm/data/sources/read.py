@@ -13,11 +13,11 @@ from functools import partial
 
 from wikillm.data.sources import parquet
 from wikillm.data.sources.lines import split_lines, split_runs
-from wikillm.data.sources.rows import columns_of, row_and_header, split_rows
-from wikillm.data.sources.spans import Span, spans_of_items, spans_of_runs
+from wikillm.data.sources.plain_text import split_blocks, split_whole
+from wikillm.data.sources.record_batches import Span, spans_of_items, spans_of_runs
 from wikillm.data.sources.split import split_array, split_pages
-from wikillm.data.sources.split_text import split_blocks, split_whole
 from wikillm.data.sources.streams import TYPICAL_RATIO, file_and_line, pieces
+from wikillm.data.sources.tables import columns_of, row_and_header, split_rows
 from wikillm.data.types import Item, SourceFile
 
 LINES = ("jsonl", "lines")

@@ -16,10 +16,10 @@ from pathlib import Path
 from wikillm.checkpoints.retention import room_to_come
 from wikillm.core.errors import WikiLLMError
 from wikillm.core.files import file_system_kind, files_below, nearest_existing
-from wikillm.data.build_plan import predicted_store_bytes
-from wikillm.data.manifest import MANIFEST_NAME
+from wikillm.data.prepare.plan import predicted_store_bytes
 from wikillm.data.sources.locate import locate
 from wikillm.data.sources.sniff import sniff
+from wikillm.data.store.manifest import MANIFEST_NAME
 from wikillm.doctor.facts import Disk, Place
 from wikillm.doctor.needs import Request
 

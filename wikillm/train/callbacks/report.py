@@ -17,8 +17,8 @@ from wikillm.core.errors import ExitCode
 from wikillm.core.log import say
 from wikillm.core.units import format_count
 from wikillm.core.world import World
-from wikillm.data.mixture import MixedOrder, SourceUse
-from wikillm.data.store import Store
+from wikillm.data.read.mixed import MixedOrder, SourceUse
+from wikillm.data.store.store import Store
 from wikillm.evals.loss import weights_of
 from wikillm.observe import names
 from wikillm.observe.format import LogTable

@@ -1,0 +1,1 @@
+"""Which documents are duplicates, found by a first pass over the sources."""

@@ -1,0 +1,1 @@
+"""Files of other machines and hubs, downloaded into a bounded cache."""

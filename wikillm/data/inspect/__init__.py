@@ -1,0 +1,1 @@
+"""Look into a store, convert it, and describe it."""

@@ -1,0 +1,105 @@
+"""What is to be built, decided before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wikillm.core.errors import DataError
+from wikillm.data.filters.documents import CleanJob
+from wikillm.data.filters.drop_list import DropList
+from wikillm.data.filters.settings import Filters
+from wikillm.data.funnel import Funnel
+from wikillm.data.prepare.shard import ShardJob
+from wikillm.data.sources.read import estimated_bytes
+from wikillm.data.store.manifest import SourceInfo
+from wikillm.data.tokenizer.encoders import CHECKED_BEFORE_TRAINING, FIRST_DOCUMENTS
+from wikillm.data.tokenizer.find import TokenizerChoice
+from wikillm.data.types import SourceFile
+
+_TEXT_SHARE = {"mediawiki": 0.6, "json": 0.98, "jsonl": 0.98, "csv": 0.98}
+"""Clean text per decompressed byte, at most; 1 for the other formats."""
+_MOST_THREADS = 8
+_STORE_BYTES_PER_TEXT_BYTE = (
+    1.4  # 0.29 tokens of 4 bytes, and 32 bytes for a document of 250 at least
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """All that decides a store (`facts`), and what decides only how it is built (`workers`, `is_read`, ...)."""
+
+    store: Path
+    facts: dict[str, Any]
+    fingerprint: str
+    sources: tuple[SourceFile, ...]
+    source_infos: tuple[SourceInfo, ...]
+    tokenizer: TokenizerChoice
+    text_key: str
+    shard_bytes: int
+    val_fraction: float
+    max_text_bytes: int | None
+    max_document_bytes: int
+    max_bad_fraction: float
+    workers: int
+    backend: str = "auto"
+    relay: Path | None = None  # where the newest progress line goes
+    is_read: bool = False  # a run trains on what stands of it: no final shard may change any more
+    filters: Filters = Filters()
+    drop_list: DropList | None = None
+
+    @property
+    def turn(self) -> Path:
+        """The name of the turn to build this store (see data.turns)."""
+        return self.store.with_name(f".{self.store.name}")
+
+    @property
+    def crew_lock(self) -> Path:
+        """Shared by all who build parts of the store at once (see data.parts)."""
+        return self.store.with_name(f".{self.store.name}.crew")
+
+    @property
+    def threads(self) -> int:
+        """Threads that decompress: one feeds a dozen workers that clean wikitext, and each takes a core."""
+        return min(self.workers, _MOST_THREADS)
+
+    @property
+    def clean_job(self) -> CleanJob:
+        formats = tuple(source.format for source in self.sources)
+        sites = tuple(source.site for source in self.sources)
+        return CleanJob(formats, self.text_key, self.filters, self.drop_list, sites)
+
+    def shard_job(self, backend: str) -> ShardJob:
+        """What builds one shard with the encoder `backend`, in this or another process."""
+        check_first = CHECKED_BEFORE_TRAINING if self.is_read else FIRST_DOCUMENTS
+        return ShardJob(
+            self.store, self.clean_job, self.val_fraction, backend=backend, check_first=check_first
+        )
+
+    def predicted_bytes(self) -> int:
+        """About how large the store becomes; rather too much than too little."""
+        return predicted_store_bytes(self.sources, self.max_text_bytes)
+
+    def nothing_left(self, funnel: Funnel) -> DataError:
+        """The error of a build of which no document is left; `funnel` tells why."""
+        if (
+            self.max_text_bytes is not None
+            and funnel.kept_records == 0
+            and funnel.read_records == 0
+        ):
+            fix = f"data.max_text_bytes={self.max_text_bytes} is less than the first document; raise it"
+        else:
+            fix = "look at the reasons above; data.text_key names the key of the text"
+        return DataError("Nothing is left to train on after cleaning.", got=funnel.table(), fix=fix)
+
+
+def predicted_store_bytes(sources: Sequence[SourceFile], max_text_bytes: int | None = None) -> int:
+    """About how large a store of `sources` becomes; rather too much than too little."""
+    text = sum(
+        estimated_bytes([source]) * _TEXT_SHARE.get(source.format, 1.0) for source in sources
+    )
+    if max_text_bytes is not None:
+        text = min(text, max_text_bytes)
+    return int(text * _STORE_BYTES_PER_TEXT_BYTE) + (16 << 20)

@@ -1,0 +1,280 @@
+"""From `data.*` to an opened token store: the one door that training, evaluation and the command line use.
+
+`prepare_store` is called by every rank before any process group exists. One process at a time works: the first
+finds the sources' digests and the tokenizer and builds; the others wait and open the same store. What was found
+is kept beside the stores, keyed by the settings and by path, size and time of each file, so that a later start
+neither reads the sources again nor asks a hub again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from wikillm.config.schema import DataSection
+from wikillm.core.errors import ConfigError, DataError
+from wikillm.core.files import sha256_file, write_json
+from wikillm.data.fetch.cache import Cache, Fetched
+from wikillm.data.fetch.find import find_sources
+from wikillm.data.fetch.remote import scheme_of, shown
+from wikillm.data.filters.documents import Work
+from wikillm.data.filters.settings import Filters, plan_filters
+from wikillm.data.prepare.build import ensure_store
+from wikillm.data.prepare.dedup import Copies
+from wikillm.data.prepare.held_out import refuse_few_held_out, refuse_one_text
+from wikillm.data.prepare.mixture_tokenizer import mixture_tokenizer
+from wikillm.data.prepare.plan import BuildPlan
+from wikillm.data.read.mixed import open_mixture
+from wikillm.data.sources.read import estimated_bytes, shard_range
+from wikillm.data.sources.sniff import check_text_key, sniff
+from wikillm.data.store.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    SourceInfo,
+    fingerprint_of,
+    refuse_other_facts,
+)
+from wikillm.data.store.remote_store import open_remote
+from wikillm.data.store.store import Store
+from wikillm.data.text.clean import CLEANER_VERSION
+from wikillm.data.tokenizer.find import TokenizerChoice, choose_tokenizer
+from wikillm.data.types import SourceFile
+from wikillm.data.workers.exclusive import beside, one_at_a_time
+from wikillm.data.workers.progress import Progress
+
+STORES = Path("stores")
+_SMALL_CORPUS = 256 * 10**6  # below this many bytes of source, val_fraction=auto holds out a tenth
+_DECIDES_NOTHING = {
+    *("workers", "backend", "max_bad_fraction", "min_val_tokens", "preset"),
+    *("shard_bytes", "streaming", "window_shards", "stall_seconds", "mixture", "packing"),
+    *("cache", "cache_bytes", "drop_list"),
+}  # of what is found by looking at the sources
+_LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
+
+
+def prepare_store(cfg: DataSection, *, is_main: bool = True) -> Store:
+    """Open the token store of `cfg`, building it first where it is missing. (all ranks)
+
+    Raises:
+        ConfigError: a setting that cannot be.
+        DataError: sources, tokenizer or an existing store that cannot be used; too few held-out tokens.
+        MachineError: no room on the disk, or a worker process that died.
+    """
+    check_settings(cfg)
+    store = _prepare_mixture(cfg, is_main) if cfg.mixture else _prepare(cfg, is_main)
+    refuse_few_held_out(store, store.train, store.val, cfg)
+    return store
+
+
+def _prepare_mixture(cfg: DataSection, is_main: bool) -> Store:
+    def tokenizer_of(sources: list[tuple[str, int, DataSection]]) -> str:
+        plans = [
+            (name, count, plan_store(own, is_main=is_main, is_part=True))
+            for name, count, own in sources
+        ]
+        return mixture_tokenizer(cfg.tokenizer, plans, STORES, is_main=is_main)
+
+    return open_mixture(cfg, lambda part: _prepare(part, is_main, is_part=True), tokenizer_of)
+
+
+def check_settings(cfg: DataSection) -> None:
+    """Refuse what cannot be, before anything is looked at."""
+    if cfg.val_fraction != "auto" and not 0 < cfg.val_fraction < 1:
+        raise ConfigError(
+            "data.val_fraction is a share between 0 and 1.",
+            got=str(cfg.val_fraction),
+            fix="data.val_fraction=0.1",
+        )
+    if cfg.max_document_bytes > _LARGEST_DOCUMENT:
+        raise ConfigError(
+            "data.max_document_bytes must be below 4 GiB.", got=str(cfg.max_document_bytes)
+        )
+
+
+def _prepare(cfg: DataSection, is_main: bool, is_part: bool = False) -> Store:
+    ready = open_prepared(cfg, is_main=is_main)
+    if ready is not None:
+        return ready
+    return ensure_planned(plan_store(cfg, is_main=is_main, is_part=is_part), is_main=is_main)
+
+
+def open_prepared(cfg: DataSection, *, is_main: bool = True) -> Store | None:
+    """The store that `data.store` names where nothing else is named: the sources need not be here. (all ranks)"""
+    if cfg.store and scheme_of(cfg.store):
+        if cfg.path:
+            raise ConfigError(
+                "A store is built in a local folder, and read from an address.",
+                got=f"data.store={shown(cfg.store)} beside data.path",
+                fix="data.path=null to read the store; or build it in data.store=FOLDER, and copy that there",
+            )
+        return open_remote(cfg.store, Cache(cfg.cache, cfg.cache_bytes), is_main=is_main)
+    if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
+        return Store.open(Path(cfg.store), sizes=is_main)
+    return None
+
+
+def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
+    """The finished store of a plan, built if need be. Raises DataError when it was made from other facts. (all ranks)"""
+    ensure_store(plan, is_main=is_main)
+    store = Store.open(plan.store, sizes=is_main)
+    refuse_other_facts(plan.store, store.manifest.facts, plan.facts)
+    return store
+
+
+def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False) -> BuildPlan:
+    """Look at the sources, read their digests and choose the tokenizer: all that decides the store. (all ranks)
+
+    A source of a mixture (`is_part`) may be one document: others may be held out.
+    With `data.dedup` and no `data.drop_list` it also reads the sources to the end, to find the copies: that takes about as
+    long as the build.
+    """
+    if cfg.mixture:
+        names = ", ".join(source.name for source in cfg.mixture)
+        fix = "build the stores one by one: data.path=... data.store=..., and name them in data.mixture"
+        raise ConfigError(
+            "This builds one store, and data.mixture names several.", got=names, fix=fix
+        )
+    filters = plan_filters(cfg)
+    copies = Copies.of(cfg)
+    files = find_sources(cfg, is_main=is_main)
+    sources = tuple(
+        _look_into(file, cfg, is_alone=len(files) == 1 and not is_part) for file in files
+    )
+    if not is_part:
+        refuse_one_text(sources)
+    area = Path(cfg.store).absolute().parent if cfg.store else STORES
+    base = area / f".{_settings_key(cfg, sources)}"
+    with one_at_a_time(base, "preparing the data", is_main):
+        found = _Found.look(cfg, sources, beside(base, ".found.json"), beside(base, ".progress"))
+        plan = _plan(cfg, sources, found, area, filters)
+        return plan if copies is None else copies.left_out_of(plan, cfg, area, is_main)
+
+
+def _look_into(file: Fetched, cfg: DataSection, is_alone: bool) -> SourceFile:
+    """What a file is. Raises DataError when it cannot be read; one of several is not to replace the others."""
+    try:
+        source = sniff(file.path, cfg.format, cfg.text_key)
+        check_text_key(source, cfg.text_key, cfg.max_document_bytes)
+    except DataError as error:
+        command, _, new = (error.fix or "").rpartition("\ndata.path=")
+        if is_alone or not command:
+            raise
+        fix = f"{command}\nand name {new} instead of it, beside the other files"
+        raise DataError(error.what, got=error.got, fix=fix) from None
+    return replace(source, url=file.url, version=file.version, max_field_lines=cfg.max_field_lines)
+
+
+def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
+    """What this preparation is, as far as it is known without reading the sources: 12 hex digits."""
+    files = [
+        (os.path.realpath(s.path), s.size, os.stat(s.path).st_mtime_ns, s.format) for s in sources
+    ]
+    settings = cfg.model_dump(exclude=_DECIDES_NOTHING)
+    text = json.dumps([FORMAT_VERSION, CLEANER_VERSION, settings, files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What takes time to find: digests of the sources, and the tokenizer."""
+
+    digests: tuple[str, ...]
+    tokenizer: TokenizerChoice
+
+    @classmethod
+    def look(
+        cls, cfg: DataSection, sources: tuple[SourceFile, ...], memory: Path, relay: Path
+    ) -> _Found:
+        """Take from `memory` what an earlier preparation of the same files found, find the rest, remember it."""
+        known: dict[str, Any] = {}
+        with suppress(OSError, ValueError, RecursionError):
+            known = json.loads(memory.read_text(encoding="utf-8"))
+        digests = known.get("digests") if isinstance(known, dict) else None
+        if not isinstance(digests, list) or [type(one) for one in digests] != [str] * len(sources):
+            known, digests = {}, _digests(sources, relay)
+        effective = min(estimated_bytes(sources), cfg.max_text_bytes or estimated_bytes(sources))
+        tokenizer = choose_tokenizer(
+            cfg.tokenizer, effective, ask_hubs=not known.get("hubs_failed", False)
+        )
+        hubs_failed = known.get("hubs_failed", False) or (
+            cfg.tokenizer == "auto" and tokenizer.folder is None
+        )
+        value = {"digests": digests, "hubs_failed": hubs_failed}
+        if value != known:
+            with suppress(OSError):  # on a read-only disk it is found anew each time
+                memory.parent.mkdir(parents=True, exist_ok=True)
+                write_json(memory, value)
+        return cls(tuple(digests), tokenizer)
+
+
+def _digests(sources: tuple[SourceFile, ...], relay: Path) -> list[str]:
+    progress = Progress("reading the sources' sha256", sum(source.size for source in sources))
+    found = [
+        sha256_file(Path(s.path), lambda size: progress.add(Work(source_bytes=size)))
+        for s in sources
+    ]
+    progress.finish()
+    return found
+
+
+def _plan(
+    cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area: Path, filters: Filters
+) -> BuildPlan:
+    estimate = estimated_bytes(sources)
+    effective = min(estimate, cfg.max_text_bytes or estimate)
+    fraction = cfg.val_fraction
+    if fraction == "auto":
+        fraction = 0.1 if effective < _SMALL_CORPUS else 0.005
+    shard_bytes = cfg.shard_bytes or shard_range(effective)
+    has_keys = any(
+        source.format not in ("mediawiki", "text", "blocks", "lines") for source in sources
+    )
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "cleaner": CLEANER_VERSION,
+        "data.path": [
+            {"sha256": digest, "size": s.size, "format": s.format}
+            for s, digest in zip(sources, found.digests, strict=True)
+        ],
+        "data.tokenizer": found.tokenizer.facts(),
+        "data.text_key": cfg.text_key if has_keys else None,
+        "data.val_fraction": fraction,
+        "data.max_text_bytes": cfg.max_text_bytes,
+        "data.max_document_bytes": cfg.max_document_bytes,
+        "eos": "after each document",
+        "shard_bytes": shard_bytes,
+        **(
+            {"data.max_field_lines": cfg.max_field_lines}
+            if any(s.format == "csv" for s in sources)
+            else {}
+        ),
+        **filters.facts(),
+    }
+    fingerprint = fingerprint_of(facts)
+    store = Path(cfg.store) if cfg.store else area / fingerprint[:12]
+    return BuildPlan(
+        store=store,
+        facts=facts,
+        fingerprint=fingerprint,
+        sources=sources,
+        source_infos=tuple(
+            SourceInfo(s.path, s.size, digest, s.format, s.compression, s.url, s.version)
+            for s, digest in zip(sources, found.digests, strict=True)
+        ),
+        tokenizer=found.tokenizer,
+        text_key=cfg.text_key,
+        shard_bytes=shard_bytes,
+        val_fraction=fraction,
+        max_text_bytes=cfg.max_text_bytes,
+        max_document_bytes=cfg.max_document_bytes,
+        max_bad_fraction=cfg.max_bad_fraction,
+        workers=cfg.workers or len(os.sched_getaffinity(0)),
+        backend=cfg.backend,
+        relay=beside(store.with_name(f".{store.name}"), ".progress"),
+        filters=filters,
+    )

@@ -1,0 +1,1 @@
+"""From finished or growing stores to samples and batches."""

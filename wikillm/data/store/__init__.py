@@ -1,0 +1,1 @@
+"""The token store on disk: its manifest, its files, and reading them."""

@@ -1,0 +1,210 @@
+"""What a token store says about itself: `manifest.json`, written last, so that a store without it is unfinished.
+
+The fingerprint is the sha256 of the facts that decide every byte of the shards; the same facts give the same
+bytes on any machine with any number of workers. Paths and the origin of the tokenizer are kept for the reader and
+decide nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wikillm.core.errors import DataError
+from wikillm.data.funnel import Funnel, merged
+from wikillm.data.sources.read import Cursor
+from wikillm.data.sources.remedy import set_aside
+from wikillm.data.store.strict import read_strictly
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_LATER = frozenset({"url", "version", "backend"})
+"""Fields with a default that manifests of earlier versions do not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerInfo:
+    name: str
+    origin: str
+    sha256: str  # of tokenizer.json
+    length: int  # highest id + 1
+    eos_id: int
+    eos_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    path: str
+    size: int
+    sha256: str
+    format: str
+    compression: str
+    url: str = ""  # where it was downloaded from; `path` is then its place in a cache
+    version: str = ""  # ETag of the server, revision of the hub
+
+
+@dataclass(frozen=True, slots=True)
+class SplitInfo:
+    """A split as a whole. `text_bytes` is UTF-8 text, without what EOS stands for."""
+
+    tokens: int
+    documents: int
+    text_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSplit:
+    """One split's part of a shard: NNNNN.tok and NNNNN.idx."""
+
+    tokens: int
+    documents: int
+    text_bytes: int
+    tok_sha256: str
+    idx_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """`start` and `end` are where its records lie in the sources; `is_cut`: data.max_text_bytes ended it early.
+
+    `backend` is the library that encoded it, with its version.
+    """
+
+    number: int
+    start: Cursor
+    end: Cursor
+    is_cut: bool
+    funnel: Funnel
+    splits: dict[str, ShardSplit]
+    backend: str = "tokenizers"
+
+    @property
+    def text_bytes(self) -> int:
+        return sum(split.text_bytes for split in self.splits.values())
+
+    @classmethod
+    def from_json(cls, value: Any) -> ShardInfo:
+        """Raises ValueError for a record that is damaged; what was quarantined (`bad`) is left out."""
+        if isinstance(value, dict):
+            value = {name: item for name, item in value.items() if name != "bad"}
+        info = read_strictly(cls, value, _LATER)
+        _check_splits(info.splits, f"shard {info.number}")
+        return info
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`duplicates` counts documents whose text occurred before; None when there were too many to count."""
+
+    fingerprint: str
+    facts: dict[str, Any]
+    tokenizer: TokenizerInfo
+    backend: dict[str, str]
+    sources: tuple[SourceInfo, ...]
+    shard_bytes: int
+    stopped_at_text_limit: bool
+    duplicates: int | None
+    funnel: Funnel
+    splits: dict[str, SplitInfo]
+    shards: tuple[ShardInfo, ...]
+    format_version: int = FORMAT_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Manifest:
+        """Raises DataError for another format version, ValueError for a damaged manifest."""
+        version = value.get("format_version") if isinstance(value, dict) else None
+        if version != FORMAT_VERSION or type(version) is not int:
+            raise DataError(
+                "A token store has another format version, or none.",
+                got=f"{_short(version)}, this program reads {FORMAT_VERSION}",
+                fix="build it again: remove the folder, or name another one in data.store",
+            )
+        manifest = read_strictly(cls, value, _LATER)
+        _check(manifest)
+        return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """What the values of a finished store have to do with each other. Raises ValueError."""
+    tokenizer, fraction = manifest.tokenizer, manifest.facts.get("data.val_fraction")
+    if not 0 < tokenizer.length <= 2**32:
+        raise ValueError(f"tokenizer.length: {tokenizer.length} is not a number of token ids")
+    if tokenizer.eos_id >= tokenizer.length:
+        raise ValueError(
+            f"tokenizer.eos_id: {tokenizer.eos_id} is outside the vocabulary of {tokenizer.length}"
+        )
+    if type(fraction) is not float or not 0 < fraction < 1:
+        raise ValueError(
+            f"facts.data.val_fraction: {_short(fraction)} is not a share between 0 and 1"
+        )
+    if set(manifest.backend) != {"name", "version"}:
+        raise ValueError(
+            f"backend: it has {', '.join(sorted(manifest.backend)) or 'nothing'}, not name and version"
+        )
+    if not manifest.shards:
+        raise ValueError("shards: there are none, and a finished store has at least one")
+    for number, shard in enumerate(manifest.shards):
+        if shard.number != number:
+            raise ValueError(f"shards[{number}].number: {shard.number}")
+        _check_splits(shard.splits, f"shards[{number}]")
+        documents = sum(split.documents for split in shard.splits.values())
+        if shard.funnel.kept_records != documents:
+            raise ValueError(
+                f"shards[{number}].funnel: {shard.funnel.kept_records} kept of {documents} documents"
+            )
+    if manifest.funnel != merged(shard.funnel for shard in manifest.shards):
+        raise ValueError("funnel: it is not the sum of those of the shards")
+    _check_splits(manifest.splits, "splits")
+    for name, split in manifest.splits.items():
+        for what in ("tokens", "documents", "text_bytes"):
+            total = sum(getattr(shard.splits[name], what) for shard in manifest.shards)
+            if total != getattr(split, what):
+                raise ValueError(
+                    f"splits.{name}.{what}: {getattr(split, what)}, and {total} in all shards"
+                )
+
+
+def _check_splits(splits: Mapping[str, SplitInfo | ShardSplit], place: str) -> None:
+    if set(splits) != {"train", "val"}:
+        raise ValueError(f"{place}: its splits are {', '.join(sorted(splits))}")
+    for name, split in splits.items():
+        if split.documents > split.tokens or (split.tokens and not split.documents):
+            raise ValueError(
+                f"{place}: {split.documents} documents of {split.tokens} tokens in {name}"
+            )
+
+
+def fingerprint_of(facts: Mapping[str, Any]) -> str:
+    """sha256 over the facts as canonical JSON."""
+    text = json.dumps(
+        facts, sort_keys=True, ensure_ascii=True, separators=(",", ":"), allow_nan=False
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def refuse_other_facts(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise DataError when a store was made from other facts, naming each that differs."""
+    names = sorted(name for name in {*stored, *wanted} if stored.get(name) != wanted.get(name))
+    if not names:
+        return
+    lines = [
+        f"{name}: the store has {_short(stored.get(name))}, this run wants {_short(wanted.get(name))}"
+        for name in names
+    ]
+    raise DataError(
+        "The token store was made from something else.",
+        got=f"{folder}\n" + "\n".join(lines),
+        fix=f"data.store=ANOTHER_FOLDER, or leave data.store out; or {set_aside(folder)}",
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -1,0 +1,178 @@
+"""A prepared token store on a server (http, s3, oss), read through a bounded cache on this machine.
+
+Opening fetches manifest and tokenizer; each shard is fetched when something of it is read, compared with the
+manifest's sha256, and kept until others need its room (`sources/cache.py`). So a batch is the same as from a local copy.
+The first epoch reads window after window, and a cache of a window is enough; later epochs permute all samples, and
+need the whole store in the cache to be fast: a smaller one is told of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from wikillm.core.errors import DataError
+from wikillm.core.files import STAGING_SUFFIX, fsync_path, rename_durably, sha256_file, write_atomic
+from wikillm.core.log import logger, say, warn
+from wikillm.core.units import format_size
+from wikillm.data.fetch.cache import Cache, key_of
+from wikillm.data.fetch.remote import HOW_WITHOUT, check_address, shown
+from wikillm.data.store.manifest import MANIFEST_NAME, Manifest
+from wikillm.data.store.store import INDEX, SPLITS, TOKEN, Store, TokenStream, shard_path
+
+_MAX_MANIFEST_BYTES, _MAX_TOKENIZER_BYTES = 1 << 30, 64 << 20
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteShards:
+    """The shard files of a store at `url`: `ensure` makes one be in `folder`. Cheap to pickle."""
+
+    url: str
+    folder: Path
+    cache: Cache
+    files: dict[str, ShardFile]  # by path relative to the store
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.size for file in self.files.values())
+
+    def ensure(self, path: Path) -> None:
+        """Fetch a shard file unless it is here. Raises DataError when it cannot be, or is not the manifest's."""
+        if _touched(path):
+            return
+        name = path.relative_to(self.folder).as_posix()
+        file = self.files[name]
+        with self.cache.turn(about=f"{self.url}/{name}"):
+            if _touched(path):
+                return
+            self.cache.make_room(file.size, f"{shown(self.url)}/{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            staged = path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
+            start = time.monotonic()
+            try:
+                self.cache.download(f"{self.url}/{name}", staged, file.size)
+                if sha256_file(staged) != file.sha256:
+                    raise DataError(
+                        "A shard of a remote store is not the one that its manifest describes.",
+                        got=f"{shown(self.url)}/{name}: its sha256 is another",
+                        fix=f"copy the store there again; `wikillm data verify` checks a local one\n{HOW_WITHOUT}",
+                    )
+                fsync_path(staged)
+                rename_durably(staged, path)
+            finally:
+                staged.unlink(missing_ok=True)
+            seconds = time.monotonic() - start
+            logger.info(
+                "fetched %s/%s, %s in %.1f s",
+                shown(self.url),
+                name,
+                format_size(file.size),
+                seconds,
+            )
+
+
+def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
+    """Open the store at an address. Raises DataError when there is none, or it cannot be reached. (all ranks)"""
+    check_address(url)
+    url = url.rstrip("/")
+    with cache.turn(is_main, url) as asked:
+        content = _manifest(url, cache, asked)
+        folder = cache.folder / "stores" / key_of(f"{url}\n{hashlib.sha256(content).hexdigest()}")
+        manifest = _read(url, content)
+        _fetch_tokenizer(url, folder, manifest, cache)
+    files = {}
+    for shard in manifest.shards:
+        for split, part in shard.splits.items():
+            tok, idx = (
+                shard_path(Path(), split, shard.number, kind).as_posix().removeprefix("./")
+                for kind in ("tok", "idx")
+            )
+            files[tok] = ShardFile(part.tokens * TOKEN.itemsize, part.tok_sha256)
+            files[idx] = ShardFile(part.documents * INDEX.itemsize, part.idx_sha256)
+    afar = RemoteShards(url, folder, cache, files)
+    length = manifest.tokenizer.length
+    train, val = (TokenStream(folder, split, manifest.shards, afar, length) for split in SPLITS)
+    if is_main:
+        say(
+            f"data: the store at {shown(url)}, {format_size(afar.bytes)}, read through {cache.folder}"
+        )
+        if cache.limit is not None and cache.limit < afar.bytes:
+            warn(
+                f"data.cache_bytes={cache.limit} holds a part of the store ({afar.bytes} bytes): enough for the first "
+                "epoch where it holds a window; later epochs mix all shards, and would fetch them over and over"
+            )
+    return Store(folder, manifest, train, val, afar=afar)
+
+
+def _manifest(url: str, cache: Cache, asked: float) -> bytes:
+    """The manifest as it is there; as it was at the last time, when the server cannot be reached.
+
+    One rank reads it and the others, which waited since `asked`, take what it found: all open the same store.
+    """
+    memory = cache.folder / "stores" / f"{key_of(url)}.json"
+    with suppress(OSError):
+        if memory.stat().st_mtime >= asked:
+            return memory.read_bytes()
+    try:
+        content = cache.read_small(f"{url}/{MANIFEST_NAME}", _MAX_MANIFEST_BYTES)
+    except DataError as error:
+        if memory.is_file() and "cannot be reached" in error.what:
+            warn(f"{shown(url)} cannot be reached; what is in the cache is used")
+            with suppress(OSError):
+                os.utime(memory)  # the ranks that wait need not try in vain as well
+            return memory.read_bytes()
+        raise
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(memory, content)
+    return content
+
+
+def _read(url: str, content: bytes) -> Manifest:
+    try:
+        return Manifest.from_json(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        got = f"{shown(url)}/{MANIFEST_NAME}: {error}"
+        raise DataError(
+            "This is no manifest of a token store.", got=got, fix="data.store=ADDRESS of the folder"
+        ) from None
+
+
+def _fetch_tokenizer(url: str, folder: Path, manifest: Manifest, cache: Cache) -> None:
+    target = folder / "tokenizer"
+    path = target / "tokenizer.json"
+    if path.is_file() and sha256_file(path) == manifest.tokenizer.sha256:
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    contents = {
+        name: cache.read_small(f"{url}/tokenizer/{name}", _MAX_TOKENIZER_BYTES)
+        for name in _TOKENIZER_FILES
+    }
+    if hashlib.sha256(contents[path.name]).hexdigest() != manifest.tokenizer.sha256:
+        raise DataError(
+            "The tokenizer of a remote store is not the one that its manifest describes.",
+            got=f"{shown(url)}/tokenizer/tokenizer.json: its sha256 is another",
+            fix="copy the store there again; `wikillm data verify` checks a local one",
+        )
+    for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last: it stands for both
+        write_atomic(target / name, contents[name])
+
+
+def _touched(path: Path) -> bool:
+    """Whether the file is here; it counts as used now."""
+    with suppress(OSError):
+        status = path.stat()
+        os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
+        return True
+    return False

@@ -1,0 +1,393 @@
+"""The token store on disk, and reading it.
+
+    STORE/manifest.json          written last: without it the store is unfinished
+          tokenizer/             tokenizer.json, tokenizer_config.json: what made the tokens, with its EOS
+          train/00000.tok  .idx  shard 0: token ids (uint32, little-endian), one `INDEX` entry per document
+          val/00000.tok  .idx    the documents of shard 0 that are held out
+          shards/00000.json      counts, digests and place in the sources of shard 0; written after its files
+          build.json             facts and fingerprint, from the first moment
+          taken.json             while it is built: how many shards, from the first, are final
+          tokenizer_report.json  what a tokenizer trained on the corpus makes of it
+          quarantine.jsonl       records that could not be read: source, offset, reason, beginning
+          packed/*.npy           which documents share a sequence, with data.packing=best_fit (see packing.py)
+
+A split's stream is the concatenation of its shards; every document ends with EOS, so that no border is lost.
+Reading maps files into memory: a read is a copy of the wanted tokens. Opening lists two folders, so a missing shard is found
+at once. Sizes are compared by the first rank then, and by every rank when it first maps a shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wikillm.core.errors import DataError, MachineError
+from wikillm.core.files import sha256_file
+from wikillm.data.order.blocks import window_ends
+from wikillm.data.sources.remedy import set_aside
+from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, fingerprint_of
+from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from wikillm.data.read.growing import Growth
+    from wikillm.data.read.mixed import Mixture
+    from wikillm.data.store.remote_store import RemoteShards
+
+SPLITS = ("train", "val")
+TAKEN_NAME = "taken.json"
+TOKEN = np.dtype("<u4")
+INDEX = np.dtype(
+    [
+        ("end", "<u8"),  # tokens of the shard's split up to and with this document's EOS
+        ("hash", "<u8"),  # blake2b-64 of the NFC text
+        ("offset", "<u8"),  # where its record starts in the decompressed source
+        ("source", "<u4"),  # index into the manifest's sources
+        ("text_bytes", "<u4"),  # UTF-8 bytes of its text
+    ]
+)
+_OPEN_FILES_FROM_AFAR = (
+    16  # a file that the cache gave up is on the disk for as long as it is mapped
+)
+_FETCHES = 5  # of a shard that other processes remove from the cache before it is mapped
+_OPEN_FILES = 128  # mapped at a time; a usual limit is 1024 descriptors per process
+
+
+def shard_path(store: Path, split: str, number: int, kind: str) -> Path:
+    """`kind` is tok or idx."""
+    return store / split / f"{number:05d}.{kind}"
+
+
+class TokenStream:
+    """The tokens of one split, as one array of `n_tokens` ids. Cheap to pickle; a copy opens its own files."""
+
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        shards: Iterable[ShardInfo],
+        afar: RemoteShards | None = None,
+        vocabulary: int | None = None,
+    ) -> None:
+        """`vocabulary`: ids from it on are refused where they are read; None where the shards were made here."""
+        self.n_tokens = self.n_documents = self.text_bytes = 0
+        self._folder, self._split, self._afar, self._vocabulary = folder, split, afar, vocabulary
+        self._numbers: list[int] = []  # of the shards that have tokens
+        self._starts = [0]
+        self._documents: list[int] = []  # of each of these shards
+        self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self.extend(shards)
+
+    def extend(self, shards: Iterable[ShardInfo]) -> None:
+        """Append the next shards of the store."""
+        for shard in shards:
+            part = shard.splits[self._split]
+            self.n_documents += part.documents
+            self.text_bytes += part.text_bytes
+            if part.tokens:
+                self.n_tokens += part.tokens
+                self._numbers.append(shard.number)
+                self._documents.append(part.documents)
+                self._starts.append(self.n_tokens)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
+        """The ids [start, stop), not to be written to. Raises IndexError outside 0 <= start <= stop <= n_tokens."""
+        self._check(start, stop)
+        shard = bisect_right(self._starts, start) - 1
+        if start < stop and stop <= self._starts[shard + 1]:  # within one shard: a view of the file
+            begin = self._starts[shard]
+            ids: npt.NDArray[np.uint32] = self._map("tok", shard)[start - begin : stop - begin]
+            self._refuse_outside(ids, self._vocabulary)
+            return ids
+        out = np.empty(stop - start, dtype=np.uint32)
+        for shard, first, last in self._parts(start, stop):
+            begin = self._starts[shard]
+            out[max(begin, start) - start : min(begin + last, stop) - start] = self._map(
+                "tok", shard
+            )[first:last]
+        self._refuse_outside(out, self._vocabulary)
+        return out
+
+    def document_ends(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
+        """Positions e in (start, stop] before which a document ends: token e-1 is its EOS."""
+        stop = self.n_tokens if stop is None else stop
+        self._check(start, stop)
+        found = [np.empty(0, dtype=np.int64)]
+        for shard, first, last in self._parts(start, stop):
+            ends = self._map("idx", shard)["end"]
+            low, high = np.searchsorted(ends, [first, last], side="right")
+            found.append(ends[low:high].astype(np.int64) + self._starts[shard])
+        return np.concatenate(found)
+
+    def indexes(self) -> Iterator[npt.NDArray[Any]]:
+        """The `INDEX` entries of each shard, in order; `end` counts from the shard's start."""
+        for shard in range(len(self._numbers)):
+            yield self._map("idx", shard)
+
+    def count_tokens(self, vocabulary: int) -> npt.NDArray[np.int64]:
+        """How often each id below `vocabulary` occurs: the unigram statistics of the split, shape [vocabulary]."""
+        counts = np.zeros(vocabulary, dtype=np.int64)
+        for start in range(0, self.n_tokens, 1 << 22):
+            ids = self.read(start, min(start + (1 << 22), self.n_tokens))
+            self._refuse_outside(ids, vocabulary)
+            counts += np.bincount(ids, minlength=vocabulary)
+        return counts
+
+    def _refuse_outside(self, ids: npt.NDArray[np.uint32], vocabulary: int | None) -> None:
+        if vocabulary is None or not len(ids) or (highest := int(ids.max())) < vocabulary:
+            return
+        raise DataError(
+            "A token id lies outside the vocabulary.",
+            got=f"{highest} in {self._folder / self._split}, vocabulary of {vocabulary}",
+            fix="build the store again: it is damaged, or was made with another tokenizer",
+        )
+
+    def _check(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.n_tokens:
+            raise IndexError(f"tokens {start} to {stop} of a stream of {self.n_tokens}")
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Which tokens of which shards make up [start, stop): (position in the list of shards, first, last)."""
+        if start == stop:
+            return
+        shard = bisect_right(self._starts, start) - 1
+        while shard < len(self._numbers) and self._starts[shard] < stop:
+            begin, end = self._starts[shard], self._starts[shard + 1]
+            yield shard, max(start, begin) - begin, min(stop, end) - begin
+            shard += 1
+
+    def _map(self, kind: str, shard: int) -> Any:
+        key = (kind, shard)
+        if key in self._open:
+            self._open.move_to_end(key)
+            return self._open[key]
+        path = shard_path(self._folder, self._split, self._numbers[shard], kind)
+        dtype: np.dtype[Any]
+        if kind == "idx":
+            dtype, size = INDEX, self._documents[shard] * INDEX.itemsize
+        else:
+            dtype, size = TOKEN, (self._starts[shard + 1] - self._starts[shard]) * TOKEN.itemsize
+        for left in reversed(range(_FETCHES)):
+            if self._afar is not None:
+                self._afar.ensure(path)
+            try:
+                # As a plain array: a slice of np.memmap itself takes ten times as long.
+                mapped = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+                break
+            except (
+                FileNotFoundError
+            ) as error:  # another process may have made room in the cache just now
+                if self._afar is None or not left:
+                    raise _unreadable(path, error, self._afar is not None) from None
+            except ValueError:  # empty, or no whole number of entries
+                raise _damaged(
+                    self._folder, f"{path} has {path.stat().st_size} bytes instead of {size}"
+                ) from None
+            except OSError as error:
+                raise _unreadable(path, error) from None
+        if mapped.nbytes != size:
+            raise _damaged(self._folder, f"{path} has {mapped.nbytes} bytes instead of {size}")
+        tokens = self._starts[shard + 1] - self._starts[shard]
+        if kind == "idx" and len(mapped) and int(mapped["end"][-1]) != tokens:
+            raise _damaged(
+                self._folder,
+                f"{path} speaks of {int(mapped['end'][-1])} tokens instead of {tokens}",
+            )
+        self._open[key] = mapped
+        if len(self._open) > (_OPEN_FILES if self._afar is None else _OPEN_FILES_FROM_AFAR):
+            self._open.popitem(last=False)
+        return mapped
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An opened token store. One that is still being built has a `growth`, and the manifest of its beginning.
+
+    Several stores read as one have a `mixture`, and a manifest that is on no disk. Of one that lies on a server
+    (`afar`), `dir` is a part of it in a cache.
+    """
+
+    dir: Path
+    manifest: Manifest
+    train: TokenStream
+    val: TokenStream
+    growth: Growth | None = None
+    mixture: Mixture | None = None
+    afar: RemoteShards | None = None
+
+    @property
+    def train_tokens(self) -> int | None:
+        """Tokens of the whole training split; None while it is not known."""
+        if self.growth is not None and not self.growth.is_complete:
+            return None
+        return self.train.n_tokens
+
+    def windows(self, shards: int) -> tuple[int, ...]:
+        """Where the training split's windows of so many shards end, in tokens."""
+        return window_ends([shard.splits["train"].tokens for shard in self.manifest.shards], shards)
+
+    def first_shards(self, split: str, count: int) -> TokenStream:
+        """A split of the first `count` shards."""
+        return TokenStream(
+            self.dir, split, self.manifest.shards[:count], self.afar, self.manifest.tokenizer.length
+        )
+
+    def digest_of_first(self, shards: int) -> str:
+        """sha256 over the digests of the training tokens of the first `shards` shards."""
+        known = self.growth.shards if self.growth is not None else self.manifest.shards
+        text = "".join(shard.splits["train"].tok_sha256 for shard in known[:shards])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        return self.dir / "tokenizer"
+
+    def close(self) -> None:
+        """End the builder that this process may have started. What it has built stays."""
+        if self.growth is not None:
+            self.growth.stop()
+
+    def tokenizer(self) -> TextTokenizer:
+        return load_tokenizer(self.tokenizer_dir)
+
+    @classmethod
+    def open(cls, folder: Path, *, sizes: bool = False) -> Store:
+        """Open a finished store; every file must be there, with `sizes` in its length (a stat call each: for one rank).
+
+        Raises DataError naming what is wrong, as reading does for a file of another length.
+        """
+        path = folder / MANIFEST_NAME
+        try:
+            manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise DataError(
+                "There is no finished token store here.",
+                got=f"{path} is missing"
+                + (", the build was not finished" if (folder / "build.json").exists() else ""),
+                fix="wikillm prepare data.path=FILE (goes on where a stopped build ended)",
+            ) from None
+        except OSError as error:
+            raise _not_accessible(path, error) from None
+        except (ValueError, RecursionError) as error:
+            raise _damaged(folder, f"{path}: {error}") from None
+        length = manifest.tokenizer.length
+        train, val = (
+            TokenStream(folder, split, manifest.shards, vocabulary=length) for split in SPLITS
+        )
+        store = cls(folder, manifest, train, val)
+        store._check_files(sizes=sizes)
+        return store
+
+    def _check_files(self, *, sizes: bool) -> None:
+        for name in SPLITS:
+            try:
+                there = set(os.listdir(self.dir / name))
+            except FileNotFoundError:
+                there = set()
+            except OSError as error:
+                raise _not_accessible(self.dir / name, error) from None
+            for shard in self.manifest.shards:
+                split = shard.splits[name]
+                for kind, size in (
+                    ("tok", split.tokens * TOKEN.itemsize),
+                    ("idx", split.documents * INDEX.itemsize),
+                ):
+                    path = shard_path(self.dir, name, shard.number, kind)
+                    if path.name not in there:
+                        raise _damaged(self.dir, f"{path} is missing")
+                    if sizes and (found := path.stat().st_size) != size:
+                        raise _damaged(self.dir, f"{path} has {found} bytes instead of {size}")
+        if not (self.tokenizer_dir / "tokenizer.json").is_file():
+            raise _damaged(self.dir, f"{self.tokenizer_dir / 'tokenizer.json'} is missing")
+
+    def verify(self, full: bool = False) -> None:
+        """Check sizes, and with `full` every sha256 and that the files hold what they should. Raises DataError.
+
+        A sha256 says that a file is the one that the manifest names; that its ids are of the vocabulary, and its documents end
+        with EOS, is looked at besides.
+        """
+        self._check_files(sizes=True)
+        if not full:
+            return
+        if fingerprint_of(self.manifest.facts) != self.manifest.fingerprint:
+            raise _damaged(
+                self.dir, f"{self.dir / MANIFEST_NAME}: the fingerprint is not that of the facts"
+            )
+        for shard in self.manifest.shards:
+            for name, split in shard.splits.items():
+                for kind, digest in (("tok", split.tok_sha256), ("idx", split.idx_sha256)):
+                    path = shard_path(self.dir, name, shard.number, kind)
+                    if sha256_file(path) != digest:
+                        raise _damaged(
+                            self.dir, f"{path}: its sha256 is not the one in the manifest"
+                        )
+                self._verify_documents(shard, name)
+        path = self.tokenizer_dir / "tokenizer.json"
+        if sha256_file(path) != self.manifest.tokenizer.sha256:
+            raise _damaged(self.dir, f"{path}: its sha256 is not the one in the manifest")
+        named, found = self.manifest.tokenizer, self.tokenizer()
+        if (named.length, named.eos_id, named.eos_token) != (
+            found.length,
+            found.eos_id,
+            found.eos_token,
+        ):
+            what = (
+                f"the manifest says {named.length} ids and EOS {named.eos_id} {named.eos_token!r}"
+            )
+            got = f"{path}: {found.length} ids and EOS {found.eos_id} {found.eos_token!r}; {what}"
+            raise _damaged(self.dir, got)
+
+    def _verify_documents(self, shard: ShardInfo, split: str) -> None:
+        path = shard_path(self.dir, split, shard.number, "idx")
+        index = np.fromfile(path, dtype=INDEX)
+        ends = index["end"].astype(np.int64)
+        tokens = shard.splits[split].tokens
+        if (np.diff(ends, prepend=0) < 1).any() or (int(ends[-1]) if len(ends) else 0) != tokens:
+            raise _damaged(
+                self.dir, f"{path}: its documents are not {tokens} tokens one after the other"
+            )
+        if len(index) and int(index["source"].max()) >= len(self.manifest.sources):
+            raise _damaged(self.dir, f"{path} names a source that the manifest does not")
+        ids = np.fromfile(shard_path(self.dir, split, shard.number, "tok"), dtype=TOKEN)
+        self.train._refuse_outside(ids, self.manifest.tokenizer.length)
+        if (ids[ends - 1] != self.manifest.tokenizer.eos_id).any():
+            raise _damaged(
+                self.dir,
+                f"{path}: a document does not end with EOS ({self.manifest.tokenizer.eos_id})",
+            )
+
+
+def _not_accessible(path: Path, error: OSError) -> MachineError:
+    return MachineError(
+        "A token store cannot be read.",
+        got=f"{path}: {error.strerror or error}",
+        fix="check the owner and mode of the folder, and its disk or mount",
+    )
+
+
+def _unreadable(path: Path, error: Exception, is_cached: bool = False) -> DataError:
+    fix = (
+        "a larger data.cache_bytes, or a data.cache of its own: others keep removing it"
+        if is_cached
+        else None
+    )
+    return DataError("A shard of the token store cannot be read.", got=f"{path}: {error}", fix=fix)
+
+
+def _damaged(folder: Path, what: str) -> DataError:
+    return DataError("A token store is damaged.", got=what, fix=set_aside(folder))

@@ -1,0 +1,1 @@
+"""From a raw record to clean text."""

@@ -1,0 +1,174 @@
+"""From a raw record to clean text, or to the reason why there is none. Runs in the worker processes.
+
+JSON and CSV: the text under `data.text_key`, stripped; plain text and Parquet: the record itself. MediaWiki: pages of the article namespace that are no redirect,
+wikitext turned into text (`wikitext.py`), the title as first line, a blank line, then the article. All text is
+NFC-normalised here, so that hashes, byte counts and tokens speak of the same characters.
+
+`CLEANER_VERSION` is part of a store's fingerprint: raise it with every change that changes any text.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from functools import partial
+
+import orjson
+
+from wikillm.data.sources.json_value import parse_json
+from wikillm.data.sources.revisions import with_newest_revision
+from wikillm.data.sources.split import BOM
+from wikillm.data.sources.tables import parse_row
+from wikillm.data.text.namespaces import prefix_of, site_names
+from wikillm.data.text.wikitext import DamagedWikitext, text_of_wikitext
+from wikillm.data.text.wikitext_names import REDIRECTS
+from wikillm.data.types import Dropped, WikiSite
+
+CLEANER_VERSION = 2
+MIN_ARTICLE_CHARACTERS = 64
+"""A cleaned article shorter than this (title not counted) is a stub of a template, a list of links or a soft redirect."""
+
+_JSON_KINDS = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+
+
+Clean = Callable[[bytes, int], str | Dropped]
+"""From a record and its offset to its text, or why it has none. Never raises for what a source may hold."""
+
+
+def cleaner(format: str, text_key: str, site: WikiSite = WikiSite()) -> Clean:
+    """What cleans the records of one source. `site` is what a MediaWiki export says about its wiki."""
+    if format == "mediawiki":
+        return partial(_clean_page, site=site)
+    if format in ("text", "blocks", "lines", "parquet"):
+        return _clean_plain
+    return partial(_clean_row if format == "csv" else _clean_json, text_key=text_key)
+
+
+def title_of(page: bytes) -> str:
+    """The title of a MediaWiki page that was cleaned."""
+    return ElementTree.fromstring(page).findtext("title") or ""
+
+
+def _bad(payload: bytes, reason: str, detail: str = "") -> Dropped:
+    return Dropped(reason, len(payload), is_bad=True, detail=detail)
+
+
+def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
+    line = payload.removeprefix(BOM) if offset == 0 else payload
+    may_be_broken = False  # orjson refuses half of a UTF-16 pair, json does not
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        may_be_broken = True
+        try:  # slower, but it takes the NaN that Python writes, and its messages tell what is wrong
+            value = parse_json(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            return _bad(payload, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+        except ValueError as error:
+            return _bad(payload, "not JSON", str(error))
+    if not isinstance(value, dict):
+        return _bad(
+            payload, "not a JSON object", f"it is {_JSON_KINDS.get(type(value), 'a string')}"
+        )
+    if text_key not in value:
+        if len(value) == 1 and isinstance(value.get("index", value.get("create")), dict):
+            return Dropped("index line of an Elasticsearch bulk file", len(payload))
+        return _bad(
+            payload, f"no key {text_key!r}", "it has " + ", ".join(map(repr, list(value)[:10]))
+        )
+    text = value[text_key]
+    if not isinstance(text, str):
+        return _bad(payload, f"{text_key!r} is not a string", f"it is {_JSON_KINDS[type(text)]}")
+    if may_be_broken and any("\ud800" <= letter <= "\udfff" for letter in text):
+        return _bad(
+            payload, "lone surrogate", "half of a UTF-16 pair, as in \\ud83d without its partner"
+        )
+    return _normalized(payload, text)
+
+
+def _normalized(payload: bytes, text: str) -> str | Dropped:
+    """The end that all texts share which need no rules of their own."""
+    if "\x00" in text:
+        return _bad(payload, "NUL character in the text")
+    body = unicodedata.normalize("NFC", text.strip())
+    if not body:
+        return Dropped("empty", len(text))
+    return body
+
+
+def _clean_plain(payload: bytes, offset: int) -> str | Dropped:
+    text = payload.removeprefix(BOM) if offset == 0 else payload
+    try:
+        return _normalized(payload, text.decode("utf-8").replace("\r\n", "\n"))
+    except UnicodeDecodeError as error:
+        return _bad(payload, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+
+
+def _clean_row(payload: bytes, _: int, text_key: str) -> str | Dropped:
+    row = payload.rpartition(b"\n")[0]
+    try:
+        values = parse_row(payload)
+    except UnicodeDecodeError as error:
+        return _bad(row, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+    except ValueError as error:
+        return _bad(row, "not a row of this table", str(error))
+    if text_key not in values:
+        return _bad(row, f"no key {text_key!r}")
+    return _normalized(row, values[text_key])
+
+
+_REDIRECT = re.compile(r"\s*#\s?(\w+)\s*:?\s*\[\[")
+
+
+def _is_redirect(wikitext: str) -> bool:
+    """For exports without `<redirect>` (schema 0.3): `#REDIRECT [[title]]` in any language at the start of the page."""
+    found = _REDIRECT.match(wikitext)
+    return found is not None and found[1].casefold() in REDIRECTS
+
+
+def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:
+    try:
+        # A page alone has no DOCTYPE, so no entity can expand.
+        page = ElementTree.fromstring(with_newest_revision(payload))
+    except ElementTree.ParseError as error:
+        return _bad(payload, "not well-formed XML", str(error))
+    title = page.findtext("title") or ""
+    text = page.find("revision/text")
+    wikitext = "" if text is None or text.text is None else text.text
+
+    def dropped(reason: str) -> Dropped:
+        return Dropped(reason, len(wikitext))
+
+    namespace = page.findtext("ns")
+    is_article = (
+        prefix_of(title) not in site_names(site).others
+        if namespace is None
+        else namespace.strip() == "0"
+    )
+    if not is_article:
+        return dropped("other namespace")
+    if page.find("redirect") is not None or _is_redirect(wikitext):
+        return dropped("redirect")
+    if (page.findtext("revision/model") or "wikitext") != "wikitext":
+        return dropped("not wikitext")
+    if not wikitext.strip():
+        is_elsewhere = (
+            text is not None and text.get("deleted") is None and text.get("bytes", "0") != "0"
+        )
+        return dropped("text is not in this dump (a stub dump)" if is_elsewhere else "empty")
+    try:
+        body = unicodedata.normalize("NFC", text_of_wikitext(wikitext, site))
+    except (DamagedWikitext, RecursionError):
+        return dropped("damaged wikitext")
+    if len(body) < MIN_ARTICLE_CHARACTERS:
+        return dropped("too short")
+    return f"{unicodedata.normalize('NFC', title)}\n\n{body}"

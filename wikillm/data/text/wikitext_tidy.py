@@ -1,0 +1,141 @@
+"""White space as in plain text, and nothing left of markup that the parser could not pair."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+
+from wikillm.data.text.wikitext_names import CASED_SWITCHES, SWITCHES
+from wikillm.data.text.wikitext_regions import NOWIKI
+
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200e\u200f\u2060\ufeff\u00ad"))
+_SPACES = re.compile(r"[ \t\u00a0\u2000-\u200a\u202f]+")
+_NESTED = 50  # rounds from the inside out; what is nested deeper loses its braces only
+_LEFT_TEMPLATE = re.compile(r"\{\{[^{}]*\}\}")
+_LEFT_MARKS = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}")
+_QUOTED_LINE = re.compile(r"^.*?''.*$", re.MULTILINE)
+_QUOTES = re.compile(r"'{2,}")
+_QUOTES_BEHIND_WORD = re.compile(r"(?<=[^\W\d_])'{3}(?!')(?=\w)")
+_LEFT_TAG = re.compile(  # known names only: `List<int>` is text
+    r"</?(?:ref|references|br|p|div|span|small|big|sup|sub|b|i|u|s|em|strong|center|font|table|tr|td|th|ul|ol|li|dl|dd|dt"
+    r"|nowiki|noinclude|includeonly|onlyinclude|gallery|blockquote|poem|code|tt|abbr|cite|math|var|hr|pre"
+    r"|syntaxhighlight)(?:\s[^<>\n]*)?/?>",
+    re.IGNORECASE,
+)
+_LEFT_SCRIPT = re.compile(r"(?<=[\w)\]])<(su[pb])(?:\s[^<>\n]*)?>(?=[\w+\-−])", re.IGNORECASE)
+_LEFT_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")
+
+# Possessive runs that start only where the run does: linear time, whatever a page holds.
+_HOLLOW = re.compile(
+    r"[(（〔【][\s,;:，；：、/·–—-]*+[)）〕】]"
+)  # brackets whose content was a template
+_AFTER_BRACKET = re.compile(r"(?<=[(（])[\s,;，；、]++")
+_BEFORE_BRACKET = re.compile(r"(?<![\s,;，；、])[\s,;，；、]++(?=[)）])")
+_BEFORE_MARK = re.compile(r"[ ]+([,;:.!?](?=[\s)]|$)|[，；：。！？、）])")
+_EMPTY_ITEM = re.compile(r"^[ \t]*(?:[-*#:;•·][ \t]*)+$", re.MULTILINE)
+_LEADING = re.compile(
+    r"^[,;，；、]\s*", re.MULTILINE
+)  # what followed a template that opened the paragraph
+_GAP = re.compile(r"\n{3,}")
+
+_TABLE_MARK = re.compile(r"^[ \t:*#-]*(?:\{\||\|\}|\|-|\|\+)", re.MULTILINE)
+_TABLE_START = re.compile(r"[ \t:*#-]*\{\|")
+_TABLE_END = re.compile(r"[ \t:*#-]*\|\}")
+_CELL = re.compile(r"[ \t]*[|!]|" + _TABLE_END.pattern)
+_ROW = re.compile(  # `|-5| = 5` and `|+1|` are text
+    r"[ \t]*(?:\|\}|\|\+(?!\d)|\|-+[ \t]*(?:$|(?:style|class|id|v?align|bgcolor|width|height|rowspan|colspan|scope|data-)))"
+)
+
+_SWITCH = re.compile(r"__([^\W\d_](?:[^\W\d_]|_(?!_)){1,48})__")
+
+
+def without_switches(wikitext: str) -> str:
+    """Without `__NOTOC__` and its like in any case and language.
+
+    Of words between two underscores that are not known, `__FILE__` and `__init__`, the underscores and all stay.
+    """
+    return (
+        _SWITCH.sub(lambda found: "" if _is_switch(found[1]) else found[0], wikitext)
+        if "__" in wikitext
+        else wikitext
+    )
+
+
+def _is_switch(word: str) -> bool:
+    return word in CASED_SWITCHES or word.casefold() in SWITCHES
+
+
+def tidy(text: str) -> str:
+    """`text` with single spaces, paragraphs with one blank line between them, and no marks that have no partner."""
+    text = _SPACES.sub(" ", text.translate(_INVISIBLE))
+    for _ in range(_NESTED):
+        if "{{" not in text or (shorter := _LEFT_TEMPLATE.sub("", text)) == text:
+            break
+        text = shorter
+    if "[[" in text:
+        text = _LEFT_LINK.sub(r"\1", text)
+    if _TABLE_MARK.search(text):
+        text = "\n".join(_without_rows(text.split("\n")))
+    if NOWIKI in text:
+        lines = text.split("\n")
+        text = "\n".join(line if NOWIKI in line else _LEFT_MARKS.sub("", line) for line in lines)
+    else:
+        text = _LEFT_MARKS.sub("", text)
+    if "<" in text:  # a `<sup>` that is never closed
+        text = _LEFT_SCRIPT.sub(lambda tag: "^" if tag[1].lower() == "sup" else "_", text)
+    text = _LEFT_TAG.sub("", _without_quotes(text)).replace(NOWIKI, "")
+    text = _HOLLOW.sub("", text)
+    text = _BEFORE_BRACKET.sub("", _AFTER_BRACKET.sub("", text))
+    text = _BEFORE_MARK.sub(r"\1", _SPACES.sub(" ", text))
+    text = "\n".join(line.strip() for line in text.split("\n"))
+    return _GAP.sub("\n\n", _LEADING.sub("", _EMPTY_ITEM.sub("", text))).strip()
+
+
+def _without_quotes(text: str) -> str:
+    """Without the apostrophes that mark italics and bold, as MediaWiki tells them from others.
+
+    Two, three or five are marks; one of four and all beyond five are shown. When a line opens both kinds and closes
+    neither, as `''Iliad'''s`, one of three is an apostrophe behind a word.
+    """
+    if "''" not in text:
+        return text
+    return _QUOTED_LINE.sub(lambda line: _without_quotes_in_line(line[0]), text)
+
+
+def _without_quotes_in_line(line: str) -> str:
+    lengths = [len(run) for run in _QUOTES.findall(line)]
+    fives = sum(length >= 5 for length in lengths)
+    threes = sum(length in (3, 4) for length in lengths)
+    if (lengths.count(2) + fives) % 2 and (threes + fives) % 2:
+        line = _QUOTES_BEHIND_WORD.sub("'", line, count=1)
+    return _QUOTES.sub(_apostrophes, line)
+
+
+def _apostrophes(run: re.Match[str]) -> str:
+    length = len(run[0])
+    return "'" * (1 if length == 4 else max(0, length - 5))
+
+
+def _without_rows(lines: list[str]) -> Iterator[str]:
+    """The lines that are no rows of a table that the parser could not pair.
+
+    A line that begins with `|` or `!` is text, unless a table was opened before it, or a mark of rows (`|-`, `|}`) stands
+    in the same run of such lines: then a template opened the table.
+    """
+    is_open = False
+    for are_cells, group in groupby(lines, lambda line: _CELL.match(line) is not None):
+        run = list(group)
+        if not are_cells:
+            for line in run:
+                if _TABLE_START.match(line):
+                    is_open = True
+                else:
+                    yield line
+        elif is_open or any(_ROW.match(line) for line in run):
+            for line in run:
+                if end := _TABLE_END.match(line):
+                    is_open = False
+                    yield line[end.end() :]
+        else:
+            yield from run

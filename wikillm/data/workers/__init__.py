@@ -1,0 +1,1 @@
+"""Processes that do the work: a pool, one exclusive holder at a time, progress."""
