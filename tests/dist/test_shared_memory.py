@@ -9,7 +9,7 @@ from harness.programs import start_and_sum
 from harness.ranks import run_ranks
 
 from wikillm.core.errors import MachineError
-from wikillm.train import ops
+from wikillm.train import cpu_ops
 
 
 def buffers() -> set[str]:
@@ -28,4 +28,4 @@ def test_too_little_shared_memory_is_refused(
     monkeypatch.setattr(ops, "SHARED_MEMORY", tmp_path)
     monkeypatch.setattr(ops, "BUFFER_BYTES", 10**15)
     with pytest.raises(MachineError, match="too small for 2 processes"):
-        ops.check_shared_memory(2)
+        cpu_ops.check_shared_memory(2)

@@ -22,7 +22,7 @@ def agree(stop_rank: int) -> dict[str, Any]:
     """Control group: votes, sums, gather, barrier, leaving together."""
     import torch.distributed as dist
 
-    from wikillm.train.control import ControlGroup
+    from wikillm.train.collectives import ControlGroup
 
     init_gloo()
     rank, group = dist.get_rank(), ControlGroup()
@@ -38,7 +38,7 @@ def leave_without(missing_rank: int, timeout: float) -> float:
     """One rank never comes to the last barrier: how long do the others wait?"""
     import torch.distributed as dist
 
-    from wikillm.train.control import ControlGroup
+    from wikillm.train.collectives import ControlGroup
 
     init_gloo()
     group = ControlGroup()

@@ -59,7 +59,7 @@ def _in_use(trainer: Any) -> dict[str, Any]:
         "max_eval_tokens": trainer.data.max_eval_tokens,
         "save_total_limit": callbacks["CheckpointCallback"].keep,
         "max_hours": callbacks["TimeLimitCallback"].hours,
-        "max_skipped_steps": callbacks["HealthCallback"]._skips.limit,
+        "max_skipped_steps": callbacks["StopCallback"]._skips.limit,
         "sample_steps": observe.sample_steps,
         "sample_prompts": list(observe.sample_prompts),
         "sample_tokens": observe.sample_tokens,

@@ -28,7 +28,7 @@ LIMITS: dict[str, float | None] = {
     "engine": 3600.0,  # DeepSpeed compiles here; 254 s were measured
     "model": 3600.0,
     "setup": 3600.0,  # DeepSpeed's engine, loading a checkpoint
-    "supply": None,  # all ranks wait for the builder in step, see train/supply.py
+    "supply": None,  # all ranks wait for the builder in step, see train/wait_for_data.py
     "first step": 1800.0,  # kernels compile, connections are made
     "data": 0.0,  # 0: max(train.stall_seconds, 10 x median step)
     "step": 0.0,

@@ -195,19 +195,19 @@ def start_engine(world: World, engine: Engine) -> None:
     if engine.json is None:
         return
     world.export()
-    from wikillm.train import ops
+    from wikillm.train import cpu_ops
 
     if torch.cuda.is_available():
         if world.local_rank == 0:
-            ops.sweep_op_locks()
+            cpu_ops.sweep_op_locks()
         return
-    ops.use_cpu_accelerator()
+    cpu_ops.use_cpu_accelerator()
     if world.local_rank == 0:
-        ops.sweep_shared_memory()
-    ops.check_shared_memory(world.local_size)
-    ops.build_cpu_ops()
+        cpu_ops.sweep_shared_memory()
+    cpu_ops.check_shared_memory(world.local_size)
+    cpu_ops.build_cpu_ops()
     if world.local_rank == 0:
-        ops.sweep_op_locks()  # of other ops too, which DeepSpeed compiles when it meets them
+        cpu_ops.sweep_op_locks()  # of other ops too, which DeepSpeed compiles when it meets them
     import deepspeed
 
     with contextlib.redirect_stdout(
@@ -215,4 +215,4 @@ def start_engine(world: World, engine: Engine) -> None:
     ):  # it prints, on every rank, that its op was loaded
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     torch.distributed.barrier()
-    ops.release_shared_memory()
+    cpu_ops.release_shared_memory()

@@ -15,7 +15,7 @@ from wikillm.core.lock import FileLock
 from wikillm.core.world import World
 from wikillm.observe.redact import without_queries
 from wikillm.supervise.exit_file import is_agreed, let_rank_0_speak_first, write_exit
-from wikillm.train.control import ControlGroup
+from wikillm.train.collectives import ControlGroup
 
 
 def exit_code_of(error: BaseException | None) -> ExitCode:

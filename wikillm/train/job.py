@@ -35,16 +35,16 @@ from wikillm.supervise.signals import StopSignals
 from wikillm.train.callbacks.checkpoint import CheckpointCallback
 from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
-from wikillm.train.callbacks.health import HealthCallback
-from wikillm.train.callbacks.limit import TimeLimitCallback
 from wikillm.train.callbacks.progress import ProgressCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
-from wikillm.train.checkpoint_faults import check_training_state
-from wikillm.train.control import ControlGroup
+from wikillm.train.callbacks.stop import StopCallback
+from wikillm.train.callbacks.time_limit import TimeLimitCallback
+from wikillm.train.checkpoint_errors import check_training_state
+from wikillm.train.collectives import ControlGroup
 from wikillm.train.engine import Engine, bytes_per_checkpoint
 from wikillm.train.optimizer import muon_settings
-from wikillm.train.outcome import record_outcome
+from wikillm.train.plan_vs_measured import record_outcome
 from wikillm.train.records import record_data, record_start
 from wikillm.train.resume import (
     ResumePoint,
@@ -56,8 +56,8 @@ from wikillm.train.resume import (
 )
 from wikillm.train.resume_keys import settings_of
 from wikillm.train.run_dir import RunDir
-from wikillm.train.supply import Supply
 from wikillm.train.trainer import HeldOut, RunData, WikiTrainer
+from wikillm.train.wait_for_data import DataWaiter
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class Job:
         """Train to the horizon. Raises StoppedError after a complete checkpoint when a signal asked for it."""
         cfg, start = self.resolved.config, time.monotonic()
         data = self._data_from(point, allow_change=allow_change)
-        health = HealthCallback(self.run, self.group, self.signals, cfg.train.max_skipped_steps)
+        health = StopCallback(self.run, self.group, self.signals, cfg.train.max_skipped_steps)
         garbage, limit = GarbageCallback(), self._limit(point)
         saving = self._saving(point)
         self.report = report = ReportCallback(
@@ -346,7 +346,7 @@ class Job:
                 store.manifest.tokenizer.eos_id,
             ),
             stretch=Stretch(shared, rank % shared) if shared > 1 else None,
-            wait_for=Supply(order, self.group, self.signals, self._refuse_small_corpus).wait_for
+            wait_for=DataWaiter(order, self.group, self.signals, self._refuse_small_corpus).wait_for
             if isinstance(order, GrowingOrder)
             else lambda stop: None,
         )

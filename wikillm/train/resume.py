@@ -19,7 +19,7 @@ from wikillm.config.schema import ModelSection, RunConfig
 from wikillm.core.errors import CheckpointError
 from wikillm.core.log import say
 from wikillm.data.store.manifest import fingerprint_of
-from wikillm.train.control import ControlGroup
+from wikillm.train.collectives import ControlGroup
 from wikillm.train.resume_keys import (
     ON_RESUME,
     REFUSED,

@@ -27,7 +27,7 @@ IRRELEVANT = "irrelevant"
 
 _TABLE: Mapping[str, tuple[str, ...]] = {
     APPLIED: (
-        # the optimizer's and the schedule's: loaded with the checkpoint, then put back (see in_force)
+        # the optimizer's and the schedule's: loaded with the checkpoint, then put back (see reapply_settings)
         "train.learning_rate", "train.lr_scheduler_type", "train.lr_decay_share", "train.lr_decay_type",
         "train.min_lr_ratio", "train.warmup_steps", "train.muon_learning_rate", "train.muon_momentum",
         "train.weight_decay", "train.adam_beta1", "train.adam_beta2", "train.adam_epsilon", "train.max_grad_norm",

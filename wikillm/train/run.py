@@ -28,7 +28,7 @@ from wikillm.supervise.facts import facts_of_this_node
 from wikillm.supervise.signals import StopSignals, installed
 from wikillm.supervise.supervisor import Supervisor, settings_of, supervise
 from wikillm.train.arguments import follow_plan, to_training_arguments
-from wikillm.train.control import ControlGroup
+from wikillm.train.collectives import ControlGroup
 from wikillm.train.engine import (
     check_before_data,
     check_engine,
@@ -37,13 +37,13 @@ from wikillm.train.engine import (
     start_engine,
 )
 from wikillm.train.exit import ending, record_exit
-from wikillm.train.guard import check_shared_folder, check_world, limit_threads
 from wikillm.train.job import Job, TrainResult
 from wikillm.train.patches import patch_model
 from wikillm.train.records import open_run, say_new_plan
 from wikillm.train.resume import ResumePoint, agree_on_resume_point
 from wikillm.train.run_dir import RunDir, refuse_before_supervision
-from wikillm.train.supply import open_store
+from wikillm.train.start_checks import check_shared_folder, check_world, limit_threads
+from wikillm.train.wait_for_data import open_store
 
 
 @dataclass(frozen=True, slots=True)

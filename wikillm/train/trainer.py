@@ -38,11 +38,11 @@ from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
 from wikillm.supervise.board import Board
 from wikillm.supervise.signals import StopSignals
-from wikillm.train.checkpoint_faults import loading, saving
-from wikillm.train.control import ControlGroup
-from wikillm.train.host_copy import HostCopy
-from wikillm.train.in_force import FreshSettings
+from wikillm.train.checkpoint_errors import loading, saving
+from wikillm.train.collectives import ControlGroup
 from wikillm.train.optimizer import MuonSettings, build_muon, parameter_groups
+from wikillm.train.pinned import PinnedCopy
+from wikillm.train.reapply_settings import StartSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +112,14 @@ class WikiTrainer(Trainer):
         self.muon = muon
         self.z_loss, self.z_loss_sum = z_loss, torch.zeros((), device=args.device)
         self._norm_copy, self._z_loss_copy, self._z_loss_host = (
-            HostCopy(),
-            HostCopy(),
+            PinnedCopy(),
+            PinnedCopy(),
             self.z_loss_sum,
         )
         self.last_loss: torch.Tensor | None = None
         self.held_out: HeldOutLoss | None = None
         self.held_out_of: dict[str, HeldOutLoss] = {}
-        self._fresh: FreshSettings | None = (
+        self._fresh: StartSettings | None = (
             None  # before a checkpoint is loaded into optimizer and schedule
         )
         self._random_state_in: str | None = (
@@ -154,7 +154,7 @@ class WikiTrainer(Trainer):
     ) -> Any:
         """HF's. It is the last thing made before a checkpoint is loaded, so here the settings are still this start's."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        self._fresh = FreshSettings.of(self.optimizer, scheduler)  # type: ignore[arg-type]
+        self._fresh = StartSettings.of(self.optimizer, scheduler)  # type: ignore[arg-type]
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

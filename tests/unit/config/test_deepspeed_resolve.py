@@ -297,7 +297,7 @@ import json, sys
 from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments
-from wikillm.train.ops import build_cpu_ops
+from wikillm.train.cpu_ops import build_cpu_ops
 build_cpu_ops()  # in a folder of our own: in DeepSpeed's, a build that anybody killed would hold this one up for ever
 folder = Path(sys.argv[1])
 args = TrainingArguments(

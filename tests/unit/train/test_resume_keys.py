@@ -15,7 +15,7 @@ from wikillm.core.errors import CheckpointError
 from wikillm.data.filters.settings import plan_filters
 from wikillm.data.prepare.dedup import _facts as facts_of_copies
 from wikillm.data.prepare.prepare import plan_store
-from wikillm.train.in_force import with_state
+from wikillm.train.reapply_settings import with_state
 from wikillm.train.resume import BEFORE, FACTS, ResumePoint, check_same_run, short_facts
 from wikillm.train.resume_keys import ON_RESUME, REFUSED, changed_settings, settings_of, shown
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from wikillm.supervise.signals import StopSignals
-from wikillm.train.callbacks.limit import MARGIN, TimeLimitCallback, seconds_since_start
+from wikillm.train.callbacks.time_limit import MARGIN, TimeLimitCallback, seconds_since_start
 
 ARGS: TrainingArguments = None  # type: ignore[assignment]  # the callback does not look at it
 

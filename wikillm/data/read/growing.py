@@ -2,7 +2,7 @@
 
 `Growth` looks at the store's files and keeps up with the builder; `GrowingOrder` is the order of its samples. The order
 of what stands is that of the finished store, sample by sample (see data.order), so a run that reads ahead of nobody
-and one that follows the builder read the same. Nothing here is agreed between ranks: that is `train.supply`'s.
+and one that follows the builder read the same. Nothing here is agreed between ranks: that is `train.wait_for_data`'s.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from wikillm.doctor.verdict import Verdict, check, fail, ok, skip, warn
 LEAST_OPEN_FILES, WANTED_OPEN_FILES = 256, 4096
 LEAST_PROCESSES_PER_RANK = 128
 SHM_PER_CPU_RANK = 70 * 10**6
-"""DeepSpeed's buffer on CPU: 69,206,024 bytes measured with 0.19.8 (as in train/ops.py)."""
+"""DeepSpeed's buffer on CPU: 69,206,024 bytes measured with 0.19.8 (as in train/cpu_ops.py)."""
 SHM_PER_GPU_RANK = 64 * 2**20
 """NCCL's buffers between the processes of a node; a container's default of 64 MiB is too small for two."""
 MEMORY_PER_RANK = 2 * 2**30

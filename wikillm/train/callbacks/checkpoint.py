@@ -22,8 +22,8 @@ from wikillm.core.files import files_below, write_json
 from wikillm.core.log import say
 from wikillm.core.units import format_size
 from wikillm.core.world import World
-from wikillm.train.checkpoint_faults import saving
-from wikillm.train.control import ControlGroup
+from wikillm.train.checkpoint_errors import saving
+from wikillm.train.collectives import ControlGroup
 from wikillm.train.run_dir import RunDir
 
 

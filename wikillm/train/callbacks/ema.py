@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from wikillm.checkpoints.layout import AVERAGE, checkpoint_name
 from wikillm.core.errors import CheckpointError
 from wikillm.core.world import World
-from wikillm.train.checkpoint_faults import saving
+from wikillm.train.checkpoint_errors import saving
 
 
 def share_of(model: nn.Module, rank: int, world_size: int) -> dict[str, nn.Parameter]:

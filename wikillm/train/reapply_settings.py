@@ -16,7 +16,7 @@ _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 
 
 @dataclass(frozen=True, slots=True)
-class FreshSettings:
+class StartSettings:
     """What optimizer and schedule were made with, by parameter group."""
 
     options: tuple[Mapping[str, Any], ...]
@@ -25,7 +25,7 @@ class FreshSettings:
     loss_scaler: Any  # likewise
 
     @classmethod
-    def of(cls, optimizer: Any, scheduler: Any) -> FreshSettings:
+    def of(cls, optimizer: Any, scheduler: Any) -> StartSettings:
         """To be called when both are made and nothing is loaded. `optimizer` is accelerate's wrapper of the real one.
 
         `scheduler` is a LambdaLR, as all of Hugging Face's are.

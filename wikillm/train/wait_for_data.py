@@ -20,7 +20,7 @@ from wikillm.data.read.growing import POLL_SECONDS, GrowingOrder
 from wikillm.data.read.streamed import stream_store
 from wikillm.data.store.store import Store
 from wikillm.supervise.signals import StopSignals
-from wikillm.train.control import ControlGroup
+from wikillm.train.collectives import ControlGroup
 
 _SAY_EVERY_SECONDS = 10.0
 
@@ -38,7 +38,7 @@ def open_store(cfg: RunConfig, world: World) -> Store:
     return prepare_store(cfg.data, is_main=world.is_main)
 
 
-class Supply:
+class DataWaiter:
     """Waits for samples. One vote per window as long as the builder is ahead.
 
     Args:

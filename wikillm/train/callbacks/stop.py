@@ -17,8 +17,8 @@ from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.core.errors import DivergedError
 from wikillm.core.log import say, warn
 from wikillm.supervise.signals import StopSignals
-from wikillm.train.control import ControlGroup
-from wikillm.train.host_copy import DeferredFlag
+from wikillm.train.collectives import ControlGroup
+from wikillm.train.pinned import DeferredFlag
 from wikillm.train.run_dir import RunDir
 from wikillm.train.trainer import WikiTrainer
 
@@ -42,7 +42,7 @@ class SkipCounter:
         return skipped
 
 
-class HealthCallback(TrainerCallback):
+class StopCallback(TrainerCallback):
     """Stops the run when a number is not finite or a rank was signalled."""
 
     def __init__(

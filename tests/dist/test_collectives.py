@@ -15,7 +15,7 @@ def test_ranks_agree_on_votes_sums_and_values() -> None:
 
 
 def test_one_process_agrees_with_itself() -> None:
-    from wikillm.train.control import ControlGroup
+    from wikillm.train.collectives import ControlGroup
 
     group = ControlGroup()
     assert group.any(True, False) == (True, False)

@@ -23,7 +23,7 @@ from wikillm.plan.room import setup_of_run
 from wikillm.plan.run_plan import Plan
 from wikillm.plan.setup import Setup, Shape
 from wikillm.plan.time import default_mfu, step_time
-from wikillm.train.control import ControlGroup
+from wikillm.train.collectives import ControlGroup
 from wikillm.train.engine import Engine
 from wikillm.train.run_dir import RunDir
 

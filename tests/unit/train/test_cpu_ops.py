@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from wikillm.core.lock import is_open_here
-from wikillm.train import ops
-from wikillm.train.ops import _wait_out_foreign_lock
+from wikillm.train import cpu_ops
+from wikillm.train.cpu_ops import _wait_out_foreign_lock
 
 HOLD = "import os, sys, time; fd = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep({})"
 
@@ -61,7 +61,7 @@ def test_locks_of_any_op_are_swept_and_no_living_ones(
     try:
         for path in (killed, killed.parent, living):
             os.utime(path, (0, 0))
-        ops.sweep_op_locks()
+        cpu_ops.sweep_op_locks()
         assert not killed.exists() and living.exists()
     finally:
         process.kill()
@@ -90,11 +90,11 @@ def test_buffers_of_a_killed_start_are_swept_and_no_others(tmp_path: Path) -> No
     try:
         assert neighbour.stdout is not None and neighbour.stdout.readline() == "mapped\n"
         with open(opened, "rb"):
-            ops.sweep_shared_memory(tmp_path)
+            cpu_ops.sweep_shared_memory(tmp_path)
     finally:
         neighbour.communicate("\n", timeout=30)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {mapped.name, opened.name, fresh.name, other.name, foreign.name, f"{prefix}6_0"}
     os.utime(mapped, (old, old))
-    ops.sweep_shared_memory(tmp_path)
+    cpu_ops.sweep_shared_memory(tmp_path)
     assert not mapped.exists(), "its last user has gone"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from wikillm.core.errors import DivergedError
-from wikillm.train.callbacks.health import SkipCounter
-from wikillm.train.host_copy import DeferredFlag
+from wikillm.train.callbacks.stop import SkipCounter
+from wikillm.train.pinned import DeferredFlag
 
 
 def test_skipped_steps_in_a_row_end_the_run_and_others_do_not() -> None:

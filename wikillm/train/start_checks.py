@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from wikillm.core.errors import MachineError
 from wikillm.core.world import World
-from wikillm.train.control import ControlGroup
+from wikillm.train.collectives import ControlGroup
 from wikillm.train.run_dir import RunDir
 
 

@@ -1,4 +1,4 @@
-"""Values that the host reads without waiting for the GPU: `DeferredFlag`, `HostCopy`."""
+"""Values that the host reads without waiting for the GPU: `DeferredFlag`, `PinnedCopy`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DeferredFlag:
         return bool(host)
 
 
-class HostCopy:
+class PinnedCopy:
     """The latest value of a scalar on the device, under way to pinned memory."""
 
     def __init__(self) -> None:
