@@ -25,7 +25,7 @@ def test_a_started_engine_leaves_nothing_and_its_collectives_work() -> None:
 def test_too_little_shared_memory_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ops, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(ops, "BUFFER_BYTES", 10**15)
+    monkeypatch.setattr(cpu_ops, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(cpu_ops, "BUFFER_BYTES", 10**15)
     with pytest.raises(MachineError, match="too small for 2 processes"):
         cpu_ops.check_shared_memory(2)
