@@ -25,9 +25,9 @@ from wikillm.core.errors import CheckpointError, ConfigError, DataError
 from wikillm.data.inspect.stats import verify
 from wikillm.data.store.manifest import MANIFEST_NAME
 from wikillm.data.store.store import Store
-from wikillm.supervise.hub import Hub
+from wikillm.supervise.coordinator import Coordinator
+from wikillm.supervise.membership import Limits, Membership
 from wikillm.supervise.records import read_records
-from wikillm.supervise.roll import Limits, Roll
 from wikillm.supervise.status import read_status
 from wikillm.supervise.wire import SealedWire, parse
 
@@ -214,7 +214,7 @@ def test_lines_at_a_wire(line: bytes) -> None:
     assert found is None or isinstance(found, dict)
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        wire = SealedWire(ours, b"s" * 32, "c", is_hub=True)
+        wire = SealedWire(ours, b"s" * 32, "c", is_coordinator=True)
         theirs.sendall(line + b"\n")
         assert wire.receive() == [] and not wire.is_proven
 
@@ -235,18 +235,18 @@ def test_messages_of_a_peer_that_knows_the_secret(messages: list[Any]) -> None:
     """The hub takes them or closes the connection; its judgement can be told either way."""
     ours, theirs = socket.socketpair()
     listener = socket.socket()
-    roll = Roll(1, 1, Limits(60, 60, 60, 60), time.monotonic())
+    membership = Membership(1, 1, Limits(60, 60, 60, 60), time.monotonic())
     with ours, theirs, listener:
-        hub = Hub(listener, roll, b"s" * 32, "c", 1.0)
-        at_hub = SealedWire(ours, b"s" * 32, "c", is_hub=True)
-        hub._unproven[at_hub] = (time.monotonic(), "a")
-        peer = SealedWire(theirs, b"s" * 32, "c", is_hub=False)
-        hub._hear(at_hub)
+        coordinator = Coordinator(listener, membership, b"s" * 32, "c", 1.0)
+        at_coordinator = SealedWire(ours, b"s" * 32, "c", is_coordinator=True)
+        coordinator._unproven[at_coordinator] = (time.monotonic(), "a")
+        peer = SealedWire(theirs, b"s" * 32, "c", is_coordinator=False)
+        coordinator._hear(at_coordinator)
         peer.receive()
         for message in [HELLO, *messages]:
             peer.send(message)
-        hub._hear(at_hub)
-        hub._look()
+        coordinator._hear(at_coordinator)
+        coordinator._look()
         for later in (0.0, 10.0, 1e6):
-            verdict = roll.verdict(time.monotonic() + later)
+            verdict = membership.verdict(time.monotonic() + later)
             assert verdict is None or verdict.reason

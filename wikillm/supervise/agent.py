@@ -1,6 +1,6 @@
 """The agent: a small process beside each rank, `python -m wikillm.supervise.agent SOCKET_FD BOARD_FD`.
 
-It reads the board, tells the hub, hears the verdict, and writes the rank's record. It is no thread of the rank, so that an
+It reads the heartbeat, tells the hub, hears the verdict, and writes the rank's record. It is no thread of the rank, so that an
 interpreter lock held through a long write never looks like a lost machine, and the rank's steps pay nothing for it. When
 the run has to end it asks for stacks (SIGUSR2, faulthandler), tells the rank to leave, and kills it if it cannot.
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ExitCode, MachineError
-from wikillm.supervise.board import Board
+from wikillm.supervise.coordinator import SUSPENDED_SECONDS, TICK, Coordinator
 from wikillm.supervise.exit_file import say_end, write_exit
-from wikillm.supervise.hub import SUSPENDED_SECONDS, TICK, Hub
+from wikillm.supervise.heartbeat import Heartbeat
+from wikillm.supervise.membership import Limits, Membership
 from wikillm.supervise.network import PORTS_TRIED, connect_here, listen, listen_here
 from wikillm.supervise.records import NO_WORD, Process, RankRecord, Recorder, end_of, handle_of
-from wikillm.supervise.roll import Limits, Roll
 from wikillm.supervise.wire import Message, SealedWire, Wire
 
 ANSWER_SECONDS = 3.0  # how long a port may take to say that it is the hub
@@ -36,15 +36,15 @@ HUB_GONE_WAITS = 3.0  # a verdict may still be in the socket of somebody else
 class Agent:
     """`told` is the rank's first message: see Supervisor._introduce."""
 
-    def __init__(self, rank_wire: Wire, board: Board, told: Message) -> None:
-        self.rank_wire, self.board, self.told = rank_wire, board, told
+    def __init__(self, rank_wire: Wire, heartbeat: Heartbeat, told: Message) -> None:
+        self.rank_wire, self.heartbeat, self.told = rank_wire, heartbeat, told
         self.rank, self.pid = int(told["rank"]), int(told["pid"])
         self.limits = Limits(**told["limits"])
         self.interval = max(1.0, told["world_size"] / 50)
         self.process = Process(**told["process"])  # it may have ended already
         self._handle = handle_of(self.pid) if self.process.is_alive() else None
         self.began = time.monotonic()
-        self.hub: Hub | None = None
+        self.hub: Coordinator | None = None
         self.hub_wire: SealedWire | None = None
         self._secret = bytes.fromhex(told["secret"])
         self._strangers: set[int] = (
@@ -73,14 +73,16 @@ class Agent:
             except MachineError as error:
                 self._end(error.exit_code, str(error))
             else:
-                roll = Roll(
+                roll = Membership(
                     self.told["world_size"],
                     self.told["local_size"],
                     self.limits,
                     self.began,
                     tuple(self.told["nodes"]),
                 )
-                self.hub = Hub(listener, roll, self._secret, self.told["job"], self.interval)
+                self.hub = Coordinator(
+                    listener, roll, self._secret, self.told["job"], self.interval
+                )
                 self.hub.start()
         while not self._rank_gone:
             if time.monotonic() - self._looked > SUSPENDED_SECONDS:
@@ -118,7 +120,7 @@ class Agent:
             self._find_hub(now)
         elif now - self._beat >= self.interval and self.hub_wire is not None:
             self._beat = now
-            progress = self.board.read()
+            progress = self.heartbeat.read()
             limit = progress.limit(self.limits.stall)
             phase = (
                 f"{progress.phase} (stopped by a signal)"
@@ -163,7 +165,7 @@ class Agent:
         sock = self._connect()
         if sock is None:
             return
-        self.hub_wire = SealedWire(sock, self._secret, self.told["job"], is_hub=False)
+        self.hub_wire = SealedWire(sock, self._secret, self.told["job"], is_coordinator=False)
         self._answer_by = now + ANSWER_SECONDS
         hello = {"hello": self.rank, "host": self.process.host, "pid": self.pid}
         self.hub_wire.send({**hello, "address": self.told["address"], "facts": self.told["facts"]})
@@ -239,7 +241,7 @@ class Agent:
                 self.rank_wire.send({"noted": True})
 
     def _record(self) -> RankRecord:
-        progress, left = self.board.read(), self._left
+        progress, left = self.heartbeat.read(), self._left
         return RankRecord(
             self.rank, self.told["local_rank"], self.told["world_size"], self.process, self.told["interface"],
             progress.phase, progress.step, progress.standing, max(5.0, self.told["world_size"] / 20), time.time(),
@@ -283,7 +285,12 @@ class Agent:
         """What the rank can no longer say: to exit.json, and to the user."""
         if self._recorder is not None:
             write_exit(
-                self._recorder.run_dir, code, reason, self.rank, self.board.read().step, keep=True
+                self._recorder.run_dir,
+                code,
+                reason,
+                self.rank,
+                self.heartbeat.read().step,
+                keep=True,
             )
         if speaks:
             say_end(code, reason)
@@ -349,13 +356,13 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # it goes when its rank does
     wire = Wire(socket.socket(fileno=int(sys.argv[1])))
-    board = Board(int(sys.argv[2]))
+    heartbeat = Heartbeat(int(sys.argv[2]))
     told: list[Message] = []
     while not told and not wire.closed:
         select.select([wire], [], [], 5.0)
         told = wire.receive()
     if told:
-        agent = Agent(wire, board, told[0])
+        agent = Agent(wire, heartbeat, told[0])
         agent.hear(told[1:])
         agent.serve()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_json
-from wikillm.supervise.board import MEMORY_NAME
+from wikillm.supervise.heartbeat import MEMORY_NAME
 from wikillm.supervise.records import RankRecord, read_records, record_path, stop_path
 
 POLL = 0.5

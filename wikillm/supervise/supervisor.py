@@ -1,4 +1,4 @@
-"""The rank's side: marks what it does on the board, starts the agent, and leaves when the agent says so.
+"""The rank's side: marks what it does on the heartbeat, starts the agent, and leaves when the agent says so.
 
 Where all ranks are on one machine the agents meet through a socket of that machine, no port is taken, and nothing waits
 for the meeting. With `train.supervise=off` there is no agent and no limit: only the record for `wikillm status` and
@@ -29,8 +29,9 @@ from wikillm.core.errors import ExitCode, MachineError, StoppedError, WikiLLMErr
 from wikillm.core.faults import as_refusal
 from wikillm.core.log import logger, say, warn
 from wikillm.core.world import World
-from wikillm.supervise.board import Board
 from wikillm.supervise.exit_file import is_agreed, say_end, write_exit
+from wikillm.supervise.heartbeat import Heartbeat
+from wikillm.supervise.membership import DIED_WAITS, FAILED_WAITS, KILLED_WAITS, Limits
 from wikillm.supervise.network import Nic, check_master_port, choose_nic, set_interface
 from wikillm.supervise.records import (
     INTERVAL,
@@ -41,7 +42,6 @@ from wikillm.supervise.records import (
     end_of,
     read_records,
 )
-from wikillm.supervise.roll import DIED_WAITS, FAILED_WAITS, KILLED_WAITS, Limits
 from wikillm.supervise.secret import run_secret
 from wikillm.supervise.wire import Message, Wire
 
@@ -80,13 +80,13 @@ def is_local(world: World, settings: Settings) -> bool:
 
 
 class Supervisor:
-    """Of one rank. Make it through `supervise`. `board` has the marks: enter, progress, step_done."""
+    """Of one rank. Make it through `supervise`. `heartbeat` has the marks: enter, progress, step_done."""
 
     def __init__(self, world: World, settings: Settings) -> None:
         self.world, self.settings = world, settings
         self.is_local = is_local(world, settings)
         self.is_active = settings.mode != "off" and (self.is_local or world.size > 1)
-        self.board = Board()
+        self.heartbeat = Heartbeat()
         self.nic: Nic | None = None
         self._wire: Wire | None = None
         self._agent: subprocess.Popen[bytes] | None = None
@@ -292,8 +292,8 @@ class Supervisor:
         source = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._agent = subprocess.Popen(
-            [sys.executable, "-m", "wikillm.supervise.agent", str(theirs.fileno()), str(self.board.fd)],
-            pass_fds=(theirs.fileno(), self.board.fd), stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path},
+            [sys.executable, "-m", "wikillm.supervise.agent", str(theirs.fileno()), str(self.heartbeat.fd)],
+            pass_fds=(theirs.fileno(), self.heartbeat.fd), stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path},
         )  # fmt: skip
         theirs.close()
         self._wire = Wire(ours)
@@ -331,7 +331,7 @@ class Supervisor:
 
     def _end(self, code: int, reason: str, *, speaks: bool) -> None:
         """In the listener's thread, whatever the main thread is stuck in: say why, leave the stacks, end the process."""
-        step = self.board.read().step
+        step = self.heartbeat.read().step
         logger.critical("ended by the supervisor at step %d: %s", step, reason)
         if self._stacks is not None:
             with suppress(OSError, ValueError):
@@ -353,7 +353,7 @@ class Supervisor:
         write_exit(self._run, code, reason, self.world.rank, step, keep=True)
 
     def _record(self) -> RankRecord:
-        progress, world, left = self.board.read(), self.world, self._left
+        progress, world, left = self.heartbeat.read(), self.world, self._left
         return RankRecord(
             world.rank, world.local_rank, world.size, Process.here(os.getpid()), None,
             progress.phase, progress.step, progress.standing, INTERVAL, time.time(),

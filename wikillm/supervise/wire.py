@@ -105,16 +105,18 @@ class SealedWire(Wire):
     Args:
         secret: of the run, the same on both sides.
         context: what else both sides must agree on, such as the number of ranks; not secret.
-        is_hub: which of the two sides this is.
+        is_coordinator: which of the two sides this is.
     """
 
-    def __init__(self, sock: socket.socket, secret: bytes, context: str, *, is_hub: bool) -> None:
+    def __init__(
+        self, sock: socket.socket, secret: bytes, context: str, *, is_coordinator: bool
+    ) -> None:
         super().__init__(sock)
         self.is_proven = False  # a message with a valid MAC has come
         self.is_refused = False  # a message with a wrong MAC has come
         self._secret = secret
         self._context = context
-        self._is_hub = is_hub
+        self._is_hub = is_coordinator
         self._nonce = secrets.token_hex(16)
         self._keys: tuple[bytes, bytes] | None = None  # to send with, to receive with
         self._sent = 0

@@ -30,7 +30,7 @@ from wikillm.observe.peak import PeakMemory
 from wikillm.plan.batch import split_batch
 from wikillm.plan.horizon import count_sequences, refuse_small_corpus
 from wikillm.plan.run_plan import Plan
-from wikillm.supervise.board import Board
+from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.signals import StopSignals
 from wikillm.train.callbacks.checkpoint import CheckpointCallback
 from wikillm.train.callbacks.ema import EmaCallback
@@ -93,7 +93,7 @@ class Job:
     group: ControlGroup
     signals: StopSignals
     peak: PeakMemory
-    board: Board
+    heartbeat: Heartbeat
     z_loss: ZLoss | None = None
     trainer: WikiTrainer | None = None
     report: ReportCallback | None = None
@@ -137,9 +137,9 @@ class Job:
                 report,
                 samples,
                 garbage,
-                ProgressCallback(self.board),
+                ProgressCallback(self.heartbeat),
             ],
-            self.board,
+            self.heartbeat,
             first_step=point.step if point else 0,
             consumed_samples=point.consumed_samples if point else 0,
             z_loss=self.z_loss,
@@ -147,7 +147,7 @@ class Job:
         )
         trainer.remove_callback(PrinterCallback)
         health.trainer = report.trainer = samples.trainer = trainer
-        self.board.enter("setup")
+        self.heartbeat.enter("setup")
         self.signals.install()  # once more: the tracker has installed handlers of its own
         error: BaseException | None = None
         try:
@@ -165,7 +165,7 @@ class Job:
             raise
         finally:
             garbage.close()
-            self.board.enter("close")
+            self.heartbeat.enter("close")
             report.close(error)
             if self.world.is_main and self.store.growth is not None:
                 with suppress(OSError):

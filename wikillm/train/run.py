@@ -103,8 +103,8 @@ def pretrain(
 def _pretrain(
     resolved: Resolved, world: World, signals: StopSignals, supervisor: Supervisor, how: _Resuming
 ) -> TrainResult:
-    cfg, board = resolved.config, supervisor.board
-    board.enter("store")
+    cfg, heartbeat = resolved.config, supervisor.heartbeat
+    heartbeat.enter("store")
     store = open_store(cfg, world)
     if world.is_main:
         foresee_export(store.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
@@ -122,7 +122,7 @@ def _pretrain(
     plan = make()
     engine = resolve_engine(cfg, plan, world)
     run = RunDir(settings_of(resolved).run)
-    board.enter("engine")
+    heartbeat.enter("engine")
     closing = ending(run.path, world, cfg.train.exit_timeout_seconds, store.close)
     with closing as end, supervisor.explains(), signals.as_error():
         if world.is_main:
@@ -141,7 +141,7 @@ def _pretrain(
         if point is not None:
             plan = go_on_from(point, plan, make, args, cfg)
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
-        board.enter("model")
+        heartbeat.enter("model")
         model = build_model(
             cfg.model,
             plan.vocab_size,
@@ -152,7 +152,18 @@ def _pretrain(
         device_type, eval_batch = args.device.type, args.per_device_eval_batch_size
         z_loss = patch_model(model, cfg, plan, device_type=device_type, eval_batch=eval_batch)
         job = Job(
-            resolved, plan, engine, store, world, run, identity, group, signals, peak, board, z_loss
+            resolved,
+            plan,
+            engine,
+            store,
+            world,
+            run,
+            identity,
+            group,
+            signals,
+            peak,
+            heartbeat,
+            z_loss,
         )
         end.step = lambda: job.step
         return job.train(

@@ -36,7 +36,7 @@ from wikillm.data.read.loader import (
 )
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
-from wikillm.supervise.board import Board
+from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.signals import StopSignals
 from wikillm.train.checkpoint_errors import loading, saving
 from wikillm.train.collectives import ControlGroup
@@ -92,7 +92,7 @@ class WikiTrainer(Trainer):
         control_group: ControlGroup,
         signals: StopSignals,
         callbacks: list[TrainerCallback],
-        board: Board,
+        heartbeat: Heartbeat,
         *,
         first_step: int = 0,
         consumed_samples: int = 0,
@@ -101,11 +101,11 @@ class WikiTrainer(Trainer):
     ) -> None:
         args.gradient_accumulation_steps = 1  # for HF a step is one batch, see get_batch_samples
         super().__init__(model=model, args=args, callbacks=callbacks)
-        self.data, self.control_group, self.signals, self.board = (
+        self.data, self.control_group, self.signals, self.heartbeat = (
             data,
             control_group,
             signals,
-            board,
+            heartbeat,
         )
         self.first_step, self._consumed_before = first_step, consumed_samples
         self.data_seconds = 0.0
@@ -206,9 +206,9 @@ class WikiTrainer(Trainer):
         start, first, shape = time.perf_counter(), self.consumed_samples, self.data.shape
         stop = first + shape.global_batch_at(self.state.global_step)
         if self.state.global_step < self.args.max_steps:
-            self.board.enter("supply")
+            self.heartbeat.enter("supply")
             self.data.wait_for(stop)
-        self.board.enter("data")
+        self.heartbeat.enter("data")
         micro_steps = range(shape.accumulation_at(self.state.global_step))
         batches = [batch for _, batch in zip(micro_steps, epoch_iterator, strict=False)]
         self.data_seconds += time.perf_counter() - start
@@ -343,5 +343,5 @@ class WikiTrainer(Trainer):
 
     def _should_stop_evaluating(self) -> bool:
         """Asked before every batch, so it is also the mark that the evaluation goes on. (all ranks)"""
-        self.board.progress()
+        self.heartbeat.progress()
         return self.control_group.any(self.signals.received is not None)[0]

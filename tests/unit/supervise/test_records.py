@@ -38,7 +38,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-BOARD = "from wikillm.supervise.board import Board; board = Board(); "
+BOARD = "from wikillm.supervise.heartbeat import Heartbeat; board = Heartbeat(); "
 
 
 @contextmanager

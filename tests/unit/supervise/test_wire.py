@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from wikillm.core.errors import MachineError
-from wikillm.supervise import hub as hub_module
-from wikillm.supervise import roll as roll_module
-from wikillm.supervise.hub import Hub
+from wikillm.supervise import coordinator as coordinator_module
+from wikillm.supervise import membership as membership_module
+from wikillm.supervise.coordinator import Coordinator
+from wikillm.supervise.membership import Limits, Membership
 from wikillm.supervise.network import listen
-from wikillm.supervise.roll import Limits, Roll
 from wikillm.supervise.wire import MOST_BYTES, MOST_BYTES_UNPROVEN, Message, SealedWire, Wire
 
 SECRET = bytes(range(32))
@@ -54,8 +54,8 @@ def until(condition: Callable[[], Any], seconds: float = 10.0) -> bool:
 
 def pair(theirs: bytes = SECRET, context: str = CONTEXT) -> tuple[SealedWire, SealedWire]:
     one, other = socket.socketpair()
-    return SealedWire(one, SECRET, CONTEXT, is_hub=True), SealedWire(
-        other, theirs, context, is_hub=False
+    return SealedWire(one, SECRET, CONTEXT, is_coordinator=True), SealedWire(
+        other, theirs, context, is_coordinator=False
     )
 
 
@@ -72,16 +72,20 @@ class Served:
     """A hub of two ranks on loopback."""
 
     def __init__(self) -> None:
-        self.roll = Roll(2, 2, Limits(meet=60, lost=60, stall=60, leave=60), time.monotonic())
+        self.membership = Membership(
+            2, 2, Limits(meet=60, lost=60, stall=60, leave=60), time.monotonic()
+        )
         self.listener = listen(29600, "127.0.0.1", "127.0.0.1")
-        self.hub = Hub(self.listener, self.roll, SECRET, CONTEXT, interval=0.1)
-        self.hub.start()
+        self.coordinator = Coordinator(
+            self.listener, self.membership, SECRET, CONTEXT, interval=0.1
+        )
+        self.coordinator.start()
 
     def connect(self) -> socket.socket:
         return socket.create_connection(self.listener.getsockname(), timeout=10)
 
     def agent(self, rank: object = 0, secret: bytes = SECRET) -> SealedWire:
-        wire = SealedWire(self.connect(), secret, CONTEXT, is_hub=False)
+        wire = SealedWire(self.connect(), secret, CONTEXT, is_coordinator=False)
         wire.send({"hello": rank, **HELLO})
         select.select([wire], [], [], 10)
         wire.receive()  # the hub's nonce: now the greeting is on its way
@@ -100,12 +104,12 @@ class Served:
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setattr(hub_module, "TICK", 0.02)
-    monkeypatch.setattr(roll_module, "DIED_WAITS", 0.1)
+    monkeypatch.setattr(coordinator_module, "TICK", 0.02)
+    monkeypatch.setattr(membership_module, "DIED_WAITS", 0.1)
     made = Served()
     yield made
-    made.hub.wait(0.0, own=0)
-    made.hub.join(10)
+    made.coordinator.wait(0.0, own=0)
+    made.coordinator.join(10)
     made.listener.close()
 
 
@@ -154,12 +158,12 @@ def test_a_wrong_message_of_a_peer_that_knows_the_secret_ends_its_connection(
 ) -> None:
     good = served.agent(0)
     assert served.hears(good, "hub")
-    wire = SealedWire(served.connect(), SECRET, CONTEXT, is_hub=False)
+    wire = SealedWire(served.connect(), SECRET, CONTEXT, is_coordinator=False)
     wire.send(message)
     wire.send({"beat": "x"})
     assert until(lambda: wire.receive() is not None and wire.closed)
-    assert served.hears(good, "hub") and sorted(served.roll.ranks) == [0]
-    assert served.hub.is_alive()
+    assert served.hears(good, "hub") and sorted(served.membership.ranks) == [0]
+    assert served.coordinator.is_alive()
 
 
 @pytest.mark.parametrize(
@@ -181,17 +185,17 @@ def test_a_wrong_beat_is_that_ranks_loss_and_the_hub_goes_on(
 def test_a_right_beat_is_taken(served: Served) -> None:
     wire = served.agent(0)
     wire.send(BEAT)
-    assert until(lambda: served.roll.ranks and served.roll.ranks[0].step == 7)
-    assert served.roll.ranks[0].limit == 120.0 and served.roll.ranks[0].phase == "step"
+    assert until(lambda: served.membership.ranks and served.membership.ranks[0].step == 7)
+    assert served.membership.ranks[0].limit == 120.0 and served.membership.ranks[0].phase == "step"
 
 
 def test_unproven_connections_are_few_and_short(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Strangers by the hundred, silent or slow: closed after their time, and a rank still gets in between."""
-    monkeypatch.setattr(hub_module, "PROVE_SECONDS", 1.0)
+    monkeypatch.setattr(coordinator_module, "PROVE_SECONDS", 1.0)
     strangers = [served.connect() for _ in range(100)]
-    assert until(lambda: len(served.hub._unproven) <= hub_module.STRANGERS + 2)
+    assert until(lambda: len(served.coordinator._unproven) <= coordinator_module.STRANGERS + 2)
     good = served.agent(0)
     assert served.hears(good, "hub")
     slow = served.connect()
@@ -200,7 +204,7 @@ def test_unproven_connections_are_few_and_short(
             slow.sendall(b"{")
             time.sleep(0.02)
     assert all(closes(stranger) for stranger in strangers)
-    assert served.hears(good, "hub") and not served.hub._unproven
+    assert served.hears(good, "hub") and not served.coordinator._unproven
     for sock in (*strangers, slow):
         sock.close()
 
@@ -209,8 +213,8 @@ def test_a_peer_with_another_secret_is_sent_away_and_named(served: Served) -> No
     wire = served.agent(0, secret=b"x" * 32)
     assert served.hears(wire, "hub") is None and wire.closed
     assert wire.has_answered and not wire.is_proven
-    assert not served.roll.ranks and served.roll.refused == {"127.0.0.1"}
-    end = served.roll.verdict(time.monotonic() + 61)
+    assert not served.membership.ranks and served.membership.refused == {"127.0.0.1"}
+    end = served.membership.verdict(time.monotonic() + 61)
     assert end is not None and "127.0.0.1 came with another secret" in end.reason
 
 
@@ -233,13 +237,13 @@ def test_only_the_chosen_address_listens() -> None:
 
 
 def test_both_sides_hear_each_other_in_order() -> None:
-    hub, agent = pair()
+    coordinator, agent = pair()
     agent.send({"hello": 0})
     agent.send({"number": 1})
-    hub.send({"hub": True})
-    to_hub, to_agent = exchange(hub, agent)
-    assert to_hub == [{"hello": 0}, {"number": 1}] and to_agent == [{"hub": True}]
-    assert hub.is_proven and agent.is_proven and not hub.closed and not agent.closed
+    coordinator.send({"hub": True})
+    to_coordinator, to_agent = exchange(coordinator, agent)
+    assert to_coordinator == [{"hello": 0}, {"number": 1}] and to_agent == [{"hub": True}]
+    assert coordinator.is_proven and agent.is_proven and not coordinator.closed and not agent.closed
 
 
 @pytest.mark.parametrize("secret, context", [(b"y" * 32, CONTEXT), (SECRET, "another run")])
@@ -262,46 +266,52 @@ def recorded() -> tuple[SealedWire, list[bytes]]:
     """A hub's end that a man in the middle serves with lines of his choice, and what the agent really sent."""
     a, middle_a = socket.socketpair()
     middle_b, b = socket.socketpair()
-    hub = SealedWire(a, SECRET, CONTEXT, is_hub=True)
-    agent = SealedWire(b, SECRET, CONTEXT, is_hub=False)
+    coordinator = SealedWire(a, SECRET, CONTEXT, is_coordinator=True)
+    agent = SealedWire(b, SECRET, CONTEXT, is_coordinator=False)
     for number in range(3):
         agent.send({"number": number})
     middle_b.sendall(middle_a.recv(65536))  # the hub's nonce
     agent.receive()
     lines = middle_b.recv(65536).splitlines(keepends=True)
     middle_a.sendall(lines[0])
-    hub.receive()
-    hub.middle = middle_a  # type: ignore[attr-defined]
-    return hub, lines[1:]
+    coordinator.receive()
+    coordinator.middle = middle_a  # type: ignore[attr-defined]
+    return coordinator, lines[1:]
 
 
-def feed(hub: SealedWire, lines: list[bytes]) -> list[Message]:
-    hub.middle.sendall(b"".join(lines))  # type: ignore[attr-defined]
-    return hub.receive()
+def feed(coordinator: SealedWire, lines: list[bytes]) -> list[Message]:
+    coordinator.middle.sendall(b"".join(lines))  # type: ignore[attr-defined]
+    return coordinator.receive()
 
 
 def test_repeated_reordered_changed_and_reflected_messages_are_refused() -> None:
-    hub, lines = recorded()
-    assert feed(hub, lines) == [{"number": 0}, {"number": 1}, {"number": 2}]
-    assert feed(hub, lines[2:]) == [] and hub.closed, "the same line again"
-    hub, lines = recorded()
-    assert feed(hub, [lines[1], lines[0]]) == [] and hub.closed, "in another order"
-    hub, lines = recorded()
-    assert feed(hub, lines[:1]) == [{"number": 0}]
-    assert feed(hub, lines[2:]) == [] and hub.closed, "with one left out"
-    hub, lines = recorded()
-    assert feed(hub, [lines[0].replace(b"0}", b"9}")]) == [] and hub.closed, "with another body"
-    hub, _ = recorded()
+    coordinator, lines = recorded()
+    assert feed(coordinator, lines) == [{"number": 0}, {"number": 1}, {"number": 2}]
+    assert feed(coordinator, lines[2:]) == [] and coordinator.closed, "the same line again"
+    coordinator, lines = recorded()
+    assert feed(coordinator, [lines[1], lines[0]]) == [] and coordinator.closed, "in another order"
+    coordinator, lines = recorded()
+    assert feed(coordinator, lines[:1]) == [{"number": 0}]
+    assert feed(coordinator, lines[2:]) == [] and coordinator.closed, "with one left out"
+    coordinator, lines = recorded()
+    assert feed(coordinator, [lines[0].replace(b"0}", b"9}")]) == [] and coordinator.closed, (
+        "with another body"
+    )
+    coordinator, _ = recorded()
     _, of_another_connection = recorded()
-    assert feed(hub, of_another_connection) == [] and hub.closed, "from another connection"
-    hub, _ = recorded()
-    hub.send({"number": 0})
-    assert feed(hub, [hub.middle.recv(65536)]) == [] and hub.closed, "its own, sent back"  # type: ignore[attr-defined]
+    assert feed(coordinator, of_another_connection) == [] and coordinator.closed, (
+        "from another connection"
+    )
+    coordinator, _ = recorded()
+    coordinator.send({"number": 0})
+    assert feed(coordinator, [coordinator.middle.recv(65536)]) == [] and coordinator.closed, (
+        "its own, sent back"
+    )  # type: ignore[attr-defined]
 
 
 def test_ones_own_nonce_sent_back_is_refused() -> None:
     ours, theirs = socket.socketpair()
-    wire = SealedWire(ours, SECRET, CONTEXT, is_hub=True)
+    wire = SealedWire(ours, SECRET, CONTEXT, is_coordinator=True)
     theirs.sendall(theirs.recv(65536))
     assert wire.receive() == [] and wire.closed
 
@@ -309,7 +319,7 @@ def test_ones_own_nonce_sent_back_is_refused() -> None:
 @pytest.mark.parametrize("sealed", [False, True])
 def test_an_endless_line_is_bounded(sealed: bool) -> None:
     ours, theirs = socket.socketpair()
-    wire = SealedWire(ours, SECRET, CONTEXT, is_hub=True) if sealed else Wire(ours)
+    wire = SealedWire(ours, SECRET, CONTEXT, is_coordinator=True) if sealed else Wire(ours)
     limit = MOST_BYTES_UNPROVEN if sealed else MOST_BYTES
     theirs.setblocking(False)
     sent = 0

@@ -70,7 +70,7 @@ class SampleCallback(TrainerCallback):
             return
         self._sampled_at = step
         prompts = self.observe.sample_prompts
-        self.trainer.board.enter("evaluate")  # the others wait in the next step for this rank
+        self.trainer.heartbeat.enter("evaluate")  # the others wait in the next step for this rank
         try:
             with self.report.meter.pause():
                 texts = complete(

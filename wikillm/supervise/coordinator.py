@@ -15,9 +15,9 @@ from contextlib import suppress
 from typing import Any
 
 from wikillm.core.errors import ExitCode
+from wikillm.supervise.membership import End, Membership
 from wikillm.supervise.network import is_of_this_user
 from wikillm.supervise.records import NO_WORD, Process, end_of
-from wikillm.supervise.roll import End, Roll
 from wikillm.supervise.wire import Message, SealedWire
 
 TICK = 0.25
@@ -30,11 +30,16 @@ _LONGEST_TEXT = 16384  # characters of a reason, a host name, a fact
 _CODES = frozenset(map(int, ExitCode))
 
 
-class Hub(threading.Thread):
+class Coordinator(threading.Thread):
     """Serves until every rank has gone. `secret` and `context` are those of `SealedWire`."""
 
     def __init__(
-        self, listener: socket.socket, roll: Roll, secret: bytes, context: str, interval: float
+        self,
+        listener: socket.socket,
+        roll: Membership,
+        secret: bytes,
+        context: str,
+        interval: float,
     ) -> None:
         super().__init__(name="hub", daemon=True)
         self.roll = roll
@@ -87,7 +92,7 @@ class Hub(threading.Thread):
             absent = self.roll.world_size - len(self._rank_of)
             while len(self._unproven) >= STRANGERS + max(0, absent):
                 self._drop(next(iter(self._unproven)))
-            wire = SealedWire(sock, self._secret, self._context, is_hub=True)
+            wire = SealedWire(sock, self._secret, self._context, is_coordinator=True)
             if wire.closed:
                 return
             self._unproven[wire] = (time.monotonic(), str(peer[0]) if peer else "this machine")

@@ -69,7 +69,7 @@ class Rank:
 
 
 @dataclass
-class Roll:
+class Membership:
     """`nodes` are names by node number, as far as the launcher knows them."""
 
     world_size: int

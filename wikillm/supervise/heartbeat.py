@@ -41,7 +41,7 @@ PHASES = tuple(LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RankProgress:
     """A reading. `in_phase` and `standing` in seconds up to now; `median` is 0 until two steps are done."""
 
     phase: str
@@ -56,8 +56,8 @@ class Progress:
         return max(floor, STEPS_FACTOR * self.median) if limit == 0.0 else limit
 
 
-class Board:
-    """The shared page. `Board()` makes one in this process, `Board(fd)` maps the one of another."""
+class Heartbeat:
+    """The shared page. `Heartbeat()` makes one in this process, `Heartbeat(fd)` maps the one of another."""
 
     def __init__(self, fd: int | None = None) -> None:
         self.fd = os.memfd_create(MEMORY_NAME, 0) if fd is None else fd
@@ -108,7 +108,7 @@ class Board:
             self._page, 0, self._writes, self._phase, self._step, self._since, now, self._median
         )
 
-    def read(self) -> Progress:
+    def read(self) -> RankProgress:
         """The state now; a torn read shows in the number of writes and is repeated."""
         for _ in range(100):
             values = _LAYOUT.unpack_from(self._page, 0)
@@ -116,6 +116,6 @@ class Board:
                 break
         _, phase, step, since, progress, median = values
         now = time.monotonic()
-        return Progress(
+        return RankProgress(
             PHASES[phase], step, max(0.0, now - since), max(0.0, now - progress), median
         )

@@ -9,23 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.core.errors import ExitCode
-from wikillm.supervise.roll import End, Limits, Roll
+from wikillm.supervise.membership import End, Limits, Membership
 
 LIMITS = Limits(meet=50, lost=20, stall=120, leave=60)
 SAME = {"torch": "2.13.0", "configuration": "aaa"}
 
 
-def roll(
+def membership(
     size: int = 4, local: int = 2, *, there: int | None = None, nodes: tuple[str, ...] = ()
-) -> Roll:
-    made = Roll(size, local, LIMITS, began=0.0, nodes=nodes)
+) -> Membership:
+    made = Membership(size, local, LIMITS, began=0.0, nodes=nodes)
     for rank in range(size if there is None else there):
         node = rank // local + 1
         made.hello(rank, f"node{node}", f"10.0.0.{node}", dict(SAME), 0.0)
     return made
 
 
-def beat(made: Roll, rank: int, now: float, **more: Any) -> None:
+def beat(made: Membership, rank: int, now: float, **more: Any) -> None:
     said = {"phase": "step", "step": 7, "standing": 1.0, "limit": 120.0, "median": 1.0, **more}
     made.beat(rank, said, now)
 
@@ -37,7 +37,7 @@ def reason(end: End | None) -> str:
 
 
 def test_nothing_is_wrong_while_all_beat() -> None:
-    made = roll()
+    made = membership()
     for now in range(1, 200, 5):
         for rank in range(4):
             beat(made, rank, now)
@@ -45,7 +45,7 @@ def test_nothing_is_wrong_while_all_beat() -> None:
 
 
 def test_a_silent_node_is_named_with_its_ranks() -> None:
-    made = roll()
+    made = membership()
     for rank in range(4):
         beat(made, rank, 100.0)
     for rank in (0, 1):
@@ -60,7 +60,7 @@ def test_a_silent_node_is_named_with_its_ranks() -> None:
     ids=["known", "unknown"],
 )
 def test_a_node_that_does_not_come_is_named(nodes: tuple[str, ...], name: str) -> None:
-    made = roll(there=2, nodes=nodes)
+    made = membership(there=2, nodes=nodes)
     for rank in (0, 1):
         beat(made, rank, 49.0)
     assert made.verdict(49.9) is None
@@ -69,7 +69,7 @@ def test_a_node_that_does_not_come_is_named(nodes: tuple[str, ...], name: str) -
 
 
 def test_different_versions_are_listed_with_their_nodes() -> None:
-    made = roll(there=2)
+    made = membership(there=2)
     for rank in (2, 3):
         made.hello(rank, "node2", "10.0.0.2", {"torch": "2.12.0", "configuration": "aaa"}, 1.0)
     assert "torch: 2.13.0 on node1, 2.12.0 on node2" in reason(made.verdict(1.0))
@@ -77,7 +77,7 @@ def test_different_versions_are_listed_with_their_nodes() -> None:
 
 def test_a_reason_goes_before_a_guess() -> None:
     """Rank 3 is killed by its launcher because rank 2 failed: the others hear rank 2's words."""
-    made = roll()
+    made = membership()
     made.died(3, "its process ended without a word", 10.0)
     made.bye(2, ExitCode.DATA, "shard 7 is damaged", 9.0)
     assert made.verdict(12.0) is None
@@ -87,14 +87,14 @@ def test_a_reason_goes_before_a_guess() -> None:
 
 
 def test_a_process_that_died_is_named() -> None:
-    made = roll()
+    made = membership()
     made.died(3, "is gone: nobody knows how", 10.0)
     assert made.verdict(11.0) is None
     assert "rank 3 on node2 (10.0.0.2) is gone" in reason(made.verdict(12.6))
 
 
 def test_a_process_whose_end_is_known_is_named_sooner_and_by_its_pid() -> None:
-    made = roll(2, 2, there=0)
+    made = membership(2, 2, there=0)
     for rank in (0, 1):
         made.hello(rank, "here", "", dict(SAME), 0.0, pid=70 + rank)
     made.died(1, "was killed by signal 9", 10.0, is_known=True)
@@ -105,7 +105,7 @@ def test_a_process_whose_end_is_known_is_named_sooner_and_by_its_pid() -> None:
 
 def test_a_known_end_still_waits_for_the_words_of_a_rank_that_failed() -> None:
     """Rank 2 failed, and its launcher ends the others."""
-    made = roll()
+    made = membership()
     made.bye(2, ExitCode.DATA, "shard 7 is damaged", 9.0)
     made.died(3, "was killed by signal 15", 9.5, is_known=True)
     assert made.verdict(12.0) is None
@@ -113,7 +113,7 @@ def test_a_known_end_still_waits_for_the_words_of_a_rank_that_failed() -> None:
 
 
 def test_a_stop_before_training_is_not_agreed_on_and_ends_the_others_at_once() -> None:
-    made = roll()
+    made = membership()
     made.bye(1, ExitCode.STOPPED, "stopped before training", 10.0, is_agreed=False)
     end = made.verdict(11.0)
     assert end is not None and end.code == ExitCode.STOPPED
@@ -121,7 +121,7 @@ def test_a_stop_before_training_is_not_agreed_on_and_ends_the_others_at_once() -
 
 def test_time_in_which_the_whole_job_was_suspended_does_not_count() -> None:
     """Ctrl-Z and an hour later fg: no rank was heard, and no step was done."""
-    made = roll()
+    made = membership()
     made.since = 3600.0
     for rank in range(4):
         beat(made, rank, 3600.5, standing=3600.0)
@@ -132,7 +132,7 @@ def test_time_in_which_the_whole_job_was_suspended_does_not_count() -> None:
 
 
 def test_a_rank_that_generates_samples_is_waited_for() -> None:
-    made = roll()
+    made = membership()
     for rank in (1, 2, 3):
         beat(made, rank, 200.0, step=8, standing=150.0)
     beat(made, 0, 200.0, phase="evaluate", step=7, standing=150.0, limit=1800.0)
@@ -144,7 +144,7 @@ def test_a_rank_that_generates_samples_is_waited_for() -> None:
 
 
 def test_an_agreed_stop_gives_the_others_time_to_leave() -> None:
-    made = roll()
+    made = membership()
     for rank in range(4):
         beat(made, rank, 100.0)
     made.bye(0, ExitCode.STOPPED, "stopped", 100.0)
@@ -157,14 +157,14 @@ def test_an_agreed_stop_gives_the_others_time_to_leave() -> None:
 
 
 def test_who_has_said_goodbye_is_not_missed() -> None:
-    made = roll()
+    made = membership()
     for rank in range(4):
         made.bye(rank, 0, "the horizon was reached", 10.0)
     assert made.verdict(500.0) is None
 
 
 def test_a_stall_names_the_rank_that_holds_the_others_up() -> None:
-    made = roll()
+    made = membership()
     for rank in (0, 1, 2):
         beat(made, rank, 200.0, standing=119.0)
     beat(made, 3, 200.0, phase="data", standing=119.0)
@@ -179,7 +179,7 @@ def test_a_stall_names_the_rank_that_holds_the_others_up() -> None:
 
 @given(standing=st.floats(0, 1e5))
 def test_a_phase_without_limit_never_stalls(standing: float) -> None:
-    made = roll(2, 1)
+    made = membership(2, 1)
     for rank in (0, 1):
         beat(made, rank, 10.0, phase="store", limit=None, standing=standing)
     assert made.verdict(10.0) is None
