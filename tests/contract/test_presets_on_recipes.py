@@ -42,19 +42,14 @@ def test_plans(run: str | None, words: tuple[str, ...], recipe: str) -> None:
         plan = make_plan(
             resolved, world_size=world, tokenizer_length=length, train_tokens=TRAIN_TOKENS
         )
-        train = resolved.config.train
         facts = DeepSpeedFacts(
+            resolved.config.train,
+            hidden_size=resolved.config.model.hidden_size,
             micro_batch=plan.micro_batch,
             accumulation=plan.accumulation,
             world_size=world,
             local_world_size=world,
-            max_grad_norm=train.max_grad_norm,
             precision="bf16",
-            hidden_size=resolved.config.model.hidden_size,
-            learning_rate=train.learning_rate,
-            betas=(train.adam_beta1, train.adam_beta2),
-            eps=train.adam_epsilon,
-            weight_decay=train.weight_decay,
             has_gpu=True,
         )
         engine = resolve_deepspeed(read_deepspeed(recipe), facts)

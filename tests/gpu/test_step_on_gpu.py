@@ -17,8 +17,9 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wikillm.config.schema import Checkpointing
-from wikillm.kernels import dispatch, reference
-from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY, chunk_rows
+from wikillm.kernels import chunks, reference
+from wikillm.kernels.chunks import chunk_rows
+from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY
 from wikillm.kernels.tiled_swiglu import tiled_swiglu
 from wikillm.models.attention_mask import prepare_masks
 from wikillm.models.checkpointing import checkpoint_layers
@@ -107,7 +108,7 @@ def test_other_layers_give_the_stock_gradients(
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     if switch == "tiled":
-        monkeypatch.setitem(dispatch._TILES, "cuda", (1, 96, 96))
+        monkeypatch.setitem(chunks.TILES, "cuda", (1, 96, 96))
         assert "96 rows" in str(tile_mlp(ours, rows=BATCH * LENGTH, device_type="cuda"))
     else:
         compile_elementwise(ours)

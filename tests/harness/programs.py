@@ -172,9 +172,9 @@ def tensor_digest(checkpoint: Path) -> str:
 
 def train_with_small_tiles(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
     """`train` whose tiled MLP takes 24 tokens at a time, so that a tiny micro-step has several chunks."""
-    from wikillm.kernels import dispatch
+    from wikillm.kernels import chunks
 
-    dispatch._TILES["cpu"] = (1, 24, 24)
+    chunks.TILES["cpu"] = (1, 24, 24)
     return train(words, **options)
 
 

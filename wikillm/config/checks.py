@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 
 from wikillm.config.batch_ramp import check_batch_ramp
+from wikillm.config.compatibility import Case, add_conflicts
 from wikillm.config.mixture import check_mixture
 from wikillm.config.origin import Origin, Setting, where_of
 from wikillm.config.schema import DataSection, ModelSection, RunConfig, TrainSection
@@ -24,18 +25,14 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     _check_heads(config.model, origins, problems)
     _check_lengths(config, origins, problems)
     _check_schedule(config.train, origins, problems)
-    _check_document_mask(config, origins, problems)
     _check_sequence_parallel(config, origins, problems)
+    train = config.train
+    precision = None if train.precision == "auto" else train.precision
+    case = Case(train, config.model, config.data, precision=precision)
+    add_conflicts(case, problems, origins)
     check_mixture(config.data, origins, problems)
     _check_muon(config.train, origins, problems)
     check_batch_ramp(config.train, origins, problems)
-    if config.model.zero_init_outputs and config.model.init_from is not None:
-        got = where_of(origins, "model.zero_init_outputs", "model.init_from")
-        problems.add(
-            "zero_init_outputs has no effect on the weights of model.init_from.",
-            got=got,
-            fix="leave it out",
-        )
     is_default = config.train.ema_start == TrainSection.model_fields["ema_start"].default
     if not config.train.ema_decay and origins["train.ema_start"].is_user and not is_default:
         got = where_of(origins, "train.ema_start")
@@ -153,16 +150,6 @@ def _check_lengths(config: RunConfig, origins: Mapping[str, Origin], problems: P
         problems.add(what, got=got, fix=fix)
 
 
-def _check_document_mask(
-    config: RunConfig, origins: Mapping[str, Origin], problems: Problems
-) -> None:
-    is_flash = config.model.attn_implementation == "flash_attention_2"
-    if config.train.document_mask == "on" and is_flash and config.train.compile == "layers":
-        what = "Flash attention with a document mask gets another number of lengths in every batch: each would compile anew."
-        got = where_of(origins, "train.document_mask", "model.attn_implementation", "train.compile")
-        problems.add(what, got=got, fix="train.compile=off, or model.attn_implementation=sdpa")
-
-
 def ranks_that_can_share(model: ModelSection) -> list[int]:
     """Sizes of a group of ranks in which each has equally many query heads, and the key heads that go with them."""
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
@@ -192,10 +179,6 @@ def _check_sequence_parallel(
         what = f"sequence_length={config.train.sequence_length} cannot be split over {size} ranks."
         got = where_of(origins, key, "train.sequence_length")
         problems.add(what, got=got, fix=f"train.sequence_length={longer}")
-    if (kernel := config.model.attn_implementation) not in ("sdpa", "flash_attention_2"):
-        what = f"Sequence parallelism was built for sdpa and flash_attention_2, not for {kernel}."
-        got = where_of(origins, key, "model.attn_implementation")
-        problems.add(what, got=got, fix="model.attn_implementation=sdpa")
 
 
 def _check_muon(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
@@ -209,20 +192,6 @@ def _check_muon(train: TrainSection, origins: Mapping[str, Origin], problems: Pr
                     got=got,
                     fix="train.optimizer=muon",
                 )
-        return
-    if train.max_grad_norm > 0:
-        problems.add(
-            "Muon and clipping do not go together: DeepSpeed clips Muon's orthogonal update, whose norm is that of "
-            "its shape, and so would cut the step and not an outlier.",
-            got=f"max_grad_norm={train.max_grad_norm:g} ({where_of(origins, 'train.max_grad_norm', 'train.optimizer')})",
-            fix="train.max_grad_norm=0",
-        )
-    if train.precision == "fp16":
-        problems.add(
-            "Muon is not supported in fp16: its momentum would be kept in fp16, and was not checked there.",
-            got=where_of(origins, "train.precision", "train.optimizer"),
-            fix="train.precision=bf16 (or fp32), or train.optimizer=adamw",
-        )
 
 
 def _check_schedule(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:

@@ -14,8 +14,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
+from wikillm.config.precision import Precision
+from wikillm.config.schema import TrainSection
 from wikillm.core.errors import ConfigError, Problems, did_you_mean
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|\n')
@@ -23,24 +25,19 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|\n')
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedFacts:
-    """What a run decides and a DeepSpeed JSON must agree with. Plain values, known before a model exists.
+    """What a run decides and a DeepSpeed JSON must agree with. All of it is known before a model exists.
 
-    None is what is not known yet, where the machines are elsewhere: it agrees with anything.
+    None is not known yet, because the machines are elsewhere: it agrees with anything.
     """
 
+    train: TrainSection
+    hidden_size: int
     micro_batch: int | None  # sequences per rank and micro-step
     accumulation: int | None  # micro-steps per optimizer step
     world_size: int | None
     local_world_size: int | None
-    max_grad_norm: float
-    precision: Literal["bf16", "fp16", "fp32"] | None
-    hidden_size: int
-    learning_rate: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
+    precision: Precision | None
     has_gpu: bool | None
-    optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from wikillm.config.compatibility import Case, Zero, add_conflicts
 from wikillm.config.deepspeed import DeepSpeedFacts, DeepSpeedFile
 from wikillm.config.deepspeed_keys import (
     AT_LEAST_ONE,
@@ -41,7 +42,14 @@ def check_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts | None = None) ->
     if facts is not None:
         _check_against_run(file, facts, problems)
         _check_hardware(file, facts, problems)
-        _check_muon(file, facts, problems)
+        case = Case(
+            facts.train,
+            zero=Zero.of(file.json),
+            has_deepspeed=True,
+            precision=facts.precision,
+            has_gpu=facts.has_gpu,
+        )
+        add_conflicts(case, problems, file=file)
     problems.raise_if_any()
 
 
@@ -290,7 +298,10 @@ class Linked:
 
 def linked_values(facts: DeepSpeedFacts) -> dict[str, Linked]:
     """Every dotted key that the run decides, in the order of Hugging Face's `trainer_config_process`; None: not known."""
-    micro, accumulation, world = facts.micro_batch, facts.accumulation, facts.world_size
+    train = facts.train
+    micro = facts.micro_batch
+    accumulation = facts.accumulation
+    world = facts.world_size
     batch = f" ({micro} sequences x {accumulation} micro-steps x {world} ranks)"
     whole = (
         None
@@ -306,13 +317,15 @@ def linked_values(facts: DeepSpeedFacts) -> dict[str, Linked]:
             accumulation, "train.gradient_accumulation_steps", " (or derived)"
         ),
         "train_batch_size": Linked(whole, "train.global_batch_tokens", batch),
-        "gradient_clipping": Linked(facts.max_grad_norm, "train.max_grad_norm"),
+        "gradient_clipping": Linked(train.max_grad_norm, "train.max_grad_norm"),
         "bf16.enabled": Linked(is_bf16, "train.precision", f" ({facts.precision})"),
         "fp16.enabled": Linked(is_fp16, "train.precision", f" ({facts.precision})"),
-        "optimizer.params.lr": Linked(facts.learning_rate, "train.learning_rate"),
-        "optimizer.params.betas": Linked(list(facts.betas), "train.adam_beta1, train.adam_beta2"),
-        "optimizer.params.eps": Linked(facts.eps, "train.adam_epsilon"),
-        "optimizer.params.weight_decay": Linked(facts.weight_decay, "train.weight_decay"),
+        "optimizer.params.lr": Linked(train.learning_rate, "train.learning_rate"),
+        "optimizer.params.betas": Linked(
+            [train.adam_beta1, train.adam_beta2], "train.adam_beta1, train.adam_beta2"
+        ),
+        "optimizer.params.eps": Linked(train.adam_epsilon, "train.adam_epsilon"),
+        "optimizer.params.weight_decay": Linked(train.weight_decay, "train.weight_decay"),
     }
 
 
@@ -326,6 +339,13 @@ def _check_against_run(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Pro
                 f"but the run says {_show(linked.value)}{linked.because}: {linked.setting}",
                 fix=f'"auto" in the JSON (the run decides), or change {linked.setting}',
             )
+    kind, wanted = file.get("optimizer.type"), facts.train.optimizer
+    if str(kind).lower() == "muon" or (kind is not None and wanted == "muon"):
+        problems.add(
+            "A Muon run makes its optimizer from train.*, so that norms and biases are not decayed.",
+            got=f"{file.where('optimizer')} = {_show(kind)}, train.optimizer={wanted}",
+            fix="remove the block; train.optimizer=muon train.max_grad_norm=0",
+        )
     hpz = file.get("zero_optimization.zero_hpz_partition_size", 1)
     if isinstance(hpz, int) and hpz > 1 and facts.world_size is not None and facts.world_size % hpz:
         problems.add(
@@ -338,12 +358,6 @@ def _check_against_run(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Pro
 def _check_hardware(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Problems) -> None:
     if facts.has_gpu in (True, None):
         return
-    if facts.precision == "fp16" or file.get("fp16.enabled") is True:
-        problems.add(
-            "DeepSpeed has no fp16 on CPU.",
-            got=f"train.precision={facts.precision}, {file.where('fp16.enabled')} = {_show(file.get('fp16.enabled'))}",
-            fix="train.precision=fp32 (or bf16)",
-        )
     for path, feature in CUDA_ONLY.items():
         if not is_off(file.get(path)):
             problems.add(
@@ -351,44 +365,6 @@ def _check_hardware(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Proble
                 got=f"{file.where(path)} = {_show(file.get(path))}",
                 fix="--deepspeed zero3",
             )
-
-
-def _check_muon(file: DeepSpeedFile, facts: DeepSpeedFacts, problems: Problems) -> None:
-    """What DeepSpeed's Muon cannot be combined with; an optimizer block would give it one flat list of parameters."""
-    kind = file.get("optimizer.type")
-    if str(kind).lower() == "muon" or (kind is not None and facts.optimizer == "muon"):
-        problems.add(
-            "The optimizer of a Muon run is made from train.*, so that weight decay spares norms and biases.",
-            got=f"{file.where('optimizer')} = {_show(kind)}, train.optimizer={facts.optimizer}",
-            fix="remove the block; train.optimizer=muon train.max_grad_norm=0",
-        )
-    if facts.optimizer != "muon":
-        return
-    wrong = {
-        "zero_optimization.offload_optimizer": file.get(
-            "zero_optimization.offload_optimizer.device", "none"
-        )
-        != "none",
-        "zero_optimization.offload_param": file.get(
-            "zero_optimization.offload_param.device", "none"
-        )
-        != "none",
-        "zero_optimization.zero_quantized_gradients": not is_off(
-            file.get("zero_optimization.zero_quantized_gradients")
-        ),
-    }
-    for path in (path for path, found in wrong.items() if found):
-        problems.add(
-            f"Muon does not go together with {path.rsplit('.', 1)[-1]} here.",
-            got=file.where(path),
-            fix="--deepspeed zero1, zero2 or zero3; or train.optimizer=adamw",
-        )
-    if facts.precision == "fp16":
-        problems.add(
-            "Muon is not supported in fp16.",
-            got="train.precision=fp16, or auto on a GPU without bf16",
-            fix="train.precision=fp32, or train.optimizer=adamw",
-        )
 
 
 def _show(value: Any) -> str:

@@ -163,7 +163,7 @@ def _use_optimizer_block(
 
 def _place_muon(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
     """Newton-Schulz needs whole gradients: ZeRO-3 must reduce them to all ranks (DeepSpeed raises otherwise)."""
-    if facts.optimizer == "muon" and zero["stage"] == 3:
+    if facts.train.optimizer == "muon" and zero["stage"] == 3:
         zero["reduce_scatter"] = False
         notes.append(
             "reduce_scatter=false: Muon needs whole gradients at ZeRO-3, which doubles their traffic"

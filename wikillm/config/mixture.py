@@ -54,26 +54,6 @@ def check_mixture(data: DataSection, origins: Mapping[str, Origin], problems: Pr
         if not source.path and source.store is None:
             what = f"The source {source.name} of data.mixture has neither path nor store."
             problems.add(what, got=place, fix=f"{source.name}:{source.weight:g}:FILE")
-    if data.store is not None:
-        got = where_of(origins, "data.mixture", "data.store")
-        fix = "leave data.store out, or give each source a store of its own: {name: ..., weight: ..., store: ...}"
-        problems.add(
-            "Each source of data.mixture has a store of its own; data.store names one.",
-            got=got,
-            fix=fix,
-        )
-    if data.drop_list is not None:
-        problems.add(
-            "A drop-list belongs to the sources of one store, and data.mixture has several.",
-            got=where_of(origins, "data.mixture", "data.drop_list"),
-            fix="build the store with it (wikillm prepare data.drop_list=FILE), and name the store in data.mixture",
-        )
-    if data.streaming == "on":
-        problems.add(
-            "A mixture cannot be trained on while its stores are being built (data.streaming=on).",
-            got=where_of(origins, "data.mixture", "data.streaming"),
-            fix="data.streaming=auto or off: the stores are built first; `wikillm prepare` builds them ahead of time",
-        )
     if len(problems) == before:
         _check_shares(data.mixture, place, problems)
 

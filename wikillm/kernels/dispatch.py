@@ -15,18 +15,11 @@ from typing import Literal
 import torch
 
 from wikillm.core.errors import MachineError
+from wikillm.kernels.chunks import chunk_rows, tile_rows
 from wikillm.kernels.float8_products import MULTIPLE
 from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 
 LossKernel = Literal["auto", "chunked", "triton", "fp8", "stock"]
-
-# Logits of a chunk, in elements, and the least and most rows. On CPU about 320 MB in float32: 256, 512 and 1,024
-# rows took the same time within the noise (docs/measurements/2026-11-23-cpu.md). On GPUs 2k to 8k rows keep the
-# products large while 4,096 rows of 151,936 are 1.2 GB in bf16: an estimate, not measured yet.
-_CHUNKS = {"cpu": (80_000_000, 256, 1024), "cuda": (640_000_000, 2048, 8192)}
-# The same for one of the four chunks of intermediate activations of the tiled SwiGLU. On CPU the CPU time of 512
-# to 2,048 rows was within 3 % (docs/measurements/2026-11-24-tiled-mlp.md); for GPUs an estimate: 160 MB each in 16 bit, 4,096 rows at 7B.
-_TILES = {"cpu": (2_097_152, 256, 2048), "cuda": (80_000_000, 2048, 8192)}
 
 Loss = Callable[
     ..., torch.Tensor
@@ -97,24 +90,7 @@ def check_float8(*, hidden: int, vocab: int, device_type: str) -> None:
         )
 
 
-def chunk_rows(rows: int, vocab: int, device_type: str) -> int:
-    """Rows per chunk: as many as the device's allowance holds, in equal chunks rather than full ones and a rest."""
-    return _equal_chunks(rows, vocab, *_CHUNKS.get(device_type, _CHUNKS["cuda"]))
-
-
 def choose_tiled_mlp(*, rows: int, intermediate: int, device_type: str) -> Choice:
     """The chunks of the tiled SwiGLU for `rows` tokens per micro-step. Pure: the same answer on every rank."""
     tile = tile_rows(rows, intermediate, device_type)
     return Choice("tiled", tile, f"of {rows:,} by {intermediate:,} on {device_type}")
-
-
-def tile_rows(rows: int, intermediate: int, device_type: str) -> int:
-    """Rows per chunk of the tiled SwiGLU, by the rule of `chunk_rows`."""
-    return _equal_chunks(rows, intermediate, *_TILES.get(device_type, _TILES["cuda"]))
-
-
-def _equal_chunks(rows: int, columns: int, elements: int, least: int, most: int) -> int:
-    limit = min(most, max(least, elements // columns))
-    chunks = -(-rows // limit)
-    even = -(-rows // chunks)
-    return min(limit, -(-even // 64) * 64)  # a multiple of 64 keeps every product aligned

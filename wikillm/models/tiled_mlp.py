@@ -17,7 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.kernels.dispatch import Choice, choose_tiled_mlp, tile_rows
+from wikillm.kernels.chunks import tile_rows
+from wikillm.kernels.dispatch import Choice, choose_tiled_mlp
 from wikillm.kernels.tiled_swiglu import tiled_swiglu
 
 MLP = "MLP"

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from wikillm.config.precision import Precision
 from wikillm.config.schema import ModelSection
 from wikillm.plan.params import count_parameters
-from wikillm.plan.setup import Precision
 
 _HEADERS = {None: 30_000, 0: 45_000}
 _HEADERS_OF_PARTITIONS = 70_000  # DeepSpeed puts its script zero_to_fp32.py beside them

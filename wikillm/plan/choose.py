@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from wikillm.config.checks import ranks_that_can_share
+from wikillm.config.compatibility import Case, Zero, conflicts
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import Checkpointing, TrainSection
 from wikillm.core.errors import ConfigError
@@ -155,20 +156,13 @@ def _setups(
                 masked=job.masked,
                 sequence_parallel=job.sequence_parallel,
             )
-            if "deepspeed.config" in pins or _goes_with_recipe(setup, job, train):
+            if "deepspeed.config" in pins or _goes_with_recipe(setup, train):
                 yield setup
 
 
-def _goes_with_recipe(setup: Setup, job: Job, train: TrainSection) -> bool:
-    """Muon excludes offload and quantized traffic, a batch ramp offload; the average of the weights and compiled layers
-    exclude ZeRO-3. As in a run."""
-    offloads = setup.offload_optimizer or setup.offload_param
-    if job.ramp.stages and setup.offload_optimizer:
-        return False
-    wants_whole_weights = setup.ema or train.compile == "layers"
-    return not (setup.muon and (offloads or setup.quantized)) and not (
-        wants_whole_weights and setup.stage == 3
-    )
+def _goes_with_recipe(setup: Setup, train: TrainSection) -> bool:
+    zero = Zero(setup.stage, setup.offload_optimizer, setup.offload_param, setup.quantized)
+    return not conflicts(Case(train, zero=zero, has_deepspeed=True))
 
 
 def _best_micro(

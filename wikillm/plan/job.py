@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from wikillm.config.batch_ramp import BatchRamp
 from wikillm.config.origin import where_of
+from wikillm.config.precision import Precision, resolve_precision
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import ModelSection, RunConfig
 from wikillm.config.trained_tokenizer import PREFIX, parse_train
@@ -20,7 +21,7 @@ from wikillm.plan.flops import flops_per_token
 from wikillm.plan.gpus import Gpu
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup
 from wikillm.plan.params import count_parameters
-from wikillm.plan.setup import Loss, Precision, Shape, loss_of
+from wikillm.plan.setup import Loss, Shape, loss_of
 from wikillm.plan.vocab import resolve_vocab_size
 
 MICRO = "train.per_device_train_batch_size"
@@ -74,7 +75,9 @@ def describe_job(
         if batch.ramp.stages
         else None
     )
-    precision: Precision = train.precision if train.precision != "auto" else _precision(gpu)
+    precision = resolve_precision(
+        train.precision, has_gpu=gpu.device == "cuda", has_bf16=gpu.has_bf16
+    )
     if precision == "bf16" and not gpu.has_bf16:
         raise ConfigError(
             f"A {gpu.name} has no bf16.",
@@ -124,13 +127,6 @@ def describe_shape(model: ModelSection, vocab_size: int, sequence_length: int) -
 def is_masked(config: RunConfig) -> bool:
     """Whether SDPA gets a mask of T x T; flash and flex attention keep documents apart without one."""
     return config.train.document_mask == "on" and config.model.attn_implementation == "sdpa"
-
-
-def _precision(gpu: Gpu) -> Precision:
-    """What `auto` becomes, as in `train.arguments`."""
-    if gpu.device == "cpu":
-        return "fp32"
-    return "bf16" if gpu.has_bf16 else "fp16"
 
 
 def _tokenizer_length(resolved: Resolved) -> int:

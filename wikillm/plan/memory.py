@@ -16,10 +16,11 @@ DeepSpeed's own estimator leaves activations, logits, buckets and context out.
 
 from __future__ import annotations
 
+from wikillm.kernels.chunks import chunk_rows, tile_rows
 from wikillm.plan.memory_cpu import memory_on_cpu
 from wikillm.plan.memory_parts import Memory
 from wikillm.plan.params import head_width
-from wikillm.plan.setup import Device, Setup, Shape
+from wikillm.plan.setup import Setup, Shape
 
 CONTEXT_BYTES = 2_000_000_000
 """CUDA context, cuBLAS and NCCL workspaces: 1.5 to 2.5 GB are commonly seen on a data-centre GPU."""
@@ -27,11 +28,6 @@ FRAGMENTATION = 0.05
 """What torch's caching allocator cannot use, as a share of all it holds: 3 to 6 % with steady shapes."""
 KEPT_FREE = 0.08
 """Share of a GPU's memory that no plan uses: the formulas' error is not known yet, and out of memory ends a run."""
-TILES: dict[Device, tuple[int, int, int]] = {
-    "cpu": (2_097_152, 256, 2048),
-    "cuda": (80_000_000, 2048, 8192),
-}
-"""Elements of a chunk of the tiled MLP, the least and the most rows: `kernels.dispatch`'s."""
 STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
 """Per logit at the peak of Hugging Face's own loss: 16-bit logits (2), their fp32 copy, its log-softmax, its gradient."""
 
@@ -75,19 +71,13 @@ def loss_bytes(shape: Shape, setup: Setup) -> int:
     if setup.loss == "stock":
         return tokens * vocab * STOCK_LOGIT_BYTES[setup.precision]
     width = setup.bytes_per_weight
-    chunk = chunk_rows(tokens, vocab) * vocab * (4 if setup.precision == "fp32" else 8)
+    rows = chunk_rows(tokens, vocab, "cuda")
+    chunk = rows * vocab * (4 if setup.precision == "fp32" else 8)
     held = 4 * vocab * h + width * tokens * h
     if setup.loss == "fp8":
-        chunk += chunk_rows(tokens, vocab) * vocab if setup.precision == "fp32" else 0
+        chunk += rows * vocab if setup.precision == "fp32" else 0
         return held + 2 * vocab * h + tokens * h + max(chunk, 4 * vocab * h)
     return held + max(chunk, width * vocab * h)
-
-
-def chunk_rows(rows: int, vocab: int) -> int:
-    """Rows per chunk on a GPU; the rule of `kernels.dispatch.chunk_rows`, which needs torch (a test holds them equal)."""
-    limit = min(8192, max(2048, 640_000_000 // vocab))
-    even = -(-rows // -(-rows // limit))
-    return min(limit, -(-even // 64) * 64)
 
 
 def host_bytes_per_rank(shape: Shape, setup: Setup) -> int:
@@ -156,16 +146,9 @@ def tile_bytes(shape: Shape, setup: Setup) -> int:
     Four chunks of C x f, the fp32 sums of the three weights' gradients (12 h f), in 16 bit a chunk's product beside them (4 h f).
     """
     h, f, width = shape.model.hidden_size, shape.model.intermediate_size, setup.bytes_per_weight
-    rows = tile_rows(setup.tokens(shape), f, setup.device)
+    tokens = setup.tokens(shape)
+    rows = min(tokens, tile_rows(tokens, f, setup.device))
     return 4 * rows * f * width + (12 if setup.precision == "fp32" else 16) * h * f
-
-
-def tile_rows(rows: int, intermediate: int, device: Device) -> int:
-    """Rows per chunk of the tiled MLP; the rule of `kernels.dispatch.tile_rows` (a test holds them equal)."""
-    elements, least, most = TILES[device]
-    limit = min(most, max(least, elements // intermediate))
-    even = -(-rows // -(-rows // limit))
-    return min(rows, limit, -(-even // 64) * 64)
 
 
 def _states(psi: int, setup: Setup) -> tuple[int, int, int]:

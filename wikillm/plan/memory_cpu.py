@@ -15,6 +15,7 @@ Context: libraries' pages and gloo's buffers; under DeepSpeed its shared-memory 
 
 from __future__ import annotations
 
+from wikillm.kernels.chunks import chunk_rows
 from wikillm.plan.memory_parts import Memory
 from wikillm.plan.params import head_width
 from wikillm.plan.setup import Setup, Shape
@@ -23,8 +24,6 @@ CONTEXT_BYTES = 44_000_000
 SHARED_MEMORY_OP = 69_206_024
 GATHER_COPIES = 2.8
 """ZeRO-3: gathered weights, full gradients before they are shared out, and copies of the collectives: as measured."""
-CHUNK_LOGITS = (80_000_000, 256, 1024)
-"""Logits of a chunk, the least and the most rows: `kernels.dispatch`'s for a CPU (a test holds them equal)."""
 
 
 def memory_on_cpu(shape: Shape, setup: Setup, activations: int) -> Memory:
@@ -45,7 +44,7 @@ def memory_on_cpu(shape: Shape, setup: Setup, activations: int) -> Memory:
     repeated = 8 * model.num_attention_heads * head_width(model)
     layers = model.num_hidden_layers if setup.checkpointing == "none" else 1
     head = 4 * shape.vocab_size * model.hidden_size
-    rows = tokens if setup.loss == "stock" else chunk_rows(tokens, shape.vocab_size)
+    rows = tokens if setup.loss == "stock" else chunk_rows(tokens, shape.vocab_size, "cpu")
     logits = rows * shape.vocab_size * (12 if setup.loss == "stock" else 4)
     return Memory(
         weights=weights,
@@ -59,11 +58,3 @@ def memory_on_cpu(shape: Shape, setup: Setup, activations: int) -> Memory:
         context=CONTEXT_BYTES + (SHARED_MEMORY_OP if has_deepspeed else 0),
         fragmentation=0,
     )
-
-
-def chunk_rows(rows: int, vocab: int) -> int:
-    """Rows per chunk of the loss on a CPU."""
-    elements, least, most = CHUNK_LOGITS
-    limit = min(most, max(least, elements // vocab))
-    even = -(-rows // -(-rows // limit))
-    return min(limit, -(-even // 64) * 64)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from wikillm.config.precision import Precision
 from wikillm.config.schema import RunConfig
 from wikillm.core.errors import ConfigError
 from wikillm.plan.job import describe_shape, is_masked
 from wikillm.plan.memory import KEPT_FREE, memory_per_rank
-from wikillm.plan.setup import Device, Precision, Setup, loss_of, setup_from_recipe
+from wikillm.plan.setup import Device, Setup, loss_of, setup_from_recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from wikillm.config.deepspeed import DeepSpeedFile, read_deepspeed
+from wikillm.config.precision import Precision
 from wikillm.config.schema import Checkpointing, ModelSection
 from wikillm.core.errors import ConfigError
 
-Precision = Literal["bf16", "fp16", "fp32"]
 Loss = Literal["chunked", "fp8", "stock"]
 Device = Literal["cuda", "cpu"]
 

@@ -15,20 +15,17 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from wikillm.config.precision import Precision, resolve_precision
 from wikillm.config.schema import RunConfig, TrainSection
 from wikillm.plan.run_plan import Plan
 from wikillm.plan.schedule import decay_steps
 
-Precision = Literal["bf16", "fp16", "fp32"]
 
-
-def resolve_precision(wanted: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:
-    """auto -> bf16 where the hardware has it, fp16 on older GPUs, fp32 on CPU."""
-    if wanted != "auto":
-        return wanted
-    if not torch.cuda.is_available():
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+def precision_here(wanted: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:
+    """The precision on this machine."""
+    has_gpu = torch.cuda.is_available()
+    has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return resolve_precision(wanted, has_gpu=has_gpu, has_bf16=has_bf16)
 
 
 def to_training_arguments(

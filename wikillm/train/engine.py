@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
-from wikillm.config.deepspeed import read_deepspeed
+from wikillm.config.compatibility import Case, refuse_conflicts
+from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
 from wikillm.config.foreign_variables import claim_environment
+from wikillm.config.precision import Precision
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import RunConfig
 from wikillm.core.errors import ConfigError, MachineError
@@ -22,10 +24,10 @@ from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_float8
 from wikillm.plan.batch import split_batch
 from wikillm.plan.checkpoint import Written, checkpoint_bytes
-from wikillm.plan.recipe import check_combinations, check_recipe, facts_of_run
+from wikillm.plan.recipe import check_recipe
 from wikillm.plan.room import GpuRoom
 from wikillm.plan.run_plan import Plan
-from wikillm.train.arguments import Precision, resolve_precision
+from wikillm.train.arguments import precision_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ def gpu_room(cfg: RunConfig, world: World) -> GpuRoom | None:
         torch.cuda.get_device_properties(index).total_memory
         for index in range(torch.cuda.device_count())
     ]
-    return GpuRoom(min(sizes), world.local_size, resolve_precision(cfg.train.precision))
+    return GpuRoom(min(sizes), world.local_size, precision_here(cfg.train.precision))
 
 
 def bytes_per_checkpoint(cfg: RunConfig, plan: Plan, engine: Engine) -> int:
@@ -72,10 +74,18 @@ def check_engine(cfg: RunConfig) -> None:
 
     Removes from the environment what other launchers left for the libraries. Raises ConfigError.
     """
-    claim_environment(cfg, os.environ, has_gpu=torch.cuda.is_available())
-    check_half_precision(cfg, has_gpu=torch.cuda.is_available())
-    check_attention(cfg.model.attn_implementation, has_gpu=torch.cuda.is_available())
-    check_flex(cfg)
+    has_gpu = torch.cuda.is_available()
+    claim_environment(cfg, os.environ, has_gpu=has_gpu)
+    refuse_conflicts(
+        Case(
+            cfg.train,
+            cfg.model,
+            has_deepspeed=cfg.deepspeed.config is not None,
+            precision=precision_here(cfg.train.precision),
+            has_gpu=has_gpu,
+        )
+    )
+    check_attention_package(cfg.model.attn_implementation)
 
 
 def check_before_data(resolved: Resolved, world: World) -> None:
@@ -88,32 +98,18 @@ def check_before_data(resolved: Resolved, world: World) -> None:
         resolved,
         ranks=world.size,
         ranks_per_node=world.local_size,
-        precision=resolve_precision(resolved.config.train.precision),
+        precision=precision_here(resolved.config.train.precision),
         has_gpu=torch.cuda.is_available(),
     )
 
 
-def check_half_precision(cfg: RunConfig, *, has_gpu: bool) -> None:
-    """Raises ConfigError for fp16 without DeepSpeed on a CPU, where Hugging Face would train in 32 bit."""
-    if cfg.train.precision == "fp16" and cfg.deepspeed.config is None and not has_gpu:
-        raise ConfigError(
-            "fp16 does not train on a CPU.",
-            got="train.precision=fp16, and torch sees no GPU",
-            fix="train.precision=fp32, or train.precision=bf16",
-        )
-
-
-def check_attention(kernel: str, *, has_gpu: bool) -> None:
-    """Raises ConfigError for a kernel without a backward pass on this device, or whose package is missing."""
-    named, fix = f"model.attn_implementation={kernel}", "model.attn_implementation=sdpa"
-    if kernel in ("flex_attention", "flash_attention_2") and not has_gpu:
-        raise ConfigError(
-            f"{kernel} does not train on a CPU.", got=f"{named}, and torch sees no GPU", fix=fix
-        )
+def check_attention_package(kernel: str) -> None:
+    """Raises ConfigError for a kernel whose package is missing."""
     if kernel == "flash_attention_2" and not any(map(find_spec, ("flash_attn", "kernels"))):
-        what = f"{kernel} needs a package that is not installed."
         raise ConfigError(
-            what, got=named, fix=f"pip install flash-attn, built for this torch; or {fix}"
+            f"{kernel} needs a package that is not installed.",
+            got=f"model.attn_implementation={kernel}",
+            fix="pip install flash-attn, built for this torch; or model.attn_implementation=sdpa",
         )
 
 
@@ -124,52 +120,24 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
     """
     if cfg.train.compile != "off":
         check_compiler(cfg.train.compile)
-    precision, has_gpu = resolve_precision(cfg.train.precision), torch.cuda.is_available()
+    precision, has_gpu = precision_here(cfg.train.precision), torch.cuda.is_available()
     if cfg.train.loss_kernel == "fp8":
         device_type = "cuda" if has_gpu else "cpu"
         check_float8(hidden=cfg.model.hidden_size, vocab=plan.vocab_size, device_type=device_type)
     if cfg.deepspeed.config is None:
-        if cfg.train.optimizer == "muon" and precision == "fp16":
-            raise ConfigError(
-                "Muon is not supported in fp16.",
-                got="train.precision=auto, and this GPU has no bf16",
-                fix="train.precision=fp32, or train.optimizer=adamw",
-            )
         return Engine(precision, None, ())
-    facts = facts_of_run(
-        cfg,
+    facts = DeepSpeedFacts(
+        cfg.train,
+        hidden_size=cfg.model.hidden_size,
         micro_batch=plan.micro_batch,
         accumulation=plan.accumulation,
-        ranks=world.size,
-        ranks_per_node=world.local_size,
+        world_size=world.size,
+        local_world_size=world.local_size,
         precision=precision,
         has_gpu=has_gpu,
     )
     resolved = resolve_deepspeed(read_deepspeed(cfg.deepspeed.config), facts)
-    engine = Engine(precision, resolved.json, resolved.notes)
-    check_combinations(cfg, resolved.json)
-    if cfg.train.compile != "off" and cfg.train.optimizer == "muon" and not has_gpu:
-        raise ConfigError(
-            "train.compile does not go with DeepSpeed's Muon on CPU, which runs with compilation switched off.",
-            got=f"train.compile={cfg.train.compile}, train.optimizer=muon, {cfg.deepspeed.config}",
-            fix="train.compile=off, or leave out --deepspeed",
-        )
-    return engine
-
-
-def check_flex(cfg: RunConfig) -> None:
-    """Under autocast the rotation leaves queries and keys in 32 bit beside narrow values, which flex attention does not take.
-
-    Raises ConfigError. DeepSpeed casts the model instead, so that all three are narrow. On a GPU, the only place where it trains,
-    train.precision=auto is 16 bit.
-    """
-    is_autocast = cfg.deepspeed.config is None and cfg.train.precision != "fp32"
-    if cfg.model.attn_implementation == "flex_attention" and is_autocast:
-        raise ConfigError(
-            "flex_attention does not train in 16 bit without DeepSpeed: its inputs would be of two types.",
-            got=f"model.attn_implementation=flex_attention, train.precision={cfg.train.precision}",
-            fix="--deepspeed zero0, or model.attn_implementation=sdpa",
-        )
+    return Engine(precision, resolved.json, resolved.notes)
 
 
 def check_compiler(asked: str) -> None:

@@ -22,20 +22,17 @@ from wikillm.config.deepspeed import (
     shipped_names,
 )
 from wikillm.config.deepspeed_check import check_deepspeed
+from wikillm.config.schema import TrainSection
 from wikillm.core.errors import ConfigError
 
 CPU = DeepSpeedFacts(
+    TrainSection(),
+    hidden_size=512,
     micro_batch=4,
     accumulation=8,
     world_size=2,
     local_world_size=2,
-    max_grad_norm=1.0,
     precision="fp32",
-    hidden_size=512,
-    learning_rate=5e-4,
-    betas=(0.9, 0.95),
-    eps=1e-8,
-    weight_decay=0.1,
     has_gpu=False,
 )
 GPU = replace(CPU, world_size=16, local_world_size=8, precision="bf16", has_gpu=True)
@@ -417,7 +414,9 @@ def test_cpu_refuses_what_needs_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         check_deepspeed(read_deepspeed("zero3_plus"), CPU)
     assert all(name in str(caught.value) for name in ("hpZ", "qwZ", "qgZ", "--deepspeed zero3"))
-    assert "no fp16 on CPU" in refusal(tmp_path, minimal(), replace(CPU, precision="fp16"))
+    assert "fp16 does not train on a CPU" in refusal(
+        tmp_path, minimal(), replace(CPU, precision="fp16")
+    )
     offload = {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}
     assert "SuperOffload" in refusal(tmp_path, minimal(zero_optimization=offload), CPU)
 

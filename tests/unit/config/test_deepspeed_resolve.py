@@ -16,24 +16,24 @@ import pytest
 
 from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed, shipped_names
 from wikillm.config.deepspeed_resolve import ResolvedDeepSpeed, resolve_deepspeed
-from wikillm.core.errors import ConfigError
+from wikillm.config.schema import TrainSection
 
 CPU = DeepSpeedFacts(
+    TrainSection(max_grad_norm=0.7, adam_epsilon=1e-9),
+    hidden_size=96,
     micro_batch=4,
     accumulation=8,
     world_size=2,
     local_world_size=2,
-    max_grad_norm=0.7,
     precision="fp32",
-    hidden_size=96,
-    learning_rate=5e-4,
-    betas=(0.9, 0.95),
-    eps=1e-9,
-    weight_decay=0.1,
     has_gpu=False,
 )
 GPU = replace(CPU, world_size=16, local_world_size=8, precision="bf16", has_gpu=True)
 ON_CPU = tuple(name for name in shipped_names() if name != "zero3_plus")
+
+
+def with_train(facts: DeepSpeedFacts, **changes: Any) -> DeepSpeedFacts:
+    return replace(facts, train=facts.train.model_copy(update=changes))
 
 
 def resolve(tmp_path: Path, facts: DeepSpeedFacts, **changes: Any) -> ResolvedDeepSpeed:
@@ -54,12 +54,12 @@ def arguments(facts: DeepSpeedFacts) -> SimpleNamespace:
         world_size=facts.world_size,
         per_device_train_batch_size=facts.micro_batch,
         gradient_accumulation_steps=facts.accumulation,
-        max_grad_norm=facts.max_grad_norm,
-        learning_rate=facts.learning_rate,
-        adam_beta1=facts.betas[0],
-        adam_beta2=facts.betas[1],
-        adam_epsilon=facts.eps,
-        weight_decay=facts.weight_decay,
+        max_grad_norm=facts.train.max_grad_norm,
+        learning_rate=facts.train.learning_rate,
+        adam_beta1=facts.train.adam_beta1,
+        adam_beta2=facts.train.adam_beta2,
+        adam_epsilon=facts.train.adam_epsilon,
+        weight_decay=facts.train.weight_decay,
         save_on_each_node=False,
         fp16=facts.precision == "fp16",
         fp16_full_eval=False,
@@ -165,7 +165,7 @@ def test_no_auto_is_left_and_it_is_json(tmp_path: Path) -> None:
 
 def test_linked_keys_are_filled_even_where_the_file_lacks_them(tmp_path: Path) -> None:
     """DeepSpeed's default clips at 1.0: a run with max_grad_norm=0 would be clipped in silence."""
-    resolved = resolve(tmp_path, replace(CPU, max_grad_norm=0.0))
+    resolved = resolve(tmp_path, with_train(CPU, max_grad_norm=0.0))
     assert resolved.json["gradient_clipping"] == 0.0
     assert resolved.json["train_batch_size"] == 64
     assert any("gradient_clipping=0.0" in note for note in resolved.notes)
@@ -261,7 +261,7 @@ def test_offload_steps_as_without_it(tmp_path: Path) -> None:
     alone = replace(
         CPU, world_size=1, local_world_size=1, micro_batch=2, accumulation=2, hidden_size=32
     )
-    alone = replace(alone, learning_rate=1e-2, weight_decay=0.5)
+    alone = with_train(alone, learning_rate=1e-2, weight_decay=0.5)
     results = []
     for name in ("zero2", "zero2_offload"):
         (tmp_path / "ds.json").write_text(
@@ -327,39 +327,10 @@ json.dump({
 
 
 def test_muon_reduces_whole_gradients_at_stage_3_only(tmp_path: Path) -> None:
-    muon = replace(CPU, optimizer="muon", max_grad_norm=0.0)
+    muon = with_train(CPU, optimizer="muon", max_grad_norm=0.0)
     zero3 = resolve(tmp_path, muon, zero_optimization={"stage": 3, "reduce_scatter": True})
     assert zero3.json["zero_optimization"]["reduce_scatter"] is False
     assert any("Muon needs whole gradients" in note for note in zero3.notes)
     zero2 = resolve(tmp_path, muon, zero_optimization={"stage": 2, "reduce_scatter": True})
     assert zero2.json["zero_optimization"]["reduce_scatter"] is True
     assert "optimizer" not in zero2.json and zero2.json["gradient_clipping"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("facts", "changes", "message"),
-    [
-        (
-            {"optimizer": "adamw"},
-            {"optimizer": {"type": "Muon", "params": {}}},
-            "remove the block; train.optimizer=muon",
-        ),
-        ({"optimizer": "muon"}, {"optimizer": {"type": "AdamW", "params": {}}}, "made from train"),
-        (
-            {"optimizer": "muon"},
-            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}},
-            "offload_optimizer here",
-        ),
-        (
-            {"optimizer": "muon", "has_gpu": True},
-            {"zero_optimization": {"stage": 3, "zero_quantized_gradients": True}},
-            "zero_quantized_gradients here",
-        ),
-        ({"optimizer": "muon", "has_gpu": True, "precision": "fp16"}, {}, "not supported in fp16"),
-    ],
-)
-def test_what_muon_excludes(
-    facts: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        resolve(tmp_path, replace(CPU, **facts), **changes)

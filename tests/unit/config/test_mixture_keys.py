@@ -56,7 +56,7 @@ def test_counts_sum_to_the_period_and_stay_within_one_of_the_share(weights: list
         (["data.mixture=a:1:x,a:2:y"], "2 sources named a"),
         (
             ["data.mixture=a:1:x,b:2:y", "data.drop_list=copies.list"],
-            "A drop-list belongs to the sources of one store",
+            "A drop list belongs to the sources of one store",
         ),
         (["data.mixture=a:0:x,b:1:y"], "weight of a in data.mixture is not above 0"),
         (["data.mixture=a:-1:x,b:1:y"], "weight of a in data.mixture is not above 0"),

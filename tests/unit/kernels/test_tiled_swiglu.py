@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wikillm.kernels import reference
-from wikillm.kernels.dispatch import choose_tiled_mlp, tile_rows
 from wikillm.kernels.tiled_swiglu import tiled_swiglu
-from wikillm.plan import memory
 
 HIDDEN, WIDTH = 24, 40
 
@@ -79,10 +75,3 @@ def kept_bytes(function: object, **options: int) -> int:
 def test_nothing_as_wide_as_the_intermediate_waits_for_the_backward() -> None:
     assert kept_bytes(reference.swiglu) >= 4 * 3 * 37 * WIDTH * 8
     assert kept_bytes(tiled_swiglu, chunk_rows=16) == 0
-
-
-@given(st.integers(1, 300_000), st.integers(64, 40_000), st.sampled_from(["cpu", "cuda"]))
-def test_the_planner_counts_the_rows_that_are_taken(rows: int, width: int, device: str) -> None:
-    taken = choose_tiled_mlp(rows=rows, intermediate=width, device_type=device)
-    assert memory.tile_rows(rows, width, device) == min(rows, tile_rows(rows, width, device))  # type: ignore[arg-type]
-    assert str(taken).startswith("tiled, ")

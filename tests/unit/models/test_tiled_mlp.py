@@ -17,7 +17,7 @@ from transformers import (
 
 from wikillm.config.load import load
 from wikillm.core.errors import WikiLLMError
-from wikillm.kernels import dispatch
+from wikillm.kernels import chunks
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.tiled_mlp import tile_mlp, untile_mlp
 from wikillm.plan.gpus import find_gpu
@@ -51,7 +51,7 @@ def outcome(model: torch.nn.Module) -> tuple[float, list[torch.Tensor]]:
 def test_losses_and_gradients_are_those_of_the_stock_layers(
     config: type, kind: type, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(dispatch._TILES, "cpu", (1, 24, 24))
+    monkeypatch.setitem(chunks.TILES, "cpu", (1, 24, 24))
     model = kind(config(**SMALL)).double().train()
     if checkpointing:
         checkpoint_layers(model, "full")

@@ -12,14 +12,12 @@ from hypothesis import strategies as st
 
 from wikillm.config.load import load
 from wikillm.config.schema import Checkpointing
-from wikillm.kernels import dispatch
 from wikillm.plan.choose import CHECKPOINTING, Machine, rank_choices
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
 from wikillm.plan.job import describe_job
 from wikillm.plan.memory import (
     activation_bytes_per_token,
-    chunk_rows,
     host_bytes_per_rank,
     kept_by_checkpointing,
     loss_bytes,
@@ -100,11 +98,6 @@ def test_the_chunked_loss_holds_one_chunk_and_the_heads_gradient() -> None:
         loss_bytes(made, setup("zero0", 1, micro=32))
         == chunk + head + 32 * 512 * made.model.hidden_size * 2
     )
-
-
-@given(rows=st.integers(1, 10**6), vocab=st.integers(100, 300_000))
-def test_chunks_are_those_of_the_kernel(rows: int, vocab: int) -> None:
-    assert chunk_rows(rows, vocab) == dispatch.chunk_rows(rows, vocab, "cuda")
 
 
 def test_every_field_is_a_part_and_the_parts_are_the_total() -> None:

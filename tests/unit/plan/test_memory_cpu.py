@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from wikillm.config.load import load
-from wikillm.kernels import dispatch
 from wikillm.plan.memory import memory_per_rank
-from wikillm.plan.memory_cpu import chunk_rows
 from wikillm.plan.memory_parts import Memory
 from wikillm.plan.params import count_parameters
 from wikillm.plan.setup import Setup, Shape, setup_from_recipe
@@ -76,8 +72,3 @@ def test_more_tokens_take_more_and_more_ranks_never_more(recipe: str) -> None:
     few, many = (memory("31M", recipe, 2, micro, 128).total for micro in (1, 4))
     assert few < many
     assert memory("31M", recipe, 8, 4, 128).total <= many
-
-
-@given(rows=st.integers(1, 10**6), vocab=st.integers(100, 300_000))
-def test_chunks_are_those_of_the_kernel(rows: int, vocab: int) -> None:
-    assert chunk_rows(rows, vocab) == dispatch.chunk_rows(rows, vocab, "cpu")

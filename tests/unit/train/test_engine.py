@@ -12,35 +12,18 @@ from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.plan.run_plan import make_plan
 from wikillm.train.engine import (
-    check_attention,
+    check_attention_package,
     check_engine,
-    check_flex,
-    check_half_precision,
     resolve_engine,
 )
-
-
-@pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
-def test_attention_without_a_backward_pass_on_a_cpu_is_refused_there(kernel: str) -> None:
-    with pytest.raises(ConfigError, match="does not train on a CPU") as caught:
-        check_attention(kernel, has_gpu=False)
-    assert kernel in str(caught.value.got) and "sdpa" in str(caught.value.fix)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains with it")
 def test_a_run_is_refused_before_its_data_is_looked_at() -> None:
     words = ["data.path=nowhere.jsonl", "model.attn_implementation=flex_attention"]
-    with pytest.raises(ConfigError, match="does not train on a CPU"):
-        check_engine(load("demo", words).config)
-
-
-def test_flex_attention_under_autocast_is_refused() -> None:
-    words = ["data.path=corpus.jsonl", "model.attn_implementation=flex_attention"]
-    check_flex(load("demo", [*words, "train.precision=fp32"]).config)
-    check_flex(load("demo", words, "zero0").config)
-    with pytest.raises(ConfigError, match="does not train in 16 bit without DeepSpeed") as caught:
-        check_flex(load("demo", words).config)
-    assert "--deepspeed zero0" in str(caught.value.fix)
+    with pytest.raises(ConfigError, match="does not train on a CPU") as caught:
+        check_engine(load("demo", [*words, "train.precision=fp16"]).config)
+    assert str(caught.value).startswith("3 problems.")
 
 
 def test_compiled_layers_are_refused_with_zero3() -> None:
@@ -52,20 +35,13 @@ def test_compiled_layers_are_refused_with_zero3() -> None:
     assert word in str(caught.value.got) and "--deepspeed zero2" in str(caught.value.fix)
 
 
-@pytest.mark.parametrize(
-    ("kernel", "has_gpu"), [("sdpa", False), ("eager", False), ("flex_attention", True)]
-)
-def test_attention_that_torch_brings_is_taken(kernel: str, has_gpu: bool) -> None:
-    check_attention(kernel, has_gpu=has_gpu)
-
-
 @pytest.mark.skipif(
     find_spec("flash_attn") or find_spec("kernels"),
     reason="a package of flash attention is installed",
 )
 def test_flash_attention_names_its_package() -> None:
     with pytest.raises(ConfigError, match="not installed") as caught:
-        check_attention("flash_attention_2", has_gpu=True)
+        check_attention_package("flash_attention_2")
     assert "flash-attn" in str(caught.value.fix)
 
 
@@ -75,11 +51,3 @@ def test_8_bit_products_of_odd_shapes_are_refused_before_a_process_group_exists(
     with pytest.raises(MachineError, match="fp8 does not run here") as caught:
         resolve_engine(run.config, plan, World.from_env({}))
     assert "vocab_size 4100 is not a multiple of 16" in (caught.value.got or "")
-
-
-def test_fp16_on_a_cpu_is_refused_instead_of_trained_in_32_bit() -> None:
-    cfg = load("demo", ["train.precision=fp16"]).config
-    with pytest.raises(ConfigError, match="fp16 does not train on a CPU"):
-        check_half_precision(cfg, has_gpu=False)
-    check_half_precision(cfg, has_gpu=True)
-    check_half_precision(load("demo", ["train.precision=bf16"]).config, has_gpu=False)

@@ -1,0 +1,280 @@
+"""Settings that do not work together: one table for the configuration checks, the planner and the engine.
+
+Each caller fills in what it knows as a `Case`. A rule never applies to something that is unknown, so a rule fires
+at the first place that can decide it. What one key needs of another (divisors, lengths) is in `checks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wikillm.config.deepspeed import DeepSpeedFile, lookup
+from wikillm.config.origin import Origin
+from wikillm.config.precision import Precision
+from wikillm.config.resolved import typed_form
+from wikillm.config.schema import DataSection, ModelSection, TrainSection
+from wikillm.core.errors import ConfigError, Problems
+
+NO_GPU = "gpu"
+"""Stands among the settings of a rule for a machine without a GPU."""
+ZERO = "zero_optimization."
+
+
+@dataclass(frozen=True, slots=True)
+class Zero:
+    """What a DeepSpeed JSON decides and settings of the run can exclude."""
+
+    stage: int = 0
+    offload_optimizer: bool = False
+    offload_param: bool = False
+    quantized_gradients: bool = False
+
+    @classmethod
+    def of(cls, json: Mapping[str, Any]) -> Zero:
+        """Of a JSON that may still be wrong: what is not readable counts as DeepSpeed's default."""
+
+        def offloads(name: str) -> bool:
+            return str(lookup(json, f"{ZERO}{name}.device", "none")) != "none"
+
+        stage = lookup(json, f"{ZERO}stage")
+        quantized = lookup(json, f"{ZERO}zero_quantized_gradients", False)
+        return cls(
+            stage if isinstance(stage, int) else 0,
+            offloads("offload_optimizer"),
+            offloads("offload_param"),
+            bool(quantized),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run as far as it is known. `precision` is never auto; `has_deepspeed` without `zero`: not read yet."""
+
+    train: TrainSection
+    model: ModelSection | None = None
+    data: DataSection | None = None
+    zero: Zero | None = None
+    has_deepspeed: bool | None = None
+    precision: Precision | None = None
+    has_gpu: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`sentence` may name the values of `settings` by position: `{0}`."""
+
+    settings: tuple[str, ...]
+    when: Callable[[Case], bool]
+    sentence: str
+    fix: str
+
+
+def _is_muon(case: Case) -> bool:
+    return case.train.optimizer == "muon"
+
+
+def _uses(case: Case, *kernels: str) -> bool:
+    return case.model is not None and case.model.attn_implementation in kernels
+
+
+def _has_mixture(case: Case) -> bool:
+    return case.data is not None and bool(case.data.mixture)
+
+
+_NOT_WITH_MUON = "--deepspeed zero1, zero2 or zero3; or train.optimizer=adamw"
+_SDPA = "model.attn_implementation=sdpa"
+_FLASH = "flash_attention_2"
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        ("train.optimizer", "train.max_grad_norm"),
+        lambda case: _is_muon(case) and case.train.max_grad_norm > 0,
+        "Muon and clipping do not go together: DeepSpeed would clip Muon's orthogonal update, "
+        "whose norm depends on its shape and not on outliers.",
+        "train.max_grad_norm=0",
+    ),
+    Rule(
+        ("train.optimizer", "train.precision"),
+        lambda case: _is_muon(case) and case.precision == "fp16",
+        "Muon is not supported in fp16: its momentum would be kept in fp16, which was not tested.",
+        "train.precision=bf16 (or fp32), or train.optimizer=adamw",
+    ),
+    Rule(
+        ("train.optimizer", f"{ZERO}offload_optimizer"),
+        lambda case: _is_muon(case) and case.zero is not None and case.zero.offload_optimizer,
+        "Muon does not go together with offload_optimizer.",
+        _NOT_WITH_MUON,
+    ),
+    Rule(
+        ("train.optimizer", f"{ZERO}offload_param"),
+        lambda case: _is_muon(case) and case.zero is not None and case.zero.offload_param,
+        "Muon does not go together with offload_param.",
+        _NOT_WITH_MUON,
+    ),
+    Rule(
+        ("train.optimizer", f"{ZERO}zero_quantized_gradients"),
+        lambda case: _is_muon(case) and case.zero is not None and case.zero.quantized_gradients,
+        "Muon does not go together with zero_quantized_gradients.",
+        _NOT_WITH_MUON,
+    ),
+    Rule(
+        ("train.optimizer", "train.compile", NO_GPU),
+        lambda case: (
+            _is_muon(case)
+            and case.zero is not None
+            and case.has_gpu is False
+            and case.train.compile != "off"
+        ),
+        "train.compile={1} does not go with DeepSpeed's Muon on a CPU, which switches compilation off.",
+        "train.compile=off, or leave out --deepspeed",
+    ),
+    Rule(
+        ("train.batch_ramp_from", f"{ZERO}offload_optimizer"),
+        # ZeRO-1 and 2 keep a copy of the accumulation on the host; ZeRO-3 with offload was not tried.
+        lambda case: (
+            case.train.batch_ramp_from is not None
+            and case.zero is not None
+            and case.zero.offload_optimizer
+        ),
+        "A batch ramp does not go with DeepSpeed's optimizer offload, which cannot change the accumulation.",
+        "a DeepSpeed file without offload_optimizer, or no batch ramp",
+    ),
+    Rule(
+        ("train.compile", f"{ZERO}stage"),
+        lambda case: (
+            case.train.compile == "layers" and case.zero is not None and case.zero.stage == 3
+        ),
+        "train.compile=layers does not go with ZeRO-3, which gathers weights inside the layers.",
+        "train.compile=elementwise, or --deepspeed zero2 where the weights fit",
+    ),
+    Rule(
+        ("train.ema_decay", f"{ZERO}stage"),
+        lambda case: case.train.ema_decay > 0 and case.zero is not None and case.zero.stage == 3,
+        "The moving average of the weights needs whole weights on every rank, and ZeRO-3 has none.",
+        "--deepspeed zero2, or train.ema_decay=0",
+    ),
+    Rule(
+        ("train.precision", NO_GPU),
+        lambda case: case.precision == "fp16" and case.has_gpu is False,
+        "fp16 does not train on a CPU.",
+        "train.precision=fp32, or train.precision=bf16",
+    ),
+    Rule(
+        ("model.attn_implementation", NO_GPU),
+        lambda case: _uses(case, "flex_attention", _FLASH) and case.has_gpu is False,
+        "{0} does not train on a CPU.",
+        _SDPA,
+    ),
+    Rule(
+        ("model.attn_implementation", "train.precision"),
+        # Under autocast the rotation leaves queries and keys in 32 bit beside narrow values.
+        # DeepSpeed casts the whole model instead.
+        lambda case: (
+            _uses(case, "flex_attention")
+            and case.has_deepspeed is False
+            and case.precision in ("bf16", "fp16")
+        ),
+        "flex_attention does not train in 16 bit without DeepSpeed: its inputs would be of two types.",
+        f"--deepspeed zero0, or {_SDPA}",
+    ),
+    Rule(
+        ("train.document_mask", "model.attn_implementation", "train.compile"),
+        lambda case: (
+            case.train.document_mask == "on"
+            and case.train.compile == "layers"
+            and _uses(case, _FLASH)
+        ),
+        "Flash attention with a document mask gets another number of lengths in every batch, "
+        "and each would be compiled anew.",
+        f"train.compile=off, or {_SDPA}",
+    ),
+    Rule(
+        ("train.sequence_parallel_size", "model.attn_implementation"),
+        lambda case: (
+            case.train.sequence_parallel_size > 1
+            and case.model is not None
+            and not _uses(case, "sdpa", _FLASH)
+        ),
+        "Sequence parallelism supports sdpa and flash_attention_2, not {1}.",
+        _SDPA,
+    ),
+    Rule(
+        ("model.zero_init_outputs", "model.init_from"),
+        lambda case: (
+            case.model is not None
+            and case.model.zero_init_outputs
+            and case.model.init_from is not None
+        ),
+        "zero_init_outputs has no effect on the weights of model.init_from.",
+        "leave it out",
+    ),
+    Rule(
+        ("data.mixture", "data.store"),
+        lambda case: _has_mixture(case) and case.data is not None and case.data.store is not None,
+        "Each source of data.mixture has a store of its own; data.store names one.",
+        "leave data.store out, or give each source its own: {name: ..., weight: ..., store: ...}",
+    ),
+    Rule(
+        ("data.mixture", "data.drop_list"),
+        lambda case: (
+            _has_mixture(case) and case.data is not None and case.data.drop_list is not None
+        ),
+        "A drop list belongs to the sources of one store, and data.mixture has several.",
+        "build the store with `wikillm prepare data.drop_list=FILE`, and name it in data.mixture",
+    ),
+    Rule(
+        ("data.mixture", "data.streaming"),
+        lambda case: _has_mixture(case) and case.data is not None and case.data.streaming == "on",
+        "A mixture cannot be trained on while its stores are being built.",
+        "data.streaming=auto or off: the stores are built first; `wikillm prepare` does it ahead of time",
+    ),
+)
+
+
+def conflicts(case: Case) -> list[Rule]:
+    """The rules that this run breaks."""
+    return [rule for rule in RULES if rule.when(case)]
+
+
+def add_conflicts(
+    case: Case,
+    problems: Problems,
+    origins: Mapping[str, Origin] | None = None,
+    file: DeepSpeedFile | None = None,
+) -> None:
+    """Add each conflict to `problems`, with the values and, as far as given, where they were set."""
+    for rule in conflicts(case):
+        places = [_place(key, case, origins or {}, file) for key in rule.settings]
+        values = [_value(key, case) for key in rule.settings]
+        problems.add(rule.sentence.format(*values), got=", ".join(places), fix=rule.fix)
+
+
+def refuse_conflicts(case: Case) -> None:
+    """Raises one ConfigError with every conflict."""
+    problems = Problems(ConfigError)
+    add_conflicts(case, problems)
+    problems.raise_if_any()
+
+
+def _value(key: str, case: Case) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(case, section, None), name, None)
+
+
+def _place(key: str, case: Case, origins: Mapping[str, Origin], file: DeepSpeedFile | None) -> str:
+    if key == NO_GPU:
+        return "there is no GPU"
+    if key.startswith(ZERO):
+        return key if file is None else file.where(key)
+    if key == "data.mixture":
+        return origins[key].where if key in origins else key
+    value = _value(key, case)
+    shown = f"{key}={typed_form(value)}"
+    if key == "train.precision" and value == "auto":
+        return f"{shown}, which is {case.precision} here"
+    origin = origins.get(key)
+    if origin is None or origin.where == shown:
+        return shown
+    return f"{shown} ({origin.where or 'default'})"

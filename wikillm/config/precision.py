@@ -1,0 +1,18 @@
+"""What `train.precision=auto` becomes, for the machine of a run and for the machines of a plan."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Precision = Literal["bf16", "fp16", "fp32"]
+
+
+def resolve_precision(
+    wanted: Literal["auto", "bf16", "fp16", "fp32"], *, has_gpu: bool, has_bf16: bool
+) -> Precision:
+    """auto -> bf16 where the GPU computes it in hardware, fp16 on older GPUs, fp32 on a CPU."""
+    if wanted != "auto":
+        return wanted
+    if not has_gpu:
+        return "fp32"
+    return "bf16" if has_bf16 else "fp16"
