@@ -47,7 +47,7 @@ get() { { DS_BUILD_OPS=0 .venv/bin/python -m pip install --no-compile --progress
 if [ -n "${TORCH_INDEX:-}" ]; then
   say "torch from TORCH_INDEX"
   get --no-deps --index-url "$TORCH_INDEX" torch || { say "TORCH_INDEX gave no torch; the whole story: .venv/install.log"; exit 3; }
-elif [ "$(uname -s)" = Linux ] && ! nvidia-smi -L >/dev/null 2>&1; then
+elif [ "$(uname -s)" = Linux ] && [ -z "${CUDA_VERSION:-}" ] && ! nvidia-smi -L >/dev/null 2>&1; then # images of CUDA set CUDA_VERSION
   say "no NVIDIA GPU: a CPU build of torch"
   get --no-deps --no-index torch 2>/dev/null || get --no-deps --index-url "$CPU_INDEX" --retries 0 --timeout 5 torch ||
     say "PyTorch's CPU index does not answer: torch comes from pip's own index, perhaps with gigabytes of CUDA (TORCH_INDEX=URL names another)"
