@@ -1,6 +1,6 @@
-"""Draw a run's losses as an SVG: training, validation, and the unigram baseline if `wikillm eval` printed one.
+"""Draw the losses of a run as an SVG: training, validation, and a unigram model beside them.
 
-    python benchmarks/plot_run.py runs/demo --out docs/measurements/demo.svg --unigram 6.7352
+    python benchmarks/plot_run.py runs/demo --out loss.svg --unigram 6.7708   # as wikillm eval prints it
 
 Reads RUN/metrics.jsonl and RUN/events.jsonl only. Needs matplotlib.
 """

@@ -1,4 +1,4 @@
-"""README.md and its Chinese twin tell the truth: the tree is the tree, and both have the same sections."""
+"""The READMEs and ARCHITECTURE.md: the tree is complete, both languages have the same sections and commands."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-TREE_MARK = "<!-- tree -->"  # stands on the line before the fenced block
+REPO = Path(__file__).resolve().parents[2]
+TREE_MARK = "<!-- tree -->"  # on the line before the fenced block
+MOST_LINES = 150
 TWINS = ("README.md", "README.zh-CN.md")
 
 
 def fenced_block_after(text: str, mark: str) -> str:
     match = re.search(re.escape(mark) + r"\s*\n```[a-z]*\n(.*?)\n```", text, re.DOTALL)
-    assert match, f"README has no fenced block after {mark}"
+    assert match, f"there is no fenced block after {mark}"
     return match[1]
 
 
@@ -58,9 +60,9 @@ def headings(text: str) -> list[int]:
     return [len(match) for match in re.findall(r"^(#{1,4}) \S", prose, flags=re.MULTILINE)]
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_the_tree_is_the_tree(repo: Path, name: str) -> None:
-    shown = paths_in_tree(fenced_block_after((repo / name).read_text(encoding="utf-8"), TREE_MARK))
+def test_the_tree_is_the_tree(repo: Path) -> None:
+    text = (repo / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    shown = paths_in_tree(fenced_block_after(text, TREE_MARK))
     assert len(shown) > 15
     gone = [
         path
@@ -99,15 +101,24 @@ def test_the_twins_have_the_same_code(repo: Path) -> None:
 
 def test_readme_is_readable_in_one_sitting(repo: Path) -> None:
     for name in TWINS:
-        assert (repo / name).read_text(encoding="utf-8").count("\n") <= 250, name
+        assert (repo / name).read_text(encoding="utf-8").count("\n") <= MOST_LINES, name
 
 
-@pytest.mark.parametrize("name", [*TWINS, "CONTRIBUTING.md", "ARCHITECTURE.md"])
+PAGES = [
+    *TWINS,
+    "CONTRIBUTING.md",
+    "ARCHITECTURE.md",
+    "examples/README.md",
+    "ds_configs/README.md",
+    *sorted(path.relative_to(REPO).as_posix() for path in (REPO / "docs").rglob("*.md")),
+]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(repo: Path, name: str) -> None:
-    links = re.findall(
-        r"\]\((?!https?:|#|mailto:)([^)#\s]+)", (repo / name).read_text(encoding="utf-8")
-    )
-    gone = [link for link in links if not (repo / link).exists()]
+    text = (repo / name).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", text)
+    gone = [link for link in links if not ((repo / name).parent / link).exists()]
     assert not gone, f"{name} links to what is not there: {gone}"
 
 

@@ -1,4 +1,4 @@
-"""Each example in examples/ works: the first is trained, the others are prepared, planned and launched as far as a CPU allows."""
+"""The examples: the first one is trained, the others are planned and rendered without a GPU."""
 
 from __future__ import annotations
 
