@@ -1,5 +1,7 @@
 """Imported once by the fork server, so that every rank starts with the heavy modules loaded."""
 
+import atexit
+import gc
 import os
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -9,10 +11,18 @@ import deepspeed
 import torch
 import transformers  # noqa: F401
 from transformers import Qwen2ForCausalLM, Qwen3ForCausalLM, Trainer  # noqa: F401
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 import wikillm.train.trainer
 
-# DeepSpeed imports its Muon when it starts with any optimizer, and with it torch's compiler: 2 s in every rank of every run.
+# DeepSpeed imports Muon with its first optimizer, and Muon imports torch's compiler: 2 s per rank.
 import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  # isort: skip
 import torch.utils.cpp_extension  # noqa: F401  # isort: skip
 import wikillm.train.run  # noqa: F401  # isort: skip
+
+# transformers compiles several hundred regular expressions at the first save of a model.
+get_checkpoint_conversion_mapping("qwen2")
+# Without this, each garbage collection of a rank visits, and so copies, the server's pages.
+gc.collect()
+gc.freeze()
+atexit.register(gc.unfreeze)  # or triton's bindings report leaks when the server ends
