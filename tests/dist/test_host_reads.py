@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from harness.programs import train_counting_reads
+from harness.observed_runs import train_counting_reads
 from harness.tiny_run import run
 
 STEPS, LOGGED = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness.programs import attend_over_ranks
+from harness.attention import attend_over_ranks
 from harness.ranks import run_ranks
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import train_noting_waits, train_with_options
+from harness.observed_runs import train_noting_waits
+from harness.programs import train_with_options
 from harness.ranks import run_ranks
 
 pytestmark = pytest.mark.gpu

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import tensor_digest, train_noting_reductions
+from harness.observed_runs import train_noting_reductions
+from harness.programs import tensor_digest
 from harness.ranks import run_ranks
 from harness.tiny_run import run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import train_counting_gathers
+from harness.observed_runs import train_counting_gathers
 from harness.tiny_run import run
 
 

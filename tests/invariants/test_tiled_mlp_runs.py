@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.programs import train_counting_gathers, train_with_small_tiles
+from harness.observed_runs import train_counting_gathers
+from harness.programs import train_with_small_tiles
 from harness.tiny_run import run
 
 TILED = ["train.mlp_kernel=tiled", "train.per_device_train_batch_size=2"]
