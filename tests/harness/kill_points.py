@@ -26,7 +26,7 @@ from wikillm.data.prepare import (
     prepare,
 )
 from wikillm.data.tokenizer import encoders as tokenizer_backend  # noqa: F401  imported before the forks
-from wikillm.data.workers import worker  # noqa: F401  imported before the forks
+from wikillm.data.workers import pool  # noqa: F401  imported before the forks
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir")
 

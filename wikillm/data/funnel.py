@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from wikillm.data.types import Batch, Dropped
+from wikillm.data.types import CleanedDocuments, Dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Tally:
     kept_characters: int = 0
     _dropped: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
 
-    def count(self, batch: Batch) -> None:
+    def count(self, batch: CleanedDocuments) -> None:
         self.keep(batch.texts)
         for item in batch.dropped:
             self.drop(item.why)

@@ -1,8 +1,8 @@
 """What flows through the data rooms, one type at every border.
 
-    SourceFile -> Span (`sources.spans`) -> Batch -> shard files of the store
+    SourceFile -> RecordBatch (`sources.record_batches`) -> CleanedDocuments -> shard files of the store
 
-A span of records is what a reader cuts out of a source, before any cleaning; a batch is what came of it. Batches are
+A record batch is what a reader cuts out of a source, before any cleaning. `CleanedDocuments` are what came of it: they are
 columns, since 300 MB of source can be half a million lines. Offsets are bytes of the decompressed source. Everything
 here is picklable.
 """
@@ -69,7 +69,7 @@ class DroppedItem(NamedTuple):
 
 
 @dataclass(slots=True)
-class Batch:
+class CleanedDocuments:
     """Records of one source that follow each other, cleaned. Document i has `offsets[i]`, `payloads[i]` and `texts[i]`."""
 
     source: int  # index into the list of source files
@@ -79,12 +79,12 @@ class Batch:
     texts: list[str] = field(default_factory=list)
     dropped: list[DroppedItem] = field(default_factory=list)
 
-    def first(self, documents: int) -> Batch:
+    def first(self, documents: int) -> CleanedDocuments:
         """All before the document of that number."""
         end = self.offsets[documents]
         dropped = [item for item in self.dropped if item.offset < end]
         columns = (self.offsets[:documents], self.payloads[:documents], self.texts[:documents])
-        return Batch(self.source, self.source_bytes, *columns, dropped)
+        return CleanedDocuments(self.source, self.source_bytes, *columns, dropped)
 
 
 @dataclass(frozen=True, slots=True)

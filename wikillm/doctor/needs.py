@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import DataSection, RunConfig
 from wikillm.core.errors import ConfigError
-from wikillm.data.fetch.remote import scheme_of
-from wikillm.data.tokenizer.download import is_offline
+from wikillm.data.fetch.remote import is_offline, scheme_of
 from wikillm.plan.batch import split_batch
 from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.communication import communication_per_step

@@ -233,7 +233,7 @@ def test_hubs_that_fail_are_passed_over_and_remembered(hub, tmp_path, monkeypatc
     url, asked = hub
     for switch in ("WIKILLM_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(switch, raising=False)
-    monkeypatch.setattr(hubs, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(hubs, "LOOKUP_SECONDS", 0.3)
     monkeypatch.setattr(hubs, "_gone", set())
     bad = [hubs.Hub("silent", f"{url}/silent/{{file}}"), hubs.Hub("login", f"{url}/login/{{file}}")]
     with pytest.raises(hubs.HubUnreachable, match="silent: no answer"):

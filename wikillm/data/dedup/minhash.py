@@ -20,10 +20,11 @@ import numpy.typing as npt
 from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_atomic, write_json
 from wikillm.data.filters.characters import grams_of, units_of
-from wikillm.data.filters.documents import CleanJob, Report, Work
+from wikillm.data.filters.documents import CleanJob
 from wikillm.data.funnel import Funnel, Tally
 from wikillm.data.prepare.shard import content_hash
 from wikillm.data.sources.read import Cursor, RawShard
+from wikillm.data.workers.progress import Report, Work
 
 SIGNED = np.dtype(
     [

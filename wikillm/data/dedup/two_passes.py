@@ -22,14 +22,14 @@ from wikillm.core.files import STAGING_SUFFIX, sha256_file, write_atomic, write_
 from wikillm.core.log import say
 from wikillm.data.dedup.duplicates import find_copies
 from wikillm.data.dedup.minhash import SignedShard, SignJob, read_signed
-from wikillm.data.filters.documents import CleanJob, Work
+from wikillm.data.filters.documents import CleanJob
 from wikillm.data.filters.drop_list import DROP, DROP_LIST_NAME, EXACT, DropList
 from wikillm.data.funnel import merged
 from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
 from wikillm.data.types import SourceFile
-from wikillm.data.workers.exclusive import one_at_a_time
+from wikillm.data.workers.exclusive import exclusive
 from wikillm.data.workers.pool import run_jobs
-from wikillm.data.workers.progress import Progress
+from wikillm.data.workers.progress import Progress, Work
 
 _BAD_CHECK_RECORDS = 1000
 _RECORD_NAME = "drops.json"
@@ -64,7 +64,7 @@ class FirstPass:
 
     def ensure(self, *, is_main: bool = True) -> DropList:
         """The drop-list, made if need be. Raises DataError for what the sources hold, MachineError for want of room."""
-        with one_at_a_time(self.folder, "finding copies", is_main):
+        with exclusive(self.folder, "finding copies", is_main):
             known = self._known()
             if known is None:
                 return self._make()

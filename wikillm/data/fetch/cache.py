@@ -37,7 +37,7 @@ from wikillm.core.log import logger, say, warn
 from wikillm.core.units import format_seconds, format_size
 from wikillm.data.fetch import remote
 from wikillm.data.fetch.remote import RemoteFile, Unreachable, shown
-from wikillm.data.workers.exclusive import one_at_a_time
+from wikillm.data.workers.exclusive import exclusive
 
 ATTEMPTS = 6  # without a byte in between
 BACKOFF_SECONDS = 0.5  # doubles with each attempt: 0.5, 1, 2, 4, 8
@@ -72,7 +72,7 @@ class Cache:
         self.limit = limit
 
     @contextmanager
-    def turn(self, is_main: bool = False, about: str = "") -> Iterator[float]:
+    def exclusive(self, is_main: bool = False, about: str = "") -> Iterator[float]:
         """Be the one process that changes the cache. Gives the time of asking (Unix).
 
         Args:
@@ -82,9 +82,7 @@ class Cache:
         asked = time.time()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with one_at_a_time(
-                self.folder / ".cache", "fetching remote files", is_main, key_of(about)
-            ):
+            with exclusive(self.folder / ".cache", "fetching remote files", is_main, key_of(about)):
                 yield asked
         except PermissionError as error:
             raise MachineError(

@@ -25,8 +25,8 @@ from wikillm.core.errors import ConfigError, DataError, MachineError, did_you_me
 from wikillm.core.files import write_json
 from wikillm.core.log import say, warn
 from wikillm.data.fetch.cache import Cache, Fetched, key_of
+from wikillm.data.fetch.remote import LOOKUP_SECONDS, is_offline
 from wikillm.data.sources.locate import CORPUS_NAME, TEXT_NAME
-from wikillm.data.tokenizer.download import SILENCE_SECONDS, is_offline
 
 SCHEMES = ("hf", "modelscope")
 _ENTRY = re.compile(
@@ -48,7 +48,7 @@ class _Silent(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DatasetAddress:
     """One entry of `data.path` that names a data set."""
 
     text: str
@@ -72,7 +72,7 @@ class Listing:
     files: tuple[tuple[str, str], ...]  # (path in the repository, sha256 or nothing)
 
 
-def parse(text: str) -> Entry:
+def parse(text: str) -> DatasetAddress:
     """Raises ConfigError for what is no address of a data set."""
     found = _ENTRY.fullmatch(text)
     if found is None or (found["scheme"] == "modelscope" and found["config"]):
@@ -81,7 +81,7 @@ def parse(text: str) -> Entry:
         fix = f"{scheme}://ORG/NAME{config}[@REVISION][:SPLIT]"
         raise ConfigError("This is no address of a data set.", got=text, fix=fix)
     repo = f"{found['org']}/{found['name']}"
-    return Entry(
+    return DatasetAddress(
         text, found["scheme"], repo, found["config"], found["revision"], found["split"] or "train"
     )
 
@@ -90,7 +90,7 @@ def fetch(text: str, cache: Cache, *, is_main: bool = True) -> list[Fetched]:
     """The files of a data set's split, here. One process asks the hub, the others take its answer. (all ranks)"""
     entry = parse(text)
     hub = _HuggingFace(entry) if entry.scheme == "hf" else _ModelScope(entry)
-    with cache.turn(is_main, text) as asked:
+    with cache.exclusive(is_main, text) as asked:
         listing, is_local = _listing(entry, hub, cache, asked)
         found = []
         for path, sha256 in listing.files:
@@ -107,7 +107,7 @@ def fetch(text: str, cache: Cache, *, is_main: bool = True) -> list[Fetched]:
 
 
 def _listing(
-    entry: Entry, hub: _HuggingFace | _ModelScope, cache: Cache, asked: float
+    entry: DatasetAddress, hub: _HuggingFace | _ModelScope, cache: Cache, asked: float
 ) -> tuple[Listing, bool]:
     """What the hub says; what it said the last time, and True, when it says nothing."""
     memory = cache.folder / "hub" / f"{key_of(entry.text)}.json"
@@ -140,7 +140,7 @@ def _listing(
 
 
 class _HuggingFace:
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: DatasetAddress) -> None:
         self._entry = entry
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
@@ -150,9 +150,7 @@ class _HuggingFace:
 
         entry = self._entry
         try:
-            info = HfApi().dataset_info(
-                entry.repo, revision=entry.revision, timeout=SILENCE_SECONDS
-            )
+            info = HfApi().dataset_info(entry.repo, revision=entry.revision, timeout=LOOKUP_SECONDS)
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             raise entry.refused(
                 "There is no such data set, or it may not be read.", _first_line(error)
@@ -209,7 +207,7 @@ class _HuggingFace:
 
 
 class _ModelScope:
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: DatasetAddress) -> None:
         self._entry = entry
 
     def _api(self) -> Any:
@@ -272,7 +270,7 @@ def splits_of(paths: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _no_split(entry: Entry, splits: Iterable[str]) -> DataError:
+def _no_split(entry: DatasetAddress, splits: Iterable[str]) -> DataError:
     names = sorted(splits)
     near = did_you_mean(entry.split, names) or (names[0] if names else None)
     got = f"it has {', '.join(names)}" if names else "no file of it is named like a corpus"

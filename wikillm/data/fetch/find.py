@@ -42,7 +42,7 @@ def find_sources(cfg: DataSection, *, is_main: bool = True) -> list[Fetched]:
 def _fetch(entry: str, cache: Cache, keep: set[Path], is_main: bool) -> list[Fetched]:
     remote.check_address(entry)
     found: list[Fetched] = []
-    with cache.turn(is_main, entry) as asked:
+    with cache.exclusive(is_main, entry) as asked:
         for url in _files_of(entry, cache):
             found.append(cache.fetch(url, {*keep, *(file.path for file in found)}, asked))
     return found

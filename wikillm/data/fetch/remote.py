@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from wikillm.core.errors import ConfigError, DataError, MachineError, WikiLLMError
 
 SILENCE_SECONDS = 30.0
+LOOKUP_SECONDS = 5.0  # after which a download site that says nothing is given up
 PIECE_BYTES = 1 << 20
 _RANGE_BYTES = 8 << 20  # asked for at a time where there is no stream (s3, oss)
 _EXTRAS = {"s3": "s3fs", "oss": "ossfs"}
@@ -39,6 +40,14 @@ class RemoteFile:
     url: str
     size: int | None
     version: str
+
+
+def is_offline() -> bool:
+    """Whether the environment switches the download sites of data sets and models off."""
+    switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WIKILLM_OFFLINE")
+    return any(
+        os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on") for name in switches
+    )
 
 
 def scheme_of(text: str) -> str:

@@ -1,11 +1,11 @@
 """Clean and filter the records of a shard: the first half of what a worker does to it, whatever comes after.
 
-Records come as spans and leave as batches, one per span.
+Record batches come in; each leaves as one `CleanedDocuments`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from wikillm.data.filters.apply import open_pipeline
@@ -13,26 +13,14 @@ from wikillm.data.filters.drop_list import DropList
 from wikillm.data.filters.settings import Filters
 from wikillm.data.funnel import Funnel, Tally
 from wikillm.data.sources.read import RawShard
-from wikillm.data.sources.record_batches import Span
+from wikillm.data.sources.record_batches import RecordBatch
 from wikillm.data.text.clean import Clean, cleaner
-from wikillm.data.types import Batch, Dropped, DroppedItem, WikiSite
+from wikillm.data.types import CleanedDocuments, Dropped, DroppedItem, WikiSite
+from wikillm.data.workers.progress import Report, Work
 
 TOO_LONG = "longer than data.max_document_bytes"
 _LONGEST_TEXT = 16 << 20
 """Above it a record that is not held may as well be many, whose borders are damaged: it counts as bad."""
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What was done since the last report."""
-
-    source_bytes: int = 0
-    documents: int = 0
-    text_bytes: int = 0
-    tokens: int = 0
-
-
-Report = Callable[[Work], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +42,15 @@ class CleanJob:
             report(Work(source_bytes=batch.source_bytes))
         return texts, tally.funnel()
 
-    def batches(self, raw: RawShard) -> Iterator[Batch]:
-        """What came of each span, in order."""
-        copies = {} if self.drop_list is None else self.drop_list.between(_ranges(raw.spans))
+    def batches(self, raw: RawShard) -> Iterator[CleanedDocuments]:
+        """The cleaned documents of each record batch, in order."""
+        copies = {} if self.drop_list is None else self.drop_list.between(_ranges(raw.batches))
         kinds = tuple(
             zip(self.formats, self.sites or (WikiSite(),) * len(self.formats), strict=True)
         )
         clean = {kind: self._cleaner(*kind) for kind in set(kinds)}
-        for span in raw.spans:
-            yield _cleaned(span, clean[kinds[span.source]], copies)
+        for records in raw.batches:
+            yield _cleaned(records, clean[kinds[records.source]], copies)
 
     def _cleaner(self, format: str, site: WikiSite) -> Clean:
         """Cleaning and filters for the records of one format, from one wiki."""
@@ -78,15 +66,17 @@ class CleanJob:
         return clean_and_filter
 
 
-def _cleaned(span: Span, clean: Clean, copies: Mapping[tuple[int, int], Dropped]) -> Batch:
-    batch = Batch(span.source, span.end - span.start)
-    for offset, payload, size in span.items():
+def _cleaned(
+    records: RecordBatch, clean: Clean, copies: Mapping[tuple[int, int], Dropped]
+) -> CleanedDocuments:
+    batch = CleanedDocuments(records.source, records.end - records.start)
+    for offset, payload, size in records.items():
         if payload is None:
             batch.dropped.append(
                 DroppedItem(offset, b"", Dropped(TOO_LONG, size, is_bad=size > _LONGEST_TEXT))
             )
             continue
-        copy = copies.get((span.source, offset)) if copies else None
+        copy = copies.get((records.source, offset)) if copies else None
         found = clean(payload, offset) if copy is None else copy
         if isinstance(found, str):
             batch.offsets.append(offset)
@@ -97,9 +87,9 @@ def _cleaned(span: Span, clean: Clean, copies: Mapping[tuple[int, int], Dropped]
     return batch
 
 
-def _ranges(spans: list[Span]) -> dict[int, tuple[int, int]]:
+def _ranges(batches: list[RecordBatch]) -> dict[int, tuple[int, int]]:
     """From where to where they go in each source."""
     found: dict[int, tuple[int, int]] = {}
-    for span in spans:
-        found[span.source] = found.get(span.source, (span.start, 0))[0], span.end
+    for batch in batches:
+        found[batch.source] = found.get(batch.source, (batch.start, 0))[0], batch.end
     return found

@@ -38,7 +38,7 @@ from wikillm.data.order.blocks import (
 )
 from wikillm.data.store.manifest import ShardInfo
 from wikillm.data.store.store import Store, TokenStream
-from wikillm.data.workers.exclusive import one_at_a_time
+from wikillm.data.workers.exclusive import exclusive
 
 PACKING_VERSION = 1
 FOLDER = "packed"
@@ -272,7 +272,7 @@ def packed_order(
     known = _PACKED.setdefault(stream, {})
     packed = [known.get(window.path) or window.read() for window in windows]
     if any(window is None for window in packed):
-        with one_at_a_time(folder / FOLDER / "turn", "packing", False):
+        with exclusive(folder / FOLDER / "turn", "packing", False):
             packed = [
                 found or window.read() or window.pack(stream)
                 for window, found in zip(windows, packed, strict=True)

@@ -30,7 +30,7 @@ class Builder:
 
     def __init__(self, plan: BuildPlan) -> None:
         self._plan, self._owner = plan, os.getpid()
-        self._log = beside(plan.turn, ".log")
+        self._log = beside(plan.lock_base, ".log")
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with open(self._log, "ab") as log:
             self._process, self._pipe = start_child("wikillm.data.prepare.background", log=log)
@@ -51,7 +51,7 @@ class Builder:
             error = self._death()
         self._is_done, self._error = True, error  # remembered: the pipe has nothing more to say
         if error is not None:
-            write_failure(self._plan.turn, error)
+            write_failure(self._plan.lock_base, error)
         return error
 
     def stop(self) -> None:

@@ -20,15 +20,15 @@ from wikillm.core.files import STAGING_SUFFIX, nearest_existing, write_json
 from wikillm.core.lock import FileLock
 from wikillm.core.log import say
 from wikillm.core.units import format_size
-from wikillm.data.filters.documents import TOO_LONG, Work
+from wikillm.data.filters.documents import TOO_LONG
 from wikillm.data.funnel import merged
 from wikillm.data.prepare.finish import finish_store
 from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.prepare.shard import shard_record_path
 from wikillm.data.prepare.tokenizer_report import report_on_trained
 from wikillm.data.sources.bz2_streams import MAX_STREAM, has_many_streams
+from wikillm.data.sources.fixes import set_aside
 from wikillm.data.sources.read import LINES, Cursor, RawShard, estimated_bytes, read_shards
-from wikillm.data.sources.remedy import set_aside
 from wikillm.data.sources.streams import file_and_line
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
 from wikillm.data.store.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, shard_path
@@ -40,9 +40,9 @@ from wikillm.data.tokenizer.encoders import (
 )
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
 from wikillm.data.tokenizer.train import store_tokenizer
-from wikillm.data.workers.exclusive import one_at_a_time
+from wikillm.data.workers.exclusive import exclusive
 from wikillm.data.workers.pool import run_jobs
-from wikillm.data.workers.progress import Progress
+from wikillm.data.workers.progress import Progress, Work
 
 _BAD_CHECK_RECORDS = 1000  # the share of bad records is judged from here on, and at the end
 _BAD_CHECK_BYTES = 64 << 20  # and the share of their bytes
@@ -51,7 +51,7 @@ _EXAMPLES = 5
 
 def ensure_store(plan: BuildPlan, *, is_main: bool = True) -> None:
     """Build the store unless it stands; while another process builds it, wait, and share its failure."""
-    with one_at_a_time(plan.turn, "building the token store", is_main):
+    with exclusive(plan.lock_base, "building the token store", is_main):
         if not (plan.store / MANIFEST_NAME).exists():
             _announce(plan)
             build_store(plan)

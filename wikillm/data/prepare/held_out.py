@@ -14,7 +14,7 @@ import numpy as np
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
-from wikillm.data.sources.remedy import plain_format, setting
+from wikillm.data.sources.fixes import plain_format, setting
 from wikillm.data.sources.streams import head
 from wikillm.data.store.store import Store, TokenStream
 from wikillm.data.types import SourceFile

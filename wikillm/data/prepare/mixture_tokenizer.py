@@ -25,7 +25,7 @@ from wikillm.data.tokenizer.train import (
     training_texts,
     write_tokenizer,
 )
-from wikillm.data.workers.exclusive import one_at_a_time
+from wikillm.data.workers.exclusive import exclusive
 
 _WEIGHTING_VERSION = 1
 """Part of the folder's name: raise it with every change of which text is taken."""
@@ -54,7 +54,7 @@ def mixture_tokenizer(
         [decides, [(count, _facts_of_text(plan)) for _, count, plan in plans]], sort_keys=True
     )
     folder = area / f"tokenizer-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    with one_at_a_time(area / f".{folder.name}", "training the tokenizer of the mixture", is_main):
+    with exclusive(area / f".{folder.name}", "training the tokenizer of the mixture", is_main):
         if not (folder / "tokenizer.json").is_file():
             texts = weighted_texts(plans)
             size = sum(len(text.encode()) for text in texts)

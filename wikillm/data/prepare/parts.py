@@ -17,16 +17,15 @@ from dataclasses import asdict, dataclass
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import write_json
 from wikillm.core.lock import FileLock
-from wikillm.data.filters.documents import Work
 from wikillm.data.prepare.build import finished_shards, make_ready
 from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.sources.cuts import find_cuts
 from wikillm.data.sources.read import Cursor, RawShard, read_shards
 from wikillm.data.store.manifest import MANIFEST_NAME, ShardInfo
 from wikillm.data.tokenizer.encoders import BackendDiffers, choose_backend, refuse_backend
-from wikillm.data.workers.exclusive import beside, one_at_a_time
+from wikillm.data.workers.exclusive import beside, exclusive
 from wikillm.data.workers.pool import run_jobs
-from wikillm.data.workers.progress import Progress
+from wikillm.data.workers.progress import Progress, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ def ready_for_parts(plan: BuildPlan, *, is_main: bool = True) -> Ready | None:
             got=str(plan.max_text_bytes),
             fix="leave out --executor and --shards; or data.max_text_bytes=null",
         )
-    with one_at_a_time(plan.turn, "preparing the shards", is_main):
+    with exclusive(plan.lock_base, "preparing the shards", is_main):
         if (plan.store / MANIFEST_NAME).exists():
             return None
         _, backend = make_ready(plan)
@@ -97,7 +96,7 @@ def ready_for_parts(plan: BuildPlan, *, is_main: bool = True) -> Ready | None:
 
 def _cuts(plan: BuildPlan) -> tuple[Cursor, ...]:
     """Where each shard begins, kept beside the store: it is found once, by one."""
-    path = beside(plan.turn, ".cuts.json")
+    path = beside(plan.lock_base, ".cuts.json")
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         if known["fingerprint"] == plan.fingerprint:
@@ -142,7 +141,7 @@ def build_shards(plan: BuildPlan, ready: Ready, numbers: Sequence[int]) -> None:
         try:
             _build(plan, ready, ready.backend, numbers)
         except BackendDiffers as error:
-            with one_at_a_time(plan.turn, "refusing an encoder", is_main=False):
+            with exclusive(plan.lock_base, "refusing an encoder", is_main=False):
                 refuse_backend(plan.store, ready.backend, error)
                 backend = choose_backend("hf", plan.store)
             _build(plan, ready, backend, numbers)

@@ -51,8 +51,8 @@ class BuildPlan:
     drop_list: DropList | None = None
 
     @property
-    def turn(self) -> Path:
-        """The name of the turn to build this store (see data.turns)."""
+    def lock_base(self) -> Path:
+        """The base name of the lock for building this store (see `workers.exclusive`)."""
         return self.store.with_name(f".{self.store.name}")
 
     @property

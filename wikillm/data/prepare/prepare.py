@@ -22,7 +22,6 @@ from wikillm.core.files import sha256_file, write_json
 from wikillm.data.fetch.cache import Cache, Fetched
 from wikillm.data.fetch.find import find_sources
 from wikillm.data.fetch.remote import scheme_of, shown
-from wikillm.data.filters.documents import Work
 from wikillm.data.filters.settings import Filters, plan_filters
 from wikillm.data.prepare.build import ensure_store
 from wikillm.data.prepare.dedup import Copies
@@ -44,8 +43,8 @@ from wikillm.data.store.store import Store
 from wikillm.data.text.clean import CLEANER_VERSION
 from wikillm.data.tokenizer.find import TokenizerChoice, choose_tokenizer
 from wikillm.data.types import SourceFile
-from wikillm.data.workers.exclusive import beside, one_at_a_time
-from wikillm.data.workers.progress import Progress
+from wikillm.data.workers.exclusive import beside, exclusive
+from wikillm.data.workers.progress import Progress, Work
 
 STORES = Path("stores")
 _SMALL_CORPUS = 256 * 10**6  # below this many bytes of source, val_fraction=auto holds out a tenth
@@ -149,7 +148,7 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
         refuse_one_text(sources)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
     base = area / f".{_settings_key(cfg, sources)}"
-    with one_at_a_time(base, "preparing the data", is_main):
+    with exclusive(base, "preparing the data", is_main):
         found = _Found.look(cfg, sources, beside(base, ".found.json"), beside(base, ".progress"))
         plan = _plan(cfg, sources, found, area, filters)
         return plan if copies is None else copies.left_out_of(plan, cfg, area, is_main)

@@ -14,11 +14,10 @@ from typing import Any
 
 from wikillm.core.errors import ConfigError, MachineError, WikiLLMError
 from wikillm.core.log import say
-from wikillm.data.filters.documents import Work
 from wikillm.data.prepare.build import ensure_store, finished_shards
 from wikillm.data.prepare.parts import Ready, build_shards, ready_for_parts
 from wikillm.data.prepare.plan import BuildPlan
-from wikillm.data.workers.progress import Progress
+from wikillm.data.workers.progress import Progress, Work
 
 TASKS_PER_CPU = 4  # so that no CPU waits long for the slowest one; each task reads a compressed source up to its start
 RETRIES = 3  # of a task whose worker died

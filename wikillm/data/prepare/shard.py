@@ -23,14 +23,15 @@ import numpy.typing as npt
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably, write_json
-from wikillm.data.filters.documents import CleanJob, Report, Work
+from wikillm.data.filters.documents import CleanJob
 from wikillm.data.funnel import Tally
 from wikillm.data.sources.read import RawShard
 from wikillm.data.store.manifest import ShardInfo, ShardSplit
 from wikillm.data.store.store import INDEX, SPLITS, TOKEN, shard_path
 from wikillm.data.text.attribution import write_titles
 from wikillm.data.tokenizer.encoders import FIRST_DOCUMENTS, TRUTH, CheckedEncoder, open_encoder
-from wikillm.data.types import Batch, DroppedItem, TokenizedDocument
+from wikillm.data.types import CleanedDocuments, DroppedItem, TokenizedDocument
+from wikillm.data.workers.progress import Report, Work
 
 BATCH_BYTES = 1 << 20
 MAX_QUARANTINED = 1000  # bad records kept per shard; all are counted
@@ -158,7 +159,7 @@ class _Encoder:
         self._texts: list[str] = []
         self._source_bytes = 0
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: CleanedDocuments) -> None:
         self._sources += [batch.source] * len(batch.texts)
         self._offsets += batch.offsets
         self._texts += batch.texts

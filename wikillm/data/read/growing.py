@@ -135,7 +135,7 @@ class Growth:
         if found != self.shards[: len(found)]:
             raise DataError(
                 "The token store was built again while this run was reading it.",
-                got=f"{self.plan.store}: see {beside(self.plan.turn, '.log')} for the reason",
+                got=f"{self.plan.store}: see {beside(self.plan.lock_base, '.log')} for the reason",
                 fix="start again from step 0 in another run.dir; the new store is complete or goes on being built",
             )
 
@@ -147,7 +147,7 @@ class Growth:
             error = DataError(
                 "The build of the token store has stalled.",
                 got=f"no new shard in {self.plan.store} for {format_seconds(idle)}; {self.progress()}",
-                fix=f"look at {beside(self.plan.turn, '.log')}; start again with --resume auto; "
+                fix=f"look at {beside(self.plan.lock_base, '.log')}; start again with --resume auto; "
                 "data.stall_seconds=N waits longer",
             )
         return error
@@ -155,13 +155,13 @@ class Growth:
     def failure(self) -> WikiLLMError | None:
         """Why the builder ended without a store, where it has."""
         error = self.builder.trouble() if self.builder is not None else None
-        return error or read_failure(self.plan.turn, self.since)
+        return error or read_failure(self.plan.lock_base, self.since)
 
     def progress(self) -> str:
         """How far the builder is, in words."""
         line = f"{len(self.shards)} shards stand"
         with suppress(OSError):
-            line += f" ({beside(self.plan.turn, '.progress').read_text().strip()})"
+            line += f" ({beside(self.plan.lock_base, '.progress').read_text().strip()})"
         return line
 
     def stop(self) -> None:

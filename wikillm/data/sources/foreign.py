@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 
 from wikillm.core.errors import DataError
-from wikillm.data.sources.remedy import filtered, free_name, path_setting, quoted, unpacked
+from wikillm.data.sources.fixes import filtered, free_name, path_setting, quoted, unpacked
 
 _ARCHIVES = {
     b"7z\xbc\xaf\x27\x1c": ("7z", "7z x FILE"),

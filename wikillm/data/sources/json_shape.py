@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from wikillm.core.errors import DataError, did_you_mean
+from wikillm.data.sources.fixes import filtered, python_lines, setting
 from wikillm.data.sources.json_value import parse_json
-from wikillm.data.sources.remedy import filtered, python_lines, setting
 from wikillm.data.types import SourceFile
 
 _TEXT_NAMES = (

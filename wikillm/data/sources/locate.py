@@ -19,8 +19,8 @@ from pathlib import Path
 from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.files import nearest_existing
 from wikillm.core.log import say
+from wikillm.data.sources.fixes import path_setting, quoted
 from wikillm.data.sources.foreign import arrow_folder
-from wikillm.data.sources.remedy import path_setting, quoted
 from wikillm.data.sources.walk import files_of, kind_of, matches_of
 
 _COMPRESSED = r"(\.(gz|bz2|xz|zst))?$"

@@ -14,7 +14,7 @@ from typing import Any
 
 from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.units import format_size
-from wikillm.data.sources.remedy import filtered, setting
+from wikillm.data.sources.fixes import filtered, setting
 from wikillm.data.types import Item, SourceFile
 
 MAGIC = b"PAR1"

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from wikillm.data.sources import parquet
-from wikillm.data.sources.lines import split_lines, split_runs
-from wikillm.data.sources.plain_text import split_blocks, split_whole
-from wikillm.data.sources.record_batches import Span, spans_of_items, spans_of_runs
-from wikillm.data.sources.split import split_array, split_pages
+from wikillm.data.sources.json_array import split_array
+from wikillm.data.sources.lines import split_blocks, split_lines, split_runs, split_whole
+from wikillm.data.sources.mediawiki import split_pages
+from wikillm.data.sources.record_batches import RecordBatch, batches_of_items, batches_of_runs
 from wikillm.data.sources.streams import TYPICAL_RATIO, file_and_line, pieces
 from wikillm.data.sources.tables import columns_of, row_and_header, split_rows
 from wikillm.data.types import Item, SourceFile
@@ -45,7 +45,7 @@ class RawShard:
     number: int
     start: Cursor
     end: Cursor
-    spans: list[Span]
+    batches: list[RecordBatch]
 
 
 def estimated_bytes(sources: Sequence[SourceFile]) -> int:
@@ -88,20 +88,20 @@ def items_of(
     return split_pages(stream, start, limit, source.path)
 
 
-def _spans_of(
+def _batches_of(
     index: int,
     source: SourceFile,
     start: int,
     limit: int,
     on_read: Callable[[int], None] | None,
     threads: int,
-) -> Iterator[Span]:
+) -> Iterator[RecordBatch]:
     """The same records, many at a time."""
     if source.format in LINES:
-        return spans_of_runs(
+        return batches_of_runs(
             index, split_runs(pieces(source, start, on_read, threads), start, limit), limit
         )
-    return spans_of_items(index, items_of(source, start, limit, on_read, threads))
+    return batches_of_items(index, items_of(source, start, limit, on_read, threads))
 
 
 def _rows_of(source: SourceFile, stream: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
@@ -139,21 +139,21 @@ def read_shards(
         on_read: hears the bytes read from the disk.
         threads: that decompress the streams of a bz2 file.
     """
-    spans: list[Span] = []
+    batches: list[RecordBatch] = []
     bucket, last = -1, start
     base, offset = start.base, start.offset
     for index in range(start.source, len(sources)):
-        for span in _spans_of(index, sources[index], offset, limit, on_read, threads):
-            rest: Span | None = span
+        for batch in _batches_of(index, sources[index], offset, limit, on_read, threads):
+            rest: RecordBatch | None = batch
             while rest is not None:
                 where = (base + rest.start) // range_bytes
-                if where != bucket and spans:
-                    yield RawShard(number, start, last, spans)
-                    start, number, spans = last, number + 1, []
+                if where != bucket and batches:
+                    yield RawShard(number, start, last, batches)
+                    start, number, batches = last, number + 1, []
                 head, rest = rest.cut((where + 1) * range_bytes - base)
-                spans.append(head)
+                batches.append(head)
                 bucket, last = where, Cursor(index, head.end, base)
-            offset = span.end
+            offset = batch.end
         base, offset = base + offset, 0
-    if spans:
-        yield RawShard(number, start, last, spans)
+    if batches:
+        yield RawShard(number, start, last, batches)

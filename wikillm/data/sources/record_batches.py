@@ -1,7 +1,7 @@
 """Spans: records of one source that follow each other, as they travel from the reader to a worker.
 
 JSON Lines travel as they stand, about 1 MiB at a time, and are cut into records where they are parsed: the reader
-only looks for line feeds at the ends of a span and at the borders of shards. Records of other formats are cut by the
+only looks for line feeds at the ends of a batch and at the borders of shards. Records of other formats are cut by the
 reader.
 """
 
@@ -15,10 +15,10 @@ from typing import NamedTuple
 from wikillm.data.sources.lines import split_run, trimmed
 from wikillm.data.types import Item
 
-SPAN_BYTES = 1 << 20
+BATCH_BYTES = 1 << 20
 
 
-class Lines(NamedTuple):
+class LineBatch(NamedTuple):
     """Whole lines, from the `start` of a record to the end of one, its line feed not included."""
 
     source: int  # index into the list of source files
@@ -34,7 +34,7 @@ class Lines(NamedTuple):
     def items(self) -> list[Item]:
         return split_run(self.run, self.start, self.limit)
 
-    def cut(self, at: int) -> tuple[Lines, Lines | None]:
+    def cut(self, at: int) -> tuple[LineBatch, LineBatch | None]:
         """The records that start before the offset `at`, where the first one does, and the others."""
         feed = self.run.find(b"\n", at - self.start - 1)
         if feed < 0:
@@ -43,13 +43,13 @@ class Lines(NamedTuple):
             self.run[feed + 1 :], self.start + feed + 1
         )
 
-    def _of(self, lines: bytes, offset: int) -> Lines:
+    def _of(self, lines: bytes, offset: int) -> LineBatch:
         found = trimmed(lines, offset, self.limit)
-        assert found is not None, "a span starts and ends with a record"
-        return Lines(self.source, *found, self.limit)
+        assert found is not None, "a batch starts and ends with a record"
+        return LineBatch(self.source, *found, self.limit)
 
 
-class Records(NamedTuple):
+class ItemBatch(NamedTuple):
     """Records that are cut already; `found` is never empty."""
 
     source: int
@@ -67,36 +67,38 @@ class Records(NamedTuple):
     def items(self) -> list[Item]:
         return self.found
 
-    def cut(self, at: int) -> tuple[Records, Records | None]:
-        """As `Lines.cut`."""
+    def cut(self, at: int) -> tuple[ItemBatch, ItemBatch | None]:
+        """As `LineBatch.cut`."""
         first = bisect_left(self.found, at, key=itemgetter(0))
         if first == len(self.found):
             return self, None
-        return Records(self.source, self.found[:first]), Records(self.source, self.found[first:])
-
-
-Span = Lines | Records
-
-
-def spans_of_runs(source: int, runs: Iterable[Item], limit: int) -> Iterator[Span]:
-    """A span for each of the runs of `lines.split_runs`."""
-    for start, run, size in runs:
-        yield (
-            Records(source, [(start, None, size)])
-            if run is None
-            else Lines(source, start, run, limit)
+        return ItemBatch(self.source, self.found[:first]), ItemBatch(
+            self.source, self.found[first:]
         )
 
 
-def spans_of_items(source: int, items: Iterable[Item]) -> Iterator[Span]:
-    """Records that were cut one by one, together about as large as a span of lines."""
+RecordBatch = LineBatch | ItemBatch
+
+
+def batches_of_runs(source: int, runs: Iterable[Item], limit: int) -> Iterator[RecordBatch]:
+    """A batch for each of the runs of `lines.split_runs`."""
+    for start, run, size in runs:
+        yield (
+            ItemBatch(source, [(start, None, size)])
+            if run is None
+            else LineBatch(source, start, run, limit)
+        )
+
+
+def batches_of_items(source: int, items: Iterable[Item]) -> Iterator[RecordBatch]:
+    """Records that were cut one by one, together about as large as a batch of lines."""
     found: list[Item] = []
     held = 0
     for item in items:
         found.append(item)
         held += len(item[1] or b"")
-        if held >= SPAN_BYTES:
-            yield Records(source, found)
+        if held >= BATCH_BYTES:
+            yield ItemBatch(source, found)
             found, held = [], 0
     if found:
-        yield Records(source, found)
+        yield ItemBatch(source, found)

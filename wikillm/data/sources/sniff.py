@@ -19,13 +19,12 @@ from typing import Any
 from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
 from wikillm.data.sources import json_shape, parquet
+from wikillm.data.sources.fixes import CR_ALONE, filtered, line_feeds, plain_format
 from wikillm.data.sources.foreign import LONGEST_MARK, packed_parquet, refuse_binary, refuse_foreign
 from wikillm.data.sources.json_value import parse_json
+from wikillm.data.sources.mediawiki import read_site, refuse_dump_index
 from wikillm.data.sources.read import items_of
-from wikillm.data.sources.remedy import CR_ALONE, filtered, line_feeds, plain_format
-from wikillm.data.sources.siteinfo import read_site, refuse_dump_index
-from wikillm.data.sources.split import BOM
-from wikillm.data.sources.streams import TYPICAL_RATIO, head
+from wikillm.data.sources.streams import BOM, TYPICAL_RATIO, head
 from wikillm.data.sources.table_shape import check_header
 from wikillm.data.types import SourceFile
 

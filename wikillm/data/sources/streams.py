@@ -22,6 +22,7 @@ from wikillm.core.units import format_size
 from wikillm.data.sources.bz2_streams import decompress_in_threads
 from wikillm.data.types import SourceFile
 
+BOM = codecs.BOM_UTF8
 PIECE_BYTES = 1 << 20
 TYPICAL_RATIO = {"none": 1.0, "gz": 3.0, "bz2": 4.0, "xz": 4.5, "zst": 3.7}
 """Decompressed bytes per byte on disk, for estimates: wiki dumps and Chinese JSON give 2.8-3.4 (gz), 3.6-4.5 (bz2)."""

@@ -7,8 +7,8 @@ import shlex
 
 from wikillm.core.errors import DataError, did_you_mean
 from wikillm.core.log import say
+from wikillm.data.sources.fixes import CR_ALONE, filtered, line_feeds, setting
 from wikillm.data.sources.read import csv_header
-from wikillm.data.sources.remedy import CR_ALONE, filtered, line_feeds, setting
 from wikillm.data.sources.tables import DELIMITERS, Columns, columns_of
 from wikillm.data.types import SourceFile
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from wikillm.core.errors import DataError
-from wikillm.data.sources.split import BOM
+from wikillm.data.sources.streams import BOM
 from wikillm.data.types import Item
 
 _BLANK = (b"", b"\r")  # white space may be a row: a tab separates two empty fields

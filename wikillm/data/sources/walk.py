@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from wikillm.core.errors import DataError
-from wikillm.data.sources.remedy import quoted
+from wikillm.data.sources.fixes import quoted
 
 MAGIC = "*?["
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from wikillm.core.errors import DataError
 from wikillm.data.funnel import Funnel, merged
+from wikillm.data.sources.fixes import set_aside
 from wikillm.data.sources.read import Cursor
-from wikillm.data.sources.remedy import set_aside
 from wikillm.data.store.strict import read_strictly
 
 FORMAT_VERSION = 1

@@ -54,7 +54,7 @@ class RemoteShards:
             return
         name = path.relative_to(self.folder).as_posix()
         file = self.files[name]
-        with self.cache.turn(about=f"{self.url}/{name}"):
+        with self.cache.exclusive(about=f"{self.url}/{name}"):
             if _touched(path):
                 return
             self.cache.make_room(file.size, f"{shown(self.url)}/{name}")
@@ -87,7 +87,7 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     """Open the store at an address. Raises DataError when there is none, or it cannot be reached. (all ranks)"""
     check_address(url)
     url = url.rstrip("/")
-    with cache.turn(is_main, url) as asked:
+    with cache.exclusive(is_main, url) as asked:
         content = _manifest(url, cache, asked)
         folder = cache.folder / "stores" / key_of(f"{url}\n{hashlib.sha256(content).hexdigest()}")
         manifest = _read(url, content)

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from wikillm.core.errors import DataError, MachineError
 from wikillm.core.files import sha256_file
 from wikillm.data.order.blocks import window_ends
-from wikillm.data.sources.remedy import set_aside
+from wikillm.data.sources.fixes import set_aside
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, fingerprint_of
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 

@@ -18,8 +18,8 @@ from functools import partial
 import orjson
 
 from wikillm.data.sources.json_value import parse_json
-from wikillm.data.sources.revisions import with_newest_revision
-from wikillm.data.sources.split import BOM
+from wikillm.data.sources.mediawiki import with_newest_revision
+from wikillm.data.sources.streams import BOM
 from wikillm.data.sources.tables import parse_row
 from wikillm.data.text.namespaces import prefix_of, site_names
 from wikillm.data.text.wikitext import DamagedWikitext, text_of_wikitext

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wikillm.core.log import say
+from wikillm.data.fetch.remote import LOOKUP_SECONDS, is_offline
 from wikillm.data.tokenizer.tokenizer import load_tokenizer
 
-SILENCE_SECONDS = 5.0
 TOTAL_SECONDS = 60.0
 MAX_FILE_BYTES = 64 << 20
 FILES = ("tokenizer_config.json", "tokenizer.json")
@@ -48,13 +48,6 @@ def hubs() -> list[Hub]:
     ]
 
 
-def is_offline() -> bool:
-    switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WIKILLM_OFFLINE")
-    return any(
-        os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on") for name in switches
-    )
-
-
 def fetch_qwen2(target: Path, asked: Sequence[Hub] | None = None) -> str:
     """Download the tokenizer into `target` and return the hub's name. Raises HubUnreachable."""
     if is_offline():
@@ -67,7 +60,7 @@ def fetch_qwen2(target: Path, asked: Sequence[Hub] | None = None) -> str:
             reasons.append(f"{hub.name}: did not answer before")
             continue
         say(
-            f"tokenizer: asking {hub.name} for {MODEL} (at most {SILENCE_SECONDS:.0f} s without an answer)"
+            f"tokenizer: asking {hub.name} for {MODEL} (at most {LOOKUP_SECONDS:.0f} s without an answer)"
         )
         try:
             contents = {file: _download(hub.url.format(file=file)) for file in FILES}
@@ -95,7 +88,7 @@ def _install(contents: dict[str, bytes], target: Path) -> None:
 
 
 def _download(url: str) -> bytes:
-    """The content behind a URL. Raises when nothing is heard for SILENCE_SECONDS, or after TOTAL_SECONDS."""
+    """The content behind a URL. Raises when nothing is heard for LOOKUP_SECONDS, or after TOTAL_SECONDS."""
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"not a web address: {url}")
     heard: queue.Queue[bytes | BaseException | None] = queue.Queue()
@@ -103,7 +96,7 @@ def _download(url: str) -> bytes:
     def work() -> None:
         try:
             request = urllib.request.Request(url, headers={"User-Agent": "wikillm"})
-            with urllib.request.urlopen(request, timeout=SILENCE_SECONDS) as answer:
+            with urllib.request.urlopen(request, timeout=LOOKUP_SECONDS) as answer:
                 while piece := answer.read(1 << 16):
                     heard.put(piece)
             heard.put(None)
@@ -115,7 +108,7 @@ def _download(url: str) -> bytes:
     content, end = bytearray(), time.monotonic() + TOTAL_SECONDS
     while True:
         try:
-            piece = heard.get(timeout=SILENCE_SECONDS)
+            piece = heard.get(timeout=LOOKUP_SECONDS)
         except queue.Empty:
             piece = TimeoutError()
         if piece is None:
@@ -123,7 +116,7 @@ def _download(url: str) -> bytes:
         if isinstance(
             getattr(piece, "reason", piece), TimeoutError
         ):  # the socket's own may come first
-            raise TimeoutError(f"no answer within {SILENCE_SECONDS:.0f} s") from None
+            raise TimeoutError(f"no answer within {LOOKUP_SECONDS:.0f} s") from None
         if isinstance(piece, BaseException):
             raise piece
         content += piece

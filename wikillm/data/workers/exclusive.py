@@ -29,7 +29,7 @@ def beside(base: Path, suffix: str) -> Path:
 
 
 @contextmanager
-def one_at_a_time(base: Path, what: str, is_main: bool, about: str = "") -> Iterator[None]:
+def exclusive(base: Path, what: str, is_main: bool, about: str = "") -> Iterator[None]:
     """Hold the turn named `base`. Raises the failure of the holder that was waited for. (all ranks)
 
     Args:

@@ -7,12 +7,16 @@ they work, and at most one task per worker and one in hand are in memory.
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from wikillm.core.errors import MachineError
+from wikillm.core.errors import MachineError, WikiLLMError
 from wikillm.data.workers.process import start_child, stop_child
 
 _AHEAD = 4  # finished results that wait for an earlier one, per worker: a slow task holds the others up at last
@@ -50,7 +54,7 @@ def run_jobs(
 
 class _Worker:
     def __init__(self, job: object) -> None:
-        self.process, self.pipe = start_child("wikillm.data.workers.worker")
+        self.process, self.pipe = start_child("wikillm.data.workers.pool")
         self.task: int | None = None
         self.send(job)
 
@@ -146,3 +150,39 @@ class _Run:
                 assert worker.task is not None, "only a worker with a task answers"
                 self._ready[worker.task] = value
                 worker.task = None
+
+
+def main(descriptor: int) -> int:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole group; the parent decides
+    pipe = Connection(descriptor)
+    try:
+        job = pipe.recv()
+        while True:
+            task = pipe.recv()
+            try:
+                answer = ("done", job(task, lambda work: pipe.send(("work", work))))
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                raise
+            except WikiLLMError as error:
+                answer = ("refused", error)
+            except OSError as error:
+                where = f"{error.strerror}: {error.filename or 'while a shard was written'}"
+                fix = "make room, then start again: it goes on with the first missing shard"
+                answer = (
+                    "refused",
+                    MachineError("A worker process could not go on.", got=where, fix=fix),
+                )
+            except Exception:
+                answer = ("bug", traceback.format_exc())
+            del task
+            pipe.send(answer)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 0
+
+
+if __name__ == "__main__":
+    code = main(int(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(code)  # nothing to tear down, and no thread of a library to wait for

@@ -10,13 +10,26 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from wikillm.core.log import say
 from wikillm.core.units import format_count, format_seconds
-from wikillm.data.filters.documents import Work
 
 _TERMINAL_SECONDS, _PLAIN_SECONDS, _RELAY_SECONDS = 1.0, 10.0, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What was done since the last report."""
+
+    source_bytes: int = 0
+    documents: int = 0
+    text_bytes: int = 0
+    tokens: int = 0
+
+
+Report = Callable[[Work], None]
 
 
 class Progress:

@@ -54,7 +54,7 @@ def prepared(folder: Path, tokenizer: Path, paths: list[str], **environ: str) ->
         [sys.executable, "-c", PROGRAM, json.dumps(sections)],
         env={
             **variables,
-            "PYTHONPATH": str(Path(__file__).parents[3]),
+            "PYTHONPATH": str(Path(__file__).parents[4]),
             "HF_HOME": str(folder / "hf"),
             "MODELSCOPE_CACHE": str(folder / "modelscope"),
             "MODELSCOPE_HOME": str(folder / "modelscope-home"),

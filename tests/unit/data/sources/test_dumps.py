@@ -12,9 +12,8 @@ import pytest
 from wikillm.cli.main import main
 from wikillm.core.errors import DataError
 from wikillm.data.prepare.prepare import plan_store, prepare_store
-from wikillm.data.sources.siteinfo import read_site
+from wikillm.data.sources.mediawiki import read_site, split_pages
 from wikillm.data.sources.sniff import sniff
-from wikillm.data.sources.split import split_pages
 from wikillm.data.store.store import Store
 from wikillm.data.text.clean import cleaner
 from wikillm.data.types import Dropped, WikiSite

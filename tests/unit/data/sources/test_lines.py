@@ -1,4 +1,4 @@
-"""Lines travel as runs: however a stream is cut, by pieces or by shards, the records are those of the lines one by one."""
+"""LineBatch travel as runs: however a stream is cut, by pieces or by shards, the records are those of the lines one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wikillm.data.filters.documents import CleanJob
 from wikillm.data.sources import streams
 from wikillm.data.sources.lines import split_lines, split_run, split_runs, trimmed
 from wikillm.data.sources.read import Cursor, RawShard, read_shards
-from wikillm.data.sources.record_batches import SPAN_BYTES, Lines, Records, spans_of_items
+from wikillm.data.sources.record_batches import BATCH_BYTES, ItemBatch, LineBatch, batches_of_items
 from wikillm.data.types import Item, SourceFile
 
 LINES = st.lists(
@@ -95,18 +95,18 @@ def test_a_span_is_cut_between_records_by_where_they_start(lines, number, beside
     if found is None:
         assert one_by_one(content, LIMIT) == []
         return
-    whole = Lines(3, *found, LIMIT)
-    span = Records(3, whole.items()) if as_items else whole
+    whole = LineBatch(3, *found, LIMIT)
+    batch = ItemBatch(3, whole.items()) if as_items else whole
     at = max(
-        [item[0] for item in span.items()][number % len(span.items())] + beside, span.start + 1
+        [item[0] for item in batch.items()][number % len(batch.items())] + beside, batch.start + 1
     )
-    head, tail = span.cut(at)
-    assert head.items() == [item for item in span.items() if item[0] < at]
+    head, tail = batch.cut(at)
+    assert head.items() == [item for item in batch.items() if item[0] < at]
     assert (tail.items() if tail is not None else []) == [
-        item for item in span.items() if item[0] >= at
+        item for item in batch.items() if item[0] >= at
     ]
-    assert (head.start, (tail or head).end) == (span.start, span.end)
-    assert pickle.loads(pickle.dumps(span)) == span
+    assert (head.start, (tail or head).end) == (batch.start, batch.end)
+    assert pickle.loads(pickle.dumps(batch)) == batch
 
 
 def what_came_of(raws: list[RawShard]) -> list[tuple]:
@@ -167,7 +167,11 @@ def assert_shards_follow_from_the_records(sources, range_bytes: int, raws: list[
         base += items[-1][0] + items[-1][2] if items else 0
     assert [raw.number for raw in raws] == list(range(len(raws)))
     assert [
-        (raw.start, raw.end, [(span.source, item) for span in raw.spans for item in span.items()])
+        (
+            raw.start,
+            raw.end,
+            [(batch.source, item) for batch in raw.batches for item in batch.items()],
+        )
         for raw in raws
     ] == expected
 
@@ -181,7 +185,7 @@ def test_a_line_within_the_limit_that_spans_many_pieces_is_read_whole():
 
 
 def test_records_of_other_formats_travel_about_as_many_bytes_at_a_time():
-    items: list[Item] = [(at, bytes(SPAN_BYTES // 4), SPAN_BYTES // 4) for at in range(10)]
-    spans = list(spans_of_items(0, items))
-    assert [len(span.items()) for span in spans] == [4, 4, 2]
-    assert [item for span in spans for item in span.items()] == items
+    items: list[Item] = [(at, bytes(BATCH_BYTES // 4), BATCH_BYTES // 4) for at in range(10)]
+    batches = list(batches_of_items(0, items))
+    assert [len(batch.items()) for batch in batches] == [4, 4, 2]
+    assert [item for batch in batches for item in batch.items()] == items

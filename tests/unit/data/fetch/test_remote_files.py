@@ -49,7 +49,7 @@ def cache(tmp_path) -> Cache:
 
 
 def fetched(cache: Cache, url: str) -> bytes:
-    with cache.turn():
+    with cache.exclusive():
         return cache.fetch(url).path.read_bytes()
 
 
@@ -195,7 +195,7 @@ def test_the_cache_stays_within_its_bytes(server, tmp_path):
     fetched(cache, f"{server.url}/a.txt")  # b is now the one that was not used for longest
     fetched(cache, f"{server.url}/c.txt")
     assert sorted(path.name for _, _, path in cache.entries()) == ["a.txt", "c.txt"]
-    with cache.turn():
+    with cache.exclusive():
         a = cache.fetch(f"{server.url}/a.txt").path
         c = cache.fetch(f"{server.url}/c.txt", keep={a}).path
         with pytest.raises(MachineError, match="data.cache_bytes") as caught:
@@ -322,14 +322,14 @@ def test_a_failure_is_shared_by_those_who_want_the_same_only(server, cache):
     is_held, outcomes = threading.Event(), {}
 
     def fail() -> None:
-        with suppress(DataError), cache.turn(about="bad"):
+        with suppress(DataError), cache.exclusive(about="bad"):
             is_held.set()
             time.sleep(0.7)  # the others are waiting by then
             raise DataError("bad is not there.")
 
     def want(name: str) -> None:
         try:
-            with cache.turn(about=name):
+            with cache.exclusive(about=name):
                 outcomes[name] = cache.fetch(f"{server.url}/good.txt").path.read_bytes()
         except DataError as error:
             outcomes[name] = error.what
@@ -376,7 +376,7 @@ def test_what_killed_processes_left_is_cleared_but_not_what_is_being_written(cac
     for path in (old, fresh):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 7200,) * 2)
-    with cache.turn():
+    with cache.exclusive():
         cache.make_room(1, "a shard")
     assert not old.exists() and fresh.exists()
 

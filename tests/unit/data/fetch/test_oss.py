@@ -28,7 +28,7 @@ def server(monkeypatch: pytest.MonkeyPatch):
 
 
 def fetched(cache: Cache, url: str) -> bytes:
-    with cache.turn():
+    with cache.exclusive():
         return cache.fetch(url).path.read_bytes()
 
 

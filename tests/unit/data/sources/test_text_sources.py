@@ -17,8 +17,8 @@ from wikillm.core.errors import DataError
 from wikillm.data.filters.documents import TOO_LONG
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.sources import streams
+from wikillm.data.sources.lines import split_blocks, split_whole
 from wikillm.data.sources.locate import locate
-from wikillm.data.sources.plain_text import split_blocks, split_whole
 from wikillm.data.sources.read import items_of, read_shards
 from wikillm.data.sources.sniff import check_text_key, sniff
 from wikillm.data.sources.tables import Columns, columns_of, parse_row, row_and_header, split_rows

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
 from wikillm.data.filters.documents import CleanJob
+from wikillm.data.sources.json_array import split_array
 from wikillm.data.sources.lines import split_lines
 from wikillm.data.sources.locate import WIKI_ZH_CANDIDATES, locate
+from wikillm.data.sources.mediawiki import split_pages
 from wikillm.data.sources.read import Cursor, items_of, read_shards
 from wikillm.data.sources.sniff import check_text_key, sniff
-from wikillm.data.sources.split import split_array, split_pages
 from wikillm.data.sources.streams import file_and_line, pieces
 from wikillm.data.text.clean import cleaner
 from wikillm.data.types import SourceFile
@@ -352,10 +353,10 @@ def test_shards_are_the_same_from_every_cursor(tmp_path, texts, write_source):
     whole = list(read_shards(sources, 4000, LIMIT))
     assert len(whole) > 5
     records = [
-        (span.source, offset)
+        (batch.source, offset)
         for raw in whole
-        for span in raw.spans
-        for offset, _, _ in span.items()
+        for batch in raw.batches
+        for offset, _, _ in batch.items()
     ]
     assert len(records) == len(set(records)) == 300
     assert [raw.number for raw in whole] == list(range(len(whole)))

@@ -105,7 +105,7 @@ def test_a_corpus_of_copies_is_said_and_never_on_both_sides(tmp_path, texts, set
 
 ARRAY = """
 import json, resource, sys
-from wikillm.data.sources.split import split_array
+from wikillm.data.sources.json_array import split_array
 
 size, item = int(sys.argv[1]), ('  {"title": "t", "text": "' + "北京是中国的首都。\\\\n" * 40_000 + '"}').encode()
 huge = 500_000_000
@@ -142,7 +142,7 @@ def test_a_json_array_of_two_gigabytes_in_constant_memory():
         capture_output=True,
         text=True,
         timeout=600,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])},
     )
     assert done.returncode == 0, done.stderr
     kept, dropped, end, peak_kib = json.loads(done.stdout)
