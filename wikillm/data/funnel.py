@@ -1,4 +1,4 @@
-"""What became of every record that was read: how many, how many characters, and why it was left out."""
+"""The funnel: how many records were read, kept and dropped, by reason."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from wikillm.data.types import CleanedDocuments, Dropped
 
 @dataclass(frozen=True, slots=True)
 class FunnelLine:
-    """Records that were dropped for one reason; `characters` are those of the raw record (bytes, of a bad one), or,
-    for filters, of the clean text."""
+    """Records that were dropped for one reason.
+
+    `characters` counts the raw record (bytes of a bad one), or for filters the clean text.
+    """
 
     reason: str
     records: int
@@ -37,22 +39,17 @@ class Funnel:
 
     @property
     def bad_bytes(self) -> int:
-        """What the bad records take in the sources, decompressed."""
+        """Size of the bad records in the decompressed sources."""
         return sum(line.characters for line in self.dropped if line.is_bad)
 
     def table(self) -> str:
         """One line per reason, the most frequent first, then what was kept."""
-        total = max(1, self.read_records)
         rows = [("read", self.read_records, "")]
         for line in sorted(self.dropped, key=lambda line: (-line.records, line.reason)):
-            rows.append(
-                (
-                    f"- {line.reason}" + (" (bad)" if line.is_bad else ""),
-                    line.records,
-                    f"{line.characters:,}",
-                )
-            )
+            name = f"- {line.reason}" + (" (bad)" if line.is_bad else "")
+            rows.append((name, line.records, f"{line.characters:,}"))
         rows.append(("kept", self.kept_records, f"{self.kept_characters:,}"))
+        total = max(1, self.read_records)
         width = max(len(name) for name, _, _ in rows)
         head = f"{'':<{width}}  {'records':>12}  {'share':>6}  {'characters':>16}"
         lines = [
@@ -68,7 +65,7 @@ class Funnel:
 
 
 def merged(funnels: Iterable[Funnel]) -> Funnel:
-    """The sum of several funnels. The order of the lines does not depend on the order of the funnels."""
+    """The sum of several funnels, independent of their order."""
     tally = Tally()
     for funnel in funnels:
         tally.kept_records += funnel.kept_records
@@ -86,9 +83,9 @@ class Tally:
     kept_characters: int = 0
     _dropped: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
 
-    def count(self, batch: CleanedDocuments) -> None:
-        self.keep(batch.texts)
-        for item in batch.dropped:
+    def count(self, cleaned: CleanedDocuments) -> None:
+        self.keep(cleaned.texts)
+        for item in cleaned.dropped:
             self.drop(item.why)
 
     def keep(self, texts: Sequence[str]) -> None:
@@ -103,7 +100,5 @@ class Tally:
         self._dropped[reason] = (before[0] + records, before[1] + characters, is_bad)
 
     def funnel(self) -> Funnel:
-        lines = tuple(
-            FunnelLine(reason, *counts) for reason, counts in sorted(self._dropped.items())
-        )
-        return Funnel(self.kept_records, self.kept_characters, lines)
+        lines = (FunnelLine(reason, *counts) for reason, counts in sorted(self._dropped.items()))
+        return Funnel(self.kept_records, self.kept_characters, tuple(lines))

@@ -1,10 +1,8 @@
-"""What flows through the data rooms, one type at every border.
+"""The types that cross the borders between the data rooms.
 
-    SourceFile -> RecordBatch (`sources.record_batches`) -> CleanedDocuments -> shard files of the store
+    SourceFile -> RecordBatch (`sources.record_batches`) -> CleanedDocuments -> files of a shard
 
-A record batch is what a reader cuts out of a source, before any cleaning. `CleanedDocuments` are what came of it: they are
-columns, since 300 MB of source can be half a million lines. Offsets are bytes of the decompressed source. Everything
-here is picklable.
+Offsets are bytes of the decompressed source. All types are picklable.
 """
 
 from __future__ import annotations
@@ -18,37 +16,33 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class WikiSite:
-    """What a MediaWiki export says about its wiki before the first page; empty where it does not say it."""
+    """What the head of a MediaWiki export states about its wiki; empty where it states nothing."""
 
     name: str = ""
     dbname: str = ""
     base: str = ""  # address of the main page
     language: str = ""  # as in xml:lang
-    namespaces: tuple[
-        tuple[int, str], ...
-    ] = ()  # number and local name; a number may have several names
+    namespaces: tuple[tuple[int, str], ...] = ()  # number and local name, several per number
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that was looked into. `format` is one of data.format, `compression` is none, gz, bz2, xz or zst."""
+    """A file after `sniff`. `format` is one of data.format."""
 
     path: str
     size: int  # bytes on disk
     format: str
-    compression: str
-    encoding: str = (
-        "utf-8"  # anything else is transcoded while it is read; offsets then count UTF-8 bytes
-    )
-    text_key: str = "text"  # the column to read, where the format has columns
+    compression: str  # none, gz, bz2, xz or zst
+    encoding: str = "utf-8"  # others are transcoded while reading; offsets then count UTF-8 bytes
+    text_key: str = "text"  # the column to read, in formats with columns
     url: str = ""  # where it was downloaded from
-    version: str = ""  # of what is there: ETag of a server, revision of a hub
+    version: str = ""  # of a download: ETag, or revision of a data set
     max_field_lines: int = 1000  # of a table: data.max_field_lines
     site: WikiSite = WikiSite()  # of a MediaWiki export
 
 
 Item = tuple[int, bytes | None, int]
-"""One record of a source: where it starts, its bytes (None when they are too many to be held), and how many they are."""
+"""A record of a source: its offset, its bytes (None when longer than the limit), and its size."""
 
 
 class Dropped(NamedTuple):
@@ -56,12 +50,12 @@ class Dropped(NamedTuple):
 
     reason: str
     characters: int
-    is_bad: bool = False  # unreadable (counts against data.max_bad_fraction), rather than unwanted
+    is_bad: bool = False  # unreadable: counts against data.max_bad_fraction
     detail: str = ""  # what exactly was wrong, for the quarantine file
 
 
 class DroppedItem(NamedTuple):
-    """A record that gave no document. `payload` is empty when the record was too long to be held."""
+    """A record that gave no document. `payload` is empty when the record exceeded the limit."""
 
     offset: int
     payload: bytes
@@ -70,7 +64,10 @@ class DroppedItem(NamedTuple):
 
 @dataclass(slots=True)
 class CleanedDocuments:
-    """Records of one source that follow each other, cleaned. Document i has `offsets[i]`, `payloads[i]` and `texts[i]`."""
+    """The documents and dropped records of one record batch, as columns.
+
+    Document i is `offsets[i]`, `payloads[i]`, `texts[i]`. Columns, since 300 MB can be half a million records.
+    """
 
     source: int  # index into the list of source files
     source_bytes: int  # from its first record to the end of its last
@@ -80,11 +77,15 @@ class CleanedDocuments:
     dropped: list[DroppedItem] = field(default_factory=list)
 
     def first(self, documents: int) -> CleanedDocuments:
-        """All before the document of that number."""
-        end = self.offsets[documents]
-        dropped = [item for item in self.dropped if item.offset < end]
-        columns = (self.offsets[:documents], self.payloads[:documents], self.texts[:documents])
-        return CleanedDocuments(self.source, self.source_bytes, *columns, dropped)
+        """The part before document number `documents`."""
+        return CleanedDocuments(
+            self.source,
+            self.source_bytes,
+            self.offsets[:documents],
+            self.payloads[:documents],
+            self.texts[:documents],
+            [item for item in self.dropped if item.offset < self.offsets[documents]],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,42 +1,40 @@
 """Where each shard begins in the sources, found before any of them is built: so that many machines can build them.
 
-The borders are those of `read.read_shards`, which stays the definition. A plain JSON Lines file is not read: around
-each multiple of the range a few KiB are looked at, since a line feed is all that matters there (a 50 GB file takes
-milliseconds). Everything else is decompressed and cut into records once, without parsing or tokenizing them.
+The borders are those of `read.read_shards`, which stays the definition. A plain JSON Lines file is not read: only a few
+KiB around each multiple of the range matter, for the line feeds in them (a 50 GB file takes milliseconds). Everything
+else is decompressed and cut into records once, without parsing or tokenizing them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
-from wikillm.data.sources.read import LINES, Cursor, items_of
+from wikillm.data.sources.read import LINES, Cursor, OnRead, items_of
 from wikillm.data.types import SourceFile
 
-Edge = tuple[int, int]
+_Edge = tuple[int, int]
 """Where a record starts, and where the one before it ended (0 for the first), both in its source."""
 _LOOK_BYTES = 1 << 16
 
 
 def find_cuts(
-    sources: Sequence[SourceFile],
-    range_bytes: int,
-    limit: int,
-    on_read: Callable[[int], None] | None = None,
+    sources: Sequence[SourceFile], range_bytes: int, limit: int, on_read: OnRead | None = None
 ) -> tuple[Cursor, ...]:
     """The start of each shard, in order, and the end of the last: one cursor more than there are shards.
 
     Args:
         range_bytes: decompressed bytes per shard.
         limit: longest record that is held, in bytes.
-        on_read: hears the bytes read from the disk.
     """
     cuts: list[Cursor] = []
-    bucket, end, base = -1, Cursor(), 0
+    end = Cursor()
+    bucket = -1
+    base = 0
     for index, source in enumerate(sources):
         last = 0
-        for offset, before in _edges(index, source, base, range_bytes, limit, on_read):
+        for offset, before in _edges(source, base, range_bytes, limit, on_read):
             where = (base + offset) // range_bytes
             if offset < 0:  # no record: the end of the last one
                 last = before
@@ -50,22 +48,13 @@ def find_cuts(
 
 
 def _edges(
-    index: int,
-    source: SourceFile,
-    base: int,
-    range_bytes: int,
-    limit: int,
-    on_read: Callable[[int], None] | None,
-) -> Iterator[Edge]:
+    source: SourceFile, base: int, range_bytes: int, limit: int, on_read: OnRead | None
+) -> Iterator[_Edge]:
     """The records that may begin a shard; last of all (-1, end of the last record)."""
-    if (
-        source.format in LINES
-        and (source.compression, source.encoding) == ("none", "utf-8")
-        and limit >= _LOOK_BYTES
-    ):
-        found = _by_seeking(
-            source, base, range_bytes
-        )  # a blank line above `limit` would count; here it is not seen
+    is_plain = (source.compression, source.encoding) == ("none", "utf-8")
+    # A blank line above `limit` would be a record; seeking does not see it, hence the bound.
+    if source.format in LINES and is_plain and limit >= _LOOK_BYTES:
+        found = _by_seeking(source, base, range_bytes)
         if found is not None:
             yield from found
             return
@@ -76,9 +65,9 @@ def _edges(
     yield -1, before
 
 
-def _by_seeking(source: SourceFile, base: int, range_bytes: int) -> list[Edge] | None:
+def _by_seeking(source: SourceFile, base: int, range_bytes: int) -> list[_Edge] | None:
     """The first record at or after each multiple of the range; None where only reading would tell."""
-    found: list[Edge] = []
+    found: list[_Edge] = []
     with open(source.path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         target = 0
@@ -98,12 +87,10 @@ def _by_seeking(source: SourceFile, base: int, range_bytes: int) -> list[Edge] |
 
 
 def _line_from(file: BinaryIO, target: int, size: int) -> int | None:
-    """Where the first line that starts at `target` or later and is not blank starts; `size` when there is none."""
+    """Where the first line that starts at `target` or later and is not blank starts; `size` without one."""
     at = target
     if target:
-        file.seek(target - 1)
-        for line in _pieces_up_to_line_feed(file):
-            at = line
+        at = _after_line_feed(file, target - 1)
     file.seek(at)
     look = file.read(_LOOK_BYTES)
     blank = len(look) - len(look.lstrip())
@@ -112,17 +99,18 @@ def _line_from(file: BinaryIO, target: int, size: int) -> int | None:
     return at + look.rfind(b"\n", 0, blank) + 1
 
 
-def _pieces_up_to_line_feed(file: BinaryIO) -> Iterator[int]:
-    """Positions ever closer to the one behind the next line feed, the last of them that or the end of the file."""
+def _after_line_feed(file: BinaryIO, start: int) -> int:
+    """The position behind the first line feed from `start` on, or the end of the file."""
+    file.seek(start)
     while piece := file.read(_LOOK_BYTES):
         at = piece.find(b"\n")
-        yield file.tell() if at < 0 else file.tell() - len(piece) + at + 1
         if at >= 0:
-            return
+            return file.tell() - len(piece) + at + 1
+    return file.tell()
 
 
 def _end_before(file: BinaryIO, start: int) -> int | None:
-    """Where the last line before `start` that is not blank ends, its line feed not included; 0 when there is none."""
+    """Where the last line before `start` that is not blank ends, without its line feed; 0 without one."""
     low = max(0, start - _LOOK_BYTES)
     file.seek(low)
     look = file.read(start - low)

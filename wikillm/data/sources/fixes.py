@@ -1,8 +1,7 @@
-"""Fixes to paste: settings and shell lines for an error about a source.
+"""Fixes to paste for an error about a source: settings and shell lines.
 
-Names of files are quoted for the shell. A shell line reads the source, decompressed, writes a new file into the working
-directory, and is followed by the setting that reads that file. Only tools that every machine with WikiLLM has are used:
-POSIX ones and `python3`.
+File names are quoted for the shell. A shell line reads the source, decompressed, writes a new file into the working
+directory, and is followed by the setting that reads that file. It uses only POSIX tools and `python3`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from wikillm.data.types import SourceFile
 
+CR_ALONE = "The lines of a file end with CR alone, as on old Macintoshes."
 _CAT = {"gz": "gzip -dc --", "bz2": "bzip2 -dc --", "xz": "xz -dc --", "zst": "zstd -dc --"}
 _BETWEEN_PARAGRAPHS = re.compile(r"\S[^\S\n]*\n[^\S\n]*\n\s*\S")
 _PLAIN_WORD = re.compile(r"[\w@%+=:,./-]+")
@@ -26,18 +26,18 @@ def setting(key: str, value: str) -> str:
 
 
 def quoted(path: Path | str) -> str:
-    """A file's name as one word that no command takes for an option."""
+    """A file name as one word that no command takes for an option."""
     name = str(path)
     return shlex.quote(f"./{name}" if name.startswith("-") else name)
 
 
 def set_aside(folder: Path) -> str:
-    """The advice for a token store that cannot be used: nothing of the user's is removed."""
+    """How to replace a token store that cannot be used, without deleting it."""
     return f"move it away and build it again: mv {quoted(folder)} {quoted(f'{folder}.old')}"
 
 
 def path_setting(path: Path | str) -> str:
-    """`data.path=` with one file. A name with a comma needs a list, since commas separate names."""
+    """`data.path=` with one file; a name with a comma needs a list, since commas separate names."""
     name = str(path)
     if "," in name or name.startswith("["):
         return shlex.quote(f'data.path=["{name}"]')
@@ -45,7 +45,7 @@ def path_setting(path: Path | str) -> str:
 
 
 def filtered(path: Path | str, compression: str, command: str, suffix: str) -> str:
-    """A line that sends a source through `command`, and the setting that reads what came out."""
+    """A line that pipes a file through `command`, and the setting that reads the result."""
     out = free_name(path, suffix)
     if compression == "none":
         line = f"{command} < {quoted(path)} > {out}"
@@ -54,22 +54,23 @@ def filtered(path: Path | str, compression: str, command: str, suffix: str) -> s
     return f"{line}\n{path_setting(out)}"
 
 
-CR_ALONE = "The lines of a file end with CR alone, as on old Macintoshes."
+def source_filtered(source: SourceFile, command: str, suffix: str = ".jsonl") -> str:
+    return filtered(source.path, source.compression, command, suffix)
 
 
 def line_feeds(source: SourceFile, suffix: str) -> str:
-    """A line that makes line feeds of carriage returns, and the setting that reads what came out."""
-    return filtered(source.path, source.compression, "tr '\\r' '\\n'", suffix)
+    """A line that replaces carriage returns by line feeds, and the setting that reads the result."""
+    return source_filtered(source, "tr '\\r' '\\n'", suffix)
 
 
 def unpacked(path: Path | str, command: str) -> str:
-    """A line by which `command` unpacks an archive into a new folder, and the setting that reads that folder."""
+    """A line by which `command` unpacks an archive into a new folder, and the setting that reads it."""
     out = free_name(path, "")
     return f"{command} {quoted(path)} {out}\n{path_setting(out)}"
 
 
 def free_name(path: Path | str, suffix: str) -> str:
-    """A name in the working directory that nothing has yet, the source least of all."""
+    """A name in the working directory that does not exist yet."""
     stem = re.sub(r"[^\w.-]", "_", Path(path).name.split(".")[0]).strip("-.") or "source"
     number = 1
     while os.path.lexists(out := f"{stem}.new{number if number > 1 else ''}{suffix}"):
@@ -84,5 +85,5 @@ def python_lines(expression: str, records: str) -> str:
 
 
 def plain_format(text: str) -> str:
-    """The setting that gives several documents of one plain text: paragraphs where there are any, else lines."""
+    """The setting that splits one plain text: into paragraphs where there are any, else into lines."""
     return "data.format=blocks" if _BETWEEN_PARAGRAPHS.search(text) else "data.format=lines"

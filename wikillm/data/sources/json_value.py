@@ -1,4 +1,4 @@
-"""One JSON value from text, whatever the size of the numbers in it and however deep it is nested."""
+"""Parse one JSON value, whatever the size of its numbers and the depth of its nesting."""
 
 from __future__ import annotations
 
@@ -6,17 +6,39 @@ import json
 import re
 from typing import Any
 
-_TEXT_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+_STRUCTURE = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]', re.DOTALL)
+
+KINDS = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+"""Names of the types of values for messages; a string is missing."""
 
 
-def outline(text: str) -> str:
-    """A JSON object with null for each object or list in it: for one that is nested too deep to be parsed.
+def parse_json(text: str) -> Any:
+    """As json.loads, but numbers are floats, and what is nested too deep is null. Raises ValueError."""
+    try:
+        return json.loads(text, parse_int=float)  # Python refuses an int of thousands of digits
+    except RecursionError:
+        pass
+    try:
+        return json.loads(_outline(text), parse_int=float)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _outline(text: str) -> str:
+    """A JSON object with its nested objects and lists replaced by null.
 
     Raises ValueError when its brackets do not close.
     """
     kept: list[str] = []
     depth = begin = 0
-    for mark in _TEXT_STRUCTURE.finditer(text):
+    for mark in _STRUCTURE.finditer(text):
         if mark[0] in "[{":
             depth += 1
             if depth == 2:
@@ -29,15 +51,3 @@ def outline(text: str) -> str:
     if depth:
         raise ValueError("nested deep, and not closed")
     return "".join([*kept, text[begin:]])
-
-
-def parse_json(text: str) -> Any:
-    """As json.loads; every number is a float, and what is nested too deep for Python is null. Raises ValueError."""
-    try:
-        return json.loads(text, parse_int=float)  # Python refuses an int of thousands of digits
-    except RecursionError:
-        pass
-    try:
-        return json.loads(outline(text), parse_int=float)
-    except RecursionError:
-        raise ValueError("nested too deep") from None

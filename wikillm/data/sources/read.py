@@ -1,8 +1,8 @@
 """The records of all sources as one stream, and the cutting of that stream into shards.
 
 A position is a byte of the concatenated decompressed sources; record r belongs to shard `position(r) // range`
-(empty numbers are closed up). So the shards are a pure function of the bytes and the range, whoever builds them
-and however often the building was interrupted: a `Cursor` saved after any record resumes at the next.
+(empty numbers are skipped). So the shards are a pure function of the bytes and the range, whoever builds them
+and however often the build was interrupted: a `Cursor` saved after any record resumes at the next.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from wikillm.data.sources.tables import columns_of, row_and_header, split_rows
 from wikillm.data.types import Item, SourceFile
 
 LINES = ("jsonl", "lines")
-"""Formats of which a line is a record."""
-MIN_RANGE, MAX_RANGE = 1 << 20, 64 << 20
+"""Formats in which a line is a record."""
+MIN_RANGE = 1 << 20
+MAX_RANGE = 64 << 20
+OnRead = Callable[[int], None]
+"""Called with the number of bytes read from the disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where to read on: `offset` in source number `source`; `base` is the length of all earlier sources together."""
+    """Where to continue: `offset` in source number `source`; `base` is the length of all earlier sources."""
 
     source: int = 0
     offset: int = 0
@@ -40,7 +43,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class RawShard:
-    """The records of one shard. `start` is where they begin, `end` the cursor after the last one."""
+    """The records of one shard. `start` is the cursor before the first, `end` the one after the last."""
 
     number: int
     start: Cursor
@@ -49,14 +52,14 @@ class RawShard:
 
 
 def estimated_bytes(sources: Sequence[SourceFile]) -> int:
-    """Decompressed size of all sources; exact for plain files, by the typical ratio for compressed ones."""
+    """Decompressed size of all sources; exact for plain files, by a typical ratio for others."""
     return sum(int(source.size * _ratio(source)) for source in sources)
 
 
 def _ratio(source: SourceFile) -> float:
-    return (
-        parquet.TYPICAL_RATIO if source.format == "parquet" else TYPICAL_RATIO[source.compression]
-    )
+    if source.format == "parquet":
+        return parquet.TYPICAL_RATIO
+    return TYPICAL_RATIO[source.compression]
 
 
 def shard_range(estimate: int) -> int:
@@ -65,13 +68,9 @@ def shard_range(estimate: int) -> int:
 
 
 def items_of(
-    source: SourceFile,
-    start: int,
-    limit: int,
-    on_read: Callable[[int], None] | None = None,
-    threads: int = 1,
+    source: SourceFile, start: int, limit: int, on_read: OnRead | None = None, threads: int = 1
 ) -> Iterator[Item]:
-    """Records of one source from offset `start` on; those above `limit` without payload."""
+    """Records of one source from offset `start` on; those above `limit` bytes without payload."""
     if source.format == "parquet":
         return parquet.split_parquet(source, start, limit, on_read)
     stream = pieces(source, start, on_read, threads)
@@ -88,35 +87,18 @@ def items_of(
     return split_pages(stream, start, limit, source.path)
 
 
-def _batches_of(
-    index: int,
-    source: SourceFile,
-    start: int,
-    limit: int,
-    on_read: Callable[[int], None] | None,
-    threads: int,
-) -> Iterator[RecordBatch]:
-    """The same records, many at a time."""
-    if source.format in LINES:
-        return batches_of_runs(
-            index, split_runs(pieces(source, start, on_read, threads), start, limit), limit
-        )
-    return batches_of_items(index, items_of(source, start, limit, on_read, threads))
-
-
 def _rows_of(source: SourceFile, stream: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
     """The rows below the header; each payload carries the header, so that a worker needs nothing else."""
-    header = csv_header(source, limit)
-    columns = columns_of(header[1])
-    for offset, row, size in split_rows(
-        stream, start, limit, columns, source.max_field_lines, partial(file_and_line, source)
-    ):
-        if offset != header[0]:
-            yield offset, row if row is None else row_and_header(row, header[1]), size
+    header_offset, header = csv_header(source, limit)
+    where = partial(file_and_line, source)
+    rows = split_rows(stream, start, limit, columns_of(header), source.max_field_lines, where)
+    for offset, row, size in rows:
+        if offset != header_offset:
+            yield offset, row if row is None else row_and_header(row, header), size
 
 
 def csv_header(source: SourceFile, limit: int) -> tuple[int, bytes]:
-    """Where the first line of a CSV file starts, and what it is; empty when there is none, or it is too long."""
+    """Offset and text of the first line of a table; (0, empty) if there is none or it is too long."""
     for offset, row, _ in split_lines(pieces(source), 0, limit):
         return offset, row or b""
     return 0, b""
@@ -128,7 +110,7 @@ def read_shards(
     limit: int,
     start: Cursor = Cursor(),
     number: int = 0,
-    on_read: Callable[[int], None] | None = None,
+    on_read: OnRead | None = None,
     threads: int = 1,
 ) -> Generator[RawShard, None, None]:
     """Cut the stream into shards from `start` on, the first of them numbered `number`.
@@ -136,24 +118,39 @@ def read_shards(
     Args:
         range_bytes: decompressed bytes per shard.
         limit: longest record that is held, in bytes.
-        on_read: hears the bytes read from the disk.
         threads: that decompress the streams of a bz2 file.
     """
     batches: list[RecordBatch] = []
-    bucket, last = -1, start
-    base, offset = start.base, start.offset
+    bucket = -1
+    last = start
+    base = start.base
+    offset = start.offset
     for index in range(start.source, len(sources)):
         for batch in _batches_of(index, sources[index], offset, limit, on_read, threads):
             rest: RecordBatch | None = batch
+            # A batch may hold the borders of several shards.
             while rest is not None:
                 where = (base + rest.start) // range_bytes
                 if where != bucket and batches:
                     yield RawShard(number, start, last, batches)
-                    start, number, batches = last, number + 1, []
+                    start = last
+                    number += 1
+                    batches = []
                 head, rest = rest.cut((where + 1) * range_bytes - base)
                 batches.append(head)
-                bucket, last = where, Cursor(index, head.end, base)
+                bucket = where
+                last = Cursor(index, head.end, base)
             offset = batch.end
-        base, offset = base + offset, 0
+        base += offset
+        offset = 0
     if batches:
         yield RawShard(number, start, last, batches)
+
+
+def _batches_of(
+    index: int, source: SourceFile, start: int, limit: int, on_read: OnRead | None, threads: int
+) -> Iterator[RecordBatch]:
+    if source.format in LINES:
+        runs = split_runs(pieces(source, start, on_read, threads), start, limit)
+        return batches_of_runs(index, runs, limit)
+    return batches_of_items(index, items_of(source, start, limit, on_read, threads))

@@ -1,8 +1,7 @@
-"""Spans: records of one source that follow each other, as they travel from the reader to a worker.
+"""Record batches: consecutive records of one source, as they travel from the reader to a worker.
 
-JSON Lines travel as they stand, about 1 MiB at a time, and are cut into records where they are parsed: the reader
-only looks for line feeds at the ends of a batch and at the borders of shards. Records of other formats are cut by the
-reader.
+JSON Lines travel as they are, about 1 MiB at a time, and are cut into records by the worker that parses them: the reader
+only looks for line feeds at the ends of a batch and at the borders of shards. Other formats are cut by the reader.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ BATCH_BYTES = 1 << 20
 
 
 class LineBatch(NamedTuple):
-    """Whole lines, from the `start` of a record to the end of one, its line feed not included."""
+    """Whole lines, from the `start` of a record to the end of one, without its line feed."""
 
     source: int  # index into the list of source files
     start: int
@@ -35,13 +34,12 @@ class LineBatch(NamedTuple):
         return split_run(self.run, self.start, self.limit)
 
     def cut(self, at: int) -> tuple[LineBatch, LineBatch | None]:
-        """The records that start before the offset `at`, where the first one does, and the others."""
+        """The records that start before offset `at` (the first one always does), and the others."""
         feed = self.run.find(b"\n", at - self.start - 1)
         if feed < 0:
             return self, None
-        return self._of(self.run[:feed], self.start), self._of(
-            self.run[feed + 1 :], self.start + feed + 1
-        )
+        rest = self._of(self.run[feed + 1 :], self.start + feed + 1)
+        return self._of(self.run[:feed], self.start), rest
 
     def _of(self, lines: bytes, offset: int) -> LineBatch:
         found = trimmed(lines, offset, self.limit)
@@ -83,15 +81,14 @@ RecordBatch = LineBatch | ItemBatch
 def batches_of_runs(source: int, runs: Iterable[Item], limit: int) -> Iterator[RecordBatch]:
     """A batch for each of the runs of `lines.split_runs`."""
     for start, run, size in runs:
-        yield (
-            ItemBatch(source, [(start, None, size)])
-            if run is None
-            else LineBatch(source, start, run, limit)
-        )
+        if run is None:
+            yield ItemBatch(source, [(start, None, size)])
+        else:
+            yield LineBatch(source, start, run, limit)
 
 
 def batches_of_items(source: int, items: Iterable[Item]) -> Iterator[RecordBatch]:
-    """Records that were cut one by one, together about as large as a batch of lines."""
+    """Records that were cut one by one, in batches of about `BATCH_BYTES`."""
     found: list[Item] = []
     held = 0
     for item in items:
@@ -99,6 +96,7 @@ def batches_of_items(source: int, items: Iterable[Item]) -> Iterator[RecordBatch
         held += len(item[1] or b"")
         if held >= BATCH_BYTES:
             yield ItemBatch(source, found)
-            found, held = [], 0
+            found = []
+            held = 0
     if found:
         yield ItemBatch(source, found)

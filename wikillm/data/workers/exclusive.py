@@ -1,8 +1,8 @@
-"""One process at a time prepares; the others wait, see how far it is, and share its failure.
+"""One process at a time prepares; the others wait, show its progress, and share its failure.
 
-Files beside the store, named BASE: `BASE.lock` (flock, goes away with its holder), `BASE.progress` (its newest
-line) and `BASE.failure` (why it gave up). Whoever waited for a holder that failed fails with the same error,
-instead of doing the same work again on every rank.
+Files beside the store, named BASE: `BASE.lock` (flock, released when its holder ends), `BASE.progress` (the newest
+progress line) and `BASE.failure` (why the holder failed). Whoever waited for a holder that failed raises the same
+error, instead of repeating the same work on every rank.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wikillm.core.log import logger, say
 from wikillm.core.units import format_seconds
 
 _KINDS = {kind.__name__: kind for kind in (ConfigError, DataError, MachineError)}
-_SAY_EVERY_SECONDS = 10.0
+_REPORT_SECONDS = 10.0
 
 
 def beside(base: Path, suffix: str) -> Path:
@@ -30,27 +30,29 @@ def beside(base: Path, suffix: str) -> Path:
 
 @contextmanager
 def exclusive(base: Path, what: str, is_main: bool, about: str = "") -> Iterator[None]:
-    """Hold the turn named `base`. Raises the failure of the holder that was waited for. (all ranks)
+    """Hold the lock named `base`; waits for its holder, and raises the holder's failure. (all ranks)
+
+    On a read-only disk nothing is locked: a finished store can still be opened, and a build reports what is wrong.
 
     Args:
         what: what is being done, for the waiting ranks: "preparing the data".
-        about: what the turn is taken for, where it is taken for several things; a failure is shared by those who wait
-            for the same thing.
-        is_main: this process tells the user how far the holder is; the others write to their log only.
+        is_main: this process prints the progress of the holder; the others log it.
+        about: subject, where one lock guards several; a failure is shared within a subject.
     """
     folder = base.parent
     if not os.access(folder if folder.is_dir() else nearest_existing(folder), os.W_OK):
-        yield  # a finished store on a read-only disk can be opened without a turn; building will say what is wrong
+        yield
         return
-    arrived, said = time.time(), -_SAY_EVERY_SECONDS
+    arrived = time.time()
+    next_report = 0.0
     waited = False
 
     def on_wait(holder: str, seconds: float) -> None:
-        nonlocal said, waited
+        nonlocal next_report, waited
         waited = True
-        if seconds - said < _SAY_EVERY_SECONDS:
+        if seconds < next_report:
             return
-        said = seconds
+        next_report = seconds + _REPORT_SECONDS
         line = f"{what}: waiting for {holder}, {format_seconds(seconds)} so far"
         with suppress(OSError):
             line += f" ({beside(base, '.progress').read_text().strip()})"
@@ -68,7 +70,7 @@ def exclusive(base: Path, what: str, is_main: bool, about: str = "") -> Iterator
 
 
 def read_failure(base: Path, since: float, about: str = "") -> WikiLLMError | None:
-    """What the last holder of the turn `base` failed with, if that was after `since` (Unix time) and over `about`."""
+    """The failure of the last holder, if it came after `since` (Unix time) and concerns `about`."""
     failure = beside(base, ".failure")
     try:
         if failure.stat().st_mtime < since - 1:
@@ -80,9 +82,11 @@ def read_failure(base: Path, since: float, about: str = "") -> WikiLLMError | No
 
 
 def write_failure(base: Path, error: WikiLLMError, about: str = "") -> None:
-    """Tell whoever waits for the turn `base` why it failed."""
+    """Leave the error for whoever waits for the lock `base`."""
+    failure = {
+        "kind": type(error).__name__,
+        "parts": [error.what, error.got, error.fix],
+        "about": about,
+    }
     with suppress(OSError):
-        parts = [error.what, error.got, error.fix]
-        write_json(
-            beside(base, ".failure"), {"kind": type(error).__name__, "parts": parts, "about": about}
-        )
+        write_json(beside(base, ".failure"), failure)

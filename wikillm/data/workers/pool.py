@@ -1,8 +1,7 @@
 """Run a job on many tasks in worker processes; results come in the order of the tasks.
 
-Own processes and pipes rather than `multiprocessing` pools: the children import no main module of the user (no
-`if __name__` guard needed, no torch), notice by the end of the pipe that the parent died, report progress while
-they work, and at most one task per worker and one in hand are in memory.
+Not a `multiprocessing` pool: a worker imports neither the user's main module (no `if __name__` guard needed) nor torch,
+reports progress while it works, and ends when its parent does. At most one task per worker and one in hand are in memory.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import os
 import signal
 import sys
 import traceback
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -19,8 +17,12 @@ from typing import Any
 from wikillm.core.errors import MachineError, WikiLLMError
 from wikillm.data.workers.process import start_child, stop_child
 
-_AHEAD = 4  # finished results that wait for an earlier one, per worker: a slow task holds the others up at last
+_AHEAD = (
+    4  # results per worker that may wait for an earlier one; then a slow task stalls the others
+)
 _POLL_SECONDS = 0.5
+_END = object()
+_GONE = (EOFError, BrokenPipeError, ConnectionResetError)  # the other end of a pipe was closed
 
 
 def run_jobs(
@@ -34,22 +36,22 @@ def run_jobs(
 
     Args:
         workers: processes; 1 works in this one.
-        on_work: hears what the job reports, in this process.
+        on_work: called in this process with what the job reports.
         on_wait: called about twice a second while nothing is ready.
 
-    Raises what the job refused (WikiLLMError), RuntimeError with the worker's traceback for anything else, and
-    MachineError when a worker is killed.
+    Raises the job's WikiLLMError, RuntimeError with the worker's traceback for any other exception, and MachineError
+    when a worker is killed.
     """
     if workers == 1:
         for task in tasks:
             yield job(task, on_work)
         return
-    crew: list[_Worker] = []
+    pool = _Pool(job, workers)
     try:
-        yield from _Run(job, iter(tasks), workers, on_work, on_wait, crew).results()
+        yield from pool.results(iter(tasks), on_work, on_wait)
     finally:
-        for worker in crew:
-            worker.stop()
+        for worker in pool.crew:
+            stop_child(worker.process, worker.pipe)
 
 
 class _Worker:
@@ -61,101 +63,82 @@ class _Worker:
     def send(self, message: object) -> None:
         try:
             self.pipe.send(message)
-        except (BrokenPipeError, ConnectionResetError):
-            raise self.death() from None
+        except _GONE:
+            raise self._death() from None
 
     def receive(self) -> tuple[str, Any]:
         try:
             kind, value = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            raise self.death() from None
+        except _GONE:
+            raise self._death() from None
         if kind == "refused":
             raise value
         if kind == "bug":
             raise RuntimeError(f"in a worker process:\n{value}")
         return kind, value
 
-    def death(self) -> MachineError:
+    def _death(self) -> MachineError:
         code = self.process.wait()
-        killed = " (killed: often by the kernel, for want of memory)" if code == -9 else ""
+        killed = " (killed, often by the kernel for lack of memory)" if code == -9 else ""
         return MachineError(
             "A worker process died.",
             got=f"pid {self.process.pid}, exit code {code}{killed}",
-            fix="start again, it goes on with the first missing shard; with less memory in use: data.workers=1",
+            fix="start again, it resumes at the first missing shard; to use less memory: data.workers=1",
         )
 
-    def stop(self) -> None:
-        stop_child(self.process, self.pipe)
 
+class _Pool:
+    def __init__(self, job: object, workers: int) -> None:
+        self.crew: list[_Worker] = []
+        self._job = job
+        self._workers = workers
 
-class _Run:
-    def __init__(
-        self,
-        job: object,
-        tasks: Iterator[Any],
-        workers: int,
-        on_work: Callable[[Any], None],
-        on_wait: Callable[[], None],
-        crew: list[_Worker],
-    ) -> None:
-        self._job, self._tasks, self._workers = job, tasks, workers
-        self._on_work, self._on_wait, self._crew = on_work, on_wait, crew
-        self._in_hand: deque[Any] = deque()
-        self._ended = False
-        self._sent = self._given = 0
-        self._ready: dict[int, Any] = {}
+    def results(
+        self, tasks: Iterator[Any], on_work: Callable[[Any], None], on_wait: Callable[[], None]
+    ) -> Iterator[Any]:
+        ready: dict[int, Any] = {}
+        sent = given = 0
+        task = next(tasks, _END)  # in hand: read while the workers are busy
+        while task is not _END or given < sent:
+            while (
+                task is not _END
+                and sent - given < _AHEAD * self._workers
+                and (worker := self._idle()) is not None
+            ):
+                worker.send(task)
+                worker.task = sent
+                sent += 1
+                task = next(tasks, _END)
+            busy = {worker.pipe: worker for worker in self.crew if worker.task is not None}
+            answered = wait(list(busy), timeout=_POLL_SECONDS)
+            if not answered:
+                on_wait()
+            for pipe in answered:
+                worker = busy[pipe]  # type: ignore[index]
+                kind, value = worker.receive()
+                if kind == "work":
+                    on_work(value)
+                else:
+                    assert worker.task is not None, "only a worker with a task answers"
+                    ready[worker.task] = value
+                    worker.task = None
+            while given in ready:
+                yield ready.pop(given)
+                given += 1
 
-    def results(self) -> Iterator[Any]:
-        while True:
-            while self._given in self._ready:
-                yield self._ready.pop(self._given)
-                self._given += 1
-            self._hand_out()
-            if self._ended and not self._in_hand and self._given == self._sent:
-                return
-            self._listen()
-
-    def _hand_out(self) -> None:
-        """Give each idle worker a task; keep one more in hand, read while the workers are busy."""
-        while self._sent - self._given < _AHEAD * self._workers and self._has_task():
-            worker = next((worker for worker in self._crew if worker.task is None), None)
-            if worker is None and len(self._crew) < self._workers:
-                worker = _Worker(self._job)
-                self._crew.append(worker)
-            if worker is None:
-                return
-            worker.send(self._in_hand.popleft())
-            worker.task = self._sent
-            self._sent += 1
-
-    def _has_task(self) -> bool:
-        if not self._in_hand and not self._ended:
-            try:
-                self._in_hand.append(next(self._tasks))
-            except StopIteration:
-                self._ended = True
-        return bool(self._in_hand)
-
-    def _listen(self) -> None:
-        pipes: dict[Connection, _Worker] = {w.pipe: w for w in self._crew if w.task is not None}
-        found = wait(list(pipes), timeout=_POLL_SECONDS)
-        if not found:
-            self._on_wait()
-        for pipe in found:
-            worker = pipes[pipe]  # type: ignore[index]
-            kind, value = worker.receive()
-            if kind == "work":
-                self._on_work(value)
-            else:
-                assert worker.task is not None, "only a worker with a task answers"
-                self._ready[worker.task] = value
-                worker.task = None
+    def _idle(self) -> _Worker | None:
+        for worker in self.crew:
+            if worker.task is None:
+                return worker
+        if len(self.crew) == self._workers:
+            return None
+        self.crew.append(_Worker(self._job))
+        return self.crew[-1]
 
 
 def main(descriptor: int) -> int:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole group; the parent decides
+    """A worker: receives a job, then tasks; sends reports and results, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the group; the parent decides
     pipe = Connection(descriptor)
     try:
         job = pipe.recv()
@@ -163,22 +146,22 @@ def main(descriptor: int) -> int:
             task = pipe.recv()
             try:
                 answer = ("done", job(task, lambda work: pipe.send(("work", work))))
-            except (EOFError, BrokenPipeError, ConnectionResetError):
+            except _GONE:
                 raise
             except WikiLLMError as error:
                 answer = ("refused", error)
             except OSError as error:
-                where = f"{error.strerror}: {error.filename or 'while a shard was written'}"
-                fix = "make room, then start again: it goes on with the first missing shard"
-                answer = (
-                    "refused",
-                    MachineError("A worker process could not go on.", got=where, fix=fix),
+                refusal = MachineError(
+                    "A worker process could not continue.",
+                    got=f"{error.strerror}: {error.filename or 'while a shard was written'}",
+                    fix="free disk space, then start again: it resumes at the first missing shard",
                 )
+                answer = ("refused", refusal)
             except Exception:
                 answer = ("bug", traceback.format_exc())
-            del task
+            del task  # its memory, before the next one is received
             pipe.send(answer)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except _GONE:
         return 0
 
 

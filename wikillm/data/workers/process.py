@@ -1,6 +1,6 @@
-"""Start one of this room's modules as a process of its own, with a pipe to it.
+"""Start a module of this package as a child process with a pipe to it.
 
-The child imports no main module of the user and no torch, and notices by the end of the pipe that its parent is gone.
+The child does not import the user's main module, and notices by the end of the pipe that its parent is gone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from typing import IO
 import wikillm
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+_ONE_THREAD = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAYON_NUM_THREADS": "1",
+    "FASTOKENS_BPE_THREADS": "1",  # fastokens 0.3.5 ignores the two above
+}
 
 
 def start_child(
@@ -23,23 +28,16 @@ def start_child(
     """Run `python -m MODULE FD`; FD is its end of the pipe.
 
     Args:
-        log: where its output goes. A child with a log has a session of its own, so that Ctrl-C and signals to the
-            process group do not reach it, and is no rank of a job.
+        log: receives its output. A child with a log gets its own session, so that Ctrl-C and signals to the process
+            group do not reach it, and no variables of a rank.
     """
     ours, theirs = Pipe()
     root = str(Path(wikillm.__file__).parents[1])
     inherited = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([root, *inherited]),
-        "TOKENIZERS_PARALLELISM": "false",  # one core each
-        "RAYON_NUM_THREADS": "1",
-        "FASTOKENS_BPE_THREADS": "1",  # fastokens 0.3.5 does not ask the two above
-    }
+    environment = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join([root, *inherited])}
     if log is not None:
-        environment = {
-            name: value for name, value in environment.items() if name not in _RANK_VARIABLES
-        }
+        for name in _RANK_VARIABLES:
+            environment.pop(name, None)
     # -P: a file called numpy.py in the user's working directory is not numpy
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", module, str(theirs.fileno())],

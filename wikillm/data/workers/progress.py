@@ -1,22 +1,24 @@
-"""How far a long preparation is: documents, MB/s, tokens/s, time left.
+"""Progress of a long preparation: documents, MB/s, tokens/s, time left.
 
-On a terminal one line is rewritten about once a second; elsewhere a plain line comes every ten. The newest line
-also goes to a small file, from which rank 0 takes it when another process does the work.
+On a terminal one line is rewritten about every second; elsewhere a plain line is logged every ten. The newest line
+also goes to a small file, from which rank 0 shows it when another process does the work.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from wikillm.core.log import say
 from wikillm.core.units import format_count, format_seconds
 
-_TERMINAL_SECONDS, _PLAIN_SECONDS, _RELAY_SECONDS = 1.0, 10.0, 1.0
+_TERMINAL_SECONDS = 1.0
+_PLAIN_SECONDS = 10.0
+_RELAY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,13 @@ Report = Callable[[Work], None]
 
 
 class Progress:
-    """Counts work and shows it. `total` is the estimated size of the source in decompressed bytes.
+    """Counts work and shows it.
 
     Args:
         what: what is being done, the start of the line.
-        share: gives the part of the source that was read, 0 to 1; better than work / total for compressed files.
-        relay: file that others read the newest line from.
+        total: estimated size of the source, decompressed bytes.
+        share: part of the source that was read, 0 to 1; more exact than work / total for compressed files.
+        relay: file that receives the newest line, for other processes.
     """
 
     def __init__(
@@ -48,11 +51,13 @@ class Progress:
         share: Callable[[], float] | None = None,
         relay: Path | None = None,
     ) -> None:
-        self._what, self._total, self._share, self._relay = what, max(1, total), share, relay
-        self._start = time.monotonic()
-        self._shown = self._relayed = self._start
-        self._terminal = sys.stdout.isatty()
-        self._line_open = False
+        self._what = what
+        self._total = max(1, total)
+        self._share = share
+        self._relay = relay
+        self._start = self._shown = self._relayed = time.monotonic()
+        self._is_terminal = sys.stdout.isatty()
+        self._is_line_open = False
         self.source_bytes = self.documents = self.text_bytes = self.tokens = 0
 
     def add(self, work: Work) -> None:
@@ -63,30 +68,29 @@ class Progress:
         self.tick()
 
     def tick(self) -> None:
-        """Show the line when it is time."""
+        """Show the line when it is due."""
         now = time.monotonic()
-        if now - self._shown >= (_TERMINAL_SECONDS if self._terminal else _PLAIN_SECONDS):
+        if now - self._shown >= (_TERMINAL_SECONDS if self._is_terminal else _PLAIN_SECONDS):
             self._shown = now
             self._show()
         if self._relay is not None and now - self._relayed >= _RELAY_SECONDS:
             self._relayed = now
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self._relay.write_text(self.line())
 
     def finish(self) -> None:
-        """Leave the terminal on a fresh line, the last state above it."""
-        if self._line_open:
+        """Show the last state, end the terminal's line, remove the relay file."""
+        if self._is_line_open:
             self._show()
             say()
-            self._line_open = False
+            self._is_line_open = False
         if self._relay is not None:
             self._relay.unlink(missing_ok=True)
 
     def line(self) -> str:
         seconds = max(1e-3, time.monotonic() - self._start)
-        done = min(
-            1.0, self._share() if self._share is not None else self.source_bytes / self._total
-        )
+        share = self._share() if self._share is not None else self.source_bytes / self._total
+        done = min(1.0, share)
         parts = [f"{self._what}: {done:4.0%}"]
         if self.documents:
             parts.append(f"{self.documents:,} documents")
@@ -99,8 +103,8 @@ class Progress:
         return "  ".join(parts)
 
     def _show(self) -> None:
-        if self._terminal:
+        if self._is_terminal:
             say(f"{self.line():<79}", end="\r")
-            self._line_open = True
+            self._is_line_open = True
         else:
             say(self.line())
