@@ -16,7 +16,7 @@ from harness.tiny_run import Words
 
 from wikillm.checkpoints.layout import MANIFEST
 from wikillm.core.errors import ExitCode
-from wikillm.supervise.records import NO_WORD
+from wikillm.supervise.records import UNKNOWN_END
 
 LONG = (
     "train.max_steps=1000000",
@@ -26,7 +26,7 @@ LONG = (
 QUIET = ("train.eval_steps=null", "train.max_eval_tokens=500")
 OOM = "often the kernel's out-of-memory killer"
 # The tests' fork server collects a process at once; before Linux 6.15 the signal is then known to nobody else.
-KILLED = rf"rank {{rank}} \(pid \d+\) (was killed by signal 9; {OOM}|{re.escape(NO_WORD)})\."
+KILLED = rf"rank {{rank}} \(pid \d+\) (was killed by signal 9; {OOM}|{re.escape(UNKNOWN_END)})\."
 
 
 def broken(
@@ -74,7 +74,7 @@ def test_a_rank_that_stands_still_ends_the_run(words: Words, tmp_path: Path) -> 
     codes, said = broken(words, tmp_path / "run", "suspend", 1, "train.stall_seconds=2")
     assert codes[0] == ExitCode.MACHINE and codes[1] == -signal.SIGKILL
     assert said["code"] == 3 and "No progress for" in said["reason"]
-    assert re.search(r"rank 1 \(pid \d+\) holds the others up", said["reason"])
+    assert re.search(r"rank 1 \(pid \d+\) blocks the other ranks", said["reason"])
     assert "_inner_training_loop" in (tmp_path / "run" / "logs" / "rank_0.log").read_text(), (
         "the stacks are there"
     )

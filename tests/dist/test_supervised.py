@@ -1,4 +1,4 @@
-"""A supervised run while strangers talk to its hub: it trains to its end, and its secret stays with its owner."""
+"""A supervised run while strangers talk to its coordinator: it trains to its end, and its secret stays with its owner."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ ATTACKS = (
 )
 
 
-def test_a_run_goes_on_whatever_strangers_send_to_its_hub(words: Words, tmp_path: Path) -> None:
+def test_a_run_goes_on_whatever_strangers_send_to_its_coordinator(
+    words: Words, tmp_path: Path
+) -> None:
     run, port = tmp_path / "run", free_port()
     over = threading.Event()
     answered: list[bytes] = []
@@ -54,7 +56,7 @@ def test_a_run_goes_on_whatever_strangers_send_to_its_hub(words: Words, tmp_path
         result["message"] for result in results
     ]
     assert json.loads((run / "exit.json").read_text())["code"] == 0
-    assert len(answered) > len(ATTACKS), "the hub listened where the strangers knocked"
+    assert len(answered) > len(ATTACKS), "the coordinator listened where the strangers knocked"
     assert all(
         json.loads(line).keys() == {"nonce"} for said in answered for line in said.splitlines()
     )

@@ -214,8 +214,8 @@ def test_a_run_on_two_nodes_and_its_cut_link(
     two.cut("node2")
     ends(process, place)
     assert process.returncode == 3, place.tail()
-    assert "No sign of life from node2 (10.77.0.2, rank 1)" in place.exit()["reason"]
-    assert "No sign of life from node2" in place.tail()
+    assert "No heartbeat from node2 (10.77.0.2, rank 1)" in place.exit()["reason"]
+    assert "No heartbeat from node2" in place.tail()
     deadline = time.monotonic() + 15
     while place.record(1)["exit"] is None and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -278,7 +278,7 @@ def test_a_rank_that_is_killed_ends_the_run_at_once(place: Place, two: Cluster) 
 
 @matrix
 def test_a_rank_that_stands_still_is_named_with_its_stacks(place: Place, two: Cluster) -> None:
-    """SIGSTOP to rank 1: its agent beats on, its board does not. The rank that waits for it leaves its stack."""
+    """SIGSTOP to rank 1: its agent still beats, its progress stalls. The rank that waits for it leaves its stack."""
     process = place.start(two, "own", "zero2", *FOR_EVER, "train.stall_seconds=15")
     place.wait_for_steps(process, 5)
     pid = place.record(1)["process"]["pid"]
@@ -290,7 +290,7 @@ def test_a_rank_that_stands_still_is_named_with_its_stacks(place: Place, two: Cl
     ends(process, place)
     assert process.returncode == 3
     assert "No progress for" in place.exit()["reason"]
-    assert "node2 (10.77.0.2, rank 1) holds the others up" in place.exit()["reason"]
+    assert "node2 (10.77.0.2, rank 1) blocks the other ranks" in place.exit()["reason"]
     assert "rank 1 on node2: step (stopped by a signal)" in place.exit()["reason"]
     assert "_inner_training_loop" in (place.run / "logs" / "rank_0.log").read_text()
 
@@ -318,7 +318,7 @@ def test_a_late_node_is_waited_for_and_then_named(place: Place, two: Cluster) ->
     )
     ends(process, place)
     assert process.returncode == 3
-    assert "node2 (rank 1) did not come within 20" in place.tail()
+    assert "node2 (rank 1) did not join within 20" in place.tail()
 
 
 @matrix

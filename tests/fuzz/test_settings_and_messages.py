@@ -232,7 +232,7 @@ MESSAGES = [HELLO, BEAT, {"bye": 3, "reason": "x"}, {"died": "x"}]
 )
 @fuzzed(200)
 def test_messages_of_a_peer_that_knows_the_secret(messages: list[Any]) -> None:
-    """The hub takes them or closes the connection; its judgement can be told either way."""
+    """The coordinator takes them or closes the connection; its verdict is text either way."""
     ours, theirs = socket.socketpair()
     listener = socket.socket()
     membership = Membership(1, 1, Limits(60, 60, 60, 60), time.monotonic())

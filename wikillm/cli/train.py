@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from wikillm.core.errors import StoppedError, WikiLLMError
     from wikillm.core.world import adopt_open_mpi
-    from wikillm.supervise.exit_file import let_rank_0_speak_first
+    from wikillm.supervise.exit_file import let_rank_0_report_first
     from wikillm.supervise.signals import installed
 
     adopt_open_mpi()
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
                 return int(
                     error.exit_code
                 )  # rank 0 tells it; here it may be the launcher, ending what rank 0 refused
-            let_rank_0_speak_first(error)
+            let_rank_0_report_first(error)
             raise
 
 

@@ -1,5 +1,6 @@
-"""What watches a run from outside its collectives: who is there, who is lost, who stands still. No torch, no DeepSpeed.
+"""Watches a run from outside its collectives: which ranks joined, which are lost or stalled.
 
-Every rank of a run on several nodes has an agent, a small process that no interpreter lock of the training can hold up.
-Agents talk TCP to the hub in rank 0's agent. Why so: docs/adr/0006-a-supervisor-outside-the-collectives.md.
+Each rank has an agent, a small process that no interpreter lock of the training can block. Agents
+talk to the coordinator in rank 0's agent; no torch, no DeepSpeed. Reasons:
+docs/adr/0006-a-supervisor-outside-the-collectives.md.
 """

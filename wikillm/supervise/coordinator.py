@@ -1,8 +1,8 @@
-"""The hub: a thread of rank 0's agent that hears every rank, asks the roll for a verdict, and tells all.
+"""The coordinator: a thread in rank 0's agent that hears every rank and sends the verdict.
 
-One TCP connection a rank; all but the meeting are a few hundred bytes a second at 64 nodes. The port is open to whoever
-reaches it: a connection has 5 s to prove that it knows the run's secret, few may be unproven at a time, and an error on one
-closes that one.
+Each rank has one TCP connection; after the meeting they carry a few hundred bytes a second at 64
+nodes. Anyone who reaches the port can connect: a connection has 5 s to prove that it knows the
+run's secret, few may be unproven at a time, and an error on one closes only that one.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ from typing import Any
 from wikillm.core.errors import ExitCode
 from wikillm.supervise.membership import End, Membership
 from wikillm.supervise.network import is_of_this_user
-from wikillm.supervise.records import NO_WORD, Process, end_of
+from wikillm.supervise.records import UNKNOWN_END, Process, end_of
 from wikillm.supervise.wire import Message, SealedWire
 
 TICK = 0.25
 PROVE_SECONDS = 5.0
-ALONE_SECONDS = 1.0  # from the end of an agent on this machine until its rank is looked at: both may be killed together
-SUSPENDED_SECONDS = 5.0  # between two looks: the hub itself did not run (Ctrl-Z, a scheduler's SIGSTOP to the whole job)
+ALONE_SECONDS = 1.0
+"""From the end of a local agent until its rank is checked: both may be killed together."""
+SUSPENDED_SECONDS = 5.0
+"""A gap this long between two looks: this process was suspended (Ctrl-Z, a scheduler)."""
 STRANGERS = 16
-"""Unproven connections at a time, besides those of the ranks that have not come; of more the oldest is closed."""
+"""Unproven connections at a time, besides those of absent ranks; the oldest is closed first."""
 _LONGEST_TEXT = 16384  # characters of a reason, a host name, a fact
 _CODES = frozenset(map(int, ExitCode))
 
 
 class Coordinator(threading.Thread):
-    """Serves until every rank has gone. `secret` and `context` are those of `SealedWire`."""
+    """Serves until every rank has left. `secret` and `context` are those of `SealedWire`."""
 
     def __init__(
         self,
         listener: socket.socket,
-        roll: Membership,
+        membership: Membership,
         secret: bytes,
         context: str,
         interval: float,
     ) -> None:
-        super().__init__(name="hub", daemon=True)
-        self.roll = roll
+        super().__init__(name="coordinator", daemon=True)
+        self.membership = membership
         self.interval = interval
         self._secret = secret
         self._context = context
         self._listener = listener
         self._wires = selectors.DefaultSelector()
         self._rank_of: dict[SealedWire, int] = {}
-        self._unproven: dict[
-            SealedWire, tuple[float, str]
-        ] = {}  # since when, from where; the oldest first
+        self._unproven: dict[SealedWire, tuple[float, str]] = {}  # since when, from where
         self._processes: dict[int, Process] = {}  # of ranks on this machine
         self._alone: dict[int, float] = {}  # ranks whose agent is gone, and since when
         self._looked = time.monotonic()
         self._welcomed = False
-        self._said = 0.0
+        self._sent = 0.0
         self._end: End | None = None
         self._finished = threading.Event()
 
@@ -72,7 +72,10 @@ class Coordinator(threading.Thread):
             self._look()
 
     def wait(self, timeout: float, own: int, *, for_verdict: bool = False) -> End | None:
-        """Until every rank but our `own` has gone, and there is a verdict, at most so long. Returns the verdict."""
+        """Wait until all ranks but our `own` have left, then stop serving; returns the verdict.
+
+        With `for_verdict` also until there is one; at most `timeout` seconds.
+        """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and (
             len(self._rank_of) > own or (for_verdict and self._end is None)
@@ -89,8 +92,8 @@ class Coordinator(threading.Thread):
                 return
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            absent = self.roll.world_size - len(self._rank_of)
-            while len(self._unproven) >= STRANGERS + max(0, absent):
+            absent = max(0, self.membership.world_size - len(self._rank_of))
+            while len(self._unproven) >= STRANGERS + absent:
                 self._drop(next(iter(self._unproven)))
             wire = SealedWire(sock, self._secret, self._context, is_coordinator=True)
             if wire.closed:
@@ -103,10 +106,10 @@ class Coordinator(threading.Thread):
         try:
             for message in wire.receive():
                 self._take(wire, message, now)
-        except Exception:  # whatever a peer sends: it costs the peer its connection
+        except Exception:  # whatever a peer sends, only its own connection ends
             wire.closed = True
         if wire.is_refused and wire in self._unproven:
-            self.roll.refuse(self._unproven[wire][1])
+            self.membership.refuse(self._unproven[wire][1])
         if wire.closed:
             self._drop(wire)
 
@@ -115,91 +118,83 @@ class Coordinator(threading.Thread):
         self._unproven.pop(wire, None)
         rank = self._rank_of.pop(wire, None)
         if rank is not None and self._end is None:
+            now = time.monotonic()
             if rank in self._processes:
-                self._alone[rank] = time.monotonic()
+                self._alone[rank] = now
             else:
-                self.roll.died(
-                    rank, "is gone: its supervisor's connection was closed", time.monotonic()
-                )
+                self.membership.died(rank, "is gone: its supervisor's connection was closed", now)
         with suppress(KeyError, ValueError):
             self._wires.unregister(wire.sock)
         wire.close()
 
     def _take(self, wire: SealedWire, message: Message, now: float) -> None:
-        """One message of a peer that knows the secret. Raises ValueError, TypeError or KeyError for a wrong one."""
+        """One message of a proven peer. Raises ValueError, TypeError or KeyError for a bad one."""
         if "hello" in message:
-            rank = _whole(message["hello"], self.roll.world_size - 1)
-            if rank in self.roll.ranks or wire in self._rank_of or self._end is not None:
-                raise ValueError("a rank that is here already, or comes to a run that has ended")
-            pid = _whole(message.get("pid", 0), 1 << 31)
-            facts = {_text(name): _text(fact) for name, fact in message["facts"].items()}
-            self.roll.hello(
-                rank, _text(message["host"]), _text(message["address"]), facts, now, pid
-            )
-            if self._listener.family == socket.AF_UNIX and pid:
-                with suppress(OSError, ValueError, IndexError):
-                    self._processes[rank] = Process.here(pid)
-            self._unproven.pop(wire, None)
-            self._rank_of[wire] = rank
-            wire.send({"hub": True})
+            self._welcome(wire, message, now)
             return
         rank = self._rank_of[wire]
         if "beat" in message:
-            self.roll.beat(rank, _beat(message), now)
+            self.membership.beat(rank, _beat(message), now)
         elif "bye" in message:
             code = message["bye"] if message["bye"] in _CODES else int(ExitCode.BUG)
-            self.roll.bye(
-                rank,
-                code,
-                _text(message["reason"]),
-                now,
-                is_agreed=message.get("agreed") is not False,
-            )
+            is_agreed = message.get("agreed") is not False
+            self.membership.bye(rank, code, _text(message["reason"]), now, is_agreed=is_agreed)
         elif "died" in message:
-            self.roll.died(rank, _text(message["died"]), now, is_known=message.get("known") is True)
+            is_known = message.get("known") is True
+            self.membership.died(rank, _text(message["died"]), now, is_known=is_known)
+
+    def _welcome(self, wire: SealedWire, message: Message, now: float) -> None:
+        rank = _whole(message["hello"], self.membership.world_size - 1)
+        if rank in self.membership.ranks or wire in self._rank_of or self._end is not None:
+            raise ValueError("the rank is here already, or the run has ended")
+        pid = _whole(message.get("pid", 0), 1 << 31)
+        facts = {_text(name): _text(fact) for name, fact in message["facts"].items()}
+        host = _text(message["host"])
+        self.membership.hello(rank, host, _text(message["address"]), facts, now, pid)
+        if self._listener.family == socket.AF_UNIX and pid:
+            with suppress(OSError, ValueError, IndexError):
+                self._processes[rank] = Process.here(pid)
+        self._unproven.pop(wire, None)
+        self._rank_of[wire] = rank
+        wire.send({"hub": True})
 
     def _look(self) -> None:
         now = time.monotonic()
+        # After a suspension nobody has been heard: silence before it does not count.
         if now - self._looked > SUSPENDED_SECONDS:
-            self.roll.since = now
+            self.membership.since = now
         self._looked = now
-        self._look_after_those_alone(now)
-        for wire in [
-            wire for wire, (since, _) in self._unproven.items() if now - since > PROVE_SECONDS
-        ]:
+        self._check_alone(now)
+        slow = [w for w, (since, _) in self._unproven.items() if now - since > PROVE_SECONDS]
+        for wire in slow:
             self._drop(wire)
         if self._end is None:
-            self._end = self.roll.verdict(now)
+            self._end = self.membership.verdict(now)
             if self._end is not None:
-                self._tell(
-                    {
-                        "end": self._end.code,
-                        "reason": self._end.reason,
-                        "speaker": self.roll.speaker(),
-                    }
-                )
-        if self._end is None and not self._welcomed and self.roll.is_complete:
+                verdict = {"end": self._end.code, "reason": self._end.reason}
+                self._send_all({**verdict, "speaker": self.membership.speaker()})
+        if self._end is None and not self._welcomed and self.membership.is_complete:
             self._welcomed = True
             hosts: dict[str, Any] = {}
-            for rank, known in sorted(self.roll.ranks.items()):
+            for rank, known in sorted(self.membership.ranks.items()):
                 hosts.setdefault(known.host, [known.address, []])[1].append(rank)
-            self._tell({"welcome": hosts})
-        if now - self._said >= self.interval:
-            self._said = now
-            self._tell({"hub": True})
+            self._send_all({"welcome": hosts})
+        if now - self._sent >= self.interval:
+            self._sent = now
+            self._send_all({"hub": True})
 
-    def _look_after_those_alone(self, now: float) -> None:
-        """A rank of this machine whose agent is gone: it ended with it, or goes on unwatched."""
+    def _check_alone(self, now: float) -> None:
+        """A local rank whose agent is gone has ended with it, or continues unwatched."""
         for rank in [rank for rank, since in self._alone.items() if now - since > ALONE_SECONDS]:
             del self._alone[rank]
             process = self._processes[rank]
-            if process.is_alive() and self.roll.ranks[rank].left is None:
-                self.roll.forget(rank)
+            if process.is_alive() and self.membership.ranks[rank].left is None:
+                self.membership.forget(rank)
             else:
                 how = end_of(process.pid)
-                self.roll.died(rank, how or NO_WORD, now, is_known=how is not None)
+                self.membership.died(rank, how or UNKNOWN_END, now, is_known=how is not None)
 
-    def _tell(self, message: Message) -> None:
+    def _send_all(self, message: Message) -> None:
         for wire in list(self._rank_of):
             wire.send(message)
             if wire.closed:

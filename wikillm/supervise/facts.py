@@ -1,4 +1,4 @@
-"""What has to be the same on every node of a run, as short text: versions, the code itself, the configuration."""
+"""What must be the same on every node of a run, as short text: versions, code, configuration."""
 
 from __future__ import annotations
 
@@ -7,30 +7,36 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+from wikillm.core.files import files_below
+
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "tokenizers", "numpy")
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def facts_of_this_node(config: str) -> dict[str, str]:
-    """`config` is the resolved configuration as text; it and the code travel as the first 12 digits of their sha256."""
+    """`config` is the resolved configuration as text; it and the code are sent as digests."""
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return {
-        **found,
-        "wikillm's code": _code(),
-        "configuration": _short(hashlib.sha256(config.encode())),
-    }
+        found[name] = installed_version(name) or "not installed"
+    found["wikillm's code"] = code_digest(PACKAGE)
+    found["configuration"] = hashlib.sha256(config.encode()).hexdigest()[:12]
+    return found
 
 
-def _code() -> str:
-    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return _short(digest)
+def installed_version(package: str) -> str | None:
+    """None where it is not installed. The package is not imported."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
-def _short(digest: hashlib._Hash) -> str:
+def code_digest(*folders: Path, suffixes: tuple[str, ...] = (".py",)) -> str:
+    """The first 12 digits of a sha256 over names and contents of the files in `folders`."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in files_below(folder):
+            if path.suffix in suffixes:
+                digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:12]

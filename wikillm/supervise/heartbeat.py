@@ -1,7 +1,7 @@
-"""What a rank is doing right now, in memory that its agent reads: phase, step, last progress, median step.
+"""What a rank is doing now, in shared memory that its agent reads: phase, step, last progress.
 
-The training process writes (a few microseconds, no system call, no lock), the agent reads. Times are CLOCK_MONOTONIC, which
-all processes of a machine share. Each phase has a limit of its own for standing still; only steps have a short one.
+The training process writes in a few microseconds, without a system call or a lock. Times are
+CLOCK_MONOTONIC, which all processes of a machine share. Each phase has its own stall limit.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import time
 from collections import deque
 from dataclasses import dataclass
 
-_LAYOUT = struct.Struct(
-    "<QQqddd"
-)  # writes begun, phase, step, phase since, last progress, median step in seconds
+# number of writes, phase, step, start of the phase, last progress, median step in seconds
+_LAYOUT = struct.Struct("<QQqddd")
 _SIZE = 4096
-MEMORY_NAME = "wikillm-board"  # in /proc/PID/fd
+MEMORY_NAME = "wikillm-board"
+"""As /proc/PID/fd shows it. `wikillm stop --now` looks for it, also in runs of older versions."""
 STEPS_REMEMBERED = 63
 STEPS_FACTOR = 10.0
 
@@ -28,7 +28,7 @@ LIMITS: dict[str, float | None] = {
     "engine": 3600.0,  # DeepSpeed compiles here; 254 s were measured
     "model": 3600.0,
     "setup": 3600.0,  # DeepSpeed's engine, loading a checkpoint
-    "supply": None,  # all ranks wait for the builder in step, see train/wait_for_data.py
+    "supply": None,  # all ranks wait for streamed data together, see train/wait_for_data.py
     "first step": 1800.0,  # kernels compile, connections are made
     "data": 0.0,  # 0: max(train.stall_seconds, 10 x median step)
     "step": 0.0,
@@ -36,13 +36,16 @@ LIMITS: dict[str, float | None] = {
     "save": 3600.0,
     "close": 600.0,
 }
-"""Seconds without progress in a phase after which the run is ended; None: never by the supervisor."""
+"""Seconds without progress in a phase after which the run ends; None: no limit."""
 PHASES = tuple(LIMITS)
 
 
 @dataclass(frozen=True, slots=True)
 class RankProgress:
-    """A reading. `in_phase` and `standing` in seconds up to now; `median` is 0 until two steps are done."""
+    """One reading. `in_phase`: seconds in the phase, `standing`: seconds since the last progress.
+
+    `median` is 0 until two steps are done.
+    """
 
     phase: str
     step: int
@@ -51,65 +54,63 @@ class RankProgress:
     median: float
 
     def limit(self, floor: float) -> float | None:
-        """Seconds it may stand still in this phase; `floor` is train.stall_seconds."""
+        """Stall limit of this phase in seconds; `floor` is train.stall_seconds."""
         limit = LIMITS[self.phase]
         return max(floor, STEPS_FACTOR * self.median) if limit == 0.0 else limit
 
 
 class Heartbeat:
-    """The shared page. `Heartbeat()` makes one in this process, `Heartbeat(fd)` maps the one of another."""
+    """The shared page. `Heartbeat()` creates one, `Heartbeat(fd)` maps that of another process."""
 
     def __init__(self, fd: int | None = None) -> None:
         self.fd = os.memfd_create(MEMORY_NAME, 0) if fd is None else fd
         if fd is None:
             os.ftruncate(self.fd, _SIZE)
         self._page = mmap.mmap(self.fd, _SIZE)
-        self._writes, self._phase, self._step, self._since, self._median = (
-            0,
-            0,
-            0,
-            time.monotonic(),
-            0.0,
-        )
-        self._began: float | None = None  # of the step under way
+        self._writes = 0
+        self._phase = 0
+        self._step = 0
+        self._since = time.monotonic()
+        self._median = 0.0
+        self._began: float | None = None  # of the current step
         self._done = 0
         self._durations: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         if fd is None:
             self.enter("start")
 
     def enter(self, phase: str) -> None:
-        """The rank begins something else. `step` before two steps are done is the "first step"."""
+        """The rank enters `phase`. Until two steps are done, `step` counts as "first step"."""
         now = time.monotonic()
-        if phase == "step" and self._done < 2:
-            phase = "first step"
-        if phase == "data" and self._done < 2:
-            phase = "setup"
+        if self._done < 2:
+            phase = {"step": "first step", "data": "setup"}.get(phase, phase)
         if phase in ("data", "setup"):
             self._began = now
-        self._phase, self._since = PHASES.index(phase), now
+        self._phase = PHASES.index(phase)
+        self._since = now
         self._write(now)
 
     def progress(self) -> None:
-        """Something was done in this phase: a batch of an evaluation."""
+        """Progress within the phase, such as one batch of an evaluation."""
         self._write(time.monotonic())
 
     def step_done(self, step: int) -> None:
-        """An optimizer step is complete. The first one of a process does not count for the median: it compiles."""
+        """An optimizer step is complete. The first one is left out of the median: it compiles."""
         now = time.monotonic()
         if self._began is not None and self._done:
             self._durations.append(now - self._began)
             self._median = statistics.median(self._durations)
-        self._step, self._done, self._began = step, self._done + 1, None
+        self._step = step
+        self._done += 1
+        self._began = None
         self._write(now)
 
     def _write(self, now: float) -> None:
         self._writes += 1
-        _LAYOUT.pack_into(
-            self._page, 0, self._writes, self._phase, self._step, self._since, now, self._median
-        )
+        values = (self._writes, self._phase, self._step, self._since, now, self._median)
+        _LAYOUT.pack_into(self._page, 0, *values)
 
     def read(self) -> RankProgress:
-        """The state now; a torn read shows in the number of writes and is repeated."""
+        """The current state. A torn read shows as two different readings and is repeated."""
         for _ in range(100):
             values = _LAYOUT.unpack_from(self._page, 0)
             if values == _LAYOUT.unpack_from(self._page, 0) and values[1] < len(PHASES):

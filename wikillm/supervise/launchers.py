@@ -1,8 +1,9 @@
-"""The processes that started this rank, and a thread that notices when one of them is gone.
+"""The processes that started this rank, and a thread that notices when one of them ends.
 
-`deepspeed` starts a second launcher, which starts the ranks. Killed, each leaves its children behind, and nobody would
-collect the ranks' exit codes or end them. PR_SET_PDEATHSIG does not help: it knows the direct parent alone, and fires
-when the thread that forked ends. So each rank looks at the processes above it, once a second.
+`deepspeed` starts a second launcher, which starts the ranks. A killed launcher leaves its children
+behind, and nobody would collect the ranks' exit codes or end them. PR_SET_PDEATHSIG does not help:
+it covers only the direct parent, and fires when the thread that forked ends. So each rank polls the
+processes above it once a second.
 """
 
 from __future__ import annotations
@@ -17,21 +18,18 @@ from pathlib import Path
 from wikillm.supervise.records import Process, parent_of
 
 POLL_SECONDS = 1.0
-LAUNCHERS = frozenset(
-    {
-        "accelerate", "accelerate-launch", "accelerate.commands.launch", "deepspeed", "deepspeed.pt", "ds",
-        "deepspeed.launcher.launch", "deepspeed.launcher.runner", "mpiexec", "mpirun", "orterun", "prterun", "srun",
-        "torch.distributed.launch", "torch.distributed.run", "torchrun", "wikillm",
-    }
-)  # fmt: skip
+LAUNCHERS = frozenset((
+    "accelerate", "accelerate-launch", "accelerate.commands.launch", "deepspeed", "deepspeed.pt",
+    "deepspeed.launcher.launch", "deepspeed.launcher.runner", "ds", "mpiexec", "mpirun", "orterun",
+    "prterun", "srun", "torch.distributed.launch", "torch.distributed.run", "torchrun", "wikillm",
+))  # fmt: skip
 """Programs and modules that wait for the launcher below them."""
-SESSIONS = frozenset(
-    {
-        "ash", "bash", "busybox", "csh", "dash", "fish", "ksh", "login", "nohup", "screen", "script", "setsid", "sh",
-        "sshd", "sshd-session", "su", "sudo", "systemd", "tcsh", "tini", "tmux", "xonsh", "zsh",
-    }
-)  # fmt: skip
-"""A rank started by hand from one of these goes on when it ends: that is what nohup and `&` are for."""
+SESSIONS = frozenset((
+    "ash", "bash", "busybox", "csh", "dash", "fish", "ksh", "login", "nohup", "screen", "script",
+    "setsid", "sh", "sshd", "sshd-session", "su", "sudo", "systemd", "tcsh", "tini", "tmux",
+    "xonsh", "zsh",
+))  # fmt: skip
+"""A rank started by hand from one of these continues when it ends (nohup, `&`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +41,25 @@ class Launcher:
 
 
 def launchers_of(pid: int) -> tuple[Launcher, ...]:
-    """From the process `pid` upwards: what passed its rank on, what gave it, and the launchers above that.
+    """The launchers above the process `pid`, the nearest first.
 
-    The giver is the nearest process above without RANK in its environment. Empty where it is a shell or a session.
+    The launcher that set RANK is the nearest process above without RANK in its environment; what
+    lies between passed RANK on. Empty where that is a shell or a session.
     """
     found: list[Launcher] = []
-    above, is_given = pid, False
+    above = pid
+    is_set = False
     try:
         while (above := parent_of(above)) > 1:
             program = program_of(above)
-            if is_given and program not in LAUNCHERS:
+            if is_set and program not in LAUNCHERS:
                 break
-            if not is_given and not _has_rank(above):
+            if not is_set and not _has_rank(above):
                 if program in SESSIONS:
                     return ()
-                is_given = True
+                is_set = True
             found.append(Launcher(program, Process.here(above)))
-    except (OSError, IndexError, ValueError):  # it ended while we looked
+    except (OSError, IndexError, ValueError):  # the process ended meanwhile
         pass
     return tuple(found)
 
@@ -67,12 +67,11 @@ def launchers_of(pid: int) -> tuple[Launcher, ...]:
 def watch_launchers(
     on_gone: Callable[[str], None], environ: Mapping[str, str] = os.environ
 ) -> None:
-    """Call `on_gone(what)` in a thread, once, when a launcher of this rank has ended. Does nothing without a launcher."""
+    """Call `on_gone(what)` in a thread, once, when a launcher of this rank has ended."""
     found = launchers_of(os.getpid()) if "RANK" in environ else ()
     if found:
-        threading.Thread(
-            target=_watch, args=(found, on_gone), name="launchers", daemon=True
-        ).start()
+        args = (found, on_gone)
+        threading.Thread(target=_watch, args=args, name="launchers", daemon=True).start()
 
 
 def _watch(found: tuple[Launcher, ...], on_gone: Callable[[str], None]) -> None:
@@ -85,7 +84,7 @@ def _watch(found: tuple[Launcher, ...], on_gone: Callable[[str], None]) -> None:
 
 
 def program_of(pid: int) -> str:
-    """`torchrun` for `python3 -u /usr/bin/torchrun ...`, `deepspeed.launcher.launch` for `python -m ...`."""
+    """`torchrun` for `python3 -u /usr/bin/torchrun ...`, the module for `python -m ...`."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
     name = _name(words[0])
     if not name.startswith(("python", "pypy")):
@@ -107,11 +106,9 @@ def _name(word: str) -> str:
 
 
 def _has_rank(pid: int) -> bool:
-    """Was the process started with RANK set? Not for one of another user, which we may not look into."""
+    """Whether the process has RANK in its environment; False for another user's process."""
     try:
-        return any(
-            entry.startswith(b"RANK=")
-            for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        )
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
     except PermissionError:
         return False
+    return any(entry.startswith(b"RANK=") for entry in environment.split(b"\0"))

@@ -1,7 +1,8 @@
-"""The hub's judgement, without sockets or clocks of its own: who is there, who is lost, who stands still.
+"""Which ranks have joined, which are lost, which are stalled: judged without sockets or clocks.
 
-Facts come in (`hello`, `beat`, `bye`, `died`), `verdict(now)` says whether the run has to end, with which code and why.
-A reason that a rank gave itself goes before one that is inferred, so each verdict waits a moment for a better one.
+Facts come in (`hello`, `beat`, `bye`, `died`); `verdict(now)` says whether the run has to end, with
+which code and why. A reason that a rank gave itself precedes an inferred one, so each verdict waits
+a moment for a better one.
 """
 
 from __future__ import annotations
@@ -13,27 +14,24 @@ from typing import Any
 from wikillm.core.errors import ExitCode
 from wikillm.core.units import format_seconds
 
-AGREED = (
-    ExitCode.DIVERGED,
-    ExitCode.STOPPED,
-)  # raised on all ranks together, which then leave together
-FAILED_WAITS = (
-    5.0  # seconds between a rank's own error and the end of the others: they may meet the same one
-)
-MOST_REFUSED = 16  # addresses that are remembered
-STOPPED_WAITS = (
-    0.5  # the same for a rank that was stopped before training, where there is nothing to agree on
-)
-DIED_WAITS = (
-    2.5  # between a process that ended in silence and the end: its neighbour may have said why
-)
-KILLED_WAITS = 0.5  # the same where it is known how the process ended
+AGREED = (ExitCode.DIVERGED, ExitCode.STOPPED)
+"""Raised on all ranks at one step, which then leave together."""
+FAILED_WAITS = 5.0
+"""Seconds from a rank's own error to the end of the others: they may raise the same one."""
+STOPPED_WAITS = 0.5
+"""The same for a rank that was stopped before training: no agreement is pending."""
+DIED_WAITS = 2.5
+"""Seconds from a silent death to the end: another rank may have reported the reason."""
+KILLED_WAITS = 0.5
+"""The same where the kernel told how the process ended."""
+MOST_REFUSED = 16  # refused addresses that are remembered
 SHORT = ("step", "first step")  # phases in which a rank waits for the others
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds. `meet`: until every rank must be there; `lost`: without a sign of life; `leave`: between two exits."""
+    """In seconds: `meet` for every rank to join, `lost` without a heartbeat, `stall` without
+    progress, `leave` is the grace period between the first and the last exit."""
 
     meet: float
     lost: float
@@ -43,15 +41,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The run is over, for all ranks."""
+    """The verdict that ends the run on all ranks."""
 
     code: int
     reason: str
 
 
 @dataclass(slots=True)
-class Rank:
-    """What the hub knows of one rank; times are the hub's clock."""
+class Member:
+    """What is known of one rank; times are the coordinator's clock."""
 
     host: str
     address: str
@@ -62,7 +60,7 @@ class Rank:
     standing: float = 0.0
     limit: float | None = None
     median: float = 0.0
-    pid: int = 0  # 0: it did not say
+    pid: int = 0  # 0: unknown
     left: tuple[float, int, str] | None = None  # when, exit code, reason: it said goodbye
     is_agreed: bool = True  # the others leave the same way
     died: tuple[float, str] | None = None  # when the end is due, how
@@ -77,13 +75,9 @@ class Membership:
     limits: Limits
     began: float
     nodes: tuple[str, ...] = ()
-    ranks: dict[int, Rank] = field(default_factory=dict)
-    refused: set[str] = field(
-        default_factory=set
-    )  # addresses that spoke the protocol with another secret
-    since: float = float(
-        "-inf"
-    )  # nothing is counted from before: the whole job was suspended until then
+    ranks: dict[int, Member] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)  # addresses with a different secret
+    since: float = float("-inf")  # end of the last suspension: silence before does not count
 
     @property
     def is_complete(self) -> bool:
@@ -96,7 +90,7 @@ class Membership:
     def hello(
         self, rank: int, host: str, address: str, facts: dict[str, str], now: float, pid: int = 0
     ) -> None:
-        self.ranks[rank] = Rank(host, address, facts, now, pid=pid)
+        self.ranks[rank] = Member(host, address, facts, now, pid=pid)
 
     def refuse(self, address: str) -> None:
         if len(self.refused) < MOST_REFUSED:
@@ -104,12 +98,12 @@ class Membership:
 
     def beat(self, rank: int, message: dict[str, Any], now: float) -> None:
         known = self.ranks[rank]
-        known.heard, known.phase, known.step = now, str(message["phase"]), int(message["step"])
-        known.standing, known.limit, known.median = (
-            message["standing"],
-            message["limit"],
-            message["median"],
-        )
+        known.heard = now
+        known.phase = str(message["phase"])
+        known.step = int(message["step"])
+        known.standing = message["standing"]
+        known.limit = message["limit"]
+        known.median = message["median"]
 
     def bye(self, rank: int, code: int, reason: str, now: float, *, is_agreed: bool = True) -> None:
         if self.ranks[rank].left is None:
@@ -117,23 +111,21 @@ class Membership:
             self.ranks[rank].is_agreed = is_agreed and code in AGREED
 
     def died(self, rank: int, how: str, now: float, *, is_known: bool = False) -> None:
-        """`how` follows the rank's name: "was killed by signal 9". `is_known`: no guess, nobody knows better."""
+        """`how` follows the rank's name: "was killed by signal 9". `is_known`: not a guess."""
         if self.ranks[rank].left is None and self.ranks[rank].died is None:
             self.ranks[rank].died = (now + (KILLED_WAITS if is_known else DIED_WAITS), how)
 
     def forget(self, rank: int) -> None:
-        """It goes on unwatched: its agent is gone, it is not."""
+        """Its agent is gone but the rank runs: it continues unwatched."""
         self.ranks.pop(rank, None)
 
     def speaker(self) -> int:
-        """Who tells the user: the first rank that can."""
-        return min(
-            (rank for rank, known in self.ranks.items() if not known.left and not known.died),
-            default=0,
-        )
+        """The rank that reports to the user: the first that still can."""
+        here = (rank for rank, known in self.ranks.items() if not known.left and not known.died)
+        return min(here, default=0)
 
     def verdict(self, now: float) -> End | None:
-        """Asked several times a second; None while nothing is wrong."""
+        """None while nothing is wrong. Called several times a second."""
         return (
             self._failed(now)
             or self._died(now)
@@ -144,14 +136,11 @@ class Membership:
         )
 
     def _failed(self, now: float) -> End | None:
-        left = [
-            (entry, rank)
-            for rank, known in self.ranks.items()
-            if (entry := known.left) and entry[1] != 0
-        ]
-        if not left:
+        left = [(known.left, rank) for rank, known in self.ranks.items() if known.left]
+        failed = [(entry, rank) for entry, rank in left if entry[1] != 0]
+        if not failed:
             return None
-        (when, code, reason), rank = min(left)
+        (when, code, reason), rank = min(failed)
         if self.ranks[rank].is_agreed:
             wait = self.limits.leave
         else:
@@ -159,13 +148,11 @@ class Membership:
         return End(code, f"{self._name(rank)} ended: {reason}") if now - when >= wait else None
 
     def _died(self, now: float) -> End | None:
-        dead = [(entry, rank) for rank, known in self.ranks.items() if (entry := known.died)]
-        said = any(
-            known.left and known.left[1] and not known.is_agreed for known in self.ranks.values()
-        )
-        if (
-            said or not dead or now < min(dead)[0][0]
-        ):  # what a rank says of itself goes first: `_failed` waits for it
+        # A reason that a rank gave itself comes first: `_failed` waits for it.
+        if any(known.left and known.left[1] and not known.is_agreed for known in self._all()):
+            return None
+        dead = [(known.died, rank) for rank, known in self.ranks.items() if known.died]
+        if not dead or now < min(dead)[0][0]:
             return None
         (_, how), rank = min(dead)
         return End(ExitCode.MACHINE, f"{self._name(rank)} {how}.")
@@ -174,16 +161,18 @@ class Membership:
         if self.is_complete or now - self.began < self.limits.meet:
             return None
         absent = [rank for rank in range(self.world_size) if rank not in self.ranks]
-        there = sorted({known.host for known in self.ranks.values()})
-        who = self._name_absent(absent)
-        limit = format_seconds(self.limits.meet)
+        numbers = sorted({rank // self.local_size for rank in absent})
+        nodes = [self.nodes[n] if n < len(self.nodes) else f"node number {n}" for n in numbers]
+        joined = ", ".join(sorted({known.host for known in self._all()})) or "nobody"
         reason = (
-            f"{who} did not come within {limit} (train.meet_seconds); there: {', '.join(there)}."
+            f"{', '.join(nodes)} ({_ranks(absent)}) did not join within "
+            f"{format_seconds(self.limits.meet)} (train.meet_seconds); joined: {joined}."
         )
         if self.refused:
             reason += (
-                f"\n  {', '.join(sorted(self.refused))} came with another secret and was sent away: run.dir is not the same "
-                "folder there, WIKILLM_RUN_SECRET differs, or that is another run."
+                f"\n  {', '.join(sorted(self.refused))} was refused, with a different secret: "
+                "run.dir is not the same folder there, WIKILLM_RUN_SECRET differs, or it is "
+                "another run."
             )
         return End(ExitCode.MACHINE, reason)
 
@@ -198,17 +187,11 @@ class Membership:
                 there = known.facts.get(fact, "nothing")
                 if there != here and known.host not in others.setdefault(there, []):
                     others[there].append(known.host)
-            lines += [
-                f"{fact}: {here} on {reference.host}, {there} on {', '.join(h)}"
-                for there, h in others.items()
-                if h
-            ]
+            for there, hosts in others.items():
+                lines.append(f"  {fact}: {here} on {reference.host}, {there} on {', '.join(hosts)}")
         if not lines:
             return None
-        return End(
-            ExitCode.MACHINE,
-            "The nodes do not run the same thing.\n" + "\n".join(f"  {line}" for line in lines),
-        )
+        return End(ExitCode.MACHINE, "\n".join(["The nodes do not run the same thing.", *lines]))
 
     def _silent(self, now: float) -> End | None:
         silent = {
@@ -216,17 +199,18 @@ class Membership:
             for rank, known in self.ranks.items()
             if not known.left
         }
-        gone = [rank for rank, seconds in silent.items() if seconds > self.limits.lost]
-        if not gone:
+        lost = [rank for rank, seconds in silent.items() if seconds > self.limits.lost]
+        if not lost:
             return None
-        longest = max(silent[rank] for rank in gone)
+        longest = max(silent[rank] for rank in lost)
         return End(
             ExitCode.MACHINE,
-            f"No sign of life from {self._names(gone)} for {longest:.0f} s: the machine or its network is gone.",
+            f"No heartbeat from {self._names(lost)} for {longest:.0f} s: "
+            "the machine or its network is down.",
         )
 
     def _stalled(self, now: float) -> End | None:
-        """Those that stand still; if they stand at different places, the ones that hold the others up come first."""
+        """Ends the run when ranks stall; names those that block the others."""
         here = {rank: known for rank, known in self.ranks.items() if not known.left}
         late = {
             rank: known
@@ -236,33 +220,34 @@ class Membership:
         if not late:
             return None
         behind = min(known.step for known in late.values())
-        waited_for = [
-            known
-            for rank, known in here.items()
-            if rank not in late and known.phase not in (*SHORT, "data")
-        ]
+        # Ranks that wait in a step are not late while another rank is busy in a phase with a
+        # limit of its own: it generates samples, say.
+        busy = [known for rank, known in here.items() if rank not in late]
+        busy = [known for known in busy if known.phase not in (*SHORT, "data")]
         if all(known.phase in SHORT for known in late.values()) and any(
-            k.step <= behind for k in waited_for
+            known.step <= behind for known in busy
         ):
-            return None  # one rank generates samples, say, and has a limit of its own
+            return None
         slow = [r for r, known in late.items() if known.step == behind and known.phase not in SHORT]
         first = late[min(slow or late)]
+        blamed = "no single rank is behind"
+        if slow:
+            verb = "blocks" if len(slow) == 1 else "block"
+            blamed = f"{self._names(slow)} {verb} the other ranks"
+        places = sorted(self.ranks.items(), key=lambda item: (item[0] not in slow, item[0]))
         where = "; ".join(
             f"{self._place(rank)}: {known.phase}, step {known.step}, for {known.standing:.0f} s"
-            for rank, known in sorted(
-                self.ranks.items(), key=lambda item: (item[0] not in slow, item[0])
-            )[:16]
-        )
-        blamed = (
-            f"{self._names(slow)} {'holds' if len(slow) == 1 else 'hold'} the others up"
-            if slow
-            else "no rank is ahead"
+            for rank, known in places[:16]
         )
         return End(
             ExitCode.MACHINE,
-            f"No progress for {first.standing:.0f} s in the phase {first.phase!r} (limit {first.limit:.0f} s); {blamed}.\n"
+            f"No progress for {first.standing:.0f} s in the phase {first.phase!r} "
+            f"(limit {first.limit:.0f} s); {blamed}.\n"
             f"  {where}\n  The stacks of every rank are in RUN/logs/rank_*.log.",
         )
+
+    def _all(self) -> Iterable[Member]:
+        return self.ranks.values()
 
     def _name(self, rank: int) -> str:
         known = self.ranks[rank]
@@ -275,7 +260,7 @@ class Membership:
         return f"rank {rank}" if self.is_one_node else f"rank {rank} on {self.ranks[rank].host}"
 
     def _names(self, ranks: Iterable[int]) -> str:
-        """`node2 (10.0.0.2, ranks 8, 9)`, one entry a host."""
+        """`node2 (10.0.0.2, ranks 8, 9)`, one entry for each host."""
         if self.is_one_node:
             return ", ".join(self._name(rank) for rank in sorted(ranks))
         hosts: dict[tuple[str, str], list[int]] = {}
@@ -284,11 +269,6 @@ class Membership:
         return ", ".join(
             f"{host} ({address}, {_ranks(found)})" for (host, address), found in hosts.items()
         )
-
-    def _name_absent(self, ranks: list[int]) -> str:
-        numbers = sorted({rank // self.local_size for rank in ranks})
-        names = [self.nodes[n] if n < len(self.nodes) else f"node number {n}" for n in numbers]
-        return f"{', '.join(names)} ({_ranks(ranks)})"
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -1,9 +1,9 @@
-"""Which address and interface of this node reach the first node, and how the hub is found there.
+"""Which address and interface of this node lead to the first node, and the coordinator's socket.
 
-gloo takes the interface that the hostname resolves to, which is loopback on many installations, and then waits for ever.
-Here the interface is the one that routes to MASTER_ADDR (on the first node: the one that has that address); it is named
-in the log, and set as GLOO_SOCKET_IFNAME where nothing else is. NCCL chooses among InfiniBand and Ethernet by itself, and
-is left alone.
+gloo takes the interface that the hostname resolves to, which is loopback on many installations,
+and then waits for ever. Here the interface is the one that routes to MASTER_ADDR (on the first
+node: the one that has that address). It is logged, and set as GLOO_SOCKET_IFNAME where nothing else
+is. NCCL chooses among InfiniBand and Ethernet by itself.
 """
 
 from __future__ import annotations
@@ -26,12 +26,16 @@ _SIOCGIFADDR = 0x8915
 
 
 @dataclass(frozen=True, slots=True)
-class Nic:
-    """`interface` is None where the address belongs to none that has a name (IPv6, or an address of somebody else)."""
+class Route:
+    """From this node to the first one.
+
+    `interface` is None where the address belongs to no named interface (IPv6, a forwarded one).
+    `address` is this node's own, `master` the resolved address of the first node.
+    """
 
     interface: str | None
     address: str
-    master: str  # the resolved address of the first node
+    master: str
 
 
 def interfaces() -> dict[str, str]:
@@ -40,94 +44,102 @@ def interfaces() -> dict[str, str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             with suppress(OSError):
-                packed = fcntl.ioctl(
-                    probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15])
-                )
+                request = struct.pack("256s", name.encode()[:15])
+                packed = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
                 found[socket.inet_ntoa(packed[20:24])] = name
     return found
 
 
-def _by_address() -> str:
-    """The way out that a batch file of Slurm does not have: it takes the first node's name from Slurm."""
-    return (
-        ""
-        if "SLURM_JOB_ID" in os.environ
-        else "--master-addr ADDRESS, as every node reaches it; or "
-    )
-
-
-def choose_nic(master: str) -> Nic:
-    """The way from this node to `master`. Raises MachineError where the name means nothing, or this machine itself."""
-    host = socket.gethostname()
+def is_loopback(address: str) -> bool:
+    """127.0.0.0/8 and ::1; False for what is no address."""
     try:
-        family, *_, where = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def own_address(address: str) -> str:
+    """This machine's address on packets to `address`. Nothing is sent. Raises OSError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # only asks the routing table
+        return str(probe.getsockname()[0])
+
+
+def find_route(master: str) -> Route:
+    """The route from this node to `master`.
+
+    Raises MachineError where the name is unknown, loopback, or not reachable.
+    """
+    host = socket.gethostname()
+    # A batch file of Slurm takes the first node's name from Slurm: it has no --master-addr.
+    option = "--master-addr ADDRESS, as every node reaches it; or "
+    option = "" if "SLURM_JOB_ID" in os.environ else option
+    try:
+        *_, where = socket.getaddrinfo(master, 9, type=socket.SOCK_DGRAM)[0]
     except OSError as error:
         raise MachineError(
             f"{host} does not know the first node, {master}.",
             got=str(error),
-            fix=f"{_by_address()}add the name to DNS or /etc/hosts on every node",
+            fix=f"{option}add the name to DNS or /etc/hosts on every node",
         ) from None
     resolved = str(where[0])
     here = interfaces()
-    if ipaddress.ip_address(resolved).is_loopback and not _means_loopback(master):
-        others = [
-            f"{name} {address}" for address, name in here.items() if not address.startswith("127.")
-        ]
+    # A literal localhost means that all ranks are on this machine.
+    if is_loopback(resolved) and not (master == "localhost" or is_loopback(master)):
+        others = [f"{name} {found}" for found, name in here.items() if not found.startswith("127.")]
         raise MachineError(
             f"{master} is {resolved} on {host}: the nodes cannot meet there.",
             got=f"interfaces of {host}: {', '.join(others) or 'none but loopback'}",
-            fix=f"{_by_address()}mend the line of {master} in /etc/hosts of {host}",
+            fix=f"{option}correct the line of {master} in /etc/hosts of {host}",
         )
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(where)  # sends nothing: it asks the routing table
-            address = str(probe.getsockname()[0])
-        except OSError as error:
-            raise MachineError(
-                f"{host} has no way to the first node, {master} ({resolved}).",
-                got=str(error.strerror),
-            ) from None
-    return Nic(here.get(address), address, resolved)
+    try:
+        address = own_address(resolved)
+    except OSError as error:
+        raise MachineError(
+            f"{host} has no route to the first node, {master} ({resolved}).",
+            got=str(error.strerror),
+        ) from None
+    return Route(here.get(address), address, resolved)
 
 
-def _means_loopback(master: str) -> bool:
-    """Said literally: all ranks are meant to be on this machine."""
-    if master == "localhost":
-        return True
-    with suppress(ValueError):
-        return ipaddress.ip_address(master).is_loopback
-    return False
+def set_interface(route: Route) -> str:
+    """Set gloo's interface unless the user has; returns the name in effect, for the log."""
+    if "GLOO_SOCKET_IFNAME" not in os.environ and route.interface is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = route.interface
+    return os.environ.get("GLOO_SOCKET_IFNAME", route.interface or "unnamed")
 
 
-def set_interface(nic: Nic) -> str:
-    """Tell gloo its interface unless the user has; returns the name that counts, for the log."""
-    if "GLOO_SOCKET_IFNAME" not in os.environ and nic.interface is not None:
-        os.environ["GLOO_SOCKET_IFNAME"] = nic.interface
-    return os.environ.get("GLOO_SOCKET_IFNAME", nic.interface or "unnamed")
-
-
-def check_master_port(port: int, environ: Mapping[str, str] = os.environ) -> None:
-    """Rank 0, before the process group: nobody else has the port. Raises MachineError with this node's name."""
-    if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return  # torchrun listens there itself
+def why_port_is_taken(port: int) -> str:
+    """ "" when a server could listen on all addresses of `port` now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise MachineError(
-                f"Port {port} of {socket.gethostname()}, where the ranks meet, is taken.",
-                got=str(error.strerror),
-                fix="--master-port PORT",
-            ) from None
+            return error.strerror or str(error)
+    return ""
+
+
+def check_master_port(port: int, environ: Mapping[str, str] = os.environ) -> None:
+    """On rank 0, before the process group: the port is free. Raises MachineError."""
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return  # torchrun listens there itself
+    if why := why_port_is_taken(port):
+        raise MachineError(
+            f"Port {port} of {socket.gethostname()}, where the ranks meet, is taken.",
+            got=why,
+            fix="--master-port PORT",
+        )
 
 
 def listen(master_port: int, master: str, address: str) -> socket.socket:
-    """The hub's socket: the first free port behind the ranks' own, on one address, where the agents look for it.
+    """The coordinator's socket: the first free port above `master_port`, on one address.
 
     Args:
         master: the address of the first node, as this node resolves it.
-        address: this node's own on the way there, for a `master` that is not its own (a forwarded address of a service).
+        address: this node's own on that route, for a `master` that it does not have (a forwarded
+            address of a service).
 
     Raises MachineError when no port is free.
     """
@@ -149,7 +161,7 @@ def listen(master_port: int, master: str, address: str) -> socket.socket:
 
 
 def listen_here(job: str) -> socket.socket:
-    """The hub's socket where all ranks are on this machine: no port is taken. Raises MachineError when no name is free."""
+    """The coordinator's socket where all ranks are local; takes no port. Raises MachineError."""
     for number in range(PORTS_TRIED):
         sock = socket.socket(socket.AF_UNIX)
         try:
@@ -163,7 +175,7 @@ def listen_here(job: str) -> socket.socket:
 
 
 def connect_here(job: str, number: int) -> socket.socket:
-    """To the hub of this machine with the `number`-th name. Raises OSError where it is not, or is another user's."""
+    """To the local coordinator under its `number`-th name. Raises OSError where it is not there."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.connect(_local_name(job, number))
@@ -176,10 +188,9 @@ def connect_here(job: str, number: int) -> socket.socket:
 
 
 def is_of_this_user(sock: socket.socket) -> bool:
-    """Who is at the other end of a Unix socket, by the kernel's word."""
-    _, uid, _ = struct.unpack(
-        "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    )
+    """Whether the kernel says that the peer of a Unix socket is a process of this user."""
+    size = struct.calcsize("3i")
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return bool(uid == os.getuid())
 
 

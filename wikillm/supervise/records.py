@@ -1,8 +1,8 @@
 """RUN/ranks/rank_N.json: which process is rank N, on which machine, what it does, how it ended.
 
-Written by each rank for itself, at the start, every `interval` seconds and at the end. A process is named by host, pid,
-start time and boot, so that a pid that was given to somebody else since is never taken for the run's.
-`RUN/stop.json` is a request: every rank's writer sees it, on whatever node, and passes it on to its own process.
+Each rank writes its own record at the start, every `interval` seconds and at the end. A process is
+identified by host, pid, start time and boot, so that a reused pid is never mistaken for the run's.
+`RUN/stop.json` is a request to stop: the recorder of each rank passes it on to its own process.
 """
 
 from __future__ import annotations
@@ -22,24 +22,32 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
 
+from wikillm.supervise.heartbeat import RankProgress
+
 INTERVAL = 5.0
 LOOK_EVERY = 1.0
-_STAT_PARENT, _STAT_START, _STAT_EXIT = (
-    1,
-    19,
-    49,
-)  # fields 4, 22 and 52 of /proc/PID/stat, counted behind the name
-_PIDFD_GET_INFO, _PIDFD_INFO_EXIT, _PIDFD_INFO_SIZE = 0xC040FF0B, 8, 64
-_OFTEN = {
-    9: "; often the kernel's out-of-memory killer",
-    7: "; often a /dev/shm that is full",
-    11: "; a crash inside a library",
+# fields 4, 22 and 52 of /proc/PID/stat, counted from behind the name
+_STAT_PARENT = 1
+_STAT_START = 19
+_STAT_EXIT = 49
+# include/uapi/linux/pidfd.h
+_PIDFD_GET_INFO = 0xC040FF0B
+_PIDFD_INFO_EXIT = 8
+_PIDFD_INFO_SIZE = 64
+_OFTEN: dict[int, str] = {
+    signal.SIGKILL: "; often the kernel's out-of-memory killer",
+    signal.SIGBUS: "; often a full /dev/shm",
+    signal.SIGSEGV: "; a crash inside a library",
 }
+UNKNOWN_END = (
+    "is gone: its process ended without a message; often the kernel's out-of-memory killer"
+)
+"""Reported where `end_of` returns None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process of some machine, for ever: `started` in clock ticks since that `boot`."""
+    """A process of some machine, without ambiguity: `started` in clock ticks since that `boot`."""
 
     host: str
     pid: int
@@ -52,23 +60,20 @@ class Process:
         return cls(socket.gethostname(), pid, _started(pid), _boot())
 
     def is_here(self) -> bool:
-        """Of this machine and boot (containers and namespaces share the boot: the host name counts too)."""
+        """Of this machine and boot. Containers share the boot: the host name counts too."""
         return self.boot == _boot() and self.host == socket.gethostname()
 
     def is_alive(self) -> bool:
-        """Only for a process of this machine: the very same process runs, and is not a zombie."""
+        """Whether it is a process of this machine that still runs, and is not a zombie."""
         with suppress(OSError, ValueError, IndexError):
-            return (
-                self.is_here()
-                and _started(self.pid) == self.started
-                and _state(self.pid) not in "ZX"
-            )
+            is_same = self.is_here() and _started(self.pid) == self.started
+            return is_same and _state(self.pid) not in "ZX"
         return False
 
     def send(self, number: int) -> bool:
-        """A signal to this very process, never to another that has its number since. True when it was sent."""
+        """Send a signal, never to another process that reuses the pid. True when it was sent."""
         with suppress(OSError, OverflowError):
-            handle = os.pidfd_open(self.pid)  # from here on the number cannot change hands
+            handle = os.pidfd_open(self.pid)  # from here on the pid cannot be reused
             try:
                 if self.is_alive():
                     signal.pidfd_send_signal(handle, number)
@@ -78,13 +83,13 @@ class Process:
         return False
 
     def exists(self) -> bool:
-        """Also as a zombie. Only for a process of this machine."""
+        """Whether it runs or is a zombie. Only for a process of this machine."""
         with suppress(OSError, ValueError, IndexError):
             return _started(self.pid) == self.started
         return False
 
     def is_suspended(self) -> bool:
-        """SIGSTOP or a debugger holds it. Only for a process of this machine."""
+        """Whether it is stopped (SIGSTOP, a debugger). Only for a process of this machine."""
         with suppress(OSError, IndexError):
             return _state(self.pid) in "tT"
         return False
@@ -95,21 +100,17 @@ def parent_of(pid: int) -> int:
     return int(_stat(pid)[_STAT_PARENT])
 
 
-NO_WORD = "is gone: its process ended without a word; often the kernel's out-of-memory killer"
-"""What is said where `end_of` does not know."""
-
-
 def handle_of(pid: int) -> int | None:
-    """A descriptor of a running process that outlives it, for `end_of`; None where the system has none (gVisor)."""
+    """A pidfd for `end_of`, valid after the process has ended; None without pidfds (gVisor)."""
     with suppress(OSError):
         return os.pidfd_open(pid)
     return None
 
 
 def end_of(pid: int, handle: int | None = None) -> str | None:
-    """How a process of this user ends or has ended, to follow its name; None when the kernel does not say.
+    """How a process of this user ended, to follow its name; None when the kernel does not tell.
 
-    It does as long as the parent has not collected the process, and from Linux 6.15 on by a `handle` also later.
+    It tells until the parent has collected the process; with a `handle` also later (Linux 6.15).
     """
     status = _collected(handle) if handle is not None else None
     if status is None:
@@ -118,11 +119,14 @@ def end_of(pid: int, handle: int | None = None) -> str | None:
         return None
     if number := status & 0x7F:
         return f"was killed by signal {number}{_OFTEN.get(number, '')}"
-    return f"ended with code {status >> 8}, without saying why"
+    return f"ended with code {status >> 8}, without a message"
 
 
 def _collected(handle: int) -> int | None:
-    """include/uapi/linux/pidfd.h: struct pidfd_info begins with the mask, and ends, in its first version, with exit_code."""
+    """The wait(2) status after collection.
+
+    struct pidfd_info begins with the mask; its first version ends with exit_code.
+    """
     info = bytearray(_PIDFD_INFO_SIZE)
     struct.pack_into("<Q", info, 0, _PIDFD_INFO_EXIT)
     try:
@@ -134,17 +138,14 @@ def _collected(handle: int) -> int | None:
 
 
 def _status(pid: int) -> int | None:
-    """As wait(2) has it. A signal shows as soon as it ends the process, a code when the process is a zombie."""
+    """The wait(2) status: a signal shows as soon as it ends the process, a code in a zombie."""
     try:
-        fields = _stat(pid)
-        status = int(fields[_STAT_EXIT])
+        state, *found = _stat(pid)
+        status = int(found[_STAT_EXIT - 1])
     except (OSError, IndexError, ValueError):
         return None
-    if fields[0] in "ZX":
-        return status
-    return (
-        status if status & 0x7F and fields[0] not in "tT" else None
-    )  # tT: the signal that suspended it
+    is_killed = status & 0x7F and state not in "tT"  # tT: the signal that suspended it
+    return status if state in "ZX" or is_killed else None
 
 
 def _stat(pid: int) -> list[str]:
@@ -165,7 +166,7 @@ def _boot() -> str:
 
 @dataclass(frozen=True, slots=True)
 class RankRecord:
-    """`time` and `ended` are seconds of the machine's clock; `exit` stands once the rank has said how it ended."""
+    """`time` is the machine's clock; `exit` is set once the rank has reported how it ended."""
 
     rank: int
     local_rank: int
@@ -187,12 +188,38 @@ class RankRecord:
         return max(0.0, (time.time() if now is None else now) - self.time)
 
 
+def record_now(
+    place: tuple[int, int, int],
+    process: Process,
+    interface: str | None,
+    progress: RankProgress,
+    interval: float,
+    left: tuple[int, str] | None,
+) -> RankRecord:
+    """The record of a rank: `place` is (rank, local rank, world size), `left` (code, reason)."""
+    return RankRecord(
+        *place,
+        process,
+        interface,
+        progress.phase,
+        progress.step,
+        progress.standing,
+        interval,
+        time.time(),
+        None if left is None else {"code": left[0], "reason": left[1]},
+    )
+
+
 def record_path(run: Path, rank: int) -> Path:
     return run / "ranks" / f"rank_{rank}.json"
 
 
+def stop_path(run: Path) -> Path:
+    return run / "stop.json"
+
+
 def write_record(run: Path, record: RankRecord) -> None:
-    """Complete or the old one. Not synced to disk: it is only about now. Raises OSError."""
+    """Atomic, but not synced to disk: it describes only the present. Raises OSError."""
     path = record_path(run, record.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{os.getpid()}")
@@ -201,7 +228,7 @@ def write_record(run: Path, record: RankRecord) -> None:
 
 
 def read_records(run: Path) -> list[RankRecord]:
-    """By rank; those of ranks that an earlier, larger run left are not among them. Unreadable ones are left out."""
+    """Records by rank, without unreadable ones and those left by an earlier, larger run."""
     found = []
     for path in (run / "ranks").glob("rank_*.json"):
         with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -228,7 +255,10 @@ _Fields = TypeVar("_Fields", Process, RankRecord)
 
 
 def _typed(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
-    """A record as its author meant it. Raises TypeError or ValueError: a file in a shared folder may hold anything."""
+    """A record with checked types. Raises TypeError or ValueError.
+
+    A file in a shared folder may hold anything.
+    """
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} is {values!r}")
     for field in fields(kind):
@@ -244,23 +274,21 @@ def _typed(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
     return kind(**values)
 
 
-def stop_path(run: Path) -> Path:
-    return run / "stop.json"
-
-
 class Recorder(threading.Thread):
-    """Writes a rank's record and looks for a request to stop, both at the speed of the file system, holding up nothing.
+    """Writes a rank's record and reads requests to stop, in a thread that never blocks training.
 
     Args:
-        describe: the record now.
-        stop: called once with `at_once` when a request stands there.
+        describe: returns the current record.
+        stop: called with `at_once` for each new request.
     """
 
     def __init__(
         self, run: Path, describe: Callable[[], RankRecord], stop: Callable[[bool], None]
     ) -> None:
         super().__init__(name="recorder", daemon=True)
-        self.run_dir, self._describe, self._on_stop = run, describe, stop
+        self.run_dir = run
+        self._describe = describe
+        self._on_stop = stop
         self._over = threading.Event()
         self._seen: set[bool] = set()
         self._lock = threading.Lock()
@@ -281,7 +309,7 @@ class Recorder(threading.Thread):
                 write_record(self.run_dir, record)
 
     def close(self, last: RankRecord) -> None:
-        """Write the end; nothing after it."""
+        """Write the last record."""
         self._over.set()
         self.write(last)
 
@@ -293,9 +321,8 @@ class Recorder(threading.Thread):
             return
         if at_once not in self._seen:
             self._seen.add(at_once)
-            if mark := os.environ.get(
-                "WIKILLM_STOP_MARK"
-            ):  # of a script that would start the run again
+            # A batch script that would start the run again looks for this file.
+            if mark := os.environ.get("WIKILLM_STOP_MARK"):
                 with suppress(OSError):
                     Path(mark).touch()
             self._on_stop(at_once)

@@ -1,8 +1,9 @@
-"""The secret of a run: what a process must know to take part in its supervision.
+"""The secret of a run, which a process must know to take part in its supervision.
 
-RUN/.secret, 32 random bytes in hexadecimal, readable by its owner alone. Whichever rank comes first makes it, and it stays
-with the run directory, which all nodes share: so it is there under every launcher, and appears on no command line. WIKILLM_RUN_SECRET
-in the environment goes before it; then every rank needs the same. There is no run with a supervisor and without a secret.
+RUN/.secret holds 32 random bytes in hexadecimal, readable only by its owner. The first rank creates
+it, and it stays in the run directory, which all nodes share: so it is there under every launcher,
+and on no command line. WIKILLM_RUN_SECRET in the environment has precedence; then every rank needs
+the same value. No supervised run is without a secret.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from wikillm.core.errors import ConfigError, MachineError
 VARIABLE = "WIKILLM_RUN_SECRET"
 FILE_NAME = ".secret"
 _SHORTEST = 16
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+"""Errors of file systems without hard links."""
 _WHOLE = re.compile(rb"[0-9a-f]{64}\n")
-_READ_SECONDS = 10.0  # until a file that another rank has begun must be whole
+_READ_SECONDS = 10.0  # for another rank to complete a file that it has begun
 
 
 def run_secret(run: Path, environ: Mapping[str, str] = os.environ) -> bytes:
-    """The secret of the run in `run`; made when there is none. (all ranks)
+    """The secret of the run in `run`, created when there is none. (all ranks)
 
     Raises:
         ConfigError: WIKILLM_RUN_SECRET is too short to be a secret.
@@ -40,7 +43,8 @@ def run_secret(run: Path, environ: Mapping[str, str] = os.environ) -> bytes:
             raise ConfigError(
                 f"{VARIABLE} is too short to be a secret.",
                 got=f"{len(given)} characters",
-                fix=f"export {VARIABLE}=$(openssl rand -hex 32), the same on every node; or unset it",
+                fix=f"export {VARIABLE}=$(openssl rand -hex 32), the same on every node, "
+                "or unset it",
             )
         return given.encode("utf-8", "surrogateescape")
     path = run / FILE_NAME
@@ -50,34 +54,28 @@ def run_secret(run: Path, environ: Mapping[str, str] = os.environ) -> bytes:
         return _read(path)
     except OSError as error:
         raise MachineError(
-            "The secret by which the ranks of this run know each other cannot be kept.",
+            "The secret that the ranks of this run share cannot be stored.",
             got=f"{path} on {socket.gethostname()}: {error.strerror or error}",
-            fix=f"name a folder that all nodes can write: run.dir=FOLDER\nor export {VARIABLE}, the same on every node",
+            fix="name a folder that all nodes can write: run.dir=FOLDER\n"
+            f"or export {VARIABLE}, the same on every node",
         ) from None
 
 
 def _make(path: Path) -> None:
-    """Whole or not at all, and never over one that another rank has made. Raises OSError."""
+    """Atomic, and never over one that another rank has created. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     made = secrets.token_hex(32).encode() + b"\n"
     staged = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     _write(staged, made)
     try:
-        os.link(
-            staged, path
-        )  # unlike a rename it fails where the name is taken, on network file systems too
+        # Unlike a rename, a link fails where the name is taken, on network file systems too.
+        os.link(staged, path)
     except FileExistsError:
         pass
     except OSError as error:
-        if error.errno not in (
-            errno.EPERM,
-            errno.ENOTSUP,
-            errno.EOPNOTSUPP,
-            errno.EMLINK,
-            errno.ENOSYS,
-        ):
+        if error.errno not in _NO_LINKS:
             raise
-        with suppress(FileExistsError):  # a file system without hard links
+        with suppress(FileExistsError):
             _write(path, made)
     finally:
         staged.unlink(missing_ok=True)
@@ -102,7 +100,8 @@ def _read(path: Path) -> bytes:
             raise MachineError(
                 f"Others can read the secret of this run, {path}.",
                 got=f"mode {stat.S_IMODE(about.st_mode):o}, not 600",
-                fix=f"rm {path}\nor, where the file system keeps no modes, export {VARIABLE}, the same on every node",
+                fix=f"rm {path}\nor, where the file system stores no modes, export {VARIABLE}, "
+                "the same on every node",
             )
         if _WHOLE.fullmatch(content):
             return bytes.fromhex(content.decode())

@@ -1,4 +1,4 @@
-"""A request to stop, from a signal or from the end of the launcher. No torch: it is installed before the heavy imports."""
+"""Requests to stop, from signals and the end of the launcher; installed before torch loads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wikillm.supervise.launchers import watch_launchers
 
 
 class StopNow(BaseException):
-    """Carries a StoppedError out of libraries that catch Exception; `StopSignals.as_error` turns it back."""
+    """Carries a StoppedError through libraries that catch Exception, up to `as_error`."""
 
     def __init__(self, error: StoppedError) -> None:
         super().__init__(str(error))
@@ -25,9 +25,9 @@ class StopNow(BaseException):
 
 
 class _Watch:
-    """A thread that hears of signals as they arrive, also while the main thread is in a library and runs no handler.
+    """A thread that learns of signals at once, also while a library keeps handlers from running.
 
-    The interpreter writes each signal's number into a pipe (signal.set_wakeup_fd) before any handler in Python runs.
+    The interpreter writes each signal's number into a pipe (signal.set_wakeup_fd) at its arrival.
     """
 
     def __init__(self) -> None:
@@ -35,9 +35,8 @@ class _Watch:
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        os.register_at_fork(
-            after_in_child=lambda: signal.set_wakeup_fd(-1)
-        )  # a child's signals are not ours
+        # Signals to a forked child are not signals to this process.
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
     def _listen(self) -> None:
@@ -46,11 +45,14 @@ class _Watch:
                 self.on_arrival(number)
 
 
-_watches: dict[int, _Watch] = {}  # by process: a fork has no thread
+_watches: dict[int, _Watch] = {}  # by pid: a forked child does not have the thread
 
 
 def watch_signals(on_arrival: Callable[[int], None]) -> None:
-    """Call `on_arrival(number)` in a thread for every signal with a handler. The last caller is told. (main thread)"""
+    """Call `on_arrival(number)` in a thread for every signal with a handler. (main thread)
+
+    A later call replaces `on_arrival`.
+    """
     watch = _watches.get(os.getpid())
     if watch is None:
         watch = _watches[os.getpid()] = _Watch()
@@ -58,46 +60,43 @@ def watch_signals(on_arrival: Callable[[int], None]) -> None:
 
 
 class StopSignals:
-    """SIGTERM, SIGUSR1, SIGINT and SIGHUP as a request to stop after a complete checkpoint; a second one stops at once.
+    """SIGTERM, SIGUSR1, SIGINT and SIGHUP as a request to save a checkpoint and stop.
 
-    Until `defer()` is called a signal raises StopNow where the process stands: there is nothing to save yet. A library
-    may swallow even that, or never give Python a turn to raise it (a rendezvous, a collective). So a thread watches
-    until the process has left or training polls `received`, and ends the process where neither happens in time.
-    Launchers repeat a signal within moments (Ctrl-C reaches the whole process group, then the launcher adds a SIGTERM),
-    so repeats within `GRACE` seconds are the same request. A SIGHUP that is ignored at the start (nohup) stays ignored.
+    A second request stops at once. Until `defer()` is called, a signal raises StopNow where the
+    process is: there is nothing to save yet. A library may swallow the exception, or keep Python
+    from raising it (a rendezvous, a collective). So a thread ends the process when neither the
+    exception leaves it nor training polls `received` in time.
+
+    Launchers repeat a signal (Ctrl-C reaches the whole process group, then the launcher adds a
+    SIGTERM): repeats within `GRACE` seconds are the same request. A SIGHUP that is ignored at the
+    start (nohup) stays ignored.
     """
 
     GRACE = 3.0
-    LEAVE_SECONDS = (
-        20.0  # from the exception until the process must have ended what it does on its way out
-    )
+    LEAVE_SECONDS = 20.0  # from the exception until the process must have ended
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
-        self.before_exit: Callable[[StoppedError], None] = lambda error: (
-            None
-        )  # of a process that cannot raise it
-        self.limit: Callable[[], str | None] = lambda: (
-            None
-        )  # another reason to stop, asked whenever signals are
+        # called before the process is ended where the exception cannot be raised
+        self.before_exit: Callable[[StoppedError], None] = lambda error: None
+        # another reason to stop, polled together with signals
+        self.limit: Callable[[], str | None] = lambda: None
         self._signal: str | None = None
-        self._why: str | None = None  # what stands behind a signal that this process sent to itself
+        self._why: str | None = None  # reason for a signal that this process sent to itself
         self._before: dict[int, Any] = {}  # handlers, by signal
         self._deferred = False
-        self._leaving = False  # an error is on its way out
+        self._leaving = False  # an exception is propagating
         self._over = False
         self._since = 0.0
-        self._arrived: float | None = (
-            None  # of the first signal, whether or not the main thread has noticed
-        )
+        self._arrived: float | None = None  # time of the first signal, handled or not
 
     @property
     def received(self) -> str | None:
-        """What asks this rank to stop: a signal's name, the end of the launcher, or the limit's reason."""
+        """Why this rank should stop: a signal's name, the end of the launcher, or the limit."""
         return self._signal or self.limit()
 
     def install(self) -> None:
-        """Take over the signals; call it again after libraries that install handlers of their own. (main thread)"""
+        """Install the handlers; again after libraries that install their own. (main thread)"""
         for number in self.SIGNALS:
             before = signal.getsignal(number)
             if number == signal.SIGHUP and before is signal.SIG_IGN:
@@ -107,18 +106,18 @@ class StopSignals:
         watch_signals(self._on_arrival)
 
     def defer(self) -> None:
-        """From now on a signal is remembered (`received`) instead of raised: training polls it."""
+        """From now on a signal sets `received` instead of raising: training polls it."""
         self._deferred = True
 
     def request(self, why: str) -> None:
-        """Stop as a signal would, for another reason; the first request counts. (any thread)"""
+        """Stop as a signal would, for the reason `why`; the first request counts. (any thread)"""
         if self._arrived is None and not self._over:
             self._why = why
             os.kill(os.getpid(), signal.SIGTERM)
 
     @contextmanager
     def as_error(self) -> Iterator[None]:
-        """Raise StoppedError for a signal in the block, and no second exception while an error leaves it."""
+        """Raise StoppedError for a signal in the block, and none while an error leaves it."""
         try:
             yield
         except StopNow as stop:
@@ -128,11 +127,11 @@ class StopSignals:
             self._leaving = True
             is_ours = isinstance(error, WikiLLMError) or not isinstance(error, Exception)
             if self._signal is not None and not self._deferred and not is_ours:
-                raise self._stopped(self._signal) from error  # what a half-done import breaks, say
+                raise self._stopped(self._signal) from error  # an interrupted import, say
             raise
 
     def close(self) -> None:
-        """The run is over: signals mean what they meant before `install`. (main thread)"""
+        """Restore the handlers from before `install`. (main thread)"""
         self._over = True
         watch_signals(lambda number: None)
         while self._before:
@@ -152,28 +151,26 @@ class StopSignals:
         if self._arrived is None:
             self._arrived = now
             name = self._why or signal.Signals(number).name
-            threading.Thread(
-                target=self._insist, args=(name, now), name="stopping", daemon=True
-            ).start()
+            args = (name, now)
+            threading.Thread(target=self._insist, args=args, name="stopping", daemon=True).start()
         elif now - self._arrived > self.GRACE:
             os._exit(ExitCode.STOPPED)
 
     def _insist(self, name: str, since: float) -> None:
-        """End the process where the request comes to nothing: swallowed, or never raised."""
+        """End the process where the exception was swallowed or never raised."""
         while not self._deferred and not self._over:
             if time.monotonic() - since > (self.LEAVE_SECONDS if self._leaving else self.GRACE):
-                if not self._leaving:  # otherwise the error that leaves has been recorded
+                if not self._leaving:  # otherwise the error has been recorded
                     self.before_exit(self._stopped(name))
-                    warn(
-                        f"Stopped by {name} before training began, while it waited inside a library."
-                    )
+                    warn(f"Stopped by {name} before training began, inside a library.")
                 os._exit(ExitCode.STOPPED)
             time.sleep(0.1)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._signal is None:
-            self._signal, self._since = self._why or signal.Signals(number).name, now
+            self._signal = self._why or signal.Signals(number).name
+            self._since = now
             if not self._deferred and not self._leaving:
                 raise StopNow(self._stopped(self._signal))
             logger.warning("received %s: stopping after this step", self._signal)
@@ -183,7 +180,7 @@ class StopSignals:
 
 @contextmanager
 def installed() -> Iterator[StopSignals]:
-    """Signals, and the end of the launcher, as a request to stop; raised in the block as StoppedError. (main thread)"""
+    """Raise StoppedError in the block for a signal or the end of the launcher. (main thread)"""
     signals = StopSignals()
     try:
         signals.install()

@@ -1,4 +1,4 @@
-"""What a run directory says about its processes, while they run and after: `wikillm status`."""
+"""What a run directory says about its processes during and after the run: `wikillm status`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _SHOWN = ("step", "tokens", "time", "loss", "tokens_per_second")
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """`state`: running, stopping, silent (no rank shows life, and none said why), starting, or exit.json's meaning.
+    """`state`: starting, running, stopping, silent, or the `meaning` in exit.json.
 
-    `metrics` is the last line of metrics.jsonl, `exit` exit.json.
+    silent: no rank runs, and none reported an end. `metrics` is the last line of metrics.jsonl,
+    `exit` the content of exit.json.
     """
 
     run: Path
@@ -34,13 +35,11 @@ class RunStatus:
 
     def to_json(self) -> dict[str, Any]:
         metrics = self.metrics or {}
+        shown = ("step", "tokens", "loss", "tokens_per_second")
         return {
             "run": str(self.run),
             "state": self.state,
-            "step": metrics.get("step"),
-            "tokens": metrics.get("tokens"),
-            "loss": metrics.get("loss"),
-            "tokens_per_second": metrics.get("tokens_per_second"),
+            **{name: metrics.get(name) for name in shown},
             "logged_seconds_ago": self.now - metrics["time"] if "time" in metrics else None,
             "exit": self.exit,
             "ranks": [
@@ -93,7 +92,7 @@ def _is_shown(value: object, name: str) -> bool:
 
 
 def _last_line(path: Path) -> dict[str, Any] | None:
-    """The last complete record; a half-written line is passed over."""
+    """The last complete record; an incomplete line is skipped."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)
@@ -104,10 +103,7 @@ def _last_line(path: Path) -> dict[str, Any] | None:
     for line in reversed(lines):
         with suppress(ValueError, RecursionError):
             found = json.loads(line)
-            if (
-                isinstance(found, dict)
-                and "loss" in found
-                and all(_is_shown(found.get(name), name) for name in _SHOWN)
-            ):
+            is_record = isinstance(found, dict) and "loss" in found
+            if is_record and all(_is_shown(found.get(name), name) for name in _SHOWN):
                 return found
     return None

@@ -1,8 +1,8 @@
-"""`wikillm stop RUN`: a request in the run directory, which every rank's own writer passes on to its own process.
+"""`wikillm stop RUN`: a request in the run directory, which each rank's recorder passes on to it.
 
-So no other machine has to be reached, whatever started the run, and no process is ended by a pattern or a bare pid. What
-does not answer is named. On this machine `--now` also ends what stands still, after it has asked the kernel whether the
-process is a rank of this run: what a record says of it may have been written by anybody.
+So no other machine has to be reached, and no process is ended by a pattern or a bare pid. Ranks
+that do not respond are named. On this machine `--now` also ends stalled ranks, after the kernel has
+confirmed that the process is a rank of this run: anybody may have written the record.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from wikillm.supervise.heartbeat import MEMORY_NAME
 from wikillm.supervise.records import RankRecord, read_records, record_path, stop_path
 
 POLL = 0.5
-GRACE = 5.0  # seconds from the request until --now ends what has not heard it
+GRACE = 5.0  # seconds from the request until --now ends ranks that do not respond
 SILENT_AFTER = 6  # record intervals
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """`over` have ended; `left` still run or cannot be seen; `untouched`: by rank, why a process was not ended."""
+    """`over` have ended, `left` still run or cannot be seen.
+
+    `untouched`: by rank, why its process was not ended.
+    """
 
     over: tuple[RankRecord, ...]
     left: tuple[RankRecord, ...]
@@ -35,7 +38,7 @@ class Stopped:
 
 
 def is_running(record: RankRecord, now: float | None = None) -> bool:
-    """The rank's process runs: known for sure on this machine, by the age of its record on another."""
+    """Whether the rank's process runs; on another machine judged by the age of its record."""
     if record.is_over:
         return False
     if record.process.is_here():
@@ -46,7 +49,7 @@ def is_running(record: RankRecord, now: float | None = None) -> bool:
 def stop(
     run: Path, *, at_once: bool, timeout: float, on_wait: Callable[[list[RankRecord]], None]
 ) -> Stopped:
-    """Ask, then wait until all ranks have ended, at most `timeout` seconds.
+    """Write the request, then wait at most `timeout` seconds until all ranks have ended.
 
     Raises ConfigError when `run` is no run directory, or nothing runs there.
     """
@@ -54,7 +57,7 @@ def stop(
     if not run.is_dir() or not records:
         raise ConfigError(
             f"{run} names no processes.",
-            got="no RUN/ranks/rank_*.json: it has not come to its first step, or is no run directory",
+            got="no RUN/ranks/rank_*.json: it has not started yet, or is not a run directory",
             fix="wikillm stop RUN, with the run.dir of the run",
         )
     running = [record for record in records if is_running(record)]
@@ -69,7 +72,7 @@ def stop(
         if at_once and time.monotonic() > grace:
             untouched = {r.rank: why for r in running if (why := end_here(run, r)) is not None}
             if len(untouched) == len(running):
-                break  # nothing that is waited for can end by this command
+                break  # this command can end none of them
         time.sleep(POLL)
     ids = {record.rank for record in running}
     over = tuple(record for record in read_records(run) if record.rank not in ids)
@@ -84,13 +87,13 @@ def _running(run: Path, before: list[RankRecord]) -> list[RankRecord]:
 
 
 def end_here(run: Path, record: RankRecord) -> str | None:
-    """SIGKILL to a rank of this run on this machine; None, or why the process that the record names was left alone."""
+    """Send SIGKILL to a local rank of this run; None, or why the process was left alone."""
     process = record.process
     if not process.is_here():
         return f"it is on {process.host}"
     handle = None
     with suppress(OSError, OverflowError):
-        handle = os.pidfd_open(process.pid)  # from here on the number cannot change hands
+        handle = os.pidfd_open(process.pid)  # from here on the pid cannot be reused
     if handle is None:
         return None if not process.is_alive() else "it cannot be opened"
     try:
@@ -111,46 +114,46 @@ def end_here(run: Path, record: RankRecord) -> str | None:
 def not_of_this_run(run: Path, record: RankRecord) -> str | None:
     """Why the running process that a record names is not that rank of this run; None when it is.
 
-    The record itself proves nothing: whoever can write into the folder can put any process's number and start time there. Asked
-    is the kernel: the process belongs to who wrote the record, or to who asks; it is a Python; it holds the shared memory that every
-    rank has; and it has this run's log file of this rank open for writing.
+    The record itself proves nothing: whoever can write into the folder can name any process there.
+    The kernel confirms that the process belongs to the caller (or, for root, to the author of the
+    record), runs Python, has the shared memory of a rank, and has this run's log file of this rank
+    open for writing.
     """
-    place = Path(f"/proc/{record.process.pid}")
+    proc = Path(f"/proc/{record.process.pid}")
     try:
         log = (run / "logs" / f"rank_{record.rank}.log").stat()
-        owners = (
-            {os.geteuid(), record_path(run, record.rank).stat().st_uid}
-            if os.geteuid() == 0
-            else {os.geteuid()}
-        )
-        if not set(_uids(place)) <= owners:
-            return f"it belongs to another user (uid {_uids(place)[0]})"
-        command = (
-            (place / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace").strip()
-        )
-        if not Path(os.readlink(place / "exe")).name.startswith(("python", "pypy")):
-            return f"it is no Python: {command}"
-        if not _holds(place, log):
-            return f"it has not this run's log file open: {command}"
+        owners = {os.geteuid()}
+        if os.geteuid() == 0:
+            owners.add(record_path(run, record.rank).stat().st_uid)
+        uids = _uids(proc)
+        if not set(uids) <= owners:
+            return f"it belongs to another user (uid {uids[0]})"
+        words = (proc / "cmdline").read_bytes().replace(b"\0", b" ")
+        command = words.decode("utf-8", "replace").strip()
+        if not Path(os.readlink(proc / "exe")).name.startswith(("python", "pypy")):
+            return f"it is not Python: {command}"
+        if not _has_open(proc, log):
+            return f"it does not have this run's log file open: {command}"
     except (OSError, ValueError, IndexError) as error:
-        return f"it cannot be looked at: {error}"
+        return f"it cannot be inspected: {error}"
     return None
 
 
-def _uids(place: Path) -> list[int]:
+def _uids(proc: Path) -> list[int]:
     """Real, effective, saved and file system user of a process."""
-    lines = (place / "status").read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = (proc / "status").read_text(encoding="utf-8", errors="replace").splitlines()
     return [int(uid) for line in lines if line.startswith("Uid:") for uid in line.split()[1:]]
 
 
-def _holds(place: Path, log: os.stat_result) -> bool:
-    """Whether among a process's open files are a board and, open for writing, the file `log`."""
-    board = written = False
-    for entry in list((place / "fd").iterdir()):
+def _has_open(proc: Path, log: os.stat_result) -> bool:
+    """Whether a process has a rank's shared memory open and, for writing, the file `log`."""
+    has_memory = False
+    has_log = False
+    for entry in list((proc / "fd").iterdir()):
         with suppress(FileNotFoundError):
             about = entry.stat()
-            board = board or os.readlink(entry).startswith(f"/memfd:{MEMORY_NAME}")
-            if (about.st_dev, about.st_ino) == (log.st_dev, log.st_ino):
-                flags = (place / "fdinfo" / entry.name).read_text().split("flags:", 1)[1].split()[0]
-                written = written or int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
-    return board and written
+            has_memory = has_memory or os.readlink(entry).startswith(f"/memfd:{MEMORY_NAME}")
+            if os.path.samestat(about, log):
+                flags = (proc / "fdinfo" / entry.name).read_text().split("flags:", 1)[1].split()[0]
+                has_log = has_log or int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
+    return has_memory and has_log

@@ -1,8 +1,8 @@
-"""The rank's side: marks what it does on the heartbeat, starts the agent, and leaves when the agent says so.
+"""The rank's side: it marks its heartbeat, starts the agent, and leaves when the agent says so.
 
-Where all ranks are on one machine the agents meet through a socket of that machine, no port is taken, and nothing waits
-for the meeting. With `train.supervise=off` there is no agent and no limit: only the record for `wikillm status` and
-`wikillm stop`, written by a thread. Marking costs a few microseconds a step.
+Where all ranks are on one machine, the agents meet through a local socket: no port is taken, and
+nothing waits for the meeting. With `train.supervise=off` there is no agent and no limit, only a
+thread that writes the record for `wikillm status` and `wikillm stop`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import faulthandler
 import hashlib
 import os
-import re
 import select
 import signal
 import socket
@@ -25,69 +24,63 @@ from pathlib import Path
 from typing import IO, Literal
 
 from wikillm.config.resolved import Resolved
-from wikillm.core.errors import ExitCode, MachineError, StoppedError, WikiLLMError
+from wikillm.core.errors import ExitCode, MachineError, StoppedError
 from wikillm.core.faults import as_refusal
 from wikillm.core.log import logger, say, warn
 from wikillm.core.world import World
-from wikillm.supervise.exit_file import is_agreed, say_end, write_exit
+from wikillm.supervise.exit_file import is_agreed, print_end, write_exit
 from wikillm.supervise.heartbeat import Heartbeat
+from wikillm.supervise.lost_rank import is_about_a_connection, lost_rank
 from wikillm.supervise.membership import DIED_WAITS, FAILED_WAITS, KILLED_WAITS, Limits
-from wikillm.supervise.network import Nic, check_master_port, choose_nic, set_interface
+from wikillm.supervise.network import Route, check_master_port, find_route, set_interface
 from wikillm.supervise.records import (
     INTERVAL,
-    NO_WORD,
     Process,
     RankRecord,
     Recorder,
-    end_of,
-    read_records,
+    record_now,
 )
 from wikillm.supervise.secret import run_secret
 from wikillm.supervise.wire import Message, Wire
 
-_CONNECTION = re.compile(
-    r"connection|socket|gloo|nccl|reset by peer|broken pipe|tcpstore|rendezvous|monitoredbarrier|wait timeout"
-    r"|timed out (after|waiting)",
-    re.IGNORECASE,
-)
 NEVER = 1e9  # seconds
-_FILE_SECONDS = (
-    5.0  # what writing exit.json may take: the file system may be behind the link that is gone
-)
+_FILE_SECONDS = 5.0  # for exit.json: its file system may be behind the lost link
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """`train.supervise` and its limits, in seconds; `run` is the run directory, the same on every node."""
+class SuperviseSettings:
+    """`train.supervise` and its limits; `run` is the run directory, the same on every node."""
 
     mode: Literal["auto", "on", "off"]
     limits: Limits
     run: Path
 
 
-def settings_of(resolved: Resolved) -> Settings:
-    """How a run is watched. `train.exit_timeout_seconds` is also what ranks get to leave after one another."""
-    train, run = resolved.config.train, resolved.config.run
+def settings_of(resolved: Resolved) -> SuperviseSettings:
+    """How a run is supervised."""
+    train = resolved.config.train
+    run = resolved.config.run
     limits = Limits(
         train.meet_seconds, train.lost_seconds, train.stall_seconds, train.exit_timeout_seconds
     )
-    return Settings(train.supervise, limits, Path(run.dir or f"runs/{run.name}"))
+    return SuperviseSettings(train.supervise, limits, Path(run.dir or f"runs/{run.name}"))
 
 
-def is_local(world: World, settings: Settings) -> bool:
-    """All ranks are on this machine: the agents meet without the network, and write nothing before the run directory stands."""
+def is_local(world: World, settings: SuperviseSettings) -> bool:
+    """All ranks are on this machine: the agents meet without the network and without a secret."""
     return world.size == world.local_size and settings.mode != "on"
 
 
 class Supervisor:
-    """Of one rank. Make it through `supervise`. `heartbeat` has the marks: enter, progress, step_done."""
+    """The supervision of one rank, created by `supervise`. The trainer marks its `heartbeat`."""
 
-    def __init__(self, world: World, settings: Settings) -> None:
-        self.world, self.settings = world, settings
+    def __init__(self, world: World, settings: SuperviseSettings) -> None:
+        self.world = world
+        self.settings = settings
         self.is_local = is_local(world, settings)
         self.is_active = settings.mode != "off" and (self.is_local or world.size > 1)
         self.heartbeat = Heartbeat()
-        self.nic: Nic | None = None
+        self.route: Route | None = None
         self._wire: Wire | None = None
         self._agent: subprocess.Popen[bytes] | None = None
         self._recorder: Recorder | None = None
@@ -96,48 +89,43 @@ class Supervisor:
         self._left: tuple[int, str] | None = None
         self._welcome: Message | None = None
         self._verdict: Message | None = None
-        self._asked_why = False
-        self._answered, self._noted, self._meeting = (
-            threading.Event(),
-            threading.Event(),
-            not self.is_local,
-        )
+        self._waited_for_reason = False
+        self._meeting = not self.is_local
+        self._answered = threading.Event()
+        self._noted = threading.Event()
 
     def start(
         self, facts: Callable[[], dict[str, str]], environ: Mapping[str, str] = os.environ
     ) -> None:
-        """Find the way to the first node, meet all ranks there. (all ranks)
+        """Find the route to the first node and meet all ranks there. (all ranks)
 
-        Raises MachineError when a rank does not come, or does not run the same thing.
+        Raises MachineError when a rank does not join, or does not run the same thing.
         """
-        if (
-            self.world.size > 1
-            and self.world.is_main
-            and environ.get("MASTER_PORT", "").isdecimal()
-        ):
-            check_master_port(int(environ["MASTER_PORT"]), environ)
+        world = self.world
+        master = environ.get("MASTER_ADDR")
+        port = environ.get("MASTER_PORT")
+        if world.size > 1 and world.is_main and (port or "").isdecimal():
+            check_master_port(int(port or 0), environ)
         if not self.is_active:
             return
         if self.is_local:
             try:
                 self._start_agent(self._introduce(None, None, {}, environ))
-            except OSError as error:  # no process or descriptor left
-                warn(f"no supervisor: {error.strerror or error}; the run goes on without")
+            except OSError as error:  # no process or descriptor is left
+                warn(f"no supervisor: {error.strerror or error}; the run continues without it")
                 self.is_active = False
             return
-        master, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT")
         if master is None or port is None:
             raise MachineError(
-                f"WORLD_SIZE={self.world.size} is set, but MASTER_ADDR or MASTER_PORT is not.",
+                f"WORLD_SIZE={world.size} is set, but MASTER_ADDR or MASTER_PORT is not.",
                 fix="start with `deepspeed train.py ...` or `torchrun ...`",
             )
-        self.nic = choose_nic(master)
-        name = (
-            set_interface(self.nic)
-            if self.world.size != self.world.local_size
-            else str(self.nic.interface)
-        )
+        self.route = find_route(master)
+        name = str(self.route.interface)
+        if world.size != world.local_size:
+            name = set_interface(self.route)
         self._start_agent(self._introduce(master, int(port), facts(), environ))
+        # The agent answers with a welcome, a verdict, or its own end.
         self._answered.wait()
         self._meeting = False
         if self._verdict is not None:
@@ -145,17 +133,16 @@ class Supervisor:
         if self._welcome is not None:
             hosts = self._welcome["welcome"]
             who = ", ".join(f"{host} {address}" for host, (address, _) in hosts.items())
-            say(
-                f"nodes      {who}; ranks meet through {name}; supervisor: node lost {self.settings.limits.lost:.0f} s"
-            )
+            lost = f"supervisor: node lost {self.settings.limits.lost:.0f} s"
+            say(f"nodes      {who}; ranks meet through {name}; {lost}")
 
     def at(self, run: Path, log_file: Path) -> None:
-        """The run directory stands, and is ours: records and stacks go there. Only the first call counts. (all ranks)"""
+        """Write records and stacks to `run` from the first call on. (all ranks)"""
         if self._run is not None:
             return
         self._run = run
-        if self.nic is not None:
-            logger.info("network: %s through %s", self.nic.address, self.nic.interface)
+        if self.route is not None:
+            logger.info("network: %s through %s", self.route.address, self.route.interface)
         if self._wire is not None:
             self._stacks = log_file.open("a", encoding="utf-8")
             faulthandler.register(signal.SIGUSR2, file=self._stacks, all_threads=True)
@@ -166,89 +153,66 @@ class Supervisor:
 
     @contextmanager
     def explains(self) -> Iterator[None]:
-        """An error in the block is told to the other ranks at once; one out of a connection waits here for what they say.
+        """Report an error in the block to the other ranks at once.
 
-        Raises MachineError, or an error with another rank's code and words, in place of what a collective says of a lost peer.
+        An error of a connection waits here for the reason of the lost rank. Raises MachineError, or
+        an error with the code and reason of that rank, in place of the collective's error.
         """
         try:
             yield
         except StoppedError as error:
-            self.hear_why(error)
+            self.wait_for_reason(error)
             raise
         except (RuntimeError, OSError) as error:
             if self.world.size == 1 or not is_about_a_connection(error):
                 self.leave(error)
                 raise
-            logger.error(
-                "a collective failed; waiting for the rank that is gone to be named", exc_info=error
-            )
+            logger.error("a collective failed; waiting for the lost rank's name", exc_info=error)
             raise self._explain(error) from error
         except BaseException as error:
             self.leave(error)
             raise
 
-    def hear_why(self, error: StoppedError) -> None:
-        """Was this rank asked to stop because another one was killed? Then the verdict on that one ends this process here."""
-        if error.is_alone and self.is_active and self.world.size > 1 and not self._asked_why:
-            self._asked_why = True
+    def wait_for_reason(self, error: StoppedError) -> None:
+        """Was this rank stopped because another one was killed? Then that verdict ends it here."""
+        is_first = not self._waited_for_reason
+        if error.is_alone and self.is_active and self.world.size > 1 and is_first:
+            self._waited_for_reason = True
             time.sleep(KILLED_WAITS + 1.0)
 
     def _explain(self, error: BaseException) -> MachineError:
-        """What ended the other rank; where there is an agent, its verdict ends this process before."""
+        """Why the other rank ended. With an agent, its verdict ends this process before."""
         if self.is_active:
-            time.sleep(
-                FAILED_WAITS + DIED_WAITS + (5.0 if self.is_local else self.settings.limits.lost)
-            )
+            lost = 5.0 if self.is_local else self.settings.limits.lost
+            time.sleep(FAILED_WAITS + DIED_WAITS + lost)
         else:
             deadline = time.monotonic() + DIED_WAITS
-            while (found := self._gone()) is None and time.monotonic() < deadline:
+            while time.monotonic() < deadline:
+                found = lost_rank(self._run, self.world.rank) if self._run else None
+                if found is not None:
+                    return found
                 time.sleep(0.05)
-            if found is not None:
-                return found
         return MachineError(
-            "The connection to another rank was lost, and no rank says why.",
+            "The connection to another rank was lost, and no rank reported why.",
             got=str(error).splitlines()[0][:300],
-            fix="look into RUN/logs/rank_*.log; the newest checkpoint stands: --resume auto",
+            fix="read RUN/logs/rank_*.log; resume from the newest checkpoint: --resume auto",
         )
-
-    def _gone(self) -> MachineError | None:
-        """A rank that has ended, by its record: how, with its own code and words where it has left some."""
-        for record in read_records(self._run) if self._run is not None else []:
-            if record.rank == self.world.rank:
-                continue
-            if record.exit is not None and record.exit["code"]:
-                gone = MachineError(f"rank {record.rank} ended: {record.exit['reason']}")
-                gone.exit_code = ExitCode(record.exit["code"])
-                return gone
-            if record.exit is None and record.process.is_here() and not record.process.is_alive():
-                how = end_of(record.process.pid) or NO_WORD
-                return MachineError(f"rank {record.rank} (pid {record.process.pid}) {how}.")
-        return None
 
     def leave(self, error: BaseException | None) -> None:
-        """Say goodbye, with the reason. Nothing of the supervisor ends this process from here on. The first call counts."""
+        """Say goodbye, with the reason; the supervisor no longer ends this process. Idempotent."""
         if self._left is not None:
             return
-        refusal = None if error is None else as_refusal(error)
-        code = (
-            ExitCode.DONE
-            if error is None
-            else ExitCode.BUG
-            if refusal is None
-            else refusal.exit_code
-        )
-        reason = (
-            "the horizon was reached"
-            if error is None
-            else str(refusal or error) or type(error).__name__
-        )
+        code = ExitCode.DONE
+        reason = "the horizon was reached"
+        if error is not None:
+            refusal = as_refusal(error)
+            code = ExitCode.BUG if refusal is None else refusal.exit_code
+            reason = str(refusal or error) or type(error).__name__
         self._left = (int(code), reason)
         if self._recorder is not None:
             self._recorder.close(self._record())
         if self._wire is not None:
-            self._wire.send(
-                {"bye": self._left[0], "reason": self._left[1], "agreed": is_agreed(error)}
-            )
+            self._wire.send({"bye": int(code), "reason": reason, "agreed": is_agreed(error)})
             self._noted.wait(_FILE_SECONDS)
         if self._stacks is not None:
             faulthandler.unregister(signal.SIGUSR2)
@@ -261,46 +225,57 @@ class Supervisor:
         facts: dict[str, str],
         environ: Mapping[str, str],
     ) -> Message:
-        """`master` and `port` are None where all ranks are on this machine."""
-        nic, limits = self.nic or Nic(None, "", ""), self.settings.limits
-        # A rank started by hand has no port that tells its run from another one: its pid does, it is alone.
-        again = [
-            environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
-        ]
-        where = port or (
-            environ.get("MASTER_PORT", "") if self.world.size > 1 else f"pid {os.getpid()}"
-        )
-        job = "\0".join(
-            [str(self.settings.run.absolute()), str(where), str(self.world.size), *again]
-        )
-        if self.is_local:  # no secret: the kernel says which user is at the other end
+        """The first message to the agent. `master`, `port`: None where all ranks are local."""
+        route = self.route or Route(None, "", "")
+        limits = self.settings.limits
+        world = self.world
+        # What tells this job from others: for a rank started by hand, which is alone, its pid.
+        where = port or environ.get("MASTER_PORT", "")
+        if world.size == 1 and port is None:
+            where = f"pid {os.getpid()}"
+        restart = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+        parts = [str(self.settings.run.absolute()), str(where), str(world.size)]
+        job = "\0".join([*parts, *(environ.get(name, "") for name in restart)])
+        if self.is_local:  # no secret: the kernel tells the user of the other end
             secret = hashlib.sha256(job.encode()).hexdigest()
             limits = replace(limits, meet=NEVER, lost=NEVER)
         else:
             secret = run_secret(self.settings.run, environ).hex()
         return {
-            "rank": self.world.rank, "local_rank": self.world.local_rank, "world_size": self.world.size,
-            "local_size": self.world.local_size, "pid": os.getpid(), "limits": asdict(limits),
+            "rank": world.rank,
+            "local_rank": world.local_rank,
+            "world_size": world.size,
+            "local_size": world.local_size,
+            "pid": os.getpid(),
             "process": asdict(Process.here(os.getpid())),
-            "master": master, "master_address": nic.master, "master_port": port, "address": nic.address,
-            "interface": nic.interface, "job": job, "facts": facts, "secret": secret,
+            "limits": asdict(limits),
+            "master": master,
+            "master_address": route.master,
+            "master_port": port,
+            "address": route.address,
+            "interface": route.interface,
+            "job": job,
+            "secret": secret,
+            "facts": facts,
             "nodes": [name for name in environ.get("WIKILLM_NODES", "").split(",") if name],
-        }  # fmt: skip
+        }
 
     def _start_agent(self, told: Message) -> None:
         ours, theirs = socket.socketpair()
         source = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+        shared = (theirs.fileno(), self.heartbeat.fd)
         self._agent = subprocess.Popen(
-            [sys.executable, "-m", "wikillm.supervise.agent", str(theirs.fileno()), str(self.heartbeat.fd)],
-            pass_fds=(theirs.fileno(), self.heartbeat.fd), stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
+            [sys.executable, "-m", "wikillm.supervise.agent", *map(str, shared)],
+            pass_fds=shared,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+        )
         theirs.close()
         self._wire = Wire(ours)
         self._wire.send(told)
-        threading.Thread(
-            target=self._listen, args=(self._wire,), name="supervisor", daemon=True
-        ).start()
+        args = (self._wire,)
+        threading.Thread(target=self._listen, args=args, name="supervisor", daemon=True).start()
 
     def _listen(self, wire: Wire) -> None:
         while not wire.closed:
@@ -317,30 +292,27 @@ class Supervisor:
                         self._verdict = message
                         self._answered.set()
                     elif self._left is None:
-                        self._end(
-                            int(message["end"]),
-                            str(message["reason"]),
-                            speaks=bool(message["speaks"]),
-                        )
+                        speaks = bool(message["speaks"])
+                        self._end(int(message["end"]), str(message["reason"]), speaks=speaks)
+        # The agent is gone: nothing may wait for it.
         self._noted.set()
         if self._left is None and not self._answered.is_set():
             self._verdict = {"reason": f"The supervisor of rank {self.world.rank} ended by itself."}
         self._answered.set()
         if self._left is None:
-            warn("the supervisor's process is gone: the run goes on without")
+            warn("the supervisor's process is gone: the run continues without it")
 
     def _end(self, code: int, reason: str, *, speaks: bool) -> None:
-        """In the listener's thread, whatever the main thread is stuck in: say why, leave the stacks, end the process."""
+        """Write reason and stacks, then end the process, wherever the main thread hangs."""
         step = self.heartbeat.read().step
         logger.critical("ended by the supervisor at step %d: %s", step, reason)
         if self._stacks is not None:
             with suppress(OSError, ValueError):
                 faulthandler.dump_traceback(file=self._stacks, all_threads=True)
         if speaks:
-            say_end(code, reason)
-        writer = threading.Thread(
-            target=self._write_exit, args=(code, reason, step, speaks), daemon=True
-        )
+            print_end(code, reason)
+        args = (code, reason, step, speaks)
+        writer = threading.Thread(target=self._write_exit, args=args, daemon=True)
         writer.start()
         writer.join(_FILE_SECONDS)
         os._exit(code)
@@ -349,47 +321,32 @@ class Supervisor:
         if self._run is None:
             return
         if not speaks:
-            time.sleep(2.0)  # the speaker's word counts where it can still write
+            time.sleep(2.0)  # the rank that reports to the user writes first, if it can
         write_exit(self._run, code, reason, self.world.rank, step, keep=True)
 
     def _record(self) -> RankRecord:
-        progress, world, left = self.heartbeat.read(), self.world, self._left
-        return RankRecord(
-            world.rank, world.local_rank, world.size, Process.here(os.getpid()), None,
-            progress.phase, progress.step, progress.standing, INTERVAL, time.time(),
-            None if left is None else {"code": left[0], "reason": left[1]},
-        )  # fmt: skip
+        place = (self.world.rank, self.world.local_rank, self.world.size)
+        process = Process.here(os.getpid())
+        return record_now(place, process, None, self.heartbeat.read(), INTERVAL, self._left)
 
     def _stop(self, at_once: bool) -> None:
-        """`wikillm stop` asked, and there is no agent."""
+        """`wikillm stop` was called, and there is no agent."""
         if at_once:
-            self._left = (
-                int(ExitCode.STOPPED),
-                "Ended at once by `wikillm stop --now`; nothing was saved.",
-            )
+            code = int(ExitCode.STOPPED)
+            reason = "Ended at once by `wikillm stop --now`; nothing was saved."
+            self._left = (code, reason)
             if self._recorder is not None:
                 self._recorder.close(self._record())
-            left, self._left = self._left, None
-            self._end(*left, speaks=self.world.is_main)
+            self._left = None
+            self._end(code, reason, speaks=self.world.is_main)
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def is_about_a_connection(error: BaseException) -> bool:
-    """Does a collective say that it lost a peer? Not where a file, or WikiLLM itself, is concerned."""
-    if isinstance(error, WikiLLMError) or (
-        isinstance(error, OSError) and error.filename is not None
-    ):
-        return False
-    if isinstance(error, ConnectionError):
-        return True
-    return as_refusal(error) is None and bool(_CONNECTION.search(str(error)))
 
 
 @contextmanager
 def supervise(
-    world: World, settings: Settings, facts: Callable[[], dict[str, str]]
+    world: World, settings: SuperviseSettings, facts: Callable[[], dict[str, str]]
 ) -> Iterator[Supervisor]:
-    """Supervised from here to the end of the block; the way it ends is told to the other ranks. (all ranks)"""
+    """Supervise the block; how it ends is reported to the other ranks. (all ranks)"""
     supervisor = Supervisor(world, settings)
     error: BaseException | None = None
     try:
@@ -398,7 +355,7 @@ def supervise(
     except BaseException as caught:
         error = caught
         if isinstance(error, StoppedError):
-            supervisor.hear_why(error)
+            supervisor.wait_for_reason(error)
         raise
     finally:
         supervisor.leave(error)

@@ -1,7 +1,10 @@
-"""Messages between agents, hub and rank: one JSON object a line over a stream socket, bounded, never pickle.
+"""Messages between agents, coordinator and rank: one bounded JSON object a line, never pickle.
 
-`Wire` is for a socket pair between two processes of ours. `SealedWire` is for TCP: every message carries a MAC that only
-a holder of the run's secret can make. Whatever arrives that is not a message closes the connection it came by, nothing else.
+`Wire` is for a socket pair between two own processes. `SealedWire` is for TCP: each message carries
+a MAC that only a holder of the run's secret can compute. Anything else closes its own connection.
+
+Keys of messages and labels in the MAC keep their first names ("hub"): nodes that run different code
+still meet, and the difference is reported.
 """
 
 from __future__ import annotations
@@ -17,13 +20,13 @@ from typing import Any, NoReturn
 
 MOST_BYTES = 1 << 20
 MOST_BYTES_UNPROVEN = 1 << 14
-"""Of a peer that has not proven that it knows the secret. The greeting of a rank has about 1 KiB."""
+"""For a peer that has not proven that it knows the secret; a rank's greeting has about 1 KiB."""
 Message = dict[str, Any]
 _NONCE = re.compile(r"[0-9a-f]{32}")
 
 
 class Wire:
-    """A socket that speaks lines. Nothing here waits: what the kernel does not take at once is kept for later."""
+    """A socket that carries lines without blocking: what the kernel does not take is buffered."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -34,14 +37,14 @@ class Wire:
 
     @property
     def most_bytes(self) -> int:
-        """Longest line that is read."""
+        """The longest line that is accepted."""
         return MOST_BYTES
 
     def fileno(self) -> int:
         return self.sock.fileno()
 
     def send(self, message: Message) -> None:
-        """Never raises: a peer that is gone shows at the next `receive`."""
+        """Never raises: a lost peer shows at the next `receive`."""
         self._send_line(json.dumps(message).encode())
 
     def flush(self) -> None:
@@ -58,7 +61,10 @@ class Wire:
             self._outgoing = self._outgoing[sent:]
 
     def receive(self) -> list[Message]:
-        """What has arrived; `closed` is set when the other side is gone or sends what is no message. Never raises."""
+        """The messages that have arrived. Never raises.
+
+        `closed` is set when the other side is gone or sends anything that is not a message.
+        """
         while not self.closed and len(self._incoming) <= self.most_bytes:
             try:
                 piece = self.sock.recv(65536)
@@ -91,16 +97,17 @@ class Wire:
         self.flush()
 
     def _take_line(self, line: bytes) -> Message | None:
-        """A message, an empty one that the caller does not see, or None for what is no message."""
+        """A message, an empty one that the caller does not see, or None for anything else."""
         return parse(line)
 
 
 class SealedWire(Wire):
-    """A wire on which both sides prove, with every message, that they know the run's secret. Nothing is encrypted.
+    """Both sides prove with every message that they know the run's secret. Not encrypted.
 
-    Each side first sends a random nonce. The key of a direction is HMAC-SHA256(secret, direction, context, both nonces), the MAC
-    of a message covers its number in that direction: a recorded message is of no use in another connection, at another
-    time, in the other direction or to another run. Messages sent before the peer's nonce has come wait for it.
+    Each side first sends a random nonce. The key of a direction is HMAC-SHA256(secret, direction,
+    context, both nonces), and the MAC of a message covers its number in that direction. So a
+    recorded message is refused when repeated, and in another connection, direction or run. Messages
+    sent before the peer's nonce has arrived are queued.
 
     Args:
         secret: of the run, the same on both sides.
@@ -112,11 +119,11 @@ class SealedWire(Wire):
         self, sock: socket.socket, secret: bytes, context: str, *, is_coordinator: bool
     ) -> None:
         super().__init__(sock)
-        self.is_proven = False  # a message with a valid MAC has come
-        self.is_refused = False  # a message with a wrong MAC has come
+        self.is_proven = False  # a message with a valid MAC has arrived
+        self.is_refused = False  # a message with a wrong MAC has arrived
         self._secret = secret
         self._context = context
-        self._is_hub = is_coordinator
+        self._is_coordinator = is_coordinator
         self._nonce = secrets.token_hex(16)
         self._keys: tuple[bytes, bytes] | None = None  # to send with, to receive with
         self._sent = 0
@@ -130,7 +137,7 @@ class SealedWire(Wire):
 
     @property
     def has_answered(self) -> bool:
-        """The other side speaks this protocol; whether it knows the secret is `is_proven`."""
+        """Whether the other side speaks this protocol; `is_proven`: it knows the secret."""
         return self._keys is not None
 
     def send(self, message: Message) -> None:
@@ -156,16 +163,11 @@ class SealedWire(Wire):
         theirs = (parse(line) or {}).get("nonce")
         if not isinstance(theirs, str) or not _NONCE.fullmatch(theirs) or theirs == self._nonce:
             return None
-        nonces = (self._nonce, theirs) if self._is_hub else (theirs, self._nonce)
-        keys = [
-            hmac.digest(
-                self._secret,
-                "\0".join((direction, self._context, *nonces)).encode(),
-                hashlib.sha256,
-            )
-            for direction in ("from the hub", "to the hub")
-        ]
-        self._keys = (keys[0], keys[1]) if self._is_hub else (keys[1], keys[0])
+        nonces = (self._nonce, theirs) if self._is_coordinator else (theirs, self._nonce)
+        labels = ("from the hub", "to the hub")
+        texts = ["\0".join((label, self._context, *nonces)).encode() for label in labels]
+        keys = [hmac.digest(self._secret, text, hashlib.sha256) for text in texts]
+        self._keys = (keys[0], keys[1]) if self._is_coordinator else (keys[1], keys[0])
         waiting, self._waiting = self._waiting, []
         for message in waiting:
             self.send(message)
@@ -177,7 +179,7 @@ def _mac(key: bytes, number: int, body: bytes) -> bytes:
 
 
 def parse(line: bytes) -> Message | None:
-    """A JSON object of finite numbers, or None. Nesting that exceeds the parser's own stack is None too."""
+    """A JSON object of finite numbers, or None. Too deep nesting is None too."""
     try:
         message = json.loads(line, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError):
@@ -186,7 +188,7 @@ def parse(line: bytes) -> Message | None:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _finite(text: str) -> float:

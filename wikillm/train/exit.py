@@ -14,7 +14,7 @@ from wikillm.core.faults import as_refusal
 from wikillm.core.lock import FileLock
 from wikillm.core.world import World
 from wikillm.observe.redact import without_queries
-from wikillm.supervise.exit_file import is_agreed, let_rank_0_speak_first, write_exit
+from wikillm.supervise.exit_file import is_agreed, let_rank_0_report_first, write_exit
 from wikillm.train.collectives import ControlGroup
 
 
@@ -32,7 +32,7 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
     if rank != 0:
         if error is None or isinstance(error, DivergedError | StoppedError):
             return  # rank 0 ends the same way, and writes it
-        let_rank_0_speak_first(error)
+        let_rank_0_report_first(error)
         if path.exists():
             return
     reason = (

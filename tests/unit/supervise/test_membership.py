@@ -1,4 +1,4 @@
-"""The hub's judgement, with times given: what ends a run, when, and whom it names."""
+"""Verdicts at given times: what ends a run, when, and which rank is named."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_node_that_does_not_come_is_named(nodes: tuple[str, ...], name: str) -
         beat(made, rank, 49.0)
     assert made.verdict(49.9) is None
     said = reason(made.verdict(50.0))
-    assert name in said and "there: node1" in said
+    assert name in said and "joined: node1" in said
 
 
 def test_different_versions_are_listed_with_their_nodes() -> None:
@@ -78,7 +78,7 @@ def test_different_versions_are_listed_with_their_nodes() -> None:
 def test_a_reason_goes_before_a_guess() -> None:
     """Rank 3 is killed by its launcher because rank 2 failed: the others hear rank 2's words."""
     made = membership()
-    made.died(3, "its process ended without a word", 10.0)
+    made.died(3, "its process ended", 10.0)
     made.bye(2, ExitCode.DATA, "shard 7 is damaged", 9.0)
     assert made.verdict(12.0) is None
     end = made.verdict(14.1)
@@ -138,7 +138,7 @@ def test_a_rank_that_generates_samples_is_waited_for() -> None:
     beat(made, 0, 200.0, phase="evaluate", step=7, standing=150.0, limit=1800.0)
     assert made.verdict(200.0) is None
     beat(made, 1, 200.0, phase="data", step=8, standing=150.0)
-    assert "rank 1) holds the others up" in reason(made.verdict(200.0)), (
+    assert "rank 1) blocks the other ranks" in reason(made.verdict(200.0)), (
         "data has to come by itself"
     )
 
@@ -173,7 +173,7 @@ def test_a_stall_names_the_rank_that_holds_the_others_up() -> None:
         beat(made, rank, 202.0, standing=121.0)
     beat(made, 3, 202.0, phase="data", standing=121.0)
     said = reason(made.verdict(202.0))
-    assert "node2 (10.0.0.2, rank 3) holds the others up" in said
+    assert "node2 (10.0.0.2, rank 3) blocks the other ranks" in said
     assert "rank 3 on node2: data, step 7, for 121 s" in said
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wikillm.core.errors import MachineError
-from wikillm.supervise.network import choose_nic
+from wikillm.supervise.network import find_route
 
 
 @pytest.mark.parametrize("job", [None, "7"])
@@ -17,6 +17,6 @@ def test_an_unknown_first_node_is_named_with_a_way_out_that_is_there(
     if job is not None:
         monkeypatch.setenv("SLURM_JOB_ID", job)
     with pytest.raises(MachineError, match="does not know the first node, node9.invalid") as caught:
-        choose_nic("node9.invalid")  # a name that no name server gives (RFC 2606)
+        find_route("node9.invalid")  # a name that no name server gives (RFC 2606)
     assert "/etc/hosts" in str(caught.value.fix)
     assert ("--master-addr" in str(caught.value.fix)) == (job is None)

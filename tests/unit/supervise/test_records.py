@@ -114,7 +114,7 @@ def test_a_planted_record_ends_no_process_that_is_not_the_runs(
         said = capsys.readouterr().err
         assert (
             f"pid {process.pid}" in said
-            and "left alone: it has not this run's log file open" in said
+            and "left alone: it does not have this run's log file open" in said
         )
         assert f"ps -fp {process.pid}" in said
         assert process.poll() is None
@@ -131,7 +131,7 @@ def test_a_planted_record_ends_no_process_that_is_no_python(tmp_path: Path) -> N
             )  # the kernel shows the command line a moment after the program has begun
         write_record(tmp_path, record(Process.here(process.pid)))
         why = end_here(tmp_path, record(Process.here(process.pid)))
-        assert why == "it is no Python: sleep 60" and process.poll() is None
+        assert why == "it is not Python: sleep 60" and process.poll() is None
     finally:
         process.kill()
         process.wait()
@@ -296,7 +296,7 @@ def test_status_of_a_run_and_of_its_end(
             "was killed by signal 9; often the kernel's out-of-memory killer",
         ),
         ("input()", signal.SIGTERM, "was killed by signal 15"),
-        ("import os; os._exit(7)", None, "ended with code 7, without saying why"),
+        ("import os; os._exit(7)", None, "ended with code 7, without a message"),
     ],
 )
 def test_how_a_process_ended_is_known_to_one_that_is_not_its_parent(

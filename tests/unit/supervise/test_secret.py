@@ -81,6 +81,6 @@ def test_a_planted_link_pipe_or_text_is_refused(
 
 def test_a_folder_that_cannot_be_made_is_a_fault_of_the_machine(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(MachineError, match="cannot be kept") as caught:
+    with pytest.raises(MachineError, match="cannot be stored") as caught:
         run_secret(tmp_path / "file" / "run", {})
     assert "run.dir=FOLDER" in str(caught.value.fix)

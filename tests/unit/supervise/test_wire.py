@@ -1,4 +1,4 @@
-"""The hub's port: only who knows the run's secret is heard, and nothing that a stranger sends ends more than his connection."""
+"""The coordinator's port: only holders of the run's secret are heard; a stranger loses only its own connection."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def exchange(*wires: SealedWire) -> list[list[Message]]:
 
 
 class Served:
-    """A hub of two ranks on loopback."""
+    """A coordinator of two ranks on loopback."""
 
     def __init__(self) -> None:
         self.membership = Membership(
@@ -88,11 +88,11 @@ class Served:
         wire = SealedWire(self.connect(), secret, CONTEXT, is_coordinator=False)
         wire.send({"hello": rank, **HELLO})
         select.select([wire], [], [], 10)
-        wire.receive()  # the hub's nonce: now the greeting is on its way
+        wire.receive()  # the coordinator's nonce: now the greeting is on its way
         return wire
 
     def hears(self, wire: SealedWire, word: str) -> Message | None:
-        """The next message with this key; None when the hub closes the connection."""
+        """The next message with this key; None when the coordinator closes the connection."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and not wire.closed:
             select.select([wire], [], [], 0.1)
@@ -172,7 +172,7 @@ def test_a_wrong_message_of_a_peer_that_knows_the_secret_ends_its_connection(
      {"phase": None}, {"standing": 10**400}],
     ids=str,
 )  # fmt: skip
-def test_a_wrong_beat_is_that_ranks_loss_and_the_hub_goes_on(
+def test_a_wrong_beat_is_that_ranks_loss_and_the_coordinator_goes_on(
     served: Served, change: Message
 ) -> None:
     first, second = served.agent(0), served.agent(1)
@@ -215,7 +215,7 @@ def test_a_peer_with_another_secret_is_sent_away_and_named(served: Served) -> No
     assert wire.has_answered and not wire.is_proven
     assert not served.membership.ranks and served.membership.refused == {"127.0.0.1"}
     end = served.membership.verdict(time.monotonic() + 61)
-    assert end is not None and "127.0.0.1 came with another secret" in end.reason
+    assert end is not None and "127.0.0.1 was refused, with a different secret" in end.reason
 
 
 def test_only_the_chosen_address_listens() -> None:
@@ -263,14 +263,14 @@ def test_another_secret_or_run_is_not_believed(secret: bytes, context: str) -> N
 
 
 def recorded() -> tuple[SealedWire, list[bytes]]:
-    """A hub's end that a man in the middle serves with lines of his choice, and what the agent really sent."""
+    """A coordinator's end that a man in the middle serves with lines of his choice, and what the agent really sent."""
     a, middle_a = socket.socketpair()
     middle_b, b = socket.socketpair()
     coordinator = SealedWire(a, SECRET, CONTEXT, is_coordinator=True)
     agent = SealedWire(b, SECRET, CONTEXT, is_coordinator=False)
     for number in range(3):
         agent.send({"number": number})
-    middle_b.sendall(middle_a.recv(65536))  # the hub's nonce
+    middle_b.sendall(middle_a.recv(65536))  # the coordinator's nonce
     agent.receive()
     lines = middle_b.recv(65536).splitlines(keepends=True)
     middle_a.sendall(lines[0])

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from wikillm.core.errors import MachineError
-from wikillm.supervise.supervisor import is_about_a_connection
+from wikillm.supervise.lost_rank import is_about_a_connection
 
 GLOO = "[gloo/transport/tcp/pair.cc:537] "
 

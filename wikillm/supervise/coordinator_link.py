@@ -1,0 +1,134 @@
+"""An agent's connection to the coordinator: find it, exchange messages, notice that it is lost."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import suppress
+
+from wikillm.supervise.membership import Limits
+from wikillm.supervise.network import PORTS_TRIED, connect_here
+from wikillm.supervise.wire import Message, SealedWire
+
+ANSWER_SECONDS = 3.0  # for a port to show that the coordinator listens there
+GONE_WAITS = 3.0  # after a closed connection: the rank may still learn a verdict from its peers
+
+
+class CoordinatorLink:
+    """`told` is the rank's first message, see Supervisor._introduce."""
+
+    def __init__(self, told: Message, limits: Limits, interval: float) -> None:
+        self.wire: SealedWire | None = None
+        self.accepted = False
+        self._told = told
+        self._limits = limits
+        self._interval = interval
+        self._host = str(told["process"]["host"])
+        self._secret = bytes.fromhex(told["secret"])
+        self._began = time.monotonic()
+        self._heard = self._began
+        self._gone: float | None = None
+        self._attempt = 0
+        self._answer_by = 0.0
+        self._port = 0  # of the latest attempt
+        self._strangers: set[int] = set()  # ports where a peer with a different secret answered
+
+    @property
+    def is_local(self) -> bool:
+        """All ranks are on this machine: no network, and no other machine to lose."""
+        return self._told["master_port"] is None
+
+    def send(self, message: Message) -> None:
+        if self.wire is not None:
+            self.wire.send(message)
+
+    def forgive_silence(self) -> None:
+        """This process was suspended: it could not hear the coordinator."""
+        self._heard = time.monotonic()
+
+    def find(self, now: float) -> str | None:
+        """One attempt a call, port after port; returns why the search ends without success."""
+        if self.wire is not None and not self.wire.closed and now < self._answer_by:
+            return None
+        if not self.is_local and now - self._began > self._limits.meet + 5.0:
+            return self._no_answer()
+        if self.wire is not None:
+            self.wire.close()
+            self.wire = None
+        sock = self._connect()
+        if sock is not None:
+            told = self._told
+            self.wire = SealedWire(sock, self._secret, told["job"], is_coordinator=False)
+            self._answer_by = now + ANSWER_SECONDS
+            hello = {"hello": told["rank"], "host": self._host, "pid": told["pid"]}
+            self.wire.send({**hello, "address": told["address"], "facts": told["facts"]})
+        return None
+
+    def receive(self) -> list[Message]:
+        """The coordinator's messages; a closed connection is noted."""
+        wire = self.wire
+        if wire is None:
+            return []
+        messages = wire.receive()
+        if messages:
+            self._heard = time.monotonic()
+        if any(key in message for message in messages for key in ("hub", "welcome", "end")):
+            self.accepted = True
+        if wire.closed:
+            if wire.has_answered and not wire.is_proven:
+                self._strangers.add(self._port)
+            wire.close()
+            self.wire = None
+            if self.accepted:
+                self._gone = time.monotonic()
+        return messages
+
+    def why_lost(self, now: float) -> str | None:
+        """Why rank 0's machine counts as lost; None while it does not.
+
+        On one machine rank 0's own agent reports its end; without both the run goes on unwatched.
+        """
+        told = self._told
+        where = f"rank 0 on the first node, {told['master']} ({told['master_address']})"
+        silence = now - self._heard
+        if self.is_local:
+            return None
+        if self._gone is not None:
+            is_late = now - self._gone > GONE_WAITS
+            return f"The connection to {where} was closed: it is gone." if is_late else None
+        if silence > self._limits.lost + self._interval:
+            return (
+                f"{self._host} reports: No heartbeat from {where} for {silence:.0f} s: "
+                "the machine or the network between is down."
+            )
+        return None
+
+    def _connect(self) -> socket.socket | None:
+        """To the next place where the coordinator may listen; None where nobody answers."""
+        for _ in range(PORTS_TRIED if self.is_local else 1):
+            number = self._attempt % PORTS_TRIED
+            self._attempt += 1
+            with suppress(OSError):
+                if self.is_local:
+                    return connect_here(self._told["job"], number)
+                self._port = int(self._told["master_port"]) + 1 + number
+                address = (self._told["master_address"], self._port)
+                sock = socket.create_connection(address, timeout=1.0)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return sock
+        return None
+
+    def _no_answer(self) -> str:
+        first = int(self._told["master_port"]) + 1
+        ports = f"ports {first} to {first + PORTS_TRIED - 1}"
+        where = f"{self._told['master']} ({self._told['master_address']}, {ports})"
+        limit = f"{self._limits.meet:.0f} s"
+        reason = f"{self._host} got no answer from the first node, {where}, for {limit}."
+        if self._strangers:
+            strange = ", ".join(map(str, sorted(self._strangers)))
+            reason += (
+                f"\n  A supervisor answered at port {strange}, with a different secret: run.dir is "
+                "not the same folder on both nodes, WIKILLM_RUN_SECRET differs, or it is another "
+                "run."
+            )
+        return reason
