@@ -1,7 +1,10 @@
-"""The wheel holds what an installed WikiLLM needs besides code: presets, DeepSpeed JSON, the licence."""
+"""The wheel holds presets, DeepSpeed JSON and the licence; wheel and sdist build reproducibly."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -53,3 +56,20 @@ def test_nothing_else_is_inside(wheel: list[str]) -> None:
         if not name.startswith("wikillm") or "/tests/" in name or "__pycache__" in name
     ]
     assert not foreign
+
+
+def test_two_builds_are_the_same_bytes(repo: Path, tmp_path: Path) -> None:
+    """Of two copies of the checkout with other file times: nothing of the machine or the hour is inside."""
+    digests = []
+    for number in (1, 2):
+        copy = tmp_path / f"copy{number}"
+        shutil.copytree(repo, copy, ignore=shutil.ignore_patterns(".venv", ".*_cache", "runs"))
+        for path in copy.rglob("*.md"):
+            os.utime(path, (1e9 + number, 1e9 + number))
+        command = [sys.executable, "-m", "hatchling", "build", "-d", "dist"]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        files = sorted((copy / "dist").iterdir())
+        assert [path.suffix for path in files] == [".whl", ".gz"]
+        digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
+    assert digests[0] == digests[1]
