@@ -15,7 +15,7 @@ from wikillm.config.mixture import PERIOD
 from wikillm.config.schema import MixtureSource
 from wikillm.core.errors import DataError
 from wikillm.data.inspect.summary import summary_json, summary_of
-from wikillm.data.prepare import mixture_tokenizer
+from wikillm.data.prepare import tokenizer as prepare_tokenizer
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.read.growing import order_of
 from wikillm.data.read.loader import BatchShape, train_loader
@@ -187,9 +187,9 @@ def test_text_for_a_tokenizer_is_taken_by_weight(sources, most):
         return texts[k][: max(1, limit // 25)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixture_tokenizer, "MAX_TRAINING_BYTES", most)
-        patch.setattr(mixture_tokenizer, "training_texts", first)
-        found = mixture_tokenizer.weighted_texts(
+        patch.setattr(prepare_tokenizer, "MAX_TRAINING_BYTES", most)
+        patch.setattr(prepare_tokenizer, "training_texts", first)
+        found = prepare_tokenizer.weighted_texts(
             [(str(k), count, k) for k, count in enumerate(counts)]
         )
     size = sum(map(len, found))

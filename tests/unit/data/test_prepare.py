@@ -214,7 +214,7 @@ def test_auto_stays_with_what_it_trained_and_takes_qwen2_when_it_appears(
     def refuse(*args):
         raise AssertionError("a hub was asked again")
 
-    monkeypatch.setattr(tokenizer_find, "fetch_qwen2", refuse)
+    monkeypatch.setattr(tokenizer_find, "download_qwen2", refuse)
     assert prepare_store(settings(path, tokenizer="auto")).dir == trained.dir
     monkeypatch.setattr(tokenizer_find, "_is_qwen2", lambda tokenizer: True)
     monkeypatch.setenv("WIKILLM_TOKENIZER", str(tokenizer_dir))

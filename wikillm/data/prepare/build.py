@@ -25,6 +25,7 @@ from wikillm.data.funnel import merged
 from wikillm.data.prepare.finish import finish_store
 from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.prepare.shard import shard_record_path
+from wikillm.data.prepare.tokenizer import store_tokenizer
 from wikillm.data.prepare.tokenizer_report import report_on_trained
 from wikillm.data.sources.bz2_streams import MAX_STREAM, has_many_streams
 from wikillm.data.sources.fixes import set_aside
@@ -39,7 +40,6 @@ from wikillm.data.tokenizer.encoders import (
     refused_backends,
 )
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
-from wikillm.data.tokenizer.train import store_tokenizer
 from wikillm.data.workers.exclusive import exclusive
 from wikillm.data.workers.pool import run_jobs
 from wikillm.data.workers.progress import Progress, Work

@@ -26,8 +26,8 @@ from wikillm.data.filters.settings import Filters, plan_filters
 from wikillm.data.prepare.build import ensure_store
 from wikillm.data.prepare.dedup import Copies
 from wikillm.data.prepare.held_out import refuse_few_held_out, refuse_one_text
-from wikillm.data.prepare.mixture_tokenizer import mixture_tokenizer
 from wikillm.data.prepare.plan import BuildPlan
+from wikillm.data.prepare.tokenizer import mixture_tokenizer
 from wikillm.data.read.mixed import open_mixture
 from wikillm.data.sources.read import estimated_bytes, shard_range
 from wikillm.data.sources.sniff import check_text_key, sniff
@@ -198,7 +198,7 @@ class _Found:
             known, digests = {}, _digests(sources, relay)
         effective = min(estimated_bytes(sources), cfg.max_text_bytes or estimated_bytes(sources))
         tokenizer = choose_tokenizer(
-            cfg.tokenizer, effective, ask_hubs=not known.get("hubs_failed", False)
+            cfg.tokenizer, effective, may_download=not known.get("hubs_failed", False)
         )
         hubs_failed = known.get("hubs_failed", False) or (
             cfg.tokenizer == "auto" and tokenizer.folder is None

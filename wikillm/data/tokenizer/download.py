@@ -1,8 +1,8 @@
-"""Fetch Qwen2's tokenizer from ModelScope or a Hugging Face endpoint, in bounded time.
+"""Download Qwen2's tokenizer from ModelScope or a Hugging Face endpoint, in bounded time.
 
-A hub that says nothing for 5 s (name lookup included) is given up, and not asked again by this process. Files go
-to the user's cache, where the next search finds them without a hub. HF_HUB_OFFLINE=1, TRANSFORMERS_OFFLINE=1 or
-WIKILLM_OFFLINE=1 keep all hubs out.
+A source that sends nothing for 5 s (name lookup included) is given up and not asked again by this
+process. The files go to the user's cache, where the next search finds them without a download.
+HF_HUB_OFFLINE=1, TRANSFORMERS_OFFLINE=1 and WIKILLM_OFFLINE=1 forbid all downloads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import queue
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,60 +26,61 @@ MAX_FILE_BYTES = 64 << 20
 FILES = ("tokenizer_config.json", "tokenizer.json")
 MODEL = "Qwen/Qwen2-0.5B"
 
-_gone: set[str] = set()  # hubs that failed in this process
+_failed: set[str] = set()  # URLs of sources that failed in this process
 
 
 @dataclass(frozen=True, slots=True)
-class Hub:
+class DownloadSource:
     name: str
     url: str  # with {file}
 
 
-class HubUnreachable(Exception):
-    """No hub gave the files; the text says which was asked and what happened."""
+class DownloadFailed(Exception):
+    """No source gave the files; the text says which were asked and what happened."""
 
 
-def hubs() -> list[Hub]:
+def download_sources() -> list[DownloadSource]:
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    modelscope = f"https://modelscope.cn/models/{MODEL}/resolve/master/{{file}}"
     return [
-        Hub("ModelScope", f"https://modelscope.cn/models/{MODEL}/resolve/master/{{file}}"),
-        Hub(f"Hugging Face ({endpoint})", f"{endpoint}/{MODEL}/resolve/main/{{file}}"),
+        DownloadSource("ModelScope", modelscope),
+        DownloadSource(f"Hugging Face ({endpoint})", f"{endpoint}/{MODEL}/resolve/main/{{file}}"),
     ]
 
 
-def fetch_qwen2(target: Path, asked: Sequence[Hub] | None = None) -> str:
-    """Download the tokenizer into `target` and return the hub's name. Raises HubUnreachable."""
+def download_qwen2(target: Path, sources: Sequence[DownloadSource] | None = None) -> str:
+    """Download the tokenizer into `target`; returns where from. Raises DownloadFailed."""
     if is_offline():
-        raise HubUnreachable(
-            "hubs are switched off by HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE or WIKILLM_OFFLINE"
+        raise DownloadFailed(
+            "downloads are switched off by HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE or WIKILLM_OFFLINE"
         )
     reasons = []
-    for hub in asked if asked is not None else hubs():
-        if hub.url in _gone:
-            reasons.append(f"{hub.name}: did not answer before")
+    for source in sources if sources is not None else download_sources():
+        if source.url in _failed:
+            reasons.append(f"{source.name}: did not answer before")
             continue
-        say(
-            f"tokenizer: asking {hub.name} for {MODEL} (at most {LOOKUP_SECONDS:.0f} s without an answer)"
-        )
+        wait = f"at most {LOOKUP_SECONDS:.0f} s without an answer"
+        say(f"tokenizer: asking {source.name} for {MODEL} ({wait})")
         try:
-            contents = {file: _download(hub.url.format(file=file)) for file in FILES}
+            contents = {file: _download(source.url.format(file=file)) for file in FILES}
             _install(contents, target)
-            return f"{hub.name}: {MODEL}"
+            return f"{source.name}: {MODEL}"
         except Exception as error:
-            _gone.add(hub.url)
-            reasons.append(f"{hub.name}: {' '.join(str(error).split()) or type(error).__name__}")
-    raise HubUnreachable("\n".join(reasons))
+            _failed.add(source.url)
+            why = " ".join(str(error).split()) or type(error).__name__
+            reasons.append(f"{source.name}: {why}")
+    raise DownloadFailed("\n".join(reasons))
 
 
 def _install(contents: dict[str, bytes], target: Path) -> None:
-    """Put a complete, loadable folder at `target`, whoever else does so at the same time."""
+    """Rename a complete, loadable folder to `target`; another process may do the same."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as staged:
         folder = Path(staged) / "tokenizer"
         folder.mkdir()
         for file, content in contents.items():
             (folder / file).write_bytes(content)
-        load_tokenizer(folder)  # an HTML page that says "log in" is no tokenizer
+        load_tokenizer(folder)  # refuses an HTML login page
         try:
             folder.rename(target)
         except OSError:
@@ -88,34 +88,34 @@ def _install(contents: dict[str, bytes], target: Path) -> None:
 
 
 def _download(url: str) -> bytes:
-    """The content behind a URL. Raises when nothing is heard for LOOKUP_SECONDS, or after TOTAL_SECONDS."""
+    """The content of a URL. Raises after LOOKUP_SECONDS without data, or after TOTAL_SECONDS."""
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"not a web address: {url}")
-    heard: queue.Queue[bytes | BaseException | None] = queue.Queue()
+    received: queue.Queue[bytes | BaseException | None] = queue.Queue()
 
     def work() -> None:
         try:
             request = urllib.request.Request(url, headers={"User-Agent": "wikillm"})
             with urllib.request.urlopen(request, timeout=LOOKUP_SECONDS) as answer:
                 while piece := answer.read(1 << 16):
-                    heard.put(piece)
-            heard.put(None)
+                    received.put(piece)
+            received.put(None)
         except BaseException as error:
-            heard.put(error)
+            received.put(error)
 
-    # A thread, since a name lookup cannot be interrupted: when it hangs, it is left behind.
-    threading.Thread(target=work, daemon=True, name="wikillm-hub").start()
-    content, end = bytearray(), time.monotonic() + TOTAL_SECONDS
+    # A thread, since a name lookup cannot be interrupted: one that hangs is abandoned.
+    threading.Thread(target=work, daemon=True, name="wikillm-download").start()
+    content = bytearray()
+    end = time.monotonic() + TOTAL_SECONDS
     while True:
         try:
-            piece = heard.get(timeout=LOOKUP_SECONDS)
+            piece = received.get(timeout=LOOKUP_SECONDS)
         except queue.Empty:
             piece = TimeoutError()
         if piece is None:
             return bytes(content)
-        if isinstance(
-            getattr(piece, "reason", piece), TimeoutError
-        ):  # the socket's own may come first
+        # The socket's own timeout may come first, wrapped in a URLError.
+        if isinstance(getattr(piece, "reason", piece), TimeoutError):
             raise TimeoutError(f"no answer within {LOOKUP_SECONDS:.0f} s") from None
         if isinstance(piece, BaseException):
             raise piece

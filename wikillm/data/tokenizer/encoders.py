@@ -1,11 +1,11 @@
-"""Faster encoders for the build, each behind a gate of equality with the `tokenizers` library, which is the truth.
+"""Faster encoders for the build, each checked for equality with the `tokenizers` library.
 
-`fastokens` and `tiktoken` (the extra `fast`) are optional. Before a build one of them must give the ids of `tokenizers`
-for every text of a fuzz set; during it, for the first documents, the first of each shard and one in a thousand. The
-first difference refuses that backend for this store for good: what it made is built again with `tokenizers`; a run
-that has been training on it is ended (`build.build_store`). So a
-finished store holds either shards of backends of which no difference was ever seen, or shards of `tokenizers` only,
-and the fingerprint does not know about backends. Text is encoded as ordinary text, a literal special token included.
+`fastokens` and `tiktoken` (the extra `fast`) are optional. Before a build, one of them must give
+the ids of `tokenizers` for every text of a fuzz set. During the build it is compared on the first
+documents, on the first of each shard and on one in a thousand. The first difference refuses it for
+this store for good. Its shards are built again with `tokenizers`, unless a run is training on them:
+then the run is stopped (`build.build_store`). So a finished store holds either shards of encoders
+that never differed, or shards of `tokenizers` only, and the encoder is not in the fingerprint.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 
 TRUTH = "tokenizers"
 FASTEST_FIRST = ("fastokens", "tiktoken")
-FIRST_DOCUMENTS, ONE_IN = 64, 1000
-CHECKED_BEFORE_TRAINING = 512  # first documents of a store that a run reads while it grows: a later difference ends the run
+FIRST_DOCUMENTS = 64
+ONE_IN = 1000
+CHECKED_BEFORE_TRAINING = 512
+"""Documents compared first when a run reads the growing store: a later difference stops the run."""
 REFUSED_NAME = "refused_backends.json"
 
 Ids = Sequence[int] | npt.NDArray[np.uint32]
@@ -78,7 +80,7 @@ class Backend(Protocol):
 
 
 class BackendDiffers(DataError):
-    """A backend gave other ids than `tokenizers`, or failed; never seen by a user: the build goes on without it."""
+    """An encoder gave other ids than `tokenizers`, or failed. The build goes on without it."""
 
 
 class Unusable(Exception):
@@ -87,19 +89,19 @@ class Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CheckedEncoder:
-    """Encodes with a backend and compares samples of it with the truth. Raises BackendDiffers."""
+    """Encodes with a backend and compares samples with `tokenizers`. Raises BackendDiffers."""
 
     truth: TextTokenizer
     name: str
     backend: Backend
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        """Ids of each text, of which `check` has to hear next."""
+        """Ids of each text, to be passed to `check`."""
         if self.name == TRUTH:
             return Encoded.of(self.truth.encode_batch(texts))
         try:
-            found_all = self.backend.encode_batch(texts)
-            encoded = found_all if isinstance(found_all, Encoded) else Encoded.of(found_all)
+            found = self.backend.encode_batch(texts)
+            encoded = found if isinstance(found, Encoded) else Encoded.of(found)
             if len(encoded) != len(texts):
                 raise ValueError(f"{len(encoded)} answers for {len(texts)} texts")
         except BaseException as error:  # a panic of Rust code is no Exception
@@ -117,55 +119,49 @@ class CheckedEncoder:
         first: int,
         hashes: npt.NDArray[np.uint64] | None = None,
     ) -> None:
-        """Compare the first texts and, by their hashes, one in `ONE_IN` of the others with the truth."""
+        """Compare the `first` texts and, chosen by hash, one in `ONE_IN` of the others."""
         if self.name == TRUTH:
             return
         first = min(first, len(texts))
         chosen = list(range(first))
         if hashes is not None:
             chosen += (first + np.flatnonzero(hashes[first:] % ONE_IN == 0)).tolist()
-        for i, wanted in zip(
-            chosen, self.truth.encode_batch([texts[i] for i in chosen]), strict=True
-        ):
+        expected = self.truth.encode_batch([texts[i] for i in chosen])
+        for i, wanted in zip(chosen, expected, strict=True):
             found = encoded[i].tolist()
             if found != wanted:
-                raise BackendDiffers(
-                    f"{self.name} gives other ids than tokenizers.",
-                    got=_difference(self.truth, wanted, found),
-                )
+                got = _difference(self.truth, wanted, found)
+                raise BackendDiffers(f"{self.name} gives other ids than tokenizers.", got=got)
 
 
 def _difference(truth: TextTokenizer, wanted: Sequence[int], found: Sequence[int]) -> str:
-    same = next(
-        (i for i, pair in enumerate(zip(wanted, found, strict=False)) if pair[0] != pair[1]),
-        len(found),
-    )
+    pairs = enumerate(zip(wanted, found, strict=False))
+    same = next((i for i, (left, right) in pairs if left != right), len(found))
     around = truth.decode(wanted[max(0, same - 3) : same + 5])
-    return f"token {same}, at {around!r}: {list(found[same : same + 5])} instead of {list(wanted[same : same + 5])}"
+    part = slice(same, same + 5)
+    return f"token {same}, at {around!r}: {list(found[part])} instead of {list(wanted[part])}"
 
 
 def open_encoder(name: str, folder: Path) -> CheckedEncoder:
     """The encoder `name` (as `choose_backend` gave it) for a tokenizer folder."""
     truth = load_tokenizer(folder)
     kind = name.partition(" ")[0]
-    return CheckedEncoder(
-        truth,
-        kind,
-        truth if kind == TRUTH else _opened(OPENERS[kind], folder.resolve(), truth.sha256),
-    )
+    if kind == TRUTH:
+        return CheckedEncoder(truth, kind, truth)
+    return CheckedEncoder(truth, kind, _opened(OPENERS[kind], folder.resolve(), truth.sha256))
 
 
 @lru_cache(maxsize=1)
 def _opened(opener: Callable[[Path], Backend], folder: Path, _: str) -> Backend:
-    """Opened once by the gate and for the build, where both are one process."""
+    """Opened once for the first check and for the build, where both are one process."""
     return opener(folder)
 
 
 def choose_backend(setting: str, store: Path) -> str:
-    """`NAME VERSION` of the encoder that builds a store, in whose folder its tokenizer stands; says so.
+    """`NAME VERSION` of the encoder that builds a store, whose folder has its tokenizer; logged.
 
-    `setting` is data.backend. Raises ConfigError when a backend that was named is not installed. One that differs
-    or cannot do this tokenizer is left out, with a warning when it was named.
+    `setting` is data.backend. Raises ConfigError when a named backend is not installed. One that
+    differs or cannot handle this tokenizer is skipped, with a warning when it was named.
     """
     refused = refused_backends(store)
     for kind in {"auto": FASTEST_FIRST, "hf": ()}.get(setting, (setting,)):
@@ -180,40 +176,34 @@ def choose_backend(setting: str, store: Path) -> str:
             ) from None
         why = refused.get(name) or _why_not(name, store / "tokenizer")
         if why is None:
-            say(
-                f"encoder: {name}, compared with tokenizers on {len(fuzz_texts())} texts, and as it goes"
-            )
+            texts = len(fuzz_texts())
+            say(f"encoder: {name}, compared with tokenizers on {texts} texts, and as it goes")
             return name
         (warn if setting != "auto" else say)(f"encoder: not {name}: {why}")
     return f"{TRUTH} {version(TRUTH)}"
 
 
 def refused_backends(store: Path) -> dict[str, str]:
-    """The encoders, with their versions, that differed in this store, and how."""
+    """The encoders (name and version) that differed in this store, and how."""
     path = store / REFUSED_NAME
     found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
 
 
 def refuse_backend(store: Path, name: str, error: BackendDiffers) -> None:
-    """Remember that a backend differs, and take away the records of the shards that others than the truth made."""
+    """Record that a backend differs, and drop the records of shards not made by `tokenizers`."""
     why = f"{error.what} {error.got or ''}".strip()
     warn(f"encoder: {why}; its shards are built again with tokenizers")
     write_json(store / REFUSED_NAME, {**refused_backends(store), name: why})
     for record in (store / "shards").glob("*.json"):
-        if (
-            not json.loads(record.read_text(encoding="utf-8"))
-            .get("backend", TRUTH)
-            .startswith(TRUTH)
-        ):
+        made_by = json.loads(record.read_text(encoding="utf-8")).get("backend", TRUTH)
+        if not made_by.startswith(TRUTH):
             record.unlink()
 
 
 def _why_not(name: str, folder: Path) -> str | None:
-    added = load_tokenizer(folder).backend.get_added_tokens_decoder().values()
-    texts = fuzz_texts() + [
-        f"a{token.content} b" for token in list(added)[:50]
-    ]  # this tokenizer's own
+    added = list(load_tokenizer(folder).backend.get_added_tokens_decoder().values())
+    texts = fuzz_texts() + [f"a{token.content} b" for token in added[:50]]
     try:
         encoder = open_encoder(name, folder)
         encoder.check(texts, encoder.encode_batch(texts), len(texts))
@@ -225,34 +215,20 @@ def _why_not(name: str, folder: Path) -> str | None:
 
 
 def fuzz_texts() -> list[str]:
-    """Texts on which encoders were seen to differ, and 400 random mixtures; NFC, the same on every call."""
+    """Texts on which encoders were seen to differ, and 400 random ones; NFC, the same each call."""
     rng = random.Random(20261123)
     pieces = [
         *"  \t\n\r\u00a0\u3000\u2028\u200b\u200d\ufeff.,;!?'\"()[]{}<>|/\\_-+=*&^%$#@~`0123456789",
         *"abcxyzABCéßøÿĀſŉǅΩяעا한あ中国的，。「」①Ⅳ½٣३𠀀😀👨\u0301\u0303\u093c\u0e33\ufe0f\u202e\ue000\U0010ffff",
-        *("'s", "'LL", "'ſ", "don't", "<|endoftext|>", "<|im_start|>", "</s>", "  \n\n ", "\r\n", "...", "1984", "👩‍👩‍👧", "ﬁ"),
-        *("the", " of", "人民", "共和国", "data", "https://", "\u1100\u1161\u11a8", "é\u0327", "İi", "ΐΰ", "\U0001f1e8\U0001f1f3"),
-    ]  # fmt: skip
-    texts = [
-        "",
-        " ",
-        "\n",
-        "a",
-        "中" * 600,
-        "ab" * 400,
-        " " * 300,
-        "\n \n" * 99,
-        "1" * 70,
-        "'" * 40,
-        "é" * 99,
+        *("'s", "'LL", "'ſ", "don't", "<|endoftext|>", "<|im_start|>", "</s>", "  \n\n ", "\r\n"),
+        *("...", "1984", "👩‍👩‍👧", "ﬁ", "the", " of", "人民", "共和国", "data", "https://"),
+        *("\u1100\u1161\u11a8", "é\u0327", "İi", "ΐΰ", "\U0001f1e8\U0001f1f3"),
     ]
+    texts = ["", " ", "\n", "a", "中" * 600, "ab" * 400, " " * 300, "\n \n" * 99]
+    texts += ["1" * 70, "'" * 40, "é" * 99]
     texts += ["".join(rng.choices(pieces, k=rng.randint(1, 80))) for _ in range(300)]
-    anything = [
-        *range(0x20, 0x3000),
-        *range(0x4E00, 0x9FFF, 7),
-        *range(0xAC00, 0xD7A3, 11),
-        *range(0xF900, 0x1FAFF, 5),
-    ]
+    anything = [*range(0x20, 0x3000), *range(0x4E00, 0x9FFF, 7)]
+    anything += [*range(0xAC00, 0xD7A3, 11), *range(0xF900, 0x1FAFF, 5)]
     texts += ["".join(map(chr, rng.choices(anything, k=60))) for _ in range(100)]
     return [unicodedata.normalize("NFC", text) for text in texts]
 
@@ -261,11 +237,10 @@ class _Fastokens:
     def __init__(self, folder: Path) -> None:
         import fastokens
 
+        content = (folder / "tokenizer.json").read_text(encoding="utf-8")
         try:
-            self._inner = fastokens.Tokenizer.from_json_str(
-                (folder / "tokenizer.json").read_text(encoding="utf-8")
-            )
-        except Exception as error:  # the library raises what it likes
+            self._inner = fastokens.Tokenizer.from_json_str(content)
+        except Exception as error:  # the library documents no type
             raise Unusable(f"it does not open this tokenizer.json: {error}") from None
         self._inner.no_truncation()
         self._inner.no_padding()
@@ -298,18 +273,17 @@ OPENERS: dict[str, Callable[[Path], Backend]] = {"fastokens": _Fastokens, "tikto
 
 
 def _byte_pairs(content: dict[str, Any]) -> tuple[str, dict[bytes, int]]:
-    """Pattern and ranks of a byte-level BPE over NFC text. tiktoken merges by id, so ids must follow the merges."""
-    model, normalizer, splitter = (
-        content["model"],
-        content.get("normalizer"),
-        content.get("pre_tokenizer") or {},
-    )
+    """Pattern and ranks of a byte-level BPE over NFC text.
+
+    tiktoken merges by id, so ids must follow the merges. Raises Unusable for any other kind.
+    """
+    model = content["model"]
+    normalizer = content.get("normalizer")
+    splitter = content.get("pre_tokenizer") or {}
     split, level = (splitter.get("pretokenizers") or [{}, {}])[:2]
     is_plain = (
         model.get("type") == "BPE"
-        and not any(
-            model.get(key) for key in ("dropout", "byte_fallback", "continuing_subword_prefix")
-        )
+        and not any(map(model.get, ("dropout", "byte_fallback", "continuing_subword_prefix")))
         and (normalizer is None or normalizer == {"type": "NFC"})
         and (split.get("type"), split.get("behavior"), split.get("invert"))
         == ("Split", "Isolated", False)
@@ -336,9 +310,8 @@ def _byte_pairs(content: dict[str, Any]) -> tuple[str, dict[bytes, int]]:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letter that byte-level BPE writes for each byte (GPT-2): itself if printable, else from U+0100 on."""
+    """The character that GPT-2's byte-level BPE writes for each byte: itself, or from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + i): byte for i, byte in enumerate(others)
-    }
+    moved = {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | moved

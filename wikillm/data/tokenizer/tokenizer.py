@@ -1,7 +1,8 @@
-"""A tokenizer folder (`tokenizer.json` + `tokenizer_config.json`), checked and opened with the `tokenizers` library.
+"""A tokenizer folder (`tokenizer.json`, `tokenizer_config.json`), checked and opened.
 
-Only ordinary text is encoded: a literal `<|endoftext|>` inside an article becomes the characters it is written
-with, never a document boundary. No template, truncation or padding that a tokenizer.json may carry is applied.
+Training text is encoded as ordinary text: a literal `<|endoftext|>` in an article becomes the
+characters it is written with, never a document boundary. Templates, truncation and padding in a
+tokenizer.json are not applied.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from wikillm.core.errors import DataError
 from wikillm.core.files import write_atomic, write_json
 
 KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
-"""Looked for in the vocabulary, in this order, when tokenizer_config.json names no EOS."""
+"""Searched in the vocabulary, in this order, when tokenizer_config.json names no EOS."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextTokenizer:
-    """Text to ids and back. `length` is the highest id + 1: what an embedding must have at least."""
+    """Text to ids and back. `length` is the highest id + 1, the least size of an embedding."""
 
     backend: Tokenizer
     sha256: str  # of tokenizer.json
@@ -37,19 +38,17 @@ class TextTokenizer:
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """As `encode`, for many; keep it to a few MiB of text, since each token costs about 100 bytes here."""
-        return [
-            encoding.ids
-            for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
+        """As `encode`, for several texts; a token costs about 100 bytes of memory meanwhile."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens shown."""
+        """Text of `ids`, special tokens included."""
         return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=False))
 
 
 def load_tokenizer(folder: Path) -> TextTokenizer:
-    """Open a tokenizer folder. Raises DataError when it has no usable tokenizer.json or no EOS."""
+    """Open a tokenizer folder. Raises DataError without a usable tokenizer.json or an EOS."""
     path = folder / "tokenizer.json"
     try:
         content = path.read_bytes()
@@ -57,49 +56,40 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
         raise DataError(
             "A tokenizer folder has no readable tokenizer.json.",
             got=f"{folder}: {error.strerror}",
-            fix="name a folder with tokenizer.json, such as a download of Qwen/Qwen2-0.5B, or data.tokenizer=train:8000",
+            fix="name a folder with tokenizer.json, such as a download of Qwen/Qwen2-0.5B, "
+            "or data.tokenizer=train:8000",
         ) from None
     try:
         backend, vocabulary = _opened(content)
     except Exception as error:  # the library raises bare Exception
-        hint = (
-            "it is a Git LFS pointer, not the file"
-            if content.startswith(b"version https://git-lfs")
-            else str(error)
-        )
-        raise DataError(
-            "A tokenizer.json is damaged.", got=f"{path}: {hint}", fix="download it again"
-        ) from None
+        is_pointer = content.startswith(b"version https://git-lfs")
+        hint = "it is a Git LFS pointer, not the file" if is_pointer else str(error)
+        raise _damaged(path, hint) from None
     eos = _eos_token(folder, vocabulary)
+    # An EOS that is not special would be recognised in ordinary text and end a document there.
     added = backend.get_added_tokens_decoder().get(vocabulary[eos])
-    if (
-        added is not None and not added.special
-    ):  # else a literal one in a text would end the document
+    if added is not None and not added.special:
         backend.add_special_tokens([AddedToken(eos, special=True, normalized=False)])
-    return TextTokenizer(
-        backend,
-        hashlib.sha256(content).hexdigest(),
-        eos,
-        vocabulary[eos],
-        max(vocabulary.values(), default=-1) + 1,
-    )
+    length = max(vocabulary.values(), default=-1) + 1
+    digest = hashlib.sha256(content).hexdigest()
+    return TextTokenizer(backend, digest, eos, vocabulary[eos], length)
 
 
 @lru_cache(maxsize=1)
 def _opened(content: bytes) -> tuple[Tokenizer, dict[str, int]]:
-    """A tokenizer.json, parsed once: Qwen2's costs a CPU second, and a build asks for it and for its copy six times."""
+    """A parsed tokenizer.json; cached: Qwen2's costs a second, and a build opens it six times."""
     backend = Tokenizer.from_str(content.decode())
     backend.encode_special_tokens = True
     backend.no_truncation()
     backend.no_padding()
     if getattr(backend.model, "dropout", None) is not None:
-        backend.model.dropout = None  # the ids of a text are the same each time
+        backend.model.dropout = None  # with dropout the ids of a text would vary
     return backend, backend.get_vocab(with_added_tokens=True)
 
 
 def prompt_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer for what a user types: special tokens written in a prompt are special, unlike in training text."""
-    load_tokenizer(folder)  # refuses what is damaged
+    """The tokenizer for prompts: unlike in training text, special tokens are recognised."""
+    load_tokenizer(folder)  # refuses a damaged one
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     backend.no_truncation()
     backend.no_padding()
@@ -108,22 +98,17 @@ def prompt_tokenizer(folder: Path) -> Tokenizer:
 
 def _eos_token(folder: Path, vocabulary: dict[str, int]) -> str:
     named = _config(folder).get("eos_token")
-    named = named.get("content") if isinstance(named, dict) else named
+    if isinstance(named, dict):
+        named = named.get("content")
     if named is not None and not isinstance(named, str):
-        got = f"{folder / 'tokenizer_config.json'}: eos_token is {named!r}"
-        raise DataError("A tokenizer_config.json is damaged.", got=got, fix="download it again")
-    candidates = (named,) if named else KNOWN_EOS
-    for token in candidates:
+        raise _damaged(folder / "tokenizer_config.json", f"eos_token is {named!r}")
+    for token in (named,) if named else KNOWN_EOS:
         if token in vocabulary:
             return token
+    missing = f"its eos_token {named!r} is not in the vocabulary"
     raise DataError(
         "A tokenizer has no end-of-text token, which separates documents.",
-        got=f"{folder}: "
-        + (
-            f"its eos_token {named!r} is not in the vocabulary"
-            if named
-            else f"none of {', '.join(KNOWN_EOS)}"
-        ),
+        got=f"{folder}: {missing if named else 'none of ' + ', '.join(KNOWN_EOS)}",
         fix="set eos_token in its tokenizer_config.json",
     )
 
@@ -135,18 +120,22 @@ def _config(folder: Path) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            "A tokenizer_config.json is damaged.", got=f"{path}: {error}", fix="download it again"
-        ) from None
+        raise _damaged(path, str(error)) from None
     return value if isinstance(value, dict) else {}
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Keep a tokenizer with a store: `transformers.AutoTokenizer` opens the copy and finds EOS and padding in it.
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(f"A {path.name} is damaged.", got=f"{path}: {why}", fix="download it again")
 
-    `auto_map` is left out: it would make `transformers` run code from the folder. tokenizer.json is written last.
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a tokenizer into a store, with EOS and padding for `transformers.AutoTokenizer`.
+
+    `auto_map` is left out: with it `transformers` would run code from the folder. tokenizer.json
+    is written last.
     """
-    tokenizer, config = load_tokenizer(source), _config(source)
+    tokenizer = load_tokenizer(source)
+    config = _config(source)
     config.pop("auto_map", None)
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     config["eos_token"] = config.get("eos_token") or tokenizer.eos_token

@@ -17,15 +17,13 @@ from tokenizers import Tokenizer
 
 from wikillm.config.trained_tokenizer import MIN_VOCABULARY, parse_train
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.data.tokenizer import download as hubs
-from wikillm.data.tokenizer import find as tokenizer_find
+from wikillm.data.tokenizer import download, find
 from wikillm.data.tokenizer.find import choose_tokenizer
 from wikillm.data.tokenizer.tokenizer import copy_tokenizer, load_tokenizer
 from wikillm.data.tokenizer.train import (
     SPECIAL_TOKENS,
     default_vocabulary,
     train_bpe,
-    write_tokenizer,
 )
 
 TEXT = "北京是中国的首都。The capital, 1984!\n\n  naïve"
@@ -46,11 +44,7 @@ def test_text_comes_back_and_special_tokens_are_only_text(tokenizer_dir):
 def test_training_is_of_qwen2s_kind_and_has_the_size_asked_for(texts):
     tokenizer = train_bpe(texts(300), 500)
     assert tokenizer.get_vocab_size() == 500
-    assert [tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [
-        497,
-        498,
-        499,
-    ]
+    assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == [497, 498, 499]
     assert len(tokenizer.encode("1234").ids) == 4  # digits one by one
     assert tokenizer.encode("cafe\u0301").ids == tokenizer.encode("caf\u00e9").ids  # NFC
     assert tokenizer.encode("\U0001f600").ids  # any character, by its bytes
@@ -65,12 +59,12 @@ def test_training_does_not_depend_on_threads_or_process(tmp_path, texts):
     )
     for threads in ("1", "4"):
         env = {**os.environ, "RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
-        subprocess.run(
-            [sys.executable, "-c", program, corpus, tmp_path / threads], env=env, check=True
-        )
-    assert (tmp_path / "1" / "tokenizer.json").read_bytes() == (
-        tmp_path / "4" / "tokenizer.json"
-    ).read_bytes()
+        command = [sys.executable, "-c", program, corpus, tmp_path / threads]
+        subprocess.run(command, env=env, check=True)
+    one, four = ((tmp_path / threads / "tokenizer.json").read_bytes() for threads in ("1", "4"))
+    assert one == four
+    files = {path.name for path in (tmp_path / "1").iterdir()}
+    assert files == {"tokenizer.json", "tokenizer_config.json"}
 
 
 def test_plain_transformers_opens_what_a_store_keeps(tmp_path, tokenizer_dir):
@@ -83,25 +77,20 @@ def test_plain_transformers_opens_what_a_store_keeps(tmp_path, tokenizer_dir):
         auto = transformers.AutoTokenizer.from_pretrained(place)
         ours = load_tokenizer(place)
         assert auto(TEXT)["input_ids"] == ours.encode(TEXT)
-        assert (auto.eos_token_id, auto.pad_token_id, len(auto)) == (
-            ours.eos_id,
-            ours.eos_id,
-            ours.length,
-        )
+        found = (auto.eos_token_id, auto.pad_token_id, len(auto))
+        assert found == (ours.eos_id, ours.eos_id, ours.length)
 
 
 def test_a_copy_runs_no_code_and_keeps_the_same_bytes(tmp_path, tokenizer_dir):
     source = tmp_path / "source"
+    copy = tmp_path / "copy"
     shutil.copytree(tokenizer_dir, source)
     config = json.loads((source / "tokenizer_config.json").read_text())
-    (source / "tokenizer_config.json").write_text(
-        json.dumps({**config, "auto_map": {"AutoTokenizer": "evil.Evil"}})
-    )
-    copy_tokenizer(source, tmp_path / "copy")
-    assert "auto_map" not in (tmp_path / "copy" / "tokenizer_config.json").read_text()
-    assert (tmp_path / "copy" / "tokenizer.json").read_bytes() == (
-        source / "tokenizer.json"
-    ).read_bytes()
+    config["auto_map"] = {"AutoTokenizer": "evil.Evil"}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    copy_tokenizer(source, copy)
+    assert "auto_map" not in (copy / "tokenizer_config.json").read_text()
+    assert (copy / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
 
 
 def test_truncation_and_padding_in_a_tokenizer_json_are_not_applied(tmp_path, tokenizer_dir):
@@ -134,8 +123,8 @@ def test_damaged_folders_are_refused(tmp_path, tokenizer_dir, file, content, mes
 
 @pytest.fixture
 def qwen2(tokenizer_dir, settings, monkeypatch):
-    """Any tokenizer passes for Qwen2's; `settings` gives a fresh working directory, empty caches and no hubs."""
-    monkeypatch.setattr(tokenizer_find, "_is_qwen2", lambda tokenizer: True)
+    """Any tokenizer passes for Qwen2's; `settings` isolates the working directory and caches."""
+    monkeypatch.setattr(find, "_is_qwen2", lambda tokenizer: True)
 
     def put(folder: str | Path) -> Path:
         shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
@@ -148,13 +137,12 @@ def test_the_search_order_is_the_documented_one(qwen2, tmp_path, monkeypatch):
     caches = tmp_path / "caches"
     monkeypatch.delenv("HF_HUB_CACHE")
     monkeypatch.delenv("HUGGINGFACE_HUB_CACHE")
+    hf = caches / "HF_HOME" / "hub" / "models--Qwen--Qwen2-0.5B" / "snapshots" / "abc"
+    modelscope = caches / "MODELSCOPE_CACHE" / "hub" / "Qwen" / "Qwen2-0___5B"
     places = [  # from the last to the first
         (caches / "XDG_CACHE_HOME" / "wikillm" / "qwen2-tokenizer", "WikiLLM cache"),
-        (caches / "MODELSCOPE_CACHE" / "hub" / "Qwen" / "Qwen2-0___5B", "ModelScope cache"),
-        (
-            caches / "HF_HOME" / "hub" / "models--Qwen--Qwen2-0.5B" / "snapshots" / "abc",
-            "Hugging Face cache",
-        ),
+        (modelscope, "ModelScope cache"),
+        (hf, "Hugging Face cache"),
         ("data", "./data"),
         ("data/qwen2-tokenizer", "./data/qwen2-tokenizer"),
         ("qwen2-tokenizer", "./qwen2-tokenizer"),
@@ -163,8 +151,8 @@ def test_the_search_order_is_the_documented_one(qwen2, tmp_path, monkeypatch):
         qwen2(place)
         for setting in ("qwen2", "auto"):
             choice = choose_tokenizer(setting, 1000)
-            assert (choice.name, choice.origin.startswith(origin)) == ("qwen2", True), choice
-            assert choice.folder == Path(place)
+            assert (choice.name, choice.folder) == ("qwen2", Path(place))
+            assert choice.origin.startswith(origin)
     monkeypatch.setenv("WIKILLM_TOKENIZER", str(qwen2(tmp_path / "mine")))
     assert choose_tokenizer("qwen2", 1000).folder == tmp_path / "mine"
 
@@ -172,7 +160,7 @@ def test_the_search_order_is_the_documented_one(qwen2, tmp_path, monkeypatch):
 def test_auto_trains_when_nothing_is_found_and_a_name_never_falls_back(settings):
     choice = choose_tokenizer("auto", 1000)
     assert (choice.name, choice.vocabulary, choice.folder) == ("train:8000", 8000, None)
-    assert "found neither here nor on a hub" in choice.origin
+    assert "neither found here nor downloaded" in choice.origin
     with pytest.raises(DataError, match="Qwen2 tokenizer was not found") as caught:
         choose_tokenizer("qwen2", 1000)
     assert "modelscope download" in caught.value.fix
@@ -197,12 +185,12 @@ def test_sizes_to_train():
     assert [default_vocabulary(size) for size in (10**6, 10**8, 10**10)] == [8000, 16_000, 32_000]
 
 
-# --- hubs
+# --- downloads
 
 
 @pytest.fixture
-def hub(tokenizer_dir):
-    """A hub on loopback; requests to /silent/ are never answered."""
+def server(tokenizer_dir):
+    """A server on loopback and the paths it was asked for; /silent/ is never answered."""
 
     class Handler(BaseHTTPRequestHandler):
         asked: list[str] = []
@@ -212,9 +200,8 @@ def hub(tokenizer_dir):
             if self.path.startswith("/silent/"):
                 time.sleep(2)
                 return
-            if self.path.startswith("/login/"):
-                content = b"<html>please log in"
-            else:
+            content = b"<html>please log in"
+            if self.path.startswith("/good/"):
                 content = (tokenizer_dir / self.path.rsplit("/", 1)[1]).read_bytes()
             self.send_response(200)
             self.end_headers()
@@ -229,38 +216,32 @@ def hub(tokenizer_dir):
     server.shutdown()
 
 
-def test_hubs_that_fail_are_passed_over_and_remembered(hub, tmp_path, monkeypatch, tokenizer_dir):
-    url, asked = hub
+def test_failing_sources_are_skipped_and_not_asked_again(
+    server, tmp_path, monkeypatch, tokenizer_dir
+):
+    url, asked = server
     for switch in ("WIKILLM_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.delenv(switch, raising=False)
-    monkeypatch.setattr(hubs, "LOOKUP_SECONDS", 0.3)
-    monkeypatch.setattr(hubs, "_gone", set())
-    bad = [hubs.Hub("silent", f"{url}/silent/{{file}}"), hubs.Hub("login", f"{url}/login/{{file}}")]
-    with pytest.raises(hubs.HubUnreachable, match="silent: no answer"):
-        hubs.fetch_qwen2(tmp_path / "t", bad)
+    monkeypatch.setattr(download, "LOOKUP_SECONDS", 0.3)
+    monkeypatch.setattr(download, "_failed", set())
+    silent, login, good = (
+        download.DownloadSource(name, f"{url}/{name}/{{file}}")
+        for name in ("silent", "login", "good")
+    )
+    with pytest.raises(download.DownloadFailed, match="silent: no answer"):
+        download.download_qwen2(tmp_path / "t", [silent, login])
     before = len(asked)
-    assert hubs.fetch_qwen2(
-        tmp_path / "t", [*bad, hubs.Hub("good", f"{url}/good/{{file}}")]
-    ).startswith("good")
-    assert [
-        path for path in asked[before:] if not path.startswith("/good/")
-    ] == []  # not asked again
+    monkeypatch.setattr(download, "LOOKUP_SECONDS", 5.0)
+    assert download.download_qwen2(tmp_path / "t", [silent, login, good]).startswith("good")
+    assert all(path.startswith("/good/") for path in asked[before:])
     assert load_tokenizer(tmp_path / "t").sha256 == load_tokenizer(tokenizer_dir).sha256
 
 
 @pytest.mark.parametrize("switch", ["HF_HUB_OFFLINE", "WIKILLM_OFFLINE"])
-def test_offline_asks_nobody(hub, tmp_path, monkeypatch, switch):
-    url, asked = hub
-    before = len(asked)
+def test_offline_asks_nobody(server, tmp_path, monkeypatch, switch):
+    url, asked = server
     monkeypatch.setenv(switch, "1")
-    with pytest.raises(hubs.HubUnreachable, match="switched off"):
-        hubs.fetch_qwen2(tmp_path / "t", [hubs.Hub("good", f"{url}/good/{{file}}")])
-    assert len(asked) == before
-
-
-def test_a_trained_folder_is_complete(tmp_path, texts):
-    write_tokenizer(train_bpe(texts(50), 300), tmp_path / "t")
-    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == [
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ]
+    source = download.DownloadSource("good", f"{url}/good/{{file}}")
+    with pytest.raises(download.DownloadFailed, match="switched off"):
+        download.download_qwen2(tmp_path / "t", [source])
+    assert asked == []
