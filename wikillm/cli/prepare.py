@@ -131,7 +131,9 @@ def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
 
     if cfg.dedup == "none" and cfg.drop_list is None:  # said before anything is read
         what = "There is no drop-list to make: data.dedup=none keeps copies."
-        raise ConfigError(what, fix="data.dedup=exact, or data.dedup=minhash for near copies too")
+        raise ConfigError(
+            what, fix="data.dedup=exact, or data.dedup=minhash for near duplicates too"
+        )
     with contextlib.ExitStack() as stack:
         if args.json:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
@@ -147,7 +149,7 @@ def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
         )
     else:
         print(
-            f"drop-list  {args.drop_list_only}: {drops.exact:,} exact and {drops.near:,} near copies"
+            f"drop-list  {args.drop_list_only}: {drops.exact:,} exact and {drops.near:,} near duplicates"
         )
         print(
             f"next       the same sources and settings with data.drop_list={args.drop_list_only}: prepare, or train"

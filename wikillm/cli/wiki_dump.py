@@ -53,7 +53,7 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     wanted, notes = {"data.quality": "basic", "data.dedup": "minhash", "data.convert": "none"}, []
     if not has_minhash():
         wanted["data.dedup"] = "exact"
-        notes.append("near copies stay: rensa is not installed (pip install 'wikillm[wiki]')")
+        notes.append("near duplicates stay: rensa is not installed (pip install 'wikillm[wiki]')")
     sites = [source.site for source in sources]
     is_chinese = any(site.dbname == "zhwiki" or "://zh." in site.base for site in sites)
     if is_chinese or any("zhwiki" in name for name in addresses):

@@ -13,7 +13,7 @@ from wikillm.config.load import load
 from wikillm.config.resolved import typed_form
 from wikillm.core.errors import CheckpointError
 from wikillm.data.filters.settings import plan_filters
-from wikillm.data.prepare.dedup import _facts as facts_of_copies
+from wikillm.data.prepare.dedup import dedup_facts
 from wikillm.data.prepare.prepare import plan_store
 from wikillm.train.reapply_settings import with_state
 from wikillm.train.resume import BEFORE, FACTS, ResumePoint, check_same_run, short_facts
@@ -160,7 +160,7 @@ def test_another_store_is_refused_with_the_key_that_makes_it_another(
 
 def test_copies_are_facts_too() -> None:
     wanted = [
-        facts_of_copies(config(changes).data) for changes in ({}, {"data.dedup": "minhash"}, COPIES)
+        dedup_facts(config(changes).data) for changes in ({}, {"data.dedup": "minhash"}, COPIES)
     ]
     assert len({json.dumps(facts, sort_keys=True) for facts in wanted}) == 3
 

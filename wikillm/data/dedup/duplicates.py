@@ -1,15 +1,16 @@
-"""Which documents are copies: exact by their 64-bit content hash, near by MinHash and locality-sensitive hashing.
+"""Which documents are duplicates: exact ones by content hash, near ones by MinHash with LSH.
 
-Documents are taken in the order of the sources, and one is dropped when it is like an earlier one that is kept. So nothing
-is dropped for being like a dropped document (no chains), and what is decided for a document depends on those before it
-only. Candidates are documents that agree in all 8 minima of one of 16 bands; a candidate is dropped when the share of equal minima among
-all 128 reaches the wanted similarity (standard deviation of that estimate: sqrt(s(1-s)/128), 0.035 at 0.8). A pair of
-similarity s becomes a candidate with probability 1 - (1 - s^8)^16: 0.95 at 0.8, 0.99 at 0.85, 0.9999 at 0.9. Two
-documents of similarity 0.6 are taken for 0.8 with a probability below 1e-5.
+Documents come in the order of the sources, and one is dropped when it is like an earlier one that
+is kept. So none is dropped for being like a dropped document, and a decision depends on earlier
+documents only. Candidates agree in all 8 minima of one of 16 bands. A candidate is dropped when the
+share of equal minima among all 128 reaches the wanted similarity (the standard deviation of that
+estimate is sqrt(s(1-s)/128), 0.035 at 0.8). A pair of similarity s is a candidate with probability
+1 - (1 - s^8)^16: 0.95 at 0.8, 0.99 at 0.85, 0.9999 at 0.9. Two documents of similarity 0.6 pass for
+0.8 with a probability below 1e-5.
 
-Own code for the search, since the libraries' indexes hold every signature in Python objects or in memory: here
-the signatures stay on the disk, and memory is, by count of the arrays, about 90 bytes per document (90 MB per million), and up to 200
-more for documents that share bands with others.
+The search is our own code, since the libraries' indexes keep every signature in memory. Here the
+signatures stay on the disk. Memory, by the sizes of the arrays, is about 90 bytes per document, and
+up to 200 more for documents that share bands with others.
 """
 
 from __future__ import annotations
@@ -22,38 +23,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wikillm.data.dedup.minhash import MINIMA, SIGNED, SignedShard, signed_path
+from wikillm.data.dedup.minhash import DOCUMENT, MINIMA, MinHashShard, minhash_path
 from wikillm.data.filters.characters import mix
 from wikillm.data.filters.drop_list import DROP, EXACT
 
-BANDS, ROWS = 16, 8
-MAX_COMPARED = (
-    64  # kept documents of one band that a document is compared with, the nearest before it first
-)
+BANDS = 16
+ROWS = 8
+MAX_COMPARED = 64
+"""Kept documents of one band that a document is compared with, the nearest before it first."""
 _AT_A_TIME = 1 << 16  # signatures read at a time
 
 
-def find_copies(
-    folder: Path, shards: Sequence[SignedShard], similarity: float | None
+def find_duplicates(
+    folder: Path, shards: Sequence[MinHashShard], similarity: float | None
 ) -> npt.NDArray[Any]:
-    """The drop-list of these shards, sorted by place. `similarity` None: exact copies only."""
-    documents = np.concatenate(
-        [np.empty(0, dtype=SIGNED)]
-        + [np.fromfile(signed_path(folder, shard.number, "doc"), dtype=SIGNED) for shard in shards]
-    )
+    """The drop-list (dtype `DROP`) of these shards, sorted by place.
+
+    With `similarity` None only exact duplicates are found.
+    """
+    paths = [minhash_path(folder, shard.number, "doc") for shard in shards]
+    parts = [np.fromfile(path, dtype=DOCUMENT) for path in paths]
+    documents = np.concatenate([np.empty(0, dtype=DOCUMENT), *parts])
+    # The first document with the same content, which may be the document itself.
     _, first, group = np.unique(documents["hash"], return_index=True, return_inverse=True)
-    kept_by = first[
-        group
-    ]  # the first document of the same content; itself where there is none before
+    kept_by = first[group]
     percent = np.full(len(documents), EXACT, dtype=np.uint32)
     if similarity is not None:
-        near = _Near(
-            folder, shards, np.flatnonzero(kept_by == np.arange(len(documents))), similarity
-        )
-        for document, kept, share in near.copies():
+        distinct = np.flatnonzero(kept_by == np.arange(len(documents)))
+        for document, kept, share in _Near(folder, shards, distinct, similarity).duplicates():
             kept_by[document] = kept
             percent[document] = round(100 * share)
-        # Exact copies of a document that is a near copy of a third: near copies of that one, as like it as the first.
+        # An exact duplicate of a dropped document is a near duplicate of the one that is kept.
         is_moved = kept_by != kept_by[kept_by]
         percent[is_moved] = percent[kept_by[is_moved]]
         kept_by = kept_by[kept_by]
@@ -69,15 +69,15 @@ def find_copies(
 
 @dataclass(slots=True)
 class _Near:
-    """Near copies among the documents `which` (numbers in the order of the sources, ascending)."""
+    """Near duplicates among the documents `which` (ascending numbers)."""
 
     folder: Path
-    shards: Sequence[SignedShard]
+    shards: Sequence[MinHashShard]
     which: npt.NDArray[np.int64]
     similarity: float
 
-    def copies(self) -> Iterator[tuple[int, int, float]]:
-        """(document, the kept document it is a copy of, estimated similarity), in order."""
+    def duplicates(self) -> Iterator[tuple[int, int, float]]:
+        """(document, the kept document it is like, estimated similarity), in order."""
         signatures = _Signatures(self.folder, self.shards)
         members, before = self._bands(signatures)
         numbers = self.which[members]
@@ -87,9 +87,8 @@ class _Near:
             if not candidates:
                 continue
             own = signatures.row(int(numbers[at]))
-            shares = [
-                float(np.mean(own == signatures.row(int(numbers[other])))) for other in candidates
-            ]
+            rows = (signatures.row(int(numbers[other])) for other in candidates)
+            shares = [float(np.mean(own == row)) for row in rows]
             best = max(range(len(candidates)), key=lambda i: (shares[i], -candidates[i]))
             if shares[best] >= self.similarity:
                 is_dropped[at] = 1
@@ -98,7 +97,11 @@ class _Near:
     def _bands(
         self, signatures: _Signatures
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """Documents that share a band with another, and per band the member before each in it, or -1."""
+        """Members and predecessors, of shapes (M,) and (BANDS, M).
+
+        Members are the documents that share a band with another, as indexes into `which`. A
+        predecessor is the index of the member before in that band, or -1.
+        """
         pairs: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         is_member = np.zeros(len(self.which), dtype=bool)
         for band in range(BANDS):
@@ -116,12 +119,16 @@ class _Near:
 
 
 def _kept_before(at: int, before: npt.NDArray[np.int32], is_dropped: bytearray) -> list[int]:
-    """The kept members that share a band with `at`. Shortens the chains past dropped ones, so each is walked once."""
+    """The kept members that share a band with `at`.
+
+    Shortens the chains past dropped members, so that each of these is visited once.
+    """
     found: set[int] = set()
     for chain in before:
-        here, compared = int(chain[at]), 0
+        here = int(chain[at])
+        compared = 0
         if here >= 0 and is_dropped[here]:
-            here = int(chain[here])  # its own chain was shortened when it was looked at
+            here = int(chain[here])  # shortened already when it was visited
             chain[at] = here
         while here >= 0 and compared < MAX_COMPARED:
             found.add(here)
@@ -133,17 +140,13 @@ def _kept_before(at: int, before: npt.NDArray[np.int32], is_dropped: bytearray) 
 class _Signatures:
     """The minima of all shards, on the disk."""
 
-    def __init__(self, folder: Path, shards: Sequence[SignedShard]) -> None:
+    def __init__(self, folder: Path, shards: Sequence[MinHashShard]) -> None:
         filled = [shard for shard in shards if shard.documents]
         self._starts = np.cumsum([0, *(shard.documents for shard in filled)])
         self._maps = [
-            np.memmap(
-                signed_path(folder, shard.number, "min"),
-                dtype="<u4",
-                mode="r",
-                shape=(shard.documents, MINIMA),
-            )
+            np.memmap(path, dtype="<u4", mode="r", shape=(shard.documents, MINIMA))
             for shard in filled
+            for path in [minhash_path(folder, shard.number, "min")]
         ]
 
     def row(self, document: int) -> npt.NDArray[np.uint32]:

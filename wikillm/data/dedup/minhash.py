@@ -1,9 +1,11 @@
-"""First pass over the sources: what is needed of each kept document to tell copies, in files beside the store.
+"""First pass over the sources: the hash and the MinHash signature of each kept document.
 
-Runs in the worker pool like the build, cut into the same shards. Per document 28 bytes, and with MinHash
-another 512: 128 minima of 32 bits over the runs of five units (hanzi, words). The minima come from rensa (MIT, wheels
-for x86_64 and aarch64, no dependencies): on 2.5 MB of Chinese Wikipedia it took a ninth of datasketch 2.0's CPU time, and
-with 112 minima on 800 pairs of known similarity its estimates had no bias (0.0005) and a deviation of 0.033. A shard's record is written last; a killed pass goes on at the first missing one.
+It runs in the worker pool, cut into the same shards as the build. Per document it writes 28 bytes,
+and for near duplicates another 512: 128 minima of 32 bits over runs of five units (hanzi, words).
+The minima come from rensa (MIT, wheels for x86_64 and aarch64, no dependencies). On 2.5 MB of
+Chinese Wikipedia it took a ninth of datasketch 2.0's CPU time. With 112 minima on 800 pairs of
+known similarity its estimates had a bias of 0.0005 and a deviation of 0.033. A shard's record is
+written last, so a killed pass resumes at the first missing shard.
 """
 
 from __future__ import annotations
@@ -20,13 +22,12 @@ import numpy.typing as npt
 from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_atomic, write_json
 from wikillm.data.filters.characters import grams_of, units_of
-from wikillm.data.filters.documents import CleanJob
+from wikillm.data.filters.documents import CleanJob, content_hash
 from wikillm.data.funnel import Funnel, Tally
-from wikillm.data.prepare.shard import content_hash
 from wikillm.data.sources.read import Cursor, RawShard
 from wikillm.data.workers.progress import Report, Work
 
-SIGNED = np.dtype(
+DOCUMENT = np.dtype(
     [
         ("source", "<u4"),
         ("offset", "<u8"),
@@ -35,17 +36,15 @@ SIGNED = np.dtype(
         ("text_bytes", "<u4"),
     ]
 )
-MINIMA, SHINGLE_UNITS, SEED = 128, 5, 1
+MINIMA = 128
+SHINGLE_UNITS = 5
+SEED = 1
 
 
-def signature_facts() -> dict[str, Any]:
-    """What decides a signature. Raises ConfigError when the library is missing."""
-    return {
-        "minima": MINIMA,
-        "units": SHINGLE_UNITS,
-        "seed": SEED,
-        "rensa": _rensa().ALGORITHM_VERSION,
-    }
+def minhash_facts() -> dict[str, Any]:
+    """What decides a signature. Raises ConfigError when rensa is missing."""
+    algorithm = _rensa().ALGORITHM_VERSION
+    return {"minima": MINIMA, "units": SHINGLE_UNITS, "seed": SEED, "rensa": algorithm}
 
 
 def _rensa() -> Any:
@@ -61,8 +60,8 @@ def _rensa() -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class SignedShard:
-    """What became of the records between two cursors; `documents` were signed."""
+class MinHashShard:
+    """The records between two cursors, of which `documents` were kept and hashed."""
 
     number: int
     start: Cursor
@@ -73,43 +72,40 @@ class SignedShard:
 
 
 @dataclass(frozen=True, slots=True)
-class SignJob:
-    """Sign the documents of a shard."""
+class MinHashJob:
+    """Hash the documents of a shard; `with_minima` for near duplicates too."""
 
     folder: Path
     clean: CleanJob
     with_minima: bool
 
-    def __call__(self, raw: RawShard, report: Report) -> SignedShard:
+    def __call__(self, raw: RawShard, report: Report) -> MinHashShard:
         tally = Tally()
         rows: list[tuple[int, int, int, int, int]] = []
-        minima: list[npt.NDArray[np.uint32]] = []
+        minima: list[bytes] = []
         for batch in self.clean.batches(raw):
             tally.count(batch)
             for offset, text in zip(batch.offsets, batch.texts, strict=True):
                 digest = content_hash(text)
                 rows.append((batch.source, offset, digest, len(text), len(text.encode())))
                 if self.with_minima:
-                    minima.append(minima_of(text, digest))
+                    minima.append(minima_of(text, digest).tobytes())
             report(Work(batch.source_bytes, len(batch.texts)))
-        write_atomic(
-            signed_path(self.folder, raw.number, "doc"), np.array(rows, dtype=SIGNED).tobytes()
-        )
+        documents = np.array(rows, dtype=DOCUMENT)
+        write_atomic(minhash_path(self.folder, raw.number, "doc"), documents.tobytes())
         if self.with_minima:
-            write_atomic(
-                signed_path(self.folder, raw.number, "min"),
-                b"".join(one.tobytes() for one in minima),
-            )
+            write_atomic(minhash_path(self.folder, raw.number, "min"), b"".join(minima))
         text_bytes = sum(row[4] for row in rows)
-        info = SignedShard(raw.number, raw.start, raw.end, len(rows), text_bytes, tally.funnel())
-        write_json(signed_path(self.folder, raw.number, "json"), asdict(info))
-        return info
+        shard = MinHashShard(raw.number, raw.start, raw.end, len(rows), text_bytes, tally.funnel())
+        write_json(minhash_path(self.folder, raw.number, "json"), asdict(shard))
+        return shard
 
 
 def minima_of(text: str, digest: int) -> npt.NDArray[np.uint32]:
-    """The signature of a text: the expected share of equal minima is the Jaccard similarity of the sets of runs.
+    """The signature of a text, of shape (128,).
 
-    A text without any unit is similar only to its exact copies: its hash, `digest`, stands for its runs.
+    The expected share of equal minima is the Jaccard similarity of the sets of runs. A text without
+    units is similar to its exact duplicates only: its hash, `digest`, replaces the runs.
     """
     grams = grams_of(units_of(text), SHINGLE_UNITS)
     if not len(grams):
@@ -118,28 +114,24 @@ def minima_of(text: str, digest: int) -> npt.NDArray[np.uint32]:
     return np.array(matrix.to_rows()[0], dtype="<u4")
 
 
-def signed_path(folder: Path, number: int, kind: str) -> Path:
+def minhash_path(folder: Path, number: int, kind: str) -> Path:
     return folder / f"{number:05d}.{kind}"
 
 
-def read_signed(folder: Path, with_minima: bool) -> dict[int, SignedShard]:
-    """The shards that an earlier pass has finished."""
-    found: dict[int, SignedShard] = {}
+def read_minhash_shards(folder: Path, with_minima: bool) -> dict[int, MinHashShard]:
+    """The shards that an earlier pass finished, by number."""
+    found: dict[int, MinHashShard] = {}
     for path in folder.glob("*.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             value = json.loads(path.read_text(encoding="utf-8"))
-            start, end, funnel = (
-                Cursor(**value["start"]),
-                Cursor(**value["end"]),
-                Funnel.from_json(value["funnel"]),
-            )
-            info = SignedShard(**{**value, "start": start, "end": end, "funnel": funnel})
-            sizes = {"doc": info.documents * SIGNED.itemsize}
+            value["start"] = Cursor(**value["start"])
+            value["end"] = Cursor(**value["end"])
+            value["funnel"] = Funnel.from_json(value["funnel"])
+            shard = MinHashShard(**value)
+            sizes = {"doc": shard.documents * DOCUMENT.itemsize}
             if with_minima:
-                sizes["min"] = info.documents * MINIMA * 4
-            if all(
-                signed_path(folder, info.number, kind).stat().st_size == size
-                for kind, size in sizes.items()
-            ):
-                found[info.number] = info
+                sizes["min"] = shard.documents * MINIMA * 4
+            paths = {minhash_path(folder, shard.number, kind): sizes[kind] for kind in sizes}
+            if all(path.stat().st_size == size for path, size in paths.items()):
+                found[shard.number] = shard
     return found

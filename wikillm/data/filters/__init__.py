@@ -1,6 +1,6 @@
-"""What happens to a clean text before it is tokenized: conversion, quality rules, overlap with evaluation files, copies.
+"""What happens to a clean text before it is tokenized: conversion, quality rules, overlap with
+evaluation files, dropping of duplicates.
 
-`settings` turns `data.*` into a small description (`Filters`) that travels to the workers and stands in the
-fingerprint; `apply` does what it says, document by document. Finding copies takes two passes: `sign` describes every
-document in the worker pool, `copies` decides which are dropped, and the drop-list is read by the build of the store.
+`settings` turns `data.*` into a picklable description (`Filters`) that is part of the fingerprint.
+`apply` carries it out for each document. `drop_list` reads what `data/dedup/` found.
 """

@@ -1,4 +1,4 @@
-"""Do what a `Filters` says to one document. Runs in the worker processes."""
+"""Apply `Filters` to one document. Runs in the worker processes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from wikillm.data.filters.settings import Filters
 from wikillm.data.text.clean import title_of
 from wikillm.data.types import Dropped
 
-CONTAMINATED = "holds an evaluation example"
+CONTAMINATED = "holds an evaluation example"  # kept as it is: it is in stored manifests
 
 
 class Pipeline:
-    """The opened filters: dictionaries and indexes are loaded once per process."""
+    """The opened filters; dictionaries and indexes are loaded once per process."""
 
     def __init__(self, filters: Filters) -> None:
         self._filters = filters
-        self._converter = self._index = None
+        self._converter = None
+        self._index = None
         if filters.convert != "none":
             from wikillm.data.filters.convert import Converter
 
@@ -30,7 +31,7 @@ class Pipeline:
             )
 
     def __call__(self, text: str, payload: bytes, format: str) -> str | Dropped:
-        """The text as it is kept, or why it is not. `payload` is the record it was cleaned from."""
+        """The text to keep, or why it is dropped. `payload` is the record it was cleaned from."""
         if self._filters.quality != "none" and format == "mediawiki":
             fault = page_fault(payload.decode("utf-8", errors="replace"), title_of(payload))
             if fault is not None:

@@ -1,9 +1,10 @@
-"""Texts as numbers: the kind of each character, and 64-bit hashes of units (a hanzi, a kana, a syllable, or a word).
+"""Texts as numbers: the kind of each character, and 64-bit hashes of units.
 
-All of it is vectorised and the same on every machine. The table of kinds does not depend on the Python version: it comes
-from Unicode 3.2, which every Python carries unchanged, and what is newer counts as a symbol, except for later hanzi. Case
-is folded by Python's own table (Unicode 14 in 3.11, 15 in 3.12), which may grow for scripts that gain letters. Hashes are
-polynomials modulo 2^64 with an odd base, each mixed by splitmix64's finaliser (Steele, Lea and Flood, 2014).
+A unit is a hanzi, a kana, a hangul syllable, or a word. Everything is vectorised and the same on
+every machine. The table of kinds comes from Unicode 3.2, which every Python carries unchanged; a
+newer character counts as a symbol, except for later hanzi. Case is folded by Python's own table
+(Unicode 14 in 3.11, 15 in 3.12). Hashes are polynomials modulo 2^64 with an odd base, mixed by
+splitmix64's finaliser (Steele, Lea and Flood, 2014).
 """
 
 from __future__ import annotations
@@ -19,23 +20,13 @@ Hashes = npt.NDArray[np.uint64]
 SPACE, LETTER, DIGIT, CJK, PUNCTUATION, SYMBOL = range(6)
 KINDS = 6
 _TABLE_SIZE = 0x30000  # planes above are private or rare hanzi
-_CJK_RANGES = (
-    *(
-        (0x3040, 0x30FF),
-        (0x31F0, 0x31FF),
-        (0x3400, 0x4DBF),
-        (0x4E00, 0x9FFF),
-        (0xAC00, 0xD7A3),
-        (0xF900, 0xFAFF),
-    ),
-    (0x20000, 0x2FFFF),
-)
+_KANA_AND_HANGUL = ((0x3040, 0x30FF), (0x31F0, 0x31FF), (0xAC00, 0xD7A3))
 _HAN_RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 _BY_CATEGORY = {"L": LETTER, "M": LETTER, "N": DIGIT, "P": PUNCTUATION, "Z": SPACE}
 _BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
 _INVERSE = pow(_BASE, -1, 2**64)
 _STEP = 0xD1342543DE82EF95
-_PIECE = 1 << 18  # characters hashed at a time: bounds memory, whatever the length of a document
+_PIECE = 1 << 18  # characters hashed at a time: bounds memory for any length of document
 
 
 @cache
@@ -43,7 +34,7 @@ def _table() -> npt.NDArray[np.uint8]:
     old = unicodedata.ucd_3_2_0
     kinds = [_BY_CATEGORY.get(old.category(chr(code))[0], SYMBOL) for code in range(_TABLE_SIZE)]
     table = np.array(kinds, dtype=np.uint8)
-    for first, last in _CJK_RANGES:
+    for first, last in (*_KANA_AND_HANGUL, *_HAN_RANGES):
         table[first : last + 1] = CJK
     for code in (0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x85):
         table[code] = SPACE
@@ -65,9 +56,8 @@ def kinds_of(codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
 
 def count_han(codes: npt.NDArray[np.uint32]) -> int:
     """How many code points are hanzi."""
-    return int(
-        sum(np.count_nonzero((codes >= first) & (codes <= last)) for first, last in _HAN_RANGES)
-    )
+    counts = (np.count_nonzero((codes >= low) & (codes <= high)) for low, high in _HAN_RANGES)
+    return int(sum(counts))
 
 
 def mix(values: Hashes) -> Hashes:
@@ -78,13 +68,13 @@ def mix(values: Hashes) -> Hashes:
 
 
 def units_of(text: str) -> Hashes:
-    """A hash per unit: each CJK character alone, each run of letters and digits; case does not count, nor the rest."""
+    """A hash per unit: each CJK character, each run of letters and digits. Case is ignored."""
     found = [_units_of_piece(codes_of(piece)) for piece in _pieces(text.casefold())]
     return np.concatenate([np.empty(0, dtype=np.uint64), *found])
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces of at most `_PIECE` characters, cut after white space where there is any."""
+    """The text in pieces of at most `_PIECE` characters, cut after white space if there is any."""
     start = 0
     while len(text) - start > _PIECE:
         cut = max(text.rfind(" ", start, start + _PIECE), text.rfind("\n", start, start + _PIECE))
@@ -103,7 +93,8 @@ def _units_of_piece(codes: npt.NDArray[np.uint32]) -> Hashes:
         return np.empty(0, dtype=np.uint64)
     after = np.concatenate([is_word[1:], [False]])
     ends = np.flatnonzero((is_word & ~after) | (kinds == CJK)) + 1
-    # The hash of codes[s:e] is sum(code[i] * base^(i - s)): a difference of prefix sums, shifted back by base^-s.
+    # The hash of codes[s:e] is sum(code[i] * base^(i - s)): a difference of prefix sums times
+    # base^-s.
     terms = (codes.astype(np.uint64) + np.uint64(1)) * _powers(_BASE)[: len(codes)]
     sums = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(terms)])
     return mix((sums[ends] - sums[starts]) * _powers(_INVERSE)[starts])
@@ -117,7 +108,7 @@ def _powers(base: int) -> Hashes:
 
 
 def grams_of(units: Hashes, length: int) -> Hashes:
-    """A hash per run of `length` neighbours; of fewer units, one of them all; of none, none."""
+    """A hash per run of `length` units; of fewer units, one hash of all of them."""
     length = min(length, len(units))
     if not length:
         return units

@@ -1,12 +1,16 @@
-"""Clean and filter the records of a shard: the first half of what a worker does to it, whatever comes after.
+"""Clean and filter the records of a shard: what a worker does first, in both passes.
 
-Record batches come in; each leaves as one `CleanedDocuments`.
+Each record batch becomes one `CleanedDocuments`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from wikillm.data.filters.apply import open_pipeline
 from wikillm.data.filters.drop_list import DropList
@@ -20,22 +24,23 @@ from wikillm.data.workers.progress import Report, Work
 
 TOO_LONG = "longer than data.max_document_bytes"
 _LONGEST_TEXT = 16 << 20
-"""Above it a record that is not held may as well be many, whose borders are damaged: it counts as bad."""
+"""A longer record may be many whose borders are damaged, so it counts as bad."""
 
 
 @dataclass(frozen=True, slots=True)
 class CleanJob:
-    """Called, it gives the texts that a tokenizer is trained on."""
+    """Clean and filter shards. Called, it returns the texts that a tokenizer is trained on."""
 
     formats: tuple[str, ...]  # of the sources
     text_key: str
     filters: Filters = Filters()
     drop_list: DropList | None = None
-    sites: tuple[WikiSite, ...] = ()  # of the sources; empty: nothing is known of any
+    sites: tuple[WikiSite, ...] = ()  # of the sources; empty if all are unknown
 
     def __call__(self, raw: RawShard, report: Report) -> tuple[list[str], Funnel]:
-        """The texts in order, and what became of all records."""
-        tally, texts = Tally(), list[str]()
+        """The texts in order, and the funnel of all records."""
+        tally = Tally()
+        texts: list[str] = []
         for batch in self.batches(raw):
             tally.count(batch)
             texts += batch.texts
@@ -44,13 +49,14 @@ class CleanJob:
 
     def batches(self, raw: RawShard) -> Iterator[CleanedDocuments]:
         """The cleaned documents of each record batch, in order."""
-        copies = {} if self.drop_list is None else self.drop_list.between(_ranges(raw.batches))
-        kinds = tuple(
-            zip(self.formats, self.sites or (WikiSite(),) * len(self.formats), strict=True)
-        )
+        duplicates = {}
+        if self.drop_list is not None:
+            duplicates = self.drop_list.between(_ranges(raw.batches))
+        sites = self.sites or (WikiSite(),) * len(self.formats)
+        kinds = tuple(zip(self.formats, sites, strict=True))
         clean = {kind: self._cleaner(*kind) for kind in set(kinds)}
         for records in raw.batches:
-            yield _cleaned(records, clean[kinds[records.source]], copies)
+            yield _cleaned(records, clean[kinds[records.source]], duplicates)
 
     def _cleaner(self, format: str, site: WikiSite) -> Clean:
         """Cleaning and filters for the records of one format, from one wiki."""
@@ -67,17 +73,16 @@ class CleanJob:
 
 
 def _cleaned(
-    records: RecordBatch, clean: Clean, copies: Mapping[tuple[int, int], Dropped]
+    records: RecordBatch, clean: Clean, duplicates: Mapping[tuple[int, int], Dropped]
 ) -> CleanedDocuments:
     batch = CleanedDocuments(records.source, records.end - records.start)
     for offset, payload, size in records.items():
         if payload is None:
-            batch.dropped.append(
-                DroppedItem(offset, b"", Dropped(TOO_LONG, size, is_bad=size > _LONGEST_TEXT))
-            )
+            too_long = Dropped(TOO_LONG, size, is_bad=size > _LONGEST_TEXT)
+            batch.dropped.append(DroppedItem(offset, b"", too_long))
             continue
-        copy = copies.get((records.source, offset)) if copies else None
-        found = clean(payload, offset) if copy is None else copy
+        duplicate = duplicates.get((records.source, offset)) if duplicates else None
+        found = clean(payload, offset) if duplicate is None else duplicate
         if isinstance(found, str):
             batch.offsets.append(offset)
             batch.payloads.append(payload)
@@ -88,8 +93,24 @@ def _cleaned(
 
 
 def _ranges(batches: list[RecordBatch]) -> dict[int, tuple[int, int]]:
-    """From where to where they go in each source."""
+    """The first and the end offset of the records in each source."""
     found: dict[int, tuple[int, int]] = {}
     for batch in batches:
         found[batch.source] = found.get(batch.source, (batch.start, 0))[0], batch.end
     return found
+
+
+def content_hash(text: str) -> int:
+    """64 bits of blake2b over the UTF-8 bytes of NFC text."""
+    return int(content_hashes([text])[0][0])
+
+
+def content_hashes(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint64], list[int]]:
+    """The content hash of each text, and its length in UTF-8 bytes."""
+    digests: list[bytes] = []
+    lengths: list[int] = []
+    for text in texts:
+        content = text.encode()
+        digests.append(hashlib.blake2b(content, digest_size=8).digest())
+        lengths.append(len(content))
+    return np.frombuffer(b"".join(digests), dtype="<u8"), lengths

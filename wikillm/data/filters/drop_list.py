@@ -1,8 +1,9 @@
-"""The documents that are left out as copies of others: `drops.bin`, sorted by source and offset.
+"""The documents dropped as duplicates of others: `drops.bin`, sorted by source and offset.
 
-The first pass writes it (`copies`), the build of the store reads it, and its sha256 is part of the fingerprint. Each
-entry names the document that is kept in its place, so that every drop can be checked. As a file of its own
-(`data.drop_list`) the entries follow one line of JSON: what they were made from, their counts and their sha256.
+Deduplication (`data/dedup/`) writes it, the build of the store reads it, and its sha256 is part of
+the fingerprint. Each entry names the document that is kept instead, so every drop can be checked.
+In a file of its own (`data.drop_list`) the entries follow one line of JSON: what they were made
+from, their counts and their sha256.
 """
 
 from __future__ import annotations
@@ -25,23 +26,32 @@ from wikillm.data.types import Dropped
 
 DROP = np.dtype(
     [
-        *(("source", "<u4"), ("offset", "<u8")),
-        *(("kept_source", "<u4"), ("kept_offset", "<u8")),
-        *(("characters", "<u4"), ("text_bytes", "<u4"), ("percent", "<u4")),
+        ("source", "<u4"),
+        ("offset", "<u8"),
+        ("kept_source", "<u4"),
+        ("kept_offset", "<u8"),
+        ("characters", "<u4"),
+        ("text_bytes", "<u4"),
+        ("percent", "<u4"),
     ]
 )
 """`percent`: estimated similarity to the kept document; `EXACT` when the texts are equal."""
 EXACT = 1000
 DROP_LIST_NAME = "drops.bin"
-EXACT_COPY, NEAR_COPY = "exact copy", "near copy"
-_MARK, _VERSION = "wikillm_drop_list", 1
+EXACT_DUPLICATE = "exact copy"  # these words are in stored manifests, so they stay
+NEAR_DUPLICATE = "near copy"
+_MARK = "wikillm_drop_list"
+_VERSION = 1
 _COUNTED = ("sha256", "exact", "near")
 _LONGEST_HEADER = 64 << 20  # it has the sha256 of each source
 
 
 @dataclass(frozen=True, slots=True)
 class DropList:
-    """A written drop-list. `exact` and `near` count its entries, `sha256` is theirs, `start` the byte where they begin."""
+    """A written drop-list.
+
+    `exact` and `near` count its entries, `sha256` is their hash, `start` the byte of the first.
+    """
 
     path: Path
     sha256: str
@@ -50,7 +60,7 @@ class DropList:
     start: int = 0
 
     def entries(self) -> bytes:
-        """Its entries. Raises DataError when they are no longer those it was made with."""
+        """Its entries. Raises DataError when they do not match `sha256`."""
         content = b""
         with suppress(OSError), open(self.path, "rb") as file:
             file.seek(self.start)
@@ -59,17 +69,13 @@ class DropList:
             return content
         fix = f"remove {self.path.parent} and start again: it is made anew"
         if self.start:
-            fix = (
-                f"copy it again, or make it again: wikillm prepare ... --drop-list-only {self.path}"
-            )
-        raise DataError(
-            "A drop-list is missing, cut off, or not the one the store is made with.",
-            got=str(self.path),
-            fix=fix,
-        )
+            make = f"wikillm prepare ... --drop-list-only {self.path}"
+            fix = f"copy it again, or make it again: {make}"
+        what = "A drop-list is missing, cut off, or not the one the store is made with."
+        raise DataError(what, got=str(self.path), fix=fix)
 
     def between(self, ranges: Mapping[int, tuple[int, int]]) -> dict[tuple[int, int], Dropped]:
-        """What is dropped in a range of offsets of each of some sources, by source and offset."""
+        """The entries in a range of offsets per source, by (source, offset)."""
         if not ranges:
             return {}
         entries = _open(self)
@@ -83,7 +89,7 @@ class DropList:
 
 
 def _dropped(entry: Any) -> Dropped:
-    reason = EXACT_COPY if entry["percent"] == EXACT else NEAR_COPY
+    reason = EXACT_DUPLICATE if entry["percent"] == EXACT else NEAR_DUPLICATE
     detail = f"of source {entry['kept_source']}, byte {entry['kept_offset']}"
     return Dropped(reason, int(entry["characters"]), detail=detail)
 
@@ -94,7 +100,7 @@ def _open(drop_list: DropList) -> npt.NDArray[Any]:
 
 
 def write_drop_list(path: Path, drop_list: DropList, made_from: Mapping[str, Any]) -> None:
-    """Write it as a file of its own; `made_from` is all that decided it."""
+    """Write it as a file of its own; `made_from` has everything that decided it."""
     header = {
         _MARK: _VERSION,
         **{name: getattr(drop_list, name) for name in _COUNTED},
@@ -119,9 +125,8 @@ def read_drop_list(path: Path) -> tuple[DropList, dict[str, Any]]:
         header = json.loads(line)
         if header[_MARK] != _VERSION:
             raise ValueError
-        found = DropList(
-            path.absolute(), **{name: header[name] for name in _COUNTED}, start=len(line)
-        )
+        counts = {name: header[name] for name in _COUNTED}
+        found = DropList(path.absolute(), **counts, start=len(line))
         made_from = dict(header["made_from"])
     except (ValueError, KeyError, TypeError):
         what = "The file in data.drop_list is no drop-list that this version reads."

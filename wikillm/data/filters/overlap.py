@@ -1,8 +1,10 @@
-"""Does a text contain an evaluation example? Runs of units (words, hanzi) are compared by 64-bit hashes.
+"""Does a text contain an evaluation example? Runs of units (words, hanzi) are compared by hash.
 
-An example is one record of a JSON file (all its strings), one row of a CSV file, or one line of plain text. A text is
-dropped when it holds at least `share` of the distinct runs of some example, wherever they stand in it. Examples of fewer units than
-a run are looked for whole, down to `MIN_UNITS`; shorter ones cannot be told from ordinary text and are ignored. Case, punctuation and white space do not matter. Memory: 24 bytes per run of the evaluation files.
+An example is one record of a JSON file (all its strings), one row of a CSV file, or one line of
+plain text. A text is dropped when it has at least `share` of the distinct runs of an example, in
+any place. An example shorter than a run is searched whole, down to `MIN_UNITS`; shorter ones are
+ignored, since they are ordinary text. Case, punctuation and white space do not matter. Memory: 24
+bytes per run of the evaluation files.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class EvaluationIndex:
     """The runs of all examples, sorted, and which examples have them."""
 
     def __init__(self, files: tuple[PinnedFile, ...], units: int, share: float) -> None:
-        self._units, self._share = units, share
+        self._units = units
+        self._share = share
         self.names: list[str] = []  # FILE:NUMBER of each example
         self.ignored = 0
         runs: list[Hashes] = []
@@ -50,46 +53,50 @@ class EvaluationIndex:
                 self.names.append(f"{file.path}:{number}")
         if not runs:
             raise DataError(
-                "The files of data.decontaminate hold no example that is long enough to look for.",
+                "The files of data.decontaminate have no example that is long enough to search.",
                 got=", ".join(file.path for file in files),
                 fix=f"an example has at least {MIN_UNITS} words or hanzi",
             )
-        every, owner = np.concatenate(runs), np.concatenate(owners)
+        every = np.concatenate(runs)
+        owner = np.concatenate(owners)
         order = np.argsort(every, kind="stable")
-        self._runs, self._owners = every[order], owner[order]
+        self._runs = every[order]
+        self._owners = owner[order]
         self._sizes = np.bincount(owner, minlength=len(self.names))
         self._lengths = tuple(sorted(lengths))
 
     def _runs_of_example(self, strings: list[str], lengths: dict[int, None]) -> Hashes:
         parts = [units for string in strings if len(units := units_of(string)) >= self._units]
-        if not parts:  # a question and its answer, each too short: together they may do
+        if not parts:  # a question and its answer may each be too short, and together not
             parts = [units for units in [units_of("\n".join(strings))] if len(units) >= MIN_UNITS]
         grams = [grams_of(units, self._units) for units in parts]
         lengths.update(dict.fromkeys(min(self._units, len(units)) for units in parts))
         return np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *grams]))
 
     def find(self, text: str) -> str | None:
-        """The name of an example that the text contains, the first in order; None when there is none."""
+        """The name of the first example that the text contains, or None."""
         units = units_of(text)
         found = [grams_of(units, length) for length in self._lengths if len(units) >= length]
         if not found:
             return None
         grams = np.unique(np.concatenate(found))
+        # The examples that have each run of the text, then how many of its runs each example has.
         first = np.searchsorted(self._runs, grams, side="left")
-        counts = np.searchsorted(self._runs, grams, side="right") - first
-        hits = [
-            self._owners[at : at + count]
-            for at, count in zip(first[counts > 0], counts[counts > 0], strict=True)
-        ]
-        if not hits:
+        last = np.searchsorted(self._runs, grams, side="right")
+        found_in = np.flatnonzero(last > first)
+        if not len(found_in):
             return None
+        hits = [self._owners[first[i] : last[i]] for i in found_in]
         examples, times = np.unique(np.concatenate(hits), return_counts=True)
         over = examples[times >= self._share * self._sizes[examples]]
         return self.names[int(over[0])] if len(over) else None
 
 
 def examples_of(file: PinnedFile) -> Iterator[list[str]]:
-    """The strings of each example. Raises DataError for a format without examples, or for what cannot be parsed."""
+    """The strings of each example.
+
+    Raises DataError for a format without examples, and for an example that cannot be parsed.
+    """
     file.check()
     source = sniff(Path(file.path))
     if source.format not in ("json", "jsonl", "csv", "text"):
@@ -100,10 +107,8 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
         )
     for number, (offset, payload, _) in enumerate(_items(source)):
         if payload is None:
-            raise DataError(
-                "An example is too long.",
-                got=f"{file.path}: byte {offset}, above {_MAX_EXAMPLE_BYTES} bytes",
-            )
+            got = f"{file.path}: byte {offset}, above {_MAX_EXAMPLE_BYTES} bytes"
+            raise DataError("An example is too long.", got=got)
         try:
             if source.format == "text":
                 yield [payload.decode("utf-8-sig")]
@@ -112,15 +117,12 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
             else:
                 yield list(_strings(orjson.loads(payload.removeprefix(b"\xef\xbb\xbf"))))
         except ValueError as error:
-            raise DataError(
-                "An evaluation file cannot be read.",
-                got=f"{file.path}: record {number + 1}: {error}",
-            ) from None
+            got = f"{file.path}: record {number + 1}: {error}"
+            raise DataError("An evaluation file cannot be read.", got=got) from None
 
 
 def _items(source: SourceFile) -> Iterator[Item]:
-    """The examples. A line of plain text is one."""
-    if source.format == "text":  # as a source it would be a single document
+    if source.format == "text":  # each line is an example; as a source it would be one document
         return split_lines(pieces(source), 0, _MAX_EXAMPLE_BYTES)
     return items_of(source, 0, _MAX_EXAMPLE_BYTES)
 
@@ -128,9 +130,6 @@ def _items(source: SourceFile) -> Iterator[Item]:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-    elif isinstance(value, dict):
-        for item in value.values():
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)

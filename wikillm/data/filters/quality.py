@@ -1,15 +1,15 @@
-"""Rules that drop a text, each with its own reason in the funnel. Written for Chinese and English, blind to tokenizers.
+"""Rules that drop a text, each with its own reason in the funnel, for Chinese and English.
 
-Shares are of the characters that are no white space. Weight counts a CJK character as three letters, which is about what
-both say and what both cost in UTF-8. The limits follow the kind of rule that Gopher (Rae et al., 2021, table A1) and
-C4 (Raffel et al., 2020) use, set by looking at what they drop from Wikipedia. They are constants: a change raises
-`QUALITY_VERSION`.
+Shares are of the characters that are not white space. The weight of a text counts a CJK character
+as three letters, about what it says and what it costs in UTF-8. The rules are of the kind that
+Gopher (Rae et al., 2021, table A1) and C4 (Raffel et al., 2020) use. Their limits were set by
+looking at what they drop from Wikipedia. They are constants: a change raises `QUALITY_VERSION`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,19 +29,22 @@ from wikillm.data.filters.characters import (
 )
 
 MIN_WEIGHT = 150  # letters, a CJK character counting as three
-MIN_LETTERS, MAX_DIGITS, MAX_SYMBOLS, MAX_PUNCTUATION = 0.5, 0.3, 0.15, 0.35
-MAX_REPEATED_LINES = 0.3  # share of characters in lines that stood before
-MAX_REPEATED_RUNS = 0.4  # share of runs that stood before
+MIN_LETTERS = 0.5
+MAX_DIGITS = 0.3
+MAX_SYMBOLS = 0.15
+MAX_PUNCTUATION = 0.35
+MAX_REPEATED_LINES = 0.3  # share of characters in lines that occurred before
+MAX_REPEATED_RUNS = 0.4  # share of runs of RUN_UNITS that occurred before
 RUN_UNITS = 10
-MAX_LIST_LINES, MIN_LINES = (
-    0.9,
-    10,
-)  # share of lines that are list items, of texts with so many lines
-MIN_HAN, MIN_LATIN = 0.3, 0.5  # share of letters, for data.quality=zh and en
+MAX_LIST_LINES = 0.9  # share of list items among at least MIN_LINES lines
+MIN_LINES = 10
+MIN_HAN = 0.3  # share of letters, for data.quality=zh
+MIN_LATIN = 0.5  # and for en
 
 _LIST_ITEM = re.compile(r"[-*•·+‣◦]\s|\d{1,3}[.、)]\s?")
 _DISAMBIGUATION = re.compile(
-    r"\{\{\s*(?:disambig(?:uation)?(?: cleanup)?|disamb|dab|hndis|geodis|schooldis|hospitaldis|numberdis|mathdab|"
+    r"\{\{\s*(?:disambig(?:uation)?(?: cleanup)?|disamb|dab|hndis|geodis|schooldis|hospitaldis|"
+    r"numberdis|mathdab|"
     r"human name disambiguation|place name disambiguation|airport disambiguation|surname|"
     r"消歧义|消歧義|消歧义页|消歧義頁|消歧|人名消歧义|人名消歧義|地名消歧义|地名消歧義|"
     r"begriffsklärung|homonymie|desambiguación|曖昧さ回避)\s*[|}]",
@@ -53,14 +56,14 @@ _DISAMBIGUATION_TITLE = re.compile(
 
 
 def page_fault(wikitext: str, title: str) -> str | None:
-    """What is wrong with a MediaWiki page as such. `wikitext` may be the page's XML."""
+    """What is wrong with a MediaWiki page as a whole. `wikitext` may be the page's XML."""
     if _DISAMBIGUATION.search(wikitext) or _DISAMBIGUATION_TITLE.search(title):
         return "disambiguation page"
     return None
 
 
 def text_fault(text: str, rules: str) -> str | None:
-    """The first rule that a text breaks, in words; None when it is good. `rules` is data.quality."""
+    """The first rule that a text breaks, in words, or None. `rules` is data.quality."""
     codes = codes_of(text)
     counts = np.bincount(kinds_of(codes), minlength=KINDS)
     solid = len(codes) - int(counts[SPACE])
@@ -72,14 +75,14 @@ def text_fault(text: str, rules: str) -> str | None:
         lambda: "many digits" if counts[DIGIT] > MAX_DIGITS * solid else None,
         lambda: "many symbols" if counts[SYMBOL] > MAX_SYMBOLS * solid else None,
         lambda: "much punctuation" if counts[PUNCTUATION] > MAX_PUNCTUATION * solid else None,
-        lambda: _language_fault(rules, codes, letters, int(counts[LETTER])),
+        lambda: _language_fault(rules, codes, letters),
         lambda: _line_fault(text, solid),
         lambda: "repeated runs of words" if _repeated_runs(text) > MAX_REPEATED_RUNS else None,
     )
     return next(filter(None, (check() for check in checks)), None)
 
 
-def _language_fault(rules: str, codes: np.ndarray, letters: int, words: int) -> str | None:
+def _language_fault(rules: str, codes: np.ndarray, letters: int) -> str | None:
     if rules == "zh" and count_han(codes) < MIN_HAN * letters:
         return "few hanzi"
     if rules == "en":
@@ -90,7 +93,7 @@ def _language_fault(rules: str, codes: np.ndarray, letters: int, words: int) -> 
 
 
 def _line_fault(text: str, solid: int) -> str | None:
-    lines = list(_lines(text))
+    lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
     seen: set[str] = set()
     repeated = 0
     for line in lines:
@@ -105,12 +108,8 @@ def _line_fault(text: str, solid: int) -> str | None:
     return None
 
 
-def _lines(text: str) -> Iterator[str]:
-    return (stripped for line in text.split("\n") if (stripped := line.strip()))
-
-
 def _repeated_runs(text: str) -> float:
-    """Share of the runs of `RUN_UNITS` units that stood before in the text."""
+    """Share of the runs of `RUN_UNITS` units that occurred before in the text."""
     units = units_of(text)
     if len(units) < 2 * RUN_UNITS:
         return 0.0

@@ -1,7 +1,8 @@
-"""From `data.*` to what is done with each clean text, as plain values: picklable, and part of the fingerprint.
+"""From `data.*` to what is done with each clean text, as picklable values for the fingerprint.
 
-A `Filters` that does nothing adds nothing to the facts, so stores without filters keep their fingerprint. Files that it
-names (protected terms, evaluation files) are pinned by sha256 and checked again when a worker reads them.
+Idle `Filters` add nothing to the facts, so stores without filters keep their fingerprint. The files
+that they name (protected terms, evaluation files) are pinned by sha256, which is checked again when
+a worker reads them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ OVERLAP_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class PinnedFile:
-    """A file whose content decides bytes of the store."""
+    """A file whose content decides bytes of the store, with its sha256."""
 
     path: str
     sha256: str
@@ -37,7 +38,7 @@ class PinnedFile:
         return cls(str(path), sha256_file(path))
 
     def check(self) -> None:
-        """Raises DataError when its content is no longer what was pinned."""
+        """Raises DataError when its content has changed since it was pinned."""
         if sha256_file(Path(self.path)) != self.sha256:
             raise DataError(
                 "A file changed while the store was being built.",
@@ -46,14 +47,14 @@ class PinnedFile:
             )
 
     def read(self) -> bytes:
-        """Its bytes. Raises DataError when they are no longer those that were pinned."""
+        """Its bytes. Raises DataError when they have changed since it was pinned."""
         self.check()
         return Path(self.path).read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What is done with each clean text, in this order. `sources` of the drop-list are not here: see `copies`."""
+    """What is done with each clean text, in this order. Duplicates are in the drop-list instead."""
 
     convert: str = "none"
     converter: str = ""  # library and version
@@ -68,7 +69,7 @@ class Filters:
         return self.convert == "none" and self.quality == "none" and not self.evaluation
 
     def facts(self) -> dict[str, Any]:
-        """What of this decides bytes; empty when nothing is done."""
+        """What decides bytes of the store; empty when nothing is done."""
         facts: dict[str, Any] = {}
         if self.convert != "none":
             protected = self.protected.sha256 if self.protected else None
@@ -90,7 +91,10 @@ class Filters:
 
 
 def plan_filters(cfg: DataSection) -> Filters:
-    """Look at what the settings name. Raises ConfigError for a missing extra, DataError for a missing file."""
+    """Pin what the settings name.
+
+    Raises ConfigError for a missing package, DataError for a missing file.
+    """
     if cfg.protected_terms is not None and cfg.convert == "none":
         raise ConfigError(
             "data.protected_terms has no effect without data.convert.",
@@ -121,23 +125,19 @@ def _protected(entry: str) -> PinnedFile:
 
 
 def _pinned(key: str, entries: Sequence[str]) -> tuple[PinnedFile, ...]:
-    """The files that `key` names. What is wrong with them is said of that key; addresses are not fetched."""
+    """The local files that `key` names, found as data.path's are; errors name `key` instead."""
     for entry in entries:
         if scheme_of(entry):
-            raise ConfigError(
-                f"{key} takes local files only.",
-                got=shown(entry),
-                fix=f"download it, and {key}=FILE",
-            )
+            what = f"{key} takes local files only."
+            raise ConfigError(what, got=shown(entry), fix=f"download it, and {key}=FILE")
     try:
         return tuple(PinnedFile.pin(path) for path in locate(entries))
     except DataError as error:
         what, got, fix = (
-            part and part.replace("data.path", key) for part in (error.what, error.got, error.fix)
+            (part or "").replace("data.path", key) for part in (error.what, error.got, error.fix)
         )
-        raise DataError(
-            what or "", got=got, fix=None if fix and HOW_TO_GET_DATA in (error.fix or "") else fix
-        ) from None
+        has_advice = fix and HOW_TO_GET_DATA not in (error.fix or "")
+        raise DataError(what, got=got or None, fix=fix if has_advice else None) from None
 
 
 def _converter() -> str:

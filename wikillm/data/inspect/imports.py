@@ -21,9 +21,10 @@ import numpy.typing as npt
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably, sha256_file, write_json
 from wikillm.core.log import warn
+from wikillm.data.filters.documents import content_hash
 from wikillm.data.funnel import Funnel, Tally, merged
 from wikillm.data.prepare.finish import sum_split
-from wikillm.data.prepare.shard import SplitWriter, content_hash, shard_record_path
+from wikillm.data.prepare.shard import SplitWriter, shard_record_path
 from wikillm.data.sources.read import Cursor
 from wikillm.data.store.manifest import (
     FORMAT_VERSION,

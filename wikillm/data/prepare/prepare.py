@@ -24,7 +24,7 @@ from wikillm.data.fetch.find import find_sources
 from wikillm.data.fetch.remote import scheme_of, shown
 from wikillm.data.filters.settings import Filters, plan_filters
 from wikillm.data.prepare.build import ensure_store
-from wikillm.data.prepare.dedup import Copies
+from wikillm.data.prepare.dedup import Deduplication
 from wikillm.data.prepare.held_out import refuse_few_held_out, refuse_one_text
 from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.prepare.tokenizer import mixture_tokenizer
@@ -139,7 +139,7 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
             "This builds one store, and data.mixture names several.", got=names, fix=fix
         )
     filters = plan_filters(cfg)
-    copies = Copies.of(cfg)
+    dedup = Deduplication.of(cfg)
     files = find_sources(cfg, is_main=is_main)
     sources = tuple(
         _look_into(file, cfg, is_alone=len(files) == 1 and not is_part) for file in files
@@ -151,7 +151,7 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
     with exclusive(base, "preparing the data", is_main):
         found = _Found.look(cfg, sources, beside(base, ".found.json"), beside(base, ".progress"))
         plan = _plan(cfg, sources, found, area, filters)
-        return plan if copies is None else copies.left_out_of(plan, cfg, area, is_main)
+        return plan if dedup is None else dedup.apply(plan, cfg, area, is_main)
 
 
 def _look_into(file: Fetched, cfg: DataSection, is_alone: bool) -> SourceFile:

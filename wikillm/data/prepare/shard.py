@@ -11,7 +11,6 @@ import hashlib
 import os
 import weakref
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -23,7 +22,7 @@ import numpy.typing as npt
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably, write_json
-from wikillm.data.filters.documents import CleanJob
+from wikillm.data.filters.documents import CleanJob, content_hashes
 from wikillm.data.funnel import Tally
 from wikillm.data.sources.read import RawShard
 from wikillm.data.store.manifest import ShardInfo, ShardSplit
@@ -120,21 +119,6 @@ def _quarantined(source: int, item: DroppedItem, is_row: bool) -> dict[str, obje
 _open_encoder = lru_cache(maxsize=1)(open_encoder)
 
 
-def content_hash(text: str) -> int:
-    """64 bits of blake2b over the UTF-8 bytes of NFC text."""
-    return int(_hashes_and_lengths([text])[0][0])
-
-
-def _hashes_and_lengths(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint64], list[int]]:
-    """The content hash of each text, and how many bytes of UTF-8 it is."""
-    digests, lengths = list[bytes](), list[int]()
-    for text in texts:
-        content = text.encode()
-        digests.append(hashlib.blake2b(content, digest_size=8).digest())
-        lengths.append(len(content))
-    return np.frombuffer(b"".join(digests), dtype="<u8"), lengths
-
-
 class _Encoder:
     """Collects documents, encodes them in batches, hands them to the split that their hash names."""
 
@@ -174,7 +158,7 @@ class _Encoder:
             self._tell(0, 0)
             return
         encoded = self._encoder.encode_batch(texts)
-        hashes, lengths = _hashes_and_lengths(
+        hashes, lengths = content_hashes(
             texts
         )  # after encoding: fastokens leaves UTF-8 in the strings
         self._encoder.check(texts, encoded, self._check_first, hashes)

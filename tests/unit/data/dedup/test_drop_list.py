@@ -1,4 +1,4 @@
-"""A drop-list that was made ahead: the same store with it, streamed too, and a refusal for anything it was not made for."""
+"""A drop-list made ahead gives the same store, streamed too, and is refused for other sources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMON = {"shard_bytes": 20_000, "val_fraction": 0.2}
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """300 documents; every fifth is a copy of an earlier one, every tenth with a word added."""
+    """300 documents; every fifth duplicates an earlier one, every tenth with a word added."""
     rng = random.Random(3)
     texts: list[str] = []
     for at in range(300):
@@ -39,24 +39,26 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made(tmp_path: Path, source: Path, settings) -> Path:
-    """The list of `source`, by the command, where nothing else of the first pass is left."""
-    path, tokenizer = tmp_path / "lists" / "drops.list", settings(source).tokenizer
-    words = [f"data.{name}={value}" for name, value in COMMON.items()]
-    words += [
-        f"data.path={source}",
-        f"data.tokenizer={tokenizer}",
-        "data.workers=1",
-        "data.dedup=minhash",
-    ]
+    """The list of `source`, made by the command; nothing else of the first pass is left."""
+    path = tmp_path / "lists" / "drops.list"
     store = tmp_path / "made" / "store"
-    assert main(["prepare", *words, f"data.store={store}", "--drop-list-only", str(path)]) == 0
+    values = {
+        **COMMON,
+        "path": source,
+        "tokenizer": settings(source).tokenizer,
+        "workers": 1,
+        "dedup": "minhash",
+        "store": store,
+    }
+    words = [f"data.{name}={value}" for name, value in values.items()]
+    assert main(["prepare", *words, "--drop-list-only", str(path)]) == 0
     assert not store.exists()
     shutil.rmtree(store.parent)
     return path
 
 
 def digests(folder: Path) -> dict[str, str]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = (path for path in folder.rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
@@ -88,7 +90,7 @@ def test_streamed_with_a_drop_list_is_prepared_bit_for_bit(
     finally:
         streamed.close()
     assert digests(streamed.dir) == digests(finding.dir)  # the fingerprint too
-    assert not list((tmp_path / "two").glob(".dedup-*")), "the sources were read for copies again"
+    assert not list((tmp_path / "two").glob(".dedup-*")), "the first pass ran again"
     assert "exact and" in capsys.readouterr().out
 
     part = settings(
@@ -111,9 +113,8 @@ def test_a_drop_list_of_something_else_is_refused(tmp_path, source, made, settin
     assert "data.max_text_bytes" in refusal(max_text_bytes=10_000)
     assert "data.dedup" in refusal(dedup="exact")
     assert "0.75" in refusal(dedup="minhash", dedup_similarity=0.75)
-    assert (
-        plan_store(settings(source, drop_list=str(made), shard_bytes=30_000)).drop_list is not None
-    )  # decides nothing
+    other_shards = settings(source, drop_list=str(made), shard_bytes=30_000)
+    assert plan_store(other_shards).drop_list is not None  # their size decides nothing
 
     cut = tmp_path / "cut.list"
     cut.write_bytes(made.read_bytes()[:-5])
@@ -123,7 +124,9 @@ def test_a_drop_list_of_something_else_is_refused(tmp_path, source, made, settin
     assert "No such file" in refusal(drop_list=str(tmp_path / "none"))
 
 
-def test_streaming_without_a_list_says_that_copies_come_first(source, settings, tmp_path, capsys):
+def test_streaming_without_a_list_reports_that_duplicates_come_first(
+    source, settings, tmp_path, capsys
+):
     cfg = settings(source, dedup="exact", store=str(tmp_path / "x/store"), streaming="on", **COMMON)
     with pytest.raises(ConfigError, match="needs a drop-list, or data.dedup=none"):
         stream_store(cfg, is_main=True, is_local_main=True)
@@ -133,7 +136,7 @@ def test_streaming_without_a_list_says_that_copies_come_first(source, settings, 
     assert "reads all sources before training starts; ahead of time" in capsys.readouterr().out
 
 
-def test_a_list_is_made_only_where_copies_are_looked_for(source, tmp_path, capsys, settings):
+def test_a_list_is_made_only_with_deduplication(source, tmp_path, capsys, settings):
     settings(source)
     words = ["prepare", f"data.path={source}", "--drop-list-only", str(tmp_path / "l")]
     assert main(words) == 2

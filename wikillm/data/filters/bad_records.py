@@ -1,0 +1,65 @@
+"""Refuse sources of which too many records cannot be read (`data.max_bad_fraction`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from wikillm.core.errors import DataError
+from wikillm.core.units import format_size
+from wikillm.data.filters.documents import TOO_LONG
+from wikillm.data.funnel import Funnel, FunnelLine, merged
+
+_CHECK_RECORDS = 1000  # the share of bad records is checked from here on, and at the end
+_CHECK_BYTES = 64 << 20  # and the share of their bytes
+
+
+@dataclass(slots=True)
+class BadRecords:
+    """Counts bad records, in number and in bytes of the decompressed sources."""
+
+    max_fraction: float
+    _funnels: list[Funnel] = field(default_factory=list)
+    _bad: int = 0
+    _read: int = 0
+    _bad_bytes: int = 0
+    _read_bytes: int = 0
+
+    def add(self, funnel: Funnel, source_bytes: int) -> None:
+        """Count a shard. Call `check` next."""
+        self._funnels.append(funnel)
+        self._bad += funnel.bad_records
+        self._read += funnel.read_records
+        self._bad_bytes += funnel.bad_bytes
+        self._read_bytes += source_bytes
+
+    def check(
+        self, *, at_end: bool, examples: Callable[[], Sequence[str]] = tuple, fix: str | None = None
+    ) -> None:
+        """Raise DataError when too much could not be read; `examples` adds lines to it."""
+        most = self.max_fraction
+        share = self._bad / max(1, self._read)
+        of_bytes = min(1.0, self._bad_bytes / max(1, self._read_bytes))
+        by_records = share > most and (at_end or self._read >= _CHECK_RECORDS)
+        by_bytes = of_bytes > most and (at_end or self._read_bytes >= _CHECK_BYTES)
+        if not by_records and not by_bytes:
+            return
+        bad = [line for line in merged(self._funnels).dropped if line.is_bad]
+        lines = [f"{x.records:>8,}  {x.reason} ({format_size(x.characters)})" for x in bad]
+        what = f"{self._bad:,} of {self._read:,} records cannot be read"
+        if not by_records:
+            what += f", and they are {of_bytes:.1%} of the bytes"
+        raise DataError(
+            f"{what}: more than data.max_bad_fraction={most:g}.",
+            got="\n".join([*lines, *examples()]),
+            fix=fix or _fix(bad, max(share, of_bytes)),
+        )
+
+
+def _fix(bad: Sequence[FunnelLine], share: float) -> str:
+    rounded_up = min(1.0, -(-share * 1000 // 1) / 1000)
+    fix = f"mend the source, or go on without them: data.max_bad_fraction={rounded_up}"
+    too_long = sum(line.characters for line in bad if line.reason == TOO_LONG)
+    if too_long:
+        fix = f"data.max_document_bytes={min(too_long, 2**32 - 1)}\nor {fix}"
+    return fix

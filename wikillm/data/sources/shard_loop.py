@@ -1,0 +1,78 @@
+"""Run a job on every shard of the sources, in order, and resume where an earlier run ended.
+
+The build of a store and the first pass of deduplication use it. Shards that an earlier run finished
+are not computed again: those at the front are not even read, those behind a gap are read and
+skipped. Results come in the order of the shards, for any number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import Any, Protocol, TypeVar
+
+from wikillm.data.sources.read import Cursor, RawShard
+from wikillm.data.workers.pool import run_jobs
+from wikillm.data.workers.progress import Progress
+
+
+class ShardResult(Protocol):
+    """What a job returns for a shard, with the place of the shard in the sources."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def start(self) -> Cursor: ...
+    @property
+    def end(self) -> Cursor: ...
+
+
+R = TypeVar("R", bound=ShardResult)
+
+
+def run_shards(
+    job: Callable[[RawShard, Callable[[Any], None]], R],
+    read: Callable[[Cursor, int], Iterable[RawShard]],
+    finished: Mapping[int, R],
+    workers: int,
+    progress: Progress,
+    *,
+    cursor: Cursor = Cursor(),
+    number: int = 0,
+    on_resume: Callable[[int, Cursor], None] = lambda number, cursor: None,
+) -> Generator[R, None, None]:
+    """Yield the result of each shard from `cursor` on, the first of them numbered `number`.
+
+    Args:
+        read: gives the shards from a cursor and a number on.
+        finished: results of an earlier run by number, used where their cursors match.
+        on_resume: gets the number and the cursor where reading starts, if results were reused.
+    """
+    first = number
+    while (result := finished.get(number)) is not None and result.start == cursor:
+        yield result
+        number += 1
+        cursor = result.end
+    if number > first:
+        on_resume(number, cursor)
+    reused: dict[int, R] = {}
+
+    def missing() -> Iterator[RawShard]:
+        for raw in read(cursor, number):
+            earlier = finished.get(raw.number)
+            if earlier is not None and (earlier.start, earlier.end) == (raw.start, raw.end):
+                reused[raw.number] = earlier
+            else:
+                yield raw
+
+    next_number = number
+    with closing(run_jobs(job, missing(), workers, progress.add, progress.tick)) as results:
+        for result in results:
+            while next_number in reused:
+                yield reused.pop(next_number)
+                next_number += 1
+            yield result
+            next_number += 1
+    while next_number in reused:
+        yield reused.pop(next_number)
+        next_number += 1
