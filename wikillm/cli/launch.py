@@ -235,7 +235,7 @@ def _memory(args: argparse.Namespace, resolved: Resolved) -> int:
     """Bytes that a pod asks for: 32 GiB per GPU, and the states that offload keeps in the host's memory."""
     from wikillm.cli.memory import memory_argument
     from wikillm.core.errors import ConfigError
-    from wikillm.launch.manifests import MEMORY_PER_GPU
+    from wikillm.launch.kubernetes import MEMORY_PER_GPU
     from wikillm.plan.gpus import find_gpu
     from wikillm.plan.job import describe_job
     from wikillm.plan.memory import host_bytes_per_rank

@@ -14,7 +14,7 @@ from pathlib import Path
 from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_atomic
 from wikillm.core.units import format_size
-from wikillm.launch.swanlab_manifest import FILE_NAME, TEMPLATE, Manifest, read_manifest
+from wikillm.launch.swanlab_manifest import FILE_NAME, TEMPLATE, SwanLabManifest, read_manifest
 from wikillm.launch.swanlab_pack import Packing, plan_packing, write_zip
 
 _ONE_PART = 2**20
@@ -114,7 +114,7 @@ def _refuse_what_a_job_cannot_have(args: argparse.Namespace) -> None:
         )
 
 
-def _lines(manifest: Manifest, packing: Packing) -> list[str]:
+def _lines(manifest: SwanLabManifest, packing: Packing) -> list[str]:
     facts = [
         f"name       {manifest.name}{f': {manifest.desc}' if manifest.desc else ''}",
         f"runs       python {manifest.entry} (Python {manifest.python}) on {manifest.combo or 'the default machine'}, 4 h at most",

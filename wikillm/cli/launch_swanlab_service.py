@@ -16,7 +16,7 @@ from wikillm.core.units import format_size
 from wikillm.launch.swanlab_account import find_account
 from wikillm.launch.swanlab_api import CONTRACT, SwanLabApi, Task
 from wikillm.launch.swanlab_jobs import data_files, fetch_output, follow, submit, upload_data
-from wikillm.launch.swanlab_manifest import Manifest
+from wikillm.launch.swanlab_manifest import SwanLabManifest
 from wikillm.launch.swanlab_objects import check_installed
 from wikillm.launch.swanlab_pack import Packing
 
@@ -26,7 +26,7 @@ _USAGE = {
 }
 
 
-def submit_folder(args: argparse.Namespace, manifest: Manifest, packing: Packing) -> int:
+def submit_folder(args: argparse.Namespace, manifest: SwanLabManifest, packing: Packing) -> int:
     """Upload and start; with --follow wait for the end. The code is 0 for a completed task, 3 for one that failed."""
     check_installed()
     account = find_account()
@@ -101,11 +101,11 @@ def _task(args: argparse.Namespace, api: SwanLabApi, verb: str, words: list[str]
 
 
 def _follow(args: argparse.Namespace, api: SwanLabApi, identifier: str) -> int:
-    def tell(task: Task) -> None:
+    def on_change(task: Task) -> None:
         print(f"{time.strftime('%H:%M:%S')}   {task.status}", flush=True)
 
     try:
-        task = follow(api, identifier, every=args.every, tell=tell)
+        task = follow(api, identifier, every=args.every, on_change=on_change)
     except (KeyboardInterrupt, MachineError):
         print(
             f"the task goes on; to stop it: wikillm launch swanlab task stop {identifier}",

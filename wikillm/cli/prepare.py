@@ -199,8 +199,10 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
 def _batch_file(args: argparse.Namespace) -> str:
     import sys
 
-    from wikillm.launch.prepare_array import Array, prepare_array
+    from wikillm.launch.slurm import PrepareArray, prepare_array
 
     chosen = [*(["--config", args.config] if args.config else []), *args.rest]
-    array = Array(tuple(chosen), args.tasks, args.cpus, args.hours, args.partition, args.account)
+    array = PrepareArray(
+        tuple(chosen), args.tasks, args.cpus, args.hours, args.partition, args.account
+    )
     return prepare_array(array, ("wikillm", *sys.argv[1:]))

@@ -1,1 +1,1 @@
-"""One description of a run, rendered for a target (a script, a batch file, a manifest) and started there. No torch."""
+"""One description of a run, rendered for a target (script, batch file, manifest). No torch."""

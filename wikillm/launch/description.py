@@ -1,19 +1,27 @@
-"""What is to be launched, the same for every target: the run's words and the machines they go to."""
+"""What is to be launched, the same for every target: the run's words and its machines."""
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from wikillm.core.errors import ConfigError
 
 DEFAULT_PORT = 29500
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """`words` are the arguments of `train.py`; `entry` starts it after a launcher; `workdir` is the checkout over there.
+    """A run and where it goes.
 
-    `variables` are forwarded to other machines; `secrets` names those whose values are secret. `command` is what the user typed, for the first line of a script.
+    Attributes:
+        words: arguments of `train.py`.
+        command: what the user typed, for the first lines of a script.
+        entry: starts `train.py` after a launcher.
+        workdir: the checkout on the target machine.
+        variables: forwarded to other machines; `secrets` names those whose values are secret.
     """
 
     name: str
@@ -30,33 +38,68 @@ class Launch:
     hostfile: Path | None = None
     host: str | None = None
     hours: float | None = None
-    cpus: int = 8  # per GPU, where they have to be asked for
+    cpus: int = 8  # per GPU, where they have to be requested
     partition: str | None = None
     account: str | None = None
-    memory: int | None = None  # bytes per node, where they have to be asked for
+    memory: int | None = None  # bytes per node, where they have to be requested
     storage: str | None = None  # claim, bucket or volume for data and run directory
-    run_dir: str | None = None  # where the user put it; None: runs/NAME
+    run_dir: str | None = None  # run.dir as the user gave it; None: runs/NAME
     image: str | None = None
     gpu_kind: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     secrets: frozenset[str] = frozenset()
 
+    @property
+    def python_entry(self) -> tuple[str, ...]:
+        """`entry` for python and torchrun, which take `-m` where DeepSpeed takes `--module`."""
+        return ("-m", *self.entry[1:]) if self.entry[0] == "--module" else self.entry
+
+    @property
+    def resuming_words(self) -> tuple[str, ...]:
+        """`words` for targets that restart the same command after a failure or a preemption."""
+        return self.words if "--resume" in self.words else ("--resume", "auto", *self.words)
+
+    def deepspeed_argv(self) -> tuple[str, ...]:
+        """DeepSpeed's launcher on one node."""
+        count = () if self.gpus is None else ("--num_gpus", str(self.gpus))
+        port = ("--master_port", str(self.master_port))
+        return ("deepspeed", *count, *port, *self.entry, *self.words)
+
+    def check_run_dir(self) -> None:
+        """Raise ConfigError for a run directory outside the storage mounted at `workdir`.
+
+        The disk of a restarted machine is empty, so `--resume auto` would find no checkpoint there.
+        """
+        mount = self.workdir.rstrip("/")
+        placed = posixpath.normpath(posixpath.join(mount, self.run_dir or "runs"))
+        if not placed.startswith(f"{mount}/"):
+            raise ConfigError(
+                "The run directory is not on the storage: "
+                "after a restart --resume auto would find nothing.",
+                got=f"run.dir={self.run_dir}; the storage is mounted at {mount}",
+                fix=f"run.dir={mount}/runs/{self.name}, or leave run.dir out",
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One process of `--go` on this machine: its argument list, what it reads, and the tool's purpose in a word."""
+    """One process of `--go` on this machine."""
 
     argv: tuple[str, ...]
     stdin: str | None = None
-    background: bool = False  # started together with the steps around it; all are waited for
-    node: str | None = None  # the machine it runs on, where that is another one
+    background: bool = False  # started together with the other steps; all are waited for
+    node: str | None = None  # the machine it runs on, if it is another one
 
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """`text` is what `--print` shows; `file` the name it gets when a tool must read it; `steps` what `--go` does.
+    """What a target makes of a `Launch`.
 
-    `writes_environment`: `--go` puts the forwarded variables into workdir/.deepspeed_env first.
+    Attributes:
+        text: what `--print` shows.
+        steps: what `--go` does.
+        file: the name of `text` when a tool has to read it.
+        writes_environment: `--go` first writes the forwarded variables to workdir/.deepspeed_env.
     """
 
     text: str

@@ -1,8 +1,9 @@
-"""Target `hostfile`: DeepSpeed on many nodes, one launcher per node, started over our own ssh.
+"""Target `hostfile`: DeepSpeed on several nodes, one launcher per node, started over ssh.
 
-Plain `deepspeed --hostfile` starts the nodes with pdsh and ends a job with a remote `pkill -f` on the command line, which
-can hit other people's processes; `--no_ssh` has neither. All nodes need the checkout (and the run directory) at the same
-path on a shared folder. The forwarded variables lie there in .deepspeed_env, mode 0600. A lost connection ends its node.
+Plain `deepspeed --hostfile` starts the nodes with pdsh and ends a job with a remote `pkill -f` on
+the command line, which can match other people's processes; `--no_ssh` does neither. All nodes need
+the checkout and the run directory at the same path of a shared folder. The forwarded variables are
+in its .deepspeed_env, mode 0600. When the connection to a node is lost, the ranks there end.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ WAIT = (
 
 
 def hostfile(launch: Launch) -> Rendering:
-    """A script that starts every node and ends with the last failure's code. Raises ConfigError with file:line."""
+    """A script that starts every node and exits with the last failure's code.
+
+    Raises ConfigError with file:line for a bad hostfile.
+    """
     if launch.hostfile is None:
         raise ConfigError(
             "The target hostfile needs a file.",
@@ -39,48 +43,44 @@ def hostfile(launch: Launch) -> Rendering:
         ssh_argv(host.name, node_command(launch, hosts, rank), terminal=True)
         for rank, host in enumerate(hosts)
     ]
-    forwards = f"Forwarded through {FILE_NAME}: {', '.join(launch.variables) or 'nothing'}."
     comments = [
         f"DeepSpeed on {len(hosts)} nodes, {sum(host.slots for host in hosts)} GPUs.",
-        forwards,
+        f"Forwarded through {FILE_NAME}: {', '.join(launch.variables) or 'nothing'}.",
+        f"Written by: {launch.command}",
     ]
-    body = [*store_here(launch), "pids=()"]
+    body = [*_write_environment(launch), "pids=()"]
     body += [f"{shlex.join(argv)} </dev/null &\npids+=($!)" for argv in per_node]
-    return Rendering(
-        script([*comments, f"Written by: {launch.command}"], [*body, *WAIT]),
-        tuple(
-            Step(argv, background=True, node=host.name)
-            for host, argv in zip(hosts, per_node, strict=True)
-        ),
-        writes_environment=True,
+    steps = (
+        Step(argv, background=True, node=host.name)
+        for host, argv in zip(hosts, per_node, strict=True)
     )
+    return Rendering(script(comments, [*body, *WAIT]), tuple(steps), writes_environment=True)
 
 
-def store_here(launch: Launch) -> list[str]:
-    """Shell that writes the forwarded variables into the shared folder, readable by the owner alone."""
+def _write_environment(launch: Launch) -> list[str]:
+    """Shell that writes the forwarded variables to the shared folder, readable by the owner."""
     if not launch.variables:
         return []
-    file, names = shlex.quote(f"{launch.workdir}/{FILE_NAME}"), "|".join(launch.variables)
+    file = shlex.quote(f"{launch.workdir}/{FILE_NAME}")
+    names = "|".join(launch.variables)
     return [f"rm -f {file}", f"(umask 077 && env | grep -E '^({names})=' >{file})"]
 
 
 def node_command(launch: Launch, hosts: tuple[Host, ...], rank: int) -> str:
-    """What the shell of node `rank` runs."""
-    argv = (
-        "deepspeed", "--hostfile", str(launch.hostfile), "--no_ssh", "--node_rank", str(rank),
-        "--master_addr", launch.master_addr or hosts[0].name, "--master_port", str(launch.master_port),
-        *launch.entry, *launch.words,
-    )  # fmt: skip
-    folder, lacking = shlex.quote(launch.workdir), f"echo wikillm: {hosts[rank].name} has no"
+    """What the shell of node `rank` runs; it checks for folder, entry and DeepSpeed first."""
+    argv = ["deepspeed", "--hostfile", str(launch.hostfile), "--no_ssh", "--node_rank", str(rank)]
+    argv += ["--master_addr", launch.master_addr or hosts[0].name]
+    argv += ["--master_port", str(launch.master_port), *launch.entry, *launch.words]
+    folder = shlex.quote(launch.workdir)
+    lacking = f"echo wikillm: {hosts[rank].name} has no"
     steps = [
         f"{{ cd {folder} || {{ {lacking} {folder}; exit 3; }}; }}",
         'PATH="$PWD/.venv/bin:$PATH"',
     ]
     for needed, test in ((launch.entry[0], "[ -e {} ]"), ("deepspeed", "command -v {} >/dev/null")):
         if not needed.startswith("-"):
-            steps.append(
-                f"{{ {test.format(needed)} || {{ {lacking} {needed} in {folder}; exit 3; }}; }}"
-            )
+            refuse = f"{lacking} {needed} in {folder}; exit 3;"
+            steps.append(f"{{ {test.format(needed)} || {{ {refuse} }}; }}")
     steps.append(f"export WIKILLM_NODES={','.join(host.name for host in hosts)}")
     steps += [f"{{ {READ_IT}; }}"] if launch.variables else []
     return " && ".join([*steps, "exec " + shlex.join(argv)])

@@ -1,13 +1,23 @@
-"""Target `slurm`: an sbatch file with one task per GPU, which srun starts without another launcher between.
+"""Slurm: target `slurm` (a run), and `wikillm prepare` as a job array.
 
-So a rank's exit code reaches the batch script (torchrun would turn 75 into 1), and the signal before the time limit
-reaches the ranks themselves: they save, exit with 75, and the script puts the job back into the queue. The job always
-says `--resume auto`, so the requeued one goes on from its newest checkpoint. A job that `wikillm stop` ended is not
-queued again: whoever sees the request leaves a file. The suite runs it with stand-ins of Slurm's commands,
-`make multinode` on Slurm itself: two nodes of tests/harness/slurm.py.
+A run has one task per GPU, which srun starts without another launcher. So a rank's exit code
+reaches the batch script (torchrun would turn 75 into 1), and the signal before the time limit
+reaches the ranks: they save and exit with 75, and the script requeues the job. It always has
+`--resume auto`, so it resumes from its newest checkpoint. A job that `wikillm stop` ended is not
+requeued: the rank that sees the request leaves a file.
+
+In a prepare array each task builds its part of a store's shards, and a last job finishes the store.
+One batch file serves both. The nodes share the folders of the sources and of the store. A task that
+died or ran out of time is submitted again as it is: it finds what it had built.
+
+Tests run both texts with stand-ins of Slurm's commands, `make multinode` on Slurm itself.
 """
 
 from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from wikillm.core.errors import ConfigError
 from wikillm.launch.description import Launch, Rendering, Step
@@ -15,8 +25,9 @@ from wikillm.launch.script import quoted
 
 SECONDS_TO_SAVE = 120
 SECONDS_TO_FOLLOW = 90
-"""After the first rank has ended; then srun ends the others. All leave together when they can, and srun's code, the
-highest of them, is then 75 and not that of a killed one."""
+"""Between the first and the last exit of the ranks; then srun kills the others. They normally exit
+together, so srun's code, the highest of theirs, is 75 and not that of a killed rank."""
+_PATH = 'if [ -d .venv/bin ]; then PATH="$PWD/.venv/bin:$PATH"; fi'
 _RANK = """\
 export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" WORLD_SIZE="$SLURM_NTASKS"
 export LOCAL_WORLD_SIZE={gpus}
@@ -24,7 +35,7 @@ exec python "$@" """.strip()
 
 
 def slurm(launch: Launch) -> Rendering:
-    """Raises ConfigError without a number of GPUs per node: Slurm has to reserve them."""
+    """An sbatch file. Raises ConfigError without a number of GPUs: Slurm has to reserve them."""
     if launch.gpus is None:
         raise ConfigError("Slurm needs the number of GPUs of a node.", fix="--gpus-per-node 8")
     file = f"{launch.name}.sbatch"
@@ -32,7 +43,6 @@ def slurm(launch: Launch) -> Rendering:
 
 
 def _text(launch: Launch) -> str:
-    exported = ",".join(("PATH", "HOME", "USER", "LANG", *launch.variables))
     options = [
         f"--job-name={launch.name}",
         f"--nodes={launch.nodes}",
@@ -44,34 +54,95 @@ def _text(launch: Launch) -> str:
         "--requeue",
         "--open-mode=append",
         "--output=%x-%j.log",
-        f"--export={exported}",
-        *([f"--partition={launch.partition}"] if launch.partition else []),
-        *([f"--account={launch.account}"] if launch.account else []),
+        f"--export={','.join(('PATH', 'HOME', 'USER', 'LANG', *launch.variables))}",
     ]
-    words = launch.words if "--resume" in launch.words else ("--resume", "auto", *launch.words)
-    entry = ("-m", *launch.entry[1:]) if launch.entry[0] == "--module" else launch.entry
     rank = _RANK.format(gpus=launch.gpus)
-    lines = [
-        "#!/usr/bin/env bash",
-        *(f"#SBATCH {option}" for option in options),
+    srun = f"srun --export=ALL --cpus-per-task={launch.cpus} --kill-on-bad-exit=0"
+    return _batch_file(
+        options,
+        launch.partition,
+        launch.account,
         f"# Written by: {launch.command}",
-        f"# USR1 comes {SECONDS_TO_SAVE} s before the time limit: the run saves, exits with 75, and is queued again.",
+        f"# USR1 comes {SECONDS_TO_SAVE} s before the time limit: "
+        "the run saves, exits with 75, and is queued again.",
         "set -euo pipefail",
-        'if [ -d .venv/bin ]; then PATH="$PWD/.venv/bin:$PATH"; fi',
+        _PATH,
         'nodes="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"',
         "MASTER_ADDR=\"${nodes%%$'\\n'*}\" WIKILLM_NODES=\"${nodes//$'\\n'/,}\"",
         "MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
-        'WIKILLM_STOP_MARK="$PWD/.stopped-$SLURM_JOB_ID"  # `wikillm stop` leaves it: then the job is not queued again',
+        'WIKILLM_STOP_MARK="$PWD/.stopped-$SLURM_JOB_ID"  '
+        "# `wikillm stop` leaves it: then the job is not queued again",
         "export MASTER_ADDR MASTER_PORT WIKILLM_NODES WIKILLM_STOP_MARK PATH",
         'rm -f "$WIKILLM_STOP_MARK"',
         "code=0",
-        f"srun --export=ALL --cpus-per-task={launch.cpus} --kill-on-bad-exit=0 --wait={SECONDS_TO_FOLLOW} bash -euc '{rank}' \\",
-        f"  rank {quoted((*entry, *words), indent='  ')} || code=$?",
-        'if [ "$code" -eq 75 ] && [ ! -e "$WIKILLM_STOP_MARK" ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        f"{srun} --wait={SECONDS_TO_FOLLOW} bash -euc '{rank}' \\",
+        f"  rank {quoted((*launch.python_entry, *launch.resuming_words))} || code=$?",
+        'if [ "$code" -eq 75 ] && [ ! -e "$WIKILLM_STOP_MARK" ]; '
+        'then scontrol requeue "$SLURM_JOB_ID"; fi',
         'rm -f "$WIKILLM_STOP_MARK"',
         'exit "$code"',
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareArray:
+    """`wikillm prepare` as a job array.
+
+    Attributes:
+        words: of the command line, after `wikillm prepare`.
+        tasks: of the array.
+        cpus: per task, which has as many worker processes.
+        hours: time limit of a task.
+    """
+
+    words: tuple[str, ...]
+    tasks: int
+    cpus: int
+    hours: float
+    partition: str | None = None
+    account: str | None = None
+    name: str = "wikillm-prepare"
+
+
+def prepare_array(array: PrepareArray, command: Sequence[str]) -> str:
+    """The batch file of both jobs; `command` is the one that renders it."""
+    options = [
+        f"--job-name={array.name}",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={array.cpus}",
+        f"--time={_time(array.hours)}",
+        "--requeue",
+        "--open-mode=append",
+        "--output=%x-%A-%a.log",
     ]
-    return "\n".join(lines) + "\n"
+    file = f"{array.name}.sbatch"
+    shards = '"$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT"'
+    return _batch_file(
+        options,
+        array.partition,
+        array.account,
+        f"# Written by: {shlex.join(command)} > {file}",
+        "# Submit it twice, in the folder of the checkout:",
+        f"#   parts=$(sbatch --parsable --array=0-{array.tasks - 1} {file})",
+        f'#   sbatch --dependency="afterok:$parts" {file}',
+        "set -euo pipefail",
+        _PATH,
+        "part=()",
+        'if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then',
+        f"  part=(--shards {shards})",
+        "fi",
+        quoted(("exec", "wikillm", "prepare", *array.words), tail='"${part[@]}"'),
+    )
+
+
+def _batch_file(options: list[str], partition: str | None, account: str | None, *lines: str) -> str:
+    if partition:
+        options = [*options, f"--partition={partition}"]
+    if account:
+        options = [*options, f"--account={account}"]
+    head = ["#!/usr/bin/env bash", *(f"#SBATCH {option}" for option in options)]
+    return "\n".join([*head, *lines]) + "\n"
 
 
 def _time(hours: float) -> str:

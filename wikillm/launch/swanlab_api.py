@@ -1,13 +1,14 @@
-"""SwanLab Launch over HTTP, as its last client spoke to it (swanlab 0.4.2, 2024-12-23). Not run against the real service.
+"""SwanLab Launch over HTTP, by the contract of its last client (swanlab 0.4.2, 2024-12-23).
 
-Requests end within a bound (`timeout` seconds for a whole answer), go to the account's host only, follow no redirect and
-take no credentials from a ~/.netrc. What may be repeated without harm is tried three times on a 5xx or a broken
-connection; creating a task or a data set is not: a lost answer could mean that it exists. An answer of another shape than
-the contract's is an error that says so, with its date.
+Not run against the real service. An answer is complete within `timeout` seconds or is an error.
+Requests go to the account's host only, follow no redirect and use no credentials of a ~/.netrc.
+What can be repeated without harm is tried three times on a 5xx or a broken connection. Creating a
+task or a data set is not: after a lost answer it may exist. An answer of another shape than the
+contract's is an error that names the contract.
 
-Contract: POST /login/api_key (header authorization) -> sid, userInfo; then the cookie sid. GET /user/codes/sts;
-POST /task; GET /task?num=N; GET /task/ID; PATCH /task/status; GET /task/datasets; POST /task/dataset;
-PATCH /task/dataset/status.
+Contract: POST /login/api_key (header authorization) -> sid, userInfo; then the cookie sid.
+GET /user/codes/sts; POST /task; GET /task?num=N; GET /task/ID; PATCH /task/status;
+GET /task/datasets; POST /task/dataset; PATCH /task/dataset/status.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Literal
 
 import requests
@@ -26,18 +26,24 @@ from wikillm.core.errors import ConfigError, MachineError, WikiLLMError
 from wikillm.launch.swanlab_account import Account
 from wikillm.observe.redact import environment_secrets, redact_text
 
-CONTRACT = "as SwanLab's client 0.4.2 of 2024-12-23 spoke to it; it was removed in 0.4.3, and whether it still answers is unknown"
+CONTRACT = (
+    "as SwanLab's client 0.4.2 of 2024-12-23 spoke to it; "
+    "it was removed in 0.4.3, and whether it still answers is unknown"
+)
 FINISHED = ("COMPLETED", "CRASHED", "STOPPED")
-STATES = ("QUEUING", "PREPARE", "RUNNING", *FINISHED)
 CONNECT_SECONDS = 5.0
 MOST_BYTES = 16 * 2**20
 _PAUSES = (0.5, 2.0)
-_ELSEWHERE = "run elsewhere: wikillm launch ssh ..., wikillm launch slurm ...\nor take the archive: --zip FILE"
+_ELSEWHERE = (
+    "run elsewhere: wikillm launch ssh ..., wikillm launch slurm ...\n"
+    "or take the archive: --zip FILE"
+)
+_LIST_TASKS = "wikillm launch swanlab task list"
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task as the service describes it; times as it writes them. `output`: where its result lies, and its bytes."""
+    """A task as the service describes it, with its times; `output` is the key of its result."""
 
     id: str
     name: str
@@ -63,7 +69,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """For the object store, until `expires` (Unix time); the secrets do not show in a repr."""
+    """For the object store, until `expires` (Unix time)."""
 
     region: str
     bucket: str
@@ -75,17 +81,21 @@ class Credentials:
 
 
 class _NoNetrc(AuthBase):
-    """Leaves a request as it is: without an auth, requests would put a ~/.netrc entry over the authorization header."""
+    """Changes nothing. Without an auth, requests would use a ~/.netrc instead of the key."""
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         return request
 
 
 class SwanLabApi:
-    """A logged-in client: `with SwanLabApi(account) as api`. Raises ConfigError (refused) and MachineError (no answer)."""
+    """A logged-in client: `with SwanLabApi(account) as api`.
+
+    Raises ConfigError for what is refused, MachineError when there is no answer.
+    """
 
     def __init__(self, account: Account, *, timeout: float = 30.0) -> None:
-        self.account, self.timeout, self.username = account, timeout, ""
+        self.account = account
+        self.timeout = timeout
         self._session = requests.Session()
         self._session.auth = _NoNetrc()
         self._session.headers.update({"swanlab-sdk": "0.4.2", "user-agent": "wikillm"})
@@ -93,16 +103,9 @@ class SwanLabApi:
     def __enter__(self) -> SwanLabApi:
         answer = self._ask("POST", "/login/api_key", headers={"authorization": self.account.key})
         self._session.headers["cookie"] = f"sid={_text(answer, 'sid', '/login/api_key')}"
-        user = answer.get("userInfo")
-        self.username = str(user.get("username", "")) if isinstance(user, dict) else ""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._session.close()
 
     def credentials(self) -> Credentials:
@@ -111,39 +114,23 @@ class SwanLabApi:
         secrets = answer.get("credentials")
         if not isinstance(secrets, dict) or not isinstance(answer.get("expiredTime"), int | float):
             raise _other_shape(path, f"keys {sorted(answer)}")
-        region, bucket, prefix = (
-            _text(answer, key, path) for key in ("region", "bucket", "prefix")
-        )
-        for part in (region, bucket):
-            if not part.replace("-", "").isalnum():  # they become a host name
-                raise _other_shape(path, "a region or bucket that is no host name")
-        return Credentials(
-            region,
-            bucket,
-            prefix.strip("/"),
-            float(answer["expiredTime"]),
-            *(_text(secrets, key, path) for key in ("tmpSecretId", "tmpSecretKey", "sessionToken")),
-        )
+        region, bucket, prefix = (_text(answer, k, path) for k in ("region", "bucket", "prefix"))
+        if not all(part.replace("-", "").isalnum() for part in (region, bucket)):
+            raise _other_shape(path, "a region or bucket that is no host name")  # they become one
+        expires = float(answer["expiredTime"])
+        keys = (_text(secrets, k, path) for k in ("tmpSecretId", "tmpSecretKey", "sessionToken"))
+        return Credentials(region, bucket, prefix.strip("/"), expires, *keys)
 
     def create_task(self, body: Mapping[str, Any]) -> str | None:
-        """Returns the id, when the answer has one. `body` without `conf`: the key goes in here, and nowhere else."""
+        """Returns the id if the answer has one. The key is added to `body` here, under `conf`."""
+        list_data = "spec.volumes.id: wikillm launch swanlab data list"
+        machine = "metadata.combo, or leave it out"
         refusals = {
-            404: ConfigError(
-                "SwanLab knows no such data set.",
-                fix="spec.volumes.id: wikillm launch swanlab data list",
-            ),
-            401: ConfigError(
-                "SwanLab knows no such machine.", fix="metadata.combo, or leave it out"
-            ),
+            404: ConfigError("SwanLab knows no such data set.", fix=list_data),
+            401: ConfigError("SwanLab knows no such machine.", fix=machine),
         }
-        answer = self._ask(
-            "POST",
-            "/task",
-            {**body, "conf": {"key": self.account.key}},
-            refusals,
-            repeat=False,
-            any_shape=True,
-        )
+        whole = {**body, "conf": {"key": self.account.key}}
+        answer = self._ask("POST", "/task", whole, refusals, repeat=False, any_shape=True)
         identifier = answer.get("cuid") if isinstance(answer, dict) else None
         return identifier if isinstance(identifier, str) and identifier else None
 
@@ -152,33 +139,29 @@ class SwanLabApi:
         return [_task(one, "/task") for one in _list(answer, "/task")]
 
     def task(self, identifier: str) -> Task:
-        refusals = {
-            404: ConfigError("SwanLab knows no such task.", got=identifier, fix=_LIST_TASKS)
-        }
-        return _task(self._ask("GET", f"/task/{_id(identifier)}", refusals=refusals), "/task/ID")
+        answer = self._ask("GET", f"/task/{_id(identifier)}", refusals=_no_task(identifier))
+        return _task(answer, "/task/ID")
 
     def stop(self, identifier: str) -> None:
-        missing = ConfigError("SwanLab knows no such task.", got=identifier, fix=_LIST_TASKS)
         body = {"cuid": _id(identifier), "status": "STOPPED", "msg": "stopped by its user"}
-        self._ask("PATCH", "/task/status", body, {404: missing}, any_shape=True)
+        self._ask("PATCH", "/task/status", body, _no_task(identifier), any_shape=True)
 
     def datasets(self) -> list[Dataset]:
-        answer = _list(self._ask("GET", "/task/datasets", any_shape=True), "/task/datasets")
+        path = "/task/datasets"
         return [
             Dataset(
-                _text(one, "cuid", "/task/datasets"),
-                _text(one, "name", "/task/datasets"),
+                _text(one, "cuid", path),
+                _text(one, "name", path),
                 one.get("desc"),
                 one.get("status"),
             )
-            for one in answer
+            for one in _list(self._ask("GET", path, any_shape=True), path)
         ]
 
     def create_dataset(self, name: str, desc: str | None) -> str:
         body = {"name": name} | ({"desc": desc} if desc else {})
-        return _id(
-            _text(self._ask("POST", "/task/dataset", body, repeat=False), "cuid", "/task/dataset")
-        )
+        answer = self._ask("POST", "/task/dataset", body, repeat=False)
+        return _id(_text(answer, "cuid", "/task/dataset"))
 
     def finish_dataset(self, identifier: str, *, ok: bool) -> None:
         body = {"cuid": identifier, "status": "SUCCESS" if ok else "FAILURE"}
@@ -195,7 +178,7 @@ class SwanLabApi:
         repeat: bool = True,
         any_shape: bool = False,
     ) -> Any:
-        """The decoded answer, a JSON object unless `any_shape`."""
+        """The decoded answer, a JSON object unless `any_shape`; `refusals` by HTTP status."""
         for pause in (*(_PAUSES if repeat else ()), None):
             try:
                 status, content = self._send(method, path, body, headers)
@@ -217,8 +200,9 @@ class SwanLabApi:
         body: Mapping[str, Any] | None,
         headers: Mapping[str, str] | None,
     ) -> tuple[int, bytes]:
-        """One request. requests bounds each read only, so that an answer that trickles in is bounded here."""
-        deadline, content = time.monotonic() + self.timeout, bytearray()
+        """One request. requests bounds each read only; here the whole answer is bounded."""
+        deadline = time.monotonic() + self.timeout
+        content = bytearray()
         with self._session.request(
             method,
             self.account.host + path,
@@ -231,39 +215,30 @@ class SwanLabApi:
             while piece := response.raw.read1(2**16, decode_content=True):
                 content += piece
                 if time.monotonic() > deadline:
-                    raise requests.exceptions.ReadTimeout(
-                        f"the answer was not complete after {self.timeout:g} s"
-                    )
+                    late = f"the answer was not complete after {self.timeout:g} s"
+                    raise requests.exceptions.ReadTimeout(late)
                 if len(content) > MOST_BYTES:
                     raise _other_shape(path, f"more than {MOST_BYTES} bytes")
             return response.status_code, bytes(content)
 
     def _refused(self, status: int, path: str, content: bytes) -> WikiLLMError:
-        said = self._without_key(content.decode("utf-8", "replace"))[:300]
-        if status in (401, 403) and path == "/login/api_key":
-            what = (
-                "SwanLab does not accept the key."
-                if status == 401
-                else "SwanLab has not verified this account yet."
-            )
-            return ConfigError(
-                what,
-                got=f"{status} from {self.account.host}",
-                fix="SWANLAB_API_KEY, or `swanlab login`",
-            )
-        if status in (401, 403):
-            return ConfigError("SwanLab refuses this.", got=f"{status} from {path}: {said}")
-        return MachineError(
-            "SwanLab Launch answers with an error.", got=f"{status} from {path}: {said}\nthe contract is {CONTRACT}",
-            fix=_ELSEWHERE,
-        )  # fmt: skip
-
-    def _without_key(self, text: str) -> str:
-        printable = "".join(char if char.isprintable() else " " for char in text)
-        return " ".join(redact_text(printable, (self.account.key, *environment_secrets())).split())
+        is_denied = status in (401, 403)
+        if is_denied and path == "/login/api_key":
+            what = "SwanLab does not accept the key."
+            if status == 403:
+                what = "SwanLab has not verified this account yet."
+            got = f"{status} from {self.account.host}"
+            return ConfigError(what, got=got, fix="SWANLAB_API_KEY, or `swanlab login`")
+        secrets = (self.account.key, *environment_secrets())
+        text = "".join(c if c.isprintable() else " " for c in content.decode("utf-8", "replace"))
+        got = f"{status} from {path}: {' '.join(redact_text(text, secrets).split())[:300]}"
+        if is_denied:
+            return ConfigError("SwanLab refuses this.", got=got)
+        return _failed("SwanLab Launch answers with an error.", got)
 
 
-_LIST_TASKS = "wikillm launch swanlab task list"
+def _no_task(identifier: str) -> dict[int, WikiLLMError]:
+    return {404: ConfigError("SwanLab knows no such task.", got=identifier, fix=_LIST_TASKS)}
 
 
 def _decode(status: int, content: bytes, path: str, *, any_shape: bool) -> Any:
@@ -278,29 +253,24 @@ def _decode(status: int, content: bytes, path: str, *, any_shape: bool) -> Any:
     return answer
 
 
+def _failed(what: str, got: str) -> MachineError:
+    return MachineError(what, got=f"{got}\nthe contract is {CONTRACT}", fix=_ELSEWHERE)
+
+
 def _no_answer(host: str, error: requests.RequestException, *, created: bool) -> MachineError:
-    reason = (
-        " ".join(redact_text(str(error), environment_secrets()).split())[:300]
-        or type(error).__name__
-    )
-    doubt = "\nthe answer is lost, what was asked for may exist all the same" if created else ""
-    return MachineError(
-        "SwanLab Launch does not answer.",
-        got=f"{host}: {type(error).__name__}: {reason}{doubt}\nthe contract is {CONTRACT}",
-        fix=_ELSEWHERE,
-    )
+    reason = " ".join(redact_text(str(error), environment_secrets()).split())[:300]
+    got = f"{host}: {type(error).__name__}: {reason or type(error).__name__}"
+    if created:
+        got += "\nthe answer is lost, what was asked for may exist all the same"
+    return _failed("SwanLab Launch does not answer.", got)
 
 
 def _other_shape(path: str, got: str) -> MachineError:
-    return MachineError(
-        "SwanLab answers in another shape than is known here.",
-        got=f"{path}: {got}\nthe contract is {CONTRACT}",
-        fix=_ELSEWHERE,
-    )
+    return _failed("SwanLab answers in another shape than is known here.", f"{path}: {got}")
 
 
 def _id(identifier: str) -> str:
-    """An id becomes part of an address and of an object's name. Raises ConfigError for one that could name another."""
+    """An id, which becomes part of addresses and object keys. Raises ConfigError for other text."""
     if not identifier.isascii() or not identifier.replace("-", "").replace("_", "").isalnum():
         raise ConfigError("This is not an id.", got=repr(identifier))
     return identifier
@@ -324,10 +294,10 @@ def _task(answer: Mapping[str, Any], path: str) -> Task:
         value = answer.get(key)
         return None if value in (None, "") else str(value)
 
-    output: Any = answer.get("output") or {}
-    where, size = (
-        (output.get("path"), output.get("size")) if isinstance(output, dict) else (None, None)
-    )
+    output = answer.get("output")
+    output = output if isinstance(output, dict) else {}
+    where = output.get("path")
+    size = output.get("size")
     return Task(
         id=_text(answer, "cuid", path),
         name=_text(answer, "name", path),

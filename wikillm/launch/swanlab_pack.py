@@ -1,9 +1,10 @@
-"""What a SwanLab Launch job gets: the files of the manifest's folder by the old client's rules, listed and zipped.
+"""What a SwanLab Launch job gets: the files of the manifest's folder, listed and zipped.
 
-The rules are not gitignore's. In every folder d, what glob finds for d/PATTERN is left out, so `data` leaves out every
-`data` at any depth, `a/b` every b in an a, and `**` is one level. Names with a leading dot are never packed, empty
-folders neither; the manifest itself is. Symbolic links are left out here, with a warning: their target could be anywhere. So are keys and passwords, by their
-names (remote/private.py).
+The rules are the old client's, not gitignore's. In every folder d, what glob finds for d/PATTERN is
+left out: `data` leaves out every `data` at any depth, `a/b` every b in an a, and `**` is one level.
+Names with a leading dot and empty folders are never packed; the manifest is. Symbolic links are
+left out with a warning, since their target may be anywhere, and so are files whose names say that
+they are keys or passwords (`remote/private.py`).
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import re
 import stat
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wikillm.core.errors import ConfigError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably
 from wikillm.core.units import format_size
-from wikillm.launch.swanlab_manifest import Manifest
+from wikillm.launch.swanlab_manifest import SwanLabManifest
 from wikillm.observe.redact import environment_secrets, holds_token
 from wikillm.remote.private import is_private
 
@@ -44,7 +45,7 @@ class PackedFile:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """What would be packed, sorted by name, and what a user should know before it leaves the machine."""
+    """What would be packed, sorted by name, and warnings before it leaves the machine."""
 
     files: tuple[PackedFile, ...]
     warnings: tuple[str, ...]
@@ -54,30 +55,31 @@ class Packing:
         return sum(file.size for file in self.files)
 
 
-def plan_packing(manifest: Manifest, *, without: Path | None = None) -> Packing:
-    """Walk the folder. `without` is the archive that is about to be written. Raises ConfigError without an entry file."""
-    found: list[PackedFile] = []
-    seen = _Seen([], set())
-    for path in _walk(manifest, manifest.folder, {}, seen):
-        if without is None or path.absolute() != without.absolute():
-            found.append(
-                PackedFile(path.relative_to(manifest.folder).as_posix(), path.stat().st_size)
-            )
-    files = tuple(sorted(found, key=lambda file: file.name))
+def plan_packing(manifest: SwanLabManifest, *, without: Path | None = None) -> Packing:
+    """Walk the folder. `without` is the archive that is about to be written.
+
+    Raises ConfigError when the entry file is not packed.
+    """
+    folder = manifest.folder
+    walk = _Walk(manifest)
+    files = tuple(
+        PackedFile(path.relative_to(folder).as_posix(), path.stat().st_size)
+        for path in sorted(
+            walk.files(folder, {}), key=lambda path: path.relative_to(folder).as_posix()
+        )
+        if without is None or path.absolute() != without.absolute()
+    )
     names = {file.name for file in files}
     if os.path.normpath(manifest.entry) not in names:
-        raise ConfigError(
-            "spec.exclude leaves the entry file out.",
-            got=manifest.entry,
-            fix="remove the pattern that matches it",
-        )
-    warnings = [*seen.warnings, *_secret_warnings(manifest.folder, files)]
+        what = "spec.exclude leaves the entry file out."
+        raise ConfigError(what, got=manifest.entry, fix="remove the pattern that matches it")
+    # What a user may not expect, or may not want to send.
+    warnings = [*walk.warnings, *_secret_warnings(folder, files)]
     warnings += [f"{f.name} is large: {format_size(f.size)}" for f in files if f.size > BIG_FILE]
-    odd = sorted(name for name in seen.dots - _EXPECTED_DOTS if not name.endswith("_cache"))
+    odd = sorted(name for name in walk.dots - _EXPECTED_DOTS if not name.endswith("_cache"))
     if odd:
-        warnings.append(
-            f"never packed, since their names start with a dot: {', '.join(odd[:8])}{' ...' if odd[8:] else ''}"
-        )
+        shown = ", ".join(odd[:8]) + (" ..." if odd[8:] else "")
+        warnings.append(f"never packed, since their names start with a dot: {shown}")
     if "requirements.txt" not in names:
         warnings.append("there is no requirements.txt: the job installs nothing")
     if "wikillm/__init__.py" in names and manifest.python != "3.11":
@@ -86,8 +88,11 @@ def plan_packing(manifest: Manifest, *, without: Path | None = None) -> Packing:
     return Packing(files, tuple(warnings))
 
 
-def write_zip(manifest: Manifest, packing: Packing, target: Path) -> int:
-    """Write the archive, complete or not at all; the same files give the same bytes. Returns its size."""
+def write_zip(manifest: SwanLabManifest, packing: Packing, target: Path) -> int:
+    """Write the archive, complete or not at all. Returns its size.
+
+    The same files give the same bytes. Raises ConfigError when it cannot be written.
+    """
     staged = target.with_name(f".{target.name}.{os.getpid()}{STAGING_SUFFIX}")
     try:
         with zipfile.ZipFile(staged, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -95,68 +100,61 @@ def write_zip(manifest: Manifest, packing: Packing, target: Path) -> int:
                 path = manifest.folder / file.name
                 info = zipfile.ZipInfo(file.name, date_time=(1980, 1, 1, 0, 0, 0))
                 mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
-                info.external_attr, info.compress_type = (
-                    (stat.S_IFREG | mode) << 16,
-                    zipfile.ZIP_DEFLATED,
-                )
+                info.external_attr = (stat.S_IFREG | mode) << 16
+                info.compress_type = zipfile.ZIP_DEFLATED
                 archive.writestr(info, path.read_bytes())
         rename_durably(staged, target)
     except OSError as error:
-        raise ConfigError(
-            "The archive cannot be written.", got=f"{target}: {error.strerror}", fix="--zip FILE"
-        ) from None
+        got = f"{target}: {error.strerror}"
+        raise ConfigError("The archive cannot be written.", got=got, fix="--zip FILE") from None
     finally:
         staged.unlink(missing_ok=True)
     return target.stat().st_size
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What the walk meets besides files to pack."""
+class _Walk:
+    """Finds the files to pack; collects warnings and the names that start with a dot."""
 
-    warnings: list[str]
-    dots: set[str]
+    manifest: SwanLabManifest
+    warnings: list[str] = field(default_factory=list)
+    dots: set[str] = field(default_factory=set)
 
-
-def _walk(
-    manifest: Manifest, folder: Path, inherited: dict[str, str], seen: _Seen
-) -> Iterator[Path]:
-    """`inherited`: path -> the pattern that matched it in a folder above."""
-    here = {
-        str(folder / os.path.normpath(match)): pattern
-        for pattern in manifest.exclude
-        for match in glob.glob(pattern, root_dir=folder)
-    }
-    left_out = inherited | here
-    for path in sorted(folder.iterdir()):
-        name = path.relative_to(manifest.folder).as_posix()
-        if path.name.startswith("."):
-            seen.dots.add(path.name)
-        elif is_private(path.name) and not path.is_dir():
-            seen.warnings.append(f"{name} looks like a secret by its name: never packed")
-        elif (pattern := left_out.get(str(path))) is not None:
-            is_code = path.suffix == ".py" or (path / "__init__.py").exists()
-            if is_code and folder != manifest.folder:
-                seen.warnings.append(
-                    f"the pattern {pattern!r} also leaves out {name}, which is code"
-                )
-        elif path.is_symlink():
-            seen.warnings.append(f"a symbolic link is not packed: {name}")
-        elif path.is_dir():
-            yield from _walk(manifest, path, left_out, seen)
-        elif path.is_file():
-            yield path
-        else:
-            seen.warnings.append(f"neither a file nor a folder, not packed: {name}")
+    def files(self, folder: Path, inherited: dict[str, str]) -> Iterator[Path]:
+        """`inherited`: path -> the pattern that matched it in a folder above."""
+        top = self.manifest.folder
+        excluded = inherited | {
+            str(folder / os.path.normpath(match)): pattern
+            for pattern in self.manifest.exclude
+            for match in glob.glob(pattern, root_dir=folder)
+        }
+        for path in sorted(folder.iterdir()):
+            name = path.relative_to(top).as_posix()
+            if path.name.startswith("."):
+                self.dots.add(path.name)
+            elif is_private(path.name) and not path.is_dir():
+                self.warnings.append(f"{name} looks like a secret by its name: never packed")
+            elif (pattern := excluded.get(str(path))) is not None:
+                is_code = path.suffix == ".py" or (path / "__init__.py").exists()
+                if is_code and folder != top:
+                    what = f"the pattern {pattern!r} also leaves out {name}"
+                    self.warnings.append(f"{what}, which is code")
+            elif path.is_symlink():
+                self.warnings.append(f"a symbolic link is not packed: {name}")
+            elif path.is_dir():
+                yield from self.files(path, excluded)
+            elif path.is_file():
+                yield path
+            else:
+                self.warnings.append(f"neither a file nor a folder, not packed: {name}")
 
 
 def _secret_warnings(folder: Path, files: Sequence[PackedFile]) -> Iterator[str]:
     secrets = [secret.encode() for secret in environment_secrets()]
     for file in files:
-        base = file.name.rsplit("/", 1)[-1].lower()
-        if not base.endswith(".py") and any(
-            fnmatch.fnmatchcase(base, pattern) for pattern in _SECRET_FILES
-        ):
+        base = file.name.rpartition("/")[2].lower()
+        is_named_so = any(fnmatch.fnmatchcase(base, pattern) for pattern in _SECRET_FILES)
+        if is_named_so and not base.endswith(".py"):
             yield f"{file.name} looks like a secret by its name"
             continue
         if file.size > MOST_SCANNED:
@@ -170,8 +168,8 @@ def _secret_warnings(folder: Path, files: Sequence[PackedFile]) -> Iterator[str]
             yield f"{file.name} holds what looks like an access token"
 
 
-def _volume_warning(manifest: Manifest) -> str:
-    """A job sees its data volume under /data/NAME/, and no other path of this machine."""
+def _volume_warning(manifest: SwanLabManifest) -> str:
     if manifest.volume_id is None:
         return "no data volume: the job sees only what is packed (spec.volumes)"
-    return f"the volume appears in the job as /data/{manifest.volume or 'NAME'}/: data.path must find the text there"
+    where = f"/data/{manifest.volume or 'NAME'}/"
+    return f"the volume appears in the job as {where}: data.path must find the text there"

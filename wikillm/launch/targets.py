@@ -17,17 +17,17 @@ from wikillm.core.files import write_atomic
 from wikillm.core.log import say
 from wikillm.launch.description import Launch, Rendering, Step
 from wikillm.launch.hostfile import hostfile
+from wikillm.launch.kubernetes import kubernetes
 from wikillm.launch.local import multi, single, torchrun
-from wikillm.launch.machine import ssh
-from wikillm.launch.manifests import kubernetes
 from wikillm.launch.skypilot import sky
 from wikillm.launch.slurm import slurm
+from wikillm.launch.ssh import ssh
 from wikillm.remote.environment import FILE_NAME, write_environment_file
 
 SECONDS_TO_FOLLOW = 15.0
 _SSH_FAILED = 255
 _PR_SET_PDEATHSIG = 1
-_TELLING = frozenset(code.value for code in ExitCode if code not in (ExitCode.DONE, ExitCode.BUG))
+_CODES_OF_A_RUN = {code.value for code in ExitCode} - {ExitCode.DONE, ExitCode.BUG}
 
 TARGETS: dict[str, Callable[[Launch], Rendering]] = {
     "single": single,
@@ -42,20 +42,18 @@ TARGETS: dict[str, Callable[[Launch], Rendering]] = {
 
 
 def render(target: str, launch: Launch) -> Rendering:
-    """What `target` would run. Raises ConfigError for an unknown target or a description that lacks something."""
+    """What `target` would run. Raises ConfigError for an unknown target, or for what it lacks."""
     if target not in TARGETS:
-        near = did_you_mean(target, TARGETS)
-        raise ConfigError(
-            f"There is no target {target!r}.", fix=near or "one of: " + ", ".join(TARGETS)
-        )
+        fix = did_you_mean(target, TARGETS) or "one of: " + ", ".join(TARGETS)
+        raise ConfigError(f"There is no target {target!r}.", fix=fix)
     return TARGETS[target](launch)
 
 
 def start(launch: Launch, rendering: Rendering) -> int:
-    """Run the steps of a rendering on this machine; returns the first code that is not 0.
+    """Run the steps of a rendering on this machine; returns the first exit code that is not 0.
 
-    A single step replaces this process: signals reach the launcher itself, and its exit code is the caller's.
-    Raises MachineError when a tool is missing.
+    A single step replaces this process, so that signals reach the launcher and its exit code the
+    caller. Raises MachineError when a tool is missing.
     """
     if not rendering.steps:
         raise ConfigError(
@@ -65,10 +63,8 @@ def start(launch: Launch, rendering: Rendering) -> int:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     for tool in {step.argv[0] for step in rendering.steps}:
         if shutil.which(tool, path=path) is None:
-            raise MachineError(
-                f"{tool} is not on this machine.",
-                fix=f"install {tool}, or use --print and run it there",
-            )
+            fix = f"install {tool}, or use --print and run it there"
+            raise MachineError(f"{tool} is not on this machine.", fix=fix)
     if rendering.file is not None:
         write_atomic(Path(rendering.file), rendering.text)
         say(f"wrote {rendering.file}")
@@ -79,11 +75,8 @@ def start(launch: Launch, rendering: Rendering) -> int:
         argv = rendering.steps[0].argv
         sys.stdout.flush()
         os.execvpe(argv[0], list(argv), environ)
-    code = (
-        _run_together(rendering.steps, environ)
-        if rendering.steps[0].background
-        else _run(rendering.steps, environ)
-    )
+    run = _run_together if rendering.steps[0].background else _run
+    code = run(rendering.steps, environ)
     if code == 0:
         for note in rendering.notes:
             say(note)
@@ -92,30 +85,27 @@ def start(launch: Launch, rendering: Rendering) -> int:
 
 def _run(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
     for step in steps:
-        given = (
-            {"input": step.stdin, "text": True}
-            if step.stdin is not None
-            else {"stdin": subprocess.DEVNULL}
-        )
-        done = subprocess.run(step.argv, env=environ, check=False, **given)  # type: ignore[call-overload]
+        # Without text of its own a step gets an empty standard input, never the user's.
+        done = subprocess.run(step.argv, env=environ, input=step.stdin or "", text=True)
         if done.returncode:
-            return int(done.returncode)
+            return done.returncode
     return 0
 
 
 def _end_with_parent() -> None:
-    """In a new child: SIGTERM when this process is killed. Its ssh then closes the terminal, which ends the job with a checkpoint.
+    """In a new child: get SIGTERM when this process is killed.
 
-    The kernel ties this to the thread that forks, here the main one.
+    Its ssh then closes the terminal, which ends the job with a checkpoint. The kernel ties this to
+    the thread that forks, here the main one.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _run_together(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
-    """All nodes at once. Once one has failed, the others end by themselves (the supervisor's doing) or are ended.
+    """Run all nodes at once. After a failure the supervisor ends the others, or this process does.
 
-    Returns the code of a run that said how it ended, rather than that of one that was killed for it. Raises MachineError
-    with the names of nodes that ssh did not reach, or lost.
+    Returns the exit code of a run that failed by itself, rather than of one that was killed for it.
+    Raises MachineError with the names of nodes that ssh did not reach, or lost.
     """
     running = {
         subprocess.Popen(
@@ -124,19 +114,19 @@ def _run_together(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
         for step in steps
     }
     failed: list[tuple[str, int]] = []
-    left, began, patience = dict(running), time.monotonic(), float("inf")
+    left = dict(running)
+    began = time.monotonic()
+    deadline = float("inf")
     try:
-        while left and time.monotonic() < patience:
+        while left and time.monotonic() < deadline:
             for process in [process for process in left if process.poll() is not None]:
-                node, code, now = (
-                    left.pop(process).node or "this machine",
-                    process.returncode,
-                    time.monotonic(),
-                )
-                if code:
-                    failed.append((node, code))
-                    nothing_runs_yet = now - began < SECONDS_TO_FOLLOW / 3
-                    patience = min(patience, now + (1.0 if nothing_runs_yet else SECONDS_TO_FOLLOW))
+                node = left.pop(process).node or "this machine"
+                if process.returncode:
+                    failed.append((node, process.returncode))
+                    # Ranks that have not started yet have no supervisor that would end them.
+                    now = time.monotonic()
+                    is_starting = now - began < SECONDS_TO_FOLLOW / 3
+                    deadline = min(deadline, now + (1.0 if is_starting else SECONDS_TO_FOLLOW))
             time.sleep(0.2)
     finally:
         for process in left:
@@ -145,11 +135,11 @@ def _run_together(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
             process.wait()
     for node, code in failed:
         say(f"{node}: exit code {code}")
-    told = [code for _, code in failed if code in _TELLING]
+    of_runs = [code for _, code in failed if code in _CODES_OF_A_RUN]
     unreached = [node for node, code in failed if code == _SSH_FAILED]
-    if unreached and not told:
+    if unreached and not of_runs:
         raise MachineError(
-            f"ssh did not reach, or lost, {', '.join(unreached)}; its own words are above.",
+            f"ssh did not reach, or lost, {', '.join(unreached)}; its own message is above.",
             fix=f"try it: ssh -o BatchMode=yes {unreached[0]} true",
         )
-    return told[0] if told else failed[0][1] if failed else 0
+    return of_runs[0] if of_runs else failed[0][1] if failed else 0

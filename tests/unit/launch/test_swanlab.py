@@ -10,13 +10,13 @@ import pytest
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError
-from wikillm.launch.swanlab_manifest import PYTHONS, TEMPLATE, Manifest, read_manifest
+from wikillm.launch.swanlab_manifest import PYTHONS, TEMPLATE, SwanLabManifest, read_manifest
 from wikillm.launch.swanlab_pack import plan_packing, write_zip
 
 GOOD = 'apiVersion: swanlab/v1\nkind: Folder\nmetadata:\n  name: demo\nspec:\n  python: "3.11"\n'
 
 
-def manifest(folder: Path, text: str = GOOD, files: tuple[str, ...] = ()) -> Manifest:
+def manifest(folder: Path, text: str = GOOD, files: tuple[str, ...] = ()) -> SwanLabManifest:
     for name in ("train.py", "requirements.txt", *files):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def test_quoted_versions(version: str, tmp_path: Path) -> None:
         (
             "name: demo",
             "name: demo\n  name: x",
-            "metadata.name stands twice",
+            "metadata.name occurs twice",
             "swanlab.yaml:5 and line 4",
         ),
         (

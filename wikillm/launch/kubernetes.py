@@ -1,0 +1,166 @@
+"""Target `k8s`: a manifest, applied with kubectl.
+
+On one node a batch/v1 Job, on several a Kubeflow PyTorchJob, whose operator sets MASTER_ADDR and
+RANK per pod. Forwarded variables come from a Secret, so the manifest has no value: `--go` makes it,
+and the manifest names the command. Tested against Kubernetes' own schema (of a PyTorchJob, its
+pods); not run on a cluster.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+import yaml
+
+from wikillm.core.errors import ConfigError
+from wikillm.launch.description import Launch, Rendering, Step
+from wikillm.launch.script import to_yaml
+
+_IMAGE = re.compile(r"[A-Za-z0-9][\w./:@-]{0,254}")
+_CLAIM = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+GIB = 2**30
+MEMORY_PER_GPU = 32 * GIB
+"""Of a pod without offload: the process, the loaders, pages of the store, and /dev/shm."""
+SHM_PER_GPU = 2 * GIB
+"""For NCCL's buffers without peer access and the loaders' batches; the default is 64 MB."""
+SECONDS_TO_SAVE = 120
+"""Between SIGTERM and the end of a pod; Kubernetes' default is 30 s."""
+
+
+def kubernetes(launch: Launch) -> Rendering:
+    """A Job or a PyTorchJob. The image has WikiLLM, the volume claim data and run directory."""
+    if launch.image is None or not _IMAGE.fullmatch(launch.image):
+        what = "Kubernetes needs a container image."
+        raise ConfigError(what, got=repr(launch.image), fix="--image registry/name:tag")
+    if launch.gpus is None:
+        raise ConfigError("Kubernetes needs the number of GPUs of a node.", fix="--gpus-per-node 8")
+    if not launch.workdir.startswith("/"):
+        what = "Kubernetes mounts the volume at an absolute path."
+        raise ConfigError(what, got=repr(launch.workdir), fix="--workdir /wikillm")
+    launch.check_run_dir()
+    name = _label(launch.name)
+    claim = launch.storage or name
+    if not _CLAIM.fullmatch(claim):
+        what = "--storage is the name of a PersistentVolumeClaim."
+        raise ConfigError(what, got=repr(claim), fix="--storage my-claim")
+    file = f"{name}.k8s.yaml"
+    is_shared = "ReadWriteMany, since all nodes write to it"
+    mode = is_shared if launch.nodes > 1 else "ReadWriteOnce will do"
+    head = [
+        f"# Written by: {launch.command}",
+        f"# The PersistentVolumeClaim {claim} ({mode}) is mounted at {launch.workdir}: "
+        "runs/, stores/, and the data.",
+    ]
+    steps = [Step(("kubectl", "apply", "-f", file))]
+    if launch.variables:
+        names = ", ".join(launch.variables)
+        head += [
+            f"# Variables ({names}) come from a Secret; make it in the shell that has them:",
+            f"#   {secret_command(launch, name)}",
+        ]
+        steps.insert(0, Step(("kubectl", "apply", "-f", "-"), stdin=_secret(launch, name)))
+    text = to_yaml(head, _manifest(launch, name, claim))
+    return Rendering(text, tuple(steps), file=file)
+
+
+def _manifest(launch: Launch, name: str, claim: str) -> dict[str, Any]:
+    spec = {
+        "restartPolicy": "OnFailure",
+        "terminationGracePeriodSeconds": SECONDS_TO_SAVE,
+        "containers": [_container(launch, name)],
+        "volumes": _volumes(claim, launch.gpus or 1),
+    }
+    pod = {"spec": spec}
+    if launch.nodes == 1:
+        return {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": name},
+            "spec": {"backoffLimit": 10, "template": pod},
+        }
+    replicas = {"restartPolicy": "OnFailure", "template": pod}
+    specs = {
+        "Master": {"replicas": 1, **replicas},
+        "Worker": {"replicas": launch.nodes - 1, **replicas},
+    }
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": name},
+        "spec": {"pytorchReplicaSpecs": specs},
+    }
+
+
+def secret_command(launch: Launch, name: str) -> str:
+    """Shell that makes the Secret from its own variables; no value is on a command line."""
+    names = "|".join(launch.variables)
+    create = f"kubectl create secret generic {name}-env --from-env-file=/dev/stdin"
+    return (
+        f"env | grep -E {shlex.quote(f'^({names})=')} | "
+        f"{create} --dry-run=client -o yaml | kubectl apply -f -"
+    )
+
+
+def _secret(launch: Launch, name: str) -> str:
+    """For kubectl's standard input only: it has the values."""
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": f"{name}-env"},
+        "type": "Opaque",
+        "stringData": dict(launch.variables),
+    }
+    return yaml.safe_dump(secret)
+
+
+def _container(launch: Launch, name: str) -> dict[str, Any]:
+    gpus = launch.gpus or 1
+    head = ["torchrun", f"--nnodes={launch.nodes}", f"--nproc_per_node={gpus}"]
+    if launch.nodes > 1:
+        # Kubernetes, not a shell, replaces $(X) from the container's environment.
+        head += ["--node_rank=$(RANK)", "--master_addr=$(MASTER_ADDR)"]
+        head += ["--master_port=$(MASTER_PORT)"]
+    words = ("-m", "wikillm", "train", *launch.resuming_words)
+    memory = _gibibytes(launch.memory or MEMORY_PER_GPU * gpus)
+    # No limit of cores: it would throttle the loaders. The limit of memory equals the request.
+    container: dict[str, Any] = {
+        "name": "pytorch",  # the name that the operator expects
+        "image": launch.image,
+        "command": [*head, *(word.replace("$(", "$$(") for word in words)],
+        "resources": {
+            "requests": {"cpu": str(launch.cpus * gpus), "memory": memory, "nvidia.com/gpu": gpus},
+            "limits": {"memory": memory, "nvidia.com/gpu": gpus},
+        },
+        "volumeMounts": [
+            {"name": "data", "mountPath": launch.workdir},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+        "workingDir": launch.workdir,
+    }
+    if launch.variables:
+        container["envFrom"] = [{"secretRef": {"name": f"{name}-env"}}]
+    return container
+
+
+def _volumes(claim: str, gpus: int) -> list[dict[str, Any]]:
+    """The claim, and /dev/shm with a size limit: without one it may fill the node's memory."""
+    shm = {"medium": "Memory", "sizeLimit": _gibibytes(SHM_PER_GPU * gpus)}
+    return [
+        {"name": "data", "persistentVolumeClaim": {"claimName": claim}},
+        {"name": "shm", "emptyDir": shm},
+    ]
+
+
+def _gibibytes(size: int) -> str:
+    return f"{-(-size // GIB)}Gi"
+
+
+def _label(name: str) -> str:
+    """A DNS label: lower case letters, digits and dashes."""
+    label = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].strip("-")
+    if not label:
+        what = "The run's name gives no name for Kubernetes."
+        raise ConfigError(what, got=name, fix="run.name=my-run")
+    return label
