@@ -58,9 +58,9 @@ ELSEWHERE = {
     "data.format": "the sources' format is among their facts, and two formats of one file are two texts",
     "data.mixture": "a fact of its own (FACTS)",
     "data.max_field_lines": "a fact of CSV sources: tests/unit/data",
-    "data.convert": "needs OpenCC: tests/unit/data/test_filters.py",
+    "data.convert": "needs OpenCC: tests/unit/data/filters/test_filters.py",
     "data.protected_terms": "likewise",
-    "data.drop_list": "its hash is a fact: tests/unit/data/test_drop_list.py",
+    "data.drop_list": "its hash is a fact: tests/unit/data/dedup/test_drop_list.py",
 }
 
 
@@ -158,7 +158,7 @@ def test_another_store_is_refused_with_the_key_that_makes_it_another(
     assert f"\n  {key.split('_units')[0].split('_share')[0]}: " in str(caught.value)
 
 
-def test_copies_are_facts_too() -> None:
+def test_deduplication_is_a_fact_too() -> None:
     wanted = [
         dedup_facts(config(changes).data) for changes in ({}, {"data.dedup": "minhash"}, COPIES)
     ]
