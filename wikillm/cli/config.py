@@ -1,4 +1,4 @@
-"""`wikillm config show`: every value of a run and, with `--origin`, where it comes from. Starts nothing."""
+"""`wikillm config show | schema`: a run's values with their origins, or the JSON Schema of a YAML file."""
 
 from __future__ import annotations
 
@@ -7,47 +7,48 @@ import json
 
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 
-HELP = "Show a run's configuration and where each value comes from."
+HELP = "Show a run's values and where each comes from, or the JSON Schema of its YAML."
+
+EPILOG = """
+`wikillm config schema > wikillm.schema.json` writes what an editor needs to complete and check keys.
+The first line of a YAML file then names it: # yaml-language-server: $schema=wikillm.schema.json
+"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
-    # `show` is read from the other words: as a positional argument it would swallow the 5 of `--max_steps 5 show`.
+    parser.epilog = EPILOG
+    # `show` is read from the other words: a positional argument would take the 5 of `--max_steps 5 show`.
     parser.usage = (
         "wikillm config show [--origin] [--json] [--config NAME|FILE] [KEY=VALUE | --KEY VALUE ...]"
+        "\n       wikillm config schema"
     )
-    parser.add_argument(
-        "--origin", action="store_true", help="also show where each value comes from"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object: key -> value, layer, where"
-    )
+    parser.add_argument("--origin", action="store_true", help="also show where each value is set")
+    parser.add_argument("--json", action="store_true", help="print key -> value, layer, where")
 
 
 def run(args: argparse.Namespace) -> int:
+    from wikillm.config.json_schema import json_schema
     from wikillm.config.keys import flat
     from wikillm.config.resolved import to_rows
     from wikillm.core.errors import ConfigError
 
-    if not args.rest or args.rest[0] != "show":
-        got = " ".join(args.rest) or None
+    if args.rest == ["schema"]:
+        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        return 0
+    if args.rest[:1] != ["show"]:
         raise ConfigError(
-            "`wikillm config` needs to know what to do.",
-            got=got,
+            "`wikillm config` needs one of: show, schema.",
+            got=" ".join(args.rest) or None,
             fix="wikillm config show --origin",
         )
     args.rest = args.rest[1:]
     resolved = resolve_run_config(args)
     if args.json:
-        values = flat(resolved.config)
-        table = {
-            name: {
-                "value": value,
-                "layer": resolved.origins[name].layer,
-                "where": resolved.origins[name].where,
-            }
-            for name, value in values.items()
-        }
+        table = {}
+        for name, value in flat(resolved.config).items():
+            origin = resolved.origins[name]
+            table[name] = {"value": value, "layer": origin.layer, "where": origin.where}
         print(json.dumps(table, indent=2, ensure_ascii=False))
         return 0
     rows = [(f"{name}={value}", origin) for name, value, origin in to_rows(resolved)]

@@ -77,7 +77,9 @@ COMMANDS = {
         "wikillm.cli.export", "Write a run as a standard Hugging Face folder.", False
     ),
     "config": Command(
-        "wikillm.cli.config", "Show a run's configuration and where each value comes from.", True
+        "wikillm.cli.config",
+        "Show a run's values and where each comes from, or the JSON Schema of its YAML.",
+        True,
     ),
     "presets": Command("wikillm.cli.presets", "List the model, data and run presets.", False),
     "demo": Command(

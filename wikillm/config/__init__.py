@@ -1,1 +1,2 @@
-"""One description of a run: schema, layers with the origin of every value, presets, and the DeepSpeed JSON."""
+"""One description of a run: schema, layers with the origin of every value, presets, and the
+DeepSpeed JSON."""

@@ -1,8 +1,10 @@
-"""A batch that grows: `train.batch_ramp_from` tokens at first, doubled in equal shares of `train.batch_ramp_tokens`.
+"""A batch that grows: `train.batch_ramp_from` tokens at first, doubled in equal shares of
+`train.batch_ramp_tokens`.
 
-A batch below the critical one loses nothing by its size and takes more steps from the same tokens; the critical batch
-grows while the loss falls (McCandlish et al. 2018, arXiv:1812.06162), so a run can begin small. The stages follow from the
-configuration alone: a run on 1 rank and on 64 has the same batches. Sizes are in sequences, steps are counted from 0.
+A batch below the critical one loses nothing by its size and takes more steps from the same tokens;
+the critical batch grows while the loss falls (McCandlish et al. 2018, arXiv:1812.06162), so a run
+can begin small. The stages follow from the configuration alone: a run on 1 rank and on 64 has the
+same batches. Sizes are in sequences, steps are counted from 0.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ KEYS = ("train.batch_ramp_from", "train.batch_ramp_tokens")
 
 @dataclass(frozen=True, slots=True)
 class BatchRamp:
-    """`stages` of (steps, sequences per step), then `full` sequences per step to the end; no stages: always `full`.
+    """`stages` of (steps, sequences per step), then `full` sequences per step to the end; no
+    stages: always `full`.
 
-    `lead`, without stages: sequences by which the steps before a resume with another batch are ahead of `full` ones (below
-    0: behind). Of such steps only their sum is known.
+    `lead`, without stages: sequences by which the steps before a resume with another batch are
+    ahead of `full` ones (below 0: behind). Of such steps only their sum is known.
     """
 
     full: int

@@ -1,4 +1,5 @@
-"""What a single field cannot know: keys that must fit each other. Needs no machine, no world and no data."""
+"""What a single field cannot know: keys that must fit each other. Needs no machine, no world and
+no data."""
 
 from __future__ import annotations
 
@@ -99,7 +100,8 @@ def _check_micro_batch(
 def check_init_from(
     config: RunConfig, shape: list[Setting], origins: Mapping[str, Origin], problems: Problems
 ) -> None:
-    """The shape comes from the folder of model.init_from: what the user sets beside it must agree."""
+    """The shape comes from the folder of model.init_from: what the user sets beside it must
+    agree."""
     for setting in shape:
         value = getattr(config.model, setting.key.removeprefix("model."))
         if value != setting.value and origins[setting.key].is_user:
@@ -151,7 +153,8 @@ def _check_lengths(config: RunConfig, origins: Mapping[str, Origin], problems: P
 
 
 def ranks_that_can_share(model: ModelSection) -> list[int]:
-    """Sizes of a group of ranks in which each has equally many query heads, and the key heads that go with them."""
+    """Sizes of a group of ranks in which each has equally many query heads, and the key heads that
+    go with them."""
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
     return [
         n

@@ -1,7 +1,9 @@
-"""Settings that do not work together: one table for the configuration checks, the planner and the engine.
+"""Settings that do not work together: one table for the configuration checks, the planner and the
+engine.
 
-Each caller fills in what it knows as a `Case`. A rule never applies to something that is unknown, so a rule fires
-at the first place that can decide it. What one key needs of another (divisors, lengths) is in `checks`.
+Each caller fills in what it knows as a `Case`. A rule never applies to something that is unknown,
+so a rule fires at the first place that can decide it. What one key needs of another (divisors,
+lengths) is in `checks`.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ class Zero:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run as far as it is known. `precision` is never auto; `has_deepspeed` without `zero`: not read yet."""
+    """One run as far as it is known. `precision` is never auto; `has_deepspeed` without `zero`:
+    not read yet."""
 
     train: TrainSection
     model: ModelSection | None = None
@@ -132,7 +135,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("train.batch_ramp_from", f"{ZERO}offload_optimizer"),
-        # ZeRO-1 and 2 keep a copy of the accumulation on the host; ZeRO-3 with offload was not tried.
+        # ZeRO-1 and 2 keep a copy of the accumulation on the host; ZeRO-3 with offload was not
+        # tried.
         lambda case: (
             case.train.batch_ramp_from is not None
             and case.zero is not None
@@ -244,7 +248,8 @@ def add_conflicts(
     origins: Mapping[str, Origin] | None = None,
     file: DeepSpeedFile | None = None,
 ) -> None:
-    """Add each conflict to `problems`, with the values and, as far as given, where they were set."""
+    """Add each conflict to `problems`, with the values and, as far as given, where they were
+    set."""
     for rule in conflicts(case):
         places = [_place(key, case, origins or {}, file) for key in rule.settings]
         values = [_value(key, case) for key in rule.settings]

@@ -1,9 +1,10 @@
 """A DeepSpeed JSON: finding it, reading it strictly, and knowing on which line each key stands.
 
-`read_deepspeed("zero2")` takes a file or the name of a shipped recipe (`ds_configs/` of the source tree, or
-`wikillm/ds_configs` of an installed wheel). Reading is stricter than DeepSpeed's, which accepts comments: duplicate
-keys, NaN and syntax errors are refused with line and column. What the keys mean is checked in `deepspeed_check`,
-and "auto" is replaced in `deepspeed_resolve`. Nothing here imports deepspeed or torch.
+`read_deepspeed("zero2")` takes a file or the name of a shipped recipe (`ds_configs/` of the source
+tree, or `wikillm/ds_configs` of an installed wheel). Reading is stricter than DeepSpeed's, which
+accepts comments: duplicate keys, NaN and syntax errors are refused with line and column. What the
+keys mean is checked in `deepspeed_check`, and "auto" is replaced in `deepspeed_resolve`. Nothing
+here imports deepspeed or torch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|\n')
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedFacts:
-    """What a run decides and a DeepSpeed JSON must agree with. All of it is known before a model exists.
+    """What a run decides and a DeepSpeed JSON must agree with. All of it is known before a model
+    exists.
 
     None is not known yet, because the machines are elsewhere: it agrees with anything.
     """
@@ -51,7 +53,8 @@ class DeepSpeedFile:
     is_shipped: bool
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value at a dotted key (`zero_optimization.stage`), or `default` where a part of it is missing."""
+        """The value at a dotted key (`zero_optimization.stage`), or `default` where a part of it
+        is missing."""
         return lookup(self.json, key, default)
 
     def where(self, key: str) -> str:
@@ -71,7 +74,8 @@ def lookup(block: Mapping[str, Any], key: str, default: Any = None) -> Any:
 
 
 def shipped_folder() -> Path:
-    """The folder of the shipped recipes: inside the package when installed from a wheel, beside it in a checkout."""
+    """The folder of the shipped recipes: inside the package when installed from a wheel, beside it
+    in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "ds_configs", package.parent / "ds_configs"):
         if (folder / "zero2.json").is_file():
@@ -91,8 +95,9 @@ def shipped_names() -> tuple[str, ...]:
 def find_deepspeed(path_or_name: str | Path) -> tuple[Path, bool]:
     """The file meant by a path or a recipe's name, and whether it is a shipped one.
 
-    A file that exists wins. `zero2`, `zero2.json` and `ds_configs/zero2.json` then mean the shipped recipe, so that
-    the documented commands work from any folder. Raises ConfigError with the nearest name.
+    A file that exists wins. `zero2`, `zero2.json` and `ds_configs/zero2.json` then mean the
+    shipped recipe, so that the documented commands work from any folder. Raises ConfigError with
+    the nearest name.
     """
     path, names = Path(path_or_name), shipped_names()
     if path.is_file():
@@ -113,7 +118,8 @@ def find_deepspeed(path_or_name: str | Path) -> tuple[Path, bool]:
 
 
 def read_deepspeed(path_or_name: str | Path) -> DeepSpeedFile:
-    """Find and parse a DeepSpeed JSON. Raises ConfigError; see `check_deepspeed` for what the keys may say."""
+    """Find and parse a DeepSpeed JSON. Raises ConfigError; see `check_deepspeed` for what the keys
+    may say."""
     path, is_shipped = find_deepspeed(path_or_name)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -124,7 +130,8 @@ def read_deepspeed(path_or_name: str | Path) -> DeepSpeedFile:
 
 
 def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The object in `text`, and the line of every dotted key. Refuses what JSON does not allow, and duplicates."""
+    """The object in `text`, and the line of every dotted key. Refuses what JSON does not allow,
+    and duplicates."""
 
     def refuse(number: str) -> NoReturn:
         line = text.count("\n", 0, text.index(number)) + 1
@@ -172,7 +179,8 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
 
 
 def _keys_with_lines(text: str) -> Iterator[tuple[str, int]]:
-    """Every key of a valid JSON text with its line. A list's items get their index: `optimizer.groups[0].lr`."""
+    """Every key of a valid JSON text with its line. A list's items get their index:
+    `optimizer.groups[0].lr`."""
     line, key, before_colon = 1, "", ""
     stack: list[
         tuple[str, int | None]

@@ -1,8 +1,10 @@
-"""Refuse a DeepSpeed JSON that cannot mean what it says, before a model exists and without importing DeepSpeed.
+"""Refuse a DeepSpeed JSON that cannot mean what it says, before a model exists and without
+importing DeepSpeed.
 
-Two rings: `check_deepspeed(file)` looks at the file alone (unknown, removed and ineffective keys, kinds of values,
-blocks that must be there), `check_deepspeed(file, facts)` also at the run (values that contradict it, features the
-hardware lacks). All problems are reported at once, each with file, line, key, both values and what to write.
+Two rings: `check_deepspeed(file)` looks at the file alone (unknown, removed and ineffective keys,
+kinds of values, blocks that must be there), `check_deepspeed(file, facts)` also at the run (values
+that contradict it, features the hardware lacks). All problems are reported at once, each with
+file, line, key, both values and what to write.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ def check_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts | None = None) ->
 
 
 def is_off(value: Any) -> bool:
-    """Whether a setting or block asks for nothing: absent, false, 0, 1 for a size, {} or {"enabled": false}."""
+    """Whether a setting or block asks for nothing: absent, false, 0, 1 for a size, {} or
+    {"enabled": false}."""
     if isinstance(value, Mapping):
         return (
             not value
@@ -297,7 +300,8 @@ class Linked:
 
 
 def linked_values(facts: DeepSpeedFacts) -> dict[str, Linked]:
-    """Every dotted key that the run decides, in the order of Hugging Face's `trainer_config_process`; None: not known."""
+    """Every dotted key that the run decides, in the order of Hugging Face's
+    `trainer_config_process`; None: not known."""
     train = facts.train
     micro = facts.micro_batch
     accumulation = facts.accumulation

@@ -1,8 +1,9 @@
 """Every key DeepSpeed 0.19 reads from its JSON, with its kind, and the keys it no longer reads.
 
-DeepSpeed itself refuses a misspelled key only inside the blocks it parses with pydantic, and there only after the
-model exists; a misspelled key at the top level is ignored in silence. These tables let the check run offline,
-without importing DeepSpeed. `tests/unit/config/test_deepspeed_keys.py` compares them with the installed DeepSpeed.
+DeepSpeed itself refuses a misspelled key only inside the blocks it parses with pydantic, and there
+only after the model exists; a misspelled key at the top level is ignored in silence. These tables
+let the check run offline, without importing DeepSpeed. `tests/unit/config/test_deepspeed_keys.py`
+compares them with the installed DeepSpeed.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ BLOCKS: Mapping[str, Mapping[str, Kind]] = {
         "keep_all_input_tensors": B, "passes": L,
     },
 }  # fmt: skip
-"""Blocks whose keys are all known, by dotted path. The keys of other blocks are left to DeepSpeed."""
+"""Blocks whose keys are all known, by dotted path. The keys of other blocks are left to
+DeepSpeed."""
 
 AT_LEAST_ONE = frozenset(
     {
@@ -110,7 +112,8 @@ AT_LEAST_ONE = frozenset(
         "flops_profiler.profile_step", "aio.block_size", "aio.queue_depth", "aio.intra_op_parallelism",
     }
 )  # fmt: skip
-"""Whole numbers that 0 makes no sense for. No other number may be negative, but for those in MAY_BE_NEGATIVE."""
+"""Whole numbers that 0 makes no sense for. No other number may be negative, but for those in
+MAY_BE_NEGATIVE."""
 MAY_BE_NEGATIVE = frozenset({"flops_profiler.module_depth"})
 FRACTIONS = frozenset(
     {
@@ -146,7 +149,8 @@ AUTO = frozenset(
         *(f"zero_optimization.{key}" for key in HIDDEN_SIZE_KEYS),
     }
 )  # fmt: skip
-"""Where "auto" may stand. Anywhere else accelerate raises, or DeepSpeed takes its default in silence."""
+"""Where "auto" may stand. Anywhere else accelerate raises, or DeepSpeed takes its default in
+silence."""
 
 _BATCH = "set the batch in train.*: accumulation is derived for the world at hand"
 REMOVED: Mapping[str, str] = {
@@ -181,7 +185,8 @@ REMOVED: Mapping[str, str] = {
         )
     },
 }  # fmt: skip
-"""Keys DeepSpeed or Hugging Face no longer read (or not under this name), and what to write instead."""
+"""Keys DeepSpeed or Hugging Face no longer read (or not under this name), and what to write
+instead."""
 
 WITHOUT_EFFECT: Mapping[str, str] = {
     "activation_checkpointing": "Hugging Face models do not call DeepSpeed's checkpointing; use train.gradient_checkpointing=true",
@@ -210,7 +215,8 @@ UNEXPLAINED: Mapping[str, str] = {
     "tensor_parallel": "AutoTP",
     "zero_optimization.zenflow": "ZenFlow",
 }
-"""Features that run, but whose first losses differ from plain ZeRO for reasons not yet found; refused until then."""
+"""Features that run, but whose first losses differ from plain ZeRO for reasons not yet found;
+refused until then."""
 
 CUDA_ONLY: Mapping[str, str] = {
     "zero_optimization.zero_hpz_partition_size": "hpZ",

@@ -1,10 +1,12 @@
-"""Replace every "auto" of a DeepSpeed JSON by the value of the run, and write down each decision in one line.
+"""Replace every "auto" of a DeepSpeed JSON by the value of the run, and write down each decision
+in one line.
 
-The result is the whole truth: it is kept as `RUN/ds_config.resolved.json` and passed to Hugging Face as a dict, whose
-own rules find nothing left to fill and nothing to disagree with. The optimizer stays Hugging Face's AdamW also under
-offload: a DeepSpeed optimizer block would get one flat list of parameters, and norms and biases would be decayed
-(measured at ZeRO-2 on two ranks: other losses from the third step on). With offload on a GPU accelerate turns that
-AdamW, its groups included, into DeepSpeed's CPU Adam; on a machine without a GPU torch's own AdamW runs, with
+The result is the whole truth: it is kept as `RUN/ds_config.resolved.json` and passed to Hugging
+Face as a dict, whose own rules find nothing left to fill and nothing to disagree with. The
+optimizer stays Hugging Face's AdamW also under offload: a DeepSpeed optimizer block would get one
+flat list of parameters, and norms and biases would be decayed (measured at ZeRO-2 on two ranks:
+other losses from the third step on). With offload on a GPU accelerate turns that AdamW, its groups
+included, into DeepSpeed's CPU Adam; on a machine without a GPU torch's own AdamW runs, with
 bit-equal losses, and the 3-minute build of the CPU Adam op is not needed.
 """
 
@@ -21,14 +23,16 @@ from wikillm.config.deepspeed_check import check_deepspeed, is_off, linked_value
 
 @dataclass(frozen=True, slots=True)
 class ResolvedDeepSpeed:
-    """`json` has no "auto" left; `notes` are the decisions, one line each, in the order they were taken."""
+    """`json` has no "auto" left; `notes` are the decisions, one line each, in the order they were
+    taken."""
 
     json: dict[str, Any]
     notes: tuple[str, ...]
 
 
 def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDeepSpeed:
-    """Check `file` against the run and fill it. Raises ConfigError where they contradict each other. All facts are known."""
+    """Check `file` against the run and fill it. Raises ConfigError where they contradict each
+    other. All facts are known."""
     assert None not in (
         facts.micro_batch,
         facts.accumulation,
@@ -54,7 +58,8 @@ def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDee
 
 
 def _drop_nulls(block: dict[str, Any]) -> None:
-    """`null` means DeepSpeed's default, as if the key were absent; some of its readers would choke on it."""
+    """`null` means DeepSpeed's default, as if the key were absent; some of its readers would choke
+    on it."""
     for key in [key for key, value in block.items() if value is None]:
         del block[key]
     for value in block.values():
@@ -162,7 +167,8 @@ def _use_optimizer_block(
 
 
 def _place_muon(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    """Newton-Schulz needs whole gradients: ZeRO-3 must reduce them to all ranks (DeepSpeed raises otherwise)."""
+    """Newton-Schulz needs whole gradients: ZeRO-3 must reduce them to all ranks (DeepSpeed raises
+    otherwise)."""
     if facts.train.optimizer == "muon" and zero["stage"] == 3:
         zero["reduce_scatter"] = False
         notes.append(

@@ -3,8 +3,9 @@
     train.learning_rate=3e-4  data.path=a.jsonl,b.jsonl  run.dir=null        dotted keys
     --max_steps 5  --max-steps=5  --bf16  --train.max_steps 5                Hugging Face's flags
 
-Everything wrong is collected, with the word as it was typed and the nearest right one. Values become numbers
-by the rules of `yaml_file`; text stays text. Whether a value fits its key is the schema's business.
+Everything wrong is collected, with the word as it was typed and the nearest right one. Values
+become numbers by the rules of `yaml_file`; text stays text. Whether a value fits its key is the
+schema's business.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from wikillm.config.hf_names import ADVICE, ALIASES, SWITCHES, UNSUPPORTED
-from wikillm.config.keys import Key, all_keys, section_names
+from wikillm.config.keys import Key, all_keys
 from wikillm.config.origin import Origin, Setting
-from wikillm.config.other_names import OTHER_NAMES, advise_other, advise_tracker
-from wikillm.config.schema import NO, YES
+from wikillm.config.schema_types import NO, YES
+from wikillm.config.trainer_names import ALIASES, SWITCHES, advise
 from wikillm.config.yaml_file import parse_value
 from wikillm.core.errors import Problems, did_you_mean
 
@@ -44,48 +44,13 @@ def parse_arguments(words: Sequence[str], problems: Problems) -> list[Setting]:
 
 
 def flag_to_key(name: str) -> str | None:
-    """The key that a flag's name (without dashes) means: a dotted key, an alias, or a leaf of `train`."""
+    """The key that a flag's name (without dashes) means: a dotted key, an alias, or a leaf of
+    `train`."""
     if name in all_keys():
         return name
     if name in ALIASES:
         return ALIASES[name]
     return f"train.{name}" if f"train.{name}" in all_keys() else None
-
-
-def advise(name: str, value: str = "") -> str:
-    """What to write instead of an unknown key or flag with this value; at worst where to read on."""
-    leaf, value = name.rsplit(".", 1)[-1], shlex.quote(value) if value else ""
-    if leaf in SWITCHES:
-        return f"train.precision={leaf}"
-    if leaf in ALIASES and name != ALIASES[leaf]:
-        return f"{ALIASES[leaf]}={value or '...'}"
-    if leaf == "report_to":
-        return advise_tracker(value)
-    if leaf in ADVICE:
-        return ADVICE[leaf]
-    same_leaf = [key for key in all_keys() if key.endswith(f".{leaf}")]
-    if len(same_leaf) == 1:
-        return f"{same_leaf[0]}={value or '...'}"
-    if (other := advise_other(leaf, value)) is not None:
-        return other
-    if leaf in UNSUPPORTED:
-        return "leave it out: WikiLLM decides this itself, or does not offer it"
-    return _nearest(name, leaf, value) or "`wikillm train --help-all` lists all keys"
-
-
-def _nearest(name: str, leaf: str, value: str) -> str | None:
-    """A dotted name is compared with dotted ones first, a flag with the last parts of keys and with other trainers' names."""
-    dotted = (*all_keys(), *section_names())
-    if "." in name and (near := did_you_mean(name, dotted)) is not None:
-        return f"did you mean {near}?"
-    ours = {key.leaf: key.name for key in all_keys().values()} | ALIASES
-    near = did_you_mean(leaf, [*ours, *OTHER_NAMES])
-    if near in ours:
-        return f"did you mean {ours[near]}?"
-    if near is not None:
-        return advise_other(near, value)
-    near = did_you_mean(name, dotted)
-    return f"did you mean {near}?" if near else None
 
 
 def read_text(key: Key, text: str) -> Any:

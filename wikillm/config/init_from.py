@@ -1,8 +1,9 @@
 """The shape of a Hugging Face model folder, read from its `config.json`, for `model.init_from`.
 
-Out: settings of the `preset` layer, which replace the model preset's shape. Refused, because WikiLLM would
-train something else than the folder holds: other architectures, code that ships with the weights, quantised
-weights, sliding windows, scaled rotary embeddings. The weights themselves are the business of `models`.
+Out: settings of the `preset` layer, which replace the model preset's shape. Refused, because
+WikiLLM would train something else than the folder holds: other architectures, code that ships with
+the weights, quantised weights, sliding windows, scaled rotary embeddings. The weights themselves
+are the business of `models`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _OPTIONAL = {  # what transformers assumes when the key is missing
 
 
 def shape_settings(folder: str) -> list[Setting]:
-    """The `model.*` keys that `folder/config.json` fixes. Raises ConfigError when it cannot be continued from."""
+    """The `model.*` keys that `folder/config.json` fixes. Raises ConfigError when it cannot be
+    continued from."""
     path = Path(folder) / "config.json"
     found = _read(path, folder)
     _refuse_unsupported(found, path)
@@ -79,7 +81,8 @@ def _rope(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _architecture(found: dict[str, Any]) -> str | None:
-    """The architecture in WikiLLM's terms. `models` checks that the biases which Qwen2 lacks are 0."""
+    """The architecture in WikiLLM's terms. `models` checks that the biases which Qwen2 lacks are
+    0."""
     model_type = found.get("model_type")
     if model_type == "llama" and found.get("attention_bias") and not found.get("mlp_bias"):
         return "qwen2"

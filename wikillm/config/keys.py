@@ -1,6 +1,8 @@
-"""The schema as a flat list of dotted keys: what layers, flags, `--help` and `config show` walk over.
+"""The schema as a flat list of dotted keys: what layers, flags, `--help` and `config show` walk
+over.
 
-Derived from `schema.RunConfig` and from nothing else, so that a new field appears everywhere at once.
+Derived from `schema.RunConfig` and from nothing else, so that a new field appears everywhere at
+once.
 """
 
 from __future__ import annotations
@@ -13,15 +15,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from wikillm.config.schema import ALSO_A_SWITCH, RunConfig
+from wikillm.config.schema import RunConfig
+from wikillm.config.schema_types import ALSO_A_SWITCH
 
 REMOVED = {"train.cuda_graphs": "off", "train.merged_projections": "off"}
-"""Keys of earlier versions, with the value that changes nothing: run directories have it in their configuration."""
+"""Keys of earlier versions, with the value that changes nothing: run directories have it in their
+configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One leaf of the schema, e.g. `train.max_steps`. `kinds` are the types its annotation names."""
+    """One leaf of the schema, e.g. `train.max_steps`. `kinds` are the types its annotation
+    names."""
 
     name: str
     default: Any

@@ -2,9 +2,10 @@
 
     defaults < model and data preset < run preset (< shape of model.init_from) < file < command line
 
-`--config` names a run preset or a YAML file; a file may name a run preset as its base (`preset: NAME`). All
-problems are collected and raised as one ConfigError, each with its place. Of the keys that exclude each other
-(the horizon; the two ways to set the batch) at most one is set in the result.
+`--config` names a run preset or a YAML file; a file may name a run preset as its base (`preset:
+NAME`). All problems are collected and raised as one ConfigError, each with its place. Of the keys
+that exclude each other (the horizon; the two ways to set the batch) at most one is set in the
+result.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from wikillm.config.checks import GROUPS, check, check_init_from
-from wikillm.config.flags import advise, parse_arguments
+from wikillm.config.flags import parse_arguments
 from wikillm.config.init_from import shape_settings
 from wikillm.config.keys import REMOVED, all_keys, nested, section_names
 from wikillm.config.origin import DEFAULT, LAYERS, Layer, Origin, Setting, merge
 from wikillm.config.presets import Axis, load_preset, preset_names
 from wikillm.config.resolved import Resolved, to_yaml
 from wikillm.config.schema import RunConfig
+from wikillm.config.trainer_names import advise
 from wikillm.config.yaml_file import Entry, read_yaml
 from wikillm.core.errors import ConfigError, Problems, WikiLLMError, did_you_mean
 
@@ -36,7 +38,8 @@ def load(
     """Resolve a run.
 
     Args:
-        config: name of a run preset or path of a YAML file; None is the tutorial's run, `wiki-zh-120m`.
+        config: name of a run preset or path of a YAML file; None is the tutorial's run,
+            `wiki-zh-120m`.
         overrides: words of a command line, see `flags`.
         deepspeed: what `--deepspeed` was given; sets `deepspeed.config`.
 
@@ -69,7 +72,8 @@ def load(
 
 
 def _read_config(name: str, problems: Problems) -> tuple[list[Setting], list[Setting], bool]:
-    """Settings of the run preset and of the file that `--config` means (either may be empty), and whether both were read."""
+    """Settings of the run preset and of the file that `--config` means (either may be empty), and
+    whether both were read."""
     found_before = len(problems)
     run: list[Setting] = []
     file: list[Setting] = []
@@ -187,7 +191,8 @@ def _settings(
 
 
 def _typed(value: object) -> str:
-    """A scalar of a file as it would be written on the command line; nothing for a list or a mapping."""
+    """A scalar of a file as it would be written on the command line; nothing for a list or a
+    mapping."""
     return (
         str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
     )
@@ -216,7 +221,8 @@ def _validate(merged: Mapping[str, Setting], problems: Problems) -> Resolved | N
 
 
 def _explain(error: ValidationError, merged: Mapping[str, Setting], problems: Problems) -> None:
-    """One problem per key, with the place of its value. A union reports once per member: those are joined."""
+    """One problem per key, with the place of its value. A union reports once per member: those are
+    joined."""
     reasons: dict[str, list[str]] = {}
     for detail in error.errors():
         parts = [str(part) for part in detail["loc"]]

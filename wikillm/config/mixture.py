@@ -1,8 +1,8 @@
 """The weights of `data.mixture` as whole numbers: how many samples of every 4096 each source gives.
 
-Weights are relative numbers; those that read like shares (all below 1) must sum to 1, so that a slip is not normalised
-away. The counts are the largest-remainder apportionment of 4096, so a share is exact to 1/4096 and a run has no
-rounding error that grows. Needs no data.
+Weights are relative numbers; those that read like shares (all below 1) must sum to 1, so that a
+slip is not normalised away. The counts are the largest-remainder apportionment of 4096, so a share
+is exact to 1/4096 and a run has no rounding error that grows. Needs no data.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ _SUM_TOLERANCE = Fraction(1, 10**6)
 
 
 def counts_of(sources: Sequence[MixtureSource]) -> tuple[int, ...]:
-    """Samples of each source in `PERIOD` consecutive ones. Equal remainders: the earlier source is rounded up."""
+    """Samples of each source in `PERIOD` consecutive ones. Equal remainders: the earlier source is
+    rounded up."""
     weights = [Fraction(repr(source.weight)) for source in sources]
     exact = [weight * PERIOD / sum(weights) for weight in weights]
     counts = [int(share) for share in exact]

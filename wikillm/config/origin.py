@@ -50,8 +50,8 @@ def merge(
 ) -> dict[str, Setting]:
     """Lay `sources` over each other, lowest first; within a source the last setting of a key wins.
 
-    Of each group (keys that exclude each other) at most one ends up set: one from a higher source takes the
-    others back to None and becomes their origin; two in one source are a problem.
+    Of each group (keys that exclude each other) at most one ends up set: one from a higher source
+    takes the others back to None and becomes their origin; two in one source are a problem.
     """
     merged: dict[str, Setting] = {}
     groups = tuple(groups)

@@ -1,9 +1,9 @@
 """Named settings that ship with the package, on three axes: models, data, runs.
 
-A preset is a small YAML file in `wikillm/presets/AXIS/NAME.yaml`: `about` (one sentence), for models also
-`parameters` (the exact count at the preset's vocabulary), and below that the sections of the schema with what
-departs from the defaults (a model's shape is always written out). A run preset names its model and data preset like
-any other key.
+A preset is a small YAML file in `wikillm/presets/AXIS/NAME.yaml`: `about` (one sentence), for
+models also `parameters` (the exact count at the preset's vocabulary), and below that the sections
+of the schema with what departs from the defaults (a model's shape is always written out). A run
+preset names its model and data preset like any other key.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A resolved configuration, and its forms as text: YAML that loads back to the same values, rows for `config show`."""
+"""A resolved configuration, and its forms as text: YAML that loads back to the same values, rows
+for `config show`."""
 
 from __future__ import annotations
 
@@ -28,10 +29,11 @@ class Resolved:
 
 
 def to_yaml(resolved: Resolved) -> str:
-    """For RUN/config.resolved.yaml: every key, its origin as a comment. `load(FILE).config` equals `resolved.config`.
+    """For RUN/config.resolved.yaml: every key, its origin as a comment. `load(FILE).config` equals
+    `resolved.config`.
 
-    `layers` keeps the layer of every key, so that what may give way (a preset's warm-up to a short horizon, its
-    vocabulary to the tokenizer) does so alike when the file is loaded again.
+    `layers` keeps the layer of every key, so that what may give way (a preset's warm-up to a short
+    horizon, its vocabulary to the tokenizer) does so alike when the file is loaded again.
     """
     lines = ["# Every value of this run and where it came from. Usable as --config."]
     open_sections: list[str] = []

@@ -1,4 +1,5 @@
-"""`data.tokenizer=train:N`: the size of the vocabulary of a tokenizer that is trained on the corpus."""
+"""`data.tokenizer=train:N`: the size of the vocabulary of a tokenizer that is trained on the
+corpus."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ MAX_VOCABULARY = 1_000_000
 
 
 def parse_train(setting: str) -> int:
-    """`train:8000` -> 8000. Raises ConfigError for anything that is not the size of a vocabulary."""
+    """`train:8000` -> 8000. Raises ConfigError for anything that is not the size of a
+    vocabulary."""
     text = setting.removeprefix(PREFIX).replace("_", "")
     is_number = text.isascii() and text.isdecimal()
     if not is_number or not MIN_VOCABULARY <= int(text) <= MAX_VOCABULARY:

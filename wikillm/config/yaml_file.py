@@ -1,9 +1,10 @@
 """Strict YAML: what a person means is what is read, and every value remembers its line.
 
-In: a file or a text. Out: a flat mapping of dotted key -> `Entry(value, line)`. Scalars follow YAML 1.2, not
-PyYAML's 1.1: `1e-4` and `3e8` are numbers, `no`, `on` and `1:30` are text, `012` is twelve. Duplicate keys,
-aliases (and with them exponential bombs), tags and several documents are refused with file and line; a file
-is at most 1 MiB and 20 levels deep. Knows nothing of the schema.
+In: a file or a text. Out: a flat mapping of dotted key -> `Entry(value, line)`. Scalars follow
+YAML 1.2, not PyYAML's 1.1: `1e-4` and `3e8` are numbers, `no`, `on` and `1:30` are text, `012` is
+twelve. Duplicate keys, aliases (and with them exponential bombs), tags and several documents are
+refused with file and line; a file is at most 1 MiB and 20 levels deep. Knows nothing of the
+schema.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A value and the line it stands on (from 1). `is_mapping`: `value` is None and the keys below have own entries."""
+    """A value and the line it stands on (from 1). `is_mapping`: `value` is None and the keys below
+    have own entries."""
 
     value: Any
     line: int
@@ -73,7 +75,8 @@ class _NodeLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> dict[str, Entry]:
-    """Entries of a YAML file in their order, keyed by dotted path. Raises ConfigError with `file:line`."""
+    """Entries of a YAML file in their order, keyed by dotted path. Raises ConfigError with
+    `file:line`."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -114,7 +117,8 @@ def parse_yaml(text: str, name: str) -> dict[str, Entry]:
 
 
 def parse_value(text: str) -> Any:
-    """One value in YAML's flow style, as it stands after `=` on the command line: `[a, "b, c"]`, `3e8`, `no`.
+    """One value in YAML's flow style, as it stands after `=` on the command line: `[a, "b, c"]`,
+    `3e8`, `no`.
 
     Raises ValueError when it is not YAML.
     """
@@ -192,7 +196,8 @@ def _scalar(text: str) -> Any:
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
-        # Longer than any quantity here, and int() would raise beyond 4300 digits: leave it to the schema as text.
+        # Longer than any quantity here, and int() would raise beyond 4300 digits: leave it to the
+        # schema as text.
         return int(text) if len(text) <= 100 else text
     if _FLOAT.fullmatch(text):
         return float(text)

@@ -15,7 +15,7 @@ import torch
 from wikillm.config.compatibility import Case, refuse_conflicts
 from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
-from wikillm.config.foreign_variables import claim_environment
+from wikillm.config.environment_variables import RunNeeds, clean_environment
 from wikillm.config.precision import Precision
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import RunConfig
@@ -75,7 +75,8 @@ def check_engine(cfg: RunConfig) -> None:
     Removes from the environment what other launchers left for the libraries. Raises ConfigError.
     """
     has_gpu = torch.cuda.is_available()
-    claim_environment(cfg, os.environ, has_gpu=has_gpu)
+    compiles = cfg.train.compile != "off"
+    clean_environment(os.environ, RunNeeds(cfg.train.precision, compiles, has_gpu))
     refuse_conflicts(
         Case(
             cfg.train,

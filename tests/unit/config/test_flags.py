@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from wikillm.config.flags import flag_to_key, parse_arguments
-from wikillm.config.hf_names import ADVICE, ALIASES, SWITCHES, UNSUPPORTED
 from wikillm.config.keys import all_keys
 from wikillm.config.load import load
-from wikillm.config.other_names import OTHER_NAMES
+from wikillm.config.trainer_names import ADVICE, ALIASES, OTHER_NAMES, SWITCHES, UNSUPPORTED
 from wikillm.core.errors import ConfigError, Problems
 
 

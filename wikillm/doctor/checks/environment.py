@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from wikillm.config.foreign_variables import Asked, foreign_settings
+from wikillm.config.environment_variables import RunNeeds, find_conflicts
 from wikillm.doctor.facts import NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.verdict import Verdict, check, fail, ok, skip, warn
@@ -55,8 +55,9 @@ def slowing_variables(facts: NodeFacts, needs: Needs) -> Verdict:
 @check("environment", "environment")
 def foreign_variables(facts: NodeFacts, needs: Needs) -> Verdict:
     """No variable of another launcher changes the run behind its configuration."""
-    asked = Asked(needs.precision, needs.compiles, has_gpu=bool(facts.gpus and facts.gpus.cards))
-    found = foreign_settings(facts.environment, asked)
+    has_gpu = bool(facts.gpus and facts.gpus.cards)
+    asked = RunNeeds(needs.precision, needs.compiles, has_gpu)
+    found = find_conflicts(facts.environment, asked)
     if found:
         return fail(
             ", ".join(f"{foreign.name}={foreign.value}" for foreign in found),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from wikillm.config.foreign_variables import NAMES
+from wikillm.config.environment_variables import NAMES
 from wikillm.core.log import logger
 from wikillm.doctor.facts import NodeFacts
 from wikillm.doctor.gather.compiler import gather_compiler

@@ -1,4 +1,4 @@
-"""No variable of accelerate, Hugging Face or torch changes a run behind its configuration."""
+"""No variable of accelerate, Hugging Face or torch changes a run against its configuration."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from wikillm.config.foreign_variables import (
+from wikillm.config.environment_variables import (
     FAMILIES,
     HARMLESS,
-    Asked,
-    claim_environment,
-    foreign_settings,
+    RunNeeds,
+    clean_environment,
+    find_conflicts,
 )
-from wikillm.config.load import load
 from wikillm.core.errors import ConfigError
 
+VARIABLE = re.compile(
+    r"""["']((?:ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM)_[A-Z0-9_]+)["']"""
+)
 
-def claim(environ: dict[str, str], *words: str, has_gpu: bool = False) -> dict[str, str]:
-    claim_environment(load("demo", list(words)).config, environ, has_gpu=has_gpu)
+
+def clean(environ: dict[str, str], precision: str = "auto") -> dict[str, str]:
+    clean_environment(environ, RunNeeds(precision))
     return environ
 
 
@@ -39,44 +42,45 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_asks_for_something_else_is_refused_by_name(name: str) -> None:
+def test_a_contradicting_variable_is_refused_by_name(name: str) -> None:
     value, fix = REFUSED[name]
     with pytest.raises(ConfigError) as caught:
-        claim({name: value})
+        clean({name: value})
     assert f"{name}={value}" in str(caught.value) and fix in str(caught.value)
 
 
-def test_what_accelerate_launch_sets_by_default_is_removed_and_changes_nothing() -> None:
+def test_the_defaults_of_accelerate_launch_are_removed() -> None:
     neutral = {
-        "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_DYNAMO_MODE": "default",
-        "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False", "ACCELERATE_USE_CPU": "True", "FSDP_VERSION": "2",
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "ACCELERATE_DYNAMO_BACKEND": "NO",
+        "ACCELERATE_DYNAMO_MODE": "default",
+        "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False",
+        "ACCELERATE_USE_CPU": "True",
+        "FSDP_VERSION": "2",
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
-    }  # fmt: skip
-    assert claim({**neutral, "ACCELERATE_LOG_LEVEL": "info", "PATH": "/bin"}) == {
-        "ACCELERATE_LOG_LEVEL": "info",
-        "PATH": "/bin",
     }
+    kept = {"ACCELERATE_LOG_LEVEL": "info", "PATH": "/bin"}
+    assert clean({**neutral, **kept}) == kept
 
 
-def test_the_same_wish_as_the_runs_is_no_contradiction() -> None:
-    assert claim({"ACCELERATE_MIXED_PRECISION": "bf16"}, "train.precision=bf16") == {}
+def test_the_same_precision_is_no_contradiction() -> None:
+    assert clean({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16") == {}
 
 
-def test_all_are_told_at_once() -> None:
+def test_all_conflicts_are_reported_at_once() -> None:
     with pytest.raises(ConfigError, match="2 problems") as caught:
-        claim({"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "fp8"})
-    assert "ACCELERATE_USE_FSDP" in str(caught.value) and "ACCELERATE_MIXED_PRECISION" in str(
-        caught.value
-    )
+        clean({"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "fp8"})
+    message = str(caught.value)
+    assert "ACCELERATE_USE_FSDP" in message and "ACCELERATE_MIXED_PRECISION" in message
 
 
-def test_torchs_variables_count_where_they_have_an_effect() -> None:
+def test_variables_of_torch_are_refused_only_where_they_have_an_effect() -> None:
     environ = {"TORCHDYNAMO_DISABLE": "1", "NVIDIA_TF32_OVERRIDE": "1"}
-    assert foreign_settings(environ, Asked("fp32", compiles=False, has_gpu=False)) == []
-    found = foreign_settings(environ, Asked("fp32", compiles=True, has_gpu=True))
+    assert find_conflicts(environ, RunNeeds("fp32", compiles=False, has_gpu=False)) == []
+    found = find_conflicts(environ, RunNeeds("fp32", compiles=True, has_gpu=True))
     assert [foreign.name for foreign in found] == ["NVIDIA_TF32_OVERRIDE", "TORCHDYNAMO_DISABLE"]
-    assert claim({"TORCHDYNAMO_DISABLE": "1"}) == {"TORCHDYNAMO_DISABLE": "1"}, (
-        "it is not ours to remove"
+    assert clean({"TORCHDYNAMO_DISABLE": "1"}) == {"TORCHDYNAMO_DISABLE": "1"}, (
+        "variables of torch are never removed"
     )
 
 
@@ -87,22 +91,14 @@ def test_every_variable_that_the_installed_libraries_read_is_refused_removed_or_
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.origin is not None
         folder = Path(spec.origin).parent
-        for path in (
-            *folder.glob("*.py"),
-            *folder.glob("utils/*.py"),
-            *folder.glob("integrations/*.py"),
-        ):
-            read |= set(
-                re.findall(
-                    r"[\"']((?:ACCELERATE|FSDP|PARALLELISM_CONFIG|MEGATRON_LM)_[A-Z0-9_]+)[\"']",
-                    path.read_text(),
-                )
-            )
+        for pattern in ("*.py", "utils/*.py", "integrations/*.py"):
+            for path in folder.glob(pattern):
+                read |= set(VARIABLE.findall(path.read_text()))
     assert len(read) > 40, "the pattern no longer finds them"
     for name in read:
         environ = {name: "7"}
         try:
-            claim(environ)
+            clean(environ)
         except ConfigError:
             continue
         assert not environ or name in HARMLESS, name

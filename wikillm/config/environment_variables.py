@@ -1,0 +1,159 @@
+"""Environment variables of other launchers and libraries that would change a run behind its configuration.
+
+`accelerate launch` passes its settings as ACCELERATE_*, FSDP_* and PARALLELISM_CONFIG_*, and Hugging Face's
+Trainer uses them where it was given nothing else: a run would be bf16 and say fp32. A variable that contradicts
+the configuration is refused by name. The rest of these families is removed before a library reads it, so that
+unknown variables change nothing either. torch's variables that change numbers or disable compilation are refused
+but never removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+
+from wikillm.core.errors import ConfigError, Problems
+
+FAMILIES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "MEGATRON_LM_")
+HARMLESS = frozenset(
+    f"ACCELERATE_{name}"
+    for name in ("CPU_AFFINITY", "DEBUG_MODE", "DISABLE_RICH", "ENABLE_RICH", "LOG_LEVEL")
+)
+"""Variables that only concern messages and the placement of processes; they stay."""
+_OFF = frozenset({"", "0", "1", "no", "none", "false", "off", "auto"})
+_TRUE = frozenset({"true", "1", "yes", "on", "y", "t"})
+
+
+@dataclass(frozen=True, slots=True)
+class RunNeeds:
+    """What decides whether a variable contradicts the run. `precision` may be auto."""
+
+    precision: str = "auto"
+    compiles: bool = False
+    has_gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VariableConflict:
+    """A variable that would change the run, what it does, and the key to use instead."""
+
+    name: str
+    value: str
+    does: str
+    instead: str
+
+
+def find_conflicts(environ: Mapping[str, str], needs: RunNeeds) -> list[VariableConflict]:
+    """The variables in `environ` that contradict the configuration, sorted by name."""
+    found = []
+    for name in sorted(environ):
+        value = environ[name]
+        rule = _RULES.get(name)
+        if rule is not None and rule.is_active(value.strip().lower(), needs):
+            found.append(VariableConflict(name, value, rule.does, rule.instead.format(value=value)))
+    return found
+
+
+def clean_environment(environ: MutableMapping[str, str], needs: RunNeeds) -> None:
+    """Refuse what contradicts the run, and remove the rest of the families.
+
+    All ranks call it, before the libraries read the environment.
+
+    Raises:
+        ConfigError: with every such variable and the key to use instead.
+    """
+    problems = Problems(ConfigError)
+    for conflict in find_conflicts(environ, needs):
+        name = conflict.name
+        is_launchers = name.startswith(FAMILIES)
+        origin = "   (`accelerate launch` sets it from its flags and its config file)"
+        problems.add(
+            f"The environment variable {name} {conflict.does}, against the run's configuration.",
+            got=f"{name}={conflict.value}{origin if is_launchers else ''}",
+            fix=f"unset {name}; {conflict.instead}",
+        )
+    problems.raise_if_any()
+    for name in [name for name in environ if name.startswith(FAMILIES) and name not in HARMLESS]:
+        del environ[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    is_active: Callable[[str, RunNeeds], bool]
+    does: str
+    instead: str
+
+
+def _is_set(value: str, needs: RunNeeds) -> bool:
+    return value not in _OFF
+
+
+def _is_true(value: str, needs: RunNeeds) -> bool:
+    return value in _TRUE
+
+
+def _is_other_precision(value: str, needs: RunNeeds) -> bool:
+    return value not in _OFF and value != needs.precision
+
+
+def _is_other_device(value: str, needs: RunNeeds) -> bool:
+    return value != "" and value.partition(":")[0] != ("cuda" if needs.has_gpu else "cpu")
+
+
+def _is_true_on_gpu(value: str, needs: RunNeeds) -> bool:
+    return needs.has_gpu and value in _TRUE
+
+
+_LAUNCH = "start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`"
+_ZERO3 = f"--deepspeed zero3, and {_LAUNCH}"
+_SPLIT = "train.sequence_parallel_size or --deepspeed zero3"
+_NO_COMPILE = _Rule(
+    lambda value, needs: needs.compiles and value in _TRUE,
+    "disables torch.compile",
+    "or train.compile=off",
+)
+_TF32 = _Rule(
+    _is_true_on_gpu,
+    "computes 32-bit products with 10 bits of mantissa",
+    "train.precision=bf16 where speed matters",
+)
+_RULES: dict[str, _Rule] = {
+    "ACCELERATE_MIXED_PRECISION": _Rule(
+        _is_other_precision, "sets the precision", "train.precision={value}"
+    ),
+    "ACCELERATE_DYNAMO_BACKEND": _Rule(_is_set, "compiles the model", "train.compile=layers"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": _Rule(
+        _is_set, "changes the accumulation", "train.gradient_accumulation_steps={value}"
+    ),
+    "ACCELERATE_GRADIENT_CLIPPING": _Rule(
+        _is_set, "changes the clipping", "train.max_grad_norm={value}"
+    ),
+    "ACCELERATE_USE_DEEPSPEED": _Rule(
+        _is_true, "enables DeepSpeed", f"--deepspeed zero2, and {_LAUNCH}"
+    ),
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": _Rule(
+        lambda value, needs: value not in ("", "none"),
+        "names a DeepSpeed file",
+        "--deepspeed {value}",
+    ),
+    "ACCELERATE_USE_FSDP": _Rule(_is_true, "shards the model by FSDP", _ZERO3),
+    "ACCELERATE_USE_MEGATRON_LM": _Rule(_is_true, "trains with Megatron-LM", _ZERO3),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": _Rule(_is_true, "splits the model over devices", _SPLIT),
+    "ACCELERATE_USE_SAGEMAKER": _Rule(_is_true, "starts SageMaker's process group", _LAUNCH),
+    "ACCELERATE_USE_CPU": _Rule(
+        _is_true_on_gpu,
+        "trains on the CPU although there is a GPU",
+        "CUDA_VISIBLE_DEVICES= for a run on the CPU",
+    ),
+    "ACCELERATE_TORCH_DEVICE": _Rule(
+        _is_other_device, "chooses the device", "CUDA_VISIBLE_DEVICES chooses GPUs"
+    ),
+    "TORCHDYNAMO_DISABLE": _NO_COMPILE,
+    "TORCH_COMPILE_DISABLE": _NO_COMPILE,
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _TF32,
+    "NVIDIA_TF32_OVERRIDE": _Rule(
+        lambda value, needs: needs.has_gpu and value == "1", _TF32.does, _TF32.instead
+    ),
+}
+NAMES = frozenset(_RULES)
+"""The variables that are checked."""

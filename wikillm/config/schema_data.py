@@ -1,0 +1,138 @@
+"""The section `data`: sources, tokenizer, token store, and what is done with the text before it is
+tokenized."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from wikillm.config.schema_types import Packing, Paths, Section, Size
+
+Format = Literal["auto", "jsonl", "json", "mediawiki", "text", "blocks", "lines", "csv", "parquet"]
+
+
+class MixtureSource(Section):
+    """One source of `data.mixture`. A key that is left out has the value of the data section."""
+
+    name: str = Field(pattern=r"^[\w][\w.\-]*$")
+    """Name in the log, in metrics.jsonl and in the order of the samples."""
+    weight: float
+    """Share of the samples, relative to the other weights; weights below 1 must sum to 1."""
+    path: Paths = ()
+    """As data.path."""
+    store: str | None = None
+    """As data.store."""
+    format: Format | None = None
+    """As data.format."""
+    text_key: str | None = None
+    """As data.text_key."""
+
+
+def _read_mixture(value: Any) -> Any:
+    """`NAME:WEIGHT:PATH`, as on the command line, or a mapping of the fields."""
+    value = (value,) if isinstance(value, (str, dict)) else value
+    return tuple(_read_source(part) if isinstance(part, str) else part for part in value)
+
+
+def _read_source(text: str) -> dict[str, str]:
+    name, weight, path = (text.split(":", 2) + ["", ""])[:3]
+    if not path:
+        raise ValueError(
+            f"{text!r} is not NAME:WEIGHT:PATH, as in wiki:3:data/wiki.jsonl,web:1:data/web/ "
+            "(write a path with a comma as a list: {name: wiki, weight: 3, path: ['a,b.jsonl']})"
+        )
+    return {"name": name, "weight": weight, "path": path}
+
+
+Mixture = Annotated[
+    tuple[MixtureSource, ...],
+    BeforeValidator(
+        _read_mixture,
+        json_schema_input_type=str | MixtureSource | list[str | MixtureSource] | None,
+    ),
+]
+
+
+class DataSection(Section):
+    preset: str | None = None
+    """A data preset (`wikillm presets`)."""
+    path: Paths = ()
+    """File, folder or glob: .jsonl, .json, .csv, .txt, MediaWiki .xml, each also .gz, .bz2, .xz or
+    .zst; .parquet."""
+    mixture: Mixture = ()
+    """Several sources by weight, instead of data.path: wiki:3:data/wiki.jsonl,web:1:data/web/, or a
+    list in YAML."""
+    format: Format = "auto"
+    """Format of the sources; auto detects it. A document is a file (text), a line (lines), or what
+    stands between blank lines (blocks)."""
+    text_key: str = "text"
+    """Key or column of the document's text."""
+    tokenizer: str = "auto"
+    """auto, qwen2, a folder with tokenizer.json, or train:8000 for a byte-level BPE of that size
+    trained on this corpus."""
+    backend: Literal["auto", "hf", "fastokens", "tiktoken"] = "auto"
+    """Library that encodes; auto takes the fastest that is installed and gives the same ids as
+    hf."""
+    store: str | None = None
+    """Folder of the token store. Default: stores/FINGERPRINT, shared by all runs on the same
+    data."""
+    cache: str | None = None
+    """Folder for files from http(s)://, s3://, oss:// and hubs. Default:
+    ~/.cache/wikillm/remote."""
+    cache_bytes: Size | None = None
+    """Size limit of that folder; the least recently used files are removed first. Default: the free
+    space of the disk."""
+    workers: int | None = Field(default=None, ge=1, le=1024)
+    """Processes that clean and tokenize; the result does not depend on it. Default: one per
+    core."""
+    shard_bytes: Size | None = None
+    """Bytes of decompressed source per shard. Default: 1/64 of the source, from 1 MiB to 64 MiB."""
+    streaming: Literal["auto", "on", "off"] = "auto"
+    """Train while the store is being built; auto does so if the store has more than one window and
+    the horizon is in steps."""
+    window_shards: int = Field(default=8, ge=1, le=2**31)
+    """Shards that the first epoch of a streamed run shuffles at a time; training starts when the
+    first window is built."""
+    packing: Packing = "concat"
+    """concat cuts the text every sequence_length tokens; best_fit keeps documents whole where they
+    fit, with some padding."""
+    stall_seconds: float = Field(default=900.0, gt=0)
+    """End the run if training waits for a shard and the build adds none for this long."""
+    val_fraction: float | Literal["auto"] = Field(default="auto")
+    """Share of documents held out by content hash; auto is 0.1 below 256 MB of source, 0.005
+    above."""
+    min_val_tokens: int = Field(default=10_000, ge=1)
+    """Refuse a run with fewer held-out tokens than this, since their loss would be too noisy."""
+    max_text_bytes: Size | None = None
+    """Read only this many bytes of text, in whole documents. Default: all."""
+    max_document_bytes: Size = 16 * 2**20
+    """Drop and count longer documents."""
+    max_field_lines: int = Field(default=1000, ge=1, le=10_000_000)
+    """CSV: refuse a quoted field of more lines, or KiB, because a lost quote looks like that."""
+    convert: Literal["none", "t2s", "tw2s", "tw2sp", "hk2s"] = "none"
+    """Convert to simplified Chinese with OpenCC: t2s characters, tw2sp also Taiwan's words. Needs
+    wikillm[wiki]."""
+    protected_terms: str | None = None
+    """File of terms, one per line, that data.convert does not change."""
+    quality: Literal["none", "basic", "zh", "en"] = "none"
+    """Drop texts that are too short, repetitive, lists or symbols; zh and en also drop other
+    scripts."""
+    decontaminate: Paths = ()
+    """Evaluation files (.jsonl, .json, .csv, or .txt with one example per line): drop documents
+    that contain an example."""
+    decontaminate_units: int = Field(default=13, ge=5, le=100)
+    """Length, in words or hanzi, of the n-grams that data.decontaminate compares."""
+    decontaminate_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of an example's n-grams that a document must contain to be dropped."""
+    dedup: Literal["none", "exact", "minhash"] = "none"
+    """Drop duplicates of earlier documents, exact or also near ones (minhash, needs wikillm[wiki]);
+    reads the sources twice."""
+    dedup_similarity: float = Field(default=0.8, ge=0.7, le=1)
+    """For minhash: Jaccard similarity of the 5-grams (words or hanzi) from which two documents are
+    duplicates."""
+    drop_list: str | None = None
+    """Duplicates to drop, found before by `wikillm prepare --drop-list-only FILE` in the same
+    sources."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """End the build if a larger share of the records is unreadable."""

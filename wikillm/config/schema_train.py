@@ -1,0 +1,135 @@
+"""The section `train`: batch, horizon, optimizer, precision, kernels, checkpoints, and how ranks
+are watched."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from wikillm.config.schema_types import ALSO_A_SWITCH, Checkpointing, Count, Section
+
+
+class TrainSection(Section):
+    sequence_length: int = Field(default=512, ge=2, le=2**31)
+    """Tokens per sequence."""
+    sequence_parallel_size: int = Field(default=1, ge=1, le=2**16)
+    """Ranks that share each sequence (Ulysses, arXiv:2309.14509), to save memory on long sequences.
+    Must divide ranks, heads and sequence_length."""
+    document_mask: Literal["on", "off"] = "off"
+    """on: attention stays within documents, and positions restart with each; off: attention sees
+    the whole sequence."""
+    global_batch_tokens: Count | None = None
+    """Tokens per optimizer step over all ranks; accumulation is derived, so any number of GPUs
+    trains the same."""
+    per_device_train_batch_size: Annotated[int, Field(ge=1, le=2**20)] | Literal["auto"] = "auto"
+    """Sequences per rank and micro-step; auto takes the most that divide the batch, stay below
+    max_micro_batch_tokens and fit the GPU's memory as estimated by the planner."""
+    max_micro_batch_tokens: Count = 16_384
+    """Upper limit in tokens, per rank and micro-step, for per_device_train_batch_size=auto; at
+    least one sequence."""
+    gradient_accumulation_steps: int | None = Field(default=None, ge=1, le=2**31)
+    """Hugging Face's way to set the batch: micro-batch x accumulation x ranks. Excludes
+    global_batch_tokens."""
+    batch_ramp_from: Count | None = None
+    """Start with a global batch of this many tokens and double it up to global_batch_tokens.
+    Default: no ramp."""
+    batch_ramp_tokens: Count | None = None
+    """Tokens until the batch is full; each size gets an equal share of them."""
+    per_device_eval_batch_size: int | None = Field(default=None, ge=1, le=2**20)
+    """Sequences per rank in evaluation. Default: per_device_train_batch_size."""
+    max_tokens: Count | None = None
+    """Horizon in tokens. Set exactly one of max_tokens, max_steps, num_train_epochs."""
+    max_steps: Count | None = None
+    """Horizon in optimizer steps."""
+    num_train_epochs: float | None = Field(default=None, gt=0)
+    """Horizon in passes over the training data."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak learning rate."""
+    lr_scheduler_type: Literal[
+        "cosine",
+        "cosine_with_min_lr",
+        "linear",
+        "constant",
+        "constant_with_warmup",
+        "warmup_stable_decay",
+    ] = "cosine"
+    """Schedule after warm-up; warmup_stable_decay keeps the peak and decays at the end
+    (arXiv:2404.06395)."""
+    lr_decay_share: float = Field(default=0.2, gt=0, le=1)
+    """Share of all steps over which warmup_stable_decay decays to 0."""
+    lr_decay_type: Literal["1-sqrt", "linear"] = "1-sqrt"
+    """Shape of that decay; 1-sqrt was the better of the two in arXiv:2405.18392."""
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    """For cosine_with_min_lr: final learning rate as a share of the peak."""
+    warmup_steps: float = Field(default=200, ge=0)
+    """Steps of linear warm-up; a value below 1 is a share of all steps."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon uses Muon for the layers' matrices and AdamW for embeddings, head, norms and biases;
+    needs max_grad_norm=0."""
+    muon_learning_rate: float = Field(default=0.02, gt=0)
+    """Muon's peak learning rate; learning_rate is that of AdamW's parameters, and both follow the
+    schedule."""
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's momentum (Nesterov)."""
+    weight_decay: float = Field(default=0.1, ge=0)
+    """Decoupled weight decay; norms and biases are exempt."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's decay of the first moment."""
+    adam_beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's decay of the second moment."""
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Clip the gradient to this norm; 0 disables clipping."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto is bf16 where the hardware has it, otherwise fp16, and fp32 on a CPU."""
+    loss_kernel: Literal["auto", "chunked", "triton", "fp8", "stock"] = "auto"
+    """Loss: chunked, triton (GPU only) and fp8 (8-bit products) keep no logits, stock is Hugging
+    Face's, auto is chunked."""
+    mlp_kernel: Literal["stock", "tiled"] = "stock"
+    """tiled computes the MLPs over chunks of tokens and again in the backward pass: less memory on
+    long sequences, more compute."""
+    compile: Literal["off", "layers", "elementwise"] = "off"
+    """torch.compile: layers compiles each layer (not with ZeRO-3), elementwise only norms,
+    rotation and SwiGLU."""
+    z_loss: float = Field(default=0.0, ge=0)
+    """Coefficient of logsumexp^2, added to the training loss and logged separately; PaLM used
+    1e-4."""
+    gradient_checkpointing: Annotated[Checkpointing, ALSO_A_SWITCH] = "none"
+    """Recompute activations in the backward pass to save memory: selective keeps the products,
+    full (or true) keeps only the inputs of layers."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Keep a moving average of the weights with this decay, for `wikillm export --ema`; not with
+    ZeRO-3."""
+    ema_start: float = Field(default=0.8, ge=0, lt=1)
+    """Share of the steps after which the average begins."""
+    logging_steps: int = Field(default=10, ge=1)
+    """Optimizer steps between log lines."""
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between evaluations. Default: only at the end."""
+    max_eval_tokens: Count | None = None
+    """Evaluate on this many held-out tokens. Default: all of them."""
+    save_steps: int = Field(default=500, ge=1)
+    """Optimizer steps between checkpoints; one is always written at the end."""
+    max_hours: float | None = Field(default=None, gt=0)
+    """Save and exit with code 75 before the process, or the Slurm job, has run for this many
+    hours."""
+    save_total_limit: int = Field(default=3, ge=1, le=2**31)
+    """Number of complete checkpoints to keep."""
+    dataloader_num_workers: int = Field(default=0, ge=0, le=1024)
+    """Loader processes per rank; 0 reads in the training process, which is a memory-mapped copy."""
+    max_skipped_steps: int = Field(default=20, ge=1)
+    """fp16: stop the run after the loss scaler skips this many steps in a row."""
+    exit_timeout_seconds: float = Field(default=60.0, gt=0)
+    """How long a rank waits for the others before it exits."""
+    supervise: Literal["auto", "on", "off"] = "auto"
+    """Watch the ranks from separate processes, and end the run when one is lost or stalled. on
+    uses the network also on one node."""
+    lost_seconds: float = Field(default=20.0, ge=5)
+    """A node without a heartbeat for this long is lost."""
+    stall_seconds: float = Field(default=120.0, gt=0)
+    """End the run if no step finishes for this long and for 10 median steps; other phases have
+    longer limits."""
+    meet_seconds: float = Field(default=50.0, gt=0)
+    """How long the nodes wait for each other at the start."""

@@ -1,0 +1,94 @@
+"""What all sections of the schema share: the base class, and types that accept more than one
+spelling."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from wikillm.core.units import parse_count, parse_size
+
+LARGEST = 2**63 - 1
+"""The largest whole number that numpy and torch can hold."""
+YES = ("true", "1", "yes", "on")
+NO = ("false", "0", "no", "off")
+FILE_KEYS = frozenset(
+    [
+        "dir",
+        "path",
+        "store",
+        "cache",
+        "tokenizer",
+        "protected_terms",
+        "decontaminate",
+        "drop_list",
+        "init_from",
+        "preset",
+        "config",
+        "log_dir",
+    ]
+)
+"""Keys whose values are opened as files or folders."""
+
+
+class Section(BaseModel):
+    """Frozen, without unknown keys, NaN or infinity; the docstring of a field is its
+    description."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse numbers that no machine can hold and names that no file can have."""
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise ValueError(f"is larger than {LARGEST}")
+        if info.field_name in FILE_KEYS:
+            texts = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(text, str) and "\0" in text for text in texts):
+                raise ValueError("no file has a NUL character in its name")
+            # A shell does not expand `run.dir=~/x`; libraries that do would then write elsewhere.
+            if isinstance(value, tuple):
+                return tuple(map(_expand_user, value))
+            return _expand_user(value)
+        return value
+
+
+def _expand_user(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _full_or_none(value: Any) -> Any:
+    word = str(value).lower()
+    return "full" if word in YES else "none" if word in NO else value
+
+
+def _read_count(value: Any) -> Any:
+    return value if value is None else parse_count(value)
+
+
+def _read_size(value: Any) -> Any:
+    return value if value is None else parse_size(value)
+
+
+Count = Annotated[int, Field(ge=1), BeforeValidator(_read_count, json_schema_input_type=int | str)]
+"""A whole number that may be written "1_000_000", "1M" or "1e6"."""
+Size = Annotated[int, Field(ge=1), BeforeValidator(_read_size, json_schema_input_type=int | str)]
+"""A number of bytes that may be written "64MiB" or "6MB"."""
+Paths = Annotated[
+    tuple[str, ...], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str] | None)
+]
+"""One path or several."""
+Packing = Literal["concat", "best_fit"]
+Checkpointing = Literal["none", "selective", "full_but_attention", "full"]
+"""What the backward pass recomputes, from nothing to everything."""
+ALSO_A_SWITCH = BeforeValidator(_full_or_none, json_schema_input_type=Checkpointing | bool)
+"""For a key that is a boolean in other trainers."""
