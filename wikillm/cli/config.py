@@ -53,6 +53,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows = [(f"{name}={value}", origin) for name, value, origin in to_rows(resolved)]
     width = min(64, max(len(assignment) for assignment, _ in rows))
-    for assignment, origin in rows:
-        print(f"{assignment:<{width}}  {origin}" if args.origin else assignment)
+    for assignment, place in rows:
+        print(f"{assignment:<{width}}  {place}" if args.origin else assignment)
     return 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 from wikillm.core.errors import ConfigError
@@ -76,18 +75,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
                 got=f"{value:g}",
                 fix=f"--{flag} {default:g}",
             )
-
-
-def confirm(args: argparse.Namespace, what: list[str], question: str) -> bool:
-    """Tell what leaves the machine, and ask. --yes is an answer; without a terminal nothing else is."""
-    print("\n".join(what))
-    if args.yes:
-        return True
-    if not sys.stdin.isatty():
-        raise ConfigError(
-            "Nobody is there to be asked whether this may leave the machine.", fix="--yes"
-        )
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
 def _refuse_what_a_job_cannot_have(args: argparse.Namespace) -> None:

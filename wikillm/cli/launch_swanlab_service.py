@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-from wikillm.cli.launch_swanlab import confirm
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.units import format_size
 from wikillm.launch.swanlab_account import find_account
@@ -37,7 +36,7 @@ def submit_folder(args: argparse.Namespace, manifest: SwanLabManifest, packing: 
         "key        your SwanLab key travels inside the task: whoever runs it can use the key",
         f"note       the contract is {CONTRACT}",
     ]
-    if not confirm(args, what, "Upload this and start the task?"):
+    if not _confirm(args, what, "Upload this and start the task?"):
         print("nothing was sent")
         return 0
     with SwanLabApi(account, timeout=args.timeout) as api:
@@ -143,6 +142,18 @@ def _describe(task: Task) -> list[str]:
     return [f"{name:<10} {value}" for name, value in facts.items() if value]
 
 
+def _confirm(args: argparse.Namespace, what: list[str], question: str) -> bool:
+    """List what leaves the machine, and ask. Without a terminal only --yes answers."""
+    print("\n".join(what))
+    if args.yes:
+        return True
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            "There is no terminal to confirm that this may leave the machine.", fix="--yes"
+        )
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
 def _list_data(api: SwanLabApi) -> int:
     found = api.datasets()
     for one in found:
@@ -166,7 +177,7 @@ def _upload(args: argparse.Namespace, path: Path) -> int:
         f"data       {len(files)} file{'s' if len(files) > 1 else ''} of {path.absolute()}, {format_size(size)}",
         f"note       the contract is {CONTRACT}",
     ]
-    if not confirm(args, what, "Upload this?"):
+    if not _confirm(args, what, "Upload this?"):
         print("nothing was sent")
         return 0
     with SwanLabApi(account, timeout=args.timeout) as api:

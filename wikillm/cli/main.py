@@ -82,6 +82,9 @@ COMMANDS = {
         True,
     ),
     "presets": Command("wikillm.cli.presets", "List the model, data and run presets.", False),
+    "completion": Command(
+        "wikillm.cli.completion", "Print a completion script for bash or zsh.", False
+    ),
     "demo": Command(
         "wikillm.cli.demo", "From a Wikipedia dump to a trained, exported model, in minutes.", False
     ),
