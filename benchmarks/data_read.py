@@ -131,7 +131,7 @@ def _wikillm(args: argparse.Namespace) -> dict[str, Any]:
     seeks = []
     for sample in np.random.default_rng(0).integers(0, order.blocks_of_first_epoch, 500).tolist():
         start = time.perf_counter()
-        ((begin, stop), *_) = order.pieces([sample])[0]
+        ((begin, stop), *_) = order.target_ranges([sample])[0]
         tokens.read(begin, stop + 1).astype(np.int64)
         seeks.append(time.perf_counter() - start)
     ends = tuple(
@@ -161,7 +161,8 @@ def _best_fit(args: argparse.Namespace) -> dict[str, Any]:
     import numpy as np
 
     import wikillm.data.read.loader  # noqa: F401 as above
-    from wikillm.data.order.best_fit import PackedOrder, PackedWindow, packed_order
+    from wikillm.data.order.best_fit import PackedOrder, PackedWindow
+    from wikillm.data.read.packed import packed_order
 
     def order_of(tokens: Any, shards: list[Any]) -> PackedOrder:
         return packed_order(args.work, tokens, shards, WINDOW, args.length, 1)

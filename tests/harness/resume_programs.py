@@ -33,7 +33,7 @@ def _in_use(trainer: Any) -> dict[str, Any]:
     }
     engine, report = trainer.model_wrapped, callbacks["ReportCallback"]
     observe = callbacks["SampleCallback"].observe
-    scheduler, shape, stretch = trainer.lr_scheduler, trainer.data.shape, trainer.data.stretch
+    scheduler, shape, shard = trainer.lr_scheduler, trainer.data.shape, trainer.data.shard
     clips = [trainer.args.max_grad_norm]
     if trainer.is_deepspeed_enabled:
         clips += [
@@ -63,7 +63,7 @@ def _in_use(trainer: Any) -> dict[str, Any]:
         "sample_steps": observe.sample_steps,
         "sample_prompts": list(observe.sample_prompts),
         "sample_tokens": observe.sample_tokens,
-        "sequence_parallel_size": stretch.size if stretch else 1,
+        "sequence_parallel_size": shard.size if shard else 1,
         "per_device_train_batch_size": shape.micro_batch,
         "per_device_eval_batch_size": trainer.data.eval_micro_batch,
         "global_batch": shape.global_batch,

@@ -161,11 +161,15 @@ def _show(args: argparse.Namespace, store: Store) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     from wikillm.data.inspect.imports import import_store
-    from wikillm.data.inspect.summary import summary_json, summary_of
+    from wikillm.data.inspect.summary import store_summary, store_summary_json
 
     files = [Path(file) for file in args.files]
     store = import_store(args.kind, files, Path(args.tokenizer), Path(args.out), args.val_fraction)
-    print(_json(summary_json(store)) if args.json else summary_of(store))
+    print(
+        _json(store_summary_json(store.dir, store.manifest))
+        if args.json
+        else store_summary(store.dir, store.manifest)
+    )
     return 0
 
 

@@ -12,7 +12,7 @@ from wikillm.cli.numbers import positive
 
 if TYPE_CHECKING:
     from wikillm.config.load import Resolved
-    from wikillm.data.store.store import Store, TokenStream
+    from wikillm.data.read.corpus import Corpus
     from wikillm.evals.loss import HeldOutLoss
 
 HELP = "Validation loss, perplexity and bits per byte of a model."
@@ -63,25 +63,24 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from wikillm.cli.generate import open_model
-    from wikillm.data.prepare.prepare import prepare_store
     from wikillm.data.read.loader import document_mask, eval_loader
+    from wikillm.data.read.open import open_corpus
     from wikillm.evals.loss import held_out_loss
     from wikillm.models.patch import fused_loss
 
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         resolved = describe(args)
-        store = prepare_store(resolved.config.data)
-        check_tokenizer(Path(args.model), store)
+        corpus = open_corpus(resolved.config.data)
+        check_tokenizer(Path(args.model), corpus)
         loaded = open_model(Path(args.model), args.device, trust=args.trust_checkpoint)
-    stream = store.train if args.split == "train" else store.val
     train = resolved.config.train
     found: dict[str, HeldOutLoss] = {}
     attention = str(loaded.model.config._attn_implementation)
-    mask = document_mask(train.document_mask, attention, store.manifest.tokenizer.eos_id)
+    mask = document_mask(train.document_mask, attention, corpus.manifest.tokenizer.eos_id)
     with fused_loss(loaded.model, rows=args.batch_size * train.sequence_length) as model:
-        for name, part, per_token in _streams(store, args.split, train.max_eval_tokens):
+        for part in corpus.streams(args.split, train.max_eval_tokens):
             batches = eval_loader(
-                part,
+                part.tokens,
                 train.sequence_length,
                 micro_batch=args.batch_size,
                 world_size=1,
@@ -89,29 +88,18 @@ def run(args: argparse.Namespace) -> int:
                 max_tokens=train.max_eval_tokens,
                 mask=mask,
             )
-            result = held_out_loss(model, batches, bytes_per_token=per_token, device=model.device)
+            result = held_out_loss(
+                model, batches, bytes_per_token=part.bytes_per_token, device=model.device
+            )
             if result is None:
                 raise RuntimeError("an evaluation that nobody can stop was stopped")
-            found[name] = result
-    return _tell(args, store, stream, found, train.sequence_length)
-
-
-def _streams(
-    store: Store, split: str, max_tokens: int | None
-) -> list[tuple[str, TokenStream, float]]:
-    """(source of a mixture or nothing, its stream, bytes of text per token)."""
-    if store.mixture is None:
-        stream: TokenStream = getattr(store, split)
-        return [("", stream, stream.text_bytes / stream.n_tokens)]
-    whole = {part.name: getattr(part.store, split) for part in store.mixture.parts}
-    cut = store.mixture.held_out(max_tokens) if split == "val" else tuple(whole.items())
-    return [(name, stream, whole[name].text_bytes / whole[name].n_tokens) for name, stream in cut]
+            found[part.name] = result
+    return _tell(args, corpus, found, train.sequence_length)
 
 
 def _tell(
     args: argparse.Namespace,
-    store: Store,
-    stream: TokenStream,
+    corpus: Corpus,
     parts: dict[str, HeldOutLoss],
     length: int,
 ) -> int:
@@ -120,10 +108,11 @@ def _tell(
 
     result = combined(parts.values()) if len(parts) > 1 else next(iter(parts.values()))
     named = {name: part for name, part in parts.items() if name}
-    unigram = unigram_cross_entropy(stream.count_tokens(store.manifest.tokenizer.length))
+    stream = corpus.train if args.split == "train" else corpus.val
+    unigram = unigram_cross_entropy(stream.count_tokens(corpus.manifest.tokenizer.length))
     values = {
         "model": args.model,
-        "store": str(store.dir),
+        "store": str(corpus.dir),
         "split": args.split,
         **result.to_json(),
         "unigram": unigram,
@@ -134,7 +123,7 @@ def _tell(
         print(json.dumps(values, ensure_ascii=False))
         return 0
     print(
-        f"text       {args.split} of {store.dir}: {result.targets:,} tokens, sequences of {length}"
+        f"text       {args.split} of {corpus.dir}: {result.targets:,} tokens, sequences of {length}"
     )
     print(f"loss       {result.loss:.4f} nats/token   perplexity {result.perplexity:.2f}")
     print(f"bits/byte  {result.bits_per_byte:.4f}")
@@ -188,7 +177,7 @@ def _store_instead_of_signed(config: Path) -> list[str]:
     return ["data.path=null", f"data.store={store}"]
 
 
-def check_tokenizer(model: Path, store: Store) -> None:
+def check_tokenizer(model: Path, corpus: Corpus) -> None:
     """A loss over the ids of another tokenizer would be a number without meaning."""
     from wikillm.core.errors import DataError
     from wikillm.core.files import sha256_file
@@ -200,10 +189,10 @@ def check_tokenizer(model: Path, store: Store) -> None:
     ):
         path = folder / "tokenizer.json"
         if path.is_file():
-            if store.manifest.tokenizer.sha256 not in (sha256_file(path), _trained_with(folder)):
+            if corpus.manifest.tokenizer.sha256 not in (sha256_file(path), _trained_with(folder)):
                 raise DataError(
                     "The text was cut by another tokenizer than the model's.",
-                    got=f"the model's is {path}, the store's is {store.manifest.tokenizer.name} in {store.tokenizer_dir}",
+                    got=f"the model's is {path}, the store's is {corpus.manifest.tokenizer.name} in {corpus.tokenizer_dir}",
                     fix=f"data.tokenizer={folder}",
                 )
             return

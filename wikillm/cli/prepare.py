@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     from wikillm.core.errors import ExitCode
     from wikillm.data.inspect.summary import summary_json, summary_of
-    from wikillm.data.prepare.prepare import prepare_store
+    from wikillm.data.read.open import open_corpus
     from wikillm.data.text.attribution import ATTRIBUTION_NAME
     from wikillm.export.foresee import foresee_export
 
@@ -104,17 +104,17 @@ def run(args: argparse.Namespace) -> int:
             build_on_ray(plan_store(cfg))
         for line in said:
             print(line)
-        store = prepare_store(cfg)
-        foresee_export(store.tokenizer_dir, whole.model.architecture, whole.model.init_from)
+        corpus = open_corpus(cfg)
+        foresee_export(corpus.tokenizer_dir, whole.model.architecture, whole.model.init_from)
     if not args.json:
-        print(summary_of(store))
+        print(summary_of(corpus))
         if args.wiki:
             print(
-                f"sources    {store.dir / ATTRIBUTION_NAME} names them; it goes where the text goes"
+                f"sources    {corpus.dir / ATTRIBUTION_NAME} names them; it goes where the text goes"
             )
-            print(f"next       wikillm train data.path=null data.store={store.dir}")
+            print(f"next       wikillm train data.path=null data.store={corpus.dir}")
         return ExitCode.DONE
-    json.dump(summary_json(store), sys.stdout, indent=2, ensure_ascii=False)
+    json.dump(summary_json(corpus), sys.stdout, indent=2, ensure_ascii=False)
     print()
     return ExitCode.DONE
 

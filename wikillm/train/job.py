@@ -17,12 +17,9 @@ from wikillm.config.load import Resolved
 from wikillm.core.errors import StoppedError
 from wikillm.core.log import say
 from wikillm.core.world import World
-from wikillm.data.order.best_fit import PackedOrder
-from wikillm.data.order.blocks import SampleOrder
-from wikillm.data.read.growing import GrowingOrder, order_of
-from wikillm.data.read.loader import BatchShape, Order, Stretch, document_mask
-from wikillm.data.read.mixed import SourceUse
-from wikillm.data.store.store import Store
+from wikillm.data.order.blocks import SourceUse
+from wikillm.data.read.corpus import Corpus, proportions
+from wikillm.data.read.loader import BatchShape, SequenceShard, document_mask
 from wikillm.evals.loss import HeldOutLoss
 from wikillm.models.unpickle import only_known_classes
 from wikillm.models.z_loss import ZLoss
@@ -56,7 +53,7 @@ from wikillm.train.resume import (
 )
 from wikillm.train.resume_keys import settings_of
 from wikillm.train.run_dir import RunDir
-from wikillm.train.trainer import HeldOut, RunData, WikiTrainer
+from wikillm.train.trainer import RunData, WikiTrainer
 from wikillm.train.wait_for_data import DataWaiter
 
 
@@ -86,7 +83,7 @@ class Job:
     resolved: Resolved
     plan: Plan
     engine: Engine
-    store: Store
+    corpus: Corpus
     world: World
     run: RunDir
     identity: dict[str, Any]
@@ -120,7 +117,7 @@ class Job:
         garbage, limit = GarbageCallback(), self._limit(point)
         saving = self._saving(point)
         self.report = report = ReportCallback(
-            cfg, self.plan, self.world, self.run, self.identity, self.store, point
+            cfg, self.plan, self.world, self.run, self.identity, self.corpus, point
         )
         report.peak, samples = self.peak, self._samples(report)
         self.trainer = trainer = WikiTrainer(
@@ -167,9 +164,9 @@ class Job:
             garbage.close()
             self.heartbeat.enter("close")
             report.close(error)
-            if self.world.is_main and self.store.growth is not None:
+            if self.world.is_main:
                 with suppress(OSError):
-                    record_data(self.run, self.store)  # once more: the store has grown
+                    record_data(self.run, self.corpus)  # once more: the store may have grown
         speed = report.mean_tokens_per_second
         record_outcome(
             self.run,
@@ -218,18 +215,18 @@ class Job:
             say_changes(point, facts, cfg)
         data = self._data()
         data.wait_for(point.consumed_samples)
-        check_same_tokens(point, self._data_read(data.order, point.consumed_samples))
+        check_same_tokens(point, self.corpus.data_read(data.order, point.consumed_samples))
         if (
             self.world.is_main
         ):  # not before: a start that is refused leaves the records of the run alone
-            record_start(self.run, self.resolved, self.plan, self.engine, self.store)
+            record_start(self.run, self.resolved, self.plan, self.engine, self.corpus)
         return data
 
     def _samples(self, report: ReportCallback) -> SampleCallback:
         return SampleCallback(
             self.resolved.config.observe,
-            self.store.tokenizer_dir,
-            self.store.manifest.tokenizer.eos_id,
+            self.corpus.tokenizer_dir,
+            self.corpus.manifest.tokenizer.eos_id,
             self.world,
             report,
             is_partitioned=self.engine.zero_stage == 3,
@@ -267,9 +264,9 @@ class Job:
         """What a checkpoint of this run is tied to (see resume.FACTS)."""
         train = self.resolved.config.train
         return {
-            "store": self.store.manifest.fingerprint,
-            "store_facts": short_facts(self.store.manifest.facts),
-            "mixture": self.store.mixture.describe() if self.store.mixture else None,
+            "store": self.corpus.manifest.fingerprint,
+            "store_facts": short_facts(self.corpus.manifest.facts),
+            "mixture": proportions(self.corpus.mixture),
             "seed": self.resolved.config.run.seed,
             "sequence_length": self.plan.sequence_length,
             "document_mask": self.resolved.config.train.document_mask,
@@ -296,7 +293,9 @@ class Job:
             **self.facts(),
             "step": step,
             "consumed_samples": self.trainer.consumed_samples,
-            "data_read": self._data_read(self.trainer.data.order, self.trainer.consumed_samples),
+            "data_read": self.corpus.data_read(
+                self.trainer.data.order, self.trainer.consumed_samples
+            ),
             "run": self.identity["id"],
             "tracker": self.identity["tracker"],
             "train_seconds": self.report.meter.train_seconds,
@@ -305,30 +304,22 @@ class Job:
             "settings": settings_of(self.resolved.config),
         }
 
-    def _data_read(self, order: Order, samples: int) -> dict[str, Any]:
-        """The shards that these samples come from, and a digest of their tokens; a mixture's were never read unfinished."""
-        if not isinstance(order, SampleOrder | PackedOrder | GrowingOrder):
-            return {}
-        shards = order.windows_before(samples) * self.resolved.config.data.window_shards
-        return {"shards": shards, "sha256": self.store.digest_of_first(shards)}
-
     def _refuse_small_corpus(self) -> None:
-        plan, tokens = self.plan, self.store.train_tokens
-        if tokens is not None:
+        """Where the plan could not, because the store was still being built. (all ranks)"""
+        plan, tokens = self.plan, self.corpus.train_tokens
+        if plan.epochs is None and tokens is not None:
             sequences = count_sequences(tokens, plan.sequence_length)
             refuse_small_corpus(
                 self.resolved, split_batch(self.resolved, plan.world_size), sequences, tokens
             )
 
     def _data(self) -> RunData:
-        plan, cfg, store = self.plan, self.resolved.config, self.store
-        order = order_of(
-            store, plan.sequence_length, cfg.run.seed, cfg.data.window_shards, cfg.data.packing
-        )
+        plan, cfg, corpus = self.plan, self.resolved.config, self.corpus
+        order = corpus.order(plan.sequence_length, cfg.run.seed)
         shared, rank = plan.sequence_parallel_size, self.world.rank
         return RunData(
-            train=store.train,
-            val=held_out_streams(store, cfg.train.max_eval_tokens),
+            train=corpus.train,
+            val=corpus.streams("val", cfg.train.max_eval_tokens),
             order=order,
             shape=BatchShape(
                 plan.micro_batch,
@@ -343,21 +334,10 @@ class Job:
             mask=document_mask(
                 cfg.train.document_mask,
                 cfg.model.attn_implementation,
-                store.manifest.tokenizer.eos_id,
+                corpus.manifest.tokenizer.eos_id,
             ),
-            stretch=Stretch(shared, rank % shared) if shared > 1 else None,
-            wait_for=DataWaiter(order, self.group, self.signals, self._refuse_small_corpus).wait_for
-            if isinstance(order, GrowingOrder)
-            else lambda stop: None,
+            shard=SequenceShard(shared, rank % shared) if shared > 1 else None,
+            wait_for=DataWaiter(
+                order, self.group, self.signals, self._refuse_small_corpus
+            ).wait_for,
         )
-
-
-def held_out_streams(store: Store, max_eval_tokens: int | None) -> tuple[HeldOut, ...]:
-    """What a run is evaluated on: the held-out stream, or that of each source of a mixture."""
-    if store.mixture is None:
-        return (HeldOut("", store.val, store.val.text_bytes / store.val.n_tokens),)
-    whole = {part.name: part.store.val for part in store.mixture.parts}
-    return tuple(
-        HeldOut(name, stream, whole[name].text_bytes / whole[name].n_tokens)
-        for name, stream in store.mixture.held_out(max_eval_tokens)
-    )

@@ -8,8 +8,7 @@ from wikillm.config.load import Resolved
 from wikillm.core.log import say
 from wikillm.core.units import format_count, format_seconds
 from wikillm.core.world import World
-from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.read.growing import epoch_sizes
+from wikillm.data.read.open import open_corpus
 from wikillm.evals.loss import weights_of
 from wikillm.export.foresee import foresee_export
 from wikillm.plan.run_plan import make_plan
@@ -24,21 +23,19 @@ def preview(resolved: Resolved) -> None:
     cfg, world = resolved.config, World.from_env()
     check_engine(cfg)
     check_before_data(resolved, world)
-    store = prepare_store(cfg.data, is_main=world.is_main)
+    corpus = open_corpus(cfg.data, is_main=world.is_main)
     if world.is_main:
-        foresee_export(store.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
+        foresee_export(corpus.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
     plan = make_plan(
         resolved,
         world_size=world.size,
-        tokenizer_length=store.manifest.tokenizer.length,
-        train_tokens=store.train_tokens,
-        epoch=epoch_sizes(
-            store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing
-        ),
+        tokenizer_length=corpus.manifest.tokenizer.length,
+        train_tokens=corpus.train_tokens,
+        epoch=corpus.epoch_sizes(cfg.train.sequence_length),
         room=gpu_room(cfg, world),
     )
     engine = resolve_engine(cfg, plan, world)
-    say_plan(RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}")), resolved, plan, engine, store)
+    say_plan(RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}")), resolved, plan, engine, corpus)
 
 
 def say_result(result: TrainResult) -> None:

@@ -6,15 +6,14 @@ A resumed start writes its records once the checkpoint has accepted its configur
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 
 from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.config.load import Resolved, to_yaml
 from wikillm.core.files import write_atomic, write_json
 from wikillm.core.log import say
 from wikillm.core.units import format_count
-from wikillm.data.read.mixed import SourceUse
-from wikillm.data.store.store import Store
+from wikillm.data.order.blocks import SourceUse
+from wikillm.data.read.corpus import Corpus
 from wikillm.observe.redact import without_queries
 from wikillm.plan.batch import name_ranks
 from wikillm.plan.run_plan import Plan
@@ -22,7 +21,7 @@ from wikillm.train.engine import Engine, bytes_per_checkpoint
 from wikillm.train.run_dir import RunDir, describe_environment
 
 
-def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store: Store) -> None:
+def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, corpus: Corpus) -> None:
     """Identify the run in the claimed directory and tell the user what will run. (rank 0)
 
     A directory without checkpoints gets its records here; otherwise `record_start` follows when one was accepted.
@@ -34,47 +33,29 @@ def open_run(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
     )
     run.identify()
     if not list_checkpoints(run.checkpoints):
-        record_start(run, resolved, plan, engine, store)
-    say_plan(run, resolved, plan, engine, store)
+        record_start(run, resolved, plan, engine, corpus)
+    say_plan(run, resolved, plan, engine, corpus)
 
 
-def record_start(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store: Store) -> None:
+def record_start(
+    run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, corpus: Corpus
+) -> None:
     """Write the configuration, the plan, the environment and the data of this start. (rank 0)"""
     write_atomic(run.path / "config.resolved.yaml", without_queries(to_yaml(resolved)))
     write_json(run.path / "plan.json", plan.to_json())
     write_json(run.path / "environment.json", describe_environment())
     if engine.json is not None:
         write_json(run.path / "ds_config.resolved.json", engine.json)
-    record_data(run, store)
+    record_data(run, corpus)
 
 
-def record_data(run: RunDir, store: Store) -> None:
+def record_data(run: RunDir, corpus: Corpus) -> None:
     """What the run is trained on, and the tokenizer itself: a run can be exported when its store is gone."""
-    manifest = store.growth.describe() if store.growth is not None else store.manifest
-    facts = {
-        "store": str(store.dir),
-        "fingerprint": manifest.fingerprint,
-        "sources": [asdict(source) for source in manifest.sources],
-        "complete": store.train_tokens
-        is not None,  # False: the store was still being built, and the counts grow
-        "splits": {name: asdict(split) for name, split in manifest.splits.items()},
-        "tokenizer": asdict(manifest.tokenizer),
-    }
-    if store.mixture is not None:
-        facts["mixture"] = [
-            {
-                "name": p.name,
-                "count": p.count,
-                "store": str(p.store.dir),
-                "fingerprint": p.store.manifest.fingerprint,
-            }
-            for p in store.mixture.parts
-        ]
-    write_json(run.path / "data.json", facts)
-    shutil.copytree(store.tokenizer_dir, run.path / "tokenizer", dirs_exist_ok=True)
+    write_json(run.path / "data.json", corpus.describe())
+    shutil.copytree(corpus.tokenizer_dir, run.path / "tokenizer", dirs_exist_ok=True)
 
 
-def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store: Store) -> None:
+def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, corpus: Corpus) -> None:
     """The plan in a few lines: model, engine, batch, horizon, and every decision that was made for the user."""
     cfg = resolved.config
     say(f"run        {run.path}")
@@ -95,12 +76,9 @@ def say_plan(run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, store:
             f"           from {first:,} tokens, full after {ramp.steps:,} steps ({ramp.describe()})"
         )
     say(_horizon(plan))
-    if store.mixture is not None:
-        order = store.mixture.order(
-            plan.sequence_length, cfg.run.seed, cfg.data.window_shards, cfg.data.packing
-        )
-        for use in store.mixture.used(plan.batch_ramp.sequences_before(plan.max_steps), order):
-            say(f"source     {source_line(use)}")
+    order = corpus.order(plan.sequence_length, cfg.run.seed)
+    for use in order.used(plan.batch_ramp.sequences_before(plan.max_steps)):
+        say(f"source     {source_line(use)}")
     for note in (*plan.notes, *engine.notes):
         say(f"note       {note}")
 

@@ -18,7 +18,6 @@ from wikillm.config.load import Resolved, to_yaml
 from wikillm.config.schema import RunConfig
 from wikillm.core.log import log_to_file
 from wikillm.core.world import World
-from wikillm.data.read.growing import epoch_sizes
 from wikillm.export.foresee import foresee_export
 from wikillm.models.build import build_model
 from wikillm.observe.peak import PeakMemory
@@ -43,7 +42,7 @@ from wikillm.train.records import open_run, say_new_plan
 from wikillm.train.resume import ResumePoint, agree_on_resume_point
 from wikillm.train.run_dir import RunDir, refuse_before_supervision
 from wikillm.train.start_checks import check_shared_folder, check_world, limit_threads
-from wikillm.train.wait_for_data import open_store
+from wikillm.train.wait_for_data import open_run_corpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,29 +104,27 @@ def _pretrain(
 ) -> TrainResult:
     cfg, heartbeat = resolved.config, supervisor.heartbeat
     heartbeat.enter("store")
-    store = open_store(cfg, world)
+    corpus = open_run_corpus(cfg, world)
     if world.is_main:
-        foresee_export(store.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
+        foresee_export(corpus.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
     make = partial(
         make_plan,
         resolved,
         world_size=world.size,
-        tokenizer_length=store.manifest.tokenizer.length,
-        train_tokens=store.train_tokens,
-        epoch=epoch_sizes(
-            store, cfg.train.sequence_length, cfg.data.window_shards, cfg.data.packing
-        ),
+        tokenizer_length=corpus.manifest.tokenizer.length,
+        train_tokens=corpus.train_tokens,
+        epoch=corpus.epoch_sizes(cfg.train.sequence_length),
         room=gpu_room(cfg, world),
     )
     plan = make()
     engine = resolve_engine(cfg, plan, world)
     run = RunDir(settings_of(resolved).run)
     heartbeat.enter("engine")
-    closing = ending(run.path, world, cfg.train.exit_timeout_seconds, store.close)
+    closing = ending(run.path, world, cfg.train.exit_timeout_seconds, corpus.close)
     with closing as end, supervisor.explains(), signals.as_error():
         if world.is_main:
             end.lock = run.claim(resume=how.resume != "never")
-            open_run(run, resolved, plan, engine, store)
+            open_run(run, resolved, plan, engine, corpus)
             supervisor.at(run.path, run.log_file(0))
         signals.before_exit = lambda error: record_exit(run.path, error, rank=world.rank, step=None)
         start_engine(world, engine)
@@ -146,7 +143,7 @@ def _pretrain(
             cfg.model,
             plan.vocab_size,
             args,
-            eos_id=store.manifest.tokenizer.eos_id,
+            eos_id=corpus.manifest.tokenizer.eos_id,
             seed=cfg.run.seed,
         )
         device_type, eval_batch = args.device.type, args.per_device_eval_batch_size
@@ -155,7 +152,7 @@ def _pretrain(
             resolved,
             plan,
             engine,
-            store,
+            corpus,
             world,
             run,
             identity,

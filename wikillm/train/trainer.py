@@ -24,12 +24,11 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from wikillm.core.errors import CheckpointError, WikiLLMError
+from wikillm.data.read.corpus import NamedStream, Tokens, TrainingOrder
 from wikillm.data.read.loader import (
     BatchShape,
     DocumentMask,
-    Order,
-    Stretch,
-    Tokens,
+    SequenceShard,
     eval_loader,
     to_device,
     train_loader,
@@ -46,27 +45,18 @@ from wikillm.train.reapply_settings import StartSettings
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
-    """A held-out stream; `name` is that of its source in a mixture, else empty."""
-
-    name: str
-    tokens: Tokens
-    bytes_per_token: float
-
-
-@dataclass(frozen=True, slots=True)
 class RunData:
     """The token streams of a run and how they are read."""
 
     train: Tokens
-    val: tuple[HeldOut, ...]
-    order: Order
+    val: tuple[NamedStream, ...]
+    order: TrainingOrder
     shape: BatchShape
     max_eval_tokens: int | None
     eval_micro_batch: int
     workers: int
     mask: DocumentMask | None = None
-    stretch: Stretch | None = None  # of each sequence, where ranks share them
+    shard: SequenceShard | None = None  # of each sequence, where ranks share them
     wait_for: Callable[[int], None] = lambda stop: (
         None
     )  # until the samples before `stop` stand (all ranks)
@@ -190,7 +180,7 @@ class WikiTrainer(Trainer):
             consumed_samples=self._consumed_before,
             workers=self.data.workers,
             mask=self.data.mask,
-            stretch=self.data.stretch,
+            shard=self.data.shard,
         )
 
     def get_batch_samples(
@@ -230,8 +220,8 @@ class WikiTrainer(Trainer):
         What it returns is logged as the loss: the cross entropy of the global batch, without the z-loss.
         """
         if self.is_deepspeed_enabled and len(inputs) != model.gradient_accumulation_steps():
-            # DeepSpeed counts each rank's input as sequences of its own, also where they are stretches.
-            size = self.data.stretch.size if self.data.stretch else 1
+            # DeepSpeed counts each rank's input as sequences of its own, also where they are parts of one.
+            size = self.data.shard.size if self.data.shard else 1
             model.set_train_batch_size(
                 size * self.data.shape.global_batch_at(self.state.global_step)
             )
@@ -321,7 +311,7 @@ class WikiTrainer(Trainer):
         )
         return metrics
 
-    def _held_out_loss(self, stream: HeldOut) -> HeldOutLoss | None:
+    def _held_out_loss(self, stream: NamedStream) -> HeldOutLoss | None:
         loader = eval_loader(
             stream.tokens,
             self.data.order.sequence_length,
@@ -330,7 +320,7 @@ class WikiTrainer(Trainer):
             rank=self.data.shape.rank,
             max_tokens=self.data.max_eval_tokens,
             mask=self.data.mask,
-            stretch=self.data.stretch,
+            shard=self.data.shard,
         )
         return held_out_loss(
             self.model_wrapped,

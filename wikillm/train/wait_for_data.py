@@ -15,27 +15,25 @@ from wikillm.core.errors import StoppedError, WikiLLMError
 from wikillm.core.log import say
 from wikillm.core.units import format_seconds
 from wikillm.core.world import World
-from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.read.growing import POLL_SECONDS, GrowingOrder
-from wikillm.data.read.streamed import stream_store
-from wikillm.data.store.store import Store
+from wikillm.data.read.corpus import Corpus, TrainingOrder
+from wikillm.data.read.growing import POLL_SECONDS
+from wikillm.data.read.open import open_corpus, stream_corpus
 from wikillm.supervise.signals import StopSignals
 from wikillm.train.collectives import ControlGroup
 
 _SAY_EVERY_SECONDS = 10.0
 
 
-def open_store(cfg: RunConfig, world: World) -> Store:
-    """The token store of a run: finished, or as soon as training can begin on it (data.streaming). (all ranks)"""
-    if cfg.data.mixture:
-        return prepare_store(cfg.data, is_main=world.is_main)
-    if cfg.data.streaming != "off" and cfg.train.num_train_epochs is None:
-        return stream_store(cfg.data, is_main=world.is_main, is_local_main=world.local_rank == 0)
-    if cfg.data.streaming != "off":
+def open_run_corpus(cfg: RunConfig, world: World) -> Corpus:
+    """The corpus of a run: finished, or as soon as training can begin (data.streaming). (all ranks)"""
+    if cfg.train.num_train_epochs is None:
+        return stream_corpus(cfg.data, is_main=world.is_main, is_local_main=world.local_rank == 0)
+    if cfg.data.streaming != "off" and not cfg.data.mixture:
         say(
-            "note       train.num_train_epochs needs the number of tokens: the store is finished before training"
+            "note       train.num_train_epochs needs the number of tokens: "
+            "the store is finished before training"
         )
-    return prepare_store(cfg.data, is_main=world.is_main)
+    return open_corpus(cfg.data, is_main=world.is_main)
 
 
 class DataWaiter:
@@ -48,26 +46,27 @@ class DataWaiter:
 
     def __init__(
         self,
-        order: GrowingOrder,
+        order: TrainingOrder,
         group: ControlGroup,
         signals: StopSignals,
         on_small: Callable[[], None] = lambda: None,
     ) -> None:
         self._order, self._group, self._signals, self._on_small = order, group, signals, on_small
-        self._agreed: int | None = 0  # samples that stand for every rank; None: all
+        # samples that exist for every rank (None: all): the first window was waited for already
+        self._agreed = order.covered_with(0)
+        self._is_first = True
 
     def wait_for(self, stop: int) -> None:
         """Until the samples before `stop` stand for every rank. (all ranks, the same `stop`)
 
         Raises what ended the build, on every rank, or StoppedError when a signal came while there was nothing to read.
         """
+        is_first, self._is_first = self._is_first, False
         if self._agreed is None or stop <= self._agreed:
             return
         start, said = time.monotonic(), 0.0
         while True:
-            trouble = self._order.growth.trouble(
-                start
-            )  # looked at first: what stands after it is final
+            trouble = self._order.trouble(start)  # looked at first: what stands after it is final
             stands = self._order.covers(stop)
             asked_to_stop = self._signals.received is not None
             waits, fails, stops = self._group.any(
@@ -86,11 +85,9 @@ class DataWaiter:
             waited = time.monotonic() - start
             if waited - said >= _SAY_EVERY_SECONDS:
                 said = waited
-                say(
-                    f"waiting for data, {format_seconds(waited)} so far: {self._order.growth.progress()}"
-                )
+                say(f"waiting for data, {format_seconds(waited)} so far: {self._order.progress()}")
             time.sleep(POLL_SECONDS)
-        is_first, self._agreed = self._agreed == 0, self._order.covered_with(stop)
+        self._agreed = self._order.covered_with(stop)
         if is_first and self._agreed is None:
             self._on_small()
 

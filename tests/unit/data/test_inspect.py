@@ -16,8 +16,8 @@ from wikillm.data.inspect import stats as inspect
 from wikillm.data.inspect.exports import export_store
 from wikillm.data.prepare import prepare
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.read.growing import order_of
 from wikillm.data.read.loader import Samples
+from wikillm.data.read.stored import StoredCorpus
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_every_document_is_shown_with_its_place(store, split):
     ("length", "shards", "packing"), [(16, 2, "concat"), (100, 3, "best_fit"), (7, 99, "concat")]
 )
 def test_a_sample_is_shown_as_training_reads_it(store, length, shards, packing):
-    order = order_of(store, length, 5, shards, packing)
+    order = StoredCorpus(store, shards, packing).order(length, 5)
     ends = [0, *store.train.document_ends().tolist()]
     for number in [*range(0, order.blocks_of_first_epoch, 5), order.blocks_of_first_epoch + 3]:
         found = inspect.show_sample(

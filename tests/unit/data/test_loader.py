@@ -18,7 +18,7 @@ from wikillm.data.read.loader import (
     DocumentMask,
     EvalBatches,
     Samples,
-    Stretch,
+    SequenceShard,
     eval_loader,
     to_device,
     train_loader,
@@ -241,7 +241,9 @@ def test_the_stretches_of_a_batch_make_up_the_batch(mask: DocumentMask | None) -
     """Token 1050 ends a document, so one begins inside a stretch; positions are those of the whole sequence."""
     tokens, order, wanted = Counting(101), SampleOrder(101, 20, seed=5), [0, 3, PADDING]
     whole = Samples(tokens, order, 5, mask).batch(wanted)
-    parts = [Samples(tokens, order, 5, mask, Stretch(4, index)).batch(wanted) for index in range(4)]
+    parts = [
+        Samples(tokens, order, 5, mask, SequenceShard(4, index)).batch(wanted) for index in range(4)
+    ]
     for name in ("input_ids", "labels", "shift_labels"):
         assert torch.equal(torch.cat([part[name] for part in parts], dim=1), whole[name])
     positions = torch.cat([part["position_ids"] for part in parts], dim=1)

@@ -16,8 +16,8 @@ from wikillm.cli.main import main
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError, MachineError
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.read.growing import order_of
 from wikillm.data.read.loader import BatchShape, train_loader
+from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store.manifest import Manifest, fingerprint_of
 from wikillm.data.store.store import Store
 
@@ -176,7 +176,7 @@ def test_ids_outside_the_vocabulary_are_found_by_verify_and_by_training(store, c
     assert "4000000000 in" in capsys.readouterr().err
     opened = Store.open(store, sizes=True)
     loader = train_loader(
-        opened.train, order_of(opened, 16, 1, 8), BatchShape(4, 1, 1, 0), total_steps=200
+        opened.train, StoredCorpus(opened, 8).order(16, 1), BatchShape(4, 1, 1, 0), total_steps=200
     )
     with pytest.raises(DataError, match="outside the vocabulary"):
         list(loader)

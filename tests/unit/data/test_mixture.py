@@ -15,12 +15,13 @@ from wikillm.config.mixture import PERIOD
 from wikillm.config.schema import MixtureSource
 from wikillm.core.errors import DataError
 from wikillm.data.inspect.summary import summary_json, summary_of
+from wikillm.data.order.mixed import MixedOrder, MixtureTable
 from wikillm.data.prepare import tokenizer as prepare_tokenizer
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.read.growing import order_of
+from wikillm.data.read.corpus import Corpus, proportions
 from wikillm.data.read.loader import BatchShape, train_loader
-from wikillm.data.read.mixed import MixedOrder, Table
-from wikillm.data.store.store import Store
+from wikillm.data.read.open import open_corpus
+from wikillm.data.tokenizer.tokenizer import load_tokenizer
 
 T = 16
 weights = st.lists(st.integers(1, 60), min_size=1, max_size=6)
@@ -30,7 +31,7 @@ weights = st.lists(st.integers(1, 60), min_size=1, max_size=6)
 def test_every_period_has_exactly_its_counts_and_each_source_is_counted_through(
     counts: list[int],
 ) -> None:
-    table, period = Table(counts), sum(counts)
+    table, period = MixtureTable(counts), sum(counts)
     sources, within = table.locate(np.arange(3 * period))
     for k, count in enumerate(counts):
         assert np.array_equal(within[sources == k], np.arange(3 * count))
@@ -43,13 +44,13 @@ def test_every_period_has_exactly_its_counts_and_each_source_is_counted_through(
 
 @given(weights)
 def test_no_beginning_strays_from_the_shares(counts: list[int]) -> None:
-    table, period = Table(counts), sum(counts)
+    table, period = MixtureTable(counts), sum(counts)
     due = np.arange(period + 1)[:, None] * table.counts / period
     assert np.abs(table.before - due).max() <= len(counts)
 
 
 def test_the_billionth_sample_is_found_by_arithmetic() -> None:
-    table = Table([3000, 1096])
+    table = MixtureTable([3000, 1096])
     (source,), (within,) = table.locate([10**12 + 5])
     assert within == table.samples_before(10**12 + 5)[source]
     assert table.samples_before(10**12).sum() == 10**12
@@ -63,45 +64,47 @@ def mixed(tmp_path, texts, write_source, settings):
         folder.mkdir(exist_ok=True)
         write_source(folder, "plain.jsonl", texts(count, seed=ord(name)))
 
-    def make(**weights: float):
+    def make(packing: str = "concat", **weights: float):
         sources = [
             MixtureSource(name=name, weight=weight, path=(str(tmp_path / name / "plain.jsonl"),))
             for name, weight in weights.items()
         ]
-        return settings(mixture=tuple(sources), val_fraction=0.2)
+        return settings(mixture=tuple(sources), val_fraction=0.2, packing=packing, window_shards=8)
 
     return make
 
 
-def targets_of(store: Store, order: MixedOrder, first: int, stop: int) -> list[tuple[int, ...]]:
+def targets_of(store: Corpus, order: MixedOrder, first: int, stop: int) -> list[tuple[int, ...]]:
     """The targets of each sample, as positions in the joined stream."""
-    found = order.pieces(np.arange(first, stop))
+    found = order.target_ranges(np.arange(first, stop))
     return [tuple(t for start, end in stretches for t in range(start, end)) for stretches in found]
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
 def test_each_source_is_read_once_per_epoch_of_its_own(mixed, packing):
-    store = prepare_store(mixed(a=3, b=1))
-    order = order_of(store, T, 7, 8, packing)
-    sizes = [part.store.train.n_tokens for part in store.mixture.parts]
-    assert order.starts == (0, sizes[0])
+    store = open_corpus(mixed(a=3, b=1, packing=packing))
+    order = store.order(T, 7)
+    sizes = [part.store.train.n_tokens for part in store.mixture]
+    assert [source.start for source in order.sources] == [0, sizes[0]]
     sources, _ = order.table.locate(np.arange(3000))
     samples = targets_of(store, order, 0, 3000)
     for k, size in enumerate(sizes):
-        per_epoch = order.orders[k].blocks_per_epoch
+        per_epoch = order.sources[k].order.blocks_per_epoch
         mine = [samples[i] for i in np.flatnonzero(sources == k)]
         assert len(mine) > per_epoch
         for epoch in range(len(mine) // per_epoch):
             counts = Counter(
                 t for s in mine[epoch * per_epoch : (epoch + 1) * per_epoch] for t in s
             )
-            assert counts == Counter(range(order.starts[k], order.starts[k] + size - 1))
+            assert counts == Counter(
+                range(order.sources[k].start, order.sources[k].start + size - 1)
+            )
     assert order.targets_between(100, 2000) == sum(map(len, samples[100:2000]))
 
 
 def test_same_global_batches_for_every_world_and_number_of_workers(mixed):
-    store = prepare_store(mixed(a=5, b=2))
-    order = order_of(store, T, 3, 8)
+    store = open_corpus(mixed(a=5, b=2))
+    order = store.order(T, 3)
 
     def batches(world: int, micro: int, workers: int = 0) -> np.ndarray:
         rows: dict[tuple[int, int], np.ndarray] = {}
@@ -123,8 +126,8 @@ def test_same_global_batches_for_every_world_and_number_of_workers(mixed):
 
 
 def test_joined_streams_are_the_streams_one_after_the_other(mixed):
-    store = prepare_store(mixed(a=1, b=1))
-    a, b = (part.store.train for part in store.mixture.parts)
+    store = open_corpus(mixed(a=1, b=1))
+    a, b = (part.store.train for part in store.mixture)
     whole = np.concatenate([a.read(0, a.n_tokens), b.read(0, b.n_tokens)])
     assert np.array_equal(store.train.read(0, store.train.n_tokens), whole)
     assert np.array_equal(
@@ -139,24 +142,24 @@ def test_joined_streams_are_the_streams_one_after_the_other(mixed):
 
 
 def test_the_fingerprint_is_of_the_counts_and_the_stores(mixed, tmp_path):
-    first = prepare_store(mixed(a=3, b=1))
-    same = prepare_store(mixed(a=6, b=2))
+    first = open_corpus(mixed(a=3, b=1))
+    same = open_corpus(mixed(a=6, b=2))
     assert first.manifest.fingerprint == same.manifest.fingerprint
-    assert first.manifest.fingerprint != prepare_store(mixed(a=2, b=1)).manifest.fingerprint
+    assert first.manifest.fingerprint != open_corpus(mixed(a=2, b=1)).manifest.fingerprint
     (tmp_path / "b" / "plain.jsonl").write_text((tmp_path / "b" / "plain.jsonl").read_text() * 2)
-    assert first.manifest.fingerprint != prepare_store(mixed(a=3, b=1)).manifest.fingerprint
-    assert first.mixture.describe() == f"a 3072/{PERIOD}, b 1024/{PERIOD}"
+    assert first.manifest.fingerprint != open_corpus(mixed(a=3, b=1)).manifest.fingerprint
+    assert proportions(first.mixture) == f"a 3072/{PERIOD}, b 1024/{PERIOD}"
 
 
 def test_one_tokenizer_for_all_is_trained_on_all_by_weight(mixed, tmp_path, settings):
     """Of a source with a tenth of the weight a tenth of the text is read; one with too little text is repeated."""
 
-    def tokenizer(**weights: float) -> Store:
-        return prepare_store(mixed(**weights).model_copy(update={"tokenizer": "train:300"}))
+    def tokenizer(**weights: float) -> Corpus:
+        return open_corpus(mixed(**weights).model_copy(update={"tokenizer": "train:300"}))
 
     store = tokenizer(a=3, b=1)
-    digests = {part.store.manifest.tokenizer.sha256 for part in store.mixture.parts}
-    assert digests == {store.manifest.tokenizer.sha256} and store.tokenizer().length == 300
+    digests = {part.store.manifest.tokenizer.sha256 for part in store.mixture}
+    assert digests == {store.manifest.tokenizer.sha256} and store.manifest.tokenizer.length == 300
     assert tokenizer(a=6, b=2).manifest.fingerprint == store.manifest.fingerprint
     assert len(list((tmp_path / "work" / "stores").glob("tokenizer-*"))) == 1
     rare = [" ".join("ẁẃẅŵŷýÿỳ"[(i * k) % 8] * 3 for k in range(1, 30)) for i in range(40)]
@@ -165,7 +168,8 @@ def test_one_tokenizer_for_all_is_trained_on_all_by_weight(mixed, tmp_path, sett
     )
     heavy, light = tokenizer(a=1, b=9), tokenizer(a=9, b=1)
     lengths = [
-        sum(len(store.tokenizer().encode(text)) for text in rare) for store in (heavy, light)
+        sum(len(load_tokenizer(store.tokenizer_dir).encode(text)) for text in rare)
+        for store in (heavy, light)
     ]
     assert lengths[0] < 0.9 * lengths[1]
     assert heavy.manifest.tokenizer.sha256 != light.manifest.tokenizer.sha256
@@ -205,7 +209,7 @@ def test_a_store_that_is_there_already_decides_the_tokenizer(mixed, tmp_path, se
     cfg = mixed(a=3, b=1)
     ready = prepare_store(settings(cfg.mixture[1].path[0], tokenizer="train:310", val_fraction=0.4))
     second = MixtureSource(name="b", weight=1, store=str(ready.dir))
-    store = prepare_store(
+    store = open_corpus(
         cfg.model_copy(update={"mixture": (cfg.mixture[0], second), "tokenizer": "train:300"})
     )
     assert store.manifest.tokenizer.sha256 == ready.manifest.tokenizer.sha256
@@ -225,17 +229,17 @@ def test_stores_of_another_tokenizer_and_stores_that_are_not_there_are_refused(
     )
     ready = MixtureSource(name="b", weight=1, store=str(other.dir))
     with pytest.raises(DataError, match="different tokenizers"):
-        prepare_store(cfg.model_copy(update={"mixture": (cfg.mixture[0], ready)}))
+        open_corpus(cfg.model_copy(update={"mixture": (cfg.mixture[0], ready)}))
     gone = MixtureSource(name="b", weight=1, store=str(tmp_path / "gone"))
     with pytest.raises(DataError, match="no finished token store"):
-        prepare_store(cfg.model_copy(update={"mixture": (cfg.mixture[0], gone)}))
+        open_corpus(cfg.model_copy(update={"mixture": (cfg.mixture[0], gone)}))
 
 
 def test_held_out_text_is_shared_out_by_size(mixed):
-    mixture = prepare_store(mixed(a=3, b=1)).mixture
-    whole = dict(mixture.held_out(None))
-    assert whole == {part.name: part.store.val for part in mixture.parts}
-    cut = dict(mixture.held_out(300))
+    corpus = open_corpus(mixed(a=3, b=1))
+    whole = {one.name: one.tokens for one in corpus.streams("val", None)}
+    assert whole == {source.name: source.store.val for source in corpus.mixture}
+    cut = {one.name: one.tokens for one in corpus.streams("val", 300)}
     sizes = {name: stream.n_tokens for name, stream in cut.items()}
     total = sum(stream.n_tokens for stream in whole.values())
     assert sizes == {name: -(-stream.n_tokens * 300 // total) for name, stream in whole.items()}
@@ -244,27 +248,24 @@ def test_held_out_text_is_shared_out_by_size(mixed):
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
 def test_what_is_used_is_counted_by_source(mixed, packing):
-    """Tokens are the targets that the samples really have: a ring's last block and packed sequences are padded."""
-    store = prepare_store(mixed(a=3, b=1))
-    mixture, samples = store.mixture, 4096
-    order = mixture.order(T, 5, 1, packing)
-    a, b = mixture.used(samples, order)
+    """Tokens are the targets of the samples: a ring's last block and packed sequences are padded."""
+    corpus = open_corpus(mixed(a=3, b=1, packing=packing))
+    samples = 4096
+    order = corpus.order(T, 5)
+    a, b = order.used(samples)
     assert (a.samples, b.samples) == (3072, 1024) and a.share == 0.75
-    sources, _ = mixture.table.locate(np.arange(samples))
-    targets = np.array(
-        [sum(stop - start for start, stop in found) for found in order.pieces(np.arange(samples))]
-    )
+    sources, _ = order.table.locate(np.arange(samples))
+    ranges = order.target_ranges(np.arange(samples))
+    targets = np.array([sum(stop - start for start, stop in found) for found in ranges])
+    per_epoch = corpus.mixture[1].store.train.n_tokens - 1
     if packing == "concat":
         assert (a.tokens, b.tokens) == (targets[sources == 0].sum(), targets[sources == 1].sum())
     else:
         assert b.tokens == pytest.approx(targets[sources == 1].sum(), rel=2e-2)
-        epoch = next(
-            n
-            for n in range(samples)
-            if mixture.table.samples_before(n)[1] == order.orders[1].blocks_per_epoch
-        )
-        assert mixture.used(epoch, order)[1].tokens == mixture.parts[1].store.train.n_tokens - 1
+        blocks = order.sources[1].order.blocks_per_epoch
+        epoch = next(n for n in range(samples) if order.table.samples_before(n)[1] == blocks)
+        assert order.used(epoch)[1].tokens == per_epoch
     assert b.tokens < 1024 * T, "nothing is padded here: the test is empty"
-    assert b.epochs == pytest.approx(b.tokens / (mixture.parts[1].store.train.n_tokens - 1))
-    assert "a: 75.00%" in summary_of(store)
-    assert set(summary_json(store)["mixture"]) == {"a", "b"}
+    assert b.epochs == pytest.approx(b.tokens / per_epoch)
+    assert "a: 75.00%" in summary_of(corpus)
+    assert set(summary_json(corpus)["mixture"]) == {"a", "b"}

@@ -111,7 +111,9 @@ def test_windows_give_every_target_once_per_epoch_and_in_their_own_time(
     first, later, n = order.blocks_of_first_epoch, order.blocks_per_epoch, order.targets_per_epoch
     borders = [first + epoch * later for epoch in range(3)]
     for start, stop in zip([0, *borders], borders, strict=False):
-        pieces = [piece for sample in order.pieces(np.arange(start, stop)) for piece in sample]
+        pieces = [
+            piece for sample in order.target_ranges(np.arange(start, stop)) for piece in sample
+        ]
         seen = np.concatenate([np.arange(*piece) for piece in pieces])
         assert sorted(seen.tolist()) == list(range(n))
     sample = 0
@@ -121,7 +123,9 @@ def test_windows_give_every_target_once_per_epoch_and_in_their_own_time(
         low, high = max(sum(shards[:window]), 1) - 1, max(sum(shards[: window + k]), 1) - 1
         count = -(-(high - low) // t)
         ranges = [
-            piece for found in order.pieces(np.arange(sample, sample + count)) for piece in found
+            piece
+            for found in order.target_ranges(np.arange(sample, sample + count))
+            for piece in found
         ]
         assert all(low <= start < stop <= high for start, stop in ranges)
         if count:
@@ -151,7 +155,7 @@ def test_a_beginning_in_whole_windows_has_the_order_of_the_whole(
         return
     part = SampleOrder(sum(known), t, seed, windows=window_ends(known, k))
     samples = np.arange(part.blocks_of_first_epoch)
-    assert part.pieces(samples) == whole.pieces(samples)
+    assert part.target_ranges(samples) == whole.target_ranges(samples)
     stop = data.draw(st.integers(0, len(samples)))
     assert part.targets_between(0, stop) == whole.targets_between(0, stop)
 
@@ -180,10 +184,10 @@ def test_a_store_of_one_window_has_the_order_it_had_without_windows() -> None:
         SampleOrder(1003, 10, seed=3),
         SampleOrder(1003, 10, seed=3, windows=window_ends([500, 503], 2)),
     )
-    assert plain.pieces(samples) == one.pieces(samples)
+    assert plain.target_ranges(samples) == one.target_ranges(samples)
     several = SampleOrder(1003, 10, seed=3, windows=window_ends([500, 503], 1))
     after = several.blocks_of_first_epoch
-    assert several.pieces(np.arange(after, 400)) == plain.pieces(
+    assert several.target_ranges(np.arange(after, 400)) == plain.target_ranges(
         np.arange(plain.blocks_per_epoch, 400 - after + 101)
     )
 
@@ -250,10 +254,10 @@ def test_a_place_is_the_same_asked_for_alone_or_among_others() -> None:
     """Places near the last ones are answered from a table, others one by one."""
     order = SampleOrder(60_000, 16, seed=3, windows=(20_001, 20_001, 60_000))
     samples = np.arange(3 * order.blocks_of_first_epoch)
-    whole = order.pieces(samples)
+    whole = order.target_ranges(samples)
     rng = np.random.default_rng(0)
     for _ in range(300):
         some = rng.choice(samples[: rng.integers(1, len(samples))], size=rng.integers(1, 5))
-        assert order.pieces(some) == [whole[n] for n in some]
+        assert order.target_ranges(some) == [whole[n] for n in some]
         after = np.arange(some[0], min(some[0] + 9, len(samples)))
-        assert order.pieces(after) == [whole[n] for n in after]
+        assert order.target_ranges(after) == [whole[n] for n in after]

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
-from wikillm.data.order.best_fit import FOLDER, PackedOrder, PackedWindow, best_fit, packed_order
+from wikillm.data.order.best_fit import PackedOrder, PackedWindow, best_fit
 from wikillm.data.order.blocks import IGNORED
 from wikillm.data.read.loader import BatchShape, DocumentMask, Samples, train_loader
+from wikillm.data.read.packed import FOLDER, packed_order
 from wikillm.data.store.store import TokenStream
 
 EOS = 7
@@ -59,7 +60,7 @@ def order_of(
 def targets(order: PackedOrder, first: int, stop: int) -> list[list[int]]:
     return [
         [t for a, b in pieces for t in range(a, b)]
-        for pieces in order.pieces(np.arange(first, stop))
+        for pieces in order.target_ranges(np.arange(first, stop))
     ]
 
 

@@ -17,9 +17,9 @@ from wikillm.core.errors import ConfigError, DataError, MachineError
 from wikillm.data.fetch import cache as cache_module
 from wikillm.data.fetch.cache import Cache
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.read.growing import order_of
 from wikillm.data.read.loader import BatchShape, train_loader
-from wikillm.data.read.streamed import stream_store
+from wikillm.data.read.open import open_corpus, stream_corpus
+from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store import remote_store
 from wikillm.data.store.store import Store
 
@@ -59,7 +59,7 @@ def section(server, tmp_path):
 
 
 def batches(store: Store, workers: int = 0, steps: int = 12) -> np.ndarray:
-    order = order_of(store, T, 5, 2)
+    order = StoredCorpus(store, 2).order(T, 5)
     loader = train_loader(
         store.train, order, BatchShape(8, 1, 1, 0), total_steps=steps, workers=workers
     )
@@ -94,7 +94,7 @@ def test_the_batches_are_those_of_the_local_store_and_only_what_is_read_is_fetch
 def test_a_small_cache_stays_small_and_gives_the_same(local, section, tmp_path):
     limit = 4 * max(shard.splits["train"].tokens for shard in local.manifest.shards) * 4
     store = prepare_store(section(cache_bytes=limit))
-    assert store.afar.bytes > limit
+    assert sum(split.tokens for split in store.manifest.splits.values()) * 4 > limit
     assert np.array_equal(batches(store, steps=40), batches(local, steps=40))
     held = sum(p.stat().st_size for p in (tmp_path / "cache").glob("stores/*/*/*.tok"))
     assert 0 < held <= limit
@@ -151,19 +151,19 @@ def test_a_store_that_is_built_anew_is_another_one(
 
 
 def test_a_growing_run_a_mixture_and_a_pickle_read_it_too(local, section, server, tmp_path):
-    streamed = stream_store(section(streaming="on"), is_main=True, is_local_main=True)
-    assert streamed.growth is None and np.array_equal(batches(streamed), batches(local))
+    streamed = stream_corpus(section(streaming="on"), is_main=True, is_local_main=True)
+    assert np.array_equal(batches(streamed.store), batches(local))
     assert streamed.val.read(0, 50).tolist() == local.val.read(0, 50).tolist()
     parts = [
         MixtureSource(name="far", weight=1, store=f"{server.url}/store"),
         MixtureSource(name="near", weight=1, store=str(local.dir)),
     ]
-    far = prepare_store(section().model_copy(update={"store": None, "mixture": tuple(parts)}))
-    near = prepare_store(
+    far = open_corpus(section().model_copy(update={"store": None, "mixture": tuple(parts)}))
+    near = open_corpus(
         section().model_copy(update={"store": None, "mixture": (parts[1], parts[1])})
     )
-    near_parts = [part.store.manifest.fingerprint for part in near.mixture.parts]
-    assert [part.store.manifest.fingerprint for part in far.mixture.parts] == near_parts
+    near_parts = [part.store.manifest.fingerprint for part in near.mixture]
+    assert [part.store.manifest.fingerprint for part in far.mixture] == near_parts
     assert far.train.read(5, 900).tolist() == near.train.read(5, 900).tolist()
     assert (
         pickle.loads(pickle.dumps(far.train)).read(5, 900).tolist()

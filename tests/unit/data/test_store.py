@@ -18,6 +18,7 @@ from wikillm.data.inspect.summary import summary_json, summary_of
 from wikillm.data.prepare import build, prepare
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.prepare.shard import ShardJob, shard_record_path
+from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.sources.read import read_shards
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.store.manifest import Manifest
@@ -235,10 +236,10 @@ def test_the_manifest_survives_json_and_tells_everything(tmp_path, texts, write_
         == hashlib.sha256((tmp_path / "plain.jsonl").read_bytes()).hexdigest()
     )
     assert (
-        json.loads(json.dumps(summary_json(store)))["splits"]["train"]["tokens"]
+        json.loads(json.dumps(summary_json(StoredCorpus(store, 8))))["splits"]["train"]["tokens"]
         == store.train.n_tokens
     )
-    assert "kept" in summary_of(store)
+    assert "kept" in summary_of(StoredCorpus(store, 8))
 
 
 def test_bad_records_are_counted_quarantined_and_stop_the_build_beyond_the_share(

@@ -14,23 +14,24 @@ import pytest
 
 from wikillm.core.errors import DataError
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.read.growing import GrowingOrder, order_of
+from wikillm.data.read.corpus import Corpus
+from wikillm.data.read.growing import GrowingOrder
 from wikillm.data.read.loader import BatchShape, train_loader
-from wikillm.data.read.streamed import stream_store
-from wikillm.data.store.store import Store
+from wikillm.data.read.open import stream_corpus
+from wikillm.data.read.stored import StoredCorpus
 
 T = 16
 
 
-def streamed(cfg, **values) -> Store:
+def streamed(cfg, **values) -> Corpus:
     """As the only rank sees it, with small windows."""
     values = {"streaming": "on", "window_shards": 2, "shard_bytes": 40_000, **values}
-    return stream_store(cfg.model_copy(update=values), is_main=True, is_local_main=True)
+    return stream_corpus(cfg.model_copy(update=values), is_main=True, is_local_main=True)
 
 
-def samples(store: Store, order, first: int, stop: int) -> list[list[int]]:
+def samples(store: Corpus, order, first: int, stop: int) -> list[list[int]]:
     found = []
-    for pieces in order.pieces(np.arange(first, stop)):
+    for pieces in order.target_ranges(np.arange(first, stop)):
         found.append(
             [int(token) for piece in pieces for token in store.train.read(piece[0], piece[1] + 1)]
         )
@@ -67,14 +68,16 @@ def test_streamed_samples_are_those_of_the_prepared_store(
 ):
     path = write_source(tmp_path, "plain.jsonl", texts(1500))
     store = streamed(
-        settings(path, store=str(tmp_path / "streamed"), workers=workers), shard_bytes=8000
+        settings(path, store=str(tmp_path / "streamed"), workers=workers),
+        shard_bytes=8000,
+        packing=packing,
     )
     try:
-        order = order_of(store, T, 7, 2, packing)
+        order = store.order(T, 7)
         assert isinstance(order, GrowingOrder)
-        begun_early = not store.growth.is_complete
+        begun_early = not store.is_complete
         length = order._order.blocks_of_first_epoch
-        while not order.growth.is_complete:  # sample by sample, at the builder's heels
+        while not order.corpus.is_complete:  # sample by sample, at the builder's heels
             order.wait_for(length)
             length = max(length + 1, order._order.blocks_of_first_epoch)
         found = samples(store, order, 0, length + 40)
@@ -83,7 +86,7 @@ def test_streamed_samples_are_those_of_the_prepared_store(
         store.close()
     assert begun_early, "the store was finished before the first sample was read"
     prepared = prepare_store(settings(path, store=str(tmp_path / "whole"), shard_bytes=8000))
-    whole = order_of(prepared, T, 7, 2, packing)
+    whole = StoredCorpus(prepared, 2, packing).order(T, 7)
     assert samples(prepared, whole, 0, length + 40) == found
     assert whole.targets_between(3, length + 20) == targets
     assert store.manifest.fingerprint == prepared.manifest.fingerprint
@@ -103,7 +106,7 @@ def test_evaluation_reads_the_first_window_streamed_or_prepared(
     prepared = prepare_store(cfg.model_copy(update={"shard_bytes": 8000}))
     again = streamed(cfg, shard_bytes=8000)
     again.close()
-    assert again.train_tokens == prepared.train.n_tokens and again.growth.builder is None
+    assert again.train_tokens == prepared.train.n_tokens and again.builder is None
     assert again.val.read(0, again.val.n_tokens).tolist() == held_out
     assert prepared.val.n_tokens > len(held_out) == prepared.first_shards("val", 2).n_tokens
 
@@ -115,9 +118,7 @@ def test_a_build_that_was_left_is_gone_on_with(tmp_path, settings):
     assert not (store.dir / "manifest.json").exists(), "it was finished too early to be left"
     times = {p: p.stat().st_mtime_ns for p in (store.dir / "train").glob("*.tok")}
     again = streamed(cfg)
-    assert (
-        pickle.loads(pickle.dumps(again.growth)).builder is None
-    )  # a loader process has no builder
+    assert pickle.loads(pickle.dumps(again)).builder is None  # a loader process has no builder
     again.close()
     assert times and all(p.stat().st_mtime_ns == ns for p, ns in times.items()), (
         "shards were built again"
@@ -128,10 +129,10 @@ def test_a_killed_builder_ends_the_wait_with_its_reason(tmp_path, settings):
     store = streamed(settings(slow_source(tmp_path / "x.jsonl", 8000), store=str(tmp_path / "s")))
     os.kill(builder_pid(store.dir), signal.SIGKILL)
     with pytest.raises(DataError, match="builds the token store died") as caught:
-        order_of(store, T, 7, 2).wait_for(10**9)
+        store.order(T, 7).wait_for(10**9)
     assert "killed by signal 9" in caught.value.got
     store.close()
-    other = pickle.loads(pickle.dumps(store.growth))  # a rank that has no builder hears of it too
+    other = pickle.loads(pickle.dumps(store))  # a rank that has no builder hears of it too
     with pytest.raises(DataError, match="builds the token store died"):
         GrowingOrder(other, T, 7).wait_for(10**9)
 
@@ -139,12 +140,12 @@ def test_a_killed_builder_ends_the_wait_with_its_reason(tmp_path, settings):
 def test_a_builder_that_stands_still_is_told_of(tmp_path, settings):
     cfg = settings(slow_source(tmp_path / "x.jsonl", 8000), store=str(tmp_path / "s"))
     store = streamed(cfg)
-    store.growth.stall_seconds = 1.0
+    store.stall_seconds = 1.0
     os.kill(builder_pid(store.dir), signal.SIGSTOP)
     try:
         with pytest.raises(DataError, match="has stalled") as caught:
-            order_of(store, T, 7, 2).wait_for(10**9)
-        assert "shards stand" in caught.value.got and "data.stall_seconds" in caught.value.fix
+            store.order(T, 7).wait_for(10**9)
+        assert "shards are final" in caught.value.got and "data.stall_seconds" in caught.value.fix
     finally:
         os.kill(builder_pid(store.dir), signal.SIGCONT)
         store.close()
@@ -154,7 +155,7 @@ def test_bad_records_in_the_middle_end_it_with_file_and_line(tmp_path, settings)
     path = slow_source(tmp_path / "x.jsonl", 3000, bad_from=2000)
     store = streamed(settings(path, store=str(tmp_path / "s")))
     with pytest.raises(DataError, match="records cannot be read") as caught:
-        order_of(store, T, 7, 2).wait_for(10**9)
+        store.order(T, 7).wait_for(10**9)
     assert f"{path}:2001" in caught.value.got
     store.close()
     path = slow_source(tmp_path / "y.jsonl", 1500, bad_from=1)  # before the first window
@@ -171,7 +172,7 @@ def test_the_builder_ends_when_its_parent_does(tmp_path, settings):
             time.sleep(60)
         finally:
             os._exit(1)
-    until((tmp_path / "s" / "taken.json").exists)
+    until((tmp_path / "s" / "committed.json").exists)
     pid = builder_pid(tmp_path / "s")
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -195,12 +196,12 @@ def test_a_folder_of_other_facts_is_refused_not_read(tmp_path, texts, write_sour
 def test_a_source_of_one_window_is_prepared_first(tmp_path, texts, write_source, settings):
     path = write_source(tmp_path, "plain.jsonl", texts(60))
     store = streamed(settings(path), streaming="auto")
-    assert store.growth is None and store.train_tokens == store.train.n_tokens
+    assert isinstance(store, StoredCorpus) and store.train_tokens == store.train.n_tokens
 
 
-def batches_of(store: Store, steps: int, workers: int, seed: int = 7) -> list:
+def batches_of(store: Corpus, steps: int, workers: int, seed: int = 7) -> list:
     shape = BatchShape(micro_batch=4, accumulation=2, world_size=1, rank=0)
-    order = order_of(store, T, seed, 2)
+    order = store.order(T, seed)
     return list(train_loader(store.train, order, shape, total_steps=steps, workers=workers))
 
 
@@ -210,13 +211,13 @@ def test_loader_processes_read_behind_the_builder_what_the_prepared_store_gives(
     path = write_source(tmp_path, "plain.jsonl", texts(1500))
     store = streamed(settings(path, store=str(tmp_path / "streamed")), shard_bytes=8000)
     try:
-        begun_early = not store.growth.is_complete
+        begun_early = not store.is_complete
         found = batches_of(store, 300, workers=2)  # beyond the first windows
     finally:
         store.close()
     assert begun_early, "the store was finished before the first batch was read"
     prepared = prepare_store(settings(path, store=str(tmp_path / "whole"), shard_bytes=8000))
-    expected = batches_of(prepared, 300, workers=0)
+    expected = batches_of(StoredCorpus(prepared, 2), 300, workers=0)
     assert [b["input_ids"].tolist() for b in found] == [b["input_ids"].tolist() for b in expected]
     assert [b["labels"].tolist() for b in found] == [b["labels"].tolist() for b in expected]
 
@@ -224,7 +225,7 @@ def test_loader_processes_read_behind_the_builder_what_the_prepared_store_gives(
 def test_loader_processes_answer_with_the_reason_when_the_builder_dies(tmp_path, settings):
     store = streamed(settings(slow_source(tmp_path / "x.jsonl", 8000), store=str(tmp_path / "s")))
     os.kill(builder_pid(store.dir), signal.SIGKILL)
-    until(lambda: store.growth.failure() is not None)
+    until(lambda: store.failure() is not None)
     try:
         *whole, last = (batch for batch in batches_until_error(store))
     finally:
@@ -232,11 +233,9 @@ def test_loader_processes_answer_with_the_reason_when_the_builder_dies(tmp_path,
     assert whole and isinstance(last, DataError) and "killed by signal 9" in str(last)
 
 
-def batches_until_error(store: Store):
+def batches_until_error(store: Corpus):
     shape = BatchShape(micro_batch=64, accumulation=1, world_size=1, rank=0)
-    for batch in train_loader(
-        store.train, order_of(store, T, 7, 2), shape, total_steps=10**6, workers=2
-    ):
+    for batch in train_loader(store.train, store.order(T, 7), shape, total_steps=10**6, workers=2):
         yield batch
         if not isinstance(batch, dict):
             return

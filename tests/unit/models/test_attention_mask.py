@@ -122,7 +122,7 @@ def test_positions_count_from_the_beginning_of_each_document(
         range(order.blocks_per_epoch)
     )
     document = np.repeat(np.arange(len(lengths)), lengths)
-    for row, stretches in enumerate(order.pieces(np.arange(order.blocks_per_epoch))):
+    for row, stretches in enumerate(order.target_ranges(np.arange(order.blocks_per_epoch))):
         positions = np.concatenate([np.arange(a, b) for a, b in stretches])
         expected, previous = [], None
         for position in positions.tolist():

@@ -23,7 +23,6 @@ from wikillm.core.files import STAGING_SUFFIX, rename_durably, sha256_file, writ
 from wikillm.core.log import warn
 from wikillm.data.filters.documents import content_hash
 from wikillm.data.funnel import Funnel, Tally, merged
-from wikillm.data.prepare.finish import sum_split
 from wikillm.data.prepare.shard import SplitWriter, shard_record_path
 from wikillm.data.sources.read import Cursor
 from wikillm.data.store.manifest import (
@@ -32,6 +31,7 @@ from wikillm.data.store.manifest import (
     Manifest,
     ShardInfo,
     SourceInfo,
+    SplitInfo,
     TokenizerInfo,
     fingerprint_of,
 )
@@ -308,7 +308,7 @@ def _describe(
         stopped_at_text_limit=False,
         duplicates=None,
         funnel=merged(info.funnel for info in shards),
-        splits={split: sum_split(shards, split) for split in SPLITS},
+        splits={split: SplitInfo.sum(info.splits[split] for info in shards) for split in SPLITS},
         shards=tuple(shards),
     )
     write_json(folder / "build.json", {"fingerprint": manifest.fingerprint, "facts": facts})

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from wikillm.config.schema import Packing
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import sha256_file
-from wikillm.data.order.best_fit import finished_order
+from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store.manifest import MANIFEST_NAME
 from wikillm.data.store.store import SPLITS, Store, TokenStream, shard_path
 
@@ -191,13 +191,11 @@ def show_sample(
         raise ConfigError(
             "A sample is counted from 0, and its length from 1.", got=f"{number}, {sequence_length}"
         )
-    stream, order = (
-        store.train,
-        finished_order(store, sequence_length, seed, window_shards, packing),
-    )
+    stream = store.train
+    order = StoredCorpus(store, window_shards, packing).order(sequence_length, seed)
     documents, tokenizer = Documents(store, stream), store.tokenizer()
     parts: list[dict[str, Any]] = []
-    for start, stop in order.pieces([number])[0]:
+    for start, stop in order.target_ranges([number])[0]:
         at, end = start + 1, stop + 1  # target t is token t + 1
         while at < end:
             place = documents[documents.at(at)]

@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from wikillm.config.mixture import PERIOD
 from wikillm.core.units import format_count
 from wikillm.data.prepare.finish import QUARANTINE_NAME
-from wikillm.data.store.store import Store
+from wikillm.data.read.corpus import Corpus
+from wikillm.data.store.manifest import Manifest
 
 
-def summary_of(store: Store) -> str:
-    """What is in a store and what became of its sources, as lines for the terminal."""
-    if store.mixture is not None:
-        return "\n\n".join(
-            f"{part.name}: {part.share:.2%}\n{summary_of(part.store)}"
-            for part in store.mixture.parts
-        )
-    manifest, tokenizer = store.manifest, store.manifest.tokenizer
+def summary_of(corpus: Corpus) -> str:
+    """What is in a corpus and what became of its sources, as lines for the terminal."""
+    if not corpus.mixture:
+        return store_summary(corpus.dir, corpus.manifest)
+    return "\n\n".join(
+        f"{source.name}: {source.share:.2%}\n{store_summary(source.store.dir, source.store.manifest)}"
+        for source in corpus.mixture
+    )
+
+
+def summary_json(corpus: Corpus) -> dict[str, Any]:
+    """The same for programs."""
+    if not corpus.mixture:
+        return store_summary_json(corpus.dir, corpus.manifest)
+    sources = {
+        source.name: {
+            "count": source.count,
+            **store_summary_json(source.store.dir, source.store.manifest),
+        }
+        for source in corpus.mixture
+    }
+    return {"fingerprint": corpus.manifest.fingerprint, "period": PERIOD, "mixture": sources}
+
+
+def store_summary(folder: Path, manifest: Manifest) -> str:
+    """What is in one store."""
+    tokenizer = manifest.tokenizer
     lines = [manifest.funnel.table(), ""]
     if manifest.funnel.bad_records:
-        lines.append(f"unreadable records are listed in {store.dir / QUARANTINE_NAME}")
+        lines.append(f"unreadable records are listed in {folder / QUARANTINE_NAME}")
     if manifest.stopped_at_text_limit:
         lines.append(f"stopped at data.max_text_bytes={manifest.facts['data.max_text_bytes']}")
     if manifest.duplicates:
@@ -38,19 +59,15 @@ def summary_of(store: Store) -> str:
         f"tokenizer  {tokenizer.name}, {tokenizer.length:,} tokens, EOS {tokenizer.eos_token} ({tokenizer.origin})"
     )
     lines.append(
-        f"store      {store.dir}  (fingerprint {manifest.fingerprint[:12]}, {len(manifest.shards)} shards)"
+        f"store      {folder}  (fingerprint {manifest.fingerprint[:12]}, {len(manifest.shards)} shards)"
     )
     return "\n".join(lines)
 
 
-def summary_json(store: Store) -> dict[str, Any]:
+def store_summary_json(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """The same for programs."""
-    manifest = store.manifest
-    if store.mixture is not None:
-        parts = {p.name: {"count": p.count, **summary_json(p.store)} for p in store.mixture.parts}
-        return {"fingerprint": manifest.fingerprint, "period": PERIOD, "mixture": parts}
     return {
-        "store": str(store.dir),
+        "store": str(folder),
         "fingerprint": manifest.fingerprint,
         "tokenizer": asdict(manifest.tokenizer),
         "sources": [asdict(source) for source in manifest.sources],

@@ -1,17 +1,17 @@
 """Which tokens are the n-th sample: a pure function of (seed, number of tokens, sequence length, n).
 
-Terms. A stream has N tokens, so it has N-1 targets: target t is token t+1, predicted from token t and what
-stands before it. A block is T consecutive targets; every target is in exactly one block of an epoch. Each epoch has
-its own phase (where the cutting starts; the stream is a ring) and its own permutation of the blocks.
+Terms. A stream has N tokens, so it has N-1 targets: target t is token t+1, predicted from token t and what comes
+before it. A block is T consecutive targets; every target is in exactly one block of an epoch. Each epoch has its own
+phase (where the cutting starts; the stream is a ring) and its own permutation of the blocks.
 
-The first epoch goes through windows, groups of consecutive shards, in their order; each window is a ring with a phase
-and a permutation of its own. So the samples of a window depend on the shards up to its end only: a run that trains
-while the store is still being built reads what it would read from the finished one. Every later epoch permutes
-all blocks, and so does the first one of a store with a single window.
+The first epoch goes through windows, groups of consecutive shards, in order; each window is a ring with a phase and a
+permutation of its own. So the samples of a window depend only on the shards up to its end: a run that trains while the
+store is being built reads the same samples as from the finished store. Every later epoch permutes all blocks, and so
+does the first one of a store with a single window.
 
 Nothing is stored: the permutation is a Feistel network with cycle-walking, so any of 10^12 samples is found in
-microseconds, and the state of a run is one integer, the number of samples consumed. Ranks and workers do not
-occur here; who reads which sample is decided in `loader.py`, and only there.
+microseconds, and the state of a run is one integer, the number of samples consumed. Ranks and workers do not occur
+here; who reads which sample is decided in `read.loader` alone.
 """
 
 from __future__ import annotations
@@ -24,18 +24,23 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from wikillm.core.errors import DataError
+from wikillm.core.errors import DataError, WikiLLMError
 
 IGNORED = -100  # the label that torch's cross entropy skips
 
-Pieces = list[tuple[int, int]]  # the targets [start, stop) of a sample, in order
+Ints = npt.NDArray[np.int64]
+TargetRanges = list[tuple[int, int]]
+"""The targets [start, stop) of a sample, in order."""
 
-_CHUNK = 1024  # samples whose places are kept once two requests fell among them
-_ROUNDS = 6  # four suffice for pseudo-randomness (Luby and Rackoff 1988); two more cost nothing that can be measured
+_CHUNK = 1024  # samples whose ranges are kept after two requests in the same chunk
+_ROUNDS = 6  # four suffice for pseudo-randomness (Luby and Rackoff 1988); two more are free
 
 
 def keyed_hash(*parts: int | str) -> int:
-    """64 bits that depend on all parts. Randomness here is a hash of (seed, epoch, purpose), never a global generator."""
+    """64 bits that depend on all parts.
+
+    Randomness here is a hash of (seed, epoch, purpose), never a global generator.
+    """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -60,36 +65,38 @@ class Permutation:
     size: int
     key: int
 
-    def __call__(self, index: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def __call__(self, index: npt.ArrayLike) -> Ints:
         """The images of `index` (any shape, each in [0, size))."""
         values = np.asarray(index, dtype=np.uint64)
         if values.size and int(values.max()) >= self.size:
             raise IndexError(f"index {int(values.max())} is outside a permutation of {self.size}")
         if self.size < 2:
             return values.astype(np.int64)
-        half = max(
-            1, ((self.size - 1).bit_length() + 1) // 2
-        )  # the network permutes 2*half bits, at most 4 x size
-        out = self._feistel(values, half)
+        out = self._feistel(values)
         flat = out.reshape(-1)  # a view
         outside = np.flatnonzero(flat >= self.size)
         while outside.size:  # walk the cycle until inside; fewer than four steps on average
-            walked = self._feistel(flat[outside], half)
+            walked = self._feistel(flat[outside])
             flat[outside] = walked
             outside = outside[walked >= self.size]
         return out.astype(np.int64)
 
     def inverse(self, image: int) -> int:
         """The index whose image is `image`."""
-        half = max(1, ((self.size - 1).bit_length() + 1) // 2)
         if self.size < 2:
             return image
-        out = self._unfeistel(image, half)
+        out = self._unfeistel(image)
         while out >= self.size:
-            out = self._unfeistel(out, half)
+            out = self._unfeistel(out)
         return out
 
-    def _unfeistel(self, value: int, half: int) -> int:
+    @property
+    def _half(self) -> int:
+        """The network permutes 2 * half bits, at most four times `size`."""
+        return max(1, ((self.size - 1).bit_length() + 1) // 2)
+
+    def _unfeistel(self, value: int) -> int:
+        half = self._half
         low = (1 << half) - 1
         left, right = value >> half, value & low
         for i in reversed(range(_ROUNDS)):
@@ -97,7 +104,8 @@ class Permutation:
             left, right = right ^ (mixed & low), left
         return (left << half) | right
 
-    def _feistel(self, values: npt.NDArray[np.uint64], half: int) -> npt.NDArray[np.uint64]:
+    def _feistel(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        half = self._half
         low = np.uint64((1 << half) - 1)
         left, right = values >> np.uint64(half), values & low
         for key in _round_keys(self.key):
@@ -105,36 +113,72 @@ class Permutation:
         return (left << np.uint64(half)) | right
 
 
-class RecentPieces:
-    """The pieces of the chunk of samples that was asked for last: training reads in order, and one by one costs more."""
+class RecentRanges:
+    """The ranges of the chunk of samples that was asked for last.
+
+    Training reads in order, and looking samples up one by one costs more than a chunk at once.
+    """
 
     def __init__(self) -> None:
-        self._chunk, self._known = -1, list[Pieces]()
+        self._chunk = -1
+        self._known = list[TargetRanges]()
 
     def look_up(
-        self, samples: npt.ArrayLike, find: Callable[[npt.NDArray[np.int64]], list[Pieces]]
-    ) -> list[Pieces]:
-        """What `find` says of these samples, asked for a whole chunk once two requests fell into it."""
+        self, samples: npt.ArrayLike, find: Callable[[Ints], list[TargetRanges]]
+    ) -> list[TargetRanges]:
+        """`find` of these samples; of a whole chunk from the second request within it on."""
         n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
         if not n.size:
             return []
         chunk = int(n.min()) // _CHUNK
         if int(n.max()) // _CHUNK != chunk:
             return find(n)
-        if (
-            chunk != self._chunk
-        ):  # a rank among a thousand others, or somebody who looks up a single sample
-            self._chunk, self._known = chunk, []
+        if chunk != self._chunk:  # one rank among a thousand, or a lookup of a single sample
+            self._chunk = chunk
+            self._known = []
             return find(n)
         if not self._known:
             self._known = find(np.arange(chunk * _CHUNK, (chunk + 1) * _CHUNK))
         return [self._known[i] for i in (n - chunk * _CHUNK).tolist()]
 
 
-def window_ends(
-    shard_tokens: Sequence[int] | npt.NDArray[np.int64], shards_per_window: int
-) -> tuple[int, ...]:
-    """Where the windows of a stream end, as positions in it; `shard_tokens` has every shard, the empty ones too."""
+@dataclass(frozen=True, slots=True)
+class SourceUse:
+    """What a run takes of one source of a mixture. `epochs`: passes over its training tokens."""
+
+    name: str
+    share: float
+    samples: int
+    tokens: int
+    epochs: float
+
+
+class CompleteOrder:
+    """The defaults of an order whose samples all exist: nothing is waited for, nothing is mixed."""
+
+    __slots__ = ()
+
+    def windows_before(self, sample: int) -> int:
+        return 0
+
+    def covers(self, stop: int) -> bool:
+        return True
+
+    def covered_with(self, stop: int) -> int | None:
+        return None
+
+    def trouble(self, waiting_since: float) -> WikiLLMError | None:
+        return None
+
+    def progress(self) -> str:
+        return ""
+
+    def used(self, samples: int) -> tuple[SourceUse, ...]:
+        return ()
+
+
+def window_ends(shard_tokens: Sequence[int] | Ints, shards_per_window: int) -> tuple[int, ...]:
+    """Positions in a stream where its windows end; `shard_tokens` includes empty shards."""
     ends = np.cumsum(np.asarray(shard_tokens, dtype=np.int64))
     picked = ends[shards_per_window - 1 :: shards_per_window].tolist()
     if len(ends) % shards_per_window:
@@ -144,7 +188,7 @@ def window_ends(
 
 @dataclass(frozen=True, slots=True)
 class _Ring:
-    """A stretch of targets that is cut into blocks and permuted on its own: a window of epoch 1, or a later epoch."""
+    """Targets that are cut into blocks and permuted on their own: a window of epoch 1, or an epoch."""
 
     first: int  # its first target
     targets: int
@@ -166,11 +210,14 @@ def _purpose(key: tuple[int | str, ...], purpose: str) -> tuple[int | str, ...]:
     return key[0], purpose, *key[1:]
 
 
-class Windows:
-    """Which samples of the first epoch belong to which window. `_samples`: first sample of each window, and the end."""
+class WindowedOrder(CompleteOrder):
+    """Which samples of the first epoch belong to which window.
+
+    `_samples`: the first sample of each window, and the end.
+    """
 
     __slots__ = ()
-    _samples: npt.NDArray[np.int64]
+    _samples: Ints
 
     @property
     def blocks_of_first_epoch(self) -> int:
@@ -187,7 +234,7 @@ class Windows:
 
 
 @dataclass(frozen=True, slots=True)
-class SampleOrder(Windows):
+class SampleOrder(WindowedOrder):
     """The order of one stream, or of a beginning of it in whole windows: their samples are the same.
 
     Args:
@@ -195,7 +242,7 @@ class SampleOrder(Windows):
         sequence_length: inputs, and targets, per sample (T).
         seed: of the phases and permutations.
         shuffle: False reads front to back, for validation.
-        windows: where each window of epoch 1 ends (`window_ends`); nothing means that the stream is one window.
+        windows: where each window of epoch 1 ends (`window_ends`); () means a single window.
     """
 
     n_tokens: int
@@ -203,13 +250,10 @@ class SampleOrder(Windows):
     seed: int
     shuffle: bool = True
     windows: tuple[int, ...] = ()
-    _targets: npt.NDArray[np.int64] = field(
-        init=False, repr=False, compare=False
-    )  # first of each window, and the end
-    _samples: npt.NDArray[np.int64] = field(
-        init=False, repr=False, compare=False
-    )  # the same for samples
-    _recent: RecentPieces = field(init=False, repr=False, compare=False)
+    # the first target and the first sample of each window, and the end
+    _targets: Ints = field(init=False, repr=False, compare=False)
+    _samples: Ints = field(init=False, repr=False, compare=False)
+    _recent: RecentRanges = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.n_tokens < 2:
@@ -217,16 +261,15 @@ class SampleOrder(Windows):
                 "A stream of fewer than two tokens has nothing to predict.",
                 got=f"{self.n_tokens} tokens",
             )
-        ends = np.asarray(
-            self.windows if self.windows and self.shuffle else (self.n_tokens,), dtype=np.int64
-        )
+        windows = self.windows if self.windows and self.shuffle else (self.n_tokens,)
+        ends = np.asarray(windows, dtype=np.int64)
         if ends[-1] != self.n_tokens or (np.diff(ends) < 0).any():
             raise ValueError(
                 f"windows that end at {ends.tolist()[-3:]} do not make up {self.n_tokens} tokens"
             )
         targets = np.concatenate([[0], np.maximum(ends - 1, 0)])
         blocks = -(-np.diff(targets) // self.sequence_length)
-        object.__setattr__(self, "_recent", RecentPieces())
+        object.__setattr__(self, "_recent", RecentRanges())
         object.__setattr__(self, "_targets", targets)
         object.__setattr__(self, "_samples", np.concatenate([[0], np.cumsum(blocks)]))
 
@@ -239,58 +282,65 @@ class SampleOrder(Windows):
         """Samples of every epoch but the first."""
         return -(-self.targets_per_epoch // self.sequence_length)
 
-    def locate(self, samples: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def locate(self, samples: npt.ArrayLike) -> tuple[Ints, Ints]:
         """First target and number of targets (T, fewer in a ring's one short block) of each sample index."""
         starts, counts, _, _ = self._place(samples)
         return starts, counts
 
-    def pieces(self, samples: npt.ArrayLike) -> list[Pieces]:
-        """The targets [start, stop) of each sample: one stretch, or two where it goes round the end of its ring."""
-        return self._recent.look_up(samples, self._pieces)
+    def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
+        """The targets [start, stop) of each sample: one range, or two round the end of its ring."""
+        return self._recent.look_up(samples, self._ranges)
 
-    def _pieces(self, samples: npt.NDArray[np.int64]) -> list[Pieces]:
+    def _ranges(self, samples: Ints) -> list[TargetRanges]:
         found = []
-        for start, count, first, end in zip(
-            *(part.tolist() for part in self._place(samples)), strict=True
-        ):
+        columns = (column.tolist() for column in self._place(samples))
+        for start, count, first, end in zip(*columns, strict=True):
             stop = min(start + count, end)
             rest = start + count - stop
             found.append([(start, stop), (first, first + rest)] if rest else [(start, stop)])
         return found
 
     def targets_between(self, first: int, stop: int) -> int:
-        """Number of targets in the samples [first, stop): what a global batch's loss is divided by. O(log windows)."""
+        """Number of targets in the samples [first, stop), in O(log windows).
+
+        A global batch's loss is divided by it.
+        """
         return self._targets_before(stop) - self._targets_before(first)
 
     def _targets_before(self, sample: int) -> int:
-        """All blocks but a ring's last hold T targets; where that one is read is the inverse of the permutation."""
-        ring, length = self._ring(self._ring_of(sample)), self.sequence_length
-        index, blocks = sample - ring.sample, ring.blocks(length)
+        ring = self._ring(self._ring_of(sample))
+        length = self.sequence_length
+        index = sample - ring.sample
         if index == 0:
             return ring.before
-        last = (
-            ring.permutation(self.seed, length).inverse(blocks - 1) if self.shuffle else blocks - 1
-        )
+        # All blocks but the last hold T targets; the inverse permutation says when that one is read.
+        blocks = ring.blocks(length)
+        last = blocks - 1
+        if self.shuffle:
+            last = ring.permutation(self.seed, length).inverse(last)
         short = blocks * length - ring.targets
         return ring.before + index * length - (short if last < index else 0)
 
-    def _place(self, samples: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], ...]:
-        """Per sample: first target, number of targets, and the first and last + 1 target of its ring."""
+    def _place(self, samples: npt.ArrayLike) -> tuple[Ints, ...]:
+        """Per sample: first target, number of targets, first and last + 1 target of its ring."""
         n = np.atleast_1d(np.asarray(samples, dtype=np.int64))
         first_epoch = self.blocks_of_first_epoch
         rings = np.searchsorted(self._samples, n, side="right") - 1
         rings = np.where(n < first_epoch, rings, -1 - (n - first_epoch) // self.blocks_per_epoch)
         starts, counts, firsts, ends = (np.empty_like(n) for _ in range(4))
         for number in set(rings.tolist()):  # np.unique would import numpy.ma first, 20 ms
-            here, ring = rings == number, self._ring(number)
-            block, phase = n[here] - ring.sample, 0
+            here = rings == number
+            ring = self._ring(number)
+            block = n[here] - ring.sample
+            phase = 0
             if self.shuffle:
                 block = ring.permutation(self.seed, self.sequence_length)(block)
                 phase = ring.phase(self.seed)
             offset = block * self.sequence_length
             counts[here] = np.minimum(self.sequence_length, ring.targets - offset)
             starts[here] = ring.first + (offset + phase) % ring.targets
-            firsts[here], ends[here] = ring.first, ring.first + ring.targets
+            firsts[here] = ring.first
+            ends[here] = ring.first + ring.targets
         return starts, counts, firsts, ends
 
     def _ring_of(self, sample: int) -> int:
@@ -302,10 +352,9 @@ class SampleOrder(Windows):
 
     def _ring(self, number: int) -> _Ring:
         if number >= 0:
-            first, stop = int(self._targets[number]), int(self._targets[number + 1])
-            key = (
-                (0, number) if number else (0,)
-            )  # a store of one window has the order of a later epoch
+            first, stop = self._targets[number : number + 2].tolist()
+            # A store of one window has the order of a later epoch.
+            key = (0, number) if number else (0,)
             return _Ring(first, stop - first, int(self._samples[number]), first, key)
         epoch = -number
         sample = self.blocks_of_first_epoch + (epoch - 1) * self.blocks_per_epoch

@@ -32,7 +32,7 @@ from wikillm.data.sources.fixes import set_aside
 from wikillm.data.sources.read import LINES, Cursor, RawShard, estimated_bytes, read_shards
 from wikillm.data.sources.streams import file_and_line
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
-from wikillm.data.store.store import INDEX, SPLITS, TAKEN_NAME, TOKEN, shard_path
+from wikillm.data.store.store import COMMITTED_NAME, INDEX, SPLITS, TOKEN, shard_path
 from wikillm.data.tokenizer.encoders import (
     BackendDiffers,
     choose_backend,
@@ -261,7 +261,7 @@ class _Shards:
         self._bad_bytes += info.funnel.bad_bytes
         self._read_bytes += info.end.position - info.start.position
         self._judge_bad_records(at_end=False)
-        write_json(self._plan.store / TAKEN_NAME, {"shards": len(self._taken)})
+        write_json(self._plan.store / COMMITTED_NAME, {"shards": len(self._taken)})
         return limit is not None and (info.is_cut or self._text_bytes >= limit)
 
     def _cut(self, info: ShardInfo, budget: int) -> ShardInfo:

@@ -14,7 +14,13 @@ from wikillm.data.funnel import merged
 from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.prepare.shard import shard_record_path
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, SplitInfo, TokenizerInfo
-from wikillm.data.store.store import INDEX, SPLITS, TAKEN_NAME, shard_path
+from wikillm.data.store.store import (
+    COMMITTED_NAME,
+    FORMER_COMMITTED_NAME,
+    INDEX,
+    SPLITS,
+    shard_path,
+)
 from wikillm.data.text.attribution import write_attribution
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
@@ -35,7 +41,8 @@ def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardIn
     if plan.drop_list is not None:  # which documents were left out, and for which
         write_atomic(plan.store / DROP_LIST_NAME, plan.drop_list.entries())
     manifest = describe_shards(plan, tokenizer, shards, _duplicates(plan.store, shards))
-    (plan.store / TAKEN_NAME).unlink(missing_ok=True)
+    for name in (COMMITTED_NAME, FORMER_COMMITTED_NAME):
+        (plan.store / name).unlink(missing_ok=True)
     write_json(plan.store / MANIFEST_NAME, manifest.to_json())
     return manifest
 
@@ -61,17 +68,8 @@ def describe_shards(
         stopped_at_text_limit=any(info.is_cut for info in shards),
         duplicates=duplicates,
         funnel=merged(info.funnel for info in shards),
-        splits={split: sum_split(shards, split) for split in SPLITS},
+        splits={split: SplitInfo.sum(info.splits[split] for info in shards) for split in SPLITS},
         shards=tuple(shards),
-    )
-
-
-def sum_split(shards: list[ShardInfo], split: str) -> SplitInfo:
-    """One split of these shards as a whole."""
-    return SplitInfo(
-        tokens=sum(info.splits[split].tokens for info in shards),
-        documents=sum(info.splits[split].documents for info in shards),
-        text_bytes=sum(info.splits[split].text_bytes for info in shards),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
 from wikillm.data.sources.fixes import plain_format, setting
 from wikillm.data.sources.streams import head
-from wikillm.data.store.store import Store, TokenStream
+from wikillm.data.store.store import TokenStream
 from wikillm.data.types import SourceFile
 
 _LOOK_BYTES = 1 << 18
@@ -40,28 +41,31 @@ def refuse_one_text(sources: Sequence[SourceFile]) -> None:
 
 
 def refuse_few_held_out(
-    store: Store, train: TokenStream, val: TokenStream, cfg: DataSection
+    folder: Path, share: float, train: TokenStream, val: TokenStream, cfg: DataSection
 ) -> None:
     """Raise DataError for too few held-out tokens: a loss on them would be noise. The store is kept.
 
-    `train` and `val` are what counts: the whole store, or its first window.
+    Args:
+        folder: of the store.
+        share: of the documents that was held out.
+        train: what counts: the whole store, or its first window.
+        val: likewise.
     """
     held_out, total = val.n_tokens, val.n_tokens + train.n_tokens
     if train.n_tokens >= 2 and held_out >= cfg.min_val_tokens:
         return
     documents = f"{val.n_documents} of {val.n_documents + train.n_documents} documents"
-    share = store.manifest.facts["data.val_fraction"]
     if train.n_tokens < 2:
         what = f"Nothing is left to train on: {train.n_tokens} tokens, and {held_out:,} are held out for validation."
-        got = f"{store.dir}: {documents} are held out, with data.val_fraction={share:g}"
+        got = f"{folder}: {documents} are held out, with data.val_fraction={share:g}"
     else:
         what = f"Only {held_out:,} tokens are held out for validation; "
         what += f"data.min_val_tokens={cfg.min_val_tokens:,} are wanted."
-        got = f"{store.dir}: {documents}, {held_out:,} of {total:,} tokens, with data.val_fraction={share:g}"
-    raise DataError(what, got=got, fix=_fix(store, train, val, cfg))
+        got = f"{folder}: {documents}, {held_out:,} of {total:,} tokens, with data.val_fraction={share:g}"
+    raise DataError(what, got=got, fix=_fix(train, val, cfg))
 
 
-def _fix(store: Store, train: TokenStream, val: TokenStream, cfg: DataSection) -> str:
+def _fix(train: TokenStream, val: TokenStream, cfg: DataSection) -> str:
     held_out = val.n_tokens
     as_it_is = f"data.min_val_tokens={held_out}" if held_out and train.n_tokens >= 2 else None
     is_given = not (cfg.path or any(source.path for source in cfg.mixture))

@@ -1,4 +1,4 @@
-"""From `data.*` to an opened token store: the one door that training, evaluation and the command line use.
+"""From `data.*` to a finished token store: what is read, and what is built. (`read.open` opens it as a corpus.)
 
 `prepare_store` is called by every rank before any process group exists. One process at a time works: the first
 finds the sources' digests and the tokenizer and builds; the others wait and open the same store. What was found
@@ -27,8 +27,6 @@ from wikillm.data.prepare.build import ensure_store
 from wikillm.data.prepare.dedup import Deduplication
 from wikillm.data.prepare.held_out import refuse_few_held_out, refuse_one_text
 from wikillm.data.prepare.plan import BuildPlan
-from wikillm.data.prepare.tokenizer import mixture_tokenizer
-from wikillm.data.read.mixed import open_mixture
 from wikillm.data.sources.read import estimated_bytes, shard_range
 from wikillm.data.sources.sniff import check_text_key, sniff
 from wikillm.data.store.manifest import (
@@ -56,8 +54,10 @@ _DECIDES_NOTHING = {
 _LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
 
 
-def prepare_store(cfg: DataSection, *, is_main: bool = True) -> Store:
-    """Open the token store of `cfg`, building it first where it is missing. (all ranks)
+def prepare_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False) -> Store:
+    """Open the one token store of `cfg`, building it first where it is missing. (all ranks)
+
+    A store of a mixture (`is_part`) may hold out few tokens: they are counted with the others'.
 
     Raises:
         ConfigError: a setting that cannot be.
@@ -65,20 +65,14 @@ def prepare_store(cfg: DataSection, *, is_main: bool = True) -> Store:
         MachineError: no room on the disk, or a worker process that died.
     """
     check_settings(cfg)
-    store = _prepare_mixture(cfg, is_main) if cfg.mixture else _prepare(cfg, is_main)
-    refuse_few_held_out(store, store.train, store.val, cfg)
+    store = open_prepared(cfg, is_main=is_main)
+    if store is None:
+        plan = plan_store(cfg, is_main=is_main, is_part=is_part)
+        store = ensure_planned(plan, is_main=is_main)
+    if not is_part:
+        share = store.manifest.facts["data.val_fraction"]
+        refuse_few_held_out(store.dir, share, store.train, store.val, cfg)
     return store
-
-
-def _prepare_mixture(cfg: DataSection, is_main: bool) -> Store:
-    def tokenizer_of(sources: list[tuple[str, int, DataSection]]) -> str:
-        plans = [
-            (name, count, plan_store(own, is_main=is_main, is_part=True))
-            for name, count, own in sources
-        ]
-        return mixture_tokenizer(cfg.tokenizer, plans, STORES, is_main=is_main)
-
-    return open_mixture(cfg, lambda part: _prepare(part, is_main, is_part=True), tokenizer_of)
 
 
 def check_settings(cfg: DataSection) -> None:
@@ -93,13 +87,6 @@ def check_settings(cfg: DataSection) -> None:
         raise ConfigError(
             "data.max_document_bytes must be below 4 GiB.", got=str(cfg.max_document_bytes)
         )
-
-
-def _prepare(cfg: DataSection, is_main: bool, is_part: bool = False) -> Store:
-    ready = open_prepared(cfg, is_main=is_main)
-    if ready is not None:
-        return ready
-    return ensure_planned(plan_store(cfg, is_main=is_main, is_part=is_part), is_main=is_main)
 
 
 def open_prepared(cfg: DataSection, *, is_main: bool = True) -> Store | None:

@@ -7,7 +7,7 @@ product reads the same global batch. Loader workers are stateless: they are hand
 A batch is {"input_ids", "labels", "shift_labels"}, int64, each B x T. Inputs are exactly T tokens. The targets
 are already shifted, so models must be told with `shift_labels`; `labels` repeats them only because Hugging
 Face's models compute a loss when it is present. With a `DocumentMask` there are also `position_ids`, B x T, that begin
-at 0 with each document (see data.boundaries), and for flash attention its `cu_seq_lens`. This is the only module of the room that imports torch.
+at 0 with each document (see read.document_mask), and for flash attention its `cu_seq_lens`. This is the only module of the room that imports torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,33 +27,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from wikillm.config.batch_ramp import BatchRamp
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.order.blocks import IGNORED, SampleOrder
+from wikillm.data.order.blocks import IGNORED, SampleOrder, TargetRanges
+from wikillm.data.read.corpus import Order, Tokens
 from wikillm.data.read.document_mask import cumulative_lengths, document_positions
 
 PADDING = -1  # a sample index that stands for "nothing": all its labels are ignored
 
 
 Batch = dict[str, Any]
-
-
-class Tokens(Protocol):
-    """What the loader needs of a stream: `read(start, stop)` gives the token ids [start, stop)."""
-
-    @property
-    def n_tokens(self) -> int: ...
-
-    def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]: ...
-
-
-class Order(Protocol):
-    """What the loader needs of an order: a `SampleOrder`, a `PackedOrder`, or one of a store that is being built."""
-
-    @property
-    def sequence_length(self) -> int: ...
-
-    def pieces(self, samples: npt.ArrayLike) -> list[list[tuple[int, int]]]: ...
-
-    def targets_between(self, first: int, stop: int) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +82,7 @@ class DocumentMask:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class SequenceShard:
     """The part of each sequence that a rank holds: the `index`-th of `size` equal ones."""
 
     size: int
@@ -147,21 +128,19 @@ class Samples(Dataset[Batch]):
         order: Order,
         length: int,
         mask: DocumentMask | None = None,
-        stretch: Stretch | None = None,
+        shard: SequenceShard | None = None,
     ) -> None:
-        self.tokens, self.order, self.length, self.mask, self.stretch = (
-            tokens,
-            order,
-            length,
-            mask,
-            stretch,
-        )
+        self.tokens = tokens
+        self.order = order
+        self.length = length
+        self.mask = mask
+        self.shard = shard
 
     def __len__(self) -> int:
         return self.length
 
     def __getitems__(self, indices: Sequence[int]) -> Batch | WikiLLMError:
-        """The batch of these samples, B x T each or this rank's stretch; `PADDING` gives a row without targets.
+        """The batch of these samples, B x T each or this rank's part; `PADDING` gives a row without targets.
 
         A loader process answers with the error instead: torch would wrap it in a text with its traceback.
         """
@@ -174,7 +153,7 @@ class Samples(Dataset[Batch]):
 
     def batch(self, indices: Sequence[int]) -> Batch:
         whole = self._whole(indices)
-        return whole if self.stretch is None else self.stretch.of(whole)
+        return whole if self.shard is None else self.shard.of(whole)
 
     def _whole(self, indices: Sequence[int]) -> Batch:
         wanted = np.asarray(indices, dtype=np.int64)
@@ -182,12 +161,12 @@ class Samples(Dataset[Batch]):
         inputs = np.zeros(shape, dtype=np.int64)
         targets = np.full(shape, IGNORED, dtype=np.int64)
         joins: list[tuple[int, int]] = []
-        for row, (sample, stretches) in enumerate(
-            zip(wanted, self.order.pieces(np.maximum(wanted, 0)), strict=True)
+        for row, (sample, ranges) in enumerate(
+            zip(wanted, self.order.target_ranges(np.maximum(wanted, 0)), strict=True)
         ):
             if sample != PADDING:
-                self._fill(inputs[row], targets[row], stretches)
-                ends = accumulate(stop - start for start, stop in stretches[:-1])
+                self._fill(inputs[row], targets[row], ranges)
+                ends = accumulate(stop - start for start, stop in ranges[:-1])
                 joins += [(row, column) for column in ends]
         labels = torch.from_numpy(targets)
         batch: Batch = {
@@ -209,11 +188,11 @@ class Samples(Dataset[Batch]):
         self,
         inputs: npt.NDArray[np.int64],
         targets: npt.NDArray[np.int64],
-        stretches: list[tuple[int, int]],
+        ranges: TargetRanges,
     ) -> None:
-        """Copy these stretches of targets, one after the other, and the token before each target."""
+        """Copy these ranges of targets, one after the other, and the token before each target."""
         done = 0
-        for start, stop in stretches:
+        for start, stop in ranges:
             tokens, after = self.tokens.read(start, stop + 1), done + stop - start
             inputs[done:after] = tokens[:-1]
             targets[done:after] = tokens[1:]
@@ -286,10 +265,10 @@ def train_loader(
     consumed_samples: int = 0,
     workers: int = 0,
     mask: DocumentMask | None = None,
-    stretch: Stretch | None = None,
+    shard: SequenceShard | None = None,
 ) -> DataLoader[Any]:
     """Batches of this rank from optimizer step `first_step` (samples before `consumed_samples` are done) to the end."""
-    samples = Samples(tokens, order, shape.samples_between(0, total_steps), mask, stretch)
+    samples = Samples(tokens, order, shape.samples_between(0, total_steps), mask, shard)
     batches = GlobalBatches(shape, total_steps, consumed_samples, first_step)
     return DataLoader(
         samples, batch_sampler=batches, collate_fn=as_is, num_workers=workers, **_options(workers)
@@ -305,7 +284,7 @@ def eval_loader(
     rank: int,
     max_tokens: int | None = None,
     mask: DocumentMask | None = None,
-    stretch: Stretch | None = None,
+    shard: SequenceShard | None = None,
 ) -> DataLoader[Any]:
     """Batches of this rank over the stream, or over its first `max_tokens` targets rounded up to a sequence."""
     order = SampleOrder(tokens.n_tokens, sequence_length, seed=0, shuffle=False)
@@ -313,7 +292,7 @@ def eval_loader(
     if max_tokens is not None:
         count = min(count, -(-max_tokens // sequence_length))
     batches = EvalBatches(count, micro_batch, world_size, rank)
-    samples = Samples(tokens, order, count, mask, stretch)
+    samples = Samples(tokens, order, count, mask, shard)
     return DataLoader(samples, batch_sampler=batches, collate_fn=as_is, **_options(0))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,15 @@ class SplitInfo:
     tokens: int
     documents: int
     text_bytes: int
+
+    @classmethod
+    def sum(cls, parts: Iterable[SplitInfo | ShardSplit]) -> SplitInfo:
+        every = list(parts)
+        return cls(
+            tokens=sum(part.tokens for part in every),
+            documents=sum(part.documents for part in every),
+            text_bytes=sum(part.text_bytes for part in every),
+        )
 
 
 @dataclass(frozen=True, slots=True)

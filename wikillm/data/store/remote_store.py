@@ -101,19 +101,21 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
             )
             files[tok] = ShardFile(part.tokens * TOKEN.itemsize, part.tok_sha256)
             files[idx] = ShardFile(part.documents * INDEX.itemsize, part.idx_sha256)
-    afar = RemoteShards(url, folder, cache, files)
+    remote = RemoteShards(url, folder, cache, files)
     length = manifest.tokenizer.length
-    train, val = (TokenStream(folder, split, manifest.shards, afar, length) for split in SPLITS)
+    train, val = (
+        TokenStream(folder, split, manifest.shards, remote.ensure, length) for split in SPLITS
+    )
     if is_main:
         say(
-            f"data: the store at {shown(url)}, {format_size(afar.bytes)}, read through {cache.folder}"
+            f"data: the store at {shown(url)}, {format_size(remote.bytes)}, read through {cache.folder}"
         )
-        if cache.limit is not None and cache.limit < afar.bytes:
+        if cache.limit is not None and cache.limit < remote.bytes:
             warn(
-                f"data.cache_bytes={cache.limit} holds a part of the store ({afar.bytes} bytes): enough for the first "
+                f"data.cache_bytes={cache.limit} holds a part of the store ({remote.bytes} bytes): enough for the first "
                 "epoch where it holds a window; later epochs mix all shards, and would fetch them over and over"
             )
-    return Store(folder, manifest, train, val, afar=afar)
+    return Store(folder, manifest, train, val, ensure=remote.ensure)
 
 
 def _manifest(url: str, cache: Cache, asked: float) -> bytes:

@@ -6,10 +6,10 @@
           val/00000.tok  .idx    the documents of shard 0 that are held out
           shards/00000.json      counts, digests and place in the sources of shard 0; written after its files
           build.json             facts and fingerprint, from the first moment
-          taken.json             while it is built: how many shards, from the first, are final
+          committed.json         while it is built: how many shards, from the first, are final
           tokenizer_report.json  what a tokenizer trained on the corpus makes of it
           quarantine.jsonl       records that could not be read: source, offset, reason, beginning
-          packed/*.npy           which documents share a sequence, with data.packing=best_fit (see packing.py)
+          packed/*.npy           which documents share a sequence, with data.packing=best_fit (read.packed)
 
 A split's stream is the concatenation of its shards; every document ends with EOS, so that no border is lost.
 Reading maps files into memory: a read is a copy of the wanted tokens. Opening lists two folders, so a missing shard is found
@@ -18,33 +18,28 @@ at once. Sizes are compared by the first rank then, and by every rank when it fi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wikillm.core.errors import DataError, MachineError
 from wikillm.core.files import sha256_file
-from wikillm.data.order.blocks import window_ends
 from wikillm.data.sources.fixes import set_aside
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, fingerprint_of
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 
-if TYPE_CHECKING:
-    from wikillm.data.read.growing import Growth
-    from wikillm.data.read.mixed import Mixture
-    from wikillm.data.store.remote_store import RemoteShards
-
 SPLITS = ("train", "val")
-TAKEN_NAME = "taken.json"
+COMMITTED_NAME = "committed.json"
+FORMER_COMMITTED_NAME = "taken.json"
+"""The name that earlier versions wrote; it is still read."""
 TOKEN = np.dtype("<u4")
 INDEX = np.dtype(
     [
@@ -55,9 +50,7 @@ INDEX = np.dtype(
         ("text_bytes", "<u4"),  # UTF-8 bytes of its text
     ]
 )
-_OPEN_FILES_FROM_AFAR = (
-    16  # a file that the cache gave up is on the disk for as long as it is mapped
-)
+_OPEN_REMOTE_FILES = 16  # a file that the cache gave up is on the disk for as long as it is mapped
 _FETCHES = 5  # of a shard that other processes remove from the cache before it is mapped
 _OPEN_FILES = 128  # mapped at a time; a usual limit is 1024 descriptors per process
 
@@ -65,6 +58,14 @@ _OPEN_FILES = 128  # mapped at a time; a usual limit is 1024 descriptors per pro
 def shard_path(store: Path, split: str, number: int, kind: str) -> Path:
     """`kind` is tok or idx."""
     return store / split / f"{number:05d}.{kind}"
+
+
+def read_committed(store: Path) -> int:
+    """How many shards of an unfinished store, from the first, are final. Raises OSError, ValueError."""
+    path = store / COMMITTED_NAME
+    if not path.exists():
+        path = store / FORMER_COMMITTED_NAME
+    return int(json.loads(path.read_text(encoding="utf-8"))["shards"])
 
 
 class TokenStream:
@@ -75,12 +76,18 @@ class TokenStream:
         folder: Path,
         split: str,
         shards: Iterable[ShardInfo],
-        afar: RemoteShards | None = None,
+        ensure: Callable[[Path], None] | None = None,
         vocabulary: int | None = None,
     ) -> None:
-        """`vocabulary`: ids from it on are refused where they are read; None where the shards were made here."""
+        """`ensure` makes a file of a remote store exist before it is mapped.
+
+        `vocabulary`: higher ids are refused when they are read; None where the shards were made here.
+        """
         self.n_tokens = self.n_documents = self.text_bytes = 0
-        self._folder, self._split, self._afar, self._vocabulary = folder, split, afar, vocabulary
+        self._folder = folder
+        self._split = split
+        self._ensure = ensure
+        self._vocabulary = vocabulary
         self._numbers: list[int] = []  # of the shards that have tokens
         self._starts = [0]
         self._documents: list[int] = []  # of each of these shards
@@ -183,8 +190,8 @@ class TokenStream:
         else:
             dtype, size = TOKEN, (self._starts[shard + 1] - self._starts[shard]) * TOKEN.itemsize
         for left in reversed(range(_FETCHES)):
-            if self._afar is not None:
-                self._afar.ensure(path)
+            if self._ensure is not None:
+                self._ensure(path)
             try:
                 # As a plain array: a slice of np.memmap itself takes ten times as long.
                 mapped = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
@@ -192,8 +199,8 @@ class TokenStream:
             except (
                 FileNotFoundError
             ) as error:  # another process may have made room in the cache just now
-                if self._afar is None or not left:
-                    raise _unreadable(path, error, self._afar is not None) from None
+                if self._ensure is None or not left:
+                    raise _unreadable(path, error, self._ensure is not None) from None
             except ValueError:  # empty, or no whole number of entries
                 raise _damaged(
                     self._folder, f"{path} has {path.stat().st_size} bytes instead of {size}"
@@ -209,58 +216,32 @@ class TokenStream:
                 f"{path} speaks of {int(mapped['end'][-1])} tokens instead of {tokens}",
             )
         self._open[key] = mapped
-        if len(self._open) > (_OPEN_FILES if self._afar is None else _OPEN_FILES_FROM_AFAR):
+        if len(self._open) > (_OPEN_FILES if self._ensure is None else _OPEN_REMOTE_FILES):
             self._open.popitem(last=False)
         return mapped
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """An opened token store. One that is still being built has a `growth`, and the manifest of its beginning.
+    """An opened, finished token store. Of a remote one, `dir` is the part of it in the cache.
 
-    Several stores read as one have a `mixture`, and a manifest that is on no disk. Of one that lies on a server
-    (`afar`), `dir` is a part of it in a cache.
+    `ensure`: see `TokenStream`.
     """
 
     dir: Path
     manifest: Manifest
     train: TokenStream
     val: TokenStream
-    growth: Growth | None = None
-    mixture: Mixture | None = None
-    afar: RemoteShards | None = None
-
-    @property
-    def train_tokens(self) -> int | None:
-        """Tokens of the whole training split; None while it is not known."""
-        if self.growth is not None and not self.growth.is_complete:
-            return None
-        return self.train.n_tokens
-
-    def windows(self, shards: int) -> tuple[int, ...]:
-        """Where the training split's windows of so many shards end, in tokens."""
-        return window_ends([shard.splits["train"].tokens for shard in self.manifest.shards], shards)
+    ensure: Callable[[Path], None] | None = None
 
     def first_shards(self, split: str, count: int) -> TokenStream:
         """A split of the first `count` shards."""
-        return TokenStream(
-            self.dir, split, self.manifest.shards[:count], self.afar, self.manifest.tokenizer.length
-        )
-
-    def digest_of_first(self, shards: int) -> str:
-        """sha256 over the digests of the training tokens of the first `shards` shards."""
-        known = self.growth.shards if self.growth is not None else self.manifest.shards
-        text = "".join(shard.splits["train"].tok_sha256 for shard in known[:shards])
-        return hashlib.sha256(text.encode()).hexdigest()
+        shards, length = self.manifest.shards[:count], self.manifest.tokenizer.length
+        return TokenStream(self.dir, split, shards, self.ensure, length)
 
     @property
     def tokenizer_dir(self) -> Path:
         return self.dir / "tokenizer"
-
-    def close(self) -> None:
-        """End the builder that this process may have started. What it has built stays."""
-        if self.growth is not None:
-            self.growth.stop()
 
     def tokenizer(self) -> TextTokenizer:
         return load_tokenizer(self.tokenizer_dir)

@@ -17,8 +17,8 @@ from wikillm.core.errors import ExitCode
 from wikillm.core.log import say
 from wikillm.core.units import format_count
 from wikillm.core.world import World
-from wikillm.data.read.mixed import MixedOrder, SourceUse
-from wikillm.data.store.store import Store
+from wikillm.data.order.blocks import SourceUse
+from wikillm.data.read.corpus import Corpus
 from wikillm.evals.loss import weights_of
 from wikillm.observe import names
 from wikillm.observe.format import LogTable
@@ -45,10 +45,10 @@ class ReportCallback(TrainerCallback):
         world: World,
         run: RunDir,
         identity: dict[str, Any],
-        store: Store,
+        corpus: Corpus,
         point: ResumePoint | None,
     ) -> None:
-        self.plan, self.world, self.store = plan, world, store
+        self.plan, self.world, self.corpus = plan, world, corpus
         self.eval_steps = cfg.train.eval_steps
         self.trainer: WikiTrainer | None = None  # set once the Trainer exists
         self.peak: PeakMemory | None = None  # likewise
@@ -78,13 +78,9 @@ class ReportCallback(TrainerCallback):
 
     def sources_used(self) -> tuple[SourceUse, ...]:
         """What optimizer steps have taken of each source of a mixture so far; nothing without one."""
-        if (
-            self.store.mixture is None
-            or self.trainer is None
-            or not isinstance(self.trainer.data.order, MixedOrder)
-        ):
+        if self.trainer is None:
             return ()
-        return self.store.mixture.used(self.trainer.consumed_samples, self.trainer.data.order)
+        return self.trainer.data.order.used(self.trainer.consumed_samples)
 
     @property
     def mean_tokens_per_second(self) -> float | None:
@@ -137,7 +133,7 @@ class ReportCallback(TrainerCallback):
             names.LOSS: float(logs["loss"]),
             names.LEARNING_RATE: float(logs["learning_rate"]),
         }
-        if (tokens := self.store.train_tokens) is not None:
+        if (tokens := self.corpus.train_tokens) is not None:
             values[names.EPOCH] = self.meter.tokens / (tokens - 1)
         for source in self.sources_used():
             values[names.of_source(names.SOURCE_SAMPLES, source.name)] = source.samples

@@ -15,8 +15,8 @@ from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.filters.drop_list import read_drop_list
 from wikillm.data.prepare.parts import Part, build_part
 from wikillm.data.prepare.prepare import plan_store, prepare_store
-from wikillm.data.read.growing import order_of
-from wikillm.data.read.streamed import stream_store
+from wikillm.data.read.open import stream_corpus
+from wikillm.data.read.stored import StoredCorpus
 
 T = 16
 COMMON = {"shard_bytes": 20_000, "val_fraction": 0.2}
@@ -79,14 +79,14 @@ def test_streamed_with_a_drop_list_is_prepared_bit_for_bit(
         source, drop_list=str(made), store=str(tmp_path / "two/store"), window_shards=2, **COMMON
     )
     capsys.readouterr()
-    streamed = stream_store(
+    streamed = stream_corpus(
         cfg.model_copy(update={"streaming": "on"}), is_main=True, is_local_main=True
     )
     try:
-        order, whole = order_of(streamed, T, 7, 2), order_of(finding, T, 7, 2)
+        order, whole = streamed.order(T, 7), StoredCorpus(finding, 2).order(T, 7)
         count = whole.blocks_of_first_epoch
         order.wait_for(count + 5)
-        assert order.pieces(range(count + 5)) == whole.pieces(range(count + 5))
+        assert order.target_ranges(range(count + 5)) == whole.target_ranges(range(count + 5))
     finally:
         streamed.close()
     assert digests(streamed.dir) == digests(finding.dir)  # the fingerprint too
@@ -129,8 +129,8 @@ def test_streaming_without_a_list_reports_that_duplicates_come_first(
 ):
     cfg = settings(source, dedup="exact", store=str(tmp_path / "x/store"), streaming="on", **COMMON)
     with pytest.raises(ConfigError, match="needs a drop-list, or data.dedup=none"):
-        stream_store(cfg, is_main=True, is_local_main=True)
-    stream_store(
+        stream_corpus(cfg, is_main=True, is_local_main=True)
+    stream_corpus(
         cfg.model_copy(update={"streaming": "auto"}), is_main=True, is_local_main=True
     ).close()
     assert "reads all sources before training starts; ahead of time" in capsys.readouterr().out

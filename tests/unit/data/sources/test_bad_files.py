@@ -17,7 +17,7 @@ import pytest
 
 from wikillm.core.errors import DataError
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.read.growing import order_of
+from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.sources.sniff import sniff
 
 
@@ -81,10 +81,10 @@ def test_documents_that_are_all_shorter_than_a_sequence_are_read_to_the_last_tok
     path = tmp_path / "x.jsonl"
     path.write_text(lines([{"text": f"short {i}"} for i in range(500)]))
     store = prepare_store(settings(path))
-    order = order_of(store, 512, 1, 8)
+    order = StoredCorpus(store, 8).order(512, 1)
     targets = [
         t
-        for pieces in order.pieces(list(range(order.blocks_per_epoch)))
+        for pieces in order.target_ranges(list(range(order.blocks_per_epoch)))
         for a, b in pieces
         for t in range(a, b)
     ]

@@ -1,0 +1,111 @@
+"""The order of a mixture: sample n of the mixture is sample m of source s, a pure function of n.
+
+A table of 4096 places says which source gives which sample. It repeats without end, and source k has exactly
+`counts[k]` places in it, spread evenly. With the counts up to each place, the way from n to (s, m) is one division and
+two lookups, so shares never drift. Each source keeps an order and epochs of its own, so a small source with a large
+weight is read more often. The state of a run is still one integer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from wikillm.config.mixture import PERIOD
+from wikillm.data.order.best_fit import PackedOrder
+from wikillm.data.order.blocks import CompleteOrder, Ints, SampleOrder, SourceUse, TargetRanges
+
+
+class MixtureTable:
+    """Which source gives sample n: `counts[k]` of every `sum(counts)` samples come from source k."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts = np.asarray(counts, dtype=np.int64)
+        self.period = int(self.counts.sum())
+        sources = np.repeat(np.arange(len(counts)), self.counts)
+        # The i-th of c samples belongs at (2i + 1) / 2c of the period; equal places go by source.
+        # Quotients of whole numbers below 2^13 are equal as floats exactly when they are equal.
+        places = np.concatenate([(2 * np.arange(c) + 1) / c for c in self.counts.tolist()])
+        self.sources = sources[np.lexsort((sources, places))]
+        chosen = self.sources[:, None] == np.arange(len(counts))
+        # samples of each source before a place
+        self.before = np.zeros((self.period + 1, len(counts)), dtype=np.int64)
+        np.cumsum(chosen, axis=0, out=self.before[1:])
+
+    def locate(self, samples: npt.ArrayLike) -> tuple[Ints, Ints]:
+        """(source, sample within it) for each of `samples`, an array of one dimension."""
+        rounds, places = np.divmod(np.asarray(samples, dtype=np.int64), self.period)
+        sources = self.sources[places]
+        return sources, rounds * self.counts[sources] + self.before[places, sources]
+
+    def samples_before(self, sample: int) -> Ints:
+        """How many of the samples [0, sample) each source gives."""
+        rounds, place = divmod(sample, self.period)
+        return rounds * self.counts + self.before[place]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOrder:
+    """The order of one source. `count`: its samples among every 4096; `start`: where its stream
+    begins in the joined one; `targets`: of an epoch."""
+
+    name: str
+    count: int
+    order: SampleOrder | PackedOrder
+    start: int
+    targets: int
+
+
+class MixedOrder(CompleteOrder):
+    """The order of a mixture's samples, with the interface of `SampleOrder`."""
+
+    def __init__(self, sources: Sequence[SourceOrder]) -> None:
+        self.sources = tuple(sources)
+        self.table = MixtureTable([source.count for source in sources])
+
+    @property
+    def sequence_length(self) -> int:
+        return self.sources[0].order.sequence_length
+
+    def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
+        """The targets [start, stop) of each sample, as positions in the joined stream."""
+        numbers, within = self.table.locate(np.atleast_1d(np.asarray(samples, dtype=np.int64)))
+        found: list[TargetRanges] = [[] for _ in numbers]
+        for k in np.unique(numbers).tolist():
+            rows = np.flatnonzero(numbers == k)
+            base = self.sources[k].start
+            of_source = self.sources[k].order.target_ranges(within[rows])
+            for row, ranges in zip(rows.tolist(), of_source, strict=True):
+                found[row] = [(base + start, base + stop) for start, stop in ranges]
+        return found
+
+    def targets_between(self, first: int, stop: int) -> int:
+        """Number of targets in the samples [first, stop), over all sources."""
+        starts = self.table.samples_before(first).tolist()
+        stops = self.table.samples_before(stop).tolist()
+        return sum(
+            source.order.targets_between(a, b)
+            for source, a, b in zip(self.sources, starts, stops, strict=True)
+        )
+
+    def used(self, samples: int) -> tuple[SourceUse, ...]:
+        """What the first `samples` samples take of each source; tokens are targets, without padding.
+
+        Packed sequences count with their average filling, which is exact at the end of an epoch:
+        looking at each of them again would take longer with every log line.
+        """
+        found = []
+        for source, count in zip(
+            self.sources, self.table.samples_before(samples).tolist(), strict=True
+        ):
+            order = source.order
+            if isinstance(order, PackedOrder):
+                tokens = round(count * source.targets / order.blocks_per_epoch)
+            else:
+                tokens = order.targets_between(0, count)
+            share, epochs = source.count / PERIOD, tokens / source.targets
+            found.append(SourceUse(source.name, share, count, tokens, epochs))
+        return tuple(found)

@@ -1,0 +1,172 @@
+"""What training, evaluation and the command line need of a corpus, whatever it consists of.
+
+`Corpus` has three implementations: a finished store (`stored`), a store that is still being built (`growing`) and
+several stores that are read as one (`mixed`). `read.open` chooses; nothing else asks which one it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from wikillm.config.mixture import PERIOD
+from wikillm.core.errors import WikiLLMError
+from wikillm.data.order.blocks import SourceUse, TargetRanges
+from wikillm.data.store.manifest import Manifest, ShardInfo
+from wikillm.data.store.store import Store, TokenStream
+
+
+class Tokens(Protocol):
+    """A token stream as the loader reads it: `read(start, stop)` gives the ids [start, stop)."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]: ...
+
+
+class Order(Protocol):
+    """Which targets are the n-th sample of training."""
+
+    @property
+    def sequence_length(self) -> int: ...
+
+    def target_ranges(self, samples: npt.ArrayLike) -> list[TargetRanges]:
+        """The targets [start, stop) that each sample is made of."""
+
+    def targets_between(self, first: int, stop: int) -> int:
+        """Number of targets in the samples [first, stop)."""
+
+
+class TrainingOrder(Order, Protocol):
+    """An `Order` whose samples may have to be waited for (see `train.wait_for_data`)."""
+
+    def windows_before(self, sample: int) -> int:
+        """Windows that the samples before `sample` come from; 0 for a mixture, which has none."""
+
+    def covers(self, stop: int) -> bool:
+        """Whether all samples before `stop` exist."""
+
+    def covered_with(self, stop: int) -> int | None:
+        """Samples that exist whenever those before `stop` do, on every rank; None: all of them."""
+
+    def trouble(self, waiting_since: float) -> WikiLLMError | None:
+        """Why no further samples are expected; None while they are."""
+
+    def progress(self) -> str:
+        """How far the build is, in words."""
+
+    def used(self, samples: int) -> tuple[SourceUse, ...]:
+        """What the first `samples` samples take of each source of a mixture; () without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedStore:
+    """One source of a mixture. `count`: its samples among every 4096."""
+
+    name: str
+    count: int
+    store: Store
+
+    @property
+    def share(self) -> float:
+        return self.count / PERIOD
+
+
+@dataclass(frozen=True, slots=True)
+class NamedStream:
+    """A stream to evaluate on; `name` is that of its source in a mixture, else empty."""
+
+    name: str
+    tokens: TokenStream
+    bytes_per_token: float
+
+
+class Corpus(Protocol):
+    """Text to train and evaluate on."""
+
+    @property
+    def dir(self) -> Path:
+        """The folder of the store, or of the first one."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """As it was when the corpus was opened."""
+
+    @property
+    def train(self) -> TokenStream: ...
+
+    @property
+    def val(self) -> TokenStream: ...
+
+    @property
+    def train_tokens(self) -> int | None:
+        """Tokens of the whole training split; None while it is being built."""
+
+    @property
+    def mixture(self) -> tuple[WeightedStore, ...]:
+        """The sources of a mixture; () for a single store."""
+
+    @property
+    def tokenizer_dir(self) -> Path: ...
+
+    def order(self, sequence_length: int, seed: int) -> TrainingOrder:
+        """The order of the training samples; a finished and a growing store give the same."""
+
+    def epoch_sizes(self, sequence_length: int) -> tuple[int, int] | None:
+        """Sequences in the first pass over the training split, and in each later one.
+
+        None while it is unknown, and for a mixture that is not packed, which has no windows of its
+        own: then it is ceil((N - 1) / T) of all N tokens.
+        """
+
+    def streams(self, split: str, max_tokens: int | None) -> tuple[NamedStream, ...]:
+        """The streams of a split, one for each source that has text in it.
+
+        Of a mixture's `val` each is cut to its part of the first `max_tokens` targets.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records about its text (data.json)."""
+
+    def data_read(self, order: TrainingOrder, samples: int) -> dict[str, Any]:
+        """The shards that the first samples come from, and a digest of their training tokens.
+
+        Empty for a mixture: its stores are always finished before they are read.
+        """
+
+    def close(self) -> None:
+        """End the builder process, if this process started one. What it has built stays."""
+
+
+def proportions(mixture: Sequence[WeightedStore]) -> str | None:
+    """A mixture in one line: with the same line and stores, two runs read the same samples."""
+    return ", ".join(f"{one.name} {one.count}/{PERIOD}" for one in mixture) or None
+
+
+def described(folder: Path, manifest: Manifest, is_complete: bool) -> dict[str, Any]:
+    """`Corpus.describe` of one store."""
+    return {
+        "store": str(folder),
+        "fingerprint": manifest.fingerprint,
+        "sources": [asdict(source) for source in manifest.sources],
+        "complete": is_complete,  # False: it was still being built, and the counts grow
+        "splits": {name: asdict(split) for name, split in manifest.splits.items()},
+        "tokenizer": asdict(manifest.tokenizer),
+    }
+
+
+def shards_read(shards: Sequence[ShardInfo], count: int) -> dict[str, Any]:
+    """`Corpus.data_read` for the first `count` shards."""
+    text = "".join(shard.splits["train"].tok_sha256 for shard in shards[:count])
+    return {"shards": count, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def bytes_per_token(stream: TokenStream) -> float:
+    return stream.text_bytes / stream.n_tokens

@@ -1,0 +1,243 @@
+"""From `data.*` to an opened corpus: the one door that training, evaluation and the command line use.
+
+Called by every rank before any process group exists. `open_corpus` builds what is missing first. `stream_corpus`
+returns as soon as training can begin: the first rank of each node starts a builder process, and of all builders that
+reach one folder one works at a time. So a folder that the nodes share has one builder, and nodes with folders of their
+own build the same bytes. Every rank then waits for the first window.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from wikillm.config.mixture import PERIOD, counts_of
+from wikillm.config.schema import DataSection, MixtureSource
+from wikillm.core.errors import ConfigError, DataError
+from wikillm.core.log import logger, say
+from wikillm.core.units import format_count, format_seconds
+from wikillm.data.fetch.remote import scheme_of
+from wikillm.data.prepare.background import Builder
+from wikillm.data.prepare.held_out import refuse_few_held_out
+from wikillm.data.prepare.prepare import (
+    STORES,
+    check_settings,
+    ensure_planned,
+    open_prepared,
+    plan_store,
+    prepare_store,
+)
+from wikillm.data.prepare.tokenizer import mixture_tokenizer
+from wikillm.data.read.corpus import Corpus, WeightedStore
+from wikillm.data.read.growing import POLL_SECONDS, GrowingCorpus
+from wikillm.data.read.mixed import MixedCorpus
+from wikillm.data.read.stored import StoredCorpus
+from wikillm.data.sources.read import estimated_bytes
+from wikillm.data.store.manifest import MANIFEST_NAME
+from wikillm.data.store.store import Store
+
+_LOG_EVERY_SECONDS = 10.0
+
+
+def open_corpus(cfg: DataSection, *, is_main: bool = True) -> Corpus:
+    """The corpus of `cfg`, built first where it is missing. (all ranks)
+
+    Raises:
+        ConfigError: a setting that is refused.
+        DataError: sources, tokenizer or an existing store that cannot be used; too few held-out tokens.
+        MachineError: no room on the disk, or a worker process that died.
+    """
+    if not cfg.mixture:
+        store = prepare_store(cfg, is_main=is_main)
+        return StoredCorpus(store, cfg.window_shards, cfg.packing)
+    check_settings(cfg)
+    corpus = MixedCorpus(_mixture(cfg, is_main), cfg.window_shards, cfg.packing)
+    share = corpus.manifest.facts["data.val_fraction"]
+    refuse_few_held_out(corpus.dir, share, corpus.train, corpus.val, cfg)
+    return corpus
+
+
+def stream_corpus(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Corpus:
+    """The corpus of `cfg` as soon as its first window exists, if data.streaming allows. (all ranks)
+
+    A source that fills one window at most is prepared first: there is nothing to run ahead of. The
+    held-out stream is that of the first window, whether the store was finished before or not.
+
+    Args:
+        is_main: this process reports the builder's progress to the user.
+        is_local_main: the first rank of its node, which starts the builder.
+
+    Raises what `open_corpus` does, DataError when the builder dies or stalls, and ConfigError for
+    data.streaming=on when duplicates still have to be found.
+    """
+    since = time.time()
+    if cfg.mixture or cfg.streaming == "off":
+        return open_corpus(cfg, is_main=is_main)
+    check_settings(cfg)
+    ready = open_prepared(cfg, is_main=is_main)
+    if ready is not None:
+        return _with_first_window(ready, cfg)
+    _check_duplicates_come_first(cfg, is_main)
+    plan = replace(plan_store(cfg, is_main=is_main), is_read=True)
+    size = estimated_bytes(plan.sources)
+    size = min(size, plan.max_text_bytes or size)
+    if cfg.streaming == "auto" and size <= cfg.window_shards * plan.shard_bytes:
+        return _with_first_window(
+            ensure_planned(replace(plan, is_read=False), is_main=is_main), cfg
+        )
+    corpus = GrowingCorpus(
+        plan, cfg.window_shards, cfg.packing, stall_seconds=cfg.stall_seconds, since=since
+    )
+    corpus.refresh()
+    if is_local_main and not corpus.is_complete:
+        corpus.builder = Builder(plan)
+    try:
+        _wait_for_first_window(corpus, is_main)
+        corpus.open()
+        train = corpus.first_window("train")
+        refuse_few_held_out(corpus.dir, plan.val_fraction, train, corpus.val, cfg)
+    except BaseException:
+        corpus.close()
+        raise
+    if is_main and not corpus.is_complete:
+        say(
+            f"data: training starts on the first {corpus.shards_in_windows} shards "
+            f"({format_count(corpus.train.n_tokens)} tokens) while the rest is built"
+        )
+    return corpus
+
+
+def _check_duplicates_come_first(cfg: DataSection, is_main: bool) -> None:
+    """Duplicates are known once everything is read. Refuses data.streaming=on in that case."""
+    if cfg.dedup == "none" or cfg.drop_list is not None:
+        return
+    make = "wikillm prepare ... --drop-list-only FILE, then data.drop_list=FILE"
+    if cfg.streaming == "on":
+        raise ConfigError(
+            "Training that streams needs a drop-list, or data.dedup=none: "
+            "finding the copies reads all sources first.",
+            got=f"data.streaming=on, data.dedup={cfg.dedup}",
+            fix=f"{make}; or data.streaming=auto, which finds the copies and then streams",
+        )
+    if is_main:
+        say(
+            f"data: data.dedup={cfg.dedup} reads all sources before training starts; "
+            f"ahead of time: {make}"
+        )
+
+
+def _with_first_window(store: Store, cfg: DataSection) -> StoredCorpus:
+    train = store.first_shards("train", cfg.window_shards)
+    val = store.first_shards("val", cfg.window_shards)
+    share = store.manifest.facts["data.val_fraction"]
+    refuse_few_held_out(store.dir, share, train, val, cfg)
+    return StoredCorpus(store, cfg.window_shards, cfg.packing, val)
+
+
+def _wait_for_first_window(corpus: GrowingCorpus, is_main: bool) -> None:
+    start = time.monotonic()
+    logged = -_LOG_EVERY_SECONDS
+    while not corpus.has_window:
+        waited = time.monotonic() - start
+        if waited - logged >= _LOG_EVERY_SECONDS:
+            logged = waited
+            line = f"waiting for the first {corpus.window_shards} shards, "
+            line += f"{format_seconds(waited)} so far: {corpus.progress()}"
+            say(line) if is_main else logger.info(line)
+        # Before the files are looked at: what they hold after a failure is final.
+        trouble = corpus.trouble(start)
+        corpus.refresh()
+        if trouble is not None and not corpus.has_window:
+            raise trouble
+        time.sleep(POLL_SECONDS)
+
+
+def _mixture(cfg: DataSection, is_main: bool) -> list[WeightedStore]:
+    """The stores of all sources of data.mixture, each built where it is missing.
+
+    Raises DataError when a store that was prepared elsewhere has another tokenizer, or when a
+    source has nothing to train on.
+    """
+    tokenizer = _tokenizer_of_mixture(cfg, is_main)
+    found: list[WeightedStore] = []
+    for source, count in zip(cfg.mixture, counts_of(cfg.mixture), strict=True):
+        say(f"mixture: {source.name}, {count / PERIOD:.2%} of the samples")
+        store = _open_source(_section_of(cfg, source, tokenizer), is_main)
+        one = WeightedStore(source.name, count, store)
+        if found and store.manifest.tokenizer.sha256 != found[0].store.manifest.tokenizer.sha256:
+            raise _other_tokenizer(found[0], one)
+        if store.train.n_tokens < 2:
+            raise DataError(
+                f"The source {source.name} of data.mixture has nothing to train on.",
+                got=str(store.dir),
+            )
+        found.append(one)
+    return found
+
+
+def _tokenizer_of_mixture(cfg: DataSection, is_main: bool) -> str:
+    """data.tokenizer for every source.
+
+    For auto and train:N it is that of the first store that exists already; without one it is
+    chosen or trained from the text of all sources.
+    """
+    if cfg.tokenizer != "auto" and not cfg.tokenizer.startswith("train:"):
+        return cfg.tokenizer
+    sections = [_section_of(cfg, source, cfg.tokenizer) for source in cfg.mixture]
+    for section in sections:
+        ready = _ready_source(section, is_main)
+        if ready is not None:
+            return str(ready.tokenizer_dir)
+    plans = [
+        (source.name, count, plan_store(section, is_main=is_main, is_part=True))
+        for source, count, section in zip(
+            cfg.mixture, counts_of(cfg.mixture), sections, strict=True
+        )
+    ]
+    return mixture_tokenizer(cfg.tokenizer, plans, STORES, is_main=is_main)
+
+
+def _open_source(section: DataSection, is_main: bool) -> Store:
+    """A source without a path was prepared elsewhere, and is a folder here or an address."""
+    if section.path or scheme_of(section.store or ""):
+        return prepare_store(section, is_main=is_main, is_part=True)
+    return Store.open(Path(section.store or ""))
+
+
+def _ready_source(section: DataSection, is_main: bool) -> Store | None:
+    """The store of a source if it exists and has a tokenizer of the size that is wanted."""
+    if not section.path:
+        return _open_source(section, is_main)
+    folder = Path(section.store or "")
+    if not section.store or scheme_of(section.store) or not (folder / MANIFEST_NAME).exists():
+        return None
+    store = Store.open(folder)
+    wanted = section.tokenizer.removeprefix("train:")
+    return store if wanted in ("auto", str(store.manifest.tokenizer.length)) else None
+
+
+def _section_of(cfg: DataSection, source: MixtureSource, tokenizer: str) -> DataSection:
+    """The data section of one source alone."""
+    changes = {
+        "mixture": (),
+        "path": source.path,
+        "store": source.store,
+        "tokenizer": tokenizer,
+        "format": source.format or cfg.format,
+        "text_key": source.text_key or cfg.text_key,
+        "streaming": "off",
+    }
+    return cfg.model_copy(update=changes)
+
+
+def _other_tokenizer(first: WeightedStore, other: WeightedStore) -> DataError:
+    names = [
+        f"{one.name}: {one.store.manifest.tokenizer.name} in {one.store.tokenizer_dir}"
+        for one in (first, other)
+    ]
+    return DataError(
+        "The stores of a mixture were made by different tokenizers.",
+        got="\n".join(names),
+        fix=f"prepare {other.name} again with data.tokenizer={first.store.tokenizer_dir}",
+    )

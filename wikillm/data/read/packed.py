@@ -1,0 +1,108 @@
+"""The packings of a store, kept in STORE/packed: one process computes a window's packing, the others map the file.
+
+A packing follows from the lengths of the window's documents; its file is named after what it was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from wikillm.config.schema import Packing
+from wikillm.core.log import logger
+from wikillm.data.order.best_fit import PackedOrder, PackedWindow
+from wikillm.data.order.blocks import SampleOrder, window_ends
+from wikillm.data.store.manifest import ShardInfo
+from wikillm.data.store.store import TokenStream
+from wikillm.data.workers.exclusive import exclusive
+
+PACKING_VERSION = 1
+FOLDER = "packed"
+
+_PACKED: WeakKeyDictionary[TokenStream, dict[Path, PackedWindow]] = WeakKeyDictionary()
+"""What this process has read or packed, for as long as the stream exists."""
+
+
+def windowed_order(
+    folder: Path,
+    stream: TokenStream,
+    shards: Sequence[ShardInfo],
+    window_shards: int,
+    packing: Packing,
+    sequence_length: int,
+    seed: int,
+) -> SampleOrder | PackedOrder:
+    """The order of a store's training stream, or of its first windows, which consist of `shards`."""
+    if packing == "best_fit":
+        return packed_order(folder, stream, shards, window_shards, sequence_length, seed)
+    windows = window_ends([shard.splits["train"].tokens for shard in shards], window_shards)
+    return SampleOrder(stream.n_tokens, sequence_length, seed, windows=windows)
+
+
+def packed_order(
+    folder: Path,
+    stream: TokenStream,
+    shards: Sequence[ShardInfo],
+    window_shards: int,
+    sequence_length: int,
+    seed: int,
+) -> PackedOrder:
+    """The packed order of a store's training stream, or of its first windows. `folder` is the store's.
+
+    One process packs missing windows while the others wait. Each process reads or packs a window once, even
+    where the store cannot be written to: the plan counts the sequences, then training reads them.
+    """
+    windows = []
+    start = 0
+    for at in range(0, len(shards), window_shards):
+        of_window = shards[at : at + window_shards]
+        stop = start + sum(shard.splits["train"].tokens for shard in of_window)
+        windows.append(_Window(folder / FOLDER, of_window, start, stop, sequence_length))
+        start = stop
+    known = _PACKED.setdefault(stream, {})
+    found = {window.path: known.get(window.path) or window.read() for window in windows}
+    if None in found.values():
+        with exclusive(folder / FOLDER / "turn", "packing", False):
+            for window in windows:
+                found[window.path] = found[window.path] or window.read() or window.pack(stream)
+    known.update((path, packed) for path, packed in found.items() if packed is not None)
+    ordered = [(window.first_target, known[window.path]) for window in windows]
+    return PackedOrder(ordered, sequence_length, seed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """The tokens [start, stop) of a stream: those of `shards`. `folder` keeps packings."""
+
+    folder: Path
+    shards: Sequence[ShardInfo]
+    start: int
+    stop: int
+    sequence_length: int
+
+    @property
+    def first_target(self) -> int:
+        """Target t is token t + 1."""
+        return max(0, self.start - 1)
+
+    @property
+    def path(self) -> Path:
+        """Named after what decides the content, so that shards built again get a new packing."""
+        made_from = [f"{PACKING_VERSION} {self.sequence_length} {self.start == 0}"]
+        made_from += [shard.splits["train"].idx_sha256 for shard in self.shards]
+        return self.folder / f"{hashlib.sha256(' '.join(made_from).encode()).hexdigest()[:32]}.npy"
+
+    def read(self) -> PackedWindow | None:
+        return PackedWindow.read(self.path, max(0, self.stop - 1) - self.first_target)
+
+    def pack(self, stream: TokenStream) -> PackedWindow:
+        ends = stream.document_ends(self.start, self.stop) - self.start
+        packed = PackedWindow.of(ends, self.start == 0, self.sequence_length)
+        try:
+            packed.write(self.path)
+        except OSError as error:  # the store is on a disk that cannot be written to
+            logger.info(f"the packing stays in memory: {error}")
+        return packed

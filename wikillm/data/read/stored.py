@@ -1,0 +1,75 @@
+"""A finished token store as a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wikillm.config.schema import Packing
+from wikillm.data.order.best_fit import PackedOrder
+from wikillm.data.order.blocks import SampleOrder
+from wikillm.data.read.corpus import (
+    NamedStream,
+    TrainingOrder,
+    WeightedStore,
+    bytes_per_token,
+    described,
+    shards_read,
+)
+from wikillm.data.read.packed import windowed_order
+from wikillm.data.store.store import Store, TokenStream
+
+
+class StoredCorpus:
+    """A finished store, read in windows of so many shards. `val`: instead of its held-out split."""
+
+    mixture: tuple[WeightedStore, ...] = ()
+
+    def __init__(
+        self,
+        store: Store,
+        window_shards: int,
+        packing: Packing = "concat",
+        val: TokenStream | None = None,
+    ) -> None:
+        self.store = store
+        self.window_shards = window_shards
+        self.packing = packing
+        self.dir = store.dir
+        self.manifest = store.manifest
+        self.train = store.train
+        self.val = store.val if val is None else val
+
+    @property
+    def train_tokens(self) -> int:
+        return self.train.n_tokens
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        return self.store.tokenizer_dir
+
+    def order(self, sequence_length: int, seed: int) -> SampleOrder | PackedOrder:
+        shards, window = self.manifest.shards, self.window_shards
+        return windowed_order(
+            self.dir, self.train, shards, window, self.packing, sequence_length, seed
+        )
+
+    def epoch_sizes(self, sequence_length: int) -> tuple[int, int] | None:
+        if self.train_tokens < 2:
+            return None
+        order = self.order(sequence_length, 0)
+        return order.blocks_of_first_epoch, order.blocks_per_epoch
+
+    def streams(self, split: str, max_tokens: int | None) -> tuple[NamedStream, ...]:
+        stream: TokenStream = getattr(self, split)
+        return (NamedStream("", stream, bytes_per_token(stream)),)
+
+    def describe(self) -> dict[str, Any]:
+        return described(self.dir, self.manifest, True)
+
+    def data_read(self, order: TrainingOrder, samples: int) -> dict[str, Any]:
+        shards = order.windows_before(samples) * self.window_shards
+        return shards_read(self.manifest.shards, shards)
+
+    def close(self) -> None:
+        """Nothing to end: the store is finished."""

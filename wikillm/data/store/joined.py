@@ -1,0 +1,57 @@
+"""Several token streams, one after the other, read as one."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wikillm.data.store.store import TokenStream
+
+
+class JoinedStream(TokenStream):
+    """Streams one after the other, as one; of each the first `limits` tokens."""
+
+    def __init__(
+        self, folder: Path, streams: Sequence[TokenStream], limits: Sequence[int] | None = None
+    ) -> None:
+        super().__init__(folder, "", ())
+        self.streams = tuple(streams)
+        sizes = [stream.n_tokens for stream in streams] if limits is None else list(limits)
+        self.starts = [0, *(int(end) for end in np.cumsum(sizes))]
+        self.n_tokens = self.starts[-1]
+        self.n_documents = sum(stream.n_documents for stream in streams)
+        self.text_bytes = sum(stream.text_bytes for stream in streams)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
+        self._check(start, stop)
+        parts = [self.streams[k].read(first, last) for k, first, last in self._within(start, stop)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([np.empty(0, dtype=np.uint32), *parts])
+
+    def document_ends(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
+        stop = self.n_tokens if stop is None else stop
+        self._check(start, stop)
+        found = [
+            self.streams[k].document_ends(first, last) + self.starts[k]
+            for k, first, last in self._within(start, stop)
+        ]
+        return np.concatenate([np.empty(0, dtype=np.int64), *found])
+
+    def indexes(self) -> Iterator[npt.NDArray[Any]]:
+        for stream in self.streams:
+            yield from stream.indexes()
+
+    def _within(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(stream, first, last) of the parts that make up [start, stop)."""
+        at = start
+        while at < stop:
+            k = bisect_right(self.starts, at) - 1
+            end = min(stop, self.starts[k + 1])
+            yield k, at - self.starts[k], end - self.starts[k]
+            at = end
