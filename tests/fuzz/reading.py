@@ -55,7 +55,7 @@ def read(
     Fails when a byte of it is in no record and is no separator, or a record is neither kept nor dropped with a reason.
     """
     source = sniff(path, wanted)
-    check_text_key(source, "text", limit)
+    check_text_key(source, limit)
     items = list(items_of(source, 0, limit))
     if source.format not in ("parquet", "mediawiki") and source.encoding == "utf-8":
         found = [(offset, size) for offset, _, size in items]

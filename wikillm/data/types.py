@@ -66,7 +66,8 @@ class DroppedItem(NamedTuple):
 class CleanedDocuments:
     """The documents and dropped records of one record batch, as columns.
 
-    Document i is `offsets[i]`, `payloads[i]`, `texts[i]`. Columns, since 300 MB can be half a million records.
+    Document i is `offsets[i]`, `payloads[i]`, `texts[i]`. Columns, since 300 MB can be half a
+    million records.
     """
 
     source: int  # index into the list of source files

@@ -26,7 +26,7 @@ from wikillm.core.files import write_json
 from wikillm.core.log import say, warn
 from wikillm.data.fetch.cache import Cache, Fetched, key_of
 from wikillm.data.fetch.remote import LOOKUP_SECONDS, is_offline
-from wikillm.data.sources.locate import CORPUS_NAME, TEXT_NAME
+from wikillm.data.sources.locate import is_named_like_a_corpus
 
 SCHEMES = ("hf", "modelscope")
 _ENTRY = re.compile(
@@ -258,7 +258,7 @@ class _ModelScope:
 
 def splits_of(paths: Iterable[str]) -> dict[str, list[str]]:
     """Files named like a corpus by the split that stands in their path as a word; without any, all are train's."""
-    data = sorted(path for path in paths if CORPUS_NAME.search(path) or TEXT_NAME.search(path))
+    data = sorted(path for path in paths if is_named_like_a_corpus(path, text=True))
     found: dict[str, list[str]] = {}
     for path in data:
         words = re.split(r"[/_.\-]+", path.lower())

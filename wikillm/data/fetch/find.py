@@ -14,7 +14,7 @@ from wikillm.core.errors import DataError
 from wikillm.data.fetch import datasets as hub
 from wikillm.data.fetch import remote
 from wikillm.data.fetch.cache import Cache, Fetched
-from wikillm.data.sources.locate import CORPUS_NAME, locate
+from wikillm.data.sources.locate import is_named_like_a_corpus, locate
 
 
 def find_sources(cfg: DataSection, *, is_main: bool = True) -> list[Fetched]:
@@ -51,7 +51,7 @@ def _fetch(entry: str, cache: Cache, keep: set[Path], is_main: bool) -> list[Fet
 def _files_of(entry: str, cache: Cache) -> list[str]:
     listed = cache.files_of(entry)
     if entry.endswith("/"):
-        listed = [url for url in listed if CORPUS_NAME.search(url)]
+        listed = [url for url in listed if is_named_like_a_corpus(url)]
     if not listed:
         fix = f"look at the address\n{remote.HOW_WITHOUT}"
         raise DataError(

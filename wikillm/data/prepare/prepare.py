@@ -145,7 +145,7 @@ def _look_into(file: Fetched, cfg: DataSection, is_alone: bool) -> SourceFile:
     """What a file is. Raises DataError when it cannot be read; one of several is not to replace the others."""
     try:
         source = sniff(file.path, cfg.format, cfg.text_key)
-        check_text_key(source, cfg.text_key, cfg.max_document_bytes)
+        check_text_key(source, cfg.max_document_bytes)
     except DataError as error:
         command, _, new = (error.fix or "").rpartition("\ndata.path=")
         if is_alone or not command:

@@ -1,9 +1,9 @@
-"""Decompress the streams of a bz2 file in threads, in order: what dumps named `multistream`, pbzip2 and lbzip2 write.
+"""Decompress the streams of a bz2 file in threads, in order (`multistream` dumps, pbzip2, lbzip2).
 
-A stream starts on a byte with ten fixed bytes, so borders are found without decompressing; the decompressor leaves the
-interpreter's lock while it works. A piece of the file that does not decompress by itself (damage, a border that is none, a
-bomb), or a stream longer than `MAX_STREAM`, is left to the caller, who reads on serially from there: errors and bytes are
-those of the serial way. Memory: about 4 MiB per thread.
+A stream starts at a byte with ten fixed bytes, so borders are found without decompressing; the
+decompressor releases the interpreter's lock. Whatever does not decompress by itself (damage, a
+false border, a bomb), or a stream longer than `MAX_STREAM`, is left to the caller, who continues
+serially: errors and bytes are those of the serial way. Memory: about 4 MiB per thread.
 """
 
 from __future__ import annotations
@@ -31,16 +31,14 @@ def has_many_streams(path: Path) -> bool:
 
 
 def decompress_in_threads(file: BinaryIO, threads: int) -> Iterator[bytes]:
-    """Pieces of at most 1 MiB from the file's position on, up to its end or to where threads are of no use.
+    """Pieces of at most 1 MiB from the file's position on, as far as threads help.
 
     Afterwards the file's position is the start of a stream that is still to be read, or its end.
     """
     tasks: deque[tuple[int, Future[list[bytes] | None]]] = deque()
     chunks = _chunks(file)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="bz2")
-    done = ahead = (
-        file.tell()
-    )  # where the chunk begins that comes next, and the one that is cut next
+    done = ahead = file.tell()  # ends of the chunks that were given and submitted
     try:
         while True:
             while len(tasks) < threads + 2 and (chunk := next(chunks, None)) is not None:
@@ -60,13 +58,15 @@ def decompress_in_threads(file: BinaryIO, threads: int) -> Iterator[bytes]:
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Whole streams, `CHUNK` bytes and more at a time; ends before a stream longer than `MAX_STREAM`."""
-    buffer, searched = b"", CHUNK
+    """Whole streams, `CHUNK` bytes or more at a time; ends before one longer than `MAX_STREAM`."""
+    buffer = b""
+    searched = CHUNK
     while True:
         found = _STREAM.search(buffer, searched)
         if found is not None:
             yield buffer[: found.start()]
-            buffer, searched = buffer[found.start() :], CHUNK
+            buffer = buffer[found.start() :]
+            searched = CHUNK
             continue
         searched = max(CHUNK, len(buffer) - _MAGIC_BYTES)
         if len(buffer) > MAX_STREAM:
@@ -82,7 +82,7 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
 def _decompressed(chunk: bytes) -> list[bytes] | None:
     """All of its streams, or None when it is not made of whole ones."""
     found: list[bytes] = []
-    given = 0
+    most = _MAX_RATIO * max(len(chunk), CHUNK)
     while chunk:
         unit = bz2.BZ2Decompressor()
         data = chunk
@@ -94,10 +94,10 @@ def _decompressed(chunk: bytes) -> list[bytes] | None:
             except (OSError, ValueError):
                 return None
             data = b""
-            given += len(piece)
-            if given > _MAX_RATIO * max(len(chunk), CHUNK):
-                return None
             if piece:
                 found.append(piece)
+            most -= len(piece)
+            if most < 0:
+                return None
         chunk = unit.unused_data.lstrip(b"\0")  # padding between streams
     return found

@@ -1,8 +1,9 @@
-"""Where each shard begins in the sources, found before any of them is built: so that many machines can build them.
+"""Find where each shard begins before any of them is built, so that many machines can build them.
 
-The borders are those of `read.read_shards`, which stays the definition. A plain JSON Lines file is not read: only a few
-KiB around each multiple of the range matter, for the line feeds in them (a 50 GB file takes milliseconds). Everything
-else is decompressed and cut into records once, without parsing or tokenizing them.
+The borders are those of `read.read_shards`, which stays the definition. A plain JSON Lines file is
+not read: only a few KiB around each multiple of the range matter, for the line feeds in them (a 50
+GB file takes milliseconds). Everything else is decompressed and cut into records once, without
+parsing or tokenizing them.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from wikillm.data.sources.read import LINES, Cursor, OnRead, items_of
 from wikillm.data.types import SourceFile
 
 _Edge = tuple[int, int]
-"""Where a record starts, and where the one before it ended (0 for the first), both in its source."""
+"""Start of a record and end of the one before it (0 for the first), both in its source."""
 _LOOK_BYTES = 1 << 16
 
 
 def find_cuts(
     sources: Sequence[SourceFile], range_bytes: int, limit: int, on_read: OnRead | None = None
 ) -> tuple[Cursor, ...]:
-    """The start of each shard, in order, and the end of the last: one cursor more than there are shards.
+    """The start of each shard, in order, and the end of the last (one more cursor than shards).
 
     Args:
         range_bytes: decompressed bytes per shard.
@@ -66,7 +67,7 @@ def _edges(
 
 
 def _by_seeking(source: SourceFile, base: int, range_bytes: int) -> list[_Edge] | None:
-    """The first record at or after each multiple of the range; None where only reading would tell."""
+    """The first record at or after each multiple of the range; None if only reading can tell."""
     found: list[_Edge] = []
     with open(source.path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -87,7 +88,7 @@ def _by_seeking(source: SourceFile, base: int, range_bytes: int) -> list[_Edge] 
 
 
 def _line_from(file: BinaryIO, target: int, size: int) -> int | None:
-    """Where the first line that starts at `target` or later and is not blank starts; `size` without one."""
+    """The start of the first non-blank line at `target` or later; `size` if there is none."""
     at = target
     if target:
         at = _after_line_feed(file, target - 1)
@@ -110,7 +111,7 @@ def _after_line_feed(file: BinaryIO, start: int) -> int:
 
 
 def _end_before(file: BinaryIO, start: int) -> int | None:
-    """Where the last line before `start` that is not blank ends, without its line feed; 0 without one."""
+    """The end of the last non-blank line before `start`, without its line feed; 0 without one."""
     low = max(0, start - _LOOK_BYTES)
     file.seek(low)
     look = file.read(start - low)

@@ -1,7 +1,8 @@
 """Fixes to paste for an error about a source: settings and shell lines.
 
-File names are quoted for the shell. A shell line reads the source, decompressed, writes a new file into the working
-directory, and is followed by the setting that reads that file. It uses only POSIX tools and `python3`.
+File names are quoted for the shell. A shell line reads the source, decompressed, writes a new file
+into the working directory, and is followed by the setting that reads that file. It uses only POSIX
+tools and `python3`.
 """
 
 from __future__ import annotations
@@ -59,12 +60,12 @@ def source_filtered(source: SourceFile, command: str, suffix: str = ".jsonl") ->
 
 
 def line_feeds(source: SourceFile, suffix: str) -> str:
-    """A line that replaces carriage returns by line feeds, and the setting that reads the result."""
+    """A line that turns carriage returns into line feeds, and the setting that reads it."""
     return source_filtered(source, "tr '\\r' '\\n'", suffix)
 
 
 def unpacked(path: Path | str, command: str) -> str:
-    """A line by which `command` unpacks an archive into a new folder, and the setting that reads it."""
+    """A line that unpacks an archive into a new folder, and the setting that reads it."""
     out = free_name(path, "")
     return f"{command} {quoted(path)} {out}\n{path_setting(out)}"
 
@@ -85,5 +86,5 @@ def python_lines(expression: str, records: str) -> str:
 
 
 def plain_format(text: str) -> str:
-    """The setting that splits one plain text: into paragraphs where there are any, else into lines."""
+    """The setting that splits a plain text: into paragraphs if there are any, else lines."""
     return "data.format=blocks" if _BETWEEN_PARAGRAPHS.search(text) else "data.format=lines"

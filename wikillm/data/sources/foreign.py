@@ -1,6 +1,6 @@
-"""Files that hold no text to read, known by their first bytes: archives, binary formats, pointers to files elsewhere.
+"""Files without text to read, known by their first bytes: archives, binary formats, pointers.
 
-Each is refused with the command that gives a file which can be read, where there is one.
+Each is refused, with the command that gives a readable file where there is one.
 """
 
 from __future__ import annotations
@@ -26,64 +26,57 @@ _BINARY = {
     b"\x93NUMPY": "NumPy",
     b"%PDF-": "PDF",
     b"FEA1": "Feather",
-    b"\x80\x02": "pickle",
-    b"\x80\x03": "pickle",
-    b"\x80\x04": "pickle",
-    b"\x80\x05": "pickle",
+    **{b"\x80" + protocol: "pickle" for protocol in (b"\x02", b"\x03", b"\x04", b"\x05")},
 }
-_ARROW_FILE, _ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
+_ARROW_FILE = b"ARROW1"
+_ARROW_STREAM = b"\xff\xff\xff\xff"
 _LFS = b"version https://git-lfs.github.com/spec/"
 _ANNEX = re.compile(rb"(\.\./)*(/annex/objects|\.git/annex/objects)/")
 LONGEST_MARK = 64
 _CONTROLS = bytes({*range(0x1C)} - {0x01, *b"\t\n\v\f\r\x1b"})
-"""Characters that text of no encoding is full of; 0x01 and from 0x1c on they may separate fields."""
+"""Control characters that are rare in text; 0x01 and 0x1c to 0x1f may separate fields."""
 _FEW_CONTROLS = 8  # so many may be in a short text, such as a Ctrl-Z at its end
 
 
 def refuse_foreign(path: Path, start: bytes) -> None:
-    """Raise DataError when `start`, the first `LONGEST_MARK` bytes of a file, are those of no source."""
+    """Raise DataError when `start`, the first `LONGEST_MARK` bytes, belongs to no source."""
+    begins = f"{path} starts with {start[:42]!r}"
+    folder = quoted(path.parent)
     if start.startswith(_LFS):
-        folder = quoted(path.parent)
         raise DataError(
             "A file is a Git LFS pointer: it holds the address of the content, not the content.",
-            got=f"{path} starts with {start[:42]!r}",
+            got=begins,
             fix=f"git -C {folder} lfs pull --include {shlex.quote(path.name)}\n"
-            "or download it again with the hub's own client",
+            "or download it again with the client of the site that it comes from",
         )
     if _ANNEX.match(start):
         raise DataError(
             "A file is a git-annex pointer: it holds the name of the content, not the content.",
-            got=f"{path} starts with {start[:42]!r}",
-            fix=f"git -C {quoted(path.parent)} annex get {shlex.quote(path.name)}",
+            got=begins,
+            fix=f"git -C {folder} annex get {shlex.quote(path.name)}",
         )
     if start.startswith(b"PK\x03\x04"):
-        raise DataError(
-            "zip files cannot be read.", got=str(path), fix=unpacked(path, "python3 -m zipfile -e")
-        )
+        fix = unpacked(path, "python3 -m zipfile -e")
+        raise DataError("zip files cannot be read.", got=str(path), fix=fix)
     for magic, (name, command) in _ARCHIVES.items():
         if start.startswith(magic):
-            raise DataError(
-                f"{name} files cannot be read.",
-                got=str(path),
-                fix=command.replace("FILE", quoted(path))
-                + "\nand name the files that come out in data.path",
-            )
+            fix = command.replace("FILE", quoted(path))
+            fix += "\nand name the files that come out in data.path"
+            raise DataError(f"{name} files cannot be read.", got=str(path), fix=fix)
     if start.startswith((_ARROW_FILE, _ARROW_STREAM)):
         raise _arrow(path, is_file=start.startswith(_ARROW_FILE))
     for magic, name in _BINARY.items():
         if start.startswith(magic):
-            fix = "write its text as JSON Lines, a record a line, or as Parquet, and name that file in data.path"
+            fix = "write its text as JSON Lines, a record a line, or as Parquet"
+            fix += ", and name that file in data.path"
             raise DataError(f"{name} files cannot be read.", got=str(path), fix=fix)
 
 
 def refuse_binary(path: Path, begin: bytes) -> None:
-    """Raise DataError when the beginning of a file, decompressed, is not text in any known encoding."""
+    """Raise DataError when `begin`, decompressed, is not text in any known encoding."""
     if begin[257:262] == b"ustar":
-        raise DataError(
-            "A tar archive cannot be read.",
-            got=str(path),
-            fix=unpacked(path, "python3 -m tarfile -e"),
-        )
+        fix = unpacked(path, "python3 -m tarfile -e")
+        raise DataError("A tar archive cannot be read.", got=str(path), fix=fix)
     refuse_foreign(path, begin[:LONGEST_MARK])
     controls = len(begin) - len(begin.translate(None, _CONTROLS))
     if controls * 30 > max(len(begin), _FEW_CONTROLS * 30):
@@ -98,8 +91,8 @@ def refuse_binary(path: Path, begin: bytes) -> None:
 def _arrow(path: Path, is_file: bool) -> DataError:
     opener = "open_file" if is_file else "open_stream"
     code = (
-        "import sys,pyarrow,pyarrow.parquet as p; "
-        f"p.write_table(pyarrow.ipc.{opener}(sys.stdin.buffer.read()).read_all(), sys.stdout.buffer)"
+        "import sys,pyarrow,pyarrow.parquet as p; p.write_table("
+        f"pyarrow.ipc.{opener}(sys.stdin.buffer.read()).read_all(), sys.stdout.buffer)"
     )
     return DataError(
         f"Arrow {'files' if is_file else 'streams'} cannot be read; Parquet can.",
@@ -109,18 +102,18 @@ def _arrow(path: Path, is_file: bool) -> DataError:
 
 
 def arrow_folder(folder: Path, files: list[Path]) -> DataError:
-    """The error for a folder whose data are Arrow files, as `save_to_disk` of `datasets` writes them."""
+    """The error for a folder of Arrow files, as `save_to_disk` of `datasets` writes them."""
     code = (
         "import sys,pyarrow,pyarrow.parquet as p; "
-        'load = lambda f: (pyarrow.ipc.open_file if open(f,"rb").read(6) == b"ARROW1" else pyarrow.ipc.open_stream)(f); '
-        '[p.write_table(load(f).read_all(), f"{sys.argv[1]}/{n:05d}.parquet") for n, f in enumerate(sys.argv[2:])]'
+        'load = lambda f: (pyarrow.ipc.open_file if open(f,"rb").read(6) == b"ARROW1" '
+        "else pyarrow.ipc.open_stream)(f); "
+        '[p.write_table(load(f).read_all(), f"{sys.argv[1]}/{n:05d}.parquet") '
+        "for n, f in enumerate(sys.argv[2:])]"
     )
     out = free_name(folder, "")
-    names = (
-        " ".join(quoted(path) for path in files)
-        if len(files) <= 3
-        else f"$(find {quoted(folder)} -name '*.arrow')"
-    )
+    names = " ".join(quoted(path) for path in files)
+    if len(files) > 3:
+        names = f"$(find {quoted(folder)} -name '*.arrow')"
     return DataError(
         "A folder of data.path holds Arrow files, which cannot be read; Parquet can.",
         got=f"{folder}: {len(files)} files, such as {files[0].name}",

@@ -1,8 +1,8 @@
 """Cut the items of a JSON array out of a stream of bytes, in constant memory.
 
-A splitter turns pieces into items `(offset, payload, size)`; `payload` is None above `limit`, and such a record is never
-held. It may be started at 0 or at the end of any earlier item. It only finds borders (60 MB/s on one core); the records
-are parsed by the workers.
+A splitter turns pieces into items `(offset, payload, size)`; `payload` is None above `limit`, and
+such a record is never held. It may start at 0 or at the end of any earlier item. It only finds
+borders (60 MB/s on one core); the workers parse the records.
 """
 
 from __future__ import annotations
@@ -14,24 +14,29 @@ from wikillm.core.errors import DataError
 from wikillm.data.sources.streams import BOM
 from wikillm.data.types import Item
 
-_BETWEEN = re.compile(rb"[\s,]*")
+_BETWEEN = re.compile(rb"[\s,]*+")
 _STRUCTURE = re.compile(rb'["\[\]{},]')
 _IN_STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
 
-class ArraySplitter:
+def split_array(pieces: Iterator[bytes], start: int, limit: int, name: str) -> Iterator[Item]:
+    """The items of a JSON array. Raises DataError when it does not end, or something follows."""
+    return _ArraySplitter(name, start, limit).split(pieces)
+
+
+class _ArraySplitter:
     """The items of one top-level JSON array, found by counting brackets outside strings.
 
-    What is between two borders need not be valid JSON: a bad item is cut out whole and left to the parser.
+    What is between two borders need not be valid JSON: a bad item is cut out whole and left to the
+    parser.
     """
 
     def __init__(self, name: str, start: int, limit: int) -> None:
-        self._name, self._limit = name, limit
-        self._buffer, self._base, self._at = (
-            b"",
-            start,
-            0,
-        )  # buffer[0] is at offset `base`; `at` is scanned up to
+        self._name = name
+        self._limit = limit
+        self._buffer = b""
+        self._base = start  # offset of buffer[0]
+        self._at = 0  # scanned up to here
         self._open = start > 0  # past the array's opening bracket
         self._closed = False
         self._item: int | None = None  # offset of the item being scanned
@@ -45,27 +50,25 @@ class ArraySplitter:
                 yield item
             self._forget()
         if not self._closed:
+            last = "" if self._item is None else f", the last item starts at byte {self._item}"
             raise DataError(
                 "A JSON array is cut off: the file ends before its closing bracket.",
-                got=f"{self._name}: {self._base + len(self._buffer)} bytes"
-                + (
-                    f", the last item starts at byte {self._item}" if self._item is not None else ""
-                ),
-                fix="download it again; JSON Lines (one record per line) can be used up to where it was cut",
+                got=f"{self._name}: {self._base + len(self._buffer)} bytes{last}",
+                fix="download it again; JSON Lines (one record per line) can be used up to the cut",
             )
 
     def _next(self) -> Item | None:
         """The next complete item, or None when the buffer holds no more."""
         if self._item is None and not self._begin():
             return None
-        buffer, at = self._buffer, self._at
+        buffer = self._buffer
+        at = self._at
         while at < len(buffer):
             if self._in_string:
                 match = _IN_STRING.match(buffer, at)
                 at = match.end() if match else at
-                if (
-                    at >= len(buffer) or buffer[at] != 0x22
-                ):  # the end, or a backslash whose partner is not here yet
+                # The end, or a backslash whose partner is not here yet.
+                if at >= len(buffer) or buffer[at] != 0x22:
                     break
                 self._in_string = False
                 at += 1
@@ -74,7 +77,8 @@ class ArraySplitter:
             if found is None:
                 at = len(buffer)
                 break
-            at, mark = found.end(), found[0]
+            at = found.end()
+            mark = found[0]
             if mark == b'"':
                 self._in_string = True
             elif mark in b"[{":
@@ -83,68 +87,64 @@ class ArraySplitter:
                 self._depth -= 1
                 if self._depth == 0:
                     return self._finish(at)
-            elif (
-                mark in b"]," and self._depth == 0
-            ):  # what follows a bare value: a comma or the array's own bracket
+            elif mark in b"]," and self._depth == 0:  # behind a bare value: next item, or the end
                 return self._finish(at - 1)
         self._at = at
         return None
 
     def _begin(self) -> bool:
-        """Go to the first byte of the next item; False when it is not in the buffer, or there is none."""
-        if not self._open:
-            if (
-                self._base == 0
-                and self._at == 0
-                and BOM.startswith(self._buffer[:3])
-                and len(self._buffer) < 3
-            ):
+        """Go to the first byte of the next item; False when the buffer holds none."""
+        if not self._open and self._base == 0 and self._at == 0:
+            if len(self._buffer) < len(BOM) and BOM.startswith(self._buffer):
                 return False
-            self._at = len(BOM) if self._base == 0 and self._buffer.startswith(BOM) else self._at
-        match = _BETWEEN.match(self._buffer, self._at)
-        self._at = match.end() if match else self._at
-        if self._at >= len(self._buffer):
-            return False
-        byte = self._buffer[self._at : self._at + 1]
-        if self._closed:
-            raise DataError(
-                "There is text after the end of a JSON array.",
-                got=f"{self._name}, byte {self._base + self._at}: {self._buffer[self._at : self._at + 40]!r}",
-                fix="keep one array in the file, or write JSON Lines",
-            )
-        if not self._open:
-            if byte != b"[":
+            if self._buffer.startswith(BOM):
+                self._at = len(BOM)
+        while True:
+            match = _BETWEEN.match(self._buffer, self._at)
+            self._at = match.end() if match else self._at
+            if self._at >= len(self._buffer):
+                return False
+            byte = self._buffer[self._at : self._at + 1]
+            if self._closed:
+                raise DataError(
+                    "There is text after the end of a JSON array.",
+                    got=f"{self._name}, byte {self._base + self._at}: {self._shown()}",
+                    fix="keep one array in the file, or write JSON Lines",
+                )
+            if not self._open and byte != b"[":
                 raise DataError(
                     "This is not a JSON array.",
-                    got=f"{self._name} starts with {self._buffer[self._at : self._at + 40]!r}",
+                    got=f"{self._name} starts with {self._shown()}",
                     fix="data.format=auto looks into the file",
                 )
+            if self._open and byte != b"]":
+                self._item = self._base + self._at
+                self._depth = 0
+                self._in_string = False
+                return True
+            # The bracket that opens or closes the array.
+            self._closed = self._open
             self._open = True
             self._at += 1
-            return self._begin()
-        if byte == b"]":
-            self._closed = True
-            self._at += 1
-            return self._begin()
-        self._item, self._depth, self._in_string = self._base + self._at, 0, False
-        return True
+
+    def _shown(self) -> str:
+        return repr(self._buffer[self._at : self._at + 40])
 
     def _finish(self, end: int) -> Item:
         assert self._item is not None, "an item ends only after it began"
-        begin, size = self._item - self._base, self._base + end - self._item
+        begin = self._item - self._base
+        size = end - begin
         payload = self._buffer[begin:end] if begin >= 0 and size <= self._limit else None
         item = (self._item, payload, size)
-        self._item, self._at = None, end
+        self._item = None
+        self._at = end
         return item
 
     def _forget(self) -> None:
-        """Drop from the buffer what is not needed: all that was scanned, but the open item while it may be kept."""
+        """Drop what was scanned from the buffer, except an open item that is within the limit."""
         keep = self._at
         if self._item is not None and self._base + len(self._buffer) - self._item <= self._limit:
             keep = max(0, self._item - self._base)
-        self._buffer, self._base, self._at = self._buffer[keep:], self._base + keep, self._at - keep
-
-
-def split_array(pieces: Iterator[bytes], start: int, limit: int, name: str) -> Iterator[Item]:
-    """The items of a JSON array. Raises DataError when the array does not end, or something follows it."""
-    return ArraySplitter(name, start, limit).split(pieces)
+        self._buffer = self._buffer[keep:]
+        self._base += keep
+        self._at -= keep

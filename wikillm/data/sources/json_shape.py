@@ -1,7 +1,8 @@
 """Why JSON, or what looks like it, gives no text, and the line to paste that fixes it.
 
-Looks at the probed records, or at the beginning of a file that gave none, and names the kind: commas at line ends,
-Python's or JavaScript's notation, an object around the records, columns instead of records, chat turns.
+Looks at the probed records, or at the beginning of a file that gave none, and names the kind:
+commas at line ends, Python's or JavaScript's notation, an object around the records, columns
+instead of records, chat turns.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def refuse_object(source: SourceFile, text: str) -> None:
 
 
 def no_objects(source: SourceFile, values: Sequence[Any], first: bytes, probed: int) -> DataError:
-    """The error for a source whose first records are not JSON objects; `values` are the parsed ones."""
+    """The error when the first records are not JSON objects; `values` are the parsed ones."""
     text = first.decode("utf-8", errors="replace")
     are_arrays = bool(values) and all(
         isinstance(value, list) and value and isinstance(value[0], dict) for value in values
@@ -145,7 +146,7 @@ def _advice(
             return "they are chat turns; this joins the turns of each record", _joined(source, text)
     if len(objects) == 1 and (found := _single(source, objects[0])) is not None:
         return found
-    # A key with another name: instructions of several parts before a column that merely looks similar.
+    # A key with another name. Instructions of several parts come before a similar key.
     strings = [name for name, kind in kinds.items() if kind is str and name != key]
     joined = next((names for names in _JOINED if set(names) <= set(strings)), None)
     named = next((name for name in _TEXT_NAMES if name in strings), None)
@@ -259,7 +260,7 @@ def _wrapped_remark(keys: list[str]) -> str:
 
 
 def unwrapped(source: SourceFile, keys: list[str]) -> str:
-    """A line that writes the list of objects under `keys` as JSON Lines, and the setting that reads them."""
+    """A line that writes the objects under `keys` as JSON Lines, and the setting that reads it."""
     return _lines(source, "r", "json.load(sys.stdin)" + "".join(f"[{_py(key)}]" for key in keys))
 
 
@@ -288,7 +289,7 @@ def _python(source: SourceFile, first: str, records: str) -> DataError:
 
 
 def _py(value: Any) -> str:
-    """A string or list of strings in Python with double quotes, since the shell takes the single ones."""
+    """A Python literal in double quotes, since the shell takes the single ones."""
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -20,7 +20,7 @@ KINDS = {
 
 
 def parse_json(text: str) -> Any:
-    """As json.loads, but numbers are floats, and what is nested too deep is null. Raises ValueError."""
+    """As json.loads, but numbers are floats and too deep values are null. Raises ValueError."""
     try:
         return json.loads(text, parse_int=float)  # Python refuses an int of thousands of digits
     except RecursionError:

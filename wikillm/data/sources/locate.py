@@ -1,10 +1,11 @@
 """Which files `data.path` means: files, folders and globs, in a fixed order, each file once.
 
-A folder stands for the files below it that are named like a corpus (.jsonl, .ndjson, .json, .csv, .tsv, MediaWiki .xml,
-each also .gz, .bz2, .xz or .zst, and .parquet); .txt files count when there are no others, since beside data they are
-notes and licences. Names that begin with a dot are left out, links are followed once (see `walk`), and what else is
-left out of a folder is logged. What is in the files is decided by `sniff`. A plain path that does not exist is an
-error; a glob that matches nothing is one only when no other entry matches anything either.
+A folder stands for the files below it that are named like a corpus (.jsonl, .ndjson, .json, .csv,
+.tsv, MediaWiki .xml, each also .gz, .bz2, .xz or .zst, and .parquet); .txt files count when there
+are no others, since beside data they are notes and licences. What else is left out of a folder is
+logged; see `walk` for hidden names and links. `sniff` decides what is in the files. A plain path
+that does not exist is an error; a glob that matches nothing is one only when no other entry matches
+anything either.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from wikillm.core.files import nearest_existing
 from wikillm.core.log import say
 from wikillm.data.sources.fixes import path_setting, quoted
 from wikillm.data.sources.foreign import arrow_folder
-from wikillm.data.sources.walk import files_of, kind_of, matches_of
+from wikillm.data.sources.walk import Found, files_of, kind_of, matches_of
 
 _COMPRESSED = r"(\.(gz|bz2|xz|zst))?$"
-CORPUS_NAME = re.compile(
+_CORPUS_NAME = re.compile(
     r"\.parquet$|\.(jsonl|ndjson|json|csv|tsv|xml)(-p\d+p\d+[^.]*)?" + _COMPRESSED, re.IGNORECASE
 )
-"""Names taken from a folder. `-p10p30302` is how Wikimedia names the parts of a dump."""
+"""`-p10p30302` is how Wikimedia names the parts of a dump."""
+_TEXT_NAME = re.compile(r"\.txt" + _COMPRESSED, re.IGNORECASE)
 _METADATA = (
     *("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json"),
 )
-"""Files that data sets and tokenizers have beside their data: taken only where they are named themselves."""
-TEXT_NAME = re.compile(r"\.txt" + _COMPRESSED, re.IGNORECASE)
+"""Files beside the data of data sets and tokenizers: read only where they are named themselves."""
 
 WIKI_ZH_CANDIDATES = (
     "data/wikipedia-zh-cn-*.json",
@@ -43,22 +44,31 @@ WIKI_ZH_CANDIDATES = (
     "/data/*/wikipedia-zh-cn-*.json",  # the data volume of a SwanLab Launch job
     "/data/*/zhwiki-*.xml.bz2",
 )
-"""Where Chinese Wikipedia is looked for when `data.path` is empty or is this list (as in the preset wiki-zh): the
-first that matches, and of its files the last by name, which is the newest. Never two of them: they are one text."""
+"""Where Chinese Wikipedia is searched when `data.path` is empty or is this list (as in the preset
+wiki-zh): the first that matches, and of its files the last by name, which is the newest. Never two
+of them: they are one text."""
 
 HOW_TO_GET_DATA = (
-    "name your own: data.path=FILE (.jsonl or .json with a `text` key, or a MediaWiki .xml.bz2 dump)\n"
+    "name your own: data.path=FILE "
+    "(.jsonl or .json with a `text` key, or a MediaWiki .xml.bz2 dump)\n"
     "or download Chinese Wikipedia into data/ and start again:\n"
     "  a dump: https://dumps.wikimedia.org/zhwiki/latest/zhwiki-latest-pages-articles.xml.bz2\n"
-    "  or clean JSON: wikipedia-zh-cn-20240820.json of the Hugging Face data set fjcanyue/wikipedia-zh-cn"
+    "  or clean JSON: wikipedia-zh-cn-20240820.json"
+    " of the Hugging Face data set fjcanyue/wikipedia-zh-cn"
 )
+
+
+def is_named_like_a_corpus(name: str, text: bool = False) -> bool:
+    """Whether a file of that name is read from a folder; with `text` also a .txt file."""
+    return bool(_CORPUS_NAME.search(name) or (text and _TEXT_NAME.search(name)))
 
 
 def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
     """The files of `data.path`, in the order given, the content of folders and globs sorted.
 
-    An empty `paths`, or `WIKI_ZH_CANDIDATES` itself, looks for Chinese Wikipedia below `root`, by default the working
-    directory. Raises DataError when a path is missing, is no regular file, or when nothing is found.
+    An empty `paths`, or `WIKI_ZH_CANDIDATES` itself, searches for Chinese Wikipedia below `root`,
+    by default the working directory. Raises DataError when a path is missing or is no regular file,
+    or when nothing is found.
     """
     if not paths or tuple(paths) == WIKI_ZH_CANDIDATES:
         return [_default(root or Path.cwd())]
@@ -66,8 +76,12 @@ def locate(paths: Sequence[str], root: Path | None = None) -> list[Path]:
     for number, entry in enumerate(paths):
         found += _expand(entry, paths[number + 1 :])
     if not found:
-        fix = "look at the pattern: `ls -d` shows what it matches; names that begin with a dot are left out"
-        raise DataError("No file matches data.path.", got=_listed(paths), fix=fix)
+        raise DataError(
+            "No file matches data.path.",
+            got=_listed(paths),
+            fix="look at the pattern: `ls -d` shows what it matches;"
+            " names that begin with a dot are left out",
+        )
     unique: dict[str, Path] = {}
     for path in found:
         unique.setdefault(os.path.realpath(path), path)
@@ -82,9 +96,8 @@ def _default(root: Path) -> Path:
         matches = sorted(path for match in glob.glob(below) if (path := Path(match)).is_file())
         if matches:
             path = matches[-1]
-            return (
-                path.relative_to(root) if root == Path.cwd() and path.is_relative_to(root) else path
-            )
+            is_short = root == Path.cwd() and path.is_relative_to(root)
+            return path.relative_to(root) if is_short else path
     raise DataError(
         "No data: data.path names no file, and no Chinese Wikipedia is here.",
         got="looked for " + ", ".join(WIKI_ZH_CANDIDATES),
@@ -93,7 +106,7 @@ def _default(root: Path) -> Path:
 
 
 def _expand(entry: str, following: Sequence[str]) -> list[Path]:
-    """The files of one entry; `following` are those after it, for a name that was cut at a comma."""
+    """The files of one entry; with the `following` ones it may be a name cut at a comma."""
     path = Path(entry).expanduser()
     try:
         mode = path.stat().st_mode
@@ -125,45 +138,51 @@ def _of_glob(pattern: Path) -> list[Path]:
 def _of_folder(folder: Path, is_named: bool = True) -> list[Path]:
     below = files_of(folder)
     for path, kind in below.others:
-        if kind.startswith(("a link", "cannot")) and (
-            CORPUS_NAME.search(path.name) or TEXT_NAME.search(path.name)
-        ):
+        if kind.startswith(("a link", "cannot")) and is_named_like_a_corpus(path.name, text=True):
             raise _dangling(path, kind)
+    # Files named like a corpus; without any, text files.
+    named = [path for path in below.files if is_named_like_a_corpus(path.name)]
+    taken = [path for path in named if path.name not in _METADATA]
     arrow = [path for path in below.files if path.suffix == ".arrow"]
-    taken = [
-        path for path in below.files if CORPUS_NAME.search(path.name) and path.name not in _METADATA
-    ]
     if arrow and all(path.suffix == ".json" for path in taken):
         raise arrow_folder(folder, arrow)
-    texts = [path for path in below.files if TEXT_NAME.search(path.name)]
-    used = {*taken, *texts}
-    rest = [path for path in below.files if path not in used]
+    texts = [path for path in below.files if _TEXT_NAME.search(path.name)]
+    if taken or texts:
+        _log_left_out(folder, below, taken, texts)
+    if taken or texts or not is_named:
+        return taken or texts
+    every = below.files
+    such = f", such as {_listed(p.name for p in every[:3])}" if every else ""
+    raise DataError(
+        "The folder in data.path holds no file that is named like a corpus.",
+        got=f"{folder}: {len(every)} files{such}",
+        fix="wanted: .jsonl, .ndjson, .json, .csv, .tsv, .txt or .xml,"
+        " also as .gz, .bz2, .xz or .zst, or .parquet\nor name the file itself in data.path",
+    )
+
+
+def _log_left_out(folder: Path, below: Found, taken: list[Path], texts: list[Path]) -> None:
     if taken and texts:
         say(
-            f"data: {len(texts)} .txt files of {folder} are left out beside {taken[0].name}; a glob would name them"
+            f"data: {len(texts)} .txt files of {folder} are left out beside {taken[0].name};"
+            " a glob would name them"
         )
-    hidden = [path for path in below.hidden if path.is_dir() or CORPUS_NAME.search(path.name)]
-    for paths, why in (
+    used = {*taken, *texts}
+    hidden = [p for p in below.hidden if p.is_dir() or is_named_like_a_corpus(p.name)]
+    for names, why in (
         (
             [f"{path.relative_to(folder)} ({kind})" for path, kind in below.others],
             "are not regular files",
         ),
         ([str(path.relative_to(folder)) for path in hidden], "are hidden"),
-        ([str(path.relative_to(folder)) for path in rest], "are not named like a corpus"),
+        (
+            [str(path.relative_to(folder)) for path in below.files if path not in used],
+            "are not named like a corpus",
+        ),
     ):
-        if paths and (taken or texts):
-            more = f" and {len(paths) - 5} more" if len(paths) > 5 else ""
-            say(f"data: left out of {folder}, since they {why}: {_listed(paths[:5])}{more}")
-    if taken or texts or not is_named:
-        return taken or texts
-    every = below.files
-    raise DataError(
-        "The folder in data.path holds no file that is named like a corpus.",
-        got=f"{folder}: {len(every)} files"
-        + (f", such as {_listed(p.name for p in every[:3])}" if every else ""),
-        fix="wanted: .jsonl, .ndjson, .json, .csv, .tsv, .txt or .xml, also as .gz, .bz2, .xz or .zst, or .parquet\n"
-        "or name the file itself in data.path",
-    )
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            say(f"data: left out of {folder}, since they {why}: {_listed(names[:5])}{more}")
 
 
 def _dangling(path: Path, kind: str) -> DataError:
@@ -175,6 +194,7 @@ def _dangling(path: Path, kind: str) -> DataError:
 
 
 def _missing(entry: str, path: Path, following: Sequence[str]) -> DataError:
+    # Commas separate paths: a name with a comma, or the shell's braces, arrive in parts.
     whole = entry
     for part in following:
         whole += f",{part}"
@@ -184,43 +204,35 @@ def _missing(entry: str, path: Path, following: Sequence[str]) -> DataError:
                 got=f"{entry} does not exist, {whole} does",
                 fix=path_setting(whole),
             )
-    braces = re.search(r"\{[^{}]*$", entry)
-    if braces and following:
-        fix = "quote nothing and let the shell expand it, or name each file: data.path=A,B; or a glob: data.path='*.jsonl'"
+    if following and re.search(r"\{[^{}]*$", entry):
         return DataError(
-            "Braces in data.path are not expanded.", got=",".join([entry, *following]), fix=fix
+            "Braces in data.path are not expanded.",
+            got=",".join([entry, *following]),
+            fix="quote nothing and let the shell expand it, or name each file: data.path=A,B;"
+            " or a glob: data.path='*.jsonl'",
         )
+    # A similar name in the nearest folder that exists.
     parent = nearest_existing(path)
     names = sorted(p.name for p in parent.iterdir()) if os.access(parent, os.R_OK | os.X_OK) else []
     wanted = path.absolute().relative_to(parent).parts[0]
-    near = next((name for name in names if name.lower() == wanted.lower()), None) or _near(
-        path, parent, wanted, names
-    )
-    if near:
-        fix = path_setting(
-            Path(entry).with_name(near) if parent == path.absolute().parent else parent / near
-        )
-    else:
-        fix = "data.path=FILE or FOLDER that exists"
-    got = f"{entry}\nthe nearest folder that exists is {parent}"
-    got += (
-        f", which holds {_listed(names[:5])}" + (" ..." if len(names) > 5 else "")
-        if names
-        else ", which is empty"
-    )
-    return DataError("data.path does not exist.", got=got, fix=fix)
-
-
-def _near(path: Path, parent: Path, wanted: str, names: list[str]) -> str | None:
-    """A similar name that can be used: a folder for a folder, a file that is named like a corpus for a file."""
     is_last = parent == path.absolute().parent
-    usable = [
-        name
-        for name in names
-        if (parent / name).is_dir()
-        or (is_last and (CORPUS_NAME.search(name) or TEXT_NAME.search(name)))
-    ]
-    return did_you_mean(wanted, usable)
+    near = next((name for name in names if name.lower() == wanted.lower()), None)
+    near = near or did_you_mean(wanted, [n for n in names if _is_usable(parent / n, is_last)])
+    fix = "data.path=FILE or FOLDER that exists"
+    if near:
+        fix = path_setting(Path(entry).with_name(near) if is_last else parent / near)
+    held = f"which holds {_listed(names[:5])}" if names else "which is empty"
+    held += " ..." if len(names) > 5 else ""
+    return DataError(
+        "data.path does not exist.",
+        got=f"{entry}\nthe nearest folder that exists is {parent}, {held}",
+        fix=fix,
+    )
+
+
+def _is_usable(path: Path, is_last: bool) -> bool:
+    """A folder, or in place of a file one that is named like a corpus."""
+    return path.is_dir() or (is_last and is_named_like_a_corpus(path.name, text=True))
 
 
 def _refuse_special(path: Path) -> None:
@@ -232,13 +244,11 @@ def _refuse_special(path: Path) -> None:
             fix="write it to a file first and name that file",
         )
     if not os.access(path, os.R_OK):
-        raise DataError(
-            "A file of data.path may not be read.", got=str(path), fix=f"chmod u+r {quoted(path)}"
-        )
+        what = "A file of data.path may not be read."
+        raise DataError(what, got=str(path), fix=f"chmod u+r {quoted(path)}")
     if path.stat().st_size == 0:
-        raise DataError(
-            "A file of data.path is empty.", got=str(path), fix="download it again, or leave it out"
-        )
+        what = "A file of data.path is empty."
+        raise DataError(what, got=str(path), fix="download it again, or leave it out")
 
 
 def _listed(names: Iterable[object]) -> str:

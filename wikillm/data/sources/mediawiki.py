@@ -1,8 +1,9 @@
-"""A MediaWiki export: its `<page>` elements, the newest revision of each, and what it says about its wiki.
+"""A MediaWiki export: its `<page>` elements, the newest revision of each, and its `<siteinfo>`.
 
-Same contract as `json_array` (1,300 MB/s on one core). A dump with the full history holds every revision of a page;
-older ones are dropped while the page is read, so that a page of gigabytes costs no more memory than its newest revision.
-`<siteinfo>` is read once, from the head of the file, and then travels with the source to the workers.
+Same contract as `json_array` (1,300 MB/s on one core). A dump with the full history holds every
+revision of a page; older ones are dropped while the page is read, so that a page of gigabytes costs
+no more memory than its newest revision. `<siteinfo>` is read once, from the head of the file, and
+travels with the source to the workers.
 """
 
 from __future__ import annotations
@@ -18,7 +19,20 @@ from wikillm.data.types import Item, WikiSite
 _PAGE = re.compile(rb"<page[\s>]")
 _PAGE_END = b"</page>"
 _DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
-_TAG_BYTES = 16  # no mark that is looked for is longer
+_TAG_BYTES = 16  # no mark that is searched for is longer
+_REVISION = re.compile(rb"<revision[\s>]")
+_REVISION_END = b"</revision>"
+_TIMESTAMP = re.compile(rb"<timestamp>\s*([^<\s]*)")
+_COMPACT_BYTES = 8 << 20  # growth of a page between two searches for older revisions
+
+_FIRST_PAGE = re.compile(r"<page[\s>]")
+_LANGUAGE = re.compile(r"<mediawiki\b[^>]*\sxml:lang\s*=\s*[\"']([^\"']*)[\"']")
+_NAMESPACE = re.compile(
+    r"<namespace\b[^>]*?\skey\s*=\s*[\"']\s*(-?\d+)\s*[\"'][^>]*?(?<!/)>([^<]*)</namespace\s*>"
+)
+_INDEX_LINE = re.compile(r"(\d{1,15}):\d{1,12}:.+")
+_INDEX_LINES = 50  # that are looked at
+_LEAST_INDEX_OFFSET = 100  # the first stream of a dump holds <siteinfo>, which is longer
 
 
 def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> Iterator[Item]:
@@ -26,12 +40,14 @@ def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> I
 
     A payload holds the newest revision only; offsets and sizes are those of the whole page.
 
-    Raises DataError for a DOCTYPE or entity declaration (expanding entities is how an XML bomb works; exports
-    have none) and for a file that ends before `</mediawiki>`.
+    Raises DataError for a DOCTYPE or entity declaration (expanding entities is how an XML bomb
+    works; exports have none) and for a file that ends before `</mediawiki>`.
     """
-    buffer, base, at = b"", start, 0  # buffer[0] is at offset `base`; before `at` all is dealt with
-    page: GrowingPage | None = None
-    complete = False
+    buffer = b""
+    base = start  # offset of buffer[0]
+    at = 0  # all before it is done
+    page: _GrowingPage | None = None
+    is_complete = False
     for piece in pieces:
         buffer += piece
         while True:
@@ -40,17 +56,18 @@ def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> I
                 gap = buffer[at : begin.start() if begin else len(buffer)]
                 if _DECLARATION.search(gap):
                     raise DataError(
-                        "An XML file declares a document type or entities; MediaWiki exports do not.",
+                        "An XML file declares a document type or entities; "
+                        "MediaWiki exports do not.",
                         got=f"{name}, near byte {base + at}",
                         fix="use a dump as https://dumps.wikimedia.org offers it",
                     )
-                complete = complete or b"</mediawiki>" in gap
+                is_complete = is_complete or b"</mediawiki>" in gap
                 if begin is None:
                     at = max(at, len(buffer) - _TAG_BYTES)
                     break
                 at = begin.start()
-                page = GrowingPage(base + at, limit)
-                complete = False
+                page = _GrowingPage(base + at, limit)
+                is_complete = False
             end = buffer.find(_PAGE_END, at)
             if end < 0:
                 safe = max(at, len(buffer) - _TAG_BYTES)
@@ -64,34 +81,57 @@ def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> I
         buffer = buffer[at:]
         base += at
         at = 0
-    if not complete:
+    if not is_complete:
+        last = "" if page is None else f", the last page starts at byte {page.offset}"
         raise DataError(
             "An XML export is cut off: it ends before </mediawiki>.",
-            got=f"{name}: {base + len(buffer)} bytes"
-            + (f", the last page starts at byte {page.offset}" if page is not None else ""),
+            got=f"{name}: {base + len(buffer)} bytes{last}",
             fix="download it again, and compare its checksum",
         )
 
 
-_REVISION = re.compile(rb"<revision[\s>]")
-_REVISION_END = b"</revision>"
-_TIMESTAMP = re.compile(rb"<timestamp>\s*([^<\s]*)")
-_COMPACT_BYTES = (
-    8 << 20
-)  # a page is searched for older revisions each time it has grown by so many bytes
+class _GrowingPage:
+    """A page that is being read, without the older revisions found so far."""
+
+    def __init__(self, offset: int, limit: int) -> None:
+        self.offset = offset
+        self._limit = limit
+        self._kept = b""
+        self._is_lost = False
+        self._unseen = 0  # bytes since the last search for older revisions
+
+    def keep(self, part: bytes) -> None:
+        """Take the next bytes of the page, which is not complete yet."""
+        if self._is_lost:
+            return
+        self._kept += part
+        self._unseen += len(part)
+        if self._unseen >= min(_COMPACT_BYTES, self._limit):
+            self._unseen = 0
+            self._kept = with_newest_revision(self._kept)
+            # The newest revision so far and an incomplete one, each as long as the limit.
+            if len(self._kept) > 2 * self._limit + _COMPACT_BYTES:
+                self._kept = b""
+                self._is_lost = True
+
+    def finish(self, part: bytes) -> bytes | None:
+        """The whole record; None when it is longer than the limit."""
+        if self._is_lost:
+            return None
+        page = with_newest_revision(self._kept + part)
+        return page if len(page) <= self._limit else None
 
 
 def with_newest_revision(page: bytes) -> bytes:
     """The page without its older revisions; `page` itself when it has at most one.
 
-    The newest is the one with the latest timestamp, and the later one in the file where that does not decide. The page
-    may be cut off after any complete revision. In its text `<` is always written `&lt;`.
+    The newest has the latest timestamp, and of equal ones it is the later one in the file. The page
+    may be cut off after any complete revision.
     """
     first = _REVISION.search(page)
     if first is None or page.find(b"<revision", first.end()) < 0:
         return page
-    newest = b""
-    newest_time = b""
+    newest = newest_time = b""
     at = first.start()
     while (end := page.find(_REVISION_END, at)) >= 0:
         end += len(_REVISION_END)
@@ -103,48 +143,6 @@ def with_newest_revision(page: bytes) -> bytes:
             newest_time = time
         at = end
     return page[: first.start()] + newest + page[at:]
-
-
-class GrowingPage:
-    """A page that is being read. `front` is what is kept of its bytes before the buffer."""
-
-    def __init__(self, offset: int, limit: int) -> None:
-        self.offset = offset
-        self._limit = limit
-        self._front = b""
-        self._is_lost = False
-        self._unseen = 0  # bytes that came since the last search for older revisions
-
-    def keep(self, part: bytes) -> None:
-        """Take the next bytes of the page, which is not complete yet."""
-        if self._is_lost:
-            return
-        self._front += part
-        self._unseen += len(part)
-        if self._unseen >= min(_COMPACT_BYTES, self._limit):
-            self._unseen = 0
-            self._front = with_newest_revision(self._front)
-            # The newest revision so far, and one that is not complete yet: each may be as long as the limit.
-            if len(self._front) > 2 * self._limit + _COMPACT_BYTES:
-                self._front = b""
-                self._is_lost = True
-
-    def finish(self, part: bytes) -> bytes | None:
-        """The whole record; None when it is longer than the limit."""
-        if self._is_lost:
-            return None
-        page = with_newest_revision(self._front + part)
-        return page if len(page) <= self._limit else None
-
-
-_FIRST_PAGE = re.compile(r"<page[\s>]")
-_LANGUAGE = re.compile(r"<mediawiki\b[^>]*\sxml:lang\s*=\s*[\"']([^\"']*)[\"']")
-_NAMESPACE = re.compile(
-    r"<namespace\b[^>]*?\skey\s*=\s*[\"']\s*(-?\d+)\s*[\"'][^>]*?(?<!/)>([^<]*)</namespace\s*>"
-)
-_INDEX_LINE = re.compile(r"(\d{1,15}):\d{1,12}:.+")
-_INDEX_LINES = 50  # that are looked at
-_LEAST_INDEX_OFFSET = 100  # the first stream of a dump holds <siteinfo>, which is longer
 
 
 def read_site(head: str) -> WikiSite:
@@ -172,7 +170,7 @@ def _plain(text: str) -> str:
 
 
 def refuse_dump_index(path: Path, text: str) -> None:
-    """Refuse the index that Wikimedia puts beside a multistream dump: lines of `offset:page id:title`, no text.
+    """Refuse the index of a multistream dump: lines of `offset:page id:title`, no text.
 
     Times of day (`12:30:45`) have smaller numbers in the first field, and do not only grow.
     """
@@ -183,15 +181,14 @@ def refuse_dump_index(path: Path, text: str) -> None:
     offsets = [int(entry[1]) for entry in entries if entry]
     if len(offsets) < len(lines) or offsets[0] < _LEAST_INDEX_OFFSET or offsets != sorted(offsets):
         return
-    dump = re.sub(
-        r"-index\d*\.txt",
-        lambda found: found[0].replace("-index", "").replace("txt", "xml"),
-        path.name,
+    dump = re.sub(r"-index(\d*)\.txt", r"\1.xml", path.name)
+    fix = (
+        "name the dump that the index belongs to: the same name without -index, ending in .xml.bz2"
     )
+    if dump != path.name:
+        fix = f"data.path={path.with_name(dump)}   (the dump that the index belongs to)"
     raise DataError(
         "A file is the index of a multistream dump (offset:page id:title), not its text.",
         got=f"{path} starts with {lines[0][:60]!r}",
-        fix=f"data.path={path.with_name(dump)}   (the dump that the index belongs to)"
-        if dump != path.name
-        else "name the dump that the index belongs to: the same name without -index, ending in .xml.bz2",
+        fix=fix,
     )

@@ -1,8 +1,9 @@
 """The records of all sources as one stream, and the cutting of that stream into shards.
 
-A position is a byte of the concatenated decompressed sources; record r belongs to shard `position(r) // range`
-(empty numbers are skipped). So the shards are a pure function of the bytes and the range, whoever builds them
-and however often the build was interrupted: a `Cursor` saved after any record resumes at the next.
+A position is a byte of the concatenated decompressed sources; record r belongs to shard
+`position(r) // range` (empty numbers are skipped). So the shards are a pure function of the bytes
+and the range, whoever builds them and however often the build was interrupted: a `Cursor` saved
+after any record resumes at the next.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ OnRead = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Where to continue: `offset` in source number `source`; `base` is the length of all earlier sources."""
+    """`offset` in source number `source`; `base` is the length of all earlier sources."""
 
     source: int = 0
     offset: int = 0
@@ -43,7 +44,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class RawShard:
-    """The records of one shard. `start` is the cursor before the first, `end` the one after the last."""
+    """The records of one shard, between the cursors `start` and `end`."""
 
     number: int
     start: Cursor
@@ -88,7 +89,7 @@ def items_of(
 
 
 def _rows_of(source: SourceFile, stream: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
-    """The rows below the header; each payload carries the header, so that a worker needs nothing else."""
+    """The rows below the header. Each payload carries the header, for the worker."""
     header_offset, header = csv_header(source, limit)
     where = partial(file_and_line, source)
     rows = split_rows(stream, start, limit, columns_of(header), source.max_field_lines, where)
@@ -98,7 +99,7 @@ def _rows_of(source: SourceFile, stream: Iterator[bytes], start: int, limit: int
 
 
 def csv_header(source: SourceFile, limit: int) -> tuple[int, bytes]:
-    """Offset and text of the first line of a table; (0, empty) if there is none or it is too long."""
+    """Offset and bytes of the first line of a table; empty if it is missing or too long."""
     for offset, row, _ in split_lines(pieces(source), 0, limit):
         return offset, row or b""
     return 0, b""

@@ -1,9 +1,10 @@
-"""What a file is, from what is in it: compression, format, encoding.
+"""What a file is, from its content: compression, format, encoding.
 
-Its name is asked only where the content has no mark of its own: what is no JSON and no XML is plain text in a .txt
-file and a table in a .csv or .tsv file. Refuses here, before anything is built, what could only fail later: formats and compressions that are not
-supported, text that is not UTF-8 (never decoded with silent replacement), and JSON whose records lack the text
-key (the keys that were seen are listed). `json_shape` explains why JSON gives no text, `table` why a table does not.
+Its name counts only where the content has no mark of its own: what is neither JSON nor XML is plain
+text in a .txt file and a table in a .csv or .tsv file. Everything that could only fail later is
+refused here, before anything is built: unsupported formats and compressions, text that is not UTF-8
+(never decoded with silent replacement), and records without the text key. `json_shape` explains why
+JSON gives no text, `table_shape` why a table does not.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from wikillm.core.errors import DataError
 from wikillm.core.units import format_size
 from wikillm.data.sources import json_shape, parquet
-from wikillm.data.sources.fixes import CR_ALONE, filtered, line_feeds, plain_format
+from wikillm.data.sources.fixes import CR_ALONE, line_feeds, plain_format, source_filtered
 from wikillm.data.sources.foreign import LONGEST_MARK, packed_parquet, refuse_binary, refuse_foreign
 from wikillm.data.sources.json_value import parse_json
 from wikillm.data.sources.mediawiki import read_site, refuse_dump_index
@@ -34,48 +35,53 @@ PROBED_RECORDS = 50
 _COMPRESSION = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zst"}
 _SKIPPABLE = re.compile(
     rb"[\x50-\x5f]\x2a\x4d\x18"
-)  # a zst file may start with a frame of metadata
+)  # a frame of metadata, at the start of some zst
 _NAMED = re.compile(r"\.(txt|csv|tsv)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
-_WIDE = re.compile(r"[^\x00-\x7f]")
+_MARKUP = re.compile(r"<(\?xml|!doctype|!--|[a-z][\w:-]*[\s>/])", re.IGNORECASE)
+_DELIMITED = re.compile(r"\w+([,\t;|]\w+)+\s*")
+_LINE_FORMATS = ("jsonl", "csv", "blocks", "lines")
+
 _XML_ENCODING = re.compile(rb"<\?xml[^>]*\bencoding\s*=\s*[\"']([A-Za-z0-9._-]+)[\"']")
 _WIDE_ENCODINGS = {
-    b"\xff\xfe\x00\x00": "utf-32", b"\x00\x00\xfe\xff": "utf-32",
-    b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16",
-    b"<\x00": "utf-16-le", b"{\x00": "utf-16-le", b"[\x00": "utf-16-le",
-    b"\x00<": "utf-16-be", b"\x00{": "utf-16-be", b"\x00[": "utf-16-be",
-}  # fmt: skip
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+    **{mark + b"\x00": "utf-16-le" for mark in (b"<", b"{", b"[")},
+    **{b"\x00" + mark: "utf-16-be" for mark in (b"<", b"{", b"[")},
+}
 _GUESSES = ("gb18030", "big5")
 _LATIN = re.compile(rb"(?<=[A-Za-z])[\xc0-\xff](?=[A-Za-z ,.])|\x92(?=[a-z])")
-_LINE_FORMATS = ("jsonl", "csv", "blocks", "lines")
-_DELIMITED = re.compile(r"\w+([,\t;|]\w+)+\s*")
+_NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
 
 def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFile:
-    """Look into `path`. `wanted` is data.format; anything but auto is taken at its word. Raises DataError."""
+    """Inspect `path`; a `wanted` format other than auto is taken as given. Raises DataError."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(LONGEST_MARK)
     refuse_foreign(path, start)
     if start.startswith(parquet.MAGIC) or wanted == "parquet":
         return _parquet(path, size, start, wanted, text_key)
+    # Compression, by the first bytes.
     compression = next(
-        (name for magic, name in _COMPRESSION.items() if start.startswith(magic)), "none"
+        (name for magic, name in _COMPRESSION.items() if start.startswith(magic)), ""
     )
-    compression = "zst" if _SKIPPABLE.match(start) else compression
-    begin = head(SourceFile(str(path), size, "", compression), HEAD_BYTES)
+    if not compression:
+        compression = "zst" if _SKIPPABLE.match(start) else "none"
+    source = SourceFile(str(path), size, "", compression, text_key=text_key)
+    begin = head(source, HEAD_BYTES)
     if begin.startswith(parquet.MAGIC):
         raise packed_parquet(path, compression)
+    # Encoding, by the first bytes of the text.
     encoding = _encoding(path, begin)
     if encoding == "utf-8":
         refuse_binary(path, begin)
-    text = begin.decode(encoding, errors="replace").lstrip(
-        "\ufeff \t\r\n"
-    )  # only to look at, never kept
+    text = _shown(begin, encoding)
     if not text:
-        raise DataError(
-            "A file of data.path holds nothing but white space.", got=str(path), fix="leave it out"
-        )
-    source = SourceFile(str(path), size, "", compression, text_key=text_key)
+        what = "A file of data.path holds nothing but white space."
+        raise DataError(what, got=str(path), fix="leave it out")
+    # Format, by what the text looks like. Only XML may be in another encoding, which it declares.
     if wanted == "mediawiki" or (wanted == "auto" and re.search(r"<mediawiki[\s>]", text[:65536])):
         return replace(source, format="mediawiki", encoding=encoding, site=read_site(text))
     refuse_dump_index(path, text)
@@ -86,15 +92,19 @@ def sniff(path: Path, wanted: str = "auto", text_key: str = "text") -> SourceFil
     return replace(source, format=format)
 
 
+def _shown(begin: bytes, encoding: str = "utf-8") -> str:
+    """The beginning of a file as text, only to look at it."""
+    return begin.decode(encoding, errors="replace").lstrip("\ufeff \t\r\n")
+
+
 def _parquet(path: Path, size: int, start: bytes, wanted: str, text_key: str) -> SourceFile:
     is_parquet = start.startswith(parquet.MAGIC)
     if is_parquet and wanted in ("auto", "parquet"):
         return SourceFile(str(path), size, "parquet", "none", text_key=text_key)
+    kind = "it is Parquet" if is_parquet else "it is no Parquet"
     raise DataError(
         f"A file is not what data.format={wanted} says.",
-        got=f"{path} starts with {start[:8]!r}; "
-        + ("it is" if is_parquet else "it is no")
-        + " Parquet",
+        got=f"{path} starts with {start[:8]!r}; {kind}",
         fix="data.format=auto looks into each file",
     )
 
@@ -103,26 +113,26 @@ def _encoding(path: Path, begin: bytes) -> str:
     for mark, name in _WIDE_ENCODINGS.items():
         if begin.startswith(mark):
             return name
-    even, odd = begin[0:4096:2].count(0), begin[1:4096:2].count(0)
+    # Latin text in UTF-16 without a mark at its start: every other byte is 0.
+    even = begin[0:4096:2].count(0)
+    odd = begin[1:4096:2].count(0)
     if max(even, odd) * 5 > min(len(begin), 4096) and min(even, odd) * 20 < max(even, odd):
-        return "utf-16-le" if odd > even else "utf-16-be"  # Latin text without a mark at its start
+        return "utf-16-le" if odd > even else "utf-16-be"
     declared = _XML_ENCODING.match(begin.removeprefix(BOM).lstrip()[:200])
     name = declared[1].decode().lower() if declared else "utf-8"
     try:
         "".encode(name)
     except LookupError:
-        raise DataError(
-            "An XML file declares an encoding that is not known.", got=f"{path}: {name}"
-        ) from None
+        what = "An XML file declares an encoding that is not known."
+        raise DataError(what, got=f"{path}: {name}") from None
     return "utf-8" if name in ("utf8", "ascii", "us-ascii") else name
 
 
 def _format(source: SourceFile, text: str, is_whole: bool) -> str:
-    """The format of a file by its beginning, and by its name where that says nothing. Raises DataError."""
+    """The format of a file by its beginning, and by its name where that is not decisive."""
     named = _NAMED.search(source.path)
-    plain = {"txt": "text", "csv": "csv", "tsv": "csv"}[named[1].lower()] if named else None
-    if plain is not None and not _looks_structured(text):
-        return plain
+    if named and not _looks_structured(text):
+        return "text" if named[1].lower() == "txt" else "csv"
     lines = [line for line in text.split("\n") if line.strip()]
     if not is_whole and len(lines) > 1:
         lines.pop()  # it may be cut off
@@ -130,30 +140,19 @@ def _format(source: SourceFile, text: str, is_whole: bool) -> str:
     if _MARKUP.match(text):
         raise _other_markup(source, text)
     if text.startswith("["):
-        if (
-            len(lines) > 1
-            and all(line.rstrip().endswith("]") for line in lines)
-            and set(kinds) == {"json"}
-        ):
-            return "jsonl"  # an array on each line, which the check of the records explains
-        return "json"
+        are_arrays = len(lines) > 1 and all(line.rstrip().endswith("]") for line in lines)
+        # An array on each line is explained by the check of the records.
+        return "jsonl" if are_arrays and set(kinds) == {"json"} else "json"
     if text.startswith("{"):
         _refuse_line_ends(source, text, "jsonl")
         json_shape.refuse_lines(source, kinds, lines[0])
         if "json" in kinds or (len(lines) == 1 and not is_whole):
             return "jsonl"  # one line longer than the head is taken for JSON Lines
         json_shape.refuse_object(source, text)
-    if kinds.count("json") * 2 > len(kinds) and not _is_numbers(lines[:PROBED_RECORDS]):
+    are_numbers = all(re.fullmatch(r"[-+.\deE\s]+", line) for line in lines[:PROBED_RECORDS])
+    if kinds.count("json") * 2 > len(kinds) and not are_numbers:
         return "jsonl"  # its first line is damaged, or each is a string
     raise _unknown(source, text, lines)
-
-
-_MARKUP = re.compile(r"<(\?xml|!doctype|!--|[a-z][\w:-]*[\s>/])", re.IGNORECASE)
-
-
-def _is_numbers(lines: list[str]) -> bool:
-    """Whether what parses as JSON are numbers alone, as in a list of ids."""
-    return all(re.fullmatch(r"[-+.\deE\s]+", line) for line in lines)
 
 
 def _other_markup(source: SourceFile, text: str) -> DataError:
@@ -174,19 +173,22 @@ def _other_markup(source: SourceFile, text: str) -> DataError:
 
 
 def _unknown(source: SourceFile, text: str, lines: list[str]) -> DataError:
-    names = [line for line in lines[:2] if _DELIMITED.fullmatch(line)]
-    is_table = names[:1] == lines[:1] and source.text_key in re.split(r"[,\t;|]", lines[0].strip())
     plain = plain_format(text)
     kinds = {
         "data.format=blocks": "documents are separated by blank lines",
         "data.format=lines": "a line is a document",
     }
     other = next(name for name in kinds if name != plain)
-    fix = f"{plain}\n(plain text in which {kinds[plain]}; or {other}: {kinds[other]}; data.format=text: a file is one)"
-    if is_table:
+    fix = (
+        f"{plain}\n(plain text in which {kinds[plain]}; or {other}: {kinds[other]}; "
+        "data.format=text: a file is one)"
+    )
+    first = lines[0] if lines else ""
+    if _DELIMITED.fullmatch(first) and source.text_key in re.split(r"[,\t;|]", first.strip()):
         fix = "data.format=csv"
     return DataError(
-        "The format of a file is not known: it is neither JSON, nor a MediaWiki export, nor named .txt, .csv or .tsv.",
+        "The format of a file is not known: it is neither JSON, nor a MediaWiki export, "
+        "nor named .txt, .csv or .tsv.",
         got=f"{source.path} starts with {text[:60]!r}",
         fix=fix,
     )
@@ -195,11 +197,8 @@ def _unknown(source: SourceFile, text: str, lines: list[str]) -> DataError:
 def _looks_structured(text: str) -> bool:
     """Whether a file that is named like text or a table holds JSON or XML all the same."""
     if text.startswith("{"):
-        kinds = {
-            json_shape.kind_of_line(line)
-            for line in text.split("\n")[:PROBED_RECORDS]
-            if line.strip()
-        }
+        lines = (line for line in text.split("\n")[:PROBED_RECORDS] if line.strip())
+        kinds = {json_shape.kind_of_line(line) for line in lines}
         return kinds != {"other"} or re.match(r"\{\s*[\"'][^\"']*[\"']\s*:", text) is not None
     return re.match(r"\[\s*\{|<(\?xml|!doctype|html|mediawiki)\b", text, re.IGNORECASE) is not None
 
@@ -211,32 +210,33 @@ def _refuse_line_ends(source: SourceFile, text: str, format: str) -> None:
     suffix = {"jsonl": ".jsonl", "csv": ".csv"}.get(format, ".txt")
     raise DataError(
         CR_ALONE,
-        got=f"{source.path} ({format}): no line feed in its first {len(text):,} characters, and {text.count(chr(13)):,} CR",
+        got=f"{source.path} ({format}): no line feed in its first {len(text):,} characters, "
+        f"and {text.count(chr(13)):,} CR",
         fix=line_feeds(source, suffix),
     )
 
 
 def _refuse_other_encodings(source: SourceFile, begin: bytes, encoding: str) -> None:
-    """Tell a file in another encoding from one with a few damaged records, which is read on, those counted."""
+    """Refuse a file in another encoding; one with a few damaged records passes."""
     path = source.path
+    guess: str | None = encoding
+    got = f"{path} starts with the bytes {begin[:8].hex(' ')}"
     if encoding == "utf-8":
         text = begin.decode("utf-8", errors="replace")  # only to count
         wrong = text.count("\ufffd") - begin.count("\ufffd".encode())
-        if wrong < 8 or 2 * wrong < len(_WIDE.findall(text)):
+        if wrong < 8 or 2 * wrong < len(_NOT_ASCII.findall(text)):
             return
         guess = next((name for name in _GUESSES if _reads_as(begin, name)), None)
         if guess is None and 2 * len(_LATIN.findall(begin)) > wrong:
             guess = "windows-1252"
         got = f"{path}: {wrong} places in its first {len(begin)} bytes do not decode as UTF-8"
-    else:
-        guess, got = encoding, f"{path} starts with the bytes {begin[:8].hex(' ')}"
     suffixes = [part for part in Path(path).suffixes if part[1:].lower() not in TYPICAL_RATIO]
     suffix = suffixes[-1] if suffixes and re.fullmatch(r"\.\w+", suffixes[-1]) else ".txt"
     name = (guess or "ENCODING").upper().replace("UTF-16-", "UTF-16")
     raise DataError(
         "A file is not UTF-8" + (f"; it looks like {guess}." if guess else "."),
         got=got,
-        fix=filtered(path, source.compression, f"iconv -f {name} -t UTF-8", suffix),
+        fix=source_filtered(source, f"iconv -f {name} -t UTF-8", suffix),
     )
 
 
@@ -249,33 +249,31 @@ def _reads_as(begin: bytes, encoding: str) -> bool:
     return re.search("[\u4e00-\u9fff]", text) is not None
 
 
-def check_text_key(source: SourceFile, text_key: str, max_document_bytes: int) -> None:
-    """Refuse a source in whose first records no text stands under `text_key`; list the keys that are there."""
+def check_text_key(source: SourceFile, max_document_bytes: int) -> None:
+    """Raise DataError when the first records have no text under the text key."""
     if source.format == "parquet":
         parquet.check_column(source)
     elif source.format == "csv":
-        check_header(source, text_key, max_document_bytes)
+        check_header(source, max_document_bytes)
+    elif source.format in ("json", "jsonl"):
+        _check_json_key(source, max_document_bytes)
     elif (
         source.format == "text"
         and source.compression == "none"
         and source.size > max_document_bytes
     ):
+        text = head(source, HEAD_BYTES).decode("utf-8", errors="replace")
         raise DataError(
             "A text file is longer than one document may be (data.max_document_bytes).",
             got=f"{source.path}: {format_size(source.size)}, and a text file is one document",
-            fix=f"{plain_format(_beginning(source))}\nor data.max_document_bytes={source.size}",
+            fix=f"{plain_format(text)}\nor data.max_document_bytes={source.size}",
         )
-    elif source.format in ("json", "jsonl"):
-        _check_json_key(replace(source, text_key=text_key), max_document_bytes)
-
-
-def _beginning(source: SourceFile) -> str:
-    return head(source, HEAD_BYTES).decode("utf-8", errors="replace")
 
 
 def _check_json_key(source: SourceFile, max_document_bytes: int) -> None:
     values: list[Any] = []
-    first, longest = b"", 0
+    first = b""
+    longest = 0
     for _, payload, size in islice(items_of(source, 0, max_document_bytes), PROBED_RECORDS):
         longest = max(longest, size)
         if payload is None:
@@ -288,13 +286,12 @@ def _check_json_key(source: SourceFile, max_document_bytes: int) -> None:
         return
     if objects:
         raise json_shape.no_text(source, objects)
-    if not first and longest:
-        keys = json_shape.wrapping_keys(_beginning(source).lstrip("\ufeff \t\r\n"))
-        raise DataError(
-            "The first records are all longer than data.max_document_bytes.",
-            got=f"{source.path}: {format_size(longest)}",
-            fix=json_shape.unwrapped(source, keys)
-            if keys
-            else f"data.max_document_bytes={longest}",
-        )
-    raise json_shape.no_objects(source, values, first, PROBED_RECORDS)
+    if first or not longest:
+        raise json_shape.no_objects(source, values, first, PROBED_RECORDS)
+    keys = json_shape.wrapping_keys(_shown(head(source, HEAD_BYTES)))
+    fix = f"data.max_document_bytes={longest}"
+    raise DataError(
+        "The first records are all longer than data.max_document_bytes.",
+        got=f"{source.path}: {format_size(longest)}",
+        fix=json_shape.unwrapped(source, keys) if keys else fix,
+    )

@@ -1,15 +1,16 @@
-"""Rows of a table (CSV, TSV): where each starts and ends, and the values in it. RFC 4180, read with care for lost quotes.
+"""Rows of a table (CSV, TSV) and their values, by RFC 4180 with care for lost quotes.
 
-Same contract as `split`: items `(offset, payload, size)`, payload None above `limit`, a start at 0 or at the end of any
-earlier item. A quote opens a field only at its beginning; there, line breaks belong to the field up to the closing quote.
+Same contract as `json_array`. A quote opens a field only at its beginning; there, line breaks
+belong to the field up to the closing quote.
 
-A quote without a partner would swallow the rows up to the next quote. It is recognised, and then its line alone is a row
-(which does not parse, and is counted as bad), when its field
+A quote without a partner would swallow the rows up to the next quote. It is recognised when its
+field
 - is closed by a quote in the middle of text, or not at all before the end of the file;
-- holds lines that nearly all are rows of this table.
-A field that goes on for more than `max_lines` lines or KiB and is neither is an error that names the lines: it may be a long
-text or a lost quote, and the difference is the user's to say. What is decided depends on at most so many bytes after
-the start of a row, never on how the stream is cut into pieces.
+- holds lines that nearly all are rows of this table. Then its line alone is a row, which does not
+  parse and is counted as bad. Any other field of more than `max_lines` lines or KiB is an error
+  that names the lines: it may be a long text or a lost quote, and only the user can tell. What is
+  decided depends on at most so many bytes after the start of a row, never on how the stream is cut
+  into pieces.
 """
 
 from __future__ import annotations
@@ -26,14 +27,13 @@ from wikillm.core.errors import DataError
 from wikillm.data.sources.streams import BOM
 from wikillm.data.types import Item
 
-_BLANK = (b"", b"\r")  # white space may be a row: a tab separates two empty fields
 DELIMITERS = (",", "\t", ";", "|", "\x01")
+_BLANK = (b"", b"\r")  # other white space may be a row: a tab separates two empty fields
 _QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
+_QUOTE_OR_FEED = re.compile(rb'["\n]')
 _ROW_LIKE_SHARE = 0.9  # of the lines within a field, from which they are taken for rows
 _JUDGED_LINES = 200
-csv.field_size_limit(
-    min(sys.maxsize, 2**31 - 1)
-)  # the length of a document is data.max_document_bytes' business
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # data.max_document_bytes limits documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Columns:
 
 @lru_cache(maxsize=64)
 def columns_of(header: bytes) -> Columns:
-    """The names in a table's first row, and the delimiter: the one that is the most frequent there, outside quotes."""
+    """The names in a table's first row, and the most frequent delimiter there, outside quotes."""
     text = header.removeprefix(BOM).decode("utf-8", errors="replace").rstrip("\r\n")
     bare = re.sub(r'"[^"]*"', "", text)
     delimiter = max(DELIMITERS, key=bare.count)
@@ -65,28 +65,63 @@ def _row_of(delimiter: bytes) -> re.Pattern[bytes]:
     return re.compile(rb"(?:" + value + d + rb")*+" + value + rb"(?=\r?\n)")
 
 
-@dataclass(slots=True)
-class RowSplitter:
-    """Cuts the rows of one table, from `start` on.
+def split_rows(
+    pieces: Iterator[bytes],
+    start: int,
+    limit: int,
+    columns: Columns,
+    max_lines: int = 1000,
+    where: Callable[[int], str] = "byte {}".format,
+) -> Iterator[Item]:
+    """One item per non-empty row of a table, the header included, without its line feed.
 
-    `where` gives FILE:LINE of an offset, for messages.
+    Args:
+        limit: longest row that is held, in bytes.
+        max_lines: lines, and KiB, of the longest row with a quoted line break.
+        where: gives FILE:LINE of an offset, for an error.
     """
+    return _RowSplitter(columns, start, limit, max_lines, where).split(pieces)
+
+
+def row_and_header(row: bytes, header: bytes) -> bytes:
+    """The payload of one row for a worker."""
+    return row + b"\n" + header
+
+
+def parse_row(payload: bytes) -> dict[str, str]:
+    """Values by column. Raises ValueError when the row does not fit its header."""
+    # A header with a line break in it leaves a row that does not fit.
+    row, _, header = payload.rpartition(b"\n")
+    columns = columns_of(header)
+    lines = io.StringIO(row.decode(), newline="")
+    try:
+        rows = list(csv.reader(lines, delimiter=columns.delimiter, strict=True))
+    except csv.Error as error:
+        reason = "a quote in it has no partner" if "end of data" in str(error) else str(error)
+        raise ValueError(reason) from None
+    if len(rows) != 1:
+        raise ValueError("it has a quote without a partner, or a carriage return")
+    if len(rows[0]) != len(columns.names):
+        raise ValueError(f"{len(rows[0])} fields, the header has {len(columns.names)}")
+    return dict(zip(columns.names, rows[0], strict=True))
+
+
+@dataclass(slots=True)
+class _RowSplitter:
+    """Cuts the rows of one table, from `start` on."""
 
     columns: Columns
     start: int
     limit: int
     max_lines: int
     where: Callable[[int], str]
-    _buffer: bytes = field(
-        default=b"", init=False
-    )  # from `_base` on; the row being looked at starts at `_at` in it
-    _base: int = field(default=0, init=False)
-    _at: int = field(default=0, init=False)
+    _buffer: bytes = field(default=b"", init=False)
+    _base: int = field(default=0, init=False)  # offset of buffer[0]
+    _at: int = field(default=0, init=False)  # the row being looked at starts here in the buffer
     _is_end: bool = field(default=False, init=False)
-    _skipped_from: int | None = field(
-        default=None, init=False
-    )  # offset of a line too long to be held
-    _quotes: int = field(default=0, init=False)  # in it
+    # Of a line that is too long to be held: its offset, and the quotes in it so far.
+    _skipped_from: int | None = field(default=None, init=False)
+    _quotes: int = field(default=0, init=False)
 
     def split(self, pieces: Iterator[bytes]) -> Iterator[Item]:
         self._base = self.start
@@ -107,9 +142,10 @@ class RowSplitter:
 
     def _rows(self, pieces: Iterator[bytes]) -> Iterator[Item]:
         """All rows that end in the buffer."""
-        row, limit = _row_of(self.columns.delimiter.encode()), self.limit
+        row = _row_of(self.columns.delimiter.encode())
         while (end := self._buffer.find(b"\n", self._at)) >= 0:
-            at, buffer = self._at, self._buffer
+            at = self._at
+            buffer = self._buffer
             if self._skipped_from is not None:
                 self._quotes += buffer.count(b'"', at, end)
                 yield self._skipped(self._base + end)
@@ -126,15 +162,17 @@ class RowSplitter:
             payload = buffer[at:end]
             self._at = end + 1
             if payload not in _BLANK:
-                yield self._base + at, payload if end - at <= limit else None, end - at
+                yield self._base + at, payload if end - at <= self.limit else None, end - at
         self._forget()
 
     def _end_of_row(self, at: int, end: int, found: int, pieces: Iterator[bytes]) -> int | None:
-        """Where a row with a quoted line break ends, or one with a quote that is lost; None: more must be read.
+        """Where a row ends that has a quoted line break or a lost quote; None: more must be read.
 
-        `end` is the end of its first line, `found` that of the row if all its quotes have partners, else -1.
+        `end` is the end of its first line, `found` that of the row if all its quotes have partners,
+        else -1.
         """
         buffer = self._buffer
+        # The quotes have partners within the bound: one row, unless the field holds rows.
         if (
             found >= 0
             and found - at <= self.max_lines << 10
@@ -142,19 +180,17 @@ class RowSplitter:
         ):
             return end if self._are_rows(buffer[end + 1 : found].split(b"\n")[:-1]) else found
         stop = self._window(at)
+        is_closed_badly = self._is_closed_badly(at, len(buffer) if stop is None else stop)
         if stop is None and not self._is_end:
-            return None if found < 0 and self._trouble(at, len(buffer)) != "closed badly" else end
-        if (
-            self._trouble(at, len(buffer) if stop is None else stop) == "closed badly"
-            or stop is None
-        ):
+            return None if found < 0 and not is_closed_badly else end
+        if is_closed_badly or stop is None:
             return end
         if self._are_rows(buffer[end + 1 : stop].split(b"\n")[:-1]):
             return end
         raise self._endless(at, pieces)
 
     def _window(self, at: int) -> int | None:
-        """How far a row that starts at `at` may be looked through: `max_lines` lines or KiB; None: not all is here."""
+        """The end of the bound of a row, `max_lines` lines or KiB; None if it is not here yet."""
         most = at + (self.max_lines << 10)
         if self._buffer.count(b"\n", at, most) <= self.max_lines:
             return most if most <= len(self._buffer) else None
@@ -163,24 +199,25 @@ class RowSplitter:
             stop = self._buffer.index(b"\n", stop) + 1
         return min(stop - 1, most)
 
-    def _trouble(self, at: int, stop: int) -> str:
-        """Why the row at `at` has no end before `stop`: closed badly, or open (or not all here)."""
-        buffer, delimiter = self._buffer, self.columns.delimiter.encode()
+    def _is_closed_badly(self, at: int, stop: int) -> bool:
+        """Whether a quoted field of the row is closed in the middle of text, before `stop`."""
+        buffer = self._buffer
+        delimiter = self.columns.delimiter.encode()
         while at < stop:
             if buffer[at : at + 1] == b'"':
                 match = _QUOTED.match(buffer, at, stop)
                 if match is None or match.end() >= stop:
-                    return "open"
+                    return False
                 at = match.end()
                 if not buffer.startswith((delimiter, b"\n", b"\r\n"), at):
-                    return "open" if buffer[at:stop] == b"\r" else "closed badly"
+                    return buffer[at:stop] != b"\r"  # its line feed may not be here yet
                 at += 1
             else:
                 following = buffer.find(delimiter, at, stop)
                 if following < 0:
-                    return "open"
+                    return False
                 at = following + 1
-        return "open"
+        return False
 
     def _are_rows(self, lines: list[bytes]) -> bool:
         """Whether lines from within a field nearly all have as many fields as the header."""
@@ -193,12 +230,13 @@ class RowSplitter:
         return fitting >= _ROW_LIKE_SHARE * len(lines)
 
     def _forget(self) -> None:
-        """Give up what is held of a line that is too long to be held."""
+        """Drop what is held of a line that is too long to be held."""
         most = max(self.limit, self.max_lines << 10)
         if len(self._buffer) - self._at <= most or self._buffer.find(b"\n", self._at) >= 0:
             return
         if self._skipped_from is None:
-            self._skipped_from, self._quotes = self._base + self._at, 0
+            self._skipped_from = self._base + self._at
+            self._quotes = 0
         self._quotes += self._buffer.count(b'"', self._at)
         self._at = len(self._buffer)
 
@@ -207,92 +245,54 @@ class RowSplitter:
         offset = self._skipped_from
         assert offset is not None, "a line was skipped"
         self._skipped_from = None
+        size = end - offset
         if self._quotes % 2:
             raise DataError(
-                "A line of a table is too long to be held, and a quoted field in it does not end with the line.",
-                got=f"{self.where(offset)}: {end - offset:,} bytes",
-                fix=f"data.max_document_bytes={(end - offset) * 2}\nor look at the quotes of that line",
+                "A line of a table is too long to be held, "
+                "and a quoted field in it does not end with it.",
+                got=f"{self.where(offset)}: {size:,} bytes",
+                fix=f"data.max_document_bytes={size * 2}\nor look at the quotes of that line",
             )
-        return offset, None, end - offset
+        return offset, None, size
 
     def _endless(self, at: int, pieces: Iterator[bytes]) -> DataError:
         """The error for a quoted field that goes on for too long."""
         place = self.where(self._base + at)
         lines, size = self._lines_to_end(at, pieces)
         line = place.rpartition(":")[2]
-        if lines is None:
-            got = f"{place}: a quote opens a field there, and nothing closes it"
-            fix = f"take the quote away from line {line}, or close it there"
-        else:
-            got = f"{place}: a quote opens a field there that is closed {lines:,} lines ({size:,} bytes) later"
-            fix = f"data.max_field_lines={max(lines, -(-size // 1024)) + 1}\n"
-            fix += f"if the field really is so long; or take the quote away from line {line}, if it is a lost one"
+        got = f"{place}: a quote opens a field there, and nothing closes it"
+        fix = f"take the quote away from line {line}, or close it there"
+        if lines is not None:
+            got = (
+                f"{place}: a quote opens a field there that is closed {lines:,} lines"
+                f" ({size:,} bytes) later"
+            )
+            fix = (
+                f"data.max_field_lines={max(lines, -(-size // 1024)) + 1}\n"
+                f"if the field really is so long; or take the quote away from line {line}, if it is lost"
+            )
         return DataError(
-            f"A quoted field of a table goes on for more than {self.max_lines:,} lines or KiB (data.max_field_lines).",
+            "A quoted field of a table goes on for more than "
+            f"{self.max_lines:,} lines or KiB (data.max_field_lines).",
             got=got,
             fix=fix,
         )
 
     def _lines_to_end(self, at: int, pieces: Iterator[bytes]) -> tuple[int | None, int]:
-        """Line breaks and bytes from a row's start to the line in which its quoted field is closed; reads on."""
-        held, lines, size, is_open = self._buffer[at:], 0, 0, False
+        """Lines and bytes from a row's start to the line that closes its field; reads on."""
+        held = self._buffer[at:]
+        lines = size = 0
+        is_open = False
         while True:
-            cut = 0
-            while (mark := re.compile(rb'["\n]').search(held, cut)) is not None:
-                if mark[0] == b"\n":
-                    lines += 1
-                    if not is_open and lines:
-                        return lines, size + mark.end()
-                else:
+            for mark in _QUOTE_OR_FEED.finditer(held):
+                if mark[0] == b'"':
                     is_open = not is_open
-                cut = mark.end()
+                    continue
+                lines += 1
+                if not is_open:
+                    return lines, size + mark.end()
             size += len(held)
             try:
                 held = next(pieces)
             except StopIteration:
                 return None, size
-
-
-def split_rows(
-    pieces: Iterator[bytes],
-    start: int,
-    limit: int,
-    columns: Columns,
-    max_lines: int = 1000,
-    where: Callable[[int], str] = "byte {}".format,
-) -> Iterator[Item]:
-    """One item per row of a table that is not empty, its line feed not included. The header is a row like any.
-
-    Args:
-        limit: longest row that is held, in bytes.
-        max_lines: lines, and KiB, of the longest row with a quoted line break.
-        where: FILE:LINE of an offset, for an error.
-    """
-    return RowSplitter(columns, start, limit, max_lines, where).split(pieces)
-
-
-def row_and_header(row: bytes, header: bytes) -> bytes:
-    """What travels to a worker as the payload of one row."""
-    return row + b"\n" + header
-
-
-def parse_row(payload: bytes) -> dict[str, str]:
-    """Values by column. Raises ValueError when the row does not fit its header (UnicodeDecodeError is one)."""
-    row, _, header = payload.rpartition(
-        b"\n"
-    )  # a header with a line break in it leaves a row that does not fit
-    columns = columns_of(header)
-    try:
-        rows = list(
-            csv.reader(
-                io.StringIO(row.decode(), newline=""), delimiter=columns.delimiter, strict=True
-            )
-        )
-    except csv.Error as error:
-        reason = "a quote in it has no partner" if "end of data" in str(error) else str(error)
-        raise ValueError(reason) from None
-    if len(rows) != 1:
-        raise ValueError("it has a quote without a partner, or a carriage return")
-    if len(rows[0]) != len(columns.names):
-        raise ValueError(f"{len(rows[0])} fields, the header has {len(columns.names)}")
-    return dict(zip(columns.names, rows[0], strict=True))

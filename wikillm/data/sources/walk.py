@@ -1,8 +1,9 @@
-"""What lies below a folder, and what a glob matches, with nothing passed over in silence.
+"""What lies below a folder, and what a glob matches; nothing is skipped silently.
 
-Names that begin with a dot are left out: editors, notebooks and version control keep copies there. Links are followed,
-each folder once by its real path, so that loops end and nothing counts twice. A folder that may not be read is an error.
-Pipes, sockets, devices and dangling links are reported with the files that are there.
+Names that begin with a dot are left out: editors, notebooks and version control keep duplicates
+there. Links are followed, each folder once by its real path, so that loops end and nothing counts
+twice. A folder that may not be read is an error. Pipes, sockets, devices and dangling links are
+reported with the files.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ from pathlib import Path
 from wikillm.core.errors import DataError
 from wikillm.data.sources.fixes import quoted
 
-MAGIC = "*?["
+_MAGIC = "*?["
 
 
 @dataclass(slots=True)
 class Found:
-    """Files in the order of their relative paths, and what was left out of the same folders.
-
-    `others` are neither files nor folders, with their kind, or token stores; `hidden` are names that begin with a dot.
-    """
+    """Files in the order of their relative paths, and what was left out of the same folders."""
 
     files: list[Path] = field(default_factory=list)
-    others: list[tuple[Path, str]] = field(default_factory=list)
-    hidden: list[Path] = field(default_factory=list)
+    others: list[tuple[Path, str]] = field(
+        default_factory=list
+    )  # special files, token stores; kind
+    hidden: list[Path] = field(default_factory=list)  # names that begin with a dot
     seen: set[str] = field(default_factory=set)  # real paths of folders
 
 
@@ -36,8 +36,8 @@ def files_of(folder: Path) -> Found:
     """Everything below `folder`. Raises DataError for a folder that may not be read."""
     found = Found()
     _walk(folder, found)
-    for one in (found.files, found.hidden):
-        one.sort(key=lambda path: path.relative_to(folder))
+    for paths in (found.files, found.hidden):
+        paths.sort(key=lambda path: path.relative_to(folder))
     return found
 
 
@@ -46,12 +46,12 @@ def _walk(folder: Path, found: Found) -> None:
     if real in found.seen:
         return
     found.seen.add(real)
-    inner: list[Path] = []
-    links: list[Path] = []
-    entries = entries_of(folder)
+    entries = _entries_of(folder)
     if {"build.json", "shards", "tokenizer"} <= {path.name for path in entries}:
         found.others.append((folder, "a token store"))
         return
+    inner: list[Path] = []
+    links: list[Path] = []
     for path in entries:
         if path.name.startswith("."):
             found.hidden.append(path)
@@ -63,14 +63,12 @@ def _walk(folder: Path, found: Found) -> None:
             found.files.append(path)
         else:
             found.others.append((path, kind))
-    for path in [
-        *inner,
-        *links,
-    ]:  # a folder counts where it lies, rather than where a link to it does
+    # Links last: a folder counts where it lies, not where a link to it does.
+    for path in [*inner, *links]:
         _walk(path, found)
 
 
-def entries_of(folder: Path) -> list[Path]:
+def _entries_of(folder: Path) -> list[Path]:
     """The entries of a folder, sorted. Raises DataError when it may not be read."""
     try:
         return sorted(folder.iterdir())
@@ -98,9 +96,9 @@ def kind_of(path: Path) -> str:
 
 
 def matches_of(pattern: Path) -> list[Path]:
-    """What a glob matches, files and folders, sorted; `**` matches any depth. Raises DataError as `files_of` does."""
+    """What a glob matches, sorted; `**` matches any depth. Raises DataError as `files_of`."""
     parts = pattern.parts
-    fixed = next(i for i, part in enumerate(parts) if any(mark in part for mark in MAGIC))
+    fixed = next(i for i, part in enumerate(parts) if any(mark in part for mark in _MAGIC))
     found: dict[Path, None] = {}
     _match(Path(*parts[:fixed]), parts[fixed:], found)
     return sorted(found)
@@ -110,28 +108,25 @@ def _match(base: Path, parts: tuple[str, ...], found: dict[Path, None]) -> None:
     if not parts:
         found[base] = None
         return
-    part, rest = parts[0], parts[1:]
+    part, *others = parts
+    rest = tuple(others)
     if part == "**":
         below = Found()
         _walk(base, below)
-        folders = {path.parent for path in [*below.files, *(path for path, _ in below.others)]} | {
-            base
-        }
+        paths = [*below.files, *(path for path, _ in below.others)]
         if not rest:
-            found.update(dict.fromkeys([*below.files, *(path for path, _ in below.others)]))
-        for folder in sorted({parent for path in folders for parent in _up_to(path, base)}):
-            if rest:
-                _match(folder, rest, found)
-    elif any(mark in part for mark in MAGIC):
+            found.update(dict.fromkeys(paths))
+            return
+        folders = {base}
+        for path in paths:
+            folders.update(p for p in path.parents if p == base or base in p.parents)
+        for folder in sorted(folders):
+            _match(folder, rest, found)
+    elif any(mark in part for mark in _MAGIC):
         if kind_of(base) == "folder":
-            for path in entries_of(base):
+            for path in _entries_of(base):
                 is_named = fnmatch.fnmatchcase(path.name, part)
                 if is_named and (part.startswith(".") or not path.name.startswith(".")):
                     _match(path, rest, found)
     elif os.path.lexists(base / part):
         _match(base / part, rest, found)
-
-
-def _up_to(path: Path, base: Path) -> list[Path]:
-    """A folder and those above it, up to and with `base`."""
-    return [path, *(parent for parent in path.parents if parent == base or base in parent.parents)]

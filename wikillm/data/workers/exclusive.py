@@ -1,8 +1,9 @@
 """One process at a time prepares; the others wait, show its progress, and share its failure.
 
-Files beside the store, named BASE: `BASE.lock` (flock, released when its holder ends), `BASE.progress` (the newest
-progress line) and `BASE.failure` (why the holder failed). Whoever waited for a holder that failed raises the same
-error, instead of repeating the same work on every rank.
+Files beside the store, named BASE: `BASE.lock` (flock, released when its holder ends),
+`BASE.progress` (the newest progress line) and `BASE.failure` (why the holder failed). Whoever
+waited for a holder that failed raises the same error, instead of repeating the same work on every
+rank.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ def beside(base: Path, suffix: str) -> Path:
 
 @contextmanager
 def exclusive(base: Path, what: str, is_main: bool, about: str = "") -> Iterator[None]:
-    """Hold the lock named `base`; waits for its holder, and raises the holder's failure. (all ranks)
+    """Hold the lock named `base`; raises the failure of a holder that was waited for. (all ranks)
 
-    On a read-only disk nothing is locked: a finished store can still be opened, and a build reports what is wrong.
+    On a read-only disk nothing is locked: a finished store can still be opened, and a build reports
+    what is wrong.
 
     Args:
         what: what is being done, for the waiting ranks: "preparing the data".

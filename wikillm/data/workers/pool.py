@@ -1,7 +1,8 @@
 """Run a job on many tasks in worker processes; results come in the order of the tasks.
 
-Not a `multiprocessing` pool: a worker imports neither the user's main module (no `if __name__` guard needed) nor torch,
-reports progress while it works, and ends when its parent does. At most one task per worker and one in hand are in memory.
+Not a `multiprocessing` pool: a worker imports neither the user's main module (no `if __name__`
+guard needed) nor torch, reports progress while it works, and ends when its parent does. At most one
+task per worker and one in hand are in memory.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def run_jobs(
         on_work: called in this process with what the job reports.
         on_wait: called about twice a second while nothing is ready.
 
-    Raises the job's WikiLLMError, RuntimeError with the worker's traceback for any other exception, and MachineError
-    when a worker is killed.
+    Raises the job's WikiLLMError, RuntimeError with the worker's traceback for any other exception,
+    and MachineError when a worker is killed.
     """
     if workers == 1:
         for task in tasks:
@@ -83,7 +84,8 @@ class _Worker:
         return MachineError(
             "A worker process died.",
             got=f"pid {self.process.pid}, exit code {code}{killed}",
-            fix="start again, it resumes at the first missing shard; to use less memory: data.workers=1",
+            fix="start again, it resumes at the first missing shard; "
+            "to use less memory: data.workers=1",
         )
 
 

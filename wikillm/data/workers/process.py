@@ -1,6 +1,7 @@
 """Start a module of this package as a child process with a pipe to it.
 
-The child does not import the user's main module, and notices by the end of the pipe that its parent is gone.
+The child does not import the user's main module, and notices by the end of the pipe that its parent
+is gone.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def start_child(
     """Run `python -m MODULE FD`; FD is its end of the pipe.
 
     Args:
-        log: receives its output. A child with a log gets its own session, so that Ctrl-C and signals to the process
-            group do not reach it, and no variables of a rank.
+        log: receives its output. A child with a log gets its own session, so that Ctrl-C and
+            signals to the process group do not reach it, and no variables of a rank.
     """
     ours, theirs = Pipe()
     root = str(Path(wikillm.__file__).parents[1])

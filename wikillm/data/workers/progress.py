@@ -1,7 +1,8 @@
 """Progress of a long preparation: documents, MB/s, tokens/s, time left.
 
-On a terminal one line is rewritten about every second; elsewhere a plain line is logged every ten. The newest line
-also goes to a small file, from which rank 0 shows it when another process does the work.
+On a terminal one line is rewritten about every second; elsewhere a plain line is logged every ten.
+The newest line also goes to a small file, from which rank 0 shows it when another process does the
+work.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Progress:
     Args:
         what: what is being done, the start of the line.
         total: estimated size of the source, decompressed bytes.
-        share: part of the source that was read, 0 to 1; more exact than work / total for compressed files.
+        share: part of the source that was read, 0 to 1; more exact than work / total for compressed
+            files.
         relay: file that receives the newest line, for other processes.
     """
 

@@ -242,7 +242,7 @@ def test_xml_that_declares_entities_or_ends_early_is_refused():
 def test_every_format_gives_the_same_documents(tmp_path, texts, write_source, kind):
     expected = texts(40)
     source = sniff(write_source(tmp_path, kind, expected))
-    check_text_key(source, "text", LIMIT)
+    check_text_key(source, LIMIT)
     items = list(items_of(source, 0, LIMIT))
     clean = cleaner(source.format, "text")
     assert [clean(payload, offset) for offset, payload, _ in items] == [
@@ -325,12 +325,12 @@ def test_a_missing_text_key_lists_the_keys_that_are_there(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"content": "a", "id": 1}\n')
     with pytest.raises(DataError, match="no key 'text'") as caught:
-        check_text_key(sniff(path), "text", LIMIT)
+        check_text_key(sniff(path), LIMIT)
     assert "content (string), id (a number)" in caught.value.got
     assert caught.value.fix == "data.text_key=content"
     path.write_text("[1, 2]")
     with pytest.raises(DataError, match="JSON object"):
-        check_text_key(sniff(path), "text", LIMIT)
+        check_text_key(sniff(path), LIMIT)
 
 
 def test_a_line_number_is_found_from_an_offset(tmp_path):

@@ -41,7 +41,7 @@ def written(rows: list[list[str]], delimiter: str) -> bytes:
 
 def texts_of(path: Path, text_key: str = "text", wanted: str = "auto") -> list[str | Dropped]:
     source = sniff(path, wanted, text_key)
-    check_text_key(source, text_key, LIMIT)
+    check_text_key(source, LIMIT)
     clean = cleaner(source.format, text_key)
     return [
         Dropped(TOO_LONG, size) if payload is None else clean(payload, offset)
@@ -105,7 +105,7 @@ def test_a_text_file_is_one_document_and_blocks_are_asked_for(tmp_path):
     assert texts_of(path) == ["[第一章]\n甲\n\n乙"]
     assert texts_of(path, wanted="blocks") == ["[第一章]\n甲", "乙"]
     with pytest.raises(DataError, match="longer than one document") as caught:
-        check_text_key(sniff(path), "text", 10)
+        check_text_key(sniff(path), 10)
     assert "data.format=blocks" in caught.value.fix
 
 
