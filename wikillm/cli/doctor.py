@@ -1,4 +1,4 @@
-"""`wikillm doctor`: is this machine, or is every node of a hostfile, fit for the run? Changes nothing on them."""
+"""`wikillm doctor`: is this machine, or every node of a hostfile, fit for the run?"""
 
 from __future__ import annotations
 
@@ -69,13 +69,12 @@ def _examine_here(args: argparse.Namespace, resolved: Resolved) -> Examination:
     from wikillm.doctor.examine import examine_here
     from wikillm.doctor.needs import needs_of, request_of
 
-    needs_of(
-        resolved, nodes=1, slots=args.gpus or 1
-    )  # a run that is wrong in itself is refused before anything is asked
+    # A wrong run is refused before anything is gathered.
+    needs_of(resolved, nodes=1, slots=args.gpus or 1)
 
     def needs_for(facts: NodeFacts) -> Needs:
-        cards = len(facts.gpus.cards) if facts.gpus else 0
-        return needs_of(resolved, nodes=1, slots=args.gpus or max(1, cards), has_gpu=cards > 0)
+        slots = args.gpus or max(1, facts.gpu_count)
+        return needs_of(resolved, nodes=1, slots=slots, has_gpu=facts.gpu_count > 0)
 
     request = request_of(resolved, master=args.master_addr or "", master_port=args.master_port)
     return examine_here(request, needs_for)
@@ -95,14 +94,12 @@ def _examine_nodes(args: argparse.Namespace, resolved: Resolved) -> Examination:
         request_of(resolved, master=master, master_port=args.master_port),
         needs_of(resolved, nodes=len(hosts), slots=hosts[0].slots, master=master),
         workdir=args.workdir or str(Path.cwd()),
-        environment={
-            name: value for name, value in forwarded().items() if not names_a_secret(name)
-        },
+        environment={n: value for n, value in forwarded().items() if not names_a_secret(n)},
     )
 
 
 def _print_list(*, as_json: bool) -> None:
-    from wikillm.doctor.checks.every import listed
+    from wikillm.doctor.questions import listed
 
     rows = listed()
     if as_json:

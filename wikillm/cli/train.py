@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
+    from wikillm.core.world import World
     from wikillm.supervise.signals import StopSignals
     from wikillm.supervise.supervisor import Supervisor
 
@@ -68,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, signals: StopSignals) -> int:
     from wikillm.cli.run_config import resolve_run_config
     from wikillm.core.world import World
-    from wikillm.doctor.preflight import refuse_broken_machine
     from wikillm.supervise.supervisor import is_local, settings_of, supervise
     from wikillm.train.run_dir import refuse_before_supervision
 
@@ -78,9 +78,10 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
 
         preview(resolved)
         return 0
-    world, settings = World.from_env(), settings_of(resolved)
+    world = World.from_env()
+    settings = settings_of(resolved.config.train, resolved.config.run)
     refuse_before_supervision(resolved, world)
-    refuse_broken_machine(resolved, world)
+    check_machine(resolved, world)
     if not is_local(world, settings):
         return _pretrain(args, resolved, signals, None)
     with (
@@ -88,6 +89,23 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
         signals.as_error(),
     ):  # before the imports, too
         return _pretrain(args, resolved, signals, supervisor)
+
+
+def check_machine(resolved: Resolved, world: World) -> None:
+    """Raises MachineError for what would end the run. (local rank 0; others wait for it)"""
+    from wikillm.core.errors import ConfigError
+    from wikillm.doctor.needs import needs_of, request_of
+    from wikillm.doctor.preflight import DRIVER, refuse_broken_machine
+
+    if world.local_rank:
+        return
+    has_gpu = DRIVER.exists()
+    try:
+        needs = needs_of(resolved, nodes=world.nodes, slots=world.local_size, has_gpu=has_gpu)
+    except ConfigError:  # the plan, made from the data, refuses it with the right numbers
+        return
+    master = os.environ.get("MASTER_ADDR", "")
+    refuse_broken_machine(request_of(resolved, master=master, master_port=0), needs)
 
 
 def _pretrain(

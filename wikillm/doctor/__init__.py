@@ -1,1 +1,1 @@
-"""Is this machine, or are these machines, fit for the run? Facts are gathered first, judged by pure functions after."""
+"""Are machines fit for a run? One file for each question: it gathers facts and judges them."""

@@ -1,7 +1,7 @@
-"""One rank of a bandwidth measurement: `python -m wikillm.doctor.allreduce`, one process per node, gloo over TCP.
+"""One rank of a bandwidth measurement: `python -m wikillm.doctor.allreduce`, gloo over TCP.
 
-The only file of the room that imports torch. Rank, world, address and port come from torch's usual variables; the
-result is one JSON line. 8 MiB are reduced so often that it takes about a second, 1 to 20 times, after a warm-up.
+The only file of the room that imports torch. Rank, world, address and port come from torch's usual
+variables; the result is one JSON line. 8 MiB are reduced 1 to 20 times, about a second in all.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
         tensor = torch.ones(SIZE // 4)
         first = _timed(tensor, 1)
         times = torch.tensor([min(20.0, max(1.0, SECONDS / max(first, 1e-6)))])
-        dist.broadcast(times, 0)  # every rank takes part in the same number of collectives
+        dist.broadcast(times, 0)  # all ranks run the same number of collectives
         count = int(times)
         seconds = _timed(tensor, count) / count
         rate = 2 * (world - 1) / world * SIZE / seconds
@@ -40,7 +40,7 @@ def _timed(tensor: object, count: int) -> float:
     dist.barrier()
     start = time.monotonic()
     for _ in range(count):
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)  # ones stay ones, however often
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)  # ones stay ones
     return time.monotonic() - start
 
 

@@ -1,4 +1,4 @@
-"""The other end of `doctor.node`: a process behind ssh, asked with a time limit for every answer."""
+"""A connection to `doctor.node` through ssh, with a time limit for every answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from wikillm.core.errors import MachineError
-from wikillm.doctor.cluster import Refusal
+from wikillm.doctor.facts import Unreachable
 from wikillm.doctor.node import MARK
 from wikillm.remote.ssh import ssh_argv
 
@@ -35,33 +35,34 @@ _KINDS = (
 
 
 class NodeLost(Exception):
-    """A node gave no answer; `refusal` says why."""
+    """A node gave no answer; `why` has the reason."""
 
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.text)
-        self.refusal = refusal
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.why = Unreachable(kind, text)
 
 
 def agent_command(workdir: str) -> str:
-    """What the shell of the node runs: as `wikillm launch hostfile` does."""
-    return f'cd {shlex.quote(workdir)} && PATH="$PWD/.venv/bin:$PATH" && exec python -m wikillm.doctor.node'
+    """What the shell of the node runs, as in `wikillm launch hostfile`."""
+    folder = shlex.quote(workdir)
+    return f'cd {folder} && PATH="$PWD/.venv/bin:$PATH" && exec python -m wikillm.doctor.node'
 
 
-def classify(text: str, code: int | None) -> Refusal:
-    """What ssh, the shell or Python said before the agent could speak."""
+def classify(text: str, code: int | None) -> NodeLost:
+    """The error of ssh, the shell or Python before the node could answer."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for words, kind in _KINDS:
         found = [line for line in lines if words in line.lower()]
         if found:
-            return Refusal(kind, lines[-1] if kind == "python" else found[0])
-    return Refusal("other", lines[-1] if lines else f"ssh ended with {code} and said nothing")
+            return NodeLost(kind, lines[-1] if kind == "python" else found[0])
+    return NodeLost("other", lines[-1] if lines else f"ssh ended with {code}, without a message")
 
 
 class Connection:
     """One node. `ask` raises NodeLost; after that the connection is gone."""
 
     def __init__(self, node: str, workdir: str) -> None:
-        self.node, self._number = node, 0
+        self._number = 0
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._stderr: list[str] = []
         try:
@@ -77,11 +78,9 @@ class Connection:
             raise MachineError(
                 "ssh is not on this machine.", fix="apt-get install openssh-client"
             ) from None
-        self._readers = [
-            threading.Thread(target=work, daemon=True) for work in (self._read, self._read_errors)
-        ]
-        for reader in self._readers:
-            reader.start()
+        self._error_reader = threading.Thread(target=self._read_errors, daemon=True)
+        self._error_reader.start()
+        threading.Thread(target=self._read, daemon=True).start()
 
     def ask(self, command: str, seconds: float, /, **arguments: Any) -> Any:
         """The answer to `command`, within `seconds`."""
@@ -92,25 +91,24 @@ class Connection:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except (OSError, ValueError):
-            raise NodeLost(self._why_it_ended()) from None
+            raise self._why_it_ended() from None
         end = time.monotonic() + seconds
         while True:
             try:
                 said = self._answers.get(timeout=max(0.0, end - time.monotonic()))
             except queue.Empty:
-                raise NodeLost(
-                    Refusal("timeout", f"no answer to {command!r} within {seconds:.0f} s")
-                ) from None
+                text = f"no answer to {command!r} within {seconds:.0f} s"
+                raise NodeLost("timeout", text) from None
             if said is None:
-                raise NodeLost(self._why_it_ended())
+                raise self._why_it_ended()
             if said.get(MARK) == self._number:
                 break
         if "error" in said:
-            raise NodeLost(Refusal("other", f"{command}: {said['error']}"))
+            raise NodeLost("other", f"{command}: {said['error']}")
         return said.get("value")
 
     def close(self) -> None:
-        """End the agent by ending its input; the ssh process after a moment."""
+        """End the node's process by ending its input; kill ssh after a moment."""
         with contextlib.suppress(OSError, ValueError):
             if self._process.stdin is not None:
                 self._process.stdin.close()
@@ -120,10 +118,10 @@ class Connection:
             self._process.kill()
             self._process.wait()
 
-    def _why_it_ended(self) -> Refusal:
+    def _why_it_ended(self) -> NodeLost:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2)
-        self._readers[1].join(timeout=1)
+        self._error_reader.join(timeout=1)
         return classify("".join(self._stderr), self._process.returncode)
 
     def _read(self) -> None:

@@ -1,11 +1,12 @@
-"""What is known about one node: plain values, gathered on it, sent as JSON, judged elsewhere.
+"""What is known about a node: plain values, gathered there, sent as JSON, judged elsewhere.
 
-Sizes are bytes, times seconds. A section that could not be gathered is None, and `errors` says why. Values of
-environment variables that name a secret are not part of it.
+Sizes are bytes, times are seconds. A section that could not be gathered is None, and `errors` says
+why. Values of environment variables that name a secret are left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,47 +14,41 @@ UNLIMITED = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Software:
-    """`packages` has the installed version or None, `ranges` what WikiLLM supports. `torch_cuda`: of the wheel, "" on CPU."""
+class SoftwareFacts:
+    """`packages`: installed versions, None where missing; `ranges`: the supported ones.
+
+    `torch_cuda`: of the installed torch, "" for a CPU build, None without torch.
+    """
 
     python: str
     executable: str
     packages: dict[str, str | None]
     ranges: dict[str, str]
     torch_cuda: str | None
-    encoding: str
     code_folder: str
     code_digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class GpuCard:
-    """One GPU as nvidia-smi tells it; None where it says N/A. Memory in MiB, power in W."""
+    """One GPU as nvidia-smi reports it, None for N/A. Memory in MiB."""
 
     index: int
     name: str
     memory_total: int | None = None
     memory_used: int | None = None
     compute_capability: float | None = None
-    persistence: bool | None = None
-    power_limit: float | None = None
-    power_default: float | None = None
-    ecc_now: int | None = None  # uncorrected errors since the driver was loaded
-    ecc_ever: int | None = None
-    row_remap: str | None = None  # "pending" or "failed", "" when neither
+    ecc: int | None = None  # uncorrected errors since the driver was loaded
     mig: bool | None = None
     compute_mode: str | None = None
-    temperature: int | None = None
     throttle: int | None = None  # bits of clocks_event_reasons.active
-    pcie_width: int | None = None
-    pcie_width_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Gpus:
-    """`hardware`: NVIDIA GPUs on the PCI bus. `smi`: "" when nvidia-smi answered, else what it said or that it is missing.
+class GpuFacts:
+    """`hardware`: NVIDIA GPUs on the PCI bus. `smi`: "" when nvidia-smi works, else its error.
 
-    `links`: (a, b, kind) for every pair, kind as in `nvidia-smi topo -m`.
+    `links`: (a, b, kind) for every pair of GPUs, kind as in `nvidia-smi topo -m`.
     """
 
     hardware: int
@@ -66,46 +61,41 @@ class Gpus:
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
-    """Limits are soft limits, UNLIMITED for none. `identity` is equal only for two names of one machine."""
+class HostFacts:
+    """Limits are soft limits. `identity` is equal only for two names of one machine."""
 
     hostname: str
     identity: str
     user: str
     cores: int
     cpu_quota: float | None
+    load: float
     memory: int
     memory_available: int
     swap: int
-    swap_used: int
     cgroup_limit: int | None
     cgroup_used: int | None
-    load: float
     open_files: int
     locked_memory: int
     processes: int
-    shm_total: int | None
     shm_free: int | None
     shm_leftovers: tuple[tuple[str, int], ...]
-    governor: str | None
-    clock_synchronised: bool | None
 
 
 @dataclass(frozen=True, slots=True)
 class OpLock:
-    """torch's lock file of a compilation. `is_held`: some process here has it open. `age` since the last change around it."""
+    """torch's lock file of a compilation. `is_held`: a process here has it open."""
 
     path: str
-    age: float
+    age: float  # since the last change in its folder
     is_held: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Compiler:
-    """What compiles DeepSpeed's ops, and where the results lie."""
+class CompilerFacts:
+    """What compiles DeepSpeed's ops, and where they are stored."""
 
     cxx: str
-    cxx_version: str
     has_headers: bool
     ninja: str
     nvcc: str
@@ -117,8 +107,11 @@ class Compiler:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A folder, or its nearest existing parent, and the file system below it. `bytes_per_second`: written with fsync."""
+class FolderFacts:
+    """A folder and the file system below it. `existing`: the folder, or its nearest parent.
+
+    `bytes_per_second`: of one synced file.
+    """
 
     path: str
     existing: str
@@ -130,16 +123,17 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
-    """`data` has a digest per source file: size, and the first and last MiB. `data_bytes` is decompressed text.
+class DiskFacts:
+    """`data`: a digest for each source file; `data_bytes`: the predicted size of the store.
 
-    `checkpoints_stay` and `checkpoints_go` are bytes in the run directory; the latter are free before the first save.
+    Of the run's checkpoints, `checkpoints_stay` bytes stay, `checkpoints_go` are removed before the
+    first save.
     """
 
-    run: Place
-    store: Place
-    store_stands: bool
-    temporary: Place
+    run: FolderFacts
+    store: FolderFacts
+    has_store: bool
+    temporary: FolderFacts
     data: dict[str, str]
     data_bytes: int
     data_error: str
@@ -148,39 +142,40 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
-class Nic:
-    """`speed` in Mbit/s, None where the driver does not say (virtual cards). `dropped`: share of received packets lost."""
+class NetworkCard:
+    """`speed` in Mbit/s, None for virtual cards."""
 
     name: str
     is_up: bool
     mtu: int
     speed: int | None
     addresses: tuple[str, ...]
-    bad_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
-    """`master` is the name that ranks meet at, and what it resolves to here. `route` (card, address) leads there."""
+class NetworkFacts:
+    """`master` is the name that ranks meet at. `route`: (card, own address) on the way there."""
 
     hostname: str
     hostname_addresses: tuple[str, ...]
-    nics: tuple[Nic, ...]
+    cards: tuple[NetworkCard, ...]
     master: str
     master_addresses: tuple[str, ...]
     route: tuple[str, str] | None
     master_port: int
-    port_error: str  # "" when nobody listens there
+    port_error: str  # "" when the port is free
     infiniband: tuple[tuple[str, str], ...]  # (device:port, state)
-    firewalls: tuple[str, ...]
 
     @property
-    def outer_card(self) -> Nic | None:
-        """The card that leads to the other nodes: that of the route; where the name is wrong and it is `lo`, the only other."""
-        routed = next((nic for nic in self.nics if self.route and nic.name == self.route[0]), None)
-        if routed is not None and routed.name != "lo":
-            return routed
-        others = [nic for nic in self.nics if nic.name != "lo" and nic.is_up and nic.addresses]
+    def outer_card(self) -> NetworkCard | None:
+        """The card that leads to the other nodes.
+
+        Where the route is `lo`, since the master's name is wrong: the only other card.
+        """
+        routed = [card for card in self.cards if self.route and card.name == self.route[0]]
+        if routed and routed[0].name != "lo":
+            return routed[0]
+        others = [c for c in self.cards if c.name != "lo" and c.is_up and c.addresses]
         return others[0] if len(others) == 1 else None
 
 
@@ -189,25 +184,72 @@ _UNKNOWN: Any = None
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """Everything about one node. A section that is not known is None; a check is asked only when its own section is."""
+    """Everything about one node. A check runs only when its own section is known."""
 
-    software: Software = _UNKNOWN
-    gpus: Gpus = _UNKNOWN
-    host: Host = _UNKNOWN
-    compiler: Compiler = _UNKNOWN
-    disk: Disk = _UNKNOWN
-    network: Network = _UNKNOWN
-    hubs: dict[str, str] = _UNKNOWN  # name -> "" when it answered, else the error
+    software: SoftwareFacts = _UNKNOWN
+    gpus: GpuFacts = _UNKNOWN
+    host: HostFacts = _UNKNOWN
+    compiler: CompilerFacts = _UNKNOWN
+    disk: DiskFacts = _UNKNOWN
+    network: NetworkFacts = _UNKNOWN
+    downloads: dict[str, str] = _UNKNOWN  # name -> "" when it answered, else the error
     environment: dict[str, str] = _UNKNOWN
     errors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def gpu_count(self) -> int:
+        return len(self.gpus.cards) if self.gpus else 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def facts_from_json(value: dict[str, Any]) -> NodeFacts:
-    """The inverse of `to_json`; checked, since it comes from another machine. Raises ValueError."""
+    """The inverse of `to_json`, with checked types. Raises ValueError."""
     from pydantic import TypeAdapter
 
     known = {name: section for name, section in value.items() if section is not None}
     return TypeAdapter(NodeFacts).validate_python(known)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreachable:
+    """Why a node gave no facts; `kind` is a row of the texts for `reach`, or "other"."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bandwidth:
+    """Bus bandwidth: 2 (n - 1) / n x size / time, comparable over numbers of ranks n."""
+
+    bytes_per_second: float
+    ranks: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFacts:
+    """`names` in the order of the hostfile.
+
+    `shared`: for each node the names whose files it did not see, or an error. `connections`:
+    (from, to) -> "" or the error. `all_reduce`: the measurement, or why there is none.
+    """
+
+    names: tuple[str, ...]
+    slots: Mapping[str, int]
+    master: str
+    facts: Mapping[str, NodeFacts]
+    unreachable: Mapping[str, Unreachable] = field(default_factory=dict)
+    shared: Mapping[str, tuple[str, ...] | str] = field(default_factory=dict)
+    connections: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    all_reduce: Bandwidth | str = "not measured"
+
+    def by_value(self, value: Callable[[NodeFacts], str | None]) -> dict[str, list[str]]:
+        """value -> the nodes that have it; nodes where it is None are left out."""
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            if name in self.facts and (what := value(self.facts[name])) is not None:
+                found.setdefault(what, []).append(name)
+        return found

@@ -1,7 +1,6 @@
-"""What the doctor does on a node: `python -m wikillm.doctor.node` answers requests, one JSON object a line.
+"""The doctor on a node: `python -m wikillm.doctor.node` answers requests, one JSON object a line.
 
-Started over ssh, it lives as long as its standard input: when the connection ends, so does it, and what it had made
-(listeners, files in the shared folder) is taken back. On this machine the same `Agent` is called directly.
+Started over ssh, it ends with its standard input, and then removes its listeners and files.
 """
 
 from __future__ import annotations
@@ -14,23 +13,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from wikillm.core.files import nearest_existing
-from wikillm.doctor.gather.everything import gather
 from wikillm.doctor.needs import Request
+from wikillm.doctor.questions import gather
 
 MARK = "wikillm-doctor"
 CONNECT_SECONDS = 4.0
 LOOK_SECONDS = 5.0
+COMMANDS = ("hello", "facts", "write", "look", "listen", "connect", "all_reduce", "clean")
 ALL_REDUCE_SECONDS = 18.0
 
 
-class Agent:
-    """Answers requests by name. Nothing outside its own files and ports is changed."""
+class NodeServer:
+    """Answers requests by name. Changes nothing but its own files and ports."""
 
     def __init__(self) -> None:
         self._listeners: list[socket.socket] = []
@@ -38,16 +37,12 @@ class Agent:
 
     def answer(self, command: str, arguments: dict[str, Any]) -> Any:
         """Raises ValueError for an unknown command, OSError where the system refuses."""
-        commands: dict[str, Callable[..., Any]] = {
-            "hello": self.hello, "facts": self.facts, "time": time.time, "write": self.write, "look": self.look,
-            "listen": self.listen, "connect": self.connect, "all_reduce": self.all_reduce, "clean": self.clean,
-        }  # fmt: skip
-        if command not in commands:
+        if command not in COMMANDS:
             raise ValueError(f"no such command: {command}")
-        return commands[command](**arguments)
+        return getattr(self, command)(**arguments)
 
     def hello(self, environment: dict[str, str]) -> str:
-        """Take the variables over that a run would get here."""
+        """Set the variables that a run would get here."""
         os.environ.update(environment)
         return str(Path.cwd())
 
@@ -63,7 +58,7 @@ class Agent:
         return str(path)
 
     def look(self, folder: str, names: dict[str, str]) -> list[str]:
-        """Which of `names` (file -> text) are not there as written. Network folders get a few seconds."""
+        """Which of `names` (file -> text) cannot be read; network folders get a few seconds."""
         end = time.monotonic() + LOOK_SECONDS
         while True:
             where = _existing(folder)
@@ -73,7 +68,7 @@ class Agent:
             time.sleep(0.3)
 
     def listen(self, ports: list[int], token: str) -> list[int]:
-        """Listen on `ports`, 0 for a free one; whoever connects is sent `token`. A busy one is answered with 0."""
+        """Listen on `ports`, 0 for a free one, and send `token` to each peer; 0 for a busy one."""
         found = []
         for port in ports:
             server = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -91,7 +86,7 @@ class Agent:
         return found
 
     def connect(self, targets: list[tuple[str, str, int, str]]) -> dict[str, str]:
-        """node -> "" or the first error. A target is (node, address, port, the token that must come back)."""
+        """node -> "" or the first error. A target is (node, address, port, expected token)."""
         with ThreadPoolExecutor(32) as pool:
             errors = list(pool.map(lambda target: _try(*target[1:]), targets))
         found: dict[str, str] = {}
@@ -103,23 +98,13 @@ class Agent:
         self, rank: int, world: int, address: str, port: int, card: str
     ) -> dict[str, Any]:
         """One rank of the measurement. An error is part of the answer."""
-        environ = {
-            "GLOO_SOCKET_IFNAME": card,
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-        }
-        environ |= {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": address,
-            "MASTER_PORT": str(port),
-        }
-        argv = [sys.executable, "-m", "wikillm.doctor.allreduce"]
+        rendezvous = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
+        place = {"RANK": str(rank), "WORLD_SIZE": str(world)}
+        own = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **rendezvous, **place}
         try:
             done = subprocess.run(
-                argv,
-                env=environ,
+                [sys.executable, "-m", "wikillm.doctor.allreduce"],
+                env={"GLOO_SOCKET_IFNAME": card, **os.environ, **own},
                 capture_output=True,
                 text=True,
                 timeout=ALL_REDUCE_SECONDS,
@@ -133,14 +118,15 @@ class Agent:
         return dict(json.loads(done.stdout.splitlines()[-1]))
 
     def clean(self) -> None:
-        """Take back what was made."""
+        """Close the listeners and remove the files."""
         for server in self._listeners:
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_RDWR)
             server.close()
         for path in self._files:
             path.unlink(missing_ok=True)
-        self._listeners, self._files = [], []
+        self._listeners.clear()
+        self._files.clear()
 
 
 def _existing(folder: str) -> Path:
@@ -174,29 +160,28 @@ def _try(address: str, port: int, token: str) -> str:
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         return f"port {port} at {address}: {reason}"
-    return (
-        ""
-        if heard.decode(errors="replace") == token
-        else f"port {port} at {address}: somebody else answers there"
-    )
+    is_ours = heard.decode(errors="replace") == token
+    return "" if is_ours else f"port {port} at {address}: somebody else answers there"
 
 
 def main() -> None:
     """Answer until standard input ends."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints goes to standard error, not between the answers
-    agent = Agent()
+    server = NodeServer()
     try:
         for line in sys.stdin:
             asked = json.loads(line)
             try:
-                said: dict[str, Any] = {"value": agent.answer(asked["command"], asked["arguments"])}
-            except Exception as error:  # the other side decides what it means
+                said: dict[str, Any] = {
+                    "value": server.answer(asked["command"], asked["arguments"])
+                }
+            except Exception as error:  # reported to the other side
                 said = {"error": f"{type(error).__name__}: {error}"}
             channel.write(json.dumps({MARK: asked["number"], **said}) + "\n")
             channel.flush()
     finally:
-        agent.clean()
+        server.clean()
     os._exit(0)  # threads that hang in a dead mount would keep the process
 
 

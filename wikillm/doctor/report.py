@@ -6,8 +6,8 @@ import textwrap
 from dataclasses import asdict
 from typing import Any
 
+from wikillm.doctor.checks import GROUPS, Level, Verdict
 from wikillm.doctor.examine import Examination
-from wikillm.doctor.verdict import GROUPS, Level, Verdict
 
 _LEVELS: tuple[Level, ...] = ("fail", "warn", "ok", "skip")
 _WORDS = {"fail": "failed", "warn": "warnings", "ok": "ok", "skip": "not asked"}

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
-from wikillm.config.resolved import Resolved
+from wikillm.config.schema import RunSection, TrainSection
 from wikillm.core.errors import ExitCode, MachineError, StoppedError
 from wikillm.core.faults import as_refusal
 from wikillm.core.log import logger, say, warn
@@ -56,10 +56,8 @@ class SuperviseSettings:
     run: Path
 
 
-def settings_of(resolved: Resolved) -> SuperviseSettings:
+def settings_of(train: TrainSection, run: RunSection) -> SuperviseSettings:
     """How a run is supervised."""
-    train = resolved.config.train
-    run = resolved.config.run
     limits = Limits(
         train.meet_seconds, train.lost_seconds, train.stall_seconds, train.exit_timeout_seconds
     )

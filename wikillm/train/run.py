@@ -95,7 +95,12 @@ def pretrain(
     if supervisor is not None:
         return _pretrain(resolved, world, signals, supervisor, how)
     facts = lambda: facts_of_this_node(to_yaml(resolved))  # noqa: E731
-    with supervise(world, settings_of(resolved), facts) as own_supervisor, signals.as_error():
+    with (
+        supervise(
+            world, settings_of(resolved.config.train, resolved.config.run), facts
+        ) as own_supervisor,
+        signals.as_error(),
+    ):
         return _pretrain(resolved, world, signals, own_supervisor, how)
 
 
@@ -118,7 +123,7 @@ def _pretrain(
     )
     plan = make()
     engine = resolve_engine(cfg, plan, world)
-    run = RunDir(settings_of(resolved).run)
+    run = RunDir(settings_of(resolved.config.train, resolved.config.run).run)
     heartbeat.enter("engine")
     closing = ending(run.path, world, cfg.train.exit_timeout_seconds, corpus.close)
     with closing as end, supervisor.explains(), signals.as_error():

@@ -227,7 +227,9 @@ def refuse_before_supervision(resolved: Resolved, world: World) -> None:
     world.check_meeting_place()
     if world.is_main:
         store = resolved.config.data.store
-        RunDir(settings_of(resolved).run).refuse_foreign(Path(store) if store else None)
+        RunDir(settings_of(resolved.config.train, resolved.config.run).run).refuse_foreign(
+            Path(store) if store else None
+        )
 
 
 def _first_part(path: Path | None, folder: Path) -> str:

@@ -1,1 +1,0 @@
-"""The judgements: facts in, verdict out. No check looks at the machine."""

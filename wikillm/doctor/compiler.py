@@ -1,0 +1,129 @@
+"""Can DeepSpeed's ops be compiled and loaded, and does no stale lock block that?"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+from packaging.version import Version
+
+from wikillm.core.files import nearest_existing
+from wikillm.core.lock import is_open_here
+from wikillm.core.units import format_seconds
+from wikillm.doctor.checks import Finding, fail, node_check, ok, skip, warn
+from wikillm.doctor.facts import CompilerFacts, NodeFacts, OpLock
+from wikillm.doctor.needs import Needs
+from wikillm.doctor.probe import read, run_tool
+
+ABANDONED = 600.0
+"""Seconds: no file of a running compilation stays unchanged so long, also of an unseen owner."""
+
+
+def gather_compiler() -> CompilerFacts:
+    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
+    nvcc = shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc") or ""
+    release = re.search(r"release ([\d.]+)", run_tool(nvcc, "--version")[0]) if nvcc else None
+    folder = extensions_folder()
+    existing = folder if folder.is_dir() else nearest_existing(folder)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return CompilerFacts(
+        cxx=os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "",
+        has_headers=Path(sysconfig.get_path("include"), "Python.h").is_file(),
+        ninja=shutil.which("ninja", path=path) or "",
+        nvcc=nvcc,
+        nvcc_cuda=release[1] if release else "",
+        folder=str(folder),
+        is_writable=os.access(existing, os.W_OK | os.X_OK),
+        is_executable=not _is_noexec(existing),
+        locks=tuple(find_locks(folder)),
+    )
+
+
+def extensions_folder() -> Path:
+    """Where torch stores compiled extensions."""
+    named = os.environ.get("TORCH_EXTENSIONS_DIR")
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(cache) / "torch_extensions"
+
+
+def find_locks(folder: Path) -> list[OpLock]:
+    """torch's lock is a file named `lock` beside the build; its owner has it open."""
+    locks = []
+    for path in sorted(folder.glob("**/lock")):
+        try:
+            newest = max(each.stat().st_mtime for each in path.parent.iterdir())
+        except OSError:
+            continue
+        locks.append(OpLock(str(path), max(0.0, time.time() - newest), is_open_here(path)))
+    return locks
+
+
+def _is_noexec(folder: Path) -> bool:
+    mounts = [line.split() for line in read("/proc/mounts").splitlines()]
+    path = folder.resolve()
+    above = [(len(m[1]), m[3]) for m in mounts if path.is_relative_to(m[1])]
+    return bool(above) and "noexec" in max(above, key=lambda found: found[0])[1].split(",")
+
+
+def compiles(facts: NodeFacts, needs: Needs) -> bool:
+    """Whether the run compiles an op: the CPU's collectives, or offload's CPU optimizer."""
+    return bool(needs.recipe) and (needs.offload or not facts.gpu_count)
+
+
+@node_check("compiler", "compiler")
+def toolchain(facts: NodeFacts, needs: Needs) -> Finding:
+    """C++, Python's headers and ninja are there where an op has to be compiled."""
+    compiler = facts.compiler
+    tools = {"C++": compiler.cxx, "Python.h": compiler.has_headers, "ninja": compiler.ninja}
+    missing = [name for name, found in tools.items() if not found]
+    if missing:
+        answer = fail if compiles(facts, needs) else warn
+        return answer(f"missing: {', '.join(missing)}")
+    return ok(f"{compiler.cxx}, {compiler.ninja}")
+
+
+@node_check("compiler", "compiler")
+def nvcc(facts: NodeFacts, needs: Needs) -> Finding:
+    """The CUDA toolkit fits torch where offload compiles an op on a machine with GPUs."""
+    wheel = facts.software.torch_cuda if facts.software else None
+    if not (needs.offload and facts.gpu_count and wheel):
+        return skip("nothing is compiled for CUDA")
+    compiler = facts.compiler
+    if not compiler.nvcc:
+        return fail("no nvcc", "missing", cuda=wheel)
+    found = f"nvcc {compiler.nvcc_cuda or '?'}, torch for CUDA {wheel}"
+    if compiler.nvcc_cuda and Version(compiler.nvcc_cuda).major != Version(wheel).major:
+        return fail(found, "major", cuda=wheel)
+    return ok(found)
+
+
+@node_check("compiler", "compiler")
+def op_folder(facts: NodeFacts, needs: Needs) -> Finding:
+    """Compiled ops can be stored and loaded."""
+    compiler = facts.compiler
+    answer = fail if compiles(facts, needs) else warn
+    if not compiler.is_writable:
+        return answer(f"{compiler.folder} cannot be written", "read-only")
+    if not compiler.is_executable:
+        return answer(f"{compiler.folder} is mounted noexec", "noexec")
+    return ok(compiler.folder)
+
+
+@node_check("compiler", "compiler")
+def op_locks(facts: NodeFacts, needs: Needs) -> Finding:
+    """No killed compilation left a lock that the run would wait for."""
+    locks = facts.compiler.locks
+    free = [lock for lock in locks if not lock.is_held]
+    if not free:
+        return ok(f"{len(locks)} held by a compilation" if locks else "none")
+    oldest = max(free, key=lambda lock: lock.age)
+    age = format_seconds(oldest.age)
+    found = f"{oldest.path}, unchanged for {age}, no process here has it open"
+    if oldest.age > ABANDONED:
+        return fail(found, "abandoned", path=oldest.path)
+    return warn(found, "open", path=oldest.path)

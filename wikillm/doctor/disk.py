@@ -1,0 +1,197 @@
+"""Is there room for what the run writes, is it fast enough, and are its sources there?
+
+The digest of a source covers its size and its first and last MiB, which tells two versions apart in
+milliseconds. Writing is measured with one synced file of 32 MiB, which is removed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from wikillm.checkpoints.retention import room_to_come
+from wikillm.core.errors import WikiLLMError
+from wikillm.core.files import file_system_kind, files_below, nearest_existing
+from wikillm.core.units import format_seconds, format_size
+from wikillm.data.prepare.plan import predicted_store_bytes
+from wikillm.data.sources.locate import locate
+from wikillm.data.sources.sniff import sniff
+from wikillm.data.store.manifest import MANIFEST_NAME
+from wikillm.doctor.checks import Finding, fail, node_check, ok, skip, warn
+from wikillm.doctor.facts import DiskFacts, FolderFacts, NodeFacts
+from wikillm.doctor.needs import Needs, Request
+
+MEASURED_BYTES = 32 << 20
+LEAST_INODES = 10_000
+LEAST_TEMPORARY = 2**30
+LONGEST_SAVE = 600.0
+_EDGE = 1 << 20
+
+
+def gather_disk(request: Request) -> DiskFacts:
+    digests: dict[str, str] = {}
+    store = Path(request.store_dir).expanduser()
+    size = 0
+    error = ""
+    try:
+        paths = locate(request.data_path) if request.has_source else []
+        digests = {str(path): quick_digest(path) for path in paths}
+        size = predicted_store_bytes([sniff(path) for path in paths])
+    except WikiLLMError as refused:
+        error = f"{refused.what} {(refused.got or '').partition(chr(10))[0]}".strip()
+    except OSError as refused:
+        error = f"{refused.filename}: {refused.strerror}"
+    stay, go = inspect_checkpoints(request)
+    return DiskFacts(
+        run=inspect_folder(Path(request.run_dir), measure=True),
+        store=inspect_folder(store),
+        has_store=(store / MANIFEST_NAME).exists(),
+        temporary=inspect_folder(Path(tempfile.gettempdir())),
+        data=digests,
+        data_bytes=size,
+        data_error=error,
+        checkpoints_stay=stay,
+        checkpoints_go=go,
+    )
+
+
+def inspect_checkpoints(request: Request) -> tuple[int, int]:
+    """(bytes of the run's checkpoints that stay, bytes that its start frees)."""
+    folder = Path(request.run_dir) / "checkpoints"
+    try:
+        go = room_to_come(folder, request.checkpoints_kept)
+        return sum(path.stat().st_size for path in files_below(folder)) - go, go
+    except OSError:  # a file was removed meanwhile
+        return 0, 0
+
+
+def inspect_folder(path: Path, *, measure: bool = False) -> FolderFacts:
+    """The file system of `path`, which need not exist; with `measure` also its write speed."""
+    existing = path.absolute() if path.is_dir() else nearest_existing(path)
+    stat = os.statvfs(existing)
+    is_writable = os.access(existing, os.W_OK | os.X_OK)
+    free = shutil.disk_usage(existing).free
+    measure = measure and is_writable and free > 4 * MEASURED_BYTES
+    return FolderFacts(
+        path=str(path),
+        existing=str(existing),
+        is_writable=is_writable,
+        free=free,
+        inodes_free=stat.f_favail if stat.f_files else None,
+        kind=file_system_kind(existing),
+        bytes_per_second=write_speed(existing) if measure else None,
+    )
+
+
+def write_speed(folder: Path) -> float | None:
+    """Bytes per second of one synced file; None when it cannot be written."""
+    block = os.urandom(1 << 20)  # not zeros: some file systems do not store those
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".wikillm-doctor-") as file:
+            start = time.monotonic()
+            for _ in range(MEASURED_BYTES // len(block)):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            return MEASURED_BYTES / (time.monotonic() - start)
+    except OSError:
+        return None
+
+
+def quick_digest(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        digest.update(file.read(_EDGE))
+        file.seek(max(0, size - _EDGE))
+        digest.update(file.read(_EDGE))
+    return digest.hexdigest()[:16]
+
+
+@node_check("disk", "disk")
+def run_folder(facts: NodeFacts, needs: Needs) -> Finding:
+    """The run directory can be written, and lies on a disk that outlives the run."""
+    run = facts.disk.run
+    if not run.is_writable:
+        return fail(f"{run.existing} cannot be written", "read-only")
+    if run.inodes_free is not None and run.inodes_free < LEAST_INODES:
+        return warn(f"{run.inodes_free} inodes free on {run.existing}", "inodes")
+    if run.kind in ("tmpfs", "ramfs"):
+        return warn(f"{run.existing} is {run.kind}", "memory")
+    if run.kind == "overlay":
+        return warn(f"{run.existing} is the container's own layer", "overlay")
+    return ok(f"{run.path}, {run.kind or 'unknown kind'}")
+
+
+@node_check("disk", "disk")
+def checkpoint_room(facts: NodeFacts, needs: Needs) -> Finding:
+    """The checkpoints that are kept fit on the disk."""
+    disk = facts.disk
+    total = needs.checkpoint * needs.checkpoints_kept - disk.checkpoints_stay
+    wanted = max(needs.checkpoint, total)
+    free = disk.run.free + disk.checkpoints_go
+    found = f"{format_size(disk.run.free)} free on {disk.run.existing}"
+    if disk.checkpoints_go:
+        found += f" and {format_size(disk.checkpoints_go)} more after superfluous ones are removed"
+    found += f", about {format_size(wanted)} for {needs.checkpoints_kept} checkpoints"
+    if disk.checkpoints_stay:
+        found += f" of which {format_size(disk.checkpoints_stay)} are there"
+    if free < needs.least_checkpoint:
+        case = "none-fewer" if disk.checkpoints_stay and needs.checkpoints_kept > 2 else "none"
+        return fail(found, case, least=format_size(needs.least_checkpoint))
+    return warn(found, "some") if free < wanted else ok(found)
+
+
+@node_check("disk", "disk")
+def store_room(facts: NodeFacts, needs: Needs) -> Finding:
+    """The token store fits on the disk."""
+    disk = facts.disk
+    if disk.has_store or not disk.data_bytes:
+        return skip("the store exists" if disk.has_store else "no source to estimate it from")
+    need = format_size(disk.data_bytes)
+    free = format_size(disk.store.free)
+    found = f"{free} free on {disk.store.existing}, about {need} for the store"
+    return warn(found) if disk.store.free < disk.data_bytes else ok(found)
+
+
+@node_check("disk", "disk")
+def save_speed(facts: NodeFacts, needs: Needs) -> Finding:
+    """A checkpoint is written in reasonable time (measured with one synced file of 32 MiB)."""
+    speed = facts.disk.run.bytes_per_second
+    if not speed:
+        return skip("not measured")
+    seconds = needs.checkpoint / needs.nodes / speed
+    found = f"{format_size(speed)}/s, about {format_seconds(seconds)} per checkpoint"
+    return warn(found) if seconds > LONGEST_SAVE else ok(found)
+
+
+@node_check("disk", "disk")
+def temporary_room(facts: NodeFacts, needs: Needs) -> Finding:
+    """There is room for temporary files."""
+    temporary = facts.disk.temporary
+    if not temporary.is_writable:
+        return fail(f"{temporary.existing} cannot be written")
+    found = f"{format_size(temporary.free)} free on {temporary.existing}"
+    return ok(found) if temporary.free >= LEAST_TEMPORARY else warn(found)
+
+
+@node_check("run", "disk")
+def data_source(facts: NodeFacts, needs: Needs) -> Finding:
+    """The files of data.path are there and readable."""
+    disk = facts.disk
+    if not disk.data_error and disk.data:
+        return ok(f"{len(disk.data)} files")
+    if not disk.data_error:
+        return skip("addresses or finished stores are named; the doctor opens neither")
+    return skip(f"the store exists; {disk.data_error}") if disk.has_store else fail(disk.data_error)
+
+
+@node_check("run", "disk")
+def batch(facts: NodeFacts, needs: Needs) -> Finding:
+    """The batch divides over the processes."""
+    found = f"{needs.ranks} processes"
+    return fail(found, why=needs.batch_error) if needs.batch_error else ok(found)

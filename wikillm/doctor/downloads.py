@@ -1,0 +1,52 @@
+"""Do the servers answer that tokenizers, models and tracking need? Any HTTP answer counts."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from functools import partial
+
+from wikillm.doctor.checks import Finding, NodeCheck, ok, skip, warn
+from wikillm.doctor.facts import NodeFacts
+from wikillm.doctor.in_time import run_in_time
+from wikillm.doctor.needs import Needs
+
+SECONDS = 5.0
+
+
+def gather_downloads(addresses: Mapping[str, str]) -> dict[str, str]:
+    """name -> "" for one that answered, else why not. All are asked at once."""
+    asks = {name: partial(_reach, address) for name, address in addresses.items()}
+    found, errors = run_in_time(asks, SECONDS + 1)
+    return {name: errors.get(name) or found[name] for name in addresses}
+
+
+def _reach(address: str) -> str:
+    if not address.startswith(("https://", "http://")):
+        return "not a web address"
+    try:
+        request = urllib.request.Request(address, method="HEAD", headers={"User-Agent": "wikillm"})
+        urllib.request.urlopen(request, timeout=SECONDS).close()
+    except urllib.error.HTTPError:
+        return ""
+    except urllib.error.URLError as error:
+        return str(getattr(error.reason, "strerror", None) or error.reason)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _reach_check(name: str, about: str) -> NodeCheck:
+    def look(facts: NodeFacts, needs: Needs) -> Finding:
+        if name not in facts.downloads:
+            return skip("not asked: this run is offline")
+        return warn(facts.downloads[name]) if facts.downloads[name] else ok("answers")
+
+    return NodeCheck(f"reach-{name}", "hubs", about, "downloads", look)
+
+
+HUGGINGFACE = _reach_check("huggingface", "Hugging Face answers.")
+MIRROR = _reach_check("hf-mirror", "The mirror of Hugging Face (HF_ENDPOINT) answers.")
+MODELSCOPE = _reach_check("modelscope", "ModelScope answers.")
+SWANLAB = _reach_check("swanlab", "SwanLab answers.")

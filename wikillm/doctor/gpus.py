@@ -1,0 +1,144 @@
+"""Are the GPUs sound, free, and as many as the run needs? Facts: nvidia_smi.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wikillm.doctor.checks import Finding, NodeCheck, fail, node_check, ok, skip, warn
+from wikillm.doctor.facts import GpuFacts, NodeFacts
+from wikillm.doctor.needs import Needs
+
+BF16_CAPABILITY = 8.0
+BAD_THROTTLE = {
+    0x08: "hardware slowdown",
+    0x20: "too hot (software)",
+    0x40: "too hot (hardware)",
+    0x80: "power brake",
+}
+"""Bits of nvmlClocksEventReasons; idle (0x1) and the power cap (0x4) are normal."""
+TAKEN_SHARE = 0.1
+
+
+@node_check("gpu", "gpus")
+def gpu_driver(facts: NodeFacts, needs: Needs) -> Finding:
+    """nvidia-smi answers where there is NVIDIA hardware."""
+    gpus = facts.gpus
+    if not gpus.smi:
+        return ok(f"driver {gpus.driver}, {len(gpus.cards)} GPUs")
+    if gpus.hardware:
+        return fail(f"{gpus.hardware} NVIDIA devices on the bus; nvidia-smi: {gpus.smi}")
+    return skip("no NVIDIA GPU: runs train on the CPU")
+
+
+def _gpu_check(look: Callable[[GpuFacts, Needs], Finding]) -> NodeCheck:
+    """A check that runs only where nvidia-smi lists GPUs."""
+
+    def guarded(facts: NodeFacts, needs: Needs) -> Finding:
+        return look(facts.gpus, needs) if facts.gpus.cards else skip("no GPU")
+
+    guarded.__name__ = look.__name__
+    guarded.__doc__ = look.__doc__
+    return node_check("gpu", "gpus")(guarded)
+
+
+@_gpu_check
+def gpu_count(gpus: GpuFacts, needs: Needs) -> Finding:
+    """There are as many GPUs as processes will be started."""
+    count = len(gpus.cards)
+    found = f"{count} GPUs, {needs.slots} processes"
+    if count < needs.slots:
+        return fail(found, "few", count=count)
+    return warn(found, "idle", count=count) if count > needs.slots else ok(found)
+
+
+@node_check("gpu", "gpus")
+def gpu_visible(facts: NodeFacts, needs: Needs) -> Finding:
+    """CUDA_VISIBLE_DEVICES hides no GPU that is needed."""
+    visible = (facts.environment or {}).get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not facts.gpus.cards:
+        return skip("CUDA_VISIBLE_DEVICES is not set" if visible is None else "no GPU")
+    words = [word for word in visible.split(",") if word.strip() and word.strip() != "-1"]
+    found = f"CUDA_VISIBLE_DEVICES={visible}, {needs.slots} processes"
+    return fail(found) if len(words) < needs.slots else ok(found)
+
+
+@_gpu_check
+def gpu_kind(gpus: GpuFacts, needs: Needs) -> Finding:
+    """All GPUs of a node are of one kind and size."""
+    kinds = sorted({f"{card.name} {card.memory_total or '?'} MiB" for card in gpus.cards})
+    return warn(", ".join(kinds)) if len(kinds) > 1 else ok(f"{len(gpus.cards)} x {kinds[0]}")
+
+
+@_gpu_check
+def gpu_free(gpus: GpuFacts, needs: Needs) -> Finding:
+    """No other process uses the GPUs or their memory."""
+    taken = [
+        f"GPU {card.index}: {card.memory_used} of {card.memory_total} MiB in use"
+        for card in gpus.cards
+        if card.memory_total and (card.memory_used or 0) > TAKEN_SHARE * card.memory_total
+    ]
+    taken += [f"{name} (pid {pid}, {mib} MiB)" for pid, name, mib in gpus.processes[:4]]
+    return warn(", ".join(taken)) if taken else ok("free")
+
+
+@_gpu_check
+def gpu_ecc(gpus: GpuFacts, needs: Needs) -> Finding:
+    """No uncorrected memory errors."""
+    if all(card.ecc is None for card in gpus.cards):
+        return skip("these GPUs count no ECC errors, or ECC is off")
+    bad = [f"GPU {card.index}: {card.ecc}" for card in gpus.cards if card.ecc]
+    return fail(f"uncorrected since the last reset: {', '.join(bad)}") if bad else ok("none")
+
+
+@_gpu_check
+def gpu_slowed(gpus: GpuFacts, needs: Needs) -> Finding:
+    """No GPU is slowed down by heat or power."""
+    slowed = []
+    for card in gpus.cards:
+        reasons = [text for bit, text in BAD_THROTTLE.items() if (card.throttle or 0) & bit]
+        slowed += [f"GPU {card.index}: {', '.join(reasons)}"] if reasons else []
+    return warn("; ".join(slowed)) if slowed else ok("no")
+
+
+@_gpu_check
+def gpu_mode(gpus: GpuFacts, needs: Needs) -> Finding:
+    """No GPU is cut into slices (MIG), and the compute mode admits processes."""
+    cut = [str(card.index) for card in gpus.cards if card.mig]
+    if cut:
+        found = f"MIG is on for GPU {', '.join(cut)}"
+        return fail(found, "mig") if needs.ranks > 1 else warn(found, "slice")
+    if any(card.compute_mode == "Prohibited" for card in gpus.cards):
+        return fail("compute mode Prohibited", "prohibited")
+    return ok("no slices")
+
+
+@_gpu_check
+def gpu_bf16(gpus: GpuFacts, needs: Needs) -> Finding:
+    """The GPUs have bf16 where the run asks for it."""
+    known = [card.compute_capability for card in gpus.cards if card.compute_capability is not None]
+    if not known:
+        return skip("this driver does not report the compute capability")
+    least = min(known)
+    if least >= BF16_CAPABILITY:
+        return ok(f"compute capability {least}")
+    if needs.precision == "bf16":
+        return fail(f"compute capability {least}", "missing", wanted=BF16_CAPABILITY)
+    return warn(f"compute capability {least}: no bf16", "fp16")
+
+
+@_gpu_check
+def gpu_links(gpus: GpuFacts, needs: Needs) -> Finding:
+    """GPUs of a node are joined by NVLink."""
+    if len(gpus.cards) < 2 or not gpus.links:
+        return skip("one GPU" if len(gpus.cards) < 2 else "nvidia-smi topo -m lists no links")
+    slow = [f"{a}-{b} {kind}" for a, b, kind in gpus.links if not kind.startswith("NV")]
+    if not slow:
+        return ok(f"{gpus.links[0][2]} between all")
+    if len(slow) < len(gpus.links):
+        return warn(f"not by NVLink: {', '.join(slow[:6])}", "islands")
+    far = [text for text in slow if text.endswith(("SYS", "NODE"))]
+    return (
+        warn(f"no NVLink; {', '.join(far[:6])}", "far")
+        if far
+        else ok(f"PCIe: {slow[0].split()[1]}")
+    )

@@ -1,0 +1,205 @@
+"""Has the node enough cores, memory, /dev/shm and limits? From /proc, /sys and getrlimit."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import resource
+import shutil
+import socket
+from pathlib import Path
+
+from wikillm.core.units import format_size
+from wikillm.doctor.checks import Finding, fail, node_check, ok, skip, warn
+from wikillm.doctor.facts import UNLIMITED, HostFacts, NodeFacts
+from wikillm.doctor.needs import Needs
+from wikillm.doctor.probe import number, read
+
+SHARED_MEMORY = Path("/dev/shm")
+LEAST_OPEN_FILES = 256
+WANTED_OPEN_FILES = 4096
+LEAST_PROCESSES_PER_RANK = 128
+SHM_PER_CPU_RANK = 70 * 10**6
+"""DeepSpeed's buffer on CPU: 69,206,024 bytes measured with 0.19.8."""
+SHM_PER_GPU_RANK = 64 * 2**20
+"""NCCL's buffers between processes; a container's default of 64 MiB is too small for two."""
+MEMORY_PER_RANK = 2 * 2**30
+"""torch, transformers, DeepSpeed and a CUDA context in a process, rounded up."""
+_NO_LIMIT = 1 << 60  # cgroup v1 writes a number near 2^63 for none
+
+
+def gather_host(*, scan: bool = True) -> HostFacts:
+    """`scan`: also search for leftovers in /dev/shm, which takes up to a second."""
+    found = re.findall(r"^(\w+):\s+(\d+) kB$", read("/proc/meminfo"), re.MULTILINE)
+    memory = {name: int(kib) * 1024 for name, kib in found}
+    limit, used = cgroup_memory()
+    has_shm = SHARED_MEMORY.is_dir()
+    return HostFacts(
+        hostname=socket.gethostname(),
+        identity=_identity(),
+        user=_user(),
+        cores=len(os.sched_getaffinity(0)),
+        cpu_quota=_cpu_quota(),
+        load=os.getloadavg()[0],
+        memory=memory.get("MemTotal", 0),
+        memory_available=memory.get("MemAvailable", 0),
+        swap=memory.get("SwapTotal", 0),
+        cgroup_limit=limit,
+        cgroup_used=used,
+        open_files=_limit(resource.RLIMIT_NOFILE),
+        locked_memory=_limit(resource.RLIMIT_MEMLOCK),
+        processes=_limit(resource.RLIMIT_NPROC),
+        shm_free=shutil.disk_usage(SHARED_MEMORY).free if has_shm else None,
+        shm_leftovers=shm_leftovers(SHARED_MEMORY) if scan else (),
+    )
+
+
+def cgroup_memory(
+    root: Path = Path("/sys/fs/cgroup"), own: str | None = None
+) -> tuple[int | None, int | None]:
+    """(limit, used) of this process's cgroup, v2 or v1; (None, None) without a limit."""
+    own = read("/proc/self/cgroup") if own is None else own
+    for line in own.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, names = root, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        # Inside a container the path of the host does not exist: the root is the own cgroup.
+        for folder in (base / path.lstrip("/"), base):
+            limit = number(read(folder / names[0]))
+            if limit is not None and limit < _NO_LIMIT:
+                return limit, number(read(folder / names[1]))
+    return None, None
+
+
+def _cpu_quota() -> float | None:
+    """Cores that the cgroup grants, None for all."""
+    quota, _, period = read("/sys/fs/cgroup/cpu.max").partition(" ")
+    if not period:
+        quota = read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+        period = read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    granted = number(quota)
+    of = number(period)
+    return granted / of if granted and of and granted > 0 else None
+
+
+def shm_leftovers(folder: Path) -> tuple[tuple[str, int], ...]:
+    """Buffers of DeepSpeed and NCCL that no process maps: killed runs left them."""
+    patterns = ("deepspeed_allreduce_buffer_*", "nccl-*")
+    paths = [path for pattern in patterns for path in folder.glob(pattern)]
+    if not paths:
+        return ()
+    name = re.compile(re.escape(str(folder)) + r"/\S+")
+    maps = Path("/proc").glob("[0-9]*/maps")
+    mapped = {found for path in maps for found in name.findall(read(path))}
+    left = []
+    for path in paths:
+        try:
+            if str(path) not in mapped:
+                left.append((path.name, path.stat().st_size))
+        except OSError:
+            continue
+    return tuple(sorted(left))
+
+
+def _identity() -> str:
+    """The kernel and its network: equal only for two names of one machine or container."""
+    try:
+        network = os.readlink("/proc/self/ns/net")
+    except OSError:
+        network = ""
+    return f"{read('/proc/sys/kernel/random/boot_id')} {network}"
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _limit(kind: int) -> int:
+    soft = resource.getrlimit(kind)[0]
+    return UNLIMITED if soft == resource.RLIM_INFINITY else soft
+
+
+@node_check("host", "host")
+def cores(facts: NodeFacts, needs: Needs) -> Finding:
+    """Every process has a core, and nothing else keeps the cores busy."""
+    host = facts.host
+    usable = float(host.cores if host.cpu_quota is None else min(host.cores, host.cpu_quota))
+    found = f"{usable:g} cores, load {host.load:.1f}, {needs.slots} processes"
+    if usable < needs.slots:
+        return warn(found, "few")
+    return warn(found, "busy") if host.load > host.cores else ok(found)
+
+
+@node_check("host", "host")
+def memory(facts: NodeFacts, needs: Needs) -> Finding:
+    """Offloaded states and the processes fit in the memory of the node or its container."""
+    host = facts.host
+    limit = host.cgroup_limit or host.memory
+    have = min(host.memory, limit)
+    free = min(host.memory_available, limit - (host.cgroup_used or 0))
+    need = needs.host_memory + needs.slots * MEMORY_PER_RANK
+    found = f"{format_size(have)}, {format_size(free)} of it free; about {format_size(need)} needed"
+    if needs.host_memory > have + host.swap:
+        size = format_size(needs.host_memory)
+        return fail(found, "offload", recipe=needs.recipe, size=size)
+    return warn(found, "short") if need > free else ok(found)
+
+
+@node_check("host", "host")
+def open_files(facts: NodeFacts, needs: Needs) -> Finding:
+    """A process may open enough files and sockets."""
+    limit = facts.host.open_files
+    found = _limit_text(limit)
+    if 0 <= limit < LEAST_OPEN_FILES:
+        return fail(found, "few")
+    return warn(found, "nccl") if 0 <= limit < WANTED_OPEN_FILES else ok(found)
+
+
+@node_check("host", "host")
+def locked_memory(facts: NodeFacts, needs: Needs) -> Finding:
+    """Memory may be locked where InfiniBand needs it."""
+    if not (facts.network and facts.network.infiniband):
+        return skip("no InfiniBand")
+    found = _limit_text(facts.host.locked_memory)
+    return ok(found) if facts.host.locked_memory == UNLIMITED else fail(found)
+
+
+@node_check("host", "host")
+def process_limit(facts: NodeFacts, needs: Needs) -> Finding:
+    """Enough processes and threads may be started."""
+    found = _limit_text(facts.host.processes)
+    least = LEAST_PROCESSES_PER_RANK * needs.slots
+    if 0 <= facts.host.processes < least:
+        return fail(found, slots=needs.slots, least=least)
+    return ok(found)
+
+
+@node_check("host", "host")
+def shared_memory(facts: NodeFacts, needs: Needs) -> Finding:
+    """/dev/shm has room for the buffers of all processes, and none of killed runs."""
+    host = facts.host
+    if host.shm_free is None:
+        return warn("there is no /dev/shm", "missing")
+    per_rank = SHM_PER_GPU_RANK if facts.gpu_count else SHM_PER_CPU_RANK
+    uses_it = needs.slots > 1 or (bool(needs.recipe) and not facts.gpu_count)
+    need = needs.slots * per_rank if uses_it else 0
+    found = f"{format_size(host.shm_free)} free, {format_size(need)} needed"
+    if host.shm_free < need:
+        return fail(found, "full")
+    if host.shm_leftovers:
+        name = host.shm_leftovers[0][0]
+        size = format_size(sum(size for _, size in host.shm_leftovers))
+        return warn(f"{found}; {len(host.shm_leftovers)} leftovers, {size}", "leftovers", name=name)
+    return ok(found)
+
+
+def _limit_text(value: int) -> str:
+    return "unlimited" if value == UNLIMITED else f"limit {value}"

@@ -1,0 +1,185 @@
+"""Do names, cards and ports of this node lead to the other nodes?"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from wikillm.doctor.checks import Finding, fail, node_check, ok, skip, warn
+from wikillm.doctor.facts import NetworkCard, NetworkFacts, NodeFacts
+from wikillm.doctor.needs import Needs, Request
+from wikillm.doctor.probe import number, read
+from wikillm.supervise.network import interfaces, is_loopback, own_address, why_port_is_taken
+
+CARDS = Path("/sys/class/net")
+SLOW_LINK = 10_000
+IFNAME = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+
+
+def gather_network(request: Request, *, resolve_names: bool = True) -> NetworkFacts:
+    """Without `resolve_names` no name server is asked: a broken one takes seconds to answer."""
+    hostname = socket.gethostname()
+    folders = [folder for folder in sorted(CARDS.iterdir()) if (folder / "mtu").exists()]
+    addresses = {card: address for address, card in interfaces().items()}
+    cards = tuple(inspect_card(folder, addresses.get(folder.name)) for folder in folders)
+    master = request.master or hostname
+    found = resolve(master) if resolve_names else ()
+    return NetworkFacts(
+        hostname=hostname,
+        hostname_addresses=resolve(hostname) if resolve_names else (),
+        cards=cards,
+        master=master,
+        master_addresses=found,
+        route=route_to(found[0], cards) if found else None,
+        master_port=request.master_port,
+        port_error=why_port_is_taken(request.master_port),
+        infiniband=infiniband_ports(),
+    )
+
+
+def resolve(name: str) -> tuple[str, ...]:
+    """Addresses of a name, IPv4 first; empty when it is unknown here."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return ()
+    ordered = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
+    return tuple(dict.fromkeys(str(entry[4][0]) for entry in ordered))
+
+
+def inspect_card(folder: Path, ipv4: str | None) -> NetworkCard:
+    speed = number(read(folder / "speed"))
+    lines = [line.split() for line in read("/proc/net/if_inet6").splitlines()]
+    ipv6 = [bytes.fromhex(line[0]) for line in lines if line[-1] == folder.name]
+    return NetworkCard(
+        name=folder.name,
+        is_up=bool(int(read(folder / "flags") or "0", 16) & 1),
+        mtu=number(read(folder / "mtu")) or 0,
+        speed=speed if speed is not None and speed > 0 else None,
+        addresses=(
+            *filter(None, [ipv4]),
+            *(socket.inet_ntop(socket.AF_INET6, address) for address in ipv6),
+        ),
+    )
+
+
+def route_to(address: str, cards: tuple[NetworkCard, ...]) -> tuple[str, str] | None:
+    """(card, own address) of packets to `address`; None without a route."""
+    try:
+        own = own_address(address)
+    except OSError:
+        return None
+    return next(((card.name, own) for card in cards if own in card.addresses), ("?", own))
+
+
+def infiniband_ports(root: Path = Path("/sys/class/infiniband")) -> tuple[tuple[str, str], ...]:
+    """Ports of InfiniBand and RoCE cards: ("mlx5_0:1", "ACTIVE")."""
+    ports = sorted(root.glob("*/ports/*"))
+    return tuple(
+        (f"{port.parents[1].name}:{port.name}", read(port / "state").rpartition(" ")[2])
+        for port in ports
+    )
+
+
+@node_check("network", "network")
+def hostname(facts: NodeFacts, needs: Needs) -> Finding:
+    """The node's own name leads to an address that other nodes reach."""
+    net = facts.network
+    found = f"{net.hostname} is {', '.join(net.hostname_addresses) or 'unknown'}"
+    if needs.nodes == 1:
+        return ok(found) if net.hostname_addresses else warn(found, "alone", name=net.hostname)
+    if "GLOO_SOCKET_IFNAME" in (facts.environment or {}):
+        return ok(f"{found}; GLOO_SOCKET_IFNAME names the card")
+    card = net.outer_card.name if net.outer_card else "CARD"
+    if not net.hostname_addresses:
+        return fail(found, "unknown", card=card)
+    return (
+        fail(found, "loopback", card=card) if is_loopback(net.hostname_addresses[0]) else ok(found)
+    )
+
+
+@node_check("network", "network")
+def master_name(facts: NodeFacts, needs: Needs) -> Finding:
+    """The name that the ranks meet at is known on this node."""
+    if needs.nodes == 1:
+        return skip("one node")
+    net = facts.network
+    found = f"{net.master} is {', '.join(net.master_addresses) or 'unknown'}"
+    if not net.master_addresses:
+        return fail(found, "unknown")
+    return fail(found, "loopback") if is_loopback(net.master_addresses[0]) else ok(found)
+
+
+@node_check("network", "network")
+def card(facts: NodeFacts, needs: Needs) -> Finding:
+    """The card that leads to the other nodes is up and fast."""
+    net = facts.network
+    if needs.nodes == 1:
+        return skip("one node")
+    outer = net.outer_card
+    if outer is None:
+        return fail(f"no route to {net.master}", "none")
+    found = f"{outer.name}, {', '.join(outer.addresses)}"
+    has_fabric = any(state == "ACTIVE" for _, state in net.infiniband)
+    if outer.speed is not None and outer.speed < SLOW_LINK and not has_fabric:
+        return warn(f"{found}: {outer.speed} Mbit/s", "slow")
+    return ok(found)
+
+
+@node_check("network", "network")
+def card_named(facts: NodeFacts, needs: Needs) -> Finding:
+    """NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME name cards that this node has."""
+    env = facts.environment or {}
+    net = facts.network
+    chosen = {name: env[name] for name in IFNAME if env.get(name)}
+    names = [card.name for card in net.cards]
+    if not chosen:
+        usable = [
+            card.name
+            for card in net.cards
+            if card.is_up and not all(is_loopback(address) for address in card.addresses)
+        ]
+        if needs.nodes > 1 and len(usable) > 1 and net.outer_card:
+            found = f"{len(usable)} cards ({', '.join(usable[:6])}), none chosen"
+            return warn(found, "none", card=net.outer_card.name)
+        return ok("not set; one card") if usable else skip("no card but loopback")
+    wrong = [name for name, value in chosen.items() if not names_a_card(name, value, names)]
+    if wrong:
+        found = ", ".join(f"{name}={chosen[name]}" for name in wrong)
+        card = net.outer_card.name if net.outer_card else names[-1]
+        return fail(found, "absent", cards=", ".join(names), variable=wrong[0], card=card)
+    return ok(", ".join(f"{name}={value}" for name, value in chosen.items()))
+
+
+def names_a_card(variable: str, value: str, names: list[str]) -> bool:
+    """NCCL: prefixes, `=` for exact names, `^` for all others; gloo: exact names."""
+    if variable.startswith("GLOO"):
+        return all(word in names for word in value.split(","))
+    if value.startswith("^"):
+        left_out = tuple(value.removeprefix("^").removeprefix("=").split(","))
+        return any(not name.startswith(left_out) for name in names)
+    if value.startswith("="):
+        return any(word.partition(":")[0] in names for word in value[1:].split(","))
+    prefixes = tuple(word.partition(":")[0] for word in value.split(","))
+    return any(name.startswith(prefixes) for name in names)
+
+
+@node_check("network", "network")
+def infiniband(facts: NodeFacts, needs: Needs) -> Finding:
+    """InfiniBand and RoCE ports are active."""
+    ports = facts.network.infiniband
+    if not ports:
+        return skip("none")
+    down = [name for name, state in ports if state != "ACTIVE"]
+    if len(down) == len(ports):
+        return warn(f"no port is active: {', '.join(down)}", "down")
+    return warn(f"not active: {', '.join(down)}", "partly") if down else ok(f"{len(ports)} ports")
+
+
+@node_check("network", "network")
+def master_port(facts: NodeFacts, needs: Needs) -> Finding:
+    """The port that the ranks meet at is free."""
+    net = facts.network
+    if net.port_error:
+        return warn(f"port {net.master_port}: {net.port_error}", other=net.master_port + 1)
+    return ok(str(net.master_port))

@@ -1,0 +1,79 @@
+"""All questions: gathers the facts of a node and runs all checks, in the order they are shown."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from wikillm.doctor import (
+    compiler,
+    disk,
+    downloads,
+    environment,
+    gpus,
+    host,
+    network,
+    nodes,
+    software,
+)
+from wikillm.doctor.checks import GROUPS, ClusterCheck, Level, NodeCheck, Verdict
+from wikillm.doctor.facts import ClusterFacts, NodeFacts
+from wikillm.doctor.in_time import run_in_time
+from wikillm.doctor.needs import Needs, Request
+from wikillm.doctor.nvidia_smi import gather_gpus
+
+SECONDS = 15.0
+_MODULES = (software, gpus, host, compiler, disk, network, downloads, environment, nodes)
+_DECLARED: list[NodeCheck | ClusterCheck] = [
+    value
+    for module in _MODULES
+    for value in vars(module).values()
+    if isinstance(value, NodeCheck | ClusterCheck)
+]
+_DECLARED.sort(key=lambda check: GROUPS.index(check.group))
+NODE_CHECKS = tuple(check for check in _DECLARED if isinstance(check, NodeCheck))
+CLUSTER_CHECKS = tuple(check for check in _DECLARED if isinstance(check, ClusterCheck))
+
+
+def gather(request: Request, seconds: float = SECONDS) -> NodeFacts:
+    """Facts about this machine, after `seconds` at the latest."""
+    sections: dict[str, Callable[[], Any]] = {
+        "software": software.gather_software,
+        "gpus": gather_gpus,
+        "host": host.gather_host,
+        "compiler": compiler.gather_compiler,
+        "disk": lambda: disk.gather_disk(request),
+        "network": lambda: network.gather_network(request),
+        "downloads": lambda: downloads.gather_downloads(request.hubs),
+        "environment": lambda: environment.relevant_environment(os.environ),
+    }
+    found, errors = run_in_time(sections, seconds)
+    return NodeFacts(**found, errors=errors)
+
+
+def judge_node(node: str, facts: NodeFacts, needs: Needs) -> list[Verdict]:
+    """All checks of one node. An unknown section is one problem; its checks are skipped."""
+    verdicts = []
+    for section, error in facts.errors.items():
+        group = next(check.group for check in NODE_CHECKS if check.section == section)
+        hangs = error.startswith("no answer")
+        why = f"nothing is known about {section}; its checks are skipped"
+        fix = "a dead network mount, or a driver that hangs" if hangs else ""
+        level: Level = "fail" if hangs else "warn"
+        verdicts.append(Verdict(level, error, why, fix, f"facts-{section}", group, node))
+    return verdicts + [check.judge(facts, needs, node) for check in NODE_CHECKS]
+
+
+def judge_cluster(cluster: ClusterFacts, needs: Needs) -> list[Verdict]:
+    """Whether each node can be reached, and, of several, whether they agree."""
+    verdicts = [nodes.judge_reach(name, cluster.unreachable.get(name)) for name in cluster.names]
+    if len(cluster.names) > 1:
+        verdicts += [check.judge(cluster, needs) for check in CLUSTER_CHECKS]
+    return verdicts
+
+
+def listed() -> list[tuple[str, str, str]]:
+    """(group, name, sentence) of every check."""
+    rows = [(check.group, check.name, check.about) for check in _DECLARED]
+    return sorted([nodes.REACH, *rows], key=lambda row: GROUPS.index(row[0]))
