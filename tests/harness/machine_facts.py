@@ -1,4 +1,7 @@
-"""Facts about two sound machines, as `wikillm.doctor` would gather them: one with GPUs, one without. Tests break one thing."""
+"""Facts about two sound machines as `wikillm.doctor` gathers them, with and without GPUs.
+
+Tests break one thing.
+"""
 
 from __future__ import annotations
 
@@ -7,77 +10,101 @@ from typing import Any
 
 from wikillm.doctor.facts import (
     UNLIMITED,
-    Compiler,
-    Disk,
+    CompilerFacts,
+    DiskFacts,
+    FolderFacts,
     GpuCard,
-    Gpus,
-    Host,
-    Network,
-    Nic,
+    GpuFacts,
+    HostFacts,
+    NetworkCard,
+    NetworkFacts,
     NodeFacts,
-    Place,
-    Software,
+    SoftwareFacts,
 )
 from wikillm.doctor.needs import Needs
 
 GIB = 2**30
 CARD = GpuCard(
-    0, "NVIDIA H100 80GB HBM3", memory_total=81559, memory_used=4, compute_capability=9.0, persistence=True,
-    power_limit=700.0, power_default=700.0, ecc_now=0, ecc_ever=0, row_remap="", mig=False, compute_mode="Default",
-    temperature=31, throttle=1, pcie_width=16, pcie_width_max=16,
-)  # fmt: skip
+    0,
+    "NVIDIA H100 80GB HBM3",
+    memory_total=81559,
+    memory_used=4,
+    compute_capability=9.0,
+    ecc=0,
+    mig=False,
+    compute_mode="Default",
+    throttle=1,
+)
 CARDS = (CARD, replace(CARD, index=1))
-PLACE = Place("runs/x", "/srv/runs", True, 2000 * GIB, 10_000_000, "nfs4", 5e8)
-LO = Nic("lo", True, 65536, None, ("127.0.0.1", "::1"))
-ETH = Nic("eth0", True, 9000, 100_000, ("10.0.0.1",))
+FOLDER = FolderFacts("runs/x", "/srv/runs", True, 2000 * GIB, 10_000_000, "nfs4", 5e8)
+LO = NetworkCard("lo", True, 65536, None, ("127.0.0.1", "::1"))
+ETH = NetworkCard("eth0", True, 9000, 100_000, ("10.0.0.1",))
 
 
 def gpu_node(**sections: dict[str, Any]) -> NodeFacts:
-    """A sound node with two H100, InfiniBand and several neighbours; `sections` replaces fields: host={"cores": 1}."""
+    """A sound node with two H100, InfiniBand and neighbours; host={"cores": 1} replaces a field."""
     sound = NodeFacts(
-        software=Software(
-            "3.11.9", "/srv/wikillm/.venv/bin/python", {"torch": "2.13.0", "deepspeed": "0.19.8"},
-            {"torch": ">=2.11", "deepspeed": ">=0.19,<0.20"}, "12.8", "UTF-8", "/srv/wikillm", "0123abcd",
+        software=SoftwareFacts(
+            python="3.11.9",
+            executable="/srv/wikillm/.venv/bin/python",
+            packages={"torch": "2.13.0", "deepspeed": "0.19.8"},
+            ranges={"torch": ">=2.11", "deepspeed": ">=0.19,<0.20"},
+            torch_cuda="12.8",
+            code_folder="/srv/wikillm",
+            code_digest="0123abcd",
         ),
-        gpus=Gpus(2, "", "580.95.05", "13.0", CARDS, (), ((0, 1, "NV18"),)),
-        host=Host(
-            "gpu1", "boot net", "ada", 64, 64.0, 512 * GIB, 500 * GIB, 8 * GIB, 0, 256 * GIB, GIB, 1.0, 65536, UNLIMITED,
-            100_000, 64 * GIB, 64 * GIB, (), "performance", True,
+        gpus=GpuFacts(2, "", "580.95.05", "13.0", CARDS, (), ((0, 1, "NV18"),)),
+        host=HostFacts(
+            hostname="gpu1",
+            identity="boot net",
+            user="ada",
+            cores=64,
+            cpu_quota=64.0,
+            load=1.0,
+            memory=512 * GIB,
+            memory_available=500 * GIB,
+            swap=8 * GIB,
+            cgroup_limit=256 * GIB,
+            cgroup_used=GIB,
+            open_files=65536,
+            locked_memory=UNLIMITED,
+            processes=100_000,
+            shm_free=64 * GIB,
+            shm_leftovers=(),
         ),
-        compiler=Compiler(
-            "/usr/bin/c++", "12.2.0", True, "/usr/bin/ninja", "/usr/local/cuda/bin/nvcc", "12.8", "/var/cache/ops", True,
-            True, (),
+        compiler=CompilerFacts(
+            cxx="/usr/bin/c++",
+            has_headers=True,
+            ninja="/usr/bin/ninja",
+            nvcc="/usr/local/cuda/bin/nvcc",
+            nvcc_cuda="12.8",
+            folder="/var/cache/ops",
+            is_writable=True,
+            is_executable=True,
+            locks=(),
         ),
-        disk=Disk(PLACE, PLACE, False, PLACE, {"corpus.jsonl": "aa11"}, GIB, ""),
-        network=Network(
-            "gpu1", ("10.0.0.1",), (LO, ETH), "gpu1", ("10.0.0.1",), ("eth0", "10.0.0.1"), 29500, "",
-            (("mlx5_0:1", "ACTIVE"),), (),
+        disk=DiskFacts(FOLDER, FOLDER, False, FOLDER, {"corpus.jsonl": "aa11"}, GIB, ""),
+        network=NetworkFacts(
+            hostname="gpu1",
+            hostname_addresses=("10.0.0.1",),
+            cards=(LO, ETH),
+            master="gpu1",
+            master_addresses=("10.0.0.1",),
+            route=("eth0", "10.0.0.1"),
+            master_port=29500,
+            port_error="",
+            infiniband=(("mlx5_0:1", "ACTIVE"),),
         ),
-        hubs={"huggingface": "", "hf-mirror": "", "modelscope": "", "swanlab": ""},
-        environment={
-            "CUDA_VISIBLE_DEVICES": "0,1", "https_proxy": "http://proxy:3128", "no_proxy": "localhost,gpu1",
-            "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "4", "SLURM_TASKS_PER_NODE": "2(x2)",
-            "SLURM_JOB_NODELIST": "gpu[1-2]",
-        },
-    )  # fmt: skip
+        downloads={"huggingface": "", "hf-mirror": "", "modelscope": "", "swanlab": ""},
+        environment={"CUDA_VISIBLE_DEVICES": "0,1"},
+    )
     return broken(sound, **sections)
 
 
-def cpu_node(**sections: dict[str, Any]) -> NodeFacts:
+def cpu_node() -> NodeFacts:
     """A sound machine without GPU, on its own."""
-    sound = gpu_node(
-        software={"torch_cuda": ""},
-        gpus={
-            "hardware": 0,
-            "smi": "nvidia-smi is not installed",
-            "driver": "",
-            "driver_cuda": "",
-            "cards": (),
-            "links": (),
-        },
-        network={"infiniband": ()},
-    )
-    return broken(replace(sound, environment={}), **sections)
+    sound = gpu_node(software={"torch_cuda": ""}, network={"infiniband": ()})
+    return replace(sound, gpus=GpuFacts(0, "nvidia-smi is not installed"), environment={})
 
 
 def broken(facts: NodeFacts, **sections: dict[str, Any]) -> NodeFacts:
@@ -91,9 +118,17 @@ def broken(facts: NodeFacts, **sections: dict[str, Any]) -> NodeFacts:
 
 def needs(**more: Any) -> Needs:
     """Two nodes with two processes each, ZeRO-2 with offload: most questions arise."""
-    asked: dict[str, Any] = {
-        "nodes": 2, "slots": 2, "master": "gpu1", "precision": "bf16", "recipe": "zero2_offload", "offload": True,
-        "parameters": 10**9, "checkpoint": 16 * 10**9, "least_checkpoint": 12 * 10**9, "checkpoints_kept": 4,
-        "host_memory": 16 * 10**9, "traffic": 10**9,
-    }  # fmt: skip
-    return Needs(**{**asked, **more})
+    sound = Needs(
+        nodes=2,
+        slots=2,
+        master="gpu1",
+        precision="bf16",
+        recipe="zero2_offload",
+        offload=True,
+        checkpoint=16 * 10**9,
+        least_checkpoint=12 * 10**9,
+        checkpoints_kept=4,
+        host_memory=16 * 10**9,
+        traffic=10**9,
+    )
+    return replace(sound, **more)

@@ -85,7 +85,7 @@ class Visit:
         return results
 
     def connect(self, addresses: Mapping[str, str], master_port: int) -> dict[tuple[str, str], str]:
-        """Every node listens on the master's port and a free one; then each connects to its peers."""
+        """All nodes listen on the master's port and a free one, then connect to their peers."""
         token = secrets.token_hex(8)
         ports: dict[str, list[int]] = {}
 

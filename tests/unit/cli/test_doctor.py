@@ -20,7 +20,7 @@ from wikillm.core.world import World
 def test_the_list_names_every_check_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) >= 80 and all(row["about"] and row["group"] and row["name"] for row in rows)
+    assert len(rows) >= 55 and all(row["about"] and row["group"] and row["name"] for row in rows)
     assert main(["doctor", "--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(rows)
 
@@ -31,8 +31,8 @@ def test_this_machine(words: Words, tmp_path: Path, capsys: pytest.CaptureFixtur
     said = json.loads(capsys.readouterr().out)
     assert code == (3 if said["failed"] else 0)
     assert said["failed"] == any(check["level"] == "fail" for check in said["checks"])
-    assert sum(said["counts"].values()) == len(said["checks"]) >= 65
-    assert {"data-source", "batch", "checkpoint-room", "cxx"} <= {
+    assert sum(said["counts"].values()) == len(said["checks"]) >= 40
+    assert {"data-source", "batch", "checkpoint-room", "toolchain"} <= {
         c["name"] for c in said["checks"] if c["level"] == "ok"
     }
     main([*line, "--all"])
@@ -98,11 +98,11 @@ def test_two_names_of_one_machine_over_a_stand_in_for_ssh(
 
 
 def refused(line: list[str], world: World) -> str:
+    from wikillm.cli.train import check_machine
     from wikillm.config.load import load
-    from wikillm.doctor.preflight import refuse_broken_machine
 
     try:
-        refuse_broken_machine(load(None, line, None), world)
+        check_machine(load(None, line, None), world)
     except MachineError as error:
         return str(error)
     return ""

@@ -1,7 +1,8 @@
-"""Checks across nodes: what must be equal, and what nodes found out about each other. Facts in, verdict out."""
+"""Checks across nodes, on recorded facts: values that must be equal, and connectivity."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,75 +10,90 @@ from typing import Any
 import pytest
 from harness.machine_facts import CARD, ETH, LO, broken, gpu_node, needs
 
-from wikillm.doctor.checks.every import CLUSTER_CHECKS, judge_cluster
-from wikillm.doctor.cluster import Bandwidth, Cluster, Refusal
 from wikillm.doctor.connection import agent_command, classify
 from wikillm.doctor.examine import addresses_of
-from wikillm.doctor.facts import NodeFacts, facts_from_json
+from wikillm.doctor.facts import Bandwidth, ClusterFacts, NodeFacts, Unreachable, facts_from_json
+from wikillm.doctor.questions import CLUSTER_CHECKS, judge_cluster
 
 BY_NAME = {check.name: check for check in CLUSTER_CHECKS}
 
 
-def sound(**second: dict[str, Any]) -> Cluster:
+def sound(**second: dict[str, Any]) -> ClusterFacts:
     """gpu1 and gpu2, the second with other facts."""
     two = gpu_node(
         host={"hostname": "gpu2", "identity": "other net"},
         network={
             "hostname": "gpu2",
             "hostname_addresses": ("10.0.0.2",),
-            "nics": (LO, replace(ETH, addresses=("10.0.0.2",))),
+            "cards": (LO, replace(ETH, addresses=("10.0.0.2",))),
             "route": ("eth0", "10.0.0.2"),
         },
     )
-    return Cluster(
+    return ClusterFacts(
         names=("gpu1", "gpu2"),
         slots={"gpu1": 2, "gpu2": 2},
         master="gpu1",
-        workdir="/srv/wikillm",
         facts={"gpu1": gpu_node(), "gpu2": broken(two, **second)},
-        clocks={"gpu1": (0.01, 0.02), "gpu2": (-0.02, 0.02)},
         shared={"gpu1": (), "gpu2": ()},
         connections={("gpu1", "gpu2"): "", ("gpu2", "gpu1"): ""},
         all_reduce=Bandwidth(2e9, 2, 8 << 20),
     )
 
 
-Case = tuple[str, str, Callable[[], Cluster]]
+def other(**fields: Any) -> ClusterFacts:
+    """Two sound nodes that found out something else about each other."""
+    return replace(sound(), **fields)
+
+
+Case = tuple[str, str, Callable[[], ClusterFacts]]
 FAULTS: dict[str, list[Case]] = {
     "versions-equal": [
-        ("fail", "torch 2.13.0: gpu1; 2.12.0: gpu2", lambda: sound(software={"packages": {"torch": "2.12.0", "deepspeed": "0.19.8"}}))
+        (
+            "fail",
+            "torch 2.13.0: gpu1; 2.12.0: gpu2",
+            lambda: sound(software={"packages": {"torch": "2.12.0", "deepspeed": "0.19.8"}}),
+        )
     ],
     "python-equal": [("fail", "3.12.4: gpu2", lambda: sound(software={"python": "3.12.4"}))],
     "code-equal": [("fail", "ffff: gpu2", lambda: sound(software={"code_digest": "ffff"}))],
     "folder-equal": [("warn", "/opt/x: gpu2", lambda: sound(software={"code_folder": "/opt/x"}))],
     "data-equal": [("fail", "bb22: gpu2", lambda: sound(disk={"data": {"corpus.jsonl": "bb22"}}))],
     "user-equal": [("warn", "eve: gpu2", lambda: sound(host={"user": "eve"}))],
-    "driver-equal": [("warn", "550.1: gpu2", lambda: sound(gpus={"driver": "550.1"}))],
     "gpus-equal": [
-        ("fail", "A100: gpu2", lambda: sound(gpus={"cards": (replace(CARD, name="NVIDIA A100"),)})),
+        ("fail", "A100: gpu2", lambda: sound(gpus={"cards": (replace(CARD, name="A100"),)})),
         ("fail", "no GPU: gpu2", lambda: sound(gpus={"cards": ()})),
     ],
-    "mtu-equal": [("fail", "1500: gpu2", lambda: sound(network={"nics": (LO, replace(ETH, mtu=1500))}))],
-    "card-name-equal": [
-        ("warn", "ens3: gpu2", lambda: sound(network={"nics": (LO, replace(ETH, name="ens3")), "route": ("ens3", "10.0.0.2")}))
+    "mtu-equal": [
+        ("fail", "1500: gpu2", lambda: sound(network={"cards": (LO, replace(ETH, mtu=1500))}))
     ],
-    "slots-equal": [("fail", "gpu2 slots=8", lambda: replace(sound(), slots={"gpu1": 2, "gpu2": 8}))],
-    "distinct-machines": [("fail", "gpu1 and gpu2 are one machine", lambda: sound(host={"identity": "boot net"}))],
-    "clocks": [("warn", "gpu2 is 5.0s ahead", lambda: replace(sound(), clocks={"gpu1": (0.0, 0.1), "gpu2": (5.0, 0.1)}))],
+    "slots-equal": [("fail", "gpu2 slots=8", lambda: other(slots={"gpu1": 2, "gpu2": 8}))],
+    "distinct-machines": [
+        ("fail", "gpu1 and gpu2 are one machine", lambda: sound(host={"identity": "boot net"}))
+    ],
     "shared-folder": [
-        ("fail", "gpu2 does not see what gpu1", lambda: replace(sound(), shared={"gpu1": (), "gpu2": ("gpu1",)})),
-        ("fail", "Permission denied", lambda: replace(sound(), shared={"gpu1": (), "gpu2": "Permission denied"})),
+        (
+            "fail",
+            "gpu2 does not see what gpu1",
+            lambda: other(shared={"gpu1": (), "gpu2": ("gpu1",)}),
+        ),
+        ("fail", "gpu2: denied", lambda: other(shared={"gpu1": (), "gpu2": "denied"})),
     ],
-    "master-equal": [("fail", "10.9.9.9: gpu2", lambda: sound(network={"master_addresses": ("10.9.9.9",)}))],
+    "master-equal": [
+        ("fail", "10.9.9.9: gpu2", lambda: sound(network={"master_addresses": ("10.9.9.9",)}))
+    ],
     "connections": [
-        ("fail", "gpu2 -> gpu1: port 29500", lambda: replace(sound(), connections={("gpu2", "gpu1"): "port 29500: no answer"}))
+        (
+            "fail",
+            "gpu2 -> gpu1: port 29500",
+            lambda: other(connections={("gpu2", "gpu1"): "port 29500: no answer"}),
+        )
     ],
     "all-reduce": [
-        ("warn", "47.7 MiB/s", lambda: replace(sound(), all_reduce=Bandwidth(5e7, 2, 8 << 20))),
-        ("fail", "gpu2: timed out", lambda: replace(sound(), all_reduce="gpu2: timed out")),
-        ("skip", "do not all reach", lambda: replace(sound(), all_reduce="not measured: the nodes do not all reach")),
+        ("warn", "47.7 MiB/s", lambda: other(all_reduce=Bandwidth(5e7, 2, 8 << 20))),
+        ("fail", "gpu2: timed out", lambda: other(all_reduce="gpu2: timed out")),
+        ("skip", "do not reach", lambda: other(all_reduce="not measured: nodes do not reach")),
     ],
-}  # fmt: skip
+}
 
 
 def test_there_is_a_fault_for_every_check() -> None:
@@ -98,18 +114,12 @@ def test_a_fault_names_the_node(name: str, case: Case) -> None:
     assert (said.level, words in said.found) == (level, True), said
 
 
-def test_a_skew_below_the_uncertainty_is_none() -> None:
-    cluster = replace(sound(), clocks={"gpu1": (0.0, 2.0), "gpu2": (3.0, 2.0)})
-    assert BY_NAME["clocks"].judge(cluster, needs()).level == "ok"
-
-
 def test_an_unreachable_node_is_one_failure_that_names_it() -> None:
     cluster = sound()
     alone = replace(
         cluster,
         facts={"gpu1": cluster.facts["gpu1"]},
-        refusals={"gpu2": Refusal("timeout", "Connection timed out")},
-        clocks={"gpu1": (0.0, 0.0)},
+        unreachable={"gpu2": Unreachable("timeout", "Connection timed out")},
         shared={},
         connections={},
         all_reduce="not measured",
@@ -140,7 +150,7 @@ def test_an_unreachable_node_is_one_failure_that_names_it() -> None:
     ],
 )
 def test_what_ssh_says_is_understood(text: str, kind: str) -> None:
-    assert classify(text, 255).kind == kind
+    assert classify(text, 255).why.kind == kind
 
 
 def test_a_working_folder_is_quoted() -> None:
@@ -148,7 +158,7 @@ def test_a_working_folder_is_quoted() -> None:
 
 
 def test_addresses_are_those_that_other_nodes_use() -> None:
-    """The master itself may take its own name for 127.0.1.1; then what the others resolve counts."""
+    """The master may resolve its own name to 127.0.1.1: then the others' answer counts."""
     cluster = sound()
     one = broken(
         cluster.facts["gpu1"],
@@ -159,8 +169,6 @@ def test_addresses_are_those_that_other_nodes_use() -> None:
 
 
 def test_facts_travel_as_json() -> None:
-    import json
-
     facts = gpu_node()
     assert facts_from_json(json.loads(json.dumps(facts.to_json()))) == facts
     partly = replace(facts, gpus=None, errors={"gpus": "no answer"})

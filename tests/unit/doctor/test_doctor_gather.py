@@ -1,4 +1,4 @@
-"""What is gathered is what is there: this machine, files of a made-up /sys, real sockets and locks. No network."""
+"""Facts match this machine, files of a made-up /sys, real sockets and locks. No network."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from typing import Any
 
 import pytest
 
-from wikillm.doctor.gather.compiler import find_locks
-from wikillm.doctor.gather.disk import gather_disk, look_at, quick_digest
-from wikillm.doctor.gather.everything import gather, relevant_environment, run_bounded
-from wikillm.doctor.gather.host import cgroup_memory, shm_leftovers
-from wikillm.doctor.gather.hubs import gather_hubs
-from wikillm.doctor.gather.network import infiniband, resolve, route_to, why_port_is_busy
-from wikillm.doctor.gather.software import code_digest
-from wikillm.doctor.needs import Request
-from wikillm.doctor.node import Agent
+from wikillm.config.load import load
+from wikillm.doctor.compiler import find_locks
+from wikillm.doctor.disk import gather_disk, inspect_folder, quick_digest
+from wikillm.doctor.downloads import gather_downloads
+from wikillm.doctor.environment import relevant_environment
+from wikillm.doctor.host import cgroup_memory, shm_leftovers
+from wikillm.doctor.in_time import run_in_time
+from wikillm.doctor.needs import Request, request_of
+from wikillm.doctor.network import infiniband_ports, resolve, route_to
+from wikillm.doctor.node import NodeServer
+from wikillm.doctor.questions import gather
+from wikillm.supervise.facts import code_digest
+from wikillm.supervise.network import why_port_is_taken
 
 
 def request_in(folder: Path, *data: str) -> Request:
@@ -33,21 +37,21 @@ def test_this_machine(tmp_path: Path, corpus: Path) -> None:
     assert facts.software.packages["torch"] and facts.software.ranges["torch"].startswith(">=")
     assert facts.host.cores >= 1 and facts.host.memory > 2**30
     assert any(
-        nic.name == "lo" and "127.0.0.1" in nic.addresses and nic.is_up
-        for nic in facts.network.nics
+        card.name == "lo" and "127.0.0.1" in card.addresses and card.is_up
+        for card in facts.network.cards
     )
     assert facts.disk.run.existing == str(tmp_path) and (facts.disk.run.bytes_per_second or 0) > 0
     assert list(facts.disk.data) == [str(corpus)] and facts.disk.data_bytes > corpus.stat().st_size
     assert list(tmp_path.iterdir()) == [], "the disk check left a file"
 
 
-def test_a_section_that_hangs_or_breaks_does_not_hold_the_others_up() -> None:
+def test_a_section_that_hangs_or_breaks_does_not_block_the_others() -> None:
     never = threading.Event()
 
     def broken() -> None:
         raise RuntimeError("no such thing")
 
-    found, errors = run_bounded(
+    found, errors = run_in_time(
         {"a": lambda: 1, "hangs": never.wait, "breaks": broken}, seconds=0.3
     )
     never.set()
@@ -61,11 +65,11 @@ def test_secrets_stay_here() -> None:
     environ = {
         "HF_TOKEN": "canary-1234",
         "SWANLAB_API_KEY": "canary-5678",
-        "https_proxy": "http://me:canary-9@proxy:1",
+        "HF_ENDPOINT": "http://me:canary-9@mirror:1",
     }
     said = relevant_environment({**environ, "NCCL_DEBUG": "canary-1234 x", "HOME": "/h"})
     assert "canary" not in str(said)
-    assert said == {"NCCL_DEBUG": "*** x", "https_proxy": "http://***@proxy:1"}
+    assert said == {"NCCL_DEBUG": "*** x", "HF_ENDPOINT": "http://***@mirror:1"}
 
 
 def test_locks_with_and_without_an_owner(tmp_path: Path) -> None:
@@ -118,8 +122,8 @@ def test_cgroup_limits(
 def test_infiniband_ports(tmp_path: Path) -> None:
     (tmp_path / "mlx5_0/ports/1").mkdir(parents=True)
     (tmp_path / "mlx5_0/ports/1/state").write_text("4: ACTIVE\n")
-    assert infiniband(tmp_path) == (("mlx5_0:1", "ACTIVE"),)
-    assert infiniband(tmp_path / "absent") == ()
+    assert infiniband_ports(tmp_path) == (("mlx5_0:1", "ACTIVE"),)
+    assert infiniband_ports(tmp_path / "absent") == ()
 
 
 def test_hubs_answer_or_not() -> None:
@@ -135,7 +139,7 @@ def test_hubs_answer_or_not() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        said = gather_hubs(
+        said = gather_downloads(
             {
                 "there": f"http://127.0.0.1:{server.server_port}",
                 "gone": f"http://127.0.0.1:{closed.getsockname()[1]}",
@@ -154,8 +158,8 @@ def test_names_routes_and_ports() -> None:
     with socket.socket() as server:
         server.bind(("", 0))
         server.listen()
-        assert "in use" in why_port_is_busy(server.getsockname()[1])
-    assert why_port_is_busy(0) == ""
+        assert "in use" in why_port_is_taken(server.getsockname()[1])
+    assert why_port_is_taken(0) == ""
 
 
 def test_digests_tell_versions_apart(tmp_path: Path) -> None:
@@ -174,7 +178,7 @@ def test_digests_tell_versions_apart(tmp_path: Path) -> None:
 
 
 def test_places_and_missing_data(tmp_path: Path) -> None:
-    place = look_at(tmp_path / "a/b/c", measure=False)
+    place = inspect_folder(tmp_path / "a/b/c")
     assert (place.existing, place.is_writable, place.bytes_per_second) == (
         str(tmp_path),
         True,
@@ -197,26 +201,24 @@ def test_places_and_missing_data(tmp_path: Path) -> None:
 def test_addresses_are_not_taken_for_paths(
     line: list[str], local: tuple[str, ...], has_source: bool
 ) -> None:
-    from wikillm.config.load import load
-    from wikillm.doctor.needs import request_of
-
     asked = request_of(load("demo", ["data.path=null", *line], None), master="", master_port=29500)
     assert (asked.data_path, asked.has_source) == (local, has_source)
     assert "://" not in asked.store_dir
 
 
-def test_an_agent_writes_looks_and_cleans_up(tmp_path: Path) -> None:
-    agent, folder = Agent(), str(tmp_path / "runs/x")
-    agent.answer("write", {"folder": folder, "file": ".a", "text": "1"})
-    assert agent.answer("look", {"folder": folder, "names": {".a": "1"}}) == []
-    agent.answer("clean", {})
+def test_a_node_writes_looks_and_cleans_up(tmp_path: Path) -> None:
+    node = NodeServer()
+    folder = str(tmp_path / "runs/x")
+    node.answer("write", {"folder": folder, "file": ".a", "text": "1"})
+    assert node.answer("look", {"folder": folder, "names": {".a": "1"}}) == []
+    node.answer("clean", {})
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError):
-        agent.answer("run", {"command": "ls"})
+        node.answer("run", {"command": "ls"})
 
 
-def test_agents_connect_and_notice_a_stranger() -> None:
-    one, two = Agent(), Agent()
+def test_nodes_connect_and_notice_a_stranger() -> None:
+    one, two = NodeServer(), NodeServer()
     (port,) = one.answer("listen", {"ports": [0], "token": "one"})
     assert two.answer("listen", {"ports": [port], "token": "two"}) == [0]
     targets = [("one", "127.0.0.1", port, "one"), ("other", "127.0.0.1", port, "two")]

@@ -1,17 +1,16 @@
-"""Parser tests: text in the forms that nvidia-smi prints, written by hand after its documentation. No GPU was asked."""
+"""Parsers on text as nvidia-smi prints it, written by hand after its documentation; no GPU."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from wikillm.doctor.gather.gpus import (
+from wikillm.doctor.nvidia_smi import (
     QUERIES,
     count_hardware,
     parse_cards,
     parse_head,
     parse_processes,
     parse_topology,
-    with_remapped_rows,
 )
 
 HEAD = """\
@@ -20,26 +19,21 @@ HEAD = """\
 +-----------------------------------------+------------------------+----------------------+
 """
 ANSWERS = (
-    "0, NVIDIA H100 80GB HBM3, 81559, 4, 31, Default, Enabled\n1, NVIDIA H100 80GB HBM3, 81559, 70312, 66, Default, Disabled\n",
+    "0, NVIDIA H100 80GB HBM3, 81559, 4, Default\n"
+    "1, NVIDIA H100 80GB HBM3, 81559, 70312, Default\n",
     "0, 9.0\n1, 9.0\n",
-    "0, 700.00, 700.00\n1, 400.00, 700.00\n",
-    "0, 0, 0\n1, 2, 9\n",
+    "0, 0\n1, 2\n",
     "0, Disabled\n1, Enabled\n",
     "0, 0x0000000000000001\n1, 0x0000000000000048\n",
     "",
-    "0, 16, 16\n1, 8, 16\n",
-    "0, [N/A]\n1, [N/A]\n",
 )
 OLD = (
-    "0, Tesla T4, 15360, 2, 40, Default, Disabled\n",
+    "0, Tesla T4, 15360, 2, [Unknown Error]\n",
     "",  # a driver before 510 does not know compute_cap
-    "0, 70.00, 70.00\n",
-    "0, [N/A], [N/A]\n",
+    "0, [N/A]\n",
     "0, [N/A]\n",
     "",
     "0, 0x0000000000000001\n",
-    "0, [Unknown Error], 16\n",
-    "0, Yes\n",
 )
 TOPOLOGY = """\
 \t\x1b[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
@@ -62,46 +56,16 @@ def test_head() -> None:
 
 def test_cards() -> None:
     first, second = parse_cards(dict(zip(QUERIES, ANSWERS, strict=True)))
-    assert (first.name, first.memory_total, first.persistence, first.throttle) == (
-        "NVIDIA H100 80GB HBM3",
-        81559,
-        True,
-        1,
-    )
-    assert (first.ecc_now, first.mig, first.row_remap) == (0, False, None)
-    assert (second.index, second.memory_used, second.persistence, second.power_limit) == (
-        1,
-        70312,
-        False,
-        400.0,
-    )
-    assert (second.ecc_now, second.ecc_ever, second.mig, second.throttle, second.pcie_width) == (
-        2,
-        9,
-        True,
-        0x48,
-        8,
-    )
+    assert (first.name, first.memory_total, first.throttle) == ("NVIDIA H100 80GB HBM3", 81559, 1)
+    assert (first.ecc, first.mig, first.compute_mode) == (0, False, "Default")
+    assert (second.index, second.memory_used, second.compute_capability) == (1, 70312, 9.0)
+    assert (second.ecc, second.mig, second.throttle) == (2, True, 0x48)
 
 
 def test_an_old_driver_leaves_fields_unknown() -> None:
     (card,) = parse_cards(dict(zip(QUERIES, OLD, strict=True)))
-    assert (card.compute_capability, card.ecc_now, card.mig, card.pcie_width) == (
-        None,
-        None,
-        None,
-        None,
-    )
-    assert (card.throttle, card.pcie_width_max, card.row_remap) == (1, 16, "pending")
-
-
-def test_rows_of_memory() -> None:
-    cards = parse_cards(dict(zip(QUERIES, ANSWERS, strict=True)))
-    pending = with_remapped_rows(cards, "00000000:19:00.0, No, No\n00000000:3B:00.0, Yes, No\n")
-    assert [card.row_remap for card in pending] == ["", "pending"]
-    failed = with_remapped_rows(cards, "00000000:19:00.0, 0, 0\n00000000:3B:00.0, 1, 1\n")
-    assert failed[1].row_remap == "failed"
-    assert with_remapped_rows(cards, "") == cards
+    assert (card.compute_capability, card.ecc, card.mig, card.compute_mode) == (None,) * 4
+    assert (card.memory_total, card.throttle) == (15360, 1)
 
 
 def test_processes() -> None:
