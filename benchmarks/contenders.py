@@ -25,7 +25,7 @@ from wikillm.data.order.blocks import SampleOrder
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.read.loader import BatchShape, train_loader
 from wikillm.models.build import build_model
-from wikillm.models.patch import patch_loss
+from wikillm.models.fused_loss import patch_loss
 
 STOCK: dict[str, dict[str, Any]] = {
     "hf": {},

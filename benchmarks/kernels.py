@@ -42,11 +42,11 @@ from benchmarks.record import (
     run_in_fresh_process,
 )
 from wikillm.config.schema import Checkpointing
-from wikillm.kernels import dispatch
+from wikillm.models import fused_loss as fused_loss_module
 from wikillm.models import tiled_mlp
 from wikillm.models.checkpointing import checkpoint_layers, keep_activations
 from wikillm.models.compile_elementwise import compile_elementwise, restore_elementwise
-from wikillm.models.patch import fused_loss
+from wikillm.models.fused_loss import fused_loss
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHECKPOINTED = ("selective", "full_but_attention", "full")
@@ -115,16 +115,16 @@ def step(model: Any, batch: dict[str, torch.Tensor], variant: str) -> float | No
         loss = model(**batch).loss
         loss.backward()
         return float(loss.detach())
-    own_choice, own_tiles = dispatch.chunk_rows, tiled_mlp.tile_rows
+    own_rule = fused_loss_module.loss_chunk_rows
+    own_tiles = tiled_mlp.mlp_chunk_rows
     kernel, _, rows_of_chunk = variant.partition(":")
     rows_of_batch = batch["labels"].numel()
     if rows_of_chunk:
         rows = int(rows_of_chunk)
-        is_of_layers = kernel in LAYERS
-        setattr(
-            *((tiled_mlp, "tile_rows") if is_of_layers else (dispatch, "chunk_rows")),
-            lambda *_: rows,
-        )
+        if kernel in LAYERS:
+            tiled_mlp.mlp_chunk_rows = lambda *_: rows
+        else:
+            fused_loss_module.loss_chunk_rows = lambda *_: rows
     try:
         with layers_as(kernel, model, rows_of_batch):
             loss_kernel: Any = "chunked" if kernel in LAYERS else kernel
@@ -132,7 +132,8 @@ def step(model: Any, batch: dict[str, torch.Tensor], variant: str) -> float | No
                 loss = patched(**batch).loss
             loss.backward()
     finally:
-        dispatch.chunk_rows, tiled_mlp.tile_rows = own_choice, own_tiles
+        fused_loss_module.loss_chunk_rows = own_rule
+        tiled_mlp.mlp_chunk_rows = own_tiles
     return float(loss.detach())
 
 
@@ -167,7 +168,7 @@ def layers_as(kernel: str, model: Any, rows: int) -> Iterator[None]:
 def recomputed_in_chunks(mlp: Any, x: torch.Tensor) -> torch.Tensor:
     """The tiled MLP's rival: torch's checkpoint around each chunk of the stock MLP, with the same rows."""
     x_NH = x.reshape(-1, x.shape[-1])
-    rows = tiled_mlp.tile_rows(len(x_NH), mlp.gate_proj.weight.shape[0], x.device.type)
+    rows = tiled_mlp.mlp_chunk_rows(len(x_NH), mlp.gate_proj.weight.shape[0], x.device.type)
     stock = type(mlp).forward
     chunks = [checkpoint(stock, mlp, x_CH, use_reentrant=False) for x_CH in x_NH.split(rows)]
     return torch.cat(chunks).view(x.shape)

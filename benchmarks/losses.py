@@ -35,7 +35,9 @@ from benchmarks.record import (
     report,
     run_in_fresh_process,
 )
-from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY, chunk_rows
+from wikillm.experimental.registry import LOSSES
+from wikillm.kernels.chunks import loss_chunk_rows
+from wikillm.kernels.dispatch import loss_function
 from wikillm.kernels.reference import linear_cross_entropy as stock
 
 CONTENDERS = {
@@ -96,15 +98,15 @@ def missing(name: str) -> str | None:
 
 def loss_of(name: str, rows: int, hidden: int, vocab: int) -> Loss:
     """A function of (hidden_NH, weight_VH, labels_N): the mean cross entropy."""
-    ours = chunk_rows(rows, vocab, device())
+    ours = loss_chunk_rows(rows, vocab, device())
     if name == "stock":
         return lambda x, w, labels: stock(x, w, labels, count=rows)
     if name.startswith("torch"):
         kept: Any = {"batch_chunk_size": ours, "chunking_method": None, "acc_policy": "accurate"}
         options = torch.nn.LinearCrossEntropyOptions(**(kept if name == "torch-rows" else {}))
         return lambda x, w, labels: F.linear_cross_entropy(x, w, labels, options=options)
-    if name in LINEAR_CROSS_ENTROPY:
-        function = LINEAR_CROSS_ENTROPY[name][0]
+    if name in ("chunked", *LOSSES):
+        function = loss_function(name)
         return lambda x, w, labels: function(x, w, labels, count=rows, chunk_rows=ours)
     from liger_kernel.ops.fused_linear_cross_entropy import (
         LigerFusedLinearCrossEntropyFunction as Liger,

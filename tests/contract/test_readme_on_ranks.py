@@ -108,13 +108,13 @@ def test_a_run_preset_splits_over_any_number_of_ranks(run: str, ranks: int) -> N
     shared, train = resolved.config.train.sequence_parallel_size, resolved.config.train
     if ranks < shared or (run == "demo" and ranks > 8):
         with pytest.raises(ConfigError) as refused:
-            split_batch(resolved, ranks)
+            split_batch(resolved.config.train, resolved.origins, ranks)
         repaired = load(
             run, ["data.path=corpus", (refused.value.fix or "").split(",")[0].splitlines()[0]]
         )
-        assert split_batch(repaired, ranks).micro
+        assert split_batch(repaired.config.train, repaired.origins, ranks).micro
         return
-    batch = split_batch(resolved, ranks)
+    batch = split_batch(resolved.config.train, resolved.origins, ranks)
     assert (
         batch.micro * batch.accumulation * (ranks // shared) * train.sequence_length
         == train.global_batch_tokens

@@ -18,14 +18,14 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wikillm.config.schema import Checkpointing
 from wikillm.kernels import chunks, reference
-from wikillm.kernels.chunks import chunk_rows
-from wikillm.kernels.dispatch import LINEAR_CROSS_ENTROPY
+from wikillm.kernels.chunks import loss_chunk_rows
+from wikillm.kernels.dispatch import loss_function
 from wikillm.kernels.tiled_swiglu import tiled_swiglu
 from wikillm.models.attention_mask import prepare_masks
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers, compiled_graphs
 from wikillm.models.compile_elementwise import compile_elementwise, restore_elementwise
-from wikillm.models.patch import patch_loss
+from wikillm.models.fused_loss import patch_loss
 from wikillm.models.tiled_mlp import tile_mlp
 
 pytestmark = pytest.mark.gpu
@@ -108,7 +108,7 @@ def test_other_layers_give_the_stock_gradients(
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     if switch == "tiled":
-        monkeypatch.setitem(chunks.TILES, "cuda", (1, 96, 96))
+        monkeypatch.setitem(chunks.MLP_CHUNKS, "cuda", (1, 96, 96))
         assert "96 rows" in str(tile_mlp(ours, rows=BATCH * LENGTH, device_type="cuda"))
     else:
         compile_elementwise(ours)
@@ -237,14 +237,12 @@ def test_the_head_keeps_no_logits() -> None:
     hidden_NH = torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight_VH = torch.randn(VOCAB, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     labels_N = torch.randint(0, VOCAB, (rows,), device="cuda")
-    chunk = chunk_rows(rows, VOCAB, "cuda")
+    chunk = loss_chunk_rows(rows, VOCAB, "cuda")
     assert chunk <= rows // 8, "several chunks, or this test sees nothing"
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    loss = LINEAR_CROSS_ENTROPY["chunked"][0](
-        hidden_NH, weight_VH, labels_N, count=rows, chunk_rows=chunk
-    )
+    loss = loss_function("chunked")(hidden_NH, weight_VH, labels_N, count=rows, chunk_rows=chunk)
     loss.backward()
     assert hidden_NH.grad is not None and weight_VH.grad is not None
     assert torch.cuda.max_memory_allocated() - before < rows * VOCAB * 4 / 2

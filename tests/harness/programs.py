@@ -174,7 +174,7 @@ def train_with_small_tiles(words: list[str], options: dict[str, Any]) -> dict[st
     """`train` whose tiled MLP takes 24 tokens at a time, so that a tiny micro-step has several chunks."""
     from wikillm.kernels import chunks
 
-    chunks.TILES["cpu"] = (1, 24, 24)
+    chunks.MLP_CHUNKS["cpu"] = (1, 24, 24)
     return train(words, **options)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from wikillm.config.load import load
-from wikillm.plan.job import describe_shape
 from wikillm.plan.memory import memory_per_rank
 from wikillm.plan.run_plan import make_plan
-from wikillm.plan.setup import Loss, Setup
+from wikillm.plan.strategy import Loss, Strategy
+from wikillm.plan.workload import Workload
 
 GPU_BYTES = 84_900_000_000
 """An H100's, as the planner knows it."""
@@ -49,8 +49,8 @@ def test_shapes_fit_and_the_stock_trainer_beside_them(benchmark: Any) -> None:
     def takes(shape: Any, loss: Loss) -> int:
         config = load(None, words(shape)).config
         kind = config.train.gradient_checkpointing
-        setup = Setup("ddp", 0, 1, 1, shape.batch, 1, "bf16", checkpointing=kind, loss=loss)
-        return memory_per_rank(describe_shape(config.model, 151_936, shape.length), setup).total
+        strategy = Strategy("ddp", 0, 1, 1, shape.batch, 1, "bf16", checkpointing=kind, loss=loss)
+        return memory_per_rank(Workload(config.model, 151_936, shape.length), strategy).total
 
     for name, shape in benchmark.GPU_SHAPES.items():
         assert takes(shape, "chunked") < GPU_BYTES, name

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.data.read.loader import document_mask, eval_loader
     from wikillm.data.read.open import open_corpus
     from wikillm.evals.loss import held_out_loss
-    from wikillm.models.patch import fused_loss
+    from wikillm.models.fused_loss import fused_loss
 
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         resolved = describe(args)

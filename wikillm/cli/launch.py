@@ -234,30 +234,31 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
 def _memory(args: argparse.Namespace, resolved: Resolved) -> int:
     """Bytes that a pod asks for: 32 GiB per GPU, and the states that offload keeps in the host's memory."""
     from wikillm.cli.memory import memory_argument
+    from wikillm.config.precision import resolve_precision
     from wikillm.core.errors import ConfigError
     from wikillm.launch.kubernetes import MEMORY_PER_GPU
-    from wikillm.plan.gpus import find_gpu
-    from wikillm.plan.job import describe_job
     from wikillm.plan.memory import host_bytes_per_rank
-    from wikillm.plan.room import setup_of_run
+    from wikillm.plan.strategy import strategy_of
+    from wikillm.plan.workload import describe_workload
 
     given = memory_argument(args.memory, "--memory")
     gpus = args.gpus or 1
-    if given is not None or resolved.config.deepspeed.config is None:
+    config = resolved.config
+    if given is not None or config.deepspeed.config is None:
         return given or MEMORY_PER_GPU * gpus
     try:
-        job = describe_job(resolved, ranks=args.nodes * gpus, gpu=find_gpu("h100"))
-    except ConfigError:  # refused by `_check_run`, in its own words
+        workload = describe_workload(resolved, ranks=args.nodes * gpus)
+        strategy = strategy_of(
+            config.model,
+            config.train,
+            config.deepspeed.config,
+            ranks=args.nodes * gpus,
+            ranks_per_node=gpus,
+            precision=resolve_precision(config.train.precision, has_gpu=True, has_bf16=True),
+        )
+    except ConfigError:  # `_check_run` refuses it, with more to say
         return MEMORY_PER_GPU * gpus
-    setup = setup_of_run(
-        resolved.config,
-        ranks=args.nodes * gpus,
-        ranks_per_node=gpus,
-        micro=1,
-        accumulation=1,
-        precision=job.precision,
-    )
-    return gpus * (MEMORY_PER_GPU + (host_bytes_per_rank(job.shape, setup) if setup else 0))
+    return gpus * (MEMORY_PER_GPU + host_bytes_per_rank(workload, strategy))
 
 
 def _command(args: argparse.Namespace, words: list[str]) -> str:
@@ -397,7 +398,7 @@ def _check_run(args: argparse.Namespace, launch: Launch, resolved: Resolved) -> 
     elif launch.gpus is not None:
         ranks, per_node = launch.nodes * launch.gpus, launch.gpus
     if ranks is not None:
-        split_batch(resolved, ranks)
+        split_batch(resolved.config.train, resolved.origins, ranks)
     recipe = resolved.config.deepspeed.config
     is_elsewhere = recipe is not None and args.target in ELSEWHERE and Path(recipe).is_absolute()
     if is_elsewhere and not Path(str(recipe)).exists():

@@ -135,23 +135,27 @@ def _report(args: argparse.Namespace) -> int:
 
 def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> dict[str, Any]:
     """One plan as JSON. Raises ConfigError when the batch does not divide or nothing fits."""
-    from wikillm.plan.choose import choose
-    from wikillm.plan.job import describe_job
+    from wikillm.plan.choose import choose, planned_precision
     from wikillm.plan.recipe import check_recipe
     from wikillm.plan.report import to_json
+    from wikillm.plan.workload import describe_workload
 
-    job = describe_job(resolved, ranks=machine.ranks, gpu=machine.gpu, train_tokens=_tokens(args))
+    workload = describe_workload(resolved, ranks=machine.ranks, train_tokens=_tokens(args))
     check_recipe(
         resolved,
         ranks=machine.ranks,
         ranks_per_node=machine.gpus_per_node,
-        precision=job.precision,
+        precision=planned_precision(resolved.config.train, resolved.origins, machine.gpu),
         has_gpu=machine.gpu.device == "cuda",
     )
-    choices = choose(resolved, job, machine, args.mfu)
-    said = _calibration_used(machine)
     return to_json(
-        resolved, job, machine, choices, mfu=args.mfu, price=args.price, calibration=said
+        resolved.config.train,
+        workload,
+        machine,
+        choose(resolved, workload, machine, args.mfu),
+        mfu=args.mfu,
+        price=args.price,
+        calibration=_calibration_used(machine),
     )
 
 

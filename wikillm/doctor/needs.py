@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from wikillm.config.precision import resolve_precision
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError
@@ -16,11 +17,10 @@ from wikillm.data.fetch.remote import is_offline, scheme_of
 from wikillm.plan.batch import split_batch
 from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.communication import communication_per_step
-from wikillm.plan.gpus import find_gpu
-from wikillm.plan.job import describe_job
 from wikillm.plan.memory import host_bytes_per_rank
 from wikillm.plan.recipe import check_recipe
-from wikillm.plan.setup import setup_from_recipe
+from wikillm.plan.strategy import strategy_of
+from wikillm.plan.workload import describe_workload
 from wikillm.remote.environment import is_forwarded
 
 
@@ -107,37 +107,37 @@ def needs_of(
     cfg = resolved.config
     ranks = nodes * slots
     check_recipe(resolved, ranks=ranks, ranks_per_node=slots)
-    job = describe_job(resolved, ranks=cfg.train.sequence_parallel_size, gpu=find_gpu("h100"))
+    shared = cfg.train.sequence_parallel_size
+    workload = describe_workload(resolved, ranks=shared)
     batch_error = ""
     try:
-        split_batch(resolved, ranks)
+        split_batch(cfg.train, resolved.origins, ranks)
     except ConfigError as error:
         batch_error = f"{error.what} {(error.fix or '').partition(chr(10))[0]}"
     # The micro-batch does not matter for host memory, traffic and the ZeRO stage.
-    setup = None
-    if cfg.deepspeed.config is not None:
-        setup = setup_from_recipe(
-            cfg.deepspeed.config,
-            hidden_size=cfg.model.hidden_size,
-            ranks=ranks,
-            ranks_per_node=slots,
-            micro=1,
-            accumulation=max(1, job.sequences * job.sequence_parallel // ranks),
-            precision=job.precision,
-            checkpointing=cfg.train.gradient_checkpointing,
-        )
-    host = host_bytes_per_rank(job.shape, setup) * slots if setup else 0
-    traffic = communication_per_step(job.shape, setup).between_nodes if setup else 0
+    recipe = cfg.deepspeed.config
+    strategy = strategy_of(
+        cfg.model,
+        cfg.train,
+        recipe,
+        ranks=ranks,
+        ranks_per_node=slots,
+        accumulation=max(1, workload.sequences * shared // ranks),
+        precision=resolve_precision(cfg.train.precision, has_gpu=True, has_bf16=True),
+    )
+    host = host_bytes_per_rank(workload, strategy) * slots
+    # The traffic of plain data parallel is not judged.
+    traffic = communication_per_step(workload, strategy).between_nodes if recipe else 0
     written = Written(
-        "fp32" if cfg.train.precision == "auto" and not has_gpu else job.precision,
-        setup.stage if setup else None,
-        cfg.train.optimizer == "muon",
-        cfg.train.ema_decay > 0,
+        resolve_precision(cfg.train.precision, has_gpu=has_gpu, has_bf16=True),
+        strategy.stage if recipe else None,
+        strategy.muon,
+        strategy.ema,
         ranks,
     )
     # An unknown tokenizer leaves the size of the embedding open.
     is_sure = cfg.data.tokenizer != "auto" or isinstance(cfg.model.vocab_size, int)
-    vocabulary = job.shape.vocab_size
+    vocabulary = workload.vocab_size
     return Needs(
         nodes=nodes,
         slots=slots,

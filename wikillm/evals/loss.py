@@ -94,7 +94,7 @@ def batch_loss_sum(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Te
     """Sum of the cross entropies (nats) of a batch's targets, in float64; ignored labels add nothing.
 
     A batch of padding runs all the same: under ZeRO-3 the other ranks wait in its forward. A model with the fused
-    loss (models.patch) keeps no logits here either.
+    loss (models.fused_loss) keeps no logits here either.
     """
     # HF divides the sum by num_items_in_batch, so 1 gives the sum.
     outputs = model(**batch, num_items_in_batch=1, use_cache=False)

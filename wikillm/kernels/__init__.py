@@ -1,1 +1,1 @@
-"""Fused operations, each beside the plain PyTorch that says what it computes; `dispatch` says which one runs."""
+"""Fused operations, each beside a plain PyTorch reference; `dispatch` says which one runs."""

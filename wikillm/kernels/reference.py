@@ -1,4 +1,4 @@
-"""What every fused operation of this room computes, in plain PyTorch. Slow, large, and the truth in tests.
+"""The fused operations of this room in plain PyTorch: slow, large, and what tests compare with.
 
 Shapes: N rows (tokens), H hidden, V vocabulary, F intermediate.
 """
@@ -18,10 +18,11 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     z_loss: float = 0.0,
 ) -> torch.Tensor:
-    """sum over the rows n with a label of (lse_n - logit_n[label_n] + z_loss * lse_n^2) / count, a scalar.
+    """Sum over the rows n with a label of (lse_n - logit_n[label_n] + z_loss * lse_n^2) / count.
 
-    lse_n is the logsumexp of row n of hidden @ weight^T; the z-loss is PaLM's (arXiv:2204.02311, section 5).
-    Logits below float32 are raised to it, as Hugging Face's loss does. All N x V logits are kept for the backward.
+    lse_n is the logsumexp of row n of hidden @ weight^T; the z-loss is PaLM's (arXiv:2204.02311,
+    section 5). Logits narrower than float32 are cast to it, as in Hugging Face's loss. All N x V
+    logits are kept for the backward.
     """
     logits_NV = F.linear(hidden_NH, weight_VH)
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
@@ -37,5 +38,5 @@ def linear_cross_entropy(
 def swiglu(
     x: torch.Tensor, gate_FH: torch.Tensor, up_FH: torch.Tensor, down_HF: torch.Tensor
 ) -> torch.Tensor:
-    """down @ (silu(gate @ x) * (up @ x)) for x of shape (..., H): the MLP of Qwen2 and Qwen3 (arXiv:2002.05202)."""
+    """down @ (silu(gate @ x) * (up @ x)) for x of shape (..., H) (arXiv:2002.05202)."""
     return F.linear(F.silu(F.linear(x, gate_FH)) * F.linear(x, up_FH), down_HF)

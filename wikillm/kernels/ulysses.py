@@ -1,12 +1,13 @@
-"""Attention over sequences that are split among ranks: heads are exchanged for positions, and back (Ulysses).
+"""Attention over sequences that are split among ranks, by exchanging heads for positions (Ulysses).
 
-Each rank of a group of S holds t = T / S positions of a sequence, all heads of them. Attention needs all positions, but no
-head needs another: one all-to-all gives each rank all T positions of 1 / S of the heads, a second one gives the outcome
-back (DeepSpeed Ulysses, arXiv:2309.14509). Both are linear and their own transpose, so the backward pass is the same
-exchange. What a rank sends, in elements per layer and forward pass: B t d (2 H + 2 R K) (S - 1) / S, R as below.
+Each rank of a group of S holds t = T / S positions of a sequence, with all heads. One all-to-all
+gives each rank all T positions of 1 / S of the heads, a second one returns the result (DeepSpeed
+Ulysses, arXiv:2309.14509). Both are linear and their own transpose, so the backward pass is the
+same exchange. Elements that a rank sends per layer and forward pass:
+B t d (2 H + 2 R K) (S - 1) / S.
 
-Fewer key heads than ranks are repeated, R = S / K times; the sum over the copies in the backward is autograd's.
-Shapes: B sequences, H query and K key heads, T positions, t of them on a rank, d head width, S ranks, F features.
+Fewer key heads than ranks are repeated R = S / K times; autograd sums over the copies.
+Shapes: B sequences, H query and K key heads, T positions, t of them on a rank, d head width.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch.distributed as dist
 
 
 def key_repeats(kv_heads: int, ranks: int) -> int:
-    """Copies of a key head that go to different ranks; 1 where there are enough heads."""
+    """Copies of a key head, on different ranks; 1 where there are enough heads."""
     return max(1, ranks // kv_heads)
 
 
@@ -28,11 +29,13 @@ def gather_positions(
     value_BKtd: torch.Tensor,
     group: dist.ProcessGroup,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """This rank's heads at all positions: B x H/S x T x d, and twice B x RK/S x T x d. (all ranks of the group)
+    """This rank's heads at all positions: B x H/S x T x d, and twice B x RK/S x T x d.
 
-    Rank s gets the query heads [s H/S, (s + 1) H/S) and the key heads that belong to them. One message per pair of ranks.
+    Rank s gets the query heads [s H/S, (s + 1) H/S) and the key heads that belong to them, in one
+    message per pair of ranks. (all ranks of the group)
     """
-    ranks, (batch, _, length, width) = group.size(), query_BHtd.shape
+    ranks = group.size()
+    batch, _, length, width = query_BHtd.shape
     repeats = key_repeats(key_BKtd.shape[1], ranks)
     if repeats > 1:
         key_BKtd, value_BKtd = (x.repeat_interleave(repeats, dim=1) for x in (key_BKtd, value_BKtd))
@@ -47,15 +50,16 @@ def gather_positions(
 
 
 def scatter_positions(out_BThd: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """The outcome of attention, B x T x H/S x d on each rank, as B x t x H x d. (all ranks of the group)"""
-    ranks, (batch, length, heads, width) = group.size(), out_BThd.shape
+    """Attention's result, B x T x H/S x d per rank, as B x t x H x d. (all ranks of the group)"""
+    ranks = group.size()
+    batch, length, heads, width = out_BThd.shape
     sent = out_BThd.reshape(batch, ranks, length // ranks, heads, width).movedim(1, 0)
     got = _exchange(sent, group).permute(1, 2, 0, 3, 4)  # B x t x S senders x H/S x d
     return got.reshape(batch, length // ranks, ranks * heads, width)
 
 
 def _exchange(parts_SF: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """Slice s goes to rank s of the group; slice s of the outcome came from it."""
+    """Slice s goes to rank s of the group; slice s of the result came from it."""
     exchanged: torch.Tensor = _AllToAll.apply(parts_SF, group)  # type: ignore[no-untyped-call]
     return exchanged
 

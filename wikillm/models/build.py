@@ -1,8 +1,9 @@
-"""Model section -> a model to train, with the same initial weights for every ZeRO stage, world size and device.
+"""Builds a model with the same initial weights for every ZeRO stage, world size and device.
 
-`build_model` takes the TrainingArguments because they must exist first: they hold Hugging Face's DeepSpeed
-configuration, which transformers finds through a weak reference while the model is built, and which makes it
-partition every parameter at birth under ZeRO-3. Weights are float32, or the engine's type under ZeRO-3.
+`build_model` takes the TrainingArguments because they must exist first: they hold Hugging Face's
+DeepSpeed configuration, which transformers finds through a weak reference while the model is built,
+and which makes it partition every parameter at birth under ZeRO-3. Weights are float32, or the
+engine's type under ZeRO-3.
 """
 
 from __future__ import annotations
@@ -48,9 +49,8 @@ def build_model(
         model = _load(section, vocab_size, eos_id)
     else:
         model = _create(hf_config(section, vocab_size, eos_id), section, seed)
-    model.config.use_cache = (
-        False  # a KV cache during training would only cost memory; export turns it on again
-    )
+    # A KV cache during training would only cost memory; export turns it on again.
+    model.config.use_cache = False
     return model
 
 
@@ -68,15 +68,15 @@ def _check_order(args: TrainingArguments) -> None:
     has_zero3 = bool(is_deepspeed_zero3_enabled())  # type: ignore[no-untyped-call]
     if wants_zero3 != has_zero3:
         raise WikiLLMError(
-            "transformers looks at another DeepSpeed configuration than this run's TrainingArguments hold.",
+            "transformers uses a DeepSpeed configuration that is not this run's.",
             got=f"these arguments: ZeRO-3 {wants_zero3}; transformers: ZeRO-3 {has_zero3}",
             fix="build the model right after its own TrainingArguments, and keep them alive",
         )
 
 
 def _create(config: PreTrainedConfig, section: ModelSection, seed: int) -> PreTrainedModel:
-    # Hugging Face's own draw depends on the order of modules and, under ZeRO-3, on the stage: it is skipped where
-    # that is possible, and overwritten in any case.
+    # Hugging Face's own draw depends on the order of modules and, under ZeRO-3, on the stage: it is
+    # skipped where that is possible, and overwritten in any case.
     with no_init_weights():
         model = _from_config(
             config, dtype=torch.float32, attn_implementation=section.attn_implementation
@@ -116,7 +116,7 @@ def _load(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedMode
 
 
 def _check_folder(folder: Path) -> None:
-    """Safetensors or nothing: other formats are unpickled, which runs whatever code their author put in."""
+    """Safetensors only: other formats are unpickled, which runs whatever code is in them."""
     index = folder / "model.safetensors.index.json"
     if (folder / "adapter_config.json").exists():
         raise ConfigError(

@@ -1,17 +1,20 @@
-"""Decoder layers whose activations are computed again in the backward pass, reversibly: `checkpoint_layers`.
+"""Decoder layers whose activations are recomputed in the backward pass: `checkpoint_layers`.
 
-What a layer keeps from the forward to the backward, per token (h hidden, H heads, K key heads, d head width, f intermediate):
+What a layer keeps from the forward to the backward, per token (h hidden, H heads, K key heads, d
+head width, f intermediate):
 
     full                 its input                                  h
     full_but_attention   and attention's output and statistics      + H d
     selective            and the matrix products that are needed    + (H + 2 K) d + h + 2 f
 
-Selective recomputes norms, rotations and SiLU alone, no product: the products' inputs follow from their predecessors'
-outputs. The last product's output is not kept, since no gradient needs it. A tiled
-MLP keeps nothing and recomputes itself. The recomputation runs the layer's modules again, so ZeRO-3 gathers once more.
+Selective recomputes norms, rotations and SiLU, but no product: the products' inputs follow from
+their predecessors' outputs. The last product's output is not kept, since no gradient needs it. A
+tiled MLP keeps nothing and recomputes itself. Recomputation runs the layer's modules again, so
+ZeRO-3 gathers once more.
 
-The checkpoint is inside the layer's `forward`, not around its call as in some versions of transformers: a compiled layer
-then contains it, and the compiler keeps what is kept here. Only training takes it; names and weights stay as they are.
+The checkpoint is inside the layer's `forward`, not around its call as in some versions of
+transformers: a compiled layer then contains it, and the compiler keeps what is kept here. It is
+active in training only.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from types import MethodType
 from typing import Any
 
 import torch
@@ -31,10 +33,17 @@ from transformers import PreTrainedModel
 
 from wikillm.config.schema import Checkpointing
 from wikillm.core.errors import WikiLLMError
+from wikillm.models.patching import (
+    is_patched,
+    layers_of,
+    own_forward,
+    patch_forward,
+    restore_forward,
+)
 
 _PRODUCTS = {"aten::mm": 1, "aten::addmm": 2}
-"""Operators that are matrix products, by name: the position of the weight's transpose among their arguments."""
-_SAID = {
+"""Operators that are matrix products: which of their arguments is the weight's transpose."""
+_DESCRIPTION = {
     "selective": "keep attention and matrix products, recompute the rest",
     "full_but_attention": "keep attention, recompute the rest",
     "full": "keep their input, recompute everything",
@@ -42,41 +51,37 @@ _SAID = {
 
 
 def checkpoint_layers(model: PreTrainedModel, kind: Checkpointing) -> str:
-    """Let every decoder layer of `model` recompute in its backward. Returns what is said about it.
+    """Let every decoder layer of `model` recompute in its backward. Returns a phrase for the log.
 
-    Raises WikiLLMError for layers whose forward is patched already, these by `checkpoint_layers` too.
+    Raises WikiLLMError for layers whose forward is patched already.
     """
-    layers: Any = model.get_decoder().layers
+    layers = layers_of(model)
     assert kind != "none", "there is nothing to put into the layers"
-    if patched := sum("forward" in layer.__dict__ for layer in layers):
+    if patched := sum(map(is_patched, layers)):
         raise WikiLLMError(
             "Layers whose forward is patched already cannot be checkpointed.",
             got=f"{patched} of {len(layers)} layers of {type(model).__name__}",
             fix="checkpoint once, and `keep_activations` before another kind",
         )
-    options: dict[str, Any] = {"use_reentrant": False}
-    # Restoring the generators costs a synchronisation with the GPU per layer, for nothing where nothing is drawn.
-    options["preserve_rng_state"] = (
-        float(getattr(model.config, "attention_dropout", 0.0) or 0.0) > 0
-    )
+    # Restoring the generators costs a synchronisation per layer, which only dropout needs.
+    dropout = float(getattr(model.config, "attention_dropout", 0.0) or 0.0)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": dropout > 0}
     if kind != "full":
         last = None if kind == "full_but_attention" else int(model.config.intermediate_size)
         options["context_fn"] = partial(_contexts, partial(_policy, kind, last))
     for layer in layers:
-        layer.forward = MethodType(_forward(options), layer)
-    return f"{len(layers)} layers {_SAID[kind]}"
+        patch_forward(layer, _forward(options))
+    return f"{len(layers)} layers {_DESCRIPTION[kind]}"
 
 
 def keep_activations(model: PreTrainedModel) -> None:
     """The layers' own code again."""
-    layers: Any = model.get_decoder().layers
-    for layer in layers:
-        layer.__dict__.pop("forward", None)
+    restore_forward(*layers_of(model))
 
 
 def _forward(options: dict[str, Any]) -> Callable[..., Any]:
     def forward(layer: nn.Module, hidden_BTH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        own = partial(type(layer).forward, layer)
+        own = own_forward(layer)
         is_training = (
             layer.training and torch.is_grad_enabled() and kwargs.get("past_key_values") is None
         )
@@ -88,10 +93,11 @@ def _forward(options: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _contexts(policy: Callable[..., bool]) -> tuple[Any, Any]:
-    """For the forward and for its recomputation: torch's where a compiler reads the policy, else ours.
+    """For the forward and its recomputation: torch's where a compiler reads the policy, else ours.
 
-    Torch's expect every operator of the recomputation to be one of the forward's. Under ZeRO-3 they are not: gathering
-    weights runs operators too, and others while the order of modules is not known yet, such as after an evaluation.
+    Torch's require the recomputation to run the forward's operators. Under ZeRO-3 it does not:
+    gathering weights runs operators too, and others while the order of modules is not known yet,
+    such as after an evaluation.
     """
     if torch.compiler.is_compiling():
         return create_selective_checkpoint_contexts(policy)  # type: ignore[no-any-return]
@@ -104,7 +110,8 @@ class _Keep(TorchDispatchMode):
 
     def __init__(self, policy: Callable[..., bool], kept: deque[Any]) -> None:
         super().__init__()
-        self.policy, self.kept = policy, kept
+        self.policy = policy
+        self.kept = kept
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -131,7 +138,7 @@ class _Reuse(_Keep):
 def _policy(
     kind: Checkpointing, last_inputs: int | None, _: Any, op: Any, *args: Any, **kwargs: Any
 ) -> bool:
-    """Whether the output of `op` is kept. `last_inputs`: inputs of the layer's last product, the MLP's down projection."""
+    """Whether the output of `op` is kept. `last_inputs`: the input width of the last product."""
     name = str(op.name())
     if _is_attention(name):
         return True
@@ -141,9 +148,9 @@ def _policy(
 
 
 def _is_attention(name: str) -> bool:
-    """torch's kernels behind scaled_dot_product_attention, and the flash-attn package's, under any of its names.
+    """torch's kernels of scaled_dot_product_attention, and flash-attn's under any of its names.
 
-    Flex attention compiles itself and is not seen: it is computed again.
+    Flex attention compiles itself and is not seen: it is recomputed.
     """
     namespace, _, operator = name.partition("::")
     return operator.startswith("_scaled_dot_product_") or "flash_attn" in namespace

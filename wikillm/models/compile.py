@@ -1,12 +1,12 @@
-"""Decoder layers compiled by torch, one graph for all of them: `compile_layers`, `compiled_graphs`.
+"""Decoder layers compiled by torch, one graph for all of them: `compile_layers`.
 
-Regional compilation: the layer is the region, so the graph is compiled once however deep the model is, and the loss
-stays outside of it. Only calls of the training and evaluation shape without a KV cache take the graph; everything
-else, generation above all, runs the layer's own code, so that no other length compiles anything. A training step of
-another shape does so too, with a warning.
+Regional compilation: the graph of a layer is compiled once, whatever the depth of the model, and
+the loss stays outside of it. Calls of the training and evaluation shape without a KV cache use the
+graph. Others, such as generation, run the layer's own code, so that no other length compiles; a
+training step of another shape does so with a warning.
 
-A graph break is an error (`fullgraph`), and so is a recompilation without end: a layer that falls back in silence
-would be as slow as before while everybody believes it compiled. Names, weights and what is saved stay as they are.
+A graph break is an error (`fullgraph`), as are endless recompilations: a layer that falls back
+silently would be slow without anybody noticing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from wikillm.core.log import warn
+from wikillm.models.patching import layers_of
 
 Shape = tuple[int, int]  # sequences, tokens
 
@@ -26,13 +27,13 @@ Shape = tuple[int, int]  # sequences, tokens
 def compile_layers(
     model: PreTrainedModel, shapes: Collection[Shape], *, backend: str = "inductor"
 ) -> int:
-    """Compile every decoder layer of `model` in place, at its first call. Returns the number of layers.
+    """Compile every decoder layer in place, at its first call. Returns the number of layers.
 
     Args:
         shapes: (sequences, tokens) of the batches that take the compiled layer.
         backend: of torch.compile; "eager" traces without generating code, for tests.
     """
-    layers: Any = model.get_decoder().layers
+    layers = layers_of(model)
     others: set[Shape] = set()
     for layer in layers:
         layer._compiled_call_impl = _switch(layer, frozenset(shapes), backend, others)
@@ -41,8 +42,7 @@ def compile_layers(
 
 def restore_layers(model: PreTrainedModel) -> None:
     """The layers' own code again."""
-    layers: Any = model.get_decoder().layers
-    for layer in layers:
+    for layer in layers_of(model):
         layer._compiled_call_impl = None
 
 
@@ -56,10 +56,9 @@ def compiled_graphs() -> int:
 def _switch(
     layer: nn.Module, shapes: frozenset[Shape], backend: str, others: set[Shape]
 ) -> Callable[..., Any]:
-    """`others`: training shapes that took the layer's own code, each warned about once for all layers."""
-    eager = (
-        layer._call_impl
-    )  # what nn.Module.__call__ runs; hooks are inside, as with Module.compile
+    """`others`: training shapes that ran the layer's own code, each warned about once."""
+    # What nn.Module.__call__ runs; hooks are inside, as with Module.compile.
+    eager = layer._call_impl
     compiled = torch.compile(eager, fullgraph=True, dynamic=False, backend=backend)
 
     def call(hidden_BTH: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -70,7 +69,8 @@ def _switch(
         if layer.training and torch.is_grad_enabled() and not has_cache and shape not in others:
             others.add(shape)
             warn(
-                f"a training step of {shape[0]} x {shape[1]} tokens is not compiled: the layers are for {sorted(shapes)}"
+                f"a training step of {shape[0]} x {shape[1]} tokens is not compiled: "
+                f"the layers are for {sorted(shapes)}"
             )
         return eager(hidden_BTH, *args, **kwargs)
 

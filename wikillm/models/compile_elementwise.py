@@ -1,91 +1,71 @@
-"""What lies between a decoder layer's products, compiled by torch, reversibly: `compile_elementwise`, `restore_elementwise`.
+"""The operations between a decoder layer's products, compiled by torch: `compile_elementwise`.
 
-Three functions, each one graph for all layers: RMSNorm, the rotation of queries and keys, silu(gate) * up. Each reads and
-writes its tensors once, and keeps for the backward pass what it needs of them, where separate operations keep their results.
-Modules, weights and hooks stay outside of the graphs, so that ZeRO-3 gathers as before, which a compiled layer does not
-go with; and there is less in them than in a compiled layer, which also joins norms and residuals.
+Three functions, each one graph for all layers: RMSNorm, the rotation of queries and keys,
+silu(gate) * up. Each reads and writes its tensors once, and keeps only what its backward needs.
+Modules, weights and hooks stay outside of the graphs, so it works under ZeRO-3, unlike a compiled
+layer. It fuses less than a compiled layer, which also joins norms and residuals.
 
-Only where gradients are computed: evaluation and generation, whose shapes differ, run the model's own code. A graph break
-is an error (`fullgraph`). A tiled MLP keeps its own SwiGLU.
+Active in training only: evaluation and generation, whose shapes differ, run the model's own code. A
+graph break is an error (`fullgraph`). A tiled MLP keeps its own SwiGLU.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from types import MethodType
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from transformers import PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
-from wikillm.core.errors import WikiLLMError
+from wikillm.models.patching import (
+    check_supported,
+    is_patched,
+    mlps_of,
+    norms_of,
+    own_forward,
+    patch_forward,
+    restore_forward,
+)
 
-SUPPORTED = (Qwen2ForCausalLM, Qwen3ForCausalLM)
 _ROTATION = "apply_rotary_pos_emb"  # a function of HF's module, which its attention finds there
 _STOCK = "_wikillm_stock"  # on our rotation: the one it replaces
 
 
 def compile_elementwise(model: PreTrainedModel, *, backend: str = "inductor") -> str:
-    """Compile the three functions, each at its first call. Returns what is said about it.
+    """Compile the three functions, each at its first call. Returns a phrase for the log.
 
-    The rotation is replaced for all models of this architecture in the process. Raises WikiLLMError for a model whose
-    layers are not known here, and for one that is compiled so already.
+    The rotation is replaced for all models of this architecture in the process. Raises WikiLLMError
+    for a model that is not known, and for one that is compiled so already.
     """
-    _check(model)
+    norms = norms_of(model)
+    check_supported(model, "train.compile=elementwise", norms, fix="train.compile=off", mlp=True)
     compiled = ["norms", "rotation"]
-    for norm in _norms(model):
-        norm.forward = MethodType(_norm_forward(backend), norm)
+    for norm in norms:
+        patch_forward(norm, _norm_forward(backend))
     modeling: Any = sys.modules[type(model).__module__]
     if not hasattr(modeling.apply_rotary_pos_emb, _STOCK):
         setattr(modeling, _ROTATION, _rotation(modeling.apply_rotary_pos_emb, backend))
-    for mlp in _mlps(model):
-        if "forward" not in mlp.__dict__:
-            mlp.forward = MethodType(_mlp_forward(backend), mlp)
+    for mlp in mlps_of(model):
+        if not is_patched(mlp):
+            patch_forward(mlp, _mlp_forward(backend))
             compiled = ["norms", "rotation", "SwiGLU"]
     return f"{', '.join(compiled)}, each a function of its own"
 
 
 def restore_elementwise(model: PreTrainedModel) -> None:
     """The model's own code again. An MLP that was patched by something else stays so."""
-    for module in (*_norms(model), *(mlp for mlp in _mlps(model) if _is_ours(mlp))):
-        module.__dict__.pop("forward", None)
+    forwards = ((mlp, getattr(mlp.forward, "__func__", None)) for mlp in mlps_of(model))
+    restore_forward(
+        *norms_of(model), *(mlp for mlp, forward in forwards if hasattr(forward, _STOCK))
+    )
     modeling: Any = sys.modules[type(model).__module__]
     setattr(
         modeling,
         _ROTATION,
         getattr(modeling.apply_rotary_pos_emb, _STOCK, modeling.apply_rotary_pos_emb),
-    )
-
-
-def _norms(model: PreTrainedModel) -> Iterator[Any]:
-    decoder: Any = model.get_decoder()
-    kind = type(decoder.norm)
-    return (module for module in decoder.modules() if type(module) is kind)
-
-
-def _mlps(model: PreTrainedModel) -> list[Any]:
-    layers: Any = model.get_decoder().layers
-    return [layer.mlp for layer in layers]
-
-
-def _is_ours(module: nn.Module) -> bool:
-    forward = module.__dict__.get("forward")
-    return hasattr(getattr(forward, "__func__", None), _STOCK)
-
-
-def _check(model: PreTrainedModel) -> None:
-    activation = getattr(model.config, "hidden_act", None)
-    is_known = isinstance(model, SUPPORTED) and activation == "silu"
-    if is_known and not any("forward" in norm.__dict__ for norm in _norms(model)):
-        return
-    raise WikiLLMError(
-        f"Norms, rotation and SwiGLU of {type(model).__name__} cannot be compiled.",
-        got=f"known: {', '.join(known.__name__ for known in SUPPORTED)} with silu, unpatched; activation here: {activation}",
-        fix="train.compile=off",
     )
 
 
@@ -119,9 +99,9 @@ def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def _norm_forward(backend: str) -> Callable[..., torch.Tensor]:
     def forward(norm: Any, x: torch.Tensor) -> torch.Tensor:
         if not (norm.training and torch.is_grad_enabled()):
-            own: torch.Tensor = type(norm).forward(norm, x)
+            own: torch.Tensor = own_forward(norm)(x)
             return own
-        rows = x.reshape(-1, x.shape[-1])  # one shape for whatever stands before the last dimension
+        rows = x.reshape(-1, x.shape[-1])  # one shape, whatever the leading dimensions
         out: torch.Tensor = _compiled(_norm, backend)(rows, norm.weight, norm.variance_epsilon)
         return out.view(x.shape)
 
@@ -142,7 +122,7 @@ def _rotation(stock: Callable[..., Any], backend: str) -> Callable[..., Any]:
 def _mlp_forward(backend: str) -> Callable[..., torch.Tensor]:
     def forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
         if not (mlp.training and torch.is_grad_enabled()):
-            own: torch.Tensor = type(mlp).forward(mlp, x)
+            own: torch.Tensor = own_forward(mlp)(x)
             return own
         out: torch.Tensor = mlp.down_proj(
             _compiled(_swiglu, backend)(mlp.gate_proj(x), mlp.up_proj(x))

@@ -1,11 +1,12 @@
 """Initial weights as a pure function of (seed, parameter name, shape).
 
-Every parameter is drawn in float32 on the CPU from a generator of its own, then copied to where it lives and in
-its dtype. So ZeRO 0 to 3, any number of ranks and any device start from the same weights, and no global random
-state is read or moved. Matrices are normal(0, initializer_range), biases 0, norms 1, as in Hugging Face's Qwen2.
+Every parameter is drawn in float32 on the CPU from a generator of its own, then copied to its
+device and dtype. So ZeRO 0 to 3, any number of ranks and any device start from the same weights,
+and no global random state is read or changed. Matrices are normal(0, initializer_range), biases 0,
+norms 1, as in Hugging Face's Qwen2.
 
-Under ZeRO-3 one parameter at a time is gathered; rank 0 draws, its values are broadcast: the peak is the largest
-parameter, not the model. Cost: one core draws about 10^8 weights a second.
+Under ZeRO-3 one parameter at a time is gathered, drawn by rank 0 and broadcast: the peak is the
+largest parameter, not the model. One core draws about 10^8 weights a second.
 """
 
 from __future__ import annotations
@@ -17,30 +18,26 @@ import torch
 from torch import nn
 
 OUTPUTS = ("o_proj.weight", "down_proj.weight")
-"""What writes into the residual stream: at 0, every layer starts as the identity (Fixup, arXiv:1901.09321)."""
+"""They write into the residual stream: at 0 a layer starts as the identity (arXiv:1901.09321)."""
 
 
 def initialise_weights(
     model: nn.Module, seed: int, std: float, *, zero_outputs: bool = False
 ) -> None:
-    """Set every parameter of `model` in place. A tied parameter is set once, under its first name. (all ranks)
+    """Set every parameter of `model` in place, a tied one once, under its first name. (all ranks)
 
     `zero_outputs` leaves OUTPUTS at 0; the other weights are the same with and without it.
 
-    Raises ValueError for a parameter whose role its name does not tell.
+    Raises ValueError for a parameter whose name has no rule.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_partitioned = hasattr(parameter, "ds_id")
             with _whole(parameter) if is_partitioned else nullcontext():
-                if not is_partitioned or _rank() == 0:
+                if not is_partitioned or torch.distributed.get_rank() == 0:
                     is_zero = zero_outputs and name.endswith(OUTPUTS)
-                    start = (
-                        torch.zeros(parameter.shape)
-                        if is_zero
-                        else initial_values(name, parameter.shape, seed, std)
-                    )
-                    parameter.copy_(start)
+                    start = initial_values(name, parameter.shape, seed, std)
+                    parameter.copy_(torch.zeros_like(start) if is_zero else start)
 
 
 def initial_values(name: str, shape: torch.Size, seed: int, std: float) -> torch.Tensor:
@@ -55,7 +52,7 @@ def initial_values(name: str, shape: torch.Size, seed: int, std: float) -> torch
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator seeded by hash(seed, purpose, name). torch's Mersenne twister takes 32 bits of it."""
+    """A CPU generator seeded by hash(seed, purpose, name), of which torch's takes 32 bits."""
     digest = hashlib.blake2b(f"{seed}/weights/{name}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
@@ -67,7 +64,3 @@ def _whole(parameter: nn.Parameter) -> AbstractContextManager[object]:
         [parameter], modifier_rank=0
     )
     return gathered
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank()

@@ -1,7 +1,7 @@
-"""Opens a Hugging Face folder: local files only, safetensors only, no code from it, and every tensor of the model in it.
+"""Opens a Hugging Face folder: local files, safetensors, no code, and every tensor of the model.
 
-A damaged file is a `CheckpointError`, a folder of another kind a `ConfigError`, a disk that fails a `MachineError`.
-transformers itself would fill what is missing with fresh random weights and only log it.
+A damaged file is a `CheckpointError`, a folder of another kind a `ConfigError`, a failing disk a
+`MachineError`. transformers itself fills missing weights with random ones and only logs it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load_weights(
     Args:
         advice: what to do about a folder that is no model.
         takes_all: refuse weights that the model has no place for.
-        spare: says of such a weight that it may be left out.
+        spare: whether such a weight may be left out, by its name.
         options: of `from_pretrained`, besides those that keep it local.
 
     Raises:
@@ -72,7 +72,7 @@ def load_weights(
 
 
 def reading(folder: Path, read: Callable[[], Read], *, advice: str) -> Read:
-    """What `read` returns; what transformers, tokenizers or safetensors raise becomes the refusal that it means."""
+    """Calls `read`; errors of transformers, tokenizers or safetensors become errors of ours."""
     try:
         return read()
     except WikiLLMError:
@@ -81,11 +81,9 @@ def reading(folder: Path, read: Callable[[], Read], *, advice: str) -> Read:
         refusal = as_refusal(error)
         said = next(iter(str(error).strip().splitlines()), "")[:300] or repr(error)
         if isinstance(refusal, MachineError):
-            got = (
-                f"{folder}: {refusal.got}"
-                if str(folder) not in (refusal.got or "")
-                else refusal.got
-            )
+            got = refusal.got
+            if str(folder) not in (got or ""):
+                got = f"{folder}: {got}"
             raise MachineError(refusal.what, got=got, fix=refusal.fix) from error
         if isinstance(refusal, CheckpointError | None) and (damaged := _damaged_files(folder)):
             raise CheckpointError(

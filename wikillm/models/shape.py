@@ -1,21 +1,32 @@
-"""The schema's model section as a Hugging Face configuration: what an exported folder's config.json will say."""
+"""The model section as a Hugging Face configuration: what an export's config.json says."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from wikillm.config.schema import ModelSection
 
-_CONFIGS: dict[str, type[PreTrainedConfig]] = {"qwen2": Qwen2Config, "qwen3": Qwen3Config}
+ARCHITECTURES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+"""By the value of model.architecture."""
 
 
 def hf_config(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedConfig:
     """A config that plain transformers understands. `vocab_size` is the plan's, padding included.
 
-    There is no pad token on purpose: transformers hands `pad_token_id` to nn.Embedding as `padding_idx`, and that
-    row would then never be trained.
+    There is no pad token on purpose: transformers hands `pad_token_id` to nn.Embedding as
+    `padding_idx`, and that row would then never be trained.
     """
     shape: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -36,4 +47,5 @@ def hf_config(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrained
     if section.architecture == "qwen3" or section.head_dim is not None:
         # Written out: Qwen3Config would assume 128, whatever the width.
         shape["head_dim"] = section.head_dim or section.hidden_size // section.num_attention_heads
-    return _CONFIGS[section.architecture](**shape)
+    config, _ = ARCHITECTURES[section.architecture]
+    return config(**shape)

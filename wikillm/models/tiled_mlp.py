@@ -1,70 +1,52 @@
-"""The MLPs of the decoder layers over chunks of tokens, reversibly: `tile_mlp`, `untile_mlp`. For long sequences.
+"""The MLPs of the decoder layers over chunks of tokens, reversibly. For long sequences.
 
-The operation is `kernels.tiled_swiglu`, in training, evaluation and generation. It wants the three weights at once, so it
-runs inside the nested calls of gate_proj, up_proj and down_proj: under ZeRO-3 DeepSpeed's hooks on these modules gather
-each weight once before all chunks, once more before their backward, and take one gradient, as they do for the plain
-projections. Called with a tensor alone, as nothing but the MLP does, the three are the projections they were.
+The operation is `kernels.tiled_swiglu`, in training, evaluation and generation. It needs the three
+weights at once, so it runs inside the nested calls of gate_proj, up_proj and down_proj. Under
+ZeRO-3 DeepSpeed's hooks on these modules then gather each weight once before all chunks and once
+before their backward, and take one gradient. Called with a tensor alone, the three are plain
+projections.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
-from wikillm.core.errors import WikiLLMError
-from wikillm.kernels.chunks import tile_rows
-from wikillm.kernels.dispatch import Choice, choose_tiled_mlp
+from wikillm.kernels.chunks import mlp_chunk_rows
+from wikillm.kernels.dispatch import Implementation
 from wikillm.kernels.tiled_swiglu import tiled_swiglu
+from wikillm.models.patching import check_supported, mlps_of, patch_forward, restore_forward
 
-MLP = "MLP"
-SUPPORTED = (Qwen2ForCausalLM, Qwen3ForCausalLM)
 _PARTS = ("gate_proj", "up_proj", "down_proj")
 Then = Callable[[torch.Tensor], torch.Tensor]
 
 
-def tile_mlp(model: PreTrainedModel, *, rows: int, device_type: str) -> Choice:
-    """Let every decoder layer of `model` compute its MLP in chunks. Returns the choice for `rows` tokens per micro-step.
+def tile_mlp(model: PreTrainedModel, *, rows: int, device_type: str) -> Implementation:
+    """Let every decoder layer compute its MLP in chunks; returns those of `rows` tokens.
 
-    Other batches are chunked by the same rule. Raises WikiLLMError for a model whose MLP is not known here, and for one
-    that is tiled already.
+    Other batches are chunked by the same rule. Raises WikiLLMError for a model that is not known,
+    and for one that is tiled already.
     """
-    _check(model)
-    for mlp in _mlps(model):
+    mlps = mlps_of(model)
+    check_supported(model, "The tiled MLP", mlps, fix="train.mlp_kernel=stock", mlp=True)
+    for mlp in mlps:
         for name in _PARTS:
             part = getattr(mlp, name)
-            part.forward = MethodType(_projection(part.forward), part)
-        mlp.forward = MethodType(_forward, mlp)
+            patch_forward(part, _projection(part.forward))
+        patch_forward(mlp, _forward)
     width = int(model.config.intermediate_size)
-    return choose_tiled_mlp(rows=rows, intermediate=width, device_type=device_type)
+    chunk = mlp_chunk_rows(rows, width, device_type)
+    return Implementation("tiled", chunk, f"of {rows:,} by {width:,} on {device_type}")
 
 
 def untile_mlp(model: PreTrainedModel) -> None:
     """The MLPs' own code again."""
-    for mlp in _mlps(model):
-        for module in (mlp, *(getattr(mlp, name) for name in _PARTS)):
-            module.__dict__.pop("forward", None)
-
-
-def _mlps(model: PreTrainedModel) -> list[Any]:
-    layers: Any = model.get_decoder().layers
-    return [layer.mlp for layer in layers]
-
-
-def _check(model: PreTrainedModel) -> None:
-    activation = getattr(model.config, "hidden_act", None)
-    is_known = isinstance(model, SUPPORTED) and activation == "silu"
-    if is_known and not any("forward" in mlp.__dict__ for mlp in _mlps(model)):
-        return
-    raise WikiLLMError(
-        f"The tiled MLP does not know how {type(model).__name__} computes its own.",
-        got=f"known: {', '.join(known.__name__ for known in SUPPORTED)} with silu, unpatched; activation here: {activation}",
-        fix="train.mlp_kernel=stock",
-    )
+    for mlp in mlps_of(model):
+        restore_forward(mlp, *(getattr(mlp, name) for name in _PARTS))
 
 
 def _projection(stock: Then) -> Callable[..., torch.Tensor]:
@@ -78,7 +60,7 @@ def _forward(mlp: Any, x: torch.Tensor) -> torch.Tensor:
     # `then` is a keyword: DeepSpeed's hooks look into positional arguments only.
     def products(x: torch.Tensor) -> torch.Tensor:
         weights = [getattr(mlp, name).weight for name in _PARTS]  # gathered now
-        chunk = tile_rows(x.shape[:-1].numel(), weights[0].shape[0], x.device.type)
+        chunk = mlp_chunk_rows(x.shape[:-1].numel(), weights[0].shape[0], x.device.type)
         return tiled_swiglu(x, *weights, chunk_rows=chunk)
 
     def inside_up(x: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""What `torch.load` may make of a checkpoint's files: tensors, plain values and a few named classes, and nothing else.
+"""Restricts `torch.load` to tensors, plain values and a few named classes.
 
-DeepSpeed's partitions and Hugging Face's optimizer states are pickles, and a pickle runs whatever code its author put in. That a
-manifest verifies proves only that a folder is as its author left it. DeepSpeed loads with `weights_only=False`;
-`only_known_classes` overrules that for a block, wherever in it a file is loaded.
+DeepSpeed's partitions and Hugging Face's optimizer states are pickles, and loading a pickle runs
+whatever code its author put in. A manifest that verifies proves only that a folder is as its author
+left it. DeepSpeed loads with `weights_only=False`; `only_known_classes` overrides that for a block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KNOWN = (
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 )
-"""Classes in the checkpoints of ZeRO 0 to 3, in fp32, bf16 and fp16, beside those that torch itself takes: records of numbers."""
+"""Classes in the checkpoints of ZeRO 0 to 3, beside those that torch allows: records of numbers."""
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _FORCE_NOT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _NAME = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type) (\S+)")
@@ -34,7 +34,7 @@ _NAME = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type) (\S+)")
 
 @contextmanager
 def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[None]:
-    """Within the block `torch.load` refuses every other class and function, whatever its caller asks for.
+    """Within the block `torch.load` refuses every other class and function, whatever is asked for.
 
     Args:
         where: the checkpoint, for the message.
@@ -60,7 +60,8 @@ def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[No
         raise CheckpointError(
             f"A file of {where} holds more than numbers: loading it could run code.",
             got=f"it names {name}",
-            fix="take another checkpoint; or, if you know who wrote this one and trust them: --trust-checkpoint",
+            fix="take another checkpoint; or, if you know who wrote this one and trust them: "
+            "--trust-checkpoint",
         ) from None
     finally:
         for name, value in before.items():
@@ -76,7 +77,7 @@ def refused_name(error: BaseException) -> str | None:
 
 
 def _reason(message: str) -> str:
-    """torch wraps it in advice on how to load the file all the same."""
+    """The reason alone: torch wraps it in advice on how to load the file anyway."""
     _, _, reason = message.partition("WeightsUnpickler error:")
     lines = [line.strip() for line in (reason or message).splitlines() if line.strip()]
     return lines[0] if lines else "not a pickle of numbers"

@@ -1,8 +1,8 @@
-"""PaLM's z-loss beside the cross entropy: keeps the softmax's normaliser near 1 (arXiv:2204.02311, section 5).
+"""PaLM's z-loss, which keeps the softmax's normaliser near 1 (arXiv:2204.02311, section 5).
 
-In training the model's loss is `cross entropy + coefficient x mean of logsumexp^2`, by the fused operation or, with the
-stock loss, by a second pass over its logits. `ZLoss.latest` keeps the added part, so that a log can show the two
-apart. Evaluation has none of it: its loss is the cross entropy.
+In training the model's loss is `cross entropy + coefficient x mean of logsumexp^2`, by the fused
+operation or, with the stock loss, by a second pass over its logits. `ZLoss.latest` keeps the added
+part, so that a log can show the two apart. An evaluation's loss is the cross entropy alone.
 """
 
 from __future__ import annotations
@@ -15,28 +15,19 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-_IGNORED = -100  # Hugging Face's ignore_index
+IGNORED = -100  # Hugging Face's ignore_index
 
 
 @dataclass(slots=True)
 class ZLoss:
-    """`latest` is what the latest training forward added to its loss: a detached scalar on the device, no sync."""
+    """`latest`: what the last training forward added to its loss, detached, on its device."""
 
     coefficient: float
     latest: torch.Tensor | None = None
 
 
-def z_loss_term(
-    logits_NV: torch.Tensor, labels_N: torch.Tensor, count: torch.Tensor | float, coefficient: float
-) -> torch.Tensor:
-    """coefficient x sum of logsumexp^2 over the rows with a label / count, in float32 or wider."""
-    wide = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    squares_N = torch.logsumexp(wide, -1).square()
-    return coefficient * (squares_N * (labels_N != _IGNORED)).sum() / count
-
-
 def add_to_stock_loss(model: PreTrainedModel, z: ZLoss) -> None:
-    """Let Hugging Face's own loss function of `model` add the z-loss in training. Costs one more pass over the logits."""
+    """Let Hugging Face's own loss add the z-loss in training: one more pass over the logits."""
     stock: Callable[..., torch.Tensor] = model.loss_function
 
     def with_z_loss(
@@ -60,14 +51,17 @@ def add_to_stock_loss(model: PreTrainedModel, z: ZLoss) -> None:
         if shift_labels is None:  # position t predicts token t + 1, as in the stock function
             if labels is None:
                 raise TypeError("the loss needs labels or shift_labels")
-            shift_labels = nn.functional.pad(labels, (0, 1), value=_IGNORED)[..., 1:]
+            shift_labels = nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
         labels_N = shift_labels.reshape(-1).to(logits.device)
-        count = (
-            num_items_in_batch if num_items_in_batch is not None else (labels_N != _IGNORED).sum()
-        )
+        count = num_items_in_batch
+        if count is None:
+            count = (labels_N != IGNORED).sum()
         if isinstance(count, torch.Tensor):
             count = count.to(logits.device)
-        term = z_loss_term(logits.reshape(-1, logits.shape[-1]), labels_N, count, z.coefficient)
+        wide = logits.reshape(-1, logits.shape[-1])
+        wide = wide.to(torch.promote_types(wide.dtype, torch.float32))
+        squares_N = torch.logsumexp(wide, -1).square()
+        term = z.coefficient * (squares_N * (labels_N != IGNORED)).sum() / count
         z.latest = term.detach()
         return loss + term.to(loss.dtype)
 

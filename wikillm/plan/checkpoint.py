@@ -1,15 +1,17 @@
-"""How many bytes a checkpoint takes on the disk, by formula; a test compares it with checkpoints that were written.
+"""Bytes of a checkpoint on the disk, by formula; a test compares them with written checkpoints.
 
-With P parameters, of which M in matrices that Muon trains, and w bytes per weight in the engine's precision (4 in fp32):
+With P parameters, M of them in matrices that Muon trains, and w bytes per weight in the engine's
+precision (4 in fp32):
 
-    engine             model.safetensors    DeepSpeed's weights    optimizer
-    data parallel      4 P                  -                      8 P             two moments; autocast keeps fp32 weights
-    ZeRO-0             w P + tied           w P                    8 P             12 P in 16 bit: an fp32 copy besides
-    ZeRO-1, ZeRO-2     w P + tied           w P                    12 P            an fp32 copy and two moments
-    ZeRO-3             w P                  -                      12 P
+    engine            model.safetensors   DeepSpeed's weights   optimizer
+    data parallel     4 P                 -                     8 P    two moments; fp32 weights
+    ZeRO-0            w P + tied          w P                   8 P    12 P in 16 bit: an fp32 copy
+    ZeRO-1, ZeRO-2    w P + tied          w P                   12 P   an fp32 copy, two moments
+    ZeRO-3            w P                 -                     12 P
 
-`tied` is a tied embedding, which accelerate writes once more under DeepSpeed: w V h. Muon's matrices have one moment less
-(4 M), an average of the weights adds 4 P. Random states and headers take some tens of kilobytes.
+`tied` is a tied embedding, which accelerate writes once more under DeepSpeed: w V h. Muon's matrices
+have one moment less (4 M), an average of the weights adds 4 P. Random states and headers take some
+tens of kilobytes.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def checkpoint_bytes(
 
     Args:
         vocab_size: rows of the embedding, padding included.
-        embedding_is_sure: False leaves the embedding out, where the tokenizer is not known yet: a lower bound.
+        embedding_is_sure: False leaves the embedding out, for a lower bound before the tokenizer
+            is known.
     """
     count = count_parameters(model, vocab_size)
     tables = 1 if model.tie_word_embeddings else 2

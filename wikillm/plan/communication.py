@@ -1,27 +1,30 @@
 """What a GPU sends per optimizer step, by formula.
 
-In elements, with A micro-steps (ZeRO paper, arXiv 1910.02054, section 7; ZeRO++, arXiv 2306.10209, section 1):
-plain data parallel and ZeRO-1 send 2 Psi, ZeRO-2 (A + 1) Psi (DeepSpeed reduces gradients at every micro-step),
-ZeRO-3 3 Psi A, and with hpZ, qwZ and qgZ 0.75 Psi A between nodes. A ring over N ranks sends (N - 1) / N of that.
-Elements go over the wire in the width of the weights.
+In elements, with A micro-steps (ZeRO paper, arXiv:1910.02054, section 7; ZeRO++, arXiv:2306.10209,
+section 1): plain data parallel and ZeRO-1 send 2 Psi, ZeRO-2 (A + 1) Psi (DeepSpeed reduces
+gradients at every micro-step), ZeRO-3 3 Psi A, and with hpZ, qwZ and qgZ 0.75 Psi A between nodes. A
+ring over N ranks sends (N - 1) / N of that. Elements have the width of the weights.
 
-Where S ranks share sequences (kernels.ulysses), each layer sends q, k, v and attention's output once forward and once
-backward, and once more where the forward pass is done twice: 2 H + 2 K heads per token of the rank, (S - 1) / S of them.
+Where S ranks share sequences (`kernels.ulysses`), each layer sends q, k, v and attention's output
+once forward and once backward, and once more where the forward pass is recomputed: 2 H + 2 K heads
+per token of the rank, (S - 1) / S of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from wikillm.plan.params import head_width
-from wikillm.plan.setup import Setup, Shape
+from wikillm.plan.strategy import Strategy
+from wikillm.plan.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
 class Communication:
-    """Bytes per GPU and optimizer step. `host` crosses PCIe for offload: gradients down, weights up.
+    """Bytes per GPU and optimizer step.
 
-    `sequences` are exchanged among the ranks that share sequences, and not counted in the others.
+    `host` crosses PCIe for offload. `sequences` are exchanged among the ranks that share sequences,
+    and not counted in the others.
     """
 
     inside_node: int
@@ -30,47 +33,45 @@ class Communication:
     sequences: int = 0
 
 
-def communication_per_step(shape: Shape, setup: Setup) -> Communication:
+def communication_per_step(workload: Workload, strategy: Strategy) -> Communication:
     """A ring over several nodes passes every link: the slower one, between nodes, carries it all."""
-    return replace(_of_states(shape.parameters, setup), sequences=_of_sequences(shape, setup))
+    n = strategy.ranks
+    accumulation = strategy.accumulation
+    parameters = workload.parameters
+    factors = {0: 2.0, 1: 2.0, 2: accumulation + 1.0, 3: 3.0 * accumulation}
+    elements = factors[strategy.stage] * parameters
+    inside = strategy.bytes_per_weight * elements * (n - 1) / n
+    between = 0.0
+    if strategy.nodes > 1 and strategy.quantized:
+        between = strategy.bytes_per_weight * 0.75 * accumulation * parameters * (n - 1) / n
+    elif strategy.nodes > 1:
+        inside, between = between, inside
+    return Communication(
+        int(inside),
+        int(between),
+        host=_host_bytes(parameters, strategy),
+        sequences=_of_sequences(workload, strategy),
+    )
 
 
-def _of_sequences(shape: Shape, setup: Setup) -> int:
-    ranks, model = setup.sequence_parallel, shape.model
+def _of_sequences(workload: Workload, strategy: Strategy) -> int:
+    ranks = strategy.sequence_parallel
+    model = workload.model
     if ranks == 1:
         return 0
     heads = 2 * model.num_attention_heads + 2 * max(model.num_key_value_heads, ranks)
-    passes = 2 if setup.checkpointing == "none" else 3
-    elements = (
-        setup.accumulation
-        * setup.tokens(shape)
-        * model.num_hidden_layers
-        * heads
-        * head_width(model)
-    )
-    return passes * setup.bytes_per_weight * elements * (ranks - 1) // ranks
+    passes = 2 if strategy.checkpointing == "none" else 3
+    tokens = strategy.accumulation * strategy.tokens(workload)
+    elements = tokens * model.num_hidden_layers * heads * head_width(model)
+    return passes * strategy.bytes_per_weight * elements * (ranks - 1) // ranks
 
 
-def _of_states(parameters: int, setup: Setup) -> Communication:
-    n, accumulation = setup.ranks, setup.accumulation
-    elements = {0: 2.0, 1: 2.0, 2: accumulation + 1.0, 3: 3.0 * accumulation}[
-        setup.stage
-    ] * parameters
-    sent = setup.bytes_per_weight * elements * (n - 1) / n
-    host = _host_bytes(parameters, setup)
-    if setup.nodes == 1:
-        return Communication(int(sent), 0, host)
-    if setup.quantized:
-        between = setup.bytes_per_weight * 0.75 * accumulation * parameters * (n - 1) / n
-        return Communication(int(sent), int(between), host)
-    return Communication(0, int(sent), host)
-
-
-def _host_bytes(parameters: int, setup: Setup) -> int:
-    share = -(-parameters // setup.ranks)
+def _host_bytes(parameters: int, strategy: Strategy) -> int:
+    share = -(-parameters // strategy.ranks)
+    width = strategy.bytes_per_weight
     moved = 0
-    if setup.offload_optimizer:  # gradients of every micro-step to the host, updated weights back
-        moved += setup.bytes_per_weight * share * (setup.accumulation + 1)
-    if setup.offload_param:  # each rank's share, for the forward and for the backward pass
-        moved += 2 * setup.bytes_per_weight * share * setup.accumulation
+    if strategy.offload_optimizer:  # gradients of every micro-step, then updated weights back
+        moved += width * share * (strategy.accumulation + 1)
+    if strategy.offload_param:  # each rank's share, for the forward and for the backward pass
+        moved += 2 * width * share * strategy.accumulation
     return moved

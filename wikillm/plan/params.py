@@ -1,9 +1,13 @@
-"""Parameter counts of a decoder by closed formula: no torch, no model. Exact (a test compares with transformers).
+"""Parameters and FLOPs of a decoder by closed formula: no torch, no model.
 
-    attention   h x (H + 2K) x d  and  H x d x h,  biases on q, k, v (qwen2) or two norms of width d (qwen3)
-    SwiGLU      3 x h x f;  two norms of width h per layer, one at the end;  embedding and output head V x h
+Exact: a test compares the counts with transformers.
 
-with h hidden_size, H query heads, K key-value heads of width d, f intermediate_size, V vocabulary rows.
+    attention   h x (H + 2K) x d  and  H x d x h
+                biases on q, k, v (qwen2), two norms of width d (qwen3)
+    SwiGLU      3 x h x f;  two norms of width h per layer, one at the end
+    tables      V x h for the embedding, and once more for an output head that is not tied
+
+with h hidden_size, H query heads, K key-value heads of width d, f intermediate_size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,8 +19,11 @@ from wikillm.config.schema import ModelSection
 
 @dataclass(frozen=True, slots=True)
 class ParameterCount:
-    """`total` counts a tied embedding once. `matmul` is every weight in a matrix product, the output head included
-    once whether tied or not, the embedding lookup not (the convention of PaLM, appendix B)."""
+    """`total` counts a tied embedding once.
+
+    `matmul` is every weight in a matrix product: the output head once, tied or not, the embedding
+    lookup not (the convention of PaLM, arXiv:2204.02311, appendix B).
+    """
 
     total: int
     embedding: int
@@ -31,15 +38,11 @@ def head_width(model: ModelSection) -> int:
 def count_parameters(model: ModelSection, vocab_size: int) -> ParameterCount:
     """Counts for `model` with `vocab_size` rows in the embedding."""
     h, d, f = model.hidden_size, head_width(model), model.intermediate_size
-    heads, kv_heads, layers = (
-        model.num_attention_heads,
-        model.num_key_value_heads,
-        model.num_hidden_layers,
-    )
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    layers = model.num_hidden_layers
     matmul_per_layer = h * (heads + 2 * kv_heads) * d + heads * d * h + 3 * h * f
-    extra_per_layer = 2 * h + (
-        (heads + 2 * kv_heads) * d if model.architecture == "qwen2" else 2 * d
-    )
+    of_attention = {"qwen2": (heads + 2 * kv_heads) * d, "qwen3": 2 * d}
+    extra_per_layer = 2 * h + of_attention[model.architecture]
     embedding = vocab_size * h
     tables = 1 if model.tie_word_embeddings else 2
     return ParameterCount(
@@ -47,3 +50,9 @@ def count_parameters(model: ModelSection, vocab_size: int) -> ParameterCount:
         embedding=embedding,
         matmul=layers * matmul_per_layer + embedding,
     )
+
+
+def attention_flops(model: ModelSection, sequence_length: int) -> int:
+    """FLOPs per token of attention's scores and values, forward and backward, over all T positions."""
+    width = model.num_attention_heads * head_width(model)
+    return 12 * model.num_hidden_layers * width * sequence_length

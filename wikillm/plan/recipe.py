@@ -1,6 +1,6 @@
-"""The DeepSpeed JSON of a run, checked as far as the machines are known: `plan`, `doctor`, `launch` and `train` refuse the same.
+"""Checks the DeepSpeed JSON of a run, the same for `plan`, `doctor`, `launch` and `train`.
 
-What is not known yet (ranks of a target, precision of a GPU elsewhere) is not compared; the rest is.
+What is not known yet (ranks of a target, precision of a GPU elsewhere) is not compared.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def check_recipe(
     precision: Precision | None = None,
     has_gpu: bool | None = None,
 ) -> None:
-    """Raises one ConfigError with every mistake of the run's DeepSpeed JSON, in itself and beside the run.
+    """Raises one ConfigError with every mistake of the run's DeepSpeed JSON.
 
-    A batch that does not divide is refused elsewhere, in its own words; here it leaves the batch unknown.
+    A batch that does not divide has an error of its own elsewhere; here it counts as unknown.
     """
     config = resolved.config
     if config.deepspeed.config is None:
@@ -31,8 +31,9 @@ def check_recipe(
     micro = accumulation = None
     if ranks is not None:
         try:
-            batch = split_batch(resolved, ranks)
-            micro, accumulation = batch.micro, batch.accumulation
+            batch = split_batch(config.train, resolved.origins, ranks)
+            micro = batch.micro
+            accumulation = batch.accumulation
         except ConfigError:
             ranks = None
     chosen = config.train.precision

@@ -1,7 +1,8 @@
 """What a run will do, in numbers, before anything touches a GPU.
 
-In: a resolved configuration, the number of ranks, the tokenizer's length, the number of training tokens. Out: a
-`Plan` that the training arguments, the model builder and the throughput meter read. Pure arithmetic.
+Pure arithmetic: from a resolved configuration, the number of ranks, the tokenizer's length and the
+number of training tokens to a `Plan`, which the training arguments, the model builder and the
+throughput meter read.
 """
 
 from __future__ import annotations
@@ -10,18 +11,32 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from wikillm.config.batch_ramp import BatchRamp
+from wikillm.config.precision import Precision
 from wikillm.config.resolved import Resolved
-from wikillm.plan.batch import Batch, split_batch
+from wikillm.config.schema import TrainSection
+from wikillm.core.errors import ConfigError
+from wikillm.plan.batch import split_batch
 from wikillm.plan.flops import flops_per_token
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup, refuse_small_corpus
+from wikillm.plan.memory import sequences_that_fit
 from wikillm.plan.params import count_parameters
-from wikillm.plan.room import GpuRoom, sequences_that_fit
+from wikillm.plan.strategy import strategy_of
 from wikillm.plan.vocab import resolve_vocab_size
+from wikillm.plan.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class RankGpu:
+    """The GPU of a rank. `memory`: bytes that the driver reports."""
+
+    memory: int
+    ranks_per_node: int
+    precision: Precision
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run at one world size. Tokens and sequences are per optimizer step over all ranks where named global."""
+    """One run at one world size. `global_*` are per optimizer step, over all ranks."""
 
     parameters: int
     matmul_parameters: int
@@ -38,9 +53,7 @@ class Plan:
     max_steps: int
     warmup_steps: int
     total_tokens: int
-    epochs: (
-        float | None
-    )  # passes over the training data until the last step; None where its size is not known yet
+    epochs: float | None  # passes over the training data; None where its size is not known yet
     notes: tuple[str, ...]  # what was adjusted, one sentence each, for the user
 
     @property
@@ -65,37 +78,61 @@ def make_plan(
     tokenizer_length: int,
     train_tokens: int | None,
     epoch: tuple[int, int] | None = None,
-    room: GpuRoom | None = None,
+    gpu: RankGpu | None = None,
     done: tuple[int, int] | None = None,
 ) -> Plan:
-    """Plan a run. Raises ConfigError when batch, horizon, warm-up or vocabulary do not fit the world or the data.
+    """Plan a run.
 
     Args:
-        train_tokens: of the corpus; None while it is still being built (then the horizon is in steps or tokens).
-        epoch: sequences in the first pass over the corpus, and in each later one; None is ceil((tokens - 1) / T).
-        room: the GPU of a rank, which bounds a micro-batch of auto; None on a CPU, or where it is not known.
-        done: optimizer steps and sequences that a checkpoint has behind it, whatever their batch was. A horizon in tokens
-            or passes counts these sequences; one in steps counts the steps.
+        train_tokens: of the corpus; None while it is being built (the horizon is then in steps or
+            tokens).
+        epoch: sequences in the first pass over the corpus, and in each later one; None is
+            ceil((tokens - 1) / T).
+        gpu: of a rank, which bounds a micro-batch of auto; None on a CPU or where it is not known.
+        done: optimizer steps and sequences before a checkpoint, whatever their batch was. A horizon
+            in tokens or passes counts these sequences; one in steps counts the steps.
+
+    Raises ConfigError when batch, horizon, warm-up or vocabulary do not fit the world or the data.
     """
-    model, train = resolved.config.model, resolved.config.train
+    model = resolved.config.model
+    train = resolved.config.train
+    origins = resolved.origins
     vocab_size, vocab_note = resolve_vocab_size(
-        model, resolved.origin("model.vocab_size"), tokenizer_length
+        model, origins["model.vocab_size"], tokenizer_length
     )
-    batch, room_note = _batch(resolved, world_size, vocab_size, room)
-    sequences, packing_note = None, None
+    batch = split_batch(train, origins, world_size)
+    memory_note = None
+    if gpu is not None and train.per_device_train_batch_size == "auto":
+        workload = Workload(model, vocab_size, train.sequence_length)
+        recipe = resolved.config.deepspeed.config
+        most = _most_sequences(workload, train, recipe, world_size, gpu, batch.micro)
+        smaller = split_batch(train, origins, world_size, most)
+        if smaller.micro != batch.micro:
+            memory_note = (
+                f"micro-batch {smaller.micro} instead of {batch.micro}: "
+                f"by the planner's estimate no more fits into {gpu.memory / 2**30:.3g} GiB"
+            )
+            batch = smaller
+    sequences = None
+    packing_note = ramp_note = None
     if train_tokens is not None:
         sequences = epoch[1] if epoch else count_sequences(train_tokens, train.sequence_length)
-        refuse_small_corpus(resolved, batch, sequences, train_tokens)
+        refuse_small_corpus(train, origins, batch, sequences, train_tokens)
         if resolved.config.data.packing == "best_fit":
             padding = 1 - (train_tokens - 1) / (sequences * train.sequence_length)
-            packing_note = f"best-fit packing: {sequences:,} sequences an epoch, {padding:.3%} of their tokens are padding"
+            packing_note = (
+                f"best-fit packing: {sequences:,} sequences an epoch, "
+                f"{padding:.3%} of their tokens are padding"
+            )
     if done is not None:
         batch = replace(batch, ramp=batch.ramp.after(*done))
-    max_steps = count_steps(resolved, batch, sequences, epoch[0] if epoch else None)
-    warmup_steps, warmup_note = count_warmup(resolved, max_steps)
-    ramp_note = None
+    max_steps = count_steps(train, batch, sequences, epoch[0] if epoch else None)
+    warmup_steps, warmup_note = count_warmup(train, origins, max_steps)
     if batch.ramp.stages and max_steps <= batch.ramp.steps:
-        ramp_note = f"the run ends within its batch ramp of {batch.ramp.steps:,} steps and never has the full batch"
+        ramp_note = (
+            f"the run ends within its batch ramp of {batch.ramp.steps:,} steps "
+            "and never has the full batch"
+        )
     count = count_parameters(model, vocab_size)
     return Plan(
         parameters=count.total,
@@ -114,27 +151,28 @@ def make_plan(
         warmup_steps=warmup_steps,
         total_tokens=batch.ramp.sequences_before(max_steps) * train.sequence_length,
         epochs=None if sequences is None else batch.ramp.sequences_before(max_steps) / sequences,
-        notes=tuple(
-            note
-            for note in (vocab_note, warmup_note, room_note, packing_note, ramp_note)
-            if note is not None
-        ),
+        notes=tuple(filter(None, (vocab_note, warmup_note, memory_note, packing_note, ramp_note))),
     )
 
 
-def _batch(
-    resolved: Resolved, world_size: int, vocab_size: int, room: GpuRoom | None
-) -> tuple[Batch, str | None]:
-    """The batch, and what the GPU's memory changed about it."""
-    batch = split_batch(resolved, world_size)
-    if room is None or resolved.config.train.per_device_train_batch_size != "auto":
-        return batch, None
-    most = sequences_that_fit(
-        resolved.config, room, ranks=world_size, vocab_size=vocab_size, wanted=batch.micro
-    )
-    smaller = split_batch(resolved, world_size, most)
-    if smaller.micro == batch.micro:
-        return batch, None
-    gib = f"{room.memory / 2**30:.3g} GiB"
-    note = f"micro-batch {smaller.micro} instead of {batch.micro}: by the planner's estimate no more fits into {gib}"
-    return smaller, note
+def _most_sequences(
+    workload: Workload,
+    train: TrainSection,
+    recipe: str | None,
+    world_size: int,
+    gpu: RankGpu,
+    wanted: int,
+) -> int:
+    """Sequences of a micro-step that fit the GPU, `wanted` at most."""
+    try:
+        strategy = strategy_of(
+            workload.model,
+            train,
+            recipe,
+            ranks=world_size,
+            ranks_per_node=gpu.ranks_per_node,
+            precision=gpu.precision,
+        )
+    except ConfigError:  # the check of the DeepSpeed JSON refuses the run, with more to say
+        return wanted
+    return sequences_that_fit(workload, strategy, gpu.memory, wanted)

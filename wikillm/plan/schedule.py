@@ -13,7 +13,8 @@ from wikillm.config.schema import TrainSection
 
 def learning_rate_at(train: TrainSection, step: int, *, max_steps: int, warmup_steps: int) -> float:
     """The rate that optimizer step `step` (1 to `max_steps`) uses."""
-    done, kind = step - 1, train.lr_scheduler_type
+    done = step - 1
+    kind = train.lr_scheduler_type
     if done < warmup_steps and kind != "constant":
         return train.learning_rate * done / warmup_steps
     if kind in ("constant", "constant_with_warmup"):
@@ -21,9 +22,8 @@ def learning_rate_at(train: TrainSection, step: int, *, max_steps: int, warmup_s
     if kind == "warmup_stable_decay":
         decay = decay_steps(train, max_steps=max_steps, warmup_steps=warmup_steps)
         progress = max(0, done - (max_steps - decay)) / max(1, decay)
-        return train.learning_rate * (
-            1 - (math.sqrt(progress) if train.lr_decay_type == "1-sqrt" else progress)
-        )
+        lost = math.sqrt(progress) if train.lr_decay_type == "1-sqrt" else progress
+        return train.learning_rate * (1 - lost)
     progress = (done - warmup_steps) / max(1, max_steps - warmup_steps)
     if kind == "linear":
         return train.learning_rate * max(0.0, 1 - progress)
@@ -34,18 +34,17 @@ def learning_rate_at(train: TrainSection, step: int, *, max_steps: int, warmup_s
 
 
 def decay_steps(train: TrainSection, *, max_steps: int, warmup_steps: int) -> int:
-    """Steps that warmup_stable_decay decays over: its share of all steps, rounded up, at most those after warm-up.
+    """Steps that warmup_stable_decay decays over: its share of all, rounded up, after the warm-up.
 
     The decay ends one step after the last, so that the last step still has a rate above 0.
     """
-    share = math.ceil(
-        Fraction(str(train.lr_decay_share)) * max_steps
-    )  # as a decimal: 0.2 x 15 is 3, not 4
+    # As a decimal: 0.2 x 15 is 3, not 4.
+    share = math.ceil(Fraction(str(train.lr_decay_share)) * max_steps)
     return min(share, max_steps - warmup_steps)
 
 
 def five_points(train: TrainSection, *, max_steps: int, warmup_steps: int) -> dict[int, float]:
-    """{step: rate} at the first step, the peak, the half, three quarters and the last step; fewer in a short run."""
+    """{step: rate} at the first step, the peak, the half, three quarters and the last step."""
     points = (1, warmup_steps + 1, max_steps // 2, max_steps * 3 // 4, max_steps)
     steps = sorted({min(max(1, point), max_steps) for point in points})
     return {

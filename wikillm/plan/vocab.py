@@ -15,7 +15,7 @@ MAX_PADDING = 1024
 """A preset's vocabulary with more spare rows than this was meant for another tokenizer."""
 QWEN_LENGTHS = range(151_643, 151_937)
 QWEN_ROWS = 151_936
-"""Qwen's tokenizers have 151,643 to 151,669 entries; their published models up to 3B have this many rows."""
+"""Of the published Qwen models up to 3B, whose tokenizers have 151,643 to 151,669 entries."""
 
 
 def resolve_vocab_size(
@@ -30,27 +30,26 @@ def resolve_vocab_size(
 
     Raises ConfigError when a chosen number, or a model to continue from, has too few rows.
     """
-    rounded = (
-        QWEN_ROWS
-        if tokenizer_length in QWEN_LENGTHS
-        else -(-tokenizer_length // MULTIPLE) * MULTIPLE
-    )
+    rounded = -(-tokenizer_length // MULTIPLE) * MULTIPLE
+    if tokenizer_length in QWEN_LENGTHS:
+        rounded = QWEN_ROWS
     if model.vocab_size == "auto":
         return rounded, None
     if model.init_from is not None or origin.is_user:
         if model.vocab_size < tokenizer_length:
-            what = (
-                f"The embedding has {model.vocab_size} rows, the tokenizer {tokenizer_length} ids."
+            fix = f"model.vocab_size={rounded}, or auto"
+            if model.init_from is not None:
+                fix = f"data.tokenizer={model.init_from}, with which this model was trained"
+            raise ConfigError(
+                f"The embedding has {model.vocab_size} rows, the tokenizer {tokenizer_length} ids.",
+                got=origin.where or None,
+                fix=fix,
             )
-            raise ConfigError(what, got=origin.where or None, fix=_fix(model, rounded))
         return model.vocab_size, None
     if tokenizer_length <= model.vocab_size <= tokenizer_length + MAX_PADDING:
         return model.vocab_size, None
-    note = f"vocabulary of {rounded} rows for the {tokenizer_length} ids of the tokenizer, not {model.vocab_size}"
-    return rounded, f"{note} as in model.preset={model.preset}"
-
-
-def _fix(model: ModelSection, rounded: int) -> str:
-    if model.init_from is not None:
-        return f"data.tokenizer={model.init_from}, the tokenizer that this model was trained with"
-    return f"model.vocab_size={rounded}, or auto"
+    note = (
+        f"vocabulary of {rounded} rows for the {tokenizer_length} ids of the tokenizer, "
+        f"not {model.vocab_size} as in model.preset={model.preset}"
+    )
+    return rounded, note

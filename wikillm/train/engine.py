@@ -21,12 +21,11 @@ from wikillm.config.resolved import Resolved
 from wikillm.config.schema import RunConfig
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
-from wikillm.kernels.dispatch import check_float8
+from wikillm.kernels.dispatch import check_loss_kernel
 from wikillm.plan.batch import split_batch
 from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.recipe import check_recipe
-from wikillm.plan.room import GpuRoom
-from wikillm.plan.run_plan import Plan
+from wikillm.plan.run_plan import Plan, RankGpu
 from wikillm.train.arguments import precision_here
 
 
@@ -51,7 +50,7 @@ class Engine:
         return "data parallel" if self.json is None else f"DeepSpeed ZeRO-{self.zero_stage}"
 
 
-def gpu_room(cfg: RunConfig, world: World) -> GpuRoom | None:
+def gpu_of_rank(cfg: RunConfig, world: World) -> RankGpu | None:
     """The smallest GPU of this node, None on a CPU: what bounds a micro-batch of auto."""
     if not torch.cuda.is_available():
         return None
@@ -59,7 +58,7 @@ def gpu_room(cfg: RunConfig, world: World) -> GpuRoom | None:
         torch.cuda.get_device_properties(index).total_memory
         for index in range(torch.cuda.device_count())
     ]
-    return GpuRoom(min(sizes), world.local_size, precision_here(cfg.train.precision))
+    return RankGpu(min(sizes), world.local_size, precision_here(cfg.train.precision))
 
 
 def bytes_per_checkpoint(cfg: RunConfig, plan: Plan, engine: Engine) -> int:
@@ -94,7 +93,7 @@ def check_before_data(resolved: Resolved, world: World) -> None:
 
     Raises ConfigError.
     """
-    split_batch(resolved, world.size)
+    split_batch(resolved.config.train, resolved.origins, world.size)
     check_recipe(
         resolved,
         ranks=world.size,
@@ -117,14 +116,17 @@ def check_attention_package(kernel: str) -> None:
 def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
     """Check the DeepSpeed JSON against the run and fill every "auto" in.
 
-    Raises ConfigError with all conflicts, MachineError where the layers cannot be compiled or 8-bit products do not run.
+    Raises ConfigError with all conflicts, MachineError where the layers cannot be compiled or the loss kernel does not run.
     """
     if cfg.train.compile != "off":
         check_compiler(cfg.train.compile)
     precision, has_gpu = precision_here(cfg.train.precision), torch.cuda.is_available()
-    if cfg.train.loss_kernel == "fp8":
-        device_type = "cuda" if has_gpu else "cpu"
-        check_float8(hidden=cfg.model.hidden_size, vocab=plan.vocab_size, device_type=device_type)
+    check_loss_kernel(
+        cfg.train.loss_kernel,
+        hidden=cfg.model.hidden_size,
+        vocab=plan.vocab_size,
+        device_type="cuda" if has_gpu else "cpu",
+    )
     if cfg.deepspeed.config is None:
         return Engine(precision, None, ())
     facts = DeepSpeedFacts(

@@ -310,7 +310,11 @@ class Job:
         if plan.epochs is None and tokens is not None:
             sequences = count_sequences(tokens, plan.sequence_length)
             refuse_small_corpus(
-                self.resolved, split_batch(self.resolved, plan.world_size), sequences, tokens
+                self.resolved.config.train,
+                self.resolved.origins,
+                split_batch(self.resolved.config.train, self.resolved.origins, plan.world_size),
+                sequences,
+                tokens,
             )
 
     def _data(self) -> RunData:

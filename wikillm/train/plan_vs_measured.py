@@ -10,19 +10,19 @@ from typing import Any
 import torch
 
 from wikillm.config.resolved import Resolved
+from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_json
 from wikillm.core.world import World
 from wikillm.observe.peak import PeakMemory
 from wikillm.plan.calibration import apply_calibration, cpu_as_device, read_calibration
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import Gpu, gpu_by_driver_name
-from wikillm.plan.job import describe_shape
 from wikillm.plan.memory import memory_per_rank
 from wikillm.plan.outcome import FILE_NAME
-from wikillm.plan.room import setup_of_run
 from wikillm.plan.run_plan import Plan
-from wikillm.plan.setup import Setup, Shape
+from wikillm.plan.strategy import Strategy, strategy_of
 from wikillm.plan.time import default_mfu, step_time
+from wikillm.plan.workload import Workload
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.engine import Engine
 from wikillm.train.run_dir import RunDir
@@ -44,18 +44,24 @@ def record_outcome(
         return
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
-    setup = setup_of_run(
-        resolved.config,
-        ranks=world.size,
-        ranks_per_node=world.local_size,
-        micro=plan.micro_batch,
-        accumulation=plan.accumulation,
-        precision=engine.precision,
-        device="cuda" if on_gpu else "cpu",
-    )
-    has_formula = setup is not None and (on_gpu or engine.precision == "fp32")
-    shape = describe_shape(resolved.config.model, plan.vocab_size, plan.sequence_length)
-    memory = memory_per_rank(shape, setup) if setup and has_formula else None
+    config = resolved.config
+    workload = Workload(config.model, plan.vocab_size, plan.sequence_length)
+    strategy = None
+    with suppress(ConfigError):  # the DeepSpeed JSON may be gone by now
+        strategy = strategy_of(
+            config.model,
+            config.train,
+            config.deepspeed.config,
+            ranks=world.size,
+            ranks_per_node=world.local_size,
+            micro=plan.micro_batch,
+            accumulation=plan.accumulation,
+            precision=engine.precision,
+            device="cuda" if on_gpu else "cpu",
+        )
+    has_formula = on_gpu or engine.precision == "fp32"
+    memory = memory_per_rank(workload, strategy) if strategy and has_formula else None
+    speed = _speed(workload, plan, strategy, world, device) if strategy else None
     outcome = {
         "setup": {
             "device": device,
@@ -74,7 +80,7 @@ def record_outcome(
         "predicted": {
             "memory_bytes": memory.total if memory else None,
             "memory_parts": memory.parts() if memory else None,
-            "tokens_per_second": _speed(shape, plan, setup, world, device) if setup else None,
+            "tokens_per_second": speed,
         },
         "measured": {
             "memory_bytes": max(training for training, _ in peaks),
@@ -90,11 +96,13 @@ def record_outcome(
         write_json(run.path / FILE_NAME, outcome)
 
 
-def _speed(shape: Shape, plan: Plan, setup: Setup, world: World, device: str) -> float | None:
+def _speed(
+    workload: Workload, plan: Plan, strategy: Strategy, world: World, device: str
+) -> float | None:
     """Tokens/s over all ranks, on a calibrated CPU or a GPU that the planner knows; None elsewhere."""
     known = read_calibration()
     gpu: Gpu | None
-    if setup.device == "cpu":
+    if strategy.device == "cpu":
         gpu = (
             cpu_as_device(known, world.local_size, 0)
             if known is not None and known.kind == "cpu"
@@ -105,13 +113,13 @@ def _speed(shape: Shape, plan: Plan, setup: Setup, world: World, device: str) ->
         gpu = apply_calibration(gpu, known, device) if gpu else None
     if gpu is None:
         return None
-    mfu, seconds, tokens = default_mfu(plan.parameters, setup.loss, gpu), 0.0, 0
+    mfu, seconds, tokens = default_mfu(plan.parameters, strategy.loss, gpu), 0.0, 0
     # The mean over the run is what it is compared with, a ramp's smaller batches included.
     for steps, sequences in plan.batch_ramp.sizes(plan.max_steps):
         accumulation = sequences // (plan.micro_batch * plan.sequence_groups)
-        size = replace(setup, accumulation=accumulation)
-        traffic = communication_per_step(shape, size)
-        time = step_time(shape, size, traffic, gpu, flops_per_token=plan.flops_per_token, mfu=mfu)
+        size = replace(strategy, accumulation=accumulation)
+        traffic = communication_per_step(workload, size)
+        time = step_time(workload, size, traffic, gpu, mfu=mfu)
         seconds += steps * time.total
         tokens += steps * sequences * plan.sequence_length
     return tokens / seconds

@@ -12,7 +12,7 @@ from wikillm.data.read.open import open_corpus
 from wikillm.evals.loss import weights_of
 from wikillm.export.foresee import foresee_export
 from wikillm.plan.run_plan import make_plan
-from wikillm.train.engine import check_before_data, check_engine, gpu_room, resolve_engine
+from wikillm.train.engine import check_before_data, check_engine, gpu_of_rank, resolve_engine
 from wikillm.train.job import TrainResult
 from wikillm.train.records import say_plan, source_line
 from wikillm.train.run_dir import RunDir
@@ -32,7 +32,7 @@ def preview(resolved: Resolved) -> None:
         tokenizer_length=corpus.manifest.tokenizer.length,
         train_tokens=corpus.train_tokens,
         epoch=corpus.epoch_sizes(cfg.train.sequence_length),
-        room=gpu_room(cfg, world),
+        gpu=gpu_of_rank(cfg, world),
     )
     engine = resolve_engine(cfg, plan, world)
     say_plan(RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}")), resolved, plan, engine, corpus)

@@ -19,6 +19,7 @@ from wikillm.config.schema import RunConfig
 from wikillm.core.log import log_to_file
 from wikillm.core.world import World
 from wikillm.export.foresee import foresee_export
+from wikillm.models.apply import apply_patches
 from wikillm.models.build import build_model
 from wikillm.observe.peak import PeakMemory
 from wikillm.observe.redact import without_queries
@@ -31,13 +32,12 @@ from wikillm.train.collectives import ControlGroup
 from wikillm.train.engine import (
     check_before_data,
     check_engine,
-    gpu_room,
+    gpu_of_rank,
     resolve_engine,
     start_engine,
 )
 from wikillm.train.exit import ending, record_exit
 from wikillm.train.job import Job, TrainResult
-from wikillm.train.patches import patch_model
 from wikillm.train.records import open_run, say_new_plan
 from wikillm.train.resume import ResumePoint, agree_on_resume_point
 from wikillm.train.run_dir import RunDir, refuse_before_supervision
@@ -119,7 +119,7 @@ def _pretrain(
         tokenizer_length=corpus.manifest.tokenizer.length,
         train_tokens=corpus.train_tokens,
         epoch=corpus.epoch_sizes(cfg.train.sequence_length),
-        room=gpu_room(cfg, world),
+        gpu=gpu_of_rank(cfg, world),
     )
     plan = make()
     engine = resolve_engine(cfg, plan, world)
@@ -151,8 +151,14 @@ def _pretrain(
             eos_id=corpus.manifest.tokenizer.eos_id,
             seed=cfg.run.seed,
         )
-        device_type, eval_batch = args.device.type, args.per_device_eval_batch_size
-        z_loss = patch_model(model, cfg, plan, device_type=device_type, eval_batch=eval_batch)
+        length = plan.sequence_length // plan.sequence_parallel_size
+        z_loss = apply_patches(
+            model,
+            cfg.train,
+            rows=plan.micro_batch_tokens,
+            shapes={(plan.micro_batch, length), (args.per_device_eval_batch_size, length)},
+            device_type=args.device.type,
+        )
         job = Job(
             resolved,
             plan,

@@ -1,4 +1,4 @@
-"""The tiled SwiGLU: gradients against float64, what it keeps for the backward, and the planner's rule of rows."""
+"""The tiled SwiGLU: gradients against float64, and what it keeps for the backward."""
 
 from __future__ import annotations
 

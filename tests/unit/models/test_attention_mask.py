@@ -18,7 +18,7 @@ from wikillm.data.order.blocks import SampleOrder
 from wikillm.data.read.document_mask import cumulative_lengths, document_positions
 from wikillm.data.read.loader import DocumentMask, Samples, document_mask, eval_loader
 from wikillm.models.attention_mask import own_masks, prepare_masks
-from wikillm.models.patch import patch_loss
+from wikillm.models.fused_loss import patch_loss
 
 EOS, VOCAB, T = 0, 97, 24
 SHAPE: dict[str, Any] = {

@@ -197,7 +197,7 @@ def test_the_model_must_follow_its_own_arguments(tmp_path: Path) -> None:
         {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}
     )
     try:
-        with pytest.raises(WikiLLMError, match="another DeepSpeed configuration"):
+        with pytest.raises(WikiLLMError, match="a DeepSpeed configuration that is not"):
             build_model(ModelSection(**SMALL), 64, arguments, eos_id=0, seed=1)
     finally:
         del stale

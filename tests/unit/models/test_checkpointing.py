@@ -20,7 +20,8 @@ from wikillm.models.checkpointing import checkpoint_layers, keep_activations
 from wikillm.models.compile import compile_layers, compiled_graphs
 from wikillm.models.tiled_mlp import tile_mlp
 from wikillm.plan.memory import kept_by_checkpointing
-from wikillm.plan.setup import Setup, Shape
+from wikillm.plan.strategy import Strategy
+from wikillm.plan.workload import Workload
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -147,9 +148,9 @@ def test_a_layer_keeps_what_the_planner_counts(
         checkpoint_layers(model, kind)
         held.append(held_bytes(model, input_ids=IDS))
     section = ModelSection(**{key: SHAPE[key] for key in SHAPE if key in ModelSection.model_fields})
-    setup = Setup("ddp", 0, 1, 1, 2, 1, "fp32", kind, tiled_mlp="tiled" in kernels)
+    strategy = Strategy("ddp", 0, 1, 1, 2, 1, "fp32", kind, tiled_mlp="tiled" in kernels)
     assert (held[1] - held[0]) / 2 / TOKENS == kept_by_checkpointing(
-        Shape(section, 97, 24, 0, 0), setup
+        Workload(section, 97, 24), strategy
     )
 
 

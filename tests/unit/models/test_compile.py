@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCau
 
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers, compiled_graphs, restore_layers
-from wikillm.models.patch import patch_loss
+from wikillm.models.fused_loss import patch_loss
 from wikillm.models.tiled_mlp import tile_mlp
 
 SHAPE: dict[str, Any] = {

@@ -20,10 +20,9 @@ from wikillm.core.errors import WikiLLMError
 from wikillm.kernels import chunks
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.tiled_mlp import tile_mlp, untile_mlp
-from wikillm.plan.gpus import find_gpu
-from wikillm.plan.job import describe_job
 from wikillm.plan.memory import activation_bytes_per_token, memory_per_rank, tile_bytes
-from wikillm.plan.setup import Setup
+from wikillm.plan.strategy import Strategy
+from wikillm.plan.workload import describe_workload
 
 SMALL = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -51,7 +50,7 @@ def outcome(model: torch.nn.Module) -> tuple[float, list[torch.Tensor]]:
 def test_losses_and_gradients_are_those_of_the_stock_layers(
     config: type, kind: type, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(chunks.TILES, "cpu", (1, 24, 24))
+    monkeypatch.setitem(chunks.MLP_CHUNKS, "cpu", (1, 24, 24))
     model = kind(config(**SMALL)).double().train()
     if checkpointing:
         checkpoint_layers(model, "full")
@@ -63,7 +62,7 @@ def test_losses_and_gradients_are_those_of_the_stock_layers(
     assert found == pytest.approx(wanted, rel=1e-12) and len(gradients) == len(truth)
     for got, grad in zip(gradients, truth, strict=True):
         torch.testing.assert_close(got, grad, rtol=1e-9, atol=1e-12)
-    with pytest.raises(WikiLLMError, match="does not know"):
+    with pytest.raises(WikiLLMError, match="2 modules patched already"):
         tile_mlp(model, rows=74, device_type="cpu")  # tiled already
     untile_mlp(model)
     assert model.model.layers[0].mlp.forward == stock
@@ -83,13 +82,11 @@ def test_the_plan_leaves_the_intermediate_activations_out_and_counts_the_chunks(
         "train.max_steps=10",
     ]
     resolved = load("pretrain-7b", words)
-    job = describe_job(resolved, ranks=8, gpu=find_gpu("H100"), train_tokens=10**10)
-    model = job.shape.model
-    setup = Setup("ddp", 0, 8, 8, 1, 16, "bf16", "none", "chunked")
-    tiled = replace(setup, tiled_mlp=True)
-    less = activation_bytes_per_token(job.shape, setup) - activation_bytes_per_token(
-        job.shape, tiled
-    )
+    workload = describe_workload(resolved, ranks=8, train_tokens=10**10)
+    model = workload.model
+    stock = Strategy("ddp", 0, 8, 8, 1, 16, "bf16")
+    tiled = replace(stock, tiled_mlp=True)
+    less = activation_bytes_per_token(workload, stock) - activation_bytes_per_token(workload, tiled)
     assert less == 8 * model.intermediate_size * model.num_hidden_layers
-    held = [memory_per_rank(job.shape, each).activations for each in (setup, tiled)]
-    assert held[0] - held[1] == 32_768 * less - tile_bytes(job.shape, tiled) > 0
+    held = [memory_per_rank(workload, each).activations for each in (stock, tiled)]
+    assert held[0] - held[1] == 32_768 * less - tile_bytes(workload, tiled) > 0

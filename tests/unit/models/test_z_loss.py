@@ -10,7 +10,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wikillm.kernels import reference
-from wikillm.models.patch import patch_loss
+from wikillm.models.fused_loss import patch_loss
 from wikillm.models.z_loss import ZLoss
 
 COEFFICIENT = 0.05

@@ -10,11 +10,11 @@ from wikillm.config.batch_ramp import BatchRamp
 from wikillm.config.load import load
 from wikillm.core.errors import WikiLLMError
 from wikillm.plan.batch import split_batch
-from wikillm.plan.choose import Machine, rank_choices
+from wikillm.plan.choose import Machine, choose
 from wikillm.plan.gpus import find_gpu
-from wikillm.plan.job import describe_job
 from wikillm.plan.report import to_json
 from wikillm.plan.run_plan import Plan, make_plan
+from wikillm.plan.workload import describe_workload
 
 LENGTH = 128
 FULL = f"train.global_batch_tokens={64 * LENGTH}"
@@ -110,9 +110,9 @@ def test_half_a_ramp_or_one_that_misses_the_batch_is_refused(
 
 def test_a_first_batch_that_the_ranks_cannot_share_is_refused() -> None:
     resolved = load(None, [*BASE, *RAMP, "train.max_steps=20"])
-    assert split_batch(resolved, 4).ramp.stages
+    assert split_batch(resolved.config.train, resolved.origins, 4).ramp.stages
     with pytest.raises(WikiLLMError) as refused:
-        split_batch(resolved, 8)
+        split_batch(resolved.config.train, resolved.origins, 8)
     assert "batch_ramp_from=1024 cannot be split over 8 ranks x 2 sequences x 128 tokens" in str(
         refused.value
     )
@@ -123,14 +123,16 @@ def test_a_first_batch_that_the_ranks_cannot_share_is_refused() -> None:
 def test_the_planner_counts_the_smaller_batches_and_leaves_offload_out() -> None:
     resolved = load(None, [*BASE[:2], *RAMP, "train.max_steps=20", "train.warmup_steps=0"])
     machine = Machine(find_gpu("H100"), 1, 4, 2**40)
-    job = describe_job(resolved, ranks=4, gpu=machine.gpu, train_tokens=10**6)
-    assert f"batch ramp of 10 steps: {job.ramp.describe()}" in job.notes
-    choices = rank_choices(resolved, job, machine)
-    assert choices and {choice.setup.micro for choice in choices} <= {1, 2}, (
+    workload = describe_workload(resolved, ranks=4, train_tokens=10**6)
+    assert f"batch ramp of 10 steps: {workload.ramp.describe()}" in workload.notes
+    candidates = choose(resolved, workload, machine)
+    assert candidates and {choice.strategy.micro for choice in candidates} <= {1, 2}, (
         "8 sequences over 4 ranks"
     )
-    assert not any(choice.setup.offload_optimizer for choice in choices)
+    assert not any(choice.strategy.offload_optimizer for choice in candidates)
     assert (
-        to_json(resolved, job, machine, choices, mfu=None, price=None)["total_tokens"]
+        to_json(resolved.config.train, workload, machine, candidates, mfu=None, price=None)[
+            "total_tokens"
+        ]
         == (40 + 48 + 64 + 10 * 64) * LENGTH
     )

@@ -8,10 +8,10 @@ import pytest
 
 from wikillm.config.load import load
 from wikillm.core.errors import ConfigError
-from wikillm.plan.choose import Choice, Machine, choose
+from wikillm.plan.choose import Candidate, Machine, choose, settings_of
 from wikillm.plan.gpus import GPU_NAMES, find_gpu
-from wikillm.plan.job import describe_job
-from wikillm.plan.report import arguments, to_json
+from wikillm.plan.report import to_json
+from wikillm.plan.workload import describe_workload
 
 GIB = 2**30
 
@@ -20,11 +20,9 @@ def machine(gpu: str = "h100", nodes: int = 1, per_node: int = 8, host_gib: int 
     return Machine(find_gpu(gpu), nodes, per_node, host_gib * GIB)
 
 
-def chosen(run: str, *words: str, on: Machine, tokens: int | None = None) -> list[Choice]:
+def chosen(run: str, *words: str, on: Machine, tokens: int | None = None) -> list[Candidate]:
     resolved = load(run, words)
-    return choose(
-        resolved, describe_job(resolved, ranks=on.ranks, gpu=on.gpu, train_tokens=tokens), on
-    )
+    return choose(resolved, describe_workload(resolved, ranks=on.ranks, train_tokens=tokens), on)
 
 
 def test_72b_on_one_node_is_refused_with_ways_that_fit() -> None:
@@ -35,34 +33,36 @@ def test_72b_on_one_node_is_refused_with_ways_that_fit() -> None:
     assert "--nodes 2" in proposals[0] and "--host-memory" in proposals[-1]
     words = proposals[0].split()
     two_nodes = chosen("pretrain-72b", on=machine(words[1], int(words[3]), int(words[5])))
-    assert two_nodes[0].fits and two_nodes[0].setup.stage == 3
+    assert two_nodes[0].fits and two_nodes[0].strategy.stage == 3
 
 
 def test_72b_on_64_gpus_takes_zero3_without_offload() -> None:
-    best = chosen("pretrain-72b", on=machine(nodes=8))[0].setup
+    best = chosen("pretrain-72b", on=machine(nodes=8))[0].strategy
     assert (best.recipe, best.offload_optimizer) == ("zero3", False)
 
 
 def test_no_stage_below_3_holds_72b_at_any_number_of_gpus() -> None:
     ways = chosen("pretrain-72b", on=machine(nodes=64))
     assert not [
-        way for way in ways if way.setup.stage < 3 and not way.setup.offload_optimizer and way.fits
+        way
+        for way in ways
+        if way.strategy.stage < 3 and not way.strategy.offload_optimizer and way.fits
     ]
 
 
 @pytest.mark.parametrize(("run", "recipe"), [("pretrain-0.5b", "zero1"), ("pretrain-3b", "zero1")])
 def test_small_models_take_the_stage_with_least_traffic(run: str, recipe: str) -> None:
     best = chosen(run, on=machine())[0]
-    assert (best.setup.recipe, best.setup.checkpointing) == (recipe, "none")
+    assert (best.strategy.recipe, best.strategy.checkpointing) == (recipe, "none")
 
 
 def test_one_gpu_takes_plain_data_parallel() -> None:
-    assert chosen("wiki-zh-120m", on=machine(per_node=1))[0].setup.recipe == "zero0"
+    assert chosen("wiki-zh-120m", on=machine(per_node=1))[0].strategy.recipe == "zero0"
 
 
 def test_what_changes_the_arithmetic_is_never_preferred() -> None:
     ways = [way for way in chosen("pretrain-7b", on=machine(nodes=8)) if way.fits]
-    recipes = [way.setup.recipe for way in ways]
+    recipes = [way.strategy.recipe for way in ways]
     assert "zero3_plus" in recipes
     assert recipes.index("zero3_plus") >= len([r for r in recipes if r != "zero3_plus"])
 
@@ -70,14 +70,14 @@ def test_what_changes_the_arithmetic_is_never_preferred() -> None:
 def test_offload_is_not_taken_while_something_else_fits_and_a_margin_is_kept() -> None:
     for nodes in (1, 8):
         ways = [way for way in chosen("pretrain-7b", on=machine(nodes=nodes)) if way.fits]
-        offloads = [way.setup.offload_optimizer for way in ways if not way.setup.quantized]
+        offloads = [way.strategy.offload_optimizer for way in ways if not way.strategy.quantized]
         assert offloads == sorted(offloads) and not offloads[0]
         assert all(way.memory.total <= 0.92 * find_gpu("h100").memory for way in ways)
 
 
 def test_the_batch_is_kept_exactly() -> None:
     for way in chosen("pretrain-1.5b", on=machine(nodes=2)):
-        assert way.setup.micro * way.setup.accumulation * 16 * 4096 == 1_048_576
+        assert way.strategy.micro * way.strategy.accumulation * 16 * 4096 == 1_048_576
 
 
 def test_what_the_user_set_is_kept() -> None:
@@ -87,7 +87,11 @@ def test_what_the_user_set_is_kept() -> None:
         "deepspeed.config=zero2",
     )
     (only,) = chosen("pretrain-7b", *words, on=machine())
-    assert (only.setup.recipe, only.setup.micro, only.setup.checkpointing) == ("zero2", 2, "full")
+    assert (only.strategy.recipe, only.strategy.micro, only.strategy.checkpointing) == (
+        "zero2",
+        2,
+        "full",
+    )
 
 
 def test_a_setting_that_does_not_fit_is_answered_with_one_that_does() -> None:
@@ -100,9 +104,9 @@ def test_a_setting_that_does_not_fit_is_answered_with_one_that_does() -> None:
 
 def test_what_is_proposed_fits_when_it_is_tried() -> None:
     best = chosen("pretrain-7b", on=machine("a100"))[0]
-    words = arguments(best)
+    words = settings_of(best.strategy)
     again = load("pretrain-7b", words[2:], deepspeed=words[1])
-    (kept,) = choose(again, describe_job(again, ranks=8, gpu=find_gpu("a100")), machine("a100"))
+    (kept,) = choose(again, describe_workload(again, ranks=8), machine("a100"))
     assert kept == best
 
 
@@ -114,7 +118,7 @@ def test_more_ranks_than_sequences_are_refused_with_a_batch_that_divides() -> No
 
 
 def test_a_gpu_without_bf16_plans_fp16_and_refuses_bf16() -> None:
-    assert chosen("wiki-zh-120m", on=machine("v100"))[0].setup.precision == "fp16"
+    assert chosen("wiki-zh-120m", on=machine("v100"))[0].strategy.precision == "fp16"
     with pytest.raises(ConfigError, match="no bf16"):
         chosen("wiki-zh-120m", "train.precision=bf16", on=machine("v100"))
 
@@ -169,8 +173,10 @@ def test_a_gpu_of_another_size_or_kind_is_not_taken_for_one_that_is_known(said: 
 
 def test_hours_and_cost_follow_from_the_step() -> None:
     resolved, on = load("pretrain-0.5b"), machine()
-    job = describe_job(resolved, ranks=8, gpu=on.gpu)
-    plan = to_json(resolved, job, on, choose(resolved, job, on), mfu=None, price=2.0)
+    workload = describe_workload(resolved, ranks=8)
+    plan = to_json(
+        resolved.config.train, workload, on, choose(resolved, workload, on), mfu=None, price=2.0
+    )
     best = plan["choices"][0]
     assert best["hours"] == pytest.approx(plan["max_steps"] * best["step_seconds"]["total"] / 3600)
     assert best["cost"] == pytest.approx(best["hours"] * 16)
@@ -183,8 +189,8 @@ def test_hours_and_cost_follow_from_the_step() -> None:
 
 def test_tokens_come_from_the_horizon_or_from_the_user() -> None:
     def made(*words: str, tokens: int | None = None, run: str = "wiki-zh-120m") -> tuple[int, int]:
-        job = describe_job(load(run, words), ranks=8, gpu=find_gpu("h100"), train_tokens=tokens)
-        return job.train_tokens, job.max_steps
+        workload = describe_workload(load(run, words), ranks=8, train_tokens=tokens)
+        return workload.train_tokens, workload.max_steps
 
     assert made("--max_steps=100") == (100 * 131_072, 100)
     assert made(tokens=131_072 * 50 + 1) == (131_072 * 50 + 1, 100)  # two epochs

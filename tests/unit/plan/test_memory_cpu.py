@@ -1,21 +1,21 @@
-"""The CPU formulas against what runs took (docs/measurements/2026-11-23-cpu-memory.md): the goal is 15 %."""
+"""The CPU formulas against runs (docs/measurements/2026-11-23-cpu-memory.md), within 15 %."""
 
 from __future__ import annotations
 
 import pytest
 
 from wikillm.config.load import load
-from wikillm.plan.memory import memory_per_rank
-from wikillm.plan.memory_parts import Memory
-from wikillm.plan.params import count_parameters
-from wikillm.plan.setup import Setup, Shape, setup_from_recipe
+from wikillm.plan.memory import Memory, memory_per_rank
+from wikillm.plan.strategy import strategy_of
+from wikillm.plan.workload import Workload
 
 SHAPES = {
     "8M": (256, 6, 4, 1024, 8192),
     "31M": (512, 6, 8, 2048, 16384),
     "62M": (512, 12, 8, 2048, 32768),
 }
-MEASURED = [  # shape, recipe, ranks, micro-batch, sequence length, MiB of VmHWM less resident memory after import
+# Shape, recipe, ranks, micro-batch, sequence length, MiB beyond the resident memory after import.
+MEASURED = [
     ("8M", "ddp", 1, 8, 256, 629),
     ("8M", "ddp", 2, 2, 128, 259),
     ("8M", "ddp", 2, 8, 256, 636),
@@ -36,26 +36,22 @@ def memory(name: str, recipe: str, ranks: int, micro: int, length: int) -> Memor
         f"model.hidden_size={hidden}",
         f"model.num_hidden_layers={layers}",
         f"model.num_attention_heads={heads}",
-    ]
-    words += [
         "model.num_key_value_heads=2",
         f"model.intermediate_size={ffn}",
-        f"train.sequence_length={length}",
+        "train.gradient_checkpointing=none",
     ]
-    model = load("demo", words).config.model
-    count = count_parameters(model, vocab)
-    shape = Shape(model, vocab, length, count.total, count.embedding)
-    given = {
-        "ranks": ranks,
-        "ranks_per_node": ranks,
-        "micro": micro,
-        "accumulation": 1,
-        "precision": "fp32",
-    }
-    given |= {"checkpointing": "none", "device": "cpu"}
-    if recipe == "ddp":
-        return memory_per_rank(shape, Setup(recipe="ddp", stage=0, **given))  # type: ignore[arg-type]
-    return memory_per_rank(shape, setup_from_recipe(recipe, hidden_size=hidden, **given))  # type: ignore[arg-type]
+    config = load("demo", words).config
+    strategy = strategy_of(
+        config.model,
+        config.train,
+        None if recipe == "ddp" else recipe,
+        ranks=ranks,
+        ranks_per_node=ranks,
+        micro=micro,
+        precision="fp32",
+        device="cpu",
+    )
+    return memory_per_rank(Workload(config.model, vocab, length), strategy)
 
 
 @pytest.mark.parametrize(("name", "recipe", "ranks", "micro", "length", "measured"), MEASURED)

@@ -13,8 +13,7 @@ from wikillm.config.load import load, to_yaml
 from wikillm.config.presets import preset_names
 from wikillm.core.errors import ConfigError
 from wikillm.plan.horizon import count_sequences
-from wikillm.plan.room import GpuRoom
-from wikillm.plan.run_plan import Plan, make_plan
+from wikillm.plan.run_plan import Plan, RankGpu, make_plan
 
 
 def plan(
@@ -23,10 +22,10 @@ def plan(
     world: int = 1,
     tokens: int = 10**8,
     ids: int = 151_646,
-    room: GpuRoom | None = None,
+    gpu: RankGpu | None = None,
 ) -> Plan:
     return make_plan(
-        load(run, words), world_size=world, tokenizer_length=ids, train_tokens=tokens, room=room
+        load(run, words), world_size=world, tokenizer_length=ids, train_tokens=tokens, gpu=gpu
     )
 
 
@@ -137,13 +136,13 @@ def test_auto_takes_the_largest_divisor_within_the_tokens(
 
 def test_where_the_batch_follows_from_the_micro_batch_auto_does_not_look_at_the_machine() -> None:
     words = ("--gradient_accumulation_steps", "3")
-    small, none = GpuRoom(2 * 2**30, 1, "bf16"), None
-    made = [plan(*words, world=2, room=room) for room in (none, small)]
+    small, none = RankGpu(2 * 2**30, 1, "bf16"), None
+    made = [plan(*words, world=2, gpu=gpu) for gpu in (none, small)]
     assert [(one.micro_batch, one.global_batch_sequences) for one in made] == [(32, 192), (32, 192)]
 
 
 def test_a_small_gpu_takes_a_smaller_divisor_and_says_so() -> None:
-    ample, small = (plan(room=GpuRoom(gib * 2**30, 1, "bf16"), tokens=10**9) for gib in (80, 7))
+    ample, small = (plan(gpu=RankGpu(gib * 2**30, 1, "bf16"), tokens=10**9) for gib in (80, 7))
     assert (ample.micro_batch, ample.notes) == (32, ())
     assert 1 <= small.micro_batch < 32 and 256 % small.micro_batch == 0
     assert (
@@ -154,9 +153,7 @@ def test_a_small_gpu_takes_a_smaller_divisor_and_says_so() -> None:
         ample.global_batch_tokens,
         ample.max_steps,
     )
-    kept = plan(
-        "--per_device_train_batch_size=32", room=GpuRoom(7 * 2**30, 1, "bf16"), tokens=10**9
-    )
+    kept = plan("--per_device_train_batch_size=32", gpu=RankGpu(7 * 2**30, 1, "bf16"), tokens=10**9)
     assert (kept.micro_batch, kept.notes) == (32, ())  # an explicit number is the user's
 
 

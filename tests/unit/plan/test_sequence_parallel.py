@@ -7,34 +7,36 @@ from dataclasses import replace
 import pytest
 
 from wikillm.config.load import load
+from wikillm.config.resolved import Resolved
 from wikillm.config.schema import Checkpointing
 from wikillm.core.errors import ConfigError
-from wikillm.plan.batch import split_batch
+from wikillm.plan.batch import BatchSplit, split_batch
 from wikillm.plan.choose import Machine, choose
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import find_gpu
-from wikillm.plan.job import describe_job
 from wikillm.plan.memory import memory_per_rank
-from wikillm.plan.setup import Setup, Shape, setup_from_recipe
+from wikillm.plan.strategy import Strategy, with_recipe
 from wikillm.plan.time import step_time
+from wikillm.plan.workload import describe_workload
 
 LONG = ("train.sequence_length=32768", "train.sequence_parallel_size=4")
 H100 = find_gpu("h100")
 
 
-def shape(preset: str = "8b") -> Shape:
-    return describe_job(load(f"pretrain-{preset}", LONG[:1]), ranks=8, gpu=H100).shape
+W8B = describe_workload(load("pretrain-8b", LONG[:1]), ranks=8)
 
 
-def setup(shared: int, recipe: str = "zero2", **changes: object) -> Setup:
-    made = setup_from_recipe(
-        recipe, hidden_size=4096, ranks=8, ranks_per_node=8, micro=1, accumulation=4, precision="bf16", checkpointing="none"
-    )  # fmt: skip
-    return replace(made, sequence_parallel=shared, **changes)  # type: ignore[arg-type]
+def split(resolved: Resolved, ranks: int) -> BatchSplit:
+    return split_batch(resolved.config.train, resolved.origins, ranks)
+
+
+def strategy(shared: int, **changes: object) -> Strategy:
+    plain = Strategy("ddp", 0, 8, 8, 1, 4, "bf16", sequence_parallel=shared)
+    return replace(with_recipe(plain, "zero2", 4096), **changes)  # type: ignore[arg-type]
 
 
 def test_a_group_counts_as_one_rank_in_the_batch() -> None:
-    batch = split_batch(load("pretrain-8b", (*LONG, "train.per_device_train_batch_size=1")), 8)
+    batch = split(load("pretrain-8b", (*LONG, "train.per_device_train_batch_size=1")), 8)
     assert (batch.micro, batch.accumulation, batch.sequences) == (1, 64, 128)
 
 
@@ -42,7 +44,7 @@ def test_a_group_that_is_not_full_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="sequence_parallel_size=4 does not divide the 6 ranks"
     ) as refused:
-        split_batch(load("pretrain-8b", LONG), 6)
+        split(load("pretrain-8b", LONG), 6)
     assert "train.sequence_parallel_size=3" in (refused.value.fix or "")
     assert "a multiple of 4 ranks" in (refused.value.fix or "")
 
@@ -51,7 +53,7 @@ def test_what_does_not_divide_names_groups() -> None:
     with pytest.raises(
         ConfigError, match="cannot be split over 2 groups of 4 ranks x 1 sequences x 32768 tokens"
     ):
-        split_batch(
+        split(
             load(
                 "pretrain-8b",
                 (*LONG, "train.per_device_train_batch_size=1", "train.global_batch_tokens=98304"),
@@ -61,8 +63,8 @@ def test_what_does_not_divide_names_groups() -> None:
 
 
 def test_activations_are_shared_and_the_exchange_is_counted() -> None:
-    """Qwen3-8B: 36 layers of 32 query and 8 key heads of 128. Four ranks: one more output; sixteen: keys twice."""
-    one, four, sixteen = (memory_per_rank(shape(), setup(n)).activations * n for n in (1, 4, 16))
+    """36 layers of 32 query and 8 key heads of 128. Four ranks: one more output; 16: keys twice."""
+    one, four, sixteen = (memory_per_rank(W8B, strategy(n)).activations * n for n in (1, 4, 16))
     tokens, layers = 32768, 36
     assert four - one == pytest.approx(tokens * layers * 2 * 32 * 128, rel=1e-6)
     assert sixteen - four == pytest.approx(tokens * layers * 4 * 8 * 128, rel=1e-6)
@@ -70,28 +72,29 @@ def test_activations_are_shared_and_the_exchange_is_counted() -> None:
 
 @pytest.mark.parametrize(("checkpointing", "passes"), [("none", 2), ("selective", 3), ("full", 3)])
 def test_traffic_of_shared_sequences(checkpointing: Checkpointing, passes: int) -> None:
-    made = setup(4, checkpointing=checkpointing)
+    made = strategy(4, checkpointing=checkpointing)
     heads = 2 * 32 + 2 * 8
     sent = passes * 2 * 4 * (32768 // 4) * 36 * heads * 128 * 3 / 4
-    assert communication_per_step(shape(), made).sequences == pytest.approx(sent, rel=1e-9)
-    assert communication_per_step(shape(), replace(made, sequence_parallel=1)).sequences == 0
+    assert communication_per_step(W8B, made).sequences == pytest.approx(sent, rel=1e-9)
+    assert communication_per_step(W8B, replace(made, sequence_parallel=1)).sequences == 0
 
 
 def test_the_exchange_takes_time_and_more_of_it_between_nodes() -> None:
     def exposed(per_node: int) -> float:
-        made = setup(8, ranks_per_node=per_node)
-        traffic = replace(communication_per_step(shape(), made), inside_node=0, between_nodes=0)
-        return step_time(shape(), made, traffic, H100, flops_per_token=1e11, mfu=0.4).exposed
+        made = strategy(8, ranks_per_node=per_node)
+        traffic = replace(communication_per_step(W8B, made), inside_node=0, between_nodes=0)
+        return step_time(W8B, made, traffic, H100, mfu=0.4).exposed
 
     assert exposed(4) == pytest.approx(exposed(8) * H100.inside_node / H100.between_nodes)
 
 
 def test_what_fits_by_sharing_only_is_proposed_and_fits() -> None:
-    machine, words = Machine(H100, 1, 8, 2**40), ["train.sequence_length=131072"]
+    machine = Machine(H100, 1, 8, 2**40)
+    words = ["train.sequence_length=131072"]
 
-    def choose_with(more: list[str]) -> Setup:
+    def choose_with(more: list[str]) -> Strategy:
         resolved = load("pretrain-14b", ["model.max_position_embeddings=131072", *words, *more])
-        return choose(resolved, describe_job(resolved, ranks=8, gpu=H100), machine)[0].setup
+        return choose(resolved, describe_workload(resolved, ranks=8), machine)[0].strategy
 
     with pytest.raises(ConfigError, match="14b does not fit") as refused:
         choose_with([])
@@ -109,8 +112,7 @@ def test_the_long_presets_fit_on_a_node_of_h100(
     run: str, shared: int, way: tuple[str, str]
 ) -> None:
     resolved = load(run)
-    best = choose(resolved, describe_job(resolved, ranks=8, gpu=H100), Machine(H100, 1, 8, 2**40))[
-        0
-    ]
-    assert best.fits and best.setup.sequence_parallel == shared
-    assert (best.setup.recipe, best.setup.checkpointing) == way
+    machine = Machine(H100, 1, 8, 2**40)
+    best = choose(resolved, describe_workload(resolved, ranks=8), machine)[0]
+    assert best.fits and best.strategy.sequence_parallel == shared
+    assert (best.strategy.recipe, best.strategy.checkpointing) == way

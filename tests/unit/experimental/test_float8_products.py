@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wikillm.experimental.float8_products import Float8Products, to_e4m3
+from wikillm.experimental.registry import LOSSES
 from wikillm.kernels import reference
-from wikillm.kernels.float8_products import Float8Products, to_e4m3
 from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 
 IGNORED = -100
@@ -48,7 +49,7 @@ def test_error_against_float64(dtype: torch.dtype, rows: int, z_loss: float, dev
     truth = outcome(
         reference.linear_cross_entropy, hidden.double(), weight.double(), labels, z_loss=z_loss
     )
-    options = {"chunk_rows": rows, "z_loss": z_loss, "in_float8": True}
+    options = {"chunk_rows": rows, "z_loss": z_loss, "experiment": LOSSES["fp8"]}
     found = outcome(linear_cross_entropy, hidden.to(dtype), weight.to(dtype), labels, **options)
     assert found[0].dtype == torch.float32 and found[1].dtype == found[2].dtype == dtype
     assert distance(found[0], truth[0]) < 2e-3
@@ -66,7 +67,7 @@ def test_all_three_products_are_torchs_8_bit_ones() -> None:
             return function(*args, **(kwargs or {}))
 
     with Watch():
-        outcome(linear_cross_entropy, *inputs(n=64), chunk_rows=32, in_float8=True)
+        outcome(linear_cross_entropy, *inputs(n=64), chunk_rows=32, experiment=LOSSES["fp8"])
     assert called.count("aten._scaled_mm") == 2 * 3 and not {"aten.mm", "aten.addmm"} & set(called)
 
 
@@ -102,7 +103,7 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
     hidden, weight, labels = inputs()
     hidden[3, 3] = bad
     loss, *gradients = outcome(
-        linear_cross_entropy, hidden, weight, labels, chunk_rows=32, in_float8=True
+        linear_cross_entropy, hidden, weight, labels, chunk_rows=32, experiment=LOSSES["fp8"]
     )
     assert not loss.isfinite() and not any(gradient.isfinite().all() for gradient in gradients)
 

@@ -1,18 +1,20 @@
-"""The three products of the linear cross entropy in 8-bit floats: `Float8Products`. Sums are float32, scales dynamic.
+"""The three products of the linear cross entropy in 8-bit floats: `Float8Products`.
 
-Hidden states and weight are e4m3, each with one scale per call, a power of two from its largest element: computed on the
-device, and never waited for. The logits' gradient is e5m2 with a constant scale: a probability less one at the label
-lies in [-1, 1], and 2^15 leaves probabilities down to 2e-9 normal numbers, which e4m3 would round to 0 at a vocabulary of
-150,000. One scale per row needs other kernels on a GPU.
+Hidden states and weight are e4m3 (arXiv:2209.05433), each with one scale per call: a power of two
+from its largest element, computed on the device without a synchronisation. The logits' gradient is
+e5m2 with a constant scale. A probability less one at the label lies in [-1, 1], and 2^15 keeps
+probabilities down to 2e-9 normal numbers, which e4m3 would round to 0 at a vocabulary of 150,000.
+Sums are float32. One scale per row would need other kernels on a GPU.
 
-The format of the factors is that of arXiv:2209.05433. `torch._scaled_mm` wants multiples of 16 and, of the second factor,
-columns that lie together: hence a transposed copy of the weight (once per call) and of each chunk's gradient.
+`torch._scaled_mm` wants multiples of 16, and a second factor whose columns are contiguous: hence a
+transposed copy of the weight (once per call) and of each chunk's gradient.
 Shapes: N rows (tokens), C rows of a chunk, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 MULTIPLE = 16  # of H, V and C
 _GRADIENT_SCALE = 2.0**15
@@ -37,7 +39,7 @@ class Float8Products:
             scale_a=self._hidden_scale,
             scale_b=self._weight_scale,
             out_dtype=out_CV.dtype,
-            use_fast_accum=True,  # as is common for the forward; the gradients' sums are longer
+            use_fast_accum=True,  # common for the forward; the gradients' sums are longer
             out=out_CV,
         )
         return out
@@ -45,7 +47,8 @@ class Float8Products:
     def gradient(self, grad_CV: torch.Tensor, has_label_C1: torch.Tensor) -> torch.Tensor:
         """The logits' gradient in e5m2; rows without a label are 0. Writes over `grad_CV`.
 
-        Beyond 1.75, which only a z-loss with 2 z lse > 0.75 reaches, it is cut off: e5m2 would make it infinite.
+        Values beyond 1.75 are clamped, since e5m2 would make them infinite. Only a z-loss with
+        2 z lse > 0.75 reaches them.
         """
         grad_CV.mul_(has_label_C1 * _GRADIENT_SCALE)
         return grad_CV.clamp_(-_GRADIENT_MOST, _GRADIENT_MOST).to(torch.float8_e5m2)
@@ -64,7 +67,7 @@ class Float8Products:
         )
 
     def add_grad_weight(self, total_VH: torch.Tensor, grad_CV: torch.Tensor, rows: slice) -> None:
-        """total += grad^T @ hidden, in tiles of the vocabulary, so that the product beside the sum stays small."""
+        """total += grad^T @ hidden, in tiles of the vocabulary, which keep the product small."""
         hidden_HC = self._hidden_NH[rows].t().contiguous()
         for first in range(0, total_VH.shape[0], _TILE):
             grad_VC = grad_CV[:, first : first + _TILE].t().contiguous()
@@ -78,13 +81,28 @@ class Float8Products:
 
 
 def to_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x / scale in e4m3, and the scale: the power of two that brings the largest element just under e4m3's largest.
+    """x / scale in e4m3, and the scale: the power of two that just fits the largest element.
 
-    A division by a power of two is exact, so the rounding to e4m3 is the only one. What is not finite makes the scale, and
-    with it every product, infinite or NaN.
+    A division by a power of two is exact, so the rounding to e4m3 is the only one. An element that
+    is not finite makes the scale, and with it every product, infinite or NaN.
     """
     most = torch.finfo(torch.float8_e4m3fn).max
     scale = (x.detach().abs().amax().float() / most).log2().ceil().clamp_min(-100.0).exp2()
-    return (x / scale.view(1)).to(
-        torch.float8_e4m3fn
-    ), scale  # of one dimension: divided in float32
+    narrow = x / scale.view(1)  # of one dimension, so that the division is in float32
+    return narrow.to(torch.float8_e4m3fn), scale
+
+
+def pad_rows(
+    hidden_NH: torch.Tensor, labels_N: torch.Tensor, ignore_index: int, chunk_rows: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Rows and rows per chunk as multiples of 16, by zero rows without a label at the end.
+
+    float64 becomes float32.
+    """
+    if hidden_NH.dtype == torch.float64:
+        hidden_NH = hidden_NH.float()
+    more = -len(hidden_NH) % MULTIPLE
+    if more:
+        hidden_NH = F.pad(hidden_NH, (0, 0, 0, more))
+        labels_N = F.pad(labels_N, (0, more), value=ignore_index)
+    return hidden_NH, labels_N, -(-chunk_rows // MULTIPLE) * MULTIPLE

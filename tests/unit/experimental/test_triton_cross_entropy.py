@@ -18,6 +18,7 @@ BOUNDS = {"float32": (1e-6, 4e-6), "float16": (3e-4, 1e-3), "bfloat16": (2e-3, 1
 PROGRAM = """
 import json, sys, torch
 from wikillm.kernels import reference
+from wikillm.experimental.registry import LOSSES
 from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 
 def run(function, hidden, weight, labels, **options):
@@ -41,7 +42,7 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for z_loss in (0.0, 1e-3):
             hidden, weight, labels = draw(n, h, v, dtype, seed=n + v)
             truth = run(reference.linear_cross_entropy, hidden.double(), weight.double(), labels, z_loss=z_loss)
-            options = {"z_loss": z_loss, "chunk_rows": chunk, "in_triton": True}
+            options = {"z_loss": z_loss, "chunk_rows": chunk, "experiment": LOSSES["triton"]}
             ours = run(linear_cross_entropy, hidden, weight, labels, **options)
             with torch.no_grad():
                 alone = linear_cross_entropy(hidden, weight, labels, count=float(n), **options)
@@ -74,6 +75,7 @@ def test_error_against_float64(device: str) -> None:
 
 @pytest.mark.gpu
 def test_it_is_the_same_bit_by_bit_on_repeating() -> None:
+    from wikillm.experimental.registry import LOSSES
     from wikillm.kernels.linear_cross_entropy import linear_cross_entropy
 
     torch.manual_seed(0)
@@ -82,7 +84,9 @@ def test_it_is_the_same_bit_by_bit_on_repeating() -> None:
 
     def gradient() -> torch.Tensor:
         own = hidden.clone().requires_grad_()
-        linear_cross_entropy(own, weight, labels, chunk_rows=128, in_triton=True).backward()
+        linear_cross_entropy(
+            own, weight, labels, chunk_rows=128, experiment=LOSSES["triton"]
+        ).backward()
         assert own.grad is not None
         return own.grad
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from wikillm.core.errors import MachineError, WikiLLMError
-from wikillm.models.patch import fused_loss, patch_loss, patches, unpatch
+from wikillm.models.fused_loss import fused_loss, loss_patch, patch_loss, unpatch_loss
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 211, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -117,20 +117,20 @@ def test_outputs_as_a_tuple_and_hidden_states(model: Any) -> None:
 
 def test_it_is_listed_and_reversible(model: Any) -> None:
     signature, names = inspect.signature(model.forward), set(model.state_dict())
-    assert patches(model) == ()
+    assert loss_patch(model) is None
     choice = patch_loss(model, rows=36, device_type="cpu")
     assert choice.name == "chunked"
-    assert patches(model) == ("linear cross entropy: chunked",)
+    assert loss_patch(model) == "linear cross entropy: chunked"
     assert inspect.signature(model.forward) == signature, "HF decides by the signature"
     assert set(model.state_dict()) == names
-    unpatch(model)
-    assert patches(model) == () and model(**batch()).logits is not None
+    unpatch_loss(model)
+    assert loss_patch(model) is None and model(**batch()).logits is not None
     assert "forward" not in model.__dict__ and "forward" not in model.lm_head.__dict__
 
 
 def test_twice_or_out_of_order_is_refused(model: Any) -> None:
-    with pytest.raises(WikiLLMError, match="no patch"):
-        unpatch(model)
+    with pytest.raises(WikiLLMError, match="no fused loss"):
+        unpatch_loss(model)
     patch_loss(model, rows=36, device_type="cpu")
     with pytest.raises(WikiLLMError, match="chunked"):
         patch_loss(model, rows=36, device_type="cpu")
@@ -143,14 +143,14 @@ def test_twice_or_out_of_order_is_refused(model: Any) -> None:
         return inner(*args, **kwargs)
 
     model.forward = wrapper
-    assert patches(model), "still seen below the wrapper"
+    assert loss_patch(model), "still seen below the wrapper"
     with pytest.raises(WikiLLMError, match="wrapped"):
-        unpatch(model)
+        unpatch_loss(model)
 
 
 def test_stock_leaves_the_model_alone(model: Any) -> None:
     assert patch_loss(model, "stock", rows=36, device_type="cpu").name == "stock"
-    assert patches(model) == () and "forward" not in model.__dict__
+    assert loss_patch(model) is None and "forward" not in model.__dict__
 
 
 def test_unknown_models_are_refused_when_patched_and_left_alone_when_evaluated() -> None:
@@ -158,16 +158,16 @@ def test_unknown_models_are_refused_when_patched_and_left_alone_when_evaluated()
     with pytest.raises(WikiLLMError, match="train.loss_kernel=stock"):
         patch_loss(other, rows=36, device_type="cpu")
     with fused_loss(other, rows=36) as same:
-        assert same is other and patches(same) == ()
+        assert same is other and loss_patch(same) is None
 
 
 def test_fused_for_a_while(model: Any) -> None:
     with fused_loss(model, rows=36):
-        assert patches(model)
+        assert loss_patch(model)
         with fused_loss(model, rows=36):
-            assert patches(model)
-        assert patches(model), "the inner block leaves what it found"
-    assert patches(model) == ()
+            assert loss_patch(model)
+        assert loss_patch(model), "the inner block leaves what it found"
+    assert loss_patch(model) is None
 
 
 def test_in_8_bit_only_the_training_loss_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,4 +189,4 @@ def test_in_8_bit_only_the_training_loss_is(monkeypatch: pytest.MonkeyPatch) -> 
 def test_8_bit_products_of_odd_shapes_are_refused_and_the_model_is_left_alone(model: Any) -> None:
     with pytest.raises(MachineError, match="vocab_size 211 is not a multiple of 16"):
         patch_loss(model, "fp8", rows=36, device_type="cpu")
-    assert patches(model) == () and "forward" not in model.lm_head.__dict__
+    assert loss_patch(model) is None and "forward" not in model.lm_head.__dict__

@@ -1,0 +1,178 @@
+"""The fused loss put into a Hugging Face model, reversibly: `patch_loss`, `unpatch_loss`.
+
+A patched model computes its loss by `kernels.dispatch` when it is given labels, and then returns no
+logits (`outputs.logits` is None), in training and in evaluation. Without labels, in generation and
+with `logits_to_keep`, it runs its own code.
+
+The operation runs inside the call of the `lm_head` module, as its `forward`. Under ZeRO-3
+DeepSpeed's hooks on that module gather the weight before it and again before its backward, and take
+the gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from wikillm.core.errors import WikiLLMError
+from wikillm.kernels.chunks import loss_chunk_rows
+from wikillm.kernels.dispatch import (
+    Implementation,
+    check_loss_kernel,
+    choose_linear_cross_entropy,
+    loss_function,
+)
+from wikillm.models.patching import SUPPORTED, check_supported, patch_forward, restore_forward
+from wikillm.models.z_loss import IGNORED, ZLoss, add_to_stock_loss
+
+_MARK = "_wikillm_loss"  # on a patched model: (the implementation's name, its forward)
+
+
+def loss_patch(model: nn.Module) -> str | None:
+    """The fused loss in `model`, also when its forward was wrapped once more (accelerate does)."""
+    mark = model.__dict__.get(_MARK)
+    return None if mark is None else f"linear cross entropy: {mark[0]}"
+
+
+def patch_loss(
+    model: PreTrainedModel,
+    wanted: str = "auto",
+    *,
+    rows: int,
+    device_type: str,
+    z_loss: ZLoss | None = None,
+) -> Implementation:
+    """Let `model` compute its loss as `dispatch` chooses; "stock" leaves it as it is.
+
+    Args:
+        wanted: a value of train.loss_kernel.
+        rows: tokens per micro-step, for the returned choice; other batches work too.
+        z_loss: added to the loss in training, in the fused operation or to Hugging Face's loss.
+
+    Raises WikiLLMError for a model that is not known or already patched, and MachineError where
+    the implementation asked for does not run.
+    """
+    vocab = int(model.config.vocab_size)
+    choice = choose_linear_cross_entropy(wanted, rows=rows, vocab=vocab, device_type=device_type)
+    if choice.name == "stock":
+        if z_loss is not None:
+            add_to_stock_loss(model, z_loss)
+        return choice
+    check_supported(
+        model, f"The fused loss ({choice.name})", [model], fix="train.loss_kernel=stock"
+    )
+    head: Any = model.lm_head
+    check_loss_kernel(
+        wanted, hidden=head.in_features, vocab=head.out_features, device_type=device_type
+    )
+    patch_forward(head, _head_forward(head.forward, choice.name, z_loss))
+    forward = _loss_forward(model.forward)
+    patch_forward(model, forward)
+    model.__dict__[_MARK] = (choice.name, forward)
+    return choice
+
+
+def unpatch_loss(model: PreTrainedModel) -> None:
+    """The model's own code again. Raises WikiLLMError when something was put on top since."""
+    _, forward = model.__dict__.get(_MARK, (None, None))
+    top = model.__dict__.get("forward")
+    if forward is None or getattr(top, "__func__", None) is not forward:
+        raise WikiLLMError(
+            f"{type(model).__name__} has no fused loss that could be taken out.",
+            got=f"patched: {loss_patch(model) or 'nothing'}; its forward: {top or 'its own'}",
+            fix="unpatch before the model is wrapped by something else, or not at all",
+        )
+    restore_forward(model, model.get_output_embeddings())
+    del model.__dict__[_MARK]
+
+
+@contextmanager
+def fused_loss(
+    model: PreTrainedModel, wanted: str = "auto", *, rows: int
+) -> Iterator[PreTrainedModel]:
+    """Within the block `model` has the fused loss, where it is known and not there yet."""
+    if loss_patch(model) or not isinstance(model, SUPPORTED):
+        yield model
+        return
+    choice = patch_loss(model, wanted, rows=rows, device_type=model.device.type)
+    try:
+        yield model
+    finally:
+        if choice.name != "stock":
+            unpatch_loss(model)
+
+
+def _head_forward(
+    stock: Callable[..., Any], name: str, z: ZLoss | None
+) -> Callable[..., torch.Tensor]:
+    """lm_head(hidden) is the projection it was; lm_head(hidden, labels, count) is the loss.
+
+    An evaluation's loss is that of the model which is exported, so it is never computed in 8 bit.
+    """
+    in_training = loss_function(name)
+    in_evaluation = loss_function("chunked" if name == "fp8" else name)
+
+    def forward(
+        head: nn.Linear,
+        hidden: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        count: torch.Tensor | float | None = None,
+    ) -> torch.Tensor:
+        if labels is None:
+            projected: torch.Tensor = stock(hidden)
+            return projected
+        hidden_NH = hidden.reshape(-1, hidden.shape[-1])
+        labels_N = labels.reshape(-1).to(hidden.device)
+        if count is None:  # Hugging Face's mean: over the labels of this call
+            count = (labels_N != IGNORED).sum()
+        rows = loss_chunk_rows(len(labels_N), head.weight.shape[0], hidden.device.type)
+        options: dict[str, Any] = {"count": count, "ignore_index": IGNORED, "chunk_rows": rows}
+        if z is not None and head.training:  # an evaluation's loss is the cross entropy
+            z.latest = torch.zeros((), device=hidden.device)
+            options |= {"z_loss": z.coefficient, "z_out": z.latest}
+        function = in_training if head.training else in_evaluation
+        return function(hidden_NH, head.weight, labels_N, **options)
+
+    return forward
+
+
+def _loss_forward(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """ForCausalLM.forward with the loss inside lm_head. HF reads its signature, so that stays."""
+
+    @can_return_tuple
+    def with_loss(model: Any, labels: torch.Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
+        shifted = kwargs.get("shift_labels")
+        count = kwargs.get("num_items_in_batch")
+        if shifted is None:  # position t predicts token t + 1, and the last one nothing
+            shifted = nn.functional.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+        outputs = model.model(**kwargs)
+        return CausalLMOutputWithPast(
+            loss=model.lm_head(outputs.last_hidden_state, shifted, count),
+            logits=None,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @functools.wraps(stock.__func__)  # type: ignore[attr-defined]
+    def forward(model: Any, *args: Any, labels: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        # A training step has no positional arguments beyond input_ids and asks for no logits.
+        if labels is None:
+            return stock(*args, **kwargs)
+        keep = kwargs.get("logits_to_keep", 0)
+        if len(args) > 1 or not (isinstance(keep, int) and keep == 0):
+            return stock(*args, labels=labels, **kwargs)
+        if args:
+            kwargs["input_ids"] = args[0]
+        kwargs.pop("logits_to_keep", None)
+        return with_loss(model, labels, **kwargs)
+
+    return forward

@@ -1,0 +1,79 @@
+"""What all patches share: the models that are known, where their parts are, and how to undo them.
+
+A patch replaces `forward` on instances, never on classes, so that weights, names and what is saved
+stay as they are, and deleting the attribute restores the model's own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import MethodType
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from wikillm.core.errors import WikiLLMError
+from wikillm.models.shape import ARCHITECTURES
+
+SUPPORTED = tuple(model for _, model in ARCHITECTURES.values())
+
+
+def layers_of(model: PreTrainedModel) -> list[Any]:
+    """The decoder layers, in order."""
+    decoder: Any = model.get_decoder()
+    return list(decoder.layers)
+
+
+def mlps_of(model: PreTrainedModel) -> list[Any]:
+    """The MLP of each decoder layer."""
+    return [layer.mlp for layer in layers_of(model)]
+
+
+def norms_of(model: PreTrainedModel) -> list[Any]:
+    """Every RMSNorm of the decoder, those inside attention included."""
+    decoder: Any = model.get_decoder()
+    return [module for module in decoder.modules() if type(module) is type(decoder.norm)]
+
+
+def is_patched(module: nn.Module) -> bool:
+    """Whether `forward` of this instance is not that of its class."""
+    return "forward" in module.__dict__
+
+
+def patch_forward(module: nn.Module, function: Callable[..., Any]) -> None:
+    """Let `function(module, ...)` be the forward of `module`."""
+    module.forward = MethodType(function, module)
+
+
+def restore_forward(*modules: nn.Module) -> None:
+    """The forward of their classes again, where it was patched."""
+    for module in modules:
+        module.__dict__.pop("forward", None)
+
+
+def own_forward(module: nn.Module) -> Callable[..., Any]:
+    """The forward of the class, bound to `module`."""
+    return MethodType(type(module).forward, module)
+
+
+def check_supported(
+    model: PreTrainedModel, what: str, modules: Iterable[nn.Module], *, fix: str, mlp: bool = False
+) -> None:
+    """Raises WikiLLMError unless the model is known and none of `modules` is patched.
+
+    Args:
+        what: the patch, as the subject of the message.
+        mlp: whether the MLP must be a SwiGLU.
+    """
+    activation = getattr(model.config, "hidden_act", None)
+    patched = sum(is_patched(module) for module in modules)
+    if isinstance(model, SUPPORTED) and not patched and not (mlp and activation != "silu"):
+        return
+    known = ", ".join(kind.__name__ for kind in SUPPORTED)
+    raise WikiLLMError(
+        f"{what} does not know the layers of this {type(model).__name__}.",
+        got=f"activation {activation}, {patched} modules patched already; "
+        f"known: {known}{' with silu' if mlp else ''}, unpatched",
+        fix=fix,
+    )

@@ -1,0 +1,153 @@
+"""How it is trained: everything that memory, communication and time depend on besides the workload.
+
+A `Strategy` is a DeepSpeed recipe (stage, offload, buckets), a number of ranks, a batch per rank,
+and the run's switches. `strategy_of` is the one place where sections of the configuration become
+one; what the recipe decides is read out of the DeepSpeed JSON itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from wikillm.config.deepspeed import DeepSpeedFile, read_deepspeed
+from wikillm.config.precision import Precision
+from wikillm.config.schema import Checkpointing, ModelSection, TrainSection
+from wikillm.core.errors import ConfigError
+from wikillm.plan.workload import Workload
+
+Loss = Literal["chunked", "fp8", "stock"]
+Device = Literal["cuda", "cpu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """`ranks` in nodes of `ranks_per_node`; a step is `accumulation` x `micro` sequences per rank.
+
+    Of those sequences a rank holds 1 / `sequence_parallel`, where so many ranks share them. Buckets
+    and `max_live` (ZeRO-3: gathered weights that may stay) are in elements.
+    """
+
+    recipe: str
+    stage: int
+    ranks: int
+    ranks_per_node: int
+    micro: int
+    accumulation: int
+    precision: Precision
+    checkpointing: Checkpointing = "none"
+    loss: Loss = "chunked"
+    device: Device = "cuda"
+    muon: bool = False
+    ema: bool = False
+    tiled_mlp: bool = False
+    sequence_parallel: int = 1
+    masked: bool = False  # T x T masks by SDPA, keys and values repeated for each query head
+    # What the recipe decides.
+    offload_optimizer: bool = False
+    offload_param: bool = False
+    quantized: bool = False  # hpZ, qwZ, qgZ: all weights on each node, less traffic between nodes
+    reduce_bucket: int = 500_000_000
+    allgather_bucket: int = 500_000_000
+    overlap: bool = False  # a second reduce bucket fills while the first is sent
+    max_live: int = 1_000_000_000
+
+    @property
+    def bytes_per_weight(self) -> int:
+        return 4 if self.precision == "fp32" else 2
+
+    @property
+    def nodes(self) -> int:
+        return -(-self.ranks // self.ranks_per_node)
+
+    @property
+    def offloads(self) -> bool:
+        return self.offload_optimizer or self.offload_param
+
+    def tokens(self, workload: Workload) -> int:
+        """Tokens of a rank's micro-step."""
+        return self.micro * workload.sequence_length // self.sequence_parallel
+
+
+def strategy_of(
+    model: ModelSection,
+    train: TrainSection,
+    recipe: str | None,
+    *,
+    ranks: int,
+    ranks_per_node: int,
+    precision: Precision,
+    micro: int = 1,
+    accumulation: int = 1,
+    device: Device = "cuda",
+) -> Strategy:
+    """How a run with these sections trains; without a recipe plain data parallel.
+
+    Raises ConfigError where the DeepSpeed JSON cannot be read.
+    """
+    kernel = train.loss_kernel
+    plain = Strategy(
+        recipe="ddp",
+        stage=0,
+        ranks=ranks,
+        ranks_per_node=min(ranks, ranks_per_node),
+        micro=micro,
+        accumulation=accumulation,
+        precision=precision,
+        device=device,
+        checkpointing=train.gradient_checkpointing,
+        # All kernels but two have the memory of the chunked loss.
+        loss=kernel if kernel in ("stock", "fp8") else "chunked",
+        muon=train.optimizer == "muon",
+        ema=train.ema_decay > 0,
+        tiled_mlp=train.mlp_kernel == "tiled",
+        sequence_parallel=train.sequence_parallel_size,
+        # Flash and flex attention keep documents apart without a mask.
+        masked=train.document_mask == "on" and model.attn_implementation == "sdpa",
+    )
+    return plain if recipe is None else with_recipe(plain, recipe, model.hidden_size)
+
+
+def with_recipe(strategy: Strategy, recipe: str, hidden_size: int) -> Strategy:
+    """The same with what a DeepSpeed JSON decides.
+
+    Buckets that are "auto" are Hugging Face's hidden_size squared. Raises ConfigError for a JSON
+    that cannot be read.
+    """
+    file = _read(recipe)
+
+    def offloads(name: str) -> bool:
+        return str(file.get(f"zero_optimization.{name}.device", "none")) != "none"
+
+    def size(name: str, default: int, auto: int) -> int:
+        value: Any = file.get(f"zero_optimization.{name}", default)
+        if value == "auto" or value is None:
+            return auto
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            place = file.where(f"zero_optimization.{name}")
+            raise ConfigError("The planner cannot read this.", got=f"{place}: {value!r}")
+        return int(value)
+
+    square = hidden_size * hidden_size
+    stage = size("stage", 0, 0)
+    if stage > 3:
+        place = file.where("zero_optimization.stage")
+        raise ConfigError("ZeRO has the stages 0 to 3.", got=f"{place}: {stage}")
+    return replace(
+        strategy,
+        recipe=recipe,
+        stage=stage,
+        offload_optimizer=offloads("offload_optimizer"),
+        offload_param=offloads("offload_param"),
+        quantized=bool(file.get("zero_optimization.zero_quantized_weights", False)),
+        reduce_bucket=size("reduce_bucket_size", 500_000_000, square),
+        allgather_bucket=size("allgather_bucket_size", 500_000_000, square),
+        overlap=bool(file.get("zero_optimization.overlap_comm", False)),
+        max_live=size("stage3_max_live_parameters", 1_000_000_000, 1_000_000_000),
+    )
+
+
+@functools.cache
+def _read(recipe: str) -> DeepSpeedFile:
+    return read_deepspeed(recipe)
