@@ -9,11 +9,10 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from harness.ports import take_port
 from harness.programs import train_with_options
 from harness.ranks import run_ranks
 from harness.tiny_run import Words
-
-from wikillm.core.world import free_port
 
 ATTACKS = (
     b"[" * 200_000 + b"\n",
@@ -27,7 +26,7 @@ ATTACKS = (
 def test_a_run_goes_on_whatever_strangers_send_to_its_coordinator(
     words: Words, tmp_path: Path
 ) -> None:
-    run, port = tmp_path / "run", free_port()
+    run, port = tmp_path / "run", take_port()
     over = threading.Event()
     answered: list[bytes] = []
 

@@ -3,48 +3,44 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.benchmarks import run_benchmark
+from harness.ranks import run_ranks
 
 
-def benchmark(repo: Path, out: Path, script: str, words: str) -> dict[str, Any]:
+def benchmark(out: Path, script: str, words: str) -> dict[str, Any]:
     """What a benchmark wrote as JSON, and under `printed` what it printed."""
-    command = [sys.executable, f"benchmarks/{script}", *words.split(), "--out", str(out)]
-    done = subprocess.run(command, cwd=repo, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text(encoding="utf-8")) | {"printed": done.stdout}
+    (printed,) = run_ranks(run_benchmark, 1, script, [*words.split(), "--out", str(out)])
+    return json.loads(out.read_text(encoding="utf-8")) | {"printed": printed}
 
 
-@pytest.mark.slow
-def test_kernels(repo: Path, tmp_path: Path) -> None:
+def test_kernels(tmp_path: Path) -> None:
     words = (
         "--hidden 64 --layers 1 --vocab 500 --batch 2 --length 32 --repeats 2 --chunk-rows 16 64"
     )
-    found = benchmark(repo, tmp_path / "k.json", "kernels.py", words)
+    found = benchmark(tmp_path / "k.json", "kernels.py", words)
     for variant in ("chunked:16", "chunked:64"):
         assert found[variant]["gradient_distance"] < 1e-5
         assert found[variant]["loss"] == pytest.approx(found["stock"]["loss"], rel=1e-6)
         assert len(found[variant]["wall"]) == 2
 
 
-@pytest.mark.slow
-def test_layers_and_the_8_bit_head(repo: Path, tmp_path: Path) -> None:
+def test_layers_and_the_8_bit_head(tmp_path: Path) -> None:
     words = "--hidden 64 --layers 1 --vocab 512 --batch 2 --length 32 --repeats 1 --kernels tiled recomputed fp8"
-    found = benchmark(repo, tmp_path / "k.json", "kernels.py", words)
+    found = benchmark(tmp_path / "k.json", "kernels.py", words)
     for variant, bound in (("tiled", 1e-5), ("recomputed", 1e-5), ("fp8", 0.1)):
         assert found[variant]["gradient_distance"] < bound and found[variant]["peak"] > 0, variant
     assert found["fp8"]["gradient_distance"] > 1e-3, "it multiplies in 8 bit"
 
 
-@pytest.mark.slow
-def test_losses(repo: Path, tmp_path: Path) -> None:
+def test_losses(tmp_path: Path) -> None:
     """Those that run on a CPU give one loss and one gradient; the others are named with the reason."""
     found = benchmark(
-        repo, tmp_path / "l.json", "losses.py", "--rows 96 --hidden 32 --vocab 700 --repeats 2"
+        tmp_path / "l.json", "losses.py", "--rows 96 --hidden 32 --vocab 700 --repeats 2"
     )
     (shape,) = found["shapes"].values()
     assert {"stock", "chunked"} <= set(shape) and "triton" not in shape
@@ -53,11 +49,10 @@ def test_losses(repo: Path, tmp_path: Path) -> None:
         assert max(result["gradients"]) < 1e-5 and len(result["wall"]) == 2 and result["peak"] > 0
 
 
-@pytest.mark.slow
-def test_all_contenders_train_the_same(repo: Path, tmp_path: Path) -> None:
+def test_all_contenders_train_the_same(tmp_path: Path) -> None:
     """Hugging Face's Trainer, two bare loops and WikiLLM: one model, one order of samples, one optimizer."""
     words = "--hidden 64 --layers 1 --vocab 512 --batch 2 --length 32 --steps 4 --warmup 1"
-    found = benchmark(repo, tmp_path / "t.json", "train.py", words)
+    found = benchmark(tmp_path / "t.json", "train.py", words)
     (contenders,) = found["shapes"].values()
     assert set(contenders) == {"hf", "bare", "bare-fused", "wikillm"}
     truth = contenders["hf"]["losses"]
@@ -66,11 +61,10 @@ def test_all_contenders_train_the_same(repo: Path, tmp_path: Path) -> None:
         assert result["losses"] == pytest.approx(truth, rel=1e-5), name
 
 
-@pytest.mark.slow
-def test_building_a_store(repo: Path, tmp_path: Path) -> None:
+def test_building_a_store(tmp_path: Path) -> None:
     """The tutorial loses text, a stream only the ends of its batches; peers that are not installed are named."""
     words = f"--mb 0.5 --contenders tutorial streaming hf fastokens --peers {sys.executable}"
-    found = benchmark(repo, tmp_path / "d.json", "data.py", words)
+    found = benchmark(tmp_path / "d.json", "data.py", words)
     tokens = {name: one["tokens"] for name, one in found["contenders"].items()}
     assert tokens["hf"] == tokens["fastokens"] and found["text_bytes"] >= 400_000
     assert 0 < tokens["tutorial"] < tokens["hf"]
@@ -82,11 +76,8 @@ def test_building_a_store(repo: Path, tmp_path: Path) -> None:
         assert f"skipped {peer}" in found["printed"] and "benchmarks/peers.txt" in found["printed"]
 
 
-@pytest.mark.slow
-def test_reading_a_store(repo: Path, tmp_path: Path) -> None:
-    found = benchmark(
-        repo, tmp_path / "r.json", "data_read.py", "--tokens 20000 --batch 4 --length 128"
-    )
+def test_reading_a_store(tmp_path: Path) -> None:
+    found = benchmark(tmp_path / "r.json", "data_read.py", "--tokens 20000 --batch 4 --length 128")
     assert set(found["contenders"]) == {"datasets", "wikillm", "best_fit"}
     assert all(one["tokens_per_cpu_s"] > 0 for one in found["contenders"].values())
     assert (

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.ports import take_port
 from harness.stand_ins import StandIns
 from harness.tiny_run import Words
 
-from wikillm.core.world import free_port
 from wikillm.observe.sinks import read_metrics
 
 
@@ -41,7 +41,7 @@ def test_two_nodes_train_as_one_world(words: Words, repo: Path, tmp_path: Path) 
         "--master-addr",
         "127.0.0.1",
         "--master-port",
-        str(free_port()),
+        str(take_port()),
     ]
     done = subprocess.run(
         [

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from harness.ports import take_port
 from harness.tiny_run import Words
 
 from wikillm.checkpoints.latest import latest_complete
-from wikillm.core.world import free_port
 from wikillm.observe.sinks import read_metrics
 
 BIN = Path(sys.executable).parent
@@ -73,7 +73,7 @@ def test_deepspeed_killed_then_torchrun_goes_on(words: Words, repo: Path, tmp_pa
         run_dir, f"train.max_steps={STEPS}", "train.save_steps=100000", "train.eval_steps=null"
     )
     process = start(
-        ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())], line, repo, log
+        ["deepspeed", "--num_gpus", "2", "--master_port", str(take_port())], line, repo, log
     )
     try:
         wait_for_step(run_dir, 3, process, log)
@@ -98,7 +98,7 @@ def test_deepspeed_killed_then_torchrun_goes_on(words: Words, repo: Path, tmp_pa
         "train.save_steps=100000",
         "train.eval_steps=null",
     )
-    launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", str(take_port())]
     process = start(launcher, [*more, "--resume", "auto", "--allow-change"], repo, log)
     assert process.wait(timeout=240) == 0, log.read_text()[-3000:]
     assert json.loads((run_dir / "exit.json").read_text())["code"] == 0

@@ -42,7 +42,7 @@ def copy(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (target / ".venv").mkdir()
     (target / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     # What `make env` compares before it does anything: this environment is the one it would make.
-    stamp = 'eval "$(grep \'^want=\' launch/bootstrap.sh)"; printf %s "$want" >.venv/installed'
+    stamp = 'eval "$(grep -E \'^(venv|want)=\' launch/bootstrap.sh)"; printf %s "$want" >.venv/installed'
     subprocess.run(["sh", "-euc", stamp], cwd=target, check=True)
     return target
 

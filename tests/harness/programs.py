@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+
 
 def init_gloo() -> None:
     import torch.distributed as dist
@@ -99,18 +101,15 @@ def train_with_options(words: list[str], options: dict[str, Any]) -> dict[str, A
     return train(words, **options)
 
 
-def train_without_launcher(words: list[str]) -> dict[str, Any]:
-    """`train` as `python train.py` starts it: none of a launcher's variables is set."""
-    for name in (
-        "RANK",
-        "LOCAL_RANK",
-        "WORLD_SIZE",
-        "LOCAL_WORLD_SIZE",
-        "LOCAL_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    ):
+def leave_launcher() -> None:
+    """Forget what a launcher sets: from here on this process is one that was started by hand."""
+    for name in (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
+
+
+def train_without_launcher(words: list[str]) -> dict[str, Any]:
+    """`train` as `python train.py` starts it."""
+    leave_launcher()
     return train(words)
 
 

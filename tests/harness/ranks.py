@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from wikillm.core.world import free_port
+from harness.ports import take_port
 
 TESTS = Path(__file__).resolve().parent.parent
 PRELOAD = ["harness.warm"]
@@ -104,7 +104,7 @@ def end_ranks(
 def _start(
     program: Callable[..., Any], world_size: int, args: tuple[Any, ...], environ: Mapping[str, str]
 ) -> tuple[list[Connection], list[mp.context.ForkServerProcess]]:
-    port = str(free_port())
+    port = str(take_port())
     context = _context()
     channels, processes = [], []
     for rank in range(world_size):
