@@ -1,4 +1,4 @@
-"""The scripts in launch/ are what `wikillm launch ... --print` renders: their own second comment says which command."""
+"""The scripts in launch/ are what the command in their comment renders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ GOLDEN = {
     "multi_gpu.sh": "wikillm launch multi --deepspeed zero2 --print",
     "multi_node.sh": "wikillm launch hostfile --hostfile launch/hostfile --workdir /srv/wikillm "
     "--config pretrain-7b --deepspeed zero2 data.path=corpus --print",
-    "slurm.sbatch": "wikillm launch slurm --nodes 2 --gpus 8 --config pretrain-7b --deepspeed zero2 data.path=corpus --print",
+    "slurm.sbatch": "wikillm launch slurm --nodes 2 --gpus 8 --config pretrain-7b "
+    "--deepspeed zero2 data.path=corpus --print",
 }
 MOST_LINES = 40
 
@@ -23,9 +24,9 @@ MOST_LINES = 40
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_file_is_the_rendering_of_the_command_it_names(name: str, repo: Path) -> None:
     text = (repo / "launch" / name).read_text(encoding="utf-8")
-    said = re.search(r"^# Written by: (.*)$", text, re.MULTILINE)
-    assert said and said[1] == GOLDEN[name]
-    words = shlex.split(said[1])[1:]
+    comment = re.search(r"^# Written by: (.*)$", text, re.MULTILINE)
+    assert comment and comment[1] == GOLDEN[name]
+    words = shlex.split(comment[1])[1:]
     done = subprocess.run(
         [sys.executable, "-m", "wikillm", *words],
         cwd=repo,
@@ -35,21 +36,21 @@ def test_a_file_is_the_rendering_of_the_command_it_names(name: str, repo: Path) 
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == text, (
-        f"launch/{name} is not what `{said[1]}` shows now: write its output there"
-    )
+    assert done.stdout == text, f"write the output of `{comment[1]}` to launch/{name}"
     assert text.count("\n") <= MOST_LINES
 
 
-def test_every_script_is_held(repo: Path) -> None:
+def test_every_script_is_compared(repo: Path) -> None:
     there = {path.name for path in (repo / "launch").iterdir()} - {"bootstrap.sh", "hostfile"}
     assert there == set(GOLDEN)
 
 
 def test_launching_imports_no_torch(repo: Path) -> None:
     probe = (
-        "import sys; from wikillm.cli.main import main; code = main(['launch', 'multi', '--print']); "
-        "sys.exit('torch was imported' if {'torch', 'transformers', 'deepspeed'} & set(sys.modules) else code)"
+        "import sys\nfrom wikillm.cli.main import main\n"
+        "code = main(['launch', 'multi', '--print'])\n"
+        "found = {'torch', 'transformers', 'deepspeed'} & set(sys.modules)\n"
+        "sys.exit('torch was imported' if found else code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", probe], cwd=repo, capture_output=True, text=True, timeout=60

@@ -1,4 +1,4 @@
-"""The checkout is a SwanLab Launch folder: its manifest packs all code, and what is packed trains elsewhere."""
+"""The checkout is a SwanLab Launch folder: all code is packed, and trains elsewhere."""
 
 from __future__ import annotations
 
@@ -40,21 +40,11 @@ def test_the_manifest_is_what_init_writes(repo: Path) -> None:
 
 
 def test_all_code_is_packed_and_no_pattern_hits_it(repo: Path, unpacked: Path) -> None:
-    listed = subprocess.run(
-        [
-            "git",
-            "ls-files",
-            "wikillm",
-            "ds_configs",
-            "train.py",
-            "requirements.txt",
-            "swanlab.yaml",
-        ],
-        cwd=repo,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
+    folders = ("wikillm", "ds_configs", "train.py", "requirements.txt", "swanlab.yaml")
+    done = subprocess.run(
+        ["git", "ls-files", *folders], cwd=repo, capture_output=True, text=True, check=True
+    )
+    listed = done.stdout.splitlines()
     there = [name for name in listed if (repo / name).is_file()]
     assert len(there) > 100
     missing = [name for name in there if not (unpacked / name).is_file()]
@@ -63,7 +53,7 @@ def test_all_code_is_packed_and_no_pattern_hits_it(repo: Path, unpacked: Path) -
 
 
 def test_the_unpacked_job_plans_its_run(unpacked: Path, words: Words, tmp_path: Path) -> None:
-    """`python train.py` is what the service starts; it must take the code beside it, not an installed one."""
+    """The service starts `python train.py`, which must use the code beside it."""
     show = "import sys; sys.path.insert(0, ''); import wikillm; print(wikillm.__file__)"
     where = subprocess.run(
         [sys.executable, "-c", show], cwd=unpacked, capture_output=True, text=True, check=True
@@ -84,7 +74,7 @@ def test_the_unpacked_job_plans_its_run(unpacked: Path, words: Words, tmp_path: 
 def test_the_unpacked_job_trains_as_the_service_starts_it(
     unpacked: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    """Plain `python train.py`, in a copy whose default run is a tiny one; the data is found where a job has it."""
+    """Plain `python train.py`, with a tiny default run; the data is where a job has it."""
     job = tmp_path / "job"
     shutil.copytree(unpacked, job)
     volume = job / "data"

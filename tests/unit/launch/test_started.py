@@ -1,4 +1,4 @@
-"""What becomes of the processes that `wikillm launch --go` has started, one a node, when it is killed."""
+"""When `wikillm launch --go` is killed, the processes it has started end too."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ LAUNCHING = """
     import os, sys
     from wikillm.launch.description import Step
     from wikillm.launch.targets import _run_together
-    node = "import signal, time; signal.signal(15, lambda *_: (print('closed', flush=True), exit(0))); "
-    node += "print('connected', flush=True); time.sleep(60)"
-    _run_together((Step((sys.executable, "-c", node), background=True, node="node1"),), dict(os.environ))
+    node = "import signal, time\\nsay = lambda word: print(word, flush=True)\\n"
+    node += "signal.signal(15, lambda *_: (say('closed'), exit(0)))\\n"
+    node += "say('connected'); time.sleep(60)"
+    step = Step((sys.executable, "-c", node), background=True, node="node1")
+    _run_together((step,), dict(os.environ))
 """
 
 
 def test_a_killed_launch_closes_its_connections() -> None:
-    """Here a process stands for ssh: its end closes the terminal on the node, and the ranks there save."""
+    """A process stands for ssh, whose end closes the terminal on the node, where the ranks save."""
     launch = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(LAUNCHING)], stdout=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""SwanLab Launch, offline: what the manifest may say, what is packed, and what is warned of."""
+"""SwanLab Launch, offline: which manifests are valid, what is packed, which warnings there are."""
 
 from __future__ import annotations
 
@@ -27,27 +27,16 @@ def manifest(folder: Path, text: str = GOOD, files: tuple[str, ...] = ()) -> Swa
 
 def names(folder: Path, exclude: str, *files: str) -> set[str]:
     made = manifest(folder, f"{GOOD}  exclude: {exclude}\n", files)
-    return {file.name for file in plan_packing(made).files} - {
-        "train.py",
-        "requirements.txt",
-        "swanlab.yaml",
-    }
+    always = {"train.py", "requirements.txt", "swanlab.yaml"}
+    return {file.name for file in plan_packing(made).files} - always
 
 
 def test_a_full_manifest(tmp_path: Path) -> None:
     text = GOOD.replace("name: demo", "name: demo\n  desc: d\n  combo: H800-1")
-    made = manifest(
-        tmp_path,
-        text
-        + "  entry: train.py\n  volumes:\n    - name: wiki\n      id: abc\n  exclude: [tests]\n",
-    )
-    assert (made.name, made.desc, made.combo, made.python, made.entry) == (
-        "demo",
-        "d",
-        "H800-1",
-        "3.11",
-        "train.py",
-    )
+    text += "  entry: train.py\n  volumes:\n    - name: wiki\n      id: abc\n  exclude: [tests]\n"
+    made = manifest(tmp_path, text)
+    assert (made.name, made.desc, made.combo) == ("demo", "d", "H800-1")
+    assert (made.python, made.entry) == ("3.11", "train.py")
     assert (made.volume, made.volume_id, made.exclude) == ("wiki", "abc", ("tests",))
 
 
@@ -72,18 +61,8 @@ def test_quoted_versions(version: str, tmp_path: Path) -> None:
         ("  name: demo\n", "  desc: x\n", "metadata.name is missing", ""),
         ("name: demo", "name: 5", "metadata.name is text", "swanlab.yaml:4"),
         ("name: demo", "name: demo\n  nmae: x", "no metadata.nmae", "swanlab.yaml:5"),
-        (
-            "name: demo",
-            "name: demo\n  name: x",
-            "metadata.name occurs twice",
-            "swanlab.yaml:5 and line 4",
-        ),
-        (
-            "metadata:\n  name: demo\n",
-            "metadata: demo\n",
-            "metadata is a mapping",
-            "swanlab.yaml:3",
-        ),
+        ("name: demo", "name: demo\n  name: x", "metadata.name occurs twice", ":5 and line 4"),
+        ("metadata:\n  name: demo\n", "metadata: demo\n", "metadata is a mapping", "yaml:3"),
         ('python: "3.11"', "entry: none.py", "a file in the manifest's folder", "none.py"),
         ('python: "3.11"', "entry: ../train.py", "a file in the manifest's folder", "../train.py"),
         ('python: "3.11"', "env: {A: b}", "no spec.env", "swanlab.yaml:6"),
@@ -124,7 +103,7 @@ def test_two_stars_are_one_level(tmp_path: Path) -> None:
     assert names(tmp_path, '["d/**/x"]', "d/x", "d/1/x", "d/1/2/x") == {"d/x", "d/1/2/x"}
 
 
-def test_dotfiles_and_empty_folders_are_not_packed_and_said(tmp_path: Path) -> None:
+def test_dotfiles_are_not_packed_and_reported(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert names(tmp_path, "[]", ".secret_conf", ".hid/x", "k/.y", "k/z") == {"k/z"}
     packing = plan_packing(read_manifest(tmp_path / "swanlab.yaml"))
@@ -153,26 +132,22 @@ def test_secrets_links_and_big_files_are_warned_of(
     os.truncate(tmp_path / "big.bin", 11 * 2**20)
     (tmp_path / "link").symlink_to("/etc/hostname")
     packing = plan_packing(made)
-    told = "\n".join(packing.warnings)
-    for word in (
-        "id_rsa looks like",
-        "notes.txt holds the value",
-        "key.txt holds a private",
-        "token.txt holds",
-        "big.bin is",
-    ):
-        assert word in told
-    assert "symbolic link is not packed: link" in told and "canary" not in told
+    warnings = "\n".join(packing.warnings)
+    names = ("id_rsa looks like", "notes.txt holds the value", "key.txt holds a private")
+    for word in (*names, "token.txt holds", "big.bin is", "symbolic link is not packed: link"):
+        assert word in warnings
+    assert "canary" not in warnings
     assert "link" not in {file.name for file in packing.files}
 
 
 def test_keys_and_passwords_are_never_packed(tmp_path: Path) -> None:
-    private = ["netrc", "_netrc", "my.netrc", "a/server.pem", "a/b/CERT.PEM", "id_rsa", "id_ed25519", "id_ecdsa_sk", "a/id_dsa.pub",
-               "id_github", "ID_RSA", "x.p12", "x.pfx", "x.ppk"]  # fmt: skip
+    private = "netrc _netrc my.netrc a/server.pem a/b/CERT.PEM id_rsa id_ed25519 id_ecdsa_sk"
+    private += " a/id_dsa.pub id_github ID_RSA x.p12 x.pfx x.ppk"
     code = ["id_map.py", "a/id_of.py", "identity", "video_id_list.txt", "pem.txt"]
-    assert names(tmp_path, "[]", *private, *code) == set(code)
-    told = "\n".join(plan_packing(read_manifest(tmp_path / "swanlab.yaml")).warnings)
-    assert all(f"{name} looks like a secret by its name: never packed" in told for name in private)
+    assert names(tmp_path, "[]", *private.split(), *code) == set(code)
+    warnings = plan_packing(read_manifest(tmp_path / "swanlab.yaml")).warnings
+    for name in private.split():
+        assert f"{name} looks like a secret by its name: never packed" in warnings
 
 
 def test_the_entry_cannot_be_left_out(tmp_path: Path) -> None:
@@ -189,9 +164,8 @@ def test_the_archive_holds_what_was_listed_and_has_the_same_bytes_again(tmp_path
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(first) as archive:
         assert archive.testzip() is None
-        assert [(i.filename, i.file_size) for i in archive.infolist()] == [
-            (f.name, f.size) for f in packing.files
-        ]
+        found = [(info.filename, info.file_size) for info in archive.infolist()]
+        assert found == [(file.name, file.size) for file in packing.files]
     with pytest.raises(ConfigError, match="cannot be written"):
         write_zip(made, packing, tmp_path / "none" / "x.zip")
 
@@ -201,11 +175,8 @@ def test_the_archive_does_not_hold_itself(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         assert main(["launch", "swanlab", "--zip", "job.zip"]) == 0
-    assert sorted(zipfile.ZipFile("job.zip").namelist()) == [
-        "requirements.txt",
-        "swanlab.yaml",
-        "train.py",
-    ]
+    packed = sorted(zipfile.ZipFile("job.zip").namelist())
+    assert packed == ["requirements.txt", "swanlab.yaml", "train.py"]
 
 
 def test_init_then_print(
@@ -217,11 +188,8 @@ def test_init_then_print(
     assert (tmp_path / "swanlab.yaml").read_text() == TEMPLATE
     assert main(["launch", "swanlab", "--print"]) == 0
     shown = capsys.readouterr().out
-    assert (
-        "train.py" in shown
-        and "2 files" in shown
-        and "warning: there is no requirements.txt" in shown
-    )
+    for word in ("train.py", "2 files", "warning: there is no requirements.txt"):
+        assert word in shown
     assert main(["launch", "swanlab", "--init"]) == 2
 
 
