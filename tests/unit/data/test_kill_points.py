@@ -14,7 +14,7 @@ import sys
 import numpy as np
 from harness import kill_points
 
-from wikillm.data.prepare.shard import SplitWriter
+from wikillm.data.store.writer import SplitWriter
 from wikillm.data.types import TokenizedDocument
 
 

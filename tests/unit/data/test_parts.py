@@ -20,7 +20,7 @@ from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import STAGING_SUFFIX
 from wikillm.core.lock import FileLock
 from wikillm.data.prepare.build import finished_shards
-from wikillm.data.prepare.parts import Part, build_part, ready_for_parts
+from wikillm.data.prepare.parts import Part, build_part, cut_shards
 from wikillm.data.prepare.prepare import plan_store, prepare_store
 from wikillm.data.store.store import Store
 
@@ -87,9 +87,9 @@ def test_what_is_no_part_is_refused(text):
 def test_parts_in_any_order_give_the_same_store(make, capsys):
     whole = digests(prepare_store(make("whole")).dir)
     plan = plan_store(make("parts"))
-    ready = ready_for_parts(plan)
+    ready = cut_shards(plan)
     assert ready is not None and ready.shards > 40
-    assert "shards 30 to 39 stand, 10 of" in build_part(plan, Part(30, 40, False))
+    assert "shards 30 to 39 are built, 10 of" in build_part(plan, Part(30, 40, False))
     before = {p: p.stat().st_mtime_ns for p in (plan.store / "shards").glob("*.json")}
     build_part(plan, Part(1, 2, True))  # the second half, of which some stand
     assert all(path.stat().st_mtime_ns == ns for path, ns in before.items())
@@ -168,7 +168,7 @@ def test_the_rendered_array_builds_the_store(make, tmp_path, corpus, capsys):
     tasks[2].communicate()
     again = task(2)
     for one in (tasks[0], tasks[1], again):
-        assert "stand" in one.communicate(timeout=120)[0]
+        assert "are built" in one.communicate(timeout=120)[0]
         assert one.returncode == 0
     last = start()
     assert "kept" in last.communicate(timeout=120)[0]
@@ -177,13 +177,13 @@ def test_the_rendered_array_builds_the_store(make, tmp_path, corpus, capsys):
 
 def test_a_build_leaves_the_files_of_those_at_work(make):
     plan = plan_store(make("busy"))
-    ready_for_parts(plan)
+    cut_shards(plan)
     theirs = plan.store / "train" / f".00003.tok.77{STAGING_SUFFIX}"
     theirs.write_bytes(b"half")
-    with FileLock(plan.crew_lock, is_shared=True):
-        ready_for_parts(plan)
+    with FileLock(plan.parts_lock, is_shared=True):
+        cut_shards(plan)
         assert theirs.exists()
-    ready_for_parts(plan)
+    cut_shards(plan)
     assert not theirs.exists()  # its process is gone
 
 
@@ -191,7 +191,7 @@ def test_what_parts_cannot_do_is_refused(make, corpus, capsys):
     with pytest.raises(ConfigError, match="shard by shard"):
         build_part(plan_store(make("limited", max_text_bytes=10_000)), Part(0, 1, False))
     plan = plan_store(make("changed"))
-    ready_for_parts(plan)
+    cut_shards(plan)
     with open(corpus / "a.jsonl", "r+b") as file:
         file.seek(5000)
         file.write(b"\n" * 40_000)

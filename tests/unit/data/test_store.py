@@ -17,12 +17,13 @@ from wikillm.data.funnel import Funnel, merged
 from wikillm.data.inspect.summary import summary_json, summary_of
 from wikillm.data.prepare import build, prepare
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.prepare.shard import ShardJob, shard_record_path
+from wikillm.data.prepare.shard import ShardJob
 from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.sources.read import read_shards
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.store.manifest import Manifest
 from wikillm.data.store.store import Store
+from wikillm.data.store.writer import shard_record_path
 from wikillm.data.tokenizer.tokenizer import copy_tokenizer
 
 

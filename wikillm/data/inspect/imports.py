@@ -23,7 +23,6 @@ from wikillm.core.files import STAGING_SUFFIX, rename_durably, sha256_file, writ
 from wikillm.core.log import warn
 from wikillm.data.filters.documents import content_hash
 from wikillm.data.funnel import Funnel, Tally, merged
-from wikillm.data.prepare.shard import SplitWriter, shard_record_path
 from wikillm.data.sources.read import Cursor
 from wikillm.data.store.manifest import (
     FORMAT_VERSION,
@@ -36,6 +35,7 @@ from wikillm.data.store.manifest import (
     fingerprint_of,
 )
 from wikillm.data.store.store import SPLITS, Store
+from wikillm.data.store.writer import SplitWriter, shard_record_path
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
 from wikillm.data.types import TokenizedDocument
 

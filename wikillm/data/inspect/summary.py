@@ -8,7 +8,7 @@ from typing import Any
 
 from wikillm.config.mixture import PERIOD
 from wikillm.core.units import format_count
-from wikillm.data.prepare.finish import QUARANTINE_NAME
+from wikillm.data.prepare.quarantine import QUARANTINE_NAME
 from wikillm.data.read.corpus import Corpus
 from wikillm.data.store.manifest import Manifest
 

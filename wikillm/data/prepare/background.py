@@ -1,9 +1,10 @@
-"""The process that builds a token store while another one trains on what stands of it.
+"""The process that builds a token store while another one trains on its finished part.
 
-It is no rank and no member of a process group. Its parent sends it a `BuildPlan` over a pipe; it waits for its turn
-(one builder at a time, on however many nodes), builds, and answers ("done", None) or ("refused", error). It survives
-nothing: when the pipe ends, that is when the parent closes it or dies, it ends at once, and so do its workers; the
-next build goes on at the first missing shard. What it has to say goes to `.STORE.log` beside the store.
+It is no rank and no member of a process group. Its parent sends it a `BuildPlan` over a pipe. It
+waits for the lock (one builder at a time, on any number of nodes), builds, and answers
+("done", None) or ("refused", error). When the parent closes the pipe or dies, it exits at once with
+its workers; the next build resumes at the first missing shard. Its log is `.STORE.log` beside the
+store.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import sys
 import threading
 import traceback
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from wikillm.core.errors import DataError, WikiLLMError
 from wikillm.core.log import make_output_safe
@@ -22,25 +22,29 @@ from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.workers.exclusive import beside, write_failure
 from wikillm.data.workers.process import start_child, stop_child
 
-_NICE = 5  # the trainer comes first where both want a core
+_NICE = 5  # training has priority where both want a core
 
 
 class Builder:
-    """The parent's side. Copies in other processes (forks) know nothing of it."""
+    """The parent's side. Forked children do not own it."""
 
     def __init__(self, plan: BuildPlan) -> None:
-        self._plan, self._owner = plan, os.getpid()
+        self._plan = plan
+        self._owner = os.getpid()
         self._log = beside(plan.lock_base, ".log")
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with open(self._log, "ab") as log:
             self._process, self._pipe = start_child("wikillm.data.prepare.background", log=log)
         self._pipe.send(plan)
-        self._is_done = False
+        self._has_ended = False
         self._error: WikiLLMError | None = None
 
     def trouble(self) -> WikiLLMError | None:
-        """Why it ended without a store; None while it works and when it is done. Told to other processes too."""
-        if self._is_done or os.getpid() != self._owner:
+        """Why it ended without a store; None while it works and when it is done.
+
+        The error is also written for the other processes that wait for the store.
+        """
+        if self._has_ended or os.getpid() != self._owner:
             return self._error
         error: WikiLLMError | None = None
         try:
@@ -49,35 +53,31 @@ class Builder:
             _, error = self._pipe.recv()
         except (EOFError, OSError):
             error = self._death()
-        self._is_done, self._error = True, error  # remembered: the pipe has nothing more to say
+        self._has_ended = True
+        self._error = error
         if error is not None:
             write_failure(self._plan.lock_base, error)
         return error
 
     def stop(self) -> None:
-        """End it; what it has built stays."""
+        """End it; what it has built is kept."""
         if os.getpid() == self._owner:
             stop_child(self._process, self._pipe)
-            self._is_done = True
+            self._has_ended = True
 
     def _death(self) -> DataError:
         code = self._process.wait()
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        lines = []
+        if self._log.is_file():
+            lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = f":\n{lines[-1][:200]}" if lines else ""
+        resume = "start again with --resume auto: it resumes at the first missing shard"
         return DataError(
             "The process that builds the token store died.",
-            got=f"pid {self._process.pid}, {how}; its last words are in {self._log}"
-            + _last_line(self._log),
-            fix="start again with --resume auto: it goes on at the first missing shard; with less memory: data.workers=1",
+            got=f"pid {self._process.pid}, {how}; its last output is in {self._log}{last}",
+            fix=f"{resume}; with less memory: data.workers=1",
         )
-
-
-def _last_line(log: Path) -> str:
-    lines = (
-        log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        if log.is_file()
-        else []
-    )
-    return f":\n{lines[-1][:200]}" if lines else ""
 
 
 def main(descriptor: int) -> int:
@@ -88,7 +88,7 @@ def main(descriptor: int) -> int:
         plan: BuildPlan = pipe.recv()
     except EOFError:
         return 0
-    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(pipe,), daemon=True).start()
     answer: tuple[str, WikiLLMError | None] = ("done", None)
     try:
         ensure_store(plan)
@@ -101,8 +101,8 @@ def main(descriptor: int) -> int:
     return 0
 
 
-def _end_with_parent(pipe: Connection) -> None:
-    """The parent sends nothing more, so whatever arrives is the end of the pipe."""
+def _exit_with_parent(pipe: Connection) -> None:
+    """The parent sends nothing more, so anything received is the end of the pipe."""
     try:
         pipe.recv()
     except (EOFError, OSError):

@@ -1,9 +1,7 @@
-"""The end of a build: the quarantine file, the count of duplicates, the manifest last of all."""
+"""The end of a build: what describes the finished shards, the manifest last of all."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from wikillm.core.files import write_atomic, write_json
 from wikillm.data.filters.drop_list import DROP_LIST_NAME
 from wikillm.data.funnel import merged
 from wikillm.data.prepare.plan import BuildPlan
-from wikillm.data.prepare.shard import shard_record_path
+from wikillm.data.prepare.quarantine import write_quarantine
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, SplitInfo, TokenizerInfo
 from wikillm.data.store.store import (
     COMMITTED_NAME,
@@ -24,21 +22,16 @@ from wikillm.data.store.store import (
 from wikillm.data.text.attribution import write_attribution
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
-QUARANTINE_NAME = "quarantine.jsonl"
 _MAX_COUNTED = 20_000_000  # documents whose hashes are compared: 160 MB
 
 
 def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardInfo]) -> Manifest:
     """Write what describes the finished shards. Nothing is changed after the manifest."""
-    funnel = merged(info.funnel for info in shards)
-    if funnel.bad_records:
-        lines = (json.dumps(bad, ensure_ascii=False) for bad in _bad_records(plan.store, shards))
-        write_atomic(plan.store / QUARANTINE_NAME, "".join(line + "\n" for line in lines))
-    write_attribution(
-        plan.store,
-        [(s, info.sha256) for s, info in zip(plan.sources, plan.source_infos, strict=True)],
-    )
-    if plan.drop_list is not None:  # which documents were left out, and for which
+    if any(info.funnel.bad_records for info in shards):
+        write_quarantine(plan.store, shards)
+    digests = (info.sha256 for info in plan.source_infos)
+    write_attribution(plan.store, list(zip(plan.sources, digests, strict=True)))
+    if plan.drop_list is not None:  # which documents were dropped, and for which
         write_atomic(plan.store / DROP_LIST_NAME, plan.drop_list.entries())
     manifest = describe_shards(plan, tokenizer, shards, _duplicates(plan.store, shards))
     for name in (COMMITTED_NAME, FORMER_COMMITTED_NAME):
@@ -51,6 +44,8 @@ def describe_shards(
     plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardInfo], duplicates: int | None
 ) -> Manifest:
     """The manifest of a store that ends with these shards."""
+    # Several encoders when a build was resumed with another one.
+    encoders = [info.partition(" ") for info in sorted({info.backend for info in shards})]
     return Manifest(
         fingerprint=plan.fingerprint,
         facts=plan.facts,
@@ -62,7 +57,10 @@ def describe_shards(
             eos_id=tokenizer.eos_id,
             eos_token=tokenizer.eos_token,
         ),
-        backend=_backends(shards),
+        backend={
+            "name": ", ".join(name for name, _, _ in encoders),
+            "version": ", ".join(version for _, _, version in encoders),
+        },
         sources=plan.source_infos,
         shard_bytes=plan.shard_bytes,
         stopped_at_text_limit=any(info.is_cut for info in shards),
@@ -73,30 +71,10 @@ def describe_shards(
     )
 
 
-def _bad_records(store: Path, shards: list[ShardInfo]) -> Iterator[dict[str, object]]:
-    for info in shards:
-        yield from json.loads(shard_record_path(store, info.number).read_text(encoding="utf-8"))[
-            "bad"
-        ]
-
-
 def _duplicates(store: Path, shards: list[ShardInfo]) -> int | None:
-    """Documents whose text occurred before, in either split (equal texts are on one side)."""
+    """Documents whose text occurred before, in either split; None when there are too many."""
     if sum(part.documents for info in shards for part in info.splits.values()) > _MAX_COUNTED:
         return None
-    hashes = [
-        np.fromfile(shard_path(store, split, info.number, "idx"), dtype=INDEX)["hash"]
-        for info in shards
-        for split in SPLITS
-    ]
-    every = np.concatenate(hashes)
-    return int(len(every) - len(np.unique(every)))
-
-
-def _backends(shards: list[ShardInfo]) -> dict[str, str]:
-    """The libraries that encoded the shards; several when a build was continued with another one."""
-    found = sorted({info.backend for info in shards})
-    return {
-        "name": ", ".join(name.partition(" ")[0] for name in found),
-        "version": ", ".join(name.partition(" ")[2] for name in found),
-    }
+    paths = [shard_path(store, split, info.number, "idx") for info in shards for split in SPLITS]
+    hashes = np.concatenate([np.fromfile(path, dtype=INDEX)["hash"] for path in paths])
+    return len(hashes) - len(np.unique(hashes))

@@ -21,15 +21,19 @@ from wikillm.data.types import SourceFile
 
 _TEXT_SHARE = {"mediawiki": 0.6, "json": 0.98, "jsonl": 0.98, "csv": 0.98}
 """Clean text per decompressed byte, at most; 1 for the other formats."""
+_STORE_BYTES_PER_TEXT_BYTE = 1.4
+"""0.29 tokens of 4 bytes, and 32 bytes for a document of 250 bytes at least."""
 _MOST_THREADS = 8
-_STORE_BYTES_PER_TEXT_BYTE = (
-    1.4  # 0.29 tokens of 4 bytes, and 32 bytes for a document of 250 at least
-)
 
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """All that decides a store (`facts`), and what decides only how it is built (`workers`, `is_read`, ...)."""
+    """What decides a store (`facts`), and what decides only how it is built.
+
+    Attributes:
+        relay: the file for the newest progress line.
+        is_read: a run trains on its finished part, so no final shard may change any more.
+    """
 
     store: Path
     facts: dict[str, Any]
@@ -45,8 +49,8 @@ class BuildPlan:
     max_bad_fraction: float
     workers: int
     backend: str = "auto"
-    relay: Path | None = None  # where the newest progress line goes
-    is_read: bool = False  # a run trains on what stands of it: no final shard may change any more
+    relay: Path | None = None
+    is_read: bool = False
     filters: Filters = Filters()
     drop_list: DropList | None = None
 
@@ -56,13 +60,13 @@ class BuildPlan:
         return self.store.with_name(f".{self.store.name}")
 
     @property
-    def crew_lock(self) -> Path:
-        """Shared by all who build parts of the store at once (see data.parts)."""
+    def parts_lock(self) -> Path:
+        """Shared by all who build parts of the store at once (see `parts`)."""
         return self.store.with_name(f".{self.store.name}.crew")
 
     @property
     def threads(self) -> int:
-        """Threads that decompress: one feeds a dozen workers that clean wikitext, and each takes a core."""
+        """Threads that decompress: each takes a core and feeds a dozen workers with wikitext."""
         return min(self.workers, _MOST_THREADS)
 
     @property
@@ -79,27 +83,21 @@ class BuildPlan:
         )
 
     def predicted_bytes(self) -> int:
-        """About how large the store becomes; rather too much than too little."""
         return predicted_store_bytes(self.sources, self.max_text_bytes)
 
     def nothing_left(self, funnel: Funnel) -> DataError:
-        """The error of a build of which no document is left; `funnel` tells why."""
-        if (
-            self.max_text_bytes is not None
-            and funnel.kept_records == 0
-            and funnel.read_records == 0
-        ):
-            fix = f"data.max_text_bytes={self.max_text_bytes} is less than the first document; raise it"
-        else:
-            fix = "look at the reasons above; data.text_key names the key of the text"
+        """The error of a build without any document left; `funnel` has the reasons."""
+        fix = "look at the reasons above; data.text_key names the key of the text"
+        if self.max_text_bytes is not None and funnel.read_records == 0:
+            limit = f"data.max_text_bytes={self.max_text_bytes}"
+            fix = f"{limit} is less than the first document; raise it"
         return DataError("Nothing is left to train on after cleaning.", got=funnel.table(), fix=fix)
 
 
 def predicted_store_bytes(sources: Sequence[SourceFile], max_text_bytes: int | None = None) -> int:
     """About how large a store of `sources` becomes; rather too much than too little."""
-    text = sum(
-        estimated_bytes([source]) * _TEXT_SHARE.get(source.format, 1.0) for source in sources
-    )
+    shares = ((source, _TEXT_SHARE.get(source.format, 1.0)) for source in sources)
+    text = sum(estimated_bytes([source]) * share for source, share in shares)
     if max_text_bytes is not None:
         text = min(text, max_text_bytes)
     return int(text * _STORE_BYTES_PER_TEXT_BYTE) + (16 << 20)

@@ -1,9 +1,10 @@
-"""From `data.*` to a finished token store: what is read, and what is built. (`read.open` opens it as a corpus.)
+"""From `data.*` to a finished token store: what is read and what is built.
 
-`prepare_store` is called by every rank before any process group exists. One process at a time works: the first
-finds the sources' digests and the tokenizer and builds; the others wait and open the same store. What was found
-is kept beside the stores, keyed by the settings and by path, size and time of each file, so that a later start
-neither reads the sources again nor asks a hub again.
+Every rank calls `prepare_store` before a process group exists (`read.open` does it for a corpus).
+One process at a time works: the first finds the sources' digests and the tokenizer and builds; the
+others wait and open the same store. What was found is kept beside the stores, keyed by the settings
+and by path, size and time of each file. So a later start neither reads the sources again nor tries
+a download again.
 """
 
 from __future__ import annotations
@@ -25,8 +26,12 @@ from wikillm.data.fetch.remote import scheme_of, shown
 from wikillm.data.filters.settings import Filters, plan_filters
 from wikillm.data.prepare.build import ensure_store
 from wikillm.data.prepare.dedup import Deduplication
-from wikillm.data.prepare.held_out import refuse_few_held_out, refuse_one_text
 from wikillm.data.prepare.plan import BuildPlan
+from wikillm.data.prepare.validation_split import (
+    automatic_fraction,
+    refuse_few_held_out,
+    refuse_one_text,
+)
 from wikillm.data.sources.read import estimated_bytes, shard_range
 from wikillm.data.sources.sniff import check_text_key, sniff
 from wikillm.data.store.manifest import (
@@ -45,24 +50,35 @@ from wikillm.data.workers.exclusive import beside, exclusive
 from wikillm.data.workers.progress import Progress, Work
 
 STORES = Path("stores")
-_SMALL_CORPUS = 256 * 10**6  # below this many bytes of source, val_fraction=auto holds out a tenth
-_DECIDES_NOTHING = {
-    *("workers", "backend", "max_bad_fraction", "min_val_tokens", "preset"),
-    *("shard_bytes", "streaming", "window_shards", "stall_seconds", "mixture", "packing"),
-    *("cache", "cache_bytes", "drop_list"),
-}  # of what is found by looking at the sources
+_DECIDES_NOTHING = {  # of what is found by looking at the sources
+    "workers",
+    "backend",
+    "max_bad_fraction",
+    "min_val_tokens",
+    "preset",
+    "shard_bytes",
+    "streaming",
+    "window_shards",
+    "stall_seconds",
+    "mixture",
+    "packing",
+    "cache",
+    "cache_bytes",
+    "drop_list",
+}
 _LARGEST_DOCUMENT = 2**32 - 1  # the store counts a document's bytes in 32 bits
+_WITHOUT_KEYS = ("mediawiki", "text", "blocks", "lines")
 
 
 def prepare_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False) -> Store:
-    """Open the one token store of `cfg`, building it first where it is missing. (all ranks)
+    """Open the one token store of `cfg`, built first if it is missing. (all ranks)
 
     A store of a mixture (`is_part`) may hold out few tokens: they are counted with the others'.
 
     Raises:
-        ConfigError: a setting that cannot be.
-        DataError: sources, tokenizer or an existing store that cannot be used; too few held-out tokens.
-        MachineError: no room on the disk, or a worker process that died.
+        ConfigError: a setting that is refused.
+        DataError: bad sources, tokenizer or existing store; too few held-out tokens.
+        MachineError: a full disk, or a worker process that died.
     """
     check_settings(cfg)
     store = open_prepared(cfg, is_main=is_main)
@@ -76,27 +92,24 @@ def prepare_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = Fal
 
 
 def check_settings(cfg: DataSection) -> None:
-    """Refuse what cannot be, before anything is looked at."""
+    """Raise ConfigError for values out of range, before any source is read."""
     if cfg.val_fraction != "auto" and not 0 < cfg.val_fraction < 1:
-        raise ConfigError(
-            "data.val_fraction is a share between 0 and 1.",
-            got=str(cfg.val_fraction),
-            fix="data.val_fraction=0.1",
-        )
+        what = "data.val_fraction is a share between 0 and 1."
+        raise ConfigError(what, got=str(cfg.val_fraction), fix="data.val_fraction=0.1")
     if cfg.max_document_bytes > _LARGEST_DOCUMENT:
-        raise ConfigError(
-            "data.max_document_bytes must be below 4 GiB.", got=str(cfg.max_document_bytes)
-        )
+        what = "data.max_document_bytes must be below 4 GiB."
+        raise ConfigError(what, got=str(cfg.max_document_bytes))
 
 
 def open_prepared(cfg: DataSection, *, is_main: bool = True) -> Store | None:
-    """The store that `data.store` names where nothing else is named: the sources need not be here. (all ranks)"""
+    """The store in `data.store` when no source is named: the sources may be missing. (all ranks)"""
     if cfg.store and scheme_of(cfg.store):
         if cfg.path:
+            build = "or build it in data.store=FOLDER, and copy that there"
             raise ConfigError(
                 "A store is built in a local folder, and read from an address.",
                 got=f"data.store={shown(cfg.store)} beside data.path",
-                fix="data.path=null to read the store; or build it in data.store=FOLDER, and copy that there",
+                fix=f"data.path=null to read the store; {build}",
             )
         return open_remote(cfg.store, Cache(cfg.cache, cfg.cache_bytes), is_main=is_main)
     if not cfg.path and cfg.store and (Path(cfg.store) / MANIFEST_NAME).exists():
@@ -105,7 +118,10 @@ def open_prepared(cfg: DataSection, *, is_main: bool = True) -> Store | None:
 
 
 def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
-    """The finished store of a plan, built if need be. Raises DataError when it was made from other facts. (all ranks)"""
+    """The finished store of a plan, built if it is missing. (all ranks)
+
+    Raises DataError when it was made from other facts.
+    """
     ensure_store(plan, is_main=is_main)
     store = Store.open(plan.store, sizes=is_main)
     refuse_other_facts(plan.store, store.manifest.facts, plan.facts)
@@ -113,36 +129,38 @@ def ensure_planned(plan: BuildPlan, *, is_main: bool = True) -> Store:
 
 
 def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False) -> BuildPlan:
-    """Look at the sources, read their digests and choose the tokenizer: all that decides the store. (all ranks)
+    """Find everything that decides the store: sources, digests, tokenizer, duplicates. (all ranks)
 
-    A source of a mixture (`is_part`) may be one document: others may be held out.
-    With `data.dedup` and no `data.drop_list` it also reads the sources to the end, to find the copies: that takes about as
-    long as the build.
+    A source of a mixture (`is_part`) may be one document: others may be held out. With `data.dedup`
+    and no `data.drop_list` it reads the sources to the end, about as long as the build takes.
     """
     if cfg.mixture:
-        names = ", ".join(source.name for source in cfg.mixture)
-        fix = "build the stores one by one: data.path=... data.store=..., and name them in data.mixture"
         raise ConfigError(
-            "This builds one store, and data.mixture names several.", got=names, fix=fix
+            "This builds one store, and data.mixture names several.",
+            got=", ".join(source.name for source in cfg.mixture),
+            fix="build the stores one by one: data.path=... data.store=..., "
+            "and name them in data.mixture",
         )
     filters = plan_filters(cfg)
     dedup = Deduplication.of(cfg)
     files = find_sources(cfg, is_main=is_main)
-    sources = tuple(
-        _look_into(file, cfg, is_alone=len(files) == 1 and not is_part) for file in files
-    )
+    is_alone = len(files) == 1 and not is_part
+    sources = tuple(_inspect(file, cfg, is_alone) for file in files)
     if not is_part:
         refuse_one_text(sources)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
     base = area / f".{_settings_key(cfg, sources)}"
     with exclusive(base, "preparing the data", is_main):
-        found = _Found.look(cfg, sources, beside(base, ".found.json"), beside(base, ".progress"))
+        found = _Found.find(cfg, sources, beside(base, ".found.json"))
         plan = _plan(cfg, sources, found, area, filters)
         return plan if dedup is None else dedup.apply(plan, cfg, area, is_main)
 
 
-def _look_into(file: Fetched, cfg: DataSection, is_alone: bool) -> SourceFile:
-    """What a file is. Raises DataError when it cannot be read; one of several is not to replace the others."""
+def _inspect(file: Fetched, cfg: DataSection, is_alone: bool) -> SourceFile:
+    """What a file is. Raises DataError when it cannot be read.
+
+    The fix of that error names a new source; for one of several it must not replace the others.
+    """
     try:
         source = sniff(file.path, cfg.format, cfg.text_key)
         check_text_key(source, cfg.max_document_bytes)
@@ -156,7 +174,7 @@ def _look_into(file: Fetched, cfg: DataSection, is_alone: bool) -> SourceFile:
 
 
 def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
-    """What this preparation is, as far as it is known without reading the sources: 12 hex digits."""
+    """12 hex digits of what is known about a preparation without reading the sources."""
     files = [
         (os.path.realpath(s.path), s.size, os.stat(s.path).st_mtime_ns, s.format) for s in sources
     ]
@@ -173,37 +191,40 @@ class _Found:
     tokenizer: TokenizerChoice
 
     @classmethod
-    def look(
-        cls, cfg: DataSection, sources: tuple[SourceFile, ...], memory: Path, relay: Path
-    ) -> _Found:
-        """Take from `memory` what an earlier preparation of the same files found, find the rest, remember it."""
+    def find(cls, cfg: DataSection, sources: tuple[SourceFile, ...], cache: Path) -> _Found:
+        """Take what an earlier preparation of the same files left in `cache`, find the rest."""
         known: dict[str, Any] = {}
         with suppress(OSError, ValueError, RecursionError):
-            known = json.loads(memory.read_text(encoding="utf-8"))
+            known = json.loads(cache.read_text(encoding="utf-8"))
         digests = known.get("digests") if isinstance(known, dict) else None
         if not isinstance(digests, list) or [type(one) for one in digests] != [str] * len(sources):
-            known, digests = {}, _digests(sources, relay)
-        effective = min(estimated_bytes(sources), cfg.max_text_bytes or estimated_bytes(sources))
-        tokenizer = choose_tokenizer(
-            cfg.tokenizer, effective, may_download=not known.get("hubs_failed", False)
-        )
-        hubs_failed = known.get("hubs_failed", False) or (
-            cfg.tokenizer == "auto" and tokenizer.folder is None
-        )
-        value = {"digests": digests, "hubs_failed": hubs_failed}
+            known = {}
+            digests = _digests(sources)
+        # The name of the key is older than the word "download" in this code.
+        failed = known.get("hubs_failed", False)
+        size = _text_estimate(cfg, sources)
+        tokenizer = choose_tokenizer(cfg.tokenizer, size, may_download=not failed)
+        failed = failed or (cfg.tokenizer == "auto" and tokenizer.folder is None)
+        value = {"digests": digests, "hubs_failed": failed}
         if value != known:
-            with suppress(OSError):  # on a read-only disk it is found anew each time
-                memory.parent.mkdir(parents=True, exist_ok=True)
-                write_json(memory, value)
+            with suppress(OSError):  # on a read-only disk it is found again each time
+                cache.parent.mkdir(parents=True, exist_ok=True)
+                write_json(cache, value)
         return cls(tuple(digests), tokenizer)
 
 
-def _digests(sources: tuple[SourceFile, ...], relay: Path) -> list[str]:
+def _text_estimate(cfg: DataSection, sources: tuple[SourceFile, ...]) -> int:
+    estimate = estimated_bytes(sources)
+    return min(estimate, cfg.max_text_bytes or estimate)
+
+
+def _digests(sources: tuple[SourceFile, ...]) -> list[str]:
     progress = Progress("reading the sources' sha256", sum(source.size for source in sources))
-    found = [
-        sha256_file(Path(s.path), lambda size: progress.add(Work(source_bytes=size)))
-        for s in sources
-    ]
+
+    def on_read(size: int) -> None:
+        progress.add(Work(source_bytes=size))
+
+    found = [sha256_file(Path(source.path), on_read) for source in sources]
     progress.finish()
     return found
 
@@ -211,15 +232,12 @@ def _digests(sources: tuple[SourceFile, ...], relay: Path) -> list[str]:
 def _plan(
     cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area: Path, filters: Filters
 ) -> BuildPlan:
-    estimate = estimated_bytes(sources)
-    effective = min(estimate, cfg.max_text_bytes or estimate)
-    fraction = cfg.val_fraction
-    if fraction == "auto":
-        fraction = 0.1 if effective < _SMALL_CORPUS else 0.005
-    shard_bytes = cfg.shard_bytes or shard_range(effective)
-    has_keys = any(
-        source.format not in ("mediawiki", "text", "blocks", "lines") for source in sources
-    )
+    size = _text_estimate(cfg, sources)
+    fraction = automatic_fraction(size) if cfg.val_fraction == "auto" else cfg.val_fraction
+    shard_bytes = cfg.shard_bytes or shard_range(size)
+    has_keys = any(source.format not in _WITHOUT_KEYS for source in sources)
+    # What decides every byte of the store. A new fact must be absent where it changes nothing, or
+    # all existing stores would be built again.
     facts = {
         "format_version": FORMAT_VERSION,
         "cleaner": CLEANER_VERSION,
@@ -234,13 +252,10 @@ def _plan(
         "data.max_document_bytes": cfg.max_document_bytes,
         "eos": "after each document",
         "shard_bytes": shard_bytes,
-        **(
-            {"data.max_field_lines": cfg.max_field_lines}
-            if any(s.format == "csv" for s in sources)
-            else {}
-        ),
-        **filters.facts(),
     }
+    if any(source.format == "csv" for source in sources):
+        facts["data.max_field_lines"] = cfg.max_field_lines
+    facts |= filters.facts()
     fingerprint = fingerprint_of(facts)
     store = Path(cfg.store) if cfg.store else area / fingerprint[:12]
     return BuildPlan(

@@ -1,97 +1,89 @@
-"""One shard, from raw records to files. Runs in the worker processes; a pure function of its records.
+"""Build one shard, from raw records to files. Runs in the workers; a pure function of its records.
 
-Documents go to `val` when the top of their 64-bit content hash falls below the held-out share, so equal texts are
-always on one side, and stay there when data is added. Text is encoded in batches of about 1 MiB of source: that
-bounds the memory of a worker, whatever the size of the shard.
+Each document goes to the split that its content hash names (`validation_split`). Text is encoded in
+batches of about 1 MiB of source, which bounds the memory of a worker for any size of shard.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import weakref
 from bisect import bisect_right
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from wikillm.core.errors import DataError
-from wikillm.core.files import STAGING_SUFFIX, rename_durably, write_json
+from wikillm.core.files import write_json
 from wikillm.data.filters.documents import CleanJob, content_hashes
 from wikillm.data.funnel import Tally
+from wikillm.data.prepare.quarantine import MAX_PER_SHARD, quarantined
+from wikillm.data.prepare.validation_split import is_held_out
 from wikillm.data.sources.read import RawShard
-from wikillm.data.store.manifest import ShardInfo, ShardSplit
-from wikillm.data.store.store import INDEX, SPLITS, TOKEN, shard_path
+from wikillm.data.store.manifest import ShardInfo
+from wikillm.data.store.store import INDEX, SPLITS
+from wikillm.data.store.writer import SplitWriter, shard_record_path
 from wikillm.data.text.attribution import write_titles
 from wikillm.data.tokenizer.encoders import FIRST_DOCUMENTS, TRUTH, CheckedEncoder, open_encoder
-from wikillm.data.types import CleanedDocuments, DroppedItem, TokenizedDocument
+from wikillm.data.types import CleanedDocuments
 from wikillm.data.workers.progress import Report, Work
 
 BATCH_BYTES = 1 << 20
-MAX_QUARANTINED = 1000  # bad records kept per shard; all are counted
-HEAD_CHARACTERS = 200
+
+_open_encoder = lru_cache(maxsize=1)(open_encoder)
 
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """Build one shard of the store: clean, encode, write, and last of all its record `shards/NNNNN.json`."""
+    """Build one shard: clean, encode, write, and last of all its record `shards/NNNNN.json`.
+
+    Attributes:
+        text_budget: bytes of text; the first document beyond it ends the shard.
+        backend: as `choose_backend` names it.
+        check_first: documents of shard 0 whose ids are all compared with `tokenizers`.
+    """
 
     store: Path
     clean: CleanJob
     val_fraction: float
-    text_budget: int | None = None  # bytes of text; the first document beyond it ends the shard
-    backend: str = TRUTH  # as `choose_backend` names it
-    check_first: int = (
-        FIRST_DOCUMENTS  # documents of shard 0 whose ids are all compared with the truth
-    )
+    text_budget: int | None = None
+    backend: str = TRUTH
+    check_first: int = FIRST_DOCUMENTS
 
     def __call__(self, raw: RawShard, report: Report) -> ShardInfo:
         tally = Tally()
         bad: list[dict[str, object]] = []
-        writers = {split: SplitWriter(self.store, split, raw.number) for split in SPLITS}
-        tokenizer = _open_encoder(self.backend, self.store / "tokenizer")
-        encoder = _Encoder(
-            tokenizer,
-            writers,
-            self.val_fraction,
-            report,
-            self.check_first if raw.number == 0 else 1,
-        )
-        text_bytes, is_cut = 0, False
         pages: list[tuple[int, int, bytes]] = []
+        writers = {split: SplitWriter(self.store, split, raw.number) for split in SPLITS}
+        checked = _open_encoder(self.backend, self.store / "tokenizer")
+        check_first = self.check_first if raw.number == 0 else 1
+        encoder = _Encoder(checked, writers, self.val_fraction, report, check_first)
+        left = self.text_budget
+        is_cut = False
         for batch in self.clean.batches(raw):
-            if self.text_budget is not None:
-                ends = list(
-                    accumulate((len(text.encode()) for text in batch.texts), initial=text_bytes)
-                )
-                within = bisect_right(ends, self.text_budget) - 1
-                if within < len(batch.texts):
-                    batch, is_cut = batch.first(within), True
-                text_bytes = ends[within]
+            if left is not None:
+                ends = list(accumulate((len(text.encode()) for text in batch.texts), initial=0))
+                fitting = bisect_right(ends, left) - 1
+                left -= ends[fitting]
+                is_cut = fitting < len(batch.texts)
+                if is_cut:
+                    batch = batch.first(fitting)
             tally.count(batch)
-            is_row = self.clean.formats[batch.source] == "csv"
-            bad += [
-                _quarantined(batch.source, item, is_row)
-                for item in batch.dropped
-                if item.why.is_bad
-            ]
-            del bad[MAX_QUARANTINED:]
-            if self.clean.formats[batch.source] == "mediawiki":
-                pages += [
-                    (batch.source, *page)
-                    for page in zip(batch.offsets, batch.payloads, strict=True)
-                ]
+            format = self.clean.formats[batch.source]
+            unreadable = (item for item in batch.dropped if item.why.is_bad)
+            bad += [quarantined(batch.source, item, format == "csv") for item in unreadable]
+            del bad[MAX_PER_SHARD:]
+            if format == "mediawiki":
+                titled = zip(batch.offsets, batch.payloads, strict=True)
+                pages += [(batch.source, *page) for page in titled]
             encoder.add(batch)
             if is_cut:
                 break
         encoder.flush()
         splits = {split: writer.finish() for split, writer in writers.items()}
         write_titles(self.store, raw.number, pages)
+        # The record comes last: with it the shard counts as finished.
         info = ShardInfo(
             raw.number, raw.start, raw.end, is_cut, tally.funnel(), splits, self.backend
         )
@@ -99,28 +91,8 @@ class ShardJob:
         return info
 
 
-def shard_record_path(store: Path, number: int) -> Path:
-    return store / "shards" / f"{number:05d}.json"
-
-
-def _quarantined(source: int, item: DroppedItem, is_row: bool) -> dict[str, object]:
-    record = (
-        item.payload.rpartition(b"\n")[0] if is_row else item.payload
-    )  # a row travels with its header
-    return {
-        "source": source,
-        "offset": item.offset,
-        "reason": item.why.reason,
-        "detail": item.why.detail,
-        "head": record[:HEAD_CHARACTERS].decode("utf-8", errors="backslashreplace"),
-    }
-
-
-_open_encoder = lru_cache(maxsize=1)(open_encoder)
-
-
 class _Encoder:
-    """Collects documents, encodes them in batches, hands them to the split that their hash names."""
+    """Collects documents, encodes them in batches, writes each to its split."""
 
     def __init__(
         self,
@@ -130,14 +102,14 @@ class _Encoder:
         report: Report,
         check_first: int,
     ) -> None:
-        self._encoder, self._tokenizer, self._writers, self._report = (
-            encoder,
-            encoder.truth,
-            writers,
-            report,
-        )
+        self._encoder = encoder
+        self._writers = writers
+        self._val_fraction = val_fraction
+        self._report = report
         self._check_first = check_first
-        self._val_below = np.uint64(int(val_fraction * 2**64))
+        self._clear()
+
+    def _clear(self) -> None:
         self._sources: list[int] = []
         self._offsets: list[int] = []
         self._texts: list[str] = []
@@ -152,106 +124,39 @@ class _Encoder:
             self.flush()
 
     def flush(self) -> None:
-        """Encode what was collected, all documents of a batch at once: a loop over documents costs more than encoding."""
+        """Encode and write what was collected."""
+        text_bytes = tokens = 0
+        if self._texts:
+            text_bytes, tokens = self._encode()
+        self._report(Work(self._source_bytes, len(self._texts), text_bytes, tokens))
+        self._clear()
+
+    def _encode(self) -> tuple[int, int]:
+        """The bytes and tokens of a batch, encoded at once: a loop over documents is slower."""
         texts = self._texts
-        if not texts:
-            self._tell(0, 0)
-            return
+        tokenizer = self._encoder.truth
         encoded = self._encoder.encode_batch(texts)
-        hashes, lengths = content_hashes(
-            texts
-        )  # after encoding: fastokens leaves UTF-8 in the strings
+        # After encoding, since fastokens leaves the UTF-8 in the strings.
+        hashes, lengths = content_hashes(texts)
         self._encoder.check(texts, encoded, self._check_first, hashes)
         self._check_first = max(0, self._check_first - len(texts))
-        if len(encoded.ids) and int(encoded.ids.max()) >= self._tokenizer.length:
-            raise DataError(
-                "A tokenizer gave an id beyond its own vocabulary.", got=f"{int(encoded.ids.max())}"
-            )
-        ids = encoded.with_last(self._tokenizer.eos_id)
+        largest = int(encoded.ids.max(initial=0))
+        if largest >= tokenizer.length:
+            what = "A tokenizer gave an id beyond its own vocabulary."
+            raise DataError(what, got=str(largest))
+        ids = encoded.with_last(tokenizer.eos_id)
         rows = np.empty(len(texts), dtype=INDEX)
         rows["end"] = ids.ends[1:] - ids.ends[:-1]
         rows["hash"] = hashes
-        rows["offset"], rows["source"] = self._offsets, self._sources
+        rows["offset"] = self._offsets
+        rows["source"] = self._sources
         rows["text_bytes"] = lengths
-        is_val = hashes < self._val_below
+        is_val = is_held_out(hashes, self._val_fraction)
         for split, chosen in (("train", ~is_val), ("val", is_val)):
-            if chosen.any():
-                mine = (
-                    ids.ids
-                    if chosen.all()
-                    else ids.ids[np.repeat(chosen, rows["end"].astype(np.int64))]
-                )
-                self._writers[split].add_all(mine, rows[chosen])
-        self._tell(sum(lengths), len(ids.ids))
-
-    def _tell(self, text_bytes: int, tokens: int) -> None:
-        self._report(Work(self._source_bytes, len(self._texts), text_bytes, tokens))
-        self._sources, self._offsets, self._texts = [], [], []
-        self._source_bytes = 0
-
-
-class SplitWriter:
-    """Writes NNNNN.tok as documents come, NNNNN.idx at the end; both appear under their names when complete.
-
-    One that is given up, as by a worker whose parent died, takes its unfinished file along.
-    """
-
-    def __init__(self, store: Path, split: str, number: int) -> None:
-        self._paths = {kind: shard_path(store, split, number, kind) for kind in ("tok", "idx")}
-        self._paths["tok"].parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO = open(_staged(self._paths["tok"]), "wb")  # noqa: SIM115  closed in finish
-        self._forget = weakref.finalize(self, _staged(self._paths["tok"]).unlink, missing_ok=True)
-        self._forget.atexit = (
-            False  # a copy of this process (a fork) that ends does not own the file
-        )
-        self._digest = hashlib.sha256()
-        self._tokens = 0
-        self._text_bytes = 0
-        self._rows: list[npt.NDArray[Any]] = []
-
-    def add(self, document: TokenizedDocument) -> None:
-        row = (
-            len(document.ids),
-            document.content_hash,
-            document.offset,
-            document.source,
-            document.text_bytes,
-        )
-        self.add_all(document.ids, np.array([row], dtype=INDEX))
-
-    def add_all(self, ids: npt.NDArray[np.uint32], rows: npt.NDArray[Any]) -> None:
-        """Documents one after the other: their ids, and an `INDEX` entry each whose `end` is the length alone."""
-        content = ids.astype(TOKEN, copy=False).data
-        self._file.write(content)
-        self._digest.update(content)
-        rows["end"] = np.cumsum(rows["end"]) + np.uint64(self._tokens)
-        self._tokens += len(ids)
-        self._text_bytes += int(rows["text_bytes"].sum(dtype=np.int64))
-        self._rows.append(rows)
-
-    def finish(self) -> ShardSplit:
-        _close_durably(self._file)
-        rename_durably(_staged(self._paths["tok"]), self._paths["tok"])
-        self._forget.detach()
-        index = np.concatenate([np.empty(0, dtype=INDEX), *self._rows]).tobytes()
-        with open(_staged(self._paths["idx"]), "wb") as file:
-            file.write(index)
-            _close_durably(file)
-        rename_durably(_staged(self._paths["idx"]), self._paths["idx"])
-        return ShardSplit(
-            tokens=self._tokens,
-            documents=len(index) // INDEX.itemsize,
-            text_bytes=self._text_bytes,
-            tok_sha256=self._digest.hexdigest(),
-            idx_sha256=hashlib.sha256(index).hexdigest(),
-        )
-
-
-def _staged(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
-
-
-def _close_durably(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
+            if not chosen.any():
+                continue
+            own = ids.ids
+            if not chosen.all():
+                own = ids.ids[np.repeat(chosen, rows["end"].astype(np.int64))]
+            self._writers[split].add_all(own, rows[chosen])
+        return sum(lengths), len(ids.ids)

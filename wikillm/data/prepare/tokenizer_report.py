@@ -1,13 +1,14 @@
-"""What a tokenizer makes of a store's text: bytes per token, hanzi that are one token, tokens that never occur.
+"""How a tokenizer fits a store's text: bytes per token, hanzi that are one token, unused tokens.
 
-Measured on the first `SAMPLE_BYTES` of the validation split (which a tokenizer trained on the corpus may have read), and
-for unused tokens on the first `COUNTED_TOKENS` of the training split. The facts of a trained tokenizer are kept in
-`STORE/tokenizer_report.json`; they depend on the store alone. The comparison with Qwen2's tokenizer is made where that
-is found on this machine, and is only shown.
+Measured on the first `SAMPLE_BYTES` of the validation split, which a tokenizer trained on the
+corpus may have read, and for unused tokens on the first `COUNTED_TOKENS` of the training split. The
+facts of a trained tokenizer are kept in `STORE/tokenizer_report.json` and depend on the store alone.
+A comparison with Qwen2's tokenizer, if that is on this machine, is only shown.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,69 +30,50 @@ _HANZI = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323A
 """CJK ideographs with extensions A to H and the compatibility block, by code point."""
 
 
-def measure(tokenizer: TextTokenizer, train: TokenStream, val: TokenStream) -> dict[str, Any]:
-    """The facts of a store's own tokenizer, for programs."""
-    texts = _sample(tokenizer, val if val.n_tokens else train)
-    return {
-        "vocabulary": tokenizer.length,
-        "sample": "val" if val.n_tokens else "train",
-        **_on(tokenizer, texts),
-        **_unused(tokenizer, train),
-    }
-
-
 def report_on_trained(folder: Path, tokenizer: TextTokenizer, shards: Sequence[ShardInfo]) -> None:
-    """What a trained tokenizer makes of the text: kept in the store at `folder`, and said."""
+    """Measure a trained tokenizer; keep the facts in the store at `folder`, and log them."""
     train, val = (TokenStream(folder, split, shards) for split in SPLITS)
-    facts = measure(tokenizer, train, val)
+    report = _report(tokenizer, train, val)
+    facts = {name: fact for name, fact in report.items() if name != "qwen2"}
     write_json(folder / REPORT_NAME, facts)
-    say("tokenizer: " + report_text(compared(facts, tokenizer, train, val)))
+    say("tokenizer: " + report_text(report))
 
 
 def report_of_store(store: Store) -> dict[str, Any]:
-    """As `measure`, with Qwen2's tokenizer on the same text where it is here (and not the store's own)."""
-    tokenizer = store.tokenizer()
-    return compared(measure(tokenizer, store.train, store.val), tokenizer, store.train, store.val)
+    """The facts of a store's tokenizer; under "qwen2" those of Qwen2's, if it is here."""
+    return _report(store.tokenizer(), store.train, store.val)
 
 
-def compared(
-    facts: dict[str, Any], tokenizer: TextTokenizer, train: TokenStream, val: TokenStream
-) -> dict[str, Any]:
-    """Facts that were measured, and Qwen2's beside them."""
-    return {**facts, "qwen2": _qwen2(tokenizer, train, val)}
+def _report(tokenizer: TextTokenizer, train: TokenStream, val: TokenStream) -> dict[str, Any]:
+    texts = _sample(tokenizer, val if val.n_tokens else train)
+    folder = qwen2_here()
+    other = None if folder is None else load_tokenizer(folder)
+    qwen2 = None
+    if other is not None and other.sha256 != tokenizer.sha256:
+        qwen2 = {"vocabulary": other.length, **_measure(other, texts)}
+    return {
+        "vocabulary": tokenizer.length,
+        "sample": "val" if val.n_tokens else "train",
+        **_measure(tokenizer, texts),
+        **_unused(tokenizer, train),
+        "qwen2": qwen2,
+    }
 
 
 def report_text(found: dict[str, Any]) -> str:
-    """The same as lines for the terminal."""
+    """The facts as lines for the terminal."""
     lines = [f"on {found['text_bytes']:,} bytes of the {found['sample']} split"]
-    rows = [("this tokenizer", found)] + (
-        [("Qwen2's", found["qwen2"])] if found.get("qwen2") else []
-    )
-    for name, one in rows:
-        lines.append(
-            f"{name:<15} {one['vocabulary']:>8,} tokens  {one['bytes_per_token']:.3f} bytes/token  "
-            f"{one['hanzi_one_token']:,} of {one['hanzi']:,} distinct hanzi are one token "
-            f"({one['hanzi_share']:.1%}; {one['hanzi_share_of_text']:.1%} of those in the text)"
-        )
-    lines.append(
-        f"{found['unused']:,} of {found['vocabulary']:,} tokens never occur in {found['counted_tokens']:,} tokens of training"
-        + (
-            f", such as {'  '.join(map(repr, found['unused_examples']))}"
-            if found["unused_examples"]
-            else ""
-        )
-    )
-    return "\n".join(lines)
-
-
-def _qwen2(own: TextTokenizer, train: TokenStream, val: TokenStream) -> dict[str, Any] | None:
-    folder: Path | None = qwen2_here()
-    if folder is None:
-        return None
-    other = load_tokenizer(folder)
-    if other.sha256 == own.sha256:
-        return None
-    return {"vocabulary": other.length, **_on(other, _sample(own, val if val.n_tokens else train))}
+    for name, one in (("this tokenizer", found), ("Qwen2's", found["qwen2"])):
+        if one:
+            hanzi = f"{one['hanzi_one_token']:,} of {one['hanzi']:,} distinct hanzi are one token"
+            shares = f"{one['hanzi_share']:.1%}; {one['hanzi_share_of_text']:.1%}"
+            size = f"{one['vocabulary']:>8,} tokens  {one['bytes_per_token']:.3f} bytes/token"
+            lines.append(f"{name:<15} {size}  {hanzi} ({shares} of those in the text)")
+    unused = f"{found['unused']:,} of {found['vocabulary']:,} tokens never occur"
+    unused += f" in {found['counted_tokens']:,} tokens of training"
+    if found["unused_examples"]:
+        unused += f", such as {'  '.join(map(repr, found['unused_examples']))}"
+    return "\n".join([*lines, unused])
 
 
 def _sample(tokenizer: TextTokenizer, stream: TokenStream) -> list[str]:
@@ -112,22 +94,16 @@ def _sample(tokenizer: TextTokenizer, stream: TokenStream) -> list[str]:
     return texts
 
 
-def _on(tokenizer: TextTokenizer, texts: list[str]) -> dict[str, Any]:
+def _measure(tokenizer: TextTokenizer, texts: list[str]) -> dict[str, Any]:
     tokens = sum(len(ids) for ids in tokenizer.encode_batch(texts))
     size = sum(len(text.encode()) for text in texts)
-    counts: dict[str, int] = {}
-    for text in texts:
-        for letter in text:
-            counts[letter] = counts.get(letter, 0) + 1
+    letters = Counter(letter for text in texts for letter in text)
     hanzi = sorted(
-        letter for letter in counts if any(low <= ord(letter) <= high for low, high in _HANZI)
+        letter for letter in letters if any(low <= ord(letter) <= high for low, high in _HANZI)
     )
-    single = [
-        letter
-        for letter, ids in zip(hanzi, tokenizer.encode_batch(hanzi), strict=True)
-        if len(ids) == 1
-    ]
-    occurrences = sum(counts[letter] for letter in hanzi)
+    encoded = zip(hanzi, tokenizer.encode_batch(hanzi), strict=True)
+    single = [letter for letter, ids in encoded if len(ids) == 1]
+    occurrences = sum(letters[letter] for letter in hanzi)
     return {
         "text_bytes": size,
         "tokens": tokens,
@@ -135,12 +111,12 @@ def _on(tokenizer: TextTokenizer, texts: list[str]) -> dict[str, Any]:
         "hanzi": len(hanzi),
         "hanzi_one_token": len(single),
         "hanzi_share": len(single) / max(1, len(hanzi)),
-        "hanzi_share_of_text": sum(counts[letter] for letter in single) / max(1, occurrences),
+        "hanzi_share_of_text": sum(letters[letter] for letter in single) / max(1, occurrences),
     }
 
 
 def _unused(tokenizer: TextTokenizer, train: TokenStream) -> dict[str, Any]:
-    """Tokens that do not occur. Special tokens other than EOS never do, and count: they are rows of the embedding."""
+    """Tokens that do not occur. Special tokens but EOS count: they are rows of the embedding."""
     counted = min(COUNTED_TOKENS, train.n_tokens)
     is_used = np.zeros(tokenizer.length, dtype=bool)
     for start in range(0, counted, 1 << 22):

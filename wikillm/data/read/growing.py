@@ -26,7 +26,6 @@ from wikillm.data.order.blocks import SampleOrder, SourceUse, TargetRanges
 from wikillm.data.prepare.background import Builder
 from wikillm.data.prepare.finish import describe_shards
 from wikillm.data.prepare.plan import BuildPlan
-from wikillm.data.prepare.shard import shard_record_path
 from wikillm.data.read.corpus import (
     NamedStream,
     TrainingOrder,
@@ -38,6 +37,7 @@ from wikillm.data.read.corpus import (
 from wikillm.data.read.packed import windowed_order
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
 from wikillm.data.store.store import Store, TokenStream, read_committed
+from wikillm.data.store.writer import shard_record_path
 from wikillm.data.tokenizer.tokenizer import load_tokenizer
 from wikillm.data.workers.exclusive import beside, read_failure
 

@@ -19,7 +19,6 @@ from wikillm.core.log import logger, say
 from wikillm.core.units import format_count, format_seconds
 from wikillm.data.fetch.remote import scheme_of
 from wikillm.data.prepare.background import Builder
-from wikillm.data.prepare.held_out import refuse_few_held_out
 from wikillm.data.prepare.prepare import (
     STORES,
     check_settings,
@@ -29,6 +28,7 @@ from wikillm.data.prepare.prepare import (
     prepare_store,
 )
 from wikillm.data.prepare.tokenizer import mixture_tokenizer
+from wikillm.data.prepare.validation_split import refuse_few_held_out
 from wikillm.data.read.corpus import Corpus, WeightedStore
 from wikillm.data.read.growing import POLL_SECONDS, GrowingCorpus
 from wikillm.data.read.mixed import MixedCorpus

@@ -1,0 +1,90 @@
+"""Write the files of one shard of a token store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import weakref
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from wikillm.core.files import STAGING_SUFFIX, rename_durably
+from wikillm.data.store.manifest import ShardSplit
+from wikillm.data.store.store import INDEX, TOKEN, shard_path
+from wikillm.data.types import TokenizedDocument
+
+
+def shard_record_path(store: Path, number: int) -> Path:
+    """The record of a finished shard, written after its files."""
+    return store / "shards" / f"{number:05d}.json"
+
+
+class SplitWriter:
+    """Writes NNNNN.tok as documents come and NNNNN.idx at the end; both are renamed when complete.
+
+    An abandoned writer, as in a worker whose parent died, removes its unfinished file.
+    """
+
+    def __init__(self, store: Path, split: str, number: int) -> None:
+        self._paths = {kind: shard_path(store, split, number, kind) for kind in ("tok", "idx")}
+        self._paths["tok"].parent.mkdir(parents=True, exist_ok=True)
+        staged = _staged(self._paths["tok"])
+        self._file: BinaryIO = open(staged, "wb")  # noqa: SIM115  closed in finish
+        self._cleanup = weakref.finalize(self, staged.unlink, missing_ok=True)
+        self._cleanup.atexit = False  # a forked child that exits does not own the file
+        self._digest = hashlib.sha256()
+        self._tokens = 0
+        self._text_bytes = 0
+        self._rows: list[npt.NDArray[Any]] = []
+
+    def add(self, document: TokenizedDocument) -> None:
+        row = np.zeros(1, dtype=INDEX)
+        row["end"] = len(document.ids)
+        row["hash"] = document.content_hash
+        row["offset"] = document.offset
+        row["source"] = document.source
+        row["text_bytes"] = document.text_bytes
+        self.add_all(document.ids, row)
+
+    def add_all(self, ids: npt.NDArray[np.uint32], rows: npt.NDArray[Any]) -> None:
+        """Add documents: their ids, concatenated, and an `INDEX` entry each.
+
+        `end` of an entry is the length of the document alone; it is replaced here.
+        """
+        content = ids.astype(TOKEN, copy=False).data
+        self._file.write(content)
+        self._digest.update(content)
+        rows["end"] = np.cumsum(rows["end"]) + np.uint64(self._tokens)
+        self._tokens += len(ids)
+        self._text_bytes += int(rows["text_bytes"].sum(dtype=np.int64))
+        self._rows.append(rows)
+
+    def finish(self) -> ShardSplit:
+        _close_durably(self._file)
+        rename_durably(_staged(self._paths["tok"]), self._paths["tok"])
+        self._cleanup.detach()
+        index = np.concatenate([np.empty(0, dtype=INDEX), *self._rows]).tobytes()
+        with open(_staged(self._paths["idx"]), "wb") as file:
+            file.write(index)
+            _close_durably(file)
+        rename_durably(_staged(self._paths["idx"]), self._paths["idx"])
+        return ShardSplit(
+            tokens=self._tokens,
+            documents=len(index) // INDEX.itemsize,
+            text_bytes=self._text_bytes,
+            tok_sha256=self._digest.hexdigest(),
+            idx_sha256=hashlib.sha256(index).hexdigest(),
+        )
+
+
+def _staged(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
+
+
+def _close_durably(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
