@@ -1,9 +1,9 @@
 """Build a store's shards as tasks of a Ray cluster (extra `ray`), which schedules and retries them.
 
 Every node must see the sources and the store's folder under the same paths, and have this version
-of WikiLLM. A task builds a few adjacent shards in one process. One whose worker dies is run again by
-Ray and finds what it had built. `RAY_ADDRESS` names a running cluster; without it one is started on
-this machine, with `data.workers` CPUs.
+of WikiLLM. A task builds a few adjacent shards in one process. If its worker dies, Ray runs it
+again, and it finds what it had built. `RAY_ADDRESS` names a running cluster; without it one is
+started on this machine, with `data.workers` CPUs.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Measured on the first `SAMPLE_BYTES` of the validation split, which a tokenizer trained on the
 corpus may have read, and for unused tokens on the first `COUNTED_TOKENS` of the training split. The
-facts of a trained tokenizer are kept in `STORE/tokenizer_report.json` and depend on the store alone.
-A comparison with Qwen2's tokenizer, if that is on this machine, is only shown.
+facts of a trained tokenizer are in `STORE/tokenizer_report.json` and depend on the store alone. A
+comparison with Qwen2's tokenizer, if that is on this machine, is only shown.
 """
 
 from __future__ import annotations

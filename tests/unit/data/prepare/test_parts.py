@@ -1,7 +1,8 @@
-"""A store built in parts, by several processes or by Ray, has the bytes of one that was built in one go."""
+"""A store built in parts, by several processes or by Ray, has the same bytes."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ from wikillm.data.store.store import Store
 
 
 def digests(store: Path) -> dict[str, str]:
-    files = sorted(path for path in store.rglob("*") if path.is_file())
+    files = (path for path in store.rglob("*") if path.is_file())
     return {
         str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
@@ -35,9 +37,7 @@ def digests(store: Path) -> dict[str, str]:
 
 @pytest.fixture
 def corpus(tmp_path, texts):
-    """About 50 shards in two files, the first plain, the second compressed; a literal blank line here and there."""
-    import gzip
-
+    """About 50 shards in two files, the first with blank lines, the second compressed."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     lines = [json.dumps({"text": text}) for text in texts(2500)]
@@ -49,15 +49,16 @@ def corpus(tmp_path, texts):
 @pytest.fixture
 def make(corpus, settings, tmp_path):
     def make(name: str, **values):
-        return settings(
-            corpus,
-            store=str(tmp_path / name / "store"),
-            tokenizer="train:300",
-            shard_bytes=20_000,
-            **values,
-        )
+        common = {"tokenizer": "train:300", "shard_bytes": 20_000}
+        return settings(corpus, store=str(tmp_path / name / "store"), **common, **values)
 
     return make
+
+
+@pytest.fixture
+def whole(make) -> dict[str, str]:
+    """The digests of a store that was built at once."""
+    return digests(prepare_store(make("whole")).dir)
 
 
 @pytest.mark.parametrize(
@@ -84,14 +85,13 @@ def test_what_is_no_part_is_refused(text):
         Part.parse(text)
 
 
-def test_parts_in_any_order_give_the_same_store(make, capsys):
-    whole = digests(prepare_store(make("whole")).dir)
+def test_parts_in_any_order_give_the_same_store(make, whole):
     plan = plan_store(make("parts"))
-    ready = cut_shards(plan)
-    assert ready is not None and ready.shards > 40
+    cuts = cut_shards(plan)
+    assert cuts is not None and cuts.shards > 40
     assert "shards 30 to 39 are built, 10 of" in build_part(plan, Part(30, 40, False))
     before = {p: p.stat().st_mtime_ns for p in (plan.store / "shards").glob("*.json")}
-    build_part(plan, Part(1, 2, True))  # the second half, of which some stand
+    build_part(plan, Part(1, 2, True))  # the second half, of which some are finished
     assert all(path.stat().st_mtime_ns == ns for path, ns in before.items())
     with pytest.raises(DataError, match="no finished token store"):
         Store.open(plan.store)
@@ -99,37 +99,17 @@ def test_parts_in_any_order_give_the_same_store(make, capsys):
     assert "is finished" in build_part(plan, Part(0, 2, True))
 
 
-def test_the_rendered_array_builds_the_store(make, tmp_path, corpus, capsys):
-    """The text of the batch file, run as three tasks at once, one of them killed and given again, then once outside."""
-    whole = digests(prepare_store(make("whole")).dir)
-    words = [
-        f"data.path={corpus}",
-        f"data.store={tmp_path / 'array' / 'store'}",
-        "data.tokenizer=train:300",
-    ]
+def test_the_rendered_array_builds_the_store(make, tmp_path, corpus, whole, capsys):
+    """The batch file as three tasks at once, one killed and submitted again, then outside."""
+    store = tmp_path / "array" / "store"
+    words = [f"data.path={corpus}", f"data.store={store}", "data.tokenizer=train:300"]
     words += ["data.shard_bytes=20000", "data.min_val_tokens=1", "data.workers=1"]
+    words += ["--executor", "slurm", "--print", "--tasks", "3", "--partition", "cpu"]
     capsys.readouterr()
-    assert (
-        main(
-            [
-                "prepare",
-                *words,
-                "--executor",
-                "slurm",
-                "--print",
-                "--tasks",
-                "3",
-                "--partition",
-                "cpu",
-            ]
-        )
-        == 0
-    )
+    assert main(["prepare", *words]) == 0
     text = capsys.readouterr().out
-    options = [line.split()[1] for line in text.splitlines() if line.startswith("#SBATCH")]
-    assert {"--ntasks=1", "--cpus-per-task=4", "--time=1-00:00:00", "--partition=cpu"} <= set(
-        options
-    )
+    options = {line.split()[1] for line in text.splitlines() if line.startswith("#SBATCH")}
+    assert options >= {"--ntasks=1", "--cpus-per-task=4", "--time=1-00:00:00", "--partition=cpu"}
     assert "--array=0-2" in text
     script = tmp_path / "prepare.sbatch"
     script.write_text(text)
@@ -142,27 +122,20 @@ def test_the_rendered_array_builds_the_store(make, tmp_path, corpus, capsys):
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
 
     def start(**variables: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            ["bash", str(script)],
-            env={**environment, **variables},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        env = {**environment, **variables}
+        return subprocess.Popen(["bash", str(script)], env=env, stdout=subprocess.PIPE, text=True)
 
     def task(number: int) -> subprocess.Popen:
-        ids = {
-            "SLURM_ARRAY_TASK_ID": str(number + 5),
-            "SLURM_ARRAY_TASK_MIN": "5",
-            "SLURM_ARRAY_TASK_COUNT": "3",
-        }
-        return start(**ids)
+        ids = {"SLURM_ARRAY_TASK_ID": str(number + 5), "SLURM_ARRAY_TASK_MIN": "5"}
+        return start(**ids, SLURM_ARRAY_TASK_COUNT="3")
 
     tasks = [task(number) for number in range(3)]
-    records = tmp_path / "array" / "store" / "shards"
     last_part = 2 * len(finished_shards(tmp_path / "whole" / "store")) // 3
-    while tasks[2].poll() is None and not any(
-        int(p.stem) >= last_part for p in records.glob("*.json")
-    ):
+
+    def has_begun_last_part() -> bool:
+        return any(int(path.stem) >= last_part for path in (store / "shards").glob("*.json"))
+
+    while tasks[2].poll() is None and not has_begun_last_part():
         time.sleep(0.005)
     tasks[2].send_signal(signal.SIGKILL)
     tasks[2].communicate()
@@ -172,10 +145,10 @@ def test_the_rendered_array_builds_the_store(make, tmp_path, corpus, capsys):
         assert one.returncode == 0
     last = start()
     assert "kept" in last.communicate(timeout=120)[0]
-    assert digests(tmp_path / "array" / "store") == whole
+    assert digests(store) == whole
 
 
-def test_a_build_leaves_the_files_of_those_at_work(make):
+def test_a_build_keeps_the_staged_files_of_running_parts(make):
     plan = plan_store(make("busy"))
     cut_shards(plan)
     theirs = plan.store / "train" / f".00003.tok.77{STAGING_SUFFIX}"
@@ -204,12 +177,12 @@ def test_what_parts_cannot_do_is_refused(make, corpus, capsys):
     assert main(["prepare", "--executor", "slurm", "--print", "--tasks", "0"]) == 2
 
 
-def test_a_part_goes_on_with_tokenizers_when_an_encoder_differs(make, monkeypatch):
+def test_a_part_continues_with_tokenizers_when_an_encoder_differs(make, monkeypatch):
     pytest.importorskip("fastokens")
-    from wikillm.data.tokenizer import encoders as tokenizer_backend
+    from wikillm.data.tokenizer import encoders
 
     whole = digests(prepare_store(make("whole", backend="hf")).dir)
-    real = tokenizer_backend.OPENERS["fastokens"]
+    real = encoders.OPENERS["fastokens"]
 
     class Wrong:
         def __init__(self, folder):
@@ -221,9 +194,9 @@ def test_a_part_goes_on_with_tokenizers_when_an_encoder_differs(make, monkeypatc
                 for text, ids in zip(texts, self.inner.encode_batch(texts), strict=True)
             ]
 
-    monkeypatch.setitem(tokenizer_backend.OPENERS, "fastokens", Wrong)
-    monkeypatch.setattr(tokenizer_backend, "ONE_IN", 1)
-    tokenizer_backend._opened.cache_clear()
+    monkeypatch.setitem(encoders.OPENERS, "fastokens", Wrong)
+    monkeypatch.setattr(encoders, "ONE_IN", 1)
+    encoders._opened.cache_clear()
     cfg = make("refused", backend="fastokens")
     build_part(plan_store(cfg), Part(0, 1, True))
     found = finished_shards(plan_store(cfg).store)
@@ -231,22 +204,21 @@ def test_a_part_goes_on_with_tokenizers_when_an_encoder_differs(make, monkeypatc
     store = prepare_store(cfg)
     tokens = {name: digest for name, digest in whole.items() if name.endswith((".tok", ".idx"))}
     assert tokens.items() <= digests(store.dir).items()
-    tokenizer_backend._opened.cache_clear()
+    encoders._opened.cache_clear()
 
 
 def ray_workers() -> list[int]:
     """Processes of Ray that build shards below this process."""
-    found, parents = [], {}
+    found: list[int] = []
+    parents: dict[int, int] = {}
     for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                parents[int(folder.name)] = int(
-                    folder.joinpath("stat").read_text().rpartition(")")[2].split()[1]
-                )
-                if folder.joinpath("cmdline").read_bytes().startswith(b"ray::build_in_task"):
-                    found.append(int(folder.name))
-            except OSError:
-                continue
+        if not folder.name.isdecimal():
+            continue
+        with suppress(OSError):
+            stat = folder.joinpath("stat").read_text().rpartition(")")[2]
+            parents[int(folder.name)] = int(stat.split()[1])
+            if folder.joinpath("cmdline").read_bytes().startswith(b"ray::build_in_task"):
+                found.append(int(folder.name))
 
     def is_below(pid: int) -> bool:
         while pid > 1 and pid != os.getpid():
@@ -256,13 +228,12 @@ def ray_workers() -> list[int]:
     return [pid for pid in found if is_below(pid)]
 
 
-def test_a_ray_cluster_gives_the_same_store_though_a_worker_is_killed(make, monkeypatch):
+def test_a_ray_cluster_gives_the_same_store_though_a_worker_is_killed(make, whole, monkeypatch):
     if importlib.util.find_spec("ray") is None:
         pytest.skip("the extra `ray` is not installed")
     from wikillm.data.prepare.ray_executor import build_on_ray
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    whole = digests(prepare_store(make("whole")).dir)
     plan = plan_store(make("ray", workers=2))
     killed: list[int] = []
 
@@ -280,7 +251,7 @@ def test_a_ray_cluster_gives_the_same_store_though_a_worker_is_killed(make, monk
     assert not list(plan.store.rglob(f"*{STAGING_SUFFIX}"))
 
 
-def test_ray_that_is_missing_or_not_there_is_named(make, monkeypatch):
+def test_a_missing_ray_or_cluster_is_named(make, monkeypatch):
     from wikillm.data.prepare import ray_executor
 
     class NoCluster:

@@ -9,17 +9,16 @@ import numpy as np
 from wikillm.cli.main import main
 from wikillm.data.prepare import tokenizer_report
 from wikillm.data.prepare.prepare import prepare_store
-from wikillm.data.tokenizer import find as tokenizer_find
+from wikillm.data.tokenizer import find
 
 
 def test_the_report_counts_what_is_there(
     tmp_path, texts, write_source, settings, capsys, monkeypatch
 ):
     monkeypatch.setattr(tokenizer_report, "_BATCH_TOKENS", 300)
-    store = prepare_store(
-        settings(write_source(tmp_path, "plain.jsonl", texts(300)), tokenizer="train:500")
-    )
-    assert "distinct hanzi are one token" in capsys.readouterr().out  # said when it was trained
+    path = write_source(tmp_path, "plain.jsonl", texts(300))
+    store = prepare_store(settings(path, tokenizer="train:500"))
+    assert "distinct hanzi are one token" in capsys.readouterr().out  # logged after training
     kept = json.loads((store.dir / "tokenizer_report.json").read_text(encoding="utf-8"))
     tokenizer = store.tokenizer()
     ends = [0, *store.val.document_ends().tolist()]
@@ -44,17 +43,14 @@ def test_the_report_counts_what_is_there(
 def test_it_is_compared_with_qwen2_where_that_is_here(
     tmp_path, texts, write_source, settings, tokenizer_dir, monkeypatch, capsys
 ):
-    store = prepare_store(
-        settings(write_source(tmp_path, "plain.jsonl", texts(200)), tokenizer="train:300")
-    )
+    path = write_source(tmp_path, "plain.jsonl", texts(200))
+    store = prepare_store(settings(path, tokenizer="train:300"))
     capsys.readouterr()
     assert main(["data", "tokenizer", "--store", str(store.dir), "--json"]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert alone.pop("qwen2") is None
     assert alone == json.loads((store.dir / "tokenizer_report.json").read_text(encoding="utf-8"))
-    monkeypatch.setattr(
-        tokenizer_find, "_is_qwen2", lambda tokenizer: True
-    )  # the fixture's stands in for its 11 MB
+    monkeypatch.setattr(find, "_is_qwen2", lambda tokenizer: True)  # the fixture's passes for it
     monkeypatch.setenv("WIKILLM_TOKENIZER", str(tokenizer_dir))
     assert main(["data", "tokenizer", "--store", str(store.dir), "--json"]) == 0
     other = json.loads(capsys.readouterr().out)["qwen2"]

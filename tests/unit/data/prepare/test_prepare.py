@@ -1,4 +1,4 @@
-"""The door to the data: one builder, any number of ranks, kills, changed settings."""
+"""Preparation: one builder, any number of ranks, kills, changed settings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.prepare import prepare
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.store.store import Store
+from wikillm.data.tokenizer import find
 
 PROGRAM = """
 import os, sys, json
@@ -25,7 +27,8 @@ from wikillm.core.errors import WikiLLMError
 from wikillm.data.prepare import prepare
 prepare.shard_range = lambda estimate: 8000
 try:
-    store = prepare.prepare_store(DataSection(**json.loads(sys.argv[1])), is_main=os.environ.get("RANK", "0") == "0")
+    is_main = os.environ.get("RANK", "0") == "0"
+    store = prepare.prepare_store(DataSection(**json.loads(sys.argv[1])), is_main=is_main)
 except WikiLLMError as error:
     print("REFUSED", error.what)
     sys.exit(int(error.exit_code))
@@ -34,18 +37,13 @@ print("OPENED", store.dir, store.train.n_tokens)
 
 
 def start(cfg, **environment) -> subprocess.Popen:
-    values = cfg.model_dump_json(exclude_defaults=True)
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, values],
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-c", PROGRAM, cfg.model_dump_json(exclude_defaults=True)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
 
 
 def digests(store: Path) -> dict[str, str]:
-    files = sorted(path for path in store.rglob("*") if path.is_file())
+    files = (path for path in store.rglob("*") if path.is_file())
     return {
         str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
@@ -58,36 +56,32 @@ def small_shards(monkeypatch):
 
 
 @pytest.mark.parametrize(("workers", "kind"), [(1, "plain.jsonl"), (2, "array.json.bz2")])
-def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(
+def test_a_killed_build_resumes_and_ends_in_the_same_bytes(
     tmp_path, texts, write_source, settings, small_shards, workers, kind
 ):
     path = write_source(tmp_path, kind, texts(1500))
-    reference = digests(
-        prepare_store(settings(path, tokenizer="train:400", store=str(tmp_path / "whole"))).dir
-    )
+    whole = settings(path, tokenizer="train:400", store=str(tmp_path / "whole"))
+    reference = digests(prepare_store(whole).dir)
     cfg = settings(path, tokenizer="train:400", store=str(tmp_path / "killed"), workers=workers)
     records = tmp_path / "killed" / "shards"
     seen = []
     for wanted in (0, 3, 15):
         process = start(cfg)
-        while process.poll() is None and not (
-            records.is_dir() and len(list(records.glob("*.json"))) >= wanted
-        ):
+        while process.poll() is None:
+            if records.is_dir() and len(list(records.glob("*.json"))) >= wanted:
+                break
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "the build was over before it could be killed"
         assert not (tmp_path / "killed" / "manifest.json").exists()
         seen.append(sorted(records.glob("*.json")))
-        if wanted == 15:  # a hole: a later shard stands while an earlier one is missing
+        if wanted == 15:  # a gap: a later shard is finished while an earlier one is missing
             records.joinpath("00002.json").unlink()
     times = {p: p.stat().st_mtime_ns for p in records.glob("*.json")}
-    store = prepare_store(
-        settings(path, tokenizer="train:400", store=str(tmp_path / "killed"), workers=workers)
-    )
-    assert digests(store.dir) == reference
+    assert digests(prepare_store(cfg).dir) == reference
     kept = [p for p, ns in times.items() if p.stat().st_mtime_ns == ns]
-    assert len(kept) >= len(seen[-1]) - 2, "shards that stood were built again"
+    assert len(kept) >= len(seen[-1]) - 2, "finished shards were built again"
 
 
 def test_many_ranks_build_once_and_open_the_same_store(
@@ -107,7 +101,7 @@ def test_many_ranks_build_once_and_open_the_same_store(
     assert lines[0] == f"OPENED {again.dir} {again.train.n_tokens}"
 
 
-def test_the_next_in_line_goes_on_when_the_builder_dies(tmp_path, texts, write_source, settings):
+def test_the_next_process_resumes_when_the_builder_dies(tmp_path, texts, write_source, settings):
     path = write_source(tmp_path, "plain.jsonl", texts(1500))
     cfg = settings(path)
     first = start(cfg)
@@ -120,7 +114,7 @@ def test_the_next_in_line_goes_on_when_the_builder_dies(tmp_path, texts, write_s
     assert (second.returncode, out.splitlines()[-1][:6]) == (0, "OPENED"), err
 
 
-def test_who_waited_fails_for_the_same_reason(tmp_path, texts, write_source, settings):
+def test_waiting_ranks_fail_for_the_same_reason(tmp_path, texts, write_source, settings):
     lines = [json.dumps({"text": text}) for text in texts(1100)] + ["{"] * 300
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(lines))
@@ -136,9 +130,7 @@ def test_a_store_of_other_facts_is_refused_naming_them(tmp_path, texts, write_so
     path = write_source(tmp_path, "plain.jsonl", texts(60))
     place = str(tmp_path / "mine")
     prepare_store(settings(path, store=place))
-    prepare_store(
-        settings(path, store=place, workers=2, max_bad_fraction=0.5)
-    )  # decide nothing in the store
+    prepare_store(settings(path, store=place, workers=2, max_bad_fraction=0.5))  # decide nothing
     for changed in ({"val_fraction": 0.4}, {"max_text_bytes": 5000}, {"tokenizer": "train:300"}):
         with pytest.raises(DataError, match="made from something else") as caught:
             prepare_store(settings(path, store=place, **changed))
@@ -181,10 +173,8 @@ def test_too_few_held_out_tokens_name_a_fraction_that_works(
     with pytest.raises(DataError, match="held out for validation") as caught:
         prepare_store(settings(path, min_val_tokens=wanted))
     fraction = float(caught.value.fix.partition("=")[2])
-    held_out = prepare_store(
-        settings(path, min_val_tokens=wanted, val_fraction=fraction)
-    ).val.n_tokens
-    assert wanted <= held_out < wanted + 300  # one document more at most
+    store = prepare_store(settings(path, min_val_tokens=wanted, val_fraction=fraction))
+    assert wanted <= store.val.n_tokens < wanted + 300  # one document more at most
     with pytest.raises(DataError, match="held out") as caught:
         prepare_store(settings(path, min_val_tokens=total))
     assert "data.min_val_tokens=" in caught.value.fix
@@ -192,7 +182,7 @@ def test_too_few_held_out_tokens_name_a_fraction_that_works(
         prepare_store(settings(path, val_fraction=1.5))
 
 
-def test_nothing_left_to_train_on_is_said_as_that(tmp_path, texts, write_source, settings):
+def test_nothing_left_to_train_on_is_reported(tmp_path, texts, write_source, settings):
     path = write_source(tmp_path, "plain.jsonl", texts(4))
     with pytest.raises(DataError, match="Nothing is left to train on: 0 tokens") as caught:
         prepare_store(settings(path, val_fraction=0.9999))
@@ -204,34 +194,26 @@ def test_nothing_left_to_train_on_is_said_as_that(tmp_path, texts, write_source,
 def test_auto_stays_with_what_it_trained_and_takes_qwen2_when_it_appears(
     tmp_path, texts, write_source, settings, tokenizer_dir, monkeypatch
 ):
-    from wikillm.data.tokenizer import find as tokenizer_find
-
     path = write_source(tmp_path, "plain.jsonl", texts(60))
     trained = prepare_store(settings(path, tokenizer="auto"))
     assert trained.manifest.tokenizer.name == "train:8000"
     assert "trained on this corpus" in trained.manifest.tokenizer.origin
 
     def refuse(*args):
-        raise AssertionError("a hub was asked again")
+        raise AssertionError("another download was tried")
 
-    monkeypatch.setattr(tokenizer_find, "download_qwen2", refuse)
+    monkeypatch.setattr(find, "download_qwen2", refuse)
     assert prepare_store(settings(path, tokenizer="auto")).dir == trained.dir
-    monkeypatch.setattr(tokenizer_find, "_is_qwen2", lambda tokenizer: True)
+    monkeypatch.setattr(find, "_is_qwen2", lambda tokenizer: True)
     monkeypatch.setenv("WIKILLM_TOKENIZER", str(tokenizer_dir))
     found = prepare_store(settings(path, tokenizer="auto"))
     assert (found.manifest.tokenizer.name, found.dir == trained.dir) == ("qwen2", False)
 
 
 def test_the_command_prints_a_table_or_json(tmp_path, texts, write_source, settings, capsys):
-    from wikillm.cli.main import main
-
     cfg = settings(write_source(tmp_path, "plain.jsonl", texts(60)))
-    words = [
-        "prepare",
-        f"data.path={cfg.path[0]}",
-        f"data.tokenizer={cfg.tokenizer}",
-        "data.min_val_tokens=1",
-    ]
+    words = ["prepare", f"data.path={cfg.path[0]}", f"data.tokenizer={cfg.tokenizer}"]
+    words.append("data.min_val_tokens=1")
     assert main(words) == 0
     assert "kept" in capsys.readouterr().out
     assert main([*words, "--json"]) == 0

@@ -1,6 +1,7 @@
 """A builder that is killed at any point, twice, ends in the same bytes.
 
-`WIKILLM_KILL_POINTS=200 pytest tests/unit/data/test_kill_points.py` tries so many points, every fourth with two workers.
+`WIKILLM_KILL_POINTS=200 pytest tests/unit/data/prepare/test_kill_points.py` tries that many points,
+every fourth with two workers.
 """
 
 from __future__ import annotations
@@ -22,13 +23,9 @@ def test_a_builder_killed_anywhere_ends_in_the_same_bytes(tmp_path, texts, write
     path = write_source(tmp_path, "plain.jsonl", texts(40))
     count = int(os.environ.get("WIKILLM_KILL_POINTS", "8"))
     cfg = settings(path, tokenizer="train:300", shard_bytes=4000)
-    words = {
-        "folder": str(tmp_path / "stores"),
-        "settings": cfg.model_dump(
-            mode="json", include={"path", "tokenizer", "min_val_tokens", "shard_bytes", "workers"}
-        ),
-        "points": count,
-    }
+    names = {"path", "tokenizer", "min_val_tokens", "shard_bytes", "workers"}
+    values = cfg.model_dump(mode="json", include=names)
+    words = {"folder": str(tmp_path / "stores"), "settings": values, "points": count}
     done = subprocess.run(
         [sys.executable, kill_points.__file__, json.dumps(words)],
         capture_output=True,
@@ -41,32 +38,29 @@ def test_a_builder_killed_anywhere_ends_in_the_same_bytes(tmp_path, texts, write
     assert found["events"]["1"] > 100
     for point in found["points"]:
         first, second, last = point["codes"]
-        # With two workers the events of the parent depend on the clock a little, and the last point may lie beyond them.
+        # With two workers the parent's events vary a little: the last point may be beyond them.
         assert first == -signal.SIGKILL or (first == 0 and point["workers"] == 2), point
-        assert second in (-signal.SIGKILL, 0), point  # what was left to do may end before its point
+        assert second in (-signal.SIGKILL, 0), point  # the rest may end before its point
         assert last == 0, (point, done.stderr)
         assert point["same"], point
     assert sum(point["codes"][1] != 0 for point in found["points"]) >= count // 4
     killed = sum(code != 0 for point in found["points"] for code in point["codes"])
-    print(
-        f"{count} points of {found['events']} (by workers), {killed} kills, all with sha256 {found['sha256']}"
-    )
+    points = f"{count} points of {found['events']} (by workers)"
+    print(f"{points}, {killed} kills, all with sha256 {found['sha256']}")
 
 
-def test_a_writer_that_is_given_up_takes_its_file_along(tmp_path):
+def test_an_abandoned_writer_removes_its_file(tmp_path):
     document = TokenizedDocument(
         np.arange(5, dtype=np.uint32), content_hash=7, text_bytes=9, source=0, offset=3
     )
-    given_up = SplitWriter(tmp_path, "train", 0)
-    given_up.add(document)
+    abandoned = SplitWriter(tmp_path, "train", 0)
+    abandoned.add(document)
     assert len(list((tmp_path / "train").iterdir())) == 1
-    del given_up
+    del abandoned
     assert not list((tmp_path / "train").iterdir())
     kept = SplitWriter(tmp_path, "train", 0)
     kept.add(document)
     assert kept.finish().tokens == 5
     del kept
-    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == [
-        "00000.idx",
-        "00000.tok",
-    ]
+    files = sorted(path.name for path in (tmp_path / "train").iterdir())
+    assert files == ["00000.idx", "00000.tok"]
