@@ -1,14 +1,17 @@
-"""A bounded folder of remote files: downloaded once, whole or not there, the least recently used ones make room.
+"""A bounded folder of remote files: complete or absent, the least recently used removed first.
 
-    CACHE/files/KEY/NAME     a file; KEY is the sha256 of its address, NAME its own, since names tell formats
+    CACHE/files/KEY/NAME     a file; KEY is the sha256 of its address, NAME its own, since names
+        tell formats
     CACHE/files/KEY/.json    address (without query), size, version (ETag), sha256
-    CACHE/files/KEY/.part    what is there of a download that was cut; it goes on from its end
-    CACHE/stores/KEY/...     prepared stores that are read from afar, shard by shard (`remote_store.py`)
+    CACHE/files/KEY/.part    an interrupted download; it resumes at its end
+    CACHE/stores/KEY/...     prepared stores that are read remotely, shard by shard
+        (`remote_store.py`)
 
-One process at a time downloads into a cache; the others wait and find the file. A file is kept while the server
-has the version that was downloaded (of a server that names none: the size); when the server cannot be reached, what is
-here is used, and said. The bound counts parts too. It does not know what other processes read: one that needs room may
-remove a file of theirs, and a build that misses a source ends with an error and goes on when started again.
+One process at a time downloads into a cache; the others wait and find the file. A file is kept
+while the server has the version that was downloaded (without versions: the size). When the server
+cannot be reached, the local file is used, with a warning. The bound counts parts too. A process
+that needs room may remove a file that another one reads: that build ends with an error, and resumes
+when it is started again.
 """
 
 from __future__ import annotations
@@ -44,20 +47,16 @@ BACKOFF_SECONDS = 0.5  # doubles with each attempt: 0.5, 1, 2, 4, 8
 Answer = TypeVar("Answer")
 _SPARE_BYTES = 64 << 20  # left free on the disk
 _PART = ".part"
-_ABANDONED_SECONDS = 3600.0  # without a byte; a living download gives up much earlier
+_ABANDONED_SECONDS = 3600.0  # without a byte; a running download gives up much earlier
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A remote file that is here. `version` is the server's, or the revision of a hub."""
+    """A file on this machine. A local one has no `url` and no `version` (ETag or revision)."""
 
     path: Path
-    url: str
-    version: str
-
-
-def default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "wikillm" / "remote"
+    url: str = ""
+    version: str = ""
 
 
 def key_of(text: str) -> str:
@@ -68,21 +67,22 @@ class Cache:
     """The folder and its bound. `limit` in bytes of data; None: what the disk has."""
 
     def __init__(self, folder: str | None = None, limit: int | None = None) -> None:
-        self.folder = Path(folder).expanduser() if folder else default_folder()
+        cache_home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        self.folder = Path(folder or f"{cache_home}/wikillm/remote").expanduser()
         self.limit = limit
 
     @contextmanager
     def exclusive(self, is_main: bool = False, about: str = "") -> Iterator[float]:
         """Be the one process that changes the cache. Gives the time of asking (Unix).
 
-        Args:
-            about: what is wanted, such as an address. Who waited for the same thing shares its failure; other runs that
-                share the folder do not.
+        `about` is what is wanted, such as an address: only those who waited for the same share its
+        failure.
         """
         asked = time.time()
+        base = self.folder / ".cache"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with exclusive(self.folder / ".cache", "fetching remote files", is_main, key_of(about)):
+            with exclusive(base, "fetching remote files", is_main, key_of(about)):
                 yield asked
         except PermissionError as error:
             raise MachineError(
@@ -92,45 +92,42 @@ class Cache:
             ) from None
 
     def entries(self) -> list[tuple[float, int, Path]]:
-        """(last use, bytes, file) of all data, parts of it included, the least recently used first."""
+        """(last use, bytes, file) of all data, parts included, the least recently used first."""
         found = []
         for pattern in ("files/*/*", "stores/*/train/*", "stores/*/val/*"):
             for path in self.folder.glob(pattern):
-                if (
-                    path.name.startswith(".")
-                    and path.name != _PART
-                    and path.suffix != STAGING_SUFFIX
-                ):
+                is_hidden = path.name.startswith(".")
+                if is_hidden and path.name != _PART and path.suffix != STAGING_SUFFIX:
                     continue
                 with suppress(FileNotFoundError):  # another machine shares the folder
                     status = path.stat()
-                    # Of what is being written, the last byte counts: a download that was killed becomes old.
-                    used = status.st_mtime if path.name.startswith(".") else status.st_atime
+                    # A part ages from its last byte, so that one of a killed download becomes old.
+                    used = status.st_mtime if is_hidden else status.st_atime
                     found.append((used, status.st_size, path))
         return sorted(found)
 
     def make_room(self, need: int, what: str, keep: Collection[Path] = ()) -> None:
-        """Remove what was not used for longest until `need` bytes fit. Raises MachineError when they cannot.
+        """Remove the least recently used files until `need` bytes fit; MachineError if they cannot.
 
-        Args:
-            what: is to be stored, for the message.
-            keep: files that must stay.
+        `what` is to be stored, for the message; the files in `keep` stay.
         """
-        for used, _, path in (entries := self.entries()):
-            if path.suffix == STAGING_SUFFIX and used < time.time() - _ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)  # of a process that was killed: nobody goes on with it
-        entries = [entry for entry in entries if entry[2].suffix != STAGING_SUFFIX]
-        held = sum(size for _, size, _ in entries)
-        kept = sum(size for _, size, path in entries if path in keep)
+        entries = []
+        for used, size, path in self.entries():
+            if path.suffix != STAGING_SUFFIX:
+                entries.append((size, path))
+            elif used < time.time() - _ABANDONED_SECONDS:  # of a process that was killed
+                path.unlink(missing_ok=True)
+        held = sum(size for size, _ in entries)
+        kept = sum(size for size, path in entries if path in keep)
         if self.limit is not None and kept + need > self.limit:
             raise MachineError(
                 "The cache for remote files is too small (data.cache_bytes).",
-                got=f"{what}: {format_size(kept + need)} are needed at once, {format_size(self.limit)} are allowed"
-                f" in {self.folder}",
+                got=f"{what}: {format_size(kept + need)} are needed at once, "
+                f"{format_size(self.limit)} are allowed in {self.folder}",
                 fix=f"data.cache_bytes={kept + need}\n{remote.HOW_WITHOUT}",
             )
         place = self.folder if self.folder.is_dir() else nearest_existing(self.folder)
-        for _, size, path in entries:
+        for size, path in entries:
             free = shutil.disk_usage(place).free
             if free >= need + _SPARE_BYTES and (self.limit is None or held + need <= self.limit):
                 return
@@ -140,31 +137,34 @@ class Cache:
         if (free := shutil.disk_usage(place).free) < need + _SPARE_BYTES:
             raise MachineError(
                 "A remote file does not fit on this disk.",
-                got=f"{what}: {format_size(need)} are needed in {self.folder}, {format_size(free)} are free",
+                got=f"{what}: {format_size(need)} are needed in {self.folder}, "
+                f"{format_size(free)} are free",
                 fix="data.cache=FOLDER on a larger disk",
             )
 
     def fetch(self, url: str, keep: Collection[Path] = (), since: float = 0.0) -> Fetched:
-        """The file behind an address, downloaded unless it is here in the server's version. In `turn` only.
+        """The file behind an address, downloaded unless it is here in the server's version.
 
-        `since`: Unix time; an entry that was compared with the server after it is not compared again.
+        Needs `exclusive`. An entry that was compared with the server after `since` (Unix time) is
+        not compared again.
         """
         folder = self.folder / "files" / key_of(url)
-        path, note = folder / remote.file_name(url), folder / ".json"
+        path = folder / remote.file_name(url)
+        note = folder / ".json"
         known: dict[str, Any] = {}
         with suppress(OSError, ValueError):
             known = dict(json.loads(note.read_text(encoding="utf-8")))
         is_here = path.is_file() and path.stat().st_size == known.get("size")
         if is_here and note.stat().st_mtime >= since > 0:
             return _used(path, url, known)
+        # Compare with the server; a file that is here is good enough when it does not answer.
         try:
-            file = _patiently(url, remote.look)
-        except _GaveUp as gave_up:
-            if not is_here:
-                raise gave_up.error from None
-            warn(
-                f"{shown(url)} cannot be reached; the copy of {time.ctime(path.stat().st_mtime)} is used"
-            )
+            file = _retrying(url, remote.look)
+        except DataError as error:
+            if not is_here or not isinstance(error.__cause__, Unreachable):
+                raise
+            age = time.ctime(path.stat().st_mtime)
+            warn(f"{shown(url)} cannot be reached; the file downloaded at {age} is used")
             return _used(path, url, known)
         if is_here and file.version == known.get("version") and file.size in (None, known["size"]):
             os.utime(note)
@@ -172,10 +172,7 @@ class Cache:
         if is_here:
             say(f"data: {shown(url)} has changed since it was downloaded")
             path.unlink()
-        try:
-            self._download(file, path, keep)
-        except _GaveUp as gave_up:
-            raise gave_up.error from None
+        self._download(file, path, keep)
         known = {
             "url": shown(url),
             "size": path.stat().st_size,
@@ -186,22 +183,21 @@ class Cache:
         return _used(path, url, known)
 
     def files_of(self, entry: str) -> list[str]:
-        """The addresses that one with a `*` or a `/` at its end means. Raises DataError when it cannot be reached."""
-        try:
-            return _patiently(entry, remote.listed)
-        except _GaveUp as gave_up:
-            raise gave_up.error from None
+        """The addresses that one with a `*`, or a `/` at its end, means. Raises DataError."""
+        return _retrying(entry, remote.listed)
 
     def read_small(self, url: str, limit: int) -> bytes:
-        """A small file, not kept. Raises DataError when it cannot be reached or is longer than `limit` bytes."""
+        """A small file, not kept. Raises DataError when it is longer than `limit` bytes."""
 
-        def call(url: str) -> bytes:
-            file, content = remote.look(url), bytearray()
+        def read(url: str) -> bytes:
+            file = remote.look(url)
+            content = bytearray()
             size = file.size or 0
             if size <= limit:
                 for _, piece in remote.read_from(file, 0):
                     content += piece
-                    if (size := len(content)) > limit:
+                    size = len(content)
+                    if size > limit:
                         break
             if size > limit:
                 raise DataError(
@@ -211,111 +207,100 @@ class Cache:
                 )
             return bytes(content)
 
-        try:
-            return _patiently(url, call)
-        except _GaveUp as gave_up:
-            raise gave_up.error from None
+        return _retrying(url, read)
 
     def download(self, url: str, path: Path, size: int) -> None:
-        """The file behind an address to `path`, which must get `size` bytes. Raises DataError."""
-        try:
-            _receive(RemoteFile(url, size, ""), path, self)
-        except _GaveUp as gave_up:
-            raise gave_up.error from None
+        """Download the file behind an address, of `size` bytes, to `path`. Raises DataError."""
+        self._receive(RemoteFile(url, size, ""), path)
 
     def _download(self, file: RemoteFile, path: Path, keep: Collection[Path]) -> None:
-        """Download to `path`, going on with what an earlier attempt left of the same version."""
+        """Download to `path`; resumes an earlier attempt at the same version."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part, mark = path.with_name(_PART), path.with_name(f"{_PART}.json")
+        part = path.with_name(_PART)
+        mark = path.with_name(f"{_PART}.json")
         wanted = {"version": file.version, "size": file.size}
+        # Without a version nobody knows whether the part is of this file.
+        known = None
         with suppress(OSError, ValueError):
-            if json.loads(mark.read_text(encoding="utf-8")) != wanted or not file.version:
-                part.unlink(missing_ok=True)
-        if not mark.exists():
+            known = json.loads(mark.read_text(encoding="utf-8"))
+        if known != wanted or not file.version:
             part.unlink(missing_ok=True)
         write_json(mark, wanted)
         done = part.stat().st_size if part.exists() else 0
         self.make_room((file.size or 0) - done, shown(file.url), {*keep, part})
         size = "of unknown size" if file.size is None else format_size(file.size)
-        say(
-            f"data: downloading {shown(file.url)}, {size}"
-            + (f", from {format_size(done)} on" if done else "")
-        )
+        resumed = f", from {format_size(done)} on" if done else ""
+        say(f"data: downloading {shown(file.url)}, {size}{resumed}")
         start = time.monotonic()
-        _receive(file, part, self)
-        after = _patiently(file.url, remote.look)
+        self._receive(file, part)
+        # A file that changed in between may be half one version and half the other.
+        after = _retrying(file.url, remote.look)
         if (after.version, after.size) != (file.version, file.size):
-            for leftover in (part, mark):
-                leftover.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+            mark.unlink(missing_ok=True)
             raise DataError(
                 "A remote file changed while it was downloaded.",
                 got=f"{shown(file.url)}: {file.version or '?'}, {file.size} bytes before, "
                 f"{after.version or '?'}, {after.size} bytes after",
-                fix="start again when it is complete; or name an address that does not change, with a version in it",
+                fix="start again when it is complete; or name an address that does not change, "
+                "with a version in it",
             )
         fsync_path(part)
         rename_durably(part, path)
         mark.unlink(missing_ok=True)
-        if file.size is None:  # nothing could be known of the room it would take
+        if file.size is None:  # the room it would take was not known before
             self.make_room(0, shown(file.url), {*keep, path})
         seconds = max(1e-3, time.monotonic() - start)
         say(f"data: downloaded {format_size(path.stat().st_size)} in {format_seconds(seconds)}")
 
+    def _receive(self, file: RemoteFile, part: Path) -> None:
+        """Write the file's bytes to `part`, from its end on, until all are there."""
+        attempt = 0
+        with open(part, "ab") as out:
+            best = at = out.seek(0, os.SEEK_END)
+            while file.size is None or at < file.size:
+                try:
+                    for offset, piece in remote.read_from(file, at):
+                        if offset != at:  # the server began anew
+                            out.truncate(offset)
+                        out.write(piece)
+                        at = offset + len(piece)
+                        if at > best:  # new ground
+                            best = at
+                            attempt = 0
+                        if file.size is None and self.limit is not None and at > self.limit:
+                            self.make_room(at, shown(file.url))
+                    if file.size is None:
+                        return
+                    if at < file.size:
+                        raise Unreachable(f"it ended after {at} of {file.size} bytes")
+                except Unreachable as error:
+                    attempt += 1
+                    _wait_or_give_up(attempt, file.url, error)
+                except OSError as error:
+                    raise MachineError(
+                        "A remote file cannot be stored.",
+                        got=f"{part}: {error}",
+                        fix="data.cache=FOLDER with room",
+                    ) from None
+        if at != file.size:
+            part.unlink()
+            raise DataError(
+                "A remote file has another size than its server says.",
+                got=f"{shown(file.url)}: {at} bytes instead of {file.size}",
+                fix=f"start again when it is complete\n{remote.HOW_WITHOUT}",
+            )
+
 
 def _used(path: Path, url: str, known: dict[str, Any]) -> Fetched:
-    status = path.stat()
+    modified = path.stat().st_mtime_ns  # stays: the prepared store knows the file by it
     with suppress(OSError):
-        os.utime(
-            path, ns=(time.time_ns(), status.st_mtime_ns)
-        )  # the time of change names the file's content
+        os.utime(path, ns=(time.time_ns(), modified))
     return Fetched(path, shown(url), str(known.get("version", "")))
 
 
-class _GaveUp(Exception):
-    """All attempts failed without an answer that would settle it."""
-
-    def __init__(self, error: DataError) -> None:
-        self.error = error
-
-
-def _receive(file: RemoteFile, part: Path, cache: Cache) -> None:
-    """Write the file's bytes to `part`, from its end on, until all are there."""
-    attempt = 0
-    with open(part, "ab") as out:
-        best = at = out.seek(0, os.SEEK_END)
-        while file.size is None or at < file.size:
-            try:
-                for offset, piece in remote.read_from(file, at):
-                    if offset != at:  # the server began anew
-                        out.truncate(offset)
-                    out.write(piece)
-                    at = offset + len(piece)
-                    if at > best:  # new ground
-                        best, attempt = at, 0
-                    if file.size is None and cache.limit is not None and at > cache.limit:
-                        cache.make_room(at, shown(file.url))
-                if file.size is None:
-                    return
-                if at < file.size:
-                    raise Unreachable(f"it ended after {at} of {file.size} bytes")
-            except Unreachable as error:
-                attempt += 1
-                _wait_or_give_up(attempt, file.url, error)
-            except OSError as error:
-                fix = "data.cache=FOLDER with room"
-                raise MachineError(
-                    "A remote file cannot be stored.", got=f"{part}: {error}", fix=fix
-                ) from None
-    if at != file.size:
-        part.unlink()
-        raise DataError(
-            "A remote file has another size than its server says.",
-            got=f"{shown(file.url)}: {at} bytes instead of {file.size}",
-            fix=f"start again when it is complete\n{remote.HOW_WITHOUT}",
-        )
-
-
-def _patiently(url: str, call: Callable[[str], Answer]) -> Answer:
+def _retrying(url: str, call: Callable[[str], Answer]) -> Answer:
+    """`call(url)`, again while it raises Unreachable. Raises DataError from the last one."""
     attempt = 0
     while True:
         try:
@@ -326,14 +311,13 @@ def _patiently(url: str, call: Callable[[str], Answer]) -> Answer:
 
 
 def _wait_or_give_up(attempt: int, url: str, error: Unreachable) -> None:
-    """Wait longer after each attempt. Raises _GaveUp after the last."""
+    """Wait longer after each attempt. Raises DataError after the last."""
     if attempt >= ATTEMPTS:
-        raise _GaveUp(
-            DataError(
-                "A remote file cannot be reached.",
-                got=f"{shown(url)}: {error} ({ATTEMPTS} attempts)",
-                fix=f"look at the address and at the network; what was downloaded is kept\n{remote.HOW_WITHOUT}",
-            )
-        ) from None
+        raise DataError(
+            "A remote file cannot be reached.",
+            got=f"{shown(url)}: {error} ({ATTEMPTS} attempts)",
+            fix="look at the address and at the network; what was downloaded is kept\n"
+            f"{remote.HOW_WITHOUT}",
+        ) from error
     logger.info("%s: %s; attempt %d of %d", shown(url), error, attempt, ATTEMPTS)
     time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))

@@ -1,13 +1,13 @@
-"""Data sets of Hugging Face and ModelScope: their files at one revision, downloaded by the hubs' own clients.
+"""Data sets of Hugging Face and ModelScope: files at one revision, by the sites' own clients.
 
     hf://ORG/NAME[/CONFIG][@REVISION][:SPLIT]        modelscope://ORG/NAME[@REVISION][:SPLIT]
 
-A data set is a repository of files, and the files of a split are sources like any other: the same shards, the same
-bytes, and a stopped build goes on. Hugging Face's branch is resolved to its commit, which stands in the manifest;
-`datasets` says which files make up a split. ModelScope names no commit for a branch: there the revision as it was
-named is recorded, each file is compared with the listed sha256, and a split's files are those with its name in their
-path. Files lie in the hubs' own caches (HF_HOME, MODELSCOPE_CACHE). Where a hub cannot be reached, what it said the
-last time and the files that are here are used, and the log says so.
+A data set is a repository of files, and the files of a split are sources like any other. Hugging
+Face's branch is resolved to its commit, which the manifest records; `datasets` names the files of a
+split. ModelScope names no commit for a branch: the manifest records the revision as it was given,
+each file is compared with the listed sha256, and a split's files are those with its name in their
+path. Files lie in the sites' own caches (HF_HOME, MODELSCOPE_CACHE). When a site cannot be reached,
+its last answer and the local files are used, with a warning.
 """
 
 from __future__ import annotations
@@ -25,31 +25,37 @@ from wikillm.core.errors import ConfigError, DataError, MachineError, did_you_me
 from wikillm.core.files import write_json
 from wikillm.core.log import say, warn
 from wikillm.data.fetch.cache import Cache, Fetched, key_of
-from wikillm.data.fetch.remote import LOOKUP_SECONDS, is_offline
+from wikillm.data.fetch.remote import LOOKUP_SECONDS, OFFLINE, is_offline
 from wikillm.data.sources.locate import is_named_like_a_corpus
 
 SCHEMES = ("hf", "modelscope")
-_ENTRY = re.compile(
+_ADDRESS = re.compile(
     r"(?P<scheme>hf|modelscope)://(?P<org>[\w.-]+)/(?P<name>[\w.-]+)(?:/(?P<config>[\w.-]+))?"
     r"(?:@(?P<revision>[^:@]+))?(?::(?P<split>[\w.-]+))?"
 )
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 _HOW = {
-    "hf": "a mirror: export HF_ENDPOINT=https://hf-mirror.com\na data set that needs an account: export HF_TOKEN=...\n"
-    "or on another machine: hf download {repo} --repo-type dataset --local-dir FOLDER, then data.path=FOLDER",
+    "hf": "a mirror: export HF_ENDPOINT=https://hf-mirror.com\n"
+    "a data set that needs an account: export HF_TOKEN=...\n"
+    "or on another machine: hf download {repo} --repo-type dataset --local-dir FOLDER, "
+    "then data.path=FOLDER",
     "modelscope": "another address: export MODELSCOPE_ENDPOINT=https://...\n"
     "a data set that needs an account: export MODELSCOPE_API_TOKEN=...\n"
-    "or on another machine: modelscope download --dataset {repo} --local_dir FOLDER, then data.path=FOLDER",
+    "or on another machine: modelscope download --dataset {repo} --local_dir FOLDER, "
+    "then data.path=FOLDER",
 }
 
 
 class _Silent(Exception):
-    """The hub gave no answer that would settle it."""
+    """The site gave no definite answer."""
+
+    def __init__(self, error: BaseException | str) -> None:
+        super().__init__(error if isinstance(error, str) else _first_line(error))
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetAddress:
-    """One entry of `data.path` that names a data set."""
+    """An entry of `data.path` that names a data set."""
 
     text: str
     scheme: str
@@ -59,14 +65,13 @@ class DatasetAddress:
     split: str
 
     def refused(self, what: str, got: str, fix: str | None = None) -> DataError:
-        return DataError(
-            what, got=f"{self.text}: {got}", fix=fix or _HOW[self.scheme].format(repo=self.repo)
-        )
+        fix = fix or _HOW[self.scheme].format(repo=self.repo)
+        return DataError(what, got=f"{self.text}: {got}", fix=fix)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of a split. `revision`: the commit (Hugging Face), or the branch or tag (ModelScope)."""
+    """The files of a split. `revision`: a commit (Hugging Face), a branch or tag (ModelScope)."""
 
     revision: str
     files: tuple[tuple[str, str], ...]  # (path in the repository, sha256 or nothing)
@@ -74,64 +79,68 @@ class Listing:
 
 def parse(text: str) -> DatasetAddress:
     """Raises ConfigError for what is no address of a data set."""
-    found = _ENTRY.fullmatch(text)
+    found = _ADDRESS.fullmatch(text)
     if found is None or (found["scheme"] == "modelscope" and found["config"]):
         scheme = "modelscope" if text.startswith("modelscope") else "hf"
         config = "[/CONFIG]" if scheme == "hf" else ""
         fix = f"{scheme}://ORG/NAME{config}[@REVISION][:SPLIT]"
         raise ConfigError("This is no address of a data set.", got=text, fix=fix)
-    repo = f"{found['org']}/{found['name']}"
     return DatasetAddress(
-        text, found["scheme"], repo, found["config"], found["revision"], found["split"] or "train"
+        text,
+        found["scheme"],
+        f"{found['org']}/{found['name']}",
+        found["config"],
+        found["revision"],
+        found["split"] or "train",
     )
 
 
 def fetch(text: str, cache: Cache, *, is_main: bool = True) -> list[Fetched]:
-    """The files of a data set's split, here. One process asks the hub, the others take its answer. (all ranks)"""
-    entry = parse(text)
-    hub = _HuggingFace(entry) if entry.scheme == "hf" else _ModelScope(entry)
+    """The files of a split, on this machine. One process asks, the others wait. (all ranks)"""
+    address = parse(text)
+    site = _HuggingFace(address) if address.scheme == "hf" else _ModelScope(address)
+    found = []
     with cache.exclusive(is_main, text) as asked:
-        listing, is_local = _listing(entry, hub, cache, asked)
-        found = []
+        listing, is_local = _listing(address, site, cache, asked)
         for path, sha256 in listing.files:
             try:
-                here = hub.download(listing.revision, path, sha256, is_local)
-            except _Silent as error:
-                raise entry.refused(
-                    f"A file of a data set cannot be fetched: {path}.", str(error)
-                ) from None
-            found.append(Fetched(here, f"{entry.scheme}://{entry.repo}/{path}", listing.revision))
+                here = site.download(listing.revision, path, sha256, is_local or is_offline())
+            except MachineError:
+                raise
+            except Exception as error:  # of the site's client, or of its HTTP library
+                what = f"A file of a data set cannot be fetched: {path}."
+                raise address.refused(what, _first_line(error)) from None
+            url = f"{address.scheme}://{address.repo}/{path}"
+            found.append(Fetched(Path(here), url, listing.revision))
     if is_main:
-        say(f"data: {entry.repo} at {listing.revision[:12]}, {entry.split}, {len(found)} files")
+        revision = listing.revision[:12]
+        say(f"data: {address.repo} at {revision}, {address.split}, {len(found)} files")
     return found
 
 
 def _listing(
-    entry: DatasetAddress, hub: _HuggingFace | _ModelScope, cache: Cache, asked: float
+    address: DatasetAddress, site: _HuggingFace | _ModelScope, cache: Cache, asked: float
 ) -> tuple[Listing, bool]:
-    """What the hub says; what it said the last time, and True, when it says nothing."""
-    memory = cache.folder / "hub" / f"{key_of(entry.text)}.json"
+    """The site's answer; its last one, and True, when it is silent."""
+    memory = cache.folder / "hub" / f"{key_of(address.text)}.json"
     known: Listing | None = None
     with suppress(OSError, ValueError, KeyError, TypeError):
         value = json.loads(memory.read_text(encoding="utf-8"))
         known = Listing(value["revision"], tuple((path, sha256) for path, sha256 in value["files"]))
-        if memory.stat().st_mtime >= asked:
-            return known, bool(
-                value.get("is_silent")
-            )  # another rank has asked while this one waited
+        if memory.stat().st_mtime >= asked:  # another rank has asked while this one waited
+            return known, bool(value.get("is_silent"))
     try:
         if is_offline():
-            raise _Silent(
-                "hubs are switched off by HF_HUB_OFFLINE, TRANSFORMERS_OFFLINE or WIKILLM_OFFLINE"
-            )
-        listing = hub.listing()
+            raise _Silent(f"downloads are switched off by one of {', '.join(OFFLINE)}")
+        listing = site.listing()
     except _Silent as error:
         if known is None:
-            raise entry.refused("A data set's hub cannot be reached.", str(error)) from None
-        warn(f"{entry.text}: {error}; revision {known.revision[:12]} is used, as at the last time")
-        with suppress(
-            OSError
-        ):  # for the ranks that wait: each would ask in its turn, until nothing is heard
+            what = "The site of a data set cannot be reached."
+            raise address.refused(what, str(error)) from None
+        revision = known.revision[:12]
+        warn(f"{address.text}: {error}; revision {revision} is used, as at the last time")
+        # For the ranks that wait: each would ask in turn, until the timeout.
+        with suppress(OSError):
             write_json(memory, {**asdict(known), "is_silent": True})
         return known, True
     memory.parent.mkdir(parents=True, exist_ok=True)
@@ -140,144 +149,126 @@ def _listing(
 
 
 class _HuggingFace:
-    def __init__(self, entry: DatasetAddress) -> None:
-        self._entry = entry
+    def __init__(self, address: DatasetAddress) -> None:
+        self._address = address
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     def listing(self) -> Listing:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-        entry = self._entry
+        address = self._address
         try:
-            info = HfApi().dataset_info(entry.repo, revision=entry.revision, timeout=LOOKUP_SECONDS)
+            info = HfApi().dataset_info(
+                address.repo, revision=address.revision, timeout=LOOKUP_SECONDS
+            )
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise entry.refused(
-                "There is no such data set, or it may not be read.", _first_line(error)
-            ) from None
+            raise _unknown(address, error) from None
         except Exception as error:  # of the HTTP library, whichever it is
-            raise _Silent(_first_line(error)) from None
+            raise _Silent(error) from None
         revision = str(info.sha)
-        splits = self._splits(revision)
-        if entry.split not in splits:
-            raise _no_split(entry, splits)
-        start = f"hf://datasets/{entry.repo}@{revision}/"
-        outside = [url for url in splits[entry.split] if not url.startswith(start)]
-        if outside:
-            raise entry.refused("A data set names files outside its repository.", outside[0])
-        return Listing(
-            revision, tuple((url.removeprefix(start), "") for url in splits[entry.split])
-        )
+        urls = _of_split(address, self._splits(revision))
+        start = f"hf://datasets/{address.repo}@{revision}/"
+        if outside := [url for url in urls if not url.startswith(start)]:
+            raise address.refused("A data set names files outside its repository.", outside[0])
+        return Listing(revision, tuple((url.removeprefix(start), "") for url in urls))
 
     def _splits(self, revision: str) -> dict[str, list[str]]:
         from datasets import load_dataset_builder
 
-        entry = self._entry
+        address = self._address
         try:
-            builder = load_dataset_builder(entry.repo, entry.config, revision=revision)
+            builder = load_dataset_builder(address.repo, address.config, revision=revision)
         except (ConnectionError, TimeoutError) as error:
-            raise _Silent(_first_line(error)) from None
-        except (
-            ValueError,
-            FileNotFoundError,
-            RuntimeError,
-        ) as error:  # no such config, no data, a script
-            fix = f"hf://{entry.repo}/CONFIG, or files of it by hand: data.path=FOLDER"
-            raise entry.refused(
-                "`datasets` cannot say what the files of this data set are.", str(error), fix
-            ) from None
+            raise _Silent(error) from None
+        except (ValueError, FileNotFoundError, RuntimeError) as error:
+            # no such config, no data, a script
+            what = "`datasets` cannot name the files of this data set."
+            fix = f"hf://{address.repo}/CONFIG, or files of it by hand: data.path=FOLDER"
+            raise address.refused(what, str(error), fix) from None
         except Exception as error:  # of the HTTP library: a status, a cut connection
-            raise _Silent(_first_line(error)) from None
+            raise _Silent(error) from None
         return {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
 
-    def download(self, revision: str, path: str, sha256: str, is_local: bool) -> Path:
+    def download(self, revision: str, path: str, sha256: str, is_local: bool) -> str:
         from huggingface_hub import hf_hub_download
 
-        try:
-            found = hf_hub_download(
-                self._entry.repo,
-                path,
-                repo_type="dataset",
-                revision=revision,
-                local_files_only=is_local or is_offline(),
-            )
-        except Exception as error:
-            raise _Silent(_first_line(error)) from None
-        return Path(found)
+        return hf_hub_download(
+            self._address.repo,
+            path,
+            repo_type="dataset",
+            revision=revision,
+            local_files_only=is_local,
+        )
 
 
 class _ModelScope:
-    def __init__(self, entry: DatasetAddress) -> None:
-        self._entry = entry
+    def __init__(self, address: DatasetAddress) -> None:
+        self._address = address
 
     def _api(self) -> Any:
         try:
             from modelscope_hub.api import HubApi
         except ImportError as error:
+            what = "modelscope:// needs a newer modelscope."
             fix = "pip install -U 'modelscope>=1.40'"
-            raise MachineError(
-                "modelscope:// needs a newer modelscope.", got=str(error), fix=fix
-            ) from None
+            raise MachineError(what, got=str(error), fix=fix) from None
         return HubApi()
 
     def listing(self) -> Listing:
-        entry, api = self._entry, self._api()
+        address = self._address
+        api = self._api()
         from modelscope_hub.errors import NotExistError, PermissionDeniedError
 
-        revision = entry.revision or "master"
+        revision = address.revision or "master"
         try:
-            files = api.list_repo_files(entry.repo, "dataset", revision=revision)
+            files = api.list_repo_files(address.repo, "dataset", revision=revision)
         except (NotExistError, PermissionDeniedError) as error:
-            raise entry.refused(
-                "There is no such data set, or it may not be read.", _first_line(error)
-            ) from None
+            raise _unknown(address, error) from None
         except Exception as error:
-            raise _Silent(_first_line(error)) from None
+            raise _Silent(error) from None
         digests = {file.path: file.sha256 or "" for file in files if not file.is_dir}
-        splits = splits_of(digests)
-        if entry.split not in splits:
-            raise _no_split(entry, splits)
-        return Listing(revision, tuple((path, digests[path]) for path in splits[entry.split]))
+        paths = _of_split(address, splits_of(digests))
+        return Listing(revision, tuple((path, digests[path]) for path in paths))
 
-    def download(self, revision: str, path: str, sha256: str, is_local: bool) -> Path:
-        try:
-            found = self._api().download_file(
-                self._entry.repo,
-                "dataset",
-                path,
-                revision=revision,
-                expected_sha256=sha256 or None,
-                local_files_only=is_local or is_offline(),
-            )
-        except MachineError:
-            raise
-        except Exception as error:
-            raise _Silent(_first_line(error)) from None
-        return Path(found)
+    def download(self, revision: str, path: str, sha256: str, is_local: bool) -> str:
+        return self._api().download_file(
+            self._address.repo,
+            "dataset",
+            path,
+            revision=revision,
+            expected_sha256=sha256 or None,
+            local_files_only=is_local,
+        )
 
 
 def splits_of(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Files named like a corpus by the split that stands in their path as a word; without any, all are train's."""
-    data = sorted(path for path in paths if is_named_like_a_corpus(path, text=True))
+    """Files named like a corpus by the split in their path; without any, all are train's."""
     found: dict[str, list[str]] = {}
-    for path in data:
+    for path in sorted(path for path in paths if is_named_like_a_corpus(path, text=True)):
         words = re.split(r"[/_.\-]+", path.lower())
-        split = next((name for name in _SPLITS if name in words), None)
-        found.setdefault(split or "", []).append(path)
+        split = next((name for name in _SPLITS if name in words), "")
+        found.setdefault(split, []).append(path)
     if set(found) == {""}:
         return {"train": found[""]}
     found.pop("", None)  # beside named splits: descriptions, statistics
     return found
 
 
-def _no_split(entry: DatasetAddress, splits: Iterable[str]) -> DataError:
+def _of_split(address: DatasetAddress, splits: dict[str, list[str]]) -> list[str]:
+    if address.split in splits:
+        return splits[address.split]
     names = sorted(splits)
-    near = did_you_mean(entry.split, names) or (names[0] if names else None)
+    near = did_you_mean(address.split, names) or (names[0] if names else None)
     got = f"it has {', '.join(names)}" if names else "no file of it is named like a corpus"
-    base = entry.text.removesuffix(f":{entry.split}")
-    return entry.refused(
-        f"The data set has no split {entry.split}.", got, f"{base}:{near}" if near else None
-    )
+    base = address.text.removesuffix(f":{address.split}")
+    what = f"The data set has no split {address.split}."
+    raise address.refused(what, got, f"{base}:{near}" if near else None)
+
+
+def _unknown(address: DatasetAddress, error: BaseException) -> DataError:
+    what = "There is no such data set, or it may not be read."
+    return address.refused(what, _first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,9 @@
-"""Files on other machines: what they are, and their bytes from any offset. http(s) by the standard library, s3 and oss by fsspec.
+"""Files on other machines: size, version, bytes from any offset (urllib for http, else fsspec).
 
-`look` gives size and version (ETag, or the date) without reading; `read_from` streams from an offset, so that a cut
-download goes on where it ended. What may pass (no answer, a cut connection, 5xx, 429) is `Unreachable`, and is tried
-again by `cache.py`; what will not pass (404, 403) is a DataError at once. Credentials come from the environment alone.
+`look` gives size and version (ETag, or the date) without reading; `read_from` streams from an
+offset, so that an interrupted download resumes. What may pass (no answer, a cut connection, 5xx,
+429) is `Unreachable`, and `cache` retries it; what will not pass (404, 403) is a DataError at once.
+Credentials come from the environment alone.
 """
 
 from __future__ import annotations
@@ -20,22 +21,23 @@ from urllib.parse import unquote, urlsplit
 from wikillm.core.errors import ConfigError, DataError, MachineError, WikiLLMError
 
 SILENCE_SECONDS = 30.0
-LOOKUP_SECONDS = 5.0  # after which a download site that says nothing is given up
+LOOKUP_SECONDS = 5.0  # without an answer from a site of data sets or models
 PIECE_BYTES = 1 << 20
 _RANGE_BYTES = 8 << 20  # asked for at a time where there is no stream (s3, oss)
 _EXTRAS = {"s3": "s3fs", "oss": "ossfs"}
 _PASSES = (408, 425, 429, 500, 502, 503, 504)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WIKILLM_OFFLINE")
 HOW_WITHOUT = "or download it by other means, and name the file: data.path=FILE"
 
 
 class Unreachable(Exception):
-    """It did not work this time; it may the next."""
+    """It failed this time; it may work the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """`size` is None where the server does not say; `version` is empty where it has none."""
+    """`size` is None where the server does not state it; `version` is empty where it has none."""
 
     url: str
     size: int | None
@@ -43,11 +45,9 @@ class RemoteFile:
 
 
 def is_offline() -> bool:
-    """Whether the environment switches the download sites of data sets and models off."""
-    switches = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "WIKILLM_OFFLINE")
-    return any(
-        os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on") for name in switches
-    )
+    """Whether the environment forbids to ask the sites of data sets and models."""
+    values = (os.environ.get(name, "").strip().lower() for name in OFFLINE)
+    return any(value in ("1", "true", "yes", "on") for value in values)
 
 
 def scheme_of(text: str) -> str:
@@ -56,13 +56,17 @@ def scheme_of(text: str) -> str:
     return found[1].lower() if found else ""
 
 
+def _is_web(url: str) -> bool:
+    return scheme_of(url) in ("http", "https")
+
+
 def shown(url: str) -> str:
     """The address without what may be secret: query (presigned addresses) and user."""
     return re.sub(r"://[^/@]*@", "://", url.split("?")[0].split("#")[0])
 
 
 def file_name(url: str) -> str:
-    """The name at the end of the address, fit to be a file's."""
+    """The name at the end of the address, as a valid file name."""
     name = unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2])
     return re.sub(r"[^\w.,+@=-]", "_", name).lstrip(".")[-120:] or "file"
 
@@ -70,94 +74,88 @@ def file_name(url: str) -> str:
 def check_address(url: str) -> None:
     """Raise ConfigError for a scheme that is not read, and for a password in the address."""
     scheme = scheme_of(url)
-    if scheme not in ("http", "https", "s3", "oss"):
-        known = "http, https, s3, oss; hf and modelscope for data sets"
+    if not _is_web(url) and scheme not in _EXTRAS:
         raise ConfigError(
             f"Addresses of the scheme {scheme}:// cannot be read.",
             got=shown(url),
-            fix=f"one of: {known}",
+            fix="one of: http, https, s3, oss; hf and modelscope for data sets",
         )
     if urlsplit(url).query == "***":
-        fix = "data.path=ADDRESS, with its query; or data.path=null data.store=FOLDER, where its tokens are"
         raise ConfigError(
             "An address in data.path has lost its query: a run's files keep none.",
             got=shown(url),
-            fix=fix,
+            fix="data.path=ADDRESS, with its query; "
+            "or data.path=null data.store=FOLDER, where its tokens are",
         )
     if "@" in urlsplit(url).netloc:
-        fix = "keys come from the environment: AWS_ACCESS_KEY_ID ..., OSS_ACCESS_KEY_ID ..."
         raise ConfigError(
-            "An address in data.path holds a user or a password.", got=shown(url), fix=fix
+            "An address in data.path holds a user or a password.",
+            got=shown(url),
+            fix="keys come from the environment: AWS_ACCESS_KEY_ID ..., OSS_ACCESS_KEY_ID ...",
         )
 
 
 def look(url: str) -> RemoteFile:
-    """Size and version of a file. Raises Unreachable, or DataError when there is none or it may not be read."""
+    """Size and version of a file. Raises Unreachable, or DataError if missing or forbidden."""
     check_address(url)
-    if scheme_of(url) in ("http", "https"):
+    if _is_web(url):
         # Not HEAD: a presigned address is signed for GET.
-        with _opened(url, {"Accept-Encoding": "identity", "Range": "bytes=0-0"}) as answer:
+        with _opened(url, {"Range": "bytes=0-0"}) as answer:
             return _described(url, answer)
     info = _call(url, "info")
     if info["type"] != "file":
-        raise DataError(
-            "An address in data.path is a folder, not a file.",
-            got=shown(url),
-            fix=f"{shown(url)}/*.jsonl",
-        )
-    version = (
-        info.get("ETag")
-        or info.get("etag")
-        or info.get("LastModified")
-        or info.get("last_modified")
-        or ""
-    )
+        what = "An address in data.path is a folder, not a file."
+        raise DataError(what, got=shown(url), fix=f"{shown(url)}/*.jsonl")
+    names = ("ETag", "etag", "LastModified", "last_modified")
+    version = next((info[name] for name in names if info.get(name)), "")
     return RemoteFile(url, int(info["size"]), str(version).strip('"'))
 
 
 def listed(url: str) -> list[str]:
-    """The files that an address with a `*` or a `/` at its end means, sorted; any other address is itself."""
-    if scheme_of(url) in ("http", "https"):
-        if urlsplit(url).path.endswith("/") or "*" in url:
-            fix = "name each file, or use s3:// or oss://, which can be listed"
-            raise ConfigError(
-                "A web address cannot be listed: it must name one file.", got=shown(url), fix=fix
-            )
+    """The files that an address with a `*`, or a `/` at its end, means, sorted."""
+    path = urlsplit(url).path if _is_web(url) else url
+    if "*" not in url and not path.endswith("/"):
         return [url]
-    if "*" not in url and not url.endswith("/"):
-        return [url]
-    found = _call(url, "glob") if "*" in url else _call(url, "find")
+    if _is_web(url):
+        raise ConfigError(
+            "A web address cannot be listed: it must name one file.",
+            got=shown(url),
+            fix="name each file, or use s3:// or oss://, which can be listed",
+        )
+    found = _call(url, "glob" if "*" in url else "find")
     return [f"{scheme_of(url)}://{name}" for name in sorted(found)]
 
 
 def read_from(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) from `offset` on; from 0 where the server cannot begin elsewhere, or has another version now."""
-    if scheme_of(file.url) not in ("http", "https"):
-        while file.size is not None and offset < file.size:
-            stop = min(offset + _RANGE_BYTES, file.size)
-            # ossfs hands `end` to a client that takes it as the last byte; one beyond the object brings all of it.
-            end = stop - 1 if scheme_of(file.url) == "oss" else stop
-            piece = _call(file.url, "cat_file", start=offset, end=end)
-            if not piece:
-                raise Unreachable("nothing was sent")
-            if len(piece) > stop - offset:
-                raise Unreachable(
-                    f"{len(piece)} bytes came instead of the {stop - offset} from {offset} on"
-                )
-            yield offset, piece
-            offset += len(piece)
-        return
-    headers = {"Accept-Encoding": "identity"}
+    """(offset, bytes) from `offset` on; from 0 if the server cannot resume or has a new version."""
+    return _web_pieces(file, offset) if _is_web(file.url) else _ranges(file, offset)
+
+
+def _ranges(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
+    while file.size is not None and offset < file.size:
+        stop = min(offset + _RANGE_BYTES, file.size)
+        # ossfs passes `end` to a client that includes it; one beyond the object brings all of it.
+        end = stop - 1 if scheme_of(file.url) == "oss" else stop
+        piece = _call(file.url, "cat_file", start=offset, end=end)
+        if not piece:
+            raise Unreachable("nothing was sent")
+        if len(piece) > stop - offset:
+            asked = f"{stop - offset} from {offset} on"
+            raise Unreachable(f"{len(piece)} bytes came instead of the {asked}")
+        yield offset, piece
+        offset += len(piece)
+
+
+def _web_pieces(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
+    headers = {}
     if offset:
-        headers |= {
-            "Range": f"bytes={offset}-",
-            **({"If-Range": file.version} if file.version else {}),
-        }
+        headers["Range"] = f"bytes={offset}-"
+        if file.version:
+            headers["If-Range"] = file.version
     with _opened(file.url, headers) as answer:
         at = offset if answer.status == 206 else 0
-        sent = (
-            answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0].strip()
-        )
+        content_range = answer.headers.get("Content-Range", "")
+        sent = content_range.removeprefix("bytes ").partition("-")[0].strip()
         if answer.status == 206 and sent.isdigit() and int(sent) != offset:
             raise Unreachable(f"the server sent bytes from {sent} on instead of {offset}")
         try:
@@ -179,17 +177,19 @@ def _described(url: str, answer: http.client.HTTPResponse) -> RemoteFile:
 
 
 def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    request = urllib.request.Request(url, headers={"User-Agent": "wikillm", **headers})
+    headers = {"User-Agent": "wikillm", "Accept-Encoding": "identity", **headers}
     try:
+        request = urllib.request.Request(url, headers=headers)
         answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=SILENCE_SECONDS)
         return answer
     except urllib.error.HTTPError as error:
         with error:
+            status = f"HTTP {error.code} {error.reason}"
             if error.code in _PASSES:
-                raise Unreachable(f"HTTP {error.code} {error.reason}") from None
-            if error.code == 416:  # not even one byte lies there
-                raise _refused(url, "HTTP 416: it is empty, or shorter than it was") from None
-            raise _refused(url, f"HTTP {error.code} {error.reason}") from None
+                raise Unreachable(status) from None
+            if error.code == 416:  # not even one byte is there
+                status = "HTTP 416: it is empty, or shorter than it was"
+            raise _refused(url, status) from None
     except (OSError, http.client.HTTPException) as error:
         raise Unreachable(_reason(error)) from None
     except ValueError as error:
@@ -210,49 +210,38 @@ def _reason(error: BaseException) -> str:
 
 
 def _call(url: str, name: str, **arguments: Any) -> Any:
-    """One call of fsspec's file system. A file system of this process: they do not survive a fork."""
+    """One call of an fsspec file system. A new one for each process: they do not survive a fork."""
     try:
-        return getattr(_file_system(url), name)(_bare(url), **arguments)
+        return getattr(_file_system(url), name)(url.split("://", 1)[1], **arguments)
     except FileNotFoundError:
         raise _refused(url, "there is no such file") from None
     except PermissionError as error:
-        raise _refused(
-            url, f"not permitted: {_reason(error)}; are the keys in the environment?"
-        ) from None
+        why = f"not permitted: {_reason(error)}; are the keys in the environment?"
+        raise _refused(url, why) from None
     except WikiLLMError:
         raise
     except (ValueError, TypeError) as error:  # an address or a setting, not the network
         raise _refused(url, _reason(error)) from None
-    except Exception as error:  # each library has its own: NoCredentialsError, EndpointConnectionError, RequestError
+    except Exception as error:  # each library has its own: EndpointConnectionError, RequestError
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-            raise _refused(
-                url, f"{error}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from None
+            why = f"{error}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            raise _refused(url, why) from None
         answer = _oss_answer(error)
         if answer is not None and 400 <= answer.status < 500 and answer.status not in _PASSES:
-            keys = (
-                "; are OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET those of it?"
-                if answer.status == 403
-                else ""
-            )
-            raise _refused(
-                url, f"HTTP {answer.status} {answer.code}: {answer.message}{keys}"
-            ) from None
+            why = f"HTTP {answer.status} {answer.code}: {answer.message}"
+            if answer.status == 403:
+                why += "; are OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET those of it?"
+            raise _refused(url, why) from None
         raise Unreachable(f"{type(error).__name__}: {_reason(error)}") from None
 
 
-def _oss_answer(error: BaseException | None) -> Any:
-    """What the server of oss answered: the client's error, or its cause, which ossfs wraps; None of anything else."""
-    for found in (error, error.__cause__ if error else None):
-        if type(found).__module__ == "oss2.exceptions" and isinstance(
-            getattr(found, "status", None), int
-        ):
+def _oss_answer(error: BaseException) -> Any:
+    """The answer of an oss server: the client's error, or the cause that ossfs wraps."""
+    for found in (error, error.__cause__):
+        is_oss = type(found).__module__ == "oss2.exceptions"
+        if is_oss and isinstance(getattr(found, "status", None), int):
             return found
     return None
-
-
-def _bare(url: str) -> str:
-    return url.split("://", 1)[1]
 
 
 def _file_system(url: str) -> Any:
@@ -260,8 +249,9 @@ def _file_system(url: str) -> Any:
     try:
         import fsspec
 
-        # ossfs reads what it listed from its cache, and fails without one: it gets one that lives for one call.
-        caching = {"use_listings_cache": scheme == "oss", "skip_instance_cache": scheme == "oss"}
+        # ossfs reads what it listed from its cache, and fails without one: it gets one per call.
+        is_oss = scheme == "oss"
+        caching = {"use_listings_cache": is_oss, "skip_instance_cache": is_oss}
         return fsspec.filesystem(scheme, **caching, **_options(scheme))
     except ImportError as error:
         raise MachineError(
@@ -272,19 +262,20 @@ def _file_system(url: str) -> Any:
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """oss has no variables of its own; these are the names that Alibaba Cloud's tools use. s3 reads AWS_*."""
+    """s3 reads AWS_* itself; oss has no variables, these are those of Alibaba Cloud's tools."""
     if scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return {"endpoint_url": endpoint} if endpoint else {}
+    if not os.environ.get("OSS_ENDPOINT"):
+        raise ConfigError(
+            "oss:// needs the endpoint of its region.",
+            got="OSS_ENDPOINT is not set",
+            fix="export OSS_ENDPOINT=https://oss-cn-hangzhou.aliyuncs.com, or that of your region",
+        )
     names = {
         "endpoint": "OSS_ENDPOINT",
         "key": "OSS_ACCESS_KEY_ID",
         "secret": "OSS_ACCESS_KEY_SECRET",
+        "token": "OSS_SESSION_TOKEN",
     }
-    names["token"] = "OSS_SESSION_TOKEN"
-    if not os.environ.get("OSS_ENDPOINT"):
-        fix = "export OSS_ENDPOINT=https://oss-cn-hangzhou.aliyuncs.com, or that of your region"
-        raise ConfigError(
-            "oss:// needs the endpoint of its region.", got="OSS_ENDPOINT is not set", fix=fix
-        )
     return {option: os.environ[name] for option, name in names.items() if os.environ.get(name)}

@@ -1,8 +1,9 @@
-"""Who wrote it: what the licence of a wiki asks of those who pass its text on, kept in the store.
+"""Attribution, which the licence of a wiki asks of those who pass its text on, kept in the store.
 
-`ATTRIBUTION.md` names the dumps, the licence and the form of a link; `attribution/NNNNN.tsv` has a line per kept page of
-shard NNNNN: number of the source, byte offset of the page (as in the index of the shard), page id, revision id, title. Written for MediaWiki
-sources only. Both depend on the sources and nothing else.
+`ATTRIBUTION.md` names the dumps, the licence and the form of a link; `attribution/NNNNN.tsv` has a
+line per kept page of shard NNNNN: number of the source, byte offset of the page (as in the index of
+the shard), page id, revision id, title. Written for MediaWiki sources only. Both depend on nothing
+but the sources.
 """
 
 from __future__ import annotations
@@ -16,23 +17,22 @@ from wikillm.core.printable import printable
 from wikillm.data.text.clean import title_of
 from wikillm.data.types import SourceFile
 
-ATTRIBUTION_NAME, TITLES_FOLDER = "ATTRIBUTION.md", "attribution"
+ATTRIBUTION_NAME = "ATTRIBUTION.md"
+TITLES_FOLDER = "attribution"
 _PAGE_ID = re.compile(rb"<id>\s*(\d+)\s*</id>")
 _REVISION_ID = re.compile(rb"<revision>\s*<id>\s*(\d+)\s*</id>")
 _DATE = re.compile(r"(?<!\d)(20\d\d)-?(\d\d)-?(\d\d)(?!\d)")
 
 
 def write_titles(store: Path, number: int, pages: Sequence[tuple[int, int, bytes]]) -> None:
-    """The kept pages of a shard (source, offset, payload), in order. Nothing is written where there are none."""
+    """Write the kept pages of a shard (source, offset, payload), in order; without any, nothing."""
     if not pages:
         return
     lines = []
     for source, offset, page in pages:
         start = page[:4096]  # the ids come before the text
-        ids = [
-            found[1].decode() if (found := form.search(start)) else ""
-            for form in (_PAGE_ID, _REVISION_ID)
-        ]
+        found = (form.search(start) for form in (_PAGE_ID, _REVISION_ID))
+        ids = [match[1].decode() if match else "" for match in found]
         title = printable(" ".join(title_of(page).split()))
         lines.append("\t".join([str(source), str(offset), *ids, title]) + "\n")
     folder = store / TITLES_FOLDER
@@ -41,41 +41,43 @@ def write_titles(store: Path, number: int, pages: Sequence[tuple[int, int, bytes
 
 
 def write_attribution(store: Path, sources: Sequence[tuple[SourceFile, str]]) -> None:
-    """`ATTRIBUTION.md` for the MediaWiki dumps among `sources`, each given with its sha256; nothing without any."""
-    dumps = [
-        (number, source, digest)
-        for number, (source, digest) in enumerate(sources)
-        if source.format == "mediawiki"
-    ]
-    if not dumps:
-        return
+    """Write `ATTRIBUTION.md` for the MediaWiki dumps among `sources`, given with their sha256."""
     parts = [_HEADING]
-    for number, source, digest in dumps:
+    for number, (source, digest) in enumerate(sources):
+        if source.format != "mediawiki":
+            continue
         site = source.site
         name = source.url or Path(source.path).name
-        base = site.base.rpartition("/wiki/")[0]
-        dated = _DATE.search(name)
+        base = site.base.rpartition("/wiki/")[0] or "https://SITE"
+        found = _DATE.search(name)
+        date = "-".join(found.groups()) if found else "not in the name of the file"
         parts.append(
             f"\n## Source {number}: {site.name or 'a MediaWiki site'}"
             + (f" ({site.dbname})" if site.dbname else "")
             + f"\n\n- dump: `{name}`, {source.size} bytes, sha256 `{digest}`\n"
-            + f"- date of the dump: {'-'.join(dated.groups()) if dated else 'not in the name of the file'}\n"
-            + f"- the article TITLE with its authors: {base or 'https://SITE'}/wiki/TITLE, then its history\n"
-            + f"- the revision that was used: {base or 'https://SITE'}/?oldid=REVISION\n"
+            + f"- date of the dump: {date}\n"
+            + f"- the article TITLE with its authors: {base}/wiki/TITLE, then its history\n"
+            + f"- the revision that was used: {base}/?oldid=REVISION\n"
         )
-    write_atomic(store / ATTRIBUTION_NAME, printable("".join(parts)))
+    if len(parts) > 1:
+        write_atomic(store / ATTRIBUTION_NAME, printable("".join(parts)))
 
 
 _HEADING = """# Attribution
 
-The text of this token store comes from the wikis below and was changed: markup, tables, references and pictures were
+The text of this token store comes from the wikis below and was changed: markup, tables, \
+references and pictures were
 removed, characters were normalised and, where the manifest says so, converted; pages were left out.
 
-Text of Wikipedia and its sister projects is by their contributors and is licensed under CC BY-SA 4.0
-(https://creativecommons.org/licenses/by-sa/4.0/), older revisions also under CC BY-SA 3.0 and the GFDL. Another MediaWiki
-site has a licence of its own: see its pages. Who passes the text on names the licence, links to the articles and says
+Text of Wikipedia and its sister projects is by their contributors and is licensed under CC BY-SA \
+4.0
+(https://creativecommons.org/licenses/by-sa/4.0/), older revisions also under CC BY-SA 3.0 and \
+the GFDL. Another MediaWiki
+site has a licence of its own: see its pages. Who passes the text on names the licence, links to \
+the articles and says
 that it was changed.
 
-`attribution/NNNNN.tsv` lists the pages of shard NNNNN: source, byte offset in the decompressed dump, page id, revision
+`attribution/NNNNN.tsv` lists the pages of shard NNNNN: source, byte offset in the decompressed \
+dump, page id, revision
 id, title.
 """

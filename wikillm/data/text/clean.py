@@ -1,10 +1,12 @@
-"""From a raw record to clean text, or to the reason why there is none. Runs in the worker processes.
+"""From a raw record to clean text, or to the reason why there is none.
 
-JSON and CSV: the text under `data.text_key`, stripped; plain text and Parquet: the record itself. MediaWiki: pages of the article namespace that are no redirect,
-wikitext turned into text (`wikitext.py`), the title as first line, a blank line, then the article. All text is
-NFC-normalised here, so that hashes, byte counts and tokens speak of the same characters.
+JSON and CSV: the text under `data.text_key`, stripped; plain text and Parquet: the record itself.
+MediaWiki: pages of the article namespace that are no redirect, as title, blank line and article
+text (`wikitext`). All text is NFC-normalised here, so that hashes, byte counts and tokens refer to
+the same characters.
 
-`CLEANER_VERSION` is part of a store's fingerprint: raise it with every change that changes any text.
+`CLEANER_VERSION` is part of a store's fingerprint: raise it with every change that changes any
+text.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from functools import partial
 
 import orjson
 
-from wikillm.data.sources.json_value import parse_json
+from wikillm.data.sources.json_value import KINDS, parse_json
 from wikillm.data.sources.mediawiki import with_newest_revision
 from wikillm.data.sources.streams import BOM
 from wikillm.data.sources.tables import parse_row
@@ -28,24 +30,14 @@ from wikillm.data.types import Dropped, WikiSite
 
 CLEANER_VERSION = 2
 MIN_ARTICLE_CHARACTERS = 64
-"""A cleaned article shorter than this (title not counted) is a stub of a template, a list of links or a soft redirect."""
-
-_JSON_KINDS = {
-    type(None): "null",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-}
-
+"""A shorter article (without its title) is a template stub, a list of links or a soft redirect."""
 
 Clean = Callable[[bytes, int], str | Dropped]
-"""From a record and its offset to its text, or why it has none. Never raises for what a source may hold."""
+"""From a record and its offset to its text, or why it has none. Never raises for any content."""
 
 
 def cleaner(format: str, text_key: str, site: WikiSite = WikiSite()) -> Clean:
-    """What cleans the records of one source. `site` is what a MediaWiki export says about its wiki."""
+    """The function that cleans the records of a source; `site` is that of a MediaWiki export."""
     if format == "mediawiki":
         return partial(_clean_page, site=site)
     if format in ("text", "blocks", "lines", "parquet"):
@@ -62,6 +54,11 @@ def _bad(payload: bytes, reason: str, detail: str = "") -> Dropped:
     return Dropped(reason, len(payload), is_bad=True, detail=detail)
 
 
+def _not_utf8(payload: bytes, error: UnicodeDecodeError) -> Dropped:
+    detail = f"{error.reason} at byte {error.start} of the record"
+    return _bad(payload, "not UTF-8", detail)
+
+
 def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
     line = payload.removeprefix(BOM) if offset == 0 else payload
     may_be_broken = False  # orjson refuses half of a UTF-16 pair, json does not
@@ -69,40 +66,32 @@ def _clean_json(payload: bytes, offset: int, text_key: str) -> str | Dropped:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
         may_be_broken = True
-        try:  # slower, but it takes the NaN that Python writes, and its messages tell what is wrong
+        try:  # slower, but it takes Python's NaN, and its messages say what is wrong
             value = parse_json(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            return _bad(payload, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+            return _not_utf8(payload, error)
         except ValueError as error:
             return _bad(payload, "not JSON", str(error))
     if not isinstance(value, dict):
-        return _bad(
-            payload, "not a JSON object", f"it is {_JSON_KINDS.get(type(value), 'a string')}"
-        )
+        return _bad(payload, "not a JSON object", f"it is {KINDS.get(type(value), 'a string')}")
     if text_key not in value:
         if len(value) == 1 and isinstance(value.get("index", value.get("create")), dict):
             return Dropped("index line of an Elasticsearch bulk file", len(payload))
-        return _bad(
-            payload, f"no key {text_key!r}", "it has " + ", ".join(map(repr, list(value)[:10]))
-        )
+        keys = ", ".join(map(repr, list(value)[:10]))
+        return _bad(payload, f"no key {text_key!r}", f"it has {keys}")
     text = value[text_key]
     if not isinstance(text, str):
-        return _bad(payload, f"{text_key!r} is not a string", f"it is {_JSON_KINDS[type(text)]}")
+        return _bad(payload, f"{text_key!r} is not a string", f"it is {KINDS[type(text)]}")
     if may_be_broken and any("\ud800" <= letter <= "\udfff" for letter in text):
-        return _bad(
-            payload, "lone surrogate", "half of a UTF-16 pair, as in \\ud83d without its partner"
-        )
+        detail = "half of a UTF-16 pair, as in \\ud83d without its partner"
+        return _bad(payload, "lone surrogate", detail)
     return _normalized(payload, text)
 
 
 def _normalized(payload: bytes, text: str) -> str | Dropped:
-    """The end that all texts share which need no rules of their own."""
     if "\x00" in text:
         return _bad(payload, "NUL character in the text")
-    body = unicodedata.normalize("NFC", text.strip())
-    if not body:
-        return Dropped("empty", len(text))
-    return body
+    return unicodedata.normalize("NFC", text.strip()) or Dropped("empty", len(text))
 
 
 def _clean_plain(payload: bytes, offset: int) -> str | Dropped:
@@ -110,7 +99,7 @@ def _clean_plain(payload: bytes, offset: int) -> str | Dropped:
     try:
         return _normalized(payload, text.decode("utf-8").replace("\r\n", "\n"))
     except UnicodeDecodeError as error:
-        return _bad(payload, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+        return _not_utf8(payload, error)
 
 
 def _clean_row(payload: bytes, _: int, text_key: str) -> str | Dropped:
@@ -118,7 +107,7 @@ def _clean_row(payload: bytes, _: int, text_key: str) -> str | Dropped:
     try:
         values = parse_row(payload)
     except UnicodeDecodeError as error:
-        return _bad(row, "not UTF-8", f"{error.reason} at byte {error.start} of the record")
+        return _not_utf8(row, error)
     except ValueError as error:
         return _bad(row, "not a row of this table", str(error))
     if text_key not in values:
@@ -130,7 +119,7 @@ _REDIRECT = re.compile(r"\s*#\s?(\w+)\s*:?\s*\[\[")
 
 
 def _is_redirect(wikitext: str) -> bool:
-    """For exports without `<redirect>` (schema 0.3): `#REDIRECT [[title]]` in any language at the start of the page."""
+    """For exports without `<redirect>` (schema 0.3): `#REDIRECT [[title]]` in any language."""
     found = _REDIRECT.match(wikitext)
     return found is not None and found[1].casefold() in REDIRECTS
 
@@ -149,11 +138,10 @@ def _clean_page(payload: bytes, _: int, site: WikiSite) -> str | Dropped:
         return Dropped(reason, len(wikitext))
 
     namespace = page.findtext("ns")
-    is_article = (
-        prefix_of(title) not in site_names(site).others
-        if namespace is None
-        else namespace.strip() == "0"
-    )
+    if namespace is None:  # an old export: by the prefix of the title
+        is_article = prefix_of(title) not in site_names(site).others
+    else:
+        is_article = namespace.strip() == "0"
     if not is_article:
         return dropped("other namespace")
     if page.find("redirect") is not None or _is_redirect(wikitext):

@@ -1,7 +1,7 @@
 """Resolve MediaWiki's language conversion markup, `-{...}-`, to what a reader of zh-cn sees.
 
-Sources: https://www.mediawiki.org/wiki/Writing_systems/Syntax. Only the markup is resolved; converting whole
-texts between traditional and simplified characters is another step.
+Source: https://www.mediawiki.org/wiki/Writing_systems/Syntax. Only the markup is resolved;
+converting whole texts between traditional and simplified characters is another step.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 PREFERRED = ("zh-cn", "zh-hans", "zh-sg", "zh-my", "zh")
-"""Variants from the most to the least wanted; when none is there, the first that is written counts."""
+"""Variants in order of preference; without any of them, the first that is written counts."""
 
 _OPEN = r"-\{(?!\{(?!\{))"  # `-{{` is a hyphen before a template
 _CLOSE = r"(?:(?<!\})|(?<=\}\}))\}-"  # `}}-` is one behind it
@@ -17,14 +17,15 @@ _INNERMOST = re.compile(rf"{_OPEN}((?:(?!{_OPEN}|{_CLOSE}).)*){_CLOSE}", re.DOTA
 _UNPAIRED = re.compile(rf"{_OPEN}|{_CLOSE}")
 _FLAGS = re.compile(r"\s*(-|[A-Za-z]?(?:\s*;\s*[A-Za-z])*|zh[a-z;\s-]*)\s*\|")
 _VARIANT = re.compile(
-    r"(?:^|;)\s*(?:[^;:|]*=>\s*)?(zh(?:-[a-z]+)*|(?:sr|sh|gan|wuu|kk|ku|iu|tg|uz|crh|shi|ban)-[a-z]+)\s*:",
+    r"(?:^|;)\s*(?:[^;:|]*=>\s*)?"
+    r"(zh(?:-[a-z]+)*|(?:sr|sh|gan|wuu|kk|ku|iu|tg|uz|crh|shi|ban)-[a-z]+)\s*:",
     re.DOTALL,
 )
 _SILENT = frozenset("THD-")  # page title, hidden rule, description, removed rule: they show nothing
 
 
 def resolve_variants(wikitext: str) -> str:
-    """`-{zh-hans:计算机;zh-hant:電腦}-` -> `计算机`; `-{R|XML}-` and `-{XML}-` -> `XML`; `-{H|...}-` -> nothing."""
+    """`-{zh-hans:简;zh-hant:繁}-` -> `简`; `-{R|XML}-`, `-{XML}-` -> `XML`; `-{H|...}-` -> nothing."""
     for _ in range(8):  # from the inside out; deeper nesting does not occur
         if "-{" not in wikitext:
             break
@@ -35,7 +36,7 @@ def resolve_variants(wikitext: str) -> str:
 
 
 def without_unpaired(wikitext: str) -> str:
-    """Without what `resolve_variants` leaves: marks that have no partner."""
+    """Without the marks that `resolve_variants` leaves, since they have no partner."""
     return _UNPAIRED.sub("", wikitext) if "-{" in wikitext or "}-" in wikitext else wikitext
 
 
@@ -52,6 +53,5 @@ def _shown(rule: str) -> str:
     texts = {
         mark[1]: rule[mark.end() : end].strip(" \n;") for mark, end in zip(marks, ends, strict=True)
     }
-    return next(
-        (texts[variant] for variant in PREFERRED if variant in texts), next(iter(texts.values()))
-    )
+    chosen = next((variant for variant in PREFERRED if variant in texts), marks[0][1])
+    return texts[chosen]

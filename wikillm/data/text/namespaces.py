@@ -1,8 +1,8 @@
 """What a prefix before a colon means on the wiki that a page comes from: of a title, and of a link.
 
-The names of namespaces are those of the dump's `<siteinfo>`, the English ones that every MediaWiki knows, and the
-aliases of `wikitext_names`, which no dump lists. Prefixes of other wikis are a fixed list: a colon in a title is
-otherwise part of the title, as in `CSI:Miami`.
+Namespaces are named by the dump's `<siteinfo>`, by the English names that every MediaWiki knows,
+and by the aliases of `wikitext_names`, which no dump lists. Prefixes of other wikis are a fixed
+list: any other colon is part of the title, as in `CSI:Miami`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,10 @@ from wikillm.data.types import WikiSite
 _ARTICLES = 0
 _HIDDEN_NAMESPACES = frozenset(
     {-2, 6, 14}
-)  # Media, File, Category: links to them show nothing, or a picture
+)  # Media, File, Category: links show nothing or a picture
 _EVERYWHERE = (
-    "media",
-    "special",
-    "user",
-    "project",
-    "file",
-    "image",
-    "mediawiki",
-    "template",
-    "help",
-    "category",
+    *("media", "special", "user", "project", "file", "image"),
+    *("mediawiki", "template", "help", "category"),
 )
 _WITHOUT_TALK = frozenset({"media", "special"})
 
@@ -41,22 +33,22 @@ class SiteNames(NamedTuple):
 
 
 def prefix_of(title: str) -> str:
-    """The part before the first colon, in lower case, underscores as spaces; empty without a colon."""
+    """The part before the first colon, in lower case, `_` as space; empty without one."""
     prefix, colon, _ = title.partition(":")
     return " ".join(prefix.replace("_", " ").split()).casefold() if colon else ""
 
 
 @lru_cache(maxsize=64)
 def site_names(site: WikiSite) -> SiteNames:
-    """The prefixes of a wiki. Of a site that says nothing, what holds everywhere."""
+    """The prefixes of a wiki; without siteinfo those that hold everywhere."""
     local = [(key, prefix_of(f"{name}:")) for key, name in site.namespaces]
     others = {name for key, name in local if key != _ARTICLES}
     for name in (*_EVERYWHERE, prefix_of(f"{site.name}:"), "wikipedia"):
         if name:
             others |= {name} if name in _WITHOUT_TALK else {name, f"{name} talk"}
+    language = site.language.partition("-")[0].casefold()
     return SiteNames(
         hidden=DROPPED_PREFIXES | {name for key, name in local if key in _HIDDEN_NAMESPACES},
         others=frozenset({*others, "talk", *DROPPED_PREFIXES, *OTHER_PREFIXES}),
-        converts=not site.language
-        or site.language.partition("-")[0].casefold() in CONVERTED_LANGUAGES,
+        converts=not language or language in CONVERTED_LANGUAGES,
     )

@@ -1,10 +1,10 @@
-"""Wikitext to text that reads like the article: about 2.2 MB of wikitext per second and core (an English dump).
+"""Wikitext to text that reads like the article, by mwparserfromhell (2.2 MB/s per core).
 
-Built on mwparserfromhell. Kept: prose, list items ("- "), section headings as lines of their own, the text of
-links, templates inside sentences (`wikitext_templates`), code, what `<nowiki>` shows, short plain formulas.
-Left out: other templates, tables, references, pictures with their captions, categories, galleries, formulas in TeX,
-comments, sections of links and sources, headings of sections that have no text left. Parameters of templates and pages
-elsewhere are unknown here, so a transcluded text is lost.
+Kept: prose, list items ("- "), section headings as lines of their own, the text of links, templates
+inside sentences (`wikitext_templates`), code, what `<nowiki>` shows, short plain formulas. Dropped:
+other templates, tables, references, pictures with their captions, categories, galleries, formulas
+in TeX, comments, sections of links and sources, headings of sections without text. Pages elsewhere
+are unknown here, so a transcluded text is lost.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ from wikillm.data.text.wikitext_templates import text_of_template
 from wikillm.data.text.wikitext_tidy import tidy, without_switches
 from wikillm.data.types import WikiSite
 
-# Those of `wikitext_regions` are gone before parsing.
-_DROPPED_TAGS = frozenset("table tr td th caption img video audio".split())  # noqa: SIM905
-_BLOCK_TAGS = frozenset("p div blockquote center ul ol dl poem li dd dt hr".split())  # noqa: SIM905
+# The tags of `wikitext_regions` are gone before parsing.
+_DROPPED_TAGS = frozenset(("table", "tr", "td", "th", "caption", "img", "video", "audio"))
+_BLOCK_TAGS = frozenset(
+    ("p", "div", "blockquote", "center", "ul", "ol", "dl", "poem", "li", "dd", "dt", "hr")
+)
 _RAISING_STYLE = re.compile(r"vertical-align\s*:\s*(super|sub)\b", re.IGNORECASE)
 _MARKUP = frozenset("<>[]{}|'=*#:;!-_&")
 
@@ -53,7 +55,7 @@ _BRACKETS = (  # opening and closing marks of each kind
         r"(<(?!(?:br|hr|li|p|dd|dt|wbr|img)\b)[a-z]\w*\b(?![^<>]*/>))|</[a-z]", re.IGNORECASE
     ),
 )
-_MAX_OPEN = 200  # at any place; an article has a dozen. The parser takes 0.1 s then, and grows with the square
+_MAX_OPEN = 200  # an article has a dozen; the parser takes 0.1 s for 200, and the square of that
 
 
 class DamagedWikitext(ValueError):
@@ -63,12 +65,13 @@ class DamagedWikitext(ValueError):
 def text_of_wikitext(wikitext: str, site: WikiSite = WikiSite()) -> str:
     """The article's text, paragraphs separated by blank lines. Empty when nothing readable is left.
 
-    `site` says what the prefixes of links mean. Raises DamagedWikitext for a page whose marks do not pair at all.
+    `site` says what the prefixes of links mean. Raises DamagedWikitext for a page whose marks do
+    not pair at all.
     """
     names = site_names(site)
     regions = Regions()
-    # What is not wikitext goes first: no rule below may see what is inside `<nowiki>`. References are a third of an English
-    # article besides, and half of the parser's time.
+    # First, since no rule below may see what is inside `<nowiki>`, and since references are a third
+    # of an English article and half of the parser's time.
     wikitext = set_apart(wikitext.replace("\r\n", "\n"), regions)
     if names.converts:
         wikitext = without_unpaired(resolve_variants(wikitext))
@@ -115,9 +118,8 @@ class _Article:
         if self._skipped_level is not None and node.level > self._skipped_level:
             return
         title = tidy(self._renderer.text(node.title)).replace("\n", " ")
-        self._skipped_level = (
-            node.level if title.casefold().rstrip(":：") in TAIL_SECTIONS else None
-        )
+        is_tail = title.casefold().rstrip(":：") in TAIL_SECTIONS
+        self._skipped_level = node.level if is_tail else None
         if self._skipped_level is None:
             self._sections.append(_Section(node.level, title))
 
@@ -126,9 +128,8 @@ class _Article:
         deeper = 99  # the level of the nearest following heading that is kept
         for section in reversed(self._sections):
             body = tidy("".join(section.parts))
-            if not body and not deeper > section.level:
-                continue
-            if not body and deeper == 99:
+            # A heading without text is kept only above a deeper section that is kept.
+            if not body and (deeper == 99 or deeper <= section.level):
                 continue
             kept.append("\n".join(part for part in (section.title, body) if part))
             deeper = section.level
@@ -136,7 +137,7 @@ class _Article:
 
 
 class _Renderer:
-    """Text of the parser's nodes. `before` is the text in front of a node, as far as it is known."""
+    """Text of the parser's nodes. `before` is the known text in front of a node."""
 
     def __init__(self, names: SiteNames, regions: Regions) -> None:
         self._names = names
@@ -163,7 +164,7 @@ class _Renderer:
             return self.text(node.title) if node.brackets else ""
         if isinstance(node, HTMLEntity):
             return self._entity(node)
-        if isinstance(node, Heading):  # inside a tag; a page's own are handled by _Article
+        if isinstance(node, Heading):  # inside a tag; _Article handles a page's own
             return f"\n{self.text(node.title).strip()}\n"
         if isinstance(node, Argument):
             return self.text(node.default)
@@ -179,8 +180,8 @@ class _Renderer:
     def _wikilink(self, node: Wikilink) -> str:
         target = str(node.title).strip()
         if is_marked(target):  # MediaWiki shows a link with a nowiki in its target as it is written
-            shown = [self.text(node.title), *([] if node.text is None else [self.text(node.text)])]
-            return self._as_written("[[", shown, "]]")
+            parts = [self.text(part) for part in (node.title, node.text) if part is not None]
+            return self._as_written("[[", parts, "]]")
         prefix = prefix_of(target)
         if prefix and prefix in self._names.hidden:
             return ""
@@ -227,14 +228,11 @@ class _Renderer:
         values = [self.text(param.value).strip() for param in node.params if not param.showkey]
         named = {str(param.name).strip(): param.value for param in node.params if param.showkey}
 
-        def argument(key: str) -> str:  # only those that are shown are rendered: boxes have dozens
+        def argument(key: str) -> str:  # renders only what is shown: boxes have dozens
             return self.text(named.get(key)).strip()
 
         name = name.casefold().replace("_", " ")
         shown = text_of_template(name, values, argument, before)
-        # {{'}} and {{!}} are there to show a character that would otherwise be markup.
-        return (
-            self._regions.protect(shown)
-            if name in LITERALS and not _MARKUP.isdisjoint(shown)
-            else shown
-        )
+        # {{'}} and {{!}} show a character that would otherwise be markup.
+        is_literal = name in LITERALS and not _MARKUP.isdisjoint(shown)
+        return self._regions.protect(shown) if is_literal else shown

@@ -1,10 +1,10 @@
-"""The first step of cleaning a page: set apart what is not wikitext, before any other rule reads it.
+"""Set apart what is not wikitext, before any other rule reads the page.
 
-Comments, references and the content of tags such as `<gallery>` are cut. The content of `<nowiki>`, `<pre>`, `<code>`,
-`<syntaxhighlight>`, `<source>`, `<math>`, `<chem>` is text or a formula, whatever it looks like: it is kept in `Regions`
-and is replaced by a short mark until the page is text. The tag that starts first wins, as in MediaWiki
-(https://www.mediawiki.org/wiki/Preprocessor_ABNF). Of a tag that is never closed only the tag is cut. One pass, in linear
-time.
+Comments, references and the content of tags such as `<gallery>` are cut. The content of `<nowiki>`,
+`<pre>`, `<code>`, `<syntaxhighlight>`, `<source>`, `<math>`, `<chem>` is text or a formula,
+whatever it looks like: `Regions` keeps it, and a short mark replaces it until the page is text. The
+tag that starts first wins, as in MediaWiki (https://www.mediawiki.org/wiki/Preprocessor_ABNF). Of a
+tag that is never closed only the tag is cut. One linear pass.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 
 # Marks are made of characters that XML forbids, so that no dump holds them.
 NOWIKI = "\x01"
-"""Stands where `<nowiki>` does: what it separates is not one mark, and stray marks in its line are meant as text."""
+"""Replaces `<nowiki>`: what it separates is not one mark, and stray marks in its line are text."""
 _OPEN = "\x02"
 _CLOSE = "\x03"
 _MARK = re.compile(f"{NOWIKI}?{_OPEN}(\\d+){_CLOSE}")
@@ -23,44 +23,19 @@ _FORBIDDEN = dict.fromkeys(map(ord, f"{NOWIKI}{_OPEN}{_CLOSE}"))
 _LITERAL = ("nowiki", "pre", "code", "syntaxhighlight", "source")
 _FORMULA = ("math", "chem", "ce")
 _CUT = (
-    *(
-        "ref",
-        "references",
-        "gallery",
-        "timeline",
-        "score",
-        "imagemap",
-        "inputbox",
-        "templatedata",
-        "graph",
-        "hiero",
-    ),
-    *(
-        "categorytree",
-        "mapframe",
-        "maplink",
-        "templatestyles",
-        "style",
-        "script",
-        "indicator",
-        "includeonly",
-        "section",
-    ),
+    *("ref", "references", "gallery", "timeline", "score", "imagemap", "inputbox", "templatedata"),
+    *("graph", "hiero", "categorytree", "mapframe", "maplink", "templatestyles", "style", "script"),
+    *("indicator", "includeonly", "section"),
 )
-_CUT_ALONE = frozenset(("ref", "references", "gallery", "includeonly", *_LITERAL, *_FORMULA)) - {
-    "source"
-}
-"""Tags that are cut where they have no partner; a lone `<source>` or `<style>` is more often a word about HTML."""
-_TAG = re.compile(
-    rf"<!--|<(/?)({'|'.join(sorted((*_LITERAL, *_FORMULA, *_CUT), key=len, reverse=True))})(?=[\s/>])([^<>]*)>",
-    re.IGNORECASE,
-)
-_ENDS = {
-    name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in (*_LITERAL, *_FORMULA, *_CUT)
-}
+_NAMES = sorted((*_LITERAL, *_FORMULA, *_CUT), key=len, reverse=True)
+_CUT_ALONE = {"ref", "references", "gallery", "includeonly", *_LITERAL, *_FORMULA} - {"source"}
+"""Tags that are cut without a partner; a lone `<source>` is often a word about HTML."""
+_TAG = re.compile(rf"<!--|<(/?)({'|'.join(_NAMES)})(?=[\s/>])([^<>]*)>", re.IGNORECASE)
+_ENDS = {name: re.compile(rf"</{name}\s*>", re.IGNORECASE) for name in _NAMES}
 _NOWIKI_PAIR = re.compile(r"<nowiki\s*>(.*?)</nowiki\s*>|<nowiki\s*/>", re.IGNORECASE | re.DOTALL)
 _CODE_START = re.compile(r"<code(?=[\s>])[^<>]*>", re.IGNORECASE)
 _HEADING = re.compile(r"\n==")
+_INLINE = re.compile(r"\binline\b|\benclose\s*=\s*[\"']?none", re.IGNORECASE)
 _NOWIKI_START = re.compile(r"<nowiki\s*>", re.IGNORECASE)
 _STYLE_PAIR = re.compile(r"<(span|var|font|small)\b[^<>]*>([^<>]*)</\1\s*>", re.IGNORECASE)
 _QUOTED = re.compile(r"('{2,5})(?!')([^'\n]+)\1(?!')")
@@ -98,7 +73,7 @@ def is_marked(text: str) -> bool:
 
 
 class _Ahead:
-    """The next match of a pattern behind positions that only grow: each part of the text is searched once."""
+    """The next match of a pattern behind growing positions; searches each part of the text once."""
 
     def __init__(self, pattern: re.Pattern[str], text: str) -> None:
         self._pattern = pattern
@@ -116,7 +91,7 @@ def set_apart(wikitext: str, regions: Regions) -> str:
     if is_marked(wikitext) or _CLOSE in wikitext:
         wikitext = wikitext.translate(_FORBIDDEN)
     kept: list[str] = []
-    at = 0  # all before it is dealt with
+    at = 0  # all before it is done
     ends: dict[str, _Ahead] = {}
     headings = _Ahead(_HEADING, wikitext)
     while (tag := _TAG.search(wikitext, at)) is not None:
@@ -149,19 +124,18 @@ def set_apart(wikitext: str, regions: Regions) -> str:
 def _end_of_text(
     name: str, wikitext: str, start: int, end: re.Match[str], heading: re.Match[str] | None
 ) -> re.Match[str] | None:
-    """The end tag of the `<ref>` or `<code>` that begins at `start`, when `end` is the next one; None: it has none.
+    """The end tag of the `<ref>` or `<code>` whose text begins at `start`; `end` is the next one.
 
-    Neither goes on into another section, nor has text before another `<code>` in it: then `end` belongs to another. An end
-    tag in a `<nowiki>` that ends behind it does not count.
+    None when `end` belongs to another tag: in another section, or behind text and another `<code>`.
+    An end tag inside a `<nowiki>` does not count.
     """
     if heading is not None and heading.start() < end.start():
         return None
     nested = _CODE_START.search(wikitext, start, end.start()) if name == "code" else None
     if nested is not None and wikitext[start : nested.start()].strip():
         return None
-    opened = max(
-        (mark.end() for mark in _NOWIKI_START.finditer(wikitext, start, end.start())), default=-1
-    )
+    starts = _NOWIKI_START.finditer(wikitext, start, end.start())
+    opened = max((mark.end() for mark in starts), default=-1)
     if opened < 0 or _ENDS["nowiki"].search(wikitext, opened, end.start()):
         return end
     bound = wikitext.find(f"<{name}", end.end())
@@ -179,11 +153,8 @@ def _kept(name: str, attributes: str, content: str, regions: Regions) -> str:
         return regions.protect(formula) if _PLAIN_FORMULA.fullmatch(formula) else ""
     if name in ("syntaxhighlight", "source"):
         code = content.strip("\r\n").rstrip()
-        is_inline = (
-            re.search(r"\binline\b|\benclose\s*=\s*[\"']?none", attributes, re.IGNORECASE)
-            is not None
-        )
-        return regions.protect(code, is_block=not is_inline) if code else ""
+        is_block = _INLINE.search(attributes) is None
+        return regions.protect(code, is_block=is_block) if code else ""
     if name == "pre":
         shown = _decoded(_NOWIKI_PAIR.sub(r"\1", content)).strip("\r\n").rstrip()
         return regions.protect(shown, is_block=True) if shown.strip() else ""

@@ -1,7 +1,8 @@
 """Superscripts and subscripts in plain text: `10<sup>8</sup>` is 10⁸, not 108.
 
-Digits and signs become the characters Unicode has for them. What has none is marked as in TeX, `e^(iπx)` and `T_max`,
-where it follows what it belongs to; words, footnote signs and the endings of ordinals stay as they are.
+Digits and signs become the characters Unicode has for them. What has none is marked as in TeX,
+`e^(iπx)` and `T_max`, where it follows what it belongs to; words, footnote signs and the endings of
+ordinals stay as they are.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ _LOWERED = str.maketrans("0123456789+-−–=()", "₀₁₂₃₄₅₆₇₈�
 _ALL_RAISED = re.compile(r"[0-9+\-−–=()]+|n")
 _ALL_LOWERED = re.compile(r"[0-9+\-−–=()]+")
 _ENDINGS = frozenset(
-    "st nd rd th er ère re ème eme nde de os as ma me mes mo ste ter le lle lles to ts tm sm".split()  # noqa: SIM905
+    (
+        *("st", "nd", "rd", "th", "er", "ère", "re", "ème", "eme", "nde", "de", "os", "as", "ma"),
+        *("me", "mes", "mo", "ste", "ter", "le", "lle", "lles", "to", "ts", "tm", "sm"),
+    )
 )
 _TERM = re.compile(r"[0-9A-Za-z\u0370-\u03ff\u2070-\u209f²³¹+\-−–*/.,=<>()^_'′″∞°·×]{1,24}")
 _NUMBERS_MEET = re.compile(r"[\da-zA-Z)][+\-−–±~]?\d[^\n]*")
 _ALL_IN_QUOTES = re.compile(r"^'{2,5}([^']+)'{2,5}$")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
-_BASE_ENDS = (
-    "'′″)]）】|\x03"  # marks of italics, and of what `wikitext_regions` set apart, among them
-)
+_BASE_ENDS = "'′″)]）】|\x03"  # among them the marks of italics and of `wikitext_regions`
 _ONE_SIGN = re.compile(r"[+\-−–]?(?:\w|[\d.,]+)|[′″'*]+")
 _ONE_NAME = re.compile(r"[+\-−–]?(?:\w|[.,′'])+")
 
 
 def superscript(text: str, before: str) -> str:
-    """`text` raised behind `before`, which is all, or the end, of the text in front of it."""
+    """`text` raised behind `before`, the text in front of it or its end."""
     shown = _without_style(text)
     if not shown:
         return ""
@@ -57,11 +59,8 @@ def _marked(sign: str, text: str, shown: str, before: str, bare: re.Pattern[str]
         return shown
     if _NUMBERS_MEET.fullmatch(f"{before[-1:]}{shown}"):  # 10<sup>3 to 5</sup>: never 103
         return f"{sign}{shown}" if bare.fullmatch(shown) else f"{sign}({shown})"
-    if (
-        not _TERM.fullmatch(shown)
-        or not before
-        or not (before[-1].isalnum() or before[-1] in _BASE_ENDS)
-    ):
+    follows_base = before != "" and (before[-1].isalnum() or before[-1] in _BASE_ENDS)
+    if not follows_base or not _TERM.fullmatch(shown):
         return text
     is_one = bare.fullmatch(shown) or _IN_BRACKETS.fullmatch(shown)
     return f"{sign}{shown}" if is_one else f"{sign}({shown})"

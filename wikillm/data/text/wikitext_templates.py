@@ -1,6 +1,7 @@
-"""Templates that are part of a sentence; all others give nothing, since what they hold is not known here.
+"""Templates that are part of a sentence; the content of all others is unknown here, and dropped.
 
-Arguments come as text: unnamed ones in order, named ones from a function that gives an empty text for those missing.
+Arguments come as text: unnamed ones in order, named ones from a function that gives an empty text
+for a missing one.
 """
 
 from __future__ import annotations
@@ -8,29 +9,36 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from wikillm.data.text.wikitext_names import FIRST_ARGUMENT, LITERALS, QUOTES
+from wikillm.data.text.wikitext_names import (
+    FIRST_ARGUMENT,
+    LITERALS,
+    PRINTED_UNITS,
+    QUOTES,
+    RANGE_WORDS,
+)
 from wikillm.data.text.wikitext_scripts import subscript, superscript
-from wikillm.data.text.wikitext_units import measure
 
 _LAST_ARGUMENT = frozenset(
     {
-        "lang",
-        "langx",
-        "rtl-lang",
-        "transl",
-        "transliteration",
-        "color",
-        "colour",
-        "fontcolor",
-        "font color",
+        *("lang", "langx", "rtl-lang", "transl", "transliteration"),
+        *("color", "colour", "fontcolor", "font color"),
     }
 )
-_TRANSLATED = frozenset(
-    {"tsl", "translink", "link", "internal link helper"}
-)  # {{tsl|en|foreign|local|shown}}
-_COUNT_IN_FORMULA = re.compile(
-    r"[0-9a-z][0-9a-z+\-−]*|[+\-−]"
-)  # {{chem|C|n|H|2n+2}}; elements begin in upper case
+_TRANSLATED = frozenset({"tsl", "translink", "link", "internal link helper"})
+"""{{tsl|en|foreign|local|shown}}"""
+_RAISED = frozenset({"sup", "superscript", "smallsup", "上标", "上標"})
+_LOWERED = frozenset({"sub", "subscript", "smallsub", "下标", "下標"})
+_NUMBERS = frozenset({*_RAISED, *_LOWERED, "e", "10^", "val", "chem", "simple chem", "subsup"})
+_COUNT_IN_FORMULA = re.compile(r"[0-9a-z][0-9a-z+\-−]*|[+\-−]")
+"""{{chem|C|n|H|2n+2}}; elements begin in upper case."""
+
+_SQUARE_OR_CUBIC = re.compile(r"(sq|cu)(mi|ft|in|yd|km|m|cm|mm|nmi|fathom)")
+_POWER = re.compile(r"([A-Za-zμ]+)([23])")
+_SCALE = re.compile(r"e(\d+)(?=\D)|([kKMGT])(?=oilbbl|cuft|cum|acre|USgal|impgal)")
+_SCALES = {"3": "thousand", "6": "million", "9": "billion", "12": "trillion"}
+_PREFIXES = {"k": "3", "K": "3", "M": "6", "G": "9", "T": "12"}
+_SMALLER = frozenset({"in", "ft", "yd", "lb", "oz", "chain", "furlong", "min", "s"})
+"""Units of the second part of 6 ft 4 in."""
 
 
 def text_of_template(
@@ -39,8 +47,9 @@ def text_of_template(
     """What `{{name|values|named}}` shows.
 
     Args:
-        name: in lower case, with spaces for underscores; a parser function with all up to its first `|`.
-        before: what stands before it in the text.
+        name: in lower case, with spaces for underscores; a parser function with all up to its first
+            `|`.
+        before: the text in front of it.
     """
     function, colon, argument = name.partition(":")
     if colon and function.strip() == "formatnum":
@@ -61,13 +70,8 @@ def text_of_template(
     return _inline(name, values)
 
 
-_RAISED = frozenset({"sup", "superscript", "smallsup", "上标", "上標"})
-_LOWERED = frozenset({"sub", "subscript", "smallsub", "下标", "下標"})
-_NUMBERS = frozenset({*_RAISED, *_LOWERED, "e", "10^", "val", "chem", "simple chem", "subsup"})
-
-
 def _number(name: str, values: Sequence[str], named: Callable[[str], str], before: str) -> str:
-    """Templates that raise or lower what they hold."""
+    """Templates that raise or lower their content."""
     if name in _RAISED:
         return superscript(values[0], before)
     if name in _LOWERED:
@@ -81,13 +85,12 @@ def _number(name: str, values: Sequence[str], named: Callable[[str], str], befor
         return base + subscript(lower, base) + superscript(upper, base)
     if name == "val":
         return _quantity(values, named)
-    return "".join(
-        (superscript(part, "x") if part[-1] in "+-−" else subscript(part, "x"))
-        if at and _COUNT_IN_FORMULA.fullmatch(part)
-        else part
-        for at, part in enumerate(values)
-        if part
-    )
+    shown = ""
+    for at, part in enumerate(values):
+        if at and _COUNT_IN_FORMULA.fullmatch(part):
+            part = superscript(part, "x") if part[-1] in "+-−" else subscript(part, "x")
+        shown += part
+    return shown
 
 
 def _quantity(values: Sequence[str], named: Callable[[str], str]) -> str:
@@ -110,15 +113,55 @@ def _inline(name: str, values: Sequence[str]) -> str:
     if name in _TRANSLATED:
         return next((value for value in (*values[3:4], *values[2:3], *values[1:2]) if value), "")
     if name in ("convert", "cvt"):
-        return measure(values)
+        return _measure(values)
     if name in ("angbr", "angle bracket"):
         return f"⟨{values[0]}⟩"
     if name in ("frac", "sfrac", "fraction"):
         return {1: "1/{0}", 2: "{0}/{1}"}.get(len(values), "{0} {1}/{2}").format(*values)
     if name in ("circa", "c.", "ca"):
         return f"c. {values[0]}"
-    if name in ("as of", "截至"):
-        return f"As of {values[0]}" if name == "as of" else f"截至{values[0]}"
-    if name == "gaps":
-        return "".join(values)
-    return ""
+    if name == "as of":
+        return f"As of {values[0]}"
+    if name == "截至":
+        return f"截至{values[0]}"
+    return "".join(values) if name == "gaps" else ""
+
+
+def _measure(values: Sequence[str]) -> str:
+    """{{convert|5|km2|sqmi}}: the quantity as given, with its unit as printed (5 km²)."""
+    shown = values[0]
+    rest = list(values[1:])
+    while len(rest) >= 2 and rest[0] in RANGE_WORDS:  # 5|to|10|km, 2|x|3|x|4|m
+        shown += f"{RANGE_WORDS[rest[0]]}{rest[1]}"
+        rest = rest[2:]
+    if not rest:
+        return shown
+    shown += _with_space(rest[0])
+    if len(rest) >= 3 and rest[2] in _SMALLER and re.fullmatch(r"[\d.,/+]+", rest[1]):
+        shown += f" {rest[1]}{_with_space(rest[2])}"
+    return shown
+
+
+def _with_space(code: str) -> str:
+    unit = _printed(code)
+    return unit if unit.startswith(("/", "%")) or not unit else f" {unit}"
+
+
+def _printed(code: str) -> str:
+    """`km2` -> `km²`, `e6acre` -> `million acres`, `PD/sqmi` -> `/sq mi`; unknown codes stay."""
+    if code.startswith("PD/"):  # a density of population
+        return f"/{_printed(code[3:])}"
+    if scale := _SCALE.match(code):
+        power = scale[1] or _PREFIXES[scale[2]]
+        word = _SCALES.get(power) or f"×10{superscript(power, '10')}"
+        return f"{word} {_printed(code[scale.end() :])}".strip()
+    unit, slash, per = code.partition("/")
+    if slash:
+        return f"{_printed(unit)}/{_printed(per)}"
+    if code in PRINTED_UNITS:
+        return PRINTED_UNITS[code]
+    if found := _SQUARE_OR_CUBIC.fullmatch(code):
+        return f"{found[1]} {found[2]}"
+    if found := _POWER.fullmatch(code):
+        return found[1] + superscript(found[2], found[1])
+    return code

@@ -18,25 +18,21 @@ _QUOTED_LINE = re.compile(r"^.*?''.*$", re.MULTILINE)
 _QUOTES = re.compile(r"'{2,}")
 _QUOTES_BEHIND_WORD = re.compile(r"(?<=[^\W\d_])'{3}(?!')(?=\w)")
 _LEFT_TAG = re.compile(  # known names only: `List<int>` is text
-    r"</?(?:ref|references|br|p|div|span|small|big|sup|sub|b|i|u|s|em|strong|center|font|table|tr|td|th|ul|ol|li|dl|dd|dt"
-    r"|nowiki|noinclude|includeonly|onlyinclude|gallery|blockquote|poem|code|tt|abbr|cite|math|var|hr|pre"
-    r"|syntaxhighlight)(?:\s[^<>\n]*)?/?>",
+    r"</?(?:ref|references|br|p|div|span|small|big|sup|sub|b|i|u|s|em|strong|center|font|table|tr"
+    r"|td|th|ul|ol|li|dl|dd|dt|nowiki|noinclude|includeonly|onlyinclude|gallery|blockquote|poem"
+    r"|code|tt|abbr|cite|math|var|hr|pre|syntaxhighlight)(?:\s[^<>\n]*)?/?>",
     re.IGNORECASE,
 )
 _LEFT_SCRIPT = re.compile(r"(?<=[\w)\]])<(su[pb])(?:\s[^<>\n]*)?>(?=[\w+\-−])", re.IGNORECASE)
 _LEFT_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")
 
 # Possessive runs that start only where the run does: linear time, whatever a page holds.
-_HOLLOW = re.compile(
-    r"[(（〔【][\s,;:，；：、/·–—-]*+[)）〕】]"
-)  # brackets whose content was a template
+_HOLLOW = re.compile(r"[(（〔【][\s,;:，；：、/·–—-]*+[)）〕】]")  # their content was a template
 _AFTER_BRACKET = re.compile(r"(?<=[(（])[\s,;，；、]++")
 _BEFORE_BRACKET = re.compile(r"(?<![\s,;，；、])[\s,;，；、]++(?=[)）])")
 _BEFORE_MARK = re.compile(r"[ ]+([,;:.!?](?=[\s)]|$)|[，；：。！？、）])")
 _EMPTY_ITEM = re.compile(r"^[ \t]*(?:[-*#:;•·][ \t]*)+$", re.MULTILINE)
-_LEADING = re.compile(
-    r"^[,;，；、]\s*", re.MULTILINE
-)  # what followed a template that opened the paragraph
+_LEADING = re.compile(r"^[,;，；、]\s*", re.MULTILINE)  # behind a template that began the paragraph
 _GAP = re.compile(r"\n{3,}")
 
 _TABLE_MARK = re.compile(r"^[ \t:*#-]*(?:\{\||\|\}|\|-|\|\+)", re.MULTILINE)
@@ -44,7 +40,8 @@ _TABLE_START = re.compile(r"[ \t:*#-]*\{\|")
 _TABLE_END = re.compile(r"[ \t:*#-]*\|\}")
 _CELL = re.compile(r"[ \t]*[|!]|" + _TABLE_END.pattern)
 _ROW = re.compile(  # `|-5| = 5` and `|+1|` are text
-    r"[ \t]*(?:\|\}|\|\+(?!\d)|\|-+[ \t]*(?:$|(?:style|class|id|v?align|bgcolor|width|height|rowspan|colspan|scope|data-)))"
+    r"[ \t]*(?:\|\}|\|\+(?!\d)|\|-+[ \t]*(?:$|(?:style|class|id|v?align|bgcolor|width|height"
+    r"|rowspan|colspan|scope|data-)))"
 )
 
 _SWITCH = re.compile(r"__([^\W\d_](?:[^\W\d_]|_(?!_)){1,48})__")
@@ -53,13 +50,12 @@ _SWITCH = re.compile(r"__([^\W\d_](?:[^\W\d_]|_(?!_)){1,48})__")
 def without_switches(wikitext: str) -> str:
     """Without `__NOTOC__` and its like in any case and language.
 
-    Of words between two underscores that are not known, `__FILE__` and `__init__`, the underscores and all stay.
+    Of words between two underscores that are not known, `__FILE__` and `__init__`, the underscores
+    and all stay.
     """
-    return (
-        _SWITCH.sub(lambda found: "" if _is_switch(found[1]) else found[0], wikitext)
-        if "__" in wikitext
-        else wikitext
-    )
+    if "__" not in wikitext:
+        return wikitext
+    return _SWITCH.sub(lambda found: "" if _is_switch(found[1]) else found[0], wikitext)
 
 
 def _is_switch(word: str) -> bool:
@@ -67,7 +63,7 @@ def _is_switch(word: str) -> bool:
 
 
 def tidy(text: str) -> str:
-    """`text` with single spaces, paragraphs with one blank line between them, and no marks that have no partner."""
+    """`text` with single spaces, one blank line between paragraphs, and no unpaired marks."""
     text = _SPACES.sub(" ", text.translate(_INVISIBLE))
     for _ in range(_NESTED):
         if "{{" not in text or (shorter := _LEFT_TEMPLATE.sub("", text)) == text:
@@ -95,8 +91,8 @@ def tidy(text: str) -> str:
 def _without_quotes(text: str) -> str:
     """Without the apostrophes that mark italics and bold, as MediaWiki tells them from others.
 
-    Two, three or five are marks; one of four and all beyond five are shown. When a line opens both kinds and closes
-    neither, as `''Iliad'''s`, one of three is an apostrophe behind a word.
+    Two, three or five are marks; one of four and all beyond five are shown. When a line opens both
+    kinds and closes neither, as `''Iliad'''s`, one of three is an apostrophe behind a word.
     """
     if "''" not in text:
         return text
@@ -118,10 +114,10 @@ def _apostrophes(run: re.Match[str]) -> str:
 
 
 def _without_rows(lines: list[str]) -> Iterator[str]:
-    """The lines that are no rows of a table that the parser could not pair.
+    """The lines without the rows of tables that the parser could not pair.
 
-    A line that begins with `|` or `!` is text, unless a table was opened before it, or a mark of rows (`|-`, `|}`) stands
-    in the same run of such lines: then a template opened the table.
+    A line that begins with `|` or `!` is text, unless a table was opened before it, or its run of
+    such lines has a mark of rows (`|-`, `|}`): then a template opened the table.
     """
     is_open = False
     for are_cells, group in groupby(lines, lambda line: _CELL.match(line) is not None):
