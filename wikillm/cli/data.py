@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wikillm.cli.numbers import index, positive
+from wikillm.cli.arguments import index, positive
 
 if TYPE_CHECKING:
     from wikillm.data.store.store import Store

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wikillm.cli.arguments import positive
 from wikillm.cli.export import TRUST_HELP
-from wikillm.cli.numbers import positive
 
 if TYPE_CHECKING:
     from wikillm.config.load import Resolved

@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from wikillm.cli.arguments import not_negative, positive, share
 from wikillm.cli.export import TRUST_HELP
-from wikillm.cli.numbers import not_negative, positive, share
 
 if TYPE_CHECKING:
     from wikillm.generate.load import LoadedModel

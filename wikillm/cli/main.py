@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from wikillm import __version__
-from wikillm.cli.numbers import any_integer, any_number
+from wikillm.cli.arguments import any_integer, any_number
 from wikillm.core.errors import ConfigError, ExitCode, MachineError, WikiLLMError, did_you_mean
 from wikillm.core.faults import as_refusal
 from wikillm.core.log import drop_output, make_output_safe

@@ -236,7 +236,7 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machine:
-    from wikillm.cli.memory import memory_argument
+    from wikillm.cli.arguments import memory_argument
     from wikillm.plan.calibration import CPU, apply_calibration, cpu_as_device, read_calibration
     from wikillm.plan.choose import Machine
     from wikillm.plan.gpus import describe_gpu, driver_name, find_gpu, with_memory

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wikillm.cli.numbers import not_negative
+from wikillm.cli.arguments import not_negative
 
 if TYPE_CHECKING:
     from wikillm.supervise.records import RankRecord

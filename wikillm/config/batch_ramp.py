@@ -1,10 +1,10 @@
 """A batch that grows: `train.batch_ramp_from` tokens at first, doubled in equal shares of
 `train.batch_ramp_tokens`.
 
-A batch below the critical one loses nothing by its size and takes more steps from the same tokens;
-the critical batch grows while the loss falls (McCandlish et al. 2018, arXiv:1812.06162), so a run
-can begin small. The stages follow from the configuration alone: a run on 1 rank and on 64 has the
-same batches. Sizes are in sequences, steps are counted from 0.
+A batch below the critical size loses nothing and takes more steps from the same tokens; the
+critical size grows while the loss falls (McCandlish et al. 2018, arXiv:1812.06162). The stages
+follow from the configuration alone, so they do not depend on the number of ranks. Sizes are in
+sequences, steps are counted from 0.
 """
 
 from __future__ import annotations
@@ -90,9 +90,8 @@ def batch_ramp(train: TrainSection, full: int) -> BatchRamp:
     first = train.batch_ramp_from // train.sequence_length
     doublings = (full // first).bit_length() - 1
     sizes = [first << stage for stage in range(doublings)]
-    share = -(
-        -train.batch_ramp_tokens // (doublings * train.sequence_length)
-    )  # sequences per stage, rounded up
+    # Sequences per stage, rounded up.
+    share = -(-train.batch_ramp_tokens // (doublings * train.sequence_length))
     return BatchRamp(full, tuple((-(-share // size), size) for size in sizes))
 
 
@@ -100,13 +99,13 @@ def check_batch_ramp(
     train: TrainSection, origins: Mapping[str, Origin], problems: Problems
 ) -> None:
     """Both keys or none, and a first batch that doubles to the full one."""
-    first, over, full = train.batch_ramp_from, train.batch_ramp_tokens, train.global_batch_tokens
-    if first is None and over is None:
+    first = train.batch_ramp_from
+    full = train.global_batch_tokens
+    given = [key for key in KEYS if getattr(train, key.removeprefix("train.")) is not None]
+    if not given:
         return
-    got = where_of(
-        origins, *(key for key in KEYS if getattr(train, key.removeprefix("train.")) is not None)
-    )
-    if first is None or over is None:
+    got = where_of(origins, *given)
+    if first is None or train.batch_ramp_tokens is None:
         missing = KEYS[0] if first is None else KEYS[1]
         problems.add(f"A batch ramp needs {missing} as well.", got=got, fix="set both, or neither")
         return
@@ -114,19 +113,21 @@ def check_batch_ramp(
         what = "A batch ramp ends at train.global_batch_tokens, which is not set."
         problems.add(what, got=got, fix=f"train.global_batch_tokens={8 * first}, or no ramp")
         return
-    legal = _firsts(full, train.sequence_length)
+    length = train.sequence_length
+    legal = _batches_that_double_to(full, length)
     if first not in legal:
-        nearest = ", ".join(map(str, sorted(sorted(legal, key=lambda size: abs(size - first))[:3])))
+        nearest = sorted(sorted(legal, key=lambda size: abs(size - first))[:3])
+        listed = ", ".join(map(str, nearest))
         problems.add(
-            f"batch_ramp_from={first} does not double to global_batch_tokens={full} in whole sequences of "
-            f"{train.sequence_length}.",
+            f"batch_ramp_from={first} does not double to global_batch_tokens={full} "
+            f"in whole sequences of {length}.",
             got=where_of(origins, KEYS[0], "train.global_batch_tokens", "train.sequence_length"),
-            fix=f"{KEYS[0]}, one of: {nearest}" if nearest else "another train.global_batch_tokens",
+            fix=f"{KEYS[0]}, one of: {listed}" if listed else "another train.global_batch_tokens",
         )
 
 
-def _firsts(full: int, length: int) -> list[int]:
-    """Batches of whole sequences that double to `full`."""
+def _batches_that_double_to(full: int, length: int) -> list[int]:
+    """Batches of whole sequences, in tokens."""
     found = []
     while full % (2 * length) == 0:
         full //= 2

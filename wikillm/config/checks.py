@@ -1,13 +1,17 @@
-"""What a single field cannot know: keys that must fit each other. Needs no machine, no world and
-no data."""
+"""Rules across keys that need no machine, no ranks and no data: divisors, lengths, keys without
+effect.
+
+Combinations that do not work at all are a table of their own, in `compatibility`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 
 from wikillm.config.batch_ramp import check_batch_ramp
 from wikillm.config.compatibility import Case, add_conflicts
+from wikillm.config.keys import all_keys
 from wikillm.config.mixture import check_mixture
 from wikillm.config.origin import Origin, Setting, where_of
 from wikillm.config.schema import DataSection, ModelSection, RunConfig, TrainSection
@@ -18,90 +22,63 @@ HORIZON = ("train.max_tokens", "train.max_steps", "train.num_train_epochs")
 BATCH = ("train.global_batch_tokens", "train.gradient_accumulation_steps")
 TEXT = ("data.path", "data.mixture")
 GROUPS = (HORIZON, BATCH, TEXT)
-"""Keys that exclude each other: a higher layer's replaces a lower one's."""
+"""Keys that exclude each other: one from a higher layer replaces one from a lower layer."""
+
+NEEDS: tuple[tuple[str, str, Callable[[TrainSection], bool], str], ...] = (
+    ("ema_start", "ema_decay", lambda t: t.ema_decay > 0, "train.ema_decay=0.999"),
+    ("muon_learning_rate", "optimizer", lambda t: t.optimizer == "muon", "train.optimizer=muon"),
+    ("muon_momentum", "optimizer", lambda t: t.optimizer == "muon", "train.optimizer=muon"),
+    *(
+        (
+            name,
+            "lr_scheduler_type",
+            lambda t: t.lr_scheduler_type == "warmup_stable_decay",
+            "train.lr_scheduler_type=warmup_stable_decay",
+        )
+        for name in ("lr_decay_share", "lr_decay_type")
+    ),
+    (
+        "min_lr_ratio",
+        "lr_scheduler_type",
+        lambda t: t.lr_scheduler_type == "cosine_with_min_lr",
+        "train.lr_scheduler_type=cosine_with_min_lr",
+    ),
+)
+"""Keys of `train` that have an effect only beside another: (key, the other, condition, fix)."""
 
 
 def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) -> None:
     """Add every contradiction between keys to `problems`."""
+    train = config.train
     _check_heads(config.model, origins, problems)
     _check_lengths(config, origins, problems)
-    _check_schedule(config.train, origins, problems)
+    _check_warmup(train, origins, problems)
     _check_sequence_parallel(config, origins, problems)
-    train = config.train
-    precision = None if train.precision == "auto" else train.precision
-    case = Case(train, config.model, config.data, precision=precision)
-    add_conflicts(case, problems, origins)
+    _check_effects(train, origins, problems)
     check_mixture(config.data, origins, problems)
-    _check_muon(config.train, origins, problems)
-    check_batch_ramp(config.train, origins, problems)
-    is_default = config.train.ema_start == TrainSection.model_fields["ema_start"].default
-    if not config.train.ema_decay and origins["train.ema_start"].is_user and not is_default:
-        got = where_of(origins, "train.ema_start")
+    check_batch_ramp(train, origins, problems)
+    precision = None if train.precision == "auto" else train.precision
+    add_conflicts(Case(train, config.model, config.data, precision=precision), problems, origins)
+    _check_data(config.data, origins, problems)
+    rows = config.model.vocab_size
+    if rows != "auto" and rows < 1:
         problems.add(
-            "ema_start has no effect without ema_decay.", got=got, fix="train.ema_decay=0.999"
+            "model.vocab_size is a number of rows, or auto.",
+            got=f"{rows} ({where_of(origins, 'model.vocab_size')})",
+            fix="model.vocab_size=auto",
         )
-    _check_micro_batch(config.train, origins, problems)
-    _check_files(config.data, origins, problems)
-    fraction = config.data.val_fraction
-    if isinstance(fraction, float) and not 0 < fraction < 1:
-        got = f"{fraction:g} ({where_of(origins, 'data.val_fraction')})"
+    if all(getattr(train, key.removeprefix("train.")) is None for key in HORIZON):
         problems.add(
-            "data.val_fraction is a share between 0 and 1, or auto.",
-            got=got,
-            fix="data.val_fraction=0.01",
+            "The run has no horizon.",
+            got=f"none of {', '.join(HORIZON)} is set",
+            fix="--max_steps 1000, or train.max_tokens=2.5B",
         )
-    if config.model.vocab_size != "auto" and config.model.vocab_size < 1:
-        got = f"{config.model.vocab_size} ({where_of(origins, 'model.vocab_size')})"
-        problems.add(
-            "model.vocab_size is a number of rows, or auto.", got=got, fix="model.vocab_size=auto"
-        )
-    if all(getattr(config.train, key.removeprefix("train.")) is None for key in HORIZON):
-        got = f"none of {', '.join(HORIZON)} is set"
-        problems.add(
-            "The run has no horizon.", got=got, fix="--max_steps 1000, or train.max_tokens=2.5B"
-        )
-
-
-def _check_files(data: DataSection, origins: Mapping[str, Origin], problems: Problems) -> None:
-    """Refuse names that no tokenizer can be trained for, and no store can have."""
-    if data.tokenizer.startswith(PREFIX):
-        try:
-            parse_train(data.tokenizer)
-        except ConfigError as error:
-            problems.add(error.what, got=where_of(origins, "data.tokenizer"), fix=error.fix)
-    if data.store is not None and not PurePath(data.store).name:
-        got = where_of(origins, "data.store")
-        problems.add(
-            "data.store names no folder that a store can be built in.",
-            got=got,
-            fix="data.store=stores/NAME",
-        )
-
-
-def _check_micro_batch(
-    train: TrainSection, origins: Mapping[str, Origin], problems: Problems
-) -> None:
-    key, most, micro = (
-        "train.per_device_train_batch_size",
-        "train.max_micro_batch_tokens",
-        train.per_device_train_batch_size,
-    )
-    is_chosen = (
-        origins[most].is_user and origins[most].rank >= origins[key].rank
-    )  # a higher layer's number replaces it
-    is_default = (
-        train.max_micro_batch_tokens == TrainSection.model_fields["max_micro_batch_tokens"].default
-    )
-    if micro != "auto" and is_chosen and not is_default:
-        what = f"max_micro_batch_tokens has no effect beside per_device_train_batch_size={micro}."
-        problems.add(what, got=where_of(origins, most, key), fix=f"{key}=auto, or leave {most} out")
 
 
 def check_init_from(
     config: RunConfig, shape: list[Setting], origins: Mapping[str, Origin], problems: Problems
 ) -> None:
-    """The shape comes from the folder of model.init_from: what the user sets beside it must
-    agree."""
+    """Model keys that the user set must agree with the shape in the folder of model.init_from."""
     for setting in shape:
         value = getattr(config.model, setting.key.removeprefix("model."))
         if value != setting.value and origins[setting.key].is_user:
@@ -110,113 +87,141 @@ def check_init_from(
             problems.add(what, got=got, fix=f"leave {setting.key} out")
 
 
-def _check_heads(model: ModelSection, origins: Mapping[str, Origin], problems: Problems) -> None:
-    def place(*names: str) -> str:
-        return where_of(origins, *(f"model.{name}" for name in names))
+def ranks_that_can_share(model: ModelSection) -> list[int]:
+    """Group sizes in which each rank gets equally many query heads, and the key heads they need."""
+    heads = model.num_attention_heads
+    kv_heads = model.num_key_value_heads
+    return [n for n in _divisors(heads) if kv_heads % n == 0 or n % kv_heads == 0]
 
-    hidden, heads, kv_heads = (
-        model.hidden_size,
-        model.num_attention_heads,
-        model.num_key_value_heads,
-    )
-    if model.head_dim is None and hidden % heads:
-        what = f"hidden_size={hidden} cannot be split over num_attention_heads={heads}."
-        legal = ", ".join(
-            str(n)
-            for n in range(1, hidden + 1)
-            if hidden % n == 0 and hidden // n in (32, 64, 96, 128)
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _is_changed(key: str, value: object, origins: Mapping[str, Origin]) -> bool:
+    """Set by the user to another value than the default (a resolved file writes all defaults
+    out)."""
+    return origins[key].is_user and value != all_keys()[key].default
+
+
+def _check_effects(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
+    """A setting that would have no effect is refused."""
+    for name, other, has_effect, fix in NEEDS:
+        key = f"train.{name}"
+        if _is_changed(key, getattr(train, name), origins) and not has_effect(train):
+            what = f"{name} has no effect with {other}={getattr(train, other)}."
+            problems.add(what, got=where_of(origins, key, f"train.{other}"), fix=fix)
+    most = "train.max_micro_batch_tokens"
+    micro = "train.per_device_train_batch_size"
+    size = train.per_device_train_batch_size
+    # A micro-batch from a higher layer replaces the limit.
+    is_chosen = origins[most].rank >= origins[micro].rank
+    if size != "auto" and is_chosen and _is_changed(most, train.max_micro_batch_tokens, origins):
+        problems.add(
+            f"max_micro_batch_tokens has no effect with per_device_train_batch_size={size}.",
+            got=where_of(origins, most, micro),
+            fix=f"{micro}=auto, or leave {most} out",
         )
-        fix = f"model.num_attention_heads={legal}" if legal else "set model.head_dim as well"
-        problems.add(what, got=place("hidden_size", "num_attention_heads"), fix=fix)
+
+
+def _check_data(data: DataSection, origins: Mapping[str, Origin], problems: Problems) -> None:
+    """Refuse a tokenizer that cannot be trained and a store without a name."""
+    if data.tokenizer.startswith(PREFIX):
+        try:
+            parse_train(data.tokenizer)
+        except ConfigError as error:
+            problems.add(error.what, got=where_of(origins, "data.tokenizer"), fix=error.fix)
+    if data.store is not None and not PurePath(data.store).name:
+        problems.add(
+            "data.store is not the name of a folder.",
+            got=where_of(origins, "data.store"),
+            fix="data.store=stores/NAME",
+        )
+    fraction = data.val_fraction
+    if isinstance(fraction, float) and not 0 < fraction < 1:
+        problems.add(
+            "data.val_fraction is a share between 0 and 1, or auto.",
+            got=f"{fraction:g} ({where_of(origins, 'data.val_fraction')})",
+            fix="data.val_fraction=0.01",
+        )
+
+
+def _check_heads(model: ModelSection, origins: Mapping[str, Origin], problems: Problems) -> None:
+    hidden = model.hidden_size
+    heads = model.num_attention_heads
+    kv_heads = model.num_key_value_heads
+    keys = ("model.hidden_size", "model.num_attention_heads")
+    if model.head_dim is None and hidden % heads:
+        legal = [str(n) for n in _divisors(hidden) if hidden // n in (32, 64, 96, 128)]
+        fix = f"model.num_attention_heads={', '.join(legal)}"
+        problems.add(
+            f"hidden_size={hidden} cannot be split over num_attention_heads={heads}.",
+            got=where_of(origins, *keys),
+            fix=fix if legal else "set model.head_dim as well",
+        )
     elif (head_dim := model.head_dim or hidden // heads) % 2:
-        names = ("head_dim", "hidden_size", "num_attention_heads")
         problems.add(
             f"The heads are {head_dim} wide; rotary embeddings need an even width.",
-            got=place(*names),
+            got=where_of(origins, "model.head_dim", *keys),
         )
     if heads % kv_heads:
-        what = f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}."
-        legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-        got = place("num_attention_heads", "num_key_value_heads")
-        problems.add(what, got=got, fix=f"model.num_key_value_heads, one of: {legal}")
+        legal = [str(n) for n in _divisors(heads)]
+        problems.add(
+            f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}.",
+            got=where_of(origins, "model.num_attention_heads", "model.num_key_value_heads"),
+            fix=f"model.num_key_value_heads, one of: {', '.join(legal)}",
+        )
 
 
 def _check_lengths(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) -> None:
-    length, limit = config.train.sequence_length, config.model.max_position_embeddings
+    length = config.train.sequence_length
+    limit = config.model.max_position_embeddings
     if length > limit:
-        what = f"sequence_length={length} is longer than max_position_embeddings={limit}."
-        got = where_of(origins, "train.sequence_length", "model.max_position_embeddings")
         fix = f"a train.sequence_length of at most {limit}"
         if config.model.init_from is None:
             fix += f", or model.max_position_embeddings={length}"
-        problems.add(what, got=got, fix=fix)
-
-
-def ranks_that_can_share(model: ModelSection) -> list[int]:
-    """Sizes of a group of ranks in which each has equally many query heads, and the key heads that
-    go with them."""
-    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
-    return [
-        n
-        for n in range(1, heads + 1)
-        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0)
-    ]
+        problems.add(
+            f"sequence_length={length} is longer than max_position_embeddings={limit}.",
+            got=where_of(origins, "train.sequence_length", "model.max_position_embeddings"),
+            fix=fix,
+        )
 
 
 def _check_sequence_parallel(
     config: RunConfig, origins: Mapping[str, Origin], problems: Problems
 ) -> None:
-    """Equal stretches of a sequence, and for each rank of a group equally many heads of its own."""
-    size, key = config.train.sequence_parallel_size, "train.sequence_parallel_size"
+    """Ranks that share a sequence get equal parts of it and equally many heads."""
+    key = "train.sequence_parallel_size"
+    size = config.train.sequence_parallel_size
+    length = config.train.sequence_length
+    heads = config.model.num_attention_heads
+    kv_heads = config.model.num_key_value_heads
+    legal = ranks_that_can_share(config.model)
     if size == 1:
         return
-    heads, kv_heads = config.model.num_attention_heads, config.model.num_key_value_heads
-    if size not in (legal := ranks_that_can_share(config.model)):
+    if size not in legal:
         problems.add(
-            f"{heads} query and {kv_heads} key heads cannot be shared out over {size} ranks.",
+            f"{heads} query and {kv_heads} key heads cannot be divided over {size} ranks.",
             got=where_of(origins, key, "model.num_attention_heads", "model.num_key_value_heads"),
             fix=f"{key}, one of: {', '.join(map(str, legal))}",
         )
-    elif config.train.sequence_length % size:
-        longer = -(-config.train.sequence_length // size) * size
-        what = f"sequence_length={config.train.sequence_length} cannot be split over {size} ranks."
-        got = where_of(origins, key, "train.sequence_length")
-        problems.add(what, got=got, fix=f"train.sequence_length={longer}")
-
-
-def _check_muon(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
-    if train.optimizer != "muon":
-        for name in ("muon_learning_rate", "muon_momentum"):
-            changed = getattr(train, name) != TrainSection.model_fields[name].default
-            if changed and origins[f"train.{name}"].is_user:
-                got = where_of(origins, f"train.{name}", "train.optimizer")
-                problems.add(
-                    f"{name} has no effect with {train.optimizer}.",
-                    got=got,
-                    fix="train.optimizer=muon",
-                )
-
-
-def _check_schedule(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
-    warmup, schedule = train.warmup_steps, train.lr_scheduler_type
-    if warmup >= 1 and warmup != int(warmup):
-        got = where_of(origins, "train.warmup_steps")
-        problems.add(f"warmup_steps={warmup:g} is neither a share nor whole steps.", got=got)
-    if schedule == "constant" and warmup > 0 and origins["train.warmup_steps"].is_user:
-        got = where_of(origins, "train.lr_scheduler_type", "train.warmup_steps")
-        fix = "train.lr_scheduler_type=constant_with_warmup"
+    elif length % size:
         problems.add(
-            "The constant schedule has no warm-up, and warmup_steps is set.", got=got, fix=fix
+            f"sequence_length={length} cannot be split over {size} ranks.",
+            got=where_of(origins, key, "train.sequence_length"),
+            fix=f"train.sequence_length={-(-length // size) * size}",
         )
-    for name in ("lr_decay_share", "lr_decay_type"):
-        changed = getattr(train, name) != TrainSection.model_fields[name].default
-        if schedule != "warmup_stable_decay" and changed and origins[f"train.{name}"].is_user:
-            got = where_of(origins, f"train.{name}", "train.lr_scheduler_type")
-            fix = "train.lr_scheduler_type=warmup_stable_decay"
-            problems.add(f"The {schedule} schedule has no {name}.", got=got, fix=fix)
-    if schedule != "cosine_with_min_lr" and origins["train.min_lr_ratio"].is_user:
-        got = where_of(origins, "train.min_lr_ratio", "train.lr_scheduler_type")
-        # The default written out, as in config.resolved.yaml, asks for nothing.
-        if train.min_lr_ratio != TrainSection.model_fields["min_lr_ratio"].default:
-            fix = "train.lr_scheduler_type=cosine_with_min_lr"
-            problems.add(f"The {schedule} schedule has no min_lr_ratio.", got=got, fix=fix)
+
+
+def _check_warmup(train: TrainSection, origins: Mapping[str, Origin], problems: Problems) -> None:
+    key = "train.warmup_steps"
+    warmup = train.warmup_steps
+    if warmup >= 1 and warmup != int(warmup):
+        what = f"warmup_steps={warmup:g} is neither a share nor a whole number of steps."
+        problems.add(what, got=where_of(origins, key))
+    if train.lr_scheduler_type == "constant" and warmup > 0 and origins[key].is_user:
+        problems.add(
+            "The constant schedule has no warm-up, and warmup_steps is set.",
+            got=where_of(origins, "train.lr_scheduler_type", key),
+            fix="train.lr_scheduler_type=constant_with_warmup",
+        )

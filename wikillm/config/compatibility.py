@@ -130,7 +130,7 @@ RULES: tuple[Rule, ...] = (
             and case.has_gpu is False
             and case.train.compile != "off"
         ),
-        "train.compile={1} does not go with DeepSpeed's Muon on a CPU, which switches compilation off.",
+        "train.compile={1} does not go with DeepSpeed's Muon on a CPU, which disables compilation.",
         "train.compile=off, or leave out --deepspeed",
     ),
     Rule(
@@ -142,7 +142,8 @@ RULES: tuple[Rule, ...] = (
             and case.zero is not None
             and case.zero.offload_optimizer
         ),
-        "A batch ramp does not go with DeepSpeed's optimizer offload, which cannot change the accumulation.",
+        "A batch ramp does not go with DeepSpeed's optimizer offload, "
+        "which cannot change the accumulation.",
         "a DeepSpeed file without offload_optimizer, or no batch ramp",
     ),
     Rule(
@@ -180,7 +181,7 @@ RULES: tuple[Rule, ...] = (
             and case.has_deepspeed is False
             and case.precision in ("bf16", "fp16")
         ),
-        "flex_attention does not train in 16 bit without DeepSpeed: its inputs would be of two types.",
+        "flex_attention does not train in 16 bit without DeepSpeed: its input types differ.",
         f"--deepspeed zero0, or {_SDPA}",
     ),
     Rule(
@@ -232,7 +233,7 @@ RULES: tuple[Rule, ...] = (
         ("data.mixture", "data.streaming"),
         lambda case: _has_mixture(case) and case.data is not None and case.data.streaming == "on",
         "A mixture cannot be trained on while its stores are being built.",
-        "data.streaming=auto or off: the stores are built first; `wikillm prepare` does it ahead of time",
+        "data.streaming=auto or off: the stores are built first, as by `wikillm prepare`",
     ),
 )
 

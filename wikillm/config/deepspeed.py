@@ -1,10 +1,9 @@
-"""A DeepSpeed JSON: finding it, reading it strictly, and knowing on which line each key stands.
+"""A DeepSpeed JSON: finding it, reading it strictly, and knowing the line of each key.
 
 `read_deepspeed("zero2")` takes a file or the name of a shipped recipe (`ds_configs/` of the source
-tree, or `wikillm/ds_configs` of an installed wheel). Reading is stricter than DeepSpeed's, which
-accepts comments: duplicate keys, NaN and syntax errors are refused with line and column. What the
-keys mean is checked in `deepspeed_check`, and "auto" is replaced in `deepspeed_resolve`. Nothing
-here imports deepspeed or torch.
+tree, `wikillm/ds_configs` of an installed wheel). DeepSpeed accepts comments and duplicate keys;
+here they are refused, with line and column. `deepspeed_check` checks the keys, `deepspeed_resolve`
+replaces "auto". Nothing here imports deepspeed or torch.
 """
 
 from __future__ import annotations
@@ -77,12 +76,13 @@ def shipped_folder() -> Path:
     """The folder of the shipped recipes: inside the package when installed from a wheel, beside it
     in a checkout."""
     package = Path(__file__).resolve().parent.parent
-    for folder in (package / "ds_configs", package.parent / "ds_configs"):
+    folders = [package / "ds_configs", package.parent / "ds_configs"]
+    for folder in folders:
         if (folder / "zero2.json").is_file():
             return folder
     raise ConfigError(
         "The shipped DeepSpeed recipes are missing.",
-        got=f"looked in {package / 'ds_configs'} and {package.parent / 'ds_configs'}",
+        got=f"looked in {folders[0]} and {folders[1]}",
         fix="reinstall wikillm, or give the path of a DeepSpeed JSON",
     )
 
@@ -105,10 +105,9 @@ def find_deepspeed(path_or_name: str | Path) -> tuple[Path, bool]:
     stem = path.name.removesuffix(".json")
     if stem in names and path.parent.name in ("", "ds_configs"):
         return shipped_folder() / f"{stem}.json", True
+    got = f"no file {path.absolute()}, and no shipped recipe of that name"
     if path.is_dir():
         got = f"{path} is a folder"
-    else:
-        got = f"no file {path.absolute()}, and no shipped recipe of that name"
     near = stem if stem in names else did_you_mean(stem, names)
     raise ConfigError(
         f"No DeepSpeed JSON at {path_or_name}.",
@@ -135,11 +134,8 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
 
     def refuse(number: str) -> NoReturn:
         line = text.count("\n", 0, text.index(number)) + 1
-        raise ConfigError(
-            "NaN and Infinity are not JSON.",
-            got=f"{path}:{line} {number}",
-            fix="write a finite number",
-        )
+        what = "NaN and Infinity are not JSON."
+        raise ConfigError(what, got=f"{path}:{line} {number}", fix="write a finite number")
 
     def finite(number: str) -> float:
         return float(number) if math.isfinite(float(number)) else refuse(number)
@@ -148,11 +144,8 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
         value = json.loads(text, parse_constant=refuse, parse_float=finite)
     except json.JSONDecodeError as error:
         line = text.splitlines()[error.lineno - 1].strip() if text.strip() else ""
-        hint = (
-            "JSON has no comments; remove it"
-            if line.startswith(("//", "#", "/*"))
-            else "mend the line"
-        )
+        is_comment = line.startswith(("//", "#", "/*"))
+        hint = "JSON has no comments; remove it" if is_comment else "correct the line"
         raise ConfigError(
             f"The DeepSpeed JSON is not valid: {error.msg}.",
             got=f"{path}:{error.lineno}:{error.colno}  {line[:100]}",
@@ -161,9 +154,8 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
     except RecursionError:
         raise ConfigError("The DeepSpeed JSON is nested too deeply.", got=str(path)) from None
     if not isinstance(value, dict):
-        raise ConfigError(
-            "A DeepSpeed JSON holds one object { }.", got=f"{path} holds a {type(value).__name__}"
-        )
+        got = f"{path} holds a {type(value).__name__}"
+        raise ConfigError("A DeepSpeed JSON holds one object { }.", got)
     lines: dict[str, int] = {}
     problems = Problems(ConfigError)
     for key, number in _keys_with_lines(text):
@@ -171,7 +163,7 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
             problems.add(
                 f'The key "{key.rsplit(".", 1)[-1]}" stands twice in one block.',
                 got=f"{path}:{lines[key]} and {path}:{number}  {key}",
-                fix="keep one of them: JSON readers keep the last in silence",
+                fix="keep one of them: JSON readers silently keep the last",
             )
         lines.setdefault(key, number)
     problems.raise_if_any()
@@ -181,10 +173,11 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
 def _keys_with_lines(text: str) -> Iterator[tuple[str, int]]:
     """Every key of a valid JSON text with its line. A list's items get their index:
     `optimizer.groups[0].lr`."""
-    line, key, before_colon = 1, "", ""
-    stack: list[
-        tuple[str, int | None]
-    ] = []  # (dotted path, index of the current item, or None in an object)
+    line = 1
+    key = ""
+    before_colon = ""
+    # (dotted path, index of the current item, or None in an object)
+    stack: list[tuple[str, int | None]] = []
     for match in _TOKEN.finditer(text):
         token = match[0]
         if token == "\n":

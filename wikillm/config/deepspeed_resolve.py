@@ -33,18 +33,13 @@ class ResolvedDeepSpeed:
 def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDeepSpeed:
     """Check `file` against the run and fill it. Raises ConfigError where they contradict each
     other. All facts are known."""
-    assert None not in (
-        facts.micro_batch,
-        facts.accumulation,
-        facts.world_size,
-        facts.local_world_size,
-    ), facts
-    assert facts.precision is not None and facts.has_gpu is not None, facts
+    assert None not in (facts.micro_batch, facts.accumulation, facts.world_size), facts
+    assert None not in (facts.local_world_size, facts.precision, facts.has_gpu), facts
     check_deepspeed(file, facts)
     config = copy.deepcopy(dict(file.json))
     notes: list[str] = []
     if file.is_shipped and file.asked_for not in (file.path.stem, file.path.name):
-        notes.append(f"{file.asked_for} is not there; the shipped {file.path} is used")
+        notes.append(f"there is no file {file.asked_for}; the shipped {file.path} is used")
     _drop_nulls(config)
     _fill_linked(config, facts, notes)
     _fill_hidden_size(config["zero_optimization"], facts, notes)
@@ -84,7 +79,7 @@ def _fill_linked(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]
 
 
 def _fill_hidden_size(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    """The formulas of transformers' `HfTrainerDeepSpeedConfig.trainer_config_finalize` (5.23)."""
+    """As `HfTrainerDeepSpeedConfig.trainer_config_finalize` of transformers 5.23 does."""
     h = facts.hidden_size
     formulas = {
         "reduce_bucket_size": h * h,
@@ -100,27 +95,26 @@ def _fill_hidden_size(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[s
 
 
 def _fill_zero3(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    local, world = facts.local_world_size, facts.world_size
+    local = facts.local_world_size
     hpz = zero.get("zero_hpz_partition_size")
     if hpz == "auto":
         zero["zero_hpz_partition_size"] = hpz = local
-        notes.append(
-            f"zero_hpz_partition_size={local}: the ranks of a node (each node keeps a copy of the weights)"
-        )
-    if not is_off(hpz) and world == local:
-        notes.append("hpZ on one node costs memory and saves no traffic: it pays between nodes")
+        notes.append(f"zero_hpz_partition_size={local}: each node keeps a copy of the weights")
+    if not is_off(hpz) and facts.world_size == local:
+        notes.append("hpZ on one node costs memory and saves no traffic: it helps between nodes")
     gather = "stage3_gather_16bit_weights_on_model_save"
     if zero.get(gather) == "auto":
         zero[gather] = zero["stage"] == 3
     if zero["stage"] == 3 and not zero.get(gather):
         notes.append(
-            f"{gather} is false: Hugging Face's own save writes no weights; export reads the ZeRO shards"
+            f"{gather} is false: Hugging Face saves no weights; export reads the ZeRO shards"
         )
 
 
 def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    """Decide which Adam steps, where, and say so."""
-    zero, block = config["zero_optimization"], config.get("optimizer")
+    """Decide which Adam steps, and where."""
+    zero = config["zero_optimization"]
+    block = config.get("optimizer")
     for name in ("offload_optimizer", "offload_param"):
         offload = zero.get(name)
         if offload and not facts.has_gpu and offload.get("pin_memory", True):
@@ -130,18 +124,17 @@ def _place_optimizer(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[
     if block is not None:
         _use_optimizer_block(block, offloads, facts, notes)
         return
-    config["zero_allow_untested_optimizer"] = (
-        True  # Hugging Face sets it too; AdamW is on DeepSpeed's tested list
-    )
+    # Hugging Face sets it too; AdamW is on DeepSpeed's list of tested optimizers.
+    config["zero_allow_untested_optimizer"] = True
     if not offloads:
         return
     force = config.setdefault("zero_force_ds_cpu_optimizer", facts.has_gpu)
     if force:
-        adam = "DeepSpeed's CPU Adam steps (its op is built once, about 3 minutes)"
+        adam = "DeepSpeed's CPU Adam steps (built once, in about 3 minutes)"
     else:
         adam = "torch's AdamW steps on the CPU, nothing is compiled"
     notes.append(
-        f"optimizer offload: {adam}, with Hugging Face's groups (norms and biases are not decayed)"
+        f"optimizer offload: {adam}, with Hugging Face's groups (no decay of norms, biases)"
     )
 
 
@@ -153,16 +146,13 @@ def _use_optimizer_block(
     if kind.lower() in ("adam", "adamw"):
         if not facts.has_gpu and "torch_adam" not in params:
             params["torch_adam"] = True
-            notes.append(
-                "optimizer.params.torch_adam=true: no GPU, so nothing needs to be compiled"
-            )
+            notes.append("optimizer.params.torch_adam=true: without a GPU nothing is compiled")
         elif not params.get("torch_adam"):
-            notes.append(
-                f"the {kind} block builds DeepSpeed's {'CPU' if offloads else 'fused'} Adam once, for minutes"
-            )
+            adam = "CPU" if offloads else "fused"
+            notes.append(f"the {kind} block builds DeepSpeed's {adam} Adam once, for minutes")
     notes.append(
-        f"the JSON's {kind} block replaces Hugging Face's AdamW: DeepSpeed gets one flat list of parameters, "
-        "so weight decay also reaches norms and biases (remove the block to exempt them)"
+        f"the JSON's {kind} block replaces Hugging Face's AdamW: DeepSpeed gets one list of "
+        "parameters, so norms and biases decay too (remove the block to exempt them)"
     )
 
 
@@ -172,30 +162,29 @@ def _place_muon(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -
     if facts.train.optimizer == "muon" and zero["stage"] == 3:
         zero["reduce_scatter"] = False
         notes.append(
-            "reduce_scatter=false: Muon needs whole gradients at ZeRO-3, which doubles their traffic"
+            "reduce_scatter=false: Muon needs whole gradients at ZeRO-3, which doubles the traffic"
         )
 
 
 def _set_quietly(config: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    """What costs time, or hides NaN, unless it is switched off."""
+    """Disable what costs time or hides NaN, unless the file asks for it."""
     if facts.precision == "bf16" and config["bf16"].setdefault("check_grad_overflow", False):
         notes.append(
-            "bf16.check_grad_overflow is true: steps with an overflow are skipped, each step synchronises"
+            "bf16.check_grad_overflow is true: steps with an overflow are skipped, "
+            "and each step synchronises"
         )
     throughput = config.setdefault("timers", {}).setdefault("throughput", {})
     if "enabled" not in throughput:
         throughput["enabled"] = False
         notes.append(
-            "timers.throughput.enabled=false: DeepSpeed's timer synchronises the device at every micro-step"
+            "timers.throughput.enabled=false: DeepSpeed's timer synchronises at every micro-step"
         )
     config.setdefault("wall_clock_breakdown", False)
     if config["wall_clock_breakdown"]:
-        notes.append(
-            "wall_clock_breakdown is true: it synchronises the device many times in a step"
-        )
+        notes.append("wall_clock_breakdown is true: it synchronises many times in a step")
     if "steps_per_print" in config:
         notes.append(
-            "steps_per_print has no effect: accelerate sets it to infinity; the log lines are WikiLLM's"
+            "steps_per_print has no effect: accelerate sets it to infinity, and WikiLLM logs"
         )
 
 

@@ -1,10 +1,11 @@
-"""Environment variables of other launchers and libraries that would change a run behind its configuration.
+"""Environment variables of other launchers and libraries that would change a run behind its
+configuration.
 
-`accelerate launch` passes its settings as ACCELERATE_*, FSDP_* and PARALLELISM_CONFIG_*, and Hugging Face's
-Trainer uses them where it was given nothing else: a run would be bf16 and say fp32. A variable that contradicts
-the configuration is refused by name. The rest of these families is removed before a library reads it, so that
-unknown variables change nothing either. torch's variables that change numbers or disable compilation are refused
-but never removed.
+`accelerate launch` passes its settings as ACCELERATE_*, FSDP_* and PARALLELISM_CONFIG_*, and
+Hugging Face's Trainer uses them where it was given nothing else: a run would be bf16 and say fp32.
+A variable that contradicts the configuration is refused by name. The rest of these families is
+removed before a library reads it, so that unknown variables change nothing either. torch's
+variables that change numbers or disable compilation are refused but never removed.
 """
 
 from __future__ import annotations

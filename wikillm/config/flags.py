@@ -1,11 +1,10 @@
-"""Words of a command line -> settings. Two spellings, freely mixed:
+"""Words of a command line -> settings, in two spellings that can be mixed:
 
     train.learning_rate=3e-4  data.path=a.jsonl,b.jsonl  run.dir=null        dotted keys
     --max_steps 5  --max-steps=5  --bf16  --train.max_steps 5                Hugging Face's flags
 
-Everything wrong is collected, with the word as it was typed and the nearest right one. Values
-become numbers by the rules of `yaml_file`; text stays text. Whether a value fits its key is the
-schema's business.
+All mistakes are collected, each with the word as typed and the nearest correct one. Values become
+numbers by the rules of `yaml_file`. Whether a value fits its key is checked by the schema.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from wikillm.config.trainer_names import ALIASES, SWITCHES, advise
 from wikillm.config.yaml_file import parse_value
 from wikillm.core.errors import Problems, did_you_mean
 
-_COMMAS = ("data.path", "data.mixture")  # lists whose items stand between commas
+_COMMAS = ("data.path", "data.mixture")  # lists whose items are separated by commas
 _NULL = ("null", "Null", "NULL", "None", "none", "~")
 
 
 def parse_arguments(words: Sequence[str], problems: Problems) -> list[Setting]:
-    """Settings in the order of the words; a key given twice is there twice (the last one wins)."""
+    """Settings in the order of the words; of a key given twice the last one wins."""
     settings: list[Setting] = []
     switches: dict[str, tuple[bool, str]] = {}
     for name, text, typed in _pairs(words, problems):
@@ -44,8 +43,7 @@ def parse_arguments(words: Sequence[str], problems: Problems) -> list[Setting]:
 
 
 def flag_to_key(name: str) -> str | None:
-    """The key that a flag's name (without dashes) means: a dotted key, an alias, or a leaf of
-    `train`."""
+    """The key for a flag without its dashes: a dotted key, an alias, or a leaf of `train`."""
     if name in all_keys():
         return name
     if name in ALIASES:
@@ -54,7 +52,8 @@ def flag_to_key(name: str) -> str | None:
 
 
 def read_text(key: Key, text: str) -> Any:
-    """`text` as the value it would be in a YAML file, by the type of its key. Raises ValueError."""
+    """`text` as the value that a YAML file would have, by the type of its key. Raises
+    ValueError."""
     if key.is_optional and text in _NULL:
         return None
     if key.is_list:
@@ -67,7 +66,7 @@ def read_text(key: Key, text: str) -> Any:
 
 
 def _pairs(words: Sequence[str], problems: Problems) -> Iterator[tuple[str, str, str]]:
-    """(name, text, as typed) of each argument. A switch may stand alone and is then true."""
+    """(name, text, as typed) of each argument. A switch without a value is true."""
     index = 0
     while index < len(words):
         word = words[index]
@@ -95,11 +94,8 @@ def _pairs(words: Sequence[str], problems: Problems) -> Iterator[tuple[str, str,
                 problems.add(f"{name} is not a dotted key.", got=word, fix=fix)
         else:
             near = did_you_mean(word.lstrip("-"), all_keys())
-            fix = (
-                f"{near}={word}"
-                if near
-                else "values stand after a flag or `=`: --max_steps 5, data.path=FILE"
-            )
+            hint = "a value follows a flag or `=`: --max_steps 5, data.path=FILE"
+            fix = f"{near}={word}" if near else hint
             problems.add(f"{word!r} belongs to no key.", got=word, fix=fix)
 
 
@@ -113,10 +109,8 @@ def _stands_alone(name: str, follower: str | None) -> bool:
 def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | None:
     key_name = flag_to_key(name)
     if key_name is None:
-        what = (
-            f"There is no flag --{name}." if typed.startswith("-") else f"There is no key {name}."
-        )
-        problems.add(what, got=typed, fix=advise(name, text))
+        kind = "flag --" if typed.startswith("-") else "key "
+        problems.add(f"There is no {kind}{name}.", got=typed, fix=advise(name, text))
         return None
     key = all_keys()[key_name]
     if name == "max_steps" and text == "-1":  # Hugging Face's way to say "not set"
@@ -127,7 +121,7 @@ def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | 
         problems.add(f"{key_name} cannot be read: {error}", got=typed)
         return None
     if text == "" and not (key.is_list and key_name not in _COMMAS):
-        fix = f"{key_name}=null takes a value back" if key.is_optional else f"{key_name}=VALUE"
+        fix = f"{key_name}=null unsets a value" if key.is_optional else f"{key_name}=VALUE"
         problems.add(f"{key_name} has no value.", got=typed, fix=fix)
         return None
     if name == "warmup_ratio" and not (isinstance(value, (int, float)) and 0 <= value < 1):
@@ -152,13 +146,9 @@ def _precision(
         problems.add("--bf16 and --fp16 exclude each other.", got=typed, fix="train.precision=bf16")
         return
     value = wanted[0] if wanted else "fp32"
-    explicit = [
-        setting
-        for setting in settings
-        if setting.key == "train.precision" and setting.value != value
-    ]
-    if explicit:
-        got = f"{typed}, {explicit[-1].origin.where}"
+    others = [s for s in settings if s.key == "train.precision" and s.value != value]
+    if others:
+        got = f"{typed}, {others[-1].origin.where}"
         problems.add("train.precision is given twice.", got=got, fix=f"train.precision={value}")
         return
     yield Setting("train.precision", value, Origin("command line", typed))

@@ -1,9 +1,8 @@
 """The shape of a Hugging Face model folder, read from its `config.json`, for `model.init_from`.
 
-Out: settings of the `preset` layer, which replace the model preset's shape. Refused, because
-WikiLLM would train something else than the folder holds: other architectures, code that ships with
-the weights, quantised weights, sliding windows, scaled rotary embeddings. The weights themselves
-are the business of `models`.
+The keys are settings of the `preset` layer and replace the model preset's shape. What WikiLLM
+could not continue exactly is refused: other architectures, remote code, quantized weights, sliding
+windows, scaled rotary embeddings. The weights are read by `models`.
 """
 
 from __future__ import annotations
@@ -17,13 +16,9 @@ from wikillm.core.errors import ConfigError
 
 ARCHITECTURES = ("qwen2", "qwen3")
 _REQUIRED = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "vocab_size"
+).split()
 _OPTIONAL = {  # what transformers assumes when the key is missing
     "tie_word_embeddings": False,
     "max_position_embeddings": 32768,
@@ -40,9 +35,8 @@ def shape_settings(folder: str) -> list[Setting]:
     _refuse_unsupported(found, path)
     missing = [name for name in _REQUIRED if not isinstance(found.get(name), int)]
     if missing:
-        raise ConfigError(
-            "A model folder's config.json lacks keys.", got=f"{path}: {', '.join(missing)}"
-        )
+        got = f"{path}: {', '.join(missing)}"
+        raise ConfigError("A model folder's config.json lacks keys.", got)
     values: dict[str, Any] = {"architecture": _architecture(found)}
     values |= {name: found[name] for name in _REQUIRED}
     values |= {name: found.get(name, default) for name, default in _OPTIONAL.items()}
@@ -60,24 +54,18 @@ def _read(path: Path, folder: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(
-            "A model folder's config.json cannot be read.", got=f"{path}: {error}", fix=fix
-        ) from None
+        what = "A model folder's config.json cannot be read."
+        raise ConfigError(what, f"{path}: {error}", fix) from None
     if not isinstance(found, dict):
-        raise ConfigError(
-            "A model folder's config.json is not a JSON object.", got=str(path), fix=fix
-        )
+        raise ConfigError("A model folder's config.json is not a JSON object.", str(path), fix)
     return found
 
 
 def _rope(found: dict[str, Any]) -> dict[str, Any]:
     """Rotary parameters, as transformers 5 nests them or as version 4 wrote them."""
     nested = found.get("rope_parameters") or {}
-    return {
-        "rope_theta": found.get("rope_theta", 10_000.0),
-        **(found.get("rope_scaling") or {}),
-        **nested,
-    }
+    flat = {"rope_theta": found.get("rope_theta", 10_000.0), **(found.get("rope_scaling") or {})}
+    return flat | nested
 
 
 def _architecture(found: dict[str, Any]) -> str | None:
@@ -107,6 +95,4 @@ def _refuse_unsupported(found: dict[str, Any], path: Path) -> None:
     }
     for what, is_there in unsupported.items():
         if is_there:
-            raise ConfigError(
-                f"model.init_from cannot continue a model with {what}.", got=str(path)
-            )
+            raise ConfigError(f"model.init_from cannot continue a model with {what}.", str(path))

@@ -1,4 +1,5 @@
-"""The JSON Schema of a run's YAML file, from which editors complete keys and show their sentences."""
+"""The JSON Schema of a run's YAML file, from which editors complete keys and show their
+sentences."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""The schema as a flat list of dotted keys: what layers, flags, `--help` and `config show` walk
-over.
+"""The schema as a flat list of dotted keys, for layers, flags, `--help` and `config show`.
 
-Derived from `schema.RunConfig` and from nothing else, so that a new field appears everywhere at
-once.
+Derived from `schema.RunConfig` alone, so that a new field appears everywhere.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ class Key:
 
     @property
     def is_optional(self) -> bool:
-        """`null` is a value of this key: it takes a set value back."""
+        """`null` is a value of this key: it unsets it."""
         return type(None) in self.kinds or tuple in self.kinds
 
     @property

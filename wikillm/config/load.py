@@ -25,7 +25,7 @@ from wikillm.config.resolved import Resolved, to_yaml
 from wikillm.config.schema import RunConfig
 from wikillm.config.trainer_names import advise
 from wikillm.config.yaml_file import Entry, read_yaml
-from wikillm.core.errors import ConfigError, Problems, WikiLLMError, did_you_mean
+from wikillm.core.errors import ConfigError, Problems, did_you_mean
 
 __all__ = ["DEFAULT_RUN", "Resolved", "load", "to_yaml"]
 
@@ -64,16 +64,12 @@ def load(
         check(resolved.config, resolved.origins, problems)
         check_init_from(resolved.config, shape, resolved.origins, problems)
     problems.raise_if_any()
-    if resolved is None:
-        raise WikiLLMError(
-            "The configuration was refused without a reason."
-        )  # _validate has added one
+    assert resolved is not None, "_validate adds a problem where it returns None"
     return resolved
 
 
 def _read_config(name: str, problems: Problems) -> tuple[list[Setting], list[Setting], bool]:
-    """Settings of the run preset and of the file that `--config` means (either may be empty), and
-    whether both were read."""
+    """Settings of the run preset and of the file of `--config`, and whether both were read."""
     found_before = len(problems)
     run: list[Setting] = []
     file: list[Setting] = []
@@ -118,14 +114,12 @@ def _preset_settings(axis: Axis, name: str, problems: Problems, where: str = "")
         preset = load_preset(axis, name)
     except ConfigError as error:
         fix = error.fix
-        if axis == "runs" and not where and name in preset_names("models"):
-            fix = (
-                f"{name} is a model preset: model.preset={name}, or --config with one of: "
-                + ", ".join(run for run in preset_names("runs") if run.endswith(name))
-            )
-        problems.add(
-            error.what, got=where or (f"--config {name}" if axis == "runs" else None), fix=fix
-        )
+        if axis == "runs" and not where:
+            where = f"--config {name}"
+            if name in preset_names("models"):
+                runs = ", ".join(run for run in preset_names("runs") if run.endswith(name))
+                fix = f"{name} is a model: model.preset={name}, or --config with one of: {runs}"
+        problems.add(error.what, got=where or None, fix=fix)
         return []
     return _settings(preset.entries, preset.source, "preset", problems)
 
@@ -134,17 +128,12 @@ def _named_preset(
     axis: Axis, key: str, chosen: Sequence[Setting], problems: Problems
 ) -> list[Setting]:
     """Settings of the preset that the highest setting of `key` names."""
-    named = [setting for setting in chosen if setting.key == key]
-    value, where = (
-        (named[-1].value, named[-1].origin.where)
-        if named
-        else (all_keys()[key].default, "defaults")
-    )
-    return (
-        []
-        if value is None
-        else _preset_settings(axis, str(value), problems, f"{key}={value} ({where})")
-    )
+    default = Setting(key, all_keys()[key].default, Origin("default", "defaults"))
+    highest = next((setting for setting in reversed(chosen) if setting.key == key), default)
+    if highest.value is None:
+        return []
+    name = str(highest.value)
+    return _preset_settings(axis, name, problems, f"{key}={name} ({highest.origin.where})")
 
 
 def _shape(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
@@ -162,7 +151,7 @@ def _shape(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
 def _settings(
     entries: Mapping[str, Entry], name: str, layer: Layer, problems: Problems
 ) -> list[Setting]:
-    """Entries of a YAML file as settings; what the schema does not know is a problem."""
+    """Entries of a YAML file as settings; an unknown key is a problem."""
     settings: list[Setting] = []
     unknown_sections: list[str] = []
     for key, entry in entries.items():
@@ -178,28 +167,28 @@ def _settings(
         elif key in all_keys():
             settings.append(Setting(key, entry.value, Origin(layer, where)))
         elif REMOVED.get(key) not in (None, entry.value):
-            fix = "leave it out: it was removed, since no measurement showed a gain"
-            problems.add(f"There is no key {key} any more.", got=where, fix=fix)
+            fix = "leave it out: it was removed because no measurement showed a gain"
+            problems.add(f"The key {key} no longer exists.", got=where, fix=fix)
         elif key not in REMOVED:
-            unknown_sections += [key] if entry.is_mapping else []
-            near = did_you_mean(key, section_names()) if entry.is_mapping else None
+            near = None
+            if entry.is_mapping:
+                unknown_sections.append(key)
+                near = did_you_mean(key, section_names())
+            kind = "section" if entry.is_mapping else "key"
             fix = f"did you mean {near}?" if near else advise(key, _typed(entry.value))
-            problems.add(
-                f"There is no {'section' if entry.is_mapping else 'key'} {key}.", got=where, fix=fix
-            )
+            problems.add(f"There is no {kind} {key}.", got=where, fix=fix)
     return settings
 
 
 def _typed(value: object) -> str:
     """A scalar of a file as it would be written on the command line; nothing for a list or a
     mapping."""
-    return (
-        str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
-    )
+    is_scalar = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return str(value) if is_scalar else ""
 
 
 def _validate(merged: Mapping[str, Setting], problems: Problems) -> Resolved | None:
-    """Through the schema. None when a value does not fit; the reasons are in `problems`."""
+    """Validate by the schema. None if a value does not fit; the reasons are in `problems`."""
     found_before = len(problems)
     values = {}
     for setting in merged.values():
@@ -221,8 +210,7 @@ def _validate(merged: Mapping[str, Setting], problems: Problems) -> Resolved | N
 
 
 def _explain(error: ValidationError, merged: Mapping[str, Setting], problems: Problems) -> None:
-    """One problem per key, with the place of its value. A union reports once per member: those are
-    joined."""
+    """One problem per key, with the place of its value; the reports of a union are joined."""
     reasons: dict[str, list[str]] = {}
     for detail in error.errors():
         parts = [str(part) for part in detail["loc"]]
@@ -232,19 +220,15 @@ def _explain(error: ValidationError, merged: Mapping[str, Setting], problems: Pr
         reasons.setdefault(name, []).append(text[:1].lower() + text[1:])
     for name, texts in reasons.items():
         setting = merged.get(name)
-        got = (
-            f"{setting.value!r} ({setting.origin.where})\n{all_keys()[name].doc}"
-            if setting
-            else None
-        )
-        problems.add(
-            f"{name}: {', or '.join(dict.fromkeys(texts))}.", got=got, fix=_repair(setting)
-        )
+        what = f"{name}: {', or '.join(dict.fromkeys(texts))}."
+        if setting is None:
+            problems.add(what)
+            continue
+        got = f"{setting.value!r} ({setting.origin.where})\n{all_keys()[name].doc}"
+        problems.add(what, got=got, fix=_repair(setting))
 
 
-def _repair(setting: Setting | None) -> str | None:
-    if setting is None or setting.key not in all_keys():
-        return None
+def _repair(setting: Setting) -> str | None:
     known = all_keys()[setting.key]
     if known.choices and isinstance(setting.value, str):
         near = did_you_mean(setting.value, known.choices)

@@ -48,10 +48,10 @@ class Setting:
 def merge(
     sources: Iterable[Iterable[Setting]], groups: Iterable[tuple[str, ...]], problems: Problems
 ) -> dict[str, Setting]:
-    """Lay `sources` over each other, lowest first; within a source the last setting of a key wins.
+    """Merge `sources`, lowest first; within a source the last setting of a key wins.
 
     Of each group (keys that exclude each other) at most one ends up set: one from a higher source
-    takes the others back to None and becomes their origin; two in one source are a problem.
+    sets the others to None and becomes their origin; two in one source are a problem.
     """
     merged: dict[str, Setting] = {}
     groups = tuple(groups)
@@ -61,13 +61,11 @@ def merge(
         for group in groups:
             named = [own[key] for key in group if key in own and _is_set(own[key])]
             if len(named) > 1:
-                got = "\n".join(
-                    f"{setting.key}={setting.value}   ({setting.origin.where})" for setting in named
-                )
+                places = [f"{one.key}={one.value}   ({one.origin.where})" for one in named]
                 what = " and ".join(setting.key for setting in named) + " exclude each other."
-                problems.add(what, got=got, fix=f"keep one of {', '.join(group)}")
+                problems.add(what, "\n".join(places), f"keep one of {', '.join(group)}")
             elif named:
-                _take_back(merged, group, named[0])
+                _unset_others(merged, group, named[0])
     return merged
 
 
@@ -75,7 +73,7 @@ def _is_set(setting: Setting) -> bool:
     return setting.value is not None and setting.value != []
 
 
-def _take_back(merged: dict[str, Setting], group: tuple[str, ...], winner: Setting) -> None:
+def _unset_others(merged: dict[str, Setting], group: tuple[str, ...], winner: Setting) -> None:
     for key in group:
         if key != winner.key and key in merged and _is_set(merged[key]):
             where = f"{winner.origin.where}, which replaces {key}={merged[key].value}"
@@ -84,7 +82,5 @@ def _take_back(merged: dict[str, Setting], group: tuple[str, ...], winner: Setti
 
 def where_of(origins: Mapping[str, Origin], *keys: str) -> str:
     """The places of `keys` for a message, defaults left out: `a.yaml:3, --max_steps 5`."""
-    return (
-        ", ".join(dict.fromkeys(origins[key].where for key in keys if origins[key].where))
-        or "defaults"
-    )
+    places = dict.fromkeys(origins[key].where for key in keys if origins[key].where)
+    return ", ".join(places) or "defaults"

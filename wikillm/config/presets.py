@@ -19,7 +19,6 @@ from wikillm.core.errors import ConfigError, did_you_mean
 
 Axis = Literal["models", "data", "runs"]
 AXES: tuple[Axis, ...] = ("models", "data", "runs")
-_ABOUT = ("about", "parameters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +37,13 @@ class Preset:
 def preset_names(axis: Axis) -> tuple[str, ...]:
     """All presets of an axis, sorted by name."""
     folder = resources.files("wikillm") / "presets" / axis
-    return tuple(
-        sorted(
-            file.name[: -len(".yaml")] for file in folder.iterdir() if file.name.endswith(".yaml")
-        )
-    )
+    names = (file.name for file in folder.iterdir())
+    return tuple(sorted(name[: -len(".yaml")] for name in names if name.endswith(".yaml")))
 
 
 @functools.cache
 def load_preset(axis: Axis, name: str) -> Preset:
-    """Read one preset. Raises ConfigError that names the nearest one when there is none."""
+    """Read one preset. Raises ConfigError with the nearest name if there is none."""
     if name not in preset_names(axis):
         near = did_you_mean(name, preset_names(axis))
         fix = f"did you mean {near}?" if near else "one of: " + ", ".join(preset_names(axis))
@@ -56,12 +52,13 @@ def load_preset(axis: Axis, name: str) -> Preset:
     source = f"presets/{axis}/{name}.yaml"
     file = resources.files("wikillm") / "presets" / axis / f"{name}.yaml"
     entries = parse_yaml(file.read_text(encoding="utf-8"), source)
-    about, parameters = (entries[key].value if key in entries else None for key in _ABOUT)
+    about = entries.pop("about", None)
+    parameters = entries.pop("parameters", None)
     return Preset(
         axis=axis,
         name=name,
         source=source,
-        about=about or "",
-        parameters=parameters,
-        entries={key: entry for key, entry in entries.items() if key not in _ABOUT},
+        about=about.value if about else "",
+        parameters=parameters.value if parameters else None,
+        entries=entries,
     )

@@ -1,5 +1,4 @@
-"""A resolved configuration, and its forms as text: YAML that loads back to the same values, rows
-for `config show`."""
+"""A resolved configuration, and its text forms: YAML that loads to the same values, and rows."""
 
 from __future__ import annotations
 
@@ -29,11 +28,11 @@ class Resolved:
 
 
 def to_yaml(resolved: Resolved) -> str:
-    """For RUN/config.resolved.yaml: every key, its origin as a comment. `load(FILE).config` equals
-    `resolved.config`.
+    """Every key with its origin as a comment; `load(FILE).config` equals `resolved.config`.
 
-    `layers` keeps the layer of every key, so that what may give way (a preset's warm-up to a short
-    horizon, its vocabulary to the tokenizer) does so alike when the file is loaded again.
+    `layers` records the layer of every key. A preset's value may be adjusted (its warm-up to a
+    short horizon, its vocabulary to the tokenizer), and loading the file must adjust the same
+    values.
     """
     lines = ["# Every value of this run and where it came from. Usable as --config."]
     open_sections: list[str] = []
@@ -55,13 +54,13 @@ def to_yaml(resolved: Resolved) -> str:
 
 
 def to_rows(resolved: Resolved) -> list[tuple[str, str, str]]:
-    """(dotted key, value as one types it, origin) for every key, in the schema's order."""
+    """(dotted key, value as typed, origin) for every key, in the schema's order."""
     values = flat(resolved.config)
     return [(name, typed_form(values[name]), str(resolved.origins[name])) for name in all_keys()]
 
 
 def typed_form(value: Any) -> str:
-    """A value as it stands after `=` on the command line."""
+    """A value as it is typed after `=` on the command line."""
     if isinstance(value, str) and value and all(ch.isprintable() for ch in value):
         return value
     return _scalar(value)
@@ -87,13 +86,9 @@ def _escape(ch: str) -> str:
     if ch.isprintable():
         return ch
     code = ord(ch)
-    return (
-        f"\\x{code:02x}"
-        if code < 0x100
-        else f"\\u{code:04x}"
-        if code < 0x10000
-        else f"\\U{code:08x}"
-    )
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _printable(text: str) -> str:

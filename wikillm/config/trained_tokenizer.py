@@ -1,5 +1,4 @@
-"""`data.tokenizer=train:N`: the size of the vocabulary of a tokenizer that is trained on the
-corpus."""
+"""`data.tokenizer=train:N`: the vocabulary size of a tokenizer that is trained on the corpus."""
 
 from __future__ import annotations
 
@@ -7,18 +6,17 @@ from wikillm.core.errors import ConfigError
 
 PREFIX = "train:"
 MIN_VOCABULARY = 259
-"""256 bytes and the special tokens; a test compares it with those of `data.tokenizer_train`."""
+"""256 bytes and the special tokens; a test compares it with the trainer."""
 MAX_VOCABULARY = 1_000_000
 
 
 def parse_train(setting: str) -> int:
-    """`train:8000` -> 8000. Raises ConfigError for anything that is not the size of a
-    vocabulary."""
+    """`train:8000` -> 8000. Raises ConfigError for anything that is not a vocabulary size."""
     text = setting.removeprefix(PREFIX).replace("_", "")
     is_number = text.isascii() and text.isdecimal()
     if not is_number or not MIN_VOCABULARY <= int(text) <= MAX_VOCABULARY:
         raise ConfigError(
-            "data.tokenizer=train:N wants the size of the vocabulary.",
+            "data.tokenizer=train:N needs the size of the vocabulary.",
             got=repr(setting),
             fix=f"data.tokenizer=train:8000 (from {MIN_VOCABULARY} to {MAX_VOCABULARY:,})",
         )

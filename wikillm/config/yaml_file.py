@@ -48,7 +48,9 @@ class Entry:
 class _Refused(Exception):
     def __init__(self, what: str, line: int, fix: str | None = None) -> None:
         super().__init__(what)
-        self.what, self.line, self.fix = what, line, fix
+        self.what = what
+        self.line = line
+        self.fix = fix
 
 
 class _NodeLoader(yaml.SafeLoader):
@@ -59,9 +61,8 @@ class _NodeLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise _Refused(
-                "Aliases (*name) are not supported.", self._next_line(), "write the value out"
-            )
+            what = "Aliases (*name) are not supported."
+            raise _Refused(what, self._next_line(), "write the value out")
         self._depth += 1
         if self._depth > MAX_DEPTH:
             raise _Refused(f"Nested deeper than {MAX_DEPTH} levels.", self._next_line())
@@ -84,13 +85,11 @@ def read_yaml(path: Path) -> dict[str, Entry]:
             raise ConfigError("A configuration file is larger than 1 MiB.", got=str(path))
         text = data.decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(
-            "A configuration file cannot be read.", got=f"{path}: {error.strerror}"
-        ) from None
+        got = f"{path}: {error.strerror}"
+        raise ConfigError("A configuration file cannot be read.", got) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            "A configuration file is not UTF-8.", got=f"{path}: byte {error.start}"
-        ) from None
+        got = f"{path}: byte {error.start}"
+        raise ConfigError("A configuration file is not UTF-8.", got) from None
     return parse_yaml(text, str(path))
 
 
@@ -105,11 +104,8 @@ def parse_yaml(text: str, name: str) -> dict[str, Entry]:
         entries: dict[str, Entry] = {}
         for key, entry in _flatten(node, ""):
             if key in entries:
-                raise _Refused(
-                    f"{key} stands twice.",
-                    entry.line,
-                    f"it is also on line {entries[key].line}; keep one",
-                )
+                fix = f"it is also on line {entries[key].line}; keep one"
+                raise _Refused(f"{key} stands twice.", entry.line, fix)
             entries[key] = entry
     except _Refused as refused:
         raise ConfigError(refused.what, got=f"{name}:{refused.line}", fix=refused.fix) from None
@@ -140,9 +136,8 @@ def _compose(text: str) -> yaml.Node | None:
         raise _Refused(f"This is not YAML: {reason}.", mark.line + 1 if mark else 1) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise _Refused(
-            f"This is not YAML: the character U+{error.character:04X} is not allowed.", line
-        ) from None
+        what = f"This is not YAML: the character U+{error.character:04X} is not allowed."
+        raise _Refused(what, line) from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -168,12 +163,10 @@ def _flatten(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, Entry]]
 def _value(node: yaml.Node) -> Any:
     _refuse_tag(node)
     if isinstance(node, yaml.SequenceNode):
-        return [
-            _mapping(item) if isinstance(item, yaml.MappingNode) else _value(item)
-            for item in node.value
-        ]
+        items = node.value
+        return [_mapping(i) if isinstance(i, yaml.MappingNode) else _value(i) for i in items]
     if not isinstance(node, yaml.ScalarNode):
-        raise _Refused("A mapping cannot stand here.", _line(node))
+        raise _Refused("A mapping is not allowed here.", _line(node))
     if node.style is not None:  # quoted or block text
         return str(node.value)
     return _scalar(node.value)
@@ -206,6 +199,5 @@ def _scalar(text: str) -> Any:
 
 def _refuse_tag(node: yaml.Node) -> None:
     if node.tag not in _PLAIN_TAGS:
-        raise _Refused(
-            f"Tags are not supported: {node.tag}", _line(node), "quote the value to make it text"
-        )
+        what = f"Tags are not supported: {node.tag}"
+        raise _Refused(what, _line(node), "quote the value to make it text")

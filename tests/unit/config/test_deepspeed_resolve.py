@@ -222,7 +222,7 @@ def test_an_optimizer_block_is_kept_and_its_cost_told(tmp_path: Path) -> None:
         "torch_adam": True,
     }
     assert resolved.json["optimizer"]["params"] == expected
-    assert any("also reaches norms and biases" in note for note in resolved.notes)
+    assert any("norms and biases decay too" in note for note in resolved.notes)
 
 
 def test_nan_is_not_hidden_and_nothing_synchronises(tmp_path: Path) -> None:

@@ -13,8 +13,12 @@ import pytest
 from wikillm.config.flags import flag_to_key, parse_arguments
 from wikillm.config.keys import all_keys
 from wikillm.config.load import load
-from wikillm.config.trainer_names import ADVICE, ALIASES, OTHER_NAMES, SWITCHES, UNSUPPORTED
+from wikillm.config.trainer_names import ALIASES, NOT_OFFERED, SWITCHES, refused_names
 from wikillm.core.errors import ConfigError, Problems
+
+HUGGING_FACE = refused_names("hugging_face")
+OTHERS = refused_names("others")
+UNSUPPORTED = {name for name, advice in HUGGING_FACE.items() if advice.startswith(NOT_OFFERED)}
 
 
 def parsed(*words: str) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 def test_aliases_lead_to_keys() -> None:
     assert set(ALIASES.values()) <= set(all_keys())
-    assert not set(ADVICE) & (set(ALIASES) | UNSUPPORTED)
+    assert not set(HUGGING_FACE) & set(ALIASES)
 
 
 def test_every_training_argument_has_an_answer() -> None:
@@ -109,9 +113,7 @@ def test_every_training_argument_has_an_answer() -> None:
 
     names = {field.name for field in dataclasses.fields(TrainingArguments)}
     answered = {
-        name
-        for name in names
-        if flag_to_key(name) or name in ADVICE or name in SWITCHES or name in UNSUPPORTED
+        name for name in names if flag_to_key(name) or name in HUGGING_FACE or name in SWITCHES
     }
     assert names - answered == set()
     # A name that has a key must not also be called unsupported.
@@ -191,12 +193,12 @@ def test_a_name_of_another_trainer_is_answered_with_the_key_that_is_meant(typed:
 
 
 def test_what_stands_in_the_table_of_other_names_is_none_of_ours() -> None:
-    for name in OTHER_NAMES:
-        assert flag_to_key(name) is None and name not in ADVICE, name
+    for name in OTHERS:
+        assert flag_to_key(name) is None and name not in HUGGING_FACE, name
 
 
 def test_the_keys_that_are_advised_exist() -> None:
-    for name, advice in OTHER_NAMES.items():
+    for name, advice in OTHERS.items():
         for key in re.findall(r"\b((?:run|data|model|train|observe)\.[\w.]+)=", advice):
             assert key in all_keys(), (name, key)
 

@@ -1,0 +1,86 @@
+"""Types and options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+from wikillm.core.errors import ConfigError
+from wikillm.core.units import parse_size
+
+Number = TypeVar("Number", int, float)
+MIB = 2**20
+_SHORT_UNIT = re.compile(
+    r"\s*([0-9][0-9_]*(?:[.][0-9]+)?(?:e[+-]?[0-9]{1,2})?)\s*(|g|gi|gig|m|mi)\s*", re.IGNORECASE
+)
+
+
+def _checked(
+    kind: Callable[[str], Number], is_legal: Callable[[Number], bool], what: str
+) -> Callable[[str], Number]:
+    """An argparse type that refuses illegal values."""
+
+    def parse(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {what}") from None
+        if not is_legal(value):
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {what}")
+        return value
+
+    return parse
+
+
+any_integer = _checked(int, lambda value: abs(value) < 2**63, "a whole number of at most 63 bits")
+"""What `type=int` means in every command: torch and numpy take no larger ones."""
+any_number = _checked(float, lambda value: abs(value) < float("inf"), "a finite number")
+"""What `type=float` means in every command."""
+positive = _checked(int, lambda value: 1 <= value < 2**63, "a whole number from 1 on")
+index = _checked(int, lambda value: 0 <= value < 2**63, "a whole number from 0 on")
+not_negative = _checked(float, lambda value: 0 <= value < float("inf"), "a number from 0 on")
+share = _checked(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
+
+
+def memory_argument(text: str | None, flag: str) -> int | None:
+    """Bytes of memory, as in `--gpu-memory 24GiB`.
+
+    Raises ConfigError without a unit: 24 could be bytes or GB.
+    """
+    if text is None:
+        return None
+    found = _SHORT_UNIT.fullmatch(text)
+    if found and float(found[1].replace("_", "")) > 0:
+        unit = "M" if found[2].lower().startswith("m") else "G"
+        raise ConfigError(
+            f"{flag} {text.strip()} has {'an unknown unit' if found[2] else 'no unit'}.",
+            got=repr(text),
+            fix=f"{flag} {found[1]}{unit}iB (or {found[1]}{unit}B, which is less)",
+        )
+    try:
+        size = parse_size(text)
+    except ValueError:
+        what = f"{flag} is not an amount of memory."
+        raise ConfigError(what, got=repr(text), fix=f"{flag} 24GiB") from None
+    if size < MIB:
+        raise ConfigError(f"{flag} is less than 1 MiB.", got=repr(text), fix=f"{flag} 24GiB")
+    return size
+
+
+def add_json(parser: argparse.ArgumentParser, help: str = "print one JSON object") -> None:
+    parser.add_argument("--json", action="store_true", help=help)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="run the code that a checkpoint's pickles may hold: only if you know who wrote it",
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    help = "auto, cpu, cuda or cuda:N (default auto)"
+    parser.add_argument("--device", default="auto", metavar="NAME", help=help)

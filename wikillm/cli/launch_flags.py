@@ -1,0 +1,176 @@
+"""The flags of `wikillm launch`: which targets read each, and its legal values."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TARGET_NAMES = ("single", "multi", "torchrun", "hostfile", "ssh", "slurm", "k8s", "sky")
+ELSEWHERE = ("hostfile", "ssh", "slurm", "k8s", "sky")
+"""Targets whose machines may have files that this machine lacks."""
+CLOUD_WORKDIR = "/wikillm"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFlag:
+    """A flag about the machines. `targets`: those that read it (empty: all)."""
+
+    name: str
+    help: str
+    metavar: str | None = None
+    kind: type = str
+    default: Any = None
+    targets: tuple[str, ...] = ()
+    least: int | None = None
+    most: int | None = None
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
+
+BATCH_TARGETS = ("slurm", "k8s", "sky")
+MACHINE_FLAGS = (
+    MachineFlag(
+        "nodes",
+        "number of nodes (default 1)",
+        None,
+        int,
+        1,
+        ("torchrun", *BATCH_TARGETS),
+        1,
+        100_000,
+    ),
+    MachineFlag(
+        "gpus",
+        "processes per node, one per GPU",
+        "N",
+        int,
+        targets=("multi", "torchrun", "ssh", *BATCH_TARGETS),
+        least=1,
+        most=1024,
+    ),
+    MachineFlag("hostfile", "one line per node: node1 slots=8", "FILE", Path, None, ("hostfile",)),
+    MachineFlag("host", "the machine of target ssh", "[USER@]HOST", targets=("ssh",)),
+    MachineFlag(
+        "workdir",
+        "the checkout on the other machines. Default: this folder; ssh: wikillm; k8s, sky: the "
+        f"mount point of the storage ({CLOUD_WORKDIR})",
+        "FOLDER",
+        targets=("hostfile", "ssh", "k8s", "sky"),
+    ),
+    MachineFlag(
+        "master_addr",
+        "address of the first node for the others. Default: by target",
+        "HOST",
+        targets=("torchrun", "hostfile"),
+    ),
+    MachineFlag(
+        "master_port",
+        "default 29500; --go takes a free one if it is in use",
+        "PORT",
+        int,
+        least=1,
+        most=65535,
+    ),
+    MachineFlag(
+        "node_rank", "torchrun: number of this node, from 0", "N", int, None, ("torchrun",), 0
+    ),
+    MachineFlag(
+        "max_restarts", "torchrun: restarts after a failure", "N", int, 0, ("torchrun",), 0
+    ),
+    MachineFlag("hours", "slurm: time limit (default 24)", "H", float, None, ("slurm",)),
+    MachineFlag("cpus", "slurm, k8s: cores per GPU (default 8)", "N", int, 8, ("slurm", "k8s"), 1),
+    MachineFlag(
+        "memory",
+        "k8s: memory of a pod. Default: 32GiB per GPU, plus what offload needs",
+        "SIZE",
+        targets=("k8s",),
+    ),
+    MachineFlag("partition", "slurm: partition", "NAME", targets=("slurm",)),
+    MachineFlag("account", "slurm: account", "NAME", targets=("slurm",)),
+    MachineFlag(
+        "storage",
+        "k8s: volume claim; sky: bucket (s3://...) or volume, for data and run directory. "
+        "Default: by run.name",
+        "NAME",
+        targets=("k8s", "sky"),
+    ),
+    MachineFlag("image", "k8s: container image with WikiLLM", "NAME", targets=("k8s",)),
+    MachineFlag("gpu", "sky: kind of GPU, such as H100", "KIND", targets=("sky",)),
+)
+SWANLAB_FLAGS: dict[str, dict[str, Any]] = {
+    "file": {"type": Path, "metavar": "FILE", "help": "the manifest (default swanlab.yaml)"},
+    "init": {"action": "store_true", "help": "write a manifest to start from"},
+    "zip": {"type": Path, "metavar": "FILE", "help": "write the archive that a job would unpack"},
+    "submit": {"action": "store_true", "help": "upload the archive and start it; asks first"},
+    "yes": {"action": "store_true", "help": "upload code, data or the key without asking"},
+    "follow": {"action": "store_true", "help": "with --submit: show the task's states to its end"},
+    "every": {"type": float, "metavar": "SECONDS", "help": "poll interval (default 10)"},
+    "to": {"type": Path, "metavar": "FOLDER", "help": "where to save the output of an ended task"},
+    "name": {"metavar": "NAME", "help": "data upload: name of the data set (default: the file's)"},
+    "desc": {"metavar": "TEXT", "help": "data upload: one line about it"},
+    "timeout": {"type": float, "metavar": "SECONDS", "help": "limit per request (default 30)"},
+}
+_WORD = re.compile(r"[A-Za-z0-9][\w.,:@-]{0,127}")
+
+
+def add_launch_flags(parser: argparse.ArgumentParser) -> None:
+    swanlab = parser.add_argument_group("target swanlab")
+    for name, options in SWANLAB_FLAGS.items():
+        swanlab.add_argument(*(["-f"] if name == "file" else []), f"--{name}", **options)
+    machine = parser.add_argument_group("the machines")
+    for flag in MACHINE_FLAGS:
+        machine.add_argument(
+            flag.flag,
+            *(["--gpus-per-node"] if flag.name == "gpus" else []),
+            type=flag.kind,
+            default=flag.default,
+            metavar=flag.metavar,
+            help=flag.help,
+        )
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse what argparse accepts and a launcher, or a line of a batch file, must not get."""
+    from wikillm.core.errors import ConfigError, Problems
+    from wikillm.remote.hosts import bare_host, is_host
+
+    problems = Problems(ConfigError)
+    for name in SWANLAB_FLAGS:
+        if getattr(args, name):
+            what = f"--{name} is for the target swanlab."
+            problems.add(what, got=args.target, fix="wikillm launch swanlab ...")
+    if args.target == "single" and args.gpus == 1:  # redundant, but right
+        args.gpus = None
+    for flag in MACHINE_FLAGS:
+        value = getattr(args, flag.name)
+        if flag.least is not None and value is not None and value < flag.least:
+            problems.add(f"{flag.flag} is at least {flag.least}.", got=str(value))
+        if flag.most is not None and value is not None and value > flag.most:
+            problems.add(f"{flag.flag} is at most {flag.most}.", got=str(value))
+        is_read = not flag.targets or args.target in flag.targets
+        if args.target in TARGET_NAMES and not is_read and value != flag.default:
+            problems.add(
+                f"{flag.flag} has no effect on the target {args.target}.",
+                got=f"it is for {', '.join(flag.targets)}",
+                fix="leave it out, or name another target",
+            )
+    if args.hours is not None and not 0 < args.hours <= 24 * 366:
+        problems.add("--hours is a time limit in hours.", got=str(args.hours), fix="--hours 24")
+    for name in ("partition", "account"):
+        value = getattr(args, name)
+        if value is not None and not _WORD.fullmatch(value):
+            problems.add(f"--{name} is one word.", got=repr(value))
+    args.master_addr = args.master_addr and bare_host(args.master_addr)
+    if args.master_addr is not None and not is_host(args.master_addr):
+        problems.add("--master-addr is not a host.", got=repr(args.master_addr))
+    folder = args.workdir
+    if folder is not None and (not folder.isprintable() or folder.startswith("-")):
+        problems.add("--workdir is not a folder.", got=repr(folder))
+    if args.node_rank is not None and args.node_rank >= args.nodes:
+        problems.add("--node-rank is below --nodes.", got=f"{args.node_rank} of {args.nodes}")
+    problems.raise_if_any()
