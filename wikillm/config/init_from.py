@@ -15,10 +15,14 @@ from wikillm.config.origin import Origin, Setting
 from wikillm.core.errors import ConfigError
 
 ARCHITECTURES = ("qwen2", "qwen3")
-_REQUIRED = (
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-    "vocab_size"
-).split()
+_REQUIRED = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+]
 _OPTIONAL = {  # what transformers assumes when the key is missing
     "tie_word_embeddings": False,
     "max_position_embeddings": 32768,
