@@ -1,12 +1,16 @@
-"""A decoder layer's SwiGLU over chunks of rows, each computed anew in the backward: nothing N x F is ever whole.
+"""A decoder layer's SwiGLU over chunks of rows, recomputed in the backward pass.
 
-`reference.swiglu` keeps four N x F tensors per layer from the forward to the backward; this keeps its input alone, which
-the layer has anyway. Two of the nine products are done twice. Working memory is 4 chunks of C x F, and in 16 bit the
-weights' gradients in float32, in which they are summed over the chunks. Each weight gets one gradient per backward, so
-hooks on it fire once. Not differentiable twice. Under autocast the products run in autocast's type.
+`reference.swiglu` keeps four N x F tensors per layer from the forward to the backward; this keeps
+its input alone, which the layer has anyway. Two of the nine products are done twice. Working memory
+is 4 chunks of C x F, and in 16 bit the weights' gradients in float32, in which they are summed over
+the chunks. Each weight gets one gradient per backward, so hooks on it fire once. Not differentiable
+twice. Under autocast the products run in autocast's type.
 
-The arithmetic stands in two operators that torch.compile does not look into: traced, the backward's products would be
-recognised as the forward's, and kept. Shapes: N rows (tokens), C rows of a chunk, H hidden, F intermediate.
+Why not torch.utils.checkpoint around each chunk: inside a checkpointed layer it repeats the MLP's
+forward pass once more, and `models.checkpointing` sees its products and keeps them (see
+docs/measurements/2026-11-24-tiled-mlp.md). Here the arithmetic is in two operators that neither
+torch.compile nor a dispatch mode looks into: traced, the backward's products would be recognised as
+the forward's, and kept. Shapes: N rows (tokens), C rows of a chunk, H hidden, F intermediate.
 """
 
 from __future__ import annotations
@@ -33,9 +37,8 @@ def tiled_swiglu(
         chunk_rows: rows whose intermediate activations exist at a time.
     """
     device_type = x.device.type
-    if torch.is_autocast_enabled(
-        device_type
-    ):  # the weights are cast inside, so that no narrow copy of them is kept
+    if torch.is_autocast_enabled(device_type):
+        # The weights are cast inside, so that no narrow copy of them is kept.
         x = x.to(torch.get_autocast_dtype(device_type))
     x_NH = x.reshape(-1, x.shape[-1])
     if torch.is_grad_enabled():
@@ -45,45 +48,33 @@ def tiled_swiglu(
 
 
 class _KeepInput(torch.autograd.Function):
-    """Its output is its input; its backward is that of the whole operation, to which `_Products` hands the gradient.
+    """The identity, whose backward is that of the whole operation; `_Products` passes its gradient.
 
-    Apart from the products, and before them, so that a checkpointed layer's recomputation, which ends with the last
-    tensor that was saved, does not do them for nothing.
+    It comes before the products, so that the recomputation of a checkpointed layer, which ends with
+    the last tensor that was saved, leaves them out.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_NH: torch.Tensor,
-        gate_FH: torch.Tensor,
-        up_FH: torch.Tensor,
-        down_HF: torch.Tensor,
-        chunk_rows: int,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(x_NH, gate_FH, up_FH, down_HF)
-        ctx.chunk_rows = chunk_rows
+    def forward(ctx: Any, x_NH: torch.Tensor, *inputs: Any) -> torch.Tensor:
+        *weights, ctx.chunk_rows = inputs
+        ctx.save_for_backward(x_NH, *weights)
         return x_NH.view_as(x_NH)
 
     @staticmethod
     def backward(ctx: Any, grad_NH: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        gradients = _backward(grad_NH, *ctx.saved_tensors, ctx.chunk_rows)
+        x_NH, *weights = ctx.saved_tensors
+        gradients = _backward(grad_NH, x_NH, weights, ctx.chunk_rows)
+        wanted = ctx.needs_input_grad[:4]
         return *(
-            g if wanted else None
-            for g, wanted in zip(gradients, ctx.needs_input_grad, strict=False)
+            g if is_wanted else None for g, is_wanted in zip(gradients, wanted, strict=True)
         ), None
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x_NH: torch.Tensor,
-        gate_FH: torch.Tensor,
-        up_FH: torch.Tensor,
-        down_HF: torch.Tensor,
-        chunk_rows: int,
-    ) -> torch.Tensor:
-        out_NH: torch.Tensor = _forward(x_NH, gate_FH, up_FH, down_HF, chunk_rows)
+    def forward(ctx: Any, x_NH: torch.Tensor, *inputs: Any) -> torch.Tensor:
+        *weights, chunk_rows = inputs
+        out_NH: torch.Tensor = _forward(x_NH, weights, chunk_rows)
         return out_NH
 
     @staticmethod
@@ -92,91 +83,65 @@ class _Products(torch.autograd.Function):
 
 
 @torch.library.custom_op("wikillm::tiled_swiglu", mutates_args=())
-def _forward(
-    x_NH: torch.Tensor,
-    gate_FH: torch.Tensor,
-    up_FH: torch.Tensor,
-    down_HF: torch.Tensor,
-    chunk_rows: int,
-) -> torch.Tensor:
-    n_rows = x_NH.shape[0]
-    chunk_rows = max(1, min(chunk_rows, n_rows))
+def _forward(x_NH: torch.Tensor, weights: list[torch.Tensor], chunk_rows: int) -> torch.Tensor:
     with torch.autocast(x_NH.device.type, enabled=False):
-        gate_FH, up_FH, down_HF = (weight.to(x_NH.dtype) for weight in (gate_FH, up_FH, down_HF))
-        out_NH = x_NH.new_empty(n_rows, down_HF.shape[0])
+        gate_FH, up_FH, down_HF = (weight.to(x_NH.dtype) for weight in weights)
+        out_NH = x_NH.new_empty(x_NH.shape[0], down_HF.shape[0])
+        chunk_rows = min(chunk_rows, x_NH.shape[0])
         buffers = [x_NH.new_empty(chunk_rows, gate_FH.shape[0]) for _ in range(2)]
-        for first in range(0, n_rows, chunk_rows):
-            x_CH = x_NH[first : first + chunk_rows]
+        for x_CH, out_CH in zip(x_NH.split(chunk_rows), out_NH.split(chunk_rows), strict=True):
             gate_CF, up_CF = (buffer[: len(x_CH)] for buffer in buffers)
             torch.mm(x_CH, gate_FH.t(), out=gate_CF)
             torch.mm(x_CH, up_FH.t(), out=up_CF)
             F.silu(gate_CF, inplace=True).mul_(up_CF)
-            torch.mm(gate_CF, down_HF.t(), out=out_NH[first : first + chunk_rows])
+            torch.mm(gate_CF, down_HF.t(), out=out_CH)
     return out_NH
 
 
 @torch.library.custom_op("wikillm::tiled_swiglu_backward", mutates_args=())
 def _backward(
-    grad_NH: torch.Tensor,
-    x_NH: torch.Tensor,
-    gate_FH: torch.Tensor,
-    up_FH: torch.Tensor,
-    down_HF: torch.Tensor,
-    chunk_rows: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of the input and of the three weights, each in the type of what it belongs to."""
-    n_rows, weights = x_NH.shape[0], (gate_FH, up_FH, down_HF)
-    types = [weight.dtype for weight in weights]
-    chunk_rows = max(1, min(chunk_rows, n_rows))
+    grad_NH: torch.Tensor, x_NH: torch.Tensor, weights: list[torch.Tensor], chunk_rows: int
+) -> list[torch.Tensor]:
+    """Gradients of the input and of the three weights, each in the type of its tensor."""
     wide = torch.promote_types(x_NH.dtype, torch.float32)
     with torch.autocast(x_NH.device.type, enabled=False):
         grad_NH = grad_NH.to(x_NH.dtype)
         gate_FH, up_FH, down_HF = (weight.to(x_NH.dtype) for weight in weights)
         grad_x_NH = torch.empty_like(x_NH, memory_format=torch.contiguous_format)
         sums = [torch.zeros(weight.shape, dtype=wide, device=weight.device) for weight in weights]
+        chunk_rows = min(chunk_rows, x_NH.shape[0])
         buffers = [x_NH.new_empty(chunk_rows, gate_FH.shape[0]) for _ in range(4)]
-        for first in range(0, n_rows, chunk_rows):
-            rows = slice(first, min(first + chunk_rows, n_rows))
-            x_CH, grad_CH = x_NH[rows], grad_NH[rows]
+        for x_CH, grad_CH, grad_x_CH in zip(
+            *(tensor.split(chunk_rows) for tensor in (x_NH, grad_NH, grad_x_NH)), strict=True
+        ):
+            # The forward pass again, up to the input of down.
             gate_CF, up_CF, silu_CF, inner_CF = (buffer[: len(x_CH)] for buffer in buffers)
             torch.mm(x_CH, gate_FH.t(), out=gate_CF)
             torch.mm(x_CH, up_FH.t(), out=up_CF)
             torch.ops.aten.silu.out(gate_CF, out=silu_CF)
             add_product(sums[2], grad_CH, torch.mul(silu_CF, up_CF, out=inner_CF))
-            torch.mm(grad_CH, down_HF, out=inner_CF)  # now the gradient of what goes into down
-            silu_CF.mul_(inner_CF)  # of up @ x
-            inner_CF.mul_(up_CF)  # of silu(gate @ x), and next of gate @ x
+            # Gradients take the place of what they no longer need: of down's input, of up @ x, of
+            # silu(gate @ x), and of gate @ x.
+            torch.mm(grad_CH, down_HF, out=inner_CF)
+            silu_CF.mul_(inner_CF)
+            inner_CF.mul_(up_CF)
             torch.ops.aten.silu_backward.grad_input(inner_CF, gate_CF, grad_input=inner_CF)
             add_product(sums[0], inner_CF, x_CH)
             add_product(sums[1], silu_CF, x_CH)
-            torch.mm(inner_CF, gate_FH, out=grad_x_NH[rows]).addmm_(silu_CF, up_FH)
+            torch.mm(inner_CF, gate_FH, out=grad_x_CH).addmm_(silu_CF, up_FH)
         del buffers
-        grad_weights = [sums.pop(0).to(kind) for kind in types]
-    return grad_x_NH, grad_weights[0], grad_weights[1], grad_weights[2]
+        # One wide sum at a time is freed once it is cast.
+        return [grad_x_NH, *(sums.pop(0).to(weight.dtype) for weight in weights)]
 
 
 @_forward.register_fake
-def _(
-    x_NH: torch.Tensor,
-    gate_FH: torch.Tensor,
-    up_FH: torch.Tensor,
-    down_HF: torch.Tensor,
-    chunk_rows: int,
-) -> torch.Tensor:
-    return x_NH.new_empty(x_NH.shape[0], down_HF.shape[0])
+def _(x_NH: torch.Tensor, weights: list[torch.Tensor], chunk_rows: int) -> torch.Tensor:
+    return x_NH.new_empty(x_NH.shape[0], weights[2].shape[0])
 
 
 @_backward.register_fake
 def _(
-    grad_NH: torch.Tensor,
-    x_NH: torch.Tensor,
-    gate_FH: torch.Tensor,
-    up_FH: torch.Tensor,
-    down_HF: torch.Tensor,
-    chunk_rows: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    gradients = [
-        torch.empty_like(t, memory_format=torch.contiguous_format)
-        for t in (x_NH, gate_FH, up_FH, down_HF)
-    ]
-    return gradients[0], gradients[1], gradients[2], gradients[3]
+    grad_NH: torch.Tensor, x_NH: torch.Tensor, weights: list[torch.Tensor], chunk_rows: int
+) -> list[torch.Tensor]:
+    contiguous = torch.contiguous_format
+    return [torch.empty_like(tensor, memory_format=contiguous) for tensor in (x_NH, *weights)]

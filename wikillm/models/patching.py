@@ -7,6 +7,7 @@ stay as they are, and deleting the attribute restores the model's own code.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -53,8 +54,8 @@ def restore_forward(*modules: nn.Module) -> None:
 
 
 def own_forward(module: nn.Module) -> Callable[..., Any]:
-    """The forward of the class, bound to `module`."""
-    return MethodType(type(module).forward, module)
+    """The forward of the class, bound to `module`, in a form that torch.compile traces."""
+    return partial(type(module).forward, module)
 
 
 def check_supported(

@@ -1,7 +1,7 @@
-"""What was measured on a machine, as the planner reads it: one JSON file per user, with the device's name and a date.
+"""What was measured on a machine: one JSON file per user, with the device's name and a date.
 
-`wikillm plan --calibrate` measures (room `measure`) and writes it; the planner reads it for `--gpu cpu`, and for a GPU of the
-same name. A file that is damaged or of another version is as if it were not there, and that is said.
+`wikillm plan --calibrate` measures (`measure`) and writes it; the planner reads it for `--gpu cpu`,
+and for a GPU of the same name. A damaged file, or one of another version, is ignored with a warning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CPU = "cpu"
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """FLOP/s and bytes/s of one GPU, or of all cores together. `load`: the machine's load average before measuring."""
+    """FLOP/s and bytes/s of one GPU, or of all cores together. `load`: the load average before."""
 
     device: str
     kind: Literal["cpu", "cuda"]
@@ -41,20 +41,20 @@ class Calibration:
 
     def describe(self) -> str:
         """One line for a plan."""
-        reduce = self.all_reduce_bytes_per_second
+        reduce = "not measured"
+        if (rate := self.all_reduce_bytes_per_second) is not None:
+            reduce = f"{rate / 1e9:.3g} GB/s ({self.all_reduce})"
         return (
-            f"measured {self.time[:10]} on {self.device}: products {self.gemm_flops / 1e12:.3g} TFLOP/s, attention "
-            f"{self.attention_flops / 1e12:.3g} TFLOP/s, copies {self.copy_bytes_per_second / 1e9:.3g} GB/s, all-reduce "
-            + ("not measured" if reduce is None else f"{reduce / 1e9:.3g} GB/s ({self.all_reduce})")
+            f"measured {self.time[:10]} on {self.device}: "
+            f"products {self.gemm_flops / 1e12:.3g} TFLOP/s, "
+            f"attention {self.attention_flops / 1e12:.3g} TFLOP/s, "
+            f"copies {self.copy_bytes_per_second / 1e9:.3g} GB/s, all-reduce {reduce}"
         )
 
 
 def calibration_file(environ: Mapping[str, str] = os.environ) -> Path:
-    return (
-        Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        / "wikillm"
-        / "calibration.json"
-    )
+    cache = Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache / "wikillm" / "calibration.json"
 
 
 def write_calibration(calibration: Calibration) -> Path:
@@ -69,14 +69,11 @@ def read_calibration() -> Calibration | None:
     path = calibration_file()
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.pop("version") != VERSION or set(raw) != {
-            field.name for field in fields(Calibration)
-        }:
+        names = {field.name for field in fields(Calibration)}
+        if raw.pop("version") != VERSION or set(raw) != names:
             raise ValueError("another version")
         made = Calibration(**raw)
-        if not all(
-            rate > 0 for rate in (made.gemm_flops, made.attention_flops, made.copy_bytes_per_second)
-        ):
+        if min(made.gemm_flops, made.attention_flops, made.copy_bytes_per_second) <= 0:
             raise ValueError("a speed that is not positive")
         return made
     except FileNotFoundError:
@@ -87,7 +84,7 @@ def read_calibration() -> Calibration | None:
 
 
 def cpu_as_device(calibration: Calibration | None, ranks: int, memory: int) -> Gpu:
-    """A rank's share of this machine's cores and memory. Raises ConfigError when it was not measured."""
+    """A rank's share of this machine. Raises ConfigError when it was not measured."""
     if calibration is None or calibration.kind != "cpu":
         raise ConfigError(
             "The speed of this machine's CPU is not known yet.", fix="wikillm plan --calibrate"
@@ -106,7 +103,7 @@ def cpu_as_device(calibration: Calibration | None, ranks: int, memory: int) -> G
 
 
 def apply_calibration(gpu: Gpu, calibration: Calibration | None, driver_name: str) -> Gpu:
-    """The GPU with the all-reduce and the ceiling of its products as measured, if it was measured on such a one."""
+    """The GPU with measured all-reduce and ceiling of products, if such a GPU was measured."""
     if (
         calibration is None
         or calibration.kind != "cuda"

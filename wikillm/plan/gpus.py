@@ -1,9 +1,10 @@
 """GPUs that can be planned for: memory, dense peak, and the bandwidths a rank gets.
 
-Memory is what the driver leaves to programs, a little below the number on the box. Peaks are in `flops`. Bandwidths
-are per GPU and direction, at about 80 % of the makers' figures, since collectives reach that at best: NVLink or PCIe
-inside a node, one network card per GPU (400 or 200 Gbit/s) between nodes of the large ones, 100 Gbit/s per node else.
-Nothing was measured here. Where a figure was not checked against the maker's data sheet, a note of the plan says so.
+Memory is what the driver leaves to programs, a little below the nominal size. Peaks are in `flops`.
+Bandwidths are per GPU and direction, at about 80 % of the makers' figures, which collectives reach
+at best: NVLink or PCIe inside a node; between nodes one network card per GPU (400 or 200 Gbit/s) for
+the large ones, 100 Gbit/s per node else. Nothing was measured. A plan notes the figures that were
+not checked against a data sheet.
 """
 
 from __future__ import annotations
@@ -30,14 +31,11 @@ class Gpu:
     between_nodes: float
     host_link: float  # PCIe, for offload
     has_bf16: bool
-    device: Literal["cuda", "cpu"] = (
-        "cuda"  # "cpu": a share of the cores, whose peak is of fp32 and measured
-    )
-    ceiling: float | None = (
-        None  # FLOP/s of large products, measured; what training reaches stays below
-    )
-    given: str = ""  # flags of the command line that describe it, beside its name
-    note: str = ""  # for the plan: what its figures rest on
+    # "cpu": a share of the cores, whose peak is of fp32 and measured.
+    device: Literal["cuda", "cpu"] = "cuda"
+    ceiling: float | None = None  # FLOP/s of large products, measured; training stays below it
+    given: str = ""  # flags of the command line that describe it, besides its name
+    note: str = ""  # for the plan: the basis of its figures
 
     @property
     def flags(self) -> str:
@@ -46,21 +44,17 @@ class Gpu:
 
 
 # Short name: driver's name, memory GiB, GB/s inside a node, GB/s between nodes, GB/s to the host.
-# Memory and links are of the maker's data sheet of that GPU: NVLink 900 (H100, H200, H20), 600 (A100), 400 (A800, H800), 300 (V100)
-# or 1800 (B200) GB/s in both directions together; PCIe 5.0 x16 63, 4.0 x16 31.5, 3.0 x16 15.8 GB/s in one. GeForce has no
-# NVLink (3090: a bridge for two) and no peer access over PCIe, so that each byte passes the host's memory: about half.
+# Memory and links are of the maker's data sheet: NVLink 900 (H100, H200, H20), 600 (A100), 400 (A800,
+# H800), 300 (V100) or 1800 (B200) GB/s in both directions together; PCIe 5.0 x16 63, 4.0 x16 31.5,
+# 3.0 x16 15.8 GB/s in one. GeForce has no NVLink (3090: a bridge for two) and no peer access over
+# PCIe, so each byte passes the host's memory: about half.
 _GPUS = {
     "b200": ("B200", 178.0, 720.0, 40.0, 50.0),
     "h200": ("H200", 139.8, 360.0, 40.0, 50.0),
     "h100": ("H100", 79.1, 360.0, 40.0, 50.0),
     "h100-pcie": ("H100 PCIe", 79.1, 50.0, 20.0, 50.0),
-    "h100-nvl": (
-        "H100 NVL",
-        93.1,
-        50.0,
-        20.0,
-        50.0,
-    ),  # NVLink joins two cards; a node of more goes over PCIe
+    # NVLink joins two cards; a node of more goes over PCIe.
+    "h100-nvl": ("H100 NVL", 93.1, 50.0, 20.0, 50.0),
     "h800": ("H800", 79.1, 160.0, 40.0, 50.0),
     "h20": ("H20", 95.1, 360.0, 40.0, 50.0),
     "a100": ("A100", 79.1, 240.0, 20.0, 25.0),
@@ -73,43 +67,29 @@ _GPUS = {
     "l4": ("L4", 22.0, 12.0, 2.5, 12.0),
     "a10": ("A10", 22.0, 25.0, 2.5, 25.0),
     "a10g": ("A10G", 22.0, 25.0, 2.5, 25.0),
-    "rtx-pro6000": (
-        "RTX PRO 6000",
-        94.5,
-        50.0,
-        2.5,
-        50.0,
-    ),  # 96 GB GDDR7 with ECC, PCIe 5.0 x16, no NVLink
+    # 96 GB GDDR7 with ECC, PCIe 5.0 x16, no NVLink.
+    "rtx-pro6000": ("RTX PRO 6000", 94.5, 50.0, 2.5, 50.0),
     "rtx-pro6000-maxq": ("RTX PRO 6000 Blackwell Max-Q", 94.5, 50.0, 2.5, 50.0),
-    "rtx6000-ada": (
-        "RTX 6000 Ada",
-        47.3,
-        25.0,
-        2.5,
-        25.0,
-    ),  # data sheet: 48 GB GDDR6, PCIe 4.0 x16, no NVLink
-    "a6000": (
-        "RTX A6000",
-        47.3,
-        25.0,
-        2.5,
-        25.0,
-    ),  # data sheet: 48 GB GDDR6, PCIe 4.0 x16; NVLink joins two cards
+    # 48 GB GDDR6, PCIe 4.0 x16, no NVLink.
+    "rtx6000-ada": ("RTX 6000 Ada", 47.3, 25.0, 2.5, 25.0),
+    # 48 GB GDDR6, PCIe 4.0 x16; NVLink joins two cards.
+    "a6000": ("RTX A6000", 47.3, 25.0, 2.5, 25.0),
     "rtx5090": ("RTX 5090", 31.4, 25.0, 2.5, 50.0),
     "rtx4090": ("RTX 4090", 23.5, 12.0, 2.5, 25.0),
     "rtx4090d": ("RTX 4090 D", 23.5, 12.0, 2.5, 25.0),
     "rtx3090": ("RTX 3090", 23.5, 12.0, 2.5, 25.0),
     "v100": ("V100", 31.7, 120.0, 10.0, 12.0),
     "t4": ("T4", 14.6, 10.0, 2.5, 12.0),
-    # 192 GB HBM3, 7 Infinity Fabric links of 64 GB/s each way
+    # 192 GB HBM3, 7 Infinity Fabric links of 64 GB/s each way.
     "mi300x": ("MI300X", 191.0, 358.0, 40.0, 50.0),
-    # Atlas 800T A2: 64 GB, HCCS 392 GB/s both ways, 200GE RoCE
+    # Atlas 800T A2: 64 GB, HCCS 392 GB/s both ways, 200GE RoCE.
     "ascend-910b": ("Ascend 910B", 61.0, 156.0, 20.0, 25.0),
 }
 _NO_BF16 = ("v100", "t4")
 _NOTES = {
     "mi300x": "MI300X: figures not checked against its data sheet; WikiLLM was not tried with ROCm",
-    "ascend-910b": "Ascend 910B is planned only, by figures not checked against its data sheet: WikiLLM does not train on it",
+    "ascend-910b": "Ascend 910B is planned only, by figures not checked against its data sheet: "
+    "WikiLLM does not train on it",
     **dict.fromkeys(
         ("rtx-pro6000", "rtx-pro6000-maxq"),
         "RTX PRO 6000: figures not checked against its data sheet",
@@ -117,51 +97,56 @@ _NOTES = {
 }
 GPU_NAMES = tuple(_GPUS)
 _MARKETING = re.compile(
-    "nvidia|geforce|tesla|quadro|amd|instinct|radeon|huawei|gpu|graphics|card|generation|edition|workstation|server|"
-    "blackwell|hopper|ampere|lovelace|sxm[2-6]?|hbm[23]?e?|oam|tensor|core"
+    "nvidia|geforce|tesla|quadro|amd|instinct|radeon|huawei|gpu|graphics|card|generation|edition|"
+    "workstation|server|blackwell|hopper|ampere|lovelace|sxm[2-6]?|hbm[23]?e?|oam|tensor|core"
 )
 PLAIN_LINKS = (25.0, 2.5, 25.0)
-"""GB/s inside a node, between nodes, to the host, of a GPU that is not in the list: PCIe 4.0 x16, 100 Gbit/s per node."""
+"""GB/s of a GPU that is not in the list: PCIe 4.0 x16, 100 Gbit/s per node."""
 DESCRIBE = "--gpu NAME --gpu-memory 24GiB --tflops 165"
 
 
 def find_gpu(name: str) -> Gpu:
-    """A GPU by its short name, in any spelling of case and separators, with or without its maker's words, or as the driver
-    calls it. Raises ConfigError with the nearest name."""
+    """A GPU by its short name, in any spelling, or as the driver calls it.
+
+    Raises ConfigError with the nearest name.
+    """
     found = _short_name(name)
     if found is None:
         wanted, size = _compact(name)
-        near = did_you_mean(
-            wanted, spelled := {_compact(known)[0]: known for known in reversed(GPU_NAMES)}
-        )
-        more = f" --gpu-memory {size:g}GiB" if size else ""
+        spelled = {_compact(known)[0]: known for known in reversed(GPU_NAMES)}
+        near = did_you_mean(wanted, spelled)
+        fix = DESCRIBE.replace("NAME", shlex.quote(name))
+        if near:
+            fix = f"--gpu {spelled[near]}" + (f" --gpu-memory {size:g}GiB" if size else "")
         raise ConfigError(
             f"The planner knows no GPU {name!r}.",
-            got=f"known: {', '.join(GPU_NAMES)}; cpu\nany other: {DESCRIBE}   (its dense bf16 peak, from its data sheet)",
-            fix=f"--gpu {spelled[near]}{more}"
-            if near
-            else DESCRIBE.replace("NAME", shlex.quote(name)),
+            got=f"known: {', '.join(GPU_NAMES)}; cpu\n"
+            f"any other: {DESCRIBE}   (its dense bf16 peak, from its data sheet)",
+            fix=fix,
         )
     model, memory, inside, between, host = _GPUS[found]
     peak = peak_flops(model)
     assert peak is not None, f"{model} has no peak in flops.py"
-    has_bf16, note = found not in _NO_BF16, _NOTES.get(found, "")
     return Gpu(
-        found, int(memory * GIB), peak, inside * 1e9, between * 1e9, host * 1e9, has_bf16, note=note
+        found,
+        int(memory * GIB),
+        peak,
+        inside * 1e9,
+        between * 1e9,
+        host * 1e9,
+        has_bf16=found not in _NO_BF16,
+        note=_NOTES.get(found, ""),
     )
 
 
 def describe_gpu(name: str, memory: int | None, tflops: float) -> Gpu:
-    """A GPU by its figures: `memory` in bytes that programs get, `tflops` its dense 16-bit peak. A known name keeps its links.
+    """A GPU by its figures: usable `memory` in bytes, `tflops` its dense 16-bit peak.
 
-    Raises ConfigError when the memory is neither given nor known.
+    A known name keeps its links. Raises ConfigError when the memory is neither given nor known.
     """
     if _short_name(name) is not None:
-        return replace(
-            with_memory(found := find_gpu(name), memory),
-            peak=tflops * 1e12,
-            given=_given(found, memory, tflops),
-        )
+        known = with_memory(find_gpu(name), memory)
+        return replace(known, peak=tflops * 1e12, given=f"{known.given} --tflops {tflops:g}")
     if memory is None:
         raise ConfigError(
             f"The planner knows no GPU {name!r}, and its memory is not given.",
@@ -169,14 +154,12 @@ def describe_gpu(name: str, memory: int | None, tflops: float) -> Gpu:
             fix=f"--gpu {shlex.quote(name)} --tflops {tflops:g} --gpu-memory 24GiB",
         )
     inside, between, host = (rate * 1e9 for rate in PLAIN_LINKS)
-    note = f"{name} is not in the planner's list: PCIe 4.0 x16 without NVLink, 100 Gbit/s per node and bf16 are assumed"
+    note = (
+        f"{name} is not in the planner's list: PCIe 4.0 x16 without NVLink, "
+        "100 Gbit/s per node and bf16 are assumed"
+    )
     gpu = Gpu(name, memory, tflops * 1e12, inside, between, host, has_bf16=True, note=note)
-    return replace(gpu, given=_given(gpu, memory, tflops))
-
-
-def _given(gpu: Gpu, memory: int | None, tflops: float) -> str:
-    """The figures of the command line again, for a proposal."""
-    return with_memory(gpu, memory).given + f" --tflops {tflops:g}"
+    return replace(gpu, given=f"{with_memory(gpu, memory).given} --tflops {tflops:g}")
 
 
 def _compact(name: str) -> tuple[str, float | None]:
@@ -184,23 +167,18 @@ def _compact(name: str) -> tuple[str, float | None]:
     text = name.lower().replace("max-q", "maxq")
     size = re.search(r"(?<![a-z0-9])([0-9]+)\s*g(?:i?b)?(?![a-z0-9])", text)
     words = re.split(r"[^a-z0-9]+", text.replace(size[0], " ") if size else text)
-    return "".join(word for word in words if not _MARKETING.fullmatch(word)), float(
-        size[1]
-    ) if size else None
+    model = "".join(word for word in words if not _MARKETING.fullmatch(word))
+    return model, float(size[1]) if size else None
 
 
 def _short_name(name: str) -> str | None:
-    """The entry that a name means. A size in the name must be that of its memory, to a tenth."""
+    """The entry that a name means. A size in the name must be that of the memory, within 10 %."""
     wanted, size = _compact(name)
     for short in GPU_NAMES:
-        known, memory = _compact(short)[0], _GPUS[short][1]
-        is_same = wanted in (
-            known,
-            known.removeprefix("rtx"),
-            known.removeprefix("ascend"),
-            f"rtx{known}",
-        )
-        if is_same and (size is None or abs(size - memory) <= 0.1 * size):
+        known, _ = _compact(short)
+        memory = _GPUS[short][1]
+        spellings = {known, known.removeprefix("rtx"), known.removeprefix("ascend"), f"rtx{known}"}
+        if wanted in spellings and (size is None or abs(size - memory) <= 0.1 * size):
             return short
     return None
 
@@ -211,7 +189,7 @@ def driver_name(name: str) -> str:
 
 
 def gpu_by_driver_name(name: str) -> Gpu | None:
-    """The GPU of the list with the same peak as what the driver calls `name`; None when there is none."""
+    """The GPU of the list with the peak of what the driver calls `name`; None when unknown."""
     peak = peak_flops(name)
     same = [short for short in _GPUS if peak is not None and peak_flops(driver_name(short)) == peak]
     named = [short for short in same if driver_name(short).lower() in name.lower()]

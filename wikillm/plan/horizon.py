@@ -1,7 +1,8 @@
 """How many optimizer steps a run has, and how many of them warm the learning rate up.
 
-A corpus of n training tokens holds n - 1 targets (each token but the first is predicted), packed into
-ceil((n - 1) / T) sequences; one epoch is one pass over them. Rounding is upwards, so that a horizon is reached.
+A corpus of n training tokens holds n - 1 targets (each token but the first is predicted), packed
+into ceil((n - 1) / T) sequences; one epoch is one pass over them. Rounding is upwards, so that a
+horizon is reached.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Predicted against measured: what a finished run writes into RUN/outcome.json, and the table over many runs.
+"""Predicted against measured: RUN/outcome.json of finished runs, and the table over many runs.
 
-An outcome is one JSON object: `setup` (what was predicted for), `predicted` and `measured`, each with
-`memory_bytes` (of the rank that took most) and `tokens_per_second` (over all ranks; predicted only for a calibrated
-machine or a GPU in the planner's list). Errors are (predicted - measured) / measured: positive is too careful.
+An outcome is one JSON object: `setup` (what was predicted for), `predicted` and `measured`, each
+with `memory_bytes` (of the rank that took most) and `tokens_per_second` (over all ranks; predicted
+only for a calibrated machine or a GPU in the planner's list). Errors are
+(predicted - measured) / measured: positive is too careful.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,8 @@ def find_outcomes(places: Iterable[Path]) -> tuple[list[Outcome], list[Path]]:
     found: list[Outcome] = []
     broken: list[Path] = []
     for place in places:
-        files = (
-            [place / FILE_NAME]
-            if (place / FILE_NAME).is_file()
-            else sorted(place.glob(f"*/{FILE_NAME}"))
-        )
+        own = place / FILE_NAME
+        files = [own] if own.is_file() else sorted(place.glob(f"*/{FILE_NAME}"))
         for file in files:
             try:
                 found.append(_read(file))
@@ -59,16 +57,19 @@ def table(outcomes: Iterable[Outcome]) -> list[str]:
     rows = list(outcomes)
     width = max([len("run"), *(len(row.run) for row in rows)])
     out = [
-        f"{'run':<{width}}  {'device':<8}{'engine':<10}{'ranks':>5}{'params':>9}{'memory: planned':>17}{'measured':>11}"
-        f"{'error':>8}{'tok/s: planned':>16}{'measured':>10}{'error':>8}"
+        f"{'run':<{width}}  {'device':<8}{'engine':<10}{'ranks':>5}{'params':>9}"
+        f"{'memory: planned':>17}{'measured':>11}{'error':>8}"
+        f"{'tok/s: planned':>16}{'measured':>10}{'error':>8}"
     ]
     for row in rows:
         setup = row.setup
+        memory = [_shown(size, format_size) for size in row.memory]
+        speed = [_shown(rate, format_count) for rate in row.speed]
         out.append(
             f"{row.run:<{width}}  {setup['device']:<8}{setup['engine']:<10}{setup['ranks']:>5}"
-            f"{format_count(setup['parameters']):>9}{_size(row.memory[0]):>17}{_size(row.memory[1]):>11}"
-            f"{_percent(row.memory_error):>8}{_count(row.speed[0]):>16}{_count(row.speed[1]):>10}"
-            f"{_percent(row.speed_error):>8}"
+            f"{format_count(setup['parameters']):>9}"
+            f"{memory[0]:>17}{memory[1]:>11}{_shown(row.memory_error, _percent):>8}"
+            f"{speed[0]:>16}{speed[1]:>10}{_shown(row.speed_error, _percent):>8}"
         )
     for name, errors in (
         ("memory", [row.memory_error for row in rows]),
@@ -84,20 +85,16 @@ def table(outcomes: Iterable[Outcome]) -> list[str]:
 
 def to_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
     """The table as plain values; errors are shares."""
+
+    def pair(values: tuple[float | None, float | None], error: float | None) -> dict[str, Any]:
+        return {"predicted": values[0], "measured": values[1], "error": error}
+
     return [
         {
             "run": row.run,
             **row.setup,
-            "memory_bytes": {
-                "predicted": row.memory[0],
-                "measured": row.memory[1],
-                "error": row.memory_error,
-            },
-            "tokens_per_second": {
-                "predicted": row.speed[0],
-                "measured": row.speed[1],
-                "error": row.speed_error,
-            },
+            "memory_bytes": pair(row.memory, row.memory_error),
+            "tokens_per_second": pair(row.speed, row.speed_error),
         }
         for row in outcomes
     ]
@@ -105,26 +102,25 @@ def to_rows(outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
 
 def _read(file: Path) -> Outcome:
     raw = json.loads(file.read_text(encoding="utf-8"))
-    setup, predicted, measured = raw["setup"], raw["predicted"], raw["measured"]
-    str(setup["device"]), str(setup["engine"]), int(setup["ranks"]), int(setup["parameters"])
-    memory, speed = (
+    setup = raw["setup"]
+    for name, kind in (("device", str), ("engine", str), ("ranks", int), ("parameters", int)):
+        kind(setup[name])  # what the table shows must be there
+    predicted, measured = (raw[name] for name in ("predicted", "measured"))
+    return Outcome(
+        file.parent.name,
+        setup,
         (predicted["memory_bytes"], measured["memory_bytes"]),
-        tuple(part.get("tokens_per_second") for part in (predicted, measured)),
+        (predicted.get("tokens_per_second"), measured.get("tokens_per_second")),
     )
-    return Outcome(file.parent.name, setup, memory, (speed[0], speed[1]))
 
 
 def _error(predicted: float | None, measured: float | None) -> float | None:
     return None if predicted is None or not measured else predicted / measured - 1
 
 
-def _percent(error: float | None) -> str:
-    return "-" if error is None else f"{error:+.0%}"
+def _percent(error: float) -> str:
+    return f"{error:+.0%}"
 
 
-def _size(value: int | None) -> str:
-    return "-" if value is None else format_size(value)
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else format_count(value)
+def _shown(value: Any, as_text: Callable[[Any], str]) -> str:
+    return "-" if value is None else as_text(value)
