@@ -79,7 +79,7 @@ def train(words: list[str], **options: Any) -> dict[str, Any]:
     _inject(options)
     resolved = load(options.pop("config", None), words, deepspeed)
     out = io.StringIO()
-    from wikillm.train.preview import say_result
+    from wikillm.train.result import log_result
     from wikillm.train.run import pretrain
 
     code, message = 0, ""
@@ -89,7 +89,7 @@ def train(words: list[str], **options: Any) -> dict[str, Any]:
             done = pretrain(
                 resolved, resume=options.pop("resume", "never"), allow_change=allow_change
             )
-            say_result(done)
+            log_result(done)
         except WikiLLMError as error:
             code, message = int(error.exit_code), str(error)
     run_dir = Path(resolved.config.run.dir or "")

@@ -36,6 +36,6 @@ def test_resume_follows_the_branch_written_last(limit: int, words: Any, tmp_path
     again = run(1, limited, resume="auto")
     assert again["code"] == 0, again["message"]
     assert f"resuming   {checkpoints / 'checkpoint-6'} (step 6)" in again["output"]
-    assert ("passing over checkpoint-8: it is abandoned" in again["output"]) == (limit == 3)
+    assert ("skipping checkpoint-8: it is abandoned" in again["output"]) == (limit == 3)
     assert again["losses"] == first["losses"]
     assert find_complete(folder).name == "checkpoint-8"

@@ -1,1 +1,1 @@
-"""Checkpoints that are complete or not there: layout, manifest, the newest good one, retention. Torch-free."""
+"""Checkpoints that are complete or absent: layout, manifest, lineage, retention. No torch."""

@@ -1,6 +1,7 @@
-"""Which checkpoint to go on from: the last one written that verifies, or its nearest ancestor that does.
+"""Which checkpoint to resume from: the last one written that verifies, or its nearest such
+ancestor.
 
-Never what a `latest` file claims, and not the highest step either: see `lineage`.
+Neither what a `latest` file claims nor the highest step decides: see `lineage`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from wikillm.core.log import warn
 
 
 def latest_complete(folder: Path) -> Path | None:
-    """The last checkpoint written into `folder` whose every file is as its manifest says; None when there never was one.
+    """The last checkpoint written into `folder` that verifies; None when there never was one.
 
-    Damaged ones are passed over along the lineage, each with a warning that names why. Checkpoints of a branch that the
-    run has abandoned are named, and never taken. Nothing is deleted.
+    Damaged ones on the branch are skipped, each with a warning that says why. Abandoned ones are
+    named and never taken. Nothing is deleted.
 
     Raises:
         CheckpointError: there are checkpoints, and none of the current branch is good.
@@ -30,11 +31,12 @@ def latest_complete(folder: Path) -> Path | None:
             verify(checkpoint)
         except CheckpointError as error:
             damaged.append(error)
-            warn(f"passing over {checkpoint.name}: {error}")
+            warn(f"skipping {checkpoint.name}: {error}")
             continue
         for abandoned in lineage.abandoned:
             warn(
-                f"passing over {abandoned.name}: it is abandoned; the run went back and wrote {checkpoint.name} later"
+                f"skipping {abandoned.name}: it is abandoned; "
+                f"the run went back and wrote {checkpoint.name} later"
             )
         return checkpoint
     if damaged:
@@ -43,8 +45,8 @@ def latest_complete(folder: Path) -> Path | None:
 
 
 def _none_usable(folder: Path, lineage: Lineage, damaged: list[CheckpointError]) -> CheckpointError:
-    """What to say when the current branch has no good checkpoint; a good abandoned one is offered by name."""
-    got = "\n".join(str(error) for error in damaged)
+    """The error for a branch without a good checkpoint; it offers a good abandoned one by name."""
+    got = "\n".join(map(str, damaged))
     for abandoned in lineage.abandoned:
         try:
             verify(abandoned)
@@ -58,34 +60,34 @@ def _none_usable(folder: Path, lineage: Lineage, damaged: list[CheckpointError])
     return CheckpointError(
         f"None of the {len(damaged)} checkpoints in {folder} is usable.",
         got=got,
-        fix="restore the folder from a backup, or start afresh with another run.dir",
+        fix="restore the folder from a backup, or start again with another run.dir",
     )
 
 
 def find_complete(path: Path) -> Path:
-    """The checkpoint that `path` means: a checkpoint folder itself, a run directory, or its checkpoints folder.
+    """The checkpoint that `path` means: itself, or the last good one of a run or its checkpoints.
 
     Raises:
         CheckpointError: nothing complete is there.
     """
     if step_of(path) is not None:
         if not path.exists():
-            there = ", ".join(found.name for found in list_checkpoints(path.parent)) or "none"
+            found = ", ".join(each.name for each in list_checkpoints(path.parent)) or "none"
             raise CheckpointError(
                 f"There is no checkpoint at {path}.",
-                got=f"in {path.parent}: {there}",
+                got=f"in {path.parent}: {found}",
                 fix="name one of these, or the run directory for the last one written",
             )
         verify(path)
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = latest_complete(folder) if folder.is_dir() else None
-    if found is None:
+    latest = latest_complete(folder) if folder.is_dir() else None
+    if latest is None:
+        exists = path.exists()
         raise CheckpointError(
             f"There is no complete checkpoint at {path}.",
-            got="the folder does not exist"
-            if not path.exists()
-            else f"no checkpoint-N folder below {folder}",
-            fix="name a run directory (runs/NAME) or a folder like runs/NAME/checkpoints/checkpoint-200",
+            got=f"no checkpoint-N folder below {folder}" if exists else "the folder does not exist",
+            fix="name a run directory (runs/NAME) or a folder like "
+            "runs/NAME/checkpoints/checkpoint-200",
         )
-    return found
+    return latest

@@ -1,14 +1,15 @@
-"""Names inside a run's checkpoint folder, and which folder is which.
+"""Names inside a run's checkpoint folder.
 
 RUN/checkpoints/
   checkpoint-200/            complete: its manifest was written last and the folder renamed after it
-    wikillm_manifest.json    size and sha256 of every other file, and which checkpoints it follows (see lineage)
-    wikillm_state.json       what the run needs to go on (step, consumed samples, store, tracker id)
+    wikillm_manifest.json    size and sha256 of every other file, and its ancestors (see lineage)
+    wikillm_state.json       what a resume needs (step, consumed samples, store, tracker id)
     model.safetensors ...    what Hugging Face and DeepSpeed write
     ema/rank_N.safetensors   with train.ema_decay: each rank's share of the weights' moving average
-  .staging/checkpoint-300/   being written; never looked at by a reader
-  .deleting-checkpoint-100/  on its way out
-  .replaced-checkpoint-200/  made way for a new checkpoint of the same step, whose name it takes back after a crash
+  .staging/checkpoint-300/   being written; never read
+  .deleting-checkpoint-100/  being deleted
+  .replaced-checkpoint-200/  being replaced by a new checkpoint of the same step; gets its name
+                             back when the process is killed before that
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def step_of(checkpoint: Path) -> int | None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Published checkpoints below `folder`, newest step first; nothing is verified yet."""
+    """Published checkpoints below `folder`, highest step first; not verified."""
     if not folder.is_dir():
         return []
     found = [

@@ -1,14 +1,15 @@
-"""Which checkpoint was written after which: the branch a run is on, and the checkpoints it has abandoned.
+"""Which checkpoint was written after which: a run's current branch, and the checkpoints it
+abandoned.
 
-A run can go back to an older checkpoint and write new ones from there, so the highest step is not always the newest.
-Every manifest therefore records two facts about the folder it was written into:
+A run can resume from an older checkpoint and write new ones from there, so the highest step is not
+always the newest. Every manifest therefore records two facts about its folder:
 
-    sequence   1 for the first checkpoint of the folder, and one more for each later one
-    ancestors  the checkpoints it goes back to, nearest first: the first is its parent, the others are those that were
-               still in the folder when it was written; empty when the run began here or elsewhere
+    sequence   1 for the first checkpoint of the folder, one more for each later one
+    ancestors  the checkpoints it descends from and that were still in the folder, nearest first;
+               empty when the run began here or elsewhere
 
-The branch of a folder is the checkpoint with the highest sequence and its ancestors. Checkpoints of earlier versions of
-WikiLLM have no sequence: they count as 0 and come first, in the order of their steps.
+The branch of a folder is the checkpoint with the highest sequence and its ancestors. Checkpoints of
+earlier versions have no sequence: they count as 0 and come first, in the order of their steps.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from wikillm.core.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """The position of a checkpoint among all that were ever written into its folder."""
+class Position:
+    """Where a checkpoint stands among all that were ever written into its folder."""
 
     sequence: int
     step: int
@@ -32,29 +33,30 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Descent:
-    """A checkpoint's place and the places of its ancestors, nearest first."""
+    """A checkpoint's position and those of its ancestors, nearest first."""
 
-    place: Place
-    ancestors: tuple[Place, ...] = ()
+    position: Position
+    ancestors: tuple[Position, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """For the manifest; the step is there already."""
-        ancestors = [{"sequence": place.sequence, "step": place.step} for place in self.ancestors]
-        return {"sequence": self.place.sequence, "ancestors": ancestors}
+        """For the manifest, which has the step already."""
+        ancestors = [{"sequence": each.sequence, "step": each.step} for each in self.ancestors]
+        return {"sequence": self.position.sequence, "ancestors": ancestors}
 
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """The checkpoints of a folder. `branch`: the last one written and its ancestors, in the order to try them."""
+    """The checkpoints of a folder. `branch` is in the order in which to try them."""
 
     branch: tuple[Path, ...]
     abandoned: tuple[Path, ...]
 
 
 def read_descent(checkpoint: Path) -> Descent:
-    """Place and ancestors as the manifest records them.
+    """Position and ancestors from the manifest.
 
-    Raises CheckpointError when it cannot be read, or is that of another step: the folder was renamed or copied.
+    Raises CheckpointError when it cannot be read, or has another step: the folder was renamed or
+    copied.
     """
     manifest = read_manifest(checkpoint)
     step = step_of(checkpoint)
@@ -68,25 +70,15 @@ def read_descent(checkpoint: Path) -> Descent:
             got=f"its manifest has step {manifest['step']}",
         )
     if "sequence" in manifest:
-        ancestors = tuple(
-            Place(entry["sequence"], entry["step"]) for entry in manifest["ancestors"]
-        )
-        return Descent(Place(manifest["sequence"], step), ancestors)
-    # Written before sequences were recorded: the ancestors are the older ones of the same kind.
-    older = [
-        other
-        for path in list_checkpoints(checkpoint.parent)
-        if (other := step_of(path) or 0) < step
-    ]
-    return Descent(Place(0, step), tuple(Place(0, other) for other in older))
+        ancestors = [Position(each["sequence"], each["step"]) for each in manifest["ancestors"]]
+        return Descent(Position(manifest["sequence"], step), tuple(ancestors))
+    # Written before sequences were recorded: the ancestors are those with a lower step.
+    steps = [step_of(path) or 0 for path in list_checkpoints(checkpoint.parent)]
+    return Descent(Position(0, step), tuple(Position(0, other) for other in steps if other < step))
 
 
-def arrange(folder: Path) -> Lineage:
-    """Sort the published checkpoints of `folder` into the current branch and abandoned ones.
-
-    One without a readable manifest is on the branch: where an ancestor has its name, otherwise first if its step is
-    above the last one written, else last. It cannot be used; in that position it is reported.
-    """
+def _read_all(folder: Path) -> tuple[dict[Path, Descent], list[Path]]:
+    """The published checkpoints of `folder`: readable ones, and those without a readable manifest."""
     known: dict[Path, Descent] = {}
     unreadable: list[Path] = []
     for path in list_checkpoints(folder):
@@ -94,23 +86,29 @@ def arrange(folder: Path) -> Lineage:
             known[path] = read_descent(path)
         except CheckpointError:
             unreadable.append(path)
+    return known, unreadable
+
+
+def arrange(folder: Path) -> Lineage:
+    """Sort the published checkpoints of `folder` into the current branch and abandoned ones.
+
+    One without a readable manifest cannot be used, but is on the branch, where it is reported: at
+    an ancestor of its name, else first if its step is above the last one written, else last.
+    """
+    known, unreadable = _read_all(folder)
     if not known:
         return Lineage(tuple(unreadable), ())
 
-    head = max(known, key=lambda path: known[path].place)
+    head = max(known, key=lambda path: known[path].position)
     branch = [head]
-    for place in known[head].ancestors:
-        path = folder / checkpoint_name(place.step)
-        if path in unreadable or (path in known and known[path].place == place):
+    for position in known[head].ancestors:
+        path = folder / checkpoint_name(position.step)
+        if path in unreadable or (path in known and known[path].position == position):
             branch.append(path)
     others = [path for path in unreadable if path not in branch]
-    above = [path for path in others if (step_of(path) or 0) > known[head].place.step]
+    above = [path for path in others if (step_of(path) or 0) > known[head].position.step]
     below = [path for path in others if path not in above]
-    abandoned = sorted(
-        (path for path in known if path not in branch),
-        key=lambda path: known[path].place,
-        reverse=True,
-    )
+    abandoned = _newest_first({path: known[path] for path in known if path not in branch})
     return Lineage((*above, *branch, *below), tuple(abandoned))
 
 
@@ -118,31 +116,27 @@ def next_descent(folder: Path, step: int, parent: Descent | None) -> Descent:
     """The descent of the checkpoint that is about to be written after `step`.
 
     Args:
-        parent: of the checkpoint in `folder` that the run has gone on from; None when it began here or elsewhere.
+        parent: of the checkpoint in `folder` that the run resumed from or wrote last; None when it
+            began here or elsewhere.
     """
-    highest = parent.place.sequence if parent else 0
-    for path in list_checkpoints(folder):
-        try:
-            highest = max(highest, read_descent(path).place.sequence)
-        except CheckpointError:
-            continue  # damaged: its number is not known, and it will not be used
+    # A damaged checkpoint has no known sequence; it will not be used.
+    known, _ = _read_all(folder)
+    found = [descent.position.sequence for descent in known.values()]
+    position = Position(max([*found, parent.position.sequence if parent else 0]) + 1, step)
     if parent is None:
-        return Descent(Place(highest + 1, step))
-    standing = [
-        place for place in parent.ancestors if (folder / checkpoint_name(place.step)).is_dir()
-    ]
-    return Descent(Place(highest + 1, step), (parent.place, *standing))
+        return Descent(position)
+    present = [old for old in parent.ancestors if (folder / checkpoint_name(old.step)).is_dir()]
+    return Descent(position, (parent.position, *present))
 
 
 def left_behind(folder: Path, origin: Descent | None) -> list[Path]:
-    """The readable checkpoints that are abandoned once the run has written one from `origin`, newest first."""
-    kept = {origin.place, *origin.ancestors} if origin else set()
-    found = {}
-    for path in list_checkpoints(folder):
-        try:
-            place = read_descent(path).place
-        except CheckpointError:
-            continue
-        if place not in kept:
-            found[path] = place
-    return sorted(found, key=lambda path: found[path], reverse=True)
+    """The readable checkpoints that a run abandons once it has saved from `origin`, newest first."""
+    kept = {origin.position, *origin.ancestors} if origin else set()
+    known, _ = _read_all(folder)
+    return _newest_first(
+        {p: descent for p, descent in known.items() if descent.position not in kept}
+    )
+
+
+def _newest_first(known: dict[Path, Descent]) -> list[Path]:
+    return sorted(known, key=lambda path: known[path].position, reverse=True)

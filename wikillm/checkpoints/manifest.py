@@ -1,7 +1,8 @@
-"""The list of a checkpoint's files with sizes and sha256, written last; and the check that all of them are as listed.
+"""The list of a checkpoint's files with sizes and sha256, written last, and the check of all files.
 
-A folder without a manifest, with a missing or extra-short file, or with one changed bit is not a checkpoint.
-Pickles (DeepSpeed's shards, the RNG states) are loaded only from a folder that passed `verify`.
+A folder without a manifest, with a missing or short file, or with one changed bit is not a
+checkpoint. Pickles (DeepSpeed's shards, the RNG states) are loaded only from a folder that passed
+`verify`.
 """
 
 from __future__ import annotations
@@ -21,17 +22,16 @@ FileEntry = dict[str, Any]  # {"size": bytes, "sha256": hex}
 
 
 def files_to_list(checkpoint: Path) -> list[str]:
-    """Relative paths of the files a manifest has to list, sorted: the same list on every rank."""
-    return [
-        p
-        for path in files_below(checkpoint)
-        if (p := path.relative_to(checkpoint).as_posix()) != MANIFEST
-    ]
+    """Relative paths of the files that a manifest lists, sorted: the same list on every rank."""
+    names = [path.relative_to(checkpoint).as_posix() for path in files_below(checkpoint)]
+    return [name for name in names if name != MANIFEST]
 
 
 def deal_by_size(checkpoint: Path, ranks: int) -> list[list[str]]:
-    """The files a manifest has to list, shared out so that every rank reads about as many bytes: the largest first, each
-    to the rank that has the fewest."""
+    """The files that a manifest lists, divided so that every rank reads about as many bytes.
+
+    The largest file first, each to the rank with the fewest bytes so far.
+    """
     sizes = {name: (checkpoint / name).stat().st_size for name in files_to_list(checkpoint)}
     shares: list[list[str]] = [[] for _ in range(ranks)]
     held = [0] * ranks
@@ -43,7 +43,7 @@ def deal_by_size(checkpoint: Path, ranks: int) -> list[list[str]]:
 
 
 def seal_files(checkpoint: Path, names: Iterable[str]) -> dict[str, FileEntry]:
-    """fsync these files and describe them. (any rank, each its share)"""
+    """fsync these files and return their sizes and digests. (any rank, each its share)"""
     entries = {}
     for name in names:
         path = checkpoint / name
@@ -55,7 +55,10 @@ def seal_files(checkpoint: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 def write_manifest(
     checkpoint: Path, entries: Mapping[str, FileEntry], facts: Mapping[str, Any]
 ) -> None:
-    """Write the manifest: `facts` (step, world size, ...) and the entries of all files. (one rank, after a barrier)"""
+    """Write the manifest: `facts` (step, ...) and all files' entries.
+
+    (one rank, after a barrier)
+    """
     for folder in {(checkpoint / name).parent for name in entries}:
         fsync_path(folder)
     files = dict(sorted(entries.items()))
@@ -63,15 +66,14 @@ def write_manifest(
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The manifest, structurally checked. Raises CheckpointError when there is none or it cannot be read."""
+    """The manifest, with its structure checked. Raises CheckpointError without a readable one."""
     path = checkpoint / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = manifest["files"]
-        well_formed = all(
+        well_formed = _has_counts(manifest) and all(
             isinstance(e["size"], int) and len(e["sha256"]) == 64 for e in files.values()
         )
-        well_formed = well_formed and _counts(manifest)
     except FileNotFoundError:
         raise CheckpointError(
             f"{checkpoint} is not a complete checkpoint: it has no {MANIFEST}."
@@ -89,8 +91,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _counts(manifest: Mapping[str, Any]) -> bool:
-    """Whether the lineage in a manifest, if it has one, consists of whole numbers (see `lineage`)."""
+def _has_counts(manifest: Mapping[str, Any]) -> bool:
+    """Whether the lineage in a manifest, if any, consists of counts."""
     if "sequence" not in manifest:
         return True
     numbers = [manifest["sequence"], manifest["step"]]
@@ -107,7 +109,7 @@ def verify(
     Args:
         checkpoint: a published checkpoint folder.
         hashes: False compares sizes only.
-        on_bytes: hears how many bytes were read, for progress.
+        on_bytes: gets the number of bytes of each read, for progress.
 
     Raises:
         CheckpointError: all differences at once, by file.
@@ -134,7 +136,7 @@ def verify(
 
 
 def _other_steps(checkpoint: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Records whose step is not that of the folder's name: it was renamed, or put together from two."""
+    """Files whose step is not that of the folder's name: it was renamed, or mixed from two."""
     named = step_of(checkpoint)
     if named is None:
         return []
@@ -158,7 +160,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         if key in state and (type(state[key]) is not int or not 0 <= state[key] < 2**63)
     ]
     if wrong:
-        raise CheckpointError(f"{STATE} of {checkpoint} holds no counts.", got=", ".join(wrong))
+        raise CheckpointError(f"{STATE} of {checkpoint} is damaged.", got=", ".join(wrong))
     return state
 
 

@@ -1,4 +1,7 @@
-"""Which checkpoints stay. A checkpoint disappears by one rename, so a crash never leaves half of one in the list."""
+"""Which checkpoints stay.
+
+One is removed by a rename, so a crash never leaves half of one in the list.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,26 @@ from wikillm.core.files import files_below, fsync_path, rename_durably
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed save or a killed rotation left behind. (one rank, before the first save)
+    """Remove what a killed save or rotation left behind. (one rank, before the first save)
 
-    A checkpoint that was to be replaced comes back when its replacement did not get its name.
+    A checkpoint that was being replaced gets its name back when the replacement was not published.
     """
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if (
-            path.name.startswith(REPLACED)
-            and not (final := folder / path.name.removeprefix(REPLACED)).exists()
-        ):
+    for path in _leftovers(folder):
+        final = folder / path.name.removeprefix(REPLACED)
+        if path.name.startswith(REPLACED) and not final.exists():
             rename_durably(path, final)
-        elif path.name == STAGING or path.name.startswith((DELETING, REPLACED)):
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _leftovers(folder: Path) -> list[Path]:
+    prefixes = (DELETING, REPLACED)
+    found = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in found if path.name == STAGING or path.name.startswith(prefixes)]
+
+
 def publish(staged: Path, final: Path) -> None:
-    """Give a sealed checkpoint its name. One of that name, of an earlier branch, makes way. (one rank)"""
+    """Give a sealed checkpoint its name; one of that name, of an earlier branch, is replaced."""
     replaced = final.with_name(f"{REPLACED}{final.name}")
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
@@ -40,8 +45,10 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def superfluous(folder: Path, keep: int, spare: Path | None = None) -> list[Path]:
-    """What `keep_newest` would remove; `spare` is never among it. Sizes are compared before anything goes: a damaged checkpoint does not count as one that is
-    kept, so neither the last one written nor the last good one is ever removed.
+    """What `keep_newest` would remove; never `spare`.
+
+    A checkpoint whose sizes are wrong does not count as kept, so neither the last one written nor
+    the last good one is ever removed.
     """
     found = []
     good = 0
@@ -52,14 +59,14 @@ def superfluous(folder: Path, keep: int, spare: Path | None = None) -> list[Path
                 verify(checkpoint, hashes=False)
                 good += 1
             except CheckpointError:
-                pass  # damaged: leave it for the user to look at, and keep one more
+                pass  # damaged: it stays for the user to inspect, and one more is kept
         elif checkpoint != spare and _is_ours(checkpoint):
             found.append(checkpoint)
     return found
 
 
 def _is_ours(checkpoint: Path) -> bool:
-    """Whether the run wrote it under this name. A copy of the user's, or one without a manifest, is not removed."""
+    """Whether the run wrote it under this name; a copy, or one without a manifest, is not removed."""
     try:
         read_descent(checkpoint)
     except CheckpointError:
@@ -68,7 +75,7 @@ def _is_ours(checkpoint: Path) -> bool:
 
 
 def keep_newest(folder: Path, keep: int, spare: Path | None = None) -> list[Path]:
-    """Keep the `keep` checkpoints written last, and `spare`, and remove the rest. (one rank)
+    """Keep `spare` and the `keep` checkpoints written last, and remove the others. (one rank)
 
     Abandoned ones go first. Returns what was removed.
     """
@@ -84,11 +91,6 @@ def keep_newest(folder: Path, keep: int, spare: Path | None = None) -> list[Path
 
 
 def room_to_come(folder: Path, keep: int) -> int:
-    """Bytes that the next start makes free before its first save: leftovers, and what a lower `keep` removes."""
-    if not folder.is_dir():
-        return 0
-    leftovers = [
-        p for p in folder.iterdir() if p.name == STAGING or p.name.startswith((DELETING, REPLACED))
-    ]
-    going = [*leftovers, *superfluous(folder, keep)]
-    return sum(path.stat().st_size for place in going for path in files_below(place))
+    """Bytes that the next start frees before its first save: leftovers, and what exceeds `keep`."""
+    doomed = [*_leftovers(folder), *superfluous(folder, keep)]
+    return sum(path.stat().st_size for each in doomed for path in files_below(each))

@@ -74,9 +74,9 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
 
     resolved = resolve_run_config(args)
     if args.dry_run:
-        from wikillm.train.preview import preview
+        from wikillm.train.planned_run import dry_run
 
-        preview(resolved)
+        dry_run(resolved)
         return 0
     world = World.from_env()
     settings = settings_of(resolved.config.train, resolved.config.run)
@@ -114,7 +114,7 @@ def _pretrain(
     signals: StopSignals,
     supervisor: Supervisor | None,
 ) -> int:
-    from wikillm.train.preview import say_result
+    from wikillm.train.result import log_result
     from wikillm.train.run import pretrain
 
     result = pretrain(
@@ -125,7 +125,7 @@ def _pretrain(
         supervisor=supervisor,
         trust_checkpoint=args.trust_checkpoint,
     )
-    say_result(result)
+    log_result(result)
     return 0
 
 

@@ -1,1 +1,1 @@
-"""The ground floor: errors, units, files, world, log. Imports nothing from the other rooms, and no torch."""
+"""Errors, units, files, locks, ranks, log. Imports no other room and no torch."""

@@ -1,8 +1,8 @@
 """Errors a user can act on: what is wrong, what was got (and from where), what to do.
 
-Every refusal in WikiLLM is a `WikiLLMError`. The command line prints it without a traceback and exits with
-its `exit_code`; a traceback appears only with `--debug`. Problems found together are reported together
-(`Problems`), so that a user mends a configuration once, not once per mistake.
+Every refusal in WikiLLM is a `WikiLLMError`. The command line prints it without a traceback and
+exits with its `exit_code`; `--debug` adds the traceback. Problems that are found together are
+reported together (`Problems`), so that a user fixes a configuration once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a process tells its caller. Also written to `RUN/exit.json`, since torchrun turns every code into 1."""
+    """Also written to `RUN/exit.json`, since torchrun turns every code into 1."""
 
     DONE = 0
     BUG = 1
@@ -22,7 +22,7 @@ class ExitCode(IntEnum):
     DATA = 4
     DIVERGED = 5
     CHECKPOINT = 6
-    STOPPED = 75  # stopped on request; the run can be resumed (EX_TEMPFAIL of sysexits.h)
+    STOPPED = 75  # stopped on request and can be resumed (EX_TEMPFAIL of sysexits.h)
 
 
 class WikiLLMError(Exception):
@@ -38,10 +38,12 @@ class WikiLLMError(Exception):
 
     def __init__(self, what: str, got: str | None = None, fix: str | None = None) -> None:
         super().__init__(what)
-        self.what, self.got, self.fix = what, got, fix
+        self.what = what
+        self.got = got
+        self.fix = fix
 
     def __reduce__(self) -> tuple[type, tuple[str, str | None, str | None]]:
-        # Worker processes send their errors to the parent by pickle; the default would keep `what` alone.
+        # Worker processes pickle their errors; the default would keep `what` alone.
         return type(self), (self.what, self.got, self.fix)
 
     def __str__(self) -> str:
@@ -49,15 +51,13 @@ class WikiLLMError(Exception):
         if self.got:
             lines += ["  " + line for line in self.got.splitlines()]
         if self.fix:
-            lines += [
-                ("  fix: " if i == 0 else "       ") + line
-                for i, line in enumerate(self.fix.splitlines())
-            ]
+            first, *rest = self.fix.splitlines()
+            lines += ["  fix: " + first, *("       " + line for line in rest)]
         return "\n".join(lines)
 
 
 class ConfigError(WikiLLMError):
-    """The command line, a YAML file, a preset or a DeepSpeed JSON asks for something that cannot be."""
+    """The command line, a YAML file, a preset or a DeepSpeed JSON asks for something impossible."""
 
     exit_code = ExitCode.CONFIG
 
@@ -75,7 +75,7 @@ class DataError(WikiLLMError):
 
 
 class DivergedError(WikiLLMError):
-    """The loss or the gradient stopped being a finite number."""
+    """The loss or the gradient is not a finite number any more."""
 
     exit_code = ExitCode.DIVERGED
 
@@ -89,7 +89,7 @@ class CheckpointError(WikiLLMError):
 class StoppedError(WikiLLMError):
     """The run stopped on request after a complete checkpoint; it can be resumed.
 
-    `is_alone`: before the first step, where there is nothing to save, and without asking the other ranks.
+    `is_alone`: raised before the first step, with nothing to save, without asking the other ranks.
     """
 
     exit_code = ExitCode.STOPPED
@@ -98,8 +98,7 @@ class StoppedError(WikiLLMError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """The known name nearest to `word`, or None when nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return near[0] if near else None
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
 
 
 class Problems:
@@ -121,9 +120,8 @@ class Problems:
         self._found.append(self._kind(what, got, fix))
 
     def raise_if_any(self) -> None:
-        if not self._found:
-            return
         if len(self._found) == 1:
             raise self._found[0]
-        body = "\n".join(f"{i}. {problem}" for i, problem in enumerate(self._found, start=1))
-        raise self._kind(f"{len(self._found)} problems.", got=body)
+        if self._found:
+            body = "\n".join(f"{i}. {problem}" for i, problem in enumerate(self._found, start=1))
+            raise self._kind(f"{len(self._found)} problems.", got=body)

@@ -1,7 +1,8 @@
-"""Files that are either complete or not there: atomic writes, durable renames, digests.
+"""Files that are either complete or absent: atomic writes, durable renames, digests.
 
-A file or folder is staged beside its final name, fsynced, then renamed, and the parent folder is fsynced:
-after a crash at any moment a reader sees the old state or the new one, never half of either.
+A file or folder is staged beside its final name, fsynced, then renamed, and the parent folder is
+fsynced. After a crash at any moment a reader sees the old state or the new one, never half of
+either.
 """
 
 from __future__ import annotations
@@ -15,23 +16,12 @@ from pathlib import Path
 from typing import Any
 
 STAGING_SUFFIX = ".staging"
-NETWORK_KINDS = (
-    "nfs",
-    "lustre",
-    "ceph",
-    "gpfs",
-    "beegfs",
-    "cifs",
-    "smb",
-    "fuse",
-    "glusterfs",
-    "9p",
-)
-"""How the names of network file systems start."""
+_NETWORK = ("nfs", "lustre", "ceph", "gpfs", "beegfs", "cifs", "smb", "fuse", "glusterfs", "9p")
+"""Prefixes of the names of network file systems in /proc/mounts."""
 
 
 def fsync_path(path: Path) -> None:
-    """Push a file's or a folder's entries to the disk."""
+    """Write a file's content, or a folder's entries, through to the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -42,7 +32,7 @@ def fsync_path(path: Path) -> None:
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` to `path` so that a crash leaves the old file or the new one.
 
-    What fails (the disk is full) leaves nothing behind, so that it takes no room from the next try. Raises OSError.
+    A write that fails (the disk is full) removes what it staged. Raises OSError.
     """
     data = content.encode() if isinstance(content, str) else content
     staged = path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
@@ -57,12 +47,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             staged.unlink(missing_ok=True)
         if error.errno is None:
             raise
-        # A failed write knows no path; the user knows the final one, not the staged one.
+        # A failed write has no path; the user knows the final one, not the staged one.
         raise type(error)(error.errno, error.strerror, str(path)) from None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as indented UTF-8 JSON, written atomically. NaN and infinity are refused: they are not JSON."""
+    """Write indented UTF-8 JSON atomically. Raises ValueError for NaN and infinity."""
     write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -73,7 +63,7 @@ def rename_durably(source: Path, target: Path) -> None:
 
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """Hex sha256 of a file, read in 4 MiB pieces; `on_bytes` hears the size of each piece."""
+    """Hex sha256 of a file, read in 4 MiB pieces; `on_bytes` gets the size of each piece."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(4 << 20):
@@ -84,29 +74,33 @@ def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All regular files below `folder`, sorted by their relative path: the same order on every machine."""
+    """All regular files below `folder`, sorted: the same order on every machine."""
     yield from sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def nearest_existing(path: Path) -> Path:
-    """The deepest existing parent of a path that does not exist: what an error about it should name."""
-    for parent in path.absolute().parents:
-        if parent.exists():
-            return parent
-    return Path("/")
+    """The deepest existing parent of a path that does not exist, to name in an error."""
+    return next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
 
 
 def file_system_kind(path: Path) -> str:
-    """The type of the file system below `path`, as /proc/mounts names it; "" when that cannot be read."""
-    best, kind, wanted = "", "", str(path.resolve())
+    """The file system of `path` as /proc/mounts names it; "" when that cannot be read."""
+    wanted = str(path.resolve())
+    deepest = ""
+    kind = ""
     try:
         lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     for line in lines:
         _, mount, found, *_ = line.split()
-        if (wanted == mount or wanted.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(
-            best
-        ):
-            best, kind = mount, found
+        is_above = wanted == mount or wanted.startswith(mount.rstrip("/") + "/")
+        if is_above and len(mount) >= len(deepest):
+            deepest = mount
+            kind = found
     return kind
+
+
+def is_network_kind(kind: str) -> bool:
+    """Whether a `file_system_kind` is a network file system; unknown ones count as local."""
+    return kind.startswith(_NETWORK)

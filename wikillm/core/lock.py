@@ -1,9 +1,9 @@
 """One holder at a time, across processes and, where the file system supports flock, across nodes.
 
-The lock is an `flock` on a file, so it goes away with its holder, however that one ends: a killed process
-leaves no stale lock behind. A forked child (a DataLoader's worker) has no share in it: it would keep the lock for
-as long as it outlives its parent. The file names the holder for whoever waits. NFS before v4 and some parallel file
-systems ignore flock between nodes; what the lock guards must therefore also be staged and renamed.
+The lock is an `flock` on a file, so it ends with its holder: a killed process leaves no stale lock.
+Forked children (DataLoader workers) do not own it; otherwise it would outlive their parent. The
+file names the holder. NFS before v4 and some parallel file systems ignore flock between nodes, so
+what the lock guards must also be staged and renamed.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 
 
 class FileLock:
     """An exclusive flock. `with FileLock(path):` waits for it; `try_acquire` does not.
 
     Args:
-        is_shared: any number of shared holders exclude an exclusive one, and are not named.
+        is_shared: any number of shared holders exclude an exclusive one; they are not named.
     """
 
     def __init__(self, path: Path, *, is_shared: bool = False) -> None:
-        self.path, self._is_shared = path, is_shared
+        self.path = path
+        self._is_shared = is_shared
         self._fd: int | None = None
 
     def try_acquire(self) -> bool:
@@ -43,25 +43,22 @@ class FileLock:
             os.close(fd)
             return False
         if not self._is_shared:
-            with suppress(
-                OSError
-            ):  # on a full disk the lock still holds; only its owner's name is missing
+            owner = {"host": socket.gethostname(), "pid": os.getpid()}
+            with suppress(OSError):  # on a full disk the lock holds without its owner's name
                 os.ftruncate(fd, 0)
-                os.pwrite(
-                    fd, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0
-                )
+                os.pwrite(fd, json.dumps(owner).encode(), 0)
         self._fd = fd
         _held.add(self)
         return True
 
     def release(self) -> None:
         if self._fd is not None:
-            os.close(self._fd)  # closing drops the flock: nobody else has this open file
+            os.close(self._fd)  # drops the flock: no other process has this open file
             self._fd = None
             _held.discard(self)
 
     def holder(self) -> str:
-        """Who has the lock, for a message: `pid 4242 on node-3`."""
+        """The process that has the lock, for a message: `pid 4242 on node-3`."""
         try:
             found = json.loads(self.path.read_text())
             return f"pid {found['pid']} on {found['host']}"
@@ -73,36 +70,33 @@ class FileLock:
             time.sleep(0.1)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 
 _held: weakref.WeakSet[FileLock] = weakref.WeakSet()
 
 
-def _drop_shares() -> None:
-    """In a new child: close the locks' files. Without LOCK_UN, so that the parent's hold on them stays."""
+def _release_in_child() -> None:
+    """Close the lock files in a forked child; without LOCK_UN the parent keeps its locks."""
     for lock in list(_held):
         lock.release()
 
 
-os.register_at_fork(after_in_child=_drop_shares)
+os.register_at_fork(after_in_child=_release_in_child)
 
 
 @contextmanager
 def lock_or_wait(
     path: Path, on_wait: Callable[[str, float], None], poll: float = 0.5
 ) -> Iterator[None]:
-    """Hold the lock at `path`; while another process has it, call `on_wait(holder, seconds_waited)` every `poll` s.
+    """Hold the lock at `path`; while waiting, call `on_wait(holder, seconds_waited)`.
 
-    At first more often: the ranks of a run that open the same store hold it for some hundredths of a second each.
+    It polls every `poll` seconds. The first polls are shorter: ranks that open one store hold it for a few hundredths of a second.
     """
-    lock, start, pause = FileLock(path), time.monotonic(), poll / 16
+    lock = FileLock(path)
+    start = time.monotonic()
+    pause = poll / 16
     while not lock.try_acquire():
         on_wait(lock.holder(), time.monotonic() - start)
         time.sleep(pause)
@@ -114,7 +108,7 @@ def lock_or_wait(
 
 
 def is_open_here(path: Path) -> bool:
-    """Does a process on this machine (that we may look into) have `path` open? Tells whether a lock file has an owner."""
+    """Whether a process on this machine that we may inspect has `path` open."""
     target = str(path.resolve())
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):
@@ -124,12 +118,10 @@ def is_open_here(path: Path) -> bool:
 
 
 def is_in_use(path: Path) -> bool:
-    """Does a process on this machine have `path` open, or mapped into its memory?"""
-    if is_open_here(path):
-        return True
+    """Whether a process on this machine has `path` open, or mapped into its memory."""
     target = f" {path.resolve()}\n"
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with suppress(OSError):
             if target in maps.read_text(errors="replace"):
                 return True
-    return False
+    return is_open_here(path)

@@ -1,7 +1,7 @@
-"""What a run says: rank 0 to the terminal, every rank to its own file once the run directory is known.
+"""What a run reports: rank 0 to the terminal, every rank to its own file in the run directory.
 
-`say` is for lines a user reads (progress, decisions, results); it prints on rank 0 only. `logging` is for
-everything else. Output survives a closed terminal or a locale without UTF-8: training never dies of a print.
+`say` prints lines for a user (progress, decisions, results) on rank 0; `logging` is for all else.
+A closed terminal, a full disk behind it or a locale without UTF-8 never ends a run.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from wikillm.core.printable import PrintableStream, printable
 
 logger = logging.getLogger("wikillm")
-logger.addHandler(
-    logging.NullHandler()
-)  # without any handler, Python would print warnings a second time
+logger.addHandler(logging.NullHandler())  # without a handler, Python prints warnings itself
 
 
 def _is_main() -> bool:
@@ -26,11 +25,10 @@ def _is_main() -> bool:
 
 
 def make_output_safe() -> None:
-    """Replace what the terminal cannot show instead of raising UnicodeEncodeError, show control characters instead of
-    sending them, write line by line.
+    """Make stdout and stderr safe: unknown characters replaced, control characters escaped.
 
-    A stream that the caller closed (`>&-`) becomes /dev/null: Python leaves None in its place, and the next file that
-    is opened would get its number, with everything that C++ prints.
+    A stream that the caller closed (`>&-`) becomes /dev/null. Otherwise the next file that is
+    opened would get its number, and everything that C++ prints.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -38,7 +36,7 @@ def make_output_safe() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115
+            _discard(name, "w" if number else "r")
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, PrintableStream):
@@ -49,7 +47,7 @@ def make_output_safe() -> None:
 
 
 def drop_output(number: int) -> None:
-    """Send file descriptor 1 or 2 to /dev/null, so that the interpreter's last flush does not fail either."""
+    """Send descriptor 1 or 2 to /dev/null, so that the interpreter's last flush succeeds too."""
     with suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, number)
@@ -57,50 +55,48 @@ def drop_output(number: int) -> None:
 
 
 def say(message: str = "", *, end: str = "\n") -> None:
-    """Print for the user (rank 0 only), and keep it in the rank's log file.
+    """Print for the user (rank 0 only), and log to the rank's file.
 
-    Where the output cannot be written (the reader went away, the disk behind it is full) the run goes on without it.
+    `end` may be the carriage return of a progress line.
     """
     logger.info(message.strip())
-    if not _is_main():
-        return
-    try:
+    if _is_main():
         stream = sys.stdout.wrapped if isinstance(sys.stdout, PrintableStream) else sys.stdout
-        stream.write(
-            printable(message) + end
-        )  # `end` may be the carriage return of a progress line
-        stream.flush()
-    except (OSError, ValueError) as error:
-        _go_silent("stdout", 1, error)
+        _write("stdout", stream, printable(message) + end)
 
 
 def warn(message: str) -> None:
-    """A line that starts with "warning:" (rank 0 only), and a record in the log file of every rank."""
+    """Print "warning: ..." to stderr (rank 0 only), and log it to the file of every rank."""
     logger.warning(message)
     if _is_main():
-        try:
-            sys.stderr.write(f"warning: {printable(message)}\n")
-            sys.stderr.flush()
-        except (OSError, ValueError) as error:
-            _go_silent("stderr", 2, error)
+        _write("stderr", sys.stderr, f"warning: {printable(message)}\n")
 
 
-def _go_silent(name: str, number: int, error: OSError | ValueError) -> None:
-    """Write no more to a stream that failed, and say so once where it can still be read."""
-    stream = getattr(sys, name)
-    if getattr(stream, "wrapped", stream) is getattr(sys, f"__{name}__"):
-        drop_output(number)
-    setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    if not isinstance(error, BrokenPipeError):
+def _write(name: str, stream: Any, text: str) -> None:
+    """Write to a standard stream; one that fails is discarded, with a warning."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except (OSError, ValueError) as error:
+        if getattr(stream, "wrapped", stream) is getattr(sys, f"__{name}__"):
+            drop_output(1 if name == "stdout" else 2)
+        _discard(name)
+        if isinstance(error, BrokenPipeError):
+            return
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        message = f"{name} cannot be written ({reason}): nothing more is shown there, and the work goes on"
-        logger.warning(message)
+        message = f"{name} cannot be written ({reason}): its output is discarded from here on"
         if name == "stdout":
             warn(message)
+        else:
+            logger.warning(message)
+
+
+def _discard(name: str, mode: str = "w") -> None:
+    setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 class _RankFile(logging.FileHandler):
-    """A log file that may fail: only the first failure is reported, in one line and without a traceback."""
+    """A log file that may fail: the first failure is reported, in one line, without a traceback."""
 
     _has_warned = False
 
@@ -112,12 +108,12 @@ class _RankFile(logging.FileHandler):
                 sys.stderr.write(f"warning: {self.baseFilename} cannot be written ({reason})\n")
 
     def close(self) -> None:
-        with suppress(OSError):  # the last lines did not fit on the disk
+        with suppress(OSError):  # the last lines may not fit on the disk
             super().close()
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Records that can be looked at in a terminal, whatever text of others is in them."""
+    """Records that are safe to show in a terminal, whatever text is in them."""
 
     def __init__(self, clean: Callable[[str], str], form: str) -> None:
         super().__init__(form)
@@ -128,10 +124,7 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def log_to_file(path: Path, clean: Callable[[str], str] = str) -> None:
-    """Send every `logging` record of this process to `path`, appending, each record through `clean`.
-
-    (all ranks, each its own file)
-    """
+    """Append every `logging` record of this process to `path`, through `clean`. (all ranks)"""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _RankFile(path, encoding="utf-8")
     handler.setFormatter(

@@ -1,8 +1,9 @@
-"""Text of others on its way to a terminal: control characters are shown, not sent.
+"""Text from outside on its way to a terminal: control characters are shown, not sent.
 
-A document, a file name, a peer's message or a model may hold an escape sequence, which a terminal obeys: it clears the screen, sets
-the title, writes the clipboard, or hides what follows. Such characters appear as their JSON escape (`\\u001b`), which is why output
-that is JSON still means the same to a program. Letters, hanzi, emoji, tabs and line breaks stay as they are.
+A document, a file name, a peer's message or a model may hold escape sequences, which clear the
+screen, set the title, write the clipboard, or hide what follows. They appear as JSON escapes
+(`\\u001b`), so JSON output keeps its meaning. Letters, hanzi, emoji, tabs and line breaks stay as
+they are.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-# C0 without tab and line feed, DEL, C1, the overrides, embeddings and isolates of bidirectional text, lone surrogates
+# C0 without tab and line feed, DEL, C1, overrides, embeddings and isolates of bidirectional text,
+# lone surrogates
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -19,19 +21,15 @@ def printable(text: str) -> str:
     """`text` with its control characters as escapes; `\\r\\n` counts as a line break."""
     if _CONTROL.search(text) is None:
         return text
-    return _CONTROL.sub(_escape, text.replace("\r\n", "\n"))
-
-
-def _escape(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
+    text = text.replace("\r\n", "\n")
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 class PrintableStream:
     """A text stream that writes `printable` text.
 
     Args:
-        stream: where it goes.
-        returns: a text may begin or end with a carriage return, as progress lines of libraries do.
+        returns: text may begin or end with a carriage return, as progress lines of libraries do.
     """
 
     def __init__(self, stream: TextIO, *, returns: bool = False) -> None:
@@ -39,12 +37,12 @@ class PrintableStream:
         self._returns = returns
 
     def write(self, text: str) -> int:
-        before = after = ""
         inner = text
-        if self._returns and text.startswith("\r"):
-            before, inner = "\r", inner[1:]
-        if self._returns and inner.endswith("\r"):
-            after, inner = "\r", inner[:-1]
+        before = after = ""
+        if self._returns:
+            inner = text.strip("\r")
+            before = "\r" if text.startswith("\r") else ""
+            after = "\r" if inner and text.endswith("\r") else ""
         self.wrapped.write(before + printable(inner) + after)
         return len(text)
 

@@ -1,7 +1,7 @@
-"""Quantities people write and read: "2.6B" parameters, "80GiB" of memory, "1h02m".
+"""Quantities as people write them: "2.6B" parameters, "80GiB" of memory, "1h02m".
 
-Counts use decimal suffixes (K, M, B, T = 10^3, 10^6, 10^9, 10^12), sizes decimal (KB, MB, GB, TB) or binary
-(KiB, MiB, GiB, TiB) ones. Parsing is exact; formatting keeps three significant digits.
+Counts have decimal suffixes (K, M, B, T), sizes decimal (KB, MB, GB, TB) or binary (KiB, MiB, GiB,
+TiB) ones. Parsing is exact; formatting keeps three or four significant digits.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ import re
 from fractions import Fraction
 
 _COUNT = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_SIZE = {
-    "": 1, "B": 1,
-    "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
-}  # fmt: skip
+_DECIMAL = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_BINARY = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _QUANTITY = re.compile(r"([0-9][0-9_]*\.?[0-9]*(?:[eE][+-]?[0-9]{1,2})?)\s*([A-Za-z]*)")
 
 
@@ -35,8 +32,11 @@ def parse_count(text: str | int | float) -> int:
 
 
 def parse_size(text: str | int | float) -> int:
-    """`"80GiB"` -> 85_899_345_920 bytes; a bare number is bytes. Raises ValueError with an example."""
-    return _parse(text, _SIZE, "size in bytes", '4096, "64MiB" or "80GB"')
+    """`"80GiB"` -> 85_899_345_920 bytes; a bare number is bytes.
+
+    Raises ValueError with an example.
+    """
+    return _parse(text, _DECIMAL | _BINARY, "size in bytes", '4096, "64MiB" or "80GB"')
 
 
 def format_count(value: float) -> str:
@@ -50,8 +50,8 @@ def format_count(value: float) -> str:
 def format_size(size: float) -> str:
     """Bytes with a binary suffix: 8_589_934_592 -> "8 GiB"."""
     for suffix in ("TiB", "GiB", "MiB", "KiB"):
-        if abs(size) >= _SIZE[suffix.upper()]:
-            number = size / _SIZE[suffix.upper()]
+        if abs(size) >= _BINARY[suffix.upper()]:
+            number = size / _BINARY[suffix.upper()]
             return f"{number:.3g} {suffix}" if abs(number) < 999.5 else f"{number:.0f} {suffix}"
     return f"{size:.0f} B"
 

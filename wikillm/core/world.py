@@ -1,8 +1,8 @@
-"""Who am I among the processes of this job: rank and size, from the environment and nothing else.
+"""Rank and size of this process, from the environment alone.
 
-Every launcher (deepspeed, torchrun, our sbatch) sets RANK, WORLD_SIZE, LOCAL_RANK; Open MPI has names of its own,
-which `adopt_open_mpi` translates. A process started by plain `python train.py` has none of them and is a world of one;
-`World.export` then sets what DeepSpeed asks for, since without it DeepSpeed looks for mpi4py and dies.
+Every launcher (deepspeed, torchrun, our sbatch) sets RANK, WORLD_SIZE and LOCAL_RANK; Open MPI has
+its own names, which `adopt_open_mpi` translates. Plain `python train.py` has none and is a world of
+one; `World.export` then sets what DeepSpeed reads, since it would look for mpi4py and fail.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wikillm.core.errors import MachineError
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """`size` processes on `size / local_size` nodes; this one is `rank`, and `local_rank` on its node."""
+    """`size` processes on `size / local_size` nodes; `local_rank` counts on this node."""
 
     rank: int = 0
     size: int = 1
@@ -46,57 +46,51 @@ class World:
                     f"The environment variable {name} is not a number.", got=repr(text)
                 ) from None
 
-        size, rank = number("WORLD_SIZE", 1), number("RANK", 0)
+        size = number("WORLD_SIZE", 1)
+        rank = number("RANK", 0)
         local_rank = number("LOCAL_RANK", 0)
         local_size = number("LOCAL_WORLD_SIZE", number("LOCAL_SIZE", size))
         if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
             raise MachineError(
                 "The launcher's environment variables contradict each other.",
-                got=f"RANK={rank} WORLD_SIZE={size} LOCAL_RANK={local_rank} LOCAL_WORLD_SIZE={local_size}",
-                fix="start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`, "
-                "or unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE for a single process",
+                got=f"RANK={rank} WORLD_SIZE={size} LOCAL_RANK={local_rank} "
+                f"LOCAL_WORLD_SIZE={local_size}",
+                fix=f"{_LAUNCH}, or unset RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE "
+                "for a single process",
             )
         return cls(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
 
     def check_meeting_place(self, environ: MutableMapping[str, str] = os.environ) -> None:
-        """Check that several ranks have a rendezvous address; for a lone process, drop what a launcher left behind.
+        """Check that several ranks have a rendezvous address.
+
+        For a lone process, removes variables that an incomplete launch left behind.
 
         Raises:
-            MachineError: MASTER_ADDR or MASTER_PORT is missing or no port, or an unknown MPI started several processes.
+            MachineError: MASTER_ADDR or MASTER_PORT is missing or invalid, or an unknown MPI
+                started
+                several processes.
         """
         if self.size == 1:
-            others = [
-                f"{name}={environ[name]}"
-                for name in _OTHER_MPI
-                if environ.get(name, "1") not in ("", "1")
-            ]
-            if others and "RANK" not in environ:
-                raise MachineError(
-                    "An MPI launcher that is not Open MPI started several processes, and each would train alone.",
-                    got=", ".join(others),
-                    fix="start with `torchrun --nproc_per_node N train.py ...`; "
-                    f"for a single process: unset {' '.join(word.partition('=')[0] for word in others)}",
-                )
+            _refuse_unknown_mpi(environ)
             if not all(environ.get(name) for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")):
+                # torch would wait for a rendezvous address that was never given.
                 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):
-                    environ.pop(
-                        name, None
-                    )  # torch would wait for a rendezvous address that was never given
+                    environ.pop(name, None)
                 return
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environ.get(name)]
         port = environ.get("MASTER_PORT", "")
         if missing or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            problem = f"{' and '.join(missing)} not set" if missing else f"MASTER_PORT={port}"
             raise MachineError(
-                f"The environment does not say where the ranks of this run meet ({self.size} in all).",
-                got=f"RANK={self.rank} WORLD_SIZE={self.size}, "
-                + (f"{' and '.join(missing)} not set" if missing else f"MASTER_PORT={port}"),
-                fix="start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`, "
-                "or set MASTER_ADDR and MASTER_PORT (1 to 65535) on every rank; "
+                "The environment does not say where the ranks of this run meet "
+                f"({self.size} in all).",
+                got=f"RANK={self.rank} WORLD_SIZE={self.size}, {problem}",
+                fix=f"{_LAUNCH}, or set MASTER_ADDR and MASTER_PORT (1 to 65535) on every rank; "
                 "for a single process: unset RANK WORLD_SIZE LOCAL_RANK",
             )
 
     def export(self) -> None:
-        """Set, for a process that no launcher started, the variables that torch.distributed and DeepSpeed read."""
+        """For a process without a launcher, set what torch.distributed and DeepSpeed read."""
         if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
             return
         if self.size != 1:
@@ -105,24 +99,44 @@ class World:
                 fix="start with `deepspeed train.py ...` or `torchrun ...`, or unset WORLD_SIZE",
             )
         os.environ.update(
-            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", LOCAL_SIZE="1",
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()),
-        )  # fmt: skip
+            RANK="0",
+            WORLD_SIZE="1",
+            LOCAL_RANK="0",
+            LOCAL_WORLD_SIZE="1",
+            LOCAL_SIZE="1",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(free_port()),
+        )
 
 
+_LAUNCH = "start with `deepspeed train.py ...` or `torchrun --nproc_per_node N train.py ...`"
 _OTHER_MPI = ("PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Where MPICH, Intel MPI, Slurm's PMI and MVAPICH say how many processes they started; accelerate reads them too."""
+"""The process counts of MPICH, Intel MPI, Slurm's PMI and MVAPICH; accelerate reads them too."""
 _OPEN_MPI = {
     "RANK": "RANK",
     "WORLD_SIZE": "SIZE",
     "LOCAL_RANK": "LOCAL_RANK",
     "LOCAL_WORLD_SIZE": "LOCAL_SIZE",
 }
-"""torch's name -> what follows OMPI_COMM_WORLD_ (mpirun(1) of Open MPI, section "Exported Environment Variables")."""
+"""torch's name -> what follows OMPI_COMM_WORLD_ (mpirun(1), "Exported Environment Variables")."""
+
+
+def _refuse_unknown_mpi(environ: Mapping[str, str]) -> None:
+    several = [n for n in _OTHER_MPI if environ.get(n, "1") not in ("", "1")]
+    if several and "RANK" not in environ:
+        raise MachineError(
+            "An MPI launcher that is not Open MPI started several processes, "
+            "and each would train alone.",
+            got=", ".join(f"{name}={environ[name]}" for name in several),
+            fix=f"{_LAUNCH}; for a single process: unset {' '.join(several)}",
+        )
 
 
 def adopt_open_mpi(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set torch's variables for a process of `mpirun`. Raises MachineError where no address to meet at came with it."""
+    """Set torch's variables for a process of `mpirun`.
+
+    Raises MachineError on several nodes without MASTER_ADDR.
+    """
     if "RANK" in environ or "OMPI_COMM_WORLD_RANK" not in environ:
         return
     environ.update(
@@ -133,7 +147,7 @@ def adopt_open_mpi(environ: MutableMapping[str, str] = os.environ) -> None:
         environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_ADDR" not in environ:
         raise MachineError(
-            "mpirun started processes on several nodes, and none knows where they meet.",
+            "mpirun started processes on several nodes without a rendezvous address.",
             got=f"rank {environ['RANK']} of {environ['WORLD_SIZE']}, MASTER_ADDR is not set",
             fix="mpirun -x MASTER_ADDR=FIRST_HOST ...",
         )

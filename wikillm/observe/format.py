@@ -1,4 +1,4 @@
-"""The line a user watches: one per logging step, aligned under a header, within 100 columns.
+"""The log table: one line per logging step, aligned under a header, within 100 columns.
 
 step/max  tokens    loss        lr   gnorm   tok/s   MFU  wait     mem     ETA
 200/2000   3.28M  6.0213  4.97e-04    1.02    764K 60.0%    0%  11 GiB   12m3s
@@ -12,11 +12,9 @@ from collections.abc import Callable, Mapping
 from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.observe import names
 
-_ABSENT = "-"
-
 
 class LogTable:
-    """Columns for a run of `max_steps`, in which `total_tokens` are trained on; MFU and TFLOP/s only where `has_mfu`."""
+    """The columns of a run that ends at `max_steps` and `total_tokens`; MFU where `has_mfu`."""
 
     def __init__(self, max_steps: int, total_tokens: int, *, has_mfu: bool = False) -> None:
         self._max_steps, self._total_tokens = max_steps, total_tokens
@@ -34,7 +32,7 @@ class LogTable:
         ]
 
     def header(self) -> str:
-        """The names of the columns, to be printed before the first line and now and then."""
+        """The names of the columns, to print before the first line and again now and then."""
         return " ".join(name.rjust(width) for name, width in self._columns)
 
     def line(self, values: Mapping[str, float | None]) -> str:
@@ -44,9 +42,7 @@ class LogTable:
             "tokens": _number(values.get(names.TOKENS), format_short),
             "loss": _number(values.get(names.LOSS), lambda v: f"{v:.4f}"),
             "lr": _number(values.get(names.LEARNING_RATE), lambda v: f"{v:.2e}"),
-            "gnorm": _number(
-                values.get(names.GRAD_NORM), lambda v: f"{v:.3f}" if v < 1000 else f"{v:.2e}"
-            ),
+            "gnorm": _number(values.get(names.GRAD_NORM), _norm),
             "tok/s": _number(values.get(names.TOKENS_PER_SECOND), format_short),
             "TFLOP/s": _number(values.get(names.TFLOPS_PER_DEVICE), lambda v: f"{v:.1f}"),
             "MFU": _number(values.get(names.MFU), lambda v: f"{v:.1%}"),
@@ -57,12 +53,12 @@ class LogTable:
         return " ".join(cells[name].rjust(width) for name, width in self._columns)
 
     def _seconds_left(self, values: Mapping[str, float | None]) -> float | None:
-        rate, tokens = values.get(names.TOKENS_PER_SECOND), values.get(names.TOKENS)
+        rate = values.get(names.TOKENS_PER_SECOND)
+        tokens = values.get(names.TOKENS)
         if not rate or tokens is None:
             return None
-        return max(
-            0.0, (self._total_tokens - tokens) / rate
-        )  # by tokens: in a batch ramp later steps take longer
+        # By tokens, since in a batch ramp later steps take longer.
+        return max(0.0, (self._total_tokens - tokens) / rate)
 
 
 def format_short(value: float) -> str:
@@ -70,9 +66,11 @@ def format_short(value: float) -> str:
     return format_count(value) if value >= 10_000 else f"{value:.0f}"
 
 
+def _norm(value: float) -> str:
+    return f"{value:.3f}" if value < 1000 else f"{value:.2e}"
+
+
 def _number(value: float | None, write: Callable[[float], str]) -> str:
     if value is None:
-        return _ABSENT
-    if not math.isfinite(value):
-        return str(value)
-    return write(value)
+        return "-"
+    return write(value) if math.isfinite(value) else str(value)

@@ -1,8 +1,8 @@
-"""Speed and memory of the training loop between two logging steps: tokens/s, MFU, data wait, peak memory.
+"""Speed and memory of training between two logging steps: tokens/s, MFU, data wait, peak memory.
 
-The meter reads a clock and counts; it never touches the device, so it costs no synchronisation. On a GPU the clock is
-right where the caller has just read a loss from the device, which is what a logging step does. Evaluation, checkpoints
-and samples run inside `pause()` and count nowhere. FLOPs per token and the peak come in as plain numbers.
+The meter reads a clock and counts; it never touches the device, so it costs no synchronization. On a
+GPU the clock is right where the caller has just read a loss from the device, which a logging step does.
+Evaluation, checkpoints and samples run inside `pause()` and do not count.
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TypeVar
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What happened since the last reading; field names are those of `metrics.jsonl`. None where it is not known."""
+    """What happened since the last reading; named as in `metrics.jsonl`. None: not known."""
 
     tokens: int  # since step 0, over all ranks
     tokens_per_second: float | None  # over all ranks
@@ -38,14 +35,14 @@ class Reading:
 
 
 class Meter:
-    """Counts tokens, steps, time and waiting. Starts at the first `step`'s beginning: call `start` before the loop.
+    """Counts tokens, steps, time and waiting. Call `start` before the first step.
 
     Args:
         world_size: devices that share the work.
-        flops_per_token: forward and backward, of the model (6 x matmul weights + attention); None: no TFLOP/s.
+        flops_per_token: of the model, forward and backward (6 x matmul weights + attention).
         peak_flops: dense bf16 peak of one device in FLOP/s; None (CPU): no MFU.
         tokens, train_seconds: where a resumed run left off.
-        uses_gpu: read the GPU's peak of allocated memory instead of the process's resident peak.
+        uses_gpu: read the GPU's peak of allocated memory, not the process's resident peak.
     """
 
     def __init__(
@@ -60,19 +57,20 @@ class Meter:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._world_size = world_size
-        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._tokens, self._train_seconds = tokens, train_seconds
-        self._uses_gpu, self._clock = uses_gpu, clock
-        self._window_tokens = self._window_steps = 0
-        self._window_seconds = self._window_wait = 0.0
-        self._since: float | None = (
-            None  # the clock when counting began or went on; None while it stands still
-        )
+        self._flops_per_token = flops_per_token
+        self._peak_flops = peak_flops
+        self.tokens = tokens
+        self._train_seconds = train_seconds
+        self._uses_gpu = uses_gpu
+        self._clock = clock
+        self._since: float | None = None  # when time was last counted; None while stopped
+        self._begin_window()
 
-    @property
-    def tokens(self) -> int:
-        """Tokens trained on since step 0, over all ranks."""
-        return self._tokens
+    def _begin_window(self) -> None:
+        self._window_tokens = 0
+        self._window_steps = 0
+        self._window_seconds = 0.0
+        self._window_wait = 0.0
 
     @property
     def train_seconds(self) -> float:
@@ -81,7 +79,7 @@ class Meter:
         return self._train_seconds
 
     def start(self) -> None:
-        """Begin to count time; does nothing when it already counts."""
+        """Start counting time; does nothing while it is counted."""
         if self._since is None:
             self._since = self._clock()
 
@@ -104,38 +102,27 @@ class Meter:
     def step(self, tokens: int) -> None:
         """One optimizer step is done; `tokens` over all ranks went into it."""
         self.start()
-        self._tokens += tokens
+        self.tokens += tokens
         self._window_tokens += tokens
         self._window_steps += 1
 
-    def batches(self, source: Iterable[Item]) -> Iterator[Item]:
-        """Pass batches on, and count the time spent waiting for each. (this rank)"""
-        iterator = iter(source)
-        while True:
-            before = self._clock()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            self.waited(self._clock() - before)
-            yield item
-
     def waited(self, seconds: float) -> None:
-        """Count time spent waiting for data, where the caller measures it."""
+        """Count time spent waiting for data, as the caller has measured it."""
         if self._since is not None:
             self._window_wait += seconds
 
     def read(self) -> Reading:
-        """What happened since the last call, and begin anew. Reads no device but its memory counter."""
+        """What happened since the last call. Of the device it reads only the memory counter."""
         self._settle()
-        seconds, steps = self._window_seconds, self._window_steps
+        seconds = self._window_seconds
+        steps = self._window_steps
         rate = self._window_tokens / seconds if seconds > 0 and steps else None
         per_device = rate / self._world_size if rate is not None else None
         flops = None
         if per_device is not None and self._flops_per_token is not None:
             flops = per_device * self._flops_per_token
         reading = Reading(
-            tokens=self._tokens,
+            tokens=self.tokens,
             tokens_per_second=rate,
             tokens_per_second_per_device=per_device,
             tflops_per_device=flops / 1e12 if flops is not None else None,
@@ -145,12 +132,11 @@ class Meter:
             step_seconds=seconds / steps if steps else None,
             train_seconds=self._train_seconds,
         )
-        self._window_tokens = self._window_steps = 0
-        self._window_seconds = self._window_wait = 0.0
+        self._begin_window()
         return reading
 
     def _settle(self) -> None:
-        """Add the time since the last settling to the window and to the total."""
+        """Add the time since it was last counted to the window and to the total."""
         if self._since is None:
             return
         now = self._clock()

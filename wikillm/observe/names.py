@@ -1,9 +1,10 @@
-"""Names of everything a run measures, in one place: the keys of `metrics.jsonl`, `events.jsonl` and SwanLab.
+"""Names of all metrics, in one place: the keys of `metrics.jsonl`, `events.jsonl` and SwanLab.
 
-`metrics.jsonl` holds one object per logging step and nothing else, so that `[json.loads(line)["loss"] for line in f]`
-is the loss curve. What happens at other times (start, evaluation, samples, finish) is an object of `events.jsonl` with
-a `kind`. Hugging Face's concepts keep Hugging Face's names. Fractions are 0..1, sizes bytes, times seconds.
-A value that is not finite is written as null, and `nonfinite` says which: {"loss": null, "nonfinite": {"loss": "nan"}}.
+`metrics.jsonl` holds one object per logging step and nothing else, so that
+`[json.loads(line)["loss"] for line in f]` is the loss curve. Other events (start, evaluation, samples,
+finish) are objects of `events.jsonl` with a `kind`. Hugging Face's concepts keep Hugging Face's names.
+Fractions are 0..1, sizes bytes, times seconds. A value that is not finite is written as null, and
+`nonfinite` says which: {"loss": null, "nonfinite": {"loss": "nan"}}.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 STEP = "step"
 """Optimizer steps done."""
 SEGMENT = "segment"
-"""0 for the first start of a run, one more for each resume. Of records with one step, the highest segment counts."""
+"""0 for the first start, one more for each resume. Of one step's records the highest counts."""
 TIME = "time"
 """Unix time of writing."""
 TOKENS = "tokens"
@@ -21,12 +22,12 @@ EPOCH = "epoch"
 LOSS = "loss"
 """Mean training loss since the last logging step, nats per token."""
 Z_LOSS = "z_loss"
-"""What train.z_loss added per step since the last logging step; `loss` does not contain it."""
+"""The z-loss per step since the last logging step; `loss` does not contain it."""
 LEARNING_RATE = "learning_rate"
 GRAD_NORM = "grad_norm"
 """Global norm of the gradient before clipping."""
 TOKENS_PER_SECOND = "tokens_per_second"
-"""Over all ranks, since the last logging step; pauses (evaluation, checkpoints, samples) are not counted."""
+"""Over all ranks, since the last logging step, without evaluation, checkpoints and samples."""
 TOKENS_PER_SECOND_PER_DEVICE = "tokens_per_second_per_device"
 TFLOPS_PER_DEVICE = "tflops_per_device"
 """Model TFLOP/s of one device: FLOPs per token x tokens/s per device, recomputation not counted."""
@@ -40,21 +41,23 @@ STEP_SECONDS = "step_seconds"
 """Mean time of an optimizer step since the last logging step."""
 TRAIN_SECONDS = "train_seconds"
 """Time in training so far, pauses not counted."""
-SKIPPED_STEPS = "skipped_steps"
-"""fp16: steps the loss scaler skipped so far."""
 NONFINITE = "nonfinite"
 """Names of the values that were not finite, with what they were: nan, inf or -inf."""
 
 KIND = "kind"
-START, EVAL, SAMPLES, FINISH = "start", "eval", "samples", "finish"
+START = "start"
+EVAL = "eval"
+SAMPLES = "samples"
+FINISH = "finish"
 EVAL_LOSS = "eval_loss"
 """Mean loss on the held-out tokens, nats per token."""
 BITS_PER_BYTE = "bits_per_byte"
 """eval_loss x tokens / (bytes x ln 2): comparable between tokenizers."""
 EVAL_TOKENS = "eval_tokens"
-SOURCE_SAMPLES, SOURCE_TOKENS, SOURCE_EPOCHS = "source_samples", "source_tokens", "source_epochs"
-"""Of a mixture, each with the source's name after a slash: `source_tokens/wiki`. Counted as in `tokens`."""
-EVAL_SECONDS = "eval_seconds"
+SOURCE_SAMPLES = "source_samples"
+SOURCE_TOKENS = "source_tokens"
+SOURCE_EPOCHS = "source_epochs"
+"""Of a mixture, each with the source's name after a slash: `source_tokens/wiki`."""
 
 
 def of_source(name: str, source: str) -> str:
@@ -63,7 +66,7 @@ def of_source(name: str, source: str) -> str:
 
 
 def chart(name: str, kind: str | None = None) -> str:
-    """The name of a value on a dashboard, where the part before the slash groups charts: `train/loss`, `eval/loss`."""
+    """The name on a dashboard, where the part before the slash groups charts: `train/loss`."""
     if "/" in name:  # of a source: `source_tokens/wiki`
         return name
     if kind == EVAL or name.startswith("eval_"):

@@ -1,8 +1,8 @@
-"""Peak memory of this process's training alone: what a plan's estimate is compared with.
+"""Peak memory of this process's training alone, to compare with the plan's estimate.
 
-On a CPU: VmHWM (the kernel's high-water mark of resident memory) less what was resident when everything was imported and
-nothing built. The mark is set back at that moment (`5` to /proc/self/clear_refs), so that tokenizing before does not
-count. On a GPU: torch's peak of allocated memory; without what the CUDA context and the allocator's gaps take.
+On a CPU: VmHWM (the kernel's high-water mark of resident memory) less what was resident after all
+imports. The mark is reset at that moment (`5` to /proc/self/clear_refs), so that tokenizing before does
+not count. On a GPU: torch's peak of allocated memory, without the CUDA context and the allocator's gaps.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Make it when everything is imported and nothing is built. `training` and `whole` are bytes of this process.
+    """Make it after all imports and before the model. `training` and `whole` are bytes.
 
-    `training` is the peak until the first step that is followed by a checkpoint or an evaluation, that step included:
-    those have peaks of their own, which no estimate covers. `whole` counts everything until it is asked.
+    `training` is the peak up to the first step that a checkpoint or an evaluation follows: those have
+    peaks of their own, which no estimate covers. `whole` is the peak so far.
     """
 
     def __init__(self, *, uses_gpu: bool) -> None:
         self._uses_gpu = uses_gpu
-        self._base, self._training = 0, 0
+        self._base = 0
+        self._training = 0
         self._settled = False
         if not uses_gpu:
             self.is_reset = _reset_mark()
@@ -30,7 +31,8 @@ class PeakMemory:
     def step_done(self, *, pauses: bool) -> None:
         """After an optimizer step; `pauses`: a checkpoint or an evaluation follows. Costs a read of /proc."""
         if not self._settled:
-            self._training, self._settled = self.whole, pauses
+            self._training = self.whole
+            self._settled = pauses
 
     @property
     def training(self) -> int:
@@ -46,7 +48,7 @@ class PeakMemory:
 
 
 def _reset_mark() -> bool:
-    """Set VmHWM back to the memory that is resident now (proc(5)). Some sandboxes forbid it."""
+    """Reset VmHWM to the memory that is resident now (proc(5)). Some sandboxes forbid it."""
     try:
         _CLEAR.write_text("5")
     except OSError:

@@ -1,8 +1,9 @@
-"""Take secrets out of what leaves the machine: by name of the key, by shape of the text, and by value.
+"""Removes secrets from what leaves the machine: by the name of a key, by shape, and by value.
 
-Removed are strings under keys like api_key, password or auth_token; the user part of URLs (git remotes with a token
-inside), and the query of a signed one; and, wherever they occur, the values of environment variables with such names. Numbers stay,
-so `max_tokens` does, and so do `tokenizer` and `text_key`. What cannot be recognised is not found: keep secrets out of configurations.
+Removed are strings under keys like api_key, password or auth_token; the user part of URLs (git remotes
+with a token), and the query of a signed one; and the values of environment variables with such names,
+wherever they occur. Numbers stay (`max_tokens`), and so do `tokenizer` and `text_key`. A secret of
+another kind is not recognized: keep secrets out of configurations.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 HIDDEN = "***"
-_SECRET_WORDS = frozenset(
-    {"token", "secret", "secrets", "password", "passwords", "passwd", "passphrase", "credential", "credentials",
-     "auth", "authorization", "apikey", "cookie", "cookies"}
-)  # fmt: skip
+_SECRET_WORDS = re.compile(
+    r"token|secrets?|passwords?|passwd|passphrase|credentials?|auth|authorization|apikey|cookies?"
+)
 _BEFORE_KEY = frozenset({"api", "access", "secret", "private"})
 _NOT_SECRET = frozenset({"text_key", "eos_token", "bos_token", "pad_token", "unk_token"})
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -26,9 +26,11 @@ _SECRET_IN_QUERY = re.compile(
 )
 _QUERY = re.compile(r"(?P<address>\b[A-Za-z][\w+.\-]*://[^\s?#\"'<>`]*)\?(?P<query>[^\s#\"'<>`]*)")
 _SIGNED = re.compile(
-    r"(?i)(?:^|[&;])(?:x-(?:amz|goog|oss|cos|ms|bce|obs|tos)-|q-(?:sign|ak|key|url|header)|sig=|sign=|signature=|hmac=|"
-    r"[\w\-]*(?:accesskeyid|access-key-id|key-pair-id|security-token|credential|expires?|policy|auth\w*|jwt|sas)=)"
-    r"|=[\w\-.~%+/]{32,}"  # whatever it is called: nobody types a value that long
+    r"(?i)(?:^|[&;])(?:x-(?:amz|goog|oss|cos|ms|bce|obs|tos)-|q-(?:sign|ak|key|url|header)"
+    r"|sig=|sign=|signature=|hmac="
+    r"|[\w\-]*(?:accesskeyid|access-key-id|key-pair-id|security-token|credential|expires?|policy"
+    r"|auth\w*|jwt|sas)=)"
+    r"|=[\w\-.~%+/]{32,}"  # under any name: nobody types a value that long
 )
 _KNOWN_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:"
@@ -39,19 +41,20 @@ _KNOWN_SHAPES = re.compile(
     r"eyJ[\w\-]{8,}\.eyJ[\w\-]{8,}\.[\w\-]*"
     r")(?![A-Za-z0-9])"
 )
-"""Hugging Face, OpenAI and the like, Stripe, GitHub, GitLab, npm, PyPI, Slack, AWS, Aliyun, Tencent, Google, ModelScope, JWT."""
+"""Hugging Face, OpenAI and the like, Stripe, GitHub, GitLab, npm, PyPI, Slack, AWS, Aliyun, Tencent,
+Google, ModelScope, JWT."""
 _SHORTEST_SECRET = 6  # a shorter value would hide ordinary words
 
 
 def names_a_secret(key: str) -> bool:
-    """Whether a key like `hub.apiKey` or `SWANLAB_API_KEY` names a secret; `tokenizer` and `max_tokens` do not."""
+    """Whether a key names a secret: `hub.apiKey`, `SWANLAB_API_KEY`; not `tokenizer`."""
     last = key.rsplit(".", 1)[-1]
     if last.lower() in _NOT_SECRET:
         return False
     words = [word.lower() for word in _WORD.findall(last)]
     keys = [i for i, word in enumerate(words) if word in ("key", "keys")]
     is_key = any(i == len(words) - 1 or (i > 0 and words[i - 1] in _BEFORE_KEY) for i in keys)
-    return is_key or not _SECRET_WORDS.isdisjoint(words)
+    return is_key or any(map(_SECRET_WORDS.fullmatch, words))
 
 
 def environment_secrets(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
@@ -65,7 +68,7 @@ def environment_secrets(environ: Mapping[str, str] = os.environ) -> tuple[str, .
 
 
 def redact_text(text: str, secrets: Iterable[str] = ()) -> str:
-    """`text` without the given secrets, users in URLs, signed queries, secrets in others, and tokens of known shape."""
+    """`text` without the given secrets, users and secrets in URLs, and tokens of a known shape."""
     for secret in secrets:
         text = text.replace(secret, HIDDEN)
     text = _USER_IN_URL.sub(rf"\g<scheme>{HIDDEN}@", text)
@@ -79,7 +82,7 @@ def _without_signature(found: re.Match[str]) -> str:
 
 
 def without_queries(text: str) -> str:
-    """`redact_text`, and no query of any address: what a run writes down may be shown to anybody."""
+    """`redact_text`, and no query of any address: what a run records may be published."""
     return _QUERY.sub(rf"\g<address>?{HIDDEN}", redact_text(text))
 
 
@@ -92,12 +95,11 @@ def redact(value: Any, secrets: Iterable[str] = ()) -> Any:
     """A copy of a configuration (mappings, sequences, scalars) that can be uploaded."""
     secrets = tuple(secrets)
     if isinstance(value, Mapping):
-        return {
-            redact_text(str(key), secrets): HIDDEN
-            if names_a_secret(str(key)) and isinstance(inner, str | bytes) and inner
-            else redact(inner, secrets)
-            for key, inner in value.items()
-        }
+        copy = {}
+        for key, inner in value.items():
+            is_secret = isinstance(inner, str | bytes) and inner and names_a_secret(str(key))
+            copy[redact_text(str(key), secrets)] = HIDDEN if is_secret else redact(inner, secrets)
+        return copy
     if isinstance(value, list | tuple | set | frozenset):
         return [redact(inner, secrets) for inner in value]
     if value is None or isinstance(value, bool | int | float):

@@ -1,11 +1,12 @@
-"""SwanLab tracking that cannot stop, slow or leak a run. (rank 0)
+"""SwanLab tracking that never stops or delays a run, and uploads no secrets. (rank 0)
 
-Everything SwanLab does happens in one daemon thread: a stalled server never holds up a training step, `finish` waits
-for a bounded time, and SwanLab's own handlers do not stay (it installs an excepthook, an atexit hook that waits for
-ever on a dead server, and, in the main thread only, a SIGINT handler). Offline is the default; online falls back to
-offline when there is no key or no server within 5 s, and says so. All arguments are passed explicitly, and nothing is
-collected beyond static hardware facts: no stdout, command line, host name, packages, git remote. What goes wrong is
-told once, then the tracker is off. `metrics.jsonl` stays the truth. Works with swanlab 0.8 to 0.10.
+All of SwanLab runs in one daemon thread: a stalled server never blocks a training step, and `finish`
+waits for a limited time. SwanLab's own handlers are removed (an excepthook, an atexit hook that waits
+forever on a dead server and, in the main thread only, a SIGINT handler). Offline is the default; online
+falls back to offline, with a warning, when there is no key, or no server within 5 s. All arguments are
+explicit, and only static hardware facts are collected: no stdout, command line, host name, packages, git
+remote. An error is logged once and turns the tracker off; `metrics.jsonl` continues. Works with swanlab
+0.8 to 0.10.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ _CRASHING_VARIABLES = tuple(
     f"SWANLAB_{name}"
     for name in ("PROJECT", "EXPERIMENT", "RUN", "TERMINAL", "INTEGRATION", "CORE", "PROBE")
 )
-"""A plain string in one of these crashes SwanLab's settings: their names are sections there."""
+"""A plain string in one of these crashes SwanLab's settings, where they are sections."""
+_CONNECT_SECONDS = 5.0
+"""Limit of the check whether the server answers at all."""
 
 
 def new_run_id() -> str:
-    """21 lowercase letters and digits, as SwanLab makes them. Keep it: a resumed run continues under its id."""
+    """21 lowercase letters and digits, as SwanLab makes them. A resumed run keeps its id."""
     return "".join(secrets.choice(_ID_LETTERS) for _ in range(21))
 
 
@@ -49,14 +52,17 @@ class SwanLabSink:
     """A `Sink` that writes to SwanLab.
 
     Args:
-        mode: offline writes files that `sync_command` uploads later; online needs SWANLAB_API_KEY; local is for
-            `swanlab watch`; disabled does nothing.
-        project: letters, digits and `-_+.`; SWANLAB_PROJECT, which crashes SwanLab itself, replaces "wikillm".
-        run_id: of the run that goes on; None begins a new one (see `run_id`).
+        mode: offline writes files that `sync_command` uploads later; online needs SWANLAB_API_KEY;
+            local is for `swanlab watch`; disabled does nothing.
+        project: letters, digits and `-_+.`; SWANLAB_PROJECT, which crashes SwanLab itself, replaces
+            "wikillm".
+        run_id: of the run to resume; None begins a new one.
         finish_timeout: seconds that `finish` waits for what is still to be written or sent.
-        connect_timeout: seconds for the check whether the server answers at all.
-        start_timeout: seconds that `start` waits; if SwanLab takes longer, it goes on in the background.
-        monitor: also record hardware load every 10 s (SwanLab's own threads).
+        start_timeout: seconds that `start` waits; SwanLab then starts in the background.
+
+    Attributes:
+        run_id: keep it in the run directory and in checkpoints.
+        folder: where SwanLab keeps this segment of the run; None before it has started.
     """
 
     def __init__(
@@ -69,55 +75,46 @@ class SwanLabSink:
         workspace: str | None = None,
         run_id: str | None = None,
         finish_timeout: float = 15.0,
-        connect_timeout: float = 5.0,
         start_timeout: float = 20.0,
-        monitor: bool = False,
     ) -> None:
         self._mode: Mode = mode
         self._project = os.environ.get("SWANLAB_PROJECT", "") if project == "wikillm" else project
         self._project = self._project or project
-        self._experiment_name, self._workspace = experiment_name, workspace
+        self._experiment_name = experiment_name
+        self._workspace = workspace
         self._log_dir = log_dir
-        self._run_id = run_id or new_run_id()
-        self._finish_timeout, self._connect_timeout = finish_timeout, connect_timeout
-        self._start_timeout, self._monitor = start_timeout, monitor
+        self.run_id = run_id or new_run_id()
+        self._finish_timeout = finish_timeout
+        self._start_timeout = start_timeout
         self._secrets = environment_secrets()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._started, self._done = threading.Event(), threading.Event()
+        self._started = threading.Event()
+        self._done = threading.Event()
         self._run: Any = None
-        self._folder: Path | None = None
+        self.folder: Path | None = None
         self._exit: tuple[int, str | None] = (0, None)
         self._is_off = mode == "disabled"
         self._is_finished = False
 
     @property
-    def run_id(self) -> str:
-        """The id of the run, known from the beginning: keep it in the run directory and in checkpoints."""
-        return self._run_id
-
-    @property
     def mode(self) -> Mode:
-        """How the run is tracked now: online may have become offline, and anything may have become disabled."""
+        """How the run is tracked now: online may have become offline, any mode disabled."""
         return "disabled" if self._is_off else self._mode
 
     @property
-    def folder(self) -> Path | None:
-        """Where SwanLab keeps this segment of the run; None before it has started."""
-        return self._folder
-
-    @property
     def sync_command(self) -> str | None:
-        """What uploads an offline run. Without --id every upload would become a run of its own."""
-        return f"swanlab sync --id {self._run_id} {self._folder}" if self._folder else None
+        """Uploads an offline run. Without --id every upload would become a run of its own."""
+        return f"swanlab sync --id {self.run_id} {self.folder}" if self.folder else None
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Begin or continue the run. Returns after `start_timeout` at the latest; never raises."""
+        """Begin or resume the run. Returns within `start_timeout`; never raises."""
         if self._is_off or self._thread is not None:
             return
         if self._mode == "local" and importlib.util.find_spec("swanboard") is None:
             warn(
-                "`swanlab watch` shows a local run only where its dashboard was installed: pip install 'wikillm[dashboard]'"
+                "`swanlab watch` shows a local run only with its dashboard: "
+                "pip install 'wikillm[dashboard]'"
             )
         clean = redact(config, self._secrets)
         self._thread = threading.Thread(target=self._work, name="wikillm-swanlab", daemon=True)
@@ -125,17 +122,17 @@ class SwanLabSink:
         self._tasks.put(lambda: self._begin(clean))
         if not self._started.wait(self._start_timeout):
             warn(
-                f"SwanLab has not started after {self._start_timeout:g} s; training goes on, it is tried further"
+                f"SwanLab has not started after {self._start_timeout:g} s; "
+                "training starts, SwanLab keeps trying"
             )
         elif not self._is_off and self._mode == "offline":
-            say(f"SwanLab: offline in {self._folder}; upload later with: {self.sync_command}")
+            say(f"SwanLab: offline in {self.folder}; upload later with: {self.sync_command}")
         elif not self._is_off:
-            say(
-                f"SwanLab: {self._mode}, run {self._run_id} in {self._project}, files in {self._folder}"
-            )
+            run = f"run {self.run_id} in {self._project}"
+            say(f"SwanLab: {self._mode}, {run}, files in {self.folder}")
 
     def log(self, step: int, values: Mapping[str, float | None], kind: str | None = None) -> None:
-        """Queue numbers; steps at or below the last one logged are dropped by SwanLab. Returns at once."""
+        """Queue numbers; SwanLab drops steps up to the last one logged. Returns at once."""
         numbers = {
             names.chart(name, kind): float(value)
             for name, value in values.items()
@@ -149,7 +146,7 @@ class SwanLabSink:
         self._put(lambda: self._log_text(step, samples))
 
     def finish(self, exit_code: int, error: str | None = None) -> None:
-        """Close the run, waiting for `finish_timeout` at most. Safe to call again, and in a handler."""
+        """Close the run within `finish_timeout`. Safe to call again, and in a handler."""
         if self._is_finished or self._thread is None:
             return
         self._is_finished = True
@@ -158,14 +155,14 @@ class SwanLabSink:
         self._tasks.put(None)
         is_done = self._done.wait(self._finish_timeout)
         if not is_done and not self._is_off:
+            rest = f" Upload the rest with: {self.sync_command}" if self.folder else ""
             warn(
-                f"SwanLab has not finished after {self._finish_timeout:g} s; it is left behind."
-                + (f" Upload the rest with: {self.sync_command}" if self._folder else "")
+                f"SwanLab has not finished after {self._finish_timeout:g} s; it is abandoned.{rest}"
             )
             _forget_pool_threads()
         atexit.unregister(self._finish_at_exit)
 
-    # Below: what runs in the tracker's thread.
+    # Below: code that runs in the tracker's thread.
 
     def _put(self, task: Callable[[], None]) -> None:
         if self._thread is not None and not self._is_off and not self._is_finished:
@@ -181,7 +178,8 @@ class SwanLabSink:
                 self._is_off = True
                 reason = redact_text(f"{type(error).__name__}: {error}", self._secrets).splitlines()
                 warn(
-                    f"SwanLab is off for the rest of this run ({reason[0] if reason else error}); metrics.jsonl goes on"
+                    f"SwanLab is off for the rest of this run ({reason[0] if reason else error}); "
+                    "metrics.jsonl continues"
                 )
             finally:
                 self._started.set()
@@ -198,7 +196,7 @@ class SwanLabSink:
             _quiet(swanlab)
             quiet_settings = swanlab.Settings(
                 interactive=False,
-                probe=_section(swanlab.Settings, "Probe", **_PROBE, monitor=self._monitor),
+                probe=_section(swanlab.Settings, "Probe", hardware=True, **_NO_PROBES),
                 terminal=_section(swanlab.Settings, "Terminal", proxy_type="none"),
             )
             self._log_dir.mkdir(parents=True, exist_ok=True)
@@ -208,7 +206,7 @@ class SwanLabSink:
                 workspace=self._workspace,
                 name=self._experiment_name,
                 log_dir=str(self._log_dir),
-                id=self._run_id,
+                id=self.run_id,
                 resume="allow",
                 config=dict(config),
                 settings=quiet_settings,
@@ -219,19 +217,19 @@ class SwanLabSink:
         if theirs is not None:
             atexit.unregister(theirs)
         atexit.register(self._finish_at_exit)  # after theirs, so that ours runs first
-        self._folder = Path(run.dir)
+        self.folder = Path(run.dir)
 
     def _online_or_offline(self, settings: Any) -> Mode:
-        """online if there is a key and a server; otherwise say why, and offline."""
+        """online with a key and a server; otherwise offline, with a warning that says why."""
         key, host = settings.api_key, str(settings.api_host)
         if not key:
             warn(
-                "SwanLab online needs an API key, and there is none: tracking offline. "
-                "Set SWANLAB_API_KEY in the environment (never in a configuration), or run `swanlab login`"
+                "SwanLab online needs an API key, and there is none: tracking offline. Set "
+                "SWANLAB_API_KEY in the environment (never in a configuration), or run `swanlab login`"
             )
             return "offline"
         self._secrets = tuple({*self._secrets, str(key)})
-        problem = unreachable(host, self._connect_timeout)
+        problem = unreachable(host, _CONNECT_SECONDS)
         if problem is None:
             return "online"
         warn(f"SwanLab's server {redact_text(host)} does not answer ({problem}): tracking offline")
@@ -259,33 +257,22 @@ class SwanLabSink:
             self._run.finish(state="crashed", error=error or f"exit code {code}")
 
     def _finish_at_exit(self) -> None:
-        """Whatever way the process ends, SwanLab gets its time and no more."""
+        """However the process ends, SwanLab gets `finish_timeout` and no more."""
         crash = getattr(sys, "last_value", None)
-        self.finish(
-            1 if crash is not None else 0,
-            f"{type(crash).__name__}: {crash}" if crash is not None else None,
-        )
+        if crash is None:
+            self.finish(0)
+        else:
+            self.finish(1, f"{type(crash).__name__}: {crash}")
 
 
-_PROBE = {
-    "hardware": True,
-    "runtime": False,
-    "requirements": False,
-    "conda": False,
-    "git": False,
-    "swanlab": False,
-}
+_NO_PROBES = dict.fromkeys(("runtime", "requirements", "conda", "git", "swanlab", "monitor"), False)
 
 
 def unreachable(url: str, timeout: float) -> str | None:
-    """None if a TCP connection to the server (or to the proxy that leads there) opens in time, else why not."""
+    """Why no TCP connection to the server, or to the proxy for it, opens in time; None: it does."""
     parts = urllib.parse.urlsplit(url if "://" in url else f"https://{url}")
-    proxy = (
-        None
-        if urllib.request.proxy_bypass(parts.hostname or "")
-        else urllib.request.getproxies().get(parts.scheme)
-    )
-    if proxy:
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
         parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
     outcome: list[str | None] = []
@@ -311,7 +298,8 @@ def _without_crashing_variables() -> Iterator[None]:
     others = sorted(hidden.keys() - {"SWANLAB_PROJECT"})
     if others:
         warn(
-            f"{', '.join(others)} would crash SwanLab and is ignored; see observe.swanlab.* for what can be set"
+            f"{', '.join(others)} would crash SwanLab and is ignored; "
+            "observe.swanlab.* has what can be set"
         )
     try:
         yield
@@ -326,7 +314,7 @@ def _section(settings: Any, name: str, **values: Any) -> Any:
 
 
 def _quiet(swanlab: Any) -> None:
-    """Stop SwanLab printing: its hints leave out --id, and a dead server would print for ever. Best effort."""
+    """Silence SwanLab: its hints lack --id, and with a dead server it prints without end."""
     with contextlib.suppress(Exception):
         from swanlab.sdk.internal.pkg import console
 
@@ -334,7 +322,7 @@ def _quiet(swanlab: Any) -> None:
 
 
 def _forget_pool_threads() -> None:
-    """Let the interpreter exit although an upload of SwanLab's hangs in a thread pool, which it would join."""
+    """Let the interpreter exit without joining SwanLab's thread pools, where an upload may hang."""
     with contextlib.suppress(Exception):
         from concurrent.futures import thread
 

@@ -1,1 +1,3 @@
-"""The training run: from a configuration to checkpoints, with Hugging Face's Trainer and DeepSpeed as the engine."""
+"""The training run: from a configuration to checkpoints, with Hugging Face's Trainer and DeepSpeed
+as the engine.
+"""

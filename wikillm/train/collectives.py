@@ -1,7 +1,7 @@
-"""What all ranks agree on, outside the training collectives: stop now, stop because of NaN, leave together.
+"""Small collectives beside training: votes on stopping and on NaN, sums, a common exit.
 
-Agreement runs on a gloo group of its own, on CPU: it costs well under a millisecond per optimizer step, never
-waits for a GPU, and does not get in the way of NCCL. With one rank it is a no-op.
+They run on a gloo group of their own, on CPU: well under a millisecond per optimizer step, no wait for a
+GPU, no interference with NCCL. With one rank they do nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from wikillm.core.log import warn
 
 
 class ControlGroup:
-    """Small collectives among all ranks. Make it once, after the process group exists. (all ranks)"""
+    """Small collectives among all ranks.
+
+    Make it once, after the process group exists. (all ranks)
+    """
 
     def __init__(self, timeout_seconds: float = 1800.0) -> None:
         self.active = dist.is_initialized() and dist.get_world_size() > 1
@@ -53,16 +56,15 @@ class ControlGroup:
             dist.barrier(group=self._group)
 
     def leave_together(self, timeout_seconds: float) -> None:
-        """Wait, at most so long, until every rank is about to exit. (all ranks)
+        """Wait, for a limited time, until every rank is about to exit. Never raises. (all ranks)
 
-        The `deepspeed` launcher kills the other ranks of a node at the first non-zero exit; without this, rank 0
-        could lose its closing work to a faster neighbour. Never raises.
+        The `deepspeed` launcher kills the other ranks of a node at the first non-zero exit; rank 0
+        could lose the end of its work to a faster rank.
         """
         if not self.active:
             return
         try:
             dist.monitored_barrier(group=self._group, timeout=timedelta(seconds=timeout_seconds))
         except RuntimeError as error:
-            warn(
-                f"not every rank reached the end within {timeout_seconds:.0f} s: {str(error).splitlines()[0]}"
-            )
+            reason = str(error).splitlines()[0]
+            warn(f"not every rank reached the end within {timeout_seconds:.0f} s: {reason}")

@@ -1,8 +1,9 @@
-"""DeepSpeed's compiled op on a machine without GPU: built once, by one process, with a word about it.
+"""DeepSpeed's compiled op on a machine without GPU: built once, by one process, with a log line.
 
-DeepSpeed compiles its shared-memory op inside `init_distributed`, on all ranks at once, in silence, and a build
-that is killed half-way leaves a lock file that the next run waits for without end. Here it happens before: one
-process per machine builds under an flock, the others wait and say for whom, and a lock file without an owner goes.
+DeepSpeed compiles its shared-memory op inside `init_distributed`, silently, on all ranks at once, and a
+killed build leaves a lock file for which the next run waits without end. So it is built before: one
+process per machine builds under an flock, the others wait and log for whom, and lock files of killed
+builds are removed.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import MachineError
 from wikillm.core.faults import as_refusal
-from wikillm.core.files import NETWORK_KINDS, file_system_kind
+from wikillm.core.files import file_system_kind, is_network_kind
 from wikillm.core.lock import is_in_use, is_open_here, lock_or_wait
 from wikillm.core.log import logger, say
 from wikillm.core.units import format_seconds, format_size
@@ -28,17 +28,17 @@ from wikillm.core.units import format_seconds, format_size
 SHARED_MEMORY = Path("/dev/shm")
 BUFFER_BYTES = 70 * 10**6  # 69,206,024 measured with deepspeed 0.19.8
 _BUFFER = "deepspeed_allreduce_buffer"
-"""How the names begin; user, MASTER_ADDR, MASTER_PORT and rank follow (csrc/cpu/comm/shm.cpp)."""
+"""Prefix of the names; user, MASTER_ADDR, MASTER_PORT and rank follow (csrc/cpu/comm/shm.cpp)."""
 _JUST_MADE = 5.0  # seconds in which the ranks of a start map each other's buffers
-_LOCAL_PATIENCE = 2.0  # seconds between creating a lock and holding it open, many times over
-_NETWORK_PATIENCE = 600.0  # no file of a build in progress stays untouched for so long
+_LOCAL_PATIENCE = 2.0  # much more than the time between creating a lock and opening it
+_NETWORK_PATIENCE = 600.0  # no file of a running build stays untouched for that long
 
 
-def build_cpu_ops() -> None:
-    """Compile (or find compiled) what DeepSpeed loads on CPU. Call it before the process group exists. (all ranks)
+def build_cpu_op() -> None:
+    """Compile (or find compiled) DeepSpeed's op, before the process group exists. (all ranks)
 
     Raises:
-        MachineError: there is no working C++ compiler, or the folder of compiled ops cannot be written.
+        MachineError: no working C++ compiler, or the folder of compiled ops cannot be written.
     """
     from deepspeed.accelerator import get_accelerator
 
@@ -49,16 +49,16 @@ def build_cpu_ops() -> None:
     try:
         _build(builder)
     except OSError as error:
-        place = os.environ["TORCH_EXTENSIONS_DIR"]
+        folder = os.environ["TORCH_EXTENSIONS_DIR"]
         raise MachineError(
-            f"DeepSpeed's CPU op cannot be compiled in {place}.",
-            got=f"{error.filename or place}: {error.strerror or error}",
+            f"DeepSpeed's CPU op cannot be compiled in {folder}.",
+            got=f"{error.filename or folder}: {error.strerror or error}",
             fix="name a folder with room that can be written: export TORCH_EXTENSIONS_DIR=FOLDER",
         ) from error
 
 
 def _build(builder: Any) -> None:
-    """One process of the machine compiles, the others wait. Raises OSError, and MachineError for the compiler."""
+    """One process of the machine compiles, the others wait. Raises OSError or MachineError."""
     from torch.utils import cpp_extension
 
     folder = Path(cpp_extension._get_build_directory(builder.name, verbose=False))
@@ -73,9 +73,7 @@ def _build(builder: Any) -> None:
         waited = True
 
     with lock_or_wait(folder.parent / f"{builder.name}.wikillm.lock", on_wait):
-        if _is_built(folder):
-            return
-        _wait_out_foreign_lock(folder)
+        _wait_for_other_builder(folder)
         if _is_built(folder):
             return
         say("compiling DeepSpeed's CPU op, about 40 s, once ...")
@@ -97,28 +95,29 @@ def _build(builder: Any) -> None:
 def _use_own_folder() -> None:
     """Give each environment its own build, unless the user has named a folder.
 
-    The compiler's flags hold the paths of the environment: two that share a folder rebuild at every change of turns.
+    The compiler flags hold the environment's paths: two environments that share a folder would
+    rebuild each time they alternate.
     """
     import deepspeed
     import torch
     from torch.utils import cpp_extension
 
-    # Two versions of ninja hash a command differently: each would find the other's build out of date, for ever.
+    # Versions of ninja hash a command differently: each would find the other's build outdated.
     own = str(Path(sys.executable).parent)
     if os.environ.get("PATH", "").split(os.pathsep)[0] != own:
         os.environ["PATH"] = os.pathsep.join([own, os.environ.get("PATH", os.defpath)])
-    what = "\n".join([sys.prefix, torch.__version__, deepspeed.__version__])
-    name = f"wikillm-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    versions = "\n".join([sys.prefix, torch.__version__, deepspeed.__version__])
+    name = f"wikillm-{hashlib.sha256(versions.encode()).hexdigest()[:8]}"
     if not os.environ.get("TORCH_EXTENSIONS_DIR"):  # an empty one would mean the current folder
-        os.environ["TORCH_EXTENSIONS_DIR"] = str(
-            Path(cpp_extension.get_default_build_root()) / name
-        )
+        root = Path(cpp_extension.get_default_build_root())
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(root / name)
 
 
 def sweep_shared_memory(folder: Path = SHARED_MEMORY) -> None:
-    """Remove the buffers that a run killed while it started has left: this user's, which no process maps or has open.
+    """Remove this user's buffers of runs that were killed: those no process has open or mapped.
 
-    A process of another container that shares the folder cannot be seen: what is only seconds old may be its. (local rank 0)
+    Processes of another container that shares the folder cannot be seen, so buffers that are only
+    seconds old stay. (local rank 0)
     """
     for path in folder.glob(f"{_BUFFER}_{os.getuid()}_*"):
         with suppress(OSError):
@@ -126,18 +125,16 @@ def sweep_shared_memory(folder: Path = SHARED_MEMORY) -> None:
             is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
             if is_ours and time.time() - status.st_mtime > _JUST_MADE and not is_in_use(path):
                 path.unlink()
-                logger.warning(
-                    "removed %s (%s), left by a run that was killed",
-                    path,
-                    format_size(status.st_size),
-                )
+                size = format_size(status.st_size)
+                logger.warning("removed %s (%s), left by a run that was killed", path, size)
 
 
 def check_shared_memory(local_size: int) -> None:
-    """DeepSpeed's op puts 66 MiB per rank into /dev/shm and dies with SIGBUS when they do not fit."""
+    """Raises MachineError when the op's 66 MiB per rank do not fit: it would die with SIGBUS."""
     if not SHARED_MEMORY.is_dir():
         return
-    free, needed = shutil.disk_usage(SHARED_MEMORY).free, local_size * BUFFER_BYTES
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    needed = local_size * BUFFER_BYTES
     if free < needed:
         raise MachineError(
             f"{SHARED_MEMORY} is too small for {local_size} processes.",
@@ -149,11 +146,10 @@ def check_shared_memory(local_size: int) -> None:
 def release_shared_memory() -> None:
     """Unlink this rank's buffer once every rank has mapped it. (all ranks, after a barrier)
 
-    DeepSpeed never does, so each run, and each killed one, would keep 66 MiB of RAM per rank until the next boot.
-    The mapping stays valid without the name.
+    DeepSpeed never does, so each run would keep 66 MiB of RAM per rank until the next boot. The
+    mapping stays valid without the name.
     """
-    environ = os.environ
-    parts = (environ.get("MASTER_ADDR"), environ.get("MASTER_PORT"), environ.get("RANK"))
+    parts = [os.environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT", "RANK")]
     name = "_".join([_BUFFER, str(os.getuid()), *map(str, parts)])
     (SHARED_MEMORY / name).unlink(missing_ok=True)
 
@@ -162,25 +158,24 @@ def _is_built(folder: Path) -> bool:
     return any(folder.glob("*.so")) and not (folder / "lock").exists()
 
 
-def _wait_out_foreign_lock(folder: Path) -> None:
+def _wait_for_other_builder(folder: Path) -> None:
     """Wait while another process builds or loads; remove torch's lock file when its owner is gone.
 
-    torch holds the file open while it owns the lock, so on a local disk a lock that no process has open is nobody's.
-    On a shared one the owner may be on another node: there the lock has to be untouched for long.
+    torch keeps the file open while it owns the lock, so on a local disk a lock that no process has
+    open has no owner. On a shared one the owner may be on another node: there the lock must have been
+    untouched for long.
     """
     lock = folder / "lock"
-    said = False
-    while lock.exists():
-        if _remove_if_stale(lock):
-            return
-        if not said:
+    logged = False
+    while lock.exists() and not _remove_if_stale(lock):
+        if not logged:
             say(f"waiting for another process that compiles or loads DeepSpeed's op ({lock})")
-            said = True
+            logged = True
         time.sleep(0.5)
 
 
 def sweep_op_locks() -> None:
-    """Remove the locks of killed compilations of any op: DeepSpeed would wait for them without end. (local rank 0)"""
+    """Remove the locks of killed builds of any op: DeepSpeed would wait for them. (local rank 0)"""
     from torch.utils import cpp_extension
 
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
@@ -190,28 +185,16 @@ def sweep_op_locks() -> None:
 
 
 def _remove_if_stale(lock: Path) -> bool:
-    """True when the lock has no owner, and is gone."""
+    """True when the lock has no owner, and was removed."""
     folder = lock.parent
-    patience = _NETWORK_PATIENCE if _is_shared(folder) else _LOCAL_PATIENCE
-    newest = max((path.stat().st_mtime for path in _present(folder)), default=0.0)
+    is_shared = is_network_kind(file_system_kind(folder))
+    patience = _NETWORK_PATIENCE if is_shared else _LOCAL_PATIENCE
+    newest = 0.0
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # a build renames files meanwhile
+            newest = max(newest, path.stat().st_mtime)
     if is_open_here(lock) or time.time() - newest <= patience:
         return False
     logger.warning("removing %s, left by a build that was killed", lock)
     lock.unlink(missing_ok=True)
     return True
-
-
-def _present(folder: Path) -> Iterator[Path]:
-    return (
-        path for path in folder.iterdir() if path.exists()
-    )  # a build renames files while we look
-
-
-def _is_shared(folder: Path) -> bool:
-    """Is the folder on a network file system? Unknown kinds count as local."""
-    return file_system_kind(folder).startswith(NETWORK_KINDS)
-
-
-def use_cpu_accelerator() -> None:
-    """Tell DeepSpeed that there is no GPU, before it is imported; otherwise it guesses, with a warning."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,4 +1,4 @@
-"""DeepSpeed, or plain data parallel: what will run, resolved before anything is built."""
+"""DeepSpeed or plain data parallel: checked and resolved before anything is built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,9 +16,9 @@ from wikillm.config.compatibility import Case, refuse_conflicts
 from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
 from wikillm.config.environment_variables import RunNeeds, clean_environment
-from wikillm.config.precision import Precision
+from wikillm.config.precision import Precision, resolve_precision
 from wikillm.config.resolved import Resolved
-from wikillm.config.schema import RunConfig
+from wikillm.config.schema import ModelSection, RunConfig, TrainSection
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_loss_kernel
@@ -26,12 +26,11 @@ from wikillm.plan.batch import split_batch
 from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.recipe import check_recipe
 from wikillm.plan.run_plan import Plan, RankGpu
-from wikillm.train.arguments import precision_here
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """`json` is the whole DeepSpeed configuration without any "auto"; None means torch's DistributedDataParallel."""
+    """`json` is the DeepSpeed configuration without any "auto"; None: DistributedDataParallel."""
 
     precision: Precision
     json: dict[str, Any] | None
@@ -39,41 +38,49 @@ class Engine:
 
     @property
     def zero_stage(self) -> int | None:
-        return (
-            None
-            if self.json is None
-            else int(self.json.get("zero_optimization", {}).get("stage", 0))
-        )
+        if self.json is None:
+            return None
+        return int(self.json.get("zero_optimization", {}).get("stage", 0))
 
     @property
     def name(self) -> str:
         return "data parallel" if self.json is None else f"DeepSpeed ZeRO-{self.zero_stage}"
 
 
-def gpu_of_rank(cfg: RunConfig, world: World) -> RankGpu | None:
-    """The smallest GPU of this node, None on a CPU: what bounds a micro-batch of auto."""
+def precision_here(wanted: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:
+    """What `train.precision` means on this machine (config/precision.py has the rule)."""
+    has_gpu = torch.cuda.is_available()
+    has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return resolve_precision(wanted, has_gpu=has_gpu, has_bf16=has_bf16)
+
+
+def gpu_of_rank(train: TrainSection, world: World) -> RankGpu | None:
+    """The smallest GPU of this node, which bounds a micro-batch of auto; None on a CPU."""
     if not torch.cuda.is_available():
         return None
-    sizes = [
-        torch.cuda.get_device_properties(index).total_memory
-        for index in range(torch.cuda.device_count())
-    ]
-    return RankGpu(min(sizes), world.local_size, precision_here(cfg.train.precision))
+    gpus = range(torch.cuda.device_count())
+    smallest = min(torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus)
+    return RankGpu(smallest, world.local_size, precision_here(train.precision))
 
 
-def bytes_per_checkpoint(cfg: RunConfig, plan: Plan, engine: Engine) -> int:
-    """What one checkpoint of this run takes on the disk."""
-    is_muon, has_average = cfg.train.optimizer == "muon", cfg.train.ema_decay > 0
+def bytes_per_checkpoint(
+    model: ModelSection, train: TrainSection, plan: Plan, engine: Engine
+) -> int:
+    """The size of one checkpoint on the disk."""
+    is_muon = train.optimizer == "muon"
+    has_average = train.ema_decay > 0
     written = Written(engine.precision, engine.zero_stage, is_muon, has_average, plan.world_size)
-    return checkpoint_bytes(cfg.model, plan.vocab_size, written)
+    return checkpoint_bytes(model, plan.vocab_size, written)
 
 
-def check_engine(cfg: RunConfig) -> None:
-    """Refuse what cannot train on this machine, before hours of tokenising. (all ranks)
+def check_engine(resolved: Resolved, world: World) -> None:
+    """Refuse what cannot train here or does not fit together, before hours of tokenizing. (all ranks)
 
     Removes from the environment what other launchers left for the libraries. Raises ConfigError.
     """
+    cfg = resolved.config
     has_gpu = torch.cuda.is_available()
+    precision = precision_here(cfg.train.precision)
     compiles = cfg.train.compile != "off"
     clean_environment(os.environ, RunNeeds(cfg.train.precision, compiles, has_gpu))
     refuse_conflicts(
@@ -81,25 +88,18 @@ def check_engine(cfg: RunConfig) -> None:
             cfg.train,
             cfg.model,
             has_deepspeed=cfg.deepspeed.config is not None,
-            precision=precision_here(cfg.train.precision),
+            precision=precision,
             has_gpu=has_gpu,
         )
     )
     check_attention_package(cfg.model.attn_implementation)
-
-
-def check_before_data(resolved: Resolved, world: World) -> None:
-    """Refuse a batch that these ranks cannot split and a DeepSpeed JSON that is wrong, before hours of tokenising.
-
-    Raises ConfigError.
-    """
-    split_batch(resolved.config.train, resolved.origins, world.size)
+    split_batch(cfg.train, resolved.origins, world.size)
     check_recipe(
         resolved,
         ranks=world.size,
         ranks_per_node=world.local_size,
-        precision=precision_here(resolved.config.train.precision),
-        has_gpu=torch.cuda.is_available(),
+        precision=precision,
+        has_gpu=has_gpu,
     )
 
 
@@ -114,13 +114,15 @@ def check_attention_package(kernel: str) -> None:
 
 
 def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
-    """Check the DeepSpeed JSON against the run and fill every "auto" in.
+    """Check the DeepSpeed JSON against the run and fill in every "auto".
 
-    Raises ConfigError with all conflicts, MachineError where the layers cannot be compiled or the loss kernel does not run.
+    Raises ConfigError with all conflicts, MachineError where the layers cannot be compiled or the
+    loss kernel does not run.
     """
     if cfg.train.compile != "off":
         check_compiler(cfg.train.compile)
-    precision, has_gpu = precision_here(cfg.train.precision), torch.cuda.is_available()
+    precision = precision_here(cfg.train.precision)
+    has_gpu = torch.cuda.is_available()
     check_loss_kernel(
         cfg.train.loss_kernel,
         hidden=cfg.model.hidden_size,
@@ -144,24 +146,28 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
 
 
 def check_compiler(asked: str) -> None:
-    """torch.compile makes C++ on CPU, and Triton wants a C compiler for its launchers on GPUs."""
-    wanted = (
-        [os.environ.get("CXX"), "c++", "g++", "clang++"] if not torch.cuda.is_available() else []
-    )
-    wanted = wanted or [os.environ.get("CC"), "cc", "gcc", "clang"]
-    if not any(name and shutil.which(name) for name in wanted):
+    """torch.compile writes C++ on a CPU; on a GPU Triton compiles its launchers as C.
+
+    Raises MachineError without a compiler.
+    """
+    if torch.cuda.is_available():
+        names = [os.environ.get("CC"), "cc", "gcc", "clang"]
+    else:
+        names = [os.environ.get("CXX"), "c++", "g++", "clang++"]
+    wanted = [name for name in names if name]
+    if not any(map(shutil.which, wanted)):
         raise MachineError(
             f"train.compile={asked} needs a compiler, and there is none.",
-            got=f"none of {', '.join(name for name in wanted if name)} in PATH",
+            got=f"none of {', '.join(wanted)} in PATH",
             fix="apt-get install g++, or train.compile=off",
         )
 
 
 def start_engine(world: World, engine: Engine) -> None:
-    """What must be in place before TrainingArguments: variables of a lone process; on CPU, DeepSpeed's op and group.
+    """Set up what DeepSpeed needs before TrainingArguments are made. (all ranks)
 
-    On a GPU accelerate makes DeepSpeed's process group. On CPU it makes torch's alone, and ZeRO-3, which partitions
-    the model while it is built, would believe in a world of one. (all ranks)
+    On a GPU accelerate makes DeepSpeed's process group. On a CPU it makes torch's alone, and ZeRO-3,
+    which partitions the model while it is built, would assume a world of one.
     """
     if engine.json is None:
         return
@@ -172,18 +178,17 @@ def start_engine(world: World, engine: Engine) -> None:
         if world.local_rank == 0:
             cpu_ops.sweep_op_locks()
         return
-    cpu_ops.use_cpu_accelerator()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would guess it, with a warning
     if world.local_rank == 0:
         cpu_ops.sweep_shared_memory()
     cpu_ops.check_shared_memory(world.local_size)
-    cpu_ops.build_cpu_ops()
+    cpu_ops.build_cpu_op()
     if world.local_rank == 0:
-        cpu_ops.sweep_op_locks()  # of other ops too, which DeepSpeed compiles when it meets them
+        cpu_ops.sweep_op_locks()  # of ops that DeepSpeed compiles later, when it needs them
     import deepspeed
 
-    with contextlib.redirect_stdout(
-        io.StringIO()
-    ):  # it prints, on every rank, that its op was loaded
+    # On every rank it prints that its op was loaded.
+    with contextlib.redirect_stdout(io.StringIO()):
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
     torch.distributed.barrier()
     cpu_ops.release_shared_memory()

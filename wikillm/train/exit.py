@@ -1,4 +1,7 @@
-"""How a training process ends: one code, one reason, in RUN/exit.json too, since torchrun turns every code into 1."""
+"""How a training process ends: one code and one reason, in RUN/exit.json too.
+
+torchrun turns every exit code into 1, so the file is where the real one is.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ def exit_code_of(error: BaseException | None) -> ExitCode:
 
 
 def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: int | None) -> None:
-    """Write exit.json: rank 0 always, another rank only if nobody has. Never raises: the error itself matters more."""
+    """Write exit.json: rank 0 always, another rank only if nobody has. Never raises."""
     path = run_dir / "exit.json"
     if rank != 0:
         if error is None or isinstance(error, DivergedError | StoppedError):
@@ -35,17 +38,15 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
         let_rank_0_report_first(error)
         if path.exists():
             return
-    reason = (
-        "the horizon was reached"
-        if error is None
-        else without_queries(str(as_refusal(error) or error))
-    )
+    reason = "the horizon was reached"
+    if error is not None:
+        reason = without_queries(str(as_refusal(error) or error))
     write_exit(run_dir, int(exit_code_of(error)), reason, rank, step)
 
 
 @dataclass(slots=True)
 class Ending:
-    """What the end of a run needs to know; filled in as the run comes to stand."""
+    """What the end of a run needs; filled in as the run starts."""
 
     group: ControlGroup | None = None
     lock: FileLock | None = None
@@ -56,14 +57,17 @@ class Ending:
 def ending(
     run_dir: Path, world: World, timeout_seconds: float, close: Callable[[], None] = lambda: None
 ) -> Iterator[Ending]:
-    """Record how the block ended, and leave together with the other ranks when all of them end the same way.
+    """Record how the block ended, and exit together with the other ranks when all end the same way.
 
-    `close` ends what runs beside the training, however the block ended.
+    All ranks agree on a normal end and on a divergence. Any other error may be this rank's alone:
+    it exits at once, so that the launcher ends the others instead of letting them wait in a
+    collective.
 
-    A normal end and a divergence are agreed on by all ranks. Any other error may be this rank's alone: it leaves at
-    once, so that the launcher ends the others instead of letting them wait in a collective.
+    Args:
+        close: ends what runs beside the training, however the block ended.
     """
-    end, error = Ending(), None
+    end = Ending()
+    error: BaseException | None = None
     try:
         yield end
     except BaseException as caught:
@@ -71,10 +75,9 @@ def ending(
         raise
     finally:
         close()
-        owns = (
-            end.lock is not None or not world.is_main
-        )  # a directory that another run holds is not ours to write to
-        if owns and not isinstance(error, KeyboardInterrupt):
+        # Rank 0 without the lock must not write: the directory belongs to another run.
+        owns_directory = end.lock is not None or not world.is_main
+        if owns_directory and not isinstance(error, KeyboardInterrupt):
             record_exit(run_dir, error, rank=world.rank, step=end.step())
         agreed = error is None or (is_agreed(error) and end.step() is not None)
         if agreed and end.group is not None:

@@ -1,19 +1,20 @@
-"""Muon for the weight matrices, AdamW for embeddings, output head, norms and biases: one optimizer for a run.
+"""Muon for the weight matrices, AdamW for embeddings, output head, norms and biases.
 
-Muon (https://kellerjordan.github.io/posts/muon/): momentum m = b m + (1 - b) g, Nesterov g + b (m - g), its nearest
-orthogonal matrix by five Newton-Schulz steps in bf16, times sqrt(max(1, rows / columns)), decoupled weight decay.
-Without DeepSpeed torch's Muon steps, under ZeRO 0 to 3 DeepSpeed's with `ns_method="standard"`: the same rule; the
-roundings inside Newton-Schulz differ (addmm against separate products, both in bf16), so losses agree to about 1e-3.
+Muon (https://kellerjordan.github.io/posts/muon/): momentum m = b m + (1 - b) g, Nesterov
+g + b (m - g), its nearest orthogonal matrix by five Newton-Schulz steps in bf16, times
+sqrt(max(1, rows / columns)), decoupled weight decay. Without DeepSpeed torch's Muon steps, under ZeRO
+0 to 3 DeepSpeed's with `ns_method="standard"`: the same rule. Roundings inside Newton-Schulz differ
+(addmm against separate products, both in bf16), so losses agree to about 1e-3.
 
-DeepSpeed's Muon is built here and not by an "optimizer" block of the JSON: DeepSpeed then has one flat list of
-parameters, and weight decay would reach norms and biases. It looks for the class and for `use_muon` on parameters.
-AdamW's groups come first: the learning rate in the log is AdamW's; the schedule scales both alike.
+DeepSpeed's Muon is built here and not by an "optimizer" block of the JSON: with that, DeepSpeed has one
+flat list of parameters, and weight decay would reach norms and biases. It looks for the class, and for
+`use_muon` on parameters. AdamW's groups come first: the learning rate in the log is AdamW's; the schedule
+scales both alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -24,63 +25,41 @@ from wikillm.config.schema import TrainSection
 from wikillm.core.errors import MachineError
 
 DEEPSPEED_SINCE = (0, 19, 8)
-"""0.19.0's ZeRO-3 steps the momentum at every micro-step, and its stage 0 never orthogonalises: plain SGD."""
+"""0.19.0 steps the momentum at every micro-step of ZeRO-3, and is plain SGD at stage 0."""
 _NOT_HIDDEN = ("embed_tokens", "lm_head")
 
 
-@dataclass(frozen=True, slots=True)
-class MuonSettings:
-    """`adam_*`, `learning_rate` and `weight_decay` are AdamW's; the decay is also that of Muon's matrices."""
-
-    muon_learning_rate: float
-    momentum: float
-    learning_rate: float
-    weight_decay: float
-    adam_betas: tuple[float, float]
-    adam_eps: float
-
-
-def muon_settings(train: TrainSection) -> MuonSettings:
-    """The run's settings in one value."""
-    return MuonSettings(
-        muon_learning_rate=train.muon_learning_rate,
-        momentum=train.muon_momentum,
-        learning_rate=train.learning_rate,
-        weight_decay=train.weight_decay,
-        adam_betas=(train.adam_beta1, train.adam_beta2),
-        adam_eps=train.adam_epsilon,
-    )
-
-
 def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether Muon trains it: a matrix of a layer, by its whole shape also where ZeRO-3 has partitioned it."""
+    """Whether Muon trains it: a matrix of a layer. Under ZeRO-3 the whole shape decides."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
     return len(shape) == 2 and not any(part in name for part in _NOT_HIDDEN)
 
 
 def parameter_groups(
-    model: nn.Module, decayed: Iterable[str], settings: MuonSettings
+    model: nn.Module, decayed: Iterable[str], train: TrainSection
 ) -> list[dict[str, Any]]:
-    """AdamW with decay (embeddings, head), AdamW without (norms, biases), Muon; groups without parameters are left out.
+    """AdamW with decay (embeddings, head), AdamW without (norms, biases), Muon; no empty groups.
 
     Args:
         decayed: names of the parameters that weight decay reaches.
+        train: rates, momenta and decay; the decay is also that of Muon's matrices.
     """
-    names, decays = dict(model.named_parameters()), set(decayed)
+    names = dict(model.named_parameters())
+    decays = set(decayed)
     hidden = {name for name, parameter in names.items() if is_hidden_matrix(name, parameter)}
     for name, parameter in names.items():
-        parameter.use_muon = name in hidden  # type: ignore[attr-defined]  # what DeepSpeed looks for
+        parameter.use_muon = name in hidden  # type: ignore[attr-defined]  # read by DeepSpeed
     adam = {
-        "lr": settings.learning_rate,
-        "betas": settings.adam_betas,
-        "eps": settings.adam_eps,
+        "lr": train.learning_rate,
+        "betas": (train.adam_beta1, train.adam_beta2),
+        "eps": train.adam_epsilon,
         "use_muon": False,
     }
-    muon = {"lr": settings.muon_learning_rate, "momentum": settings.momentum, "use_muon": True}
+    muon = {"lr": train.muon_learning_rate, "momentum": train.muon_momentum, "use_muon": True}
     chosen: list[tuple[set[str], dict[str, Any]]] = [
-        ((set(names) - hidden) & decays, adam | {"weight_decay": settings.weight_decay}),
+        ((set(names) - hidden) & decays, adam | {"weight_decay": train.weight_decay}),
         (set(names) - hidden - decays, adam | {"weight_decay": 0.0}),
-        (hidden, muon | {"weight_decay": settings.weight_decay}),
+        (hidden, muon | {"weight_decay": train.weight_decay}),
     ]
     return [
         {"params": [names[name] for name in names if name in members], **options}
@@ -90,13 +69,12 @@ def parameter_groups(
 
 
 def build_muon(groups: list[dict[str, Any]], *, under_deepspeed: bool) -> torch.optim.Optimizer:
-    """The optimizer for `parameter_groups`. Raises MachineError where torch or DeepSpeed is too old.
+    """The optimizer for `parameter_groups`. Raises MachineError for an old torch or DeepSpeed.
 
     On CPU DeepSpeed's switches torch.compile off for this process.
     """
-    fused = (
-        all(p.is_cuda for group in groups for p in group["params"]) and torch.cuda.is_available()
-    )
+    on_gpu = all(p.is_cuda for group in groups for p in group["params"])
+    fused = on_gpu and torch.cuda.is_available()
     if not under_deepspeed:
         return MuonAndAdamW(groups, fused=fused)
     found = version("deepspeed")
@@ -110,7 +88,7 @@ def build_muon(groups: list[dict[str, Any]], *, under_deepspeed: bool) -> torch.
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     if not fused:
-        # DeepSpeed compiles its Newton-Schulz: minutes of a C++ compiler on CPU, for products that take no longer eager.
+        # DeepSpeed compiles its Newton-Schulz: minutes on a CPU, for products as fast as eager ones.
         torch.compiler.set_stance("force_eager")
     groups = [group | ({"ns_method": "standard"} if group["use_muon"] else {}) for group in groups]
     optimizer: torch.optim.Optimizer = MuonWithAuxAdam(
@@ -120,7 +98,7 @@ def build_muon(groups: list[dict[str, Any]], *, under_deepspeed: bool) -> torch.
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """torch's Muon and torch's AdamW behind one interface: one list of groups, one state, one state_dict."""
+    """torch's Muon and torch's AdamW as one optimizer: one list of groups, one state_dict."""
 
     def __init__(self, groups: list[dict[str, Any]], *, fused: bool = False) -> None:
         if not hasattr(torch.optim, "Muon"):
@@ -130,33 +108,25 @@ class MuonAndAdamW(torch.optim.Optimizer):
                 fix="torch 2.9 or newer",
             )
         super().__init__(groups, {})
-        self._adam = self._part(torch.optim.AdamW, use_muon=False, fused=fused)
-        self._muon = self._part(
-            torch.optim.Muon, use_muon=True, nesterov=True, adjust_lr_fn="original"
-        )
-        self._share()
+        adam = self._part(torch.optim.AdamW, use_muon=False, fused=fused)
+        muon = self._part(torch.optim.Muon, use_muon=True, nesterov=True, adjust_lr_fn="original")
+        self._parts = [part for part in (adam, muon) if part is not None]
 
     def _part(
         self, kind: Callable[..., torch.optim.Optimizer], *, use_muon: bool, **options: Any
-    ) -> Any:
-        """An optimizer over our groups of one kind; its options become keys of those groups."""
-        groups = [group for group in self.param_groups if group["use_muon"] is use_muon]
+    ) -> tuple[torch.optim.Optimizer, bool] | None:
+        """An optimizer for our groups of one kind; its options become keys of those groups."""
+        groups = self._groups(use_muon)
         if not groups:
             return None
         part = kind([dict(group) for group in groups], **options)
         for ours, theirs in zip(groups, part.param_groups, strict=True):
             for key, value in theirs.items():
                 ours.setdefault(key, value)
-        return part
+        return part, use_muon
 
-    def _share(self) -> None:
-        """Both parts step on our groups and in our state, also after the schedule or a checkpoint replaced them."""
-        for part, use_muon in ((self._adam, False), (self._muon, True)):
-            if part is not None:
-                part.param_groups = [
-                    group for group in self.param_groups if group["use_muon"] is use_muon
-                ]
-                part.state = self.state
+    def _groups(self, use_muon: bool) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["use_muon"] is use_muon]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -164,8 +134,9 @@ class MuonAndAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._share()
-        for part in (self._adam, self._muon):
-            if part is not None:
-                part.step()
+        for part, use_muon in self._parts:
+            # A schedule or a checkpoint may have replaced our groups and state.
+            part.param_groups = self._groups(use_muon)
+            part.state = self.state
+            part.step()
         return loss

@@ -1,4 +1,4 @@
-"""Values that the host reads without waiting for the GPU: `DeferredFlag`, `PinnedCopy`."""
+"""Values that the host reads without waiting for the GPU, through pinned memory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 
 class DeferredFlag:
-    """A boolean computed on the device, read by the host without a blocking sync: on a GPU one step late."""
+    """A boolean computed on the device and read without a blocking sync: on a GPU one step late."""
 
     def __init__(self) -> None:
         self._pending: tuple[torch.Tensor, Any] | None = None
 
     def push(self, flag: torch.Tensor) -> bool:
-        """Hand in this step's flag; returns the one that has arrived (on CPU this step's, on a GPU the last one's)."""
+        """Start copying this step's flag; returns the last step's (on a CPU, this step's)."""
         if not flag.is_cuda:
             return bool(flag)
         arrived = self.flush()
@@ -26,7 +26,7 @@ class DeferredFlag:
         return arrived
 
     def flush(self) -> bool:
-        """Wait for the flag under way, if there is one, and return it."""
+        """Wait for the pending flag and return it; False if there is none."""
         if self._pending is None:
             return False
         host, event = self._pending
@@ -36,15 +36,15 @@ class DeferredFlag:
 
 
 class PinnedCopy:
-    """The latest value of a scalar on the device, under way to pinned memory."""
+    """The latest value of a scalar on the device, copied to pinned memory."""
 
     def __init__(self) -> None:
         self._host: torch.Tensor | None = None
 
-    def bring(self, value: torch.Tensor) -> torch.Tensor:
-        """A tensor on the host, to be read after something that has waited for the device, and before the next call.
+    def start(self, value: torch.Tensor) -> torch.Tensor:
+        """Start copying; on a CPU returns `value` itself.
 
-        On a CPU `value` itself.
+        Read the result after a call that waits for the device, and before the next `start`.
         """
         if not value.is_cuda:
             return value

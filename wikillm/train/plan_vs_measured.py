@@ -1,4 +1,4 @@
-"""What the planner said about a run, and what came out: RUN/outcome.json, written when the horizon is reached."""
+"""Predicted and measured memory and speed: RUN/outcome.json, written when the horizon is reached."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 
-from wikillm.config.resolved import Resolved
 from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_json
 from wikillm.core.world import World
-from wikillm.observe.peak import PeakMemory
 from wikillm.plan.calibration import apply_calibration, cpu_as_device, read_calibration
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import Gpu, gpu_by_driver_name
@@ -23,35 +21,31 @@ from wikillm.plan.run_plan import Plan
 from wikillm.plan.strategy import Strategy, strategy_of
 from wikillm.plan.time import default_mfu, step_time
 from wikillm.plan.workload import Workload
-from wikillm.train.collectives import ControlGroup
-from wikillm.train.engine import Engine
-from wikillm.train.run_dir import RunDir
+from wikillm.train.context import RunContext
+
+MEMORY_BASIS = {
+    "gpu": "torch.cuda.max_memory_allocated",
+    "cpu": "VmHWM less resident memory after import",
+}
+"""How the measured memory was read."""
 
 
-def record_outcome(
-    run: RunDir,
-    resolved: Resolved,
-    plan: Plan,
-    engine: Engine,
-    world: World,
-    group: ControlGroup,
-    peak: PeakMemory,
-    tokens_per_second: float | None,
-) -> None:
+def record_outcome(context: RunContext, tokens_per_second: float | None) -> None:
     """Write predicted and measured peak memory and speed. (all ranks)"""
-    peaks: list[Any] = group.gather((peak.training, peak.whole))
+    peak, world, engine, plan = context.peak, context.world, context.engine, context.plan
+    peaks: list[Any] = context.group.gather((peak.training, peak.whole))
     if not world.is_main:
         return
+    cfg = context.resolved.config
     on_gpu = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if on_gpu else "cpu"
-    config = resolved.config
-    workload = Workload(config.model, plan.vocab_size, plan.sequence_length)
+    workload = Workload(cfg.model, plan.vocab_size, plan.sequence_length)
     strategy = None
-    with suppress(ConfigError):  # the DeepSpeed JSON may be gone by now
+    with suppress(ConfigError):  # the DeepSpeed JSON may have been removed meanwhile
         strategy = strategy_of(
-            config.model,
-            config.train,
-            config.deepspeed.config,
+            cfg.model,
+            cfg.train,
+            cfg.deepspeed.config,
             ranks=world.size,
             ranks_per_node=world.local_size,
             micro=plan.micro_batch,
@@ -73,9 +67,9 @@ def record_outcome(
             "gradient_accumulation_steps": plan.accumulation,
             "sequence_length": plan.sequence_length,
             "vocab_size": plan.vocab_size,
-            "mlp_kernel": resolved.config.train.mlp_kernel,
+            "mlp_kernel": cfg.train.mlp_kernel,
             "sequence_parallel_size": plan.sequence_parallel_size,
-            "gradient_checkpointing": resolved.config.train.gradient_checkpointing,
+            "gradient_checkpointing": cfg.train.gradient_checkpointing,
         },
         "predicted": {
             "memory_bytes": memory.total if memory else None,
@@ -87,34 +81,30 @@ def record_outcome(
             "memory_bytes_with_checkpoints_and_evaluation": max(whole for _, whole in peaks),
             "tokens_per_second": tokens_per_second,
         },
-        "basis": "torch.cuda.max_memory_allocated"
-        if on_gpu
-        else "VmHWM less resident memory after import",
+        "basis": MEMORY_BASIS["gpu" if on_gpu else "cpu"],
         "cpus": os.cpu_count(),
     }
     with suppress(OSError):
-        write_json(run.path / FILE_NAME, outcome)
+        write_json(context.run.path / FILE_NAME, outcome)
 
 
 def _speed(
     workload: Workload, plan: Plan, strategy: Strategy, world: World, device: str
 ) -> float | None:
-    """Tokens/s over all ranks, on a calibrated CPU or a GPU that the planner knows; None elsewhere."""
+    """Tokens/s over all ranks, on a calibrated CPU or a GPU that the planner knows; else None."""
     known = read_calibration()
-    gpu: Gpu | None
-    if strategy.device == "cpu":
-        gpu = (
-            cpu_as_device(known, world.local_size, 0)
-            if known is not None and known.kind == "cpu"
-            else None
-        )
-    else:
+    gpu: Gpu | None = None
+    if strategy.device != "cpu":
         gpu = gpu_by_driver_name(device)
         gpu = apply_calibration(gpu, known, device) if gpu else None
+    elif known is not None and known.kind == "cpu":
+        gpu = cpu_as_device(known, world.local_size, 0)
     if gpu is None:
         return None
-    mfu, seconds, tokens = default_mfu(plan.parameters, strategy.loss, gpu), 0.0, 0
-    # The mean over the run is what it is compared with, a ramp's smaller batches included.
+    mfu = default_mfu(plan.parameters, strategy.loss, gpu)
+    seconds = 0.0
+    tokens = 0
+    # It is compared with the mean over the run, a ramp's smaller batches included.
     for steps, sequences in plan.batch_ramp.sizes(plan.max_steps):
         accumulation = sequences // (plan.micro_batch * plan.sequence_groups)
         size = replace(strategy, accumulation=accumulation)

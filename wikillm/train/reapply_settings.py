@@ -1,8 +1,8 @@
-"""Puts this start's settings back after a checkpoint was loaded.
+"""Sets this start's optimizer and schedule settings again after a checkpoint was loaded.
 
-An optimizer's state_dict holds its options (rates, betas, epsilon, decay), a scheduler's its base rates, DeepSpeed's also
-the norm to clip to and the rules of the loss scaler. Loading them would undo what the configuration says. Only the
-moments, the step counts and the current loss scale are a checkpoint's to say.
+An optimizer's state_dict holds its options (rates, betas, epsilon, decay), a scheduler's its base rates,
+DeepSpeed's also the norm to clip to and the rules of the loss scaler. Loading them would undo what the
+configuration says. Only the moments, the step counts and the current loss scale come from a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ class StartSettings:
 
     @classmethod
     def of(cls, optimizer: Any, scheduler: Any) -> StartSettings:
-        """To be called when both are made and nothing is loaded. `optimizer` is accelerate's wrapper of the real one.
+        """Read the settings before anything is loaded.
 
-        `scheduler` is a LambdaLR, as all of Hugging Face's are.
+        Args:
+            optimizer: accelerate's wrapper of the real one.
+            scheduler: a LambdaLR, as all of Hugging Face's are.
         """
         groups = [
-            {k: v for k, v in group.items() if k not in _NOT_OPTIONS}
+            {key: value for key, value in group.items() if key not in _NOT_OPTIONS}
             for group in optimizer.param_groups
         ]
         engine = getattr(optimizer, "optimizer", optimizer)
@@ -42,20 +44,19 @@ class StartSettings:
             loss_scaler=getattr(engine, "loss_scaler", None),
         )
 
-    def put_back(self, optimizer: Any, scheduler: Any) -> None:
-        """Into what was loaded. The rate of the next step is the schedule's of now, at the step that was loaded."""
+    def reapply(self, optimizer: Any, scheduler: Any) -> None:
+        """Set them in what was loaded; the next rate is this schedule's at the loaded step."""
         scheduler.base_lrs = list(self.base_rates)
         rates = [
             base * factor(scheduler.last_epoch)
             for base, factor in zip(self.base_rates, scheduler.lr_lambdas, strict=True)
         ]
-        for group, options, base, rate in zip(
-            optimizer.param_groups, self.options, self.base_rates, rates, strict=True
-        ):
+        scheduler._last_lr = rates
+        changes = zip(self.options, self.base_rates, rates, strict=True)
+        for group, (options, base, rate) in zip(optimizer.param_groups, changes, strict=True):
             group.update(options)
             group["initial_lr"] = base
             group["lr"] = rate
-        scheduler._last_lr = rates
         engine = getattr(optimizer, "optimizer", optimizer)
         if self.clip_grad is not None:
             engine.clip_grad = self.clip_grad
@@ -65,7 +66,7 @@ class StartSettings:
 
 
 def with_state(fresh: Any, loaded: Any) -> Any:
-    """DeepSpeed's loss scaler with the rules of `fresh` and, where both are dynamic, the state of `loaded`."""
+    """DeepSpeed's loss scaler `fresh`, with the state of `loaded` where both are dynamic."""
     if type(fresh) is type(loaded) and getattr(fresh, "dynamic", False):
         for name in _SCALER_STATE:
             setattr(fresh, name, getattr(loaded, name))

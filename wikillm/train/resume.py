@@ -1,7 +1,8 @@
-"""Where a run goes on: the checkpoint, and whether it belongs to this run as it is configured now.
+"""Which checkpoint a run resumes from, and whether it belongs to the run as it is configured now.
 
-What decides the meaning of the state must not change: data, order, batch, model, precision and the DeepSpeed layout.
-Differences are refused together, as a list. Other settings may change; each change is logged (see resume_keys).
+What gives the saved state its meaning must not change: data, order, batch, model, precision and the
+DeepSpeed layout. All differences are refused together. Other settings may change; each change is
+logged (see resume_keys).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from wikillm.checkpoints.latest import find_complete, latest_complete
 from wikillm.checkpoints.lineage import Descent, arrange, left_behind, read_descent
 from wikillm.checkpoints.manifest import read_state
 from wikillm.config.init_from import shape_settings
-from wikillm.config.schema import ModelSection, RunConfig
+from wikillm.config.schema import ModelSection
 from wikillm.core.errors import CheckpointError
 from wikillm.core.log import say
 from wikillm.data.store.manifest import fingerprint_of
@@ -25,11 +26,9 @@ from wikillm.train.resume_keys import (
     REFUSED,
     changed_first_weights,
     changed_settings,
-    settings_of,
     shown,
 )
 
-# fact -> the setting it comes from
 FACTS = {
     "store": "data.*",
     "mixture": "data.mixture",
@@ -49,7 +48,7 @@ FACTS = {
     "optimizer": "train.optimizer",
     "ema": "train.ema_decay, train.ema_start",
 }
-# what a checkpoint means that was written before the fact was
+"""Each fact that must be equal, with the setting behind it."""
 BEFORE = {
     "document_mask": "off",
     "packing": "concat",
@@ -57,15 +56,23 @@ BEFORE = {
     "optimizer": "adamw",
     "ema": "off",
 }
-CHANGEABLE = (
-    "max_steps",
-    "global_batch_sequences",
-)  # with --allow-change; the others would not load or not mean the same
+"""The value of a fact in checkpoints that were written before the fact was recorded."""
+CHANGEABLE = ("max_steps", "global_batch_sequences")
+"""Accepted with --allow-change. Others would not load, or would not mean the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeOptions:
+    """The command line's `--resume`, `--allow-change` and `--trust-checkpoint`."""
+
+    resume: str
+    allow_change: bool
+    trust_checkpoint: bool
 
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """A verified checkpoint and what it says about the run. `origin` is None when it is of another run directory."""
+    """A verified checkpoint and its run state. `origin` is None for another run's checkpoint."""
 
     checkpoint: Path
     step: int
@@ -75,7 +82,7 @@ class ResumePoint:
 
 
 def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
-    """The checkpoint to go on from. None when there is nothing to resume and `resume` is "auto".
+    """The checkpoint to resume from. None when `resume` is "auto" and there is none.
 
     Args:
         checkpoints: the run's checkpoint folder.
@@ -98,7 +105,7 @@ def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
 def agree_on_resume_point(
     checkpoints: Path, resume: str, group: ControlGroup, *, is_main: bool
 ) -> ResumePoint | None:
-    """Rank 0 looks and verifies, the others take its answer, or its error. (all ranks)"""
+    """Rank 0 finds and verifies the checkpoint; all ranks get its answer or raise its error."""
     answer: ResumePoint | CheckpointError | None = None
     if is_main:
         try:
@@ -111,28 +118,19 @@ def agree_on_resume_point(
     return agreed if isinstance(agreed, ResumePoint) else None
 
 
-def say_abandoned(point: ResumePoint, checkpoints: Path) -> None:
-    """Name the checkpoints that a run leaves behind when it goes on from another than the last one written."""
-    known = arrange(checkpoints).abandoned  # named when the checkpoint was looked for
-    names = ", ".join(
-        path.name for path in left_behind(checkpoints, point.origin) if path not in known
-    )
-    if names:
-        say(f"           abandoned: {names}; --resume auto goes on from what is saved from now on")
-
-
 def check_same_tokens(point: ResumePoint, read: dict[str, Any]) -> None:
-    """Refuse to go on when the shards that the checkpoint was trained on were built again, with other tokens.
+    """Refuse a store whose shards were rebuilt with other tokens than the checkpoint was trained
+    on.
 
     Args:
-        read: what `Job.data_read` says of the store now, for the samples that the checkpoint has consumed.
+        read: the store's `data_read` now, for the samples that the checkpoint has consumed.
     """
     if point.state.get("data_read", read) == read:
         return
     raise CheckpointError(
         f"{point.checkpoint} was trained on other tokens than its store holds now.",
-        got=f"the first {read['shards']} shards: {read['sha256']}, then {point.state['data_read']}; an encoder that "
-        "was found to differ has its shards built again",
+        got=f"the first {read['shards']} shards: {read['sha256']}, then {point.state['data_read']}; "
+        "the shards of an encoder that was found to differ are rebuilt",
         fix="start again from step 0 in another run.dir",
     )
 
@@ -142,16 +140,18 @@ def check_same_run(
     facts: dict[str, Any],
     *,
     allow_change: bool,
-    config: RunConfig | None = None,
+    model: ModelSection | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse to go on when the configuration no longer fits the checkpoint.
+    """Refuse to resume when the configuration no longer fits the checkpoint.
 
     Args:
         facts: see FACTS.
-        config: to compare the model with, field by field: others may have the same number of parameters.
+        model: compared field by field: another model may have the same number of parameters.
+        settings: of this start, as `resume_keys.recorded_settings` records them.
 
     Raises:
-        CheckpointError: with every difference, the setting behind it, and what can be done.
+        CheckpointError: with every difference, the setting behind it, and a fix.
     """
     then = {name: point.state.get(name, BEFORE.get(name)) for name in FACTS}
     changed = {name for name in FACTS if then[name] != facts[name]}
@@ -159,30 +159,26 @@ def check_same_run(
         changed -= set(CHANGEABLE)
     lines = [f"{n}: {then[n]} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
     if "store" in changed:
-        lines += _differences(point.state.get("store_facts"), facts.get("store_facts"))
-    other_model = _other_model(point.checkpoint, config.model) if config is not None else []
+        lines += _store_differences(point.state.get("store_facts"), facts.get("store_facts"))
+    other_model = _model_differences(point.checkpoint, model) if model is not None else []
     lines += other_model
-    if config is not None:
-        for key, (before, now) in changed_first_weights(
-            point.state.get("settings", {}), settings_of(config)
-        ).items():
-            lines.append(
-                f"{key}: {shown(before)} then, {shown(now)} now   (the weights of step 0 are long past)"
-            )
+    first_weights = changed_first_weights(point.state.get("settings", {}), settings or {})
+    lines += [
+        f"{key}: {shown(before)} then, {shown(now)} now   (it sets the weights of step 0)"
+        for key, (before, now) in first_weights.items()
+    ]
     if not lines:
         return
+    weights_differ = other_model or {"vocab_size", "parameters"} & changed
     if len(lines) == len(changed & set(CHANGEABLE)):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"
-    elif (
-        other_model
-        or {"vocab_size", "parameters"} & changed
-        or any("tokenizer" in line for line in lines)
-    ):
-        fix = "set it back; or train another model in a new run directory: run.dir=NEW"  # its weights do not fit
+    elif weights_differ or any("tokenizer" in line for line in lines):
+        fix = "set it back; or train another model in a new run directory: run.dir=NEW"
     else:
         fix = (
             "set it back; or continue from the weights alone in a new run directory:\n"
-            f"wikillm export {point.checkpoint} --to FOLDER, then model.init_from=FOLDER run.dir=NEW"
+            f"wikillm export {point.checkpoint} --to FOLDER, "
+            "then model.init_from=FOLDER run.dir=NEW"
         )
     raise CheckpointError(
         f"{point.checkpoint} was written by a run that differs from this one.",
@@ -191,8 +187,8 @@ def check_same_run(
     )
 
 
-def _differences(then: Any, now: Any) -> list[str]:
-    """The facts of a token store that differ, by key; nothing where a checkpoint has no record of them."""
+def _store_differences(then: Any, now: Any) -> list[str]:
+    """The facts of a token store that differ; none where the checkpoint has no record of them."""
     if not isinstance(then, dict) or not isinstance(now, dict):
         return []
     names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
@@ -200,7 +196,7 @@ def _differences(then: Any, now: Any) -> list[str]:
 
 
 def short_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a token store for a checkpoint: numbers and short words as they are, of others the first of their hash."""
+    """The facts of a token store for a checkpoint: numbers as they are, of others a short hash."""
     return {
         name if name.startswith("data.") else f"data.{name}": value
         if value is None or isinstance(value, int | float)
@@ -209,7 +205,7 @@ def short_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _other_model(checkpoint: Path, model: ModelSection) -> list[str]:
+def _model_differences(checkpoint: Path, model: ModelSection) -> list[str]:
     """Fields of the model that differ from the config.json in the checkpoint."""
     if not (checkpoint / "config.json").is_file():
         return []
@@ -219,9 +215,8 @@ def _other_model(checkpoint: Path, model: ModelSection) -> list[str]:
     }
     for values in (then, now):
         if values["model.head_dim"] is None:
-            values["model.head_dim"] = (
-                values["model.hidden_size"] // values["model.num_attention_heads"]
-            )
+            heads = values["model.num_attention_heads"]
+            values["model.head_dim"] = values["model.hidden_size"] // heads
     del now["model.vocab_size"]  # may be "auto" here; the number of rows is one of FACTS
     return [
         f"{key}: {shown(then[key])} then, {shown(now[key])} now"
@@ -230,15 +225,25 @@ def _other_model(checkpoint: Path, model: ModelSection) -> list[str]:
     ]
 
 
-def say_changes(point: ResumePoint, facts: Mapping[str, Any], config: RunConfig) -> None:
-    """Log every setting that is another than the checkpoint's, and from now on in force."""
+def log_abandoned(point: ResumePoint, checkpoints: Path) -> None:
+    """Name the checkpoints that this resume abandons: those written after `point`."""
+    known = arrange(checkpoints).abandoned  # reported when the checkpoint was looked for
+    names = ", ".join(
+        path.name for path in left_behind(checkpoints, point.origin) if path not in known
+    )
+    if names:
+        say(f"           abandoned: {names}; --resume auto uses what is saved from now on")
+
+
+def log_changes(point: ResumePoint, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Log each setting that differs from the checkpoint's and is applied from now on."""
     if "settings" not in point.state:
         say(
-            "note       the checkpoint does not record its settings (earlier version): those of this start are in force"
+            "note       the checkpoint does not record its settings (earlier version): "
+            "those of this start apply"
         )
-    for change in changed_settings(point.state.get("settings", {}), settings_of(config)):
+    for change in changed_settings(point.state.get("settings", {}), settings):
         say(f"changed on resume: {change}")
-    if point.state["max_steps"] != facts["max_steps"]:
-        say(
-            f"changed on resume: horizon {point.state['max_steps']:,} -> {facts['max_steps']:,} steps"
-        )
+    before, now = point.state["max_steps"], facts["max_steps"]
+    if before != now:
+        say(f"changed on resume: horizon {before:,} -> {now:,} steps")

@@ -1,7 +1,8 @@
-"""What becomes of each configuration key when a run goes on from a checkpoint: the one table of it.
+"""What a resume does with each configuration key: the one table of it.
 
-A value that differs from the checkpoint's is in force, or refused by name; nothing in between. A test holds that every
-key of the schema stands here, that the refused ones are refused, and that the applied ones are in force after a resume.
+A value that differs from the checkpoint's is applied or refused by name; nothing in between. Tests
+hold that every key of the schema is in the table, that the refused ones are refused, and that the
+applied ones apply.
 """
 
 from __future__ import annotations
@@ -17,84 +18,102 @@ from wikillm.config.resolved import typed_form
 from wikillm.config.schema import RunConfig
 
 APPLIED = "applied"
-"""The new value holds from the first step after the resume, and the change is logged."""
+"""The new value applies from the first step after the resume, and the change is logged."""
 ALLOWED = "applied with --allow-change"
-"""It decides the batch or the horizon: one that differs in effect is refused without the flag."""
+"""It decides the batch or the horizon: a change of those is refused without the flag."""
 REFUSED = "refused"
-"""The checkpoint means something only with its own value."""
+"""The checkpoint is valid only with its own value."""
 IRRELEVANT = "irrelevant"
-"""No part of what a checkpoint holds or a step computes: the value of this start counts, as at any start."""
+"""Changes nothing that a checkpoint holds or a step computes: as at any start, this value counts.
+"""
+
+
+def _keys(names: str) -> tuple[str, ...]:
+    return tuple(names.split())
+
 
 _TABLE: Mapping[str, tuple[str, ...]] = {
     APPLIED: (
-        # the optimizer's and the schedule's: loaded with the checkpoint, then put back (see reapply_settings)
-        "train.learning_rate", "train.lr_scheduler_type", "train.lr_decay_share", "train.lr_decay_type",
-        "train.min_lr_ratio", "train.warmup_steps", "train.muon_learning_rate", "train.muon_momentum",
-        "train.weight_decay", "train.adam_beta1", "train.adam_beta2", "train.adam_epsilon", "train.max_grad_norm",
-        "train.z_loss",
-        # when things happen
-        "train.logging_steps", "train.eval_steps", "train.max_eval_tokens", "train.save_steps", "train.save_total_limit",
-        "train.max_hours", "train.max_skipped_steps", "observe.sample_steps", "observe.sample_prompts",
-        "observe.sample_tokens",
-        # how the same step is computed
-        "train.sequence_parallel_size", "train.per_device_train_batch_size", "train.per_device_eval_batch_size",
-        "train.max_micro_batch_tokens",
-        "train.loss_kernel", "train.mlp_kernel", "train.compile",
-        "train.gradient_checkpointing", "model.attn_implementation", "deepspeed.config",
-        # only declared: the weights and their rotation do not depend on it
+        # Of the optimizer and the schedule: loaded with the checkpoint, then set again (see
+        # reapply_settings).
+        *_keys("""
+            train.learning_rate train.lr_scheduler_type train.lr_decay_share train.lr_decay_type
+            train.min_lr_ratio train.warmup_steps train.muon_learning_rate train.muon_momentum
+            train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_epsilon
+            train.max_grad_norm train.z_loss
+        """),
+        # When things happen.
+        *_keys("""
+            train.logging_steps train.eval_steps train.max_eval_tokens train.save_steps
+            train.save_total_limit train.max_hours train.max_skipped_steps observe.sample_steps
+            observe.sample_prompts observe.sample_tokens
+        """),
+        # How the same step is computed.
+        *_keys("""
+            train.sequence_parallel_size train.per_device_train_batch_size
+            train.per_device_eval_batch_size train.max_micro_batch_tokens train.loss_kernel
+            train.mlp_kernel train.compile train.gradient_checkpointing model.attn_implementation
+            deepspeed.config
+        """),
+        # Only declared: the weights and their rotation do not depend on it.
         "model.max_position_embeddings",
     ),
-    ALLOWED: (
-        "train.global_batch_tokens", "train.gradient_accumulation_steps", "train.max_tokens", "train.max_steps",
-        "train.num_train_epochs",
-    ),
+    ALLOWED: _keys("""
+        train.global_batch_tokens train.gradient_accumulation_steps train.max_tokens
+        train.max_steps train.num_train_epochs
+    """),
     REFUSED: (
-        "run.seed", "train.sequence_length", "train.document_mask", "train.batch_ramp_from", "train.batch_ramp_tokens",
-        "train.optimizer", "train.precision", "train.ema_decay", "train.ema_start",
-        # the order of the samples, and the facts that a token store is built from
-        "data.window_shards", "data.packing", "data.path", "data.mixture", "data.format", "data.text_key",
-        "data.tokenizer", "data.shard_bytes", "data.val_fraction", "data.max_text_bytes", "data.max_document_bytes",
-        "data.max_field_lines", "data.convert", "data.protected_terms", "data.quality", "data.decontaminate", "data.decontaminate_units",
-        "data.decontaminate_share", "data.dedup", "data.dedup_similarity", "data.drop_list",
-        # the model, field by field
-        "model.architecture", "model.hidden_size", "model.num_hidden_layers", "model.num_attention_heads",
-        "model.num_key_value_heads", "model.head_dim", "model.intermediate_size", "model.tie_word_embeddings",
-        "model.rope_theta", "model.rms_norm_eps", "model.vocab_size",
-        # the weights of step 0, which are long past
-        "model.initializer_range", "model.zero_init_outputs", "model.init_from",
+        *_keys("""
+            run.seed train.sequence_length train.document_mask train.batch_ramp_from
+            train.batch_ramp_tokens train.optimizer train.precision train.ema_decay train.ema_start
+        """),
+        # The order of the samples, and what a token store is built from.
+        *_keys("""
+            data.window_shards data.packing data.path data.mixture data.format data.text_key
+            data.tokenizer data.shard_bytes data.val_fraction data.max_text_bytes
+            data.max_document_bytes data.max_field_lines data.convert data.protected_terms
+            data.quality data.decontaminate data.decontaminate_units data.decontaminate_share
+            data.dedup data.dedup_similarity data.drop_list
+        """),
+        # The model, field by field.
+        *_keys("""
+            model.architecture model.hidden_size model.num_hidden_layers model.num_attention_heads
+            model.num_key_value_heads model.head_dim model.intermediate_size
+            model.tie_word_embeddings model.rope_theta model.rms_norm_eps model.vocab_size
+        """),
+        # The weights of step 0.
+        *_keys("model.initializer_range model.zero_init_outputs model.init_from"),
     ),
-    IRRELEVANT: (
-        "run.name", "run.dir", "data.preset", "model.preset",  # names; what a preset sets is compared key by key
-        "data.backend", "data.store", "data.cache", "data.cache_bytes", "data.workers", "data.streaming",
-        "data.stall_seconds", "data.min_val_tokens", "data.max_bad_fraction", "train.dataloader_num_workers",
-        "train.exit_timeout_seconds", "train.supervise", "train.lost_seconds", "train.stall_seconds",
-        "train.meet_seconds", "observe.swanlab.mode", "observe.swanlab.project", "observe.swanlab.workspace",
-        "observe.swanlab.experiment_name", "observe.swanlab.log_dir", "observe.swanlab.finish_timeout_seconds",
-    ),
-}  # fmt: skip
+    IRRELEVANT: _keys("""
+        run.name run.dir data.preset model.preset data.backend data.store data.cache
+        data.cache_bytes data.workers data.streaming data.stall_seconds data.min_val_tokens
+        data.max_bad_fraction train.dataloader_num_workers train.exit_timeout_seconds
+        train.supervise train.lost_seconds train.stall_seconds train.meet_seconds
+        observe.swanlab.mode observe.swanlab.project observe.swanlab.workspace
+        observe.swanlab.experiment_name observe.swanlab.log_dir
+        observe.swanlab.finish_timeout_seconds
+    """),
+}
 
 ON_RESUME: Mapping[str, str] = {key: role for role, keys in _TABLE.items() for key in keys}
-_FIRST_WEIGHTS = (
-    "model.zero_init_outputs",
-    "model.init_from",
-)  # no other record of a checkpoint has them
+_FIRST_WEIGHTS = ("model.zero_init_outputs", "model.init_from")
+"""Refused keys of which a checkpoint has no other record."""
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """What a checkpoint records of the configuration, as JSON: the keys whose change is logged, or is seen nowhere else."""
+def recorded_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that a checkpoint records, as JSON."""
     values = flat(config)
     recorded = [key for key, role in ON_RESUME.items() if role in (APPLIED, ALLOWED)]
     found = {key: values[key] for key in (*recorded, *_FIRST_WEIGHTS)}
+    # Names only: a path may identify people and machines, and checkpoints are passed on.
     for key in ("model.init_from", "deepspeed.config"):
         if found[key] is not None:
-            found[key] = Path(
-                found[key]
-            ).name  # paths name people and machines, and a checkpoint may be passed on
+            found[key] = Path(found[key]).name
     return dict(json.loads(json.dumps(found)))
 
 
 def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`learning_rate 5e-4 -> 1e-4` for each applied key that differs; keys that the checkpoint does not know are left out."""
+    """`learning_rate 5e-4 -> 1e-4` for each applied key that differs and that `then` has."""
     return [
         f"{key.removeprefix('train.')} {shown(then[key])} -> {shown(now[key])}"
         for key in now
@@ -105,14 +124,12 @@ def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 def changed_first_weights(
     then: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Keys of the initial weights that differ, as (then, now). A model.init_from that is left out asks for nothing."""
-    differ = {
+    """Keys of the initial weights that differ, as (then, now); leaving out init_from is no change."""
+    return {
         key: (then[key], now[key])
         for key in _FIRST_WEIGHTS
-        if key in then and then[key] != now[key]
-    }
-    return {
-        key: pair for key, pair in differ.items() if key != "model.init_from" or pair[1] is not None
+        if key in then and key in now and then[key] != now[key]
+        if key != "model.init_from" or now[key] is not None
     }
 
 

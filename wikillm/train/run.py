@@ -1,57 +1,42 @@
-"""The training run, as a story.
+"""The training run as a whole.
 
-Order is expressed by what each step needs: tokens before the plan, the plan before the engine's configuration,
-that before the arguments (which create the process group and HF's DeepSpeed config), those before the model.
-Everything that can be refused is refused before the process group exists.
+Each step needs what the one before it made: the tokens for the plan, the plan for the DeepSpeed
+configuration, that for TrainingArguments (which create the process group), those for the model.
+All that can be refused is refused before the process group exists.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack
 
 from transformers import TrainingArguments
 
 from wikillm.config.load import Resolved, to_yaml
-from wikillm.config.schema import RunConfig
+from wikillm.config.schema import TrainSection
 from wikillm.core.log import log_to_file
 from wikillm.core.world import World
-from wikillm.export.foresee import foresee_export
 from wikillm.models.apply import apply_patches
 from wikillm.models.build import build_model
 from wikillm.observe.peak import PeakMemory
 from wikillm.observe.redact import without_queries
-from wikillm.plan.run_plan import Plan, make_plan
+from wikillm.plan.run_plan import Plan
 from wikillm.supervise.facts import facts_of_this_node
 from wikillm.supervise.signals import StopSignals, installed
 from wikillm.supervise.supervisor import Supervisor, settings_of, supervise
 from wikillm.train.arguments import follow_plan, to_training_arguments
 from wikillm.train.collectives import ControlGroup
-from wikillm.train.engine import (
-    check_before_data,
-    check_engine,
-    gpu_of_rank,
-    resolve_engine,
-    start_engine,
-)
+from wikillm.train.context import RunContext
+from wikillm.train.engine import check_engine, start_engine
 from wikillm.train.exit import ending, record_exit
-from wikillm.train.job import Job, TrainResult
-from wikillm.train.records import open_run, say_new_plan
-from wikillm.train.resume import ResumePoint, agree_on_resume_point
+from wikillm.train.planned_run import PlannedRun, open_run, plan_run
+from wikillm.train.result import TrainResult
+from wikillm.train.resume import ResumeOptions, ResumePoint, agree_on_resume_point
 from wikillm.train.run_dir import RunDir, refuse_before_supervision
 from wikillm.train.start_checks import check_shared_folder, check_world, limit_threads
+from wikillm.train.start_summary import log_new_horizon
+from wikillm.train.training import train
 from wikillm.train.wait_for_data import open_run_corpus
-
-
-@dataclass(frozen=True, slots=True)
-class _Resuming:
-    """The words of the command line that say how a run goes on."""
-
-    resume: str
-    allow_change: bool
-    trust_checkpoint: bool
 
 
 def pretrain(
@@ -59,98 +44,82 @@ def pretrain(
     *,
     resume: str = "never",
     allow_change: bool = False,
+    trust_checkpoint: bool = False,
     signals: StopSignals | None = None,
     supervisor: Supervisor | None = None,
-    trust_checkpoint: bool = False,
 ) -> TrainResult:
     """Train until the horizon or a stop request. (all ranks)
 
     Args:
-        resolved: the configuration, with the origin of every value.
         resume: "never", "auto" or the path of a checkpoint.
         allow_change: accept another horizon or batch than the checkpoint's.
-        signals: where the caller has installed them already.
-        supervisor: where the caller has started it already.
         trust_checkpoint: run the code that a checkpoint's pickles may hold.
+        signals, supervisor: the caller's, where it has started them already.
 
     Raises:
-        WikiLLMError: refused or failed; `exit_code` says which way. RUN/exit.json has the same.
+        WikiLLMError: refused or failed; RUN/exit.json has the same `exit_code`.
     """
-    if signals is None:
-        with installed() as own:
-            return pretrain(
-                resolved,
-                resume=resume,
-                allow_change=allow_change,
-                signals=own,
-                supervisor=supervisor,
-                trust_checkpoint=trust_checkpoint,
-            )
-    cfg, world = resolved.config, World.from_env()
-    refuse_before_supervision(resolved, world)
-    limit_threads(world, os.cpu_count() or 1)
-    check_engine(cfg)
-    check_before_data(resolved, world)
-    how = _Resuming(resume, allow_change, trust_checkpoint)
-    if supervisor is not None:
-        return _pretrain(resolved, world, signals, supervisor, how)
-    facts = lambda: facts_of_this_node(to_yaml(resolved))  # noqa: E731
-    with (
-        supervise(
-            world, settings_of(resolved.config.train, resolved.config.run), facts
-        ) as own_supervisor,
-        signals.as_error(),
-    ):
-        return _pretrain(resolved, world, signals, own_supervisor, how)
+    options = ResumeOptions(resume, allow_change, trust_checkpoint)
+    world = World.from_env()
+    with ExitStack() as stack:
+        if signals is None:
+            signals = stack.enter_context(installed())
+        # Mistakes that need neither the data nor the other ranks are reported first.
+        refuse_before_supervision(resolved, world)
+        limit_threads(world, os.cpu_count() or 1)
+        check_engine(resolved, world)
+        if supervisor is None:
+            watching = settings_of(resolved.config.train, resolved.config.run)
+            starting = supervise(world, watching, lambda: facts_of_this_node(to_yaml(resolved)))
+            supervisor = stack.enter_context(starting)
+            stack.enter_context(signals.as_error())
+        return _pretrain(resolved, world, signals, supervisor, options)
 
 
 def _pretrain(
-    resolved: Resolved, world: World, signals: StopSignals, supervisor: Supervisor, how: _Resuming
+    resolved: Resolved,
+    world: World,
+    signals: StopSignals,
+    supervisor: Supervisor,
+    options: ResumeOptions,
 ) -> TrainResult:
-    cfg, heartbeat = resolved.config, supervisor.heartbeat
+    cfg = resolved.config
+    heartbeat = supervisor.heartbeat
+
+    # Data, plan and engine: all that can be refused before a process group exists.
     heartbeat.enter("store")
-    corpus = open_run_corpus(cfg, world)
-    if world.is_main:
-        foresee_export(corpus.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
-    make = partial(
-        make_plan,
-        resolved,
-        world_size=world.size,
-        tokenizer_length=corpus.manifest.tokenizer.length,
-        train_tokens=corpus.train_tokens,
-        epoch=corpus.epoch_sizes(cfg.train.sequence_length),
-        gpu=gpu_of_rank(cfg, world),
-    )
-    plan = make()
-    engine = resolve_engine(cfg, plan, world)
-    run = RunDir(settings_of(resolved.config.train, resolved.config.run).run)
+    in_epochs = cfg.train.num_train_epochs is not None
+    planned = plan_run(resolved, world, open_run_corpus(cfg.data, world, in_epochs=in_epochs))
+    run = RunDir(supervisor.settings.run)
+
     heartbeat.enter("engine")
-    closing = ending(run.path, world, cfg.train.exit_timeout_seconds, corpus.close)
+    closing = ending(run.path, world, cfg.train.exit_timeout_seconds, planned.corpus.close)
     with closing as end, supervisor.explains(), signals.as_error():
+        # Rank 0 owns the run directory; a process that ends before training records why there.
         if world.is_main:
-            end.lock = run.claim(resume=how.resume != "never")
-            open_run(run, resolved, plan, engine, corpus)
+            end.lock = run.claim(resume=options.resume != "never")
+            open_run(run, resolved, planned)
             supervisor.at(run.path, run.log_file(0))
         signals.before_exit = lambda error: record_exit(run.path, error, rank=world.rank, step=None)
-        start_engine(world, engine)
-        args = to_training_arguments(cfg, plan, run.staging, engine.precision, engine.json)
+
+        # The process group, then agreement on ranks, folder and checkpoint.
+        start_engine(world, planned.engine)
+        args = to_training_arguments(
+            cfg.train, planned.plan, planned.engine, seed=cfg.run.seed, staging=run.staging
+        )
         end.group = group = ControlGroup()
         log_to_file(run.log_file(world.rank), clean=without_queries)
-        check_world(args, world, group, plan.micro_batch)
+        check_world(args, world, group, planned.plan.micro_batch)
         identity = check_shared_folder(run, group)
         supervisor.at(run.path, run.log_file(world.rank))
-        point = agree_on_resume_point(run.checkpoints, how.resume, group, is_main=world.is_main)
-        if point is not None:
-            plan = go_on_from(point, plan, make, args, cfg)
+        point = agree_on_resume_point(run.checkpoints, options.resume, group, is_main=world.is_main)
+        plan = _plan_from(point, planned, args, cfg.train)
+
+        # The model, under the DeepSpeed configuration that `args` keeps alive.
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
         heartbeat.enter("model")
-        model = build_model(
-            cfg.model,
-            plan.vocab_size,
-            args,
-            eos_id=corpus.manifest.tokenizer.eos_id,
-            seed=cfg.run.seed,
-        )
+        eos_id = planned.corpus.manifest.tokenizer.eos_id
+        model = build_model(cfg.model, plan.vocab_size, args, eos_id=eos_id, seed=cfg.run.seed)
         length = plan.sequence_length // plan.sequence_parallel_size
         z_loss = apply_patches(
             model,
@@ -159,36 +128,30 @@ def _pretrain(
             shapes={(plan.micro_batch, length), (args.per_device_eval_batch_size, length)},
             device_type=args.device.type,
         )
-        job = Job(
-            resolved,
-            plan,
-            engine,
-            corpus,
-            world,
-            run,
-            identity,
-            group,
-            signals,
-            peak,
-            heartbeat,
-            z_loss,
+        context = RunContext(
+            resolved=resolved,
+            plan=plan,
+            engine=planned.engine,
+            corpus=planned.corpus,
+            world=world,
+            run=run,
+            identity=identity,
+            group=group,
+            signals=signals,
+            heartbeat=heartbeat,
+            peak=peak,
         )
-        end.step = lambda: job.step
-        return job.train(
-            model, args, point, allow_change=how.allow_change, trust_checkpoint=how.trust_checkpoint
-        )
+        return train(context, model, args, z_loss, point, options, end)
 
 
-def go_on_from(
-    point: ResumePoint,
-    plan: Plan,
-    make: Callable[..., Plan],
-    args: TrainingArguments,
-    cfg: RunConfig,
+def _plan_from(
+    point: ResumePoint | None, planned: PlannedRun, args: TrainingArguments, train: TrainSection
 ) -> Plan:
-    """The plan with what the checkpoint has trained on counted as it was, also with another batch. (all ranks)"""
-    onwards = make(done=(point.step, point.consumed_samples))
-    if onwards != plan:
-        follow_plan(args, cfg, onwards)
-        say_new_plan(onwards)
-    return onwards
+    """The plan; on resume it counts what the checkpoint was trained on, whatever its batch was."""
+    if point is None:
+        return planned.plan
+    plan = planned.replan(done=(point.step, point.consumed_samples))
+    if plan != planned.plan:
+        follow_plan(args, train, plan)
+        log_new_horizon(plan)
+    return plan

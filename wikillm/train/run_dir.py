@@ -1,11 +1,11 @@
-"""The run directory: who owns it, what is written into it before step 1.
+"""The run directory: its owner, its identity, and what must be true before it is written.
 
-    RUN/  config.resolved.yaml  ds_config.resolved.json  plan.json  environment.json  run.json  data.json  tokenizer/
-          metrics.jsonl  events.jsonl  exit.json  outcome.json  ranks/  stop.json  .secret  logs/rank_*.log  checkpoints/
-          swanlog/
+    RUN/  config.resolved.yaml  ds_config.resolved.json  plan.json  environment.json  run.json
+          data.json  tokenizer/  metrics.jsonl  events.jsonl  exit.json  outcome.json  ranks/
+          stop.json  .secret  logs/rank_*.log  checkpoints/  swanlog/
 
-One run at a time holds a directory (an flock, so a killed run leaves no stale lock). On several nodes the
-directory must lie on a folder that all of them see; the start-up guard checks it.
+One run at a time holds a directory, by an flock, so a killed run leaves no stale lock. On several
+nodes the directory must be on a file system that all of them share; `start_checks` checks it.
 """
 
 from __future__ import annotations
@@ -44,21 +44,19 @@ from wikillm.observe.swanlab import new_run_id
 from wikillm.supervise.records import stop_path
 from wikillm.supervise.supervisor import settings_of
 
-OWN_NAMES = frozenset(
-    {
-        "config.resolved.yaml", "ds_config.resolved.json", "plan.json", "environment.json", "run.json", "data.json",
-        "tokenizer", "metrics.jsonl", "events.jsonl", "exit.json", "outcome.json", "ranks", "stop.json", "logs",
-        "checkpoints", "swanlog", "samples", "export",
-    }
-)  # fmt: skip
+_OWN_NAMES = """
+    config.resolved.yaml ds_config.resolved.json plan.json environment.json run.json data.json
+    tokenizer metrics.jsonl events.jsonl exit.json outcome.json ranks stop.json logs checkpoints
+    swanlog samples export
+"""
 """What a run writes into its directory, `wikillm demo` included."""
-LAUNCHERS_FILES = (".log", ".out", ".err", ".pid", "lost+found")
-"""Ends of the names of what launchers, and file systems, put into a folder before the run starts."""
+_LAUNCHER_FILES = (".log", ".out", ".err", ".pid", "lost+found")
+"""Suffixes of files that launchers, and file systems, create before the run starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
-    """Paths of one run. Made on every rank; `claim` is for the main one."""
+    """Paths of one run, on every rank. Only rank 0 calls `claim`."""
 
     path: Path
 
@@ -82,41 +80,41 @@ class RunDir:
         return self.path / "logs" / f"rank_{rank}.log"
 
     def refuse_foreign(self, store: Path | None = None) -> None:
-        """Refuse a folder that holds other things than a run: their names would mix with the run's. (rank 0)
+        """Refuse a folder with files that are not a run's. (rank 0)
 
-        A launcher's log files may lie there, and the run's own token store.
+        Log files of a launcher may be there, and the run's own token store.
 
-        Raises ConfigError with some of what is there.
+        Raises ConfigError with some of the files.
         """
-        place = self.path.resolve()
-        standing = next(path for path in (place, *place.parents) if path.exists())
-        if not standing.is_dir():
+        folder = self.path.resolve()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir():
             raise ConfigError(
                 f"{self.path} cannot be a run directory.",
-                got=f"{standing} is not a folder",
+                got=f"{existing} is not a folder",
                 fix="name a new or empty folder: run.dir=FOLDER",
             )
-        if place == place.parent or self.identity.exists() or not place.is_dir():
-            foreign = [str(place)] if place == place.parent else []
-        else:
-            names = sorted(path.name for path in place.iterdir() if not path.name.startswith("."))
-            own = {*OWN_NAMES, _first_part(store, place)}
-            foreign = [
-                name for name in names if name not in own and not name.endswith(LAUNCHERS_FILES)
-            ]
+        is_root = folder == folder.parent
+        foreign = [str(folder)] if is_root else []
+        if not is_root and folder.is_dir() and not self.identity.exists():
+            own = {*_OWN_NAMES.split(), _name_below(folder, store)}
+            names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+            foreign = [n for n in names if n not in own and not n.endswith(_LAUNCHER_FILES)]
         if foreign:
+            more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
             raise ConfigError(
-                f"{self.path} is no run directory: it holds other things.",
-                got=", ".join(foreign[:5])
-                + (f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""),
-                fix=f"name a new or empty folder: run.dir={'FOLDER' if place == place.parent else self.path / 'run'}",
+                f"{self.path} is not a run directory: it holds other files.",
+                got=", ".join(foreign[:5]) + more,
+                fix="name a new or empty folder: "
+                f"run.dir={'FOLDER' if is_root else self.path / 'run'}",
             )
 
     def claim(self, *, resume: bool) -> FileLock:
-        """Take the directory for this process and clear what a killed run left half done. (rank 0)
+        """Lock the directory for this process and remove leftovers of a killed run. (rank 0)
 
         Raises:
-            ConfigError: another run is using it, or it holds an earlier run and this one does not resume.
+            ConfigError: another run is using it, or it holds an earlier run and this one does not
+                resume.
             MachineError: it cannot be written.
         """
         lock = FileLock(self.path / ".lock")
@@ -125,76 +123,72 @@ class RunDir:
         except OSError as error:
             raise MachineError(
                 f"The run directory {self.path} cannot be written.",
-                got=f"{error.strerror}; the nearest existing folder is {nearest_existing(self.path)}",
+                got=f"{error.strerror}; nearest existing folder: {nearest_existing(self.path)}",
                 fix="name a folder you can write to: run.dir=FOLDER",
             ) from None
         if not taken:
             raise ConfigError(
                 f"Another run is using {self.path}.",
                 got=lock.holder(),
-                fix=f"stop it: wikillm stop {shlex.quote(str(self.path))}\nor wait for it, or choose another directory: run.dir=FOLDER",
+                fix=f"stop it: wikillm stop {shlex.quote(str(self.path))}\n"
+                "or wait for it, or choose another directory: run.dir=FOLDER",
             )
-        if not resume and (list_checkpoints(self.checkpoints) or self.metrics.exists()):
+        found = list_checkpoints(self.checkpoints)
+        if not resume and (found or self.metrics.exists()):
             lock.release()
             raise ConfigError(
                 f"{self.path} holds an earlier run.",
-                got=f"{len(list_checkpoints(self.checkpoints))} checkpoints and {self.metrics.name}",
-                fix=f"go on with it: --resume auto\nor start another one: run.dir={self.path}-2",
+                got=f"{len(found)} checkpoints and {self.metrics.name}",
+                fix=f"resume it: --resume auto\nor start another one: run.dir={self.path}-2",
             )
-        self._forget_last_start(lock)
+        self._remove_last_start(lock)
         clear_leftovers(self.checkpoints)
         for folder in (self.checkpoints, self.path / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
         return lock
 
     def check_room(self, checkpoint: int, keep: int) -> None:
-        """Refuse a disk on which not one more checkpoint fits, after leftovers and superfluous ones have gone. (rank 0)
+        """Refuse a disk without room for one more checkpoint. (rank 0)
+
+        Leftovers, and checkpoints above `keep`, count as free: they go before the first save.
 
         Args:
             checkpoint: bytes of one.
-            keep: checkpoints that stay; what an earlier start left above it goes before the first save.
+            keep: checkpoints that stay.
 
         Raises MachineError.
         """
-        free, to_come = shutil.disk_usage(self.path).free, room_to_come(self.checkpoints, keep)
+        free = shutil.disk_usage(self.path).free
+        to_come = room_to_come(self.checkpoints, keep)
         if free + to_come >= checkpoint:
             return
-        standing = len(list_checkpoints(self.checkpoints))
-        fewer = (
-            f"train.save_total_limit={min(keep, standing) - 1}, or "
-            if min(keep, standing) > 1
-            else ""
-        )
+        kept = min(keep, len(list_checkpoints(self.checkpoints)))
+        fewer = f"train.save_total_limit={kept - 1}, or " if kept > 1 else ""
+        more = ""
+        if to_come:
+            more = f", and {format_size(to_come)} more when superfluous checkpoints are removed"
         raise MachineError(
             f"There is no room for a checkpoint in {self.checkpoints}.",
-            got=f"a checkpoint takes {format_size(checkpoint)}; {format_size(free)} are free"
-            + (
-                f", and {format_size(to_come)} more when superfluous checkpoints have gone"
-                if to_come
-                else ""
-            ),
+            got=f"a checkpoint takes {format_size(checkpoint)}; {format_size(free)} are free{more}",
             fix=f"{fewer}free some room, or run.dir=FOLDER on a larger disk",
         )
 
-    def _forget_last_start(self, lock: FileLock) -> None:
-        """What the last start left about its processes. Raises StoppedError where torchrun restarts what was stopped."""
-        if (
-            stop_path(self.path).exists()
-            and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        ):
+    def _remove_last_start(self, lock: FileLock) -> None:
+        """Remove the last start's process records.
+
+        Raises StoppedError where torchrun restarts a run that was stopped.
+        """
+        stop = stop_path(self.path)
+        if stop.exists() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
             lock.release()
             raise StoppedError(
                 "`wikillm stop` ended this run; torchrun has started it again.", fix="--resume auto"
             )
-        for path in (
-            self.path / "exit.json",
-            stop_path(self.path),
-            *(self.path / "ranks").glob("*"),
-        ):
+        for path in (self.path / "exit.json", stop, *(self.path / "ranks").glob("*")):
             path.unlink(missing_ok=True)
 
     def identify(self) -> dict[str, Any]:
-        """The run's lasting identity (id, tracker id); made at the first start, kept over resumes. (rank 0)"""
+        """The run's id and tracker id; made at the first start, kept over resumes. (rank 0)"""
         if self.identity.exists():
             return self._read_identity()
         identity = {
@@ -213,15 +207,17 @@ class RunDir:
             raise CheckpointError(
                 f"{self.identity} does not say which run this is.",
                 got=repr(error),
-                fix=f"restore it, or remove it: the run then goes on under a new name in the tracker: rm {self.identity}",
+                fix="restore it, or remove it (the tracker then shows a new experiment): "
+                f"rm {self.identity}",
             ) from None
 
 
 def refuse_before_supervision(resolved: Resolved, world: World) -> None:
-    """What is refused before anything is written into the run directory, or anybody is waited for. (all ranks)
+    """Refuse what can be refused before the directory is written or other ranks are met. (all
+    ranks)
 
     Raises:
-        ConfigError: the run directory holds other things.
+        ConfigError: the run directory holds other files.
         MachineError: the launcher's variables do not say where the ranks meet.
     """
     world.check_meeting_place()
@@ -232,38 +228,29 @@ def refuse_before_supervision(resolved: Resolved, world: World) -> None:
         )
 
 
-def _first_part(path: Path | None, folder: Path) -> str:
-    """The name in `folder` on the way to `path`; "" where it does not lie below."""
+def _name_below(folder: Path, path: Path | None) -> str:
+    """The name in `folder` that leads to `path`; "" where `path` is not below it."""
     if path is None or not path.resolve().is_relative_to(folder):
         return ""
     return next(iter(path.resolve().relative_to(folder).parts), "")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions, machine and git revision, for environment.json. Holds no environment variables: they have secrets."""
-    packages = (
-        "torch",
-        "transformers",
-        "deepspeed",
-        "accelerate",
-        "tokenizers",
-        "numpy",
-        "swanlab",
-        "wikillm",
-    )
+    """Versions, machine and git revision. No environment variables: they hold secrets."""
+    packages = "torch transformers deepspeed accelerate tokenizers numpy swanlab wikillm"
     return {
         "command": [os.path.basename(sys.argv[0]), *map(_without_secret, sys.argv[1:])],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "cpus": os.cpu_count(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages.split()},
         "git": _git_revision(),
     }
 
 
 def _without_secret(argument: str) -> str:
-    """`--api_key=abc` -> `--api_key=***`, `https://user:pass@host` -> `https://***@host`; `data.tokenizer=x` stays."""
+    """`--api_key=abc` -> `--api_key=***`, `https://user:pass@host` -> `https://***@host`."""
     name, equals, _ = argument.partition("=")
     if equals and names_a_secret(name.lstrip("-")):
         return f"{name}={HIDDEN}"
@@ -282,19 +269,10 @@ def _git_revision() -> str | None:
     source = Path(__file__).resolve().parents[2]
     if not (source / ".git").exists():
         return None
-    command = [
-        "git",
-        "-C",
-        str(source),
-        "describe",
-        "--always",
-        "--dirty=+changes",
-        "--abbrev=12",
-        "--exclude=*",
-    ]
+    options = ["--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
+    command = ["git", "-C", str(source), "describe", *options]
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

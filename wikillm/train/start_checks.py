@@ -1,4 +1,4 @@
-"""Checks between the process group and the first step: is the job what every rank believes it is?"""
+"""Checks between the process group and the first step: do all ranks see the same world and folder?"""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from wikillm.train.run_dir import RunDir
 def check_world(
     args: TrainingArguments, world: World, control: ControlGroup, micro_batch: int
 ) -> None:
-    """The launcher, torch.distributed and Hugging Face agree on world size and ranks, the ranks on a micro-batch. (all ranks)
+    """Check that launcher, torch.distributed and HF agree on ranks and micro-batch. (all ranks)
 
-    On a machine without GPU, HF without `use_cpu` believes in a world of one on every rank, exits with 0, and has
-    trained every sample once per rank.
+    On a CPU, HF without `use_cpu` assumes a world of one on every rank and trains every sample once
+    per rank. Raises MachineError.
     """
     group_size = dist.get_world_size() if dist.is_initialized() else 1
     group_rank = dist.get_rank() if dist.is_initialized() else 0
@@ -46,7 +46,8 @@ def check_world(
     sizes: list[Any] = control.gather(micro_batch)
     if len(set(sizes)) > 1:  # auto, on nodes whose GPUs differ in memory
         raise MachineError(
-            "The ranks chose different micro-batches for train.per_device_train_batch_size=auto: their GPUs differ.",
+            "The ranks chose different micro-batches for train.per_device_train_batch_size=auto: "
+            "their GPUs differ.",
             got=f"sequences by rank: {sizes}",
             fix=f"train.per_device_train_batch_size={min(sizes)}",
         )
@@ -55,12 +56,16 @@ def check_world(
 def check_shared_folder(
     run: RunDir, control: ControlGroup, timeout: float = 20.0
 ) -> dict[str, Any]:
-    """Every rank sees the run directory that rank 0 made; network folders get `timeout` s. (all ranks)
+    """Check that every rank sees the run directory that rank 0 made. (all ranks)
+
+    Args:
+        timeout: seconds that a network file system gets to show it.
 
     Returns:
-        The run's identity, the same on every rank.
+        The run's identity, the same on every rank. Raises MachineError.
     """
-    identity, deadline = _read_identity(run), time.monotonic() + timeout
+    identity = _read_identity(run)
+    deadline = time.monotonic() + timeout
     expected: Any = control.gather(identity)[0]
     while identity != expected and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -83,12 +88,12 @@ def _read_identity(run: RunDir) -> dict[str, Any] | None:
 
 
 def limit_threads(world: World, cpu_count: int) -> None:
-    """Share the cores out over this node's ranks; on CPU every rank would otherwise take all of them.
+    """On a CPU, divide the cores over this node's ranks; by default each rank would use all.
 
-    An OMP_NUM_THREADS that the user or the launcher has set stays.
+    An OMP_NUM_THREADS that is set already stays.
     """
     if torch.cuda.is_available() or "OMP_NUM_THREADS" in os.environ:
         return
     threads = max(1, cpu_count // world.local_size)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate warns when it is not there
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate warns when it is not set
     torch.set_num_threads(threads)

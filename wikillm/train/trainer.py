@@ -1,75 +1,52 @@
-"""Hugging Face's Trainer with five things of our own: the batches, accumulation, what a loss is divided by, evaluation, and
-that the host does not wait for the GPU.
+"""Hugging Face's Trainer, with our batches, accumulation, loss scale and evaluation.
 
-HF tells the end of an accumulation by a number that is fixed before the loop, so a batch that grows would end in the wrong
-place. Here it is given all micro-batches of an optimizer step as one, and `training_step` goes through them.
-A value on a GPU is read by the host once per logging step, the loss; what else is logged is copied to pinned memory before, and has
-arrived with it. (DeepSpeed reads the norm of the gradient at every step, to look for infinities, where it clips or partitions.)
-Everything else (DeepSpeed, mixed precision, clipping, the schedule) is HF's; the rest of the run's
-behaviour is in callbacks. HF's methods that are overridden here are public ones, but for two about the gradient's norm, the one
-that saves, and three about what a resume loads.
+HF fixes the micro-steps per optimizer step before its loop, which a growing batch would break. Here
+it gets all micro-batches of an optimizer step as one, and `training_step` goes through them.
+
+The host does not wait for the GPU: it reads one value per logging step, the loss. Other logged
+values are copied to pinned memory before, and have arrived by then. (Where DeepSpeed clips or
+partitions, it reads the gradient norm at every step, to look for infinities.)
+
+All else (DeepSpeed, mixed precision, clipping, the schedule) is HF's. The methods overridden here
+are public ones, except two about the gradient norm, the one that saves, and three about loading.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
+from wikillm.config.schema import TrainSection
 from wikillm.core.errors import CheckpointError, WikiLLMError
-from wikillm.data.read.corpus import NamedStream, Tokens, TrainingOrder
-from wikillm.data.read.loader import (
-    BatchShape,
-    DocumentMask,
-    SequenceShard,
-    eval_loader,
-    to_device,
-    train_loader,
-)
+from wikillm.data.read.corpus import NamedStream
+from wikillm.data.read.loader import eval_loader, to_device, train_loader
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
 from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.signals import StopSignals
 from wikillm.train.checkpoint_errors import loading, saving
 from wikillm.train.collectives import ControlGroup
-from wikillm.train.optimizer import MuonSettings, build_muon, parameter_groups
+from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.pinned import PinnedCopy
 from wikillm.train.reapply_settings import StartSettings
-
-
-@dataclass(frozen=True, slots=True)
-class RunData:
-    """The token streams of a run and how they are read."""
-
-    train: Tokens
-    val: tuple[NamedStream, ...]
-    order: TrainingOrder
-    shape: BatchShape
-    max_eval_tokens: int | None
-    eval_micro_batch: int
-    workers: int
-    mask: DocumentMask | None = None
-    shard: SequenceShard | None = None  # of each sequence, where ranks share them
-    wait_for: Callable[[int], None] = lambda stop: (
-        None
-    )  # until the samples before `stop` stand (all ranks)
+from wikillm.train.run_data import RunData
 
 
 class WikiTrainer(Trainer):
     """Trains on samples in their order from `consumed_samples` on.
 
     Attributes:
-        consumed_samples: samples that optimizer steps have used up, over all ranks. The state of the data.
+        consumed_samples: used by optimizer steps, over all ranks. The state of the data.
         data_seconds: time this rank has waited for batches.
         last_loss: this rank's loss at its latest micro-step, on the device (no sync).
-        z_loss_sum: what the z-loss has added on this rank since it was last logged, on the device.
+        z_loss_sum: the z-loss of this rank since it was last logged, on the device.
         held_out: result of the latest evaluation, over all held-out streams.
         held_out_of: the same by source of a mixture.
     """
@@ -81,40 +58,36 @@ class WikiTrainer(Trainer):
         data: RunData,
         control_group: ControlGroup,
         signals: StopSignals,
-        callbacks: list[TrainerCallback],
         heartbeat: Heartbeat,
         *,
         first_step: int = 0,
         consumed_samples: int = 0,
         z_loss: ZLoss | None = None,
-        muon: MuonSettings | None = None,
+        muon: TrainSection | None = None,
     ) -> None:
         args.gradient_accumulation_steps = 1  # for HF a step is one batch, see get_batch_samples
-        super().__init__(model=model, args=args, callbacks=callbacks)
-        self.data, self.control_group, self.signals, self.heartbeat = (
-            data,
-            control_group,
-            signals,
-            heartbeat,
-        )
-        self.first_step, self._consumed_before = first_step, consumed_samples
+        super().__init__(model=model, args=args)
+        self.remove_callback(PrinterCallback)
+        self.data = data
+        self.control_group = control_group
+        self.signals = signals
+        self.heartbeat = heartbeat
+        self.first_step = first_step
+        self._consumed_before = consumed_samples
         self.data_seconds = 0.0
         self.muon = muon
-        self.z_loss, self.z_loss_sum = z_loss, torch.zeros((), device=args.device)
-        self._norm_copy, self._z_loss_copy, self._z_loss_host = (
-            PinnedCopy(),
-            PinnedCopy(),
-            self.z_loss_sum,
-        )
+        self.z_loss = z_loss
+        self.z_loss_sum = torch.zeros((), device=args.device)
+        self._norm_copy = PinnedCopy()
+        self._z_loss_copy = PinnedCopy()
+        self._z_loss_host = self.z_loss_sum
         self.last_loss: torch.Tensor | None = None
         self.held_out: HeldOutLoss | None = None
         self.held_out_of: dict[str, HeldOutLoss] = {}
-        self._fresh: StartSettings | None = (
-            None  # before a checkpoint is loaded into optimizer and schedule
-        )
-        self._random_state_in: str | None = (
-            None  # a checkpoint whose random state is still to be loaded
-        )
+        # This start's optimizer and schedule settings, before a checkpoint is loaded into them.
+        self._start_settings: StartSettings | None = None
+        # A checkpoint whose random state is still to be loaded.
+        self._random_state_in: str | None = None
 
     @property
     def consumed_samples(self) -> int:
@@ -142,35 +115,42 @@ class WikiTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
-        """HF's. It is the last thing made before a checkpoint is loaded, so here the settings are still this start's."""
+        """HF's; nothing is loaded yet, so optimizer and schedule still have this start's settings."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
-        self._fresh = StartSettings.of(self.optimizer, scheduler)  # type: ignore[arg-type]
+        self._start_settings = StartSettings.of(self.optimizer, scheduler)  # type: ignore[arg-type]
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """HF's (DeepSpeed has loaded its own before); then what this start says of rates, decay and intervals holds again."""
+        """HF's, then this start's rates, decay and intervals again.
+
+        DeepSpeed has loaded its own.
+        """
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self._fresh is not None:
-            self._fresh.put_back(self.optimizer, self.lr_scheduler)
+        if checkpoint is not None and self._start_settings is not None:
+            self._start_settings.reapply(self.optimizer, self.lr_scheduler)
             self.state.compute_steps(self.args, self.args.max_steps)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """HF loads it before the DataLoader's iterator draws a seed, which would leave it one draw ahead: it waits."""
+        """Load it later: HF would, before the DataLoader's iterator draws a seed from it."""
         self._random_state_in = checkpoint
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """HF warns of weights that are missing or unknown. A tied one is stored once; any other ends the resume."""
+        """Refuse weights that are missing or unknown, of which HF warns.
+
+        A tied one is stored once.
+        """
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         missing = [name for name in load_result.missing_keys if name not in tied]
         if missing or load_result.unexpected_keys:
+            unknown = ", ".join(load_result.unexpected_keys) or "none"
             raise CheckpointError(
                 "The weights in the checkpoint are not those of this model.",
-                got=f"missing: {', '.join(missing) or 'none'}\nunknown: {', '.join(load_result.unexpected_keys) or 'none'}",
+                got=f"missing: {', '.join(missing) or 'none'}\nunknown: {unknown}",
                 fix="resume with the model that was trained",
             )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        # Not prepared by accelerate: it would share the batches out over the ranks a second time.
+        # Not prepared by accelerate, which would split the batches over the ranks a second time.
         return train_loader(
             self.data.train,
             self.data.order,
@@ -186,14 +166,16 @@ class WikiTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor | None]:
-        """All micro-batches of one optimizer step as one item, and the number of targets in the step's global batch.
+        """All micro-batches of one optimizer step as one item, and the targets of its global batch.
 
-        That number follows from the order alone: no count on the device and no collective per step.
+        Their number follows from the order alone: no count on the device, no collective per step.
         """
         if self._random_state_in is not None:
             super()._load_rng_state(self._random_state_in)
             self._random_state_in = None
-        start, first, shape = time.perf_counter(), self.consumed_samples, self.data.shape
+        start = time.perf_counter()
+        shape = self.data.shape
+        first = self.consumed_samples
         stop = first + shape.global_batch_at(self.state.global_step)
         if self.state.global_step < self.args.max_steps:
             self.heartbeat.enter("supply")
@@ -203,24 +185,24 @@ class WikiTrainer(Trainer):
         batches = [batch for _, batch in zip(micro_steps, epoch_iterator, strict=False)]
         self.data_seconds += time.perf_counter() - start
         for batch in batches:
-            if isinstance(batch, WikiLLMError):  # what a loader process met
+            if isinstance(batch, WikiLLMError):  # raised in a loader process
                 raise batch
         if not batches:
             return [], None
         targets = self.data.order.targets_between(first, stop)
-        return [batches], torch.full(
-            (), targets, device=device
-        )  # a kernel; torch.tensor would copy, and wait for it
+        # torch.full is a kernel; torch.tensor would copy, and wait for the copy.
+        return [batches], torch.full((), targets, device=device)
 
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """All micro-steps of an optimizer step; ranks exchange gradients after the last one, as far as ZeRO lets them.
+        """All micro-steps of an optimizer step; returns the loss to be logged, without the z-loss.
 
-        What it returns is logged as the loss: the cross entropy of the global batch, without the z-loss.
+        Without DeepSpeed, ranks exchange gradients only after the last micro-step.
         """
         if self.is_deepspeed_enabled and len(inputs) != model.gradient_accumulation_steps():
-            # DeepSpeed counts each rank's input as sequences of its own, also where they are parts of one.
+            # DeepSpeed counts each rank's input as sequences of its own, also where they are
+            # stretches.
             size = self.data.shard.size if self.data.shard else 1
             model.set_train_batch_size(
                 size * self.data.shape.global_batch_at(self.state.global_step)
@@ -228,22 +210,19 @@ class WikiTrainer(Trainer):
         losses = []
         for number, batch in enumerate(inputs, start=1):
             is_last = number == len(inputs)
-            self.accelerator.sync_gradients = (
-                is_last  # where accelerate tells DeepSpeed that a step ends
-            )
+            self.accelerator.sync_gradients = is_last  # accelerate passes it on to DeepSpeed
             waits = not is_last and not self.is_deepspeed_enabled
             with self.accelerator.no_sync(model) if waits else nullcontext():
                 losses.append(self._micro_step(model, batch, num_items_in_batch))
         if self.z_loss is not None:
-            self._z_loss_host = self._z_loss_copy.bring(self.z_loss_sum)
+            self._z_loss_host = self._z_loss_copy.start(self.z_loss_sum)
         return torch.stack(losses).sum()
 
     def _micro_step(self, model: Any, batch: Any, num_items_in_batch: Any) -> torch.Tensor:
         loss = super().training_step(model, to_device(batch, self.args.device), num_items_in_batch)
         if self.z_loss is not None and self.z_loss.latest is not None:
-            part = (
-                self.z_loss.latest * self.accelerator.num_processes
-            )  # as HF scales the loss it averages over ranks
+            # HF scales the loss by the number of ranks, since it averages over them.
+            part = self.z_loss.latest * self.accelerator.num_processes
             self.z_loss_sum += part
             loss = loss - part.to(loss.dtype)
         self.last_loss = loss
@@ -254,34 +233,30 @@ class WikiTrainer(Trainer):
         return sum(super(WikiTrainer, self).floating_point_ops(batch) for batch in inputs)
 
     def mean_z_loss(self, steps: int) -> float | None:
-        """The z-loss per optimizer step since the last call, over all ranks; None in a run without it. (all ranks)"""
+        """The z-loss per optimizer step since the last call, over all ranks; None without one.
+
+        (all ranks)
+        """
         if self.z_loss is None:
             return None
-        mean = (
-            self.control_group.sum(float(self._z_loss_host))[0]
-            / self.accelerator.num_processes
-            / max(1, steps)
-        )
+        total = self.control_group.sum(float(self._z_loss_host))[0]
         self.z_loss_sum.zero_()
-        return mean
+        return total / self.accelerator.num_processes / max(1, steps)
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        """HF's; DeepSpeed clips by itself, and of what it tells accelerate would wait for the value."""
-        return (
-            model.get_global_grad_norm()
-            if self.is_deepspeed_enabled
-            else super()._clip_grad_norm(model)
-        )
+        """HF's; DeepSpeed clips itself, and accelerate would wait for the value of its norm."""
+        if self.is_deepspeed_enabled:
+            return model.get_global_grad_norm()
+        return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm to be logged, not waited for: it has arrived on the host when the loss has been read."""
+        """The norm to log, without waiting: it is on the host once the loss has been read."""
         if grad_norm is None and self.is_deepspeed_enabled:
             grad_norm = model.get_global_grad_norm()
         elif grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(model.parameters(), float("inf"))
-        return (
-            self._norm_copy.bring(grad_norm) if isinstance(grad_norm, torch.Tensor) else grad_norm
-        )
+        is_tensor = isinstance(grad_norm, torch.Tensor)
+        return self._norm_copy.start(grad_norm) if is_tensor else grad_norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """HF's, into the staging folder."""
@@ -289,21 +264,23 @@ class WikiTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     def store_flos(self) -> None:
-        """HF adds the counts up over the ranks, a collective and a read; here all ranks have the same."""
+        """HF sums the counts over the ranks with a collective; here all ranks have the same."""
         self.state.total_flos += self.current_flos * self.accelerator.num_processes
         self.current_flos = 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss on each held-out stream and on all; a stop request ends it early on all ranks. (all ranks)"""
+        """Loss on each held-out stream and over all of them. (all ranks)
+
+        Returns {} when a stop request ended the evaluation early, on all ranks.
+        """
         found: dict[str, HeldOutLoss] = {}
         for stream in self.data.val:
             result = self._held_out_loss(stream)
             if result is None:
                 return {}
             found[stream.name] = result
-        self.held_out = total = (
-            combined(found.values()) if len(found) > 1 else next(iter(found.values()))
-        )
+        results = list(found.values())
+        self.held_out = total = combined(results) if len(results) > 1 else results[0]
         self.held_out_of = {name: result for name, result in found.items() if name}
         metrics = {"eval_loss": total.loss, "eval_bits_per_byte": total.bits_per_byte}
         self.control = self.callback_handler.on_evaluate(
@@ -332,6 +309,9 @@ class WikiTrainer(Trainer):
         )
 
     def _should_stop_evaluating(self) -> bool:
-        """Asked before every batch, so it is also the mark that the evaluation goes on. (all ranks)"""
+        """Called before every batch, so it is also where the evaluation reports progress.
+
+        (all ranks)
+        """
         self.heartbeat.progress()
         return self.control_group.any(self.signals.received is not None)[0]

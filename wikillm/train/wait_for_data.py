@@ -1,8 +1,8 @@
-"""Data that is still being made while the run trains: who opens it, and how all ranks wait for it together.
+"""Opens the corpus of a run, and waits for samples of a store that is still being built.
 
-A rank that waited for a file while the others waited in a collective would end in their timeout, with no reason. So
-ranks wait in step: several times a second each says, through the control group, whether the samples stand, whether it
-knows of a failure, and whether it was asked to stop; all go on, or end, at the same moment and for the same reason.
+A rank that waited for a file alone would leave the others in a collective until it times out, with
+no reason given. So all ranks poll in step: several times a second they agree whether the samples
+exist, whether the build failed, and whether the run was asked to stop.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from wikillm.config.schema import RunConfig
+from wikillm.config.schema import DataSection
 from wikillm.core.errors import StoppedError, WikiLLMError
 from wikillm.core.log import say
 from wikillm.core.units import format_seconds
@@ -21,26 +21,30 @@ from wikillm.data.read.open import open_corpus, stream_corpus
 from wikillm.supervise.signals import StopSignals
 from wikillm.train.collectives import ControlGroup
 
-_SAY_EVERY_SECONDS = 10.0
+_LOG_EVERY_SECONDS = 10.0
 
 
-def open_run_corpus(cfg: RunConfig, world: World) -> Corpus:
-    """The corpus of a run: finished, or as soon as training can begin (data.streaming). (all ranks)"""
-    if cfg.train.num_train_epochs is None:
-        return stream_corpus(cfg.data, is_main=world.is_main, is_local_main=world.local_rank == 0)
-    if cfg.data.streaming != "off" and not cfg.data.mixture:
+def open_run_corpus(data: DataSection, world: World, *, in_epochs: bool) -> Corpus:
+    """The corpus of a run: finished, or with data.streaming its first window. (all ranks)
+
+    Args:
+        in_epochs: the horizon is a number of epochs, which needs the size of the finished store.
+    """
+    if not in_epochs:
+        return stream_corpus(data, is_main=world.is_main, is_local_main=world.local_rank == 0)
+    if data.streaming != "off" and not data.mixture:
         say(
             "note       train.num_train_epochs needs the number of tokens: "
             "the store is finished before training"
         )
-    return open_corpus(cfg.data, is_main=world.is_main)
+    return open_corpus(data, is_main=world.is_main)
 
 
 class DataWaiter:
-    """Waits for samples. One vote per window as long as the builder is ahead.
+    """Waits for samples. While the builder is ahead it costs one vote per window.
 
     Args:
-        on_small: called when the store turns out complete at the first wait, when nothing has been trained on yet: the
+        on_complete: called when the store is complete at the first wait, before any training: the
             place to refuse a corpus that is too small for the run. (all ranks)
     """
 
@@ -49,49 +53,57 @@ class DataWaiter:
         order: TrainingOrder,
         group: ControlGroup,
         signals: StopSignals,
-        on_small: Callable[[], None] = lambda: None,
+        on_complete: Callable[[], None] = lambda: None,
     ) -> None:
-        self._order, self._group, self._signals, self._on_small = order, group, signals, on_small
-        # samples that exist for every rank (None: all): the first window was waited for already
+        self._order = order
+        self._group = group
+        self._signals = signals
+        self._on_complete = on_complete
+        # Samples that every rank can read (None: all). The first window exists already.
         self._agreed = order.covered_with(0)
         self._is_first = True
 
     def wait_for(self, stop: int) -> None:
-        """Until the samples before `stop` stand for every rank. (all ranks, the same `stop`)
+        """Return when every rank can read the samples before `stop`. (all ranks, the same `stop`)
 
-        Raises what ended the build, on every rank, or StoppedError when a signal came while there was nothing to read.
+        Raises the error that ended the build, on every rank; StoppedError when a stop was requested
+        while samples were missing.
         """
-        is_first, self._is_first = self._is_first, False
+        is_first = self._is_first
+        self._is_first = False
         if self._agreed is None or stop <= self._agreed:
             return
-        start, said = time.monotonic(), 0.0
+        start = time.monotonic()
+        logged = 0.0
         while True:
-            trouble = self._order.trouble(start)  # looked at first: what stands after it is final
-            stands = self._order.covers(stop)
-            asked_to_stop = self._signals.received is not None
+            # Trouble is read first: samples that exist after it are final.
+            trouble = self._order.trouble(start)
+            exists = self._order.covers(stop)
+            is_asked = self._signals.received is not None
             waits, fails, stops = self._group.any(
-                not stands, not stands and trouble is not None, asked_to_stop
+                not exists, not exists and trouble is not None, is_asked
             )
             if fails:
-                raise self._first(trouble if not stands else None)
+                raise self._first_error(None if exists else trouble)
             if not waits:
                 break
             if stops:
                 raise StoppedError(
-                    f"Stopped by {self._signals.received or 'a signal to another rank'} while waiting for data; the "
-                    "latest checkpoint is complete.",
-                    fix="go on with the same command and --resume auto",
+                    f"Stopped by {self._signals.received or 'a signal to another rank'} while "
+                    "waiting for data; the latest checkpoint is complete.",
+                    fix="resume with the same command and --resume auto",
                 )
             waited = time.monotonic() - start
-            if waited - said >= _SAY_EVERY_SECONDS:
-                said = waited
-                say(f"waiting for data, {format_seconds(waited)} so far: {self._order.progress()}")
+            if waited - logged >= _LOG_EVERY_SECONDS:
+                logged = waited
+                progress = self._order.progress()
+                say(f"waiting for data, {format_seconds(waited)} so far: {progress}")
             time.sleep(POLL_SECONDS)
         self._agreed = self._order.covered_with(stop)
         if is_first and self._agreed is None:
-            self._on_small()
+            self._on_complete()
 
-    def _first(self, trouble: WikiLLMError | None) -> WikiLLMError:
-        """The failure that the lowest rank knows of. (all ranks)"""
-        known = [found for found in self._group.gather(trouble) if isinstance(found, WikiLLMError)]
-        return known[0]
+    def _first_error(self, trouble: WikiLLMError | None) -> WikiLLMError:
+        """The error of the lowest rank that has one. (all ranks)"""
+        found = self._group.gather(trouble)
+        return next(error for error in found if isinstance(error, WikiLLMError))

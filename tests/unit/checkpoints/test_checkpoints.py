@@ -1,4 +1,4 @@
-"""A checkpoint is complete or not there; the newest good one is found; the last good one is never removed."""
+"""A checkpoint is complete or absent; the newest good one is found and is never removed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -33,23 +34,21 @@ def make(folder: Path, step: int, content: bytes = b"weights" * 1000) -> Path:
     (checkpoint / "model.safetensors").write_bytes(content + str(step).encode())
     (checkpoint / "global_step" / "optimizer.pt").write_bytes(content * 2)
     (checkpoint / STATE).write_text(json.dumps({"step": step, "consumed_samples": step * 8}))
-    write_manifest(
-        checkpoint,
-        seal_files(checkpoint, files_to_list(checkpoint)),
-        {"step": step, "world_size": 1},
-    )
+    entries = seal_files(checkpoint, files_to_list(checkpoint))
+    write_manifest(checkpoint, entries, {"step": step, "world_size": 1})
     return checkpoint
+
+
+def steps(checkpoints: Iterable[Path]) -> list[int]:
+    return [int(path.name.removeprefix("checkpoint-")) for path in checkpoints]
 
 
 def test_a_sealed_checkpoint_verifies_and_gives_its_state(tmp_path: Path) -> None:
     checkpoint = make(tmp_path, 20)
     assert verify(checkpoint)["step"] == 20
     assert read_state(checkpoint)["consumed_samples"] == 160
-    assert set(verify(checkpoint)["files"]) == {
-        "model.safetensors",
-        "global_step/optimizer.pt",
-        STATE,
-    }
+    names = {"model.safetensors", "global_step/optimizer.pt", STATE}
+    assert set(verify(checkpoint)["files"]) == names
 
 
 def flip_a_bit(path: Path) -> None:
@@ -77,14 +76,15 @@ DAMAGE = {
 def test_damage_is_found_and_the_one_before_is_used(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, newest = make(tmp_path, 10), make(tmp_path, 20)
+    good = make(tmp_path, 10)
+    newest = make(tmp_path, 20)
     damage, message = DAMAGE[kind]
     damage(newest)
     with pytest.raises(CheckpointError, match=message):
         verify(newest)
     assert latest_complete(tmp_path) == good
-    assert "passing over checkpoint-20" in capsys.readouterr().err
-    assert newest.exists(), "a damaged checkpoint is evidence: it stays"
+    assert "skipping checkpoint-20" in capsys.readouterr().err
+    assert newest.exists(), "a damaged checkpoint stays for inspection"
 
 
 def test_a_manifest_cannot_name_files_outside(tmp_path: Path) -> None:
@@ -107,7 +107,8 @@ def test_all_damaged_is_refused_with_all_reasons_and_nothing_is_deleted(tmp_path
 
 
 def test_newest_means_the_highest_step_not_the_latest_mtime(tmp_path: Path) -> None:
-    make(tmp_path, 9), make(tmp_path, 100)
+    make(tmp_path, 9)
+    make(tmp_path, 100)
     os.utime(tmp_path / "checkpoint-9", (2e9, 2e9))
     (tmp_path / "latest").write_text("checkpoint-9")
     found = latest_complete(tmp_path)
@@ -130,21 +131,12 @@ def test_rotation_keeps_the_newest_and_does_not_count_damaged_ones(tmp_path: Pat
     for step in (10, 20, 30, 40):
         make(tmp_path, step)
     os.truncate(tmp_path / "checkpoint-40" / "model.safetensors", 1)
-    removed = keep_newest(tmp_path, keep=2)
-    assert [path.name for path in removed] == ["checkpoint-10"]
-    assert [path.name for path in list_checkpoints(tmp_path)] == [
-        "checkpoint-40",
-        "checkpoint-30",
-        "checkpoint-20",
-    ]
+    assert steps(keep_newest(tmp_path, keep=2)) == [10]
+    assert steps(list_checkpoints(tmp_path)) == [40, 30, 20]
     (tmp_path / STAGING / "checkpoint-50").mkdir(parents=True)
     (tmp_path / ".deleting-checkpoint-5").mkdir()
     clear_leftovers(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "checkpoint-20",
-        "checkpoint-30",
-        "checkpoint-40",
-    ]
+    assert sorted(steps(tmp_path.iterdir())) == [20, 30, 40]
 
 
 SAVER = """
@@ -168,9 +160,9 @@ while True:
 """
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.004, 0.011, 0.023, 0.05])
+@pytest.mark.parametrize("delay", [0.0, 0.011, 0.05])
 def test_sigkill_at_any_moment_leaves_only_good_checkpoints(tmp_path: Path, delay: float) -> None:
-    """A process that saves and rotates without pause is killed; what is listed verifies, and is the last or next step."""
+    """A process that saves and rotates is killed: what is listed verifies, up to the last step."""
     first = 0
     for _ in range(3):
         program = SAVER.format(folder=str(tmp_path), first=first, tests=str(Path(__file__).parent))
@@ -204,19 +196,12 @@ def test_hashing_is_shared_by_size(tmp_path: Path) -> None:
     assert [len(share) for share in deal_by_size(tmp_path, 8)].count(0) == 2
 
 
-def test_the_checkpoint_a_run_goes_on_from_is_spared(tmp_path: Path) -> None:
+def test_the_checkpoint_that_a_run_resumed_from_is_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         make(tmp_path, step)
-    assert [path.name for path in superfluous(tmp_path, 2, tmp_path / "checkpoint-2")] == [
-        "checkpoint-3",
-        "checkpoint-1",
-    ]
+    assert steps(superfluous(tmp_path, 2, tmp_path / "checkpoint-2")) == [3, 1]
     keep_newest(tmp_path, 2, tmp_path / "checkpoint-2")
-    assert [path.name for path in list_checkpoints(tmp_path)] == [
-        "checkpoint-5",
-        "checkpoint-4",
-        "checkpoint-2",
-    ]
+    assert steps(list_checkpoints(tmp_path)) == [5, 4, 2]
 
 
 def test_room_to_come_is_what_leftovers_and_superfluous_checkpoints_hold(tmp_path: Path) -> None:
@@ -233,5 +218,5 @@ def test_room_to_come_is_what_leftovers_and_superfluous_checkpoints_hold(tmp_pat
 @pytest.mark.parametrize("wrong", [None, -1, 10**30, "7", True])
 def test_a_state_without_counts_is_damaged(wrong: object, tmp_path: Path) -> None:
     (tmp_path / STATE).write_text(json.dumps({"step": 3, "consumed_samples": wrong}))
-    with pytest.raises(CheckpointError, match="holds no counts"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         read_state(tmp_path)

@@ -14,7 +14,7 @@ from wikillm.checkpoints.latest import find_complete, latest_complete
 from wikillm.checkpoints.layout import MANIFEST, STATE, TRAINER_STATE, list_checkpoints
 from wikillm.checkpoints.lineage import (
     Descent,
-    Place,
+    Position,
     arrange,
     left_behind,
     next_descent,
@@ -72,26 +72,24 @@ def rolled_back(tmp_path: Path) -> Run:
     return run
 
 
-def test_the_branch_written_last_counts_and_the_other_is_named(
+def test_the_branch_written_last_is_used_and_the_other_is_named(
     rolled_back: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lineage = arrange(rolled_back.folder)
     assert (names(lineage.branch), names(lineage.abandoned)) == ([6, 4, 2], [8])
     found = latest_complete(rolled_back.folder)
     assert found is not None and found.name == "checkpoint-6"
-    assert "passing over checkpoint-8: it is abandoned" in capsys.readouterr().err
+    assert "skipping checkpoint-8: it is abandoned" in capsys.readouterr().err
     assert find_complete(rolled_back.folder).name == "checkpoint-6"
-    assert find_complete(rolled_back.folder / "checkpoint-8").name == "checkpoint-8", (
-        "by its name it is still there"
-    )
+    assert find_complete(rolled_back.folder / "checkpoint-8").name == "checkpoint-8"  # by name
 
 
 def test_each_manifest_has_its_parent_and_a_growing_sequence(rolled_back: Run) -> None:
     assert read_descent(rolled_back.folder / "checkpoint-8") == Descent(
-        Place(4, 8), (Place(3, 6), Place(2, 4), Place(1, 2))
+        Position(4, 8), (Position(3, 6), Position(2, 4), Position(1, 2))
     )
     assert read_descent(rolled_back.folder / "checkpoint-6") == Descent(
-        Place(5, 6), (Place(2, 4), Place(1, 2))
+        Position(5, 6), (Position(2, 4), Position(1, 2))
     )
 
 
@@ -105,9 +103,7 @@ def test_a_damaged_newest_one_falls_back_along_its_branch(rolled_back: Run, ruin
     assert found is not None and found.name == "checkpoint-4"
 
 
-def test_without_a_good_one_on_the_branch_the_abandoned_one_is_offered_and_not_taken(
-    rolled_back: Run,
-) -> None:
+def test_without_a_good_one_on_the_branch_the_abandoned_one_is_offered(rolled_back: Run) -> None:
     for step in (2, 4, 6):
         damage(rolled_back.folder / f"checkpoint-{step}")
     with pytest.raises(CheckpointError, match="current branch") as caught:
@@ -118,7 +114,7 @@ def test_without_a_good_one_on_the_branch_the_abandoned_one_is_offered_and_not_t
         latest_complete(rolled_back.folder)
 
 
-def test_going_back_to_an_abandoned_branch_makes_it_the_current_one(rolled_back: Run) -> None:
+def test_resuming_from_an_abandoned_branch_makes_it_the_current_one(rolled_back: Run) -> None:
     rolled_back.go_back(8)
     assert names(left_behind(rolled_back.folder, rolled_back.origin)) == [6]
     rolled_back.save(10)
@@ -129,7 +125,7 @@ def test_going_back_to_an_abandoned_branch_makes_it_the_current_one(rolled_back:
 @pytest.mark.parametrize(
     ("keep", "stay"), [(1, [6]), (2, [6, 4]), (3, [6, 4, 2]), (4, [8, 6, 4, 2])]
 )
-def test_rotation_removes_abandoned_ones_first_and_never_the_last_one_written(
+def test_rotation_removes_abandoned_ones_first(
     rolled_back: Run, keep: int, stay: list[int]
 ) -> None:
     rolled_back.go_back(4)
@@ -144,18 +140,13 @@ def test_rotation_keeps_the_last_good_one_even_on_an_abandoned_branch(rolled_bac
     verify(rolled_back.folder / "checkpoint-8")
 
 
-def test_checkpoints_of_earlier_versions_are_one_branch_in_the_order_of_their_steps(
-    tmp_path: Path,
-) -> None:
+def test_checkpoints_of_earlier_versions_are_one_branch(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for step in (2, 4, 6, 8):
         manifest = run.save(step) / MANIFEST
-        old = {
-            k: v
-            for k, v in json.loads(manifest.read_text()).items()
-            if k not in ("sequence", "ancestors")
-        }
-        manifest.write_text(json.dumps(old))
+        recorded = json.loads(manifest.read_text())
+        del recorded["sequence"], recorded["ancestors"]
+        manifest.write_text(json.dumps(recorded))
     assert names(arrange(tmp_path).branch) == [8, 6, 4, 2]
     run.go_back(4)
     run.save(5)
@@ -166,7 +157,9 @@ def test_checkpoints_of_earlier_versions_are_one_branch_in_the_order_of_their_st
     assert found is not None and found.name == "checkpoint-4"
 
 
-def test_a_run_that_comes_from_elsewhere_abandons_what_is_there(tmp_path: Path) -> None:
+def test_a_run_that_resumed_elsewhere_abandons_the_checkpoints_of_the_folder(
+    tmp_path: Path,
+) -> None:
     run = Run(tmp_path)
     run.save(8)
     run.origin = None
@@ -176,11 +169,10 @@ def test_a_run_that_comes_from_elsewhere_abandons_what_is_there(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_any_history_of_saves_returns_and_damage_resumes_on_the_branch_written_last(
-    tmp_path: Path, seed: int
-) -> None:
-    """Against a plain list of what was written: the newest good one of the line of the last one written is found."""
-    random_number, run = random.Random(seed), Run(tmp_path)
+def test_any_history_resumes_on_the_branch_written_last(tmp_path: Path, seed: int) -> None:
+    """The newest good checkpoint of that branch is found; a plain list is the reference."""
+    random_number = random.Random(seed)
+    run = Run(tmp_path)
     line: list[int] = []  # steps of the current branch, oldest first
     lines: dict[int, list[int]] = {}  # the branch of each checkpoint that stands
     for _ in range(16):
@@ -200,19 +192,14 @@ def test_any_history_of_saves_returns_and_damage_resumes_on_the_branch_written_l
     for step in on_branch[:-1]:
         damage(tmp_path / f"checkpoint-{step}")
     found = latest_complete(tmp_path)
-    assert (
-        found is not None and found.name == f"checkpoint-{on_branch[-1]}" and on_branch[-1] in line
-    )
+    assert found is not None and found.name == f"checkpoint-{on_branch[-1]}"
+    assert on_branch[-1] in line
 
 
-def test_a_crash_while_a_checkpoint_is_replaced_leaves_the_old_or_the_new_one(
-    tmp_path: Path,
-) -> None:
+def test_a_crash_while_a_checkpoint_is_replaced_leaves_one(tmp_path: Path) -> None:
     run = Run(tmp_path)
     checkpoint = run.save(6)
-    os.replace(
-        checkpoint, tmp_path / ".replaced-checkpoint-6"
-    )  # what stands between the two renames
+    os.replace(checkpoint, tmp_path / ".replaced-checkpoint-6")  # between the two renames
     clear_leftovers(tmp_path)
     verify(checkpoint)
     shutil.copytree(checkpoint, tmp_path / ".replaced-checkpoint-6")  # after both
@@ -230,7 +217,7 @@ def test_a_crash_while_a_checkpoint_is_replaced_leaves_the_old_or_the_new_one(
         {"sequence": -1},
     ],
 )
-def test_a_manifest_with_a_wrong_lineage_is_passed_over(
+def test_a_manifest_with_a_wrong_lineage_is_skipped(
     tmp_path: Path, planted: dict[str, object]
 ) -> None:
     run = Run(tmp_path)

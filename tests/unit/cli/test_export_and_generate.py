@@ -52,7 +52,7 @@ def test_export_takes_the_newest_good_checkpoint(
     monkeypatch.chdir(tmp_path)
     assert main(["export", str(run), "--dtype", "bf16"]) == 0
     captured = capsys.readouterr()
-    assert "passing over checkpoint-9" in captured.err
+    assert "skipping checkpoint-9" in captured.err
     folder = Path("exports/small-7")
     assert str(folder) in captured.out
     card = (folder / "README.md").read_text()

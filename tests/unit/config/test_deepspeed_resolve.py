@@ -297,8 +297,8 @@ import json, sys
 from pathlib import Path
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments
-from wikillm.train.cpu_ops import build_cpu_ops
-build_cpu_ops()  # in a folder of our own: in DeepSpeed's, a build that anybody killed would hold this one up for ever
+from wikillm.train.cpu_ops import build_cpu_op
+build_cpu_op()  # in a folder of our own: in DeepSpeed's, a build that anybody killed would hold this one up for ever
 folder = Path(sys.argv[1])
 args = TrainingArguments(
     str(folder), deepspeed=json.loads((folder / "ds.json").read_text()), per_device_train_batch_size=2,

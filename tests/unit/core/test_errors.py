@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from wikillm.core.errors import ConfigError, DataError, Problems, WikiLLMError, did_you_mean
+from wikillm.core.errors import DataError, Problems, WikiLLMError, did_you_mean
 
 
-def test_no_problem_no_error() -> None:
-    Problems(ConfigError).raise_if_any()
-
-
-def test_one_problem_is_raised_as_it_is() -> None:
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([("A is wrong.", "a", "b")], "A is wrong.\n  a\n  fix: b"),
+        (
+            [("A is wrong.", None, "b"), ("C is wrong.",)],
+            "2 problems.\n  1. A is wrong.\n    fix: b\n  2. C is wrong.",
+        ),
+    ],
+    ids=["one", "two"],
+)
+def test_problems_are_raised_together(found: list[tuple[str, ...]], message: str) -> None:
     problems = Problems(DataError)
-    problems.add("A is wrong.", got="a", fix="b")
+    problems.raise_if_any()  # nothing to raise yet
+    for problem in found:
+        problems.add(*problem)
+    assert len(problems) == len(found)
     with pytest.raises(DataError) as caught:
         problems.raise_if_any()
-    assert str(caught.value) == "A is wrong.\n  a\n  fix: b"
+    assert str(caught.value) == message
 
 
-def test_many_problems_are_numbered_together() -> None:
-    problems = Problems(ConfigError)
-    problems.add("A is wrong.", fix="b")
-    problems.add("C is wrong.")
-    assert len(problems) == 2
-    with pytest.raises(ConfigError) as caught:
-        problems.raise_if_any()
-    assert str(caught.value) == "2 problems.\n  1. A is wrong.\n    fix: b\n  2. C is wrong."
-
-
-def test_only_what_is_known_is_shown() -> None:
+def test_an_error_shows_only_what_it_has() -> None:
     assert str(WikiLLMError("A.")) == "A."
-    assert str(WikiLLMError("A.", fix="b")) == "A.\n  fix: b"
+    assert str(WikiLLMError("A.", fix="b\nc")) == "A.\n  fix: b\n       c"
 
 
 @pytest.mark.parametrize(

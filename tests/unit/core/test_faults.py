@@ -1,4 +1,4 @@
-"""What the operating system and the libraries raise gets the exit code of its kind; a mistake in the program gets none."""
+"""Errors of the system and of libraries get the exit code of their kind; bugs get none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def take_a_port_twice() -> None:
         TCPStore("127.0.0.1", taken.getsockname()[1], 1, is_master=True, use_libuv=True)
 
 
-# what was raised -> what its message must say
+# what was raised -> text of the refusal
 REAL: dict[str, tuple[Callable[[], object], str]] = {
     "full disk": (fill_a_disk, "No space left"),
     "missing file": (lambda: Path("/nonexistent/file").read_text(), "/nonexistent/file"),
@@ -48,7 +48,7 @@ REAL: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", REAL)
-def test_what_the_machine_refuses_is_the_machines(kind: str) -> None:
+def test_errors_of_the_machine_are_machine_errors(kind: str) -> None:
     act, said = REAL[kind]
     with pytest.raises(Exception) as caught:
         act()
@@ -57,15 +57,15 @@ def test_what_the_machine_refuses_is_the_machines(kind: str) -> None:
     assert said in str(refusal) and refusal.got and refusal.fix, str(refusal)
 
 
-# texts of libraries that need a full disk, a GPU or another machine to be raised
+# raised only with a full disk, a GPU or another machine
 TEXTS = {
     "safetensors": "Error while serializing: I/O error: No space left on device (os error 28)",
     "torch.save": "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534",
     "torch.save of old": "write(): fd 3 failed with No space left on device",
     "pyarrow": "[Errno 122] Error writing bytes to file. Detail: [errno 122] Disk quota exceeded",
     "CUDA": "CUDA out of memory. Tried to allocate 2.00 GiB",
-    "torch's store": "The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, "
-    "code: -98, name: EADDRINUSE, message: address already in use",
+    "torch's store": "The server socket has failed to listen on any local network address. "
+    "port: 29500, useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
     "threads": "can't start new thread",
 }
 
@@ -75,25 +75,22 @@ def test_a_librarys_text_is_understood(library: str) -> None:
     assert isinstance(as_refusal(RuntimeError(TEXTS[library])), MachineError)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\x10\0\0\0\0\0\0\0{", b"x" * 100], ids=["empty", "cut off", "other"]
-)
-def test_damaged_weights_are_the_checkpoints_fault(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(Exception) as caught:
-        load_file(path)
-    assert isinstance(as_refusal(caught.value), CheckpointError)
+DAMAGED = {
+    "empty weights": ("model.safetensors", b""),
+    "weights cut off": ("model.safetensors", b"\x10\0\0\0\0\0\0\0{"),
+    "other weights": ("model.safetensors", b"x" * 100),
+    "other pickle": ("optimizer.pt", b"x" * 100),
+    "pickle cut off": ("optimizer.pt", b"PK\x03\x04" + b"x" * 100),
+}
 
 
-@pytest.mark.parametrize(
-    "content", [b"x" * 100, b"PK\x03\x04" + b"x" * 100], ids=["other", "cut off"]
-)
-def test_a_damaged_pickle_is_the_checkpoints_fault(content: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "optimizer.pt"
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_file_is_a_checkpoint_error(kind: str, tmp_path: Path) -> None:
+    name, content = DAMAGED[kind]
+    path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(Exception) as caught:
-        torch.load(path, weights_only=True)
+        load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     assert isinstance(as_refusal(caught.value), CheckpointError)
 
 
@@ -111,11 +108,11 @@ def test_a_damaged_pickle_is_the_checkpoints_fault(content: bytes, tmp_path: Pat
     ],
     ids=repr,
 )
-def test_a_mistake_of_the_program_is_nobody_elses(mistake: Exception) -> None:
+def test_a_bug_is_no_refusal(mistake: Exception) -> None:
     assert as_refusal(mistake) is None
 
 
-def test_what_led_to_an_error_counts_only_where_it_was_named_as_the_cause() -> None:
+def test_only_a_named_cause_counts() -> None:
     try:
         try:
             fill_a_disk()
@@ -132,7 +129,7 @@ def test_what_led_to_an_error_counts_only_where_it_was_named_as_the_cause() -> N
         assert as_refusal(mistake) is None
 
 
-def test_a_refusal_stays_what_it_is() -> None:
+def test_a_refusal_is_returned_as_it_is() -> None:
     for error in (ConfigError("a"), DataError("b"), CheckpointError("c")):
         assert as_refusal(error) is error
 

@@ -1,4 +1,4 @@
-"""Files are the old ones or the new ones, never halves; digests and listings do not depend on the machine."""
+"""Files are old or new, never half; digests and listings do not depend on the machine."""
 
 from __future__ import annotations
 

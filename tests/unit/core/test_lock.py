@@ -1,4 +1,4 @@
-"""One holder across processes; a holder that is killed leaves nothing behind."""
+"""One holder across processes; a killed holder leaves no lock behind."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from wikillm.core.lock import FileLock, lock_or_wait
 HOLD = """
 import sys, time
 from pathlib import Path
-import pytest
-
 from wikillm.core.lock import FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.try_acquire(), "the lock was not free"
@@ -53,7 +51,7 @@ def test_one_holder_and_its_name(tmp_path: Path) -> None:
         pass
 
 
-def test_waiting_tells_who_is_waited_for(tmp_path: Path) -> None:
+def test_the_holder_is_reported_while_waiting(tmp_path: Path) -> None:
     process = holder(tmp_path / "lock")
     heard: list[tuple[str, float]] = []
 
@@ -88,7 +86,7 @@ def test_threads_exclude_each_other(tmp_path: Path) -> None:
     assert most == [1] * 15
 
 
-def test_damaged_lock_file_still_has_an_answer(tmp_path: Path) -> None:
+def test_a_damaged_lock_file_names_another_process(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("not json")
     assert FileLock(tmp_path / "lock").holder() == "another process"
 
@@ -96,8 +94,6 @@ def test_damaged_lock_file_still_has_an_answer(tmp_path: Path) -> None:
 FORKING = """
 import os, sys, time
 from pathlib import Path
-import pytest
-
 from wikillm.core.lock import FileLock
 lock = FileLock(Path(sys.argv[1]))
 assert lock.try_acquire()
@@ -115,8 +111,8 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.parametrize("end", ["release", "die"])
-def test_a_forked_child_has_no_share(end: str, tmp_path: Path) -> None:
-    """The parent's hold survives the fork, and ends with the parent although the child lives on."""
+def test_a_forked_child_does_not_own_the_lock(end: str, tmp_path: Path) -> None:
+    """The parent keeps the lock over the fork; it ends with the parent, while the child lives."""
     path = tmp_path / "lock"
     parent = subprocess.Popen(
         [sys.executable, "-c", FORKING, str(path)],

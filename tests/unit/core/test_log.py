@@ -1,4 +1,4 @@
-"""Rank 0 speaks, every rank keeps a file, and a lost terminal never ends a run."""
+"""Rank 0 prints, every rank logs to a file, and a lost terminal never ends a run."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def run(tmp_path: Path, **environ: str) -> subprocess.CompletedProcess[bytes]:
 def test_rank_0_prints_and_logs(tmp_path: Path) -> None:
     done = run(tmp_path, RANK="0", PYTHONUTF8="1")
     assert done.stdout.decode() == "步 1!\n"
-    assert done.stderr.decode() == "warning: careful 一\n", (
-        "once, not a second time by the logging module"
-    )
+    assert done.stderr.decode() == "warning: careful 一\n", "not repeated by the logging module"
     log = (tmp_path / "logs" / "rank.log").read_text(encoding="utf-8")
     assert "INFO wikillm: 步 1" in log and "WARNING wikillm: careful 一" in log
 

@@ -1,4 +1,4 @@
-"""Rank and size from the environment, and nothing else."""
+"""Rank and size come from the environment alone."""
 
 from __future__ import annotations
 
@@ -19,13 +19,8 @@ def test_a_lone_process_is_a_world_of_one() -> None:
 def test_a_launcher_decides() -> None:
     environ = {"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     world = World.from_env(environ)
-    assert (world.rank, world.size, world.local_rank, world.nodes, world.is_main) == (
-        5,
-        16,
-        1,
-        4,
-        False,
-    )
+    assert world == World(rank=5, size=16, local_rank=1, local_size=4)
+    assert (world.nodes, world.is_main) == (4, False)
     deepspeeds = {"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_SIZE": "4"}
     assert World.from_env(deepspeeds) == world
 
@@ -46,7 +41,7 @@ def test_contradictions_are_refused(environ: dict[str, str]) -> None:
     assert f"RANK={environ['RANK']}" in str(caught.value)
 
 
-def test_words_are_no_numbers() -> None:
+def test_a_word_is_not_a_number() -> None:
     with pytest.raises(MachineError, match="WORLD_SIZE is not a number"):
         World.from_env({"WORLD_SIZE": "two"})
 
@@ -54,15 +49,8 @@ def test_words_are_no_numbers() -> None:
 @pytest.fixture
 def environ(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real environment without a launcher's variables; whatever `export` sets is undone."""
-    for name in (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-        "LOCAL_SIZE",
-        "MASTER_ADDR",
-        "MASTER_PORT",
-    ):
+    names = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE LOCAL_SIZE MASTER_ADDR MASTER_PORT"
+    for name in names.split():
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
@@ -76,13 +64,8 @@ def test_export_makes_a_lone_process_a_group(environ: None) -> None:
 def test_export_leaves_a_launchers_variables(
     environ: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {
-        "RANK": "1",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "10.0.0.1",
-        "MASTER_PORT": "29500",
-    }.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     World(1, 2, 1, 2).export()
     assert (os.environ["MASTER_ADDR"], os.environ["RANK"]) == ("10.0.0.1", "1")
 
@@ -110,7 +93,7 @@ def test_open_mpis_names_are_translated() -> None:
     assert (environ["MASTER_ADDR"], environ["MASTER_PORT"]) == ("node1", "29500")
 
 
-def test_open_mpi_on_several_nodes_needs_a_place_to_meet() -> None:
+def test_open_mpi_on_several_nodes_needs_an_address() -> None:
     with pytest.raises(MachineError, match="MASTER_ADDR"):
         adopt_open_mpi({**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"})
     alone = {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
@@ -124,38 +107,36 @@ def test_a_launchers_own_names_win_over_open_mpis() -> None:
     assert environ == {"RANK": "0", **OPEN_MPI}
 
 
-MEETING = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # fmt: skip
+MEETING = {
+    "RANK": "0",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+BAD_PORTS = ["", "0", "65536", "-1", "29500.0", "port"]
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"MASTER_ADDR": ""},
-        {"MASTER_PORT": ""},
-        {"MASTER_PORT": "0"},
-        {"MASTER_PORT": "65536"},
-        {"MASTER_PORT": "-1"},
-        {"MASTER_PORT": "29500.0"},
-        {"MASTER_PORT": "port"},
-    ],
-    ids=str,
+    ("name", "value"), [("MASTER_ADDR", ""), *(("MASTER_PORT", port) for port in BAD_PORTS)]
 )
-def test_several_ranks_without_a_place_to_meet_are_refused(change: dict[str, str]) -> None:
-    environ = {**MEETING, **change}
+def test_several_ranks_without_a_rendezvous_address_are_refused(name: str, value: str) -> None:
+    World.from_env(MEETING).check_meeting_place(dict(MEETING))
+    environ = MEETING | {name: value}
     with pytest.raises(MachineError, match="where the ranks of this run meet") as caught:
         World.from_env(environ).check_meeting_place(environ)
-    assert next(iter(change)) in str(caught.value)
-    World.from_env(MEETING).check_meeting_place(dict(MEETING))
+    assert name in str(caught.value)
 
 
-def test_a_lone_process_forgets_what_a_launcher_left() -> None:
+def test_a_lone_process_drops_the_variables_of_a_launcher() -> None:
     environ = {"RANK": "0", "LOCAL_RANK": "0", "PATH": "/bin", "MASTER_ADDR": "node1"}
     World.from_env(environ).check_meeting_place(environ)
     assert environ == {"PATH": "/bin", "MASTER_ADDR": "node1"}
 
 
 @pytest.mark.parametrize("name", ["PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
-def test_processes_of_an_unknown_mpi_are_not_trained_alone(name: str) -> None:
+def test_an_unknown_mpi_is_refused(name: str) -> None:
     with pytest.raises(MachineError, match="each would train alone") as caught:
         World().check_meeting_place({name: "2"})
     assert f"unset {name}" in str(caught.value)

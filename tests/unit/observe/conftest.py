@@ -1,4 +1,4 @@
-"""A SwanLab server on loopback: as much of its HTTP contract as tracking uses, everything it hears kept."""
+"""A SwanLab server on loopback: the HTTP calls that tracking uses, with a record of all requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The meter on a clock of its own: rates, waiting, pauses, resume."""
+"""The meter on a simulated clock: rates, waiting, pauses, resume."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from wikillm.observe.meter import Meter, peak_memory
 
 
 class Clock:
-    """Seconds that pass when told to."""
-
     def __init__(self) -> None:
         self.now = 100.0
 
@@ -58,39 +56,32 @@ def test_pauses_do_not_count() -> None:
     assert meter.read().tokens_per_second == 50
     meter.stop()
     clock.sleep(1000.0)
-    with meter.pause():  # a pause while it stands still does not start it
+    with meter.pause():  # a pause does not start a stopped meter
         clock.sleep(1.0)
     assert meter.read().train_seconds == 2.0
 
 
 def test_waiting_for_data() -> None:
     clock = Clock()
-
-    def slow() -> object:
-        for item in range(3):
-            clock.sleep(0.25)
-            yield item
-
     meter = Meter(1, clock=clock)
+    meter.waited(5.0)  # before training: does not count
     meter.start()
-    for _ in meter.batches(slow()):
-        clock.sleep(0.75)
+    for _ in range(3):
+        meter.waited(0.25)
+        clock.sleep(1.0)
         meter.step(1)
     assert meter.read().data_wait_fraction == pytest.approx(0.25)
 
 
-def test_a_resumed_meter_goes_on() -> None:
+def test_a_resumed_meter_continues() -> None:
     clock = Clock()
     meter = Meter(2, tokens=10**12, train_seconds=3600.0, clock=clock)
     meter.start()
     clock.sleep(1.0)
     meter.step(500)
     reading = meter.read()
-    assert (
-        reading.tokens == 10**12 + 500
-        and reading.train_seconds == 3601.0
-        and reading.tokens_per_second == 500
-    )
+    assert (reading.tokens, reading.train_seconds) == (10**12 + 500, 3601.0)
+    assert reading.tokens_per_second == 500
 
 
 def test_what_is_not_known_is_absent() -> None:
@@ -107,18 +98,16 @@ def test_what_is_not_known_is_absent() -> None:
     assert set(values) <= known, "every field has its name in names.py"
 
 
-@given(
-    st.lists(
-        st.tuples(st.floats(0.001, 100), st.integers(1, 10**6), st.booleans()),
-        min_size=1,
-        max_size=30,
-    )
-)
+STEP = st.tuples(st.floats(0.001, 100), st.integers(1, 10**6), st.booleans())
+
+
+@given(st.lists(STEP, min_size=1, max_size=30))
 def test_windows_add_up_to_the_whole(steps: list[tuple[float, int, bool]]) -> None:
     clock = Clock()
     meter = Meter(1, clock=clock)
     meter.start()
-    counted, seconds = 0.0, 0.0
+    counted = 0.0
+    seconds = 0.0
     for length, tokens, reads in steps:
         clock.sleep(length)
         meter.step(tokens)

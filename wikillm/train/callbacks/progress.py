@@ -1,27 +1,27 @@
-"""Marks on the supervisor's heartbeat what comes next: a step, an evaluation, a save. Last of the callbacks."""
+"""Marks on the supervisor's heartbeat what comes next: a step, an evaluation, a save."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from wikillm.supervise.heartbeat import Heartbeat
 
 
 class ProgressCallback(TrainerCallback):
-    """The order is Hugging Face's: step end, evaluation, save. Reading batches is marked by the trainer."""
+    """The last callback. HF's order is: step end, evaluation, save; the trainer marks reading."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
         self.heartbeat = heartbeat
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.heartbeat.enter("step")
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.heartbeat.step_done(state.global_step)
         if control.should_evaluate:
@@ -30,12 +30,12 @@ class ProgressCallback(TrainerCallback):
             self.heartbeat.enter("save")
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if control.should_save:
             self.heartbeat.enter("save")
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.heartbeat.enter("close")

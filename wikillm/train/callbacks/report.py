@@ -1,7 +1,7 @@
-"""What a run tells while it trains: the log table, metrics.jsonl, the tracker. Measures on all ranks, speaks on rank 0.
+"""What a run reports while it trains: the log table, metrics.jsonl, the tracker.
 
-Times do not count evaluation, checkpoints and samples: the meter stands still from the end of a step that is
-followed by one of them until the next step begins.
+All ranks measure, rank 0 reports. Evaluation, checkpoints and samples do not count: the meter stops
+at the end of a step that one of them follows, until the next step begins.
 """
 
 from __future__ import annotations
@@ -10,24 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from wikillm.config.schema import RunConfig
+from wikillm.config.schema import SwanLabSection
 from wikillm.core.errors import ExitCode
 from wikillm.core.log import say
 from wikillm.core.units import format_count
-from wikillm.core.world import World
 from wikillm.data.order.blocks import SourceUse
-from wikillm.data.read.corpus import Corpus
 from wikillm.evals.loss import weights_of
 from wikillm.observe import names
 from wikillm.observe.format import LogTable
 from wikillm.observe.meter import Meter
-from wikillm.observe.peak import PeakMemory
 from wikillm.observe.sinks import JsonlSink, Sample, Sink
 from wikillm.observe.swanlab import SwanLabSink
 from wikillm.plan.flops import peak_flops
-from wikillm.plan.run_plan import Plan
+from wikillm.train.context import RunContext
 from wikillm.train.resume import ResumePoint
 from wikillm.train.run_dir import RunDir
 from wikillm.train.trainer import WikiTrainer
@@ -39,47 +36,41 @@ class ReportCallback(TrainerCallback):
     """Turns HF's log events into readings, lines and records."""
 
     def __init__(
-        self,
-        cfg: RunConfig,
-        plan: Plan,
-        world: World,
-        run: RunDir,
-        identity: dict[str, Any],
-        corpus: Corpus,
-        point: ResumePoint | None,
+        self, context: RunContext, trainer: WikiTrainer, point: ResumePoint | None
     ) -> None:
-        self.plan, self.world, self.corpus = plan, world, corpus
+        plan, cfg = context.plan, context.resolved.config
+        self.plan = plan
+        self.corpus = context.corpus
+        self.trainer = trainer
+        self.peak = context.peak
         self.eval_steps = cfg.train.eval_steps
-        self.trainer: WikiTrainer | None = None  # set once the Trainer exists
-        self.peak: PeakMemory | None = None  # likewise
         self.first_loss: float | None = None
         self.last_loss: float | None = None
         on_gpu = torch.cuda.is_available()
         peak = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
         self.meter = Meter(
-            world.size,
+            context.world.size,
             flops_per_token=plan.flops_per_token,
             peak_flops=peak,
             tokens=point.consumed_samples * plan.sequence_length if point else 0,
             train_seconds=float(point.state.get("train_seconds", 0.0)) if point else 0.0,
             uses_gpu=on_gpu,
         )
-        self._tokens_at_start, self._seconds_at_start = self.meter.tokens, self.meter.train_seconds
-        self._table, self._lines = (
-            LogTable(plan.max_steps, plan.total_tokens, has_mfu=peak is not None),
-            0,
-        )
-        self._waited, self._logged_step = 0.0, point.step if point else 0
+        self._tokens_at_start = self.meter.tokens
+        self._seconds_at_start = self.meter.train_seconds
+        self._table = LogTable(plan.max_steps, plan.total_tokens, has_mfu=peak is not None)
+        self._lines = 0
+        self._waited = 0.0
+        self._logged_step = point.step if point else 0
         self.sinks: list[Sink] = []
-        if world.is_main:
-            self.sinks = [JsonlSink(run.path), _tracker(cfg, run, identity)]
+        if context.world.is_main:
+            tracker = _tracker(cfg.observe.swanlab, context.run, cfg.run.name, context.identity)
+            self.sinks = [JsonlSink(context.run.path), tracker]
             for sink in self.sinks:
                 sink.start({**cfg.model_dump(mode="json"), "plan": plan.to_json()})
 
     def sources_used(self) -> tuple[SourceUse, ...]:
-        """What optimizer steps have taken of each source of a mixture so far; nothing without one."""
-        if self.trainer is None:
-            return ()
+        """What optimizer steps have used of each source of a mixture so far; () without one."""
         return self.trainer.data.order.used(self.trainer.consumed_samples)
 
     @property
@@ -90,46 +81,43 @@ class ReportCallback(TrainerCallback):
 
     @property
     def mean_data_wait(self) -> float | None:
-        """Share of this process's part of the run, from 0 to 1, that this rank waited for batches."""
+        """Share of this process's part of the run that this rank waited for batches, 0 to 1."""
         seconds = self.meter.train_seconds - self._seconds_at_start
         return min(1.0, self._waited / seconds) if seconds > 0 else None
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.meter.start()
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.trainer is not None:
-            self.meter.waited(self.trainer.data_seconds - self._waited)
-            self._waited = self.trainer.data_seconds
+        self.meter.waited(self.trainer.data_seconds - self._waited)
+        self._waited = self.trainer.data_seconds
         sequences = self.plan.batch_ramp.sequences_at(state.global_step - 1)
         self.meter.step(sequences * self.plan.sequence_length)
-        is_last, every = state.global_step >= state.max_steps, self.eval_steps
-        if is_last or (every is not None and state.global_step % every == 0):
+        is_last = state.global_step >= state.max_steps
+        if is_last or (self.eval_steps is not None and state.global_step % self.eval_steps == 0):
             control.should_evaluate = True
         control.should_log = control.should_log or is_last
         pauses = control.should_evaluate or control.should_save
         if pauses:
             self.meter.stop()
-        if self.peak is not None:
-            self.peak.step_done(pauses=pauses)
+        self.peak.step_done(pauses=pauses)
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         logs: dict[str, Any] = kwargs["logs"]
-        state.log_history.clear()  # metrics.jsonl is the record; HF's list would grow into every checkpoint
+        state.log_history.clear()  # HF would save the growing list with every checkpoint
         if "loss" not in logs:
             return
         steps = state.global_step - self._logged_step
         self._logged_step = state.global_step
-        z_loss = self.trainer.mean_z_loss(steps) if self.trainer else None
-        reading = self.meter.read().as_metrics()
+        z_loss = self.trainer.mean_z_loss(steps)
         values = {
-            **reading,
+            **self.meter.read().as_metrics(),
             names.LOSS: float(logs["loss"]),
             names.LEARNING_RATE: float(logs["learning_rate"]),
         }
@@ -154,16 +142,16 @@ class ReportCallback(TrainerCallback):
         say(self._table.line({**values, names.STEP: state.global_step}))
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        held_out = self.trainer.held_out if self.trainer else None
+        held_out = self.trainer.held_out
         if held_out is None:
             return
         say(
             f"validation at step {state.global_step:,}: {held_out.loss:.4f} nats/token, "
             f"{held_out.bits_per_byte:.4f} bits/byte on {format_count(held_out.targets)} tokens"
         )
-        parts = self.trainer.held_out_of if self.trainer else {}
+        parts = self.trainer.held_out_of
         if parts:
             say(f"  {weights_of(parts)}")
         values = {
@@ -187,22 +175,23 @@ class ReportCallback(TrainerCallback):
             sink.text(step, samples)
 
     def close(self, error: BaseException | None) -> None:
-        """Finish the sinks, each within its own bound. Safe on the crash path."""
+        """Finish the sinks, each within its own time limit. Safe while an error is raised."""
         code = ExitCode.DONE if error is None else getattr(error, "exit_code", ExitCode.BUG)
+        reason = None
+        if error is not None:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
         for sink in self.sinks:
-            sink.finish(
-                int(code),
-                None if error is None else (str(error) or type(error).__name__).splitlines()[0],
-            )
+            sink.finish(int(code), reason)
 
 
-def _tracker(cfg: RunConfig, run: RunDir, identity: dict[str, Any]) -> SwanLabSink:
-    """SwanLab as configured; its run id is the run directory's, so a resumed run goes on in the same experiment."""
-    swanlab = cfg.observe.swanlab
+def _tracker(
+    swanlab: SwanLabSection, run: RunDir, run_name: str, identity: dict[str, Any]
+) -> SwanLabSink:
+    """SwanLab with the run directory's id, so that a resumed run continues its experiment."""
     return SwanLabSink(
         mode=swanlab.mode,
         project=swanlab.project,
-        experiment_name=swanlab.experiment_name or cfg.run.name,
+        experiment_name=swanlab.experiment_name or run_name,
         log_dir=Path(swanlab.log_dir) if swanlab.log_dir else run.path / "swanlog",
         workspace=swanlab.workspace,
         run_id=identity["tracker"],

@@ -1,7 +1,7 @@
-"""Sample generations while training: what the model writes, at each evaluation or every so many steps.
+"""Sample generations while training, at each evaluation or every so many steps.
 
-The random state is put back afterwards, so a run with samples is bit-identical to one without. Under ZeRO-3 all
-ranks take part, because every forward gathers weights; otherwise rank 0 alone.
+The random state is restored afterwards, so a run with samples is bit-identical to one without.
+Under ZeRO-3 all ranks take part, because every forward gathers weights; otherwise rank 0 alone.
 """
 
 from __future__ import annotations
@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tokenizers import Tokenizer
-from transformers import (
-    PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
 from wikillm.config.schema import ObserveSection
 from wikillm.core.log import warn
@@ -32,45 +26,43 @@ class SampleCallback(TrainerCallback):
 
     def __init__(
         self,
+        trainer: WikiTrainer,
+        report: ReportCallback,
         observe: ObserveSection,
         tokenizer_dir: Path,
         eos_id: int,
         world: World,
-        report: ReportCallback,
         *,
         is_partitioned: bool,
     ) -> None:
-        self.observe, self.eos_id, self.world, self.report = observe, eos_id, world, report
+        self.trainer = trainer
+        self.report = report
+        self.observe = observe
+        self.eos_id = eos_id
         self.is_partitioned = is_partitioned and world.size > 1
+        self.takes_part = bool(observe.sample_prompts) and (world.is_main or self.is_partitioned)
         self.tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
-        self.trainer: WikiTrainer | None = None  # set once the Trainer exists
         self._sampled_at = -1
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         every = self.observe.sample_steps
         if every is not None and state.global_step % every == 0:
             self._sample(state.global_step)
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if self.observe.sample_steps is None:
             self._sample(state.global_step)
 
     def _sample(self, step: int) -> None:
-        takes_part = self.world.is_main or self.is_partitioned
-        if (
-            self.trainer is None
-            or not takes_part
-            or not self.observe.sample_prompts
-            or step == self._sampled_at
-        ):
+        if not self.takes_part or step == self._sampled_at:
             return
         self._sampled_at = step
         prompts = self.observe.sample_prompts
-        self.trainer.heartbeat.enter("evaluate")  # the others wait in the next step for this rank
+        self.trainer.heartbeat.enter("evaluate")  # the others wait for this rank in the next step
         try:
             with self.report.meter.pause():
                 texts = complete(
@@ -81,7 +73,7 @@ class SampleCallback(TrainerCallback):
                     sampling=Sampling(max_new_tokens=self.observe.sample_tokens, seed=step),
                     synced_gpus=self.is_partitioned,
                 )
-        except ValueError as error:  # no room for the prompt: the same on every rank
+        except ValueError as error:  # a prompt leaves no room for tokens: the same on every rank
             warn(f"no samples: {error}")
             return
         samples = [Sample(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]

@@ -1,8 +1,10 @@
-"""Stops a run before a time limit that somebody else enforces: `train.max_hours`, early enough to save and to leave.
+"""Stops a run before a time limit that a scheduler enforces: `train.max_hours`.
 
-The clock starts with this process, or with the Slurm job where Slurm tells (SLURM_JOB_START_TIME): a limit is the job's,
-and tokenizing counts. Only decides; `StopSignals` carries the wish, so that all ranks stop at the same step, save, and
-exit with 75. At least one step is made per start, so that a limit that is too short still goes forward.
+It stops early enough to save and to exit. The clock starts with the Slurm job
+(SLURM_JOB_START_TIME),
+else with this process: the limit is the job's, and tokenizing counts. It only decides;
+`StopSignals` carries the request, so that all ranks stop at the same step, save, and exit with 75.
+Each start makes at least one step, so that a limit that is too short still makes progress.
 """
 
 from __future__ import annotations
@@ -14,22 +16,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 SLOW_DISK = 100e6
-"""Bytes/s assumed of writing and hashing until a save was measured: a slow network folder."""
+"""Bytes/s of writing and hashing assumed until a save was measured: a slow network folder."""
 MARGIN = 1.25
-"""Steps and saves vary; the longest one seen is taken so many times."""
+"""Steps and saves vary; the longest one seen is multiplied by this."""
 
 
 class TimeLimitCallback(TrainerCallback):
-    """Knows how long steps and saves take, and says when the next ones no longer fit.
+    """Measures steps and saves, and says when the next ones no longer fit.
 
     Args:
         hours: the limit; None for none.
-        checkpoint: its bytes, for a guess until a save was measured.
+        checkpoint: its bytes, for an estimate until a save was measured.
         save_seconds: of the longest save of earlier starts, 0 if unknown.
-        sequences: in the global batch of a step, from 0; where it grows, so does a step.
+        sequences: in the global batch of a step, from 0; a larger batch takes longer.
     """
 
     def __init__(
@@ -41,26 +43,31 @@ class TimeLimitCallback(TrainerCallback):
         sequences: Callable[[int], int] = lambda step: 1,
         elapsed: Callable[[], float] | None = None,
     ) -> None:
-        self.hours, self._elapsed = hours, elapsed or seconds_since_start
+        self.hours = hours
         self.save_seconds = save_seconds
-        self._guess = checkpoint / SLOW_DISK
-        self._sequences, self._next = sequences, 1
+        self._elapsed = elapsed or seconds_since_start
+        self._estimate = checkpoint / SLOW_DISK
+        self._sequences = sequences
+        self._next = 1  # sequences of the next step
         self._steps: deque[float] = deque(maxlen=50)  # seconds per sequence
         self._began: float | None = None
         self._saving_since: float | None = None
 
     def reason(self) -> str | None:
-        """Why to stop now, or None: what remains must hold a save, a second one if one is due, a step, and the exit."""
+        """Why to stop now, or None.
+
+        What remains must hold a save, a second one if one is due, a step, and the exit.
+        """
         if self.hours is None or not self._steps:
             return None
         limit = 3600 * self.hours
-        save = MARGIN * (self.save_seconds or self._guess)
+        save = MARGIN * (self.save_seconds or self._estimate)
         step = MARGIN * max(self._steps) * self._next
-        need = save * (1 if self._saving_since is None else 2) + step + min(60.0, 0.05 * limit)
-        return f"train.max_hours={self.hours:g}" if self._elapsed() + need >= limit else None
+        needed = save * (1 if self._saving_since is None else 2) + step + min(60.0, 0.05 * limit)
+        return f"train.max_hours={self.hours:g}" if self._elapsed() + needed >= limit else None
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         now = self._elapsed()
         if self._saving_since is not None:
@@ -69,7 +76,7 @@ class TimeLimitCallback(TrainerCallback):
         self._began = now
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         now = self._elapsed()
         if self._began is not None:
@@ -78,7 +85,7 @@ class TimeLimitCallback(TrainerCallback):
         self._saving_since = now if control.should_save else None
 
     def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if self._saving_since is not None:  # the trainer evaluates first, then saves
             self._saving_since = self._elapsed()
@@ -91,7 +98,6 @@ def seconds_since_start(
     started = environ.get("SLURM_JOB_START_TIME", "")
     if started.isdecimal():
         return time.time() - int(started)
-    fields = (
-        stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    )  # the name may hold anything
+    # The name in parentheses may hold anything, so the fields are counted from behind it.
+    fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")

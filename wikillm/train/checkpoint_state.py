@@ -1,0 +1,63 @@
+"""What a checkpoint records of its run, beside what Hugging Face and DeepSpeed save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wikillm.data.read.corpus import TrainingOrder, proportions
+from wikillm.evals.loss import HeldOutLoss
+from wikillm.train.context import RunContext
+from wikillm.train.resume import short_facts
+from wikillm.train.resume_keys import recorded_settings
+
+
+def run_facts(context: RunContext) -> dict[str, Any]:
+    """The facts that must be equal when a run goes on from a checkpoint (see `resume.FACTS`)."""
+    cfg, plan, engine = context.resolved.config, context.plan, context.engine
+    corpus = context.corpus
+    train = cfg.train
+    return {
+        "store": corpus.manifest.fingerprint,
+        "store_facts": short_facts(corpus.manifest.facts),
+        "mixture": proportions(corpus.mixture),
+        "seed": cfg.run.seed,
+        "sequence_length": plan.sequence_length,
+        "document_mask": train.document_mask,
+        "packing": cfg.data.packing,
+        "global_batch_sequences": plan.global_batch_sequences,
+        "batch_ramp": plan.batch_ramp.describe(),
+        "vocab_size": plan.vocab_size,
+        "parameters": plan.parameters,
+        "max_steps": plan.max_steps,
+        "window_shards": cfg.data.window_shards,
+        "precision": engine.precision,
+        "zero_stage": engine.zero_stage,
+        "optimizer": train.optimizer,
+        "ema": f"{train.ema_decay:g} from {train.ema_start:g}" if train.ema_decay else "off",
+        "world_size": context.world.size,
+    }
+
+
+def checkpoint_state(
+    context: RunContext,
+    order: TrainingOrder,
+    *,
+    step: int,
+    consumed_samples: int,
+    train_seconds: float,
+    save_seconds: float,
+    held_out: HeldOutLoss | None,
+) -> dict[str, Any]:
+    """The content of wikillm_state.json: the facts, the progress, and the settings of this start."""
+    return {
+        **run_facts(context),
+        "step": step,
+        "consumed_samples": consumed_samples,
+        "data_read": context.corpus.data_read(order, consumed_samples),
+        "run": context.identity["id"],
+        "tracker": context.identity["tracker"],
+        "train_seconds": train_seconds,
+        "save_seconds": save_seconds,
+        "held_out": held_out.to_json() if held_out else None,
+        "settings": recorded_settings(context.resolved.config),
+    }

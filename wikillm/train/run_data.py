@@ -1,0 +1,72 @@
+"""The token streams of a run, and how its ranks read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wikillm.data.read.corpus import NamedStream, Tokens, TrainingOrder
+from wikillm.data.read.loader import BatchShape, DocumentMask, SequenceShard, document_mask
+from wikillm.plan.batch import split_batch
+from wikillm.plan.horizon import count_sequences, refuse_small_corpus
+from wikillm.train.context import RunContext
+from wikillm.train.wait_for_data import DataWaiter
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """What the trainer reads.
+
+    Attributes:
+        shard: this rank's part of each sequence, where ranks share sequences.
+        wait_for: returns when every rank can read the samples before the given one. (all ranks)
+    """
+
+    train: Tokens
+    val: tuple[NamedStream, ...]
+    order: TrainingOrder
+    shape: BatchShape
+    max_eval_tokens: int | None
+    eval_micro_batch: int
+    workers: int
+    mask: DocumentMask | None
+    shard: SequenceShard | None
+    wait_for: Callable[[int], None]
+
+
+def open_run_data(context: RunContext) -> RunData:
+    """The streams, the order and this rank's share of each batch. (all ranks)"""
+    cfg, plan, corpus = context.resolved.config, context.plan, context.corpus
+    order = corpus.order(plan.sequence_length, cfg.run.seed)
+    shared = plan.sequence_parallel_size
+    group, part = divmod(context.world.rank, shared)
+    waiter = DataWaiter(order, context.group, context.signals, lambda: _check_size(context))
+    return RunData(
+        train=corpus.train,
+        val=corpus.streams("val", cfg.train.max_eval_tokens),
+        order=order,
+        shape=BatchShape(
+            plan.micro_batch, plan.accumulation, plan.sequence_groups, group, plan.batch_ramp
+        ),
+        max_eval_tokens=cfg.train.max_eval_tokens,
+        eval_micro_batch=cfg.train.per_device_eval_batch_size or plan.micro_batch,
+        workers=cfg.train.dataloader_num_workers,
+        mask=document_mask(
+            cfg.train.document_mask, cfg.model.attn_implementation, corpus.manifest.tokenizer.eos_id
+        ),
+        shard=SequenceShard(shared, part) if shared > 1 else None,
+        wait_for=waiter.wait_for,
+    )
+
+
+def _check_size(context: RunContext) -> None:
+    """Raises ConfigError when a store that was streamed turns out smaller than one global batch.
+
+    The plan could not check it while the store was being built.
+    """
+    plan, tokens = context.plan, context.corpus.train_tokens
+    if plan.epochs is None and tokens is not None:
+        train, origins = context.resolved.config.train, context.resolved.origins
+        batch = split_batch(train, origins, plan.world_size)
+        sequences = count_sequences(tokens, plan.sequence_length)
+        refuse_small_corpus(train, origins, batch, sequences, tokens)

@@ -1,0 +1,69 @@
+"""The summary at the start of a run: model, engine, batch, horizon, sources, and every adjusted
+setting.
+"""
+
+from __future__ import annotations
+
+from wikillm.config.load import Resolved
+from wikillm.core.log import say
+from wikillm.core.units import format_count
+from wikillm.data.order.blocks import SourceUse
+from wikillm.data.read.corpus import Corpus
+from wikillm.plan.batch import name_ranks
+from wikillm.plan.run_plan import Plan
+from wikillm.train.engine import Engine
+from wikillm.train.run_dir import RunDir
+
+
+def log_start_summary(
+    run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, corpus: Corpus
+) -> None:
+    """Log the plan in a few lines. (rank 0)"""
+    cfg = resolved.config
+    say(f"run        {run.path}")
+    say(
+        f"model      {cfg.model.preset}: {format_count(plan.parameters)} parameters "
+        f"({plan.parameters:,}), vocabulary {plan.vocab_size:,}"
+    )
+    ranks = "1 process" if plan.world_size == 1 else f"{plan.world_size} processes"
+    say(f"engine     {engine.name}, {ranks}, {engine.precision}")
+    chosen = " (auto)" if cfg.train.per_device_train_batch_size == "auto" else ""
+    say(
+        f"batch      {plan.global_batch_tokens:,} tokens = {plan.micro_batch} sequences{chosen}"
+        f" x {plan.accumulation} accumulation"
+        f" x {name_ranks(plan.sequence_groups, plan.sequence_parallel_size)}"
+        f" x {plan.sequence_length} tokens"
+    )
+    ramp = plan.batch_ramp
+    if ramp.stages:
+        first = ramp.sequences_at(0) * plan.sequence_length
+        say(
+            f"           from {first:,} tokens, full after {ramp.steps:,} steps ({ramp.describe()})"
+        )
+    say(_horizon(plan))
+    order = corpus.order(plan.sequence_length, cfg.run.seed)
+    for use in order.used(ramp.sequences_before(plan.max_steps)):
+        say(f"source     {source_line(use)}")
+    for note in (*plan.notes, *engine.notes):
+        say(f"note       {note}")
+
+
+def log_new_horizon(plan: Plan) -> None:
+    """Log the horizon of a plan that a checkpoint has changed: it was written with another batch."""
+    say(f"{_horizon(plan)}, from the checkpoint on")
+
+
+def _horizon(plan: Plan) -> str:
+    epochs = (
+        "the corpus is still being counted" if plan.epochs is None else f"{plan.epochs:.2f} epochs"
+    )
+    return (
+        f"horizon    {plan.max_steps:,} steps = {format_count(plan.total_tokens)} tokens = {epochs}, "
+        f"warm-up {plan.warmup_steps:,} steps"
+    )
+
+
+def source_line(use: SourceUse) -> str:
+    """`wiki: 75.00% of the samples, 12.3M tokens, 1.20 epochs`."""
+    tokens = format_count(use.tokens)
+    return f"{use.name}: {use.share:.2%} of the samples, {tokens} tokens, {use.epochs:.2f} epochs"
