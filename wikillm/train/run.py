@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from wikillm.config.load import Resolved, to_yaml
 from wikillm.config.schema import TrainSection
@@ -18,6 +18,7 @@ from wikillm.core.log import log_to_file
 from wikillm.core.world import World
 from wikillm.models.apply import apply_patches
 from wikillm.models.build import build_model
+from wikillm.models.z_loss import ZLoss
 from wikillm.observe.peak import PeakMemory
 from wikillm.observe.redact import without_queries
 from wikillm.plan.run_plan import Plan
@@ -115,19 +116,12 @@ def _pretrain(
         point = agree_on_resume_point(run.checkpoints, options.resume, group, is_main=world.is_main)
         plan = _plan_from(point, planned, args, cfg.train)
 
-        # The model, under the DeepSpeed configuration that `args` keeps alive.
-        peak = PeakMemory(uses_gpu=args.device.type == "cuda")
         heartbeat.enter("model")
+        peak = PeakMemory(uses_gpu=args.device.type == "cuda")
         eos_id = planned.corpus.manifest.tokenizer.eos_id
         model = build_model(cfg.model, plan.vocab_size, args, eos_id=eos_id, seed=cfg.run.seed)
-        length = plan.sequence_length // plan.sequence_parallel_size
-        z_loss = apply_patches(
-            model,
-            cfg.train,
-            rows=plan.micro_batch_tokens,
-            shapes={(plan.micro_batch, length), (args.per_device_eval_batch_size, length)},
-            device_type=args.device.type,
-        )
+        z_loss = _patch(model, args, cfg.train, plan)
+
         context = RunContext(
             resolved=resolved,
             plan=plan,
@@ -142,6 +136,19 @@ def _pretrain(
             peak=peak,
         )
         return train(context, model, args, z_loss, point, options, end)
+
+
+def _patch(
+    model: PreTrainedModel, args: TrainingArguments, train: TrainSection, plan: Plan
+) -> ZLoss | None:
+    length = plan.sequence_length // plan.sequence_parallel_size
+    return apply_patches(
+        model,
+        train,
+        rows=plan.micro_batch_tokens,
+        shapes={(plan.micro_batch, length), (args.per_device_eval_batch_size, length)},
+        device_type=args.device.type,
+    )
 
 
 def _plan_from(
