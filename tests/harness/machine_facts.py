@@ -33,7 +33,6 @@ CARD = GpuCard(
     ecc=0,
     mig=False,
     compute_mode="Default",
-    throttle=1,
 )
 CARDS = (CARD, replace(CARD, index=1))
 FOLDER = FolderFacts("runs/x", "/srv/runs", True, 2000 * GIB, 10_000_000, "nfs4", 5e8)
@@ -53,7 +52,7 @@ def gpu_node(**sections: dict[str, Any]) -> NodeFacts:
             code_folder="/srv/wikillm",
             code_digest="0123abcd",
         ),
-        gpus=GpuFacts(2, "", "580.95.05", "13.0", CARDS, (), ((0, 1, "NV18"),)),
+        gpus=GpuFacts(2, "", "580.95.05", "13.0", CARDS, ((0, 1, "NV18"),)),
         host=HostFacts(
             hostname="gpu1",
             identity="boot net",
@@ -68,9 +67,7 @@ def gpu_node(**sections: dict[str, Any]) -> NodeFacts:
             cgroup_used=GIB,
             open_files=65536,
             locked_memory=UNLIMITED,
-            processes=100_000,
             shm_free=64 * GIB,
-            shm_leftovers=(),
         ),
         compiler=CompilerFacts(
             cxx="/usr/bin/c++",
@@ -81,9 +78,8 @@ def gpu_node(**sections: dict[str, Any]) -> NodeFacts:
             folder="/var/cache/ops",
             is_writable=True,
             is_executable=True,
-            locks=(),
         ),
-        disk=DiskFacts(FOLDER, FOLDER, False, FOLDER, {"corpus.jsonl": "aa11"}, GIB, ""),
+        disk=DiskFacts(FOLDER, FOLDER, False, {"corpus.jsonl": "aa11"}, GIB, ""),
         network=NetworkFacts(
             hostname="gpu1",
             hostname_addresses=("10.0.0.1",),

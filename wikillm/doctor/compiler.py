@@ -1,4 +1,4 @@
-"""Can DeepSpeed's ops be compiled and loaded, and does no stale lock block that?"""
+"""Can DeepSpeed's ops be compiled, stored and loaded?"""
 
 from __future__ import annotations
 
@@ -7,21 +7,15 @@ import re
 import shutil
 import sys
 import sysconfig
-import time
 from pathlib import Path
 
 from packaging.version import Version
 
 from wikillm.core.files import nearest_existing
-from wikillm.core.lock import is_open_here
-from wikillm.core.units import format_seconds
 from wikillm.doctor.checks import Finding, fail, node_check, ok, skip, warn
-from wikillm.doctor.facts import CompilerFacts, NodeFacts, OpLock
+from wikillm.doctor.facts import CompilerFacts, NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.probe import read, run_tool
-
-ABANDONED = 600.0
-"""Seconds: no file of a running compilation stays unchanged so long, also of an unseen owner."""
 
 
 def gather_compiler() -> CompilerFacts:
@@ -40,7 +34,6 @@ def gather_compiler() -> CompilerFacts:
         folder=str(folder),
         is_writable=os.access(existing, os.W_OK | os.X_OK),
         is_executable=not _is_noexec(existing),
-        locks=tuple(find_locks(folder)),
     )
 
 
@@ -49,18 +42,6 @@ def extensions_folder() -> Path:
     named = os.environ.get("TORCH_EXTENSIONS_DIR")
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named) if named else Path(cache) / "torch_extensions"
-
-
-def find_locks(folder: Path) -> list[OpLock]:
-    """torch's lock is a file named `lock` beside the build; its owner has it open."""
-    locks = []
-    for path in sorted(folder.glob("**/lock")):
-        try:
-            newest = max(each.stat().st_mtime for each in path.parent.iterdir())
-        except OSError:
-            continue
-        locks.append(OpLock(str(path), max(0.0, time.time() - newest), is_open_here(path)))
-    return locks
 
 
 def _is_noexec(folder: Path) -> bool:
@@ -112,18 +93,3 @@ def op_folder(facts: NodeFacts, needs: Needs) -> Finding:
     if not compiler.is_executable:
         return answer(f"{compiler.folder} is mounted noexec", "noexec")
     return ok(compiler.folder)
-
-
-@node_check("compiler", "compiler")
-def op_locks(facts: NodeFacts, needs: Needs) -> Finding:
-    """No killed compilation left a lock that the run would wait for."""
-    locks = facts.compiler.locks
-    free = [lock for lock in locks if not lock.is_held]
-    if not free:
-        return ok(f"{len(locks)} held by a compilation" if locks else "none")
-    oldest = max(free, key=lambda lock: lock.age)
-    age = format_seconds(oldest.age)
-    found = f"{oldest.path}, unchanged for {age}, no process here has it open"
-    if oldest.age > ABANDONED:
-        return fail(found, "abandoned", path=oldest.path)
-    return warn(found, "open", path=oldest.path)

@@ -27,7 +27,6 @@ from wikillm.doctor.needs import Needs, Request
 
 MEASURED_BYTES = 32 << 20
 LEAST_INODES = 10_000
-LEAST_TEMPORARY = 2**30
 LONGEST_SAVE = 600.0
 _EDGE = 1 << 20
 
@@ -50,7 +49,6 @@ def gather_disk(request: Request) -> DiskFacts:
         run=inspect_folder(Path(request.run_dir), measure=True),
         store=inspect_folder(store),
         has_store=(store / MANIFEST_NAME).exists(),
-        temporary=inspect_folder(Path(tempfile.gettempdir())),
         data=digests,
         data_bytes=size,
         data_error=error,
@@ -167,16 +165,6 @@ def save_speed(facts: NodeFacts, needs: Needs) -> Finding:
     seconds = needs.checkpoint / needs.nodes / speed
     found = f"{format_size(speed)}/s, about {format_seconds(seconds)} per checkpoint"
     return warn(found) if seconds > LONGEST_SAVE else ok(found)
-
-
-@node_check("disk", "disk")
-def temporary_room(facts: NodeFacts, needs: Needs) -> Finding:
-    """There is room for temporary files."""
-    temporary = facts.disk.temporary
-    if not temporary.is_writable:
-        return fail(f"{temporary.existing} cannot be written")
-    found = f"{format_size(temporary.free)} free on {temporary.existing}"
-    return ok(found) if temporary.free >= LEAST_TEMPORARY else warn(found)
 
 
 @node_check("run", "disk")

@@ -11,7 +11,6 @@ from wikillm.doctor.facts import NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.observe.redact import environment_secrets, names_a_secret, redact_text
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 SLOWING = {
     "CUDA_LAUNCH_BLOCKING": "every kernel waits for the one before",
     "NCCL_P2P_DISABLE": "GPUs of a node exchange data through host memory",
@@ -25,7 +24,7 @@ _PREFIXES = (
     "NCCL_", "GLOO_", "TORCH_", "CUDA_", "HF_", "TRANSFORMERS_", "SLURM_", "OMP_", "DS_", "UCX_",
     "PYTORCH_", "MASTER_", "SWANLAB_",
 )  # fmt: skip
-_NAMES = (*NAMES, *LAUNCHER, "LD_LIBRARY_PATH", "LD_PRELOAD")
+_NAMES = (*NAMES, "LD_LIBRARY_PATH", "LD_PRELOAD")
 
 
 def relevant_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -33,16 +32,6 @@ def relevant_environment(environ: Mapping[str, str]) -> dict[str, str]:
     secrets = environment_secrets(environ)
     names = [name for name in sorted(environ) if name.startswith(_PREFIXES) or name in _NAMES]
     return {name: redact_text(environ[name], secrets) for name in names if not names_a_secret(name)}
-
-
-@node_check("environment", "environment")
-def launcher_variables(facts: NodeFacts, needs: Needs) -> Finding:
-    """No RANK or WORLD_SIZE of an earlier launcher is set."""
-    env = facts.environment
-    left = [f"{name}={env[name]}" for name in LAUNCHER if name in env]
-    if left and "SLURM_PROCID" not in env:
-        return warn(", ".join(left), names=" ".join(LAUNCHER))
-    return ok("none")
 
 
 @node_check("environment", "environment")

@@ -41,7 +41,6 @@ class GpuCard:
     ecc: int | None = None  # uncorrected errors since the driver was loaded
     mig: bool | None = None
     compute_mode: str | None = None
-    throttle: int | None = None  # bits of clocks_event_reasons.active
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,6 @@ class GpuFacts:
     driver: str = ""
     driver_cuda: str = ""
     cards: tuple[GpuCard, ...] = ()
-    processes: tuple[tuple[int, str, int], ...] = ()  # pid, name, MiB
     links: tuple[tuple[int, int, str], ...] = ()
 
 
@@ -77,18 +75,7 @@ class HostFacts:
     cgroup_used: int | None
     open_files: int
     locked_memory: int
-    processes: int
     shm_free: int | None
-    shm_leftovers: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class OpLock:
-    """torch's lock file of a compilation. `is_held`: a process here has it open."""
-
-    path: str
-    age: float  # since the last change in its folder
-    is_held: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +90,6 @@ class CompilerFacts:
     folder: str
     is_writable: bool
     is_executable: bool
-    locks: tuple[OpLock, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +119,6 @@ class DiskFacts:
     run: FolderFacts
     store: FolderFacts
     has_store: bool
-    temporary: FolderFacts
     data: dict[str, str]
     data_bytes: int
     data_error: str

@@ -9,13 +9,6 @@ from wikillm.doctor.facts import GpuFacts, NodeFacts
 from wikillm.doctor.needs import Needs
 
 BF16_CAPABILITY = 8.0
-BAD_THROTTLE = {
-    0x08: "hardware slowdown",
-    0x20: "too hot (software)",
-    0x40: "too hot (hardware)",
-    0x80: "power brake",
-}
-"""Bits of nvmlClocksEventReasons; idle (0x1) and the power cap (0x4) are normal."""
 TAKEN_SHARE = 0.1
 
 
@@ -63,21 +56,13 @@ def gpu_visible(facts: NodeFacts, needs: Needs) -> Finding:
 
 
 @_gpu_check
-def gpu_kind(gpus: GpuFacts, needs: Needs) -> Finding:
-    """All GPUs of a node are of one kind and size."""
-    kinds = sorted({f"{card.name} {card.memory_total or '?'} MiB" for card in gpus.cards})
-    return warn(", ".join(kinds)) if len(kinds) > 1 else ok(f"{len(gpus.cards)} x {kinds[0]}")
-
-
-@_gpu_check
 def gpu_free(gpus: GpuFacts, needs: Needs) -> Finding:
-    """No other process uses the GPUs or their memory."""
+    """No other process uses the GPUs' memory."""
     taken = [
         f"GPU {card.index}: {card.memory_used} of {card.memory_total} MiB in use"
         for card in gpus.cards
         if card.memory_total and (card.memory_used or 0) > TAKEN_SHARE * card.memory_total
     ]
-    taken += [f"{name} (pid {pid}, {mib} MiB)" for pid, name, mib in gpus.processes[:4]]
     return warn(", ".join(taken)) if taken else ok("free")
 
 
@@ -88,16 +73,6 @@ def gpu_ecc(gpus: GpuFacts, needs: Needs) -> Finding:
         return skip("these GPUs count no ECC errors, or ECC is off")
     bad = [f"GPU {card.index}: {card.ecc}" for card in gpus.cards if card.ecc]
     return fail(f"uncorrected since the last reset: {', '.join(bad)}") if bad else ok("none")
-
-
-@_gpu_check
-def gpu_slowed(gpus: GpuFacts, needs: Needs) -> Finding:
-    """No GPU is slowed down by heat or power."""
-    slowed = []
-    for card in gpus.cards:
-        reasons = [text for bit, text in BAD_THROTTLE.items() if (card.throttle or 0) & bit]
-        slowed += [f"GPU {card.index}: {', '.join(reasons)}"] if reasons else []
-    return warn("; ".join(slowed)) if slowed else ok("no")
 
 
 @_gpu_check

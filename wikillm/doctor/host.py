@@ -19,7 +19,6 @@ from wikillm.doctor.probe import number, read
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_OPEN_FILES = 256
 WANTED_OPEN_FILES = 4096
-LEAST_PROCESSES_PER_RANK = 128
 SHM_PER_CPU_RANK = 70 * 10**6
 """DeepSpeed's buffer on CPU: 69,206,024 bytes measured with 0.19.8."""
 SHM_PER_GPU_RANK = 64 * 2**20
@@ -29,8 +28,7 @@ MEMORY_PER_RANK = 2 * 2**30
 _NO_LIMIT = 1 << 60  # cgroup v1 writes a number near 2^63 for none
 
 
-def gather_host(*, scan: bool = True) -> HostFacts:
-    """`scan`: also search for leftovers in /dev/shm, which takes up to a second."""
+def gather_host() -> HostFacts:
     found = re.findall(r"^(\w+):\s+(\d+) kB$", read("/proc/meminfo"), re.MULTILINE)
     memory = {name: int(kib) * 1024 for name, kib in found}
     limit, used = cgroup_memory()
@@ -49,9 +47,7 @@ def gather_host(*, scan: bool = True) -> HostFacts:
         cgroup_used=used,
         open_files=_limit(resource.RLIMIT_NOFILE),
         locked_memory=_limit(resource.RLIMIT_MEMLOCK),
-        processes=_limit(resource.RLIMIT_NPROC),
         shm_free=shutil.disk_usage(SHARED_MEMORY).free if has_shm else None,
-        shm_leftovers=shm_leftovers(SHARED_MEMORY) if scan else (),
     )
 
 
@@ -85,25 +81,6 @@ def _cpu_quota() -> float | None:
     granted = number(quota)
     of = number(period)
     return granted / of if granted and of and granted > 0 else None
-
-
-def shm_leftovers(folder: Path) -> tuple[tuple[str, int], ...]:
-    """Buffers of DeepSpeed and NCCL that no process maps: killed runs left them."""
-    patterns = ("deepspeed_allreduce_buffer_*", "nccl-*")
-    paths = [path for pattern in patterns for path in folder.glob(pattern)]
-    if not paths:
-        return ()
-    name = re.compile(re.escape(str(folder)) + r"/\S+")
-    maps = Path("/proc").glob("[0-9]*/maps")
-    mapped = {found for path in maps for found in name.findall(read(path))}
-    left = []
-    for path in paths:
-        try:
-            if str(path) not in mapped:
-                left.append((path.name, path.stat().st_size))
-        except OSError:
-            continue
-    return tuple(sorted(left))
 
 
 def _identity() -> str:
@@ -173,18 +150,8 @@ def locked_memory(facts: NodeFacts, needs: Needs) -> Finding:
 
 
 @node_check("host", "host")
-def process_limit(facts: NodeFacts, needs: Needs) -> Finding:
-    """Enough processes and threads may be started."""
-    found = _limit_text(facts.host.processes)
-    least = LEAST_PROCESSES_PER_RANK * needs.slots
-    if 0 <= facts.host.processes < least:
-        return fail(found, slots=needs.slots, least=least)
-    return ok(found)
-
-
-@node_check("host", "host")
 def shared_memory(facts: NodeFacts, needs: Needs) -> Finding:
-    """/dev/shm has room for the buffers of all processes, and none of killed runs."""
+    """/dev/shm has room for the buffers of all processes."""
     host = facts.host
     if host.shm_free is None:
         return warn("there is no /dev/shm", "missing")
@@ -192,13 +159,7 @@ def shared_memory(facts: NodeFacts, needs: Needs) -> Finding:
     uses_it = needs.slots > 1 or (bool(needs.recipe) and not facts.gpu_count)
     need = needs.slots * per_rank if uses_it else 0
     found = f"{format_size(host.shm_free)} free, {format_size(need)} needed"
-    if host.shm_free < need:
-        return fail(found, "full")
-    if host.shm_leftovers:
-        name = host.shm_leftovers[0][0]
-        size = format_size(sum(size for _, size in host.shm_leftovers))
-        return warn(f"{found}; {len(host.shm_leftovers)} leftovers, {size}", "leftovers", name=name)
-    return ok(found)
+    return fail(found, "full") if host.shm_free < need else ok(found)
 
 
 def _limit_text(value: int) -> str:

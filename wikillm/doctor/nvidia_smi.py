@@ -1,8 +1,7 @@
 """GPUs as nvidia-smi reports them. The parsers take text, so that recorded output can be tested.
 
 Queries are small: nvidia-smi refuses a whole query for one name that its version does not know.
-Names are those of `nvidia-smi --help-query-gpu`; clocks_event_reasons was clocks_throttle_reasons
-before driver 535.
+Names are those of `nvidia-smi --help-query-gpu`.
 """
 
 from __future__ import annotations
@@ -27,14 +26,11 @@ _FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "compute_cap": ("compute_capability", float),
     "ecc.errors.uncorrected.volatile.total": ("ecc", int),
     "mig.mode.current": ("mig", lambda cell: cell == "Enabled"),
-    "clocks_event_reasons.active": ("throttle", lambda cell: int(cell, 16)),
-    "clocks_throttle_reasons.active": ("throttle", lambda cell: int(cell, 16)),
 }
 QUERIES = (
     ("name", "memory.total", "memory.used", "compute_mode"),
     *((n,) for n in list(_FIELDS)[4:]),
 )
-APPS = "--query-compute-apps=pid,process_name,used_gpu_memory"
 NVIDIA = "0x10de"
 DISPLAY = "0x03"
 
@@ -47,7 +43,7 @@ def gather_gpus() -> GpuFacts:
     queries = [f"--query-gpu=index,{','.join(names)}" for names in QUERIES]
     with ThreadPoolExecutor(4) as pool:
         topology = pool.submit(run_tool, "nvidia-smi", "topo", "-m")
-        *answers, apps = pool.map(_smi, [*queries, APPS])
+        answers = list(pool.map(_smi, queries))
     driver, cuda = parse_head(text)
     return GpuFacts(
         hardware=hardware,
@@ -55,7 +51,6 @@ def gather_gpus() -> GpuFacts:
         driver=driver,
         driver_cuda=cuda,
         cards=parse_cards(dict(zip(QUERIES, answers, strict=True))),
-        processes=parse_processes(apps),
         links=parse_topology(topology.result()[0]),
     )
 
@@ -93,14 +88,6 @@ def parse_cards(texts: dict[tuple[str, ...], str]) -> tuple[GpuCard, ...]:
                         if not cell.startswith("["):
                             card[field] = convert(cell)
     return tuple(GpuCard(index=index, **found[index]) for index in sorted(found))
-
-
-def parse_processes(text: str) -> tuple[tuple[int, str, int], ...]:
-    rows = [row for row in _rows(text) if len(row) == 3 and row[0].isdigit()]
-    return tuple(
-        (int(pid), name.rsplit("/", 1)[-1], int(size) if size.isdigit() else 0)
-        for pid, name, size in rows
-    )
 
 
 def parse_topology(text: str) -> tuple[tuple[int, int, str], ...]:

@@ -58,11 +58,10 @@ def gather_cheaply(request: Request) -> NodeFacts:
     if not DRIVER.exists():
         environment.pop("NCCL_SOCKET_IFNAME", None)  # without a GPU nothing uses NCCL
     run = inspect_folder(Path(request.run_dir))
-    temporary = inspect_folder(Path("/tmp"))
     return NodeFacts(
         software=replace(software, packages=packages),
-        host=gather_host(scan=False),
-        disk=DiskFacts(run, run, False, temporary, {}, 0, "", *inspect_checkpoints(request)),
+        host=gather_host(),
+        disk=DiskFacts(run, run, False, {}, 0, "", *inspect_checkpoints(request)),
         network=gather_network(request, resolve_names=False),
         environment=environment,
     )

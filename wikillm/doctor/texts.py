@@ -7,7 +7,6 @@ _SAME_FOLDER = "--workdir FOLDER, the same on all nodes"
 _LARGER = "run.dir=FOLDER on a larger disk"
 _FEWER = f"train.save_total_limit=1, or {_LARGER}"
 _OPS = "export TORCH_EXTENSIONS_DIR=FOLDER"
-_LOCK = "rm {path}, when no other node compiles"
 _GLOO = "export GLOO_SOCKET_IFNAME={card}, or the node's address in /etc/hosts"
 _FASTER = "a faster card: GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
 _SLOW = "several nodes are then slower than one"
@@ -49,10 +48,8 @@ TEXTS: dict[str, tuple[str, str]] = {
     "gpu-count/few": ("NCCL needs a GPU for each process", "slots={count} in the hostfile"),
     "gpu-count/idle": ("the others stay idle", "slots={count} in the hostfile, or --gpus"),
     "gpu-visible": ("processes without a GPU", "unset CUDA_VISIBLE_DEVICES"),
-    "gpu-kind": ("every step waits for the slowest, the smallest counts", "CUDA_VISIBLE_DEVICES"),
     "gpu-free": ("it takes memory and time of the run", "wait for it, or ask its owner"),
     "gpu-ecc": ("results can be wrong", "have the GPU reset or replaced"),
-    "gpu-slowed": ("every step waits for it", "check cooling: nvidia-smi -q -d PERFORMANCE"),
     "gpu-mode/mig": ("NCCL does not work between slices", "sudo nvidia-smi -mig 0"),
     "gpu-mode/slice": ("the run gets one slice", "sudo nvidia-smi -mig 0 for the whole GPU"),
     "gpu-mode/prohibited": ("no process may compute on it", "sudo nvidia-smi -c 0"),
@@ -70,21 +67,17 @@ TEXTS: dict[str, tuple[str, str]] = {
     "open-files/few": ("shards, workers and sockets need more", "ulimit -n 65536"),
     "open-files/nccl": ("NCCL opens a socket for each channel and peer", "ulimit -n 65536"),
     "locked-memory": ("RDMA cannot register its buffers: NCCL fails", "ulimit -l unlimited"),
-    "process-limit": ("{slots} processes start about {least} threads", "ulimit -u 65536"),
     "shared-memory/missing": (
         "processes exchange data through it",
         "mount -t tmpfs tmpfs /dev/shm",
     ),
     "shared-memory/full": ("processes die with SIGBUS, or NCCL refuses", _SHM),
-    "shared-memory/leftovers": ("killed runs left them, until a reboot", "rm /dev/shm/{name}"),
     # compiler
     "toolchain": ("DeepSpeed compiles its ops at first use", _TOOLS),
     "nvcc/missing": ("DeepSpeed's CPU optimizer needs it", "CUDA {cuda} toolkit, set CUDA_HOME"),
     "nvcc/major": ("DeepSpeed refuses another major version", "CUDA {cuda} toolkit, set CUDA_HOME"),
     "op-folder/read-only": ("compiled ops are stored there", _OPS),
     "op-folder/noexec": ("compiled ops cannot be loaded", _OPS),
-    "op-locks/abandoned": ("torch waits for a lock file without end", _LOCK),
-    "op-locks/open": ("a compilation was killed, or another node compiles", _LOCK),
     # disk
     "run-folder/read-only": ("checkpoints and logs are stored there", "run.dir=FOLDER"),
     "run-folder/inodes": ("no new file can be created, whatever the room", "df -i"),
@@ -95,7 +88,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "checkpoint-room/some": ("saving fails when the disk is full", _FEWER),
     "store-room": ("building it stops when the disk is full", "data.store=FOLDER on a larger disk"),
     "save-speed": ("all GPUs wait while a checkpoint is written", "a larger train.save_steps"),
-    "temporary-room": ("compilers and caches need it", "export TMPDIR=FOLDER"),
     "shared-folder/unwritable": (
         "every node writes checkpoints",
         "run.dir=FOLDER on a shared disk",
@@ -134,7 +126,6 @@ TEXTS: dict[str, tuple[str, str]] = {
         "observe.swanlab.mode=offline; `swanlab sync` later",
     ),
     # environment
-    "launcher-variables": ("a run without a launcher trusts them", "unset {names}"),
     "slowing-variables": ("{why}", "unset {names}"),
     "foreign-variables": ("{why}", "unset {names}; {instead}"),
     "preloaded/library": ("it is loaded into every process of the run", "unset LD_PRELOAD"),

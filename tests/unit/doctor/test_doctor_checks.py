@@ -10,7 +10,7 @@ from harness.machine_facts import CARD, CARDS, ETH, FOLDER, GIB, LO, cpu_node, g
 
 from wikillm.config.load import load
 from wikillm.doctor.checks import GROUPS
-from wikillm.doctor.facts import UNLIMITED, OpLock
+from wikillm.doctor.facts import UNLIMITED
 from wikillm.doctor.needs import needs_of
 from wikillm.doctor.questions import CLUSTER_CHECKS, NODE_CHECKS, judge_node, listed
 from wikillm.doctor.texts import TEXTS
@@ -36,10 +36,6 @@ def disk(**fields: Any) -> dict[str, Any]:
     return {"disk": fields}
 
 
-def lock(age: float) -> dict[str, Any]:
-    return {"compiler": {"locks": (OpLock("/c/op/lock", age, False),)}}
-
-
 # check -> (level, words in the verdict, broken sections of the GPU node, other needs)
 Case = tuple[str, str, dict[str, Any], dict[str, Any]]
 FAULTS: dict[str, list[Case]] = {
@@ -60,13 +56,10 @@ FAULTS: dict[str, list[Case]] = {
     "gpu-driver": [("fail", "2 NVIDIA devices", {"gpus": {"smi": "failed", "cards": ()}}, {})],
     "gpu-count": [("fail", "slots=2", {}, {"slots": 8}), ("warn", "idle", {}, {"slots": 1})],
     "gpu-visible": [("fail", "CUDA_VISIBLE_DEVICES=1", env(CUDA_VISIBLE_DEVICES="1"), {})],
-    "gpu-kind": [("warn", "NVIDIA A100", cards(name="NVIDIA A100", memory_total=81920), {})],
     "gpu-free": [
         ("warn", "GPU 1: 70000 of 81559", cards(memory_used=70000), {}),
-        ("warn", "(pid 4242", {"gpus": {"processes": ((4242, "python", 70000),)}}, {}),
     ],
     "gpu-ecc": [("fail", "GPU 1: 3", cards(ecc=3), {})],
-    "gpu-slowed": [("warn", "hardware slowdown", cards(throttle=0x8), {})],
     "gpu-mode": [
         ("fail", "GPU 1", cards(mig=True), {}),
         ("warn", "one slice", cards(mig=True), {"nodes": 1, "slots": 1}),
@@ -91,11 +84,9 @@ FAULTS: dict[str, list[Case]] = {
         ("fail", "64", {"host": {"open_files": 64}}, {}),
     ],
     "locked-memory": [("fail", "8388608", {"host": {"locked_memory": 8 << 20}}, {})],
-    "process-limit": [("fail", "100", {"host": {"processes": 100}}, {})],
     "shared-memory": [
         ("fail", "--shm-size", {"host": {"shm_free": 64 << 20}}, {}),
         ("warn", "no /dev/shm", {"host": {"shm_free": None}}, {}),
-        ("warn", "rm /dev/shm/nccl-X", {"host": {"shm_leftovers": (("nccl-X", 33 << 20),)}}, {}),
     ],
     "toolchain": [
         ("fail", "C++", {"compiler": {"cxx": ""}}, {}),
@@ -110,10 +101,6 @@ FAULTS: dict[str, list[Case]] = {
     "op-folder": [
         ("fail", "cannot be written", {"compiler": {"is_writable": False}}, {}),
         ("fail", "noexec", {"compiler": {"is_executable": False}}, {}),
-    ],
-    "op-locks": [
-        ("fail", "rm /c/op/lock", lock(5000.0), {}),
-        ("warn", "rm /c/op/lock", lock(5.0), {}),
     ],
     "run-folder": [
         ("fail", "/srv/runs", run_on(is_writable=False), {}),
@@ -139,10 +126,6 @@ FAULTS: dict[str, list[Case]] = {
     ],
     "store-room": [("warn", "data.store", disk(store=replace(FOLDER, free=GIB // 2)), {})],
     "save-speed": [("warn", "per checkpoint", run_on(bytes_per_second=1e6), {})],
-    "temporary-room": [
-        ("warn", "TMPDIR", disk(temporary=replace(FOLDER, free=1000)), {}),
-        ("fail", "TMPDIR", disk(temporary=replace(FOLDER, is_writable=False)), {}),
-    ],
     "data-source": [("fail", "does not exist", disk(data_error="data.path does not exist."), {})],
     "batch": [("fail", "cannot be split", {}, {"batch_error": "cannot be split"})],
     "hostname": [
@@ -181,7 +164,6 @@ FAULTS: dict[str, list[Case]] = {
         f"reach-{name}": [("warn", "timed out", {"downloads": {name: "timed out"}}, {})]
         for name in ("huggingface", "hf-mirror", "modelscope", "swanlab")
     },
-    "launcher-variables": [("warn", "WORLD_SIZE=8", env(RANK="3", WORLD_SIZE="8"), {})],
     "slowing-variables": [("warn", "NCCL_P2P_DISABLE=1", env(NCCL_P2P_DISABLE="1"), {})],
     "foreign-variables": [
         ("fail", "train.precision=fp16", env(ACCELERATE_MIXED_PRECISION="fp16"), {}),
@@ -230,8 +212,8 @@ def test_a_section_that_hangs_is_one_failure() -> None:
 
 
 def test_unlimited_is_no_limit() -> None:
-    facts = gpu_node(host={"open_files": UNLIMITED, "processes": UNLIMITED})
-    for name in ("open-files", "process-limit", "locked-memory"):
+    facts = gpu_node(host={"open_files": UNLIMITED})
+    for name in ("open-files", "locked-memory"):
         assert BY_NAME[name].judge(facts, needs()).found == "unlimited"
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import mmap
-import os
 import socket
 import threading
 from pathlib import Path
@@ -13,11 +11,10 @@ from typing import Any
 import pytest
 
 from wikillm.config.load import load
-from wikillm.doctor.compiler import find_locks
 from wikillm.doctor.disk import gather_disk, inspect_folder, quick_digest
 from wikillm.doctor.downloads import gather_downloads
 from wikillm.doctor.environment import relevant_environment
-from wikillm.doctor.host import cgroup_memory, shm_leftovers
+from wikillm.doctor.host import cgroup_memory
 from wikillm.doctor.in_time import run_in_time
 from wikillm.doctor.needs import Request, request_of
 from wikillm.doctor.network import infiniband_ports, resolve, route_to
@@ -70,25 +67,6 @@ def test_secrets_stay_here() -> None:
     said = relevant_environment({**environ, "NCCL_DEBUG": "canary-1234 x", "HOME": "/h"})
     assert "canary" not in str(said)
     assert said == {"NCCL_DEBUG": "*** x", "HF_ENDPOINT": "http://***@mirror:1"}
-
-
-def test_locks_with_and_without_an_owner(tmp_path: Path) -> None:
-    for name in ("held", "left"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "lock").touch()
-    os.utime(tmp_path / "left" / "lock", (1, 1))
-    with open(tmp_path / "held" / "lock"):
-        held, left = find_locks(tmp_path)
-    assert held.is_held and not left.is_held
-    assert left.path.endswith("left/lock") and left.age > 600 > held.age
-    assert find_locks(tmp_path / "absent") == []
-
-
-def test_shared_memory_that_nobody_maps(tmp_path: Path) -> None:
-    for name in ("nccl-mapped", "nccl-left", "other"):
-        (tmp_path / name).write_bytes(b"x" * 4096)
-    with open(tmp_path / "nccl-mapped", "r+b") as file, mmap.mmap(file.fileno(), 4096):
-        assert shm_leftovers(tmp_path) == (("nccl-left", 4096),)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from wikillm.doctor.nvidia_smi import (
     count_hardware,
     parse_cards,
     parse_head,
-    parse_processes,
     parse_topology,
 )
 
@@ -24,16 +23,12 @@ ANSWERS = (
     "0, 9.0\n1, 9.0\n",
     "0, 0\n1, 2\n",
     "0, Disabled\n1, Enabled\n",
-    "0, 0x0000000000000001\n1, 0x0000000000000048\n",
-    "",
 )
 OLD = (
     "0, Tesla T4, 15360, 2, [Unknown Error]\n",
     "",  # a driver before 510 does not know compute_cap
     "0, [N/A]\n",
     "0, [N/A]\n",
-    "",
-    "0, 0x0000000000000001\n",
 )
 TOPOLOGY = """\
 \t\x1b[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
@@ -56,21 +51,16 @@ def test_head() -> None:
 
 def test_cards() -> None:
     first, second = parse_cards(dict(zip(QUERIES, ANSWERS, strict=True)))
-    assert (first.name, first.memory_total, first.throttle) == ("NVIDIA H100 80GB HBM3", 81559, 1)
+    assert (first.name, first.memory_total) == ("NVIDIA H100 80GB HBM3", 81559)
     assert (first.ecc, first.mig, first.compute_mode) == (0, False, "Default")
     assert (second.index, second.memory_used, second.compute_capability) == (1, 70312, 9.0)
-    assert (second.ecc, second.mig, second.throttle) == (2, True, 0x48)
+    assert (second.ecc, second.mig) == (2, True)
 
 
 def test_an_old_driver_leaves_fields_unknown() -> None:
     (card,) = parse_cards(dict(zip(QUERIES, OLD, strict=True)))
     assert (card.compute_capability, card.ecc, card.mig, card.compute_mode) == (None,) * 4
-    assert (card.memory_total, card.throttle) == (15360, 1)
-
-
-def test_processes() -> None:
-    text = "4242, /usr/bin/python3, 70308\n17, [Not Found], [N/A]\nno running processes found\n"
-    assert parse_processes(text) == ((4242, "python3", 70308), (17, "[Not Found]", 0))
+    assert card.memory_total == 15360
 
 
 def test_topology() -> None:
