@@ -21,29 +21,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     add_run_config_arguments(parser)
     group = parser.add_argument_group("the machines")
-    group.add_argument(
-        "--hostfile", type=Path, metavar="FILE", help="check all its nodes over ssh: node1 slots=8"
-    )
-    group.add_argument(
-        "--workdir", metavar="FOLDER", help="the checkout on the nodes. Default: this folder"
-    )
-    group.add_argument(
+    option = group.add_argument
+    option("--hostfile", type=Path, metavar="FILE", help="check all its nodes over ssh")
+    option("--workdir", metavar="FOLDER", help="the checkout on the nodes. Default: this folder")
+    option(
         "--gpus",
         "--gpus-per-node",
         type=int,
         metavar="N",
         help="processes on this machine. Default: one per GPU, or one",
     )
-    group.add_argument(
-        "--master-addr",
-        metavar="HOST",
-        help="where ranks meet. Default: the first node of the hostfile",
-    )
-    group.add_argument(
-        "--master-port", type=int, default=29500, metavar="PORT", help="default 29500"
-    )
+    option("--master-addr", metavar="HOST", help="where ranks meet. Default: the first node")
+    option("--master-port", type=int, default=29500, metavar="PORT", help="default 29500")
     parser.add_argument("--all", action="store_true", help="show also what is well")
-    parser.add_argument("--list", action="store_true", help="name all checks, and stop")
+    parser.add_argument("--list", action="store_true", help="list all checks")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
 
@@ -115,27 +106,22 @@ def _check(args: argparse.Namespace) -> None:
     from wikillm.remote.hosts import bare_host, is_host
 
     problems = Problems(ConfigError)
-    if args.hostfile is not None and args.gpus is not None:
-        problems.add(
-            "--gpus is for this machine; a hostfile has slots.",
-            got=str(args.gpus),
-            fix="slots=N in the hostfile",
-        )
-    if args.gpus is not None and args.gpus < 1:
-        problems.add("--gpus is at least 1.", got=str(args.gpus))
-    if not 0 < args.master_port < 65536:
-        problems.add(
-            "--master-port is a port.", got=str(args.master_port), fix="--master-port 29500"
-        )
+    gpus = args.gpus
+    port = args.master_port
+    workdir = args.workdir
     args.master_addr = args.master_addr and bare_host(args.master_addr)
+    if args.hostfile is not None and gpus is not None:
+        what = "--gpus is for this machine; a hostfile has slots."
+        problems.add(what, got=str(gpus), fix="slots=N in the hostfile")
+    if gpus is not None and gpus < 1:
+        problems.add("--gpus is at least 1.", got=str(gpus))
+    if not 0 < port < 65536:
+        problems.add("--master-port is a port.", got=str(port), fix="--master-port 29500")
     if args.master_addr is not None and not is_host(args.master_addr):
         problems.add("--master-addr is not a host.", got=repr(args.master_addr))
-    if args.workdir is not None and (
-        not args.workdir.isprintable() or args.workdir.startswith("-")
-    ):
-        problems.add("--workdir is not a folder.", got=repr(args.workdir))
-    if args.workdir is not None and args.hostfile is None:
-        problems.add(
-            "--workdir is for the nodes of a hostfile.", got=args.workdir, fix="--hostfile FILE"
-        )
+    if workdir is not None and (not workdir.isprintable() or workdir.startswith("-")):
+        problems.add("--workdir is not a folder.", got=repr(workdir))
+    if workdir is not None and args.hostfile is None:
+        what = "--workdir is for the nodes of a hostfile."
+        problems.add(what, got=workdir, fix="--hostfile FILE")
     problems.raise_if_any()

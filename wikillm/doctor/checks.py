@@ -1,20 +1,17 @@
 """What a check is: a pure function of facts. So each judgement is tested with recorded facts.
 
-The name, group and help sentence of a check are the function's name, the group it is declared in,
-and its docstring. What follows from a finding and how to fix it stand in `texts.py`.
+Name, group and help sentence of a check are the function's name, the group it is declared in, and
+its docstring. What follows from a finding, and how to fix it, stands in `texts.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, NamedTuple
 
+from wikillm.doctor.needs import Needs
 from wikillm.doctor.texts import TEXTS
-
-if TYPE_CHECKING:
-    from wikillm.doctor.facts import ClusterFacts, NodeFacts
-    from wikillm.doctor.needs import Needs
 
 Level = Literal["ok", "warn", "fail", "skip"]
 GROUPS = (
@@ -35,22 +32,13 @@ class Verdict:
     node: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The answer of a check. `case` and `values` select and fill its text."""
+class Finding(NamedTuple):
+    """The answer of a check. `case` selects its text, `values` fill it."""
 
     level: Level
     found: str
     case: str = ""
-    values: tuple[tuple[str, object], ...] = ()
-
-    def verdict(self, name: str, group: str, node: str = "") -> Verdict:
-        if self.level in ("ok", "skip"):
-            return Verdict(self.level, self.found, "", "", name, group, node)
-        why, fix = TEXTS[f"{name}/{self.case}" if self.case else name]
-        values = dict(self.values)
-        why, fix = why.format(**values), fix.format(**values)
-        return Verdict(self.level, self.found, why, fix, name, group, node)
+    values: dict[str, object] = {}
 
 
 def ok(found: str) -> Finding:
@@ -64,54 +52,40 @@ def skip(found: str) -> Finding:
 
 def warn(found: str, case: str = "", /, **values: object) -> Finding:
     """The run can work, but slower, or not for long."""
-    return Finding("warn", found, case, tuple(values.items()))
+    return Finding("warn", found, case, values)
 
 
 def fail(found: str, case: str = "", /, **values: object) -> Finding:
     """The run would not work."""
-    return Finding("fail", found, case, tuple(values.items()))
+    return Finding("fail", found, case, values)
 
 
 @dataclass(frozen=True, slots=True)
-class NodeCheck:
-    """Runs for every node. `section` is the part of the facts that it reads."""
+class Check:
+    """Of a node, then `section` is the part of the facts that it reads; or of all nodes together."""
 
     name: str
     group: str
     about: str
-    section: str
-    look: Callable[[NodeFacts, Needs], Finding]
+    look: Callable[[Any, Needs], Finding]
+    section: str = ""
 
-    def judge(self, facts: NodeFacts, needs: Needs, node: str = "") -> Verdict:
-        if getattr(facts, self.section) is None:
-            return skip(f"{self.section} is not known").verdict(self.name, self.group, node)
-        return self.look(facts, needs).verdict(self.name, self.group, node)
+    def judge(self, facts: object, needs: Needs, node: str = "") -> Verdict:
+        if self.section and getattr(facts, self.section) is None:
+            return self.verdict(skip(f"{self.section} is not known"), node)
+        return self.verdict(self.look(facts, needs), node)
 
-
-@dataclass(frozen=True, slots=True)
-class ClusterCheck:
-    """Runs once over all nodes, where there are several."""
-
-    name: str
-    group: str
-    about: str
-    look: Callable[[ClusterFacts, Needs], Finding]
-
-    def judge(self, cluster: ClusterFacts, needs: Needs) -> Verdict:
-        return self.look(cluster, needs).verdict(self.name, self.group)
+    def verdict(self, finding: Finding, node: str = "") -> Verdict:
+        level, found, case, values = finding
+        why = fix = ""
+        if level in ("warn", "fail"):
+            texts = TEXTS[f"{self.name}/{case}" if case else self.name]
+            why, fix = (text.format(**values) for text in texts)
+        return Verdict(level, found, why, fix, self.name, self.group, node)
 
 
-def node_check(
-    group: str, section: str
-) -> Callable[[Callable[[NodeFacts, Needs], Finding]], NodeCheck]:
-    """Declare a check of a node."""
-    return lambda look: NodeCheck(_name(look), group, look.__doc__ or "", section, look)
-
-
-def cluster_check(group: str) -> Callable[[Callable[[ClusterFacts, Needs], Finding]], ClusterCheck]:
-    """Declare a check across nodes."""
-    return lambda look: ClusterCheck(_name(look), group, look.__doc__ or "", look)
-
-
-def _name(look: Callable[..., Finding]) -> str:
-    return look.__name__.replace("_", "-")
+def check(group: str, section: str = "") -> Callable[[Callable[[Any, Needs], Finding]], Check]:
+    """Declare a check: of a node with its `section`, of all nodes without."""
+    return lambda look: Check(
+        look.__name__.replace("_", "-"), group, look.__doc__ or "", look, section
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.version import Version
 
 from wikillm.core.files import nearest_existing
-from wikillm.doctor.checks import Finding, fail, node_check, ok, skip, warn
+from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.facts import CompilerFacts, NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.probe import read, run_tool
@@ -56,7 +56,7 @@ def compiles(facts: NodeFacts, needs: Needs) -> bool:
     return bool(needs.recipe) and (needs.offload or not facts.gpu_count)
 
 
-@node_check("compiler", "compiler")
+@check("compiler", "compiler")
 def toolchain(facts: NodeFacts, needs: Needs) -> Finding:
     """C++, Python's headers and ninja are there where an op has to be compiled."""
     compiler = facts.compiler
@@ -68,7 +68,7 @@ def toolchain(facts: NodeFacts, needs: Needs) -> Finding:
     return ok(f"{compiler.cxx}, {compiler.ninja}")
 
 
-@node_check("compiler", "compiler")
+@check("compiler", "compiler")
 def nvcc(facts: NodeFacts, needs: Needs) -> Finding:
     """The CUDA toolkit fits torch where offload compiles an op on a machine with GPUs."""
     wheel = facts.software.torch_cuda if facts.software else None
@@ -83,7 +83,7 @@ def nvcc(facts: NodeFacts, needs: Needs) -> Finding:
     return ok(found)
 
 
-@node_check("compiler", "compiler")
+@check("compiler", "compiler")
 def op_folder(facts: NodeFacts, needs: Needs) -> Finding:
     """Compiled ops can be stored and loaded."""
     compiler = facts.compiler

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
+import os
+import select
 import shlex
 import subprocess
-import threading
+import tempfile
 import time
 from typing import Any
 
@@ -63,24 +64,19 @@ class Connection:
 
     def __init__(self, node: str, workdir: str) -> None:
         self._number = 0
-        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._stderr: list[str] = []
+        self._buffer = b""
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         try:
             self._process = subprocess.Popen(
                 ssh_argv(node, agent_command(workdir)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
+                stderr=self._stderr,
             )
         except FileNotFoundError:
             raise MachineError(
                 "ssh is not on this machine.", fix="apt-get install openssh-client"
             ) from None
-        self._error_reader = threading.Thread(target=self._read_errors, daemon=True)
-        self._error_reader.start()
-        threading.Thread(target=self._read, daemon=True).start()
 
     def ask(self, command: str, seconds: float, /, **arguments: Any) -> Any:
         """The answer to `command`, within `seconds`."""
@@ -88,24 +84,38 @@ class Connection:
         line = json.dumps({"number": self._number, "command": command, "arguments": arguments})
         assert self._process.stdin is not None, "opened as a pipe"
         try:
-            self._process.stdin.write(line + "\n")
+            self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
         except (OSError, ValueError):
             raise self._why_it_ended() from None
         end = time.monotonic() + seconds
         while True:
-            try:
-                said = self._answers.get(timeout=max(0.0, end - time.monotonic()))
-            except queue.Empty:
-                text = f"no answer to {command!r} within {seconds:.0f} s"
-                raise NodeLost("timeout", text) from None
+            said = self._receive(end)
             if said is None:
-                raise self._why_it_ended()
+                raise NodeLost("timeout", f"no answer to {command!r} within {seconds:.0f} s")
             if said.get(MARK) == self._number:
                 break
         if "error" in said:
             raise NodeLost("other", f"{command}: {said['error']}")
         return said.get("value")
+
+    def _receive(self, end: float) -> dict[str, Any] | None:
+        """The next JSON object; other lines are banners of the shell. None at the time `end`."""
+        assert self._process.stdout is not None, "opened as a pipe"
+        output = self._process.stdout.fileno()
+        while True:
+            while b"\n" in self._buffer:
+                line, _, self._buffer = self._buffer.partition(b"\n")
+                with contextlib.suppress(ValueError):
+                    said = json.loads(line)
+                    if isinstance(said, dict):
+                        return said
+            if not select.select([output], [], [], max(0.0, end - time.monotonic()))[0]:
+                return None
+            piece = os.read(output, 65536)
+            if not piece:
+                raise self._why_it_ended()
+            self._buffer += piece
 
     def close(self) -> None:
         """End the node's process by ending its input; kill ssh after a moment."""
@@ -117,22 +127,10 @@ class Connection:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._stderr.close()
 
     def _why_it_ended(self) -> NodeLost:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2)
-        self._error_reader.join(timeout=1)
-        return classify("".join(self._stderr), self._process.returncode)
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None, "opened as a pipe"
-        for line in self._process.stdout:
-            with contextlib.suppress(ValueError):  # a banner of the shell's start-up files
-                said = json.loads(line)
-                if isinstance(said, dict) and MARK in said:
-                    self._answers.put(said)
-        self._answers.put(None)
-
-    def _read_errors(self) -> None:
-        assert self._process.stderr is not None, "opened as a pipe"
-        self._stderr.extend(self._process.stderr)
+        self._stderr.seek(0)
+        return classify(self._stderr.read().decode(errors="replace"), self._process.returncode)

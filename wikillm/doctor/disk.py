@@ -21,7 +21,7 @@ from wikillm.data.prepare.plan import predicted_store_bytes
 from wikillm.data.sources.locate import locate
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.store.manifest import MANIFEST_NAME
-from wikillm.doctor.checks import Finding, fail, node_check, ok, skip, warn
+from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.facts import DiskFacts, FolderFacts, NodeFacts
 from wikillm.doctor.needs import Needs, Request
 
@@ -110,7 +110,7 @@ def quick_digest(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-@node_check("disk", "disk")
+@check("disk", "disk")
 def run_folder(facts: NodeFacts, needs: Needs) -> Finding:
     """The run directory can be written, and lies on a disk that outlives the run."""
     run = facts.disk.run
@@ -125,7 +125,7 @@ def run_folder(facts: NodeFacts, needs: Needs) -> Finding:
     return ok(f"{run.path}, {run.kind or 'unknown kind'}")
 
 
-@node_check("disk", "disk")
+@check("disk", "disk")
 def checkpoint_room(facts: NodeFacts, needs: Needs) -> Finding:
     """The checkpoints that are kept fit on the disk."""
     disk = facts.disk
@@ -144,7 +144,7 @@ def checkpoint_room(facts: NodeFacts, needs: Needs) -> Finding:
     return warn(found, "some") if free < wanted else ok(found)
 
 
-@node_check("disk", "disk")
+@check("disk", "disk")
 def store_room(facts: NodeFacts, needs: Needs) -> Finding:
     """The token store fits on the disk."""
     disk = facts.disk
@@ -156,7 +156,7 @@ def store_room(facts: NodeFacts, needs: Needs) -> Finding:
     return warn(found) if disk.store.free < disk.data_bytes else ok(found)
 
 
-@node_check("disk", "disk")
+@check("disk", "disk")
 def save_speed(facts: NodeFacts, needs: Needs) -> Finding:
     """A checkpoint is written in reasonable time (measured with one synced file of 32 MiB)."""
     speed = facts.disk.run.bytes_per_second
@@ -167,7 +167,7 @@ def save_speed(facts: NodeFacts, needs: Needs) -> Finding:
     return warn(found) if seconds > LONGEST_SAVE else ok(found)
 
 
-@node_check("run", "disk")
+@check("run", "disk")
 def data_source(facts: NodeFacts, needs: Needs) -> Finding:
     """The files of data.path are there and readable."""
     disk = facts.disk
@@ -178,7 +178,7 @@ def data_source(facts: NodeFacts, needs: Needs) -> Finding:
     return skip(f"the store exists; {disk.data_error}") if disk.has_store else fail(disk.data_error)
 
 
-@node_check("run", "disk")
+@check("run", "disk")
 def batch(facts: NodeFacts, needs: Needs) -> Finding:
     """The batch divides over the processes."""
     found = f"{needs.ranks} processes"

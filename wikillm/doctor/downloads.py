@@ -7,10 +7,10 @@ import urllib.request
 from collections.abc import Mapping
 from functools import partial
 
-from wikillm.doctor.checks import Finding, NodeCheck, ok, skip, warn
+from wikillm.doctor.checks import Check, Finding, ok, skip, warn
 from wikillm.doctor.facts import NodeFacts
-from wikillm.doctor.in_time import run_in_time
 from wikillm.doctor.needs import Needs
+from wikillm.doctor.probe import run_in_time
 
 SECONDS = 5.0
 
@@ -37,13 +37,13 @@ def _reach(address: str) -> str:
     return ""
 
 
-def _reach_check(name: str, about: str) -> NodeCheck:
+def _reach_check(name: str, about: str) -> Check:
     def look(facts: NodeFacts, needs: Needs) -> Finding:
         if name not in facts.downloads:
             return skip("not asked: this run is offline")
         return warn(facts.downloads[name]) if facts.downloads[name] else ok("answers")
 
-    return NodeCheck(f"reach-{name}", "hubs", about, "downloads", look)
+    return Check(f"reach-{name}", "hubs", about, look, "downloads")
 
 
 HUGGINGFACE = _reach_check("huggingface", "Hugging Face answers.")

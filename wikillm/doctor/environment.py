@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from wikillm.config.environment_variables import NAMES, RunNeeds, find_conflicts
-from wikillm.doctor.checks import Finding, fail, node_check, ok, skip, warn
+from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.facts import NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.observe.redact import environment_secrets, names_a_secret, redact_text
@@ -34,7 +34,7 @@ def relevant_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: redact_text(environ[name], secrets) for name in names if not names_a_secret(name)}
 
 
-@node_check("environment", "environment")
+@check("environment", "environment")
 def slowing_variables(facts: NodeFacts, needs: Needs) -> Finding:
     """No debugging variable slows the run down."""
     env = facts.environment
@@ -46,7 +46,7 @@ def slowing_variables(facts: NodeFacts, needs: Needs) -> Finding:
     return warn(values, why=why, names=" ".join(found))
 
 
-@node_check("environment", "environment")
+@check("environment", "environment")
 def foreign_variables(facts: NodeFacts, needs: Needs) -> Finding:
     """No variable of another launcher changes the run behind its configuration."""
     asked = RunNeeds(needs.precision, needs.compiles, bool(facts.gpu_count))
@@ -61,7 +61,7 @@ def foreign_variables(facts: NodeFacts, needs: Needs) -> Finding:
     )
 
 
-@node_check("environment", "environment")
+@check("environment", "environment")
 def preloaded(facts: NodeFacts, needs: Needs) -> Finding:
     """No library is loaded in place of torch's own."""
     env = facts.environment
@@ -74,7 +74,7 @@ def preloaded(facts: NodeFacts, needs: Needs) -> Finding:
     return ok("none")
 
 
-@node_check("environment", "environment")
+@check("environment", "environment")
 def forwarded(facts: NodeFacts, needs: Needs) -> Finding:
     """Variables that are set here and that a run reads also reach the other nodes."""
     if needs.nodes == 1:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from wikillm.doctor.checks import Verdict
 from wikillm.doctor.facts import ClusterFacts, NodeFacts
 from wikillm.doctor.needs import Needs, Request
-from wikillm.doctor.nodes import first_master_address
 from wikillm.doctor.questions import gather, judge_cluster, judge_node
 from wikillm.doctor.visit import Visit
 from wikillm.supervise.network import is_loopback
@@ -82,7 +81,7 @@ def addresses_of(cluster: ClusterFacts) -> dict[str, str]:
     found = {name: route[1] for name, route in routes.items() if route}
     found = {name: address for name, address in found.items() if not is_loopback(address)}
     first = next((name for name in cluster.names if name in cluster.facts), None)
-    resolved = cluster.by_value(first_master_address)
+    resolved = cluster.by_value("network.master_address")
     outer = [address for address in resolved if not is_loopback(address)]
     if first is not None and outer:
         found[first] = max(outer, key=lambda address: len(resolved[address]))

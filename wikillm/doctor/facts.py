@@ -6,8 +6,8 @@ why. Values of environment variables that name a secret are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 UNLIMITED = -1
@@ -56,6 +56,10 @@ class GpuFacts:
     driver_cuda: str = ""
     cards: tuple[GpuCard, ...] = ()
     links: tuple[tuple[int, int, str], ...] = ()
+
+    @property
+    def kinds(self) -> str:
+        return ", ".join(sorted({card.name for card in self.cards})) or "no GPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,11 @@ class DiskFacts:
     checkpoints_stay: int = 0
     checkpoints_go: int = 0
 
+    @property
+    def sources(self) -> str | None:
+        digests = "-".join(sorted(set(self.data.values())))
+        return f"{len(self.data)} files, {digests[:33]}" if self.data else None
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkCard:
@@ -163,6 +172,14 @@ class NetworkFacts:
         others = [c for c in self.cards if c.name != "lo" and c.is_up and c.addresses]
         return others[0] if len(others) == 1 else None
 
+    @property
+    def mtu(self) -> int | None:
+        return self.outer_card.mtu if self.outer_card else None
+
+    @property
+    def master_address(self) -> str | None:
+        return self.master_addresses[0] if self.master_addresses else None
+
 
 _UNKNOWN: Any = None
 
@@ -185,12 +202,9 @@ class NodeFacts:
     def gpu_count(self) -> int:
         return len(self.gpus.cards) if self.gpus else 0
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def facts_from_json(value: dict[str, Any]) -> NodeFacts:
-    """The inverse of `to_json`, with checked types. Raises ValueError."""
+    """The inverse of dataclasses.asdict, with checked types. Raises ValueError."""
     from pydantic import TypeAdapter
 
     known = {name: section for name, section in value.items() if section is not None}
@@ -231,10 +245,12 @@ class ClusterFacts:
     connections: Mapping[tuple[str, str], str] = field(default_factory=dict)
     all_reduce: Bandwidth | str = "not measured"
 
-    def by_value(self, value: Callable[[NodeFacts], str | None]) -> dict[str, list[str]]:
-        """value -> the nodes that have it; nodes where it is None are left out."""
+    def by_value(self, path: str) -> dict[str, list[str]]:
+        """Value of `path`, such as "host.user" -> the nodes that have it, if they know it."""
+        section, name = path.split(".")
         found: dict[str, list[str]] = {}
-        for name in self.names:
-            if name in self.facts and (what := value(self.facts[name])) is not None:
-                found.setdefault(what, []).append(name)
+        for node in self.names:
+            known = getattr(self.facts.get(node), section, None)
+            if known is not None and (value := getattr(known, name)) is not None:
+                found.setdefault(str(value), []).append(node)
         return found

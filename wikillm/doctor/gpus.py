@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wikillm.doctor.checks import Finding, NodeCheck, fail, node_check, ok, skip, warn
+from wikillm.doctor.checks import Check, Finding, check, fail, ok, skip, warn
 from wikillm.doctor.facts import GpuFacts, NodeFacts
 from wikillm.doctor.needs import Needs
 
@@ -12,7 +12,7 @@ BF16_CAPABILITY = 8.0
 TAKEN_SHARE = 0.1
 
 
-@node_check("gpu", "gpus")
+@check("gpu", "gpus")
 def gpu_driver(facts: NodeFacts, needs: Needs) -> Finding:
     """nvidia-smi answers where there is NVIDIA hardware."""
     gpus = facts.gpus
@@ -23,7 +23,7 @@ def gpu_driver(facts: NodeFacts, needs: Needs) -> Finding:
     return skip("no NVIDIA GPU: runs train on the CPU")
 
 
-def _gpu_check(look: Callable[[GpuFacts, Needs], Finding]) -> NodeCheck:
+def _gpu_check(look: Callable[[GpuFacts, Needs], Finding]) -> Check:
     """A check that runs only where nvidia-smi lists GPUs."""
 
     def guarded(facts: NodeFacts, needs: Needs) -> Finding:
@@ -31,7 +31,7 @@ def _gpu_check(look: Callable[[GpuFacts, Needs], Finding]) -> NodeCheck:
 
     guarded.__name__ = look.__name__
     guarded.__doc__ = look.__doc__
-    return node_check("gpu", "gpus")(guarded)
+    return check("gpu", "gpus")(guarded)
 
 
 @_gpu_check
@@ -44,7 +44,7 @@ def gpu_count(gpus: GpuFacts, needs: Needs) -> Finding:
     return warn(found, "idle", count=count) if count > needs.slots else ok(found)
 
 
-@node_check("gpu", "gpus")
+@check("gpu", "gpus")
 def gpu_visible(facts: NodeFacts, needs: Needs) -> Finding:
     """CUDA_VISIBLE_DEVICES hides no GPU that is needed."""
     visible = (facts.environment or {}).get("CUDA_VISIBLE_DEVICES")

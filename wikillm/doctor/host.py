@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 
 from wikillm.core.units import format_size
-from wikillm.doctor.checks import Finding, fail, node_check, ok, skip, warn
+from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.facts import UNLIMITED, HostFacts, NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.doctor.probe import number, read
@@ -104,7 +104,7 @@ def _limit(kind: int) -> int:
     return UNLIMITED if soft == resource.RLIM_INFINITY else soft
 
 
-@node_check("host", "host")
+@check("host", "host")
 def cores(facts: NodeFacts, needs: Needs) -> Finding:
     """Every process has a core, and nothing else keeps the cores busy."""
     host = facts.host
@@ -115,7 +115,7 @@ def cores(facts: NodeFacts, needs: Needs) -> Finding:
     return warn(found, "busy") if host.load > host.cores else ok(found)
 
 
-@node_check("host", "host")
+@check("host", "host")
 def memory(facts: NodeFacts, needs: Needs) -> Finding:
     """Offloaded states and the processes fit in the memory of the node or its container."""
     host = facts.host
@@ -130,7 +130,7 @@ def memory(facts: NodeFacts, needs: Needs) -> Finding:
     return warn(found, "short") if need > free else ok(found)
 
 
-@node_check("host", "host")
+@check("host", "host")
 def open_files(facts: NodeFacts, needs: Needs) -> Finding:
     """A process may open enough files and sockets."""
     limit = facts.host.open_files
@@ -140,7 +140,7 @@ def open_files(facts: NodeFacts, needs: Needs) -> Finding:
     return warn(found, "nccl") if 0 <= limit < WANTED_OPEN_FILES else ok(found)
 
 
-@node_check("host", "host")
+@check("host", "host")
 def locked_memory(facts: NodeFacts, needs: Needs) -> Finding:
     """Memory may be locked where InfiniBand needs it."""
     if not (facts.network and facts.network.infiniband):
@@ -149,7 +149,7 @@ def locked_memory(facts: NodeFacts, needs: Needs) -> Finding:
     return ok(found) if facts.host.locked_memory == UNLIMITED else fail(found)
 
 
-@node_check("host", "host")
+@check("host", "host")
 def shared_memory(facts: NodeFacts, needs: Needs) -> Finding:
     """/dev/shm has room for the buffers of all processes."""
     host = facts.host

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from wikillm.doctor.checks import Finding, fail, node_check, ok, skip, warn
+from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.facts import NetworkCard, NetworkFacts, NodeFacts
 from wikillm.doctor.needs import Needs, Request
 from wikillm.doctor.probe import number, read
@@ -81,7 +81,7 @@ def infiniband_ports(root: Path = Path("/sys/class/infiniband")) -> tuple[tuple[
     )
 
 
-@node_check("network", "network")
+@check("network", "network")
 def hostname(facts: NodeFacts, needs: Needs) -> Finding:
     """The node's own name leads to an address that other nodes reach."""
     net = facts.network
@@ -98,7 +98,7 @@ def hostname(facts: NodeFacts, needs: Needs) -> Finding:
     )
 
 
-@node_check("network", "network")
+@check("network", "network")
 def master_name(facts: NodeFacts, needs: Needs) -> Finding:
     """The name that the ranks meet at is known on this node."""
     if needs.nodes == 1:
@@ -110,7 +110,7 @@ def master_name(facts: NodeFacts, needs: Needs) -> Finding:
     return fail(found, "loopback") if is_loopback(net.master_addresses[0]) else ok(found)
 
 
-@node_check("network", "network")
+@check("network", "network")
 def card(facts: NodeFacts, needs: Needs) -> Finding:
     """The card that leads to the other nodes is up and fast."""
     net = facts.network
@@ -126,7 +126,7 @@ def card(facts: NodeFacts, needs: Needs) -> Finding:
     return ok(found)
 
 
-@node_check("network", "network")
+@check("network", "network")
 def card_named(facts: NodeFacts, needs: Needs) -> Finding:
     """NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME name cards that this node has."""
     env = facts.environment or {}
@@ -164,7 +164,7 @@ def names_a_card(variable: str, value: str, names: list[str]) -> bool:
     return any(name.startswith(prefixes) for name in names)
 
 
-@node_check("network", "network")
+@check("network", "network")
 def infiniband(facts: NodeFacts, needs: Needs) -> Finding:
     """InfiniBand and RoCE ports are active."""
     ports = facts.network.infiniband
@@ -176,7 +176,7 @@ def infiniband(facts: NodeFacts, needs: Needs) -> Finding:
     return warn(f"not active: {', '.join(down)}", "partly") if down else ok(f"{len(ports)} ports")
 
 
-@node_check("network", "network")
+@check("network", "network")
 def master_port(facts: NodeFacts, needs: Needs) -> Finding:
     """The port that the ranks meet at is free."""
     net = facts.network

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class NodeServer:
 
     def facts(self, request: dict[str, Any]) -> dict[str, Any]:
         request["data_path"] = tuple(request["data_path"])
-        return gather(Request(**request)).to_json()
+        return asdict(gather(Request(**request)))
 
     def write(self, folder: str, file: str, text: str) -> str:
         """Write a file beside the run directory; returns where."""
@@ -173,9 +174,8 @@ def main() -> None:
         for line in sys.stdin:
             asked = json.loads(line)
             try:
-                said: dict[str, Any] = {
-                    "value": server.answer(asked["command"], asked["arguments"])
-                }
+                value = server.answer(asked["command"], asked["arguments"])
+                said: dict[str, Any] = {"value": value}
             except Exception as error:  # reported to the other side
                 said = {"error": f"{type(error).__name__}: {error}"}
             channel.write(json.dumps({MARK: asked["number"], **said}) + "\n")

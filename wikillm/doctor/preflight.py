@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from wikillm.core.errors import MachineError, Problems
-from wikillm.doctor.checks import NodeCheck
+from wikillm.doctor.checks import Check
 from wikillm.doctor.disk import checkpoint_room, inspect_checkpoints, inspect_folder
 from wikillm.doctor.environment import relevant_environment
 from wikillm.doctor.facts import DiskFacts, NodeFacts
@@ -20,8 +20,8 @@ from wikillm.doctor.needs import Needs, Request
 from wikillm.doctor.network import card_named, gather_network
 from wikillm.doctor.software import gather_software, packages_there
 
-CHECKS: tuple[NodeCheck, ...] = (packages_there, memory, open_files, checkpoint_room)
-BETWEEN_RANKS: tuple[NodeCheck, ...] = (card_named,)
+CHECKS: tuple[Check, ...] = (packages_there, memory, open_files, checkpoint_room)
+BETWEEN_RANKS: tuple[Check, ...] = (card_named,)
 IMPORTED = frozenset(
     (
         "torch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from wikillm.doctor import (
@@ -17,23 +18,23 @@ from wikillm.doctor import (
     nodes,
     software,
 )
-from wikillm.doctor.checks import GROUPS, ClusterCheck, Level, NodeCheck, Verdict
+from wikillm.doctor.checks import GROUPS, Check, Level, Verdict
 from wikillm.doctor.facts import ClusterFacts, NodeFacts
-from wikillm.doctor.in_time import run_in_time
 from wikillm.doctor.needs import Needs, Request
 from wikillm.doctor.nvidia_smi import gather_gpus
+from wikillm.doctor.probe import run_in_time
 
 SECONDS = 15.0
-_MODULES = (software, gpus, host, compiler, disk, network, downloads, environment, nodes)
-_DECLARED: list[NodeCheck | ClusterCheck] = [
-    value
-    for module in _MODULES
-    for value in vars(module).values()
-    if isinstance(value, NodeCheck | ClusterCheck)
-]
-_DECLARED.sort(key=lambda check: GROUPS.index(check.group))
-NODE_CHECKS = tuple(check for check in _DECLARED if isinstance(check, NodeCheck))
-CLUSTER_CHECKS = tuple(check for check in _DECLARED if isinstance(check, ClusterCheck))
+_OF_A_NODE = (software, gpus, host, compiler, disk, network, downloads, environment)
+
+
+def _declared(*modules: ModuleType) -> tuple[Check, ...]:
+    found = [value for m in modules for value in vars(m).values() if isinstance(value, Check)]
+    return tuple(sorted(found, key=lambda check: GROUPS.index(check.group)))
+
+
+NODE_CHECKS = _declared(*_OF_A_NODE)
+CLUSTER_CHECKS = tuple(check for check in _declared(nodes) if check is not nodes.REACH)
 
 
 def gather(request: Request, seconds: float = SECONDS) -> NodeFacts:
@@ -67,7 +68,8 @@ def judge_node(node: str, facts: NodeFacts, needs: Needs) -> list[Verdict]:
 
 def judge_cluster(cluster: ClusterFacts, needs: Needs) -> list[Verdict]:
     """Whether each node can be reached, and, of several, whether they agree."""
-    verdicts = [nodes.judge_reach(name, cluster.unreachable.get(name)) for name in cluster.names]
+    lost = [(name, cluster.unreachable.get(name)) for name in cluster.names]
+    verdicts = [nodes.REACH.judge(answer, needs, answer[0]) for answer in lost]
     if len(cluster.names) > 1:
         verdicts += [check.judge(cluster, needs) for check in CLUSTER_CHECKS]
     return verdicts
@@ -75,5 +77,5 @@ def judge_cluster(cluster: ClusterFacts, needs: Needs) -> list[Verdict]:
 
 def listed() -> list[tuple[str, str, str]]:
     """(group, name, sentence) of every check."""
-    rows = [(check.group, check.name, check.about) for check in _DECLARED]
-    return sorted([nodes.REACH, *rows], key=lambda row: GROUPS.index(row[0]))
+    checks = _declared(nodes, *_OF_A_NODE)
+    return [(check.group, check.name, check.about) for check in checks]

@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-from wikillm.doctor.checks import Finding, fail, node_check, ok, skip, warn
+from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.facts import NodeFacts, SoftwareFacts
 from wikillm.doctor.needs import Needs
 from wikillm.supervise.facts import PACKAGE, code_digest, installed_version
@@ -63,7 +63,7 @@ def torch_cuda() -> str | None:
     return match[1] if match else ""
 
 
-@node_check("python", "software")
+@check("python", "software")
 def python_version(facts: NodeFacts, needs: Needs) -> Finding:
     """Python is one of the supported versions."""
     found = facts.software.python
@@ -71,7 +71,7 @@ def python_version(facts: NodeFacts, needs: Needs) -> Finding:
     return ok(found) if is_supported else fail(found, supported=SUPPORTED_PYTHON)
 
 
-@node_check("python", "software")
+@check("python", "software")
 def packages_there(facts: NodeFacts, needs: Needs) -> Finding:
     """Every package that WikiLLM needs is installed."""
     missing = [name for name, version in facts.software.packages.items() if version is None]
@@ -80,7 +80,7 @@ def packages_there(facts: NodeFacts, needs: Needs) -> Finding:
     return ok(f"{len(facts.software.packages)} packages")
 
 
-@node_check("python", "software")
+@check("python", "software")
 def packages_fit(facts: NodeFacts, needs: Needs) -> Finding:
     """Installed versions are within the supported ranges."""
     wrong = []
@@ -90,7 +90,7 @@ def packages_fit(facts: NodeFacts, needs: Needs) -> Finding:
     return fail(", ".join(wrong)) if wrong else ok("all within their ranges")
 
 
-@node_check("python", "software")
+@check("python", "software")
 def torch_build(facts: NodeFacts, needs: Needs) -> Finding:
     """torch is the build for GPUs where there are GPUs."""
     cuda = facts.software.torch_cuda
@@ -103,7 +103,7 @@ def torch_build(facts: NodeFacts, needs: Needs) -> Finding:
     return ok(f"CUDA {cuda}" if cuda else "CPU build, no GPU")
 
 
-@node_check("gpu", "gpus")
+@check("gpu", "gpus")
 def driver_cuda(facts: NodeFacts, needs: Needs) -> Finding:
     """The driver runs the CUDA version that torch was built for."""
     wheel = facts.software.torch_cuda if facts.software else None

@@ -15,10 +15,10 @@ from wikillm.doctor.disk import gather_disk, inspect_folder, quick_digest
 from wikillm.doctor.downloads import gather_downloads
 from wikillm.doctor.environment import relevant_environment
 from wikillm.doctor.host import cgroup_memory
-from wikillm.doctor.in_time import run_in_time
 from wikillm.doctor.needs import Request, request_of
 from wikillm.doctor.network import infiniband_ports, resolve, route_to
 from wikillm.doctor.node import NodeServer
+from wikillm.doctor.probe import run_in_time
 from wikillm.doctor.questions import gather
 from wikillm.supervise.facts import code_digest
 from wikillm.supervise.network import why_port_is_taken
