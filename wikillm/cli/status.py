@@ -36,35 +36,28 @@ def run(args: argparse.Namespace) -> int:
 def _lines(status: RunStatus) -> list[str]:
     from wikillm.core.units import format_count, format_seconds
 
-    found, metrics = status.to_json(), status.metrics or {}
     lines = [f"run        {status.run}", f"state      {status.state}"]
-    if metrics:
-        lines.append(
-            f"progress   step {metrics['step']:,}, {format_count(metrics['tokens'])} tokens, "
-            f"loss {'not finite' if metrics['loss'] is None else format(metrics['loss'], '.4f')}, "
-            f"{format_count(round(metrics['tokens_per_second'] or 0))} tokens/s, {format_seconds(found['logged_seconds_ago'])} ago"
-        )
+    if status.metrics:
+        metrics = status.metrics
+        loss = "not finite" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+        speed = format_count(round(metrics["tokens_per_second"] or 0))
+        age = format_seconds(status.to_json()["logged_seconds_ago"])
+        done = f"step {metrics['step']:,}, {format_count(metrics['tokens'])} tokens"
+        lines.append(f"progress   {done}, loss {loss}, {speed} tokens/s, {age} ago")
     if status.exit is not None:
         reason = str(status.exit.get("reason", "")).replace("\n", "\n           ")
-        lines.append(
-            f"exit       {status.exit.get('code')} at step {status.exit.get('step')}: {reason}"
-        )
+        end = f"{status.exit.get('code')} at step {status.exit.get('step')}"
+        lines.append(f"exit       {end}: {reason}")
     if not status.ranks:
         return [*lines, "ranks      none has reported yet"]
-    lines.append("")
-    lines.append(
-        f"{'rank':>5} {'host':<20} {'pid':>8} {'phase':<11} {'step':>9} {'standing':>9} {'seen':>9}  state"
-    )
+    head = f"{'rank':>5} {'host':<20} {'pid':>8} {'phase':<11} {'step':>9}"
+    lines += ["", f"{head} {'standing':>9} {'seen':>9}  state"]
     for record, alive in zip(status.ranks, status.running, strict=True):
-        state = (
-            "running"
-            if alive
-            else f"exit {record.exit['code']}"
-            if record.exit is not None
-            else "gone"
-        )
+        end = "gone" if record.exit is None else f"exit {record.exit['code']}"
+        process = f"{record.process.host:<20.20} {record.process.pid:>8}"
+        ages = [format_seconds(s) for s in (record.standing, record.age(status.now))]
         lines.append(
-            f"{record.rank:>5} {record.process.host:<20.20} {record.process.pid:>8} {record.phase:<11} {record.step:>9,} "
-            f"{format_seconds(record.standing):>9} {format_seconds(record.age(status.now)):>9}  {state}"
+            f"{record.rank:>5} {process} {record.phase:<11} {record.step:>9,} "
+            f"{ages[0]:>9} {ages[1]:>9}  {'running' if alive else end}"
         )
     return lines

@@ -31,31 +31,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _way_out(run: Path, now: bool, result: Stopped) -> str:
-    here = [
-        record
-        for record in result.left
-        if record.rank in result.untouched and record.process.is_here()
-    ]
-    if not here:
-        return f"wikillm stop {run} --now" + ("   (on those machines)" if now else "")
-    pids = ",".join(str(record.process.pid) for record in here)
-    return f"look at what the record names: ps -fp {pids}\nif it is not of this run: rm {run}/ranks/rank_*.json"
-
-
 def run(args: argparse.Namespace) -> int:
     from wikillm.core.errors import MachineError
     from wikillm.supervise.stop import stop
 
-    said: list[int] = []
+    counts: list[int] = []
 
     def on_wait(running: list[RankRecord]) -> None:
-        if said != [len(running)]:
-            said[:] = [len(running)]
-            hosts = sorted({record.process.host for record in running})
-            print(
-                f"waiting for {len(running)} rank{'s' if len(running) > 1 else ''} on {', '.join(hosts)}"
-            )
+        if counts[-1:] != [len(running)]:
+            counts.append(len(running))
+            hosts = ", ".join(sorted({record.process.host for record in running}))
+            print(f"waiting for {_ranks(len(running))} on {hosts}")
 
     result = stop(args.run, at_once=args.now, timeout=args.wait, on_wait=on_wait)
     if result.left:
@@ -67,7 +53,20 @@ def run(args: argparse.Namespace) -> int:
         raise MachineError(
             f"{len(result.left)} of {len(result.left) + len(result.over)} ranks have not ended.",
             got="\n".join(places),
-            fix=_way_out(args.run, args.now, result),
+            fix=_fix(args.run, args.now, result),
         )
-    print(f"ended: {len(result.over)} rank{'s' if len(result.over) > 1 else ''} of {args.run}")
+    print(f"ended: {_ranks(len(result.over))} of {args.run}")
     return 0
+
+
+def _ranks(count: int) -> str:
+    return f"{count} rank{'s' if count > 1 else ''}"
+
+
+def _fix(run: Path, now: bool, result: Stopped) -> str:
+    left = [record for record in result.left if record.rank in result.untouched]
+    pids = ",".join(str(record.process.pid) for record in left if record.process.is_here())
+    if not pids:
+        return f"wikillm stop {run} --now" + ("   (on those machines)" if now else "")
+    others = f"if it is not of this run: rm {run}/ranks/rank_*.json"
+    return f"look at what the record names: ps -fp {pids}\n{others}"

@@ -1,1 +1,1 @@
-"""Other machines: names, environment, argument lists. Starts nothing by itself, and imports no torch."""
+"""Other machines: names, environment, argument lists. Starts no process, imports no torch."""

@@ -1,7 +1,7 @@
-"""Which environment variables a job on another machine gets: those on the allow-list, through a file of mode 0600.
+"""Environment variables that are forwarded to other machines, in a file of mode 0600.
 
-The file has DeepSpeed's form, one NAME=value a line, so that its own launcher reads it too. Values never appear on a
-command line or in output: only names are shown.
+The file has DeepSpeed's form, one NAME=value a line, so that its own launcher reads it too. Values
+never appear on a command line or in output, only names.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ FILE_NAME = ".deepspeed_env"
 _NAMES = frozenset(
     {
         "HF_ENDPOINT", "HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "MODELSCOPE_CACHE",
-        "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "CUDA_HOME",
-        "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
+        "TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR",
+        "CUDA_HOME", "http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY",
+        "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
     }
 )  # fmt: skip
 _PREFIXES = ("SWANLAB_", "WIKILLM_", "NCCL_", "GLOO_", "TORCH_NCCL_")
@@ -26,12 +27,12 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def is_forwarded(name: str) -> bool:
-    """Whether a variable of this name travels to other machines."""
+    """Whether a variable of this name is forwarded."""
     return bool(_NAME.fullmatch(name)) and (name in _NAMES or name.startswith(_PREFIXES))
 
 
 def forwarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that travel, sorted by name. Raises ConfigError for one that no line can hold."""
+    """The forwarded variables by name. Raises ConfigError for values with a line break."""
     found = {name: environ[name] for name in sorted(environ) if is_forwarded(name)}
     broken = [name for name, value in found.items() if "\n" in value or "\0" in value]
     if broken:
@@ -44,7 +45,7 @@ def forwarded(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def write_environment_file(path: Path, variables: Mapping[str, str]) -> None:
-    """NAME=value lines, readable by the owner alone from the first byte on; an older file is replaced."""
+    """NAME=value lines, never readable by others; an older file is replaced."""
     path.unlink(missing_ok=True)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -52,4 +53,4 @@ def write_environment_file(path: Path, variables: Mapping[str, str]) -> None:
 
 
 READ_IT = f'while IFS= read -r line; do export "${{line?}}"; done <{FILE_NAME}'
-"""Shell that exports what the file holds, whatever characters are in the values."""
+"""Shell text that exports the file's variables, whatever characters the values have."""

@@ -1,8 +1,8 @@
 """Names of machines, checked before any of them reaches a command line.
 
-A host is a DNS name or an IP address: nothing that ssh could take for an option, and no character that a shell
-reads. DeepSpeed's own hostfile parser takes `-oProxyCommand=...`, `slots=0` and duplicates; this one refuses them, all
-at once, each with file and line.
+A host is a DNS name or an IP address: nothing that ssh takes for an option, and no character that a
+shell interprets. DeepSpeed's own hostfile parser accepts `-oProxyCommand=...`, `slots=0` and
+duplicates; this one refuses them together, each with file and line.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ def is_host(text: str) -> bool:
         ipaddress.ip_address(text)
     except ValueError:
         return False
-    return "%" not in text  # a zone may hold any character
+    return "%" not in text  # a zone may have any character
 
 
 def bare_host(text: str) -> str:
-    """A host as ssh and torch take it: `[2001:db8::1]` without its brackets, anything else as it is."""
+    """A host as ssh and torch take it: `[2001:db8::1]` without brackets, others unchanged."""
     inner = text[1:-1]
     return inner if text == f"[{inner}]" and ":" in inner and is_host(inner) else text
 
 
 def bracketed_host(text: str) -> str:
-    """A host where a colon follows it, as in rsync's `HOST:FOLDER`: an IPv6 address in brackets."""
+    """A host as in rsync's `HOST:FOLDER`: an IPv6 address in brackets."""
     return f"[{text}]" if ":" in text and not text.startswith("[") else text
 
 
 def check_destination(text: str) -> str:
-    """`host` or `user@host`, as ssh takes it: IPv6 addresses come without brackets. Raises ConfigError."""
+    """`host` or `user@host` as ssh takes it, without brackets. Raises ConfigError."""
     user, at, host = text.rpartition("@")
     if is_host(bare_host(host)) and (not at or _USER.fullmatch(user)):
         return f"{user}{at}{bare_host(host)}"
@@ -63,7 +63,10 @@ def check_destination(text: str) -> str:
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
-    """Hosts in the order of the file, one `NAME slots=N` a line, `#` comments. Raises ConfigError with all mistakes."""
+    """Hosts in the order of the file: `NAME slots=N` lines, `#` comments.
+
+    Raises ConfigError with all mistakes.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Argument lists of ssh and rsync. The host stands behind `--`, and never asks for a password."""
+"""Argument lists of ssh and rsync. The host follows `--`; no password is ever asked for."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from wikillm.remote.hosts import bracketed_host
 from wikillm.remote.private import PRIVATE
 
-_ALIVE = (
-    "-o",
-    "ServerAliveInterval=10",
-    "-o",
+_OPTIONS = (
+    "BatchMode=yes",
+    "ConnectTimeout=10",
+    "ServerAliveInterval=10",  # a cut link ends the connection after 30 s
     "ServerAliveCountMax=3",
-)  # a cut link ends the connection after 30 s
-OPTIONS = ("-o", "BatchMode=yes", "-o", "ConnectTimeout=10", *_ALIVE)
+)
+OPTIONS = tuple(word for option in _OPTIONS for word in ("-o", option))
 
 
 def ssh_argv(destination: str, command: str, *, terminal: bool = False) -> tuple[str, ...]:
-    """`command` is shell text for the other side: build it with `shlex.join`, never from raw words.
+    """Run `command`, shell text built with `shlex.join`, on the other side.
 
-    With `terminal` the remote job ends when the connection does.
+    With `terminal` the remote job ends together with the connection.
     """
     return ("ssh", *OPTIONS, *(("-tt",) if terminal else ()), "--", destination, command)
 
@@ -28,26 +28,16 @@ def ssh_argv(destination: str, command: str, *, terminal: bool = False) -> tuple
 def rsync_argv(
     source: str, destination: str, folder: str, excluded: Sequence[str]
 ) -> tuple[str, ...]:
-    """Copy the content of `source` into `folder` on the other side; what is there and not here stays.
+    """Copy the content of `source` into `folder` on the other side; nothing there is deleted.
 
-    Neither what .gitignore names, nor keys and passwords.
+    Files that .gitignore names, keys and passwords are left out.
     """
-    code = ("--include", "id_*.py")
-    filters = [
-        *code,
-        *(word for pattern in (*excluded, *PRIVATE) for word in ("--exclude", pattern)),
-    ]
+    filters = ["--include", "id_*.py"]
+    for pattern in (*excluded, *PRIVATE):
+        filters += ["--exclude", pattern]
     user, at, host = destination.rpartition("@")
     shell = shlex.join(("ssh", *OPTIONS))
+    target = f"{user}{at}{bracketed_host(host)}:{folder}/"
     # -s: the folder is not read by a shell on the other side
-    return (
-        "rsync",
-        "-azs",
-        "--filter=:- .gitignore",
-        *filters,
-        "-e",
-        shell,
-        "--",
-        f"{source}/",
-        f"{user}{at}{bracketed_host(host)}:{folder}/",
-    )
+    ignored = "--filter=:- .gitignore"
+    return ("rsync", "-azs", ignored, *filters, "-e", shell, "--", f"{source}/", target)
