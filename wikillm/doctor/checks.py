@@ -62,7 +62,7 @@ def fail(found: str, case: str = "", /, **values: object) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Of a node, then `section` is the part of the facts that it reads; or of all nodes together."""
+    """Of a node, where `section` is the part of the facts that it reads, or of all nodes."""
 
     name: str
     group: str

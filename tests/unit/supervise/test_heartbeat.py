@@ -18,7 +18,8 @@ def test_another_process_reads_what_was_marked(repo: Path) -> None:
     heartbeat.enter("model")
     heartbeat.step_done(12)
     heartbeat.enter("evaluate")
-    code = f"from wikillm.supervise.heartbeat import Heartbeat; p = Heartbeat({heartbeat.fd}).read(); print(p.phase, p.step)"
+    code = "from wikillm.supervise.heartbeat import Heartbeat; "
+    code += f"p = Heartbeat({heartbeat.fd}).read(); print(p.phase, p.step)"
     environ = {**os.environ, "PYTHONPATH": str(repo)}
     done = subprocess.run(
         [sys.executable, "-c", code],

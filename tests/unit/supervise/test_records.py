@@ -1,4 +1,4 @@
-"""Which process is rank N, and that nobody else is ever taken for it: records, stop, status."""
+"""Which process is rank N, and that no other is ever mistaken for it: records, stop, status."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-BOARD = "from wikillm.supervise.heartbeat import Heartbeat; board = Heartbeat(); "
+MEMORY = "from wikillm.supervise.heartbeat import Heartbeat; memory = Heartbeat(); "
 
 
 @contextmanager
@@ -55,9 +55,9 @@ def running(code: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def rank_0(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """What the kernel knows of a rank: its board and its log file."""
+    """A rank as the kernel sees it: its shared memory and its log file."""
     (tmp_path / "logs").mkdir()
-    with running(f"{BOARD}log = open({str(tmp_path / 'logs' / 'rank_0.log')!r}, 'a')") as process:
+    with running(f"{MEMORY}log = open({str(tmp_path / 'logs' / 'rank_0.log')!r}, 'a')") as process:
         yield process
 
 
@@ -94,29 +94,24 @@ def test_a_number_that_is_no_process_is_no_process(tmp_path: Path, pid: int) -> 
     assert end_here(tmp_path, record(strange)) is None
 
 
-@pytest.mark.parametrize("more", ["", "log", "board", "other log", "reader"])
+@pytest.mark.parametrize("more", ["", "log", "memory", "other log", "reader"])
 def test_a_planted_record_ends_no_process_that_is_not_the_runs(
     tmp_path: Path, more: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The right number, start time, boot and host of a process of the same user, and not a rank of this run."""
+    """Right pid, start time, boot, host and user, but not a rank of this run."""
     monkeypatch.setattr("wikillm.supervise.stop.GRACE", 0.0)
     (tmp_path / "logs").mkdir()
     log = tmp_path / "logs" / "rank_0.log"
     log.touch()
-    mode = "r" if more == "reader" else "a"
-    opened = tmp_path / "other" if more in ("other log", "board", "") else log
-    board = "" if more in ("", "log") else BOARD
-    with running(
-        f"{board}f = open({str(opened)!r}, {mode if opened == log else 'a'!r})"
-    ) as process:
+    opened = log if more in ("log", "reader") else tmp_path / "other"
+    code = "" if more in ("", "log") else MEMORY
+    code += f"f = open({str(opened)!r}, {'r' if more == 'reader' else 'a'!r})"
+    with running(code) as process:
         write_record(tmp_path, record(Process.here(process.pid)))
         assert main(["stop", str(tmp_path), "--wait", "5", "--now"]) == 3
         said = capsys.readouterr().err
-        assert (
-            f"pid {process.pid}" in said
-            and "left alone: it does not have this run's log file open" in said
-        )
-        assert f"ps -fp {process.pid}" in said
+        assert f"pid {process.pid}" in said and f"ps -fp {process.pid}" in said
+        assert "left alone: it does not have this run's log file open" in said
         assert process.poll() is None
 
 
@@ -125,10 +120,9 @@ def test_a_planted_record_ends_no_process_that_is_no_python(tmp_path: Path) -> N
     with (tmp_path / "logs" / "rank_0.log").open("a") as log:
         process = subprocess.Popen(["sleep", "60"], stdout=log)
     try:
+        # The kernel shows the command line a moment after the program has begun.
         while not Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"sleep"):
-            time.sleep(
-                0.01
-            )  # the kernel shows the command line a moment after the program has begun
+            time.sleep(0.01)
         write_record(tmp_path, record(Process.here(process.pid)))
         why = end_here(tmp_path, record(Process.here(process.pid)))
         assert why == "it is not Python: sleep 60" and process.poll() is None
@@ -142,23 +136,34 @@ def test_root_ends_no_process_of_a_user_who_did_not_write_the_record(tmp_path: P
     """A folder of one user that names the process of another one; then the owner's own folder."""
     (tmp_path / "logs").mkdir()
     opens = f"log = open({str(tmp_path / 'logs' / 'rank_0.log')!r}, 'a')"
-    with running(f"{BOARD}{opens}; import os; os.setuid(65534)") as process:
+    with running(f"{MEMORY}{opens}; import os; os.setuid(65534)") as process:
         there = record(Process.here(process.pid))
         write_record(tmp_path, there)
-        assert (
-            end_here(tmp_path, there) == "it belongs to another user (uid 65534)"
-            and process.poll() is None
-        )
+        assert end_here(tmp_path, there) == "it belongs to another user (uid 65534)"
+        assert process.poll() is None
         os.chown(tmp_path / "ranks" / "rank_0.json", 65534, 65534)
         assert end_here(tmp_path, there) is None and process.wait(10) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"rank": "0"}, {"rank": 1}, {"rank": True}, {"step": "x"}, {"time": "now"}, {"time": float("inf")}, {"phase": None},
-     {"interval": None}, {"process": None}, {"process": {"pid": 1}}, {"exit": {}}, {"exit": "x"}, {"more": 1}, {"step": 1 << 70}],
-    ids=str,
-)  # fmt: skip
+WRONG: list[dict[str, object]] = [
+    {"rank": "0"},
+    {"rank": 1},
+    {"rank": True},
+    {"step": "x"},
+    {"step": 1 << 70},
+    {"time": "now"},
+    {"time": float("inf")},
+    {"phase": None},
+    {"interval": None},
+    {"process": None},
+    {"process": {"pid": 1}},
+    {"exit": {}},
+    {"exit": "x"},
+    {"more": 1},
+]
+
+
+@pytest.mark.parametrize("change", WRONG, ids=str)
 def test_a_record_of_wrong_types_is_none(
     tmp_path: Path,
     change: dict[str, object],
@@ -221,9 +226,7 @@ def test_stop_asks_through_the_directory_and_waits(
         sleeper.kill()
         sleeper.wait()
 
-    mark = (
-        tmp_path / "mark"
-    )  # our sbatch names one, and does not queue the job again when it finds it
+    mark = tmp_path / "mark"  # a batch script does not queue the job again when it finds it
     monkeypatch.setenv("WIKILLM_STOP_MARK", str(mark))
     writer = Recorder(tmp_path, lambda: record(here, exit=dict(told) or None, interval=0.0), obey)
     writer.start()
@@ -251,9 +254,7 @@ def test_what_does_not_answer_is_named(
     write_record(tmp_path, record(Process.here(rank_0.pid)))
     assert main(["stop", str(tmp_path), "--wait", "0.1"]) == 3
     assert f"rank 0: pid {rank_0.pid}" in capsys.readouterr().err
-    assert (
-        main(["stop", str(tmp_path), "--wait", "20", "--now"]) == 0
-    )  # nobody hears it: it is killed
+    assert main(["stop", str(tmp_path), "--wait", "20", "--now"]) == 0
     assert rank_0.wait(1) == -signal.SIGKILL
 
 
@@ -287,14 +288,13 @@ def test_status_of_a_run_and_of_its_end(
     assert "exit       3 at step 7: lost" in capsys.readouterr().out
 
 
+OFTEN = "often the kernel's out-of-memory killer"
+
+
 @pytest.mark.parametrize(
     ("program", "sent", "said"),
     [
-        (
-            "input()",
-            signal.SIGKILL,
-            "was killed by signal 9; often the kernel's out-of-memory killer",
-        ),
+        ("input()", signal.SIGKILL, f"was killed by signal 9; {OFTEN}"),
         ("input()", signal.SIGTERM, "was killed by signal 15"),
         ("import os; os._exit(7)", None, "ended with code 7, without a message"),
     ],

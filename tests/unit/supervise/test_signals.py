@@ -19,13 +19,11 @@ from wikillm.supervise.launchers import launchers_of, program_of
 from wikillm.supervise.signals import StopSignals
 
 
-def run_python(
-    program: str, *, before: str = "", timeout: float = 60
-) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", textwrap.dedent(program)]
-    return subprocess.run(
-        [*before.split(), *words], capture_output=True, text=True, timeout=timeout, check=False
-    )
+def run_python(program: str, *, before: str = "") -> tuple[str, int]:
+    """Output and exit code."""
+    words = [*before.split(), sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    return done.stdout, done.returncode
 
 
 @pytest.fixture
@@ -82,11 +80,8 @@ def test_a_signal_ends_a_process_that_waits_in_a_rendezvous_for_ranks_that_never
         threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
         dist.TCPStore("127.0.0.1", 0, 2, True, timedelta(seconds=60))
     """
-    done = run_python(program)
-    assert (done.stdout, done.returncode) == (
-        "Stopped by SIGTERM before training began; nothing is lost.\n",
-        75,
-    )
+    said = "Stopped by SIGTERM before training began; nothing is lost.\n"
+    assert run_python(program) == (said, 75)
 
 
 def test_a_second_request_stops_at_once() -> None:
@@ -101,8 +96,7 @@ def test_a_second_request_stops_at_once() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(30)
     """
-    done = run_python(program)
-    assert (done.stdout, done.returncode) == ("still here\n", 75)
+    assert run_python(program) == ("still here\n", 75)
 
 
 SWALLOWING = """
@@ -140,17 +134,12 @@ SWALLOWING = """
         ("BaseException", False, "recorded\n", 75),
         ("BaseException", True, "polled SIGTERM\n", 0),
     ],
-    ids=[
-        "a library that catches Exception",
-        "one that swallows all and hangs",
-        "one that swallows all and goes on",
-    ],
+    ids=["catches Exception", "swallows all and hangs", "swallows all and continues"],
 )
 def test_a_stop_that_a_library_swallows_is_not_lost(
     caught: str, defers: bool, said: str, code: int
 ) -> None:
-    done = run_python(SWALLOWING.format(caught=caught, defers=defers))
-    assert (done.stdout, done.returncode) == (said, code), done.stderr
+    assert run_python(SWALLOWING.format(caught=caught, defers=defers)) == (said, code)
 
 
 def test_nohup_is_respected_and_a_closed_session_is_a_request_to_stop() -> None:
@@ -161,9 +150,8 @@ def test_nohup_is_respected_and_a_closed_session_is_a_request_to_stop() -> None:
         os.kill(os.getpid(), signal.SIGHUP)
         print(stop.received)
     """
-    assert run_python(program, before="nohup").stdout == "None\n"
-    fresh = "env --default-signal=HUP"
-    assert run_python(program, before=fresh).stdout == "SIGHUP\n"
+    assert run_python(program, before="nohup") == ("None\n", 0)
+    assert run_python(program, before="env --default-signal=HUP") == ("SIGHUP\n", 0)
 
 
 RANK = """
@@ -182,26 +170,23 @@ RANK = """
 
 
 class Tree:
-    """`deepspeed` -> `torchrun` -> sh -> a rank, by the names of their files: each waits for its child, or is killed."""
+    """`deepspeed` -> `torchrun` -> sh -> a rank, by file names; each waits for its child."""
 
     def __init__(self, folder: Path, outer: str) -> None:
         rank = folder / "rank.py"
-        rank.write_text(textwrap.dedent(RANK))
         inner = folder / "torchrun"
-        wrapped = f"{sys.executable} {rank}; exit $?"
-        inner.write_text(
-            f"import os, subprocess\nsubprocess.run(['sh', '-c', {wrapped!r}], env=dict(os.environ, RANK='0'))\n"
-        )
         top = folder / outer
+        rank.write_text(textwrap.dedent(RANK))
+        shell = ["sh", "-c", f"{sys.executable} {rank}; exit $?"]
+        run = "import os, subprocess\nsubprocess.run({!r}, env=dict(os.environ, {}))\n"
+        inner.write_text(run.format(shell, "RANK='0'"))
         call = [sys.executable, "-u", str(inner)]
-        top.write_text(f"import subprocess\nsubprocess.run({call!r})\n")
+        top.write_text(run.format(call, ""))
+        argv = [sys.executable, str(top)]
+        if outer == "sh":
+            argv = ["sh", "-c", f"{' '.join(call)}; exit $?"]
         environ = {name: value for name, value in os.environ.items() if name != "RANK"}
         environ["PYTHONPATH"] = str(Path(launchers.__file__).parents[2])
-        argv = (
-            [sys.executable, str(top)]
-            if outer != "sh"
-            else ["sh", "-c", f"{' '.join(call)}; exit $?"]
-        )
         self.top = subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, text=True)
         assert self.top.stdout is not None
         self.said = self.top.stdout
@@ -248,11 +233,7 @@ def test_a_shell_above_the_launcher_may_end(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_a_shell_started_has_no_launcher() -> None:
-    code = "import os; from wikillm.supervise.launchers import launchers_of; print(launchers_of(os.getpid()))"
-    said = subprocess.run(
-        ["sh", "-c", f"RANK=0 {sys.executable} -c '{code}'; exit $?"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert said.stdout == "()\n"
+    code = "import os; from wikillm.supervise.launchers import launchers_of as of; "
+    code += "print(of(os.getpid()))"
+    words = ["sh", "-c", f"RANK=0 {sys.executable} -c '{code}'; exit $?"]
+    assert subprocess.check_output(words, text=True) == "()\n"

@@ -1,4 +1,4 @@
-"""The coordinator's port: only holders of the run's secret are heard; a stranger loses only its own connection."""
+"""The coordinator's port: only holders of the run's secret are heard; a stranger harms nobody."""
 
 from __future__ import annotations
 
@@ -168,10 +168,18 @@ def test_a_wrong_message_of_a_peer_that_knows_the_secret_ends_its_connection(
 
 @pytest.mark.parametrize(
     "change",
-    [{"step": "7"}, {"step": 1 << 70}, {"standing": "long"}, {"standing": -1.0}, {"limit": []}, {"median": {}},
-     {"phase": None}, {"standing": 10**400}],
+    [
+        {"step": "7"},
+        {"step": 1 << 70},
+        {"standing": "long"},
+        {"standing": -1.0},
+        {"standing": 10**400},
+        {"limit": []},
+        {"median": {}},
+        {"phase": None},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_wrong_beat_is_that_ranks_loss_and_the_coordinator_goes_on(
     served: Served, change: Message
 ) -> None:
@@ -192,7 +200,7 @@ def test_a_right_beat_is_taken(served: Served) -> None:
 def test_unproven_connections_are_few_and_short(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Strangers by the hundred, silent or slow: closed after their time, and a rank still gets in between."""
+    """A hundred silent or slow strangers are closed in time; a rank still gets in between."""
     monkeypatch.setattr(coordinator_module, "PROVE_SECONDS", 1.0)
     strangers = [served.connect() for _ in range(100)]
     assert until(lambda: len(served.coordinator._unproven) <= coordinator_module.STRANGERS + 2)
@@ -219,19 +227,14 @@ def test_a_peer_with_another_secret_is_sent_away_and_named(served: Served) -> No
 
 
 def test_only_the_chosen_address_listens() -> None:
-    with listen(29620, "127.0.0.1", "127.0.0.1") as sock:
-        port = sock.getsockname()[1]
+    with listen(29600, "127.0.0.1", "127.0.0.1") as sock:
         assert sock.getsockname()[0] == "127.0.0.1"
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.2", port), timeout=5)
-    with listen(
-        29620, "127.0.1.1", "127.0.0.1"
-    ) as sock:  # where agents look, not where the kernel starts from
-        assert sock.getsockname()[0] == "127.0.1.1"
-    with listen(
-        29620, "192.0.2.1", "127.0.0.1"
-    ) as sock:  # not an address of this machine (RFC 5737)
-        assert sock.getsockname()[0] == "127.0.0.1"
+            socket.create_connection(("127.0.0.2", sock.getsockname()[1]), timeout=5)
+    # where agents look, unless it is not an address of this machine (192.0.2.1, RFC 5737)
+    for master, chosen in (("127.0.1.1", "127.0.1.1"), ("192.0.2.1", "127.0.0.1")):
+        with listen(29600, master, "127.0.0.1") as sock:
+            assert sock.getsockname()[0] == chosen
     with pytest.raises(MachineError, match="No port is free"):
         listen(65535, "127.0.0.1", "127.0.0.1")
 
@@ -247,66 +250,54 @@ def test_both_sides_hear_each_other_in_order() -> None:
 
 
 @pytest.mark.parametrize("secret, context", [(b"y" * 32, CONTEXT), (SECRET, "another run")])
-def test_another_secret_or_run_is_not_believed(secret: bytes, context: str) -> None:
-    """By either side: an agent does not end on the word of whoever holds the port."""
-    for sender in (0, 1):
-        wires = pair(secret, context)
-        wires[sender].send({"end": 0, "reason": "believe me"})
-        heard = exchange(*wires)
-        receiver = wires[1 - sender]
-        assert (
-            heard[1 - sender] == []
-            and receiver.closed
-            and receiver.is_refused
-            and not receiver.is_proven
-        )
+@pytest.mark.parametrize("sender", [0, 1])
+def test_another_secret_or_run_is_refused_by_both_sides(
+    sender: int, secret: bytes, context: str
+) -> None:
+    wires = pair(secret, context)
+    wires[sender].send({"end": 0, "reason": "believe me"})
+    heard = exchange(*wires)[1 - sender]
+    receiver = wires[1 - sender]
+    assert heard == [] and receiver.closed and receiver.is_refused and not receiver.is_proven
 
 
-def recorded() -> tuple[SealedWire, list[bytes]]:
-    """A coordinator's end that a man in the middle serves with lines of his choice, and what the agent really sent."""
-    a, middle_a = socket.socketpair()
-    middle_b, b = socket.socketpair()
-    coordinator = SealedWire(a, SECRET, CONTEXT, is_coordinator=True)
-    agent = SealedWire(b, SECRET, CONTEXT, is_coordinator=False)
-    for number in range(3):
-        agent.send({"number": number})
-    middle_b.sendall(middle_a.recv(65536))  # the coordinator's nonce
-    agent.receive()
-    lines = middle_b.recv(65536).splitlines(keepends=True)
-    middle_a.sendall(lines[0])
-    coordinator.receive()
-    coordinator.middle = middle_a  # type: ignore[attr-defined]
-    return coordinator, lines[1:]
+class Middle:
+    """A man in the middle: a coordinator's end that gets lines of his choice."""
 
+    def __init__(self) -> None:
+        a, self.socket = socket.socketpair()
+        to_agent, b = socket.socketpair()
+        self.coordinator = SealedWire(a, SECRET, CONTEXT, is_coordinator=True)
+        agent = SealedWire(b, SECRET, CONTEXT, is_coordinator=False)
+        for number in range(3):
+            agent.send({"number": number})
+        to_agent.sendall(self.socket.recv(65536))  # the coordinator's nonce
+        agent.receive()
+        nonce, *self.lines = to_agent.recv(65536).splitlines(keepends=True)
+        self.feed([nonce])
 
-def feed(coordinator: SealedWire, lines: list[bytes]) -> list[Message]:
-    coordinator.middle.sendall(b"".join(lines))  # type: ignore[attr-defined]
-    return coordinator.receive()
+    def feed(self, lines: list[bytes]) -> list[Message]:
+        self.socket.sendall(b"".join(lines))
+        return self.coordinator.receive()
 
 
 def test_repeated_reordered_changed_and_reflected_messages_are_refused() -> None:
-    coordinator, lines = recorded()
-    assert feed(coordinator, lines) == [{"number": 0}, {"number": 1}, {"number": 2}]
-    assert feed(coordinator, lines[2:]) == [] and coordinator.closed, "the same line again"
-    coordinator, lines = recorded()
-    assert feed(coordinator, [lines[1], lines[0]]) == [] and coordinator.closed, "in another order"
-    coordinator, lines = recorded()
-    assert feed(coordinator, lines[:1]) == [{"number": 0}]
-    assert feed(coordinator, lines[2:]) == [] and coordinator.closed, "with one left out"
-    coordinator, lines = recorded()
-    assert feed(coordinator, [lines[0].replace(b"0}", b"9}")]) == [] and coordinator.closed, (
-        "with another body"
-    )
-    coordinator, _ = recorded()
-    _, of_another_connection = recorded()
-    assert feed(coordinator, of_another_connection) == [] and coordinator.closed, (
-        "from another connection"
-    )
-    coordinator, _ = recorded()
-    coordinator.send({"number": 0})
-    assert feed(coordinator, [coordinator.middle.recv(65536)]) == [] and coordinator.closed, (
-        "its own, sent back"
-    )  # type: ignore[attr-defined]
+    middle = Middle()
+    assert middle.feed(middle.lines) == [{"number": 0}, {"number": 1}, {"number": 2}]
+    assert middle.feed(middle.lines[2:]) == [] and middle.coordinator.closed, "repeated"
+    middle = Middle()
+    assert middle.feed(middle.lines[:1]) == [{"number": 0}]
+    assert middle.feed(middle.lines[2:]) == [] and middle.coordinator.closed, "one left out"
+    attacks: dict[str, Callable[[Middle], list[bytes]]] = {
+        "reordered": lambda m: [m.lines[1], m.lines[0]],
+        "changed": lambda m: [m.lines[0].replace(b"0}", b"9}")],
+        "from another connection": lambda m: Middle().lines,
+        "reflected": lambda m: [m.socket.recv(65536)],
+    }
+    for name, attack in attacks.items():
+        middle = Middle()
+        middle.coordinator.send({"number": 0})
+        assert middle.feed(attack(middle)) == [] and middle.coordinator.closed, name
 
 
 def test_ones_own_nonce_sent_back_is_refused() -> None:
