@@ -1,7 +1,7 @@
 """What a check is: a pure function of facts. So each judgement is tested with recorded facts.
 
 Name, group and help sentence of a check are the function's name, the group it is declared in, and
-its docstring. What follows from a finding, and how to fix it, stands in `texts.py`.
+its docstring. What follows from a finding, and how to fix it, is in `texts.py`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from wikillm.core.errors import MachineError
-from wikillm.doctor.facts import Unreachable
+from wikillm.doctor.facts import NodeFailure
 from wikillm.doctor.node import MARK
 from wikillm.remote.ssh import ssh_argv
 
@@ -40,7 +40,7 @@ class NodeLost(Exception):
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
-        self.why = Unreachable(kind, text)
+        self.why = NodeFailure(kind, text)
 
 
 def agent_command(workdir: str) -> str:
@@ -90,14 +90,14 @@ class Connection:
             raise self._why_it_ended() from None
         end = time.monotonic() + seconds
         while True:
-            said = self._receive(end)
-            if said is None:
+            answer = self._receive(end)
+            if answer is None:
                 raise NodeLost("timeout", f"no answer to {command!r} within {seconds:.0f} s")
-            if said.get(MARK) == self._number:
+            if answer.get(MARK) == self._number:
                 break
-        if "error" in said:
-            raise NodeLost("other", f"{command}: {said['error']}")
-        return said.get("value")
+        if "error" in answer:
+            raise NodeLost("other", f"{command}: {answer['error']}")
+        return answer.get("value")
 
     def _receive(self, end: float) -> dict[str, Any] | None:
         """The next JSON object; other lines are banners of the shell. None at the time `end`."""
@@ -107,9 +107,9 @@ class Connection:
             while b"\n" in self._buffer:
                 line, _, self._buffer = self._buffer.partition(b"\n")
                 with contextlib.suppress(ValueError):
-                    said = json.loads(line)
-                    if isinstance(said, dict):
-                        return said
+                    answer = json.loads(line)
+                    if isinstance(answer, dict):
+                        return answer
             if not select.select([output], [], [], max(0.0, end - time.monotonic()))[0]:
                 return None
             piece = os.read(output, 65536)

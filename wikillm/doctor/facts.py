@@ -212,7 +212,7 @@ def facts_from_json(value: dict[str, Any]) -> NodeFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreachable:
+class NodeFailure:
     """Why a node gave no facts; `kind` is a row of the texts for `reach`, or "other"."""
 
     kind: str
@@ -240,7 +240,7 @@ class ClusterFacts:
     slots: Mapping[str, int]
     master: str
     facts: Mapping[str, NodeFacts]
-    unreachable: Mapping[str, Unreachable] = field(default_factory=dict)
+    unreachable: Mapping[str, NodeFailure] = field(default_factory=dict)
     shared: Mapping[str, tuple[str, ...] | str] = field(default_factory=dict)
     connections: Mapping[tuple[str, str], str] = field(default_factory=dict)
     all_reduce: Bandwidth | str = "not measured"

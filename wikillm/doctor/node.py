@@ -175,10 +175,10 @@ def main() -> None:
             asked = json.loads(line)
             try:
                 value = server.answer(asked["command"], asked["arguments"])
-                said: dict[str, Any] = {"value": value}
+                answer: dict[str, Any] = {"value": value}
             except Exception as error:  # reported to the other side
-                said = {"error": f"{type(error).__name__}: {error}"}
-            channel.write(json.dumps({MARK: asked["number"], **said}) + "\n")
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            channel.write(json.dumps({MARK: asked["number"], **answer}) + "\n")
             channel.flush()
     finally:
         server.clean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wikillm.core.units import format_size
 from wikillm.doctor.checks import Check, Finding, Level, check, fail, ok, skip, warn
-from wikillm.doctor.facts import Bandwidth, ClusterFacts, Unreachable
+from wikillm.doctor.facts import Bandwidth, ClusterFacts, NodeFailure
 from wikillm.doctor.needs import Needs
 from wikillm.supervise.network import is_loopback
 
@@ -12,7 +12,7 @@ SLOW_BANDWIDTH = 100e6
 """Bytes/s: what a link of 1 Gbit/s gives."""
 
 
-def _answer(why: tuple[str, Unreachable | None], needs: Needs) -> Finding:
+def _answer(why: tuple[str, NodeFailure | None], needs: Needs) -> Finding:
     node, lost = why
     return fail(lost.text, lost.kind, node=node) if lost else ok("answers")
 

@@ -18,7 +18,7 @@ from wikillm.doctor.facts import (
     Bandwidth,
     ClusterFacts,
     NodeFacts,
-    Unreachable,
+    NodeFailure,
     facts_from_json,
 )
 from wikillm.doctor.needs import Request
@@ -40,7 +40,7 @@ class Visit:
         self.workdir = workdir
         self.deadline = deadline
         self.open: dict[str, Connection] = {}
-        self.unreachable: dict[str, Unreachable] = {}
+        self.unreachable: dict[str, NodeFailure] = {}
 
     def meet(self, request: Request, environment: Mapping[str, str]) -> dict[str, NodeFacts]:
         """Connect to every node and gather its facts."""

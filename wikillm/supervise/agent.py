@@ -42,21 +42,21 @@ COLLECT_SECONDS = 0.5  # until the kernel tells how a process ended
 
 
 class Agent:
-    """`told` is the rank's first message, see Supervisor._introduce."""
+    """`setup` is the rank's first message, see Supervisor._agent_setup."""
 
-    def __init__(self, rank_wire: Wire, heartbeat: Heartbeat, told: Message) -> None:
+    def __init__(self, rank_wire: Wire, heartbeat: Heartbeat, setup: Message) -> None:
         self.rank_wire = rank_wire
         self.heartbeat = heartbeat
-        self.told = told
-        self.rank = int(told["rank"])
-        self.pid = int(told["pid"])
-        self.limits = Limits(**told["limits"])
-        self.interval = max(1.0, told["world_size"] / 50)
-        self.process = Process(**told["process"])  # it may have ended already
+        self.setup = setup
+        self.rank = int(setup["rank"])
+        self.pid = int(setup["pid"])
+        self.limits = Limits(**setup["limits"])
+        self.interval = max(1.0, setup["world_size"] / 50)
+        self.process = Process(**setup["process"])  # it may have ended already
         self._handle = handle_of(self.pid) if self.process.is_alive() else None
         self.began = time.monotonic()
         self.coordinator: Coordinator | None = None  # on rank 0
-        self.link = CoordinatorLink(told, self.limits, self.interval)
+        self.link = CoordinatorLink(setup, self.limits, self.interval)
         self._recorder: Recorder | None = None
         self._beat = 0.0
         self._left: tuple[int, str] | None = None
@@ -84,21 +84,21 @@ class Agent:
         self._close()
 
     def _start_coordinator(self) -> None:
-        told = self.told
+        setup = self.setup
         try:
             if self.link.is_local:
-                listener = listen_here(told["job"])
+                listener = listen_here(setup["job"])
             else:
-                port = int(told["master_port"])
-                listener = listen(port, told["master_address"], told["address"])
+                port = int(setup["master_port"])
+                listener = listen(port, setup["master_address"], setup["address"])
         except MachineError as error:
             self._end(error.exit_code, str(error))
             return
-        size = told["world_size"]
-        nodes = tuple(told["nodes"])
-        members = Membership(size, told["local_size"], self.limits, self.began, nodes)
-        secret = bytes.fromhex(told["secret"])
-        self.coordinator = Coordinator(listener, members, secret, told["job"], self.interval)
+        size = setup["world_size"]
+        nodes = tuple(setup["nodes"])
+        members = Membership(size, setup["local_size"], self.limits, self.began, nodes)
+        secret = bytes.fromhex(setup["secret"])
+        self.coordinator = Coordinator(listener, members, secret, setup["job"], self.interval)
         self.coordinator.start()
 
     def _look(self) -> None:
@@ -155,11 +155,11 @@ class Agent:
                 self.rank_wire.send({"noted": True})
 
     def _record(self) -> RankRecord:
-        told = self.told
-        place = (self.rank, told["local_rank"], told["world_size"])
-        interval = max(5.0, told["world_size"] / 20)
+        setup = self.setup
+        place = (self.rank, setup["local_rank"], setup["world_size"])
+        interval = max(5.0, setup["world_size"] / 20)
         progress = self.heartbeat.read()
-        return record_now(place, self.process, told["interface"], progress, interval, self._left)
+        return record_now(place, self.process, setup["interface"], progress, interval, self._left)
 
     def _stop(self, at_once: bool) -> None:
         """`wikillm stop` was called."""
@@ -181,7 +181,7 @@ class Agent:
         if self._left is not None or self._kill_at:
             return
         self._kill_at = time.monotonic() + HEAR_SECONDS
-        speaks = speaks or (lost_main and self.told["local_rank"] == 0)
+        speaks = speaks or (lost_main and self.setup["local_rank"] == 0)
         self._verdict = {"end": code, "reason": reason, "speaks": speaks}
         self.rank_wire.send(self._verdict)
 
@@ -270,13 +270,13 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # the agent ends when its rank does
     wire = Wire(socket.socket(fileno=int(sys.argv[1])))
     heartbeat = Heartbeat(int(sys.argv[2]))
-    told: list[Message] = []
-    while not told and not wire.closed:
+    messages: list[Message] = []
+    while not messages and not wire.closed:
         select.select([wire], [], [], 5.0)
-        told = wire.receive()
-    if told:
-        agent = Agent(wire, heartbeat, told[0])
-        agent.hear(told[1:])
+        messages = wire.receive()
+    if messages:
+        agent = Agent(wire, heartbeat, messages[0])
+        agent.hear(messages[1:])
         agent.serve()
 
 

@@ -15,16 +15,16 @@ GONE_WAITS = 3.0  # after a closed connection: the rank may still learn a verdic
 
 
 class CoordinatorLink:
-    """`told` is the rank's first message, see Supervisor._introduce."""
+    """`setup` is the rank's first message, see Supervisor._agent_setup."""
 
-    def __init__(self, told: Message, limits: Limits, interval: float) -> None:
+    def __init__(self, setup: Message, limits: Limits, interval: float) -> None:
         self.wire: SealedWire | None = None
         self.accepted = False
-        self._told = told
+        self._setup = setup
         self._limits = limits
         self._interval = interval
-        self._host = str(told["process"]["host"])
-        self._secret = bytes.fromhex(told["secret"])
+        self._host = str(setup["process"]["host"])
+        self._secret = bytes.fromhex(setup["secret"])
         self._began = time.monotonic()
         self._heard = self._began
         self._gone: float | None = None
@@ -36,7 +36,7 @@ class CoordinatorLink:
     @property
     def is_local(self) -> bool:
         """All ranks are on this machine: no network, and no other machine to lose."""
-        return self._told["master_port"] is None
+        return self._setup["master_port"] is None
 
     def send(self, message: Message) -> None:
         if self.wire is not None:
@@ -57,11 +57,11 @@ class CoordinatorLink:
             self.wire = None
         sock = self._connect()
         if sock is not None:
-            told = self._told
-            self.wire = SealedWire(sock, self._secret, told["job"], is_coordinator=False)
+            setup = self._setup
+            self.wire = SealedWire(sock, self._secret, setup["job"], is_coordinator=False)
             self._answer_by = now + ANSWER_SECONDS
-            hello = {"hello": told["rank"], "host": self._host, "pid": told["pid"]}
-            self.wire.send({**hello, "address": told["address"], "facts": told["facts"]})
+            hello = {"hello": setup["rank"], "host": self._host, "pid": setup["pid"]}
+            self.wire.send({**hello, "address": setup["address"], "facts": setup["facts"]})
         return None
 
     def receive(self) -> list[Message]:
@@ -88,8 +88,8 @@ class CoordinatorLink:
 
         On one machine rank 0's own agent reports its end; without both the run goes on unwatched.
         """
-        told = self._told
-        where = f"rank 0 on the first node, {told['master']} ({told['master_address']})"
+        setup = self._setup
+        where = f"rank 0 on the first node, {setup['master']} ({setup['master_address']})"
         silence = now - self._heard
         if self.is_local:
             return None
@@ -110,18 +110,18 @@ class CoordinatorLink:
             self._attempt += 1
             with suppress(OSError):
                 if self.is_local:
-                    return connect_here(self._told["job"], number)
-                self._port = int(self._told["master_port"]) + 1 + number
-                address = (self._told["master_address"], self._port)
+                    return connect_here(self._setup["job"], number)
+                self._port = int(self._setup["master_port"]) + 1 + number
+                address = (self._setup["master_address"], self._port)
                 sock = socket.create_connection(address, timeout=1.0)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return sock
         return None
 
     def _no_answer(self) -> str:
-        first = int(self._told["master_port"]) + 1
+        first = int(self._setup["master_port"]) + 1
         ports = f"ports {first} to {first + PORTS_TRIED - 1}"
-        where = f"{self._told['master']} ({self._told['master_address']}, {ports})"
+        where = f"{self._setup['master']} ({self._setup['master_address']}, {ports})"
         limit = f"{self._limits.meet:.0f} s"
         reason = f"{self._host} got no answer from the first node, {where}, for {limit}."
         if self._strangers:

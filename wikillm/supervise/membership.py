@@ -23,7 +23,7 @@ STOPPED_WAITS = 0.5
 DIED_WAITS = 2.5
 """Seconds from a silent death to the end: another rank may have reported the reason."""
 KILLED_WAITS = 0.5
-"""The same where the kernel told how the process ended."""
+"""The same where the kernel knows how the process ended."""
 MOST_REFUSED = 16  # refused addresses that are remembered
 SHORT = ("step", "first step")  # phases in which a rank waits for the others
 

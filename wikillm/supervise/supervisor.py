@@ -1,4 +1,4 @@
-"""The rank's side: it marks its heartbeat, starts the agent, and leaves when the agent says so.
+"""The rank's side: it marks its heartbeat, starts the agent, and leaves when the agent requests it.
 
 Where all ranks are on one machine, the agents meet through a local socket: no port is taken, and
 nothing waits for the meeting. With `train.supervise=off` there is no agent and no limit, only a
@@ -108,7 +108,7 @@ class Supervisor:
             return
         if self.is_local:
             try:
-                self._start_agent(self._introduce(None, None, {}, environ))
+                self._start_agent(self._agent_setup(None, None, {}, environ))
             except OSError as error:  # no process or descriptor is left
                 warn(f"no supervisor: {error.strerror or error}; the run continues without it")
                 self.is_active = False
@@ -122,7 +122,7 @@ class Supervisor:
         name = str(self.route.interface)
         if world.size != world.local_size:
             name = set_interface(self.route)
-        self._start_agent(self._introduce(master, int(port), facts(), environ))
+        self._start_agent(self._agent_setup(master, int(port), facts(), environ))
         # The agent answers with a welcome, a verdict, or its own end.
         self._answered.wait()
         self._meeting = False
@@ -216,7 +216,7 @@ class Supervisor:
             faulthandler.unregister(signal.SIGUSR2)
             self._stacks.close()
 
-    def _introduce(
+    def _agent_setup(
         self,
         master: str | None,
         port: int | None,
@@ -258,7 +258,7 @@ class Supervisor:
             "nodes": [name for name in environ.get("WIKILLM_NODES", "").split(",") if name],
         }
 
-    def _start_agent(self, told: Message) -> None:
+    def _start_agent(self, setup: Message) -> None:
         ours, theirs = socket.socketpair()
         source = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -271,7 +271,7 @@ class Supervisor:
         )
         theirs.close()
         self._wire = Wire(ours)
-        self._wire.send(told)
+        self._wire.send(setup)
         args = (self._wire,)
         threading.Thread(target=self._listen, args=args, name="supervisor", daemon=True).start()
 

@@ -12,7 +12,7 @@ from harness.machine_facts import CARD, ETH, LO, broken, gpu_node, needs
 
 from wikillm.doctor.connection import agent_command, classify
 from wikillm.doctor.examine import addresses_of
-from wikillm.doctor.facts import Bandwidth, ClusterFacts, NodeFacts, Unreachable, facts_from_json
+from wikillm.doctor.facts import Bandwidth, ClusterFacts, NodeFacts, NodeFailure, facts_from_json
 from wikillm.doctor.questions import CLUSTER_CHECKS, judge_cluster
 
 BY_NAME = {check.name: check for check in CLUSTER_CHECKS}
@@ -119,7 +119,7 @@ def test_an_unreachable_node_is_one_failure_that_names_it() -> None:
     alone = replace(
         cluster,
         facts={"gpu1": cluster.facts["gpu1"]},
-        unreachable={"gpu2": Unreachable("timeout", "Connection timed out")},
+        unreachable={"gpu2": NodeFailure("timeout", "Connection timed out")},
         shared={},
         connections={},
         all_reduce="not measured",
