@@ -41,7 +41,7 @@ def hosts(tmp_path: Path, text: str = "node1 slots=2\nnode2 slots=1\n") -> Path:
 
 
 @pytest.mark.parametrize("target", ["single", "multi", "torchrun"])
-def test_every_word_reaches_the_local_launcher_unchanged(target: str, tmp_path: Path) -> None:
+def test_every_word_reaches_the_local_launcher_unchanged(target, tmp_path):
     tools = StandIns(tmp_path / "bin", "deepspeed", "torchrun")
     made = render(target, launch(tmp_path, gpus=2))
     done = tools.bash(made.text, "more words", cwd=tmp_path)
@@ -52,20 +52,20 @@ def test_every_word_reaches_the_local_launcher_unchanged(target: str, tmp_path: 
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_torchrun_static_and_with_restarts(tmp_path: Path) -> None:
+def test_torchrun_static_and_with_restarts(tmp_path):
     static = render("torchrun", launch(tmp_path, gpus=2)).steps[0].argv
     assert "--rdzv_backend" not in static and "--master_port" in static
     elastic = render("torchrun", launch(tmp_path, gpus=2, max_restarts=3)).steps[0].argv
     assert elastic[elastic.index("--max_restarts") + 1] == "3" and "c10d" in elastic
 
 
-def test_an_ipv6_rendezvous_has_brackets_where_a_port_follows(tmp_path: Path) -> None:
+def test_an_ipv6_rendezvous_has_brackets_where_a_port_follows(tmp_path):
     given = launch(tmp_path, gpus=2, nodes=2, master_addr="2001:db8::1")
     assert "[2001:db8::1]:29500" in render("torchrun", replace(given, max_restarts=1)).text
     assert "--master_addr 2001:db8::1" in render("torchrun", given).text
 
 
-def test_torchrun_on_several_nodes_takes_the_rank_from_the_environment(tmp_path: Path) -> None:
+def test_torchrun_on_several_nodes_takes_the_rank_from_the_environment(tmp_path):
     tools = StandIns(tmp_path / "bin", "torchrun")
     made = render("torchrun", launch(tmp_path, gpus=8, nodes=2, master_addr="node1"))
     assert made.steps == ()
@@ -76,7 +76,7 @@ def test_torchrun_on_several_nodes_takes_the_rank_from_the_environment(tmp_path:
     assert without.returncode != 0 and "NODE_RANK" in without.stderr
 
 
-def test_hostfile_starts_one_launcher_per_node_with_the_forwarded_variables(tmp_path: Path) -> None:
+def test_hostfile_starts_one_launcher_per_node_with_the_forwarded_variables(tmp_path):
     tools = StandIns(tmp_path / "bin", "ssh", "deepspeed")
     (tmp_path / "train.py").touch()
     key = "canary 'k' $x"
@@ -98,7 +98,7 @@ def test_hostfile_starts_one_launcher_per_node_with_the_forwarded_variables(tmp_
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_a_node_that_fails_fails_the_launch(tmp_path: Path) -> None:
+def test_a_node_that_fails_fails_the_launch(tmp_path):
     tools = StandIns(tmp_path / "bin", "ssh", "deepspeed")
     (tmp_path / "train.py").touch()
     made = render("hostfile", launch(tmp_path, hostfile=hosts(tmp_path)))
@@ -106,7 +106,7 @@ def test_a_node_that_fails_fails_the_launch(tmp_path: Path) -> None:
     assert done.returncode == 5, done.stderr
 
 
-def test_ssh_copies_forwards_and_starts_in_the_background(tmp_path: Path) -> None:
+def test_ssh_copies_forwards_and_starts_in_the_background(tmp_path):
     tools = StandIns(tmp_path / "bin", "ssh", "rsync", "deepspeed")
     over_there = tmp_path / "over there"
     given = launch(tmp_path, host="me@gpu1", variables={"NCCL_DEBUG": "a b"})
@@ -129,9 +129,7 @@ def test_ssh_copies_forwards_and_starts_in_the_background(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("code", "asked", "requeued"), [(0, 0, False), (75, 0, True), (75, 1, False), (5, 0, False)]
 )
-def test_slurm_starts_every_rank_and_queues_a_stopped_run_again(
-    code: int, asked: int, requeued: bool, tmp_path: Path
-) -> None:
+def test_slurm_starts_every_rank_and_queues_a_stopped_run_again(code, asked, requeued, tmp_path):
     tools = StandIns(tmp_path / "bin", "srun", "scontrol", "python")
     made = render("slurm", launch(tmp_path, gpus=2))
     assert re.search(r"^#SBATCH --signal=USR1@120$", made.text, re.MULTILINE)
@@ -172,7 +170,7 @@ def pod_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
-def test_kubernetes_manifests_follow_the_schema_of_kubernetes(tmp_path: Path, nodes: int) -> None:
+def test_kubernetes_manifests_follow_the_schema_of_kubernetes(tmp_path, nodes):
     """A Job as a whole; of a PyTorchJob, whose schema is Kubeflow's, the pods."""
     manifest = k8s(tmp_path, gpus=8, nodes=nodes, variables={"SWANLAB_API_KEY": "canary"})
     assert "canary" not in str(manifest)
@@ -198,7 +196,7 @@ def test_kubernetes_manifests_follow_the_schema_of_kubernetes(tmp_path: Path, no
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_a_pod_requests_what_it_uses(tmp_path: Path, nodes: int) -> None:
+def test_a_pod_requests_what_it_uses(tmp_path, nodes):
     given = {"gpus": 4, "cpus": 6, "memory": 100 * 2**30, "storage": "my-claim"}
     pod = pod_of(k8s(tmp_path, nodes=nodes, **given))
     resources = pod["containers"][0]["resources"]
@@ -213,7 +211,7 @@ def test_a_pod_requests_what_it_uses(tmp_path: Path, nodes: int) -> None:
 @pytest.mark.parametrize(
     "value", ["canary 'k' $x \"y\"", "a=b=c", "#no comment", "trailing ", "秘密"]
 )
-def test_the_printed_command_makes_the_secret(tmp_path: Path, value: str) -> None:
+def test_the_printed_command_makes_the_secret(tmp_path, value):
     """kubectl is a stand-in that keeps its input; the real one reads NAME=value lines verbatim."""
     (tmp_path / "bin").mkdir()
     kubectl = tmp_path / "bin" / "kubectl"
@@ -239,7 +237,7 @@ def test_the_printed_command_makes_the_secret(tmp_path: Path, value: str) -> Non
     assert value not in calls
 
 
-def test_go_makes_the_secret_through_standard_input_before_the_job(tmp_path: Path) -> None:
+def test_go_makes_the_secret_through_standard_input_before_the_job(tmp_path):
     variables = {"SWANLAB_API_KEY": "canary"}
     made = render("k8s", launch(tmp_path, gpus=1, image="a", variables=variables))
     secret, job = made.steps
@@ -249,7 +247,7 @@ def test_go_makes_the_secret_through_standard_input_before_the_job(tmp_path: Pat
     assert job.argv[-1] == made.file and job.stdin is None
 
 
-def test_sky_reads_its_task(tmp_path: Path) -> None:
+def test_sky_reads_its_task(tmp_path):
     """SkyPilot's own parser, where it is installed (pip install skypilot)."""
     sky = pytest.importorskip("sky", reason="SkyPilot is not installed: pip install skypilot")
     made = render("sky", launch(tmp_path, gpus=8, nodes=2, gpu_kind="H100"))
@@ -260,7 +258,7 @@ def test_sky_reads_its_task(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("entry", [("train.py",), ("--module", "wikillm", "train")])
-def test_sky_runs_the_words_through_bash_unchanged(tmp_path: Path, entry: tuple[str, ...]) -> None:
+def test_sky_runs_the_words_through_bash_unchanged(tmp_path, entry):
     tools = StandIns(tmp_path / "bin", "torchrun")
     variables = {"HF_ENDPOINT": "x", "SWANLAB_API_KEY": "canary"}
     given = launch(tmp_path, gpus=8, nodes=2, gpu_kind="H100", entry=entry, variables=variables)
@@ -288,7 +286,7 @@ def test_sky_runs_the_words_through_bash_unchanged(tmp_path: Path, entry: tuple[
     assert (tmp_path / "stores").resolve() == storage / "stores"
 
 
-def test_sky_has_a_storage_that_outlives_the_machine(tmp_path: Path) -> None:
+def test_sky_has_a_storage_that_outlives_the_machine(tmp_path):
     def task(**changes: object) -> dict[str, Any]:
         base = {"gpus": 8, "gpu_kind": "H100", "name": "My_Run", "workdir": "/wikillm"}
         return yaml.safe_load(render("sky", launch(tmp_path, **{**base, **changes})).text)
@@ -312,7 +310,7 @@ def test_sky_has_a_storage_that_outlives_the_machine(tmp_path: Path) -> None:
         assert "run.dir=/wikillm/runs/My_Run" in (refused.value.fix or "")
 
 
-def test_the_printed_volume_is_one_that_sky_knows(tmp_path: Path) -> None:
+def test_the_printed_volume_is_one_that_sky_knows(tmp_path):
     made = render("sky", launch(tmp_path, gpus=8, nodes=2, gpu_kind="H100"))
     line = next(line for line in made.text.splitlines() if "printf" in line)
     command = line.lstrip("# ").partition(" && ")[0]
@@ -322,7 +320,7 @@ def test_the_printed_volume_is_one_that_sky_knows(tmp_path: Path) -> None:
     assert (volume["type"], volume["config"]) == ("k8s-pvc", {"access_mode": "ReadWriteMany"})
 
 
-def test_kubernetes_keeps_the_run_directory_on_the_claim(tmp_path: Path) -> None:
+def test_kubernetes_keeps_the_run_directory_on_the_claim(tmp_path):
     for kept in (None, "runs/x", "/wikillm/x"):
         k8s(tmp_path, gpus=1, workdir="/wikillm", run_dir=kept)
     for lost in ("/tmp/x", "../x"):
@@ -331,7 +329,7 @@ def test_kubernetes_keeps_the_run_directory_on_the_claim(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("target", ["slurm", "hostfile", "ssh"])
-def test_without_a_checkout_the_installed_module_is_started(target: str, tmp_path: Path) -> None:
+def test_without_a_checkout_the_installed_module_is_started(target, tmp_path):
     module = ("--module", "wikillm", "train")
     given = launch(tmp_path, gpus=1, hostfile=hosts(tmp_path), host="me@gpu1", entry=module)
     text = render(target, given).text
@@ -348,13 +346,13 @@ def test_without_a_checkout_the_installed_module_is_started(target: str, tmp_pat
         ("sky", "--gpu "),
     ],
 )
-def test_what_is_missing_is_named(target: str, flag: str, tmp_path: Path) -> None:
+def test_what_is_missing_is_named(target, flag, tmp_path):
     with pytest.raises(ConfigError) as refused:
         render(target, launch(tmp_path))
     assert flag in (refused.value.fix or "")
 
 
-def test_an_unknown_target_names_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_target_names_the_nearest(tmp_path):
     with pytest.raises(ConfigError) as refused:
         render("slrum", launch(tmp_path))
     assert refused.value.fix == "slurm"

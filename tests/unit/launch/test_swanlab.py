@@ -31,7 +31,7 @@ def names(folder: Path, exclude: str, *files: str) -> set[str]:
     return {file.name for file in plan_packing(made).files} - always
 
 
-def test_a_full_manifest(tmp_path: Path) -> None:
+def test_a_full_manifest(tmp_path):
     text = GOOD.replace("name: demo", "name: demo\n  desc: d\n  combo: H800-1")
     text += "  entry: train.py\n  volumes:\n    - name: wiki\n      id: abc\n  exclude: [tests]\n"
     made = manifest(tmp_path, text)
@@ -40,13 +40,13 @@ def test_a_full_manifest(tmp_path: Path) -> None:
     assert (made.volume, made.volume_id, made.exclude) == ("wiki", "abc", ("tests",))
 
 
-def test_defaults_are_the_old_clients(tmp_path: Path) -> None:
+def test_defaults_are_the_old_clients(tmp_path):
     made = manifest(tmp_path, GOOD.replace('  python: "3.11"\n', "  exclude: []\n"))
     assert (made.python, made.entry, made.volume_id, made.exclude) == ("3.10", "train.py", None, ())
 
 
 @pytest.mark.parametrize("version", PYTHONS)
-def test_quoted_versions(version: str, tmp_path: Path) -> None:
+def test_quoted_versions(version, tmp_path):
     assert manifest(tmp_path, GOOD.replace("3.11", version)).python == version
 
 
@@ -75,15 +75,13 @@ def test_quoted_versions(version: str, tmp_path: Path) -> None:
         ('python: "3.11"', "exclude: [1]", "is text", "swanlab.yaml:6"),
     ],
 )
-def test_each_mistake_is_named_with_its_line(
-    old: str, new: str, what: str, where: str, tmp_path: Path
-) -> None:
+def test_each_mistake_is_named_with_its_line(old, new, what, where, tmp_path):
     with pytest.raises(ConfigError) as refused:
         manifest(tmp_path, GOOD.replace(old, new))
     assert what in str(refused.value) and where in str(refused.value)
 
 
-def test_what_is_no_manifest(tmp_path: Path) -> None:
+def test_what_is_no_manifest(tmp_path):
     for text in ("[1]", "a: [", "", "just text"):
         with pytest.raises(ConfigError, match="manifest"):
             manifest(tmp_path, text)
@@ -94,36 +92,34 @@ def test_what_is_no_manifest(tmp_path: Path) -> None:
     assert "--init" in (refused.value.fix or "")
 
 
-def test_a_pattern_counts_in_every_folder(tmp_path: Path) -> None:
+def test_a_pattern_counts_in_every_folder(tmp_path):
     files = ("WIKI_CN/a", "sub/WIKI_CN/a", "sub/keep", "x/a/b", "x/a/c", "a/b")
     assert names(tmp_path, "[WIKI_CN, a/b]", *files) == {"sub/keep", "x/a/c"}
 
 
-def test_two_stars_are_one_level(tmp_path: Path) -> None:
+def test_two_stars_are_one_level(tmp_path):
     assert names(tmp_path, '["d/**/x"]', "d/x", "d/1/x", "d/1/2/x") == {"d/x", "d/1/2/x"}
 
 
-def test_dotfiles_are_not_packed_and_reported(tmp_path: Path) -> None:
+def test_dotfiles_are_not_packed_and_reported(tmp_path):
     (tmp_path / "empty").mkdir()
     assert names(tmp_path, "[]", ".secret_conf", ".hid/x", "k/.y", "k/z") == {"k/z"}
     packing = plan_packing(read_manifest(tmp_path / "swanlab.yaml"))
     assert any(".secret_conf" in warning and ".hid" in warning for warning in packing.warnings)
 
 
-def test_a_folder_name_with_pattern_characters_is_packed(tmp_path: Path) -> None:
+def test_a_folder_name_with_pattern_characters_is_packed(tmp_path):
     """The old client's archive came out empty here."""
     assert names(tmp_path / "a[1]*?", "[b]", "b", "c") == {"c"}
 
 
-def test_a_pattern_that_leaves_out_code_deeper_down_is_warned_of(tmp_path: Path) -> None:
+def test_a_pattern_that_leaves_out_code_deeper_down_is_warned_of(tmp_path):
     names(tmp_path, "[data]", "data/x", "package/data/__init__.py", "package/data/x.py")
     warnings = plan_packing(read_manifest(tmp_path / "swanlab.yaml")).warnings
     assert [w for w in warnings if "'data' also leaves out package/data" in w]
 
 
-def test_secrets_links_and_big_files_are_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_secrets_links_and_big_files_are_warned_of(tmp_path, monkeypatch):
     monkeypatch.setenv("SWANLAB_API_KEY", "canary-in-a-file")
     made = manifest(tmp_path, GOOD, ("id_rsa", "notes.txt", "key.txt", "token.txt", "big.bin"))
     (tmp_path / "notes.txt").write_text("use canary-in-a-file for it")
@@ -140,7 +136,7 @@ def test_secrets_links_and_big_files_are_warned_of(
     assert "link" not in {file.name for file in packing.files}
 
 
-def test_keys_and_passwords_are_never_packed(tmp_path: Path) -> None:
+def test_keys_and_passwords_are_never_packed(tmp_path):
     private = "netrc _netrc my.netrc a/server.pem a/b/CERT.PEM id_rsa id_ed25519 id_ecdsa_sk"
     private += " a/id_dsa.pub id_github ID_RSA x.p12 x.pfx x.ppk"
     code = ["id_map.py", "a/id_of.py", "identity", "video_id_list.txt", "pem.txt"]
@@ -150,12 +146,12 @@ def test_keys_and_passwords_are_never_packed(tmp_path: Path) -> None:
         assert f"{name} looks like a secret by its name: never packed" in warnings
 
 
-def test_the_entry_cannot_be_left_out(tmp_path: Path) -> None:
+def test_the_entry_cannot_be_left_out(tmp_path):
     with pytest.raises(ConfigError, match="leaves the entry file out"):
         names(tmp_path, '["*.py"]')
 
 
-def test_the_archive_holds_what_was_listed_and_has_the_same_bytes_again(tmp_path: Path) -> None:
+def test_the_archive_holds_what_was_listed_and_has_the_same_bytes_again(tmp_path):
     made = manifest(tmp_path / "p", GOOD, ("a/b c.txt", "中文.txt"))
     packing = plan_packing(made)
     first, second = tmp_path / "1.zip", tmp_path / "2.zip"
@@ -170,7 +166,7 @@ def test_the_archive_holds_what_was_listed_and_has_the_same_bytes_again(tmp_path
         write_zip(made, packing, tmp_path / "none" / "x.zip")
 
 
-def test_the_archive_does_not_hold_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_archive_does_not_hold_itself(tmp_path, monkeypatch):
     manifest(tmp_path)
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
@@ -179,9 +175,7 @@ def test_the_archive_does_not_hold_itself(tmp_path: Path, monkeypatch: pytest.Mo
     assert packed == ["requirements.txt", "swanlab.yaml", "train.py"]
 
 
-def test_init_then_print(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_init_then_print(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text("")
     assert main(["launch", "swanlab", "--init"]) == 0
@@ -193,7 +187,7 @@ def test_init_then_print(
     assert main(["launch", "swanlab", "--init"]) == 2
 
 
-def test_a_python_that_wikillm_does_not_run_on_is_warned_of(tmp_path: Path) -> None:
+def test_a_python_that_wikillm_does_not_run_on_is_warned_of(tmp_path):
     made = manifest(tmp_path, GOOD.replace("3.11", "3.10"), ("wikillm/__init__.py",))
     assert any("needs Python 3.11" in warning for warning in plan_packing(made).warnings)
 
@@ -207,6 +201,6 @@ def test_a_python_that_wikillm_does_not_run_on_is_warned_of(tmp_path: Path) -> N
         (["multi", "--print", "--zip", "x.zip"], "--zip is for the target swanlab"),
     ],
 )
-def test_refusals(words: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals(words, hint, capsys):
     assert main(["launch", *words]) == 2
     assert hint in capsys.readouterr().err

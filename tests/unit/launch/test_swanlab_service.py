@@ -41,19 +41,23 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
         yield running
 
 
-def swanlab(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    code = main(["launch", "swanlab", *words, "--timeout", "5"])
-    done = capsys.readouterr()
-    text = done.out + done.err
-    assert KEY not in text and "token1" not in text and "secret1" not in text
-    return code, text
+@pytest.fixture
+def swanlab(service, capsys):
+    """Run `wikillm launch swanlab WORDS`; returns the exit code and what was printed."""
+
+    def run(*words: str, timeout: str = "5") -> tuple[int, str]:
+        code = main(["launch", "swanlab", *words, "--timeout", timeout])
+        done = capsys.readouterr()
+        text = done.out + done.err
+        assert KEY not in text and "token1" not in text and "secret1" not in text
+        return code, text
+
+    return run
 
 
-def test_a_folder_is_submitted_followed_and_its_output_fetched(
-    service: Service, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_folder_is_submitted_followed_and_its_output_fetched(service, swanlab, tmp_path):
     words = ("--submit", "--yes", "--follow", "--every", "0.05", "--to", str(tmp_path / "out"))
-    code, text = swanlab(capsys, *words)
+    code, text = swanlab(*words)
     assert code == 0, text
     assert "task       task00" in text
     assert all(state in text for state in ("QUEUING", "RUNNING", "COMPLETED"))
@@ -63,198 +67,169 @@ def test_a_folder_is_submitted_followed_and_its_output_fetched(
     packed = zipfile.ZipFile(io.BytesIO(service.objects[task["src"]]))
     assert packed.read("train.py") == b"print('hello')\n"
     assert (tmp_path / "out" / "out.zip").read_bytes() == b"the output" * 1000
-    code, text = swanlab(capsys, "task", "fetch", "task00", "--to", str(tmp_path / "out"))
+    code, text = swanlab("task", "fetch", "task00", "--to", str(tmp_path / "out"))
     assert code == 2 and "overwrite" in text
 
 
-def test_nothing_is_sent_unasked(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_sent_unasked(service, swanlab):
     for words in (["--submit"], ["data", "upload", "train.py"]):
-        code, text = swanlab(capsys, *words)
+        code, text = swanlab(*words)
         assert code == 2 and "--yes" in text
     assert service.asked == []
 
 
-def test_a_no_sends_nothing(
-    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_no_sends_nothing(service, swanlab, monkeypatch):
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: "n")
-    code, text = swanlab(capsys, "--submit")
+    code, text = swanlab("--submit")
     assert code == 0 and "nothing was sent" in text and "key" in text
     assert service.asked == []
 
 
-def test_tasks_are_listed_shown_and_stopped(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tasks_are_listed_shown_and_stopped(service, swanlab):
     service.states = ["RUNNING"]
-    assert swanlab(capsys, "--submit", "--yes")[0] == 0
-    assert "task00  RUNNING" in swanlab(capsys, "task", "list")[1]
-    assert "status     RUNNING" in swanlab(capsys, "task", "status", "task00")[1]
-    assert swanlab(capsys, "task", "stop", "task00")[0] == 0
-    assert "status     STOPPED" in swanlab(capsys, "task", "status", "task00")[1]
-    assert "has no output" in swanlab(capsys, "task", "fetch", "task00")[1]
-    code, text = swanlab(capsys, "task", "follow", "task00", "--every", "0.05")
+    assert swanlab("--submit", "--yes")[0] == 0
+    assert "task00  RUNNING" in swanlab("task", "list")[1]
+    assert "status     RUNNING" in swanlab("task", "status", "task00")[1]
+    assert swanlab("task", "stop", "task00")[0] == 0
+    assert "status     STOPPED" in swanlab("task", "status", "task00")[1]
+    assert "has no output" in swanlab("task", "fetch", "task00")[1]
+    code, text = swanlab("task", "follow", "task00", "--every", "0.05")
     assert code == 3 and "STOPPED" in text
     for verb in ("status", "stop"):
-        code, text = swanlab(capsys, "task", verb, "nobody")
+        code, text = swanlab("task", verb, "nobody")
         assert code == 2 and "no such task" in text
-    code, text = swanlab(capsys, "task", "status", "../user")
+    code, text = swanlab("task", "status", "../user")
     assert code == 2 and "not an id" in text
     for words in (["task"], ["task", "status"], ["task", "list", "x"], ["data", "what"]):
-        assert swanlab(capsys, *words)[0] == 2
+        assert swanlab(*words)[0] == 2
 
 
-def test_an_id_that_is_not_in_the_answer_is_found_among_the_tasks(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_id_that_is_not_in_the_answer_is_found_among_the_tasks(service, swanlab):
     service.tells_id = False
-    code, text = swanlab(capsys, "--submit", "--yes")
+    code, text = swanlab("--submit", "--yes")
     assert code == 0 and "task       task00" in text
 
 
-def test_a_crash_is_an_error_with_its_message(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_crash_is_an_error_with_its_message(service, swanlab):
     service.states = ["RUNNING", "CRASHED"]
-    code, text = swanlab(capsys, "--submit", "--yes", "--follow", "--every", "0.05")
+    code, text = swanlab("--submit", "--yes", "--follow", "--every", "0.05")
     assert code == 3 and "Traceback: boom" in text
 
 
-def test_a_data_set_of_large_and_nested_files(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_data_set_of_large_and_nested_files(service, swanlab):
     large = os.urandom(9 * 2**20)  # two parts
     Path("texts/a").mkdir(parents=True)
     Path("texts/a/中文 &.jsonl").write_bytes(large)
     Path("texts/b.txt").write_text("b")
     named = ("--yes", "--name", "wiki", "--desc", "some text")
-    code, text = swanlab(capsys, "data", "upload", "texts", *named)
+    code, text = swanlab("data", "upload", "texts", *named)
     assert code == 0 and "data02" in text, text
     assert service.objects[f"{PREFIX}/datasets/data02/wiki/a/中文 &.jsonl"] == large
     assert service.objects[f"{PREFIX}/datasets/data02/wiki/b.txt"] == b"b"
     assert service.datasets["data02"] == {"name": "wiki", "desc": "some text", "status": "SUCCESS"}
-    assert "data02  SUCCESS  wiki  some text" in swanlab(capsys, "data", "list")[1]
+    assert "data02  SUCCESS  wiki  some text" in swanlab("data", "list")[1]
 
 
-def test_credentials_that_expire_are_renewed(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_credentials_that_expire_are_renewed(service, swanlab):
     service.lives = 1.0
     Path("big").write_bytes(bytes(9 * 2**20))
-    assert swanlab(capsys, "data", "upload", "big", "--yes")[0] == 0
+    assert swanlab("data", "upload", "big", "--yes")[0] == 0
     assert service.asked.count("GET /user/codes/sts") == 4  # begin, two parts, complete
 
 
-def test_a_bad_key(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_key(service, swanlab):
     service.key = "another"
-    code, text = swanlab(capsys, "task", "list")
+    code, text = swanlab("task", "list")
     assert code == 2 and "does not accept the key" in text
     assert service.asked == ["POST /login/api_key"]
 
 
-def test_an_unknown_data_set_and_machine(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_data_set_and_machine(service, swanlab):
     for more, what in (
         ("  volumes: [{name: wiki, id: none}]\n", "no such data set"),
         ("", "no such machine"),
     ):
         text = MANIFEST if more else MANIFEST.replace("name: demo", "name: demo\n  combo: TPU-1")
         Path("swanlab.yaml").write_text(text + more)
-        code, said = swanlab(capsys, "--submit", "--yes")
+        code, said = swanlab("--submit", "--yes")
         assert code == 2 and what in said
     assert service.tasks == {}
 
 
-def test_a_refused_large_upload_ends_and_leaves_no_parts(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refused_large_upload_ends_and_leaves_no_parts(service, swanlab):
     """The old client never returned here."""
     Path("random.bin").write_bytes(os.urandom(2 * 2**20))
     service.faults = {"PUT part": [413]}
-    code, text = swanlab(capsys, "--submit", "--yes")
+    code, text = swanlab("--submit", "--yes")
     assert code == 3 and "refuses" in text and "413" in text
     assert service.parts == {} and service.tasks == {}
     assert not any(name == "POST /task" for name in service.asked)
 
 
-def test_a_failed_data_upload_is_marked(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_data_upload_is_marked(service, swanlab):
     service.faults = {"PUT object": [400]}
-    code, _ = swanlab(capsys, "data", "upload", "train.py", "--yes")
+    code, _ = swanlab("data", "upload", "train.py", "--yes")
     assert code == 3 and service.datasets["data02"]["status"] == "FAILURE"
 
 
-def test_fresh_credentials_may_need_a_moment(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_fresh_credentials_may_need_a_moment(service, swanlab):
     service.faults = {"PUT object": [403]}
-    assert swanlab(capsys, "--submit", "--yes")[0] == 0
+    assert swanlab("--submit", "--yes")[0] == 0
 
 
 @pytest.mark.parametrize("fault", [500, 503, "cut"])
-def test_what_may_be_repeated_is(
-    fault: object, service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_may_be_repeated_is(fault, service, swanlab):
     service.faults = {"GET /task": [fault], "PUT object": [502]}
-    code, text = swanlab(capsys, "--submit", "--yes")
+    code, text = swanlab("--submit", "--yes")
     assert code == 0, text
     assert len(service.tasks) == 1
 
 
-def test_a_task_is_not_created_twice(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_is_not_created_twice(service, swanlab):
     service.faults = {"POST /task": ["cut"]}
-    code, text = swanlab(capsys, "--submit", "--yes")
+    code, text = swanlab("--submit", "--yes")
     assert code == 3 and "may exist all the same" in text
     assert service.asked.count("POST /task") == 1
 
 
 @pytest.mark.parametrize("fault", ["stall", "trickle"])
-def test_a_stall_ends(fault: str, service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stall_ends(fault, service, swanlab):
     service.faults = {"POST /login/api_key": [fault] * 3}
-    code = main(["launch", "swanlab", "task", "list", "--timeout", "0.5"])
-    text = capsys.readouterr().err
+    code, text = swanlab("task", "list", timeout="0.5")
     assert code == 3 and "does not answer" in text and "2024-12-23" in text
 
 
-def test_a_stalled_store_ends(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stalled_store_ends(service, swanlab):
     service.faults = {"PUT object": ["stall", "stall"]}
-    code = main(["launch", "swanlab", "--submit", "--yes", "--timeout", "0.5"])
-    assert code == 3 and "object store does not answer" in capsys.readouterr().err
+    code, text = swanlab("--submit", "--yes", timeout="0.5")
+    assert code == 3 and "object store does not answer" in text
 
 
 @pytest.mark.parametrize(
     "body", [b"<html>welcome</html>", b"[]", b'{"ok": true}', b'{"sid": 5}', "redirect", b""]
 )
-def test_another_shape_is_reported_with_the_date(
-    body: object, service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_shape_is_reported_with_the_date(body, service, swanlab):
     service.faults = {"POST /login/api_key": [body]}
-    code, text = swanlab(capsys, "task", "list")
+    code, text = swanlab("task", "list")
     assert code == 3
     assert all(word in text for word in ("another shape", "2024-12-23", "wikillm launch ssh"))
 
 
-def test_a_certificate_that_nobody_signed_is_refused(
-    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_certificate_that_nobody_signed_is_refused(service, swanlab, monkeypatch):
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
-    code, text = swanlab(capsys, "task", "list")
+    code, text = swanlab("task", "list")
     assert code == 3 and "certificate" in text.lower()
     assert service.asked == []
 
 
-def test_nobody_there(
-    service: Service, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nobody_there(service, swanlab, monkeypatch):
     monkeypatch.setenv("SWANLAB_API_HOST", "http://127.0.0.1:1/api")
-    code, text = swanlab(capsys, "task", "list")
+    code, text = swanlab("task", "list")
     assert code == 3 and "does not answer" in text
 
 
-def test_flags_that_do_not_fit(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_that_do_not_fit(service, swanlab):
     submit = ("--submit --to x", "--submit --every 0", "--submit train.max_steps=1")
     for words in ("--follow", "--go", *submit, "task list --every nan"):
         assert main(["launch", "swanlab", *words.split()]) == 2, words
@@ -262,7 +237,7 @@ def test_flags_that_do_not_fit(service: Service, capsys: pytest.CaptureFixture[s
     assert service.asked == []
 
 
-def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_key_comes_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no SwanLab key"):
         find_account({"SWANLAB_ROOT": str(tmp_path)})

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +25,8 @@ from wikillm.data.dedup.minhash import MinHashJob, MinHashShard, read_minhash_sh
 from wikillm.data.filters.bad_records import BadRecords
 from wikillm.data.filters.documents import CleanJob
 from wikillm.data.filters.drop_list import DROP, DROP_LIST_NAME, EXACT, DropList
-from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
-from wikillm.data.sources.shard_loop import run_shards
-from wikillm.data.types import SourceFile
+from wikillm.data.sources.read import Cursor, estimated_bytes
+from wikillm.data.sources.shard_loop import ShardReader, run_shards
 from wikillm.data.workers.exclusive import exclusive
 from wikillm.data.workers.progress import Progress, Work
 
@@ -46,13 +44,10 @@ class FirstPass:
     """
 
     folder: Path
-    sources: tuple[SourceFile, ...]
+    reader: ShardReader
     clean: CleanJob
-    shard_bytes: int
-    max_document_bytes: int
     max_bad_fraction: float
     workers: int
-    threads: int
     similarity: float | None
     wanted_text: int | None
     relay: Path | None = None
@@ -120,14 +115,16 @@ class FirstPass:
     def _hash_shards(self, target: int | None) -> None:
         """Hash the next shards, until there are `target` bytes of text."""
         with_minima = self.similarity is not None
-        progress = Progress("finding duplicates", estimated_bytes(self.sources), relay=self.relay)
+        progress = Progress(
+            "finding duplicates", estimated_bytes(self.reader.sources), relay=self.relay
+        )
         bad = BadRecords(self.max_bad_fraction)
         for shard in self._shards:
             bad.add(shard.funnel, shard.end.position - shard.start.position)
         start = self._shards[-1].end if self._shards else Cursor()
         shards = run_shards(
             MinHashJob(self.folder, self.clean, with_minima),
-            self._read,
+            self.reader.read,
             read_minhash_shards(self.folder, with_minima),
             self.workers,
             progress,
@@ -147,12 +144,6 @@ class FirstPass:
             else:
                 self._is_at_end = True
         progress.finish()
-
-    def _read(self, cursor: Cursor, number: int) -> Iterator[RawShard]:
-        limit = self.max_document_bytes
-        return read_shards(
-            self.sources, self.shard_bytes, limit, cursor, number, threads=self.threads
-        )
 
     def _remove_signatures(self) -> None:
         for path in self.folder.iterdir():

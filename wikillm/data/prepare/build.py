@@ -30,7 +30,7 @@ from wikillm.data.prepare.tokenizer import store_tokenizer
 from wikillm.data.prepare.tokenizer_report import report_on_trained
 from wikillm.data.sources.bz2_streams import MAX_STREAM, has_many_streams
 from wikillm.data.sources.fixes import set_aside
-from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes, read_shards
+from wikillm.data.sources.read import Cursor, RawShard, estimated_bytes
 from wikillm.data.sources.shard_loop import run_shards
 from wikillm.data.store.manifest import MANIFEST_NAME, ShardInfo, refuse_other_facts
 from wikillm.data.store.store import COMMITTED_NAME, INDEX, SPLITS, TOKEN, shard_path
@@ -204,11 +204,7 @@ class _Build:
         return self.shards
 
     def _read(self, cursor: Cursor, number: int) -> Iterator[RawShard]:
-        plan = self._plan
-        limit = plan.max_document_bytes
-        for raw in read_shards(
-            plan.sources, plan.shard_bytes, limit, cursor, number, self._on_read, plan.threads
-        ):
+        for raw in self._plan.reader.read(cursor, number, self._on_read):
             self._position = raw.end.position
             yield raw
 
@@ -226,11 +222,7 @@ class _Build:
 
     def _cut(self, info: ShardInfo, budget: int) -> ShardInfo:
         """Build a shard again, with the first `budget` bytes of its text only."""
-        plan = self._plan
-        raws = read_shards(
-            plan.sources, plan.shard_bytes, plan.max_document_bytes, info.start, info.number
-        )
-        with closing(raws):
+        with closing(self._plan.reader.read(info.start, info.number)) as raws:
             return replace(self._job, text_budget=budget)(next(raws), lambda work: None)
 
     def _check_bad_records(self, *, at_end: bool) -> None:

@@ -123,13 +123,10 @@ def _first_pass(plan: BuildPlan, cfg: DataSection, dedup: dict[str, Any], area: 
     folder = area.absolute() / f".dedup-{fingerprint_of({**facts, 'data.dedup': dedup})[:12]}"
     return FirstPass(
         folder=folder,
-        sources=plan.sources,
+        reader=plan.reader,
         clean=plan.clean_job,
-        shard_bytes=plan.shard_bytes,
-        max_document_bytes=plan.max_document_bytes,
         max_bad_fraction=plan.max_bad_fraction,
         workers=plan.workers,
-        threads=plan.threads,
         similarity=cfg.dedup_similarity if cfg.dedup == "minhash" else None,
         wanted_text=plan.max_text_bytes,
         relay=beside(folder, ".progress"),

@@ -21,7 +21,7 @@ from wikillm.core.lock import FileLock
 from wikillm.data.prepare.build import finished_shards, set_up
 from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.sources.cuts import find_cuts
-from wikillm.data.sources.read import Cursor, RawShard, read_shards
+from wikillm.data.sources.read import Cursor, RawShard
 from wikillm.data.store.manifest import MANIFEST_NAME
 from wikillm.data.tokenizer.encoders import BackendDiffers, choose_backend, refuse_backend
 from wikillm.data.workers.exclusive import beside, exclusive
@@ -173,10 +173,7 @@ def _read(plan: BuildPlan, cuts: ShardCuts, missing: Sequence[int]) -> Iterator[
     at = 0
     while at < len(missing):
         first = missing[at]
-        raws = read_shards(
-            plan.sources, plan.shard_bytes, plan.max_document_bytes, cuts.cuts[first], first
-        )
-        with closing(raws):
+        with closing(plan.reader.read(cuts.cuts[first], first)) as raws:
             for raw in raws:
                 end = cuts.cuts[raw.number + 1]
                 if raw.end != end:

@@ -14,6 +14,7 @@ from wikillm.data.filters.settings import Filters
 from wikillm.data.funnel import Funnel
 from wikillm.data.prepare.shard import ShardJob
 from wikillm.data.sources.read import estimated_bytes
+from wikillm.data.sources.shard_loop import ShardReader
 from wikillm.data.store.manifest import SourceInfo
 from wikillm.data.tokenizer.encoders import CHECKED_BEFORE_TRAINING, FIRST_DOCUMENTS
 from wikillm.data.tokenizer.find import TokenizerChoice
@@ -68,6 +69,10 @@ class BuildPlan:
     def threads(self) -> int:
         """Threads that decompress: each takes a core and feeds a dozen workers with wikitext."""
         return min(self.workers, _MOST_THREADS)
+
+    @property
+    def reader(self) -> ShardReader:
+        return ShardReader(self.sources, self.shard_bytes, self.max_document_bytes, self.threads)
 
     @property
     def clean_job(self) -> CleanJob:

@@ -19,7 +19,7 @@ from wikillm.config.mixture import PERIOD
 from wikillm.core.log import say, warn
 from wikillm.data.funnel import Funnel, merged
 from wikillm.data.prepare.plan import BuildPlan
-from wikillm.data.sources.read import estimated_bytes, read_shards
+from wikillm.data.sources.read import estimated_bytes
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
 from wikillm.data.tokenizer.train import (
     MAX_TRAINING_BYTES,
@@ -71,9 +71,7 @@ def training_texts(plan: BuildPlan, most: int = MAX_TRAINING_BYTES) -> list[str]
     texts: list[str] = []
     funnels: list[Funnel] = []
     size = 0
-    raws = read_shards(
-        plan.sources, plan.shard_bytes, plan.max_document_bytes, threads=plan.threads
-    )
+    raws = plan.reader.read()
     jobs = run_jobs(plan.clean_job, raws, plan.workers, progress.add, progress.tick)
     with closing(jobs) as results:
         for found, funnel in results:

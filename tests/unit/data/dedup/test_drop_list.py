@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import shutil
 from pathlib import Path
 
 import pytest
+from harness.file_digests import digests
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError, DataError
@@ -55,14 +55,6 @@ def made(tmp_path: Path, source: Path, settings) -> Path:
     assert not store.exists()
     shutil.rmtree(store.parent)
     return path
-
-
-def digests(folder: Path) -> dict[str, str]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in paths
-    }
 
 
 def test_streamed_with_a_drop_list_is_prepared_bit_for_bit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness.file_digests import digests
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import sha256_file
@@ -78,14 +78,6 @@ def planted(seed: int = 0, count: int = 120) -> tuple[list[str], dict[int, int]]
         texts[at] = texts[of] if at % 12 == 0 else edited(texts[of], rng, 2)
         duplicates[at] = of
     return texts, duplicates
-
-
-def digests(folder: Path) -> dict[str, str]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in paths
-    }
 
 
 @pytest.fixture

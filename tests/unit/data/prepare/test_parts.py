@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import importlib.util
 import json
 import os
@@ -16,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from harness.file_digests import digests
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError, DataError
@@ -27,29 +27,21 @@ from wikillm.data.prepare.prepare import plan_store, prepare_store
 from wikillm.data.store.store import Store
 
 
-def digests(store: Path) -> dict[str, str]:
-    files = (path for path in store.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
-
-
 @pytest.fixture
 def corpus(tmp_path, texts):
     """About 50 shards in two files, the first with blank lines, the second compressed."""
     folder = tmp_path / "corpus"
     folder.mkdir()
-    lines = [json.dumps({"text": text}) for text in texts(2500)]
-    (folder / "a.jsonl").write_text("\n\n".join(lines[:1500]))
-    (folder / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[1500:]).encode()))
+    lines = [json.dumps({"text": text}) for text in texts(1200)]
+    (folder / "a.jsonl").write_text("\n\n".join(lines[:700]))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines[700:]).encode()))
     return folder
 
 
 @pytest.fixture
 def make(corpus, settings, tmp_path):
     def make(name: str, **values):
-        common = {"tokenizer": "train:300", "shard_bytes": 20_000}
+        common = {"tokenizer": "train:300", "shard_bytes": 10_000}
         return settings(corpus, store=str(tmp_path / name / "store"), **common, **values)
 
     return make
@@ -103,7 +95,7 @@ def test_the_rendered_array_builds_the_store(make, tmp_path, corpus, whole, caps
     """The batch file as three tasks at once, one killed and submitted again, then outside."""
     store = tmp_path / "array" / "store"
     words = [f"data.path={corpus}", f"data.store={store}", "data.tokenizer=train:300"]
-    words += ["data.shard_bytes=20000", "data.min_val_tokens=1", "data.workers=1"]
+    words += ["data.shard_bytes=10000", "data.min_val_tokens=1", "data.workers=1"]
     words += ["--executor", "slurm", "--print", "--tasks", "3", "--partition", "cpu"]
     capsys.readouterr()
     assert main(["prepare", *words]) == 0

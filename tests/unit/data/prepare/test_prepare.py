@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from harness.file_digests import digests
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError, DataError
@@ -40,14 +40,6 @@ def start(cfg, **environment) -> subprocess.Popen:
     command = [sys.executable, "-c", PROGRAM, cfg.model_dump_json(exclude_defaults=True)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env={**os.environ, **environment}, **pipes)
-
-
-def digests(store: Path) -> dict[str, str]:
-    files = (path for path in store.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from harness.file_digests import digests
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
@@ -30,6 +30,7 @@ from wikillm.data.tokenizer.encoders import (
 )
 from wikillm.data.tokenizer.tokenizer import load_tokenizer
 
+TOKENS = (".tok", ".idx")
 PACKAGES = ("fastokens", "tiktoken")
 
 
@@ -49,14 +50,6 @@ class Wrong:
             ids + [0] * (self._mark in text)
             for ids, text in zip(self._truth.encode_batch(texts), texts, strict=True)
         ]
-
-
-def ids_of(store: Path) -> dict[str, str]:
-    paths = (path for path in store.rglob("*") if path.suffix in (".tok", ".idx"))
-    return {
-        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in paths
-    }
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -85,7 +78,7 @@ def test_a_store_has_the_same_bytes_with_any_encoder_and_names_it(
     found, names = [], []
     for setting in ("hf", "fastokens", "tiktoken", "auto"):
         store = prepare_store(settings(path, backend=setting, store=str(tmp_path / setting)))
-        found.append((ids_of(store.dir), store.manifest.fingerprint))
+        found.append((digests(store.dir, *TOKENS), store.manifest.fingerprint))
         names.append(store.manifest.backend["name"])
         assert all(store.manifest.backend["version"][i].isdigit() for i in (0, -1))
     assert all(one == found[0] for one in found)
@@ -93,7 +86,7 @@ def test_a_store_has_the_same_bytes_with_any_encoder_and_names_it(
     workers = prepare_store(
         settings(path, backend="fastokens", store=str(tmp_path / "workers"), workers=2)
     )
-    assert ids_of(workers.dir) == found[0][0]
+    assert digests(workers.dir, *TOKENS) == found[0][0]
 
 
 def test_a_backend_that_is_wrong_on_the_fuzz_set_is_never_used(
@@ -121,7 +114,7 @@ def test_a_backend_that_is_wrong_in_the_middle_leaves_nothing_behind(
     assert "斩" not in "".join(fuzz_texts())
     assert store.manifest.backend["name"] == "tokenizers"
     assert {shard.backend.split()[0] for shard in store.manifest.shards} == {"tokenizers"}
-    assert ids_of(store.dir) == ids_of(wanted.dir)
+    assert digests(store.dir, *TOKENS) == digests(wanted.dir, *TOKENS)
     assert "built again with tokenizers" in "".join(capsys.readouterr())
     refused = json.loads((store.dir / REFUSED_NAME).read_text())
     assert choose_backend("fastokens", store.dir).startswith("tokenizers")  # refused for good
@@ -181,4 +174,6 @@ def test_a_build_that_a_run_reads_ends_where_another_starts_anew(
     ensure_store(plan)  # it is not used again
     shards = Store.open(plan.store).manifest.shards
     assert {shard.backend.split()[0] for shard in shards} == {"tokenizers"}
-    assert ids_of(plan.store) == ids_of(prepare_store(settings(path, backend="hf")).dir)
+    assert digests(plan.store, *TOKENS) == digests(
+        prepare_store(settings(path, backend="hf")).dir, *TOKENS
+    )
