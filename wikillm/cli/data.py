@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     names = "stats|show|verify|export|import|tokenizer"
     actions = parser.add_subparsers(dest="action", metavar=names, required=True, help="what to do")
-    stats = actions.add_parser("stats", help="documents, tokens, lengths, copies, the funnel")
+    stats = actions.add_parser("stats", help="documents, tokens, lengths, duplicates, the funnel")
     show = actions.add_parser(
         "show", help="the N-th document, or with --sample the N-th sample of training"
     )

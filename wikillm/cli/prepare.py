@@ -24,13 +24,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--wiki",
         nargs="+",
         metavar="DUMP",
-        help="MediaWiki dumps (pages-articles*.xml.bz2), with the settings they want: quality rules, copies removed, "
-        "Chinese in simplified characters",
+        help="MediaWiki dumps (pages-articles*.xml.bz2), with settings for them: quality rules, "
+        "no duplicates, Chinese in simplified characters",
     )
     parser.add_argument(
         "--drop-list-only",
         metavar="FILE",
-        help="with data.dedup: find the copies and write the list of them, for data.drop_list here or elsewhere; no store",
+        help="with data.dedup: write the list of duplicates, for data.drop_list here or elsewhere; "
+        "builds no store",
     )
     many = parser.add_argument_group(
         "on several machines that share the sources' and the store's folders"
@@ -129,11 +130,10 @@ def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
     from wikillm.data.prepare.dedup import write_drop_list_of
     from wikillm.data.prepare.prepare import plan_store
 
-    if cfg.dedup == "none" and cfg.drop_list is None:  # said before anything is read
-        what = "There is no drop-list to make: data.dedup=none keeps copies."
-        raise ConfigError(
-            what, fix="data.dedup=exact, or data.dedup=minhash for near duplicates too"
-        )
+    if cfg.dedup == "none" and cfg.drop_list is None:  # refused before anything is read
+        what = "There is no drop-list to make: data.dedup=none keeps duplicates."
+        fix = "data.dedup=exact, or data.dedup=minhash for near duplicates too"
+        raise ConfigError(what, fix=fix)
     with contextlib.ExitStack() as stack:
         if args.json:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
@@ -149,7 +149,8 @@ def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
         )
     else:
         print(
-            f"drop-list  {args.drop_list_only}: {drops.exact:,} exact and {drops.near:,} near duplicates"
+            f"drop-list  {args.drop_list_only}: "
+            f"{drops.exact:,} exact and {drops.near:,} near duplicates"
         )
         print(
             f"next       the same sources and settings with data.drop_list={args.drop_list_only}: prepare, or train"
@@ -175,7 +176,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         args.executor != "local" or args.shards is not None or args.print
     ):
         raise ConfigError(
-            "--drop-list-only finds copies on this machine, in one go.",
+            "--drop-list-only finds duplicates on this machine alone.",
             fix="leave out --executor, --shards and --print; give them when the store is built with data.drop_list",
         )
     if args.shards is not None and args.executor != "local":

@@ -1,6 +1,6 @@
 """`wikillm prepare --wiki DUMP...`: the settings that a MediaWiki dump wants, as words put before the user's own.
 
-Quality rules on; copies removed, near ones where rensa is installed; a Chinese dump to simplified characters where OpenCC
+Quality rules on; duplicates dropped, near ones where rensa is installed; a Chinese dump to simplified characters where OpenCC
 is. What the user sets is left alone. Every choice is said, so that the same words give the same store elsewhere.
 """
 
@@ -62,7 +62,7 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
             notes.append(
                 "traditional characters stay: OpenCC is not installed (pip install 'wikillm[wiki]')"
             )
-    if "data.drop_list" in taken:  # it says itself how its copies were found
+    if "data.drop_list" in taken:  # it says itself how its duplicates were found
         wanted["data.dedup"] = "none"
         notes = [note for note in notes if not note.startswith("near")]
     words = ["data.path=" + ",".join([*paths, *addresses])]

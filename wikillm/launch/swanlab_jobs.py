@@ -52,7 +52,7 @@ def follow(
 ) -> Task:
     """Ask every so many seconds until the task has ended. Returns its last state.
 
-    Raises MachineError when the service stops answering; the task itself goes on.
+    Raises MachineError when the service stops answering; the task itself continues.
     """
     last = ""
     lost = 0

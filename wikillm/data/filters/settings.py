@@ -43,7 +43,7 @@ class PinnedFile:
             raise DataError(
                 "A file changed while the store was being built.",
                 got=self.path,
-                fix="start again with what it holds",
+                fix="start again with its present content",
             )
 
     def read(self) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.config.schema import DataSection
-from wikillm.core.errors import ConfigError, DataError, MachineError
+from wikillm.core.errors import DataError, MachineError
 from wikillm.core.log import say
 from wikillm.data.dedup.minhash import minhash_facts
 from wikillm.data.dedup.two_passes import FirstPass
@@ -87,12 +87,9 @@ class Deduplication:
 def write_drop_list_of(plan: BuildPlan, path: Path) -> DropList:
     """Write the drop-list of a plan as a file of its own, with everything that decided it.
 
-    Raises ConfigError for a plan that keeps duplicates, MachineError if the file cannot be written.
+    Raises MachineError if the file cannot be written.
     """
-    if plan.drop_list is None:
-        what = "There is no drop-list to make: data.dedup=none keeps duplicates."
-        fix = "data.dedup=exact, or data.dedup=minhash for near duplicates too"
-        raise ConfigError(what, fix=fix)
+    assert plan.drop_list is not None, "the caller refuses data.dedup=none"
     dedup = {name: value for name, value in plan.facts["data.dedup"].items() if name != "drop_list"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

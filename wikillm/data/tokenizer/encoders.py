@@ -4,8 +4,8 @@
 the ids of `tokenizers` for every text of a fuzz set. During the build it is compared on the first
 documents, on the first of each shard and on one in a thousand. The first difference refuses it for
 this store for good. Its shards are built again with `tokenizers`, unless a run is training on them:
-then the run is stopped (`build.build_store`). So a finished store holds either shards of encoders
-that never differed, or shards of `tokenizers` only, and the encoder is not in the fingerprint.
+then the run is stopped (`prepare.build`). So a finished store has either shards of encoders that
+never differed, or shards of `tokenizers` only, and the encoder is not in the fingerprint.
 """
 
 from __future__ import annotations
