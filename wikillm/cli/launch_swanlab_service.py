@@ -128,7 +128,7 @@ def _fetch(api: SwanLabApi, task: Task, folder: Path) -> None:
 
 
 def _describe(task: Task) -> list[str]:
-    output = task.output and f"{task.output} ({format_size(task.output_size or 0)})"
+    output = task.output.path and f"{task.output.path} ({format_size(task.output.size or 0)})"
     facts = {
         "task": f"{task.id}  {task.name}",
         "status": task.status,

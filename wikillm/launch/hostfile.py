@@ -43,6 +43,7 @@ def hostfile(launch: Launch) -> Rendering:
         ssh_argv(host.name, node_command(launch, hosts, rank), terminal=True)
         for rank, host in enumerate(hosts)
     ]
+    # The script waits for all nodes; `--go` does the same in `targets`.
     comments = [
         f"DeepSpeed on {len(hosts)} nodes, {sum(host.slots for host in hosts)} GPUs.",
         f"Forwarded through {FILE_NAME}: {', '.join(launch.variables) or 'nothing'}.",

@@ -82,6 +82,7 @@ def _storage(launch: Launch, mount: str) -> tuple[dict[str, Any], list[str]]:
             got=f"--storage {given} --nodes {launch.nodes}",
             fix=f"--storage NAME of {volume}, or --nodes 1",
         )
+    # A volume for several nodes, or where one is named; the comments say how it is made.
     own = re.sub(r"[^a-z0-9]+", "-", launch.name.lower()).strip("-")[:40].strip("-") or "run"
     own = f"wikillm-{own}"
     kept = "runs/, stores/, and the data."

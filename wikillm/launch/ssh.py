@@ -35,6 +35,7 @@ def ssh(launch: Launch) -> Rendering:
     ]
     body = [shlex.join(make), shlex.join(copy)]
     steps = [Step(make), Step(copy)]
+    # The script takes the values from its own environment, `--go` from this process.
     if launch.variables:
         names = "|".join(launch.variables)
         body.append(f"env | grep -E {shlex.quote(f'^({names})=')} | {shlex.join(store)}")

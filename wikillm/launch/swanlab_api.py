@@ -13,13 +13,20 @@ GET /task/datasets; POST /task/dataset; PATCH /task/dataset/status.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, TypeVar
 
 import requests
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from requests.auth import AuthBase
 
 from wikillm.core.errors import ConfigError, MachineError, WikiLLMError
@@ -40,44 +47,77 @@ _ELSEWHERE = (
 )
 _LIST_TASKS = "wikillm launch swanlab task list"
 
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A task as the service describes it, with its times; `output` is the key of its result."""
-
-    id: str
-    name: str
-    status: str
-    entry: str
-    python: str
-    combo: str | None
-    created: str
-    started: str | None
-    finished: str | None
-    message: str | None
-    output: str | None
-    output_size: int | None
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    id: str
-    name: str
-    desc: str | None
-    status: str | None
+def _printable(text: str) -> str:
+    if not text or not text.isprintable():
+        raise ValueError("not printable text")
+    return text
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+_Text = Annotated[str, AfterValidator(_printable)]
+_HostPart = Annotated[str, Field(pattern="^[A-Za-z0-9-]+$")]
+_Prefix = Annotated[_Text, AfterValidator(lambda text: text.strip("/"))]
+_Maybe = Annotated[str, BeforeValidator(lambda value: "" if value is None else str(value))]
+
+
+class _Answer(BaseModel):
+    """Part of an answer; keys that are not used here are ignored."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+
+class _Login(_Answer):
+    sid: _Text
+
+
+class _Output(_Answer):
+    path: _Maybe = ""
+    size: int | None = None
+
+
+class Task(_Answer):
+    """A task as the service describes it; `output.path` is the key of its result."""
+
+    id: _Text = Field(alias="cuid")
+    name: _Text
+    status: _Text
+    entry: _Maybe = Field("", alias="index")
+    python: _Maybe = ""
+    combo: _Maybe = ""
+    created: _Maybe = Field("", alias="createdAt")
+    started: _Maybe = Field("", alias="startedAt")
+    finished: _Maybe = Field("", alias="finishedAt")
+    message: _Maybe = Field("", alias="msg")
+    output: Annotated[_Output, BeforeValidator(lambda x: x or {})] = _Output()
+
+
+class Dataset(_Answer):
+    id: _Text = Field(alias="cuid")
+    name: _Text
+    desc: _Maybe = ""
+    status: _Maybe = ""
+
+
+class _Created(_Answer):
+    id: _Text = Field(alias="cuid")
+
+
+class _Keys(_Answer):
+    id: _Text = Field(alias="tmpSecretId", repr=False)
+    key: _Text = Field(alias="tmpSecretKey", repr=False)
+    token: _Text = Field(alias="sessionToken", repr=False)
+
+
+class Credentials(_Answer):
     """For the object store, until `expires` (Unix time)."""
 
-    region: str
-    bucket: str
-    prefix: str
-    expires: float
-    secret_id: str = field(repr=False)
-    secret_key: str = field(repr=False)
-    token: str = field(repr=False)
+    region: _HostPart
+    bucket: _HostPart
+    prefix: _Prefix
+    expires: float = Field(alias="expiredTime")
+    keys: _Keys = Field(alias="credentials")
 
 
 class _NoNetrc(AuthBase):
@@ -101,25 +141,16 @@ class SwanLabApi:
         self._session.headers.update({"swanlab-sdk": "0.4.2", "user-agent": "wikillm"})
 
     def __enter__(self) -> SwanLabApi:
-        answer = self._ask("POST", "/login/api_key", headers={"authorization": self.account.key})
-        self._session.headers["cookie"] = f"sid={_text(answer, 'sid', '/login/api_key')}"
+        headers = {"authorization": self.account.key}
+        login = self._ask(_Login, "POST", "/login/api_key", headers=headers)
+        self._session.headers["cookie"] = f"sid={login.sid}"
         return self
 
     def __exit__(self, *error: object) -> None:
         self._session.close()
 
     def credentials(self) -> Credentials:
-        path = "/user/codes/sts"
-        answer = self._ask("GET", path)
-        secrets = answer.get("credentials")
-        if not isinstance(secrets, dict) or not isinstance(answer.get("expiredTime"), int | float):
-            raise _other_shape(path, f"keys {sorted(answer)}")
-        region, bucket, prefix = (_text(answer, k, path) for k in ("region", "bucket", "prefix"))
-        if not all(part.replace("-", "").isalnum() for part in (region, bucket)):
-            raise _other_shape(path, "a region or bucket that is no host name")  # they become one
-        expires = float(answer["expiredTime"])
-        keys = (_text(secrets, k, path) for k in ("tmpSecretId", "tmpSecretKey", "sessionToken"))
-        return Credentials(region, bucket, prefix.strip("/"), expires, *keys)
+        return self._ask(Credentials, "GET", "/user/codes/sts")
 
     def create_task(self, body: Mapping[str, Any]) -> str | None:
         """Returns the id if the answer has one. The key is added to `body` here, under `conf`."""
@@ -130,55 +161,43 @@ class SwanLabApi:
             401: ConfigError("SwanLab knows no such machine.", fix=machine),
         }
         whole = {**body, "conf": {"key": self.account.key}}
-        answer = self._ask("POST", "/task", whole, refusals, repeat=False, any_shape=True)
+        answer = self._ask(object, "POST", "/task", whole, refusals, repeat=False)
         identifier = answer.get("cuid") if isinstance(answer, dict) else None
         return identifier if isinstance(identifier, str) and identifier else None
 
     def tasks(self, number: int) -> list[Task]:
-        answer = self._ask("GET", f"/task?num={number}", any_shape=True)
-        return [_task(one, "/task") for one in _list(answer, "/task")]
+        return self._ask(list[Task], "GET", f"/task?num={number}")
 
     def task(self, identifier: str) -> Task:
-        answer = self._ask("GET", f"/task/{_id(identifier)}", refusals=_no_task(identifier))
-        return _task(answer, "/task/ID")
+        return self._ask(Task, "GET", f"/task/{_id(identifier)}", refusals=_no_task(identifier))
 
     def stop(self, identifier: str) -> None:
         body = {"cuid": _id(identifier), "status": "STOPPED", "msg": "stopped by its user"}
-        self._ask("PATCH", "/task/status", body, _no_task(identifier), any_shape=True)
+        self._ask(object, "PATCH", "/task/status", body, _no_task(identifier))
 
     def datasets(self) -> list[Dataset]:
-        path = "/task/datasets"
-        return [
-            Dataset(
-                _text(one, "cuid", path),
-                _text(one, "name", path),
-                one.get("desc"),
-                one.get("status"),
-            )
-            for one in _list(self._ask("GET", path, any_shape=True), path)
-        ]
+        return self._ask(list[Dataset], "GET", "/task/datasets")
 
     def create_dataset(self, name: str, desc: str | None) -> str:
         body = {"name": name} | ({"desc": desc} if desc else {})
-        answer = self._ask("POST", "/task/dataset", body, repeat=False)
-        return _id(_text(answer, "cuid", "/task/dataset"))
+        return _id(self._ask(_Created, "POST", "/task/dataset", body, repeat=False).id)
 
     def finish_dataset(self, identifier: str, *, ok: bool) -> None:
         body = {"cuid": identifier, "status": "SUCCESS" if ok else "FAILURE"}
-        self._ask("PATCH", "/task/dataset/status", body, any_shape=True)
+        self._ask(object, "PATCH", "/task/dataset/status", body)
 
     def _ask(
         self,
-        method: Literal["GET", "POST", "PATCH"],
+        shape: type[T],
+        method: str,
         path: str,
         body: Mapping[str, Any] | None = None,
         refusals: Mapping[int, WikiLLMError] | None = None,
         *,
         headers: Mapping[str, str] | None = None,
         repeat: bool = True,
-        any_shape: bool = False,
-    ) -> Any:
-        """The decoded answer, a JSON object unless `any_shape`; `refusals` by HTTP status."""
+    ) -> T:
+        """The answer as a `shape`; `refusals` are errors by HTTP status."""
         for pause in (*(_PAUSES if repeat else ()), None):
             try:
                 status, content = self._send(method, path, body, headers)
@@ -191,7 +210,13 @@ class SwanLabApi:
             time.sleep(pause)
         if status >= 400:
             raise (refusals or {}).get(status) or self._refused(status, path, content)
-        return _decode(status, content, path, any_shape=any_shape)
+        if status >= 300:
+            raise _other_shape(path, f"a redirect ({status}), which is not followed")
+        try:
+            return TypeAdapter(shape).validate_json(content.strip() or b"{}")
+        except ValidationError as error:
+            found = (f"{'.'.join(map(str, one['loc']))} {one['msg']}" for one in error.errors())
+            raise _other_shape(path, ", ".join(found)) from None
 
     def _send(
         self,
@@ -241,18 +266,6 @@ def _no_task(identifier: str) -> dict[int, WikiLLMError]:
     return {404: ConfigError("SwanLab knows no such task.", got=identifier, fix=_LIST_TASKS)}
 
 
-def _decode(status: int, content: bytes, path: str, *, any_shape: bool) -> Any:
-    if status >= 300:
-        raise _other_shape(path, f"a redirect ({status}), which is not followed")
-    try:
-        answer = json.loads(content) if content.strip() else {}
-    except ValueError:
-        raise _other_shape(path, f"{len(content)} bytes that are not JSON") from None
-    if not any_shape and not isinstance(answer, dict):
-        raise _other_shape(path, type(answer).__name__)
-    return answer
-
-
 def _failed(what: str, got: str) -> MachineError:
     return MachineError(what, got=f"{got}\nthe contract is {CONTRACT}", fix=_ELSEWHERE)
 
@@ -274,41 +287,3 @@ def _id(identifier: str) -> str:
     if not identifier.isascii() or not identifier.replace("-", "").replace("_", "").isalnum():
         raise ConfigError("This is not an id.", got=repr(identifier))
     return identifier
-
-
-def _list(answer: Any, path: str) -> list[dict[str, Any]]:
-    if not isinstance(answer, list) or not all(isinstance(one, dict) for one in answer):
-        raise _other_shape(path, f"{type(answer).__name__} instead of a list of objects")
-    return answer
-
-
-def _text(answer: Mapping[str, Any], key: str, path: str) -> str:
-    value = answer.get(key)
-    if not isinstance(value, str) or not value or not value.isprintable():
-        raise _other_shape(path, f"no text under {key!r}, but the keys {sorted(map(str, answer))}")
-    return value
-
-
-def _task(answer: Mapping[str, Any], path: str) -> Task:
-    def maybe(key: str) -> str | None:
-        value = answer.get(key)
-        return None if value in (None, "") else str(value)
-
-    output = answer.get("output")
-    output = output if isinstance(output, dict) else {}
-    where = output.get("path")
-    size = output.get("size")
-    return Task(
-        id=_text(answer, "cuid", path),
-        name=_text(answer, "name", path),
-        status=_text(answer, "status", path),
-        entry=maybe("index") or "",
-        python=maybe("python") or "",
-        combo=maybe("combo"),
-        created=maybe("createdAt") or "",
-        started=maybe("startedAt"),
-        finished=maybe("finishedAt"),
-        message=maybe("msg"),
-        output=where if isinstance(where, str) and where else None,
-        output_size=size if isinstance(size, int) else None,
-    )

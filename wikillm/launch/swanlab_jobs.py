@@ -75,11 +75,11 @@ def follow(
 
 def fetch_output(api: SwanLabApi, task: Task, folder: Path) -> Path | None:
     """Download a task's output into `folder`; None if it has none. Never overwrites a file."""
-    if task.output is None:
+    if not task.output.path:
         return None
-    path = PurePosixPath(task.output)
+    path = PurePosixPath(task.output.path)
     if path.is_absolute() or ".." in path.parts or not path.name:
-        raise MachineError("SwanLab names an output that is no path.", got=repr(task.output))
+        raise MachineError("SwanLab names an output that is no path.", got=repr(task.output.path))
     target = folder / path.name
     if target.exists():
         what = "The output would overwrite a file."

@@ -5,30 +5,26 @@
     metadata: {name, desc, combo}               name is required
     spec:     {python, entry, volumes, exclude}
 
-`python` is a quoted version, "3.8" to "3.11"; `volumes` has one entry {name, id} at most.
-
-The files in the manifest's folder are packed. All mistakes are reported together, with their lines.
-Stricter than that client: an unknown key, or one that occurs twice, is an error everywhere.
+`python` is a quoted version, "3.8" to "3.11"; `volumes` has one entry {name, id} at most. The files
+in the manifest's folder are packed. All mistakes are reported together, with their lines. Stricter
+than that client: an unknown key, or one that occurs twice, is an error everywhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
+from wikillm.config.yaml_file import Entry, read_yaml
 from wikillm.core.errors import ConfigError, Problems, did_you_mean
 
 FILE_NAME = "swanlab.yaml"
 PYTHONS = ("3.8", "3.9", "3.10", "3.11")
-_KEYS = {
-    "": ("apiVersion", "kind", "metadata", "spec"),
-    "metadata": ("name", "desc", "combo"),
-    "spec": ("python", "entry", "volumes", "exclude"),
-    "spec.volumes": ("name", "id"),
-}
+_TOP = ("apiVersion", "kind", "metadata", "spec")
+_METADATA = ("metadata.name", "metadata.desc", "metadata.combo")
+_SPEC = ("spec.python", "spec.entry", "spec.volumes", "spec.exclude")
 
 TEMPLATE = """\
 # SwanLab Launch. Show what would be packed: wikillm launch swanlab --print
@@ -87,136 +83,82 @@ class SwanLabManifest:
         return self.path.parent
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """A scalar as YAML reads it, or the node of a mapping or list; and its line."""
-
-    value: Any
-    line: int
-
-
-_Section = dict[str, _Value]
-
-
 def read_manifest(path: Path) -> SwanLabManifest:
     """Raises ConfigError with every mistake and its line."""
-    reader = _Reader(path, Problems(ConfigError))
-    top = reader.mapping(_compose(path), "")
+    try:
+        entries = read_yaml(path)
+    except ConfigError as error:
+        fix = error.fix or "wikillm launch swanlab --init"
+        raise ConfigError(f"The SwanLab manifest: {error.what}", error.got, fix) from None
+    # From here on mistakes are collected.
+    reader = _Reader(path, entries, Problems(ConfigError))
+    reader.refuse_unknown(entries, (*_TOP, *_METADATA, *_SPEC), str(path))
     for key, wanted in (("apiVersion", "swanlab/v1"), ("kind", "Folder")):
-        if key not in top or top[key].value != wanted:
-            reader.problem(f"{key} is {wanted}.", key, top.get(key), fix=f"{key}: {wanted}")
-    metadata = reader.section(top, "metadata")
-    spec = reader.section(top, "spec")
-    volume = reader.volume(spec)
+        if key not in entries or entries[key].value != wanted:
+            reader.problem(f"{key} is {wanted}.", key, f"{key}: {wanted}")
+    for key in ("metadata", "spec"):
+        if key not in entries or not entries[key].is_mapping:
+            reader.problem(f"{key} is a mapping.", key)
+    volume = reader.volume()
     manifest = SwanLabManifest(
         path=path,
-        name=reader.text(metadata, "metadata.name", is_required=True) or "",
-        desc=reader.text(metadata, "metadata.desc"),
-        combo=reader.text(metadata, "metadata.combo"),
-        python=reader.python(spec),
-        entry=reader.entry(spec),
-        volume=reader.text(volume, "spec.volumes.name"),
-        volume_id=reader.text(volume, "spec.volumes.id", is_required=bool(volume)),
-        exclude=reader.exclude(spec),
+        name=reader.text("metadata.name", is_required=True) or "",
+        desc=reader.text("metadata.desc"),
+        combo=reader.text("metadata.combo"),
+        python=reader.python(),
+        entry=reader.entry(),
+        volume=volume.get("name"),
+        volume_id=volume.get("id"),
+        exclude=reader.exclude(),
     )
     reader.problems.raise_if_any()
     return manifest
 
 
-def _compose(path: Path) -> yaml.MappingNode:
-    init = "wikillm launch swanlab --init"
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
-    except OSError as error:
-        got = f"{path}: {error.strerror}"
-        raise ConfigError("There is no SwanLab manifest.", got=got, fix=init) from None
-    except UnicodeDecodeError:
-        raise ConfigError("The SwanLab manifest is not UTF-8.", got=str(path)) from None
-    except yaml.YAMLError as error:
-        got = f"{path}: {' '.join(str(error).split())}"
-        raise ConfigError("The SwanLab manifest is not YAML.", got=got) from None
-    if not isinstance(node, yaml.MappingNode):
-        what = "A SwanLab manifest is a mapping of keys to values."
-        raise ConfigError(what, got=str(path), fix=init)
-    return node
-
-
-def _scalar(node: yaml.Node) -> Any:
-    """Text, number, bool or null as YAML reads it: an unquoted 3.10 is the float 3.1."""
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_object(node)  # type: ignore[no-untyped-call]
-    except yaml.YAMLError:
-        return None
-    finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
-
-
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads the parts of a manifest and collects the mistakes in `problems`."""
+    """Reads the values of a manifest and collects the mistakes in `problems`."""
 
     path: Path
+    entries: dict[str, Entry]
     problems: Problems
 
-    def problem(self, what: str, key: str, value: _Value | None, fix: str | None = None) -> None:
+    def problem(self, what: str, key: str, fix: str | None = None) -> None:
         got = f"{self.path} has no {key}"
-        if value is not None:
-            got = f"{self.path}:{value.line} {key}: {value.value!r}"
+        if (entry := self.entries.get(key)) is not None:
+            got = f"{self.path}:{entry.line} {key}: {entry.value!r}"
         self.problems.add(what, got=got, fix=fix)
 
-    def mapping(self, node: yaml.MappingNode, name: str) -> _Section:
-        """The keys of a mapping; an unknown or repeated one is a mistake."""
-        found: _Section = {}
-        for key_node, value in node.value:
-            key = str(key_node.value)
-            line = key_node.start_mark.line + 1
-            full = f"{name}.{key}" if name else key
-            if key not in _KEYS[name]:
-                near = did_you_mean(key, _KEYS[name])
-                fix = f"did you mean {near}?" if near else f"known here: {', '.join(_KEYS[name])}"
-                what = f"A SwanLab manifest has no {full}."
-                self.problems.add(what, got=f"{self.path}:{line}", fix=fix)
-            elif key in found:
-                got = f"{self.path}:{line} and line {found[key].line}"
-                self.problems.add(f"{full} occurs twice.", got=got, fix="keep one")
-            else:
-                is_plain = not isinstance(value, yaml.CollectionNode)
-                found[key] = _Value(_scalar(value) if is_plain else value, line)
-        return found
+    def refuse_unknown(self, found: Iterable[str], known: tuple[str, ...], where: str) -> None:
+        for key in found:
+            if key not in known:
+                line = f":{self.entries[key].line}" if key in self.entries else ""
+                near = did_you_mean(key, known)
+                fix = f"did you mean {near}?" if near else f"known here: {', '.join(known)}"
+                self.problems.add(f"A SwanLab manifest has no {key}.", got=where + line, fix=fix)
 
-    def section(self, top: _Section, key: str) -> _Section:
-        value = top.get(key)
-        if value is not None and isinstance(value.value, yaml.MappingNode):
-            return self.mapping(value.value, key)
-        self.problem(f"{key} is a mapping.", key, value)
-        return {}
-
-    def text(self, section: _Section, full: str, *, is_required: bool = False) -> str | None:
-        key = full.rpartition(".")[2]
-        value = section.get(key)
-        if value is None or value.value is None:
+    def text(self, key: str, *, is_required: bool = False) -> str | None:
+        entry = self.entries.get(key)
+        if entry is None or (entry.value is None and not entry.is_mapping):
             if is_required:
-                self.problems.add(f"{full} is missing.", got=str(self.path), fix=f"{key}: NAME")
+                name = key.rpartition(".")[2]
+                self.problems.add(f"{key} is missing.", got=str(self.path), fix=f"{name}: NAME")
             return None
-        if not isinstance(value.value, str) or not value.value.strip():
-            self.problem(f"{full} is text.", full, value, fix=f'{key}: "..."')
+        if not isinstance(entry.value, str) or not entry.value.strip():
+            self.problem(f"{key} is text.", key, f'{key.rpartition(".")[2]}: "..."')
             return None
-        return value.value
+        return entry.value
 
-    def python(self, spec: _Section) -> str:
-        value = spec.get("python")
-        if value is None:
-            return "3.10"  # that client's default
-        if isinstance(value.value, str) and value.value in PYTHONS:
-            return value.value
-        quotes = "in quotes: 3.10 without them is the number 3.1"
-        fix = f'python: "3.11"   (one of {", ".join(PYTHONS)}, {quotes})'
-        self.problem("spec.python is a quoted version.", "spec.python", value, fix=fix)
-        return "3.11"
+    def python(self) -> str:
+        entry = self.entries.get("spec.python", Entry("3.10", 0))  # that client's default
+        if entry.value not in PYTHONS:
+            quotes = "in quotes: 3.10 without them is the number 3.1"
+            fix = f'python: "3.11"   (one of {", ".join(PYTHONS)}, {quotes})'
+            self.problem("spec.python is a quoted version.", "spec.python", fix)
+        return str(entry.value)
 
-    def entry(self, spec: _Section) -> str:
-        entry = self.text(spec, "spec.entry") or "train.py"
+    def entry(self) -> str:
+        entry = self.text("spec.entry") or "train.py"
         parts = PurePosixPath(entry)
         folder = self.path.parent
         if parts.is_absolute() or ".." in parts.parts or not (folder / entry).is_file():
@@ -225,42 +167,45 @@ class _Reader:
             self.problems.add(what, got=got, fix="entry: train.py")
         return entry
 
-    def volume(self, spec: _Section) -> _Section:
-        value = spec.get("volumes")
-        if value is None or value.value is None:
-            return {}
-        node = value.value
+    def volume(self) -> dict[str, str]:
+        """`name` and `id` of the volume, as far as they are given."""
         fix = "volumes: [{name: wiki, id: ID}]"
-        got = f"{self.path}:{value.line}"
-        if not isinstance(node, yaml.SequenceNode) or len(node.value) > 1:
-            got += f" lists {len(node.value)}" if isinstance(node, yaml.SequenceNode) else ""
+        volumes = self._list("spec.volumes", fix)
+        if not volumes:
+            return {}
+        if len(volumes) > 1:
             what = "spec.volumes is a list of at most one volume."
-            self.problems.add(what, got=got, fix=fix)
+            self.problems.add(what, got=f"{self.path} lists {len(volumes)}", fix=fix)
             return {}
-        if not node.value:
+        volume = volumes[0]
+        if not isinstance(volume, dict):
+            self.problem("A volume is a mapping of name and id.", "spec.volumes", fix)
             return {}
-        if not isinstance(node.value[0], yaml.MappingNode):
-            self.problems.add("A volume is a mapping of name and id.", got=got, fix=fix)
-            return {}
-        return self.mapping(node.value[0], "spec.volumes")
+        names = {f"spec.volumes.{key}": value for key, value in volume.items()}
+        self.refuse_unknown(names, ("spec.volumes.name", "spec.volumes.id"), str(self.path))
+        if volume.get("id") is None:
+            self.problem("spec.volumes.id is missing.", "spec.volumes", fix)
+        for key, value in names.items():
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                self.problem(f"{key} is text.", "spec.volumes", fix)
+        return volume
 
-    def exclude(self, spec: _Section) -> tuple[str, ...]:
-        value = spec.get("exclude")
-        if value is None or value.value is None:
-            return ()
-        if not isinstance(value.value, yaml.SequenceNode):
-            got = f"{self.path}:{value.line}"
-            self.problems.add("spec.exclude is a list.", got=got, fix="exclude: [tests]")
-            return ()
-        patterns = []
-        for item in value.value.value:
-            pattern = _scalar(item) if isinstance(item, yaml.ScalarNode) else None
-            got = f"{self.path}:{item.start_mark.line + 1}"
+    def exclude(self) -> tuple[str, ...]:
+        patterns = self._list("spec.exclude", "exclude: [tests]")
+        for pattern in patterns:
             if not isinstance(pattern, str) or not pattern.strip("/ "):
-                self.problems.add("A pattern of spec.exclude is text.", got=got, fix='- "*.jsonl"')
+                what = f"A pattern of spec.exclude is text, not {pattern!r}."
+                self.problem(what, "spec.exclude", '- "*.jsonl"')
             elif pattern.startswith("/") or ".." in pattern.split("/"):
-                what = "A pattern of spec.exclude stays in the folder."
-                self.problems.add(what, got=f"{got} {pattern!r}", fix="- tests")
-            else:
-                patterns.append(pattern)
+                what = f"A pattern of spec.exclude stays in the folder, unlike {pattern!r}."
+                self.problem(what, "spec.exclude", "- tests")
         return tuple(patterns)
+
+    def _list(self, key: str, fix: str) -> list[Any]:
+        entry = self.entries.get(key)
+        if entry is None or (entry.value is None and not entry.is_mapping):
+            return []
+        if not isinstance(entry.value, list):
+            self.problem(f"{key} is a list.", key, fix)
+            return []
+        return entry.value

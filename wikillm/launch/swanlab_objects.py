@@ -47,9 +47,9 @@ class ObjectStore:
             given = self._ask()
             config = CosConfig(
                 Region=given.region,
-                SecretId=given.secret_id,
-                SecretKey=given.secret_key,
-                Token=given.token,
+                SecretId=given.keys.id,
+                SecretKey=given.keys.key,
+                Token=given.keys.token,
                 Scheme="https",
                 Timeout=(min(5.0, self._timeout), self._timeout),
             )

@@ -128,6 +128,7 @@ class _Walk:
             for pattern in self.manifest.exclude
             for match in glob.glob(pattern, root_dir=folder)
         }
+        # The first rule that applies decides; only what passes all of them is packed.
         for path in sorted(folder.iterdir()):
             name = path.relative_to(top).as_posix()
             if path.name.startswith("."):

@@ -60,6 +60,7 @@ def start(launch: Launch, rendering: Rendering) -> int:
             "This has to be started on every node.",
             fix="--print, and run it on each node; or --node-rank N for this one",
         )
+    # Every tool is looked for before anything runs, also beside this Python.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     for tool in {step.argv[0] for step in rendering.steps}:
         if shutil.which(tool, path=path) is None:
@@ -71,6 +72,7 @@ def start(launch: Launch, rendering: Rendering) -> int:
     if rendering.writes_environment and launch.variables:
         write_environment_file(Path(launch.workdir) / FILE_NAME, launch.variables)
     environ = {**os.environ, "PATH": path}
+    # The launcher takes this process's place, so that no wrapper delays a signal.
     if len(rendering.steps) == 1 and rendering.steps[0].stdin is None:
         argv = rendering.steps[0].argv
         sys.stdout.flush()

@@ -61,7 +61,7 @@ def test_quoted_versions(version, tmp_path):
         ("  name: demo\n", "  desc: x\n", "metadata.name is missing", ""),
         ("name: demo", "name: 5", "metadata.name is text", "swanlab.yaml:4"),
         ("name: demo", "name: demo\n  nmae: x", "no metadata.nmae", "swanlab.yaml:5"),
-        ("name: demo", "name: demo\n  name: x", "metadata.name occurs twice", ":5 and line 4"),
+        ("name: demo", "name: demo\n  name: x", "metadata.name stands twice", "also on line 4"),
         ("metadata:\n  name: demo\n", "metadata: demo\n", "metadata is a mapping", "yaml:3"),
         ('python: "3.11"', "entry: none.py", "a file in the manifest's folder", "none.py"),
         ('python: "3.11"', "entry: ../train.py", "a file in the manifest's folder", "../train.py"),

@@ -76,9 +76,7 @@ class FirstPass:
         except OSError as error:
             got = f"{self.folder}: {error.strerror}"
             raise MachineError("The folder of the drop-list cannot be written.", got=got) from None
-        say(
-            "data: first of two passes, to find duplicates (data.dedup); the second builds the store"
-        )
+        say("data: first of two passes, to find duplicates (data.dedup)")
         drops = self._decide()
         path = self.folder / DROP_LIST_NAME
         write_atomic(path, drops.tobytes())
@@ -118,6 +116,7 @@ class FirstPass:
         progress = Progress(
             "finding duplicates", estimated_bytes(self.reader.sources), relay=self.relay
         )
+        # Shards of an earlier call count too: the limit is for the whole pass.
         bad = BadRecords(self.max_bad_fraction)
         for shard in self._shards:
             bad.add(shard.funnel, shard.end.position - shard.start.position)
@@ -132,6 +131,7 @@ class FirstPass:
             number=len(self._shards),
             on_resume=lambda _, cursor: progress.add(Work(cursor.position - start.position)),
         )
+        # Closing the generator stops the workers when there is enough text.
         with closing(shards):
             for shard in shards:
                 self._shards.append(shard)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +151,8 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
     base = area / f".{_settings_key(cfg, sources)}"
     with exclusive(base, "preparing the data", is_main):
-        found = _Found.find(cfg, sources, beside(base, ".found.json"))
-        plan = _plan(cfg, sources, found, area, filters)
+        digests, tokenizer = _find(cfg, sources, beside(base, ".found.json"))
+        plan = _plan(cfg, sources, digests, tokenizer, area, filters)
         return plan if dedup is None else dedup.apply(plan, cfg, area, is_main)
 
 
@@ -183,34 +183,28 @@ def _settings_key(cfg: DataSection, sources: tuple[SourceFile, ...]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What takes time to find: digests of the sources, and the tokenizer."""
-
-    digests: tuple[str, ...]
-    tokenizer: TokenizerChoice
-
-    @classmethod
-    def find(cls, cfg: DataSection, sources: tuple[SourceFile, ...], cache: Path) -> _Found:
-        """Take what an earlier preparation of the same files left in `cache`, find the rest."""
-        known: dict[str, Any] = {}
-        with suppress(OSError, ValueError, RecursionError):
-            known = json.loads(cache.read_text(encoding="utf-8"))
-        digests = known.get("digests") if isinstance(known, dict) else None
-        if not isinstance(digests, list) or [type(one) for one in digests] != [str] * len(sources):
-            known = {}
-            digests = _digests(sources)
-        # The name of the key is older than the word "download" in this code.
-        failed = known.get("hubs_failed", False)
-        size = _text_estimate(cfg, sources)
-        tokenizer = choose_tokenizer(cfg.tokenizer, size, may_download=not failed)
-        failed = failed or (cfg.tokenizer == "auto" and tokenizer.folder is None)
-        value = {"digests": digests, "hubs_failed": failed}
-        if value != known:
-            with suppress(OSError):  # on a read-only disk it is found again each time
-                cache.parent.mkdir(parents=True, exist_ok=True)
-                write_json(cache, value)
-        return cls(tuple(digests), tokenizer)
+def _find(
+    cfg: DataSection, sources: tuple[SourceFile, ...], cache: Path
+) -> tuple[list[str], TokenizerChoice]:
+    """Digests of the sources and the tokenizer, as far as an earlier run left them in `cache`."""
+    known: dict[str, Any] = {}
+    with suppress(OSError, ValueError, RecursionError):
+        known = json.loads(cache.read_text(encoding="utf-8"))
+    digests = known.get("digests") if isinstance(known, dict) else None
+    if not isinstance(digests, list) or [type(one) for one in digests] != [str] * len(sources):
+        known = {}
+        digests = _digests(sources)
+    # `auto` downloads again only for another corpus. The key of the file is an older word.
+    failed = known.get("hubs_failed", False)
+    size = _text_estimate(cfg, sources)
+    tokenizer = choose_tokenizer(cfg.tokenizer, size, may_download=not failed)
+    failed = failed or (cfg.tokenizer == "auto" and tokenizer.folder is None)
+    value = {"digests": digests, "hubs_failed": failed}
+    if value != known:
+        with suppress(OSError):  # on a read-only disk they are found again each time
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_json(cache, value)
+    return digests, tokenizer
 
 
 def _text_estimate(cfg: DataSection, sources: tuple[SourceFile, ...]) -> int:
@@ -230,7 +224,12 @@ def _digests(sources: tuple[SourceFile, ...]) -> list[str]:
 
 
 def _plan(
-    cfg: DataSection, sources: tuple[SourceFile, ...], found: _Found, area: Path, filters: Filters
+    cfg: DataSection,
+    sources: tuple[SourceFile, ...],
+    digests: list[str],
+    tokenizer: TokenizerChoice,
+    area: Path,
+    filters: Filters,
 ) -> BuildPlan:
     size = _text_estimate(cfg, sources)
     fraction = automatic_fraction(size) if cfg.val_fraction == "auto" else cfg.val_fraction
@@ -243,9 +242,9 @@ def _plan(
         "cleaner": CLEANER_VERSION,
         "data.path": [
             {"sha256": digest, "size": s.size, "format": s.format}
-            for s, digest in zip(sources, found.digests, strict=True)
+            for s, digest in zip(sources, digests, strict=True)
         ],
-        "data.tokenizer": found.tokenizer.facts(),
+        "data.tokenizer": tokenizer.facts(),
         "data.text_key": cfg.text_key if has_keys else None,
         "data.val_fraction": fraction,
         "data.max_text_bytes": cfg.max_text_bytes,
@@ -265,9 +264,9 @@ def _plan(
         sources=sources,
         source_infos=tuple(
             SourceInfo(s.path, s.size, digest, s.format, s.compression, s.url, s.version)
-            for s, digest in zip(sources, found.digests, strict=True)
+            for s, digest in zip(sources, digests, strict=True)
         ),
-        tokenizer=found.tokenizer,
+        tokenizer=tokenizer,
         text_key=cfg.text_key,
         shard_bytes=shard_bytes,
         val_fraction=fraction,

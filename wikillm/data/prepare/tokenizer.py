@@ -71,6 +71,7 @@ def training_texts(plan: BuildPlan, most: int = MAX_TRAINING_BYTES) -> list[str]
     texts: list[str] = []
     funnels: list[Funnel] = []
     size = 0
+    # In the workers, like the build; closing the generator stops them at the limit.
     raws = plan.reader.read()
     jobs = run_jobs(plan.clean_job, raws, plan.workers, progress.add, progress.tick)
     with closing(jobs) as results:

@@ -72,6 +72,7 @@ def run_shards(
         finished: results of an earlier run by number, used where their cursors match.
         on_resume: gets the number and the cursor where reading starts, if results were reused.
     """
+    # Finished shards at the front: nothing is read for them.
     first = number
     while (result := finished.get(number)) is not None and result.start == cursor:
         yield result
@@ -79,6 +80,7 @@ def run_shards(
         cursor = result.end
     if number > first:
         on_resume(number, cursor)
+    # Later ones are read, to know where the next shard begins, and skipped.
     reused: dict[int, R] = {}
 
     def missing() -> Iterator[RawShard]:
@@ -89,6 +91,7 @@ def run_shards(
             else:
                 yield raw
 
+    # New and reused results are merged by number.
     next_number = number
     with closing(run_jobs(job, missing(), workers, progress.add, progress.tick)) as results:
         for result in results:

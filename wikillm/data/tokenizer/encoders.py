@@ -277,6 +277,7 @@ def _byte_pairs(content: dict[str, Any]) -> tuple[str, dict[bytes, int]]:
 
     tiktoken merges by id, so ids must follow the merges. Raises Unusable for any other kind.
     """
+    # Anything that tiktoken does not do must be absent.
     model = content["model"]
     normalizer = content.get("normalizer")
     splitter = content.get("pre_tokenizer") or {}
@@ -295,6 +296,7 @@ def _byte_pairs(content: dict[str, Any]) -> tuple[str, dict[bytes, int]]:
     )
     if not is_plain:
         raise Unusable("it knows byte-level BPE with one regular expression and NFC only")
+    # Merges are pairs, or texts with a space in older files.
     vocabulary: dict[str, int] = model["vocab"]
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     ids = [vocabulary["".join(pair)] for pair in merges]

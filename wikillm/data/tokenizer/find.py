@@ -76,6 +76,7 @@ def choose_tokenizer(
         return _trained(parse_train(setting), "trained on this corpus")
     if setting not in ("auto", "qwen2"):
         return _folder(setting)
+    # Qwen2's, named or by auto: on this machine first, then by download.
     found = next(_local_qwen2(), None)
     if found is not None:
         return found
