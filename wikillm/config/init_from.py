@@ -14,7 +14,7 @@ from typing import Any
 from wikillm.config.origin import Origin, Setting
 from wikillm.core.errors import ConfigError
 
-ARCHITECTURES = ("qwen2", "qwen3")
+ARCHITECTURES = ("qwen2", "qwen3", "llama")
 _REQUIRED = [
     "hidden_size",
     "intermediate_size",
@@ -73,17 +73,20 @@ def _rope(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _architecture(found: dict[str, Any]) -> str | None:
-    """The architecture in WikiLLM's terms. `models` checks that the biases which Qwen2 lacks are
-    0."""
+    """The architecture in WikiLLM's terms.
+
+    A Llama with attention biases is an export of a Qwen2 model; `models` checks that the biases
+    which Qwen2 lacks are 0.
+    """
     model_type = found.get("model_type")
-    if model_type == "llama" and found.get("attention_bias") and not found.get("mlp_bias"):
-        return "qwen2"
+    if model_type == "llama" and found.get("attention_bias"):
+        model_type = "qwen2"
     return model_type if model_type in ARCHITECTURES else None
 
 
 def _refuse_unsupported(found: dict[str, Any], path: Path) -> None:
     if _architecture(found) is None:
-        what = f"model.init_from takes {' or '.join(ARCHITECTURES)} models, and exports of these."
+        what = f"model.init_from takes {' or '.join(ARCHITECTURES)} models."
         raise ConfigError(what, got=f"{path}: model_type {found.get('model_type')!r}")
     if "auto_map" in found:
         what = "A model folder asks to run code of its own."
@@ -96,6 +99,7 @@ def _refuse_unsupported(found: dict[str, Any], path: Path) -> None:
         f"rotary scaling {rope_type!r}": rope_type != "default",
         f"activation {found.get('hidden_act')!r}": found.get("hidden_act", "silu") != "silu",
         "attention biases": found["model_type"] == "qwen3" and bool(found.get("attention_bias")),
+        "MLP biases": bool(found.get("mlp_bias")),
     }
     for what, is_there in unsupported.items():
         if is_there:

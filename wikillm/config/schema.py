@@ -44,8 +44,8 @@ class RunSection(Section):
 class ModelSection(Section):
     preset: str = "120m"
     """A model preset (`wikillm presets`)."""
-    architecture: Literal["qwen2", "qwen3"] = "qwen2"
-    """qwen2 (biases on q, k, v) or qwen3 (RMSNorm on q and k)."""
+    architecture: Literal["qwen2", "qwen3", "llama"] = "qwen2"
+    """qwen2 (biases on q, k, v), qwen3 (RMSNorm on q and k) or llama (neither)."""
     hidden_size: int = Field(default=512, ge=1, le=2**20)
     """Width of the residual stream."""
     num_hidden_layers: int = Field(default=12, ge=1, le=100_000)

@@ -265,7 +265,7 @@ def _finish_config(
 
     A text starts with EOS, as every document in training did.
     """
-    if model_type_for(config.model_type, tokenizer_json) == "llama":
+    if model_type_for(config.model_type, tokenizer_json) != config.model_type:
         config = as_llama(config, weights)
     architecture = type(skeleton(config)).__name__
     config.architectures = [architecture]

@@ -11,6 +11,8 @@ share it. Flash attention takes lengths, which the batch has.
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,7 @@ from transformers import PreTrainedModel
 from wikillm.core.errors import WikiLLMError
 from wikillm.models.patching import is_patched, patch_forward, restore_forward
 
+_READY = "_wikillm_takes_ready_masks"  # on our function in Hugging Face's module
 CAUSAL_KERNELS = ("sdpa", "flash_attention_2")
 """They need no mask to be causal."""
 
@@ -44,7 +47,24 @@ def prepare_masks(model: PreTrainedModel) -> None:
             got=f"{type(model).__name__} with {kernel}, {', '.join(sorted(kinds))}, {patched}",
             fix="prepare them once, with model.attn_implementation=sdpa",
         )
+    _accept_ready_masks(sys.modules[type(model).__module__])
     patch_forward(decoder, _with_mask)
+
+
+def _accept_ready_masks(modeling: Any) -> None:
+    """Let a decoder of this Hugging Face module take masks by kind of layer; Qwen's do already."""
+    stock = modeling.create_causal_mask
+    if hasattr(stock, _READY):
+        return
+
+    @functools.wraps(stock)
+    def create_causal_mask(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        if isinstance(attention_mask, dict):
+            return attention_mask["full_attention"]
+        return stock(*args, attention_mask=attention_mask, **kwargs)
+
+    setattr(create_causal_mask, _READY, True)
+    modeling.create_causal_mask = create_causal_mask
 
 
 def own_masks(model: PreTrainedModel) -> None:

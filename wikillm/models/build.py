@@ -98,8 +98,9 @@ def _load(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedMode
     _check_folder(folder)
     config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     _check_shape(config, section, vocab_size, folder)
-    is_llama = config.model_type == "llama"
-    if is_llama:  # an export whose tokenizer is not of Qwen2's kind
+    # A Qwen2 model that was exported as Llama, since its tokenizer is not of Qwen2's kind.
+    is_exported = config.model_type == "llama" and section.architecture == "qwen2"
+    if is_exported:
         config = hf_config(section, vocab_size, eos_id)
     config.eos_token_id = eos_id
     if config.pad_token_id == eos_id:
@@ -108,7 +109,7 @@ def _load(section: ModelSection, vocab_size: int, eos_id: int) -> PreTrainedMode
         folder,
         advice="copy it again, or save it again with model.save_pretrained(FOLDER)",
         takes_all=True,
-        spare=(lambda name: _is_zero_bias(folder, name)) if is_llama else None,
+        spare=(lambda name: _is_zero_bias(folder, name)) if is_exported else None,
         config=config,
         dtype=torch.float32,
         attn_implementation=section.attn_implementation,
@@ -167,14 +168,10 @@ def _shards(index: Path) -> set[str]:
 def _check_shape(config: Any, section: ModelSection, vocab_size: int, folder: Path) -> None:
     """The folder may have changed since the plan was made from its config.json."""
     wanted = hf_config(section, vocab_size, eos_id=0).to_dict()
-    keys = [
-        *(["model_type"] if config.model_type != "llama" else []),
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-    ]
+    keys = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
     keys += ["num_attention_heads", "num_key_value_heads", "tie_word_embeddings"]
+    if config.model_type != "llama":
+        keys.insert(0, "model_type")
     wrong = [
         f"{key}: {getattr(config, key)}, planned {wanted[key]}"
         for key in keys

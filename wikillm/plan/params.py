@@ -3,7 +3,7 @@
 Exact: a test compares the counts with transformers.
 
     attention   h x (H + 2K) x d  and  H x d x h
-                biases on q, k, v (qwen2), two norms of width d (qwen3)
+                biases on q, k, v (qwen2), two norms of width d (qwen3), neither (llama)
     SwiGLU      3 x h x f;  two norms of width h per layer, one at the end
     tables      V x h for the embedding, and once more for an output head that is not tied
 
@@ -41,7 +41,7 @@ def count_parameters(model: ModelSection, vocab_size: int) -> ParameterCount:
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
     layers = model.num_hidden_layers
     matmul_per_layer = h * (heads + 2 * kv_heads) * d + heads * d * h + 3 * h * f
-    of_attention = {"qwen2": (heads + 2 * kv_heads) * d, "qwen3": 2 * d}
+    of_attention = {"qwen2": (heads + 2 * kv_heads) * d, "qwen3": 2 * d, "llama": 0}
     extra_per_layer = 2 * h + of_attention[model.architecture]
     embedding = vocab_size * h
     tables = 1 if model.tie_word_embeddings else 2

@@ -23,6 +23,7 @@ from wikillm.export.compare import compare_tokens
 from wikillm.export.foresee import foresee_export
 from wikillm.export.probe import FIXED, probe_texts
 from wikillm.export.weights import as_llama, skeleton, trained_logits
+from wikillm.models.shape import ARCHITECTURES
 
 TEXTS = (
     "第1号文章讲述一条河流的故事", "The quick brown fox 12345 jumps", " Don't 2024-05-06 naïve café.", "a  b\n\nc", " 你好", "１２３",
@@ -46,7 +47,7 @@ def write_folder(folder: Path, files: dict[str, str], model_type: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_are_those_of_training(
     stores: dict[str, Path], tmp_path: Path, kind: str, architecture: str

@@ -11,7 +11,7 @@ from harness.held import held_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.order.blocks import SampleOrder
@@ -19,6 +19,7 @@ from wikillm.data.read.document_mask import cumulative_lengths, document_positio
 from wikillm.data.read.loader import DocumentMask, Samples, document_mask, eval_loader
 from wikillm.models.attention_mask import own_masks, prepare_masks
 from wikillm.models.fused_loss import patch_loss
+from wikillm.models.shape import ARCHITECTURES
 
 EOS, VOCAB, T = 0, 97, 24
 SHAPE: dict[str, Any] = {
@@ -45,9 +46,7 @@ class Documents:
 
 def model_of(kind: str, attention: str) -> Any:
     torch.manual_seed(1)
-    config, model = (
-        (Qwen2Config, Qwen2ForCausalLM) if kind == "qwen2" else (Qwen3Config, Qwen3ForCausalLM)
-    )
+    config, model = ARCHITECTURES[kind]
     made = model._from_config(config(**SHAPE), attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in made.parameters():  # large enough that attention decides something
@@ -63,7 +62,7 @@ def packed_batch(lengths: list[int], seed: int = 0, shuffle: bool = True) -> dic
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
 @torch.no_grad()
 def test_packed_documents_have_the_logits_they_have_alone(kind: str, attention: str) -> None:
     model = model_of(kind, attention)
@@ -94,7 +93,7 @@ def test_flex_attention_keeps_to_documents_as_sdpa_does() -> None:
     torch.testing.assert_close(flex, sdpa, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
 def test_the_fused_loss_and_its_gradients_are_those_of_the_stock_model(kind: str) -> None:
     batch = packed_batch([5, 2, 30, 1, 9, 40])
     found = []
@@ -161,7 +160,7 @@ def test_the_setting_decides_and_evaluation_follows_it() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "autocast"])
-@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
 def test_one_mask_for_all_layers_gives_the_same_bits(kind: str, precision: str) -> None:
     batch, model = packed_batch([5, 2, 30, 1, 9, 40]), model_of(kind, "sdpa").train()
     model = model.double() if precision == "float64" else model

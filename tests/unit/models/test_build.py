@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen2ForCausalLM, Qwen3ForCausalLM, TrainingArguments
+from transformers import Qwen2ForCausalLM, TrainingArguments
 
 from wikillm.config.load import load
 from wikillm.config.presets import load_preset, preset_names
@@ -17,7 +17,7 @@ from wikillm.config.schema import ModelSection
 from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
 from wikillm.models.build import build_model, build_on_meta
 from wikillm.models.init import initial_values
-from wikillm.models.shape import hf_config
+from wikillm.models.shape import ARCHITECTURES, hf_config
 from wikillm.plan.params import count_parameters
 
 SMALL = {
@@ -51,7 +51,7 @@ def test_a_preset_has_exactly_its_documented_parameters(name: str) -> None:
     assert (head.weight is embedding.weight) == model.tie_word_embeddings
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 @pytest.mark.parametrize("head_dim", [None, 16])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_closed_formula_agrees_for_any_shape(
@@ -69,15 +69,13 @@ def test_the_closed_formula_agrees_for_any_shape(
     assert sum(matmul) == count.matmul
 
 
-@pytest.mark.parametrize(
-    ("architecture", "kind"), [("qwen2", Qwen2ForCausalLM), ("qwen3", Qwen3ForCausalLM)]
-)
-def test_fresh_weights(architecture: str, kind: type, args: TrainingArguments) -> None:
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_fresh_weights(architecture: str, args: TrainingArguments) -> None:
     section = ModelSection(architecture=architecture, **SMALL)
     state = torch.random.get_rng_state()
     model = build_model(section, 640, args, eos_id=3, seed=1)
     assert torch.equal(state, torch.random.get_rng_state()), "the global random state moved"
-    assert isinstance(model, kind)
+    assert isinstance(model, ARCHITECTURES[architecture][1])
     assert (model.config.eos_token_id, model.config.pad_token_id, model.config.use_cache) == (
         3,
         None,
@@ -122,6 +120,20 @@ def test_rotary_frequencies_are_those_of_transformers(args: TrainingArguments) -
 def test_a_parameter_of_unknown_role_is_refused() -> None:
     with pytest.raises(ValueError, match="no rule for the initial values of conv.weight"):
         initial_values("conv.weight", torch.Size([2, 2, 2]), seed=1, std=0.02)
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_continuing_another_architecture(
+    architecture: str, tmp_path: Path, args: TrainingArguments
+) -> None:
+    section = ModelSection(architecture=architecture, **SMALL)
+    original = build_model(section, 64, args, eos_id=5, seed=9)
+    original.save_pretrained(tmp_path / "model")
+    found = continued(tmp_path / "model")
+    assert found.architecture == architecture
+    again = build_model(found, 64, args, eos_id=5, seed=1)
+    for one, other in zip(again.parameters(), original.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.fixture

@@ -9,20 +9,14 @@ from typing import Any
 import pytest
 import torch
 from harness.held import held_bytes
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)  # fmt: skip
+from transformers import MistralConfig, MistralForCausalLM
 from transformers.models.qwen2 import modeling_qwen2
 
 from wikillm.core.errors import WikiLLMError
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compiled_graphs
 from wikillm.models.compile_elementwise import compile_elementwise, restore_elementwise
+from wikillm.models.shape import ARCHITECTURES
 from wikillm.models.tiled_mlp import tile_mlp
 
 SHAPE: dict[str, Any] = {
@@ -30,13 +24,12 @@ SHAPE: dict[str, Any] = {
     "intermediate_size": 80, "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": None,
     "eos_token_id": 0, "tie_word_embeddings": True, "use_cache": False,
 }  # fmt: skip
-MODELS = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
 ROTATION = modeling_qwen2.apply_rotary_pos_emb
 
 
 def build(architecture: str = "qwen2") -> Any:
     torch.manual_seed(5)
-    config, kind = MODELS[architecture]
+    config, kind = ARCHITECTURES[architecture]
     return kind(config(**SHAPE, **({"head_dim": 16} if architecture == "qwen3" else {}))).train()
 
 
@@ -45,7 +38,7 @@ def _as_before() -> Iterator[None]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
-    for architecture in MODELS:  # the rotation is the whole process's
+    for architecture in ARCHITECTURES:  # the rotation is the whole process's
         restore_elementwise(build(architecture))
     assert modeling_qwen2.apply_rotary_pos_emb is ROTATION
     torch._dynamo.reset()
@@ -66,7 +59,7 @@ def outcome(model: Any, precision: str = "float32") -> tuple[float, list[torch.T
     ("kernels", "backend"),
     [((), "inductor"), (("tiled",), "aot_eager"), (("selective",), "aot_eager")],
 )
-@pytest.mark.parametrize("architecture", list(MODELS))
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_the_same_losses_and_gradients(
     architecture: str, kernels: tuple[str, ...], backend: str
 ) -> None:
@@ -132,7 +125,7 @@ def test_evaluation_and_generation_run_the_stock_code() -> None:
 def test_it_is_put_back_and_refused_where_it_is_not_known() -> None:
     model = build()
     compile_elementwise(model)
-    with pytest.raises(WikiLLMError, match="cannot be compiled"):
+    with pytest.raises(WikiLLMError, match="train.compile=elementwise does not know"):
         compile_elementwise(model)
     restore_elementwise(model)
     assert not any("forward" in module.__dict__ for module in model.modules())
@@ -143,5 +136,5 @@ def test_it_is_put_back_and_refused_where_it_is_not_known() -> None:
     assert all("forward" in layer.mlp.__dict__ for layer in model.model.layers), (
         "the tiled MLP is not ours to take out"
     )
-    with pytest.raises(WikiLLMError, match="LlamaForCausalLM"):
-        compile_elementwise(LlamaForCausalLM(LlamaConfig(**SHAPE)))
+    with pytest.raises(WikiLLMError, match="MistralForCausalLM"):
+        compile_elementwise(MistralForCausalLM(MistralConfig(**SHAPE)))

@@ -9,17 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from wikillm.core.errors import MachineError, WikiLLMError
 from wikillm.models.fused_loss import fused_loss, loss_patch, patch_loss, unpatch_loss
+from wikillm.models.shape import ARCHITECTURES
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 211, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
@@ -30,9 +24,8 @@ SHAPE: dict[str, Any] = {
 
 def build(architecture: str, tied: bool) -> Any:
     torch.manual_seed(3)
-    if architecture == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**SHAPE, tie_word_embeddings=tied))
-    return Qwen3ForCausalLM(Qwen3Config(**SHAPE, tie_word_embeddings=tied))
+    config, kind = ARCHITECTURES[architecture]
+    return kind(config(**SHAPE, tie_word_embeddings=tied))
 
 
 @pytest.fixture
@@ -54,7 +47,7 @@ def step(model: Any, **inputs: Any) -> tuple[float, dict[str, torch.Tensor], Any
     return float(outputs.loss), {n: p.grad.clone() for n, p in model.named_parameters()}, outputs
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("count", [None, 17, torch.tensor(29)])
 @pytest.mark.parametrize("shifted", [True, False])

@@ -6,19 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import MistralConfig, MistralForCausalLM
 
 from wikillm.config.load import load
 from wikillm.core.errors import WikiLLMError
 from wikillm.kernels import chunks
 from wikillm.models.checkpointing import checkpoint_layers
+from wikillm.models.shape import ARCHITECTURES
 from wikillm.models.tiled_mlp import tile_mlp, untile_mlp
 from wikillm.plan.memory import activation_bytes_per_token, memory_per_rank, tile_bytes
 from wikillm.plan.strategy import Strategy
@@ -28,11 +22,6 @@ SMALL = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 16,
 }  # fmt: skip
-MODELS = [
-    (Qwen2Config, Qwen2ForCausalLM),
-    (Qwen3Config, Qwen3ForCausalLM),
-    (LlamaConfig, LlamaForCausalLM),
-]
 
 
 def outcome(model: torch.nn.Module) -> tuple[float, list[torch.Tensor]]:
@@ -45,11 +34,12 @@ def outcome(model: torch.nn.Module) -> tuple[float, list[torch.Tensor]]:
     ]
 
 
-@pytest.mark.parametrize(("config", "kind"), MODELS[:2])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_losses_and_gradients_are_those_of_the_stock_layers(
-    config: type, kind: type, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    architecture: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config, kind = ARCHITECTURES[architecture]
     monkeypatch.setitem(chunks.MLP_CHUNKS, "cpu", (1, 24, 24))
     model = kind(config(**SMALL)).double().train()
     if checkpointing:
@@ -70,9 +60,8 @@ def test_losses_and_gradients_are_those_of_the_stock_layers(
 
 
 def test_a_model_whose_mlp_is_not_known_is_refused() -> None:
-    config, kind = MODELS[2]
-    with pytest.raises(WikiLLMError, match="LlamaForCausalLM"):
-        tile_mlp(kind(config(**SMALL)), rows=74, device_type="cpu")
+    with pytest.raises(WikiLLMError, match="MistralForCausalLM"):
+        tile_mlp(MistralForCausalLM(MistralConfig(**SMALL)), rows=74, device_type="cpu")
 
 
 def test_the_plan_leaves_the_intermediate_activations_out_and_counts_the_chunks() -> None:
