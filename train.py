@@ -1,4 +1,4 @@
-"""What `deepspeed train.py --deepspeed ds_configs/zero2.json` starts; the same function as `wikillm train`."""
+"""`wikillm train` as a file, for `deepspeed train.py ...` and `torchrun train.py ...`."""
 
 import sys
 

@@ -78,7 +78,7 @@ def test_no_large_or_binary_files(repo: Path) -> None:
 
 
 def test_no_links_are_tracked(repo: Path) -> None:
-    """A tracked link such as `.venv` replaces the folder of that name wherever it is checked out, ignored content and all."""
+    """A tracked link such as `.venv` would replace a folder of that name in every checkout."""
     listed = subprocess.run(
         ["git", "ls-files", "--stage"], cwd=repo, capture_output=True, text=True, check=True
     )

@@ -78,7 +78,7 @@ def read_descent(checkpoint: Path) -> Descent:
 
 
 def _read_all(folder: Path) -> tuple[dict[Path, Descent], list[Path]]:
-    """The published checkpoints of `folder`: readable ones, and those without a readable manifest."""
+    """The published checkpoints of `folder`, and those of them without a readable manifest."""
     known: dict[Path, Descent] = {}
     unreadable: list[Path] = []
     for path in list_checkpoints(folder):
@@ -130,7 +130,7 @@ def next_descent(folder: Path, step: int, parent: Descent | None) -> Descent:
 
 
 def left_behind(folder: Path, origin: Descent | None) -> list[Path]:
-    """The readable checkpoints that a run abandons once it has saved from `origin`, newest first."""
+    """The readable checkpoints that a run abandons by saving from `origin`, newest first."""
     kept = {origin.position, *origin.ancestors} if origin else set()
     known, _ = _read_all(folder)
     return _newest_first(

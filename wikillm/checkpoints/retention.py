@@ -66,7 +66,7 @@ def superfluous(folder: Path, keep: int, spare: Path | None = None) -> list[Path
 
 
 def _is_ours(checkpoint: Path) -> bool:
-    """Whether the run wrote it under this name; a copy, or one without a manifest, is not removed."""
+    """Whether the run wrote it under this name. A copy, or one without a manifest, stays."""
     try:
         read_descent(checkpoint)
     except CheckpointError:

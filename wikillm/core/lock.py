@@ -92,7 +92,8 @@ def lock_or_wait(
 ) -> Iterator[None]:
     """Hold the lock at `path`; while waiting, call `on_wait(holder, seconds_waited)`.
 
-    It polls every `poll` seconds. The first polls are shorter: ranks that open one store hold it for a few hundredths of a second.
+    It polls every `poll` seconds. The first polls are shorter: ranks that open one store hold it
+    for a few hundredths of a second.
     """
     lock = FileLock(path)
     start = time.monotonic()

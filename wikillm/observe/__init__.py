@@ -1,1 +1,1 @@
-"""What a run measures, and where it goes: names, meter, log line, files, SwanLab. Needs torch only for GPU memory."""
+"""What a run measures, and where it goes. Needs torch only for the memory of a GPU."""

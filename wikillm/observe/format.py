@@ -17,7 +17,8 @@ class LogTable:
     """The columns of a run that ends at `max_steps` and `total_tokens`; MFU where `has_mfu`."""
 
     def __init__(self, max_steps: int, total_tokens: int, *, has_mfu: bool = False) -> None:
-        self._max_steps, self._total_tokens = max_steps, total_tokens
+        self._max_steps = max_steps
+        self._total_tokens = total_tokens
         self._columns = [
             ("step/max", max(8, 2 * len(str(max_steps)) + 1)),
             ("tokens", 7),

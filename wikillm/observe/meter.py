@@ -1,8 +1,8 @@
 """Speed and memory of training between two logging steps: tokens/s, MFU, data wait, peak memory.
 
-The meter reads a clock and counts; it never touches the device, so it costs no synchronization. On a
-GPU the clock is right where the caller has just read a loss from the device, which a logging step does.
-Evaluation, checkpoints and samples run inside `pause()` and do not count.
+The meter reads a clock and counts; it never touches the device, so it costs no synchronization. On
+a GPU the clock is right where the caller has just read a loss from the device, which a logging step
+does. Evaluation, checkpoints and samples run inside `pause()` and do not count.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Meter:
 
 
 def peak_memory(uses_gpu: bool) -> int:
-    """Peak bytes of this process: allocated by torch on the current GPU, or resident on the host."""
+    """Peak bytes of this process: allocated by torch on the GPU, or resident on the host."""
     if uses_gpu:
         import torch
 

@@ -1,10 +1,10 @@
 """Names of all metrics, in one place: the keys of `metrics.jsonl`, `events.jsonl` and SwanLab.
 
 `metrics.jsonl` holds one object per logging step and nothing else, so that
-`[json.loads(line)["loss"] for line in f]` is the loss curve. Other events (start, evaluation, samples,
-finish) are objects of `events.jsonl` with a `kind`. Hugging Face's concepts keep Hugging Face's names.
-Fractions are 0..1, sizes bytes, times seconds. A value that is not finite is written as null, and
-`nonfinite` says which: {"loss": null, "nonfinite": {"loss": "nan"}}.
+`[json.loads(line)["loss"] for line in f]` is the loss curve. Other events (start, evaluation,
+samples, finish) are objects of `events.jsonl` with a `kind`. Hugging Face's concepts keep Hugging
+Face's names. Fractions are 0..1, sizes bytes, times seconds. A value that is not finite is written
+as null, and `nonfinite` says which: {"loss": null, "nonfinite": {"loss": "nan"}}.
 """
 
 from __future__ import annotations

@@ -1,22 +1,24 @@
 """Peak memory of this process's training alone, to compare with the plan's estimate.
 
 On a CPU: VmHWM (the kernel's high-water mark of resident memory) less what was resident after all
-imports. The mark is reset at that moment (`5` to /proc/self/clear_refs), so that tokenizing before does
-not count. On a GPU: torch's peak of allocated memory, without the CUDA context and the allocator's gaps.
+imports. The mark is reset at that moment (`5` to /proc/self/clear_refs), so that tokenizing before
+does not count. On a GPU: torch's peak of allocated memory, without the CUDA context and the
+allocator's gaps.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
     """Make it after all imports and before the model. `training` and `whole` are bytes.
 
-    `training` is the peak up to the first step that a checkpoint or an evaluation follows: those have
-    peaks of their own, which no estimate covers. `whole` is the peak so far.
+    `training` is the peak up to the first step that a checkpoint or an evaluation follows: those
+    have peaks of their own, which no estimate covers. `whole` is the peak so far.
     """
 
     def __init__(self, *, uses_gpu: bool) -> None:
@@ -29,7 +31,7 @@ class PeakMemory:
             self._base = _resident("VmRSS")
 
     def step_done(self, *, pauses: bool) -> None:
-        """After an optimizer step; `pauses`: a checkpoint or an evaluation follows. Costs a read of /proc."""
+        """Call it after an optimizer step; `pauses`: a checkpoint or an evaluation follows."""
         if not self._settled:
             self._training = self.whole
             self._settled = pauses

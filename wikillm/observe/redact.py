@@ -1,9 +1,9 @@
 """Removes secrets from what leaves the machine: by the name of a key, by shape, and by value.
 
-Removed are strings under keys like api_key, password or auth_token; the user part of URLs (git remotes
-with a token), and the query of a signed one; and the values of environment variables with such names,
-wherever they occur. Numbers stay (`max_tokens`), and so do `tokenizer` and `text_key`. A secret of
-another kind is not recognized: keep secrets out of configurations.
+Removed are strings under keys like api_key, password or auth_token; the user part of URLs (git
+remotes with a token), and the query of a signed one; and the values of environment variables with
+such names, wherever they occur. Numbers stay (`max_tokens`), and so do `tokenizer` and `text_key`.
+A secret of another kind is not recognized: keep secrets out of configurations.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _KNOWN_SHAPES = re.compile(
     r"eyJ[\w\-]{8,}\.eyJ[\w\-]{8,}\.[\w\-]*"
     r")(?![A-Za-z0-9])"
 )
-"""Hugging Face, OpenAI and the like, Stripe, GitHub, GitLab, npm, PyPI, Slack, AWS, Aliyun, Tencent,
-Google, ModelScope, JWT."""
+"""Hugging Face, OpenAI, Stripe, GitHub, GitLab, npm, PyPI, Slack, AWS, Aliyun, Tencent, Google,
+ModelScope, JWT."""
 _SHORTEST_SECRET = 6  # a shorter value would hide ordinary words
 
 

@@ -1,9 +1,9 @@
-"""Where measurements go: the `Sink` protocol, and the run's own files (`metrics.jsonl`, `events.jsonl`).
+"""Where measurements go: the `Sink` protocol, `metrics.jsonl` and `events.jsonl`.
 
-All sinks are on global rank 0. A sink never stops training: an error inside is logged once. The files
-are append-only, one flushed line per record. A resumed run adds records with the next `segment`, and of
-several records of one step `read_metrics` keeps that of the highest segment. A line torn by a crash is cut
-off at the next start.
+All sinks are on global rank 0. A sink never stops training: an error inside is logged once. The
+files are append-only, one flushed line per record. A resumed run adds records with the next
+`segment`, and of several records of one step `read_metrics` keeps that of the highest segment. A
+line torn by a crash is cut off at the next start.
 """
 
 from __future__ import annotations

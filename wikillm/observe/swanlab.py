@@ -1,12 +1,12 @@
 """SwanLab tracking that never stops or delays a run, and uploads no secrets. (rank 0)
 
-All of SwanLab runs in one daemon thread: a stalled server never blocks a training step, and `finish`
-waits for a limited time. SwanLab's own handlers are removed (an excepthook, an atexit hook that waits
-forever on a dead server and, in the main thread only, a SIGINT handler). Offline is the default; online
-falls back to offline, with a warning, when there is no key, or no server within 5 s. All arguments are
-explicit, and only static hardware facts are collected: no stdout, command line, host name, packages, git
-remote. An error is logged once and turns the tracker off; `metrics.jsonl` continues. Works with swanlab
-0.8 to 0.10.
+All of SwanLab runs in one daemon thread: a stalled server never blocks a training step, and
+`finish` waits for a limited time. SwanLab's own handlers are removed (an excepthook, an atexit hook
+that waits forever on a dead server and, in the main thread only, a SIGINT handler). Offline is the
+default; online falls back to offline, with a warning, when there is no key, or no server within
+5 s. All arguments are explicit, and only static hardware facts are collected: no stdout, command
+line, host name, packages, git remote. An error is logged once and turns the tracker off;
+`metrics.jsonl` continues. Works with swanlab 0.8 to 0.10.
 """
 
 from __future__ import annotations
@@ -221,11 +221,13 @@ class SwanLabSink:
 
     def _online_or_offline(self, settings: Any) -> Mode:
         """online with a key and a server; otherwise offline, with a warning that says why."""
-        key, host = settings.api_key, str(settings.api_host)
+        key = settings.api_key
+        host = str(settings.api_host)
         if not key:
             warn(
-                "SwanLab online needs an API key, and there is none: tracking offline. Set "
-                "SWANLAB_API_KEY in the environment (never in a configuration), or run `swanlab login`"
+                "SwanLab online needs an API key, and there is none: tracking offline. "
+                "Set SWANLAB_API_KEY in the environment (never in a configuration), "
+                "or run `swanlab login`"
             )
             return "offline"
         self._secrets = tuple({*self._secrets, str(key)})

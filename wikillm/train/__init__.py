@@ -1,3 +1,1 @@
-"""The training run: from a configuration to checkpoints, with Hugging Face's Trainer and DeepSpeed
-as the engine.
-"""
+"""The training run, from a configuration to checkpoints, on HF's Trainer and DeepSpeed."""

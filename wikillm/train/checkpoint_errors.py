@@ -1,8 +1,9 @@
 """Errors while a checkpoint is written or read: the machine's fault, or a damaged file.
 
 A save that fails removes what it had staged, so that the next start finds the room, and names the
-newest complete checkpoint. A file that does not load although the manifest is right (somebody wrote the
-manifest again, another version made the file) is a `CheckpointError`, wherever HF or DeepSpeed meets it.
+newest complete checkpoint. A file that does not load although the manifest is right (somebody wrote
+the manifest again, another version made the file) is a `CheckpointError`, wherever HF or DeepSpeed
+meets it.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def check_training_state(
 ) -> None:
     """Check the files without which Hugging Face would silently start a part of the state afresh.
 
-    Those hold the optimizer, the schedule and the random state. Raises CheckpointError with the names
-    of missing ones. (all ranks, each its own files)
+    Those hold the optimizer, the schedule and the random state. Raises CheckpointError with the
+    names of missing ones. (all ranks, each its own files)
     """
     wanted = ["trainer_state.json", "rng_state.pth" if world_size == 1 else f"rng_state_{rank}.pth"]
     wanted += [] if is_deepspeed else ["optimizer.pt", "scheduler.pt"]

@@ -13,7 +13,9 @@ from wikillm.train.resume_keys import recorded_settings
 
 def run_facts(context: RunContext) -> dict[str, Any]:
     """The facts that must be equal when a run goes on from a checkpoint (see `resume.FACTS`)."""
-    cfg, plan, engine = context.resolved.config, context.plan, context.engine
+    cfg = context.resolved.config
+    plan = context.plan
+    engine = context.engine
     corpus = context.corpus
     train = cfg.train
     return {
@@ -48,7 +50,7 @@ def checkpoint_state(
     save_seconds: float,
     held_out: HeldOutLoss | None,
 ) -> dict[str, Any]:
-    """The content of wikillm_state.json: the facts, the progress, and the settings of this start."""
+    """The content of wikillm_state.json: facts, progress, and the settings of this start."""
     return {
         **run_facts(context),
         "step": step,

@@ -1,7 +1,7 @@
 """Small collectives beside training: votes on stopping and on NaN, sums, a common exit.
 
-They run on a gloo group of their own, on CPU: well under a millisecond per optimizer step, no wait for a
-GPU, no interference with NCCL. With one rank they do nothing.
+They run on a gloo group of their own, on CPU: well under a millisecond per optimizer step, no wait
+for a GPU, no interference with NCCL. With one rank they do nothing.
 """
 
 from __future__ import annotations

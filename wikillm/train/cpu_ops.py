@@ -1,9 +1,9 @@
 """DeepSpeed's compiled op on a machine without GPU: built once, by one process, with a log line.
 
-DeepSpeed compiles its shared-memory op inside `init_distributed`, silently, on all ranks at once, and a
-killed build leaves a lock file for which the next run waits without end. So it is built before: one
-process per machine builds under an flock, the others wait and log for whom, and lock files of killed
-builds are removed.
+DeepSpeed compiles its shared-memory op inside `init_distributed`, silently, on all ranks at once,
+and a killed build leaves a lock file for which the next run waits without end. So it is built
+before: one process per machine builds under an flock, the others wait and log for whom, and lock
+files of killed builds are removed.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def _wait_for_other_builder(folder: Path) -> None:
     """Wait while another process builds or loads; remove torch's lock file when its owner is gone.
 
     torch keeps the file open while it owns the lock, so on a local disk a lock that no process has
-    open has no owner. On a shared one the owner may be on another node: there the lock must have been
-    untouched for long.
+    open has no owner. On a shared one the owner may be on another node: there the lock must have
+    been untouched for long.
     """
     lock = folder / "lock"
     logged = False

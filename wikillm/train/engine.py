@@ -74,9 +74,9 @@ def bytes_per_checkpoint(
 
 
 def check_engine(resolved: Resolved, world: World) -> None:
-    """Refuse what cannot train here or does not fit together, before hours of tokenizing. (all ranks)
+    """Refuse what cannot train here or does not fit together, before hours of tokenizing.
 
-    Removes from the environment what other launchers left for the libraries. Raises ConfigError.
+    Removes variables that other launchers left for the libraries. Raises ConfigError. (all ranks)
     """
     cfg = resolved.config
     has_gpu = torch.cuda.is_available()
@@ -166,8 +166,8 @@ def check_compiler(asked: str) -> None:
 def start_engine(world: World, engine: Engine) -> None:
     """Set up what DeepSpeed needs before TrainingArguments are made. (all ranks)
 
-    On a GPU accelerate makes DeepSpeed's process group. On a CPU it makes torch's alone, and ZeRO-3,
-    which partitions the model while it is built, would assume a world of one.
+    On a GPU accelerate makes DeepSpeed's process group. On a CPU it makes torch's alone, and
+    ZeRO-3, which partitions the model while it is built, would assume a world of one.
     """
     if engine.json is None:
         return

@@ -2,14 +2,14 @@
 
 Muon (https://kellerjordan.github.io/posts/muon/): momentum m = b m + (1 - b) g, Nesterov
 g + b (m - g), its nearest orthogonal matrix by five Newton-Schulz steps in bf16, times
-sqrt(max(1, rows / columns)), decoupled weight decay. Without DeepSpeed torch's Muon steps, under ZeRO
-0 to 3 DeepSpeed's with `ns_method="standard"`: the same rule. Roundings inside Newton-Schulz differ
-(addmm against separate products, both in bf16), so losses agree to about 1e-3.
+sqrt(max(1, rows / columns)), decoupled weight decay. Without DeepSpeed torch's Muon is used, under
+ZeRO 0 to 3 DeepSpeed's with `ns_method="standard"`: the same rule. Roundings inside Newton-Schulz
+differ (addmm against separate products, both in bf16), so losses agree to about 1e-3.
 
-DeepSpeed's Muon is built here and not by an "optimizer" block of the JSON: with that, DeepSpeed has one
-flat list of parameters, and weight decay would reach norms and biases. It looks for the class, and for
-`use_muon` on parameters. AdamW's groups come first: the learning rate in the log is AdamW's; the schedule
-scales both alike.
+DeepSpeed's Muon is built here and not by an "optimizer" block of the JSON: with that, DeepSpeed has
+one flat list of parameters, and weight decay would reach norms and biases. It looks for the class,
+and for `use_muon` on parameters. AdamW's groups come first: the learning rate in the log is
+AdamW's; the schedule scales both alike.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def build_muon(groups: list[dict[str, Any]], *, under_deepspeed: bool) -> torch.
     from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
 
     if not fused:
-        # DeepSpeed compiles its Newton-Schulz: minutes on a CPU, for products as fast as eager ones.
+        # DeepSpeed compiles its Newton-Schulz: minutes on a CPU, and no faster there.
         torch.compiler.set_stance("force_eager")
     groups = [group | ({"ns_method": "standard"} if group["use_muon"] else {}) for group in groups]
     optimizer: torch.optim.Optimizer = MuonWithAuxAdam(

@@ -1,4 +1,4 @@
-"""Predicted and measured memory and speed: RUN/outcome.json, written when the horizon is reached."""
+"""Writes RUN/outcome.json at the horizon: predicted and measured memory and speed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ MEMORY_BASIS = {
 
 def record_outcome(context: RunContext, tokens_per_second: float | None) -> None:
     """Write predicted and measured peak memory and speed. (all ranks)"""
-    peak, world, engine, plan = context.peak, context.world, context.engine, context.plan
+    peak = context.peak
+    world = context.world
+    engine = context.engine
+    plan = context.plan
     peaks: list[Any] = context.group.gather((peak.training, peak.whole))
     if not world.is_main:
         return

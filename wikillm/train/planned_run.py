@@ -63,7 +63,9 @@ def open_run(run: RunDir, resolved: Resolved, planned: PlannedRun) -> None:
     A directory without checkpoints gets its records here; otherwise they follow when the checkpoint
     has been accepted. Raises MachineError where not one checkpoint fits on the disk.
     """
-    cfg, plan, engine = resolved.config, planned.plan, planned.engine
+    cfg = resolved.config
+    plan = planned.plan
+    engine = planned.engine
     size = bytes_per_checkpoint(cfg.model, cfg.train, plan, engine)
     run.check_room(size, cfg.train.save_total_limit)
     run.identify()

@@ -1,8 +1,9 @@
 """Sets this start's optimizer and schedule settings again after a checkpoint was loaded.
 
-An optimizer's state_dict holds its options (rates, betas, epsilon, decay), a scheduler's its base rates,
-DeepSpeed's also the norm to clip to and the rules of the loss scaler. Loading them would undo what the
-configuration says. Only the moments, the step counts and the current loss scale come from a checkpoint.
+An optimizer's state_dict holds its options (rates, betas, epsilon, decay), a scheduler's its base
+rates, DeepSpeed's also the norm to clip to and the rules of the loss scaler. Loading them would
+undo what the configuration says. Only the moments, the step counts and the current loss scale come
+from a checkpoint.
 """
 
 from __future__ import annotations

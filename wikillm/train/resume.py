@@ -129,7 +129,8 @@ def check_same_tokens(point: ResumePoint, read: dict[str, Any]) -> None:
         return
     raise CheckpointError(
         f"{point.checkpoint} was trained on other tokens than its store holds now.",
-        got=f"the first {read['shards']} shards: {read['sha256']}, then {point.state['data_read']}; "
+        got=f"the first {read['shards']} shards: {read['sha256']}, "
+        f"then {point.state['data_read']}; "
         "the shards of an encoder that was found to differ are rebuilt",
         fix="start again from step 0 in another run.dir",
     )
@@ -244,6 +245,7 @@ def log_changes(point: ResumePoint, facts: Mapping[str, Any], settings: Mapping[
         )
     for change in changed_settings(point.state.get("settings", {}), settings):
         say(f"changed on resume: {change}")
-    before, now = point.state["max_steps"], facts["max_steps"]
+    before = point.state["max_steps"]
+    now = facts["max_steps"]
     if before != now:
         say(f"changed on resume: horizon {before:,} -> {now:,} steps")

@@ -24,8 +24,7 @@ ALLOWED = "applied with --allow-change"
 REFUSED = "refused"
 """The checkpoint is valid only with its own value."""
 IRRELEVANT = "irrelevant"
-"""Changes nothing that a checkpoint holds or a step computes: as at any start, this value counts.
-"""
+"""Changes neither what a checkpoint holds nor what a step computes; this start's value counts."""
 
 
 def _keys(names: str) -> tuple[str, ...]:
@@ -124,7 +123,7 @@ def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 def changed_first_weights(
     then: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Keys of the initial weights that differ, as (then, now); leaving out init_from is no change."""
+    """Keys of the first weights that differ, as (then, now). No init_from now is no change."""
     return {
         key: (then[key], now[key])
         for key in _FIRST_WEIGHTS

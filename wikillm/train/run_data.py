@@ -36,7 +36,9 @@ class RunData:
 
 def open_run_data(context: RunContext) -> RunData:
     """The streams, the order and this rank's share of each batch. (all ranks)"""
-    cfg, plan, corpus = context.resolved.config, context.plan, context.corpus
+    cfg = context.resolved.config
+    plan = context.plan
+    corpus = context.corpus
     order = corpus.order(plan.sequence_length, cfg.run.seed)
     shared = plan.sequence_parallel_size
     group, part = divmod(context.world.rank, shared)
@@ -64,9 +66,11 @@ def _check_size(context: RunContext) -> None:
 
     The plan could not check it while the store was being built.
     """
-    plan, tokens = context.plan, context.corpus.train_tokens
+    plan = context.plan
+    tokens = context.corpus.train_tokens
     if plan.epochs is None and tokens is not None:
-        train, origins = context.resolved.config.train, context.resolved.origins
+        train = context.resolved.config.train
+        origins = context.resolved.origins
         batch = split_batch(train, origins, plan.world_size)
         sequences = count_sequences(tokens, plan.sequence_length)
         refuse_small_corpus(train, origins, batch, sequences, tokens)

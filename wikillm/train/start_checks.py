@@ -1,4 +1,4 @@
-"""Checks between the process group and the first step: do all ranks see the same world and folder?"""
+"""Checks after the process group was made: do all ranks see the same world and folder?"""
 
 from __future__ import annotations
 

@@ -49,16 +49,16 @@ def log_start_summary(
 
 
 def log_new_horizon(plan: Plan) -> None:
-    """Log the horizon of a plan that a checkpoint has changed: it was written with another batch."""
+    """Log the horizon of a plan that the checkpoint of another batch has changed."""
     say(f"{_horizon(plan)}, from the checkpoint on")
 
 
 def _horizon(plan: Plan) -> str:
-    epochs = (
-        "the corpus is still being counted" if plan.epochs is None else f"{plan.epochs:.2f} epochs"
-    )
+    tokens = format_count(plan.total_tokens)
+    unknown = "the corpus is still being counted"
+    epochs = unknown if plan.epochs is None else f"{plan.epochs:.2f} epochs"
     return (
-        f"horizon    {plan.max_steps:,} steps = {format_count(plan.total_tokens)} tokens = {epochs}, "
+        f"horizon    {plan.max_steps:,} steps = {tokens} tokens = {epochs}, "
         f"warm-up {plan.warmup_steps:,} steps"
     )
 

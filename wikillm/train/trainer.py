@@ -115,7 +115,7 @@ class WikiTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
-        """HF's; nothing is loaded yet, so optimizer and schedule still have this start's settings."""
+        """HF's. Nothing is loaded yet: optimizer and schedule have this start's settings."""
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         self._start_settings = StartSettings.of(self.optimizer, scheduler)  # type: ignore[arg-type]
         return scheduler

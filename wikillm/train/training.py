@@ -150,7 +150,9 @@ def _add_callbacks(
     garbage: GarbageCallback,
 ) -> None:
     """Add the callbacks in the order in which they act on a step."""
-    cfg, plan, run = context.resolved.config, context.plan, context.run
+    cfg = context.resolved.config
+    plan = context.plan
+    run = context.run
     train = cfg.train
     limit = TimeLimitCallback(
         train.max_hours,

@@ -69,7 +69,8 @@ def test_the_holder_is_reported_while_waiting(tmp_path: Path) -> None:
 
 
 def test_threads_exclude_each_other(tmp_path: Path) -> None:
-    inside, most = [], []
+    inside = []
+    most = []
 
     def work() -> None:
         for _ in range(5):

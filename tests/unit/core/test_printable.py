@@ -54,7 +54,8 @@ def test_json_means_the_same_to_a_program(text: str) -> None:
 
 def test_streams_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """Output of commands, libraries and argparse; progress lines on stderr keep their returns."""
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     make_output_safe()

@@ -1,4 +1,4 @@
-"""A SwanLab server on loopback: the HTTP calls that tracking uses, with a record of all requests."""
+"""A SwanLab server on loopback: the HTTP calls that tracking uses, all requests kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 
 class LoopbackSwanLab:
-    """`heard` is the list of (method, path, body); `stall_on` makes matching requests never return."""
+    """`heard`: (method, path, body) of each request; those that match `stall_on` never return."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, str, str]] = []
@@ -27,15 +27,13 @@ class LoopbackSwanLab:
             protocol_version = "HTTP/1.1"
 
             def handle_any(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length") or 0)).decode(
-                    errors="replace"
-                )
+                length = int(self.headers.get("content-length") or 0)
+                body = self.rfile.read(length).decode(errors="replace")
                 server.heard.append((self.command, self.path, body))
                 if server.stall_on and server.stall_on in self.path:
                     time.sleep(3600)
-                status, answer = server.answer(
-                    self.command, self.path.split("?")[0].removeprefix("/api"), body
-                )
+                path = self.path.split("?")[0].removeprefix("/api")
+                status, answer = server.answer(self.command, path, body)
                 data = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("content-type", "application/json")
@@ -55,37 +53,27 @@ class LoopbackSwanLab:
 
     def answer(self, method: str, path: str, body: str) -> tuple[int, Any]:
         if path == "/login/api_key":
-            return 200, {
-                "sid": "s",
-                "expiredAt": "2099-01-01T00:00:00.000Z",
-                "userInfo": {"username": "me"},
-            }
+            expires = "2099-01-01T00:00:00.000Z"
+            return 200, {"sid": "s", "expiredAt": expires, "userInfo": {"username": "me"}}
         if path.endswith("/experiment"):
             cuid = json.loads(body)["cuid"]
             is_new = cuid not in self.experiments
             self.experiments.add(cuid)
             known = {} if is_new else {"createdAt": "2026-01-01T00:00:00.000Z"}
-            return (201 if is_new else 200), {
-                "cuid": cuid,
-                "name": json.loads(body)["name"],
-                "slug": cuid,
-                **known,
-            }
+            name = json.loads(body)["name"]
+            return (201 if is_new else 200), {"cuid": cuid, "name": name, "slug": cuid, **known}
         if path.startswith("/house/metrics/summaries"):
             return 200, {"SCALAR": [{"key": "train/loss", "step": 1}], "MEDIA": [], "LOG": []}
         if path == "/resources/presigned/put":
-            return 200, {
-                "urls": [f"{self.url}/objects/{i}" for i in range(len(json.loads(body)["paths"]))]
-            }
+            count = len(json.loads(body)["paths"])
+            return 200, {"urls": [f"{self.url}/objects/{i}" for i in range(count)]}
         if method == "GET" and path.startswith("/project/"):
-            project = {
-                "cuid": "p1",
-                "name": path.split("/")[3],
-                "path": "/me/" + path.split("/")[3],
-                "version": 1,
-            }
+            name = path.split("/")[3]
             return 200, {
-                **project,
+                "cuid": "p1",
+                "name": name,
+                "path": f"/me/{name}",
+                "version": 1,
                 "visibility": "PRIVATE",
                 "group": {"username": "me"},
                 "_count": {"experiments": 0},
@@ -119,12 +107,9 @@ def server() -> Iterator[LoopbackSwanLab]:
 def environ(tmp_path: Path) -> dict[str, str]:
     """An environment without the developer's SwanLab, proxies or home."""
     kept = {
-        name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")
+        name: value
+        for name, value in os.environ.items()
+        if not name.lower().endswith("_proxy") and not name.startswith("SWANLAB_")
     }
-    kept = {name: value for name, value in kept.items() if not name.startswith("SWANLAB_")}
-    return {
-        **kept,
-        "HOME": str(tmp_path / "home"),
-        "NO_PROXY": "127.0.0.1",
-        "PYTHONUNBUFFERED": "1",
-    }
+    own = {"HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
+    return {**kept, **own}

@@ -130,7 +130,8 @@ def test_online_metrics_arrive_and_secrets_do_not(
 ) -> None:
     code = """
 s = sink("online")
-s.start({"model": "120m", "remote": "https://me:canary-user@git.example/x.git", "hub": {"password": "canary-pw"},
+s.start({"model": "120m", "remote": "https://me:canary-user@git.example/x.git",
+         "hub": {"password": "canary-pw"},
          "note": "used " + os.environ["HF_TOKEN"]})
 for step in (1, 2):
     s.log(step, {"loss": 1 / step, "step": step, "grad_norm": None})

@@ -1,6 +1,4 @@
-"""A lock file that a killed build left behind is removed, and so are buffers in shared memory; what
-has an owner stays.
-"""
+"""Locks of killed builds and buffers of killed runs are removed; those with an owner stay."""
 
 from __future__ import annotations
 
@@ -16,11 +14,23 @@ from wikillm.core.lock import is_open_here
 from wikillm.train import cpu_ops
 from wikillm.train.cpu_ops import _wait_for_other_builder
 
-HOLD = "import os, sys, time; fd = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep({})"
+HOLD = """
+import os, sys, time
+fd = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL)
+print("held", flush=True)
+time.sleep({})
+"""
+MAP = """
+import mmap, sys
+with open(sys.argv[1], "r+b") as file:
+    mapped = mmap.mmap(file.fileno(), 0)
+print("mapped", flush=True)
+input()
+"""
 
 
 def hold(lock: Path, seconds: float) -> subprocess.Popen[str]:
-    """A process that owns the lock as torch's FileBaton does: it created the file and has it open."""
+    """A process that owns the lock as torch's FileBaton does: it has the file open."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD.format(seconds), str(lock)], stdout=subprocess.PIPE, text=True
     )
@@ -51,7 +61,7 @@ def test_a_living_builds_lock_is_waited_for(tmp_path: Path) -> None:
         process.wait()
 
 
-def test_locks_of_any_op_are_swept_and_no_living_ones(
+def test_locks_of_killed_builds_of_any_op_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
@@ -70,21 +80,19 @@ def test_locks_of_any_op_are_swept_and_no_living_ones(
         process.wait()
 
 
-def test_buffers_of_a_killed_start_are_swept_and_no_others(tmp_path: Path) -> None:
-    prefix, old = f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_", time.time() - 60
+def test_buffers_of_a_killed_start_are_removed_and_no_others(tmp_path: Path) -> None:
+    prefix = f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_"
+    old = time.time() - 60
     dead, mapped, opened, fresh = (tmp_path / f"{prefix}{port}_0" for port in (1, 2, 3, 4))
-    other, foreign = (
-        tmp_path / "deepspeed_allreduce_buffer_999999_127.0.0.1_5_0",
-        tmp_path / "torch_77_1",
-    )
+    other = tmp_path / "deepspeed_allreduce_buffer_999999_127.0.0.1_5_0"
+    foreign = tmp_path / "torch_77_1"
     for path in (dead, mapped, opened, fresh, other, foreign):
         path.write_bytes(bytes(4096))
         if path != fresh:
             os.utime(path, (old, old))
     (tmp_path / f"{prefix}6_0").symlink_to(foreign)
-    program = "import mmap, sys; f = open(sys.argv[1], 'r+b'); m = mmap.mmap(f.fileno(), 0); f.close(); print('mapped', flush=True); input()"
     neighbour = subprocess.Popen(
-        [sys.executable, "-c", program, str(mapped)],
+        [sys.executable, "-c", MAP, str(mapped)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

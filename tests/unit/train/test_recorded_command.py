@@ -1,4 +1,4 @@
-"""The command line that environment.json records: without secrets, and otherwise as it was typed."""
+"""environment.json records the command line as it was typed, without secrets."""
 
 from __future__ import annotations
 

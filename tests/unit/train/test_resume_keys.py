@@ -154,7 +154,8 @@ def test_another_store_is_refused_with_the_key_that_differs(
         cfg = load(None, [*words, "train.max_steps=8"]).config.data
         return {**plan_store(cfg).facts, **plan_filters(cfg).facts()}
 
-    then, now = short_facts(facts({})), short_facts(facts({key: value}))
+    then = short_facts(facts({}))
+    now = short_facts(facts({key: value}))
     point = make_point(tmp_path, store="a", store_facts=then)
     with pytest.raises(CheckpointError) as caught:
         check_same_run(point, SAME | {"store": "b", "store_facts": now}, allow_change=True)

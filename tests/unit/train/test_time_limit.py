@@ -89,7 +89,9 @@ def test_a_limit_in_the_past_still_allows_one_step() -> None:
 
 
 def test_saves_are_measured_without_the_evaluation_before_them() -> None:
-    clock, state, control = Clock(), TrainerState(), TrainerControl(should_save=True)
+    clock = Clock()
+    state = TrainerState()
+    control = TrainerControl(should_save=True)
     limit = TimeLimitCallback(1.0, 10**9, elapsed=clock)
     limit.on_step_begin(ARGS, state, control)
     clock.now = 1.0
@@ -121,7 +123,7 @@ def test_the_clock_starts_with_the_process_or_with_slurms_job(tmp_path: Path) ->
 
 
 def test_a_growing_batch_needs_more_time() -> None:
-    """Steps of 10 s with 2 sequences, then of 20 s with 4; the limit leaves 15 s after the fifth."""
+    """Steps of 10 s with 2 sequences, then of 20 s with 4; 15 s are left after the fifth."""
     for grows in (False, True):
         clock = Clock()
         state = TrainerState()

@@ -1,1 +1,1 @@
-"""What happens around the steps of HF's Trainer, one concern per file."""
+"""Callbacks around the steps of HF's Trainer, one concern per file."""

@@ -38,7 +38,8 @@ class ReportCallback(TrainerCallback):
     def __init__(
         self, context: RunContext, trainer: WikiTrainer, point: ResumePoint | None
     ) -> None:
-        plan, cfg = context.plan, context.resolved.config
+        plan = context.plan
+        cfg = context.resolved.config
         self.plan = plan
         self.corpus = context.corpus
         self.trainer = trainer

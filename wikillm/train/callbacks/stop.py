@@ -31,7 +31,7 @@ class SkipCounter:
         self._seen = 0
 
     def step(self, skipped_in_total: int) -> bool:
-        """Was this step skipped, by the engine's running total? Raises DivergedError at the limit."""
+        """Whether this step was skipped. Raises DivergedError at the limit."""
         skipped = skipped_in_total > self._seen
         self._seen = skipped_in_total
         self.in_a_row = self.in_a_row + 1 if skipped else 0
@@ -62,7 +62,8 @@ class StopCallback(TrainerCallback):
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        group, signals = self.trainer.control_group, self.trainer.signals
+        group = self.trainer.control_group
+        signals = self.trainer.signals
         bad = self._flag.push(self._not_finite(fp16=args.fp16))
         if control.should_save or state.global_step >= state.max_steps:
             bad = self._flag.flush() or bad
