@@ -33,13 +33,7 @@ from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.lost_rank import is_about_a_connection, lost_rank
 from wikillm.supervise.membership import DIED_WAITS, FAILED_WAITS, KILLED_WAITS, Limits
 from wikillm.supervise.network import Route, check_master_port, find_route, set_interface
-from wikillm.supervise.records import (
-    INTERVAL,
-    Process,
-    RankRecord,
-    Recorder,
-    record_now,
-)
+from wikillm.supervise.records import INTERVAL, Process, RankRecord, Recorder, record_now
 from wikillm.supervise.secret import run_secret
 from wikillm.supervise.wire import Message, Wire
 

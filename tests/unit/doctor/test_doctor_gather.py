@@ -49,13 +49,12 @@ def test_a_section_that_hangs_or_breaks_does_not_block_the_others() -> None:
         raise RuntimeError("no such thing")
 
     found, errors = run_in_time(
-        {"a": lambda: 1, "hangs": never.wait, "breaks": broken}, seconds=0.3
+        {"a": lambda: 1, "hangs": never.wait, "breaks": broken}, seconds=2.0
     )
     never.set()
     assert found["a"] == 1
-    assert errors["breaks"] == "RuntimeError: no such thing" and errors["hangs"].startswith(
-        "no answer"
-    )
+    assert errors["breaks"] == "RuntimeError: no such thing"
+    assert errors["hangs"].startswith("no answer")
 
 
 def test_secrets_stay_here() -> None:
@@ -157,11 +156,8 @@ def test_digests_tell_versions_apart(tmp_path: Path) -> None:
 
 def test_places_and_missing_data(tmp_path: Path) -> None:
     place = inspect_folder(tmp_path / "a/b/c")
-    assert (place.existing, place.is_writable, place.bytes_per_second) == (
-        str(tmp_path),
-        True,
-        None,
-    )
+    assert (place.existing, place.is_writable) == (str(tmp_path), True)
+    assert place.bytes_per_second is None
     disk = gather_disk(request_in(tmp_path, str(tmp_path / "absent.jsonl")))
     assert "does not exist" in disk.data_error and disk.data == {}
 

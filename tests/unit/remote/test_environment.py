@@ -1,4 +1,4 @@
-"""Forwarded variables: by allow-list, in a file only the owner reads, exported unchanged by the shell line."""
+"""Forwarded variables: on an allow-list, in a private file, exported unchanged by the shell."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VALUES = {
 }
 
 
-def test_only_names_on_the_list_travel() -> None:
+def test_only_names_on_the_list_are_forwarded() -> None:
     environ = {
         **VALUES,
         "AWS_SECRET_ACCESS_KEY": "x",
@@ -52,7 +52,7 @@ def test_the_file_is_private_and_the_shell_reads_it_back(tmp_path: Path) -> None
     path.chmod(0o644)
     write_environment_file(path, VALUES)
     assert path.stat().st_mode & 0o777 == 0o600
-    show = f"import json, os; print(json.dumps({{name: os.environ[name] for name in {list(VALUES)!r}}}))"
+    show = f"import json, os; print(json.dumps({{n: os.environ[n] for n in {list(VALUES)!r}}}))"
     for shell in ("sh", "bash"):
         done = subprocess.run(
             [shell, "-euc", f'{READ_IT}; exec "$@"', "_", sys.executable, "-c", show],
@@ -64,7 +64,7 @@ def test_the_file_is_private_and_the_shell_reads_it_back(tmp_path: Path) -> None
         assert json.loads(done.stdout) == VALUES
 
 
-def test_the_host_stands_behind_a_double_dash() -> None:
+def test_the_host_follows_a_double_dash() -> None:
     argv = ssh_argv("node1", "true")
     assert argv[-3:] == ("--", "node1", "true") and "BatchMode=yes" in argv
     assert not is_private("train.py") and is_private("id_rsa")

@@ -1,4 +1,4 @@
-"""Hosts and hostfiles: what ssh or a shell could read as something else is refused, with file and line."""
+"""Hosts and hostfiles: names that ssh or a shell could misread are refused with file and line."""
 
 from __future__ import annotations
 

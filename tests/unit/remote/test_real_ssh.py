@@ -1,4 +1,4 @@
-"""The argument lists of `remote.ssh` with a real ssh and a real sshd, between network namespaces."""
+"""The argument lists of `remote.ssh` with a real ssh and sshd, between network namespaces."""
 
 from __future__ import annotations
 
