@@ -74,7 +74,6 @@ class Supervisor:
         self.heartbeat = Heartbeat()
         self.route: Route | None = None
         self._wire: Wire | None = None
-        self._agent: subprocess.Popen[bytes] | None = None
         self._recorder: Recorder | None = None
         self._run: Path | None = None
         self._stacks: IO[str] | None = None
@@ -113,9 +112,8 @@ class Supervisor:
                 fix="start with `deepspeed train.py ...` or `torchrun ...`",
             )
         self.route = find_route(master)
-        name = str(self.route.interface)
-        if world.size != world.local_size:
-            name = set_interface(self.route)
+        is_remote = world.size != world.local_size
+        name = set_interface(self.route) if is_remote else str(self.route.interface)
         self._start_agent(self._agent_setup(master, int(port), facts(), environ))
         # The agent answers with a welcome, a verdict, or its own end.
         self._answered.wait()
@@ -123,10 +121,10 @@ class Supervisor:
         if self._verdict is not None:
             raise MachineError(str(self._verdict["reason"]))
         if self._welcome is not None:
-            hosts = self._welcome["welcome"]
-            who = ", ".join(f"{host} {address}" for host, (address, _) in hosts.items())
-            lost = f"supervisor: node lost {self.settings.limits.lost:.0f} s"
-            say(f"nodes      {who}; ranks meet through {name}; {lost}")
+            hosts = self._welcome["welcome"].items()
+            who = ", ".join(f"{host} {address}" for host, (address, _) in hosts)
+            lost = self.settings.limits.lost
+            say(f"nodes      {who}; ranks meet through {name}; supervisor: node lost {lost:.0f} s")
 
     def at(self, run: Path, log_file: Path) -> None:
         """Write records and stacks to `run` from the first call on. (all ranks)"""
@@ -147,8 +145,7 @@ class Supervisor:
     def explains(self) -> Iterator[None]:
         """Report an error in the block to the other ranks at once.
 
-        An error of a connection waits here for the reason of the lost rank. Raises MachineError, or
-        an error with the code and reason of that rank, in place of the collective's error.
+        An error of a connection waits for the lost rank's reason, which is raised in its place.
         """
         try:
             yield
@@ -167,8 +164,8 @@ class Supervisor:
 
     def wait_for_reason(self, error: StoppedError) -> None:
         """Was this rank stopped because another one was killed? Then that verdict ends it here."""
-        is_first = not self._waited_for_reason
-        if error.is_alone and self.is_active and self.world.size > 1 and is_first:
+        is_first = error.is_alone and not self._waited_for_reason
+        if is_first and self.is_active and self.world.size > 1:
             self._waited_for_reason = True
             time.sleep(KILLED_WAITS + 1.0)
 
@@ -228,7 +225,7 @@ class Supervisor:
         restart = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
         parts = [str(self.settings.run.absolute()), str(where), str(world.size)]
         job = "\0".join([*parts, *(environ.get(name, "") for name in restart)])
-        if self.is_local:  # no secret: the kernel tells the user of the other end
+        if self.is_local:  # no secret: the kernel knows the other end's user
             secret = hashlib.sha256(job.encode()).hexdigest()
             limits = replace(limits, meet=NEVER, lost=NEVER)
         else:
@@ -266,8 +263,7 @@ class Supervisor:
         theirs.close()
         self._wire = Wire(ours)
         self._wire.send(setup)
-        args = (self._wire,)
-        threading.Thread(target=self._listen, args=args, name="supervisor", daemon=True).start()
+        threading.Thread(target=self._listen, args=(self._wire,), daemon=True).start()
 
     def _listen(self, wire: Wire) -> None:
         while not wire.closed:
@@ -288,11 +284,12 @@ class Supervisor:
                         self._end(int(message["end"]), str(message["reason"]), speaks=speaks)
         # The agent is gone: nothing may wait for it.
         self._noted.set()
-        if self._left is None and not self._answered.is_set():
-            self._verdict = {"reason": f"The supervisor of rank {self.world.rank} ended by itself."}
-        self._answered.set()
         if self._left is None:
+            if not self._answered.is_set():
+                reason = f"The supervisor of rank {self.world.rank} ended by itself."
+                self._verdict = {"reason": reason}
             warn("the supervisor's process is gone: the run continues without it")
+        self._answered.set()
 
     def _end(self, code: int, reason: str, *, speaks: bool) -> None:
         """Write reason and stacks, then end the process, wherever the main thread hangs."""
