@@ -104,22 +104,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from wikillm.data.inspect import stats as inspect
+    from wikillm.data.inspect.stats import find_store, stats_of, stats_text
+    from wikillm.data.inspect.verify import verify
     from wikillm.data.store.store import Store
 
     if args.action == "import":
         return _import(args)
-    store = Store.open(inspect.find_store(args.store))
+    store = Store.open(find_store(args.store))
     if args.action == "stats":
         if args.html:
             from wikillm.data.inspect.html import stats_page
 
             return _write(args, stats_page(store))
-        print(_json(inspect.stats_of(store)) if args.json else inspect.stats_text(store))
+        print(_json(stats_of(store)) if args.json else stats_text(store))
     elif args.action == "show":
         return _show(args, store)
     elif args.action == "verify":
-        checked = inspect.verify(store)
+        checked = verify(store)
         text = f"{store.dir}: {checked['files']} files, {checked['bytes']:,} bytes, every sha256 is that of the manifest"
         print(_json(checked) if args.json else text)
     elif args.action == "tokenizer":
@@ -137,11 +138,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace, store: Store) -> int:
     from wikillm.config.schema import DataSection, RunSection, TrainSection
-    from wikillm.data.inspect import stats as inspect
+    from wikillm.data.inspect.show import show_document, show_sample, show_text
 
     if args.sample:
         train, data = TrainSection.model_fields, DataSection.model_fields
-        found = inspect.show_sample(
+        found = show_sample(
             store,
             args.number,
             sequence_length=_or(args.sequence_length, train["sequence_length"].default),
@@ -150,12 +151,12 @@ def _show(args: argparse.Namespace, store: Store) -> int:
             packing=args.packing,
         )
     else:
-        found = inspect.show_document(store, args.split, args.number)
+        found = show_document(store, args.split, args.number)
     if args.html:
         from wikillm.data.inspect.html import show_page
 
         return _write(args, show_page(store, found))
-    print(_json(found) if args.json else inspect.show_text(found))
+    print(_json(found) if args.json else show_text(found))
     return 0
 
 

@@ -1,17 +1,21 @@
-"""A store in the formats of others: Megatron's .bin/.idx, datatrove's .ds, and Parquet with the text.
+"""A store in other formats: Megatron's .bin/.idx, datatrove's .ds, and Parquet with the text.
 
-Megatron's index, little-endian: "MMIDIDX\\0\\0", version 1 (u64), type of the tokens (u8), sequences (u64), documents + 1
-(u64), then lengths (i32 each), byte offsets in .bin (i64 each) and the numbers of the documents' first sequences
-(i64, one more than documents). Its table of types has no uint32; ids are below 2^31, and int32 (4) has their bytes.
-Each document is one sequence and ends with EOS, as after `preprocess_data.py --append-eod`.
+Megatron's index, little-endian: "MMIDIDX\\0\\0", version 1 (u64), type of the tokens (u8),
+sequences (u64), documents + 1 (u64), then lengths (i32 each), byte offsets in .bin (i64 each) and
+the numbers of the documents' first sequences (i64, one more than documents). Its table of types has
+no uint32; ids are below 2^31, and int32 (4) has their bytes. Each document is one sequence and ends
+with EOS, as after `preprocess_data.py --append-eod`.
 
-datatrove's SPLIT.ds is the token ids alone, 2 bytes each where the vocabulary fits, else 4; SPLIT.ds.index is where each
-document ends, in tokens (u64); SPLIT.ds.metadata is text: TOKENIZER|BYTES, the count, the count for people.
+datatrove's SPLIT.ds is the token ids alone, 2 bytes each where the vocabulary fits, else 4;
+SPLIT.ds.index is where each document ends, in tokens (u64); SPLIT.ds.metadata is text:
+TOKENIZER|BYTES, the count, the count for people.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,16 +27,22 @@ from wikillm.core.units import format_count
 from wikillm.data.inspect.stats import Documents
 from wikillm.data.store.store import SPLITS, Store, TokenStream
 
-_MAGIC, _VERSION, _INT32 = b"MMIDIDX\x00\x00", 1, 4
+MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
+_VERSION = 1
+_INT32 = 4
 _TOKENS = 1 << 22  # copied at a time
 _ROWS = 1000  # of a Parquet row group
 
 
 def export_store(store: Store, kind: str, target: Path) -> list[Path]:
-    """Write both splits of a store below `target`; files appear whole, and none is overwritten. Returns them.
+    """Write both splits of a store below `target`, and return the files.
 
-    `kind` is megatron (SPLIT.bin, SPLIT.idx), datatrove (SPLIT.ds and two beside it) or parquet (SPLIT.parquet). A split without documents gives no file.
-    Raises ConfigError when a file is there already.
+    Files appear whole, and none is overwritten.
+
+    `kind` is megatron (SPLIT.bin, SPLIT.idx), datatrove (SPLIT.ds and two beside it) or parquet
+    (SPLIT.parquet). A split without documents gives no file.
+
+    Raises ConfigError when a file exists already.
     """
     suffixes = _SUFFIXES[kind]
     splits = [split for split in SPLITS if getattr(store, split).n_documents]
@@ -56,11 +66,13 @@ def _to_megatron(store: Store, split: str, prefix: Path) -> None:
             "A document has more tokens than Megatron's format can say.",
             got=f"{int(lengths.max()):,}",
         )
-    with _Staged(prefix.with_suffix(".bin")) as file:
+    with _staged(prefix.with_suffix(".bin")) as file:
         _copy_tokens(stream, file, "<i4")
     offsets = 4 * (np.cumsum(lengths, dtype=np.int64) - lengths)
-    with _Staged(prefix.with_suffix(".idx")) as file:
-        file.write(_MAGIC + struct.pack("<QBQQ", _VERSION, _INT32, len(lengths), len(lengths) + 1))
+    with _staged(prefix.with_suffix(".idx")) as file:
+        file.write(
+            MEGATRON_MAGIC + struct.pack("<QBQQ", _VERSION, _INT32, len(lengths), len(lengths) + 1)
+        )
         file.write(lengths.astype("<i4").tobytes())
         file.write(offsets.astype("<i8").tobytes())
         file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
@@ -76,56 +88,56 @@ def _copy_tokens(stream: TokenStream, file: BinaryIO, dtype: str) -> None:
 def _to_datatrove(store: Store, split: str, prefix: Path) -> None:
     stream, info = getattr(store, split), store.manifest.tokenizer
     size = 2 if info.length <= 2**16 else 4
-    with _Staged(prefix.with_suffix(".ds")) as file:
+    with _staged(prefix.with_suffix(".ds")) as file:
         _copy_tokens(stream, file, f"<u{size}")
-    with _Staged(prefix.with_suffix(".ds.index")) as file:
+    with _staged(prefix.with_suffix(".ds.index")) as file:
         file.write(np.cumsum(Documents(store, stream).lengths(), dtype="<u8").tobytes())
-    with _Staged(prefix.with_suffix(".ds.metadata")) as file:
+    with _staged(prefix.with_suffix(".ds.metadata")) as file:
         text = f"{info.name}|{size}\n{stream.n_tokens}\n{format_count(stream.n_tokens)}T"
         file.write(text.encode())
 
 
 def _to_parquet(store: Store, split: str, prefix: Path) -> None:
-    """Columns: text, ids (EOS included), source, offset, content_hash. The text is decoded from the ids."""
+    """Of each document its text, decoded from the ids, and its ids, EOS included."""
     import pyarrow
     from pyarrow import parquet
 
     stream, tokenizer = getattr(store, split), store.tokenizer()
     documents = Documents(store, stream)
     schema = pyarrow.schema(
-        {"text": "string", "ids": pyarrow.list_(pyarrow.uint32()), "source": "string", "offset": "uint64", "content_hash": "string"}
-    )  # fmt: skip
+        {
+            "text": "string",
+            "ids": pyarrow.list_(pyarrow.uint32()),
+            "source": "string",
+            "offset": "uint64",
+            "content_hash": "string",
+        }
+    )
     with (
-        _Staged(prefix.with_suffix(".parquet")) as file,
+        _staged(prefix.with_suffix(".parquet")) as file,
         parquet.ParquetWriter(file, schema, compression="zstd") as out,
     ):
         for start in range(0, len(documents), _ROWS):
             rows = []
             for number in range(start, min(start + _ROWS, len(documents))):
-                place = documents[number]
-                ids = stream.read(place.first, place.end)
+                position = documents[number]
+                ids = stream.read(position.first, position.end)
                 text = tokenizer.decode(ids[:-1].tolist())
-                rows.append((text, ids, place.source, place.offset, place.content_hash))
+                rows.append((text, ids, position.source, position.offset, position.content_hash))
             columns = [list(column) for column in zip(*rows, strict=True)]
             out.write_table(pyarrow.table(columns, schema=schema))
 
 
-class _Staged:
-    """A file that appears under its name when it is complete, and not at all when writing it failed."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._staged = path, path.with_name(f".{path.name}{STAGING_SUFFIX}")
-
-    def __enter__(self) -> BinaryIO:
-        self._file = open(self._staged, "wb")
-        return self._file
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
-        if kind is None:
-            rename_durably(self._staged, self._path)
-        else:
-            self._staged.unlink(missing_ok=True)
+@contextmanager
+def _staged(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name when it is complete, and not at all when writing fails."""
+    staged = path.with_name(f".{path.name}{STAGING_SUFFIX}")
+    try:
+        with open(staged, "wb") as file:
+            yield file
+        rename_durably(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 _SUFFIXES = {

@@ -1,8 +1,9 @@
-"""Tokens that others made, as a store: Megatron's .bin/.idx and datatrove's .ds (the formats: see `inspect_export`).
+"""Tokens that others made, as a store: Megatron's .bin/.idx and datatrove's .ds (see `exports`).
 
-The tokenizer that made them must be named, since neither format holds it; every id must lie in its vocabulary. Texts are
-decoded, so that a document has the content hash, and falls into the split, that it would have had as text. EOS is added
-where a document has none. The store is a finished one without sources: `data.store=FOLDER` without `data.path` uses it.
+The tokenizer that made them must be named, since neither format holds it; every id must lie in its
+vocabulary. Texts are decoded, so that a document has the content hash, and falls into the split,
+that it would have had as text. EOS is added where a document has none. The store is a finished one
+without sources: `data.store=FOLDER` without `data.path` uses it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import struct
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably, sha256_file, write_json
 from wikillm.core.log import warn
 from wikillm.data.filters.documents import content_hash
-from wikillm.data.funnel import Funnel, Tally, merged
+from wikillm.data.funnel import Tally
+from wikillm.data.inspect.exports import MEGATRON_MAGIC
 from wikillm.data.sources.read import Cursor
 from wikillm.data.store.manifest import (
     FORMAT_VERSION,
@@ -30,9 +33,7 @@ from wikillm.data.store.manifest import (
     Manifest,
     ShardInfo,
     SourceInfo,
-    SplitInfo,
     TokenizerInfo,
-    fingerprint_of,
 )
 from wikillm.data.store.store import SPLITS, Store
 from wikillm.data.store.writer import SplitWriter, shard_record_path
@@ -42,14 +43,8 @@ from wikillm.data.types import TokenizedDocument
 IMPORTS = ("megatron", "datatrove")
 SHARD_TOKENS = 1 << 24  # 64 MiB
 _BATCH_DOCUMENTS = 256
-_MEGATRON_TYPES = {
-    1: "u1",
-    2: "i1",
-    3: "<i2",
-    4: "<i4",
-    5: "<i8",
-    8: "<u2",
-}  # 6 and 7 are floating point
+# 6 and 7 are floating point
+_MEGATRON_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 
 Ids = npt.NDArray[Any]
 
@@ -57,9 +52,10 @@ Ids = npt.NDArray[Any]
 def import_store(
     kind: str, files: Sequence[Path], tokenizer_folder: Path, target: Path, val_fraction: float
 ) -> Store:
-    """Write the documents of `files`, in order, as a store at `target`; it appears when it is whole.
+    """Write the documents of `files`, in order, as a store at `target`; it appears complete.
 
-    Raises DataError for damaged files and ids beyond the vocabulary, ConfigError when `target` exists.
+    Raises DataError for damaged files and ids beyond the vocabulary, ConfigError when `target`
+    exists.
     """
     if target.exists():
         raise ConfigError(
@@ -74,7 +70,9 @@ def import_store(
     try:
         copy_tokenizer(tokenizer_folder, staged / "tokenizer")
         shards = _Importer(staged, tokenizer, val_fraction, readers).shards()
-        _describe(staged, kind, readers, tokenizer_folder, tokenizer, val_fraction, shards)
+        name, origin = tokenizer_folder.absolute().name, str(tokenizer_folder)
+        info = TokenizerInfo.of(tokenizer, name=name, origin=origin)
+        _describe(staged, kind, readers, info, val_fraction, shards)
         rename_durably(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -88,22 +86,18 @@ class _Megatron:
         prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
         self.path = prefix.with_name(prefix.name + ".bin")
         index = _content(prefix.with_name(prefix.name + ".idx"))
-        if index[:9] != b"MMIDIDX\x00\x00" or len(index) < 34:
+        if not index.startswith(MEGATRON_MAGIC) or len(index) < 34:
             raise _damaged(self.path, "its .idx does not begin as Megatron's do")
         version, code, sequences, borders = struct.unpack_from("<QBQQ", index, 9)
         if version != 1 or code not in _MEGATRON_TYPES:
-            raise _damaged(
-                self.path,
-                f"its .idx has version {version} and type {code}: neither tokens nor version 1",
-            )
+            what = f"its .idx has version {version} and type {code}: neither tokens nor version 1"
+            raise _damaged(self.path, what)
         size = 34 + 12 * sequences + 8 * borders
         if len(index) != size:
-            what = (
-                " (one mode per sequence: a multimodal file?)"
-                if len(index) == size + sequences
-                else ""
-            )
-            raise _damaged(self.path, f"its .idx has {len(index)} bytes instead of {size}{what}")
+            what = f"its .idx has {len(index)} bytes instead of {size}"
+            if len(index) == size + sequences:
+                what += " (one mode per sequence: a multimodal file?)"
+            raise _damaged(self.path, what)
         self._lengths = np.frombuffer(index, "<i4", sequences, 34)
         self._offsets = np.frombuffer(index, "<i8", sequences, 34 + 4 * sequences)
         self._borders = np.frombuffer(index, "<i8", borders, 34 + 12 * sequences)
@@ -111,29 +105,21 @@ class _Megatron:
         self._tokens = _mapped(self.path, np.dtype("u1"))
         ends = self._offsets + self._lengths.astype(np.int64) * self._dtype.itemsize
         in_order = not borders or (self._borders[0] == 0 and self._borders[-1] == sequences)
-        if (
-            not in_order
-            or (np.diff(self._borders) < 0).any()
-            or (self._lengths < 0).any()
-            or (self._offsets < 0).any()
-            or (ends > len(self._tokens)).any()
-        ):
+        is_outside = (self._lengths < 0) | (self._offsets < 0) | (ends > len(self._tokens))
+        if not in_order or (np.diff(self._borders) < 0).any() or is_outside.any():
             raise _damaged(self.path, f"its .idx points outside: {len(self._tokens)} bytes in .bin")
 
     def documents(self) -> Iterator[tuple[int, Ids]]:
         """Each document's byte in .bin, and its ids."""
-        for low, high in zip(self._borders.tolist(), self._borders[1:].tolist(), strict=False):
+        for low, high in pairwise(self._borders.tolist()):
+            offset = int(self._offsets[low]) if low < high else 0
             parts = [self._sequence(number) for number in range(low, high)]
-            yield (
-                int(self._offsets[low]) if parts else 0,
-                np.concatenate([np.empty(0, self._dtype), *parts]),
-            )
+            yield offset, np.concatenate([np.empty(0, self._dtype), *parts])
 
     def _sequence(self, number: int) -> Ids:
         start = int(self._offsets[number])
-        return self._tokens[start : start + int(self._lengths[number]) * self._dtype.itemsize].view(
-            self._dtype
-        )
+        size = int(self._lengths[number]) * self._dtype.itemsize
+        return self._tokens[start : start + size].view(self._dtype)
 
 
 class _Datatrove:
@@ -144,25 +130,21 @@ class _Datatrove:
         index = path.with_name(path.name + ".index")
         content = _content(index)
         if len(content) % 8:
-            raise _damaged(
-                path, f"{index.name} has {len(content)} bytes, which is no multiple of 8"
-            )
+            what = f"{index.name} has {len(content)} bytes, which is no multiple of 8"
+            raise _damaged(path, what)
         self._ends = np.frombuffer(content, "<u8").astype(np.int64)
         total = int(self._ends[-1]) if len(self._ends) else 0
         size = path.stat().st_size if path.is_file() else 0
         if (np.diff(self._ends, prepend=0) < 0).any() or size not in (2 * total, 4 * total):
-            raise _damaged(
-                path, f"{size} bytes, where {index.name} speaks of {total} tokens of 2 or 4 bytes"
-            )
+            what = f"{size} bytes, where {index.name} indexes {total} tokens of 2 or 4 bytes"
+            raise _damaged(path, what)
         self._dtype = np.dtype("<u2" if size == 2 * total else "<u4")
         self._tokens = _mapped(path, self._dtype)
 
     def documents(self) -> Iterator[tuple[int, Ids]]:
         """Each document's byte in .ds, and its ids."""
-        start = 0
-        for end in self._ends.tolist():
+        for start, end in pairwise([0, *self._ends.tolist()]):
             yield start * self._dtype.itemsize, self._tokens[start:end]
-            start = end
 
 
 class _Importer:
@@ -175,32 +157,47 @@ class _Importer:
         val_fraction: float,
         readers: Sequence[_Megatron | _Datatrove],
     ) -> None:
-        self._folder, self._tokenizer, self._readers = folder, tokenizer, readers
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self._readers = readers
         self._val_below = int(val_fraction * 2**64)
-        self._inner_eos = self._empty = 0
+        self._inner_eos = 0
+        self._empty = 0
 
     def shards(self) -> list[ShardInfo]:
-        found: list[ShardInfo] = []
+        """Write all shards. Raises DataError when there is no document."""
         (self._folder / "shards").mkdir(parents=True, exist_ok=True)
-        writers, tally, tokens = self._writers(0), Tally(), 0
-        start = end = Cursor()
-        for batch in self._batches():
-            for document, text, after in batch:
-                tally.keep([text])
-                writers["val" if document.content_hash < self._val_below else "train"].add(document)
-                tokens += len(document.ids)
-                end = after
-            if tokens >= SHARD_TOKENS:
-                found.append(self._finish(len(found), start, end, tally.funnel(), writers))
-                writers, tally, tokens, start = self._writers(len(found)), Tally(), 0, end
-        if self._empty:
-            tally.add("empty", self._empty, 0, False)
-        found.append(self._finish(len(found), start, end, tally.funnel(), writers))
+        found: list[ShardInfo] = []
+        start = Cursor()
+        batches = self._batches()
+        is_last = False
+        while not is_last:
+            writers = {split: SplitWriter(self._folder, split, len(found)) for split in SPLITS}
+            tally = Tally()
+            tokens = 0
+            end = start
+            while tokens < SHARD_TOKENS and not is_last:
+                batch = next(batches, [])
+                is_last = not batch
+                for document, text, after in batch:
+                    tally.keep([text])
+                    split = "val" if document.content_hash < self._val_below else "train"
+                    writers[split].add(document)
+                    tokens += len(document.ids)
+                    end = after
+            if is_last and self._empty:
+                tally.add("empty", self._empty, 0, False)
+            splits = {split: writer.finish() for split, writer in writers.items()}
+            info = ShardInfo(len(found), start, end, False, tally.funnel(), splits, "imported")
+            write_json(shard_record_path(self._folder, info.number), {**asdict(info), "bad": []})
+            found.append(info)
+            start = end
         if not sum(info.text_bytes for info in found):
             raise DataError("There is no document with a token in these files.")
         if self._inner_eos:
             warn(
-                f"{self._inner_eos:,} documents have {self._tokenizer.eos_token} inside; it is kept, and is no border here"
+                f"{self._inner_eos:,} documents have {self._tokenizer.eos_token} inside; "
+                "it is kept, and is no border here"
             )
         return found
 
@@ -212,17 +209,7 @@ class _Importer:
                 if not len(ids) or (len(ids) == 1 and int(ids[0]) == self._tokenizer.eos_id):
                     self._empty += 1
                     continue
-                if int(ids.max()) >= self._tokenizer.length or int(ids.min()) < 0:
-                    bad = (
-                        int(ids.max())
-                        if int(ids.max()) >= self._tokenizer.length
-                        else int(ids.min())
-                    )
-                    raise DataError(
-                        "A token id lies outside the tokenizer's vocabulary.",
-                        got=f"{reader.path}: document {number}: {bad}; ids below {self._tokenizer.length} are known",
-                        fix="--tokenizer: the one that made these tokens",
-                    )
+                self._refuse_outside(ids, f"{reader.path}: document {number}")
                 batch.append((offset, ids))
                 if len(batch) == _BATCH_DOCUMENTS:
                     yield self._described(batch, source, base)
@@ -230,6 +217,16 @@ class _Importer:
             if batch:
                 yield self._described(batch, source, base)
             base += reader.path.stat().st_size
+
+    def _refuse_outside(self, ids: Ids, place: str) -> None:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self._tokenizer.length:
+            raise DataError(
+                "A token id lies outside the tokenizer's vocabulary.",
+                got=f"{place}: {low if low < 0 else high}; "
+                f"ids below {self._tokenizer.length} are known",
+                fix="--tokenizer: the one that made these tokens",
+            )
 
     def _described(
         self, batch: list[tuple[int, Ids]], source: int, base: int
@@ -252,29 +249,12 @@ class _Importer:
             found.append((done, text, Cursor(source, offset + raw.nbytes, base)))
         return found
 
-    def _writers(self, number: int) -> dict[str, SplitWriter]:
-        return {split: SplitWriter(self._folder, split, number) for split in SPLITS}
-
-    def _finish(
-        self,
-        number: int,
-        start: Cursor,
-        end: Cursor,
-        funnel: Funnel,
-        writers: dict[str, SplitWriter],
-    ) -> ShardInfo:
-        splits = {split: writer.finish() for split, writer in writers.items()}
-        info = ShardInfo(number, start, end, False, funnel, splits, "imported")
-        write_json(shard_record_path(self._folder, number), {**asdict(info), "bad": []})
-        return info
-
 
 def _describe(
     folder: Path,
     kind: str,
     readers: Sequence[_Megatron | _Datatrove],
-    tokenizer_folder: Path,
-    tokenizer: TextTokenizer,
+    tokenizer: TokenizerInfo,
     val_fraction: float,
     shards: list[ShardInfo],
 ) -> None:
@@ -291,25 +271,13 @@ def _describe(
         "data.val_fraction": val_fraction,
         "eos": "after each document",
     }
-    manifest = Manifest(
-        fingerprint=fingerprint_of(facts),
+    manifest = Manifest.of(
+        shards,
         facts=facts,
-        tokenizer=TokenizerInfo(
-            name=tokenizer_folder.absolute().name,
-            origin=str(tokenizer_folder),
-            sha256=tokenizer.sha256,
-            length=tokenizer.length,
-            eos_id=tokenizer.eos_id,
-            eos_token=tokenizer.eos_token,
-        ),
+        tokenizer=tokenizer,
         backend={"name": f"imported from {kind}", "version": ""},
         sources=sources,
         shard_bytes=SHARD_TOKENS * 4,
-        stopped_at_text_limit=False,
-        duplicates=None,
-        funnel=merged(info.funnel for info in shards),
-        splits={split: SplitInfo.sum(info.splits[split] for info in shards) for split in SPLITS},
-        shards=tuple(shards),
     )
     write_json(folder / "build.json", {"fingerprint": manifest.fingerprint, "facts": facts})
     write_json(folder / MANIFEST_NAME, manifest.to_json())
@@ -319,16 +287,18 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(
-            "A file of the import cannot be read.", got=f"{path}: {error.strerror}"
-        ) from None
+        raise _unreadable(path, error.strerror) from None
 
 
 def _mapped(path: Path, dtype: np.dtype[Any]) -> Ids:
     try:
         return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
     except (OSError, ValueError) as error:
-        raise DataError("A file of the import cannot be read.", got=f"{path}: {error}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, why: object) -> DataError:
+    return DataError("A file of the import cannot be read.", got=f"{path}: {why}")
 
 
 def _damaged(path: Path, what: str) -> DataError:

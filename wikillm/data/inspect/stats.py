@@ -1,7 +1,6 @@
-"""Look into a finished store: lengths, the n-th document, the n-th sample, each with its place in the sources.
+"""The documents of a finished store: their positions in the sources, and how long they are.
 
-Read only, without torch. Memory is 4 bytes a document for the lengths and one index entry a document, mapped, for the
-places. A sample is found as in training (`order.py`): by seed, sequence length and shards per window.
+Reads only, without torch. Memory is 4 bytes a document for the lengths; index entries are mapped.
 """
 
 from __future__ import annotations
@@ -15,20 +14,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wikillm.config.schema import Packing
-from wikillm.core.errors import ConfigError, DataError
-from wikillm.core.files import sha256_file
-from wikillm.data.read.stored import StoredCorpus
+from wikillm.core.errors import DataError
 from wikillm.data.store.manifest import MANIFEST_NAME
-from wikillm.data.store.store import SPLITS, Store, TokenStream, shard_path
+from wikillm.data.store.store import SPLITS, Store, TokenStream
 
 _BAR = 40  # characters of the longest bar of a histogram
-_EXCERPT = 2000  # characters of a text that is shown
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A document and where it came from. `first` and `end` are its tokens in the stream of its split, EOS included."""
+class SourcePosition:
+    """A document and where it came from.
+
+    `first` and `end` are its tokens in the stream of its split, EOS included.
+    """
 
     document: int
     first: int
@@ -47,12 +45,13 @@ class Documents:
         self._indexes = list(stream.indexes())
         counts = np.cumsum([0, *(len(index) for index in self._indexes)])
         tokens = np.cumsum([0, *(int(index["end"][-1]) for index in self._indexes)])
-        self._first_document, self._first_token = counts.tolist(), tokens.tolist()
+        self._first_document: list[int] = counts.tolist()
+        self._first_token: list[int] = tokens.tolist()
 
     def __len__(self) -> int:
-        return int(self._first_document[-1])
+        return self._first_document[-1]
 
-    def __getitem__(self, number: int) -> Place:
+    def __getitem__(self, number: int) -> SourcePosition:
         """The document `number`, counted from 0. Raises DataError when there is none."""
         if not 0 <= number < len(self):
             raise DataError(
@@ -61,9 +60,11 @@ class Documents:
                 fix=f"a number from 0 to {len(self) - 1}",
             )
         shard = bisect_right(self._first_document, number) - 1
-        index, row = self._indexes[shard], number - self._first_document[shard]
-        entry, before = index[row], int(index["end"][row - 1]) if row else 0
-        return Place(
+        index = self._indexes[shard]
+        row = number - self._first_document[shard]
+        entry = index[row]
+        before = int(index["end"][row - 1]) if row else 0
+        return SourcePosition(
             document=number,
             first=self._first_token[shard] + before,
             end=self._first_token[shard] + int(entry["end"]),
@@ -76,12 +77,9 @@ class Documents:
     def at(self, token: int) -> int:
         """The number of the document that token `token` belongs to."""
         shard = bisect_right(self._first_token, token) - 1
-        row = int(
-            np.searchsorted(
-                self._indexes[shard]["end"], token - self._first_token[shard], side="right"
-            )
-        )
-        return int(self._first_document[shard]) + row
+        ends = self._indexes[shard]["end"]
+        row = np.searchsorted(ends, token - self._first_token[shard], side="right")
+        return self._first_document[shard] + int(row)
 
     def lengths(self) -> npt.NDArray[np.uint32]:
         """Tokens of each document, EOS included."""
@@ -134,27 +132,32 @@ def _split_stats(store: Store, stream: TokenStream) -> dict[str, Any]:
 def stats_text(store: Store) -> str:
     """The same as lines for the terminal."""
     found = stats_of(store)
-    lines = [
-        f"store      {store.dir}  (fingerprint {store.manifest.fingerprint[:12]}, {found['shards']} shards)"
-    ]
-    lines.append(f"encoder    {found['backend']['name']} {found['backend']['version']}")
     copies = found["duplicates"]
-    lines.append(
-        f"copies     {'not counted' if copies is None else f'{copies:,} documents are copies of others'}"
-    )
+    counted = "not counted" if copies is None else f"{copies:,} documents are copies of others"
+    lines = [
+        f"store      {store.dir}  "
+        f"(fingerprint {store.manifest.fingerprint[:12]}, {found['shards']} shards)",
+        f"encoder    {found['backend']['name']} {found['backend']['version']}",
+        f"copies     {counted}",
+    ]
     for name, split in found["splits"].items():
-        lines += ["", f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens"]
-        if split["documents"]:
-            length = split["length"]
-            lines[-1] += (
-                f", {split['text_bytes'] / 1e6:.2f} MB of text, {split['bytes_per_token']:.2f} bytes/token"
-            )
-            lines.append(
-                f"tokens per document: least {length['least']:,}, median {length['median']:,.0f}, "
-                f"mean {length['mean']:,.0f}, 99 % below {length['p99']:,.0f}, most {length['most']:,}"
-            )
-            lines += _bars(split["histogram"])
+        line = f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens"
+        if not split["documents"]:
+            lines += ["", line]
+            continue
+        line += f", {split['text_bytes'] / 1e6:.2f} MB of text"
+        line += f", {split['bytes_per_token']:.2f} bytes/token"
+        lines += ["", line, f"tokens per document: {length_line(split['length'])}"]
+        lines += _bars(split["histogram"])
     return "\n".join([*lines, "", store.manifest.funnel.table()])
+
+
+def length_line(length: dict[str, Any]) -> str:
+    """`least 5, median 120, mean 310, 99 % below 2,000, most 80,000`."""
+    return (
+        f"least {length['least']:,}, median {length['median']:,.0f}, mean {length['mean']:,.0f}, "
+        f"99 % below {length['p99']:,.0f}, most {length['most']:,}"
+    )
 
 
 def _bars(histogram: list[dict[str, int]]) -> Iterator[str]:
@@ -162,94 +165,6 @@ def _bars(histogram: list[dict[str, int]]) -> Iterator[str]:
     for bin in histogram:
         bar = "#" * -(-bin["documents"] * _BAR // most)
         yield f"{bin['from']:>9,} - {bin['below'] - 1:>9,}  {bin['documents']:>10,}  {bar}".rstrip()
-
-
-def show_document(store: Store, split: str, number: int) -> dict[str, Any]:
-    """The document `number` of a split: its place, ids and text (without EOS)."""
-    stream = getattr(store, split)
-    place = Documents(store, stream)[number]
-    ids = stream.read(place.first, place.end)
-    return {
-        "split": split,
-        **asdict(place),
-        "ids": ids.tolist(),
-        "text": store.tokenizer().decode(ids[:-1].tolist()),
-    }
-
-
-def show_sample(
-    store: Store,
-    number: int,
-    *,
-    sequence_length: int,
-    seed: int,
-    window_shards: int,
-    packing: Packing = "concat",
-) -> dict[str, Any]:
-    """Sample `number` of training: the targets in it, in order, by document, and the text they make."""
-    if number < 0 or sequence_length < 1:
-        raise ConfigError(
-            "A sample is counted from 0, and its length from 1.", got=f"{number}, {sequence_length}"
-        )
-    stream = store.train
-    order = StoredCorpus(store, window_shards, packing).order(sequence_length, seed)
-    documents, tokenizer = Documents(store, stream), store.tokenizer()
-    parts: list[dict[str, Any]] = []
-    for start, stop in order.target_ranges([number])[0]:
-        at, end = start + 1, stop + 1  # target t is token t + 1
-        while at < end:
-            place = documents[documents.at(at)]
-            upto = min(end, place.end)
-            text = tokenizer.decode(stream.read(at, upto).tolist())
-            parts.append({**asdict(place), "tokens": [at, upto], "text": text})
-            at = upto
-    return {
-        "sample": number,
-        "sequence_length": sequence_length,
-        "seed": seed,
-        "targets": sum(part["tokens"][1] - part["tokens"][0] for part in parts),
-        "parts": parts,
-    }
-
-
-def show_text(found: dict[str, Any]) -> str:
-    """A document or a sample as lines for the terminal; long texts are cut."""
-    lines = []
-    if "parts" in found:
-        lines.append(f"sample {found['sample']}, seed {found['seed']}: {found['targets']} targets")
-    for part in found.get("parts", [found]):
-        first, end = part.get("tokens", (part["first"], part["end"]))
-        lines += [
-            "",
-            f"document {part['document']:,}, tokens {first - part['first']} to {end - part['first']} of it",
-        ]
-        lines.append(
-            f"{part['source']}: byte {part['offset']:,}  ({part['text_bytes']:,} bytes, {part['content_hash']})"
-        )
-        text = part["text"]
-        lines.append(
-            text if len(text) <= _EXCERPT else f"{text[:_EXCERPT]} ... ({len(text):,} characters)"
-        )
-    return "\n".join(lines).lstrip()
-
-
-def verify(store: Store) -> dict[str, Any]:
-    """Read every file and compare its sha256 with the manifest's. Raises DataError naming the first that differs."""
-    store.verify(full=True)
-    paths = [
-        shard_path(store.dir, split, shard.number, kind)
-        for shard in store.manifest.shards
-        for split in shard.splits
-        for kind in ("tok", "idx")
-    ]
-    size = sum(path.stat().st_size for path in paths)
-    digest = sha256_file(store.dir / MANIFEST_NAME)
-    return {
-        "store": str(store.dir),
-        "files": len(paths) + 1,
-        "bytes": size,
-        "manifest_sha256": digest,
-    }
 
 
 def find_store(named: str | None) -> Path:

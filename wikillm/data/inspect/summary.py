@@ -17,10 +17,11 @@ def summary_of(corpus: Corpus) -> str:
     """What is in a corpus and what became of its sources, as lines for the terminal."""
     if not corpus.mixture:
         return store_summary(corpus.dir, corpus.manifest)
-    return "\n\n".join(
-        f"{source.name}: {source.share:.2%}\n{store_summary(source.store.dir, source.store.manifest)}"
-        for source in corpus.mixture
-    )
+    summaries = []
+    for source in corpus.mixture:
+        summary = store_summary(source.store.dir, source.store.manifest)
+        summaries.append(f"{source.name}: {source.share:.2%}\n{summary}")
+    return "\n\n".join(summaries)
 
 
 def summary_json(corpus: Corpus) -> dict[str, Any]:
@@ -47,7 +48,8 @@ def store_summary(folder: Path, manifest: Manifest) -> str:
         lines.append(f"stopped at data.max_text_bytes={manifest.facts['data.max_text_bytes']}")
     if manifest.duplicates:
         lines.append(
-            f"{manifest.duplicates:,} documents are exact copies of others (kept; copies are in one split)"
+            f"{manifest.duplicates:,} documents are exact copies of others "
+            "(kept; copies are in one split)"
         )
     for name, split in manifest.splits.items():
         per_token = split.text_bytes / max(1, split.tokens)
@@ -56,10 +58,12 @@ def store_summary(folder: Path, manifest: Manifest) -> str:
             f"{split.text_bytes / 1e6:>9.2f} MB of text  {per_token:.2f} bytes/token"
         )
     lines.append(
-        f"tokenizer  {tokenizer.name}, {tokenizer.length:,} tokens, EOS {tokenizer.eos_token} ({tokenizer.origin})"
+        f"tokenizer  {tokenizer.name}, {tokenizer.length:,} tokens, EOS {tokenizer.eos_token} "
+        f"({tokenizer.origin})"
     )
     lines.append(
-        f"store      {folder}  (fingerprint {manifest.fingerprint[:12]}, {len(manifest.shards)} shards)"
+        f"store      {folder}  "
+        f"(fingerprint {manifest.fingerprint[:12]}, {len(manifest.shards)} shards)"
     )
     return "\n".join(lines)
 

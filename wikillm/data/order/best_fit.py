@@ -1,12 +1,14 @@
-"""Best-fit packing: which documents share a sequence, so that no document is cut that would fit into one.
+"""Best-fit packing: which documents share a sequence, so that none is cut that fits into one.
 
-The targets of a document are its own tokens, EOS included; the first of them is predicted from the EOS before it, so
-every token but the stream's first is a target here too, once per epoch. A document longer than a sequence gives whole
-sequences and a rest. Documents and rests, the longest first, go where the least room is left that holds them
-(best-fit decreasing; arXiv:2404.10830 for language models), and what stays free at the end of a sequence is padding.
+The targets of a document are its own tokens, EOS included; the first of them is predicted from the
+EOS before it, so every token but the stream's first is a target here too, once per epoch. A
+document longer than a sequence gives whole sequences and a rest. Documents and rests, the longest
+first, go where the least room is left that holds them (best-fit decreasing; arXiv:2404.10830 for
+language models), and what stays free at the end of a sequence is padding.
 
-What is packed together is a window of shards, so the samples of a window depend on it alone, as in `order.blocks`; the
-later epochs permute the sequences of all windows. `read.packed` keeps packings on disk.
+What is packed together is a window of shards, so the samples of a window depend on it alone, as in
+`order.blocks`; the later epochs permute the sequences of all windows. `read.packed` keeps packings
+on disk.
 """
 
 from __future__ import annotations
@@ -91,8 +93,8 @@ def best_fit(lengths: Ints, capacity: int) -> Ints:
 class PackedWindow:
     """The sequences of a window.
 
-    The k-th holds the targets [first[i], stop[i]) for offsets[k] <= i < offsets[k + 1], counted from
-    the window's first target. `offsets` is [sequences + 1], `first` and `stop` are [ranges].
+    The k-th holds the targets [first[i], stop[i]) for offsets[k] <= i < offsets[k + 1], counted
+    from the window's first target. `offsets` is [sequences + 1], `first` and `stop` are [ranges].
     """
 
     offsets: Ints
@@ -104,7 +106,7 @@ class PackedWindow:
         return len(self.offsets) - 1
 
     def bounds(self, sequences: Ints) -> tuple[Ints, Ints, Ints]:
-        """The ranges of these sequences, one after the other: first targets, ends; ranges of each."""
+        """The ranges of these sequences in order: first targets, ends; number of ranges of each."""
         low = self.offsets[sequences]
         counts = self.offsets[sequences + 1] - low
         at = np.repeat(low - np.cumsum(counts) + counts, counts) + np.arange(int(counts.sum()))
@@ -196,7 +198,7 @@ class PackedOrder(WindowedOrder):
         return found
 
     def targets_between(self, first: int, stop: int) -> int:
-        """Number of targets in the samples [first, stop): a global batch's loss is divided by it."""
+        """Number of targets in the samples [first, stop)."""
         windows, sequences = self._place(np.arange(first, stop))
         found = 0
         for k in set(windows.tolist()):

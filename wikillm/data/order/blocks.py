@@ -1,17 +1,19 @@
-"""Which tokens are the n-th sample: a pure function of (seed, number of tokens, sequence length, n).
+"""Which tokens are the n-th sample: a pure function of seed, number of tokens, length and n.
 
-Terms. A stream has N tokens, so it has N-1 targets: target t is token t+1, predicted from token t and what comes
-before it. A block is T consecutive targets; every target is in exactly one block of an epoch. Each epoch has its own
-phase (where the cutting starts; the stream is a ring) and its own permutation of the blocks.
+Terms. A stream has N tokens, so it has N-1 targets: target t is token t+1, predicted from token t
+and what comes before it. A block is T consecutive targets; every target is in exactly one block of
+an epoch. Each epoch has its own phase (where the cutting starts; the stream is a ring) and its own
+permutation of the blocks.
 
-The first epoch goes through windows, groups of consecutive shards, in order; each window is a ring with a phase and a
-permutation of its own. So the samples of a window depend only on the shards up to its end: a run that trains while the
-store is being built reads the same samples as from the finished store. Every later epoch permutes all blocks, and so
-does the first one of a store with a single window.
+The first epoch goes through windows, groups of consecutive shards, in order; each window is a ring
+with a phase and a permutation of its own. So the samples of a window depend only on the shards up
+to its end: a run that trains while the store is being built reads the same samples as from the
+finished store. Every later epoch permutes all blocks, and so does the first one of a store with a
+single window.
 
-Nothing is stored: the permutation is a Feistel network with cycle-walking, so any of 10^12 samples is found in
-microseconds, and the state of a run is one integer, the number of samples consumed. Ranks and workers do not occur
-here; who reads which sample is decided in `read.loader` alone.
+Nothing is stored: the permutation is a Feistel network with cycle-walking, so any of 10^12 samples
+is found in microseconds, and the state of a run is one integer, the number of samples consumed.
+Ranks and workers do not occur here; who reads which sample is decided in `read.loader` alone.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def _round_keys(key: int) -> tuple[int, ...]:
 
 
 def _mix(value: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64 over value + key: the round function, on uint64 with wrap-around."""
+    """The round function: the finaliser of splitmix64 over value + key, in wrapping uint64."""
     z = value + np.uint64(key)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -188,7 +190,7 @@ def window_ends(shard_tokens: Sequence[int] | Ints, shards_per_window: int) -> t
 
 @dataclass(frozen=True, slots=True)
 class _Ring:
-    """Targets that are cut into blocks and permuted on their own: a window of epoch 1, or an epoch."""
+    """Targets that are cut and permuted on their own: a window of epoch 1, or a later epoch."""
 
     first: int  # its first target
     targets: int
@@ -229,13 +231,13 @@ class WindowedOrder(CompleteOrder):
         return int(self._samples[np.searchsorted(self._samples, sample, side="right")])
 
     def windows_before(self, sample: int) -> int:
-        """Windows of epoch 1 that the samples before `sample` come from; all of them from its end on."""
+        """Windows of epoch 1 that the samples before `sample` come from; all in later epochs."""
         return int(np.searchsorted(self._samples[:-1], sample, side="left"))
 
 
 @dataclass(frozen=True, slots=True)
 class SampleOrder(WindowedOrder):
-    """The order of one stream, or of a beginning of it in whole windows: their samples are the same.
+    """The order of a stream, or of its first windows: their samples are the same.
 
     Args:
         n_tokens: tokens in the stream (N).
@@ -283,7 +285,7 @@ class SampleOrder(WindowedOrder):
         return -(-self.targets_per_epoch // self.sequence_length)
 
     def locate(self, samples: npt.ArrayLike) -> tuple[Ints, Ints]:
-        """First target and number of targets (T, fewer in a ring's one short block) of each sample index."""
+        """First target of each sample, and how many it has: T, or fewer in a ring's short block."""
         starts, counts, _, _ = self._place(samples)
         return starts, counts
 
@@ -313,7 +315,7 @@ class SampleOrder(WindowedOrder):
         index = sample - ring.sample
         if index == 0:
             return ring.before
-        # All blocks but the last hold T targets; the inverse permutation says when that one is read.
+        # All blocks but the last hold T targets; the inverse permutation says when it is read.
         blocks = ring.blocks(length)
         last = blocks - 1
         if self.shuffle:
@@ -344,7 +346,7 @@ class SampleOrder(WindowedOrder):
         return starts, counts, firsts, ends
 
     def _ring_of(self, sample: int) -> int:
-        """The number of a sample's ring: w for window w of the first epoch, -e for all of epoch e (from 0)."""
+        """The number of a sample's ring: w for window w of epoch 0, -e for all of epoch e."""
         beyond = sample - self.blocks_of_first_epoch
         if beyond >= 0:
             return -1 - beyond // self.blocks_per_epoch

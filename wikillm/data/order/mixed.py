@@ -1,9 +1,10 @@
 """The order of a mixture: sample n of the mixture is sample m of source s, a pure function of n.
 
-A table of 4096 places says which source gives which sample. It repeats without end, and source k has exactly
-`counts[k]` places in it, spread evenly. With the counts up to each place, the way from n to (s, m) is one division and
-two lookups, so shares never drift. Each source keeps an order and epochs of its own, so a small source with a large
-weight is read more often. The state of a run is still one integer.
+A table of 4096 places says which source gives which sample. It repeats without end, and source k
+has exactly `counts[k]` places in it, spread evenly. With the counts up to each place, the way from
+n to (s, m) is one division and two lookups, so shares never drift. Each source keeps an order and
+epochs of its own, so a small source with a large weight is read more often. The state of a run is
+still one integer.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from wikillm.data.order.blocks import CompleteOrder, Ints, SampleOrder, SourceUs
 
 
 class MixtureTable:
-    """Which source gives sample n: `counts[k]` of every `sum(counts)` samples come from source k."""
+    """Which source gives sample n: source k gives `counts[k]` of every `sum(counts)` samples."""
 
     def __init__(self, counts: Sequence[int]) -> None:
         self.counts = np.asarray(counts, dtype=np.int64)
@@ -92,7 +93,7 @@ class MixedOrder(CompleteOrder):
         )
 
     def used(self, samples: int) -> tuple[SourceUse, ...]:
-        """What the first `samples` samples take of each source; tokens are targets, without padding.
+        """What the first samples take of each source; tokens are targets, without padding.
 
         Packed sequences count with their average filling, which is exact at the end of an epoch:
         looking at each of them again would take longer with every log line.

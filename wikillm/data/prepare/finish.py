@@ -8,10 +8,9 @@ import numpy as np
 
 from wikillm.core.files import write_atomic, write_json
 from wikillm.data.filters.drop_list import DROP_LIST_NAME
-from wikillm.data.funnel import merged
 from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.prepare.quarantine import write_quarantine
-from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, SplitInfo, TokenizerInfo
+from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, TokenizerInfo
 from wikillm.data.store.store import (
     COMMITTED_NAME,
     FORMER_COMMITTED_NAME,
@@ -46,28 +45,18 @@ def describe_shards(
     """The manifest of a store that ends with these shards."""
     # Several encoders when a build was resumed with another one.
     encoders = [info.partition(" ") for info in sorted({info.backend for info in shards})]
-    return Manifest(
-        fingerprint=plan.fingerprint,
+    name, origin = plan.tokenizer.name, plan.tokenizer.origin
+    return Manifest.of(
+        shards,
         facts=plan.facts,
-        tokenizer=TokenizerInfo(
-            name=plan.tokenizer.name,
-            origin=plan.tokenizer.origin,
-            sha256=tokenizer.sha256,
-            length=tokenizer.length,
-            eos_id=tokenizer.eos_id,
-            eos_token=tokenizer.eos_token,
-        ),
+        tokenizer=TokenizerInfo.of(tokenizer, name=name, origin=origin),
         backend={
             "name": ", ".join(name for name, _, _ in encoders),
             "version": ", ".join(version for _, _, version in encoders),
         },
         sources=plan.source_infos,
         shard_bytes=plan.shard_bytes,
-        stopped_at_text_limit=any(info.is_cut for info in shards),
         duplicates=duplicates,
-        funnel=merged(info.funnel for info in shards),
-        splits={split: SplitInfo.sum(info.splits[split] for info in shards) for split in SPLITS},
-        shards=tuple(shards),
     )
 
 

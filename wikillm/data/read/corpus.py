@@ -1,7 +1,8 @@
 """What training, evaluation and the command line need of a corpus, whatever it consists of.
 
-`Corpus` has three implementations: a finished store (`stored`), a store that is still being built (`growing`) and
-several stores that are read as one (`mixed`). `read.open` chooses; nothing else asks which one it has.
+`Corpus` has three implementations: a finished store (`stored`), a store that is still being built
+(`growing`) and several stores that are read as one (`mixed`). `read.open` chooses; nothing else
+asks which one it has.
 """
 
 from __future__ import annotations
@@ -87,34 +88,25 @@ class NamedStream:
     tokens: TokenStream
     bytes_per_token: float
 
+    @classmethod
+    def of(cls, name: str, stream: TokenStream) -> NamedStream:
+        return cls(name, stream, stream.text_bytes / stream.n_tokens)
+
 
 class Corpus(Protocol):
-    """Text to train and evaluate on."""
+    """Text to train and evaluate on. The methods that have a body are those of one finished store.
 
-    @property
-    def dir(self) -> Path:
-        """The folder of the store, or of the first one."""
+    Attributes:
+        dir: the folder of the store, or of the first one.
+        manifest: as it was when the corpus was opened.
+        mixture: the sources of a mixture; () for a single store.
+    """
 
-    @property
-    def manifest(self) -> Manifest:
-        """As it was when the corpus was opened."""
-
-    @property
-    def train(self) -> TokenStream: ...
-
-    @property
-    def val(self) -> TokenStream: ...
-
-    @property
-    def train_tokens(self) -> int | None:
-        """Tokens of the whole training split; None while it is being built."""
-
-    @property
-    def mixture(self) -> tuple[WeightedStore, ...]:
-        """The sources of a mixture; () for a single store."""
-
-    @property
-    def tokenizer_dir(self) -> Path: ...
+    dir: Path
+    manifest: Manifest
+    train: TokenStream
+    val: TokenStream
+    mixture: tuple[WeightedStore, ...] = ()
 
     def order(self, sequence_length: int, seed: int) -> TrainingOrder:
         """The order of the training samples; a finished and a growing store give the same."""
@@ -126,23 +118,35 @@ class Corpus(Protocol):
         own: then it is ceil((N - 1) / T) of all N tokens.
         """
 
-    def streams(self, split: str, max_tokens: int | None) -> tuple[NamedStream, ...]:
-        """The streams of a split, one for each source that has text in it.
-
-        Of a mixture's `val` each is cut to its part of the first `max_tokens` targets.
-        """
-
-    def describe(self) -> dict[str, Any]:
-        """What a run records about its text (data.json)."""
-
     def data_read(self, order: TrainingOrder, samples: int) -> dict[str, Any]:
         """The shards that the first samples come from, and a digest of their training tokens.
 
         Empty for a mixture: its stores are always finished before they are read.
         """
 
+    @property
+    def tokenizer_dir(self) -> Path:
+        return self.dir / "tokenizer"
+
+    @property
+    def train_tokens(self) -> int | None:
+        """Tokens of the whole training split; None while it is being built."""
+        return self.train.n_tokens
+
+    def streams(self, split: str, max_tokens: int | None) -> tuple[NamedStream, ...]:
+        """The streams of a split, one for each source that has text in it.
+
+        Of a mixture's `val` each is cut to its part of the first `max_tokens` targets.
+        """
+        return (NamedStream.of("", getattr(self, split)),)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run records about its text (data.json)."""
+        return described(self.dir, self.manifest, True)
+
     def close(self) -> None:
         """End the builder process, if this process started one. What it has built stays."""
+        return
 
 
 def proportions(mixture: Sequence[WeightedStore]) -> str | None:
@@ -166,7 +170,3 @@ def shards_read(shards: Sequence[ShardInfo], count: int) -> dict[str, Any]:
     """`Corpus.data_read` for the first `count` shards."""
     text = "".join(shard.splits["train"].tok_sha256 for shard in shards[:count])
     return {"shards": count, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def bytes_per_token(stream: TokenStream) -> float:
-    return stream.text_bytes / stream.n_tokens

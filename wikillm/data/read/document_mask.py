@@ -1,11 +1,13 @@
 """Where documents begin inside a batch, for attention that does not cross them.
 
-Every document ends with EOS and no text encodes to it, so the ids alone say where documents begin; a sample that goes
-round the end of its ring, or that several documents were packed into, begins anew there too. Positions count from each
-beginning, or from the start of the row for the rest of a document that began before it. This is the form in which
-Hugging Face's models take packed sequences: with restarting `position_ids` and no attention mask they build a block
-mask (eager, sdpa, flex), and `cu_seq_lens` spare flash attention from deriving the blocks in every layer. The target of
-EOS is the first token of the next document as ever: every token but the first is a target.
+Every document ends with EOS and no text encodes to it, so the ids alone say where documents begin;
+a sample that goes round the end of its ring, or that several documents were packed into, begins
+anew there too. Positions count from each beginning, or from the start of the row for the rest of a
+document that began before it. This is the form in which Hugging Face's models take packed
+sequences: with restarting `position_ids` and no attention mask they build a block mask (eager,
+sdpa, flex), and `cu_seq_lens` spare flash attention from deriving the blocks in every layer. The
+target of EOS is the first token of the next document as ever: every token but the first is a
+target.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def document_positions(input_ids_BT: Ids, eos_id: int, joins: list[tuple[int, in
 
 
 def cumulative_lengths(positions_BT: Ids) -> tuple[npt.NDArray[np.int32], int]:
-    """The blocks of all rows one after the other: where they begin, and the end of the last; length of the longest."""
+    """Where the documents of all rows begin, and the end of the last; length of the longest."""
     flat = positions_BT.reshape(-1)
     bounds = np.append(np.flatnonzero(flat == 0), flat.size).astype(np.int32)
     return bounds, int(np.diff(bounds).max())

@@ -1,8 +1,9 @@
-"""A token store that may still be being built, as its readers see it: the final shards, in whole windows.
+"""A token store that is still being built, as its readers see it: final shards, in whole windows.
 
-`GrowingCorpus` looks at the store's files and keeps up with the builder; `GrowingOrder` is the order of its samples.
-The order of the finished part is that of the finished store, sample by sample (see `order.blocks`), so it makes no
-difference how far the builder was. Ranks do not agree on anything here: `train` does that.
+`GrowingCorpus` looks at the store's files and keeps up with the builder; `GrowingOrder` is the
+order of its samples. The order of the finished part is that of the finished store, sample by sample
+(see `order.blocks`), so it makes no difference how far the builder was. Ranks do not agree on
+anything here: `train` does that.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import time
 from contextlib import suppress
 from multiprocessing import parent_process
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,7 @@ from wikillm.data.order.blocks import SampleOrder, SourceUse, TargetRanges
 from wikillm.data.prepare.background import Builder
 from wikillm.data.prepare.finish import describe_shards
 from wikillm.data.prepare.plan import BuildPlan
-from wikillm.data.read.corpus import (
-    NamedStream,
-    TrainingOrder,
-    WeightedStore,
-    bytes_per_token,
-    described,
-    shards_read,
-)
+from wikillm.data.read.corpus import Corpus, TrainingOrder, described, shards_read
 from wikillm.data.read.packed import windowed_order
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
 from wikillm.data.store.store import Store, TokenStream, read_committed
@@ -44,7 +37,7 @@ from wikillm.data.workers.exclusive import beside, read_failure
 POLL_SECONDS = 0.1
 
 
-class GrowingCorpus:
+class GrowingCorpus(Corpus):
     """The finished part of a store.
 
     Attributes:
@@ -55,10 +48,6 @@ class GrowingCorpus:
         shards: the records of all final shards.
     """
 
-    mixture: tuple[WeightedStore, ...] = ()
-    val: TokenStream
-    manifest: Manifest
-
     def __init__(
         self,
         plan: BuildPlan,
@@ -68,7 +57,7 @@ class GrowingCorpus:
         stall_seconds: float,
         since: float,
     ) -> None:
-        """`stall_seconds`: a builder that adds nothing for so long while somebody waits has stalled.
+        """`stall_seconds`: a builder that adds nothing for so long while it is awaited has stalled.
 
         `since`: Unix time when this run asked for the store; earlier failures were another's.
         """
@@ -78,7 +67,7 @@ class GrowingCorpus:
         self.stall_seconds = stall_seconds
         self.since = since
         self.builder: Builder | None = None
-        self.dir: Path = plan.store
+        self.dir = plan.store
         self.shards: list[ShardInfo] = []
         self.shards_in_windows = 0  # of which `train` consists
         self.train = TokenStream(plan.store, "train", ())
@@ -101,10 +90,6 @@ class GrowingCorpus:
     def train_tokens(self) -> int | None:
         return self.train.n_tokens if self.is_complete else None
 
-    @property
-    def tokenizer_dir(self) -> Path:
-        return self.dir / "tokenizer"
-
     def open(self) -> None:
         """Fix what a run is evaluated on, once the first window exists."""
         self.val = self.first_window("val")
@@ -121,10 +106,6 @@ class GrowingCorpus:
         if not self.is_complete or self.train.n_tokens < 2:
             return None
         return GrowingOrder(self, sequence_length, 0).epoch_sizes
-
-    def streams(self, split: str, max_tokens: int | None) -> tuple[NamedStream, ...]:
-        stream: TokenStream = getattr(self, split)
-        return (NamedStream("", stream, bytes_per_token(stream)),)
 
     def describe(self) -> dict[str, Any]:
         return described(self.dir, self._manifest_now(), self.is_complete)
@@ -198,8 +179,8 @@ class GrowingCorpus:
             error = DataError(
                 "The build of the token store has stalled.",
                 got=f"no new shard in {self.dir} for {format_seconds(idle)}; {self.progress()}",
-                fix=f"look at {beside(self.plan.lock_base, '.log')}; start again with --resume auto; "
-                "data.stall_seconds=N waits longer",
+                fix=f"look at {beside(self.plan.lock_base, '.log')}; "
+                "start again with --resume auto; data.stall_seconds=N waits longer",
             )
         return error
 
@@ -221,10 +202,11 @@ class GrowingCorpus:
 
 
 class GrowingOrder:
-    """The `SampleOrder` or `PackedOrder` of a growing store; it waits for samples that do not exist yet.
+    """The order of a growing store; it waits for samples that do not exist yet.
 
-    Raises what `GrowingCorpus.trouble` gives. A copy in a loader process reads ahead of the training, so how
-    long it has waited means nothing: it ends for a reported failure, or with its parent, never for a stall.
+    Raises what `GrowingCorpus.trouble` gives. A copy in a loader process reads ahead of the
+    training, so how long it has waited means nothing: it ends for a reported failure, or with its
+    parent, never for a stall.
     """
 
     def __init__(self, corpus: GrowingCorpus, sequence_length: int, seed: int) -> None:

@@ -1,13 +1,14 @@
-"""From sample indices to batches: the one place where samples are shared out over ranks and micro-steps.
+"""From sample indices to batches: the one place that shares samples out over ranks and steps.
 
 A global batch is G consecutive samples of the order. Micro-step a of rank r of W takes the samples
-[a*W*m + r*m, a*W*m + (r+1)*m) of it, m being the micro-batch, so every (W, m, accumulation) with the same
-product reads the same global batch. Loader workers are stateless: they are handed indices.
+[a*W*m + r*m, a*W*m + (r+1)*m) of it, m being the micro-batch, so every (W, m, accumulation) with
+the same product reads the same global batch. Loader workers are stateless: they are given indices.
 
-A batch is {"input_ids", "labels", "shift_labels"}, int64, each B x T. Inputs are exactly T tokens. The targets
-are already shifted, so models must be told with `shift_labels`; `labels` repeats them only because Hugging
-Face's models compute a loss when it is present. With a `DocumentMask` there are also `position_ids`, B x T, that begin
-at 0 with each document (see read.document_mask), and for flash attention its `cu_seq_lens`. This is the only module of the room that imports torch.
+A batch is {"input_ids", "labels", "shift_labels"}, int64, each B x T. The targets are already
+shifted, so models must be given `shift_labels`; `labels` repeats them only because Hugging Face's
+models compute a loss when it is present. With a `DocumentMask` there are also `position_ids`,
+B x T, that begin at 0 with each document (see `document_mask`), and for flash attention its
+`cu_seq_lens`. This is the only module of `data` that imports torch.
 """
 
 from __future__ import annotations
@@ -17,17 +18,15 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from wikillm.config.batch_ramp import BatchRamp
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.order.blocks import IGNORED, SampleOrder, TargetRanges
+from wikillm.data.order.blocks import IGNORED, Ints, SampleOrder, TargetRanges
 from wikillm.data.read.corpus import Order, Tokens
 from wikillm.data.read.document_mask import cumulative_lengths, document_positions
 
@@ -39,9 +38,10 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """How a global batch is cut up. Sizes in sequences; `accumulation` is that of a full batch, earlier ones by `ramp`.
+    """How a global batch is cut up, in sequences. `accumulation` is that of a full batch.
 
-    Ranks that share sequences count as one: `world_size` is the number of groups then, `rank` that of this rank's group.
+    Ranks that share sequences count as one: `world_size` is the number of their groups then, and
+    `rank` that of this rank's group.
     """
 
     micro_batch: int
@@ -75,7 +75,7 @@ class BatchShape:
 
 @dataclass(frozen=True, slots=True)
 class DocumentMask:
-    """Attention stays within documents. `with_lengths`: for flash attention, which wants them as cumulative lengths."""
+    """Attention stays within documents. `with_lengths`: cumulative lengths, for flash attention."""
 
     eos_id: int
     with_lengths: bool = False
@@ -89,10 +89,10 @@ class SequenceShard:
     index: int
 
     def of(self, batch: Batch) -> Batch:
-        """This part of a batch: B x T/size each, with `position_ids` in any case.
+        """This part of a batch: B x T/size each, with `position_ids` and `sequence_parallel`.
 
-        `sequence_parallel` tells the model so. What attention needs of whole sequences stays whole: flash attention's
-        lengths, and for other kernels `document_positions`, the B x T positions within documents.
+        What attention needs of whole sequences stays whole: flash attention's lengths, and for
+        other kernels `document_positions`, the B x T positions within documents.
         """
         whole_BT = batch["input_ids"]
         part = whole_BT.shape[1] // self.size
@@ -113,14 +113,14 @@ class SequenceShard:
 
 
 def document_mask(setting: str, attention: str, eos_id: int) -> DocumentMask | None:
-    """The mask that `train.document_mask` asks for, for a model with Hugging Face's attention implementation `attention`."""
+    """The mask of `train.document_mask` for Hugging Face's attention implementation `attention`."""
     if setting == "off":
         return None
     return DocumentMask(eos_id, with_lengths=attention.startswith("flash_attention"))
 
 
 class Samples(Dataset[Batch]):
-    """Samples of a stream by index; asked for many at a time, it answers with a batch."""
+    """Samples of a stream by index; several at a time give a batch."""
 
     def __init__(
         self,
@@ -140,9 +140,10 @@ class Samples(Dataset[Batch]):
         return self.length
 
     def __getitems__(self, indices: Sequence[int]) -> Batch | WikiLLMError:
-        """The batch of these samples, B x T each or this rank's part; `PADDING` gives a row without targets.
+        """The batch of these samples, B x T each or this rank's part of it.
 
-        A loader process answers with the error instead: torch would wrap it in a text with its traceback.
+        `PADDING` gives a row without targets. A loader process returns an error instead of raising
+        it: torch would wrap it in a text with its traceback.
         """
         if get_worker_info() is None:
             return self.batch(indices)
@@ -161,56 +162,50 @@ class Samples(Dataset[Batch]):
         inputs = np.zeros(shape, dtype=np.int64)
         targets = np.full(shape, IGNORED, dtype=np.int64)
         joins: list[tuple[int, int]] = []
-        for row, (sample, ranges) in enumerate(
-            zip(wanted, self.order.target_ranges(np.maximum(wanted, 0)), strict=True)
-        ):
+        found = self.order.target_ranges(np.maximum(wanted, 0))
+        for row, (sample, ranges) in enumerate(zip(wanted, found, strict=True)):
             if sample != PADDING:
-                self._fill(inputs[row], targets[row], ranges)
-                ends = accumulate(stop - start for start, stop in ranges[:-1])
-                joins += [(row, column) for column in ends]
+                ends = self._fill(inputs[row], targets[row], ranges)
+                joins += [(row, column) for column in ends[:-1]]
         labels = torch.from_numpy(targets)
-        batch: Batch = {
-            "input_ids": torch.from_numpy(inputs),
-            "labels": labels,
-            "shift_labels": labels,
-        }
+        batch = {"input_ids": torch.from_numpy(inputs), "labels": labels, "shift_labels": labels}
         if self.mask is None:
             return batch
         positions = document_positions(inputs, self.mask.eos_id, joins)
         batch["position_ids"] = torch.from_numpy(positions)
         if self.mask.with_lengths:
             bounds, longest = cumulative_lengths(positions)
-            batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = torch.from_numpy(bounds)
-            batch["max_length_q"] = batch["max_length_k"] = longest
+            lengths: Batch = {"max_length_q": longest, "max_length_k": longest}
+            lengths["cu_seq_lens_q"] = lengths["cu_seq_lens_k"] = torch.from_numpy(bounds)
+            return batch | lengths
         return batch
 
-    def _fill(
-        self,
-        inputs: npt.NDArray[np.int64],
-        targets: npt.NDArray[np.int64],
-        ranges: TargetRanges,
-    ) -> None:
-        """Copy these ranges of targets, one after the other, and the token before each target."""
-        done = 0
+    def _fill(self, inputs: Ints, targets: Ints, ranges: TargetRanges) -> list[int]:
+        """Copy these targets, and the token before each. Returns where each range ends."""
+        ends = [0]
         for start, stop in ranges:
-            tokens, after = self.tokens.read(start, stop + 1), done + stop - start
-            inputs[done:after] = tokens[:-1]
-            targets[done:after] = tokens[1:]
-            done = after
+            tokens = self.tokens.read(start, stop + 1)
+            ends.append(ends[-1] + stop - start)
+            inputs[ends[-2] : ends[-1]] = tokens[:-1]
+            targets[ends[-2] : ends[-1]] = tokens[1:]
+        return ends[1:]
 
 
 class GlobalBatches(Sampler[list[int]]):
-    """Sample indices of this rank's micro-batches, from `consumed_samples` on, for `steps` optimizer steps.
+    """Sample indices of this rank's micro-batches, from `consumed_samples` on.
 
-    `len()` counts the optimizer steps of the whole run, also those before `first_step`: Hugging Face's Trainer derives
-    its epochs from it, of which a run has one, and is given the micro-batches of a step as one (see train.trainer).
+    `len()` counts the optimizer steps of the whole run, also those before `first_step`: Hugging
+    Face's Trainer derives its epochs from it, of which a run has one, and it is given the
+    micro-batches of a step as one (see `train.trainer`).
     """
 
     def __init__(
         self, shape: BatchShape, total_steps: int, consumed_samples: int, first_step: int
     ) -> None:
-        self.shape, self.total_steps = shape, total_steps
-        self.consumed_samples, self.first_step = consumed_samples, first_step
+        self.shape = shape
+        self.total_steps = total_steps
+        self.consumed_samples = consumed_samples
+        self.first_step = first_step
 
     def __len__(self) -> int:
         return self.total_steps
@@ -225,19 +220,17 @@ class GlobalBatches(Sampler[list[int]]):
 
 
 class EvalBatches(Sampler[list[int]]):
-    """Every sample of [0, samples) once over all ranks, front to back; every rank gets equally many batches.
+    """Every sample of [0, samples) once over all ranks, front to back, in equally many batches.
 
-    ZeRO-3 gathers weights in every forward, so a rank that ran out would leave the others waiting: rows of
+    ZeRO-3 gathers weights in every forward, so a rank that ran out would block the others: rows of
     `PADDING` fill up.
     """
 
     def __init__(self, samples: int, micro_batch: int, world_size: int, rank: int) -> None:
-        self.samples, self.micro_batch, self.world_size, self.rank = (
-            samples,
-            micro_batch,
-            world_size,
-            rank,
-        )
+        self.samples = samples
+        self.micro_batch = micro_batch
+        self.world_size = world_size
+        self.rank = rank
 
     def __len__(self) -> int:
         return -(-self.samples // (self.micro_batch * self.world_size))
@@ -245,13 +238,12 @@ class EvalBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for batch in range(len(self)):
             first = (batch * self.world_size + self.rank) * self.micro_batch
-            yield [
-                n if n < self.samples else PADDING for n in range(first, first + self.micro_batch)
-            ]
+            indices = range(first, first + self.micro_batch)
+            yield [n if n < self.samples else PADDING for n in indices]
 
 
 def as_is(batch: Any) -> Any:
-    """`Samples` answers with whole batches, so there is nothing to collate."""
+    """`Samples` gives whole batches, so there is nothing to collate."""
     return batch
 
 
@@ -267,7 +259,7 @@ def train_loader(
     mask: DocumentMask | None = None,
     shard: SequenceShard | None = None,
 ) -> DataLoader[Any]:
-    """Batches of this rank from optimizer step `first_step` (samples before `consumed_samples` are done) to the end."""
+    """Batches of this rank from optimizer step `first_step` to the end."""
     samples = Samples(tokens, order, shape.samples_between(0, total_steps), mask, shard)
     batches = GlobalBatches(shape, total_steps, consumed_samples, first_step)
     return DataLoader(
@@ -286,7 +278,7 @@ def eval_loader(
     mask: DocumentMask | None = None,
     shard: SequenceShard | None = None,
 ) -> DataLoader[Any]:
-    """Batches of this rank over the stream, or over its first `max_tokens` targets rounded up to a sequence."""
+    """Batches of this rank over the stream, or over its first `max_tokens` targets, in sequences."""
     order = SampleOrder(tokens.n_tokens, sequence_length, seed=0, shuffle=False)
     count = order.blocks_per_epoch
     if max_tokens is not None:
@@ -297,48 +289,50 @@ def eval_loader(
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """The batch on `device`, without waiting for the copies; `labels` repeat `shift_labels` and are not copied again.
+    """The batch on `device`; does not wait for the copies. `labels` share `shift_labels`' copy.
 
-    Pinned memory (a loader's on a GPU machine) may be reused by its owner only when the copies are done; torch's allocator sees to that.
+    Pinned memory (a loader's on a GPU machine) may be reused by its owner only when the copies are
+    done; torch's allocator ensures that.
     """
+    is_shared = "labels" in batch and "shift_labels" in batch
     moved = {
         name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
-        if name != "labels" or "shift_labels" not in batch
+        if not (is_shared and name == "labels")
     }
-    return moved | (
-        {"labels": moved["shift_labels"]} if "labels" in batch and "shift_labels" in batch else {}
-    )
+    if is_shared:
+        moved["labels"] = moved["shift_labels"]
+    return moved
 
 
 def _options(workers: int) -> dict[str, Any]:
     options: dict[str, Any] = {"pin_memory": torch.cuda.is_available()}
     if workers:
-        # fork, Linux's usual way, also where the process itself came from a fork server: torch looks at a loader process's
-        # parent to notice that the training was killed, and a fork server outlives it.
+        # fork, Linux's default, also in a process that came from a fork server: torch looks at a
+        # loader process's parent to notice that the training was killed, and a server outlives it.
         options |= {
             "prefetch_factor": 4,
             "persistent_workers": True,
             "multiprocessing_context": "fork",
+            "worker_init_fn": _outlive_a_stop,
         }
-        options["worker_init_fn"] = _outlive_a_stop
     return options
 
 
 def _outlive_a_stop(worker: int) -> None:
-    """Launchers signal the whole process tree; the training process still ends its step and saves, and ends its workers then.
+    """Only the parent's SIGTERM ends a loader worker.
 
-    torch's own handler ends a worker, and the training with it, at any SIGTERM; here only the parent's SIGTERM does.
+    Launchers signal the whole process tree, and the training process first ends its step and saves.
+    torch's own handler would end a worker, and the training with it, at any SIGTERM.
     """
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a handler does not see the sender
-    threading.Thread(
-        target=_end_at_the_word_of, args=(os.getppid(),), name="signals", daemon=True
-    ).start()
+    wait = threading.Thread(target=_end_with, args=(os.getppid(),), name="signals", daemon=True)
+    wait.start()
 
 
-def _end_at_the_word_of(parent: int) -> None:
+def _end_with(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

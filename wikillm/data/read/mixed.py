@@ -1,25 +1,19 @@
 """Several token stores read as one, by weight (the order: `order.mixed`).
 
-The streams of the sources lie one after the other, and the order speaks of positions in the joined stream.
+The streams of the sources lie one after the other, and the order speaks of positions in the joined
+stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from wikillm.config.schema import Packing
 from wikillm.data.funnel import merged
 from wikillm.data.order.blocks import keyed_hash
 from wikillm.data.order.mixed import MixedOrder, SourceOrder
-from wikillm.data.read.corpus import (
-    NamedStream,
-    TrainingOrder,
-    WeightedStore,
-    bytes_per_token,
-    described,
-)
+from wikillm.data.read.corpus import Corpus, NamedStream, TrainingOrder, WeightedStore
 from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store.joined import JoinedStream
 from wikillm.data.store.manifest import Manifest, SplitInfo, fingerprint_of
@@ -28,7 +22,7 @@ from wikillm.data.store.store import SPLITS
 MIXTURE_VERSION = 1
 
 
-class MixedCorpus:
+class MixedCorpus(Corpus):
     """Finished stores of one tokenizer, mixed by weight. `manifest` describes all of their text."""
 
     def __init__(
@@ -43,23 +37,14 @@ class MixedCorpus:
         self.train = JoinedStream(self.dir, [store.train for store in stores])
         self.val = JoinedStream(self.dir, [store.val for store in stores])
 
-    @property
-    def train_tokens(self) -> int:
-        return self.train.n_tokens
-
-    @property
-    def tokenizer_dir(self) -> Path:
-        return self.mixture[0].store.tokenizer_dir
-
     def order(self, sequence_length: int, seed: int) -> MixedOrder:
         orders = []
-        for source, corpus, start in zip(
-            self.mixture, self._corpora, self.train.starts, strict=False
-        ):
-            own_seed = keyed_hash(seed, "mixture", source.name)
-            order = corpus.order(sequence_length, own_seed)
-            targets = max(1, corpus.train.n_tokens - 1)
-            orders.append(SourceOrder(source.name, source.count, order, start, targets))
+        start = 0
+        for source, corpus in zip(self.mixture, self._corpora, strict=True):
+            order = corpus.order(sequence_length, keyed_hash(seed, "mixture", source.name))
+            size = corpus.train.n_tokens
+            orders.append(SourceOrder(source.name, source.count, order, start, max(1, size - 1)))
+            start += size
         return MixedOrder(orders)
 
     def epoch_sizes(self, sequence_length: int) -> tuple[int, int] | None:
@@ -73,7 +58,7 @@ class MixedCorpus:
 
     def streams(self, split: str, max_tokens: int | None) -> tuple[NamedStream, ...]:
         whole = [
-            NamedStream(source.name, stream, bytes_per_token(stream))
+            NamedStream.of(source.name, stream)
             for source in self.mixture
             if (stream := getattr(source.store, split)).n_tokens >= 2
         ]
@@ -97,13 +82,10 @@ class MixedCorpus:
             }
             for source in self.mixture
         ]
-        return {**described(self.dir, self.manifest, True), "mixture": sources}
+        return {**super().describe(), "mixture": sources}
 
     def data_read(self, order: TrainingOrder, samples: int) -> dict[str, Any]:
         return {}
-
-    def close(self) -> None:
-        """Nothing to end: the stores are finished."""
 
 
 def _joined_manifest(mixture: Sequence[WeightedStore]) -> Manifest:

@@ -1,9 +1,10 @@
-"""From `data.*` to an opened corpus: the one door that training, evaluation and the command line use.
+"""From `data.*` to an opened corpus, for training, evaluation and the command line.
 
-Called by every rank before any process group exists. `open_corpus` builds what is missing first. `stream_corpus`
-returns as soon as training can begin: the first rank of each node starts a builder process, and of all builders that
-reach one folder one works at a time. So a folder that the nodes share has one builder, and nodes with folders of their
-own build the same bytes. Every rank then waits for the first window.
+Called by every rank before any process group exists. `open_corpus` builds what is missing first.
+`stream_corpus` returns as soon as training can begin: the first rank of each node starts a builder
+process, and of all builders that reach one folder one works at a time. So a folder that the nodes
+share has one builder, and nodes with folders of their own build the same bytes. Every rank then
+waits for the first window.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def open_corpus(cfg: DataSection, *, is_main: bool = True) -> Corpus:
 
     Raises:
         ConfigError: a setting that is refused.
-        DataError: sources, tokenizer or an existing store that cannot be used; too few held-out tokens.
+        DataError: sources, tokenizer or a store that cannot be used; too few held-out tokens.
         MachineError: no room on the disk, or a worker process that died.
     """
     if not cfg.mixture:

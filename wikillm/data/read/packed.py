@@ -1,6 +1,7 @@
-"""The packings of a store, kept in STORE/packed: one process computes a window's packing, the others map the file.
+"""Packings of a store, kept in STORE/packed: one process computes them, the others map the files.
 
-A packing follows from the lengths of the window's documents; its file is named after what it was made from.
+A packing follows from the lengths of the window's documents; its file is named after what it was
+made from.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def windowed_order(
     sequence_length: int,
     seed: int,
 ) -> SampleOrder | PackedOrder:
-    """The order of a store's training stream, or of its first windows, which consist of `shards`."""
+    """The order of a store's training stream, or of its first windows (`shards`)."""
     if packing == "best_fit":
         return packed_order(folder, stream, shards, window_shards, sequence_length, seed)
     windows = window_ends([shard.splits["train"].tokens for shard in shards], window_shards)
@@ -50,10 +51,11 @@ def packed_order(
     sequence_length: int,
     seed: int,
 ) -> PackedOrder:
-    """The packed order of a store's training stream, or of its first windows. `folder` is the store's.
+    """The packed order of a training stream, or of its first windows. `folder` is the store's.
 
-    One process packs missing windows while the others wait. Each process reads or packs a window once, even
-    where the store cannot be written to: the plan counts the sequences, then training reads them.
+    One process packs missing windows while the others wait. Each process reads or packs a window
+    once, even where the store cannot be written to: the plan counts the sequences, then training
+    reads them.
     """
     windows = []
     start = 0

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from wikillm.config.schema import Packing
 from wikillm.data.order.best_fit import PackedOrder
 from wikillm.data.order.blocks import SampleOrder
-from wikillm.data.read.corpus import (
-    NamedStream,
-    TrainingOrder,
-    WeightedStore,
-    bytes_per_token,
-    described,
-    shards_read,
-)
+from wikillm.data.read.corpus import Corpus, TrainingOrder, shards_read
 from wikillm.data.read.packed import windowed_order
 from wikillm.data.store.store import Store, TokenStream
 
 
-class StoredCorpus:
+class StoredCorpus(Corpus):
     """A finished store, read in windows of so many shards. `val`: instead of its held-out split."""
-
-    mixture: tuple[WeightedStore, ...] = ()
 
     def __init__(
         self,
@@ -40,14 +30,6 @@ class StoredCorpus:
         self.train = store.train
         self.val = store.val if val is None else val
 
-    @property
-    def train_tokens(self) -> int:
-        return self.train.n_tokens
-
-    @property
-    def tokenizer_dir(self) -> Path:
-        return self.store.tokenizer_dir
-
     def order(self, sequence_length: int, seed: int) -> SampleOrder | PackedOrder:
         shards, window = self.manifest.shards, self.window_shards
         return windowed_order(
@@ -55,21 +37,11 @@ class StoredCorpus:
         )
 
     def epoch_sizes(self, sequence_length: int) -> tuple[int, int] | None:
-        if self.train_tokens < 2:
+        if self.train.n_tokens < 2:
             return None
         order = self.order(sequence_length, 0)
         return order.blocks_of_first_epoch, order.blocks_per_epoch
 
-    def streams(self, split: str, max_tokens: int | None) -> tuple[NamedStream, ...]:
-        stream: TokenStream = getattr(self, split)
-        return (NamedStream("", stream, bytes_per_token(stream)),)
-
-    def describe(self) -> dict[str, Any]:
-        return described(self.dir, self.manifest, True)
-
     def data_read(self, order: TrainingOrder, samples: int) -> dict[str, Any]:
         shards = order.windows_before(samples) * self.window_shards
         return shards_read(self.manifest.shards, shards)
-
-    def close(self) -> None:
-        """Nothing to end: the store is finished."""

@@ -1,15 +1,15 @@
-"""What a token store says about itself: `manifest.json`, written last, so that a store without it is unfinished.
+"""What a token store consists of: `manifest.json`, written last; a store without it is unfinished.
 
-The fingerprint is the sha256 of the facts that decide every byte of the shards; the same facts give the same
-bytes on any machine with any number of workers. Paths and the origin of the tokenizer are kept for the reader and
-decide nothing.
+The fingerprint is the sha256 of the facts that decide every byte of the shards; the same facts give
+the same bytes on any machine with any number of workers. Paths and the origin of the tokenizer are
+kept for the reader and decide nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from wikillm.data.funnel import Funnel, merged
 from wikillm.data.sources.fixes import set_aside
 from wikillm.data.sources.read import Cursor
 from wikillm.data.store.strict import read_strictly
+from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -34,6 +35,11 @@ class TokenizerInfo:
     length: int  # highest id + 1
     eos_id: int
     eos_token: str
+
+    @classmethod
+    def of(cls, tokenizer: TextTokenizer, *, name: str, origin: str) -> TokenizerInfo:
+        length, eos_id = tokenizer.length, tokenizer.eos_id
+        return cls(name, origin, tokenizer.sha256, length, eos_id, tokenizer.eos_token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +84,7 @@ class ShardSplit:
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """`start` and `end` are where its records lie in the sources; `is_cut`: data.max_text_bytes ended it early.
+    """`start` and `end`: where its records are in the sources; `is_cut`: by data.max_text_bytes.
 
     `backend` is the library that encoded it, with its version.
     """
@@ -97,7 +103,7 @@ class ShardInfo:
 
     @classmethod
     def from_json(cls, value: Any) -> ShardInfo:
-        """Raises ValueError for a record that is damaged; what was quarantined (`bad`) is left out."""
+        """Raises ValueError for a damaged record; quarantined records (`bad`) are left out."""
         if isinstance(value, dict):
             value = {name: item for name, item in value.items() if name != "bad"}
         info = read_strictly(cls, value, _LATER)
@@ -107,7 +113,7 @@ class ShardInfo:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`duplicates` counts documents whose text occurred before; None when there were too many to count."""
+    """`duplicates`: documents whose text occurred before; None when too many to count."""
 
     fingerprint: str
     facts: dict[str, Any]
@@ -121,6 +127,36 @@ class Manifest:
     splits: dict[str, SplitInfo]
     shards: tuple[ShardInfo, ...]
     format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def of(
+        cls,
+        shards: Sequence[ShardInfo],
+        *,
+        facts: dict[str, Any],
+        tokenizer: TokenizerInfo,
+        backend: dict[str, str],
+        sources: tuple[SourceInfo, ...],
+        shard_bytes: int,
+        duplicates: int | None = None,
+    ) -> Manifest:
+        """The manifest of a store that consists of these shards."""
+        return cls(
+            fingerprint=fingerprint_of(facts),
+            facts=facts,
+            tokenizer=tokenizer,
+            backend=backend,
+            sources=sources,
+            shard_bytes=shard_bytes,
+            stopped_at_text_limit=any(shard.is_cut for shard in shards),
+            duplicates=duplicates,
+            funnel=merged(shard.funnel for shard in shards),
+            splits={
+                split: SplitInfo.sum(shard.splits[split] for shard in shards)
+                for split in ("train", "val")
+            },
+            shards=tuple(shards),
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -141,8 +177,9 @@ class Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    """What the values of a finished store have to do with each other. Raises ValueError."""
-    tokenizer, fraction = manifest.tokenizer, manifest.facts.get("data.val_fraction")
+    """Compare the values of a finished store with each other. Raises ValueError."""
+    tokenizer = manifest.tokenizer
+    fraction = manifest.facts.get("data.val_fraction")
     if not 0 < tokenizer.length <= 2**32:
         raise ValueError(f"tokenizer.length: {tokenizer.length} is not a number of token ids")
     if tokenizer.eos_id >= tokenizer.length:
@@ -154,9 +191,8 @@ def _check(manifest: Manifest) -> None:
             f"facts.data.val_fraction: {_short(fraction)} is not a share between 0 and 1"
         )
     if set(manifest.backend) != {"name", "version"}:
-        raise ValueError(
-            f"backend: it has {', '.join(sorted(manifest.backend)) or 'nothing'}, not name and version"
-        )
+        names = ", ".join(sorted(manifest.backend)) or "nothing"
+        raise ValueError(f"backend: it has {names}, not name and version")
     if not manifest.shards:
         raise ValueError("shards: there are none, and a finished store has at least one")
     for number, shard in enumerate(manifest.shards):
@@ -165,9 +201,8 @@ def _check(manifest: Manifest) -> None:
         _check_splits(shard.splits, f"shards[{number}]")
         documents = sum(split.documents for split in shard.splits.values())
         if shard.funnel.kept_records != documents:
-            raise ValueError(
-                f"shards[{number}].funnel: {shard.funnel.kept_records} kept of {documents} documents"
-            )
+            kept = shard.funnel.kept_records
+            raise ValueError(f"shards[{number}].funnel: {kept} kept of {documents} documents")
     if manifest.funnel != merged(shard.funnel for shard in manifest.shards):
         raise ValueError("funnel: it is not the sum of those of the shards")
     _check_splits(manifest.splits, "splits")
@@ -204,7 +239,8 @@ def refuse_other_facts(folder: Path, stored: Mapping[str, Any], wanted: Mapping[
     if not names:
         return
     lines = [
-        f"{name}: the store has {_short(stored.get(name))}, this run wants {_short(wanted.get(name))}"
+        f"{name}: the store has {_short(stored.get(name))}, "
+        f"this run wants {_short(wanted.get(name))}"
         for name in names
     ]
     raise DataError(

@@ -1,9 +1,10 @@
 """A prepared token store on a server (http, s3, oss), read through a bounded cache on this machine.
 
-Opening fetches manifest and tokenizer; each shard is fetched when something of it is read, compared with the
-manifest's sha256, and kept until others need its room (`sources/cache.py`). So a batch is the same as from a local copy.
-The first epoch reads window after window, and a cache of a window is enough; later epochs permute all samples, and
-need the whole store in the cache to be fast: a smaller one is told of.
+Opening fetches manifest and tokenizer; each shard is fetched when something of it is read, compared
+with the manifest's sha256, and kept until others need its room (`sources/cache.py`). So a batch is
+the same as from a local copy. The first epoch reads window after window, and a cache of a window is
+enough; later epochs permute all samples, and need the whole store in the cache to be fast: a
+smaller one is told of.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from wikillm.data.fetch.remote import HOW_WITHOUT, check_address, shown
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest
 from wikillm.data.store.store import INDEX, SPLITS, TOKEN, Store, TokenStream, shard_path
 
-_MAX_MANIFEST_BYTES, _MAX_TOKENIZER_BYTES = 1 << 30, 64 << 20
+_MAX_MANIFEST_BYTES = 1 << 30
+_MAX_TOKENIZER_BYTES = 64 << 20
+_COPY_AGAIN = "copy the store there again; `wikillm data verify` checks a local one"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -49,7 +52,10 @@ class RemoteShards:
         return sum(file.size for file in self.files.values())
 
     def ensure(self, path: Path) -> None:
-        """Fetch a shard file unless it is here. Raises DataError when it cannot be, or is not the manifest's."""
+        """Fetch a shard file unless it is here.
+
+        Raises DataError when it cannot be fetched, or is not the one in the manifest.
+        """
         if _touched(path):
             return
         name = path.relative_to(self.folder).as_posix()
@@ -67,7 +73,7 @@ class RemoteShards:
                     raise DataError(
                         "A shard of a remote store is not the one that its manifest describes.",
                         got=f"{shown(self.url)}/{name}: its sha256 is another",
-                        fix=f"copy the store there again; `wikillm data verify` checks a local one\n{HOW_WITHOUT}",
+                        fix=f"{_COPY_AGAIN}\n{HOW_WITHOUT}",
                     )
                 fsync_path(staged)
                 rename_durably(staged, path)
@@ -84,7 +90,10 @@ class RemoteShards:
 
 
 def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
-    """Open the store at an address. Raises DataError when there is none, or it cannot be reached. (all ranks)"""
+    """Open the store at an address. (all ranks)
+
+    Raises DataError when there is none, or it cannot be reached.
+    """
     check_address(url)
     url = url.rstrip("/")
     with cache.exclusive(is_main, url) as asked:
@@ -108,12 +117,14 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     )
     if is_main:
         say(
-            f"data: the store at {shown(url)}, {format_size(remote.bytes)}, read through {cache.folder}"
+            f"data: the store at {shown(url)}, {format_size(remote.bytes)}, "
+            f"read through {cache.folder}"
         )
         if cache.limit is not None and cache.limit < remote.bytes:
             warn(
-                f"data.cache_bytes={cache.limit} holds a part of the store ({remote.bytes} bytes): enough for the first "
-                "epoch where it holds a window; later epochs mix all shards, and would fetch them over and over"
+                f"data.cache_bytes={cache.limit} is less than the store ({remote.bytes} bytes): "
+                "enough for the first epoch if it holds a window; "
+                "later epochs mix all shards, and would fetch them over and over"
             )
     return Store(folder, manifest, train, val, ensure=remote.ensure)
 
@@ -121,7 +132,8 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
 def _manifest(url: str, cache: Cache, asked: float) -> bytes:
     """The manifest as it is there; as it was at the last time, when the server cannot be reached.
 
-    One rank reads it and the others, which waited since `asked`, take what it found: all open the same store.
+    One rank reads it and the others, which waited since `asked`, take what it found: all open the
+    same store.
     """
     memory = cache.folder / "stores" / f"{key_of(url)}.json"
     with suppress(OSError):
@@ -165,7 +177,7 @@ def _fetch_tokenizer(url: str, folder: Path, manifest: Manifest, cache: Cache) -
         raise DataError(
             "The tokenizer of a remote store is not the one that its manifest describes.",
             got=f"{shown(url)}/tokenizer/tokenizer.json: its sha256 is another",
-            fix="copy the store there again; `wikillm data verify` checks a local one",
+            fix=_COPY_AGAIN,
         )
     for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last: it stands for both
         write_atomic(target / name, contents[name])

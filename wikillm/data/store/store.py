@@ -1,19 +1,19 @@
 """The token store on disk, and reading it.
 
     STORE/manifest.json          written last: without it the store is unfinished
-          tokenizer/             tokenizer.json, tokenizer_config.json: what made the tokens, with its EOS
-          train/00000.tok  .idx  shard 0: token ids (uint32, little-endian), one `INDEX` entry per document
+          tokenizer/             tokenizer.json, tokenizer_config.json: what made the tokens
+          train/00000.tok  .idx  shard 0: token ids (uint32, little-endian); an INDEX entry a document
           val/00000.tok  .idx    the documents of shard 0 that are held out
-          shards/00000.json      counts, digests and place in the sources of shard 0; written after its files
+          shards/00000.json      counts, digests, place in the sources; written after its files
           build.json             facts and fingerprint, from the first moment
           committed.json         while it is built: how many shards, from the first, are final
           tokenizer_report.json  what a tokenizer trained on the corpus makes of it
           quarantine.jsonl       records that could not be read: source, offset, reason, beginning
-          packed/*.npy           which documents share a sequence, with data.packing=best_fit (read.packed)
+          packed/*.npy           which documents share a sequence (read.packed)
 
-A split's stream is the concatenation of its shards; every document ends with EOS, so that no border is lost.
-Reading maps files into memory: a read is a copy of the wanted tokens. Opening lists two folders, so a missing shard is found
-at once. Sizes are compared by the first rank then, and by every rank when it first maps a shard.
+A split's stream is the concatenation of its shards; every document ends with EOS, so that no border
+is lost. Reading maps files into memory. Opening lists two folders, so a missing shard is found at
+once. The first rank also compares sizes then, and every rank when it first maps a shard.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wikillm.core.errors import DataError, MachineError
-from wikillm.core.files import sha256_file
 from wikillm.data.sources.fixes import set_aside
-from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, fingerprint_of
+from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 
 SPLITS = ("train", "val")
@@ -50,8 +49,8 @@ INDEX = np.dtype(
         ("text_bytes", "<u4"),  # UTF-8 bytes of its text
     ]
 )
-_OPEN_REMOTE_FILES = 16  # a file that the cache gave up is on the disk for as long as it is mapped
-_FETCHES = 5  # of a shard that other processes remove from the cache before it is mapped
+_OPEN_REMOTE_FILES = 16  # a file that left the cache takes disk space while it is mapped
+_FETCHES = 5  # of a shard that others remove from the cache before it is mapped
 _OPEN_FILES = 128  # mapped at a time; a usual limit is 1024 descriptors per process
 
 
@@ -61,7 +60,7 @@ def shard_path(store: Path, split: str, number: int, kind: str) -> Path:
 
 
 def read_committed(store: Path) -> int:
-    """How many shards of an unfinished store, from the first, are final. Raises OSError, ValueError."""
+    """How many shards of an unfinished store are final. Raises OSError or ValueError."""
     path = store / COMMITTED_NAME
     if not path.exists():
         path = store / FORMER_COMMITTED_NAME
@@ -69,7 +68,10 @@ def read_committed(store: Path) -> int:
 
 
 class TokenStream:
-    """The tokens of one split, as one array of `n_tokens` ids. Cheap to pickle; a copy opens its own files."""
+    """The tokens of one split, as one array of `n_tokens` ids.
+
+    Cheap to pickle; a copy opens its own files.
+    """
 
     def __init__(
         self,
@@ -81,7 +83,8 @@ class TokenStream:
     ) -> None:
         """`ensure` makes a file of a remote store exist before it is mapped.
 
-        `vocabulary`: higher ids are refused when they are read; None where the shards were made here.
+        `vocabulary`: higher ids are refused when they are read; None where the shards were made
+        here.
         """
         self.n_tokens = self.n_documents = self.text_bytes = 0
         self._folder = folder
@@ -113,22 +116,13 @@ class TokenStream:
         return self.n_tokens
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
-        """The ids [start, stop), not to be written to. Raises IndexError outside 0 <= start <= stop <= n_tokens."""
+        """The ids [start, stop), read-only. Raises IndexError outside the stream."""
         self._check(start, stop)
-        shard = bisect_right(self._starts, start) - 1
-        if start < stop and stop <= self._starts[shard + 1]:  # within one shard: a view of the file
-            begin = self._starts[shard]
-            ids: npt.NDArray[np.uint32] = self._map("tok", shard)[start - begin : stop - begin]
-            self._refuse_outside(ids, self._vocabulary)
-            return ids
-        out = np.empty(stop - start, dtype=np.uint32)
-        for shard, first, last in self._parts(start, stop):
-            begin = self._starts[shard]
-            out[max(begin, start) - start : min(begin + last, stop) - start] = self._map(
-                "tok", shard
-            )[first:last]
-        self._refuse_outside(out, self._vocabulary)
-        return out
+        parts = [self._map("tok", shard)[a:b] for shard, a, b in self._parts(start, stop)]
+        # Within one shard it is a view of the file.
+        ids = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, TOKEN), *parts])
+        self.refuse_outside(ids, self._vocabulary)
+        return ids
 
     def document_ends(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
         """Positions e in (start, stop] before which a document ends: token e-1 is its EOS."""
@@ -147,20 +141,21 @@ class TokenStream:
             yield self._map("idx", shard)
 
     def count_tokens(self, vocabulary: int) -> npt.NDArray[np.int64]:
-        """How often each id below `vocabulary` occurs: the unigram statistics of the split, shape [vocabulary]."""
+        """How often each id below `vocabulary` occurs in the split, shape [vocabulary]."""
         counts = np.zeros(vocabulary, dtype=np.int64)
         for start in range(0, self.n_tokens, 1 << 22):
             ids = self.read(start, min(start + (1 << 22), self.n_tokens))
-            self._refuse_outside(ids, vocabulary)
+            self.refuse_outside(ids, vocabulary)
             counts += np.bincount(ids, minlength=vocabulary)
         return counts
 
-    def _refuse_outside(self, ids: npt.NDArray[np.uint32], vocabulary: int | None) -> None:
-        if vocabulary is None or not len(ids) or (highest := int(ids.max())) < vocabulary:
+    def refuse_outside(self, ids: npt.NDArray[np.uint32], vocabulary: int | None) -> None:
+        """Raise DataError when an id is not below `vocabulary`."""
+        if vocabulary is None or not len(ids) or int(ids.max()) < vocabulary:
             return
         raise DataError(
             "A token id lies outside the vocabulary.",
-            got=f"{highest} in {self._folder / self._split}, vocabulary of {vocabulary}",
+            got=f"{ids.max()} in {self._folder / self._split}, vocabulary of {vocabulary}",
             fix="build the store again: it is damaged, or was made with another tokenizer",
         )
 
@@ -169,7 +164,7 @@ class TokenStream:
             raise IndexError(f"tokens {start} to {stop} of a stream of {self.n_tokens}")
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Which tokens of which shards make up [start, stop): (position in the list of shards, first, last)."""
+        """(position in the list of shards, first, last) of the parts that make up [start, stop)."""
         if start == stop:
             return
         shard = bisect_right(self._starts, start) - 1
@@ -179,46 +174,42 @@ class TokenStream:
             shard += 1
 
     def _map(self, kind: str, shard: int) -> Any:
+        """A shard's file, mapped; the least recently used one is closed for it."""
         key = (kind, shard)
         if key in self._open:
             self._open.move_to_end(key)
             return self._open[key]
         path = shard_path(self._folder, self._split, self._numbers[shard], kind)
-        dtype: np.dtype[Any]
-        if kind == "idx":
-            dtype, size = INDEX, self._documents[shard] * INDEX.itemsize
-        else:
-            dtype, size = TOKEN, (self._starts[shard + 1] - self._starts[shard]) * TOKEN.itemsize
-        for left in reversed(range(_FETCHES)):
-            if self._ensure is not None:
-                self._ensure(path)
-            try:
-                # As a plain array: a slice of np.memmap itself takes ten times as long.
-                mapped = np.asarray(np.memmap(path, dtype=dtype, mode="r"))
-                break
-            except (
-                FileNotFoundError
-            ) as error:  # another process may have made room in the cache just now
-                if self._ensure is None or not left:
-                    raise _unreadable(path, error, self._ensure is not None) from None
-            except ValueError:  # empty, or no whole number of entries
-                raise _damaged(
-                    self._folder, f"{path} has {path.stat().st_size} bytes instead of {size}"
-                ) from None
-            except OSError as error:
-                raise _unreadable(path, error) from None
-        if mapped.nbytes != size:
-            raise _damaged(self._folder, f"{path} has {mapped.nbytes} bytes instead of {size}")
         tokens = self._starts[shard + 1] - self._starts[shard]
+        dtype = INDEX if kind == "idx" else TOKEN
+        size = (self._documents[shard] if kind == "idx" else tokens) * dtype.itemsize
+        mapped = self._map_file(path, dtype, size)
         if kind == "idx" and len(mapped) and int(mapped["end"][-1]) != tokens:
-            raise _damaged(
-                self._folder,
-                f"{path} speaks of {int(mapped['end'][-1])} tokens instead of {tokens}",
-            )
+            what = f"{path} indexes {int(mapped['end'][-1])} tokens instead of {tokens}"
+            raise damaged(self._folder, what)
         self._open[key] = mapped
         if len(self._open) > (_OPEN_FILES if self._ensure is None else _OPEN_REMOTE_FILES):
             self._open.popitem(last=False)
         return mapped
+
+    def _map_file(self, path: Path, dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
+        for left in reversed(range(_FETCHES)):
+            if self._ensure is not None:
+                self._ensure(path)
+            try:
+                found = path.stat().st_size
+                if found != size:
+                    what = f"{path} has {found} bytes instead of {size}"
+                    raise damaged(self._folder, what)
+                # As a plain array: a slice of np.memmap itself takes ten times as long.
+                return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
+            except FileNotFoundError as error:
+                # Another process may have made room in the cache just now.
+                if self._ensure is None or not left:
+                    raise _unreadable(path, error, self._ensure is not None) from None
+            except OSError as error:
+                raise _unreadable(path, error) from None
+        raise AssertionError("the last attempt returns or raises")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +239,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path, *, sizes: bool = False) -> Store:
-        """Open a finished store; every file must be there, with `sizes` in its length (a stat call each: for one rank).
+        """Open a finished store whose files all exist, with `sizes` in full (a stat call each).
 
         Raises DataError naming what is wrong, as reading does for a file of another length.
         """
@@ -256,25 +247,26 @@ class Store:
         try:
             manifest = Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
+            is_begun = (folder / "build.json").exists()
             raise DataError(
                 "There is no finished token store here.",
-                got=f"{path} is missing"
-                + (", the build was not finished" if (folder / "build.json").exists() else ""),
+                got=f"{path} is missing{', the build was not finished' if is_begun else ''}",
                 fix="wikillm prepare data.path=FILE (goes on where a stopped build ended)",
             ) from None
         except OSError as error:
             raise _not_accessible(path, error) from None
         except (ValueError, RecursionError) as error:
-            raise _damaged(folder, f"{path}: {error}") from None
+            raise damaged(folder, f"{path}: {error}") from None
         length = manifest.tokenizer.length
         train, val = (
             TokenStream(folder, split, manifest.shards, vocabulary=length) for split in SPLITS
         )
         store = cls(folder, manifest, train, val)
-        store._check_files(sizes=sizes)
+        store.check_files(sizes=sizes)
         return store
 
-    def _check_files(self, *, sizes: bool) -> None:
+    def check_files(self, *, sizes: bool) -> None:
+        """Raise DataError when a file is missing, or with `sizes` has another length."""
         for name in SPLITS:
             try:
                 there = set(os.listdir(self.dir / name))
@@ -290,67 +282,15 @@ class Store:
                 ):
                     path = shard_path(self.dir, name, shard.number, kind)
                     if path.name not in there:
-                        raise _damaged(self.dir, f"{path} is missing")
+                        raise damaged(self.dir, f"{path} is missing")
                     if sizes and (found := path.stat().st_size) != size:
-                        raise _damaged(self.dir, f"{path} has {found} bytes instead of {size}")
+                        raise damaged(self.dir, f"{path} has {found} bytes instead of {size}")
         if not (self.tokenizer_dir / "tokenizer.json").is_file():
-            raise _damaged(self.dir, f"{self.tokenizer_dir / 'tokenizer.json'} is missing")
+            raise damaged(self.dir, f"{self.tokenizer_dir / 'tokenizer.json'} is missing")
 
-    def verify(self, full: bool = False) -> None:
-        """Check sizes, and with `full` every sha256 and that the files hold what they should. Raises DataError.
 
-        A sha256 says that a file is the one that the manifest names; that its ids are of the vocabulary, and its documents end
-        with EOS, is looked at besides.
-        """
-        self._check_files(sizes=True)
-        if not full:
-            return
-        if fingerprint_of(self.manifest.facts) != self.manifest.fingerprint:
-            raise _damaged(
-                self.dir, f"{self.dir / MANIFEST_NAME}: the fingerprint is not that of the facts"
-            )
-        for shard in self.manifest.shards:
-            for name, split in shard.splits.items():
-                for kind, digest in (("tok", split.tok_sha256), ("idx", split.idx_sha256)):
-                    path = shard_path(self.dir, name, shard.number, kind)
-                    if sha256_file(path) != digest:
-                        raise _damaged(
-                            self.dir, f"{path}: its sha256 is not the one in the manifest"
-                        )
-                self._verify_documents(shard, name)
-        path = self.tokenizer_dir / "tokenizer.json"
-        if sha256_file(path) != self.manifest.tokenizer.sha256:
-            raise _damaged(self.dir, f"{path}: its sha256 is not the one in the manifest")
-        named, found = self.manifest.tokenizer, self.tokenizer()
-        if (named.length, named.eos_id, named.eos_token) != (
-            found.length,
-            found.eos_id,
-            found.eos_token,
-        ):
-            what = (
-                f"the manifest says {named.length} ids and EOS {named.eos_id} {named.eos_token!r}"
-            )
-            got = f"{path}: {found.length} ids and EOS {found.eos_id} {found.eos_token!r}; {what}"
-            raise _damaged(self.dir, got)
-
-    def _verify_documents(self, shard: ShardInfo, split: str) -> None:
-        path = shard_path(self.dir, split, shard.number, "idx")
-        index = np.fromfile(path, dtype=INDEX)
-        ends = index["end"].astype(np.int64)
-        tokens = shard.splits[split].tokens
-        if (np.diff(ends, prepend=0) < 1).any() or (int(ends[-1]) if len(ends) else 0) != tokens:
-            raise _damaged(
-                self.dir, f"{path}: its documents are not {tokens} tokens one after the other"
-            )
-        if len(index) and int(index["source"].max()) >= len(self.manifest.sources):
-            raise _damaged(self.dir, f"{path} names a source that the manifest does not")
-        ids = np.fromfile(shard_path(self.dir, split, shard.number, "tok"), dtype=TOKEN)
-        self.train._refuse_outside(ids, self.manifest.tokenizer.length)
-        if (ids[ends - 1] != self.manifest.tokenizer.eos_id).any():
-            raise _damaged(
-                self.dir,
-                f"{path}: a document does not end with EOS ({self.manifest.tokenizer.eos_id})",
-            )
+def damaged(folder: Path, what: str) -> DataError:
+    return DataError("A token store is damaged.", got=what, fix=set_aside(folder))
 
 
 def _not_accessible(path: Path, error: OSError) -> MachineError:
@@ -362,13 +302,9 @@ def _not_accessible(path: Path, error: OSError) -> MachineError:
 
 
 def _unreadable(path: Path, error: Exception, is_cached: bool = False) -> DataError:
-    fix = (
-        "a larger data.cache_bytes, or a data.cache of its own: others keep removing it"
-        if is_cached
-        else None
+    fix = "a larger data.cache_bytes, or a data.cache of its own: others keep removing it"
+    return DataError(
+        "A shard of the token store cannot be read.",
+        got=f"{path}: {error}",
+        fix=fix if is_cached else None,
     )
-    return DataError("A shard of the token store cannot be read.", got=f"{path}: {error}", fix=fix)
-
-
-def _damaged(folder: Path, what: str) -> DataError:
-    return DataError("A token store is damaged.", got=what, fix=set_aside(folder))

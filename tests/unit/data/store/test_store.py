@@ -15,6 +15,7 @@ from wikillm.core.errors import DataError, MachineError
 from wikillm.data.filters.documents import CleanJob
 from wikillm.data.funnel import Funnel, merged
 from wikillm.data.inspect.summary import summary_json, summary_of
+from wikillm.data.inspect.verify import verify
 from wikillm.data.prepare import build, prepare
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.prepare.shard import ShardJob
@@ -317,7 +318,7 @@ def test_a_full_disk_is_predicted(tmp_path, texts, write_source, settings, monke
 )
 def test_damage_is_found(tmp_path, texts, write_source, settings, damage):
     store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(80))))
-    store.verify(full=True)
+    verify(store)
     shard = store.dir / "train" / "00001.tok"
     content = bytearray(shard.read_bytes())
     if damage == "truncate":
@@ -338,7 +339,7 @@ def test_damage_is_found(tmp_path, texts, write_source, settings, damage):
             else text.replace('"format_version": 1', '"format_version": 99')
         )
     with pytest.raises(DataError):
-        Store.open(store.dir).verify(full=True)
+        verify(Store.open(store.dir))
 
 
 def test_opening_lists_folders_and_reading_finds_short_files(

@@ -15,6 +15,7 @@ import pytest
 from wikillm.cli.main import main
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError, MachineError
+from wikillm.data.inspect.verify import verify
 from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.read.loader import BatchShape, train_loader
 from wikillm.data.read.stored import StoredCorpus
@@ -198,22 +199,22 @@ def test_ids_outside_the_vocabulary_are_found_by_verify_and_by_training(store, c
 def test_documents_that_are_none_are_found_by_verify(store, edit, kind, message):
     rewrite(store, edit, kind)
     with pytest.raises(DataError, match=message):
-        Store.open(store).verify(full=True)
+        verify(Store.open(store))
 
 
 def test_an_index_that_speaks_of_other_tokens_ends_reading(store):
     rewrite(store, lambda index: index["end"].__setitem__(-1, 10**12), "idx")
-    with pytest.raises(DataError, match="speaks of 1000000000000 tokens"):
+    with pytest.raises(DataError, match="indexes 1000000000000 tokens"):
         Store.open(store).train.document_ends()
 
 
 def test_a_tokenizer_that_is_not_the_manifests_is_found_by_verify(store):
     change(store, lambda m: m["tokenizer"].update(eos_id=3))
     with pytest.raises(DataError, match="EOS"):
-        Store.open(store).verify(full=True)
+        verify(Store.open(store))
     change(store, lambda m: m.update(fingerprint=fingerprint_of({})))
     with pytest.raises(DataError, match="fingerprint is not that of the facts"):
-        Store.open(store).verify(full=True)
+        verify(Store.open(store))
 
 
 def test_a_manifest_that_cannot_be_read_is_not_called_damaged(store, monkeypatch):
@@ -257,4 +258,4 @@ def test_an_eos_token_of_another_type_is_an_error_of_data(store, eos):
     path = store / "tokenizer" / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": eos}))
     with pytest.raises(DataError, match="tokenizer_config.json is damaged|no end-of-text"):
-        Store.open(store).verify(full=True)
+        verify(Store.open(store))

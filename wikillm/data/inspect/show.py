@@ -1,0 +1,85 @@
+"""The n-th document or training sample of a finished store, with its position in the sources.
+
+A sample is found as in training: by seed, sequence length and shards per window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from wikillm.config.schema import Packing
+from wikillm.core.errors import ConfigError
+from wikillm.data.inspect.stats import Documents
+from wikillm.data.read.stored import StoredCorpus
+from wikillm.data.store.store import Store
+
+_EXCERPT = 2000  # characters of a text that is shown
+
+
+def show_document(store: Store, split: str, number: int) -> dict[str, Any]:
+    """The document `number` of a split: its position, ids and text (without EOS)."""
+    stream = getattr(store, split)
+    position = Documents(store, stream)[number]
+    ids = stream.read(position.first, position.end)
+    return {
+        "split": split,
+        **asdict(position),
+        "ids": ids.tolist(),
+        "text": store.tokenizer().decode(ids[:-1].tolist()),
+    }
+
+
+def show_sample(
+    store: Store,
+    number: int,
+    *,
+    sequence_length: int,
+    seed: int,
+    window_shards: int,
+    packing: Packing = "concat",
+) -> dict[str, Any]:
+    """Sample `number` of training: its targets, in order and by document, and their text."""
+    if number < 0 or sequence_length < 1:
+        raise ConfigError(
+            "A sample is counted from 0, and its length from 1.", got=f"{number}, {sequence_length}"
+        )
+    stream = store.train
+    order = StoredCorpus(store, window_shards, packing).order(sequence_length, seed)
+    documents, tokenizer = Documents(store, stream), store.tokenizer()
+    parts: list[dict[str, Any]] = []
+    for start, stop in order.target_ranges([number])[0]:
+        at, end = start + 1, stop + 1  # target t is token t + 1
+        while at < end:
+            position = documents[documents.at(at)]
+            upto = min(end, position.end)
+            text = tokenizer.decode(stream.read(at, upto).tolist())
+            parts.append({**asdict(position), "tokens": [at, upto], "text": text})
+            at = upto
+    return {
+        "sample": number,
+        "sequence_length": sequence_length,
+        "seed": seed,
+        "targets": sum(part["tokens"][1] - part["tokens"][0] for part in parts),
+        "parts": parts,
+    }
+
+
+def show_text(found: dict[str, Any]) -> str:
+    """A document or a sample as lines for the terminal; long texts are cut."""
+    lines = []
+    if "parts" in found:
+        lines.append(f"sample {found['sample']}, seed {found['seed']}: {found['targets']} targets")
+    for part in found.get("parts", [found]):
+        start, text = part["first"], part["text"]
+        first, end = part.get("tokens", (start, part["end"]))
+        if len(text) > _EXCERPT:
+            text = f"{text[:_EXCERPT]} ... ({len(text):,} characters)"
+        lines += [
+            "",
+            f"document {part['document']:,}, tokens {first - start} to {end - start} of it",
+            f"{part['source']}: byte {part['offset']:,}  "
+            f"({part['text_bytes']:,} bytes, {part['content_hash']})",
+            text,
+        ]
+    return "\n".join(lines).lstrip()
