@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,13 +98,18 @@ def parse(text: str) -> DatasetAddress:
 def fetch(text: str, cache: Cache, *, is_main: bool = True) -> list[Fetched]:
     """The files of a split, on this machine. One process asks, the others wait. (all ranks)"""
     address = parse(text)
-    site = _HuggingFace(address) if address.scheme == "hf" else _ModelScope(address)
+    # Read when huggingface_hub is imported.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    is_hf = address.scheme == "hf"
+    ask = _hf_listing if is_hf else _modelscope_listing
+    download = _hf_download if is_hf else _modelscope_download
     found = []
     with cache.exclusive(is_main, text) as asked:
-        listing, is_local = _listing(address, site, cache, asked)
+        listing, is_local = _listing(address, ask, cache, asked)
         for path, sha256 in listing.files:
             try:
-                here = site.download(listing.revision, path, sha256, is_local or is_offline())
+                is_local = is_local or is_offline()
+                here = download(address.repo, listing.revision, path, sha256, is_local)
             except MachineError:
                 raise
             except Exception as error:  # of the site's client, or of its HTTP library
@@ -119,7 +124,10 @@ def fetch(text: str, cache: Cache, *, is_main: bool = True) -> list[Fetched]:
 
 
 def _listing(
-    address: DatasetAddress, site: _HuggingFace | _ModelScope, cache: Cache, asked: float
+    address: DatasetAddress,
+    ask: Callable[[DatasetAddress], Listing],
+    cache: Cache,
+    asked: float,
 ) -> tuple[Listing, bool]:
     """The site's answer; its last one, and True, when it is silent."""
     memory = cache.folder / "hub" / f"{key_of(address.text)}.json"
@@ -132,7 +140,7 @@ def _listing(
     try:
         if is_offline():
             raise _Silent(f"downloads are switched off by one of {', '.join(OFFLINE)}")
-        listing = site.listing()
+        listing = ask(address)
     except _Silent as error:
         if known is None:
             what = "The site of a data set cannot be reached."
@@ -148,98 +156,84 @@ def _listing(
     return listing, False
 
 
-class _HuggingFace:
-    def __init__(self, address: DatasetAddress) -> None:
-        self._address = address
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+def _hf_listing(address: DatasetAddress) -> Listing:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    def listing(self) -> Listing:
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-        address = self._address
-        try:
-            info = HfApi().dataset_info(
-                address.repo, revision=address.revision, timeout=LOOKUP_SECONDS
-            )
-        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-            raise _unknown(address, error) from None
-        except Exception as error:  # of the HTTP library, whichever it is
-            raise _Silent(error) from None
-        revision = str(info.sha)
-        urls = _of_split(address, self._splits(revision))
-        start = f"hf://datasets/{address.repo}@{revision}/"
-        if outside := [url for url in urls if not url.startswith(start)]:
-            raise address.refused("A data set names files outside its repository.", outside[0])
-        return Listing(revision, tuple((url.removeprefix(start), "") for url in urls))
-
-    def _splits(self, revision: str) -> dict[str, list[str]]:
-        from datasets import load_dataset_builder
-
-        address = self._address
-        try:
-            builder = load_dataset_builder(address.repo, address.config, revision=revision)
-        except (ConnectionError, TimeoutError) as error:
-            raise _Silent(error) from None
-        except (ValueError, FileNotFoundError, RuntimeError) as error:
-            # no such config, no data, a script
-            what = "`datasets` cannot name the files of this data set."
-            fix = f"hf://{address.repo}/CONFIG, or files of it by hand: data.path=FOLDER"
-            raise address.refused(what, str(error), fix) from None
-        except Exception as error:  # of the HTTP library: a status, a cut connection
-            raise _Silent(error) from None
-        return {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
-
-    def download(self, revision: str, path: str, sha256: str, is_local: bool) -> str:
-        from huggingface_hub import hf_hub_download
-
-        return hf_hub_download(
-            self._address.repo,
-            path,
-            repo_type="dataset",
-            revision=revision,
-            local_files_only=is_local,
-        )
+    try:
+        info = HfApi().dataset_info(address.repo, revision=address.revision, timeout=LOOKUP_SECONDS)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise _unknown(address, error) from None
+    except Exception as error:  # of the HTTP library, whichever it is
+        raise _Silent(error) from None
+    revision = str(info.sha)
+    urls = _of_split(address, _hf_splits(address, revision))
+    start = f"hf://datasets/{address.repo}@{revision}/"
+    if outside := [url for url in urls if not url.startswith(start)]:
+        raise address.refused("A data set names files outside its repository.", outside[0])
+    return Listing(revision, tuple((url.removeprefix(start), "") for url in urls))
 
 
-class _ModelScope:
-    def __init__(self, address: DatasetAddress) -> None:
-        self._address = address
+def _hf_splits(address: DatasetAddress, revision: str) -> dict[str, list[str]]:
+    from datasets import load_dataset_builder
 
-    def _api(self) -> Any:
-        try:
-            from modelscope_hub.api import HubApi
-        except ImportError as error:
-            what = "modelscope:// needs a newer modelscope."
-            fix = "pip install -U 'modelscope>=1.40'"
-            raise MachineError(what, got=str(error), fix=fix) from None
-        return HubApi()
+    try:
+        builder = load_dataset_builder(address.repo, address.config, revision=revision)
+    except (ConnectionError, TimeoutError) as error:
+        raise _Silent(error) from None
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        # no such config, no data, a script
+        what = "`datasets` cannot name the files of this data set."
+        fix = f"hf://{address.repo}/CONFIG, or files of it by hand: data.path=FOLDER"
+        raise address.refused(what, str(error), fix) from None
+    except Exception as error:  # of the HTTP library: a status, a cut connection
+        raise _Silent(error) from None
+    return {str(name): list(files) for name, files in (builder.config.data_files or {}).items()}
 
-    def listing(self) -> Listing:
-        address = self._address
-        api = self._api()
-        from modelscope_hub.errors import NotExistError, PermissionDeniedError
 
-        revision = address.revision or "master"
-        try:
-            files = api.list_repo_files(address.repo, "dataset", revision=revision)
-        except (NotExistError, PermissionDeniedError) as error:
-            raise _unknown(address, error) from None
-        except Exception as error:
-            raise _Silent(error) from None
-        digests = {file.path: file.sha256 or "" for file in files if not file.is_dir}
-        paths = _of_split(address, splits_of(digests))
-        return Listing(revision, tuple((path, digests[path]) for path in paths))
+def _hf_download(repo: str, revision: str, path: str, sha256: str, is_local: bool) -> str:
+    from huggingface_hub import hf_hub_download
 
-    def download(self, revision: str, path: str, sha256: str, is_local: bool) -> str:
-        return self._api().download_file(
-            self._address.repo,
-            "dataset",
-            path,
-            revision=revision,
-            expected_sha256=sha256 or None,
-            local_files_only=is_local,
-        )
+    return hf_hub_download(
+        repo, path, repo_type="dataset", revision=revision, local_files_only=is_local
+    )
+
+
+def _modelscope() -> Any:
+    try:
+        from modelscope_hub.api import HubApi
+    except ImportError as error:
+        what = "modelscope:// needs a newer modelscope."
+        fix = "pip install -U 'modelscope>=1.40'"
+        raise MachineError(what, got=str(error), fix=fix) from None
+    return HubApi()
+
+
+def _modelscope_listing(address: DatasetAddress) -> Listing:
+    site = _modelscope()
+    from modelscope_hub.errors import NotExistError, PermissionDeniedError
+
+    revision = address.revision or "master"
+    try:
+        files = site.list_repo_files(address.repo, "dataset", revision=revision)
+    except (NotExistError, PermissionDeniedError) as error:
+        raise _unknown(address, error) from None
+    except Exception as error:
+        raise _Silent(error) from None
+    digests = {file.path: file.sha256 or "" for file in files if not file.is_dir}
+    paths = _of_split(address, splits_of(digests))
+    return Listing(revision, tuple((path, digests[path]) for path in paths))
+
+
+def _modelscope_download(repo: str, revision: str, path: str, sha256: str, is_local: bool) -> str:
+    return _modelscope().download_file(
+        repo,
+        "dataset",
+        path,
+        revision=revision,
+        expected_sha256=sha256 or None,
+        local_files_only=is_local,
+    )
 
 
 def splits_of(paths: Iterable[str]) -> dict[str, list[str]]:

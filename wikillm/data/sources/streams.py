@@ -85,49 +85,6 @@ def file_and_line(source: SourceFile, offset: int) -> str:
     return f"{source.path}:{line}"
 
 
-class _Bounded:
-    """One bz2 or xz stream; `more` says that it holds output that was not taken yet."""
-
-    def __init__(self, compression: str) -> None:
-        self._inner: Any
-        if compression == "bz2":
-            self._inner = bz2.BZ2Decompressor()
-        else:
-            self._inner = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
-
-    def feed(self, data: bytes) -> bytes:
-        return self._inner.decompress(data, PIECE_BYTES)
-
-    @property
-    def more(self) -> bool:
-        return not self.eof and not self._inner.needs_input
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def unused(self) -> bytes:
-        return self._inner.unused_data
-
-
-class _Gz(_Bounded):
-    """One gzip member. zlib checks its CRC and length."""
-
-    def __init__(self) -> None:
-        self._inner = zlib.decompressobj(wbits=31)
-        self._is_full = False
-
-    def feed(self, data: bytes) -> bytes:
-        out = self._inner.decompress(self._inner.unconsumed_tail + data, PIECE_BYTES)
-        self._is_full = len(out) == PIECE_BYTES
-        return out
-
-    @property
-    def more(self) -> bool:
-        return not self.eof and (self._is_full or bool(self._inner.unconsumed_tail))
-
-
 def _decompressed(
     source: SourceFile, file: BinaryIO, on_read: Callable[[int], None], threads: int
 ) -> Iterator[bytes]:
@@ -156,31 +113,42 @@ def _decompressed(
 
 
 def _streams(compression: str, file: BinaryIO, threads: int) -> Iterator[bytes]:
-    """All streams of a gz, bz2 or xz file, one after the other."""
+    """All streams of a gz, bz2 or xz file, one after the other. zlib checks CRC and length."""
     if compression == "bz2" and threads > 1:
         yield from decompress_in_threads(file, threads)
-
-    def make() -> _Bounded:
-        return _Gz() if compression == "gz" else _Bounded(compression)
-
-    unit = make()
+    unit = _decompressor(compression)
     is_fresh = True  # nothing was fed to `unit` yet
     while raw := file.read(PIECE_BYTES // 4):
-        while raw or unit.more:
+        has_more = False  # `unit` holds output that was not taken yet
+        while raw or has_more:
             # Zero padding may stand between and after streams.
             if is_fresh and not (raw := raw.lstrip(b"\0")):
                 break
-            out = unit.feed(raw)
-            raw = b""
-            is_fresh = False
+            out = unit.decompress(raw, PIECE_BYTES)
+            is_fresh = unit.eof
             if out:
                 yield out
             if unit.eof:
-                raw = unit.unused
-                unit = make()
-                is_fresh = True
+                raw = unit.unused_data
+                has_more = False
+                unit = _decompressor(compression)
+            elif compression == "gz":
+                raw = unit.unconsumed_tail
+                has_more = len(out) == PIECE_BYTES
+            else:
+                raw = b""
+                has_more = not unit.needs_input
     if not is_fresh:
         raise EOFError("it ends in the middle of a compressed stream: an unfinished download?")
+
+
+def _decompressor(compression: str) -> Any:
+    """Of one stream: its `decompress` gives a bounded number of bytes."""
+    if compression == "gz":
+        return zlib.decompressobj(wbits=31)
+    if compression == "bz2":
+        return bz2.BZ2Decompressor()
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
 
 
 def _zstandard(file: BinaryIO) -> Iterator[bytes]:

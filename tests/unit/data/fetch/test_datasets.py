@@ -1,6 +1,6 @@
-"""Data sets of the hubs, by the hubs' own clients against a server on loopback: pinned, the same bytes, also offline.
+"""Data sets of Hugging Face and ModelScope, by their own clients against a loopback server.
 
-The clients read their addresses from the environment when they are imported, so they run in a process of their own.
+The clients read their addresses from the environment at import, so they run in a child process.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from harness.hub_server import COMMIT, serve_hub
+from harness.dataset_server import COMMIT, serve_datasets
 
 from wikillm.core.errors import ConfigError
-from wikillm.data.fetch import datasets as hub
+from wikillm.data.fetch import datasets
 from wikillm.data.fetch.cache import Cache
 from wikillm.data.fetch.datasets import parse, splits_of
 from wikillm.data.prepare.prepare import prepare_store
@@ -100,8 +100,8 @@ def fingerprint(tmp_path, files, settings) -> str:
 
 
 def test_hugging_face_pinned_resumed_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
-    with serve_hub("org/name", files) as hub:
-        hub.cut["data/train-00001-of-00002.parquet"] = 700
+    with serve_datasets("org/name", files) as site:
+        site.cut["data/train-00001-of-00002.parquet"] = 700
         first, pinned, test, no_split, no_repo = prepared(
             tmp_path,
             tokenizer_dir,
@@ -112,27 +112,27 @@ def test_hugging_face_pinned_resumed_and_offline(tmp_path, files, fingerprint, t
                 "hf://org/name:tset",
                 "hf://no/one",
             ],
-            HF_ENDPOINT=hub.url,
+            HF_ENDPOINT=site.url,
         )
     assert first[0] == pinned[0] == fingerprint
-    assert not hub.cut, "a download was cut, and gone on with"
+    assert not site.cut, "a download was cut, and gone on with"
     assert [source[:2] for source in first[2]] == [
         [f"hf://org/name/{name}", COMMIT] for name in files if "train" in name
     ]
     assert test[1] == 30
     assert "has no split tset" in no_split and "fix: hf://org/name:test" in no_split
     assert "no such data set" in no_repo and "HF_ENDPOINT=https://hf-mirror.com" in no_repo
-    assert len([line for line in hub.log if line.startswith("GET") and "train-00000" in line]) == 1
+    assert len([line for line in site.log if line.startswith("GET") and "train-00000" in line]) == 1
 
     gone, unknown = prepared(
-        tmp_path, tokenizer_dir, ["hf://org/name", "hf://org/name:test2"], HF_ENDPOINT=hub.url
+        tmp_path, tokenizer_dir, ["hf://org/name", "hf://org/name:test2"], HF_ENDPOINT=site.url
     )
     assert gone == first, "what is here, at the revision of the last time"
     assert "cannot be reached" in unknown and "data.path=FOLDER" in unknown
 
 
 def test_modelscope_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
-    with serve_hub("org/name", files) as hub:
+    with serve_datasets("org/name", files) as site:
         first, test, no_split, no_repo = prepared(
             tmp_path,
             tokenizer_dir,
@@ -142,7 +142,7 @@ def test_modelscope_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
                 "modelscope://org/name:tset",
                 "modelscope://no/one",
             ],
-            MODELSCOPE_ENDPOINT=hub.url,
+            MODELSCOPE_ENDPOINT=site.url,
         )
     assert first[0] == fingerprint and [source[1] for source in first[2]] == ["master", "master"]
     assert test[1] == 30 and "has no split tset" in no_split
@@ -187,9 +187,9 @@ def test_splits_by_their_names():
     assert splits_of(["LICENSE"]) == {}
 
 
-def test_a_hub_that_breaks_off_is_silent_not_a_bug(monkeypatch):
-    """What the HTTP libraries raise is no subclass of the built-in ConnectionError or TimeoutError."""
-    import datasets
+def test_a_site_that_breaks_off_is_silent_not_a_bug(monkeypatch):
+    """What the HTTP libraries raise is no subclass of ConnectionError or TimeoutError."""
+    import datasets as library
 
     class ReadTimeout(Exception):
         pass
@@ -197,30 +197,29 @@ def test_a_hub_that_breaks_off_is_silent_not_a_bug(monkeypatch):
     def breaks(*_: object, **__: object) -> None:
         raise ReadTimeout("the read operation timed out")
 
-    monkeypatch.setattr(datasets, "load_dataset_builder", breaks)
-    with pytest.raises(hub._Silent, match="timed out"):
-        hub._HuggingFace(parse("hf://org/name"))._splits(COMMIT)
+    monkeypatch.setattr(library, "load_dataset_builder", breaks)
+    with pytest.raises(datasets._Silent, match="timed out"):
+        datasets._hf_splits(parse("hf://org/name"), COMMIT)
 
 
-def test_ranks_that_wait_for_a_silent_hub_do_not_ask_it_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "is_offline", lambda: False)
-    entry, cache, asked = parse("hf://org/name"), Cache(str(tmp_path)), time.time()
+def test_ranks_that_wait_for_a_silent_site_do_not_ask_it_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "is_offline", lambda: False)
+    address = parse("hf://org/name")
+    cache = Cache(str(tmp_path))
+    asked = time.time()
+    known = datasets.Listing(COMMIT, (("data/train.jsonl", ""),))
+    calls: list[str] = []
 
-    class Hub:
-        calls = 0
-        gives: hub.Listing | None = hub.Listing(COMMIT, (("data/train.jsonl", ""),))
+    def answers(address: datasets.DatasetAddress) -> datasets.Listing:
+        calls.append("answered")
+        return known
 
-        def listing(self) -> hub.Listing:
-            self.calls += 1
-            if self.gives is None:
-                raise hub._Silent("no answer")
-            return self.gives
+    def is_silent(address: datasets.DatasetAddress) -> datasets.Listing:
+        calls.append("silent")
+        raise datasets._Silent("no answer")
 
-    one = Hub()
-    assert hub._listing(entry, one, cache, time.time() + 1) == (one.gives, False)
-    known, one.gives = one.gives, None
-    assert hub._listing(entry, one, cache, time.time() + 1) == (known, True)
-    assert hub._listing(entry, one, cache, asked) == (known, True), (
-        "from the copy that is here, as the first rank"
-    )
-    assert one.calls == 2
+    assert datasets._listing(address, answers, cache, time.time() + 1) == (known, False)
+    assert datasets._listing(address, is_silent, cache, time.time() + 1) == (known, True)
+    # A rank that asked before the first one's answer takes it.
+    assert datasets._listing(address, is_silent, cache, asked) == (known, True)
+    assert calls == ["answered", "silent"]

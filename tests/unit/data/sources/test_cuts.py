@@ -1,4 +1,4 @@
-"""The borders of shards found ahead are those that reading through gives, and each shard can be read from its own."""
+"""The borders of shards found ahead are those of reading; each shard can be read from its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wikillm.data.sources import cuts as module
 from wikillm.data.sources.cuts import find_cuts
 from wikillm.data.sources.read import Cursor, read_shards
 from wikillm.data.sources.sniff import sniff
@@ -45,15 +44,13 @@ def test_lines_are_cut_as_read_without_reading_them(tmp_path_factory, files, ran
 def test_only_a_little_of_a_large_file_is_looked_at(tmp_path):
     path = tmp_path / "x.jsonl"
     rng = random.Random(1)
-    path.write_bytes(
-        b"".join(b'{"text": "' + b"a" * rng.randint(10, 5000) + b'"}\n' for _ in range(4000))
-    )
-    source = sniff(path, "auto", "text")
-    heard: list[int] = []
-    assert find_cuts([source], 1 << 20, 1 << 24, heard.append) == by_reading(
-        [source], 1 << 20, 1 << 24
-    )
-    assert heard == []  # nothing was read through
+    sizes = [rng.randint(10, 5000) for _ in range(4000)]
+    path.write_bytes(b"".join(b'{"text": "' + b"a" * size + b'"}\n' for size in sizes))
+    source = sniff(path)
+    read: list[int] = []
+    cuts = find_cuts([source], 1 << 20, 1 << 24, read.append)
+    assert cuts == by_reading([source], 1 << 20, 1 << 24)
+    assert read == []
 
 
 @pytest.mark.parametrize("blank", [1 << 16, 1 << 18])
@@ -76,11 +73,7 @@ def test_any_shard_of_any_format_is_read_from_its_cut(tmp_path, texts, write_sou
     sources = []
     for number, kind in enumerate(kinds):
         (tmp_path / str(number)).mkdir()
-        sources.append(
-            sniff(
-                write_source(tmp_path / str(number), kind, texts(80, seed=number)), "auto", "text"
-            )
-        )
+        sources.append(sniff(write_source(tmp_path / str(number), kind, texts(80, seed=number))))
     raws = list(read_shards(sources, 3000, 1 << 20))
     cuts = find_cuts(sources, 3000, 1 << 20)
     assert len(raws) > 10
@@ -94,4 +87,4 @@ def test_sources_without_records_have_no_shards(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\n\n")
     assert find_cuts([SourceFile(str(path), 2, "jsonl", "none")], 1000, 1 << 20) == ()
-    assert module.find_cuts([], 1000, 1 << 20) == ()
+    assert find_cuts([], 1000, 1 << 20) == ()

@@ -1,4 +1,4 @@
-"""What a dump says about itself is what counts: names of namespaces, schema, revisions, and that a file is no dump."""
+"""What a dump states about itself counts: namespaces, schema, revisions, and that it is no dump."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import pytest
+from harness.splitting import in_pieces
 
 from wikillm.cli.main import main
 from wikillm.core.errors import DataError
@@ -18,36 +19,28 @@ from wikillm.data.store.store import Store
 from wikillm.data.text.clean import cleaner
 from wikillm.data.types import Dropped, WikiSite
 
-SWEDISH = {
-    -2: "Media",
-    0: "",
-    1: "Diskussion",
-    2: "Användare",
-    4: "Wikipedia",
-    6: "Fil",
-    10: "Mall",
-    14: "Kategori",
-}
+SWEDISH = {-2: "Media", 0: "", 1: "Diskussion", 2: "Användare", 4: "Wikipedia"}
+SWEDISH |= {6: "Fil", 10: "Mall", 14: "Kategori"}
 PROSE = "Staden är gammal och ligger vid en flod som rinner genom landet till havet, sida {}."
 
 
 def siteinfo(names: dict[int, str], language: str = "sv") -> str:
     listed = "".join(
-        f'<namespace key="{key}" case="first-letter">{name}</namespace>'
-        if name
-        else f'<namespace key="{key}" case="first-letter" />'
+        f'<namespace key="{key}" case="first-letter"' + (f">{name}</namespace>" if name else " />")
         for key, name in names.items()
     )
     return (
-        f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="{language}">\n'
-        f"<siteinfo><sitename>Wikipedia &amp; Co</sitename><dbname>{language}wiki</dbname>"
-        f"<base>https://{language}.wikipedia.org/wiki/Main</base><namespaces>{listed}</namespaces></siteinfo>\n"
+        '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" '
+        f'xml:lang="{language}">\n<siteinfo><sitename>Wikipedia &amp; Co</sitename>'
+        f"<dbname>{language}wiki</dbname><base>https://{language}.wikipedia.org/wiki/Main</base>"
+        f"<namespaces>{listed}</namespaces></siteinfo>\n"
     )
 
 
 def revision(number: int, text: str, time: str = "") -> str:
     stamp = f"<timestamp>{time}</timestamp>" if time else ""
-    return f'<revision><id>{number}</id>{stamp}<text xml:space="preserve">{escape(text)}</text></revision>'
+    body = f'<text xml:space="preserve">{escape(text)}</text>'
+    return f"<revision><id>{number}</id>{stamp}{body}</revision>"
 
 
 def page(title: str, revisions: str, ns: int | None = 0) -> str:
@@ -68,11 +61,8 @@ def swedish_pages() -> list[str]:
 
 
 def written(folder: Path, form: str, head: str, pages: list[str]) -> Path:
-    parts = [
-        head,
-        *("".join(pages[at : at + 5]) for at in range(0, len(pages), 5)),
-        "</mediawiki>\n",
-    ]
+    fives = ("".join(pages[at : at + 5]) for at in range(0, len(pages), 5))
+    parts = [head, *fives, "</mediawiki>\n"]
     path = folder / f"wiki.xml{form}"
     if form == ".bz2":  # a stream for each part, as in multistream dumps
         path.write_bytes(b"".join(bz2.compress(part.encode()) for part in parts))
@@ -99,9 +89,8 @@ def test_each_dump_of_several_is_read_by_its_own_names(tmp_path, settings):
     (tmp_path / "sv").mkdir()
     (tmp_path / "fi").mkdir()
     sv = written(tmp_path / "sv", "", siteinfo(SWEDISH), swedish_pages())
-    fi = written(
-        tmp_path / "fi", "", siteinfo(finnish, "fi"), [page("Kaupunki", revision(1, wiki))]
-    )
+    kaupunki = page("Kaupunki", revision(1, wiki))
+    fi = written(tmp_path / "fi", "", siteinfo(finnish, "fi"), [kaupunki])
     plan = plan_store(settings(sv, fi))
     assert [site.language for site in plan.clean_job.sites] == ["sv", "fi"]
     found = texts_of(prepare_store(settings(sv, fi)))
@@ -114,31 +103,39 @@ def test_what_a_dump_says_about_its_wiki(tmp_path):
     assert (site.name, site.dbname, site.language) == ("Wikipedia & Co", "svwiki", "sv")
     assert site.base == "https://sv.wikipedia.org/wiki/Main"
     assert dict(site.namespaces) == {key: name for key, name in SWEDISH.items() if name}
-    aliases = "<mediawiki><siteinfo><namespaces><namespace key='6'>Fil</namespace><namespace case='x' key=\"6\">Bild_2</namespace>"
-    assert read_site(aliases + "<page><namespace key='1'>no</namespace>").namespaces == (
-        (6, "Fil"),
-        (6, "Bild_2"),
-    )
+    aliases = "<namespace key='6'>Fil</namespace><namespace case='x' key=\"6\">Bild_2</namespace>"
+    head = f"<mediawiki><siteinfo><namespaces>{aliases}<page><namespace key='1'>no</namespace>"
+    assert read_site(head).namespaces == ((6, "Fil"), (6, "Bild_2"))
     assert read_site("<mediawiki><siteinfo><sitename>cut o") == WikiSite()
 
 
 @pytest.mark.parametrize(
     ("title", "is_article"),
     [
-        *((title, False) for title in ("Template:甲", "Wikipedia:互助", "User talk:某", "user_talk:某", "Talk:甲", "MediaWiki:X")),
-        *((title, False) for title in ("用户:某", "模板讨论:甲", "Mall:X", "Diskussion:X", "File:x.jpg", "文件:x.jpg", "Category talk:x", "Special:X")),
-        *((title, True) for title in ("Re:從零", "CSI:甲", "甲", "Users: 乙", ":甲", "Portal: Still Alive", "2:0")),
+        *[
+            (title, False)
+            for title in ("Template:甲", "Wikipedia:互助", "User talk:某", "user_talk:某")
+        ],
+        *[
+            (title, False)
+            for title in ("Talk:甲", "MediaWiki:X", "用户:某", "模板讨论:甲", "Mall:X")
+        ],
+        *[
+            (title, False)
+            for title in ("Diskussion:X", "File:x.jpg", "文件:x.jpg", "Category talk:x")
+        ],
+        *[(title, True) for title in ("Re:從零", "CSI:甲", "甲", "Users: 乙", ":甲", "2:0")],
+        *[("Special:X", False), ("Portal: Still Alive", True)],
     ],
-)  # fmt: skip
+)
 def test_a_dump_without_ns_is_sorted_by_title(title, is_article):
     site = WikiSite(namespaces=tuple(SWEDISH.items()))
-    found = cleaner("mediawiki", "text", site)(
-        page(title, revision(1, "文" * 80), ns=None).encode(), 7
-    )
+    clean = cleaner("mediawiki", "text", site)
+    found = clean(page(title, revision(1, "文" * 80), ns=None).encode(), 7)
     assert isinstance(found, str) == is_article
     assert is_article or found.reason == "other namespace"
-    told = cleaner("mediawiki", "text", site)(page(title, revision(1, "文" * 80), ns=0).encode(), 7)
-    assert isinstance(told, str)  # where it says the number, the number counts
+    numbered = clean(page(title, revision(1, "文" * 80), ns=0).encode(), 7)
+    assert isinstance(numbered, str)  # the number counts where there is one
 
 
 @pytest.mark.parametrize(
@@ -154,33 +151,19 @@ def test_a_dump_without_ns_is_sorted_by_title(title, is_article):
     ],
 )
 def test_redirects_without_their_element(mark):
-    found = cleaner("mediawiki", "text")(
-        page("A", revision(1, f"{mark}[[B]]{'文' * 80}"), ns=None).encode(), 7
-    )
+    clean = cleaner("mediawiki", "text")
+    found = clean(page("A", revision(1, f"{mark}[[B]]{'文' * 80}"), ns=None).encode(), 7)
     assert isinstance(found, Dropped) and found.reason == "redirect"
-    item = cleaner("mediawiki", "text")(
-        page("A", revision(1, f"# 条目[[B]]{'文' * 80}"), ns=None).encode(), 7
-    )
+    item = clean(page("A", revision(1, f"# 条目[[B]]{'文' * 80}"), ns=None).encode(), 7)
     assert isinstance(item, str)
 
 
+FIRST, SECOND, THIRD = (f"{year}-01-01T00:00:00Z" for year in (2001, 2002, 2009))
 HISTORIES = {
-    "oldest first": [
-        (1, "2001-01-01T00:00:00Z"),
-        (2, "2002-01-01T00:00:00Z"),
-        (3, "2009-12-31T00:00:00Z"),
-    ],
-    "newest first": [
-        (3, "2009-12-31T00:00:00Z"),
-        (2, "2002-01-01T00:00:00Z"),
-        (1, "2001-01-01T00:00:00Z"),
-    ],
-    "in the middle": [
-        (2, "2002-01-01T00:00:00Z"),
-        (3, "2009-12-31T00:00:00Z"),
-        (1, "2001-01-01T00:00:00Z"),
-    ],
-    "same second": [(1, "2009-12-31T00:00:00Z"), (3, "2009-12-31T00:00:00Z")],
+    "oldest first": [(1, FIRST), (2, SECOND), (3, THIRD)],
+    "newest first": [(3, THIRD), (2, SECOND), (1, FIRST)],
+    "in the middle": [(2, SECOND), (3, THIRD), (1, FIRST)],
+    "same second": [(1, THIRD), (3, THIRD)],
     "no times": [(1, ""), (2, ""), (3, "")],
 }
 
@@ -190,11 +173,10 @@ HISTORIES = {
 def test_a_history_dump_gives_the_newest_revision(order, size):
     revisions = [revision(n, f"第{n}版。" + str(n) * 900, time) for n, time in HISTORIES[order]]
     history = page("甲", "".join(revisions))
-    content = f"{siteinfo(SWEDISH)}{page('乙', revision(9, '文'))}{history}{page('丙', revision(8, '文'))}</mediawiki>".encode()
+    pages = [page("乙", revision(9, "文")), history, page("丙", revision(8, "文"))]
+    content = f"{siteinfo(SWEDISH)}{''.join(pages)}</mediawiki>".encode()
     limit = 1600  # bytes: less than two revisions
-    items = list(
-        split_pages((content[i : i + size] for i in range(0, len(content), size)), 0, limit, "x")
-    )
+    items = list(split_pages(in_pieces(content, size), 0, limit, "x"))
     newest = page("甲", revision(3, "第3版。" + "3" * 900, dict(HISTORIES[order])[3])).rstrip()
     assert [item[1] and item[1].decode() for item in items][1] == newest
     assert [content[at : at + length].decode() for at, _, length in items][1] == history.rstrip()
@@ -206,27 +188,15 @@ def test_a_history_dump_keeps_its_revision_numbers_and_forgets_old_boxes(
 ):
     pages = []
     for i in range(30):
-        old = revision(100 + i, "{{消歧义}} 旧" * 9, "2003-01-01T00:00:00Z")
-        pages.append(
-            page(
-                f"条目{i}",
-                old
-                + revision(
-                    500 + i,
-                    " ".join(PROSE.format(f"新{i}-{j}") for j in range(4)),
-                    "2020-01-01T00:00:00Z",
-                ),
-            )
-        )
+        old = revision(100 + i, "{{消歧义}} 旧" * 9, FIRST)
+        text = " ".join(PROSE.format(f"新{i}-{j}") for j in range(4))
+        pages.append(page(f"条目{i}", old + revision(500 + i, text, THIRD)))
     path = written(tmp_path, ".bz2", siteinfo(SWEDISH, "zh"), pages)
     store = prepare_store(settings(path, quality="basic"))
     assert len(texts_of(store)) == 30
     assert not any("旧" in text for text in texts_of(store))
-    rows = [
-        line.split("\t")
-        for line in (store.dir / "attribution" / "00000.tsv").read_text().splitlines()
-    ]
-    assert {row[3] for row in rows} == {str(500 + i) for i in range(30)}
+    titles = (store.dir / "attribution" / "00000.tsv").read_text().splitlines()
+    assert {line.split("\t")[3] for line in titles} == {str(500 + i) for i in range(30)}
 
 
 INDEX = "".join(f"{600 + 40_000 * (i // 3)}:{10 + i}:条目: {i}\n" for i in range(90))
@@ -242,16 +212,21 @@ def test_the_index_of_a_multistream_dump_is_refused_by_name(tmp_path, form, part
     path.write_bytes(bz2.compress(INDEX.encode()) if form else INDEX.encode())
     with pytest.raises(DataError, match="index of a multistream dump") as refused:
         sniff(path, wanted)
-    assert f"zhwiki-20261101-pages-articles-multistream{part.replace('txt', 'xml')}{form}" in str(
-        refused.value.fix
-    )
+    dump = f"zhwiki-20261101-pages-articles-multistream{part.replace('txt', 'xml')}{form}"
+    assert dump in str(refused.value.fix)
     assert main(["prepare", "--wiki", str(path)]) == 4
 
 
 @pytest.mark.parametrize(
     "text",
-    ["12:30:45 开始\n12:31:02 结束\n", "600:1:a\n500:2:b\n", "一行文字\n600:1:a\n", "600:1\n601:2\n", "2026:11:27 a\n2026:11:28 b\n" + "正文"],
-)  # fmt: skip
+    [
+        "12:30:45 开始\n12:31:02 结束\n",
+        "600:1:a\n500:2:b\n",
+        "一行文字\n600:1:a\n",
+        "600:1\n601:2\n",
+        "2026:11:27 a\n2026:11:28 b\n正文",
+    ],
+)
 def test_texts_that_only_look_like_an_index_are_read(tmp_path, text):
     path = tmp_path / "log.txt"
     path.write_text(text * 3)

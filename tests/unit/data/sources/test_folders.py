@@ -1,4 +1,4 @@
-"""Folders and globs: hidden names left out, links followed once, and everything else named."""
+"""What `data.path` means: files, folders and globs; hidden names left out, links followed once."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from wikillm.config.load import load
 from wikillm.core.errors import DataError
 from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.sources import locate as module
 from wikillm.data.sources import walk
-from wikillm.data.sources.locate import locate
+from wikillm.data.sources.locate import WIKI_ZH_CANDIDATES, locate
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """corpus/a.jsonl, a hidden copy of it, and corpus/linked -> elsewhere, which has b.jsonl and a link back."""
-    for name in (
-        "corpus/a.jsonl",
-        "corpus/.ipynb_checkpoints/a-checkpoint.jsonl",
-        "elsewhere/b.jsonl",
-    ):
+    """corpus/a.jsonl, a hidden duplicate, and corpus/linked -> elsewhere (b.jsonl, a link back)."""
+    hidden = "corpus/.ipynb_checkpoints/a-checkpoint.jsonl"
+    for name in ("corpus/a.jsonl", hidden, "elsewhere/b.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         lines = [json.dumps({"text": f"{Path(name).name} document {i}"}) for i in range(50)]
         (tmp_path / name).write_text("\n".join(lines))
@@ -38,10 +37,8 @@ def names(paths: list[Path], below: Path) -> list[str]:
 
 def test_hidden_folders_are_left_out_and_links_are_followed_once(corpus, settings, capsys):
     store = prepare_store(settings(corpus))
-    assert names([Path(s.path) for s in store.manifest.sources], corpus) == [
-        "a.jsonl",
-        "linked/b.jsonl",
-    ]
+    found = [Path(source.path) for source in store.manifest.sources]
+    assert names(found, corpus) == ["a.jsonl", "linked/b.jsonl"]
     assert store.manifest.funnel.read_records == 100 and store.manifest.duplicates == 0
     assert "since they are hidden: .ipynb_checkpoints" in capsys.readouterr().out
 
@@ -72,12 +69,8 @@ def test_the_order_is_that_of_the_paths_and_a_folder_counts_where_it_lies(tmp_pa
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "a-link").symlink_to("z")
-    assert names(locate([str(tmp_path)]), tmp_path) == [
-        "a.jsonl",
-        "b/x.jsonl",
-        "b-c/x.jsonl",
-        "z/x.jsonl",
-    ]
+    wanted = ["a.jsonl", "b/x.jsonl", "b-c/x.jsonl", "z/x.jsonl"]
+    assert names(locate([str(tmp_path)]), tmp_path) == wanted
 
 
 def test_what_is_no_file_is_named(corpus, capsys):
@@ -114,7 +107,7 @@ def test_a_link_to_nothing_is_an_error_where_it_is_named_like_a_source(corpus, e
 
 @pytest.mark.parametrize("pattern", ["", "**/*.jsonl", "*/*.jsonl"])
 def test_a_folder_that_may_not_be_read_is_an_error(corpus, monkeypatch, pattern):
-    """Root may read everything, so the refusal of the system is put in by hand where root runs this."""
+    """Root may read everything, so for root the system's refusal is simulated."""
     (corpus / "closed").mkdir()
     (corpus / "closed" / "c.jsonl").write_text("x")
     (corpus / "closed").chmod(0)
@@ -153,3 +146,91 @@ def test_a_similar_name_is_proposed_only_where_it_can_be_read(tmp_path):
     with pytest.raises(DataError) as caught:
         locate([str(tmp_path / "wiki.jsonl")])
     assert caught.value.fix == f"data.path={tmp_path / 'Wiki.JSONL'}"
+
+
+def test_files_folders_and_globs_in_a_fixed_order_each_once(tmp_path):
+    wanted = ["-dash.jsonl", "[1].jsonl", "a.json", "b 北京.jsonl", "deep/c.xml-p1p42.bz2"]
+    for name in (*wanted, "notes.md", ".hidden.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert names(locate([str(tmp_path)]), tmp_path) == wanted
+    entries = [str(tmp_path / name) for name in ("a.json", "*.json*", "nothing-*.json")]
+    found = names(locate(entries), tmp_path)
+    assert (found[0], len(found)) == ("a.json", 4)
+    assert names(locate([str(tmp_path / "[1].jsonl")]), tmp_path) == ["[1].jsonl"]
+
+
+def test_text_files_of_a_folder_count_only_without_data(tmp_path, capsys):
+    for name in ("b.txt", "a.txt.xz"):
+        (tmp_path / name).write_text("x")
+    assert names(locate([str(tmp_path)]), tmp_path) == ["a.txt.xz", "b.txt"]
+    (tmp_path / "rows.parquet").write_text("x")
+    assert names(locate([str(tmp_path)]), tmp_path) == ["rows.parquet"]
+    assert "2 .txt files" in capsys.readouterr().out
+
+
+def test_a_missing_path_names_the_nearest_folder_and_a_similar_name(tmp_path):
+    (tmp_path / "zhwiki.jsonl").write_text("x")
+    with pytest.raises(DataError, match="does not exist") as caught:
+        locate([str(tmp_path / "zhwik.jsonl")])
+    assert str(tmp_path) in caught.value.got
+    assert caught.value.fix == f"data.path={tmp_path / 'zhwiki.jsonl'}"
+    with pytest.raises(DataError) as caught:
+        locate([str(tmp_path / "no" / "such" / "file.jsonl")])
+    assert f"exists is {tmp_path}" in caught.value.got
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pipe.jsonl", "FIFO"),
+        ("empty.jsonl", "empty"),
+        ("loop.jsonl", "cannot be read"),
+        ("folder", "no file"),
+        ("/dev/null", "a device"),
+        ("*.xml", "No file matches"),
+    ],
+)
+def test_what_is_no_readable_file_is_refused(tmp_path, name, message):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "readme.md").write_text("x")
+    with pytest.raises(DataError, match=message):
+        locate([str(tmp_path / name)])
+
+
+# --- the default source: Chinese Wikipedia
+
+
+def test_the_preset_and_the_search_have_the_same_places():
+    assert load("wiki-zh-120m").config.data.path == WIKI_ZH_CANDIDATES
+
+
+@pytest.mark.parametrize("paths", [[], WIKI_ZH_CANDIDATES])
+def test_without_a_path_the_newest_chinese_wikipedia_is_found(tmp_path, paths):
+    with pytest.raises(DataError, match="no Chinese Wikipedia") as caught:
+        locate(paths, root=tmp_path)
+    assert "data.path=FILE" in caught.value.fix
+    (tmp_path / "WIKI_CN").mkdir()
+    for name in ("wikipedia-zh-cn-20230101.json", "wikipedia-zh-cn-20240820.json"):
+        (tmp_path / "WIKI_CN" / name).write_text("x")
+    (tmp_path / "WIKI_CN" / "zhwiki-20240101.xml.bz2").write_text("x")
+    (found,) = locate(paths, root=tmp_path)
+    assert found.name == "wikipedia-zh-cn-20240820.json"
+
+
+def test_a_volume_is_found_after_the_folders_beside_the_run(tmp_path, monkeypatch):
+    volume = tmp_path / "data"
+    here = tmp_path / "here [1]"
+    for folder in (volume / "wiki", here / "data"):
+        folder.mkdir(parents=True)
+    places = tuple(place.replace("/data/*", f"{volume}/*") for place in WIKI_ZH_CANDIDATES)
+    monkeypatch.setattr(module, "WIKI_ZH_CANDIDATES", places)
+    monkeypatch.chdir(here)
+    for name in ("zhwiki-20240101-x.xml.bz2", "zhwiki-20250101-x.xml.bz2"):
+        (volume / "wiki" / name).write_bytes(b"x")
+    assert locate([]) == [volume / "wiki" / "zhwiki-20250101-x.xml.bz2"]
+    (here / "data" / "zhwiki-20200101-x.xml.bz2").write_bytes(b"x")
+    assert locate([]) == [Path("data/zhwiki-20200101-x.xml.bz2")]

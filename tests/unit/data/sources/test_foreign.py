@@ -1,4 +1,4 @@
-"""Files that are no source at all, whatever they are called: named by what they are."""
+"""Files that are no source, whatever their name: the error names their kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from wikillm.core.errors import DataError
-from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.sources.sniff import sniff
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 12345678\n"
 
@@ -21,23 +21,23 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b
     "name", ["x.jsonl", "x.parquet", "x.csv", "x.txt", "x.json.gz", "x.xml.bz2", "no-name"]
 )
 @pytest.mark.parametrize("compressed", [False, True])
-def test_pointers_of_git_lfs_are_named_under_any_name(tmp_path, settings, name, compressed):
+def test_pointers_of_git_lfs_are_named_under_any_name(tmp_path, name, compressed):
     folder = tmp_path / "a folder"
     folder.mkdir()
     (folder / name).write_bytes(gzip.compress(LFS) if compressed else LFS)
     for wanted in ("auto", "jsonl", "csv", "text"):
         with pytest.raises(DataError, match="Git LFS pointer") as caught:
-            prepare_store(settings(folder / name, format=wanted))
+            sniff(folder / name, wanted)
     assert caught.value.fix.startswith(f"git -C '{folder}' lfs pull --include {name}\n")
 
 
 @pytest.mark.parametrize(
     "content", [b"/annex/objects/MD5E-s3--x.jsonl\n", b"../../.git/annex/objects/a/b/x\n"]
 )
-def test_pointers_of_git_annex_are_named(tmp_path, settings, content):
+def test_pointers_of_git_annex_are_named(tmp_path, content):
     (tmp_path / "x.jsonl").write_bytes(content)
     with pytest.raises(DataError, match="git-annex pointer") as caught:
-        prepare_store(settings(tmp_path / "x.jsonl"))
+        sniff(tmp_path / "x.jsonl")
     assert caught.value.fix == f"git -C {tmp_path} annex get x.jsonl"
 
 
@@ -65,10 +65,10 @@ BINARY = {
 
 
 @pytest.mark.parametrize("name", BINARY)
-def test_binary_files_are_named_by_their_kind(tmp_path, settings, name):
+def test_binary_files_are_named_by_their_kind(tmp_path, name):
     content, message = BINARY[name]
     for file in ("x.jsonl", "x.txt", "x.bin"):
         (tmp_path / file).write_bytes(content)
         with pytest.raises(DataError, match=message) as caught:
-            prepare_store(settings(tmp_path / file))
+            sniff(tmp_path / file)
         assert caught.value.fix

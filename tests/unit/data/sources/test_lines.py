@@ -1,9 +1,12 @@
-"""LineBatch travel as runs: however a stream is cut, by pieces or by shards, the records are those of the lines one by one."""
+"""Lines travel as runs; however a stream is cut, the records are those of the lines one by one."""
 
 from __future__ import annotations
 
 import pickle
+from operator import itemgetter
 
+import pytest
+from harness.splitting import in_pieces
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -17,24 +20,27 @@ from wikillm.data.types import Item, SourceFile
 LINES = st.lists(
     st.sampled_from(
         [
-            b"",
-            b" ",
-            b"\r",
-            b"\t  ",
-            b'{"text": "a"}',
-            b'{"text": "\xe5\x8c\x97"}\r',
-            b'{"text": ',
-            b'{"text": 5}',
+            *(
+                b"",
+                b" ",
+                b"\r",
+                b"\t  ",
+                b" " * 50,
+                b" " * 60,
+                b"\xef\xbb\xbf{}",
+                b"d" * 60,
+                b"f" * 50,
+            ),
+            *(
+                b'{"text": "a"}',
+                b'{"text": "\xe5\x8c\x97"}\r',
+                b'{"text": ',
+                b'{"text": 5}',
+                b'["c"]',
+            ),
+            *(b'{"text": "   "}', b'{"text": "bbbbbbbbbb"}', b'{"text": "\xff"}'),
+            b'{"text": "' + b"e" * 60 + b'"}',
         ]
-        + [
-            b'{"text": "   "}',
-            b'{"text": "bbbbbbbbbb"}',
-            b'["c"]',
-            b'{"text": "\xff"}',
-            b"\xef\xbb\xbf{}",
-            b"d" * 60,
-        ]
-        + [b'{"text": "' + b"e" * 60 + b'"}', b" " * 60, b" " * 50, b"f" * 50]
     ),
     max_size=40,
 )
@@ -62,9 +68,7 @@ def test_any_pieces_give_the_records_of_the_lines_one_by_one_from_every_start(
 ):
     content = b"\n".join(lines) + b"\n" * ends
     expected = one_by_one(content, LIMIT)
-    items = list(
-        split_lines((content[at : at + size] for at in range(0, len(content), size)), 0, LIMIT)
-    )
+    items = list(split_lines(in_pieces(content, size), 0, LIMIT))
     assert items == expected
     if items and data is not None:
         number = data.draw(st.integers(0, len(items) - 1))
@@ -75,9 +79,7 @@ def test_any_pieces_give_the_records_of_the_lines_one_by_one_from_every_start(
 @given(LINES, st.integers(1, 200))
 def test_a_run_starts_and_ends_with_a_record_and_stands_in_the_source_as_it_is(lines, size):
     content = b"\n".join(lines)
-    for start, run, length in split_runs(
-        (content[at : at + size] for at in range(0, len(content), size)), 0, LIMIT
-    ):
+    for start, run, length in split_runs(in_pieces(content, size), 0, LIMIT):
         if run is None:
             assert length > LIMIT
             continue
@@ -89,7 +91,7 @@ def test_a_run_starts_and_ends_with_a_record_and_stands_in_the_source_as_it_is(l
 
 
 @given(LINES, st.integers(0, 40), st.integers(-1, 1), st.booleans())
-def test_a_span_is_cut_between_records_by_where_they_start(lines, number, beside, as_items):
+def test_a_batch_is_cut_between_records_by_where_they_start(lines, number, beside, as_items):
     content = b"\n".join(lines)
     found = trimmed(content, 100, LIMIT)
     if found is None:
@@ -97,14 +99,11 @@ def test_a_span_is_cut_between_records_by_where_they_start(lines, number, beside
         return
     whole = LineBatch(3, *found, LIMIT)
     batch = ItemBatch(3, whole.items()) if as_items else whole
-    at = max(
-        [item[0] for item in batch.items()][number % len(batch.items())] + beside, batch.start + 1
-    )
+    items = batch.items()
+    at = max(items[number % len(items)][0] + beside, batch.start + 1)
     head, tail = batch.cut(at)
-    assert head.items() == [item for item in batch.items() if item[0] < at]
-    assert (tail.items() if tail is not None else []) == [
-        item for item in batch.items() if item[0] >= at
-    ]
+    assert head.items() == [item for item in items if item[0] < at]
+    assert (tail.items() if tail else []) == [item for item in items if item[0] >= at]
     assert (head.start, (tail or head).end) == (batch.start, batch.end)
     assert pickle.loads(pickle.dumps(batch)) == batch
 
@@ -115,11 +114,10 @@ def what_came_of(raws: list[RawShard]) -> list[tuple]:
     found = []
     for raw in raws:
         for batch in job.batches(raw):
-            kept = [(offset, text) for offset, text in zip(batch.offsets, batch.texts, strict=True)]
-            for offset, outcome in sorted(
-                [*kept, *((offset, (payload, why)) for offset, payload, why in batch.dropped)]
-            ):
-                found.append((raw.number, raw.start, raw.end, batch.source, offset, outcome))
+            kept = zip(batch.offsets, batch.texts, strict=True)
+            dropped = ((offset, (payload, why)) for offset, payload, why in batch.dropped)
+            for outcome in sorted([*kept, *dropped], key=itemgetter(0)):
+                found.append((raw.number, raw.start, raw.end, batch.source, outcome))
     return found
 
 
@@ -138,15 +136,13 @@ def test_shards_hold_the_same_documents_and_cursors_whatever_the_pieces(
         path.write_bytes(b"\n".join(lines) + b"\n" * ends)
         sources.append(SourceFile(str(path), path.stat().st_size, "jsonl", "none"))
     whole = list(read_shards(sources, range_bytes, LIMIT))
-    before, streams.PIECE_BYTES = streams.PIECE_BYTES, size
-    try:
-        in_pieces = list(read_shards(sources, range_bytes, LIMIT))
-        assert what_came_of(in_pieces) == what_came_of(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "PIECE_BYTES", size)
+        again = list(read_shards(sources, range_bytes, LIMIT))
+        assert what_came_of(again) == what_came_of(whole)
         for raw in whole:
             again = list(read_shards(sources, range_bytes, LIMIT, raw.start, raw.number))
             assert what_came_of(again) == what_came_of(whole[raw.number :])
-    finally:
-        streams.PIECE_BYTES = before
     assert_shards_follow_from_the_records(sources, range_bytes, whole)
 
 
@@ -166,22 +162,16 @@ def assert_shards_follow_from_the_records(sources, range_bytes: int, raws: list[
             expected.append((start, end, [*records, (index, item)]))
         base += items[-1][0] + items[-1][2] if items else 0
     assert [raw.number for raw in raws] == list(range(len(raws)))
-    assert [
-        (
-            raw.start,
-            raw.end,
-            [(batch.source, item) for batch in raw.batches for item in batch.items()],
-        )
-        for raw in raws
-    ] == expected
+    for raw, (start, end, records) in zip(raws, expected, strict=True):
+        found = [(batch.source, item) for batch in raw.batches for item in batch.items()]
+        assert (raw.start, raw.end, found) == (start, end, records)
 
 
 def test_a_line_within_the_limit_that_spans_many_pieces_is_read_whole():
     line = b'{"text": "' + b"x" * 5000 + b'"}'
     content = b"\n" + line + b"\n" + line
-    assert list(
-        split_lines((content[at : at + 9] for at in range(0, len(content), 9)), 0, 6000)
-    ) == [(1, line, len(line)), (len(line) + 2, line, len(line))]
+    found = list(split_lines(in_pieces(content, 9), 0, 6000))
+    assert found == [(1, line, len(line)), (len(line) + 2, line, len(line))]
 
 
 def test_records_of_other_formats_travel_about_as_many_bytes_at_a_time():

@@ -1,4 +1,4 @@
-"""Finding, recognising, decompressing and cutting sources."""
+"""Recognising and decompressing sources in every format; damage; the cutting into shards."""
 
 from __future__ import annotations
 
@@ -6,299 +6,101 @@ import bz2
 import gzip
 import json
 import lzma
-import os
-from pathlib import Path
 
 import pyarrow
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from harness.splitting import LIMIT
+from pyarrow import parquet
 
 from wikillm.core.errors import DataError
-from wikillm.data.filters.documents import CleanJob
-from wikillm.data.sources.json_array import split_array
-from wikillm.data.sources.lines import split_lines
-from wikillm.data.sources.locate import WIKI_ZH_CANDIDATES, locate
-from wikillm.data.sources.mediawiki import split_pages
+from wikillm.data.filters.documents import TOO_LONG, CleanJob
+from wikillm.data.prepare.prepare import prepare_store
+from wikillm.data.sources import streams
 from wikillm.data.sources.read import Cursor, items_of, read_shards
 from wikillm.data.sources.sniff import check_text_key, sniff
 from wikillm.data.sources.streams import file_and_line, pieces
 from wikillm.data.text.clean import cleaner
-from wikillm.data.types import SourceFile
+from wikillm.data.types import Dropped, SourceFile
 
-LIMIT = 1 << 24
 KINDS = (
-    "plain.jsonl", "bom-crlf.jsonl", "array.json", "one-line-array.json", "wrong-name.txt.gz", "two-members.jsonl.gz",
-    "plain.jsonl.bz2", "multi-stream.jsonl.bz2", "array.json.bz2", "two-streams.jsonl.xz", "frames.jsonl.zst",
-    "table.csv", "table.tsv.zst", "rows.parquet", "dictionary.parquet",
-)  # fmt: skip
+    *("plain.jsonl", "bom-crlf.jsonl", "array.json", "one-line-array.json", "wrong-name.txt.gz"),
+    *("two-members.jsonl.gz", "plain.jsonl.bz2", "multi-stream.jsonl.bz2", "array.json.bz2"),
+    *("two-streams.jsonl.xz", "frames.jsonl.zst", "table.csv", "table.tsv.zst"),
+    *("rows.parquet", "dictionary.parquet"),
+)
 
 
 def zstd(content: bytes) -> bytes:
-    sink = pyarrow.BufferOutputStream()
-    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(content)
-    return sink.getvalue().to_pybytes()
+    return pyarrow.compress(content, "zstd", asbytes=True)
 
 
-def chunked(content: bytes, size: int):
-    return (content[i : i + size] for i in range(0, len(content), size))
+COMPRESS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd}
 
 
-# --- locate
-
-
-def test_files_folders_and_globs_in_a_fixed_order_each_once(tmp_path):
-    names = [
-        "b 北京.jsonl",
-        "-dash.jsonl",
-        "a.json",
-        "deep/c.xml-p1p42.bz2",
-        "notes.md",
-        ".hidden.jsonl",
-        "[1].jsonl",
-    ]
-    for name in names:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    found = [str(path.relative_to(tmp_path)) for path in locate([str(tmp_path)])]
-    assert found == ["-dash.jsonl", "[1].jsonl", "a.json", "b 北京.jsonl", "deep/c.xml-p1p42.bz2"]
-    again = locate(
-        [str(tmp_path / "a.json"), str(tmp_path / "*.json*"), str(tmp_path / "nothing-*.json")]
-    )
-    assert again[0].name == "a.json"
-    assert len(again) == 4
-    assert locate([str(tmp_path / "[1].jsonl")])[0].name == "[1].jsonl"
-
-
-def test_a_missing_path_names_the_nearest_folder_and_a_similar_name(tmp_path):
-    (tmp_path / "zhwiki.jsonl").write_text("x")
-    with pytest.raises(DataError, match="does not exist") as caught:
-        locate([str(tmp_path / "zhwik.jsonl")])
-    assert str(tmp_path) in caught.value.got
-    assert caught.value.fix == f"data.path={tmp_path / 'zhwiki.jsonl'}"
-    with pytest.raises(DataError) as caught:
-        locate([str(tmp_path / "no" / "such" / "file.jsonl")])
-    assert f"exists is {tmp_path}" in caught.value.got
-
-
-def test_what_is_no_readable_file_is_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe.jsonl")
-    (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "readme.md").write_text("x")
-    for name, message in (
-        ("pipe.jsonl", "FIFO"),
-        ("empty.jsonl", "empty"),
-        ("loop.jsonl", "cannot be read"),
-        ("folder", "no file"),
-    ):
-        with pytest.raises(DataError, match=message):
-            locate([str(tmp_path / name)])
-    with pytest.raises(DataError, match="a device"):
-        locate(["/dev/null"])
-    with pytest.raises(DataError, match="No file matches"):
-        locate([str(tmp_path / "*.xml")])
-
-
-def test_without_a_path_chinese_wikipedia_is_looked_for_and_only_one_file_of_it_taken(tmp_path):
-    with pytest.raises(DataError, match="no Chinese Wikipedia") as caught:
-        locate([], root=tmp_path)
-    assert "data.path=FILE" in caught.value.fix
-    (tmp_path / "WIKI_CN").mkdir()
-    for name in (
-        "wikipedia-zh-cn-20230101.json",
-        "wikipedia-zh-cn-20240820.json",
-        "zhwiki-20240101.xml.bz2",
-    ):
-        (tmp_path / "WIKI_CN" / name).write_text("x")
-    for paths in ([], WIKI_ZH_CANDIDATES):
-        assert [path.name for path in locate(paths, root=tmp_path)] == [
-            "wikipedia-zh-cn-20240820.json"
-        ]
-
-
-def test_the_preset_names_the_same_candidates():
-    import yaml
-
-    import wikillm
-
-    preset = Path(wikillm.__file__).parent / "presets" / "data" / "wiki-zh.yaml"
-    assert tuple(yaml.safe_load(preset.read_text())["data"]["path"]) == WIKI_ZH_CANDIDATES
-
-
-# --- splitting
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=12),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-
-
-@given(
-    st.lists(JSON_VALUES, max_size=6), st.integers(1, 7), st.booleans(), st.sampled_from([None, 1])
-)
-def test_array_items_come_out_whole_whatever_the_pieces(values, size, ascii_only, indent):
-    content = json.dumps(values, ensure_ascii=ascii_only, indent=indent).encode()
-    items = list(split_array(chunked(content, size), 0, LIMIT, "x"))
-    assert [json.loads(payload) for _, payload, _ in items] == values
-    for (offset, payload, length), following in zip(items, [*items, None][1:], strict=True):
-        assert content[offset : offset + length] == payload
-        rest = list(
-            split_array(chunked(content[offset + length :], size), offset + length, LIMIT, "x")
-        )
-        assert (rest[0] if rest else None) == following  # may be started after any item
-
-
-@given(
-    st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"")), max_size=8),
-    st.integers(1, 9),
-    st.integers(3, 25),
-)
-def test_lines_come_out_whole_whatever_the_pieces(lines, size, limit):
-    content = b"\n".join(lines)
-    items = list(split_lines(chunked(content, size), 0, limit))
-    expected = [line for line in lines if not line.isspace() and line or len(line) > limit]
-    assert [payload if payload is not None else length for _, payload, length in items] == [
-        line if len(line) <= limit else len(line) for line in expected
-    ]
-    assert all(content[offset : offset + length] in lines for offset, _, length in items)
-
-
-@given(
-    st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=5),
-    st.integers(1, 30),
-)
-def test_pages_come_out_whole_whatever_the_pieces(texts, size):
-    pages = [b"<page><x>" + text.replace("<", "&lt;").encode() + b"</x></page>" for text in texts]
-    content = b"<mediawiki>\n<siteinfo/>" + b"\n ".join(pages) + b"</mediawiki>"
-    items = list(split_pages(chunked(content, size), 0, LIMIT, "x"))
-    assert [payload for _, payload, _ in items] == pages
-
-
-@pytest.mark.parametrize("size", [3, 64, 1 << 20])
-def test_a_record_above_the_limit_is_counted_and_never_held(size):
-    big = "大" * 3000
-    lines = ['{"text": "a"}', json.dumps({"text": big}), '{"text": "b"}']
-    array = ("[" + ",".join(lines) + "]").encode()
-    pages = (
-        b"<mediawiki>"
-        + b"".join(f"<page>{line}</page>".encode() for line in lines)
-        + b"</mediawiki>"
-    )
-    for items in (
-        split_lines(chunked("\n".join(lines).encode(), size), 0, 100),
-        split_array(chunked(array, size), 0, 100, "x"),
-        split_pages(chunked(pages, size), 0, 100, "x"),
-    ):
-        found = list(items)
-        assert [payload is None for _, payload, _ in found] == [False, True, False]
-        assert found[1][2] >= len(lines[1])
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'[{"text": "a"}, {"te', "cut off"),
-        (b'[{"text": "a"}] {"text": "b"}', "after the end"),
-        (b'{"text": "a"}', "not a JSON array"),
-    ],
-)
-def test_damaged_arrays_are_refused(content, message):
-    with pytest.raises(DataError, match=message):
-        list(split_array(chunked(content, 5), 0, LIMIT, "x"))
-
-
-def test_a_bad_item_of_an_array_leaves_the_others_whole():
-    items = list(
-        split_array(iter([b'[{"text": nope}, 17, }x, "s", {"text": "b"}]']), 0, LIMIT, "x")
-    )
-    assert [payload for _, payload, _ in items] == [
-        b'{"text": nope}',
-        b"17",
-        b"}x",
-        b'"s"',
-        b'{"text": "b"}',
+def texts_of(path, text_key="text", wanted="auto") -> list[str | Dropped]:
+    source = sniff(path, wanted, text_key)
+    check_text_key(source, LIMIT)
+    clean = cleaner(source.format, text_key)
+    return [
+        Dropped(TOO_LONG, size) if payload is None else clean(payload, offset)
+        for offset, payload, size in items_of(source, 0, LIMIT)
     ]
 
 
-def test_xml_that_declares_entities_or_ends_early_is_refused():
-    bomb = b'<!DOCTYPE x [<!ENTITY a "aaaa">]><mediawiki><page>&a;</page></mediawiki>'
-    with pytest.raises(DataError, match="document type"):
-        list(split_pages(chunked(bomb, 7), 0, LIMIT, "x"))
-    for cut in (b"<mediawiki><page>text", b"<mediawiki><page>text</page>"):
-        with pytest.raises(DataError, match="cut off"):
-            list(split_pages(chunked(cut, 7), 0, LIMIT, "x"))
-
-
-# --- formats and damage
+# --- formats
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_gives_the_same_documents(tmp_path, texts, write_source, kind):
     expected = texts(40)
-    source = sniff(write_source(tmp_path, kind, expected))
-    check_text_key(source, LIMIT)
+    path = write_source(tmp_path, kind, expected)
+    assert texts_of(path) == [text.strip() for text in expected]
+    source = sniff(path)
     items = list(items_of(source, 0, LIMIT))
-    clean = cleaner(source.format, "text")
-    assert [clean(payload, offset) for offset, payload, _ in items] == [
-        text.strip() for text in expected
-    ]
     assert next(items_of(source, items[17][0], LIMIT)) == items[17]  # a cursor resumes there
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_mediawiki_in_utf8_and_utf16(tmp_path, mediawiki, encoding):
-    path = tmp_path / "dump"
-    path.write_bytes(
-        bz2.compress(mediawiki([("北京", 0, "文" * 80), ("甲 -> 乙", 0, "x")]).encode(encoding))
-    )
-    source = sniff(path)
+    dump = mediawiki([("北京", 0, "文" * 80), ("甲 -> 乙", 0, "x")])
+    (tmp_path / "dump").write_bytes(bz2.compress(dump.encode(encoding)))
+    source = sniff(tmp_path / "dump")
     assert source.format == "mediawiki"
-    items = list(items_of(source, 0, LIMIT))
-    assert len(items) == 2
-    assert "文".encode() * 80 in items[0][1]
+    first, _ = items_of(source, 0, LIMIT)
+    assert "文".encode() * 80 in first[1]
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd])
-def test_truncated_and_damaged_compressed_files_say_how_far_they_go(tmp_path, texts, compress):
-    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts(3000)).encode()
-    whole = compress(lines)
-    for number, content in enumerate(
-        (whole[:-20], whole[: len(whole) // 2], compress(lines) + b"garbage")
-    ):
-        path = tmp_path / f"{number}"
-        path.write_bytes(content)
-        with pytest.raises(DataError, match="damaged or cut off") as caught:
-            list(items_of(sniff(path), 0, LIMIT))
-        assert "bytes could be decompressed" in caught.value.got
+@pytest.mark.parametrize(
+    ("name", "content", "format"),
+    [
+        ("x.txt", '{"text": "a"}\n', "jsonl"),
+        ("x.csv", '[{"text": "a"}]', "json"),
+        ("x.txt", "[1] a note\n", "text"),
+        ("x.txt", "{\\rtf1 no JSON", "text"),
+        ("x.txt", "<unk> the cat", "text"),
+        ("x.tsv", "text\tb\nc\td\n", "csv"),
+    ],
+)
+def test_content_goes_before_the_name(tmp_path, name, content, format):
+    (tmp_path / name).write_text(content)
+    assert sniff(tmp_path / name).format == format
 
 
-def test_a_damaged_later_stream_of_a_bz2_file_is_not_taken_for_its_end(tmp_path):
-    first, second = bz2.compress(b'{"text": "a"}\n'), bytearray(bz2.compress(b'{"text": "b"}\n'))
-    second[len(second) // 2] ^= 0xFF
-    path = tmp_path / "x.bz2"
-    path.write_bytes(first + bytes(second))
-    with pytest.raises(DataError, match="damaged"):
-        list(items_of(SourceFile(str(path), 1, "jsonl", "bz2"), 0, LIMIT))
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "no-name"])
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [("rows.parquet", ("parquet", "none")), ("two-streams.jsonl.xz", ("jsonl", "xz"))],
+)
+def test_parquet_and_compression_are_known_under_any_name(
+    tmp_path, texts, write_source, name, kind, wanted
+):
+    write_source(tmp_path, kind, texts(9)).rename(tmp_path / name)
+    source = sniff(tmp_path / name)
+    assert (source.format, source.compression) == wanted
 
 
-def test_pieces_of_a_highly_compressed_file_stay_small(tmp_path):
-    for name, content in (
-        ("gz", gzip.compress(bytes(50 << 20))),
-        ("bz2", bz2.compress(bytes(50 << 20))),
-        ("xz", lzma.compress(bytes(50 << 20))),
-        ("zst", zstd(bytes(50 << 20))),
-    ):
-        path = tmp_path / name
-        path.write_bytes(content)
-        sizes = [len(piece) for piece in pieces(SourceFile(str(path), len(content), "jsonl", name))]
-        assert sum(sizes) == 50 << 20
-        assert max(sizes) <= 2 << 20
+GB = "\n".join('{"text": "北京是中国的首都"}' for _ in range(9))
+BIG5 = "\n".join('{"text": "臺灣的繁體字與國語"}' for _ in range(20))
 
 
 @pytest.mark.parametrize(
@@ -310,55 +112,159 @@ def test_pieces_of_a_highly_compressed_file_stay_small(tmp_path):
         (b"<html><body>404", "not a MediaWiki"),
         (b"plain text, no JSON\n" * 9, "not known"),
         (b'{\n  "text": "a"\n}\n', "several lines"),
-        ("\n".join('{"text": "北京是中国的首都"}' for _ in range(9)).encode("gb18030"), "gb18030"),
-        ("\n".join('{"text": "北京是中国的首都"}' for _ in range(9)).encode("utf-16"), "utf-16"),
+        (GB.encode("gb18030"), "gb18030"),
+        (GB.encode("utf-16"), "utf-16"),
+        (BIG5.encode("big5"), "is not UTF-8"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_its_content(tmp_path, content, message):
     path = tmp_path / "x.jsonl"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
+        sniff(path)
+    assert "UTF-8" not in message or "iconv -f" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.parquet"])
+def test_a_missing_text_key_lists_the_keys_that_are_there(tmp_path, name):
+    path = tmp_path / name
+    path.write_text('{"content": "a", "id": 1}\n' if name == "x.jsonl" else "id,content\n1,a\n")
+    if name == "x.parquet":
+        parquet.write_table(pyarrow.table({"id": [1], "content": ["a"]}), path)
+    with pytest.raises(DataError, match="'text'") as caught:
+        texts_of(path)
+    assert "id" in caught.value.got
+    assert caught.value.fix == "data.text_key=content"
+    assert texts_of(path, "content") == ["a"]
+    if name != "x.csv":
+        with pytest.raises(DataError, match="'id'"):  # numbers
+            texts_of(path, "id")
+
+
+def test_a_text_file_is_one_document_and_blocks_are_asked_for(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_bytes("\ufeff[第一章]\r\n甲\r\n\r\n乙\r\n".encode())
+    assert texts_of(path) == ["[第一章]\n甲\n\n乙"]
+    assert texts_of(path, wanted="blocks") == ["[第一章]\n甲", "乙"]
+    with pytest.raises(DataError, match="longer than one document") as caught:
+        check_text_key(sniff(path), 10)
+    assert "data.format=blocks" in caught.value.fix
+
+
+def test_rows_that_do_not_fit_are_bad_and_leave_the_others_whole(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes(b'id,text\n1,a\n2\n3,b,c\n"4"x,d\n5,\xff\n6,\n7,"open')
+    first, *dropped = texts_of(path)
+    no_row = ("not a row of this table", True)
+    assert first == "a"
+    assert [(item.reason, item.is_bad) for item in dropped] == [
+        *[no_row] * 3,
+        ("not UTF-8", True),
+        ("empty", False),
+        no_row,
+    ]
+
+
+def test_nulls_and_long_texts_of_parquet_are_counted(tmp_path):
+    path = tmp_path / "x.parquet"
+    table = pyarrow.table({"text": ["a", None, "b" * 99, "", "c"]})
+    parquet.write_table(table, path, row_group_size=2)
+    items = list(items_of(sniff(path), 0, 50))
+    assert [payload is None for _, payload, _ in items] == [False, False, True, False, False]
+    for number, (offset, _, size) in enumerate(items):
+        assert list(items_of(sniff(path), offset + size, 50)) == items[number + 1 :]
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("name", COMPRESS)
+def test_truncated_and_damaged_compressed_files_say_how_far_they_go(tmp_path, texts, name):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts(1000)).encode()
+    whole = COMPRESS[name](lines)
+    for content in (whole[:-20], whole[: len(whole) // 2], whole + b"garbage"):
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(DataError, match="damaged or cut off") as caught:
+            list(items_of(sniff(tmp_path / "x"), 0, LIMIT))
+        assert "bytes could be decompressed" in caught.value.got
+
+
+def test_a_damaged_later_stream_of_a_bz2_file_is_not_taken_for_its_end(tmp_path):
+    second = bytearray(bz2.compress(b'{"text": "b"}\n'))
+    second[len(second) // 2] ^= 0xFF
+    path = tmp_path / "x.bz2"
+    path.write_bytes(bz2.compress(b'{"text": "a"}\n') + bytes(second))
+    with pytest.raises(DataError, match="damaged"):
+        list(items_of(SourceFile(str(path), 1, "jsonl", "bz2"), 0, LIMIT))
+
+
+@pytest.mark.parametrize("name", COMPRESS)
+def test_pieces_of_a_highly_compressed_file_stay_small(tmp_path, name):
+    content = COMPRESS[name](bytes(20 << 20))
+    (tmp_path / name).write_bytes(content)
+    source = SourceFile(str(tmp_path / name), len(content), "jsonl", name)
+    sizes = [len(piece) for piece in pieces(source)]
+    assert sum(sizes) == 20 << 20
+    assert max(sizes) <= 2 << 20
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "BOMB_BYTES", 1 << 20)
+    path = tmp_path / "x.jsonl.xz"
+    path.write_bytes(lzma.compress(b'{"text": "a"}' + b"\n" * (32 << 20), preset=0))
+    with pytest.raises(DataError, match="expands more than text can") as caught:
+        list(items_of(sniff(path), 0, LIMIT))
+    assert "32.0 MiB" not in caught.value.got
+
+
+def test_an_xz_header_that_asks_for_gigabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "_XZ_MEMORY", 1 << 20)
+    path = tmp_path / "x.jsonl.xz"
+    path.write_bytes(lzma.compress(b'{"text": "a"}\n', preset=9))
+    with pytest.raises(DataError, match="Memory usage limit"):
         sniff(path)
 
 
-def test_a_missing_text_key_lists_the_keys_that_are_there(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"content": "a", "id": 1}\n')
-    with pytest.raises(DataError, match="no key 'text'") as caught:
-        check_text_key(sniff(path), LIMIT)
-    assert "content (string), id (a number)" in caught.value.got
-    assert caught.value.fix == "data.text_key=content"
-    path.write_text("[1, 2]")
-    with pytest.raises(DataError, match="JSON object"):
-        check_text_key(sniff(path), LIMIT)
+@pytest.mark.parametrize("where", ["end", "middle", "footer"])
+def test_a_damaged_parquet_file_is_refused(tmp_path, texts, write_source, settings, where):
+    path = write_source(tmp_path, "rows.parquet", texts(400))
+    content = bytearray(path.read_bytes())
+    if where == "end":
+        del content[-100:]
+    elif where == "footer":
+        content[-60:-8] = bytes(52)
+    else:
+        content[400:4000] = bytes(3600)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="Parquet file is damaged"):
+        prepare_store(settings(path))
 
 
 def test_a_line_number_is_found_from_an_offset(tmp_path):
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(b"one\ntwo\nthree\n"))
-    assert file_and_line(sniff_as(path), 8) == f"{path}:3"
-
-
-def sniff_as(path: Path) -> SourceFile:
-    return SourceFile(str(path), path.stat().st_size, "jsonl", "gz")
+    source = SourceFile(str(path), path.stat().st_size, "jsonl", "gz")
+    assert file_and_line(source, 8) == f"{path}:3"
 
 
 # --- shards
 
 
 def test_shards_are_the_same_from_every_cursor(tmp_path, texts, write_source):
-    sources = tuple(
-        sniff(write_source(tmp_path, kind, texts(60, seed=i))) for i, kind in enumerate(KINDS[:5])
-    )
+    kinds = (*KINDS[:5], "table.csv", "rows.parquet", "frames.jsonl.zst", "dictionary.parquet")
+    sources = [
+        sniff(write_source(tmp_path, kind, texts(60, seed=i))) for i, kind in enumerate(kinds)
+    ]
+    (tmp_path / "blocks").write_text("\n\n".join(texts(60, seed=20)).replace("\n\n\n", "\n"))
+    sources.append(sniff(tmp_path / "blocks", "blocks"))
     whole = list(read_shards(sources, 4000, LIMIT))
-    assert len(whole) > 5
     records = [
         (batch.source, offset)
         for raw in whole
         for batch in raw.batches
         for offset, _, _ in batch.items()
     ]
-    assert len(records) == len(set(records)) == 300
+    assert len(records) == len(set(records)) == 60 * len(sources)
     assert [raw.number for raw in whole] == list(range(len(whole)))
     for raw in whole:
         assert list(read_shards(sources, 4000, LIMIT, raw.start, raw.number)) == whole[raw.number :]
@@ -370,8 +276,6 @@ def test_a_record_too_long_reaches_its_shard_as_dropped(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a"}\n' + json.dumps({"text": "b" * 500}) + "\n")
     (raw,) = read_shards((sniff(path),), 1 << 20, 100)
-    (batch,) = CleanJob(("jsonl",), "text").batches(raw)
-    assert batch.texts == ["a"]
-    assert [(item.offset, "max_document_bytes" in item.why.reason) for item in batch.dropped] == [
-        (14, True)
-    ]
+    (cleaned,) = CleanJob(("jsonl",), "text").batches(raw)
+    assert cleaned.texts == ["a"]
+    assert [(item.offset, item.why.reason) for item in cleaned.dropped] == [(14, TOO_LONG)]

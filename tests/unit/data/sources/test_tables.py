@@ -1,10 +1,11 @@
-"""Tables with lost quotes, long cells and other delimiters: rows are kept, counted as bad, or refused by their lines."""
+"""Tables with lost quotes, long cells and other delimiters: kept, counted as bad, or refused."""
 
 from __future__ import annotations
 
 import random
 
 import pytest
+from harness.splitting import LIMIT, in_pieces
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,17 +14,14 @@ from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.sources.sniff import check_text_key, sniff
 from wikillm.data.sources.tables import columns_of, split_rows
 
-LIMIT = 1 << 24
-
 
 def table(count: int, delimiter: str, quote_at: dict[int, str], columns: int = 2) -> bytes:
-    """Rows of a number and a text; `quote_at` says where a text has a quote at its `start` or `end`."""
+    """Rows of a number and a text; `quote_at`: which texts have a quote, and where."""
     rows = [delimiter.join(["id", "text", "note", "more"][:columns])]
     for i in range(count):
         text = f"the text of row {i}; it has {i * 7} words"
-        text = {"start": f'"{text}', "end": f'{text}"', "middle": f'{text} 5" wide', "": text}[
-            quote_at.get(i, "")
-        ]
+        quoted = {"start": f'"{text}', "end": f'{text}"', "middle": f'{text} 5" wide'}
+        text = quoted.get(quote_at.get(i, ""), text)
         rows.append(delimiter.join([str(i), text, *["x"] * (columns - 2)]))
     return "\n".join([*rows, ""]).encode()
 
@@ -57,10 +55,8 @@ def test_too_many_lost_quotes_end_the_build_with_their_lines(tmp_path, settings)
     path.write_bytes(table(400, ",", dict.fromkeys(range(20, 400, 40), "start")))
     with pytest.raises(DataError, match="10 of 400 records cannot be read") as caught:
         prepare_store(settings(path))
-    assert (
-        f"{path}:22: not a row of this table: a quote in it has no partner: '20,\"the text"
-        in caught.value.got
-    )
+    reason = "not a row of this table: a quote in it has no partner: '20,\"the text"
+    assert f"{path}:22: {reason}" in caught.value.got
 
 
 def test_a_quote_in_the_middle_of_a_field_is_a_character(tmp_path, settings):
@@ -91,12 +87,10 @@ def test_a_field_that_goes_on_for_too_long_is_an_error_that_names_its_lines(
     """Of one column every line is a row: whether a quote is lost cannot be seen."""
     first = "1," if columns == "id,text" else ""
     line = "a line of a very long text without an end"
-    content = (
-        f"{columns}\n{first}short\n{first}" + '"' + f"{line}\n" * 1500 + '"\n' + f"{first}short\n"
-    )
+    content = f'{columns}\n{first}short\n{first}"' + f"{line}\n" * 1500 + f'"\n{first}short\n'
     content += "".join(f"{first}row {i}\n" for i in range(60))
     rows = split_rows(
-        (content.encode()[i : i + size] for i in range(0, len(content), size)),
+        in_pieces(content.encode(), size),
         0,
         LIMIT,
         columns_of(columns.encode()),
@@ -110,10 +104,8 @@ def test_a_field_that_goes_on_for_too_long_is_an_error_that_names_its_lines(
     cfg = settings(tmp_path / "x.csv")
     with pytest.raises(DataError, match="goes on for more than"):
         prepare_store(cfg)
-    assert (
-        prepare_store(cfg.model_copy(update={"max_field_lines": 1502})).manifest.funnel.read_records
-        == 63
-    )
+    store = prepare_store(cfg.model_copy(update={"max_field_lines": 1502}))
+    assert store.manifest.funnel.read_records == 63
 
 
 def test_a_field_without_an_end_in_a_column_alone_is_said_to_have_none(tmp_path, settings):
@@ -129,8 +121,7 @@ def test_a_field_without_an_end_in_a_column_alone_is_said_to_have_none(tmp_path,
 def test_a_line_too_long_to_be_held_is_counted_or_refused(quoted):
     big = b'"' + b"x" * 3_000_000 + (b'\n"' if quoted else b'"')
     content = b"id,text\n1," + big + b"\n2,b\n"
-    pieces = (content[i : i + 65536] for i in range(0, len(content), 65536))
-    rows = split_rows(pieces, 0, 1 << 20, columns_of(b"id,text"))
+    rows = split_rows(in_pieces(content, 65536), 0, 1 << 20, columns_of(b"id,text"))
     if quoted:
         with pytest.raises(DataError, match="goes on|too long to be held"):
             list(rows)
@@ -145,12 +136,11 @@ def test_borders_depend_neither_on_the_pieces_nor_on_the_start(seed, size, colum
     rng = random.Random(seed)
     parts = ["a", "b", ",", ",", "\n", "\n", '"', '""', "\r\n", "字"]
     header = ",".join("abc"[:columns])
-    content = (
-        header + "\n" + "".join(rng.choice(parts) for _ in range(rng.randint(0, 120)))
-    ).encode()
+    body = "".join(rng.choice(parts) for _ in range(rng.randint(0, 120)))
+    content = f"{header}\n{body}".encode()
 
     def cut(start: int, size: int) -> list:
-        pieces = (content[i : i + size] for i in range(start, len(content), size))
+        pieces = in_pieces(content[start:], size)
         return list(split_rows(pieces, start, LIMIT, columns_of(header.encode()), max_lines=6))
 
     try:
@@ -161,15 +151,10 @@ def test_borders_depend_neither_on_the_pieces_nor_on_the_start(seed, size, colum
         return
     assert cut(0, size) == whole
     assert all(payload == content[offset : offset + length] for offset, payload, length in whole)
-    between = b"".join(
-        content[low:high]
-        for low, high in zip(
-            [0, *(offset + length for offset, _, length in whole)],
-            [*(offset for offset, _, _ in whole), len(content)],
-            strict=True,
-        )
-    )
-    assert not between.strip(b"\r\n")  # nothing but line ends is in no row
+    ends = [0, *(offset + length for offset, _, length in whole)]
+    starts = [*(offset for offset, _, _ in whole), len(content)]
+    between = b"".join(content[low:high] for low, high in zip(ends, starts, strict=True))
+    assert not between.strip(b"\r\n")  # only line ends are in no row
     for number, (offset, _, _) in enumerate(whole):
         assert cut(offset, size) == whole[number:]
 

@@ -1,4 +1,4 @@
-"""The small part of the hubs' web interfaces that their clients need to read a data set, on loopback.
+"""The part of the web interfaces of Hugging Face and ModelScope that a data set needs, on loopback.
 
 Hugging Face: revision, tree and resolve of one repository at one commit. ModelScope: tree and file of a data set.
 """
@@ -20,61 +20,50 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass
-class HubServer:
-    """Serves `files` (path -> content) as the data set `repo`. `cut`: the next download of a file ends after so much."""
+class DatasetServer:
+    """Serves `files` (path -> content) as the data set `repo`.
+
+    `cut`: the next download of a file ends after so many bytes.
+    """
 
     repo: str
     files: dict[str, bytes]
     url: str = ""
-    commit: str = COMMIT
     cut: dict[str, int] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    state: HubServer
+    state: DatasetServer
 
     def _do(self) -> None:
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         address = urlsplit(self.path)
-        path, query = unquote(address.path), {k: v[0] for k, v in parse_qs(address.query).items()}
+        path = unquote(address.path)
         repo = self.state.repo
         self.state.log.append(f"{self.command} {path}")
-        if path in (
-            f"/api/datasets/{repo}",
-            f"/api/datasets/{repo}/revision/main",
-        ) or path.endswith(f"/revision/{self.state.commit}"):
-            self._json(
-                {
-                    "id": repo,
-                    "sha": self.state.commit,
-                    "siblings": [{"rfilename": f} for f in self.state.files],
-                }
-            )
-        elif path.startswith(f"/api/datasets/{repo}/tree/{self.state.commit}"):
-            self._tree(path.split(self.state.commit, 1)[1].strip("/"))
-        elif found := re.fullmatch(
-            rf"/datasets/{repo}/resolve/(main|{self.state.commit})/(.+)", path
-        ):
+        if re.fullmatch(rf"/api/datasets/{repo}(/revision/(main|{COMMIT}))?", path):
+            names = [{"rfilename": name} for name in self.state.files]
+            self._json({"id": repo, "sha": COMMIT, "siblings": names})
+        elif path.startswith(f"/api/datasets/{repo}/tree/{COMMIT}"):
+            self._tree(path.split(COMMIT, 1)[1].strip("/"))
+        elif found := re.fullmatch(rf"/datasets/{repo}/resolve/(main|{COMMIT})/(.+)", path):
             self._file(found[2])
         elif path == f"/api/v1/datasets/{repo}/repo/tree":
-            listed = [
-                {
-                    "Path": f,
-                    "Name": f,
-                    "Type": "blob",
-                    "Size": len(c),
-                    "Sha256": hashlib.sha256(c).hexdigest(),
-                }
-                for f, c in self.state.files.items()
-            ]
+            listed = [self._blob(name) for name in self.state.files]
             self._json({"Code": 200, "Success": True, "Data": {"Files": listed}})
         elif path == f"/api/v1/datasets/{repo}/repo":
-            self._file(query["FilePath"])
+            self._file(parse_qs(address.query)["FilePath"][0])
         else:
             self._missing("RepoNotFound")
 
     do_GET = do_HEAD = do_POST = _do
+
+    def _blob(self, name: str) -> dict[str, object]:
+        content = self.state.files[name]
+        digest = hashlib.sha256(content).hexdigest()
+        facts = {"Type": "blob", "Size": len(content), "Sha256": digest}
+        return {"Path": name, "Name": name, **facts}
 
     def _tree(self, below: str) -> None:
         found: dict[str, dict[str, object]] = {}
@@ -101,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         last = min(int(wanted[2]) if wanted and wanted[2] else len(content) - 1, len(content) - 1)
         self.send_response(206 if wanted else 200)
         self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", self.state.commit)
+        self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(last + 1 - first))
         if wanted:
@@ -133,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve_hub(repo: str, files: dict[str, bytes]) -> Iterator[HubServer]:
-    state = HubServer(repo, files)
+def serve_datasets(repo: str, files: dict[str, bytes]) -> Iterator[DatasetServer]:
+    state = DatasetServer(repo, files)
     with serving(_Handler, state):
         yield state
