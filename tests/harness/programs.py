@@ -79,17 +79,13 @@ def train(words: list[str], **options: Any) -> dict[str, Any]:
     _inject(options)
     resolved = load(options.pop("config", None), words, deepspeed)
     out = io.StringIO()
-    from wikillm.train.result import log_result
     from wikillm.train.run import pretrain
 
     code, message = 0, ""
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
             allow_change = options.pop("allow_change", False)
-            done = pretrain(
-                resolved, resume=options.pop("resume", "never"), allow_change=allow_change
-            )
-            log_result(done)
+            pretrain(resolved, resume=options.pop("resume", "never"), allow_change=allow_change)
         except WikiLLMError as error:
             code, message = int(error.exit_code), str(error)
     run_dir = Path(resolved.config.run.dir or "")

@@ -80,7 +80,7 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
         return 0
     world = World.from_env()
     settings = settings_of(resolved.config.train, resolved.config.run)
-    refuse_before_supervision(resolved, world)
+    refuse_before_supervision(settings.run, resolved.config.data.store, world)
     check_machine(resolved, world)
     if not is_local(world, settings):
         return _pretrain(args, resolved, signals, None)
@@ -114,10 +114,9 @@ def _pretrain(
     signals: StopSignals,
     supervisor: Supervisor | None,
 ) -> int:
-    from wikillm.train.result import log_result
     from wikillm.train.run import pretrain
 
-    result = pretrain(
+    pretrain(
         resolved,
         resume=_resume(args.resume),
         allow_change=args.allow_change,
@@ -125,7 +124,6 @@ def _pretrain(
         supervisor=supervisor,
         trust_checkpoint=args.trust_checkpoint,
     )
-    log_result(result)
     return 0
 
 

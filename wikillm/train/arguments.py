@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,22 +18,19 @@ from transformers.utils import logging as transformers_logging
 from wikillm.config.schema import TrainSection
 from wikillm.plan.run_plan import Plan
 from wikillm.plan.schedule import decay_steps
-from wikillm.train.engine import Engine
+from wikillm.train.context import PlannedRun
 
 
-def to_training_arguments(
-    train: TrainSection, plan: Plan, engine: Engine, *, seed: int, staging: Path
-) -> TrainingArguments:
-    """HF's arguments for this run; makes the process group. (all ranks)
-
-    Args:
-        staging: where checkpoints are written before they are published.
-    """
+def to_training_arguments(planned: PlannedRun) -> TrainingArguments:
+    """HF's arguments for this run; makes the process group. (all ranks)"""
+    train = planned.resolved.config.train
+    plan = planned.plan
+    engine = planned.engine
     on_gpu = torch.cuda.is_available()
     is_distributed = plan.world_size > 1 or torch.distributed.is_initialized()
     _silence_harmless_warnings()
     args = TrainingArguments(
-        output_dir=str(staging),
+        output_dir=str(planned.run.staging),  # published by CheckpointCallback
         per_device_train_batch_size=plan.micro_batch,
         per_device_eval_batch_size=train.per_device_eval_batch_size or plan.micro_batch,
         gradient_accumulation_steps=plan.accumulation,  # for DeepSpeed; WikiTrainer accumulates
@@ -51,7 +47,7 @@ def to_training_arguments(
         optim="adamw_torch_fused" if on_gpu else "adamw_torch",
         bf16=engine.precision == "bf16",
         fp16=engine.precision == "fp16",
-        seed=seed,
+        seed=planned.resolved.config.run.seed,
         deepspeed=engine.json,
         ddp_find_unused_parameters=False,
         # A lone process has no group, and naming a backend would make accelerate look for one.

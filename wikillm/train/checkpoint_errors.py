@@ -17,6 +17,7 @@ from pathlib import Path
 from wikillm.checkpoints.lineage import arrange
 from wikillm.core.errors import CheckpointError, MachineError, WikiLLMError
 from wikillm.core.faults import as_refusal
+from wikillm.core.world import World
 from wikillm.models.unpickle import refused_name
 
 _LOADERS = ("_load_", "load_checkpoint", "deepspeed_load_", "load_from_json", "load_file")
@@ -76,15 +77,14 @@ def loading(checkpoint: Path | None) -> Iterator[None]:
         ) from error
 
 
-def check_training_state(
-    checkpoint: Path, *, rank: int, world_size: int, is_deepspeed: bool
-) -> None:
+def check_training_state(checkpoint: Path, world: World, *, is_deepspeed: bool) -> None:
     """Check the files without which Hugging Face would silently start a part of the state afresh.
 
     Those hold the optimizer, the schedule and the random state. Raises CheckpointError with the
     names of missing ones. (all ranks, each its own files)
     """
-    wanted = ["trainer_state.json", "rng_state.pth" if world_size == 1 else f"rng_state_{rank}.pth"]
+    random_state = "rng_state.pth" if world.size == 1 else f"rng_state_{world.rank}.pth"
+    wanted = ["trainer_state.json", random_state]
     wanted += [] if is_deepspeed else ["optimizer.pt", "scheduler.pt"]
     missing = [name for name in wanted if not (checkpoint / name).is_file()]
     if missing:

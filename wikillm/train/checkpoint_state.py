@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from wikillm.data.read.corpus import TrainingOrder, proportions
-from wikillm.evals.loss import HeldOutLoss
+from wikillm.data.read.corpus import proportions
 from wikillm.train.context import RunContext
 from wikillm.train.resume import short_facts
 from wikillm.train.resume_keys import recorded_settings
+from wikillm.train.trainer import WikiTrainer
 
 
 def run_facts(context: RunContext) -> dict[str, Any]:
@@ -41,25 +41,20 @@ def run_facts(context: RunContext) -> dict[str, Any]:
 
 
 def checkpoint_state(
-    context: RunContext,
-    order: TrainingOrder,
-    *,
-    step: int,
-    consumed_samples: int,
-    train_seconds: float,
-    save_seconds: float,
-    held_out: HeldOutLoss | None,
+    trainer: WikiTrainer, step: int, train_seconds: float, save_seconds: float
 ) -> dict[str, Any]:
     """The content of wikillm_state.json: facts, progress, and the settings of this start."""
+    context = trainer.context
+    samples = trainer.consumed_samples
     return {
         **run_facts(context),
         "step": step,
-        "consumed_samples": consumed_samples,
-        "data_read": context.corpus.data_read(order, consumed_samples),
+        "consumed_samples": samples,
+        "data_read": context.corpus.data_read(trainer.data.order, samples),
         "run": context.identity["id"],
         "tracker": context.identity["tracker"],
         "train_seconds": train_seconds,
         "save_seconds": save_seconds,
-        "held_out": held_out.to_json() if held_out else None,
+        "held_out": trainer.held_out.to_json() if trainer.held_out else None,
         "settings": recorded_settings(context.resolved.config),
     }

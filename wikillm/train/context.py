@@ -1,4 +1,4 @@
-"""What the parts of a started run share."""
+"""What the parts of a run share: first what is planned, then what has been started."""
 
 from __future__ import annotations
 
@@ -9,31 +9,54 @@ from wikillm.config.load import Resolved
 from wikillm.core.world import World
 from wikillm.data.read.corpus import Corpus
 from wikillm.observe.peak import PeakMemory
+from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.run_plan import Plan
 from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.signals import StopSignals
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.engine import Engine
+from wikillm.train.resume import ResumePoint
 from wikillm.train.run_dir import RunDir
 
 
 @dataclass(frozen=True, slots=True)
-class RunContext:
-    """A run whose configuration, data, ranks and folder have been checked. (all ranks)
+class PlannedRun:
+    """What is known of a run before its process group exists. (all ranks)"""
+
+    resolved: Resolved
+    world: World
+    run: RunDir
+    corpus: Corpus
+    plan: Plan
+    engine: Engine
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """The size of one checkpoint on the disk."""
+        train = self.resolved.config.train
+        written = Written(
+            self.engine.precision,
+            self.engine.zero_stage,
+            train.optimizer == "muon",
+            train.ema_decay > 0,
+            self.world.size,
+        )
+        return checkpoint_bytes(self.resolved.config.model, self.plan.vocab_size, written)
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext(PlannedRun):
+    """A run whose ranks agree on folder and checkpoint. (all ranks)
 
     Attributes:
         identity: the run's id and tracker id, from RUN/run.json.
         peak: counts memory from the moment before the model was built.
+        point: the checkpoint to resume from.
     """
 
-    resolved: Resolved
-    plan: Plan
-    engine: Engine
-    corpus: Corpus
-    world: World
-    run: RunDir
     identity: dict[str, Any]
     group: ControlGroup
     signals: StopSignals
     heartbeat: Heartbeat
     peak: PeakMemory
+    point: ResumePoint | None

@@ -18,12 +18,11 @@ from wikillm.config.deepspeed_resolve import resolve_deepspeed
 from wikillm.config.environment_variables import RunNeeds, clean_environment
 from wikillm.config.precision import Precision, resolve_precision
 from wikillm.config.resolved import Resolved
-from wikillm.config.schema import ModelSection, RunConfig, TrainSection
+from wikillm.config.schema import RunConfig, TrainSection
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_loss_kernel
 from wikillm.plan.batch import split_batch
-from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.recipe import check_recipe
 from wikillm.plan.run_plan import Plan, RankGpu
 
@@ -61,16 +60,6 @@ def gpu_of_rank(train: TrainSection, world: World) -> RankGpu | None:
     gpus = range(torch.cuda.device_count())
     smallest = min(torch.cuda.get_device_properties(gpu).total_memory for gpu in gpus)
     return RankGpu(smallest, world.local_size, precision_here(train.precision))
-
-
-def bytes_per_checkpoint(
-    model: ModelSection, train: TrainSection, plan: Plan, engine: Engine
-) -> int:
-    """The size of one checkpoint on the disk."""
-    is_muon = train.optimizer == "muon"
-    has_average = train.ema_decay > 0
-    written = Written(engine.precision, engine.zero_stage, is_muon, has_average, plan.world_size)
-    return checkpoint_bytes(model, plan.vocab_size, written)
 
 
 def check_engine(resolved: Resolved, world: World) -> None:

@@ -1,14 +1,6 @@
-"""What is known of a run before its process group exists: data, plan and engine.
-
-`--dry-run` shows it.
-"""
+"""Plans a run before its process group exists; `--dry-run` stops after it."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
 from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.config.load import Resolved
@@ -17,26 +9,12 @@ from wikillm.data.read.corpus import Corpus
 from wikillm.data.read.open import open_corpus
 from wikillm.export.foresee import foresee_export
 from wikillm.plan.run_plan import Plan, make_plan
-from wikillm.train.engine import (
-    Engine,
-    bytes_per_checkpoint,
-    check_engine,
-    gpu_of_rank,
-    resolve_engine,
-)
+from wikillm.supervise.supervisor import settings_of
+from wikillm.train.context import PlannedRun
+from wikillm.train.engine import check_engine, gpu_of_rank, resolve_engine
 from wikillm.train.run_dir import RunDir
 from wikillm.train.start_records import write_start_records
 from wikillm.train.start_summary import log_start_summary
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedRun:
-    """`replan(done=(steps, samples))` makes the plan of a run that goes on from a checkpoint."""
-
-    corpus: Corpus
-    plan: Plan
-    engine: Engine
-    replan: Callable[..., Plan]
 
 
 def plan_run(resolved: Resolved, world: World, corpus: Corpus) -> PlannedRun:
@@ -44,34 +22,39 @@ def plan_run(resolved: Resolved, world: World, corpus: Corpus) -> PlannedRun:
     cfg = resolved.config
     if world.is_main:
         foresee_export(corpus.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
-    replan = partial(
-        make_plan,
+    plan = plan_on(corpus, resolved, world)
+    run = RunDir(settings_of(cfg.train, cfg.run).run)
+    return PlannedRun(resolved, world, run, corpus, plan, resolve_engine(cfg, plan, world))
+
+
+def plan_on(
+    corpus: Corpus, resolved: Resolved, world: World, done: tuple[int, int] | None = None
+) -> Plan:
+    """The plan; `done` are the steps and samples that a checkpoint was trained on."""
+    train = resolved.config.train
+    return make_plan(
         resolved,
         world_size=world.size,
         tokenizer_length=corpus.manifest.tokenizer.length,
         train_tokens=corpus.train_tokens,
-        epoch=corpus.epoch_sizes(cfg.train.sequence_length),
-        gpu=gpu_of_rank(cfg.train, world),
+        epoch=corpus.epoch_sizes(train.sequence_length),
+        gpu=gpu_of_rank(train, world),
+        done=done,
     )
-    plan = replan()
-    return PlannedRun(corpus, plan, resolve_engine(cfg, plan, world), replan)
 
 
-def open_run(run: RunDir, resolved: Resolved, planned: PlannedRun) -> None:
+def open_run(planned: PlannedRun) -> None:
     """Identify the run in its claimed directory and log the start summary. (rank 0)
 
     A directory without checkpoints gets its records here; otherwise they follow when the checkpoint
     has been accepted. Raises MachineError where not one checkpoint fits on the disk.
     """
-    cfg = resolved.config
-    plan = planned.plan
-    engine = planned.engine
-    size = bytes_per_checkpoint(cfg.model, cfg.train, plan, engine)
-    run.check_room(size, cfg.train.save_total_limit)
+    run = planned.run
+    run.check_room(planned.checkpoint_bytes, planned.resolved.config.train.save_total_limit)
     run.identify()
     if not list_checkpoints(run.checkpoints):
-        write_start_records(run, resolved, plan, engine, planned.corpus)
-    log_start_summary(run, resolved, plan, engine, planned.corpus)
+        write_start_records(planned)
+    log_start_summary(planned)
 
 
 def dry_run(resolved: Resolved) -> None:
@@ -79,9 +62,7 @@ def dry_run(resolved: Resolved) -> None:
 
     Prepares the token store; writes no run directory.
     """
-    cfg = resolved.config
     world = World.from_env()
     check_engine(resolved, world)
-    planned = plan_run(resolved, world, open_corpus(cfg.data, is_main=world.is_main))
-    run = RunDir(Path(cfg.run.dir or f"runs/{cfg.run.name}"))
-    log_start_summary(run, resolved, planned.plan, planned.engine, planned.corpus)
+    corpus = open_corpus(resolved.config.data, is_main=world.is_main)
+    log_start_summary(plan_run(resolved, world, corpus))

@@ -27,13 +27,12 @@ from wikillm.supervise.signals import StopSignals, installed
 from wikillm.supervise.supervisor import Supervisor, settings_of, supervise
 from wikillm.train.arguments import follow_plan, to_training_arguments
 from wikillm.train.collectives import ControlGroup
-from wikillm.train.context import RunContext
+from wikillm.train.context import PlannedRun, RunContext
 from wikillm.train.engine import check_engine, start_engine
 from wikillm.train.exit import ending, record_exit
-from wikillm.train.planned_run import PlannedRun, open_run, plan_run
-from wikillm.train.result import TrainResult
+from wikillm.train.planned_run import open_run, plan_on, plan_run
 from wikillm.train.resume import ResumeOptions, ResumePoint, agree_on_resume_point
-from wikillm.train.run_dir import RunDir, refuse_before_supervision
+from wikillm.train.run_dir import refuse_before_supervision
 from wikillm.train.start_checks import check_shared_folder, check_world, limit_threads
 from wikillm.train.start_summary import log_new_horizon
 from wikillm.train.training import train
@@ -48,7 +47,7 @@ def pretrain(
     trust_checkpoint: bool = False,
     signals: StopSignals | None = None,
     supervisor: Supervisor | None = None,
-) -> TrainResult:
+) -> None:
     """Train until the horizon or a stop request. (all ranks)
 
     Args:
@@ -66,15 +65,15 @@ def pretrain(
         if signals is None:
             signals = stack.enter_context(installed())
         # Mistakes that need neither the data nor the other ranks are reported first.
-        refuse_before_supervision(resolved, world)
+        settings = settings_of(resolved.config.train, resolved.config.run)
+        refuse_before_supervision(settings.run, resolved.config.data.store, world)
         limit_threads(world, os.cpu_count() or 1)
         check_engine(resolved, world)
         if supervisor is None:
-            watching = settings_of(resolved.config.train, resolved.config.run)
-            starting = supervise(world, watching, lambda: facts_of_this_node(to_yaml(resolved)))
-            supervisor = stack.enter_context(starting)
+            watching = supervise(world, settings, lambda: facts_of_this_node(to_yaml(resolved)))
+            supervisor = stack.enter_context(watching)
             stack.enter_context(signals.as_error())
-        return _pretrain(resolved, world, signals, supervisor, options)
+        _pretrain(resolved, world, signals, supervisor, options)
 
 
 def _pretrain(
@@ -83,59 +82,59 @@ def _pretrain(
     signals: StopSignals,
     supervisor: Supervisor,
     options: ResumeOptions,
-) -> TrainResult:
+) -> None:
     cfg = resolved.config
     heartbeat = supervisor.heartbeat
 
     # Data, plan and engine: all that can be refused before a process group exists.
     heartbeat.enter("store")
     in_epochs = cfg.train.num_train_epochs is not None
-    planned = plan_run(resolved, world, open_run_corpus(cfg.data, world, in_epochs=in_epochs))
-    run = RunDir(supervisor.settings.run)
+    corpus = open_run_corpus(cfg.data, world, in_epochs=in_epochs)
+    planned = plan_run(resolved, world, corpus)
+    run = planned.run
 
     heartbeat.enter("engine")
-    closing = ending(run.path, world, cfg.train.exit_timeout_seconds, planned.corpus.close)
+    closing = ending(run.path, world, cfg.train.exit_timeout_seconds, corpus.close)
     with closing as end, supervisor.explains(), signals.as_error():
         # Rank 0 owns the run directory; a process that ends before training records why there.
         if world.is_main:
             end.lock = run.claim(resume=options.resume != "never")
-            open_run(run, resolved, planned)
+            open_run(planned)
             supervisor.at(run.path, run.log_file(0))
         signals.before_exit = lambda error: record_exit(run.path, error, rank=world.rank, step=None)
 
         # The process group, then agreement on ranks, folder and checkpoint.
         start_engine(world, planned.engine)
-        args = to_training_arguments(
-            cfg.train, planned.plan, planned.engine, seed=cfg.run.seed, staging=run.staging
-        )
+        args = to_training_arguments(planned)
         end.group = group = ControlGroup()
         log_to_file(run.log_file(world.rank), clean=without_queries)
         check_world(args, world, group, planned.plan.micro_batch)
         identity = check_shared_folder(run, group)
         supervisor.at(run.path, run.log_file(world.rank))
         point = agree_on_resume_point(run.checkpoints, options.resume, group, is_main=world.is_main)
-        plan = _plan_from(point, planned, args, cfg.train)
+        plan = _plan_from(point, planned, args)
 
+        # The model, under the DeepSpeed configuration that `args` keeps alive.
         heartbeat.enter("model")
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
-        eos_id = planned.corpus.manifest.tokenizer.eos_id
+        eos_id = corpus.manifest.tokenizer.eos_id
         model = build_model(cfg.model, plan.vocab_size, args, eos_id=eos_id, seed=cfg.run.seed)
         z_loss = _patch(model, args, cfg.train, plan)
-
         context = RunContext(
-            resolved=resolved,
-            plan=plan,
-            engine=planned.engine,
-            corpus=planned.corpus,
-            world=world,
-            run=run,
+            resolved,
+            world,
+            run,
+            corpus,
+            plan,
+            planned.engine,
             identity=identity,
             group=group,
             signals=signals,
             heartbeat=heartbeat,
             peak=peak,
+            point=point,
         )
-        return train(context, model, args, z_loss, point, options, end)
+        train(context, model, args, z_loss, options, end)
 
 
 def _patch(
@@ -151,14 +150,13 @@ def _patch(
     )
 
 
-def _plan_from(
-    point: ResumePoint | None, planned: PlannedRun, args: TrainingArguments, train: TrainSection
-) -> Plan:
+def _plan_from(point: ResumePoint | None, planned: PlannedRun, args: TrainingArguments) -> Plan:
     """The plan; on resume it counts what the checkpoint was trained on, whatever its batch was."""
     if point is None:
         return planned.plan
-    plan = planned.replan(done=(point.step, point.consumed_samples))
+    done = (point.step, point.consumed_samples)
+    plan = plan_on(planned.corpus, planned.resolved, planned.world, done)
     if plan != planned.plan:
-        follow_plan(args, train, plan)
+        follow_plan(args, planned.resolved.config.train, plan)
         log_new_horizon(plan)
     return plan

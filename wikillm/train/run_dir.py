@@ -27,7 +27,6 @@ from typing import Any
 
 from wikillm.checkpoints.layout import STAGING, list_checkpoints
 from wikillm.checkpoints.retention import clear_leftovers, room_to_come
-from wikillm.config.resolved import Resolved
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError, StoppedError
 from wikillm.core.files import nearest_existing, write_json
 from wikillm.core.lock import FileLock
@@ -42,7 +41,6 @@ from wikillm.observe.redact import (
 )
 from wikillm.observe.swanlab import new_run_id
 from wikillm.supervise.records import stop_path
-from wikillm.supervise.supervisor import settings_of
 
 _OWN_NAMES = """
     config.resolved.yaml ds_config.resolved.json plan.json environment.json run.json data.json
@@ -212,9 +210,10 @@ class RunDir:
             ) from None
 
 
-def refuse_before_supervision(resolved: Resolved, world: World) -> None:
-    """Refuse what can be refused before the directory is written or other ranks are met. (all
-    ranks)
+def refuse_before_supervision(run: Path, store: str | None, world: World) -> None:
+    """Refuse what can be refused before the directory is written or other ranks are met.
+
+    (all ranks)
 
     Raises:
         ConfigError: the run directory holds other files.
@@ -222,10 +221,7 @@ def refuse_before_supervision(resolved: Resolved, world: World) -> None:
     """
     world.check_meeting_place()
     if world.is_main:
-        store = resolved.config.data.store
-        RunDir(settings_of(resolved.config.train, resolved.config.run).run).refuse_foreign(
-            Path(store) if store else None
-        )
+        RunDir(run).refuse_foreign(Path(store) if store else None)
 
 
 def _name_below(folder: Path, path: Path | None) -> str:

@@ -4,23 +4,20 @@ setting.
 
 from __future__ import annotations
 
-from wikillm.config.load import Resolved
 from wikillm.core.log import say
 from wikillm.core.units import format_count
 from wikillm.data.order.blocks import SourceUse
-from wikillm.data.read.corpus import Corpus
 from wikillm.plan.batch import name_ranks
 from wikillm.plan.run_plan import Plan
-from wikillm.train.engine import Engine
-from wikillm.train.run_dir import RunDir
+from wikillm.train.context import PlannedRun
 
 
-def log_start_summary(
-    run: RunDir, resolved: Resolved, plan: Plan, engine: Engine, corpus: Corpus
-) -> None:
+def log_start_summary(planned: PlannedRun) -> None:
     """Log the plan in a few lines. (rank 0)"""
-    cfg = resolved.config
-    say(f"run        {run.path}")
+    cfg = planned.resolved.config
+    plan = planned.plan
+    engine = planned.engine
+    say(f"run        {planned.run.path}")
     say(
         f"model      {cfg.model.preset}: {format_count(plan.parameters)} parameters "
         f"({plan.parameters:,}), vocabulary {plan.vocab_size:,}"
@@ -41,7 +38,7 @@ def log_start_summary(
             f"           from {first:,} tokens, full after {ramp.steps:,} steps ({ramp.describe()})"
         )
     say(_horizon(plan))
-    order = corpus.order(plan.sequence_length, cfg.run.seed)
+    order = planned.corpus.order(plan.sequence_length, cfg.run.seed)
     for use in order.used(ramp.sequences_before(plan.max_steps)):
         say(f"source     {source_line(use)}")
     for note in (*plan.notes, *engine.notes):

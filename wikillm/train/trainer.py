@@ -23,16 +23,13 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from wikillm.config.schema import TrainSection
 from wikillm.core.errors import CheckpointError, WikiLLMError
 from wikillm.data.read.corpus import NamedStream
 from wikillm.data.read.loader import eval_loader, to_device, train_loader
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
-from wikillm.supervise.heartbeat import Heartbeat
-from wikillm.supervise.signals import StopSignals
 from wikillm.train.checkpoint_errors import loading, saving
-from wikillm.train.collectives import ControlGroup
+from wikillm.train.context import RunContext
 from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.pinned import PinnedCopy
 from wikillm.train.reapply_settings import StartSettings
@@ -56,26 +53,18 @@ class WikiTrainer(Trainer):
         model: PreTrainedModel,
         args: TrainingArguments,
         data: RunData,
-        control_group: ControlGroup,
-        signals: StopSignals,
-        heartbeat: Heartbeat,
-        *,
-        first_step: int = 0,
-        consumed_samples: int = 0,
+        context: RunContext,
         z_loss: ZLoss | None = None,
-        muon: TrainSection | None = None,
     ) -> None:
         args.gradient_accumulation_steps = 1  # for HF a step is one batch, see get_batch_samples
         super().__init__(model=model, args=args)
         self.remove_callback(PrinterCallback)
         self.data = data
-        self.control_group = control_group
-        self.signals = signals
-        self.heartbeat = heartbeat
-        self.first_step = first_step
-        self._consumed_before = consumed_samples
+        self.context = context
+        point = context.point
+        self.first_step = point.step if point else 0
+        self._consumed_before = point.consumed_samples if point else 0
         self.data_seconds = 0.0
-        self.muon = muon
         self.z_loss = z_loss
         self.z_loss_sum = torch.zeros((), device=args.device)
         self._norm_copy = PinnedCopy()
@@ -104,11 +93,12 @@ class WikiTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """HF's AdamW, or Muon with AdamW for what is no hidden matrix."""
-        if self.muon is None or self.optimizer is not None:
+        train = self.context.resolved.config.train
+        if train.optimizer != "muon" or self.optimizer is not None:
             created: torch.optim.Optimizer = super().create_optimizer(model)
             return created
         target: Any = self.model if model is None else model
-        groups = parameter_groups(target, self.get_decay_parameter_names(target), self.muon)
+        groups = parameter_groups(target, self.get_decay_parameter_names(target), train)
         self.optimizer = build_muon(groups, under_deepspeed=self.is_deepspeed_enabled)
         return self.optimizer
 
@@ -121,10 +111,7 @@ class WikiTrainer(Trainer):
         return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """HF's, then this start's rates, decay and intervals again.
-
-        DeepSpeed has loaded its own.
-        """
+        """HF's (DeepSpeed has loaded its own), then this start's rates and intervals again."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self._start_settings is not None:
             self._start_settings.reapply(self.optimizer, self.lr_scheduler)
@@ -135,10 +122,7 @@ class WikiTrainer(Trainer):
         self._random_state_in = checkpoint
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse weights that are missing or unknown, of which HF warns.
-
-        A tied one is stored once.
-        """
+        """Refuse missing or unknown weights, of which HF warns. A tied one is stored once."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         missing = [name for name in load_result.missing_keys if name not in tied]
         if missing or load_result.unexpected_keys:
@@ -178,9 +162,9 @@ class WikiTrainer(Trainer):
         first = self.consumed_samples
         stop = first + shape.global_batch_at(self.state.global_step)
         if self.state.global_step < self.args.max_steps:
-            self.heartbeat.enter("supply")
+            self.context.heartbeat.enter("supply")
             self.data.wait_for(stop)
-        self.heartbeat.enter("data")
+        self.context.heartbeat.enter("data")
         micro_steps = range(shape.accumulation_at(self.state.global_step))
         batches = [batch for _, batch in zip(micro_steps, epoch_iterator, strict=False)]
         self.data_seconds += time.perf_counter() - start
@@ -239,7 +223,7 @@ class WikiTrainer(Trainer):
         """
         if self.z_loss is None:
             return None
-        total = self.control_group.sum(float(self._z_loss_host))[0]
+        total = self.context.group.sum(float(self._z_loss_host))[0]
         self.z_loss_sum.zero_()
         return total / self.accelerator.num_processes / max(1, steps)
 
@@ -304,7 +288,7 @@ class WikiTrainer(Trainer):
             loader,
             bytes_per_token=stream.bytes_per_token,
             device=self.args.device,
-            sum_over_ranks=self.control_group.sum,
+            sum_over_ranks=self.context.group.sum,
             should_stop=self._should_stop_evaluating,
         )
 
@@ -313,5 +297,5 @@ class WikiTrainer(Trainer):
 
         (all ranks)
         """
-        self.heartbeat.progress()
-        return self.control_group.any(self.signals.received is not None)[0]
+        self.context.heartbeat.progress()
+        return self.context.group.any(self.context.signals.received is not None)[0]

@@ -13,42 +13,31 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from wikillm.checkpoints.layout import STATE, checkpoint_name
-from wikillm.checkpoints.lineage import Descent, arrange, next_descent
+from wikillm.checkpoints.lineage import arrange, next_descent
 from wikillm.checkpoints.manifest import FileEntry, deal_by_size, seal_files, write_manifest
 from wikillm.checkpoints.retention import keep_newest, publish
 from wikillm.core.files import files_below, write_json
 from wikillm.core.log import say
 from wikillm.core.units import format_size
-from wikillm.core.world import World
 from wikillm.train.checkpoint_errors import saving
-from wikillm.train.collectives import ControlGroup
-from wikillm.train.run_dir import RunDir
+from wikillm.train.context import RunContext
 
 
 class CheckpointCallback(TrainerCallback):
     """Makes HF's checkpoint complete, durable and visible, in one rename.
 
     Args:
-        keep: number of checkpoints that stay.
-        describe: the run state of a step, for the checkpoint (asked for on rank 0).
-        origin: this run's checkpoint that it resumed from; None when it began here or elsewhere.
+        describe: the run state of a step, for the checkpoint (called on rank 0).
     """
 
-    def __init__(
-        self,
-        run: RunDir,
-        world: World,
-        group: ControlGroup,
-        keep: int,
-        describe: Callable[[int], dict[str, Any]],
-        origin: Descent | None = None,
-    ) -> None:
-        self.run = run
-        self.world = world
-        self.group = group
-        self.keep = keep
+    def __init__(self, context: RunContext, describe: Callable[[int], dict[str, Any]]) -> None:
+        self.run = context.run
+        self.world = context.world
+        self.group = context.group
+        self.keep = context.resolved.config.train.save_total_limit
         self.describe = describe
-        self.origin = origin
+        # This run's checkpoint that it resumed from or wrote last.
+        self.origin = context.point.origin if context.point else None
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from wikillm.config.schema import SwanLabSection
 from wikillm.core.errors import ExitCode
 from wikillm.core.log import say
 from wikillm.core.units import format_count
@@ -25,8 +24,6 @@ from wikillm.observe.sinks import JsonlSink, Sample, Sink
 from wikillm.observe.swanlab import SwanLabSink
 from wikillm.plan.flops import peak_flops
 from wikillm.train.context import RunContext
-from wikillm.train.resume import ResumePoint
-from wikillm.train.run_dir import RunDir
 from wikillm.train.trainer import WikiTrainer
 
 HEADER_EVERY = 25  # log lines between two headers
@@ -35,15 +32,12 @@ HEADER_EVERY = 25  # log lines between two headers
 class ReportCallback(TrainerCallback):
     """Turns HF's log events into readings, lines and records."""
 
-    def __init__(
-        self, context: RunContext, trainer: WikiTrainer, point: ResumePoint | None
-    ) -> None:
-        plan = context.plan
-        cfg = context.resolved.config
-        self.plan = plan
-        self.corpus = context.corpus
+    def __init__(self, trainer: WikiTrainer) -> None:
         self.trainer = trainer
-        self.peak = context.peak
+        self.context = context = trainer.context
+        cfg = context.resolved.config
+        plan = context.plan
+        point = context.point
         self.eval_steps = cfg.train.eval_steps
         self.first_loss: float | None = None
         self.last_loss: float | None = None
@@ -65,8 +59,7 @@ class ReportCallback(TrainerCallback):
         self._logged_step = point.step if point else 0
         self.sinks: list[Sink] = []
         if context.world.is_main:
-            tracker = _tracker(cfg.observe.swanlab, context.run, cfg.run.name, context.identity)
-            self.sinks = [JsonlSink(context.run.path), tracker]
+            self.sinks = [JsonlSink(context.run.path), _tracker(context)]
             for sink in self.sinks:
                 sink.start({**cfg.model_dump(mode="json"), "plan": plan.to_json()})
 
@@ -96,8 +89,8 @@ class ReportCallback(TrainerCallback):
     ) -> None:
         self.meter.waited(self.trainer.data_seconds - self._waited)
         self._waited = self.trainer.data_seconds
-        sequences = self.plan.batch_ramp.sequences_at(state.global_step - 1)
-        self.meter.step(sequences * self.plan.sequence_length)
+        sequences = self.context.plan.batch_ramp.sequences_at(state.global_step - 1)
+        self.meter.step(sequences * self.context.plan.sequence_length)
         is_last = state.global_step >= state.max_steps
         if is_last or (self.eval_steps is not None and state.global_step % self.eval_steps == 0):
             control.should_evaluate = True
@@ -105,7 +98,7 @@ class ReportCallback(TrainerCallback):
         pauses = control.should_evaluate or control.should_save
         if pauses:
             self.meter.stop()
-        self.peak.step_done(pauses=pauses)
+        self.context.peak.step_done(pauses=pauses)
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -122,7 +115,7 @@ class ReportCallback(TrainerCallback):
             names.LOSS: float(logs["loss"]),
             names.LEARNING_RATE: float(logs["learning_rate"]),
         }
-        if (tokens := self.corpus.train_tokens) is not None:
+        if (tokens := self.context.corpus.train_tokens) is not None:
             values[names.EPOCH] = self.meter.tokens / (tokens - 1)
         for source in self.sources_used():
             values[names.of_source(names.SOURCE_SAMPLES, source.name)] = source.samples
@@ -185,16 +178,16 @@ class ReportCallback(TrainerCallback):
             sink.finish(int(code), reason)
 
 
-def _tracker(
-    swanlab: SwanLabSection, run: RunDir, run_name: str, identity: dict[str, Any]
-) -> SwanLabSink:
+def _tracker(context: RunContext) -> SwanLabSink:
     """SwanLab with the run directory's id, so that a resumed run continues its experiment."""
+    cfg = context.resolved.config
+    swanlab = cfg.observe.swanlab
     return SwanLabSink(
         mode=swanlab.mode,
         project=swanlab.project,
-        experiment_name=swanlab.experiment_name or run_name,
-        log_dir=Path(swanlab.log_dir) if swanlab.log_dir else run.path / "swanlog",
+        experiment_name=swanlab.experiment_name or cfg.run.name,
+        log_dir=Path(swanlab.log_dir) if swanlab.log_dir else context.run.path / "swanlog",
         workspace=swanlab.workspace,
-        run_id=identity["tracker"],
+        run_id=context.identity["tracker"],
         finish_timeout=swanlab.finish_timeout_seconds,
     )

@@ -6,15 +6,12 @@ Under ZeRO-3 all ranks take part, because every forward gathers weights; otherwi
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 
-from wikillm.config.schema import ObserveSection
 from wikillm.core.log import warn
-from wikillm.core.world import World
 from wikillm.generate.complete import Sampling, complete
 from wikillm.observe.sinks import Sample
 from wikillm.train.callbacks.report import ReportCallback
@@ -24,24 +21,16 @@ from wikillm.train.trainer import WikiTrainer
 class SampleCallback(TrainerCallback):
     """Completes the configured prompts and hands the texts to the report."""
 
-    def __init__(
-        self,
-        trainer: WikiTrainer,
-        report: ReportCallback,
-        observe: ObserveSection,
-        tokenizer_dir: Path,
-        eos_id: int,
-        world: World,
-        *,
-        is_partitioned: bool,
-    ) -> None:
+    def __init__(self, trainer: WikiTrainer, report: ReportCallback) -> None:
+        context = trainer.context
         self.trainer = trainer
         self.report = report
-        self.observe = observe
-        self.eos_id = eos_id
-        self.is_partitioned = is_partitioned and world.size > 1
-        self.takes_part = bool(observe.sample_prompts) and (world.is_main or self.is_partitioned)
-        self.tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
+        self.observe = context.resolved.config.observe
+        self.is_partitioned = context.engine.zero_stage == 3 and context.world.size > 1
+        takes_part = context.world.is_main or self.is_partitioned
+        self.takes_part = bool(self.observe.sample_prompts) and takes_part
+        folder = context.corpus.tokenizer_dir
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._sampled_at = -1
 
     def on_step_end(
@@ -62,14 +51,16 @@ class SampleCallback(TrainerCallback):
             return
         self._sampled_at = step
         prompts = self.observe.sample_prompts
-        self.trainer.heartbeat.enter("evaluate")  # the others wait for this rank in the next step
+        self.trainer.context.heartbeat.enter(
+            "evaluate"
+        )  # the others wait for this rank in the next step
         try:
             with self.report.meter.pause():
                 texts = complete(
                     cast(PreTrainedModel, self.trainer.model),
                     self.tokenizer,
                     prompts,
-                    eos_id=self.eos_id,
+                    eos_id=self.trainer.context.corpus.manifest.tokenizer.eos_id,
                     sampling=Sampling(max_new_tokens=self.observe.sample_tokens, seed=step),
                     synced_gpus=self.is_partitioned,
                 )

@@ -18,7 +18,6 @@ from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.core.errors import DivergedError
 from wikillm.core.log import say, warn
 from wikillm.train.pinned import DeferredFlag
-from wikillm.train.run_dir import RunDir
 from wikillm.train.trainer import WikiTrainer
 
 
@@ -46,24 +45,23 @@ class SkipCounter:
 class StopCallback(TrainerCallback):
     """`stopped_by` names what ended the run early, after training has returned."""
 
-    def __init__(self, trainer: WikiTrainer, run: RunDir, max_skipped_steps: int) -> None:
+    def __init__(self, trainer: WikiTrainer) -> None:
         self.trainer = trainer
-        self.run = run
         self.stopped_by: str | None = None
         self._flag = DeferredFlag()
-        self._skips = SkipCounter(max_skipped_steps)
+        self._skips = SkipCounter(trainer.context.resolved.config.train.max_skipped_steps)
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """From here on there is something to save: a signal is read at the end of each step."""
-        self.trainer.signals.defer()
+        self.trainer.context.signals.defer()
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        group = self.trainer.control_group
-        signals = self.trainer.signals
+        group = self.trainer.context.group
+        signals = self.trainer.context.signals
         bad = self._flag.push(self._not_finite(fp16=args.fp16))
         if control.should_save or state.global_step >= state.max_steps:
             bad = self._flag.flush() or bad
@@ -85,14 +83,15 @@ class StopCallback(TrainerCallback):
             control.should_training_stop = True
 
     def _advice(self, rate: float) -> str:
-        if list_checkpoints(self.run.checkpoints):
+        run = self.trainer.context.run
+        if list_checkpoints(run.checkpoints):
             return (
                 "resume from the last checkpoint with a lower learning rate: "
                 f"--resume auto train.learning_rate={rate:g}"
             )
         return (
             "there is no checkpoint to resume from: start again with a lower learning rate or a "
-            f"longer warm-up: train.learning_rate={rate:g} run.dir={self.run.path}-2"
+            f"longer warm-up: train.learning_rate={rate:g} run.dir={run.path}-2"
         )
 
     def _not_finite(self, *, fp16: bool) -> torch.Tensor:
