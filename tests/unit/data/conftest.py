@@ -176,6 +176,12 @@ def write_source() -> Callable[[Path, str, list[str]], Path]:
 
 
 @pytest.fixture
+def source(tmp_path: Path, write_source: Callable[..., Path]) -> Callable[[int], Path]:
+    """`source(count)`: that many documents as plain.jsonl."""
+    return lambda count: write_source(tmp_path, "plain.jsonl", make_texts(count))
+
+
+@pytest.fixture
 def mediawiki() -> Callable[..., str]:
     """`mediawiki([(title, ns, wikitext), ...])`: an export as Wikimedia writes it; a title "A -> B" is a redirect."""
 

@@ -19,8 +19,8 @@ from wikillm.data.store.writer import SplitWriter
 from wikillm.data.types import TokenizedDocument
 
 
-def test_a_builder_killed_anywhere_ends_in_the_same_bytes(tmp_path, texts, write_source, settings):
-    path = write_source(tmp_path, "plain.jsonl", texts(40))
+def test_a_builder_killed_anywhere_ends_in_the_same_bytes(tmp_path, source, settings):
+    path = source(40)
     count = int(os.environ.get("WIKILLM_KILL_POINTS", "8"))
     cfg = settings(path, tokenizer="train:300", shard_bytes=4000)
     names = {"path", "tokenizer", "min_val_tokens", "shard_bytes", "workers"}

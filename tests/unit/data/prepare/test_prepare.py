@@ -76,10 +76,8 @@ def test_a_killed_build_resumes_and_ends_in_the_same_bytes(
     assert len(kept) >= len(seen[-1]) - 2, "finished shards were built again"
 
 
-def test_many_ranks_build_once_and_open_the_same_store(
-    tmp_path, texts, write_source, settings, small_shards
-):
-    path = write_source(tmp_path, "plain.jsonl", texts(700))
+def test_many_ranks_build_once_and_open_the_same_store(source, settings, small_shards):
+    path = source(700)
     cfg = settings(path, tokenizer="auto", workers=2)
     ranks = [start(cfg, RANK=str(rank)) for rank in range(3)]
     outputs = [rank.communicate() for rank in ranks]
@@ -93,8 +91,8 @@ def test_many_ranks_build_once_and_open_the_same_store(
     assert lines[0] == f"OPENED {again.dir} {again.train.n_tokens}"
 
 
-def test_the_next_process_resumes_when_the_builder_dies(tmp_path, texts, write_source, settings):
-    path = write_source(tmp_path, "plain.jsonl", texts(1500))
+def test_the_next_process_resumes_when_the_builder_dies(source, settings):
+    path = source(1500)
     cfg = settings(path)
     first = start(cfg)
     while first.poll() is None and not list(Path("stores").glob("*/shards/*.json")):
@@ -106,7 +104,7 @@ def test_the_next_process_resumes_when_the_builder_dies(tmp_path, texts, write_s
     assert (second.returncode, out.splitlines()[-1][:6]) == (0, "OPENED"), err
 
 
-def test_waiting_ranks_fail_for_the_same_reason(tmp_path, texts, write_source, settings):
+def test_waiting_ranks_fail_for_the_same_reason(tmp_path, texts, settings):
     lines = [json.dumps({"text": text}) for text in texts(1100)] + ["{"] * 300
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(lines))
@@ -118,8 +116,8 @@ def test_waiting_ranks_fail_for_the_same_reason(tmp_path, texts, write_source, s
     assert reason.endswith("records cannot be read: more than data.max_bad_fraction=0.01.")
 
 
-def test_a_store_of_other_facts_is_refused_naming_them(tmp_path, texts, write_source, settings):
-    path = write_source(tmp_path, "plain.jsonl", texts(60))
+def test_a_store_of_other_facts_is_refused_naming_them(tmp_path, source, settings):
+    path = source(60)
     place = str(tmp_path / "mine")
     prepare_store(settings(path, store=place))
     prepare_store(settings(path, store=place, workers=2, max_bad_fraction=0.5))  # decide nothing
@@ -138,8 +136,8 @@ def test_a_store_of_other_facts_is_refused_naming_them(tmp_path, texts, write_so
         prepare_store(settings(path, store=str(other)))
 
 
-def test_each_set_of_facts_has_its_own_default_store(tmp_path, texts, write_source, settings):
-    path = write_source(tmp_path, "plain.jsonl", texts(60))
+def test_each_set_of_facts_has_its_own_default_store(tmp_path, source, settings):
+    path = source(60)
     first = prepare_store(settings(path))
     assert first.dir == Path("stores") / first.manifest.fingerprint[:12]
     assert prepare_store(settings(path, val_fraction=0.3)).dir != first.dir
@@ -148,18 +146,16 @@ def test_each_set_of_facts_has_its_own_default_store(tmp_path, texts, write_sour
     assert prepare_store(settings(moved)).dir == first.dir  # the content counts, not the name
 
 
-def test_a_prepared_store_needs_no_sources(tmp_path, texts, write_source, settings):
-    path = write_source(tmp_path, "plain.jsonl", texts(60))
+def test_a_prepared_store_needs_no_sources(tmp_path, source, settings):
+    path = source(60)
     made = prepare_store(settings(path, store=str(tmp_path / "s")))
     path.unlink()
     assert prepare_store(settings(store=str(tmp_path / "s"))).manifest == made.manifest
     assert Store.open(tmp_path / "s").manifest == made.manifest
 
 
-def test_too_few_held_out_tokens_name_a_fraction_that_works(
-    tmp_path, texts, write_source, settings
-):
-    path = write_source(tmp_path, "plain.jsonl", texts(400))
+def test_too_few_held_out_tokens_name_a_fraction_that_works(source, settings):
+    path = source(400)
     total = sum(s.tokens for s in prepare_store(settings(path)).manifest.splits.values())
     wanted = total // 5
     with pytest.raises(DataError, match="held out for validation") as caught:
@@ -174,8 +170,8 @@ def test_too_few_held_out_tokens_name_a_fraction_that_works(
         prepare_store(settings(path, val_fraction=1.5))
 
 
-def test_nothing_left_to_train_on_is_reported(tmp_path, texts, write_source, settings):
-    path = write_source(tmp_path, "plain.jsonl", texts(4))
+def test_nothing_left_to_train_on_is_reported(source, settings):
+    path = source(4)
     with pytest.raises(DataError, match="Nothing is left to train on: 0 tokens") as caught:
         prepare_store(settings(path, val_fraction=0.9999))
     assert "4 of 4 documents are held out" in str(caught.value)
@@ -184,9 +180,9 @@ def test_nothing_left_to_train_on_is_reported(tmp_path, texts, write_source, set
 
 
 def test_auto_stays_with_what_it_trained_and_takes_qwen2_when_it_appears(
-    tmp_path, texts, write_source, settings, tokenizer_dir, monkeypatch
+    source, settings, tokenizer_dir, monkeypatch
 ):
-    path = write_source(tmp_path, "plain.jsonl", texts(60))
+    path = source(60)
     trained = prepare_store(settings(path, tokenizer="auto"))
     assert trained.manifest.tokenizer.name == "train:8000"
     assert "trained on this corpus" in trained.manifest.tokenizer.origin
@@ -202,8 +198,8 @@ def test_auto_stays_with_what_it_trained_and_takes_qwen2_when_it_appears(
     assert (found.manifest.tokenizer.name, found.dir == trained.dir) == ("qwen2", False)
 
 
-def test_the_command_prints_a_table_or_json(tmp_path, texts, write_source, settings, capsys):
-    cfg = settings(write_source(tmp_path, "plain.jsonl", texts(60)))
+def test_the_command_prints_a_table_or_json(source, settings, capsys):
+    cfg = settings(source(60))
     words = ["prepare", f"data.path={cfg.path[0]}", f"data.tokenizer={cfg.tokenizer}"]
     words.append("data.min_val_tokens=1")
     assert main(words) == 0

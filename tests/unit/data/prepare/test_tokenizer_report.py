@@ -12,11 +12,9 @@ from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.tokenizer import find
 
 
-def test_the_report_counts_what_is_there(
-    tmp_path, texts, write_source, settings, capsys, monkeypatch
-):
+def test_the_report_counts_what_is_there(source, settings, capsys, monkeypatch):
     monkeypatch.setattr(tokenizer_report, "_BATCH_TOKENS", 300)
-    path = write_source(tmp_path, "plain.jsonl", texts(300))
+    path = source(300)
     store = prepare_store(settings(path, tokenizer="train:500"))
     assert "distinct hanzi are one token" in capsys.readouterr().out  # logged after training
     kept = json.loads((store.dir / "tokenizer_report.json").read_text(encoding="utf-8"))
@@ -41,9 +39,9 @@ def test_the_report_counts_what_is_there(
 
 
 def test_it_is_compared_with_qwen2_where_that_is_here(
-    tmp_path, texts, write_source, settings, tokenizer_dir, monkeypatch, capsys
+    source, settings, tokenizer_dir, monkeypatch, capsys
 ):
-    path = write_source(tmp_path, "plain.jsonl", texts(200))
+    path = source(200)
     store = prepare_store(settings(path, tokenizer="train:300"))
     capsys.readouterr()
     assert main(["data", "tokenizer", "--store", str(store.dir), "--json"]) == 0
@@ -61,7 +59,7 @@ def test_it_is_compared_with_qwen2_where_that_is_here(
     assert "Qwen2's" in capsys.readouterr().out
 
 
-def test_a_tokenizer_that_was_given_has_no_file(tmp_path, texts, write_source, settings):
-    store = prepare_store(settings(write_source(tmp_path, "plain.jsonl", texts(60))))
+def test_a_tokenizer_that_was_given_has_no_file(source, settings):
+    store = prepare_store(settings(source(60)))
     assert not (store.dir / "tokenizer_report.json").exists()
     assert tokenizer_report.report_of_store(store)["vocabulary"] == 400

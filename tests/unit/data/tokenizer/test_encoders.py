@@ -71,10 +71,8 @@ def test_any_text_without_combining_characters_is_encoded_alike(tokenizer_dir, n
     assert list(map(int, ids)) == encoder.truth.encode(text)
 
 
-def test_a_store_has_the_same_bytes_with_any_encoder_and_names_it(
-    tmp_path, texts, write_source, settings
-):
-    path = write_source(tmp_path, "plain.jsonl", texts(150))
+def test_a_store_has_the_same_bytes_with_any_encoder_and_names_it(tmp_path, source, settings):
+    path = source(150)
     found, names = [], []
     for setting in ("hf", "fastokens", "tiktoken", "auto"):
         store = prepare_store(settings(path, backend=setting, store=str(tmp_path / setting)))
@@ -90,12 +88,10 @@ def test_a_store_has_the_same_bytes_with_any_encoder_and_names_it(
 
 
 def test_a_backend_that_is_wrong_on_the_fuzz_set_is_never_used(
-    tmp_path, texts, write_source, settings, monkeypatch, capsys
+    source, settings, monkeypatch, capsys
 ):
     monkeypatch.setitem(OPENERS, "fastokens", lambda folder: Wrong(folder, "1984"))
-    store = prepare_store(
-        settings(write_source(tmp_path, "plain.jsonl", texts(30)), backend="fastokens")
-    )
+    store = prepare_store(settings(source(30), backend="fastokens"))
     assert store.manifest.backend["name"] == "tokenizers"
     assert "gives other ids than tokenizers" in "".join(capsys.readouterr())
 
