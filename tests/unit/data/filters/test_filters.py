@@ -6,6 +6,7 @@ import json
 import random
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -35,6 +36,15 @@ ENGLISH = (
 
 def through(filters: Filters, text: str, payload: bytes = b"", format: str = "jsonl"):
     return Pipeline(filters)(text, payload, format)
+
+
+def against(path: Path, **keys: object) -> Filters:
+    """Decontamination with the examples in a file."""
+    return plan_filters(DataSection(decontaminate=(str(path),), **keys))
+
+
+def is_dropped(filters: Filters, text: str) -> bool:
+    return isinstance(through(filters, text), Dropped)
 
 
 _UNIT = re.compile("[a-z0-9]+|[\u4e00-\u4e2f]")
@@ -162,16 +172,14 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path, settin
 def test_a_document_with_an_evaluation_example_is_dropped(tmp_path, name, content):
     path = tmp_path / name
     path.write_text(content)
-    filters = plan_filters(DataSection(decontaminate=(str(path),)))
+    filters = against(path)
     inside = through(filters, f"{PROSE}\n{ENGLISH.upper().replace(' ', '  ')}\n{PROSE}")
     assert isinstance(inside, Dropped)
     assert inside.reason == "holds an evaluation example"
     assert inside.detail.startswith(str(path))
     assert inside.characters > 2 * len(PROSE)
-    assert isinstance(through(filters, PROSE), str)
-    assert isinstance(
-        through(filters, " ".join(ENGLISH.split()[:12])), str
-    )  # one word short of a run
+    assert not is_dropped(filters, PROSE)
+    assert not is_dropped(filters, " ".join(ENGLISH.split()[:12]))  # one word short of a run
 
 
 def test_the_share_of_an_example_decides_and_short_ones_are_searched_whole(tmp_path):
@@ -179,57 +187,42 @@ def test_the_share_of_an_example_decides_and_short_ones_are_searched_whole(tmp_p
     path = tmp_path / "eval.txt"
     path.write_text(" ".join(words) + "\n春眠不觉晓\n太短\n")
     half = " ".join(words[:60])  # 48 of the 88 runs of 13
-    found = [
-        isinstance(
-            through(plan_filters(DataSection(decontaminate=(str(path),), **keys)), half), Dropped
-        )
-        for keys in (
-            {},
-            {"decontaminate_share": 0.6},
-            {"decontaminate_units": 50, "decontaminate_share": 0.2},
-        )
-    ]
-    assert found == [True, False, True]
-    filters = plan_filters(DataSection(decontaminate=(str(path),)))
-    assert isinstance(through(filters, "古诗：春眠，不觉晓。" + PROSE), Dropped)
-    assert isinstance(through(filters, "太短。" + PROSE), str)
+    assert is_dropped(against(path), half)
+    assert not is_dropped(against(path, decontaminate_share=0.6), half)
+    assert is_dropped(against(path, decontaminate_units=50, decontaminate_share=0.2), half)
+    assert is_dropped(against(path), "古诗：春眠，不觉晓。" + PROSE)
+    assert not is_dropped(against(path), "太短。" + PROSE)
     path.write_text("太短\n")
     with pytest.raises(DataError, match="no example"):
-        through(plan_filters(DataSection(decontaminate=(str(path),))), PROSE)
+        through(against(path), PROSE)
 
 
-def test_filters_are_in_the_fingerprint_and_in_the_funnel(tmp_path, settings, monkeypatch):
+def test_filters_are_in_the_fingerprint_and_in_the_funnel(tmp_path, settings):
     rng = random.Random(3)
-    texts = [
-        PROSE + "".join(chr(0x4E00 + rng.randrange(3000)) for _ in range(80)) for _ in range(30)
-    ]
-    source, exam = tmp_path / "a.jsonl", tmp_path / "exam.txt"
+    ends = ("".join(chr(0x4E00 + rng.randrange(3000)) for _ in range(80)) for _ in range(30))
+    texts = [PROSE + end for end in ends]
+    source = tmp_path / "a.jsonl"
+    exam = tmp_path / "exam.txt"
     exam.write_text(texts[4][-60:] + "\n")
     lines = [*texts, "短。", ENGLISH]
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
     plain = prepare_store(settings(source, val_fraction=0.2))
-    store = prepare_store(
-        settings(source, val_fraction=0.2, quality="zh", decontaminate=(str(exam),))
-    )
+    filtered = settings(source, val_fraction=0.2, quality="zh", decontaminate=(str(exam),))
+    store = prepare_store(filtered)
     assert plain.manifest.fingerprint != store.manifest.fingerprint
     assert "data.quality" not in plain.manifest.facts
-    dropped = {
-        line.reason: (line.records, line.characters) for line in store.manifest.funnel.dropped
-    }
-    assert dropped == {
+    funnel = store.manifest.funnel
+    assert {line.reason: (line.records, line.characters) for line in funnel.dropped} == {
         "quality: few letters in all": (1, 2),
         "quality: few hanzi": (1, len(ENGLISH)),
         "holds an evaluation example": (1, len(texts[4])),
     }
-    assert store.manifest.funnel.kept_records == 29
+    assert funnel.kept_records == 29
     for split in (store.train, store.val):
         found = store.tokenizer().decode(split.read(0, split.n_tokens).tolist())
         assert texts[4][-60:] not in found
     exam.write_text("another example that is long enough to be looked for\n")
-    again = prepare_store(
-        settings(source, val_fraction=0.2, quality="zh", decontaminate=(str(exam),))
-    )
-    assert again.manifest.fingerprint != store.manifest.fingerprint
+    assert prepare_store(filtered).manifest.fingerprint != store.manifest.fingerprint
 
 
 def test_terms_are_one_file_and_indented_comments_are_none(tmp_path, settings):
@@ -252,17 +245,15 @@ def test_a_missing_evaluation_file_is_reported_under_its_own_key(entry, settings
     assert "data.path" not in str(caught.value) and entry in caught.value.got
 
 
-def test_a_long_text_file_of_examples_has_as_many_as_lines(tmp_path, monkeypatch, settings):
+def test_each_line_of_a_text_file_is_an_example(tmp_path, monkeypatch):
     monkeypatch.setattr(overlap, "_MAX_EXAMPLE_BYTES", 500)
-    lines = [
-        f"question {n} about the river and the town that no other page has {n}" for n in range(50)
-    ]
-    (tmp_path / "eval.txt").write_text("\ufeff" + "\n\n".join(lines), encoding="utf-8")
-    filters = plan_filters(settings("x", decontaminate=(str(tmp_path / "eval.txt"),)))
+    path = tmp_path / "eval.txt"
+    about = "about the river and the town that no other page has"
+    lines = [f"question {n} {about} {n}" for n in range(50)]
+    path.write_text("\ufeff" + "\n\n".join(lines), encoding="utf-8")
+    filters = against(path)
     found = [through(filters, f"{PROSE} {line.upper()}!") for line in lines]
-    assert [one.detail.rpartition(":")[2] for one in found if isinstance(one, Dropped)] == [
-        str(n + 1) for n in range(50)
-    ]
-    (tmp_path / "eval.txt").write_text("word " * 200)
+    assert [one.detail for one in found] == [f"{path}:{n + 1}" for n in range(50)]
+    path.write_text("word " * 200)
     with pytest.raises(DataError, match="too long"):
-        through(plan_filters(settings("x", decontaminate=(str(tmp_path / "eval.txt"),))), PROSE)
+        through(against(path), PROSE)
