@@ -65,6 +65,18 @@ class Launch:
         port = ("--master_port", str(self.master_port))
         return ("deepspeed", *count, *port, *self.entry, *self.words)
 
+    def require_gpus(self, tool: str) -> None:
+        """Raise ConfigError without a number of GPUs per node, which `tool` has to reserve."""
+        if self.gpus is None:
+            what = f"{tool} needs the number of GPUs of a node."
+            raise ConfigError(what, fix="--gpus-per-node 8")
+
+    def require_mount(self, tool: str, what: str) -> None:
+        """Raise ConfigError unless `workdir`, where `tool` mounts the storage, is absolute."""
+        if not self.workdir.startswith("/") or not self.workdir.strip("/"):
+            what = f"{tool} mounts the {what} at an absolute path."
+            raise ConfigError(what, got=repr(self.workdir), fix="--workdir /wikillm")
+
     def check_run_dir(self) -> None:
         """Raise ConfigError for a run directory outside the storage mounted at `workdir`.
 

@@ -34,11 +34,8 @@ def kubernetes(launch: Launch) -> Rendering:
     if launch.image is None or not _IMAGE.fullmatch(launch.image):
         what = "Kubernetes needs a container image."
         raise ConfigError(what, got=repr(launch.image), fix="--image registry/name:tag")
-    if launch.gpus is None:
-        raise ConfigError("Kubernetes needs the number of GPUs of a node.", fix="--gpus-per-node 8")
-    if not launch.workdir.startswith("/"):
-        what = "Kubernetes mounts the volume at an absolute path."
-        raise ConfigError(what, got=repr(launch.workdir), fix="--workdir /wikillm")
+    launch.require_gpus("Kubernetes")
+    launch.require_mount("Kubernetes", "volume")
     launch.check_run_dir()
     name = _label(launch.name)
     claim = launch.storage or name

@@ -31,12 +31,9 @@ def sky(launch: Launch) -> Rendering:
     if launch.gpu_kind is None or not _KIND.fullmatch(launch.gpu_kind):
         what = "SkyPilot needs a kind of GPU."
         raise ConfigError(what, got=repr(launch.gpu_kind), fix="--gpu H100 --gpus-per-node 8")
-    if launch.gpus is None:
-        raise ConfigError("SkyPilot needs the number of GPUs of a node.", fix="--gpus-per-node 8")
+    launch.require_gpus("SkyPilot")
+    launch.require_mount("SkyPilot", "storage")
     mount = launch.workdir
-    if not mount.startswith("/") or not mount.strip("/"):
-        what = "SkyPilot mounts the storage at an absolute path."
-        raise ConfigError(what, got=repr(mount), fix="--workdir /wikillm")
     secrets = [name for name in launch.variables if name in launch.secrets]
     plain = [name for name in launch.variables if name not in launch.secrets]
     where, about = _storage(launch, mount)

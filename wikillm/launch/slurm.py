@@ -19,10 +19,10 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wikillm.core.errors import ConfigError
 from wikillm.launch.description import Launch, Rendering, Step
 from wikillm.launch.script import quoted
 
+_PREPARE = "wikillm-prepare"
 SECONDS_TO_SAVE = 120
 SECONDS_TO_FOLLOW = 90
 """Between the first and the last exit of the ranks; then srun kills the others. They normally exit
@@ -36,8 +36,7 @@ exec python "$@" """.strip()
 
 def slurm(launch: Launch) -> Rendering:
     """An sbatch file. Raises ConfigError without a number of GPUs: Slurm has to reserve them."""
-    if launch.gpus is None:
-        raise ConfigError("Slurm needs the number of GPUs of a node.", fix="--gpus-per-node 8")
+    launch.require_gpus("Slurm")
     file = f"{launch.name}.sbatch"
     return Rendering(_text(launch), (Step(("sbatch", file)),), file=file)
 
@@ -101,13 +100,12 @@ class PrepareArray:
     hours: float
     partition: str | None = None
     account: str | None = None
-    name: str = "wikillm-prepare"
 
 
 def prepare_array(array: PrepareArray, command: Sequence[str]) -> str:
     """The batch file of both jobs; `command` is the one that renders it."""
     options = [
-        f"--job-name={array.name}",
+        f"--job-name={_PREPARE}",
         "--nodes=1",
         "--ntasks=1",
         f"--cpus-per-task={array.cpus}",
@@ -116,7 +114,7 @@ def prepare_array(array: PrepareArray, command: Sequence[str]) -> str:
         "--open-mode=append",
         "--output=%x-%A-%a.log",
     ]
-    file = f"{array.name}.sbatch"
+    file = f"{_PREPARE}.sbatch"
     shards = '"$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT"'
     return _batch_file(
         options,

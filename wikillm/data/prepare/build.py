@@ -24,7 +24,7 @@ from wikillm.core.units import format_size
 from wikillm.data.filters.bad_records import BadRecords
 from wikillm.data.funnel import merged
 from wikillm.data.prepare.finish import finish_store
-from wikillm.data.prepare.plan import BuildPlan
+from wikillm.data.prepare.plan import BuildPlan, predicted_store_bytes
 from wikillm.data.prepare.quarantine import bad_examples
 from wikillm.data.prepare.tokenizer import store_tokenizer
 from wikillm.data.prepare.tokenizer_report import report_on_trained
@@ -158,7 +158,7 @@ def _facts_of(marker: Path) -> dict[str, Any]:
 
 
 def _refuse_if_it_does_not_fit(plan: BuildPlan) -> None:
-    need = plan.predicted_bytes()
+    need = predicted_store_bytes(plan.sources, plan.max_text_bytes)
     done = sum(path.stat().st_size for split in SPLITS for path in (plan.store / split).glob("*.*"))
     place = plan.store if plan.store.is_dir() else nearest_existing(plan.store)
     free = shutil.disk_usage(place).free

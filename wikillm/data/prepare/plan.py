@@ -87,9 +87,6 @@ class BuildPlan:
             self.store, self.clean_job, self.val_fraction, backend=backend, check_first=check_first
         )
 
-    def predicted_bytes(self) -> int:
-        return predicted_store_bytes(self.sources, self.max_text_bytes)
-
     def nothing_left(self, funnel: Funnel) -> DataError:
         """The error of a build without any document left; `funnel` has the reasons."""
         fix = "look at the reasons above; data.text_key names the key of the text"
