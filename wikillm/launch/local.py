@@ -7,30 +7,29 @@ on each, with NODE_RANK in the environment.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from wikillm.core.errors import ConfigError
 from wikillm.launch.description import Launch, Rendering, Step
 from wikillm.launch.script import quoted, script
 from wikillm.remote.hosts import bracketed_host
 
-MORE = "Further words go to the run."
 _MORE_WORDS = '"$@"'
 
 
 def single(launch: Launch) -> Rendering:
     """One process on one GPU, or on the CPU of a machine without a GPU."""
-    return _deepspeed(launch, ("deepspeed", "--num_gpus", "1"), "One GPU.")
+    return _exec(replace(launch, gpus=1).deepspeed_argv(), _comments(launch, "One GPU."))
 
 
 def multi(launch: Launch) -> Rendering:
     """One process per GPU of this node."""
-    head = ("deepspeed",) if launch.gpus is None else ("deepspeed", "--num_gpus", str(launch.gpus))
     which = "All GPUs" if launch.gpus is None else f"{launch.gpus} GPUs"
-    return _deepspeed(launch, head, f"{which} of this node.")
+    return _exec(launch.deepspeed_argv(), _comments(launch, f"{which} of this node."))
 
 
-def _deepspeed(launch: Launch, head: tuple[str, ...], about: str) -> Rendering:
-    argv = (*head, "--master_port", str(launch.master_port), *launch.entry, *launch.words)
-    return _exec(argv, [f"{about} {MORE}", f"Written by: {launch.command}"])
+def _comments(launch: Launch, about: str) -> list[str]:
+    return [f"{about} Further words go to the run.", f"Written by: {launch.command}"]
 
 
 def _exec(argv: tuple[str, ...], comments: list[str]) -> Rendering:
@@ -57,8 +56,8 @@ def torchrun(launch: Launch) -> Rendering:
     else:
         head += ("--master_addr", address, "--master_port", port)
     tail = (*launch.python_entry, *launch.words)
-    about = f"torchrun, {launch.nodes} node{'s' if launch.nodes > 1 else ''}. {MORE}"
-    comments = [about, f"Written by: {launch.command}"]
+    nodes = "1 node" if launch.nodes == 1 else f"{launch.nodes} nodes"
+    comments = _comments(launch, f"torchrun, {nodes}.")
     if launch.nodes == 1 or launch.max_restarts:
         return _exec((*head, *tail), comments)
     # A static launch on several nodes: each has to know its own rank.

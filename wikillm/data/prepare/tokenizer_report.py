@@ -17,6 +17,7 @@ import numpy as np
 
 from wikillm.core.files import write_json
 from wikillm.core.log import say
+from wikillm.data.filters.characters import codes_of, count_han
 from wikillm.data.store.manifest import ShardInfo
 from wikillm.data.store.store import SPLITS, Store, TokenStream
 from wikillm.data.tokenizer.find import qwen2_here
@@ -26,8 +27,6 @@ REPORT_NAME = "tokenizer_report.json"
 SAMPLE_BYTES = 1 << 20
 COUNTED_TOKENS = 1 << 26
 _BATCH_TOKENS = 1 << 16
-_HANZI = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF))
-"""CJK ideographs with extensions A to H and the compatibility block, by code point."""
 
 
 def report_on_trained(folder: Path, tokenizer: TextTokenizer, shards: Sequence[ShardInfo]) -> None:
@@ -98,9 +97,7 @@ def _measure(tokenizer: TextTokenizer, texts: list[str]) -> dict[str, Any]:
     tokens = sum(len(ids) for ids in tokenizer.encode_batch(texts))
     size = sum(len(text.encode()) for text in texts)
     letters = Counter(letter for text in texts for letter in text)
-    hanzi = sorted(
-        letter for letter in letters if any(low <= ord(letter) <= high for low, high in _HANZI)
-    )
+    hanzi = sorted(letter for letter in letters if count_han(codes_of(letter)))
     encoded = zip(hanzi, tokenizer.encode_batch(hanzi), strict=True)
     single = [letter for letter, ids in encoded if len(ids) == 1]
     occurrences = sum(letters[letter] for letter in hanzi)
