@@ -1,0 +1,79 @@
+"""Names and arguments over the whole package, and the places that ARCHITECTURE.md names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+MOST_FUNCTIONS_WITH_THE_WHOLE_CONFIGURATION = 17
+QUESTION = re.compile(r"^\| (\S.*\?) \| `([^`]+)`", re.MULTILINE)
+
+
+def modules(repo: Path) -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted((repo / "wikillm").rglob("*.py")):
+        name = path.relative_to(repo).as_posix()
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def names_in(tree: ast.Module) -> set[str]:
+    """Functions, classes, their methods and the constants of a module."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        targets += [node.target] if isinstance(node, ast.AnnAssign) else []
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def test_no_two_public_classes_share_a_name(repo: Path) -> None:
+    places = defaultdict(list)
+    for name, tree in modules(repo):
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(name)
+    shared = {name: found for name, found in places.items() if len(found) > 1}
+    assert not shared
+
+
+def takes_whole_configuration(node: ast.FunctionDef) -> bool:
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    types = [ast.unparse(arg.annotation) for arg in arguments if arg.annotation is not None]
+    return any(re.search(r"\b(RunConfig|Resolved)\b", kind) for kind in types)
+
+
+def test_few_functions_take_the_whole_configuration(repo: Path) -> None:
+    taking = [
+        f"{name}::{node.name}"
+        for name, tree in modules(repo)
+        if not name.startswith(("wikillm/cli/", "wikillm/config/"))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and takes_whole_configuration(node)
+    ]
+    assert len(taking) <= MOST_FUNCTIONS_WITH_THE_WHOLE_CONFIGURATION, taking
+
+
+def questions() -> list[tuple[str, str]]:
+    page = Path(__file__).resolve().parents[2] / "ARCHITECTURE.md"
+    return [match.groups() for match in QUESTION.finditer(page.read_text(encoding="utf-8"))]
+
+
+def test_twenty_questions_are_answered() -> None:
+    assert len(questions()) >= 20
+
+
+@pytest.mark.parametrize(("question", "place"), questions())
+def test_the_place_of_an_answer_exists(repo: Path, question: str, place: str) -> None:
+    """A place is `path` or `path::name`; the name is a function, class, method or constant."""
+    path, _, name = place.partition("::")
+    assert (repo / path).exists(), f"{question} {path} does not exist"
+    if name:
+        tree = ast.parse((repo / path).read_text(encoding="utf-8"))
+        assert name in names_in(tree), f"{question} {path} has no {name}"
