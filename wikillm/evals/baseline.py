@@ -1,4 +1,4 @@
-"""The baseline beside every loss: what token frequencies alone can do. Torch-free."""
+"""The baseline of every loss: what token frequencies alone reach. Without torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import numpy.typing as npt
 
 
 def unigram_cross_entropy(counts: npt.NDArray[np.integer[Any]]) -> float:
-    """Nats per token of the best possible unigram model of a text: the entropy of its own token frequencies.
+    """Nats per token of the best unigram model of a text: the entropy of its token frequencies.
 
-    No model that ignores context can be below it on this text, whatever it was trained on.
-
-    Args:
-        counts: occurrences of each token id in the text.
+    No model that ignores context can be below it on this text. `counts`: occurrences of each id.
     """
     present = counts[counts > 0].astype(np.float64)
     share = present / present.sum()

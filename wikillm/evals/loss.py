@@ -1,8 +1,8 @@
-"""Held-out loss, exact over all ranks: the sum of all losses divided by the number of targets, in float64.
+"""Held-out loss, exact over all ranks: all losses over all targets, in float64.
 
-A mean of batch means is not that, and depends on the batch; this number does not. Bits per byte (the total loss
-in bits over the UTF-8 bytes of the text) does not depend on the tokenizer either, so runs with different
-tokenizers can be compared. EOS tokens count as targets, and as no bytes.
+Unlike a mean of batch means, this number does not depend on the batch. Bits per byte (the total
+loss in bits over the UTF-8 bytes of the text) does not depend on the tokenizer either, so runs with
+different tokenizers can be compared. EOS tokens count as targets, and as no bytes.
 """
 
 from __future__ import annotations
@@ -36,22 +36,21 @@ class HeldOutLoss:
 
 
 def combined(parts: Iterable[HeldOutLoss]) -> HeldOutLoss:
-    """The loss over the texts of all parts together; exact, since sums are added up. At least one part."""
+    """The loss over the texts of all parts together, exactly. At least one part."""
     parts = [part for part in parts if part.targets]
     targets = sum(part.targets for part in parts)
     total = math.fsum(part.loss * part.targets for part in parts)  # nats
-    size = math.fsum(
+    bits = total / math.log(2)
+    size = math.fsum(  # bytes
         part.loss * part.targets / (part.bits_per_byte * math.log(2)) for part in parts
-    )  # bytes
-    return HeldOutLoss(total / targets, total / math.log(2) / size, targets)
+    )
+    return HeldOutLoss(total / targets, bits / size, targets)
 
 
 def weights_of(parts: Mapping[str, HeldOutLoss]) -> str:
     """By which weights `combined` adds up the sources of a mixture, in words."""
-    targets = sum(part.targets for part in parts.values())
-    shares = ", ".join(
-        f"{name} {part.targets / max(1, targets):.1%}" for name, part in parts.items()
-    )
+    total = max(1, sum(part.targets for part in parts.values()))
+    shares = ", ".join(f"{name} {part.targets / total:.1%}" for name, part in parts.items())
     return f"weighted by held-out tokens ({shares}), not by data.mixture"
 
 
@@ -65,13 +64,13 @@ def held_out_loss(
     sum_over_ranks: Sum = lambda *values: values,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> HeldOutLoss | None:
-    """The loss of `model` on `batches` (see data.loader); None when `should_stop` said so. (all ranks)
+    """The loss of `model` on `batches`; None when `should_stop` returned True. (all ranks)
 
     Args:
         model: a causal language model of HF, wrapped by DeepSpeed or not; its mode is restored.
         bytes_per_token: UTF-8 bytes of the held-out text per token of its stream.
         sum_over_ranks: adds up its arguments over all ranks.
-        should_stop: asked before every batch; must give the same answer on every rank.
+        should_stop: called before every batch; must return the same on every rank.
     """
     was_training = model.training
     model.eval()
@@ -91,10 +90,10 @@ def held_out_loss(
 
 
 def batch_loss_sum(model: torch.nn.Module, batch: Mapping[str, Any]) -> torch.Tensor:
-    """Sum of the cross entropies (nats) of a batch's targets, in float64; ignored labels add nothing.
+    """Sum of the cross entropies (nats) of a batch's targets, in float64, without ignored labels.
 
-    A batch of padding runs all the same: under ZeRO-3 the other ranks wait in its forward. A model with the fused
-    loss (models.fused_loss) keeps no logits here either.
+    A batch of padding runs too: under ZeRO-3 the other ranks wait in its forward. A model with the
+    fused loss keeps no logits here either.
     """
     # HF divides the sum by num_items_in_batch, so 1 gives the sum.
     outputs = model(**batch, num_items_in_batch=1, use_cache=False)

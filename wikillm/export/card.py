@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import PretrainedConfig
+
 from wikillm.core.units import format_count
 
 
 @dataclass(frozen=True, slots=True)
 class ExportFacts:
-    """What a card tells beside the weights; every table may be empty.
+    """What a card says besides the weights; every table may be empty.
 
     Args:
         name: of the run.
@@ -30,66 +32,59 @@ class ExportFacts:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
+_USE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+inputs = tokenizer("The history of", return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=64, do_sample=True, temperature=0.8, top_p=0.95)
+print(tokenizer.decode(output[0], skip_special_tokens=True))
+```"""
+
+
 def render_card(
-    facts: ExportFacts,
-    *,
-    parameters: int,
-    architecture: str,
-    trained_as: str,
-    dtype: str,
-    vocab_size: int,
-    special: str,
+    facts: ExportFacts, config: PretrainedConfig, *, parameters: int, trained_as: str, eos: str
 ) -> str:
     """README.md of the exported folder, with the metadata block that hubs read.
 
-    No licence is named: the weights' licence is its maker's choice, and the data's may bind it.
+    No licence is named: the weights' licence is their maker's choice, and the data's may bind it.
 
     Args:
-        architecture: the class that the folder is written for; `trained_as`, the class that was trained.
-        special: the token that ends a document.
+        config: of the folder.
+        trained_as: the class that was trained.
+        eos: the token that ends a document.
     """
+    (architecture,) = config.architectures or [trained_as]
+    dtype = str(config.dtype).removeprefix("torch.")
     step = f", step {facts.step:,}" if facts.step is not None else ""
     parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- wikillm\n- pretrained\n---",
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
+        "tags:\n- wikillm\n- pretrained\n---",
         f"# {facts.name}",
-        f"A base language model pretrained with WikiLLM: {format_count(parameters)} parameters ({parameters:,}), "
-        f"{architecture}, {dtype}, vocabulary {vocab_size:,}{step}. It continues text; it has not been tuned to follow "
-        "instructions, and may write what is false or offensive.",
+        f"A base language model pretrained with WikiLLM: {format_count(parameters)} parameters "
+        f"({parameters:,}), {architecture}, {dtype}, vocabulary {config.vocab_size:,}{step}. It "
+        "continues text; it has not been tuned to follow instructions, and may write what is false "
+        "or offensive.",
         "## Use",
-        "```python\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."  # this folder\n'
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        'inputs = tokenizer("The history of", return_tensors="pt")\n'
-        "output = model.generate(**inputs, max_new_tokens=64, do_sample=True, temperature=0.8, top_p=0.95)\n"
-        "print(tokenizer.decode(output[0], skip_special_tokens=True))\n"
-        "```",
-        f"Documents end with `{special}`, and nothing is added before them: the tokenizer adds no tokens of its own. In "
-        "training, text that looks like a special token was ordinary text; "
+        _USE,
+        f"Documents end with `{eos}`, and nothing is added before them: the tokenizer adds no "
+        "tokens of its own. In training, text that looks like a special token was ordinary text; "
         "`tokenizer(text, split_special_tokens=True)` reads it so.",
     ]
     if architecture != trained_as:
         parts.append(
-            f"The model was trained as `{trained_as}` and is written as `{architecture}` with an output projection whose "
-            "bias is 0: it computes the same, and every version of transformers opens the folder with its own tokenizer."
+            f"The model was trained as `{trained_as}` and is written as `{architecture}` with an "
+            "output projection whose bias is 0: it computes the same, and every version of "
+            "transformers opens the folder with its own tokenizer."
         )
-    for title, rows in (
-        ("Data", facts.data),
-        ("Metrics", facts.metrics),
-        ("Training", facts.training),
-        ("Made with", facts.environment),
-    ):
+    tables = {"Data": facts.data, "Metrics": facts.metrics, "Training": facts.training}
+    for title, rows in (tables | {"Made with": facts.environment}).items():
         if rows:
-            parts += [f"## {title}", _table(rows)]
+            cells = (f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
+            parts += [f"## {title}", "\n".join(["| | |", "|---|---|", *cells])]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(rows: Mapping[str, Any]) -> str:
-    lines = ["| | |", "|---|---|"]
-    return "\n".join(
-        lines + [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
-    )
 
 
 def _cell(value: Any) -> str:

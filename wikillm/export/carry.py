@@ -1,12 +1,14 @@
-"""Tokenizer files and a model type with which plain transformers gives the ids that a model was trained on.
+"""Tokenizer files and a model type with which plain transformers gives the ids of the training.
 
-transformers 5 opens every folder of model type qwen2 with `Qwen2Tokenizer`, whatever its tokenizer_class says: only the
-vocabulary and the merges come from tokenizer.json, the splits are Qwen2's. A tokenizer of another kind would lose most of
-its text. A Qwen2 model with such a tokenizer is therefore written as Llama (`weights.as_llama`): the same computation, and
-a model type whose folders are opened with what tokenizer.json says, in transformers 4 and 5 (docs/adr/0008).
+transformers 5 opens every folder of model type qwen2 with `Qwen2Tokenizer`, whatever its
+tokenizer_class: only the vocabulary and the merges come from tokenizer.json, the splits are
+Qwen2's. A tokenizer of another kind would lose most of its text. A Qwen2 model with such a
+tokenizer is therefore written as Llama (`weights.as_llama`): the same computation, and a model type
+whose folders are opened by tokenizer.json alone, in transformers 4 and 5 (docs/adr/0008).
 
-The files hold what decides ids, and nothing that would change them: no template that adds tokens (none was trained on),
-no truncation, padding or dropout, no class with splits of its own, and no token that the vocabulary lacks.
+The files hold what decides ids and nothing that changes them: no template that adds tokens (none
+was trained on), no truncation, padding or dropout, no class with splits of its own, and no token
+that the vocabulary lacks.
 """
 
 from __future__ import annotations
@@ -20,55 +22,49 @@ from wikillm.core.errors import DataError
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 from wikillm.data.tokenizer.train import QWEN2_SPLITS
 
-CLASS = "PreTrainedTokenizerFast"  # transformers 5 knows it as TokenizersBackend; both take tokenizer.json as it is
+CLASS = "PreTrainedTokenizerFast"  # TokenizersBackend in transformers 5: tokenizer.json as it is
 NAMED = ("bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 KEPT = ("chat_template", "padding_side", "truncation_side")
 TEMPLATE = "chat_template.jinja"
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def model_type_for(architecture: str, tokenizer_json: str) -> str:
-    """The model type to write in config.json: `architecture`, or llama for qwen2 with a tokenizer of another kind."""
-    return (
-        "llama"
-        if architecture == "qwen2" and not is_qwen2_kind(json.loads(tokenizer_json))
-        else architecture
-    )
+    """The model type for config.json: llama for qwen2 with a tokenizer of another kind."""
+    is_foreign = architecture == "qwen2" and not is_qwen2_kind(json.loads(tokenizer_json))
+    return "llama" if is_foreign else architecture
 
 
 def is_qwen2_kind(tokenizer: Mapping[str, Any]) -> bool:
-    """True where `Qwen2Tokenizer`, given only the vocabulary, merges and added tokens, is the same tokenizer."""
+    """Whether `Qwen2Tokenizer` with its vocabulary, merges and added tokens is the same."""
     model = tokenizer["model"]
-    normalizer = tokenizer.get("normalizer") or {}
-    decoder = tokenizer.get("decoder") or {}
+    added = tokenizer.get("added_tokens") or []
     parts = (tokenizer.get("pre_tokenizer") or {}).get("pretokenizers") or []
     if model.get("type") != "BPE" or len(parts) != 2:
         return False
     split, byte_level = parts
-    added = tokenizer.get("added_tokens") or []
+    not_in_qwen2 = (
+        "byte_fallback fuse_unk ignore_merges unk_token dropout "
+        "continuing_subword_prefix end_of_word_suffix"
+    )
     return (
-        normalizer.get("type") == "NFC"
-        and decoder.get("type") == "ByteLevel"
-        and split.get("type") == "Split"
+        (tokenizer.get("normalizer") or {}).get("type") == "NFC"
+        and (tokenizer.get("decoder") or {}).get("type") == "ByteLevel"
+        and (split.get("type"), split.get("behavior")) == ("Split", "Isolated")
         and split.get("pattern") == {"Regex": QWEN2_SPLITS}
-        and split.get("behavior") == "Isolated"
         and not split.get("invert")
         and byte_level.get("type") == "ByteLevel"
         and not byte_level.get("add_prefix_space")
         and not byte_level.get("use_regex", True)
-        and not any(
-            model.get(name)
-            for name in ("byte_fallback", "fuse_unk", "ignore_merges", "unk_token", "dropout")
-        )
-        and not any(model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix"))
+        and not any(model.get(name) for name in not_in_qwen2.split())
         # A default of Qwen2Tokenizer: it would be added to a vocabulary that lacks it.
-        and (
-            "<|endoftext|>" in model["vocab"]
-            or any(token["content"] == "<|endoftext|>" for token in added)
-        )
-        and not any(
-            token.get(flag) for token in added for flag in ("lstrip", "rstrip", "single_word")
-        )
+        and "<|endoftext|>" in {*model["vocab"], *(token["content"] for token in added)}
+        and not any(map(_flags, added))
     )
+
+
+def _flags(token: Mapping[str, Any]) -> bool:
+    return any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word"))
 
 
 def tokenizer_files(source: Path, *, max_length: int) -> dict[str, str]:
@@ -95,7 +91,7 @@ def tokenizer_files(source: Path, *, max_length: int) -> dict[str, str]:
 
 
 def _drop_what_changes_ids(content: dict[str, Any], tokenizer: TextTokenizer) -> bool:
-    """Take out what was not applied in training; True where there was something."""
+    """Remove what was not applied in training; returns whether there was something."""
     is_changed = False
     if tokenizer.backend.num_special_tokens_to_add(False):  # a template: [CLS] $A [SEP], <bos> $A
         content["post_processor"] = None
@@ -110,7 +106,7 @@ def _drop_what_changes_ids(content: dict[str, Any], tokenizer: TextTokenizer) ->
 def _config(
     source: Path, content: dict[str, Any], tokenizer: TextTokenizer, max_length: int
 ) -> dict[str, Any]:
-    """tokenizer_config.json, made anew: a key of the source may change ids (add_prefix_space, add_bos_token, legacy)."""
+    """A new tokenizer_config.json: keys of the source may change ids (add_bos_token, legacy)."""
     found = {**_read(source / "special_tokens_map.json"), **_read(source / "tokenizer_config.json")}
     special = {
         token["content"]: token
@@ -123,30 +119,20 @@ def _config(
         config[name] = token if token in special else None
     config["pad_token"] = config["pad_token"] or tokenizer.eos_token
     others = [_text_of(token) for key in _LISTS for token in _listed(found.get(key))]
+    # transformers 5 adds these again, without their flags.
     config["additional_special_tokens"] = [
-        # transformers 5 adds these again, without their flags
-        token
-        for token in dict.fromkeys(others)
-        if token in special
-        and not any(special[token].get(flag) for flag in ("lstrip", "rstrip", "single_word"))
+        token for token in dict.fromkeys(others) if token in special and not _flags(special[token])
     ]
-    # transformers 4 sets the outermost pre-tokenizer's to what stands here, and to False where nothing does.
-    config["add_prefix_space"] = bool(
-        (content.get("pre_tokenizer") or {}).get("add_prefix_space", False)
-    )
-    config["clean_up_tokenization_spaces"] = (
-        False  # text comes back as tokenizer.json's decoder writes it
-    )
-    config["model_input_names"] = [
-        "input_ids",
-        "attention_mask",
-    ]  # `generate` refuses token_type_ids
+    # transformers 4 sets the outermost pre-tokenizer's flag to this, or to False where it is
+    # absent.
+    outermost = content.get("pre_tokenizer") or {}
+    config["add_prefix_space"] = bool(outermost.get("add_prefix_space", False))
+    # Text is decoded by tokenizer.json's decoder, and `generate` refuses token_type_ids.
+    config["clean_up_tokenization_spaces"] = False
+    config["model_input_names"] = ["input_ids", "attention_mask"]
     config["model_max_length"] = max_length
     config.update({key: found[key] for key in KEPT if found.get(key)})
     return config
-
-
-_LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def _listed(value: Any) -> list[Any]:
@@ -156,7 +142,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _text_of(token: Any) -> str | None:
-    """A special token as tokenizer_config.json may write it: a string, or an object with `content`."""
+    """A special token of tokenizer_config.json: a string, or an object with `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
@@ -167,7 +153,6 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} is damaged.", got=str(error), fix="download the tokenizer again"
-        ) from None
+        fix = "download the tokenizer again"
+        raise DataError(f"{path} is damaged.", got=str(error), fix=fix) from None
     return value if isinstance(value, dict) else {}

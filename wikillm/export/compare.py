@@ -1,4 +1,4 @@
-"""Ids of one tokenizer beside those of another. Needs no torch: `prepare` asks too."""
+"""Compares the ids of two tokenizers. Without torch, since `prepare` uses it."""
 
 from __future__ import annotations
 
@@ -11,31 +11,29 @@ from wikillm.data.tokenizer.tokenizer import TextTokenizer
 
 
 def compare_tokens(answer: Mapping[str, Any], trained: TextTokenizer, texts: Sequence[str]) -> None:
-    """Raises DataError where `answer` (of `plain.tokenize`) is not what the training tokenizer says.
+    """Raises DataError where `answer` (of `plain.tokenize`) differs from the training tokenizer.
 
-    Training reads special tokens that stand in a text as ordinary characters; a plain call of a tokenizer reads them as
-    special tokens, which chat templates rely on. So both ways are compared where no special token stands in the text, and
-    the way of training everywhere.
+    Training reads special tokens in a text as ordinary characters; a plain call reads them as
+    special tokens, which chat templates rely on. So texts without special tokens are compared both
+    ways, and the others as in training.
     """
-    wrong = [
-        (text, meant, found)
-        for text, found in zip(texts, answer["ordinary"], strict=True)
-        if found != (meant := trained.encode(text))
-    ]
-    special = _special(trained)
-    wrong += [
-        (text, meant, found)
-        for text, found in zip(texts, answer["plain"], strict=True)
-        if not any(token in text for token in special) and found != (meant := trained.encode(text))
-    ]
+    added = trained.backend.get_added_tokens_decoder().values()
+    special = [trained.eos_token, *(token.content for token in added if token.special)]
+    wrong: dict[str, tuple[list[int], list[int]]] = {}
+    for text, ordinary, plain in zip(texts, answer["ordinary"], answer["plain"], strict=True):
+        meant = trained.encode(text)
+        ways = [ordinary] if any(token in text for token in special) else [ordinary, plain]
+        for found in ways:
+            if found != meant:
+                wrong.setdefault(text, (found, meant))
     opened = f"transformers {answer['transformers']} opens it as {answer['class']}"
     if wrong:
-        text, meant, found = wrong[0]
+        text, (found, meant) = next(iter(wrong.items()))
         raise DataError(
-            "The exported folder would not cut text as the model was trained on.",
-            got=f"{opened}: {len({text for text, _, _ in wrong})} of {len(texts)} texts get other ids, such as\n"
+            "The exported folder would tokenize text otherwise than in training.",
+            got=f"{opened}: {len(wrong)} of {len(texts)} texts get other ids, such as\n"
             f"{text[:60]!r}: {_few(found)} instead of {_few(meant)}",
-            fix="a tokenizer that it can carry: data.tokenizer=qwen2, or data.tokenizer=train:N\n"
+            fix="a tokenizer that can be exported: data.tokenizer=qwen2, or train:N\n"
             "(or another version of transformers: pip install 'transformers==5.23.0')",
         )
     decoded = [trained.decode(ids) for ids in answer["ordinary"]]
@@ -43,7 +41,8 @@ def compare_tokens(answer: Mapping[str, Any], trained: TextTokenizer, texts: Seq
         if meant_text != found_text:
             raise DataError(
                 "The exported folder would write other text for the same ids.",
-                got=f"{opened}: {text[:60]!r} comes back as {found_text[:60]!r} instead of {meant_text[:60]!r}",
+                got=f"{opened}: {text[:60]!r} decodes to {found_text[:60]!r} "
+                f"instead of {meant_text[:60]!r}",
             )
     if answer["eos_id"] != trained.eos_id or answer["length"] > trained.length:
         raise DataError(
@@ -53,11 +52,6 @@ def compare_tokens(answer: Mapping[str, Any], trained: TextTokenizer, texts: Seq
         )
 
 
-def _special(trained: TextTokenizer) -> list[str]:
-    added = trained.backend.get_added_tokens_decoder().values()
-    return [trained.eos_token, *(token.content for token in added if token.special)]
-
-
 def _few(ids: Sequence[int]) -> str:
     return f"[{', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}]"
 
@@ -65,7 +59,7 @@ def _few(ids: Sequence[int]) -> str:
 def refuse_other_tokenizer(
     given: TextTokenizer, trained: TextTokenizer, texts: Sequence[str], where: Path
 ) -> None:
-    """Raises ConfigError when a tokenizer that was named for the export is not the one of the run."""
+    """Raises ConfigError when the tokenizer named for the export is not the one of the run."""
     differing = ids_that_differ(given, trained, texts)
     if differing or given.eos_id != trained.eos_id:
         raise ConfigError(

@@ -1,13 +1,13 @@
-"""What the run directory around a checkpoint tells about it: the tables of the model card, and the tokenizer.
+"""What the run directory of a checkpoint says about it: tables of the model card, the tokenizer.
 
-Every record may be missing (an older run, a checkpoint moved elsewhere): the card is then shorter. Paths are cut
-to file names, since a card is published and a path names people and machines.
+Every record may be missing (an older run, a checkpoint moved elsewhere): the card is then shorter.
+Paths are cut to file names, since a card is published and a path names people and machines.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,16 @@ from wikillm.observe import names
 from wikillm.observe.sinks import read_metrics, read_records
 
 RESOLVED = "config.resolved.yaml"
-SHOWN = (
-    "run.seed",
-    "model.preset",
-    "model.init_from",
-    "deepspeed.config",
-)  # beside the whole section `train`
+SHOWN = ("run.seed", "model.preset", "model.init_from", "deepspeed.config")
+"""Beside the section `train`, without NOT_SHOWN."""
 NOT_SHOWN = (
-    "logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit", "exit_timeout_seconds",
-    "dataloader_num_workers", "max_skipped_steps", "per_device_eval_batch_size", "max_micro_batch_tokens",
-)  # fmt: skip
-_PIECES = 100  # of held-out text
-_PIECE = 60  # tokens of each
-PLANNED = ("global_batch_tokens", "max_steps", "warmup_steps")  # the plan knows what they came to
+    *("logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit"),
+    *("exit_timeout_seconds", "dataloader_num_workers", "max_skipped_steps"),
+    *("per_device_eval_batch_size", "max_micro_batch_tokens"),
+)
+_SAMPLES = 100  # of held-out text
+_SAMPLE_TOKENS = 60
+PLANNED = ("global_batch_tokens", "max_steps", "warmup_steps")  # as the plan resolved them
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -45,7 +42,7 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def find_tokenizer(checkpoint: Path) -> Path:
-    """Folder of the tokenizer that a checkpoint was trained with. Raises ConfigError with where it was looked for."""
+    """Folder of the tokenizer of the training. Raises ConfigError where there is none."""
     found = trained_tokenizer(checkpoint)
     if found is not None:
         return found
@@ -57,22 +54,19 @@ def find_tokenizer(checkpoint: Path) -> Path:
 
 
 def trained_tokenizer(checkpoint: Path) -> Path | None:
-    """As `find_tokenizer`, or None. Raises CheckpointError when it is not the one that the run wrote down."""
-    place = next(
-        (place for place in _tokenizer_places(checkpoint) if (place / "tokenizer.json").is_file()),
-        None,
-    )
+    """As `find_tokenizer`, or None. Raises CheckpointError when it is not the one of the run."""
+    places = _tokenizer_places(checkpoint)
+    place = next((place for place in places if (place / "tokenizer.json").is_file()), None)
     run = run_of(checkpoint)
-    written = _read_json(run / "data.json").get("tokenizer") if run is not None else None
+    if place is None or run is None:
+        return place
+    written = _read_json(run / "data.json").get("tokenizer")
     recorded = written.get("sha256") if isinstance(written, dict) else None
-    if (
-        place is not None
-        and recorded is not None
-        and sha256_file(place / "tokenizer.json") != recorded
-    ):
+    file = place / "tokenizer.json"
+    if recorded is not None and sha256_file(file) != recorded:
         raise CheckpointError(
             "The run's tokenizer.json was changed after the training.",
-            got=f"{place / 'tokenizer.json'}: its sha256 is not the one in {run}/data.json",
+            got=f"{file}: its sha256 is not the one in {run}/data.json",
             fix=f"copy the one of the token store back: cp STORE/tokenizer/tokenizer.json {place}/",
         )
     return place
@@ -84,7 +78,7 @@ def _tokenizer_places(checkpoint: Path) -> list[Path]:
 
 
 def held_out_texts(checkpoint: Path) -> list[str]:
-    """Pieces from all over the run's held-out text; none where its token store is gone, or was built anew."""
+    """Samples of the run's held-out text; none where its token store is gone or was rebuilt."""
     run = run_of(checkpoint)
     data = _read_json(run / "data.json") if run is not None else {}
     if not data.get("store"):
@@ -93,20 +87,24 @@ def held_out_texts(checkpoint: Path) -> list[str]:
         store = Store.open(Path(data["store"]))
         if store.manifest.fingerprint != data.get("fingerprint"):
             return []
-        tokenizer, val = store.tokenizer(), store.val
-        starts = range(0, val.n_tokens, max(1, val.n_tokens // _PIECES))
+        tokenizer = store.tokenizer()
+        val = store.val
+        starts = range(0, val.n_tokens, max(1, val.n_tokens // _SAMPLES))
         return [
-            tokenizer.decode(val.read(at, min(at + _PIECE, val.n_tokens)).tolist()) for at in starts
+            tokenizer.decode(val.read(at, min(at + _SAMPLE_TOKENS, val.n_tokens)).tolist())
+            for at in starts
         ]
     return []
 
 
 def read_facts(checkpoint: Path) -> ExportFacts:
-    """Everything the card can tell, from the run's records up to the checkpoint's step."""
-    run, step = run_of(checkpoint), step_of(checkpoint)
+    """Everything for the card, from the run's records up to the checkpoint's step."""
+    run = run_of(checkpoint)
+    step = step_of(checkpoint)
     if run is None:
         return ExportFacts(name=checkpoint.name, step=step)
-    config, state = _read_yaml(run / RESOLVED), _read_json(checkpoint / STATE)
+    config = _read_json(run / RESOLVED, yaml.safe_load)
+    state = _read_json(checkpoint / STATE)
     return ExportFacts(
         name=str(config.get("run", {}).get("name") or run.name),
         step=step,
@@ -125,9 +123,8 @@ def _data(data: Mapping[str, Any]) -> dict[str, Any]:
         rows[f"source {Path(source['path']).name}"] = f"sha256 {source['sha256']}"
     for name, split in data.get("splits", {}).items():
         label = {"train": "training text", "val": "held-out text"}.get(name, name)
-        rows[label] = (
-            f"{split['documents']:,} documents, {split['tokens']:,} tokens, {split['text_bytes']:,} bytes"
-        )
+        counts = f"{split['documents']:,} documents, {split['tokens']:,} tokens"
+        rows[label] = f"{counts}, {split['text_bytes']:,} bytes"
     if tokenizer := data.get("tokenizer"):
         rows["tokenizer"] = f"{Path(tokenizer['name']).name}, {tokenizer['length']:,} tokens"
     rows["token store"] = data.get("fingerprint", "unknown")
@@ -144,9 +141,8 @@ def _training(
         if value is not None:
             rows[key] = Path(value).name if name in ("init_from", "config") else value
     facts = {name: plan[name] for name in PLANNED if name in plan}
-    facts |= (
-        {"per_device_train_batch_size": plan["micro_batch"]} if "micro_batch" in plan else {}
-    )  # what auto chose
+    if "micro_batch" in plan:  # what auto chose
+        facts["per_device_train_batch_size"] = plan["micro_batch"]
     facts |= {name: state[name] for name in ("precision", "world_size") if name in state}
     for name, value in {**config.get("train", {}), **facts}.items():
         if value is not None and name not in NOT_SHOWN:
@@ -163,21 +159,16 @@ def _metrics(run: Path, step: int | None) -> dict[str, Any]:
 
     rows: dict[str, Any] = {}
     trained = until(read_metrics(run / "metrics.jsonl"))
-    evaluated = until(
-        [r for r in read_records(run / "events.jsonl") if r.get(names.KIND) == names.EVAL]
-    )
-    if names.TOKENS in trained:
-        rows["tokens trained on"] = trained[names.TOKENS]
-    if trained.get(names.LOSS) is not None:
-        rows[f"training loss at step {trained[names.STEP]:,} (nats per token)"] = trained[
-            names.LOSS
-        ]
-    if evaluated.get(names.EVAL_LOSS) is not None:
-        rows[f"held-out loss at step {evaluated[names.STEP]:,} (nats per token)"] = evaluated[
-            names.EVAL_LOSS
-        ]
-    if evaluated.get(names.BITS_PER_BYTE) is not None:
-        rows["held-out bits per byte"] = evaluated[names.BITS_PER_BYTE]
+    events = read_records(run / "events.jsonl")
+    evaluated = until([r for r in events if r.get(names.KIND) == names.EVAL])
+    for record, name, label in (
+        (trained, names.TOKENS, "tokens trained on"),
+        (trained, names.LOSS, "training loss at step {step:,} (nats per token)"),
+        (evaluated, names.EVAL_LOSS, "held-out loss at step {step:,} (nats per token)"),
+        (evaluated, names.BITS_PER_BYTE, "held-out bits per byte"),
+    ):
+        if record.get(name) is not None:
+            rows[label.format(step=record[names.STEP])] = record[name]
     return rows
 
 
@@ -190,17 +181,9 @@ def _environment(environment: Mapping[str, Any]) -> dict[str, Any]:
     return rows
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -1,12 +1,13 @@
-"""Writes the Hugging Face folder: staged beside the target, checked, proved, then renamed; complete or not there.
+"""Writes the Hugging Face folder: staged beside the target, checked, proved, then renamed.
 
-    model.safetensors (shards above 5 GB)  config.json  generation_config.json  tokenizer.json  tokenizer_config.json
-    README.md (model card)  wikillm_export.json (where it came from; size and sha256 of every file)
+    model.safetensors (shards above 5 GB)  config.json  generation_config.json
+    tokenizer.json  tokenizer_config.json  README.md (model card)
+    wikillm_export.json (where it came from; size and sha256 of every file)
 
-Plain transformers loads it; nothing in it needs WikiLLM. Before it gets its name, a process without WikiLLM opens it and
-must find the training tokenizer's ids and the trained model's logits (`prove.py`). A Qwen2 model whose tokenizer is of
-another kind is written as Llama (`carry.py` says why). An existing folder is replaced only when it is an earlier export
-and holds nothing else.
+Plain transformers loads it; nothing in it needs WikiLLM. Before the rename a process without
+WikiLLM opens it and must find the training tokenizer's ids and the trained model's logits
+(`prove`). A Qwen2 model with a tokenizer of another kind is written as Llama (`carry` says why). An
+existing folder is replaced only when it is an earlier export and holds nothing else.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from wikillm.export.weights import (
     as_llama,
     as_stored,
     check_written,
+    dtype_name,
     fit,
     read_average,
     read_weights,
@@ -44,11 +46,8 @@ from wikillm.export.weights import (
     write_weights,
 )
 
-DTYPES = {
-    "float32": torch.float32, "fp32": torch.float32,
-    "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
-    "float16": torch.float16, "fp16": torch.float16,
-}  # fmt: skip
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = _DTYPES | {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +61,6 @@ class Exported:
     size: int  # bytes of all files
     architecture: str
     proof: Proof | None  # None: not asked for
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """What the folder must give: the ids of `texts` by `trained`, and `logits` for `ids`."""
-
-    trained: TextTokenizer
-    texts: Sequence[str]
-    ids: Sequence[int]
-    logits: torch.Tensor
-    dtype: str
-
-    @classmethod
-    def of(
-        cls,
-        trained: TextTokenizer,
-        texts: Sequence[str],
-        config: PretrainedConfig,
-        weights: Weights,
-        dtype: str,
-    ) -> _Claim:
-        """Before the weights are written in another model's names."""
-        ids = probe_ids(trained, config.max_position_embeddings)
-        return cls(trained, texts, ids, trained_logits(config, weights, ids), dtype)
 
 
 def export_model(
@@ -113,97 +88,77 @@ def export_model(
         dtype: float32, bfloat16 or float16; None keeps the type the model was trained in.
         verified: the caller has just checked the checkpoint's manifest.
         ema: take the moving average of the weights (train.ema_decay) instead of the weights.
-        trained_with: folder of the tokenizer that the model was trained with; None where only `tokenizer_dir` is known.
-        held_out: texts that the proof takes beside its own.
+        trained_with: folder of the tokenizer that the model was trained with; None where only
+            `tokenizer_dir` is known.
+        held_out: texts for the proof, besides its own.
         prove: False for a folder that only this process reads.
 
     Raises:
-        CheckpointError: the checkpoint is damaged or does not fit its config.json; or the folder computes other logits.
-        ConfigError: unknown dtype, no tokenizer or another than the run's, or `target` holds something else.
+        CheckpointError: a damaged checkpoint, or one that does not fit its config.json; or the
+            folder computes other logits.
+        ConfigError: unknown dtype, no tokenizer or another than the run's, or a `target` that holds
+            something else.
         DataError: the folder would give other ids than the model was trained on.
-        MachineError: the disk is full or cannot be written, or plain transformers could not open the folder.
+        MachineError: the disk is full or cannot be written, or plain transformers could not open
+            the folder.
     """
     check_target(target)
     config = _read_config(checkpoint)
     chosen = _pick_dtype(dtype, config)
     trained, texts = _tokenizer(tokenizer_dir, trained_with, held_out, config)
     files = tokenizer_files(tokenizer_dir, max_length=config.max_position_embeddings)
+    # The weights, in the type and under the names of the checkpoint's model.
     model = skeleton(config)
-    read = (
-        read_average(checkpoint)
-        if ema
-        else read_weights(checkpoint, verified=verified, trust=trust)
-    )
+    if ema:
+        read = read_average(checkpoint)
+    else:
+        read = read_weights(checkpoint, verified=verified, trust=trust)
     weights = as_stored(fit(read, model, checkpoint), chosen)
     stored = next(iter(weights.values())).dtype
-    dtype_name = str(stored).removeprefix("torch.")
     parameters = sum(tensor.numel() for tensor in weights.values())
-    claim = _Claim.of(trained, texts, config, weights, dtype_name) if prove else None
-    config, architecture = _finish_config(config, weights, stored, files["tokenizer.json"])
+    # What the proof expects is computed before the weights get another model's names.
+    ids = probe_ids(trained, config.max_position_embeddings)
+    logits = trained_logits(config, weights, ids) if prove else None
+    config = _finish_config(config, weights, stored, files["tokenizer.json"])
     files["README.md"] = render_card(
-        facts,
-        parameters=parameters,
-        architecture=architecture,
-        trained_as=type(model).__name__,
-        dtype=dtype_name,
-        vocab_size=config.vocab_size,
-        special=trained.eos_token,
+        facts, config, parameters=parameters, trained_as=type(model).__name__, eos=trained.eos_token
     )
-    mark = {"format_version": 1, "run": facts.name, "step": facts.step, "tokenizer": trained.sha256}
-    tensors, size, proof = _put(target, weights, config, files, mark, claim)
-    return Exported(target, parameters, tensors, dtype_name, size, architecture, proof)
-
-
-def _put(
-    target: Path,
-    weights: Weights,
-    config: PretrainedConfig,
-    files: dict[str, str],
-    mark: dict[str, object],
-    claim: _Claim | None,
-) -> tuple[int, int, Proof | None]:
-    """Write, check and prove beside `target`, then rename. Returns tensors, bytes and the proof."""
+    # Everything is written beside the target, the list of digests last, and then renamed.
     staging = target.with_name(f".{target.name}.{os.getpid()}{STAGING_SUFFIX}")
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        tensors, proof = _write(staging, weights, config, files, mark, claim)
+        _write(staging, weights, config, files)
+        tensors = check_written(weights, staging)
+        weights.clear()  # the process of the proof has the model in memory too
+        proof = None
+        if logits is not None:
+            proof = prove_folder(staging, trained, texts, ids, logits, stored)
+        mark = {
+            "format_version": 1,
+            "run": facts.name,
+            "step": facts.step,
+            "tokenizer": trained.sha256,
+        }
+        names = [path.relative_to(staging).as_posix() for path in files_below(staging)]
+        write_json(staging / MARK, {**mark, "files": seal_files(staging, names)})
         size = sum(path.stat().st_size for path in files_below(staging))
         _publish(staging, target)
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError):
-            raise MachineError(
-                f"{target} could not be written.", got=str(error), fix="--to another disk"
-            ) from error
+            what = f"{target} could not be written."
+            raise MachineError(what, got=str(error), fix="--to another disk") from error
         raise
-    return tensors, size, proof
+    architecture = type(skeleton(config)).__name__
+    return Exported(target, parameters, tensors, dtype_name(stored), size, architecture, proof)
 
 
-def _write(
-    staging: Path,
-    weights: Weights,
-    config: PretrainedConfig,
-    files: dict[str, str],
-    mark: dict[str, object],
-    claim: _Claim | None,
-) -> tuple[int, Proof | None]:
-    """Everything the folder holds, its list of digests last; returns how many tensors were read back equal, and the
-    proof. Empties `weights`."""
-    staging.mkdir(parents=True)
-    write_weights(weights, staging)
-    _write_configs(config, staging)
+def _write(folder: Path, weights: Weights, config: PretrainedConfig, files: dict[str, str]) -> None:
+    folder.mkdir(parents=True)
+    write_weights(weights, folder)
+    _write_configs(config, folder)
     for name, text in files.items():
-        write_atomic(staging / name, text)
-    tensors = check_written(weights, staging)
-    weights.clear()  # the process that follows has the model in memory too
-    proof = None
-    if claim is not None:
-        proof = prove_folder(
-            staging, claim.trained, claim.texts, claim.ids, claim.logits, claim.dtype
-        )
-    names = [path.relative_to(staging).as_posix() for path in files_below(staging)]
-    write_json(staging / MARK, {**mark, "files": seal_files(staging, names)})  # fsync and sha256
-    return tensors, proof
+        write_atomic(folder / name, text)
 
 
 def _tokenizer(
@@ -211,11 +166,8 @@ def _tokenizer(
 ) -> tuple[TextTokenizer, list[str]]:
     """The tokenizer that the model was trained with, and the texts to compare it on."""
     if not (folder / "tokenizer.json").is_file():
-        raise ConfigError(
-            f"There is no tokenizer in {folder}.",
-            got="tokenizer.json is missing",
-            fix="--tokenizer FOLDER",
-        )
+        what = f"There is no tokenizer in {folder}."
+        raise ConfigError(what, got="tokenizer.json is missing", fix="--tokenizer FOLDER")
     trained = load_tokenizer(trained_with or folder)
     texts = probe_texts(trained, held_out)
     if trained_with is not None and trained_with != folder:
@@ -223,77 +175,69 @@ def _tokenizer(
     if trained.length > config.vocab_size or trained.eos_id != config.eos_token_id:
         raise ConfigError(
             "The tokenizer does not belong to the model.",
-            got=f"{trained_with or folder}: {trained.length:,} tokens, end of text {trained.eos_id}; "
-            f"the model: {config.vocab_size:,} rows, end of text {config.eos_token_id}",
+            got=f"{trained_with or folder}: {trained.length:,} tokens, "
+            f"end of text {trained.eos_id}; the model: {config.vocab_size:,} rows, "
+            f"end of text {config.eos_token_id}",
             fix="--tokenizer FOLDER, the one that the model was trained with",
         )
     return trained, texts
 
 
 def _read_config(checkpoint: Path) -> PretrainedConfig:
-    if not (checkpoint / "config.json").is_file():
-        raise CheckpointError(
-            f"{checkpoint} has no config.json: it does not say what its weights are."
-        )
+    file = checkpoint / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{checkpoint} has no config.json, so its weights are unknown.")
+    options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        return AutoConfig.from_pretrained(
-            checkpoint, local_files_only=True, trust_remote_code=False
-        )
+        return AutoConfig.from_pretrained(checkpoint, **options)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{checkpoint / 'config.json'} cannot be read.", got=str(error)
-        ) from error
+        raise CheckpointError(f"{file} cannot be read.", got=str(error)) from error
 
 
 def _pick_dtype(name: str | None, config: PretrainedConfig) -> torch.dtype | None:
-    """The type to store: the asked one, or the one in config.json (partitions are fp32 whatever was trained)."""
+    """The type to store: what is asked for, or that of config.json, since partitions are fp32."""
     if name is None:
         trained = getattr(config, "dtype", None)
         return DTYPES.get(trained) if isinstance(trained, str) else trained
     if name not in DTYPES:
-        raise ConfigError(
-            f"{name!r} is not a type to store weights in.",
-            fix="--dtype float32, bfloat16 or float16",
-        )
+        what = f"{name!r} is not a type to store weights in."
+        raise ConfigError(what, fix="--dtype float32, bfloat16 or float16")
     return DTYPES[name]
 
 
 def _finish_config(
     config: PretrainedConfig, weights: Weights, dtype: torch.dtype, tokenizer_json: str
-) -> tuple[PretrainedConfig, str]:
-    """What plain transformers needs to know, as Llama where the tokenizer asks for it (`weights` then get more).
+) -> PretrainedConfig:
+    """What plain transformers needs, as Llama where the tokenizer requires it (adds to `weights`).
 
     A text starts with EOS, as every document in training did.
     """
     if model_type_for(config.model_type, tokenizer_json) != config.model_type:
         config = as_llama(config, weights)
-    architecture = type(skeleton(config)).__name__
-    config.architectures = [architecture]
+    config.architectures = [type(skeleton(config)).__name__]
     config.dtype = dtype
     config.use_cache = True
     if config.bos_token_id is None:
         config.bos_token_id = config.eos_token_id
-    return config, architecture
+    return config
 
 
 def _write_configs(config: PretrainedConfig, folder: Path) -> None:
     config.save_pretrained(folder)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # What transformers 4 reads; without rope_theta it would take 10,000. Version 5 reads the keys beside these.
-    values |= {
-        "rope_theta": values["rope_parameters"]["rope_theta"],
-        "torch_dtype": values["dtype"],
-    }
+    # transformers 4 reads these; without rope_theta it would assume 10,000.
+    theta = values["rope_parameters"]["rope_theta"]
+    values |= {"rope_theta": theta, "torch_dtype": values["dtype"]}
     write_json(folder / "config.json", values)
-    eos = config.eos_token_id
-    pad = config.pad_token_id if config.pad_token_id is not None else eos
-    GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=eos, pad_token_id=pad
-    ).save_pretrained(folder)
+    pad = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
+    generation = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=pad
+    )
+    generation.save_pretrained(folder)
 
 
 def _publish(staging: Path, target: Path) -> None:
-    """Put the finished folder in place; an earlier export steps aside first and goes when the new one is there."""
+    """Rename the finished folder; an earlier export is moved away first, and removed last."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.earlier")
     had = target.exists()
     if had:

@@ -1,4 +1,4 @@
-"""What an export of the run will come to, told by `prepare` and `train` before the hours are spent. (rank 0)"""
+"""Predicts the export of a run, for `prepare` and `train`, before time is spent. (rank 0)"""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _POSITIONS = 2048  # of the model folder that is tried; decides no ids
 
 
 def foresee_export(tokenizer_dir: Path, architecture: str, init_from: str | None = None) -> None:
-    """Say how the model will be written, and warn where its export would be refused.
+    """Log how the model will be written, and warn where its export would be refused.
 
-    Costs a few milliseconds for tokenizers of Qwen2's kind, which every version of transformers opens right; others are
-    opened with the installed one, on the texts that the export will be proved on.
+    Takes a few milliseconds for tokenizers of Qwen2's kind, which every version of transformers
+    opens right; others are opened with the installed one, on the texts of the export's proof.
     """
     if init_from is not None:
         _compare_with_start(tokenizer_dir, Path(init_from))
@@ -32,9 +32,7 @@ def foresee_export(tokenizer_dir: Path, architecture: str, init_from: str | None
         _try(tokenizer_dir, architecture)
     except WikiLLMError as error:
         warn(f"`wikillm export` will refuse this run.\n{error}")
-    except (
-        Exception
-    ) as error:  # whatever transformers raises: the training itself needs none of this
+    except Exception as error:  # whatever transformers raises: training needs none of this
         warn(f"`wikillm export` will fail: transformers cannot open this tokenizer.\n  {error!r}")
 
 
@@ -44,8 +42,9 @@ def _try(tokenizer_dir: Path, architecture: str) -> None:
     model_type = model_type_for(architecture, files["tokenizer.json"])
     if model_type != architecture:
         say(
-            f"note       the tokenizer is not of {architecture}'s kind: `wikillm export` will write the model as "
-            f"{model_type}, which computes the same, so that transformers opens the folder with its own tokenizer"
+            f"note       the tokenizer is not of {architecture}'s kind: `wikillm export` will "
+            f"write the model as {model_type}, which computes the same, so that transformers opens "
+            "the folder with its own tokenizer"
         )
     trained = load_tokenizer(tokenizer_dir)
     texts = probe_texts(trained)
@@ -57,14 +56,13 @@ def _try(tokenizer_dir: Path, architecture: str) -> None:
 
 
 def _compare_with_start(tokenizer_dir: Path, start: Path) -> None:
-    """A model that goes on with other ids than it learnt has to unlearn them first."""
+    """Warn where a model would continue with other ids than it was trained on."""
     if not (start / "tokenizer.json").is_file():
         return
-    trained, before = load_tokenizer(tokenizer_dir), load_tokenizer(start)
+    trained = load_tokenizer(tokenizer_dir)
     texts = probe_texts(trained)
-    differing = ids_that_differ(before, trained, texts)
-    if differing:
+    if differing := ids_that_differ(load_tokenizer(start), trained, texts):
         warn(
-            f"model.init_from={start} was trained with another tokenizer: {differing} of {len(texts)} texts get other ids.\n"
-            f"  fix: data.tokenizer={start}"
+            f"model.init_from={start} was trained with another tokenizer: "
+            f"{differing} of {len(texts)} texts get other ids.\n  fix: data.tokenizer={start}"
         )

@@ -1,9 +1,10 @@
-"""What plain transformers makes of a model folder. Imports nothing of WikiLLM, and runs as a program of its own too.
+"""Opens a model folder with plain transformers. Imports nothing of WikiLLM; also a program:
 
-    python -P plain.py REQUEST ANSWER        JSON files; logits go beside ANSWER, as ANSWER.safetensors
+    python -P plain.py REQUEST ANSWER        JSON files; logits go beside ANSWER, as
+    ANSWER.safetensors
 
-REQUEST: folder, texts, and, where the model is asked too, ids (one row) and prompt. The model runs on the CPU, in the
-type that its weights are stored in.
+REQUEST: folder, texts, and, for the model, ids (one row) and prompt. The model runs on the CPU, in
+its stored type.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 
 def tokenize(folder: str, texts: list[str]) -> dict[str, Any]:
-    """Ids of each text with AutoTokenizer: by a plain call, and with special tokens read as ordinary text."""
+    """Ids of each text with AutoTokenizer: plainly, and with special tokens as ordinary text."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -31,7 +32,7 @@ def tokenize(folder: str, texts: list[str]) -> dict[str, Any]:
 
 
 def compute(folder: str, ids: list[int], prompt: str, file: str) -> dict[str, Any]:
-    """Logits of one row of ids, written to `file`, and what the model card's recipe makes of `prompt`."""
+    """Logits of one row of ids, into `file`, and what the model card's recipe generates."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer

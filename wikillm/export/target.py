@@ -1,4 +1,4 @@
-"""May this folder be written? Only what is new, empty, or an earlier export and nothing but that."""
+"""Checks the target of an export: it must be new, empty, or an earlier export and nothing else."""
 
 from __future__ import annotations
 
@@ -13,30 +13,24 @@ MARK = "wikillm_export.json"
 
 
 def check_target(target: Path) -> None:
-    """Raises ConfigError when writing `target` would lose something, MachineError when it cannot be written."""
+    """Raises ConfigError when writing would lose something, MachineError when it is impossible."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise ConfigError(f"{target} exists and is not a folder.", fix="--to another folder")
     if target.exists() and any(target.iterdir()):
         foreign = _foreign_files(target)
         if foreign is None:
-            raise ConfigError(
-                f"{target} is not empty, and not an earlier export.", fix="--to another folder"
-            )
+            what = f"{target} is not empty, and not an earlier export."
+            raise ConfigError(what, fix="--to another folder")
         if foreign:
             raise ConfigError(
-                f"{target} is an earlier export, but holds other files too; replacing it would lose them.",
+                f"{target} is an earlier export with other files, which would be lost.",
                 got=", ".join(foreign[:5]),
                 fix="--to another folder, or move these files away",
             )
-    parent = (
-        target.absolute().parent if target.absolute().parent.exists() else nearest_existing(target)
-    )
+    parent = nearest_existing(target)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise MachineError(
-            f"{target} cannot be written.",
-            got=f"no permission in {parent}",
-            fix="--to another folder",
-        )
+        what = f"{target} cannot be written."
+        raise MachineError(what, got=f"no permission in {parent}", fix="--to another folder")
 
 
 def _foreign_files(target: Path) -> list[str] | None:

@@ -1,9 +1,9 @@
 """Weights out of a checkpoint, and safetensors that hold exactly these weights.
 
-A checkpoint holds what Hugging Face wrote (`model.safetensors`, whole or in shards), or, where ZeRO-3 did not
-gather, only DeepSpeed's `global_stepN/` with fp32 partitions; these are put together again on the CPU. The
-partitions are pickles, so they are opened only in a folder whose manifest has verified. Tied weights are stored
-once, under the name of the embedding.
+A checkpoint holds what Hugging Face wrote (`model.safetensors`, whole or in shards), or, where
+ZeRO-3 did not gather, only DeepSpeed's `global_stepN/` with fp32 partitions, which are consolidated
+on the CPU. Partitions are pickles, so they are opened only after the folder's manifest has
+verified. Tied weights are stored once, under the name of the embedding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from wikillm.checkpoints.layout import AVERAGE
@@ -33,15 +33,14 @@ Weights = dict[str, torch.Tensor]
 
 
 def read_weights(checkpoint: Path, *, verified: bool, trust: bool = False) -> Weights:
-    """All parameters by name, on the CPU, in the type they were stored in (fp32 out of ZeRO partitions).
+    """All parameters by name, on the CPU, in their stored type (fp32 out of ZeRO partitions).
 
     Args:
         checkpoint: a complete checkpoint folder.
-        verified: the caller has just checked its manifest; otherwise that is done before a pickle is opened.
+        verified: the caller has just checked its manifest; else that is done before a pickle opens.
         trust: run the code that its pickles may hold (--trust-checkpoint).
 
-    Raises:
-        CheckpointError: damaged, or without weights.
+    Raises CheckpointError for a damaged checkpoint, or one without weights.
     """
     files = weight_files(checkpoint)
     if files:
@@ -59,62 +58,60 @@ def read_weights(checkpoint: Path, *, verified: bool, trust: bool = False) -> We
 
 
 def read_average(checkpoint: Path) -> Weights:
-    """The moving average of the weights in a checkpoint, in float32. Raises CheckpointError where there is none."""
+    """The moving average of the weights, in float32. Raises CheckpointError where there is none."""
     files = sorted((checkpoint / AVERAGE).glob("*.safetensors"))
     if not files:
         raise CheckpointError(
             f"{checkpoint} holds no moving average of the weights.",
             got=f"no {AVERAGE}/ in it",
-            fix="leave out --ema; or train with train.ema_decay=0.999 and take a checkpoint after train.ema_start",
+            fix="leave out --ema; or train with train.ema_decay=0.999 and take a checkpoint after "
+            "train.ema_start",
         )
     return {name: tensor for file in files for name, tensor in read_safetensors(file)}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a Hugging Face folder, by its index where it has one; empty when there are none."""
-    if (folder / INDEX).is_file():
+    """The safetensors files of a Hugging Face folder, by its index where it has one."""
+    index = folder / INDEX
+    if index.is_file():
         try:
-            names = set(
-                json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
-            )
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{folder / INDEX} cannot be read.", got=repr(error)) from None
+            raise CheckpointError(f"{index} cannot be read.", got=repr(error)) from None
         return [folder / Path(name).name for name in sorted(names)]
     return [folder / SINGLE] if (folder / SINGLE).is_file() else []
 
 
 def read_safetensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) one after the other. Raises CheckpointError when the file is not what it should be."""
+    """(name, tensor) one after the other. Raises CheckpointError for a file that cannot be read."""
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             for name in opened.keys():  # noqa: SIM118  not a dict
                 yield name, opened.get_tensor(name)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read.", got=str(error)) from None
-    except Exception as error:  # SafetensorError derives from Exception alone
-        if type(error).__name__ != "SafetensorError":
-            raise
+    except SafetensorError as error:
         raise CheckpointError(f"{file} is damaged.", got=str(error)) from None
 
 
 def _zero_folder(checkpoint: Path) -> str | None:
-    """Name of the one folder with ZeRO partitions; never what a `latest` file claims."""
+    """Name of the newest folder with ZeRO partitions; a `latest` file is not trusted."""
     found = [path.parent.name for path in checkpoint.glob("global_step*/*_optim_states.pt")]
     return max(found, key=lambda name: int(name.removeprefix("global_step"))) if found else None
 
 
 def _consolidate(checkpoint: Path, tag: str, *, trust: bool) -> Weights:
-    """fp32 parameters from ZeRO-2 or ZeRO-3 partitions of any world size (pickles: verify before)."""
+    """fp32 parameters from ZeRO partitions of any world size (pickles: verify before)."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    talk = io.StringIO()  # DeepSpeed prints a dozen lines about its own files
+    output = io.StringIO()  # DeepSpeed prints a dozen lines about its own files
     try:
         only_numbers = only_known_classes(checkpoint / tag, trust=trust)
-        with contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk), only_numbers:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), only_numbers:
             return dict(get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=tag))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"DeepSpeed's partitions in {checkpoint / tag} cannot be put together.",
+            f"DeepSpeed's partitions in {checkpoint / tag} cannot be consolidated.",
             got=f"{type(error).__name__}: {error}",
         ) from error
 
@@ -128,8 +125,8 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
 def fit(weights: Weights, model: PreTrainedModel, checkpoint: Path) -> Weights:
     """`weights` without the tied copies, checked against the model's names and shapes.
 
-    Raises:
-        CheckpointError: every weight that is missing, unknown, misshapen, or tied and yet different.
+    Raises CheckpointError with every weight that is missing, unknown, misshapen, or tied and yet
+    different.
     """
     problems = Problems(CheckpointError)
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
@@ -143,12 +140,9 @@ def fit(weights: Weights, model: PreTrainedModel, checkpoint: Path) -> Weights:
                 f"The weight {name} in {checkpoint} does not fit its config.json.",
                 got=f"{list(weights[name].shape)} instead of {list(tensor.shape)}",
             )
-        elif name in tied and not torch.equal(
-            weights[name], weights.get(tied[name], weights[name])
-        ):
-            problems.add(
-                f"{name} and {tied[name]} differ in {checkpoint}, though config.json ties them."
-            )
+        elif not torch.equal(weights[name], weights.get(tied.get(name, name), weights[name])):
+            pair = f"{name} and {tied[name]}"
+            problems.add(f"{pair} differ in {checkpoint}, though config.json ties them.")
     for name in sorted(set(weights) - set(expected)):
         problems.add(f"{checkpoint} holds a weight the model does not have: {name}.")
     problems.raise_if_any()
@@ -156,9 +150,9 @@ def fit(weights: Weights, model: PreTrainedModel, checkpoint: Path) -> Weights:
 
 
 def as_stored(weights: Weights, dtype: torch.dtype | None) -> Weights:
-    """`weights` in the type they will have on disk, each with memory of its own; empties `weights` on the way.
+    """`weights` in their type on disk, each with memory of its own; empties `weights`.
 
-    Partitions come as views into one flat tensor, which safetensors refuses to write.
+    Partitions are views into one flat tensor, which safetensors refuses to write.
     """
     stored = {}
     for name in list(weights):
@@ -171,31 +165,31 @@ def as_stored(weights: Weights, dtype: torch.dtype | None) -> Weights:
 
 
 def as_llama(config: PretrainedConfig, weights: Weights) -> PretrainedConfig:
-    """A Qwen2 model as a Llama model that computes the same, bit for bit; adds to `weights` in place.
+    """A Qwen2 model as a Llama model that computes the same, bit for bit; adds to `weights`.
 
-    The two differ in one thing: Llama's attention_bias gives the output projection a bias too, which is 0 here.
+    Only one thing differs: Llama's attention_bias includes the output projection, whose bias is 0.
     """
     if config.model_type != "qwen2" or getattr(config, "use_sliding_window", False):
         raise ValueError(f"not a plain Qwen2 model: {config.model_type}")
     for name in [name for name in weights if name.endswith(".self_attn.o_proj.weight")]:
         weight = weights[name]
-        weights[name.removesuffix("weight") + "bias"] = torch.zeros(
-            weight.shape[0], dtype=weight.dtype
-        )
+        bias = torch.zeros(weight.shape[0], dtype=weight.dtype)
+        weights[name.removesuffix("weight") + "bias"] = bias
     shared = {name: getattr(config, name) for name in _OF_LLAMA}
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return LlamaConfig(**shared, head_dim=head_dim, attention_bias=True, mlp_bias=False)
 
 
 _OF_LLAMA = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings", "hidden_act", "rope_parameters",
-    "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id",
-)  # fmt: skip
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act"),
+    *("num_attention_heads", "num_key_value_heads", "attention_dropout", "rope_parameters"),
+    *("max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+)
 
 
 def trained_logits(config: PretrainedConfig, weights: Weights, ids: Sequence[int]) -> torch.Tensor:
-    """(1, len(ids), vocabulary) in float32: what `weights` compute in the type they have. No copy of them is made."""
+    """(1, len(ids), vocabulary) in float32: computed in the type of `weights`, without a copy."""
     model = skeleton(config)
     model.load_state_dict(weights, strict=False, assign=True)
     model.tie_weights()
@@ -211,37 +205,31 @@ def write_weights(weights: Weights, folder: Path, shard_bytes: int = SHARD_BYTES
     umask = os.umask(0)
     os.umask(umask)
     for file in weight_files(folder):
-        file.chmod(
-            0o666 & ~umask
-        )  # safetensors writes for its owner alone; the other files are for all who may
+        file.chmod(0o666 & ~umask)  # safetensors writes for its owner alone
 
 
 def check_written(weights: Weights, folder: Path) -> int:
     """Read the files again and compare every tensor bit by bit; returns how many there are.
 
-    Raises:
-        CheckpointError: what was written is not what was meant (a full or failing disk, a memory error).
+    Raises CheckpointError where they differ: a full or failing disk, or a memory error.
     """
+
+    def bits(tensor: torch.Tensor) -> torch.Tensor:  # equal also where NaN differs from itself
+        return tensor.contiguous().view(torch.uint8)
+
     seen = set()
     for file in weight_files(folder):
         for name, tensor in read_safetensors(file):
             meant = weights.get(name)
-            if (
-                meant is None
-                or meant.dtype != tensor.dtype
-                or not torch.equal(_bits(meant), _bits(tensor))
-            ):
-                raise CheckpointError(
-                    f"The weight {name} reads back differently from {file}.", fix="check the disk"
-                )
+            is_equal = meant is not None and meant.dtype == tensor.dtype
+            if not is_equal or not torch.equal(bits(weights[name]), bits(tensor)):
+                what = f"The weight {name} reads back differently from {file}."
+                raise CheckpointError(what, fix="check the disk")
             seen.add(name)
-    if seen != set(weights):
-        raise CheckpointError(
-            f"{folder} lacks weights: {', '.join(sorted(set(weights) - seen)[:5])}."
-        )
+    if missing := sorted(set(weights) - seen):
+        raise CheckpointError(f"{folder} lacks weights: {', '.join(missing[:5])}.")
     return len(seen)
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """As bytes: equal bits also where NaN differs from itself."""
-    return tensor.contiguous().view(torch.uint8)
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,8 +1,8 @@
-"""Completes prompts with a model, and leaves the model and the random state as they were.
+"""Completes prompts with a model, and restores the model and the random state.
 
-Used on a model in the middle of training (any ZeRO stage) as well as on an exported one: the training mode of
-every module and the generators of torch are put back, so that a run with samples is bit-identical to one
-without. Prompts go through one at a time: no padding, so a completion does not depend on its neighbours.
+Used in the middle of training (any ZeRO stage) and on exported models: the training mode of every
+module and torch's generators are restored, so a run with samples is bit-identical to one without.
+Prompts run one at a time: without padding a completion does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer: both `tokenizers.Tokenizer` and transformers' tokenizers have it."""
+    """The interface that `tokenizers.Tokenizer` and transformers' tokenizers share."""
 
     def encode(self, text: str, /, *, add_special_tokens: bool) -> Any: ...
 
@@ -33,8 +33,8 @@ class Sampling:
 
     Args:
         max_new_tokens: tokens at most per completion; fewer when the model ends the text.
-        temperature: 0 takes the most likely token (greedy); otherwise the logits are divided by it.
-        top_p: sample among the most likely tokens that together have this probability (nucleus sampling).
+        temperature: 0 takes the most likely token (greedy); else the logits are divided by it.
+        top_p: sample among the most likely tokens that together have this probability.
         seed: the same seed, prompt and model give the same text.
     """
 
@@ -44,19 +44,11 @@ class Sampling:
     seed: int = 0
 
     def to_generation_config(self, eos_id: int) -> GenerationConfig:
-        chosen = {
-            "do_sample": True,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": 0,
-        }
-        return GenerationConfig(
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=eos_id,
-            pad_token_id=eos_id,
-            use_cache=True,
-            **(chosen if self.temperature > 0 else {"do_sample": False}),
-        )
+        chosen: dict[str, Any] = {"do_sample": self.temperature > 0, "use_cache": True}
+        if self.temperature > 0:
+            chosen |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        ids = {"eos_token_id": eos_id, "pad_token_id": eos_id}
+        return GenerationConfig(max_new_tokens=self.max_new_tokens, **ids, **chosen)
 
 
 def complete(
@@ -69,8 +61,9 @@ def complete(
     synced_gpus: bool = False,
     streamer: BaseStreamer | None = None,
 ) -> list[str]:
-    """What the model writes after each prompt, without the prompt and without special tokens. Ids that the tokenizer does
-    not know are never chosen.
+    """What the model writes after each prompt, without the prompt and special tokens.
+
+    Ids that the tokenizer does not have are never chosen.
 
     Args:
         model: in any mode; it is put into eval mode and back.
@@ -78,15 +71,14 @@ def complete(
         prompts: an empty one starts from EOS, as every document of the training data does.
         eos_id: id that ends a text.
         sampling: default `Sampling()`.
-        synced_gpus: True under ZeRO-3 with more than one rank; then all ranks call this with the same prompts.
-        streamer: hears the token ids as they come.
+        synced_gpus: True under ZeRO-3 with several ranks, which then call this with equal prompts.
+        streamer: receives the token ids as they come.
 
-    Raises:
-        ValueError: the model has no room for the prompt and the new tokens.
+    Raises ValueError when the model has no positions for the prompt and the new tokens.
     """
     sampling = sampling or Sampling()
     config = sampling.to_generation_config(eos_id)
-    # Rows that pad the vocabulary were never a target, but a row that nothing has pushed down may still be drawn.
+    # Rows that pad the vocabulary were never a target, yet might be drawn.
     rows = range(max(tokenizer.get_vocab().values()) + 1, int(model.config.vocab_size))
     config.suppress_tokens = list(rows) or None
     texts = []
@@ -103,7 +95,7 @@ def complete(
                 streamer=streamer,
             )
             new = output_BT[0, len(ids) :].tolist()
-            # A character cut off in the middle of its bytes decodes to U+FFFD: leave it out.
+            # A character cut off in the middle of its bytes decodes to U+FFFD.
             texts.append(str(tokenizer.decode(new, skip_special_tokens=True)).rstrip("\ufffd"))
     return texts
 
@@ -125,7 +117,7 @@ def _check_room(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> 
 
 @contextmanager
 def _as_found(model: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module is in the mode it was in (some may be frozen in eval)."""
+    """Eval mode inside; each module's own mode afterwards (some may be frozen in eval)."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -137,7 +129,7 @@ def _as_found(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Seeded generators inside, the former states afterwards. `generate` knows only the global generators."""
+    """Seeded global generators inside, their former states afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

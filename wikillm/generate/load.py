@@ -1,7 +1,7 @@
-"""Opens a standard Hugging Face folder for generation: local files only, safetensors only, no code from it.
+"""Opens a standard Hugging Face folder for generation: local files, safetensors, no code from it.
 
-The tokenizer is tokenizer.json as it stands: what AutoTokenizer makes of it depends on the model type and on the version
-of transformers.
+The tokenizer is tokenizer.json as it is: what AutoTokenizer makes of it depends on the model type
+and on the version of transformers.
 """
 
 from __future__ import annotations
@@ -27,18 +27,14 @@ class LoadedModel:
 
 
 def is_model_folder(folder: Path) -> bool:
-    """True for a folder with config, tokenizer and weights of its own: an export, or any Hugging Face model."""
-    return (
-        (folder / "config.json").is_file()
-        and (folder / "tokenizer.json").is_file()
-        and has_weights(folder)
-    )
+    """Whether the folder has config, tokenizer and weights, as any Hugging Face model."""
+    files = ("config.json", "tokenizer.json")
+    return all((folder / name).is_file() for name in files) and has_weights(folder)
 
 
 def has_weights(folder: Path) -> bool:
-    return any(
-        (folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")
-    )
+    files = ("model.safetensors", "model.safetensors.index.json")
+    return any((folder / name).is_file() for name in files)
 
 
 def load_folder(
@@ -60,9 +56,7 @@ def load_folder(
     target = pick_device(device)
     tokenizer = prompt_tokenizer(tokenizer_dir or folder)
     eos_id = load_tokenizer(tokenizer_dir or folder).eos_id
-    os.environ.setdefault(
-        "HF_HUB_OFFLINE", "1"
-    )  # a file that is missing here is missing: no hub is asked
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing file is an error, not a download
     advice = "name a folder written by `wikillm export`, a run directory or a checkpoint"
     model = load_weights(folder, advice=advice, dtype="auto")
     model.to(target)  # type: ignore[arg-type]  # the stub of a decorated method
@@ -70,7 +64,7 @@ def load_folder(
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU, or the CPU. Raises ConfigError or MachineError for what is no device or not there."""
+    """`auto` is the first GPU, or the CPU. Raises ConfigError or MachineError for other names."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -80,9 +74,6 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise ConfigError(f"{name!r} is not a device.", fix="--device auto, cpu, cuda or cuda:1")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise MachineError(
-            f"There is no device {name}.",
-            got=f"{torch.cuda.device_count()} GPUs",
-            fix="--device cpu",
-        )
+        count = torch.cuda.device_count()
+        raise MachineError(f"There is no device {name}.", got=f"{count} GPUs", fix="--device cpu")
     return device

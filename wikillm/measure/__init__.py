@@ -1,1 +1,1 @@
-"""What this machine does: matrix products, copies, attention, all-reduce. Measured with torch, returned as plain numbers."""
+"""Measures matrix products, copies, attention and all-reduce of this machine, with torch."""

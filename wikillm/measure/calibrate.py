@@ -1,4 +1,4 @@
-"""`wikillm plan --calibrate`: everything the planner would rather measure than assume, in well under a minute."""
+"""`wikillm plan --calibrate`: measures what the planner otherwise assumes, in under a minute."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SECONDS = 6.0
 
 def calibrate(seconds: float = SECONDS) -> Calibration:
     """Measure this machine. Raises MachineError when its processes cannot talk to each other."""
-    measured, reduced = measure_device(0.75 * seconds), measure_all_reduce(0.25 * seconds)
-    bandwidth = reduced["bytes_per_second"] if reduced else None
+    measured = measure_device(0.75 * seconds)
+    reduced = measure_all_reduce(0.25 * seconds)
     return Calibration(
         device=device_name(),
         kind="cuda" if torch.cuda.is_available() else "cpu",
@@ -26,11 +26,7 @@ def calibrate(seconds: float = SECONDS) -> Calibration:
         load=round(os.getloadavg()[0], 2),
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         torch=torch.__version__,
-        all_reduce_bytes_per_second=float(bandwidth)
-        if isinstance(bandwidth, int | float)
-        else None,
-        all_reduce=f"{reduced['backend']}, {reduced['ranks']} ranks"
-        if reduced
-        else "not measured: one GPU",
+        all_reduce_bytes_per_second=reduced.bytes_per_second if reduced else None,
+        all_reduce=str(reduced or "not measured: one GPU"),
         **measured,
     )

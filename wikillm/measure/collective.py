@@ -1,7 +1,8 @@
-"""All-reduce between processes of this machine: NCCL between its GPUs, gloo between two processes where there are none.
+"""All-reduce between processes of this machine: NCCL between its GPUs, else gloo between two.
 
-`python -m wikillm.measure.collective SECONDS` is one rank, with torch's usual variables; rank 0 writes one JSON line.
-The figure is the bus bandwidth, 2 (n - 1) / n x bytes / time, comparable over numbers of ranks n.
+`python -m wikillm.measure.collective SECONDS` is one rank, with torch's usual variables; rank 0
+writes one JSON line. The figure is the bus bandwidth, 2 (n - 1) / n x bytes / time, comparable over
+numbers of ranks n.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,57 +25,54 @@ from wikillm.core.world import free_port
 _START_SECONDS = 120.0  # importing torch, on a busy machine
 
 
-def measure_all_reduce(seconds: float) -> dict[str, object] | None:
-    """Bandwidth, backend and ranks. None with a single GPU: there is nothing to reduce between."""
+@dataclass(frozen=True, slots=True)
+class AllReduce:
+    bytes_per_second: float
+    backend: str
+    ranks: int
+
+    def __str__(self) -> str:
+        return f"{self.backend}, {self.ranks} ranks"
+
+
+def measure_all_reduce(seconds: float) -> AllReduce | None:
+    """None with a single GPU, where there is nothing to reduce between."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus == 1:
         return None
     ranks = gpus or 2
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks)}
+    environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, "-m", "wikillm.measure.collective", str(seconds)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = [
         subprocess.Popen(
-            command,
-            env={
-                **os.environ,
-                **shared,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            command, env=environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **pipes
         )
         for rank in range(ranks)
     ]
     try:
-        told = [process.communicate(timeout=_START_SECONDS + 2 * seconds) for process in running]
+        output = [process.communicate(timeout=_START_SECONDS + 2 * seconds) for process in running]
     except subprocess.TimeoutExpired:
-        raise MachineError(
-            "The all-reduce between processes of this machine did not end.", got=f"{ranks} ranks"
-        ) from None
+        what = "The all-reduce between processes of this machine did not end."
+        raise MachineError(what, got=f"{ranks} ranks") from None
     finally:
         for process in running:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    failed = [
-        (rank, process.returncode) for rank, process in enumerate(running) if process.returncode
-    ]
-    if failed:
-        rank, code = failed[0]
-        said = "\n".join(told[rank][1].strip().splitlines()[-3:])
-        raise MachineError(
-            "The all-reduce between processes of this machine failed.",
-            got=f"rank {rank}: {code}\n{said}",
-        )
-    return dict(json.loads(told[0][0].strip().splitlines()[-1]))
+    for rank, process in enumerate(running):
+        if process.returncode:
+            last = "\n".join(output[rank][1].strip().splitlines()[-3:])
+            what = "The all-reduce between processes of this machine failed."
+            raise MachineError(what, got=f"rank {rank}: {process.returncode}\n{last}")
+    return AllReduce(**json.loads(output[0][0].strip().splitlines()[-1]))
 
 
 def main(seconds: float) -> None:
     """One rank."""
-    rank, on_gpu = int(os.environ["RANK"]), torch.cuda.is_available()
+    rank = int(os.environ["RANK"])
+    on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(rank)
     backend = "nccl" if on_gpu else "gloo"
@@ -81,7 +81,8 @@ def main(seconds: float) -> None:
         world = dist.get_world_size()
         size = 256 << 20 if on_gpu else 16 << 20
         tensor = torch.ones(size // 4, device="cuda" if on_gpu else "cpu")
-        until, best = time.monotonic() + seconds, float("inf")
+        until = time.monotonic() + seconds
+        best = float("inf")
         go = torch.ones(1, device=tensor.device)
         while go.item():
             dist.barrier()
@@ -96,9 +97,7 @@ def main(seconds: float) -> None:
         dist.destroy_process_group()
     if rank == 0:
         bandwidth = 2 * (world - 1) / world * size / best
-        sys.stdout.write(
-            json.dumps({"bytes_per_second": bandwidth, "backend": backend, "ranks": world}) + "\n"
-        )
+        sys.stdout.write(json.dumps(asdict(AllReduce(bandwidth, backend, world))) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
-"""Matrix products, copies and attention on the first GPU, or on all cores together where there is none.
+"""Matrix products, copies and attention on the first GPU, or on all cores where there is none.
 
-Each operation runs until its share of the time is over, at least three times, after a warm-up; the best repetition counts, since
-whatever else runs on the machine only adds time. On a GPU the matrices are 16-bit, on a CPU 32-bit, as training has them.
+Each operation runs for its share of the time, at least three times, after a warm-up. The best
+repetition counts, since other load only adds time. The types are those of training: 16 bit on a
+GPU, 32 bit on a CPU.
 """
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.nn import functional
+from torch.nn.functional import scaled_dot_product_attention
 
 
 def device_name() -> str:
@@ -28,34 +30,31 @@ def device_name() -> str:
 
 
 def measure_device(seconds: float) -> dict[str, float]:
-    """FLOP/s of a product and of attention (causal, counted in full), bytes/s of a copy (read plus written)."""
+    """FLOP/s of a product and of causal attention (counted in full), bytes/s read plus written."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.float32
+    n, copied = 1024, 1 << 26
+    heads, length, width = 8, 512, 64
     if on_gpu:
-        dtype = (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float16
-        )
-    n, copied, (heads, length, width) = (
-        (8192, 1 << 30, (32, 4096, 128)) if on_gpu else (1024, 1 << 26, (8, 512, 64))
-    )  # fmt: skip
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = torch.bfloat16 if has_bf16 else torch.float16
+        n, copied = 8192, 1 << 30
+        heads, length, width = 32, 4096, 128
     with torch.no_grad(), torch.random.fork_rng(devices=[0] if on_gpu else []):
         torch.manual_seed(0)
         a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
         source = torch.empty(copied, device=device, dtype=torch.uint8).fill_(1)
         target = torch.empty_like(source)
-        q, k, v = (
-            torch.randn(1, heads, length, width, device=device, dtype=dtype) for _ in range(3)
-        )
+        shape = (1, heads, length, width)
+        q, k, v = (torch.randn(shape, device=device, dtype=dtype) for _ in range(3))
+        attend = functools.partial(scaled_dot_product_attention, q, k, v, is_causal=True)
         share = seconds / 3
         return {
             "gemm_flops": 2 * n**3 / _best(lambda: a @ b, share),
             "copy_bytes_per_second": 2 * copied / _best(lambda: target.copy_(source), share),
-            "attention_flops": 4 * heads * length**2 * width
-            / _best(lambda: functional.scaled_dot_product_attention(q, k, v, is_causal=True), share),
-        }  # fmt: skip
+            "attention_flops": 4 * heads * length**2 * width / _best(attend, share),
+        }
 
 
 def _best(operation: Callable[[], object], seconds: float) -> float:
@@ -69,7 +68,8 @@ def _best(operation: Callable[[], object], seconds: float) -> float:
         return time.perf_counter() - start
 
     once()
-    until, best, count = time.perf_counter() + seconds, float("inf"), 0
-    while count < 3 or time.perf_counter() < until:
-        best, count = min(best, once()), count + 1
-    return best
+    until = time.perf_counter() + seconds
+    times = [once() for _ in range(3)]
+    while time.perf_counter() < until:
+        times.append(once())
+    return min(times)

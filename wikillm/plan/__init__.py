@@ -1,1 +1,1 @@
-"""What a run will do, in numbers: batch, horizon, parameters, FLOPs. Pure arithmetic, torch-free."""
+"""What a run will do, in numbers: batch, horizon, memory, time. Arithmetic without torch."""

@@ -166,7 +166,7 @@ def _refusal(
 
 
 def _fewer_ranks(wanted: int, length: int, groups: int, size: int) -> list[str]:
-    """The largest number of ranks below these that the batch divides into, if the batch is whole sequences."""
+    """The most ranks below these that a batch of whole sequences divides into."""
     if wanted % length:
         return []
     divisors = [count for count in range(1, groups) if wanted // length % count == 0]

@@ -1,7 +1,8 @@
 """What was measured on a machine: one JSON file per user, with the device's name and a date.
 
 `wikillm plan --calibrate` measures (`measure`) and writes it; the planner reads it for `--gpu cpu`,
-and for a GPU of the same name. A damaged file, or one of another version, is ignored with a warning.
+and for a GPU of the same name. A damaged file, or one of another version, is ignored with a
+warning.
 """
 
 from __future__ import annotations

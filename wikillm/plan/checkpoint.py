@@ -9,9 +9,9 @@ precision (4 in fp32):
     ZeRO-1, ZeRO-2    w P + tied          w P                   12 P   an fp32 copy, two moments
     ZeRO-3            w P                 -                     12 P
 
-`tied` is a tied embedding, which accelerate writes once more under DeepSpeed: w V h. Muon's matrices
-have one moment less (4 M), an average of the weights adds 4 P. Random states and headers take some
-tens of kilobytes.
+`tied` is a tied embedding, which accelerate writes once more under DeepSpeed: w V h. Muon's
+matrices have one moment less (4 M), an average of the weights adds 4 P. Random states and headers
+take some tens of kilobytes.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ For each recipe and kind of checkpointing, the largest micro-batch that fits (up
 taken. What the user set (recipe, micro-batch, checkpointing) is kept. Times within 2 % count as
 equal: then the simpler candidate wins. Offload ranks below every candidate that fits without it,
 since host speeds are the least certain assumption. `zero3_plus` ranks last: its 4-bit gradients
-change the arithmetic, which is the user's decision. Where nothing fits, the error proposes what does.
+change the arithmetic, which is the user's decision. Where nothing fits, the error proposes what
+does.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`nodes` x `gpus_per_node` of one kind. `host_memory`: bytes of a node that offload may use."""
+    """`nodes` x `gpus_per_node` of one kind. `host_memory`: bytes of a node, for offload."""
 
     gpu: Gpu
     nodes: int
@@ -69,7 +70,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A strategy on a machine. `misfit`: what is lacking, None when it fits. Host bytes per node."""
+    """A strategy on a machine. `misfit`: what it lacks, None when it fits. Host bytes per node."""
 
     strategy: Strategy
     memory: Memory

@@ -2,8 +2,8 @@
 
 In elements, with A micro-steps (ZeRO paper, arXiv:1910.02054, section 7; ZeRO++, arXiv:2306.10209,
 section 1): plain data parallel and ZeRO-1 send 2 Psi, ZeRO-2 (A + 1) Psi (DeepSpeed reduces
-gradients at every micro-step), ZeRO-3 3 Psi A, and with hpZ, qwZ and qgZ 0.75 Psi A between nodes. A
-ring over N ranks sends (N - 1) / N of that. Elements have the width of the weights.
+gradients at every micro-step), ZeRO-3 3 Psi A, and with hpZ, qwZ and qgZ 0.75 Psi A between nodes.
+A ring over N ranks sends (N - 1) / N of that. Elements have the width of the weights.
 
 Where S ranks share sequences (`kernels.ulysses`), each layer sends q, k, v and attention's output
 once forward and once backward, and once more where the forward pass is recomputed: 2 H + 2 K heads
@@ -34,7 +34,7 @@ class Communication:
 
 
 def communication_per_step(workload: Workload, strategy: Strategy) -> Communication:
-    """A ring over several nodes passes every link: the slower one, between nodes, carries it all."""
+    """A ring over several nodes passes every link: the slower one, between nodes, decides."""
     n = strategy.ranks
     accumulation = strategy.accumulation
     parameters = workload.parameters

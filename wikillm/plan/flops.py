@@ -12,10 +12,10 @@ from __future__ import annotations
 from wikillm.config.schema import ModelSection
 from wikillm.plan.params import attention_flops, count_parameters
 
-# Dense peaks in TFLOP/s: bf16 with fp32 accumulation, without sparsity; fp16 for GPUs before Ampere.
-# The first name found in the device's name counts: the longer come first. Sources: NVIDIA's data
-# sheets, which print the figure with sparsity (twice this one) or without; for GeForce the appendix
-# of the GA102, Ada and RTX Blackwell white papers, row "FP16 Tensor with FP32 accumulate".
+# Dense peaks in TFLOP/s: bf16 with fp32 accumulation, without sparsity; fp16 for GPUs before
+# Ampere. The first name found in the device's name counts: the longer come first. Sources: NVIDIA's
+# data sheets, which print the figure with sparsity (twice this one) or without; for GeForce the
+# appendix of the GA102, Ada and RTX Blackwell white papers, row "FP16 Tensor with FP32 accumulate".
 _PEAK_TFLOPS = (
     ("GB200", 2500.0),
     ("B200", 2250.0),

@@ -2,9 +2,9 @@
 
 Memory is what the driver leaves to programs, a little below the nominal size. Peaks are in `flops`.
 Bandwidths are per GPU and direction, at about 80 % of the makers' figures, which collectives reach
-at best: NVLink or PCIe inside a node; between nodes one network card per GPU (400 or 200 Gbit/s) for
-the large ones, 100 Gbit/s per node else. Nothing was measured. A plan notes the figures that were
-not checked against a data sheet.
+at best: NVLink or PCIe inside a node; between nodes one network card per GPU (400 or 200 Gbit/s)
+for the large ones, 100 Gbit/s per node else. Nothing was measured. A plan notes the figures that
+were not checked against a data sheet.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """`name` is the driver's; memory in bytes, peak in FLOP/s, bandwidths in bytes/s per GPU and direction."""
+    """Memory in bytes, peak in FLOP/s, bandwidths in bytes/s per GPU and direction."""
 
     name: str
     memory: int
@@ -44,10 +44,10 @@ class Gpu:
 
 
 # Short name: driver's name, memory GiB, GB/s inside a node, GB/s between nodes, GB/s to the host.
-# Memory and links are of the maker's data sheet: NVLink 900 (H100, H200, H20), 600 (A100), 400 (A800,
-# H800), 300 (V100) or 1800 (B200) GB/s in both directions together; PCIe 5.0 x16 63, 4.0 x16 31.5,
-# 3.0 x16 15.8 GB/s in one. GeForce has no NVLink (3090: a bridge for two) and no peer access over
-# PCIe, so each byte passes the host's memory: about half.
+# Memory and links are of the maker's data sheet: NVLink 900 (H100, H200, H20), 600 (A100), 400
+# (A800, H800), 300 (V100) or 1800 (B200) GB/s in both directions together; PCIe 5.0 x16 63, 4.0 x16
+# 31.5, 3.0 x16 15.8 GB/s in one. GeForce has no NVLink (3090: a bridge for two) and no peer access
+# over PCIe, so each byte passes the host's memory: about half.
 _GPUS = {
     "b200": ("B200", 178.0, 720.0, 40.0, 50.0),
     "h200": ("H200", 139.8, 360.0, 40.0, 50.0),

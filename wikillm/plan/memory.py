@@ -39,7 +39,7 @@ CONTEXT_BYTES = 2_000_000_000
 FRAGMENTATION = 0.05
 """Share that torch's caching allocator cannot use: 3 to 6 % with steady shapes."""
 KEPT_FREE = 0.08
-"""Share of a GPU that no plan uses: the formulas' error is not known, and out of memory ends a run."""
+"""Share of a GPU that no plan uses, since the error of the formulas is not known."""
 STOCK_LOGIT_BYTES = {"bf16": 14, "fp16": 14, "fp32": 12}
 """Per logit at the peak of Hugging Face's loss: logits, fp32 copy, log-softmax, gradient."""
 CPU_CONTEXT_BYTES = 44_000_000
@@ -136,7 +136,7 @@ def loss_bytes(workload: Workload, strategy: Strategy) -> int:
 
 
 def host_bytes_per_rank(workload: Workload, strategy: Strategy) -> int:
-    """Host memory of offload: fp32 copy, moments and gradients (16 Psi/N), and weights (2 Psi/N)."""
+    """Host memory of offload: fp32 copy, moments, gradients (16 Psi/N), and weights (2 Psi/N)."""
     share = -(-workload.parameters // strategy.ranks)
     states = 16 * share if strategy.offload_optimizer else 0
     return states + (strategy.bytes_per_weight * share if strategy.offload_param else 0)
@@ -174,7 +174,7 @@ def activation_bytes_per_token(workload: Workload, strategy: Strategy) -> int:
 
 
 def kept_by_checkpointing(workload: Workload, strategy: Strategy) -> int:
-    """Bytes per token of a checkpointed layer between forward and backward (`models.checkpointing`).
+    """Bytes per token that a checkpointed layer keeps (`models.checkpointing`).
 
     Full: its input, 2h. Attention kept: its output and statistics as well, 2 H d + 4 H. Selective:
     the products q, k, v, o, gate and up too, 2 (H + 2 K) d + 2h + 4 f, the last two unless the MLP
@@ -226,7 +226,7 @@ def _states(psi: int, strategy: Strategy) -> tuple[int, int, int]:
 
 
 def _muon_saves(workload: Workload, strategy: Strategy) -> int:
-    """Muon has one moment (4 bytes) where AdamW has two; stages 1 and 2 keep a staged copy of it."""
+    """Muon has one moment where AdamW has two; stages 1 and 2 keep a staged copy of it."""
     if not strategy.muon or strategy.stage in (1, 2):
         return 0
     return -4 * -(-workload.hidden_matrices // (strategy.ranks if strategy.stage == 3 else 1))

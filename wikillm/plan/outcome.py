@@ -38,7 +38,7 @@ class Outcome:
 
 
 def find_outcomes(places: Iterable[Path]) -> tuple[list[Outcome], list[Path]]:
-    """Outcomes of run directories, or of those below a folder; and the files that could not be read."""
+    """Outcomes of run directories, or of those below a folder; and the unreadable files."""
     found: list[Outcome] = []
     broken: list[Path] = []
     for place in places:

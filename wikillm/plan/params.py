@@ -53,6 +53,6 @@ def count_parameters(model: ModelSection, vocab_size: int) -> ParameterCount:
 
 
 def attention_flops(model: ModelSection, sequence_length: int) -> int:
-    """FLOPs per token of attention's scores and values, forward and backward, over all T positions."""
+    """FLOPs per token of attention's scores and values, both passes, over all T positions."""
     width = model.num_attention_heads * head_width(model)
     return 12 * model.num_hidden_layers * width * sequence_length

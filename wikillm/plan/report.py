@@ -154,7 +154,8 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"{_at(traffic, plan, 'between_nodes')} between nodes, "
         f"{_at(traffic, plan, 'host')} to the host{by_sequences}",
         f"step       {_time(seconds['total'])}: compute {_time(seconds['compute'])} "
-        f"(assumed MFU {plan['assumed_mfu']:.0%}), waiting for traffic {_time(seconds['exposed'])}, "
+        f"(assumed MFU {plan['assumed_mfu']:.0%}), "
+        f"waiting for traffic {_time(seconds['exposed'])}, "
         f"host {_time(seconds['host'])}",
         "",
         *_table(plan["choices"]),

@@ -1,6 +1,7 @@
-"""The learning rate of a step by formula, as Hugging Face's schedulers give it, without building one.
+"""The learning rate of a step by formula, as Hugging Face's schedulers give it.
 
-Step k (from 1) uses the scheduler's value after k - 1 steps: step 1 of a warm-up trains with rate 0.
+Step k (from 1) uses the scheduler's value after k - 1 steps: step 1 of a warm-up trains with rate
+0.
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ selective checkpointing repeats no product and is assumed to cost 5 %. The tiled
 its three products once more.
 
 Gradients of stages 0-1 travel beside the last backward pass, those of stage 2 beside every one (2/3
-of a micro-step); ZeRO-3 gathers beside everything. Nothing runs beside the weights that stages 1 and
-2 gather after the optimizer's step, beside DeepSpeed's all-reduce at stage 0, or beside ZeRO-3's
-first gather and last reduction of a micro-step, taken to be of the largest module. The exchange of
-heads for positions, where ranks share sequences, is waited for. Nothing was measured on a GPU.
+of a micro-step); ZeRO-3 gathers beside everything. Nothing runs beside the weights that stages 1
+and 2 gather after the optimizer's step, beside DeepSpeed's all-reduce at stage 0, or beside
+ZeRO-3's first gather and last reduction of a micro-step, taken to be of the largest module. The
+exchange of heads for positions, where ranks share sequences, is waited for. Nothing was measured on
+a GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How many rows the embedding gets for a tokenizer.
 
-Rows beyond the tokenizer's are never a target. They round the output projection up to whole GPU tiles, which is
-faster than the exact number (nanoGPT reported 25 % for GPT-2's 50,257 -> 50,304).
+Rows beyond the tokenizer's are never a target. They round the output projection up to whole GPU
+tiles, which is faster than the exact number (nanoGPT reported 25 % for GPT-2's 50,257 -> 50,304).
 """
 
 from __future__ import annotations

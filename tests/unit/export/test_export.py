@@ -11,7 +11,7 @@ import pytest
 import torch
 from harness.tiny_model import seal, tiny_model, write_checkpoint, write_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import sha256_file
@@ -78,7 +78,7 @@ def test_logits_are_equal_without_wikillm(tmp_path: Path, tokenizer_dir: Path) -
 import sys
 sys.modules["wikillm"] = None  # any import of it raises ImportError
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
 model = AutoModelForCausalLM.from_pretrained({str(folder)!r})
 assert model.config.architectures == ["Qwen2ForCausalLM"], model.config
@@ -290,22 +290,20 @@ def test_rereading_notices_one_changed_bit(tmp_path: Path) -> None:
 
 
 def test_card() -> None:
-    told = {"architecture": "Qwen2ForCausalLM", "trained_as": "Qwen2ForCausalLM", "special": "</s>"}
-    card = render_card(FACTS, parameters=123_426_304, dtype="bfloat16", vocab_size=512, **told)
-    assert card.startswith("---\nlibrary_name: transformers\n")
-    for part in (
-        "123.4M",
-        "123,426,304",
-        "| tokens | 884,000 |",
-        "b\\|c.jsonl",
-        "5.12346",
-        "0.0005",
-        "step 7",
-    ):
-        assert part in card
-    bare = render_card(ExportFacts("x"), parameters=1, dtype="float32", vocab_size=2, **told)
+    config = Qwen2Config(vocab_size=512, architectures=["Qwen2ForCausalLM"], dtype=torch.bfloat16)
+
+    def card(facts: ExportFacts) -> str:
+        return render_card(
+            facts, config, parameters=123_426_304, trained_as="Qwen2ForCausalLM", eos="</s>"
+        )
+
+    full = card(FACTS)
+    assert full.startswith("---\nlibrary_name: transformers\n")
+    for part in ("123.4M", "123,426,304", "bfloat16", "vocabulary 512", "| tokens | 884,000 |"):
+        assert part in full
+    for part in ("b\\|c.jsonl", "5.12346", "0.0005", "step 7"):
+        assert part in full
+    bare = card(ExportFacts("x"))
     assert "## Data" not in bare and "was trained as" not in bare
-    told["architecture"] = "LlamaForCausalLM"
-    assert "trained as `Qwen2ForCausalLM`" in render_card(
-        ExportFacts("x"), parameters=1, dtype="float32", vocab_size=2, **told
-    )
+    config.architectures = ["LlamaForCausalLM"]
+    assert "trained as `Qwen2ForCausalLM`" in card(ExportFacts("x"))
