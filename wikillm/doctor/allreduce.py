@@ -31,7 +31,7 @@ def main() -> None:
         rate = 2 * (world - 1) / world * SIZE / seconds
     finally:
         dist.destroy_process_group()
-    sys.stdout.write(json.dumps({"bytes_per_second": rate, "ranks": world, "size": SIZE}) + "\n")
+    sys.stdout.write(json.dumps({"bytes_per_second": rate, "ranks": world}) + "\n")
 
 
 def _timed(tensor: object, count: int) -> float:

@@ -35,32 +35,24 @@ _KINDS = (
 )
 
 
-class NodeLost(Exception):
-    """A node gave no answer; `why` has the reason."""
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.why = NodeFailure(kind, text)
-
-
 def agent_command(workdir: str) -> str:
     """What the shell of the node runs, as in `wikillm launch hostfile`."""
     folder = shlex.quote(workdir)
     return f'cd {folder} && PATH="$PWD/.venv/bin:$PATH" && exec python -m wikillm.doctor.node'
 
 
-def classify(text: str, code: int | None) -> NodeLost:
+def classify(text: str, code: int | None) -> NodeFailure:
     """The error of ssh, the shell or Python before the node could answer."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for words, kind in _KINDS:
         found = [line for line in lines if words in line.lower()]
         if found:
-            return NodeLost(kind, lines[-1] if kind == "python" else found[0])
-    return NodeLost("other", lines[-1] if lines else f"ssh ended with {code}, without a message")
+            return NodeFailure(kind, lines[-1] if kind == "python" else found[0])
+    return NodeFailure("other", lines[-1] if lines else f"ssh ended with {code}, without a message")
 
 
 class Connection:
-    """One node. `ask` raises NodeLost; after that the connection is gone."""
+    """One node. `ask` raises NodeFailure; after that the connection is gone."""
 
     def __init__(self, node: str, workdir: str) -> None:
         self._number = 0
@@ -92,11 +84,11 @@ class Connection:
         while True:
             answer = self._receive(end)
             if answer is None:
-                raise NodeLost("timeout", f"no answer to {command!r} within {seconds:.0f} s")
+                raise NodeFailure("timeout", f"no answer to {command!r} within {seconds:.0f} s")
             if answer.get(MARK) == self._number:
                 break
         if "error" in answer:
-            raise NodeLost("other", f"{command}: {answer['error']}")
+            raise NodeFailure("other", f"{command}: {answer['error']}")
         return answer.get("value")
 
     def _receive(self, end: float) -> dict[str, Any] | None:
@@ -129,7 +121,7 @@ class Connection:
             self._process.wait()
         self._stderr.close()
 
-    def _why_it_ended(self) -> NodeLost:
+    def _why_it_ended(self) -> NodeFailure:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=2)
         self._stderr.seek(0)

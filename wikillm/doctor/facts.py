@@ -211,12 +211,13 @@ def facts_from_json(value: dict[str, Any]) -> NodeFacts:
     return TypeAdapter(NodeFacts).validate_python(known)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeFailure:
-    """Why a node gave no facts; `kind` is a row of the texts for `reach`, or "other"."""
+class NodeFailure(Exception):
+    """Why a node gave no answer; `kind` is a case in the texts of the check `reach`."""
 
-    kind: str
-    text: str
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.text = text
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +226,6 @@ class Bandwidth:
 
     bytes_per_second: float
     ranks: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pwd
-import re
 import resource
 import shutil
 import socket
 from pathlib import Path
+
+import psutil
 
 from wikillm.core.units import format_size
 from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
@@ -29,20 +29,19 @@ _NO_LIMIT = 1 << 60  # cgroup v1 writes a number near 2^63 for none
 
 
 def gather_host() -> HostFacts:
-    found = re.findall(r"^(\w+):\s+(\d+) kB$", read("/proc/meminfo"), re.MULTILINE)
-    memory = {name: int(kib) * 1024 for name, kib in found}
+    memory = psutil.virtual_memory()
     limit, used = cgroup_memory()
     has_shm = SHARED_MEMORY.is_dir()
     return HostFacts(
         hostname=socket.gethostname(),
         identity=_identity(),
-        user=_user(),
+        user=psutil.Process().username(),
         cores=len(os.sched_getaffinity(0)),
         cpu_quota=_cpu_quota(),
         load=os.getloadavg()[0],
-        memory=memory.get("MemTotal", 0),
-        memory_available=memory.get("MemAvailable", 0),
-        swap=memory.get("SwapTotal", 0),
+        memory=memory.total,
+        memory_available=memory.available,
+        swap=psutil.swap_memory().total,
         cgroup_limit=limit,
         cgroup_used=used,
         open_files=_limit(resource.RLIMIT_NOFILE),
@@ -90,13 +89,6 @@ def _identity() -> str:
     except OSError:
         network = ""
     return f"{read('/proc/sys/kernel/random/boot_id')} {network}"
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
 
 
 def _limit(kind: int) -> int:

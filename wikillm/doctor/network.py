@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import psutil
+
 from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.facts import NetworkCard, NetworkFacts, NodeFacts
 from wikillm.doctor.needs import Needs, Request
-from wikillm.doctor.probe import number, read
-from wikillm.supervise.network import interfaces, is_loopback, own_address, why_port_is_taken
+from wikillm.doctor.probe import read
+from wikillm.supervise.network import is_loopback, own_address, why_port_is_taken
 
-CARDS = Path("/sys/class/net")
 SLOW_LINK = 10_000
 IFNAME = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
@@ -19,9 +20,7 @@ IFNAME = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 def gather_network(request: Request, *, resolve_names: bool = True) -> NetworkFacts:
     """Without `resolve_names` no name server is asked: a broken one takes seconds to answer."""
     hostname = socket.gethostname()
-    folders = [folder for folder in sorted(CARDS.iterdir()) if (folder / "mtu").exists()]
-    addresses = {card: address for address, card in interfaces().items()}
-    cards = tuple(inspect_card(folder, addresses.get(folder.name)) for folder in folders)
+    cards = network_cards()
     master = request.master or hostname
     found = resolve(master) if resolve_names else ()
     return NetworkFacts(
@@ -47,19 +46,21 @@ def resolve(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(entry[4][0]) for entry in ordered))
 
 
-def inspect_card(folder: Path, ipv4: str | None) -> NetworkCard:
-    speed = number(read(folder / "speed"))
-    lines = [line.split() for line in read("/proc/net/if_inet6").splitlines()]
-    ipv6 = [bytes.fromhex(line[0]) for line in lines if line[-1] == folder.name]
-    return NetworkCard(
-        name=folder.name,
-        is_up=bool(int(read(folder / "flags") or "0", 16) & 1),
-        mtu=number(read(folder / "mtu")) or 0,
-        speed=speed if speed is not None and speed > 0 else None,
-        addresses=(
-            *filter(None, [ipv4]),
-            *(socket.inet_ntop(socket.AF_INET6, address) for address in ipv6),
-        ),
+def network_cards() -> tuple[NetworkCard, ...]:
+    addresses = psutil.net_if_addrs()
+    return tuple(
+        NetworkCard(
+            name=name,
+            is_up=card.isup,
+            mtu=card.mtu,
+            speed=card.speed or None,
+            addresses=tuple(
+                found.address.partition("%")[0]
+                for found in addresses.get(name, [])
+                if found.family in (socket.AF_INET, socket.AF_INET6)
+            ),
+        )
+        for name, card in sorted(psutil.net_if_stats().items())
     )
 
 

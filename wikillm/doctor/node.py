@@ -42,21 +42,19 @@ class NodeServer:
             raise ValueError(f"no such command: {command}")
         return getattr(self, command)(**arguments)
 
-    def hello(self, environment: dict[str, str]) -> str:
+    def hello(self, environment: dict[str, str]) -> None:
         """Set the variables that a run would get here."""
         os.environ.update(environment)
-        return str(Path.cwd())
 
     def facts(self, request: dict[str, Any]) -> dict[str, Any]:
         request["data_path"] = tuple(request["data_path"])
         return asdict(gather(Request(**request)))
 
-    def write(self, folder: str, file: str, text: str) -> str:
-        """Write a file beside the run directory; returns where."""
+    def write(self, folder: str, file: str, text: str) -> None:
+        """Write a file beside the run directory."""
         path = _existing(folder) / file
         path.write_text(text, encoding="utf-8")
         self._files.append(path)
-        return str(path)
 
     def look(self, folder: str, names: dict[str, str]) -> list[str]:
         """Which of `names` (file -> text) cannot be read; network folders get a few seconds."""

@@ -22,18 +22,10 @@ from wikillm.doctor.software import gather_software, packages_there
 
 CHECKS: tuple[Check, ...] = (packages_there, memory, open_files, checkpoint_room)
 BETWEEN_RANKS: tuple[Check, ...] = (card_named,)
-IMPORTED = frozenset(
-    (
-        "torch",
-        "transformers",
-        "accelerate",
-        "numpy",
-        "orjson",
-        "pyarrow",
-        "safetensors",
-        "tokenizers",
-    )
-)
+IMPORTED = (
+    "torch", "transformers", "accelerate", "numpy", "orjson", "pyarrow", "safetensors",
+    "tokenizers",
+)  # fmt: skip
 """Without these no run gets to its first step, whatever its settings."""
 DRIVER = Path("/dev/nvidiactl")
 

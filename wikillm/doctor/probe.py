@@ -12,8 +12,10 @@ from typing import Any
 
 from wikillm.core.log import logger
 
+TOOL_SECONDS = 8.0
 
-def run_tool(*argv: str, timeout: float = 8.0) -> tuple[str, str]:
+
+def run_tool(*argv: str) -> tuple[str, str]:
     """(output, error) of a tool; the error is "" when it ended with 0."""
     try:
         done = subprocess.run(
@@ -21,14 +23,14 @@ def run_tool(*argv: str, timeout: float = 8.0) -> tuple[str, str]:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=timeout,
+            timeout=TOOL_SECONDS,
             stdin=subprocess.DEVNULL,
             check=False,
         )
     except FileNotFoundError:
         return "", f"{argv[0]} is not installed"
     except subprocess.TimeoutExpired:
-        return "", f"{argv[0]} did not answer within {timeout:.0f} s"
+        return "", f"{argv[0]} did not answer within {TOOL_SECONDS:.0f} s"
     except OSError as error:
         return "", f"{argv[0]}: {error.strerror}"
     if done.returncode == 0:

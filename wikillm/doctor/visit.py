@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
-from wikillm.doctor.connection import Connection, NodeLost
+from wikillm.doctor.connection import Connection
 from wikillm.doctor.facts import (
     Bandwidth,
     ClusterFacts,
@@ -54,7 +54,7 @@ class Visit:
                 facts[name] = facts_from_json(answer)
             except ValueError as error:
                 reason = str(error).splitlines()[0]
-                raise NodeLost("python", f"another version answers: {reason}") from None
+                raise NodeFailure("python", f"another version answers: {reason}") from None
 
         self._each(self.names, first)
         return {name: facts[name] for name in self.names if name in facts}
@@ -69,10 +69,10 @@ class Visit:
         def write(name: str) -> None:
             try:
                 self._ask(name, "write", STEP, folder=folder, file=files[name], text=token)
-            except NodeLost as lost:
-                if lost.why.kind == "timeout":
+            except NodeFailure as lost:
+                if lost.kind == "timeout":
                     raise
-                results[name] = lost.why.text
+                results[name] = lost.text
 
         self._each(tuple(self.open), write)
         written = {files[name]: token for name in self.open if name not in results}
@@ -129,12 +129,11 @@ class Visit:
 
         self._each(tuple(names), rank)
         broken = {name: answer["error"] for name, answer in answers.items() if "error" in answer}
-        lost = {name: self.unreachable[name].text for name in names if name in self.unreachable}
-        broken |= lost
+        broken |= {name: self.unreachable[name].text for name in names if name not in self.open}
         if broken:
             return "; ".join(f"{name}: {error}" for name, error in broken.items())
         slowest = min(answers.values(), key=lambda answer: answer["bytes_per_second"])
-        return Bandwidth(slowest["bytes_per_second"], slowest["ranks"], slowest["size"])
+        return Bandwidth(slowest["bytes_per_second"], slowest["ranks"])
 
     def close(self) -> None:
         everyone = tuple(self.open)
@@ -160,8 +159,8 @@ class Visit:
         def one(name: str) -> None:
             try:
                 work(name)
-            except NodeLost as lost:
-                self.unreachable[name] = lost.why
+            except NodeFailure as lost:
+                self.unreachable[name] = lost
 
         if names:
             with ThreadPoolExecutor(len(names)) as pool:

@@ -9,20 +9,19 @@ is. NCCL chooses among InfiniBand and Ethernet by itself.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import ipaddress
 import os
 import socket
 import struct
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+
+import psutil
 
 from wikillm.core.errors import MachineError
 
 PORTS_TRIED = 8
-_SIOCGIFADDR = 0x8915
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +39,8 @@ class Route:
 
 def interfaces() -> dict[str, str]:
     """IPv4 address -> interface of this machine."""
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):
-                request = struct.pack("256s", name.encode()[:15])
-                packed = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
-                found[socket.inet_ntoa(packed[20:24])] = name
-    return found
+    cards = psutil.net_if_addrs().items()
+    return {a.address: card for card, found in cards for a in found if a.family == socket.AF_INET}
 
 
 def is_loopback(address: str) -> bool:

@@ -35,7 +35,7 @@ def sound(**second: dict[str, Any]) -> ClusterFacts:
         facts={"gpu1": gpu_node(), "gpu2": broken(two, **second)},
         shared={"gpu1": (), "gpu2": ()},
         connections={("gpu1", "gpu2"): "", ("gpu2", "gpu1"): ""},
-        all_reduce=Bandwidth(2e9, 2, 8 << 20),
+        all_reduce=Bandwidth(2e9, 2),
     )
 
 
@@ -66,7 +66,7 @@ FAULTS: dict[str, list[Case]] = {
     "master-equal": [("fail", "10.9.9.9", {"network": {"master_addresses": ("10.9.9.9",)}}, {})],
     "connections": [("fail", "gpu2 -> gpu1: port 29500", {}, {"connections": BLOCKED})],
     "all-reduce": [
-        ("warn", "47.7 MiB/s", {}, {"all_reduce": Bandwidth(5e7, 2, 8 << 20)}),
+        ("warn", "47.7 MiB/s", {}, {"all_reduce": Bandwidth(5e7, 2)}),
         ("fail", "gpu2: timed out", {}, {"all_reduce": "gpu2: timed out"}),
         ("skip", "do not reach", {}, {"all_reduce": "not measured: nodes do not reach"}),
     ],
@@ -127,7 +127,7 @@ def test_an_unreachable_node_is_one_failure_that_names_it() -> None:
     ],
 )
 def test_what_ssh_says_is_understood(text: str, kind: str) -> None:
-    assert classify(text, 255).why.kind == kind
+    assert classify(text, 255).kind == kind
 
 
 def test_a_working_folder_is_quoted() -> None:
