@@ -91,7 +91,7 @@ def gpu_node(**sections: dict[str, Any]) -> NodeFacts:
             port_error="",
             infiniband=(("mlx5_0:1", "ACTIVE"),),
         ),
-        downloads={"huggingface": "", "hf-mirror": "", "modelscope": "", "swanlab": ""},
+        connectivity={"huggingface": "", "hf-mirror": "", "modelscope": "", "swanlab": ""},
         environment={"CUDA_VISIBLE_DEVICES": "0,1"},
     )
     return broken(sound, **sections)
@@ -117,7 +117,6 @@ def needs(**more: Any) -> Needs:
     sound = Needs(
         nodes=2,
         slots=2,
-        master="gpu1",
         precision="bf16",
         recipe="zero2_offload",
         offload=True,

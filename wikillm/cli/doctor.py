@@ -83,7 +83,7 @@ def _examine_nodes(args: argparse.Namespace, resolved: Resolved) -> Examination:
     return examine_nodes(
         {host.name: host.slots for host in hosts},
         request_of(resolved, master=master, master_port=args.master_port),
-        needs_of(resolved, nodes=len(hosts), slots=hosts[0].slots, master=master),
+        needs_of(resolved, nodes=len(hosts), slots=hosts[0].slots),
         workdir=args.workdir or str(Path.cwd()),
         environment={n: value for n, value in forwarded().items() if not names_a_secret(n)},
     )
@@ -98,7 +98,7 @@ def _print_list(*, as_json: bool) -> None:
         return
     width = max(len(name) for _, name, _ in rows)
     for group, name, about in rows:
-        print(f"{group:<12}{name:<{width}}  {about}")
+        print(f"{group:<14}{name:<{width}}  {about}")
 
 
 def _check(args: argparse.Namespace) -> None:

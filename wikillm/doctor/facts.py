@@ -194,7 +194,7 @@ class NodeFacts:
     compiler: CompilerFacts = _UNKNOWN
     disk: DiskFacts = _UNKNOWN
     network: NetworkFacts = _UNKNOWN
-    downloads: dict[str, str] = _UNKNOWN  # name -> "" when it answered, else the error
+    connectivity: dict[str, str] = _UNKNOWN  # name -> "" when it answered, else the error
     environment: dict[str, str] = _UNKNOWN
     errors: dict[str, str] = field(default_factory=dict)
 

@@ -33,7 +33,7 @@ class Request:
     data_path: tuple[str, ...]
     master: str
     master_port: int
-    hubs: dict[str, str]  # name -> web address
+    servers: dict[str, str]  # name -> web address
     has_source: bool = True  # False: only addresses or finished stores are named
     checkpoints_kept: int = 1  # train.save_total_limit
 
@@ -44,7 +44,6 @@ class Needs:
 
     nodes: int = 1
     slots: int = 1
-    master: str = ""
     precision: str = "auto"
     compiles: bool = False
     recipe: str = ""
@@ -76,7 +75,7 @@ def request_of(resolved: Resolved, *, master: str, master_port: int) -> Request:
         checkpoints_kept=cfg.train.save_total_limit,
         master=master,
         master_port=master_port,
-        hubs={} if is_offline() else hub_addresses(),
+        servers={} if is_offline() else server_addresses(),
     )
 
 
@@ -86,7 +85,7 @@ def sources_of(data: DataSection) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return named, tuple(path for path in named if not scheme_of(path))
 
 
-def hub_addresses() -> dict[str, str]:
+def server_addresses() -> dict[str, str]:
     """Servers of tokenizers, models and tracking: name -> address."""
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
     return {
@@ -97,9 +96,7 @@ def hub_addresses() -> dict[str, str]:
     }
 
 
-def needs_of(
-    resolved: Resolved, *, nodes: int, slots: int, master: str = "", has_gpu: bool = True
-) -> Needs:
+def needs_of(resolved: Resolved, *, nodes: int, slots: int, has_gpu: bool = True) -> Needs:
     """What this run needs of `nodes` machines with `slots` processes each.
 
     Raises ConfigError for a wrong run; a batch that does not divide is one of the findings.
@@ -141,7 +138,6 @@ def needs_of(
     return Needs(
         nodes=nodes,
         slots=slots,
-        master=master,
         precision=cfg.train.precision,
         compiles=cfg.train.compile != "off",
         recipe=cfg.deepspeed.config or "",

@@ -31,7 +31,7 @@ def lines(examination: Examination, *, everything: bool = False) -> list[str]:
     for group in GROUPS:
         verdicts = [verdict for verdict in examination.verdicts if verdict.group == group]
         if verdicts:
-            out.append(f"{group:<12}{_summary(verdicts)}")
+            out.append(f"{group:<14}{_summary(verdicts)}")
         shown = [v for v in verdicts if everything or v.level in ("fail", "warn")]
         # The same finding of several nodes is shown once; failures come first.
         same: dict[tuple[str, str, str], list[Verdict]] = {}

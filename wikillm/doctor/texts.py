@@ -117,7 +117,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "connections": ("ranks connect both ways", "open all TCP ports between the nodes (firewall)"),
     "all-reduce/failed": ("the run's first collective would fail alike", "see the checks above"),
     "all-reduce/slow": (_SLOW, _FASTER),
-    # hubs
+    # connectivity
     "reach-huggingface": ("tokenizers and models may come from it", f"HF_ENDPOINT, or {_LOCAL}"),
     "reach-hf-mirror": ("not needed where files are local", _LOCAL),
     "reach-modelscope": ("not needed where files are local", _LOCAL),

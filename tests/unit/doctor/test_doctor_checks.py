@@ -161,7 +161,7 @@ FAULTS: dict[str, list[Case]] = {
     ],
     "master-port": [("warn", "--master-port 29501", {"network": {"port_error": "in use"}}, {})],
     **{
-        f"reach-{name}": [("warn", "timed out", {"downloads": {name: "timed out"}}, {})]
+        f"reach-{name}": [("warn", "timed out", {"connectivity": {name: "timed out"}}, {})]
         for name in ("huggingface", "hf-mirror", "modelscope", "swanlab")
     },
     "slowing-variables": [("warn", "NCCL_P2P_DISABLE=1", env(NCCL_P2P_DISABLE="1"), {})],

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from wikillm.config.load import load
+from wikillm.doctor.connectivity import gather_connectivity
 from wikillm.doctor.disk import gather_disk, inspect_folder, quick_digest
-from wikillm.doctor.downloads import gather_downloads
 from wikillm.doctor.environment import relevant_environment
 from wikillm.doctor.host import cgroup_memory
 from wikillm.doctor.needs import Request, request_of
@@ -103,7 +103,7 @@ def test_infiniband_ports(tmp_path: Path) -> None:
     assert infiniband_ports(tmp_path / "absent") == ()
 
 
-def test_hubs_answer_or_not() -> None:
+def test_servers_answer_or_not() -> None:
     class Refuses(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.send_response(404)
@@ -116,7 +116,7 @@ def test_hubs_answer_or_not() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        said = gather_downloads(
+        said = gather_connectivity(
             {
                 "there": f"http://127.0.0.1:{server.server_port}",
                 "gone": f"http://127.0.0.1:{closed.getsockname()[1]}",

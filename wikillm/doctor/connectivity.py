@@ -15,7 +15,7 @@ from wikillm.doctor.probe import run_in_time
 SECONDS = 5.0
 
 
-def gather_downloads(addresses: Mapping[str, str]) -> dict[str, str]:
+def gather_connectivity(addresses: Mapping[str, str]) -> dict[str, str]:
     """name -> "" for one that answered, else why not. All are asked at once."""
     asks = {name: partial(_reach, address) for name, address in addresses.items()}
     found, errors = run_in_time(asks, SECONDS + 1)
@@ -39,11 +39,11 @@ def _reach(address: str) -> str:
 
 def _reach_check(name: str, about: str) -> Check:
     def look(facts: NodeFacts, needs: Needs) -> Finding:
-        if name not in facts.downloads:
+        if name not in facts.connectivity:
             return skip("not asked: this run is offline")
-        return warn(facts.downloads[name]) if facts.downloads[name] else ok("answers")
+        return warn(facts.connectivity[name]) if facts.connectivity[name] else ok("answers")
 
-    return Check(f"reach-{name}", "hubs", about, look, "downloads")
+    return Check(f"reach-{name}", "connectivity", about, look, "connectivity")
 
 
 HUGGINGFACE = _reach_check("huggingface", "Hugging Face answers.")
