@@ -31,7 +31,6 @@ from wikillm.supervise.records import (
     Recorder,
     end_of,
     handle_of,
-    record_now,
 )
 from wikillm.supervise.wire import Message, Wire
 
@@ -58,6 +57,9 @@ class Agent:
         self.coordinator: Coordinator | None = None  # on rank 0
         self.link = CoordinatorLink(setup, self.limits, self.interval)
         self._recorder: Recorder | None = None
+        size = setup["world_size"]
+        place = (self.rank, setup["local_rank"], size, self.process, setup["interface"])
+        self._start_record = RankRecord(*place, "start", 0, 0.0, max(5.0, size / 20), 0.0)
         self._beat = 0.0
         self._left: tuple[int, str] | None = None
         self._rank_gone = False
@@ -155,11 +157,7 @@ class Agent:
                 self.rank_wire.send({"noted": True})
 
     def _record(self) -> RankRecord:
-        setup = self.setup
-        place = (self.rank, setup["local_rank"], setup["world_size"])
-        interval = max(5.0, setup["world_size"] / 20)
-        progress = self.heartbeat.read()
-        return record_now(place, self.process, setup["interface"], progress, interval, self._left)
+        return self._start_record.now(self.heartbeat.read(), self._left)
 
     def _stop(self, at_once: bool) -> None:
         """`wikillm stop` was called."""

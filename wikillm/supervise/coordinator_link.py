@@ -6,7 +6,7 @@ import socket
 import time
 from contextlib import suppress
 
-from wikillm.supervise.membership import Limits
+from wikillm.supervise.membership import OTHER_SECRET, Limits
 from wikillm.supervise.network import PORTS_TRIED, connect_here
 from wikillm.supervise.wire import Message, SealedWire
 
@@ -126,9 +126,5 @@ class CoordinatorLink:
         reason = f"{self._host} got no answer from the first node, {where}, for {limit}."
         if self._strangers:
             strange = ", ".join(map(str, sorted(self._strangers)))
-            reason += (
-                f"\n  A supervisor answered at port {strange}, with a different secret: run.dir is "
-                "not the same folder on both nodes, WIKILLM_RUN_SECRET differs, or it is another "
-                "run."
-            )
+            reason += f"\n  A supervisor answered at port {strange}, {OTHER_SECRET}"
         return reason

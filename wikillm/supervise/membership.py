@@ -24,6 +24,10 @@ DIED_WAITS = 2.5
 """Seconds from a silent death to the end: another rank may have reported the reason."""
 KILLED_WAITS = 0.5
 """The same where the kernel knows how the process ended."""
+OTHER_SECRET = (
+    "with a different secret: run.dir is not the same folder on all nodes, WIKILLM_RUN_SECRET "
+    "differs, or it is another run."
+)
 MOST_REFUSED = 16  # refused addresses that are remembered
 SHORT = ("step", "first step")  # phases in which a rank waits for the others
 
@@ -169,11 +173,7 @@ class Membership:
             f"{format_seconds(self.limits.meet)} (train.meet_seconds); joined: {joined}."
         )
         if self.refused:
-            reason += (
-                f"\n  {', '.join(sorted(self.refused))} was refused, with a different secret: "
-                "run.dir is not the same folder there, WIKILLM_RUN_SECRET differs, or it is "
-                "another run."
-            )
+            reason += f"\n  {', '.join(sorted(self.refused))} was refused, {OTHER_SECRET}"
         return End(ExitCode.MACHINE, reason)
 
     def _different(self) -> End | None:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
@@ -180,34 +180,22 @@ class RankRecord:
     time: float
     exit: dict[str, Any] | None = None
 
+    def now(self, progress: RankProgress, left: tuple[int, str] | None) -> RankRecord:
+        """The record at this moment; `left`: exit code and reason."""
+        marks: dict[str, Any] = {
+            "phase": progress.phase,
+            "step": progress.step,
+            "standing": progress.standing,
+        }
+        end = None if left is None else {"code": left[0], "reason": left[1]}
+        return replace(self, **marks, time=time.time(), exit=end)
+
     @property
     def is_over(self) -> bool:
         return self.exit is not None
 
     def age(self, now: float | None = None) -> float:
         return max(0.0, (time.time() if now is None else now) - self.time)
-
-
-def record_now(
-    place: tuple[int, int, int],
-    process: Process,
-    interface: str | None,
-    progress: RankProgress,
-    interval: float,
-    left: tuple[int, str] | None,
-) -> RankRecord:
-    """The record of a rank: `place` is (rank, local rank, world size), `left` (code, reason)."""
-    return RankRecord(
-        *place,
-        process,
-        interface,
-        progress.phase,
-        progress.step,
-        progress.standing,
-        interval,
-        time.time(),
-        None if left is None else {"code": left[0], "reason": left[1]},
-    )
 
 
 def record_path(run: Path, rank: int) -> Path:

@@ -33,7 +33,7 @@ from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.lost_rank import is_about_a_connection, lost_rank
 from wikillm.supervise.membership import DIED_WAITS, FAILED_WAITS, KILLED_WAITS, Limits
 from wikillm.supervise.network import Route, check_master_port, find_route, set_interface
-from wikillm.supervise.records import INTERVAL, Process, RankRecord, Recorder, record_now
+from wikillm.supervise.records import INTERVAL, Process, RankRecord, Recorder
 from wikillm.supervise.secret import run_secret
 from wikillm.supervise.wire import Message, Wire
 
@@ -316,7 +316,8 @@ class Supervisor:
     def _record(self) -> RankRecord:
         place = (self.world.rank, self.world.local_rank, self.world.size)
         process = Process.here(os.getpid())
-        return record_now(place, process, None, self.heartbeat.read(), INTERVAL, self._left)
+        start = RankRecord(*place, process, None, "start", 0, 0.0, INTERVAL, 0.0)
+        return start.now(self.heartbeat.read(), self._left)
 
     def _stop(self, at_once: bool) -> None:
         """`wikillm stop` was called, and there is no agent."""
