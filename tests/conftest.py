@@ -82,3 +82,17 @@ def references(shared: Path, words: Words) -> References:
     folder = shared / "references"
     folder.mkdir(exist_ok=True)
     return References(folder, words)
+
+
+@pytest.fixture
+def warm_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are proved in a fork of the warm server (see harness/proofs.py). README's commands do it for real."""
+    from types import SimpleNamespace
+
+    from harness.proofs import run_warm
+    from harness.ranks import start_server
+
+    from wikillm.export import prove
+
+    start_server()  # before a test changes what Python imports
+    monkeypatch.setattr(prove, "subprocess", SimpleNamespace(run=run_warm))

@@ -74,6 +74,7 @@ def partitions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return run
 
 
+@pytest.mark.usefixtures("warm_proofs")
 @pytest.mark.parametrize("kind", ["optim_states", "model_states"])
 def test_no_command_runs_it(
     partitions: Path, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], corpus: Path

@@ -11,6 +11,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ PRELOAD = ["harness.warm"]
 
 class RankFailed(AssertionError):
     """A rank raised, died or did not finish; the message has every rank's story."""
+
+
+def start_server() -> None:
+    """Start the warm server now, with this environment, if it does not run yet."""
+    _context()
+    forkserver.ensure_running()
 
 
 def _context() -> mp.context.ForkServerContext:

@@ -12,6 +12,8 @@ from wikillm.cli.main import main
 from wikillm.core.errors import ExitCode
 from wikillm.core.files import write_json
 
+pytestmark = pytest.mark.usefixtures("warm_proofs")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,6 +21,8 @@ from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.tokenizer.tokenizer import load_tokenizer
 from wikillm.models.build import build_model
 
+pytestmark = pytest.mark.usefixtures("warm_proofs")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
