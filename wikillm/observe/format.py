@@ -13,45 +13,52 @@ from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.observe import names
 
 
+def _count(value: float) -> str:
+    """In at most six characters: 9216, 81.92K, 764K, 3.277M."""
+    return format_count(value) if value >= 10_000 else f"{value:.0f}"
+
+
+def _norm(value: float) -> str:
+    return f"{value:.3f}" if value < 1000 else f"{value:.2e}"
+
+
+_COLUMNS: tuple[tuple[str, int, str, Callable[[float], str]], ...] = (
+    ("tokens", 7, names.TOKENS, _count),
+    ("loss", 8, names.LOSS, "{:.4f}".format),
+    ("lr", 9, names.LEARNING_RATE, "{:.2e}".format),
+    ("gnorm", 8, names.GRAD_NORM, _norm),
+    ("tok/s", 7, names.TOKENS_PER_SECOND, _count),
+    ("TFLOP/s", 7, names.TFLOPS_PER_DEVICE, "{:.1f}".format),
+    ("MFU", 6, names.MFU, "{:.1%}".format),
+    ("wait", 5, names.DATA_WAIT_FRACTION, "{:.0%}".format),
+    ("mem", 8, names.MEMORY_BYTES, format_size),
+)
+"""Name, width, the value in `metrics.jsonl` and how it is written."""
+
+
 class LogTable:
     """The columns of a run that ends at `max_steps` and `total_tokens`; MFU where `has_mfu`."""
 
     def __init__(self, max_steps: int, total_tokens: int, *, has_mfu: bool = False) -> None:
         self._max_steps = max_steps
         self._total_tokens = total_tokens
-        self._columns = [
-            ("step/max", max(8, 2 * len(str(max_steps)) + 1)),
-            ("tokens", 7),
-            ("loss", 8),
-            ("lr", 9),
-            ("gnorm", 8),
-            ("tok/s", 7),
-            *([("TFLOP/s", 7), ("MFU", 6)] if has_mfu else []),
-            ("wait", 5),
-            ("mem", 8),
-            ("ETA", 7),
-        ]
+        self._step_width = max(8, 2 * len(str(max_steps)) + 1)
+        hidden = () if has_mfu else ("TFLOP/s", "MFU")
+        self._columns = [column for column in _COLUMNS if column[0] not in hidden]
 
     def header(self) -> str:
         """The names of the columns, to print before the first line and again now and then."""
-        return " ".join(name.rjust(width) for name, width in self._columns)
+        cells = [name.rjust(width) for name, width, *_ in self._columns]
+        return " ".join(["step/max".rjust(self._step_width), *cells, "ETA".rjust(7)])
 
     def line(self, values: Mapping[str, float | None]) -> str:
         """One logging step, from the values of `metrics.jsonl`; "-" where a value is missing."""
-        cells = {
-            "step/max": f"{int(values.get(names.STEP) or 0)}/{self._max_steps}",
-            "tokens": _number(values.get(names.TOKENS), format_short),
-            "loss": _number(values.get(names.LOSS), lambda v: f"{v:.4f}"),
-            "lr": _number(values.get(names.LEARNING_RATE), lambda v: f"{v:.2e}"),
-            "gnorm": _number(values.get(names.GRAD_NORM), _norm),
-            "tok/s": _number(values.get(names.TOKENS_PER_SECOND), format_short),
-            "TFLOP/s": _number(values.get(names.TFLOPS_PER_DEVICE), lambda v: f"{v:.1f}"),
-            "MFU": _number(values.get(names.MFU), lambda v: f"{v:.1%}"),
-            "wait": _number(values.get(names.DATA_WAIT_FRACTION), lambda v: f"{v:.0%}"),
-            "mem": _number(values.get(names.MEMORY_BYTES), format_size),
-            "ETA": _number(self._seconds_left(values), format_seconds),
-        }
-        return " ".join(cells[name].rjust(width) for name, width in self._columns)
+        step = f"{int(values.get(names.STEP) or 0)}/{self._max_steps}"
+        cells = [
+            _cell(values.get(key), write).rjust(width) for _, width, key, write in self._columns
+        ]
+        left = _cell(self._seconds_left(values), format_seconds)
+        return " ".join([step.rjust(self._step_width), *cells, left.rjust(7)])
 
     def _seconds_left(self, values: Mapping[str, float | None]) -> float | None:
         rate = values.get(names.TOKENS_PER_SECOND)
@@ -62,16 +69,7 @@ class LogTable:
         return max(0.0, (self._total_tokens - tokens) / rate)
 
 
-def format_short(value: float) -> str:
-    """A count in at most six characters: 9216, 81.92K, 764K, 3.277M."""
-    return format_count(value) if value >= 10_000 else f"{value:.0f}"
-
-
-def _norm(value: float) -> str:
-    return f"{value:.3f}" if value < 1000 else f"{value:.2e}"
-
-
-def _number(value: float | None, write: Callable[[float], str]) -> str:
+def _cell(value: float | None, write: Callable[[float], str]) -> str:
     if value is None:
         return "-"
     return write(value) if math.isfinite(value) else str(value)

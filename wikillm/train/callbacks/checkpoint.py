@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from wikillm.checkpoints.layout import STATE, checkpoint_name
 from wikillm.checkpoints.lineage import arrange, next_descent
@@ -39,9 +39,7 @@ class CheckpointCallback(TrainerCallback):
         # This run's checkpoint that it resumed from or wrote last.
         self.origin = context.point.origin if context.point else None
 
-    def on_train_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A save_total_limit lower than before makes room for the first save, not only after it."""
         if not self.world.is_main or self.origin is None:
             return
@@ -49,7 +47,7 @@ class CheckpointCallback(TrainerCallback):
         for path in keep_newest(self.run.checkpoints, self.keep, spare):
             say(f"removed {path}: train.save_total_limit={self.keep}")
 
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         with saving(self.run.staging, state.global_step):
             self._publish(state.global_step)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from wikillm.checkpoints.layout import AVERAGE, checkpoint_name
 from wikillm.core.errors import CheckpointError
@@ -55,9 +55,7 @@ class EmaCallback(TrainerCallback):
         self.average: dict[str, torch.Tensor] = {}
         self._weights: dict[str, nn.Parameter] = {}
 
-    def on_train_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._weights = share_of(kwargs["model"], self.world.rank, self.world.size)
         if self.checkpoint is None or not (self.checkpoint / AVERAGE).is_dir():
             return
@@ -70,9 +68,7 @@ class EmaCallback(TrainerCallback):
         self.average = {n: tensor.to(self._weights[n].device) for n, tensor in stored.items()}
 
     @torch.no_grad()
-    def on_step_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if self.average:
             for name, weight in self._weights.items():
                 self.average[name].lerp_(weight.detach().float(), 1 - self.decay)
@@ -81,7 +77,7 @@ class EmaCallback(TrainerCallback):
                 n: weight.detach().float().clone() for n, weight in self._weights.items()
             }
 
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if not self.average:
             return
         path = self.staging / checkpoint_name(state.global_step) / self.file

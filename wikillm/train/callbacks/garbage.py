@@ -21,9 +21,7 @@ class GarbageCallback(TrainerCallback):
         self.every = every
         self._was_enabled = False
 
-    def on_train_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._was_enabled = gc.isenabled()
         gc.collect()
         gc.freeze()

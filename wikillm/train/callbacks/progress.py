@@ -15,9 +15,7 @@ class ProgressCallback(TrainerCallback):
     def __init__(self, heartbeat: Heartbeat) -> None:
         self.heartbeat = heartbeat
 
-    def on_step_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.heartbeat.enter("step")
 
     def on_step_end(
@@ -29,13 +27,9 @@ class ProgressCallback(TrainerCallback):
         elif control.should_save:
             self.heartbeat.enter("save")
 
-    def on_evaluate(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
         if control.should_save:
             self.heartbeat.enter("save")
 
-    def on_train_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.heartbeat.enter("close")

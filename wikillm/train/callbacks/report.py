@@ -79,9 +79,7 @@ class ReportCallback(TrainerCallback):
         seconds = self.meter.train_seconds - self._seconds_at_start
         return min(1.0, self._waited / seconds) if seconds > 0 else None
 
-    def on_step_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.meter.start()
 
     def on_step_end(
@@ -100,9 +98,7 @@ class ReportCallback(TrainerCallback):
             self.meter.stop()
         self.context.peak.step_done(pauses=pauses)
 
-    def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         logs: dict[str, Any] = kwargs["logs"]
         state.log_history.clear()  # HF would save the growing list with every checkpoint
         if "loss" not in logs:
@@ -135,9 +131,7 @@ class ReportCallback(TrainerCallback):
         self._lines += 1
         say(self._table.line({**values, names.STEP: state.global_step}))
 
-    def on_evaluate(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         held_out = self.trainer.held_out
         if held_out is None:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from wikillm.core.log import warn
 from wikillm.generate.complete import Sampling, complete
@@ -33,16 +33,12 @@ class SampleCallback(TrainerCallback):
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._sampled_at = -1
 
-    def on_step_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         every = self.observe.sample_steps
         if every is not None and state.global_step % every == 0:
             self._sample(state.global_step)
 
-    def on_evaluate(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         if self.observe.sample_steps is None:
             self._sample(state.global_step)
 

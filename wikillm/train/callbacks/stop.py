@@ -51,9 +51,7 @@ class StopCallback(TrainerCallback):
         self._flag = DeferredFlag()
         self._skips = SkipCounter(trainer.context.resolved.config.train.max_skipped_steps)
 
-    def on_train_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """From here on there is something to save: a signal is read at the end of each step."""
         self.trainer.context.signals.defer()
 

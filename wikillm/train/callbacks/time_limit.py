@@ -66,9 +66,7 @@ class TimeLimitCallback(TrainerCallback):
         needed = save * (1 if self._saving_since is None else 2) + step + min(60.0, 0.05 * limit)
         return f"train.max_hours={self.hours:g}" if self._elapsed() + needed >= limit else None
 
-    def on_step_begin(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         now = self._elapsed()
         if self._saving_since is not None:
             self.save_seconds = max(self.save_seconds, now - self._saving_since)
@@ -84,9 +82,7 @@ class TimeLimitCallback(TrainerCallback):
         self._next = self._sequences(state.global_step)
         self._saving_since = now if control.should_save else None
 
-    def on_evaluate(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._saving_since is not None:  # the trainer evaluates first, then saves
             self._saving_since = self._elapsed()
 
