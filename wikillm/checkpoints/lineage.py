@@ -25,7 +25,7 @@ from wikillm.core.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """Where a checkpoint stands among all that were ever written into its folder."""
+    """The place of a checkpoint among all that were ever written into its folder."""
 
     sequence: int
     step: int

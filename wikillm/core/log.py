@@ -113,7 +113,7 @@ class _RankFile(logging.FileHandler):
 
 
 class _PrintableFormatter(logging.Formatter):
-    """Records that are safe to show in a terminal, whatever text is in them."""
+    """Records that are safe to show in a terminal, with any text in them."""
 
     def __init__(self, clean: Callable[[str], str], form: str) -> None:
         super().__init__(form)

@@ -1,9 +1,8 @@
 """Errors while a checkpoint is written or read: the machine's fault, or a damaged file.
 
 A save that fails removes what it had staged, so that the next start finds the room, and names the
-newest complete checkpoint. A file that does not load although the manifest is right (somebody wrote
-the manifest again, another version made the file) is a `CheckpointError`, wherever HF or DeepSpeed
-meets it.
+newest complete checkpoint. A file that does not load although the manifest is right (the manifest
+was rewritten, another version wrote the file) is a `CheckpointError`, wherever it is read.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def loading(checkpoint: Path | None) -> Iterator[None]:
 
 
 def check_training_state(checkpoint: Path, world: World, *, is_deepspeed: bool) -> None:
-    """Check the files without which Hugging Face would silently start a part of the state afresh.
+    """Check the files without which Hugging Face would silently reset a part of the state.
 
     Those hold the optimizer, the schedule and the random state. Raises CheckpointError with the
     names of missing ones. (all ranks, each its own files)

@@ -12,7 +12,7 @@ from wikillm.train.trainer import WikiTrainer
 
 
 def run_facts(context: RunContext) -> dict[str, Any]:
-    """The facts that must be equal when a run goes on from a checkpoint (see `resume.FACTS`)."""
+    """The facts that must be equal when a run resumes from a checkpoint (see `resume.FACTS`)."""
     cfg = context.resolved.config
     plan = context.plan
     engine = context.engine

@@ -21,16 +21,8 @@ from wikillm.supervise.exit_file import is_agreed, let_rank_0_report_first, writ
 from wikillm.train.collectives import ControlGroup
 
 
-def exit_code_of(error: BaseException | None) -> ExitCode:
-    """The exit code that an error means."""
-    if error is None:
-        return ExitCode.DONE
-    refusal = as_refusal(error)
-    return ExitCode.BUG if refusal is None else refusal.exit_code
-
-
 def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: int | None) -> None:
-    """Write exit.json: rank 0 always, another rank only if nobody has. Never raises."""
+    """Write exit.json: rank 0 always, another rank only if it is missing. Never raises."""
     path = run_dir / "exit.json"
     if rank != 0:
         if error is None or isinstance(error, DivergedError | StoppedError):
@@ -38,10 +30,13 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
         let_rank_0_report_first(error)
         if path.exists():
             return
+    code = ExitCode.DONE
     reason = "the horizon was reached"
     if error is not None:
-        reason = without_queries(str(as_refusal(error) or error))
-    write_exit(run_dir, int(exit_code_of(error)), reason, rank, step)
+        refusal = as_refusal(error)
+        code = refusal.exit_code if refusal else ExitCode.BUG
+        reason = without_queries(str(refusal or error))
+    write_exit(run_dir, int(code), reason, rank, step)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and whether it belongs to the run as it is configured now.
+"""Which checkpoint a run resumes from, and whether it fits the present configuration.
 
 What gives the saved state its meaning must not change: data, order, batch, model, precision and the
 DeepSpeed layout. All differences are refused together. Other settings may change; each change is

@@ -151,7 +151,7 @@ def _patch(
 
 
 def _plan_from(point: ResumePoint | None, planned: PlannedRun, args: TrainingArguments) -> Plan:
-    """The plan; on resume it counts what the checkpoint was trained on, whatever its batch was."""
+    """The plan; on resume it counts what the checkpoint was trained on, with any batch."""
     if point is None:
         return planned.plan
     done = (point.step, point.consumed_samples)

@@ -174,7 +174,7 @@ def test_any_history_resumes_on_the_branch_written_last(tmp_path: Path, seed: in
     random_number = random.Random(seed)
     run = Run(tmp_path)
     line: list[int] = []  # steps of the current branch, oldest first
-    lines: dict[int, list[int]] = {}  # the branch of each checkpoint that stands
+    lines: dict[int, list[int]] = {}  # the branch of each checkpoint that exists
     for _ in range(16):
         if lines and random_number.random() < 0.3:
             step = random_number.choice(sorted(lines))

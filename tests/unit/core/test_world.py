@@ -48,7 +48,7 @@ def test_a_word_is_not_a_number() -> None:
 
 @pytest.fixture
 def environ(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real environment without a launcher's variables; whatever `export` sets is undone."""
+    """The real environment without a launcher's variables; what `export` sets is undone."""
     names = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE LOCAL_SIZE MASTER_ADDR MASTER_PORT"
     for name in names.split():
         monkeypatch.setenv(name, "")

@@ -38,7 +38,7 @@ def test_rates_and_mfu() -> None:
     clock.sleep(1.0)
     meter.step(1000)
     second = meter.read()
-    assert second.tokens == 41_000 and second.tokens_per_second == 1000, "a window begins anew"
+    assert second.tokens == 41_000 and second.tokens_per_second == 1000, "a new window begins"
 
 
 def test_pauses_do_not_count() -> None:

@@ -28,7 +28,7 @@ def sink(mode, **changes):
     fixed = dict(project="wikillm", experiment_name="e", finish_timeout=2.0)
     return SwanLabSink(mode=mode, log_dir=Path(os.environ["LOG"]), **{**fixed, **changes})
 
-def tell(**facts):
+def report(**facts):
     print("FACTS " + json.dumps(facts, default=str), flush=True)
 
 def wait_for(name):
@@ -39,7 +39,7 @@ def wait_for(name):
 
 
 class Child:
-    """A process that runs PRELUDE and `code`; `facts` is what it told last."""
+    """A process that runs PRELUDE and `code`; `facts` are the last it printed."""
 
     def __init__(self, code: str, environ: dict[str, str], log: Path) -> None:
         log.mkdir(parents=True, exist_ok=True)
@@ -54,11 +54,11 @@ class Child:
         )
 
     def signal(self, name: str) -> None:
-        """Let a `wait_for(name)` in the child go on."""
+        """Let a `wait_for(name)` in the child return."""
         (self.log / name).touch()
 
     def line(self) -> dict[str, Any]:
-        """The next facts the child tells, while it runs."""
+        """The next facts that the child prints, while it runs."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("FACTS "):
@@ -73,8 +73,8 @@ class Child:
             self._process.kill()
             pytest.fail("the process did not exit: " + self._process.communicate()[1][-2000:])
         self.code = self._process.returncode
-        told = [line for line in self.stdout.splitlines() if line.startswith("FACTS ")]
-        self.facts = json.loads(told[-1].removeprefix("FACTS ")) if told else {}
+        printed = [line for line in self.stdout.splitlines() if line.startswith("FACTS ")]
+        self.facts = json.loads(printed[-1].removeprefix("FACTS ")) if printed else {}
         return self
 
 
@@ -98,7 +98,7 @@ s.log(1, {"loss": 9.5, "step": 1})
 s.log(1, {"eval_loss": 9.0}, "eval")
 s.text(1, [Sample("The history of", " the world"), Sample("", "")])
 s.finish(0)
-tell(id=s.run_id, folder=s.folder, mode=s.mode, sync=s.sync_command,
+report(id=s.run_id, folder=s.folder, mode=s.mode, sync=s.sync_command,
      untouched=before == (sys.excepthook, signal.getsignal(signal.SIGINT)))
 """
     first = Child(code, environ, tmp_path / "swanlog").end()
@@ -139,7 +139,7 @@ s.log(2, {"eval_loss": 2.5, "bits_per_byte": 1.25}, "eval")
 s.text(2, [Sample("a", "b")])
 print("canary-on-stdout", flush=True)
 s.finish(0)
-tell(id=s.run_id, mode=s.mode)
+report(id=s.run_id, mode=s.mode)
 """
     secret = {
         **online(environ, server.url),
@@ -191,7 +191,7 @@ def test_a_server_that_dies_never_blocks_the_run(
     code = f"""
 s = sink("online")
 s.start({{}})
-tell(started=s.mode)
+report(started=s.mode)
 wait_for("go")
 s.log(1, {{"loss": 1.0}})
 {end}
@@ -216,7 +216,7 @@ s.start({})
 s.log(1, {"loss": 1.0})
 s.text(1, [Sample("a", "b")])
 s.finish(0)
-tell(back=True)
+report(back=True)
 """
     server.stall_on = request_path
     child = Child(code, online(environ, server.url), tmp_path / "log").end()
@@ -232,7 +232,7 @@ def test_a_login_that_stalls_never_blocks_the_start(
 s = sink("online", start_timeout=0.5)
 s.start({})
 s.log(1, {"loss": 1.0})
-tell(folder=s.folder)
+report(folder=s.folder)
 """
     server.stall_on = "/login"
     child = Child(code, online(environ, server.url), tmp_path / "log").end()
@@ -257,7 +257,7 @@ s = sink("online")
 s.start({})
 s.log(1, {"loss": 1.0})
 s.finish(0)
-tell(mode=s.mode, files=len(list(s.folder.glob("*.swanlab"))))
+report(mode=s.mode, files=len(list(s.folder.glob("*.swanlab"))))
 """
     keyless = Child(code, environ, tmp_path / "keyless").end()
     assert keyless.facts == {"mode": "offline", "files": 1}, keyless.stderr
@@ -265,9 +265,9 @@ tell(mode=s.mode, files=len(list(s.folder.glob("*.swanlab"))))
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    nobody = Child(code, online(environ, url), tmp_path / "nobody").end()
-    assert nobody.facts == {"mode": "offline", "files": 1}, nobody.stderr
-    assert "does not answer" in nobody.stderr and url in nobody.stderr
+    serverless = Child(code, online(environ, url), tmp_path / "serverless").end()
+    assert serverless.facts == {"mode": "offline", "files": 1}, serverless.stderr
+    assert "does not answer" in serverless.stderr and url in serverless.stderr
 
 
 def test_an_error_inside_never_reaches_training(tmp_path: Path, environ: dict[str, str]) -> None:
@@ -277,7 +277,7 @@ s.start({})
 for step in range(3):
     s.log(step, {"loss": 1.0})
 s.finish(0)
-tell(mode=s.mode)
+report(mode=s.mode)
 """
     child = Child(code, {**environ, "SWANLAB_CORE": "x"}, tmp_path / "log").end()
     assert child.code == 0 and child.facts == {"mode": "disabled"}

@@ -1,4 +1,4 @@
-"""The collector runs at the steps all ranks share, and is given back."""
+"""The garbage collector runs at the steps that all ranks share, and is restored."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import gc
 import weakref
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from wikillm.train.callbacks.garbage import GarbageCallback
 
@@ -15,37 +17,26 @@ class Cycle:
         self.me = self
 
 
-def step(callback: GarbageCallback, number: int, **control: bool) -> None:
-    flags = {"should_save": False, "should_evaluate": False} | control
-    state: Any = SimpleNamespace(global_step=number)
-    callback.on_step_end(None, state, SimpleNamespace(**flags))  # type: ignore[arg-type]
+def survives(callback: GarbageCallback, step: int, *, saves: bool = False) -> bool:
+    lost = weakref.ref(Cycle())
+    control: Any = SimpleNamespace(should_save=saves, should_evaluate=False)
+    callback.on_step_end(None, SimpleNamespace(global_step=step), control)  # type: ignore[arg-type]
+    return lost() is not None
 
 
-def test_cycles_go_at_the_shared_steps_only() -> None:
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_cycles_are_collected_at_shared_steps_only(was_enabled: bool) -> None:
     callback = GarbageCallback(every=4)
-    callback.on_train_begin(None, None, None)  # type: ignore[arg-type]
+    (gc.enable if was_enabled else gc.disable)()
     try:
-        assert not gc.isenabled()
-        lost = weakref.ref(Cycle())
-        step(callback, 3)
-        assert lost() is not None
-        step(callback, 4)
-        assert lost() is None
-        lost = weakref.ref(Cycle())
-        step(callback, 5, should_save=True)
-        assert lost() is None
-    finally:
-        callback.close()
-    assert gc.isenabled() and gc.get_freeze_count() == 0
-
-
-def test_a_collector_that_was_off_stays_off() -> None:
-    gc.disable()
-    try:
-        callback = GarbageCallback()
         callback.on_train_begin(None, None, None)  # type: ignore[arg-type]
-        callback.close()
         assert not gc.isenabled()
+        assert survives(callback, 3)
+        assert not survives(callback, 4)
+        assert not survives(callback, 5, saves=True)
+        callback.close()
+        assert gc.isenabled() == was_enabled
+        assert not was_enabled or gc.get_freeze_count() == 0
     finally:
         gc.unfreeze()
         gc.enable()

@@ -94,8 +94,8 @@ def test_every_end_is_recorded(
         end.step = lambda: 7
         if error is not None:
             raise error
-    told = json.loads((run.path / "exit.json").read_text())
-    assert (told["code"], told["meaning"], told["step"]) == (code, meaning, 7)
+    found = json.loads((run.path / "exit.json").read_text())
+    assert (found["code"], found["meaning"], found["step"]) == (code, meaning, 7)
     run.claim(resume=True).release()  # the lock was released
 
 
@@ -120,24 +120,25 @@ FOREIGN = {
 def test_a_folder_with_other_files_is_refused_untouched(kind: str, tmp_path: Path) -> None:
     for name in FOREIGN[kind]:
         (tmp_path / name).touch()
-    with pytest.raises(ConfigError, match="holds other files") as caught:
+    with pytest.raises(ConfigError, match=f"holds other files(.|\n)*{FOREIGN[kind][0]}") as caught:
         RunDir(tmp_path).refuse_foreign()
-    assert FOREIGN[kind][0] in str(caught.value) and f"run.dir={tmp_path}/run" in str(caught.value)
+    assert f"run.dir={tmp_path}/run" in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == set(FOREIGN[kind])
 
 
-def test_the_root_of_the_file_system_is_refused() -> None:
-    for name in ("/", "/tmp/..", "//"):
-        with pytest.raises(ConfigError, match="holds other files"):
-            RunDir(Path(name)).refuse_foreign()
-
-
-@pytest.mark.parametrize("below", [".", "run"])
-def test_a_file_is_refused_before_anything_is_built(below: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/", "holds other files"),
+        ("/tmp/..", "holds other files"),
+        ("corpus.jsonl", "cannot be a run directory(.|\n)*corpus.jsonl is not a folder"),
+        ("corpus.jsonl/run", "cannot be a run directory(.|\n)*corpus.jsonl is not a folder"),
+    ],
+)
+def test_a_root_and_a_file_are_refused(name: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl").touch()
-    with pytest.raises(ConfigError, match="cannot be a run directory") as caught:
-        RunDir(tmp_path / "corpus.jsonl" / below).refuse_foreign()
-    assert f"{tmp_path}/corpus.jsonl is not a folder" in str(caught.value)
+    with pytest.raises(ConfigError, match=message):
+        RunDir(tmp_path / name).refuse_foreign()
 
 
 def test_a_new_folder_an_empty_one_and_a_run_directory_are_accepted(tmp_path: Path) -> None:
