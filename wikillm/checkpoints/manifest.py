@@ -126,6 +126,7 @@ def verify(
             wrong.append(f"{name}: {path.stat().st_size} bytes instead of {entry['size']}")
         elif hashes and sha256_file(path, on_bytes) != entry["sha256"]:
             wrong.append(f"{name}: its content changed (sha256 differs)")
+    # An unlisted file may be a planted pickle.
     unlisted = sorted(set(files_to_list(checkpoint)) - set(manifest["files"]))
     wrong += [f"{name}: not in the manifest" for name in unlisted]
     if not wrong:

@@ -159,17 +159,8 @@ def _cut_torn_line(path: Path) -> int:
     """Truncate after the last newline; the number of bytes that were cut off."""
     if not path.exists():
         return 0
-    with open(path, "r+b") as file:
-        size = file.seek(0, os.SEEK_END)
-        end = size
-        while end > 0:
-            begin = max(0, end - 65536)
-            file.seek(begin)
-            newline = file.read(end - begin).rfind(b"\n")
-            if newline >= 0:
-                end = begin + newline + 1
-                break
-            end = begin
-        if end < size:
-            file.truncate(end)
-        return size - end
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        os.truncate(path, end)
+    return len(data) - end

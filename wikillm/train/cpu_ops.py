@@ -72,6 +72,7 @@ def _build(builder: Any) -> None:
             say(f"compiling DeepSpeed's CPU op, about 40 s, once ({holder} does it)")
         waited = True
 
+    # The lock is ours, not torch's, so that it ends with its holder.
     with lock_or_wait(folder.parent / f"{builder.name}.wikillm.lock", on_wait):
         _wait_for_other_builder(folder)
         if _is_built(folder):

@@ -120,6 +120,7 @@ def resolve_engine(cfg: RunConfig, plan: Plan, world: World) -> Engine:
     )
     if cfg.deepspeed.config is None:
         return Engine(precision, None, ())
+    # What the run decides fills in the JSON's "auto", and must agree with its other values.
     facts = DeepSpeedFacts(
         cfg.train,
         hidden_size=cfg.model.hidden_size,

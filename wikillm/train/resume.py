@@ -154,6 +154,7 @@ def check_same_run(
     Raises:
         CheckpointError: with every difference, the setting behind it, and a fix.
     """
+    # Each difference in the facts, the model and the first weights is one line.
     then = {name: point.state.get(name, BEFORE.get(name)) for name in FACTS}
     changed = {name for name in FACTS if then[name] != facts[name]}
     if allow_change:
@@ -170,6 +171,7 @@ def check_same_run(
     ]
     if not lines:
         return
+    # The fix depends on whether the weights, and whether only the horizon or the batch, differ.
     weights_differ = other_model or {"vocab_size", "parameters"} & changed
     if len(lines) == len(changed & set(CHANGEABLE)):
         fix = "set it back, or accept the new value (the schedule follows it): --allow-change"

@@ -115,6 +115,7 @@ class RunDir:
                 resume.
             MachineError: it cannot be written.
         """
+        # The lock comes first: nothing is read or removed while another run may write.
         lock = FileLock(self.path / ".lock")
         try:
             taken = lock.try_acquire()

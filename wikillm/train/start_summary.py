@@ -38,6 +38,7 @@ def log_start_summary(planned: PlannedRun) -> None:
             f"           from {first:,} tokens, full after {ramp.steps:,} steps ({ramp.describe()})"
         )
     say(_horizon(plan))
+    # Of a mixture, what each source contributes until the horizon.
     order = planned.corpus.order(plan.sequence_length, cfg.run.seed)
     for use in order.used(ramp.sequences_before(plan.max_steps)):
         say(f"source     {source_line(use)}")

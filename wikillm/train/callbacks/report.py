@@ -51,6 +51,7 @@ class ReportCallback(TrainerCallback):
             train_seconds=float(point.state.get("train_seconds", 0.0)) if point else 0.0,
             uses_gpu=on_gpu,
         )
+        # The means at the end are those of this start alone.
         self._tokens_at_start = self.meter.tokens
         self._seconds_at_start = self.meter.train_seconds
         self._table = LogTable(plan.max_steps, plan.total_tokens, has_mfu=peak is not None)
