@@ -50,11 +50,7 @@ _ANSWERS = (
         "move it, or name another path",
     ),
     ("ENOTEMPTY", "A folder is not empty.", "move what is in it, or name another path"),
-    (
-        "EXDEV",
-        "A file cannot be moved to another file system.",
-        "name folders on one file system",
-    ),
+    ("EXDEV", "A file cannot be moved to another file system.", "name folders on one file system"),
     (
         "ELOOP ENAMETOOLONG",
         "A path cannot be used.",

@@ -11,11 +11,7 @@ from wikillm.config.load import load
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.plan.run_plan import make_plan
-from wikillm.train.engine import (
-    check_attention_package,
-    check_engine,
-    resolve_engine,
-)
+from wikillm.train.engine import check_attention_package, check_engine, resolve_engine
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains with it")
