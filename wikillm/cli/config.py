@@ -1,4 +1,5 @@
-"""`wikillm config show | schema`: a run's values with their origins, or the JSON Schema of a YAML file."""
+"""`wikillm config show | schema`: a run's values with their origins, or the JSON Schema of a YAML
+file."""
 
 from __future__ import annotations
 
@@ -10,15 +11,16 @@ from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 HELP = "Show a run's values and where each comes from, or the JSON Schema of its YAML."
 
 EPILOG = """
-`wikillm config schema > wikillm.schema.json` writes what an editor needs to complete and check keys.
-The first line of a YAML file then names it: # yaml-language-server: $schema=wikillm.schema.json
+`wikillm config schema > wikillm.schema.json` lets an editor complete and check the keys of a
+YAML file that names it in its first line: # yaml-language-server: $schema=wikillm.schema.json
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
     parser.epilog = EPILOG
-    # `show` is read from the other words: a positional argument would take the 5 of `--max_steps 5 show`.
+    # `show` is read from the other words: a positional argument would take the 5 of `--max_steps 5
+    # show`.
     parser.usage = (
         "wikillm config show [--origin] [--json] [--config NAME|FILE] [KEY=VALUE | --KEY VALUE ...]"
         "\n       wikillm config schema"

@@ -1,4 +1,5 @@
-"""`wikillm data stats | show | verify | export | import | tokenizer`: look into token stores, check them, take them along."""
+"""`wikillm data stats | show | verify | export | import | tokenizer`: inspect, check and convert
+token stores."""
 
 from __future__ import annotations
 
@@ -7,23 +8,23 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wikillm.cli.arguments import index, positive
+from wikillm.cli.arguments import add_json, index, positive
 
 if TYPE_CHECKING:
     from wikillm.data.store.store import Store
 
-HELP = "Look into a token store: stats, show N, verify, export, import, tokenizer."
+HELP = "Inspect a token store: stats, show N, verify, export, import, tokenizer."
 
 EPILOG = """
 examples:
-  wikillm data stats                                    documents, tokens, a histogram of lengths, the funnel
+  wikillm data stats                                    documents, tokens, lengths, funnel
   wikillm data show 17 --split val                      a document, with its place in the source
-  wikillm data show 17 --sample --sequence-length 512   what sample 17 of training is made of
+  wikillm data show 17 --sample --sequence-length 512   the parts of sample 17 of training
   wikillm data verify --store stores/0123456789ab       every sha256
   wikillm data stats --html stats.html                  the same as a page with pictures
   wikillm data export --to megatron --out exports/tokens
-  wikillm data import --from megatron old_text_document.bin --tokenizer qwen2-tokenizer --out stores/old
-  wikillm data tokenizer                                what the store's tokenizer makes of its held-out text
+  wikillm data import --from megatron old_document.bin --tokenizer qwen2-tokenizer --out stores/old
+  wikillm data tokenizer                                how the tokenizer splits the held-out text
 """
 
 
@@ -32,16 +33,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     names = "stats|show|verify|export|import|tokenizer"
     actions = parser.add_subparsers(dest="action", metavar=names, required=True, help="what to do")
     stats = actions.add_parser("stats", help="documents, tokens, lengths, duplicates, the funnel")
-    show = actions.add_parser(
-        "show", help="the N-th document, or with --sample the N-th sample of training"
+    show = actions.add_parser("show", help="the N-th document, or with --sample the N-th sample")
+    verify = actions.add_parser("verify", help="compare every sha256 with the manifest")
+    export = actions.add_parser("export", help="write the store in another format")
+    tokens = actions.add_parser("tokenizer", help="bytes per token, hanzi, unused tokens")
+    taken = actions.add_parser("import", help="make a store from the tokens of another tool")
+    _configure_show(show)
+    export.add_argument(
+        "--to", choices=("megatron", "datatrove", "parquet"), required=True, help="format"
     )
+    export.add_argument("--out", metavar="FOLDER", required=True, help="a new or empty folder")
+    _configure_import(taken)
+    for action in (stats, show):
+        action.add_argument("--html", metavar="FILE", help="write a page that needs no network")
+    for action in (stats, show, verify, export, tokens):
+        help = "a finished store (default: the newest in stores/)"
+        action.add_argument("--store", metavar="FOLDER", help=help)
+    for action in (stats, show, verify, export, tokens, taken):
+        add_json(action, "print one JSON object instead of lines")
+
+
+def _configure_show(show: argparse.ArgumentParser) -> None:
     show.add_argument("number", metavar="N", type=index, help="counted from 0")
     show.add_argument(
         "--split", choices=("train", "val"), default="train", help="of the document (default train)"
     )
-    show.add_argument(
-        "--sample", action="store_true", help="the N-th sample of training instead of a document"
-    )
+    show.add_argument("--sample", action="store_true", help="show a sample of training instead")
     show.add_argument(
         "--sequence-length", type=positive, metavar="T", help="train.sequence_length of the run"
     )
@@ -49,58 +66,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument(
         "--window-shards", type=positive, metavar="K", help="data.window_shards of the run"
     )
+    packings = ("concat", "best_fit")
     show.add_argument(
-        "--packing",
-        choices=("concat", "best_fit"),
-        default="concat",
-        help="data.packing of the run",
+        "--packing", choices=packings, default="concat", help="data.packing of the run"
     )
-    verify = actions.add_parser("verify", help="compare every sha256 with the manifest")
-    export = actions.add_parser("export", help="write the store in another format")
-    export.add_argument(
-        "--to", choices=("megatron", "datatrove", "parquet"), required=True, help="format"
-    )
-    export.add_argument(
-        "--out", metavar="FOLDER", required=True, help="where to; nothing is overwritten"
-    )
-    tokens = actions.add_parser(
-        "tokenizer", help="bytes per token, hanzi, unused tokens; compared with Qwen2's if here"
-    )
-    for action in (stats, show):
-        action.add_argument(
-            "--html", metavar="FILE", help="write a page that needs no network, instead of lines"
-        )
-    for action in (stats, show, verify, export, tokens):
-        action.add_argument(
-            "--store", metavar="FOLDER", help="a finished store (default: the newest in stores/)"
-        )
-    taken = actions.add_parser("import", help="make a store from tokens that others made")
-    taken.add_argument(
-        "files",
-        metavar="FILE",
-        nargs="+",
-        help="Megatron: PREFIX.bin (PREFIX.idx beside it); datatrove: FILE.ds",
-    )
+
+
+def _configure_import(taken: argparse.ArgumentParser) -> None:
+    files = "Megatron: PREFIX.bin (PREFIX.idx beside it); datatrove: FILE.ds"
+    taken.add_argument("files", metavar="FILE", nargs="+", help=files)
     taken.add_argument(
         "--from", dest="kind", choices=("megatron", "datatrove"), required=True, help="format"
     )
-    taken.add_argument(
-        "--tokenizer", metavar="FOLDER", required=True, help="the tokenizer that made the tokens"
-    )
-    taken.add_argument(
-        "--out", metavar="FOLDER", required=True, help="the new store: data.store=FOLDER"
-    )
-    taken.add_argument(
-        "--val-fraction",
-        type=float,
-        default=0.005,
-        metavar="F",
-        help="held-out share (default 0.005)",
-    )
-    for action in (stats, show, verify, export, tokens, taken):
-        action.add_argument(
-            "--json", action="store_true", help="print one JSON object instead of lines"
-        )
+    tokenizer = "the tokenizer that made the tokens"
+    taken.add_argument("--tokenizer", metavar="FOLDER", required=True, help=tokenizer)
+    out = "the new store, for data.store=FOLDER"
+    taken.add_argument("--out", metavar="FOLDER", required=True, help=out)
+    share = "held-out share (default 0.005)"
+    taken.add_argument("--val-fraction", type=float, default=0.005, metavar="F", help=share)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,7 +104,8 @@ def run(args: argparse.Namespace) -> int:
         return _show(args, store)
     elif args.action == "verify":
         checked = verify(store)
-        text = f"{store.dir}: {checked['files']} files, {checked['bytes']:,} bytes, every sha256 is that of the manifest"
+        size = f"{checked['files']} files, {checked['bytes']:,} bytes"
+        text = f"{store.dir}: {size}, every sha256 is that of the manifest"
         print(_json(checked) if args.json else text)
     elif args.action == "tokenizer":
         from wikillm.data.prepare.tokenizer_report import report_of_store, report_text
@@ -141,15 +125,14 @@ def _show(args: argparse.Namespace, store: Store) -> int:
     from wikillm.data.inspect.show import show_document, show_sample, show_text
 
     if args.sample:
-        train, data = TrainSection.model_fields, DataSection.model_fields
-        found = show_sample(
-            store,
-            args.number,
-            sequence_length=_or(args.sequence_length, train["sequence_length"].default),
-            seed=_or(args.seed, RunSection.model_fields["seed"].default),
-            window_shards=_or(args.window_shards, data["window_shards"].default),
-            packing=args.packing,
-        )
+        defaults = {
+            "sequence_length": TrainSection().sequence_length,
+            "seed": RunSection().seed,
+            "window_shards": DataSection().window_shards,
+        }
+        given = {name: getattr(args, name) for name in defaults}
+        chosen = defaults | {name: value for name, value in given.items() if value is not None}
+        found = show_sample(store, args.number, packing=args.packing, **chosen)
     else:
         found = show_document(store, args.split, args.number)
     if args.html:
@@ -166,11 +149,10 @@ def _import(args: argparse.Namespace) -> int:
 
     files = [Path(file) for file in args.files]
     store = import_store(args.kind, files, Path(args.tokenizer), Path(args.out), args.val_fraction)
-    print(
-        _json(store_summary_json(store.dir, store.manifest))
-        if args.json
-        else store_summary(store.dir, store.manifest)
-    )
+    if args.json:
+        print(_json(store_summary_json(store.dir, store.manifest)))
+    else:
+        print(store_summary(store.dir, store.manifest))
     return 0
 
 
@@ -181,10 +163,6 @@ def _write(args: argparse.Namespace, page: str) -> int:
     write_atomic(Path(args.html), page)
     print(_json({"html": args.html}) if args.json else args.html)
     return 0
-
-
-def _or(value: int | None, default: int) -> int:
-    return default if value is None else value
 
 
 def _json(found: dict[str, object]) -> str:

@@ -1,7 +1,9 @@
-"""`wikillm demo`: the whole way on real input, each step a command that the reader can type too.
+"""`wikillm demo`: every step from a dump to generated text; each is a command that you can run
+yourself.
 
-A MediaWiki dump (or any other source) -> documents -> tokenizer -> tokens -> a small model trained under DeepSpeed
-ZeRO-2 -> validation loss against the unigram baseline -> a Hugging Face folder -> text from plain transformers.
+A MediaWiki dump (or any other source) -> documents -> tokenizer -> tokens -> a small model trained
+under DeepSpeed ZeRO-2 -> validation loss against the unigram baseline -> a Hugging Face folder ->
+text from plain transformers.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from wikillm.data.store.store import Store
 
-HELP = "From a Wikipedia dump to a trained, exported model, in minutes."
+HELP = "Go from a Wikipedia dump to a trained, exported model, in minutes."
 
 FIRST_CHOICES = (
     "data/wikipedia-zh-cn-*.json",
@@ -23,34 +25,23 @@ FIRST_CHOICES = (
     "data/zhwiki-*.xml.bz2",
     "WIKI_CN/zhwiki-*.xml.bz2",
 )
-PACKAGED_DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"  # in gensim's wheel, CC BY-SA
+PACKAGED_DUMP = "enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+"""A dump in gensim's wheel, CC BY-SA."""
 SEQUENCES = 8  # per optimizer step, in presets/runs/demo.yaml
 PROMPTS = ("The history of", "In the 19th century", "The")
 CHINESE_PROMPTS = ("中国的首都是", "历史", "他")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data",
-        metavar="PATH",
-        help="a file of your own (JSON, JSON Lines, MediaWiki dump, .gz, .bz2)",
-    )
-    parser.add_argument(
-        "--demo-mb",
-        type=float,
-        default=6.0,
-        metavar="MB",
-        help="read so much text of it (default 6)",
-    )
-    parser.add_argument(
-        "--run-dir",
-        metavar="DIR",
-        help="where the run goes (default runs/demo, or the next free number)",
-    )
+    data = "a file of your own (JSON, JSON Lines, MediaWiki dump, .gz, .bz2)"
+    parser.add_argument("--data", metavar="PATH", help=data)
+    size = "how much of its text to read (default 6)"
+    parser.add_argument("--demo-mb", type=float, default=6.0, metavar="MB", help=size)
+    folder = "the run directory (default runs/demo, or with the next free number)"
+    parser.add_argument("--run-dir", metavar="DIR", help=folder)
     parser.add_argument("--processes", type=int, metavar="N", help="default: all GPUs, or 2 on CPU")
-    parser.add_argument(
-        "--steps", type=int, metavar="N", help="optimizer steps (default: the preset's)"
-    )
+    steps = "optimizer steps (default: the preset's)"
+    parser.add_argument("--steps", type=int, metavar="N", help=steps)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,36 +83,35 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find_source(asked: str | None) -> Path:
-    """What to train on: the user's file, else Chinese Wikipedia where it is expected, else the dump in gensim's wheel."""
+    """The user's file, else Chinese Wikipedia in its usual place, else the dump in gensim's
+    wheel."""
     import importlib.util
     from pathlib import Path
 
     from wikillm.core.errors import DataError
 
     if asked:
-        return Path(asked)  # `prepare` says what is wrong with it
+        return Path(asked)  # `prepare` checks it
     for pattern in FIRST_CHOICES:
         if found := sorted(Path().glob(pattern)):
             return found[0]
     gensim = importlib.util.find_spec("gensim")
-    packaged = (
-        Path(gensim.origin).parent / "test" / "test_data" / PACKAGED_DUMP
-        if gensim and gensim.origin
-        else None
+    if gensim and gensim.origin:
+        packaged = Path(gensim.origin).parent / "test" / "test_data" / PACKAGED_DUMP
+        if packaged.is_file():
+            return packaged
+    raise DataError(
+        "There is no text for the demo.",
+        got="neither data/ nor WIKI_CN/ has Chinese Wikipedia, and the package gensim (whose tests "
+        "have a real dump) is not installed",
+        fix="pip install 'wikillm[demo]', or name a file: wikillm demo --data FILE",
     )
-    if packaged is None or not packaged.is_file():
-        raise DataError(
-            "There is no text for the demo.",
-            got="neither data/ nor WIKI_CN/ has Chinese Wikipedia, and the package gensim (a real dump in its tests) "
-            "is not installed",
-            fix="pip install 'wikillm[demo]', or name a file: wikillm demo --data FILE (make demo DATA=FILE)",
-        )
-    return packaged
 
 
 def free_run_dir(base: Path) -> Path:
-    """`base`, or base-2, base-3 ...: every demo is a run of its own."""
-    folder, number = base, 1
+    """`base`, or base-2, base-3 ...: every demo is a new run."""
+    folder = base
+    number = 1
     while folder.exists():
         number += 1
         folder = base.with_name(f"{base.name}-{number}")
@@ -149,7 +139,7 @@ def prepare(words: list[str]) -> Store:
 
 
 def train(words: list[str], processes: int | None) -> None:
-    """Start the `deepspeed` launcher, as a user would, and pass its output on."""
+    """Run the `deepspeed` launcher, as a user would."""
     import os
     import subprocess
     import sys
@@ -168,38 +158,29 @@ def train(words: list[str], processes: int | None) -> None:
     options.append(f"train.per_device_train_batch_size={micro_batch}")
     show_command(f"deepspeed --num_gpus {count} train.py", options)
     environ = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    if not on_gpu:  # the launcher counts "GPUs" in CPU ranks
-        environ = {
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)),
-            **environ,
-        }
-    command = [
-        sys.executable,
-        str(launcher),
-        "--num_gpus",
-        str(count),
-        "--master_port",
-        str(free_port()),
-    ]
-    command += ["--quiet", "--no_local_rank", "--module", "wikillm", "train", *options]
+    if not on_gpu:  # the launcher's "GPUs" are ranks on the CPU
+        threads = max(1, (os.cpu_count() or 1) // count)
+        environ = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(threads), **environ}
+    command = [sys.executable, str(launcher), "--num_gpus", str(count), "--master_port"]
+    command += [str(free_port()), "--quiet", "--no_local_rank"]
+    command += ["--module", "wikillm", "train", *options]
     code = subprocess.run(command, env=environ, check=False).returncode
     if code != 0:
         raise MachineError(
             "The training processes failed.",
-            got=f"exit code {code}; the reason stands above, and in the run directory's exit.json and logs/",
-            fix="mend that, then run the demo again",
+            got=f"exit code {code}; see above, and exit.json and logs/ in the run directory",
+            fix="correct that, then run the demo again",
         )
 
 
 def share_out(processes: int) -> tuple[int, int]:
-    """Processes to use, and sequences for each: the demo's eight sequences a step go to 1, 2, 4 or 8 of them."""
+    """Processes to use, and sequences for each, so that a step always has 8 sequences."""
     count = max(n for n in (1, 2, 4, 8) if n <= max(1, processes))
     return count, min(4, SEQUENCES // count)
 
 
 def compare(run_dir: Path, store: Store) -> dict[str, float]:
-    """The held-out loss beside the best a unigram model can do on the same text: per token and per byte."""
+    """Print the held-out loss and that of the best unigram model on the same text."""
     import math
 
     from wikillm.core.log import say
@@ -207,18 +188,19 @@ def compare(run_dir: Path, store: Store) -> dict[str, float]:
     from wikillm.observe.sinks import read_records
 
     evaluations = [e for e in read_records(run_dir / "events.jsonl") if e["kind"] == "eval"]
-    ours, val = float(evaluations[-1]["eval_loss"]), store.val
+    ours = float(evaluations[-1]["eval_loss"])
+    val = store.val
     unigram = unigram_cross_entropy(val.count_tokens(store.manifest.tokenizer.length))
     per_byte = val.n_tokens / val.text_bytes / math.log(2)
-    say(
-        f"           {'nats/token':>12} {'bits/byte':>12}   on {val.n_tokens:,} held-out tokens, {val.text_bytes:,} bytes"
+    size = f"{val.n_tokens:,} held-out tokens, {val.text_bytes:,} bytes"
+    rows = (
+        ("", "nats/token", "bits/byte", f"on {size}"),
+        ("unigram", unigram, unigram * per_byte, "the best that token frequencies alone can do"),
+        ("this model", ours, ours * per_byte, f"{unigram - ours:.2f} nats/token below"),
     )
-    say(
-        f"unigram    {unigram:>12.4f} {unigram * per_byte:>12.4f}   the best that token frequencies alone can do"
-    )
-    say(
-        f"this model {ours:>12.4f} {ours * per_byte:>12.4f}   {unigram - ours:.2f} nats/token below"
-    )
+    for name, *values, note in rows:
+        shown = (f"{v:.4f}" if isinstance(v, float) else v for v in values)
+        say(f"{name:<10} {' '.join(f'{text:>12}' for text in shown)}   {note}")
     return {"unigram": unigram, "loss": ours}
 
 
@@ -229,7 +211,7 @@ def export(run_dir: Path) -> Path:
     target = run_dir / "export"
     show_command(f"wikillm export {run_dir} --to {target}", [])
     if main(["export", str(run_dir), "--to", str(target)]) != 0:
-        raise CheckpointError("The export failed; the reason stands above.")
+        raise CheckpointError("The export failed; see above.")
     return target
 
 
@@ -244,7 +226,7 @@ print(tokenizer.decode(output[0], skip_special_tokens=True))
 
 
 def generate(folder: Path, prompt: str) -> None:
-    """Show and run the lines that a user of the exported folder needs, in a process that knows no WikiLLM."""
+    """Show and run what a user of the exported folder needs, in a process without WikiLLM."""
     import os
     import subprocess
     import sys
@@ -257,13 +239,8 @@ def generate(folder: Path, prompt: str) -> None:
     head = "import sys, torch; sys.modules['wikillm'] = None; torch.manual_seed(0)\n"
     environ = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     environ |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", head + program],
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", head + program]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no output"]
         raise MachineError("Plain transformers could not use the exported folder.", got=last[0])
@@ -279,37 +256,33 @@ def prompts_for(store: Store) -> tuple[str, ...]:
 
 
 def close(run_dir: Path, target: Path, store: Store, losses: dict[str, float]) -> None:
-    """Where everything lies, and what to type next."""
+    """Print where everything is, and what to run next."""
     from pathlib import Path
 
     from wikillm.core.log import say
     from wikillm.observe.sinks import read_metrics
 
     metrics = read_metrics(run_dir / "metrics.jsonl")
-    manifest, last = store.manifest, metrics[-1]
+    manifest = store.manifest
+    last = metrics[-1]
     documents = sum(split.documents for split in manifest.splits.values())
     tokens = sum(split.tokens for split in manifest.splits.values())
     say("== done")
-    say(
-        f"documents  {documents:,} documents, {tokens:,} tokens, tokenizer {manifest.tokenizer.name}  in {store.dir}"
-    )
-    say(
-        f"training   {last['step']:,} steps, {last['tokens']:,} tokens, {last['tokens_per_second']:,.0f} tokens/s"
-    )
+    counted = f"{documents:,} documents, {tokens:,} tokens"
+    say(f"documents  {counted}, tokenizer {manifest.tokenizer.name}  in {store.dir}")
+    speed = f"{last['tokens_per_second']:,.0f} tokens/s"
+    say(f"training   {last['step']:,} steps, {last['tokens']:,} tokens, {speed}")
     say(f"loss       {metrics[0]['loss']:.3f} -> {last['loss']:.3f}; held out {losses['loss']:.3f}")
     say(f"run        {run_dir}: metrics.jsonl, checkpoints/, config.resolved.yaml, logs/")
     say(f"model      {target}: loads with plain transformers")
+    train = "train --deepspeed zero2 data.path=your-file.jsonl"
     if Path(".venv/bin/wikillm").exists() and Path("train.py").exists():
         say(f'next       .venv/bin/wikillm generate {target} --prompt "..."')
         say("           make demo DATA=your-file.jsonl DEMO_MB=20")
-        say(
-            "           .venv/bin/deepspeed train.py --deepspeed ds_configs/zero2.json data.path=your-file.jsonl"
-        )
+        say(f"           .venv/bin/deepspeed {train.replace('train ', 'train.py ', 1)}")
     else:  # installed from a wheel
         say(f'next       wikillm generate {target} --prompt "..."')
-        say(
-            "           deepspeed --module wikillm train --deepspeed zero2 data.path=your-file.jsonl"
-        )
+        say(f"           deepspeed --module wikillm {train}")
 
 
 def show_command(command: str, words: list[str]) -> None:

@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     option("--master-addr", metavar="HOST", help="where ranks meet. Default: the first node")
     option("--master-port", type=int, default=29500, metavar="PORT", help="default 29500")
-    parser.add_argument("--all", action="store_true", help="show also what is well")
+    parser.add_argument("--all", action="store_true", help="also show the checks that passed")
     parser.add_argument("--list", action="store_true", help="list all checks")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 

@@ -1,4 +1,5 @@
-"""`wikillm eval MODEL`: held-out loss, perplexity, bits per byte, and the unigram baseline beside them."""
+"""`wikillm eval MODEL`: held-out loss, perplexity, bits per byte, and the unigram baseline beside
+them."""
 
 from __future__ import annotations
 
@@ -7,52 +8,37 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wikillm.cli.arguments import positive
-from wikillm.cli.export import TRUST_HELP
+from wikillm.cli.arguments import add_device, add_json, add_trust, positive
 
 if TYPE_CHECKING:
     from wikillm.config.load import Resolved
     from wikillm.data.read.corpus import Corpus
     from wikillm.evals.loss import HeldOutLoss
 
-HELP = "Validation loss, perplexity and bits per byte of a model."
+HELP = "Compute a model's validation loss, perplexity and bits per byte."
 
 EPILOG = """
 examples:
   wikillm eval runs/demo                                    on the held-out text of its own run
   wikillm eval exports/wiki-zh-120m-500 data.path=other.jsonl   on the held-out part of another text
-With a model that is no run of WikiLLM's, data.path is needed; its text is cut by the model's own tokenizer.
+A model from elsewhere needs data.path; the text is tokenized by the model's own tokenizer.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     from wikillm.cli.run_config import add_run_config_arguments
 
-    parser.add_argument(
-        "model", metavar="MODEL", help="a run directory, a checkpoint or an exported folder"
-    )
-    parser.add_argument(
-        "--split",
-        choices=("val", "train"),
-        default="val",
-        help="which part of the text (default val)",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=positive,
-        default=8,
-        metavar="N",
-        help="sequences at a time (default 8)",
-    )
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default auto)"
-    )
-    parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of lines"
-    )
+    model = "a run directory, a checkpoint or an exported folder"
+    parser.add_argument("model", metavar="MODEL", help=model)
+    split = "which part of the text (default val)"
+    parser.add_argument("--split", choices=("val", "train"), default="val", help=split)
+    size = "sequences at a time (default 8)"
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help=size)
+    add_device(parser)
+    add_trust(parser)
+    add_json(parser, "print one JSON object instead of lines")
     add_run_config_arguments(parser)
-    parser.epilog = EPILOG + (parser.epilog or "")
+    parser.epilog = EPILOG
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
                 model, batches, bytes_per_token=part.bytes_per_token, device=model.device
             )
             if result is None:
-                raise RuntimeError("an evaluation that nobody can stop was stopped")
+                raise RuntimeError("the evaluation was stopped")
             found[part.name] = result
     return _tell(args, corpus, found, train.sequence_length)
 
@@ -122,25 +108,23 @@ def _tell(
     if args.json:
         print(json.dumps(values, ensure_ascii=False))
         return 0
-    print(
-        f"text       {args.split} of {corpus.dir}: {result.targets:,} tokens, sequences of {length}"
-    )
+    tokens = f"{result.targets:,} tokens"
+    print(f"text       {args.split} of {corpus.dir}: {tokens}, sequences of {length}")
     print(f"loss       {result.loss:.4f} nats/token   perplexity {result.perplexity:.2f}")
     print(f"bits/byte  {result.bits_per_byte:.4f}")
     if named:
         print(f"all        {weights_of(named)}")
     for name, part in named.items():
-        print(
-            f"of {name:<7} {part.loss:.4f} nats/token   {part.bits_per_byte:.4f} bits/byte   {part.targets:,} tokens"
-        )
+        rate = f"{part.bits_per_byte:.4f} bits/byte"
+        print(f"of {name:<7} {part.loss:.4f} nats/token   {rate}   {part.targets:,} tokens")
     print(
-        f"unigram    {unigram:.4f} nats/token   the best that token frequencies alone can do on this text"
+        f"unigram    {unigram:.4f} nats/token   the best that token frequencies alone can do here"
     )
     return 0
 
 
 def describe(args: argparse.Namespace) -> Resolved:
-    """The run's own configuration where MODEL has one; otherwise the command line's, with the model's tokenizer."""
+    """The configuration of the run that MODEL belongs to, or of the command line."""
     from wikillm.cli.run_config import resolve_run_config
     from wikillm.config.load import load
     from wikillm.core.errors import ConfigError
@@ -151,14 +135,11 @@ def describe(args: argparse.Namespace) -> Resolved:
     if args.config is None and found is not None:
         return load(str(found), [*_store_instead_of_signed(found), *args.rest])
     names_tokenizer = any(word.startswith("data.tokenizer=") for word in args.rest)
-    names_path = (
-        any(word.startswith(("data.path=", "data.mixture=")) for word in args.rest)
-        or args.config is not None
-    )
-    if not names_path:
+    names_text = any(word.startswith(("data.path=", "data.mixture=")) for word in args.rest)
+    if not names_text and args.config is None:
         raise ConfigError(
-            f"{model} does not say on which text to evaluate it.",
-            got="it is no run directory and no checkpoint in one",
+            f"There is no text to evaluate {model} on.",
+            got="it is neither a run directory nor a checkpoint in one",
             fix=f"wikillm eval {model} data.path=FILE",
         )
     if not names_tokenizer and (model / "tokenizer.json").is_file():
@@ -167,7 +148,7 @@ def describe(args: argparse.Namespace) -> Resolved:
 
 
 def _store_instead_of_signed(config: Path) -> list[str]:
-    """A run keeps no signature of an address: its text is then read from the store that it was trained on."""
+    """A run does not keep signed addresses: its text is then read from its store."""
     if "?***" not in config.read_text(encoding="utf-8"):
         return []
     try:
@@ -178,28 +159,28 @@ def _store_instead_of_signed(config: Path) -> list[str]:
 
 
 def check_tokenizer(model: Path, corpus: Corpus) -> None:
-    """A loss over the ids of another tokenizer would be a number without meaning."""
+    """Raises DataError if the text was tokenized by another tokenizer: the loss would mean
+    nothing."""
     from wikillm.core.errors import DataError
     from wikillm.core.files import sha256_file
 
-    for folder in (
-        model,
-        model / "tokenizer",
-        *(parent / "tokenizer" for parent in model.resolve().parents[:2]),
-    ):
-        path = folder / "tokenizer.json"
-        if path.is_file():
-            if corpus.manifest.tokenizer.sha256 not in (sha256_file(path), _trained_with(folder)):
-                raise DataError(
-                    "The text was cut by another tokenizer than the model's.",
-                    got=f"the model's is {path}, the store's is {corpus.manifest.tokenizer.name} in {corpus.tokenizer_dir}",
-                    fix=f"data.tokenizer={folder}",
-                )
-            return
+    parents = [parent / "tokenizer" for parent in model.resolve().parents[:2]]
+    folders = (model, model / "tokenizer", *parents)
+    folder = next((one for one in folders if (one / "tokenizer.json").is_file()), None)
+    if folder is None:
+        return
+    path = folder / "tokenizer.json"
+    stored = corpus.manifest.tokenizer
+    if stored.sha256 not in (sha256_file(path), _trained_with(folder)):
+        raise DataError(
+            "The text was tokenized by another tokenizer than the model's.",
+            got=f"the model's is {path}, the store's is {stored.name} in {corpus.tokenizer_dir}",
+            fix=f"data.tokenizer={folder}",
+        )
 
 
 def _trained_with(folder: Path) -> str | None:
-    """sha256 of the training tokenizer, which an exported folder names: its own tokenizer.json may lack a template."""
+    """sha256 of the training tokenizer, as recorded in an exported folder."""
     from wikillm.export.target import MARK
 
     try:

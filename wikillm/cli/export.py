@@ -7,45 +7,35 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-TRUST_HELP = "run the code that a checkpoint's pickles may hold: only when you know who wrote it"
+from wikillm.cli.arguments import add_json, add_trust
+
 HELP = "Write a run as a standard Hugging Face folder."
 
 EPILOG = """
-RUN is a run directory (its newest complete checkpoint is taken) or one checkpoint:
+RUN is a run directory (its newest complete checkpoint is exported) or one checkpoint:
   wikillm export runs/wiki-zh-120m
   wikillm export runs/wiki-zh-120m/checkpoints/checkpoint-500 --to my-model --dtype bfloat16
-The folder loads with plain transformers. Before it is put in place, a process without WikiLLM opens it with AutoTokenizer
-and AutoModelForCausalLM: several hundred texts must get the ids of the training tokenizer, and the logits must be the
-trained model's. It is complete or not there; an earlier export at the same place is replaced, anything else is left alone.
+The folder loads with plain transformers. Before it is put in place, a process without WikiLLM opens
+it with AutoTokenizer and AutoModelForCausalLM: several hundred texts must get the ids of the
+training tokenizer, and the logits must equal the trained model's. The folder is complete or absent; an
+earlier export at the same place is replaced, anything else is left alone.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("run", metavar="RUN", help="a run directory, or a checkpoint in one")
-    parser.add_argument(
-        "--to", metavar="DIR", help="the folder to write. Default: exports/NAME-STEP"
-    )
-    parser.add_argument(
-        "--dtype",
-        metavar="TYPE",
-        help="float32, bfloat16 or float16. Default: what the model was trained in",
-    )
-    parser.add_argument(
-        "--ema", action="store_true", help="the moving average of the weights (train.ema_decay)"
-    )
-    parser.add_argument(
-        "--tokenizer",
-        metavar="DIR",
-        help="folder with tokenizer.json, for a checkpoint without its run",
-    )
-    parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be written, and write nothing"
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of lines"
-    )
+    parser.add_argument("--to", metavar="DIR", help="folder to write. Default: exports/NAME-STEP")
+    dtype = "float32, bfloat16 or float16. Default: that of the training"
+    parser.add_argument("--dtype", metavar="TYPE", help=dtype)
+    average = "the moving average of the weights (train.ema_decay)"
+    parser.add_argument("--ema", action="store_true", help=average)
+    tokenizer = "folder with tokenizer.json, for a checkpoint without its run"
+    parser.add_argument("--tokenizer", metavar="DIR", help=tokenizer)
+    add_trust(parser)
+    dry = "show what would be written, and write nothing"
+    parser.add_argument("--dry-run", action="store_true", help=dry)
+    add_json(parser, "print one JSON object instead of lines")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,24 +46,16 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = find_complete(Path(args.run))
     facts = read_facts(checkpoint)
     if args.ema:
-        facts = replace(
-            facts,
-            training={**facts.training, "weights": "moving average of the run's (train.ema_decay)"},
-        )
-    target = (
-        Path(args.to)
-        if args.to
-        else Path("exports") / f"{facts.name}-{facts.step}{'-ema' if args.ema else ''}"
-    )
+        weights = "moving average of the run's (train.ema_decay)"
+        facts = replace(facts, training={**facts.training, "weights": weights})
+    default = f"exports/{facts.name}-{facts.step}{'-ema' if args.ema else ''}"
+    target = Path(args.to or default)
     tokenizer = Path(args.tokenizer) if args.tokenizer else find_tokenizer(checkpoint)
     check_target(target)
     plan = {"checkpoint": str(checkpoint), "tokenizer": str(tokenizer), "folder": str(target)}
     if args.dry_run:
-        print(
-            json.dumps(plan)
-            if args.json
-            else "\n".join(f"{name:<10} {value}" for name, value in plan.items())
-        )
+        lines = (f"{name:<10} {value}" for name, value in plan.items())
+        print(json.dumps(plan) if args.json else "\n".join(lines))
         return 0
     from wikillm.core.units import format_count, format_size
     from wikillm.export.folder import export_model
@@ -93,16 +75,9 @@ def run(args: argparse.Namespace) -> int:
         held_out=held_out_texts(checkpoint),
     )
     if args.json:
-        written = {
-            "parameters": done.parameters,
-            "tensors": done.tensors,
-            "dtype": done.dtype,
-            "bytes": done.size,
-        }
-        written |= {
-            "architecture": done.architecture,
-            "proof": asdict(done.proof) if done.proof else None,
-        }
+        names = ("parameters", "tensors", "dtype", "architecture")
+        written = {name: getattr(done, name) for name in names} | {"bytes": done.size}
+        written["proof"] = asdict(done.proof) if done.proof else None
         print(json.dumps(plan | written))
         return 0
     size = f"{format_count(done.parameters)} parameters, {done.dtype}, {format_size(done.size)}"
@@ -110,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"checked    {done.tensors} tensors read back equal, bit for bit")
     if done.proof is not None:
         print(
-            f"proved     transformers {done.proof.transformers}, without WikiLLM: the ids of {done.proof.texts} texts are the "
-            "training tokenizer's, the logits are the trained model's"
+            f"proved     transformers {done.proof.transformers}, without WikiLLM: the ids of "
+            f"{done.proof.texts} texts are the training tokenizer's, the logits the trained model's"
         )
     print(f'next       wikillm generate {done.folder} --prompt "..."')
     return 0

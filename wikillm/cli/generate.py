@@ -1,4 +1,5 @@
-"""`wikillm generate FOLDER --prompt "..."`: text from an exported folder, a run directory or a checkpoint."""
+"""`wikillm generate FOLDER --prompt "..."`: text from an exported folder, a run directory or a
+checkpoint."""
 
 from __future__ import annotations
 
@@ -8,8 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from wikillm.cli.arguments import not_negative, positive, share
-from wikillm.cli.export import TRUST_HELP
+from wikillm.cli.arguments import add_device, add_json, add_trust, not_negative, positive, share
 
 if TYPE_CHECKING:
     from wikillm.generate.load import LoadedModel
@@ -20,56 +20,27 @@ EPILOG = """
 examples:
   wikillm generate exports/wiki-zh-120m-500 --prompt "中国的首都是"
   wikillm generate runs/demo --prompt "The history of" --temperature 0
-Without --prompt, or with an empty one, the model begins a text of its own.
+Without --prompt, or with an empty one, the model starts a new text.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument(
-        "folder", metavar="FOLDER", help="an exported model, a run directory or a checkpoint"
-    )
-    parser.add_argument(
-        "--prompt",
-        action="append",
-        metavar="TEXT",
-        help="the beginning of the text; may be given several times",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=positive,
-        default=64,
-        metavar="N",
-        help="write at most N tokens (default 64)",
-    )
-    parser.add_argument(
-        "--temperature",
-        type=not_negative,
-        default=0.8,
-        metavar="T",
-        help="0: always the most likely token; higher is more varied (default 0.8)",
-    )
-    parser.add_argument(
-        "--top-p",
-        type=share,
-        default=0.95,
-        metavar="P",
-        help="choose among the likeliest tokens that together have probability P (default 0.95)",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="S",
-        help="the same seed gives the same text (default 0)",
-    )
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default auto)"
-    )
-    parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object a prompt: prompt, text"
-    )
+    folder = "an exported model, a run directory or a checkpoint"
+    parser.add_argument("folder", metavar="FOLDER", help=folder)
+    prompt = "the beginning of the text; can be repeated"
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help=prompt)
+    most = "write at most N tokens (default 64)"
+    parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help=most)
+    heat = "0: always the most likely token; higher is more varied (default 0.8)"
+    parser.add_argument("--temperature", type=not_negative, default=0.8, metavar="T", help=heat)
+    top = "choose among the likeliest tokens with joint probability P (default 0.95)"
+    parser.add_argument("--top-p", type=share, default=0.95, metavar="P", help=top)
+    seed = "the same seed gives the same text (default 0)"
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
+    add_device(parser)
+    add_trust(parser)
+    add_json(parser, "one JSON object per prompt: prompt, text")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -85,12 +56,9 @@ def run(args: argparse.Namespace) -> int:
     loaded = open_model(Path(args.folder), args.device, trust=args.trust_checkpoint)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     for prompt in args.prompt or [""]:
-        # Text appears as it is written; as JSON it appears when it is whole.
-        streamer = (
-            None
-            if args.json
-            else TextStreamer(cast(Any, loaded.tokenizer), skip_special_tokens=True)
-        )
+        streamer = None
+        if not args.json:  # text is printed token by token
+            streamer = TextStreamer(cast(Any, loaded.tokenizer), skip_special_tokens=True)
         try:
             (text,) = complete(
                 loaded.model,
@@ -101,16 +69,15 @@ def run(args: argparse.Namespace) -> int:
                 streamer=streamer,
             )
         except ValueError as error:
-            raise ConfigError(
-                "The text does not fit the model.", got=str(error), fix="--max-new-tokens N"
-            ) from error
+            what = "The text does not fit the model."
+            raise ConfigError(what, got=str(error), fix="--max-new-tokens N") from error
         if args.json:
             print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
     return 0
 
 
 def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
-    """Load what `folder` means. Partitions that ZeRO-3 left ungathered are put together in a temporary folder."""
+    """Load what `folder` names. ZeRO-3's ungathered shards are merged in a temporary folder."""
     from wikillm.generate.load import has_weights, is_model_folder, load_folder
 
     if is_model_folder(folder):
@@ -125,14 +92,12 @@ def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
     from wikillm.export.folder import export_model
 
     with tempfile.TemporaryDirectory(prefix="wikillm-") as temporary:
-        facts = read_facts(checkpoint)
-        target = Path(temporary) / "model"
         done = export_model(
             checkpoint,
-            target,
+            Path(temporary) / "model",
             trust=trust,
             tokenizer_dir=tokenizer,
-            facts=facts,
+            facts=read_facts(checkpoint),
             verified=True,
             prove=False,
         )

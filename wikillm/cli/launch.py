@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
     from wikillm.launch.description import Launch
 
-HELP = "Show or start a run here, on many nodes, under Slurm, Kubernetes, SkyPilot, for SwanLab."
+HELP = "Show or start a run here, on many nodes, with Slurm, Kubernetes, SkyPilot, SwanLab."
 _TARGETS = """\
 the target, directly after `launch`:
   single     one GPU of this machine (or its CPU), with the deepspeed launcher

@@ -1,7 +1,9 @@
-"""`wikillm launch swanlab`: checks the manifest, lists and writes the archive, submits it, and asks after tasks and data.
+"""`wikillm launch swanlab`: checks the manifest, lists and writes the archive, submits it, and
+asks after tasks and data.
 
-Without --submit and the words `task` and `data` nothing leaves the machine. The service's last client is of 2024-12-23
-and was removed in 0.4.3 (2025-01-17): whether it still answers is unknown, and nothing here was run against it.
+Without --submit and the words `task` and `data` nothing leaves the machine. The service's last
+client is of 2024-12-23 and was removed in 0.4.3 (2025-01-17): whether it still answers is unknown,
+and nothing here was run against it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ _EVERY, _TIMEOUT = 10.0, 30.0
 
 
 def run_swanlab(args: argparse.Namespace) -> int:
-    """One of --init, --zip and --print (the last two also together), --submit, `task ...`, `data ...`."""
+    """One of --init, --zip and --print (the last two also together), --submit, `task ...`, `data
+    ...`."""
     if args.rest[:1] in (["task"], ["data"]):
         from wikillm.cli.launch_swanlab_service import run_service
 
@@ -31,19 +34,14 @@ def run_swanlab(args: argparse.Namespace) -> int:
     path = args.file or Path(FILE_NAME)
     if args.init:
         if path.exists():
-            raise ConfigError(
-                "There is a manifest already.",
-                got=str(path),
-                fix="edit it, or name another: -f FILE",
-            )
+            fix = "edit it, or name another: -f FILE"
+            raise ConfigError("There is a manifest already.", got=str(path), fix=fix)
         write_atomic(path, TEMPLATE)
         print(f"wrote {path}; next: wikillm launch swanlab --print")
         return 0
     if not (args.show or args.zip or args.submit):
-        raise ConfigError(
-            "Show the archive, write it, or submit it?",
-            fix="wikillm launch swanlab --print\nor --zip job.zip, --submit",
-        )
+        fix = "wikillm launch swanlab --print\nor --zip job.zip, --submit"
+        raise ConfigError("`wikillm launch swanlab` needs --print, --zip or --submit.", fix=fix)
     manifest = read_manifest(path)
     packing = plan_packing(manifest, without=args.zip)
     if args.show:
@@ -53,9 +51,8 @@ def run_swanlab(args: argparse.Namespace) -> int:
     if args.zip:
         size = write_zip(manifest, packing, args.zip)
         parts = "one part" if size <= _ONE_PART else "several parts, being over 1 MiB"
-        print(
-            f"wrote {args.zip}: {len(packing.files)} files, {format_size(size)} (an upload in {parts})"
-        )
+        files = f"{len(packing.files)} files, {format_size(size)}"
+        print(f"wrote {args.zip}: {files} (an upload in {parts})")
     if args.submit:
         from wikillm.cli.launch_swanlab_service import submit_folder
 
@@ -70,24 +67,18 @@ def _check_numbers(args: argparse.Namespace) -> None:
         if value is None:
             setattr(args, flag, default)
         elif not (math.isfinite(value) and 0 < value <= 3600):
-            raise ConfigError(
-                f"--{flag} is a number of seconds up to 3600.",
-                got=f"{value:g}",
-                fix=f"--{flag} {default:g}",
-            )
+            what = f"--{flag} is a number of seconds up to 3600."
+            raise ConfigError(what, got=f"{value:g}", fix=f"--{flag} {default:g}")
 
 
 def _refuse_what_a_job_cannot_have(args: argparse.Namespace) -> None:
     if args.go:
-        raise ConfigError(
-            "A SwanLab Launch job is submitted.", got="--go", fix="wikillm launch swanlab --submit"
-        )
+        fix = "wikillm launch swanlab --submit"
+        raise ConfigError("A SwanLab Launch job is submitted.", got="--go", fix=fix)
     for flag in ("follow", "to"):
         if getattr(args, flag) and not args.submit:
-            raise ConfigError(
-                f"--{flag} goes with --submit.",
-                fix="wikillm launch swanlab task follow ID, task fetch ID",
-            )
+            fix = "wikillm launch swanlab task follow ID, task fetch ID"
+            raise ConfigError(f"--{flag} goes with --submit.", fix=fix)
     if args.to and not args.follow:
         raise ConfigError("--to needs a task that has ended.", fix="add --follow")
     _check_numbers(args)
@@ -102,15 +93,13 @@ def _refuse_what_a_job_cannot_have(args: argparse.Namespace) -> None:
 
 
 def _lines(manifest: SwanLabManifest, packing: Packing) -> list[str]:
+    machine = manifest.combo or "the default machine"
     facts = [
         f"name       {manifest.name}{f': {manifest.desc}' if manifest.desc else ''}",
-        f"runs       python {manifest.entry} (Python {manifest.python}) on {manifest.combo or 'the default machine'}, 4 h at most",
+        f"runs       python {manifest.entry} (Python {manifest.python}) on {machine}, 4 h at most",
         f"folder     {manifest.folder.absolute()}",
     ]
     width = max(len(format_size(file.size)) for file in packing.files)
     listed = [f"  {format_size(file.size):>{width}}  {file.name}" for file in packing.files]
-    return [
-        *facts,
-        *listed,
-        f"{len(packing.files)} files, {format_size(packing.size)} before compression",
-    ]
+    total = f"{len(packing.files)} files, {format_size(packing.size)} before compression"
+    return [*facts, *listed, total]

@@ -1,6 +1,7 @@
 """The part of `wikillm launch swanlab` that talks to the service: --submit, `task ...`, `data ...`.
 
-Before code, data or the key leave the machine it says what would go where, and asks. Not run against the real service.
+Before code, data or the key leave the machine it says what would go where, and asks. Not run
+against the real service.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from wikillm.launch.swanlab_objects import check_installed
 from wikillm.launch.swanlab_pack import Packing
 
 _USAGE = {
-    "task": "task list | task status ID | task follow ID | task stop ID | task fetch ID [--to FOLDER]",
+    "task": "task list | status ID | follow ID | stop ID | fetch ID [--to FOLDER]",
     "data": "data list | data upload FILE|FOLDER [--name NAME] [--desc TEXT]",
 }
 
 
 def submit_folder(args: argparse.Namespace, manifest: SwanLabManifest, packing: Packing) -> int:
-    """Upload and start; with --follow wait for the end. The code is 0 for a completed task, 3 for one that failed."""
+    """Upload and start; with --follow wait for the end. Returns 0, or raises for a failed task."""
     check_installed()
     account = find_account()
+    folder = manifest.folder.absolute()
     what = [
         f"to         {account.host}, and the object store that it names",
-        f"code       {len(packing.files)} files of {manifest.folder.absolute()}, {format_size(packing.size)} "
+        f"code       {len(packing.files)} files, {format_size(packing.size)}, of {folder} "
         "(wikillm launch swanlab --print lists them)",
         "key        your SwanLab key travels inside the task: whoever runs it can use the key",
         f"note       the contract is {CONTRACT}",
@@ -42,10 +44,8 @@ def submit_folder(args: argparse.Namespace, manifest: SwanLabManifest, packing: 
     with SwanLabApi(account, timeout=args.timeout) as api:
         identifier = submit(api, manifest, packing)
         if identifier is None:
-            raise MachineError(
-                "The task was created, but the service did not tell its id.",
-                fix="wikillm launch swanlab task list",
-            )
+            no_id = "The task was created, but the service returned no id."
+            raise MachineError(no_id, fix="wikillm launch swanlab task list")
         print(f"task       {identifier}")
         if not args.follow:
             print(f"next       wikillm launch swanlab task follow {identifier}")
@@ -61,9 +61,8 @@ def run_service(args: argparse.Namespace) -> int:
         "data": {"list": 0, "upload": 1},
     }[noun]
     if needs.get(verb) != len(words):
-        raise ConfigError(
-            f"wikillm launch swanlab {noun}: what?", got=" ".join(args.rest), fix=_USAGE[noun]
-        )
+        what = f"`wikillm launch swanlab {noun}` needs a verb and its argument."
+        raise ConfigError(what, got=" ".join(args.rest), fix=_USAGE[noun])
     if noun == "data" and verb == "upload":
         return _upload(args, Path(words[0]))
     if verb == "fetch":
@@ -87,9 +86,8 @@ def _task(args: argparse.Namespace, api: SwanLabApi, verb: str, words: list[str]
         return _follow(args, api, identifier)
     if verb == "stop":
         api.stop(identifier)
-        print(
-            f"asked to stop {identifier}; that can take minutes: wikillm launch swanlab task status {identifier}"
-        )
+        status = f"wikillm launch swanlab task status {identifier}"
+        print(f"requested the stop of {identifier}; it can take minutes: {status}")
         return 0
     task = api.task(identifier)
     if verb == "status":
@@ -106,11 +104,8 @@ def _follow(args: argparse.Namespace, api: SwanLabApi, identifier: str) -> int:
     try:
         task = follow(api, identifier, every=args.every, on_change=on_change)
     except (KeyboardInterrupt, MachineError):
-        print(
-            f"the task goes on; to stop it: wikillm launch swanlab task stop {identifier}",
-            file=sys.stderr,
-            flush=True,
-        )
+        stop = f"wikillm launch swanlab task stop {identifier}"
+        print(f"the task continues; to stop it: {stop}", file=sys.stderr, flush=True)
         raise
     if args.to:
         _fetch(api, task, args.to)
@@ -148,9 +143,8 @@ def _confirm(args: argparse.Namespace, what: list[str], question: str) -> bool:
     if args.yes:
         return True
     if not sys.stdin.isatty():
-        raise ConfigError(
-            "There is no terminal to confirm that this may leave the machine.", fix="--yes"
-        )
+        missing = "There is no terminal to confirm that this may leave the machine."
+        raise ConfigError(missing, fix="--yes")
     return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
 
 
@@ -168,13 +162,13 @@ def _upload(args: argparse.Namespace, path: Path) -> int:
     account, files = find_account(), data_files(path)
     name = args.name or path.resolve().name
     if not name.isprintable() or "/" in name or name in (".", ".."):
-        raise ConfigError(
-            "A data set's name is one word of a path: it becomes /data/NAME/.", got=repr(name)
-        )
+        rule = "A data set's name is one part of a path: it becomes /data/NAME/."
+        raise ConfigError(rule, got=repr(name))
     size = sum(file.stat().st_size for file, _ in files)
+    s = "s" if len(files) > 1 else ""
     what = [
         f"to         {account.host}, and the object store that it names",
-        f"data       {len(files)} file{'s' if len(files) > 1 else ''} of {path.absolute()}, {format_size(size)}",
+        f"data       {len(files)} file{s} of {path.absolute()}, {format_size(size)}",
         f"note       the contract is {CONTRACT}",
     ]
     if not _confirm(args, what, "Upload this?"):
@@ -182,17 +176,18 @@ def _upload(args: argparse.Namespace, path: Path) -> int:
         return 0
     with SwanLabApi(account, timeout=args.timeout) as api:
         identifier = upload_data(api, files, name, args.desc, _Progress(size))
-    print(
-        f"data set   {identifier}; in swanlab.yaml: volumes: [{{name: {name}, id: {identifier}}}]"
-    )
+    volume = f"{{name: {name}, id: {identifier}}}"
+    print(f"data set   {identifier}; in swanlab.yaml: volumes: [{volume}]")
     return 0
 
 
 class _Progress:
-    """A line for each tenth of the bytes, so that an upload of hours is seen to go on."""
+    """Prints a line for each tenth of the bytes."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.sent, self.told = size, 0, 0
+        self.size = size
+        self.sent = 0
+        self.told = 0
 
     def __call__(self, sent: int) -> None:
         self.sent += sent

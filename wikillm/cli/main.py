@@ -1,10 +1,12 @@
-"""The command line: finds the command, runs it, turns its errors into a message and an exit code.
+"""The command line: finds the command, runs it, and turns its errors into a message and an exit
+code.
 
-One module per command (`HELP`, `configure(parser)`, `run(args) -> int`), imported only when it is chosen; heavy
-imports stay inside `run`, so that every `--help` answers at once and without torch. What a command's own parser
-does not know is kept in `args.rest`: run commands read it as configuration (`train.learning_rate=3e-4`,
-`--max_steps 50`), all others refuse it here. A `WikiLLMError` is shown without a traceback, and so is what
-`core.faults` recognises as the machine's or a damaged file's; anything else is a bug, and says so.
+One module per command (`HELP`, `configure(parser)`, `run(args) -> int`), imported only when it is
+chosen; heavy imports stay inside `run`, so that every `--help` answers without torch. Arguments
+that a command's parser does not know are kept in `args.rest`: run commands read them as
+configuration (`train.learning_rate=3e-4`, `--max_steps 50`), all others refuse them. A
+`WikiLLMError` is shown without a traceback, as is what `core.faults` recognises as an error of the
+machine or of a damaged file; anything else is a bug and is reported as one.
 """
 
 from __future__ import annotations
@@ -29,65 +31,34 @@ from wikillm.core.log import drop_output, make_output_safe
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`help` repeats the module's HELP, so that `wikillm --help` imports no command (a test holds them equal)."""
+    """`help` repeats the module's HELP, so that `wikillm --help` imports no command."""
 
     module: str
     help: str
-    takes_config: bool  # unknown arguments are configuration, not a mistake
+    takes_config: bool = False  # unknown arguments are configuration, not a mistake
 
 
+_ABOUT = {
+    "prepare": "Build the token store: documents, tokenizer, tokens.",
+    "data": "Inspect a token store: stats, show N, verify, export, import, tokenizer.",
+    "plan": "Plan a run on given GPUs: recipe, memory, time, cost. Estimates, without torch.",
+    "train": "Train a model, or resume a stopped run.",
+    "launch": "Show or start a run here, on many nodes, with Slurm, Kubernetes, SkyPilot, SwanLab.",
+    "doctor": "Check this machine, or all nodes of a hostfile, against what a run needs.",
+    "status": "Show what every node and rank of a run is doing, or how it ended.",
+    "stop": "Stop a run on all its nodes: with a checkpoint, or --now.",
+    "eval": "Compute a model's validation loss, perplexity and bits per byte.",
+    "generate": "Complete a text with a trained or exported model.",
+    "export": "Write a run as a standard Hugging Face folder.",
+    "config": "Show a run's values and where each comes from, or the JSON Schema of its YAML.",
+    "presets": "List the model, data and run presets.",
+    "completion": "Print a completion script for bash or zsh.",
+    "demo": "Go from a Wikipedia dump to a trained, exported model, in minutes.",
+}
+_TAKES_CONFIG = {"prepare", "plan", "train", "launch", "doctor", "eval", "config"}
 COMMANDS = {
-    "prepare": Command(
-        "wikillm.cli.prepare", "Build the token store: documents, tokenizer, tokens.", True
-    ),
-    "data": Command(
-        "wikillm.cli.data",
-        "Look into a token store: stats, show N, verify, export, import, tokenizer.",
-        False,
-    ),
-    "plan": Command(
-        "wikillm.cli.plan",
-        "What a run needs on given GPUs: recipe, memory, time, cost. Estimates, without torch.",
-        True,
-    ),
-    "train": Command("wikillm.cli.train", "Train a model, or go on with a stopped run.", True),
-    "launch": Command(
-        "wikillm.cli.launch",
-        "Show or start a run here, on many nodes, under Slurm, Kubernetes, SkyPilot, for SwanLab.",
-        True,
-    ),
-    "doctor": Command(
-        "wikillm.cli.doctor",
-        "Check this machine, or all nodes of a hostfile, against what a run needs.",
-        True,
-    ),
-    "status": Command(
-        "wikillm.cli.status", "What every node and rank of a run is doing, or how it ended.", False
-    ),
-    "stop": Command(
-        "wikillm.cli.stop", "End a run on all its nodes: with a checkpoint, or --now.", False
-    ),
-    "eval": Command(
-        "wikillm.cli.eval", "Validation loss, perplexity and bits per byte of a model.", True
-    ),
-    "generate": Command(
-        "wikillm.cli.generate", "Complete a text with a trained or exported model.", False
-    ),
-    "export": Command(
-        "wikillm.cli.export", "Write a run as a standard Hugging Face folder.", False
-    ),
-    "config": Command(
-        "wikillm.cli.config",
-        "Show a run's values and where each comes from, or the JSON Schema of its YAML.",
-        True,
-    ),
-    "presets": Command("wikillm.cli.presets", "List the model, data and run presets.", False),
-    "completion": Command(
-        "wikillm.cli.completion", "Print a completion script for bash or zsh.", False
-    ),
-    "demo": Command(
-        "wikillm.cli.demo", "From a Wikipedia dump to a trained, exported model, in minutes.", False
-    ),
+    name: Command(f"wikillm.cli.{name}", about, name in _TAKES_CONFIG)
+    for name, about in _ABOUT.items()
 }
 
 EPILOG = """\
@@ -103,7 +74,7 @@ READER_GONE = 141  # 128 + SIGPIPE
 
 
 class _Parser(argparse.ArgumentParser):
-    """Mistakes on the command line leave as ConfigError, like every other refusal; `int` and `float` are checked."""
+    """Raises ConfigError for mistakes, and checks the range of `int` and `float`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -114,19 +85,19 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}.", fix=f"{self.prog} --help")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """The help. argparse's own ignores an output that cannot be written."""
+        """Print the help; argparse's own method ignores errors of the output."""
         print(message, end="", file=file)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code; raises nothing but what asks the process to end."""
+    """Run one command and return the exit code. Raises only SystemExit and the like."""
     make_output_safe()
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
         code = _dispatch(words)
-        sys.stdout.flush()  # here, where a vanished reader is expected, not in the interpreter's shutdown
+        sys.stdout.flush()  # a closed pipe is handled here, not in the interpreter's shutdown
         return code
     except WikiLLMError as error:
         return _refused(error, debug)
@@ -158,7 +129,7 @@ def _dispatch(words: list[str]) -> int:
         prog=f"wikillm {name}",
         description=module.HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # `--max` must not become `--max-new-tokens`, nor swallow an HF-spelled flag
+        allow_abbrev=False,  # an abbreviation could match one of Hugging Face's flags
     )
     module.configure(parser)
     with _parser_exit() as left:
@@ -172,20 +143,20 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _with_dashes(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
-    """`--master_port`, as other launchers spell it, for `--master-port`; other words stay."""
+    """Accept `--master_port`, as other launchers spell it, for `--master-port`."""
     known = {option for action in parser._actions for option in action.option_strings}
     spelled = []
     for word in words:
         flag, equals, value = word.partition("=")
         dashed = flag.replace("_", "-")
-        spelled.append(
-            f"{dashed}{equals}{value}" if flag not in known and dashed in known else word
-        )
+        is_other_spelling = flag not in known and dashed in known
+        spelled.append(f"{dashed}{equals}{value}" if is_other_spelling else word)
     return spelled
 
 
 def _split_command(words: list[str]) -> tuple[str | None, list[str]]:
-    """The command's name and the other words. `--local_rank=N` (the deepspeed launcher puts it first) is kept."""
+    """The command's name and the other words; the deepspeed launcher puts `--local_rank=N`
+    first."""
     for index, word in enumerate(words):
         if word.startswith(("--local_rank", "--local-rank")):
             continue
@@ -223,12 +194,13 @@ def _top_help() -> str:
 
 
 def _rank_prefix() -> str:
-    size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
-    return "" if size in ("", "1") else f"[rank {rank}] "
+    is_alone = os.environ.get("WORLD_SIZE", "1") in ("", "1")
+    return "" if is_alone else f"[rank {os.environ.get('RANK', '0')}] "
 
 
 def _refused(error: WikiLLMError, debug: bool) -> int:
-    """Show a refusal. A wrong configuration is wrong on all ranks alike: one per node says so."""
+    """Report a refusal. All ranks have the same configuration, so one per node reports its
+    errors."""
     logging.getLogger("wikillm").error("%s: %s", type(error).__name__, error)
     if debug:
         traceback.print_exc()
@@ -238,12 +210,9 @@ def _refused(error: WikiLLMError, debug: bool) -> int:
 
 
 def _failed(error: Exception, debug: bool) -> int:
-    """An error that no place has foreseen: of the output, of the machine or of a file, or else a bug."""
-    if (
-        isinstance(error, OSError)
-        and not error.filename
-        and (lost := _output_failure()) is not None
-    ):
+    """Report an unexpected error: of the output, of the machine, of a file, or otherwise a bug."""
+    is_output = isinstance(error, OSError) and not error.filename
+    if is_output and (lost := _output_failure()) is not None:
         drop_output(1)
         if isinstance(lost, BrokenPipeError):
             return READER_GONE
@@ -255,12 +224,12 @@ def _failed(error: Exception, debug: bool) -> int:
     refusal = as_refusal(error)
     if refusal is None:
         return _bug(error)
-    logging.getLogger("wikillm").error("what led to it", exc_info=error)
+    logging.getLogger("wikillm").error("cause of the error below", exc_info=error)
     return _refused(refusal, debug)
 
 
 def _output_failure() -> OSError | None:
-    """Why standard output refuses one more empty line; None when it takes it. (What failed is buffered no more.)"""
+    """The error of writing an empty line to standard output, or None."""
     try:
         print(flush=True)
     except OSError as error:
@@ -269,7 +238,7 @@ def _output_failure() -> OSError | None:
 
 
 def _tell(text: str) -> None:
-    """To standard error, where it can be written; the exit code says the same."""
+    """Print to standard error if possible; the exit code carries the result anyway."""
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -277,12 +246,12 @@ def _tell(text: str) -> None:
 
 
 def _bug(error: Exception) -> int:
-    """Show an error nobody foresaw: the traceback (also in the run's log file), and what to do with it."""
+    """Report a bug: the traceback (also in the run's log file), and what to do with it."""
     logging.getLogger("wikillm").critical("unexpected error", exc_info=error)
     _tell("".join(traceback.format_exception(error)))
     _tell(
         f"{_rank_prefix()}bug: {type(error).__name__}: {error}\n"
         "  WikiLLM should have refused this with a clear message, or not have failed.\n"
-        f"  fix: report the command, this traceback and `wikillm --version` (now {__version__}) as an issue"
+        f"  fix: report the command, this traceback and the version ({__version__}) as an issue"
     )
     return int(ExitCode.BUG)

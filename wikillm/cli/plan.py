@@ -1,4 +1,4 @@
-"""`wikillm plan`: memory, time, cost and the recipe for GPUs that need not be there. Works without data and torch."""
+"""`wikillm plan`: memory, time, cost and the recipe for any GPUs, without data and torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wikillm.cli.arguments import add_json
+
 if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
     from wikillm.plan.choose import Machine
 
-HELP = "What a run needs on given GPUs: recipe, memory, time, cost. Estimates, without torch."
+HELP = "Plan a run on given GPUs: recipe, memory, time, cost. Estimates, without torch."
 ALL_SIZES = (1, 8, 64, 512)
 HOST_MEMORY_PER_GPU = 128 * 2**30
 
@@ -23,23 +25,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     add_run_config_arguments(parser)
     group = parser.add_argument_group("the machine")
-    group.add_argument(
-        "--gpu",
-        default="h100",
-        metavar="NAME",
-        help="kind of GPU: h100 (default), a100, 4090, ...; cpu: this one; any name beside --gpu-memory and --tflops",
+    gpu = (
+        "kind of GPU: h100 (default), a100, 4090, ...; cpu: this one; any name with --gpu-memory "
+        "and --tflops"
     )
-    group.add_argument(
-        "--gpu-memory",
-        metavar="SIZE",
-        help="usable memory of a GPU, such as 79GiB. Default: by kind",
-    )
-    group.add_argument(
-        "--tflops",
-        type=float,
-        metavar="N",
-        help="dense bf16 peak of a GPU, from its data sheet. Default: by kind",
-    )
+    group.add_argument("--gpu", default="h100", metavar="NAME", help=gpu)
+    memory = "usable memory of a GPU, such as 79GiB. Default: by kind"
+    group.add_argument("--gpu-memory", metavar="SIZE", help=memory)
+    tflops = "dense bf16 peak of a GPU, from its data sheet. Default: by kind"
+    group.add_argument("--tflops", type=float, metavar="N", help=tflops)
     group.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
     group.add_argument(
         "--gpus",
@@ -50,30 +44,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="GPUs in a node (default 8)",
     )
-    group.add_argument(
-        "--host-memory",
-        metavar="SIZE",
-        help="memory of a node for offload. Default: 128GiB per GPU",
-    )
-    group.add_argument(
-        "--mfu", type=float, help="assumed MFU, 0 to 1. Default: 0.25 to 0.40 by size of the model"
-    )
+    host = "memory of a node for offload. Default: 128GiB per GPU"
+    group.add_argument("--host-memory", metavar="SIZE", help=host)
+    mfu = "assumed MFU, 0 to 1. Default: 0.25 to 0.40 by size of the model"
+    group.add_argument("--mfu", type=float, help=mfu)
     group.add_argument("--price", type=float, help="price of a GPU hour, in your currency")
     parser.add_argument("--tokens", metavar="N", help="training tokens in the corpus, such as 1.2B")
-    parser.add_argument(
-        "--all", action="store_true", help="every model preset on 1, 8, 64 and 512 GPUs"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument(
-        "--calibrate", action="store_true", help="measure this machine (under a minute) and keep it"
-    )
-    parser.add_argument(
-        "--report",
-        nargs="*",
-        type=Path,
-        metavar="RUN",
-        help="predicted against measured of finished runs, or of those below a folder (default runs/)",
-    )
+    every = "every model preset on 1, 8, 64 and 512 GPUs"
+    parser.add_argument("--all", action="store_true", help=every)
+    add_json(parser)
+    calibrate = "measure this machine (under a minute) and store the result"
+    parser.add_argument("--calibrate", action="store_true", help=calibrate)
+    report = "predicted against measured for finished runs, or those below a folder (default runs/)"
+    parser.add_argument("--report", nargs="*", type=Path, metavar="RUN", help=report)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,11 +90,10 @@ def _calibrate(args: argparse.Namespace) -> int:
     print(made.describe())
     if made.load > 0.5 * made.cpus:
         print(
-            f"warning: the load was {made.load:g} on {made.cpus} cores: a quiet machine is faster"
+            f"warning: the load was {made.load:g} on {made.cpus} cores: an idle machine is faster"
         )
-    print(
-        f"wrote {path}; `wikillm plan` uses it for {'this CPU: --gpu cpu' if made.kind == 'cpu' else 'such a GPU'}"
-    )
+    use = "this CPU: --gpu cpu" if made.kind == "cpu" else "such a GPU"
+    print(f"wrote {path}; `wikillm plan` uses it for {use}")
     return 0
 
 
@@ -162,11 +144,8 @@ def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> 
 def _calibration_used(machine: Machine) -> str | None:
     from wikillm.plan.calibration import read_calibration
 
-    known = (
-        read_calibration()
-        if machine.gpu.device == "cpu" or machine.gpu.ceiling is not None
-        else None
-    )
+    is_used = machine.gpu.device == "cpu" or machine.gpu.ceiling is not None
+    known = read_calibration() if is_used else None
     return known.describe() if known else None
 
 
@@ -177,14 +156,11 @@ def _run_all(args: argparse.Namespace) -> int:
     from wikillm.plan.report import ESTIMATE
 
     if args.config or args.rest or args.deepspeed:
-        raise ConfigError(
-            "--all plans the presets as they are.",
-            got=" ".join([*args.rest, *filter(None, (args.config, args.deepspeed))]),
-            fix="leave the run's arguments out, or leave --all out",
-        )
-    names = sorted(
-        preset_names("models"), key=lambda name: load_preset("models", name).parameters or 0
-    )
+        got = " ".join([*args.rest, *filter(None, (args.config, args.deepspeed))])
+        fix = "leave the run's arguments out, or leave --all out"
+        raise ConfigError("--all plans the presets as they are.", got=got, fix=fix)
+    presets = [load_preset("models", name) for name in preset_names("models")]
+    names = [preset.name for preset in sorted(presets, key=lambda one: one.parameters or 0)]
     rows: list[dict[str, Any]] = []
     for name in names:
         run_name = f"pretrain-{name}"
@@ -197,18 +173,12 @@ def _run_all(args: argparse.Namespace) -> int:
             try:
                 rows.append(row | {"plan": plan_run(resolved, machine, args), "refused": None})
             except ConfigError as error:
-                rows.append(
-                    row
-                    | {
-                        "plan": None,
-                        "refused": {"what": error.what, "got": error.got, "fix": error.fix},
-                    }
-                )
-    print(
-        json.dumps({"basis": ESTIMATE, "plans": rows}, indent=2)
-        if args.json
-        else "\n".join(_all_lines(rows))
-    )
+                refused = {"what": error.what, "got": error.got, "fix": error.fix}
+                rows.append(row | {"plan": None, "refused": refused})
+    if args.json:
+        print(json.dumps({"basis": ESTIMATE, "plans": rows}, indent=2))
+    else:
+        print("\n".join(_all_lines(rows)))
     return 0
 
 
@@ -216,23 +186,26 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
     from wikillm.core.units import format_count, format_size
     from wikillm.plan.report import ESTIMATE
 
-    out = [
-        f"{'model':<7}{'GPUs':>6}  {'recipe':<15}{'micro':>6}{'accum':>7}{'checkpointing':>20}{'memory':>11}{'tok/s':>9}{'hours':>11}"
+    lines = [
+        f"{'model':<7}{'GPUs':>6}  {'recipe':<15}{'micro':>6}{'accum':>7}{'checkpointing':>20}"
+        f"{'memory':>11}{'tok/s':>9}{'hours':>11}"
     ]
     for row in rows:
         start = f"{row['model']:<7}{row['gpus']:>6}  "
         if row["plan"] is None:
-            out.append(
-                f"{start}refused: {row['refused']['what']} {(row['refused']['fix'] or '').splitlines()[0]}"
+            refused = row["refused"]
+            lines.append(
+                f"{start}refused: {refused['what']} {(refused['fix'] or '').splitlines()[0]}"
             )
             continue
         best = row["plan"]["choices"][0]
-        out.append(
-            f"{start}{best['recipe']:<15}{best['per_device_train_batch_size']:>6}{best['gradient_accumulation_steps']:>7}"
-            f"{best['gradient_checkpointing']:>20}{format_size(best['memory_bytes']['total']):>11}"
+        lines.append(
+            f"{start}{best['recipe']:<15}{best['per_device_train_batch_size']:>6}"
+            f"{best['gradient_accumulation_steps']:>7}{best['gradient_checkpointing']:>20}"
+            f"{format_size(best['memory_bytes']['total']):>11}"
             f"{format_count(best['tokens_per_second']):>9}{best['hours']:>11,.1f}"
         )
-    return [*out, "", f"these are {ESTIMATE}"]
+    return [*lines, "", f"these are {ESTIMATE}"]
 
 
 def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machine:
@@ -246,12 +219,10 @@ def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machin
         here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         gpu = with_memory(cpu_as_device(read_calibration(), gpus_per_node, here), memory)
     else:
-        known = args.tflops is None
-        found = (
-            with_memory(find_gpu(args.gpu), memory)
-            if known
-            else describe_gpu(args.gpu, memory, args.tflops)
-        )
+        if args.tflops is None:
+            found = with_memory(find_gpu(args.gpu), memory)
+        else:
+            found = describe_gpu(args.gpu, memory, args.tflops)
         gpu = apply_calibration(found, read_calibration(), driver_name(found.name))
     host = memory_argument(args.host_memory, "--host-memory") or HOST_MEMORY_PER_GPU * gpus_per_node
     return Machine(gpu, nodes, gpus_per_node, host)
@@ -262,23 +233,17 @@ def _check(args: argparse.Namespace) -> None:
 
     problems = Problems(ConfigError)
     for name, most in (("nodes", 100_000), ("gpus_per_node", 1024)):
-        value, flag = getattr(args, name), f"--{name.replace('_', '-')}"
+        value = getattr(args, name)
+        flag = f"--{name.replace('_', '-')}"
         if not 1 <= value <= most:
-            problems.add(
-                f"{flag} is at {'least 1' if value < 1 else f'most {most}'}.", got=str(value)
-            )
+            limit = "least 1" if value < 1 else f"most {most}"
+            problems.add(f"{flag} is at {limit}.", got=str(value))
     if args.tflops is not None and not 0.1 <= args.tflops <= 100_000:
-        problems.add(
-            "--tflops is a GPU's dense bf16 peak in TFLOP/s.",
-            got=str(args.tflops),
-            fix="--tflops 165",
-        )
+        what = "--tflops is a GPU's dense bf16 peak in TFLOP/s."
+        problems.add(what, got=str(args.tflops), fix="--tflops 165")
     if args.tflops is not None and args.gpu.lower() == "cpu":
-        problems.add(
-            "--tflops is for a GPU; a CPU is measured.",
-            got="--gpu cpu",
-            fix="wikillm plan --calibrate",
-        )
+        what = "--tflops is for a GPU; a CPU is measured."
+        problems.add(what, got="--gpu cpu", fix="wikillm plan --calibrate")
     if not args.gpu.strip() or not args.gpu.isprintable():
         problems.add("--gpu is a name.", got=repr(args.gpu), fix="--gpu h100")
     if args.mfu is not None and not 0 < args.mfu <= 1:

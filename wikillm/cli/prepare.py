@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
+from wikillm.cli.arguments import add_json
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 
 if TYPE_CHECKING:
@@ -15,63 +19,42 @@ HELP = "Build the token store: documents, tokenizer, tokens."
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print a summary that a program can read, and nothing else",
+    add_json(parser, "print only a summary as JSON")
+    wiki = (
+        "MediaWiki dumps (pages-articles*.xml.bz2), with suitable settings: quality rules, "
+        "duplicates dropped, Chinese in simplified characters"
     )
-    parser.add_argument(
-        "--wiki",
-        nargs="+",
-        metavar="DUMP",
-        help="MediaWiki dumps (pages-articles*.xml.bz2), with settings for them: quality rules, "
-        "no duplicates, Chinese in simplified characters",
+    parser.add_argument("--wiki", nargs="+", metavar="DUMP", help=wiki)
+    drops = (
+        "with data.dedup: find the duplicates and write their list, for data.drop_list here or on "
+        "another machine; no store"
     )
-    parser.add_argument(
-        "--drop-list-only",
-        metavar="FILE",
-        help="with data.dedup: write the list of duplicates, for data.drop_list here or elsewhere; "
-        "builds no store",
-    )
+    parser.add_argument("--drop-list-only", metavar="FILE", help=drops)
     many = parser.add_argument_group(
-        "on several machines that share the sources' and the store's folders"
+        "on several machines that share the folders of sources and store"
     )
-    many.add_argument(
-        "--executor",
-        choices=("local", "ray", "slurm"),
-        default="local",
-        help="who builds the shards: this machine, a Ray cluster (RAY_ADDRESS, or one started here), a Slurm array",
+    executor = (
+        "who builds the shards: this machine, a Ray cluster (RAY_ADDRESS, or one started here), "
+        "a Slurm array"
     )
-    many.add_argument(
-        "--shards",
-        metavar="A:B|I/N",
-        help="build the shards A to B - 1 only, or the I-th of N parts",
-    )
-    many.add_argument(
-        "--print", action="store_true", help="slurm: print the batch file; nothing is submitted"
-    )
-    many.add_argument(
-        "--tasks", type=int, default=16, metavar="N", help="slurm: tasks of the array (default 16)"
-    )
-    many.add_argument(
-        "--cpus", type=int, default=4, metavar="N", help="slurm: CPUs per task (default 4)"
-    )
-    many.add_argument(
-        "--hours",
-        type=float,
-        default=24.0,
-        metavar="H",
-        help="slurm: time limit of a task (default 24)",
-    )
+    kinds = ("local", "ray", "slurm")
+    many.add_argument("--executor", choices=kinds, default="local", help=executor)
+    shards = "build only the shards A to B - 1, or the I-th of N parts"
+    many.add_argument("--shards", metavar="A:B|I/N", help=shards)
+    show = "slurm: print the batch file; nothing is submitted"
+    many.add_argument("--print", action="store_true", help=show)
+    tasks = "slurm: tasks of the array (default 16)"
+    many.add_argument("--tasks", type=int, default=16, metavar="N", help=tasks)
+    cpus = "slurm: CPUs per task (default 4)"
+    many.add_argument("--cpus", type=int, default=4, metavar="N", help=cpus)
+    hours = "slurm: time limit of a task (default 24)"
+    many.add_argument("--hours", type=float, default=24.0, metavar="H", help=hours)
     many.add_argument("--partition", metavar="NAME", help="slurm: partition")
     many.add_argument("--account", metavar="NAME", help="slurm: account")
 
 
 def run(args: argparse.Namespace) -> int:
-    import contextlib
     import json
-    import os
-    import sys
 
     from wikillm.core.errors import ExitCode
     from wikillm.data.inspect.summary import summary_json, summary_of
@@ -94,10 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(build_part(plan_store(cfg), Part.parse(args.shards)))
         return ExitCode.DONE
-    with contextlib.ExitStack() as stack:
-        if args.json:
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
+    with _no_output_if(args.json):
         if args.executor == "ray":
             from wikillm.data.prepare.prepare import plan_store
             from wikillm.data.prepare.ray_executor import build_on_ray
@@ -107,59 +87,47 @@ def run(args: argparse.Namespace) -> int:
             print(line)
         corpus = open_corpus(cfg)
         foresee_export(corpus.tokenizer_dir, whole.model.architecture, whole.model.init_from)
-    if not args.json:
-        print(summary_of(corpus))
-        if args.wiki:
-            print(
-                f"sources    {corpus.dir / ATTRIBUTION_NAME} names them; it goes where the text goes"
-            )
-            print(f"next       wikillm train data.path=null data.store={corpus.dir}")
+    if args.json:
+        print(json.dumps(summary_json(corpus), indent=2, ensure_ascii=False))
         return ExitCode.DONE
-    json.dump(summary_json(corpus), sys.stdout, indent=2, ensure_ascii=False)
-    print()
+    print(summary_of(corpus))
+    if args.wiki:
+        attribution = corpus.dir / ATTRIBUTION_NAME
+        print(f"sources    named in {attribution}; publish it with the text")
+        print(f"next       wikillm train data.path=null data.store={corpus.dir}")
     return ExitCode.DONE
 
 
+def _no_output_if(is_quiet: bool) -> AbstractContextManager[object]:
+    return contextlib.redirect_stdout(io.StringIO()) if is_quiet else contextlib.nullcontext()
+
+
 def _make_drop_list(args: argparse.Namespace, cfg: DataSection) -> int:
-    import contextlib
     import json
-    import os
     from pathlib import Path
 
     from wikillm.core.errors import ConfigError, ExitCode
     from wikillm.data.prepare.dedup import write_drop_list_of
     from wikillm.data.prepare.prepare import plan_store
 
-    if cfg.dedup == "none" and cfg.drop_list is None:  # refused before anything is read
+    if cfg.dedup == "none" and cfg.drop_list is None:
         what = "There is no drop-list to make: data.dedup=none keeps duplicates."
         fix = "data.dedup=exact, or data.dedup=minhash for near duplicates too"
         raise ConfigError(what, fix=fix)
-    with contextlib.ExitStack() as stack:
-        if args.json:
-            nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
+    with _no_output_if(args.json):
         drops = write_drop_list_of(plan_store(cfg), Path(args.drop_list_only))
+    path = args.drop_list_only
     if args.json:
-        names = ("sha256", "exact", "near")
-        print(
-            json.dumps(
-                {"path": args.drop_list_only, **{name: getattr(drops, name) for name in names}},
-                indent=2,
-            )
-        )
+        facts = {name: getattr(drops, name) for name in ("sha256", "exact", "near")}
+        print(json.dumps({"path": path, **facts}, indent=2))
     else:
-        print(
-            f"drop-list  {args.drop_list_only}: "
-            f"{drops.exact:,} exact and {drops.near:,} near duplicates"
-        )
-        print(
-            f"next       the same sources and settings with data.drop_list={args.drop_list_only}: prepare, or train"
-        )
+        print(f"drop-list  {path}: {drops.exact:,} exact and {drops.near:,} near duplicates")
+        print(f"next       prepare or train with the same sources and data.drop_list={path}")
     return ExitCode.DONE
 
 
 def _take_dumps(args: argparse.Namespace) -> list[str]:
-    """Put the settings for `--wiki` before the user's own. Returns what there is to say about them."""
+    """Put the settings for `--wiki` before the user's own. Returns lines to print about them."""
     from wikillm.cli.wiki_dump import split_words, wiki_settings
 
     dumps, settings = split_words(args.wiki)
@@ -172,17 +140,15 @@ def _take_dumps(args: argparse.Namespace) -> list[str]:
 def _refuse_contradictions(args: argparse.Namespace) -> None:
     from wikillm.core.errors import ConfigError
 
-    if args.drop_list_only is not None and (
-        args.executor != "local" or args.shards is not None or args.print
-    ):
+    is_elsewhere = args.executor != "local" or args.shards is not None or args.print
+    if args.drop_list_only is not None and is_elsewhere:
         raise ConfigError(
-            "--drop-list-only finds duplicates on this machine alone.",
-            fix="leave out --executor, --shards and --print; give them when the store is built with data.drop_list",
+            "--drop-list-only finds duplicates on this machine, in one process.",
+            fix="leave out --executor, --shards and --print; use them to build with data.drop_list",
         )
     if args.shards is not None and args.executor != "local":
-        raise ConfigError(
-            "--shards builds a part on this machine; --executor makes the parts itself."
-        )
+        what = "--shards builds a part on this machine; --executor makes the parts itself."
+        raise ConfigError(what)
     if args.executor == "slurm" and not args.print:
         raise ConfigError(
             "--executor slurm submits nothing by itself.",
@@ -191,10 +157,8 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
     if args.print and args.executor != "slurm":
         raise ConfigError("--print is for --executor slurm.", got=f"--executor {args.executor}")
     if min(args.tasks, args.cpus) < 1 or args.hours <= 0:
-        raise ConfigError(
-            "--tasks, --cpus and --hours are above 0.",
-            got=f"{args.tasks}, {args.cpus}, {args.hours:g}",
-        )
+        got = f"{args.tasks}, {args.cpus}, {args.hours:g}"
+        raise ConfigError("--tasks, --cpus and --hours are above 0.", got)
 
 
 def _batch_file(args: argparse.Namespace) -> str:

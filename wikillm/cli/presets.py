@@ -1,4 +1,4 @@
-"""`wikillm presets`: what ships with the package, on the axes model, data and run. Computed without torch."""
+"""`wikillm presets`: the shipped presets on the axes model, data and run, without torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 import json
 from typing import Any
 
+from wikillm.cli.arguments import add_json
+
 HELP = "List the model, data and run presets."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object: axis -> name -> facts"
-    )
+    add_json(parser, "one JSON object: axis -> name -> facts")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,29 +33,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def list_presets() -> dict[str, dict[str, dict[str, Any]]]:
-    """{axis: {name: facts}}; models and runs have `parameters`, models in the order of their size."""
+    """{axis: {name: facts}}; models and runs have `parameters`, models in the order of their
+    size."""
     from wikillm.config.load import load
-    from wikillm.config.presets import load_preset, preset_names
+    from wikillm.config.presets import Axis, load_preset, preset_names
     from wikillm.plan.params import count_parameters
 
     def facts(words: list[str], run: str | None, about: str) -> dict[str, Any]:
         model = load(run, words).config.model
         rows = model.vocab_size if isinstance(model.vocab_size, int) else 0
-        count = count_parameters(model, rows)
-        return {
-            "about": about,
-            "model": model.preset,
-            "parameters": count.total,
-            "vocab_size": rows,
-        }
+        parameters = count_parameters(model, rows).total
+        found = {"about": about, "model": model.preset}
+        return found | {"parameters": parameters, "vocab_size": rows}
+
+    def by_size(axis: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        return dict(sorted(axis.items(), key=lambda item: item[1]["parameters"]))
+
+    def about(axis: Axis) -> dict[str, str]:
+        return {name: load_preset(axis, name).about for name in preset_names(axis)}
 
     models = {
-        name: facts([f"model.preset={name}"], None, load_preset("models", name).about)
-        for name in preset_names("models")
+        name: facts([f"model.preset={name}"], None, text) for name, text in about("models").items()
     }
-    runs = {name: facts([], name, load_preset("runs", name).about) for name in preset_names("runs")}
-    return {
-        "models": dict(sorted(models.items(), key=lambda item: item[1]["parameters"])),
-        "data": {name: {"about": load_preset("data", name).about} for name in preset_names("data")},
-        "runs": dict(sorted(runs.items(), key=lambda item: item[1]["parameters"])),
-    }
+    runs = {name: facts([], name, text) for name, text in about("runs").items()}
+    data = {name: {"about": text} for name, text in about("data").items()}
+    return {"models": by_size(models), "data": data, "runs": by_size(runs)}

@@ -1,8 +1,8 @@
 """The arguments that describe a run, shared by every command that takes one.
 
-`add_run_config_arguments` declares `--config`, `--deepspeed` and `--help-all`; all other words are configuration
-and reach `resolve_run_config` through `args.rest`. The lists of keys under `--help` come from the schema, which
-is imported only when somebody asks for them.
+`add_run_config_arguments` declares `--config`, `--deepspeed` and `--help-all`; all other words are
+configuration and reach `resolve_run_config` through `args.rest`. The lists of keys under `--help`
+come from the schema, which is imported only when somebody asks for them.
 """
 
 from __future__ import annotations
@@ -15,78 +15,59 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wikillm.config.load import Resolved
 
+_TRAIN_KEYS = (
+    "sequence_length global_batch_tokens per_device_train_batch_size max_steps num_train_epochs "
+    "max_tokens learning_rate warmup_steps precision eval_steps save_steps"
+)
 MOST_USED = (
-    "data.path",
-    "data.tokenizer",
-    "model.preset",
-    "model.init_from",
-    "run.dir",
-    "train.sequence_length",
-    "train.global_batch_tokens",
-    "train.per_device_train_batch_size",
-    "train.max_steps",
-    "train.num_train_epochs",
-    "train.max_tokens",
-    "train.learning_rate",
-    "train.warmup_steps",
-    "train.precision",
-    "train.eval_steps",
-    "train.save_steps",
+    *("data.path", "data.tokenizer", "model.preset", "model.init_from", "run.dir"),
+    *(f"train.{name}" for name in _TRAIN_KEYS.split()),
     "observe.swanlab.mode",
 )
-"""What `--help` shows of the keys; `--help-all` shows all."""
+"""The keys that `--help` shows; `--help-all` shows all."""
 
 _SPELLINGS = """
-Values come from defaults < presets < YAML file < command line. On the command line, freely mixed:
-  data.path=a.jsonl,b.jsonl   train.learning_rate=3e-4   run.dir=null     any key below; null takes a value back
-  --max_steps 50   --per_device_train_batch_size 4   --bf16               Hugging Face's names for the same
-`wikillm presets` lists what --config, model.preset and data.preset may name; `wikillm config show --origin` with
-the same words shows every value and where it comes from.
+Values come from defaults < presets < YAML file < command line. On the command line, in any mix:
+  data.path=a.jsonl,b.jsonl   train.learning_rate=3e-4   run.dir=null   any key; null unsets a value
+  --max_steps 50   --per_device_train_batch_size 4   --bf16             Hugging Face's names
+`wikillm presets` lists what --config, model.preset and data.preset may name; `wikillm config show
+--origin` with the same words shows every value and where it comes from.
 """
 
 
 def add_run_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what describes a run, and list the keys below `--help`."""
+    """Declare the flags that describe a run, and list the keys below `--help`."""
     group = parser.add_argument_group("the run")
-    group.add_argument(
-        "--config",
-        metavar="NAME|FILE",
-        help="a run preset, or a YAML file with sections. Default: wiki-zh-120m",
+    config = "a run preset, or a YAML file with sections. Default: wiki-zh-120m"
+    group.add_argument("--config", metavar="NAME|FILE", help=config)
+    deepspeed = "a DeepSpeed JSON, or a shipped one such as zero2"
+    group.add_argument("--deepspeed", metavar="FILE|NAME", help=deepspeed)
+    group.add_argument("--help-all", action=_HelpAll, nargs=0, help="list all keys, and exit")
+    parser.usage = (
+        f"{parser.prog} [--config NAME|FILE] [--deepspeed FILE|NAME] [options] "
+        "[KEY=VALUE | --KEY VALUE ...]"
     )
-    group.add_argument(
-        "--deepspeed", metavar="FILE|NAME", help="a DeepSpeed JSON, or a shipped one such as zero2"
-    )
-    group.add_argument(
-        "--help-all", action=_HelpAll, nargs=0, help="list all keys of a configuration, and exit"
-    )
-    parser.usage = f"{parser.prog} [--config NAME|FILE] [--deepspeed FILE|NAME] [options] [KEY=VALUE | --KEY VALUE ...]"
     short_help = parser.format_help
 
     def format_help() -> str:
         listed = "\n".join(_key_lines(MOST_USED))
-        return f"{short_help()}{_SPELLINGS}\nthe keys most often set (--help-all lists all):\n{listed}\n"
+        title = "the most used keys (--help-all lists all):"
+        return f"{short_help()}{_SPELLINGS}\n{title}\n{listed}\n"
 
     parser.format_help = format_help  # type: ignore[method-assign]
 
 
 def resolve_run_config(args: argparse.Namespace) -> Resolved:
-    """The configuration that a command line describes. Raises ConfigError with everything that is wrong."""
+    """The configuration that a command line describes. Raises ConfigError with everything that is
+    wrong."""
     from wikillm.config.load import load
     from wikillm.core.errors import ConfigError
 
     for flag in ("config", "deepspeed"):
-        if getattr(args, flag) == "":  # an empty variable of a shell: not the default run
-            raise ConfigError(
-                f"--{flag} is empty.", got=f"--{flag} ''", fix=f"name one, or leave --{flag} out"
-            )
+        if getattr(args, flag) == "":  # an unset variable of a shell does not mean the default
+            fix = f"name one, or leave --{flag} out"
+            raise ConfigError(f"--{flag} is empty.", got=f"--{flag} ''", fix=fix)
     return load(args.config, args.rest, args.deepspeed)
-
-
-def all_keys_help() -> str:
-    """Every key, its default and its sentence."""
-    from wikillm.config.keys import all_keys
-
-    return "\n".join(_key_lines(tuple(all_keys())))
 
 
 class _HelpAll(argparse.Action):
@@ -97,7 +78,9 @@ class _HelpAll(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        print(_SPELLINGS.lstrip("\n") + "\n" + all_keys_help())
+        from wikillm.config.keys import all_keys
+
+        print(_SPELLINGS.lstrip("\n") + "\n" + "\n".join(_key_lines(tuple(all_keys()))))
         parser.exit()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from wikillm.supervise.status import RunStatus
 
-HELP = "What every node and rank of a run is doing, or how it ended."
+HELP = "Show what every node and rank of a run is doing, or how it ended."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

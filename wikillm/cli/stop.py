@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from wikillm.supervise.records import RankRecord
     from wikillm.supervise.stop import Stopped
 
-HELP = "End a run on all its nodes: with a checkpoint, or --now."
+HELP = "Stop a run on all its nodes: with a checkpoint, or --now."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,5 @@
-"""`wikillm train`, which is also `deepspeed train.py`, `torchrun train.py` and `python train.py`."""
+"""`wikillm train`, which is also `deepspeed train.py`, `torchrun train.py` and `python
+train.py`."""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ if TYPE_CHECKING:
     from wikillm.supervise.signals import StopSignals
     from wikillm.supervise.supervisor import Supervisor
 
-from wikillm.cli.export import TRUST_HELP
+from wikillm.cli.arguments import add_trust
 
-HELP = "Train a model, or go on with a stopped run."
+HELP = "Train a model, or resume a stopped run."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,22 +29,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         const="auto",
         default="never",
         metavar="auto|never|PATH",
-        help="go on from the newest complete checkpoint of run.dir (auto), or from the one at PATH",
+        help="resume from the newest complete checkpoint of run.dir (auto), or from PATH",
     )
-    parser.add_argument(
-        "--allow-change",
-        action="store_true",
-        help="on resume, accept another horizon or batch than the checkpoint's",
-    )
-    parser.add_argument("--trust-checkpoint", action="store_true", help=TRUST_HELP)
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="build the token store, show the plan, and stop there",
-    )
-    parser.add_argument(
-        "--local_rank", "--local-rank", type=int, default=None, help=argparse.SUPPRESS
-    )
+    change = "on resume, accept another horizon or batch than the checkpoint's"
+    parser.add_argument("--allow-change", action="store_true", help=change)
+    add_trust(parser)
+    dry = "build the token store, show the plan, and stop"
+    parser.add_argument("--dry-run", action="store_true", help=dry)
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,15 +46,14 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.supervise.signals import installed
 
     adopt_open_mpi()
-    with installed() as signals:  # before the imports that take seconds: much can end in them
+    with installed() as signals:  # before the imports, which take seconds
         try:
             with signals.as_error():
                 return _train(args, signals)
         except WikiLLMError as error:
+            # Rank 0 reports a stop; on other ranks it may be the launcher after rank 0's refusal.
             if isinstance(error, StoppedError) and os.environ.get("RANK", "0") != "0":
-                return int(
-                    error.exit_code
-                )  # rank 0 tells it; here it may be the launcher, ending what rank 0 refused
+                return int(error.exit_code)
             let_rank_0_report_first(error)
             raise
 
