@@ -17,8 +17,8 @@ RUN is a run directory (its newest complete checkpoint is exported) or one check
   wikillm export runs/wiki-zh-120m/checkpoints/checkpoint-500 --to my-model --dtype bfloat16
 The folder loads with plain transformers. Before it is put in place, a process without WikiLLM opens
 it with AutoTokenizer and AutoModelForCausalLM: several hundred texts must get the ids of the
-training tokenizer, and the logits must equal the trained model's. The folder is complete or absent; an
-earlier export at the same place is replaced, anything else is left alone.
+training tokenizer, and the logits must equal the trained model's. The folder is complete or absent;
+an earlier export at the same place is replaced, anything else is left alone.
 """
 
 
