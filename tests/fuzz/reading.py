@@ -1,4 +1,4 @@
-"""What the readers and the cleaner make of one file, in this process, and whether all of it is accounted for."""
+"""What the readers and the cleaner make of one file, and whether all of it is accounted for."""
 
 from __future__ import annotations
 
@@ -19,16 +19,12 @@ from wikillm.data.sources.sniff import check_text_key, sniff
 from wikillm.data.types import DroppedItem, SourceFile
 
 LIMIT = 1 << 20
-PACKED: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress,
-}  # fmt: skip
+PACKED: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress}
+PACKED |= {".bz2": bz2.compress, ".xz": lzma.compress}
 _BETWEEN = {
-    "jsonl": re.compile(rb"\s*"),
-    "lines": re.compile(rb"\s*"),
-    "blocks": re.compile(rb"\s*"),
+    **dict.fromkeys(("jsonl", "lines", "blocks", "csv"), re.compile(rb"\s*")),
     "text": re.compile(rb""),
     "json": re.compile(rb"(\xef\xbb\xbf)?[\s,\[\]]*"),
-    "csv": re.compile(rb"\s*"),
 }
 """What may stand between two records without being in one: nothing that is text."""
 
@@ -46,37 +42,33 @@ def read(
     path: Path,
     content: bytes,
     wanted: str = "auto",
-    *,
     range_bytes: int = LIMIT,
-    limit: int = LIMIT,
 ) -> Read:
-    """Read and clean a file that holds `content` (decompressed). Raises WikiLLMError where it is refused.
+    """Read and clean a file that holds `content` (decompressed). Raises WikiLLMError as they do.
 
-    Fails when a byte of it is in no record and is no separator, or a record is neither kept nor dropped with a reason.
+    Fails when a byte is neither in a record nor a separator, or a record is neither kept nor dropped
+    with a reason.
     """
     source = sniff(path, wanted)
-    check_text_key(source, limit)
-    items = list(items_of(source, 0, limit))
+    check_text_key(source, LIMIT)
+    items = list(items_of(source, 0, LIMIT))
     if source.format not in ("parquet", "mediawiki") and source.encoding == "utf-8":
         found = [(offset, size) for offset, _, size in items]
         if source.format == "csv":
-            header = csv_header(source, limit)
+            header = csv_header(source, LIMIT)
             found.insert(0, (header[0], len(header[1])))
         check_gaps(content, found, source.format)
     texts: list[str] = []
     dropped: list[DroppedItem] = []
     offsets: list[int] = []
-    for shard in read_shards([source], range_bytes, limit):
+    for shard in read_shards([source], range_bytes, LIMIT):
         for batch in CleanJob((source.format,), "text").batches(shard):
             texts += batch.texts
             dropped += batch.dropped
             offsets += [*batch.offsets, *(item.offset for item in batch.dropped)]
-    assert sorted(offsets) == [offset for offset, _, _ in items], (
-        "each record is kept or dropped, once"
-    )
-    for item in dropped:
-        assert item.why.reason
-        assert item.why.characters >= 0
+    # Each record is kept or dropped, once.
+    assert sorted(offsets) == [offset for offset, _, _ in items]
+    assert all(item.why.reason and item.why.characters >= 0 for item in dropped)
     for text in texts:
         assert text and text == text.strip() and "\x00" not in text
         text.encode()
@@ -129,8 +121,35 @@ def damaged(draw: st.DrawFn, content: bytes, most: int = 4) -> bytes:
 
 
 ODD = [
-    b'"', b"'", b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\n", b"\r", b"\r\n", b"\x00", b"\xff", b"\xc3", b"\xed\xa0\x80",
-    b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"null", b"NaN", b"1e999", b"9" * 5000, b"[" * 3000, b'{"a":' * 2000, b'"text":', b"\\ud800",
-    b"<", b">", b"&", b"&amp;", b"&#0;", b"&x;", b"</page>", b"<page>", b"<text>", b"]]>", b"<![CDATA[", b"<!--", b"<!DOCTYPE a>",
-    b"\t", b";", b"|", b'""', b'","', b"\x1a", b"\xff\xfe", b"PAR1", b"BZh9", b"\x1f\x8b", b"text\n",
-]  # fmt: skip
+    *(
+        b'"',
+        b"'",
+        b"\\",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b"\n",
+        b"\r",
+        b"\r\n",
+        b"\x00",
+        b"\xff",
+    ),
+    *(b"\xc3", b"\xed\xa0\x80", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"null", b"NaN", b"1e999"),
+    *(
+        b"9" * 5000,
+        b"[" * 3000,
+        b'{"a":' * 2000,
+        b'"text":',
+        b"\\ud800",
+        b"<",
+        b">",
+        b"&",
+        b"&amp;",
+    ),
+    *(b"&#0;", b"&x;", b"</page>", b"<page>", b"<text>", b"]]>", b"<![CDATA[", b"<!--"),
+    *(b"<!DOCTYPE a>", b"\t", b";", b"|", b'""', b'","', b"\x1a", b"\xff\xfe", b"PAR1", b"BZh9"),
+    *(b"\x1f\x8b", b"text\n"),
+]

@@ -1,6 +1,6 @@
 """The part of the web interfaces of Hugging Face and ModelScope that a data set needs, on loopback.
 
-Hugging Face: revision, tree and resolve of one repository at one commit. ModelScope: tree and file of a data set.
+Hugging Face: revision, tree and resolve of one repository at one commit. ModelScope: tree and file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A web server on loopback that serves a folder: ranges and ETags as nginx gives them, and faults on order."""
+"""A web server on loopback that serves a folder: ranges and ETags as of nginx, and faults."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from harness.loopback import serving
 class FileServer:
     """Answers for files below `root`.
 
-    `faults` maps a path to what its next answers do, one each: ("cut", bytes of the body), ("status", code),
-    ("replace", new content, before the answer), ("from", another first byte than was asked for), ("pass",).
-    `log` has (path, range header or "") of every request; without `ranges` the whole file is sent.
+    `faults` maps a path to what its next answers do, one each: ("cut", bytes of the body),
+    ("status", code), ("replace", new content, before the answer), ("from", a first byte that was
+    not asked for), ("pass",). `log` has (path, range header or "") of every request; without `ranges` the whole file is sent.
     """
 
     root: Path

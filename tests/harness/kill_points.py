@@ -1,11 +1,12 @@
-"""Builds a small store again and again, each time with SIGKILL at another point; prints what came of it as JSON.
+"""Builds a small store many times, each with SIGKILL at another point; prints the results as JSON.
 
     python kill_points.py '{"folder": ..., "settings": {...}, "points": 200}'
 
-A point is a moment before the process opens, renames, removes or syncs a file, or makes a folder: between two of them
-the disk does not change but for what a buffer may hold. Points are spread evenly over a whole build. A build that was
-killed goes on in a second process, which is killed too, at another point, and in a third, which ends it. Every build is a
-fork of one warm process that has encoded nothing yet, so that none starts with another's threads.
+A point is a moment before the process opens, renames, removes or syncs a file, or makes a folder:
+between two of them the disk does not change except for buffers. Points are spread evenly over a
+build. A killed build resumes in a second process, which is killed too, and in a third, which ends
+it. Every build is a fork of one warm process that has encoded nothing yet, so that none starts with
+another's threads.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def digest(store: Path) -> str:
 
 
 def build(settings: dict, place: Path, kill_at: int | None, report: int) -> None:
-    """In a process of its own: build; die before event `kill_at`, or write the number of events to `report`."""
+    """Build in this child process; die before event `kill_at`, or write the events to `report`."""
     seen = 0
 
     def count(path: object) -> None:

@@ -1,7 +1,7 @@
-"""A small OSS server on loopback: object GET with ranges, and ListObjects, as the real one documents them.
+"""A small OSS server on loopback: object GET with ranges, and ListObjects, as documented.
 
-As there, a range is inclusive and one that ends beyond the object is ignored: the whole object comes, with 200. Keys are
-compared by name only; that a request is signed at all is checked, the signature itself is not.
+A range is inclusive, and one that ends beyond the object is ignored: the whole object comes, with
+200. Keys are compared by name only; requests must be signed, but the signature is not verified.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ KEY_ID = "loopback-key"
 
 @dataclass
 class OssServer:
-    """`objects` by key, of the one bucket `texts`. `log` has (key, range). The next `cuts` bodies end after so many bytes."""
+    """`objects` by key, of the one bucket `texts`; `log` has (key, range).
+
+    `cuts`: the next bodies end after so many bytes.
+    """
 
     url: str = ""
     objects: dict[str, bytes] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from wikillm.data.fetch.cache import Cache
 from wikillm.data.fetch.datasets import parse, splits_of
 from wikillm.data.prepare.prepare import prepare_store
 
+PINNED = f"hf://org/name@{COMMIT}:train"
 PROGRAM = """
 import json, sys
 from wikillm.config.schema import DataSection
@@ -30,7 +31,8 @@ for cfg in json.loads(sys.argv[1]):
     try:
         store = prepare_store(DataSection(**cfg))
         sources = [[s.url, s.version, s.sha256] for s in store.manifest.sources]
-        print("FOUND" + json.dumps([store.manifest.fingerprint, store.manifest.funnel.kept_records, sources]))
+        kept = store.manifest.funnel.kept_records
+        print("FOUND" + json.dumps([store.manifest.fingerprint, kept, sources]))
     except WikiLLMError as error:
         print("FOUND" + json.dumps(str(error)))
 """
@@ -38,18 +40,13 @@ for cfg in json.loads(sys.argv[1]):
 
 def prepared(folder: Path, tokenizer: Path, paths: list[str], **environ: str) -> list:
     """What `prepare_store` gives for each of `paths`, one after the other, in a fresh process."""
-    shared = {
-        "tokenizer": str(tokenizer),
-        "workers": 1,
-        "min_val_tokens": 1,
-        "cache": str(folder / "cache"),
-    }
+    shared = {"tokenizer": str(tokenizer), "workers": 1, "min_val_tokens": 1}
+    shared["cache"] = str(folder / "cache")
     sections = [{**shared, "path": [path]} for path in paths]
-    variables = {
-        k: v
-        for k, v in os.environ.items()
-        if "proxy" not in k.lower() and not k.endswith("_OFFLINE")
-    }
+    variables = dict(os.environ)
+    for name in os.environ:
+        if "proxy" in name.lower() or name.endswith("_OFFLINE"):
+            del variables[name]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(sections)],
         env={
@@ -76,15 +73,13 @@ def files(tmp_path, texts, write_source) -> dict[str, bytes]:
     """Two Parquet files of train, JSON Lines of test, and what is no data."""
     every = texts(90)
     parts = [
-        write_source(tmp_path, "rows.parquet", every[i : i + 30]).read_bytes() for i in (0, 30)
+        write_source(tmp_path, "rows.parquet", every[i : i + 30]).read_bytes() for i in (0, 30, 60)
     ]
     return {
         "README.md": b"---\nlicense: mit\n---\n# A data set\n",
         "data/train-00000-of-00002.parquet": parts[0],
         "data/train-00001-of-00002.parquet": parts[1],
-        "data/test-00000-of-00001.parquet": write_source(
-            tmp_path, "rows.parquet", every[60:]
-        ).read_bytes(),
+        "data/test-00000-of-00001.parquet": parts[2],
     }
 
 
@@ -94,9 +89,8 @@ def fingerprint(tmp_path, files, settings) -> str:
     names = [name for name in files if "train" in name]
     for name in names:
         (tmp_path / Path(name).name).write_bytes(files[name])
-    return prepare_store(
-        settings(*(tmp_path / Path(name).name for name in names))
-    ).manifest.fingerprint
+    store = prepare_store(settings(*(tmp_path / Path(name).name for name in names)))
+    return store.manifest.fingerprint
 
 
 def test_hugging_face_pinned_resumed_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
@@ -105,19 +99,14 @@ def test_hugging_face_pinned_resumed_and_offline(tmp_path, files, fingerprint, t
         first, pinned, test, no_split, no_repo = prepared(
             tmp_path,
             tokenizer_dir,
-            [
-                "hf://org/name",
-                f"hf://org/name@{COMMIT}:train",
-                "hf://org/name:test",
-                "hf://org/name:tset",
-                "hf://no/one",
-            ],
+            ["hf://org/name", PINNED, "hf://org/name:test", "hf://org/name:tset", "hf://no/one"],
             HF_ENDPOINT=site.url,
         )
     assert first[0] == pinned[0] == fingerprint
     assert not site.cut, "a download was cut, and gone on with"
+    names = [name for name in files if "train" in name]
     assert [source[:2] for source in first[2]] == [
-        [f"hf://org/name/{name}", COMMIT] for name in files if "train" in name
+        [f"hf://org/name/{name}", COMMIT] for name in names
     ]
     assert test[1] == 30
     assert "has no split tset" in no_split and "fix: hf://org/name:test" in no_split
@@ -137,19 +126,16 @@ def test_modelscope_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
             tmp_path,
             tokenizer_dir,
             [
-                "modelscope://org/name",
-                "modelscope://org/name@master:test",
-                "modelscope://org/name:tset",
-                "modelscope://no/one",
+                *("modelscope://org/name", "modelscope://org/name@master:test"),
+                *("modelscope://org/name:tset", "modelscope://no/one"),
             ],
             MODELSCOPE_ENDPOINT=site.url,
         )
     assert first[0] == fingerprint and [source[1] for source in first[2]] == ["master", "master"]
     assert test[1] == 30 and "has no split tset" in no_split
     assert "no such data set" in no_repo and "MODELSCOPE_ENDPOINT" in no_repo
-    assert prepared(tmp_path, tokenizer_dir, ["modelscope://org/name"], HF_HUB_OFFLINE="1") == [
-        first
-    ]
+    again = prepared(tmp_path, tokenizer_dir, ["modelscope://org/name"], HF_HUB_OFFLINE="1")
+    assert again == [first]
 
 
 @pytest.mark.parametrize(
@@ -161,28 +147,18 @@ def test_no_address_of_a_data_set(text):
 
 
 def test_addresses():
-    entry = parse("hf://org/name.1/20240101.zh@refs/convert/parquet:validation")
-    assert (entry.repo, entry.config, entry.revision, entry.split) == (
-        "org/name.1",
-        "20240101.zh",
-        "refs/convert/parquet",
-        "validation",
-    )
+    found = parse("hf://org/name.1/20240101.zh@refs/convert/parquet:validation")
+    assert (found.repo, found.config) == ("org/name.1", "20240101.zh")
+    assert (found.revision, found.split) == ("refs/convert/parquet", "validation")
     assert parse("modelscope://a/b").split == "train"
 
 
 def test_splits_by_their_names():
-    named = [
-        "README.md",
-        "data/train/a.parquet",
-        "data/validation-0.jsonl.zst",
-        "stats.json",
-        "x/restrain.csv",
-    ]
-    assert splits_of(named) == {
-        "train": ["data/train/a.parquet"],
-        "validation": ["data/validation-0.jsonl.zst"],
-    }
+    train = "data/train/a.parquet"
+    validation = "data/validation-0.jsonl.zst"
+    others = ["README.md", "stats.json", "x/restrain.csv"]
+    found = splits_of([train, validation, *others])
+    assert found == {"train": [train], "validation": [validation]}
     assert splits_of(["b.jsonl", "a.txt", "LICENSE"]) == {"train": ["a.txt", "b.jsonl"]}
     assert splits_of(["LICENSE"]) == {}
 

@@ -1,4 +1,4 @@
-"""oss:// by its real client (ossfs) against a small server on loopback. Skipped where the extra `remote` is missing."""
+"""oss:// by its real client (ossfs) against a small loopback server; needs the extra `remote`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,9 @@ pytest.importorskip("ossfs")
 def server(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cache_module, "BACKOFF_SECONDS", 0.001)
     with serve_oss() as found:
-        for name, value in {
-            "ENDPOINT": found.url,
-            "ACCESS_KEY_ID": KEY_ID,
-            "ACCESS_KEY_SECRET": "secret",
-        }.items():
-            monkeypatch.setenv(f"OSS_{name}", value)
+        monkeypatch.setenv("OSS_ENDPOINT", found.url)
+        monkeypatch.setenv("OSS_ACCESS_KEY_ID", KEY_ID)
+        monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", "secret")
         yield found
 
 
@@ -37,14 +34,11 @@ def test_a_file_of_several_ranges_is_the_object(server, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_RANGE_BYTES", 1000)
     server.objects["x.txt"] = bytes(range(250)) * 10
     assert fetched(Cache(str(tmp_path / "cache")), "oss://texts/x.txt") == server.objects["x.txt"]
-    assert [wanted for _, wanted in server.log] == [
-        "bytes=0-999",
-        "bytes=1000-1999",
-        "bytes=2000-2499",
-    ]
+    wanted = ["bytes=0-999", "bytes=1000-1999", "bytes=2000-2499"]
+    assert [ranges for _, ranges in server.log] == wanted
 
 
-def test_a_wrong_key_is_said_at_once(server, tmp_path, monkeypatch):
+def test_a_wrong_key_is_reported_at_once(server, tmp_path, monkeypatch):
     server.objects["x.txt"] = b"text"
     monkeypatch.setenv("OSS_ACCESS_KEY_ID", "another")
     with pytest.raises(DataError, match="cannot be read") as caught:
@@ -59,17 +53,14 @@ def test_files_by_glob_and_folder_and_a_store(server, tmp_path, texts, write_sou
         server.objects[f"corpus/{i}.jsonl"] = part.read_bytes()
     for entry in ("oss://texts/corpus/*.jsonl", "oss://texts/corpus/"):
         store = prepare_store(settings(entry, cache=str(tmp_path / "cache")))
-        assert [source.url for source in store.manifest.sources] == [
-            f"oss://texts/corpus/{i}.jsonl" for i in range(2)
-        ]
+        urls = [source.url for source in store.manifest.sources]
+        assert urls == [f"oss://texts/corpus/{i}.jsonl" for i in range(2)]
     for path in store.dir.rglob("*"):
         if path.is_file():
             server.objects[f"store/{path.relative_to(store.dir)}"] = path.read_bytes()
     far = prepare_store(settings(store="oss://texts/store", cache=str(tmp_path / "cache")))
-    assert (
-        far.train.read(0, far.train.n_tokens).tolist()
-        == store.train.read(0, store.train.n_tokens).tolist()
-    )
+    tokens = [one.train.read(0, one.train.n_tokens).tolist() for one in (far, store)]
+    assert tokens[0] == tokens[1]
     with pytest.raises(DataError, match="no such file"):
         prepare_store(settings("oss://texts/corpus/9.jsonl", cache=str(tmp_path / "cache")))
 
@@ -80,8 +71,5 @@ def test_a_cut_connection_goes_on_where_it_ended(server, tmp_path, monkeypatch):
     server.cuts = [1000, 400]  # the second range is not whole
     assert fetched(Cache(str(tmp_path / "cache")), "oss://texts/x.txt") == server.objects["x.txt"]
     starts = [wanted.split("=")[1].split("-")[0] for _, wanted in server.log]
-    assert (
-        starts[0] == "0"
-        and set(starts[1:]) <= {"1000", "1400", "2000", "2400"}
-        and starts.count("0") == 1
-    )
+    assert starts[0] == "0" and starts.count("0") == 1
+    assert set(starts[1:]) <= {"1000", "1400", "2000", "2400"}

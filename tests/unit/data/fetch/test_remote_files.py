@@ -1,4 +1,4 @@
-"""Files from a real web server and a real S3 server: the same store, whatever happens on the way, in a bounded cache."""
+"""Files from a real web server and a real S3 server: the same store, in a bounded cache."""
 
 from __future__ import annotations
 
@@ -24,15 +24,9 @@ from wikillm.data.prepare.prepare import prepare_store
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "BACKOFF_SECONDS", 0.001)
-    for name in (
-        "http_proxy",
-        "https_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "all_proxy",
-        "ALL_PROXY",
-    ):
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture
@@ -53,6 +47,11 @@ def fetched(cache: Cache, url: str) -> bytes:
         return cache.fetch(url).path.read_bytes()
 
 
+def gives_up_after(size: int) -> list[tuple]:
+    """The faults of a download that is cut after `size` bytes, and of all attempts to resume it."""
+    return [("pass",), ("cut", size), *[("status", 500)] * cache_module.ATTEMPTS]
+
+
 def test_a_store_from_the_web_is_that_of_the_local_file(
     server, tmp_path, texts, write_source, settings
 ):
@@ -62,16 +61,12 @@ def test_a_store_from_the_web_is_that_of_the_local_file(
     assert store.manifest.fingerprint == local.manifest.fingerprint
     assert [s.splits for s in store.manifest.shards] == [s.splits for s in local.manifest.shards]
     (source,) = store.manifest.sources
-    assert (
-        source.url == f"{server.url}/plain.jsonl.bz2"
-        and source.version.startswith('"')
-        and len(source.sha256) == 64
-    )
+    assert source.url == f"{server.url}/plain.jsonl.bz2"
+    assert source.version.startswith('"') and len(source.sha256) == 64
     before = server.sent
     again = prepare_store(cfg)
-    assert again.dir == store.dir and server.sent == before + 1, (
-        "one byte tells that it is the same"
-    )
+    assert again.dir == store.dir
+    assert server.sent == before + 1  # one byte shows that it is the same
     note = json.loads((Path(source.path).parent / ".json").read_text())
     assert note["sha256"] == source.sha256 and note["size"] == path.stat().st_size
 
@@ -93,31 +88,16 @@ def _prepared_fingerprint(cfg) -> str:
 def test_a_cut_connection_goes_on_where_it_ended(server, cache):
     content = bytes(range(256)) * 4000
     (server.root / "x.txt").write_bytes(content)
-    server.faults["x.txt"] = [
-        ("pass",),
-        ("cut", 300_000),
-        ("cut", 0),
-        ("status", 503),
-        ("cut", 100_000),
-    ]
+    cuts = [("cut", 300_000), ("cut", 0), ("status", 503), ("cut", 100_000)]
+    server.faults["x.txt"] = [("pass",), *cuts]
     assert fetched(cache, f"{server.url}/x.txt") == content
-    assert server.fetched("x.txt") == [
-        "",
-        "bytes=300000-",
-        "bytes=300000-",
-        "bytes=300000-",
-        "bytes=400000-",
-    ]
+    assert server.fetched("x.txt") == ["", *["bytes=300000-"] * 3, "bytes=400000-"]
 
 
 def test_what_is_there_is_kept_after_giving_up_and_used_by_the_next_start(server, cache):
     content = b"0123456789" * 50_000
     (server.root / "x.txt").write_bytes(content)
-    server.faults["x.txt"] = [
-        ("pass",),
-        ("cut", 200_000),
-        *[("status", 500)] * cache_module.ATTEMPTS,
-    ]
+    server.faults["x.txt"] = gives_up_after(200_000)
     with pytest.raises(DataError, match="cannot be reached") as caught:
         fetched(cache, f"{server.url}/x.txt")
     assert "500" in caught.value.got and "data.path=FILE" in caught.value.fix
@@ -128,11 +108,7 @@ def test_what_is_there_is_kept_after_giving_up_and_used_by_the_next_start(server
 
 def test_a_part_of_another_version_is_not_gone_on_with(server, cache):
     (server.root / "x.txt").write_bytes(b"old" * 100_000)
-    server.faults["x.txt"] = [
-        ("pass",),
-        ("cut", 100_000),
-        *[("status", 500)] * cache_module.ATTEMPTS,
-    ]
+    server.faults["x.txt"] = gives_up_after(100_000)
     with pytest.raises(DataError):
         fetched(cache, f"{server.url}/x.txt")
     (server.root / "x.txt").write_bytes(b"new" * 100_000)
@@ -168,11 +144,8 @@ def test_what_will_not_pass_is_said_at_once(server, cache, code):
     server.faults["x.txt"] = [("status", code)]
     with pytest.raises(DataError, match="cannot be read") as caught:
         fetched(cache, f"{server.url}/x.txt?signature=secret")
-    assert (
-        f"HTTP {code}" in caught.value.got
-        and "secret" not in str(caught.value)
-        and len(server.log) == 1
-    )
+    assert f"HTTP {code}" in caught.value.got and "secret" not in str(caught.value)
+    assert len(server.log) == 1
 
 
 def test_no_server_at_all(cache, tmp_path):
@@ -233,12 +206,15 @@ def test_a_missing_package_and_a_missing_endpoint_are_named(monkeypatch, setting
     assert "export OSS_ENDPOINT=" in caught.value.fix
     monkeypatch.setenv("OSS_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setitem(sys.modules, "ossfs", None)  # as if it were not installed
-    monkeypatch.delitem(
-        sys.modules["fsspec.registry"]._registry, "oss", raising=False
-    )  # what another test has loaded
+    # What another test has loaded.
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "oss", raising=False)
     with pytest.raises(MachineError, match="needs the package ossfs") as caught:
         prepare_store(settings("oss://bucket/x.jsonl"))
     assert "wikillm[remote]" in caught.value.fix
+
+
+def tokens_of(store) -> int:
+    return store.train.n_tokens + store.val.n_tokens
 
 
 @pytest.fixture(scope="module")
@@ -251,13 +227,10 @@ def bucket():
     server.start()
     host, port = server.get_host_and_port()
     environment = pytest.MonkeyPatch()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        environment.setenv(name, value)
+    environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        environment.setenv(f"AWS_{name}", "test")
+    environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
     client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
     client.create_bucket(Bucket="texts")
     yield lambda key, content: client.put_object(Bucket="texts", Key=key, Body=content)
@@ -277,14 +250,11 @@ def test_files_of_a_bucket_by_name_by_glob_and_by_folder(
     found = {}
     for entry in ("s3://texts/corpus/*.jsonl", "s3://texts/corpus/"):
         store = prepare_store(settings(entry, cache=str(tmp_path / "cache")))
-        assert [source.url for source in store.manifest.sources] == [
-            f"s3://texts/corpus/{i}.jsonl" for i in range(3)
-        ]
+        urls = [source.url for source in store.manifest.sources]
+        assert urls == [f"s3://texts/corpus/{i}.jsonl" for i in range(3)]
         assert all(source.version for source in store.manifest.sources)
         found[entry] = store.manifest.fingerprint
-        assert (
-            store.train.n_tokens + store.val.n_tokens == whole.train.n_tokens + whole.val.n_tokens
-        )
+        assert tokens_of(store) == tokens_of(whole)
     assert len(set(found.values())) == 1
     one = prepare_store(settings("s3://texts/corpus/1.jsonl", cache=str(tmp_path / "cache")))
     assert one.manifest.funnel.kept_records == 30
@@ -303,18 +273,15 @@ def test_a_changed_object_is_fetched_again(bucket, cache):
 
 
 def test_a_prepared_store_in_a_bucket(bucket, tmp_path, texts, write_source, settings):
-    local = prepare_store(
-        settings(write_source(tmp_path, "plain.jsonl", texts(60)), store=str(tmp_path / "store"))
-    )
+    path = write_source(tmp_path, "plain.jsonl", texts(60))
+    local = prepare_store(settings(path, store=str(tmp_path / "store")))
     for path in local.dir.rglob("*"):
         if path.is_file():
             bucket(f"stores/one/{path.relative_to(local.dir)}", path.read_bytes())
     far = prepare_store(settings(store="s3://texts/stores/one", cache=str(tmp_path / "cache")))
     assert far.manifest == local.manifest
-    assert (
-        far.train.read(0, far.train.n_tokens).tolist()
-        == local.train.read(0, local.train.n_tokens).tolist()
-    )
+    tokens = [one.train.read(0, one.train.n_tokens).tolist() for one in (far, local)]
+    assert tokens[0] == tokens[1]
 
 
 def test_a_failure_is_shared_by_those_who_want_the_same_only(server, cache):
@@ -334,10 +301,8 @@ def test_a_failure_is_shared_by_those_who_want_the_same_only(server, cache):
         except DataError as error:
             outcomes[name] = error.what
 
-    threads = [
-        threading.Thread(target=fail),
-        *(threading.Thread(target=want, args=(n,)) for n in ("good", "bad")),
-    ]
+    threads = [threading.Thread(target=want, args=(name,)) for name in ("good", "bad")]
+    threads.insert(0, threading.Thread(target=fail))
     threads[0].start()
     is_held.wait()
     for thread in threads[1:]:
@@ -345,21 +310,15 @@ def test_a_failure_is_shared_by_those_who_want_the_same_only(server, cache):
     for thread in threads:
         thread.join()
     assert outcomes["good"] == b"good"
-    assert outcomes["bad"] in (
-        "bad is not there.",
-        b"good",
-    )  # shared, unless `good` had its turn in between
+    # Shared, unless `good` held the lock in between.
+    assert outcomes["bad"] in ("bad is not there.", b"good")
 
 
 def test_the_part_of_a_cut_download_counts_and_makes_room(server, tmp_path):
     cache = Cache(str(tmp_path / "cache"), limit=1_000_000)
     for name in ("cut.txt", "next.txt"):
         (server.root / name).write_bytes(bytes(700_000))
-    server.faults["cut.txt"] = [
-        ("pass",),
-        ("cut", 600_000),
-        *[("status", 500)] * cache_module.ATTEMPTS,
-    ]
+    server.faults["cut.txt"] = gives_up_after(600_000)
     with pytest.raises(DataError, match="cannot be reached"):
         fetched(cache, f"{server.url}/cut.txt")
     assert sum(path.stat().st_size for path in cache.folder.rglob(".part")) == 600_000

@@ -53,27 +53,18 @@ def test_a_byte_order_mark_is_skipped_where_a_source_starts_and_nowhere_else():
     assert clean_json(marked, offset=0) == "a"
     assert isinstance(clean_json(marked), Dropped)
     bad = clean_json("\ufeff{}", offset=0)
-    assert (
-        isinstance(bad, Dropped) and bad.characters == 5
-    )  # bytes of the record, the mark among them
+    assert isinstance(bad, Dropped)
+    assert bad.characters == 5  # bytes of the record with its mark
 
 
-def page(
-    title: str = "北京",
-    ns: str = "0",
-    text: str = "文" * 100,
-    extra: str = "",
-    model: str = "wikitext",
-) -> str | Dropped:
-    xml = xml_of(title, ns, text, extra, model)
-    return cleaner("mediawiki", "text")(xml.encode(), 7)
+STUB = "text is not in this dump (a stub dump)"
 
 
-def xml_of(title: str, ns: str, text: str, extra: str, model: str) -> str:
+def page(title="北京", ns="0", text="文" * 100, extra="", model="wikitext", attributes="") -> bytes:
     return (
         f"<page><title>{title}</title><ns>{ns}</ns>{extra}<revision><model>{model}</model>"
-        f'<text xml:space="preserve">{text}</text></revision></page>'
-    )
+        f"<text {attributes}>{text}</text></revision></page>"
+    ).encode()
 
 
 @pytest.mark.parametrize(
@@ -88,31 +79,20 @@ def xml_of(title: str, ns: str, text: str, extra: str, model: str) -> str:
         ({"text": "'''短'''"}, "too short"),
         ({"text": "{{Infobox|" + "x" * 500 + "}}"}, "too short"),
         ({"text": "a &undeclared; b"}, "not well-formed XML"),
+        ({"text": "", "attributes": 'bytes="812" id="7"'}, STUB),
+        ({"text": "", "attributes": 'bytes="0"'}, "empty"),
+        ({"text": "", "attributes": 'bytes="812" deleted="deleted"'}, "empty"),
+        ({"text": ""}, "empty"),
     ],
 )
 def test_pages_that_are_no_articles_are_dropped(arguments, reason):
-    outcome = page(**arguments)
+    outcome = cleaner("mediawiki", "text")(page(**arguments), 7)
     assert isinstance(outcome, Dropped)
     assert outcome.reason == reason
     assert outcome.is_bad == (reason == "not well-formed XML")
 
 
-@pytest.mark.parametrize(
-    ("attributes", "reason"),
-    [
-        ('bytes="812" id="7"', "text is not in this dump (a stub dump)"),
-        ('bytes="0"', "empty"),
-        ('bytes="812" deleted="deleted"', "empty"),
-        ("", "empty"),
-    ],
-)
-def test_a_dump_without_text_is_told_from_an_empty_page(attributes, reason):
-    xml = f"<page><title>A</title><ns>0</ns><revision><text {attributes} /></revision></page>"
-    outcome = cleaner("mediawiki", "text")(xml.encode(), 7)
-    assert isinstance(outcome, Dropped) and outcome.reason == reason
-
-
 def test_an_article_starts_with_its_title():
-    outcome = page(title="A &amp; B")
-    assert outcome == "A & B\n\n" + "文" * 100
-    assert title_of(xml_of("A &amp; B", "0", "文", "", "wikitext").encode()) == "A & B"
+    content = page(title="A &amp; B")
+    assert cleaner("mediawiki", "text")(content, 7) == "A & B\n\n" + "文" * 100
+    assert title_of(content) == "A & B"

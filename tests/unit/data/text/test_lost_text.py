@@ -1,4 +1,4 @@
-"""Text that cannot be read is bounded in bytes as well as in records, and JSON may hold anything beside its text."""
+"""Unreadable text is bounded in bytes and in records; JSON may hold anything beside its text."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ def lines(records: list) -> str:
 def test_few_bad_records_that_are_most_of_the_text_end_the_build(tmp_path, settings):
     path = tmp_path / "x.jsonl"
     path.write_text(lines(RECORDS) + '{"text": "' + "x" * 30_000 + "\n")
-    with pytest.raises(
-        DataError, match=r"1 of 301 records cannot be read, and they are 7\d.\d% of the bytes"
-    ) as caught:
+    message = r"1 of 301 records cannot be read, and they are 7\d.\d% of the bytes"
+    with pytest.raises(DataError, match=message) as caught:
         prepare_store(settings(path))
     assert f"{path}:301: not JSON" in caught.value.got
     share = float(caught.value.fix.partition("data.max_bad_fraction=")[2])
@@ -32,13 +31,12 @@ def test_few_bad_records_that_are_most_of_the_text_end_the_build(tmp_path, setti
 
 
 def test_a_quote_lost_in_an_array_does_not_take_the_rest_along_unsaid(tmp_path, settings):
-    """What follows is text up to the next quote, and records come out as one: few of them, and most of the bytes."""
+    """What follows is text up to the next quote: few records, and most of the bytes."""
     content = json.dumps(RECORDS)
     cut = content.index("document 100")
     path = tmp_path / "x.json"
-    path.write_text(
-        content[: cut - 1] + content[cut:-1].replace('"}, {"', '\\"}, {\\"', 150) + '"}]'
-    )
+    rest = content[cut:-1].replace('"}, {"', '\\"}, {\\"', 150)
+    path.write_text(f'{content[: cut - 1]}{rest}"}}]')
     with pytest.raises(DataError, match=r"cannot be read|cut off|after the end"):
         prepare_store(settings(path))
 
@@ -50,9 +48,8 @@ def test_records_that_are_longer_than_text_is_count_as_bad(tmp_path, settings, m
     with pytest.raises(DataError, match="1 of 301 records") as caught:
         prepare_store(settings(path, max_document_bytes=6000))
     assert caught.value.fix.startswith("data.max_document_bytes=8012\n")
-    assert (
-        prepare_store(settings(path, max_document_bytes=8012)).manifest.funnel.kept_records == 301
-    )
+    store = prepare_store(settings(path, max_document_bytes=8012))
+    assert store.manifest.funnel.kept_records == 301
 
 
 def test_records_above_a_limit_that_was_chosen_are_dropped_and_counted(tmp_path, settings):
@@ -92,29 +89,19 @@ def test_a_record_may_hold_anything_beside_its_text(tmp_path, settings, beside):
     assert cleaner("jsonl", "text")(line, 0) == texts[7]
 
 
-def test_kinds_may_differ_from_record_to_record(tmp_path, settings):
+@pytest.mark.parametrize("write", [lines, json.dumps])
+def test_kinds_may_differ_from_record_to_record(tmp_path, settings, write):
     values = [None, {}, [], "u", 1, 2.5, True, {"a": {"b": None}}, "9" * 20, [{}], 2**80]
     path = tmp_path / "x.jsonl"
-    path.write_text(
-        lines(
-            [{"x": values[i % 11], "text": f"a text, {i}", "y": values[-i % 11]} for i in range(66)]
-        )
-    )
-    assert prepare_store(settings(path)).manifest.funnel.kept_records == 66
-    path.write_text(json.dumps([{"x": values[i % 11], "text": f"a text, {i}"} for i in range(66)]))
+    path.write_text(write([{"x": values[i % 11], "text": f"a text, {i}"} for i in range(66)]))
     assert prepare_store(settings(path)).manifest.funnel.kept_records == 66
 
 
 def test_index_lines_of_a_bulk_file_are_dropped_as_such(tmp_path, settings):
     path = tmp_path / "cirrus.json"
-    path.write_text(
-        "".join(
-            lines([{"index": {"_type": "page", "_id": str(i)}}, {"text": f"a text, {i}"}])
-            for i in range(60)
-        )
-    )
+    pairs = ([{"index": {"_id": str(i)}}, {"text": f"a text, {i}"}] for i in range(60))
+    path.write_text("".join(map(lines, pairs)))
     funnel = prepare_store(settings(path)).manifest.funnel
     assert (funnel.kept_records, funnel.bad_records) == (60, 0)
-    assert [(line.reason, line.records) for line in funnel.dropped] == [
-        ("index line of an Elasticsearch bulk file", 60)
-    ]
+    (line,) = funnel.dropped
+    assert (line.reason, line.records) == ("index line of an Elasticsearch bulk file", 60)

@@ -1,7 +1,7 @@
-"""Against another extractor, `filter_wiki` of gensim, on the real dump that its wheel carries: which words only one keeps.
+"""Against `filter_wiki` of gensim, on the real dump in its wheel: which words only one keeps.
 
-Two programs that share no code lose and leave in different words. What WikiLLM leaves out on purpose is taken out of the
-page first, by a third, simple reading of it; then hardly a word may be left that the other keeps and WikiLLM does not.
+Two programs that share no code lose different words. What WikiLLM drops on purpose is removed from
+the page first, by a third, simple parser; then hardly a word may remain that only the other keeps.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ EXAMINED = {
     "Apollo": {"haploun"},  # {{transl|grc|h}}aploun
     "Alkali metal": {"toc"},  # __TOC__
 }
-"""Words that the other keeps and WikiLLM does not, by article: each was looked up in the page and is not lost."""
+"""Words that only the other keeps, by article: each was looked up in the page and is not lost."""
 
 
 def words_of(text: str) -> Counter[str]:
@@ -56,13 +56,15 @@ def words_of(text: str) -> Counter[str]:
 
 def without_pairs(page: str, start: re.Pattern[str], opening: str, closing: str) -> str:
     """`page` without what begins like `start`, up to the mark that closes it."""
-    kept, at = [], 0
+    kept = []
+    at = 0
     marks = re.compile(f"{re.escape(opening)}|{re.escape(closing)}")
     for found in start.finditer(page):
         if found.start() < at:
             continue
         kept.append(page[at : found.start()])
-        at, depth = found.end(), 0
+        at = found.end()
+        depth = 0
         for mark in marks.finditer(page, found.start()):
             depth += 1 if mark[0] == opening else -1
             if depth == 0:
@@ -72,7 +74,7 @@ def without_pairs(page: str, start: re.Pattern[str], opening: str, closing: str)
 
 
 def reduced(page: str) -> str:
-    """`page` without what is left out on purpose: references, pictures, categories, tables, sections of links."""
+    """`page` without what is dropped on purpose: references, pictures, tables, link sections."""
     page = without_pairs(_CUT.sub("", page), _HIDDEN_LINK, "[[", "]]")
     page = without_pairs(page, _TABLE, "{|", "|}")
     kept: list[str] = []
@@ -104,7 +106,8 @@ def test_hardly_a_word_is_lost_that_another_extractor_keeps(tmp_path, monkeypatc
     total = only_ours = only_theirs = 0
     lost: dict[str, set[str]] = {}
     for title, page in articles(every=3):
-        ours, theirs = words_of(text_of_wikitext(page)), words_of(filter_wiki(reduced(page)))
+        ours = words_of(text_of_wikitext(page))
+        theirs = words_of(filter_wiki(reduced(page)))
         total += sum(ours.values())
         only_ours += sum((ours - theirs).values())
         only_theirs += sum((theirs - ours).values())
@@ -113,7 +116,6 @@ def test_hardly_a_word_is_lost_that_another_extractor_keeps(tmp_path, monkeypatc
         lost[title] = {*(theirs - ours - in_headings)} - EXAMINED.get(title, set())
     assert total > 100_000
     assert only_theirs < 0.001 * total
-    assert (
-        only_ours < 0.04 * total
-    )  # quotations, measures and foreign words in templates, which the other drops
+    # Quotations, measures and foreign words in templates, which the other drops.
+    assert only_ours < 0.04 * total
     assert {title: words for title, words in lost.items() if words} == {}
