@@ -46,8 +46,8 @@ def read(
 ) -> Read:
     """Read and clean a file that holds `content` (decompressed). Raises WikiLLMError as they do.
 
-    Fails when a byte is neither in a record nor a separator, or a record is neither kept nor dropped
-    with a reason.
+    Fails when a byte is neither in a record nor a separator, or a record is neither kept nor
+    dropped with a reason.
     """
     source = sniff(path, wanted)
     check_text_key(source, LIMIT)

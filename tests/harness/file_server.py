@@ -20,7 +20,8 @@ class FileServer:
 
     `faults` maps a path to what its next answers do, one each: ("cut", bytes of the body),
     ("status", code), ("replace", new content, before the answer), ("from", a first byte that was
-    not asked for), ("pass",). `log` has (path, range header or "") of every request; without `ranges` the whole file is sent.
+    not asked for), ("pass",). `log` has (path, range header or "") of every request. Without
+    `ranges` the whole file is sent.
     """
 
     root: Path

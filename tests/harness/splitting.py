@@ -1,4 +1,4 @@
-"""What every splitter of `wikillm.data.sources` must hold: whole records, from any pieces and any start."""
+"""What every splitter of the sources must hold: whole records, from any pieces and any start."""
 
 from __future__ import annotations
 
