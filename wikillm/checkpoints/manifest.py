@@ -8,7 +8,7 @@ checkpoint. Pickles (DeepSpeed's shards, the RNG states) are loaded only from a 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +101,10 @@ def _has_counts(manifest: Mapping[str, Any]) -> bool:
     return all(type(number) is int and number >= 0 for number in numbers)
 
 
-def verify(
-    checkpoint: Path, *, hashes: bool = True, on_bytes: Callable[[int], None] | None = None
-) -> dict[str, Any]:
-    """Check every listed file; returns the manifest.
+def verify(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any]:
+    """Check every listed file of a published checkpoint; returns the manifest.
 
-    Args:
-        checkpoint: a published checkpoint folder.
-        hashes: False compares sizes only.
-        on_bytes: gets the number of bytes of each read, for progress.
-
-    Raises:
-        CheckpointError: all differences at once, by file.
+    `hashes=False` compares sizes only. Raises CheckpointError with all differences by file.
     """
     manifest = read_manifest(checkpoint)
     wrong = []
@@ -124,7 +116,7 @@ def verify(
             wrong.append(f"{name}: missing")
         elif path.stat().st_size != entry["size"]:
             wrong.append(f"{name}: {path.stat().st_size} bytes instead of {entry['size']}")
-        elif hashes and sha256_file(path, on_bytes) != entry["sha256"]:
+        elif hashes and sha256_file(path) != entry["sha256"]:
             wrong.append(f"{name}: its content changed (sha256 differs)")
     # An unlisted file may be a planted pickle.
     unlisted = sorted(set(files_to_list(checkpoint)) - set(manifest["files"]))

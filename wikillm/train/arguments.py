@@ -54,17 +54,13 @@ def to_training_arguments(planned: PlannedRun) -> TrainingArguments:
         ddp_backend="gloo" if not on_gpu and is_distributed else None,
         # Without it, HF on a CPU sees world size 1 on every rank: all train on the same data.
         use_cpu=not on_gpu,
-        # What WikiLLM does itself: data order, resume position, evaluation, logging, tracking,
-        # rotation.
+        # WikiLLM does the data order, resume position, evaluation, tracking and rotation itself.
         ignore_data_skip=True,
         remove_unused_columns=False,
         accelerator_config={"dispatch_batches": False, "split_batches": False},
         average_tokens_across_devices=True,
         eval_strategy="no",  # ReportCallback requests evaluations; HF would need a dataset object
-        save_strategy="steps",
         save_steps=train.save_steps,
-        save_total_limit=None,
-        logging_strategy="steps",
         logging_steps=train.logging_steps,
         logging_first_step=True,
         # The filter would sync with the GPU at every micro-step and show an old loss for NaN.
@@ -78,10 +74,7 @@ def to_training_arguments(planned: PlannedRun) -> TrainingArguments:
 
 
 def follow_plan(args: TrainingArguments, train: TrainSection, plan: Plan) -> None:
-    """Give existing arguments the horizon and warm-up of a plan made again on resume.
-
-    (all ranks)
-    """
+    """Give the arguments the horizon and warm-up of a plan that a checkpoint has changed."""
     args.max_steps = plan.max_steps
     args.warmup_steps = plan.warmup_steps
     args.lr_scheduler_kwargs = _scheduler_kwargs(train, plan)
@@ -90,8 +83,7 @@ def follow_plan(args: TrainingArguments, train: TrainSection, plan: Plan) -> Non
 def _silence_harmless_warnings() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     transformers_logging.disable_progress_bar()
-    # WikiTrainer accumulates, so HF gives accelerate 1 step; accelerate warns that DeepSpeed has
-    # more.
+    # WikiTrainer accumulates: HF gives accelerate 1 step, and DeepSpeed's JSON has more.
     _drop("accelerate.accelerator", "Gradient accumulation steps mismatch")
     # train/resume.py logs what a resume changes, for more keys.
     _drop("transformers.trainer_utils", "do not match the ones in the `trainer_state.json`")

@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from wikillm.core.log import warn
 
+_TIMEOUT = timedelta(minutes=30)
+
 
 class ControlGroup:
     """Small collectives among all ranks.
@@ -20,11 +22,11 @@ class ControlGroup:
     Make it once, after the process group exists. (all ranks)
     """
 
-    def __init__(self, timeout_seconds: float = 1800.0) -> None:
+    def __init__(self) -> None:
         self.active = dist.is_initialized() and dist.get_world_size() > 1
         self._group = None
         if self.active:
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+            self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag: does any rank have it set? (all ranks, the same number of flags)"""

@@ -16,6 +16,8 @@ from wikillm.core.world import World
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.run_dir import RunDir
 
+_PATIENCE = 20.0  # seconds that a network file system gets to show a new file
+
 
 def check_world(
     args: TrainingArguments, world: World, control: ControlGroup, micro_batch: int
@@ -53,19 +55,14 @@ def check_world(
         )
 
 
-def check_shared_folder(
-    run: RunDir, control: ControlGroup, timeout: float = 20.0
-) -> dict[str, Any]:
+def check_shared_folder(run: RunDir, control: ControlGroup) -> dict[str, Any]:
     """Check that every rank sees the run directory that rank 0 made. (all ranks)
-
-    Args:
-        timeout: seconds that a network file system gets to show it.
 
     Returns:
         The run's identity, the same on every rank. Raises MachineError.
     """
     identity = _read_identity(run)
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + _PATIENCE
     expected: Any = control.gather(identity)[0]
     while identity != expected and time.monotonic() < deadline:
         time.sleep(0.2)
