@@ -18,7 +18,7 @@ from wikillm.models.z_loss import ZLoss
 from wikillm.train.callbacks.checkpoint import CheckpointCallback
 from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
-from wikillm.train.callbacks.progress import ProgressCallback
+from wikillm.train.callbacks.heartbeat import HeartbeatCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
 from wikillm.train.callbacks.stop import StopCallback
@@ -151,4 +151,4 @@ def _callbacks(
     yield report
     yield SampleCallback(trainer, report)
     yield garbage
-    yield ProgressCallback(context.heartbeat)
+    yield HeartbeatCallback(context.heartbeat)

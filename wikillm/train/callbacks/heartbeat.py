@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from wikillm.supervise.heartbeat import Heartbeat
 
 
-class ProgressCallback(TrainerCallback):
+class HeartbeatCallback(TrainerCallback):
     """The last callback. HF's order is: step end, evaluation, save; the trainer marks reading."""
 
     def __init__(self, heartbeat: Heartbeat) -> None:
