@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from wikillm.config.schema import SwanLabSection
 from wikillm.core.log import say, warn
 from wikillm.observe import names
 from wikillm.observe.redact import environment_secrets, redact, redact_text
@@ -52,12 +53,9 @@ class SwanLabSink:
     """A `Sink` that writes to SwanLab.
 
     Args:
-        mode: offline writes files that `sync_command` uploads later; online needs SWANLAB_API_KEY;
-            local is for `swanlab watch`; disabled does nothing.
-        project: letters, digits and `-_+.`; SWANLAB_PROJECT, which crashes SwanLab itself, replaces
-            "wikillm".
+        run_name: the experiment's name where the settings have none.
+        run_dir: keeps SwanLab's files where the settings name no folder.
         run_id: of the run to resume; None begins a new one.
-        finish_timeout: seconds that `finish` waits for what is still to be written or sent.
         start_timeout: seconds that `start` waits; SwanLab then starts in the background.
 
     Attributes:
@@ -67,24 +65,23 @@ class SwanLabSink:
 
     def __init__(
         self,
+        settings: SwanLabSection,
         *,
-        mode: Mode,
-        project: str,
-        experiment_name: str,
-        log_dir: Path,
-        workspace: str | None = None,
+        run_name: str,
+        run_dir: Path,
         run_id: str | None = None,
-        finish_timeout: float = 15.0,
         start_timeout: float = 20.0,
     ) -> None:
-        self._mode: Mode = mode
-        self._project = os.environ.get("SWANLAB_PROJECT", "") if project == "wikillm" else project
-        self._project = self._project or project
-        self._experiment_name = experiment_name
-        self._workspace = workspace
-        self._log_dir = log_dir
+        self._settings = settings
+        self._mode: Mode = settings.mode
+        # SWANLAB_PROJECT, which crashes SwanLab itself, replaces the default.
+        is_default = settings.project == "wikillm"
+        named = os.environ.get("SWANLAB_PROJECT") if is_default else None
+        self._project = named or settings.project
+        self._experiment_name = settings.experiment_name or run_name
+        self._log_dir = Path(settings.log_dir) if settings.log_dir else run_dir / "swanlog"
         self.run_id = run_id or new_run_id()
-        self._finish_timeout = finish_timeout
+        self._finish_timeout = settings.finish_timeout_seconds
         self._start_timeout = start_timeout
         self._secrets = environment_secrets()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -94,7 +91,7 @@ class SwanLabSink:
         self._run: Any = None
         self.folder: Path | None = None
         self._exit: tuple[int, str | None] = (0, None)
-        self._is_off = mode == "disabled"
+        self._is_off = settings.mode == "disabled"
         self._is_finished = False
 
     @property
@@ -203,7 +200,7 @@ class SwanLabSink:
             run = self._run = swanlab.init(
                 mode=self._mode,
                 project=self._project,
-                workspace=self._workspace,
+                workspace=self._settings.workspace,
                 name=self._experiment_name,
                 log_dir=str(self._log_dir),
                 id=self.run_id,

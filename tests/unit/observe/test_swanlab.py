@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from wikillm.config.schema import SwanLabSection
 from wikillm.observe.swanlab import SwanLabSink, new_run_id, unreachable
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,12 +22,16 @@ ROOT = Path(__file__).resolve().parents[3]
 PRELUDE = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
+from wikillm.config.schema import SwanLabSection
 from wikillm.observe.sinks import Sample
 from wikillm.observe.swanlab import SwanLabSink
 
-def sink(mode, **changes):
-    fixed = dict(project="wikillm", experiment_name="e", finish_timeout=2.0)
-    return SwanLabSink(mode=mode, log_dir=Path(os.environ["LOG"]), **{**fixed, **changes})
+def sink(mode, project="wikillm", **options):
+    folder = os.environ["LOG"]
+    settings = SwanLabSection(
+        mode=mode, project=project, log_dir=folder, finish_timeout_seconds=2.0
+    )
+    return SwanLabSink(settings, run_name="e", run_dir=Path(folder), **options)
 
 def report(**facts):
     print("FACTS " + json.dumps(facts, default=str), flush=True)
@@ -286,11 +291,11 @@ report(mode=s.mode)
 
 
 def test_disabled_does_nothing(tmp_path: Path) -> None:
-    sink = SwanLabSink(mode="disabled", project="p", experiment_name="e", log_dir=tmp_path / "log")
+    sink = SwanLabSink(SwanLabSection(mode="disabled"), run_name="e", run_dir=tmp_path)
     sink.start({})
     sink.log(1, {"loss": 1.0})
     sink.finish(0)
-    assert not (tmp_path / "log").exists() and sink.folder is None and sink.sync_command is None
+    assert not list(tmp_path.iterdir()) and sink.folder is None and sink.sync_command is None
 
 
 def test_run_ids_differ() -> None:

@@ -6,7 +6,6 @@ at the end of a step that one of them follows, until the next step begins.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from wikillm.observe.meter import Meter
 from wikillm.observe.sinks import JsonlSink, Sample, Sink
 from wikillm.observe.swanlab import SwanLabSink
 from wikillm.plan.flops import peak_flops
-from wikillm.train.context import RunContext
 from wikillm.train.trainer import WikiTrainer
 
 HEADER_EVERY = 25  # log lines between two headers
@@ -60,7 +58,14 @@ class ReportCallback(TrainerCallback):
         self._logged_step = point.step if point else 0
         self.sinks: list[Sink] = []
         if context.world.is_main:
-            self.sinks = [JsonlSink(context.run.path), _tracker(context)]
+            # The run directory's id lets a resumed run continue its experiment.
+            tracker = SwanLabSink(
+                cfg.observe.swanlab,
+                run_name=cfg.run.name,
+                run_dir=context.run.path,
+                run_id=context.identity["tracker"],
+            )
+            self.sinks = [JsonlSink(context.run.path), tracker]
             for sink in self.sinks:
                 sink.start({**cfg.model_dump(mode="json"), "plan": plan.to_json()})
 
@@ -171,18 +176,3 @@ class ReportCallback(TrainerCallback):
             reason = (str(error) or type(error).__name__).splitlines()[0]
         for sink in self.sinks:
             sink.finish(int(code), reason)
-
-
-def _tracker(context: RunContext) -> SwanLabSink:
-    """SwanLab with the run directory's id, so that a resumed run continues its experiment."""
-    cfg = context.resolved.config
-    swanlab = cfg.observe.swanlab
-    return SwanLabSink(
-        mode=swanlab.mode,
-        project=swanlab.project,
-        experiment_name=swanlab.experiment_name or cfg.run.name,
-        log_dir=Path(swanlab.log_dir) if swanlab.log_dir else context.run.path / "swanlog",
-        workspace=swanlab.workspace,
-        run_id=context.identity["tracker"],
-        finish_timeout=swanlab.finish_timeout_seconds,
-    )
