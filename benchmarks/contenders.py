@@ -1,9 +1,10 @@
-"""What benchmarks/train.py starts: one contender, that waits for its turn before every step and reports the last one.
+"""One contender of benchmarks/train.py: it waits for its turn before every step.
 
     python -m benchmarks.contenders '{"name": "hf", "words": [...], "steps": 30, "fd": 3}'
 
-All of them build the same model (weights by seed and name), read the same samples in the same order, use AdamW with
-the same groups, clip at 1.0 and divide by the same count: after equal steps their losses must be equal.
+All of them build the same model (weights by seed and name), read the same samples in the same
+order, use AdamW with the same groups, clip at 1.0 and divide by the same count: after equal steps
+their losses must be equal.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Pacer:
-    """Stops the contender before each turn until the parent says go; ends the process after the last one.
+    """Stops the contender before each turn until the parent sends go; exits after the last.
 
-    A turn is `stretch` steps, and what is reported of it is per step. `steps` and `profiled` count turns.
+    A turn is `stretch` steps, and what is reported of it is per step. `steps` and `profiled` count
+    turns.
     """
 
     def __init__(self, fd: int, steps: int, profiled: int = 0, stretch: int = 1) -> None:
@@ -75,9 +77,7 @@ class Pacer:
         self._reports.write(json.dumps(line) + "\n")
         self._reports.flush()
         if self._left == 0 or not sys.stdin.readline():
-            os._exit(
-                0
-            )  # in the middle of training on purpose: what comes after the last step is not measured
+            os._exit(0)  # in the middle of training: nothing after the last step is measured
         self._started = time.perf_counter(), time.process_time()
 
     def keep(self, loss: torch.Tensor) -> torch.Tensor:
@@ -93,7 +93,7 @@ def profiler() -> torch.profiler.profile:
 
 
 def busiest(profile: torch.profiler.profile, count: int = 15) -> list[dict[str, Any]]:
-    """Where the profiled steps' time went: operations by their own time on the device, with their share."""
+    """Time of the profiled steps: operations by their own time on the device, with share."""
     own = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
     events: list[Any] = list(profile.key_averages())
     if (
@@ -221,7 +221,7 @@ def bare(resolved: Resolved, pacer: Pacer, *, fused: bool) -> None:
 
 
 def _pace_trainer(pacer: Pacer) -> None:
-    """Before `Trainer.training_step`, so also before WikiLLM's, which calls it: from one start to the next is a step."""
+    """Before `Trainer.training_step`, which WikiLLM's calls: a step is from start to start."""
     original = Trainer.training_step
 
     def training_step(self: Trainer, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -1,15 +1,19 @@
-"""Building a token store, by encoder, against the tutorial's `load_dataset` + `map`, a stream of `datasets` that is tokenized and
-packed as it is read and, with `--peers`, against datatrove, litdata and MosaicML streaming (MDS): the same file, the same run.
+"""Building a token store, by encoder, against other ways, on the same file in the same run.
 
-Each contender works in a process of its own on one core's worth of threads, from the JSON Lines to tokens on the disk.
-"MB/s" is UTF-8 text per CPU-second: on a shared machine CPU time hardly depends on the neighbours. The tutorial keeps
-chunks of exactly 512 tokens of each document and throws the rest away; WikiLLM keeps every token. The stream writes nothing: it
-would do the same work in every epoch.
+The others: the tutorial's `load_dataset` + `map`, a stream of `datasets` tokenized and packed
+while it is read and, with `--peers`, datatrove, litdata and MosaicML streaming (MDS).
 
-    python benchmarks/data.py                                            # a generated corpus and a tokenizer trained on it
-    python benchmarks/data.py --data FILE --tokenizer FOLDER --mb 25     # the first 25 MB of a source of your own
-    python benchmarks/data.py --peers VENV/bin/python                    # the peers too; VENV is made as peers.txt says
-    python benchmarks/data.py --mb 1000 --contenders fastokens --workers 2   # WikiLLM with two worker processes
+Each contender works in a process of its own on one core's worth of threads, from the JSON Lines to
+tokens on the disk. "MB/s" is UTF-8 text per CPU-second: on a shared machine CPU time hardly depends
+on the neighbours. The tutorial keeps chunks of exactly 512 tokens of each document and throws the
+rest away; WikiLLM keeps every token. The stream writes nothing: it would do the same work in every
+epoch.
+
+    python benchmarks/data.py                                            # a generated corpus and a
+    tokenizer trained on it python benchmarks/data.py --data FILE --tokenizer FOLDER --mb 25     #
+    the first 25 MB of a source of your own python benchmarks/data.py --peers VENV/bin/python # the
+    peers too; VENV is made as peers.txt says python benchmarks/data.py --mb 1000 --contenders
+    fastokens --workers 2   # WikiLLM with two worker processes
 """
 
 # ruff: noqa: E402
@@ -119,9 +123,7 @@ def _peers(python: Path | None, data: Path, work: Path) -> dict[str, Any]:
             capture_output=True,
         )
         if known.returncode != 0:
-            print(
-                f"skipped {label}: {python} has no module {module}; benchmarks/peers.txt says what it needs"
-            )
+            print(f"skipped {label}: {python} has no module {module}; see benchmarks/peers.txt")
             continue
         own = work / f"peer-{name}"
         own.mkdir()
@@ -144,7 +146,7 @@ def _named(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _one(name: str, data: Path, tokenizer: Path, work: Path, workers: int) -> dict[str, Any]:
-    """Run one contender; the imports are not counted, those of worker processes excepted. `peak`: the largest process."""
+    """Run one contender, without its imports. `peak`: of the largest process."""
     import resource
 
     def usage() -> tuple[float, int]:
@@ -196,7 +198,7 @@ def _tutorial(_: str, data: Path, folder: Path, work: Path, workers: int) -> Any
 
 
 def _streaming(_: str, data: Path, folder: Path, work: Path, workers: int) -> Any:
-    """A stream of `datasets` as transformers' run_clm packs it: documents with EOS, cut into blocks batch by batch."""
+    """A stream of `datasets` as run_clm packs it: documents with EOS, cut into blocks by batch."""
     from itertools import chain
 
     import datasets

@@ -1,9 +1,10 @@
-"""Reading a token store into batches, against Hugging Face `datasets` on the same tokens in the same run.
+"""Reading a token store into batches, against Hugging Face `datasets` on the same tokens.
 
-Both read shuffled samples of T tokens into int64 batches, warm, in one process and one thread. `datasets` holds what the
-tutorial makes of the corpus, rows of T ids in Arrow files, read by a DataLoader with shuffle. Also: one sample found and
-read at random, the first batch of a freshly opened store, and the place of samples beyond 10^9 among 100,000 windows.
-Then the same store packed best-fit: the padding, what packing costs, and reading. Documents have random lengths.
+Both read shuffled samples of T tokens into int64 batches, warm, in one process and one thread.
+`datasets` holds what the tutorial makes of the corpus, rows of T ids in Arrow files, read by a
+DataLoader with shuffle. Also: one sample found and read at random, the first batch of a freshly
+opened store, and the place of samples beyond 10^9 among 100,000 windows. Then the same store packed
+best-fit: the padding, what packing costs, and reading. Documents have random lengths.
 
     python benchmarks/data_read.py              # 16 shards of 1M random ids
 """

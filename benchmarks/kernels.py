@@ -1,13 +1,15 @@
-"""The fused loss against Hugging Face's own, inside the same model: forward + backward time, peak memory, equality.
+"""The fused loss against Hugging Face's inside one model: time, peak memory, equality.
 
-One Qwen2 model, the loss patched in and out between turns, so that weights, batch and body are the same. Times are
-interleaved in one process; each memory peak comes from a process of its own. Default: the shape of the CPU goal.
+One Qwen2 model, the loss patched in and out between turns, so that weights, batch and body are the
+same. Times are interleaved in one process; each memory peak comes from a process of its own.
+Default: the shape of the CPU goal.
 
-    python benchmarks/kernels.py                              # 8 x 512 tokens, h=256, 4 layers, V=151,936, float32
-    python benchmarks/kernels.py --chunk-rows 256 512 1024    # how many rows per chunk
-    python benchmarks/kernels.py --kernels chunked tiled recomputed --vocab 8192 --batch 1 --length 8192   # MLPs in chunks
-    python benchmarks/kernels.py --kernels chunked selective full_but_attention full --vocab 8192 --layers 8   # checkpointing
-    python benchmarks/kernels.py --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32 --kernels chunked triton fp8
+    python benchmarks/kernels.py                              # 8 x 512 tokens, h=256, 4 layers,
+    V=151,936, float32 python benchmarks/kernels.py --chunk-rows 256 512 1024    # how many rows per
+    chunk python benchmarks/kernels.py --kernels chunked tiled recomputed --vocab 8192 --batch 1
+    --length 8192   # MLPs in chunks python benchmarks/kernels.py --kernels chunked selective
+    full_but_attention full --vocab 8192 --layers 8   # checkpointing python benchmarks/kernels.py
+    --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32 --kernels chunked triton fp8
 """
 
 # ruff: noqa: E402
@@ -20,10 +22,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MethodType
 from typing import Any, cast
 
-# The repository instead of this folder: transformers looks for a package named `kernels`, and would find this file.
+# The repository instead of this folder: transformers looks for a package named `kernels`, and would
+# find this file.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # Before torch: threads that wait for one another sleep, so that CPU seconds count work.
@@ -44,9 +46,10 @@ from benchmarks.record import (
 from wikillm.config.schema import Checkpointing
 from wikillm.models import fused_loss as fused_loss_module
 from wikillm.models import tiled_mlp
-from wikillm.models.checkpointing import checkpoint_layers, keep_activations
-from wikillm.models.compile_elementwise import compile_elementwise, restore_elementwise
+from wikillm.models.checkpointing import checkpoint_layers
+from wikillm.models.compile_elementwise import compile_elementwise, restore_rotation
 from wikillm.models.fused_loss import fused_loss
+from wikillm.models.patching import mlps_of, patch_forward, remove_patches
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHECKPOINTED = ("selective", "full_but_attention", "full")
@@ -70,8 +73,9 @@ def arguments() -> argparse.Namespace:
         nargs="+",
         choices=("chunked", "triton", "fp8", *LAYERS),
         default=["chunked"],
-        help="beside stock; with the chunked loss: tiled MLPs, MLPs recomputed in chunks by torch.utils.checkpoint, "
-        "compiled norms, rotation and SwiGLU, or a kind of train.gradient_checkpointing",
+        help="beside stock; with the chunked loss: tiled MLPs, MLPs recomputed in chunks by "
+        "torch.utils.checkpoint, compiled norms, rotation and SwiGLU, or a kind of "
+        "train.gradient_checkpointing",
     )
     parser.add_argument(
         "--chunk-rows",
@@ -140,7 +144,6 @@ def step(model: Any, batch: dict[str, torch.Tensor], variant: str) -> float | No
 @contextmanager
 def layers_as(kernel: str, model: Any, rows: int) -> Iterator[None]:
     """The decoder layers that a variant of LAYERS has; stock ones for any other."""
-    layers = model.get_decoder().layers
     if kernel == "tiled":
         tiled_mlp.tile_mlp(model, rows=rows, device_type=model.device.type)
     elif kernel == "elementwise":
@@ -149,24 +152,17 @@ def layers_as(kernel: str, model: Any, rows: int) -> Iterator[None]:
         model.train()
         checkpoint_layers(model, cast(Checkpointing, kernel))
     elif kernel == "recomputed":
-        for layer in layers:
-            layer.mlp.forward = MethodType(recomputed_in_chunks, layer.mlp)
+        for mlp in mlps_of(model):
+            patch_forward(mlp, recomputed_in_chunks)
     try:
         yield
     finally:
-        if kernel == "tiled":
-            tiled_mlp.untile_mlp(model)
-        elif kernel == "elementwise":
-            restore_elementwise(model)
-        elif kernel in CHECKPOINTED:
-            keep_activations(model)
-        elif kernel == "recomputed":
-            for layer in layers:
-                del layer.mlp.__dict__["forward"]
+        remove_patches(model)
+        restore_rotation(model)
 
 
 def recomputed_in_chunks(mlp: Any, x: torch.Tensor) -> torch.Tensor:
-    """The tiled MLP's rival: torch's checkpoint around each chunk of the stock MLP, with the same rows."""
+    """The alternative to the tiled MLP: torch's checkpoint around each chunk of the stock MLP."""
     x_NH = x.reshape(-1, x.shape[-1])
     rows = tiled_mlp.mlp_chunk_rows(len(x_NH), mlp.gate_proj.weight.shape[0], x.device.type)
     stock = type(mlp).forward
@@ -241,9 +237,13 @@ def main() -> None:
             "speedup": ratio,
         }
         rows.append(row_of(variant, facts[variant], memory["stock"]["peak"]))
-    header = ["loss", "fwd+bwd s", "CPU s", "x stock (range)", "x stock, CPU s", "peak GB", "of stock", "loss value", "gradient vs stock"]  # fmt: skip
+    header = ["loss", "fwd+bwd s", "CPU s", "x stock (range)", "x stock, CPU s", "peak GB"]
+    header += ["of stock", "loss value", "gradient vs stock"]
     tokens = args.batch * args.length
-    title = f"Forward + backward: h={args.hidden}, {args.layers} layers, V={args.vocab:,}, {args.batch} x {args.length} = {tokens:,} tokens, {args.dtype}"  # fmt: skip
+    title = (
+        f"Forward + backward: h={args.hidden}, {args.layers} layers, V={args.vocab:,}, "
+        f"{args.batch} x {args.length} = {tokens:,} tokens, {args.dtype}"
+    )
     bars = {title: {variant: tokens / min(facts[variant]["wall"]) for variant in variants}}
     report(title, facts, header, rows, args.out, plot=args.plot, tokens_per_second=bars)
 

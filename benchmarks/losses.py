@@ -1,12 +1,14 @@
-"""Output projection and loss, the operation alone: ours beside torch's own, Liger's and stock; time, memory, gradients.
+"""Output projection and loss alone: ours, torch's, Liger's, stock; time, memory, gradients.
 
-`kernels.py` measures a loss inside a model; this compares those that could stand in it. Turns are interleaved in one process,
-each memory peak comes from a process of its own. What is not there (Liger, a GPU, a newer torch) is named and left out.
+`kernels.py` measures a loss inside a model; this compares those that could stand in it. Turns are
+interleaved in one process, each memory peak comes from a process of its own. What is not there
+(Liger, a GPU, a newer torch) is named and left out.
 
-    python benchmarks/losses.py                                        # 4,096 rows, h=256, V=151,936, float32, CPU
-    python benchmarks/losses.py --rows 2048 --hidden 896 --dtype bf16
-    python benchmarks/losses.py --gpu                                  # rows and widths of 120M to 7B in bf16
-    TRITON_INTERPRET=1 python benchmarks/losses.py --rows 32 --hidden 16 --vocab 64 --contenders stock liger liger-rows   # do they run
+    python benchmarks/losses.py                                        # 4,096 rows, h=256,
+    V=151,936, float32, CPU python benchmarks/losses.py --rows 2048 --hidden 896 --dtype bf16 python
+    benchmarks/losses.py --gpu                                  # rows and widths of 120M to 7B in
+    bf16 TRITON_INTERPRET=1 python benchmarks/losses.py --rows 32 --hidden 16 --vocab 64
+    --contenders stock liger liger-rows   # do they run
 """
 
 # ruff: noqa: E402
@@ -267,7 +269,8 @@ def main() -> None:
         facts["shapes"][f"{n} x {hidden}"], more = measure(args, n, hidden)
         rows += more
     first = args.contenders[0]
-    header = ["rows x h", "loss", "fwd+bwd s", f"x {first} (range)", "by CPU s", "peak GB", "value", f"d hidden vs {first}", "d weight"]  # fmt: skip
+    header = ["rows x h", "loss", "fwd+bwd s", f"x {first} (range)", "by CPU s", "peak GB"]
+    header += ["value", f"d hidden vs {first}", "d weight"]
     bars = {
         shape: {
             name: int(shape.split()[0]) / min(one["wall"])

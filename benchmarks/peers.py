@@ -1,9 +1,9 @@
 """One peer's way from JSON Lines to tokens on the disk, for `benchmarks/data.py --peers PYTHON`.
 
-Runs in an environment of its own (`peers.txt`), so it imports nothing of WikiLLM. Each peer writes the ids of every
-document with its EOS, as its documentation does it. litdata and MDS bring no encoder: they are fed by fastokens, in
-batches of 1 MiB of text. The last line printed is JSON: wall and CPU seconds (children included), peak bytes (the largest
-process), tokens, encoder.
+Runs in an environment of its own (`peers.txt`), so it imports nothing of WikiLLM. Each peer writes
+the ids of every document with its EOS, as its documentation does it. litdata and MDS bring no
+encoder: they are fed by fastokens, in batches of 1 MiB of text. The last line printed is JSON: wall
+and CPU seconds (children included), peak bytes (the largest process), tokens, encoder.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _documents(data: Path, tokenizer: Path) -> Iterator[np.ndarray]:
 
 
 def _without_torchvision() -> None:
-    """`streaming` imports it for its picture data sets, and the wheel that registries have wants torch for CUDA."""
+    """`streaming` imports it for images, and its published wheel wants torch for CUDA."""
     from transformers.feature_extraction_utils import BatchFeature  # noqa: F401  asks whether torchvision is there
 
     for name in (

@@ -1,13 +1,14 @@
-"""Do Muon, WSD, zero-init and the z-loss help? Small real runs on a real text, at equal tokens, with the seed's spread.
+"""Do Muon, WSD, zero-init and the z-loss help? Small runs at equal tokens, over seeds.
 
-Arms that have a learning rate of their own get the same number of trial runs for it (one seed, full length; Muon's
-AdamW share keeps the first value of AdamW's list); the best value is then run with seeds the trials did not use. An arm
-"helps" or "hurts" when every seed's difference from the baseline has the same sign and the mean difference is more
-than twice its standard error; otherwise it is "unclear". What holds for a model of this size need not hold for a
-larger one. Each run is a fresh process with one thread.
+Arms that have a learning rate of their own get the same number of trial runs for it (one seed, full
+length; Muon's AdamW share keeps the first value of AdamW's list); the best value is then run with
+seeds the trials did not use. An arm "helps" or "hurts" when every seed's difference from the
+baseline has the same sign and the mean difference is more than twice its standard error; otherwise
+it is "unclear". What holds for a model of this size need not hold for a larger one. Each run is a
+fresh process with one thread.
 
-    python benchmarks/recipes.py --data zhwiki.jsonl                      # about 10 minutes of one core
-    python benchmarks/recipes.py --data zhwiki.jsonl --tokens 100000 --seeds 2 --arms muon
+    python benchmarks/recipes.py --data zhwiki.jsonl                      # about 10 minutes of one
+    core python benchmarks/recipes.py --data zhwiki.jsonl --tokens 100000 --seeds 2 --arms muon
 """
 
 # ruff: noqa: E402
@@ -84,7 +85,8 @@ def shape_words(args: argparse.Namespace) -> list[str]:
         f"model.num_key_value_heads={heads}", f"model.intermediate_size={3 * args.hidden}",
         f"data.path={args.data}", f"data.tokenizer=train:{args.vocab}", "data.val_fraction=0.1",
         "data.min_val_tokens=2000", "data.workers=1", "train.sequence_length=128",
-        "train.per_device_train_batch_size=16", f"train.global_batch_tokens={batch}", "train.warmup_steps=0.05",
+        "train.per_device_train_batch_size=16", f"train.global_batch_tokens={batch}",
+        "train.warmup_steps=0.05",
         "train.max_eval_tokens=50000", "train.logging_steps=20", "train.save_steps=100000",
         "observe.swanlab.mode=disabled", "observe.sample_prompts=[]",
     ]  # fmt: skip
@@ -132,7 +134,8 @@ def run(folder: Path, args: argparse.Namespace, words: list[str], seed: int) -> 
         return float("inf")
     if process.exitcode != 0:
         raise SystemExit(
-            f"a run ended with {process.exitcode}:\n{(folder / f'run-{number}.log').read_text()[-2000:]}"
+            f"a run ended with {process.exitcode}:\n"
+            f"{(folder / f'run-{number}.log').read_text()[-2000:]}"
         )
     events = [
         json.loads(line)
@@ -193,8 +196,10 @@ def main() -> None:
             ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in row["trials"].items())
             or "the baseline's"
         )
-        rows.append([row["arm"], trials, f"{row['rate']:g}", f"{statistics.mean(row['losses']):.4f}", f"{spread:.4f}",
-                     "" if row is found[0] else " ".join(f"{d:+.4f}" for d in differences), row["verdict"]])  # fmt: skip
+        against = "" if row is found[0] else " ".join(f"{d:+.4f}" for d in differences)
+        mean = f"{statistics.mean(row['losses']):.4f}"
+        cells = [row["arm"], trials, f"{row['rate']:g}", mean, f"{spread:.4f}", against]
+        rows.append([*cells, row["verdict"]])
     header = (
         "arm",
         f"trials (seed {TUNING_SEED})",

@@ -1,4 +1,4 @@
-"""What every measurement says about itself: date, machine, versions, commit, command, load. Tables and JSON files."""
+"""What every measurement records: date, machine, versions, commit, command, load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPO = Path(__file__).resolve().parent.parent
 
 
 def circumstances() -> dict[str, Any]:
-    """Where and when this process measures; "+changes" after the commit when tracked files differ from it."""
+    """Where and when this process measures; "+changes" when tracked files differ."""
     import torch
     import transformers
 
@@ -43,10 +43,10 @@ def circumstances() -> dict[str, Any]:
 def interleaved(
     steps: dict[str, Callable[[], Any]], repeats: int, sync: Callable[[], None]
 ) -> dict[str, Any]:
-    """Time the steps in turns, the order turned round each time: a busy neighbour then slows all of them.
+    """Time the steps in turns, in alternating order, so that other load slows all of them.
 
-    Returns {name: {"wall": [s], "cpu": [s]}}. CPU seconds are those of all threads of this process; they hardly depend
-    on who else uses the cores, so on a shared machine their ratio is the better one.
+    Returns {name: {"wall": [s], "cpu": [s]}}. CPU seconds are those of all threads of this process;
+    they hardly depend on other load, so on a shared machine their ratio is the better one.
     """
     found: dict[str, Any] = {name: {"wall": [], "cpu": []} for name in steps}
     for turn in range(repeats):
@@ -67,7 +67,7 @@ def paired_ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, floa
 
 
 def run_in_fresh_process(words: list[str]) -> dict[str, Any]:
-    """The JSON on the last line of `python <this script> words`: memory peaks need a process of their own."""
+    """The JSON on the last line of `python <this script> words`, for memory peaks."""
     done = subprocess.run(
         [sys.executable, sys.argv[0], *words], capture_output=True, text=True, cwd=REPO
     )
@@ -88,7 +88,7 @@ def peak_bytes(device: str) -> int:
 
 
 def gemm_flops(size: int | None = None, repeats: int = 5) -> float:
-    """FLOP/s of this device's matrix product, the best of `repeats`: float32 on CPU, bf16 on a GPU. The practical wall."""
+    """FLOP/s of this device's matrix product, the best of `repeats`: float32 on CPU, else bf16."""
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -129,8 +129,10 @@ def plot_bars(groups: dict[str, dict[str, float]], unit: str, out: Path) -> None
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-             for row in [header, ["-" * width for width in widths], *rows]]  # fmt: skip
+    lines = []
+    for row in [header, ["-" * width for width in widths], *rows]:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -144,7 +146,7 @@ def report(
     plot: Path | None = None,
     tokens_per_second: dict[str, dict[str, float]] | None = None,
 ) -> None:
-    """Print the table with its circumstances; keep everything as JSON in `out`, and {panel: {bar: tokens/s}} as SVG in `plot`."""
+    """Print the table; write everything as JSON to `out`, {panel: {bar: tokens/s}} to `plot`."""
     print(f"{title}\n")
     for key, value in facts["circumstances"].items():
         print(f"{key:14}{value}")

@@ -1,18 +1,20 @@
-"""A whole training step: WikiLLM against Hugging Face's Trainer and bare PyTorch loops; same model, data, batch.
+"""A training step: WikiLLM, Hugging Face's Trainer and bare PyTorch loops on equal batches.
 
-Each contender is a process of its own that stops before every step until it is given the turn, so steps alternate
-and nobody computes beside them: a ratio of neighbouring steps means something on a busy machine too. On a GPU
-(`--gpu`, the shapes of the goal table) they would not fit together: they run one after another, in stretches of steps between two
-synchronisations, and then once more in the opposite order. Contenders whose first losses differ train different models: they get no rows.
+Each contender is a process of its own that stops before every step until it is given the turn, so
+steps alternate and nobody computes beside them: a ratio of neighbouring steps means something on a
+busy machine too. On a GPU (`--gpu`, the shapes of the goal table) they would not fit together: they
+run one after another, in stretches of steps between two synchronisations, and then once more in the
+opposite order. Contenders whose first losses differ train different models: they get no rows.
 
-    python benchmarks/train.py                         # h=128, 3 layers, V=4,096, 8 x 128 tokens, CPU
-    python benchmarks/train.py --vocab 32000 --hidden 256
-    python benchmarks/train.py --contenders hf hf-compiled wikillm wikillm-compiled --profile
-    python benchmarks/train.py --gpu                   # 120M, 0.5B, 1.5B, 3B; says "not run" where there is no GPU
-    python benchmarks/train.py --gpu --shapes 120m-512-32 --contenders hf wikillm wikillm-compiled
+    python benchmarks/train.py                         # h=128, 3 layers, V=4,096, 8 x 128 tokens,
+    CPU python benchmarks/train.py --vocab 32000 --hidden 256 python benchmarks/train.py
+    --contenders hf hf-compiled wikillm wikillm-compiled --profile python benchmarks/train.py --gpu
+    # 120M, 0.5B, 1.5B, 3B; says "not run" where there is no GPU python benchmarks/train.py --gpu
+    --shapes 120m-512-32 --contenders hf wikillm wikillm-compiled
 
-"of GEMM" is the share of the device's measured matrix product (float32 on CPU, bf16 on a GPU) that the model's FLOPs
-(plan.flops) make up: 100 % is the wall, what is missing to it is what is left. MFU is the share of the datasheet's peak.
+"of GEMM" is the share of the device's measured matrix product (float32 on CPU, bf16 on a GPU) that
+the model's FLOPs (plan.flops) make up: 100 % is the wall, what is missing to it is what is left.
+MFU is the share of the datasheet's peak.
 """
 
 # ruff: noqa: E402
@@ -57,7 +59,7 @@ ON_GPU = ("hf", "hf-liger", "hf-compiled", "bare-fused", "wikillm", "wikillm-com
 STRETCH = 10
 """Steps between two synchronisations on a GPU: the host may run ahead, as in a run."""
 SAME_MODEL = 0.02
-"""Two first losses that differ by more are not of one model; rounding to bf16 differs by a tenth of it."""
+"""First losses that differ by more are of different models; bf16 rounding is a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,23 @@ class Shape:
     length: int
 
 
-# What fits into 80 GB by the planner's formula, stock too but for the goal's 64 x 512 (a test holds it). Qwen2's
-# vocabulary is said, or the run would take that of the little tokenizer.
+# What fits into 80 GB by the planner's formula, stock too but for the goal's 64 x 512 (a test holds
+# it). Qwen2's vocabulary is said, or the run would take that of the little tokenizer.
+_SIZES = (("120m", 512, 32), ("120m", 512, 64), ("120m", 2048, 8), ("0.5b", 2048, 8))
+_SIZES += (("1.5b", 4096, 2), ("3b", 4096, 2))
 GPU_SHAPES = {
     f"{preset}-{length}-{batch}": Shape(
-        f"{preset}, {batch} x {length}", (f"model.preset={preset}", "model.vocab_size=151936", *more), batch, length
+        f"{preset}, {batch} x {length}",
+        (
+            f"model.preset={preset}",
+            "model.vocab_size=151936",
+            *(("train.gradient_checkpointing=full",) if preset == "3b" else ()),
+        ),
+        batch,
+        length,
     )
-    for preset, length, batch, *more in (
-        ("120m", 512, 32), ("120m", 512, 64), ("120m", 2048, 8), ("0.5b", 2048, 8), ("1.5b", 4096, 2),
-        ("3b", 4096, 2, "train.gradient_checkpointing=full"),
-    )
-}  # fmt: skip
+    for preset, length, batch in _SIZES
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -143,7 +151,8 @@ class Contender:
         self._log = open(folder / f"{name}.log", "w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.contenders", json.dumps(order)],
-            stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, pass_fds=[writer], env=environ, cwd=REPO,
+            stdin=subprocess.PIPE, stdout=self._log, stderr=self._log, pass_fds=[writer],
+            env=environ, cwd=REPO,
         )  # fmt: skip
         os.close(writer)
         self._reports = os.fdopen(reader, encoding="utf-8")
@@ -167,7 +176,7 @@ class Contender:
         return dict(json.loads(line))
 
     def close(self) -> None:
-        """Also waits for its supervisor and workers, which still write into the folder that is removed next."""
+        """Also waits for its supervisor and workers, which write into the folder removed next."""
         children = (
             psutil.Process(self._process.pid).children(recursive=True)
             if self._process.poll() is None
@@ -188,14 +197,19 @@ def words_of(shape: Shape, folder: Path, name: str) -> list[str]:
         "elementwise": "train.compile=elementwise",
         "fp8": "train.loss_kernel=fp8",
     }
+    parts = name.split("-") if name.startswith("wikillm") else []
+    run_dir = tempfile.mkdtemp(prefix=name, dir=folder)  # of this visit
     return [
-        *(word for part, word in switches.items() if part in name.split("-") and name.startswith("wikillm")),
-        f"data.path={folder / 'text.jsonl'}", f"data.store={folder / 'store'}", "data.tokenizer=train:260",
-        "data.min_val_tokens=100", "data.workers=1", *shape.words, f"train.sequence_length={shape.length}",
-        f"train.per_device_train_batch_size={shape.batch}", f"train.global_batch_tokens={shape.batch * shape.length}",
+        *(word for part, word in switches.items() if part in parts),
+        f"data.path={folder / 'text.jsonl'}", f"data.store={folder / 'store'}",
+        "data.tokenizer=train:260",
+        "data.min_val_tokens=100", "data.workers=1", *shape.words,
+        f"train.sequence_length={shape.length}",
+        f"train.per_device_train_batch_size={shape.batch}",
+        f"train.global_batch_tokens={shape.batch * shape.length}",
         "train.max_steps=100000", "train.warmup_steps=0", "train.lr_scheduler_type=constant",
         "train.learning_rate=1e-3", "train.save_steps=100000", "train.max_eval_tokens=100",
-        "observe.swanlab.mode=disabled", "observe.sample_prompts=[]", f"run.dir={tempfile.mkdtemp(prefix=name, dir=folder)}",  # of this visit
+        "observe.swanlab.mode=disabled", "observe.sample_prompts=[]", f"run.dir={run_dir}",
     ]  # fmt: skip
 
 
@@ -217,11 +231,12 @@ def measure(
     stretch: int = 1,
     profiled: int = 0,
 ) -> dict[str, Any]:
-    """{contender: wall and CPU seconds of each counted turn, losses, peak}; {"error": ...} for one that failed.
+    """{contender: wall and CPU seconds of each counted turn, losses, peak}, or {"error": ...}.
 
     Args:
-        steps: counted turns; a turn is `stretch` steps, and its seconds are those of one of them. `warmup`, `profiled`: other turns.
-        visits: 0: all at once, taking turns. Else one after another, so often, every other time in the opposite order.
+        steps: counted turns; a turn is `stretch` steps, and its seconds are those of one of them.
+        `warmup`, `profiled`: other turns. visits: 0: all at once, taking turns. Else one after
+        another, so often, every other time in the opposite order.
     """
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -242,7 +257,7 @@ def measure(
 
 
 def differ(found: dict[str, Any]) -> str | None:
-    """Why these are no rows of one table: first losses that say that contenders do not train one model on one batch."""
+    """Why the rows are not comparable: first losses of different models or batches."""
     first = {name: result["losses"][0] for name, result in found.items() if "error" not in result}
     are_numbers = all(map(math.isfinite, first.values()))
     if not first or (
@@ -355,7 +370,8 @@ def print_profile(found: dict[str, Any]) -> None:
             print(f"\nWhere the time goes: {CONTENDERS[name]}")
         for row in result.get("profile", []):
             print(
-                f"  {row['share']:6.1%} {row['ms']:10.1f} ms {row['calls']:6} x  {row['operation'][:90]}"
+                f"  {row['share']:6.1%} {row['ms']:10.1f} ms {row['calls']:6} x  "
+                f"{row['operation'][:90]}"
             )
 
 
@@ -367,9 +383,15 @@ def main() -> None:
         raise SystemExit("not run: no GPU here")
     names = args.contenders or list(ON_GPU if args.gpu else ON_CPU)
     heads = max(1, args.hidden // 32)
-    fields = f"hidden_size={args.hidden} num_hidden_layers={args.layers} num_attention_heads={heads} vocab_size={args.vocab} num_key_value_heads={max(1, heads // 2)} intermediate_size={4 * args.hidden}"  # fmt: skip
+    fields = (
+        f"hidden_size={args.hidden} num_hidden_layers={args.layers} vocab_size={args.vocab} "
+        f"num_attention_heads={heads} num_key_value_heads={max(1, heads // 2)} "
+        f"intermediate_size={4 * args.hidden}"
+    )
     words = ("model.preset=tiny", *(f"model.{field}" for field in fields.split()))
-    own = Shape(f"h={args.hidden}, {args.layers} layers, V={args.vocab:,}, {args.batch} x {args.length}", words, args.batch, args.length)  # fmt: skip
+    sizes = f"V={args.vocab:,}, {args.batch} x {args.length}"
+    name = f"h={args.hidden}, {args.layers} layers, {sizes}"
+    own = Shape(name, words, args.batch, args.length)
     facts: dict[str, Any] = {"circumstances": circumstances(), "steps": args.steps, "shapes": {}}
     facts["gemm_flops"] = gemm_flops()
     if args.gpu:  # the contenders are other processes, and share the card with this one
@@ -392,7 +414,8 @@ def main() -> None:
             facts.setdefault("refused", {})[shape.name] = refused
         else:
             rows += rows_of(shape, found, facts)
-    header = ["shape", "contender", "ms/step", "CPU ms", "tokens/s", "x HF Trainer", "x fused loop", "MFU", "of GEMM", "peak GB", "last loss"]  # fmt: skip
+    header = ["shape", "contender", "ms/step", "CPU ms", "tokens/s", "x HF Trainer"]
+    header += ["x fused loop", "MFU", "of GEMM", "peak GB", "last loss"]
     bars = {
         shape: {
             CONTENDERS[name]: r["tokens_per_second"] for name, r in found.items() if "wall" in r

@@ -66,8 +66,8 @@ def test_muon_trains(recipe: str | None, words: Any, tmp_path: Path) -> None:
     [
         (None, (), 0),
         (None, ("train.z_loss=1e-4", "train.document_mask=on"), 0),
-        # DeepSpeed, for each of two groups of parameters: a number copied to the device and read again where it marks infinite norms,
-        # and a look for that mark before it clips.
+        # DeepSpeed, for each of two groups of parameters: a number copied to the device and read
+        # again where it marks infinite norms, and a look for that mark before it clips.
         ("zero2", (), 6),
     ],
 )
@@ -76,7 +76,8 @@ def test_the_host_waits_once_per_logging_step(
 ) -> None:
     """As torch's sync debug mode sees it, which does not see events and `torch.cuda.synchronize`.
 
-    `tests/dist/test_host_reads.py` counts what Python reads, on a CPU; not copies to the device, nor what operators read.
+    `tests/dist/test_host_reads.py` counts what Python reads, on a CPU; not copies to the device,
+    nor what operators read.
     """
     of_run = (
         "train.max_steps=6",
@@ -95,7 +96,7 @@ def test_the_host_waits_once_per_logging_step(
 
 
 def test_memory_is_what_was_planned(words: Any, tmp_path: Path) -> None:
-    """Of 120M with 32 x 512 tokens: what torch allocated against the plan without context and fragmentation."""
+    """120M with 32 x 512 tokens: allocated memory against the plan without context."""
     shape = (
         "train.sequence_length=512",
         "train.per_device_train_batch_size=32",

@@ -1,8 +1,9 @@
-"""What only a GPU can show of a step: no synchronisation, compiled layers, kernels of its own, peak memory.
+"""What only a GPU shows: no synchronisation, compiled layers, its kernels, peak memory.
 
-None of these tests has been run on a GPU yet: without one each is a skip with that reason. Those of compiled layers, tiles and elementwise
-functions were run with "cpu" for "cuda", by hand. The fused losses, chunked, Triton and 8-bit, over types and
-odd shapes are in `tests/unit/kernels`, on both devices.
+None of these tests has been run on a GPU yet: without one each is a skip with that reason. Those of
+compiled layers, tiles and elementwise functions were run with "cpu" for "cuda", by hand. The fused
+losses, chunked, Triton and 8-bit, over types and odd shapes are in `tests/unit/kernels`, on both
+devices.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from wikillm.kernels.tiled_swiglu import tiled_swiglu
 from wikillm.models.attention_mask import prepare_masks
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers, compiled_graphs
-from wikillm.models.compile_elementwise import compile_elementwise, restore_elementwise
+from wikillm.models.compile_elementwise import compile_elementwise, restore_rotation
 from wikillm.models.fused_loss import patch_loss
 from wikillm.models.tiled_mlp import tile_mlp
 
@@ -36,7 +37,8 @@ BATCH, LENGTH, VOCAB = 4, 256, 8192
 def build(dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(5)
     config = Qwen2Config(
-        vocab_size=VOCAB, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=VOCAB, hidden_size=256, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2,
         intermediate_size=512, tie_word_embeddings=True, use_cache=False, pad_token_id=None,
     )  # fmt: skip
     return Qwen2ForCausalLM(config).to("cuda", dtype)
@@ -62,7 +64,7 @@ def loss_and_gradients(model: Any, **more: torch.Tensor) -> tuple[float, list[to
 
 @pytest.mark.parametrize("kernel", ["chunked", "fp8"])
 def test_forward_and_backward_wait_for_nothing(kernel: Any) -> None:
-    """No operation of a micro-step blocks the host, masks of documents included: torch raises at the first that does."""
+    """No operation of a micro-step blocks the host, masks of documents included."""
     model, inputs = build(), batch()
     inputs["position_ids"] = (
         torch.arange(LENGTH, device="cuda").remainder(100).expand(BATCH, -1).contiguous()
@@ -114,7 +116,7 @@ def test_other_layers_give_the_stock_gradients(
         compile_elementwise(ours)
     found = loss_and_gradients(ours)
     if switch == "elementwise":
-        restore_elementwise(ours)
+        restore_rotation(ours)
         assert compiled_graphs() == 3, "norms, rotation, SwiGLU"
     assert found[0] == pytest.approx(expected[0], rel=5e-3)
     for mine, theirs in zip(found[1], expected[1], strict=True):
@@ -125,7 +127,7 @@ def test_other_layers_give_the_stock_gradients(
 
 @pytest.mark.parametrize("switch", ["flex_attention", "flash_attention_2"])
 def test_other_attention_keeps_to_documents_as_sdpa_does(switch: str) -> None:
-    """In bf16 throughout: under autocast queries and keys come in float32 from their rotation, which flex attention refuses."""
+    """In bf16: under autocast rotated queries are float32, which flex attention refuses."""
     if switch == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
         pytest.skip("flash-attn is not installed")
     stock = build(torch.bfloat16)
@@ -164,7 +166,7 @@ def test_other_attention_keeps_to_documents_as_sdpa_does(switch: str) -> None:
 def test_the_tiled_swiglu_is_the_reference(
     dtype: torch.dtype, bound: float, rows: int, hidden: int, width: int, chunk: int
 ) -> None:
-    """Against float64; on a GPU the weights' gradients are sums of products with a float32 result."""
+    """Against float64; on a GPU the weights' gradients are float32 sums of products."""
     generator = torch.Generator().manual_seed(3)
     shapes = [(rows, hidden), (width, hidden), (width, hidden), (hidden, width)]
     drawn = [
@@ -232,7 +234,7 @@ def test_checkpointing_keeps_what_it_says_and_gives_the_same_gradients(is_compil
 
 
 def test_the_head_keeps_no_logits() -> None:
-    """The peak of its forward and backward pass stays below half a copy of all logits in float32."""
+    """Its peak stays below half a copy of all logits in float32."""
     rows = 64 * BATCH * LENGTH
     hidden_NH = torch.randn(rows, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     weight_VH = torch.randn(VOCAB, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.models.patching import is_patched, patch_forward, restore_forward
+from wikillm.models.patching import is_patched, patch_forward
 
 _READY = "_wikillm_takes_ready_masks"  # on our function in Hugging Face's module
 CAUSAL_KERNELS = ("sdpa", "flash_attention_2")
@@ -65,11 +65,6 @@ def _accept_ready_masks(modeling: Any) -> None:
 
     setattr(create_causal_mask, _READY, True)
     modeling.create_causal_mask = create_causal_mask
-
-
-def own_masks(model: PreTrainedModel) -> None:
-    """The decoder's own code again."""
-    restore_forward(model.get_decoder())
 
 
 def same_document(positions_BT: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,6 @@ from wikillm.models.patching import (
     layers_of,
     own_forward,
     patch_forward,
-    restore_forward,
 )
 
 _PRODUCTS = {"aten::mm": 1, "aten::addmm": 2}
@@ -61,7 +60,7 @@ def checkpoint_layers(model: PreTrainedModel, kind: Checkpointing) -> str:
         raise WikiLLMError(
             "Layers whose forward is patched already cannot be checkpointed.",
             got=f"{patched} of {len(layers)} layers of {type(model).__name__}",
-            fix="checkpoint once, and `keep_activations` before another kind",
+            fix="checkpoint once, and `remove_patches` before another kind",
         )
     # Restoring the generators costs a synchronisation per layer, which only dropout needs.
     dropout = float(getattr(model.config, "attention_dropout", 0.0) or 0.0)
@@ -72,11 +71,6 @@ def checkpoint_layers(model: PreTrainedModel, kind: Checkpointing) -> str:
     for layer in layers:
         patch_forward(layer, _forward(options))
     return f"{len(layers)} layers {_DESCRIPTION[kind]}"
-
-
-def keep_activations(model: PreTrainedModel) -> None:
-    """The layers' own code again."""
-    restore_forward(*layers_of(model))
 
 
 def _forward(options: dict[str, Any]) -> Callable[..., Any]:

@@ -40,12 +40,6 @@ def compile_layers(
     return len(layers)
 
 
-def restore_layers(model: PreTrainedModel) -> None:
-    """The layers' own code again."""
-    for layer in layers_of(model):
-        layer._compiled_call_impl = None
-
-
 def compiled_graphs() -> int:
     """Graphs that this process has compiled so far, all models together."""
     from torch._dynamo.utils import counters

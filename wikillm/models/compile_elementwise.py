@@ -27,7 +27,6 @@ from wikillm.models.patching import (
     norms_of,
     own_forward,
     patch_forward,
-    restore_forward,
 )
 
 _ROTATION = "apply_rotary_pos_emb"  # a function of HF's module, which its attention finds there
@@ -55,18 +54,11 @@ def compile_elementwise(model: PreTrainedModel, *, backend: str = "inductor") ->
     return f"{', '.join(compiled)}, each a function of its own"
 
 
-def restore_elementwise(model: PreTrainedModel) -> None:
-    """The model's own code again. An MLP that was patched by something else stays so."""
-    forwards = ((mlp, getattr(mlp.forward, "__func__", None)) for mlp in mlps_of(model))
-    restore_forward(
-        *norms_of(model), *(mlp for mlp, forward in forwards if hasattr(forward, _STOCK))
-    )
+def restore_rotation(model: PreTrainedModel) -> None:
+    """Hugging Face's rotation again, for all models of this architecture in the process."""
     modeling: Any = sys.modules[type(model).__module__]
-    setattr(
-        modeling,
-        _ROTATION,
-        getattr(modeling.apply_rotary_pos_emb, _STOCK, modeling.apply_rotary_pos_emb),
-    )
+    ours = modeling.apply_rotary_pos_emb
+    setattr(modeling, _ROTATION, getattr(ours, _STOCK, ours))
 
 
 @functools.cache
@@ -129,5 +121,4 @@ def _mlp_forward(backend: str) -> Callable[..., torch.Tensor]:
         )
         return out
 
-    setattr(forward, _STOCK, True)
     return forward

@@ -53,6 +53,13 @@ def restore_forward(*modules: nn.Module) -> None:
         module.__dict__.pop("forward", None)
 
 
+def remove_patches(model: PreTrainedModel) -> None:
+    """The model's own code again, in all of its modules, compiled layers included."""
+    for module in model.modules():
+        restore_forward(module)
+        module._compiled_call_impl = None
+
+
 def own_forward(module: nn.Module) -> Callable[..., Any]:
     """The forward of the class, bound to `module`, in a form that torch.compile traces."""
     return partial(type(module).forward, module)

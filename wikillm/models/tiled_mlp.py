@@ -1,4 +1,4 @@
-"""The MLPs of the decoder layers over chunks of tokens, reversibly. For long sequences.
+"""The MLPs of the decoder layers over chunks of tokens. For long sequences.
 
 The operation is `kernels.tiled_swiglu`, in training, evaluation and generation. It needs the three
 weights at once, so it runs inside the nested calls of gate_proj, up_proj and down_proj. Under
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from wikillm.kernels.chunks import mlp_chunk_rows
 from wikillm.kernels.dispatch import Implementation
 from wikillm.kernels.tiled_swiglu import tiled_swiglu
-from wikillm.models.patching import check_supported, mlps_of, patch_forward, restore_forward
+from wikillm.models.patching import check_supported, mlps_of, patch_forward
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
 Then = Callable[[torch.Tensor], torch.Tensor]
@@ -41,12 +41,6 @@ def tile_mlp(model: PreTrainedModel, *, rows: int, device_type: str) -> Implemen
     width = int(model.config.intermediate_size)
     chunk = mlp_chunk_rows(rows, width, device_type)
     return Implementation("tiled", chunk, f"of {rows:,} by {width:,} on {device_type}")
-
-
-def untile_mlp(model: PreTrainedModel) -> None:
-    """The MLPs' own code again."""
-    for mlp in mlps_of(model):
-        restore_forward(mlp, *(getattr(mlp, name) for name in _PARTS))
 
 
 def _projection(stock: Then) -> Callable[..., torch.Tensor]:

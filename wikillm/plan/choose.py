@@ -26,7 +26,7 @@ from wikillm.plan.gpus import GPU_NAMES, Gpu, find_gpu
 from wikillm.plan.memory import KEPT_FREE, Memory, host_bytes_per_rank, memory_per_rank
 from wikillm.plan.strategy import Strategy, strategy_of, with_recipe
 from wikillm.plan.time import StepTime, default_mfu, step_time
-from wikillm.plan.workload import Workload, describe_workload, is_pinned
+from wikillm.plan.workload import Workload, describe_workload
 
 MOST_MICRO_TOKENS = 65_536
 """Tokens per rank and micro-step; more no longer makes the matrix products faster."""
@@ -92,33 +92,30 @@ def choose(
     origins = resolved.origins
     # A batch that follows from the micro-batch leaves no choice of it.
     free = Pinned(micro=workload.micro if train.global_batch_tokens is None else None)
-    pinned = Pinned(
-        resolved.config.deepspeed.config if is_pinned(train, origins, "deepspeed.config") else None,
-        workload.micro,
-        train.gradient_checkpointing
-        if is_pinned(train, origins, "train.gradient_checkpointing")
-        else None,
-    )
+    pinned = Pinned(micro=workload.micro)
+    if origins["deepspeed.config"].is_user:
+        pinned = replace(pinned, recipe=resolved.config.deepspeed.config)
+    if origins["train.gradient_checkpointing"].is_user:
+        pinned = replace(pinned, checkpointing=train.gradient_checkpointing)
     switches = _switches(workload, train, origins, machine)
     candidates = rank_candidates(train, workload, machine, switches, pinned, mfu)
     if candidates[0].fits:
         return candidates
 
-    def with_other_settings(switches: Strategy) -> Candidate:
-        return rank_candidates(train, workload, machine, switches, free, mfu)[0]
+    tokens = workload.train_tokens
+    here = [
+        rank_candidates(train, workload, machine, other, free, mfu)[0]
+        for other in (switches, *_leaner(workload, machine, switches))
+    ]
 
     def fits(other: Machine) -> bool:
         try:
-            again = describe_workload(
-                resolved, ranks=other.ranks, train_tokens=workload.train_tokens
-            )
+            again = describe_workload(resolved, ranks=other.ranks, train_tokens=tokens)
             switches = _switches(again, train, origins, other)
         except ConfigError:
             return False
         return rank_candidates(train, again, other, switches, pinned, mfu)[0].fits
 
-    here = [with_other_settings(switches)]
-    here += map(with_other_settings, _leaner(workload, machine, switches))
     fixes = list(_proposals(machine, here, fits))
     raise _nothing_fits(workload, machine, candidates[0], fixes)
 

@@ -6,7 +6,6 @@ to be 20 per parameter (Hoffmann et al., arXiv:2203.15556), and a note says whic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -100,7 +99,8 @@ def describe_workload(
     length = _tokenizer_length(resolved.config.data.tokenizer, model, of_vocab)
     vocab_size, vocab_note = resolve_vocab_size(model, of_vocab, length)
     # A micro-batch that the planner may choose is taken to be 1 here.
-    is_fixed = train.global_batch_tokens is None or is_pinned(train, origins, MICRO)
+    is_pinned = origins[MICRO].is_user and given_micro_batch(train) is not None
+    is_fixed = train.global_batch_tokens is None or is_pinned
     if is_fixed:
         batch = split_batch(train, origins, ranks)
     else:
@@ -135,12 +135,6 @@ def _tokenizer_length(name: str, model: ModelSection, of_vocab: Origin) -> int:
     if is_chosen and isinstance(model.vocab_size, int):
         return model.vocab_size
     return QWEN2_TOKENIZER_LENGTH
-
-
-def is_pinned(train: TrainSection, origins: Mapping[str, Origin], key: str) -> bool:
-    """Whether the user set `key`, so that the planner keeps it. A micro-batch of auto is free."""
-    is_free = key == MICRO and given_micro_batch(train) is None
-    return origins[key].is_user and not is_free
 
 
 def _tokens_without_data(

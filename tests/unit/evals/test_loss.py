@@ -28,7 +28,8 @@ class Random:
 def model() -> Qwen2ForCausalLM:
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
         intermediate_size=32, attention_dropout=0.5,
     )  # fmt: skip
     return Qwen2ForCausalLM(config)

@@ -1,4 +1,4 @@
-"""The linear cross entropy with 8-bit products against float64, with torch's own 8-bit product on this device."""
+"""The linear cross entropy with 8-bit products against float64."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_all_three_products_are_torchs_8_bit_ones() -> None:
 
 
 def test_small_probabilities_of_a_large_vocabulary_reach_the_gradient() -> None:
-    """At 1/V = 7e-6 the gradient is far below e4m3's and e5m2's smallest number; scaled it is not."""
+    """Unscaled, 1/V = 7e-6 is far below the smallest number of e4m3 and e5m2."""
     weight = torch.zeros(151_936, 16)
     weight[1:, 0] = 1e-3
     hidden = torch.ones(16, 16)

@@ -1,6 +1,7 @@
-"""The Triton kernel against float64, on a GPU or in Triton's interpreter, which must be chosen before Triton is imported.
+"""The Triton kernel against float64, on a GPU or in Triton's interpreter.
 
-The interpreter rounds to bf16 by cutting off, so a bound in bf16 is twice that of `test_linear_cross_entropy`.
+The interpreter rounds to bf16 by cutting off, so a bound in bf16 is twice that of
+`test_linear_cross_entropy`.
 """
 
 from __future__ import annotations
@@ -41,13 +42,16 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
     for n, h, v, chunk in ((70, 16, 1013, 32), (5, 8, 33, 3), (9, 8, 20_011, 16), (1, 4, 2, 8)):
         for z_loss in (0.0, 1e-3):
             hidden, weight, labels = draw(n, h, v, dtype, seed=n + v)
-            truth = run(reference.linear_cross_entropy, hidden.double(), weight.double(), labels, z_loss=z_loss)
+            wide = (hidden.double(), weight.double(), labels)
+            truth = run(reference.linear_cross_entropy, *wide, z_loss=z_loss)
             options = {"z_loss": z_loss, "chunk_rows": chunk, "experiment": LOSSES["triton"]}
             ours = run(linear_cross_entropy, hidden, weight, labels, **options)
             with torch.no_grad():
                 alone = linear_cross_entropy(hidden, weight, labels, count=float(n), **options)
             assert torch.equal(alone, ours[0]) and not ours[1][labels == -100].any()
-            errors = [float((a.double() - b).norm() / b.norm().clamp_min(1e-6)) for a, b in zip(ours, truth)]
+            norms = [true.norm().clamp_min(1e-6) for true in truth]
+            apart = [(a.double() - b).norm() for a, b in zip(ours, truth)]
+            errors = [float(a / b) for a, b in zip(apart, norms)]
             found.append([str(dtype).removeprefix("torch."), (n, h, v, chunk, z_loss), errors])
 print(json.dumps(found))
 """

@@ -1,4 +1,4 @@
-"""Tokenizers of every kind, opened by plain transformers out of an exported folder, give the ids of the training."""
+"""Exported tokenizers of every kind give the ids of the training in plain transformers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from wikillm.export.weights import as_llama, skeleton, trained_logits
 from wikillm.models.shape import ARCHITECTURES
 
 TEXTS = (
-    "第1号文章讲述一条河流的故事", "The quick brown fox 12345 jumps", " Don't 2024-05-06 naïve café.", "a  b\n\nc", " 你好", "１２３",
+    "第1号文章讲述一条河流的故事", "The quick brown fox 12345 jumps",
+    " Don't 2024-05-06 naïve café.", "a  b\n\nc", " 你好", "１２３",
 )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def test_ids_are_those_of_training(
 def test_qwen2s_model_type_would_give_other_ids(
     stores: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
-    """What the comparison is for: transformers 5 makes Qwen2's tokenizer of any tokenizer in a qwen2 folder."""
+    """transformers 5 opens any tokenizer in a qwen2 folder as Qwen2's."""
     trained = load_tokenizer(stores[kind])
     texts = probe_texts(trained)
     folder = write_folder(tmp_path / "m", tokenizer_files(stores[kind], max_length=64), "qwen2")

@@ -65,7 +65,7 @@ def test_weights_are_the_trained_ones(
 
 
 def test_logits_are_equal_without_wikillm(tmp_path: Path, tokenizer_dir: Path) -> None:
-    """A process that cannot import wikillm loads the folder and computes the same logits, bit for bit."""
+    """A process without wikillm loads the folder and computes equal logits."""
     model = tiny_model().eval()
     checkpoint = write_checkpoint(tmp_path, model)
     done = export_model(checkpoint, tmp_path / "m", tokenizer_dir=tokenizer_dir, facts=FACTS)
@@ -102,7 +102,8 @@ def test_folder_is_standard_and_sealed(tmp_path: Path, tokenizer_dir: Path) -> N
     ).folder
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+        "model.safetensors", "config.json", "generation_config.json", "tokenizer.json",
+        "tokenizer_config.json",
         "README.md", MARK,
     }  # fmt: skip
     generation = json.loads((folder / "generation_config.json").read_text())

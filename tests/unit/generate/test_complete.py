@@ -1,4 +1,4 @@
-"""Completions leave the model and the random state as they were, and are what greedy decoding by hand gives."""
+"""Completions restore the model and the random state, and equal greedy decoding by hand."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ IGNORED = -100
 def inputs(
     n: int, h: int, v: int, seed: int = 0, ignored: float = 0.2, size: float = 1.0
 ) -> tuple[torch.Tensor, ...]:
-    """float64 hidden, weight, labels; logits have a standard deviation of about `size` * sqrt(h)."""
+    """float64 hidden, weight, labels; logits with a deviation of about `size` * sqrt(h)."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, h, generator=generator, dtype=torch.float64)
     weight = torch.randn(v, h, generator=generator, dtype=torch.float64) * size
@@ -70,7 +70,8 @@ def test_any_shape_gives_the_reference(
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-# Bounds: float32 about a dozen roundings of 6e-8; bf16 rounds at 2^-9 = 2e-3 on its inputs' side of each product.
+# Bounds: float32 about a dozen roundings of 6e-8; bf16 rounds at 2^-9 = 2e-3 on its inputs' side of
+# each product.
 @pytest.mark.parametrize(
     ("dtype", "loss_bound", "grad_bound"),
     [(torch.float32, 1e-6, 2e-6), (torch.bfloat16, 2e-3, 6e-3), (torch.float16, 3e-4, 1e-3)],

@@ -17,13 +17,15 @@ from wikillm.core.errors import WikiLLMError
 from wikillm.data.order.blocks import SampleOrder
 from wikillm.data.read.document_mask import cumulative_lengths, document_positions
 from wikillm.data.read.loader import DocumentMask, Samples, document_mask, eval_loader
-from wikillm.models.attention_mask import own_masks, prepare_masks
+from wikillm.models.attention_mask import prepare_masks
 from wikillm.models.fused_loss import patch_loss
+from wikillm.models.patching import remove_patches, restore_forward
 from wikillm.models.shape import ARCHITECTURES
 
 EOS, VOCAB, T = 0, 97, 24
 SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "intermediate_size": 48, "head_dim": 8, "use_cache": False,
 }  # fmt: skip
 
@@ -112,7 +114,7 @@ def test_the_fused_loss_and_its_gradients_are_those_of_the_stock_model(kind: str
 def test_positions_count_from_the_beginning_of_each_document(
     lengths: list[int], seed: int, shuffle: bool
 ) -> None:
-    """Against the document of each token, found by its place in the stream; a ring's end begins anew too."""
+    """Against the document of each token by its place in the stream; a ring's end restarts."""
     if sum(lengths) < 2:
         return
     stream = Documents(lengths, seed)
@@ -177,12 +179,12 @@ def test_one_mask_for_all_layers_gives_the_same_bits(kind: str, precision: str) 
     assert all(
         torch.equal(own, shared) for own, shared in zip(found[0][1], found[1][1], strict=True)
     )
-    own_masks(model)
+    remove_patches(model)
     assert "forward" not in model.model.__dict__
 
 
 def test_a_layer_more_keeps_no_mask_more() -> None:
-    """Beyond what each layer keeps for its own sake, Hugging Face's way keeps T x T floats of each of four sequences."""
+    """Hugging Face's way keeps T x T floats more per layer, of each of four sequences."""
     ids = torch.ones(4, 256, dtype=torch.long)
     positions = torch.cat([torch.arange(100), torch.arange(156)]).expand(4, -1)
 
@@ -221,7 +223,7 @@ def test_no_value_of_a_batch_is_looked_at(documents: bool) -> None:
             loss = model(**inputs, num_items_in_batch=torch.tensor(10)).loss
             loss.backward()
         found.append((reads.count, loss.detach()))
-        own_masks(model)
+        restore_forward(model.model)
         prepare_masks(model)
     assert found[0][0] > 0 and found[1][0] == 0
     assert torch.equal(found[0][1], found[1][1])

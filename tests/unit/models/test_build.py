@@ -1,4 +1,4 @@
-"""The builder against transformers itself: exact counts, initial weights, the padded rows, continuing from a folder."""
+"""Built models: exact counts, initial weights, padded rows, continuing from a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpointed decoder layers: the same gradients, what is kept and what is computed twice, and what is refused."""
+"""Checkpointed layers: the same gradients, what is kept and recomputed, what is refused."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCau
 
 from wikillm.config.schema import Checkpointing, ModelSection
 from wikillm.core.errors import WikiLLMError
-from wikillm.models.checkpointing import checkpoint_layers, keep_activations
+from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compile_layers, compiled_graphs
+from wikillm.models.patching import remove_patches
 from wikillm.models.tiled_mlp import tile_mlp
 from wikillm.plan.memory import kept_by_checkpointing
 from wikillm.plan.strategy import Strategy
 from wikillm.plan.workload import Workload
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 80, "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": None,
+    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80, "max_position_embeddings": 64, "pad_token_id": None,
+    "bos_token_id": None,
     "eos_token_id": 0, "tie_word_embeddings": True, "use_cache": False,
 }  # fmt: skip
 KINDS: list[Checkpointing] = [kind for kind in get_args(Checkpointing) if kind != "none"]
@@ -72,7 +75,7 @@ class Calls(TorchDispatchMode):
 
 
 def count_calls(model: Any) -> tuple[int, int]:
-    """Of a forward and a backward through the decoder: calls of matrix products, and of attention."""
+    """Calls of matrix products and of attention in a forward and backward pass."""
     with Calls() as calls:
         model.get_decoder()(IDS).last_hidden_state.sum().backward()
     products = sum(calls.found[f"aten::{name}"] for name in ("mm", "addmm"))
@@ -100,7 +103,7 @@ def test_the_same_losses_and_gradients(
     wanted = outcome(model)
     assert checkpoint_layers(model, kind).startswith("3 layers keep")
     assert_equal_outcomes(outcome(model), wanted, rtol=1e-12, atol=1e-14)
-    keep_activations(model)
+    remove_patches(model)
     assert not any("forward" in layer.__dict__ for layer in model.model.layers)
 
 

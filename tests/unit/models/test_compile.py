@@ -1,4 +1,4 @@
-"""Compiled decoder layers: the same numbers, one graph for all layers, and only for the shapes of training."""
+"""Compiled layers: the same numbers, one graph, and only for the shapes of training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from wikillm.models.checkpointing import checkpoint_layers
-from wikillm.models.compile import compile_layers, compiled_graphs, restore_layers
+from wikillm.models.compile import compile_layers, compiled_graphs
 from wikillm.models.fused_loss import patch_loss
+from wikillm.models.patching import remove_patches
 from wikillm.models.tiled_mlp import tile_mlp
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": None,
+    "vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": None,
+    "bos_token_id": None,
     "eos_token_id": 0, "tie_word_embeddings": True,
 }  # fmt: skip
 
@@ -119,6 +122,6 @@ def test_what_is_saved_keeps_its_names_and_the_code_comes_back() -> None:
     names = list(model.state_dict())
     compile_layers(model, {(2, 8)}, backend="eager")
     assert list(model.state_dict()) == names
-    restore_layers(model)
+    remove_patches(model)
     model(input_ids=ids(), use_cache=False)
     assert compiled_graphs() == 0

@@ -1,4 +1,4 @@
-"""Norms, rotation and SwiGLU compiled as functions: the same numbers, three graphs, less kept, and put back."""
+"""Norms, rotation and SwiGLU compiled: the same numbers, three graphs, less memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from transformers import MistralConfig, MistralForCausalLM
 from transformers.models.qwen2 import modeling_qwen2
 
 from wikillm.core.errors import WikiLLMError
+from wikillm.models import tiled_mlp
 from wikillm.models.checkpointing import checkpoint_layers
 from wikillm.models.compile import compiled_graphs
-from wikillm.models.compile_elementwise import compile_elementwise, restore_elementwise
+from wikillm.models.compile_elementwise import compile_elementwise, restore_rotation
+from wikillm.models.patching import remove_patches
 from wikillm.models.shape import ARCHITECTURES
 from wikillm.models.tiled_mlp import tile_mlp
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 80, "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": None,
+    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80, "max_position_embeddings": 64, "pad_token_id": None,
+    "bos_token_id": None,
     "eos_token_id": 0, "tie_word_embeddings": True, "use_cache": False,
 }  # fmt: skip
 ROTATION = modeling_qwen2.apply_rotary_pos_emb
@@ -39,7 +43,7 @@ def _as_before() -> Iterator[None]:
     torch._dynamo.utils.counters.clear()
     yield
     for architecture in ARCHITECTURES:  # the rotation is the whole process's
-        restore_elementwise(build(architecture))
+        restore_rotation(build(architecture))
     assert modeling_qwen2.apply_rotary_pos_emb is ROTATION
     torch._dynamo.reset()
 
@@ -105,7 +109,8 @@ def test_less_is_kept_for_the_backward_pass() -> None:
         held_bytes(stock, input_ids=ids),
         held_bytes(ours, input_ids=ids),
     )  # in this order: the rotation is compiled for both from then on
-    # Per token and layer a norm keeps one vector less, twice, and the SwiGLU silu(gate); the last norm one.
+    # Per token and layer a norm keeps one vector less, twice, and the SwiGLU silu(gate); the last
+    # norm one.
     assert wanted - found >= 4 * 48 * (3 * (2 * 32 + 80) + 32)
 
 
@@ -127,14 +132,14 @@ def test_it_is_put_back_and_refused_where_it_is_not_known() -> None:
     compile_elementwise(model)
     with pytest.raises(WikiLLMError, match="train.compile=elementwise does not know"):
         compile_elementwise(model)
-    restore_elementwise(model)
+    restore_rotation(model)
+    remove_patches(model)
     assert not any("forward" in module.__dict__ for module in model.modules())
     assert modeling_qwen2.apply_rotary_pos_emb is ROTATION
     tile_mlp(model, rows=48, device_type="cpu")
     compile_elementwise(model)
-    restore_elementwise(model)
-    assert all("forward" in layer.mlp.__dict__ for layer in model.model.layers), (
-        "the tiled MLP is not ours to take out"
+    assert model.model.layers[0].mlp.forward.__func__.__module__ == tiled_mlp.__name__, (
+        "a tiled MLP keeps its own SwiGLU"
     )
     with pytest.raises(WikiLLMError, match="MistralForCausalLM"):
         compile_elementwise(MistralForCausalLM(MistralConfig(**SHAPE)))

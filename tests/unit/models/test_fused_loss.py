@@ -1,4 +1,4 @@
-"""The fused loss inside Hugging Face's models: same losses and gradients, nothing else changed, and reversible."""
+"""The fused loss in Hugging Face's models: equal losses and gradients, reversible."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from wikillm.models.fused_loss import fused_loss, loss_patch, patch_loss, unpatc
 from wikillm.models.shape import ARCHITECTURES
 
 SHAPE: dict[str, Any] = {
-    "vocab_size": 211, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": None,
+    "vocab_size": 211, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 64, "pad_token_id": None,
+    "bos_token_id": None,
     "eos_token_id": 0,
 }  # fmt: skip
 

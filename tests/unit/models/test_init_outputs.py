@@ -1,4 +1,4 @@
-"""zero_init_outputs: the layers begin as the identity, and every other weight is what it would be without it."""
+"""zero_init_outputs: layers begin as the identity; every other weight is unchanged."""
 
 from __future__ import annotations
 

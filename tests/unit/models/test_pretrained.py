@@ -1,4 +1,4 @@
-"""A model folder that is damaged, of another kind, or not whole is refused as what it is; nothing is filled in at random."""
+"""A model folder that is damaged, of another kind or incomplete is refused by its fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoder layers with a tiled MLP: the same losses and gradients, put in and taken out, and what is refused."""
+"""Layers with a tiled MLP: equal losses and gradients, reversible; what is refused."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from wikillm.config.load import load
 from wikillm.core.errors import WikiLLMError
 from wikillm.kernels import chunks
 from wikillm.models.checkpointing import checkpoint_layers
+from wikillm.models.patching import remove_patches
 from wikillm.models.shape import ARCHITECTURES
-from wikillm.models.tiled_mlp import tile_mlp, untile_mlp
+from wikillm.models.tiled_mlp import tile_mlp
 from wikillm.plan.memory import activation_bytes_per_token, memory_per_rank, tile_bytes
 from wikillm.plan.strategy import Strategy
 from wikillm.plan.workload import describe_workload
 
 SMALL = {
-    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2,
+    "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 16,
 }  # fmt: skip
 
@@ -54,7 +56,7 @@ def test_losses_and_gradients_are_those_of_the_stock_layers(
         torch.testing.assert_close(got, grad, rtol=1e-9, atol=1e-12)
     with pytest.raises(WikiLLMError, match="2 modules patched already"):
         tile_mlp(model, rows=74, device_type="cpu")  # tiled already
-    untile_mlp(model)
+    remove_patches(model)
     assert model.model.layers[0].mlp.forward == stock
     assert outcome(model)[0] == wanted
 

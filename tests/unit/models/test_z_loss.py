@@ -1,4 +1,4 @@
-"""The z-loss in a model: the same loss and gradients fused and stock, those of float64, and none in evaluation."""
+"""The z-loss in a model: fused and stock equal float64; none in evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ COEFFICIENT = 0.05
 def model() -> Any:
     torch.manual_seed(5)
     config = Qwen2Config(
-        vocab_size=97, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=97, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
         intermediate_size=24, tie_word_embeddings=False, pad_token_id=None, bos_token_id=None,
     )  # fmt: skip
     return Qwen2ForCausalLM(config).double()

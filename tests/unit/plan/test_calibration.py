@@ -19,8 +19,10 @@ from wikillm.plan.calibration import (
 from wikillm.plan.gpus import driver_name, find_gpu
 
 MADE = Calibration(
-    device="Some CPU", kind="cpu", cpus=2, load=0.1, time="2026-11-23T20:00:00+0000", torch="2.13.0", gemm_flops=1e11,
-    attention_flops=5e10, copy_bytes_per_second=1e10, all_reduce_bytes_per_second=1e9, all_reduce="gloo, 2 ranks",
+    device="Some CPU", kind="cpu", cpus=2, load=0.1, time="2026-11-23T20:00:00+0000",
+    torch="2.13.0", gemm_flops=1e11,
+    attention_flops=5e10, copy_bytes_per_second=1e10, all_reduce_bytes_per_second=1e9,
+    all_reduce="gloo, 2 ranks",
 )  # fmt: skip
 
 

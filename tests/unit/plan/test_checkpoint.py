@@ -1,4 +1,4 @@
-"""The size of a checkpoint by formula, beside checkpoints that were written (tests/invariants compares fp32 as it runs)."""
+"""The size of a checkpoint by formula, against written ones (fp32: tests/invariants)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from wikillm.config.load import load
 from wikillm.plan.checkpoint import Written, checkpoint_bytes
 
 SHAPE = [
-    "model.preset=tiny", "model.hidden_size=64", "model.num_hidden_layers=2", "model.num_attention_heads=4",
+    "model.preset=tiny", "model.hidden_size=64", "model.num_hidden_layers=2",
+    "model.num_attention_heads=4",
     "model.num_key_value_heads=2", "model.intermediate_size=128",
 ]  # fmt: skip
 PARAMETERS, UNTIED = 336_448, 598_592
 
-# bytes per parameter on the disk after two steps with a vocabulary of 4096, without the random states and headers
+# bytes per parameter on the disk after two steps with a vocabulary of 4096, without the random
+# states and headers
 MEASURED = [
     (Written("fp32", None), True, 12.13),
     (Written("fp32", None, ranks=2), True, 12.18),

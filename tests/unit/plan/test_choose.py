@@ -1,4 +1,4 @@
-"""The planner's choices: what it keeps, what it prefers, what it refuses and what it then proposes."""
+"""The planner's candidates: what it keeps, prefers, refuses and proposes."""
 
 from __future__ import annotations
 

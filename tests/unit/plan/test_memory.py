@@ -1,4 +1,4 @@
-"""Memory by part: the published formulas with numbers, and how each part moves with what it depends on."""
+"""Memory by part: the published formulas with numbers, and what each part depends on."""
 
 from __future__ import annotations
 

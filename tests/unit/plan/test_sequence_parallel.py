@@ -1,4 +1,4 @@
-"""Ranks that share sequences, in the plan: the batch, memory, traffic, time, refusals and what is proposed."""
+"""Ranks that share sequences: batch, memory, traffic, time, refusals, proposals."""
 
 from __future__ import annotations
 
