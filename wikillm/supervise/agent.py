@@ -151,10 +151,16 @@ class Agent:
                 self._kill_at += OBEY_SECONDS - HEAR_SECONDS
             elif "bye" in message:
                 self._left = (int(message["bye"]), str(message["reason"]))
-                self.link.send(message)
+                is_early = not self.link.accepted and self._left[0] != 0
+                if not is_early:
+                    self.link.send(message)
                 if self._recorder is not None:
                     self._recorder.close(self._record())
                 self.rank_wire.send({"noted": True})
+                # The reason of a rank that fails early must not be lost.
+                if is_early:
+                    self._connect_late()
+                    self.link.send(message)
 
     def _record(self) -> RankRecord:
         return self._start_record.now(self.heartbeat.read(), self._left)
