@@ -17,8 +17,6 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import psutil
-
 from wikillm.core.errors import MachineError
 
 PORTS_TRIED = 8
@@ -39,6 +37,8 @@ class Route:
 
 def interfaces() -> dict[str, str]:
     """IPv4 address -> interface of this machine."""
+    import psutil  # not at the top: agents import this file and stay small
+
     cards = psutil.net_if_addrs().items()
     return {a.address: card for card, found in cards for a in found if a.family == socket.AF_INET}
 
