@@ -15,7 +15,8 @@ from wikillm.doctor.texts import TEXTS
 
 Level = Literal["ok", "warn", "fail", "skip"]
 GROUPS = (
-    "nodes", "python", "gpu", "host", "compiler", "disk", "network", "connectivity", "environment", "run",
+    "nodes", "python", "gpu", "host", "compiler", "disk", "network", "connectivity", "environment",
+    "run",
 )  # fmt: skip
 
 

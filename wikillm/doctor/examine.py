@@ -58,6 +58,7 @@ def examine_nodes(
     visit = Visit(names, workdir, start + SECONDS)
     try:
         cluster = ClusterFacts(names, slots, request.master, visit.meet(request, environment))
+        # Each step needs the one before: names and addresses, then ports, then a collective.
         if len(visit.open) > 1:
             cluster = replace(cluster, shared=visit.share(request.run_dir))
             addresses = addresses_of(cluster)

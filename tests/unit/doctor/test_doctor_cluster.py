@@ -126,7 +126,7 @@ def test_an_unreachable_node_is_one_failure_that_names_it() -> None:
         ("", "other"),
     ],
 )
-def test_what_ssh_says_is_understood(text: str, kind: str) -> None:
+def test_ssh_errors_are_classified(text: str, kind: str) -> None:
     assert classify(text, 255).kind == kind
 
 
@@ -145,7 +145,7 @@ def test_addresses_are_those_that_other_nodes_use() -> None:
     assert addresses_of(cluster) == addresses_of(wrong) == {"gpu1": "10.0.0.1", "gpu2": "10.0.0.2"}
 
 
-def test_facts_travel_as_json() -> None:
+def test_facts_survive_json() -> None:
     facts = gpu_node()
     assert facts_from_json(json.loads(json.dumps(asdict(facts)))) == facts
     partly = replace(facts, gpus=None, errors={"gpus": "no answer"})

@@ -57,7 +57,7 @@ def test_a_section_that_hangs_or_breaks_does_not_block_the_others() -> None:
     assert errors["hangs"].startswith("no answer")
 
 
-def test_secrets_stay_here() -> None:
+def test_secrets_are_not_gathered() -> None:
     environ = {
         "HF_TOKEN": "canary-1234",
         "SWANLAB_API_KEY": "canary-5678",
@@ -154,7 +154,7 @@ def test_digests_tell_versions_apart(tmp_path: Path) -> None:
     assert code_digest(code) != one
 
 
-def test_places_and_missing_data(tmp_path: Path) -> None:
+def test_folders_and_missing_data(tmp_path: Path) -> None:
     place = inspect_folder(tmp_path / "a/b/c")
     assert (place.existing, place.is_writable) == (str(tmp_path), True)
     assert place.bytes_per_second is None
@@ -172,7 +172,7 @@ def test_places_and_missing_data(tmp_path: Path) -> None:
         (["data.store=https://h/store"], (), False),
     ],
 )
-def test_addresses_are_not_taken_for_paths(
+def test_addresses_are_not_mistaken_for_paths(
     line: list[str], local: tuple[str, ...], has_source: bool
 ) -> None:
     asked = request_of(load("demo", ["data.path=null", *line], None), master="", master_port=29500)

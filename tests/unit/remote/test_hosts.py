@@ -55,7 +55,7 @@ def test_each_mistake_has_its_line(text: str, what: str, where: str, tmp_path: P
     assert refused.value.fix
 
 
-def test_all_mistakes_are_told_together(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="3 problems") as refused:
         read_hostfile(written(tmp_path, "a slots=0\n-x slots=1\nb slots=2\nb slots=2\n"))
     assert all(f"hostfile:{line}" in (refused.value.got or "") for line in (1, 2, 4))
@@ -70,7 +70,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=40))
-def test_nothing_that_a_shell_reads_is_a_host(text: str) -> None:
+def test_shell_syntax_is_not_a_host(text: str) -> None:
     if is_host(text):
         assert not set(text) & set(" \t\n\r;|&$`\"'\\<>(){}[]*?!#~%@/=")
         assert not text.startswith("-") and text.isascii()
@@ -101,7 +101,7 @@ def test_an_ipv6_address_in_brackets_is_that_address(zero: str, tmp_path: Path) 
         ("me@[-oX]", "user@[2001:db8::1]"),
     ],
 )
-def test_what_is_near_an_address_is_refused_with_what_to_write(bad: str, hint: str) -> None:
+def test_invalid_addresses_are_refused_with_a_hint(bad: str, hint: str) -> None:
     with pytest.raises(ConfigError, match="not a host") as refused:
         check_destination(bad)
     assert hint in (refused.value.fix or "")

@@ -21,7 +21,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
 
 
-def test_words_arrive_as_they_are(nodes: Cluster, tmp_path: Path) -> None:
+def test_arguments_arrive_unchanged(nodes: Cluster, tmp_path: Path) -> None:
     command = shlex.join(["printf", "%s\\n", *WORDS])
     done = nodes.run("node2", ssh_argv("node1", f"{command}; hostname"), cwd=tmp_path)
     assert done.stdout.splitlines() == [*WORDS, "node1"], done.stderr

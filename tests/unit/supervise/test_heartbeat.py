@@ -1,4 +1,4 @@
-"""What a rank marks, another process reads; and how long each phase may stand still."""
+"""Another process reads the marks of a rank; each phase has its stall limit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_progress_within_a_phase_counts() -> None:
     time.sleep(0.05)
     heartbeat.progress()
     reading = heartbeat.read()
-    assert reading.standing < 0.04 <= reading.in_phase
+    assert reading.standing + 0.04 <= reading.in_phase
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -92,7 +92,7 @@ def test_a_dead_process_is_named_sooner_where_its_end_is_known() -> None:
     assert made.speaker() == 0
 
 
-def test_a_stop_before_training_ends_the_others_at_once_an_agreed_one_gives_them_time() -> None:
+def test_a_stop_before_training_ends_the_others_at_once_an_agreed_one_waits() -> None:
     made = membership()
     made.bye(1, ExitCode.STOPPED, "stopped before training", 10.0, is_agreed=False)
     reason(made.verdict(11.0), ExitCode.STOPPED)

@@ -1,4 +1,4 @@
-"""The way to the first node: what is said where there is none."""
+"""An unknown first node is reported with a fix that applies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wikillm.supervise.network import find_route
 
 
 @pytest.mark.parametrize("job", [None, "7"])
-def test_an_unknown_first_node_is_named_with_a_way_out_that_is_there(
+def test_an_unknown_first_node_is_named_with_a_fix(
     job: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch file of Slurm takes the first node's name from Slurm: it has no --master-addr."""

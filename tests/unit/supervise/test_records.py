@@ -66,9 +66,7 @@ def record(process: Process, rank: int = 0, **more: object) -> RankRecord:
     return replace(made, **more)  # type: ignore[arg-type]
 
 
-def test_a_number_given_to_somebody_else_is_not_the_run(
-    tmp_path: Path, rank_0: subprocess.Popen[bytes]
-) -> None:
+def test_a_reused_pid_is_not_the_run(tmp_path: Path, rank_0: subprocess.Popen[bytes]) -> None:
     """The same pid with another start time, boot or host: not alive, and never killed."""
     ours = Process.here(rank_0.pid)
     write_record(tmp_path, record(ours))
@@ -88,7 +86,7 @@ def test_a_number_given_to_somebody_else_is_not_the_run(
 
 
 @pytest.mark.parametrize("pid", [-1, 0, 1 << 40])
-def test_a_number_that_is_no_process_is_no_process(tmp_path: Path, pid: int) -> None:
+def test_an_invalid_pid_is_no_process(tmp_path: Path, pid: int) -> None:
     strange = replace(Process.here(os.getpid()), pid=pid)
     assert not strange.is_alive() and not strange.send(signal.SIGTERM)
     assert end_here(tmp_path, record(strange)) is None
@@ -244,7 +242,7 @@ def test_stop_asks_through_the_directory_and_waits(
         stop(tmp_path, at_once=False, timeout=1, on_wait=lambda running: None)
 
 
-def test_what_does_not_answer_is_named(
+def test_ranks_that_do_not_respond_are_named(
     tmp_path: Path,
     rank_0: subprocess.Popen[bytes],
     capsys: pytest.CaptureFixture[str],

@@ -180,7 +180,7 @@ def test_a_wrong_message_of_a_peer_that_knows_the_secret_ends_its_connection(
     ],
     ids=str,
 )
-def test_a_wrong_beat_is_that_ranks_loss_and_the_coordinator_goes_on(
+def test_a_wrong_beat_ends_its_rank_and_not_the_coordinator(
     served: Served, change: Message
 ) -> None:
     first, second = served.agent(0), served.agent(1)
@@ -190,7 +190,7 @@ def test_a_wrong_beat_is_that_ranks_loss_and_the_coordinator_goes_on(
     assert said is not None and "rank 1" in said["reason"] and said["end"] == 3
 
 
-def test_a_right_beat_is_taken(served: Served) -> None:
+def test_a_valid_beat_is_accepted(served: Served) -> None:
     wire = served.agent(0)
     wire.send(BEAT)
     assert until(lambda: served.membership.ranks and served.membership.ranks[0].step == 7)
@@ -217,7 +217,7 @@ def test_unproven_connections_are_few_and_short(
         sock.close()
 
 
-def test_a_peer_with_another_secret_is_sent_away_and_named(served: Served) -> None:
+def test_a_peer_with_another_secret_is_refused_and_named(served: Served) -> None:
     wire = served.agent(0, secret=b"x" * 32)
     assert served.hears(wire, "hub") is None and wire.closed
     assert wire.has_answered and not wire.is_proven
