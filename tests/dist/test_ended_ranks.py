@@ -1,4 +1,4 @@
-"""Ranks of one machine that are killed, stand still, fail or are asked to stop: how the others end, and what exit.json says."""
+"""Ranks of one machine that are killed, stall, fail or are asked to stop: exits and exit.json."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_process_that_is_alone_and_killed_leaves_its_reason(words: Words, tmp_
 def test_a_rank_killed_in_set_up_is_named_and_its_neighbour_ends(
     words: Words, tmp_path: Path
 ) -> None:
-    """The neighbour waits in DeepSpeed's shared-memory op, which holds the interpreter's lock: its agent ends it."""
+    """The neighbour spins in DeepSpeed's shared-memory op with the interpreter lock: its agent ends it."""
     codes, said = broken(words, tmp_path / "run", "set-up kill", 1, deepspeed="zero2")
     assert codes[1] == -signal.SIGKILL and codes[0] in (ExitCode.MACHINE, -signal.SIGKILL)
     assert re.fullmatch(KILLED.format(rank=1), said["reason"]) and said["code"] == 3

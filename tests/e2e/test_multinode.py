@@ -277,7 +277,7 @@ def test_a_rank_that_is_killed_ends_the_run_at_once(place: Place, two: Cluster) 
 
 
 @matrix
-def test_a_rank_that_stands_still_is_named_with_its_stacks(place: Place, two: Cluster) -> None:
+def test_a_stalled_rank_is_named_with_its_stacks(place: Place, two: Cluster) -> None:
     """SIGSTOP to rank 1: its agent still beats, its progress stalls. The rank that waits for it leaves its stack."""
     process = place.start(two, "own", "zero2", *FOR_EVER, "train.stall_seconds=15")
     place.wait_for_steps(process, 5)
@@ -388,7 +388,7 @@ def test_stop_now_ends_a_run_without_saving(place: Place, two: Cluster) -> None:
     assert not list((place.run / "checkpoints").glob("checkpoint-*"))
 
 
-def test_nodes_do_not_bear_this_machines_name(two: Cluster, tmp_path: Path) -> None:
+def test_nodes_have_names_of_their_own(two: Cluster, tmp_path: Path) -> None:
     """What the other tests rest on: the names are the nodes' own."""
     names = [
         two.run(name, ["hostname"], cwd=tmp_path).stdout.strip() for name in ("node1", "node2")
