@@ -84,7 +84,12 @@ def plan_packing(manifest: SwanLabManifest, *, without: Path | None = None) -> P
         warnings.append("there is no requirements.txt: the job installs nothing")
     if "wikillm/__init__.py" in names and manifest.python != "3.11":
         warnings.append(f'WikiLLM needs Python 3.11, spec.python is "{manifest.python}"')
-    warnings.append(_volume_warning(manifest))
+    if manifest.volume_id is None:
+        warnings.append("no data volume: the job sees only what is packed (spec.volumes)")
+    else:
+        where = f"/data/{manifest.volume or 'NAME'}/"
+        what = f"the volume appears in the job as {where}"
+        warnings.append(f"{what}: data.path must find the text there")
     return Packing(files, tuple(warnings))
 
 
@@ -167,10 +172,3 @@ def _secret_warnings(folder: Path, files: Sequence[PackedFile]) -> Iterator[str]
             yield f"{file.name} holds a private key"
         elif holds_token(content.decode("utf-8", "ignore")):
             yield f"{file.name} holds what looks like an access token"
-
-
-def _volume_warning(manifest: SwanLabManifest) -> str:
-    if manifest.volume_id is None:
-        return "no data volume: the job sees only what is packed (spec.volumes)"
-    where = f"/data/{manifest.volume or 'NAME'}/"
-    return f"the volume appears in the job as {where}: data.path must find the text there"

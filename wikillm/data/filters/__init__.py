@@ -1,6 +1,6 @@
-"""What happens to a clean text before it is tokenized: conversion, quality rules, overlap with
-evaluation files, dropping of duplicates.
+"""What happens to a clean text before it is tokenized.
 
-`settings` turns `data.*` into a picklable description (`Filters`) that is part of the fingerprint.
-`apply` carries it out for each document. `drop_list` reads what `data/dedup/` found.
+It is converted, checked by quality rules, compared with evaluation files, and dropped if it is a
+duplicate. `settings` turns `data.*` into a picklable description (`Filters`) that is part of the
+fingerprint; `apply` carries it out; `drop_list` reads what `data/dedup/` found.
 """

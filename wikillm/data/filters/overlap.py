@@ -25,7 +25,6 @@ from wikillm.data.sources.read import items_of
 from wikillm.data.sources.sniff import sniff
 from wikillm.data.sources.streams import pieces
 from wikillm.data.sources.tables import parse_row
-from wikillm.data.types import Item, SourceFile
 
 MIN_UNITS = 5
 _MAX_EXAMPLE_BYTES = 16 << 20
@@ -105,7 +104,12 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
             got=file.path,
             fix="wanted: JSON Lines, a JSON array, CSV, or plain text with one example per line",
         )
-    for number, (offset, payload, _) in enumerate(_items(source)):
+    # A line of plain text is an example; as a source of the corpus it would be one document.
+    if source.format == "text":
+        items = split_lines(pieces(source), 0, _MAX_EXAMPLE_BYTES)
+    else:
+        items = items_of(source, 0, _MAX_EXAMPLE_BYTES)
+    for number, (offset, payload, _) in enumerate(items):
         if payload is None:
             got = f"{file.path}: byte {offset}, above {_MAX_EXAMPLE_BYTES} bytes"
             raise DataError("An example is too long.", got=got)
@@ -119,12 +123,6 @@ def examples_of(file: PinnedFile) -> Iterator[list[str]]:
         except ValueError as error:
             got = f"{file.path}: record {number + 1}: {error}"
             raise DataError("An evaluation file cannot be read.", got=got) from None
-
-
-def _items(source: SourceFile) -> Iterator[Item]:
-    if source.format == "text":  # each line is an example; as a source it would be one document
-        return split_lines(pieces(source), 0, _MAX_EXAMPLE_BYTES)
-    return items_of(source, 0, _MAX_EXAMPLE_BYTES)
 
 
 def _strings(value: Any) -> Iterator[str]:
