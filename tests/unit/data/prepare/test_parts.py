@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import os
 import signal
@@ -12,6 +11,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -220,9 +220,8 @@ def ray_workers() -> list[int]:
     return [pid for pid in found if is_below(pid)]
 
 
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
 def test_a_ray_cluster_gives_the_same_store_though_a_worker_is_killed(make, whole, monkeypatch):
-    if importlib.util.find_spec("ray") is None:
-        pytest.skip("the extra `ray` is not installed")
     from wikillm.data.prepare.ray_executor import build_on_ray
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
