@@ -20,11 +20,7 @@ from wikillm.core.errors import ConfigError, DataError
 from wikillm.data.tokenizer import download, find
 from wikillm.data.tokenizer.find import choose_tokenizer
 from wikillm.data.tokenizer.tokenizer import copy_tokenizer, load_tokenizer
-from wikillm.data.tokenizer.train import (
-    SPECIAL_TOKENS,
-    default_vocabulary,
-    train_bpe,
-)
+from wikillm.data.tokenizer.train import SPECIAL_TOKENS, default_vocabulary, train_bpe
 
 TEXT = "北京是中国的首都。The capital, 1984!\n\n  naïve"
 
