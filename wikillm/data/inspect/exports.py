@@ -146,4 +146,3 @@ _SUFFIXES = {
     "parquet": ("parquet",),
 }
 _WRITERS = {"megatron": _to_megatron, "datatrove": _to_datatrove, "parquet": _to_parquet}
-EXPORTS = tuple(_WRITERS)

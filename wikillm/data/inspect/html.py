@@ -1,7 +1,7 @@
 """What `stats` and `show` find, as one HTML file: no script, no network, bars as CSS.
 
 Every text of a store is escaped: a document cannot become part of the page. Colours follow the
-reader's light or dark setting; bars carry their numbers as text, so nothing is told by colour
+reader's light or dark setting; bars carry their numbers as text, so nothing is shown by colour
 alone.
 """
 

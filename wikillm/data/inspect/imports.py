@@ -40,7 +40,6 @@ from wikillm.data.store.writer import SplitWriter, shard_record_path
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, copy_tokenizer, load_tokenizer
 from wikillm.data.types import TokenizedDocument
 
-IMPORTS = ("megatron", "datatrove")
 SHARD_TOKENS = 1 << 24  # 64 MiB
 _BATCH_DOCUMENTS = 256
 # 6 and 7 are floating point

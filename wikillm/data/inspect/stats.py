@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wikillm.core.errors import DataError
+from wikillm.data.inspect.summary import store_summary_json
 from wikillm.data.store.manifest import MANIFEST_NAME
 from wikillm.data.store.store import SPLITS, Store, TokenStream
 
@@ -91,17 +92,9 @@ class Documents:
 
 def stats_of(store: Store) -> dict[str, Any]:
     """Counts, lengths, copies and the funnel of a store, for programs."""
-    manifest = store.manifest
-    return {
-        "store": str(store.dir),
-        "fingerprint": manifest.fingerprint,
-        "backend": manifest.backend,
-        "tokenizer": asdict(manifest.tokenizer),
-        "shards": len(manifest.shards),
-        "duplicates": manifest.duplicates,
-        "funnel": {**asdict(manifest.funnel), "read_records": manifest.funnel.read_records},
-        "splits": {name: _split_stats(store, getattr(store, name)) for name in SPLITS},
-    }
+    splits = {name: _split_stats(store, getattr(store, name)) for name in SPLITS}
+    found = store_summary_json(store.dir, store.manifest)
+    return {**found, "backend": store.manifest.backend, "splits": splits}
 
 
 def _split_stats(store: Store, stream: TokenStream) -> dict[str, Any]:

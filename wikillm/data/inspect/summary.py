@@ -28,13 +28,10 @@ def summary_json(corpus: Corpus) -> dict[str, Any]:
     """The same for programs."""
     if not corpus.mixture:
         return store_summary_json(corpus.dir, corpus.manifest)
-    sources = {
-        source.name: {
-            "count": source.count,
-            **store_summary_json(source.store.dir, source.store.manifest),
-        }
-        for source in corpus.mixture
-    }
+    sources = {}
+    for source in corpus.mixture:
+        found = store_summary_json(source.store.dir, source.store.manifest)
+        sources[source.name] = {"count": source.count, **found}
     return {"fingerprint": corpus.manifest.fingerprint, "period": PERIOD, "mixture": sources}
 
 

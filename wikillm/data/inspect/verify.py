@@ -1,6 +1,6 @@
 """Check a finished store: sizes, every sha256, and that the files hold what they should.
 
-A sha256 says that a file is the one that the manifest names. That its ids lie in the vocabulary,
+A sha256 shows that a file is the one that the manifest names. That its ids are in the vocabulary,
 and that its documents end with EOS, is checked as well.
 """
 

@@ -17,8 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wikillm.config.mixture import PERIOD
+from wikillm.config.schema import Packing
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.order.blocks import SourceUse, TargetRanges
+from wikillm.data.order.best_fit import PackedOrder
+from wikillm.data.order.blocks import SampleOrder, SourceUse, TargetRanges, window_ends
+from wikillm.data.read.packed import packed_order
 from wikillm.data.store.manifest import Manifest, ShardInfo
 from wikillm.data.store.store import Store, TokenStream
 
@@ -98,6 +101,7 @@ class Corpus(Protocol):
 
     Attributes:
         dir: the folder of the store, or of the first one.
+        window_shards: shards that are read, and permuted or packed, together.
         manifest: as it was when the corpus was opened.
         mixture: the sources of a mixture; () for a single store.
     """
@@ -106,6 +110,8 @@ class Corpus(Protocol):
     manifest: Manifest
     train: TokenStream
     val: TokenStream
+    window_shards: int
+    packing: Packing
     mixture: tuple[WeightedStore, ...] = ()
 
     def order(self, sequence_length: int, seed: int) -> TrainingOrder:
@@ -139,6 +145,16 @@ class Corpus(Protocol):
         Of a mixture's `val` each is cut to its part of the first `max_tokens` targets.
         """
         return (NamedStream.of("", getattr(self, split)),)
+
+    def order_of(
+        self, shards: Sequence[ShardInfo], sequence_length: int, seed: int
+    ) -> SampleOrder | PackedOrder:
+        """The order of `train`, which consists of these shards."""
+        window = self.window_shards
+        if self.packing == "best_fit":
+            return packed_order(self.dir, self.train, shards, window, sequence_length, seed)
+        ends = window_ends([shard.splits["train"].tokens for shard in shards], window)
+        return SampleOrder(self.train.n_tokens, sequence_length, seed, windows=ends)
 
     def describe(self) -> dict[str, Any]:
         """What a run records about its text (data.json)."""

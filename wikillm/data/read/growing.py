@@ -27,7 +27,6 @@ from wikillm.data.prepare.background import Builder
 from wikillm.data.prepare.finish import describe_shards
 from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.read.corpus import Corpus, TrainingOrder, described, shards_read
-from wikillm.data.read.packed import windowed_order
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
 from wikillm.data.store.store import Store, TokenStream, read_committed
 from wikillm.data.store.writer import shard_record_path
@@ -219,16 +218,8 @@ class GrowingOrder:
     def _make(self) -> SampleOrder | PackedOrder:
         corpus = self.corpus
         self._made_from = corpus.shards_in_windows
-        shards, window = corpus.shards[: self._made_from], corpus.window_shards
-        return windowed_order(
-            corpus.dir,
-            corpus.train,
-            shards,
-            window,
-            corpus.packing,
-            self.sequence_length,
-            self.seed,
-        )
+        shards = corpus.shards[: self._made_from]
+        return corpus.order_of(shards, self.sequence_length, self.seed)
 
     def covers(self, stop: int) -> bool:
         """Whether all samples before `stop` exist; looks at the files if it has to."""

@@ -219,27 +219,18 @@ class GlobalBatches(Sampler[list[int]]):
                 yield list(range(first, first + shape.micro_batch))
 
 
-class EvalBatches(Sampler[list[int]]):
+def eval_batches(samples: int, micro_batch: int, world_size: int, rank: int) -> list[list[int]]:
     """Every sample of [0, samples) once over all ranks, front to back, in equally many batches.
 
     ZeRO-3 gathers weights in every forward, so a rank that ran out would block the others: rows of
     `PADDING` fill up.
     """
-
-    def __init__(self, samples: int, micro_batch: int, world_size: int, rank: int) -> None:
-        self.samples = samples
-        self.micro_batch = micro_batch
-        self.world_size = world_size
-        self.rank = rank
-
-    def __len__(self) -> int:
-        return -(-self.samples // (self.micro_batch * self.world_size))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(len(self)):
-            first = (batch * self.world_size + self.rank) * self.micro_batch
-            indices = range(first, first + self.micro_batch)
-            yield [n if n < self.samples else PADDING for n in indices]
+    together = micro_batch * world_size
+    starts = range(rank * micro_batch, -(-samples // together) * together, together)
+    return [
+        [n if n < samples else PADDING for n in range(start, start + micro_batch)]
+        for start in starts
+    ]
 
 
 def as_is(batch: Any) -> Any:
@@ -278,12 +269,12 @@ def eval_loader(
     mask: DocumentMask | None = None,
     shard: SequenceShard | None = None,
 ) -> DataLoader[Any]:
-    """Batches of this rank over the stream, or over its first `max_tokens` targets, in sequences."""
+    """Batches of this rank over the stream, or over the first `max_tokens` targets of it."""
     order = SampleOrder(tokens.n_tokens, sequence_length, seed=0, shuffle=False)
     count = order.blocks_per_epoch
     if max_tokens is not None:
         count = min(count, -(-max_tokens // sequence_length))
-    batches = EvalBatches(count, micro_batch, world_size, rank)
+    batches = eval_batches(count, micro_batch, world_size, rank)
     samples = Samples(tokens, order, count, mask, shard)
     return DataLoader(samples, batch_sampler=batches, collate_fn=as_is, **_options(0))
 

@@ -1,12 +1,12 @@
 """Several token stores read as one, by weight (the order: `order.mixed`).
 
-The streams of the sources lie one after the other, and the order speaks of positions in the joined
-stream.
+The streams of the sources are joined, and the order gives positions in the joined stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from wikillm.config.schema import Packing
@@ -29,6 +29,7 @@ class MixedCorpus(Corpus):
         self, mixture: Sequence[WeightedStore], window_shards: int, packing: Packing = "concat"
     ) -> None:
         self.mixture = tuple(mixture)
+        self.window_shards = window_shards
         self.packing = packing
         stores = [source.store for source in mixture]
         self._corpora = [StoredCorpus(store, window_shards, packing) for store in stores]
@@ -73,15 +74,11 @@ class MixedCorpus(Corpus):
         return tuple(cut)
 
     def describe(self) -> dict[str, Any]:
-        sources = [
-            {
-                "name": source.name,
-                "count": source.count,
-                "store": str(source.store.dir),
-                "fingerprint": source.store.manifest.fingerprint,
-            }
-            for source in self.mixture
-        ]
+        sources = []
+        for one in self.mixture:
+            fingerprint = one.store.manifest.fingerprint
+            found = {"name": one.name, "count": one.count, "store": str(one.store.dir)}
+            sources.append({**found, "fingerprint": fingerprint})
         return {**super().describe(), "mixture": sources}
 
     def data_read(self, order: TrainingOrder, samples: int) -> dict[str, Any]:
@@ -99,14 +96,11 @@ def _joined_manifest(mixture: Sequence[WeightedStore]) -> Manifest:
         ],
     }
     fraction = max(manifest.facts["data.val_fraction"] for manifest in manifests)
-    return Manifest(
+    return replace(
+        manifests[0],
         fingerprint=fingerprint_of(facts),
         facts={**facts, "data.val_fraction": fraction},
-        tokenizer=manifests[0].tokenizer,
-        backend=manifests[0].backend,
         sources=tuple(source for manifest in manifests for source in manifest.sources),
-        shard_bytes=max(manifest.shard_bytes for manifest in manifests),
-        stopped_at_text_limit=any(manifest.stopped_at_text_limit for manifest in manifests),
         duplicates=None,
         funnel=merged(manifest.funnel for manifest in manifests),
         splits={

@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from wikillm.config.schema import Packing
 from wikillm.core.log import logger
 from wikillm.data.order.best_fit import PackedOrder, PackedWindow
-from wikillm.data.order.blocks import SampleOrder, window_ends
 from wikillm.data.store.manifest import ShardInfo
 from wikillm.data.store.store import TokenStream
 from wikillm.data.workers.exclusive import exclusive
@@ -25,22 +23,6 @@ FOLDER = "packed"
 
 _PACKED: WeakKeyDictionary[TokenStream, dict[Path, PackedWindow]] = WeakKeyDictionary()
 """What this process has read or packed, for as long as the stream exists."""
-
-
-def windowed_order(
-    folder: Path,
-    stream: TokenStream,
-    shards: Sequence[ShardInfo],
-    window_shards: int,
-    packing: Packing,
-    sequence_length: int,
-    seed: int,
-) -> SampleOrder | PackedOrder:
-    """The order of a store's training stream, or of its first windows (`shards`)."""
-    if packing == "best_fit":
-        return packed_order(folder, stream, shards, window_shards, sequence_length, seed)
-    windows = window_ends([shard.splits["train"].tokens for shard in shards], window_shards)
-    return SampleOrder(stream.n_tokens, sequence_length, seed, windows=windows)
 
 
 def packed_order(

@@ -8,7 +8,6 @@ from wikillm.config.schema import Packing
 from wikillm.data.order.best_fit import PackedOrder
 from wikillm.data.order.blocks import SampleOrder
 from wikillm.data.read.corpus import Corpus, TrainingOrder, shards_read
-from wikillm.data.read.packed import windowed_order
 from wikillm.data.store.store import Store, TokenStream
 
 
@@ -31,10 +30,7 @@ class StoredCorpus(Corpus):
         self.val = store.val if val is None else val
 
     def order(self, sequence_length: int, seed: int) -> SampleOrder | PackedOrder:
-        shards, window = self.manifest.shards, self.window_shards
-        return windowed_order(
-            self.dir, self.train, shards, window, self.packing, sequence_length, seed
-        )
+        return self.order_of(self.manifest.shards, sequence_length, seed)
 
     def epoch_sizes(self, sequence_length: int) -> tuple[int, int] | None:
         if self.train.n_tokens < 2:

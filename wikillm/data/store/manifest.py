@@ -55,7 +55,7 @@ class SourceInfo:
 
 @dataclass(frozen=True, slots=True)
 class SplitInfo:
-    """A split as a whole. `text_bytes` is UTF-8 text, without what EOS stands for."""
+    """A split as a whole. `text_bytes` is UTF-8 text, EOS not counted."""
 
     tokens: int
     documents: int

@@ -1,10 +1,10 @@
 """A prepared token store on a server (http, s3, oss), read through a bounded cache on this machine.
 
 Opening fetches manifest and tokenizer; each shard is fetched when something of it is read, compared
-with the manifest's sha256, and kept until others need its room (`sources/cache.py`). So a batch is
+with the manifest's sha256, and kept until others need its room (`fetch.cache`). So a batch is
 the same as from a local copy. The first epoch reads window after window, and a cache of a window is
 enough; later epochs permute all samples, and need the whole store in the cache to be fast: a
-smaller one is told of.
+smaller one is reported.
 """
 
 from __future__ import annotations
@@ -33,23 +33,13 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True, slots=True)
-class ShardFile:
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class RemoteShards:
     """The shard files of a store at `url`: `ensure` makes one be in `folder`. Cheap to pickle."""
 
     url: str
     folder: Path
     cache: Cache
-    files: dict[str, ShardFile]  # by path relative to the store
-
-    @property
-    def bytes(self) -> int:
-        return sum(file.size for file in self.files.values())
+    files: dict[str, tuple[int, str]]  # size and sha256, by path relative to the store
 
     def ensure(self, path: Path) -> None:
         """Fetch a shard file unless it is here.
@@ -59,17 +49,17 @@ class RemoteShards:
         if _touched(path):
             return
         name = path.relative_to(self.folder).as_posix()
-        file = self.files[name]
+        size, digest = self.files[name]
         with self.cache.exclusive(about=f"{self.url}/{name}"):
             if _touched(path):
                 return
-            self.cache.make_room(file.size, f"{shown(self.url)}/{name}")
+            self.cache.make_room(size, f"{shown(self.url)}/{name}")
             path.parent.mkdir(parents=True, exist_ok=True)
             staged = path.with_name(f".{path.name}.{os.getpid()}{STAGING_SUFFIX}")
             start = time.monotonic()
             try:
-                self.cache.download(f"{self.url}/{name}", staged, file.size)
-                if sha256_file(staged) != file.sha256:
+                self.cache.download(f"{self.url}/{name}", staged, size)
+                if sha256_file(staged) != digest:
                     raise DataError(
                         "A shard of a remote store is not the one that its manifest describes.",
                         got=f"{shown(self.url)}/{name}: its sha256 is another",
@@ -80,13 +70,8 @@ class RemoteShards:
             finally:
                 staged.unlink(missing_ok=True)
             seconds = time.monotonic() - start
-            logger.info(
-                "fetched %s/%s, %s in %.1f s",
-                shown(self.url),
-                name,
-                format_size(file.size),
-                seconds,
-            )
+            fetched = f"{shown(self.url)}/{name}, {format_size(size)}"
+            logger.info(f"fetched {fetched} in {seconds:.1f} s")
 
 
 def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
@@ -99,41 +84,43 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
     with cache.exclusive(is_main, url) as asked:
         content = _manifest(url, cache, asked)
         folder = cache.folder / "stores" / key_of(f"{url}\n{hashlib.sha256(content).hexdigest()}")
-        manifest = _read(url, content)
+        try:
+            manifest = Manifest.from_json(json.loads(content))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                "This is no manifest of a token store.",
+                got=f"{shown(url)}/{MANIFEST_NAME}: {error}",
+                fix="data.store=ADDRESS of the folder",
+            ) from None
         _fetch_tokenizer(url, folder, manifest, cache)
     files = {}
     for shard in manifest.shards:
         for split, part in shard.splits.items():
-            tok, idx = (
-                shard_path(Path(), split, shard.number, kind).as_posix().removeprefix("./")
-                for kind in ("tok", "idx")
-            )
-            files[tok] = ShardFile(part.tokens * TOKEN.itemsize, part.tok_sha256)
-            files[idx] = ShardFile(part.documents * INDEX.itemsize, part.idx_sha256)
-    remote = RemoteShards(url, folder, cache, files)
+            tok = shard_path(Path(), split, shard.number, "tok").as_posix()
+            idx = shard_path(Path(), split, shard.number, "idx").as_posix()
+            files[tok] = (part.tokens * TOKEN.itemsize, part.tok_sha256)
+            files[idx] = (part.documents * INDEX.itemsize, part.idx_sha256)
+    ensure = RemoteShards(url, folder, cache, files).ensure
     length = manifest.tokenizer.length
-    train, val = (
-        TokenStream(folder, split, manifest.shards, remote.ensure, length) for split in SPLITS
-    )
+    train, val = (TokenStream(folder, split, manifest.shards, ensure, length) for split in SPLITS)
     if is_main:
-        say(
-            f"data: the store at {shown(url)}, {format_size(remote.bytes)}, "
-            f"read through {cache.folder}"
-        )
-        if cache.limit is not None and cache.limit < remote.bytes:
+        total = sum(size for size, _ in files.values())
+        place = f"data: the store at {shown(url)}, {format_size(total)}"
+        say(f"{place}, read through {cache.folder}")
+        if cache.limit is not None and cache.limit < total:
             warn(
-                f"data.cache_bytes={cache.limit} is less than the store ({remote.bytes} bytes): "
+                f"data.cache_bytes={cache.limit} is less than the store ({total} bytes): "
                 "enough for the first epoch if it holds a window; "
                 "later epochs mix all shards, and would fetch them over and over"
             )
-    return Store(folder, manifest, train, val, ensure=remote.ensure)
+    return Store(folder, manifest, train, val, ensure=ensure)
 
 
 def _manifest(url: str, cache: Cache, asked: float) -> bytes:
-    """The manifest as it is there; as it was at the last time, when the server cannot be reached.
+    """The manifest of the server; the last known one when the server cannot be reached.
 
-    One rank reads it and the others, which waited since `asked`, take what it found: all open the
-    same store.
+    One rank reads it. The others have waited since `asked` and use what it found, so all ranks
+    open the same store.
     """
     memory = cache.folder / "stores" / f"{key_of(url)}.json"
     with suppress(OSError):
@@ -145,22 +132,12 @@ def _manifest(url: str, cache: Cache, asked: float) -> bytes:
         if memory.is_file() and "cannot be reached" in error.what:
             warn(f"{shown(url)} cannot be reached; what is in the cache is used")
             with suppress(OSError):
-                os.utime(memory)  # the ranks that wait need not try in vain as well
+                os.utime(memory)  # the ranks that wait do not try again
             return memory.read_bytes()
         raise
     memory.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(memory, content)
     return content
-
-
-def _read(url: str, content: bytes) -> Manifest:
-    try:
-        return Manifest.from_json(json.loads(content))
-    except (ValueError, RecursionError) as error:
-        got = f"{shown(url)}/{MANIFEST_NAME}: {error}"
-        raise DataError(
-            "This is no manifest of a token store.", got=got, fix="data.store=ADDRESS of the folder"
-        ) from None
 
 
 def _fetch_tokenizer(url: str, folder: Path, manifest: Manifest, cache: Cache) -> None:
@@ -179,7 +156,7 @@ def _fetch_tokenizer(url: str, folder: Path, manifest: Manifest, cache: Cache) -
             got=f"{shown(url)}/tokenizer/tokenizer.json: its sha256 is another",
             fix=_COPY_AGAIN,
         )
-    for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last: it stands for both
+    for name in reversed(_TOKENIZER_FILES):  # tokenizer.json last: it marks both as complete
         write_atomic(target / name, contents[name])
 
 

@@ -2,7 +2,7 @@
 
     STORE/manifest.json          written last: without it the store is unfinished
           tokenizer/             tokenizer.json, tokenizer_config.json: what made the tokens
-          train/00000.tok  .idx  shard 0: token ids (uint32, little-endian); an INDEX entry a document
+          train/00000.tok  .idx  shard 0: token ids (uint32, little-endian); INDEX entries
           val/00000.tok  .idx    the documents of shard 0 that are held out
           shards/00000.json      counts, digests, place in the sources; written after its files
           build.json             facts and fingerprint, from the first moment

@@ -1,4 +1,4 @@
-"""A store that is read while it is built: the same samples, and an end with a reason when the build fails."""
+"""A store that is read while it is built: the same samples, and a reason when the build fails."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from wikillm.data.read.growing import GrowingOrder
 from wikillm.data.read.loader import BatchShape, train_loader
 from wikillm.data.read.open import stream_corpus
 from wikillm.data.read.stored import StoredCorpus
+from wikillm.data.store.store import read_committed
 
 T = 16
 
@@ -30,12 +31,10 @@ def streamed(cfg, **values) -> Corpus:
 
 
 def samples(store: Corpus, order, first: int, stop: int) -> list[list[int]]:
-    found = []
-    for pieces in order.target_ranges(np.arange(first, stop)):
-        found.append(
-            [int(token) for piece in pieces for token in store.train.read(piece[0], piece[1] + 1)]
-        )
-    return found
+    return [
+        [int(token) for start, end in ranges for token in store.train.read(start, end + 1)]
+        for ranges in order.target_ranges(np.arange(first, stop))
+    ]
 
 
 def builder_pid(store: Path) -> int:
@@ -46,12 +45,8 @@ def slow_source(path: Path, records: int, bad_from: int | None = None) -> Path:
     """Records that take the builder a while: many, and long."""
     with open(path, "w") as file:
         for i in range(records):
-            bad = bad_from is not None and i >= bad_from
-            file.write(
-                "{\n"
-                if bad
-                else json.dumps({"text": f"document {i} " + f"word{i % 97} " * 400}) + "\n"
-            )
+            line = json.dumps({"text": f"document {i} " + f"word{i % 97} " * 400})
+            file.write("{\n" if bad_from is not None and i >= bad_from else line + "\n")
     return path
 
 
@@ -111,7 +106,7 @@ def test_evaluation_reads_the_first_window_streamed_or_prepared(
     assert prepared.val.n_tokens > len(held_out) == prepared.first_shards("val", 2).n_tokens
 
 
-def test_a_build_that_was_left_is_gone_on_with(tmp_path, settings):
+def test_an_interrupted_build_is_resumed(tmp_path, settings):
     cfg = settings(slow_source(tmp_path / "x.jsonl", 4000), store=str(tmp_path / "s"))
     store = streamed(cfg)
     store.close()
@@ -120,9 +115,7 @@ def test_a_build_that_was_left_is_gone_on_with(tmp_path, settings):
     again = streamed(cfg)
     assert pickle.loads(pickle.dumps(again)).builder is None  # a loader process has no builder
     again.close()
-    assert times and all(p.stat().st_mtime_ns == ns for p, ns in times.items()), (
-        "shards were built again"
-    )
+    assert times and times == {p: p.stat().st_mtime_ns for p in times}, "shards were built again"
 
 
 def test_a_killed_builder_ends_the_wait_with_its_reason(tmp_path, settings):
@@ -137,7 +130,7 @@ def test_a_killed_builder_ends_the_wait_with_its_reason(tmp_path, settings):
         GrowingOrder(other, T, 7).wait_for(10**9)
 
 
-def test_a_builder_that_stands_still_is_told_of(tmp_path, settings):
+def test_a_stalled_builder_is_reported(tmp_path, settings):
     cfg = settings(slow_source(tmp_path / "x.jsonl", 8000), store=str(tmp_path / "s"))
     store = streamed(cfg)
     store.stall_seconds = 1.0
@@ -176,14 +169,16 @@ def test_the_builder_ends_when_its_parent_does(tmp_path, settings):
     pid = builder_pid(tmp_path / "s")
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    until(
-        lambda: (
-            not Path(f"/proc/{pid}").exists()
-            or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
-        ),
-        20,
-    )
+    stat = Path(f"/proc/{pid}/stat")
+    until(lambda: not stat.exists() or "Z" in stat.read_text().split()[2], 20)
     assert not (tmp_path / "s" / "manifest.json").exists()
+
+
+def test_the_former_name_of_the_count_of_final_shards_is_read(tmp_path):
+    (tmp_path / "taken.json").write_text('{"shards": 3}')
+    assert read_committed(tmp_path) == 3
+    (tmp_path / "committed.json").write_text('{"shards": 5}')
+    assert read_committed(tmp_path) == 5
 
 
 def test_a_folder_of_other_facts_is_refused_not_read(tmp_path, texts, write_source, settings):
@@ -227,7 +222,7 @@ def test_loader_processes_answer_with_the_reason_when_the_builder_dies(tmp_path,
     os.kill(builder_pid(store.dir), signal.SIGKILL)
     until(lambda: store.failure() is not None)
     try:
-        *whole, last = (batch for batch in batches_until_error(store))
+        *whole, last = batches_until_error(store)
     finally:
         store.close()
     assert whole and isinstance(last, DataError) and "killed by signal 9" in str(last)

@@ -1,10 +1,9 @@
-"""Several stores read as one: exact shares, every source in its own order and epochs, a pure function of the sample."""
+"""Several stores read as one: exact shares, each source in its own order and epochs."""
 
 from __future__ import annotations
 
 import json
 import pickle
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -77,7 +76,7 @@ def mixed(tmp_path, texts, write_source, settings):
 def targets_of(store: Corpus, order: MixedOrder, first: int, stop: int) -> list[tuple[int, ...]]:
     """The targets of each sample, as positions in the joined stream."""
     found = order.target_ranges(np.arange(first, stop))
-    return [tuple(t for start, end in stretches for t in range(start, end)) for stretches in found]
+    return [tuple(t for start, end in ranges for t in range(start, end)) for ranges in found]
 
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
@@ -93,12 +92,9 @@ def test_each_source_is_read_once_per_epoch_of_its_own(mixed, packing):
         mine = [samples[i] for i in np.flatnonzero(sources == k)]
         assert len(mine) > per_epoch
         for epoch in range(len(mine) // per_epoch):
-            counts = Counter(
-                t for s in mine[epoch * per_epoch : (epoch + 1) * per_epoch] for t in s
-            )
-            assert counts == Counter(
-                range(order.sources[k].start, order.sources[k].start + size - 1)
-            )
+            read = [t for s in mine[epoch * per_epoch : (epoch + 1) * per_epoch] for t in s]
+            start = order.sources[k].start
+            assert sorted(read) == list(range(start, start + size - 1))
     assert order.targets_between(100, 2000) == sum(map(len, samples[100:2000]))
 
 
@@ -112,17 +108,15 @@ def test_same_global_batches_for_every_world_and_number_of_workers(mixed):
             shape = BatchShape(micro, 16 // micro // world, world, rank)
             loader = train_loader(store.train, order, shape, total_steps=3, workers=workers)
             for i, batch in enumerate(loader):
-                rows[i, rank] = np.concatenate(
-                    [batch["input_ids"].numpy(), batch["labels"].numpy()], axis=1
-                )
+                columns = [batch["input_ids"].numpy(), batch["labels"].numpy()]
+                rows[i, rank] = np.concatenate(columns, axis=1)
         return np.concatenate([rows[key] for key in sorted(rows)])
 
     whole = batches(1, 16)
     assert np.array_equal(batches(2, 4), whole) and np.array_equal(batches(4, 4), whole)
     assert np.array_equal(batches(2, 8, workers=2), whole)
-    assert np.array_equal(
-        pickle.loads(pickle.dumps(store.train)).read(5, 900), store.train.read(5, 900)
-    )
+    copy = pickle.loads(pickle.dumps(store.train))
+    assert np.array_equal(copy.read(5, 900), store.train.read(5, 900))
 
 
 def test_joined_streams_are_the_streams_one_after_the_other(mixed):
@@ -130,9 +124,8 @@ def test_joined_streams_are_the_streams_one_after_the_other(mixed):
     a, b = (part.store.train for part in store.mixture)
     whole = np.concatenate([a.read(0, a.n_tokens), b.read(0, b.n_tokens)])
     assert np.array_equal(store.train.read(0, store.train.n_tokens), whole)
-    assert np.array_equal(
-        store.train.read(a.n_tokens - 3, a.n_tokens + 4), whole[a.n_tokens - 3 : a.n_tokens + 4]
-    )
+    border = slice(a.n_tokens - 3, a.n_tokens + 4)
+    assert np.array_equal(store.train.read(border.start, border.stop), whole[border])
     eos = store.manifest.tokenizer.eos_id
     ends = store.train.document_ends(10, a.n_tokens + 500)
     assert (whole[ends - 1] == eos).all() and len(ends) > 1
@@ -152,7 +145,7 @@ def test_the_fingerprint_is_of_the_counts_and_the_stores(mixed, tmp_path):
 
 
 def test_one_tokenizer_for_all_is_trained_on_all_by_weight(mixed, tmp_path, settings):
-    """Of a source with a tenth of the weight a tenth of the text is read; one with too little text is repeated."""
+    """A tenth of the weight reads a tenth of the text; too little text is repeated."""
 
     def tokenizer(**weights: float) -> Corpus:
         return open_corpus(mixed(**weights).model_copy(update={"tokenizer": "train:300"}))
@@ -248,7 +241,7 @@ def test_held_out_text_is_shared_out_by_size(mixed):
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
 def test_what_is_used_is_counted_by_source(mixed, packing):
-    """Tokens are the targets of the samples: a ring's last block and packed sequences are padded."""
+    """Tokens are targets: a ring's last block and packed sequences are padded."""
     corpus = open_corpus(mixed(a=3, b=1, packing=packing))
     samples = 4096
     order = corpus.order(T, 5)

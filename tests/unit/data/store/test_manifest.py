@@ -1,4 +1,4 @@
-"""Manifests that are not what `prepare` writes: refused as damaged when a store is opened, verified, or read by training."""
+"""Damaged manifests and shards: refused when a store is opened, verified, or read by training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wikillm.data.prepare.prepare import prepare_store
 from wikillm.data.read.loader import BatchShape, train_loader
 from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store.manifest import Manifest, fingerprint_of
-from wikillm.data.store.store import Store
+from wikillm.data.store.store import INDEX, TOKEN, Store
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,9 @@ def built(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
 
 
 def section(folder: Path, tokenizer: Path) -> DataSection:
-    return DataSection(
-        path=(str(folder / "x.jsonl"),), store=str(folder / "store"), tokenizer=str(tokenizer), workers=1,
-        val_fraction=0.3, shard_bytes=8000, min_val_tokens=1,
-    )  # fmt: skip
+    names = {"path": (str(folder / "x.jsonl"),), "store": str(folder / "store")}
+    sizes = {"val_fraction": 0.3, "shard_bytes": 8000, "min_val_tokens": 1}
+    return DataSection(**names, **sizes, tokenizer=str(tokenizer), workers=1)
 
 
 @pytest.fixture
@@ -58,14 +57,8 @@ def change(store: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 def places(value: Any, path: tuple = ()) -> list[tuple]:
     """The way to every value of a manifest but those of the facts, which are anything."""
     found = [path] if path else []
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value[:1])
-        if isinstance(value, list)
-        else ()
-    )
-    for name, item in inner:
+    inner = enumerate(value[:1]) if isinstance(value, list) else ()
+    for name, item in value.items() if isinstance(value, dict) else inner:
         if path != ("facts",):
             found += places(item, (*path, name))
     return found
@@ -75,7 +68,7 @@ WRONG = [None, [], {}, "x", -1, 1.5, True, 2**70, "9" * 5, [[]], {"a": None}]
 
 
 def test_every_value_of_another_type_is_refused(store):
-    """All places times all wrong values, and each value left out: refused, unless the field may be that."""
+    """All places times all wrong values, and each value left out, unless the field allows it."""
     value = json.loads((store / "manifest.json").read_text())
     refused = 0
     for path in places(value):
@@ -110,26 +103,51 @@ def is_refused(value: dict[str, Any]) -> bool:
     return False
 
 
+NO_TOKENS = {"tokens": 0, "documents": 0, "text_bytes": 0}
 DAMAGE: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no object": (lambda m: m.clear(), "another format version"),
+    "no object": (dict.clear, "another format version"),
     "no shards": (lambda m: m.update(shards=[]), "shards: there are none"),
     "no shards and no tokens": (
-        lambda m: m.update(shards=[], splits={s: {"tokens": 0, "documents": 0, "text_bytes": 0} for s in ("train", "val")}),
+        lambda m: m.update(shards=[], splits={"train": NO_TOKENS, "val": NO_TOKENS}),
         "shards: there are none",
     ),
-    "an EOS far away": (lambda m: m["tokenizer"].update(eos_id=10**9), "eos_id: 1000000000 is outside"),
-    "a negative EOS": (lambda m: m["tokenizer"].update(eos_id=-1), "eos_id: -1 is not a whole number"),
-    "an EOS in words": (lambda m: m["tokenizer"].update(eos_id="0"), "eos_id: '0' is not a whole number"),
-    "a vocabulary of none": (lambda m: m["tokenizer"].update(length=0), "0 is not a number of token ids"),
-    "a vocabulary beyond 32 bits": (lambda m: m["tokenizer"].update(length=2**40, eos_id=0), "not a number of token ids"),
-    "tokens that are not there": (lambda m: m["splits"]["train"].update(tokens=10**15), "in all shards"),
-    "another split": (lambda m: m["splits"].update(test=m["splits"]["val"]), "splits are test, train, val"),
+    "an EOS far away": (
+        lambda m: m["tokenizer"].update(eos_id=10**9),
+        "eos_id: 1000000000 is outside",
+    ),
+    "a negative EOS": (
+        lambda m: m["tokenizer"].update(eos_id=-1),
+        "eos_id: -1 is not a whole number",
+    ),
+    "an EOS in words": (
+        lambda m: m["tokenizer"].update(eos_id="0"),
+        "eos_id: '0' is not a whole number",
+    ),
+    "a vocabulary of none": (
+        lambda m: m["tokenizer"].update(length=0),
+        "0 is not a number of token ids",
+    ),
+    "a vocabulary beyond 32 bits": (
+        lambda m: m["tokenizer"].update(length=2**40, eos_id=0),
+        "not a number of token ids",
+    ),
+    "missing tokens": (lambda m: m["splits"]["train"].update(tokens=10**15), "in all shards"),
+    "another split": (
+        lambda m: m["splits"].update(test=m["splits"]["val"]),
+        "splits are test, train, val",
+    ),
     "shards in disorder": (lambda m: m["shards"].reverse(), r"shards\[0\].number"),
     "a key too many": (lambda m: m["shards"][0].update(x=1), r"shards\[0\].x: no such key"),
-    "a key too few": (lambda m: m["shards"][0]["splits"]["val"].pop("tok_sha256"), "tok_sha256: it is missing"),
-    "a share of none": (lambda m: m["facts"].update({"data.val_fraction": "all"}), "is not a share"),
+    "a key too few": (
+        lambda m: m["shards"][0]["splits"]["val"].pop("tok_sha256"),
+        "tok_sha256: it is missing",
+    ),
+    "a share of none": (
+        lambda m: m["facts"].update({"data.val_fraction": "all"}),
+        "is not a share",
+    ),
     "facts as a list": (lambda m: m.update(facts=[]), "facts: .. is not an object"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -159,12 +177,7 @@ def rewrite(
 ) -> None:
     """Change a shard and its sha256: files and manifest agree, and what they say is wrong."""
     path = store / split / f"00000.{kind}"
-    dtype = (
-        "<u4"
-        if kind == "tok"
-        else [("end", "<u8"), ("hash", "<u8"), ("offset", "<u8"), ("source", "<u4"), ("n", "<u4")]
-    )
-    content = np.fromfile(path, dtype=dtype)
+    content = np.fromfile(path, dtype=TOKEN if kind == "tok" else INDEX)
     edit(content)
     content.tofile(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -176,9 +189,8 @@ def test_ids_outside_the_vocabulary_are_found_by_verify_and_by_training(store, c
     assert main(["data", "verify", "--store", str(store)]) == 4
     assert "4000000000 in" in capsys.readouterr().err
     opened = Store.open(store, sizes=True)
-    loader = train_loader(
-        opened.train, StoredCorpus(opened, 8).order(16, 1), BatchShape(4, 1, 1, 0), total_steps=200
-    )
+    order = StoredCorpus(opened, 8).order(16, 1)
+    loader = train_loader(opened.train, order, BatchShape(4, 1, 1, 0), total_steps=200)
     with pytest.raises(DataError, match="outside the vocabulary"):
         list(loader)
 
@@ -187,22 +199,18 @@ def test_ids_outside_the_vocabulary_are_found_by_verify_and_by_training(store, c
     ("edit", "kind", "message"),
     [
         (lambda ids: ids.__setitem__(-1, 5), "tok", "does not end with EOS"),
-        (
-            lambda index: index["end"].__setitem__(0, index["end"][1]),
-            "idx",
-            "not .* one after the other",
-        ),
-        (lambda index: index["end"].__setitem__(-1, 3), "idx", "not .* one after the other"),
+        (lambda index: index["end"].put(0, index["end"][1]), "idx", "not .* one after the other"),
+        (lambda index: index["end"].put(-1, 3), "idx", "not .* one after the other"),
         (lambda index: index["source"].__setitem__(0, 9), "idx", "names a source"),
     ],
 )
-def test_documents_that_are_none_are_found_by_verify(store, edit, kind, message):
+def test_an_index_that_does_not_fit_its_tokens_is_found_by_verify(store, edit, kind, message):
     rewrite(store, edit, kind)
     with pytest.raises(DataError, match=message):
         verify(Store.open(store))
 
 
-def test_an_index_that_speaks_of_other_tokens_ends_reading(store):
+def test_an_index_of_other_tokens_ends_reading(store):
     rewrite(store, lambda index: index["end"].__setitem__(-1, 10**12), "idx")
     with pytest.raises(DataError, match="indexes 1000000000000 tokens"):
         Store.open(store).train.document_ends()
@@ -241,9 +249,7 @@ def test_a_build_whose_own_record_is_damaged_says_so(store, tokenizer_dir, conte
 @pytest.mark.parametrize(
     "content", ["[]", '{"digests": 5}', '{"digests": ["a", "b"]}', '{"digests": [1]}', "[" * 10_000]
 )
-def test_what_was_remembered_of_the_sources_is_not_believed_when_damaged(
-    store, tokenizer_dir, content
-):
+def test_a_damaged_record_of_the_sources_is_ignored(store, tokenizer_dir, content):
     cfg = section(store.parent, tokenizer_dir)
     before = prepare_store(cfg).manifest
     remembered = max(store.parent.glob(".*.found.json"), key=lambda path: path.stat().st_mtime_ns)
