@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wikillm.config.schema import Packing
+from wikillm.config.schema import DataSection
 from wikillm.core.errors import DataError, WikiLLMError
 from wikillm.core.units import format_seconds
 from wikillm.data.order.best_fit import PackedOrder
@@ -47,23 +47,12 @@ class GrowingCorpus(Corpus):
         shards: the records of all final shards.
     """
 
-    def __init__(
-        self,
-        plan: BuildPlan,
-        window_shards: int,
-        packing: Packing = "concat",
-        *,
-        stall_seconds: float,
-        since: float,
-    ) -> None:
-        """`stall_seconds`: a builder that adds nothing for so long while it is awaited has stalled.
-
-        `since`: Unix time when this run asked for the store; earlier failures were another's.
-        """
+    def __init__(self, plan: BuildPlan, cfg: DataSection, since: float) -> None:
+        """`since`: Unix time when this run asked for the store; earlier failures were another's."""
         self.plan = plan
-        self.window_shards = window_shards
-        self.packing = packing
-        self.stall_seconds = stall_seconds
+        self.window_shards = cfg.window_shards
+        self.packing = cfg.packing
+        self.stall_seconds = cfg.stall_seconds
         self.since = since
         self.builder: Builder | None = None
         self.dir = plan.store

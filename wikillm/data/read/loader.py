@@ -119,22 +119,15 @@ def document_mask(setting: str, attention: str, eos_id: int) -> DocumentMask | N
     return DocumentMask(eos_id, with_lengths=attention.startswith("flash_attention"))
 
 
+@dataclass(frozen=True, eq=False)
 class Samples(Dataset[Batch]):
     """Samples of a stream by index; several at a time give a batch."""
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        order: Order,
-        length: int,
-        mask: DocumentMask | None = None,
-        shard: SequenceShard | None = None,
-    ) -> None:
-        self.tokens = tokens
-        self.order = order
-        self.length = length
-        self.mask = mask
-        self.shard = shard
+    tokens: Tokens
+    order: Order
+    length: int
+    mask: DocumentMask | None = None
+    shard: SequenceShard | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -191,6 +184,7 @@ class Samples(Dataset[Batch]):
         return ends[1:]
 
 
+@dataclass(frozen=True, eq=False)
 class GlobalBatches(Sampler[list[int]]):
     """Sample indices of this rank's micro-batches, from `consumed_samples` on.
 
@@ -199,13 +193,10 @@ class GlobalBatches(Sampler[list[int]]):
     micro-batches of a step as one (see `train.trainer`).
     """
 
-    def __init__(
-        self, shape: BatchShape, total_steps: int, consumed_samples: int, first_step: int
-    ) -> None:
-        self.shape = shape
-        self.total_steps = total_steps
-        self.consumed_samples = consumed_samples
-        self.first_step = first_step
+    shape: BatchShape
+    total_steps: int
+    consumed_samples: int
+    first_step: int
 
     def __len__(self) -> int:
         return self.total_steps

@@ -75,24 +75,25 @@ def stream_corpus(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Co
     since = time.time()
     if cfg.mixture or cfg.streaming == "off":
         return open_corpus(cfg, is_main=is_main)
+    # A finished store that is named without sources needs no builder.
     check_settings(cfg)
     ready = open_prepared(cfg, is_main=is_main)
     if ready is not None:
         return _with_first_window(ready, cfg)
+    # `is_read`: training reads final shards while later ones are built, so none may change.
     _check_duplicates_come_first(cfg, is_main)
     plan = replace(plan_store(cfg, is_main=is_main), is_read=True)
     size = estimated_bytes(plan.sources)
     size = min(size, plan.max_text_bytes or size)
     if cfg.streaming == "auto" and size <= cfg.window_shards * plan.shard_bytes:
-        return _with_first_window(
-            ensure_planned(replace(plan, is_read=False), is_main=is_main), cfg
-        )
-    corpus = GrowingCorpus(
-        plan, cfg.window_shards, cfg.packing, stall_seconds=cfg.stall_seconds, since=since
-    )
+        store = ensure_planned(replace(plan, is_read=False), is_main=is_main)
+        return _with_first_window(store, cfg)
+    # Look first: the store may be complete, or begun by an earlier run.
+    corpus = GrowingCorpus(plan, cfg, since)
     corpus.refresh()
     if is_local_main and not corpus.is_complete:
         corpus.builder = Builder(plan)
+    # From here on a failure must also end the builder.
     try:
         _wait_for_first_window(corpus, is_main)
         corpus.open()

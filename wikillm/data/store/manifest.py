@@ -61,10 +61,10 @@ class SplitInfo:
     documents: int
     text_bytes: int
 
-    @classmethod
-    def sum(cls, parts: Iterable[SplitInfo | ShardSplit]) -> SplitInfo:
+    @staticmethod
+    def sum(parts: Iterable[SplitInfo]) -> SplitInfo:
         every = list(parts)
-        return cls(
+        return SplitInfo(
             tokens=sum(part.tokens for part in every),
             documents=sum(part.documents for part in every),
             text_bytes=sum(part.text_bytes for part in every),
@@ -72,12 +72,9 @@ class SplitInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardSplit:
+class ShardSplit(SplitInfo):
     """One split's part of a shard: NNNNN.tok and NNNNN.idx."""
 
-    tokens: int
-    documents: int
-    text_bytes: int
     tok_sha256: str
     idx_sha256: str
 
@@ -182,14 +179,12 @@ def _check(manifest: Manifest) -> None:
     fraction = manifest.facts.get("data.val_fraction")
     if not 0 < tokenizer.length <= 2**32:
         raise ValueError(f"tokenizer.length: {tokenizer.length} is not a number of token ids")
-    if tokenizer.eos_id >= tokenizer.length:
-        raise ValueError(
-            f"tokenizer.eos_id: {tokenizer.eos_id} is outside the vocabulary of {tokenizer.length}"
-        )
+    if (eos_id := tokenizer.eos_id) >= tokenizer.length:
+        what = f"{eos_id} is outside the vocabulary of {tokenizer.length}"
+        raise ValueError(f"tokenizer.eos_id: {what}")
     if type(fraction) is not float or not 0 < fraction < 1:
-        raise ValueError(
-            f"facts.data.val_fraction: {_short(fraction)} is not a share between 0 and 1"
-        )
+        what = f"{_short(fraction)} is not a share between 0 and 1"
+        raise ValueError(f"facts.data.val_fraction: {what}")
     if set(manifest.backend) != {"name", "version"}:
         names = ", ".join(sorted(manifest.backend)) or "nothing"
         raise ValueError(f"backend: it has {names}, not name and version")
@@ -207,15 +202,12 @@ def _check(manifest: Manifest) -> None:
         raise ValueError("funnel: it is not the sum of those of the shards")
     _check_splits(manifest.splits, "splits")
     for name, split in manifest.splits.items():
-        for what in ("tokens", "documents", "text_bytes"):
-            total = sum(getattr(shard.splits[name], what) for shard in manifest.shards)
-            if total != getattr(split, what):
-                raise ValueError(
-                    f"splits.{name}.{what}: {getattr(split, what)}, and {total} in all shards"
-                )
+        total = SplitInfo.sum(shard.splits[name] for shard in manifest.shards)
+        if split != total:
+            raise ValueError(f"splits.{name}: {split}, and {total} in all shards")
 
 
-def _check_splits(splits: Mapping[str, SplitInfo | ShardSplit], place: str) -> None:
+def _check_splits(splits: Mapping[str, SplitInfo], place: str) -> None:
     if set(splits) != {"train", "val"}:
         raise ValueError(f"{place}: its splits are {', '.join(sorted(splits))}")
     for name, split in splits.items():
