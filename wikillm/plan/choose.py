@@ -153,10 +153,7 @@ def rank_candidates(
 ) -> list[Candidate]:
     """The candidates that fit, the best first, then those that do not, the smallest first.
 
-    Args:
-        train: excludes recipes that a run with these settings refuses.
-        switches: of the run, without a recipe.
-        mfu: instead of the assumed one.
+    `train` excludes the recipes that a run with it refuses; `switches` are without a recipe.
     """
     found = [
         _best_micro(workload, machine, strategy, pinned.micro, mfu)
@@ -226,17 +223,13 @@ def _strategies(
     kinds = CHECKPOINTING if pinned.checkpointing is None else (pinned.checkpointing,)
     for recipe in recipes:
         strategy = with_recipe(switches, recipe, model.hidden_size)
-        if pinned.recipe is not None or _is_allowed(strategy, train):
-            for checkpointing in kinds:
-                yield replace(strategy, checkpointing=checkpointing)
-
-
-def _is_allowed(strategy: Strategy, train: TrainSection) -> bool:
-    """Whether no setting of the run excludes the recipe."""
-    zero = Zero(
-        strategy.stage, strategy.offload_optimizer, strategy.offload_param, strategy.quantized
-    )
-    return not conflicts(Case(train, zero=zero, has_deepspeed=True))
+        offloads = (strategy.offload_optimizer, strategy.offload_param)
+        zero = Zero(strategy.stage, *offloads, strategy.quantized)
+        # A recipe that the user set is refused by the check of its JSON, with more to say.
+        if pinned.recipe is None and conflicts(Case(train, zero=zero, has_deepspeed=True)):
+            continue
+        for checkpointing in kinds:
+            yield replace(strategy, checkpointing=checkpointing)
 
 
 def _best_micro(
@@ -296,9 +289,8 @@ def _tier(strategy: Strategy) -> int:
 
 def _complexity(strategy: Strategy) -> tuple[int, int, int]:
     """Of two equally fast candidates the one with less recomputation and the lower stage wins."""
-    stage = strategy.stage
-    if strategy.ranks > 1 and stage == 0:
-        stage = 4  # zero1 before zero0
+    is_zero0 = strategy.stage == 0 and strategy.ranks > 1
+    stage = 4 if is_zero0 else strategy.stage  # zero1 before zero0
     return (CHECKPOINTING.index(strategy.checkpointing), stage, -strategy.micro)
 
 

@@ -41,24 +41,19 @@ def test_the_tutorials_run() -> None:
 def test_the_same_optimisation_on_any_world(world: int) -> None:
     made, alone = plan(world=world), plan()
     assert made.micro_batch * made.accumulation * world == alone.global_batch_sequences
-    assert (made.global_batch_tokens, made.max_steps) == (
-        alone.global_batch_tokens,
-        alone.max_steps,
-    )
+    assert made.global_batch_tokens == alone.global_batch_tokens
+    assert made.max_steps == alone.max_steps
 
 
-def test_hugging_faces_accumulation_multiplies_by_the_world() -> None:
-    made = plan("--gradient_accumulation_steps", "3", "--per_device_train_batch_size", "2", world=4)
-    assert (made.accumulation, made.global_batch_sequences, made.global_batch_tokens) == (
-        3,
-        24,
-        24 * 512,
-    )
-
-
-def test_without_either_there_is_no_accumulation() -> None:
-    made = plan("train.global_batch_tokens=null", "--per_device_train_batch_size=2", world=4)
-    assert (made.accumulation, made.global_batch_sequences) == (1, 8)
+@pytest.mark.parametrize(
+    ("word", "accumulation"),
+    [("--gradient_accumulation_steps=3", 3), ("train.global_batch_tokens=null", 1)],
+)
+def test_without_a_batch_in_tokens_it_follows_from_the_world(word: str, accumulation: int) -> None:
+    made = plan(word, "--per_device_train_batch_size=2", world=4)
+    sequences = accumulation * 2 * 4
+    assert (made.accumulation, made.global_batch_sequences) == (accumulation, sequences)
+    assert made.global_batch_tokens == sequences * 512
 
 
 def test_what_does_not_divide_lists_the_nearest_legal_values() -> None:
@@ -72,22 +67,18 @@ def test_what_does_not_divide_lists_the_nearest_legal_values() -> None:
     assert refused.value.what == (
         "global_batch_tokens=500000 cannot be split over 16 ranks x 8 sequences x 2048 tokens."
     )
-    assert "one micro-step is 262144 tokens; nearest legal values: 262144, 524288" in (
-        refused.value.got or ""
-    )
-    assert "train.global_batch_tokens=500000" in (refused.value.got or "")
+    got = refused.value.got or ""
+    assert "one micro-step is 262144 tokens; nearest legal values: 262144, 524288" in got
+    assert "train.global_batch_tokens=500000" in got
     assert refused.value.fix == "train.global_batch_tokens=524288"
 
 
 def test_a_batch_below_one_micro_step_offers_a_smaller_micro_batch() -> None:
     with pytest.raises(ConfigError) as refused:
-        plan(
-            "train.per_device_train_batch_size=32", world=16
-        )  # 131072 tokens are 16 sequences a rank
+        plan("train.per_device_train_batch_size=32", world=16)  # 16 sequences a rank
+    fix = "train.per_device_train_batch_size=16, which keeps the batch"
     assert "nearest legal values: 262144\n" in (refused.value.got or "")
-    assert "train.per_device_train_batch_size=16, which keeps the batch" in (
-        refused.value.fix or ""
-    )
+    assert fix in (refused.value.fix or "")
     assert plan("train.per_device_train_batch_size=16", world=16).accumulation == 1
 
 
@@ -148,14 +139,10 @@ def test_a_small_gpu_takes_a_smaller_divisor_and_says_so() -> None:
     ample, small = (plan(gpu=RankGpu(gib * 2**30, 1, "bf16"), tokens=10**9) for gib in (80, 7))
     assert (ample.micro_batch, ample.notes) == (32, ())
     assert 1 <= small.micro_batch < 32 and 256 % small.micro_batch == 0
-    assert (
-        f"micro-batch {small.micro_batch} instead of 32" in small.notes[0]
-        and "7 GiB" in small.notes[0]
-    )
-    assert (small.global_batch_tokens, small.max_steps) == (
-        ample.global_batch_tokens,
-        ample.max_steps,
-    )
+    assert f"micro-batch {small.micro_batch} instead of 32" in small.notes[0]
+    assert "7 GiB" in small.notes[0]
+    assert small.global_batch_tokens == ample.global_batch_tokens
+    assert small.max_steps == ample.max_steps
     kept = plan("--per_device_train_batch_size=32", gpu=RankGpu(7 * 2**30, 1, "bf16"), tokens=10**9)
     assert (kept.micro_batch, kept.notes) == (32, ())  # an explicit number is the user's
 
@@ -164,10 +151,8 @@ def test_the_tokens_of_a_micro_step_mean_nothing_beside_a_number() -> None:
     with pytest.raises(ConfigError, match="max_micro_batch_tokens has no effect") as refused:
         load(None, ["train.max_micro_batch_tokens=4096", "--per_device_train_batch_size=4"])
     assert "train.per_device_train_batch_size=auto" in (refused.value.fix or "")
-    assert (
-        load("demo", ["--per_device_train_batch_size=2"]).config.train.per_device_train_batch_size
-        == 2
-    )
+    train = load("demo", ["--per_device_train_batch_size=2"]).config.train
+    assert train.per_device_train_batch_size == 2
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "atuo"])
@@ -194,17 +179,12 @@ def test_a_batch_is_exact_or_refused_with_a_repair_that_works(
         made = plan(*words, "--max_steps=1", world=world)
     except ConfigError as refused:
         for line in (refused.fix or "").splitlines():
-            repaired = plan(
-                *words, "--max_steps=1", line.removeprefix("or ").split(",")[0], world=world
-            )
-            assert repaired.micro_batch <= micro
+            repair = line.removeprefix("or ").split(",")[0]
+            assert plan(*words, "--max_steps=1", repair, world=world).micro_batch <= micro
         assert wanted % (micro * length * world)
     else:
-        assert (
-            made.micro_batch * made.accumulation * world * length
-            == wanted
-            == made.global_batch_tokens
-        )
+        split = made.micro_batch * made.accumulation * world * length
+        assert split == wanted == made.global_batch_tokens
 
 
 def test_horizons_round_up() -> None:
@@ -227,9 +207,8 @@ def test_a_corpus_below_one_global_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="less than one global batch of 131072") as refused:
         plan(tokens=100_000)
     assert refused.value.fix == "train.global_batch_tokens=98304, or more text"
-    assert (
-        plan("train.global_batch_tokens=98304", tokens=100_000).max_steps == 3
-    )  # 2 x 196 sequences, 192 a step
+    # 2 x 196 sequences, 192 a step
+    assert plan("train.global_batch_tokens=98304", tokens=100_000).max_steps == 3
 
 
 @pytest.mark.parametrize(
