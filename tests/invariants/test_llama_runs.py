@@ -1,4 +1,4 @@
-"""A Llama trains as Qwen2 does: equal losses at one and two ranks (L2), and an export that opens."""
+"""A Llama trains as Qwen2 does: equal losses at one and two ranks (L2), and an export opens."""
 
 from __future__ import annotations
 

@@ -34,13 +34,19 @@ def measure_device(seconds: float) -> dict[str, float]:
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     dtype = torch.float32
-    n, copied = 1024, 1 << 26
-    heads, length, width = 8, 512, 64
+    n = 1024
+    copied = 1 << 26
+    heads = 8
+    length = 512
+    width = 64
     if on_gpu:
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = torch.bfloat16 if has_bf16 else torch.float16
-        n, copied = 8192, 1 << 30
-        heads, length, width = 32, 4096, 128
+        n = 8192
+        copied = 1 << 30
+        heads = 32
+        length = 4096
+        width = 128
     with torch.no_grad(), torch.random.fork_rng(devices=[0] if on_gpu else []):
         torch.manual_seed(0)
         a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))

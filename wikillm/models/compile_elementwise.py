@@ -75,7 +75,8 @@ def _norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor
 def _rotate(
     q_BHTd: torch.Tensor, k_BKTd: torch.Tensor, cos_BTd: torch.Tensor, sin_BTd: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    cos, sin = cos_BTd[:, None], sin_BTd[:, None]
+    cos = cos_BTd[:, None]
+    sin = sin_BTd[:, None]
 
     def rotated(x: torch.Tensor) -> torch.Tensor:
         first, second = x.chunk(2, -1)

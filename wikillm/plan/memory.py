@@ -158,8 +158,11 @@ def activation_bytes_per_token(workload: Workload, strategy: Strategy) -> int:
     numbers of a sequence, is one for all layers.
     """
     model = workload.model
-    h, d, f = model.hidden_size, head_width(model), model.intermediate_size
-    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    h = model.hidden_size
+    d = head_width(model)
+    f = model.intermediate_size
+    heads = model.num_attention_heads
+    kv_heads = model.num_key_value_heads
     layers = model.num_hidden_layers
     scale = strategy.bytes_per_weight // 2
     wide = 0 if strategy.tiled_mlp else 8 * f
@@ -182,7 +185,9 @@ def kept_by_checkpointing(workload: Workload, strategy: Strategy) -> int:
     """
     model = workload.model
     width = strategy.bytes_per_weight
-    h, d, heads = model.hidden_size, head_width(model), model.num_attention_heads
+    h = model.hidden_size
+    d = head_width(model)
+    heads = model.num_attention_heads
     kept = width * h
     if strategy.checkpointing != "full":
         kept += width * heads * d + 4 * heads

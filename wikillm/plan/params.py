@@ -37,8 +37,11 @@ def head_width(model: ModelSection) -> int:
 
 def count_parameters(model: ModelSection, vocab_size: int) -> ParameterCount:
     """Counts for `model` with `vocab_size` rows in the embedding."""
-    h, d, f = model.hidden_size, head_width(model), model.intermediate_size
-    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    h = model.hidden_size
+    d = head_width(model)
+    f = model.intermediate_size
+    heads = model.num_attention_heads
+    kv_heads = model.num_key_value_heads
     layers = model.num_hidden_layers
     matmul_per_layer = h * (heads + 2 * kv_heads) * d + heads * d * h + 3 * h * f
     of_attention = {"qwen2": (heads + 2 * kv_heads) * d, "qwen3": 2 * d, "llama": 0}
