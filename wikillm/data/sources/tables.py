@@ -269,7 +269,7 @@ class _RowSplitter:
             )
             fix = (
                 f"data.max_field_lines={max(lines, -(-size // 1024)) + 1}\n"
-                f"if the field really is so long; or take the quote away from line {line}, if it is lost"
+                f"if the field really is so long; or take a lost quote away from line {line}"
             )
         return DataError(
             "A quoted field of a table goes on for more than "

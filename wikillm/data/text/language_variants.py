@@ -25,7 +25,7 @@ _SILENT = frozenset("THD-")  # page title, hidden rule, description, removed rul
 
 
 def resolve_variants(wikitext: str) -> str:
-    """`-{zh-hans:简;zh-hant:繁}-` -> `简`; `-{R|XML}-`, `-{XML}-` -> `XML`; `-{H|...}-` -> nothing."""
+    """`-{zh-hans:简;zh-hant:繁}-` -> `简`; `-{R|XML}-` -> `XML`; `-{H|...}-` -> nothing."""
     for _ in range(8):  # from the inside out; deeper nesting does not occur
         if "-{" not in wikitext:
             break
