@@ -74,7 +74,7 @@ def json_arrays(draw: st.DrawFn) -> tuple[bytes, list[str]]:
 
 @given(json_lines(), NAMES, st.sampled_from(list(PACKED)), st.sampled_from([64, 1 << 20]))
 @fuzzed(350)
-def test_json_lines_are_kept_to_the_letter(
+def test_json_lines_are_kept_exactly(
     folder: Path, made: tuple[bytes, list[str]], name: str, packed: str, range_bytes: int
 ) -> None:
     content, kept = made
@@ -85,7 +85,7 @@ def test_json_lines_are_kept_to_the_letter(
 
 @given(json_arrays(), st.sampled_from(["c.json", "c"]))
 @fuzzed(200)
-def test_json_arrays_are_kept_to_the_letter(
+def test_json_arrays_are_kept_exactly(
     folder: Path, made: tuple[bytes, list[str]], name: str
 ) -> None:
     content, kept = made
@@ -141,7 +141,7 @@ def tables(draw: st.DrawFn) -> tuple[bytes, list[str]]:
 
 @given(tables(), st.sampled_from([64, 1 << 20]))
 @fuzzed(250)
-def test_tables_are_kept_to_the_letter(
+def test_tables_are_kept_exactly(
     folder: Path, made: tuple[bytes, list[str]], range_bytes: int
 ) -> None:
     content, kept = made
@@ -164,7 +164,7 @@ def test_damaged_tables_are_refused_or_accounted_for(
 
 @given(TEXTS, st.sampled_from(["text", "blocks", "lines"]))
 @fuzzed(150)
-def test_plain_text_is_kept_to_the_letter(folder: Path, text: str, wanted: str) -> None:
+def test_plain_text_is_kept_exactly(folder: Path, text: str, wanted: str) -> None:
     content = text.encode()
     try:
         found = read(written(folder, "c.txt", content), content, wanted)

@@ -51,7 +51,7 @@ def run_jobs(
     try:
         yield from pool.results(iter(tasks), on_work, on_wait)
     finally:
-        for worker in pool.crew:
+        for worker in pool.started:
             stop_child(worker.process, worker.pipe)
 
 
@@ -91,7 +91,7 @@ class _Worker:
 
 class _Pool:
     def __init__(self, job: object, workers: int) -> None:
-        self.crew: list[_Worker] = []
+        self.started: list[_Worker] = []
         self._job = job
         self._workers = workers
 
@@ -111,7 +111,7 @@ class _Pool:
                 worker.task = sent
                 sent += 1
                 task = next(tasks, _END)
-            busy = {worker.pipe: worker for worker in self.crew if worker.task is not None}
+            busy = {worker.pipe: worker for worker in self.started if worker.task is not None}
             answered = wait(list(busy), timeout=_POLL_SECONDS)
             if not answered:
                 on_wait()
@@ -129,13 +129,13 @@ class _Pool:
                 given += 1
 
     def _idle(self) -> _Worker | None:
-        for worker in self.crew:
+        for worker in self.started:
             if worker.task is None:
                 return worker
-        if len(self.crew) == self._workers:
+        if len(self.started) == self._workers:
             return None
-        self.crew.append(_Worker(self._job))
-        return self.crew[-1]
+        self.started.append(_Worker(self._job))
+        return self.started[-1]
 
 
 def main(descriptor: int) -> int:

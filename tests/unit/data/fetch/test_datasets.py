@@ -103,7 +103,7 @@ def test_hugging_face_pinned_resumed_and_offline(tmp_path, files, fingerprint, t
             HF_ENDPOINT=site.url,
         )
     assert first[0] == pinned[0] == fingerprint
-    assert not site.cut, "a download was cut, and gone on with"
+    assert not site.cut  # a download was cut, and resumed
     names = [name for name in files if "train" in name]
     assert [source[:2] for source in first[2]] == [
         [f"hf://org/name/{name}", COMMIT] for name in names
@@ -141,7 +141,7 @@ def test_modelscope_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
 @pytest.mark.parametrize(
     "text", ["hf://name", "hf://a/b/c/d", "modelscope://a/b/c", "hf://a/b@", "hf://a/b:"]
 )
-def test_no_address_of_a_data_set(text):
+def test_invalid_addresses_of_data_sets_are_refused(text):
     with pytest.raises(ConfigError, match="no address of a data set"):
         parse(text)
 

@@ -65,7 +65,7 @@ def test_files_by_glob_and_folder_and_a_store(server, tmp_path, texts, write_sou
         prepare_store(settings("oss://texts/corpus/9.jsonl", cache=str(tmp_path / "cache")))
 
 
-def test_a_cut_connection_goes_on_where_it_ended(server, tmp_path, monkeypatch):
+def test_an_interrupted_download_resumes(server, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_RANGE_BYTES", 1000)
     server.objects["x.txt"] = bytes(range(250)) * 10
     server.cuts = [1000, 400]  # the second range is not whole

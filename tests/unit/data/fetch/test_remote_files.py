@@ -52,7 +52,7 @@ def gives_up_after(size: int) -> list[tuple]:
     return [("pass",), ("cut", size), *[("status", 500)] * cache_module.ATTEMPTS]
 
 
-def test_a_store_from_the_web_is_that_of_the_local_file(
+def test_a_store_from_the_web_equals_that_of_the_local_file(
     server, tmp_path, texts, write_source, settings
 ):
     path = write_source(server.root, "plain.jsonl.bz2", texts(120))
@@ -85,7 +85,7 @@ def _prepared_fingerprint(cfg) -> str:
     return prepare_store(cfg).manifest.fingerprint
 
 
-def test_a_cut_connection_goes_on_where_it_ended(server, cache):
+def test_an_interrupted_download_resumes(server, cache):
     content = bytes(range(256)) * 4000
     (server.root / "x.txt").write_bytes(content)
     cuts = [("cut", 300_000), ("cut", 0), ("status", 503), ("cut", 100_000)]
@@ -94,7 +94,7 @@ def test_a_cut_connection_goes_on_where_it_ended(server, cache):
     assert server.fetched("x.txt") == ["", *["bytes=300000-"] * 3, "bytes=400000-"]
 
 
-def test_what_is_there_is_kept_after_giving_up_and_used_by_the_next_start(server, cache):
+def test_a_partial_download_is_resumed_by_the_next_start(server, cache):
     content = b"0123456789" * 50_000
     (server.root / "x.txt").write_bytes(content)
     server.faults["x.txt"] = gives_up_after(200_000)
@@ -106,7 +106,7 @@ def test_what_is_there_is_kept_after_giving_up_and_used_by_the_next_start(server
     assert server.fetched("x.txt") == ["bytes=200000-"]
 
 
-def test_a_part_of_another_version_is_not_gone_on_with(server, cache):
+def test_a_part_of_another_version_is_not_resumed(server, cache):
     (server.root / "x.txt").write_bytes(b"old" * 100_000)
     server.faults["x.txt"] = gives_up_after(100_000)
     with pytest.raises(DataError):
@@ -115,7 +115,7 @@ def test_a_part_of_another_version_is_not_gone_on_with(server, cache):
     assert fetched(cache, f"{server.url}/x.txt") == b"new" * 100_000
 
 
-def test_a_server_without_ranges_sends_it_anew(server, cache):
+def test_a_server_without_ranges_sends_the_whole_file(server, cache):
     server.ranges = False
     content = b"abcdefgh" * 60_000
     (server.root / "x.txt").write_bytes(content)
@@ -127,9 +127,7 @@ def test_a_server_without_ranges_sends_it_anew(server, cache):
         fetched(cache, f"{server.url}/x.txt")
 
 
-def test_a_file_that_changes_meanwhile_is_refused_and_one_that_changed_before_is_fetched_again(
-    server, cache
-):
+def test_a_file_that_changes_during_the_download_is_refused(server, cache):
     (server.root / "x.txt").write_bytes(b"one" * 1000)
     server.faults["x.txt"] = [("pass",), ("pass",), ("replace", b"two" * 1000)]
     with pytest.raises(DataError, match="changed while it was downloaded"):
@@ -140,7 +138,7 @@ def test_a_file_that_changes_meanwhile_is_refused_and_one_that_changed_before_is
 
 
 @pytest.mark.parametrize("code", [404, 403, 410])
-def test_what_will_not_pass_is_said_at_once(server, cache, code):
+def test_permanent_errors_are_reported_at_once(server, cache, code):
     server.faults["x.txt"] = [("status", code)]
     with pytest.raises(DataError, match="cannot be read") as caught:
         fetched(cache, f"{server.url}/x.txt?signature=secret")
@@ -148,7 +146,7 @@ def test_what_will_not_pass_is_said_at_once(server, cache, code):
     assert len(server.log) == 1
 
 
-def test_no_server_at_all(cache, tmp_path):
+def test_an_unreachable_server(cache, tmp_path):
     with serve(tmp_path) as gone:
         (tmp_path / "x.txt").write_bytes(b"here")
         address = f"{gone.url}/x.txt"
@@ -187,13 +185,13 @@ def test_the_cache_stays_within_its_bytes(server, tmp_path):
         ("http://127.0.0.1:1/folder/", ConfigError, "cannot be listed"),
     ],
 )
-def test_addresses_that_cannot_be(address, kind, reason, settings):
+def test_invalid_addresses_are_refused(address, kind, reason, settings):
     with pytest.raises(kind, match=reason) as caught:
         prepare_store(settings(address))
     assert "secret" not in str(caught.value)
 
 
-def test_names_and_addresses_for_people():
+def test_shown_addresses_and_file_names():
     assert shown("https://u:p@h/x?X-Amz-Signature=s#f") == "https://h/x"
     assert file_name("https://h/a%20b/..%2fx.jsonl.gz?q") == ".._x.jsonl.gz".lstrip(".")
     assert file_name("s3://bucket/zhwiki-20260101.xml.bz2") == "zhwiki-20260101.xml.bz2"
@@ -284,7 +282,7 @@ def test_a_prepared_store_in_a_bucket(bucket, tmp_path, texts, write_source, set
     assert tokens[0] == tokens[1]
 
 
-def test_a_failure_is_shared_by_those_who_want_the_same_only(server, cache):
+def test_a_failure_is_shared_only_by_those_who_want_the_same_file(server, cache):
     (server.root / "good.txt").write_bytes(b"good")
     is_held, outcomes = threading.Event(), {}
 
@@ -328,7 +326,7 @@ def test_the_part_of_a_cut_download_counts_and_makes_room(server, tmp_path):
     assert sum(path.stat().st_size for path in cache.folder.rglob("*.txt")) == 700_000
 
 
-def test_what_killed_processes_left_is_cleared_but_not_what_is_being_written(cache):
+def test_abandoned_staging_files_are_removed(cache):
     folder = cache.folder / "stores" / "key" / "train"
     folder.mkdir(parents=True)
     old, fresh = (folder / f".00000.tok.{pid}.staging" for pid in (1, 2))
@@ -340,7 +338,7 @@ def test_what_killed_processes_left_is_cleared_but_not_what_is_being_written(cac
     assert not old.exists() and fresh.exists()
 
 
-def test_a_small_file_that_is_large_is_not_read(server, cache):
+def test_a_small_file_above_the_limit_is_not_read(server, cache):
     (server.root / "manifest.json").write_bytes(bytes(3_000_000))
     with pytest.raises(DataError, match="far too long") as caught:
         cache.read_small(f"{server.url}/manifest.json", 1000)
@@ -350,7 +348,7 @@ def test_a_small_file_that_is_large_is_not_read(server, cache):
         cache.read_small(f"{server.url}/manifest.json", 1000)
 
 
-def test_bytes_from_another_place_than_asked_for_are_not_taken(server, cache):
+def test_bytes_from_a_wrong_offset_are_discarded(server, cache):
     content = bytes(range(256)) * 2000
     (server.root / "x.txt").write_bytes(content)
     server.faults["x.txt"] = [("pass",), ("cut", 100_000), ("from", 100_100), ("from", 0)]

@@ -64,9 +64,7 @@ def test_mixed_schemas_are_counted_and_stop_the_build_beyond_the_share(tmp_path,
     assert "data.max_bad_fraction=" in caught.value.fix
 
 
-def test_documents_that_are_all_shorter_than_a_sequence_are_read_to_the_last_token(
-    tmp_path, settings
-):
+def test_short_documents_are_read_to_the_last_token(tmp_path, settings):
     path = tmp_path / "x.jsonl"
     path.write_text(lines([{"text": f"short {i}"} for i in range(500)]))
     store = prepare_store(settings(path))

@@ -30,7 +30,7 @@ def by_reading(sources, range_bytes: int, limit: int) -> tuple[Cursor, ...]:
     range_bytes=st.integers(50, 900),
 )
 @example(files=[([b"abc", *[b""] * 300, b"abc"], False)], range_bytes=60)
-def test_lines_are_cut_as_read_without_reading_them(tmp_path_factory, files, range_bytes):
+def test_cuts_of_lines_equal_those_of_reading(tmp_path_factory, files, range_bytes):
     folder = tmp_path_factory.mktemp("lines")
     sources = []
     for number, (lines, ends) in enumerate(files):
@@ -41,7 +41,7 @@ def test_lines_are_cut_as_read_without_reading_them(tmp_path_factory, files, ran
     assert find_cuts(sources, range_bytes, limit) == by_reading(sources, range_bytes, limit)
 
 
-def test_only_a_little_of_a_large_file_is_looked_at(tmp_path):
+def test_a_large_file_is_not_read_through(tmp_path):
     path = tmp_path / "x.jsonl"
     rng = random.Random(1)
     sizes = [rng.randint(10, 5000) for _ in range(4000)]
@@ -54,7 +54,7 @@ def test_only_a_little_of_a_large_file_is_looked_at(tmp_path):
 
 
 @pytest.mark.parametrize("blank", [1 << 16, 1 << 18])
-def test_a_desert_of_blank_lines_is_read_through(tmp_path, blank):
+def test_long_runs_of_blank_lines_are_read_through(tmp_path, blank):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"text": "a"}\n' + b"\n" * blank + b'{"text": "b"}\n' * 3 + b" \n" * blank)
     source = SourceFile(str(path), path.stat().st_size, "jsonl", "none")
@@ -69,7 +69,7 @@ def test_a_desert_of_blank_lines_is_read_through(tmp_path, blank):
         ("bom-crlf.jsonl", "frames.jsonl.zst"),
     ],
 )
-def test_any_shard_of_any_format_is_read_from_its_cut(tmp_path, texts, write_source, kinds):
+def test_a_shard_of_any_format_is_read_from_its_cut(tmp_path, texts, write_source, kinds):
     sources = []
     for number, kind in enumerate(kinds):
         (tmp_path / str(number)).mkdir()

@@ -73,9 +73,7 @@ def written(folder: Path, form: str, head: str, pages: list[str]) -> Path:
 
 
 @pytest.mark.parametrize(("form", "workers"), [("", 1), (".gz", 2), (".bz2", 2)])
-def test_every_worker_knows_the_names_that_the_head_of_the_dump_lists(
-    tmp_path, settings, form, workers
-):
+def test_every_worker_gets_the_namespaces_of_the_dump(tmp_path, settings, form, workers):
     path = written(tmp_path, form, siteinfo(SWEDISH), swedish_pages())
     store = prepare_store(settings(path, workers=workers, shard_bytes=3000))
     assert len(store.manifest.shards) > 3  # most shards begin in the middle of the dump
@@ -83,7 +81,7 @@ def test_every_worker_knows_the_names_that_the_head_of_the_dump_lists(
     assert sorted(found) == sorted(f"Stad {i}\n\n{PROSE.format(i)}" for i in range(60))
 
 
-def test_each_dump_of_several_is_read_by_its_own_names(tmp_path, settings):
+def test_each_dump_is_read_with_its_own_namespaces(tmp_path, settings):
     finnish = {0: "", 6: "Tiedosto", 14: "Luokka"}
     wiki = "[[Tiedosto:A.jpg|pienoiskuva]][[Luokka:B]][[Fil:C.jpg|teksti]] " + PROSE.format(1)
     (tmp_path / "sv").mkdir()
@@ -98,7 +96,7 @@ def test_each_dump_of_several_is_read_by_its_own_names(tmp_path, settings):
     assert all("miniatyr" not in text and "ategori" not in text for text in found)
 
 
-def test_what_a_dump_says_about_its_wiki(tmp_path):
+def test_siteinfo_of_a_dump(tmp_path):
     site = sniff(written(tmp_path, ".bz2", siteinfo(SWEDISH), swedish_pages())).site
     assert (site.name, site.dbname, site.language) == ("Wikipedia & Co", "svwiki", "sv")
     assert site.base == "https://sv.wikipedia.org/wiki/Main"
@@ -150,7 +148,7 @@ def test_a_dump_without_ns_is_sorted_by_title(title, is_article):
         "\n#転送",
     ],
 )
-def test_redirects_without_their_element(mark):
+def test_redirects_in_exports_without_a_redirect_element(mark):
     clean = cleaner("mediawiki", "text")
     found = clean(page("A", revision(1, f"{mark}[[B]]{'文' * 80}"), ns=None).encode(), 7)
     assert isinstance(found, Dropped) and found.reason == "redirect"
@@ -183,9 +181,7 @@ def test_a_history_dump_gives_the_newest_revision(order, size):
     assert "第3版" in str(cleaner("mediawiki", "text")(history.encode(), 7))
 
 
-def test_a_history_dump_keeps_its_revision_numbers_and_forgets_old_boxes(
-    tmp_path, settings, capsys
-):
+def test_a_history_dump_keeps_the_revision_number_and_drops_older_text(tmp_path, settings, capsys):
     pages = []
     for i in range(30):
         old = revision(100 + i, "{{消歧义}} 旧" * 9, FIRST)
@@ -207,7 +203,7 @@ INDEX = "".join(f"{600 + 40_000 * (i // 3)}:{10 + i}:条目: {i}\n" for i in ran
     ("part", "wanted"),
     [(".txt", "auto"), ("3.txt-p1p42", "auto"), (".txt", "text"), (".txt", "blocks")],
 )
-def test_the_index_of_a_multistream_dump_is_refused_by_name(tmp_path, form, part, wanted):
+def test_the_index_of_a_multistream_dump_is_refused(tmp_path, form, part, wanted):
     path = tmp_path / f"zhwiki-20261101-pages-articles-multistream-index{part}{form}"
     path.write_bytes(bz2.compress(INDEX.encode()) if form else INDEX.encode())
     with pytest.raises(DataError, match="index of a multistream dump") as refused:

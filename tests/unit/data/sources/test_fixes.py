@@ -246,11 +246,11 @@ def test_metadata_and_token_stores_beside_the_data_are_left_out(tmp_path, settin
     prepare_store(settings(file, store=str(tmp_path / "set" / "store"), val_fraction=0.3))
     store = prepare_store(settings(tmp_path / "set", val_fraction=0.3))
     assert [source.path for source in store.manifest.sources] == [str(file)]
-    said = capsys.readouterr().out
-    assert "store (a token store)" in said and "dataset_infos.json, tokenizer.json" in said
+    shown = capsys.readouterr().out
+    assert "store (a token store)" in shown and "dataset_infos.json, tokenizer.json" in shown
 
 
-def test_one_file_of_several_is_not_to_replace_the_others(tmp_path, settings):
+def test_the_fix_for_one_of_several_files_keeps_the_others(tmp_path, settings):
     (tmp_path / "a.jsonl").write_bytes(lines(RECORDS))
     (tmp_path / "b.jsonl").write_bytes(lines(RECORDS, repr))
     with pytest.raises(DataError, match="Python dicts") as caught:

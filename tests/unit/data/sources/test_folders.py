@@ -64,7 +64,7 @@ def test_a_hidden_folder_that_is_named_is_read(corpus):
     assert names(locate([str(hidden)]), corpus) == [".ipynb_checkpoints/a-checkpoint.jsonl"]
 
 
-def test_the_order_is_that_of_the_paths_and_a_folder_counts_where_it_lies(tmp_path):
+def test_files_are_sorted_by_path_and_links_come_second(tmp_path):
     for name in ("b/x.jsonl", "b-c/x.jsonl", "a.jsonl", "z/x.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
@@ -73,7 +73,7 @@ def test_the_order_is_that_of_the_paths_and_a_folder_counts_where_it_lies(tmp_pa
     assert names(locate([str(tmp_path)]), tmp_path) == wanted
 
 
-def test_what_is_no_file_is_named(corpus, capsys):
+def test_special_files_and_dangling_links_are_logged(corpus, capsys):
     os.mkfifo(corpus / "pipe.jsonl")
     with socket.socket(socket.AF_UNIX) as server:
         here = Path.cwd()
@@ -84,17 +84,17 @@ def test_what_is_no_file_is_named(corpus, capsys):
     (corpus / "notes.md").write_text("x")
     (corpus / "part2.jsonl.zip").write_text("x")
     assert names(locate([str(corpus)]), corpus) == ["a.jsonl", "linked/b.jsonl"]
-    said = capsys.readouterr().out
-    assert "latest (a link to gone, which cannot be followed: No such file or directory)" in said
-    assert "pipe.jsonl (a FIFO), socket.jsonl (a socket)" in said
-    assert "not named like a corpus: notes.md, part2.jsonl.zip" in said
+    shown = capsys.readouterr().out
+    assert "latest (a link to gone, which cannot be followed: No such file or directory)" in shown
+    assert "pipe.jsonl (a FIFO), socket.jsonl (a socket)" in shown
+    assert "not named like a corpus: notes.md, part2.jsonl.zip" in shown
     for pattern, kind in (("pipe*", "a FIFO"), ("socket*", "a socket")):
         with pytest.raises(DataError, match=f"names {kind}"):
             locate([str(corpus / pattern)])
 
 
 @pytest.mark.parametrize("entry", ["", "*.jsonl", "**", "part3.jsonl"])
-def test_a_link_to_nothing_is_an_error_where_it_is_named_like_a_source(corpus, entry):
+def test_a_dangling_link_named_like_a_source_is_an_error(corpus, entry):
     (corpus / "part3.jsonl").symlink_to("annex/objects/gone")
     with pytest.raises(DataError, match="leads nowhere") as caught:
         locate([str(corpus / entry)])

@@ -63,9 +63,7 @@ def one_by_one(content: bytes, limit: int) -> list[Item]:
 @given(LINES, st.booleans(), st.integers(1, 200), st.data())
 @example([b""] * 5, True, 1, None)
 @example([b" " * 60], False, 7, None)
-def test_any_pieces_give_the_records_of_the_lines_one_by_one_from_every_start(
-    lines, ends, size, data
-):
+def test_lines_do_not_depend_on_pieces_or_start(lines, ends, size, data):
     content = b"\n".join(lines) + b"\n" * ends
     expected = one_by_one(content, LIMIT)
     items = list(split_lines(in_pieces(content, size), 0, LIMIT))
@@ -77,7 +75,7 @@ def test_any_pieces_give_the_records_of_the_lines_one_by_one_from_every_start(
 
 
 @given(LINES, st.integers(1, 200))
-def test_a_run_starts_and_ends_with_a_record_and_stands_in_the_source_as_it_is(lines, size):
+def test_a_run_starts_and_ends_with_a_record(lines, size):
     content = b"\n".join(lines)
     for start, run, length in split_runs(in_pieces(content, size), 0, LIMIT):
         if run is None:
@@ -91,7 +89,7 @@ def test_a_run_starts_and_ends_with_a_record_and_stands_in_the_source_as_it_is(l
 
 
 @given(LINES, st.integers(0, 40), st.integers(-1, 1), st.booleans())
-def test_a_batch_is_cut_between_records_by_where_they_start(lines, number, beside, as_items):
+def test_a_batch_is_cut_between_records(lines, number, beside, as_items):
     content = b"\n".join(lines)
     found = trimmed(content, 100, LIMIT)
     if found is None:
@@ -126,9 +124,7 @@ def what_came_of(raws: list[RawShard]) -> list[tuple]:
     st.integers(20, 300),
     st.sampled_from([1, 7, 64]),
 )
-def test_shards_hold_the_same_documents_and_cursors_whatever_the_pieces(
-    tmp_path_factory, files, range_bytes, size
-):
+def test_shards_do_not_depend_on_pieces(tmp_path_factory, files, range_bytes, size):
     folder = tmp_path_factory.mktemp("lines")
     sources = []
     for number, (lines, ends) in enumerate(files):
@@ -167,14 +163,14 @@ def assert_shards_follow_from_the_records(sources, range_bytes: int, raws: list[
         assert (raw.start, raw.end, found) == (start, end, records)
 
 
-def test_a_line_within_the_limit_that_spans_many_pieces_is_read_whole():
+def test_a_line_over_many_pieces_is_read_whole():
     line = b'{"text": "' + b"x" * 5000 + b'"}'
     content = b"\n" + line + b"\n" + line
     found = list(split_lines(in_pieces(content, 9), 0, 6000))
     assert found == [(1, line, len(line)), (len(line) + 2, line, len(line))]
 
 
-def test_records_of_other_formats_travel_about_as_many_bytes_at_a_time():
+def test_batches_of_items_have_about_the_same_size():
     items: list[Item] = [(at, bytes(BATCH_BYTES // 4), BATCH_BYTES // 4) for at in range(10)]
     batches = list(batches_of_items(0, items))
     assert [len(batch.items()) for batch in batches] == [4, 4, 2]

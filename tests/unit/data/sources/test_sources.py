@@ -141,7 +141,7 @@ def test_a_missing_text_key_lists_the_keys_that_are_there(tmp_path, name):
             texts_of(path, "id")
 
 
-def test_a_text_file_is_one_document_and_blocks_are_asked_for(tmp_path):
+def test_a_text_file_is_one_document_unless_blocks_are_requested(tmp_path):
     path = tmp_path / "book.txt"
     path.write_bytes("\ufeff[第一章]\r\n甲\r\n\r\n乙\r\n".encode())
     assert texts_of(path) == ["[第一章]\n甲\n\n乙"]
@@ -179,7 +179,7 @@ def test_nulls_and_long_texts_of_parquet_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("name", COMPRESS)
-def test_truncated_and_damaged_compressed_files_say_how_far_they_go(tmp_path, texts, name):
+def test_damaged_compressed_files_report_how_far_they_could_be_read(tmp_path, texts, name):
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts(1000)).encode()
     whole = COMPRESS[name](lines)
     for content in (whole[:-20], whole[: len(whole) // 2], whole + b"garbage"):
@@ -189,7 +189,7 @@ def test_truncated_and_damaged_compressed_files_say_how_far_they_go(tmp_path, te
         assert "bytes could be decompressed" in caught.value.got
 
 
-def test_a_damaged_later_stream_of_a_bz2_file_is_not_taken_for_its_end(tmp_path):
+def test_a_damaged_later_stream_of_a_bz2_file_is_an_error(tmp_path):
     second = bytearray(bz2.compress(b'{"text": "b"}\n'))
     second[len(second) // 2] ^= 0xFF
     path = tmp_path / "x.bz2"
@@ -208,7 +208,7 @@ def test_pieces_of_a_highly_compressed_file_stay_small(tmp_path, name):
     assert max(sizes) <= 2 << 20
 
 
-def test_a_decompression_bomb_is_refused_before_it_is_through(tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_refused_early(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "BOMB_BYTES", 1 << 20)
     path = tmp_path / "x.jsonl.xz"
     path.write_bytes(lzma.compress(b'{"text": "a"}' + b"\n" * (32 << 20), preset=0))

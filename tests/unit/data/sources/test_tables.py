@@ -81,7 +81,7 @@ def test_cells_of_many_lines_are_kept(tmp_path, settings, lines, text):
 
 @pytest.mark.parametrize("columns", ["text", "id,text"])
 @pytest.mark.parametrize("size", [37, 1 << 20])
-def test_a_field_that_goes_on_for_too_long_is_an_error_that_names_its_lines(
+def test_a_field_that_is_too_long_is_an_error_that_names_its_lines(
     tmp_path, settings, columns, size
 ):
     """Of one column every line is a row: whether a quote is lost cannot be seen."""
@@ -108,7 +108,7 @@ def test_a_field_that_goes_on_for_too_long_is_an_error_that_names_its_lines(
     assert store.manifest.funnel.read_records == 63
 
 
-def test_a_field_without_an_end_in_a_column_alone_is_said_to_have_none(tmp_path, settings):
+def test_a_field_that_is_never_closed_is_reported_as_such(tmp_path, settings):
     path = tmp_path / "x.csv"
     path.write_text("text\n" + '"' + "row of the table\n" * 3000)
     with pytest.raises(DataError, match="more than 1,000 lines") as caught:
@@ -131,7 +131,7 @@ def test_a_line_too_long_to_be_held_is_counted_or_refused(quoted):
 
 
 @given(st.integers(0, 2**32), st.integers(1, 200), st.sampled_from([2, 3]))
-def test_borders_depend_neither_on_the_pieces_nor_on_the_start(seed, size, columns):
+def test_rows_do_not_depend_on_pieces_or_start(seed, size, columns):
     """Rows with quotes anywhere, lost ones among them: every byte is in one row, whoever cuts."""
     rng = random.Random(seed)
     parts = ["a", "b", ",", ",", "\n", "\n", '"', '""', "\r\n", "字"]
@@ -161,11 +161,11 @@ def test_borders_depend_neither_on_the_pieces_nor_on_the_start(seed, size, colum
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";", "|", "\x01"])
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
-def test_delimiters_are_known_from_the_header_and_said(tmp_path, capsys, delimiter, name):
+def test_delimiters_are_recognised_from_the_header_and_logged(tmp_path, capsys, delimiter, name):
     (tmp_path / name).write_bytes(table(5, delimiter, {}))
     check_text_key(sniff(tmp_path / name), LIMIT)
-    said = capsys.readouterr().out
-    assert ("is separated by" in said) == (delimiter != ("\t" if name == "x.tsv" else ","))
+    shown = capsys.readouterr().out
+    assert ("is separated by" in shown) == (delimiter != ("\t" if name == "x.tsv" else ","))
 
 
 def test_names_in_quotes_do_not_decide_the_delimiter():

@@ -32,7 +32,7 @@ def clean_json(payload: bytes | str, key: str = "text", offset: int = 7) -> str 
         ('{"text": " \\n\\t "}', "empty", False),
     ],
 )
-def test_json_that_gives_no_text_says_why(payload, reason, is_bad):
+def test_json_without_text_is_dropped_with_the_reason(payload, reason, is_bad):
     outcome = clean_json(payload)
     assert isinstance(outcome, Dropped)
     assert (outcome.reason, outcome.is_bad) == (reason, is_bad)
@@ -48,7 +48,7 @@ def test_text_is_stripped_and_normalised_and_otherwise_left_alone():
     assert clean_json('{"t": "x"}', key="t") == "x"
 
 
-def test_a_byte_order_mark_is_skipped_where_a_source_starts_and_nowhere_else():
+def test_a_byte_order_mark_is_skipped_at_the_start_only():
     marked = '\ufeff{"text": "a"}'
     assert clean_json(marked, offset=0) == "a"
     assert isinstance(clean_json(marked), Dropped)

@@ -30,7 +30,7 @@ def test_few_bad_records_that_are_most_of_the_text_end_the_build(tmp_path, setti
     assert prepare_store(settings(path, max_bad_fraction=share)).manifest.funnel.kept_records == 300
 
 
-def test_a_quote_lost_in_an_array_does_not_take_the_rest_along_unsaid(tmp_path, settings):
+def test_a_lost_quote_in_an_array_is_an_error(tmp_path, settings):
     """What follows is text up to the next quote: few records, and most of the bytes."""
     content = json.dumps(RECORDS)
     cut = content.index("document 100")
@@ -41,7 +41,7 @@ def test_a_quote_lost_in_an_array_does_not_take_the_rest_along_unsaid(tmp_path, 
         prepare_store(settings(path))
 
 
-def test_records_that_are_longer_than_text_is_count_as_bad(tmp_path, settings, monkeypatch):
+def test_records_longer_than_any_text_count_as_bad(tmp_path, settings, monkeypatch):
     monkeypatch.setattr(clean_job, "_LONGEST_TEXT", 5000)
     path = tmp_path / "x.jsonl"
     path.write_text(lines([*RECORDS, {"text": "y" * 8000}]))
@@ -52,7 +52,7 @@ def test_records_that_are_longer_than_text_is_count_as_bad(tmp_path, settings, m
     assert store.manifest.funnel.kept_records == 301
 
 
-def test_records_above_a_limit_that_was_chosen_are_dropped_and_counted(tmp_path, settings):
+def test_records_above_a_chosen_limit_are_dropped_and_counted(tmp_path, settings):
     path = tmp_path / "x.jsonl"
     path.write_text(lines([*RECORDS, {"text": "y" * 8000}]))
     funnel = prepare_store(settings(path, max_document_bytes=4000)).manifest.funnel
@@ -97,7 +97,7 @@ def test_kinds_may_differ_from_record_to_record(tmp_path, settings, write):
     assert prepare_store(settings(path)).manifest.funnel.kept_records == 66
 
 
-def test_index_lines_of_a_bulk_file_are_dropped_as_such(tmp_path, settings):
+def test_index_lines_of_a_bulk_file_are_dropped(tmp_path, settings):
     path = tmp_path / "cirrus.json"
     pairs = ([{"index": {"_id": str(i)}}, {"text": f"a text, {i}"}] for i in range(60))
     path.write_text("".join(map(lines, pairs)))

@@ -88,7 +88,7 @@ def test_language_variants(wikitext, text):
 @pytest.mark.parametrize(
     "part", ["{{", "[[", "{{a|", "[[a|", "<ref ", "<div ", "<b>", "{|\n", "[http://a.b "]
 )
-def test_pages_on_which_the_parser_would_never_end_are_given_up(part):
+def test_pages_with_too_many_unpaired_marks_are_refused(part):
     with pytest.raises(DamagedWikitext):
         text_of_wikitext(part * 20_000 + "\n文字")
 

@@ -23,7 +23,7 @@ LITERAL_TAGS = ("nowiki", "pre", "syntaxhighlight", "source", "code")
 
 @pytest.mark.parametrize("tag", LITERAL_TAGS)
 @pytest.mark.parametrize("content", MARKUP)
-def test_what_stands_in_a_literal_region_is_text(tag, content):
+def test_the_content_of_a_literal_region_is_text(tag, content):
     forms = [(tag, tag), (f"{tag.upper()} ", f"{tag.upper()} ")]
     if tag != "nowiki":
         forms.append((f'{tag} lang="c"', tag))
@@ -161,7 +161,7 @@ PIECES += [
 
 
 @given(st.sampled_from(LITERAL_TAGS), st.lists(st.sampled_from(PIECES), min_size=1, max_size=12))
-def test_nothing_in_a_literal_region_changes_what_it_shows_or_what_follows(tag, pieces):
+def test_literal_regions_of_any_content(tag, pieces):
     content = "".join(pieces)
     shown = content
     if tag not in ("syntaxhighlight", "source"):
@@ -171,7 +171,7 @@ def test_nothing_in_a_literal_region_changes_what_it_shows_or_what_follows(tag, 
     assert "".join(got.split()) == "".join(f"前文。{shown}后文，链接。节末句。".split())
 
 
-def test_marks_of_regions_that_stand_in_the_page_are_no_marks():
+def test_internal_marks_in_a_page_are_ignored():
     assert text_of_wikitext("甲\x020\x03乙\x01<nowiki>丙</nowiki>") == "甲0乙丙"
 
 
@@ -233,7 +233,7 @@ def test_other_words_between_underscores_are_text():
     assert text_of_wikitext(text) == text
 
 
-def test_the_site_says_which_prefixes_hide_a_link_and_whether_variants_are_markup():
+def test_prefixes_and_variants_depend_on_the_site():
     names = ((0, ""), (6, "Fil"), (14, "Kategori"), (-2, "Media"), (4, "Wikipedia"))
     sv = WikiSite(language="sv", namespaces=names)
     zh = WikiSite(language="zh")
