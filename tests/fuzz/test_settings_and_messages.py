@@ -22,7 +22,7 @@ from wikillm.config.keys import all_keys
 from wikillm.config.load import load
 from wikillm.config.yaml_file import parse_yaml
 from wikillm.core.errors import CheckpointError, ConfigError, DataError
-from wikillm.data.inspect.stats import verify
+from wikillm.data.inspect.verify import verify
 from wikillm.data.store.manifest import MANIFEST_NAME
 from wikillm.data.store.store import Store
 from wikillm.supervise.coordinator import Coordinator
