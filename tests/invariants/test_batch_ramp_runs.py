@@ -38,7 +38,7 @@ def alone(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("world", "micro", "recipe", "shared"),
+    ("world", "micro", "recipe", "sharing"),
     [
         (2, 1, None, 1),
         (1, 2, "zero1", 1),
@@ -48,10 +48,10 @@ def alone(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     ],
 )
 def test_any_world_micro_batch_and_stage_gives_the_same_run(
-    world: int, micro: int, recipe: str | None, shared: int, words: Any, alone: Any, tmp_path: Path
+    world: int, micro: int, recipe: str | None, sharing: int, words: Any, alone: Any, tmp_path: Path
 ) -> None:
-    """`shared`: ranks per sequence, for which DeepSpeed's count of a batch is another."""
-    more = (f"train.per_device_train_batch_size={micro}", f"train.sequence_parallel_size={shared}")
+    """`sharing`: ranks per sequence, for which DeepSpeed's count of a batch is another."""
+    more = (f"train.per_device_train_batch_size={micro}", f"train.sequence_parallel_size={sharing}")
     result = run(world, words(tmp_path / "run", *RAMP, *more), deepspeed=recipe)
     assert result["code"] == 0, result["message"]
     assert result["losses"] == pytest.approx(alone["losses"], rel=2e-5)
