@@ -1,4 +1,5 @@
-"""Errors say what is wrong, what was got and what to do; each kind has its exit code, and no traceback."""
+"""Errors say what is wrong, what was got and what to do; each kind has its exit code, and no
+traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`wikillm plan --all`: every model preset on 1, 8, 64 and 512 GPUs is planned or refused with a fix, without torch."""
+"""`wikillm plan --all`: every model preset on 1, 8, 64 and 512 GPUs is planned or refused with a
+fix, without torch."""
 
 from __future__ import annotations
 

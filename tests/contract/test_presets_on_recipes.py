@@ -1,4 +1,5 @@
-"""Every run preset, and every model preset under the default run, loads and plans on every shipped DeepSpeed JSON."""
+"""Every run preset, and every model preset under the default run, loads and plans on every shipped
+DeepSpeed JSON."""
 
 from __future__ import annotations
 
@@ -12,11 +13,8 @@ from wikillm.plan.run_plan import make_plan
 
 RUNS = [(run, ()) for run in preset_names("runs")]
 MODELS = [(None, (f"model.preset={name}",)) for name in preset_names("models")]
-WORLDS = {
-    "demo": (
-        1,
-        2,
-    ),  # small on purpose; every other preset runs on one GPU, or on the GPUs of a sequence, and on eight
+WORLDS = {  # all other presets run on one GPU and on eight
+    "demo": (1, 2),
     "long-1.7b-32k": (2, 8),
     "long-7b-128k": (4, 8),
 }

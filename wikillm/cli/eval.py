@@ -84,10 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tell(
-    args: argparse.Namespace,
-    corpus: Corpus,
-    parts: dict[str, HeldOutLoss],
-    length: int,
+    args: argparse.Namespace, corpus: Corpus, parts: dict[str, HeldOutLoss], length: int
 ) -> int:
     from wikillm.evals.baseline import unigram_cross_entropy
     from wikillm.evals.loss import combined, weights_of

@@ -84,11 +84,7 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
 
     words = []
     resume = "auto" if args.max_restarts and args.resume is None else args.resume
-    for flag, value in (
-        ("config", args.config),
-        ("deepspeed", args.deepspeed),
-        ("resume", resume),
-    ):
+    for flag, value in (("config", args.config), ("deepspeed", args.deepspeed), ("resume", resume)):
         words += [f"--{flag}", value] if value else []
     words += ["--allow-change"] if args.allow_change else []
     is_checkout = Path("train.py").is_file() and Path("wikillm").is_dir()

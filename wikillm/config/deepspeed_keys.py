@@ -75,47 +75,29 @@ BLOCKS: Mapping[str, Mapping[str, Kind]] = {
         bool="pin_memory pipeline_read pipeline_write fast_init super_offload",
         number="ratio cpuadam_cores_perc",
     ),
-    "zero_optimization.leaf_module": _keys(
-        list="classes names name_suffixes",
-    ),
+    "zero_optimization.leaf_module": _keys(list="classes names name_suffixes"),
     "bf16": _keys(
         bool="enabled immediate_grad_update check_grad_overflow bf16_master_weights_and_grads "
-        "bf16_optimizer_states",
+        "bf16_optimizer_states"
     ),
     "fp16": _keys(
         bool="enabled auto_cast consecutive_hysteresis fp16_master_weights_and_grads",
         number="loss_scale",
         int="initial_scale_power loss_scale_window hysteresis min_loss_scale",
     ),
-    "optimizer": _keys(
-        text="type",
-        block="params",
-        bool="legacy_fusion",
-    ),
-    "torch_autocast": _keys(
-        bool="enabled",
-        text="dtype",
-        list="lower_precision_safe_modules",
-    ),
+    "optimizer": _keys(text="type", block="params", bool="legacy_fusion"),
+    "torch_autocast": _keys(bool="enabled", text="dtype", list="lower_precision_safe_modules"),
     "data_types": _keys(
-        text="grad_accum_dtype param_dtype buffer_dtype",
-        any="keep_in_fp32_modules",
+        text="grad_accum_dtype param_dtype buffer_dtype", any="keep_in_fp32_modules"
     ),
     "checkpoint": _keys(
         text="tag_validation",
         bool="load_universal use_node_local_storage checkpoint_serialization",
         block="parallel_write writer",
     ),
-    "timers": _keys(
-        block="throughput",
-    ),
-    "timers.throughput": _keys(
-        bool="enabled synchronized",
-    ),
-    "comms_logger": _keys(
-        bool="enabled prof_all verbose debug",
-        list="prof_ops",
-    ),
+    "timers": _keys(block="throughput"),
+    "timers.throughput": _keys(bool="enabled synchronized"),
+    "comms_logger": _keys(bool="enabled prof_all verbose debug", list="prof_ops"),
     "flops_profiler": _keys(
         bool="enabled detailed",
         number="recompute_fwd_factor",
@@ -126,18 +108,9 @@ BLOCKS: Mapping[str, Mapping[str, Kind]] = {
         int="block_size queue_depth intra_op_parallelism",
         bool="single_submit overlap_events use_gds",
     ),
-    "tensorboard": _keys(
-        bool="enabled",
-        text="output_path job_name",
-    ),
-    "csv_monitor": _keys(
-        bool="enabled",
-        text="output_path job_name",
-    ),
-    "wandb": _keys(
-        bool="enabled",
-        text="group team project",
-    ),
+    "tensorboard": _keys(bool="enabled", text="output_path job_name"),
+    "csv_monitor": _keys(bool="enabled", text="output_path job_name"),
+    "wandb": _keys(bool="enabled", text="group team project"),
     "compile": _keys(
         bool="deepcompile autoep_non_moe free_activation offload_activation "
         "offload_activation_pin_memory offload_opt_states double_buffer symmetric_memory "

@@ -48,8 +48,7 @@ def _read_source(text: str) -> dict[str, str]:
 Mixture = Annotated[
     tuple[MixtureSource, ...],
     BeforeValidator(
-        _read_mixture,
-        json_schema_input_type=str | MixtureSource | list[str | MixtureSource] | None,
+        _read_mixture, json_schema_input_type=str | MixtureSource | list[str | MixtureSource] | None
     ),
 ]
 

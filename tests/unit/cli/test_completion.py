@@ -30,8 +30,10 @@ def test_the_script_parses_and_names_the_commands(
 def test_bash_completes_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["completion", "bash"])
     (tmp_path / "script").write_text(capsys.readouterr().out)
-    ask = "source ./script; COMP_WORDS=(wikillm exp); COMP_CWORD=1; _shtab_wikillm; echo ${COMPREPLY[@]}"
-    done = subprocess.run(["bash", "-c", ask], cwd=tmp_path, capture_output=True, text=True)
+    ask = "COMP_WORDS=(wikillm exp); COMP_CWORD=1; _shtab_wikillm; echo ${COMPREPLY[@]}"
+    done = subprocess.run(
+        ["bash", "-c", f"source ./script; {ask}"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout.split() == ["export"], done.stderr
 
 

@@ -85,6 +85,7 @@ def test_help_lists_keys(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_presets_and_config_import_no_torch() -> None:
-    code = "import sys; from wikillm.cli.main import main; main(['presets']); main(['config', 'show']); sys.exit('torch' in sys.modules)"
+    code = "import sys; from wikillm.cli.main import main; main(['presets']); "
+    code += "main(['config', 'show']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
-"""The demo's choices: the source, the run directory, and a batch that any number of GPUs can share."""
+"""The demo's choices: the source, the run directory, and a batch that any number of GPUs can
+share."""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ def test_wrong_arguments_are_refused(line: list[str], capsys: pytest.CaptureFixt
 def test_two_names_of_one_machine_over_a_stand_in_for_ssh(
     words: Words, repo: Path, tmp_path: Path
 ) -> None:
-    """The whole way without namespaces: agents, files, ports, verdicts. The second cannot have the first one's port."""
+    """The whole way without namespaces: agents, files, ports, verdicts. The second cannot have the
+    first one's port."""
     StandIns(tmp_path / "bin", "ssh")
     (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
     argv = [
@@ -81,7 +82,8 @@ def test_two_names_of_one_machine_over_a_stand_in_for_ssh(
         str(tmp_path / "hosts"),
         "--json",
     ]
-    path = f"{tmp_path / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    folders = (tmp_path / "bin", Path(sys.executable).parent, os.environ["PATH"])
+    path = os.pathsep.join(map(str, folders))
     done = subprocess.run(
         [*argv, *words(tmp_path / "run")],
         cwd=repo,

@@ -1,4 +1,5 @@
-"""A run with a tokenizer that is not of Qwen2's kind: what export, generate, eval and model.init_from make of it."""
+"""A run with a tokenizer that is not of Qwen2's kind: what export, generate, eval and
+model.init_from make of it."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("warm_proofs")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store cut by a tokenizer with Llama 3's splits and template, and a run on it with one checkpoint."""
+    """A store cut by a tokenizer with Llama 3's splits and template, and a run on it with one
+    checkpoint."""
     base = tmp_path_factory.mktemp("foreign")
     tokenizer = write_foreign("llama3", base / "llama3")
     lines = [f"{LINES[number % 4]} {number}" for number in range(120)]
@@ -60,7 +62,8 @@ def exported(run: Path) -> Path:
 
 @pytest.fixture
 def other_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder whose sitecustomize.py every new Python process runs: another version of transformers, as it were."""
+    """A folder whose sitecustomize.py every new Python process runs: another version of
+    transformers, as it were."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -97,7 +100,8 @@ def test_generate_writes_the_same_from_the_run_and_from_the_folder(
 def test_eval_takes_the_store_of_the_run(
     run: Path, exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The folder's tokenizer.json lacks the template that the store's has: other bytes, the same ids."""
+    """The folder's tokenizer.json lacks the template that the store's has: other bytes, the same
+    ids."""
     assert sha256_file(exported / "tokenizer.json") != sha256_file(
         run / "tokenizer" / "tokenizer.json"
     )

@@ -1,4 +1,5 @@
-"""`wikillm launch` on the command line: what is refused, what is shown, and `--go` through a real child process."""
+"""`wikillm launch` on the command line: what is refused, what is shown, and `--go` through a real
+child process."""
 
 from __future__ import annotations
 
@@ -72,46 +73,21 @@ def test_an_ipv6_machine_may_stand_in_brackets(capsys: pytest.CaptureFixture[str
     assert main(["launch", "ssh", "--host", "me@[2001:db8::1]", "--print"]) == 0
     shown = capsys.readouterr().out
     assert "-- me@2001:db8::1 'mkdir -p wikillm'" in shown and "me@[2001:db8::1]:wikillm/" in shown
-    assert (
-        main(
-            [
-                "launch",
-                "torchrun",
-                "--nodes",
-                "2",
-                "--gpus",
-                "1",
-                "--master-addr",
-                "[::1]",
-                "--print",
-            ]
-        )
-        == 0
-    )
+    machines = ["--nodes", "2", "--gpus", "1", "--master-addr", "[::1]"]
+    assert main(["launch", "torchrun", *machines, "--print"]) == 0
     assert "--master_addr ::1 " in capsys.readouterr().out
 
 
 def test_a_pod_asks_for_the_memory_that_offload_fills(capsys: pytest.CaptureFixture[str]) -> None:
-    words = [
-        "launch",
-        "k8s",
-        "--image",
-        "a",
-        "--gpus",
-        "8",
-        "--config",
-        "pretrain-7b",
-        "data.path=x",
-        "--print",
-    ]
+    words = ["launch", "k8s", "--image", "a", "--gpus", "8", "--config", "pretrain-7b"]
+    words += ["data.path=x", "--print"]
     shown = {}
     for recipe in ("zero2", "zero3_offload"):
         assert main([*words, "--deepspeed", recipe]) == 0
-        pod = yaml.safe_load(capsys.readouterr().out)["spec"]["template"]["spec"]["containers"][0][
-            "resources"
-        ]
-        assert pod["requests"]["cpu"] == "64"
-        shown[recipe] = int(pod["requests"]["memory"].removesuffix("Gi"))
+        job = yaml.safe_load(capsys.readouterr().out)
+        requests = job["spec"]["template"]["spec"]["containers"][0]["resources"]["requests"]
+        assert requests["cpu"] == "64"
+        shown[recipe] = int(requests["memory"].removesuffix("Gi"))
     assert shown["zero2"] == 256 and shown["zero3_offload"] >= 256 + 18 * 7_615_616_512 / 2**30
     assert main([*words, "--memory", "100GiB"]) == 0
     assert "memory: 100Gi" in capsys.readouterr().out
@@ -126,9 +102,8 @@ def test_a_secret_is_declared_as_one_for_sky(
     assert main(["launch", "sky", "--gpu", "L4", "--gpus", "1", "--print"]) == 0
     shown = capsys.readouterr().out
     task = yaml.safe_load(shown)
-    assert {"SWANLAB_API_KEY", "HTTPS_PROXY"} <= set(task["secrets"]) and "HF_ENDPOINT" in task[
-        "envs"
-    ]
+    assert {"SWANLAB_API_KEY", "HTTPS_PROXY"} <= set(task["secrets"])
+    assert "HF_ENDPOINT" in task["envs"]
     assert "canary" not in shown and "--secret SWANLAB_API_KEY" in shown
 
 
@@ -158,14 +133,16 @@ def test_a_line_break_does_not_leave_the_comment(capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize("code", [0, 75])
 def test_go_hands_over_words_and_exit_code(code: int, tmp_path: Path) -> None:
-    """In a child process: `--go` becomes the launcher. The interpreter's own folder stands first on its PATH."""
+    """In a child process: `--go` becomes the launcher. The interpreter's own folder stands first
+    on its PATH."""
     tools = StandIns(tmp_path / "bin", "srun")
     (tmp_path / "bin" / "deepspeed").unlink(missing_ok=True)
     python = tmp_path / "bin" / "python"
     python.symlink_to(sys.executable)
     recorder = StandIns(tmp_path / "bin", "deepspeed")
     words = ["launch", "multi", "--gpus", "2", "--go", "observe.sample_prompts=a 'b' $c"]
-    program = "import sys; sys.executable = sys.argv.pop(1); from wikillm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; sys.executable = sys.argv.pop(1); from wikillm.cli.main import main; "
+    program += "sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", program, str(python), *words],
         cwd=tmp_path,

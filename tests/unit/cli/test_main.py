@@ -1,4 +1,5 @@
-"""The entry: which command runs, what becomes of unknown words, and how every kind of ending leaves the process."""
+"""The entry: which command runs, what becomes of unknown words, and how every kind of ending
+leaves the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A mistake in a DeepSpeed JSON is the same refusal in `plan`, `doctor`, `launch --print` and `train`, before anything starts."""
+"""A mistake in a DeepSpeed JSON is the same refusal in `plan`, `doctor`, `launch --print` and
+`train`, before anything starts."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ PLAIN: dict[str, Any] = {
     "fp16": {"enabled": "auto"},
     "zero_optimization": {"stage": 2},
 }
-# name -> (changes to a sound file, what the message says); the run has 2 ranks, 4 sequences each, 1024 tokens a step
+# name -> (changes to a sound file, what the message says); the run has 2 ranks, 4 sequences each,
+# 1024 tokens a step
 MISTAKES: dict[str, tuple[dict[str, Any] | str, str]] = {
     "unknown key": ({"zero_optimisation": {"stage": 2}}, "zero_optimization"),
     "unknown nested key": (

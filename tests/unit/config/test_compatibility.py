@@ -1,4 +1,5 @@
-"""Every rule of the table of combinations, in the place that can decide it, and what is compatible beside it."""
+"""Every rule of the table of combinations, in the place that can decide it, and what is compatible
+beside it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def case(train: dict[str, Any], model: dict[str, Any] | None = None, **known: An
     return Case(TrainSection(**train), ModelSection(**(model or {})), data, **known)
 
 
-# A case that breaks one rule alone, part of its sentence, and a change of what is known that lifts it.
+# A case that breaks one rule alone, part of its sentence, and a change of what is known that lifts
+# it.
 CASES: list[tuple[Case, str]] = [
     (case({"optimizer": "muon"}), "clipping"),
     (case(MUON, precision="fp16"), "not supported in fp16"),

@@ -1,4 +1,5 @@
-"""The tables of known DeepSpeed keys against the installed DeepSpeed: what it asks for, we know, and the reverse."""
+"""The tables of known DeepSpeed keys against the installed DeepSpeed: what it asks for, we know,
+and the reverse."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from wikillm.config.deepspeed_keys import AUTO, BLOCKS, REMOVED, TOP_LEVEL, Kind
 
 
 class Recorder(dict[str, Any]):
-    """A dict that remembers which keys were asked for: DeepSpeed's own reading is the list of what it knows."""
+    """A dict that remembers which keys were asked for: DeepSpeed's own reading is the list of what
+    it knows."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

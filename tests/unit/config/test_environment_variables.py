@@ -85,7 +85,8 @@ def test_variables_of_torch_are_refused_only_where_they_have_an_effect() -> None
 
 
 def test_every_variable_that_the_installed_libraries_read_is_refused_removed_or_harmless() -> None:
-    """A new version of accelerate with a new variable needs no change here: the whole family is removed."""
+    """A new version of accelerate with a new variable needs no change here: the whole family is
+    removed."""
     read: set[str] = set()
     for package in ("accelerate", "transformers"):
         spec = importlib.util.find_spec(package)

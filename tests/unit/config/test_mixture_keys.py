@@ -1,4 +1,5 @@
-"""`data.mixture`: its spellings, its weights as whole numbers, and what is refused before anything is looked at."""
+"""`data.mixture`: its spellings, its weights as whole numbers, and what is refused before anything
+is looked at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What ships: every preset parses, resolves, and departs from the defaults where it says something."""
+"""What ships: every preset parses, resolves, and departs from the defaults where it says
+something."""
 
 from __future__ import annotations
 
