@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.core.units import format_seconds
 
     start = time.monotonic()
+    # The words of a command line; every step below uses them.
     source = find_source(args.data)
     run_dir = Path(args.run_dir) if args.run_dir else free_run_dir(Path("runs/demo"))
     words = [
@@ -150,6 +151,7 @@ def train(words: list[str], processes: int | None) -> None:
     from wikillm.core.errors import MachineError
     from wikillm.core.world import free_port
 
+    # One process per GPU; without one, two ranks on the CPU show that the ranks agree.
     on_gpu = torch.cuda.is_available()
     count = processes or (torch.cuda.device_count() if on_gpu else min(2, os.cpu_count() or 1))
     count, micro_batch = share_out(count)

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     default = f"exports/{facts.name}-{facts.step}{'-ema' if args.ema else ''}"
     target = Path(args.to or default)
     tokenizer = Path(args.tokenizer) if args.tokenizer else find_tokenizer(checkpoint)
+    # Refuse an occupied target before anything is read.
     check_target(target)
     plan = {"checkpoint": str(checkpoint), "tokenizer": str(tokenizer), "folder": str(target)}
     if args.dry_run:

@@ -82,12 +82,14 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
     from wikillm.observe.redact import names_a_secret
     from wikillm.remote.environment import forwarded
 
+    # The words of the run, as train.py gets them; restarted ranks must resume.
     words = []
     resume = "auto" if args.max_restarts and args.resume is None else args.resume
     for flag, value in (("config", args.config), ("deepspeed", args.deepspeed), ("resume", resume)):
         words += [f"--{flag}", value] if value else []
     words += ["--allow-change"] if args.allow_change else []
     is_checkout = Path("train.py").is_file() and Path("wikillm").is_dir()
+    # Other machines get the folder of the checkout and the variables that a run needs.
     runs_here = args.target not in ELSEWHERE
     elsewhere = {"ssh": "wikillm", "k8s": CLOUD_WORKDIR, "sky": CLOUD_WORKDIR}
     variables = {} if runs_here else forwarded()

@@ -162,6 +162,7 @@ def _run_all(args: argparse.Namespace) -> int:
     presets = [load_preset("models", name) for name in preset_names("models")]
     names = [preset.name for preset in sorted(presets, key=lambda one: one.parameters or 0)]
     rows: list[dict[str, Any]] = []
+    # Each model under its run preset, or under the default run if it has none.
     for name in names:
         run_name = f"pretrain-{name}"
         known = run_name in preset_names("runs")

@@ -62,10 +62,12 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.data.text.attribution import ATTRIBUTION_NAME
     from wikillm.export.foresee import foresee_export
 
+    # Settings for dumps come before the configuration is resolved, so that the user's own win.
     said = _take_dumps(args) if args.wiki else []
     whole = resolve_run_config(args).config
     cfg = whole.data
     _refuse_contradictions(args)
+    # Commands that build no whole store.
     if args.drop_list_only is not None:
         return _make_drop_list(args, cfg)
     if args.executor == "slurm":
@@ -86,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         for line in said:
             print(line)
         corpus = open_corpus(cfg)
+        # An export that would fail is reported now, not after the training.
         foresee_export(corpus.tokenizer_dir, whole.model.architecture, whole.model.init_from)
     if args.json:
         print(json.dumps(summary_json(corpus), indent=2, ensure_ascii=False))

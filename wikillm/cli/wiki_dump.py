@@ -50,6 +50,7 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
                 got=f"{source.path} is {source.format}",
                 fix=f"wikillm prepare data.path={source.path} data.quality=basic data.dedup=exact",
             )
+    # Everything that a dump needs, reduced to what is installed here.
     wanted = {"data.quality": "basic", "data.dedup": "minhash", "data.convert": "none"}
     notes = {}
     install = "is not installed (pip install 'wikillm[wiki]')"

@@ -1,5 +1,4 @@
-"""A batch that grows: `train.batch_ramp_from` tokens at first, doubled in equal shares of
-`train.batch_ramp_tokens`.
+"""A global batch that starts at `train.batch_ramp_from` tokens and doubles in equal shares.
 
 A batch below the critical size loses nothing and takes more steps from the same tokens; the
 critical size grows while the loss falls (McCandlish et al. 2018, arXiv:1812.06162). The stages
@@ -21,8 +20,7 @@ KEYS = ("train.batch_ramp_from", "train.batch_ramp_tokens")
 
 @dataclass(frozen=True, slots=True)
 class BatchRamp:
-    """`stages` of (steps, sequences per step), then `full` sequences per step to the end; no
-    stages: always `full`.
+    """`stages` of (steps, sequences per step), then `full` sequences per step to the end.
 
     `lead`, without stages: sequences by which the steps before a resume with another batch are
     ahead of `full` ones (below 0: behind). Of such steps only their sum is known.

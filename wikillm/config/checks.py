@@ -1,5 +1,4 @@
-"""Rules across keys that need no machine, no ranks and no data: divisors, lengths, keys without
-effect.
+"""Rules across keys that need no machine and no data: divisors, lengths, keys without effect.
 
 Combinations that do not work at all are a table of their own, in `compatibility`.
 """
@@ -99,8 +98,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _is_changed(key: str, value: object, origins: Mapping[str, Origin]) -> bool:
-    """Set by the user to another value than the default (a resolved file writes all defaults
-    out)."""
+    """Set by the user, and not to the default (a resolved file lists all defaults)."""
     return origins[key].is_user and value != all_keys()[key].default
 
 

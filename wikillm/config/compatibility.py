@@ -1,5 +1,4 @@
-"""Settings that do not work together: one table for the configuration checks, the planner and the
-engine.
+"""Settings that do not work together, for the configuration checks, the planner and the engine.
 
 Each caller fills in what it knows as a `Case`. A rule never applies to something that is unknown,
 so a rule fires at the first place that can decide it. What one key needs of another (divisors,
@@ -52,8 +51,7 @@ class Zero:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run as far as it is known. `precision` is never auto; `has_deepspeed` without `zero`:
-    not read yet."""
+    """One run as far as it is known. `has_deepspeed` without `zero`: the file is not read yet."""
 
     train: TrainSection
     model: ModelSection | None = None
@@ -249,8 +247,7 @@ def add_conflicts(
     origins: Mapping[str, Origin] | None = None,
     file: DeepSpeedFile | None = None,
 ) -> None:
-    """Add each conflict to `problems`, with the values and, as far as given, where they were
-    set."""
+    """Add each conflict to `problems`, with the values and the places where they were set."""
     for rule in conflicts(case):
         places = [_place(key, case, origins or {}, file) for key in rule.settings]
         values = [_value(key, case) for key in rule.settings]

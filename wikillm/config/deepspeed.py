@@ -25,8 +25,7 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|\n')
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedFacts:
-    """What a run decides and a DeepSpeed JSON must agree with. All of it is known before a model
-    exists.
+    """What a run decides and a DeepSpeed JSON must agree with, known before a model exists.
 
     None is not known yet, because the machines are elsewhere: it agrees with anything.
     """
@@ -52,8 +51,7 @@ class DeepSpeedFile:
     is_shipped: bool
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value at a dotted key (`zero_optimization.stage`), or `default` where a part of it
-        is missing."""
+        """The value at a dotted key (`zero_optimization.stage`), or `default` if it is missing."""
         return lookup(self.json, key, default)
 
     def where(self, key: str) -> str:
@@ -73,8 +71,7 @@ def lookup(block: Mapping[str, Any], key: str, default: Any = None) -> Any:
 
 
 def shipped_folder() -> Path:
-    """The folder of the shipped recipes: inside the package when installed from a wheel, beside it
-    in a checkout."""
+    """The folder of the shipped recipes: in the package of a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     folders = [package / "ds_configs", package.parent / "ds_configs"]
     for folder in folders:
@@ -117,8 +114,7 @@ def find_deepspeed(path_or_name: str | Path) -> tuple[Path, bool]:
 
 
 def read_deepspeed(path_or_name: str | Path) -> DeepSpeedFile:
-    """Find and parse a DeepSpeed JSON. Raises ConfigError; see `check_deepspeed` for what the keys
-    may say."""
+    """Find and parse a DeepSpeed JSON; `check_deepspeed` checks the keys. Raises ConfigError."""
     path, is_shipped = find_deepspeed(path_or_name)
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -129,8 +125,7 @@ def read_deepspeed(path_or_name: str | Path) -> DeepSpeedFile:
 
 
 def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """The object in `text`, and the line of every dotted key. Refuses what JSON does not allow,
-    and duplicates."""
+    """The object in `text`, and the line of every dotted key. Raises ConfigError if not strict."""
 
     def refuse(number: str) -> NoReturn:
         line = text.count("\n", 0, text.index(number)) + 1
@@ -171,8 +166,7 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
 
 
 def _keys_with_lines(text: str) -> Iterator[tuple[str, int]]:
-    """Every key of a valid JSON text with its line. A list's items get their index:
-    `optimizer.groups[0].lr`."""
+    """Every key of a valid JSON text with its line; of list items `optimizer.groups[0].lr`."""
     line = 1
     key = ""
     before_colon = ""

@@ -54,8 +54,7 @@ def check_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts | None = None) ->
 
 
 def is_off(value: Any) -> bool:
-    """Whether a setting or block asks for nothing: absent, false, 0, 1 for a size, {} or
-    disabled."""
+    """Whether a setting or block has no effect: absent, false, 0, 1 as a size, {} or disabled."""
     if isinstance(value, Mapping):
         is_one_gpu = value in ({"autotp_size": 0}, {"autotp_size": 1})
         return not value or value.get("enabled") is False or is_one_gpu

@@ -1,5 +1,4 @@
-"""Every key that DeepSpeed 0.19 reads from its JSON, with its kind, and the keys it no longer
-reads.
+"""Every key that DeepSpeed 0.19 reads from its JSON, with its kind, and the keys it dropped.
 
 DeepSpeed refuses a misspelled key only in the blocks it parses with pydantic, and only after the
 model exists; it ignores a misspelled key at the top level. These tables allow the check without
@@ -120,8 +119,7 @@ BLOCKS: Mapping[str, Mapping[str, Kind]] = {
         list="passes",
     ),
 }
-"""Blocks whose keys are all known, by dotted path. The keys of other blocks are left to
-DeepSpeed."""
+"""Blocks whose keys are all known, by dotted path; DeepSpeed checks the keys of others."""
 
 AT_LEAST_ONE = frozenset(
     [
@@ -224,8 +222,7 @@ REMOVED: Mapping[str, str] = {
         ]
     },
 }
-"""Keys DeepSpeed or Hugging Face no longer read (or not under this name), and what to write
-instead."""
+"""Keys that DeepSpeed or Hugging Face no longer read, and what to write instead."""
 
 WITHOUT_EFFECT: Mapping[str, str] = {
     "activation_checkpointing": (
@@ -256,8 +253,7 @@ UNEXPLAINED: Mapping[str, str] = {
     "tensor_parallel": "AutoTP",
     "zero_optimization.zenflow": "ZenFlow",
 }
-"""Features that run, but whose first losses differ from plain ZeRO for reasons not yet found;
-refused until then."""
+"""Features whose first losses differ from plain ZeRO for unknown reasons; refused until known."""
 
 CUDA_ONLY: Mapping[str, str] = {
     "zero_optimization.zero_hpz_partition_size": "hpZ",

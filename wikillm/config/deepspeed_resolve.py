@@ -1,13 +1,11 @@
-"""Replace every "auto" of a DeepSpeed JSON by the value of the run, and write down each decision
-in one line.
+"""Replace every "auto" of a DeepSpeed JSON by the run's value, with one line per decision.
 
-The result is the whole truth: it is kept as `RUN/ds_config.resolved.json` and passed to Hugging
-Face as a dict, whose own rules find nothing left to fill and nothing to disagree with. The
-optimizer stays Hugging Face's AdamW also under offload: a DeepSpeed optimizer block would get one
-flat list of parameters, and norms and biases would be decayed (measured at ZeRO-2 on two ranks:
-other losses from the third step on). With offload on a GPU accelerate turns that AdamW, its groups
-included, into DeepSpeed's CPU Adam; on a machine without a GPU torch's own AdamW runs, with
-bit-equal losses, and the 3-minute build of the CPU Adam op is not needed.
+The result is kept as `RUN/ds_config.resolved.json` and passed to Hugging Face as a dict, whose own
+rules then find nothing to fill and no conflict. The optimizer stays Hugging Face's AdamW also
+under offload: a DeepSpeed optimizer block would get one flat list of parameters, and norms and
+biases would decay (measured at ZeRO-2 on two ranks: other losses from the third step on). With
+offload on a GPU, accelerate turns that AdamW, with its groups, into DeepSpeed's CPU Adam. Without
+a GPU torch's AdamW runs with bit-equal losses, which saves the 3-minute build of the CPU Adam op.
 """
 
 from __future__ import annotations
@@ -23,18 +21,17 @@ from wikillm.config.deepspeed_check import check_deepspeed, is_off, linked_value
 
 @dataclass(frozen=True, slots=True)
 class ResolvedDeepSpeed:
-    """`json` has no "auto" left; `notes` are the decisions, one line each, in the order they were
-    taken."""
+    """`json` without "auto"; `notes` are the decisions, one line each, in their order."""
 
     json: dict[str, Any]
     notes: tuple[str, ...]
 
 
 def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDeepSpeed:
-    """Check `file` against the run and fill it. Raises ConfigError where they contradict each
-    other. All facts are known."""
+    """Check `file` against the run, whose facts are all known, and fill it. Raises ConfigError."""
     assert None not in (facts.micro_batch, facts.accumulation, facts.world_size), facts
     assert None not in (facts.local_world_size, facts.precision, facts.has_gpu), facts
+    # A wrong file is refused before it is changed; what follows fills each "auto" once.
     check_deepspeed(file, facts)
     config = copy.deepcopy(dict(file.json))
     notes: list[str] = []
@@ -53,8 +50,7 @@ def resolve_deepspeed(file: DeepSpeedFile, facts: DeepSpeedFacts) -> ResolvedDee
 
 
 def _drop_nulls(block: dict[str, Any]) -> None:
-    """`null` means DeepSpeed's default, as if the key were absent; some of its readers would choke
-    on it."""
+    """Remove keys that are null: that means DeepSpeed's default, but some of its readers fail."""
     for key in [key for key, value in block.items() if value is None]:
         del block[key]
     for value in block.values():
@@ -157,8 +153,7 @@ def _use_optimizer_block(
 
 
 def _place_muon(zero: dict[str, Any], facts: DeepSpeedFacts, notes: list[str]) -> None:
-    """Newton-Schulz needs whole gradients: ZeRO-3 must reduce them to all ranks (DeepSpeed raises
-    otherwise)."""
+    """Newton-Schulz needs whole gradients: ZeRO-3 must all-reduce, or DeepSpeed raises."""
     if facts.train.optimizer == "muon" and zero["stage"] == 3:
         zero["reduce_scatter"] = False
         notes.append(

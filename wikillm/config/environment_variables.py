@@ -1,5 +1,4 @@
-"""Environment variables of other launchers and libraries that would change a run behind its
-configuration.
+"""Environment variables of other launchers and libraries that would change a run silently.
 
 `accelerate launch` passes its settings as ACCELERATE_*, FSDP_* and PARALLELISM_CONFIG_*, and
 Hugging Face's Trainer uses them where it was given nothing else: a run would be bf16 and say fp32.

@@ -52,8 +52,7 @@ def flag_to_key(name: str) -> str | None:
 
 
 def read_text(key: Key, text: str) -> Any:
-    """`text` as the value that a YAML file would have, by the type of its key. Raises
-    ValueError."""
+    """`text` as a YAML file would read it, by the type of its key. Raises ValueError."""
     if key.is_optional and text in _NULL:
         return None
     if key.is_list:

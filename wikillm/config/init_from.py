@@ -32,8 +32,7 @@ _OPTIONAL = {  # what transformers assumes when the key is missing
 
 
 def shape_settings(folder: str) -> list[Setting]:
-    """The `model.*` keys that `folder/config.json` fixes. Raises ConfigError when it cannot be
-    continued from."""
+    """The `model.*` keys that `folder/config.json` fixes. Raises ConfigError if unsupported."""
     path = Path(folder) / "config.json"
     found = _read(path, folder)
     _refuse_unsupported(found, path)

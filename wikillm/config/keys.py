@@ -17,14 +17,12 @@ from wikillm.config.schema import RunConfig
 from wikillm.config.schema_types import ALSO_A_SWITCH
 
 REMOVED = {"train.cuda_graphs": "off", "train.merged_projections": "off"}
-"""Keys of earlier versions, with the value that changes nothing: run directories have it in their
-configuration."""
+"""Keys of earlier versions, with the value that is still read from old run directories."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One leaf of the schema, e.g. `train.max_steps`. `kinds` are the types its annotation
-    names."""
+    """One leaf of the schema, e.g. `train.max_steps`; `kinds` are the types of its annotation."""
 
     name: str
     default: Any

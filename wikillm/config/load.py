@@ -46,6 +46,7 @@ def load(
     Raises ConfigError with everything that is wrong.
     """
     problems = Problems(ConfigError)
+    # The highest layer first: it may name the presets of the lower ones.
     typed = parse_arguments(overrides, problems)
     if deepspeed is not None:
         typed.append(
@@ -58,6 +59,8 @@ def load(
     named = [_named_preset("models", "model.preset", chosen, problems)]
     named.append(_named_preset("data", "data.preset", chosen, problems))
     shape = _shape(chosen, problems)
+    # Lowest layer first. Rules across keys are checked only if every file could be read: a missing
+    # base would make them report keys that it sets.
     merged = merge([*named, run, shape, file, typed], GROUPS, problems)
     resolved = _validate(merged, problems)
     if resolved is not None and is_read:
@@ -86,6 +89,7 @@ def _read_config(name: str, problems: Problems) -> tuple[list[Setting], list[Set
     if base is not None:
         run = _preset_settings("runs", str(base.value), problems, f"{name}:{base.line}")
     is_read = len(problems) == found_before
+    # A config.resolved.yaml keeps the layer that each of its values had in that run.
     layers = _recorded_layers(entries)
     for setting in _settings(entries, name, "file", problems):
         layer = layers.get(setting.key, "file")
@@ -181,8 +185,7 @@ def _settings(
 
 
 def _typed(value: object) -> str:
-    """A scalar of a file as it would be written on the command line; nothing for a list or a
-    mapping."""
+    """A scalar of a file as typed on the command line; "" for a list or a mapping."""
     is_scalar = isinstance(value, (str, int, float)) and not isinstance(value, bool)
     return str(value) if is_scalar else ""
 
