@@ -51,9 +51,9 @@ def test_a_run_preset_resolves(name: str) -> None:
 
 
 def test_there_is_a_run_for_every_model() -> None:
-    assert {load(name).config.model.preset for name in preset_names("runs")} == set(
-        preset_names("models")
-    )
+    """Except for the example of a new architecture in docs/extending.md."""
+    models = {load(name).config.model.preset for name in preset_names("runs")}
+    assert models | {"llama-120m"} == set(preset_names("models"))
 
 
 @pytest.mark.parametrize(
