@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from harness.observed_runs import train_counting_gathers
+from harness.reference import References
 from harness.tiny_run import run
 
 
 @pytest.fixture(scope="module")
-def stock(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(2, words(tmp_path_factory.mktemp("stock") / "run"), deepspeed=None)
+def stock(references: References) -> dict[str, Any]:
+    return references(2, deepspeed=None)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from harness.programs import tensor_digest, train_without_launcher
 from harness.ranks import run_ranks
+from harness.reference import References
 from harness.tiny_run import run
 
 from wikillm.checkpoints.layout import list_checkpoints
@@ -34,10 +35,9 @@ def assert_close(a: dict[int, float], b: dict[int, float], tolerance: float) -> 
 
 
 @pytest.fixture(scope="module")
-def baseline(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def baseline(references: References) -> dict[str, Any]:
     """One rank, ZeRO-1, all eight sequences in two micro-batches."""
-    result = run(1, words(tmp_path_factory.mktemp("baseline") / "run"), deepspeed="zero1")
-    assert result["code"] == 0, result["message"]
+    result = references(1, deepspeed="zero1")
     assert result["losses"][8] < result["losses"][1] - 0.3, f"it should learn: {result['losses']}"
     return result
 
@@ -46,10 +46,9 @@ def baseline(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     "recipe", [None, "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 )
 def test_two_ranks_of_any_stage_equal_one_rank(
-    recipe: str | None, words: Any, baseline: Any, tmp_path: Path
+    recipe: str | None, words: Any, baseline: Any, references: References, tmp_path: Path
 ) -> None:
-    result = run(2, words(tmp_path / "run"), deepspeed=recipe)
-    assert result["code"] == 0, result["message"]
+    result = references(2, deepspeed=recipe)
     assert_close(result["losses"], baseline["losses"], L2)
     if recipe != "zero0":  # DeepSpeed reports no gradient norm at stage 0 in fp32
         assert_close(result["grad_norms"], baseline["grad_norms"], 1e-3)
@@ -58,7 +57,7 @@ def test_two_ranks_of_any_stage_equal_one_rank(
     predicted = checkpoint_bytes(
         load(None, words(tmp_path)).config.model, 640, Written("fp32", stage, ranks=2)
     )
-    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
+    newest = list_checkpoints(result["folder"] / "checkpoints")[0]
     assert sum(path.stat().st_size for path in files_below(newest)) == pytest.approx(
         predicted, rel=0.04
     )
@@ -127,10 +126,10 @@ def test_compiled_functions_give_the_same_run_at_every_stage(
 
 @pytest.mark.parametrize("recipe", [None, "zero2", "zero3"])
 def test_stopped_and_resumed_is_bit_identical(
-    recipe: str | None, words: Any, tmp_path: Path
+    recipe: str | None, words: Any, references: References, tmp_path: Path
 ) -> None:
     """A signal to rank 1 alone stops all ranks at one step with 75; the resumed run equals the uninterrupted one."""
-    whole = run(2, words(tmp_path / "whole"), deepspeed=recipe)
+    whole = references(2, deepspeed=recipe)
     stopped = run(2, words(tmp_path / "parts"), deepspeed=recipe, signal_at=2, signal_rank=1)
     assert stopped["code"] == 75 and stopped["exit"]["code"] == 75, stopped["message"]
     assert max(stopped["losses"]) == 3
@@ -140,8 +139,8 @@ def test_stopped_and_resumed_is_bit_identical(
     assert resumed["grad_norms"] == whole["grad_norms"]
     assert resumed["eval"] == whole["eval"]
     digests = {
-        tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8")
-        for name in ("whole", "parts")
+        tensor_digest(folder / "checkpoints" / "checkpoint-8")
+        for folder in (whole["folder"], tmp_path / "parts")
     }
     assert len(digests) == 1, "the final weights differ"
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from harness.programs import train_with_options
 from harness.ranks import run_ranks
+from harness.reference import References
 
 SHARED = "train.sequence_parallel_size=2"
 
@@ -29,8 +30,8 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any], *, norms: bool = 
 
 
 @pytest.fixture(scope="module")
-def whole(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run(1, words(tmp_path_factory.mktemp("whole") / "run"))
+def whole(references: References) -> dict[str, Any]:
+    return references(1)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ STREAMING = (
     "data.shard_bytes=40000",
     "data.min_val_tokens=100",
 )
+LARGE_MICRO_BATCH = "train.per_device_train_batch_size=32"
 
 
 def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
@@ -80,6 +81,7 @@ def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
 ) -> None:
     more = (
         *STREAMING,
+        LARGE_MICRO_BATCH,
         "train.max_steps=24",
         "train.global_batch_tokens=8192",
         "train.eval_steps=12",
@@ -122,7 +124,7 @@ def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
 
 
 def test_a_stopped_and_resumed_streamed_run_is_bit_identical(large: Path, tmp_path: Path) -> None:
-    more = (*STREAMING, "train.max_steps=12", "train.global_batch_tokens=4096")
+    more = (*STREAMING, LARGE_MICRO_BATCH, "train.max_steps=12", "train.global_batch_tokens=4096")
     whole = run(2, words_on(large, tmp_path / "a")(tmp_path / "whole", *more))
     assert whole["code"] == 0, whole["message"]
     words = words_on(large, tmp_path / "b")(
