@@ -49,12 +49,16 @@ def test_losses(tmp_path: Path) -> None:
         assert max(result["gradients"]) < 1e-5 and len(result["wall"]) == 2 and result["peak"] > 0
 
 
-def test_all_contenders_train_the_same(tmp_path: Path) -> None:
-    """Hugging Face's Trainer, two bare loops and WikiLLM: one model, one order of samples, one optimizer."""
+@pytest.mark.parametrize(
+    "names",
+    ["hf bare-fused wikillm", pytest.param("hf bare bare-fused wikillm", marks=pytest.mark.deep)],
+)
+def test_contenders_train_the_same(names: str, tmp_path: Path) -> None:
+    """Hugging Face's Trainer, bare loops and WikiLLM: one model, one order of samples, one optimizer."""
     words = "--hidden 64 --layers 1 --vocab 512 --batch 2 --length 32 --steps 4 --warmup 1"
-    found = benchmark(tmp_path / "t.json", "train.py", words)
+    found = benchmark(tmp_path / "t.json", "train.py", f"{words} --contenders {names}")
     (contenders,) = found["shapes"].values()
-    assert set(contenders) == {"hf", "bare", "bare-fused", "wikillm"}
+    assert set(contenders) == set(names.split())
     truth = contenders["hf"]["losses"]
     assert len(truth) == 5
     for name, result in contenders.items():

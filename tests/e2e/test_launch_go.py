@@ -21,6 +21,7 @@ from wikillm.observe.sinks import read_metrics
 
 
 @pytest.mark.slow
+@pytest.mark.deep  # test_multinode.py holds it with real ssh
 def test_two_nodes_train_as_one_world(words: Words, repo: Path, tmp_path: Path) -> None:
     tools, run_dir = StandIns(tmp_path / "bin", "ssh"), tmp_path / "run"
     (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")

@@ -82,6 +82,7 @@ def test_a_failed_contender_says_why(benchmark: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.deep  # e2e/test_benchmarks.py starts contenders on each commit
 def test_stretches_and_visits_count_every_step_once(benchmark: Any) -> None:
     """As on a GPU: a turn is two steps, and the contender comes twice."""
     fields = "hidden_size=16 num_hidden_layers=1 num_attention_heads=2 vocab_size=512 num_key_value_heads=1 intermediate_size=32"
