@@ -1,4 +1,4 @@
-"""No module of wikillm imports itself through others: not in functions, and not for annotations alone."""
+"""No module of wikillm imports itself through others, in functions and for annotations included."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Graph = dict[str, set[str]]
 
 
 def imports_of(folder: Path) -> Graph:
-    """Which modules of the package at `folder` each of its modules imports, wherever the import stands."""
+    """The modules of the package at `folder` that each of its modules imports, anywhere in it."""
     files = {}
     for path in folder.rglob("*.py"):
         parts = path.relative_to(folder.parent).with_suffix("").parts

@@ -202,14 +202,12 @@ class _Ring:
         return -(-self.targets // length)
 
     def permutation(self, seed: int, length: int) -> Permutation:
-        return Permutation(self.blocks(length), keyed_hash(seed, *_purpose(self.key, "blocks")))
+        return Permutation(
+            self.blocks(length), keyed_hash(seed, self.key[0], "blocks", *self.key[1:])
+        )
 
     def phase(self, seed: int) -> int:
-        return keyed_hash(seed, *_purpose(self.key, "phase")) % self.targets
-
-
-def _purpose(key: tuple[int | str, ...], purpose: str) -> tuple[int | str, ...]:
-    return key[0], purpose, *key[1:]
+        return keyed_hash(seed, self.key[0], "phase", *self.key[1:]) % self.targets
 
 
 class WindowedOrder(CompleteOrder):

@@ -101,6 +101,7 @@ class Corpus(Protocol):
 
     Attributes:
         dir: the folder of the store, or of the first one.
+        shards: the final ones, of a single store.
         window_shards: shards that are read, and permuted or packed, together.
         manifest: as it was when the corpus was opened.
         mixture: the sources of a mixture; () for a single store.
@@ -110,6 +111,7 @@ class Corpus(Protocol):
     manifest: Manifest
     train: TokenStream
     val: TokenStream
+    shards: Sequence[ShardInfo]
     window_shards: int
     packing: Packing
     mixture: tuple[WeightedStore, ...] = ()
@@ -123,12 +125,19 @@ class Corpus(Protocol):
         None while it is unknown, and for a mixture that is not packed, which has no windows of its
         own: then it is ceil((N - 1) / T) of all N tokens.
         """
+        if self.train_tokens is None or self.train_tokens < 2:
+            return None
+        order = self.order_of(self.shards, sequence_length, 0)
+        return order.blocks_of_first_epoch, order.blocks_per_epoch
 
     def data_read(self, order: TrainingOrder, samples: int) -> dict[str, Any]:
         """The shards that the first samples come from, and a digest of their training tokens.
 
         Empty for a mixture: its stores are always finished before they are read.
         """
+        count = order.windows_before(samples) * self.window_shards
+        text = "".join(shard.splits["train"].tok_sha256 for shard in self.shards[:count])
+        return {"shards": count, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -180,9 +189,3 @@ def described(folder: Path, manifest: Manifest, is_complete: bool) -> dict[str, 
         "splits": {name: asdict(split) for name, split in manifest.splits.items()},
         "tokenizer": asdict(manifest.tokenizer),
     }
-
-
-def shards_read(shards: Sequence[ShardInfo], count: int) -> dict[str, Any]:
-    """`Corpus.data_read` for the first `count` shards."""
-    text = "".join(shard.splits["train"].tok_sha256 for shard in shards[:count])
-    return {"shards": count, "sha256": hashlib.sha256(text.encode()).hexdigest()}

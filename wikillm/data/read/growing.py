@@ -26,7 +26,7 @@ from wikillm.data.order.blocks import SampleOrder, SourceUse, TargetRanges
 from wikillm.data.prepare.background import Builder
 from wikillm.data.prepare.finish import describe_shards
 from wikillm.data.prepare.plan import BuildPlan
-from wikillm.data.read.corpus import Corpus, TrainingOrder, described, shards_read
+from wikillm.data.read.corpus import Corpus, described
 from wikillm.data.store.manifest import MANIFEST_NAME, Manifest, ShardInfo, refuse_other_facts
 from wikillm.data.store.store import Store, TokenStream, read_committed
 from wikillm.data.store.writer import shard_record_path
@@ -90,16 +90,8 @@ class GrowingCorpus(Corpus):
     def order(self, sequence_length: int, seed: int) -> GrowingOrder:
         return GrowingOrder(self, sequence_length, seed)
 
-    def epoch_sizes(self, sequence_length: int) -> tuple[int, int] | None:
-        if not self.is_complete or self.train.n_tokens < 2:
-            return None
-        return GrowingOrder(self, sequence_length, 0).epoch_sizes
-
     def describe(self) -> dict[str, Any]:
         return described(self.dir, self._manifest_now(), self.is_complete)
-
-    def data_read(self, order: TrainingOrder, samples: int) -> dict[str, Any]:
-        return shards_read(self.shards, order.windows_before(samples) * self.window_shards)
 
     def _manifest_now(self) -> Manifest:
         """The manifest, or what it would be with the shards that are known now."""
@@ -225,11 +217,6 @@ class GrowingOrder:
         if stop > self._order.blocks_of_first_epoch:
             return None
         return self._order.end_of_window(max(0, stop - 1))
-
-    @property
-    def epoch_sizes(self) -> tuple[int, int]:
-        """Of the finished store: samples in the first epoch, and in each later one."""
-        return self._order.blocks_of_first_epoch, self._order.blocks_per_epoch
 
     def trouble(self, waiting_since: float) -> WikiLLMError | None:
         return self.corpus.trouble(waiting_since)

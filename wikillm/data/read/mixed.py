@@ -29,6 +29,7 @@ class MixedCorpus(Corpus):
         self, mixture: Sequence[WeightedStore], window_shards: int, packing: Packing = "concat"
     ) -> None:
         self.mixture = tuple(mixture)
+        self.shards = ()
         self.window_shards = window_shards
         self.packing = packing
         stores = [source.store for source in mixture]
