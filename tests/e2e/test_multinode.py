@@ -178,7 +178,7 @@ def close_to(losses: dict[int, float], expected: dict[int, float]) -> bool:
     return all(abs(losses[step] - loss) <= L2 * abs(loss) for step, loss in expected.items())
 
 
-def ends(process: subprocess.Popen[bytes], place: Place, within: float = 60.0) -> float:
+def ends(process: subprocess.Popen[bytes], place: Place, within: float = 180.0) -> float:
     """Seconds until the launcher has ended; fails after `within`."""
     began = time.monotonic()
     try:
