@@ -29,7 +29,9 @@ PATHS = [
 PATTERN = re.compile("|".join(HOSTS + PATHS))
 
 # (file, text) -> why it stays
-ALLOWED: dict[tuple[str, str], str] = {}
+ALLOWED: dict[tuple[str, str], str] = {
+    ("Dockerfile", "/ho" + "me/wikillm"): "the user of the image",
+}
 
 
 def tracked(repo: Path) -> list[Path]:
