@@ -192,7 +192,7 @@ def test_a_name_of_another_trainer_is_answered_with_the_key_that_is_meant(typed:
     assert NEIGHBOURS[typed] in (refused.value.fix or ""), refused.value
 
 
-def test_what_stands_in_the_table_of_other_names_is_none_of_ours() -> None:
+def test_refused_names_are_no_keys() -> None:
     for name in OTHERS:
         assert flag_to_key(name) is None and name not in HUGGING_FACE, name
 
