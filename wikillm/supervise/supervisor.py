@@ -315,8 +315,7 @@ class Supervisor:
 
     def _record(self) -> RankRecord:
         place = (self.world.rank, self.world.local_rank, self.world.size)
-        process = Process.here(os.getpid())
-        start = RankRecord(*place, process, None, "start", 0, 0.0, INTERVAL, 0.0)
+        start = RankRecord(*place, Process.here(os.getpid()), None, "start", 0, 0.0, INTERVAL, 0.0)
         return start.now(self.heartbeat.read(), self._left)
 
     def _stop(self, at_once: bool) -> None:
