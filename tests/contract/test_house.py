@@ -1,4 +1,4 @@
-"""The measures of the house: files and functions stay short, names say something, asserts say why."""
+"""Files and functions are short, names are specific, asserts have messages."""
 
 from __future__ import annotations
 

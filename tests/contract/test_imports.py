@@ -1,4 +1,4 @@
-"""Rooms import downwards only, the torch-free rooms stay so, and the contract would notice if they did not."""
+"""Rooms import downwards only, some never import torch, and a breach is found."""
 
 from __future__ import annotations
 

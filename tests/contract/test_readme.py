@@ -1,4 +1,4 @@
-"""The READMEs and ARCHITECTURE.md: the tree is complete, both languages have the same sections and commands."""
+"""The tree of ARCHITECTURE.md is complete; both READMEs have the same sections and commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fenced_block_after(text: str, mark: str) -> str:
 
 
 def paths_in_tree(block: str) -> list[str]:
-    """`name` or `name/` at the start of a line, two spaces of indentation per level; the rest of a line is prose."""
+    """Paths of a tree: `name` or `name/` first on a line, indented by two spaces per level."""
     stack: list[str] = []
     paths = []
     for line in block.splitlines():
@@ -36,7 +36,7 @@ def paths_in_tree(block: str) -> list[str]:
 
 
 def folders(repo: Path) -> set[str]:
-    """Folders at the top and rooms in wikillm/, as git knows them; those with a leading dot are machinery."""
+    """Top-level folders and rooms of wikillm/ that git knows, hidden ones excepted."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=repo,

@@ -1,7 +1,7 @@
-"""The commands of the READMEs and the guide that train on several GPUs, and every run preset, on 1 to 64 ranks.
+"""Training commands of the READMEs and the guide, and all run presets, on 1 to 64 ranks.
 
-Each command goes through `wikillm launch ... --print`, as a user would try it: configuration, DeepSpeed JSON and batch are
-checked, nothing is started.
+Each command goes through `wikillm launch ... --print`, which checks configuration, DeepSpeed JSON
+and batch, and starts nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ A_SEQUENCE = {"long-1.7b-32k": 2, "long-7b-128k": 4}  # GPUs that share one
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """(page, words) of each command line in a code block, comments left out, continued lines joined."""
+    """(page, words) of each command in a code block, without comments, continued lines joined."""
     for page in PAGES:
         text = re.sub(
             r"\\\n| > \S+", " ", page.read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 
 def trainings() -> list[tuple[str, tuple[str, ...]]]:
-    """The words after `train.py`, `wikillm train` or `wikillm launch TARGET`, without those that describe machines."""
+    """The words after `train.py`, `wikillm train` or `wikillm launch TARGET`, machines excepted."""
     found = {}
     for page, words in commands():
         joined = " ".join(words)

@@ -59,7 +59,7 @@ def test_nothing_else_is_inside(wheel: list[str]) -> None:
 
 
 def test_two_builds_are_the_same_bytes(repo: Path, tmp_path: Path) -> None:
-    """Of two copies of the checkout with other file times: nothing of the machine or the hour is inside."""
+    """Two copies with different file times: neither machine nor time is in the files."""
     digests = []
     for number in (1, 2):
         copy = tmp_path / f"copy{number}"

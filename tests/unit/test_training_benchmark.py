@@ -35,7 +35,7 @@ def words(shape: Any) -> list[str]:
 
 
 def test_every_contender_has_the_presets_vocabulary(benchmark: Any, tmp_path: Path) -> None:
-    """WikiLLM's plan, made with the little tokenizer of the benchmark, and the count that MFU is computed from."""
+    """The plan, made with the benchmark's tokenizer, and the count that gives MFU."""
     for shape in benchmark.GPU_SHAPES.values():
         resolved = load(None, benchmark.words_of(shape, tmp_path, "wikillm"))
         plan = make_plan(resolved, world_size=1, tokenizer_length=260, train_tokens=10**7)
@@ -44,7 +44,7 @@ def test_every_contender_has_the_presets_vocabulary(benchmark: Any, tmp_path: Pa
 
 
 def test_shapes_fit_and_the_stock_trainer_beside_them(benchmark: Any) -> None:
-    """By formula. Of 64 sequences, the goal's memory, stock's logits alone are 70 GB: it has no ratio."""
+    """By formula. The stock logits of 64 sequences alone are 70 GB, so there is no ratio."""
 
     def takes(shape: Any, loss: Loss) -> int:
         config = load(None, words(shape)).config
@@ -71,7 +71,10 @@ def test_two_models_are_never_compared(benchmark: Any) -> None:
 
 
 def test_a_failed_contender_says_why(benchmark: Any) -> None:
-    log = 'step 1\nTraceback (most recent call last):\n  File "x.py"\ntorch.OutOfMemoryError: CUDA out of memory. Tried 9 GiB\n'
+    log = (
+        'step 1\nTraceback (most recent call last):\n  File "x.py"\n'
+        "torch.OutOfMemoryError: CUDA out of memory. Tried 9 GiB\n"
+    )
     assert benchmark.reason(log) == "out of memory"
     assert (
         benchmark.reason("ConfigError: no such key.\n  got it\n  fix: leave it out\n")
@@ -85,7 +88,10 @@ def test_a_failed_contender_says_why(benchmark: Any) -> None:
 @pytest.mark.deep  # e2e/test_benchmarks.py starts contenders on each commit
 def test_stretches_and_visits_count_every_step_once(benchmark: Any) -> None:
     """As on a GPU: a turn is two steps, and the contender comes twice."""
-    fields = "hidden_size=16 num_hidden_layers=1 num_attention_heads=2 vocab_size=512 num_key_value_heads=1 intermediate_size=32"
+    fields = (
+        "hidden_size=16 num_hidden_layers=1 num_attention_heads=2 vocab_size=512 "
+        "num_key_value_heads=1 intermediate_size=32"
+    )
     shape = benchmark.Shape(
         "s", ("model.preset=tiny", *(f"model.{f}" for f in fields.split())), 2, 16
     )

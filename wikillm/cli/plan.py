@@ -188,11 +188,11 @@ def _all_lines(rows: list[dict[str, Any]]) -> list[str]:
     from wikillm.plan.report import ESTIMATE
 
     lines = [
-        f"{'model':<7}{'GPUs':>6}  {'recipe':<15}{'micro':>6}{'accum':>7}{'checkpointing':>20}"
+        f"{'model':<11}{'GPUs':>6}  {'recipe':<15}{'micro':>6}{'accum':>7}{'checkpointing':>20}"
         f"{'memory':>11}{'tok/s':>9}{'hours':>11}"
     ]
     for row in rows:
-        start = f"{row['model']:<7}{row['gpus']:>6}  "
+        start = f"{row['model']:<11}{row['gpus']:>6}  "
         if row["plan"] is None:
             refused = row["refused"]
             lines.append(

@@ -1,1 +1,1 @@
-"""From files of text to a token store, and from the store to batches in an order that depends on nothing else."""
+"""From files of text to a token store, and from the store to batches in a fixed order."""

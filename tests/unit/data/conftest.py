@@ -1,4 +1,4 @@
-"""Small corpora in every format that can be read, and settings that let them be prepared at once."""
+"""Small corpora in every readable format, and settings that prepare them at once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WORDS = [
 
 
 def make_texts(count: int, seed: int = 0, words: int = 60) -> list[str]:
-    """Texts that differ from each other, Chinese and English mixed, now and then with a literal special token."""
+    """Different texts, Chinese and English, some with a literal special token."""
     rng = random.Random(seed)
 
     def word() -> str:
@@ -73,7 +73,7 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(
     tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., DataSection]:
-    """`settings(path, key=value, ...)`: one worker, a small tokenizer, stores below a fresh working directory."""
+    """`settings(path, key=value, ...)`: one worker, a small tokenizer, a new working directory."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -111,7 +111,7 @@ def zstandard(content: bytes) -> bytes:
 
 
 def csv_of(texts: list[str], dialect: str = "excel") -> str:
-    """Rows with a column before the text and one after it; texts hold line breaks, commas and quotes."""
+    """Rows with columns around the text; texts hold line breaks, commas and quotes."""
     out = io.StringIO(newline="")
     rows = csv.writer(out, dialect)
     rows.writerow(["id", "text", "note"])
@@ -135,7 +135,7 @@ def parquet_of(texts: list[str], as_dictionary: bool = False) -> bytes:
 
 @pytest.fixture
 def write_source() -> Callable[[Path, str, list[str]], Path]:
-    """`write_source(folder, kind, texts)` writes the same documents in one of the formats of `KINDS`."""
+    """`write_source(folder, kind, texts)` writes the documents in one of the formats `KINDS`."""
 
     def write(folder: Path, kind: str, texts: list[str]) -> Path:
         path = folder / kind
@@ -183,7 +183,7 @@ def source(tmp_path: Path, write_source: Callable[..., Path]) -> Callable[[int],
 
 @pytest.fixture
 def mediawiki() -> Callable[..., str]:
-    """`mediawiki([(title, ns, wikitext), ...])`: an export as Wikimedia writes it; a title "A -> B" is a redirect."""
+    """`mediawiki([(title, ns, wikitext), ...])`: an export; a title "A -> B" is a redirect."""
 
     def make(pages: list[tuple[str, int, str]]) -> str:
         body = ""
@@ -191,12 +191,15 @@ def mediawiki() -> Callable[..., str]:
             name, _, target = title.partition(" -> ")
             redirect = f'<redirect title="{escape(target)}" />' if target else ""
             body += (
-                f"  <page>\n    <title>{escape(name)}</title>\n    <ns>{ns}</ns>\n    {redirect}\n    <revision>\n"
-                f'      <model>wikitext</model>\n      <text xml:space="preserve">{escape(text)}</text>\n'
+                f"  <page>\n    <title>{escape(name)}</title>\n    <ns>{ns}</ns>\n"
+                f"    {redirect}\n    <revision>\n"
+                "      <model>wikitext</model>\n"
+                f'      <text xml:space="preserve">{escape(text)}</text>\n'
                 "    </revision>\n  </page>\n"
             )
         return (
-            '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="zh">\n'
+            '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" '
+            'version="0.11" xml:lang="zh">\n'
             f"  <siteinfo><sitename>Wikipedia</sitename></siteinfo>\n{body}</mediawiki>\n"
         )
 

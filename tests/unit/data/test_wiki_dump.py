@@ -56,7 +56,8 @@ def prose(rng: random.Random, sentences: int = 14) -> str:
 
 def page(number: int, title: str, text: str, ns: int = 0) -> str:
     return (
-        f"  <page>\n    <title>{title}</title>\n    <ns>{ns}</ns>\n    <id>{number}</id>\n    <revision>\n"
+        f"  <page>\n    <title>{title}</title>\n    <ns>{ns}</ns>\n"
+        f"    <id>{number}</id>\n    <revision>\n"
         f"      <id>{number + 5000}</id>\n      <model>wikitext</model>\n"
         f'      <text xml:space="preserve">{text}</text>\n    </revision>\n  </page>\n'
     )
@@ -64,7 +65,7 @@ def page(number: int, title: str, text: str, ns: int = 0) -> str:
 
 @pytest.fixture
 def dump(tmp_path: Path) -> Path:
-    """60 articles in streams of ten pages, as Wikimedia writes them; among them what each filter is for."""
+    """60 articles in streams of ten pages, with something for each filter."""
     rng = random.Random(4)
     bodies = [prose(rng) for _ in range(60)]
     bodies[40] = bodies[7]  # another title: a near copy
@@ -77,7 +78,8 @@ def dump(tmp_path: Path) -> Path:
     bodies[22] = "列表\n" + "\n".join(f"* [[條目{i}甲乙丙丁]]" for i in range(30))
     bodies[23] = "#重定向 [[北京]]"
     head = (
-        '<mediawiki version="0.11" xml:lang="zh">\n  <siteinfo>\n    <sitename>Wikipedia</sitename>\n'
+        '<mediawiki version="0.11" xml:lang="zh">\n'
+        "  <siteinfo>\n    <sitename>Wikipedia</sitename>\n"
         "    <dbname>zhwiki</dbname>\n    <base>https://zh.wikipedia.org/wiki/Wikipedia:%E9%A6%96%E9%A1%B5</base>\n"
         "  </siteinfo>\n"
     )
@@ -192,7 +194,7 @@ def test_what_the_user_sets_stays_and_what_is_missing_is_said(dump, monkeypatch)
     assert len(notes) == 2 and all("wikillm[wiki]" in note for note in notes)
     assert not wiki_settings([str(dump)], ["data.dedup=exact", "data.convert=none"])[1]
     monkeypatch.undo()
-    address = "https://dumps.example.org/zhwiki-latest-pages-articles.xml.bz2"  # not fetched to be looked at
+    address = "https://dumps.example.org/zhwiki-latest-pages-articles.xml.bz2"
     words = wiki_settings([address], [])[0]
     assert words == [
         f"data.path={address}",
