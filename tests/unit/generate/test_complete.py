@@ -148,6 +148,6 @@ def test_gradient_checkpointing_does_not_matter(
     model: Qwen2ForCausalLM, tokenizer: Tokenizer
 ) -> None:
     expected = complete(model, tokenizer, ["北京"], eos_id=0, sampling=GREEDY)
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     model.train()
     assert complete(model, tokenizer, ["北京"], eos_id=0, sampling=GREEDY) == expected
