@@ -138,7 +138,7 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
     try:
         value = json.loads(text, parse_constant=refuse, parse_float=finite)
     except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1].strip() if text.strip() else ""
+        line = text.split("\n")[error.lineno - 1].strip()
         is_comment = line.startswith(("//", "#", "/*"))
         hint = "JSON has no comments; remove it" if is_comment else "correct the line"
         raise ConfigError(

@@ -157,6 +157,7 @@ def test_shipped_recipe_from_an_installed_layout(tmp_path: Path) -> None:
         ('{\n // a comment\n "a": 1}', (":2:2", "no comments")),
         ("[1]", ("one object",)),
         ("", ("not valid",)),
+        ('{"a": 1,\n\n', (":3:1", "not valid")),
         ('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", ("nested",)),
     ],
 )
