@@ -171,20 +171,14 @@ def step(loss: Loss, x: torch.Tensor, w: torch.Tensor, labels: torch.Tensor) -> 
 def measure(
     args: argparse.Namespace, rows: int, hidden: int
 ) -> tuple[dict[str, Any], list[list[str]]]:
-    shape, names = (
-        (rows, hidden, args.vocab),
-        [name for name in args.contenders if missing(name) is None],
-    )
-    words = [
-        f"--rows={rows}",
-        f"--hidden={hidden}",
-        f"--vocab={args.vocab}",
-        f"--dtype={args.dtype}",
-    ]
+    """Memory, losses and gradients, then times in turns: figures by contender, and table rows."""
+    shape = (rows, hidden, args.vocab)
+    names = [name for name in args.contenders if missing(name) is None]
+    words = [f"--rows={rows}", f"--hidden={hidden}"]
+    words += [f"--vocab={args.vocab}", f"--dtype={args.dtype}"]
+    # Peak memory, each in a process of its own, which needs what this one has cached.
     found: dict[str, Any] = {}
-    if (
-        device() == "cuda"
-    ):  # what the last shape left in this process's cache, the others would lack
+    if device() == "cuda":
         torch.cuda.empty_cache()
     for name in names:
         try:
@@ -195,6 +189,7 @@ def measure(
                 "error": "out of memory" if is_memory else str(error).strip().splitlines()[-1]
             }
     names = [name for name in names if "error" not in found[name]]
+    # Losses and gradients, against those of the first contender.
     x, w, labels = inputs(*shape, DTYPES[args.dtype])
     truth: tuple[torch.Tensor, torch.Tensor] | None = None
     for name in list(names):  # the first run of each is its warm-up
@@ -215,35 +210,34 @@ def measure(
     times = interleaved(
         steps, args.repeats, torch.cuda.synchronize if device() == "cuda" else lambda: None
     )
-    first = next(iter(names), "")
+    return found, table_of(args.contenders, f"{rows:,} x {hidden}", found, times)
+
+
+def table_of(
+    contenders: list[str], shape: str, found: dict[str, Any], times: dict[str, Any]
+) -> list[list[str]]:
+    """A row per contender; the ratio to the first one is added to `found`."""
+    first = next(iter(times), "")
     table = []
-    for name in args.contenders:
+    for name in contenders:
         if name not in times:
-            table.append(
-                [
-                    f"{rows:,} x {hidden}",
-                    name,
-                    missing(name) or found[name]["error"][:60],
-                    *[""] * 6,
-                ]
-            )
+            table.append([shape, name, missing(name) or found[name]["error"][:60], *[""] * 6])
             continue
         ratio = {
             kind: paired_ratio(times[first][kind], times[name][kind]) for kind in ("wall", "cpu")
         }
         found[name] |= {**times[name], "ratio": ratio}
-        wall, cpu, (of_x, of_w) = ratio["wall"], ratio["cpu"], found[name]["gradients"]
+        wall = ratio["wall"]
+        of_x, of_w = found[name]["gradients"]
         cells = [
             f"{min(times[name]['wall']):.3f}",
             f"{wall['median']:.2f} ({wall['least']:.2f}-{wall['most']:.2f})",
-        ]
-        cells += [
-            f"{cpu['median']:.2f}",
+            f"{ratio['cpu']['median']:.2f}",
             f"{found[name]['peak'] / 1e9:.2f}",
             f"{found[name]['loss']:.6f}",
         ]
-        table.append([f"{rows:,} x {hidden}", name, *cells, f"{of_x:.1e}", f"{of_w:.1e}"])
-    return found, table
+        table.append([shape, name, *cells, f"{of_x:.1e}", f"{of_w:.1e}"])
+    return table
 
 
 def main() -> None:

@@ -29,9 +29,7 @@ PATHS = [
 PATTERN = re.compile("|".join(HOSTS + PATHS))
 
 # (file, text) -> why it stays
-ALLOWED: dict[tuple[str, str], str] = {
-    ("Dockerfile", "/ho" + "me/wikillm"): "the user of the image",
-}
+ALLOWED: dict[tuple[str, str], str] = {}
 
 
 def tracked(repo: Path) -> list[Path]:

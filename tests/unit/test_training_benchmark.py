@@ -36,8 +36,9 @@ def words(shape: Any) -> list[str]:
 
 def test_every_contender_has_the_presets_vocabulary(benchmark: Any, tmp_path: Path) -> None:
     """The plan, made with the benchmark's tokenizer, and the count that gives MFU."""
+    processes = importlib.import_module("benchmarks.contender_process")
     for shape in benchmark.GPU_SHAPES.values():
-        resolved = load(None, benchmark.words_of(shape, tmp_path, "wikillm"))
+        resolved = load(None, processes.words_of(shape, tmp_path, "wikillm"))
         plan = make_plan(resolved, world_size=1, tokenizer_length=260, train_tokens=10**7)
         assert plan.vocab_size == 151_936 and resolved.config.model.vocab_size == plan.vocab_size
         assert plan.flops_per_token == benchmark.flops_of(shape)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,34 +124,36 @@ def export_model(
     files["README.md"] = render_card(
         facts, config, parameters=parameters, trained_as=type(model).__name__, eos=trained.eos_token
     )
+    mark = {"format_version": 1, "run": facts.name, "step": facts.step, "tokenizer": trained.sha256}
     # Everything is written beside the target, the list of digests last, and then renamed.
-    staging = target.with_name(f".{target.name}.{os.getpid()}{STAGING_SUFFIX}")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with _staged(target) as staging:
         _write(staging, weights, config, files)
         tensors = check_written(weights, staging)
         weights.clear()  # the process of the proof has the model in memory too
         proof = None
         if logits is not None:
             proof = prove_folder(staging, trained, texts, ids, logits, stored)
-        mark = {
-            "format_version": 1,
-            "run": facts.name,
-            "step": facts.step,
-            "tokenizer": trained.sha256,
-        }
         names = [path.relative_to(staging).as_posix() for path in files_below(staging)]
         write_json(staging / MARK, {**mark, "files": seal_files(staging, names)})
         size = sum(path.stat().st_size for path in files_below(staging))
         _publish(staging, target)
+    architecture = type(skeleton(config)).__name__
+    return Exported(target, parameters, tensors, dtype_name(stored), size, architecture, proof)
+
+
+@contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to write into; it is removed when the export fails."""
+    staging = target.with_name(f".{target.name}.{os.getpid()}{STAGING_SUFFIX}")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        yield staging
     except BaseException as error:
         shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError):
             what = f"{target} could not be written."
             raise MachineError(what, got=str(error), fix="--to another disk") from error
         raise
-    architecture = type(skeleton(config)).__name__
-    return Exported(target, parameters, tensors, dtype_name(stored), size, architecture, proof)
 
 
 def _write(folder: Path, weights: Weights, config: PretrainedConfig, files: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from wikillm.plan.batch import name_ranks
 from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.choose import Candidate, Machine, settings_of
 from wikillm.plan.schedule import five_points
+from wikillm.plan.strategy import Strategy
 from wikillm.plan.time import default_mfu
 from wikillm.plan.workload import Workload
 
@@ -61,14 +62,6 @@ def to_json(
 ) -> dict[str, Any]:
     """The whole plan: the first of `candidates` is the one to take."""
     strategy = candidates[0].strategy
-    written = Written(
-        strategy.precision,
-        None if strategy.recipe == "ddp" else strategy.stage,
-        strategy.muon,
-        strategy.ema,
-        strategy.ranks,
-    )
-    checkpoint = checkpoint_bytes(workload.model, workload.vocab_size, written)
     if mfu is None:
         mfu = default_mfu(workload.parameters, strategy.loss, machine.gpu)
     rates = five_points(train, max_steps=workload.max_steps, warmup_steps=workload.warmup_steps)
@@ -96,12 +89,7 @@ def to_json(
         "total_tokens": workload.total_tokens,
         "corpus_tokens": workload.train_tokens,
         "learning_rate": {str(step): rate for step, rate in rates.items()},
-        "disk_bytes": {
-            "checkpoint": checkpoint,
-            # One more while the next is written.
-            "checkpoints_kept": checkpoint * (train.save_total_limit + 1),
-            "store": STORE_BYTES * workload.train_tokens,
-        },
+        "disk_bytes": _disk(train, workload, strategy),
         "links_bytes_per_second": {
             "inside_node": machine.gpu.inside_node,
             "between_nodes": machine.gpu.between_nodes,
@@ -110,6 +98,18 @@ def to_json(
         "notes": [*workload.notes, *([machine.gpu.note] if machine.gpu.note else [])],
         "choices": [figures(candidate, workload, machine, price) for candidate in candidates],
         "arguments": settings_of(strategy),
+    }
+
+
+def _disk(train: TrainSection, workload: Workload, strategy: Strategy) -> dict[str, int]:
+    stage = None if strategy.recipe == "ddp" else strategy.stage
+    written = Written(strategy.precision, stage, strategy.muon, strategy.ema, strategy.ranks)
+    checkpoint = checkpoint_bytes(workload.model, workload.vocab_size, written)
+    return {
+        "checkpoint": checkpoint,
+        # One more while the next is written.
+        "checkpoints_kept": checkpoint * (train.save_total_limit + 1),
+        "store": STORE_BYTES * workload.train_tokens,
     }
 
 

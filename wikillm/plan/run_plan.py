@@ -15,7 +15,7 @@ from wikillm.config.precision import Precision
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import TrainSection
 from wikillm.core.errors import ConfigError
-from wikillm.plan.batch import split_batch
+from wikillm.plan.batch import BatchSplit, split_batch
 from wikillm.plan.flops import flops_per_token
 from wikillm.plan.horizon import count_sequences, count_steps, count_warmup, refuse_small_corpus
 from wikillm.plan.memory import sequences_that_fit
@@ -100,6 +100,7 @@ def make_plan(
     vocab_size, vocab_note = resolve_vocab_size(
         model, origins["model.vocab_size"], tokenizer_length
     )
+    # The micro-batch: the largest that divides the batch and fits the memory of a GPU.
     batch = split_batch(train, origins, world_size)
     memory_note = None
     if gpu is not None and train.per_device_train_batch_size == "auto":
@@ -108,31 +109,21 @@ def make_plan(
         most = _most_sequences(workload, train, recipe, world_size, gpu, batch.micro)
         smaller = split_batch(train, origins, world_size, most)
         if smaller.micro != batch.micro:
-            memory_note = (
-                f"micro-batch {smaller.micro} instead of {batch.micro}: "
-                f"by the planner's estimate no more fits into {gpu.memory / 2**30:.3g} GiB"
-            )
+            memory_note = _memory_note(smaller.micro, batch.micro, gpu)
             batch = smaller
+    # The horizon, which needs the sequences of an epoch where it is in epochs.
     sequences = None
-    packing_note = ramp_note = None
+    packing_note = None
     if train_tokens is not None:
         sequences = epoch[1] if epoch else count_sequences(train_tokens, train.sequence_length)
         refuse_small_corpus(train, origins, batch, sequences, train_tokens)
         if resolved.config.data.packing == "best_fit":
-            padding = 1 - (train_tokens - 1) / (sequences * train.sequence_length)
-            packing_note = (
-                f"best-fit packing: {sequences:,} sequences an epoch, "
-                f"{padding:.3%} of their tokens are padding"
-            )
+            packing_note = _packing_note(train_tokens, sequences, train.sequence_length)
     if done is not None:
         batch = replace(batch, ramp=batch.ramp.after(*done))
     max_steps = count_steps(train, batch, sequences, epoch[0] if epoch else None)
     warmup_steps, warmup_note = count_warmup(train, origins, max_steps)
-    if batch.ramp.stages and max_steps <= batch.ramp.steps:
-        ramp_note = (
-            f"the run ends within its batch ramp of {batch.ramp.steps:,} steps "
-            "and never has the full batch"
-        )
+    notes = (vocab_note, warmup_note, memory_note, packing_note, _ramp_note(batch, max_steps))
     count = count_parameters(model, vocab_size)
     return Plan(
         parameters=count.total,
@@ -151,8 +142,26 @@ def make_plan(
         warmup_steps=warmup_steps,
         total_tokens=batch.ramp.sequences_before(max_steps) * train.sequence_length,
         epochs=None if sequences is None else batch.ramp.sequences_before(max_steps) / sequences,
-        notes=tuple(filter(None, (vocab_note, warmup_note, memory_note, packing_note, ramp_note))),
+        notes=tuple(note for note in notes if note),
     )
+
+
+def _memory_note(micro: int, wanted: int, gpu: RankGpu) -> str:
+    room = f"by the planner's estimate no more fits into {gpu.memory / 2**30:.3g} GiB"
+    return f"micro-batch {micro} instead of {wanted}: {room}"
+
+
+def _packing_note(train_tokens: int, sequences: int, length: int) -> str:
+    padding = 1 - (train_tokens - 1) / (sequences * length)
+    share = f"{padding:.3%} of their tokens are padding"
+    return f"best-fit packing: {sequences:,} sequences an epoch, {share}"
+
+
+def _ramp_note(batch: BatchSplit, max_steps: int) -> str | None:
+    if not batch.ramp.stages or max_steps > batch.ramp.steps:
+        return None
+    ramp = f"its batch ramp of {batch.ramp.steps:,} steps"
+    return f"the run ends within {ramp} and never has the full batch"
 
 
 def _most_sequences(
