@@ -336,7 +336,7 @@ def test_a_taken_port_is_named(place: Place, two: Cluster) -> None:
         "import socket, time; s = socket.socket(); s.bind(('', 29500)); s.listen(); time.sleep(120)"
     )
     two.popen("node1", [sys.executable, "-c", code], cwd=place.folder, log=place.log)
-    assert "Port 29500 of node1, where the ranks meet, is taken" in refused(place, two)
+    assert "Port 29500 of node1, the rendezvous port, is in use" in refused(place, two)
 
 
 @matrix

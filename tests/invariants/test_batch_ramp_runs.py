@@ -100,5 +100,5 @@ def test_a_ramp_under_offload_is_refused(words: Any, tmp_path: Path) -> None:
     )
     assert (
         result["code"] == 2
-        and "does not go with DeepSpeed's optimizer offload" in result["message"]
+        and "does not work with DeepSpeed's optimizer offload" in result["message"]
     )

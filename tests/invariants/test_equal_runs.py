@@ -99,7 +99,7 @@ def test_compiled_layers_give_the_same_run(words: Any, baseline: Any, tmp_path: 
     assert "compile    2 layers" in result["output"]
     assert_close(result["losses"], baseline["losses"], L2)
     refused = run(1, words(tmp_path / "refused", "train.compile=layers"), deepspeed="zero3")
-    assert refused["code"] == 2 and "does not go with ZeRO-3" in refused["message"]
+    assert refused["code"] == 2 and "does not work with ZeRO-3" in refused["message"]
 
 
 @pytest.mark.parametrize(

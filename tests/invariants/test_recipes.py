@@ -121,4 +121,4 @@ def test_muon_and_the_average_refuse_what_they_cannot(words: Any, tmp_path: Path
     offload = run(1, words(tmp_path / "b", *MUON), deepspeed="zero2_offload")
     assert average["code"] == offload["code"] == 2
     assert "ZeRO-3 has none" in average["message"] and "--deepspeed zero2" in average["message"]
-    assert "Muon does not go together with offload_optimizer" in offload["message"]
+    assert "Muon does not work with offload_optimizer" in offload["message"]

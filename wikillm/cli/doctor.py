@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes on this machine. Default: one per GPU, or one",
     )
-    option("--master-addr", metavar="HOST", help="where ranks meet. Default: the first node")
+    option("--master-addr", metavar="HOST", help="host of rank 0. Default: the first node")
     option("--master-port", type=int, default=29500, metavar="PORT", help="default 29500")
     parser.add_argument("--all", action="store_true", help="also show the checks that passed")
     parser.add_argument("--list", action="store_true", help="list all checks")
@@ -60,7 +60,7 @@ def _examine_here(args: argparse.Namespace, resolved: Resolved) -> Examination:
     from wikillm.doctor.examine import examine_here
     from wikillm.doctor.needs import needs_of, request_of
 
-    # A wrong run is refused before anything is gathered.
+    # An invalid configuration is refused before the machine is examined.
     needs_of(resolved, nodes=1, slots=args.gpus or 1)
 
     def needs_for(facts: NodeFacts) -> Needs:
@@ -114,9 +114,11 @@ def _check(args: argparse.Namespace) -> None:
         what = "--gpus is for this machine; a hostfile has slots."
         problems.add(what, got=str(gpus), fix="slots=N in the hostfile")
     if gpus is not None and gpus < 1:
-        problems.add("--gpus is at least 1.", got=str(gpus))
+        problems.add("--gpus must be at least 1.", got=str(gpus))
     if not 0 < port < 65536:
-        problems.add("--master-port is a port.", got=str(port), fix="--master-port 29500")
+        problems.add(
+            "--master-port must be a port number.", got=str(port), fix="--master-port 29500"
+        )
     if args.master_addr is not None and not is_host(args.master_addr):
         problems.add("--master-addr is not a host.", got=repr(args.master_addr))
     if workdir is not None and (not workdir.isprintable() or workdir.startswith("-")):

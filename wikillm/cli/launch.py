@@ -182,7 +182,7 @@ def _port(*, is_started_here: bool) -> int:
             return DEFAULT_PORT
         except OSError:
             port = free_port()
-    say(f"port {DEFAULT_PORT} is in use: the ranks meet at {port}")
+    say(f"port {DEFAULT_PORT} is in use: the rendezvous port is {port}")
     return port
 
 

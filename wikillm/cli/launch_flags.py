@@ -149,9 +149,9 @@ def check_flags(args: argparse.Namespace) -> None:
     for flag in MACHINE_FLAGS:
         value = getattr(args, flag.name)
         if flag.least is not None and value is not None and value < flag.least:
-            problems.add(f"{flag.flag} is at least {flag.least}.", got=str(value))
+            problems.add(f"{flag.flag} must be at least {flag.least}.", got=str(value))
         if flag.most is not None and value is not None and value > flag.most:
-            problems.add(f"{flag.flag} is at most {flag.most}.", got=str(value))
+            problems.add(f"{flag.flag} must be at most {flag.most}.", got=str(value))
         is_read = not flag.targets or args.target in flag.targets
         if args.target in TARGET_NAMES and not is_read and value != flag.default:
             problems.add(

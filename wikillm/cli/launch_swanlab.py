@@ -67,7 +67,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         if value is None:
             setattr(args, flag, default)
         elif not (math.isfinite(value) and 0 < value <= 3600):
-            what = f"--{flag} is a number of seconds up to 3600."
+            what = f"--{flag} must be a number of seconds up to 3600."
             raise ConfigError(what, got=f"{value:g}", fix=f"--{flag} {default:g}")
 
 

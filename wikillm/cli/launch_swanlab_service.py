@@ -35,7 +35,7 @@ def submit_folder(args: argparse.Namespace, manifest: SwanLabManifest, packing: 
         f"to         {account.host}, and the object store that it names",
         f"code       {len(packing.files)} files, {format_size(packing.size)}, of {folder} "
         "(wikillm launch swanlab --print lists them)",
-        "key        your SwanLab key travels inside the task: whoever runs it can use the key",
+        "key        your SwanLab key is sent inside the task: anyone who runs it can use the key",
         f"note       the contract is {CONTRACT}",
     ]
     if not _confirm(args, what, "Upload this and start the task?"):

@@ -2,7 +2,7 @@
 
 `add_run_config_arguments` declares `--config`, `--deepspeed` and `--help-all`; all other words are
 configuration and reach `resolve_run_config` through `args.rest`. The lists of keys under `--help`
-come from the schema, which is imported only when somebody asks for them.
+come from the schema, which is imported only when they are shown.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
             with signals.as_error():
                 return _train(args, signals)
         except WikiLLMError as error:
-            # Rank 0 reports a stop; on other ranks it may be the launcher after rank 0's refusal.
+            # Rank 0 reports a stop. On other ranks the signal may come from the launcher, because
+            # rank 0 has failed.
             if isinstance(error, StoppedError) and os.environ.get("RANK", "0") != "0":
                 return int(error.exit_code)
             let_rank_0_report_first(error)
@@ -84,7 +85,7 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
 
 
 def check_machine(resolved: Resolved, world: World) -> None:
-    """Raises MachineError for what would end the run. (local rank 0; others wait for it)"""
+    """Raises MachineError if a check finds what would end the run. (local rank 0; others wait)"""
     from wikillm.core.errors import ConfigError
     from wikillm.doctor.needs import needs_of, request_of
     from wikillm.doctor.preflight import DRIVER, refuse_broken_machine

@@ -62,7 +62,7 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     rows = config.model.vocab_size
     if rows != "auto" and rows < 1:
         problems.add(
-            "model.vocab_size is a number of rows, or auto.",
+            "model.vocab_size must be a number of rows, or auto.",
             got=f"{rows} ({where_of(origins, 'model.vocab_size')})",
             fix="model.vocab_size=auto",
         )
@@ -138,7 +138,7 @@ def _check_data(data: DataSection, origins: Mapping[str, Origin], problems: Prob
     fraction = data.val_fraction
     if isinstance(fraction, float) and not 0 < fraction < 1:
         problems.add(
-            "data.val_fraction is a share between 0 and 1, or auto.",
+            "data.val_fraction must be a share between 0 and 1, or auto.",
             got=f"{fraction:g} ({where_of(origins, 'data.val_fraction')})",
             fix="data.val_fraction=0.01",
         )

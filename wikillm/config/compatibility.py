@@ -19,7 +19,7 @@ from wikillm.config.schema import DataSection, ModelSection, TrainSection
 from wikillm.core.errors import ConfigError, Problems
 
 NO_GPU = "gpu"
-"""Stands among the settings of a rule for a machine without a GPU."""
+"""Used in place of a setting, in rules about machines without a GPU."""
 ZERO = "zero_optimization."
 
 
@@ -92,7 +92,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("train.optimizer", "train.max_grad_norm"),
         lambda case: _is_muon(case) and case.train.max_grad_norm > 0,
-        "Muon and clipping do not go together: DeepSpeed would clip Muon's orthogonal update, "
+        "Muon does not work with gradient clipping: DeepSpeed would clip Muon's orthogonal update, "
         "whose norm depends on its shape and not on outliers.",
         "train.max_grad_norm=0",
     ),
@@ -105,19 +105,19 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("train.optimizer", f"{ZERO}offload_optimizer"),
         lambda case: _is_muon(case) and case.zero is not None and case.zero.offload_optimizer,
-        "Muon does not go together with offload_optimizer.",
+        "Muon does not work with offload_optimizer.",
         _NOT_WITH_MUON,
     ),
     Rule(
         ("train.optimizer", f"{ZERO}offload_param"),
         lambda case: _is_muon(case) and case.zero is not None and case.zero.offload_param,
-        "Muon does not go together with offload_param.",
+        "Muon does not work with offload_param.",
         _NOT_WITH_MUON,
     ),
     Rule(
         ("train.optimizer", f"{ZERO}zero_quantized_gradients"),
         lambda case: _is_muon(case) and case.zero is not None and case.zero.quantized_gradients,
-        "Muon does not go together with zero_quantized_gradients.",
+        "Muon does not work with zero_quantized_gradients.",
         _NOT_WITH_MUON,
     ),
     Rule(
@@ -128,7 +128,8 @@ RULES: tuple[Rule, ...] = (
             and case.has_gpu is False
             and case.train.compile != "off"
         ),
-        "train.compile={1} does not go with DeepSpeed's Muon on a CPU, which disables compilation.",
+        "train.compile={1} does not work with DeepSpeed's Muon on a CPU, "
+        "which disables compilation.",
         "train.compile=off, or leave out --deepspeed",
     ),
     Rule(
@@ -140,7 +141,7 @@ RULES: tuple[Rule, ...] = (
             and case.zero is not None
             and case.zero.offload_optimizer
         ),
-        "A batch ramp does not go with DeepSpeed's optimizer offload, "
+        "A batch ramp does not work with DeepSpeed's optimizer offload, "
         "which cannot change the accumulation.",
         "a DeepSpeed file without offload_optimizer, or no batch ramp",
     ),
@@ -149,7 +150,7 @@ RULES: tuple[Rule, ...] = (
         lambda case: (
             case.train.compile == "layers" and case.zero is not None and case.zero.stage == 3
         ),
-        "train.compile=layers does not go with ZeRO-3, which gathers weights inside the layers.",
+        "train.compile=layers does not work with ZeRO-3, which gathers weights inside the layers.",
         "train.compile=elementwise, or --deepspeed zero2 where the weights fit",
     ),
     Rule(
@@ -172,7 +173,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("model.attn_implementation", "train.precision"),
-        # Under autocast the rotation leaves queries and keys in 32 bit beside narrow values.
+        # Under autocast the rotation leaves queries and keys in fp32, values in 16 bit.
         # DeepSpeed casts the whole model instead.
         lambda case: (
             _uses(case, "flex_attention")
@@ -189,8 +190,8 @@ RULES: tuple[Rule, ...] = (
             and case.train.compile == "layers"
             and _uses(case, _FLASH)
         ),
-        "Flash attention with a document mask gets another number of lengths in every batch, "
-        "and each would be compiled anew.",
+        "Flash attention with a document mask gets a different number of documents in each batch, "
+        "and each number would be compiled again.",
         f"train.compile=off, or {_SDPA}",
     ),
     Rule(
@@ -216,7 +217,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         ("data.mixture", "data.store"),
         lambda case: _has_mixture(case) and case.data is not None and case.data.store is not None,
-        "Each source of data.mixture has a store of its own; data.store names one.",
+        "Each source of data.mixture has its own store, but data.store names only one.",
         "leave data.store out, or give each source its own: {name: ..., weight: ..., store: ...}",
     ),
     Rule(

@@ -42,7 +42,7 @@ class DeepSpeedFacts:
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedFile:
-    """A JSON that was read. `lines` maps dotted keys to the line (from 1) they stand on."""
+    """A JSON that was read. `lines` maps dotted keys to their line numbers (from 1)."""
 
     path: Path
     json: Mapping[str, Any]
@@ -150,13 +150,13 @@ def parse_strictly(text: str, path: Path) -> tuple[dict[str, Any], dict[str, int
         raise ConfigError("The DeepSpeed JSON is nested too deeply.", got=str(path)) from None
     if not isinstance(value, dict):
         got = f"{path} holds a {type(value).__name__}"
-        raise ConfigError("A DeepSpeed JSON holds one object { }.", got)
+        raise ConfigError("A DeepSpeed JSON must be one object { }.", got)
     lines: dict[str, int] = {}
     problems = Problems(ConfigError)
     for key, number in _keys_with_lines(text):
         if key in lines:
             problems.add(
-                f'The key "{key.rsplit(".", 1)[-1]}" stands twice in one block.',
+                f'The key "{key.rsplit(".", 1)[-1]}" appears twice in one block.',
                 got=f"{path}:{lines[key]} and {path}:{number}  {key}",
                 fix="keep one of them: JSON readers silently keep the last",
             )

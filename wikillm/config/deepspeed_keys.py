@@ -178,7 +178,7 @@ AUTO = frozenset(f"zero_optimization.{key}" for key in HIDDEN_SIZE_KEYS) | froze
         "zero_optimization.zero_hpz_partition_size",
     ]
 )
-"""Where "auto" may stand. Elsewhere accelerate raises, or DeepSpeed silently takes its default."""
+"""Keys that may be "auto". Elsewhere accelerate raises, or DeepSpeed silently takes its default."""
 
 REMOVED: Mapping[str, str] = {
     "amp": "remove it; use train.precision=bf16 or fp16",

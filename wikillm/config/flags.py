@@ -33,7 +33,9 @@ def parse_arguments(words: Sequence[str], problems: Problems) -> list[Setting]:
             if text.lower() in YES + NO:
                 switches[name] = (text.lower() in YES, typed)
             else:
-                problems.add(f"--{name} is true or false.", got=typed, fix="train.precision=bf16")
+                problems.add(
+                    f"--{name} must be true or false.", got=typed, fix="train.precision=bf16"
+                )
             continue
         setting = _setting(name, text, typed, problems)
         if setting is not None:
@@ -125,7 +127,7 @@ def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | 
         return None
     if name == "warmup_ratio" and not (isinstance(value, (int, float)) and 0 <= value < 1):
         problems.add(
-            "warmup_ratio is a share of all steps, from 0 to below 1.",
+            "warmup_ratio must be a share of all steps, from 0 to below 1.",
             got=typed,
             fix="train.warmup_steps=N",
         )

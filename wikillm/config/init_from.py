@@ -85,10 +85,10 @@ def _architecture(found: dict[str, Any]) -> str | None:
 
 def _refuse_unsupported(found: dict[str, Any], path: Path) -> None:
     if _architecture(found) is None:
-        what = f"model.init_from takes {' or '.join(ARCHITECTURES)} models."
+        what = f"model.init_from must be a {' or '.join(ARCHITECTURES)} model."
         raise ConfigError(what, got=f"{path}: model_type {found.get('model_type')!r}")
     if "auto_map" in found:
-        what = "A model folder asks to run code of its own."
+        what = "A model folder needs its own Python code to be run."
         raise ConfigError(what, got=f"{path}: auto_map", fix="use a folder without remote code")
     rope_type = _rope(found).get("rope_type", _rope(found).get("type", "default"))
     layer_types = set(found.get("layer_types") or ()) - {"full_attention"}

@@ -64,7 +64,7 @@ def _check_shares(sources: Sequence[MixtureSource], place: str, problems: Proble
     if is_shares and abs(total - 1) > _SUM_TOLERANCE:
         legal = ", ".join(f"{name} {share:.4g}" for name, share in shares.items())
         problems.add(
-            f"The weights of data.mixture are shares below 1, and sum to {float(total):g}.",
+            f"The weights of data.mixture are all below 1, but sum to {float(total):g}.",
             got=place,
             fix=f"shares that sum to 1 ({legal}), or whole numbers, which are relative",
         )

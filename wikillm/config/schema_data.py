@@ -63,8 +63,8 @@ class DataSection(Section):
     """Several sources by weight, instead of data.path: wiki:3:data/wiki.jsonl,web:1:data/web/, or a
     list in YAML."""
     format: Format = "auto"
-    """Format of the sources; auto detects it. A document is a file (text), a line (lines), or what
-    stands between blank lines (blocks)."""
+    """Format of the sources; auto detects it. A document is a file (text), a line (lines), or the
+    text between blank lines (blocks)."""
     text_key: str = "text"
     """Key or column of the document's text."""
     tokenizer: str = "auto"

@@ -97,8 +97,8 @@ class TrainSection(Section):
     """Coefficient of logsumexp^2, added to the training loss and logged separately; PaLM used
     1e-4."""
     gradient_checkpointing: Annotated[Checkpointing, ALSO_A_SWITCH] = "none"
-    """Recompute activations in the backward pass to save memory: selective keeps the products,
-    full (or true) keeps only the inputs of layers."""
+    """Recompute activations in the backward pass to save memory: selective keeps the outputs of
+    matrix products, full (or true) keeps only the inputs of layers."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Keep a moving average of the weights with this decay, for `wikillm export --ema`; not with
     ZeRO-3."""
@@ -118,7 +118,7 @@ class TrainSection(Section):
     save_total_limit: int = Field(default=3, ge=1, le=2**31)
     """Number of complete checkpoints to keep."""
     dataloader_num_workers: int = Field(default=0, ge=0, le=1024)
-    """Loader processes per rank; 0 reads in the training process, which is a memory-mapped copy."""
+    """DataLoader workers per rank; 0 reads in the training process, from memory-mapped files."""
     max_skipped_steps: int = Field(default=20, ge=1)
     """fp16: stop the run after the loss scaler skips this many steps in a row."""
     exit_timeout_seconds: float = Field(default=60.0, gt=0)

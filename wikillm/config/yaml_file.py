@@ -1,10 +1,10 @@
-"""Strict YAML: what a person means is what is read, and every value remembers its line.
+"""Strict YAML, without the surprises of YAML 1.1; every value is kept with its line number.
 
 In: a file or a text. Out: a flat mapping of dotted key -> `Entry(value, line)`. Scalars follow
 YAML 1.2, not PyYAML's 1.1: `1e-4` and `3e8` are numbers, `no`, `on` and `1:30` are text, `012` is
 twelve. Duplicate keys, aliases (and with them exponential bombs), tags and several documents are
-refused with file and line; a file is at most 1 MiB and 20 levels deep. Knows nothing of the
-schema.
+refused with file and line; a file is at most 1 MiB and 20 levels deep. The schema plays no
+role here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A value and the line it stands on (from 1). `is_mapping`: `value` is None and the keys below
+    """A value and its line number (from 1). `is_mapping`: `value` is None and the keys below
     have own entries."""
 
     value: Any
@@ -100,12 +100,12 @@ def parse_yaml(text: str, name: str) -> dict[str, Entry]:
         if node is None:
             return {}
         if not isinstance(node, yaml.MappingNode):
-            raise _Refused("A configuration is a mapping of keys to values.", _line(node))
+            raise _Refused("A configuration must be a mapping of keys to values.", _line(node))
         entries: dict[str, Entry] = {}
         for key, entry in _flatten(node, ""):
             if key in entries:
                 fix = f"it is also on line {entries[key].line}; keep one"
-                raise _Refused(f"{key} stands twice.", entry.line, fix)
+                raise _Refused(f"{key} appears twice.", entry.line, fix)
             entries[key] = entry
     except _Refused as refused:
         raise ConfigError(refused.what, got=f"{name}:{refused.line}", fix=refused.fix) from None
@@ -113,7 +113,7 @@ def parse_yaml(text: str, name: str) -> dict[str, Entry]:
 
 
 def parse_value(text: str) -> Any:
-    """One value in YAML's flow style, as it stands after `=` on the command line: `[a, "b, c"]`,
+    """One value in YAML's flow style, as written after `=` on the command line: `[a, "b, c"]`,
     `3e8`, `no`.
 
     Raises ValueError when it is not YAML.
@@ -151,7 +151,7 @@ def _flatten(node: yaml.MappingNode, prefix: str) -> Iterator[tuple[str, Entry]]
     _refuse_tag(node)
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode) or not key_node.value:
-            raise _Refused("A key is a word.", _line(key_node))
+            raise _Refused("A key must be a word.", _line(key_node))
         key = prefix + key_node.value
         if isinstance(value_node, yaml.MappingNode):
             yield key, Entry(None, _line(key_node), is_mapping=True)
@@ -178,9 +178,9 @@ def _mapping(node: yaml.MappingNode) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key_node, value_node in node.value:
         if not isinstance(key_node, yaml.ScalarNode) or not key_node.value:
-            raise _Refused("A key is a word.", _line(key_node))
+            raise _Refused("A key must be a word.", _line(key_node))
         if key_node.value in found:
-            raise _Refused(f"{key_node.value} stands twice.", _line(key_node), "keep one")
+            raise _Refused(f"{key_node.value} appears twice.", _line(key_node), "keep one")
         found[key_node.value] = _value(value_node)
     return found
 

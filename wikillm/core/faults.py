@@ -82,7 +82,7 @@ _ANSWERS = (
     ("ENOEXEC", "A program cannot be run.", "install it for this machine"),
     (
         "EADDRINUSE EADDRNOTAVAIL",
-        "The port where the ranks meet cannot be used.",
+        "The rendezvous port cannot be used.",
         "choose another one: `--master_port N` of deepspeed and torchrun, or MASTER_PORT=N",
     ),
     (

@@ -32,7 +32,7 @@ class FileLock:
         self._fd: int | None = None
 
     def try_acquire(self) -> bool:
-        """Take the lock if nobody has it; True when this process holds it now."""
+        """Take the lock if it is free; True when this process holds it now."""
         if self._fd is not None:
             return True
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from wikillm.data.types import CleanedDocuments, Dropped
 class FunnelLine:
     """Records that were dropped for one reason.
 
-    `characters` counts the raw record (bytes of a bad one), or for filters the clean text.
+    `characters` counts the raw records (in bytes if they are bad); for filters, the clean text.
     """
 
     reason: str
@@ -23,7 +23,7 @@ class FunnelLine:
 
 @dataclass(frozen=True, slots=True)
 class Funnel:
-    """`kept_characters` are those of the clean text."""
+    """`kept_characters` counts the clean text."""
 
     kept_records: int = 0
     kept_characters: int = 0

@@ -1,7 +1,7 @@
 """Is there room for what the run writes, is it fast enough, and are its sources there?
 
-The digest of a source covers its size and its first and last MiB, which tells two versions apart in
-milliseconds. Writing is measured with one synced file of 32 MiB, which is removed again.
+The digest of a source covers its size and its first and last MiB, which distinguishes two versions
+within milliseconds. Writing is measured with one synced file of 32 MiB, which is removed again.
 """
 
 from __future__ import annotations

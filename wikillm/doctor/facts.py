@@ -148,7 +148,7 @@ class NetworkCard:
 
 @dataclass(frozen=True, slots=True)
 class NetworkFacts:
-    """`master` is the name that ranks meet at. `route`: (card, own address) on the way there."""
+    """`master`: name of the host of rank 0. `route`: (card, own address) on the way there."""
 
     hostname: str
     hostname_addresses: tuple[str, ...]

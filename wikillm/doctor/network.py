@@ -18,7 +18,7 @@ IFNAME = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
 
 def gather_network(request: Request, *, resolve_names: bool = True) -> NetworkFacts:
-    """Without `resolve_names` no name server is asked: a broken one takes seconds to answer."""
+    """Without `resolve_names` no DNS query is sent: a broken server takes seconds to answer."""
     hostname = socket.gethostname()
     cards = network_cards()
     master = request.master or hostname
@@ -101,7 +101,7 @@ def hostname(facts: NodeFacts, needs: Needs) -> Finding:
 
 @check("network", "network")
 def master_name(facts: NodeFacts, needs: Needs) -> Finding:
-    """The name that the ranks meet at is known on this node."""
+    """The name of the host of rank 0 can be resolved on this node."""
     if needs.nodes == 1:
         return skip("one node")
     net = facts.network
@@ -179,7 +179,7 @@ def infiniband(facts: NodeFacts, needs: Needs) -> Finding:
 
 @check("network", "network")
 def master_port(facts: NodeFacts, needs: Needs) -> Finding:
-    """The port that the ranks meet at is free."""
+    """The rendezvous port is free."""
     net = facts.network
     if net.port_error:
         return warn(f"port {net.master_port}: {net.port_error}", other=net.master_port + 1)

@@ -160,7 +160,7 @@ def _try(address: str, port: int, token: str) -> str:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         return f"port {port} at {address}: {reason}"
     is_ours = heard.decode(errors="replace") == token
-    return "" if is_ours else f"port {port} at {address}: somebody else answers there"
+    return "" if is_ours else f"port {port} at {address}: another program answers there"
 
 
 def main() -> None:

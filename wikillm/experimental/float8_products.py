@@ -6,9 +6,9 @@ e5m2 with a constant scale. A probability less one at the label lies in [-1, 1],
 probabilities down to 2e-9 normal numbers, which e4m3 would round to 0 at a vocabulary of 150,000.
 Sums are float32. One scale per row would need other kernels on a GPU.
 
-`torch._scaled_mm` wants multiples of 16, and a second factor whose columns are contiguous: hence a
-transposed copy of the weight (once per call) and of each chunk's gradient.
-Shapes: N rows (tokens), C rows of a chunk, H hidden, V vocabulary.
+`torch._scaled_mm` needs multiples of 16, and a second factor whose columns are contiguous, so there
+is a transposed copy of the weight (once per call) and of each chunk's gradient. Shapes: N rows
+(tokens), C rows of a chunk, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 MULTIPLE = 16  # of H, V and C
 _GRADIENT_SCALE = 2.0**15
-_GRADIENT_MOST = 57_344.0  # e5m2's largest number; beyond lies infinity
+_GRADIENT_MOST = 57_344.0  # e5m2's largest finite number
 _TILE = 16_384  # rows of the weight's gradient that are multiplied at a time
 
 

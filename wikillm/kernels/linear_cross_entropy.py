@@ -176,8 +176,8 @@ class _PlainProducts:
 
     def gradient(self, grad_CV: torch.Tensor, has_label_C1: torch.Tensor) -> torch.Tensor:
         self._has_label_C1 = has_label_C1
-        # On a GPU both products that read it want it narrow, so it is cast once. On a CPU the
-        # weight's gradient takes it wide.
+        # On a GPU both products that read it take the weight's type, so it is cast once. On a CPU
+        # the weight's gradient takes float32.
         return grad_CV.to(self._weight_VH.dtype) if grad_CV.is_cuda else grad_CV
 
     def grad_hidden(self, grad_CV: torch.Tensor, out_CH: torch.Tensor) -> None:

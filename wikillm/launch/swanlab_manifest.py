@@ -98,7 +98,7 @@ def read_manifest(path: Path) -> SwanLabManifest:
             reader.problem(f"{key} is {wanted}.", key, f"{key}: {wanted}")
     for key in ("metadata", "spec"):
         if key not in entries or not entries[key].is_mapping:
-            reader.problem(f"{key} is a mapping.", key)
+            reader.problem(f"{key} must be a mapping.", key)
     volume = reader.volume()
     manifest = SwanLabManifest(
         path=path,
@@ -206,6 +206,6 @@ class _Reader:
         if entry is None or (entry.value is None and not entry.is_mapping):
             return []
         if not isinstance(entry.value, list):
-            self.problem(f"{key} is a list.", key, fix)
+            self.problem(f"{key} must be a list.", key, fix)
             return []
         return entry.value

@@ -1,4 +1,4 @@
-"""The MLPs of the decoder layers over chunks of tokens. For long sequences.
+"""The MLPs of the decoder layers, computed over chunks of tokens, for long sequences.
 
 The operation is `kernels.tiled_swiglu`, in training, evaluation and generation. It needs the three
 weights at once, so it runs inside the nested calls of gate_proj, up_proj and down_proj. Under

@@ -34,7 +34,7 @@ _NAME = re.compile(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type) (\S+)")
 
 @contextmanager
 def only_known_classes(where: Path | str, *, trust: bool = False) -> Iterator[None]:
-    """Within the block `torch.load` refuses every other class and function, whatever is asked for.
+    """Within the block `torch.load` refuses every other class and function, for any `weights_only`.
 
     Args:
         where: the checkpoint, for the message.

@@ -30,7 +30,7 @@ _SIGNED = re.compile(
     r"|sig=|sign=|signature=|hmac="
     r"|[\w\-]*(?:accesskeyid|access-key-id|key-pair-id|security-token|credential|expires?|policy"
     r"|auth\w*|jwt|sas)=)"
-    r"|=[\w\-.~%+/]{32,}"  # under any name: nobody types a value that long
+    r"|=[\w\-.~%+/]{32,}"  # under any name: values that are typed are shorter
 )
 _KNOWN_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:"

@@ -154,7 +154,7 @@ def activation_bytes_per_token(workload: Workload, strategy: Strategy) -> int:
 
     Where R ranks share sequences, attention's output exists once more (2 H d), and so do the copies
     of fewer key heads than ranks (4 (R / K - 1) K d); the exchanged q, k, v replace the rotated.
-    With a mask SDPA wants a key and a value per query head (4 (H - K) d); the mask itself, T x T
+    With a mask SDPA needs a key and a value per query head (4 (H - K) d); the mask itself, T x T
     numbers of a sequence, is one for all layers.
     """
     model = workload.model

@@ -3,7 +3,7 @@
 An outcome is one JSON object: `setup` (what was predicted for), `predicted` and `measured`, each
 with `memory_bytes` (of the rank that took most) and `tokens_per_second` (over all ranks; predicted
 only for a calibrated machine or a GPU in the planner's list). Errors are
-(predicted - measured) / measured: positive is too careful.
+(predicted - measured) / measured: positive means too cautious.
 """
 
 from __future__ import annotations

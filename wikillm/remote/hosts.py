@@ -87,7 +87,7 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
             continue
         if host.name in lines:
             problems.add(
-                f"The host {host.name} stands twice.",
+                f"The host {host.name} appears twice.",
                 got=f"{where} and {path}:{lines[host.name]}",
                 fix=f"one line with all its GPUs: {host.name} slots=N",
             )

@@ -2,8 +2,9 @@
 
 It reads the rank's heartbeat, reports to the coordinator, receives the verdict, and writes the
 rank's record. It is not a thread of the rank: an interpreter lock held through a long write never
-looks like a lost machine, and steps pay nothing for it. When the run has to end, it tells the rank
-to leave. A rank that does not leave is asked for its stacks (SIGUSR2, faulthandler) and killed.
+looks like a lost machine, and steps pay nothing for it. When the run has to end, it sends the rank
+a request to exit. A rank that does not exit gets SIGUSR2 (faulthandler writes its stacks) and is
+killed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from wikillm.supervise.wire import Message, Wire
 OBEY_SECONDS = 10.0  # from the request to leave until the rank is killed
 HEAR_SECONDS = 3.0  # the same without an acknowledgement: it is suspended, or a library blocks it
 STACKS_SECONDS = 0.5  # for the stacks of a rank that does not respond
-COLLECT_SECONDS = 0.5  # until the kernel tells how a process ended
+COLLECT_SECONDS = 0.5  # until the kernel reports how a process ended
 
 
 class Agent:

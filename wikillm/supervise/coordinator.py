@@ -1,6 +1,7 @@
-"""The coordinator: a thread in rank 0's agent that hears every rank and sends the verdict.
+"""The coordinator: a thread in rank 0's agent that receives messages from every rank and sends
+the verdict.
 
-Each rank has one TCP connection; after the meeting they carry a few hundred bytes a second at 64
+Each rank has one TCP connection; once all have joined they carry a few hundred bytes a second at 64
 nodes. Anyone who reaches the port can connect: a connection has 5 s to prove that it knows the
 run's secret, few may be unproven at a time, and an error on one closes only that one.
 """
@@ -160,7 +161,7 @@ class Coordinator(threading.Thread):
 
     def _look(self) -> None:
         now = time.monotonic()
-        # After a suspension nobody has been heard: silence before it does not count.
+        # After a suspension no message has been read: the silence during it does not count.
         if now - self._looked > SUSPENDED_SECONDS:
             self.membership.since = now
         self._looked = now
@@ -184,7 +185,7 @@ class Coordinator(threading.Thread):
             self._send_all({"hub": True})
 
     def _check_alone(self, now: float) -> None:
-        """A local rank whose agent is gone has ended with it, or continues unwatched."""
+        """A local rank whose agent is gone has ended with it, or continues unsupervised."""
         for rank in [rank for rank, since in self._alone.items() if now - since > ALONE_SECONDS]:
             del self._alone[rank]
             process = self._processes[rank]

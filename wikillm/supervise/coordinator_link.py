@@ -43,11 +43,11 @@ class CoordinatorLink:
             self.wire.send(message)
 
     def forgive_silence(self) -> None:
-        """This process was suspended: it could not hear the coordinator."""
+        """This process was suspended: it could not receive the coordinator's messages."""
         self._heard = time.monotonic()
 
     def find(self, now: float) -> str | None:
-        """One attempt a call, port after port; returns why the search ends without success."""
+        """Try one port per call; returns the reason when the search has failed."""
         if self.wire is not None and not self.wire.closed and now < self._answer_by:
             return None
         if not self.is_local and now - self._began > self._limits.meet + 5.0:
@@ -86,7 +86,8 @@ class CoordinatorLink:
     def why_lost(self, now: float) -> str | None:
         """Why rank 0's machine counts as lost; None while it does not.
 
-        On one machine rank 0's own agent reports its end; without both the run goes on unwatched.
+        On one machine rank 0's own agent reports its end; without both the run continues
+        unsupervised.
         """
         setup = self._setup
         where = f"rank 0 on the first node, {setup['master']} ({setup['master_address']})"
@@ -104,7 +105,7 @@ class CoordinatorLink:
         return None
 
     def _connect(self) -> socket.socket | None:
-        """To the next place where the coordinator may listen; None where nobody answers."""
+        """Try the next address where the coordinator may listen; None when nothing answers."""
         for _ in range(PORTS_TRIED if self.is_local else 1):
             number = self._attempt % PORTS_TRIED
             self._attempt += 1

@@ -19,7 +19,8 @@ OTHERS_WAIT_SECONDS = 8.0
 def write_exit(
     run: Path, code: int, reason: str, rank: int, step: int | None, *, keep: bool = False
 ) -> None:
-    """Write exit.json; with `keep` an existing one stays. Never raises: the exit must go on."""
+    """Write exit.json; with `keep` an existing one stays. Never raises, so that the process can
+    exit."""
     path = run / "exit.json"
     try:
         if not run.is_dir() or (keep and path.exists()):

@@ -1,7 +1,7 @@
 """The processes that started this rank, and a thread that notices when one of them ends.
 
 `deepspeed` starts a second launcher, which starts the ranks. A killed launcher leaves its children
-behind, and nobody would collect the ranks' exit codes or end them. PR_SET_PDEATHSIG does not help:
+behind, and nothing would collect the ranks' exit codes or end them. PR_SET_PDEATHSIG does not help:
 it covers only the direct parent, and fires when the thread that forked ends. So each rank polls the
 processes above it once a second.
 """
@@ -43,8 +43,8 @@ class Launcher:
 def launchers_of(pid: int) -> tuple[Launcher, ...]:
     """The launchers above the process `pid`, the nearest first.
 
-    The launcher that set RANK is the nearest process above without RANK in its environment; what
-    lies between passed RANK on. Empty where that is a shell or a session.
+    The launcher that set RANK is the nearest process above without RANK in its environment;
+    processes in between have inherited RANK. Empty where that is a shell or a session.
     """
     found: list[Launcher] = []
     above = pid

@@ -15,7 +15,7 @@ from wikillm.core.errors import ExitCode
 from wikillm.core.units import format_seconds
 
 AGREED = (ExitCode.DIVERGED, ExitCode.STOPPED)
-"""Raised on all ranks at one step, which then leave together."""
+"""Raised on all ranks at the same step; all of them then exit."""
 FAILED_WAITS = 5.0
 """Seconds from a rank's own error to the end of the others: they may raise the same one."""
 STOPPED_WAITS = 0.5
@@ -120,7 +120,7 @@ class Membership:
             self.ranks[rank].died = (now + (KILLED_WAITS if is_known else DIED_WAITS), how)
 
     def forget(self, rank: int) -> None:
-        """Its agent is gone but the rank runs: it continues unwatched."""
+        """Its agent is gone but the rank runs: it continues unsupervised."""
         self.ranks.pop(rank, None)
 
     def speaker(self) -> int:
@@ -167,7 +167,7 @@ class Membership:
         absent = [rank for rank in range(self.world_size) if rank not in self.ranks]
         numbers = sorted({rank // self.local_size for rank in absent})
         nodes = [self.nodes[n] if n < len(self.nodes) else f"node number {n}" for n in numbers]
-        joined = ", ".join(sorted({known.host for known in self._all()})) or "nobody"
+        joined = ", ".join(sorted({known.host for known in self._all()})) or "none"
         reason = (
             f"{', '.join(nodes)} ({_ranks(absent)}) did not join within "
             f"{format_seconds(self.limits.meet)} (train.meet_seconds); joined: {joined}."

@@ -1,7 +1,7 @@
 """Which address and interface of this node lead to the first node, and the coordinator's socket.
 
 gloo takes the interface that the hostname resolves to, which is loopback on many installations,
-and then waits for ever. Here the interface is the one that routes to MASTER_ADDR (on the first
+and then waits forever. Here the interface is the one that routes to MASTER_ADDR (on the first
 node: the one that has that address). It is logged, and set as GLOO_SOCKET_IFNAME where nothing else
 is. NCCL chooses among InfiniBand and Ethernet by itself.
 """
@@ -82,8 +82,8 @@ def find_route(master: str) -> Route:
     if is_loopback(resolved) and not (master == "localhost" or is_loopback(master)):
         others = [f"{name} {found}" for found, name in here.items() if not found.startswith("127.")]
         raise MachineError(
-            f"{master} is {resolved} on {host}: the nodes cannot meet there.",
-            got=f"interfaces of {host}: {', '.join(others) or 'none but loopback'}",
+            f"{master} is {resolved} on {host}: other nodes cannot connect to it.",
+            got=f"interfaces of {host}: {', '.join(others) or 'only loopback'}",
             fix=f"{option}correct the line of {master} in /etc/hosts of {host}",
         )
     try:
@@ -120,7 +120,7 @@ def check_master_port(port: int, environ: Mapping[str, str] = os.environ) -> Non
         return  # torchrun listens there itself
     if why := why_port_is_taken(port):
         raise MachineError(
-            f"Port {port} of {socket.gethostname()}, where the ranks meet, is taken.",
+            f"Port {port} of {socket.gethostname()}, the rendezvous port, is in use.",
             got=why,
             fix="--master-port PORT",
         )

@@ -108,9 +108,11 @@ def handle_of(pid: int) -> int | None:
 
 
 def end_of(pid: int, handle: int | None = None) -> str | None:
-    """How a process of this user ended, to follow its name; None when the kernel does not tell.
+    """How a process of this user ended, as text after its name; None when the kernel does not
+    report it.
 
-    It tells until the parent has collected the process; with a `handle` also later (Linux 6.15).
+    The kernel reports it until the parent has collected the process; with a `handle` also later
+    (Linux 6.15).
     """
     status = _collected(handle) if handle is not None else None
     if status is None:

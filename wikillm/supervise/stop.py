@@ -114,7 +114,7 @@ def end_here(run: Path, record: RankRecord) -> str | None:
 def not_of_this_run(run: Path, record: RankRecord) -> str | None:
     """Why the running process that a record names is not that rank of this run; None when it is.
 
-    The record itself proves nothing: whoever can write into the folder can name any process there.
+    The record itself proves nothing: anyone who can write into the folder can name any process.
     The kernel confirms that the process belongs to the caller (or, for root, to the author of the
     record), runs Python, has the shared memory of a rank, and has this run's log file of this rank
     open for writing.

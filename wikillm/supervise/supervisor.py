@@ -1,7 +1,7 @@
 """The rank's side: it marks its heartbeat, starts the agent, and leaves when the agent requests it.
 
-Where all ranks are on one machine, the agents meet through a local socket: no port is taken, and
-nothing waits for the meeting. With `train.supervise=off` there is no agent and no limit, only a
+Where all ranks are on one machine, the agents connect through a local socket: no port is used, and
+nothing waits for the other ranks. With `train.supervise=off` there is no agent and no limit, only a
 thread that writes the record for `wikillm status` and `wikillm stop`.
 """
 
@@ -59,7 +59,8 @@ def settings_of(train: TrainSection, run: RunSection) -> SuperviseSettings:
 
 
 def is_local(world: World, settings: SuperviseSettings) -> bool:
-    """All ranks are on this machine: the agents meet without the network and without a secret."""
+    """All ranks are on this machine: the agents connect without the network and without a
+    secret."""
     return world.size == world.local_size and settings.mode != "on"
 
 
@@ -88,7 +89,7 @@ class Supervisor:
     def start(
         self, facts: Callable[[], dict[str, str]], environ: Mapping[str, str] = os.environ
     ) -> None:
-        """Find the route to the first node and meet all ranks there. (all ranks)
+        """Find the route to the first node and wait there for all ranks. (all ranks)
 
         Raises MachineError when a rank does not join, or does not run the same thing.
         """
@@ -218,7 +219,7 @@ class Supervisor:
         route = self.route or Route(None, "", "")
         limits = self.settings.limits
         world = self.world
-        # What tells this job from others: for a rank started by hand, which is alone, its pid.
+        # Distinguishes this job from others; for a single rank started by hand, its pid does.
         where = port or environ.get("MASTER_PORT", "")
         if world.size == 1 and port is None:
             where = f"pid {os.getpid()}"

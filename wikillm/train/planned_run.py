@@ -18,7 +18,8 @@ from wikillm.train.start_summary import log_start_summary
 
 
 def plan_run(resolved: Resolved, world: World, corpus: Corpus) -> PlannedRun:
-    """Plan the run on an open corpus. Raises ConfigError for what does not fit. (all ranks)"""
+    """Plan the run on an open corpus. Raises ConfigError if the run cannot be planned. (all
+    ranks)"""
     cfg = resolved.config
     if world.is_main:
         foresee_export(corpus.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
@@ -46,8 +47,8 @@ def plan_on(
 def open_run(planned: PlannedRun) -> None:
     """Identify the run in its claimed directory and log the start summary. (rank 0)
 
-    A directory without checkpoints gets its records here; otherwise they follow when the checkpoint
-    has been accepted. Raises MachineError where not one checkpoint fits on the disk.
+    A directory without checkpoints gets its records here; otherwise they are written when the
+    checkpoint has been accepted. Raises MachineError if not even one checkpoint fits on the disk.
     """
     run = planned.run
     run.check_room(planned.checkpoint_bytes, planned.resolved.config.train.save_total_limit)

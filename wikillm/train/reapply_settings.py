@@ -23,7 +23,7 @@ class StartSettings:
     options: tuple[Mapping[str, Any], ...]
     base_rates: tuple[float, ...]
     clip_grad: float | None  # DeepSpeed's, where the optimizer has one
-    loss_scaler: Any  # likewise
+    loss_scaler: Any  # also DeepSpeed's, where the optimizer has one
 
     @classmethod
     def of(cls, optimizer: Any, scheduler: Any) -> StartSettings:

@@ -1,8 +1,9 @@
 """The training run as a whole.
 
-Each step needs what the one before it made: the tokens for the plan, the plan for the DeepSpeed
-configuration, that for TrainingArguments (which create the process group), those for the model.
-All that can be refused is refused before the process group exists.
+Each step needs the result of the one before: the plan needs the tokens, the DeepSpeed configuration
+needs the plan, TrainingArguments (which create the process group) need the DeepSpeed configuration,
+and the model needs TrainingArguments. All that can be refused is refused before the process group
+exists.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def pretrain(
         resume: "never", "auto" or the path of a checkpoint.
         allow_change: accept another horizon or batch than the checkpoint's.
         trust_checkpoint: run the code that a checkpoint's pickles may hold.
-        signals, supervisor: the caller's, where it has started them already.
+        signals, supervisor: if the caller has already started them.
 
     Raises:
         WikiLLMError: refused or failed; RUN/exit.json has the same `exit_code`.
@@ -151,7 +152,7 @@ def _patch(
 
 
 def _plan_from(point: ResumePoint | None, planned: PlannedRun, args: TrainingArguments) -> Plan:
-    """The plan; on resume it counts what the checkpoint was trained on, with any batch."""
+    """The plan; on resume, made again from the checkpoint's step and samples (any batch size)."""
     if point is None:
         return planned.plan
     done = (point.step, point.consumed_samples)

@@ -212,13 +212,13 @@ class RunDir:
 
 
 def refuse_before_supervision(run: Path, store: str | None, world: World) -> None:
-    """Refuse what can be refused before the directory is written or other ranks are met.
+    """Refuse what can be refused before the directory is written or other ranks are contacted.
 
     (all ranks)
 
     Raises:
         ConfigError: the run directory holds other files.
-        MachineError: the launcher's variables do not say where the ranks meet.
+        MachineError: MASTER_ADDR or MASTER_PORT is missing or invalid.
     """
     world.check_meeting_place()
     if world.is_main:

@@ -16,7 +16,7 @@ from wikillm.core.world import World
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.run_dir import RunDir
 
-_PATIENCE = 20.0  # seconds that a network file system gets to show a new file
+_PATIENCE = 20.0  # seconds until a new file must be visible on a network file system
 
 
 def check_world(

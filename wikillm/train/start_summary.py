@@ -47,7 +47,7 @@ def log_start_summary(planned: PlannedRun) -> None:
 
 
 def log_new_horizon(plan: Plan) -> None:
-    """Log the horizon of a plan that the checkpoint of another batch has changed."""
+    """Log the horizon again: the checkpoint was trained with another batch, so it has changed."""
     say(f"{_horizon(plan)}, from the checkpoint on")
 
 

@@ -20,7 +20,7 @@ from wikillm.cli.main import main
     [
         (["mutli", "--print"], "multi"),
         (["multi"], "--print"),
-        (["multi", "--gpus", "0", "--print"], "--gpus is at least 1"),
+        (["multi", "--gpus", "0", "--print"], "--gpus must be at least 1"),
         (["multi", "--gpus", "3", "--print"], "cannot be split over 3 ranks"),
         (["multi", "train.learing_rate=1", "--print"], "learning_rate"),
         (["multi", "--master-port", "70000", "--print"], "65535"),

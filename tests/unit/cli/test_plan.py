@@ -34,7 +34,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "hint"),
     [
         (["--gpu", "h1000"], "--gpu h100"),
-        (["--nodes", "0"], "--nodes is at least 1"),
+        (["--nodes", "0"], "--nodes must be at least 1"),
         (["--mfu", "40"], "--mfu 0.4"),
         (["--tokens", "many"], "--tokens"),
         (["--gpu-memory", "1 potato"], "--gpu-memory"),
@@ -57,7 +57,7 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["--tflops", "0"], "--tflops 165"),
         (["--tflops", "nan"], "not a finite number"),
         (["--gpu", "cpu", "--tflops", "1"], "--calibrate"),
-        (["--gpus", "0"], "--gpus-per-node is at least 1"),
+        (["--gpus", "0"], "--gpus-per-node must be at least 1"),
         (["--all", "--config", "demo"], "leave"),
         (["--config", "pretrain-72b", "--gpus-per-node", "1"], "does not fit"),
         (["train.learing_rate=1"], "learning_rate"),

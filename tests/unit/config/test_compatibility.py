@@ -28,15 +28,15 @@ def case(train: dict[str, Any], model: dict[str, Any] | None = None, **known: An
 CASES: list[tuple[Case, str]] = [
     (case({"optimizer": "muon"}), "clipping"),
     (case(MUON, precision="fp16"), "not supported in fp16"),
-    (case(MUON, zero=Zero(2, offload_optimizer=True)), "together with offload_optimizer"),
-    (case(MUON, zero=Zero(3, offload_param=True)), "together with offload_param"),
+    (case(MUON, zero=Zero(2, offload_optimizer=True)), "work with offload_optimizer"),
+    (case(MUON, zero=Zero(3, offload_param=True)), "work with offload_param"),
     (case(MUON, zero=Zero(3, quantized_gradients=True)), "zero_quantized_gradients"),
     (
         case(MUON | {"compile": "elementwise"}, zero=Zero(1), has_gpu=False),
         "DeepSpeed's Muon on a CPU",
     ),
     (case({"batch_ramp_from": 4096}, zero=OFFLOAD), "A batch ramp"),
-    (case({"compile": "layers"}, zero=Zero(3)), "train.compile=layers does not go with ZeRO-3"),
+    (case({"compile": "layers"}, zero=Zero(3)), "train.compile=layers does not work with ZeRO-3"),
     (case({"ema_decay": 0.9}, zero=Zero(3)), "moving average"),
     (case({}, precision="fp16", has_gpu=False), "fp16 does not train on a CPU"),
     (
@@ -52,11 +52,11 @@ CASES: list[tuple[Case, str]] = [
             {"document_mask": "on", "compile": "layers"},
             {"attn_implementation": "flash_attention_2"},
         ),
-        "compiled anew",
+        "compiled again",
     ),
     (case({"sequence_parallel_size": 2}, {"attn_implementation": "eager"}), "Sequence parallelism"),
     (case({}, {"zero_init_outputs": True, "init_from": "model"}), "zero_init_outputs"),
-    (case({}, data={"mixture": MIXTURE, "store": "stores/a"}), "a store of its own"),
+    (case({}, data={"mixture": MIXTURE, "store": "stores/a"}), "has its own store"),
     (case({}, data={"mixture": MIXTURE, "drop_list": "drops"}), "drop list"),
     (case({}, data={"mixture": MIXTURE, "streaming": "on"}), "while its stores are being built"),
 ]

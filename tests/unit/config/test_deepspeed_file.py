@@ -146,10 +146,10 @@ def test_shipped_recipe_from_an_installed_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('{\n "a": 1,\n "a": 2}', ("stands twice", ":2 and", ":3")),
+        ('{\n "a": 1,\n "a": 2}', ("appears twice", ":2 and", ":3")),
         (
             '{"zero_optimization": {"stage": 2,\n"stage": 3}}',
-            ("stands twice", "zero_optimization.stage"),
+            ("appears twice", "zero_optimization.stage"),
         ),
         ('{\n "gradient_clipping": NaN}', ("NaN", ":2")),
         ('{"gradient_clipping": 1e999}', ("1e999",)),

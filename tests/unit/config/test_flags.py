@@ -81,7 +81,7 @@ def test_spellings(words: list[str], key: str, value: object) -> None:
         (["--hidden_size", "64"], "There is no flag --hidden_size.", "model.hidden_size="),
         (["train.seed=1"], "There is no key train.seed.", "run.seed="),
         (["--tf32", "true"], "There is no flag --tf32.", "leave it out"),
-        (["--warmup_ratio", "3"], "warmup_ratio is a share", "train.warmup_steps=N"),
+        (["--warmup_ratio", "3"], "warmup_ratio must be a share", "train.warmup_steps=N"),
         (["--bf16", "--fp16"], "exclude each other", "train.precision=bf16"),
         (["--bf16", "train.precision=fp16"], "given twice", "train.precision=bf16"),
         (["--bf16=maybe"], "true or false", "train.precision=bf16"),

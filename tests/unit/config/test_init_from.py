@@ -72,7 +72,7 @@ def test_it_survives_the_resolved_yaml(tmp_path: Path) -> None:
     ("changes", "what"),
     [
         ({"model_type": "mistral"}, "takes qwen2 or qwen3 or llama"),
-        ({"auto_map": {"AutoModel": "x.Y"}}, "run code of its own"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "own Python code to be run"),
         ({"quantization_config": {}}, "quantized weights"),
         ({"use_sliding_window": True}, "sliding-window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),

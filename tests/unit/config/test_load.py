@@ -157,7 +157,7 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
             ["train.lr_scheduler_type=constant", "--warmup_steps=5"],
             "constant schedule has no warm-up",
         ),
-        (["train.optimizer=muon"], "Muon and clipping do not go together"),
+        (["train.optimizer=muon"], "Muon does not work with gradient clipping"),
         (
             ["train.optimizer=muon", "train.max_grad_norm=0", "train.precision=fp16"],
             "Muon is not supported in fp16",

@@ -67,9 +67,9 @@ def test_counts_sum_to_the_period_and_stay_within_one_of_the_share(weights: list
         (["data.mixture=a:much:x"], "valid number"),
         (["data.mixture=[{name: a, weight: 1}]"], "neither path nor store"),
         (["data.mixture=[{name: a, weight: 1, path: x, wait: 1}]"], "not permitted"),
-        (["data.mixture=[{name: a, name: b}]"], "name stands twice"),
+        (["data.mixture=[{name: a, name: b}]"], "name appears twice"),
         (["data.mixture=a:1:x", "data.path=y"], "data.path and data.mixture exclude each other"),
-        (["data.mixture=a:1:x", "data.store=y"], "data.store names one"),
+        (["data.mixture=a:1:x", "data.store=y"], "data.store names only one"),
         (["data.mixture=a:1:x", "data.streaming=on"], "while its stores are being built"),
     ],
 )

@@ -60,8 +60,8 @@ def test_every_key_has_its_line_and_its_dotted_name() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "what"),
     [
-        ("a: 1\nb: 2\na: 3\n", 3, "a stands twice"),
-        ("a.b: 1\na:\n  b: 2\n", 3, "a.b stands twice"),
+        ("a: 1\nb: 2\na: 3\n", 3, "a appears twice"),
+        ("a.b: 1\na:\n  b: 2\n", 3, "a.b appears twice"),
         ("a: &x [1]\nb: [*x, *x]\n", 2, "Aliases"),
         ("a: !!python/object/apply:os.system [ls]\n", 1, "Tags"),
         ("a: !!int '3'\n", 1, "Tags"),
@@ -70,7 +70,7 @@ def test_every_key_has_its_line_and_its_dotted_name() -> None:
         ("a: b: c\n", 1, "not YAML"),
         ("a: 1\nb: \x07\n", 2, "not YAML"),
         ("a: " + "[" * 50 + "]" * 50, 1, "Nested deeper"),
-        ("? [a]\n: 1\n", 1, "A key is a word"),
+        ("? [a]\n: 1\n", 1, "A key must be a word"),
     ],
 )
 def test_refusals_name_the_line(text: str, line: int, what: str) -> None:

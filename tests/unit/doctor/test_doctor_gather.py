@@ -198,5 +198,5 @@ def test_nodes_connect_and_notice_a_stranger() -> None:
     targets = [("one", "127.0.0.1", port, "one"), ("other", "127.0.0.1", port, "two")]
     said = two.answer("connect", {"targets": targets})
     one.answer("clean", {})
-    assert said["one"] == "" and "somebody else" in said["other"]
+    assert said["one"] == "" and "another program" in said["other"]
     assert "refused" in two.answer("connect", {"targets": targets[:1]})["one"]

@@ -33,7 +33,7 @@ def test_a_good_file(tmp_path: Path) -> None:
     [
         ("", "names no host", "hostfile"),
         ("# only words\n", "names no host", "hostfile"),
-        ("node1 slots=8\nnode1 slots=8\n", "node1 stands twice", "hostfile:2 and "),
+        ("node1 slots=8\nnode1 slots=8\n", "node1 appears twice", "hostfile:2 and "),
         ("node1 slots=0\n", "slots=0 is not a number of GPUs", "hostfile:1"),
         ("node1 slots=9999\n", "slots=9999", "hostfile:1"),
         ("node1 slots=-1\n", "a host and its slots", "hostfile:1"),

@@ -26,7 +26,7 @@ def test_compiled_layers_are_refused_with_zero3() -> None:
     word = "train.compile=layers"
     run = load("demo", ["data.path=corpus.jsonl", word], "zero3")
     plan = make_plan(run, world_size=1, tokenizer_length=4096, train_tokens=10**6)
-    with pytest.raises(ConfigError, match="does not go with ZeRO-3") as caught:
+    with pytest.raises(ConfigError, match="does not work with ZeRO-3") as caught:
         resolve_engine(run.config, plan, World.from_env({}))
     assert word in str(caught.value.got) and "--deepspeed zero2" in str(caught.value.fix)
 

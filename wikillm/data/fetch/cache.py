@@ -1,7 +1,7 @@
 """A bounded folder of remote files: complete or absent, the least recently used removed first.
 
-    CACHE/files/KEY/NAME     a file; KEY is the sha256 of its address, NAME its own, since names
-        tell formats
+    CACHE/files/KEY/NAME     a file; KEY is the sha256 of its address, NAME is its own name,
+        which shows the format
     CACHE/files/KEY/.json    address (without query), size, version (ETag), sha256
     CACHE/files/KEY/.part    an interrupted download; it resumes at its end
     CACHE/stores/KEY/...     prepared stores that are read remotely, shard by shard
@@ -9,9 +9,9 @@
 
 One process at a time downloads into a cache; the others wait and find the file. A file is kept
 while the server has the version that was downloaded (without versions: the size). When the server
-cannot be reached, the local file is used, with a warning. The bound counts parts too. A process
-that needs room may remove a file that another one reads: that build ends with an error, and resumes
-when it is started again.
+cannot be reached, the local file is used, with a warning. Interrupted downloads count
+towards the bound. A process that needs room may remove a file that another one is reading: that
+build ends with an error, and resumes when it is started again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from wikillm.data.fetch import remote
 from wikillm.data.fetch.remote import RemoteFile, Unreachable, shown
 from wikillm.data.workers.exclusive import exclusive
 
-ATTEMPTS = 6  # without a byte in between
+ATTEMPTS = 6  # in a row that receive nothing
 BACKOFF_SECONDS = 0.5  # doubles with each attempt: 0.5, 1, 2, 4, 8
 Answer = TypeVar("Answer")
 _SPARE_BYTES = 64 << 20  # left free on the disk
@@ -73,10 +73,11 @@ class Cache:
 
     @contextmanager
     def exclusive(self, is_main: bool = False, about: str = "") -> Iterator[float]:
-        """Be the one process that changes the cache. Gives the time of asking (Unix).
+        """Hold the lock for changing the cache. Yields the Unix time at which the lock was
+        requested.
 
-        `about` is what is wanted, such as an address: only those who waited for the same share its
-        failure.
+        `about` names the request, such as an address: a failure is passed on only to processes that
+        waited for the same one.
         """
         asked = time.time()
         base = self.folder / ".cache"
@@ -101,7 +102,7 @@ class Cache:
                     continue
                 with suppress(FileNotFoundError):  # another machine shares the folder
                     status = path.stat()
-                    # A part ages from its last byte, so that one of a killed download becomes old.
+                    # A part's age counts from its last byte, so that a killed download ages, too.
                     used = status.st_mtime if is_hidden else status.st_atime
                     found.append((used, status.st_size, path))
         return sorted(found)
@@ -109,7 +110,7 @@ class Cache:
     def make_room(self, need: int, what: str, keep: Collection[Path] = ()) -> None:
         """Remove the least recently used files until `need` bytes fit; MachineError if they cannot.
 
-        `what` is to be stored, for the message; the files in `keep` stay.
+        `what` names the file to be stored, for the message; the files in `keep` stay.
         """
         entries = []
         for used, size, path in self.entries():
@@ -143,7 +144,7 @@ class Cache:
             )
 
     def fetch(self, url: str, keep: Collection[Path] = (), since: float = 0.0) -> Fetched:
-        """The file behind an address, downloaded unless it is here in the server's version.
+        """The file behind an address, downloaded unless the local copy has the server's version.
 
         Needs `exclusive`. An entry that was compared with the server after `since` (Unix time) is
         not compared again.
@@ -157,7 +158,7 @@ class Cache:
         is_here = path.is_file() and path.stat().st_size == known.get("size")
         if is_here and note.stat().st_mtime >= since > 0:
             return _used(path, url, known)
-        # Compare with the server; a file that is here is good enough when it does not answer.
+        # Compare with the server; the local file is used when the server does not answer.
         try:
             file = _retrying(url, remote.look)
         except DataError as error:
@@ -183,7 +184,7 @@ class Cache:
         return _used(path, url, known)
 
     def files_of(self, entry: str) -> list[str]:
-        """The addresses that one with a `*`, or a `/` at its end, means. Raises DataError."""
+        """Expand an address with a `*` or a trailing `/` into addresses. Raises DataError."""
         return _retrying(entry, remote.listed)
 
     def read_small(self, url: str, limit: int) -> bytes:
@@ -219,7 +220,7 @@ class Cache:
         part = path.with_name(_PART)
         mark = path.with_name(f"{_PART}.json")
         wanted = {"version": file.version, "size": file.size}
-        # Without a version nobody knows whether the part is of this file.
+        # Without a version it is unknown whether the part belongs to this file.
         known = None
         with suppress(OSError, ValueError):
             known = json.loads(mark.read_text(encoding="utf-8"))
@@ -248,7 +249,7 @@ class Cache:
         fsync_path(part)
         rename_durably(part, path)
         mark.unlink(missing_ok=True)
-        if file.size is None:  # the room it would take was not known before
+        if file.size is None:  # its size was not known before
             self.make_room(0, shown(file.url), {*keep, path})
         seconds = max(1e-3, time.monotonic() - start)
         say(f"data: downloaded {format_size(path.stat().st_size)} in {format_seconds(seconds)}")
@@ -261,11 +262,11 @@ class Cache:
             while file.size is None or at < file.size:
                 try:
                     for offset, piece in remote.read_from(file, at):
-                        if offset != at:  # the server began anew
+                        if offset != at:  # the server started again from the beginning
                             out.truncate(offset)
                         out.write(piece)
                         at = offset + len(piece)
-                        if at > best:  # new ground
+                        if at > best:  # bytes that were not received before
                             best = at
                             attempt = 0
                         if file.size is None and self.limit is not None and at > self.limit:
@@ -286,21 +287,21 @@ class Cache:
         if at != file.size:
             part.unlink()
             raise DataError(
-                "A remote file has another size than its server says.",
+                "The size of a remote file differs from the size that its server reported.",
                 got=f"{shown(file.url)}: {at} bytes instead of {file.size}",
                 fix=f"start again when it is complete\n{remote.HOW_WITHOUT}",
             )
 
 
 def _used(path: Path, url: str, known: dict[str, Any]) -> Fetched:
-    modified = path.stat().st_mtime_ns  # stays: the prepared store knows the file by it
+    modified = path.stat().st_mtime_ns  # kept: the prepared store identifies the file by it
     with suppress(OSError):
         os.utime(path, ns=(time.time_ns(), modified))
     return Fetched(path, shown(url), str(known.get("version", "")))
 
 
 def _retrying(url: str, call: Callable[[str], Answer]) -> Answer:
-    """`call(url)`, again while it raises Unreachable. Raises DataError from the last one."""
+    """`call(url)`, retried while it raises Unreachable. Raises DataError after the last attempt."""
     attempt = 0
     while True:
         try:
@@ -316,7 +317,7 @@ def _wait_or_give_up(attempt: int, url: str, error: Unreachable) -> None:
         raise DataError(
             "A remote file cannot be reached.",
             got=f"{shown(url)}: {error} ({ATTEMPTS} attempts)",
-            fix="look at the address and at the network; what was downloaded is kept\n"
+            fix="check the address and the network; what was downloaded is kept\n"
             f"{remote.HOW_WITHOUT}",
         ) from error
     logger.info("%s: %s; attempt %d of %d", shown(url), error, attempt, ATTEMPTS)

@@ -6,8 +6,8 @@ A data set is a repository of files, and the files of a split are sources like a
 Face's branch is resolved to its commit, which the manifest records; `datasets` names the files of a
 split. ModelScope names no commit for a branch: the manifest records the revision as it was given,
 each file is compared with the listed sha256, and a split's files are those with its name in their
-path. Files lie in the sites' own caches (HF_HOME, MODELSCOPE_CACHE). When a site cannot be reached,
-its last answer and the local files are used, with a warning.
+path. Files are kept in the sites' own caches (HF_HOME, MODELSCOPE_CACHE). When a site cannot be
+reached, its last answer and the local files are used, with a warning.
 """
 
 from __future__ import annotations
@@ -74,17 +74,17 @@ class Listing:
     """The files of a split. `revision`: a commit (Hugging Face), a branch or tag (ModelScope)."""
 
     revision: str
-    files: tuple[tuple[str, str], ...]  # (path in the repository, sha256 or nothing)
+    files: tuple[tuple[str, str], ...]  # (path in the repository, sha256 or "")
 
 
 def parse(text: str) -> DatasetAddress:
-    """Raises ConfigError for what is no address of a data set."""
+    """Raises ConfigError if `text` is not the address of a data set."""
     found = _ADDRESS.fullmatch(text)
     if found is None or (found["scheme"] == "modelscope" and found["config"]):
         scheme = "modelscope" if text.startswith("modelscope") else "hf"
         config = "[/CONFIG]" if scheme == "hf" else ""
         fix = f"{scheme}://ORG/NAME{config}[@REVISION][:SPLIT]"
-        raise ConfigError("This is no address of a data set.", got=text, fix=fix)
+        raise ConfigError("This is not the address of a data set.", got=text, fix=fix)
     return DatasetAddress(
         text,
         found["scheme"],
@@ -129,13 +129,13 @@ def _listing(
     cache: Cache,
     asked: float,
 ) -> tuple[Listing, bool]:
-    """The site's answer; its last one, and True, when it is silent."""
+    """The site's answer and False; if it does not answer, its last answer and True."""
     memory = cache.folder / "hub" / f"{key_of(address.text)}.json"
     known: Listing | None = None
     with suppress(OSError, ValueError, KeyError, TypeError):
         value = json.loads(memory.read_text(encoding="utf-8"))
         known = Listing(value["revision"], tuple((path, sha256) for path, sha256 in value["files"]))
-        if memory.stat().st_mtime >= asked:  # another rank has asked while this one waited
+        if memory.stat().st_mtime >= asked:  # another rank asked the site while this one waited
             return known, bool(value.get("is_silent"))
     try:
         if is_offline():
@@ -146,8 +146,8 @@ def _listing(
             what = "The site of a data set cannot be reached."
             raise address.refused(what, str(error)) from None
         revision = known.revision[:12]
-        warn(f"{address.text}: {error}; revision {revision} is used, as at the last time")
-        # For the ranks that wait: each would ask in turn, until the timeout.
+        warn(f"{address.text}: {error}; revision {revision} is used, as last time")
+        # The ranks that wait read this; otherwise each would wait for the same timeout again.
         with suppress(OSError):
             write_json(memory, {**asdict(known), "is_silent": True})
         return known, True
@@ -237,7 +237,7 @@ def _modelscope_download(repo: str, revision: str, path: str, sha256: str, is_lo
 
 
 def splits_of(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Files named like a corpus by the split in their path; without any, all are train's."""
+    """Corpus files, grouped by the split in their path; if no path has one, all are `train`."""
     found: dict[str, list[str]] = {}
     for path in sorted(path for path in paths if is_named_like_a_corpus(path, text=True)):
         words = re.split(r"[/_.\-]+", path.lower())
@@ -261,7 +261,7 @@ def _of_split(address: DatasetAddress, splits: dict[str, list[str]]) -> list[str
 
 
 def _unknown(address: DatasetAddress, error: BaseException) -> DataError:
-    what = "There is no such data set, or it may not be read."
+    what = "The data set does not exist, or you have no access to it."
     return address.refused(what, _first_line(error))
 
 

@@ -2,7 +2,7 @@
 
 `locate` expands local entries. An address is fetched into the cache; `s3://` and `oss://` may have
 a `*`, or end with `/` for everything below that is named like a corpus. `hf://` and `modelscope://`
-are data sets at a pinned revision. The order is that of the entries.
+are data sets at a pinned revision. Files keep the order of the entries.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _fetch(entry: str, cache: Cache, keep: Collection[Path], is_main: bool) -> l
             raise DataError(
                 "No file matches an address in data.path.",
                 got=remote.shown(entry),
-                fix=f"look at the address\n{remote.HOW_WITHOUT}",
+                fix=f"check the address\n{remote.HOW_WITHOUT}",
             )
         for url in urls:
             found.append(cache.fetch(url, {*keep, *(file.path for file in found)}, asked))

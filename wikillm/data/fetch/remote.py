@@ -1,9 +1,9 @@
 """Files on other machines: size, version, bytes from any offset (urllib for http, else fsspec).
 
 `look` gives size and version (ETag, or the date) without reading; `read_from` streams from an
-offset, so that an interrupted download resumes. What may pass (no answer, a cut connection, 5xx,
-429) is `Unreachable`, and `cache` retries it; what will not pass (404, 403) is a DataError at once.
-Credentials come from the environment alone.
+offset, so that an interrupted download resumes. Temporary failures (no answer, a cut connection,
+5xx, 429) are `Unreachable`, and `cache` retries them; permanent ones (404, 403) are a DataError at
+once. Credentials come from the environment only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HOW_WITHOUT = "or download it by other means, and name the file: data.path=FILE"
 
 
 class Unreachable(Exception):
-    """It failed this time; it may work the next."""
+    """A failure that a retry may cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class RemoteFile:
 
 
 def is_offline() -> bool:
-    """Whether the environment forbids to ask the sites of data sets and models."""
+    """Whether the environment forbids requests to the sites of data sets and models."""
     values = (os.environ.get(name, "").strip().lower() for name in OFFLINE)
     return any(value in ("1", "true", "yes", "on") for value in values)
 
@@ -61,7 +61,7 @@ def _is_web(url: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """The address without what may be secret: query (presigned addresses) and user."""
+    """The address without its query (presigned addresses) and user, which may be secret."""
     return re.sub(r"://[^/@]*@", "://", url.split("?")[0].split("#")[0])
 
 
@@ -72,7 +72,7 @@ def file_name(url: str) -> str:
 
 
 def check_address(url: str) -> None:
-    """Raise ConfigError for a scheme that is not read, and for a password in the address."""
+    """Raise ConfigError for an unsupported scheme, and for a password in the address."""
     scheme = scheme_of(url)
     if not _is_web(url) and scheme not in _EXTRAS:
         raise ConfigError(
@@ -112,7 +112,7 @@ def look(url: str) -> RemoteFile:
 
 
 def listed(url: str) -> list[str]:
-    """The files that an address with a `*`, or a `/` at its end, means, sorted."""
+    """The files that match an address with a `*` or a trailing `/`, sorted."""
     path = urlsplit(url).path if _is_web(url) else url
     if "*" not in url and not path.endswith("/"):
         return [url]
@@ -134,7 +134,8 @@ def read_from(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
 def _ranges(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
     while file.size is not None and offset < file.size:
         stop = min(offset + _RANGE_BYTES, file.size)
-        # ossfs passes `end` to a client that includes it; one beyond the object brings all of it.
+        # ossfs passes `end` to a client for which it is inclusive; an `end` beyond the object
+        # returns the whole object.
         end = stop - 1 if scheme_of(file.url) == "oss" else stop
         piece = _call(file.url, "cat_file", start=offset, end=end)
         if not piece:
@@ -187,7 +188,7 @@ def _opened(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
             status = f"HTTP {error.code} {error.reason}"
             if error.code in _PASSES:
                 raise Unreachable(status) from None
-            if error.code == 416:  # not even one byte is there
+            if error.code == 416:  # not even the first byte exists
                 status = "HTTP 416: it is empty, or shorter than it was"
             raise _refused(url, status) from None
     except (OSError, http.client.HTTPException) as error:
@@ -200,7 +201,7 @@ def _refused(url: str, why: str) -> DataError:
     return DataError(
         "A remote file cannot be read.",
         got=f"{shown(url)}: {why}",
-        fix=f"look at the address\n{HOW_WITHOUT}",
+        fix=f"check the address\n{HOW_WITHOUT}",
     )
 
 
@@ -230,7 +231,7 @@ def _call(url: str, name: str, **arguments: Any) -> Any:
         if answer is not None and 400 <= answer.status < 500 and answer.status not in _PASSES:
             why = f"HTTP {answer.status} {answer.code}: {answer.message}"
             if answer.status == 403:
-                why += "; are OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET those of it?"
+                why += "; do OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET belong to it?"
             raise _refused(url, why) from None
         raise Unreachable(f"{type(error).__name__}: {_reason(error)}") from None
 
@@ -262,7 +263,7 @@ def _file_system(url: str) -> Any:
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """s3 reads AWS_* itself; oss has no variables, these are those of Alibaba Cloud's tools."""
+    """s3fs reads AWS_* itself; ossfs reads no variables, so Alibaba Cloud's names are used."""
     if scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         return {"endpoint_url": endpoint} if endpoint else {}

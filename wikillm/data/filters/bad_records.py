@@ -58,7 +58,7 @@ class BadRecords:
 
 def _fix(bad: Sequence[FunnelLine], share: float) -> str:
     rounded_up = min(1.0, -(-share * 1000 // 1) / 1000)
-    fix = f"mend the source, or go on without them: data.max_bad_fraction={rounded_up}"
+    fix = f"repair the source, or continue without them: data.max_bad_fraction={rounded_up}"
     too_long = sum(line.characters for line in bad if line.reason == TOO_LONG)
     if too_long:
         fix = f"data.max_document_bytes={min(too_long, 2**32 - 1)}\nor {fix}"

@@ -1,7 +1,7 @@
-"""Tokens that others made, as a store: Megatron's .bin/.idx and datatrove's .ds (see `exports`).
+"""Import tokens of other tools as a store: Megatron's .bin/.idx, datatrove's .ds (see `exports`).
 
 The tokenizer that made them must be named, since neither format holds it; every id must lie in its
-vocabulary. Texts are decoded, so that a document has the content hash, and falls into the split,
+vocabulary. Texts are decoded, so that each document gets the content hash, and goes into the split,
 that it would have had as text. EOS is added where a document has none. The store is a finished one
 without sources: `data.store=FOLDER` without `data.path` uses it.
 """
@@ -61,7 +61,7 @@ def import_store(
             "The import would overwrite something.", got=str(target), fix="--out ANOTHER_FOLDER"
         )
     if not 0 < val_fraction < 1:
-        raise ConfigError("--val-fraction is a share between 0 and 1.", got=str(val_fraction))
+        raise ConfigError("--val-fraction must be a share between 0 and 1.", got=str(val_fraction))
     tokenizer = load_tokenizer(tokenizer_folder)
     readers = [(_Megatron if kind == "megatron" else _Datatrove)(path) for path in files]
     staged = target.with_name(f".{target.name}{STAGING_SUFFIX}")
@@ -86,7 +86,7 @@ class _Megatron:
         self.path = prefix.with_name(prefix.name + ".bin")
         index = _content(prefix.with_name(prefix.name + ".idx"))
         if not index.startswith(MEGATRON_MAGIC) or len(index) < 34:
-            raise _damaged(self.path, "its .idx does not begin as Megatron's do")
+            raise _damaged(self.path, "its .idx does not begin like Megatron's")
         version, code, sequences, borders = struct.unpack_from("<QBQQ", index, 9)
         if version != 1 or code not in _MEGATRON_TYPES:
             what = f"its .idx has version {version} and type {code}: neither tokens nor version 1"
@@ -129,7 +129,7 @@ class _Datatrove:
         index = path.with_name(path.name + ".index")
         content = _content(index)
         if len(content) % 8:
-            what = f"{index.name} has {len(content)} bytes, which is no multiple of 8"
+            what = f"{index.name} has {len(content)} bytes, which is not a multiple of 8"
             raise _damaged(path, what)
         self._ends = np.frombuffer(content, "<u8").astype(np.int64)
         total = int(self._ends[-1]) if len(self._ends) else 0
@@ -192,11 +192,11 @@ class _Importer:
             found.append(info)
             start = end
         if not sum(info.text_bytes for info in found):
-            raise DataError("There is no document with a token in these files.")
+            raise DataError("These files contain no document with a token.")
         if self._inner_eos:
             warn(
                 f"{self._inner_eos:,} documents have {self._tokenizer.eos_token} inside; "
-                "it is kept, and is no border here"
+                "it is kept, and does not end a document"
             )
         return found
 
@@ -221,7 +221,7 @@ class _Importer:
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= self._tokenizer.length:
             raise DataError(
-                "A token id lies outside the tokenizer's vocabulary.",
+                "A token id is outside the tokenizer's vocabulary.",
                 got=f"{place}: {low if low < 0 else high}; "
                 f"ids below {self._tokenizer.length} are known",
                 fix="--tokenizer: the one that made these tokens",
@@ -301,4 +301,6 @@ def _unreadable(path: Path, why: object) -> DataError:
 
 
 def _damaged(path: Path, what: str) -> DataError:
-    return DataError("A file of tokens is damaged, or not what --from says.", got=f"{path}: {what}")
+    return DataError(
+        "A file of tokens is damaged, or not in the format of --from.", got=f"{path}: {what}"
+    )

@@ -22,7 +22,7 @@ from wikillm.data.prepare.plan import BuildPlan
 from wikillm.data.workers.exclusive import beside, write_failure
 from wikillm.data.workers.process import start_child, stop_child
 
-_NICE = 5  # training has priority where both want a core
+_NICE = 5  # training has priority where both need a core
 
 
 class Builder:

@@ -1,4 +1,4 @@
-"""The end of a build: what describes the finished shards, the manifest last of all."""
+"""The end of a build: the files that describe the finished shards; the manifest is written last."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_COUNTED = 20_000_000  # documents whose hashes are compared: 160 MB
 
 
 def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardInfo]) -> Manifest:
-    """Write what describes the finished shards. Nothing is changed after the manifest."""
+    """Write the files that describe the finished shards. The manifest is the last change."""
     if any(info.funnel.bad_records for info in shards):
         write_quarantine(plan.store, shards)
     digests = (info.sha256 for info in plan.source_infos)
@@ -42,7 +42,7 @@ def finish_store(plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardIn
 def describe_shards(
     plan: BuildPlan, tokenizer: TextTokenizer, shards: list[ShardInfo], duplicates: int | None
 ) -> Manifest:
-    """The manifest of a store that ends with these shards."""
+    """The manifest of a store of exactly these shards."""
     # Several encoders when a build was resumed with another one.
     encoders = [info.partition(" ") for info in sorted({info.backend for info in shards})]
     name, origin = plan.tokenizer.name, plan.tokenizer.origin

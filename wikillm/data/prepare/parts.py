@@ -47,7 +47,7 @@ class Part:
             if low < high:
                 return cls(low, high, match[2] == "/")
         raise ConfigError(
-            "--shards wants A:B, the shards from A to B - 1, "
+            "--shards must be A:B, the shards from A to B - 1, "
             "or I/N, the I-th of N parts counted from 0.",
             got=repr(text),
             fix="--shards 0:16, or --shards 0/8",
@@ -180,7 +180,7 @@ def _read(plan: BuildPlan, cuts: ShardCuts, missing: Sequence[int]) -> Iterator[
                     raise DataError(
                         "A source changed while its shards were built.",
                         got=f"shard {raw.number} ends at {raw.end}, not at {end}",
-                        fix="start again when nobody writes to it",
+                        fix="start again when nothing writes to it",
                     )
                 yield raw
                 at += 1

@@ -94,7 +94,7 @@ def prepare_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = Fal
 def check_settings(cfg: DataSection) -> None:
     """Raise ConfigError for values out of range, before any source is read."""
     if cfg.val_fraction != "auto" and not 0 < cfg.val_fraction < 1:
-        what = "data.val_fraction is a share between 0 and 1."
+        what = "data.val_fraction must be a share between 0 and 1."
         raise ConfigError(what, got=str(cfg.val_fraction), fix="data.val_fraction=0.1")
     if cfg.max_document_bytes > _LARGEST_DOCUMENT:
         what = "data.max_document_bytes must be below 4 GiB."

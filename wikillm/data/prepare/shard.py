@@ -1,6 +1,6 @@
 """Build one shard, from raw records to files. Runs in the workers; a pure function of its records.
 
-Each document goes to the split that its content hash names (`validation_split`). Text is encoded in
+The content hash of a document decides its split (`validation_split`). Text is encoded in
 batches of about 1 MiB of source, which bounds the memory of a worker for any size of shard.
 """
 
@@ -36,7 +36,7 @@ _open_encoder = lru_cache(maxsize=1)(open_encoder)
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """Build one shard: clean, encode, write, and last of all its record `shards/NNNNN.json`.
+    """Build one shard: clean, encode, write; its record `shards/NNNNN.json` is written last.
 
     Attributes:
         text_budget: bytes of text; the first document beyond it ends the shard.
@@ -136,7 +136,7 @@ class _Encoder:
         texts = self._texts
         tokenizer = self._encoder.truth
         encoded = self._encoder.encode_batch(texts)
-        # After encoding, since fastokens leaves the UTF-8 in the strings.
+        # After encoding: fastokens has then cached the UTF-8 form inside the strings.
         hashes, lengths = content_hashes(texts)
         self._encoder.check(texts, encoded, self._check_first, hashes)
         self._check_first = max(0, self._check_first - len(texts))

@@ -33,7 +33,7 @@ from wikillm.data.workers.pool import run_jobs
 from wikillm.data.workers.progress import Progress
 
 _WEIGHTING_VERSION = 1
-"""Part of the folder's name: raise it with every change of which text is taken."""
+"""Part of the folder's name: raise it whenever other text is chosen."""
 
 
 def store_tokenizer(plan: BuildPlan) -> TextTokenizer:
@@ -49,7 +49,7 @@ def store_tokenizer(plan: BuildPlan) -> TextTokenizer:
     _train(training_texts(plan), wanted, folder)
     trained = load_tokenizer(folder)
     if trained.length < wanted:
-        warn(f"the text has pairs for {trained.length} tokens only, not for {wanted}")
+        warn(f"the text yields only {trained.length} tokens instead of {wanted}")
     return trained
 
 
@@ -108,7 +108,7 @@ def mixture_tokenizer(
     vocabulary = first.vocabulary
     if vocabulary is None or setting == "auto":
         vocabulary = default_vocabulary(sum(estimated_bytes(plan.sources) for _, _, plan in plans))
-    # The folder is named by all that decides the tokenizer, so that another mixture gets its own.
+    # The name covers everything that decides the tokenizer, so another mixture gets its own.
     decides = [_WEIGHTING_VERSION, TRAINER_VERSION, MAX_TRAINING_BYTES, vocabulary]
     texts_of = [(count, _facts_of_text(plan)) for _, count, plan in plans]
     key = json.dumps([decides, texts_of], sort_keys=True)
@@ -127,10 +127,10 @@ def _facts_of_text(plan: BuildPlan) -> dict[str, object]:
 
 
 def weighted_texts(plans: Sequence[tuple[str, int, BuildPlan]]) -> list[str]:
-    """Texts of all sources: of each its share of the bytes, to the last whole document."""
+    """Texts of all sources: each gives its share of the bytes, rounded up to whole documents."""
     counts = [count for _, count, _ in plans]
     found = [training_texts(plan, MAX_TRAINING_BYTES * count // PERIOD) for _, count, plan in plans]
-    # As much as the source with the most text for its weight allows; the others are repeated.
+    # The source with the most text for its weight sets the total; the others are repeated.
     most = max(_size(texts) * PERIOD // count for texts, count in zip(found, counts, strict=True))
     total = min(MAX_TRAINING_BYTES, most)
     taken: list[str] = []

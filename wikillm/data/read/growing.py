@@ -2,8 +2,8 @@
 
 `GrowingCorpus` looks at the store's files and keeps up with the builder; `GrowingOrder` is the
 order of its samples. The order of the finished part is that of the finished store, sample by sample
-(see `order.blocks`), so it makes no difference how far the builder was. Ranks do not agree on
-anything here: `train` does that.
+(see `order.blocks`), so it makes no difference how far the builder was. Nothing here
+synchronizes ranks: `train` does that.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class GrowingCorpus(Corpus):
     """
 
     def __init__(self, plan: BuildPlan, cfg: DataSection, since: float) -> None:
-        """`since`: Unix time when this run asked for the store; earlier failures were another's."""
+        """`since`: Unix time when this run requested the store; earlier failures are ignored."""
         self.plan = plan
         self.window_shards = cfg.window_shards
         self.packing = cfg.packing
@@ -57,7 +57,7 @@ class GrowingCorpus(Corpus):
         self.builder: Builder | None = None
         self.dir = plan.store
         self.shards: list[ShardInfo] = []
-        self.shards_in_windows = 0  # of which `train` consists
+        self.shards_in_windows = 0  # shards that `train` consists of
         self.train = TokenStream(plan.store, "train", ())
         self._finished: Manifest | None = None
         self._grown_at = time.monotonic()
@@ -145,13 +145,14 @@ class GrowingCorpus(Corpus):
                 "The token store was built again while this run was reading it.",
                 got=f"{self.dir}: see {beside(self.plan.lock_base, '.log')} for the reason",
                 fix="start again from step 0 in another run.dir; "
-                "the new store is complete or goes on being built",
+                "the new store is complete or still being built",
             )
 
     def trouble(self, waiting_since: float) -> WikiLLMError | None:
         """Why no further shards are expected: the builder refused, died or stalled.
 
-        It has stalled when nothing came since `waiting_since` (monotonic) for `stall_seconds`.
+        It has stalled when no shard was added for `stall_seconds`, counted from `waiting_since`
+        (monotonic) or from the last shard.
         """
         error = self.failure()
         idle = time.monotonic() - max(waiting_since, self._grown_at)
@@ -184,9 +185,9 @@ class GrowingCorpus(Corpus):
 class GrowingOrder:
     """The order of a growing store; it waits for samples that do not exist yet.
 
-    Raises what `GrowingCorpus.trouble` gives. A copy in a loader process reads ahead of the
-    training, so how long it has waited means nothing: it ends for a reported failure, or with its
-    parent, never for a stall.
+    Raises the errors that `GrowingCorpus.trouble` returns. A copy in a DataLoader worker reads
+    ahead of the training, so a long wait there is no sign of a stall: it ends on a reported failure
+    or with its parent process.
     """
 
     def __init__(self, corpus: GrowingCorpus, sequence_length: int, seed: int) -> None:
@@ -228,7 +229,7 @@ class GrowingOrder:
         return ()
 
     def wait_for(self, stop: int) -> None:
-        """Until all samples before `stop` exist. In this process alone."""
+        """Wait until all samples before `stop` exist. Other processes are not involved."""
         start = time.monotonic()
         parent = parent_process()
         while not self.covers(stop):

@@ -87,7 +87,7 @@ class MixedCorpus(Corpus):
 
 
 def _joined_manifest(mixture: Sequence[WeightedStore]) -> Manifest:
-    """A manifest that is on no disk, of the text of all sources."""
+    """A manifest for the text of all sources; it is not written to disk."""
     manifests = [source.store.manifest for source in mixture]
     facts: dict[str, Any] = {
         "mixture_version": MIXTURE_VERSION,

@@ -2,9 +2,9 @@
 
 Called by every rank before any process group exists. `open_corpus` builds what is missing first.
 `stream_corpus` returns as soon as training can begin: the first rank of each node starts a builder
-process, and of all builders that reach one folder one works at a time. So a folder that the nodes
-share has one builder, and nodes with folders of their own build the same bytes. Every rank then
-waits for the first window.
+process, and only one builder at a time works in a folder. So nodes that share a folder have one
+active builder, and nodes with separate folders build the same bytes. Every rank then waits for the
+first window.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def open_corpus(cfg: DataSection, *, is_main: bool = True) -> Corpus:
 def stream_corpus(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Corpus:
     """The corpus of `cfg` as soon as its first window exists, if data.streaming allows. (all ranks)
 
-    A source that fills one window at most is prepared first: there is nothing to run ahead of. The
+    Sources that fill at most one window are prepared completely first: streaming gains nothing. The
     held-out stream is that of the first window, whether the store was finished before or not.
 
     Args:
@@ -88,7 +88,7 @@ def stream_corpus(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Co
     if cfg.streaming == "auto" and size <= cfg.window_shards * plan.shard_bytes:
         store = ensure_planned(replace(plan, is_read=False), is_main=is_main)
         return _with_first_window(store, cfg)
-    # Look first: the store may be complete, or begun by an earlier run.
+    # First read the folder: the store may be complete, or begun by an earlier run.
     corpus = GrowingCorpus(plan, cfg, since)
     corpus.refresh()
     if is_local_main and not corpus.is_complete:
@@ -111,7 +111,7 @@ def stream_corpus(cfg: DataSection, *, is_main: bool, is_local_main: bool) -> Co
 
 
 def _check_duplicates_come_first(cfg: DataSection, is_main: bool) -> None:
-    """Duplicates are known once everything is read. Refuses data.streaming=on in that case."""
+    """Refuse data.streaming=on with deduplication, which has to read all sources first."""
     if cfg.dedup == "none" or cfg.drop_list is not None:
         return
     make = "wikillm prepare ... --drop-list-only FILE, then data.drop_list=FILE"
@@ -147,7 +147,7 @@ def _wait_for_first_window(corpus: GrowingCorpus, is_main: bool) -> None:
             line = f"waiting for the first {corpus.window_shards} shards, "
             line += f"{format_seconds(waited)} so far: {corpus.progress()}"
             say(line) if is_main else logger.info(line)
-        # Before the files are looked at: what they hold after a failure is final.
+        # Checked before the files are read: after a failure they do not change any more.
         trouble = corpus.trouble(start)
         corpus.refresh()
         if trouble is not None and not corpus.has_window:
@@ -181,8 +181,8 @@ def _mixture(cfg: DataSection, is_main: bool) -> list[WeightedStore]:
 def _tokenizer_of_mixture(cfg: DataSection, is_main: bool) -> str:
     """data.tokenizer for every source.
 
-    For auto and train:N it is that of the first store that exists already; without one it is
-    chosen or trained from the text of all sources.
+    For auto and train:N it is the tokenizer of the first store that exists already; if none
+    exists, it is chosen, or trained on the text of all sources.
     """
     if cfg.tokenizer != "auto" and not cfg.tokenizer.startswith("train:"):
         return cfg.tokenizer
@@ -201,7 +201,8 @@ def _tokenizer_of_mixture(cfg: DataSection, is_main: bool) -> str:
 
 
 def _open_source(section: DataSection, is_main: bool) -> Store:
-    """A source without a path was prepared elsewhere, and is a folder here or an address."""
+    """Open the store of a source; one without a path was prepared before (a folder or an
+    address)."""
     if section.path or scheme_of(section.store or ""):
         return prepare_store(section, is_main=is_main, is_part=True)
     return Store.open(Path(section.store or ""))

@@ -53,7 +53,8 @@ def _edges(
 ) -> Iterator[_Edge]:
     """The records that may begin a shard; last of all (-1, end of the last record)."""
     is_plain = (source.compression, source.encoding) == ("none", "utf-8")
-    # A blank line above `limit` would be a record; seeking does not see it, hence the bound.
+    # A blank line above `limit` would be a record; seeking skips it, so `limit` has a
+    # minimum.
     if source.format in LINES and is_plain and limit >= _LOOK_BYTES:
         found = _by_seeking(source, base, range_bytes)
         if found is not None:
@@ -67,7 +68,8 @@ def _edges(
 
 
 def _by_seeking(source: SourceFile, base: int, range_bytes: int) -> list[_Edge] | None:
-    """The first record at or after each multiple of the range; None if only reading can tell."""
+    """The first record at or after each multiple of the range; None if the file must
+    be read to find them."""
     found: list[_Edge] = []
     with open(source.path, "rb") as file:
         size = file.seek(0, os.SEEK_END)

@@ -1,9 +1,9 @@
 """A MediaWiki export: its `<page>` elements, the newest revision of each, and its `<siteinfo>`.
 
-Same contract as `json_array` (1,300 MB/s on one core). A dump with the full history holds every
-revision of a page; older ones are dropped while the page is read, so that a page of gigabytes costs
-no more memory than its newest revision. `<siteinfo>` is read once, from the head of the file, and
-travels with the source to the workers.
+The contract is that of `json_array`; one core reads 1,300 MB/s. A dump with the full history holds
+every revision of a page; older ones are dropped while the page is read, so that a page of gigabytes
+costs no more memory than its newest revision. `<siteinfo>` is read once, from the head of the file,
+and is passed to the workers with the source.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wikillm.data.types import Item, WikiSite
 _PAGE = re.compile(rb"<page[\s>]")
 _PAGE_END = b"</page>"
 _DECLARATION = re.compile(rb"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
-_TAG_BYTES = 16  # no mark that is searched for is longer
+_TAG_BYTES = 16  # at least as long as every tag that is searched for
 _REVISION = re.compile(rb"<revision[\s>]")
 _REVISION_END = b"</revision>"
 _TIMESTAMP = re.compile(rb"<timestamp>\s*([^<\s]*)")
@@ -31,7 +31,7 @@ _NAMESPACE = re.compile(
     r"<namespace\b[^>]*?\skey\s*=\s*[\"']\s*(-?\d+)\s*[\"'][^>]*?(?<!/)>([^<]*)</namespace\s*>"
 )
 _INDEX_LINE = re.compile(r"(\d{1,15}):\d{1,12}:.+")
-_INDEX_LINES = 50  # that are looked at
+_INDEX_LINES = 50  # lines that are checked
 _LEAST_INDEX_OFFSET = 100  # the first stream of a dump holds <siteinfo>, which is longer
 
 
@@ -45,7 +45,7 @@ def split_pages(pieces: Iterator[bytes], start: int, limit: int, name: str) -> I
     """
     buffer = b""
     base = start  # offset of buffer[0]
-    at = 0  # all before it is done
+    at = 0  # everything before it has been processed
     page: _GrowingPage | None = None
     is_complete = False
     for piece in pieces:
@@ -125,8 +125,8 @@ class _GrowingPage:
 def with_newest_revision(page: bytes) -> bytes:
     """The page without its older revisions; `page` itself when it has at most one.
 
-    The newest has the latest timestamp, and of equal ones it is the later one in the file. The page
-    may be cut off after any complete revision.
+    The newest has the latest timestamp; among equal timestamps, the last one in the file counts.
+    The page may be cut off after any complete revision.
     """
     first = _REVISION.search(page)
     if first is None or page.find(b"<revision", first.end()) < 0:
@@ -172,7 +172,8 @@ def _plain(text: str) -> str:
 def refuse_dump_index(path: Path, text: str) -> None:
     """Refuse the index of a multistream dump: lines of `offset:page id:title`, no text.
 
-    Times of day (`12:30:45`) have smaller numbers in the first field, and do not only grow.
+    Lines that start with a time of day (`12:30:45`) are not refused: their first numbers are small
+    and not sorted.
     """
     lines = text.split("\n")[:_INDEX_LINES]
     if len(lines) > 1:

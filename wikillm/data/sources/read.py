@@ -2,7 +2,7 @@
 
 A position is a byte of the concatenated decompressed sources; record r belongs to shard
 `position(r) // range` (empty numbers are skipped). So the shards are a pure function of the bytes
-and the range, whoever builds them and however often the build was interrupted: a `Cursor` saved
+and the range, on any machine and however often the build was interrupted: a `Cursor` saved
 after any record resumes at the next.
 """
 

@@ -1,6 +1,6 @@
-"""Record batches: consecutive records of one source, as they travel from the reader to a worker.
+"""Record batches: consecutive records of one source, as they are sent from the reader to a worker.
 
-JSON Lines travel as they are, about 1 MiB at a time, and are cut into records by the worker that
+JSON Lines are sent as they are, about 1 MiB at a time, and are cut into records by the worker that
 parses them: the reader only looks for line feeds at the ends of a batch and at the borders of
 shards. Other formats are cut by the reader.
 """

@@ -100,7 +100,7 @@ def _decompressed(
     given = reported = 0
     try:
         for piece in streams:
-            read = max(reported, file.tell())  # what a thread failed on is read again
+            read = max(reported, file.tell())  # data on which a thread failed is read again
             on_read(read - reported)
             reported = read
             given += len(piece)
@@ -121,7 +121,7 @@ def _streams(compression: str, file: BinaryIO, threads: int) -> Iterator[bytes]:
     while raw := file.read(PIECE_BYTES // 4):
         has_more = False  # `unit` holds output that was not taken yet
         while raw or has_more:
-            # Zero padding may stand between and after streams.
+            # There may be zero padding between and after streams.
             if is_fresh and not (raw := raw.lstrip(b"\0")):
                 break
             out = unit.decompress(raw, PIECE_BYTES)

@@ -8,8 +8,8 @@ field
 - is closed by a quote in the middle of text, or not at all before the end of the file;
 - holds lines that nearly all are rows of this table. Then its line alone is a row, which does not
   parse and is counted as bad. Any other field of more than `max_lines` lines or KiB is an error
-  that names the lines: it may be a long text or a lost quote, and only the user can tell. What is
-  decided depends on at most so many bytes after the start of a row, never on how the stream is cut
+  that names the lines: it may be a long text or a lost quote, and only the user can decide. A
+  decision depends on at most so many bytes after the start of a row, never on how the stream is cut
   into pieces.
 """
 

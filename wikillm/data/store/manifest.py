@@ -232,7 +232,7 @@ def refuse_other_facts(folder: Path, stored: Mapping[str, Any], wanted: Mapping[
         return
     lines = [
         f"{name}: the store has {_short(stored.get(name))}, "
-        f"this run wants {_short(wanted.get(name))}"
+        f"this run needs {_short(wanted.get(name))}"
         for name in names
     ]
     raise DataError(

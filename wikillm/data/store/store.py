@@ -154,7 +154,7 @@ class TokenStream:
         if vocabulary is None or not len(ids) or int(ids.max()) < vocabulary:
             return
         raise DataError(
-            "A token id lies outside the vocabulary.",
+            "A token id is outside the vocabulary.",
             got=f"{ids.max()} in {self._folder / self._split}, vocabulary of {vocabulary}",
             fix="build the store again: it is damaged, or was made with another tokenizer",
         )
@@ -251,7 +251,7 @@ class Store:
             raise DataError(
                 "There is no finished token store here.",
                 got=f"{path} is missing{', the build was not finished' if is_begun else ''}",
-                fix="wikillm prepare data.path=FILE (goes on where a stopped build ended)",
+                fix="wikillm prepare data.path=FILE (resumes a stopped build)",
             ) from None
         except OSError as error:
             raise _not_accessible(path, error) from None

@@ -1,9 +1,9 @@
-"""Attribution, which the licence of a wiki asks of those who pass its text on, kept in the store.
+"""Attribution, which the licence of a wiki requires for redistributed text, kept in the store.
 
 `ATTRIBUTION.md` names the dumps, the licence and the form of a link; `attribution/NNNNN.tsv` has a
 line per kept page of shard NNNNN: number of the source, byte offset of the page (as in the index of
-the shard), page id, revision id, title. Written for MediaWiki sources only. Both depend on nothing
-but the sources.
+the shard), page id, revision id, title. Written for MediaWiki sources only. Both depend only on
+the sources.
 """
 
 from __future__ import annotations
@@ -65,19 +65,15 @@ def write_attribution(store: Path, sources: Sequence[tuple[SourceFile, str]]) ->
 
 _HEADING = """# Attribution
 
-The text of this token store comes from the wikis below and was changed: markup, tables, \
-references and pictures were
-removed, characters were normalised and, where the manifest says so, converted; pages were left out.
+The text of this token store comes from the wikis below and was changed: markup, tables, references
+and pictures were removed, characters were normalised and, where the manifest says so, converted;
+pages were left out.
 
-Text of Wikipedia and its sister projects is by their contributors and is licensed under CC BY-SA \
-4.0
-(https://creativecommons.org/licenses/by-sa/4.0/), older revisions also under CC BY-SA 3.0 and \
-the GFDL. Another MediaWiki
-site has a licence of its own: see its pages. Who passes the text on names the licence, links to \
-the articles and says
-that it was changed.
+Text of Wikipedia and its sister projects is by their contributors and is licensed under
+CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/), older revisions also under
+CC BY-SA 3.0 and the GFDL. Another MediaWiki site has a licence of its own: see its pages. If you redistribute the
+text, name the licence, link to the articles and say that the text was changed.
 
-`attribution/NNNNN.tsv` lists the pages of shard NNNNN: source, byte offset in the decompressed \
-dump, page id, revision
-id, title.
+`attribution/NNNNN.tsv` lists the pages of shard NNNNN: source, byte offset in the decompressed
+dump, page id, revision id, title.
 """

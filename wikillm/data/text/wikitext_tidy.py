@@ -89,7 +89,7 @@ def tidy(text: str) -> str:
 
 
 def _without_quotes(text: str) -> str:
-    """Without the apostrophes that mark italics and bold, as MediaWiki tells them from others.
+    """Without the apostrophes that mark italics and bold, which are recognized as MediaWiki does.
 
     Two, three or five are marks; one of four and all beyond five are shown. When a line opens both
     kinds and closes neither, as `''Iliad'''s`, one of three is an apostrophe behind a word.

@@ -80,7 +80,7 @@ class Backend(Protocol):
 
 
 class BackendDiffers(DataError):
-    """An encoder gave other ids than `tokenizers`, or failed. The build goes on without it."""
+    """An encoder gave other ids than `tokenizers`, or failed. The build continues without it."""
 
 
 class Unusable(Exception):

@@ -2,8 +2,8 @@
 
 The result depends on the texts alone, not on the number of processes or threads (tested). A MB of
 Chinese costs 1.9 s of CPU and 65 MB of memory. On 27 MB of mixed Chinese, training 8,000 tokens on
-4, 8, 16 and 23 MB gave 3.28, 3.30, 3.31 and 3.31 bytes per token of held-out text, hence
-`MAX_TRAINING_BYTES`. Which texts are taken is in `prepare/tokenizer.py`.
+4, 8, 16 and 23 MB gave 3.28, 3.30, 3.31 and 3.31 bytes per token of held-out text: the reason for
+`MAX_TRAINING_BYTES`. `prepare/tokenizer.py` chooses the texts.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One process at a time prepares; the others wait, show its progress, and share its failure.
 
 Files beside the store, named BASE: `BASE.lock` (flock, released when its holder ends),
-`BASE.progress` (the newest progress line) and `BASE.failure` (why the holder failed). Whoever
-waited for a holder that failed raises the same error, instead of repeating the same work on every
-rank.
+`BASE.progress` (the newest progress line) and `BASE.failure` (why the holder failed). A process
+that waited for a holder that failed raises the same error, instead of repeating the same work on
+every rank.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def read_failure(base: Path, since: float, about: str = "") -> WikiLLMError | No
 
 
 def write_failure(base: Path, error: WikiLLMError, about: str = "") -> None:
-    """Leave the error for whoever waits for the lock `base`."""
+    """Leave the error for the processes that wait for the lock `base`."""
     failure = {
         "kind": type(error).__name__,
         "parts": [error.what, error.got, error.fix],

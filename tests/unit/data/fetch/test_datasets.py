@@ -110,7 +110,7 @@ def test_hugging_face_pinned_resumed_and_offline(tmp_path, files, fingerprint, t
     ]
     assert test[1] == 30
     assert "has no split tset" in no_split and "fix: hf://org/name:test" in no_split
-    assert "no such data set" in no_repo and "HF_ENDPOINT=https://hf-mirror.com" in no_repo
+    assert "does not exist" in no_repo and "HF_ENDPOINT=https://hf-mirror.com" in no_repo
     assert len([line for line in site.log if line.startswith("GET") and "train-00000" in line]) == 1
 
     gone, unknown = prepared(
@@ -133,7 +133,7 @@ def test_modelscope_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
         )
     assert first[0] == fingerprint and [source[1] for source in first[2]] == ["master", "master"]
     assert test[1] == 30 and "has no split tset" in no_split
-    assert "no such data set" in no_repo and "MODELSCOPE_ENDPOINT" in no_repo
+    assert "does not exist" in no_repo and "MODELSCOPE_ENDPOINT" in no_repo
     again = prepared(tmp_path, tokenizer_dir, ["modelscope://org/name"], HF_HUB_OFFLINE="1")
     assert again == [first]
 
@@ -142,7 +142,7 @@ def test_modelscope_and_offline(tmp_path, files, fingerprint, tokenizer_dir):
     "text", ["hf://name", "hf://a/b/c/d", "modelscope://a/b/c", "hf://a/b@", "hf://a/b:"]
 )
 def test_invalid_addresses_of_data_sets_are_refused(text):
-    with pytest.raises(ConfigError, match="no address of a data set"):
+    with pytest.raises(ConfigError, match="not the address of a data set"):
         parse(text)
 
 

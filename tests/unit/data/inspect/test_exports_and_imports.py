@@ -168,7 +168,7 @@ def test_ids_and_files_that_do_not_fit_are_refused(store, tmp_path):
     (tmp_path / "x.ds.index").write_bytes(struct.pack("<2Q", 2, 4))
     assert "indexes 4 tokens" in refused("datatrove", "x.ds")
     (tmp_path / "x.ds.index").write_bytes(b"123")
-    assert "no multiple of 8" in refused("datatrove", "x.ds")
+    assert "not a multiple of 8" in refused("datatrove", "x.ds")
     (tmp_path / "x.ds").write_bytes(b"")
     (tmp_path / "x.ds.index").write_bytes(b"")
     assert "no document" in refused("datatrove", "x.ds")

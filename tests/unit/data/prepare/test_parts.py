@@ -73,7 +73,7 @@ def test_parts_are_numbers_of_shards(text, numbers):
 
 @pytest.mark.parametrize("text", ["3", "3:3", "4:2", "8/8", "-1:2", "a:b", "1:2:3", ""])
 def test_what_is_no_part_is_refused(text):
-    with pytest.raises(ConfigError, match="wants A:B"):
+    with pytest.raises(ConfigError, match="must be A:B"):
         Part.parse(text)
 
 
