@@ -71,7 +71,7 @@ def test_it_survives_the_resolved_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"model_type": "mistral"}, "takes qwen2 or qwen3 or llama"),
+        ({"model_type": "mistral"}, "must be a qwen2 or qwen3 or llama"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "own Python code to be run"),
         ({"quantization_config": {}}, "quantized weights"),
         ({"use_sliding_window": True}, "sliding-window"),

@@ -71,8 +71,8 @@ pages were left out.
 
 Text of Wikipedia and its sister projects is by their contributors and is licensed under
 CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/), older revisions also under
-CC BY-SA 3.0 and the GFDL. Another MediaWiki site has a licence of its own: see its pages. If you redistribute the
-text, name the licence, link to the articles and say that the text was changed.
+CC BY-SA 3.0 and the GFDL. Another MediaWiki site has a licence of its own: see its pages. If you
+redistribute the text, name the licence, link to the articles and say that the text was changed.
 
 `attribution/NNNNN.tsv` lists the pages of shard NNNNN: source, byte offset in the decompressed
 dump, page id, revision id, title.
