@@ -33,7 +33,7 @@ STOCK: dict[str, dict[str, Any]] = {
     "hf-liger": {"use_liger_kernel": True},
     "hf-compiled": {"torch_compile": True},
 }
-"""What Hugging Face's Trainer is told beside the run, by contender."""
+"""Arguments of Hugging Face's Trainer besides those of the run, by contender."""
 CHECKPOINTING = {"use_reentrant": False}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -1,6 +1,6 @@
 """Output projection and loss alone: ours, torch's, Liger's, stock; time, memory, gradients.
 
-`kernels.py` measures a loss inside a model; this compares those that could stand in it. Turns are
+`kernels.py` measures a loss inside a model; this compares the candidates. Turns are
 interleaved in one process, each memory peak comes from a process of its own. What is not there
 (Liger, a GPU, a newer torch) is named and left out.
 

@@ -1,7 +1,7 @@
 """A training step: WikiLLM, Hugging Face's Trainer and bare PyTorch loops on equal batches.
 
 Each contender is a process of its own that stops before every step until it is given the turn, so
-steps alternate and nobody computes beside them: a ratio of neighbouring steps means something on a
+steps alternate and nothing else computes meanwhile: a ratio of neighbouring steps means something on a
 busy machine too. On a GPU (`--gpu`, the shapes of the goal table) they would not fit together: they
 run one after another, in stretches of steps between two synchronisations, and then once more in the
 opposite order. Contenders whose first losses differ train different models: they get no rows.

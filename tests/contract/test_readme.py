@@ -55,7 +55,7 @@ def folders(repo: Path) -> set[str]:
 
 
 def headings(text: str) -> list[int]:
-    """Levels of the headings, in order; what stands in code blocks does not count."""
+    """Levels of the headings, in order; code blocks do not count."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     return [len(match) for match in re.findall(r"^(#{1,4}) \S", prose, flags=re.MULTILINE)]
 

@@ -75,7 +75,7 @@ def test_two_sound_nodes(repo: Path, words: Words, tmp_path: Path) -> None:
 
 
 def test_each_fault_is_found_and_names_its_node(repo: Path, words: Words, tmp_path: Path) -> None:
-    """Names that are 127.0.1.1, another MTU, a folder that is not shared, nobody there, another key: in one run."""
+    """Names that are 127.0.1.1, another MTU, a folder that is not shared, no server, another key: in one run."""
     runs, nodes = tmp_path / "runs", tmp_path / "nodes"
     runs.mkdir()
     own = {name: {name: "127.0.1.1"} for name in ("node1", "node2")}

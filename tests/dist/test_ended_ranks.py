@@ -25,7 +25,7 @@ LONG = (
 )
 QUIET = ("train.eval_steps=null", "train.max_eval_tokens=500")
 OOM = "often the kernel's out-of-memory killer"
-# The tests' fork server collects a process at once; before Linux 6.15 the signal is then known to nobody else.
+# The tests' fork server collects a process at once; before Linux 6.15 the signal is then lost for all others.
 KILLED = rf"rank {{rank}} \(pid \d+\) (was killed by signal 9; {OOM}|{re.escape(UNKNOWN_END)})\."
 
 

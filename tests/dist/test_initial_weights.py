@@ -1,4 +1,4 @@
-"""The same weights at step 0 for every ZeRO stage and world size: what all ZeRO invariants stand on."""
+"""The same weights at step 0 for every ZeRO stage and world size: what all ZeRO invariants depend on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real launchers: `deepspeed` killed while its ranks train, then `torchrun` going on where they ended."""
+"""The real launchers: `deepspeed` killed while its ranks train, then `torchrun` resuming where they ended."""
 
 from __future__ import annotations
 
@@ -103,4 +103,4 @@ def test_deepspeed_killed_then_torchrun_goes_on(words: Words, repo: Path, tmp_pa
     assert process.wait(timeout=240) == 0, log.read_text()[-3000:]
     assert json.loads((run_dir / "exit.json").read_text())["code"] == 0
     steps = [record["step"] for record in read_metrics(run_dir / "metrics.jsonl")]
-    assert steps == list(range(1, stopped_at + 5)), "no step is lost and none is told twice"
+    assert steps == list(range(1, stopped_at + 5)), "no step is lost and none is reported twice"

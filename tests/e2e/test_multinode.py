@@ -130,7 +130,7 @@ def _torchrun(place: Place, recipe: str, line: list[str]) -> list[str]:
 
 
 def _no_ssh(place: Place, recipe: str, line: list[str]) -> list[str]:
-    """DeepSpeed's launcher by hand on each node, as somebody without ssh between them types it; here ssh types it."""
+    """DeepSpeed's launcher started on each node separately, as needed without ssh between them (the test uses ssh for it)."""
     tool = f"{Path(sys.prefix) / 'bin' / 'deepspeed'} --hostfile {place.hostfile} --no_ssh --master_addr node1"
     exports = " ".join(f"{name}={value}" for name, value in ENVIRON.items())
     script = place.folder / "no_ssh.sh"

@@ -127,7 +127,7 @@ def place(repo: Path, tmp_path: Path) -> Iterator[Place]:
 def test_a_signalled_run_is_queued_again_and_ends_with_the_losses_of_one_host(
     place: Place, words: Words, tmp_path: Path
 ) -> None:
-    """USR1 in the middle, as before a time limit; every loss on both sides of it is that of a run nobody interrupted."""
+    """USR1 in the middle, as before a time limit; every loss on both sides of it is that of an uninterrupted run."""
     few = (*QUIET, "train.save_steps=1000000", f"train.max_steps={STEPS}")
     number = place.launch(words(place.run, *few), minutes=20)
     place.wait_for_step(20)

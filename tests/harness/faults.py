@@ -14,7 +14,7 @@ def train_and_break(words: list[str], fault: str, rank: int, options: dict[str, 
     """`train` in which one rank meets a fault at its fourth step, or in set-up; ends with the code of the run.
 
     Faults: kill, suspend, hang-up, terminate (signals to itself), fail (an error of its own); "set-up kill" and
-    "set-up terminate" when the model has been built and the others go on to DeepSpeed's collectives.
+    "set-up terminate" when the model has been built and the others continue to DeepSpeed's collectives.
     """
     from wikillm.train import run
     from wikillm.train.trainer import WikiTrainer

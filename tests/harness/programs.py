@@ -98,7 +98,7 @@ def train_with_options(words: list[str], options: dict[str, Any]) -> dict[str, A
 
 
 def leave_launcher() -> None:
-    """Forget what a launcher sets: from here on this process is one that was started by hand."""
+    """Unset a launcher's variables, so that this process counts as started by hand."""
     for name in (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
 

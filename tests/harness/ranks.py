@@ -153,5 +153,5 @@ def _collect(channels: list[Connection], timeout: float) -> list[tuple[str, Any]
             except EOFError:
                 outcomes[rank] = ("died", "the process ended without an answer")
             if outcomes[rank][0] != "ok":
-                timeout = min(timeout, 10.0)  # the others may wait for this one for ever
+                timeout = min(timeout, 10.0)  # the others may wait for this one forever
     return outcomes

@@ -20,7 +20,7 @@ class References:
         self.words = words
 
     def __call__(self, world: int, *more: str, **options: Any) -> dict[str, Any]:
-        """Train the run, or read what it gave before. Nobody may change its folder. Raises on another code than 0."""
+        """Train the run, or read what it gave before. Its folder must not be changed. Raises on another code than 0."""
         key = repr((world, more, sorted(options.items())))
         folder = self.place / hashlib.sha256(key.encode()).hexdigest()[:12]
         with FileLock(f"{folder}.lock"):

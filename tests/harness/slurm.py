@@ -2,7 +2,7 @@
 
 Debian's slurm-wlm and munge, with their state, keys and sockets below a folder that goes with the test; /etc is not read.
 The GPUs are device files that are no GPUs (/dev/zero, /dev/null), so that `--gpus-per-node` is counted and reserved as
-on a cluster. Every node tells Slurm the same small size; the processors are this machine's.
+on a cluster. Every node reports the same small size to Slurm; the processors are this machine's.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Slurm:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What `scontrol` knows of a job: JobState, Restarts, ExitCode ..."""
+        """What `scontrol` reports about a job: JobState, Restarts, ExitCode ..."""
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
@@ -75,7 +75,9 @@ class Slurm:
 def slurm(nodes: Cluster, folder: Path) -> Iterator[Slurm]:
     """Slurm on all of `nodes`, every node idle. Ends with the nodes at the latest."""
     folder.mkdir(parents=True)
-    folder.chmod(0o755)  # munged asks that nobody else can write to the way to its socket
+    folder.chmod(
+        0o755
+    )  # munged requires that only its user can write to the folders above its socket
     first, *_ = names = list(nodes.nodes)
     made = Slurm(nodes, folder, first)
     _configure(folder, names, {name: node.address for name, node in nodes.nodes.items()})

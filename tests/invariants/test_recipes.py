@@ -1,6 +1,6 @@
 """Training recipes (schedule, z-loss, Muon, EMA): the same run on every engine, and stopped and resumed alike.
 
-What L1 and L2 mean stands in test_equal_runs.py.
+test_equal_runs.py explains L1 and L2.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def test_muon_is_one_run_on_every_engine_and_resumes_bit_identical(
     """torch's and DeepSpeed's Newton-Schulz round differently in bf16, so 1e-4 and not 2e-5 (measured: 1e-5)."""
     more = (
         MUON if recipe == "zero3" else [*MUON, *EMA]
-    )  # the average is read by nobody: losses are the same with it
+    )  # training never reads the average: losses are the same with it
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert_resumes(world, recipe, words(whole, *more), words(parts, *more), [whole, parts])
     losses = metrics(whole, "loss")

@@ -217,7 +217,7 @@ def test_another_deepspeed_file_of_the_same_stage(
 def test_a_checkpoint_without_recorded_settings_resumes_and_says_so(
     stopped: Any, words: Any, tmp_path: Path
 ) -> None:
-    """As an earlier version wrote it: no settings, no lineage. What the command line says is in force all the same."""
+    """As an earlier version wrote it: no settings, no lineage. The command line's values apply nevertheless."""
     from harness.old_checkpoints import forget
 
     shutil.copytree(stopped(None, "adamw"), tmp_path / "run")

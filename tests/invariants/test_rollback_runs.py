@@ -1,4 +1,4 @@
-"""A run that goes back to an older checkpoint goes on from what it wrote since, not from the highest step."""
+"""A run that went back to an older checkpoint resumes from what it wrote since, not from the highest step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wikillm.checkpoints.layout import list_checkpoints
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_resume_follows_the_branch_written_last(limit: int, words: Any, tmp_path: Path) -> None:
-    """Trained to 8, back to 4, stopped at 6: the next start goes on from that 6, and rotation has kept it."""
+    """Trained to 8, back to 4, stopped at 6: the next start resumes from that 6, which rotation has kept."""
     folder, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
     first = run(1, words(folder, "train.save_steps=2"))
     assert first["code"] == 0 and [path.name[-1] for path in list_checkpoints(checkpoints)] == [

@@ -100,7 +100,9 @@ def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
     assert (
         store["complete"] and store["splits"]["train"]["tokens"] < 24 * 8192
     )  # more than an epoch
-    words = words_on(corpus, tmp_path / "a")(tmp_path / "prepared", *more)  # the store stands now
+    words = words_on(corpus, tmp_path / "a")(
+        tmp_path / "prepared", *more
+    )  # the store is complete now
     prepared = run(2, words, deepspeed=recipe)
     assert "the corpus is still being counted" not in prepared["output"]
     off = run(

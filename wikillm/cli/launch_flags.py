@@ -144,7 +144,7 @@ def check_flags(args: argparse.Namespace) -> None:
         if getattr(args, name):
             what = f"--{name} is for the target swanlab."
             problems.add(what, got=args.target, fix="wikillm launch swanlab ...")
-    if args.target == "single" and args.gpus == 1:  # redundant, but right
+    if args.target == "single" and args.gpus == 1:  # redundant, but not wrong
         args.gpus = None
     for flag in MACHINE_FLAGS:
         value = getattr(args, flag.name)

@@ -1,5 +1,5 @@
 """`wikillm launch swanlab`: checks the manifest, lists and writes the archive, submits it, and
-asks after tasks and data.
+shows the state of tasks and data.
 
 Without --submit and the words `task` and `data` nothing leaves the machine. The service's last
 client is of 2024-12-23 and was removed in 0.4.3 (2025-01-17): whether it still answers is unknown,

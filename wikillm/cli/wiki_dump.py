@@ -25,7 +25,7 @@ def split_words(wiki: Sequence[str]) -> tuple[list[str], list[str]]:
 def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str], list[str]]:
     """The settings for these dumps, without those the user set, and notes on what was not possible.
 
-    Raises ConfigError for dumps with the same text, DataError for a file that is no dump.
+    Raises ConfigError for dumps with the same text, DataError for a file that is not a dump.
     """
     from wikillm.config.flags import parse_arguments
     from wikillm.core.errors import Problems

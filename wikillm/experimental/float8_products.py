@@ -2,9 +2,9 @@
 
 Hidden states and weight are e4m3 (arXiv:2209.05433), each with one scale per call: a power of two
 from its largest element, computed on the device without a synchronisation. The logits' gradient is
-e5m2 with a constant scale. A probability less one at the label lies in [-1, 1], and 2^15 keeps
-probabilities down to 2e-9 normal numbers, which e4m3 would round to 0 at a vocabulary of 150,000.
-Sums are float32. One scale per row would need other kernels on a GPU.
+e5m2 with a constant scale. It lies in [-1, 1] (the probability, minus 1 at the label), and 2^15
+keeps probabilities down to 2e-9 normal numbers, which e4m3 would round to 0 at a vocabulary of
+150,000. Sums are float32. One scale per row would need other kernels on a GPU.
 
 `torch._scaled_mm` needs multiples of 16, and a second factor whose columns are contiguous, so there
 is a transposed copy of the weight (once per call) and of each chunk's gradient. Shapes: N rows

@@ -16,7 +16,7 @@ SECONDS = 6.0
 
 
 def calibrate(seconds: float = SECONDS) -> Calibration:
-    """Measure this machine. Raises MachineError when its processes cannot talk to each other."""
+    """Measure this machine. Raises MachineError when its processes cannot communicate."""
     measured = measure_device(0.75 * seconds)
     reduced = measure_all_reduce(0.25 * seconds)
     return Calibration(

@@ -2,8 +2,8 @@
 
 `build_model` takes the TrainingArguments because they must exist first: they hold Hugging Face's
 DeepSpeed configuration, which transformers finds through a weak reference while the model is built,
-and which makes it partition every parameter at birth under ZeRO-3. Weights are float32, or the
-engine's type under ZeRO-3.
+and which makes it partition every parameter when it is created under ZeRO-3. Weights are float32,
+or the engine's type under ZeRO-3.
 """
 
 from __future__ import annotations

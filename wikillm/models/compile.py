@@ -6,7 +6,7 @@ graph. Others, such as generation, run the layer's own code, so that no other le
 training step of another shape does so with a warning.
 
 A graph break is an error (`fullgraph`), as are endless recompilations: a layer that falls back
-silently would be slow without anybody noticing.
+silently would be slow unnoticed.
 """
 
 from __future__ import annotations

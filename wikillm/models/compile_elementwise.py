@@ -55,7 +55,7 @@ def compile_elementwise(model: PreTrainedModel, *, backend: str = "inductor") ->
 
 
 def restore_rotation(model: PreTrainedModel) -> None:
-    """Hugging Face's rotation again, for all models of this architecture in the process."""
+    """Restore Hugging Face's rotation for all models of this architecture in the process."""
     modeling: Any = sys.modules[type(model).__module__]
     ours = modeling.apply_rotary_pos_emb
     setattr(modeling, _ROTATION, getattr(ours, _STOCK, ours))

@@ -81,7 +81,7 @@ def patch_loss(
 
 
 def unpatch_loss(model: PreTrainedModel) -> None:
-    """The model's own code again. Raises WikiLLMError when something was put on top since."""
+    """Restore the model's own code. Raises WikiLLMError if it was patched again since."""
     _, forward = model.__dict__.get(_MARK, (None, None))
     top = model.__dict__.get("forward")
     if forward is None or getattr(top, "__func__", None) is not forward:
@@ -98,7 +98,7 @@ def unpatch_loss(model: PreTrainedModel) -> None:
 def fused_loss(
     model: PreTrainedModel, wanted: str = "auto", *, rows: int
 ) -> Iterator[PreTrainedModel]:
-    """Within the block `model` has the fused loss, where it is known and not there yet."""
+    """Use the fused loss within the block, if `model` is known and does not have it yet."""
     if loss_patch(model) or not isinstance(model, SUPPORTED):
         yield model
         return

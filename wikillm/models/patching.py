@@ -48,13 +48,13 @@ def patch_forward(module: nn.Module, function: Callable[..., Any]) -> None:
 
 
 def restore_forward(*modules: nn.Module) -> None:
-    """The forward of their classes again, where it was patched."""
+    """Restore the forward of their classes where it was patched."""
     for module in modules:
         module.__dict__.pop("forward", None)
 
 
 def remove_patches(model: PreTrainedModel) -> None:
-    """The model's own code again, in all of its modules, compiled layers included."""
+    """Restore the model's own code in all of its modules, compiled layers included."""
     for module in model.modules():
         restore_forward(module)
         module._compiled_call_impl = None

@@ -31,7 +31,7 @@ def load_weights(
     """The model in `folder` with its weights.
 
     Args:
-        advice: what to do about a folder that is no model.
+        advice: what to do about a folder that is not a model.
         takes_all: refuse weights that the model has no place for.
         spare: whether such a weight may be left out, by its name.
         options: of `from_pretrained`, besides those that keep it local.

@@ -61,7 +61,7 @@ def split_sequences(model: PreTrainedModel, size: int) -> str:
 
 
 def whole_sequences(model: PreTrainedModel) -> None:
-    """The model's own code again."""
+    """Restore the model's own code."""
     kernel = str(model.config._attn_implementation)
     wrapped = getattr(ALL_ATTENTION_FUNCTIONS[kernel], _WRAPPED, None)
     if wrapped is not None:

@@ -210,7 +210,7 @@ def _strategies(
     switches: Strategy,
     pinned: Pinned,
 ) -> Iterator[Strategy]:
-    """Recipes worth a look, each with every kind of checkpointing, at micro-batch 1."""
+    """Recipes to compare, each with every kind of checkpointing, at micro-batch 1."""
     if pinned.recipe is not None:
         recipes = [pinned.recipe]
     elif machine.gpu.device == "cpu":  # nothing to offload to

@@ -7,12 +7,11 @@ runs twice (Korthikanti et al., arXiv:2205.05198), less attention's share where 
 selective checkpointing repeats no product and is assumed to cost 5 %. The tiled MLP computes two of
 its three products once more.
 
-Gradients of stages 0-1 travel beside the last backward pass, those of stage 2 beside every one (2/3
-of a micro-step); ZeRO-3 gathers beside everything. Nothing runs beside the weights that stages 1
-and 2 gather after the optimizer's step, beside DeepSpeed's all-reduce at stage 0, or beside
-ZeRO-3's first gather and last reduction of a micro-step, taken to be of the largest module. The
-exchange of heads for positions, where ranks share sequences, is waited for. Nothing was measured on
-a GPU.
+Gradients of stages 0-1 are sent during the last backward pass, those of stage 2 during every one
+(2/3 of a micro-step); ZeRO-3 gathers during the whole step. No computation hides the weights that
+stages 1 and 2 gather after the optimizer's step, DeepSpeed's all-reduce at stage 0, ZeRO-3's first
+gather and last reduction of a micro-step (assumed to be of the largest module), and the exchange of
+heads for positions where ranks share sequences. Nothing was measured on a GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is trained: the model, the sequences, and how many of them. Nothing here says how.
+"""What is trained: the model, the sequences, and how many of them. How is in `strategy`.
 
 Works without data: the number of training tokens is given, or follows from the horizon, or is taken
 to be 20 per parameter (Hoffmann et al., arXiv:2203.15556), and a note says which.

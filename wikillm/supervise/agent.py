@@ -252,7 +252,7 @@ class Agent:
                 self._report(end.code, end.reason, speaks=speaks)
 
     def _report_end(self, in_silence: bool) -> None:
-        """The rank ended without saying goodbye."""
+        """The rank ended without reporting its exit."""
         verdict = self._verdict
         known = self._how_it_ended()
         how = known or UNKNOWN_END

@@ -107,7 +107,7 @@ class Coordinator(threading.Thread):
         try:
             for message in wire.receive():
                 self._take(wire, message, now)
-        except Exception:  # whatever a peer sends, only its own connection ends
+        except Exception:  # a bad message ends only its sender's connection
             wire.closed = True
         if wire.is_refused and wire in self._unproven:
             self.membership.refuse(self._unproven[wire][1])
@@ -115,7 +115,7 @@ class Coordinator(threading.Thread):
             self._drop(wire)
 
     def _drop(self, wire: SealedWire) -> None:
-        """Close a connection. A rank that has not said goodbye is gone with it."""
+        """Close a connection. A rank that has not reported its exit counts as ended."""
         self._unproven.pop(wire, None)
         rank = self._rank_of.pop(wire, None)
         if rank is not None and self._end is None:
@@ -129,7 +129,7 @@ class Coordinator(threading.Thread):
         wire.close()
 
     def _take(self, wire: SealedWire, message: Message, now: float) -> None:
-        """One message of a proven peer. Raises ValueError, TypeError or KeyError for a bad one."""
+        """Handle a peer's message. Raises ValueError, TypeError or KeyError for a bad one."""
         if "hello" in message:
             self._welcome(wire, message, now)
             return

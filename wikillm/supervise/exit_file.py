@@ -33,7 +33,7 @@ def write_exit(
 
 
 def print_end(code: int, reason: str) -> None:
-    """On stderr, in the form of an error. Never raises: the terminal may be gone."""
+    """Print the end on stderr, like an error. Never raises: the terminal may be gone."""
     kinds = {ExitCode.STOPPED: "stopped", ExitCode.MACHINE: "MachineError"}
     with suppress(OSError, ValueError):
         sys.stderr.write(f"{kinds.get(ExitCode(code), 'error')}: {reason}\n")

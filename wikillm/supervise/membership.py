@@ -65,7 +65,7 @@ class Member:
     limit: float | None = None
     median: float = 0.0
     pid: int = 0  # 0: unknown
-    left: tuple[float, int, str] | None = None  # when, exit code, reason: it said goodbye
+    left: tuple[float, int, str] | None = None  # when, exit code, reason: it reported its exit
     is_agreed: bool = True  # the others leave the same way
     died: tuple[float, str] | None = None  # when the end is due, how
 
@@ -221,7 +221,7 @@ class Membership:
             return None
         behind = min(known.step for known in late.values())
         # Ranks that wait in a step are not late while another rank is busy in a phase with a
-        # limit of its own: it generates samples, say.
+        # limit of its own, such as generating samples.
         busy = [known for rank, known in here.items() if rank not in late]
         busy = [known for known in busy if known.phase not in (*SHORT, "data")]
         if all(known.phase in SHORT for known in late.values()) and any(

@@ -44,7 +44,7 @@ def interfaces() -> dict[str, str]:
 
 
 def is_loopback(address: str) -> bool:
-    """127.0.0.0/8 and ::1; False for what is no address."""
+    """127.0.0.0/8 and ::1; False for text that is not an address."""
     try:
         return ipaddress.ip_address(address.partition("%")[0]).is_loopback
     except ValueError:
@@ -115,7 +115,7 @@ def why_port_is_taken(port: int) -> str:
 
 
 def check_master_port(port: int, environ: Mapping[str, str] = os.environ) -> None:
-    """On rank 0, before the process group: the port is free. Raises MachineError."""
+    """On rank 0, before the process group: raises MachineError unless `port` is free."""
     if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return  # torchrun listens there itself
     if why := why_port_is_taken(port):
@@ -168,7 +168,7 @@ def listen_here(job: str) -> socket.socket:
 
 
 def connect_here(job: str, number: int) -> socket.socket:
-    """To the local coordinator under its `number`-th name. Raises OSError where it is not there."""
+    """Connect to the local coordinator by its `number`-th name. Raises OSError if there is none."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.connect(_local_name(job, number))
@@ -188,7 +188,7 @@ def is_of_this_user(sock: socket.socket) -> bool:
 
 
 def _local_name(job: str, number: int) -> str:
-    """In Linux's abstract namespace: no file, gone with its owner."""
+    """A name in Linux's abstract socket namespace: no file, removed with its owner."""
     return f"\0wikillm-{os.getuid()}-{hashlib.sha256(job.encode()).hexdigest()[:32]}-{number}"
 
 

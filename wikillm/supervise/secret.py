@@ -62,7 +62,7 @@ def run_secret(run: Path, environ: Mapping[str, str] = os.environ) -> bytes:
 
 
 def _make(path: Path) -> None:
-    """Atomic, and never over one that another rank has created. Raises OSError."""
+    """Create the file atomically, never over that of another rank. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     made = secrets.token_hex(32).encode() + b"\n"
     staged = path.with_name(f"{path.name}.{secrets.token_hex(8)}")

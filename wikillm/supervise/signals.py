@@ -127,7 +127,7 @@ class StopSignals:
             self._leaving = True
             is_ours = isinstance(error, WikiLLMError) or not isinstance(error, Exception)
             if self._signal is not None and not self._deferred and not is_ours:
-                raise self._stopped(self._signal) from error  # an interrupted import, say
+                raise self._stopped(self._signal) from error  # such as an interrupted import
             raise
 
     def close(self) -> None:

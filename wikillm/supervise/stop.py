@@ -2,7 +2,7 @@
 
 So no other machine has to be reached, and no process is ended by a pattern or a bare pid. Ranks
 that do not respond are named. On this machine `--now` also ends stalled ranks, after the kernel has
-confirmed that the process is a rank of this run: anybody may have written the record.
+confirmed that the process is a rank of this run: anyone may have written the record.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def stop(
 ) -> Stopped:
     """Write the request, then wait at most `timeout` seconds until all ranks have ended.
 
-    Raises ConfigError when `run` is no run directory, or nothing runs there.
+    Raises ConfigError when `run` is not a run directory, or nothing runs there.
     """
     records = read_records(run)
     if not run.is_dir() or not records:

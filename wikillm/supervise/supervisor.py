@@ -189,7 +189,7 @@ class Supervisor:
         )
 
     def leave(self, error: BaseException | None) -> None:
-        """Say goodbye, with the reason; the supervisor no longer ends this process. Idempotent."""
+        """Report exit and reason; the supervisor no longer ends this process. Idempotent."""
         if self._left is not None:
             return
         code = ExitCode.DONE

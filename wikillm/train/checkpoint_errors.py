@@ -25,7 +25,7 @@ _LOADERS = ("_load_", "load_checkpoint", "deepspeed_load_", "load_from_json", "l
 
 @contextmanager
 def saving(staging: Path, step: int) -> Iterator[None]:
-    """Around what writes the checkpoint of `step` into `staging`. (any rank)
+    """Wraps the code that writes the checkpoint of `step` into `staging`. (any rank)
 
     Raises:
         MachineError: the disk is full, read-only, failing; what this save had staged is removed.
@@ -54,7 +54,7 @@ def saving(staging: Path, step: int) -> Iterator[None]:
 
 @contextmanager
 def loading(checkpoint: Path | None) -> Iterator[None]:
-    """Around the training that resumes from `checkpoint`. (all ranks)
+    """Wraps the training that resumes from `checkpoint`. (all ranks)
 
     Raises:
         CheckpointError: a file of it is damaged, of another kind, or for another model.

@@ -46,7 +46,7 @@ class StartSettings:
         )
 
     def reapply(self, optimizer: Any, scheduler: Any) -> None:
-        """Set them in what was loaded; the next rate is this schedule's at the loaded step."""
+        """Apply them to the loaded states; the next rate is this schedule's at the loaded step."""
         scheduler.base_lrs = list(self.base_rates)
         rates = [
             base * factor(scheduler.last_epoch)

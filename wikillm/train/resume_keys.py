@@ -54,7 +54,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
             train.mlp_kernel train.compile train.gradient_checkpointing model.attn_implementation
             deepspeed.config
         """),
-        # Only declared: the weights and their rotation do not depend on it.
+        # Only a declaration: neither weights nor rotary embeddings depend on it.
         "model.max_position_embeddings",
     ),
     ALLOWED: _keys("""
@@ -123,7 +123,7 @@ def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 def changed_first_weights(
     then: Mapping[str, Any], now: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Keys of the first weights that differ, as (then, now). No init_from now is no change."""
+    """Keys of the first weights that differ, as (then, now). An unset init_from is no change."""
     return {
         key: (then[key], now[key])
         for key in _FIRST_WEIGHTS

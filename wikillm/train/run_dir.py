@@ -149,7 +149,8 @@ class RunDir:
     def check_room(self, checkpoint: int, keep: int) -> None:
         """Refuse a disk without room for one more checkpoint. (rank 0)
 
-        Leftovers, and checkpoints above `keep`, count as free: they go before the first save.
+        Leftovers, and checkpoints above `keep`, count as free: they are removed before the first
+        save.
 
         Args:
             checkpoint: bytes of one.

@@ -87,12 +87,12 @@ class WikiTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """HF's; what does not load in the checkpoint is a CheckpointError."""
+        """HF's; raises CheckpointError if a part of the checkpoint cannot be loaded."""
         with loading(Path(str(resume_from_checkpoint)) if resume_from_checkpoint else None):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """HF's AdamW, or Muon with AdamW for what is no hidden matrix."""
+        """HF's AdamW, or Muon for hidden matrices with AdamW for all other parameters."""
         train = self.context.resolved.config.train
         if train.optimizer != "muon" or self.optimizer is not None:
             created: torch.optim.Optimizer = super().create_optimizer(model)
@@ -122,7 +122,7 @@ class WikiTrainer(Trainer):
         self._random_state_in = checkpoint
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse missing or unknown weights, of which HF warns. A tied one is stored once."""
+        """Refuse missing or unknown weights; HF only warns. A tied weight is stored once."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or {}
         missing = [name for name in load_result.missing_keys if name not in tied]
         if missing or load_result.unexpected_keys:
@@ -169,7 +169,7 @@ class WikiTrainer(Trainer):
         batches = [batch for _, batch in zip(micro_steps, epoch_iterator, strict=False)]
         self.data_seconds += time.perf_counter() - start
         for batch in batches:
-            if isinstance(batch, WikiLLMError):  # raised in a loader process
+            if isinstance(batch, WikiLLMError):  # raised in a DataLoader worker
                 raise batch
         if not batches:
             return [], None

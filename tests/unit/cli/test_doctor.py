@@ -118,7 +118,7 @@ def test_training_asks_only_what_would_end_it(
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     assert "GLOO_SOCKET_IFNAME=nosuch0" in refused(line, World(0, 2, 0, 2))
     assert refused(line, World(1, 2, 1, 2)) == "", "one process of a node asks"
-    assert refused(line, World()) == "", "one process alone has nobody to talk to"
+    assert refused(line, World()) == "", "a single process has no peers"
 
 
 def test_a_disk_that_holds_no_checkpoint_is_refused(

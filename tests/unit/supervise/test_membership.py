@@ -112,7 +112,7 @@ def test_ranks_that_said_goodbye_are_not_lost() -> None:
 
 
 def test_time_in_which_the_whole_job_was_suspended_does_not_count() -> None:
-    """Ctrl-Z and an hour later fg: no rank was heard, and no step was done."""
+    """Ctrl-Z and an hour later fg: no heartbeat arrived, and no step was done."""
     made = membership()
     made.since = 3600.0
     beat(made, [0, 1, 2, 3], 3600.5, standing=3600.0)

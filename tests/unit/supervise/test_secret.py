@@ -1,4 +1,4 @@
-"""Every rank of a run gets the same secret, and nobody else does."""
+"""Every rank of a run gets the same secret; other users get none."""
 
 from __future__ import annotations
 

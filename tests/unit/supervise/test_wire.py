@@ -1,4 +1,4 @@
-"""The coordinator's port: only holders of the run's secret are heard; a stranger harms nobody."""
+"""The coordinator's port: it accepts messages from holders of the run's secret only."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_bad_line_ends_its_own_connection_and_no_other(served: Served, line: b
         with suppress(OSError):
             stranger.sendall(line + b"\n")
         assert closes(stranger)
-    assert served.hears(good, "hub"), "the rank that was there is served on"
+    assert served.hears(good, "hub"), "the rank that was connected is still served"
     other = served.agent(1)
     assert served.hears(other, "welcome"), "and others may come"
 

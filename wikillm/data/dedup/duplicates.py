@@ -1,7 +1,7 @@
 """Which documents are duplicates: exact ones by content hash, near ones by MinHash with LSH.
 
-Documents come in the order of the sources, and one is dropped when it is like an earlier one that
-is kept. So none is dropped for being like a dropped document, and a decision depends on earlier
+Documents come in the order of the sources, and one is dropped when it is similar to an earlier one
+that is kept. Similarity to a dropped document does not count, and a decision depends on earlier
 documents only. Candidates agree in all 8 minima of one of 16 bands. A candidate is dropped when the
 share of equal minima among all 128 reaches the wanted similarity (the standard deviation of that
 estimate is sqrt(s(1-s)/128), 0.035 at 0.8). A pair of similarity s is a candidate with probability

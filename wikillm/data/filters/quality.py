@@ -1,8 +1,8 @@
 """Rules that drop a text, each with its own reason in the funnel, for Chinese and English.
 
 Shares are of the characters that are not white space. The weight of a text counts a CJK character
-as three letters, about what it says and what it costs in UTF-8. The rules are of the kind that
-Gopher (Rae et al., 2021, table A1) and C4 (Raffel et al., 2020) use. Their limits were set by
+as three letters, about its content and its size in UTF-8. The rules are similar to those of
+Gopher (Rae et al., 2021, table A1) and C4 (Raffel et al., 2020). Their limits were set by
 looking at what they drop from Wikipedia. They are constants: a change raises `QUALITY_VERSION`.
 """
 

@@ -118,7 +118,7 @@ class PackedWindow:
 
         Args:
             ends: where its documents end, in tokens from its start.
-            is_first: the stream's first window, whose first token is no target.
+            is_first: the stream's first window, whose first token is not a target.
         """
         ends = ends - 1 if is_first else ends
         first = np.concatenate([np.zeros(min(1, len(ends)), dtype=np.int64), ends[:-1]])

@@ -1,6 +1,6 @@
 """The process that builds a token store while another one trains on its finished part.
 
-It is no rank and no member of a process group. Its parent sends it a `BuildPlan` over a pipe. It
+It is not a rank and not in a process group. Its parent sends it a `BuildPlan` over a pipe. It
 waits for the lock (one builder at a time, on any number of nodes), builds, and answers
 ("done", None) or ("refused", error). When the parent closes the pipe or dies, it exits at once with
 its workers; the next build resumes at the first missing shard. Its log is `.STORE.log` beside the

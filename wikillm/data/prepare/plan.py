@@ -97,7 +97,7 @@ class BuildPlan:
 
 
 def predicted_store_bytes(sources: Sequence[SourceFile], max_text_bytes: int | None = None) -> int:
-    """About how large a store of `sources` becomes; rather too much than too little."""
+    """An estimate of the size of a store of `sources`, on the high side."""
     shares = ((source, _TEXT_SHARE.get(source.format, 1.0)) for source in sources)
     text = sum(estimated_bytes([source]) * share for source, share in shares)
     if max_text_bytes is not None:

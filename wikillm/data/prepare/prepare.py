@@ -194,7 +194,7 @@ def _find(
     if not isinstance(digests, list) or [type(one) for one in digests] != [str] * len(sources):
         known = {}
         digests = _digests(sources)
-    # `auto` downloads again only for another corpus. The key of the file is an older word.
+    # `auto` tries another download only for another corpus. The file keeps an older key name.
     failed = known.get("hubs_failed", False)
     size = _text_estimate(cfg, sources)
     tokenizer = choose_tokenizer(cfg.tokenizer, size, may_download=not failed)

@@ -65,7 +65,7 @@ def refuse_few_held_out(
         folder: of the store.
         share: of the documents that was held out.
         train: what counts: the whole store, or its first window.
-        val: likewise.
+        val: the held-out part of the same.
     """
     held_out = val.n_tokens
     if train.n_tokens >= 2 and held_out >= cfg.min_val_tokens:

@@ -135,8 +135,8 @@ class Samples(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch | WikiLLMError:
         """The batch of these samples, B x T each or this rank's part of it.
 
-        `PADDING` gives a row without targets. A loader process returns an error instead of raising
-        it: torch would wrap it in a text with its traceback.
+        `PADDING` gives a row without targets. A DataLoader worker returns an error instead of
+        raising it: torch would wrap it in a text with its traceback.
         """
         if get_worker_info() is None:
             return self.batch(indices)
@@ -291,7 +291,8 @@ def _options(workers: int) -> dict[str, Any]:
     options: dict[str, Any] = {"pin_memory": torch.cuda.is_available()}
     if workers:
         # fork, Linux's default, also in a process that came from a fork server: torch looks at a
-        # loader process's parent to notice that the training was killed, and a server outlives it.
+        # DataLoader worker's parent to notice that the training was killed, and a server outlives
+        # it.
         options |= {
             "prefetch_factor": 4,
             "persistent_workers": True,

@@ -147,7 +147,7 @@ def _format(source: SourceFile, text: str, is_whole: bool) -> str:
         _refuse_line_ends(source, text, "jsonl")
         json_shape.refuse_lines(source, kinds, lines[0])
         if "json" in kinds or (len(lines) == 1 and not is_whole):
-            return "jsonl"  # one line longer than the head is taken for JSON Lines
+            return "jsonl"  # a single line longer than the head counts as JSON Lines
         json_shape.refuse_object(source, text)
     are_numbers = all(re.fullmatch(r"[-+.\deE\s]+", line) for line in lines[:PROBED_RECORDS])
     if kinds.count("json") * 2 > len(kinds) and not are_numbers:

@@ -65,7 +65,7 @@ def _near(text_key: str, columns: tuple[str, ...]) -> str | None:
 
 
 def _with_header(source: SourceFile, columns: Columns) -> str:
-    """A line that adds a header; the longest field of the first row is taken for the text."""
+    """A line that adds a header; the longest field of the first row counts as the text."""
     longest = max(range(len(columns.names)), key=lambda i: len(columns.names[i]))
     names = [f"column{i + 1}" for i in range(len(columns.names))]
     names[longest] = source.text_key

@@ -1,7 +1,7 @@
 """Rows of a table (CSV, TSV) and their values, by RFC 4180 with care for lost quotes.
 
-Same contract as `json_array`. A quote opens a field only at its beginning; there, line breaks
-belong to the field up to the closing quote.
+The contract is that of `json_array`. A quote opens a field only at its beginning; there, line
+breaks belong to the field up to the closing quote.
 
 A quote without a partner would swallow the rows up to the next quote. It is recognised when its
 field
@@ -31,7 +31,7 @@ DELIMITERS = (",", "\t", ";", "|", "\x01")
 _BLANK = (b"", b"\r")  # other white space may be a row: a tab separates two empty fields
 _QUOTED = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
 _QUOTE_OR_FEED = re.compile(rb'["\n]')
-_ROW_LIKE_SHARE = 0.9  # of the lines within a field, from which they are taken for rows
+_ROW_LIKE_SHARE = 0.9  # of the lines within a field: from this share on they count as rows
 _JUDGED_LINES = 200
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # data.max_document_bytes limits documents
 

@@ -91,7 +91,7 @@ def set_apart(wikitext: str, regions: Regions) -> str:
     if is_marked(wikitext) or _CLOSE in wikitext:
         wikitext = wikitext.translate(_FORBIDDEN)
     kept: list[str] = []
-    at = 0  # all before it is done
+    at = 0  # everything before it has been processed
     ends: dict[str, _Ahead] = {}
     headings = _Ahead(_HEADING, wikitext)
     while (tag := _TAG.search(wikitext, at)) is not None:

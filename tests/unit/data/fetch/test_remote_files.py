@@ -343,7 +343,7 @@ def test_a_small_file_above_the_limit_is_not_read(server, cache):
     with pytest.raises(DataError, match="far too long") as caught:
         cache.read_small(f"{server.url}/manifest.json", 1000)
     assert "3000000" in caught.value.got and server.sent <= 1
-    server.ranges = False  # and where the first look tells all
+    server.ranges = False  # and where the first answer has the whole file
     with pytest.raises(DataError, match="far too long"):
         cache.read_small(f"{server.url}/manifest.json", 1000)
 

@@ -125,7 +125,7 @@ def test_a_killed_builder_ends_the_wait_with_its_reason(tmp_path, settings):
         store.order(T, 7).wait_for(10**9)
     assert "killed by signal 9" in caught.value.got
     store.close()
-    other = pickle.loads(pickle.dumps(store))  # a rank that has no builder hears of it too
+    other = pickle.loads(pickle.dumps(store))  # a rank that has no builder gets the error, too
     with pytest.raises(DataError, match="builds the token store died"):
         GrowingOrder(other, T, 7).wait_for(10**9)
 

@@ -132,7 +132,7 @@ def test_a_line_too_long_to_be_held_is_counted_or_refused(quoted):
 
 @given(st.integers(0, 2**32), st.integers(1, 200), st.sampled_from([2, 3]))
 def test_rows_do_not_depend_on_pieces_or_start(seed, size, columns):
-    """Rows with quotes anywhere, lost ones among them: every byte is in one row, whoever cuts."""
+    """Rows with quotes anywhere, lost ones among them: every byte is in one row, with any cut."""
     rng = random.Random(seed)
     parts = ["a", "b", ",", ",", "\n", "\n", '"', '""', "\r\n", "字"]
     header = ",".join("abc"[:columns])

@@ -1,4 +1,4 @@
-"""Building and reading stores: every token once, the same bytes whoever builds, damage found."""
+"""Building and reading stores: every token once, the same bytes from every build, damage found."""
 
 from __future__ import annotations
 
