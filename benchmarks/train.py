@@ -1,20 +1,20 @@
 """A training step: WikiLLM, Hugging Face's Trainer and bare PyTorch loops on equal batches.
 
-Each contender is a process of its own that stops before every step until it is given the turn, so
-steps alternate and nothing else computes meanwhile: a ratio of neighbouring steps means something on a
-busy machine too. On a GPU (`--gpu`, the shapes of the goal table) they would not fit together: they
-run one after another, in stretches of steps between two synchronisations, and then once more in the
-opposite order. Contenders whose first losses differ train different models: they get no rows.
+Each contender is a separate process that waits before every step until it may run. Steps alternate
+and nothing else computes meanwhile, so ratios of neighbouring steps hold on a busy machine too.
+On a GPU (`--gpu`, the shapes of the goal table) the contenders do not fit together. There they run
+one after another, several steps between two synchronisations, and once more in the opposite order.
+Contenders whose first losses differ train different models and get no rows.
 
-    python benchmarks/train.py                         # h=128, 3 layers, V=4,096, 8 x 128 tokens,
-    CPU python benchmarks/train.py --vocab 32000 --hidden 256 python benchmarks/train.py
-    --contenders hf hf-compiled wikillm wikillm-compiled --profile python benchmarks/train.py --gpu
-    # 120M, 0.5B, 1.5B, 3B; says "not run" where there is no GPU python benchmarks/train.py --gpu
-    --shapes 120m-512-32 --contenders hf wikillm wikillm-compiled
+    python benchmarks/train.py             # CPU: h=128, 3 layers, V=4,096, 8 x 128 tokens
+    python benchmarks/train.py --vocab 32000 --hidden 256
+    python benchmarks/train.py --contenders hf hf-compiled wikillm wikillm-compiled --profile
+    python benchmarks/train.py --gpu       # 120M, 0.5B, 1.5B, 3B; "not run" without a GPU
+    python benchmarks/train.py --gpu --shapes 120m-512-32 --contenders hf wikillm wikillm-compiled
 
-"of GEMM" is the share of the device's measured matrix product (float32 on CPU, bf16 on a GPU) that
-the model's FLOPs (plan.flops) make up: 100 % is the wall, what is missing to it is what is left.
-MFU is the share of the datasheet's peak.
+"of GEMM" is the time of the model's FLOPs (plan.flops) at the device's measured matrix product rate
+(float32 on CPU, bf16 on a GPU), as a share of the step. 100 % is the limit. MFU is the share of the
+datasheet's peak.
 """
 
 # ruff: noqa: E402

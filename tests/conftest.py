@@ -1,4 +1,4 @@
-"""What every test gets: no hub, a corpus made on the spot, runs to compare with; GPU tests are counted as skips."""
+"""Fixtures and hooks for every test: no Hub access, a generated corpus, and reference runs."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("SWANLAB_MODE", "disabled")
 os.environ.setdefault("DS_ACCELERATOR", "cpu" if not os.path.exists("/dev/nvidia0") else "cuda")
 
-# A deadline per example would be a timing assertion. In CI the examples are the same each time.
+# A deadline per example would be a timing assertion. In CI the examples are always the same.
 settings.register_profile("wikillm", deadline=None, print_blob=True)
 settings.register_profile("ci", parent=settings.get_profile("wikillm"), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "wikillm")
 
-# With several test processes a file is the unit of work: the longest first, so that the last ones are short.
+# Parallel test processes take whole files. The slow folders go first, to shorten the end.
 SLOW_FIRST = ("invariants", "e2e", "dist")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the folders by their length; tests that need a GPU are skips with that reason where there is none."""
+    """Run slow folders first, and skip tests marked `gpu` where there is no GPU."""
     tests = Path(__file__).parent
     items.sort(key=lambda item: _turn(item.path.relative_to(tests).parts[0]))
     marked = [item for item in items if item.get_closest_marker("gpu")]
@@ -52,7 +52,7 @@ def repo() -> Path:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all test processes of this session have in common."""
+    """A folder shared by all test processes of this session."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     folder.mkdir(exist_ok=True)
@@ -61,7 +61,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(shared: Path) -> Path:
-    """JSON Lines, 300 kB, Chinese and English, learnable (see harness/corpus.py). Read only."""
+    """300 kB of learnable Chinese and English as JSON Lines (see harness/corpus.py). Read-only."""
     path = shared / "corpus" / "corpus.jsonl"
     with FileLock(shared / "corpus.lock"):
         if not path.exists():
@@ -72,13 +72,13 @@ def corpus(shared: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def words(shared: Path, corpus: Path) -> Words:
-    """`words(run_dir, "train.x=y", ...)`: the command line of a tiny run; all of them share one token store."""
+    """`words(run_dir, "train.x=y", ...)`: arguments of a tiny run. All runs share a token store."""
     return tiny_words(corpus, shared / "store" / "store")
 
 
 @pytest.fixture(scope="session")
 def references(shared: Path, words: Words) -> References:
-    """Runs to compare with, each trained once per session (see harness/reference.py). Read only."""
+    """Reference runs, each trained once per session (see harness/reference.py). Read-only."""
     folder = shared / "references"
     folder.mkdir(exist_ok=True)
     return References(folder, words)
@@ -86,7 +86,7 @@ def references(shared: Path, words: Words) -> References:
 
 @pytest.fixture
 def warm_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are proved in a fork of the warm server (see harness/proofs.py). README's commands do it for real."""
+    """Check exports in a fork of the warm server. The README tests use a new process instead."""
     from types import SimpleNamespace
 
     from harness.proofs import run_warm
@@ -94,5 +94,5 @@ def warm_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from wikillm.export import prove
 
-    start_server()  # before a test changes what Python imports
+    start_server()  # before a test changes which modules Python can import
     monkeypatch.setattr(prove, "subprocess", SimpleNamespace(run=run_warm))

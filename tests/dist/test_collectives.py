@@ -1,4 +1,4 @@
-"""Agreement among real gloo ranks."""
+"""Collective operations of the control group on real gloo ranks."""
 
 from __future__ import annotations
 

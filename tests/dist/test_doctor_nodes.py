@@ -1,4 +1,4 @@
-"""`wikillm doctor --hostfile` on real nodes: network namespaces with an sshd each, real ssh, real gloo between them."""
+"""`wikillm doctor --hostfile` on network namespaces, with real sshd, ssh and gloo."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
 def checkout(repo: Path, folder: Path) -> Path:
-    """A working folder for all nodes: this code and this Python's environment, by links."""
+    """Create a working folder for all nodes, with links to this code and its environment."""
     folder.mkdir()
     for name in ("train.py", "wikillm", "ds_configs", "pyproject.toml"):
         (folder / name).symlink_to(repo / name)
@@ -27,7 +27,7 @@ def checkout(repo: Path, folder: Path) -> Path:
 def doctor(
     made: Cluster, repo: Path, folder: Path, hosts: str, words: list[str]
 ) -> tuple[int, dict[tuple[str, str], Any]]:
-    """`wikillm doctor` on node1: exit code, and the verdicts by (check, node)."""
+    """Run `wikillm doctor` on node1. Return its exit code and its verdicts by (check, node)."""
     workdir = checkout(repo, folder / "checkout")
     (folder / "hosts").write_text(hosts)
     argv = [
@@ -40,9 +40,7 @@ def doctor(
         "--json",
         *words,
     ]
-    ops = str(
-        folder / "ops"
-    )  # locks that other processes of this machine have left are not these nodes' affair
+    ops = str(folder / "ops")  # separate from locks of other processes on this machine
     done = made.run(
         "node1", argv, cwd=workdir, HF_HUB_OFFLINE="1", PYTHONPATH="", TORCH_EXTENSIONS_DIR=ops
     )
@@ -75,8 +73,9 @@ def test_two_sound_nodes(repo: Path, words: Words, tmp_path: Path) -> None:
 
 
 def test_each_fault_is_found_and_names_its_node(repo: Path, words: Words, tmp_path: Path) -> None:
-    """Names that are 127.0.1.1, another MTU, a folder that is not shared, no server, another key: in one run."""
-    runs, nodes = tmp_path / "runs", tmp_path / "nodes"
+    """One run finds all faults: 127.0.1.1, MTU, an unshared folder, a dead host, wrong keys."""
+    runs = tmp_path / "runs"
+    nodes = tmp_path / "nodes"
     runs.mkdir()
     own = {name: {name: "127.0.1.1"} for name in ("node1", "node2")}
     hosts = "".join(
@@ -85,8 +84,8 @@ def test_each_fault_is_found_and_names_its_node(repo: Path, words: Words, tmp_pa
     with cluster(nodes, "node1", "node2", "closed", hosts=own, wrong_key=["closed"]) as made:
         config = nodes / "config"
         config.write_text(
-            f"Host gone\n  HostName {NET}.99\nHost stranger\n  HostName {NET}.2\n  HostKeyAlias stranger\n"
-            + config.read_text()
+            f"Host gone\n  HostName {NET}.99\n"
+            f"Host stranger\n  HostName {NET}.2\n  HostKeyAlias stranger\n" + config.read_text()
         )
         with (nodes / "known_hosts").open("a") as file:
             file.write("stranger " + (nodes / "other_key.pub").read_text())

@@ -1,4 +1,4 @@
-"""Ranks of one machine that are killed, stall, fail or are asked to stop: exits and exit.json."""
+"""Ranks on one machine that are killed, stall, fail or are asked to stop: exit codes, exit.json."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LONG = (
 )
 QUIET = ("train.eval_steps=null", "train.max_eval_tokens=500")
 OOM = "often the kernel's out-of-memory killer"
-# The tests' fork server collects a process at once; before Linux 6.15 the signal is then lost for all others.
+# The tests' fork server reaps a process at once. Before Linux 6.15 its signal is then lost.
 KILLED = rf"rank {{rank}} \(pid \d+\) (was killed by signal 9; {OOM}|{re.escape(UNKNOWN_END)})\."
 
 
 def broken(
     words: Words, run: Path, fault: str, rank: int, *more: str, world: int = 2, **options: Any
 ) -> tuple[list[int], dict[str, Any]]:
-    """Exit codes of the ranks, and exit.json."""
+    """Run with a fault in `rank`. Return the exit codes of the ranks and exit.json."""
     codes = end_ranks(
         train_and_break, world, words(run, *LONG, *QUIET, *more), fault, rank, options
     )
@@ -56,7 +56,7 @@ def test_a_process_that_is_alone_and_killed_leaves_its_reason(words: Words, tmp_
     run = tmp_path / "run"
     codes = end_ranks(train_and_break, 1, words(run, *LONG, *QUIET), "kill", 0, {})
     assert codes == [-signal.SIGKILL]
-    wait_for(run / "exit.json")  # its agent writes it a moment later
+    wait_for(run / "exit.json")  # the agent writes it shortly afterwards
     said = json.loads((run / "exit.json").read_text())
     assert re.fullmatch(KILLED.format(rank=0), said["reason"]) and said["code"] == 3
 
@@ -64,7 +64,7 @@ def test_a_process_that_is_alone_and_killed_leaves_its_reason(words: Words, tmp_
 def test_a_rank_killed_in_set_up_is_named_and_its_neighbour_ends(
     words: Words, tmp_path: Path
 ) -> None:
-    """The neighbour spins in DeepSpeed's shared-memory op with the interpreter lock: its agent ends it."""
+    """The other rank holds the GIL in DeepSpeed's shared-memory op, so its agent kills it."""
     codes, said = broken(words, tmp_path / "run", "set-up kill", 1, deepspeed="zero2")
     assert codes[1] == -signal.SIGKILL and codes[0] in (ExitCode.MACHINE, -signal.SIGKILL)
     assert re.fullmatch(KILLED.format(rank=1), said["reason"]) and said["code"] == 3

@@ -1,4 +1,4 @@
-"""ZeRO partitions of two ranks, without gathered weights, become the folder that a single rank would have written."""
+"""ZeRO partitions of two ranks export to the same weights that one rank would have written."""
 
 from __future__ import annotations
 

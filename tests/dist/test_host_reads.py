@@ -1,4 +1,4 @@
-"""How often a training step reads a value out of a tensor: on a GPU the host would wait for it each time."""
+"""Count how often a training step reads a tensor value. On a GPU each read waits for the device."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import pytest
 from harness.observed_runs import train_counting_reads
 from harness.tiny_run import run
 
-STEPS, LOGGED = (
-    6,
-    {1, 4},
-)  # of the steps between the first and the last, which also prepares or saves
+# Steps between the first and the last. Those two also prepare or save.
+STEPS = 6
+LOGGED = {1, 4}
 
 
 @pytest.mark.parametrize(
     ("recipe", "more", "every_step", "logging"),
     [
-        # The loss, and the norm of the gradient, which on a GPU has been copied to the host before.
+        # The loss and the gradient norm. On a GPU they are copied to the host beforehand.
         (None, (), 0, 2),
-        # The z-loss as well, which has been copied too.
+        # The z-loss as well, which is also copied beforehand.
         (None, ("train.z_loss=1e-4", "train.document_mask=on"), 0, 3),
         ("zero0", (), 0, 1),
-        # DeepSpeed's own look for infinities: of the norm once in fp32, and once per group of parameters that is clipped.
+        # DeepSpeed checks for infinities: once for the norm in fp32, and once per clipped group.
         ("zero2", (), 3, 5),
         ("zero3", ("train.max_grad_norm=0",), 1, 3),
     ],

@@ -1,4 +1,4 @@
-"""The same weights at step 0 for every ZeRO stage and world size: what all ZeRO invariants depend on."""
+"""Weights at step 0 are equal for every ZeRO stage and world size. All ZeRO tests rely on this."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def test_in_bf16_zero3_holds_the_same_weights_rounded(alone: dict[str, Any]) -> 
 
     found = run_ranks(digests, 2, 3, "bf16", SHAPE, 96)
     assert found[0] == found[1]
-    name, std = "model.layers.1.mlp.up_proj.weight", ModelSection().initializer_range
+    name = "model.layers.1.mlp.up_proj.weight"
+    std = ModelSection().initializer_range
     rounded = initial_values(name, torch.Size([48, 32]), 1, std).bfloat16()
     assert found[0][name] == _digest(rounded)
     assert found[0]["inv_freq"] == alone["inv_freq"], "rotary frequencies must stay float32 values"

@@ -1,4 +1,4 @@
-"""A checkpoint with code in one of its pickles, and a manifest that fits: no command runs it unless told to."""
+"""A checkpoint with code in a pickle and a valid manifest: no command runs it unless allowed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STEPS = ("train.max_steps=4", "train.save_steps=2", "train.warmup_steps=1", "tra
 
 
 class Touch:
-    """Leaves a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -42,7 +42,7 @@ class Touch:
 
 
 def plant(file: Path, mark: Path) -> None:
-    """Code beside what the file holds."""
+    """Add an object that runs code to the contents of `file`."""
     held = torch.load(file, weights_only=False)
     torch.save(
         {**held, "more": Touch(mark)} if isinstance(held, dict) else [held, Touch(mark)], file
@@ -61,7 +61,7 @@ def seal_again(checkpoint: Path) -> None:
 
 @pytest.fixture(scope="module", params=[2, 3])
 def partitions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose checkpoint has DeepSpeed's partitions alone."""
+    """A run whose checkpoint contains only DeepSpeed's partitions."""
     run = tmp_path_factory.mktemp("partitions") / "run"
     checkpoint = run / "checkpoints" / "checkpoint-1"
     checkpoint.mkdir(parents=True)
@@ -113,7 +113,7 @@ def test_no_command_runs_it(
 
 @pytest.fixture(scope="module")
 def saved(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A run of one process that has saved checkpoints: `alone`, or under the recipe of that name."""
+    """`saved(kind)`: a one-process run with checkpoints. `kind` is `alone` or a recipe name."""
 
     @functools.cache
     def make(kind: str) -> Path:
@@ -134,7 +134,8 @@ def saved(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
 def test_no_resume_runs_it(
     saved: Callable[[str], Path], words: Words, kind: str, pattern: str, tmp_path: Path
 ) -> None:
-    run, mark = tmp_path / "run", tmp_path / "ran"
+    run = tmp_path / "run"
+    mark = tmp_path / "ran"
     shutil.copytree(saved(kind), run)
     checkpoint = run / "checkpoints" / "checkpoint-2"
     shutil.rmtree(checkpoint.with_name("checkpoint-4"))

@@ -1,4 +1,4 @@
-"""DeepSpeed's CPU op: nothing stays behind in shared memory, and too little of it is an error, not a SIGBUS."""
+"""DeepSpeed's CPU op leaves no shared memory behind. Too little of it is an error, not a SIGBUS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training from a signed address: the signature is in nothing that the run leaves behind, and the run can still be looked at."""
+"""Training from a signed URL: the run's files omit the signature and can still be inspected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ CANARY = "canary0123456789abcdef"
 def test_the_signature_stays_out_of_run_store_cache_and_logs(
     words: Words, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, served = tmp_path / "run", tmp_path / "served"
+    run = tmp_path / "run"
+    served = tmp_path / "served"
     served.mkdir()
     shutil.copy(corpus, served / "corpus.jsonl")
     with serve(served) as server:
@@ -44,7 +45,7 @@ def test_the_signature_stays_out_of_run_store_cache_and_logs(
     assert run / "config.resolved.yaml" in seen and tmp_path / "store" / "manifest.json" in seen
     assert [path for path in seen if CANARY.encode() in path.read_bytes()] == []
     assert "corpus.jsonl?***" in (run / "config.resolved.yaml").read_text()
-    # The server is gone, and the address in RUN has no signature: the store has the text.
+    # The server has stopped, and the URL in RUN has no signature. The store contains the text.
     assert main(["eval", str(run)]) == 0, capsys.readouterr().err
     assert "bits/byte" in capsys.readouterr().out
     assert (

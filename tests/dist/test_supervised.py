@@ -1,4 +1,4 @@
-"""A supervised run while strangers talk to its coordinator: it trains to its end, and its secret stays with its owner."""
+"""Foreign connections to the coordinator do not disturb a run, and do not learn its secret."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ ATTACKS = (
 def test_a_run_goes_on_whatever_strangers_send_to_its_coordinator(
     words: Words, tmp_path: Path
 ) -> None:
-    run, port = tmp_path / "run", take_port()
+    run = tmp_path / "run"
+    port = take_port()
     over = threading.Event()
     answered: list[bytes] = []
 

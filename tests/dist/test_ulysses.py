@@ -1,4 +1,4 @@
-"""Attention over sequences that ranks share, beside attention over whole ones and beside DeepSpeed's Ulysses."""
+"""Attention on sequences split across ranks, compared with whole ones and DeepSpeed's Ulysses."""
 
 from __future__ import annotations
 

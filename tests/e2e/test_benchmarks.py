@@ -1,4 +1,4 @@
-"""The benchmarks run, and what they compare is the same computation: equal losses after equal steps."""
+"""The benchmarks run, and the programs they compare have equal losses after equal steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.ranks import run_ranks
 
 
 def benchmark(out: Path, script: str, words: str) -> dict[str, Any]:
-    """What a benchmark wrote as JSON, and under `printed` what it printed."""
+    """Run a benchmark. Return the JSON it wrote, with its output under `printed`."""
     (printed,) = run_ranks(run_benchmark, 1, script, [*words.split(), "--out", str(out)])
     return json.loads(out.read_text(encoding="utf-8")) | {"printed": printed}
 
@@ -30,7 +30,10 @@ def test_kernels(tmp_path: Path) -> None:
 
 
 def test_layers_and_the_8_bit_head(tmp_path: Path) -> None:
-    words = "--hidden 64 --layers 1 --vocab 512 --batch 2 --length 32 --repeats 1 --kernels tiled recomputed fp8"
+    words = (
+        "--hidden 64 --layers 1 --vocab 512 --batch 2 --length 32 --repeats 1 "
+        "--kernels tiled recomputed fp8"
+    )
     found = benchmark(tmp_path / "k.json", "kernels.py", words)
     for variant, bound in (("tiled", 1e-5), ("recomputed", 1e-5), ("fp8", 0.1)):
         assert found[variant]["gradient_distance"] < bound and found[variant]["peak"] > 0, variant
@@ -38,7 +41,7 @@ def test_layers_and_the_8_bit_head(tmp_path: Path) -> None:
 
 
 def test_losses(tmp_path: Path) -> None:
-    """Those that run on a CPU give one loss and one gradient; the others are named with the reason."""
+    """The CPU kernels agree on loss and gradient. The report says why the others did not run."""
     found = benchmark(
         tmp_path / "l.json", "losses.py", "--rows 96 --hidden 32 --vocab 700 --repeats 2"
     )
@@ -54,7 +57,7 @@ def test_losses(tmp_path: Path) -> None:
     ["hf bare-fused wikillm", pytest.param("hf bare bare-fused wikillm", marks=pytest.mark.deep)],
 )
 def test_contenders_train_the_same(names: str, tmp_path: Path) -> None:
-    """Hugging Face's Trainer, bare loops and WikiLLM: one model, one order of samples, one optimizer."""
+    """The HF Trainer, plain loops and WikiLLM use the same model, sample order and optimizer."""
     words = "--hidden 64 --layers 1 --vocab 512 --batch 2 --length 32 --steps 4 --warmup 1"
     found = benchmark(tmp_path / "t.json", "train.py", f"{words} --contenders {names}")
     (contenders,) = found["shapes"].values()
@@ -66,7 +69,7 @@ def test_contenders_train_the_same(names: str, tmp_path: Path) -> None:
 
 
 def test_building_a_store(tmp_path: Path) -> None:
-    """The tutorial loses text, a stream only the ends of its batches; peers that are not installed are named."""
+    """The tutorial drops text, streaming only the ends of batches. Missing peers are named."""
     words = f"--mb 0.5 --contenders tutorial streaming hf fastokens --peers {sys.executable}"
     found = benchmark(tmp_path / "d.json", "data.py", words)
     tokens = {name: one["tokens"] for name, one in found["contenders"].items()}
@@ -93,7 +96,7 @@ def test_reading_a_store(tmp_path: Path) -> None:
 def test_peers_give_every_document_its_eos(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The documents that litdata and MDS are fed with are those of `tokenizers`, over batches too."""
+    """The documents given to litdata and MDS match `tokenizers`, also across batches."""
     import importlib.util
 
     from tokenizers import Tokenizer

@@ -1,4 +1,4 @@
-"""The examples: the first one is trained, the others are planned and rendered without a GPU."""
+"""The first example is trained. The others are planned and rendered without a GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GPU_RUNS = ("one-node-8-gpus", "two-nodes-slurm", "continue-qwen2.5-0.5b", "mixt
 
 @pytest.fixture(scope="module")
 def folder(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of examples/ beside the data and the model folder that the examples name."""
+    """A copy of examples/ next to the data and the model folder that the examples use."""
     root = tmp_path_factory.mktemp("examples")
     shutil.copytree(repo / "examples", root / "examples")
     shutil.copytree(repo / "ds_configs", root / "ds_configs")

@@ -1,7 +1,8 @@
 """`wikillm launch hostfile --go` through the real `deepspeed`: two nodes of one process each.
 
-The nodes are this machine twice: a stand-in for ssh runs each node's command in a shell with a bare environment, as
-sshd would. That the words, the forwarded variables and DeepSpeed's `--no_ssh` fit together is what is tested.
+Both nodes are this machine. A stand-in for ssh runs each command in a shell with a minimal
+environment, as sshd does. The test covers the arguments, the forwarded variables and
+DeepSpeed's `--no_ssh`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from wikillm.observe.sinks import read_metrics
 
 
 @pytest.mark.slow
-@pytest.mark.deep  # test_multinode.py holds it with real ssh
+@pytest.mark.deep  # test_multinode.py tests the same with real ssh
 def test_two_nodes_train_as_one_world(words: Words, repo: Path, tmp_path: Path) -> None:
-    tools, run_dir = StandIns(tmp_path / "bin", "ssh"), tmp_path / "run"
+    tools = StandIns(tmp_path / "bin", "ssh")
+    run_dir = tmp_path / "run"
     (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
-    # A workdir of our own: .deepspeed_env is written there, and must not land in the checkout.
+    # A separate workdir, because DeepSpeed writes .deepspeed_env there.
     workdir = tmp_path / "checkout"
     workdir.mkdir()
     for name in ("train.py", "wikillm", "ds_configs"):

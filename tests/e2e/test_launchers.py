@@ -1,4 +1,4 @@
-"""The real launchers: `deepspeed` killed while its ranks train, then `torchrun` resuming where they ended."""
+"""`deepspeed` is killed while its ranks train, then `torchrun` resumes from their checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wikillm.checkpoints.latest import latest_complete
 from wikillm.observe.sinks import read_metrics
 
 BIN = Path(sys.executable).parent
-STEPS = 4000  # more than the time until the signal allows
+STEPS = 4000  # enough for the run to last until the signal
 
 
 def start(launcher: list[str], words: list[str], repo: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -64,11 +64,12 @@ def wait_for_file(path: Path) -> None:
     deadline = time.monotonic() + 60
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
-    time.sleep(2.0)  # the last barrier, and the lock on the run directory
+    time.sleep(2.0)  # for the last barrier and the lock on the run directory
 
 
 def test_deepspeed_killed_then_torchrun_goes_on(words: Words, repo: Path, tmp_path: Path) -> None:
-    run_dir, log = tmp_path / "run", tmp_path / "deepspeed.log"
+    run_dir = tmp_path / "run"
+    log = tmp_path / "deepspeed.log"
     line = words(
         run_dir, f"train.max_steps={STEPS}", "train.save_steps=100000", "train.eval_steps=null"
     )
@@ -77,9 +78,9 @@ def test_deepspeed_killed_then_torchrun_goes_on(words: Words, repo: Path, tmp_pa
     )
     try:
         wait_for_step(run_dir, 3, process, log)
-        os.kill(process.pid, signal.SIGKILL)  # alone: what it has started is left behind
+        os.kill(process.pid, signal.SIGKILL)  # only the launcher, not its ranks
         process.wait()
-        wait_for_file(run_dir / "exit.json")  # the ranks notice, save and leave
+        wait_for_file(run_dir / "exit.json")  # the ranks notice, save and exit
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -91,7 +92,8 @@ def test_deepspeed_killed_then_torchrun_goes_on(words: Words, repo: Path, tmp_pa
     checkpoint = latest_complete(run_dir / "checkpoints")
     assert checkpoint is not None and checkpoint.name == f"checkpoint-{ended['step']}"
 
-    stopped_at, log = ended["step"], tmp_path / "torchrun.log"
+    stopped_at = ended["step"]
+    log = tmp_path / "torchrun.log"
     more = words(
         run_dir,
         f"train.max_steps={stopped_at + 4}",

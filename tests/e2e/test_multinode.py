@@ -1,7 +1,8 @@
-"""Training on several nodes for real: network namespaces with an sshd each, every launcher, and nodes that fail.
+"""Training on several nodes (network namespaces with real sshd), with every launcher and faults.
 
-In the suite: one run under ZeRO-3 that trains, is looked at, and loses a node; and a refused key. The rest takes
-minutes and belongs to `make multinode` (WIKILLM_MULTINODE=1). Each failure ends in a minute and names the node.
+The default suite has one ZeRO-3 run that loses a node, and a rejected key. The rest takes minutes
+and runs with `make multinode` (WIKILLM_MULTINODE=1). Each failure ends within a minute and names
+the node.
 """
 
 from __future__ import annotations
@@ -51,15 +52,13 @@ ENVIRON = {
 
 
 class Place:
-    """A checkout that all nodes see, a hostfile, and the run of one test in it."""
+    """A checkout that all nodes share, a hostfile, and the run directory of one test."""
 
     def __init__(self, repo: Path, folder: Path, words: Words) -> None:
-        self.folder, self.workdir, self.run, self.log = (
-            folder,
-            folder / "co",
-            folder / "run",
-            folder / "log",
-        )
+        self.folder = folder
+        self.workdir = folder / "co"
+        self.run = folder / "run"
+        self.log = folder / "log"
         self.workdir.mkdir()
         for name in ("train.py", "wikillm", "ds_configs", "pyproject.toml"):
             (self.workdir / name).symlink_to(repo / name)
@@ -119,23 +118,31 @@ def _pdsh(place: Place, recipe: str, line: list[str]) -> list[str]:
 
 
 def _torchrun(place: Place, recipe: str, line: list[str]) -> list[str]:
-    """The same script on each node, as `wikillm launch torchrun --print` gives it; the second one over ssh."""
-    head = f"{Path(sys.prefix) / 'bin' / 'torchrun'} --nnodes 2 --nproc_per_node 1 --master_addr node1 --master_port 29500"
+    """Run the script of `wikillm launch torchrun --print` on both nodes, over ssh on the second."""
+    head = (
+        f"{Path(sys.prefix) / 'bin' / 'torchrun'} --nnodes 2 --nproc_per_node 1 "
+        "--master_addr node1 --master_port 29500"
+    )
     script = place.folder / "torchrun.sh"
     exports = " ".join(f"{name}={value}" for name, value in ENVIRON.items())
     script.write_text(
-        f"cd {place.workdir} && env {exports} {head} --node_rank $1 train.py --deepspeed {recipe} {' '.join(line)}\n"
+        f"cd {place.workdir} && env {exports} {head} --node_rank $1 "
+        f"train.py --deepspeed {recipe} {' '.join(line)}\n"
     )
     return ["sh", "-c", f"ssh node2 sh {script} 1 & sh {script} 0; code=$?; wait; exit $code"]
 
 
 def _no_ssh(place: Place, recipe: str, line: list[str]) -> list[str]:
-    """DeepSpeed's launcher started on each node separately, as needed without ssh between them (the test uses ssh for it)."""
-    tool = f"{Path(sys.prefix) / 'bin' / 'deepspeed'} --hostfile {place.hostfile} --no_ssh --master_addr node1"
+    """Start DeepSpeed's launcher with --no_ssh on each node, as a user without ssh does."""
+    tool = (
+        f"{Path(sys.prefix) / 'bin' / 'deepspeed'} --hostfile {place.hostfile} "
+        "--no_ssh --master_addr node1"
+    )
     exports = " ".join(f"{name}={value}" for name, value in ENVIRON.items())
     script = place.folder / "no_ssh.sh"
     script.write_text(
-        f"cd {place.workdir} && env {exports} {tool} --node_rank $1 train.py --deepspeed {recipe} {' '.join(line)}\n"
+        f"cd {place.workdir} && env {exports} {tool} --node_rank $1 "
+        f"train.py --deepspeed {recipe} {' '.join(line)}\n"
     )
     return ["sh", "-c", f"ssh node2 sh {script} 1 & sh {script} 0; code=$?; wait; exit $code"]
 
@@ -161,7 +168,7 @@ def place(repo: Path, tmp_path: Path, words: Words) -> Place:
 
 @pytest.fixture(scope="module")
 def on_one_host(words: Words, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """The losses of two ranks on this machine."""
+    """Losses of two ranks on this machine, as the reference."""
     line = words(tmp_path_factory.mktemp("one") / "run", *QUIET, *FEW)
     results = run_ranks(train_with_options, 2, line, {"deepspeed": "zero2"})
     assert results[0]["code"] == 0, results[0]["message"]
@@ -179,7 +186,7 @@ def close_to(losses: dict[int, float], expected: dict[int, float]) -> bool:
 
 
 def ends(process: subprocess.Popen[bytes], place: Place, within: float = 180.0) -> float:
-    """Seconds until the launcher has ended; fails after `within`."""
+    """Wait until the launcher has ended. Return the seconds it took; fail after `within`."""
     began = time.monotonic()
     try:
         process.wait(within)
@@ -191,7 +198,7 @@ def ends(process: subprocess.Popen[bytes], place: Place, within: float = 180.0) 
 
 
 def refused(place: Place, nodes: Cluster) -> str:
-    """The end of the log of a run that does not come to train, for a reason in the machines."""
+    """Start a run that fails before training because of the machines. Return the end of its log."""
     process = place.start(nodes, "own", "zero2", *FEW)
     ends(process, place)
     assert process.returncode == 3, place.tail()
@@ -201,7 +208,7 @@ def refused(place: Place, nodes: Cluster) -> str:
 def test_a_run_on_two_nodes_and_its_cut_link(
     place: Place, two: Cluster, on_one_host: dict[int, float]
 ) -> None:
-    """Over our own ssh: losses of one host; what status says; node2's link goes down; both sides end and name the other."""
+    """ZeRO-3 over ssh matches one host. When node2 loses its link, each side names the other."""
     process = place.start(two, "own", "zero3", *FOR_EVER)
     place.wait_for_steps(process, 20)
     assert close_to(place.losses(), on_one_host)
@@ -278,7 +285,7 @@ def test_a_rank_that_is_killed_ends_the_run_at_once(place: Place, two: Cluster) 
 
 @matrix
 def test_a_stalled_rank_is_named_with_its_stacks(place: Place, two: Cluster) -> None:
-    """SIGSTOP to rank 1: its agent still beats, its progress stalls. The rank that waits for it leaves its stack."""
+    """After SIGSTOP to rank 1 its agent still sends heartbeats. The waiting rank logs its stack."""
     process = place.start(two, "own", "zero2", *FOR_EVER, "train.stall_seconds=15")
     place.wait_for_steps(process, 5)
     pid = place.record(1)["process"]["pid"]
@@ -297,22 +304,10 @@ def test_a_stalled_rank_is_named_with_its_stacks(place: Place, two: Cluster) -> 
 
 @matrix
 def test_a_late_node_is_waited_for_and_then_named(place: Place, two: Cluster) -> None:
-    argv = [
-        str(Path(sys.prefix) / "bin" / "deepspeed"),
-        "--hostfile",
-        str(place.hostfile),
-        "--no_ssh",
-        "--node_rank",
-        "0",
-    ]
-    argv += [
-        "--master_addr",
-        "node1",
-        "train.py",
-        "--deepspeed",
-        "zero2",
-        *place.line(*FEW, "train.meet_seconds=20"),
-    ]
+    tool = str(Path(sys.prefix) / "bin" / "deepspeed")
+    argv = [tool, "--hostfile", str(place.hostfile), "--no_ssh", "--node_rank", "0"]
+    argv += ["--master_addr", "node1", "train.py", "--deepspeed", "zero2"]
+    argv += place.line(*FEW, "train.meet_seconds=20")
     process = two.popen(
         "node1", argv, cwd=place.workdir, log=place.log, **ENVIRON, WIKILLM_NODES="node1,node2"
     )
@@ -389,7 +384,7 @@ def test_stop_now_ends_a_run_without_saving(place: Place, two: Cluster) -> None:
 
 
 def test_nodes_have_names_of_their_own(two: Cluster, tmp_path: Path) -> None:
-    """What the other tests rest on: the names are the nodes' own."""
+    """Each node has its own hostname. The other tests rely on this."""
     names = [
         two.run(name, ["hostname"], cwd=tmp_path).stdout.strip() for name in ("node1", "node2")
     ]

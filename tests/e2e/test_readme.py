@@ -1,7 +1,7 @@
-"""Runs the README's blocks verbatim: those after a line `<!-- run -->`, in order, in a copy of the checkout.
+"""Run the README's code blocks marked `<!-- run -->` verbatim, in order, in a copy of the checkout.
 
-The copy holds what git would give a clone, uncommitted changes included; the installed environment stands in for
-`make env`, whose work was done before this test could start. `<!-- run 300 -->` sets another limit in seconds.
+The copy contains what a git clone would, plus uncommitted changes. The installed environment
+replaces the result of `make env`. `<!-- run 300 -->` sets another time limit in seconds.
 """
 
 from __future__ import annotations
@@ -41,23 +41,24 @@ def copy(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(repo / name, target / name)
     (target / ".venv").mkdir()
     (target / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
-    # What `make env` compares before it does anything: this environment is the one it would make.
-    stamp = 'eval "$(grep -E \'^(venv|want)=\' launch/bootstrap.sh)"; printf %s "$want" >.venv/installed'
+    # `make env` compares this stamp first, and does nothing when it matches.
+    stamp = (
+        "eval \"$(grep -E '^(venv|want)=' launch/bootstrap.sh)\"; "
+        'printf %s "$want" >.venv/installed'
+    )
     subprocess.run(["sh", "-euc", stamp], cwd=target, check=True)
     return target
 
 
 @pytest.fixture
 def shell(copy: Path) -> dict[str, str]:
-    """A reader's shell in the copy: the environment on the path, and no trace of the `make` that runs this test."""
+    """A reader's shell in the copy: the environment is on PATH, without variables from `make`."""
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
     }
     return environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(
-            copy
-        ),  # the copy's code, not that of the checkout the environment points to
+        "PYTHONPATH": str(copy),  # import the copy's code, not that of the checkout
     }
 
 
@@ -76,7 +77,7 @@ def test_the_readme_has_blocks_to_run() -> None:
 
 @pytest.mark.slow
 def test_blocks_run_as_they_stand(copy: Path, shell: dict[str, str]) -> None:
-    """One after the other in one folder: a reader's second command may use what the first one made."""
+    """All blocks run in one folder, because later blocks may use the results of earlier ones."""
     for limit, body in blocks():
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", body],

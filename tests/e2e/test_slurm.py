@@ -1,6 +1,7 @@
-"""The rendered batch files under a real Slurm of two nodes: a run that is signalled, limited and stopped, and a build.
+"""Rendered batch files on a real two-node Slurm: a signal, a time limit, a stop, and a build.
 
-Five minutes: part of `make multinode` (WIKILLM_MULTINODE=1), as root, with Debian's slurm-wlm and munge.
+Takes five minutes. Runs with `make multinode` (WIKILLM_MULTINODE=1), as root, and needs Debian's
+slurm-wlm and munge.
 """
 
 from __future__ import annotations
@@ -43,10 +44,12 @@ CLOSE = 2e-5
 
 
 class Place:
-    """A checkout on both nodes, and what is submitted from it."""
+    """A checkout that both nodes share, and the jobs submitted from it."""
 
     def __init__(self, repo: Path, folder: Path, scheduler: Slurm) -> None:
-        self.slurm, self.workdir, self.run = scheduler, folder / "co", folder / "run"
+        self.slurm = scheduler
+        self.workdir = folder / "co"
+        self.run = folder / "run"
         self.workdir.mkdir()
         for name in ("train.py", "wikillm", "ds_configs", "pyproject.toml"):
             (self.workdir / name).symlink_to(repo / name)
@@ -56,7 +59,7 @@ class Place:
         return self.slurm.run(sys.executable, "-m", "wikillm", *words, cwd=self.workdir, **ENVIRON)
 
     def launch(self, line: list[str], *, minutes: int) -> str:
-        """The number of the job: two nodes, one rank on each."""
+        """Submit a job with one rank on each of two nodes, and return its number."""
         where = [
             "--nodes",
             "2",
@@ -92,16 +95,15 @@ class Place:
             time.sleep(0.2)
 
     def wait_for_requeue(self, number: str) -> None:
-        """Until Slurm has queued the job again; then it may start at once, and not two minutes later."""
+        """Wait until Slurm has requeued the job, then remove its two-minute start delay."""
         deadline = time.monotonic() + 240
         while (job := self.slurm.job(number))["Restarts"] == "0":
             assert time.monotonic() < deadline and job["JobState"] not in ENDED, (
                 f"{job}: {self.said()}"
             )
             time.sleep(0.5)
-        time.sleep(
-            3
-        )  # Slurm takes a start in the second of the requeue for the job that it has just revoked
+        # Slurm applies a start in the second of the requeue to the job that it has just revoked.
+        time.sleep(3)
         self.slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def exit(self) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def place(repo: Path, tmp_path: Path) -> Iterator[Place]:
 def test_a_signalled_run_is_queued_again_and_ends_with_the_losses_of_one_host(
     place: Place, words: Words, tmp_path: Path
 ) -> None:
-    """USR1 in the middle, as before a time limit; every loss on both sides of it is that of an uninterrupted run."""
+    """USR1 arrives mid-run, as before a time limit. All losses match an uninterrupted run."""
     few = (*QUIET, "train.save_steps=1000000", f"train.max_steps={STEPS}")
     number = place.launch(words(place.run, *few), minutes=20)
     place.wait_for_step(20)
@@ -153,7 +155,7 @@ def test_a_signalled_run_is_queued_again_and_ends_with_the_losses_of_one_host(
 
 
 def test_the_time_limit_saves_and_a_stop_leaves_the_queue(place: Place, words: Words) -> None:
-    """Slurm's own signal comes before a limit of four minutes; then `wikillm stop`, after which nothing is queued."""
+    """Slurm's signal precedes the four-minute limit. After `wikillm stop` nothing is queued."""
     for_ever = (*QUIET, "train.save_steps=1000000", "train.max_steps=1000000")
     number = place.launch(words(place.run, *for_ever), minutes=4)
     place.wait_for_requeue(number)
@@ -171,14 +173,14 @@ def test_the_time_limit_saves_and_a_stop_leaves_the_queue(place: Place, words: W
 def test_an_array_builds_the_bytes_of_a_local_build(
     place: Place, words: Words, corpus: Path
 ) -> None:
-    """`wikillm prepare --executor slurm`, submitted as its text says; its tasks build the shards, the last job none."""
+    """`wikillm prepare --executor slurm`: array tasks build all shards, the last job none."""
     text = place.workdir / "corpus.jsonl"
-    text.write_bytes(
-        corpus.read_bytes() * (5_000_000 // corpus.stat().st_size)
-    )  # a shard takes at least 1 MiB
+    # A shard has at least 1 MiB.
+    text.write_bytes(corpus.read_bytes() * (5_000_000 // corpus.stat().st_size))
     data = [word for word in words(place.run) if re.match(r"data\.(?!store=|path=)", word)]
     data += [f"data.path={text}", "train.sequence_length=32"]
-    here, array = place.workdir / "here", place.workdir / "array"
+    here = place.workdir / "here"
+    array = place.workdir / "array"
     place.wikillm("prepare", *data, f"data.store={here}")
     script = place.workdir / "wikillm-prepare.sbatch"
     options = ("--executor", "slurm", "--print", "--tasks", "3", "--cpus", "1")

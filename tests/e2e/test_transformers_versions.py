@@ -1,7 +1,7 @@
-"""Exported folders in other versions of transformers: the ids of the training, and the trained logits.
+"""Exported folders in other versions of transformers give the same token ids and logits.
 
-The installed version is held by tests/unit. This fetches others with pip (60 MB), and runs where WIKILLM_VERSIONS=1 is set;
-WIKILLM_VERSIONS_DIR=FOLDER keeps what was fetched.
+tests/unit covers the installed version. This file downloads others with pip (60 MB) and runs
+only with WIKILLM_VERSIONS=1. WIKILLM_VERSIONS_DIR=FOLDER keeps the downloads.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ pytestmark = [
         not os.environ.get("WIKILLM_VERSIONS"), reason="fetches packages: WIKILLM_VERSIONS=1"
     ),
 ]
-QWEN3 = "qwen3-model"  # beside the kinds of tokenizers: another architecture
-VERSIONS = {  # what a version needs that is not installed beside the present one
+QWEN3 = "qwen3-model"  # another architecture, in addition to the kinds of tokenizers
+VERSIONS = {  # version -> packages it needs in other versions than the installed ones
     "4.51.3": ("tokenizers==0.21.4", "huggingface-hub==0.36.0"),
     "4.57.6": ("tokenizers==0.22.1", "huggingface-hub==0.36.0"),
     "5.17.0": ("tokenizers==0.23.3", "huggingface-hub==1.5.0", "httpx==0.28.1", "httpcore==1.0.9"),
@@ -46,8 +46,8 @@ VERSIONS = {  # what a version needs that is not installed beside the present on
 def version(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, str]:
-    """(version, PYTHONPATH with it)."""
-    kept = os.environ.get("WIKILLM_VERSIONS_DIR")  # else they are fetched anew each time
+    """(version, the PYTHONPATH that contains it)."""
+    kept = os.environ.get("WIKILLM_VERSIONS_DIR")  # without it, they are downloaded each time
     folder = (Path(kept) if kept else tmp_path_factory.mktemp("versions")) / request.param
     if not (folder / "transformers").is_dir():
         packages = [f"transformers=={request.param}", *VERSIONS[request.param]]
@@ -68,7 +68,7 @@ def version(
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """kind -> (checkpoint, exported folder): a Qwen2 model with each tokenizer, and a Qwen3 model with Llama 3's."""
+    """kind -> (checkpoint, export): Qwen2 with each tokenizer, and Qwen3 with that of Llama 3."""
     base = tmp_path_factory.mktemp("exports")
     made = {}
     for kind in KINDS:
@@ -117,7 +117,7 @@ def answers(
     exports: dict[str, tuple[Path, Path]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A folder with kind/answer for each kind, all made by one process with that version."""
+    """A folder with kind/answer for each kind. One process with that version writes all of them."""
     base = tmp_path_factory.mktemp("answers")
     for kind, (checkpoint, folder) in exports.items():
         trained = load_tokenizer(checkpoint.parents[1] / "tokenizer")

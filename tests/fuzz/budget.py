@@ -1,6 +1,7 @@
-"""How many inputs are tried: the same few on every commit, as many new ones as there is time in `make fuzz`.
+"""The number of fuzzing examples: a fixed set on every commit, more and new ones in `make fuzz`.
 
-WIKILLM_FUZZ multiplies the number of examples, and makes them other ones each time; without it they are always the same.
+WIKILLM_FUZZ multiplies the number of examples and uses new random ones each time. Without it the
+examples are always the same.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ FACTOR = int(os.environ.get("WIKILLM_FUZZ", "0"))
 
 
 def fuzzed(examples: int) -> Any:
-    """Settings for a test that is to see so many inputs on a commit."""
+    """Hypothesis settings for a test that tries `examples` inputs on each commit."""
     return settings(
         max_examples=examples * max(1, FACTOR),
         derandomize=not FACTOR,

@@ -1,4 +1,4 @@
-"""What the readers and the cleaner make of one file, and whether all of it is accounted for."""
+"""Read and clean one file, and check that every byte of it is accounted for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BETWEEN = {
 
 @dataclass(frozen=True)
 class Read:
-    """The texts in order, what was dropped, and the source."""
+    """The texts in order, the dropped records, and the source."""
 
     texts: list[str]
     dropped: list[DroppedItem]
@@ -44,7 +44,7 @@ def read(
     wanted: str = "auto",
     range_bytes: int = LIMIT,
 ) -> Read:
-    """Read and clean a file that holds `content` (decompressed). Raises WikiLLMError as they do.
+    """Read and clean a file with `content` (decompressed). Raises WikiLLMError as the readers do.
 
     Fails when a byte is neither in a record nor a separator, or a record is neither kept nor
     dropped with a reason.
@@ -66,7 +66,7 @@ def read(
             texts += batch.texts
             dropped += batch.dropped
             offsets += [*batch.offsets, *(item.offset for item in batch.dropped)]
-    # Each record is kept or dropped, once.
+    # Each record is either kept or dropped, exactly once.
     assert sorted(offsets) == [offset for offset, _, _ in items]
     assert all(item.why.reason and item.why.characters >= 0 for item in dropped)
     for text in texts:
@@ -76,7 +76,7 @@ def read(
 
 
 def check_gaps(content: bytes, found: list[tuple[int, int]], format: str) -> None:
-    """Every byte is in one record (or the header of a table), or is a separator."""
+    """Check that every byte is in one record, in the header of a table, or in a separator."""
     at = 0
     for offset, size in found:
         assert offset >= at, (offset, at)
@@ -87,12 +87,12 @@ def check_gaps(content: bytes, found: list[tuple[int, int]], format: str) -> Non
 
 
 def clean(text: str) -> str:
-    """What is kept of a text without markup."""
+    """Return what the cleaner keeps of a text without markup."""
     return unicodedata.normalize("NFC", text.strip())
 
 
 def written(folder: Path, name: str, content: bytes) -> Path:
-    """`content` in a file, packed as the end of its name says."""
+    """Write `content` to a file, compressed according to its suffix."""
     path = folder / name
     pack = PACKED.get(path.suffix, bytes)
     path.write_bytes(pack(content))
@@ -101,7 +101,7 @@ def written(folder: Path, name: str, content: bytes) -> Path:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes, most: int = 4) -> bytes:
-    """`content` after a few accidents: bytes lost, changed, doubled, moved, put in, cut off."""
+    """`content` with a few faults: bytes removed, changed, repeated, moved, inserted or cut off."""
     for _ in range(draw(st.integers(1, most))):
         if not content:
             break

@@ -1,4 +1,4 @@
-"""YAML, command lines, DeepSpeed's JSON, manifests, records and messages of any shape: refused, or taken, and never a bug."""
+"""Arbitrary YAML, arguments, JSON, manifests and messages are accepted or refused, not a crash."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from wikillm.supervise.status import read_status
 from wikillm.supervise.wire import SealedWire, parse
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.sampled_from([10**30, -(10**400), 1e308, 0.0, -1.5, "auto", "", "x"]),
+    st.none(), st.booleans(), st.integers(-3, 3), st.integers(),
+    st.sampled_from([10**30, -(10**400), 1e308, 0.0, -1.5, "auto", "", "x"]),
     st.text(max_size=8),
 )  # fmt: skip
 JSON = st.recursive(
@@ -43,8 +44,9 @@ JSON = st.recursive(
     max_leaves=6,
 )
 TOKENS = st.sampled_from(
-    ["model:", "train:", "  ", "max_steps", ": ", "\n", "- ", "{", "}", "[", "]", ",", "'", '"', "#", "&a ", "*a", "!!python/object ", "|", ">",
-     "---\n", "1e-4", "0x10", "1:30", "no", "null", ".inf", "~", "? ", "<<: ", "%TAG ", "\t", "\x00", "\ufeff", "中", "a" * 200]
+    ["model:", "train:", "  ", "max_steps", ": ", "\n", "- ", "{", "}", "[", "]", ",", "'", '"',
+     "#", "&a ", "*a", "!!python/object ", "|", ">", "---\n", "1e-4", "0x10", "1:30", "no", "null",
+     ".inf", "~", "? ", "<<: ", "%TAG ", "\t", "\x00", "\ufeff", "中", "a" * 200]
 )  # fmt: skip
 
 
@@ -75,11 +77,15 @@ def test_settings_of_any_value(pairs: list[tuple[str, Any]]) -> None:
 
 
 RECIPE = {
-    "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
-    "bf16": {"enabled": "auto"}, "fp16": {"enabled": False, "loss_scale": 0}, "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
-    "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}, "reduce_bucket_size": "auto",
-                          "stage3_prefetch_bucket_size": 5e7, "overlap_comm": True},
-    "activation_checkpointing": {"partition_activations": False}, "wall_clock_breakdown": False, "steps_per_print": 100,
+    "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
+    "bf16": {"enabled": "auto"}, "fp16": {"enabled": False, "loss_scale": 0},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto"}},
+    "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True},
+                          "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": 5e7,
+                          "overlap_comm": True},
+    "activation_checkpointing": {"partition_activations": False},
+    "wall_clock_breakdown": False, "steps_per_print": 100,
 }  # fmt: skip
 
 
@@ -88,7 +94,8 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
     """A JSON value with one or two of its parts replaced, removed or added."""
     made = json.loads(json.dumps(value))
     for _ in range(draw(st.integers(1, 2))):
-        inner, path = made, []
+        inner = made
+        path = []
         while isinstance(inner, dict | list) and inner and (not path or draw(st.booleans())):
             keys = list(inner) if isinstance(inner, dict) else list(range(len(inner)))
             path.append((inner, draw(st.sampled_from(keys))))
@@ -185,8 +192,10 @@ def test_manifests_of_checkpoints(
 
 
 RECORD = {
-    "rank": 0, "local_rank": 0, "world_size": 2, "process": {"host": "h", "pid": 1, "started": 5, "boot": "b"}, "interface": "eth0",
-    "phase": "step", "step": 7, "standing": 0.5, "interval": 5.0, "time": 1.0, "exit": {"code": 0, "reason": "x"},
+    "rank": 0, "local_rank": 0, "world_size": 2,
+    "process": {"host": "h", "pid": 1, "started": 5, "boot": "b"}, "interface": "eth0",
+    "phase": "step", "step": 7, "standing": 0.5, "interval": 5.0, "time": 1.0,
+    "exit": {"code": 0, "reason": "x"},
 }  # fmt: skip
 
 
@@ -232,7 +241,7 @@ MESSAGES = [HELLO, BEAT, {"bye": 3, "reason": "x"}, {"died": "x"}]
 )
 @fuzzed(200)
 def test_messages_of_a_peer_that_knows_the_secret(messages: list[Any]) -> None:
-    """The coordinator takes them or closes the connection; its verdict is text either way."""
+    """The coordinator accepts them or closes the connection. Its verdict is text in both cases."""
     ours, theirs = socket.socketpair()
     listener = socket.socket()
     membership = Membership(1, 1, Limits(60, 60, 60, 60), time.monotonic())

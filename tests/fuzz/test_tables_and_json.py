@@ -1,4 +1,4 @@
-"""JSON, tables and plain text: what is right is kept exactly, what is damaged is accounted for."""
+"""JSON, tables and plain text: valid input is kept exactly, damaged input is accounted for."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def records(draw: st.DrawFn) -> tuple[list[dict[str, Any]], list[str]]:
-    """Objects with a text among other values in any order; and the texts that must be kept."""
+    """Objects with a text among other values in any order, and the texts that must be kept."""
     made = []
     for _ in range(draw(st.integers(1, 6))):
         more = {key: value for key, value in draw(EXTRA).items() if key != "text"}
@@ -128,7 +128,7 @@ def tables(draw: st.DrawFn) -> tuple[bytes, list[str]]:
     names = draw(st.permutations(["text", *others]))
     row = st.lists(CELLS, min_size=len(names), max_size=len(names))
     rows = draw(st.lists(row, min_size=1, max_size=6))
-    # The header of one column does not show the delimiter: it is taken for a comma.
+    # The header of one column does not show the delimiter, so a comma is assumed.
     delimiter = draw(st.sampled_from([",", "\t", ";", "|"])) if len(names) > 1 else ","
     out = io.StringIO()
     end = draw(st.sampled_from(["\n", "\r\n"]))

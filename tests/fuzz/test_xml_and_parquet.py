@@ -1,4 +1,4 @@
-"""MediaWiki exports, wikitext and Parquet: right files are kept, damaged ones accounted for."""
+"""MediaWiki exports, wikitext and Parquet: valid files are kept, damaged ones accounted for."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_wikitext_of_any_kind(title: str, text: str) -> None:
 )
 @fuzzed(150)
 def test_words_between_markup_are_kept(pieces: list[str], random: Any) -> None:
-    """Plain words in paragraphs of their own, whatever complete markup is around them."""
+    """Plain words in separate paragraphs are kept, whatever complete markup surrounds them."""
     words = [f"Word{n}kept" for n in range(len(pieces) + 1)]
     lines = [
         f"{words[0]} is plain text of a paragraph that is long enough to be kept as an article."

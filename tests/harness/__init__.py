@@ -1,1 +1,1 @@
-"""What tests share that must be importable by name in rank processes (pytest puts `tests/` on the path)."""
+"""Shared test code that rank processes import by name (pytest puts `tests/` on the path)."""

@@ -1,4 +1,4 @@
-"""Rank program: attention of sequences that ranks share, beside attention of whole ones."""
+"""Rank program: attention on sequences split across ranks, compared with whole sequences."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 def attend_over_ranks(
     query_heads: int, key_heads: int, dtype: str, documents: bool
 ) -> dict[str, float]:
-    """Attention of this rank's stretch, forward and backward, beside HF's on whole sequences, and DeepSpeed's Ulysses.
+    """Compare attention on this rank's part with HF's on whole sequences and DeepSpeed's Ulysses.
 
-    Returns the largest differences, relative to the largest element: `out`, `query`, `key`, `value`, and `deepspeed`.
+    Returns the largest difference in the forward and backward pass, relative to the largest
+    element: `out`, `query`, `key`, `value`, and `deepspeed`.
     """
     import deepspeed
     import torch
@@ -21,10 +22,15 @@ def attend_over_ranks(
     from wikillm.models.sequence_parallel import split_sequences, whole_sequences
 
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
-    rank, size, batch, length, width = dist.get_rank(), dist.get_world_size(), 2, 16, 8
+    rank = dist.get_rank()
+    size = dist.get_world_size()
+    batch = 2
+    length = 16
+    width = 8
     config = Qwen2Config(
-        hidden_size=query_heads * width, num_hidden_layers=1, num_attention_heads=query_heads,
-        num_key_value_heads=key_heads, intermediate_size=8, vocab_size=16, attn_implementation="sdpa",
+        hidden_size=query_heads * width, num_hidden_layers=1,
+        num_attention_heads=query_heads, num_key_value_heads=key_heads,
+        intermediate_size=8, vocab_size=16, attn_implementation="sdpa",
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
     torch.manual_seed(0)
@@ -55,11 +61,12 @@ def attend_over_ranks(
         return {"out": out.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}  # type: ignore[dict-item]
 
     wanted = run(whole, grad)
-    parts, part_grad = {name: x[:, :, columns] for name, x in whole.items()}, grad[:, columns]
+    parts = {name: x[:, :, columns] for name, x in whole.items()}
+    part_grad = grad[:, columns]
     split_sequences(model, size)
     stretch = {"position_ids": positions[:, columns], "sequence_parallel": True}
     found = run(parts, part_grad, **stretch)
-    again = run(whole, grad)  # a call that is no stretch
+    again = run(whole, grad)  # a call on whole sequences
     assert all(torch.equal(again[name], wanted[name]) for name in wanted), (
         "patched, whole sequences differ"
     )
@@ -73,7 +80,7 @@ def attend_over_ranks(
         name: off(part, wanted[name][:, columns] if name == "out" else wanted[name][:, :, columns])
         for name, part in found.items()
     }
-    if not documents:  # DeepSpeed's knows documents by flash attention's lengths only
+    if not documents:  # DeepSpeed's supports documents only with flash attention
         from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
         UlyssesSPAttentionHF.register_with_transformers(

@@ -1,4 +1,4 @@
-"""Rank program: a script of benchmarks/ as its command line starts it, in a process that has imported torch already."""
+"""Rank program: run a script of benchmarks/ in a process that has already imported torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def run_benchmark(script: str, words: list[str]) -> str:
-    """What `python benchmarks/SCRIPT WORDS` prints. Its fresh processes are forks of this one."""
+    """Return what `python benchmarks/SCRIPT WORDS` prints. Its child processes are forks."""
     leave_launcher()
     os.chdir(REPO)
     sys.path.insert(0, str(REPO))

@@ -1,7 +1,7 @@
-"""A small corpus made of words that follow one another in a pattern: a model can learn it, and nothing has to be shipped.
+"""A small generated corpus with a learnable pattern, so that no data has to be shipped.
 
-Each word has a few favoured successors (a first-order Markov chain over a Zipf-like vocabulary), so that a
-model that has learned anything is better than unigram frequencies. The same seed gives the same bytes.
+A first-order Markov chain over a Zipf-like vocabulary gives each word a few likely successors. A
+model that learns it does better than unigram frequencies. The same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _words(rng: random.Random, count: int, *, chinese: bool) -> list[str]:
 
 
 def _chain(rng: random.Random, size: int) -> list[list[int]]:
-    """Six favoured successors per word; frequent words (small numbers) are favoured more often."""
+    """Six likely successors per word. Frequent words (small numbers) are chosen more often."""
     weights = [1 / (rank + 2) for rank in range(size)]
     return [rng.choices(range(size), weights, k=6) for _ in range(size)]
 
@@ -53,7 +53,8 @@ def _chain(rng: random.Random, size: int) -> list[list[int]]:
 def _sentence(
     rng: random.Random, words: list[str], chain: list[list[int]], *, chinese: bool
 ) -> str:
-    at, picked = rng.randrange(len(words)), []
+    at = rng.randrange(len(words))
+    picked = []
     for _ in range(rng.randint(6, 18)):
         picked.append(words[at])
         at = rng.choice(chain[at]) if rng.random() < 0.9 else rng.randrange(len(words))
@@ -63,7 +64,7 @@ def _sentence(
 def write_corpus(
     path: Path, *, size: int = 300_000, seed: int = 7, chinese_share: float = 0.6
 ) -> Path:
-    """JSON Lines with `title` and `text`: about `size` bytes of documents of 300 to 4,000 bytes."""
+    """Write JSON Lines with `title` and `text`: `size` bytes in documents of 300 to 4,000 bytes."""
     rng = random.Random(seed)
     tongues = {}
     for chinese in (True, False):

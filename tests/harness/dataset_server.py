@@ -1,4 +1,4 @@
-"""The part of the web interfaces of Hugging Face and ModelScope that a data set needs, on loopback.
+"""A loopback server with the parts of the Hugging Face and ModelScope APIs that data sets need.
 
 Hugging Face: revision, tree and resolve of one repository at one commit. ModelScope: tree and file.
 """
@@ -23,7 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class DatasetServer:
     """Serves `files` (path -> content) as the data set `repo`.
 
-    `cut`: the next download of a file ends after so many bytes.
+    `cut`: the next download of a file ends after this many bytes.
     """
 
     repo: str
@@ -100,7 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = content[first : last + 1]
         if (cut := self.state.cut.pop(name, None)) is not None:
-            body, self.close_connection = body[:cut], True
+            body = body[:cut]
+            self.close_connection = True
         self.wfile.write(body)
 
     def _json(self, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Faults that one rank of a real run meets, from outside the code under test."""
+"""Faults in one rank of a real run, injected from outside the code under test."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from harness.programs import train
 
 
 def train_and_break(words: list[str], fault: str, rank: int, options: dict[str, Any]) -> None:
-    """`train` in which one rank meets a fault at its fourth step, or in set-up; ends with the code of the run.
+    """Run `train` with a fault in one rank, at its fourth step or during set-up.
 
-    Faults: kill, suspend, hang-up, terminate (signals to itself), fail (an error of its own); "set-up kill" and
-    "set-up terminate" when the model has been built and the others continue to DeepSpeed's collectives.
+    Faults: kill, suspend, hang-up and terminate (signals to itself), and fail (an exception).
+    "set-up kill" and "set-up terminate" occur after the model is built, while the other ranks
+    enter DeepSpeed's collectives. The process ends with the exit code of the run.
     """
     from wikillm.train import run
     from wikillm.train.trainer import WikiTrainer
@@ -33,7 +34,8 @@ def train_and_break(words: list[str], fault: str, rank: int, options: dict[str, 
             raise OSError(5, "Input/output error", "/data/shard_7.bin")
         os.kill(os.getpid(), numbers[what])
 
-    training_step, build_model = WikiTrainer.training_step, run.build_model
+    training_step = WikiTrainer.training_step
+    build_model = run.build_model
 
     def breaking_step(self: WikiTrainer, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == 3:

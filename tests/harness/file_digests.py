@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def digests(folder: Path, *suffixes: str) -> dict[str, str]:
-    """By path within the folder; with `suffixes` only of files that end so."""
+    """Map each path within the folder to its digest. `suffixes` limits the files."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")

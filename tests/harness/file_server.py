@@ -1,4 +1,4 @@
-"""A web server on loopback that serves a folder: ranges and ETags as of nginx, and faults."""
+"""A loopback web server for a folder, with ranges and ETags as in nginx, and with faults."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from harness.loopback import serving
 
 @dataclass
 class FileServer:
-    """Answers for files below `root`.
+    """Serves the files below `root`.
 
-    `faults` maps a path to what its next answers do, one each: ("cut", bytes of the body),
-    ("status", code), ("replace", new content, before the answer), ("from", a first byte that was
-    not asked for), ("pass",). `log` has (path, range header or "") of every request. Without
-    `ranges` the whole file is sent.
+    `faults` maps a path to the faults of its next responses, one each: ("cut", bytes of the body),
+    ("status", code), ("replace", new content, set before the response), ("from", a first byte that
+    differs from the request), ("pass",). `log` has (path, range header or "") of every request.
+    Without `ranges` the whole file is sent.
     """
 
     root: Path
@@ -32,7 +32,7 @@ class FileServer:
     sent: int = 0  # bytes of bodies
 
     def fetched(self, name: str) -> list[str]:
-        """The ranges asked for of a file, without the first look at its size."""
+        """The requested ranges of a file, except for the first request for its size."""
         return [wanted for path, wanted in self.log if path == f"/{name}" and wanted != "bytes=0-0"]
 
 
@@ -46,7 +46,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def _answer(self, with_body: bool) -> None:
-        state, path = self.state, unquote(urlsplit(self.path).path)
+        state = self.state
+        path = unquote(urlsplit(self.path).path)
         wanted = self.headers.get("Range", "")
         state.log.append((path, wanted))
         waiting = state.faults.get(path.lstrip("/"), [])
@@ -62,9 +63,11 @@ class _Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted) if state.ranges else None
         if asked and self.headers.get("If-Range", tag) != tag:
             asked = None
-        first, last = 0, len(content) - 1
+        first = 0
+        last = len(content) - 1
         if asked:
-            first, last = int(asked[1]), min(int(asked[2] or last), last)
+            first = int(asked[1])
+            last = min(int(asked[2] or last), last)
             first = details[0] if kind == "from" else first
             if first > last:
                 self.send_error(416)

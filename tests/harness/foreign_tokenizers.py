@@ -1,4 +1,4 @@
-"""Tokenizers of the kinds that people bring, small, as folders with the tokenizer_config.json that such folders have."""
+"""Small tokenizers of the kinds that users supply, as folders with a tokenizer_config.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from tokenizers import (
 from wikillm.core.files import write_json
 from wikillm.data.tokenizer.train import train_bpe, write_tokenizer
 
-LLAMA3_SPLITS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_SPLITS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LINES = (
     "第1号文章讲述一条河流的故事，水与火。北京是中国的首都。",
     "The quick brown fox 12345 jumps over the lazy dog. Don't!",
@@ -48,7 +51,7 @@ def _template(tokenizer: Tokenizer, single: str, *names: str) -> None:
 
 
 def qwen2(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
-    """What `data.tokenizer=train:N` makes."""
+    """The kind that `data.tokenizer=train:N` produces."""
     return train_bpe(lines, 420), {}
 
 
@@ -70,7 +73,7 @@ def llama3(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def llama(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
-    """SentencePiece BPE with bytes for what it lacks, as Llama 2 and Mistral write it."""
+    """SentencePiece BPE with byte fallback, in the format of Llama 2 and Mistral."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -113,7 +116,7 @@ def llama(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def _only_added(content: str, names: set[str]) -> str:
-    """Trained special tokens that are ordinary entries of the vocabulary in the tokenizers that people have."""
+    """Keep `names` as special tokens. Users' tokenizers have the rest as ordinary entries."""
     import json
 
     value = json.loads(content)
@@ -171,7 +174,7 @@ def wordpiece(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def gpt2(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
-    """Byte-level BPE with a space put before every text, and a mask that takes the space before it."""
+    """Byte-level BPE. A space precedes every text, and the mask absorbs the space before it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     _byte_level(tokenizer, lines, ["<s>", "<pad>", "</s>", "<unk>"])
@@ -188,7 +191,7 @@ def gpt2(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def wordlevel(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
-    """Whole words, an end of text that is no added token, and a special token that the vocabulary lacks."""
+    """Whole words, an EOS that is no added token, and a special token outside the vocabulary."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = ["[UNK]", "</s>"]
@@ -205,7 +208,7 @@ def wordlevel(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def marked(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
-    """Qwen2's splits, and added tokens with flags, ordinary ones among them, an end of text that is no special token."""
+    """Qwen2's splits, added tokens with flags, and an EOS that is not a special token."""
     tokenizer = train_bpe(lines, 420)
     tokenizer.add_tokens(
         [AddedToken("<think>", normalized=False), AddedToken("<end>", normalized=False)]
@@ -215,7 +218,8 @@ def marked(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
         "tokenizer_class": "Qwen2Tokenizer",
         "eos_token": "<end>",
         "extra_special_tokens": {"image_token": "<image>"},
-        "chat_template": "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}",
+        "chat_template": "{% for message in messages %}<|im_start|>{{ message['content'] }}"
+        "<|im_end|>{% endfor %}",
     }
 
 
@@ -236,7 +240,7 @@ def qwen3(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def dropout(lines: list[str]) -> tuple[Tokenizer, dict[str, Any]]:
-    """DeepSeek's way of cutting (hanzi and digits apart), with BPE dropout left on."""
+    """DeepSeek's pre-tokenization (hanzi and digits separate), with BPE dropout left enabled."""
     tokenizer = Tokenizer(models.BPE(dropout=0.3))
     tokenizer.normalizer = normalizers.Sequence([])
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -259,7 +263,7 @@ OF_QWEN2S_KIND = ("qwen2", "qwen3")
 
 
 def write_foreign(kind: str, folder: Path) -> Path:
-    """The folder of such a tokenizer."""
+    """Write a tokenizer of this kind to `folder`."""
     tokenizer, config = KINDS[kind]([*LINES] * 10)
     if kind == "qwen2":
         write_tokenizer(tokenizer, folder)

@@ -1,4 +1,4 @@
-"""What a forward pass leaves in memory for its backward pass."""
+"""Measure the memory that a forward pass keeps for its backward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def held_bytes(model: Any, **inputs: Any) -> int:
-    """Bytes allocated and not freed by a call of the decoder of `model` on a CPU. Its first call is not counted."""
+    """Bytes that `model`'s decoder allocates and keeps on a CPU, measured on its second call."""
     decoder = model.get_decoder()
     decoder(**inputs)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:

@@ -1,4 +1,4 @@
-"""Rank program: build a model under a ZeRO stage, and return the digest of every whole parameter."""
+"""Rank program: build a model under a ZeRO stage and return digests of its whole parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def digests(stage: int, precision: str, model: dict[str, Any], vocab_size: int) -> dict[str, Any]:
-    """{parameter: sha256 of its float32 bytes}, plus `partitioned` and the digest of the rotary frequencies."""
+    """{parameter: sha256 as float32}, plus `partitioned` and a digest of the rotary frequencies."""
     import deepspeed
     from transformers import TrainingArguments
 

@@ -1,12 +1,12 @@
-"""Builds a small store many times, each with SIGKILL at another point; prints the results as JSON.
+"""Build a small store many times, each with SIGKILL at another point, and print JSON results.
 
     python kill_points.py '{"folder": ..., "settings": {...}, "points": 200}'
 
-A point is a moment before the process opens, renames, removes or syncs a file, or makes a folder:
-between two of them the disk does not change except for buffers. Points are spread evenly over a
-build. A killed build resumes in a second process, which is killed too, and in a third, which ends
-it. Every build is a fork of one warm process that has encoded nothing yet, so that none starts with
-another's threads.
+A point is a moment before the process opens, renames, removes or syncs a file, or makes a folder.
+Between two points the disk does not change, except for buffered writes. Points are spread evenly
+over a build. A killed build resumes in a second process, which is also killed. A third process
+completes it. Every build is a fork of one warm process that has not encoded anything yet, so no
+build starts with the threads of another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from wikillm.data.prepare import (
     parts,  # noqa: F401  imported before the forks
     prepare,
 )
-from wikillm.data.tokenizer import encoders as tokenizer_backend  # noqa: F401  imported before the forks
+from wikillm.data.tokenizer import (
+    encoders as tokenizer_backend,  # noqa: F401  imported before the forks
+)
 from wikillm.data.workers import pool  # noqa: F401  imported before the forks
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir")
@@ -43,7 +45,7 @@ def digest(store: Path) -> str:
 
 
 def build(settings: dict, place: Path, kill_at: int | None, report: int) -> None:
-    """Build in this child process; die before event `kill_at`, or write the events to `report`."""
+    """Build in this child process. Die before event `kill_at`, or write the events to `report`."""
     seen = 0
 
     def count(path: object) -> None:
@@ -72,7 +74,7 @@ def build(settings: dict, place: Path, kill_at: int | None, report: int) -> None
 
 
 def forked(settings: dict, place: Path, kill_at: int | None) -> tuple[int, int]:
-    """Exit status of the build, and its events when it ended."""
+    """Exit status of the build, and its number of events if it completed."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -92,11 +94,12 @@ def forked(settings: dict, place: Path, kill_at: int | None) -> tuple[int, int]:
 
 def main() -> None:
     order = json.loads(sys.argv[1])
-    folder, settings = Path(order["folder"]), order["settings"]
-    crews = (
-        (1, 2) if order["points"] > 20 else (1,)
-    )  # with 2 the parent, which is what is killed, has fewer events
-    events, digests = {}, set()
+    folder = Path(order["folder"])
+    settings = order["settings"]
+    # With 2 workers the parent, which is the process to kill, has fewer events.
+    crews = (1, 2) if order["points"] > 20 else (1,)
+    events = {}
+    digests = set()
     for workers in crews:
         place = folder / f"whole{workers}" / "store"
         code, events[workers] = forked({**settings, "workers": workers}, place, None)
@@ -105,21 +108,20 @@ def main() -> None:
     (wanted,) = digests
     found = []
     for number in range(order["points"]):
-        place, workers = folder / f"{number}" / "store", crews[-1] if number % 4 == 3 else 1
-        mine, most = {**settings, "workers": workers}, events[workers]
+        place = folder / f"{number}" / "store"
+        workers = crews[-1] if number % 4 == 3 else 1
+        mine = {**settings, "workers": workers}
+        most = events[workers]
         first = number * most // order["points"]
         second = (first * 7919 + number) % most
         codes = [forked(mine, place, at)[0] for at in (first, second, None)]
-        for _ in range(
-            100
-        ):  # a worker that lost its parent ends at its next report, and clears up after itself
+        # A worker that lost its parent ends at its next report and removes its files.
+        for _ in range(100):
             if not list(place.rglob("*.staging")):
                 break
             time.sleep(0.1)
-        same, names = (
-            digest(place) == wanted,
-            sorted(str(p.relative_to(place)) for p in place.rglob("*")),
-        )
+        same = digest(place) == wanted
+        names = sorted(str(p.relative_to(place)) for p in place.rglob("*"))
         found.append(
             {
                 "at": [first, second],

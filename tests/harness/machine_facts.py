@@ -1,4 +1,4 @@
-"""Facts about two sound machines as `wikillm.doctor` gathers them, with and without GPUs.
+"""Facts about two healthy machines as `wikillm.doctor` collects them, with and without GPUs.
 
 Tests break one thing.
 """

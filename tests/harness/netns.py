@@ -1,9 +1,10 @@
-"""Hosts that are real to everything above the kernel: network namespaces on one bridge, an sshd and a name in each.
+"""Test hosts: network namespaces on one bridge, each with its own sshd and hostname.
 
-A node has its own network (10.77.0.N on eth0), hostname and /etc/hosts; the file system and the processors are this
-machine's, so a folder is shared by all nodes. The bridge lies in a namespace too: nothing is added to this machine's own
-network. Keys, known_hosts and ssh's configuration are thrown away with the folder; ~/.ssh is neither read nor written.
-Needs root and Debian's openssh-server and iproute2; `missing()` says what is not there, for a skip that is counted.
+A node has its own network (10.77.0.N on eth0), hostname and /etc/hosts. The file system and the
+CPUs are those of this machine, so all nodes share every folder. The bridge is in a namespace too,
+and this machine's own network is not changed. Keys, known_hosts and the ssh configuration are
+deleted with the folder, and ~/.ssh is not used. Needs root and Debian's openssh-server and
+iproute2. `missing()` reports what is absent, for a counted skip.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 @functools.cache
 def missing(*more: str) -> str | None:
-    """Why there can be no nodes here, or None. `more`: further tools that the test needs, such as "pdsh"."""
+    """Return why nodes cannot be created here, or None. `more`: further tools, such as "pdsh"."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     lacking = [
@@ -61,7 +62,7 @@ def missing(*more: str) -> str | None:
 
 @dataclass
 class Node:
-    """A host of the cluster. `namespace` is its network's name for `ip`, `sshd` the process that holds it."""
+    """A host of the cluster: the name of its network namespace, and the sshd that keeps it open."""
 
     name: str
     address: str
@@ -71,18 +72,18 @@ class Node:
 
 @dataclass
 class Cluster:
-    """The nodes, and what can happen to them. All paths below `folder` go with it."""
+    """The nodes, and operations on them. Everything below `folder` is removed at the end."""
 
     folder: Path
     switch: str  # the namespace of the bridge
     nodes: dict[str, Node] = field(default_factory=dict)
 
     def environ(self, **more: str) -> dict[str, str]:
-        """This process's environment with our ssh (throw-away keys) first on PATH."""
+        """This process's environment with our ssh (temporary keys) first on PATH."""
         return {**os.environ, "PATH": f"{self.folder / 'bin'}:{_PATH}", **more}
 
     def command(self, name: str, *argv: str) -> list[str]:
-        """`argv`, run on a node without ssh."""
+        """Return the command that runs `argv` on a node without ssh."""
         sshd = self.nodes[name].sshd
         if sshd is None:
             raise RuntimeError(f"{name} does not run")
@@ -91,7 +92,7 @@ class Cluster:
     def popen(
         self, name: str, argv: Sequence[str], *, cwd: Path, log: Path, **more: str
     ) -> subprocess.Popen[bytes]:
-        """Start `argv` on a node; both outputs go to `log`. Ends with the cluster at the latest."""
+        """Start `argv` on a node. Both outputs go to `log`. Ends at the latest with the cluster."""
         words = self.command(name, "env", "-C", str(cwd), *argv)
         with log.open("ab") as out:
             return subprocess.Popen(
@@ -105,7 +106,7 @@ class Cluster:
     def run(
         self, name: str, argv: Sequence[str], *, cwd: Path, timeout: float = 120, **more: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run `argv` on a node to its end, output captured."""
+        """Run `argv` on a node, wait for its end and capture the output."""
         words = self.command(name, "env", "-C", str(cwd), *argv)
         return subprocess.run(
             words,
@@ -117,11 +118,11 @@ class Cluster:
         )
 
     def cut(self, name: str) -> None:
-        """The node's link goes down: packets vanish, nothing is reset."""
+        """Set the node's link down. Packets are lost, and connections are not reset."""
         _do("ip", "-n", self.switch, "link", "set", f"p-{name}", "down")
 
     def join(self, name: str) -> None:
-        """The link is up again."""
+        """Set the link up again."""
         _do("ip", "-n", self.switch, "link", "set", f"p-{name}", "up")
 
     def pids(self, name: str) -> list[int]:
@@ -129,12 +130,12 @@ class Cluster:
         return [int(pid) for pid in _do("ip", "netns", "pids", self.nodes[name].namespace).split()]
 
     def kill(self, name: str) -> None:
-        """Every process of the node ends at once, as in a power cut; its link goes down first, so nothing is said."""
+        """End all processes of the node at once, as a power cut does. Its link goes down first."""
         self.cut(name)
         self._end(name)
 
     def hide(self, name: str, path: Path) -> None:
-        """`path` is an empty folder on this node, and stays what it is on the others."""
+        """Make `path` an empty folder on this node only."""
         _do(*self.command(name, "mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(path)))
 
     def _end(self, name: str) -> None:
@@ -145,7 +146,7 @@ class Cluster:
             sshd.wait()
 
     def close(self) -> None:
-        """End what runs in the namespaces and remove them."""
+        """End all processes in the namespaces and remove the namespaces."""
         for name, node in self.nodes.items():
             with suppress(subprocess.CalledProcessError):
                 self._end(name)
@@ -167,12 +168,12 @@ def cluster(
     hosts: Mapping[str, Mapping[str, str]] | None = None,
     wrong_key: Sequence[str] = (),
 ) -> Iterator[Cluster]:
-    """Nodes called `names`, up and reachable by ssh from each other.
+    """Start nodes called `names` that reach each other by ssh.
 
     Args:
         folder: keys, configuration and logs.
-        hosts: node -> {name: address}, what its /etc/hosts says otherwise than the truth.
-        wrong_key: nodes that accept another key than ours.
+        hosts: node -> {name: address}, false entries for its /etc/hosts.
+        wrong_key: nodes that accept a key other than ours.
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = Cluster(folder, f"wikisw{os.getpid()}")
@@ -197,7 +198,8 @@ def cluster(
 
 
 def _plug_in(made: Cluster, node: Node) -> None:
-    inside, port = node.namespace, f"p-{node.name}"
+    inside = node.namespace
+    port = f"p-{node.name}"
     _do("ip", "netns", "add", inside)
     _do("ip", "-n", inside, "link", "set", "lo", "up")
     _do(
@@ -228,7 +230,8 @@ def _write_keys(folder: Path) -> None:
 
 
 def _write_ssh(made: Cluster) -> None:
-    folder, key = made.folder, (made.folder / "host_key.pub").read_text().split()[:2]
+    folder = made.folder
+    key = (made.folder / "host_key.pub").read_text().split()[:2]
     lines = [f"{node.name},{node.address} {' '.join(key)}" for node in made.nodes.values()]
     (folder / "known_hosts").write_text("\n".join(lines) + "\n")
     (folder / "config").write_text(
@@ -246,24 +249,25 @@ def _write_ssh(made: Cluster) -> None:
 
 def _start_sshd(made: Cluster, node: Node, lies: Mapping[str, str], *, accepts: bool) -> None:
     names = {other.name: other.address for other in made.nodes.values()} | dict(lies)
-    hosts, settings = made.folder / f"hosts.{node.name}", made.folder / f"sshd.{node.name}"
+    hosts = made.folder / f"hosts.{node.name}"
+    settings = made.folder / f"sshd.{node.name}"
     hosts.write_text(
         "127.0.0.1 localhost\n::1 localhost\n"
         + "".join(f"{address} {name}\n" for name, address in names.items())
     )
     key = made.folder / f"accepts_{'user' if accepts else 'other'}_key"
     settings.write_text(
-        f"Port 22\nListenAddress 0.0.0.0\nHostKey {made.folder / 'host_key'}\nAuthorizedKeysFile {key}\n"
-        "PermitRootLogin prohibit-password\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
+        f"Port 22\nListenAddress 0.0.0.0\nHostKey {made.folder / 'host_key'}\n"
+        f"AuthorizedKeysFile {key}\n"
+        "PermitRootLogin prohibit-password\nPasswordAuthentication no\n"
+        "KbdInteractiveAuthentication no\n"
         "UsePAM no\nStrictModes no\nPidFile none\nUseDNS no\nMaxStartups 50\n"
         f"SetEnv PATH={made.folder / 'bin'}:{_PATH}\n"
     )
-    Path("/run/sshd").mkdir(
-        mode=0o755, exist_ok=True
-    )  # sshd asks for it, and Debian's service makes it
-    resolver = (
-        made.folder / "resolv.conf"
-    )  # no name server: names are in /etc/hosts, or are refused at once
+    # sshd requires this folder. On Debian the service creates it.
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    # There is no name server: names are in /etc/hosts or fail at once.
+    resolver = made.folder / "resolv.conf"
     resolver.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
     inner = (
         f"mount --bind {shlex.quote(str(hosts))} /etc/hosts && "
@@ -272,13 +276,14 @@ def _start_sshd(made: Cluster, node: Node, lies: Mapping[str, str], *, accepts: 
     )
     with (made.folder / f"sshd.{node.name}.log").open("ab") as log:
         node.sshd = subprocess.Popen(
-            ["ip", "netns", "exec", node.namespace, "unshare", "--mount", "--uts", "sh", "-c", inner],
+            ["ip", "netns", "exec", node.namespace, "unshare", "--mount", "--uts",
+             "sh", "-c", inner],
             env=_environ(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
 
 
 def _wait_for_sshd(made: Cluster, node: Node) -> None:
-    """Until it listens; the namespaces are its own by then."""
+    """Wait until sshd listens. Its namespaces exist by then."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         if f":{22:04X} " in _listening(node):
@@ -292,7 +297,7 @@ def _wait_for_sshd(made: Cluster, node: Node) -> None:
 
 
 def _listening(node: Node) -> str:
-    """Local addresses in state LISTEN (0A), from the node's own table."""
+    """Local addresses in state LISTEN (0A), from the node's socket table."""
     if node.sshd is None:
         return ""
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Runs that count from inside what a training step does: reductions, gathers, reads, waits."""
+"""Runs that count events within training steps: reductions, gathers, reads and waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.programs import train
 
 
 def train_noting_reductions(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """`train` without DeepSpeed that notes, for each micro-step, whether the ranks exchange gradients in its backward."""
+    """Run `train` without DeepSpeed. Note for each micro-step whether ranks exchange gradients."""
     from wikillm.train.trainer import WikiTrainer
 
     noted: list[bool] = []
@@ -23,7 +23,7 @@ def train_noting_reductions(words: list[str], options: dict[str, Any]) -> dict[s
 
 
 def train_counting_gathers(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """`train` under ZeRO-3 that counts how often weights are gathered, by their shape."""
+    """Run `train` under ZeRO-3 and count how often weights are gathered, by shape."""
     from collections import Counter
 
     from deepspeed.runtime.zero.partitioned_param_coordinator import (
@@ -43,10 +43,11 @@ def train_counting_gathers(words: list[str], options: dict[str, Any]) -> dict[st
 
 
 def train_counting_reads(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """`train` that counts, by optimizer step, how often Python reads a value out of a tensor: on a GPU it would wait.
+    """Run `train` and count, by optimizer step, how often Python reads a value out of a tensor.
 
-    Not counted: AdamW's step numbers, which are on the host in any case, and the flag that is deferred on a GPU. `unmoved` are
-    tensors that the Trainer moves to the device itself, waiting.
+    On a GPU each read would wait. Two reads are not counted: AdamW's step numbers, which are always
+    on the host, and the flag that is deferred on a GPU. `unmoved` counts the tensors that the
+    Trainer itself moves to the device, which waits.
     """
     import sys
     from collections import Counter
@@ -85,7 +86,9 @@ def train_counting_reads(words: list[str], options: dict[str, Any]) -> dict[str,
                 frame = frame.f_back  # type: ignore[assignment]
             return False
 
-    train_loop, prepare, to_device = WikiTrainer.train, WikiTrainer._prepare_input, module.to_device
+    train_loop = WikiTrainer.train
+    prepare = WikiTrainer._prepare_input
+    to_device = module.to_device
 
     def counted_loop(self: WikiTrainer, *args: Any, **kwargs: Any) -> Any:
         with Counting(self):
@@ -100,13 +103,14 @@ def train_counting_reads(words: list[str], options: dict[str, Any]) -> dict[str,
         found["unmoved"] += isinstance(data, torch.Tensor) and id(data) not in moved
         return prepare(self, data)
 
-    WikiTrainer.train, WikiTrainer._prepare_input = counted_loop, noting_others  # type: ignore[method-assign]
+    WikiTrainer.train = counted_loop  # type: ignore[method-assign]
+    WikiTrainer._prepare_input = noting_others  # type: ignore[method-assign]
     module.to_device = noting_moves
     return train(words, **options) | {"reads": dict(reads)} | found
 
 
 def train_noting_waits(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """`train` on a GPU in torch's sync debug mode from the second step on: by step, where the host waited."""
+    """Run `train` on a GPU in torch's sync debug mode from step 2 on. Return the waits by step."""
     import traceback
     import warnings
     from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Checkpoints as earlier versions of WikiLLM wrote them."""
+"""Checkpoints in the format of earlier versions of WikiLLM."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NEWER = ("settings", "store_facts")
 
 
 def forget(checkpoint: Path) -> None:
-    """Take out of a checkpoint what was not recorded before: its settings and its lineage."""
+    """Remove from a checkpoint what earlier versions did not record: settings and lineage."""
     state = json.loads((checkpoint / STATE).read_text())
     (checkpoint / STATE).write_text(
         json.dumps({key: value for key, value in state.items() if key not in NEWER})

@@ -1,7 +1,7 @@
 """A small OSS server on loopback: object GET with ranges, and ListObjects, as documented.
 
-A range is inclusive, and one that ends beyond the object is ignored: the whole object comes, with
-200. Keys are compared by name only; requests must be signed, but the signature is not verified.
+Ranges are inclusive. A range that ends beyond the object is ignored, and the whole object is sent
+with 200. Keys are compared by name only. Requests must be signed; the signature is not verified.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ KEY_ID = "loopback-key"
 
 @dataclass
 class OssServer:
-    """`objects` by key, of the one bucket `texts`; `log` has (key, range).
+    """`objects` by key, in the only bucket, `texts`. `log` has (key, range).
 
-    `cuts`: the next bodies end after so many bytes.
+    `cuts`: the next bodies end after this many bytes.
     """
 
     url: str = ""
@@ -58,14 +58,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.log.append((key, wanted))
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
         if asked and int(asked[2]) < len(content):
-            first, last = int(asked[1]), int(asked[2])
+            first = int(asked[1])
+            last = int(asked[2])
             self._send(206, content[first : last + 1], f"bytes {first}-{last}/{len(content)}")
         else:
             self._send(200, content)
 
     def _listing(self, query: dict[str, str]) -> bytes:
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        found, folders = "", set()
+        prefix = query.get("prefix", "")
+        delimiter = query.get("delimiter", "")
+        found = ""
+        folders = set()
         for key, content in sorted(self.state.objects.items()):
             rest = key.removeprefix(prefix)
             if not key.startswith(prefix):
@@ -74,8 +77,10 @@ class _Handler(BaseHTTPRequestHandler):
                 folders.add(prefix + rest.split(delimiter)[0] + delimiter)
                 continue
             found += (
-                f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-                f"<ETag>{hashlib.md5(content).hexdigest()}</ETag><Type>Normal</Type><Size>{len(content)}</Size>"
+                f"<Contents><Key>{escape(key)}</Key>"
+                "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+                f"<ETag>{hashlib.md5(content).hexdigest()}</ETag>"
+                f"<Type>Normal</Type><Size>{len(content)}</Size>"
                 "<StorageClass>Standard</StorageClass></Contents>"
             )
         found += "".join(

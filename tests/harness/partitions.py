@@ -1,4 +1,4 @@
-"""A rank that trains the tiny model for a step under ZeRO and leaves DeepSpeed's own checkpoint behind."""
+"""Rank program: train the tiny model for a step under ZeRO and save DeepSpeed's own checkpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from harness.tiny_model import tiny_model
 
 
 def save_partitions(checkpoint: str, stage: int, tied: bool, weights: str) -> None:
-    """One optimizer step, then `global_step1/` in `checkpoint`, and the whole fp32 weights in the file `weights`.
+    """Train one step. Save `global_step1/` in `checkpoint` and the whole fp32 weights in `weights`.
 
-    (all ranks; the parameters are gathered here by hand, which is what the export has to arrive at)
+    All ranks call it. It gathers the parameters directly, and the export must give the same values.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator

@@ -1,4 +1,4 @@
-"""Ports for runs that tests start: below those that the kernel gives to connections, so nothing else takes them."""
+"""Ports for test runs, below the kernel's range for outgoing connections to avoid conflicts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import itertools
 import random
 import socket
 
-# Linux takes the ports of connections from 32768 on. A random start keeps parallel test processes apart.
+# Linux assigns connections ports from 32768. A random start separates parallel test processes.
 _PORTS = range(20_000, 32_000, 2)
 _OFFSETS = itertools.count(random.SystemRandom().randrange(len(_PORTS)))
 
 
 def take_port() -> int:
-    """A port P for a run: P and P + 1 (its coordinator's) can be bound, and this process never gets P again."""
+    """Return a new port P for a run. P and P + 1 (for the coordinator) are free."""
     for offset in itertools.islice(_OFFSETS, len(_PORTS)):
         port = _PORTS[offset % len(_PORTS)]
         if _is_free(port) and _is_free(port + 1):

@@ -1,4 +1,4 @@
-"""What ranks run in tests: functions that can be imported by name in a forked process."""
+"""Programs for ranks in tests: functions that a forked process imports by name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ def init_gloo() -> None:
 
 
 def agree(stop_rank: int) -> dict[str, Any]:
-    """Control group: votes, sums, gather, barrier, leaving together."""
+    """Use the control group: votes, sum, gather, barrier, and leaving together."""
     import torch.distributed as dist
 
     from wikillm.train.collectives import ControlGroup
 
     init_gloo()
-    rank, group = dist.get_rank(), ControlGroup()
+    rank = dist.get_rank()
+    group = ControlGroup()
     votes = group.any(rank == stop_rank, False)
     total = group.sum(float(rank), 1.0)
     everyone = group.gather({"rank": rank})
@@ -37,7 +38,7 @@ def agree(stop_rank: int) -> dict[str, Any]:
 
 
 def leave_without(missing_rank: int, timeout: float) -> float:
-    """One rank never comes to the last barrier: how long do the others wait?"""
+    """One rank does not reach the last barrier. Return how long this rank waited."""
     import torch.distributed as dist
 
     from wikillm.train.collectives import ControlGroup
@@ -53,7 +54,7 @@ def leave_without(missing_rank: int, timeout: float) -> float:
 
 
 def start_and_sum() -> float:
-    """Start DeepSpeed's engine on CPU as a run does, then add the ranks (from 1) up."""
+    """Start DeepSpeed's engine on CPU as a run does, then sum the ranks (from 1)."""
     import deepspeed
     import torch
 
@@ -68,9 +69,10 @@ def start_and_sum() -> float:
 
 
 def train(words: list[str], **options: Any) -> dict[str, Any]:
-    """`wikillm train` on this rank: the loss series, and what is needed to compare runs.
+    """Run `wikillm train` on this rank. Return the losses and what is needed to compare runs.
 
-    Options: resume, allow_change, kill_at (SIGKILL to itself before that step's end), signal_at (step), signal_rank, poison_at.
+    Options: resume, allow_change, kill_at (SIGKILL to itself before the end of that step),
+    signal_at (step), signal_rank, poison_at.
     """
     from wikillm.config.load import load
     from wikillm.core.errors import WikiLLMError
@@ -81,13 +83,15 @@ def train(words: list[str], **options: Any) -> dict[str, Any]:
     out = io.StringIO()
     from wikillm.train.run import pretrain
 
-    code, message = 0, ""
+    code = 0
+    message = ""
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
             allow_change = options.pop("allow_change", False)
             pretrain(resolved, resume=options.pop("resume", "never"), allow_change=allow_change)
         except WikiLLMError as error:
-            code, message = int(error.exit_code), str(error)
+            code = int(error.exit_code)
+            message = str(error)
     run_dir = Path(resolved.config.run.dir or "")
     return {"code": code, "message": message, "output": out.getvalue(), **read_run(run_dir)}
 
@@ -98,19 +102,19 @@ def train_with_options(words: list[str], options: dict[str, Any]) -> dict[str, A
 
 
 def leave_launcher() -> None:
-    """Unset a launcher's variables, so that this process counts as started by hand."""
+    """Remove the launcher's variables, as if this process had been started by hand."""
     for name in (*RANK_VARIABLES, "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
 
 
 def train_without_launcher(words: list[str]) -> dict[str, Any]:
-    """`train` as `python train.py` starts it."""
+    """Run `train` as `python train.py` does."""
     leave_launcher()
     return train(words)
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """Losses by step, evaluations, the exit record: from the run directory's files alone."""
+    """Losses by step, evaluations and the exit record, read from the files of the run directory."""
     from wikillm.observe.sinks import read_metrics, read_records
 
     exit_file = run_dir / "exit.json"
@@ -126,9 +130,11 @@ def read_run(run_dir: Path) -> dict[str, Any]:
 
 
 def _inject(options: dict[str, Any]) -> None:
-    """Put a fault into this rank, from outside the code under test: after so many optimizer steps."""
-    signal_at, signal_rank = options.pop("signal_at", None), options.pop("signal_rank", 0)
-    kill_at, poison_at = options.pop("kill_at", None), options.pop("poison_at", None)
+    """Add a fault to this rank at an optimizer step, from outside the code under test."""
+    signal_at = options.pop("signal_at", None)
+    signal_rank = options.pop("signal_rank", 0)
+    kill_at = options.pop("kill_at", None)
+    poison_at = options.pop("poison_at", None)
     if signal_at is None and kill_at is None and poison_at is None:
         return
     import torch
@@ -166,7 +172,7 @@ def tensor_digest(checkpoint: Path) -> str:
 
 
 def train_with_small_tiles(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """`train` whose tiled MLP takes 24 tokens at a time, so that a tiny micro-step has several chunks."""
+    """Run `train` with tiles of 24 tokens in the MLP, so a tiny micro-step has several chunks."""
     from wikillm.kernels import chunks
 
     chunks.MLP_CHUNKS["cpu"] = (1, 24, 24)
@@ -174,11 +180,12 @@ def train_with_small_tiles(words: list[str], options: dict[str, Any]) -> dict[st
 
 
 def mount(*commands: list[str]) -> None:
-    """Run `mount` with each list of words, in a mount namespace of this process's own. Needs root."""
+    """Run `mount` with each argument list in a new mount namespace of this process. Needs root."""
     import ctypes
     import subprocess
 
-    libc, new_mounts = ctypes.CDLL(None, use_errno=True), 0x00020000
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_mounts = 0x00020000
     assert libc.unshare(new_mounts) == 0, os.strerror(ctypes.get_errno())
     for words in (["--make-rprivate", "/"], *commands):
         subprocess.run(["mount", *words], check=True)
@@ -187,7 +194,7 @@ def mount(*commands: list[str]) -> None:
 def train_on_read_only_store(
     words: list[str], options: dict[str, Any], store: str
 ) -> dict[str, Any]:
-    """`train` where `store` is read-only, for root too."""
+    """Run `train` with a `store` that is read-only, for root too."""
     mount(["--bind", store, store], ["-o", "remount,bind,ro", store])
     try:
         Path(store, "probe").touch()
@@ -197,7 +204,7 @@ def train_on_read_only_store(
 
 
 def train_on_small_disk(folder: str, size: str, *starts: list[str]) -> list[dict[str, Any]]:
-    """`train` several times on a disk of `size` at `folder`, the first time anew; and what lies there after each."""
+    """Train repeatedly on a disk of `size` at `folder`, then resume. Return each result."""
     from wikillm.checkpoints.layout import STAGING, list_checkpoints
 
     mount(["-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder])
@@ -213,7 +220,7 @@ def train_on_small_disk(folder: str, size: str, *starts: list[str]) -> list[dict
 def train_with_read_only_home(
     words: list[str], options: dict[str, Any], home: str
 ) -> dict[str, Any]:
-    """`train` where HOME cannot be written and no other folder is named for compiled code."""
+    """Run `train` with a read-only HOME and no other folder set for compiled code."""
     mount(["-t", "tmpfs", "-o", "ro", "tmpfs", home])
     os.environ["HOME"] = home
     os.environ.pop("TORCH_EXTENSIONS_DIR", None)

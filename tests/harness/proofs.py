@@ -1,4 +1,4 @@
-"""An export's proof in a fork of the warm server: a fresh interpreter with transformers takes 6 s of a core."""
+"""Check exports in a fork of the warm server. A new interpreter takes 6 s of CPU time to start."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.ranks import RankFailed, run_ranks
 def run_warm(
     command: list[str], *, env: Mapping[str, str], **_: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Stands in for `subprocess.run` of `python -P SCRIPT REQUEST ANSWER`; a sitecustomize.py is run before it."""
+    """Replace `subprocess.run` of `python -P SCRIPT REQUEST ANSWER`. Runs sitecustomize.py too."""
     before = Path(env.get("PYTHONPATH", "").split(":")[0], "sitecustomize.py")
     scripts = [str(before)] * before.is_file() + [command[2]]
     try:

@@ -1,7 +1,7 @@
-"""Real ranks in real processes: torch, transformers and deepspeed are imported once, then every rank is a fork.
+"""Real ranks in real processes: a server imports the heavy modules once, and ranks are its forks.
 
-A launcher start costs about 20 s on two cores, a fork of the warm server well under one. Each call of
-`run_ranks` gets its own port, its own environment and its own processes; nothing carries over between calls.
+Starting a launcher takes about 20 s on two cores, a fork of the warm server under one. Each call
+of `run_ranks` has its own port, environment and processes. Calls share no state.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ PRELOAD = ["harness.warm"]
 
 
 class RankFailed(AssertionError):
-    """A rank raised, died or did not finish; the message has every rank's story."""
+    """A rank raised, died or did not finish. The message has the result of every rank."""
 
 
 def start_server() -> None:
-    """Start the warm server now, with this environment, if it does not run yet."""
+    """Start the warm server with this environment, unless it runs already."""
     _context()
     forkserver.ensure_running()
 
 
 def _context() -> mp.context.ForkServerContext:
-    # The server finds its preloads through the environment, not through this process's sys.path; without this it
-    # would skip them in silence, and every rank would import torch and deepspeed for itself.
+    # The server finds its preloads through the environment, not through this process's sys.path.
+    # Without this it skips them silently, and every rank imports torch and deepspeed itself.
     os.environ["PYTHONPATH"] = os.pathsep.join(
         dict.fromkeys([str(TESTS), *os.environ.get("PYTHONPATH", "").split(":")])
     )
@@ -50,16 +50,15 @@ def _rank_main(
     args: tuple[Any, ...],
 ) -> None:
     os.environ.update(environ)
-    mp.current_process().daemon = (
-        False  # ended with the tests, and yet with loader processes of its own
-    )
+    # The parent ends this daemon with the tests. Only a non-daemon can start loader processes.
+    mp.current_process().daemon = False
     try:
         channel.send(("ok", program(*args)))
     except BaseException as error:
         channel.send(("error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
     finally:
         channel.close()
-        os._exit(0)  # nothing of the test process's exit handlers belongs to a rank
+        os._exit(0)  # a rank must not run the exit handlers of the test process
 
 
 def run_ranks(
@@ -67,7 +66,8 @@ def run_ranks(
 ) -> list[Any]:
     """Run `program(*args)` on `world_size` gloo ranks; returns the results by rank.
 
-    `program` must be importable by name (tests/harness/programs.py). Raises RankFailed with every rank's traceback.
+    `program` must be importable by name (tests/harness/programs.py). Raises RankFailed with the
+    traceback of every rank.
     """
     channels, processes = _start(program, world_size, args, environ)
     outcomes = _collect(channels, timeout)
@@ -76,7 +76,7 @@ def run_ranks(
         if process.is_alive():
             process.kill()
     if any(kind != "ok" for kind, _ in outcomes):
-        # Answers too: a rank that left early, for a good reason of its own, is why another one waits.
+        # Include successful results: a rank that left early explains why another one waits.
         raise RankFailed(
             "\n".join(
                 f"--- rank {i}: {kind}\n{_end_of(value)}"
@@ -89,7 +89,9 @@ def run_ranks(
 def end_ranks(
     program: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120.0, **environ: str
 ) -> list[int]:
-    """As `run_ranks`, for ranks that are ended: the exit code of each, negative for a signal. 0: the program returned.
+    """Like `run_ranks`, for ranks that are killed or fail. Returns the exit code of each.
+
+    A code is negative for a signal, and 0 if the program returned.
 
     Raises RankFailed when a rank has not ended within `timeout` seconds.
     """
@@ -113,13 +115,15 @@ def _start(
 ) -> tuple[list[Connection], list[mp.context.ForkServerProcess]]:
     port = str(take_port())
     context = _context()
-    channels, processes = [], []
+    channels = []
+    processes = []
     for rank in range(world_size):
         ours, theirs = context.Pipe(duplex=False)
         variables = {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
             "LOCAL_WORLD_SIZE": str(world_size), "LOCAL_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
             **environ,
         }  # fmt: skip
         process = context.Process(

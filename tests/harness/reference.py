@@ -1,4 +1,4 @@
-"""Runs that others are compared with: each is trained once per session, by the test process that first asks for it."""
+"""Reference runs. Each is trained once per session, by the first test process that requests it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from harness.tiny_run import Words, run
 
 
 class References:
-    """`references(world, "train.x=y", ..., deepspeed=recipe)`: the result of that tiny run, and its `folder`."""
+    """`references(world, "train.x=y", ..., deepspeed=recipe)`: a tiny run's result and `folder`."""
 
     def __init__(self, place: Path, words: Words) -> None:
         self.place = place
         self.words = words
 
     def __call__(self, world: int, *more: str, **options: Any) -> dict[str, Any]:
-        """Train the run, or read what it gave before. Its folder must not be changed. Raises on another code than 0."""
+        """Train the run or read its result. Do not change its folder. Raises unless it exits 0."""
         key = repr((world, more, sorted(options.items())))
         folder = self.place / hashlib.sha256(key.encode()).hexdigest()[:12]
         with FileLock(f"{folder}.lock"):

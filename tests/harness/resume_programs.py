@@ -1,4 +1,4 @@
-"""Runs that say, from inside, which settings are in use: what a resume has loaded must not have replaced them."""
+"""Runs that report the settings in use, to show that a resume does not replace them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.programs import train
 
 
 def train_noting_settings(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
-    """`train` that looks, at the first step of this start, at what is really in use; also at random draws by step."""
+    """Run `train`. Return the settings in use at its first step, and a random draw per step."""
     import torch
 
     from wikillm.train.trainer import WikiTrainer
@@ -19,7 +19,7 @@ def train_noting_settings(words: list[str], options: dict[str, Any]) -> dict[str
     def noting(self: WikiTrainer, *args: Any, **kwargs: Any) -> Any:
         if "groups" not in found:
             found.update(_in_use(self))
-        found["draws"][self.state.global_step] = float(torch.rand(()))  # as dropout would
+        found["draws"][self.state.global_step] = float(torch.rand(()))  # like dropout
         return training_step(self, *args, **kwargs)
 
     WikiTrainer.training_step = noting  # type: ignore[method-assign]
@@ -31,9 +31,12 @@ def _in_use(trainer: Any) -> dict[str, Any]:
     callbacks = {
         type(callback).__name__: callback for callback in trainer.callback_handler.callbacks
     }
-    engine, report = trainer.model_wrapped, callbacks["ReportCallback"]
+    engine = trainer.model_wrapped
+    report = callbacks["ReportCallback"]
     observe = callbacks["SampleCallback"].observe
-    scheduler, shape, shard = trainer.lr_scheduler, trainer.data.shape, trainer.data.shard
+    scheduler = trainer.lr_scheduler
+    shape = trainer.data.shape
+    shard = trainer.data.shard
     clips = [trainer.args.max_grad_norm]
     if trainer.is_deepspeed_enabled:
         clips += [

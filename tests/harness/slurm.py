@@ -1,8 +1,9 @@
-"""A Slurm of its own on the nodes of `netns`: munged, a slurmctld on the first node, a slurmd on each.
+"""A separate Slurm on the nodes of `netns`: munged, slurmctld on the first node, slurmd on each.
 
-Debian's slurm-wlm and munge, with their state, keys and sockets below a folder that goes with the test; /etc is not read.
-The GPUs are device files that are no GPUs (/dev/zero, /dev/null), so that `--gpus-per-node` is counted and reserved as
-on a cluster. Every node reports the same small size to Slurm; the processors are this machine's.
+Uses Debian's slurm-wlm and munge. Their state, keys and sockets are in a temporary folder, and /etc
+is not read. The GPUs are other device files (/dev/zero, /dev/null), so Slurm counts and reserves
+`--gpus-per-node` as on a cluster. Every node reports the same small size to Slurm. The CPUs are
+those of this machine.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ _GPU_FILES = ("/dev/zero", "/dev/null")
 
 
 def lacking() -> str | None:
-    """Which of Slurm's programs is not installed, or None."""
+    """Return the first of Slurm's programs that is not installed, or None."""
     names = [name for name in TOOLS if shutil.which(name, path=_PATH) is None]
     return f"not installed: {', '.join(names)} (slurm-wlm, munge)" if names else None
 
 
 @dataclass(frozen=True)
 class Slurm:
-    """A scheduler that runs on `nodes`; `first` is where the controller is and jobs are submitted."""
+    """A scheduler on `nodes`. The controller runs on `first`, and jobs are submitted there."""
 
     nodes: Cluster
     folder: Path
@@ -44,18 +45,18 @@ class Slurm:
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def run(self, *argv: str, cwd: Path | None = None, **more: str) -> str:
-        """A command on the first node; raises AssertionError with what it said when it fails."""
+        """Run a command on the first node. Raises AssertionError with its output if it fails."""
         done = self.nodes.run(self.first, argv, cwd=cwd or self.folder, **self.environ, **more)
         assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What `scontrol` reports about a job: JobState, Restarts, ExitCode ..."""
+        """The fields of a job in `scontrol`: JobState, Restarts, ExitCode ..."""
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def wait(self, number: str, *states: str, timeout: float = 300.0) -> dict[str, str]:
-        """The job, once it is in one of `states`."""
+        """Wait until the job is in one of `states`, and return its fields."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if (job := self.job(number))["JobState"] in states:
@@ -64,7 +65,7 @@ class Slurm:
         raise AssertionError(f"job {number} is {self.job(number)}, not {states}: {self.logs()}")
 
     def logs(self) -> str:
-        """The ends of the daemons' logs, for a failed test."""
+        """The last lines of the daemons' logs, for a failed test."""
         files = sorted(self.folder.glob("*.log"))
         return "\n".join(
             f"{file.name}: {file.read_text(errors='replace')[-1500:]}" for file in files
@@ -73,17 +74,17 @@ class Slurm:
 
 @contextmanager
 def slurm(nodes: Cluster, folder: Path) -> Iterator[Slurm]:
-    """Slurm on all of `nodes`, every node idle. Ends with the nodes at the latest."""
+    """Start Slurm on all `nodes` and wait until they are idle. It ends with the nodes."""
     folder.mkdir(parents=True)
-    folder.chmod(
-        0o755
-    )  # munged requires that only its user can write to the folders above its socket
+    folder.chmod(0o755)  # munged refuses parent folders that others can write to
     first, *_ = names = list(nodes.nodes)
     made = Slurm(nodes, folder, first)
     _configure(folder, names, {name: node.address for name, node in nodes.nodes.items()})
-    daemons = [_start(made, first, "munged", "--foreground", "--force", f"--key-file={folder / 'munge.key'}",
+    daemons = [_start(made, first, "munged", "--foreground", "--force",
+                      f"--key-file={folder / 'munge.key'}",
                       f"--socket={folder / 'munge.socket'}", f"--pid-file={folder / 'munged.pid'}",
-                      f"--seed-file={folder / 'munged.seed'}", f"--log-file={folder / 'munged.log'}")]  # fmt: skip
+                      f"--seed-file={folder / 'munged.seed'}",
+                      f"--log-file={folder / 'munged.log'}")]  # fmt: skip
     try:
         _until(made, daemons, lambda: (folder / "munge.socket").exists())
         daemons.append(_start(made, first, "slurmctld", "-D", "-c"))
@@ -105,9 +106,8 @@ def _configure(folder: Path, names: list[str], addresses: dict[str, str]) -> Non
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
-    (folder / "cgroup.conf").write_text(
-        "CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n"
-    )  # there may be no systemd
+    # cgroup/v1 also works without systemd.
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
     (folder / "gres.conf").write_text("".join(f"Name=gpu File={file}\n" for file in _GPU_FILES))
     values = {
         "ClusterName": "test",
@@ -138,7 +138,8 @@ def _configure(folder: Path, names: list[str], addresses: dict[str, str]) -> Non
     lines = [f"{name}={value}" for name, value in values.items()]
     for name in names:
         lines.append(
-            f"NodeName={name} NodeAddr={addresses[name]} CPUs={GPUS} RealMemory=1000 Gres=gpu:{GPUS}"
+            f"NodeName={name} NodeAddr={addresses[name]} CPUs={GPUS} RealMemory=1000 "
+            f"Gres=gpu:{GPUS}"
         )
     lines.append(
         f"PartitionName=main Nodes={','.join(names)} Default=YES MaxTime=INFINITE State=UP"

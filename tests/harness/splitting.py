@@ -1,4 +1,4 @@
-"""What every splitter of the sources must hold: whole records, from any pieces and any start."""
+"""A check for all splitters of the sources: whole records, from any pieces and any start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def in_pieces(content: bytes, size: int) -> Iterator[bytes]:
 
 
 def whole_and_resumable(split: Split, content: bytes, size: int) -> list[bytes]:
-    """The records of `content`; fails when one is not in it, or when the end of one is no start."""
+    """Return the records of `content`. Fails unless each is in it and each end is a valid start."""
     items = list(split(in_pieces(content, size), 0))
     for number, (offset, payload, length) in enumerate(items):
         end = offset + length

@@ -1,6 +1,6 @@
-"""Stand-ins for launchers and cluster tools: each writes what it was given, so that a test reads argument lists.
+"""Stand-ins for launchers and cluster tools. Each records its arguments for the test to read.
 
-`ssh` runs its command in a shell of this machine, as sshd would on the other; `srun` starts one shell per task.
+`ssh` runs its command in a local shell, as sshd does remotely. `srun` starts one shell per task.
 """
 
 from __future__ import annotations
@@ -38,16 +38,18 @@ words = sys.argv[1:]
 while words[0].startswith("--"):
     words.pop(0)
 tasks = int(os.environ["SLURM_NTASKS"])
-running = [subprocess.Popen(words, env={{**os.environ, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)}}) for i in range(tasks)]
+running = [subprocess.Popen(words, env={{**os.environ, "SLURM_PROCID": str(i), \
+"SLURM_LOCALID": str(i)}}) for i in range(tasks)]
 sys.exit(max(process.wait() for process in running))
 """
 
 
 class StandIns:
-    """A folder of stand-ins, put first on PATH."""
+    """A folder of stand-ins, placed first on PATH."""
 
     def __init__(self, folder: Path, *tools: str) -> None:
-        self.folder, self.log = folder, folder / "calls.jsonl"
+        self.folder = folder
+        self.log = folder / "calls.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         for tool in tools:
             text = {"ssh": _SSH, "srun": _SRUN}.get(tool, _RECORD)

@@ -1,9 +1,10 @@
-"""SwanLab Launch on loopback, after its contract: the API and Tencent's object store, both behind TLS of our own CA.
+"""SwanLab Launch on loopback: its API and Tencent's object store, both with TLS from our own CA.
 
-The object store's host name is fixed in the SDK, so it is reached the way a company's proxy is: HTTPS_PROXY points here,
-CONNECT is answered, and the TLS of `*.cos.REGION.myqcloud.com` ends here. `Service.environ` is what a client needs.
-Requests are checked as the real service would: the key, the session cookie, the store's signature (recomputed with the
-SDK's own signer) and session token. `faults` maps "METHOD path" to what goes wrong.
+The SDK fixes the host name of the object store, so requests go through this service as a proxy.
+HTTPS_PROXY points to it, it accepts CONNECT, and it handles TLS for `*.cos.REGION.myqcloud.com`.
+`Service.environ` has the variables that a client needs. Like the real service, it verifies the key,
+session cookie, session token and the store's signature (recomputed with the SDK's signer).
+`faults` maps "METHOD path" to the faults of its next responses.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 KEY = "abcDEF123456789012345"
-BUCKET, REGION, PREFIX = "code-1250000000", "ap-loopback", "user7"
+BUCKET = "code-1250000000"
+REGION = "ap-loopback"
+PREFIX = "user7"
 STORE_HOST = f"{BUCKET}.cos.{REGION}.myqcloud.com"
 
 
 @dataclass
 class Service:
-    """State and knobs. `objects`: key -> bytes. `asked`: "METHOD path" of every request, in order."""
+    """State and settings. `objects`: key -> bytes. `asked`: "METHOD path" of requests, in order."""
 
     folder: Path
     key: str = KEY
@@ -45,9 +48,8 @@ class Service:
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     bodies: list[Any] = field(default_factory=list)
-    faults: dict[str, list[Any]] = field(
-        default_factory=dict
-    )  # statuses, "stall", "trickle", "cut", or a body
+    # A fault is a status, "stall", "trickle", "cut", or a body.
+    faults: dict[str, list[Any]] = field(default_factory=dict)
     states: list[str] = field(default_factory=lambda: ["QUEUING", "RUNNING", "COMPLETED"])
     tells_id: bool = True
     lives: float = 3600.0
@@ -81,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, json.dumps(value).encode())
 
     def _faulty(self, name: str) -> bool:
-        """Whether a fault was due and has been played."""
+        """Apply the next fault of `name`, and return whether there was one."""
         fault = self.service.next_fault(name)
         if fault is None:
             return False
@@ -111,8 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 class _Api(_Handler):
     def _serve(self) -> None:
-        service, url = self.service, urlsplit(self.path)
-        path, raw = url.path.removeprefix("/api"), self._body()
+        service = self.service
+        url = urlsplit(self.path)
+        path = url.path.removeprefix("/api")
+        raw = self._body()
         body = json.loads(raw) if raw else None
         name = f"{self.command} {path}"
         service.asked.append(name)
@@ -192,7 +196,7 @@ class _Api(_Handler):
 
 
 class _Store(_Handler):
-    """The object store, and the proxy in front of it."""
+    """The object store, and the proxy that leads to it."""
 
     context: ssl.SSLContext
 
@@ -207,13 +211,17 @@ class _Store(_Handler):
         except (ssl.SSLError, ConnectionError):
             self.close_connection = True
             return
-        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb")
+        self.rfile = self.connection.makefile("rb")
+        self.wfile = self.connection.makefile("wb")
         self.close_connection = False
 
     def _serve(self) -> None:
-        service, url = self.service, urlsplit(self.path)
-        key, query = unquote(url.path).lstrip("/"), parse_qs(url.query, keep_blank_values=True)
-        body, verb = self._body(), self.command
+        service = self.service
+        url = urlsplit(self.path)
+        key = unquote(url.path).lstrip("/")
+        query = parse_qs(url.query, keep_blank_values=True)
+        body = self._body()
+        verb = self.command
         what = (
             "part"
             if "partNumber" in query
@@ -236,7 +244,8 @@ class _Store(_Handler):
             service.parts["u1"] = {}
             return self._xml(
                 200,
-                "<InitiateMultipartUploadResult><UploadId>u1</UploadId></InitiateMultipartUploadResult>",
+                "<InitiateMultipartUploadResult><UploadId>u1</UploadId>"
+                "</InitiateMultipartUploadResult>",
             )
         if name == "PUT part":
             service.parts[query["uploadId"][0]][int(query["partNumber"][0])] = body
@@ -246,7 +255,8 @@ class _Store(_Handler):
             service.objects[key] = b"".join(parts[number] for number in sorted(parts))
             return self._xml(
                 200,
-                f"<CompleteMultipartUploadResult><Bucket>{BUCKET}</Bucket><ETag>e</ETag></CompleteMultipartUploadResult>",
+                f"<CompleteMultipartUploadResult><Bucket>{BUCKET}</Bucket>"
+                "<ETag>e</ETag></CompleteMultipartUploadResult>",
             )
         if name == "DELETE upload":
             service.parts.pop(query["uploadId"][0], None)
@@ -261,7 +271,7 @@ class _Store(_Handler):
         self._answer(status, f'<?xml version="1.0"?>{text}'.encode(), "application/xml")
 
     def _is_signed(self, path: str) -> bool:
-        """The signature of https://cloud.tencent.com/document/product/436/7778, computed here on its own."""
+        """Verify a signature as in https://cloud.tencent.com/document/product/436/7778."""
         import hashlib
         import hmac
 
@@ -298,7 +308,7 @@ class _Store(_Handler):
 
 @contextmanager
 def swanlab_service(folder: Path) -> Iterator[Service]:
-    """A running service; `environ` has the variables by which a client finds and trusts it."""
+    """A running service. `environ` has the variables by which a client finds and trusts it."""
     service = Service(folder)
     certificate, context = _certificate(folder)
     api = ThreadingHTTPServer(("127.0.0.1", 0), type("Api", (_Api,), {"service": service}))
@@ -326,7 +336,7 @@ def swanlab_service(folder: Path) -> Iterator[Service]:
 
 
 def _certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """A self-signed certificate for 127.0.0.1 and the store, made on the spot; it is its own CA."""
+    """Create a self-signed certificate for 127.0.0.1 and the store. It is its own CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")])
     now = datetime.datetime.now(datetime.UTC)
@@ -346,7 +356,8 @@ def _certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
-    certificate, secret = folder / "ca.pem", folder / "key.pem"
+    certificate = folder / "ca.pem"
+    secret = folder / "key.pem"
     certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     plain = serialization.NoEncryption()
     secret.write_bytes(

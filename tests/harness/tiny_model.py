@@ -1,4 +1,4 @@
-"""A tokenizer and a language model small enough for every test, and a checkpoint folder that holds the model."""
+"""A small tokenizer and language model for tests, and a checkpoint folder with the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EOS = "<|endoftext|>"
 
 
 def write_tokenizer(folder: Path, lines: Iterable[str], size: int = 400) -> Path:
-    """Byte-level BPE of Qwen2's kind with EOS as its first token, as a folder that transformers loads."""
+    """Write a byte-level BPE like Qwen2's, with EOS as first token, as transformers loads it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -68,7 +68,7 @@ def tiny_config(*, tied: bool = True, vocab_size: int = 512, eos_id: int = 0) ->
 def tiny_model(
     *, tied: bool = True, dtype: torch.dtype = torch.float32, eos_id: int = 0
 ) -> Qwen2ForCausalLM:
-    """Weights that depend on nothing but a fixed seed; the global random state is left alone. No bias is 0."""
+    """A model with weights from a fixed seed and no zero biases. Keeps the global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         model = Qwen2ForCausalLM(tiny_config(tied=tied, eos_id=eos_id))
@@ -79,7 +79,7 @@ def tiny_model(
 
 
 def seal(checkpoint: Path, step: int, state: dict[str, object] | None = None) -> Path:
-    """Make a folder a complete checkpoint: its state, then its manifest."""
+    """Complete a checkpoint folder: write its state, then its manifest."""
     write_json(checkpoint / STATE, {"step": step, **(state or {})})
     write_manifest(
         checkpoint,
@@ -90,7 +90,7 @@ def seal(checkpoint: Path, step: int, state: dict[str, object] | None = None) ->
 
 
 def write_checkpoint(run: Path, model: Qwen2ForCausalLM, step: int = 7) -> Path:
-    """RUN/checkpoints/checkpoint-N with gathered weights, complete."""
+    """Write a complete RUN/checkpoints/checkpoint-N with gathered weights."""
     checkpoint = run / "checkpoints" / checkpoint_name(step)
     model.save_pretrained(checkpoint)
     return seal(checkpoint, step)

@@ -1,4 +1,4 @@
-"""Imported once by the fork server, so that every rank starts with the heavy modules loaded."""
+"""The fork server imports this module once, so that every rank starts with the heavy modules."""
 
 import atexit
 import gc
@@ -15,14 +15,14 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 import wikillm.train.trainer
 
-# DeepSpeed imports Muon with its first optimizer, and Muon imports torch's compiler: 2 s per rank.
+# DeepSpeed imports Muon with its first optimizer, and Muon imports torch's compiler (2 s a rank).
 import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  # isort: skip
 import torch.utils.cpp_extension  # noqa: F401  # isort: skip
 import wikillm.train.run  # noqa: F401  # isort: skip
 
 # transformers compiles several hundred regular expressions at the first save of a model.
 get_checkpoint_conversion_mapping("qwen2")
-# Without this, each garbage collection of a rank visits, and so copies, the server's pages.
+# Without this, each garbage collection of a rank visits, and therefore copies, the server's pages.
 gc.collect()
 gc.freeze()
-atexit.register(gc.unfreeze)  # or triton's bindings report leaks when the server ends
+atexit.register(gc.unfreeze)  # otherwise triton's bindings report leaks when the server ends

@@ -1,4 +1,4 @@
-"""A batch that grows from 2 to 8 sequences gives one and the same run, however it is shared out, stopped or resumed."""
+"""A batch that grows from 2 to 8 sequences gives the same run with any ranks, stop or resume."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wikillm.checkpoints.manifest import read_state
 from wikillm.observe import names
 from wikillm.observe.sinks import read_metrics
 
-# 2 sequences in 4 steps, 4 in 2 steps, then 8: 8 steps read 8 + 8 + 16 sequences of 32 tokens
+# 2 sequences in 4 steps, 4 in 2 steps, then 8. The 8 steps read 8 + 8 + 16 sequences of 32 tokens.
 RAMP = ("train.batch_ramp_from=64", "train.batch_ramp_tokens=512", "train.logging_steps=1")
 BATCHES = [2, 2, 2, 2, 4, 4, 8, 8]
 
@@ -50,7 +50,7 @@ def alone(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 def test_any_world_micro_batch_and_stage_gives_the_same_run(
     world: int, micro: int, recipe: str | None, sharing: int, words: Any, alone: Any, tmp_path: Path
 ) -> None:
-    """`sharing`: ranks per sequence, for which DeepSpeed's count of a batch is another."""
+    """`sharing`: ranks per sequence. With it, DeepSpeed counts the batch differently."""
     more = (f"train.per_device_train_batch_size={micro}", f"train.sequence_parallel_size={sharing}")
     result = run(world, words(tmp_path / "run", *RAMP, *more), deepspeed=recipe)
     assert result["code"] == 0, result["message"]
@@ -69,7 +69,7 @@ def test_plain_data_parallel_reduces_once_a_step(words: Any, tmp_path: Path) -> 
 
 
 def test_stopped_within_the_ramp_and_resumed_is_bit_identical(words: Any, tmp_path: Path) -> None:
-    """Three of the first stage's four steps are done: the step after next has twice the accumulation."""
+    """Stop after three of the first stage's four steps. The step after next doubles the batch."""
     more = (*RAMP, "train.per_device_train_batch_size=1")
     whole = run(2, words(tmp_path / "whole", *more), deepspeed="zero2")
     stopped = run(

@@ -1,4 +1,4 @@
-"""Runs whose layers compute a part of their activations again, against one that keeps all: equal losses, L2."""
+"""Runs with activation recomputation have the losses (L2) of one that keeps all activations."""
 
 from __future__ import annotations
 
@@ -21,11 +21,8 @@ def stock(references: References) -> dict[str, Any]:
     [
         ("selective", None, ()),
         ("selective", "zero2", ("train.compile=layers",)),
-        (
-            "selective",
-            "zero3",
-            ("train.eval_steps=4",),
-        ),  # an evaluation changes the order of gathers
+        # An evaluation changes the order of gathers.
+        ("selective", "zero3", ("train.eval_steps=4",)),
         (
             "full_but_attention",
             "zero2",

@@ -1,6 +1,7 @@
-"""Runs whose attention stays within documents: the same under ZeRO-3 on two ranks as on one, and another than without.
+"""Runs with attention limited to documents: ZeRO-3 on two ranks matches one rank.
 
-L2: losses of another number of ranks and ZeRO stage differ by rounding only.
+They differ from runs without the limit. L2: losses with another number of ranks and ZeRO stage
+differ only by rounding.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Runs that must be equal are compared by their whole loss series.
+"""Runs that must be equal are compared over their whole loss series.
 
-L1: bit-identical (same world, same stack). L2: equal up to the order of floating-point sums (another world size,
-micro-batch or ZeRO stage); fp32 at eight steps allows 2e-5 where L2 promises 1e-3.
+L1: bit-identical (same world size, same software). L2: equal up to the order of floating-point sums
+(another world size, micro-batch or ZeRO stage). These fp32 runs of eight steps allow 2e-5, where L2
+guarantees 1e-3.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def assert_close(a: dict[int, float], b: dict[int, float], tolerance: float) -> 
 
 @pytest.fixture(scope="module")
 def baseline(references: References) -> dict[str, Any]:
-    """One rank, ZeRO-1, all eight sequences in two micro-batches."""
+    """One rank, ZeRO-1, with the eight sequences in two micro-batches."""
     result = references(1, deepspeed="zero1")
     assert result["losses"][8] < result["losses"][1] - 0.3, f"it should learn: {result['losses']}"
     return result
@@ -83,7 +84,7 @@ def test_any_micro_batch_gives_the_same_run(
 def test_the_fused_loss_gives_the_same_run(
     recipe: str | None, world: int, words: Any, baseline: Any, tmp_path: Path
 ) -> None:
-    """The baseline has the fused loss (auto); these have Hugging Face's, with all logits."""
+    """The baseline uses the fused loss (auto). These use Hugging Face's, with all logits."""
     assert "linear cross entropy: chunked" in baseline["output"]
     result = run(world, words(tmp_path / "run", "train.loss_kernel=stock"), deepspeed=recipe)
     assert result["code"] == 0, result["message"]
@@ -107,10 +108,8 @@ def test_compiled_layers_give_the_same_run(words: Any, baseline: Any, tmp_path: 
     [
         (None, ()),
         ("zero2", ("train.mlp_kernel=tiled",)),
-        (
-            "zero3",
-            ("train.gradient_checkpointing=selective", "train.eval_steps=4"),
-        ),  # stock code between steps
+        # The evaluations between steps use stock code.
+        ("zero3", ("train.gradient_checkpointing=selective", "train.eval_steps=4")),
     ],
 )
 def test_compiled_functions_give_the_same_run_at_every_stage(
@@ -128,7 +127,7 @@ def test_compiled_functions_give_the_same_run_at_every_stage(
 def test_stopped_and_resumed_is_bit_identical(
     recipe: str | None, words: Any, references: References, tmp_path: Path
 ) -> None:
-    """A signal to rank 1 alone stops all ranks at one step with 75; the resumed run equals the uninterrupted one."""
+    """SIGTERM to rank 1 stops all ranks at one step with 75. The resumed run equals a whole one."""
     whole = references(2, deepspeed=recipe)
     stopped = run(2, words(tmp_path / "parts"), deepspeed=recipe, signal_at=2, signal_rank=1)
     assert stopped["code"] == 75 and stopped["exit"]["code"] == 75, stopped["message"]
@@ -146,7 +145,7 @@ def test_stopped_and_resumed_is_bit_identical(
 
 
 def test_stopped_by_the_time_limit_and_resumed_is_bit_identical(words: Any, tmp_path: Path) -> None:
-    """A limit that is over saves after one step and exits with 75, every time; the rest is the uninterrupted run's."""
+    """With the limit exceeded, each start saves after one step and exits 75. The losses match."""
     whole = run(2, words(tmp_path / "whole"), deepspeed="zero2")
     for step in (1, 2):
         stopped = run(
@@ -182,7 +181,7 @@ def test_samples_do_not_change_the_run(words: Any, baseline: Any, tmp_path: Path
 def test_nan_ends_the_run_on_all_ranks_and_enters_no_checkpoint(
     recipe: str | None, words: Any, tmp_path: Path
 ) -> None:
-    """Rank 0's weights are poisoned after step 5; the last checkpoint is the good one of step 4."""
+    """The weights of rank 0 become NaN after step 5. The last checkpoint is that of step 4."""
     result = run(2, words(tmp_path / "run"), deepspeed=recipe, poison_at=5)
     assert result["code"] == 5 and result["exit"]["code"] == 5
     assert "NaN or infinite at step 6" in result["message"]

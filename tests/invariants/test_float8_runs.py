@@ -1,4 +1,4 @@
-"""Runs whose head multiplies in 8 bit against the chunked loss: losses within 8-bit rounding, not equal."""
+"""Runs with an 8-bit output layer match the chunked loss within 8-bit rounding, not exactly."""
 
 from __future__ import annotations
 

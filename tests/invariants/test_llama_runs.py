@@ -1,4 +1,4 @@
-"""A Llama trains as Qwen2 does: equal losses at one and two ranks (L2), and an export opens."""
+"""A Llama trains like Qwen2: equal losses on one and two ranks (L2), and its export loads."""
 
 from __future__ import annotations
 

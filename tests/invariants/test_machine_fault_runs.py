@@ -1,4 +1,4 @@
-"""Runs on a machine that fails: a full disk, a read-only HOME, damaged training state, a taken port, foreign variables."""
+"""Runs on faulty machines: full disk, read-only HOME, damaged state, busy port, odd variables."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ needs_mounts = pytest.mark.skipif(not can_mount(), reason="needs root and mount 
 
 @needs_mounts
 def test_a_disk_that_fills_up_during_a_save(words: Any, tmp_path: Path) -> None:
-    """Code 3 with the newest checkpoint's name and nothing staged; a lower limit makes room before the first save."""
+    """Exit code 3 names the newest checkpoint and leaves no staging. A lower limit frees space."""
     common = ("train.save_steps=1", "train.max_steps=6", "train.eval_steps=6")
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -70,7 +70,7 @@ def test_a_read_only_home_is_named_by_the_variable_that_helps(words: Any, tmp_pa
 
 @pytest.fixture(scope="module")
 def trained(references: References, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of eight steps without DeepSpeed, of which the checkpoint in the middle is left."""
+    """A run of eight steps without DeepSpeed. Only its middle checkpoint is left."""
     folder: Path = tmp_path_factory.mktemp("trained") / "run"
     shutil.copytree(references(1)["folder"], folder)
     shutil.rmtree(folder / "checkpoints" / "checkpoint-8")
@@ -91,7 +91,7 @@ DAMAGE = {
 def test_training_state_that_does_not_load_is_the_checkpoints_fault(
     kind: str, trained: Path, words: Any, tmp_path: Path
 ) -> None:
-    """Also where the manifest agrees with the damage; nothing is begun anew in silence."""
+    """Also if the manifest matches the damage. The run does not silently start from scratch."""
     shutil.copytree(trained, tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-4"
     DAMAGE[kind](checkpoint)

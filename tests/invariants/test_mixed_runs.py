@@ -1,4 +1,4 @@
-"""Training on a mixture: the same run for every number of ranks, resumed bit for bit, counted by source."""
+"""Training on a mixture: equal for every number of ranks, exact on resume, counted by source."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(corpora: Path, run_dir: Path, *more: str, weights: tuple[int, int] = (3, 1)) -> list[str]:
     sources = [
-        f"{{name: {name}, weight: {weight}, path: {corpora}/{name}.jsonl, store: {corpora}/{name}-store}}"
+        f"{{name: {name}, weight: {weight}, path: {corpora}/{name}.jsonl, "
+        f"store: {corpora}/{name}-store}}"
         for name, weight in zip(("zh", "en"), weights, strict=True)
     ]
-    # Both are made in the first run, with one tokenizer, and found later.
+    # The first run builds both stores, with one tokenizer. Later runs find them.
     return [f"data.mixture=[{', '.join(sources)}]", *TINY, f"run.dir={run_dir}", *more]
 
 

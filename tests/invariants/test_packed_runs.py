@@ -1,4 +1,4 @@
-"""Runs on best-fit packed sequences where the packing cannot be kept beside the store: the same run as where it can."""
+"""Runs on best-fit packed sequences are equal with and without a saved packing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def result_of(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def store(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the store that the tests share, in which nothing was packed yet."""
+    """A copy of the shared store without any saved packing."""
     folder = tmp_path_factory.mktemp("copied")
     (shared,) = (word.partition("=")[2] for word in words(folder) if word.startswith("data.store="))
     if not Path(shared, "manifest.json").exists():
@@ -34,7 +34,7 @@ def store(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def beside(words: Any, store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The packing is kept in the store's folder."""
+    """A run that saves the packing in the store's folder."""
     folder = tmp_path_factory.mktemp("beside")
     shutil.copytree(store, folder / "store")
     command = words(folder / "run", *PACKED, f"data.store={folder / 'store'}")

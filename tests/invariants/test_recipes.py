@@ -1,6 +1,6 @@
-"""Training recipes (schedule, z-loss, Muon, EMA): the same run on every engine, and stopped and resumed alike.
+"""Recipes (schedule, z-loss, Muon, EMA) give the same run on every engine and after a resume.
 
-test_equal_runs.py explains L1 and L2.
+test_equal_runs.py defines L1 and L2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ WSD = ["train.lr_scheduler_type=warmup_stable_decay", "train.lr_decay_share=0.5"
 
 
 def worst(a: dict[int, float], b: dict[int, float]) -> float:
-    """The largest relative difference of two series."""
+    """The largest relative difference between two series."""
     assert a.keys() == b.keys() and a
     return max(abs(a[s] - b[s]) / abs(b[s]) for s in a)
 
@@ -25,7 +25,7 @@ def worst(a: dict[int, float], b: dict[int, float]) -> float:
 def assert_resumes(
     world: int, recipe: str | None, words: list[str], again: list[str], folders: list[Path]
 ) -> None:
-    """Stopped at step 3 and resumed equals the uninterrupted run, bit for bit. `words` and `again` differ in run.dir."""
+    """A run resumed after step 3 is bit-identical. `words` and `again` differ in run.dir."""
     whole = run(world, words, deepspeed=recipe)
     assert whole["code"] == 0, whole["message"]
     assert run(world, again, deepspeed=recipe, signal_at=2)["code"] == 75
@@ -43,21 +43,23 @@ def metrics(run_dir: Path, name: str) -> dict[int, float]:
 def test_schedule_and_z_loss_resume_bit_identical_and_are_logged_as_planned(
     words: Any, tmp_path: Path
 ) -> None:
-    """The rates in the log are the plan's; the z-loss is logged apart, and `loss` and evaluation do not contain it."""
+    """Logged rates follow the plan. z-loss is logged separately, outside `loss` and evaluation."""
     from wikillm.config.load import load
     from wikillm.plan.schedule import learning_rate_at
 
     more = [*WSD, "train.z_loss=0.01"]
-    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    parts = tmp_path / "parts"
+    whole = tmp_path / "whole"
     assert_resumes(1, None, words(whole, *more), words(parts, *more), [whole, parts])
     train = load(None, words(whole, *more)).config.train
     planned = {
         step: learning_rate_at(train, step, max_steps=8, warmup_steps=2) for step in range(1, 9)
     }
     assert metrics(whole, "learning_rate") == pytest.approx(planned)
-    z_loss, loss = metrics(whole, "z_loss"), metrics(whole, "loss")
+    z_loss = metrics(whole, "z_loss")
+    loss = metrics(whole, "loss")
     assert metrics(parts, "z_loss") == z_loss
-    # logits are near 0 at the start: logsumexp is ln(vocabulary), and so is the loss
+    # Logits are near 0 at the start, so logsumexp and the loss are both ln(vocabulary).
     assert z_loss[1] == pytest.approx(0.01 * loss[1] ** 2, rel=0.02)
 
 
@@ -96,11 +98,11 @@ def torchs_muon(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def test_muon_is_one_run_on_every_engine_and_resumes_bit_identical(
     world: int, recipe: str | None, words: Any, torchs_muon: Any, tmp_path: Path
 ) -> None:
-    """torch's and DeepSpeed's Newton-Schulz round differently in bf16, so 1e-4 and not 2e-5 (measured: 1e-5)."""
-    more = (
-        MUON if recipe == "zero3" else [*MUON, *EMA]
-    )  # training never reads the average: losses are the same with it
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    """torch and DeepSpeed round Newton-Schulz differently in bf16, so 1e-4 (measured: 1e-5)."""
+    # Training never reads the average, so the losses are the same with it.
+    more = MUON if recipe == "zero3" else [*MUON, *EMA]
+    whole = tmp_path / "whole"
+    parts = tmp_path / "parts"
     assert_resumes(world, recipe, words(whole, *more), words(parts, *more), [whole, parts])
     losses = metrics(whole, "loss")
     assert worst(losses, torchs_muon["losses"]) < 1e-4

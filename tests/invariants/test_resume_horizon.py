@@ -1,4 +1,4 @@
-"""What a horizon means after a resume: the samples that were trained on count, whatever their batch was."""
+"""The horizon after a resume counts the samples trained on, whatever their batch size was."""
 
 from __future__ import annotations
 
@@ -28,17 +28,15 @@ SHORT = (
 def test_with_a_doubled_batch_the_horizon_is_the_same_share_of_the_corpus(
     words: Any, tmp_path: Path
 ) -> None:
-    """A tenth of it with 64 sequences a step, then another with 128: a pass is counted in samples, not in steps."""
+    """A tenth of the corpus at 64 sequences a step, a tenth at 128. Epochs count samples."""
     folder = tmp_path / "run"
     first = run(
         1, words(folder, *SHORT, "train.num_train_epochs=0.1", "train.global_batch_tokens=2048")
     )
     assert first["code"] == 0, first["message"]
     (half,) = list_checkpoints(folder / "checkpoints")
-    done, consumed = (
-        int(half.name.removeprefix("checkpoint-")),
-        read_state(half)["consumed_samples"],
-    )
+    done = int(half.name.removeprefix("checkpoint-"))
+    consumed = read_state(half)["consumed_samples"]
     corpus = round(consumed / json.loads((folder / "plan.json").read_text())["epochs"])
     assert consumed == 64 * done and f"done       {done} steps" in first["output"]
 
@@ -57,7 +55,7 @@ def test_with_a_doubled_batch_the_horizon_is_the_same_share_of_the_corpus(
     ] == consumed + 128 * (total - done)
     assert rest["max_steps"] == total and rest["global_batch"] == 128
 
-    again = run(1, line, resume="auto")  # the same once more: the horizon has not moved
+    again = run(1, line, resume="auto")  # again with the same horizon
     assert again["code"] == 0 and f"done       {total} steps" in again["output"], again["message"]
     assert "nothing is left to train" in again["output"]
     assert "changed on resume" not in again["output"] and "abandoned" not in again["output"]
@@ -67,7 +65,7 @@ def test_with_a_doubled_batch_the_horizon_is_the_same_share_of_the_corpus(
 def test_a_longer_horizon_holds_from_the_first_step(
     recipe: str | None, words: Any, tmp_path: Path
 ) -> None:
-    """At step 4 of 4 the rate was 0 for what came next; of 12 steps the fifth has the longer schedule's rate."""
+    """The rate was 0 after step 4 of 4. With 12 steps, step 5 has the longer schedule's rate."""
     folder = tmp_path / "run"
     assert run(1, words(folder, "train.max_steps=4"), deepspeed=recipe)["code"] == 0
     longer = words(folder, "train.max_steps=12", "train.save_steps=100")

@@ -1,4 +1,4 @@
-"""A resumed run does what its command line says: the rates, intervals and kernels in use are looked at from inside."""
+"""A resumed run uses the rates, intervals and kernels of its command line, as read from inside."""
 
 from __future__ import annotations
 
@@ -53,10 +53,11 @@ KERNELS = {
     "model.max_position_embeddings": 64,
 }
 ELSEWHERE = {
-    "train.min_lr_ratio",  # another schedule than the one above: test_any_schedule_holds_from_the_first_step
+    # a schedule other than the one above: test_any_schedule_holds_from_the_first_step
+    "train.min_lr_ratio",
     "train.max_micro_batch_tokens",  # test_the_derived_micro_batch_is_this_starts
     "train.sequence_parallel_size",  # several ranks: test_sequence_parallel_runs
-    "train.compile",  # a minute of a compiler, before the checkpoint is opened: test_equal_runs
+    "train.compile",  # compiles for a minute before it opens the checkpoint: test_equal_runs
     "deepspeed.config",  # test_another_deepspeed_file_of_the_same_stage
 }
 
@@ -67,7 +68,7 @@ def typed(changes: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def stopped(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`stopped(recipe, optimizer)`: the directory of a run that was stopped after step 2 of 8; made once for each."""
+    """`stopped(recipe, optimizer)`: a run stopped after step 2 of 8, created once for each."""
     made: dict[tuple[str | None, str], Path] = {}
 
     def get(recipe: str | None, optimizer: str) -> Path:
@@ -153,7 +154,8 @@ def test_optimizer_and_schedule_hold_from_the_first_step(
 
 
 def test_intervals_and_kernels_hold(stopped: Any, words: Any, tmp_path: Path) -> None:
-    folder, changes = tmp_path / "run", TIMES | KERNELS
+    folder = tmp_path / "run"
+    changes = TIMES | KERNELS
     found = resume(stopped, words, folder, changes)
     assert found["code"] == 0, found["message"]
     assert [
@@ -217,7 +219,7 @@ def test_another_deepspeed_file_of_the_same_stage(
 def test_a_checkpoint_without_recorded_settings_resumes_and_says_so(
     stopped: Any, words: Any, tmp_path: Path
 ) -> None:
-    """As an earlier version wrote it: no settings, no lineage. The command line's values apply nevertheless."""
+    """An earlier version recorded no settings and no lineage. The command line still applies."""
     from harness.old_checkpoints import forget
 
     shutil.copytree(stopped(None, "adamw"), tmp_path / "run")
@@ -231,7 +233,7 @@ def test_a_checkpoint_without_recorded_settings_resumes_and_says_so(
 
 @pytest.mark.parametrize("recipe", [None, "zero2"])
 def test_random_draws_go_on_where_they_were(recipe: str | None, words: Any, tmp_path: Path) -> None:
-    """What draws inside a step (dropout) draws the same after a resume: the random state is loaded after the loader's seed."""
+    """Dropout draws match after a resume: the random state is loaded after the loader is seeded."""
     whole = run(1, words(tmp_path / "whole"), train_noting_settings, deepspeed=recipe)
     first = run(1, words(tmp_path / "parts"), train_noting_settings, deepspeed=recipe, signal_at=1)
     rest = run(1, words(tmp_path / "parts"), train_noting_settings, deepspeed=recipe, resume="auto")

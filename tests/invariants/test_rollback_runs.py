@@ -1,4 +1,4 @@
-"""A run that went back to an older checkpoint resumes from what it wrote since, not from the highest step."""
+"""After a rollback, a run resumes from what it wrote since then, not from the highest step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from wikillm.checkpoints.layout import list_checkpoints
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_resume_follows_the_branch_written_last(limit: int, words: Any, tmp_path: Path) -> None:
-    """Trained to 8, back to 4, stopped at 6: the next start resumes from that 6, which rotation has kept."""
-    folder, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
+    """Train to 8, return to 4, stop at 6. The next start resumes from 6, which rotation kept."""
+    folder = tmp_path / "run"
+    checkpoints = tmp_path / "run" / "checkpoints"
     first = run(1, words(folder, "train.save_steps=2"))
     assert first["code"] == 0 and [path.name[-1] for path in list_checkpoints(checkpoints)] == [
         "8",

@@ -1,4 +1,4 @@
-"""Runs in which two ranks share each sequence against one rank that has it whole: equal losses, L2."""
+"""Runs in which two ranks share each sequence have the losses of one rank with all of it (L2)."""
 
 from __future__ import annotations
 
@@ -34,18 +34,16 @@ def whole(references: References) -> dict[str, Any]:
     return references(1)
 
 
-@pytest.mark.parametrize(
-    "recipe", [None, "zero0", "zero3", "zero2_offload"]
-)  # zero1 and zero2: below
+# zero1 and zero2 are tested below.
+@pytest.mark.parametrize("recipe", [None, "zero0", "zero3", "zero2_offload"])
 def test_two_ranks_that_share_sequences_equal_one(
     recipe: str | None, words: Any, whole: Any, tmp_path: Path
 ) -> None:
     found = run(2, words(tmp_path / "run", SHARED), deepspeed=recipe)
     assert "sequences over 2 ranks (Ulysses)" in found["output"]
     assert "1 group of 2 ranks" in found["output"]
-    assert_same(
-        found, whole, norms=recipe != "zero0"
-    )  # at stage 0 in fp32 DeepSpeed reports no norm
+    # DeepSpeed reports no norm at stage 0 in fp32.
+    assert_same(found, whole, norms=recipe != "zero0")
 
 
 KEYS_REPEATED = [
@@ -71,7 +69,7 @@ def documents(
 def test_with_documents_repeated_keys_and_all_that_saves_memory(
     world: int, recipe: str, words: Any, documents: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Qwen3 with one key head. Of four ranks, two groups read different sequences."""
+    """Qwen3 with one key head. Four ranks form two groups that read different sequences."""
     micro = f"train.per_device_train_batch_size={4 if world == 2 else 2}"
     found = run(
         world, words(tmp_path / "run", SHARED, micro, *KEYS_REPEATED, *LEAN), deepspeed=recipe
@@ -80,7 +78,7 @@ def test_with_documents_repeated_keys_and_all_that_saves_memory(
 
 
 def test_in_bf16_without_deepspeed(words: Any, documents: dict[str, Any], tmp_path: Path) -> None:
-    """Autocast, in which Qwen3's queries and keys are float32 and the values are not."""
+    """Under autocast, Qwen3's queries and keys are float32 and its values are not."""
     found = run(2, words(tmp_path / "run", SHARED, "train.precision=bf16", *KEYS_REPEATED))
     assert found["losses"] == pytest.approx(documents["losses"], rel=5e-3)
     assert found["losses"] != pytest.approx(documents["losses"], rel=1e-6), "it ran in float32"

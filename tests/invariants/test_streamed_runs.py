@@ -1,6 +1,7 @@
-"""Training on a store that is still being built: the same run as on a finished one, and an end with a reason.
+"""Training on a store that is still being built equals a finished one. A failure gives its reason.
 
-The corpus makes several windows, so the runs begin before the store is finished; both compare bit by bit (L1).
+The corpus has several windows, so the runs start before the store is finished. Both runs are
+compared bit by bit (L1).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LARGE_MICRO_BATCH = "train.per_device_train_batch_size=32"
 
 
 def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
-    """The main rank's result; all ranks must end with the same code, and fail for the same reason."""
+    """The result of rank 0. All ranks must end with the same code and the same reason."""
     results = run_ranks(train_with_options, world, words, options)
     assert len({r["code"] for r in results}) == 1, [r["message"] for r in results]
     assert results[0]["code"] != 4 or len({r["message"] for r in results}) == 1, [
@@ -42,7 +43,7 @@ def run(world: int, words: list[str], **options: Any) -> dict[str, Any]:
 
 @contextmanager
 def slow_builder(store: Path, until: Path) -> Iterator[None]:
-    """Lets the builder of `store` work for a few milliseconds at a time, from its first shard until `until` exists."""
+    """Slow down the builder of `store` from its first shard until `until` exists."""
     ended = threading.Event()
 
     def hold_back() -> None:
@@ -67,7 +68,7 @@ def slow_builder(store: Path, until: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 MB: about a hundred windows, more than any of these runs reads."""
+    """8 MB, about a hundred windows, more than any of these runs reads."""
     return write_corpus(tmp_path_factory.mktemp("large") / "corpus.jsonl", size=8_000_000)
 
 
@@ -97,12 +98,10 @@ def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
     )
     assert "training starts on the first 2 shards" in streamed["output"]
     store = json.loads((tmp_path / "streamed" / "data.json").read_text())
-    assert (
-        store["complete"] and store["splits"]["train"]["tokens"] < 24 * 8192
-    )  # more than an epoch
-    words = words_on(corpus, tmp_path / "a")(
-        tmp_path / "prepared", *more
-    )  # the store is complete now
+    # More than an epoch.
+    assert store["complete"] and store["splits"]["train"]["tokens"] < 24 * 8192
+    # Now the store is finished.
+    words = words_on(corpus, tmp_path / "a")(tmp_path / "prepared", *more)
     prepared = run(2, words, deepspeed=recipe)
     assert "the corpus is still being counted" not in prepared["output"]
     off = run(
@@ -135,9 +134,8 @@ def test_a_stopped_and_resumed_streamed_run_is_bit_identical(large: Path, tmp_pa
     stopped = run(2, words, signal_at=5, signal_rank=1)
     assert stopped["code"] == 75, stopped["message"]
     store = tmp_path / "b" / "store"
-    whole_shards = [
-        p.stem for p in (store / "shards").glob("*.json")
-    ]  # a shard without its record is built again
+    # A shard without its record is built again.
+    whole_shards = [p.stem for p in (store / "shards").glob("*.json")]
     built = {
         path: path.stat().st_mtime_ns
         for path in (store / "train" / f"{name}.tok" for name in whole_shards)
@@ -149,7 +147,7 @@ def test_a_stopped_and_resumed_streamed_run_is_bit_identical(large: Path, tmp_pa
 
 
 def test_a_killed_builder_ends_the_run_on_all_ranks(large: Path, tmp_path: Path) -> None:
-    """A trainer that wants more than the builder has made, and a builder that is killed after some windows."""
+    """The builder is killed after some windows, before the trainer has the data it needs."""
     store = tmp_path / "a" / "store"
     more = (
         *STREAMING,

@@ -1,4 +1,4 @@
-"""Runs with the tiled MLP, in several chunks per micro-step, against the stock one: equal losses, L2."""
+"""Runs with the tiled MLP, in several chunks per micro-step, have the stock MLP's losses (L2)."""
 
 from __future__ import annotations
 
