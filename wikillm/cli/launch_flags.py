@@ -160,11 +160,13 @@ def check_flags(args: argparse.Namespace) -> None:
                 fix="leave it out, or name another target",
             )
     if args.hours is not None and not 0 < args.hours <= 24 * 366:
-        problems.add("--hours is a time limit in hours.", got=str(args.hours), fix="--hours 24")
+        problems.add(
+            "--hours must be a time limit in hours.", got=str(args.hours), fix="--hours 24"
+        )
     for name in ("partition", "account"):
         value = getattr(args, name)
         if value is not None and not _WORD.fullmatch(value):
-            problems.add(f"--{name} is one word.", got=repr(value))
+            problems.add(f"--{name} must be one word.", got=repr(value))
     args.master_addr = args.master_addr and bare_host(args.master_addr)
     if args.master_addr is not None and not is_host(args.master_addr):
         problems.add("--master-addr is not a host.", got=repr(args.master_addr))
@@ -172,5 +174,5 @@ def check_flags(args: argparse.Namespace) -> None:
     if folder is not None and (not folder.isprintable() or folder.startswith("-")):
         problems.add("--workdir is not a folder.", got=repr(folder))
     if args.node_rank is not None and args.node_rank >= args.nodes:
-        problems.add("--node-rank is below --nodes.", got=f"{args.node_rank} of {args.nodes}")
+        problems.add("--node-rank must be below --nodes.", got=f"{args.node_rank} of {args.nodes}")
     problems.raise_if_any()

@@ -240,17 +240,19 @@ def _check(args: argparse.Namespace) -> None:
             limit = "least 1" if value < 1 else f"most {most}"
             problems.add(f"{flag} must be at {limit}.", got=str(value))
     if args.tflops is not None and not 0.1 <= args.tflops <= 100_000:
-        what = "--tflops is a GPU's dense bf16 peak in TFLOP/s."
+        what = "--tflops must be a GPU's dense bf16 peak in TFLOP/s."
         problems.add(what, got=str(args.tflops), fix="--tflops 165")
     if args.tflops is not None and args.gpu.lower() == "cpu":
         what = "--tflops is for a GPU; a CPU is measured."
         problems.add(what, got="--gpu cpu", fix="wikillm plan --calibrate")
     if not args.gpu.strip() or not args.gpu.isprintable():
-        problems.add("--gpu is a name.", got=repr(args.gpu), fix="--gpu h100")
+        problems.add("--gpu must be a name.", got=repr(args.gpu), fix="--gpu h100")
     if args.mfu is not None and not 0 < args.mfu <= 1:
         problems.add("--mfu must be a share between 0 and 1.", got=str(args.mfu), fix="--mfu 0.4")
     if args.price is not None and not 0 <= args.price < float("inf"):
-        problems.add("--price is a price per GPU hour.", got=str(args.price), fix="--price 2.50")
+        problems.add(
+            "--price must be a price per GPU hour.", got=str(args.price), fix="--price 2.50"
+        )
     problems.raise_if_any()
 
 

@@ -161,7 +161,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         raise ConfigError("--print is for --executor slurm.", got=f"--executor {args.executor}")
     if min(args.tasks, args.cpus) < 1 or args.hours <= 0:
         got = f"{args.tasks}, {args.cpus}, {args.hours:g}"
-        raise ConfigError("--tasks, --cpus and --hours are above 0.", got)
+        raise ConfigError("--tasks, --cpus and --hours must be above 0.", got)
 
 
 def _batch_file(args: argparse.Namespace) -> str:

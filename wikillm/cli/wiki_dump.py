@@ -46,7 +46,7 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     for source in sources:
         if source.format != "mediawiki":
             raise DataError(
-                "A file of --wiki is no MediaWiki dump.",
+                "A file of --wiki is not a MediaWiki dump.",
                 got=f"{source.path} is {source.format}",
                 fix=f"wikillm prepare data.path={source.path} data.quality=basic data.dedup=exact",
             )

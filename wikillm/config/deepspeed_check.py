@@ -117,12 +117,12 @@ def _check_kind(problems: _FileProblems, path: str, value: Any, kind: Kind) -> N
         Kind.ANY: True,
     }[kind]
     if value is not None and not is_right:
-        problems.at(path, f"{path} takes {kind}.", f"write {kind}")
+        problems.at(path, f"{path} must be {kind}.", f"write {kind}")
     elif is_number:
         _check_range(problems, path, value)
     elif isinstance(value, str) and path in CHOICES and value.lower() not in CHOICES[path]:
         names = ", ".join(CHOICES[path])
-        problems.at(path, f"{path} is one of {names}.", f"one of {names}")
+        problems.at(path, f"{path} must be one of {names}.", f"one of {names}")
 
 
 def _check_range(problems: _FileProblems, path: str, value: float) -> None:
@@ -137,7 +137,7 @@ def _check_range(problems: _FileProblems, path: str, value: float) -> None:
     kind = "number" if path in FRACTIONS else "whole number"
     wanted = f"a {kind} from {least}" + ("" if most is None else f" to {most}")
     wanted = "a number above 0" if is_divisor else wanted
-    problems.at(path, f"{path} takes {wanted}.", f"write {wanted}")
+    problems.at(path, f"{path} must be {wanted}.", f"write {wanted}")
 
 
 def _check_blocks_present(problems: _FileProblems) -> None:

@@ -82,7 +82,7 @@ class World:
         if missing or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             problem = f"{' and '.join(missing)} not set" if missing else f"MASTER_PORT={port}"
             raise MachineError(
-                "The environment does not say where the ranks of this run meet "
+                "The environment has no rendezvous address for the ranks of this run "
                 f"({self.size} in all).",
                 got=f"RANK={self.rank} WORLD_SIZE={self.size}, {problem}",
                 fix=f"{_LAUNCH}, or set MASTER_ADDR and MASTER_PORT (1 to 65535) on every rank; "

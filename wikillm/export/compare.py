@@ -30,7 +30,7 @@ def compare_tokens(answer: Mapping[str, Any], trained: TextTokenizer, texts: Seq
     if wrong:
         text, (found, meant) = next(iter(wrong.items()))
         raise DataError(
-            "The exported folder would tokenize text otherwise than in training.",
+            "The exported folder would tokenize text differently than in training.",
             got=f"{opened}: {len(wrong)} of {len(texts)} texts get other ids, such as\n"
             f"{text[:60]!r}: {_few(found)} instead of {_few(meant)}",
             fix="a tokenizer that can be exported: data.tokenizer=qwen2, or train:N\n"

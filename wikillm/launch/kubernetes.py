@@ -40,7 +40,7 @@ def kubernetes(launch: Launch) -> Rendering:
     name = _label(launch.name)
     claim = launch.storage or name
     if not _CLAIM.fullmatch(claim):
-        what = "--storage is the name of a PersistentVolumeClaim."
+        what = "--storage must be the name of a PersistentVolumeClaim."
         raise ConfigError(what, got=repr(claim), fix="--storage my-claim")
     file = f"{name}.k8s.yaml"
     is_shared = "ReadWriteMany, since all nodes write to it"

@@ -67,7 +67,7 @@ def _storage(launch: Launch, mount: str) -> tuple[dict[str, Any], list[str]]:
     is_bucket = _URL.fullmatch(given) is not None if given else launch.nodes == 1
     if given and not is_bucket and not _NAME.fullmatch(given):
         raise ConfigError(
-            "--storage is a bucket or a SkyPilot volume.",
+            "--storage must be a bucket or a SkyPilot volume.",
             got=repr(given),
             fix="--storage s3://my-bucket, or a volume's name",
         )

@@ -279,7 +279,7 @@ def _no_answer(host: str, error: requests.RequestException, *, created: bool) ->
 
 
 def _other_shape(path: str, got: str) -> MachineError:
-    return _failed("SwanLab answers in another shape than is known here.", f"{path}: {got}")
+    return _failed("SwanLab answers in an unknown form.", f"{path}: {got}")
 
 
 def _id(identifier: str) -> str:

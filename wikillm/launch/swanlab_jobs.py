@@ -79,7 +79,9 @@ def fetch_output(api: SwanLabApi, task: Task, folder: Path) -> Path | None:
         return None
     path = PurePosixPath(task.output.path)
     if path.is_absolute() or ".." in path.parts or not path.name:
-        raise MachineError("SwanLab names an output that is no path.", got=repr(task.output.path))
+        raise MachineError(
+            "SwanLab names an output that is not a path.", got=repr(task.output.path)
+        )
     target = folder / path.name
     if target.exists():
         what = "The output would overwrite a file."

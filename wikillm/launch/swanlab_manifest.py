@@ -145,7 +145,7 @@ class _Reader:
                 self.problems.add(f"{key} is missing.", got=str(self.path), fix=f"{name}: NAME")
             return None
         if not isinstance(entry.value, str) or not entry.value.strip():
-            self.problem(f"{key} is text.", key, f'{key.rpartition(".")[2]}: "..."')
+            self.problem(f"{key} must be text.", key, f'{key.rpartition(".")[2]}: "..."')
             return None
         return entry.value
 
@@ -179,7 +179,7 @@ class _Reader:
             return {}
         volume = volumes[0]
         if not isinstance(volume, dict):
-            self.problem("A volume is a mapping of name and id.", "spec.volumes", fix)
+            self.problem("A volume must be a mapping of name and id.", "spec.volumes", fix)
             return {}
         names = {f"spec.volumes.{key}": value for key, value in volume.items()}
         self.refuse_unknown(names, ("spec.volumes.name", "spec.volumes.id"), str(self.path))
@@ -187,14 +187,14 @@ class _Reader:
             self.problem("spec.volumes.id is missing.", "spec.volumes", fix)
         for key, value in names.items():
             if value is not None and (not isinstance(value, str) or not value.strip()):
-                self.problem(f"{key} is text.", "spec.volumes", fix)
+                self.problem(f"{key} must be text.", "spec.volumes", fix)
         return volume
 
     def exclude(self) -> tuple[str, ...]:
         patterns = self._list("spec.exclude", "exclude: [tests]")
         for pattern in patterns:
             if not isinstance(pattern, str) or not pattern.strip("/ "):
-                what = f"A pattern of spec.exclude is text, not {pattern!r}."
+                what = f"A pattern of spec.exclude must be text, not {pattern!r}."
                 self.problem(what, "spec.exclude", '- "*.jsonl"')
             elif pattern.startswith("/") or ".." in pattern.split("/"):
                 what = f"A pattern of spec.exclude stays in the folder, unlike {pattern!r}."

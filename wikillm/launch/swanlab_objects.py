@@ -82,7 +82,7 @@ class ObjectStore:
                 os.fsync(file.fileno())
             expected = int(answer.get("Content-Length", -1))
             if expected not in (-1, staged.stat().st_size):
-                raise ConnectionError(f"{staged.stat().st_size} of {expected} bytes came")
+                raise ConnectionError(f"{staged.stat().st_size} of {expected} bytes arrived")
 
         try:
             self._run(key, "get_object", load)
@@ -147,7 +147,7 @@ class ObjectStore:
             except (KeyError, ParseError) as error:
                 got = f"{whole}: {type(error).__name__} {_plain(error)}"
                 raise MachineError(
-                    "SwanLab's object store answers in another shape than is known here.",
+                    "SwanLab's object store answers in an unknown form.",
                     got=f"{got}\nthe contract is {CONTRACT}",
                 ) from None
             except (CosClientError, OSError) as error:  # requests' errors are OSErrors

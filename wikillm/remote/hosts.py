@@ -113,7 +113,7 @@ def _read_line(words: list[str], where: str, raw: str, problems: Problems) -> Ho
     match = re.fullmatch(r"slots=([0-9]{1,9})", rest[0]) if len(rest) == 1 else None
     if match is None:
         problems.add(
-            "A line of a hostfile is a host and its slots.",
+            "A line of a hostfile must be a host and its slots.",
             got=f"{where}  {raw!r}",
             fix=f"{name} slots=8",
         )

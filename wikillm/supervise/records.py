@@ -260,7 +260,7 @@ def _typed(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
             raise ValueError(f"{field.name} is {value!r}")
     left = values.get("exit")
     if left is not None and (type(left["code"]) is not int or type(left["reason"]) is not str):
-        raise TypeError("exit is no code and reason")
+        raise TypeError("exit is not a code and a reason")
     return kind(**values)
 
 

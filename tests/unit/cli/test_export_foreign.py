@@ -164,7 +164,7 @@ LlamaConfig.__init__ = init
 @pytest.mark.parametrize(
     ("program", "code", "message"),
     [
-        (OTHER_IDS, ExitCode.DATA, "would tokenize text otherwise than in training"),
+        (OTHER_IDS, ExitCode.DATA, "would tokenize text differently than in training"),
         (OTHER_ROPE, ExitCode.CHECKPOINT, "does not compute what the trained model does"),
         ("import os\nos.kill(os.getpid(), 9)\n", ExitCode.MACHINE, "killed by signal 9"),
     ],

@@ -48,7 +48,7 @@ from wikillm.cli.main import main
         ),
         (
             ["slurm", "--gpus", "1", "--partition", "a\n#SBATCH --uid=0", "--print"],
-            "--partition is one word",
+            "--partition must be one word",
         ),
         (["slurm", "--gpus", "1", "--hours", "nan", "--print"], "--hours"),
         (["hostfile", "--hostfile", "/nonexistent/hosts", "--print"], "/nonexistent/hosts"),

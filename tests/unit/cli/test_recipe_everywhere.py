@@ -32,7 +32,7 @@ MISTAKES: dict[str, tuple[dict[str, Any] | str, str]] = {
     ),
     "no precision block": ({"bf16": None}, 'The block "bf16"'),
     "both precisions": ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "both enabled"),
-    "kind of a value": ({"gradient_clipping": "one"}, "gradient_clipping takes a number"),
+    "kind of a value": ({"gradient_clipping": "one"}, "gradient_clipping must be a number"),
     "scheduler": ({"scheduler": {"type": "WarmupLR"}}, "DeepSpeed scheduler"),
     "clipping": ({"gradient_clipping": 0.3}, "train.max_grad_norm"),
     "batch": ({"train_batch_size": 1000}, "train.global_batch_tokens"),

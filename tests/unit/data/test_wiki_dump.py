@@ -212,7 +212,7 @@ def test_what_is_no_dump_or_the_same_dump_twice_is_refused(dump, tmp_path):
     assert str(dump) in str(refused.value.fix)
     other = tmp_path / "a.jsonl"
     other.write_text('{"text": "x"}\n')
-    with pytest.raises(DataError, match="no MediaWiki dump"):
+    with pytest.raises(DataError, match="not a MediaWiki dump"):
         wiki_settings([str(other)], [])
     with pytest.raises(ConfigError, match=r"data\.path does too"):
         wiki_settings([str(dump)], ["data.path=x"])

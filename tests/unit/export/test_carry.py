@@ -91,7 +91,7 @@ def test_qwen2s_model_type_would_give_other_ids(
     trained = load_tokenizer(stores[kind])
     texts = probe_texts(trained)
     folder = write_folder(tmp_path / "m", tokenizer_files(stores[kind], max_length=64), "qwen2")
-    with pytest.raises(DataError, match="would tokenize text otherwise") as caught:
+    with pytest.raises(DataError, match="would tokenize text differently") as caught:
         compare_tokens(plain.tokenize(str(folder), texts), trained, texts)
     assert "Qwen2Tokenizer" in str(caught.value.got) and "data.tokenizer=qwen2" in str(
         caught.value.fix

@@ -59,7 +59,7 @@ def test_quoted_versions(version, tmp_path):
         ("Folder", "Job", "kind is Folder", "swanlab.yaml:2"),
         ("kind: Folder\n", "", "kind is Folder", "has no kind"),
         ("  name: demo\n", "  desc: x\n", "metadata.name is missing", ""),
-        ("name: demo", "name: 5", "metadata.name is text", "swanlab.yaml:4"),
+        ("name: demo", "name: 5", "metadata.name must be text", "swanlab.yaml:4"),
         ("name: demo", "name: demo\n  nmae: x", "no metadata.nmae", "swanlab.yaml:5"),
         ("name: demo", "name: demo\n  name: x", "metadata.name appears twice", "also on line 4"),
         ("metadata:\n  name: demo\n", "metadata: demo\n", "metadata must be a mapping", "yaml:3"),
@@ -72,7 +72,7 @@ def test_quoted_versions(version, tmp_path):
         ('python: "3.11"', "exclude: tests", "exclude must be a list", "swanlab.yaml:6"),
         ('python: "3.11"', "exclude: [../x]", "stays in the folder", "../x"),
         ('python: "3.11"', "exclude: [/etc]", "stays in the folder", "/etc"),
-        ('python: "3.11"', "exclude: [1]", "is text", "swanlab.yaml:6"),
+        ('python: "3.11"', "exclude: [1]", "must be text", "swanlab.yaml:6"),
     ],
 )
 def test_each_mistake_is_named_with_its_line(old, new, what, where, tmp_path):

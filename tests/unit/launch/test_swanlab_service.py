@@ -189,7 +189,7 @@ SHAPES = (b"<html>welcome</html>", b"[]", b'{"ok": true}', b'{"sid": 5}', "redir
         ({LOGIN: ["stall"] * 3}, "task list", "0.5", "does not answer"),
         ({LOGIN: ["trickle"] * 3}, "task list", "0.5", "does not answer"),
         ({"PUT object": ["stall"] * 2}, "--submit --yes", "0.5", "object store does not answer"),
-        *(({LOGIN: [body]}, "task list", "5", "another shape") for body in SHAPES),
+        *(({LOGIN: [body]}, "task list", "5", "an unknown form") for body in SHAPES),
     ],
 )
 def test_faults_of_the_service(faults, words, timeout, error, service, swanlab):

@@ -137,7 +137,7 @@ class FirstPass:
                 self._shards.append(shard)
                 self._text_bytes += shard.text_bytes
                 bad.add(shard.funnel, shard.end.position - shard.start.position)
-                fix = "mend the source, or raise data.max_bad_fraction"
+                fix = "repair the source, or raise data.max_bad_fraction"
                 bad.check(at_end=False, fix=f"data.dedup=none shows where they are; {fix}")
                 if target is not None and self._text_bytes >= target:
                     break

@@ -204,7 +204,7 @@ class Cache:
                 raise DataError(
                     "A remote file is far too long for what it should be.",
                     got=f"{shown(url)}: {size} bytes or more, at most {limit} are read",
-                    fix="look at the address: it should be the folder of a token store",
+                    fix="check the address: it should be the folder of a token store",
                 )
             return bytes(content)
 

@@ -142,7 +142,7 @@ def _ranges(file: RemoteFile, offset: int) -> Iterator[tuple[int, bytes]]:
             raise Unreachable("nothing was sent")
         if len(piece) > stop - offset:
             asked = f"{stop - offset} from {offset} on"
-            raise Unreachable(f"{len(piece)} bytes came instead of the {asked}")
+            raise Unreachable(f"{len(piece)} bytes arrived instead of the {asked}")
         yield offset, piece
         offset += len(piece)
 

@@ -67,7 +67,7 @@ class DropList:
             content = file.read()
         if len(content) % DROP.itemsize == 0 and hashlib.sha256(content).hexdigest() == self.sha256:
             return content
-        fix = f"remove {self.path.parent} and start again: it is made anew"
+        fix = f"remove {self.path.parent} and start again: it is made again"
         if self.start:
             make = f"wikillm prepare ... --drop-list-only {self.path}"
             fix = f"copy it again, or make it again: {make}"
@@ -129,7 +129,7 @@ def read_drop_list(path: Path) -> tuple[DropList, dict[str, Any]]:
         found = DropList(path.absolute(), **counts, start=len(line))
         made_from = dict(header["made_from"])
     except (ValueError, KeyError, TypeError):
-        what = "The file in data.drop_list is no drop-list that this version reads."
+        what = "The file in data.drop_list is not a drop-list that this version reads."
         raise DataError(what, got=str(path), fix=f"make one: {how}") from None
     found.entries()
     return found, made_from

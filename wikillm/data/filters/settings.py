@@ -117,7 +117,7 @@ def _protected(entry: str) -> PinnedFile:
     if len(found) > 1:
         names = ", ".join(file.path for file in found[:3])
         raise ConfigError(
-            "data.protected_terms is one file.",
+            "data.protected_terms must be one file.",
             got=f"{entry}: {len(found)} files, {names}" + (" ..." if len(found) > 3 else ""),
             fix="put the terms into one file: cat FILES > terms.txt",
         )

@@ -63,7 +63,7 @@ def _to_megatron(store: Store, split: str, prefix: Path) -> None:
     lengths = Documents(store, stream).lengths()
     if int(lengths.max()) > 2**31 - 1:
         raise DataError(
-            "A document has more tokens than Megatron's format can say.",
+            "A document has more tokens than Megatron's format can hold.",
             got=f"{int(lengths.max()):,}",
         )
     with _staged(prefix.with_suffix(".bin")) as file:

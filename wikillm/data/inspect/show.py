@@ -42,7 +42,8 @@ def show_sample(
     """Sample `number` of training: its targets, in order and by document, and their text."""
     if number < 0 or sequence_length < 1:
         raise ConfigError(
-            "A sample is counted from 0, and its length from 1.", got=f"{number}, {sequence_length}"
+            "The number of a sample must be at least 0, and its length at least 1.",
+            got=f"{number}, {sequence_length}",
         )
     stream = store.train
     order = StoredCorpus(store, window_shards, packing).order(sequence_length, seed)

@@ -124,7 +124,7 @@ def arrow_folder(folder: Path, files: list[Path]) -> DataError:
 def packed_parquet(path: Path, compression: str) -> DataError:
     """The error for a Parquet file inside a compressed one."""
     return DataError(
-        f"A Parquet file in {compression} cannot be read: its end is looked at first.",
+        f"A Parquet file in {compression} cannot be read: reading starts at its end.",
         got=str(path),
         fix=filtered(path, compression, "cat", ".parquet"),
     )

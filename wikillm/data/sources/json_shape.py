@@ -57,7 +57,7 @@ def refuse_lines(source: SourceFile, kinds: Sequence[str], first: str) -> None:
     """Raise DataError when most lines of a file are of one kind that is not JSON."""
     if "comma" in kinds and kinds.count("comma") >= kinds.count("json"):
         raise DataError(
-            "Each line of a file ends with a comma, which JSON Lines has not.",
+            "Each line of a file ends with a comma, which JSON Lines does not allow.",
             got=f"{source.path} starts with {first[:60]!r}",
             fix=source_filtered(source, "sed 's/,[[:space:]]*$//'"),
         )

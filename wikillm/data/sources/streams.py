@@ -172,7 +172,7 @@ def _damaged(source: SourceFile, given: int, why: str) -> DataError:
 
 def _bomb(source: SourceFile, given: int, read: int) -> DataError:
     return DataError(
-        f"A {source.compression} file expands more than text can: {BOMB_RATIO} times and over.",
+        f"A {source.compression} file expands more than text does: {BOMB_RATIO} times and over.",
         got=f"{source.path}: {format_size(given)} came out of its first {format_size(read)}",
         fix="look at its content; if it really is text, decompress it and name the result",
     )

@@ -88,7 +88,7 @@ def open_remote(url: str, cache: Cache, *, is_main: bool = True) -> Store:
             manifest = Manifest.from_json(json.loads(content))
         except (ValueError, RecursionError) as error:
             raise DataError(
-                "This is no manifest of a token store.",
+                "This is not the manifest of a token store.",
                 got=f"{shown(url)}/{MANIFEST_NAME}: {error}",
                 fix="data.store=ADDRESS of the folder",
             ) from None

@@ -177,7 +177,7 @@ def choose_backend(setting: str, store: Path) -> str:
         why = refused.get(name) or _why_not(name, store / "tokenizer")
         if why is None:
             texts = len(fuzz_texts())
-            say(f"encoder: {name}, compared with tokenizers on {texts} texts, and as it goes")
+            say(f"encoder: {name}, compared with tokenizers on {texts} texts, and during the build")
             return name
         (warn if setting != "auto" else say)(f"encoder: not {name}: {why}")
     return f"{TRUTH} {version(TRUTH)}"

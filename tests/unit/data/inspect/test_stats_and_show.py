@@ -62,7 +62,7 @@ def test_a_sample_is_shown_as_training_reads_it(store, length, shards, packing):
         for part in found["parts"]:
             assert [part["first"], part["end"]] == ends[part["document"] :][:2]
             assert part["first"] <= part["tokens"][0] < part["tokens"][1] <= part["end"]
-    with pytest.raises(ConfigError, match="counted from 0"):
+    with pytest.raises(ConfigError, match="must be at least 0"):
         show_sample(store, -1, **how)
 
 

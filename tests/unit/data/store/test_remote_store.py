@@ -164,7 +164,7 @@ def test_what_is_no_store_and_what_cannot_be_built_there(server, section, tmp_pa
         prepare_store(section().model_copy(update={"store": f"{server.url}/nothing"}))
     (server.root / "page").mkdir()
     (server.root / "page" / "manifest.json").write_text("<html>log in</html>")
-    with pytest.raises(DataError, match="no manifest of a token store"):
+    with pytest.raises(DataError, match="not the manifest of a token store"):
         prepare_store(section().model_copy(update={"store": f"{server.url}/page"}))
     with pytest.raises(ConfigError, match="built in a local folder"):
         prepare_store(section().model_copy(update={"path": ("x.jsonl",)}))
