@@ -2,7 +2,7 @@
 
 Every document ends with EOS and no text encodes to it, so the ids alone say where documents begin;
 a sample that goes round the end of its ring, or that several documents were packed into, starts
-anew there too. Positions count from each beginning, or from the start of the row for the rest of a
+again there too. Positions count from each beginning, or from the start of the row for the rest of a
 document that began before it. This is the form in which Hugging Face's models take packed
 sequences: with restarting `position_ids` and no attention mask they build a block mask (eager,
 sdpa, flex), and `cu_seq_lens` spare flash attention from deriving the blocks in every layer. The
