@@ -9,11 +9,14 @@ on the neighbours. The tutorial keeps chunks of exactly 512 tokens of each docum
 rest away; WikiLLM keeps every token. The stream writes nothing: it would do the same work in every
 epoch.
 
-    python benchmarks/data.py                                            # a generated corpus and a
-    tokenizer trained on it python benchmarks/data.py --data FILE --tokenizer FOLDER --mb 25     #
-    the first 25 MB of a source of your own python benchmarks/data.py --peers VENV/bin/python # the
-    peers too; VENV is made as peers.txt says python benchmarks/data.py --mb 1000 --contenders
-    fastokens --workers 2   # WikiLLM with two worker processes
+    # A generated corpus and a tokenizer trained on it.
+    python benchmarks/data.py
+    # The first 25 MB of a source of your own.
+    python benchmarks/data.py --data FILE --tokenizer FOLDER --mb 25
+    # The peers too; VENV is made as peers.txt says.
+    python benchmarks/data.py --peers VENV/bin/python
+    # WikiLLM with two worker processes.
+    python benchmarks/data.py --mb 1000 --contenders fastokens --workers 2
 """
 
 # ruff: noqa: E402

@@ -4,12 +4,18 @@ One Qwen2 model, the loss patched in and out between turns, so that weights, bat
 same. Times are interleaved in one process; each memory peak comes from a process of its own.
 Default: the shape of the CPU goal.
 
-    python benchmarks/kernels.py                              # 8 x 512 tokens, h=256, 4 layers,
-    V=151,936, float32 python benchmarks/kernels.py --chunk-rows 256 512 1024    # how many rows per
-    chunk python benchmarks/kernels.py --kernels chunked tiled recomputed --vocab 8192 --batch 1
-    --length 8192   # MLPs in chunks python benchmarks/kernels.py --kernels chunked selective
-    full_but_attention full --vocab 8192 --layers 8   # checkpointing python benchmarks/kernels.py
-    --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32 --kernels chunked triton fp8
+    # 8 x 512 tokens, h=256, 4 layers, V=151,936, float32.
+    python benchmarks/kernels.py
+    # How many rows per chunk.
+    python benchmarks/kernels.py --chunk-rows 256 512 1024
+    # MLPs in chunks.
+    python benchmarks/kernels.py --kernels chunked tiled recomputed --vocab 8192 --batch 1 \\
+        --length 8192
+    # Checkpointing.
+    python benchmarks/kernels.py --kernels chunked selective full_but_attention full \\
+        --vocab 8192 --layers 8
+    python benchmarks/kernels.py --device cuda --dtype bf16 --hidden 512 --layers 12 --batch 32 \\
+        --kernels chunked triton fp8
 """
 
 # ruff: noqa: E402

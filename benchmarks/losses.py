@@ -4,11 +4,14 @@
 interleaved in one process, each memory peak comes from a process of its own. What is not there
 (Liger, a GPU, a newer torch) is named and left out.
 
-    python benchmarks/losses.py                                        # 4,096 rows, h=256,
-    V=151,936, float32, CPU python benchmarks/losses.py --rows 2048 --hidden 896 --dtype bf16 python
-    benchmarks/losses.py --gpu                                  # rows and widths of 120M to 7B in
-    bf16 TRITON_INTERPRET=1 python benchmarks/losses.py --rows 32 --hidden 16 --vocab 64
-    --contenders stock liger liger-rows   # do they run
+    # 4,096 rows, h=256, V=151,936, float32, CPU.
+    python benchmarks/losses.py
+    python benchmarks/losses.py --rows 2048 --hidden 896 --dtype bf16
+    # Rows and widths of 120M to 7B in bf16.
+    python benchmarks/losses.py --gpu
+    # Whether they run at all.
+    TRITON_INTERPRET=1 python benchmarks/losses.py --rows 32 --hidden 16 --vocab 64 \\
+        --contenders stock liger liger-rows
 """
 
 # ruff: noqa: E402

@@ -1,7 +1,7 @@
 """Draw the losses of a run as an SVG: training, validation, and a unigram model beside them.
 
-    python benchmarks/plot_run.py runs/demo --out loss.svg --unigram 6.7708   # as wikillm eval
-    prints it
+    # 6.7708 is the unigram model's loss as `wikillm eval` prints it.
+    python benchmarks/plot_run.py runs/demo --out loss.svg --unigram 6.7708
 
 Reads RUN/metrics.jsonl and RUN/events.jsonl only. Needs matplotlib.
 """

@@ -7,8 +7,9 @@ baseline has the same sign and the mean difference is more than twice its standa
 it is "unclear". What holds for a model of this size need not hold for a larger one. Each run is a
 fresh process with one thread.
 
-    python benchmarks/recipes.py --data zhwiki.jsonl                      # about 10 minutes of one
-    core python benchmarks/recipes.py --data zhwiki.jsonl --tokens 100000 --seeds 2 --arms muon
+    # About 10 minutes of one core.
+    python benchmarks/recipes.py --data zhwiki.jsonl
+    python benchmarks/recipes.py --data zhwiki.jsonl --tokens 100000 --seeds 2 --arms muon
 """
 
 # ruff: noqa: E402

@@ -135,8 +135,9 @@ def measure(
 
     Args:
         steps: counted turns; a turn is `stretch` steps, and its seconds are those of one of them.
-        `warmup`, `profiled`: other turns. visits: 0: all at once, taking turns. Else one after
-        another, so often, every other time in the opposite order.
+        warmup, profiled: turns before and after them that do not count.
+        visits: 0: all contenders in turns. N: one after another, N times, every other time in
+            the opposite order.
     """
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
