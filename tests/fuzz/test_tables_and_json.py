@@ -169,7 +169,7 @@ def test_plain_text_is_kept_exactly(folder: Path, text: str, wanted: str) -> Non
     try:
         found = read(written(folder, "c.txt", content), content, wanted)
     except WikiLLMError:
-        assert not clean(text) or "\r" in text
+        assert not clean(text.removeprefix("\ufeff")) or "\r" in text
         return
     if wanted == "text":
         expected = clean(text.removeprefix("\ufeff").replace("\r\n", "\n"))

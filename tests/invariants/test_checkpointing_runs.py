@@ -20,7 +20,7 @@ def stock(references: References) -> dict[str, Any]:
     ("kind", "recipe", "more"),
     [
         ("selective", None, ()),
-        ("selective", "zero2", ("train.compile=layers",)),
+        pytest.param("selective", "zero2", ("train.compile=layers",), marks=pytest.mark.deep),
         # An evaluation changes the order of gathers.
         ("selective", "zero3", ("train.eval_steps=4",)),
         (

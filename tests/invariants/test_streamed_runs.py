@@ -76,7 +76,7 @@ def words_on(corpus: Path, folder: Path) -> Words:
     return tiny_words(corpus, folder / "store")
 
 
-@pytest.mark.parametrize("recipe", [None, "zero2"])
+@pytest.mark.parametrize("recipe", [pytest.param(None, marks=pytest.mark.deep), "zero2"])
 def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
     recipe: str | None, corpus: Path, tmp_path: Path
 ) -> None:

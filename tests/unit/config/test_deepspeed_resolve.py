@@ -256,6 +256,7 @@ def test_a_missing_path_that_names_a_recipe_is_logged(
     assert not any("the shipped" in note for note in by_name.notes)
 
 
+@pytest.mark.deep  # test_equal_runs.py compares whole runs with and without offload
 def test_offload_steps_as_without_it(tmp_path: Path) -> None:
     """Real engines, ZeRO-2 with and without offload: equal losses, norms and biases do not
     decay."""
