@@ -3,7 +3,7 @@
 The others: the tutorial's `load_dataset` + `map`, a stream of `datasets` tokenized and packed
 while it is read and, with `--peers`, datatrove, litdata and MosaicML streaming (MDS).
 
-Each contender works in a process of its own on one core's worth of threads, from the JSON Lines to
+Each contender works in its own process on one core's worth of threads, from the JSON Lines to
 tokens on the disk. "MB/s" is UTF-8 text per CPU-second: on a shared machine CPU time hardly depends
 on the neighbours. The tutorial keeps chunks of exactly 512 tokens of each document and throws the
 rest away; WikiLLM keeps every token. The stream writes nothing: it would do the same work in every

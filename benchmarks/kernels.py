@@ -1,7 +1,7 @@
 """The fused loss against Hugging Face's inside one model: time, peak memory, equality.
 
 One Qwen2 model, the loss patched in and out between turns, so that weights, batch and body are the
-same. Times are interleaved in one process; each memory peak comes from a process of its own.
+same. Times are interleaved in one process; each memory peak comes from its own process.
 Default: the shape of the CPU goal.
 
     # 8 x 512 tokens, h=256, 4 layers, V=151,936, float32.
@@ -92,9 +92,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--plot", type=Path, help="write tokens/s as bars (SVG); needs matplotlib")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
-    parser.add_argument(
-        "--memory-of", help=argparse.SUPPRESS
-    )  # one variant, in a process of its own
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # one variant, in its own process
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
 """Output projection and loss alone: ours, torch's, Liger's, stock; time, memory, gradients.
 
 `kernels.py` measures a loss inside a model; this compares the candidates. Turns are
-interleaved in one process, each memory peak comes from a process of its own. What is not there
+interleaved in one process, each memory peak comes from its own process. What is not there
 (Liger, a GPU, a newer torch) is named and left out.
 
     # 4,096 rows, h=256, V=151,936, float32, CPU.
@@ -179,7 +179,7 @@ def measure(
     names = [name for name in args.contenders if missing(name) is None]
     words = [f"--rows={rows}", f"--hidden={hidden}"]
     words += [f"--vocab={args.vocab}", f"--dtype={args.dtype}"]
-    # Peak memory, each in a process of its own, which needs what this one has cached.
+    # Peak memory, each in its own process, which needs what this one has cached.
     found: dict[str, Any] = {}
     if device() == "cuda":
         torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
 """One peer's way from JSON Lines to tokens on the disk, for `benchmarks/data.py --peers PYTHON`.
 
-Runs in an environment of its own (`peers.txt`), so it imports nothing of WikiLLM. Each peer writes
+Runs in its own environment (`peers.txt`), so it imports nothing of WikiLLM. Each peer writes
 the ids of every document with its EOS, as its documentation does it. litdata and MDS bring no
 encoder: they are fed by fastokens, in batches of 1 MiB of text. The last line printed is JSON: wall
 and CPU seconds (children included), peak bytes (the largest process), tokens, encoder.

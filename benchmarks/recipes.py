@@ -94,7 +94,7 @@ def shape_words(args: argparse.Namespace) -> list[str]:
 
 
 def train(words: list[str], log: Path) -> None:
-    """One run, in a process of its own."""
+    """One run, in its own process."""
     import contextlib
 
     import torch

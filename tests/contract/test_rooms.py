@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-MOST_FUNCTIONS_WITH_THE_WHOLE_CONFIGURATION = 17
+MOST_FUNCTIONS_WITH_THE_WHOLE_CONFIGURATION = 15
 QUESTION = re.compile(r"^\| (\S.*\?) \| `([^`]+)`", re.MULTILINE)
 
 

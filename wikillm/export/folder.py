@@ -78,30 +78,22 @@ def export_model(
     held_out: Sequence[str] = (),
     prove: bool = True,
 ) -> Exported:
-    """Export a complete checkpoint to `target`.
+    """Export a complete checkpoint, gathered or in ZeRO partitions, to `target`.
 
     Args:
-        checkpoint: folder with config.json and weights, gathered or in ZeRO partitions.
-        target: the folder to be.
         trust: run the code that the checkpoint's pickles may hold (--trust-checkpoint).
         tokenizer_dir: holds at least tokenizer.json.
-        facts: for the model card.
-        dtype: float32, bfloat16 or float16; None keeps the type the model was trained in.
+        dtype: float32, bfloat16 or float16; None: the type the model was trained in.
         verified: the caller has just checked the checkpoint's manifest.
         ema: take the moving average of the weights (train.ema_decay) instead of the weights.
-        trained_with: folder of the tokenizer that the model was trained with; None where only
-            `tokenizer_dir` is known.
-        held_out: texts for the proof, besides its own.
-        prove: False for a folder that only this process reads.
+        trained_with: tokenizer folder of the training; None where only `tokenizer_dir` is known.
+        held_out: texts for the proof, besides its own; prove=False leaves the proof out.
 
     Raises:
-        CheckpointError: a damaged checkpoint, or one that does not fit its config.json; or the
-            folder computes other logits.
-        ConfigError: unknown dtype, no tokenizer or another than the run's, or a `target` that holds
-            something else.
+        CheckpointError: damaged, not of its config.json, or the folder computes other logits.
+        ConfigError: unknown dtype, no tokenizer or a different one, a `target` in use.
         DataError: the folder would give other ids than the model was trained on.
-        MachineError: the disk is full or cannot be written, or plain transformers could not open
-            the folder.
+        MachineError: disk full or not writable, or plain transformers could not open the folder.
     """
     check_target(target)
     config = _read_config(checkpoint)
@@ -110,10 +102,7 @@ def export_model(
     files = tokenizer_files(tokenizer_dir, max_length=config.max_position_embeddings)
     # The weights, in the type and under the names of the checkpoint's model.
     model = skeleton(config)
-    if ema:
-        read = read_average(checkpoint)
-    else:
-        read = read_weights(checkpoint, verified=verified, trust=trust)
+    read = _read(checkpoint, ema=ema, verified=verified, trust=trust)
     weights = as_stored(fit(read, model, checkpoint), chosen)
     stored = next(iter(weights.values())).dtype
     parameters = sum(tensor.numel() for tensor in weights.values())
@@ -124,21 +113,31 @@ def export_model(
     files["README.md"] = render_card(
         facts, config, parameters=parameters, trained_as=type(model).__name__, eos=trained.eos_token
     )
-    mark = {"format_version": 1, "run": facts.name, "step": facts.step, "tokenizer": trained.sha256}
     # Everything is written beside the target, the list of digests last, and then renamed.
     with _staged(target) as staging:
-        _write(staging, weights, config, files)
-        tensors = check_written(weights, staging)
+        tensors = _write(staging, weights, config, files)
         weights.clear()  # the process of the proof has the model in memory too
         proof = None
         if logits is not None:
             proof = prove_folder(staging, trained, texts, ids, logits, stored)
-        names = [path.relative_to(staging).as_posix() for path in files_below(staging)]
-        write_json(staging / MARK, {**mark, "files": seal_files(staging, names)})
-        size = sum(path.stat().st_size for path in files_below(staging))
+        size = _seal(staging, facts, trained)
         _publish(staging, target)
     architecture = type(skeleton(config)).__name__
     return Exported(target, parameters, tensors, dtype_name(stored), size, architecture, proof)
+
+
+def _read(checkpoint: Path, *, ema: bool, verified: bool, trust: bool) -> Weights:
+    if ema:
+        return read_average(checkpoint)
+    return read_weights(checkpoint, verified=verified, trust=trust)
+
+
+def _seal(folder: Path, facts: ExportFacts, trained: TextTokenizer) -> int:
+    """Write the list of digests, which marks the folder as an export; returns all bytes."""
+    mark = {"format_version": 1, "run": facts.name, "step": facts.step, "tokenizer": trained.sha256}
+    names = [path.relative_to(folder).as_posix() for path in files_below(folder)]
+    write_json(folder / MARK, {**mark, "files": seal_files(folder, names)})
+    return sum(path.stat().st_size for path in files_below(folder))
 
 
 @contextmanager
@@ -156,12 +155,14 @@ def _staged(target: Path) -> Iterator[Path]:
         raise
 
 
-def _write(folder: Path, weights: Weights, config: PretrainedConfig, files: dict[str, str]) -> None:
+def _write(folder: Path, weights: Weights, config: PretrainedConfig, files: dict[str, str]) -> int:
+    """Write everything but the list of digests; returns how many tensors were read back equal."""
     folder.mkdir(parents=True)
     write_weights(weights, folder)
     _write_configs(config, folder)
     for name, text in files.items():
         write_atomic(folder / name, text)
+    return check_written(weights, folder)
 
 
 def _tokenizer(

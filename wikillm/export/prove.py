@@ -48,7 +48,7 @@ def prove_folder(
     logits: torch.Tensor,
     dtype: torch.dtype,
 ) -> Proof:
-    """Open `folder` with plain transformers in a process of its own, and compare.
+    """Open `folder` with plain transformers in a separate process, and compare.
 
     Args:
         trained: the tokenizer that the model was trained with.

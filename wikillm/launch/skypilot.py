@@ -75,7 +75,7 @@ def _storage(launch: Launch, mount: str) -> tuple[dict[str, Any], list[str]]:
         volume = "a SkyPilot volume that all nodes mount (sky volumes apply)"
         raise ConfigError(
             "A bucket cannot hold the run directory of several nodes: "
-            "each would write through a cache of its own.",
+            "each would write through its own cache.",
             got=f"--storage {given} --nodes {launch.nodes}",
             fix=f"--storage NAME of {volume}, or --nodes 1",
         )
@@ -99,7 +99,7 @@ def _storage(launch: Launch, mount: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _setup(launch: Launch) -> str:
-    """An environment of its own, since a cloud image's Python may be too old.
+    """A separate environment, since a cloud image's Python may be too old.
 
     A checkout is installed as it is, otherwise the released version.
     """

@@ -1,6 +1,6 @@
 """Initial weights as a pure function of (seed, parameter name, shape).
 
-Every parameter is drawn in float32 on the CPU from a generator of its own, then copied to its
+Every parameter is drawn in float32 on the CPU from its own generator, then copied to its
 device and dtype. So ZeRO 0 to 3, any number of ranks and any device start from the same weights,
 and no global random state is read or changed. Matrices are normal(0, initializer_range), biases 0,
 norms 1, as in Hugging Face's Qwen2.

@@ -101,7 +101,7 @@ class SwanLabSink:
 
     @property
     def sync_command(self) -> str | None:
-        """Uploads an offline run. Without --id every upload would become a run of its own."""
+        """Uploads an offline run. Without --id every upload would become a separate run."""
         return f"swanlab sync --id {self.run_id} {self.folder}" if self.folder else None
 
     def start(self, config: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ def check_recipe(
 ) -> None:
     """Raises one ConfigError with every mistake of the run's DeepSpeed JSON.
 
-    A batch that does not divide has an error of its own elsewhere; here it counts as unknown.
+    A batch that does not divide has its own error elsewhere; here it counts as unknown.
     """
     config = resolved.config
     if config.deepspeed.config is None:

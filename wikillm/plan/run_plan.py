@@ -84,10 +84,8 @@ def make_plan(
     """Plan a run.
 
     Args:
-        train_tokens: of the corpus; None while it is being built (the horizon is then in steps or
-            tokens).
-        epoch: sequences in the first pass over the corpus, and in each later one; None is
-            ceil((tokens - 1) / T).
+        train_tokens: of the corpus; None while it is being built.
+        epoch: sequences in the first pass and in each later one; None: ceil((tokens - 1) / T).
         gpu: of a rank, which bounds a micro-batch of auto; None on a CPU or where it is not known.
         done: optimizer steps and sequences before a checkpoint, whatever their batch was. A horizon
             in tokens or passes counts these sequences; one in steps counts the steps.
@@ -97,20 +95,9 @@ def make_plan(
     model = resolved.config.model
     train = resolved.config.train
     origins = resolved.origins
-    vocab_size, vocab_note = resolve_vocab_size(
-        model, origins["model.vocab_size"], tokenizer_length
-    )
-    # The micro-batch: the largest that divides the batch and fits the memory of a GPU.
-    batch = split_batch(train, origins, world_size)
-    memory_note = None
-    if gpu is not None and train.per_device_train_batch_size == "auto":
-        workload = Workload(model, vocab_size, train.sequence_length)
-        recipe = resolved.config.deepspeed.config
-        most = _most_sequences(workload, train, recipe, world_size, gpu, batch.micro)
-        smaller = split_batch(train, origins, world_size, most)
-        if smaller.micro != batch.micro:
-            memory_note = _memory_note(smaller.micro, batch.micro, gpu)
-            batch = smaller
+    stated = origins["model.vocab_size"]
+    vocab_size, vocab_note = resolve_vocab_size(model, stated, tokenizer_length)
+    batch, memory_note = _split(resolved, vocab_size, world_size, gpu)
     # The horizon, which needs the sequences of an epoch where it is in epochs.
     sequences = None
     packing_note = None
@@ -146,9 +133,22 @@ def make_plan(
     )
 
 
-def _memory_note(micro: int, wanted: int, gpu: RankGpu) -> str:
+def _split(
+    resolved: Resolved, vocab_size: int, world_size: int, gpu: RankGpu | None
+) -> tuple[BatchSplit, str | None]:
+    """The largest micro-batch that divides the batch and fits a GPU; a note if that is smaller."""
+    train = resolved.config.train
+    batch = split_batch(train, resolved.origins, world_size)
+    if gpu is None or train.per_device_train_batch_size != "auto":
+        return batch, None
+    workload = Workload(resolved.config.model, vocab_size, train.sequence_length)
+    recipe = resolved.config.deepspeed.config
+    most = _most_sequences(workload, train, recipe, world_size, gpu, batch.micro)
+    smaller = split_batch(train, resolved.origins, world_size, most)
+    if smaller.micro == batch.micro:
+        return batch, None
     room = f"by the planner's estimate no more fits into {gpu.memory / 2**30:.3g} GiB"
-    return f"micro-batch {micro} instead of {wanted}: {room}"
+    return smaller, f"micro-batch {smaller.micro} instead of {batch.micro}: {room}"
 
 
 def _packing_note(train_tokens: int, sequences: int, length: int) -> str:

@@ -1,6 +1,6 @@
 """The SwanLab sink with the real client: offline into a folder, online to a server on loopback.
 
-Each case is a process of its own: SwanLab keeps global state, and the exit is a part of the test.
+Each case is a separate process: SwanLab keeps global state, and the exit is a part of the test.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_progress_within_a_phase_counts() -> None:
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_only_steps_and_their_data_have_the_short_limit(phase: str) -> None:
-    """What compiles, builds, saves or evaluates has a limit of its own, or none."""
+    """What compiles, builds, saves or evaluates has its own limit, or none."""
     limit = RankProgress(phase, 5, 0.0, 0.0, 20.0).limit(120.0)
     if phase in ("data", "step"):
         assert limit == 200.0

@@ -1,7 +1,7 @@
 """From sources to a drop-list: hash the missing shards, decide, write `drops.bin`. Resumable.
 
 Everything is in `.dedup-KEY` beside the store; KEY is a hash of all that decides the drop-list.
-Preparations that differ in tokenizer or split alone share it, so it has a lock of its own
+Preparations that differ in tokenizer or split alone share it, so it has its own lock
 (`.dedup-KEY.lock`). The signatures are removed when the list is complete. With
 `data.max_text_bytes` the pass ends when enough text is left, since a decision depends on earlier
 documents only: a small part of a large dump costs little.

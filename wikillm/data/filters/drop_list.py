@@ -2,7 +2,7 @@
 
 Deduplication (`data/dedup/`) writes it, the build of the store reads it, and its sha256 is part of
 the fingerprint. Each entry names the document that is kept instead, so every drop can be checked.
-In a file of its own (`data.drop_list`) the entries follow one line of JSON: what they were made
+In a separate file (`data.drop_list`) the entries follow one line of JSON: what they were made
 from, their counts and their sha256.
 """
 
@@ -100,7 +100,7 @@ def _open(drop_list: DropList) -> npt.NDArray[Any]:
 
 
 def write_drop_list(path: Path, drop_list: DropList, made_from: Mapping[str, Any]) -> None:
-    """Write it as a file of its own; `made_from` has everything that decided it."""
+    """Write it as a separate file; `made_from` has everything that decided it."""
     header = {
         _MARK: _VERSION,
         **{name: getattr(drop_list, name) for name in _COUNTED},
@@ -110,7 +110,7 @@ def write_drop_list(path: Path, drop_list: DropList, made_from: Mapping[str, Any
 
 
 def read_drop_list(path: Path) -> tuple[DropList, dict[str, Any]]:
-    """A drop-list that is a file of its own, and what it was made from.
+    """A drop-list in a separate file, and what it was made from.
 
     Raises DataError for a file that is missing, cut off, changed, or something else.
     """

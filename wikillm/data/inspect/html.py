@@ -108,7 +108,7 @@ def show_page(store: Store, found: dict[str, Any]) -> str:
 
 
 def _tokens(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
-    """Each token in a box of its own; tokens that share a character share a box."""
+    """Each token in its own box; tokens that share a character share a box."""
     boxes = []
     group: list[int] = []
     for i in ids[:_MAX_TOKENS]:

@@ -6,7 +6,7 @@ an epoch. Each epoch has its own phase (where the cutting starts; the stream is 
 permutation of the blocks.
 
 The first epoch goes through windows, groups of consecutive shards, in order; each window is a ring
-with a phase and a permutation of its own. So the samples of a window depend only on the shards up
+with its own phase and permutation. So the samples of a window depend only on the shards up
 to its end: a run that trains while the store is being built reads the same samples as from the
 finished store. Every later epoch permutes all blocks, and so does the first one of a store with a
 single window.

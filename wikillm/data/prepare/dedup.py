@@ -85,7 +85,7 @@ class Deduplication:
 
 
 def write_drop_list_of(plan: BuildPlan, path: Path) -> DropList:
-    """Write the drop-list of a plan as a file of its own, with everything that decided it.
+    """Write the drop-list of a plan as a separate file, with everything that decided it.
 
     Raises MachineError if the file cannot be written.
     """

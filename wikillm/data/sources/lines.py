@@ -16,7 +16,7 @@ from wikillm.data.types import Item
 def split_runs(pieces: Iterator[bytes], start: int, limit: int) -> Iterator[Item]:
     """About one item per piece: whole lines, from a record's start to a record's end.
 
-    A line that exceeded `limit` before its end was seen is an item of its own, without payload.
+    A line that exceeded `limit` before its end was seen is a separate item, without payload.
     """
     offset = start  # of the line whose end was not read yet
     size = 0  # of the part of it that was read

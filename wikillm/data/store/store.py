@@ -302,7 +302,7 @@ def _not_accessible(path: Path, error: OSError) -> MachineError:
 
 
 def _unreadable(path: Path, error: Exception, is_cached: bool = False) -> DataError:
-    fix = "a larger data.cache_bytes, or a data.cache of its own: others keep removing it"
+    fix = "a larger data.cache_bytes, or a data.cache that no other run uses"
     return DataError(
         "A shard of the token store cannot be read.",
         got=f"{path}: {error}",
