@@ -52,10 +52,8 @@ def test_losses(tmp_path: Path) -> None:
         assert max(result["gradients"]) < 1e-5 and len(result["wall"]) == 2 and result["peak"] > 0
 
 
-@pytest.mark.parametrize(
-    "names",
-    ["hf bare-fused wikillm", pytest.param("hf bare bare-fused wikillm", marks=pytest.mark.deep)],
-)
+@pytest.mark.deep
+@pytest.mark.parametrize("names", ["hf bare bare-fused wikillm"])
 def test_contenders_train_the_same(names: str, tmp_path: Path) -> None:
     """The HF Trainer, plain loops and WikiLLM use the same model, sample order and optimizer."""
     words = "--hidden 64 --layers 1 --vocab 512 --batch 2 --length 32 --steps 4 --warmup 1"

@@ -86,7 +86,7 @@ def test_a_failed_contender_says_why(benchmark: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.deep  # e2e/test_benchmarks.py starts contenders on each commit
+@pytest.mark.deep
 def test_stretches_and_visits_count_every_step_once(benchmark: Any) -> None:
     """As on a GPU: a turn is two steps, and the contender comes twice."""
     fields = (

@@ -112,7 +112,7 @@ def test_a_drop_list_of_something_else_is_refused(tmp_path, source, made, settin
     cut.write_bytes(made.read_bytes()[:-5])
     assert "cut off" in refusal(drop_list=str(cut))
     cut.write_bytes(b"\x00\x01")
-    assert "no drop-list" in refusal(drop_list=str(cut))
+    assert "not a drop-list" in refusal(drop_list=str(cut))
     assert "No such file" in refusal(drop_list=str(tmp_path / "none"))
 
 
