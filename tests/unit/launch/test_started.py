@@ -11,9 +11,10 @@ LAUNCHING = """
     import os, sys
     from wikillm.launch.description import Step
     from wikillm.launch.targets import _run_together
-    node = "import signal, time\\nsay = lambda word: print(word, flush=True)\\n"
-    node += "signal.signal(15, lambda *_: (say('closed'), exit(0)))\\n"
-    node += "say('connected'); time.sleep(60)"
+    # os.write: the signal may come while the first line is being printed.
+    node = "import os, signal, time\\n"
+    node += "signal.signal(15, lambda *_: (os.write(1, b'closed' + b'\\\\n'), os._exit(0)))\\n"
+    node += "os.write(1, b'connected' + b'\\\\n'); time.sleep(60)"
     step = Step((sys.executable, "-c", node), background=True, node="node1")
     _run_together((step,), dict(os.environ))
 """
