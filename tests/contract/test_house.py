@@ -87,6 +87,27 @@ def test_asserts_say_what_went_wrong(repo: Path) -> None:
     assert not bare, f"asserts without a message: {bare}"
 
 
+def packs_unrelated_values(node: ast.AST) -> bool:
+    """`a, b = x, y`, unless a value needs the old value of a target, as in a swap."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
+        return False
+    if not isinstance(node.targets[0], ast.Tuple):
+        return False
+    targets = {ast.unparse(target) for target in node.targets[0].elts}
+    used = {ast.unparse(part) for part in ast.walk(node.value) if isinstance(part, ast.expr)}
+    return not targets & used
+
+
+def test_one_assignment_per_line(repo: Path) -> None:
+    packed = [
+        f"{path}:{node.lineno}"
+        for path, text in sources(repo, "wikillm")
+        for node in ast.walk(ast.parse(text))
+        if packs_unrelated_values(node)
+    ]
+    assert not packed, f"several assignments in one statement: {packed}"
+
+
 def test_only_the_command_line_prints(repo: Path) -> None:
     printing = [
         f"{path}:{node.lineno}"

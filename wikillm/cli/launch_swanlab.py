@@ -19,7 +19,8 @@ from wikillm.launch.swanlab_manifest import FILE_NAME, TEMPLATE, SwanLabManifest
 from wikillm.launch.swanlab_pack import Packing, plan_packing, write_zip
 
 _ONE_PART = 2**20
-_EVERY, _TIMEOUT = 10.0, 30.0
+_EVERY = 10.0
+_TIMEOUT = 30.0
 
 
 def run_swanlab(args: argparse.Namespace) -> int:

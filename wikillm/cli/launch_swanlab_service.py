@@ -159,7 +159,8 @@ def _list_data(api: SwanLabApi) -> int:
 
 def _upload(args: argparse.Namespace, path: Path) -> int:
     check_installed()
-    account, files = find_account(), data_files(path)
+    account = find_account()
+    files = data_files(path)
     name = args.name or path.resolve().name
     if not name.isprintable() or "/" in name or name in (".", ".."):
         rule = "A data set's name is one part of a path: it becomes /data/NAME/."

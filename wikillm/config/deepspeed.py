@@ -96,7 +96,8 @@ def find_deepspeed(path_or_name: str | Path) -> tuple[Path, bool]:
     shipped recipe, so that the documented commands work from any folder. Raises ConfigError with
     the nearest name.
     """
-    path, names = Path(path_or_name), shipped_names()
+    path = Path(path_or_name)
+    names = shipped_names()
     if path.is_file():
         return path, False
     stem = path.name.removesuffix(".json")

@@ -80,7 +80,8 @@ def _walk(section: type[BaseModel], prefix: str) -> Iterator[Key]:
             yield from _walk(annotation, f"{prefix}{name}.")
             continue
         doc = " ".join((field.description or "").split())
-        kinds, choices = tuple(_kinds(annotation)), tuple(_choices(annotation))
+        kinds = tuple(_kinds(annotation))
+        choices = tuple(_choices(annotation))
         kinds += (bool,) if ALSO_A_SWITCH in field.metadata else ()
         yield Key(prefix + name, field.get_default(), doc, kinds, choices)
 

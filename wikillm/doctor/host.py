@@ -58,9 +58,11 @@ def cgroup_memory(
     for line in own.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            base, names = root, ("memory.max", "memory.current")
+            base = root
+            names = ("memory.max", "memory.current")
         elif "memory" in controllers.split(","):
-            base, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            base = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
         else:
             continue
         # Inside a container the path of the host does not exist: the root is the own cgroup.

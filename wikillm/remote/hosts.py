@@ -102,7 +102,8 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
 
 
 def _read_line(words: list[str], where: str, raw: str, problems: Problems) -> Host | None:
-    name, rest = bare_host(words[0]), words[1:]
+    name = bare_host(words[0])
+    rest = words[1:]
     if not is_host(name):
         problems.add(
             "This is not a host.",

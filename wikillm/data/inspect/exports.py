@@ -86,7 +86,8 @@ def _copy_tokens(stream: TokenStream, file: BinaryIO, dtype: str) -> None:
 
 
 def _to_datatrove(store: Store, split: str, prefix: Path) -> None:
-    stream, info = getattr(store, split), store.manifest.tokenizer
+    stream = getattr(store, split)
+    info = store.manifest.tokenizer
     size = 2 if info.length <= 2**16 else 4
     with _staged(prefix.with_suffix(".ds")) as file:
         _copy_tokens(stream, file, f"<u{size}")
@@ -102,7 +103,8 @@ def _to_parquet(store: Store, split: str, prefix: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    stream, tokenizer = getattr(store, split), store.tokenizer()
+    stream = getattr(store, split)
+    tokenizer = store.tokenizer()
     documents = Documents(store, stream)
     schema = pyarrow.schema(
         {

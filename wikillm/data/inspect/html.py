@@ -122,7 +122,8 @@ def _tokens(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
 
 
 def _facts_table(found: dict[str, Any]) -> str:
-    tokenizer, copies = found["tokenizer"], found["duplicates"]
+    tokenizer = found["tokenizer"]
+    copies = found["duplicates"]
     rows = [
         ("folder", found["store"]),
         ("fingerprint", found["fingerprint"]),
@@ -146,7 +147,8 @@ def _facts_table(found: dict[str, Any]) -> str:
 
 def _funnel(funnel: dict[str, Any]) -> str:
     total = max(1, funnel["read_records"])
-    kept, characters = funnel["kept_records"], funnel["kept_characters"]
+    kept = funnel["kept_records"]
+    characters = funnel["kept_characters"]
     lines = sorted(funnel["dropped"], key=lambda line: (-line["records"], line["reason"]))
     rows = [("read", funnel["read_records"], "", False)]
     for line in lines:

@@ -69,7 +69,8 @@ def import_store(
     try:
         copy_tokenizer(tokenizer_folder, staged / "tokenizer")
         shards = _Importer(staged, tokenizer, val_fraction, readers).shards()
-        name, origin = tokenizer_folder.absolute().name, str(tokenizer_folder)
+        name = tokenizer_folder.absolute().name
+        origin = str(tokenizer_folder)
         info = TokenizerInfo.of(tokenizer, name=name, origin=origin)
         _describe(staged, kind, readers, info, val_fraction, shards)
         rename_durably(staged, target)
@@ -218,7 +219,8 @@ class _Importer:
             base += reader.path.stat().st_size
 
     def _refuse_outside(self, ids: Ids, place: str) -> None:
-        low, high = int(ids.min()), int(ids.max())
+        low = int(ids.min())
+        high = int(ids.max())
         if low < 0 or high >= self._tokenizer.length:
             raise DataError(
                 "A token id is outside the tokenizer's vocabulary.",

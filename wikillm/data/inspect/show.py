@@ -47,10 +47,13 @@ def show_sample(
         )
     stream = store.train
     order = StoredCorpus(store, window_shards, packing).order(sequence_length, seed)
-    documents, tokenizer = Documents(store, stream), store.tokenizer()
+    documents = Documents(store, stream)
+    tokenizer = store.tokenizer()
     parts: list[dict[str, Any]] = []
     for start, stop in order.target_ranges([number])[0]:
-        at, end = start + 1, stop + 1  # target t is token t + 1
+        # Target t is token t + 1.
+        at = start + 1
+        end = stop + 1
         while at < end:
             position = documents[documents.at(at)]
             upto = min(end, position.end)
@@ -72,7 +75,8 @@ def show_text(found: dict[str, Any]) -> str:
     if "parts" in found:
         lines.append(f"sample {found['sample']}, seed {found['seed']}: {found['targets']} targets")
     for part in found.get("parts", [found]):
-        start, text = part["first"], part["text"]
+        start = part["first"]
+        text = part["text"]
         first, end = part.get("tokens", (start, part["end"]))
         if len(text) > _EXCERPT:
             text = f"{text[:_EXCERPT]} ... ({len(text):,} characters)"

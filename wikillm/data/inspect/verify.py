@@ -59,7 +59,8 @@ def _check_documents(store: Store, shard: ShardInfo, split: str) -> None:
 
 
 def _check_tokenizer(store: Store) -> None:
-    named, found = store.manifest.tokenizer, store.tokenizer()
+    named = store.manifest.tokenizer
+    found = store.tokenizer()
     said = f"{named.length} ids and EOS {named.eos_id} {named.eos_token!r}"
     held = f"{found.length} ids and EOS {found.eos_id} {found.eos_token!r}"
     if said != held:

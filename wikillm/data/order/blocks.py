@@ -100,7 +100,8 @@ class Permutation:
     def _unfeistel(self, value: int) -> int:
         half = self._half
         low = (1 << half) - 1
-        left, right = value >> half, value & low
+        left = value >> half
+        right = value & low
         for i in reversed(range(_ROUNDS)):
             mixed = int(_mix(np.array([left], dtype=np.uint64), _round_keys(self.key)[i])[0])
             left, right = right ^ (mixed & low), left
@@ -109,7 +110,8 @@ class Permutation:
     def _feistel(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         half = self._half
         low = np.uint64((1 << half) - 1)
-        left, right = values >> np.uint64(half), values & low
+        left = values >> np.uint64(half)
+        right = values & low
         for key in _round_keys(self.key):
             left, right = right, left ^ (_mix(right, key) & low)
         return (left << np.uint64(half)) | right

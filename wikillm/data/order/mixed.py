@@ -107,6 +107,7 @@ class MixedOrder(CompleteOrder):
                 tokens = round(count * source.targets / order.blocks_per_epoch)
             else:
                 tokens = order.targets_between(0, count)
-            share, epochs = source.count / PERIOD, tokens / source.targets
+            share = source.count / PERIOD
+            epochs = tokens / source.targets
             found.append(SourceUse(source.name, share, count, tokens, epochs))
         return tuple(found)

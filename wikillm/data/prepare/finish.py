@@ -45,7 +45,8 @@ def describe_shards(
     """The manifest of a store of exactly these shards."""
     # Several encoders when a build was resumed with another one.
     encoders = [info.partition(" ") for info in sorted({info.backend for info in shards})]
-    name, origin = plan.tokenizer.name, plan.tokenizer.origin
+    name = plan.tokenizer.name
+    origin = plan.tokenizer.origin
     return Manifest.of(
         shards,
         facts=plan.facts,

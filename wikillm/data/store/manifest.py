@@ -38,7 +38,8 @@ class TokenizerInfo:
 
     @classmethod
     def of(cls, tokenizer: TextTokenizer, *, name: str, origin: str) -> TokenizerInfo:
-        length, eos_id = tokenizer.length, tokenizer.eos_id
+        length = tokenizer.length
+        eos_id = tokenizer.eos_id
         return cls(name, origin, tokenizer.sha256, length, eos_id, tokenizer.eos_token)
 
 

@@ -169,7 +169,8 @@ class TokenStream:
             return
         shard = bisect_right(self._starts, start) - 1
         while shard < len(self._numbers) and self._starts[shard] < stop:
-            begin, end = self._starts[shard], self._starts[shard + 1]
+            begin = self._starts[shard]
+            end = self._starts[shard + 1]
             yield shard, max(start, begin) - begin, min(stop, end) - begin
             shard += 1
 
@@ -227,7 +228,8 @@ class Store:
 
     def first_shards(self, split: str, count: int) -> TokenStream:
         """A split of the first `count` shards."""
-        shards, length = self.manifest.shards[:count], self.manifest.tokenizer.length
+        shards = self.manifest.shards[:count]
+        length = self.manifest.tokenizer.length
         return TokenStream(self.dir, split, shards, self.ensure, length)
 
     @property
