@@ -18,6 +18,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkContext, ForkProcess
 from typing import Any
 
 import numpy as np
@@ -296,26 +297,41 @@ def _options(workers: int) -> dict[str, Any]:
         options |= {
             "prefetch_factor": 4,
             "persistent_workers": True,
-            "multiprocessing_context": "fork",
-            "worker_init_fn": _outlive_a_stop,
+            "multiprocessing_context": _Fork(),
+            "worker_init_fn": _end_with_parent,
         }
     return options
 
 
-def _outlive_a_stop(worker: int) -> None:
-    """Only the parent's SIGTERM ends a loader worker.
+class _Worker(ForkProcess):
+    """A loader worker, which only its parent's SIGTERM ends.
 
     Launchers signal the whole process tree, and the training process first ends its step and saves.
-    torch's own handler would end a worker, and the training with it, at any SIGTERM.
+    torch's own handler would end a worker, and the training with it, at any SIGTERM. The signals
+    are blocked before the fork, so that every thread of the worker inherits the mask: torch starts
+    threads before it calls `worker_init_fn`.
     """
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a handler does not see the sender
-    wait = threading.Thread(target=_end_with, args=(os.getppid(),), name="signals", daemon=True)
+
+    def start(self) -> None:
+        stops = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Fork(ForkContext):
+    Process = _Worker
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this worker at a SIGTERM of its parent; a handler would not see the sender."""
+    wait = threading.Thread(target=_wait_for, args=(os.getppid(),), name="signals", daemon=True)
     wait.start()
 
 
-def _end_with(parent: int) -> None:
+def _wait_for(parent: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)

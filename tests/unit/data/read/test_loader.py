@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,8 +172,14 @@ def test_loader_processes_outlive_a_signal_to_the_whole_job(number: int) -> None
     batches = iter(train_loader(Counting(1203), order, shape, total_steps=60, workers=1))
     next(batches)
     (worker,) = batches._workers  # type: ignore[attr-defined]
+    # Any thread that does not block a signal may get it, also those that torch starts.
+    threads = Path(f"/proc/{worker.pid}/task").glob("*/status")
+    masks = re.findall(r"SigBlk:\t(\w+)", "".join(thread.read_text() for thread in threads))
+    without = [mask for mask in masks if not int(mask, 16) >> (number - 1) & 1]
+    assert masks and len(without) <= (number == signal.SIGTERM), "one thread waits for SIGTERM"
     subprocess.run(["sh", "-c", f"kill -{number} {worker.pid}"], check=True)  # not from its parent
     assert len(list(batches)) == 59
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "only the worker's"
     worker.terminate()
     worker.join(20)
     assert worker.exitcode == 0, "its parent ends it at once"
