@@ -1,0 +1,134 @@
+"""Global tensors in safetensors: written by several ranks, read in slices, verified in shares."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from wikillm.checkpoints.tensor_digests import (
+    RANKS,
+    Extent,
+    digests_to_json,
+    grouped,
+    rank_file,
+    verify_tensors,
+)
+from wikillm.checkpoints.tensor_files import TensorReader, create_files, write_share
+from wikillm.checkpoints.tensor_layout import TensorSpec, lay_out, read_layout, weight_index
+from wikillm.core.errors import CheckpointError
+
+SPECS = [
+    TensorSpec("weight", "embed", (37, 8)),
+    TensorSpec("weight", "norm", (8,)),
+    TensorSpec("weight", "scalar", ()),
+    TensorSpec("exp_avg", "embed", (37, 8)),
+    TensorSpec("momentum", "matrix", (16, 16)),
+]
+
+
+def values(spec: TensorSpec) -> np.ndarray:
+    seed = sum(map(ord, spec.kind + spec.name))
+    return np.random.default_rng(seed).standard_normal(spec.numel).astype(np.float32)
+
+
+def write(folder: Path, ranks: int, seed: int, shard_bytes: int = 5_000_000_000) -> dict[str, int]:
+    """A checkpoint's tensors by `ranks` writers, each with random ranges; its files' sizes."""
+    layout = lay_out(SPECS, shard_bytes)
+    draw = random.Random(seed)
+    shares: list[list[tuple[Extent, bytes]]] = [[] for _ in range(ranks)]
+    for spec in SPECS:
+        cuts = sorted({0, spec.numel, *(draw.randint(0, spec.numel) for _ in range(5))})
+        for start, stop in zip(cuts, cuts[1:], strict=False):
+            part = (layout.extent(spec, start, stop), values(spec)[start:stop].tobytes())
+            shares[draw.randrange(ranks)].append(part)
+    headers = create_files(folder, layout)
+    (folder / RANKS).mkdir()
+    for rank, share in enumerate(shares):
+        share.sort()
+        data = memoryview(b"".join(part for _, part in share))
+        digests = write_share(folder, layout, [extent for extent, _ in share], data)
+        digests |= headers if rank == 0 else {}
+        record = {"digests": digests_to_json([file.name for file in layout.files], digests)}
+        (folder / rank_file(rank)).write_text(json.dumps(record))
+    return {file.name: file.size for file in layout.files}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_every_slice_is_read_back_and_safetensors_opens_the_files(
+    tmp_path: Path, ranks: int
+) -> None:
+    sizes = write(tmp_path, ranks, seed=ranks)
+    assert set(sizes) == {
+        "model.safetensors",
+        "optimizer/exp_avg.safetensors",
+        "optimizer/momentum.safetensors",
+    }
+    assert {path: (tmp_path / path).stat().st_size for path in sizes} == sizes
+    plain = load_file(tmp_path / "model.safetensors")
+    assert plain["embed"].shape == (37, 8) and plain["scalar"].shape == ()
+    with TensorReader(tmp_path) as reader:
+        assert set(reader.specs) == set(SPECS)
+        for spec in SPECS:
+            for start, stop in ((0, spec.numel), (spec.numel // 3, spec.numel // 2), (1, 1)):
+                assert np.array_equal(reader.read(spec, start, stop), values(spec)[start:stop])
+    for shares in (1, 2, ranks, 7):
+        found = [verify_tensors(tmp_path, sizes, rank=r, ranks=shares) for r in range(shares)]
+        assert sum(found, []) == []
+
+
+def test_a_large_file_is_cut_between_tensors_with_an_index(tmp_path: Path) -> None:
+    sizes = write(tmp_path, 2, seed=3, shard_bytes=1000)
+    layout = lay_out(SPECS, 1000)
+    index = weight_index(layout, "weight")
+    assert index is not None and weight_index(layout, "exp_avg") is None
+    assert set(index["weight_map"].values()) == {n for n in sizes if n.startswith("model-")}
+    assert read_layout(tmp_path).places == layout.places
+    assert verify_tensors(tmp_path, sizes) == []
+
+
+def test_any_changed_byte_is_found_by_the_share_that_holds_it(tmp_path: Path) -> None:
+    sizes = write(tmp_path, 3, seed=8)
+    draw = random.Random(8)
+    for name, size in sizes.items():
+        whole = (tmp_path / name).read_bytes()
+        for at in (0, size - 1, *(draw.randrange(size) for _ in range(10))):
+            content = bytearray(whole)
+            content[at] ^= 1 << draw.randrange(8)
+            (tmp_path / name).write_bytes(content)
+            found = [verify_tensors(tmp_path, sizes, rank=rank, ranks=2) for rank in range(2)]
+            assert len(sum(found, [])) == 1 and sum(found, [])[0].startswith(name), (name, at)
+        (tmp_path / name).write_bytes(whole)
+    assert verify_tensors(tmp_path, sizes) == []
+
+
+def test_ranges_that_no_rank_recorded_are_found(tmp_path: Path) -> None:
+    sizes = write(tmp_path, 3, seed=5)
+    record = json.loads((tmp_path / rank_file(1)).read_text())
+    record["digests"]["groups"].pop()
+    (tmp_path / rank_file(1)).write_text(json.dumps(record))
+    assert "do not cover" in verify_tensors(tmp_path, sizes)[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x01", b"\xff" * 16, b"\x08\0\0\0\0\0\0\0{}      xx"])
+def test_a_damaged_header_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        read_layout(tmp_path)
+
+
+def test_groups_hold_all_bytes_in_order() -> None:
+    extents = [(0, 0, 10), (0, 10, 11), (1, 5, 45), (2, 0, 3)]
+    groups = grouped(extents, 16)
+    assert [group.size for group in groups] == [11, 16, 16, 8, 3]
+    joined = [extent for group in groups for extent in group.extents]
+    assert numbered(joined) == numbered(extents)
+
+
+def numbered(extents: list[Extent]) -> list[int]:
+    """A number for each byte, in order."""
+    return [100 * file + byte for file, start, stop in extents for byte in range(start, stop)]
