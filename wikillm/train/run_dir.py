@@ -2,7 +2,7 @@
 
     RUN/  config.resolved.yaml  ds_config.resolved.json  plan.json  environment.json  run.json
           data.json  tokenizer/  metrics.jsonl  events.jsonl  exit.json  outcome.json  ranks/
-          stop.json  .secret  logs/rank_*.log  checkpoints/  swanlog/
+          diverged.json  stop.json  .secret  logs/rank_*.log  checkpoints/  swanlog/
 
 One run at a time holds a directory, by an flock, so a killed run leaves no stale lock. On several
 nodes the directory must be on a file system that all of them share; `start_checks` checks it.
@@ -44,8 +44,8 @@ from wikillm.supervise.records import stop_path
 
 _OWN_NAMES = """
     config.resolved.yaml ds_config.resolved.json plan.json environment.json run.json data.json
-    tokenizer metrics.jsonl events.jsonl exit.json outcome.json ranks stop.json logs checkpoints
-    swanlog samples export
+    tokenizer metrics.jsonl events.jsonl exit.json outcome.json diverged.json ranks stop.json logs
+    checkpoints swanlog samples export
 """
 """What a run writes into its directory, `wikillm demo` included."""
 _LAUNCHER_FILES = (".log", ".out", ".err", ".pid", "lost+found")

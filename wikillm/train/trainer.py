@@ -14,6 +14,7 @@ are public ones, except two about the gradient norm, the one that saves, and thr
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,6 +36,9 @@ from wikillm.train.pinned import PinnedCopy
 from wikillm.train.reapply_settings import StartSettings
 from wikillm.train.run_data import RunData
 
+LOSSES_KEPT = 64
+"""Steps whose losses stay on the device."""
+
 
 class WikiTrainer(Trainer):
     """Trains on samples in their order from `consumed_samples` on.
@@ -42,7 +46,9 @@ class WikiTrainer(Trainer):
     Attributes:
         consumed_samples: used by optimizer steps, over all ranks. The state of the data.
         data_seconds: time this rank has waited for batches.
-        last_loss: this rank's loss at its latest micro-step, on the device (no sync).
+        losses: this rank's, of the latest steps, on the device (no sync): each step's number from
+            0 and the loss of every micro-step.
+        grad_norm: of the latest step, on the device or the host; None where there is none.
         z_loss_sum: the z-loss of this rank since it was last logged, on the device.
         held_out: result of the latest evaluation, over all held-out streams.
         held_out_of: the same by source of a mixture.
@@ -70,7 +76,8 @@ class WikiTrainer(Trainer):
         self._norm_copy = PinnedCopy()
         self._z_loss_copy = PinnedCopy()
         self._z_loss_host = self.z_loss_sum
-        self.last_loss: torch.Tensor | None = None
+        self.losses: deque[tuple[int, torch.Tensor]] = deque(maxlen=LOSSES_KEPT)
+        self.grad_norm: Any = None
         self.held_out: HeldOutLoss | None = None
         self.held_out_of: dict[str, HeldOutLoss] = {}
         # This start's optimizer and schedule settings, before a checkpoint is loaded into them.
@@ -83,6 +90,12 @@ class WikiTrainer(Trainer):
         return self._consumed_before + self.data.shape.samples_between(
             self.first_step, self.state.global_step
         )
+
+    def samples_of(self, step: int, micro_step: int) -> range:
+        """The samples of this rank in a micro-step of `step` (from 0), at or after the start."""
+        shape = self.data.shape
+        base = self._consumed_before + shape.samples_between(self.first_step, step)
+        return shape.samples_of(base, micro_step)
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -200,7 +213,9 @@ class WikiTrainer(Trainer):
                 losses.append(self._micro_step(model, batch, num_items_in_batch))
         if self.z_loss is not None:
             self._z_loss_host = self._z_loss_copy.start(self.z_loss_sum)
-        return torch.stack(losses).sum()
+        of_step = torch.stack(losses)
+        self.losses.append((self.state.global_step, of_step))
+        return of_step.sum()
 
     def _micro_step(self, model: Any, batch: Any, num_items_in_batch: Any) -> torch.Tensor:
         loss = super().training_step(model, to_device(batch, self.args.device), num_items_in_batch)
@@ -209,7 +224,6 @@ class WikiTrainer(Trainer):
             part = self.z_loss.latest * self.accelerator.num_processes
             self.z_loss_sum += part
             loss = loss - part.to(loss.dtype)
-        self.last_loss = loss
         return loss
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -239,6 +253,7 @@ class WikiTrainer(Trainer):
             grad_norm = model.get_global_grad_norm()
         elif grad_norm is None:
             grad_norm = self.accelerator.clip_grad_norm_(model.parameters(), float("inf"))
+        self.grad_norm = grad_norm
         is_tensor = isinstance(grad_norm, torch.Tensor)
         return self._norm_copy.start(grad_norm) if is_tensor else grad_norm
 

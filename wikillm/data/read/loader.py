@@ -69,6 +69,11 @@ class BatchShape:
             first_step
         )
 
+    def samples_of(self, base: int, micro_step: int) -> range:
+        """What this rank reads in a micro-step of the global batch that begins at sample `base`."""
+        first = base + (micro_step * self.world_size + self.rank) * self.micro_batch
+        return range(first, first + self.micro_batch)
+
     @property
     def _batches(self) -> BatchRamp:
         return self.ramp or BatchRamp(self.global_batch)
@@ -207,8 +212,7 @@ class GlobalBatches(Sampler[list[int]]):
         for step in range(self.first_step, self.total_steps):
             base = self.consumed_samples + shape.samples_between(self.first_step, step)
             for micro_step in range(shape.accumulation_at(step)):
-                first = base + (micro_step * shape.world_size + shape.rank) * shape.micro_batch
-                yield list(range(first, first + shape.micro_batch))
+                yield list(shape.samples_of(base, micro_step))
 
 
 def eval_batches(samples: int, micro_batch: int, world_size: int, rank: int) -> list[list[int]]:

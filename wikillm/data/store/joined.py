@@ -29,7 +29,7 @@ class JoinedStream(TokenStream):
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.uint32]:
         self._check(start, stop)
-        parts = [self.streams[k].read(first, last) for k, first, last in self._within(start, stop)]
+        parts = [self.streams[k].read(first, last) for k, first, last in self.within(start, stop)]
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([np.empty(0, dtype=np.uint32), *parts])
@@ -39,7 +39,7 @@ class JoinedStream(TokenStream):
         self._check(start, stop)
         found = [
             self.streams[k].document_ends(first, last) + self.starts[k]
-            for k, first, last in self._within(start, stop)
+            for k, first, last in self.within(start, stop)
         ]
         return np.concatenate([np.empty(0, dtype=np.int64), *found])
 
@@ -47,7 +47,7 @@ class JoinedStream(TokenStream):
         for stream in self.streams:
             yield from stream.indexes()
 
-    def _within(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    def within(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(stream, first, last) of the parts that make up [start, stop)."""
         at = start
         while at < stop:

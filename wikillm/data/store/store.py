@@ -135,6 +135,19 @@ class TokenStream:
             found.append(ends[low:high].astype(np.int64) + self._starts[shard])
         return np.concatenate(found)
 
+    def documents(self, start: int, stop: int) -> Iterator[tuple[int, range, Any]]:
+        """Number in the split, tokens and `INDEX` entry of each document in [start, stop)."""
+        self._check(start, stop)
+        for shard, first, last in self._parts(start, stop):
+            index = self._map("idx", shard)
+            before = sum(self._documents[:shard])
+            low, high = np.searchsorted(index["end"], [first, last - 1], side="right").tolist()
+            for row in range(low, high + 1):
+                begin = int(index["end"][row - 1]) if row else 0
+                end = int(index["end"][row])
+                tokens = range(self._starts[shard] + begin, self._starts[shard] + end)
+                yield before + row, tokens, index[row]
+
     def indexes(self) -> Iterator[npt.NDArray[Any]]:
         """The `INDEX` entries of each shard, in order; `end` counts from the shard's start."""
         for shard in range(len(self._numbers)):

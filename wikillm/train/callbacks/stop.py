@@ -9,6 +9,7 @@ never waits for the GPU; before a checkpoint it is read at once.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,9 +17,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.core.errors import DivergedError
+from wikillm.core.files import write_json
 from wikillm.core.log import say, warn
+from wikillm.train.bad_batch import SHOWN, BadMicroBatch, not_finite
 from wikillm.train.pinned import DeferredFlag
 from wikillm.train.trainer import WikiTrainer
+
+DIVERGED = "diverged.json"
+"""In the run directory: the micro-batches whose loss was not finite."""
 
 
 class SkipCounter:
@@ -65,11 +71,7 @@ class StopCallback(TrainerCallback):
             bad = self._flag.flush() or bad
         stop, diverged = group.any(signals.received is not None, bad)
         if diverged:
-            raise DivergedError(
-                f"The loss or the gradient is NaN or infinite at step {state.global_step}.",
-                got="on this rank" if bad else "on another rank",
-                fix=self._advice(args.learning_rate / 2),
-            )
+            raise self._diverged(state.global_step, args.learning_rate / 2)
         if stop and self.stopped_by is None:
             # Every rank reports the reason of the lowest rank that has one, or its own.
             reasons = dict(enumerate(group.gather(signals.received)))
@@ -79,6 +81,32 @@ class StopCallback(TrainerCallback):
             say(f"stopping: {self.stopped_by}; saving a checkpoint at step {state.global_step}")
             control.should_save = True
             control.should_training_stop = True
+
+    def _diverged(self, step: int, rate: float) -> DivergedError:
+        """Names the micro-batches whose loss is not finite, on all ranks. (all ranks)"""
+        context = self.trainer.context
+        gathered: list[Any] = context.group.gather(not_finite(self.trainer))
+        found: list[BadMicroBatch] = [each for of_rank in gathered for each in of_rank]
+        # On a GPU it is known one step later.
+        at = min((each.step + 1 for each in found), default=step)
+        bad = [each for each in found if each.step + 1 == at]
+        of_step = self.trainer.data.shape.accumulation_at(at - 1) * context.world.size
+        if context.world.is_main:
+            record = {"step": at, "micro_batches": [each.to_json() for each in bad]}
+            with suppress(OSError):
+                write_json(context.run.path / DIVERGED, record)
+        if not bad:
+            got = "the loss is finite on every rank, the gradient is not"
+        elif len(bad) == of_step:
+            got = f"all {of_step} micro-batches of the step: the weights were not finite before it"
+        else:
+            got = "\n".join(each.text() for each in bad[:SHOWN])
+            got += f"\n{len(bad)} of {of_step} micro-batches: {context.run.path / DIVERGED}"
+        return DivergedError(
+            f"The loss or the gradient is NaN or infinite at step {at}.",
+            got=got,
+            fix=self._advice(rate),
+        )
 
     def _advice(self, rate: float) -> str:
         run = self.trainer.context.run
@@ -94,15 +122,17 @@ class StopCallback(TrainerCallback):
 
     def _not_finite(self, *, fp16: bool) -> torch.Tensor:
         """Whether this step's loss or gradient norm is not finite; stays on the device."""
-        if self.trainer.last_loss is None:
+        if not self.trainer.losses:
             return torch.tensor(False)
         engine: Any = self.trainer.model_wrapped  # DeepSpeed's engine, or a model (in DDP)
         if fp16 and hasattr(engine, "skipped_steps") and self._skips.step(engine.skipped_steps):
             count = self._skips.in_a_row
             warn(f"fp16 overflow: the loss scaler skipped this step ({count} in a row)")
             return torch.tensor(False)
-        bad = ~torch.isfinite(self.trainer.last_loss).all()
-        norm = engine.get_global_grad_norm() if hasattr(engine, "get_global_grad_norm") else None
-        if norm is not None:
+        bad = ~torch.isfinite(self.trainer.losses[-1][1]).all()
+        norm = self.trainer.grad_norm
+        # torch's own loss scaler skips a step whose norm is infinite.
+        is_scaled = fp16 and not self.trainer.is_deepspeed_enabled
+        if norm is not None and not is_scaled:
             bad = bad | ~torch.isfinite(torch.as_tensor(norm)).all().to(bad.device)
         return bad

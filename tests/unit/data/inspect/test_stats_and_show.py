@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ConfigError, DataError
+from wikillm.data.inspect.batch import documents_of
 from wikillm.data.inspect.show import show_document, show_sample, show_text
 from wikillm.data.inspect.stats import stats_of, stats_text
 from wikillm.data.order.blocks import IGNORED
@@ -55,6 +57,14 @@ def test_a_sample_is_shown_as_training_reads_it(store, length, shards, packing):
     how = {"sequence_length": length, "seed": 5, "window_shards": shards, "packing": packing}
     for number in [*range(0, order.blocks_of_first_epoch, 9), order.blocks_of_first_epoch + 3]:
         found = show_sample(store, number, **how)
+        named = documents_of(StoredCorpus(store, shards, packing), order, [number])
+        assert [each.document for each in named] == list(
+            dict.fromkeys(part["document"] for part in found["parts"])
+        )
+        for position in named:
+            assert (
+                asdict(position).items() <= show_document(store, "train", position.document).items()
+            )
         labels = Samples(store.train, order, 1).batch([number])["labels"][0]
         shown = [i for part in found["parts"] for i in store.train.read(*part["tokens"]).tolist()]
         assert shown == labels[labels != IGNORED].tolist()

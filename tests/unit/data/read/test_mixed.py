@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from wikillm.config.mixture import PERIOD
 from wikillm.config.schema import MixtureSource
 from wikillm.core.errors import DataError
+from wikillm.data.inspect.batch import documents_of
+from wikillm.data.inspect.stats import Documents
 from wikillm.data.inspect.summary import summary_json, summary_of
 from wikillm.data.order.mixed import MixedOrder, MixtureTable
 from wikillm.data.prepare import tokenizer as prepare_tokenizer
@@ -132,6 +134,22 @@ def test_joined_streams_are_the_streams_one_after_the_other(mixed):
     assert store.train.count_tokens(400).sum() == len(whole)
     with pytest.raises(IndexError):
         store.train.read(0, store.train.n_tokens + 1)
+
+
+@pytest.mark.parametrize("packing", ["concat", "best_fit"])
+def test_the_documents_of_a_batch_are_found_in_their_own_store(mixed, packing):
+    corpus = open_corpus(mixed(a=3, b=1, packing=packing))
+    order = corpus.order(T, 7)
+    starts = corpus.train.starts
+    for sample in range(40):
+        wanted = []
+        for start, stop in order.target_ranges([sample])[0]:
+            for token in range(start + 1, stop + 1):
+                number = 1 if token >= starts[1] else 0
+                store = corpus.mixture[number].store
+                stream = Documents(store, store.train)
+                wanted.append(stream[stream.at(token - starts[number])])
+        assert documents_of(corpus, order, [sample]) == list(dict.fromkeys(wanted))
 
 
 def test_the_fingerprint_is_of_the_counts_and_the_stores(mixed, tmp_path):

@@ -1,0 +1,56 @@
+"""Which documents the samples of a batch are made of, with their positions in the sources.
+
+Works on every corpus, also on a mixture and on a store that is still being built. Maps the indexes
+of the shards that the samples come from, and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from wikillm.data.inspect.stats import SourcePosition
+from wikillm.data.read.corpus import Corpus, Order
+from wikillm.data.store.joined import JoinedStream
+from wikillm.data.store.manifest import Manifest
+from wikillm.data.store.store import TokenStream
+
+
+def documents_of(corpus: Corpus, order: Order, samples: Sequence[int]) -> list[SourcePosition]:
+    """The documents that the samples contain targets of, each once, in the order of the targets.
+
+    Positions are those in the stream of their own store. Raises DataError if an index cannot be
+    read.
+    """
+    found: dict[SourcePosition, None] = {}
+    for ranges in order.target_ranges(samples):
+        for start, stop in ranges:
+            # Target t is token t + 1.
+            for manifest, stream, first, last in _streams(corpus, start + 1, stop + 1):
+                found.update(dict.fromkeys(_positions(manifest, stream, first, last)))
+    return list(found)
+
+
+def _streams(
+    corpus: Corpus, start: int, stop: int
+) -> Iterator[tuple[Manifest, TokenStream, int, int]]:
+    """The parts of the stores that make up [start, stop) of the training stream."""
+    if not isinstance(corpus.train, JoinedStream):
+        yield corpus.manifest, corpus.train, start, stop
+        return
+    for number, first, last in corpus.train.within(start, stop):
+        yield corpus.mixture[number].store.manifest, corpus.train.streams[number], first, last
+
+
+def _positions(
+    manifest: Manifest, stream: TokenStream, start: int, stop: int
+) -> Iterator[SourcePosition]:
+    for number, tokens, entry in stream.documents(start, stop):
+        yield SourcePosition(
+            document=number,
+            first=tokens.start,
+            end=tokens.stop,
+            source=manifest.sources[int(entry["source"])].path,
+            offset=int(entry["offset"]),
+            content_hash=f"{int(entry['hash']):016x}",
+            text_bytes=int(entry["text_bytes"]),
+        )
