@@ -7,13 +7,13 @@ Prompts run one at a time: without padding a completion does not depend on its n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 
@@ -51,6 +51,19 @@ class Sampling:
         return GenerationConfig(max_new_tokens=self.max_new_tokens, **ids, **chosen)
 
 
+class _Asked(StoppingCriteria):
+    """Ends a completion between two tokens once `should_stop` has returned True."""
+
+    def __init__(self, should_stop: Callable[[], bool]) -> None:
+        self._should_stop = should_stop
+        self.is_stopped = False
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **_: Any) -> torch.BoolTensor:
+        self.is_stopped = self.is_stopped or self._should_stop()
+        size = (input_ids.shape[0],)
+        return torch.full(size, self.is_stopped, device=input_ids.device)  # type: ignore[return-value]
+
+
 def complete(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
@@ -60,6 +73,7 @@ def complete(
     sampling: Sampling | None = None,
     synced_gpus: bool = False,
     streamer: BaseStreamer | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[str]:
     """What the model writes after each prompt, without the prompt and special tokens.
 
@@ -73,6 +87,8 @@ def complete(
         sampling: default `Sampling()`.
         synced_gpus: True under ZeRO-3 with several ranks, which then call this with equal prompts.
         streamer: receives the token ids as they come.
+        should_stop: called after every token; once True, only the finished texts are returned.
+            Under ZeRO-3 it must return the same on every rank.
 
     Raises ValueError when the model has no positions for the prompt and the new tokens.
     """
@@ -81,7 +97,8 @@ def complete(
     # Rows that pad the vocabulary were never a target, yet might be drawn.
     rows = range(max(tokenizer.get_vocab().values()) + 1, int(model.config.vocab_size))
     config.suppress_tokens = list(rows) or None
-    texts = []
+    texts: list[str] = []
+    asked = _Asked(should_stop)
     with _as_found(model), _own_randomness(model.device, sampling.seed):
         for prompt in prompts:
             ids = encode(tokenizer, prompt) or [eos_id]
@@ -93,7 +110,10 @@ def complete(
                 generation_config=config,
                 synced_gpus=synced_gpus,
                 streamer=streamer,
+                stopping_criteria=[asked],
             )
+            if asked.is_stopped:
+                break
             new = output_BT[0, len(ids) :].tolist()
             # A character cut off in the middle of its bytes decodes to U+FFFD.
             texts.append(str(tokenizer.decode(new, skip_special_tokens=True)).rstrip("\ufffd"))

@@ -23,6 +23,7 @@ from types import NoneType
 from typing import Any, TypeVar
 
 from wikillm.supervise.heartbeat import RankProgress
+from wikillm.supervise.requests import leave_stop_mark, stop_file
 
 INTERVAL = 5.0
 LOOK_EVERY = 1.0
@@ -309,10 +310,9 @@ class Recorder(threading.Thread):
             at_once = bool(asked["now"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return
+        if not at_once and stop_file(self.run_dir).exists():
+            return  # rank 0 stops for that file, and two signals would count as a repeated one
         if at_once not in self._seen:
             self._seen.add(at_once)
-            # A batch script that would start the run again looks for this file.
-            if mark := os.environ.get("WIKILLM_STOP_MARK"):
-                with suppress(OSError):
-                    Path(mark).touch()
+            leave_stop_mark()
             self._on_stop(at_once)

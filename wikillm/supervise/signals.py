@@ -74,6 +74,7 @@ class StopSignals:
 
     GRACE = 3.0
     LEAVE_SECONDS = 20.0  # from the exception until the process must have ended
+    FIRST_STEP_SECONDS = 30.0  # the first step may compile for minutes, and nothing is lost by it
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
@@ -85,6 +86,7 @@ class StopSignals:
         self._why: str | None = None  # reason for a signal that this process sent to itself
         self._before: dict[int, Any] = {}  # handlers, by signal
         self._deferred = False
+        self._polled = False
         self._leaving = False  # an exception is propagating
         self._over = False
         self._since = 0.0
@@ -108,6 +110,10 @@ class StopSignals:
     def defer(self) -> None:
         """From now on a signal sets `received` instead of raising: training polls it."""
         self._deferred = True
+
+    def polled(self) -> None:
+        """A step is done: from now on there is something to lose by not saving."""
+        self._polled = True
 
     def request(self, why: str) -> None:
         """Stop as a signal would, for the reason `why`; the first request counts. (any thread)"""
@@ -139,7 +145,8 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _stopped(self, name: str) -> StoppedError:
-        error = StoppedError(f"Stopped by {name} before training began; nothing is lost.")
+        when = "in the first step" if self._deferred else "before training began"
+        error = StoppedError(f"Stopped by {name} {when}; nothing is lost.")
         error.is_alone = True
         return error
 
@@ -157,12 +164,18 @@ class StopSignals:
             os._exit(ExitCode.STOPPED)
 
     def _insist(self, name: str, since: float) -> None:
-        """End the process where the exception was swallowed or never raised."""
-        while not self._deferred and not self._over:
-            if time.monotonic() - since > (self.LEAVE_SECONDS if self._leaving else self.GRACE):
+        """End the process where the exception was swallowed or never raised.
+
+        In training also where the first step of this start takes longer than FIRST_STEP_SECONDS.
+        """
+        while not self._over and not self._polled and not (self._deferred and self._leaving):
+            limit = self.FIRST_STEP_SECONDS if self._deferred else self.GRACE
+            if time.monotonic() - since > (self.LEAVE_SECONDS if self._leaving else limit):
                 if not self._leaving:  # otherwise the error has been recorded
-                    self.before_exit(self._stopped(name))
-                    warn(f"Stopped by {name} before training began, inside a library.")
+                    error = self._stopped(name)
+                    where = "in the first step" if self._deferred else "inside a library"
+                    self.before_exit(error)
+                    warn(f"{error.what} It was {where}.")
                 os._exit(ExitCode.STOPPED)
             time.sleep(0.1)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from wikillm.core.errors import ConfigError
 from wikillm.supervise.records import RankRecord, read_records, stop_path
+from wikillm.supervise.requests import stop_file
 from wikillm.supervise.stop import is_running
 
 _TAIL = 1 << 16  # bytes of metrics.jsonl that hold its last line
@@ -71,7 +72,7 @@ def read_status(run: Path) -> RunStatus:
     alive = tuple(is_running(record, now) for record in ranks)
     ended = _json(run / "exit.json")
     if any(alive):
-        state = "stopping" if stop_path(run).exists() else "running"
+        state = "stopping" if stop_path(run).exists() or stop_file(run).exists() else "running"
     elif ended is not None:
         state = str(ended.get("meaning", "ended"))
     else:

@@ -8,6 +8,7 @@ confirmed that the process is a rank of this run: anyone may have written the re
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_json
 from wikillm.supervise.heartbeat import MEMORY_NAME
 from wikillm.supervise.records import RankRecord, read_records, record_path, stop_path
+from wikillm.supervise.requests import stop_file
 
 POLL = 0.5
+FILE_AFTER = 10.0  # seconds until RUN/stop is written too, for ranks without their agents
 GRACE = 5.0  # seconds from the request until --now ends ranks that do not respond
 SILENT_AFTER = 6  # record intervals
 
@@ -58,17 +61,21 @@ def stop(
         raise ConfigError(
             f"{run} names no processes.",
             got="no RUN/ranks/rank_*.json: it has not started yet, or is not a run directory",
-            fix="wikillm stop RUN, with the run.dir of the run",
+            fix=f"wikillm stop RUN, with the run.dir of the run\n{_starting(run)}",
         )
     running = [record for record in records if is_running(record)]
     if not running:
-        raise ConfigError(f"Nothing runs in {run}.", fix=f"wikillm status {run}")
+        raise ConfigError(f"Nothing runs in {run}.", fix=f"wikillm status {run}\n{_starting(run)}")
     write_json(stop_path(run), {"now": at_once, "time": time.time()})
     deadline = time.monotonic() + timeout
     grace = time.monotonic() + GRACE
+    by_file = time.monotonic() + FILE_AFTER
     untouched: dict[int, str] = {}
     while (running := _running(run, running)) and time.monotonic() < deadline:
         on_wait(running)
+        if not at_once and time.monotonic() > by_file:
+            by_file = deadline
+            stop_file(run).touch()
         if at_once and time.monotonic() > grace:
             untouched = {r.rank: why for r in running if (why := end_here(run, r)) is not None}
             if len(untouched) == len(running):
@@ -79,6 +86,11 @@ def stop(
     return Stopped(
         over, tuple(running), {rank: why for rank, why in untouched.items() if rank in ids}
     )
+
+
+def _starting(run: Path) -> str:
+    path = shlex.quote(str(run))
+    return f"a start that still prepares its data: mkdir -p {path} && touch {path}/stop"
 
 
 def _running(run: Path, before: list[RankRecord]) -> list[RankRecord]:

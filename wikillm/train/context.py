@@ -12,6 +12,7 @@ from wikillm.observe.peak import PeakMemory
 from wikillm.plan.checkpoint import Written, checkpoint_bytes
 from wikillm.plan.run_plan import Plan
 from wikillm.supervise.heartbeat import Heartbeat
+from wikillm.supervise.requests import FileRequests
 from wikillm.supervise.signals import StopSignals
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.engine import Engine
@@ -57,6 +58,7 @@ class RunContext(PlannedRun):
     identity: dict[str, Any]
     group: ControlGroup
     signals: StopSignals
+    requests: FileRequests
     heartbeat: Heartbeat
     peak: PeakMemory
     point: ResumePoint | None

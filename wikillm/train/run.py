@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 
 from transformers import PreTrainedModel, TrainingArguments
 
 from wikillm.config.load import Resolved, to_yaml
 from wikillm.config.schema import TrainSection
+from wikillm.core.errors import StoppedError
 from wikillm.core.log import log_to_file
 from wikillm.core.world import World
 from wikillm.models.apply import apply_patches
@@ -24,6 +27,7 @@ from wikillm.observe.peak import PeakMemory
 from wikillm.observe.redact import without_queries
 from wikillm.plan.run_plan import Plan
 from wikillm.supervise.facts import facts_of_this_node
+from wikillm.supervise.requests import FileRequests, watched_requests
 from wikillm.supervise.signals import StopSignals, installed
 from wikillm.supervise.supervisor import Supervisor, settings_of, supervise
 from wikillm.train.arguments import follow_plan, to_training_arguments
@@ -74,13 +78,16 @@ def pretrain(
             watching = supervise(world, settings, lambda: facts_of_this_node(to_yaml(resolved)))
             supervisor = stack.enter_context(watching)
             stack.enter_context(signals.as_error())
-        _pretrain(resolved, world, signals, supervisor, options)
+        watching_files = watched_requests(settings.run, signals.request, is_main=world.is_main)
+        requests = stack.enter_context(watching_files)
+        _pretrain(resolved, world, signals, requests, supervisor, options)
 
 
 def _pretrain(
     resolved: Resolved,
     world: World,
     signals: StopSignals,
+    requests: FileRequests,
     supervisor: Supervisor,
     options: ResumeOptions,
 ) -> None:
@@ -89,8 +96,7 @@ def _pretrain(
 
     # Data, plan and engine: all that can be refused before a process group exists.
     heartbeat.enter("store")
-    in_epochs = cfg.train.num_train_epochs is not None
-    corpus = open_run_corpus(cfg.data, world, in_epochs=in_epochs)
+    corpus = open_run_corpus(cfg.data, world, in_epochs=cfg.train.num_train_epochs is not None)
     planned = plan_run(resolved, world, corpus)
     run = planned.run
 
@@ -100,9 +106,10 @@ def _pretrain(
         # Rank 0 owns the run directory; a process that ends before training records why there.
         if world.is_main:
             end.lock = run.claim(resume=options.resume != "never")
+            requests.remove_old()
             open_run(planned)
             supervisor.at(run.path, run.log_file(0))
-        signals.before_exit = lambda error: record_exit(run.path, error, rank=world.rank, step=None)
+        signals.before_exit = partial(_leave_early, run.path, world.rank, supervisor)
 
         # The process group, then agreement on ranks, folder and checkpoint.
         start_engine(world, planned.engine)
@@ -120,7 +127,6 @@ def _pretrain(
         peak = PeakMemory(uses_gpu=args.device.type == "cuda")
         eos_id = corpus.manifest.tokenizer.eos_id
         model = build_model(cfg.model, plan.vocab_size, args, eos_id=eos_id, seed=cfg.run.seed)
-        z_loss = _patch(model, args, cfg.train, plan)
         context = RunContext(
             resolved,
             world,
@@ -131,11 +137,18 @@ def _pretrain(
             identity=identity,
             group=group,
             signals=signals,
+            requests=requests,
             heartbeat=heartbeat,
             peak=peak,
             point=point,
         )
-        train(context, model, args, z_loss, options, end)
+        train(context, model, args, _patch(model, args, cfg.train, plan), options, end)
+
+
+def _leave_early(run: Path, rank: int, supervisor: Supervisor, error: StoppedError) -> None:
+    """Record a stop before the first step is done, and report it to the other ranks."""
+    record_exit(run, error, rank=rank, step=None)
+    supervisor.leave(error)
 
 
 def _patch(

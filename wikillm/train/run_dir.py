@@ -2,7 +2,7 @@
 
     RUN/  config.resolved.yaml  ds_config.resolved.json  plan.json  environment.json  run.json
           data.json  tokenizer/  metrics.jsonl  events.jsonl  exit.json  outcome.json  ranks/
-          diverged.json  stop.json  .secret  logs/rank_*.log  checkpoints/  swanlog/
+          diverged.json  stop.json  stop  save  .secret  logs/rank_*.log  checkpoints/  swanlog/
 
 One run at a time holds a directory, by an flock, so a killed run leaves no stale lock. On several
 nodes the directory must be on a file system that all of them share; `start_checks` checks it.
@@ -41,11 +41,12 @@ from wikillm.observe.redact import (
 )
 from wikillm.observe.swanlab import new_run_id
 from wikillm.supervise.records import stop_path
+from wikillm.supervise.requests import stop_file
 
 _OWN_NAMES = """
     config.resolved.yaml ds_config.resolved.json plan.json environment.json run.json data.json
     tokenizer metrics.jsonl events.jsonl exit.json outcome.json diverged.json ranks stop.json logs
-    checkpoints swanlog samples export
+    checkpoints swanlog samples export stop save
 """
 """What a run writes into its directory, `wikillm demo` included."""
 _LAUNCHER_FILES = (".log", ".out", ".err", ".pid", "lost+found")
@@ -179,10 +180,11 @@ class RunDir:
         Raises StoppedError where torchrun restarts a run that was stopped.
         """
         stop = stop_path(self.path)
-        if stop.exists() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        is_stopped = stop.exists() or stop_file(self.path).exists()
+        if is_stopped and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
             lock.release()
             raise StoppedError(
-                "`wikillm stop` ended this run; torchrun has started it again.", fix="--resume auto"
+                "This run was ended on request; torchrun has started it again.", fix="--resume auto"
             )
         for path in (self.path / "exit.json", stop, *(self.path / "ranks").glob("*")):
             path.unlink(missing_ok=True)

@@ -273,19 +273,26 @@ class WikiTrainer(Trainer):
         Returns {} when a stop request ended the evaluation early, on all ranks.
         """
         found: dict[str, HeldOutLoss] = {}
+        metrics: dict[str, float] = {}
         for stream in self.data.val:
             result = self._held_out_loss(stream)
             if result is None:
-                return {}
+                self.held_out = None
+                self.held_out_of = {}
+                break
             found[stream.name] = result
-        results = list(found.values())
-        self.held_out = total = combined(results) if len(results) > 1 else results[0]
-        self.held_out_of = {name: result for name, result in found.items() if name}
-        metrics = {"eval_loss": total.loss, "eval_bits_per_byte": total.bits_per_byte}
+        else:
+            metrics = self._combine(found)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _combine(self, found: dict[str, HeldOutLoss]) -> dict[str, float]:
+        results = list(found.values())
+        self.held_out = total = combined(results) if len(results) > 1 else results[0]
+        self.held_out_of = {name: result for name, result in found.items() if name}
+        return {"eval_loss": total.loss, "eval_bits_per_byte": total.bits_per_byte}
 
     def _held_out_loss(self, stream: NamedStream) -> HeldOutLoss | None:
         loader = eval_loader(

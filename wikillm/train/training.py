@@ -21,7 +21,7 @@ from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.heartbeat import HeartbeatCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
-from wikillm.train.callbacks.stop import StopCallback
+from wikillm.train.callbacks.stop import StopAfterPhase, StopCallback
 from wikillm.train.callbacks.time_limit import TimeLimitCallback
 from wikillm.train.checkpoint_errors import check_training_state
 from wikillm.train.checkpoint_state import checkpoint_state, run_facts
@@ -151,4 +151,5 @@ def _callbacks(
     yield report
     yield SampleCallback(trainer, report)
     yield garbage
+    yield StopAfterPhase(stop)
     yield HeartbeatCallback(context.heartbeat)

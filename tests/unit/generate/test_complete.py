@@ -151,3 +151,20 @@ def test_gradient_checkpointing_does_not_matter(
     model.gradient_checkpointing_enable()
     model.train()
     assert complete(model, tokenizer, ["北京"], eos_id=0, sampling=GREEDY) == expected
+
+
+def test_a_request_to_stop_ends_a_completion_after_the_next_token(
+    model: Qwen2ForCausalLM, tokenizer: Tokenizer
+) -> None:
+    asked: list[bool] = []
+
+    def should_stop() -> bool:
+        asked.append(len(asked) >= 14)  # in the second text of 12 tokens
+        return asked[-1]
+
+    prompts = ["北京", "水", "火"]
+    whole = complete(model, tokenizer, prompts[:1], eos_id=511, sampling=GREEDY)
+    texts = complete(
+        model, tokenizer, prompts, eos_id=511, sampling=GREEDY, should_stop=should_stop
+    )
+    assert texts == whole and len(asked) == 15

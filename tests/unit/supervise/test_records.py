@@ -27,6 +27,7 @@ from wikillm.supervise.records import (
     stop_path,
     write_record,
 )
+from wikillm.supervise.requests import watched_requests
 from wikillm.supervise.stop import end_here, is_running, stop
 
 
@@ -254,6 +255,52 @@ def test_ranks_that_do_not_respond_are_named(
     assert f"rank 0: pid {rank_0.pid}" in capsys.readouterr().err
     assert main(["stop", str(tmp_path), "--wait", "20", "--now"]) == 0
     assert rank_0.wait(1) == -signal.SIGKILL
+
+
+def test_a_rank_whose_agent_does_not_pass_the_request_on_gets_a_file(
+    tmp_path: Path, rank_0: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record is stale: nothing reads stop.json. The rank's own thread finds RUN/stop."""
+    monkeypatch.setattr("wikillm.supervise.stop.FILE_AFTER", 0.1)
+    monkeypatch.setattr("wikillm.supervise.requests.LOOK_SECONDS", 0.05)
+    write_record(tmp_path, record(Process.here(rank_0.pid)))
+    said: list[str] = []
+
+    def obey(why: str) -> None:
+        said.append(why)
+        rank_0.terminate()
+        rank_0.wait()
+
+    with watched_requests(tmp_path, obey, is_main=True):
+        result = stop(tmp_path, at_once=False, timeout=20, on_wait=lambda running: None)
+    assert said == [str(tmp_path / "stop")] and not result.left
+    # A recorder that comes late leaves the stop to the file: a second signal would end it at once.
+    late: list[bool] = []
+    Recorder(tmp_path, lambda: record(Process.here(os.getpid())), late.append)._look()
+    assert not late
+
+
+def test_a_request_is_newer_than_the_start_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wikillm.supervise.requests.LOOK_SECONDS", 0.01)
+    for name in ("stop", "save"):
+        (tmp_path / name).touch()
+    stopped: list[str] = []
+    with watched_requests(tmp_path, stopped.append, is_main=True) as requests:
+        time.sleep(0.2)
+        assert not requests.wants_save and not stopped, "they are of an earlier start"
+        requests.remove_old()
+        assert not list(tmp_path.iterdir())
+        for _ in range(2):
+            (tmp_path / "save").touch()
+            deadline = time.monotonic() + 20
+            while not requests.wants_save and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert requests.wants_save
+            requests.save_granted()
+            assert not requests.wants_save and not (tmp_path / "save").exists()
+    assert not stopped
 
 
 def test_status_of_a_run_and_of_its_end(

@@ -59,9 +59,17 @@ class SampleCallback(TrainerCallback):
                     eos_id=self.trainer.context.corpus.manifest.tokenizer.eos_id,
                     sampling=Sampling(max_new_tokens=self.observe.sample_tokens, seed=step),
                     synced_gpus=self.is_partitioned,
+                    should_stop=self._should_stop,
                 )
         except ValueError as error:  # a prompt leaves no room for tokens: the same on every rank
             warn(f"no samples: {error}")
             return
+        if len(texts) < len(prompts):
+            return  # a stop request: the ranks agree on it at the next vote
         samples = [Sample(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
         self.report.show_samples(step, samples)
+
+    def _should_stop(self) -> bool:
+        """Whether a stop was requested; where all ranks take part, of any of them."""
+        is_asked = self.trainer.context.signals.received is not None
+        return self.trainer.context.group.any(is_asked)[0] if self.is_partitioned else is_asked

@@ -1,15 +1,16 @@
 """Ends the run on all ranks at the same step: numbers that are not finite, or a request to stop.
 
 After every step all ranks vote. NaN or infinity in any rank's loss, or in the gradient norm, ends
-the run before anything is saved. A signal (SIGTERM, see supervise/signals) or the time limit on any
-rank ends it after a checkpoint. With fp16 DeepSpeed's loss scaler skips steps that overflow; only a
-long series of them ends the run. On a GPU the check of a step is read one step later, so that it
-never waits for the GPU; before a checkpoint it is read at once.
+the run before anything is saved. A signal (SIGTERM, see supervise/signals), the time limit or
+RUN/stop ends it after a checkpoint; RUN/save makes one. With fp16 DeepSpeed's loss scaler skips
+steps that overflow; only a long series of them ends the run. On a GPU the check of a step is read
+one step later, so that it never waits for the GPU; before a checkpoint it is read at once.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.core.errors import DivergedError
 from wikillm.core.files import write_json
 from wikillm.core.log import say, warn
+from wikillm.supervise.requests import SAVE
 from wikillm.train.bad_batch import SHOWN, BadMicroBatch, not_finite
 from wikillm.train.pinned import DeferredFlag
 from wikillm.train.trainer import WikiTrainer
@@ -48,6 +50,19 @@ class SkipCounter:
         return skipped
 
 
+class StopAfterPhase(TrainerCallback):
+    """The last to act: no further step after a request during evaluation, samples or a save."""
+
+    def __init__(self, stop: StopCallback) -> None:
+        self._ask_again = stop.ask_again
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._ask_again(args, state, control, saved=False)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._ask_again(args, state, control, saved=True)
+
+
 class StopCallback(TrainerCallback):
     """`stopped_by` names what ended the run early, after training has returned."""
 
@@ -66,21 +81,63 @@ class StopCallback(TrainerCallback):
     ) -> None:
         group = self.trainer.context.group
         signals = self.trainer.context.signals
+        requests = self.trainer.context.requests
         bad = self._flag.push(self._not_finite(fp16=args.fp16))
         if control.should_save or state.global_step >= state.max_steps:
             bad = self._flag.flush() or bad
-        stop, diverged = group.any(signals.received is not None, bad)
+        is_asked = signals.received is not None
+        wants_save = requests.wants_save
+        stop, diverged, save = group.any(is_asked, bad, wants_save)
+        signals.polled()
         if diverged:
             raise self._diverged(state.global_step, args.learning_rate / 2)
-        if stop and self.stopped_by is None:
-            # Every rank reports the reason of the lowest rank that has one, or its own.
-            reasons = dict(enumerate(group.gather(signals.received)))
-            first = min((rank for rank, reason in reasons.items() if reason), default=0)
-            other = f"{reasons[first] or 'a signal'} (rank {first})"
-            self.stopped_by = signals.received or other
-            say(f"stopping: {self.stopped_by}; saving a checkpoint at step {state.global_step}")
+        if (stop or save) and not control.should_save:
+            self._check_before_saving(args, state)
+        if stop:
+            self._stop(state, control)
+        elif save:
+            say(f"saving a checkpoint at step {state.global_step}: {self._run / SAVE}")
             control.should_save = True
-            control.should_training_stop = True
+        if wants_save:
+            requests.save_granted()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.context.signals.polled()
+
+    def ask_again(self, args: Any, state: Any, control: TrainerControl, *, saved: bool) -> None:
+        """Stop at this step for a request that came after the vote of the step. (all ranks)
+
+        At the horizon the run ends by itself.
+        """
+        context = self.trainer.context
+        if self.stopped_by is not None or state.global_step >= state.max_steps:
+            return
+        if context.group.any(context.signals.received is not None)[0]:
+            if not saved and not control.should_save:
+                self._check_before_saving(args, state)
+            self._stop(state, control, saved=saved)
+
+    def _stop(self, state: TrainerState, control: TrainerControl, *, saved: bool = False) -> None:
+        if self.stopped_by is not None:
+            return
+        # Every rank reports the reason of the lowest rank that has one, or its own.
+        own = self.trainer.context.signals.received
+        reasons = dict(enumerate(self.trainer.context.group.gather(own)))
+        first = min((rank for rank, reason in reasons.items() if reason), default=0)
+        self.stopped_by = own or f"{reasons[first] or 'a signal'} (rank {first})"
+        what = "its checkpoint is complete" if saved else "saving a checkpoint"
+        say(f"stopping: {self.stopped_by}; {what} at step {state.global_step}")
+        control.should_save = not saved
+        control.should_training_stop = True
+
+    def _check_before_saving(self, args: Any, state: TrainerState) -> None:
+        """Read the check of this step now: a checkpoint that was not due is about to be written."""
+        if self.trainer.context.group.any(self._flag.flush())[0]:
+            raise self._diverged(state.global_step, args.learning_rate / 2)
+
+    @property
+    def _run(self) -> Path:
+        return self.trainer.context.run.path
 
     def _diverged(self, step: int, rate: float) -> DivergedError:
         """Names the micro-batches whose loss is not finite, on all ranks. (all ranks)"""
@@ -94,14 +151,14 @@ class StopCallback(TrainerCallback):
         if context.world.is_main:
             record = {"step": at, "micro_batches": [each.to_json() for each in bad]}
             with suppress(OSError):
-                write_json(context.run.path / DIVERGED, record)
+                write_json(self._run / DIVERGED, record)
         if not bad:
             got = "the loss is finite on every rank, the gradient is not"
         elif len(bad) == of_step:
             got = f"all {of_step} micro-batches of the step: the weights were not finite before it"
         else:
             got = "\n".join(each.text() for each in bad[:SHOWN])
-            got += f"\n{len(bad)} of {of_step} micro-batches: {context.run.path / DIVERGED}"
+            got += f"\n{len(bad)} of {of_step} micro-batches: {self._run / DIVERGED}"
         return DivergedError(
             f"The loss or the gradient is NaN or infinite at step {at}.",
             got=got,
@@ -109,15 +166,14 @@ class StopCallback(TrainerCallback):
         )
 
     def _advice(self, rate: float) -> str:
-        run = self.trainer.context.run
-        if list_checkpoints(run.checkpoints):
+        if list_checkpoints(self.trainer.context.run.checkpoints):
             return (
                 "resume from the last checkpoint with a lower learning rate: "
                 f"--resume auto train.learning_rate={rate:g}"
             )
         return (
             "there is no checkpoint to resume from: start again with a lower learning rate or a "
-            f"longer warm-up: train.learning_rate={rate:g} run.dir={run.path}-2"
+            f"longer warm-up: train.learning_rate={rate:g} run.dir={self._run}-2"
         )
 
     def _not_finite(self, *, fp16: bool) -> torch.Tensor:
