@@ -1,0 +1,1 @@
+"""The state of a training engine as named tensors that depend on neither ranks nor engine."""

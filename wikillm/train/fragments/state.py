@@ -1,0 +1,190 @@
+"""The training state of any engine: which tensors it has, this rank's share, and how to fill it.
+
+Weights are the float32 master weights; the 16-bit ones of a model are rounded from them on load.
+An engine that keeps everything on every rank writes an equal share of all elements per rank, and
+each of its ranks reads everything, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from wikillm.core.errors import ConfigError
+from wikillm.train.fragments import counters as counts
+from wikillm.train.fragments.layout import STATE_KEYS, Layout, Slot
+from wikillm.train.fragments.replicated import replicated_layout
+from wikillm.train.fragments.types import Fragment, Read, TensorKind, TensorSpec, TrainingState
+from wikillm.train.fragments.zero3 import zero3_layout
+from wikillm.train.fragments.zero12 import zero12_layout
+
+KINDS: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq", "momentum")
+
+
+def training_state(
+    model: nn.Module,
+    optimizer: Any,
+    *,
+    scheduler: Any = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> TrainingState:
+    """The state of an engine that is ready to train, whatever holds it.
+
+    Args:
+        model: DeepSpeed's engine, DDP's wrapper, or the model itself.
+        optimizer: what trains it, also in accelerate's wrapper; unused under DeepSpeed.
+        scheduler: torch's, counted with the state. `StartSettings.reapply` sets rates after a load.
+        scaler: of the loss in fp16 without DeepSpeed.
+
+    Raises ConfigError for an engine or optimizer whose state cannot be named.
+    """
+    is_engine = hasattr(model, "zero_optimization_stage")
+    engine: Any = model if is_engine else None
+    optimizer = engine.optimizer if is_engine else getattr(optimizer, "optimizer", optimizer)
+    module = getattr(model, "module", model)
+    shapes = {
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in module.named_parameters()
+    }
+    return EngineState(
+        shapes, _layout(module, engine, optimizer), engine, optimizer, scheduler, scaler
+    )
+
+
+def share_of_elements(total: int, rank: int, world_size: int) -> tuple[int, int]:
+    """(first, stop): this rank's elements of `total` that all ranks hold; shares differ by one."""
+    return total * rank // world_size, total * (rank + 1) // world_size
+
+
+def _layout(module: nn.Module, engine: Any, optimizer: Any) -> Layout:
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    stage = engine.zero_optimization_stage() if engine is not None else 0
+    if stage == 3:
+        layout = zero3_layout(names, optimizer)
+    elif stage > 0:
+        layout = zero12_layout(names, optimizer)
+    else:
+        layout = replicated_layout(names, optimizer)
+    untrained = [name for name in names.values() if name not in layout.slots]
+    if untrained:
+        raise ConfigError(
+            "Checkpoints need every parameter in the optimizer.",
+            got=f"not trained: {', '.join(untrained[:5])}",
+        )
+    return layout
+
+
+class EngineState:
+    """`TrainingState` of a layout. Views become stale when the engine replaces its tensors."""
+
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        layout: Layout,
+        engine: Any,
+        optimizer: Any,
+        scheduler: Any,
+        scaler: torch.amp.GradScaler | None,
+    ) -> None:
+        self._layout = layout
+        self._engine = engine
+        self._scheduler = scheduler
+        self._scaler = counts.loss_scaler_of(optimizer, scaler)
+        self._specs = tuple(
+            TensorSpec(kind, name, shape)
+            for kind in KINDS
+            for name, shape in shapes.items()
+            if kind == "weight" or kind in layout.slots[name].kinds
+        )
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        return self._specs
+
+    def fragments(self) -> list[Fragment]:
+        total = sum(spec.numel for spec in self._specs)
+        is_group = dist.is_available() and dist.is_initialized()
+        rank = dist.get_rank() if is_group else 0
+        first, stop = share_of_elements(total, rank, dist.get_world_size() if is_group else 1)
+        found = []
+        before = 0
+        for spec in self._specs:
+            slot = self._layout.slots[spec.name]
+            begin = slot.start
+            end = slot.start + slot.count
+            if self._layout.is_replicated:
+                begin = max(begin, first - before)
+                end = min(end, stop - before)
+            if begin < end:
+                found.append(Fragment(spec, begin, self._values(spec.kind, slot, begin, end)))
+            before += spec.numel
+        return found
+
+    def counters(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"optimizer_step": counts.optimizer_step(self._states())}
+        if self._engine is not None:
+            found["deepspeed"] = counts.engine_counters(self._engine)
+        if self._scaler is not None:
+            found["loss_scaler"] = counts.scaler_counters(self._scaler)
+        if self._scheduler is not None:
+            found["scheduler"] = {"last_epoch": self._scheduler.last_epoch}
+        return found
+
+    @torch.no_grad()
+    def load(self, read: Read, counters: Mapping[str, Any]) -> None:
+        # The optimizer makes its state at its first step: make it here, with the right step.
+        for slot in self._layout.slots.values():
+            self._make_state(slot, counters["optimizer_step"])
+        for spec in self._specs:
+            slot = self._layout.slots[spec.name]
+            start = slot.start
+            stop = slot.start + slot.count
+            if spec.kind == "momentum" and slot.whole_momentum is not None:
+                start = 0
+                stop = spec.numel
+            if start < stop:
+                self._view(spec.kind, slot, start, stop).copy_(read(spec, start, stop))
+        self._layout.publish()
+        if self._engine is not None:
+            counts.set_engine_counters(self._engine, counters)
+        if self._scaler is not None and "loss_scaler" in counters:
+            counts.set_scaler_counters(self._scaler, counters["loss_scaler"])
+        if self._scheduler is not None and "scheduler" in counters:
+            self._scheduler.last_epoch = counters["scheduler"]["last_epoch"]
+            self._scheduler._step_count = self._scheduler.last_epoch + 1
+
+    def _states(self) -> list[Mapping[str, Any]]:
+        state = self._layout.optimizer.state
+        return [state[slot.tensor] for slot in self._layout.slots.values() if slot.tensor in state]
+
+    def _make_state(self, slot: Slot, step: int) -> None:
+        optimizer: Any = self._layout.optimizer
+        tensor = slot.tensor
+        is_fp32 = getattr(optimizer, "fp32_optimizer_states", True)  # DeepSpeedCPUAdam has it
+        dtype = torch.float32 if is_fp32 else tensor.dtype
+        state = optimizer.state[tensor]
+        for kind in slot.kinds:
+            if kind == "momentum" and slot.count == 0:
+                continue
+            if kind != "momentum":
+                state["step"] = counts.as_stored(step, optimizer, slot.group, tensor.device)
+            key = STATE_KEYS[kind]
+            shape = slot.state_shape(kind)
+            if key not in state or tuple(state[key].shape) != shape:
+                state[key] = torch.zeros(shape, dtype=dtype, device=tensor.device)
+
+    def _view(self, kind: TensorKind, slot: Slot, start: int, stop: int) -> torch.Tensor:
+        whole = slot.tensor
+        if kind != "weight":
+            whole = self._layout.optimizer.state[slot.tensor][STATE_KEYS[kind]]
+        position = slot.position(kind)
+        return whole.detach().view(-1)[position + start : position + stop]
+
+    def _values(self, kind: TensorKind, slot: Slot, start: int, stop: int) -> torch.Tensor:
+        state = self._layout.optimizer.state.get(slot.tensor, {})
+        if kind != "weight" and STATE_KEYS[kind] not in state:
+            return torch.zeros(stop - start)
+        return self._view(kind, slot, start, stop).float()

@@ -1,0 +1,68 @@
+"""Tensors of the training state by name, the ranges that each rank writes, and how they are read.
+
+No type here knows an engine: a checkpoint is written and read in these terms alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal, Protocol
+
+import torch
+
+TensorKind = Literal["weight", "exp_avg", "exp_avg_sq", "momentum", "average"]
+"""fp32 weight, AdamW's two moments, Muon's momentum, moving average of the weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor of the training state, whole; all ranks list the same ones in the same order.
+
+    Attributes:
+        name: of the parameter in `named_parameters()`; a tied weight is listed once.
+        shape: of the whole parameter, also where a rank holds a part.
+    """
+
+    kind: TensorKind
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A range of one tensor that this rank writes.
+
+    Attributes:
+        start: first element, in the flattened tensor.
+        values: 1-D float32, a view of the live state where it is stored as float32.
+    """
+
+    spec: TensorSpec
+    start: int
+    values: torch.Tensor
+
+
+Read = Callable[[TensorSpec, int, int], torch.Tensor]
+"""(spec, start, stop) -> those elements of the flattened tensor, 1-D float32 on the CPU."""
+
+
+class TrainingState(Protocol):
+    """Weights and optimizer state of an engine, to be written and filled by ranges."""
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """Every tensor of the state; the same on all ranks."""
+
+    def fragments(self) -> list[Fragment]:
+        """What this rank writes: every element is in one fragment of one rank."""
+
+    def counters(self) -> dict[str, Any]:
+        """Step counts and the loss scale as JSON values; the same on all ranks."""
+
+    def load(self, read: Read, counters: Mapping[str, Any]) -> None:
+        """Fill this rank's weights and optimizer state. (all ranks)"""
