@@ -13,9 +13,9 @@ import torch.distributed as dist
 from transformers import Qwen2ForCausalLM
 
 from harness.tiny_model import tiny_config
+from wikillm.checkpoints.tensor_layout import TensorSpec
 from wikillm.config.schema import TrainSection
 from wikillm.train.fragments.state import training_state
-from wikillm.train.fragments.types import TensorSpec
 from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.reapply_settings import StartSettings
 

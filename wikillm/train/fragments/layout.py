@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from wikillm.core.errors import ConfigError
-from wikillm.train.fragments.types import TensorKind
 
-STATE_KEYS: Mapping[TensorKind, str] = {
+STATE_KEYS: Mapping[str, str] = {
     "exp_avg": "exp_avg",
     "exp_avg_sq": "exp_avg_sq",
     "momentum": "momentum_buffer",
@@ -54,7 +53,7 @@ class Slot:
     whole_momentum: WholeMomentum | None = None
 
     @property
-    def kinds(self) -> tuple[TensorKind, ...]:
+    def kinds(self) -> tuple[str, ...]:
         """The state that the optimizer keeps for the parameter."""
         if self.group.get("use_muon"):
             return ("momentum",)
@@ -66,13 +65,13 @@ class Slot:
             )
         return ("exp_avg", "exp_avg_sq")
 
-    def state_shape(self, kind: TensorKind) -> tuple[int, ...]:
+    def state_shape(self, kind: str) -> tuple[int, ...]:
         """Of the optimizer's state of that kind, for all of `tensor`."""
         if kind == "momentum" and self.whole_momentum is not None:
             return (self.whole_momentum.numel,)
         return tuple(self.tensor.shape)
 
-    def position(self, kind: TensorKind) -> int:
+    def position(self, kind: str) -> int:
         """Where the parameter's first element would lie in the weights or state of that kind."""
         if kind == "momentum" and self.whole_momentum is not None:
             return self.whole_momentum.offset

@@ -14,15 +14,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from wikillm.checkpoints.tensor_layout import TensorSpec
 from wikillm.core.errors import ConfigError
 from wikillm.train.fragments import counters as counts
 from wikillm.train.fragments.layout import STATE_KEYS, Layout, Slot
 from wikillm.train.fragments.replicated import replicated_layout
-from wikillm.train.fragments.types import Fragment, Read, TensorKind, TensorSpec, TrainingState
+from wikillm.train.fragments.types import Fragment, Read, TrainingState
 from wikillm.train.fragments.zero3 import zero3_layout
 from wikillm.train.fragments.zero12 import zero12_layout
 
-KINDS: tuple[TensorKind, ...] = ("weight", "exp_avg", "exp_avg_sq", "momentum")
+KINDS: tuple[str, ...] = ("weight", "exp_avg", "exp_avg_sq", "momentum")
 
 
 def training_state(
@@ -176,14 +177,14 @@ class EngineState:
             if key not in state or tuple(state[key].shape) != shape:
                 state[key] = torch.zeros(shape, dtype=dtype, device=tensor.device)
 
-    def _view(self, kind: TensorKind, slot: Slot, start: int, stop: int) -> torch.Tensor:
+    def _view(self, kind: str, slot: Slot, start: int, stop: int) -> torch.Tensor:
         whole = slot.tensor
         if kind != "weight":
             whole = self._layout.optimizer.state[slot.tensor][STATE_KEYS[kind]]
         position = slot.position(kind)
         return whole.detach().view(-1)[position + start : position + stop]
 
-    def _values(self, kind: TensorKind, slot: Slot, start: int, stop: int) -> torch.Tensor:
+    def _values(self, kind: str, slot: Slot, start: int, stop: int) -> torch.Tensor:
         state = self._layout.optimizer.state.get(slot.tensor, {})
         if kind != "weight" and STATE_KEYS[kind] not in state:
             return torch.zeros(stop - start)

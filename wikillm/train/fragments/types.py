@@ -1,4 +1,4 @@
-"""Tensors of the training state by name, the ranges that each rank writes, and how they are read.
+"""The ranges of the training state's tensors that each rank writes, and how they are read.
 
 No type here knows an engine: a checkpoint is written and read in these terms alone.
 """
@@ -7,31 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import prod
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 
-TensorKind = Literal["weight", "exp_avg", "exp_avg_sq", "momentum", "average"]
-"""fp32 weight, AdamW's two moments, Muon's momentum, moving average of the weight."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One tensor of the training state, whole; all ranks list the same ones in the same order.
-
-    Attributes:
-        name: of the parameter in `named_parameters()`; a tied weight is listed once.
-        shape: of the whole parameter, also where a rank holds a part.
-    """
-
-    kind: TensorKind
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def numel(self) -> int:
-        return prod(self.shape)
+from wikillm.checkpoints.tensor_layout import TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
