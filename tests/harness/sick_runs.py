@@ -37,3 +37,28 @@ def train_with_losses(
     """Run `train` with `scale_losses`."""
     scale_losses(factors)
     return train(words, **options)
+
+
+def flip_bit(step: int, rank: int, bit: int) -> None:
+    """Flip one bit of a weight of `rank` after the update of `step` (from 1)."""
+    import torch
+    from transformers.trainer_callback import CallbackHandler
+
+    original = CallbackHandler.on_step_end
+
+    def on_step_end(self: CallbackHandler, args: Any, state: Any, control: Any) -> Any:
+        if state.global_step == step and args.process_index == rank:
+            weight = dict(self.model.named_parameters())["model.layers.1.mlp.down_proj.weight"]
+            words = weight.detach().view(-1).view(torch.int32)
+            words[100] ^= 1 << bit
+        return original(self, args, state, control)
+
+    CallbackHandler.on_step_end = on_step_end  # type: ignore[method-assign]
+
+
+def train_with_a_flipped_bit(
+    words: list[str], where: tuple[int, int, int], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Run `train` with `flip_bit` of (step, rank, bit)."""
+    flip_bit(*where)
+    return train(words, **options)

@@ -1,4 +1,4 @@
-"""What guards a run: a loss that is not finite names its documents."""
+"""What guards a run: non-finite losses name their documents, damaged weights their rank."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 from harness.ranks import run_ranks
-from harness.sick_runs import train_with_losses
+from harness.sick_runs import train_with_a_flipped_bit, train_with_losses
+from harness.tiny_run import run
 
+from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.data.inspect.show import show_sample
 from wikillm.data.store.store import Store
 
@@ -44,3 +46,44 @@ def test_a_loss_that_is_not_finite_names_its_rank_and_documents(
     assert batch["nonfinite"] == {"loss": "nan"}
     source, offset = wanted[0]
     assert f"{source}: byte {offset:,}" in found["message"]
+
+
+@pytest.mark.parametrize(
+    ("world", "recipe", "flipped_at", "found_at"),
+    [
+        (3, None, 3, 4),
+        pytest.param(2, "zero2", 4, 4, marks=pytest.mark.deep),
+        pytest.param(2, "zero0", 1, 2, marks=pytest.mark.deep),
+        pytest.param(2, None, 8, 8, marks=pytest.mark.deep),
+    ],
+)
+def test_one_flipped_bit_in_a_weight_names_the_rank(
+    world: int, recipe: str | None, flipped_at: int, found_at: int, words: Any, tmp_path: Path
+) -> None:
+    """The lowest bit of one weight of rank 1. Three ranks have a majority, two have none."""
+    batch = ["train.per_device_train_batch_size=1", f"train.global_batch_tokens={world * 32}"]
+    command = words(tmp_path / "run", *batch, "train.weight_check_steps=2")
+    where = (flipped_at, 1, 0)
+    results = run_ranks(train_with_a_flipped_bit, world, command, where, {"deepspeed": recipe})
+    assert [found["code"] for found in results] == [7] * world, results[0]["message"]
+    message = results[0]["message"]
+    who = message.partition(": the ranks' weights differ at step ")[0]
+    assert (f"differ at step {found_at}." in message) and ("rank 1 (" in who)
+    assert ("rank 0 (" in who) == (world == 2) and "rank 2 (" not in who
+    assert "model.layers.1.mlp.down_proj.weight" in message
+    assert results[0]["exit"]["code"] == 7 and "Silent corruption" in results[0]["exit"]["reason"]
+    # Checkpoints are written at steps 4 and 8: the one of the corrupted step is not.
+    saved = [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert saved == (["checkpoint-4"] if found_at == 8 else [])
+
+
+@pytest.mark.deep
+def test_healthy_ranks_agree_at_every_step(words: Any, tmp_path: Path) -> None:
+    """Also at ZeRO-3, where the norms are kept whole, and in bf16 without DeepSpeed."""
+    often = "train.weight_check_steps=1"
+    for number, (recipe, more) in enumerate(
+        [("zero3", ()), ("zero1", ()), (None, ("train.precision=bf16",))]
+    ):
+        found = run(2, words(tmp_path / f"run-{number}", often, *more), deepspeed=recipe)
+        assert found["code"] == 0, found["message"]
+        assert ("of the weights whole on every rank" in found["output"]) == (recipe == "zero3")

@@ -121,6 +121,9 @@ class TrainSection(Section):
     """DataLoader workers per rank; 0 reads in the training process, from memory-mapped files."""
     max_skipped_steps: int = Field(default=20, ge=1)
     """fp16: stop the run after the loss scaler skips this many steps in a row."""
+    weight_check_steps: int = Field(default=100, ge=0)
+    """Optimizer steps between comparisons of the ranks' weights, which are also compared before
+    each checkpoint; 0: never."""
     exit_timeout_seconds: float = Field(default=60.0, gt=0)
     """How long a rank waits for the others before it exits."""
     supervise: Literal["auto", "on", "off"] = "auto"

@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     DATA = 4
     DIVERGED = 5
     CHECKPOINT = 6
+    CORRUPTED = 7
     STOPPED = 75  # stopped on request and can be resumed (EX_TEMPFAIL of sysexits.h)
 
 
@@ -66,6 +67,12 @@ class MachineError(WikiLLMError):
     """The machine or the process group lacks what the run needs."""
 
     exit_code = ExitCode.MACHINE
+
+
+class CorruptedWeightsError(WikiLLMError):
+    """The weights of a rank differ from those of the ranks that must hold the same."""
+
+    exit_code = ExitCode.CORRUPTED
 
 
 class DataError(WikiLLMError):

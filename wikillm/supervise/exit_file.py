@@ -8,10 +8,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from wikillm.core.errors import DivergedError, ExitCode, StoppedError
+from wikillm.core.errors import CorruptedWeightsError, DivergedError, ExitCode, StoppedError
 from wikillm.core.files import write_json
 from wikillm.core.log import logger
 
+AGREED = (CorruptedWeightsError, DivergedError, StoppedError)
+"""Errors that all ranks raise at the same step."""
 OTHERS_WAIT_SECONDS = 8.0
 """Launchers kill the other ranks at the first exit: rank 0 gets this long to report first."""
 
@@ -42,7 +44,7 @@ def print_end(code: int, reason: str) -> None:
 
 def is_agreed(error: BaseException | None) -> bool:
     """Whether all ranks raise this error at the same step."""
-    return isinstance(error, DivergedError | StoppedError) and not getattr(error, "is_alone", False)
+    return isinstance(error, AGREED) and not getattr(error, "is_alone", False)
 
 
 def let_rank_0_report_first(error: BaseException) -> None:
@@ -52,7 +54,7 @@ def let_rank_0_report_first(error: BaseException) -> None:
     """
     is_main = os.environ.get("RANK", "0") in ("", "0")
     has_waited = getattr(error, "has_waited", False)
-    if is_main or has_waited or isinstance(error, DivergedError | StoppedError):
+    if is_main or has_waited or isinstance(error, AGREED):
         return
     error.has_waited = True  # type: ignore[attr-defined]
     time.sleep(OTHERS_WAIT_SECONDS)

@@ -14,7 +14,7 @@ from typing import Any
 from wikillm.core.errors import ExitCode
 from wikillm.core.units import format_seconds
 
-AGREED = (ExitCode.DIVERGED, ExitCode.STOPPED)
+AGREED = (ExitCode.CORRUPTED, ExitCode.DIVERGED, ExitCode.STOPPED)
 """Raised on all ranks at the same step; all of them then exit."""
 FAILED_WAITS = 5.0
 """Seconds from a rank's own error to the end of the others: they may raise the same one."""

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from wikillm.core.errors import DivergedError, ExitCode, StoppedError
+from wikillm.core.errors import ExitCode
 from wikillm.core.faults import as_refusal
 from wikillm.core.lock import FileLock
 from wikillm.core.world import World
 from wikillm.observe.redact import without_queries
-from wikillm.supervise.exit_file import is_agreed, let_rank_0_report_first, write_exit
+from wikillm.supervise.exit_file import AGREED, is_agreed, let_rank_0_report_first, write_exit
 from wikillm.train.collectives import ControlGroup
 
 
@@ -25,7 +25,7 @@ def record_exit(run_dir: Path, error: BaseException | None, *, rank: int, step: 
     """Write exit.json: rank 0 always, another rank only if it is missing. Never raises."""
     path = run_dir / "exit.json"
     if rank != 0:
-        if error is None or isinstance(error, DivergedError | StoppedError):
+        if error is None or isinstance(error, AGREED):
             return  # rank 0 ends the same way, and writes it
         let_rank_0_report_first(error)
         if path.exists():

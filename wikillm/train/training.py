@@ -23,6 +23,7 @@ from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
 from wikillm.train.callbacks.stop import StopAfterPhase, StopCallback
 from wikillm.train.callbacks.time_limit import TimeLimitCallback
+from wikillm.train.callbacks.weight_check import WeightCheckCallback
 from wikillm.train.checkpoint_errors import check_training_state
 from wikillm.train.checkpoint_state import checkpoint_state, run_facts
 from wikillm.train.context import RunContext
@@ -137,6 +138,9 @@ def _callbacks(
     context.signals.limit = limit.reason
     yield limit
     yield stop
+    # After the vote that may ask for a checkpoint: what differs between ranks is not saved.
+    if train.weight_check_steps:
+        yield WeightCheckCallback(train.weight_check_steps, context.group)
     # The average must not hold a NaN, and is a part of the checkpoint.
     if train.ema_decay:
         first = math.ceil(Fraction(str(train.ema_start)) * plan.max_steps)
