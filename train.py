@@ -2,7 +2,7 @@
 
 import sys
 
-from wikillm.cli.main import main
+from wikillm.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    program(["train", *sys.argv[1:]])

@@ -1,8 +1,6 @@
 """`python -m wikillm` is `wikillm`."""
 
-import sys
-
-from wikillm.cli.main import main
+from wikillm.cli.main import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

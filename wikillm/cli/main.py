@@ -12,13 +12,15 @@ machine or of a damaged file; anything else is a bug and is reported as one.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import logging
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -87,6 +89,28 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         """Print the help; argparse's own method ignores errors of the output."""
         print(message, end="", file=file)
+
+
+def program(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `main` and end the process with its exit code, whatever its daemon threads do.
+
+    At its exit the interpreter ends a daemon thread where that next needs it. Below compiled code,
+    such as pydantic's in SwanLab's start, this aborts the process: -6 instead of 0 or 75.
+    """
+    code: list[int] = []
+    atexit.register(_end_now, code)  # registered first, so it runs after all others
+    code.append(main(argv))
+    sys.exit(code[0])
+
+
+def _end_now(code: list[int]) -> None:
+    """Leave with `code`, if there is one and a daemon thread is left, without a further exit."""
+    if code and any(thread.daemon for thread in threading.enumerate()):
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code[0])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

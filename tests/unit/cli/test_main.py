@@ -265,3 +265,41 @@ def test_terminal_without_utf8() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert b"?" in done.stdout and done.stdout.isascii()
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_a_daemon_thread_below_compiled_code_does_not_abort_the_exit(code: int) -> None:
+    """Like SwanLab's client, whose start uses pydantic's validators, written in Rust."""
+    script = f"""
+import atexit, sys, threading, time
+from typing import Annotated
+from pydantic import BaseModel, BeforeValidator
+from wikillm.cli import main as entry
+
+began = threading.Event()
+
+def validate(value):
+    began.set()
+    time.sleep(0.2)
+    return value
+
+class Settings(BaseModel):
+    value: Annotated[int, BeforeValidator(validate)]
+
+class Slow:
+    def __del__(self):
+        time.sleep(1)  # the interpreter still ends while the thread wants to go on
+
+def main(argv):
+    threading.Thread(target=Settings, kwargs=dict(value=1), daemon=True).start()
+    began.wait()
+    sys.kept = Slow()
+    atexit.register(print, "the exit functions ran")
+    return {code}
+
+entry.main = main
+entry.program()
+"""
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert child.returncode == code, child.stderr
+    assert child.stdout == "the exit functions ran\n"
