@@ -21,7 +21,6 @@ examples:
   wikillm data show 17 --split val                      a document, with its place in the source
   wikillm data show 17 --sample --sequence-length 512   the parts of sample 17 of training
   wikillm data verify --store stores/0123456789ab       every sha256
-  wikillm data stats --html stats.html                  the same as a page with pictures
   wikillm data export --to megatron --out exports/tokens
   wikillm data import --from megatron old_document.bin --tokenizer qwen2-tokenizer --out stores/old
   wikillm data tokenizer                                how the tokenizer splits the held-out text
@@ -44,8 +43,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     export.add_argument("--out", metavar="FOLDER", required=True, help="a new or empty folder")
     _configure_import(taken)
-    for action in (stats, show):
-        action.add_argument("--html", metavar="FILE", help="write a page that needs no network")
     for action in (stats, show, verify, export, tokens):
         help = "a finished store (default: the newest in stores/)"
         action.add_argument("--store", metavar="FOLDER", help=help)
@@ -95,10 +92,6 @@ def run(args: argparse.Namespace) -> int:
         return _import(args)
     store = Store.open(find_store(args.store))
     if args.action == "stats":
-        if args.html:
-            from wikillm.data.inspect.html import stats_page
-
-            return _write(args, stats_page(store))
         print(_json(stats_of(store)) if args.json else stats_text(store))
     elif args.action == "show":
         return _show(args, store)
@@ -135,10 +128,6 @@ def _show(args: argparse.Namespace, store: Store) -> int:
         found = show_sample(store, args.number, packing=args.packing, **chosen)
     else:
         found = show_document(store, args.split, args.number)
-    if args.html:
-        from wikillm.data.inspect.html import show_page
-
-        return _write(args, show_page(store, found))
     print(_json(found) if args.json else show_text(found))
     return 0
 
@@ -153,15 +142,6 @@ def _import(args: argparse.Namespace) -> int:
         print(_json(store_summary_json(store.dir, store.manifest)))
     else:
         print(store_summary(store.dir, store.manifest))
-    return 0
-
-
-def _write(args: argparse.Namespace, page: str) -> int:
-    from wikillm.core.files import write_atomic
-
-    Path(args.html).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(args.html), page)
-    print(_json({"html": args.html}) if args.json else args.html)
     return 0
 
 

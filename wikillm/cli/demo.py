@@ -276,6 +276,7 @@ def close(run_dir: Path, target: Path, store: Store, losses: dict[str, float]) -
     say(f"training   {last['step']:,} steps, {last['tokens']:,} tokens, {speed}")
     say(f"loss       {metrics[0]['loss']:.3f} -> {last['loss']:.3f}; held out {losses['loss']:.3f}")
     say(f"run        {run_dir}: metrics.jsonl, checkpoints/, config.resolved.yaml, logs/")
+    say(f"report     {run_dir / 'report.html'}: curves, samples, data, settings")
     say(f"model      {target}: loads with plain transformers")
     train = "train --deepspeed zero2 data.path=your-file.jsonl"
     if Path(".venv/bin/wikillm").exists() and Path("train.py").exists():

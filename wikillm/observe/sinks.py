@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +69,10 @@ class JsonlSink:
             self.segment = last + 1
         except OSError as error:
             self._warn_once(error)
-        extra = {"torn_bytes_removed": torn} if torn else {}
+        extra: dict[str, Any] = {"torn_bytes_removed": torn} if torn else {}
+        plan = config.get("plan")
+        if plan is not None:
+            extra[names.WORLD_SIZE] = plan["world_size"]
         self._append(self._events, {names.KIND: names.START, **extra})
 
     def log(self, step: int, values: Mapping[str, float | None], kind: str | None = None) -> None:
@@ -145,13 +148,22 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """One record per step, ascending: after a return to a checkpoint the later segment counts."""
+    return kept_records(read_records(path))
+
+
+def kept_records(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`read_metrics` of records that have been read; those without step and segment are skipped."""
     kept: dict[int, dict[str, Any]] = {}
     segment = -1
-    for record in read_records(path):
-        if record[names.SEGMENT] > segment:  # it replaces what earlier segments did from here on
-            segment = record[names.SEGMENT]
-            kept = {step: old for step, old in kept.items() if step < record[names.STEP]}
-        kept[record[names.STEP]] = record
+    for record in records:
+        step = record.get(names.STEP)
+        own = record.get(names.SEGMENT)
+        if type(step) is not int or type(own) is not int:
+            continue
+        if own > segment:  # it replaces what earlier segments did from here on
+            segment = own
+            kept = {before: old for before, old in kept.items() if before < step}
+        kept[step] = record
     return [kept[step] for step in sorted(kept)]
 
 

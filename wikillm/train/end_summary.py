@@ -5,6 +5,7 @@ from __future__ import annotations
 from wikillm.core.log import say
 from wikillm.core.units import format_count, format_seconds
 from wikillm.evals.loss import weights_of
+from wikillm.report.page import FILE_NAME
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.start_summary import source_line
 
@@ -26,4 +27,5 @@ def log_end_summary(report: ReportCallback, seconds: float) -> None:
         waited = "" if wait is None else f", {wait:.1%} of the time spent waiting for data"
         say(f"speed      {format_count(speed)} tokens/s{waited}")
     run = report.context.run.path
+    say(f"report     {run / FILE_NAME}")
     say(f"next       wikillm generate {run} --prompt ...   or   wikillm export {run}")

@@ -17,6 +17,7 @@ from wikillm.core.faults import as_refusal
 from wikillm.core.lock import FileLock
 from wikillm.core.world import World
 from wikillm.observe.redact import without_queries
+from wikillm.report.page import refresh_page
 from wikillm.supervise.exit_file import AGREED, is_agreed, let_rank_0_report_first, write_exit
 from wikillm.train.collectives import ControlGroup
 
@@ -80,4 +81,5 @@ def ending(
         if agreed and dist.is_initialized():
             dist.destroy_process_group()
         if end.lock is not None:
+            refresh_page(run_dir)  # while the directory is this process's
             end.lock.release()

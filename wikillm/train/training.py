@@ -19,6 +19,7 @@ from wikillm.train.callbacks.checkpoint import CheckpointCallback
 from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.heartbeat import HeartbeatCallback
+from wikillm.train.callbacks.page import PageCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.samples import SampleCallback
 from wikillm.train.callbacks.stop import StopAfterPhase, StopCallback
@@ -154,6 +155,8 @@ def _callbacks(
     )
     yield report
     yield SampleCallback(trainer, report)
+    if context.world.is_main:
+        yield PageCallback(context.run.path)
     yield garbage
     yield StopAfterPhase(stop)
     yield HeartbeatCallback(context.heartbeat)

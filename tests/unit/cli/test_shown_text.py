@@ -42,7 +42,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_no_command_sends_what_a_document_holds(
-    store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     told = capfd.readouterr()
     assert not OBEYED & set(told.out + told.err)
@@ -62,10 +62,6 @@ def test_no_command_sends_what_a_document_holds(
     assert main(["data", "show", "0", *at, "--json"]) == 0
     as_json = capfd.readouterr().out
     assert not OBEYED & set(as_json)
-    for words in (["stats"], ["show", "0"]):
-        page = tmp_path / "page.html"
-        assert main(["data", *words, *at, "--html", str(page)]) == 0
-        assert not OBEYED & set(page.read_text())
     assert "\x1b[31m" not in capfd.readouterr().out
     text = json.loads(as_json)["text"]
     assert "\u202eevil\u202c" in text, "a program gets the document itself"

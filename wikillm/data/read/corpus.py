@@ -188,4 +188,5 @@ def described(folder: Path, manifest: Manifest, is_complete: bool) -> dict[str, 
         "complete": is_complete,  # False: it was still being built, and the counts grow
         "splits": {name: asdict(split) for name, split in manifest.splits.items()},
         "tokenizer": asdict(manifest.tokenizer),
+        "funnel": asdict(manifest.funnel),
     }

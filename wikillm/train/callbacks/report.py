@@ -17,6 +17,7 @@ from wikillm.core.units import format_count
 from wikillm.data.order.blocks import SourceUse
 from wikillm.evals.loss import weights_of
 from wikillm.observe import names
+from wikillm.observe.energy import GpuEnergy
 from wikillm.observe.format import LogTable
 from wikillm.observe.meter import Meter
 from wikillm.observe.sinks import JsonlSink, Sample, Sink
@@ -49,6 +50,7 @@ class ReportCallback(TrainerCallback):
             train_seconds=float(point.state.get("train_seconds", 0.0)) if point else 0.0,
             uses_gpu=on_gpu,
         )
+        self._energy = GpuEnergy(uses_gpu=on_gpu)
         # The means at the end are those of this start alone.
         self._tokens_at_start = self.meter.tokens
         self._seconds_at_start = self.meter.train_seconds
@@ -117,6 +119,8 @@ class ReportCallback(TrainerCallback):
             names.LOSS: float(logs["loss"]),
             names.LEARNING_RATE: float(logs["learning_rate"]),
         }
+        if (joules := self._energy.joules()) is not None:
+            values[names.ENERGY_JOULES] = joules
         if (tokens := self.context.corpus.train_tokens) is not None:
             values[names.EPOCH] = self.meter.tokens / (tokens - 1)
         for source in self.sources_used():

@@ -1,0 +1,91 @@
+"""What is drawn follows from the records: spikes are found, thinning keeps extremes, gaps stay."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wikillm.report.curves import SPIKE_WINDOW, evaluations, smooth, spikes, thin, tokens_at
+from wikillm.report.plot import Curve, Plot, svg, svg_file, ticks
+from wikillm.report.run_files import RunFiles, read_run
+
+values = st.one_of(st.none(), st.floats(-1e6, 1e6))
+
+
+def run_of(folder: Path, losses: list[float | None], events: list[dict] | None = None) -> RunFiles:
+    folder.mkdir(exist_ok=True)
+    rows = [
+        {"step": n, "tokens": 100 * n, "loss": loss, "segment": 0, "time": float(n)}
+        | ({"nonfinite": {"loss": "nan"}} if loss is None else {})
+        for n, loss in enumerate(losses, 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "events.jsonl").write_text(
+        "".join(json.dumps(event) + "\n" for event in events or [])
+    )
+    return read_run(folder)
+
+
+def test_spikes_are_found_and_ordinary_noise_is_not(tmp_path: Path) -> None:
+    noise = random.Random(0)
+    losses: list[float | None] = [8 / (1 + n / 50) + noise.gauss(0, 0.03) for n in range(300)]
+    assert spikes(run_of(tmp_path, losses)) == []
+    losses[200] = 6.0
+    losses[250] = None
+    found = spikes(run_of(tmp_path, losses))
+    assert [(spike.step, spike.loss) for spike in found] == [(201, "6.0000"), (251, "nan")]
+    usual = sorted(loss for loss in losses[200 - SPIKE_WINDOW : 200] if loss is not None)
+    assert usual[0] <= (found[0].usual or 0) <= usual[-1]
+
+
+def test_an_evaluation_between_two_records_is_drawn_between_them(tmp_path: Path) -> None:
+    events = [
+        {"kind": "eval", "step": step, "segment": 0, "time": 1.0, "eval_loss": 2.0}
+        for step in (1, 3)
+    ]
+    run = run_of(tmp_path, [3.0, 2.0, 1.0], events)
+    assert evaluations(run, "eval_loss") == [(100.0, 2.0), (300.0, 2.0)]
+    assert tokens_at(15, [10, 20], [1000.0, 3000.0]) == 2000.0
+    assert tokens_at(5, [10, 20], [1000.0, 3000.0]) == 500.0
+    assert tokens_at(30, [10, 20], [1000.0, 3000.0]) == 3000.0
+
+
+@given(st.lists(values, min_size=1, max_size=400), st.integers(4, 60))
+def test_thinning_keeps_the_extremes_and_the_order(found: list[float | None], most: int) -> None:
+    points = [(float(i), value) for i, value in enumerate(found)]
+    kept = thin(points, most)
+    assert len(kept) <= max(most, 2) and set(kept) <= set(points)
+    assert kept == sorted(kept, key=lambda point: point[0])
+    known = [value for value in found if value is not None]
+    if known:
+        drawn = [value for _, value in kept if value is not None]
+        assert (min(drawn), max(drawn)) == (min(known), max(known))
+
+
+@given(st.floats(-100, 100), st.integers(1, 300))
+def test_a_constant_is_its_own_mean(value: float, count: int) -> None:
+    for _, mean in smooth([(float(i), value) for i in range(count)]):
+        assert mean is not None and abs(mean - value) <= 1e-9 * max(1.0, abs(value))
+
+
+@given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
+def test_ticks_are_few_and_enclose_the_values(low: float, size: float) -> None:
+    found = ticks(low, low + size)
+    slack = 1e-6 * max(abs(low), size, 1e-9)
+    assert 2 <= len(found) <= 8
+    assert found[0] <= low + slack and found[-1] >= low + size - slack
+
+
+def test_a_gap_splits_the_line_and_labels_are_escaped() -> None:
+    points = [(0.0, 1.0), (1.0, 2.0), (2.0, None), (3.0, 1.5), (4.0, 1.0)]
+    plot = Plot("a <b>", [Curve("x</svg>", points)], marks=[(3.0, "<i>")])
+    for text in (str(svg(plot)), svg_file(plot)):
+        assert len(re.findall("<polyline", text)) == 2
+        assert "</svg>" not in text.replace("</svg>", "", 2).replace("<svg", "")
+        assert "<b>" not in text and "<i>" not in text
+    assert "x&lt;/svg&gt; from 1 to 1" in str(svg(plot))

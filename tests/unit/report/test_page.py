@@ -1,0 +1,237 @@
+"""The page holds what the files of a run hold, escaped, and nothing of it comes from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from wikillm.cli.main import main
+from wikillm.observe.sinks import JsonlSink, Sample, read_metrics, read_records
+from wikillm.report.background import PageRefresh
+from wikillm.report.page import refresh_page, render, write_report
+from wikillm.report.run_files import read_run
+
+TAGS = {*("html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "a", "nav")}
+TAGS |= {"header", "dl", "div", "dt", "dd", "small", "table", "tr", "th", "td", "span", "code"}
+TAGS |= {"details", "summary", "figure", "figcaption", "b", "svg", "line", "text", "polyline"}
+TAGS |= {"circle"}
+VOID = {"meta"}
+MOST_BYTES = 2_000_000
+
+
+class Reader(HTMLParser):
+    """Tags and text of a page; fails for a tag that closes what is not open."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        assert not self._open
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if self._open and self._open[-1] != "style":
+            self.words.append(data)
+
+
+def read_self_contained(page: str) -> Reader:
+    """The page, once nothing in it runs or is loaded from elsewhere."""
+    found = Reader(page)
+    assert {tag for tag, _ in found.tags} <= TAGS
+    for tag, attributes in found.tags:
+        assert "src" not in attributes and not any(name.startswith("on") for name in attributes)
+        if "href" in attributes:
+            assert tag == "a" and (attributes["href"] or "").startswith("#")
+    assert "url(" not in page and "@import" not in page
+    return found
+
+
+def test_a_run_writes_its_own_page(survivor: Path) -> None:
+    found = read_self_contained((survivor / "report.html").read_text(encoding="utf-8"))
+    metrics = read_metrics(survivor / "metrics.jsonl")
+    evaluation = [e for e in read_records(survivor / "events.jsonl") if e["kind"] == "eval"][-1]
+    data = json.loads((survivor / "data.json").read_text())
+    plan = json.loads((survivor / "plan.json").read_text())
+    assert "done, step 8 of 8: the horizon was reached" in found.text
+    assert f"{metrics[-1]['loss']:.4f}" in found.text
+    assert f"{evaluation['eval_loss']:.4f}" in found.text
+    assert f"{evaluation['bits_per_byte']:.4f}" in found.text
+    assert f"{plan['parameters']:,}" in found.text
+    for split in data["splits"].values():
+        assert f"{split['tokens']:,}" in found.text
+    assert f"{data['funnel']['kept_records']:,} records" in found.text
+    assert data["sources"][0]["sha256"][:12] in found.text
+    assert "train.learning_rate 0.01 command line: train.learning_rate=1e-2" in found.text
+
+
+def test_what_the_run_survived_is_listed(survivor: Path) -> None:
+    found = read_self_contained(render([read_run(survivor)]))
+    assert "skipping checkpoint-8" in found.text
+    rows = found.text[found.text.index("how it ended") :]
+    assert "1 to 8" in rows and "4 steps done" in rows  # steps 5 to 8 of the first start
+    assert "5 to 8" in rows
+    marks = [attributes for _, attributes in found.tags if attributes.get("class") == "mark"]
+    assert marks and "resumed before step 5 (start 2)" in found.text
+
+
+def test_abandoned_evaluations_are_left_out(survivor: Path) -> None:
+    events = read_records(survivor / "events.jsonl")
+    at_8 = [e for e in events if e["kind"] == "eval" and e["step"] == 8]
+    assert len(at_8) == 2
+    current = read_run(survivor).current
+    assert [e for e in current if e["kind"] == "eval" and e["step"] == 8] == at_8[1:]
+
+
+def test_markup_stays_text(survivor: Path, tmp_path: Path, markup: str) -> None:
+    run = tmp_path / markup.replace("/", "")
+    shutil.copytree(survivor, run, ignore=shutil.ignore_patterns("checkpoints"))
+    sink = JsonlSink(run)
+    sink.start({})
+    sink.log(8, {f"eval_loss/{markup}": 1.0, "eval_loss": 1.0}, "eval")
+    sink.text(8, [Sample(markup, f"\x1b[31m\u202e{markup}")])
+    sink.finish(3, markup)
+    (run / "exit.json").write_text(json.dumps({"code": 3, "meaning": markup, "reason": markup}))
+    log = f"2026-01-01 00:00:00,000 WARNING wikillm: {markup}\n{markup}\n"
+    (run / "logs" / "rank_0.log").write_text(log)
+    data = json.loads((run / "data.json").read_text())
+    data["sources"][0]["path"] = markup
+    data["funnel"]["dropped"] = [{"reason": markup, "records": 1, "characters": 2, "is_bad": True}]
+    (run / "data.json").write_text(json.dumps(data))
+    settings = (run / "config.resolved.yaml").read_text().replace('name: "', f"name: {markup}", 1)
+    (run / "config.resolved.yaml").write_text(settings)
+    page = render([read_run(run)])
+    found = read_self_contained(page)
+    assert found.text.count("<script>alert(1)</script>") >= 10
+    assert not {"\x1b", "\u202e"} & set(page)
+    both = read_self_contained(render([read_run(run), read_run(survivor)]))
+    assert "<script>alert(1)</script>" in both.text
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["config.resolved.yaml", "data.json", "plan.json", "environment.json", "outcome.json",
+     "exit.json", "events.jsonl", "metrics.jsonl", "run.json", "logs"],
+)  # fmt: skip
+def test_a_part_that_is_missing_or_damaged_is_left_out(
+    survivor: Path, tmp_path: Path, missing: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(survivor, run, ignore=shutil.ignore_patterns("checkpoints"))
+    if missing == "logs":
+        shutil.rmtree(run / missing)
+    else:
+        (run / missing).write_text('{"half": ["of')
+        read_self_contained(render([read_run(run)]))
+        (run / missing).unlink()
+    found = read_self_contained(render([read_run(run)]))
+    assert ("Written" in found.text) and (missing != "exit.json" or "no end recorded" in found.text)
+
+
+def test_the_page_of_a_long_run_is_small(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    sink = JsonlSink(run)
+    sink.start({"plan": {"world_size": 8}})
+    rows = [
+        {"step": n, "tokens": n * 1000, "loss": 10 / (1 + n % 977), "learning_rate": 1e-3,
+         "grad_norm": 1.0, "tokens_per_second": 1e5, "segment": 0, "time": 1e9 + n}
+        for n in range(1, 20_001)
+    ]  # fmt: skip
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for step in range(0, 20_000, 200):
+        sink.log(step, {"eval_loss": 3.0, "bits_per_byte": 1.0, "eval_tokens": 10}, "eval")
+        sink.text(step, [Sample(f"{n}" * 500, "长" * 3000) for n in range(20)])
+    page = render([read_run(run)])
+    assert 50_000 < len(page.encode()) < MOST_BYTES
+    read_self_contained(page)
+
+
+def test_several_runs_lie_over_one_another(
+    survivor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(survivor, other, ignore=shutil.ignore_patterns("checkpoints"))
+    settings = (other / "config.resolved.yaml").read_text()
+    changed = settings.replace("learning_rate: 0.01 ", "learning_rate: 0.125 ")
+    assert changed != settings
+    (other / "config.resolved.yaml").write_text(changed)
+    out = tmp_path / "pages" / "both.html"
+    words = ["report", str(survivor), str(other), "--out", str(out), "--price", "7200"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.strip() == str(out)
+    found = read_self_contained(out.read_text(encoding="utf-8"))
+    differing = found.text[found.text.index("Settings that differ") :]
+    assert "train.learning_rate 0.01 0.125" in differing
+    assert "train.max_steps" not in differing and "run.dir" not in differing
+    lines = [a for tag, a in found.tags if tag == "polyline" and a.get("points", "") != "0,6 26,6"]
+    assert {line["class"] for line in lines} >= {"c0", "c1"}
+    assert found.text.index("device hours cost") < found.text.index("Curves")
+
+
+def test_the_cost_is_price_times_device_hours(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = [{"step": n, "tokens": n, "loss": 1.0, "segment": 0, "time": 1000.0 + 3600 * n,
+             "energy_joules": 1.8e6 * n} for n in (0, 1, 2)]  # fmt: skip
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    start = {"kind": "start", "segment": 0, "time": 1000.0, "world_size": 4}
+    (run / "events.jsonl").write_text(json.dumps(start) + "\n")
+    found = read_self_contained(render([read_run(run)], price=2.5))
+    assert "cost 20.00" in found.text  # 2 hours of 4 devices
+    assert "energy 4 kWh" in found.text  # 1 kWh of rank 0, times 4
+
+
+def test_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
+
+
+def test_the_page_is_refreshed_by_a_process_of_its_own(survivor: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(survivor, run, ignore=shutil.ignore_patterns("checkpoints", "report.html"))
+    refresh = PageRefresh(run, every=0.0)
+    refresh.refresh()
+    process = refresh._process
+    assert process is not None and process.wait(timeout=120) == 0
+    read_self_contained((run / "report.html").read_text(encoding="utf-8"))
+    refresh.close()
+    soon = PageRefresh(run)
+    soon.refresh()
+    assert soon._process is None, "the run has just begun"
+
+
+def test_a_page_that_cannot_be_written_is_a_warning(
+    survivor: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(survivor, run, ignore=shutil.ignore_patterns("checkpoints", "report.html"))
+    (run / "report.html").mkdir()
+    refresh_page(run)
+    assert "report.html was not written" in capsys.readouterr().err
+    refresh = PageRefresh(run, every=0.0)
+    refresh.refresh()
+    assert refresh._process is not None and refresh._process.wait(timeout=120) != 0
+    refresh.refresh()
+    assert "report.html was not refreshed" in capsys.readouterr().err
+    refresh.close()
+
+
+def test_the_report_is_written_where_it_was_asked_for(survivor: Path, tmp_path: Path) -> None:
+    assert write_report([survivor], tmp_path / "x.html") == tmp_path / "x.html"
+    assert (tmp_path / "x.html").read_text(encoding="utf-8").startswith("<!doctype html>")

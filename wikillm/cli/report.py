@@ -1,0 +1,43 @@
+"""`wikillm report RUN...`: one page about a run, or about several over one another."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from wikillm.cli.arguments import not_negative
+
+HELP = "Write one page about a run: settings, data, curves, samples, faults, cost."
+
+EPILOG = """
+examples:
+  wikillm report runs/demo                        RUN/report.html, as each run writes it itself
+  wikillm report runs/a runs/b --out ab.html      curves over one another, settings that differ
+  wikillm report runs/demo --price 2.50 --open    with the cost, and shown in a browser
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories")
+    out = "the page (default: RUN/report.html, or report.html for several runs)"
+    parser.add_argument("--out", metavar="FILE", type=Path, help=out)
+    parser.add_argument("--open", action="store_true", help="show it in the browser")
+    price = "price of a device for an hour, in your currency"
+    parser.add_argument("--price", metavar="PRICE", type=not_negative, help=price)
+
+
+def run(args: argparse.Namespace) -> int:
+    from wikillm.core.errors import MachineError
+    from wikillm.report.page import write_report
+
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+    page = write_report(args.runs, args.out, args.price)
+    print(page)
+    if args.open:
+        import webbrowser
+
+        if not webbrowser.open(page.resolve().as_uri()):
+            raise MachineError("No browser could be started.", fix=f"open {page} in one")
+    return 0

@@ -1,0 +1,40 @@
+"""Energy that this process's GPU has used, by NVML's own counter (Volta and later)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class GpuEnergy:
+    """Counts from the moment it is made. Without a GPU, NVML or a counter: `joules` is None."""
+
+    def __init__(self, *, uses_gpu: bool) -> None:
+        self._handle: Any = None
+        self._first = 0.0
+        if not uses_gpu:
+            return
+        try:
+            import pynvml
+            import torch
+
+            pynvml.nvmlInit()
+            # NVML does not know CUDA_VISIBLE_DEVICES: the device is found by its UUID.
+            uuid = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            self._first = self._read()
+        except Exception:  # NVML's own errors, a missing library, a part of a GPU (MIG)
+            self._handle = None
+
+    def joules(self) -> float | None:
+        """Since this object was made; None where it is not counted."""
+        if self._handle is None:
+            return None
+        try:
+            return self._read() - self._first
+        except Exception:  # the driver may have been reset
+            return None
+
+    def _read(self) -> float:
+        import pynvml
+
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000

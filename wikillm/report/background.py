@@ -1,0 +1,69 @@
+"""Writes RUN/report.html while a run trains, in a process of its own. (rank 0)
+
+The training process starts it and does not wait: reading the records of a long run takes seconds.
+A failure is one warning.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from wikillm.core.log import warn
+
+REFRESH_SECONDS = 60.0
+"""A checkpoint less than this after the last refresh does not start another."""
+_SOURCE = Path(__file__).resolve().parents[2]
+
+
+class PageRefresh:
+    """Starts one process at a time that writes the page.
+
+    Args:
+        every: seconds between two refreshes, and from now until the first.
+    """
+
+    def __init__(self, run: Path, every: float = REFRESH_SECONDS) -> None:
+        self._run = run
+        self._every = every
+        self._last = time.monotonic()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._has_warned = False
+
+    def refresh(self) -> None:
+        """Start writing the page, unless it was just written or is being written. Never raises."""
+        if time.monotonic() - self._last < self._every or self._is_writing():
+            return
+        self._last = time.monotonic()
+        path = os.pathsep.join(filter(None, (str(_SOURCE), os.environ.get("PYTHONPATH"))))
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "wikillm.report", str(self._run)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+        except OSError as error:
+            self._warn_once(str(error))
+
+    def close(self) -> None:
+        """End a process that is still writing: the last page follows at the end of the run."""
+        if self._process is not None and self._is_writing():
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
+    def _is_writing(self) -> bool:
+        code = None if self._process is None else self._process.poll()
+        if code:
+            self._warn_once(f"exit code {code}; `wikillm report {self._run}` says why")
+        return self._process is not None and code is None
+
+    def _warn_once(self, reason: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            warn(f"report.html was not refreshed: {reason}")

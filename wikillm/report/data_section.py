@@ -1,0 +1,112 @@
+"""The data of a run: store, tokenizer, splits, mixture, the funnel and the sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wikillm.core.units import format_count
+from wikillm.observe import names
+from wikillm.observe.redact import without_queries
+from wikillm.report.run_files import RunFiles, number
+
+MOST_SOURCES = 200
+
+
+def data_section(run: RunFiles) -> dict[str, Any]:
+    """Values of the template's part "Data"; `data` is empty where data.json is missing."""
+    data = run.data
+    sources = [one for one in _list(data.get("sources")) if isinstance(one, dict)]
+    return {
+        "data": _store(data),
+        "splits": [_split(name, split) for name, split in _dict(data.get("splits")).items()],
+        "mixture": list(_mixture(run)),
+        "funnel": _funnel(_dict(data.get("funnel"))),
+        "sources": [
+            (
+                without_queries(str(one.get("url") or one.get("path"))),
+                f"{number(one, 'size') or 0:,.0f}",
+                str(one.get("format", "")),
+                str(one.get("compression", "")),
+                str(one.get("sha256", ""))[:12],
+            )
+            for one in sources[:MOST_SOURCES]
+        ],
+        "more_sources": max(0, len(sources) - MOST_SOURCES),
+    }
+
+
+def _store(data: dict[str, Any]) -> list[tuple[str, str]]:
+    if not data:
+        return []
+    tokenizer = _dict(data.get("tokenizer"))
+    fingerprint = str(data.get("fingerprint", ""))[:16]
+    rows = [("store", f"{data.get('store')} (fingerprint {fingerprint})")]
+    if tokenizer:
+        text = f"{tokenizer.get('name')}: {number(tokenizer, 'length') or 0:,.0f} tokens, "
+        text += f"EOS {tokenizer.get('eos_token')} ({tokenizer.get('origin')})"
+        rows.append(("tokenizer", text))
+    if data.get("complete") is False:
+        rows.append(("state", "it was still being built: the counts are of that moment"))
+    return rows
+
+
+def _split(name: str, split: Any) -> tuple[str, ...]:
+    found = _dict(split)
+    documents, tokens, size = (
+        number(found, key) or 0 for key in ("documents", "tokens", "text_bytes")
+    )
+    per_token = f"{size / tokens:.3f}" if tokens else "-"
+    return (name, f"{documents:,.0f}", f"{tokens:,.0f}", f"{size:,.0f}", per_token)
+
+
+def _mixture(run: RunFiles) -> Any:
+    """(source, share, tokens used, epochs) of each source of a mixture."""
+    last = run.metrics[-1] if run.metrics else {}
+    every = [one for one in _list(run.data.get("mixture")) if isinstance(one, dict)]
+    total = sum(number(one, "count") or 0 for one in every)
+    for one in every:
+        name = str(one.get("name"))
+        tokens = number(last, names.of_source(names.SOURCE_TOKENS, name))
+        epochs = number(last, names.of_source(names.SOURCE_EPOCHS, name))
+        share = (number(one, "count") or 0) / total if total else 0.0
+        used = "-" if tokens is None else format_count(tokens)
+        yield name, f"{share:.2%}", used, "-" if epochs is None else f"{epochs:.2f}"
+
+
+def _funnel(funnel: dict[str, Any]) -> list[dict[str, Any]]:
+    """Read, dropped for each reason, kept: with the share of what was read."""
+    if not funnel:
+        return []
+    lines = [line for line in _list(funnel.get("dropped")) if isinstance(line, dict)]
+    lines.sort(key=lambda line: -(number(line, "records") or 0))
+    kept = number(funnel, "kept_records") or 0
+    total = kept + sum(number(line, "records") or 0 for line in lines)
+    characters = number(funnel, "kept_characters") or 0
+    rows = [_bar("read", total, total, None, "")]
+    for line in lines:
+        name = f"{line.get('reason')}" + (" (cannot be read)" if line.get("is_bad") else "")
+        dropped = number(line, "records") or 0
+        rows.append(_bar(name, dropped, total, number(line, "characters"), "bad"))
+    return [*rows, _bar("kept", kept, total, characters, "")]
+
+
+def _bar(
+    name: str, records: float, total: float, characters: float | None, kind: str
+) -> dict[str, Any]:
+    share = records / total if total else 0.0
+    return {
+        "name": name,
+        "kind": kind,
+        "width": f"{100 * share:.2f}",
+        "records": f"{records:,.0f} records",
+        "share": f"{share:.1%}",
+        "characters": "" if characters is None else f"{characters:,.0f} characters",
+    }
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

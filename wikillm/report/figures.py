@@ -1,0 +1,100 @@
+"""Which curves are drawn: of one run with its resumes and spikes, of several over one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wikillm.observe import names
+from wikillm.report.curves import Point, evaluations, resumes, series, smooth, spikes
+from wikillm.report.plot import Curve, Plot
+from wikillm.report.run_files import RunFiles, labels, number
+
+GIB = 2.0**30
+_MEASURED = (
+    ("Learning rate", names.LEARNING_RATE, "", 1.0, False),
+    ("Norm of the gradient", names.GRAD_NORM, "", 1.0, True),
+    ("Tokens per second", names.TOKENS_PER_SECOND, "all ranks", 1.0, True),
+    ("Waiting for data", names.DATA_WAIT_FRACTION, "% of the time", 0.01, True),
+    ("Peak memory", names.MEMORY_BYTES, "GiB on rank 0", GIB, False),
+    ("MFU", names.MFU, "%", 0.01, True),
+    ("Z-loss", names.Z_LOSS, "", 1.0, True),
+)
+"""Title, name in metrics.jsonl, unit of the axis, what one of it is, whether it is smoothed too."""
+
+
+def plots_of(runs: Sequence[RunFiles]) -> list[Plot]:
+    """The plots of a page; those without a value are left out."""
+    is_one = len(runs) == 1
+    label_of = labels(runs)
+    first = _loss_plot(runs[0]) if is_one else _losses_plot(runs)
+    plots = [first]
+    if not is_one:
+        plots.append(Plot("Validation loss", _evaluated(runs, names.EVAL_LOSS), "nats/token"))
+    plots.append(Plot("Bits per byte", _evaluated(runs, names.BITS_PER_BYTE), "validation"))
+    if is_one:
+        plots.append(Plot("Validation loss by source", _of_sources(runs[0]), "nats/token"))
+    for title, name, unit, one, is_noisy in _MEASURED:
+        curves: list[Curve] = []
+        for i, run in enumerate(runs):
+            points = _scaled(series(run, name), one)
+            label = label_of[i] if not is_one else "logged"
+            if is_noisy and is_one:
+                curves.append(Curve(label, points, faint=True))
+                label = "smoothed"
+            curves.append(Curve(label, smooth(points) if is_noisy else points, i))
+        marks = resumes(runs[0]) if is_one else ()
+        plots.append(Plot(title, curves, unit, marks))
+    return [plot for plot in plots if plot.drawn()]
+
+
+def loss_plot(run: RunFiles, levels: Sequence[tuple[float, str]] = ()) -> Plot:
+    """The losses of one run alone, as the documentation shows them."""
+    curves = [
+        Curve("training", series(run, names.LOSS)),
+        Curve("validation", evaluations(run, names.EVAL_LOSS), 1, dots=True),
+    ]
+    return Plot("Loss", curves, "nats/token", levels=levels)
+
+
+def _loss_plot(run: RunFiles) -> Plot:
+    odd = []
+    for spike in spikes(run):
+        record = next(one for one in run.metrics if one[names.STEP] == spike.step)
+        loss = number(record, names.LOSS)
+        if loss is not None:
+            odd.append((spike.tokens, loss, f"spike at step {spike.step:,}: {spike.loss}"))
+    return Plot("Loss", _losses(run), "nats/token", resumes(run), odd=odd[:100])
+
+
+def _losses(run: RunFiles) -> list[Curve]:
+    training = series(run, names.LOSS)
+    curves = [Curve("training", training, faint=True), Curve("smoothed", smooth(training))]
+    return [*curves, Curve("validation", evaluations(run, names.EVAL_LOSS), 1, dots=True)]
+
+
+def _losses_plot(runs: Sequence[RunFiles]) -> Plot:
+    named = zip(labels(runs), runs, strict=True)
+    curves = [
+        Curve(label, smooth(series(run, names.LOSS)), i) for i, (label, run) in enumerate(named)
+    ]
+    return Plot("Training loss, smoothed", curves, "nats/token")
+
+
+def _evaluated(runs: Sequence[RunFiles], name: str) -> list[Curve]:
+    named = zip(labels(runs), runs, strict=True)
+    return [
+        Curve(label, evaluations(run, name), i, dots=True) for i, (label, run) in enumerate(named)
+    ]
+
+
+def _of_sources(run: RunFiles) -> list[Curve]:
+    prefix = names.of_source(names.EVAL_LOSS, "")
+    found = sorted({key for event in run.current for key in event if key.startswith(prefix)})
+    return [
+        Curve(key.removeprefix(prefix), evaluations(run, key), i, dots=True)
+        for i, key in enumerate(found[:16])
+    ]
+
+
+def _scaled(points: list[Point], one: float) -> list[Point]:
+    return [(x, None if value is None else value / one) for x, value in points]

@@ -1,0 +1,94 @@
+"""Renders the page: templates by Jinja2, everything escaped, no script, no address to load from.
+
+The sizes of all lists are bounded, so that a page stays below 2 MB whatever the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from wikillm import __version__
+from wikillm.core.files import write_atomic
+from wikillm.core.log import warn
+from wikillm.core.printable import printable
+from wikillm.report.comparison import comparison
+from wikillm.report.figures import plots_of
+from wikillm.report.plot import COLOUR_RULES, COLOURS, STYLE, Curve, Plot, svg
+from wikillm.report.run_files import RunFiles, read_run
+from wikillm.report.sections import sections_of
+
+FILE_NAME = "report.html"
+
+
+def write_report(runs: Sequence[Path], out: Path | None = None, price: float | None = None) -> Path:
+    """Write the page of one run, or of several over one another; returns its path.
+
+    Args:
+        out: default RUN/report.html for one run, report.html here for several.
+        price: of one device for an hour.
+
+    Raises:
+        ConfigError: one of `runs` is not a run directory.
+        OSError: the page cannot be written.
+    """
+    found = [read_run(path) for path in runs]
+    target = out or (runs[0] / FILE_NAME if len(runs) == 1 else Path(FILE_NAME))
+    write_atomic(target, render(found, price))
+    return target
+
+
+def refresh_page(run: Path) -> None:
+    """Write RUN/report.html; a failure of any kind is a warning, never an error."""
+    try:
+        write_report([run])
+    except Exception as error:
+        warn(f"{run / FILE_NAME} was not written ({type(error).__name__}: {error})")
+
+
+def render(runs: Sequence[RunFiles], price: float | None = None) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    name = "run" if len(runs) == 1 else "compare"
+    values = sections_of(runs[0], price) if len(runs) == 1 else comparison(runs, price)
+    return environment.get_template(f"{name}.html.j2").render(
+        **values,
+        plots=[_figure(plot) for plot in plots_of(runs)],
+        style=Markup(STYLE + COLOUR_RULES),
+        written=time.strftime("%Y-%m-%d %H:%M:%S"),
+        version=__version__,
+        command=" ".join(str(run.path) for run in runs),
+    )
+
+
+def _shown(value: Any) -> Any:
+    """Control characters and overrides of the direction are shown, not obeyed."""
+    is_text = isinstance(value, str) and not hasattr(value, "__html__")
+    return printable(value) if is_text else value
+
+
+def _figure(plot: Plot) -> Mapping[str, Any]:
+    keys = [{"swatch": _swatch(curve), "label": curve.label} for curve in plot.drawn()]
+    return {"title": plot.title, "svg": svg(plot), "legend": keys if len(keys) > 1 else []}
+
+
+def _swatch(curve: Curve) -> Markup:
+    colour = f"c{curve.colour % COLOURS}"
+    if curve.dots:
+        inner = f'<circle class="{colour}" cx="50%" cy="50%" r="3"/>'
+    else:
+        kind = f"{colour} faint" if curve.faint else colour
+        inner = f'<polyline class="{kind}"{curve.dashes} points="0,6 26,6"/>'
+    return Markup(f'<svg class="plot key" aria-hidden="true">{inner}</svg>')

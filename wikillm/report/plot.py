@@ -1,0 +1,243 @@
+"""Curves as SVG, with no library: for the report's page, and as a file for the documentation.
+
+Lengths are percentages and only the lines are stretched, so that a plot in a page fills its column
+and its letters stay as large as the text. Colours are CSS variables of the page; a file brings its
+own style, which follows the reader's light or dark setting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup, escape
+
+from wikillm.core.units import format_count
+from wikillm.report.curves import MOST_POINTS, Point, thin
+
+COLOURS = 8
+STYLE = """
+:root { color-scheme: light dark; --ink: #222; --faint: #767676; --rule: #8883;
+  --c0: #2f6db3; --c1: #c2502e; --c2: #2e7d4f; --c3: #7d4fa8; --c4: #8a6d00; --c5: #0e7c86;
+  --c6: #b03a78; --c7: #5b6470; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --faint: #9b9b9b;
+  --c0: #7db4f0; --c1: #f0906e; --c2: #76c893; --c3: #bb97e6; --c4: #d9bd55; --c5: #5cc6d0;
+  --c6: #ec8fc0; --c7: #aab3bf; } }
+svg.plot { display: block; width: 100%; overflow: visible; }
+svg.plot.key { display: inline-block; }
+.plot text { font: 12px system-ui, sans-serif; fill: var(--faint); }
+.plot text.label { fill: var(--ink); }
+.plot line { stroke: var(--rule); }
+.plot line.mark { stroke: var(--faint); stroke-dasharray: 3 3; }
+.plot polyline { fill: none; stroke-width: 1.6; stroke-linejoin: round;
+  vector-effect: non-scaling-stroke; }
+.plot polyline.faint { stroke-width: 1; opacity: .45; }
+.plot circle.odd.odd { fill: none; stroke-width: 1.5; }
+"""
+COLOUR_RULES = "".join(
+    f".plot .c{i} {{ stroke: var(--c{i}); }} .plot circle.c{i} {{ fill: var(--c{i}); }}\n"
+    for i in range(COLOURS)
+)
+_LEFT = 9.0  # per cent
+_WIDTH = 89.0
+_TOP = 10  # pixels
+_HEIGHT = 180
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+"""One after each round of colours, and beside them: no curve is told by its colour alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A line; with `dots` a faint one with a point for each value.
+
+    Args:
+        colour: number of the colour; beyond the last one they begin again, dashed.
+        faint: drawn thin, behind the others.
+    """
+
+    label: str
+    points: Sequence[Point]
+    colour: int = 0
+    faint: bool = False
+    dots: bool = False
+
+    @property
+    def dashes(self) -> str:
+        """An attribute of its line; dashes change with the colours and with each round of them."""
+        found = _DASHES[(self.colour + self.colour // COLOURS) % len(_DASHES)]
+        return f' stroke-dasharray="{found}"' if found and not self.faint else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Curves over tokens.
+
+    Attributes:
+        unit: of the values, for the axis.
+        marks: (tokens, title) of vertical lines.
+        levels: (value, label) of horizontal lines.
+        odd: (tokens, value, title) of points that are circled.
+    """
+
+    title: str
+    curves: Sequence[Curve]
+    unit: str = ""
+    marks: Sequence[tuple[float, str]] = ()
+    levels: Sequence[tuple[float, str]] = ()
+    odd: Sequence[tuple[float, float, str]] = field(default=())
+
+    def drawn(self) -> list[Curve]:
+        """The curves that have a value."""
+        return [c for c in self.curves if any(value is not None for _, value in c.points)]
+
+
+def svg(plot: Plot) -> Markup:
+    """The plot for a page: as wide as its column, 230 pixels high."""
+    label = f"{plot.title} over tokens: {describe(plot)}"
+    head = f'<svg class="plot" role="img" height="230" aria-label="{escape(label)}">'
+    return Markup(head + _inner(plot) + "</svg>")
+
+
+def svg_file(plot: Plot) -> str:
+    """The plot as a file, with its style and a legend."""
+    box = '<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 720 250"'
+    style = f"<style>{STYLE}{COLOUR_RULES}</style>"
+    curves = plot.drawn()
+    legend = []
+    for i, curve in enumerate(curves):
+        x = _LEFT + _WIDTH * i / len(curves)
+        colour = curve.colour % COLOURS
+        legend.append(f'<circle class="c{colour}" cx="{x + 1:.1f}%" cy="240" r="4"/>')
+        legend.append(
+            f'<text class="label" x="{x + 2.2:.1f}%" y="244">{escape(curve.label)}</text>'
+        )
+    return f'{box} role="img">{style}{_inner(plot)}{"".join(legend)}</svg>\n'
+
+
+def describe(plot: Plot) -> str:
+    """First and last value of each curve, in words."""
+    parts = []
+    for curve in plot.drawn():
+        known = [value for _, value in curve.points if value is not None]
+        parts.append(f"{curve.label} from {known[0]:.4g} to {known[-1]:.4g}")
+    return "; ".join(parts)
+
+
+def _inner(plot: Plot) -> str:
+    curves = plot.drawn()
+    points = [point for curve in curves for point in curve.points if point[1] is not None]
+    values = [value for _, value in points if value is not None]
+    values += [value for value, _ in plot.levels]
+    ys = ticks(min(values), max(values))
+    last = max([x for x, _ in points] + [1.0])
+    xs = [x for x in ticks(0.0, last) if x <= last]
+    frame = _Frame(last, ys[0], ys[-1])
+    parts = [*_axes(frame, xs, ys, plot.unit)]
+    parts += [
+        f'<line class="mark" x1="{frame.x(x)}" x2="{frame.x(x)}" y1="{_TOP}" '
+        f'y2="{_TOP + _HEIGHT}"><title>{escape(title)}</title></line>'
+        for x, title in plot.marks
+    ]
+    for value, label in plot.levels:
+        y = frame.y(value)
+        parts.append(f'<line class="mark" x1="{_LEFT}%" x2="98%" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="97%" y="{y - 5:.1f}" text-anchor="end">{escape(label)}</text>')
+    # The lines alone are stretched to the width; dots stay round.
+    most = min(MOST_POINTS, max(50, 4 * MOST_POINTS // len(curves)))
+    lines = [_line(frame, curve, most) for curve in curves]
+    area = f'x="{_LEFT}%" y="{_TOP}" width="{_WIDTH}%" height="{_HEIGHT}"'
+    parts.append(f'<svg {area} viewBox="0 0 1000 1000" preserveAspectRatio="none">')
+    parts += [*lines, "</svg>"]
+    parts += [dot for curve in curves if curve.dots for dot in _dots(frame, curve)]
+    parts += [
+        f'<circle class="odd c1" cx="{frame.x(x)}" cy="{frame.y(value)}" r="5">'
+        f"<title>{escape(title)}</title></circle>"
+        for x, value, title in plot.odd
+    ]
+    return "".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Where tokens and values are drawn: x as a percentage, y in pixels."""
+
+    most: float
+    low: float
+    high: float
+
+    def share(self, value: float) -> float:
+        return (self.high - value) / (self.high - self.low)
+
+    def x(self, tokens: float) -> str:
+        return f"{_LEFT + _WIDTH * tokens / self.most:.2f}%"
+
+    def y(self, value: float) -> float:
+        return round(_TOP + _HEIGHT * self.share(value), 1)
+
+
+def _axes(frame: _Frame, xs: list[float], ys: list[float], unit: str) -> Iterable[str]:
+    for value in ys:
+        y = frame.y(value)
+        yield f'<line x1="{_LEFT}%" x2="98%" y1="{y}" y2="{y}"/>'
+        shown = _tick(value, ys)
+        yield f'<text x="{_LEFT - 0.8}%" y="{y + 4:.1f}" text-anchor="end">{shown}</text>'
+    bottom = _TOP + _HEIGHT
+    for i, tokens in enumerate(xs):
+        is_at_edge = tokens > 0.95 * frame.most
+        anchor = "start" if i == 0 else "end" if is_at_edge else "middle"
+        text = f'<text x="{frame.x(tokens)}" y="{bottom + 18}" text-anchor="{anchor}">'
+        yield f"{text}{format_count(tokens)}</text>"
+    named = f"{unit} over tokens" if unit else "over tokens"
+    yield f'<text x="98%" y="{bottom + 36}" text-anchor="end">{escape(named)}</text>'
+
+
+def _line(frame: _Frame, curve: Curve, most: int) -> str:
+    """One polyline for each part without a gap."""
+    parts: list[list[str]] = [[]]
+    for x, value in thin(curve.points, most):
+        if value is None:
+            parts.append([])
+        else:
+            parts[-1].append(f"{1000 * x / frame.most:.4g},{1000 * frame.share(value):.4g}")
+    colour = curve.colour % COLOURS
+    kind = f"c{colour} faint" if curve.faint or curve.dots else f"c{colour}"
+    return "".join(
+        f'<polyline class="{kind}"{curve.dashes} points="{" ".join(part)}"/>'
+        for part in parts
+        if part
+    )
+
+
+def _dots(frame: _Frame, curve: Curve) -> Iterable[str]:
+    for x, value in thin(curve.points, 200):
+        if value is not None:
+            place = f'cx="{frame.x(x)}" cy="{frame.y(value)}" r="3"'
+            title = escape(f"{curve.label}: {value:.4g} at {format_count(x)} tokens")
+            colour = f"c{curve.colour % COLOURS}"
+            yield f'<circle class="{colour}" {place}><title>{title}</title></circle>'
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Four to seven round numbers in equal steps around `low` to `high`."""
+    if not high - low > max(1e-12 * max(abs(low), abs(high)), 1e-300):
+        margin = abs(low) / 10 or 1.0
+        low -= margin
+        high += margin
+    rough = (high - low) / 4
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [step * i for i in range(first, last + 1)]
+
+
+def _tick(value: float, every: Sequence[float]) -> str:
+    step = every[1] - every[0]
+    largest = max(abs(every[0]), abs(every[-1]))
+    if largest >= 10_000:
+        return format_count(value) if value else "0"
+    if largest < 1e-3:
+        return f"{value:.1e}" if value else "0"
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return f"{value:.{digits + (round(step * 10**digits, 6) % 1 != 0)}f}"

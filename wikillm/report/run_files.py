@@ -1,0 +1,231 @@
+"""What the files of one run directory say. A part that is missing or damaged is empty.
+
+Reads metrics.jsonl, events.jsonl, config.resolved.yaml, data.json, plan.json, environment.json,
+outcome.json, exit.json and the warnings in logs/; of a finished store its manifest, for the funnel
+of a run that did not record it. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wikillm.core.errors import ConfigError
+from wikillm.observe import names
+from wikillm.observe.redact import without_queries
+from wikillm.observe.sinks import kept_records, read_records
+
+_SETTING = re.compile(r'( *)(\w+):(?: ((?:"(?:[^"\\]|\\.)*"|[^"#])*?)(?:  # (.*))?)?$')
+"""A line of config.resolved.yaml: indentation, name, value, origin."""
+_LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ ([A-Z]+) [\w.]+: (.*)")
+_LOG_TAIL = 1 << 20  # bytes of a rank's log that are searched
+_LOG_FILES = 64
+_MESSAGE_CHARACTERS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedSetting:
+    """A line of config.resolved.yaml. `origin` is empty for a default."""
+
+    key: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedWarning:
+    """A warning or error of the rank logs; equal messages of several ranks are one."""
+
+    first: str  # the time, as it stands in the log
+    last: str
+    level: str
+    message: str
+    count: int
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """One run directory.
+
+    Attributes:
+        records: all of metrics.jsonl; `metrics` has one for each step, the latest segment's.
+        events: all of events.jsonl; `current` is without those of abandoned steps.
+    """
+
+    path: Path
+    records: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+    current: list[dict[str, Any]]
+    settings: dict[str, RecordedSetting]
+    data: dict[str, Any]
+    plan: dict[str, Any]
+    environment: dict[str, Any]
+    outcome: dict[str, Any]
+    exit: dict[str, Any]
+    warnings: list[LoggedWarning]
+
+    @property
+    def name(self) -> str:
+        setting = self.settings.get("run.name")
+        return plain(setting.value) if setting else self.path.name
+
+
+def read_run(path: Path) -> RunFiles:
+    """Read a run directory. Raises ConfigError when it is none."""
+    if not any((path / name).is_file() for name in ("run.json", "metrics.jsonl")):
+        raise ConfigError(
+            f"{path} is not a run directory.",
+            got="neither run.json nor metrics.jsonl",
+            fix="wikillm report RUN, a run.dir",
+        )
+    records = read_records(path / "metrics.jsonl")
+    metrics = kept_records(records)
+    events = [event for event in read_records(path / "events.jsonl") if names.KIND in event]
+    return RunFiles(
+        path=path,
+        records=records,
+        metrics=metrics,
+        events=events,
+        current=_without_abandoned(events, records),
+        settings=read_settings(path / "config.resolved.yaml"),
+        data=_with_funnel(_object(path / "data.json")),
+        plan=_object(path / "plan.json"),
+        environment=_object(path / "environment.json"),
+        outcome=_object(path / "outcome.json"),
+        exit=_object(path / "exit.json"),
+        warnings=_warnings(path / "logs"),
+    )
+
+
+def labels(runs: Sequence[RunFiles]) -> list[str]:
+    """The names of runs; where two have the same one, their folders."""
+    found = [run.name for run in runs]
+    return found if len(set(found)) == len(found) else [str(run.path) for run in runs]
+
+
+def number(record: dict[str, Any], name: str) -> float | None:
+    """A value of a record, None where it is absent, not finite or not a number."""
+    value = record.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if value is not None and is_number else None
+
+
+def plain(value: str) -> str:
+    """A YAML scalar without its quotes."""
+    with suppress(ValueError):
+        found = json.loads(value)
+        return found if isinstance(found, str) else value
+    return value
+
+
+def read_settings(path: Path) -> dict[str, RecordedSetting]:
+    """The settings of a config.resolved.yaml, by key; {} when there is none."""
+    found: dict[str, RecordedSetting] = {}
+    sections: list[str] = []
+    for line in _text(path).splitlines():
+        match = _SETTING.match(line)
+        if match is None:
+            continue
+        depth = len(match[1]) // 2
+        sections = [*sections[:depth], match[2]]
+        if sections[0] == "layers":
+            break
+        if match[3]:
+            key = ".".join(sections)
+            found[key] = RecordedSetting(key, match[3], match[4] or "")
+    return found
+
+
+def _without_abandoned(
+    events: list[dict[str, Any]], records: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Events whose step no later segment has trained again."""
+    begun: dict[int, int] = {}
+    for record in records:
+        segment = record.get(names.SEGMENT)
+        step = record.get(names.STEP)
+        if isinstance(segment, int) and isinstance(step, int):
+            begun[segment] = min(step, begun.get(segment, step))
+
+    def is_current(event: dict[str, Any]) -> bool:
+        step = event.get(names.STEP)
+        own = event.get(names.SEGMENT)
+        if not isinstance(step, int) or not isinstance(own, int):
+            return names.STEP not in event
+        return not any(segment > own and first <= step for segment, first in begun.items())
+
+    return [event for event in events if is_current(event)]
+
+
+def _with_funnel(data: dict[str, Any]) -> dict[str, Any]:
+    """data.json, with the funnel of its store where an earlier version did not record it."""
+    if not data or "funnel" in data or "mixture" in data:
+        return data
+    manifest = _object(Path(str(data.get("store", ""))) / "manifest.json")
+    is_same = manifest.get("fingerprint") == data.get("fingerprint")
+    return {**data, "funnel": manifest["funnel"]} if is_same and "funnel" in manifest else data
+
+
+def _warnings(logs: Path) -> list[LoggedWarning]:
+    """Warnings and errors in the tails of the rank logs, the first ones first."""
+    found: dict[str, LoggedWarning] = {}
+    for path in sorted(logs.glob("rank_*.log"))[:_LOG_FILES]:
+        rank = path.stem.removeprefix("rank_")
+        if not rank.isdecimal():
+            continue
+        for time, level, message in _log_messages(path):
+            before = found.get(message)
+            found[message] = LoggedWarning(
+                first=min(time, before.first) if before else time,
+                last=max(time, before.last) if before else time,
+                level=level,
+                message=message,
+                count=before.count + 1 if before else 1,
+                ranks=tuple(sorted({*(before.ranks if before else ()), int(rank)})),
+            )
+    return sorted(found.values(), key=lambda warning: warning.first)
+
+
+def _log_messages(path: Path) -> list[tuple[str, str, str]]:
+    """(time, level, message) of each warning and error, with the lines that belong to it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - _LOG_TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    found: list[list[str]] = []
+    is_open = False
+    for line in lines:
+        if match := _LOG_LINE.match(line):
+            is_open = match[2] in ("WARNING", "ERROR", "CRITICAL")
+            if is_open:
+                found.append([match[1], match[2].lower(), match[3]])
+        elif is_open:
+            found[-1][2] += f"\n{line}"
+    return [
+        (time, level, without_queries(message[:_MESSAGE_CHARACTERS]))
+        for time, level, message in found
+    ]
+
+
+def _object(path: Path) -> dict[str, Any]:
+    with suppress(ValueError, RecursionError):
+        found = json.loads(_text(path))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

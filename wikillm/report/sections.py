@@ -1,0 +1,263 @@
+"""The parts of one run's page, as plain text and tables for the template."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from wikillm.core.units import format_count, format_seconds, format_size
+from wikillm.observe import names
+from wikillm.report.curves import spikes, tokens_at
+from wikillm.report.data_section import data_section
+from wikillm.report.run_files import RunFiles, number, plain
+from wikillm.report.starts import Effort, RunStart, as_time, effort_of, starts_of
+
+MOST_ROWS = 60
+_SAMPLE_CHARACTERS = 120_000  # of all samples together, and no more than this of one:
+_ONE_SAMPLE = 2000
+_PROMPT_CHARACTERS = 200
+_SAMPLES_PER_PROMPT = 24
+_SAMPLES_SHOWN = 2
+_VALUE_CHARACTERS = 1000
+_PARTS = (
+    ("curves", "Curves"),
+    ("model", "Model and settings"),
+    ("data", "Data"),
+    ("evaluation", "Evaluation"),
+    ("samples", "Samples"),
+    ("starts", "Starts and faults"),
+    ("plan", "Planned and measured"),
+)
+
+
+def sections_of(run: RunFiles, price: float | None) -> dict[str, Any]:
+    """All values of the template run.html.j2."""
+    starts = starts_of(run)
+    effort = effort_of(run, starts, price)
+    found = spikes(run)
+    settings = list(run.settings.values())
+    return {
+        "title": run.name,
+        "path": str(run.path.absolute()),
+        "parts": _PARTS,
+        **_state(run),
+        "facts": list(_facts(run, effort)),
+        "spikes": [
+            (f"{s.step:,}", format_count(s.tokens), s.loss, _shown(s.usual, ".4f"))
+            for s in found[:MOST_ROWS]
+        ],
+        "more_spikes": max(0, len(found) - MOST_ROWS),
+        "model": _model(run),
+        "chosen": [(s.key, cut(s.value), cut(s.origin)) for s in settings if s.origin],
+        "defaults": [(s.key, cut(s.value)) for s in settings if not s.origin],
+        "environment": _environment(run.environment),
+        **data_section(run),
+        **_evaluations(run),
+        "samples": _samples(run),
+        **_starts(run, starts),
+        "planned": list(_planned(run)),
+        "outcome_basis": run.outcome.get("basis"),
+    }
+
+
+def cut(text: str) -> str:
+    """The beginning of a text that could be of any length."""
+    return text if len(text) <= _VALUE_CHARACTERS else f"{text[:_VALUE_CHARACTERS]} ..."
+
+
+def spread(rows: Sequence[Any], most: int = MOST_ROWS) -> list[Any]:
+    """At most `most` of the rows, evenly spaced; the first and the last are among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[i * (len(rows) - 1) // (most - 1)] for i in range(most)]
+
+
+def _shown(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"
+
+
+def _state(run: RunFiles) -> dict[str, Any]:
+    step = run.metrics[-1][names.STEP] if run.metrics else 0
+    of = run.plan.get("max_steps")
+    done = f"step {step:,}" + (f" of {of:,}" if isinstance(of, int) else "")
+    if run.exit:
+        meaning = str(run.exit.get("meaning", "ended"))
+        reason = str(run.exit.get("reason", "")).splitlines()[:1]
+        text = f"{meaning}, {done}" + (f": {reason[0]}" if reason else "")
+        return {"state": text, "failed": run.exit.get("code") not in (0, 75)}
+    at = number(run.metrics[-1], names.TIME) if run.metrics else None
+    seen = f", last record {as_time(at)}" if at is not None else ""
+    return {"state": f"no end recorded: running or killed; {done}{seen}", "failed": False}
+
+
+def last_evaluation(run: RunFiles) -> dict[str, Any]:
+    """The newest evaluation of all held-out text; {} when there is none."""
+    found = [e for e in run.current if e[names.KIND] == names.EVAL and names.EVAL_LOSS in e]
+    return found[-1] if found else {}
+
+
+def _facts(run: RunFiles, effort: Effort) -> Any:
+    """(label, value, note) of what a reader wants first."""
+    last = run.metrics[-1] if run.metrics else {}
+    evaluation = last_evaluation(run)
+    parameters = number(run.plan, "parameters")
+    if parameters is not None:
+        yield "parameters", format_count(parameters), f"{int(parameters):,}"
+    epoch = number(last, names.EPOCH)
+    note = "" if epoch is None else f"{epoch:.2f} epochs"
+    yield "tokens trained on", format_count(number(last, names.TOKENS) or 0), note
+    yield "training loss", _shown(number(last, names.LOSS), ".4f"), "nats/token, last record"
+    if evaluation:
+        at = f"nats/token at step {evaluation[names.STEP]:,}"
+        yield "validation loss", _shown(number(evaluation, names.EVAL_LOSS), ".4f"), at
+        yield "bits per byte", _shown(number(evaluation, names.BITS_PER_BYTE), ".4f"), "validation"
+    speed = number(run.outcome.get("measured") or {}, "tokens_per_second")
+    if speed is None:
+        speed = number(last, names.TOKENS_PER_SECOND)
+    if speed is not None:
+        yield "tokens per second", format_count(speed), "all ranks"
+    trained = "" if effort.train_hours is None else f"{hours(effort.train_hours)} in steps"
+    yield "time", hours(effort.hours), trained
+    yield "device hours", f"{effort.device_hours:.3g}", "ranks x time"
+    if effort.cost is not None:
+        yield "cost", f"{effort.cost:,.2f}", "device hours x --price"
+    if effort.kwh is not None:
+        yield "energy", f"{effort.kwh:.3g} kWh", "rank 0's GPU x ranks"
+
+
+def hours(value: float) -> str:
+    """0.5 -> 30m00s."""
+    return format_seconds(3600 * value)
+
+
+def _model(run: RunFiles) -> list[tuple[str, str]]:
+    plan = run.plan
+    setup = run.outcome.get("setup") or {}
+    rows = []
+    for label, key in (("model", "model.preset"), ("architecture", "model.architecture")):
+        if key in run.settings:
+            rows.append((label, plain(run.settings[key].value)))
+    if setup:
+        rows.append(("device", str(setup.get("device"))))
+        rows.append(("engine", f"{setup.get('engine')}, {setup.get('precision')}"))
+    if plan:
+        batch = (
+            f"{plan.get('global_batch_tokens')} tokens = {plan.get('micro_batch')} sequences x "
+            f"{plan.get('accumulation')} accumulation x {plan.get('world_size')} ranks x "
+            f"{plan.get('sequence_length')} tokens"
+        )
+        rows.append(("batch", batch))
+        rows.append(("vocabulary", str(plan.get("vocab_size"))))
+        horizon = f"{plan.get('max_steps')} steps, {plan.get('total_tokens')} tokens, "
+        rows.append(("horizon", f"{horizon}warm-up {plan.get('warmup_steps')} steps"))
+        notes = plan.get("notes")
+        rows += [("note", str(note)) for note in notes] if isinstance(notes, list) else []
+    return rows
+
+
+def _environment(found: dict[str, Any]) -> list[tuple[str, str]]:
+    packages = found.get("packages")
+    words = found.get("command")
+    rows = [(name, str(found[name])) for name in ("python", "platform", "host", "cpus", "git")
+            if found.get(name) is not None]  # fmt: skip
+    if isinstance(words, list):
+        rows.insert(0, ("command", cut(shlex.join(map(str, words)))))
+    if isinstance(packages, dict):
+        rows += [(str(name), str(version)) for name, version in packages.items() if version]
+    return rows
+
+
+def _evaluations(run: RunFiles) -> dict[str, Any]:
+    found = [e for e in run.current if e[names.KIND] == names.EVAL and names.EVAL_LOSS in e]
+    prefix = names.of_source(names.EVAL_LOSS, "")
+    sources = sorted({key for event in found for key in event if key.startswith(prefix)})[:16]
+    steps = [record[names.STEP] for record in run.metrics]
+    tokens = [number(record, names.TOKENS) or 0.0 for record in run.metrics]
+    rows = []
+    for event in spread(found):
+        loss = number(event, names.EVAL_LOSS)
+        at = tokens_at(event[names.STEP], steps, tokens)
+        rows.append(
+            (
+                f"{event[names.STEP]:,}",
+                format_count(at),
+                _shown(loss, ".4f"),
+                _shown(None if loss is None or loss > 700 else math.exp(loss), ",.2f"),
+                _shown(number(event, names.BITS_PER_BYTE), ".4f"),
+                format_count(number(event, names.EVAL_TOKENS) or 0),
+                *(_shown(number(event, key), ".4f") for key in sources),
+            )
+        )
+    head = ["#step", "#tokens", "#loss", "#perplexity", "#bits/byte", "#held-out tokens"]
+    head += [f"#loss of {key.removeprefix(prefix)}" for key in sources]
+    return {"evaluation_head": head, "evaluations": rows}
+
+
+def _samples(run: RunFiles) -> list[dict[str, Any]]:
+    """For each prompt its samples, the newest first; of many, some evenly spaced ones."""
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for event in run.current:
+        texts = event.get("samples") if event[names.KIND] == names.SAMPLES else None
+        for text in texts if isinstance(texts, list) else []:
+            if isinstance(text, dict):
+                sample = {"step": f"{event[names.STEP]:,}", "text": str(text.get("text", ""))}
+                by_prompt.setdefault(str(text.get("prompt", "")), []).append(sample)
+    chosen = {
+        prompt: spread(samples, _SAMPLES_PER_PROMPT)[::-1]
+        for prompt, samples in list(by_prompt.items())[:_SAMPLES_PER_PROMPT]
+    }
+    each = min(_ONE_SAMPLE, _SAMPLE_CHARACTERS // max(1, sum(map(len, chosen.values()))))
+    out = []
+    for prompt, samples in chosen.items():
+        short = [{**one, "text": one["text"][:each]} for one in samples]
+        shown = {"shown": short[:_SAMPLES_SHOWN], "earlier": short[_SAMPLES_SHOWN:]}
+        out.append({"prompt": prompt[:_PROMPT_CHARACTERS], **shown})
+    return out
+
+
+def _starts(run: RunFiles, starts: Sequence[RunStart]) -> dict[str, Any]:
+    rows = []
+    for start in starts[-MOST_ROWS:]:
+        steps = "-"
+        if start.first_step is not None:
+            steps = f"{start.first_step:,} to {start.last_step:,}"
+        again = f"{start.repeated:,} steps" if start.repeated else "-"
+        ranks = "-" if start.ranks is None else str(start.ranks)
+        took = format_seconds(start.seconds)
+        began = "unknown" if start.began is None else as_time(start.began)
+        rows.append((start.segment + 1, began, ranks, steps, took, again, cut(start.ended)))
+    warnings = [
+        (w.first, w.count, ", ".join(map(str, w.ranks[:8])), w.level, w.message)
+        for w in run.warnings[:MOST_ROWS]
+    ]
+    more = max(0, len(run.warnings) - MOST_ROWS)
+    return {"starts": rows, "warnings": warnings, "more_warnings": more}
+
+
+def _planned(run: RunFiles) -> Any:
+    """(what, planned, measured, difference)."""
+    last = run.metrics[-1] if run.metrics else {}
+    predicted = run.outcome.get("predicted") or {}
+    measured = run.outcome.get("measured") or {}
+    pairs = (
+        ("steps", number(run.plan, "max_steps"), number(last, names.STEP), format_count),
+        ("tokens", number(run.plan, "total_tokens"), number(last, names.TOKENS), format_count),
+        (
+            "peak memory",
+            number(predicted, "memory_bytes"),
+            number(measured, "memory_bytes"),
+            format_size,
+        ),
+        (
+            "tokens/s",
+            number(predicted, "tokens_per_second"),
+            number(measured, "tokens_per_second"),
+            format_count,
+        ),
+    )
+    for label, plan, got, write in pairs:
+        off = "-" if plan is None or not got else f"{plan / got - 1:+.1%}"
+        shown = ["-" if value is None else write(value) for value in (plan, got)]
+        yield label, *shown, off

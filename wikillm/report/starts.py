@@ -1,0 +1,142 @@
+"""The starts of a run: how each began and ended, what was trained twice, hours, energy and cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wikillm.core.errors import ExitCode
+from wikillm.observe import names
+from wikillm.report.run_files import RunFiles, number
+
+JOULES_PER_KWH = 3.6e6
+_ENDS = {int(code): code.name.lower() for code in ExitCode}
+
+
+@dataclass(frozen=True, slots=True)
+class RunStart:
+    """One start. `repeated`: at least so many of its steps the next start trained again.
+
+    Attributes:
+        began: Unix time; `seconds` later is its last record.
+        ranks: processes; None in runs that did not record it.
+        ended: in words, with the reason of an error.
+    """
+
+    segment: int
+    began: float | None
+    seconds: float
+    ranks: int | None
+    first_step: int | None
+    last_step: int | None
+    repeated: int
+    ended: str
+    failed: bool
+
+    @property
+    def began_text(self) -> str:
+        return "unknown" if self.began is None else as_time(self.began)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What a run has taken. None: not known.
+
+    Attributes:
+        hours: from the first record of each start to its last, summed.
+        device_hours: the same times the ranks of each start.
+        train_hours: in optimizer steps alone.
+        kwh: of the GPUs, where they count it.
+        cost: device_hours times the price.
+    """
+
+    hours: float
+    device_hours: float
+    train_hours: float | None
+    kwh: float | None
+    cost: float | None
+
+
+def starts_of(run: RunFiles) -> list[RunStart]:
+    """All starts of a run, in order."""
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for record in [*run.events, *run.records]:
+        segment = record.get(names.SEGMENT)
+        if type(segment) is int:
+            groups.setdefault(segment, []).append(record)
+    starts: list[RunStart] = []
+    following: int | None = None  # the first step that the next start logged
+    for segment, records in sorted(groups.items(), reverse=True):
+        is_last = not starts
+        starts.append(_start(segment, records, following, is_last=is_last, ended=run.exit))
+        following = starts[-1].first_step or following
+    return starts[::-1]
+
+
+def effort_of(run: RunFiles, starts: Sequence[RunStart], price: float | None) -> Effort:
+    """Hours, energy and cost. `price` is that of one device for an hour."""
+    planned = run.plan.get("world_size")
+    usual = planned if type(planned) is int else 1
+    seconds = sum(start.seconds for start in starts)
+    device_hours = sum(start.seconds * (start.ranks or usual) for start in starts) / 3600
+    last = run.metrics[-1] if run.metrics else {}
+    trained = number(last, names.TRAIN_SECONDS)
+    joules = sum(_joules(run, start) * (start.ranks or usual) for start in starts)
+    return Effort(
+        hours=seconds / 3600,
+        device_hours=device_hours,
+        train_hours=None if trained is None else trained / 3600,
+        kwh=joules / JOULES_PER_KWH if joules else None,
+        cost=None if price is None else price * device_hours,
+    )
+
+
+def as_time(unix: float) -> str:
+    """In this machine's zone: 2026-11-27 21:16:02."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
+
+
+def _joules(run: RunFiles, start: RunStart) -> float:
+    """What rank 0's device took in one start; the counter begins at 0 with each."""
+    own = [record for record in run.records if record.get(names.SEGMENT) == start.segment]
+    return max((number(record, names.ENERGY_JOULES) or 0.0 for record in own), default=0.0)
+
+
+def _start(
+    segment: int,
+    records: list[dict[str, Any]],
+    following: int | None,
+    *,
+    is_last: bool,
+    ended: dict[str, Any],
+) -> RunStart:
+    times = [at for record in records if (at := number(record, names.TIME)) is not None]
+    logged = [record for record in records if names.KIND not in record]
+    steps = [step for record in logged if type(step := record.get(names.STEP)) is int]
+    begin = next((r for r in records if r.get(names.KIND) == names.START), {})
+    finish = next((r for r in records if r.get(names.KIND) == names.FINISH), None)
+    ranks = begin.get(names.WORLD_SIZE)
+    words = "no end was recorded: it was killed"
+    failed = True
+    if finish is not None:
+        code = finish.get("exit_code")
+        error = finish.get("error")
+        name = _ENDS.get(code, "ended") if isinstance(code, int) else "ended"
+        words = f"{name}: {error}" if error else name
+        failed = code not in (int(ExitCode.DONE), int(ExitCode.STOPPED))
+    elif is_last and not ended:
+        words = "no end is recorded: it is running, or was killed"
+        failed = False
+    return RunStart(
+        segment=segment,
+        began=min(times, default=None),
+        seconds=max(times) - min(times) if times else 0.0,
+        ranks=ranks if type(ranks) is int else None,
+        first_step=min(steps, default=None),
+        last_step=max(steps, default=None),
+        repeated=max(0, max(steps) + 1 - following) if steps and following else 0,
+        ended=words,
+        failed=failed,
+    )
