@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -204,17 +205,41 @@ def train_on_read_only_store(
 
 
 def train_on_small_disk(folder: str, size: str, *starts: list[str]) -> list[dict[str, Any]]:
-    """Train repeatedly on a disk of `size` at `folder`, then resume. Return each result."""
+    """Train repeatedly on a disk of `size` at `folder`, then resume. Return each result.
+
+    In the first start something else fills the disk once the save of step 3 has begun.
+    """
     from wikillm.checkpoints.layout import STAGING, list_checkpoints
 
     mount(["-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder])
     found = []
+    filler = Path(folder, "filler")
     for number, words in enumerate(starts):
+        _fill_in_a_save(filler if number == 0 else None)
         result = train(words, resume="auto" if number else "never")
+        filler.unlink(missing_ok=True)
         checkpoints = Path(folder, "run", "checkpoints")
         result["checkpoints"] = [path.name for path in list_checkpoints(checkpoints)]
-        found.append(result | {"staging": (checkpoints / STAGING).exists()})
+        staged = checkpoints / STAGING
+        found.append(result | {"staging": staged.is_dir() and any(staged.iterdir())})
     return found
+
+
+def _fill_in_a_save(filler: Path | None) -> None:
+    """Leave 100 kB of its disk to others when the save of step 3 begins; None: not any more."""
+    from wikillm.supervise.heartbeat import Heartbeat
+
+    enter = getattr(Heartbeat.enter, "original", Heartbeat.enter)
+
+    def filling_enter(self: Heartbeat, phase: str) -> None:
+        enter(self, phase)
+        if filler is not None and phase == "save" and self._step == 3:
+            with filler.open("wb", buffering=0) as file:
+                while shutil.disk_usage(filler.parent).free > 100_000:
+                    file.write(bytes(4096))
+
+    filling_enter.original = enter  # type: ignore[attr-defined]
+    Heartbeat.enter = filling_enter  # type: ignore[method-assign]
 
 
 def train_with_read_only_home(

@@ -29,31 +29,40 @@ needs_mounts = pytest.mark.skipif(not can_mount(), reason="needs root and mount 
 
 
 @needs_mounts
-def test_a_disk_that_fills_up_during_a_save(words: Any, tmp_path: Path) -> None:
-    """Exit code 3 names the newest checkpoint and leaves no staging. A lower limit frees space."""
+def test_a_disk_that_fills_up(words: Any, tmp_path: Path) -> None:
+    """During a save: exit code 3 names the newest checkpoint, and nothing staged is left.
+
+    Before a save: the checkpoint is left out, and only the last one ends the run. A lower limit
+    frees space.
+    """
     common = ("train.save_steps=1", "train.max_steps=6", "train.eval_steps=6")
     disk = tmp_path / "disk"
     disk.mkdir()
+    saved = f"the newest complete checkpoint is {disk}/run/checkpoints"
     first = words(disk / "run", *common, "train.save_total_limit=50")
     again = words(disk / "run", *common, "train.save_total_limit=1")
-    (full, same, gone_on), *_ = run_ranks(
-        train_on_small_disk, 1, str(disk), "1700k", first, first, again
+    starts = (first, first, first, again)
+    ((full, left_out, refused, gone_on),) = run_ranks(
+        train_on_small_disk, 1, str(disk), "1700k", *starts
     )
-    newest = full["checkpoints"][0]
     assert full["code"] == 3 and full["exit"]["code"] == 3, full["message"]
-    assert "There is no room left" in full["message"].replace("there", "There")
-    assert f"the newest complete checkpoint is {disk}/run/checkpoints/{newest}" in full["message"]
-    assert not full["staging"] and len(full["checkpoints"]) == 3
-    assert same["code"] == 3 and "There is no room for a checkpoint" in same["message"]
-    assert (
-        "train.save_total_limit=2" in same["message"] and same["checkpoints"] == full["checkpoints"]
-    )
+    assert "there is no room left on the disk" in full["message"]
+    assert f"{saved}/checkpoint-2" in full["message"] and not full["staging"]
+    assert full["checkpoints"] == ["checkpoint-2", "checkpoint-1"]
+
+    assert left_out["code"] == 3 and "room for the checkpoint of step 6." in left_out["message"]
+    newest = left_out["checkpoints"][0]
+    assert f"{saved}/{newest}" in left_out["message"] and not left_out["staging"]
+    assert "There is no room for the checkpoint of step 5. It is left out" in left_out["output"]
+    assert 5 in left_out["losses"], "training went on"
+
+    assert refused["code"] == 3 and "There is no room for a checkpoint" in refused["message"]
+    assert "train.save_total_limit=2" in refused["message"]
+    assert refused["checkpoints"] == left_out["checkpoints"]
     assert gone_on["code"] == 0, gone_on["message"]
     assert gone_on["checkpoints"] == ["checkpoint-6"]
-    assert (
-        f"removed {disk}/run/checkpoints/checkpoint-1: train.save_total_limit=1"
-        in gone_on["output"]
-    )
+    removed = f"removed {disk}/run/checkpoints/checkpoint-1: train.save_total_limit=1"
+    assert removed in gone_on["output"]
 
 
 @needs_mounts

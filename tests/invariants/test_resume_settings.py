@@ -35,6 +35,8 @@ TIMES = {
     "train.eval_steps": 3,
     "train.save_steps": 3,
     "train.save_total_limit": 5,
+    "train.keep_every_steps": 6,
+    "train.keep_best": 2,
     "train.max_eval_tokens": 1000,
     "train.max_hours": 30.0,
     "train.max_skipped_steps": 7,

@@ -1,18 +1,42 @@
-"""Which checkpoints stay.
+"""Which checkpoints stay: the newest, every so many steps for ever, and the best by held-out loss.
 
 One is removed by a rename, so a crash never leaves half of one in the list.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from wikillm.checkpoints.layout import DELETING, REPLACED, STAGING
+from wikillm.checkpoints.layout import DELETING, REPLACED, STAGING, step_of
 from wikillm.checkpoints.lineage import arrange, read_descent
-from wikillm.checkpoints.manifest import verify
+from wikillm.checkpoints.manifest import read_state, verify
+from wikillm.config.schema import TrainSection
 from wikillm.core.errors import CheckpointError
 from wikillm.core.files import files_below, fsync_path, rename_durably
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What stays of a run's checkpoints.
+
+    Attributes:
+        newest: so many that were written last; train.save_total_limit.
+        every: also those of multiples of so many steps, for ever; None for none.
+        best: also so many with the lowest held-out loss of their own step.
+    """
+
+    newest: int
+    every: int | None = None
+    best: int = 0
+
+
+def keep_of(train: TrainSection) -> Keep:
+    """The checkpoints that a run keeps."""
+    return Keep(train.save_total_limit, train.keep_every_steps, train.keep_best)
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -44,25 +68,57 @@ def publish(staged: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def superfluous(folder: Path, keep: int, spare: Path | None = None) -> list[Path]:
+def superfluous(folder: Path, keep: int | Keep, spare: Path | None = None) -> list[Path]:
     """What `keep_newest` would remove; never `spare`.
 
     A checkpoint whose sizes are wrong does not count as kept, so neither the last one written nor
     the last good one is ever removed.
     """
+    keep = Keep(keep) if isinstance(keep, int) else keep
     found = []
     good = 0
     lineage = arrange(folder)
+    marked = {spare, *_every(lineage.branch, keep.every), *_best(lineage.branch, keep.best)}
     for checkpoint in (*lineage.branch, *lineage.abandoned):
-        if good < keep:
-            try:
-                verify(checkpoint, hashes=False)
-                good += 1
-            except CheckpointError:
-                pass  # damaged: it stays for the user to inspect, and one more is kept
-        elif checkpoint != spare and _is_ours(checkpoint):
+        if good < keep.newest:
+            # A damaged one stays for the user to inspect, and one more is kept.
+            good += _is_whole(checkpoint)
+        elif checkpoint not in marked and _is_ours(checkpoint):
             found.append(checkpoint)
     return found
+
+
+def _every(branch: Sequence[Path], steps: int | None) -> list[Path]:
+    return [path for path in branch if steps and (step_of(path) or 0) % steps == 0]
+
+
+def _best(branch: Sequence[Path], count: int) -> list[Path]:
+    """The `count` whole checkpoints with the lowest held-out loss; of equal ones the later."""
+    if not count:
+        return []
+    rated = [(held_out_loss_of(path), -(step_of(path) or 0), path) for path in branch]
+    ordered = [path for loss, _, path in sorted(rated) if math.isfinite(loss) and _is_whole(path)]
+    return ordered[:count]
+
+
+def held_out_loss_of(checkpoint: Path) -> float:
+    """In nats per token; infinity where no evaluation was made at the checkpoint's own step."""
+    try:
+        state = read_state(checkpoint)
+        if state.get("held_out_step") == step_of(checkpoint):
+            return float(state["held_out"]["loss"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        pass
+    return math.inf
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether every file is there in its size."""
+    try:
+        verify(checkpoint, hashes=False)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _is_ours(checkpoint: Path) -> bool:
@@ -74,8 +130,10 @@ def _is_ours(checkpoint: Path) -> bool:
     return True
 
 
-def keep_newest(folder: Path, keep: int, spare: Path | None = None) -> list[Path]:
-    """Keep `spare` and the `keep` checkpoints written last, and remove the others. (one rank)
+def keep_newest(folder: Path, keep: int | Keep, spare: Path | None = None) -> list[Path]:
+    """Keep `spare` and what `keep` says (a number: so many of the newest), and remove the others.
+
+    (one rank)
 
     Abandoned ones go first. Returns what was removed.
     """
@@ -90,7 +148,19 @@ def keep_newest(folder: Path, keep: int, spare: Path | None = None) -> list[Path
     return removed
 
 
-def room_to_come(folder: Path, keep: int) -> int:
+def make_room(folder: Path, size: int, keep: Keep) -> tuple[list[Path], int]:
+    """Make room for a checkpoint of `size` bytes that is about to be written. (one rank)
+
+    Where it does not fit, what the rotation after it would remove is removed now; the last good one
+    stays. Returns what was removed, and the bytes that are still missing.
+    """
+    removed: list[Path] = []
+    if shutil.disk_usage(folder).free < size:
+        removed = keep_newest(folder, replace(keep, newest=max(1, keep.newest - 1)))
+    return removed, max(0, size - shutil.disk_usage(folder).free)
+
+
+def room_to_come(folder: Path, keep: int | Keep) -> int:
     """Bytes that the next start frees before its first save: leftovers, and what exceeds `keep`."""
     doomed = [*_leftovers(folder), *superfluous(folder, keep)]
     return sum(path.stat().st_size for each in doomed for path in files_below(each))

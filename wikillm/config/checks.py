@@ -54,6 +54,7 @@ def check(config: RunConfig, origins: Mapping[str, Origin], problems: Problems) 
     _check_warmup(train, origins, problems)
     _check_sequence_parallel(config, origins, problems)
     _check_effects(train, origins, problems)
+    _check_retention(train, origins, problems)
     check_mixture(config.data, origins, problems)
     check_batch_ramp(train, origins, problems)
     precision = None if train.precision == "auto" else train.precision
@@ -119,6 +120,28 @@ def _check_effects(train: TrainSection, origins: Mapping[str, Origin], problems:
             f"max_micro_batch_tokens has no effect with per_device_train_batch_size={size}.",
             got=where_of(origins, most, micro),
             fix=f"{micro}=auto, or leave {most} out",
+        )
+
+
+def _check_retention(
+    train: TrainSection, origins: Mapping[str, Origin], problems: Problems
+) -> None:
+    """Refuse to keep checkpoints that are never written, or have no held-out loss."""
+    save = train.save_steps
+    every = train.keep_every_steps
+    if every is not None and every % save:
+        problems.add(
+            f"keep_every_steps={every} is not a multiple of save_steps={save}.",
+            got=where_of(origins, "train.keep_every_steps", "train.save_steps"),
+            fix=f"train.keep_every_steps={-(-every // save) * save}",
+        )
+    evaluates = train.eval_steps
+    if train.keep_best and (evaluates is None or (save % evaluates and evaluates % save)):
+        problems.add(
+            "keep_best needs evaluations at the steps of checkpoints.",
+            got=f"eval_steps={evaluates}, save_steps={save} "
+            f"({where_of(origins, 'train.keep_best', 'train.eval_steps', 'train.save_steps')})",
+            fix=f"train.eval_steps={save}",
         )
 
 

@@ -116,7 +116,11 @@ class TrainSection(Section):
     """Save and exit with code 75 before the process, or the Slurm job, has run for this many
     hours."""
     save_total_limit: int = Field(default=3, ge=1, le=2**31)
-    """Number of complete checkpoints to keep."""
+    """Number of complete checkpoints to keep, the newest."""
+    keep_every_steps: int | None = Field(default=None, ge=1)
+    """Keep also the checkpoints of multiples of this many steps, for ever."""
+    keep_best: int = Field(default=0, ge=0, le=2**31)
+    """Keep also this many checkpoints with the lowest held-out loss of their step."""
     dataloader_num_workers: int = Field(default=0, ge=0, le=1024)
     """DataLoader workers per rank; 0 reads in the training process, from memory-mapped files."""
     max_skipped_steps: int = Field(default=20, ge=1)

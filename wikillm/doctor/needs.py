@@ -7,15 +7,16 @@ are estimates in bytes; `least_checkpoint` is a lower bound, so that a refusal m
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
+from wikillm.checkpoints.retention import keep_of
 from wikillm.config.precision import resolve_precision
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError
 from wikillm.data.fetch.remote import is_offline, scheme_of
 from wikillm.plan.batch import split_batch
-from wikillm.plan.checkpoint import Written, checkpoint_bytes
+from wikillm.plan.checkpoint import Written, checkpoint_bytes, checkpoints_at_most
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.memory import host_bytes_per_rank
 from wikillm.plan.recipe import check_recipe
@@ -35,7 +36,7 @@ class Request:
     master_port: int
     servers: dict[str, str]  # name -> web address
     has_source: bool = True  # False: only addresses or finished stores are named
-    checkpoints_kept: int = 1  # train.save_total_limit
+    keep: tuple[int, int | None, int] = (1, None, 0)  # the fields of checkpoints.retention.Keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def request_of(resolved: Resolved, *, master: str, master_port: int) -> Request:
         store_dir=cfg.data.cache or "~/.cache/wikillm/remote" if is_remote else store,
         data_path=local,
         has_source=bool(local) or not (named or cfg.data.mixture or is_remote),
-        checkpoints_kept=cfg.train.save_total_limit,
+        keep=astuple(keep_of(cfg.train)),
         master=master,
         master_port=master_port,
         servers={} if is_offline() else server_addresses(),
@@ -146,7 +147,7 @@ def needs_of(resolved: Resolved, *, nodes: int, slots: int, has_gpu: bool = True
         least_checkpoint=checkpoint_bytes(
             cfg.model, vocabulary, written, embedding_is_sure=is_sure
         ),
-        checkpoints_kept=cfg.train.save_total_limit + 1,  # one more while the next is written
+        checkpoints_kept=checkpoints_at_most(cfg.train, workload.max_steps),
         host_memory=host,
         traffic=traffic,
         batch_error=batch_error,

@@ -27,6 +27,7 @@ SHOWN = ("run.seed", "model.preset", "model.init_from", "deepspeed.config")
 """Beside the section `train`, without NOT_SHOWN."""
 NOT_SHOWN = (
     *("logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit"),
+    *("keep_every_steps", "keep_best"),
     *("exit_timeout_seconds", "dataloader_num_workers", "max_skipped_steps"),
     *("per_device_eval_batch_size", "max_micro_batch_tokens"),
 )

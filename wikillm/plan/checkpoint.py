@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from wikillm.config.precision import Precision
-from wikillm.config.schema import ModelSection
+from wikillm.config.schema import ModelSection, TrainSection
 from wikillm.plan.params import count_parameters
 
 _HEADERS = {None: 30_000, 0: 45_000}
@@ -67,3 +67,9 @@ def checkpoint_bytes(
     one_moment_less = 4 * (count.matmul - count.embedding) if written.muon else 0
     headers = _HEADERS.get(written.stage, _HEADERS_OF_PARTITIONS) + _PER_RANK * written.ranks
     return per_parameter * parameters + width * tied - one_moment_less + headers
+
+
+def checkpoints_at_most(train: TrainSection, max_steps: int) -> int:
+    """How many checkpoints lie on the disk at a time, the one being written included."""
+    forever = max_steps // train.keep_every_steps if train.keep_every_steps else 0
+    return train.save_total_limit + 1 + train.keep_best + forever

@@ -8,7 +8,7 @@ from typing import Any
 from wikillm.config.schema import TrainSection
 from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.plan.batch import name_ranks
-from wikillm.plan.checkpoint import Written, checkpoint_bytes
+from wikillm.plan.checkpoint import Written, checkpoint_bytes, checkpoints_at_most
 from wikillm.plan.choose import Candidate, Machine, settings_of
 from wikillm.plan.schedule import five_points
 from wikillm.plan.strategy import Strategy
@@ -107,8 +107,7 @@ def _disk(train: TrainSection, workload: Workload, strategy: Strategy) -> dict[s
     checkpoint = checkpoint_bytes(workload.model, workload.vocab_size, written)
     return {
         "checkpoint": checkpoint,
-        # One more while the next is written.
-        "checkpoints_kept": checkpoint * (train.save_total_limit + 1),
+        "checkpoints_kept": checkpoint * checkpoints_at_most(train, workload.max_steps),
         "store": STORE_BYTES * workload.train_tokens,
     }
 

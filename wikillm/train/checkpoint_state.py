@@ -56,5 +56,6 @@ def checkpoint_state(
         "train_seconds": train_seconds,
         "save_seconds": save_seconds,
         "held_out": trainer.held_out.to_json() if trainer.held_out else None,
+        "held_out_step": trainer.held_out_step,
         "settings": recorded_settings(context.resolved.config),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from wikillm.checkpoints.layout import list_checkpoints
+from wikillm.checkpoints.retention import keep_of
 from wikillm.config.load import Resolved
 from wikillm.core.world import World
 from wikillm.data.read.corpus import Corpus
@@ -51,7 +52,7 @@ def open_run(planned: PlannedRun) -> None:
     checkpoint has been accepted. Raises MachineError if not even one checkpoint fits on the disk.
     """
     run = planned.run
-    run.check_room(planned.checkpoint_bytes, planned.resolved.config.train.save_total_limit)
+    run.check_room(planned.checkpoint_bytes, keep_of(planned.resolved.config.train))
     run.identify()
     if not list_checkpoints(run.checkpoints):
         write_start_records(planned)

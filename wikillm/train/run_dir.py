@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.checkpoints.layout import STAGING, list_checkpoints
-from wikillm.checkpoints.retention import clear_leftovers, room_to_come
+from wikillm.checkpoints.retention import Keep, clear_leftovers, room_to_come
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError, StoppedError
 from wikillm.core.files import nearest_existing, write_json
 from wikillm.core.lock import FileLock
@@ -148,7 +148,7 @@ class RunDir:
             folder.mkdir(parents=True, exist_ok=True)
         return lock
 
-    def check_room(self, checkpoint: int, keep: int) -> None:
+    def check_room(self, checkpoint: int, keep: Keep) -> None:
         """Refuse a disk without room for one more checkpoint. (rank 0)
 
         Leftovers, and checkpoints above `keep`, count as free: they are removed before the first
@@ -164,7 +164,7 @@ class RunDir:
         to_come = room_to_come(self.checkpoints, keep)
         if free + to_come >= checkpoint:
             return
-        kept = min(keep, len(list_checkpoints(self.checkpoints)))
+        kept = min(keep.newest, len(list_checkpoints(self.checkpoints)))
         fewer = f"train.save_total_limit={kept - 1}, or " if kept > 1 else ""
         more = ""
         if to_come:

@@ -50,7 +50,7 @@ class WikiTrainer(Trainer):
             0 and the loss of every micro-step.
         grad_norm: of the latest step, on the device or the host; None where there is none.
         z_loss_sum: the z-loss of this rank since it was last logged, on the device.
-        held_out: result of the latest evaluation, over all held-out streams.
+        held_out: result of the latest evaluation, over all held-out streams; after `held_out_step`.
         held_out_of: the same by source of a mixture.
     """
 
@@ -79,6 +79,7 @@ class WikiTrainer(Trainer):
         self.losses: deque[tuple[int, torch.Tensor]] = deque(maxlen=LOSSES_KEPT)
         self.grad_norm: Any = None
         self.held_out: HeldOutLoss | None = None
+        self.held_out_step: int | None = None
         self.held_out_of: dict[str, HeldOutLoss] = {}
         # This start's optimizer and schedule settings, before a checkpoint is loaded into them.
         self._start_settings: StartSettings | None = None
@@ -290,6 +291,7 @@ class WikiTrainer(Trainer):
 
     def _combine(self, found: dict[str, HeldOutLoss]) -> dict[str, float]:
         results = list(found.values())
+        self.held_out_step = self.state.global_step
         self.held_out = total = combined(results) if len(results) > 1 else results[0]
         self.held_out_of = {name: result for name, result in found.items() if name}
         return {"eval_loss": total.loss, "eval_bits_per_byte": total.bits_per_byte}

@@ -11,6 +11,7 @@ from fractions import Fraction
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from wikillm.checkpoints.layout import checkpoint_name
+from wikillm.checkpoints.retention import keep_of
 from wikillm.core.errors import StoppedError
 from wikillm.core.log import say
 from wikillm.models.unpickle import only_known_classes
@@ -21,6 +22,7 @@ from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.heartbeat import HeartbeatCallback
 from wikillm.train.callbacks.page import PageCallback
 from wikillm.train.callbacks.report import ReportCallback
+from wikillm.train.callbacks.room import RoomCallback
 from wikillm.train.callbacks.samples import SampleCallback
 from wikillm.train.callbacks.stop import StopAfterPhase, StopCallback
 from wikillm.train.callbacks.time_limit import TimeLimitCallback
@@ -142,6 +144,7 @@ def _callbacks(
     # After the vote that may ask for a checkpoint: what differs between ranks is not saved.
     if train.weight_check_steps:
         yield WeightCheckCallback(train.weight_check_steps, context.group)
+    yield RoomCallback(context, keep_of(train))
     # The average must not hold a NaN, and is a part of the checkpoint.
     if train.ema_decay:
         first = math.ceil(Fraction(str(train.ema_start)) * plan.max_steps)

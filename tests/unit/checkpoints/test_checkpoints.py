@@ -23,17 +23,26 @@ from wikillm.checkpoints.manifest import (
     verify,
     write_manifest,
 )
-from wikillm.checkpoints.retention import clear_leftovers, keep_newest, room_to_come, superfluous
+from wikillm.checkpoints.retention import (
+    Keep,
+    clear_leftovers,
+    keep_newest,
+    make_room,
+    room_to_come,
+    superfluous,
+)
 from wikillm.core.errors import CheckpointError
 from wikillm.core.files import files_below
 
 
-def make(folder: Path, step: int, content: bytes = b"weights" * 1000) -> Path:
+def make(folder: Path, step: int, content: bytes = b"weights" * 1000, **more: object) -> Path:
     checkpoint = folder / f"checkpoint-{step}"
     (checkpoint / "global_step").mkdir(parents=True)
     (checkpoint / "model.safetensors").write_bytes(content + str(step).encode())
     (checkpoint / "global_step" / "optimizer.pt").write_bytes(content * 2)
-    (checkpoint / STATE).write_text(json.dumps({"step": step, "consumed_samples": step * 8}))
+    (checkpoint / STATE).write_text(
+        json.dumps({"step": step, "consumed_samples": step * 8, **more})
+    )
     entries = seal_files(checkpoint, files_to_list(checkpoint))
     write_manifest(checkpoint, entries, {"step": step, "world_size": 1})
     return checkpoint
@@ -220,3 +229,35 @@ def test_a_state_without_counts_is_damaged(wrong: object, tmp_path: Path) -> Non
     (tmp_path / STATE).write_text(json.dumps({"step": 3, "consumed_samples": wrong}))
     with pytest.raises(CheckpointError, match="is damaged"):
         read_state(tmp_path)
+
+
+def rated(folder: Path, losses: dict[int, float | None]) -> None:
+    """Checkpoints with a held-out loss of their own step; None: only one of an earlier step."""
+    for step, loss in losses.items():
+        found = {"held_out": {"loss": loss or 0.1}, "held_out_step": step if loss else step - 1}
+        make(folder, step, **found)
+
+
+def test_every_so_many_steps_stay_for_ever_and_the_best_beside_the_newest(tmp_path: Path) -> None:
+    losses = {1: 9.0, 2: 3.0, 3: None, 4: 7.0, 5: 2.5, 6: 3.0, 7: float("nan"), 8: 8.0, 9: 9.0}
+    rated(tmp_path, losses)
+    keep = Keep(newest=2, every=4, best=2)
+    assert steps(superfluous(tmp_path, keep)) == [7, 3, 2, 1], "of equal losses the later stays"
+    assert steps(keep_newest(tmp_path, keep)) == [7, 3, 2, 1]
+    assert steps(list_checkpoints(tmp_path)) == [9, 8, 6, 5, 4]
+    # A damaged checkpoint is not the best; the next one takes its place.
+    os.truncate(tmp_path / "checkpoint-5" / "model.safetensors", 1)
+    assert steps(superfluous(tmp_path, Keep(newest=1, best=1))) == [8, 5, 4]
+
+
+def test_room_is_made_by_what_the_next_rotation_removes_and_never_by_the_last(
+    tmp_path: Path,
+) -> None:
+    rated(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0})
+    too_large = 1 << 60
+    assert make_room(tmp_path, 1, Keep(3)) == ([], 0), "it fits"
+    removed, missing = make_room(tmp_path, too_large, Keep(3))
+    assert steps(removed) == [1] and missing > 1 << 50
+    removed, _ = make_room(tmp_path, too_large, Keep(1))
+    assert steps(removed) == [2] and steps(list_checkpoints(tmp_path)) == [3]
+    assert make_room(tmp_path, too_large, Keep(1))[0] == [] and latest_complete(tmp_path)

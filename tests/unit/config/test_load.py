@@ -165,6 +165,15 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         (["train.muon_momentum=0.9"], "muon_momentum has no effect with optimizer=adamw"),
         (["train.ema_start=0.5"], "ema_start has no effect with ema_decay=0.0"),
         (
+            ["train.keep_every_steps=700", "train.save_steps=500"],
+            "keep_every_steps=700 is not a multiple of save_steps=500.",
+        ),
+        (["train.keep_best=1", "train.eval_steps=null"], "keep_best needs evaluations"),
+        (
+            ["train.keep_best=2", "train.eval_steps=3", "train.save_steps=4"],
+            "keep_best needs evaluations at the steps of checkpoints.",
+        ),
+        (
             ["train.lr_decay_share=0.1"],
             "lr_decay_share has no effect with lr_scheduler_type=cosine",
         ),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from wikillm.checkpoints.retention import Keep
 from wikillm.core.errors import (
     CheckpointError,
     ConfigError,
@@ -169,8 +170,8 @@ def test_room_counts_what_the_start_clears(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
     with open(run.staging / "checkpoint-3" / "model.safetensors", "wb") as file:
         os.posix_fallocate(file.fileno(), 0, 64 << 20)
-    run.check_room(free - (1 << 20), keep=1)  # fits only with the 64 MiB of a killed save
+    run.check_room(free - (1 << 20), keep=Keep(1))  # fits only with the 64 MiB of a killed save
     with pytest.raises(MachineError, match="no room for a checkpoint") as caught:
-        run.check_room(free + (1 << 40), keep=1)
+        run.check_room(free + (1 << 40), keep=Keep(1))
     assert "64 MiB more when superfluous" in str(caught.value)
     assert "run.dir=FOLDER" in str(caught.value)

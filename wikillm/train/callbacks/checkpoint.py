@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerState
 from wikillm.checkpoints.layout import STATE, checkpoint_name
 from wikillm.checkpoints.lineage import arrange, next_descent
 from wikillm.checkpoints.manifest import FileEntry, deal_by_size, seal_files, write_manifest
-from wikillm.checkpoints.retention import keep_newest, publish
+from wikillm.checkpoints.retention import keep_newest, keep_of, publish
 from wikillm.core.files import files_below, write_json
 from wikillm.core.log import say
 from wikillm.core.units import format_size
@@ -34,7 +34,7 @@ class CheckpointCallback(TrainerCallback):
         self.run = context.run
         self.world = context.world
         self.group = context.group
-        self.keep = context.resolved.config.train.save_total_limit
+        self.keep = keep_of(context.resolved.config.train)
         self.describe = describe
         # This run's checkpoint that it resumed from or wrote last.
         self.origin = context.point.origin if context.point else None
@@ -45,7 +45,7 @@ class CheckpointCallback(TrainerCallback):
             return
         spare = self.run.checkpoints / checkpoint_name(self.origin.position.step)
         for path in keep_newest(self.run.checkpoints, self.keep, spare):
-            say(f"removed {path}: train.save_total_limit={self.keep}")
+            say(f"removed {path}: train.save_total_limit={self.keep.newest}")
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         with saving(self.run.staging, state.global_step):

@@ -1,0 +1,55 @@
+"""Is there room for the checkpoint that is due? A full disk costs a checkpoint, not the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from wikillm.checkpoints.lineage import arrange
+from wikillm.checkpoints.retention import Keep, make_room
+from wikillm.core.errors import MachineError
+from wikillm.core.log import say, warn
+from wikillm.core.units import format_size
+from wikillm.train.context import RunContext
+
+
+class RoomCallback(TrainerCallback):
+    """Before each save rank 0 looks, and removes superfluous checkpoints where it is tight.
+
+    A checkpoint that still does not fit is left out with a warning, and the run goes on. The last
+    one of a start is not left out: the run ends with code 3.
+    """
+
+    def __init__(self, context: RunContext, keep: Keep) -> None:
+        self.context = context
+        self.keep = keep
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if not control.should_save:
+            return
+        told = self._what_is_missing() if self.context.world.is_main else None
+        missing: Any = self.context.group.gather(told)[0]
+        if missing is None:
+            return
+        what = f"There is no room for the checkpoint of step {state.global_step}."
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            again = "start the same command again with --resume auto"
+            raise MachineError(what, got=missing, fix=f"free some room; then {again}")
+        warn(f"{what} It is left out, and training goes on.\n  {missing}")
+        control.should_save = False
+
+    def _what_is_missing(self) -> str | None:
+        """None where the checkpoint fits. (rank 0)"""
+        folder = self.context.run.checkpoints
+        size = self.context.checkpoint_bytes
+        removed, missing = make_room(folder, size, self.keep)
+        for path in removed:
+            say(f"removed {path} before the next save: the disk is nearly full")
+        if not missing:
+            return None
+        newest = next(iter(arrange(folder).branch), None)
+        left = f"the newest complete checkpoint is {newest}" if newest else "there is none yet"
+        return f"it takes {format_size(size)}, of which {format_size(missing)} are missing; {left}"
