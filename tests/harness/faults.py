@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
+import time
 from typing import Any
 
 from harness.programs import train
@@ -13,7 +15,8 @@ from harness.programs import train
 def train_and_break(words: list[str], fault: str, rank: int, options: dict[str, Any]) -> None:
     """Run `train` with a fault in one rank, at its fourth step or during set-up.
 
-    Faults: kill, suspend, hang-up and terminate (signals to itself), and fail (an exception).
+    Faults: kill, suspend, hang-up and terminate (signals to itself), fail (an exception), hang (in
+    Python) and hold (in C, with the interpreter's lock, where no Python thread runs any more).
     "set-up kill" and "set-up terminate" occur after the model is built, while the other ranks
     enter DeepSpeed's collectives. The process ends with the exit code of the run.
     """
@@ -32,7 +35,15 @@ def train_and_break(words: list[str], fault: str, rank: int, options: dict[str, 
     def meet() -> None:
         if what == "fail":
             raise OSError(5, "Input/output error", "/data/shard_7.bin")
+        if what == "hang":
+            a_wait_without_end()
+        if what == "hold":
+            re.match(r"(a*)*b", "a" * 64)
         os.kill(os.getpid(), numbers[what])
+
+    def a_wait_without_end() -> None:
+        while True:
+            time.sleep(1.0)
 
     training_step = WikiTrainer.training_step
     build_model = run.build_model

@@ -25,6 +25,7 @@ from wikillm.supervise.exit_file import print_end, write_exit
 from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.membership import Limits, Membership
 from wikillm.supervise.network import listen, listen_here
+from wikillm.supervise.oom import OomWatch
 from wikillm.supervise.records import (
     UNKNOWN_END,
     Process,
@@ -54,6 +55,7 @@ class Agent:
         self.interval = max(1.0, setup["world_size"] / 50)
         self.process = Process(**setup["process"])  # it may have ended already
         self._handle = handle_of(self.pid) if self.process.is_alive() else None
+        self._oom = OomWatch(self.pid)
         self.began = time.monotonic()
         self.coordinator: Coordinator | None = None  # on rank 0
         self.link = CoordinatorLink(setup, self.limits, self.interval)
@@ -126,6 +128,7 @@ class Agent:
             self._end(ExitCode.MACHINE, why, lost_main=True)
 
     def _send_beat(self) -> None:
+        self._oom.look()
         progress = self.heartbeat.read()
         phase = progress.phase
         if self.process.is_suspended():
@@ -255,7 +258,7 @@ class Agent:
         """The rank ended without reporting its exit."""
         verdict = self._verdict
         known = self._how_it_ended()
-        how = known or UNKNOWN_END
+        how = self._oom.explain(known or UNKNOWN_END)
         self._left = (int(ExitCode.MACHINE), how)
         if verdict is not None:
             self._left = (int(verdict["end"]), str(verdict["reason"]))

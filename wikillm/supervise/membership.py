@@ -230,10 +230,10 @@ class Membership:
             return None
         slow = [r for r, known in late.items() if known.step == behind and known.phase not in SHORT]
         first = late[min(slow or late)]
-        blamed = "no single rank is behind"
-        if slow:
+        blamed = "; no single rank is behind" if self.world_size > 1 else ""
+        if slow and self.world_size > 1:
             verb = "blocks" if len(slow) == 1 else "block"
-            blamed = f"{self._names(slow)} {verb} the other ranks"
+            blamed = f"; {self._names(slow)} {verb} the other ranks"
         places = sorted(self.ranks.items(), key=lambda item: (item[0] not in slow, item[0]))
         where = "; ".join(
             f"{self._place(rank)}: {known.phase}, step {known.step}, for {known.standing:.0f} s"
@@ -242,7 +242,7 @@ class Membership:
         return End(
             ExitCode.MACHINE,
             f"No progress for {first.standing:.0f} s in the phase {first.phase!r} "
-            f"(limit {first.limit:.0f} s); {blamed}.\n"
+            f"(limit {first.limit:.0f} s){blamed}.\n"
             f"  {where}\n  The stacks of every rank are in RUN/logs/rank_*.log.",
         )
 

@@ -35,14 +35,15 @@ _STAT_EXIT = 49
 _PIDFD_GET_INFO = 0xC040FF0B
 _PIDFD_INFO_EXIT = 8
 _PIDFD_INFO_SIZE = 64
+OFTEN_OOM = "often the kernel's out-of-memory killer"
+"""Replaced where the kernel's counter says more, see `oom`."""
+KILLED = "was killed by signal"
 _OFTEN: dict[int, str] = {
-    signal.SIGKILL: "; often the kernel's out-of-memory killer",
+    signal.SIGKILL: f"; {OFTEN_OOM}",
     signal.SIGBUS: "; often a full /dev/shm",
     signal.SIGSEGV: "; a crash inside a library",
 }
-UNKNOWN_END = (
-    "is gone: its process ended without a message; often the kernel's out-of-memory killer"
-)
+UNKNOWN_END = f"is gone: its process ended without a message; {OFTEN_OOM}"
 """Reported where `end_of` returns None."""
 
 
@@ -121,7 +122,7 @@ def end_of(pid: int, handle: int | None = None) -> str | None:
     if status is None:
         return None
     if number := status & 0x7F:
-        return f"was killed by signal {number}{_OFTEN.get(number, '')}"
+        return f"{KILLED} {number}{_OFTEN.get(number, '')}"
     return f"ended with code {status >> 8}, without a message"
 
 
