@@ -15,11 +15,13 @@ from transformers import Qwen2ForCausalLM
 from harness.tiny_model import tiny_config
 from wikillm.checkpoints.tensor_layout import TensorSpec
 from wikillm.config.schema import TrainSection
+from wikillm.train.fragments.average import WeightAverage
 from wikillm.train.fragments.state import training_state
 from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.reapply_settings import StartSettings
 
 SEQUENCES = 4
+DECAY = 0.75
 Parts = list[tuple[TensorSpec, int, np.ndarray]]
 Whole = dict[tuple[str, str], np.ndarray]
 
@@ -34,6 +36,12 @@ class Case:
     precision: str = "fp32"
     offload: tuple[str, ...] = ()  # offload_optimizer, offload_param
     zero: tuple[tuple[str, Any], ...] = ()  # more keys of zero_optimization
+    json: tuple[tuple[str, Any], ...] = ()  # more keys of the whole file
+
+    def __str__(self) -> str:
+        engine = "ddp" if self.stage is None else f"zero{self.stage}"
+        more = [*self.offload, *(name for name, _ in (*self.zero, *self.json))]
+        return "-".join([f"{self.world}x{engine}", self.optimizer, self.precision, *more])
 
 
 @dataclass
@@ -44,6 +52,7 @@ class Outcome:
     fragments: Parts
     counters: dict[str, Any]
     losses: list[float]  # of the global batches of the steps in between
+    specs_after: list[TensorSpec]
     fragments_after: Parts
     counters_after: dict[str, Any]
     weights: list[np.ndarray]  # the model's own on this rank, after all steps
@@ -53,37 +62,71 @@ def run_case(
     case: Case, saved: tuple[Whole, dict[str, Any]] | None, before: int, after: int
 ) -> Outcome:
     """Train `before` steps or load `saved`, take the state, and train `after` more steps."""
+    return run_cases(case, [saved], before, after)[0]
+
+
+def run_cases(
+    case: Case, starts: list[tuple[Whole, dict[str, Any]] | None], before: int, after: int
+) -> list[Outcome]:
+    """`run_case` from each of `starts`, with an engine of its own."""
     if case.world > 1 or case.stage is not None:
         _init_process_group(case)
+    return [_run(case, saved, before, after) for saved in starts]
+
+
+def _run(
+    case: Case, saved: tuple[Whole, dict[str, Any]] | None, before: int, after: int
+) -> Outcome:
     engine = _Engine(case)
+    average = WeightAverage(engine.state())
     if saved is None:
         for step in range(before):
             engine.train(step)
+            average.update(DECAY)
     else:
         whole, counters = saved
-        engine.state().load(
-            lambda spec, start, stop: torch.from_numpy(
-                whole[spec.kind, spec.name].reshape(-1)[start:stop].copy()
-            ),
-            counters,
-        )
+
+        def read(spec: TensorSpec, start: int, stop: int) -> torch.Tensor:
+            return torch.from_numpy(whole[spec.kind, spec.name].reshape(-1)[start:stop].copy())
+
+        engine.state().load(read, counters)
+        if any(kind == "average" for kind, _ in whole):
+            average.load(read)
         engine.settings.reapply(engine.wrapped, engine.scheduler)
     state = engine.state()
-    fragments = _arrays(state)
+    fragments = _arrays(state, average)
+    specs = [*state.specs(), *average.specs()]
     counters = state.counters()
-    losses = [engine.train(step) for step in range(before, before + after)]
+    losses = []
+    for step in range(before, before + after):
+        losses.append(engine.train(step))
+        average.update(DECAY)
     last = engine.state()
-    weights = [
-        getattr(p, "ds_tensor", p).detach().float().numpy().copy()
-        for p in engine.module.parameters()
-    ]
+    weights = [_of_this_rank(parameter) for parameter in engine.module.parameters()]
     return Outcome(
-        list(state.specs()), fragments, counters, losses, _arrays(last), last.counters(), weights
+        specs,
+        fragments,
+        counters,
+        losses,
+        [*last.specs(), *average.specs()],
+        _arrays(last, average),
+        last.counters(),
+        weights,
     )
 
 
-def _arrays(state: Any) -> Parts:
-    return [(f.spec, f.start, f.values.numpy().copy()) for f in state.fragments()]
+def _of_this_rank(parameter: Any) -> np.ndarray:
+    """A parameter of the model; under ZeRO-3 this rank's part of it, without the padding."""
+    part = getattr(parameter, "ds_tensor", None)
+    if part is None:
+        return parameter.detach().float().numpy().copy()
+    left = parameter.ds_numel - dist.get_rank() * part.numel()
+    return part.detach().float().numpy()[: max(0, left)].copy()
+
+
+def _arrays(state: Any, average: WeightAverage) -> Parts:
+    found = [*state.fragments(), *average.parts]
+    return [(part.spec, part.start, part.values.numpy().copy()) for part in found]
 
 
 def merged(specs: list[TensorSpec], parts: list[Parts]) -> Whole:
@@ -201,4 +244,4 @@ class _Engine:
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": zero | dict(case.zero),
             "bf16": {"enabled": case.precision == "bf16"},
-        }
+        } | dict(case.json)

@@ -1,12 +1,13 @@
 """The training state of any engine: which tensors it has, this rank's share, and how to fill it.
 
 Weights are the float32 master weights; the 16-bit ones of a model are rounded from them on load.
-An engine that keeps everything on every rank writes an equal share of all elements per rank, and
-each of its ranks reads everything, tensor by tensor.
+Of an engine that keeps everything on every rank, each rank writes an equal share of the elements of
+every kind, and reads everything, tensor by tensor.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,27 +102,30 @@ class EngineState:
             for name, shape in shapes.items()
             if kind == "weight" or kind in layout.slots[name].kinds
         )
+        self._totals: Counter[str] = Counter()
+        for spec in self._specs:
+            self._totals[spec.kind] += spec.numel
 
     def specs(self) -> tuple[TensorSpec, ...]:
         return self._specs
 
-    def fragments(self) -> list[Fragment]:
-        total = sum(spec.numel for spec in self._specs)
+    def fragments(self, kind: str | None = None) -> list[Fragment]:
         is_group = dist.is_available() and dist.is_initialized()
         rank = dist.get_rank() if is_group else 0
-        first, stop = share_of_elements(total, rank, dist.get_world_size() if is_group else 1)
+        world_size = dist.get_world_size() if is_group else 1
+        before: Counter[str] = Counter()
         found = []
-        before = 0
         for spec in self._specs:
             slot = self._layout.slots[spec.name]
             begin = slot.start
             end = slot.start + slot.count
             if self._layout.is_replicated:
-                begin = max(begin, first - before)
-                end = min(end, stop - before)
-            if begin < end:
+                first, stop = share_of_elements(self._totals[spec.kind], rank, world_size)
+                begin = max(begin, first - before[spec.kind])
+                end = min(end, stop - before[spec.kind])
+            if begin < end and kind in (None, spec.kind):
                 found.append(Fragment(spec, begin, self._values(spec.kind, slot, begin, end)))
-            before += spec.numel
+            before[spec.kind] += spec.numel
         return found
 
     def counters(self) -> dict[str, Any]:

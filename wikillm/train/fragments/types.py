@@ -38,8 +38,8 @@ class TrainingState(Protocol):
     def specs(self) -> tuple[TensorSpec, ...]:
         """Every tensor of the state; the same on all ranks."""
 
-    def fragments(self) -> list[Fragment]:
-        """What this rank writes: every element is in one fragment of one rank."""
+    def fragments(self, kind: str | None = None) -> list[Fragment]:
+        """What this rank writes, of one kind or of all: every element is in one rank's fragment."""
 
     def counters(self) -> dict[str, Any]:
         """Step counts and the loss scale as JSON values; the same on all ranks."""
