@@ -87,6 +87,9 @@ class DataSection(Section):
     core."""
     shard_bytes: Size | None = None
     """Bytes of decompressed source per shard. Default: 1/64 of the source, from 1 MiB to 64 MiB."""
+    verify: Literal["off", "first_use"] = "first_use"
+    """first_use compares the sha256 of a shard with the store's manifest before a rank first reads
+    it."""
     streaming: Literal["auto", "on", "off"] = "auto"
     """Train while the store is being built; auto does so if the store has more than one window and
     the horizon is in steps."""

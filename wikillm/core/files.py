@@ -62,6 +62,17 @@ def rename_durably(source: Path, target: Path) -> None:
     fsync_path(target.parent)
 
 
+def cut_torn_line(path: Path) -> int:
+    """Truncate a file after its last newline; the number of bytes that were cut off."""
+    if not path.exists():
+        return 0
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        os.truncate(path, end)
+    return len(data) - end
+
+
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
     """Hex sha256 of a file, read in 4 MiB pieces; `on_bytes` gets the size of each piece."""
     digest = hashlib.sha256()

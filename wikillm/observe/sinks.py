@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from wikillm.core.files import cut_torn_line
 from wikillm.core.log import warn
 from wikillm.observe import names
 
@@ -61,7 +62,7 @@ class JsonlSink:
         try:
             self._metrics.parent.mkdir(parents=True, exist_ok=True)
             for file in (self._metrics, self._events):
-                if size := _cut_torn_line(file):
+                if size := cut_torn_line(file):
                     torn[file.name] = size
             events = read_records(self._events)
             starts = [event for event in events if event.get(names.KIND) == names.START]
@@ -165,14 +166,3 @@ def kept_records(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             kept = {before: old for before, old in kept.items() if before < step}
         kept[step] = record
     return [kept[step] for step in sorted(kept)]
-
-
-def _cut_torn_line(path: Path) -> int:
-    """Truncate after the last newline; the number of bytes that were cut off."""
-    if not path.exists():
-        return 0
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        os.truncate(path, end)
-    return len(data) - end

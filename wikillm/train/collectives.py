@@ -6,8 +6,10 @@ for a GPU, no interference with NCCL. With one rank they do nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -43,6 +45,16 @@ class ControlGroup:
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._group)
         return tuple(total.tolist())
+
+    def sum_modulo(self, values: Sequence[int]) -> list[int]:
+        """Sums over all ranks modulo 2^64, of numbers in [0, 2^64). (all ranks, equally many)"""
+        if not self.active or not values:
+            return list(values)
+        # Signed and unsigned addition give the same 64 bits.
+        total = torch.from_numpy(np.array(values, dtype=np.uint64).view(np.int64))
+        dist.all_reduce(total, group=self._group)
+        found: list[int] = total.numpy().view(np.uint64).tolist()
+        return found
 
     def gather(self, value: object) -> list[object]:
         """Every rank's value, on every rank. (all ranks)"""

@@ -35,6 +35,7 @@ from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.pinned import PinnedCopy
 from wikillm.train.reapply_settings import StartSettings
 from wikillm.train.run_data import RunData
+from wikillm.train.step_ledger import StepLedger
 
 LOSSES_KEPT = 64
 """Steps whose losses stay on the device."""
@@ -46,6 +47,7 @@ class WikiTrainer(Trainer):
     Attributes:
         consumed_samples: used by optimizer steps, over all ranks. The state of the data.
         data_seconds: time this rank has waited for batches.
+        ledger: the record of what each step consumed.
         losses: this rank's, of the latest steps, on the device (no sync): each step's number from
             0 and the loss of every micro-step.
         grad_norm: of the latest step, on the device or the host; None where there is none.
@@ -81,6 +83,7 @@ class WikiTrainer(Trainer):
         self.held_out: HeldOutLoss | None = None
         self.held_out_step: int | None = None
         self.held_out_of: dict[str, HeldOutLoss] = {}
+        self.ledger = StepLedger(context, data.shape, data.shard)
         # This start's optimizer and schedule settings, before a checkpoint is loaded into them.
         self._start_settings: StartSettings | None = None
         # A checkpoint whose random state is still to be loaded.
@@ -205,6 +208,9 @@ class WikiTrainer(Trainer):
             model.set_train_batch_size(
                 size * self.data.shape.global_batch_at(self.state.global_step)
             )
+        done = self.state.global_step
+        samples = self.data.shape.global_batch_at(done)
+        self.ledger.begin_step(done + 1, self.consumed_samples, samples)
         losses = []
         for number, batch in enumerate(inputs, start=1):
             is_last = number == len(inputs)
@@ -212,6 +218,7 @@ class WikiTrainer(Trainer):
             waits = not is_last and not self.is_deepspeed_enabled
             with self.accelerator.no_sync(model) if waits else nullcontext():
                 losses.append(self._micro_step(model, batch, num_items_in_batch))
+            self.ledger.add_batch(number - 1, batch)  # while a GPU computes
         if self.z_loss is not None:
             self._z_loss_host = self._z_loss_copy.start(self.z_loss_sum)
         of_step = torch.stack(losses)
@@ -259,7 +266,8 @@ class WikiTrainer(Trainer):
         return self._norm_copy.start(grad_norm) if is_tensor else grad_norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """HF's, into the staging folder."""
+        """HF's, into the staging folder. The ledger is never behind a checkpoint."""
+        self.ledger.flush(durable=True)
         with saving(Path(str(self.args.output_dir)), self.state.global_step):
             super()._save_checkpoint(model, trial)
 

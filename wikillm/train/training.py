@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from wikillm.checkpoints.layout import checkpoint_name
 from wikillm.checkpoints.retention import keep_of
-from wikillm.core.errors import StoppedError
+from wikillm.core.errors import DivergedError, StoppedError
 from wikillm.core.log import say
 from wikillm.models.unpickle import only_known_classes
 from wikillm.models.z_loss import ZLoss
@@ -20,6 +20,7 @@ from wikillm.train.callbacks.checkpoint import CheckpointCallback
 from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.heartbeat import HeartbeatCallback
+from wikillm.train.callbacks.ledger import LedgerCallback
 from wikillm.train.callbacks.page import PageCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.room import RoomCallback
@@ -88,6 +89,8 @@ def train(
             )
     except BaseException as caught:
         error = caught
+        if isinstance(caught, DivergedError):  # raised on all ranks
+            trainer.ledger.flush()
         raise
     finally:
         garbage.close()
@@ -145,6 +148,7 @@ def _callbacks(
     if train.weight_check_steps:
         yield WeightCheckCallback(train.weight_check_steps, context.group)
     yield RoomCallback(context, keep_of(train))
+    yield LedgerCallback(trainer)
     # The average must not hold a NaN, and is a part of the checkpoint.
     if train.ema_decay:
         first = math.ceil(Fraction(str(train.ema_start)) * plan.max_steps)

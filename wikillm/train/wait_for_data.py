@@ -30,6 +30,14 @@ def open_run_corpus(data: DataSection, world: World, *, in_epochs: bool) -> Corp
     Args:
         in_epochs: the horizon is a number of epochs, which needs the size of the finished store.
     """
+    corpus = _open(data, world, in_epochs)
+    if data.verify == "first_use":
+        corpus.train.verify_on_first_use()
+        corpus.val.verify_on_first_use()
+    return corpus
+
+
+def _open(data: DataSection, world: World, in_epochs: bool) -> Corpus:
     if not in_epochs:
         return stream_corpus(data, is_main=world.is_main, is_local_main=world.local_rank == 0)
     if data.streaming != "off" and not data.mixture:

@@ -57,6 +57,7 @@ _DECIDES_NOTHING = {  # of what is found by looking at the sources
     "min_val_tokens",
     "preset",
     "shard_bytes",
+    "verify",
     "streaming",
     "window_shards",
     "stall_seconds",

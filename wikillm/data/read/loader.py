@@ -27,12 +27,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from wikillm.config.batch_ramp import BatchRamp
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.order.blocks import IGNORED, Ints, SampleOrder, TargetRanges
+from wikillm.data.order.blocks import SampleOrder
 from wikillm.data.read.corpus import Order, Tokens
 from wikillm.data.read.document_mask import cumulative_lengths, document_positions
-
-PADDING = -1  # a sample index that stands for "nothing": all its labels are ignored
-
+from wikillm.data.read.rows import PADDING, sample_rows
 
 Batch = dict[str, Any]
 
@@ -157,15 +155,7 @@ class Samples(Dataset[Batch]):
 
     def _whole(self, indices: Sequence[int]) -> Batch:
         wanted = np.asarray(indices, dtype=np.int64)
-        shape = (len(wanted), self.order.sequence_length)
-        inputs = np.zeros(shape, dtype=np.int64)
-        targets = np.full(shape, IGNORED, dtype=np.int64)
-        joins: list[tuple[int, int]] = []
-        found = self.order.target_ranges(np.maximum(wanted, 0))
-        for row, (sample, ranges) in enumerate(zip(wanted, found, strict=True)):
-            if sample != PADDING:
-                ends = self._fill(inputs[row], targets[row], ranges)
-                joins += [(row, column) for column in ends[:-1]]
+        inputs, targets, joins = sample_rows(self.tokens, self.order, wanted)
         labels = torch.from_numpy(targets)
         batch = {"input_ids": torch.from_numpy(inputs), "labels": labels, "shift_labels": labels}
         if self.mask is None:
@@ -178,16 +168,6 @@ class Samples(Dataset[Batch]):
             lengths["cu_seq_lens_q"] = lengths["cu_seq_lens_k"] = torch.from_numpy(bounds)
             return batch | lengths
         return batch
-
-    def _fill(self, inputs: Ints, targets: Ints, ranges: TargetRanges) -> list[int]:
-        """Copy these targets, and the token before each. Returns where each range ends."""
-        ends = [0]
-        for start, stop in ranges:
-            tokens = self.tokens.read(start, stop + 1)
-            ends.append(ends[-1] + stop - start)
-            inputs[ends[-2] : ends[-1]] = tokens[:-1]
-            targets[ends[-2] : ends[-1]] = tokens[1:]
-        return ends[1:]
 
 
 @dataclass(frozen=True, eq=False)

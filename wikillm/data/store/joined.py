@@ -47,6 +47,10 @@ class JoinedStream(TokenStream):
         for stream in self.streams:
             yield from stream.indexes()
 
+    def verify_on_first_use(self) -> None:
+        for stream in self.streams:
+            stream.verify_on_first_use()
+
     def within(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(stream, first, last) of the parts that make up [start, stop)."""
         at = start

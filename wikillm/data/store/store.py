@@ -18,12 +18,14 @@ once. The first rank also compares sizes then, and every rank when it first maps
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ INDEX = np.dtype(
 )
 _OPEN_REMOTE_FILES = 16  # a file that left the cache takes disk space while it is mapped
 _FETCHES = 5  # of a shard that others remove from the cache before it is mapped
+_FLAGS = 1 << 24  # address space, two bytes a shard
 _OPEN_FILES = 128  # mapped at a time; a usual limit is 1024 descriptors per process
 
 
@@ -94,6 +97,8 @@ class TokenStream:
         self._numbers: list[int] = []  # of the shards that have tokens
         self._starts = [0]
         self._documents: list[int] = []  # of each of these shards
+        self._digests: list[dict[str, str]] = []  # sha256 of each of these shards' files
+        self._verified: mmap | defaultdict[int, int] | None = None
         self._open: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self.extend(shards)
 
@@ -107,10 +112,20 @@ class TokenStream:
                 self.n_tokens += part.tokens
                 self._numbers.append(shard.number)
                 self._documents.append(part.documents)
+                self._digests.append({"tok": part.tok_sha256, "idx": part.idx_sha256})
                 self._starts.append(self.n_tokens)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        fresh: defaultdict[int, int] = defaultdict(int)
+        verified = None if self._verified is None else fresh
+        return {**self.__dict__, "_open": OrderedDict(), "_verified": verified}
+
+    def verify_on_first_use(self) -> None:
+        """From now on compare a shard's sha256 with the manifest's before its first use.
+
+        This process and its later forks do so once together; a copy by pickle does so again.
+        """
+        self._verified = mmap(-1, _FLAGS)  # shared with forked loader workers
 
     def __len__(self) -> int:
         return self.n_tokens
@@ -201,10 +216,21 @@ class TokenStream:
         if kind == "idx" and len(mapped) and int(mapped["end"][-1]) != tokens:
             what = f"{path} indexes {int(mapped['end'][-1])} tokens instead of {tokens}"
             raise damaged(self._folder, what)
+        flag = 2 * self._numbers[shard] + (kind == "idx")
+        if self._verified is not None and not self._verified[flag]:
+            self._compare(path, mapped, self._digests[shard][kind])
+            self._verified[flag] = 1
         self._open[key] = mapped
         if len(self._open) > (_OPEN_FILES if self._ensure is None else _OPEN_REMOTE_FILES):
             self._open.popitem(last=False)
         return mapped
+
+    def _compare(self, path: Path, mapped: npt.NDArray[Any], wanted: str) -> None:
+        """Raise DataError unless the sha256 of a mapped file is the one in the manifest."""
+        found = hashlib.sha256(mapped.view(np.uint8).data).hexdigest()
+        if found != wanted:
+            what = f"{path}: its sha256 is {found}, the manifest has {wanted}"
+            raise damaged(self._folder, what)
 
     def _map_file(self, path: Path, dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
         for left in reversed(range(_FETCHES)):

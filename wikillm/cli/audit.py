@@ -1,0 +1,103 @@
+"""`wikillm audit RUN`: prove from files which tokens a run was trained on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wikillm.cli.arguments import add_json
+
+if TYPE_CHECKING:
+    from wikillm.ledger.audit import Audit
+
+HELP = "Prove from files which tokens a run was trained on, or name the first wrong step."
+
+EPILOG = """
+Reads RUN/ledger.jsonl, RUN/data.json, the checkpoints' states and the token store; changes nothing.
+Exit codes: 0 proven, 4 not proven, 6 there is no ledger, or it is damaged.
+
+examples:
+  wikillm audit runs/wiki                              every step, every token
+  wikillm audit runs/wiki --steps 1000:2000            these steps alone
+  wikillm audit runs/wiki --no-tokens                  only the samples: no store is needed
+  wikillm audit copies/wiki --store copies/store       run and store were copied here
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run directory")
+    parser.add_argument(
+        "--steps", type=_steps, default=(None, None), metavar="A:B", help="from step A to step B"
+    )
+    parser.add_argument(
+        "--no-tokens", action="store_true", help="do not compare digests with the store's tokens"
+    )
+    parser.add_argument(
+        "--store",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="where the token store is now; of a mixture NAME=PLACE, once per source",
+    )
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+
+    from wikillm.core.errors import ExitCode
+    from wikillm.ledger.audit import audit_run
+
+    first, last = args.steps
+    found = audit_run(
+        args.run,
+        first_step=first,
+        last_step=last,
+        with_tokens=not args.no_tokens,
+        stores=args.store,
+    )
+    print(json.dumps(found.to_json(), ensure_ascii=False) if args.json else "\n".join(_text(found)))
+    return int(ExitCode.DONE if found.is_proven else ExitCode.DATA)
+
+
+def _steps(text: str) -> tuple[int | None, int | None]:
+    first, colon, last = text.partition(":")
+    try:
+        found = tuple(int(word) if word else None for word in (first, last))
+    except ValueError:
+        found = (0, 0)
+    if not colon or any(step is not None and step < 1 for step in found):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not A:B, steps from 1 on")
+    return found[0], found[1]
+
+
+def _text(found: Audit) -> list[str]:
+    steps = f"steps {found.first_step:,} to {found.last_step:,}"
+    samples = f"samples {found.first:,} to {found.stop - 1:,}"
+    lines = [
+        f"run        {found.run}",
+        f"ledger     process starts: {found.segments}, steps redone after a resume: "
+        f"{found.superseded:,}, checkpoints that agree: {found.checkpoints}",
+    ]
+    for window in found.skipped:
+        lines.append(f"skipped    samples {window.first:,} to {window.stop - 1:,}: {window.reason}")
+    if found.seconds:
+        rate = found.tokens_compared / found.seconds
+        lines.append(
+            f"tokens     {found.tokens_compared:,} compared in {found.seconds:.1f} s, "
+            f"{rate / 1e6:.1f} M/s"
+        )
+    if not found.is_proven:
+        for finding in found.findings[:5]:
+            lines.append(f"wrong      step {finding.step:,}, {finding.kind}: {finding.text}")
+        if len(found.findings) > 5:
+            lines.append(f"           and {len(found.findings) - 5} more")
+        return [*lines, f"not proven {steps}: the first wrong one is {found.findings[0].step:,}"]
+    but = f", but for {len(found.skipped)} skipped windows" if found.skipped else ""
+    epochs = f" ({found.epochs})" if found.epochs else ""
+    lines.append(f"proven     {steps}: {samples} in their order, each once per epoch{but}{epochs}")
+    if not found.seconds:
+        lines.append("           of the samples alone: digests and store were not compared")
+    return lines

@@ -1,0 +1,278 @@
+"""Proves from files alone which tokens a run was trained on, or names the first step that is wrong.
+
+The ledger says which samples each step consumed, and the digest of what the ranks handed to the
+model. The order of the samples is a function of (seed, store, index), and a bijection in every
+epoch. So when the steps' samples follow each other without gap or overlap from 0 on, and every
+digest is that of the store's tokens, each sample was trained exactly once per epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wikillm.checkpoints.lineage import arrange
+from wikillm.checkpoints.manifest import read_state
+from wikillm.core.errors import CheckpointError, DataError
+from wikillm.data.read.corpus import Corpus, Order, Tokens
+from wikillm.data.read.rows import sample_rows
+from wikillm.ledger.corpus import corpus_of_run
+from wikillm.ledger.digest import row_hashes, row_keys
+from wikillm.ledger.record import NAME, History, SkippedWindow, StepLine, read_ledger
+
+_ROWS_AT_A_TIME = 1024
+_SAMPLES_AT_A_TIME = 1 << 16
+_NEAR = 8  # batches before and after in which the tokens of a wrong step are looked for
+
+
+@dataclass(frozen=True, slots=True)
+class WrongStep:
+    """`kind`: record, lost, repeated, tokens or checkpoint."""
+
+    step: int
+    kind: str
+    text: str
+
+
+@dataclass(slots=True)
+class Audit:
+    """What was proven of the steps [first_step, last_step], and what was not.
+
+    `skipped`: windows that the run left out and recorded. `seconds`: of comparing tokens.
+    """
+
+    run: str
+    first_step: int
+    last_step: int
+    first: int
+    stop: int
+    samples: int = 0
+    segments: int = 0
+    superseded: int = 0
+    checkpoints: int = 0
+    tokens_compared: int = 0
+    seconds: float = 0.0
+    epochs: str = ""
+    skipped: list[SkippedWindow] = field(default_factory=list)
+    findings: list[WrongStep] = field(default_factory=list)
+
+    @property
+    def is_proven(self) -> bool:
+        return not self.findings
+
+    def to_json(self) -> dict[str, Any]:
+        skipped = [window.to_json() for window in self.skipped]
+        return {"proven": self.is_proven, **asdict(self), "skipped": skipped}
+
+
+def audit_run(
+    run: Path,
+    *,
+    first_step: int | None = None,
+    last_step: int | None = None,
+    with_tokens: bool = True,
+    stores: Sequence[str] = (),
+) -> Audit:
+    """Check the ledger of a run, in full or from `first_step` to `last_step`.
+
+    Args:
+        with_tokens: compare the digests with the store's tokens, not only the samples.
+        stores: see `corpus_of_run`.
+
+    Raises:
+        CheckpointError: no ledger, a damaged one, or one without these steps.
+        DataError, ConfigError: see `corpus_of_run`.
+    """
+    history = History.of(read_ledger(run / NAME))
+    steps = [
+        line
+        for line in history.steps
+        if (first_step or 1) <= line.step and (last_step is None or line.step <= last_step)
+    ]
+    if not steps:
+        held = f"steps {history.steps[0].step} to {history.steps[-1].step}" if history.steps else ""
+        raise CheckpointError(
+            "The ledger has none of these steps.", got=f"{run / NAME}: {held or 'no steps'}"
+        )
+    begin = first_step or 1
+    before = next((line for line in history.steps if line.step == begin - 1), None)
+    found = Audit(
+        str(run), begin, last_step or steps[-1].step, before.stop if before else 0, steps[-1].stop
+    )
+    found.segments = len(history.segments)
+    found.superseded = history.superseded
+    if begin > 1 and before is None:
+        found.first = steps[0].first  # nothing is claimed about the steps before
+    found.findings += _check_ranges(found, history, steps)
+    found.samples = sum(line.stop - line.first for line in steps)
+    found.findings += _check_checkpoints(found, run, history)
+    if with_tokens:
+        found.findings += _compare_tokens(found, run, history, steps, stores)
+    found.findings.sort(key=lambda finding: finding.step)
+    return found
+
+
+def _check_ranges(found: Audit, history: History, steps: list[StepLine]) -> Iterator[WrongStep]:
+    """Whether each step begins where the one before ended, or where a skipped window ends."""
+    orders = {str(sorted(segment.order.items())) for segment in history.segments}
+    if len(orders) > 1:
+        yield WrongStep(steps[0].step, "record", "segments with different orders of the samples")
+    windows = {window.first: window for window in history.skipped}
+    at = found.first
+    expected = found.first_step
+    for line in steps:
+        if line.step > expected:
+            missing = f"no record of steps {expected:,} to {line.step - 1:,}"
+            yield WrongStep(expected, "record", f"{missing}: lines or a whole ledger were lost")
+            at = line.first
+        elif line.step < expected or line.stop <= line.first:
+            yield WrongStep(line.step, "record", "recorded twice, or without samples")
+        while at in windows and at < line.first:
+            found.skipped.append(windows[at])
+            at = windows[at].stop
+        if line.first > at:
+            text = f"samples {at:,} to {line.first - 1:,} were not trained"
+            yield WrongStep(line.step, "lost", text)
+        elif line.first < at:
+            text = f"samples {line.first:,} to {min(at, line.stop) - 1:,} were trained again"
+            yield WrongStep(line.step, "repeated", text)
+        at = line.stop
+        expected = line.step + 1
+    if expected <= found.last_step:
+        text = f"no record of steps {expected:,} to {found.last_step:,}"
+        yield WrongStep(expected, "record", text)
+
+
+def _check_checkpoints(found: Audit, run: Path, history: History) -> Iterator[WrongStep]:
+    """Whether the checkpoints of the current branch stand where the ledger says."""
+    stops = {line.step: line.stop for line in history.steps}
+    ends = {window.first: window.stop for window in history.skipped}
+    for folder in arrange(run / "checkpoints").branch:
+        try:
+            state = read_state(folder)
+        except CheckpointError:
+            continue  # not the ledger's concern: it can be named, and resuming refuses it
+        step = state["step"]
+        if not found.first_step <= step <= found.last_step:
+            continue
+        found.checkpoints += 1
+        stop = stops.get(step)
+        consumed = state["consumed_samples"]
+        if stop is None:
+            yield WrongStep(step, "record", f"{folder.name} exists, and its step has no record")
+        elif consumed not in (stop, ends.get(stop)):
+            text = f"{folder.name} has consumed {consumed:,} samples, the ledger {stop:,}"
+            yield WrongStep(step, "checkpoint", text)
+
+
+def _compare_tokens(
+    found: Audit, run: Path, history: History, steps: list[StepLine], stores: Sequence[str]
+) -> Iterator[WrongStep]:
+    """Compare each digest with that of the store's tokens; stop at the first that differs.
+
+    A shard is compared with the manifest before its tokens are used.
+    """
+    facts = history.segments[-1].order
+    corpus = corpus_of_run(run, facts, stores)
+    order = corpus.order(facts["sequence_length"], facts["seed"])
+    found.epochs = _epochs(corpus, facts, found.stop)
+    corpus.train.verify_on_first_use()
+    since = time.perf_counter()
+    for some in _portions(steps):
+        digests, damage = _digests_until_damage(corpus.train, order, some)
+        if damage is not None:
+            yield damage
+        pairs = list(zip(some, digests, strict=False))
+        wrong = next((line for line, digest in pairs if line.digest != digest), None)
+        if wrong is not None:
+            yield _explain(corpus.train, order, wrong)
+        compared = pairs if wrong is None else pairs[: some.index(wrong)]
+        found.tokens_compared += order.sequence_length * sum(s.stop - s.first for s, _ in compared)
+        if len(compared) < len(some):
+            break
+    found.seconds = time.perf_counter() - since
+
+
+def _digests_until_damage(
+    tokens: Tokens, order: Order, steps: list[StepLine]
+) -> tuple[list[int], WrongStep | None]:
+    """The expected digests, up to the first step that needs a shard which cannot be used."""
+    with suppress(DataError):
+        return expected_digests(tokens, order, steps), None
+    digests: list[int] = []
+    for line in steps:
+        try:
+            digests += expected_digests(tokens, order, [line])
+        except DataError as error:
+            return digests, WrongStep(line.step, "tokens", str(error.got))
+    return digests, None
+
+
+def _portions(steps: list[StepLine]) -> Iterator[list[StepLine]]:
+    """Steps of about `_SAMPLES_AT_A_TIME` samples together, at least one."""
+    some: list[StepLine] = []
+    size = 0
+    for line in steps:
+        some.append(line)
+        size += line.stop - line.first
+        if size >= _SAMPLES_AT_A_TIME:
+            yield some
+            some = []
+            size = 0
+    if some:
+        yield some
+
+
+def expected_digests(tokens: Tokens, order: Order, steps: Sequence[StepLine]) -> list[int]:
+    """The digest that each step has when it consumes its samples in full."""
+    sizes = np.array([max(0, line.stop - line.first) for line in steps])
+    samples = np.concatenate([np.arange(line.first, line.stop) for line in steps])
+    rows = np.concatenate([np.arange(size) for size in sizes])
+    hashes = np.empty(len(samples), dtype=np.uint64)
+    for start in range(0, len(samples), _ROWS_AT_A_TIME):
+        part = slice(start, start + _ROWS_AT_A_TIME)
+        inputs, targets, _ = sample_rows(tokens, order, samples[part])
+        hashes[part] = row_hashes(inputs, targets)
+    sums = np.cumsum(np.append(np.uint64(0), hashes * row_keys(0, int(sizes.max()))[rows]))
+    ends = np.append(0, np.cumsum(sizes))
+    digests: list[int] = np.diff(sums[ends]).tolist()  # both wrap, so differences are exact
+    return digests
+
+
+def _explain(tokens: Tokens, order: Order, wrong: StepLine) -> WrongStep:
+    """Where the tokens of a step come from, if not from its samples."""
+    size = wrong.stop - wrong.first
+    own = f"not those of its samples {wrong.first:,} to {wrong.stop - 1:,}"
+    for batches in sorted(range(-_NEAR, _NEAR + 1), key=abs):
+        first = wrong.first + batches * size
+        if batches == 0 or first < 0:
+            continue
+        moved = wrong._replace(first=first, stop=first + size)
+        with suppress(DataError, IndexError):
+            if expected_digests(tokens, order, [moved]) == [wrong.digest]:
+                kind = "repeated" if batches < 0 else "lost"
+                taken = f"it was given the tokens of samples {first:,} to {moved.stop - 1:,}"
+                return WrongStep(wrong.step, kind, f"{taken}, {own}")
+    text = f"it was given other tokens, {own}. The shards are those of the manifest. So "
+    text += (
+        "the store was built again since, ranks read each other's samples, or memory was damaged"
+    )
+    return WrongStep(wrong.step, "tokens", text)
+
+
+def _epochs(corpus: Corpus, facts: dict[str, Any], samples: int) -> str:
+    """How often the samples before `samples` go through the store, in words."""
+    if corpus.mixture:
+        used = corpus.order(facts["sequence_length"], facts["seed"]).used(samples)
+        return ", ".join(f"{source.name} {source.epochs:.2f}" for source in used) + " epochs"
+    sizes = corpus.epoch_sizes(facts["sequence_length"])
+    assert sizes is not None, "a finished store knows its size"
+    first, later = sizes
+    passes = samples / first if samples <= first else 1 + (samples - first) / later
+    return f"{passes:.2f} epochs"

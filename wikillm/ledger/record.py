@@ -1,0 +1,214 @@
+"""RUN/ledger.jsonl: one line per optimizer step, appended by rank 0 and never rewritten.
+
+    {"segment":1,"step":40,"samples":320,"checkpoint":"checkpoint-40","world":2,"order":{...},...}
+    {"step":41,"first":320,"stop":328,"digest":"5c6d...","loss":4.81,"crc":2930261}
+    {"skipped":[328,344],"reason":"loss spike at step 42","crc":7155301}
+
+A segment is what one process start trained, from the step and the samples of its checkpoint on. Its
+lines replace those of earlier segments beyond that step, which stay in the file. `first` and `stop`
+are sample indices, `digest` is that of `ledger.digest`, `loss` the mean since the last logged one.
+Each line ends with the CRC-32 of what stands before it. What a kill left of the last line is cut
+off at the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from wikillm.core.errors import CheckpointError
+from wikillm.core.files import cut_torn_line, fsync_path
+from wikillm.core.log import warn
+
+NAME = "ledger.jsonl"
+_CRC = b',"crc":'
+
+
+class Segment(NamedTuple):
+    """A process start. `order` has the facts that decide which tokens a sample is."""
+
+    number: int
+    step: int
+    samples: int
+    checkpoint: str | None
+    world: int
+    order: dict[str, Any]
+    time: float
+
+    def to_json(self) -> dict[str, Any]:
+        fields = self._asdict()
+        return {"segment": fields.pop("number"), **fields}
+
+
+class StepLine(NamedTuple):
+    """An optimizer step and the samples [first, stop) that it consumed."""
+
+    step: int
+    first: int
+    stop: int
+    digest: int
+    loss: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        fields = self._asdict() | {"digest": f"{self.digest:016x}"}
+        return fields if self.loss is not None else {n: fields[n] for n in self._fields[:-1]}
+
+
+class SkippedWindow(NamedTuple):
+    """Samples [first, stop) that were left out on purpose."""
+
+    first: int
+    stop: int
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"skipped": [self.first, self.stop], "reason": self.reason}
+
+
+Entry = Segment | StepLine | SkippedWindow
+
+
+@dataclass(slots=True)
+class History:
+    """What the run's weights have seen, once superseded lines are left out."""
+
+    segments: list[Segment] = field(default_factory=list)
+    steps: list[StepLine] = field(default_factory=list)
+    skipped: list[SkippedWindow] = field(default_factory=list)
+    superseded: int = 0
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> History:
+        history = cls()
+        for entry in entries:
+            if isinstance(entry, StepLine):
+                history.steps.append(entry)
+            elif isinstance(entry, SkippedWindow):
+                history.skipped.append(entry)
+            else:
+                history._begin(entry)
+        return history
+
+    def _begin(self, segment: Segment) -> None:
+        self.segments.append(segment)
+        while self.steps and self.steps[-1].step > segment.step:
+            self.steps.pop()
+            self.superseded += 1
+        self.skipped = [window for window in self.skipped if window.first < segment.samples]
+
+
+class LedgerWriter:
+    """Appends to the ledger of a run. Made when training starts. (rank 0)
+
+    A file with a damaged line is renamed and a new one begun, with a warning. A disk that takes no
+    more lines is reported once; they are kept, and written as soon as it does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pending = bytearray()
+        self._has_warned = False
+        cut_torn_line(path)
+        try:
+            self._known = History.of(read_ledger(path)) if path.exists() else History()
+        except CheckpointError as error:
+            aside = _free_name(path)
+            path.rename(aside)
+            warn(f"{error}\n  it is kept as {aside.name}; a new ledger begins")
+            self._known = History()
+
+    def begin(self, **facts: Any) -> None:
+        """Begin a segment with these facts (see `Segment`)."""
+        segment = Segment(len(self._known.segments), **facts)
+        known = self._known.steps[-1].step if self._known.steps else 0
+        if segment.step > known:
+            warn(
+                f"{self.path} has no record of steps {known + 1:,} to {segment.step:,}: "
+                f"`wikillm audit` can prove the later ones only"
+            )
+        self.add(segment)
+
+    def add(self, entry: Entry) -> None:
+        """Append an entry with the next `flush`."""
+        self._pending += _encode(entry)
+
+    def flush(self, *, durable: bool = False) -> None:
+        """Write what was added; `durable`: through to the disk."""
+        try:
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                self._write(fd)
+                if durable:
+                    os.fsync(fd)
+                    fsync_path(self.path.parent)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if not self._has_warned:
+                warn(f"{self.path} cannot be written ({error}); its lines are kept until it can")
+            self._has_warned = True
+
+    def _write(self, fd: int) -> None:
+        if not self._pending:
+            return
+        size = os.fstat(fd).st_size
+        if os.write(fd, self._pending) != len(self._pending):
+            os.ftruncate(fd, size)  # no line is better than half of one
+            raise OSError("the disk took only a part of the lines")
+        self._pending.clear()
+
+
+def read_ledger(path: Path) -> list[Entry]:
+    """All lines of a ledger, without what was torn off the last one.
+
+    Raises CheckpointError when there is none, or a line is damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"There is no ledger at {path}.",
+            got=error.strerror,
+            fix="runs of earlier versions have none; a resumed run begins one",
+        ) from None
+    entries: list[Entry] = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            entries.append(_decode(line))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"The ledger {path} is damaged.", got=f"line {number}: {error!r}"
+            ) from None
+    return entries
+
+
+def _encode(entry: Entry) -> bytes:
+    body = orjson.dumps(entry.to_json())[:-1]
+    return b"%s%s%d}\n" % (body, _CRC, zlib.crc32(body))
+
+
+def _decode(line: bytes) -> Entry:
+    body, _, crc = line.rpartition(_CRC)
+    if int(crc[:-1] or -1) != zlib.crc32(body):
+        raise ValueError("its checksum is not that of the line")
+    value = orjson.loads(body + b"}")
+    if "digest" in value:
+        digest = int(value["digest"], 16)
+        return StepLine(value["step"], value["first"], value["stop"], digest, value.get("loss"))
+    if "skipped" in value:
+        first, stop = value["skipped"]
+        return SkippedWindow(first, stop, value["reason"])
+    value["number"] = value.pop("segment")
+    return Segment(**value)
+
+
+def _free_name(path: Path) -> Path:
+    numbers = range(1, 1 << 31)
+    names = (path.with_name(f"{path.stem}.damaged-{n}{path.suffix}") for n in numbers)
+    return next(name for name in names if not name.exists())

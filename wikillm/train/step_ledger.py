@@ -1,0 +1,103 @@
+"""What this rank's part of each optimizer step was, summed over ranks into RUN/ledger.jsonl.
+
+Each rank hashes the batches that it has handed to the model. The sums over ranks are made for all
+steps since the last one together, when a loss is logged and before a checkpoint: no step waits for
+them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from wikillm.data.read.corpus import proportions
+from wikillm.data.read.loader import BatchShape, SequenceShard
+from wikillm.ledger.digest import digest_of_rows, row_hashes
+from wikillm.ledger.record import NAME, LedgerWriter, SkippedWindow, StepLine
+from wikillm.train.context import RunContext
+
+_MODULUS = 1 << 64
+
+
+@dataclass(slots=True)
+class _Consumed:
+    """A step that is not in the ledger yet. `digest`: of this rank's part."""
+
+    step: int
+    first: int
+    stop: int
+    digest: int = 0
+
+
+class StepLedger:
+    """Collects digests on every rank; rank 0 writes them."""
+
+    def __init__(self, context: RunContext, shape: BatchShape, shard: SequenceShard | None) -> None:
+        self._group = context.group
+        self._shape = shape
+        self._shard = shard
+        self._pending: list[_Consumed | SkippedWindow] = []
+        self._writer: LedgerWriter | None = None
+        if context.world.is_main:
+            self._writer = LedgerWriter(context.run.path / NAME)
+        self._world = context.world.size
+        cfg = context.resolved.config
+        self._order = {
+            "store": context.corpus.manifest.fingerprint,
+            "mixture": proportions(context.corpus.mixture),
+            "seed": cfg.run.seed,
+            "sequence_length": context.plan.sequence_length,
+            "window_shards": cfg.data.window_shards,
+            "packing": cfg.data.packing,
+        }
+
+    def begin_segment(self, step: int, samples: int, checkpoint: str | None) -> None:
+        """Training begins, or goes on from a checkpoint, after `step` and `samples`. (all ranks)"""
+        if self._writer is not None:
+            self._writer.begin(
+                step=step,
+                samples=samples,
+                checkpoint=checkpoint,
+                world=self._world,
+                order=self._order,
+                time=round(time.time(), 3),
+            )
+
+    def begin_step(self, step: int, first: int, samples: int) -> None:
+        """Optimizer step `step` (from 1) consumes the samples [first, first + samples)."""
+        self._pending.append(_Consumed(step, first, first + samples))
+
+    def add_batch(self, micro_step: int, batch: Mapping[str, Any]) -> None:
+        """Micro-step `micro_step` (from 0) of this step was given `batch`, tensors on the host."""
+        inputs_BT = batch["input_ids"].numpy()
+        targets_BT = batch["shift_labels"].numpy()
+        column = self._shard.index * inputs_BT.shape[1] if self._shard else 0
+        shape = self._shape
+        row = (micro_step * shape.world_size + shape.rank) * shape.micro_batch
+        hashes = row_hashes(inputs_BT, targets_BT, column)
+        step = self._pending[-1]
+        assert isinstance(step, _Consumed), "a step has begun"
+        step.digest = (step.digest + digest_of_rows(hashes, row)) % _MODULUS
+
+    def skip(self, first: int, stop: int, reason: str) -> None:
+        """The samples [first, stop) are left out, after the steps so far. (all ranks)"""
+        self._pending.append(SkippedWindow(first, stop, reason))
+
+    def flush(self, loss: float | None = None, *, durable: bool = False) -> None:
+        """Write what was collected; `loss` is that of the latest step. (all ranks)"""
+        steps = [entry for entry in self._pending if isinstance(entry, _Consumed)]
+        digests = iter(self._group.sum_modulo([step.digest for step in steps]))
+        if self._writer is not None:
+            for entry in self._pending:
+                if isinstance(entry, SkippedWindow):
+                    self._writer.add(entry)
+                    continue
+                is_latest = entry is steps[-1] and loss is not None and math.isfinite(loss)
+                digest = next(digests)
+                logged = loss if is_latest else None
+                self._writer.add(StepLine(entry.step, entry.first, entry.stop, digest, logged))
+            self._writer.flush(durable=durable)
+        self._pending.clear()
