@@ -11,19 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness.old_checkpoints import seal_again, train_in_the_old_format
 from harness.partitions import save_partitions
 from harness.programs import train_with_options
 from harness.ranks import run_ranks
-from harness.tiny_model import seal, write_tokenizer
+from harness.tiny_model import seal as complete
+from harness.tiny_model import write_tokenizer
 from harness.tiny_run import Words
 
-from wikillm.checkpoints.manifest import (
-    files_to_list,
-    read_manifest,
-    seal_files,
-    verify,
-    write_manifest,
-)
+from wikillm.checkpoints.manifest import read_manifest, verify
 from wikillm.cli.main import main
 from wikillm.core.errors import CheckpointError
 from wikillm.models.unpickle import only_known_classes
@@ -49,13 +45,14 @@ def plant(file: Path, mark: Path) -> None:
     )
 
 
-def seal_again(checkpoint: Path) -> None:
+def seal(checkpoint: Path) -> None:
+    """Make the manifest fit the files again."""
     facts = {
         name: fact
         for name, fact in read_manifest(checkpoint).items()
         if name not in ("files", "format_version")
     }
-    write_manifest(checkpoint, seal_files(checkpoint, files_to_list(checkpoint)), facts)
+    seal_again(checkpoint, facts)
     verify(checkpoint)
 
 
@@ -68,7 +65,7 @@ def partitions(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     run_ranks(
         save_partitions, 2, str(checkpoint), request.param, True, str(run.parent / "whole.pt")
     )
-    seal(checkpoint, 1)
+    complete(checkpoint, 1)
     write_tokenizer(run / "tokenizer", ["一二三"] * 5)
     (run / "config.resolved.yaml").write_text("run: {name: x}\n")
     return run
@@ -85,7 +82,7 @@ def test_no_command_runs_it(
     mark = tmp_path / "ran"
     for file in checkpoint.glob(f"global_step1/*{kind}.pt"):
         plant(file, mark)
-    seal_again(checkpoint)
+    seal(checkpoint)
     store = [
         "train.max_steps=10",
         "train.warmup_steps=1",
@@ -113,13 +110,13 @@ def test_no_command_runs_it(
 
 @pytest.fixture(scope="module")
 def saved(words: Words, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`saved(kind)`: a one-process run with checkpoints. `kind` is `alone` or a recipe name."""
+    """`saved(kind)`: a one-process run of an earlier version; `alone` or a recipe's name."""
 
     @functools.cache
     def make(kind: str) -> Path:
         run = tmp_path_factory.mktemp(kind) / "run"
         options = {} if kind == "alone" else {"deepspeed": kind}
-        (result,) = run_ranks(train_with_options, 1, words(run, *STEPS), options)
+        (result,) = run_ranks(train_in_the_old_format, 1, words(run, *STEPS), options)
         assert result["code"] == 0, result["message"]
         return run
 
@@ -143,7 +140,7 @@ def test_no_resume_runs_it(
     assert files
     for file in files:
         plant(file, mark)
-    seal_again(checkpoint)
+    seal(checkpoint)
     line = words(run, *STEPS)
     options = {} if kind == "alone" else {"deepspeed": kind}
     (result,) = run_ranks(train_with_options, 1, line, {**options, "resume": "auto"})

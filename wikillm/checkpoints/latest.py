@@ -6,7 +6,9 @@ Neither what a `latest` file claims nor the highest step decides: see `lineage`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from wikillm.checkpoints.layout import list_checkpoints, step_of
 from wikillm.checkpoints.lineage import Lineage, arrange
@@ -14,8 +16,11 @@ from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError
 from wikillm.core.log import warn
 
+Verify = Callable[[Path], Any]
+"""Raises CheckpointError for a damaged checkpoint: `verify`, or one that all ranks share."""
 
-def latest_complete(folder: Path) -> Path | None:
+
+def latest_complete(folder: Path, check: Verify = verify) -> Path | None:
     """The last checkpoint written into `folder` that verifies; None when there never was one.
 
     Damaged ones on the branch are skipped, each with a warning that says why. Abandoned ones are
@@ -28,7 +33,7 @@ def latest_complete(folder: Path) -> Path | None:
     damaged: list[CheckpointError] = []
     for checkpoint in lineage.branch:
         try:
-            verify(checkpoint)
+            check(checkpoint)
         except CheckpointError as error:
             damaged.append(error)
             warn(f"skipping {checkpoint.name}: {error}")
@@ -40,16 +45,18 @@ def latest_complete(folder: Path) -> Path | None:
             )
         return checkpoint
     if damaged:
-        raise _none_usable(folder, lineage, damaged)
+        raise _none_usable(folder, lineage, damaged, check)
     return None
 
 
-def _none_usable(folder: Path, lineage: Lineage, damaged: list[CheckpointError]) -> CheckpointError:
+def _none_usable(
+    folder: Path, lineage: Lineage, damaged: list[CheckpointError], check: Verify
+) -> CheckpointError:
     """The error for a branch without a good checkpoint; it offers a good abandoned one by name."""
     got = "\n".join(map(str, damaged))
     for abandoned in lineage.abandoned:
         try:
-            verify(abandoned)
+            check(abandoned)
         except CheckpointError:
             continue
         return CheckpointError(
@@ -64,7 +71,7 @@ def _none_usable(folder: Path, lineage: Lineage, damaged: list[CheckpointError])
     )
 
 
-def find_complete(path: Path) -> Path:
+def find_complete(path: Path, check: Verify = verify) -> Path:
     """The checkpoint that `path` means: itself, or the last good one of a run or its checkpoints.
 
     Raises:
@@ -78,10 +85,10 @@ def find_complete(path: Path) -> Path:
                 got=f"in {path.parent}: {found}",
                 fix="name one of these, or the run directory for the last one written",
             )
-        verify(path)
+        check(path)
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    latest = latest_complete(folder) if folder.is_dir() else None
+    latest = latest_complete(folder, check) if folder.is_dir() else None
     if latest is None:
         exists = path.exists()
         raise CheckpointError(

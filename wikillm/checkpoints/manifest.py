@@ -1,45 +1,34 @@
-"""The list of a checkpoint's files with sizes and sha256, written last, and the check of all files.
+"""The list of a checkpoint's files, written last, and the check of all of them.
 
 A folder without a manifest, with a missing or short file, or with one changed bit is not a
-checkpoint. Pickles (DeepSpeed's shards, the RNG states) are loaded only from a folder that passed
-`verify`.
+checkpoint. The manifest has the size and the sha256 of every file, except of the tensor files,
+whose digests are in `ranks/` (see tensor_digests). Checkpoints of format 1 have a sha256 for every
+file; their pickles are loaded only from a folder that passed `verify`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wikillm.checkpoints.layout import MANIFEST, STATE, TRAINER_STATE, step_of
+from wikillm.checkpoints.tensor_digests import RANKS, verify_tensors
 from wikillm.core.errors import CheckpointError
 from wikillm.core.files import files_below, fsync_path, sha256_file, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_KNOWN_VERSIONS = (1, 2)
 
-FileEntry = dict[str, Any]  # {"size": bytes, "sha256": hex}
+FileEntry = dict[str, Any]
+"""{"size": bytes, "sha256": hex}; of a tensor file {"size": bytes, "digests": "ranks"}."""
 
 
 def files_to_list(checkpoint: Path) -> list[str]:
     """Relative paths of the files that a manifest lists, sorted: the same list on every rank."""
     names = [path.relative_to(checkpoint).as_posix() for path in files_below(checkpoint)]
     return [name for name in names if name != MANIFEST]
-
-
-def deal_by_size(checkpoint: Path, ranks: int) -> list[list[str]]:
-    """The files that a manifest lists, divided so that every rank reads about as many bytes.
-
-    The largest file first, each to the rank with the fewest bytes so far.
-    """
-    sizes = {name: (checkpoint / name).stat().st_size for name in files_to_list(checkpoint)}
-    shares: list[list[str]] = [[] for _ in range(ranks)]
-    held = [0] * ranks
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        rank = held.index(min(held))
-        shares[rank].append(name)
-        held[rank] += sizes[name]
-    return shares
 
 
 def seal_files(checkpoint: Path, names: Iterable[str]) -> dict[str, FileEntry]:
@@ -50,6 +39,11 @@ def seal_files(checkpoint: Path, names: Iterable[str]) -> dict[str, FileEntry]:
         fsync_path(path)
         entries[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
     return entries
+
+
+def tensor_entry(size: int) -> FileEntry:
+    """The entry of a tensor file, whose digests are recorded by the ranks that wrote it."""
+    return {"size": size, "digests": RANKS}
 
 
 def write_manifest(
@@ -72,7 +66,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         files = manifest["files"]
         well_formed = _has_counts(manifest) and all(
-            isinstance(e["size"], int) and len(e["sha256"]) == 64 for e in files.values()
+            isinstance(entry["size"], int) and _has_digest(entry) for entry in files.values()
         )
     except FileNotFoundError:
         raise CheckpointError(
@@ -82,13 +76,17 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"The manifest of {checkpoint} cannot be read.", got=repr(error)
         ) from None
-    if not well_formed or manifest.get("format_version") != FORMAT_VERSION:
+    if not well_formed or manifest.get("format_version") not in _KNOWN_VERSIONS:
         raise CheckpointError(
-            f"The manifest of {checkpoint} is not of format {FORMAT_VERSION}.",
+            f"The manifest of {checkpoint} is not of format 1 or {FORMAT_VERSION}.",
             got=f"format_version={manifest.get('format_version')!r}",
             fix="use the WikiLLM version that wrote it",
         )
     return dict(manifest)
+
+
+def _has_digest(entry: Mapping[str, Any]) -> bool:
+    return entry.get("digests") == RANKS or len(entry["sha256"]) == 64
 
 
 def _has_counts(manifest: Mapping[str, Any]) -> bool:
@@ -107,8 +105,54 @@ def verify(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any]:
     `hashes=False` compares sizes only. Raises CheckpointError with all differences by file.
     """
     manifest = read_manifest(checkpoint)
+    raise_if_damaged(checkpoint, damage(checkpoint, manifest, hashes=hashes))
+    return manifest
+
+
+def raise_if_damaged(checkpoint: Path, wrong: Sequence[str]) -> None:
+    """Raises CheckpointError with the first of these findings about a checkpoint, if any."""
+    if wrong:
+        raise CheckpointError(f"The checkpoint {checkpoint} is damaged.", got="\n".join(wrong[:8]))
+
+
+def damage(
+    checkpoint: Path,
+    manifest: Mapping[str, Any],
+    *,
+    hashes: bool = True,
+    rank: int = 0,
+    ranks: int = 1,
+) -> list[str]:
+    """What is wrong with a checkpoint, one line per file.
+
+    Args:
+        rank, ranks: the content is divided: this process hashes share `rank` of `ranks`, and rank 0
+            also checks names and sizes.
+    """
+    files: dict[str, FileEntry] = manifest["files"]
+    wrong = _wrong_names_and_sizes(checkpoint, files) if rank == 0 else []
+    if not hashes or wrong:
+        return wrong or (_other_steps(checkpoint, manifest) if rank == 0 else [])
+    # Tensor files are hashed by range, all others whole.
+    whole = [name for name, entry in sorted(files.items()) if "sha256" in entry]
+    for name in whole[rank::ranks]:
+        try:
+            differs = sha256_file(checkpoint / name) != files[name]["sha256"]
+        except OSError:
+            differs = True
+        if differs:
+            wrong.append(f"{name}: its content changed (sha256 differs)")
+    sizes = {name: entry["size"] for name, entry in files.items() if "sha256" not in entry}
+    if sizes:
+        wrong += verify_tensors(checkpoint, sizes, rank=rank, ranks=ranks)
+    if not wrong and rank == 0:
+        wrong = _other_steps(checkpoint, manifest)
+    return wrong
+
+
+def _wrong_names_and_sizes(checkpoint: Path, files: Mapping[str, FileEntry]) -> list[str]:
     wrong = []
-    for name, entry in manifest["files"].items():
+    for name, entry in files.items():
         path = checkpoint / name
         if ".." in Path(name).parts or Path(name).is_absolute():
             wrong.append(f"{name}: the name leads out of the checkpoint")
@@ -116,16 +160,9 @@ def verify(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any]:
             wrong.append(f"{name}: missing")
         elif path.stat().st_size != entry["size"]:
             wrong.append(f"{name}: {path.stat().st_size} bytes instead of {entry['size']}")
-        elif hashes and sha256_file(path) != entry["sha256"]:
-            wrong.append(f"{name}: its content changed (sha256 differs)")
     # An unlisted file may be a planted pickle.
-    unlisted = sorted(set(files_to_list(checkpoint)) - set(manifest["files"]))
-    wrong += [f"{name}: not in the manifest" for name in unlisted]
-    if not wrong:
-        wrong = _other_steps(checkpoint, manifest)
-    if wrong:
-        raise CheckpointError(f"The checkpoint {checkpoint} is damaged.", got="\n".join(wrong[:8]))
-    return manifest
+    unlisted = sorted(set(files_to_list(checkpoint)) - set(files))
+    return wrong + [f"{name}: not in the manifest" for name in unlisted]
 
 
 def _other_steps(checkpoint: Path, manifest: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import astuple, dataclass, field
+from functools import partial
 
 from wikillm.checkpoints.retention import keep_of
 from wikillm.config.precision import resolve_precision
@@ -16,7 +17,7 @@ from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError
 from wikillm.data.fetch.remote import is_offline, scheme_of
 from wikillm.plan.batch import split_batch
-from wikillm.plan.checkpoint import Written, checkpoint_bytes, checkpoints_at_most
+from wikillm.plan.checkpoint import checkpoint_bytes, checkpoints_at_most
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.memory import host_bytes_per_rank
 from wikillm.plan.recipe import check_recipe
@@ -126,12 +127,8 @@ def needs_of(resolved: Resolved, *, nodes: int, slots: int, has_gpu: bool = True
     host = host_bytes_per_rank(workload, strategy) * slots
     # The traffic of plain data parallel is not judged.
     traffic = communication_per_step(workload, strategy).between_nodes if recipe else 0
-    written = Written(
-        resolve_precision(cfg.train.precision, has_gpu=has_gpu, has_bf16=True),
-        strategy.stage if recipe else None,
-        strategy.muon,
-        strategy.ema,
-        ranks,
+    written = partial(
+        checkpoint_bytes, cfg.model, muon=strategy.muon, ema=strategy.ema, ranks=ranks
     )
     # An unknown tokenizer leaves the size of the embedding open.
     is_sure = cfg.data.tokenizer != "auto" or isinstance(cfg.model.vocab_size, int)
@@ -143,10 +140,8 @@ def needs_of(resolved: Resolved, *, nodes: int, slots: int, has_gpu: bool = True
         compiles=cfg.train.compile != "off",
         recipe=cfg.deepspeed.config or "",
         offload=host > 0,
-        checkpoint=checkpoint_bytes(cfg.model, vocabulary, written),
-        least_checkpoint=checkpoint_bytes(
-            cfg.model, vocabulary, written, embedding_is_sure=is_sure
-        ),
+        checkpoint=written(vocabulary),
+        least_checkpoint=written(vocabulary, embedding_is_sure=is_sure),
         checkpoints_kept=checkpoints_at_most(cfg.train, workload.max_steps),
         host_memory=host,
         traffic=traffic,

@@ -8,7 +8,7 @@ from typing import Any
 from wikillm.config.schema import TrainSection
 from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.plan.batch import name_ranks
-from wikillm.plan.checkpoint import Written, checkpoint_bytes, checkpoints_at_most
+from wikillm.plan.checkpoint import checkpoint_bytes, checkpoints_at_most
 from wikillm.plan.choose import Candidate, Machine, settings_of
 from wikillm.plan.schedule import five_points
 from wikillm.plan.strategy import Strategy
@@ -102,9 +102,13 @@ def to_json(
 
 
 def _disk(train: TrainSection, workload: Workload, strategy: Strategy) -> dict[str, int]:
-    stage = None if strategy.recipe == "ddp" else strategy.stage
-    written = Written(strategy.precision, stage, strategy.muon, strategy.ema, strategy.ranks)
-    checkpoint = checkpoint_bytes(workload.model, workload.vocab_size, written)
+    checkpoint = checkpoint_bytes(
+        workload.model,
+        workload.vocab_size,
+        muon=strategy.muon,
+        ema=strategy.ema,
+        ranks=strategy.ranks,
+    )
     return {
         "checkpoint": checkpoint,
         "checkpoints_kept": checkpoint * checkpoints_at_most(train, workload.max_steps),

@@ -30,7 +30,7 @@ def to_training_arguments(planned: PlannedRun) -> TrainingArguments:
     is_distributed = plan.world_size > 1 or torch.distributed.is_initialized()
     _silence_harmless_warnings()
     args = TrainingArguments(
-        output_dir=str(planned.run.staging),  # published by CheckpointCallback
+        output_dir=str(planned.run.staging),  # unused: CheckpointSaver writes there
         per_device_train_batch_size=plan.micro_batch,
         per_device_eval_batch_size=train.per_device_eval_batch_size or plan.micro_batch,
         gradient_accumulation_steps=plan.accumulation,  # for DeepSpeed; WikiTrainer accumulates

@@ -22,13 +22,16 @@ class ControlGroup:
     """Small collectives among all ranks.
 
     Make it once, after the process group exists. (all ranks)
+
+    Args:
+        timeout: of each collective.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta = _TIMEOUT) -> None:
         self.active = dist.is_initialized() and dist.get_world_size() > 1
         self._group = None
         if self.active:
-            self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag: does any rank have it set? (all ranks, the same number of flags)"""

@@ -9,7 +9,7 @@ from wikillm.config.load import Resolved
 from wikillm.core.world import World
 from wikillm.data.read.corpus import Corpus
 from wikillm.observe.peak import PeakMemory
-from wikillm.plan.checkpoint import Written, checkpoint_bytes
+from wikillm.plan.checkpoint import checkpoint_bytes
 from wikillm.plan.run_plan import Plan
 from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.requests import FileRequests
@@ -35,14 +35,13 @@ class PlannedRun:
     def checkpoint_bytes(self) -> int:
         """The size of one checkpoint on the disk."""
         train = self.resolved.config.train
-        written = Written(
-            self.engine.precision,
-            self.engine.zero_stage,
-            train.optimizer == "muon",
-            train.ema_decay > 0,
-            self.world.size,
+        return checkpoint_bytes(
+            self.resolved.config.model,
+            self.plan.vocab_size,
+            muon=train.optimizer == "muon",
+            ema=train.ema_decay > 0,
+            ranks=self.world.size,
         )
-        return checkpoint_bytes(self.resolved.config.model, self.plan.vocab_size, written)
 
 
 @dataclass(frozen=True, slots=True)

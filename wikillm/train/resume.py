@@ -1,8 +1,8 @@
 """Which checkpoint a run resumes from, and whether it fits the present configuration.
 
-What gives the saved state its meaning must not change: data, order, batch, model, precision and the
-DeepSpeed layout. All differences are refused together. Other settings may change; each change is
-logged (see resume_keys).
+What gives the saved state its meaning must not change: data, order, batch, model and precision. All
+differences are refused together. Other settings may change, also the number of ranks and the ZeRO
+stage; each change is logged (see resume_keys).
 """
 
 from __future__ import annotations
@@ -12,15 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wikillm.checkpoints.latest import find_complete, latest_complete
+from wikillm.checkpoints.latest import Verify, find_complete, latest_complete
 from wikillm.checkpoints.lineage import Descent, arrange, left_behind, read_descent
-from wikillm.checkpoints.manifest import read_state
+from wikillm.checkpoints.manifest import (
+    damage,
+    raise_if_damaged,
+    read_manifest,
+    read_state,
+    verify,
+)
 from wikillm.config.init_from import shape_settings
 from wikillm.config.schema import ModelSection
 from wikillm.core.errors import CheckpointError
 from wikillm.core.log import say
+from wikillm.core.world import World
 from wikillm.data.store.manifest import fingerprint_of
 from wikillm.train.collectives import ControlGroup
+from wikillm.train.restore import is_portable
 from wikillm.train.resume_keys import (
     ON_RESUME,
     REFUSED,
@@ -59,6 +67,8 @@ BEFORE = {
 """The value of a fact in checkpoints that were written before the fact was recorded."""
 CHANGEABLE = ("max_steps", "global_batch_sequences")
 """Accepted with --allow-change. Others would not load, or would not mean the same."""
+_LAYOUT = ("zero_stage", "world_size")
+"""Facts that only checkpoints of format 1 depend on: later ones hold global tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,7 @@ class ResumePoint:
     origin: Descent | None = None
 
 
-def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
+def find_resume_point(checkpoints: Path, resume: str, check: Verify = verify) -> ResumePoint | None:
     """The checkpoint to resume from. None when `resume` is "auto" and there is none.
 
     Args:
@@ -93,7 +103,10 @@ def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
     """
     if resume == "never":
         return None
-    found = latest_complete(checkpoints) if resume == "auto" else find_complete(Path(resume))
+    if resume == "auto":
+        found = latest_complete(checkpoints, check)
+    else:
+        found = find_complete(Path(resume), check)
     if found is None:
         return None
     state = read_state(found)
@@ -103,19 +116,41 @@ def find_resume_point(checkpoints: Path, resume: str) -> ResumePoint | None:
 
 
 def agree_on_resume_point(
-    checkpoints: Path, resume: str, group: ControlGroup, *, is_main: bool
+    checkpoints: Path, resume: str, group: ControlGroup, world: World
 ) -> ResumePoint | None:
-    """Rank 0 finds and verifies the checkpoint; all ranks get its answer or raise its error."""
-    answer: ResumePoint | CheckpointError | None = None
-    if is_main:
+    """Rank 0 looks for the checkpoint; every rank verifies a share of each candidate. (all ranks)
+
+    All ranks get rank 0's answer or raise its error.
+    """
+
+    def verify_together(checkpoint: Path) -> None:
+        group.gather(checkpoint)
+        raise_if_damaged(checkpoint, _damage_on_all_ranks(checkpoint, group, world))
+
+    answer: Any = None
+    if world.is_main:
         try:
-            answer = find_resume_point(checkpoints, resume)
+            answer = find_resume_point(checkpoints, resume, verify_together)
         except CheckpointError as error:
             answer = error
-    agreed = group.gather(answer)[0]
-    if isinstance(agreed, CheckpointError):
-        raise agreed
-    return agreed if isinstance(agreed, ResumePoint) else None
+        group.gather(answer)
+    else:
+        # Rank 0 sends the candidates one after the other, then its answer.
+        while isinstance(answer := group.gather(None)[0], Path):
+            _damage_on_all_ranks(answer, group, world)
+    if isinstance(answer, CheckpointError):
+        raise answer
+    return answer if isinstance(answer, ResumePoint) else None
+
+
+def _damage_on_all_ranks(checkpoint: Path, group: ControlGroup, world: World) -> list[str]:
+    try:
+        manifest = read_manifest(checkpoint)
+        found = damage(checkpoint, manifest, rank=world.rank, ranks=world.size)
+    except CheckpointError as error:
+        found = [error.got or error.what]
+    shares: list[Any] = group.gather(found)
+    return [line for share in shares for line in share]
 
 
 def check_same_tokens(point: ResumePoint, read: dict[str, Any]) -> None:
@@ -159,6 +194,8 @@ def check_same_run(
     changed = {name for name in FACTS if then[name] != facts[name]}
     if allow_change:
         changed -= set(CHANGEABLE)
+    if is_portable(point.checkpoint):
+        changed -= set(_LAYOUT)
     lines = [f"{n}: {then[n]} then, {facts[n]} now   ({FACTS[n]})" for n in FACTS if n in changed]
     if "store" in changed:
         lines += _store_differences(point.state.get("store_facts"), facts.get("store_facts"))
@@ -251,3 +288,12 @@ def log_changes(point: ResumePoint, facts: Mapping[str, Any], settings: Mapping[
     now = facts["max_steps"]
     if before != now:
         say(f"changed on resume: horizon {before:,} -> {now:,} steps")
+    for name in _LAYOUT:
+        then = point.state[name]
+        if then != facts[name]:
+            label = name.replace("_", " ")
+            say(f"changed on resume: {label} {_layout_name(then)} -> {_layout_name(facts[name])}")
+
+
+def _layout_name(value: int | None) -> str:
+    return "none (data parallel)" if value is None else str(value)

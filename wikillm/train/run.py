@@ -119,7 +119,7 @@ def _pretrain(
         check_world(args, world, group, planned.plan.micro_batch)
         identity = check_shared_folder(run, group)
         supervisor.at(run.path, run.log_file(world.rank))
-        point = agree_on_resume_point(run.checkpoints, options.resume, group, is_main=world.is_main)
+        point = agree_on_resume_point(run.checkpoints, options.resume, group, world)
         plan = _plan_from(point, planned, args)
 
         # The model, under the DeepSpeed configuration that `args` keeps alive.

@@ -8,15 +8,18 @@ values are copied to pinned memory before, and have arrived by then. (Where Deep
 partitions, it reads the gradient norm at every step, to look for infinities.)
 
 All else (DeepSpeed, mixed precision, clipping, the schedule) is HF's. The methods overridden here
-are public ones, except two about the gradient norm, the one that saves, and three about loading.
+are public ones, except two about the gradient norm, the one that saves, and five about loading.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,16 @@ from wikillm.data.read.corpus import NamedStream
 from wikillm.data.read.loader import eval_loader, to_device, train_loader
 from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
 from wikillm.models.z_loss import ZLoss
-from wikillm.train.checkpoint_errors import loading, saving
+from wikillm.train.checkpoint_errors import loading
 from wikillm.train.context import RunContext
+from wikillm.train.fragments.state import training_state
+from wikillm.train.fragments.types import TrainingState
 from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.pinned import PinnedCopy
 from wikillm.train.reapply_settings import StartSettings
+from wikillm.train.restore import is_portable, restore, restore_random_state
 from wikillm.train.run_data import RunData
+from wikillm.train.saver import CheckpointSaver, SmallFiles
 from wikillm.train.step_ledger import StepLedger
 
 LOSSES_KEPT = 64
@@ -62,6 +69,7 @@ class WikiTrainer(Trainer):
         args: TrainingArguments,
         data: RunData,
         context: RunContext,
+        saver: CheckpointSaver,
         z_loss: ZLoss | None = None,
     ) -> None:
         args.gradient_accumulation_steps = 1  # for HF a step is one batch, see get_batch_samples
@@ -69,6 +77,9 @@ class WikiTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.data = data
         self.context = context
+        self.saver = saver
+        # The content of wikillm_state.json; set before the training begins.
+        self.run_state: Callable[[int], dict[str, Any]] = lambda step: {}
         point = context.point
         self.first_step = point.step if point else 0
         self._consumed_before = point.consumed_samples if point else 0
@@ -88,6 +99,7 @@ class WikiTrainer(Trainer):
         self._start_settings: StartSettings | None = None
         # A checkpoint whose random state is still to be loaded.
         self._random_state_in: str | None = None
+        self._training_state: TrainingState | None = None
 
     @property
     def consumed_samples(self) -> int:
@@ -134,6 +146,37 @@ class WikiTrainer(Trainer):
             self._start_settings.reapply(self.optimizer, self.lr_scheduler)
             self.state.compute_steps(self.args, self.args.max_steps)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """HF's, for the weights of a checkpoint of format 1; others are restored when prepared."""
+        if not is_portable(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        """HF's, then the state of a checkpoint with global tensors, whatever engine wrote it."""
+        folder = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if folder is None or not is_portable(folder):
+            return super()._prepare_for_training(
+                max_steps, train_dataloader, resume_from_checkpoint
+            )
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        point = self.context.point
+        assert point is not None
+        restore(folder, self.training_state(), point.state["engine"])
+        if self._start_settings is not None:
+            self._start_settings.reapply(self.optimizer, self.lr_scheduler)
+        self.state.compute_steps(self.args, self.args.max_steps)
+        return prepared
+
+    def training_state(self) -> TrainingState:
+        """Weights and optimizer as fragments of global tensors; after the engine is prepared."""
+        if self._training_state is None:
+            self._training_state = training_state(
+                self.model_wrapped, self.optimizer, scheduler=self.lr_scheduler
+            )
+        return self._training_state
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Load it later: HF would, before the DataLoader's iterator draws a seed from it."""
         self._random_state_in = checkpoint
@@ -172,7 +215,10 @@ class WikiTrainer(Trainer):
         Their number follows from the order alone: no count on the device, no collective per step.
         """
         if self._random_state_in is not None:
-            super()._load_rng_state(self._random_state_in)
+            if is_portable(Path(self._random_state_in)):
+                restore_random_state(Path(self._random_state_in), self.context.world.rank)
+            else:
+                super()._load_rng_state(self._random_state_in)
             self._random_state_in = None
         start = time.perf_counter()
         shape = self.data.shape
@@ -266,10 +312,30 @@ class WikiTrainer(Trainer):
         return self._norm_copy.start(grad_norm) if is_tensor else grad_norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """HF's, into the staging folder. The ledger is never behind a checkpoint."""
+        """Copies the training state; the saver writes it beside the next steps. (all ranks)
+
+        The ledger is never behind a checkpoint.
+        """
         self.ledger.flush(durable=True)
-        with saving(Path(str(self.args.output_dir)), self.state.global_step):
-            super()._save_checkpoint(model, trial)
+        self.store_flos()
+        state = self.training_state()
+        step = self.state.global_step
+        small = None
+        if self.context.world.is_main:
+            run_state = self.run_state(step) | {"engine": state.counters()}
+            trainer_state = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"
+            small = SmallFiles(run_state, trainer_state, self._write_config)
+        self.saver.save(step, state.specs(), state.fragments(), small)
+
+    def _write_config(self, folder: Path) -> None:
+        """config.json and generation_config.json, with which transformers opens the weights."""
+        model: Any = self.model
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        config.dtype = model.dtype
+        config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
 
     def store_flos(self) -> None:
         """HF sums the counts over the ranks with a collective; here all ranks have the same."""

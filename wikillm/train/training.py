@@ -16,7 +16,6 @@ from wikillm.core.errors import DivergedError, StoppedError
 from wikillm.core.log import say
 from wikillm.models.unpickle import only_known_classes
 from wikillm.models.z_loss import ZLoss
-from wikillm.train.callbacks.checkpoint import CheckpointCallback
 from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.heartbeat import HeartbeatCallback
@@ -34,6 +33,7 @@ from wikillm.train.context import RunContext
 from wikillm.train.end_summary import log_end_summary
 from wikillm.train.exit import Ending
 from wikillm.train.plan_vs_measured import record_outcome
+from wikillm.train.restore import is_portable
 from wikillm.train.resume import (
     ResumeOptions,
     ResumePoint,
@@ -44,6 +44,7 @@ from wikillm.train.resume import (
 )
 from wikillm.train.resume_keys import recorded_settings
 from wikillm.train.run_data import RunData, open_run_data
+from wikillm.train.saver import CheckpointSaver
 from wikillm.train.start_records import write_data_record, write_start_records
 from wikillm.train.trainer import WikiTrainer
 
@@ -64,10 +65,21 @@ def train(
     # A checkpoint is checked against this run before anything of it is used.
     point = context.point
     data = open_run_data(context) if point is None else _resume_data(context, point, options)
-    trainer = WikiTrainer(model, args, data, context, z_loss)
+    saver = CheckpointSaver(
+        context.run.checkpoints,
+        context.run.staging,
+        context.world,
+        keep_of(context.resolved.config.train),
+        point.origin if point else None,
+    )
+    saver.make_room()
+    trainer = WikiTrainer(model, args, data, context, saver, z_loss)
     report = ReportCallback(trainer)
     stop = StopCallback(trainer)
     garbage = GarbageCallback()
+    trainer.run_state = lambda step: checkpoint_state(
+        trainer, step, report.meter.train_seconds, saver.longest_seconds
+    )
     for callback in _callbacks(trainer, report, stop, garbage):
         trainer.add_callback(callback)
     end.step = lambda: int(trainer.state.global_step)
@@ -79,6 +91,8 @@ def train(
     try:
         with only_known_classes(folder, trust=options.trust_checkpoint):
             trainer.train(resume_from_checkpoint=str(folder) if point else None)
+        context.heartbeat.enter("save")
+        saver.finish()
         if stop.stopped_by is not None:
             step = trainer.state.global_step
             checkpoint = context.run.checkpoints / checkpoint_name(step)
@@ -94,6 +108,8 @@ def train(
         raise
     finally:
         garbage.close()
+        # A save that began before the error is good; other ranks may have ended already.
+        saver.finish_within(context.resolved.config.train.exit_timeout_seconds)
         context.heartbeat.enter("close")
         report.close(error)
         if context.world.is_main:
@@ -109,9 +125,10 @@ def _resume_data(context: RunContext, point: ResumePoint, options: ResumeOptions
     settings = recorded_settings(context.resolved.config)
     model = context.resolved.config.model
     check_same_run(point, facts, allow_change=options.allow_change, model=model, settings=settings)
-    check_training_state(
-        point.checkpoint, context.world, is_deepspeed=context.engine.json is not None
-    )
+    if not is_portable(point.checkpoint):
+        check_training_state(
+            point.checkpoint, context.world, is_deepspeed=context.engine.json is not None
+        )
     say(f"resuming   {point.checkpoint} (step {point.step:,})")
     if point.step >= context.plan.max_steps:
         say(f"           nothing is left to train: the horizon is step {context.plan.max_steps:,}")
@@ -138,6 +155,7 @@ def _callbacks(
     limit = TimeLimitCallback(
         train.max_hours,
         context.checkpoint_bytes,
+        trainer.saver,
         float(point.state.get("save_seconds", 0.0)) if point else 0.0,
         sequences=plan.batch_ramp.sequences_at,
     )
@@ -147,19 +165,13 @@ def _callbacks(
     # After the vote that may ask for a checkpoint: what differs between ranks is not saved.
     if train.weight_check_steps:
         yield WeightCheckCallback(train.weight_check_steps, context.group)
-    yield RoomCallback(context, keep_of(train))
+    yield RoomCallback(context, trainer.saver)
     yield LedgerCallback(trainer)
     # The average must not hold a NaN, and is a part of the checkpoint.
     if train.ema_decay:
         first = math.ceil(Fraction(str(train.ema_start)) * plan.max_steps)
         checkpoint = point.checkpoint if point else None
         yield EmaCallback(train.ema_decay, first, context.world, context.run.staging, checkpoint)
-    yield CheckpointCallback(
-        context,
-        lambda step: checkpoint_state(
-            trainer, step, report.meter.train_seconds, limit.save_seconds
-        ),
-    )
     yield report
     yield SampleCallback(trainer, report)
     if context.world.is_main:

@@ -16,7 +16,7 @@ import pytest
 from wikillm.checkpoints.latest import find_complete, latest_complete
 from wikillm.checkpoints.layout import MANIFEST, STAGING, STATE, list_checkpoints
 from wikillm.checkpoints.manifest import (
-    deal_by_size,
+    damage,
     files_to_list,
     read_state,
     seal_files,
@@ -152,7 +152,7 @@ SAVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from wikillm.checkpoints.manifest import deal_by_size, files_to_list, seal_files, write_manifest
+from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
 from wikillm.checkpoints.retention import keep_newest
 from wikillm.core.files import rename_durably
 folder, step = Path({folder!r}), {first}
@@ -195,14 +195,15 @@ def test_sigkill_at_any_moment_leaves_only_good_checkpoints(tmp_path: Path, dela
         assert first in (said, said + 1)
 
 
-def test_hashing_is_shared_by_size(tmp_path: Path) -> None:
-    for name, size in {"a": 10, "b": 1000, "c": 10, "d": 900, "e": 110, "f": 10}.items():
-        (tmp_path / name).write_bytes(bytes(size))
-    shares = deal_by_size(tmp_path, 2)
-    assert sorted(name for share in shares for name in share) == files_to_list(tmp_path)
-    sizes = [sum((tmp_path / name).stat().st_size for name in share) for share in shares]
-    assert sizes == [1020, 1020], "by name it would be 1120 and 920"
-    assert [len(share) for share in deal_by_size(tmp_path, 8)].count(0) == 2
+def test_every_file_is_hashed_by_one_of_the_ranks(tmp_path: Path) -> None:
+    checkpoint = make(tmp_path, 1)
+    manifest = verify(checkpoint)
+    for name in manifest["files"]:
+        flip_a_bit(checkpoint / name)
+    for ranks in (1, 2, 3, 5):
+        shares = [damage(checkpoint, manifest, rank=rank, ranks=ranks) for rank in range(ranks)]
+        found = sorted(line.partition(":")[0] for share in shares for line in share)
+        assert found == sorted(manifest["files"])
 
 
 def test_the_checkpoint_that_a_run_resumed_from_is_kept(tmp_path: Path) -> None:

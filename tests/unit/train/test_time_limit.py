@@ -23,6 +23,24 @@ class Clock:
         return self.now
 
 
+class Saves:
+    """Saves that end beside the steps, by the simulated clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.longest_seconds = 0.0
+        self.until = 0.0
+
+    @property
+    def is_writing(self) -> bool:
+        return self.clock.now < self.until
+
+    def save(self, seconds: float) -> None:
+        self.clock.now = max(self.clock.now, self.until)  # it waits for the one before
+        self.until = self.clock.now + seconds
+        self.longest_seconds = max(self.longest_seconds, seconds)
+
+
 def simulate(
     hours: float | None,
     starts_at: float,
@@ -35,7 +53,8 @@ def simulate(
     clock = Clock()
     state = TrainerState()
     clock.now = starts_at
-    limit = TimeLimitCallback(hours, 0, known, elapsed=clock)
+    saver = Saves(clock)
+    limit = TimeLimitCallback(hours, 0, saver, known, elapsed=clock)
     for done, (step, save) in enumerate(zip(steps, saves, strict=True), start=1):
         control = TrainerControl()
         limit.on_step_begin(ARGS, state, control)
@@ -44,9 +63,9 @@ def simulate(
         limit.on_step_end(ARGS, state, control)
         stop = limit.reason() is not None
         if control.should_save or stop:
-            clock.now += save
+            saver.save(save)
         if stop:
-            return done, clock.now
+            return done, max(clock.now, saver.until)
     return len(steps), clock.now
 
 
@@ -81,26 +100,11 @@ def test_the_run_does_not_stop_much_too_early() -> None:
 
 def test_without_a_limit_or_before_the_first_step_there_is_no_reason() -> None:
     assert simulate(None, 0.0, [1.0] * 5, [1.0] * 5, 2, 0.0)[0] == 5
-    assert TimeLimitCallback(1e-9, 10**9).reason() is None
+    assert TimeLimitCallback(1e-9, 10**9, Saves(Clock())).reason() is None
 
 
 def test_a_limit_in_the_past_still_allows_one_step() -> None:
     assert simulate(1e-9, 5.0, [1.0] * 5, [1.0] * 5, 2, 0.0)[0] == 1
-
-
-def test_saves_are_measured_without_the_evaluation_before_them() -> None:
-    clock = Clock()
-    state = TrainerState()
-    control = TrainerControl(should_save=True)
-    limit = TimeLimitCallback(1.0, 10**9, elapsed=clock)
-    limit.on_step_begin(ARGS, state, control)
-    clock.now = 1.0
-    limit.on_step_end(ARGS, state, control)
-    clock.now = 101.0
-    limit.on_evaluate(ARGS, state, control)
-    clock.now = 108.0
-    limit.on_step_begin(ARGS, state, control)
-    assert limit.save_seconds == 7.0
 
 
 def test_the_limit_is_a_request_like_a_signal() -> None:
@@ -130,6 +134,7 @@ def test_a_growing_batch_needs_more_time() -> None:
         limit = TimeLimitCallback(
             0.02,
             0,
+            Saves(clock),
             elapsed=clock,
             sequences=lambda step, grows=grows: 4 if grows and step >= 5 else 2,
         )

@@ -7,11 +7,12 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from wikillm.checkpoints.lineage import arrange
-from wikillm.checkpoints.retention import Keep, make_room
+from wikillm.checkpoints.retention import make_room
 from wikillm.core.errors import MachineError
 from wikillm.core.log import say, warn
 from wikillm.core.units import format_size
 from wikillm.train.context import RunContext
+from wikillm.train.saver import CheckpointSaver
 
 
 class RoomCallback(TrainerCallback):
@@ -21,15 +22,16 @@ class RoomCallback(TrainerCallback):
     one of a start is not left out: the run ends with code 3.
     """
 
-    def __init__(self, context: RunContext, keep: Keep) -> None:
+    def __init__(self, context: RunContext, saver: CheckpointSaver) -> None:
         self.context = context
-        self.keep = keep
+        self.saver = saver
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if not control.should_save:
             return
+        self.saver.finish()  # it writes and removes checkpoints too
         told = self._what_is_missing() if self.context.world.is_main else None
         missing: Any = self.context.group.gather(told)[0]
         if missing is None:
@@ -45,7 +47,7 @@ class RoomCallback(TrainerCallback):
         """None where the checkpoint fits. (rank 0)"""
         folder = self.context.run.checkpoints
         size = self.context.checkpoint_bytes
-        removed, missing = make_room(folder, size, self.keep)
+        removed, missing = make_room(folder, size, self.saver.keep)
         for path in removed:
             say(f"removed {path} before the next save: the disk is nearly full")
         if not missing:

@@ -87,8 +87,11 @@ class StopCallback(TrainerCallback):
             bad = self._flag.flush() or bad
         is_asked = signals.received is not None
         wants_save = requests.wants_save
-        stop, diverged, save = group.any(is_asked, bad, wants_save)
+        saver = self.trainer.saver
+        stop, diverged, save, unsaved = group.any(is_asked, bad, wants_save, saver.has_failed)
         signals.polled()
+        if unsaved:
+            saver.finish()  # raises on every rank what the save in the background met
         if diverged:
             raise self._diverged(state.global_step, args.learning_rate / 2)
         if (stop or save) and not control.should_save:

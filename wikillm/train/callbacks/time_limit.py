@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
@@ -24,12 +24,22 @@ MARGIN = 1.25
 """Steps and saves vary; the longest one seen is multiplied by this."""
 
 
+class SaveTimes(Protocol):
+    """What a saver measures: its longest save, and whether one is under way."""
+
+    longest_seconds: float
+
+    @property
+    def is_writing(self) -> bool: ...
+
+
 class TimeLimitCallback(TrainerCallback):
     """Measures steps and saves, and says when the next ones no longer fit.
 
     Args:
         hours: the limit; None for none.
         checkpoint: its bytes, for an estimate until a save was measured.
+        saver: measures the saves.
         save_seconds: of the longest save of earlier starts, 0 if unknown.
         sequences: in the global batch of a step, from 0; a larger batch takes longer.
     """
@@ -38,20 +48,22 @@ class TimeLimitCallback(TrainerCallback):
         self,
         hours: float | None,
         checkpoint: int,
+        saver: SaveTimes,
         save_seconds: float = 0.0,
         *,
         sequences: Callable[[int], int] = lambda step: 1,
         elapsed: Callable[[], float] | None = None,
     ) -> None:
         self.hours = hours
-        self.save_seconds = save_seconds
+        self._saver = saver
+        self._earlier = save_seconds
         self._elapsed = elapsed or seconds_since_start
         self._estimate = checkpoint / SLOW_DISK
         self._sequences = sequences
         self._next = 1  # sequences of the next step
         self._steps: deque[float] = deque(maxlen=50)  # seconds per sequence
         self._began: float | None = None
-        self._saving_since: float | None = None
+        self._is_due = False  # a save follows this step
 
     def reason(self) -> str | None:
         """Why to stop now, or None.
@@ -61,17 +73,15 @@ class TimeLimitCallback(TrainerCallback):
         if self.hours is None or not self._steps:
             return None
         limit = 3600 * self.hours
-        save = MARGIN * (self.save_seconds or self._estimate)
+        save = MARGIN * (max(self._earlier, self._saver.longest_seconds) or self._estimate)
         step = MARGIN * max(self._steps) * self._next
-        needed = save * (1 if self._saving_since is None else 2) + step + min(60.0, 0.05 * limit)
+        saves = 2 if self._is_due or self._saver.is_writing else 1
+        needed = save * saves + step + min(60.0, 0.05 * limit)
         return f"train.max_hours={self.hours:g}" if self._elapsed() + needed >= limit else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        now = self._elapsed()
-        if self._saving_since is not None:
-            self.save_seconds = max(self.save_seconds, now - self._saving_since)
-            self._saving_since = None
-        self._began = now
+        self._is_due = False
+        self._began = self._elapsed()
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
@@ -80,11 +90,7 @@ class TimeLimitCallback(TrainerCallback):
         if self._began is not None:
             self._steps.append((now - self._began) / self._sequences(max(0, state.global_step - 1)))
         self._next = self._sequences(state.global_step)
-        self._saving_since = now if control.should_save else None
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._saving_since is not None:  # the trainer evaluates first, then saves
-            self._saving_since = self._elapsed()
+        self._is_due = control.should_save
 
 
 def seconds_since_start(

@@ -1,0 +1,71 @@
+"""Loads a checkpoint into the training state of any engine, on any number of ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wikillm.checkpoints.tensor_digests import RANKS, rank_file
+from wikillm.checkpoints.tensor_files import TensorReader
+from wikillm.checkpoints.tensor_layout import TensorSpec
+from wikillm.core.errors import CheckpointError
+from wikillm.train.fragments.types import Read, TrainingState
+from wikillm.train.random_state import set_random_state
+
+_SHOWN = 6  # names in an error
+
+
+def is_portable(checkpoint: Path) -> bool:
+    """Whether it has global tensors; checkpoints of format 1 are Hugging Face's and DeepSpeed's."""
+    return (checkpoint / RANKS).is_dir()
+
+
+def restore(checkpoint: Path, state: TrainingState, counters: Mapping[str, Any]) -> None:
+    """Fill the weights and the optimizer of this rank. (all ranks)
+
+    Raises CheckpointError where the tensors are not those of this model and optimizer.
+    """
+    with TensorReader(checkpoint) as reader:
+        found = {spec for spec in reader.specs if spec.kind != "average"}
+        check_same_tensors(checkpoint, found, state.specs())
+        state.load(reading(reader), counters)
+
+
+def reading(reader: TensorReader) -> Read:
+    """`reader` as a function that returns tensors."""
+    return lambda spec, start, stop: torch.from_numpy(reader.read(spec, start, stop))
+
+
+def check_same_tensors(
+    checkpoint: Path, found: Iterable[TensorSpec], wanted: Iterable[TensorSpec]
+) -> None:
+    """Raises CheckpointError with the tensors that only one of both has."""
+    missing = sorted(set(wanted) - set(found))
+    unknown = sorted(set(found) - set(wanted))
+    if missing or unknown:
+        raise CheckpointError(
+            f"The tensors in {checkpoint} are not those of this model and optimizer.",
+            got=f"missing: {_named(missing)}\nunknown: {_named(unknown)}",
+            fix="resume with the model and the optimizer that were trained",
+        )
+
+
+def restore_random_state(checkpoint: Path, rank: int) -> None:
+    """This rank's random state; a rank that did not exist then keeps its seed's."""
+    path = checkpoint / rank_file(rank)
+    if not path.is_file():
+        return
+    try:
+        set_random_state(json.loads(path.read_text(encoding="utf-8"))["random"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} has no readable random state.", got=repr(error)) from None
+
+
+def _named(specs: list[TensorSpec]) -> str:
+    shown = [f"{spec.kind} {spec.name} {list(spec.shape)}" for spec in specs[:_SHOWN]]
+    more = [f"{len(specs) - _SHOWN} more"] if len(specs) > _SHOWN else []
+    return ", ".join([*shown, *more]) or "none"

@@ -1,0 +1,329 @@
+"""Saves checkpoints beside the training: it waits for the copy to host memory alone.
+
+A save has two parts. On the training thread every rank copies the ranges it owns (12 bytes per
+parameter with AdamW, divided by the number of ranks) into a buffer of its own. Then a thread hashes
+and writes them, the ranks exchange their entries on a process group of their own, and rank 0 seals
+and publishes the checkpoint. The buffer is used again, so a save begins when the one before has
+ended.
+
+Where host memory is short the buffer is small and training waits for the whole save.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+
+from wikillm.checkpoints.layout import STATE, TRAINER_STATE, checkpoint_name
+from wikillm.checkpoints.lineage import Descent, arrange, next_descent
+from wikillm.checkpoints.manifest import (
+    FileEntry,
+    files_to_list,
+    seal_files,
+    tensor_entry,
+    write_manifest,
+)
+from wikillm.checkpoints.retention import Keep, keep_newest, publish
+from wikillm.checkpoints.tensor_digests import (
+    RANKS,
+    Extent,
+    Group,
+    digests_to_json,
+    rank_file,
+)
+from wikillm.checkpoints.tensor_files import create_files, write_share
+from wikillm.checkpoints.tensor_layout import (
+    FILES,
+    ITEM,
+    TensorLayout,
+    TensorSpec,
+    lay_out,
+    weight_index,
+)
+from wikillm.core.errors import MachineError
+from wikillm.core.files import files_below, write_json
+from wikillm.core.log import say, warn
+from wikillm.core.units import format_size
+from wikillm.core.world import World
+from wikillm.train.checkpoint_errors import saving
+from wikillm.train.collectives import ControlGroup
+from wikillm.train.fragments.types import Fragment
+from wikillm.train.random_state import random_state
+
+PIECE_BYTES = 256 << 20
+"""The size of the buffer where host memory is short."""
+_PATIENCE = timedelta(hours=6)  # for the slowest rank's disk; the supervisor watches for hangs
+
+Part = tuple[Extent, Fragment]
+Copied = tuple[list[Extent], memoryview]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFiles:
+    """What rank 0 writes beside the tensors.
+
+    Attributes:
+        run_state: for wikillm_state.json.
+        trainer_state: Hugging Face's, as text.
+        write_config: writes config.json and generation_config.json into a folder.
+    """
+
+    run_state: dict[str, Any]
+    trainer_state: str
+    write_config: Callable[[Path], None]
+
+
+@dataclass(slots=True)
+class _Job:
+    """One save under way on this rank."""
+
+    step: int
+    layout: TensorLayout
+    random: dict[str, Any]
+    small: SmallFiles | None  # on rank 0
+    digests: dict[Group, str] = field(default_factory=dict)
+
+
+class CheckpointSaver:
+    """Writes the checkpoints of a run. (all ranks)
+
+    Attributes:
+        origin: the checkpoint of this run that it resumed from or wrote last.
+        longest_seconds: of a save, from its first copy to its publication.
+    """
+
+    def __init__(
+        self, folder: Path, staging: Path, world: World, keep: Keep, origin: Descent | None
+    ) -> None:
+        self.folder = folder
+        self.staging = staging
+        self.world = world
+        self.keep = keep
+        self.origin = origin
+        self.longest_seconds = 0.0
+        self.group = ControlGroup(_PATIENCE)
+        self._buffer = torch.empty(0)
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether `finish` would raise: the ranks vote on it after every step."""
+        return self._error is not None
+
+    def save(
+        self,
+        step: int,
+        specs: Iterable[TensorSpec],
+        fragments: Iterable[Fragment],
+        small: SmallFiles | None,
+    ) -> None:
+        """Copy this rank's fragments, and write them in the background. (all ranks)
+
+        Args:
+            specs: all tensors of the training state; their fragments lie on all ranks.
+            small: on rank 0.
+
+        Raises MachineError when this or the previous save failed on any rank.
+        """
+        self.finish()
+        began = time.monotonic()
+        job = _Job(step, lay_out(specs), random_state(), small)
+        parts = _in_file_order(fragments, job.layout)
+        size = ITEM * sum(fragment.values.numel() for _, fragment in parts)
+        if self._fits(size):
+            work = [self._copied(parts, size)]
+            self._thread = threading.Thread(
+                target=self._run, args=(job, work, began), name="saver", daemon=True
+            )
+            self._thread.start()
+        else:
+            self._run(job, (self._copied(*piece) for piece in _pieces(parts)), began)
+            self.finish()
+
+    def finish_within(self, seconds: float) -> None:
+        """Give the save under way some time to be published; never raises."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                warn(f"the checkpoint being saved was not complete after {seconds:.0f} s")
+
+    def finish(self) -> None:
+        """Wait until the save under way is published. (all ranks)
+
+        Raises MachineError when it failed on any rank.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error = self._error
+            self._error = None
+            raise error
+
+    def make_room(self) -> None:
+        """Remove what a save_total_limit lower than before makes superfluous. (rank 0)"""
+        if self.origin is None or not self.world.is_main:
+            return
+        spare = self.folder / checkpoint_name(self.origin.position.step)
+        for path in keep_newest(self.folder, self.keep, spare):
+            say(f"removed {path}: train.save_total_limit={self.keep.newest}")
+
+    def _fits(self, size: int) -> bool:
+        """Whether the shares of all ranks of this node fit into its memory, with room to spare."""
+        if self._buffer.nbytes >= size:
+            return True
+        return psutil.virtual_memory().available > 1.5 * size * self.world.local_size
+
+    def _copied(self, parts: Sequence[Part], size: int) -> tuple[list[Extent], memoryview]:
+        """The ranges of `parts` and their bytes, in the buffer."""
+        if self._buffer.nbytes < size:
+            self._buffer = torch.empty(0)  # the old one goes before the new one comes
+            on_gpu = torch.cuda.is_available()
+            self._buffer = torch.empty(size // ITEM, dtype=torch.float32, pin_memory=on_gpu)
+        at = 0
+        for _, fragment in parts:
+            target = self._buffer[at : at + fragment.values.numel()]
+            target.copy_(fragment.values, non_blocking=True)
+            at += fragment.values.numel()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return [extent for extent, _ in parts], self._buffer[:at].numpy().data.cast("B")
+
+    def _run(self, job: _Job, work: Iterable[Copied], began: float) -> None:
+        """The part of a save that training does not wait for. Keeps an error for `finish`."""
+        try:
+            self._together(job, lambda: self._prepare(job))
+            entries = self._together(job, lambda: self._write(job, work))
+            files = {name: entry for part in entries for name, entry in part.items()}
+            self._together(job, lambda: self._publish(job, files))
+        except Exception as error:
+            self._error = error
+        self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
+
+    def _together(self, job: _Job, work: Callable[[], Result]) -> list[Result]:
+        """The results of all ranks; an error of any rank is raised on every rank."""
+        result: Result | None = None
+        error: Exception | None = None
+        try:
+            with saving(self.staging, job.step):
+                result = work()
+        except Exception as caught:
+            error = caught
+        told = error if isinstance(error, MachineError) else repr(error) if error else None
+        found: list[Any] = self.group.gather((result, told))
+        if error is not None:
+            raise error
+        for rank, (_, of_rank) in enumerate(found):
+            if isinstance(of_rank, MachineError):
+                raise of_rank
+            if of_rank is not None:
+                raise RuntimeError(f"saving step {job.step} failed on rank {rank}: {of_rank}")
+        return [each for each, _ in found]
+
+    def _prepare(self, job: _Job) -> None:
+        """Make the staging folder with the files, at their full sizes. (rank 0)"""
+        if self.world.is_main:
+            staged = self.staging / checkpoint_name(job.step)
+            shutil.rmtree(staged, ignore_errors=True)
+            (staged / RANKS).mkdir(parents=True)
+            job.digests |= create_files(staged, job.layout)
+
+    def _write(self, job: _Job, work: Iterable[Copied]) -> dict[str, FileEntry]:
+        """Write this rank's ranges, and its record with their digests and its random state."""
+        staged = self.staging / checkpoint_name(job.step)
+        names = [file.name for file in job.layout.files]
+        _wait_for([staged / name for name in names])
+        for extents, data in work:
+            job.digests |= write_share(staged, job.layout, extents, data)
+        record = {"random": job.random, "digests": digests_to_json(names, job.digests)}
+        name = rank_file(self.world.rank)
+        (staged / name).write_text(json.dumps(record, separators=(",", ":")), encoding="utf-8")
+        return seal_files(staged, [name])
+
+    def _publish(self, job: _Job, entries: dict[str, FileEntry]) -> None:
+        """Seal the checkpoint, give it its name, and remove old ones. (rank 0)"""
+        if job.small is None:
+            return
+        staged = self.staging / checkpoint_name(job.step)
+        write_json(staged / STATE, job.small.run_state)
+        (staged / TRAINER_STATE).write_text(job.small.trainer_state, encoding="utf-8")
+        job.small.write_config(staged)
+        for kind, stem in FILES.items():
+            if (index := weight_index(job.layout, kind)) is not None:
+                write_json(staged / f"{stem}.safetensors.index.json", index)
+        sizes = {file.name: file.size for file in job.layout.files}
+        rest = [n for n in files_to_list(staged) if n not in entries and n not in sizes]
+        entries |= seal_files(staged, rest)
+        entries |= {name: tensor_entry(size) for name, size in sizes.items()}
+        descent = next_descent(self.folder, job.step, self.origin)
+        facts = {"step": job.step, "world_size": self.world.size, **descent.to_json()}
+        write_manifest(staged, entries, facts)
+        final = self.folder / checkpoint_name(job.step)
+        publish(staged, final)
+        self.origin = descent
+        size = sum(path.stat().st_size for path in files_below(final))
+        say(f"saved {final}  {format_size(size)}")
+        self._rotate()
+
+    def _rotate(self) -> None:
+        """Remove superfluous checkpoints, and name those that the run had abandoned."""
+        abandoned = set(arrange(self.folder).abandoned)
+        for path in keep_newest(self.folder, self.keep):
+            if path in abandoned:
+                say(f"removed {path}, which the run had abandoned")
+
+
+def _in_file_order(fragments: Iterable[Fragment], layout: TensorLayout) -> list[Part]:
+    """Each fragment with its range in the files, in the order of the files."""
+    parts = []
+    for fragment in fragments:
+        start = fragment.start
+        extent = layout.extent(fragment.spec, start, start + fragment.values.numel())
+        parts.append((extent, fragment))
+    return sorted(parts, key=lambda part: part[0])
+
+
+def _pieces(parts: Sequence[Part]) -> Iterator[tuple[list[Part], int]]:
+    """`parts` in runs of about `PIECE_BYTES`, each with its size; a larger fragment is cut."""
+    piece: list[Part] = []
+    size = 0
+    for (file, first, _), fragment in parts:
+        for values in fragment.values.split(PIECE_BYTES // ITEM):
+            stop = first + values.numel() * ITEM
+            piece.append(((file, first, stop), replace(fragment, values=values)))
+            size += stop - first
+            first = stop
+            if size >= PIECE_BYTES:
+                yield piece, size
+                piece = []
+                size = 0
+    if piece:
+        yield piece, size
+
+
+def _wait_for(files: Iterable[Path]) -> None:
+    """Wait until a network folder shows the files that rank 0 made. Raises FileNotFoundError."""
+    deadline = time.monotonic() + 60
+    for file in files:
+        while not file.exists():
+            if time.monotonic() > deadline:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+            time.sleep(0.1)
