@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -15,7 +16,14 @@ from harness.ranks import run_ranks
 from harness.reference import References
 from harness.tiny_run import run
 
-from wikillm.checkpoints.manifest import files_to_list, read_manifest, seal_files, write_manifest
+from wikillm.checkpoints.layout import STATE
+from wikillm.checkpoints.manifest import (
+    files_to_list,
+    read_manifest,
+    seal_files,
+    tensor_entry,
+    write_manifest,
+)
 
 
 def can_mount() -> bool:
@@ -86,13 +94,23 @@ def trained(references: References, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+def forget(file: Path, key: str) -> None:
+    """Remove a key from a JSON file."""
+    held = json.loads(file.read_text())
+    del held[key]
+    file.write_text(json.dumps(held))
+
+
 DAMAGE = {
-    "optimizer.pt cut off": lambda c: os.truncate(c / "optimizer.pt", 1000),
-    "scheduler.pt of text": lambda c: (c / "scheduler.pt").write_text("x"),
-    "rng_state.pth empty": lambda c: (c / "rng_state.pth").write_bytes(b""),
     "model.safetensors cut off": lambda c: os.truncate(c / "model.safetensors", 3000),
-    "optimizer.pt missing": lambda c: (c / "optimizer.pt").unlink(),
-    "rng_state.pth missing": lambda c: (c / "rng_state.pth").unlink(),
+    "optimizer/exp_avg.safetensors missing": lambda c: (
+        c / "optimizer" / "exp_avg.safetensors"
+    ).unlink(),
+    "rank_00000.json empty": lambda c: (c / "ranks" / "rank_00000.json").write_bytes(b""),
+    "rank_00000.json without a random state": lambda c: forget(
+        c / "ranks" / "rank_00000.json", "random"
+    ),
+    "wikillm_state.json without step counts": lambda c: forget(c / STATE, "engine"),
 }
 
 
@@ -108,7 +126,11 @@ def test_training_state_that_does_not_load_is_the_checkpoints_fault(
     facts = {
         name: value for name, value in manifest.items() if name not in ("files", "format_version")
     }
-    write_manifest(checkpoint, seal_files(checkpoint, files_to_list(checkpoint)), facts)
+    entries = seal_files(checkpoint, files_to_list(checkpoint))
+    for name, entry in manifest["files"].items():
+        if "digests" in entry and name in entries:
+            entries[name] = tensor_entry(entries[name]["size"])
+    write_manifest(checkpoint, entries, facts)
     found = run(1, words(tmp_path / "run"), resume="auto")
     assert found["code"] == 6 and found["exit"]["code"] == 6, found["message"]
     assert "checkpoint-4" in found["message"] and (

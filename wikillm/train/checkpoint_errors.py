@@ -19,8 +19,8 @@ from wikillm.core.faults import as_refusal
 from wikillm.core.world import World
 from wikillm.models.unpickle import refused_name
 
-_LOADERS = ("_load_", "load_checkpoint", "deepspeed_load_", "load_from_json", "load_file")
-"""Prefixes of the functions of transformers, DeepSpeed and safetensors that read a checkpoint."""
+_LOADERS = ("_load_", "load_checkpoint", "deepspeed_load_", "load_from_json", "restore")
+"""Prefixes of the functions, ours and of transformers and DeepSpeed, that read a checkpoint."""
 
 
 @contextmanager

@@ -24,11 +24,16 @@ def is_portable(checkpoint: Path) -> bool:
     return (checkpoint / RANKS).is_dir()
 
 
-def restore(checkpoint: Path, state: TrainingState, counters: Mapping[str, Any]) -> None:
+def restore(checkpoint: Path, state: TrainingState, counters: Mapping[str, Any] | None) -> None:
     """Fill the weights and the optimizer of this rank. (all ranks)
+
+    Args:
+        counters: `TrainingState.counters` of the checkpoint.
 
     Raises CheckpointError where the tensors are not those of this model and optimizer.
     """
+    if counters is None:
+        raise CheckpointError(f"{checkpoint} has no step counts of its optimizer.")
     with TensorReader(checkpoint) as reader:
         found = {spec for spec in reader.specs if spec.kind != "average"}
         check_same_tensors(checkpoint, found, state.specs())
@@ -58,7 +63,7 @@ def restore_random_state(checkpoint: Path, rank: int) -> None:
     """This rank's random state; a rank that did not exist then keeps its seed's."""
     path = checkpoint / rank_file(rank)
     if not path.is_file():
-        return
+        return  # `verify` found every file of the ranks that did
     try:
         set_random_state(json.loads(path.read_text(encoding="utf-8"))["random"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

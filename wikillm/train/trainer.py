@@ -163,7 +163,7 @@ class WikiTrainer(Trainer):
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         point = self.context.point
         assert point is not None
-        restore(folder, self.training_state(), point.state["engine"])
+        restore(folder, self.training_state(), point.state.get("engine"))
         if self._start_settings is not None:
             self._start_settings.reapply(self.optimizer, self.lr_scheduler)
         self.state.compute_steps(self.args, self.args.max_steps)
