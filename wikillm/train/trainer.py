@@ -155,15 +155,13 @@ class WikiTrainer(Trainer):
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
     ) -> Any:
         """HF's, then the state of a checkpoint with global tensors, whatever engine wrote it."""
-        folder = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        if folder is None or not is_portable(folder):
+        point = self.context.point
+        if point is None or not is_portable(point.checkpoint):
             return super()._prepare_for_training(
                 max_steps, train_dataloader, resume_from_checkpoint
             )
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        point = self.context.point
-        assert point is not None
-        restore(folder, self.training_state(), point.state.get("engine"))
+        restore(point.checkpoint, self.training_state(), point.state.get("engine"))
         if self._start_settings is not None:
             self._start_settings.reapply(self.optimizer, self.lr_scheduler)
         self.state.compute_steps(self.args, self.args.max_steps)

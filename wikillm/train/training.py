@@ -65,14 +65,7 @@ def train(
     # A checkpoint is checked against this run before anything of it is used.
     point = context.point
     data = open_run_data(context) if point is None else _resume_data(context, point, options)
-    saver = CheckpointSaver(
-        context.run.checkpoints,
-        context.run.staging,
-        context.world,
-        keep_of(context.resolved.config.train),
-        point.origin if point else None,
-    )
-    saver.make_room()
+    saver = _saver(context)
     trainer = WikiTrainer(model, args, data, context, saver, z_loss)
     report = ReportCallback(trainer)
     stop = StopCallback(trainer)
@@ -94,13 +87,7 @@ def train(
         context.heartbeat.enter("save")
         saver.finish()
         if stop.stopped_by is not None:
-            step = trainer.state.global_step
-            checkpoint = context.run.checkpoints / checkpoint_name(step)
-            raise StoppedError(
-                f"Stopped by {stop.stopped_by} at step {step}; "
-                f"a complete checkpoint is at {checkpoint}.",
-                fix="resume with the same command and --resume auto",
-            )
+            raise _stopped(stop.stopped_by, trainer)
     except BaseException as caught:
         error = caught
         if isinstance(caught, DivergedError):  # raised on all ranks
@@ -117,6 +104,29 @@ def train(
                 write_data_record(context)  # again: the store may have grown
     record_outcome(context, report.mean_tokens_per_second)
     log_end_summary(report, time.monotonic() - start)
+
+
+def _saver(context: RunContext) -> CheckpointSaver:
+    """What writes the checkpoints of this run, with room for the first one. (all ranks)"""
+    run = context.run
+    saver = CheckpointSaver(
+        run.checkpoints,
+        run.staging,
+        context.world,
+        keep_of(context.resolved.config.train),
+        context.point.origin if context.point else None,
+    )
+    saver.make_room()
+    return saver
+
+
+def _stopped(by: str, trainer: WikiTrainer) -> StoppedError:
+    step = trainer.state.global_step
+    checkpoint = trainer.context.run.checkpoints / checkpoint_name(step)
+    return StoppedError(
+        f"Stopped by {by} at step {step}; a complete checkpoint is at {checkpoint}.",
+        fix="resume with the same command and --resume auto",
+    )
 
 
 def _resume_data(context: RunContext, point: ResumePoint, options: ResumeOptions) -> RunData:
