@@ -17,6 +17,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "run", type=Path, metavar="RUN", help="the run directory, seen from any node that shares it"
     )
     parser.add_argument("--json", action="store_true", help="for programs")
+    follow = "show the run as it trains, until it ends (Ctrl-C leaves it running)"
+    parser.add_argument("--follow", action="store_true", help=follow)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,6 +27,11 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.supervise.status import read_status
 
     status = read_status(args.run)
+    if args.follow:
+        from wikillm.cli.follow import follow
+
+        follow(args.run)
+        status = read_status(args.run)
     if args.json:
         print(json.dumps(status.to_json(), indent=2, ensure_ascii=False))
         return 0

@@ -107,6 +107,9 @@ def _pretrain(
     signals: StopSignals,
     supervisor: Supervisor | None,
 ) -> int:
+    from wikillm.core.log import say
+
+    say("starting   importing torch, transformers and DeepSpeed")
     from wikillm.train.run import pretrain
 
     pretrain(

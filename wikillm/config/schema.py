@@ -97,6 +97,8 @@ class SwanLabSection(Section):
 
 class ObserveSection(Section):
     swanlab: SwanLabSection = SwanLabSection()
+    live: Literal["auto", "off"] = "auto"
+    """auto redraws a view of the run where rank 0's output is a terminal; off prints lines."""
     sample_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps between sample generations. Default: at each evaluation."""
     sample_prompts: Paths = ("中国的首都是", "The history of", "")

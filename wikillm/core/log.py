@@ -54,13 +54,30 @@ def drop_output(number: int) -> None:
         os.close(null)
 
 
+_show_status: Callable[[str], None] | None = None
+"""Takes progress lines while a live view is on the terminal."""
+
+
+def show_status_with(show: Callable[[str], None] | None) -> None:
+    """Give progress lines (`say` with a carriage return) to `show` instead of printing them."""
+    global _show_status
+    _show_status = show
+
+
+def log_only(message: str) -> None:
+    """Log to the rank's file, without printing."""
+    logger.info(message.strip())
+
+
 def say(message: str = "", *, end: str = "\n") -> None:
     """Print for the user (rank 0 only), and log to the rank's file.
 
     `end` may be the carriage return of a progress line.
     """
     logger.info(message.strip())
-    if _is_main():
+    if end == "\r" and _show_status is not None:
+        _show_status(message.strip())
+    elif _is_main():
         stream = sys.stdout.wrapped if isinstance(sys.stdout, PrintableStream) else sys.stdout
         _write("stdout", stream, printable(message) + end)
 

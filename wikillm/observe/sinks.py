@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,17 +134,34 @@ def finite(values: Mapping[str, float | None]) -> dict[str, Any]:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """All records of a file, in order. Lines that a crash left torn or zeroed are skipped."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_bytes().split(b"\n")[:-1]:
+    return list(_records(path.read_bytes())) if path.exists() else []
+
+
+def _records(data: bytes) -> Iterator[dict[str, Any]]:
+    """The records of whole lines; what follows the last newline is not one."""
+    for line in data.split(b"\n")[:-1]:
         try:
             record = json.loads(line)
         except ValueError:
             continue
         if isinstance(record, dict):
-            records.append(record)
-    return records
+            yield record
+
+
+def read_new_records(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The complete records from byte `offset` on, and where the next ones begin.
+
+    A file that became shorter (a torn line was cut off) is read from its new end.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(min(offset, size))
+            data = file.read()
+    except OSError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    return list(_records(whole)), min(offset, size) + len(whole)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

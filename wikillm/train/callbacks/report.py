@@ -6,19 +6,21 @@ at the end of a step that one of them follows, until the next step begins.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from wikillm.core.errors import ExitCode
-from wikillm.core.log import say
+from wikillm.core.log import log_only, say
 from wikillm.core.units import format_count
 from wikillm.data.order.blocks import SourceUse
 from wikillm.evals.loss import weights_of
 from wikillm.observe import names
 from wikillm.observe.energy import GpuEnergy
 from wikillm.observe.format import LogTable
+from wikillm.observe.live import LiveView, wants_live_view
 from wikillm.observe.meter import Meter
 from wikillm.observe.sinks import JsonlSink, Sample, Sink
 from wikillm.observe.swanlab import SwanLabSink
@@ -56,6 +58,9 @@ class ReportCallback(TrainerCallback):
         self._seconds_at_start = self.meter.train_seconds
         self._table = LogTable(plan.max_steps, plan.total_tokens, has_mfu=peak is not None)
         self._lines = 0
+        self._view: LiveView | None = None
+        if context.world.is_main and wants_live_view(setting=cfg.observe.live):
+            self._view = LiveView(plan.max_steps, plan.total_tokens, cfg.train.save_steps)
         self._waited = 0.0
         self._logged_step = point.step if point else 0
         self.sinks: list[Sink] = []
@@ -87,6 +92,10 @@ class ReportCallback(TrainerCallback):
         seconds = self.meter.train_seconds - self._seconds_at_start
         return min(1.0, self._waited / seconds) if seconds > 0 else None
 
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        if self._view is not None:
+            self._view.start()
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.meter.start()
 
@@ -97,6 +106,8 @@ class ReportCallback(TrainerCallback):
         self._waited = self.trainer.data_seconds
         sequences = self.context.plan.batch_ramp.sequences_at(state.global_step - 1)
         self.meter.step(sequences * self.context.plan.sequence_length)
+        if self._view is not None:
+            self._view.step(state.global_step)
         is_last = state.global_step >= state.max_steps
         if is_last or (self.eval_steps is not None and state.global_step % self.eval_steps == 0):
             control.should_evaluate = True
@@ -136,10 +147,18 @@ class ReportCallback(TrainerCallback):
             self.first_loss = self.last_loss
         for sink in self.sinks:
             sink.log(state.global_step, values)
+        self._show({**values, names.STEP: state.global_step})
+
+    def _show(self, values: dict[str, float]) -> None:
+        """In the live view if there is one, else as a line; the rank's log has the line anyway."""
+        tell: Callable[[str], None] = say
+        if self._view is not None and self._view.is_shown:
+            tell = log_only
+            self._view.record(values)
         if self._lines % HEADER_EVERY == 0:
-            say(self._table.header())
+            tell(self._table.header())
         self._lines += 1
-        say(self._table.line({**values, names.STEP: state.global_step}))
+        tell(self._table.line(values))
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         held_out = self.trainer.held_out
@@ -149,6 +168,8 @@ class ReportCallback(TrainerCallback):
             f"validation at step {state.global_step:,}: {held_out.loss:.4f} nats/token, "
             f"{held_out.bits_per_byte:.4f} bits/byte on {format_count(held_out.targets)} tokens"
         )
+        if self._view is not None:
+            self._view.evaluated(held_out.loss)
         parts = self.trainer.held_out_of
         if parts:
             say(f"  {weights_of(parts)}")
@@ -174,6 +195,8 @@ class ReportCallback(TrainerCallback):
 
     def close(self, error: BaseException | None) -> None:
         """Finish the sinks, each within its own time limit. Safe while an error is raised."""
+        if self._view is not None:
+            self._view.stop()
         code = ExitCode.DONE if error is None else getattr(error, "exit_code", ExitCode.BUG)
         reason = None
         if error is not None:

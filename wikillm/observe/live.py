@@ -1,0 +1,213 @@
+"""The live view of a run on a terminal: progress, losses, speed, memory, the next save.
+
+Drawn by rich below the lines that a run prints, and redrawn by the training thread itself: no
+thread of its own, so a fork never copies a lock that one holds. A view that fails ends, and the
+plain lines go on. It never hides the cursor, which a killed run could not bring back.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from wikillm.core.log import show_status_with
+from wikillm.core.printable import PrintableStream, printable
+from wikillm.core.units import format_count, format_seconds, format_size
+from wikillm.observe import names
+
+REFRESH_SECONDS = 0.25
+LOSSES = 48
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def wants_live_view(
+    stream: Any = None, environ: Mapping[str, str] = os.environ, *, setting: str = "auto"
+) -> bool:
+    """Whether `stream` (default: stdout) is a terminal that can be redrawn, and nobody's CI."""
+    out = sys.stdout if stream is None else stream
+    can_redraw = environ.get("TERM", "") not in ("", "dumb", "unknown")
+    return setting == "auto" and can_redraw and not environ.get("CI") and bool(out.isatty())
+
+
+class LiveView:
+    """A view of one run. No method raises.
+
+    Args:
+        max_steps, total_tokens: the horizon.
+        save_steps: steps between two checkpoints; None: only at the end.
+        redirect: print what others write to stdout above the view.
+    """
+
+    def __init__(
+        self,
+        max_steps: int,
+        total_tokens: int,
+        save_steps: int | None,
+        stream: TextIO | None = None,
+        *,
+        redirect: bool = True,
+    ) -> None:
+        out: Any = sys.stdout if stream is None else stream
+        self._max_steps = max_steps
+        self._total_tokens = total_tokens
+        self._save_steps = save_steps
+        self._losses: deque[float] = deque(maxlen=LOSSES)
+        self._values: dict[str, float | None] = {}
+        self._validation: float | None = None
+        self._step = 0
+        self._status = "waiting for the first step"
+        self._drawn = 0.0
+        file = out.wrapped if isinstance(out, PrintableStream) else out
+        console = _Console(file=file, highlight=False, markup=False, emoji=False)
+        self._live: Live | None = Live(
+            self._draw(),
+            console=console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=redirect,
+            redirect_stderr=redirect and sys.stderr.isatty(),
+        )
+
+    def start(self) -> None:
+        """Show the view, until `stop`."""
+        self._try(lambda live: live.start(refresh=True))
+        show_status_with(self.status)
+
+    def stop(self) -> None:
+        """Remove the view. May be called more than once."""
+        show_status_with(None)
+        self._try(lambda live: live.stop())
+        self._live = None
+
+    @property
+    def is_shown(self) -> bool:
+        return self._live is not None
+
+    def step(self, step: int) -> None:
+        """An optimizer step is done."""
+        self._step = step
+        self._status = ""
+        if time.monotonic() - self._drawn >= REFRESH_SECONDS:
+            self._refresh()
+
+    def record(self, values: Mapping[str, float | None]) -> None:
+        """A logging step, with the values of `metrics.jsonl`."""
+        self._values = dict(values)
+        self._step = int(values.get(names.STEP) or self._step)
+        loss = values.get(names.LOSS)
+        if loss is not None and math.isfinite(loss):
+            self._losses.append(loss)
+        self._status = ""
+        self._refresh()
+
+    def evaluated(self, loss: float) -> None:
+        """An evaluation is done."""
+        self._validation = loss
+        self._refresh()
+
+    def status(self, message: str) -> None:
+        """What the run is doing instead of a step."""
+        self._status = message
+        self._refresh()
+
+    def _refresh(self) -> None:
+        self._drawn = time.monotonic()
+        self._try(lambda live: live.update(self._draw(), refresh=True))
+
+    def _try(self, act: Callable[[Live], None]) -> None:
+        """Use rich; an error of the terminal, or of rich, ends the view and not the run."""
+        if self._live is None:
+            return
+        try:
+            act(self._live)
+        except Exception:
+            live, self._live = self._live, None
+            show_status_with(None)
+            try:
+                live.stop()
+            except Exception:
+                return
+
+    def _draw(self) -> RenderableType:
+        share = self._step / max(1, self._max_steps)
+        head = Table.grid(padding=(0, 1), expand=True)
+        head.add_column(no_wrap=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True, justify="right")
+        done = f"step {self._step:,}/{self._max_steps:,}"
+        left = self._seconds_left()
+        when = f"{share:.0%}" if left is None else f"{share:.0%}  {format_seconds(left)} left"
+        bar = ProgressBar(total=max(1, self._max_steps), completed=self._step)
+        head.add_row(Text(done), bar, Text(when))
+        lines = [self._loss_line(), self._speed_line(), printable(self._status)]
+        return Group(head, *(_line(text) for text in lines if text))
+
+    def _seconds_left(self) -> float | None:
+        rate = self._values.get(names.TOKENS_PER_SECOND)
+        tokens = self._values.get(names.TOKENS)
+        if not rate or tokens is None:
+            return None
+        # By tokens, since in a batch ramp later steps take longer.
+        return max(0.0, (self._total_tokens - tokens) / rate)
+
+    def _loss_line(self) -> str:
+        if not self._losses:
+            return ""
+        parts = [f"loss {self._losses[-1]:.4f}", sparkline(self._losses)]
+        if (norm := self._values.get(names.GRAD_NORM)) is not None:
+            parts.append(f"gnorm {norm:.3g}")
+        if self._validation is not None:
+            parts.append(f"validation {self._validation:.4f}")
+        return "  ".join(parts)
+
+    def _speed_line(self) -> str:
+        values = self._values
+        shown: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+            (names.TOKENS_PER_SECOND, "{} tokens/s", format_count),
+            (names.MFU, "MFU {}", "{:.1%}".format),
+            (names.DATA_WAIT_FRACTION, "wait {}", "{:.0%}".format),
+            (names.MEMORY_BYTES, "memory {}", format_size),
+        )
+        parts = [
+            form.format(write(value))
+            for name, form, write in shown
+            if (value := values.get(name)) is not None
+        ]
+        return "  ".join([*parts, self._next_save()]) if parts else ""
+
+    def _next_save(self) -> str:
+        following = self._max_steps
+        if self._save_steps:
+            next_one = (self._step // self._save_steps + 1) * self._save_steps
+            following = min(next_one, self._max_steps)
+        return f"next save at step {following:,}"
+
+
+class _Console(Console):
+    """Leaves the cursor as it is."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
+
+
+def sparkline(values: Any) -> str:
+    """One character a value, from the lowest to the highest of them."""
+    found = list(values)
+    low = min(found)
+    size = max(found) - low
+    return "".join(_BARS[int((v - low) / size * (len(_BARS) - 1))] if size else "▄" for v in found)
+
+
+def _line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
