@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from wikillm.core.units import format_count
+from wikillm.ledger.record import History
 from wikillm.observe import names
+from wikillm.report.ledger_section import digest_of, read_history
 from wikillm.report.run_files import RunFiles, labels, number
 from wikillm.report.sections import cut, hours, last_evaluation
 from wikillm.report.starts import effort_of, starts_of
@@ -18,7 +20,7 @@ _OWN = frozenset({"run.name", "run.dir"})
 def comparison(runs: Sequence[RunFiles], price: float | None) -> dict[str, Any]:
     """All values of the template compare.html.j2."""
     head = ["run", "folder", "#steps", "#tokens", "#training loss", "#validation", "#bits/byte"]
-    head += ["#tokens/s", "#time", "#device hours"]
+    head += ["#tokens/s", "#time", "#device hours", "ledger's digest"]
     if price is not None:
         head.append("#cost")
     return {
@@ -33,6 +35,7 @@ def comparison(runs: Sequence[RunFiles], price: float | None) -> dict[str, Any]:
 def _row(label: str, run: RunFiles, price: float | None) -> list[str]:
     last = run.metrics[-1] if run.metrics else {}
     evaluation = last_evaluation(run)
+    history = read_history(run.path)
     effort = effort_of(run, starts_of(run), price)
     losses = [
         number(last, names.LOSS),
@@ -49,6 +52,7 @@ def _row(label: str, run: RunFiles, price: float | None) -> list[str]:
         "-" if speed is None else format_count(speed),
         hours(effort.hours),
         f"{effort.device_hours:.3g}",
+        digest_of(history) if isinstance(history, History) else "-",
     ]
     return row if effort.cost is None else [*row, f"{effort.cost:,.2f}"]
 

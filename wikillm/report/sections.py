@@ -11,6 +11,7 @@ from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.observe import names
 from wikillm.report.curves import spikes, tokens_at
 from wikillm.report.data_section import data_section
+from wikillm.report.ledger_section import ledger_section
 from wikillm.report.run_files import RunFiles, number, plain
 from wikillm.report.starts import Effort, RunStart, as_time, effort_of, starts_of
 
@@ -27,6 +28,7 @@ _PARTS = (
     ("data", "Data"),
     ("evaluation", "Evaluation"),
     ("samples", "Samples"),
+    ("ledger", "Ledger"),
     ("starts", "Starts and faults"),
     ("plan", "Planned and measured"),
 )
@@ -56,6 +58,7 @@ def sections_of(run: RunFiles, price: float | None) -> dict[str, Any]:
         **data_section(run),
         **_evaluations(run),
         "samples": _samples(run),
+        **ledger_section(run.path),
         **_starts(run, starts),
         "planned": list(_planned(run)),
         "outcome_basis": run.outcome.get("basis"),
