@@ -37,7 +37,8 @@ def ledger_section(run: Path) -> dict[str, Any]:
         return {"ledger": [("state", history)] if history else [], "skipped": []}
     rows: list[tuple[str, str]] = []
     if history.steps:
-        first, last = history.steps[0], history.steps[-1]
+        first = history.steps[0]
+        last = history.steps[-1]
         rows.append(("steps", f"{first.step:,} to {last.step:,}"))
         rows.append(("samples", f"{first.first:,} to {last.stop - 1:,}"))
         rows.append(("digest of all steps", digest_of(history)))
