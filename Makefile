@@ -1,5 +1,5 @@
 # `make help` lists the targets. Everything is installed into .venv; `make env` does it once per change of versions.
-.PHONY: help env demo lint test test-all test-floor multinode fuzz bench docs fmt clean
+.PHONY: help env demo lint test test-all test-floor multinode fuzz faults bench docs fmt clean
 PYTEST = -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,8 @@ multinode: env  ## every launcher and every failure on two nodes (as root: needs
 	@WIKILLM_MULTINODE=1 .venv/bin/python -m pytest -v tests/e2e/test_multinode.py tests/e2e/test_slurm.py
 fuzz: env  ## other inputs to readers, settings and messages each time (FUZZ=500: times what a commit sees)
 	@WIKILLM_FUZZ=$(or $(FUZZ),500) .venv/bin/python -m pytest -q tests/fuzz
+faults: env  ## kill, damage and disturb N tiny runs each way (N=20 FAULTS=kill,corrupt ARGS='--stock --seed 7')
+	@.venv/bin/python -m tests.faults.campaign --trials $(or $(N),20) --faults $(or $(FAULTS),all) $(ARGS)
 bench: env  ## a training step beside Hugging Face's Trainer and bare PyTorch (ARGS='--hidden 256 --vocab 32000')
 	@.venv/bin/python benchmarks/train.py $(ARGS)
 docs: env  ## check the docs: links, file trees, commands

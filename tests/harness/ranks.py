@@ -69,7 +69,7 @@ def run_ranks(
     `program` must be importable by name (tests/harness/programs.py). Raises RankFailed with the
     traceback of every rank.
     """
-    channels, processes = _start(program, world_size, args, environ)
+    channels, processes = start_ranks(program, world_size, args, environ)
     outcomes = _collect(channels, timeout)
     for process in processes:
         process.join(timeout=5)
@@ -95,7 +95,7 @@ def end_ranks(
 
     Raises RankFailed when a rank has not ended within `timeout` seconds.
     """
-    channels, processes = _start(program, world_size, args, environ)
+    channels, processes = start_ranks(program, world_size, args, environ)
     deadline = time.monotonic() + timeout
     try:
         for rank, process in enumerate(processes):
@@ -110,9 +110,10 @@ def end_ranks(
             channel.close()
 
 
-def _start(
+def start_ranks(
     program: Callable[..., Any], world_size: int, args: tuple[Any, ...], environ: Mapping[str, str]
 ) -> tuple[list[Connection], list[mp.context.ForkServerProcess]]:
+    """Start the ranks and do not wait. Returns the end of each rank's channel, and the ranks."""
     port = str(take_port())
     context = _context()
     channels = []

@@ -1,0 +1,195 @@
+"""Disturb many tiny runs, by seed, and count what is lost: `make faults N=200`.
+
+    python -m tests.faults.campaign --trials 200 --seed 0 --faults kill,corrupt --stock
+
+Writes every trial into a JSON file and prints the table of docs/reliability.md. The exit code is 1
+when a WikiLLM trial found a problem; each is printed with the command that repeats it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[2]
+for place in (REPO, REPO / "tests"):
+    if str(place) not in sys.path:
+        sys.path.insert(0, str(place))
+
+from faults import changes, damage, interpose, kills, stops  # noqa: E402
+from faults.lab import Lab, Setup  # noqa: E402
+from faults.table import table  # noqa: E402
+from faults.trials import Fault, Trial, run_trial  # noqa: E402
+
+SETUPS = (
+    Setup(world=1),
+    Setup(world=2),
+    Setup(world=1, recipe="zero1"),
+    Setup(world=2, recipe="zero1"),
+    Setup(world=2, recipe="zero2"),
+    Setup(world=2, recipe="zero3"),
+    Setup(world=2, optimizer="muon"),
+    Setup(world=2, recipe="zero2", optimizer="muon"),
+)
+STOCK = (
+    Setup("hf", 1),
+    Setup("hf", 2),
+    Setup("hf", 2, "zero1"),
+    Setup("hf", 2, "zero2"),
+    Setup("hf", 2, "zero3"),
+)
+FAULTS: dict[str, Fault] = {
+    "kill": kills.kill,
+    "calls": lambda bench: None,  # its trials depend on how many calls a save has
+    "power": kills.power,
+    "resuming": kills.kill_while_resuming,
+    "corrupt": damage.corrupt,
+    "corrupt-all": damage.corrupt_all,
+    "disk": damage.full_disk,
+    "store": damage.hurt_store,
+    "signal": stops.signals,
+    "twice": stops.signal_twice,
+    "nan": stops.poison,
+    "pause": stops.suspend,
+    "stall": stops.suspend_for_ever,
+    "ranks": changes.ranks,
+    "stages": changes.stages,
+    "loaders": changes.loaders,
+    "drift": changes.drift,
+    "two-runs": changes.two_runs,
+}
+ON_STOCK = ("kill", "calls", "power", "resuming", "corrupt", "disk", "nan", "ranks", "stages")
+"""Faults of which a stock run can be asked the same question."""
+SLOW = {"stall": 8, "twice": 8, "resuming": 4, "ranks": 3, "stages": 3}
+"""Faults with fewer trials: the number is divided by this."""
+
+
+def setups_for(fault: str, stock: bool, only: str | None) -> list[Setup]:
+    found = [each for each in (STOCK if stock else SETUPS) if only in (None, str(each))]
+    if fault in ("stages",):
+        found = [each for each in found if each.recipe]
+    if fault in ("ranks", "pause", "stall"):
+        found = [each for each in found if each.world > 1]
+    return found
+
+
+def planned(
+    lab: Lab, fault: str, setups: list[Setup], trials: int, seed: int
+) -> Iterator[tuple[Fault, Setup, int]]:
+    """What to do in each trial of a fault: the fault itself, the setup and the seed."""
+    if fault != "calls":
+        for number in range(max(1, trials // SLOW.get(fault, 1))):
+            yield FAULTS[fault], setups[number % len(setups)], seed + number // len(setups)
+        return
+    # Every call of a save by every rank; with fewer trials, evenly spread over them.
+    points: list[tuple[Setup, int, int]] = []
+    for setup in setups:
+        for rank in range(setup.world):
+            count = _count(lab, setup, rank)
+            points += [(setup, rank, at) for at in range(count)]
+    if trials < len(points):
+        points = [points[number * len(points) // trials] for number in range(trials)]
+    for number, (setup, rank, at) in enumerate(points):
+        half = bool((number + seed) % 2)
+        do: Fault = partial(kills.kill_at_call, rank=rank, at=at, half=half)
+        yield do, setup, seed + number
+
+
+def _count(lab: Lab, setup: Setup, rank: int) -> int:
+    counted: list[int] = []
+
+    def do(bench: Any) -> None:
+        counted.append(kills.count_calls(bench, rank))
+
+    trial = run_trial(lab, "calls", do, setup, 0)
+    assert counted, trial
+    return counted[0]
+
+
+def run_campaign(
+    lab: Lab, faults: list[str], trials: int, seed: int, *, stock: bool, only: str | None
+) -> list[Trial]:
+    """All trials, each printed as it ends."""
+    done: list[Trial] = []
+    for fault in faults:
+        setups = setups_for(fault, stock, only)
+        if not setups or (stock and fault not in ON_STOCK):
+            continue
+        for do, setup, number in planned(lab, fault, setups, trials, seed):
+            trial = run_trial(lab, fault, do, setup, number)
+            done.append(trial)
+            print(f"{'PROBLEM' if trial.problems else 'ok':8}{trial}", flush=True)
+    return done
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=20, help="per fault and side")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--faults", default="all", help=f"of {','.join(FAULTS)}")
+    parser.add_argument("--setup", help="only this one, as a failure prints it")
+    parser.add_argument("--stock", action="store_true", help="also Hugging Face's Trainer")
+    parser.add_argument("--to", type=Path, default=REPO / "runs" / "faults.json")
+    options = parser.parse_args()
+    faults = list(FAULTS) if options.faults == "all" else options.faults.split(",")
+    unknown = sorted(set(faults) - set(FAULTS))
+    if unknown:
+        parser.error(f"no such faults: {', '.join(unknown)}; of {', '.join(FAULTS)}")
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    folder = Path(tempfile.mkdtemp(prefix="wikillm-faults-"))
+    # Both must be there before the fork server starts.
+    if {"calls", "power"} & set(faults):
+        interpose.preload(interpose.build(folder))
+    if "disk" in faults and not damage.own_mounts():
+        print("skipped: disk, which needs root and mount namespaces")
+        faults.remove("disk")
+    lab = Lab(folder)
+    began = time.time()
+    sides = (False, True) if options.stock else (False,)
+    only = options.setup
+    done = [
+        trial
+        for stock in sides
+        for trial in run_campaign(lab, faults, options.trials, options.seed, stock=stock, only=only)
+    ]
+    content = {
+        "trials": [trial.to_json() for trial in done],
+        "facts": facts(options.trials, options.seed, time.time() - began),
+    }
+    options.to.parent.mkdir(parents=True, exist_ok=True)
+    options.to.write_text(json.dumps(content, indent=1) + "\n")
+    print(table(content))
+    failed = [trial for trial in done if trial.problems and not trial.setup.startswith("hf")]
+    print(f"{len(done)} trials, {len(failed)} WikiLLM trials with problems; {options.to}")
+    for trial in failed:
+        print(f"  make faults N=1 ARGS='{str(trial).split(': ')[0]}'")
+    if not failed:
+        shutil.rmtree(folder)
+    return 1 if failed else 0
+
+
+def facts(trials: int, seed: int, seconds: float) -> dict[str, Any]:
+    from importlib import metadata
+
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "deepspeed")}
+    return {
+        "trials": trials, "seed": seed, "seconds": round(seconds), "versions": versions,
+        "cores": os.cpu_count(), "machine": platform.machine(), "kernel": platform.release(),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    random.seed(0)
+    raise SystemExit(main())
