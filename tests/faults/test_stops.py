@@ -16,10 +16,10 @@ TWO_RANKS = Setup(world=2)
     [
         ("signal", stops.signals, TWO_RANKS, 1),
         ("nan", stops.poison, TWO_RANKS, 4),
-        ("pause", stops.suspend, TWO_RANKS, 2),
         ("drift", changes.drift, Setup(), 1),
-        ("loaders", changes.loaders, Setup(), 1),
+        pytest.param("loaders", changes.loaders, Setup(), 1, marks=pytest.mark.deep),
         pytest.param("two-runs", changes.two_runs, Setup(), 1, marks=pytest.mark.deep),
+        pytest.param("pause", stops.suspend, TWO_RANKS, 2, marks=pytest.mark.deep),
         pytest.param("stall", stops.suspend_for_ever, TWO_RANKS, 1, marks=pytest.mark.deep),
         pytest.param("twice", stops.signal_twice, TWO_RANKS, 1, marks=pytest.mark.deep),
     ],
