@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 # number of writes, phase, step, start of the phase, last progress, median step in seconds
 _LAYOUT = struct.Struct("<QQqddd")
+_SLOTS = (64, 128)
+"""Where the two records lie. Byte 0 of the page says which one is complete."""
 _SIZE = 4096
 MEMORY_NAME = "wikillm-board"
 """As /proc/PID/fd shows it. `wikillm stop --now` looks for it, also in runs of older versions."""
@@ -105,15 +107,23 @@ class Heartbeat:
         self._write(now)
 
     def _write(self, now: float) -> None:
+        """Fill the record that is not read, then make it the one that is: a store of one byte.
+
+        The kernel may take the processor away in the middle, for seconds on a busy machine.
+        """
         self._writes += 1
+        slot = self._writes % 2
         values = (self._writes, self._phase, self._step, self._since, now, self._median)
-        _LAYOUT.pack_into(self._page, 0, *values)
+        _LAYOUT.pack_into(self._page, _SLOTS[slot], *values)
+        self._page[0] = slot
 
     def read(self) -> RankProgress:
-        """The current state. A torn read shows as two different readings and is repeated."""
+        """The current state. A reading during which the record changed is repeated."""
         for _ in range(100):
-            values = _LAYOUT.unpack_from(self._page, 0)
-            if values == _LAYOUT.unpack_from(self._page, 0) and values[1] < len(PHASES):
+            slot = self._page[0]
+            values = _LAYOUT.unpack_from(self._page, _SLOTS[slot])
+            again = _LAYOUT.unpack_from(self._page, _SLOTS[slot])
+            if values == again and slot == self._page[0]:
                 break
         _, phase, step, since, progress, median = values
         now = time.monotonic()

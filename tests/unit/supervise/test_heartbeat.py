@@ -64,3 +64,19 @@ def test_only_steps_and_their_data_have_the_short_limit(phase: str) -> None:
         assert RankProgress(phase, 5, 0.0, 0.0, 0.5).limit(120.0) == 120.0
     else:
         assert limit == LIMITS[phase] and (limit is None or limit >= 600.0)
+
+
+def test_a_reading_in_the_middle_of_a_write_is_the_record_before_it() -> None:
+    """The kernel may stop a rank between two fields; here the conversion of a field reads."""
+    heartbeat = Heartbeat()
+    heartbeat.step_done(7)
+    readings = []
+
+    class Step:
+        def __index__(self) -> int:
+            readings.append(Heartbeat(heartbeat.fd).read())
+            return 8
+
+    heartbeat.step_done(Step())  # type: ignore[arg-type]
+    assert [(each.step, each.standing < 60) for each in readings] == [(7, True)] * len(readings)
+    assert readings and heartbeat.read().step == 8
