@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.ledgers import assert_proven
 from harness.observed_runs import train_noting_reductions
 from harness.programs import tensor_digest
 from harness.ranks import run_ranks
@@ -34,6 +35,7 @@ def alone(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     ]
     assert tokens == [32 * sum(BATCHES[: step + 1]) for step in range(8)]
     assert read_state(folder / "checkpoints" / "checkpoint-8")["consumed_samples"] == 32
+    assert_proven(folder, 8)
     return result
 
 
@@ -57,6 +59,7 @@ def test_any_world_micro_batch_and_stage_gives_the_same_run(
     assert result["losses"] == pytest.approx(alone["losses"], rel=2e-5)
     assert result["grad_norms"] == pytest.approx(alone["grad_norms"], rel=1e-3)
     assert result["eval"] == pytest.approx(alone["eval"], rel=2e-5)
+    assert_proven(tmp_path / "run", 8)
 
 
 def test_plain_data_parallel_reduces_once_a_step(words: Any, tmp_path: Path) -> None:
@@ -85,6 +88,7 @@ def test_stopped_within_the_ramp_and_resumed_is_bit_identical(words: Any, tmp_pa
     resumed = run(2, words(tmp_path / "parts", *more), deepspeed="zero2", resume="auto")
     assert resumed["code"] == 0, resumed["message"]
     assert (resumed["losses"], resumed["grad_norms"]) == (whole["losses"], whole["grad_norms"])
+    assert_proven(tmp_path / "parts", 8, segments=2)
     digests = {
         tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8")
         for name in ("whole", "parts")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from harness.corpus import write_corpus
+from harness.ledgers import assert_proven
 from harness.programs import tensor_digest
 from harness.tiny_run import TINY, run
 
@@ -46,6 +47,7 @@ def test_mixed_runs_are_equal_resumed_exactly_and_counted(corpora: Path, tmp_pat
         and two["eval"] == pytest.approx(one["eval"], rel=L2)
     )
     _check_records(tmp_path / "two", two["output"])
+    assert_proven(tmp_path / "two", 8)
 
     stopped = run(2, words(corpora, tmp_path / "parts"), signal_at=2, signal_rank=1)
     assert stopped["code"] == 75, stopped["message"]
@@ -57,6 +59,7 @@ def test_mixed_runs_are_equal_resumed_exactly_and_counted(corpora: Path, tmp_pat
     )
     resumed = run(2, words(corpora, tmp_path / "parts"), resume="auto")
     assert resumed["code"] == 0, resumed["message"]
+    assert_proven(tmp_path / "parts", 8, segments=2)
     assert resumed["losses"] == two["losses"] and resumed["eval"] == two["eval"]
     assert (
         len(

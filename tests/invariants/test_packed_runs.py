@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from harness.file_server import serve
+from harness.ledgers import assert_proven
 from harness.programs import train_on_read_only_store, train_with_options
 from harness.ranks import run_ranks
 
@@ -40,6 +41,7 @@ def beside(words: Any, store: Path, tmp_path_factory: pytest.TempPathFactory) ->
     command = words(folder / "run", *PACKED, f"data.store={folder / 'store'}")
     found = result_of(run_ranks(train_with_options, 2, command, {"deepspeed": "zero2"}))
     assert list((folder / "store" / "packed").iterdir())
+    assert_proven(folder / "run", 3)
     return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.ledgers import assert_proven
 from harness.tiny_run import run
 
 from wikillm.checkpoints.latest import find_complete
@@ -39,4 +40,5 @@ def test_resume_follows_the_branch_written_last(limit: int, words: Any, tmp_path
     assert f"resuming   {checkpoints / 'checkpoint-6'} (step 6)" in again["output"]
     assert ("skipping checkpoint-8: it is abandoned" in again["output"]) == (limit == 3)
     assert again["losses"] == first["losses"]
+    assert_proven(folder, 8, segments=3, superseded=4)
     assert find_complete(folder).name == "checkpoint-8"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.ledgers import assert_proven
 from harness.programs import train_with_options
 from harness.ranks import run_ranks
 from harness.reference import References
@@ -44,6 +45,7 @@ def test_two_ranks_that_share_sequences_equal_one(
     assert "1 group of 2 ranks" in found["output"]
     # DeepSpeed reports no norm at stage 0 in fp32.
     assert_same(found, whole, norms=recipe != "zero0")
+    assert_proven(tmp_path / "run", 8)
 
 
 KEYS_REPEATED = [
@@ -75,6 +77,7 @@ def test_with_documents_repeated_keys_and_all_that_saves_memory(
         world, words(tmp_path / "run", SHARED, micro, *KEYS_REPEATED, *LEAN), deepspeed=recipe
     )
     assert_same(found, documents)
+    assert_proven(tmp_path / "run", 8)
 
 
 def test_in_bf16_without_deepspeed(words: Any, documents: dict[str, Any], tmp_path: Path) -> None:
@@ -98,3 +101,4 @@ def test_a_run_may_share_its_sequences_after_a_resume(
     assert stopped["exit"]["step"] == 5
     found = run(2, words(tmp_path / "run", SHARED), deepspeed="zero2", resume="auto")
     assert_same(found, whole)
+    assert_proven(tmp_path / "run", 8, segments=2)

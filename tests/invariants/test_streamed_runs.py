@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from harness.corpus import write_corpus
+from harness.ledgers import assert_proven
 from harness.programs import tensor_digest, train_with_options
 from harness.ranks import run_ranks
 from harness.tiny_run import Words, tiny_words
@@ -112,6 +113,7 @@ def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
     assert (
         streamed["losses"] == prepared["losses"] == off["losses"] and len(streamed["losses"]) == 24
     )
+    assert_proven(tmp_path / "streamed", 24)
     assert streamed["eval"] == prepared["eval"] and len(streamed["eval"]) == 2
     assert (
         len(

@@ -90,11 +90,11 @@ def _text(found: Audit) -> list[str]:
             f"{rate / 1e6:.1f} M/s"
         )
     if not found.is_proven:
-        for finding in found.findings[:5]:
-            lines.append(f"wrong      step {finding.step:,}, {finding.kind}: {finding.text}")
-        if len(found.findings) > 5:
-            lines.append(f"           and {len(found.findings) - 5} more")
-        return [*lines, f"not proven {steps}: the first wrong one is {found.findings[0].step:,}"]
+        for wrong in found.wrong[:5]:
+            lines.append(f"wrong      step {wrong.step:,}, {wrong.kind}: {wrong.text}")
+        if len(found.wrong) > 5:
+            lines.append(f"           and {len(found.wrong) - 5} more")
+        return [*lines, f"not proven {steps}: the first wrong one is {found.wrong[0].step:,}"]
     but = f", but for {len(found.skipped)} skipped windows" if found.skipped else ""
     epochs = f" ({found.epochs})" if found.epochs else ""
     lines.append(f"proven     {steps}: {samples} in their order, each once per epoch{but}{epochs}")

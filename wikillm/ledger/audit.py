@@ -60,11 +60,11 @@ class Audit:
     seconds: float = 0.0
     epochs: str = ""
     skipped: list[SkippedWindow] = field(default_factory=list)
-    findings: list[WrongStep] = field(default_factory=list)
+    wrong: list[WrongStep] = field(default_factory=list)
 
     @property
     def is_proven(self) -> bool:
-        return not self.findings
+        return not self.wrong
 
     def to_json(self) -> dict[str, Any]:
         skipped = [window.to_json() for window in self.skipped]
@@ -109,12 +109,12 @@ def audit_run(
     found.superseded = history.superseded
     if begin > 1 and before is None:
         found.first = steps[0].first  # nothing is claimed about the steps before
-    found.findings += _check_ranges(found, history, steps)
+    found.wrong += _check_ranges(found, history, steps)
     found.samples = sum(line.stop - line.first for line in steps)
-    found.findings += _check_checkpoints(found, run, history)
+    found.wrong += _check_checkpoints(found, run, history)
     if with_tokens:
-        found.findings += _compare_tokens(found, run, history, steps, stores)
-    found.findings.sort(key=lambda finding: finding.step)
+        found.wrong += _compare_tokens(found, run, history, steps, stores)
+    found.wrong.sort(key=lambda each: each.step)
     return found
 
 
@@ -259,10 +259,8 @@ def _explain(tokens: Tokens, order: Order, wrong: StepLine) -> WrongStep:
                 kind = "repeated" if batches < 0 else "lost"
                 taken = f"it was given the tokens of samples {first:,} to {moved.stop - 1:,}"
                 return WrongStep(wrong.step, kind, f"{taken}, {own}")
-    text = f"it was given other tokens, {own}. The shards are those of the manifest. So "
-    text += (
-        "the store was built again since, ranks read each other's samples, or memory was damaged"
-    )
+    text = f"it was given other tokens, {own}. The shards are those of the manifest: the store was "
+    text += "built again since, ranks read each other's samples, or memory was damaged"
     return WrongStep(wrong.step, "tokens", text)
 
 

@@ -1,0 +1,58 @@
+"""Runs whose ranks consume other batches than they should, and the audit of a run's files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from harness.programs import train
+
+
+def assert_proven(run: Path, last_step: int, *, superseded: int = 0, segments: int = 1) -> None:
+    """The audit proves all steps of the run, and its ledger has this history."""
+    from wikillm.ledger.audit import audit_run
+
+    found = audit_run(run)
+    assert found.is_proven, found.wrong
+    assert (found.first, found.last_step) == (0, last_step) and found.tokens_compared
+    assert (found.segments, found.superseded) == (segments, superseded)
+
+
+def train_on_wrong_batches(words: list[str], fault: str, step: int) -> dict[str, Any]:
+    """Run `train`. At optimizer step `step` (from 1) a fault changes what the ranks consume.
+
+    `repeat`: the batch before again. `lose`: the batch after. `other_world`: from step 1 on every
+    rank reads as if it were alone.
+    """
+    from wikillm.train.trainer import WikiTrainer
+
+    get_batch_samples = WikiTrainer.get_batch_samples
+    get_train_dataloader = WikiTrainer.get_train_dataloader
+    before: list[Any] = []
+
+    def wrong(self: WikiTrainer, batches: Any, count: int, device: Any) -> Any:
+        is_due = self.state.global_step == step - 1
+        if is_due and fault == "lose":
+            list(islice(batches, self.data.shape.accumulation_at(step - 1)))
+        found = get_batch_samples(self, batches, count, device)
+        if is_due and fault == "repeat":
+            found = before[-1]
+        before.append(found)
+        return found
+
+    def alone(self: WikiTrainer) -> Any:
+        data = self.data
+        size = data.shape.world_size
+        shape = replace(data.shape, accumulation=data.shape.accumulation * size, world_size=1)
+        self.data = replace(data, shape=replace(shape, rank=0))
+        try:
+            return get_train_dataloader(self)
+        finally:
+            self.data = data
+
+    WikiTrainer.get_batch_samples = wrong  # type: ignore[method-assign]
+    if fault == "other_world":
+        WikiTrainer.get_train_dataloader = alone  # type: ignore[method-assign]
+    return train(words)
