@@ -62,3 +62,59 @@ def train_with_a_flipped_bit(
     """Run `train` with `flip_bit` of (step, rank, bit)."""
     flip_bit(*where)
     return train(words, **options)
+
+
+def scale_losses_of_samples(windows: list[tuple[int, int]], factor: float) -> dict[int, list[str]]:
+    """Multiply the loss of every step whose batch begins in one of the windows [first, stop).
+
+    Returns what each step (from 0) of this rank read, filled in while training: a later reading
+    replaces an earlier one.
+    """
+    import hashlib
+
+    from wikillm.train.trainer import WikiTrainer
+
+    compute_loss = WikiTrainer.compute_loss
+    training_step = WikiTrainer.training_step
+    read: dict[int, list[str]] = {}
+
+    def scaled(self: WikiTrainer, *args: Any, **kwargs: Any) -> Any:
+        loss = compute_loss(self, *args, **kwargs)
+        first = self.samples.of(self.state.global_step).start
+        return loss * factor if any(a <= first < b for a, b in windows) else loss
+
+    def noting(self: WikiTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        rows = [row for batch in inputs for row in batch["input_ids"]]
+        step = self.state.global_step
+        read[step] = [hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in rows]
+        return training_step(self, model, inputs, *args, **kwargs)
+
+    WikiTrainer.compute_loss = scaled  # type: ignore[method-assign]
+    WikiTrainer.training_step = noting  # type: ignore[method-assign]
+    return read
+
+
+def train_with_bad_samples(
+    words: list[str], windows: list[tuple[int, int]], factor: float, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Run `train` with `scale_losses_of_samples`.
+
+    `alive`: the largest number of earlier models in memory while another one was being built.
+    """
+    import weakref
+
+    from wikillm.train import run
+
+    built: list[weakref.ref[Any]] = []
+    alive = [0]
+    build_model = run.build_model
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        alive.append(sum(each() is not None for each in built))
+        model = build_model(*args, **kwargs)
+        built.append(weakref.ref(model))
+        return model
+
+    run.build_model = noting
+    read = scale_losses_of_samples(windows, factor)
+    return train(words, **options) | {"read": read, "alive": max(alive), "built": len(built)}

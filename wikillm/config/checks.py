@@ -25,6 +25,11 @@ GROUPS = (HORIZON, BATCH, TEXT)
 
 NEEDS: tuple[tuple[str, str, Callable[[TrainSection], bool], str], ...] = (
     ("ema_start", "ema_decay", lambda t: t.ema_decay > 0, "train.ema_decay=0.999"),
+    ("max_skips", "spikes", lambda t: t.spikes == "skip", "train.spikes=skip"),
+    *(
+        (name, "spikes", lambda t: t.spikes != "off", "train.spikes=report")
+        for name in ("spike_window", "spike_threshold")
+    ),
     ("muon_learning_rate", "optimizer", lambda t: t.optimizer == "muon", "train.optimizer=muon"),
     ("muon_momentum", "optimizer", lambda t: t.optimizer == "muon", "train.optimizer=muon"),
     *(

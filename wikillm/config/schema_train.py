@@ -125,6 +125,15 @@ class TrainSection(Section):
     """DataLoader workers per rank; 0 reads in the training process, from memory-mapped files."""
     max_skipped_steps: int = Field(default=20, ge=1)
     """fp16: stop the run after the loss scaler skips this many steps in a row."""
+    spikes: Literal["off", "report", "skip"] = "report"
+    """report: warn of a loss far above the recent ones and record its documents; skip: also go back
+    to the last checkpoint and leave out the samples of those steps."""
+    spike_window: int = Field(default=128, ge=8, le=4096)
+    """Losses that a loss is compared with."""
+    spike_threshold: float = Field(default=8.0, gt=0)
+    """A spike is so many standard deviations (from the MAD) above the median of the window."""
+    max_skips: int = Field(default=5, ge=0)
+    """spikes=skip: windows of samples that the run may leave out; one more ends it with code 5."""
     weight_check_steps: int = Field(default=100, ge=0)
     """Optimizer steps between comparisons of the ranks' weights, which are also compared before
     each checkpoint; 0: never."""

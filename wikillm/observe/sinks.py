@@ -83,6 +83,10 @@ class JsonlSink:
         else:
             self._append(self._events, {names.KIND: kind, **record})
 
+    def event(self, kind: str, step: int, record: Mapping[str, Any]) -> None:
+        """An event that is no row of numbers; its values are JSON."""
+        self._append(self._events, {names.KIND: kind, names.STEP: step, **record})
+
     def text(self, step: int, samples: Sequence[Sample]) -> None:
         texts = [{"prompt": sample.prompt, "text": sample.text} for sample in samples]
         self._append(self._events, {names.KIND: names.SAMPLES, names.STEP: step, "samples": texts})

@@ -91,6 +91,10 @@ class Heartbeat:
         self._since = now
         self._write(now)
 
+    def restart(self) -> None:
+        """The next step is a first one again: the model is built anew."""
+        self._done = 0
+
     def progress(self) -> None:
         """Progress within the phase, such as one batch of an evaluation."""
         self._write(time.monotonic())

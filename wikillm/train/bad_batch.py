@@ -75,7 +75,7 @@ def describe_micro_batch(trainer: WikiTrainer, step: int, micro_step: int) -> Ba
         host=socket.gethostname(),
         step=step,
         micro_step=micro_step,
-        loss=float(losses[micro_step]),
+        loss=float(losses[micro_step]) * len(losses),  # the losses of a step add up to its mean
         samples=(samples.start, samples.stop),
         documents=tuple(found),
     )

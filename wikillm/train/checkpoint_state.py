@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from wikillm.data.read.corpus import proportions
@@ -46,10 +47,14 @@ def checkpoint_state(
     """The content of wikillm_state.json: facts, progress, and the settings of this start."""
     context = trainer.context
     samples = trainer.consumed_samples
+    before = context.point.state.get("skipped", []) if context.point else []
+    since = [asdict(window) for window in trainer.samples.skipped_before(step)]
     return {
         **run_facts(context),
         "step": step,
         "consumed_samples": samples,
+        "skipped": [*before, *since],
+        "recent_losses": list(trainer.recent_losses),
         "data_read": context.corpus.data_read(trainer.data.order, samples),
         "run": context.identity["id"],
         "tracker": context.identity["tracker"],

@@ -36,7 +36,7 @@ class DeferredFlag:
 
 
 class PinnedCopy:
-    """The latest value of a scalar on the device, copied to pinned memory."""
+    """The latest value of a small tensor on the device, copied to pinned memory."""
 
     def __init__(self) -> None:
         self._host: torch.Tensor | None = None
@@ -48,7 +48,7 @@ class PinnedCopy:
         """
         if not value.is_cuda:
             return value
-        if self._host is None:
+        if self._host is None or self._host.shape != value.shape:
             self._host = torch.empty_like(value, device="cpu", pin_memory=True)
         self._host.copy_(value.detach(), non_blocking=True)
         return self._host

@@ -90,6 +90,12 @@ class ResumePoint:
     state: dict[str, Any]
     origin: Descent | None = None
 
+    @property
+    def trained_samples(self) -> int:
+        """Without those that the run has skipped (see `train.skips`)."""
+        skipped = self.state.get("skipped", ())
+        return self.consumed_samples - sum(each["stop"] - each["first"] for each in skipped)
+
 
 def find_resume_point(checkpoints: Path, resume: str, check: Verify = verify) -> ResumePoint | None:
     """The checkpoint to resume from. None when `resume` is "auto" and there is none.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,9 +35,10 @@ from wikillm.train.arguments import follow_plan, to_training_arguments
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.context import PlannedRun, RunContext
 from wikillm.train.engine import check_engine, start_engine
-from wikillm.train.exit import ending, record_exit
+from wikillm.train.exit import Ending, ending, record_exit
 from wikillm.train.planned_run import open_run, plan_on, plan_run
 from wikillm.train.resume import ResumeOptions, ResumePoint, agree_on_resume_point
+from wikillm.train.rewind import Rewind, collect
 from wikillm.train.run_dir import refuse_before_supervision
 from wikillm.train.start_checks import check_shared_folder, check_world, limit_threads
 from wikillm.train.start_summary import log_new_horizon
@@ -119,30 +121,48 @@ def _pretrain(
         check_world(args, world, group, planned.plan.micro_batch)
         identity = check_shared_folder(run, group)
         supervisor.at(run.path, run.log_file(world.rank))
-        point = agree_on_resume_point(run.checkpoints, options.resume, group, world)
-        plan = _plan_from(point, planned, args)
-
-        # The model, under the DeepSpeed configuration that `args` keeps alive.
-        heartbeat.enter("model")
-        peak = PeakMemory(uses_gpu=args.device.type == "cuda")
-        eos_id = corpus.manifest.tokenizer.eos_id
-        model = build_model(cfg.model, plan.vocab_size, args, eos_id=eos_id, seed=cfg.run.seed)
         context = RunContext(
             resolved,
             world,
             run,
             corpus,
-            plan,
+            planned.plan,
             planned.engine,
             identity=identity,
             group=group,
             signals=signals,
             requests=requests,
             heartbeat=heartbeat,
-            peak=peak,
-            point=point,
+            peak=PeakMemory(uses_gpu=args.device.type == "cuda"),
+            point=None,
         )
-        train(context, model, args, _patch(model, args, cfg.train, plan), options, end)
+        while (rewind := _train_from(context, args, options, end)) is not None:
+            options = replace(options, resume=rewind)
+            collect()
+            heartbeat.restart()
+
+
+def _train_from(
+    start: RunContext, args: TrainingArguments, options: ResumeOptions, end: Ending
+) -> str | None:
+    """Train from the checkpoint that `options` name. (all ranks)
+
+    Returns what to resume from where the run goes back, once nothing refers to the model any more.
+    """
+    cfg = start.resolved.config
+    point = agree_on_resume_point(start.run.checkpoints, options.resume, start.group, start.world)
+    plan = _plan_from(point, start, args)
+
+    # The model, under the DeepSpeed configuration that `args` keeps alive.
+    start.heartbeat.enter("model")
+    eos_id = start.corpus.manifest.tokenizer.eos_id
+    model = build_model(cfg.model, plan.vocab_size, args, eos_id=eos_id, seed=cfg.run.seed)
+    z_loss = _patch(model, args, cfg.train, plan)
+    try:
+        train(replace(start, plan=plan, point=point), model, args, z_loss, options, end)
+    except Rewind as rewind:
+        return rewind.resume
+    return None
 
 
 def _leave_early(run: Path, rank: int, supervisor: Supervisor, error: StoppedError) -> None:
@@ -168,7 +188,7 @@ def _plan_from(point: ResumePoint | None, planned: PlannedRun, args: TrainingArg
     """The plan; on resume, made again from the checkpoint's step and samples (any batch size)."""
     if point is None:
         return planned.plan
-    done = (point.step, point.consumed_samples)
+    done = (point.step, point.trained_samples)
     plan = plan_on(planned.corpus, planned.resolved, planned.world, done)
     if plan != planned.plan:
         follow_plan(args, planned.resolved.config.train, plan)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from wikillm.data.read.corpus import NamedStream, Tokens, TrainingOrder
 from wikillm.data.read.loader import BatchShape, DocumentMask, SequenceShard, document_mask
+from wikillm.data.read.step_samples import SkipWindow
 from wikillm.plan.batch import split_batch
 from wikillm.plan.horizon import count_sequences, refuse_small_corpus
 from wikillm.train.context import RunContext
+from wikillm.train.skips import read_skips
 from wikillm.train.wait_for_data import DataWaiter
 
 
@@ -19,6 +22,7 @@ class RunData:
 
     Attributes:
         shard: this rank's part of each sequence, where ranks share sequences.
+        skips: the windows of samples that this run leaves out, in the order of the decisions.
         wait_for: returns when every rank can read the samples before the given one. (all ranks)
     """
 
@@ -32,6 +36,7 @@ class RunData:
     mask: DocumentMask | None
     shard: SequenceShard | None
     wait_for: Callable[[int], None]
+    skips: tuple[SkipWindow, ...]
 
 
 def open_run_data(context: RunContext) -> RunData:
@@ -43,6 +48,9 @@ def open_run_data(context: RunContext) -> RunData:
     shared = plan.sequence_parallel_size
     group, part = divmod(context.world.rank, shared)
     waiter = DataWaiter(order, context.group, context.signals, lambda: _check_size(context))
+    skips: Any = context.group.gather(
+        read_skips(context.run.path) if context.world.is_main else None
+    )[0]
     return RunData(
         train=corpus.train,
         val=corpus.streams("val", cfg.train.max_eval_tokens),
@@ -58,6 +66,7 @@ def open_run_data(context: RunContext) -> RunData:
         ),
         shard=SequenceShard(shared, part) if shared > 1 else None,
         wait_for=waiter.wait_for,
+        skips=skips,
     )
 
 

@@ -2,8 +2,8 @@
 
     RUN/  config.resolved.yaml  ds_config.resolved.json  plan.json  environment.json  run.json
           data.json  tokenizer/  metrics.jsonl  events.jsonl  ledger.jsonl  exit.json  outcome.json
-          ranks/  diverged.json  stop.json  stop  save  .secret  logs/rank_*.log  checkpoints/
-          swanlog/  report.html
+          ranks/  diverged.json  skips.json  stop.json  stop  save  .secret  logs/rank_*.log
+          checkpoints/  swanlog/  report.html
 
 One run at a time holds a directory, by an flock, so a killed run leaves no stale lock. On several
 nodes the directory must be on a file system that all of them share; `start_checks` checks it.
@@ -46,8 +46,8 @@ from wikillm.supervise.requests import stop_file
 
 _OWN_NAMES = """
     config.resolved.yaml ds_config.resolved.json plan.json environment.json run.json data.json
-    tokenizer metrics.jsonl events.jsonl ledger.jsonl exit.json outcome.json diverged.json ranks
-    stop.json logs checkpoints swanlog samples export stop save report.html
+    tokenizer metrics.jsonl events.jsonl ledger.jsonl exit.json outcome.json diverged.json
+    skips.json ranks stop.json logs checkpoints swanlog samples export stop save report.html
 """
 """What a run writes into its directory, `wikillm demo` included."""
 _LAUNCHER_FILES = (".log", ".out", ".err", ".pid", "lost+found")

@@ -17,7 +17,7 @@ import copy
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -28,14 +28,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from wikillm.core.errors import CheckpointError, WikiLLMError
-from wikillm.data.read.corpus import NamedStream
-from wikillm.data.read.loader import eval_loader, to_device, train_loader
-from wikillm.evals.loss import HeldOutLoss, combined, held_out_loss
+from wikillm.data.read.loader import to_device, train_loader
+from wikillm.data.read.step_samples import StepSamples
+from wikillm.evals.loss import HeldOutLoss, combined
 from wikillm.models.z_loss import ZLoss
 from wikillm.train.checkpoint_errors import loading
 from wikillm.train.context import RunContext
 from wikillm.train.fragments.state import training_state
 from wikillm.train.fragments.types import TrainingState
+from wikillm.train.held_out import held_out_losses
 from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.pinned import PinnedCopy
 from wikillm.train.reapply_settings import StartSettings
@@ -52,7 +53,7 @@ class WikiTrainer(Trainer):
     """Trains on samples in their order from `consumed_samples` on.
 
     Attributes:
-        consumed_samples: used by optimizer steps, over all ranks. The state of the data.
+        samples: which ones each step reads.
         data_seconds: time this rank has waited for batches.
         ledger: the record of what each step consumed.
         losses: this rank's, of the latest steps, on the device (no sync): each step's number from
@@ -82,7 +83,15 @@ class WikiTrainer(Trainer):
         self.run_state: Callable[[int], dict[str, Any]] = lambda step: {}
         point = context.point
         self.first_step = point.step if point else 0
-        self._consumed_before = point.consumed_samples if point else 0
+        self._trained_before = point.trained_samples if point else 0
+        self.samples = StepSamples(
+            data.shape.batches,
+            self.first_step,
+            point.consumed_samples if point else 0,
+            data.skips,
+        )
+        # What the next loss is compared with (see callbacks.spikes); a checkpoint records it.
+        self.recent_losses: Iterable[float] = ()
         self.data_seconds = 0.0
         self.z_loss = z_loss
         self.z_loss_sum = torch.zeros((), device=args.device)
@@ -103,15 +112,18 @@ class WikiTrainer(Trainer):
 
     @property
     def consumed_samples(self) -> int:
-        return self._consumed_before + self.data.shape.samples_between(
-            self.first_step, self.state.global_step
-        )
+        """The position in the order of the samples, skipped windows included."""
+        return self.samples.position(self.state.global_step)
+
+    @property
+    def trained_samples(self) -> int:
+        """Samples that optimizer steps have used, over all ranks."""
+        done = self.state.global_step
+        return self._trained_before + self.data.shape.samples_between(self.first_step, done)
 
     def samples_of(self, step: int, micro_step: int) -> range:
         """The samples of this rank in a micro-step of `step` (from 0), at or after the start."""
-        shape = self.data.shape
-        base = self._consumed_before + shape.samples_between(self.first_step, step)
-        return shape.samples_of(base, micro_step)
+        return self.data.shape.samples_of(self.samples.of(step).start, micro_step)
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -199,10 +211,11 @@ class WikiTrainer(Trainer):
             self.data.shape,
             total_steps=self.args.max_steps,
             first_step=self.first_step,
-            consumed_samples=self._consumed_before,
+            consumed_samples=self.samples.position(self.first_step),
             workers=self.data.workers,
             mask=self.data.mask,
             shard=self.data.shard,
+            skips=self.data.skips,
         )
 
     def get_batch_samples(
@@ -220,11 +233,10 @@ class WikiTrainer(Trainer):
             self._random_state_in = None
         start = time.perf_counter()
         shape = self.data.shape
-        first = self.consumed_samples
-        stop = first + shape.global_batch_at(self.state.global_step)
+        samples = self.samples.of(self.state.global_step)
         if self.state.global_step < self.args.max_steps:
             self.context.heartbeat.enter("supply")
-            self.data.wait_for(stop)
+            self.data.wait_for(samples.stop)
         self.context.heartbeat.enter("data")
         micro_steps = range(shape.accumulation_at(self.state.global_step))
         batches = [batch for _, batch in zip(micro_steps, epoch_iterator, strict=False)]
@@ -234,7 +246,7 @@ class WikiTrainer(Trainer):
                 raise batch
         if not batches:
             return [], None
-        targets = self.data.order.targets_between(first, stop)
+        targets = self.data.order.targets_between(samples.start, samples.stop)
         # torch.full is a kernel; torch.tensor would copy, and wait for the copy.
         return [batches], torch.full((), targets, device=device)
 
@@ -253,8 +265,11 @@ class WikiTrainer(Trainer):
                 size * self.data.shape.global_batch_at(self.state.global_step)
             )
         done = self.state.global_step
-        samples = self.data.shape.global_batch_at(done)
-        self.ledger.begin_step(done + 1, self.consumed_samples, samples)
+        skip = self.samples.skipped.get(done)
+        if skip is not None:
+            self.ledger.skip(skip.first, skip.stop, skip.reason)
+        samples = self.samples.of(done)
+        self.ledger.begin_step(done + 1, samples.start, len(samples))
         losses = []
         for number, batch in enumerate(inputs, start=1):
             is_last = number == len(inputs)
@@ -345,15 +360,17 @@ class WikiTrainer(Trainer):
 
         Returns {} when a stop request ended the evaluation early, on all ranks.
         """
-        found: dict[str, HeldOutLoss] = {}
         metrics: dict[str, float] = {}
-        for stream in self.data.val:
-            result = self._held_out_loss(stream)
-            if result is None:
-                self.held_out = None
-                self.held_out_of = {}
-                break
-            found[stream.name] = result
+        found = held_out_losses(
+            self.model_wrapped,
+            self.data,
+            device=self.args.device,
+            group=self.context.group,
+            should_stop=self._should_stop_evaluating,
+        )
+        if found is None:
+            self.held_out = None
+            self.held_out_of = {}
         else:
             metrics = self._combine(found)
         self.control = self.callback_handler.on_evaluate(
@@ -367,26 +384,6 @@ class WikiTrainer(Trainer):
         self.held_out = total = combined(results) if len(results) > 1 else results[0]
         self.held_out_of = {name: result for name, result in found.items() if name}
         return {"eval_loss": total.loss, "eval_bits_per_byte": total.bits_per_byte}
-
-    def _held_out_loss(self, stream: NamedStream) -> HeldOutLoss | None:
-        loader = eval_loader(
-            stream.tokens,
-            self.data.order.sequence_length,
-            micro_batch=self.data.eval_micro_batch,
-            world_size=self.data.shape.world_size,
-            rank=self.data.shape.rank,
-            max_tokens=self.data.max_eval_tokens,
-            mask=self.data.mask,
-            shard=self.data.shard,
-        )
-        return held_out_loss(
-            self.model_wrapped,
-            loader,
-            bytes_per_token=stream.bytes_per_token,
-            device=self.args.device,
-            sum_over_ranks=self.context.group.sum,
-            should_stop=self._should_stop_evaluating,
-        )
 
     def _should_stop_evaluating(self) -> bool:
         """Called before every batch, so it is also where the evaluation reports progress.

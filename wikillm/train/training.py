@@ -11,6 +11,7 @@ from fractions import Fraction
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from wikillm.checkpoints.layout import checkpoint_name
+from wikillm.checkpoints.lineage import next_descent
 from wikillm.checkpoints.retention import keep_of
 from wikillm.core.errors import DivergedError, StoppedError
 from wikillm.core.log import say
@@ -24,6 +25,7 @@ from wikillm.train.callbacks.page import PageCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.room import RoomCallback
 from wikillm.train.callbacks.samples import SampleCallback
+from wikillm.train.callbacks.spikes import SpikeCallback
 from wikillm.train.callbacks.stop import StopAfterPhase, StopCallback
 from wikillm.train.callbacks.time_limit import TimeLimitCallback
 from wikillm.train.callbacks.weight_check import WeightCheckCallback
@@ -43,6 +45,7 @@ from wikillm.train.resume import (
     log_changes,
 )
 from wikillm.train.resume_keys import recorded_settings
+from wikillm.train.rewind import Rewind, release
 from wikillm.train.run_data import RunData, open_run_data
 from wikillm.train.saver import CheckpointSaver
 from wikillm.train.start_records import write_data_record, write_start_records
@@ -59,7 +62,8 @@ def train(
 ) -> None:
     """Train to the horizon and log the result. (all ranks)
 
-    Raises StoppedError after a complete checkpoint when a signal or the time limit asked for it.
+    Raises Rewind to train from the newest checkpoint again, once this part of the run is closed;
+    StoppedError after a complete checkpoint when a signal or the time limit asked for it.
     """
     start = time.monotonic()
     # A checkpoint is checked against this run before anything of it is used.
@@ -80,6 +84,7 @@ def train(
     context.signals.install()  # again: the tracker has installed handlers of its own
 
     folder = point.checkpoint if point else context.run.path
+    sequence = _next_sequence(context)
     error: BaseException | None = None
     try:
         with only_known_classes(folder, trust=options.trust_checkpoint):
@@ -102,6 +107,9 @@ def train(
         if context.world.is_main:
             with suppress(OSError):
                 write_data_record(context)  # again: the store may have grown
+        if isinstance(error, Rewind):
+            error.resume = _where_to_resume(context, sequence)
+            _leave(trainer, end)
     record_outcome(context, report.mean_tokens_per_second)
     log_end_summary(report, time.monotonic() - start)
 
@@ -154,6 +162,25 @@ def _resume_data(context: RunContext, point: ResumePoint, options: ResumeOptions
     return data
 
 
+def _leave(trainer: WikiTrainer, end: Ending) -> None:
+    """Free what the next trainer takes the place of. (all ranks)"""
+    step = trainer.state.global_step
+    end.step = lambda: step  # without the trainer
+    release(trainer)
+
+
+def _where_to_resume(context: RunContext, sequence: int) -> str:
+    """What this start has saved, else what it began from. (rank 0)"""
+    if _next_sequence(context) > sequence:
+        return "auto"
+    return str(context.point.checkpoint) if context.point else "never"
+
+
+def _next_sequence(context: RunContext) -> int:
+    """Of the checkpoint that is written next: it grows with each one that is published."""
+    return next_descent(context.run.checkpoints, 0, None).position.sequence
+
+
 def _callbacks(
     trainer: WikiTrainer, report: ReportCallback, stop: StopCallback, garbage: GarbageCallback
 ) -> Iterator[TrainerCallback]:
@@ -177,6 +204,8 @@ def _callbacks(
         yield WeightCheckCallback(train.weight_check_steps, context.group)
     yield RoomCallback(context, trainer.saver)
     yield LedgerCallback(trainer)
+    if train.spikes != "off":
+        yield SpikeCallback(trainer, report)
     # The average must not hold a NaN, and is a part of the checkpoint.
     if train.ema_decay:
         first = math.ceil(Fraction(str(train.ema_start)) * plan.max_steps)

@@ -31,6 +31,7 @@ from wikillm.data.order.blocks import SampleOrder
 from wikillm.data.read.corpus import Order, Tokens
 from wikillm.data.read.document_mask import cumulative_lengths, document_positions
 from wikillm.data.read.rows import PADDING, sample_rows
+from wikillm.data.read.step_samples import SkipWindow, StepSamples
 
 Batch = dict[str, Any]
 
@@ -55,7 +56,7 @@ class BatchShape:
 
     def global_batch_at(self, step: int) -> int:
         """Sequences of optimizer step `step` (from 0) over all ranks."""
-        return self._batches.sequences_at(step)
+        return self.batches.sequences_at(step)
 
     def accumulation_at(self, step: int) -> int:
         """Micro-steps of optimizer step `step` (from 0)."""
@@ -63,9 +64,7 @@ class BatchShape:
 
     def samples_between(self, first_step: int, stop_step: int) -> int:
         """Samples that the optimizer steps [first_step, stop_step) use up."""
-        return self._batches.sequences_before(stop_step) - self._batches.sequences_before(
-            first_step
-        )
+        return self.batches.sequences_before(stop_step) - self.batches.sequences_before(first_step)
 
     def samples_of(self, base: int, micro_step: int) -> range:
         """What this rank reads in a micro-step of the global batch that begins at sample `base`."""
@@ -73,7 +72,8 @@ class BatchShape:
         return range(first, first + self.micro_batch)
 
     @property
-    def _batches(self) -> BatchRamp:
+    def batches(self) -> BatchRamp:
+        """Sequences in the global batch of each step."""
         return self.ramp or BatchRamp(self.global_batch)
 
 
@@ -172,7 +172,7 @@ class Samples(Dataset[Batch]):
 
 @dataclass(frozen=True, eq=False)
 class GlobalBatches(Sampler[list[int]]):
-    """Sample indices of this rank's micro-batches, from `consumed_samples` on.
+    """Sample indices of this rank's micro-batches, from `consumed_samples` on, without `skips`.
 
     `len()` counts the optimizer steps of the whole run, also those before `first_step`: Hugging
     Face's Trainer derives its epochs from it, of which a run has one, and it is given the
@@ -183,14 +183,16 @@ class GlobalBatches(Sampler[list[int]]):
     total_steps: int
     consumed_samples: int
     first_step: int
+    skips: Sequence[SkipWindow] = ()
 
     def __len__(self) -> int:
         return self.total_steps
 
     def __iter__(self) -> Iterator[list[int]]:
         shape = self.shape
+        samples = StepSamples(shape.batches, self.first_step, self.consumed_samples, self.skips)
         for step in range(self.first_step, self.total_steps):
-            base = self.consumed_samples + shape.samples_between(self.first_step, step)
+            base = samples.of(step).start
             for micro_step in range(shape.accumulation_at(step)):
                 yield list(shape.samples_of(base, micro_step))
 
@@ -225,10 +227,11 @@ def train_loader(
     workers: int = 0,
     mask: DocumentMask | None = None,
     shard: SequenceShard | None = None,
+    skips: Sequence[SkipWindow] = (),
 ) -> DataLoader[Any]:
     """Batches of this rank from optimizer step `first_step` to the end."""
     samples = Samples(tokens, order, shape.samples_between(0, total_steps), mask, shard)
-    batches = GlobalBatches(shape, total_steps, consumed_samples, first_step)
+    batches = GlobalBatches(shape, total_steps, consumed_samples, first_step, skips)
     return DataLoader(
         samples, batch_sampler=batches, collate_fn=as_is, num_workers=workers, **_options(workers)
     )

@@ -48,7 +48,7 @@ class ReportCallback(TrainerCallback):
             context.world.size,
             flops_per_token=plan.flops_per_token,
             peak_flops=peak,
-            tokens=point.consumed_samples * plan.sequence_length if point else 0,
+            tokens=point.trained_samples * plan.sequence_length if point else 0,
             train_seconds=float(point.state.get("train_seconds", 0.0)) if point else 0.0,
             uses_gpu=on_gpu,
         )
@@ -184,6 +184,12 @@ class ReportCallback(TrainerCallback):
             values[names.of_source(names.BITS_PER_BYTE, name)] = part.bits_per_byte
         for sink in self.sinks:
             sink.log(state.global_step, values, names.EVAL)
+
+    def event(self, kind: str, step: int, record: dict[str, Any]) -> None:
+        """Add a record to events.jsonl. (rank 0; elsewhere nothing)"""
+        for sink in self.sinks:
+            if isinstance(sink, JsonlSink):
+                sink.event(kind, step, record)
 
     def show_samples(self, step: int, samples: list[Sample]) -> None:
         """Print sample generations and hand them to the sinks. (rank 0)"""

@@ -1,0 +1,140 @@
+"""Finds loss spikes, reports them with their documents, and with `train.spikes=skip` goes back.
+
+The loss is the mean over the ranks, the same on all of them. Losses stay on the device; they are
+read when HF logs, which waits for the device anyway, and before each checkpoint, so that no
+checkpoint holds an update that a spike belongs to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from wikillm.core.errors import DivergedError
+from wikillm.core.log import say, warn
+from wikillm.data.read.step_samples import SkipWindow
+from wikillm.train.bad_batch import BadMicroBatch, describe_micro_batch
+from wikillm.train.callbacks.report import ReportCallback
+from wikillm.train.pinned import PinnedCopy
+from wikillm.train.rewind import Rewind
+from wikillm.train.skips import write_skips
+from wikillm.train.spikes import LossSpike, SpikeDetector
+from wikillm.train.trainer import LOSSES_KEPT, WikiTrainer
+
+
+class SpikeCallback(TrainerCallback):
+    """Judges the loss of every step. Comes before the callbacks that save. (all ranks)"""
+
+    def __init__(self, trainer: WikiTrainer, report: ReportCallback) -> None:
+        context = trainer.context
+        point = context.point
+        self.trainer = trainer
+        self.report = report
+        self.train = context.resolved.config.train
+        self.detector = SpikeDetector(
+            self.train.spike_window,
+            self.train.spike_threshold,
+            point.state.get("recent_losses", ()) if point else (),
+        )
+        trainer.recent_losses = self.detector.recent
+        self._next = trainer.first_step  # the first step that was not judged
+        self._last_spike = -1
+        self._copy = PinnedCopy()
+        self._arriving: torch.Tensor | None = None
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        pending = state.global_step - self._next
+        if control.should_save or state.global_step >= state.max_steps or pending >= LOSSES_KEPT:
+            self._judge(self._sums())
+        elif control.should_log:
+            self._arriving = self._copy.start(self._sums())
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        """HF has read its loss, so the copy has arrived."""
+        arrived = self._arriving
+        self._arriving = None
+        if arrived is not None:
+            self._judge(arrived)
+
+    def _sums(self) -> torch.Tensor:
+        """This rank's loss of each step that was not judged yet."""
+        losses = [losses.sum() for step, losses in self.trainer.losses if step >= self._next]
+        return torch.stack(losses) if losses else torch.zeros(0)
+
+    def _judge(self, sums: torch.Tensor) -> None:
+        if not sums.numel():
+            return
+        group = self.trainer.context.group
+        world = self.trainer.context.world.size
+        first = self._next
+        self._next += sums.numel()
+        found = []
+        for step, loss in enumerate(group.sum(*sums.tolist()), start=first):
+            if (spike := self.detector.judge(step, loss / world)) is not None:
+                found.append(spike)
+        if found:
+            self._act(found)
+
+    def _act(self, spikes: list[LossSpike]) -> None:
+        """Report the spikes of a check as one, then skip them where that was asked for."""
+        worst = max(spikes, key=lambda spike: spike.loss)
+        first = spikes[0].step
+        last = spikes[-1].step
+        skip = self.train.spikes == "skip"
+        is_new = first > self._last_spike + 1
+        self._last_spike = last
+        batch = self._worst_micro_batch(worst.step)
+        where = f"step {first + 1:,}" if first == last else f"steps {first + 1:,} to {last + 1:,}"
+        what = f"loss spike at {where}: {worst.loss:.4f}, median {worst.median:.4f}"
+        self.report.event(
+            "spike",
+            last + 1,
+            {
+                "steps": [first + 1, last + 1],
+                "loss": worst.loss,
+                "median": worst.median,
+                "limit": worst.limit,
+                "action": self.train.spikes,
+                "worst_step": worst.step + 1,
+                "worst_micro_batch": batch.to_json(),
+            },
+        )
+        if skip or is_new:  # a long one is reported once
+            warn("\n".join([what, *(f"  {line}" for line in batch.text().splitlines())]))
+        if skip:
+            self._skip(first, last, what)
+
+    def _worst_micro_batch(self, step: int) -> BadMicroBatch:
+        """The micro-batch with the highest loss of a step, over all ranks. (all ranks)"""
+        losses = dict(self.trainer.losses)[step].tolist()
+        own = describe_micro_batch(self.trainer, step, losses.index(max(losses)))
+        found: list[Any] = self.trainer.context.group.gather(own)
+        worst: BadMicroBatch = max(found, key=lambda each: each.loss)
+        return worst
+
+    def _skip(self, first: int, last: int, what: str) -> None:
+        """Record the window and go back, or stop the run when the budget is spent."""
+        context = self.trainer.context
+        skips = self.trainer.data.skips
+        # The update of the step before the first high loss may be its cause.
+        before = max(first - 1, self.trainer.first_step)
+        samples = self.trainer.samples
+        window = SkipWindow(samples.of(before).start, samples.of(last).stop, what)
+        if len(skips) >= self.train.max_skips:
+            raise DivergedError(
+                f"The loss spiked again, at step {last + 1}, and train.max_skips="
+                f"{self.train.max_skips} windows of samples were skipped already.",
+                got=what,
+                fix="resume with a lower learning rate: --resume auto "
+                f"train.learning_rate={self.train.learning_rate / 2:g}; "
+                "or train.max_skips=N; or train.spikes=report, which goes on",
+            )
+        if context.world.is_main:
+            write_skips(context.run.path, [*skips, window])
+        context.group.barrier()
+        say(f"skipping   samples {window.first:,} to {window.stop - 1:,}; going back")
+        raise Rewind(what)

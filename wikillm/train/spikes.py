@@ -1,0 +1,64 @@
+"""Which losses are spikes: above the median of the recent ones by many times their usual distance.
+
+The limit is median + threshold x max(1.4826 x MAD, 0.5 % of the median), over the last `window`
+losses that were no spikes; MAD is the median distance from the median, and 1.4826 x MAD estimates a
+standard deviation that outliers do not move (Rousseeuw and Croux 1993,
+doi:10.1080/01621459.1993.10476408). Only losses above the limit are spikes. While the loss falls,
+as in a warm-up, the median lags above it and the distances are large, so the test is only less
+strict; the same holds while a growing batch makes the losses less noisy.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LEAST = 32
+"""Losses before the first judgment, or the whole window if that is shorter."""
+_DEVIATION = 1.4826  # standard deviations of a normal distribution in a MAD
+_FLOOR = 0.005  # of the median: losses may agree by chance
+
+
+@dataclass(frozen=True, slots=True)
+class LossSpike:
+    """`step` counts from 0."""
+
+    step: int
+    loss: float
+    median: float
+    limit: float
+
+
+class SpikeDetector:
+    """Judges one loss per optimizer step.
+
+    Args:
+        recent: the losses that are known already, from a checkpoint.
+
+    Attributes:
+        recent: the losses that the next one is compared with; a checkpoint records them.
+    """
+
+    def __init__(self, window: int, threshold: float, recent: Iterable[float] = ()) -> None:
+        self.threshold = threshold
+        self.recent = deque(recent, maxlen=window)
+        self._window = window
+        self._in_a_row = 0
+
+    def judge(self, step: int, loss: float) -> LossSpike | None:
+        """The spike that this loss is, or None. A whole window of spikes is a new level."""
+        if len(self.recent) >= min(LEAST, self._window):
+            median = statistics.median(self.recent)
+            distance = statistics.median(abs(each - median) for each in self.recent)
+            width = max(_DEVIATION * distance, _FLOOR * abs(median))
+            limit = median + self.threshold * width
+            if loss > limit and self._in_a_row < self._window:
+                self._in_a_row += 1
+                return LossSpike(step, loss, median, limit)
+            if loss > limit:
+                self.recent.clear()
+        self._in_a_row = 0
+        self.recent.append(loss)
+        return None
