@@ -95,7 +95,7 @@ def _run(
         engine.settings.reapply(engine.wrapped, engine.scheduler)
     state = engine.state()
     fragments = _arrays(state, average)
-    specs = [*state.specs(), *average.specs()]
+    specs = _specs(state, average)
     counters = state.counters()
     losses = []
     for step in range(before, before + after):
@@ -108,7 +108,7 @@ def _run(
         fragments,
         counters,
         losses,
-        [*last.specs(), *average.specs()],
+        _specs(last, average),
         _arrays(last, average),
         last.counters(),
         weights,
@@ -122,6 +122,10 @@ def _of_this_rank(parameter: Any) -> np.ndarray:
         return parameter.detach().float().numpy().copy()
     left = parameter.ds_numel - dist.get_rank() * part.numel()
     return part.detach().float().numpy()[: max(0, left)].copy()
+
+
+def _specs(state: Any, average: WeightAverage) -> list[TensorSpec]:
+    return [*state.specs(), *(average.specs() if average.has_begun else ())]
 
 
 def _arrays(state: Any, average: WeightAverage) -> Parts:

@@ -5,7 +5,7 @@ RUN/checkpoints/
     wikillm_manifest.json    size and sha256 of every other file, and its ancestors (see lineage)
     wikillm_state.json       what a resume needs (step, consumed samples, store, tracker id)
     model.safetensors ...    what Hugging Face and DeepSpeed write
-    ema/rank_N.safetensors   with train.ema_decay: each rank's share of the weights' moving average
+    ema/                     with train.ema_decay: the moving average of the weights
   .staging/checkpoint-300/   being written; never read
   .deleting-checkpoint-100/  being deleted
   .replaced-checkpoint-200/  being replaced by a new checkpoint of the same step; gets its name

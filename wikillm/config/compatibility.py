@@ -154,12 +154,6 @@ RULES: tuple[Rule, ...] = (
         "train.compile=elementwise, or --deepspeed zero2 where the weights fit",
     ),
     Rule(
-        ("train.ema_decay", f"{ZERO}stage"),
-        lambda case: case.train.ema_decay > 0 and case.zero is not None and case.zero.stage == 3,
-        "The moving average of the weights needs whole weights on every rank, and ZeRO-3 has none.",
-        "--deepspeed zero2, or train.ema_decay=0",
-    ),
-    Rule(
         ("train.precision", NO_GPU),
         lambda case: case.precision == "fp16" and case.has_gpu is False,
         "fp16 does not train on a CPU.",

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
+from wikillm.checkpoints.layout import AVERAGE
 from wikillm.checkpoints.tensor_digests import RANKS, rank_file
 from wikillm.checkpoints.tensor_files import TensorReader
 from wikillm.checkpoints.tensor_layout import TensorSpec
 from wikillm.core.errors import CheckpointError
+from wikillm.export.weights import read_average
+from wikillm.train.fragments.average import WeightAverage
 from wikillm.train.fragments.types import Read, TrainingState
 from wikillm.train.random_state import set_random_state
 
@@ -38,6 +41,31 @@ def restore(checkpoint: Path, state: TrainingState, counters: Mapping[str, Any] 
         found = {spec for spec in reader.specs if spec.kind != "average"}
         check_same_tensors(checkpoint, found, state.specs())
         state.load(reading(reader), counters)
+
+
+def restore_average(checkpoint: Path, average: WeightAverage) -> None:
+    """Continue the moving average of the weights, where the checkpoint has one. (all ranks)
+
+    Raises CheckpointError where its tensors are not those of this model.
+    """
+    if not is_portable(checkpoint):
+        _restore_old_average(checkpoint, average)
+        return
+    with TensorReader(checkpoint) as reader:
+        found = [spec for spec in reader.specs if spec.kind == "average"]
+        if found:
+            check_same_tensors(checkpoint, found, average.specs())
+            average.load(reading(reader))
+
+
+def _restore_old_average(checkpoint: Path, average: WeightAverage) -> None:
+    """Of format 1: the ranks have whole tensors each."""
+    if not (checkpoint / AVERAGE).is_dir():
+        return
+    whole = read_average(checkpoint)
+    found = [TensorSpec("average", name, tuple(value.shape)) for name, value in whole.items()]
+    check_same_tensors(checkpoint, found, average.specs())
+    average.load(lambda spec, start, stop: whole[spec.name].reshape(-1)[start:stop])
 
 
 def reading(reader: TensorReader) -> Read:

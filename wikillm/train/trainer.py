@@ -34,13 +34,14 @@ from wikillm.evals.loss import HeldOutLoss, combined
 from wikillm.models.z_loss import ZLoss
 from wikillm.train.checkpoint_errors import loading
 from wikillm.train.context import RunContext
+from wikillm.train.fragments.average import WeightAverage
 from wikillm.train.fragments.state import training_state
 from wikillm.train.fragments.types import TrainingState
 from wikillm.train.held_out import held_out_losses
 from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.pinned import PinnedCopy
 from wikillm.train.reapply_settings import StartSettings
-from wikillm.train.restore import is_portable, restore, restore_random_state
+from wikillm.train.restore import is_portable, restore, restore_average, restore_random_state
 from wikillm.train.run_data import RunData
 from wikillm.train.saver import CheckpointSaver, SmallFiles
 from wikillm.train.step_ledger import StepLedger
@@ -109,6 +110,7 @@ class WikiTrainer(Trainer):
         # A checkpoint whose random state is still to be loaded.
         self._random_state_in: str | None = None
         self._training_state: TrainingState | None = None
+        self._average: WeightAverage | None = None
 
     @property
     def consumed_samples(self) -> int:
@@ -168,24 +170,37 @@ class WikiTrainer(Trainer):
     ) -> Any:
         """HF's, then the state of a checkpoint with global tensors, whatever engine wrote it."""
         point = self.context.point
-        if point is None or not is_portable(point.checkpoint):
-            return super()._prepare_for_training(
-                max_steps, train_dataloader, resume_from_checkpoint
-            )
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        restore(point.checkpoint, self.training_state(), point.state.get("engine"))
-        if self._start_settings is not None:
-            self._start_settings.reapply(self.optimizer, self.lr_scheduler)
-        self.state.compute_steps(self.args, self.args.max_steps)
+        is_global = point is not None and is_portable(point.checkpoint)
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, None if is_global else resume_from_checkpoint
+        )
+        if point is None:
+            return prepared
+        if is_global:
+            restore(point.checkpoint, self.training_state(), point.state.get("engine"))
+            if self._start_settings is not None:
+                self._start_settings.reapply(self.optimizer, self.lr_scheduler)
+            self.state.compute_steps(self.args, self.args.max_steps)
+        if self.context.resolved.config.train.ema_decay:
+            restore_average(point.checkpoint, self.average())
         return prepared
 
     def training_state(self) -> TrainingState:
         """Weights and optimizer as fragments of global tensors; after the engine is prepared."""
         if self._training_state is None:
             self._training_state = training_state(
-                self.model_wrapped, self.optimizer, scheduler=self.lr_scheduler
+                self.model_wrapped,
+                self.optimizer,
+                scheduler=self.lr_scheduler,
+                scaler=self.accelerator.scaler,
             )
         return self._training_state
+
+    def average(self) -> WeightAverage:
+        """The moving average of the weights; after the engine is prepared."""
+        if self._average is None:
+            self._average = WeightAverage(self.training_state())
+        return self._average
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Load it later: HF would, before the DataLoader's iterator draws a seed from it."""
@@ -338,7 +353,12 @@ class WikiTrainer(Trainer):
             run_state = self.run_state(step) | {"engine": state.counters()}
             trainer_state = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"
             small = SmallFiles(run_state, trainer_state, self._write_config)
-        self.saver.save(step, state.specs(), state.fragments(), small)
+        specs = state.specs()
+        fragments = state.fragments()
+        if self._average is not None and self._average.has_begun:
+            specs += self._average.specs()
+            fragments += self._average.parts
+        self.saver.save(step, specs, fragments, small)
 
     def _write_config(self, folder: Path) -> None:
         """config.json and generation_config.json, with which transformers opens the weights."""

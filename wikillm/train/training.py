@@ -209,8 +209,7 @@ def _callbacks(
     # The average must not hold a NaN, and is a part of the checkpoint.
     if train.ema_decay:
         first = math.ceil(Fraction(str(train.ema_start)) * plan.max_steps)
-        checkpoint = point.checkpoint if point else None
-        yield EmaCallback(train.ema_decay, first, context.world, context.run.staging, checkpoint)
+        yield EmaCallback(train.ema_decay, first, trainer.average)
     yield report
     yield SampleCallback(trainer, report)
     if context.world.is_main:

@@ -37,7 +37,6 @@ CASES: list[tuple[Case, str]] = [
     ),
     (case({"batch_ramp_from": 4096}, zero=OFFLOAD), "A batch ramp"),
     (case({"compile": "layers"}, zero=Zero(3)), "train.compile=layers does not work with ZeRO-3"),
-    (case({"ema_decay": 0.9}, zero=Zero(3)), "moving average"),
     (case({}, precision="fp16", has_gpu=False), "fp16 does not train on a CPU"),
     (
         case({}, {"attn_implementation": "flash_attention_2"}, has_gpu=False),
@@ -81,6 +80,7 @@ def test_every_rule_has_a_case() -> None:
         case(MUON, zero=Zero(3), precision="bf16", has_gpu=False),
         case(MUON | {"compile": "layers"}, zero=Zero(2), has_gpu=True),
         case({"compile": "layers", "ema_decay": 0.9}, zero=Zero(2)),
+        case({"ema_decay": 0.9}, zero=Zero(3)),
         case({"compile": "elementwise"}, zero=Zero(3)),
         case({"batch_ramp_from": 4096}, zero=Zero(3, offload_param=True)),
         case({}, {"attn_implementation": "flex_attention"}, has_deepspeed=True, precision="bf16"),

@@ -19,7 +19,7 @@ class WeightAverage:
 
     Attributes:
         parts: this rank's ranges of it. A rank of a small model may have none.
-        has_begun: the same on all ranks. Before, no tensor of it exists.
+        has_begun: the same on all ranks. Before, there is nothing to save.
     """
 
     def __init__(self, state: TrainingState) -> None:
@@ -39,8 +39,7 @@ class WeightAverage:
             part.values.lerp_(weight.values, 1 - decay)
 
     def specs(self) -> tuple[TensorSpec, ...]:
-        if not self.has_begun:
-            return ()
+        """Its tensors, whole; the same on all ranks."""
         weights = [spec for spec in self._state.specs() if spec.kind == "weight"]
         return tuple(replace(spec, kind="average") for spec in weights)
 
