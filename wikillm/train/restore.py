@@ -87,6 +87,18 @@ def check_same_tensors(
         )
 
 
+def check_loaded_weights(result: Any, tied: Iterable[str]) -> None:
+    """The same for the weights that torch has loaded. A tied weight is stored once."""
+    missing = sorted(set(result.missing_keys) - set(tied))
+    if missing or result.unexpected_keys:
+        raise CheckpointError(
+            "The weights in the checkpoint are not those of this model.",
+            got=f"missing: {', '.join(missing) or 'none'}\n"
+            f"unknown: {', '.join(result.unexpected_keys) or 'none'}",
+            fix="resume with the model that was trained",
+        )
+
+
 def restore_random_state(checkpoint: Path, rank: int) -> None:
     """This rank's random state; a rank that did not exist then keeps its seed's."""
     path = checkpoint / rank_file(rank)

@@ -13,13 +13,13 @@ are public ones, except two about the gradient norm, the one that saves, and fiv
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
-from wikillm.core.errors import CheckpointError, WikiLLMError
+from wikillm.core.errors import WikiLLMError
 from wikillm.data.read.loader import to_device, train_loader
 from wikillm.data.read.step_samples import StepSamples
 from wikillm.evals.loss import HeldOutLoss, combined
@@ -38,10 +38,17 @@ from wikillm.train.fragments.average import WeightAverage
 from wikillm.train.fragments.state import training_state
 from wikillm.train.fragments.types import TrainingState
 from wikillm.train.held_out import held_out_losses
+from wikillm.train.model_config import write_model_config
 from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.pinned import PinnedCopy
 from wikillm.train.reapply_settings import StartSettings
-from wikillm.train.restore import is_portable, restore, restore_average, restore_random_state
+from wikillm.train.restore import (
+    check_loaded_weights,
+    is_portable,
+    restore,
+    restore_average,
+    restore_random_state,
+)
 from wikillm.train.run_data import RunData
 from wikillm.train.saver import CheckpointSaver, SmallFiles
 from wikillm.train.step_ledger import StepLedger
@@ -59,6 +66,7 @@ class WikiTrainer(Trainer):
         ledger: the record of what each step consumed.
         losses: this rank's, of the latest steps, on the device (no sync): each step's number from
             0 and the loss of every micro-step.
+        average: of the weights, with train.ema_decay, once the engine is prepared.
         grad_norm: of the latest step, on the device or the host; None where there is none.
         z_loss_sum: the z-loss of this rank since it was last logged, on the device.
         held_out: result of the latest evaluation, over all held-out streams; after `held_out_step`.
@@ -100,6 +108,7 @@ class WikiTrainer(Trainer):
         self._z_loss_copy = PinnedCopy()
         self._z_loss_host = self.z_loss_sum
         self.losses: deque[tuple[int, torch.Tensor]] = deque(maxlen=LOSSES_KEPT)
+        self.average: WeightAverage | None = None
         self.grad_norm: Any = None
         self.held_out: HeldOutLoss | None = None
         self.held_out_step: int | None = None
@@ -110,7 +119,6 @@ class WikiTrainer(Trainer):
         # A checkpoint whose random state is still to be loaded.
         self._random_state_in: str | None = None
         self._training_state: TrainingState | None = None
-        self._average: WeightAverage | None = None
 
     @property
     def consumed_samples(self) -> int:
@@ -156,9 +164,13 @@ class WikiTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """HF's (DeepSpeed has loaded its own), then this start's rates and intervals again."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self._start_settings is not None:
-            self._start_settings.reapply(self.optimizer, self.lr_scheduler)
-            self.state.compute_steps(self.args, self.args.max_steps)
+        if checkpoint is not None:
+            self._reapply_settings()
+
+    def _reapply_settings(self) -> None:
+        assert self._start_settings is not None, "create_scheduler sets it"
+        self._start_settings.reapply(self.optimizer, self.lr_scheduler)
+        self.state.compute_steps(self.args, self.args.max_steps)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """HF's, for the weights of a checkpoint of format 1; others are restored when prepared."""
@@ -174,33 +186,21 @@ class WikiTrainer(Trainer):
         prepared = super()._prepare_for_training(
             max_steps, train_dataloader, None if is_global else resume_from_checkpoint
         )
-        if point is None:
-            return prepared
-        if is_global:
+        if point is not None and is_global:
             restore(point.checkpoint, self.training_state(), point.state.get("engine"))
-            if self._start_settings is not None:
-                self._start_settings.reapply(self.optimizer, self.lr_scheduler)
-            self.state.compute_steps(self.args, self.args.max_steps)
+            self._reapply_settings()
         if self.context.resolved.config.train.ema_decay:
-            restore_average(point.checkpoint, self.average())
+            self.average = WeightAverage(self.training_state())
+            if point is not None:
+                restore_average(point.checkpoint, self.average)
         return prepared
 
     def training_state(self) -> TrainingState:
         """Weights and optimizer as fragments of global tensors; after the engine is prepared."""
         if self._training_state is None:
-            self._training_state = training_state(
-                self.model_wrapped,
-                self.optimizer,
-                scheduler=self.lr_scheduler,
-                scaler=self.accelerator.scaler,
-            )
+            parts = self.model_wrapped, self.optimizer, self.lr_scheduler, self.accelerator.scaler
+            self._training_state = training_state(*parts)
         return self._training_state
-
-    def average(self) -> WeightAverage:
-        """The moving average of the weights; after the engine is prepared."""
-        if self._average is None:
-            self._average = WeightAverage(self.training_state())
-        return self._average
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Load it later: HF would, before the DataLoader's iterator draws a seed from it."""
@@ -208,15 +208,7 @@ class WikiTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuse missing or unknown weights; HF only warns. A tied weight is stored once."""
-        tied = getattr(self.model, "all_tied_weights_keys", None) or {}
-        missing = [name for name in load_result.missing_keys if name not in tied]
-        if missing or load_result.unexpected_keys:
-            unknown = ", ".join(load_result.unexpected_keys) or "none"
-            raise CheckpointError(
-                "The weights in the checkpoint are not those of this model.",
-                got=f"missing: {', '.join(missing) or 'none'}\nunknown: {unknown}",
-                fix="resume with the model that was trained",
-            )
+        check_loaded_weights(load_result, getattr(self.model, "all_tied_weights_keys", None) or {})
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # Not prepared by accelerate, which would split the batches over the ranks a second time.
@@ -352,23 +344,13 @@ class WikiTrainer(Trainer):
         if self.context.world.is_main:
             run_state = self.run_state(step) | {"engine": state.counters()}
             trainer_state = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"
-            small = SmallFiles(run_state, trainer_state, self._write_config)
+            small = SmallFiles(run_state, trainer_state, partial(write_model_config, self.model))
         specs = state.specs()
         fragments = state.fragments()
-        if self._average is not None and self._average.has_begun:
-            specs += self._average.specs()
-            fragments += self._average.parts
+        if self.average is not None and self.average.has_begun:
+            specs += self.average.specs()
+            fragments += self.average.parts
         self.saver.save(step, specs, fragments, small)
-
-    def _write_config(self, folder: Path) -> None:
-        """config.json and generation_config.json, with which transformers opens the weights."""
-        model: Any = self.model
-        config = copy.deepcopy(model.config)
-        config.architectures = [type(model).__name__]
-        config.dtype = model.dtype
-        config.save_pretrained(folder)
-        if model.can_generate():
-            model.generation_config.save_pretrained(folder)
 
     def store_flos(self) -> None:
         """HF sums the counts over the ranks with a collective; here all ranks have the same."""

@@ -209,7 +209,7 @@ def _callbacks(
     # The average must not hold a NaN, and is a part of the checkpoint.
     if train.ema_decay:
         first = math.ceil(Fraction(str(train.ema_start)) * plan.max_steps)
-        yield EmaCallback(train.ema_decay, first, trainer.average)
+        yield EmaCallback(trainer, train.ema_decay, first)
     yield report
     yield SampleCallback(trainer, report)
     if context.world.is_main:

@@ -7,28 +7,33 @@ it. Its arithmetic, and how it is split over the ranks, is in `fragments/average
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback, TrainerState
 
 from wikillm.train.fragments.average import WeightAverage
 
 
+class HasAverage(Protocol):
+    """A trainer. Its average exists once its engine is prepared; a resumed one has begun."""
+
+    average: WeightAverage | None
+
+
 class EmaCallback(TrainerCallback):
-    """Comes before the callback that publishes checkpoints, and after the one that stops at NaN.
+    """Comes after the callback that stops at NaN.
 
     Args:
         start_step: optimizer step whose weights the average starts with.
-        average: that of the prepared engine; a resumed one goes on.
     """
 
-    def __init__(self, decay: float, start_step: int, average: Callable[[], WeightAverage]) -> None:
+    def __init__(self, trainer: HasAverage, decay: float, start_step: int) -> None:
+        self.trainer = trainer
         self.decay = decay
         self.start_step = start_step
-        self.average = average
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
-        average = self.average()
+        average = self.trainer.average
+        assert average is not None, "it is made with the engine"
         if average.has_begun or state.global_step >= self.start_step:
             average.update(self.decay)

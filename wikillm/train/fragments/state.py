@@ -30,7 +30,6 @@ KINDS: tuple[str, ...] = ("weight", "exp_avg", "exp_avg_sq", "momentum")
 def training_state(
     model: nn.Module,
     optimizer: Any,
-    *,
     scheduler: Any = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> TrainingState:
