@@ -11,6 +11,7 @@ from wikillm.cli.launch_flags import (
     CLOUD_WORKDIR,
     ELSEWHERE,
     MACHINE_FLAGS,
+    RESTARTS_HERE,
     add_launch_flags,
     check_flags,
 )
@@ -56,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from wikillm.cli.run_config import resolve_run_config
     from wikillm.core.errors import ConfigError
+    from wikillm.launch.restart import Launched, keep_running
     from wikillm.launch.targets import render, start
 
     if args.target == "swanlab":
@@ -73,18 +75,29 @@ def run(args: argparse.Namespace) -> int:
     if not args.go:
         fix = f"wikillm launch {args.target} ... --print\nor --go"
         raise ConfigError("`wikillm launch` needs --print or --go.", fix=fix)
-    return start(launch, rendering)
+    if not launch.restarts_here:
+        return start(launch, rendering)
+
+    def start_once(again: Launch, launched: Launched) -> int:
+        return start(again, render(args.target, again), launched)
+
+    return keep_running(launch, start_once, lambda again: _check_run(args, again, resolved))
 
 
 def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
     """The description that every target renders."""
     from wikillm.launch.description import Launch
+    from wikillm.launch.restart import DEFAULT
     from wikillm.observe.redact import names_a_secret
     from wikillm.remote.environment import forwarded
 
     # The words of the run, as train.py gets them; restarted ranks must resume.
     words = []
-    resume = "auto" if args.max_restarts and args.resume is None else args.resume
+    restarts = args.max_restarts
+    if restarts is None:
+        restarts = DEFAULT if args.target in RESTARTS_HERE else 0
+    by_torchrun = restarts and args.target == "torchrun" and args.resume is None
+    resume = "auto" if by_torchrun else args.resume
     for flag, value in (("config", args.config), ("deepspeed", args.deepspeed), ("resume", resume)):
         words += [f"--{flag}", value] if value else []
     words += ["--allow-change"] if args.allow_change else []
@@ -106,7 +119,9 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
         master_port=args.master_port
         or _port(is_started_here=args.go and runs_here and args.nodes == 1),
         node_rank=args.node_rank,
-        max_restarts=args.max_restarts,
+        max_restarts=restarts,
+        restarts_here=bool(restarts) and args.target in RESTARTS_HERE,
+        elastic=args.elastic,
         hostfile=args.hostfile,
         host=args.host,
         hours=args.hours,
@@ -195,7 +210,7 @@ def _check_run(args: argparse.Namespace, launch: Launch, resolved: Resolved) -> 
 
     ranks = per_node = None
     if args.target == "hostfile" and launch.hostfile is not None:
-        hosts = read_hostfile(launch.hostfile)
+        hosts = [h for h in read_hostfile(launch.hostfile) if h.name not in launch.without]
         per_node = hosts[0].slots
         ranks = sum(host.slots for host in hosts)
     elif launch.gpus is not None:

@@ -32,6 +32,8 @@ class MachineFlag:
         return f"--{self.name.replace('_', '-')}"
 
 
+RESTARTS_HERE = ("single", "multi", "hostfile")
+"""Targets whose runs `wikillm launch` itself starts again."""
 BATCH_TARGETS = ("slurm", "k8s", "sky")
 MACHINE_FLAGS = (
     MachineFlag(
@@ -80,7 +82,15 @@ MACHINE_FLAGS = (
         "node_rank", "torchrun: number of this node, from 0", "N", int, None, ("torchrun",), 0
     ),
     MachineFlag(
-        "max_restarts", "torchrun: restarts after a failure", "N", int, 0, ("torchrun",), 0
+        "max_restarts",
+        "with --go: restarts from the last checkpoint after a failure, as long as no new one is "
+        "saved (default 3; torchrun: its own restarts, default 0)",
+        "N",
+        int,
+        None,
+        (*RESTARTS_HERE, "torchrun"),
+        0,
+        1000,
     ),
     MachineFlag("hours", "slurm: time limit (default 24)", "H", float, None, ("slurm",)),
     MachineFlag("cpus", "slurm, k8s: cores per GPU (default 8)", "N", int, 8, ("slurm", "k8s"), 1),
@@ -132,6 +142,8 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
             metavar=flag.metavar,
             help=flag.help,
         )
+    elastic = "hostfile: restart without the nodes that do not answer; the batch stays the same"
+    machine.add_argument("--elastic", action="store_true", help=elastic)
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -159,6 +171,12 @@ def check_flags(args: argparse.Namespace) -> None:
                 got=f"it is for {', '.join(flag.targets)}",
                 fix="leave it out, or name another target",
             )
+    if args.elastic and (args.target != "hostfile" or args.max_restarts == 0):
+        problems.add(
+            "--elastic is for the target hostfile with restarts.",
+            got=args.target + (" --max-restarts 0" if args.max_restarts == 0 else ""),
+            fix="leave it out",
+        )
     if args.hours is not None and not 0 < args.hours <= 24 * 366:
         problems.add(
             "--hours must be a time limit in hours.", got=str(args.hours), fix="--hours 24"

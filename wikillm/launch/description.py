@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from wikillm.core.errors import ConfigError
@@ -35,6 +35,9 @@ class Launch:
     master_port: int = DEFAULT_PORT
     node_rank: int | None = None
     max_restarts: int = 0
+    restarts_here: bool = False  # by `wikillm launch`, see `restart`
+    elastic: bool = False
+    without: tuple[str, ...] = ()  # nodes of the hostfile that are left out
     hostfile: Path | None = None
     host: str | None = None
     hours: float | None = None
@@ -58,6 +61,19 @@ class Launch:
     def resuming_words(self) -> tuple[str, ...]:
         """`words` for targets that restart the same command after a failure or a preemption."""
         return self.words if "--resume" in self.words else ("--resume", "auto", *self.words)
+
+    def resumed(self, *, has_saved: bool) -> Launch:
+        """The same run from its last checkpoint.
+
+        `--resume PATH` stays as long as the run has saved nothing from there on.
+        """
+        words = list(self.words)
+        if "--resume" in words:
+            at = words.index("--resume")
+            if words[at + 1] not in ("auto", "never") and not has_saved:
+                return self
+            del words[at : at + 2]
+        return replace(self, words=("--resume", "auto", *words))
 
     def deepspeed_argv(self) -> tuple[str, ...]:
         """DeepSpeed's launcher on one node."""

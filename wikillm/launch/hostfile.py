@@ -38,7 +38,7 @@ def hostfile(launch: Launch) -> Rendering:
             "The target hostfile needs a file.",
             fix="--hostfile FILE, one line per node: node1 slots=8",
         )
-    hosts = read_hostfile(launch.hostfile)
+    hosts = tuple(h for h in read_hostfile(launch.hostfile) if h.name not in launch.without)
     per_node = [
         ssh_argv(host.name, node_command(launch, hosts, rank), terminal=True)
         for rank, host in enumerate(hosts)
@@ -70,6 +70,7 @@ def _write_environment(launch: Launch) -> list[str]:
 def node_command(launch: Launch, hosts: tuple[Host, ...], rank: int) -> str:
     """What the shell of node `rank` runs; it checks for folder, entry and DeepSpeed first."""
     argv = ["deepspeed", "--hostfile", str(launch.hostfile), "--no_ssh", "--node_rank", str(rank)]
+    argv += [f"--exclude={'@'.join(launch.without)}"] if launch.without else []
     argv += ["--master_addr", launch.master_addr or hosts[0].name]
     argv += ["--master_port", str(launch.master_port), *launch.entry, *launch.words]
     folder = shlex.quote(launch.workdir)

@@ -19,6 +19,7 @@ from wikillm.launch.description import Launch, Rendering, Step
 from wikillm.launch.hostfile import hostfile
 from wikillm.launch.kubernetes import kubernetes
 from wikillm.launch.local import multi, single, torchrun
+from wikillm.launch.restart import Launched
 from wikillm.launch.skypilot import sky
 from wikillm.launch.slurm import slurm
 from wikillm.launch.ssh import ssh
@@ -49,11 +50,13 @@ def render(target: str, launch: Launch) -> Rendering:
     return TARGETS[target](launch)
 
 
-def start(launch: Launch, rendering: Rendering) -> int:
+def start(launch: Launch, rendering: Rendering, launched: Launched | None = None) -> int:
     """Run the steps of a rendering on this machine; returns the first exit code that is not 0.
 
     A single step replaces this process, so that signals reach the launcher and its exit code the
-    caller. Raises MachineError when a tool is missing.
+    caller. With `launched` this process stays, and notes there what it has started.
+
+    Raises MachineError when a tool is missing.
     """
     if not rendering.steps:
         raise ConfigError(
@@ -73,12 +76,14 @@ def start(launch: Launch, rendering: Rendering) -> int:
         write_environment_file(Path(launch.workdir) / FILE_NAME, launch.variables)
     environ = {**os.environ, "PATH": path}
     # The launcher takes this process's place, so that no wrapper delays a signal.
-    if len(rendering.steps) == 1 and rendering.steps[0].stdin is None:
+    if len(rendering.steps) == 1 and rendering.steps[0].stdin is None and launched is None:
         argv = rendering.steps[0].argv
         sys.stdout.flush()
         os.execvpe(argv[0], list(argv), environ)
-    run = _run_together if rendering.steps[0].background else _run
-    code = run(rendering.steps, environ)
+    if launched is not None or rendering.steps[0].background:
+        code = _run_together(rendering.steps, environ, launched)
+    else:
+        code = _run(rendering.steps, environ)
     if code == 0:
         for note in rendering.notes:
             say(note)
@@ -103,7 +108,9 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _run_together(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
+def _run_together(
+    steps: tuple[Step, ...], environ: dict[str, str], launched: Launched | None = None
+) -> int:
     """Run all nodes at once. After a failure the supervisor ends the others, or this process does.
 
     Returns the exit code of a run that failed by itself, rather than of one that was killed for it.
@@ -115,6 +122,8 @@ def _run_together(steps: tuple[Step, ...], environ: dict[str, str]) -> int:
         ): step
         for step in steps
     }
+    if launched is not None:
+        launched.processes = list(running)
     failed: list[tuple[str, int]] = []
     left = dict(running)
     began = time.monotonic()

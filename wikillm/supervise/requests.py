@@ -7,8 +7,10 @@ votes that they hold after each step anyway.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +30,24 @@ def save_file(run: Path) -> Path:
     return run / SAVE
 
 
+def restart_path(run: Path) -> Path:
+    """Written by a launcher that waits before it starts the run again."""
+    return run / "restart.json"
+
+
+def announce_restart(run: Path) -> None:
+    """Let `wikillm stop` and `status` find a launcher that waits."""
+    with suppress(OSError):
+        restart_path(run).write_text(json.dumps({"time": time.time()}), encoding="utf-8")
+
+
+def waits_to_restart(run: Path) -> bool:
+    """Whether a launcher waits; a killed one leaves its file behind for an hour at most."""
+    with suppress(OSError):
+        return time.time() - restart_path(run).stat().st_mtime < 3600
+    return False
+
+
 def leave_stop_mark() -> None:
     """Tell the batch script that would start the run again that it was stopped on request."""
     if mark := os.environ.get("WIKILLM_STOP_MARK"):
@@ -36,7 +56,7 @@ def leave_stop_mark() -> None:
 
 
 class FileRequests:
-    """The requests of one run directory. A file that is older than this object is no request.
+    """The requests of one run directory. A file that is older than this process is no request.
 
     Args:
         on_stop: called once with the reason. (in a thread)
@@ -45,7 +65,9 @@ class FileRequests:
     def __init__(self, run: Path, on_stop: Callable[[str], None]) -> None:
         self._run = run
         self._on_stop = on_stop
-        self._old = {name: _identity(run / name) for name in (STOP, SAVE)}
+        began = _start_of_this_process()
+        found = {name: file_identity(run / name) for name in (STOP, SAVE)}
+        self._old = {name: i if i and i[1] < began else None for name, i in found.items()}
         self._over = threading.Event()
         self.wants_save = False
 
@@ -58,19 +80,19 @@ class FileRequests:
                 return
 
     def _is_new(self, name: str) -> bool:
-        found = _identity(self._run / name)
+        found = file_identity(self._run / name)
         return found is not None and found != self._old[name]
 
     def save_granted(self) -> None:
         """The ranks have agreed to save: remove the file, so that it can be made again."""
-        self._old[SAVE] = _identity(self._run / SAVE)  # where it cannot be removed
+        self._old[SAVE] = file_identity(self._run / SAVE)  # where it cannot be removed
         self._remove(SAVE)
         self.wants_save = False
 
     def remove_old(self) -> None:
         """Remove what earlier starts left behind. (the owner of the run directory)"""
         for name, old in self._old.items():
-            if old is not None and _identity(self._run / name) == old:
+            if old is not None and file_identity(self._run / name) == old:
                 self._remove(name)
 
     def _remove(self, name: str) -> None:
@@ -92,7 +114,14 @@ def watched_requests(
         requests._over.set()
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _start_of_this_process() -> int:
+    """In nanoseconds since 1970, as a file's time is given."""
+    since_boot = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot / os.sysconf("SC_CLK_TCK")
+    return int((time.time() - age) * 1e9)
+
+
+def file_identity(path: Path) -> tuple[int, int] | None:
     """Changes when the file is made anew or touched; None where there is none."""
     try:
         found = path.stat()

@@ -11,7 +11,7 @@ from typing import Any
 
 from wikillm.core.errors import ConfigError
 from wikillm.supervise.records import RankRecord, read_records, stop_path
-from wikillm.supervise.requests import stop_file
+from wikillm.supervise.requests import stop_file, waits_to_restart
 from wikillm.supervise.stop import is_running
 
 _TAIL = 1 << 16  # bytes of metrics.jsonl that hold its last line
@@ -20,7 +20,7 @@ _SHOWN = ("step", "tokens", "time", "loss", "tokens_per_second")
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """`state`: starting, running, stopping, silent, or the `meaning` in exit.json.
+    """`state`: starting, running, stopping, restarting, silent, or the `meaning` in exit.json.
 
     silent: no rank runs, and none reported an end. `metrics` is the last line of metrics.jsonl,
     `exit` the content of exit.json.
@@ -73,6 +73,8 @@ def read_status(run: Path) -> RunStatus:
     ended = _json(run / "exit.json")
     if any(alive):
         state = "stopping" if stop_path(run).exists() or stop_file(run).exists() else "running"
+    elif waits_to_restart(run):
+        state = "restarting"
     elif ended is not None:
         state = str(ended.get("meaning", "ended"))
     else:

@@ -20,7 +20,7 @@ from wikillm.core.errors import ConfigError
 from wikillm.core.files import write_json
 from wikillm.supervise.heartbeat import MEMORY_NAME
 from wikillm.supervise.records import RankRecord, read_records, record_path, stop_path
-from wikillm.supervise.requests import stop_file
+from wikillm.supervise.requests import stop_file, waits_to_restart
 
 POLL = 0.5
 FILE_AFTER = 10.0  # seconds until RUN/stop is written too, for ranks without their agents
@@ -57,6 +57,9 @@ def stop(
     Raises ConfigError when `run` is not a run directory, or nothing runs there.
     """
     records = read_records(run)
+    if waits_to_restart(run):
+        stop_file(run).touch()
+        return Stopped(tuple(records), ())
     if not run.is_dir() or not records:
         raise ConfigError(
             f"{run} names no processes.",

@@ -48,6 +48,7 @@ _OWN_NAMES = """
     config.resolved.yaml ds_config.resolved.json plan.json environment.json run.json data.json
     tokenizer metrics.jsonl events.jsonl ledger.jsonl exit.json outcome.json diverged.json
     skips.json ranks stop.json logs checkpoints swanlog samples export stop save report.html
+    restart.json
 """
 """What a run writes into its directory, `wikillm demo` included."""
 _LAUNCHER_FILES = (".log", ".out", ".err", ".pid", "lost+found")

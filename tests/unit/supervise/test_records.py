@@ -286,6 +286,7 @@ def test_a_request_is_newer_than_the_start_and_can_be_repeated(
     monkeypatch.setattr("wikillm.supervise.requests.LOOK_SECONDS", 0.01)
     for name in ("stop", "save"):
         (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1.7e9, 1.7e9))
     stopped: list[str] = []
     with watched_requests(tmp_path, stopped.append, is_main=True) as requests:
         time.sleep(0.2)

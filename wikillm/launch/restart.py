@@ -1,0 +1,230 @@
+"""`wikillm launch --go` starts a failed run again, from its last good checkpoint.
+
+The launcher outlives the ranks, so nothing of a failed start has to work for the next one: it is
+the same command with `--resume auto`. A restart is useless after a mistake of the user, a
+divergence or damage, and unwanted after a request to stop; their exit codes end the launch. At most
+`limit` restarts follow each other without a new checkpoint between them, with a growing pause.
+
+With `elastic` each restart first asks every node over ssh whether it is there, and leaves out those
+that are not. The batch is a number of tokens, so fewer ranks train the same.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from wikillm.checkpoints.lineage import Position, arrange, read_descent
+from wikillm.core.errors import CheckpointError, ConfigError, ExitCode, MachineError
+from wikillm.core.log import say, warn
+from wikillm.core.units import format_seconds
+from wikillm.launch.description import Launch
+from wikillm.remote.hosts import read_hostfile
+from wikillm.remote.ssh import ssh_argv
+from wikillm.supervise.records import stop_path
+from wikillm.supervise.requests import announce_restart, file_identity, restart_path, stop_file
+
+DEFAULT = 3
+"""Restarts of the targets that take them."""
+FIRST_PAUSE = 5.0
+LONGEST_PAUSE = 600.0
+PROBE_SECONDS = 20.0
+FINAL = frozenset(map(int, ExitCode)) - {ExitCode.BUG, ExitCode.MACHINE}
+"""Exit codes after which the same command ends the same way, or that were asked for."""
+
+
+@dataclass
+class RestartPolicy:
+    """Decides after each failed start. `limit` counts restarts without a new checkpoint."""
+
+    limit: int
+    tried: int = 0
+    reached: Position | None = None
+
+    def may_restart(self, code: int, reached: Position | None) -> bool:
+        """Whether to start again after exit code `code` with `reached` as the last checkpoint."""
+        if reached != self.reached:
+            self.tried = 0
+        self.reached = reached
+        if code in FINAL or self.tried >= self.limit:
+            return False
+        self.tried += 1
+        return True
+
+    @property
+    def pause(self) -> float:
+        return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (self.tried - 1))
+
+
+@dataclass
+class Launched:
+    """The processes of the current start; a signal to the launcher is passed on to them."""
+
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    is_asked: bool = False
+
+    def pass_on(self, number: int, frame: object) -> None:
+        self.is_asked = True
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+
+
+def keep_running(
+    launch: Launch, start: Callable[[Launch, Launched], int], check: Callable[[Launch], None]
+) -> int:
+    """Start the run, and start it again where that may help; returns the last exit code.
+
+    Args:
+        start: runs one start to its end.
+        check: raises ConfigError for a launch that every rank would refuse, such as a batch that
+            fewer nodes cannot share.
+    """
+    run = run_of(launch)
+    policy = RestartPolicy(launch.max_restarts, reached=last_checkpoint(run))
+    first = policy.reached
+    old = _stop_requests(run)
+    current = launch
+    with _passing_signals() as launched:
+        while True:
+            code = _one_start(run, current, start, launched)
+            reached = last_checkpoint(run)
+
+            def is_stopped() -> bool:
+                return launched.is_asked or not _stop_requests(run) <= old
+
+            if is_stopped() or not policy.may_restart(code, reached):
+                _say_why_not(code, policy)
+                return code
+            if not _wait(run, code, policy, is_stopped):
+                return code
+            current = _next_launch(launch, current, check, has_saved=reached != first)
+
+
+def run_of(launch: Launch) -> Path:
+    """The run directory, as this machine sees it."""
+    return Path(launch.workdir) / (launch.run_dir or f"runs/{launch.name}")
+
+
+def last_checkpoint(run: Path) -> Position | None:
+    """The place of the checkpoint that `--resume auto` takes, as far as names and manifests say."""
+    for checkpoint in arrange(run / "checkpoints").branch:
+        with suppress(CheckpointError):
+            return read_descent(checkpoint).position
+    return None
+
+
+def _one_start(
+    run: Path, launch: Launch, start: Callable[[Launch, Launched], int], launched: Launched
+) -> int:
+    """The exit code that the run recorded itself, else the launcher's."""
+    record = run / "exit.json"
+    before = file_identity(record)
+    try:
+        code = start(launch, launched)
+    except MachineError as error:  # ssh did not reach a node
+        warn(str(error))
+        code = int(error.exit_code)
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if code and file_identity(record) not in (None, before):
+            return int(json.loads(record.read_text(encoding="utf-8"))["code"]) or code
+    return code
+
+
+def _stop_requests(run: Path) -> set[tuple[int, int] | None]:
+    """Of `wikillm stop` and RUN/stop. Each start removes those before it."""
+    return {None, file_identity(stop_file(run)), file_identity(stop_path(run))}
+
+
+def _say_why_not(code: int, policy: RestartPolicy) -> None:
+    if code not in FINAL and policy.limit and policy.tried >= policy.limit:
+        say(f"not started again: {policy.tried} restarts made no new checkpoint (--max-restarts)")
+
+
+def _wait(run: Path, code: int, policy: RestartPolicy, is_stopped: Callable[[], bool]) -> bool:
+    """Pause before the restart; False when a stop was requested meanwhile."""
+    pause = policy.pause
+    place = "the last checkpoint" if policy.reached else "the beginning"
+    say(
+        f"exit code {code}: starting again from {place} in {format_seconds(pause)} "
+        f"(restart {policy.tried} of {policy.limit} without a new checkpoint)"
+    )
+    announce_restart(run)
+    deadline = time.monotonic() + pause
+    try:
+        while time.monotonic() < deadline:
+            if is_stopped():
+                say("stopped on request before the restart")
+                return False
+            time.sleep(0.2)
+    finally:
+        with suppress(OSError):
+            restart_path(run).unlink(missing_ok=True)
+    return True
+
+
+def _next_launch(
+    launch: Launch, current: Launch, check: Callable[[Launch], None], *, has_saved: bool
+) -> Launch:
+    """The restart's launch; with `elastic` on the nodes that answer, if the batch allows it."""
+    again = launch.resumed(has_saved=has_saved)
+    if not launch.elastic:
+        return again
+    gone = unreachable(launch)
+    again = replace(again, without=gone)
+    try:
+        check(again)
+    except ConfigError as error:
+        warn(f"without {', '.join(gone)} the run cannot go on:\n{error}")
+        return replace(again, without=current.without)
+    if gone:
+        say(f"without {', '.join(gone)}: no answer over ssh")
+    return again
+
+
+def unreachable(launch: Launch) -> tuple[str, ...]:
+    """The nodes of the hostfile that do not answer over ssh; () when none does, or without one."""
+    if launch.hostfile is None:
+        return ()
+    names = [host.name for host in read_hostfile(launch.hostfile)]
+    folder = f"[ -d {shlex.quote(launch.workdir)} ]"
+    probes = [
+        subprocess.Popen(
+            ssh_argv(name, folder),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        for name in names
+    ]  # fmt: skip
+    deadline = time.monotonic() + PROBE_SECONDS
+    gone = []
+    for name, probe in zip(names, probes, strict=True):
+        try:
+            probe.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            probe.kill()
+            probe.wait()
+        if probe.returncode:
+            gone.append(name)
+    return tuple(gone) if len(gone) < len(names) else ()
+
+
+@contextmanager
+def _passing_signals() -> Iterator[Launched]:
+    launched = Launched()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        if before[number] is not signal.SIG_IGN:  # nohup
+            signal.signal(number, launched.pass_on)
+    try:
+        yield launched
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
