@@ -108,7 +108,12 @@ class Place:
 
 
 def _own(place: Place, recipe: str, line: list[str]) -> list[str]:
-    where = ["--hostfile", str(place.hostfile), "--deepspeed", recipe, "--go"]
+    """Without restarts: these tests look at how a run ends."""
+    return _restarting(place, recipe, line, "--max-restarts", "0")
+
+
+def _restarting(place: Place, recipe: str, line: list[str], *how: str) -> list[str]:
+    where = ["--hostfile", str(place.hostfile), "--deepspeed", recipe, "--go", *how]
     return [sys.executable, "-m", "wikillm", "launch", "hostfile", *where, *line]
 
 
@@ -271,6 +276,28 @@ def test_a_node_that_is_killed_is_named(launcher: str, place: Place, two: Cluste
         time.sleep(0.2)
     print(f"{launcher}: the run ended {time.monotonic() - began:.1f} s later")
     assert "node2" in place.exit()["reason"] and place.exit()["code"] == 3
+
+
+@matrix
+@pytest.mark.parametrize("recipe", ["zero1", "zero3"])
+def test_one_node_goes_on_with_the_same_tokens_when_the_other_is_gone(
+    place: Place, two: Cluster, on_one_host: dict[int, float], recipe: str
+) -> None:
+    """With --elastic: the same global batch, the same losses as an uninterrupted run of two."""
+    slow = ("train.max_steps=40", "train.lr_scheduler_type=constant_with_warmup")
+    line = place.words(place.run, *slow, "train.save_steps=2", *QUIET[1:])
+    argv = _restarting(place, recipe, line, "--elastic")
+    process = two.popen("node1", argv, cwd=place.workdir, log=place.log, **ENVIRON)
+    place.wait_for_steps(process, 6)
+    two.kill("node2")
+    ends(process, place, within=240)
+    assert process.returncode == 0, place.tail()
+    assert place.exit()["code"] == 0 and place.exit()["step"] == 40
+    assert "without node2: no answer over ssh" in place.tail(), place.tail()
+    assert list(place.losses()) == list(range(1, 41)), "each step is reported once"
+    whole = place.words(place.folder / "whole", *slow, "train.save_steps=1000", *QUIET[1:])
+    reference = run_ranks(train_with_options, 2, whole, {"deepspeed": recipe})[0]["losses"]
+    assert close_to(place.losses(), reference)
 
 
 @matrix

@@ -25,6 +25,7 @@ _TARGETS = """\
 the target, directly after `launch`:
   single     one GPU of this machine (or its CPU), with the deepspeed launcher
   multi      all GPUs of this machine; --gpus N for some, or for N processes on the CPU
+             (single, multi and hostfile are started again after a failure: --max-restarts)
   torchrun   torch's launcher; --max-restarts N restarts the ranks after a failure
   hostfile   several nodes over ssh: --hostfile FILE, --workdir FOLDER shared by all nodes
   ssh        another machine: --host user@machine; copies the checkout, starts in the background
@@ -95,7 +96,7 @@ def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:
     words = []
     restarts = args.max_restarts
     if restarts is None:
-        restarts = DEFAULT if args.target in RESTARTS_HERE else 0
+        restarts = DEFAULT if args.target in (*RESTARTS_HERE, "slurm") else 0
     by_torchrun = restarts and args.target == "torchrun" and args.resume is None
     resume = "auto" if by_torchrun else args.resume
     for flag, value in (("config", args.config), ("deepspeed", args.deepspeed), ("resume", resume)):

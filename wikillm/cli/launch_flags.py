@@ -83,12 +83,12 @@ MACHINE_FLAGS = (
     ),
     MachineFlag(
         "max_restarts",
-        "with --go: restarts from the last checkpoint after a failure, as long as no new one is "
-        "saved (default 3; torchrun: its own restarts, default 0)",
+        "restarts from the last checkpoint after a failure, as long as no new one is saved "
+        "(default 3; torchrun: its own restarts, default 0)",
         "N",
         int,
         None,
-        (*RESTARTS_HERE, "torchrun"),
+        (*RESTARTS_HERE, "slurm", "torchrun"),
         0,
         1000,
     ),

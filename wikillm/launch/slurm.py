@@ -4,7 +4,8 @@ A run has one task per GPU, which srun starts without another launcher. So a ran
 reaches the batch script (torchrun would turn 75 into 1), and the signal before the time limit
 reaches the ranks: they save and exit with 75, and the script requeues the job. It always has
 `--resume auto`, so it resumes from its newest checkpoint. A job that `wikillm stop` ended is not
-requeued: the rank that sees the request leaves a file.
+requeued: the rank that sees the request leaves a file. A failure requeues it too, by the rules of
+`restart`; a file of the job counts the restarts without a new checkpoint.
 
 In a prepare array each task builds its part of a store's shards, and a last job finishes the store.
 One batch file serves both. The nodes share the folders of the sources and of the store. A task that
@@ -19,7 +20,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wikillm.core.errors import ExitCode
 from wikillm.launch.description import Launch, Rendering, Step
+from wikillm.launch.restart import FINAL
 from wikillm.launch.script import quoted
 
 _PREPARE = "wikillm-prepare"
@@ -76,11 +79,32 @@ def _text(launch: Launch) -> str:
         "code=0",
         f"{srun} --wait={SECONDS_TO_FOLLOW} bash -euc '{rank}' \\",
         f"  rank {quoted((*launch.python_entry, *launch.resuming_words))} || code=$?",
-        'if [ "$code" -eq 75 ] && [ ! -e "$WIKILLM_STOP_MARK" ]; '
-        'then scontrol requeue "$SLURM_JOB_ID"; fi',
+        *_requeue(launch),
         'rm -f "$WIKILLM_STOP_MARK"',
         'exit "$code"',
     )
+
+
+def _requeue(launch: Launch) -> list[str]:
+    """Shell that queues the job again after a stop for the time limit, or after a failure."""
+    final = " | ".join(str(code) for code in sorted(FINAL - {ExitCode.STOPPED}))
+    checkpoints = shlex.quote(f"{launch.run_dir or f'runs/{launch.name}'}/checkpoints")
+    return [
+        'again="" tried=0 at="" counted=".restarts-$SLURM_JOB_ID"',
+        'case "$code" in',
+        f'  {final}) rm -f "$counted" ;;',
+        "  75) again=yes ;;",
+        f"  *)  # a failure: at most {launch.max_restarts} restarts without a new checkpoint",
+        f'    newest="$(ls {checkpoints} 2>/dev/null | grep "^checkpoint-" | sort -V | tail -n 1)" '
+        "|| true",
+        '    read -r tried at 2>/dev/null <"$counted" || true',
+        '    if [ "$at" != "$newest" ]; then tried=0; fi',
+        f'    if [ "$tried" -lt {launch.max_restarts} ]; then again=yes; '
+        'echo "$((tried + 1)) $newest" >"$counted"; fi ;;',
+        "esac",
+        'if [ -n "$again" ] && [ ! -e "$WIKILLM_STOP_MARK" ]; '
+        'then scontrol requeue "$SLURM_JOB_ID"; fi',
+    ]
 
 
 @dataclass(frozen=True, slots=True)

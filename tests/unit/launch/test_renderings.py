@@ -158,6 +158,26 @@ def test_slurm_starts_every_rank_and_queues_a_stopped_run_again(code, asked, req
     assert any(c["argv"] == ["requeue", "7"] for c in calls) == requeued
 
 
+def test_slurm_queues_a_failed_run_again_as_long_as_it_makes_progress(tmp_path):
+    """One more checkpoint counts anew; two failures at the same one are the limit."""
+    tools = StandIns(tmp_path / "bin", "srun", "scontrol")
+    text = render("slurm", launch(tmp_path, gpus=2, max_restarts=2)).text
+    slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1"}
+    checkpoints = tmp_path / "runs" / "demo" / "checkpoints"
+    found = []
+    for step, code in ((0, 3), (9, 137), (10, 3), (10, 3), (10, 3), (11, 5)):
+        if step:
+            (checkpoints / f"checkpoint-{step}").mkdir(parents=True, exist_ok=True)
+        path = tmp_path / "bin" / "srun"
+        path.write_text(f"#!/bin/sh\nexit {code}\n")
+        before = len(tools.calls())
+        done = tools.bash(text, cwd=tmp_path, **slurm)
+        assert done.returncode == code, done.stderr
+        found.append(any(c["argv"] == ["requeue", "7"] for c in tools.calls()[before:]))
+    assert found == [True, True, True, True, False, False]
+    assert not (tmp_path / ".restarts-7").exists()
+
+
 def k8s(tmp_path: Path, **changes: object) -> dict[str, Any]:
     return yaml.safe_load(render("k8s", launch(tmp_path, **{"image": "a/b:c", **changes})).text)
 

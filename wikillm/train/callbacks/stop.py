@@ -128,7 +128,7 @@ class StopCallback(TrainerCallback):
         reasons = dict(enumerate(self.trainer.context.group.gather(own)))
         first = min((rank for rank, reason in reasons.items() if reason), default=0)
         self.stopped_by = own or f"{reasons[first] or 'a signal'} (rank {first})"
-        what = "its checkpoint is complete" if saved else "saving a checkpoint"
+        what = "its checkpoint is being written" if saved else "saving a checkpoint"
         say(f"stopping: {self.stopped_by}; {what} at step {state.global_step}")
         control.should_save = not saved
         control.should_training_stop = True
