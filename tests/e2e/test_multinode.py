@@ -293,7 +293,7 @@ def test_one_node_goes_on_with_the_same_tokens_when_the_other_is_gone(
     ends(process, place, within=240)
     assert process.returncode == 0, place.tail()
     assert place.exit()["code"] == 0 and place.exit()["step"] == 40
-    assert "without node2: no answer over ssh" in place.tail(), place.tail()
+    assert "without node2: no answer over ssh" in place.log.read_text(errors="replace")
     assert list(place.losses()) == list(range(1, 41)), "each step is reported once"
     whole = place.words(place.folder / "whole", *slow, "train.save_steps=1000", *QUIET[1:])
     reference = run_ranks(train_with_options, 2, whole, {"deepspeed": recipe})[0]["losses"]

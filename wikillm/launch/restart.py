@@ -28,14 +28,16 @@ from wikillm.core.units import format_seconds
 from wikillm.launch.description import Launch
 from wikillm.remote.hosts import read_hostfile
 from wikillm.remote.ssh import ssh_argv
-from wikillm.supervise.records import stop_path
+from wikillm.supervise.records import read_records, stop_path
 from wikillm.supervise.requests import announce_restart, file_identity, restart_path, stop_file
+from wikillm.supervise.stop import is_running
 
 DEFAULT = 3
 """Restarts of the targets that take them."""
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 600.0
 PROBE_SECONDS = 20.0
+RANKS_SECONDS = 120.0  # for ranks that outlive their launcher, to save and to end
 FINAL = frozenset(map(int, ExitCode)) - {ExitCode.BUG, ExitCode.MACHINE}
 """Exit codes after which the same command ends the same way, or that were asked for."""
 
@@ -132,10 +134,21 @@ def _one_start(
     except MachineError as error:  # ssh did not reach a node
         warn(str(error))
         code = int(error.exit_code)
+    _wait_for_ranks(run)
     with suppress(OSError, ValueError, KeyError, TypeError):
         if code and file_identity(record) not in (None, before):
             return int(json.loads(record.read_text(encoding="utf-8"))["code"]) or code
     return code
+
+
+def _wait_for_ranks(run: Path) -> None:
+    """Launchers may end before their ranks, which notice it, save and write their exit code.
+
+    Ranks on other machines count until their records are half a minute old.
+    """
+    deadline = time.monotonic() + RANKS_SECONDS
+    while any(map(is_running, read_records(run))) and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def _stop_requests(run: Path) -> set[tuple[int, int] | None]:
