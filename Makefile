@@ -16,7 +16,7 @@ test-all: lint  ## also the deep tests and those on several nodes (as root: need
 test-floor:  ## unit and contract tests on Python 3.12 with the lowest versions allowed (.venv-floor)
 	@VENV=.venv-floor CONSTRAINTS=constraints-floor.txt PYTHON=$(or $(PYTHON),python3.12) sh launch/bootstrap.sh && .venv-floor/bin/python $(PYTEST) tests/contract tests/unit
 multinode: env  ## every launcher and every failure on two nodes (as root: needs sshd and pdsh; also mpirun and slurm-wlm)
-	@WIKILLM_MULTINODE=1 .venv/bin/python -m pytest -v tests/e2e/test_multinode.py tests/e2e/test_slurm.py
+	@WIKILLM_MULTINODE=1 .venv/bin/python -m pytest -v tests/e2e/test_multinode.py tests/e2e/test_elastic.py tests/e2e/test_slurm.py
 fuzz: env  ## other inputs to readers, settings and messages each time (FUZZ=500: times what a commit sees)
 	@WIKILLM_FUZZ=$(or $(FUZZ),500) .venv/bin/python -m pytest -q tests/fuzz
 faults: env  ## kill, damage and disturb N tiny runs each way (N=20 FAULTS=kill,corrupt ARGS='--stock --seed 7')

@@ -17,15 +17,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from harness.netns import Cluster, cluster, missing
+from harness.places import ENVIRON, QUIET, SharedPlace, close_to, ends
 from harness.programs import train_with_options
 from harness.ranks import run_ranks
 from harness.tiny_run import Words
-
-from wikillm.observe.sinks import read_metrics
 
 matrix = pytest.mark.skipif(
     not os.environ.get("WIKILLM_MULTINODE"), reason="part of `make multinode`"
@@ -39,72 +37,18 @@ pytestmark = [
         missing("pdsh") is not None, reason=f"needs network namespaces: {missing('pdsh')}"
     ),
 ]
-L2 = 2e-5
 FOR_EVER = ("train.max_steps=1000000", "train.lr_scheduler_type=constant_with_warmup")
 FEW = ("train.max_steps=4", "train.lr_scheduler_type=constant_with_warmup")
-QUIET = ("train.save_steps=1000000", "train.eval_steps=null", "train.max_eval_tokens=500")
-ENVIRON = {
-    "DS_ACCELERATOR": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "SWANLAB_MODE": "disabled",
-    "PYTHONPATH": "",
-}
 
 
-class Place:
-    """A checkout that all nodes share, a hostfile, and the run directory of one test."""
-
-    def __init__(self, repo: Path, folder: Path, words: Words) -> None:
-        self.folder = folder
-        self.workdir = folder / "co"
-        self.run = folder / "run"
-        self.log = folder / "log"
-        self.workdir.mkdir()
-        for name in ("train.py", "wikillm", "ds_configs", "pyproject.toml"):
-            (self.workdir / name).symlink_to(repo / name)
-        (self.workdir / ".venv").symlink_to(sys.prefix)
-        self.hostfile = folder / "hosts"
-        self.hostfile.write_text("node1 slots=1\nnode2 slots=1\n")
-        self.words = words
-
-    def line(self, *more: str) -> list[str]:
-        return self.words(self.run, *QUIET, *more)
+class Place(SharedPlace):
+    """With every launcher."""
 
     def start(
         self, nodes: Cluster, launcher: str, recipe: str, *more: str
     ) -> subprocess.Popen[bytes]:
         argv = {**LAUNCHERS, **BY_HAND}[launcher](self, recipe, self.line(*more))
         return nodes.popen("node1", argv, cwd=self.workdir, log=self.log, **ENVIRON)
-
-    def wikillm(self, nodes: Cluster, name: str, *argv: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, "-m", "wikillm", *argv]
-        return nodes.run(name, words, cwd=self.workdir, **ENVIRON)
-
-    def wait_for_steps(
-        self, process: subprocess.Popen[bytes], steps: int, timeout: float = 180.0
-    ) -> None:
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and process.poll() is None:
-            if (self.run / "metrics.jsonl").exists() and len(
-                read_metrics(self.run / "metrics.jsonl")
-            ) >= steps:
-                return
-            time.sleep(0.2)
-        raise AssertionError(f"no step {steps}: {self.tail()}")
-
-    def losses(self) -> dict[int, float]:
-        return {
-            record["step"]: record["loss"] for record in read_metrics(self.run / "metrics.jsonl")
-        }
-
-    def record(self, rank: int) -> dict[str, Any]:
-        return dict(json.loads((self.run / "ranks" / f"rank_{rank}.json").read_text()))
-
-    def exit(self) -> dict[str, Any]:
-        return dict(json.loads((self.run / "exit.json").read_text()))
-
-    def tail(self) -> str:
-        return self.log.read_text(errors="replace")[-5000:]
 
 
 def _own(place: Place, recipe: str, line: list[str]) -> list[str]:
@@ -186,22 +130,6 @@ def two(tmp_path: Path) -> Iterator[Cluster]:
         yield made
 
 
-def close_to(losses: dict[int, float], expected: dict[int, float]) -> bool:
-    return all(abs(losses[step] - loss) <= L2 * abs(loss) for step, loss in expected.items())
-
-
-def ends(process: subprocess.Popen[bytes], place: Place, within: float = 180.0) -> float:
-    """Wait until the launcher has ended. Return the seconds it took; fail after `within`."""
-    began = time.monotonic()
-    try:
-        process.wait(within)
-    except subprocess.TimeoutExpired:
-        raise AssertionError(f"still there after {within:.0f} s: {place.tail()}") from None
-    took = time.monotonic() - began
-    print(f"ended {took:.1f} s later with code {process.returncode}")
-    return took
-
-
 def refused(place: Place, nodes: Cluster) -> str:
     """Start a run that fails before training because of the machines. Return the end of its log."""
     process = place.start(nodes, "own", "zero2", *FEW)
@@ -276,28 +204,6 @@ def test_a_node_that_is_killed_is_named(launcher: str, place: Place, two: Cluste
         time.sleep(0.2)
     print(f"{launcher}: the run ended {time.monotonic() - began:.1f} s later")
     assert "node2" in place.exit()["reason"] and place.exit()["code"] == 3
-
-
-@matrix
-@pytest.mark.parametrize("recipe", ["zero1", "zero3"])
-def test_one_node_goes_on_with_the_same_tokens_when_the_other_is_gone(
-    place: Place, two: Cluster, on_one_host: dict[int, float], recipe: str
-) -> None:
-    """With --elastic: the same global batch, the same losses as an uninterrupted run of two."""
-    slow = ("train.max_steps=40", "train.lr_scheduler_type=constant_with_warmup")
-    line = place.words(place.run, *slow, "train.save_steps=2", *QUIET[1:])
-    argv = _restarting(place, recipe, line, "--elastic")
-    process = two.popen("node1", argv, cwd=place.workdir, log=place.log, **ENVIRON)
-    place.wait_for_steps(process, 6)
-    two.kill("node2")
-    ends(process, place, within=240)
-    assert process.returncode == 0, place.tail()
-    assert place.exit()["code"] == 0 and place.exit()["step"] == 40
-    assert "without node2: no answer over ssh" in place.log.read_text(errors="replace")
-    assert list(place.losses()) == list(range(1, 41)), "each step is reported once"
-    whole = place.words(place.folder / "whole", *slow, "train.save_steps=1000", *QUIET[1:])
-    reference = run_ranks(train_with_options, 2, whole, {"deepspeed": recipe})[0]["losses"]
-    assert close_to(place.losses(), reference)
 
 
 @matrix
