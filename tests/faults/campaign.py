@@ -75,8 +75,8 @@ SLOW = {"stall": 8, "twice": 8, "resuming": 4, "ranks": 3, "stages": 3}
 """Faults with fewer trials: the number is divided by this."""
 
 
-def setups_for(fault: str, stock: bool, only: str | None) -> list[Setup]:
-    found = [each for each in (STOCK if stock else SETUPS) if only in (None, str(each))]
+def setups_for(fault: str, stock: bool, only: str) -> list[Setup]:
+    found = [each for each in (STOCK if stock else SETUPS) if str(each).startswith(only)]
     if fault in ("stages",):
         found = [each for each in found if each.recipe]
     if fault in ("ranks", "pause", "stall"):
@@ -118,19 +118,17 @@ def _count(lab: Lab, setup: Setup, rank: int) -> int:
 
 
 def run_campaign(
-    lab: Lab, faults: list[str], trials: int, seed: int, *, stock: bool, only: str | None
-) -> list[Trial]:
-    """All trials, each printed as it ends."""
-    done: list[Trial] = []
+    lab: Lab, faults: list[str], trials: int, seed: int, *, stock: bool, only: str
+) -> Iterator[Trial]:
+    """All trials of one side, each printed as it ends."""
     for fault in faults:
         setups = setups_for(fault, stock, only)
         if not setups or (stock and fault not in ON_STOCK):
             continue
         for do, setup, number in planned(lab, fault, setups, trials, seed):
             trial = run_trial(lab, fault, do, setup, number)
-            done.append(trial)
             print(f"{'PROBLEM' if trial.problems else 'ok':8}{trial}", flush=True)
-    return done
+            yield trial
 
 
 def main() -> int:
@@ -138,7 +136,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=20, help="per fault and side")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--faults", default="all", help=f"of {','.join(FAULTS)}")
-    parser.add_argument("--setup", help="only this one, as a failure prints it")
+    parser.add_argument("--setup", default="", help="only those that begin so: hf, wikillm/2x")
     parser.add_argument("--stock", action="store_true", help="also Hugging Face's Trainer")
     parser.add_argument("--to", type=Path, default=REPO / "runs" / "faults.json")
     options = parser.parse_args()
@@ -157,19 +155,18 @@ def main() -> int:
         faults.remove("disk")
     lab = Lab(folder)
     began = time.time()
-    sides = (False, True) if options.stock else (False,)
-    only = options.setup
-    done = [
-        trial
-        for stock in sides
-        for trial in run_campaign(lab, faults, options.trials, options.seed, stock=stock, only=only)
-    ]
-    content = {
-        "trials": [trial.to_json() for trial in done],
-        "facts": facts(options.trials, options.seed, time.time() - began),
-    }
     options.to.parent.mkdir(parents=True, exist_ok=True)
-    options.to.write_text(json.dumps(content, indent=1) + "\n")
+    done: list[Trial] = []
+    content: dict[str, Any] = {"trials": []}
+    for stock in (False, True) if options.stock else (False,):
+        for trial in run_campaign(
+            lab, faults, options.trials, options.seed, stock=stock, only=options.setup
+        ):
+            done.append(trial)
+            content["trials"].append(trial.to_json())
+            content["facts"] = facts(options.trials, options.seed, time.time() - began)
+            # After each trial: a campaign of hours may be ended early.
+            options.to.write_text(json.dumps(content, indent=1) + "\n")
     print(table(content))
     failed = [trial for trial in done if trial.problems and not trial.setup.startswith("hf")]
     print(f"{len(done)} trials, {len(failed)} WikiLLM trials with problems; {options.to}")

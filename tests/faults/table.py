@@ -74,10 +74,11 @@ def _seconds(trials: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("campaign", type=Path)
+    parser.add_argument("campaigns", type=Path, nargs="+", help="JSON files; together one table")
     parser.add_argument("--into", type=Path, help="replace the table of this page")
     options = parser.parse_args()
-    text = table(json.loads(options.campaign.read_text()))
+    found = [json.loads(path.read_text()) for path in options.campaigns]
+    text = table({"trials": [trial for each in found for trial in each["trials"]]})
     if options.into is None:
         print(text)
         return
