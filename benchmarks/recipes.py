@@ -1,4 +1,4 @@
-"""Do Muon, WSD, zero-init and the z-loss help? Small runs at equal tokens, over seeds.
+"""Do Muon, WSD and best-fit packing help? Small runs at equal tokens, over seeds.
 
 Arms that have a learning rate of their own get the same number of trial runs for it (one seed, full
 length; Muon's AdamW share keeps the first value of AdamW's list); the best value is then run with
@@ -55,9 +55,7 @@ _WSD = ("train.lr_scheduler_type=warmup_stable_decay", "train.lr_decay_share=0.2
 ARMS = {
     "muon": Arm("Muon, cosine", _MUON, "train.muon_learning_rate", MUON_RATES),
     "wsd": Arm("AdamW, WSD 20 % 1-sqrt", _WSD, rates=ADAMW_RATES),
-    "zero-init": Arm("AdamW, cosine, zero-init", ("model.zero_init_outputs=true",)),
     "best-fit": Arm("AdamW, cosine, best-fit packing", ("data.packing=best_fit",)),
-    "z-loss": Arm("AdamW, cosine, z-loss 1e-4", ("train.z_loss=1e-4",)),
 }
 
 

@@ -18,8 +18,7 @@ LOGGED = {1, 4}
     [
         # The loss and the gradient norm. On a GPU they are copied to the host beforehand.
         (None, (), 0, 2),
-        # The z-loss as well, which is also copied beforehand.
-        (None, ("train.z_loss=1e-4", "train.document_mask=on"), 0, 3),
+        (None, ("train.document_mask=on",), 0, 2),
         ("zero0", (), 0, 1),
         # DeepSpeed checks for infinities: once for the norm in fp32, and once per clipped group.
         ("zero2", (), 3, 5),

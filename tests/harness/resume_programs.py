@@ -55,7 +55,6 @@ def _in_use(trainer: Any) -> dict[str, Any]:
         "base_rates": list(scheduler.base_lrs),
         "factors": [scheduler.lr_lambdas[0](step) for step in range(trainer.args.max_steps)],
         "clips": clips,
-        "z_loss": trainer.z_loss.coefficient if trainer.z_loss else 0.0,
         "logging_steps": trainer.state.logging_steps,
         "save_steps": trainer.state.save_steps,
         "eval_steps": report.eval_steps,

@@ -45,7 +45,6 @@ TIMES = {
     "observe.sample_tokens": 3,
 }
 KERNELS = {
-    "train.z_loss": 1e-3,
     "train.per_device_train_batch_size": 2,
     "train.per_device_eval_batch_size": 3,
     "train.gradient_checkpointing": "full",

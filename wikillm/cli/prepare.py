@@ -33,11 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     many = parser.add_argument_group(
         "on several machines that share the folders of sources and store"
     )
-    executor = (
-        "who builds the shards: this machine, a Ray cluster (RAY_ADDRESS, or one started here), "
-        "a Slurm array"
-    )
-    kinds = ("local", "ray", "slurm")
+    executor = "who builds the shards: this machine, or a Slurm array"
+    kinds = ("local", "slurm")
     many.add_argument("--executor", choices=kinds, default="local", help=executor)
     shards = "build only the shards A to B - 1, or the I-th of N parts"
     many.add_argument("--shards", metavar="A:B|I/N", help=shards)
@@ -80,11 +77,6 @@ def run(args: argparse.Namespace) -> int:
         print(build_part(plan_store(cfg), Part.parse(args.shards)))
         return ExitCode.DONE
     with _no_output_if(args.json):
-        if args.executor == "ray":
-            from wikillm.data.prepare.prepare import plan_store
-            from wikillm.data.prepare.ray_executor import build_on_ray
-
-            build_on_ray(plan_store(cfg))
         for line in said:
             print(line)
         corpus = open_corpus(cfg)

@@ -161,21 +161,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("model.attn_implementation", NO_GPU),
-        lambda case: _uses(case, "flex_attention", _FLASH) and case.has_gpu is False,
+        lambda case: _uses(case, _FLASH) and case.has_gpu is False,
         "{0} does not train on a CPU.",
         _SDPA,
-    ),
-    Rule(
-        ("model.attn_implementation", "train.precision"),
-        # Under autocast the rotation leaves queries and keys in fp32, values in 16 bit.
-        # DeepSpeed casts the whole model instead.
-        lambda case: (
-            _uses(case, "flex_attention")
-            and case.has_deepspeed is False
-            and case.precision in ("bf16", "fp16")
-        ),
-        "flex_attention does not train in 16 bit without DeepSpeed: its input types differ.",
-        f"--deepspeed zero0, or {_SDPA}",
     ),
     Rule(
         ("train.document_mask", "model.attn_implementation", "train.compile"),
@@ -197,16 +185,6 @@ RULES: tuple[Rule, ...] = (
         ),
         "Sequence parallelism supports sdpa and flash_attention_2, not {1}.",
         _SDPA,
-    ),
-    Rule(
-        ("model.zero_init_outputs", "model.init_from"),
-        lambda case: (
-            case.model is not None
-            and case.model.zero_init_outputs
-            and case.model.init_from is not None
-        ),
-        "zero_init_outputs has no effect on the weights of model.init_from.",
-        "leave it out",
     ),
     Rule(
         ("data.mixture", "data.store"),

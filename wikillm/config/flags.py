@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from wikillm.config.keys import Key, all_keys
+from wikillm.config.keys import REMOVED, WAS_REMOVED, Key, all_keys
 from wikillm.config.origin import Origin, Setting
 from wikillm.config.schema_types import NO, YES
 from wikillm.config.trainer_names import ALIASES, SWITCHES, advise
@@ -109,6 +109,9 @@ def _stands_alone(name: str, follower: str | None) -> bool:
 
 def _setting(name: str, text: str, typed: str, problems: Problems) -> Setting | None:
     key_name = flag_to_key(name)
+    if name in REMOVED:
+        problems.add(f"The key {name} no longer exists.", got=typed, fix=WAS_REMOVED)
+        return None
     if key_name is None:
         kind = "flag --" if typed.startswith("-") else "key "
         problems.add(f"There is no {kind}{name}.", got=typed, fix=advise(name, text))

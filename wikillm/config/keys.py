@@ -16,8 +16,14 @@ from pydantic import BaseModel
 from wikillm.config.schema import RunConfig
 from wikillm.config.schema_types import ALSO_A_SWITCH
 
-REMOVED = {"train.cuda_graphs": "off", "train.merged_projections": "off"}
+REMOVED = {
+    "train.cuda_graphs": "off",
+    "train.merged_projections": "off",
+    "train.z_loss": 0.0,
+    "model.zero_init_outputs": False,
+}
 """Keys of earlier versions, with the value that is still read from old run directories."""
+WAS_REMOVED = "leave it out: it was removed because no measurement showed a gain"
 
 
 @dataclass(frozen=True, slots=True)

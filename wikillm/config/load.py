@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from wikillm.config.checks import GROUPS, check, check_init_from
 from wikillm.config.flags import parse_arguments
 from wikillm.config.init_from import shape_settings
-from wikillm.config.keys import REMOVED, all_keys, nested, section_names
+from wikillm.config.keys import REMOVED, WAS_REMOVED, all_keys, nested, section_names
 from wikillm.config.origin import DEFAULT, LAYERS, Layer, Origin, Setting, merge
 from wikillm.config.presets import Axis, load_preset, preset_names
 from wikillm.config.resolved import Resolved, to_yaml
@@ -171,8 +171,7 @@ def _settings(
         elif key in all_keys():
             settings.append(Setting(key, entry.value, Origin(layer, where)))
         elif REMOVED.get(key) not in (None, entry.value):
-            fix = "leave it out: it was removed because no measurement showed a gain"
-            problems.add(f"The key {key} no longer exists.", got=where, fix=fix)
+            problems.add(f"The key {key} no longer exists.", got=where, fix=WAS_REMOVED)
         elif key not in REMOVED:
             near = None
             if entry.is_mapping:

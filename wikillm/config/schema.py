@@ -68,16 +68,13 @@ class ModelSection(Section):
     """Epsilon of RMSNorm."""
     initializer_range: float = Field(default=0.02, gt=0)
     """Standard deviation of the initial weights."""
-    zero_init_outputs: bool = False
-    """Start o_proj and down_proj at 0, so that each layer begins as the identity
-    (arXiv:1901.09321)."""
     vocab_size: int | Literal["auto"] = "auto"
     """Rows of the embedding; auto is 151936 for Qwen2's tokenizer and otherwise the tokenizer's
     length rounded up to a multiple of 128."""
     init_from: str | None = None
     """Folder of a Hugging Face model to continue from; its config replaces the preset's shape."""
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flex_attention"] = "sdpa"
-    """Attention kernel, in Hugging Face's name; the last two train only on a GPU."""
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel, in Hugging Face's name; the last trains only on a GPU."""
 
 
 class SwanLabSection(Section):

@@ -93,9 +93,6 @@ class TrainSection(Section):
     compile: Literal["off", "layers", "elementwise"] = "off"
     """torch.compile: layers compiles each layer (not with ZeRO-3), elementwise only norms,
     rotation and SwiGLU."""
-    z_loss: float = Field(default=0.0, ge=0)
-    """Coefficient of logsumexp^2, added to the training loss and logged separately; PaLM used
-    1e-4."""
     gradient_checkpointing: Annotated[Checkpointing, ALSO_A_SWITCH] = "none"
     """Recompute activations in the backward pass to save memory: selective keeps the outputs of
     matrix products, full (or true) keeps only the inputs of layers."""

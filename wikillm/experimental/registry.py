@@ -36,7 +36,7 @@ class LossExperiment:
     missing: Callable[[int, int, str], list[str]]
     prepare: Callable[..., tuple[torch.Tensor, torch.Tensor, int]] | None = None
     products: Callable[[torch.Tensor, torch.Tensor], Float8Products] | None = None
-    chunk_loss: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] | None = None
+    chunk_loss: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] | None = None
 
 
 def _missing_for_triton(hidden: int, vocab: int, device_type: str) -> list[str]:

@@ -25,9 +25,7 @@ def _row(  # type: ignore[no-untyped-def]  # Triton's compiler reads it, and kno
     row_stride,
     labels_C,
     loss_C,
-    z_C,
     ignore_index,
-    z_loss,
     VOCAB: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -49,17 +47,15 @@ def _row(  # type: ignore[no-untyped-def]  # Triton's compiler reads it, and kno
     lse = top + tl.log(total)
     label_logit = tl.load(start + tl.where(has_label, label, 0)).to(tl.float32)
     tl.store(loss_C + row, tl.where(has_label, lse - label_logit, 0.0))
-    tl.store(z_C + row, tl.where(has_label, z_loss * lse * lse, 0.0))
     if WITH_GRADIENT:
         # Every thread reads the label's logit before one of them overwrites it.
         tl.debug_barrier()
-        scale = tl.where(has_label, 1.0 + 2.0 * z_loss * lse, 0.0)
         one = tl.where(has_label, 1.0, 0.0)
         for first in range(0, VOCAB, BLOCK):
             columns = first + tl.arange(0, BLOCK)
             inside = columns < VOCAB
             x = tl.load(start + columns, mask=inside, other=float("-inf")).to(tl.float32)
-            gradient = tl.exp(x - lse) * scale - tl.where(columns == label, one, 0.0)
+            gradient = tl.exp(x - lse) * one - tl.where(columns == label, one, 0.0)
             tl.store(start + columns, gradient.to(logits_CV.dtype.element_ty), mask=inside)
 
 
@@ -67,13 +63,12 @@ def cross_entropy_in_place(
     logits_CV: torch.Tensor,
     labels_C: torch.Tensor,
     ignore_index: int,
-    z_loss: float,
     *,
     with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Sums over the rows with a label of lse - logit[label] and of z_loss * lse^2, in float32.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Sum over the rows with a label of lse - logit[label], in float32.
 
-    The third value is the gradient of both sums together, in the memory of `logits_CV` (contiguous
+    The second value is its gradient, in the memory of `logits_CV` (contiguous
     rows, float32 or narrower); a row without a label holds zeros. It is None without
     `with_gradient`, which leaves the logits alone. No synchronisation, no atomic sums.
     """
@@ -83,18 +78,16 @@ def cross_entropy_in_place(
             "this kernel takes float32 or narrower logits in contiguous rows, "
             f"not {logits_CV.dtype} with strides {logits_CV.stride()}"
         )
-    loss_C, z_C = torch.empty(2, rows, dtype=torch.float32, device=logits_CV.device)
+    loss_C = torch.empty(rows, dtype=torch.float32, device=logits_CV.device)
     _row[(rows,)](
         logits_CV,
         logits_CV.stride(0),
         labels_C,
         loss_C,
-        z_C,
         ignore_index,
-        z_loss,
         VOCAB=vocab,
         WITH_GRADIENT=with_gradient,
         BLOCK=min(_BLOCK, triton.next_power_of_2(vocab)),
         num_warps=_WARPS,
     )
-    return loss_C.sum(), z_C.sum(), logits_CV if with_gradient else None
+    return loss_C.sum(), logits_CV if with_gradient else None

@@ -28,8 +28,6 @@ def linear_cross_entropy(
     chunk_rows: int,
     count: torch.Tensor | float = 1,
     ignore_index: int = -100,
-    z_loss: float = 0.0,
-    z_out: torch.Tensor | None = None,
     experiment: LossExperiment | None = None,
 ) -> torch.Tensor:
     """Loss as in `reference.linear_cross_entropy`, a float32 scalar (float64 for float64 inputs).
@@ -37,7 +35,6 @@ def linear_cross_entropy(
     Args:
         chunk_rows: rows whose logits exist at a time.
         count: what the sum is divided by; a tensor stays on its device.
-        z_out: a scalar that receives the z-loss's part of the result, detached, without a sync.
         experiment: replaces parts of the operation.
 
     Without a gradient to compute only the loss is. Under autocast the products run in its type.
@@ -48,23 +45,12 @@ def linear_cross_entropy(
         hidden_NH, labels_N, chunk_rows = experiment.prepare(
             hidden_NH, labels_N, ignore_index, chunk_rows
         )
-    options: tuple[Any, ...] = (ignore_index, z_loss, chunk_rows, experiment)
+    options: tuple[Any, ...] = (ignore_index, chunk_rows, experiment)
     if with_grad:
-        loss: torch.Tensor = _Chunked.apply(
-            hidden_NH, weight_VH, labels_N, divisor, z_out, *options
-        )  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = _Chunked.apply(hidden_NH, weight_VH, labels_N, divisor, *options)  # type: ignore[no-untyped-call]
         return loss
     inputs = (hidden_NH.detach(), weight_VH.detach(), labels_N)
-    total, z_total, _, _ = _loss_and_gradients(*inputs, *options, wanted=(False, False))
-    return _result(total, z_total, divisor, z_out)
-
-
-def _result(
-    total: torch.Tensor, z_total: torch.Tensor, divisor: torch.Tensor, z_out: torch.Tensor | None
-) -> torch.Tensor:
-    if z_out is not None:
-        z_out.copy_(z_total / divisor)
-    return (total + z_total) / divisor
+    return _loss_and_gradients(*inputs, *options, wanted=(False, False))[0] / divisor
 
 
 class _Chunked(torch.autograd.Function):
@@ -75,16 +61,15 @@ class _Chunked(torch.autograd.Function):
         weight_VH: torch.Tensor,
         labels_N: torch.Tensor,
         divisor: torch.Tensor,
-        z_out: torch.Tensor | None,
         *options: Any,
     ) -> torch.Tensor:
-        total, z_total, grad_NH, grad_VH = _loss_and_gradients(
+        total, grad_NH, grad_VH = _loss_and_gradients(
             hidden_NH, weight_VH, labels_N, *options, wanted=ctx.needs_input_grad[:2]
         )
         ctx.gradients = grad_NH, grad_VH
         ctx.types = hidden_NH.dtype, weight_VH.dtype
         ctx.save_for_backward(divisor)
-        return _result(total, z_total, divisor, z_out)
+        return total / divisor
 
     @staticmethod
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
@@ -102,7 +87,7 @@ class _Chunked(torch.autograd.Function):
             grad_NH = (grad_NH.to(factor.dtype) * factor).to(ctx.types[0])
         if grad_VH is not None:
             grad_VH = grad_VH.mul_(factor).to(ctx.types[1])
-        return grad_NH, grad_VH, *(None,) * 7
+        return grad_NH, grad_VH, *(None,) * 5
 
 
 def _loss_and_gradients(
@@ -110,13 +95,12 @@ def _loss_and_gradients(
     weight_VH: torch.Tensor,
     labels_N: torch.Tensor,
     ignore_index: int,
-    z_loss: float,
     chunk_rows: int,
     experiment: LossExperiment | None,
     *,
     wanted: tuple[bool, bool],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Sums of the cross entropies and of the z-losses, and the gradients of both together.
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Sum of the cross entropies, and its gradients.
 
     `wanted`: the gradient of the hidden states, in the products' type; the weight's, wide.
     """
@@ -130,7 +114,6 @@ def _loss_and_gradients(
     n_rows = hidden_NH.shape[0]
     chunk_rows = max(1, min(chunk_rows, n_rows))
     total = torch.zeros((), dtype=wide, device=hidden_NH.device)
-    z_total = torch.zeros_like(total)
     grad_NH = grad_VH = None
     if wanted[0]:
         grad_NH = torch.empty_like(hidden_NH, memory_format=torch.contiguous_format)
@@ -145,11 +128,8 @@ def _loss_and_gradients(
             rows = slice(first, min(first + chunk_rows, n_rows))
             labels_C = labels_N[rows]
             logits_CV = products.logits(rows, buffer_CV[: len(labels_C)])
-            loss, z, grad_CV = chunk_loss(
-                logits_CV, labels_C, ignore_index, z_loss, with_gradient=any(wanted)
-            )
+            loss, grad_CV = chunk_loss(logits_CV, labels_C, ignore_index, with_gradient=any(wanted))
             total = total + loss
-            z_total = z_total + z
             if grad_CV is None:
                 continue
             grad_CV = products.gradient(grad_CV, (labels_C != ignore_index).unsqueeze(1))
@@ -157,7 +137,7 @@ def _loss_and_gradients(
                 products.grad_hidden(grad_CV, grad_NH[rows])
             if grad_VH is not None:
                 products.add_grad_weight(grad_VH, grad_CV, rows)
-    return total, z_total, grad_NH, grad_VH
+    return total, grad_NH, grad_VH
 
 
 class _PlainProducts:
@@ -192,11 +172,10 @@ def _chunk_loss(
     logits_CV: torch.Tensor,
     labels_C: torch.Tensor,
     ignore_index: int,
-    z_loss: float,
     *,
     with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Sums of the losses and the z-losses, and the logits' gradient: wide, over their memory.
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Sum of the losses, and the logits' gradient: wide, over their memory.
 
     The gradient means nothing in rows without a label.
     """
@@ -205,15 +184,10 @@ def _chunk_loss(
     labels_C1 = torch.where(has_label_C1, labels_C.unsqueeze(1), 0)
     prob_CV, lse_C1, label_logit_C1 = _softmax(logits_CV, labels_C1, wide)
     loss = torch.where(has_label_C1, lse_C1 - label_logit_C1, 0.0).sum()
-    z = torch.zeros_like(loss)
-    if z_loss:
-        z = torch.where(has_label_C1, z_loss * lse_C1.square(), 0.0).sum()
     if not with_gradient:
-        return loss, z, None
-    if z_loss:
-        prob_CV.mul_(1 + 2 * z_loss * lse_C1)
+        return loss, None
     # One index per row, so scatter_ needs no atomic sums and repeats bit by bit.
-    return loss, z, prob_CV.scatter_(1, labels_C1, prob_CV.gather(1, labels_C1) - 1)
+    return loss, prob_CV.scatter_(1, labels_C1, prob_CV.gather(1, labels_C1) - 1)
 
 
 def _softmax(

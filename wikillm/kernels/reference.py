@@ -16,22 +16,15 @@ def linear_cross_entropy(
     *,
     count: torch.Tensor | float = 1,
     ignore_index: int = -100,
-    z_loss: float = 0.0,
 ) -> torch.Tensor:
-    """Sum over the rows n with a label of (lse_n - logit_n[label_n] + z_loss * lse_n^2) / count.
+    """Sum over the rows n with a label of (lse_n - logit_n[label_n]) / count.
 
-    lse_n is the logsumexp of row n of hidden @ weight^T; the z-loss is PaLM's (arXiv:2204.02311,
-    section 5). Logits narrower than float32 are cast to it, as in Hugging Face's loss. All N x V
-    logits are kept for the backward.
+    lse_n is the logsumexp of row n of hidden @ weight^T. Logits narrower than float32 are cast to
+    it, as in Hugging Face's loss. All N x V logits are kept for the backward.
     """
     logits_NV = F.linear(hidden_NH, weight_VH)
     logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
     total = F.cross_entropy(logits_NV, labels_N, ignore_index=ignore_index, reduction="sum")
-    if z_loss:
-        total = (
-            total
-            + z_loss * (torch.logsumexp(logits_NV, -1).square() * (labels_N != ignore_index)).sum()
-        )
     return total / count
 
 

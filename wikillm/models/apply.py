@@ -15,7 +15,6 @@ from wikillm.models.compile_elementwise import compile_elementwise
 from wikillm.models.fused_loss import patch_loss
 from wikillm.models.sequence_parallel import split_sequences
 from wikillm.models.tiled_mlp import tile_mlp
-from wikillm.models.z_loss import ZLoss
 
 
 def apply_patches(
@@ -25,16 +24,15 @@ def apply_patches(
     rows: int,
     shapes: Collection[Shape],
     device_type: str,
-) -> ZLoss | None:
-    """Returns the z-loss that the run logs, where it has one. (all ranks)
+) -> None:
+    """Patch the model as the run asks. (all ranks)
 
     Args:
         rows: tokens of a rank's micro-step.
         shapes: (sequences, tokens) of the batches of training and evaluation, on one rank.
     """
-    z_loss = ZLoss(train.z_loss) if train.z_loss else None
     # Loss, MLP and attention: parts that do not touch one another, so their order is free.
-    loss = patch_loss(model, train.loss_kernel, rows=rows, device_type=device_type, z_loss=z_loss)
+    loss = patch_loss(model, train.loss_kernel, rows=rows, device_type=device_type)
     say(f"kernels    linear cross entropy: {loss}")
     if train.mlp_kernel == "tiled":
         say(f"kernels    MLP: {tile_mlp(model, rows=rows, device_type=device_type)}")
@@ -55,4 +53,3 @@ def apply_patches(
     # After the tiled MLP, whose SwiGLU it leaves alone.
     if train.compile == "elementwise":
         say(f"compile    {compile_elementwise(model)}, at the first step (half a minute)")
-    return z_loss

@@ -82,9 +82,7 @@ def _create(config: PreTrainedConfig, section: ModelSection, seed: int) -> PreTr
             config, dtype=torch.float32, attn_implementation=section.attn_implementation
         )
     model.tie_weights()
-    initialise_weights(
-        model, seed, section.initializer_range, zero_outputs=section.zero_init_outputs
-    )
+    initialise_weights(model, seed, section.initializer_range)
     return model
 
 

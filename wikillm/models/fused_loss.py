@@ -31,8 +31,8 @@ from wikillm.kernels.dispatch import (
     loss_function,
 )
 from wikillm.models.patching import SUPPORTED, check_supported, patch_forward, restore_forward
-from wikillm.models.z_loss import IGNORED, ZLoss, add_to_stock_loss
 
+IGNORED = -100  # Hugging Face's ignore_index
 _MARK = "_wikillm_loss"  # on a patched model: (the implementation's name, its forward)
 
 
@@ -48,14 +48,12 @@ def patch_loss(
     *,
     rows: int,
     device_type: str,
-    z_loss: ZLoss | None = None,
 ) -> Implementation:
     """Let `model` compute its loss as `dispatch` chooses; "stock" leaves it as it is.
 
     Args:
         wanted: a value of train.loss_kernel.
         rows: tokens per micro-step, for the returned choice; other batches work too.
-        z_loss: added to the loss in training, in the fused operation or to Hugging Face's loss.
 
     Raises WikiLLMError for a model that is not known or already patched, and MachineError where
     the implementation asked for does not run.
@@ -63,8 +61,6 @@ def patch_loss(
     vocab = int(model.config.vocab_size)
     choice = choose_linear_cross_entropy(wanted, rows=rows, vocab=vocab, device_type=device_type)
     if choice.name == "stock":
-        if z_loss is not None:
-            add_to_stock_loss(model, z_loss)
         return choice
     check_supported(
         model, f"The fused loss ({choice.name})", [model], fix="train.loss_kernel=stock"
@@ -73,7 +69,7 @@ def patch_loss(
     check_loss_kernel(
         wanted, hidden=head.in_features, vocab=head.out_features, device_type=device_type
     )
-    patch_forward(head, _head_forward(head.forward, choice.name, z_loss))
+    patch_forward(head, _head_forward(head.forward, choice.name))
     forward = _loss_forward(model.forward)
     patch_forward(model, forward)
     model.__dict__[_MARK] = (choice.name, forward)
@@ -110,9 +106,7 @@ def fused_loss(
             unpatch_loss(model)
 
 
-def _head_forward(
-    stock: Callable[..., Any], name: str, z: ZLoss | None
-) -> Callable[..., torch.Tensor]:
+def _head_forward(stock: Callable[..., Any], name: str) -> Callable[..., torch.Tensor]:
     """lm_head(hidden) is the projection it was; lm_head(hidden, labels, count) is the loss.
 
     An evaluation's loss is that of the model which is exported, so it is never computed in 8 bit.
@@ -135,9 +129,6 @@ def _head_forward(
             count = (labels_N != IGNORED).sum()
         rows = loss_chunk_rows(len(labels_N), head.weight.shape[0], hidden.device.type)
         options: dict[str, Any] = {"count": count, "ignore_index": IGNORED, "chunk_rows": rows}
-        if z is not None and head.training:  # an evaluation's loss is the cross entropy
-            z.latest = torch.zeros((), device=hidden.device)
-            options |= {"z_loss": z.coefficient, "z_out": z.latest}
         function = in_training if head.training else in_evaluation
         return function(hidden_NH, head.weight, labels_N, **options)
 

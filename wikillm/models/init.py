@@ -17,16 +17,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
-OUTPUTS = ("o_proj.weight", "down_proj.weight")
-"""They write into the residual stream: at 0 a layer starts as the identity (arXiv:1901.09321)."""
 
-
-def initialise_weights(
-    model: nn.Module, seed: int, std: float, *, zero_outputs: bool = False
-) -> None:
+def initialise_weights(model: nn.Module, seed: int, std: float) -> None:
     """Set every parameter of `model` in place, a tied one once, under its first name. (all ranks)
-
-    `zero_outputs` leaves OUTPUTS at 0; the other weights are the same with and without it.
 
     Raises ValueError for a parameter whose name has no rule.
     """
@@ -35,9 +28,7 @@ def initialise_weights(
             is_partitioned = hasattr(parameter, "ds_id")
             with _whole(parameter) if is_partitioned else nullcontext():
                 if not is_partitioned or torch.distributed.get_rank() == 0:
-                    is_zero = zero_outputs and name.endswith(OUTPUTS)
-                    start = initial_values(name, parameter.shape, seed, std)
-                    parameter.copy_(torch.zeros_like(start) if is_zero else start)
+                    parameter.copy_(initial_values(name, parameter.shape, seed, std))
 
 
 def initial_values(name: str, shape: torch.Size, seed: int, std: float) -> torch.Tensor:

@@ -103,7 +103,7 @@ def strategy_of(
         ema=train.ema_decay > 0,
         tiled_mlp=train.mlp_kernel == "tiled",
         sequence_parallel=train.sequence_parallel_size,
-        # Flash and flex attention keep documents apart without a mask.
+        # Flash attention keeps documents apart without a mask.
         masked=train.document_mask == "on" and model.attn_implementation == "sdpa",
     )
     return plain if recipe is None else with_recipe(plain, recipe, model.hidden_size)

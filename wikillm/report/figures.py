@@ -17,7 +17,6 @@ _MEASURED = (
     ("Waiting for data", names.DATA_WAIT_FRACTION, "% of the time", 0.01, True),
     ("Peak memory", names.MEMORY_BYTES, "GiB on rank 0", GIB, False),
     ("MFU", names.MFU, "%", 0.01, True),
-    ("Z-loss", names.Z_LOSS, "", 1.0, True),
 )
 """Title, name in metrics.jsonl, unit of the axis, what one of it is, whether it is smoothed too."""
 

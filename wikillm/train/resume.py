@@ -207,11 +207,9 @@ def check_same_run(
         lines += _store_differences(point.state.get("store_facts"), facts.get("store_facts"))
     other_model = _model_differences(point.checkpoint, model) if model is not None else []
     lines += other_model
-    first_weights = changed_first_weights(point.state.get("settings", {}), settings or {})
-    lines += [
-        f"{key}: {shown(before)} then, {shown(now)} now   (it sets the weights of step 0)"
-        for key, (before, now) in first_weights.items()
-    ]
+    other_start = changed_first_weights(point.state.get("settings", {}), settings or {})
+    if other_start is not None:
+        lines.append(f"{other_start}   (it sets the weights of step 0)")
     if not lines:
         return
     # The fix depends on whether the weights, and whether only the horizon or the batch, differ.

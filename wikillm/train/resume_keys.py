@@ -39,7 +39,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
             train.learning_rate train.lr_scheduler_type train.lr_decay_share train.lr_decay_type
             train.min_lr_ratio train.warmup_steps train.muon_learning_rate train.muon_momentum
             train.weight_decay train.adam_beta1 train.adam_beta2 train.adam_epsilon
-            train.max_grad_norm train.z_loss
+            train.max_grad_norm
         """),
         # When things happen.
         *_keys("""
@@ -83,7 +83,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
             model.tie_word_embeddings model.rope_theta model.rms_norm_eps model.vocab_size
         """),
         # The weights of step 0.
-        *_keys("model.initializer_range model.zero_init_outputs model.init_from"),
+        *_keys("model.initializer_range model.init_from"),
     ),
     IRRELEVANT: _keys("""
         run.name run.dir data.preset model.preset data.backend data.store data.cache
@@ -98,15 +98,15 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
 }
 
 ON_RESUME: Mapping[str, str] = {key: role for role, keys in _TABLE.items() for key in keys}
-_FIRST_WEIGHTS = ("model.zero_init_outputs", "model.init_from")
-"""Refused keys of which a checkpoint has no other record."""
+_FIRST_WEIGHTS = "model.init_from"
+"""The refused key of which a checkpoint has no other record."""
 
 
 def recorded_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that a checkpoint records, as JSON."""
     values = flat(config)
     recorded = [key for key, role in ON_RESUME.items() if role in (APPLIED, ALLOWED)]
-    found = {key: values[key] for key in (*recorded, *_FIRST_WEIGHTS)}
+    found = {key: values[key] for key in (*recorded, _FIRST_WEIGHTS)}
     # Names only: a path may identify people and machines, and checkpoints are passed on.
     for key in ("model.init_from", "deepspeed.config"):
         if found[key] is not None:
@@ -119,20 +119,17 @@ def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     return [
         f"{key.removeprefix('train.')} {shown(then[key])} -> {shown(now[key])}"
         for key in now
-        if key in then and key not in _FIRST_WEIGHTS and then[key] != now[key]
+        if key in then and key != _FIRST_WEIGHTS and then[key] != now[key]
     ]
 
 
-def changed_first_weights(
-    then: Mapping[str, Any], now: Mapping[str, Any]
-) -> dict[str, tuple[Any, Any]]:
-    """Keys of the first weights that differ, as (then, now). An unset init_from is no change."""
-    return {
-        key: (then[key], now[key])
-        for key in _FIRST_WEIGHTS
-        if key in then and key in now and then[key] != now[key]
-        if key != "model.init_from" or now[key] is not None
-    }
+def changed_first_weights(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """What the checkpoint started from, if this start names another model. (a line)"""
+    before = then.get(_FIRST_WEIGHTS)
+    after = now.get(_FIRST_WEIGHTS)
+    if _FIRST_WEIGHTS not in then or after in (None, before):
+        return None
+    return f"{_FIRST_WEIGHTS}: {shown(before)} then, {shown(after)} now"
 
 
 def shown(value: Any) -> str:

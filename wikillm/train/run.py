@@ -23,7 +23,6 @@ from wikillm.core.log import log_to_file
 from wikillm.core.world import World
 from wikillm.models.apply import apply_patches
 from wikillm.models.build import build_model
-from wikillm.models.z_loss import ZLoss
 from wikillm.observe.peak import PeakMemory
 from wikillm.observe.redact import without_queries
 from wikillm.plan.run_plan import Plan
@@ -157,9 +156,9 @@ def _train_from(
     start.heartbeat.enter("model")
     eos_id = start.corpus.manifest.tokenizer.eos_id
     model = build_model(cfg.model, plan.vocab_size, args, eos_id=eos_id, seed=cfg.run.seed)
-    z_loss = _patch(model, args, cfg.train, plan)
+    _patch(model, args, cfg.train, plan)
     try:
-        train(replace(start, plan=plan, point=point), model, args, z_loss, options, end)
+        train(replace(start, plan=plan, point=point), model, args, options, end)
     except Rewind as rewind:
         return rewind.resume
     return None
@@ -173,9 +172,9 @@ def _leave_early(run: Path, rank: int, supervisor: Supervisor, error: StoppedErr
 
 def _patch(
     model: PreTrainedModel, args: TrainingArguments, train: TrainSection, plan: Plan
-) -> ZLoss | None:
+) -> None:
     length = plan.sequence_length // plan.sequence_parallel_size
-    return apply_patches(
+    apply_patches(
         model,
         train,
         rows=plan.micro_batch_tokens,

@@ -31,7 +31,6 @@ from wikillm.core.errors import WikiLLMError
 from wikillm.data.read.loader import to_device, train_loader
 from wikillm.data.read.step_samples import StepSamples
 from wikillm.evals.loss import HeldOutLoss, combined
-from wikillm.models.z_loss import ZLoss
 from wikillm.train.checkpoint_errors import loading
 from wikillm.train.context import RunContext
 from wikillm.train.fragments.average import WeightAverage
@@ -68,7 +67,6 @@ class WikiTrainer(Trainer):
             0 and the loss of every micro-step.
         average: of the weights, with train.ema_decay, once the engine is prepared.
         grad_norm: of the latest step, on the device or the host; None where there is none.
-        z_loss_sum: the z-loss of this rank since it was last logged, on the device.
         held_out: result of the latest evaluation, over all held-out streams; after `held_out_step`.
         held_out_of: the same by source of a mixture.
     """
@@ -80,7 +78,6 @@ class WikiTrainer(Trainer):
         data: RunData,
         context: RunContext,
         saver: CheckpointSaver,
-        z_loss: ZLoss | None = None,
     ) -> None:
         args.gradient_accumulation_steps = 1  # for HF a step is one batch, see get_batch_samples
         super().__init__(model=model, args=args)
@@ -102,11 +99,7 @@ class WikiTrainer(Trainer):
         # What the next loss is compared with (see callbacks.spikes); a checkpoint records it.
         self.recent_losses: Iterable[float] = ()
         self.data_seconds = 0.0
-        self.z_loss = z_loss
-        self.z_loss_sum = torch.zeros((), device=args.device)
         self._norm_copy = PinnedCopy()
-        self._z_loss_copy = PinnedCopy()
-        self._z_loss_host = self.z_loss_sum
         self.losses: deque[tuple[int, torch.Tensor]] = deque(maxlen=LOSSES_KEPT)
         self.average: WeightAverage | None = None
         self.grad_norm: Any = None
@@ -260,7 +253,7 @@ class WikiTrainer(Trainer):
     def training_step(
         self, model: Any, inputs: Any, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """All micro-steps of an optimizer step; returns the loss to be logged, without the z-loss.
+        """All micro-steps of an optimizer step; returns the loss to be logged.
 
         Without DeepSpeed, ranks exchange gradients only after the last micro-step.
         """
@@ -283,37 +276,19 @@ class WikiTrainer(Trainer):
             self.accelerator.sync_gradients = is_last  # accelerate passes it on to DeepSpeed
             waits = not is_last and not self.is_deepspeed_enabled
             with self.accelerator.no_sync(model) if waits else nullcontext():
-                losses.append(self._micro_step(model, batch, num_items_in_batch))
+                losses.append(
+                    super().training_step(
+                        model, to_device(batch, self.args.device), num_items_in_batch
+                    )
+                )
             self.ledger.add_batch(number - 1, batch)  # while a GPU computes
-        if self.z_loss is not None:
-            self._z_loss_host = self._z_loss_copy.start(self.z_loss_sum)
         of_step = torch.stack(losses)
         self.losses.append((self.state.global_step, of_step))
         return of_step.sum()
 
-    def _micro_step(self, model: Any, batch: Any, num_items_in_batch: Any) -> torch.Tensor:
-        loss = super().training_step(model, to_device(batch, self.args.device), num_items_in_batch)
-        if self.z_loss is not None and self.z_loss.latest is not None:
-            # HF scales the loss by the number of ranks, since it averages over them.
-            part = self.z_loss.latest * self.accelerator.num_processes
-            self.z_loss_sum += part
-            loss = loss - part.to(loss.dtype)
-        return loss
-
     def floating_point_ops(self, inputs: Any) -> int:
         """HF's count, of all micro-batches of a step."""
         return sum(super(WikiTrainer, self).floating_point_ops(batch) for batch in inputs)
-
-    def mean_z_loss(self, steps: int) -> float | None:
-        """The z-loss per optimizer step since the last call, over all ranks; None without one.
-
-        (all ranks)
-        """
-        if self.z_loss is None:
-            return None
-        total = self.context.group.sum(float(self._z_loss_host))[0]
-        self.z_loss_sum.zero_()
-        return total / self.accelerator.num_processes / max(1, steps)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """HF's; DeepSpeed clips itself, and accelerate would wait for the value of its norm."""

@@ -16,7 +16,6 @@ from wikillm.checkpoints.retention import keep_of
 from wikillm.core.errors import DivergedError, StoppedError
 from wikillm.core.log import say
 from wikillm.models.unpickle import only_known_classes
-from wikillm.models.z_loss import ZLoss
 from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.heartbeat import HeartbeatCallback
@@ -56,7 +55,6 @@ def train(
     context: RunContext,
     model: PreTrainedModel,
     args: TrainingArguments,
-    z_loss: ZLoss | None,
     options: ResumeOptions,
     end: Ending,
 ) -> None:
@@ -70,7 +68,7 @@ def train(
     point = context.point
     data = open_run_data(context) if point is None else _resume_data(context, point, options)
     saver = _saver(context)
-    trainer = WikiTrainer(model, args, data, context, saver, z_loss)
+    trainer = WikiTrainer(model, args, data, context, saver)
     report = ReportCallback(trainer)
     stop = StopCallback(trainer)
     garbage = GarbageCallback()

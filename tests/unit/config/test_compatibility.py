@@ -43,10 +43,6 @@ CASES: list[tuple[Case, str]] = [
         "{0} does not train on a CPU",
     ),
     (
-        case({}, {"attn_implementation": "flex_attention"}, has_deepspeed=False, precision="bf16"),
-        "in 16 bit without DeepSpeed",
-    ),
-    (
         case(
             {"document_mask": "on", "compile": "layers"},
             {"attn_implementation": "flash_attention_2"},
@@ -54,7 +50,6 @@ CASES: list[tuple[Case, str]] = [
         "compiled again",
     ),
     (case({"sequence_parallel_size": 2}, {"attn_implementation": "eager"}), "Sequence parallelism"),
-    (case({}, {"zero_init_outputs": True, "init_from": "model"}), "zero_init_outputs"),
     (case({}, data={"mixture": MIXTURE, "store": "stores/a"}), "has its own store"),
     (case({}, data={"mixture": MIXTURE, "drop_list": "drops"}), "drop list"),
     (case({}, data={"mixture": MIXTURE, "streaming": "on"}), "while its stores are being built"),
@@ -83,8 +78,7 @@ def test_every_rule_has_a_case() -> None:
         case({"ema_decay": 0.9}, zero=Zero(3)),
         case({"compile": "elementwise"}, zero=Zero(3)),
         case({"batch_ramp_from": 4096}, zero=Zero(3, offload_param=True)),
-        case({}, {"attn_implementation": "flex_attention"}, has_deepspeed=True, precision="bf16"),
-        case({}, {"attn_implementation": "flex_attention"}, has_deepspeed=False, has_gpu=True),
+        case({}, {"attn_implementation": "flash_attention_2"}, has_deepspeed=False, has_gpu=True),
         case({}, precision="bf16", has_gpu=False),
         case({}, data={"mixture": MIXTURE, "streaming": "auto"}),
     ],

@@ -42,14 +42,12 @@ def distance(found: torch.Tensor, truth: torch.Tensor) -> float:
 
 # Bounds: e4m3 rounds at 2^-4, e5m2 at 2^-3; measured were up to 5e-4 and 0.029.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("rows", "z_loss"), [(16, 0.0), (33, 1e-3), (500, 0.0)])
+@pytest.mark.parametrize("rows", [16, 33, 500])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_error_against_float64(dtype: torch.dtype, rows: int, z_loss: float, device: str) -> None:
+def test_error_against_float64(dtype: torch.dtype, rows: int, device: str) -> None:
     hidden, weight, labels = inputs(device=device)
-    truth = outcome(
-        reference.linear_cross_entropy, hidden.double(), weight.double(), labels, z_loss=z_loss
-    )
-    options = {"chunk_rows": rows, "z_loss": z_loss, "experiment": LOSSES["fp8"]}
+    truth = outcome(reference.linear_cross_entropy, hidden.double(), weight.double(), labels)
+    options = {"chunk_rows": rows, "experiment": LOSSES["fp8"]}
     found = outcome(linear_cross_entropy, hidden.to(dtype), weight.to(dtype), labels, **options)
     assert found[0].dtype == torch.float32 and found[1].dtype == found[2].dtype == dtype
     assert distance(found[0], truth[0]) < 2e-3
@@ -106,11 +104,3 @@ def test_what_is_not_finite_stays_so(bad: float) -> None:
         linear_cross_entropy, hidden, weight, labels, chunk_rows=32, experiment=LOSSES["fp8"]
     )
     assert not loss.isfinite() and not any(gradient.isfinite().all() for gradient in gradients)
-
-
-def test_a_large_z_loss_is_cut_off_and_not_infinite() -> None:
-    """With 1 + 2 z lse beyond e5m2's range the gradient is cut off at 57,344 / 2^15."""
-    grad = torch.tensor([[-5.0, 5.0], [-1.0, 0.5]]).repeat(8, 8)
-    products = Float8Products(torch.ones(16, 16), torch.ones(16, 16))
-    found = products.gradient(grad, torch.ones(16, 1, dtype=torch.bool)).float() / 2**15
-    assert found[0, :2].tolist() == [-1.75, 1.75] and found[1, :2].tolist() == [-1.0, 0.5]

@@ -40,19 +40,18 @@ def draw(n, h, v, dtype, seed):
 device, found = sys.argv[1], []
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
     for n, h, v, chunk in ((70, 16, 1013, 32), (5, 8, 33, 3), (9, 8, 20_011, 16), (1, 4, 2, 8)):
-        for z_loss in (0.0, 1e-3):
-            hidden, weight, labels = draw(n, h, v, dtype, seed=n + v)
-            wide = (hidden.double(), weight.double(), labels)
-            truth = run(reference.linear_cross_entropy, *wide, z_loss=z_loss)
-            options = {"z_loss": z_loss, "chunk_rows": chunk, "experiment": LOSSES["triton"]}
-            ours = run(linear_cross_entropy, hidden, weight, labels, **options)
-            with torch.no_grad():
-                alone = linear_cross_entropy(hidden, weight, labels, count=float(n), **options)
-            assert torch.equal(alone, ours[0]) and not ours[1][labels == -100].any()
-            norms = [true.norm().clamp_min(1e-6) for true in truth]
-            apart = [(a.double() - b).norm() for a, b in zip(ours, truth)]
-            errors = [float(a / b) for a, b in zip(apart, norms)]
-            found.append([str(dtype).removeprefix("torch."), (n, h, v, chunk, z_loss), errors])
+        hidden, weight, labels = draw(n, h, v, dtype, seed=n + v)
+        wide = (hidden.double(), weight.double(), labels)
+        truth = run(reference.linear_cross_entropy, *wide)
+        options = {"chunk_rows": chunk, "experiment": LOSSES["triton"]}
+        ours = run(linear_cross_entropy, hidden, weight, labels, **options)
+        with torch.no_grad():
+            alone = linear_cross_entropy(hidden, weight, labels, count=float(n), **options)
+        assert torch.equal(alone, ours[0]) and not ours[1][labels == -100].any()
+        norms = [true.norm().clamp_min(1e-6) for true in truth]
+        apart = [(a.double() - b).norm() for a, b in zip(ours, truth)]
+        errors = [float(a / b) for a, b in zip(apart, norms)]
+        found.append([str(dtype).removeprefix("torch."), (n, h, v, chunk), errors])
 print(json.dumps(found))
 """
 
@@ -66,7 +65,7 @@ def test_error_against_float64(device: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert len(found) == 24
+    assert len(found) == 12
     for dtype, shape, (loss, *gradients) in found:
         loss_bound, gradient_bound = BOUNDS[dtype]
         assert loss < loss_bound and max(gradients) < gradient_bound, (

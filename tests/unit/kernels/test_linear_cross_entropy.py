@@ -52,14 +52,13 @@ def relative_error(found: torch.Tensor, truth: torch.Tensor) -> float:
     v=st.integers(1, 50),
     chunk=st.integers(1, 50),
     ignored=st.sampled_from([0.0, 0.3, 1.0]),
-    z_loss=st.sampled_from([0.0, 1e-2]),
     upstream=st.sampled_from([1.0, 0.37, 4.0]),
 )
 def test_any_shape_gives_the_reference(
-    n: int, h: int, v: int, chunk: int, ignored: float, z_loss: float, upstream: float
+    n: int, h: int, v: int, chunk: int, ignored: float, upstream: float
 ) -> None:
     hidden, weight, labels = inputs(n, h, v, seed=n * 53 + v, ignored=ignored)
-    options = {"count": 7.0, "z_loss": z_loss}
+    options = {"count": 7.0}
     truth = loss_and_gradients(
         reference.linear_cross_entropy, hidden, weight, labels, upstream, **options
     )
@@ -76,17 +75,16 @@ def test_any_shape_gives_the_reference(
     ("dtype", "loss_bound", "grad_bound"),
     [(torch.float32, 1e-6, 2e-6), (torch.bfloat16, 2e-3, 6e-3), (torch.float16, 3e-4, 1e-3)],
 )
-@pytest.mark.parametrize("z_loss", [0.0, 1e-4])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_error_against_float64(
-    dtype: torch.dtype, loss_bound: float, grad_bound: float, z_loss: float, device: str
+    dtype: torch.dtype, loss_bound: float, grad_bound: float, device: str
 ) -> None:
     hidden, weight, labels = (t.to(device) for t in inputs(517, 64, 1013, size=0.2))
     hidden, weight = (
         hidden.to(dtype),
         weight.to(dtype),
     )  # rounding the inputs is not the operation's error
-    options = {"count": torch.tensor(517, device=device), "z_loss": z_loss}
+    options = {"count": torch.tensor(517, device=device)}
     truth = loss_and_gradients(
         reference.linear_cross_entropy, hidden.double(), weight.double(), labels, **options
     )
@@ -228,17 +226,3 @@ def test_a_label_outside_the_vocabulary_is_an_error() -> None:
     labels[3] = 12
     with pytest.raises((RuntimeError, IndexError)):
         linear_cross_entropy(hidden, weight, labels, chunk_rows=4)
-
-
-@pytest.mark.parametrize("with_grad", [True, False])
-def test_the_z_loss_is_also_given_apart(with_grad: bool) -> None:
-    hidden, weight, labels = inputs(30, 8, 41, size=0.5)
-    hidden.requires_grad_(with_grad)
-    part = torch.zeros((), dtype=torch.float64)
-    whole = linear_cross_entropy(
-        hidden, weight, labels, chunk_rows=7, count=30, z_loss=0.01, z_out=part
-    )
-    plain = reference.linear_cross_entropy(hidden, weight, labels, count=30)
-    lse = torch.logsumexp(hidden.detach() @ weight.t(), -1)[labels != IGNORED]
-    assert float(part) == pytest.approx(float(0.01 * lse.square().sum() / 30), rel=1e-12)
-    assert float(whole.detach() - part) == pytest.approx(float(plain), rel=1e-12)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness.tiny_model import tiny_model
 from transformers import Qwen2ForCausalLM, TrainingArguments
 
 from wikillm.config.load import load
@@ -17,7 +16,7 @@ from wikillm.config.presets import load_preset, preset_names
 from wikillm.config.schema import ModelSection
 from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
 from wikillm.models.build import build_model, build_on_meta
-from wikillm.models.init import OUTPUTS, initial_values, initialise_weights
+from wikillm.models.init import initial_values
 from wikillm.models.shape import ARCHITECTURES, hf_config
 from wikillm.plan.params import count_parameters
 
@@ -97,21 +96,6 @@ def test_fresh_weights(architecture: str, args: TrainingArguments) -> None:
     )
     other = build_model(section, 640, args, eos_id=3, seed=2)
     assert not torch.equal(model.get_input_embeddings().weight, other.get_input_embeddings().weight)
-
-
-def test_outputs_are_zero_and_layers_the_identity() -> None:
-    plain, zero = tiny_model(), tiny_model()
-    initialise_weights(plain, 7, 0.02)
-    initialise_weights(zero, 7, 0.02, zero_outputs=True)
-    expected = dict(plain.named_parameters())
-    outputs = {name for name in expected if name.endswith(OUTPUTS)}
-    assert len(outputs) == 2 * plain.config.num_hidden_layers
-    for name, parameter in zero.named_parameters():
-        assert torch.equal(
-            parameter, torch.zeros_like(parameter) if name in outputs else expected[name]
-        ), name
-    states = zero(torch.arange(9)[None], output_hidden_states=True).hidden_states
-    assert torch.equal(states[0], states[1])
 
 
 def test_layers_start_differently(args: TrainingArguments) -> None:

@@ -5,7 +5,7 @@ a sample that goes round the end of its ring, or that several documents were pac
 again there too. Positions count from each beginning, or from the start of the row for the rest of a
 document that began before it. This is the form in which Hugging Face's models take packed
 sequences: with restarting `position_ids` and no attention mask they build a block mask (eager,
-sdpa, flex), and `cu_seq_lens` spare flash attention from deriving the blocks in every layer. The
+sdpa), and `cu_seq_lens` spare flash attention from deriving the blocks in every layer. The
 target of EOS is the first token of the next document as ever: every token but the first is a
 target.
 """

@@ -62,7 +62,6 @@ class ReportCallback(TrainerCallback):
         if context.world.is_main and wants_live_view(setting=cfg.observe.live):
             self._view = LiveView(plan.max_steps, plan.total_tokens, cfg.train.save_steps)
         self._waited = 0.0
-        self._logged_step = point.step if point else 0
         self.sinks: list[Sink] = []
         if context.world.is_main:
             # The run directory's id lets a resumed run continue its experiment.
@@ -122,9 +121,6 @@ class ReportCallback(TrainerCallback):
         state.log_history.clear()  # HF would save the growing list with every checkpoint
         if "loss" not in logs:
             return
-        steps = state.global_step - self._logged_step
-        self._logged_step = state.global_step
-        z_loss = self.trainer.mean_z_loss(steps)
         values = {
             **self.meter.read().as_metrics(),
             names.LOSS: float(logs["loss"]),
@@ -138,8 +134,6 @@ class ReportCallback(TrainerCallback):
             values[names.of_source(names.SOURCE_SAMPLES, source.name)] = source.samples
             values[names.of_source(names.SOURCE_TOKENS, source.name)] = source.tokens
             values[names.of_source(names.SOURCE_EPOCHS, source.name)] = round(source.epochs, 6)
-        if z_loss is not None:
-            values[names.Z_LOSS] = z_loss
         if "grad_norm" in logs:
             values[names.GRAD_NORM] = float(logs["grad_norm"])
         self.last_loss = values[names.LOSS]

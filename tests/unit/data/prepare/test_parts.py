@@ -1,4 +1,4 @@
-"""A store built in parts, by several processes or by Ray, has the same bytes."""
+"""A store built in parts, by several processes, has the same bytes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import suppress
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from harness.file_digests import digests
@@ -164,7 +160,7 @@ def test_what_parts_cannot_do_is_refused(make, corpus, capsys):
         build_part(plan, Part(0, 3, False))
     assert main(["prepare", "--executor", "slurm"]) == 2
     assert "add --print" in capsys.readouterr().err
-    assert main(["prepare", "--executor", "ray", "--shards", "0:1"]) == 2
+    assert main(["prepare", "--executor", "slurm", "--shards", "0:1"]) == 2
     assert main(["prepare", "--print"]) == 2
     assert main(["prepare", "--executor", "slurm", "--print", "--tasks", "0"]) == 2
 
@@ -197,63 +193,3 @@ def test_a_part_continues_with_tokenizers_when_an_encoder_differs(make, monkeypa
     tokens = {name: digest for name, digest in whole.items() if name.endswith((".tok", ".idx"))}
     assert tokens.items() <= digests(store.dir).items()
     encoders._opened.cache_clear()
-
-
-def ray_workers() -> list[int]:
-    """Processes of Ray that build shards below this process."""
-    found: list[int] = []
-    parents: dict[int, int] = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
-            continue
-        with suppress(OSError):
-            stat = folder.joinpath("stat").read_text().rpartition(")")[2]
-            parents[int(folder.name)] = int(stat.split()[1])
-            if folder.joinpath("cmdline").read_bytes().startswith(b"ray::build_in_task"):
-                found.append(int(folder.name))
-
-    def is_below(pid: int) -> bool:
-        while pid > 1 and pid != os.getpid():
-            pid = parents.get(pid, 0)
-        return pid == os.getpid()
-
-    return [pid for pid in found if is_below(pid)]
-
-
-@pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
-def test_a_ray_cluster_gives_the_same_store_though_a_worker_is_killed(make, whole, monkeypatch):
-    from wikillm.data.prepare.ray_executor import build_on_ray
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    plan = plan_store(make("ray", workers=2))
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        while not killed:
-            time.sleep(0.002)
-            if len(list((plan.store / "shards").glob("*.json"))) >= 5 and (pids := ray_workers()):
-                os.kill(pids[0], signal.SIGKILL)
-                killed.append(pids[0])
-
-    threading.Thread(target=kill_one, daemon=True).start()
-    build_on_ray(plan)
-    assert killed
-    assert digests(plan.store) == whole
-    assert not list(plan.store.rglob(f"*{STAGING_SUFFIX}"))
-
-
-def test_a_missing_ray_or_cluster_is_named(make, monkeypatch):
-    from wikillm.data.prepare import ray_executor
-
-    class NoCluster:
-        def init(self, **_):
-            raise ConnectionError("nobody listens on 127.0.0.1:1")
-
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(Exception, match="No Ray cluster") as caught:
-        ray_executor._connect(NoCluster(), 1)
-    assert "127.0.0.1:1" in caught.value.got
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match="needs Ray") as caught:
-        ray_executor.build_on_ray(plan_store(make("none")))
-    assert "wikillm[ray]" in caught.value.fix
