@@ -5,7 +5,7 @@ Points are (tokens, value). A value that was not finite is a gap.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +27,14 @@ SPIKE_LEAST = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """A record whose loss stands out, or was not finite (`loss` says what it was)."""
+    """A record whose loss stands out, or was not finite: then `value` is None.
+
+    `loss` is the text of it, `usual` the median before.
+    """
 
     step: int
     tokens: float
+    value: float | None
     loss: str
     usual: float | None
 
@@ -93,24 +97,29 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
 
 def spikes(run: RunFiles) -> list[Spike]:
     """Records whose loss stands out against those before it, and losses that were not finite."""
-    before: deque[float] = deque(maxlen=SPIKE_WINDOW)
+    before: deque[float] = deque()
+    ordered: list[float] = []  # the same values, for their median
     out: list[Spike] = []
     for record in run.metrics:
         if names.LOSS not in record:
             continue
         loss = number(record, names.LOSS)
         tokens = number(record, names.TOKENS) or 0.0
-        usual = median(before) if len(before) == SPIKE_WINDOW else None
+        is_full = len(before) == SPIKE_WINDOW
+        usual = median(ordered[SPIKE_WINDOW // 2 - 1 : SPIKE_WINDOW // 2 + 1]) if is_full else None
         if loss is None:
             odd = record.get(names.NONFINITE)
             shown = str(odd.get(names.LOSS)) if isinstance(odd, dict) else "not finite"
-            out.append(Spike(record[names.STEP], tokens, shown, usual))
+            out.append(Spike(record[names.STEP], tokens, None, shown, usual))
             continue
-        if usual is not None:
+        if usual is not None and loss - usual > SPIKE_LEAST * abs(usual):
             spread = median(abs(value - usual) for value in before)
-            if loss - usual > max(SPIKE_DEVIATIONS * spread, SPIKE_LEAST * abs(usual)):
-                out.append(Spike(record[names.STEP], tokens, f"{loss:.4f}", usual))
+            if loss - usual > SPIKE_DEVIATIONS * spread:
+                out.append(Spike(record[names.STEP], tokens, loss, f"{loss:.4f}", usual))
+        if is_full:
+            ordered.remove(before.popleft())
         before.append(loss)
+        insort(ordered, loss)
     return out
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from wikillm.core.units import format_count
 from wikillm.observe import names
 from wikillm.observe.redact import without_queries
-from wikillm.report.run_files import RunFiles, number
+from wikillm.report.run_files import RunFiles, as_dict, as_dicts, number
 
 MOST_SOURCES = 200
 
@@ -15,12 +15,12 @@ MOST_SOURCES = 200
 def data_section(run: RunFiles) -> dict[str, Any]:
     """Values of the template's part "Data"; `data` is empty where data.json is missing."""
     data = run.data
-    sources = [one for one in _list(data.get("sources")) if isinstance(one, dict)]
+    sources = as_dicts(data.get("sources"))
     return {
         "data": _store(data),
-        "splits": [_split(name, split) for name, split in _dict(data.get("splits")).items()],
+        "splits": [_split(name, split) for name, split in as_dict(data.get("splits")).items()],
         "mixture": list(_mixture(run)),
-        "funnel": _funnel(_dict(data.get("funnel"))),
+        "funnel": _funnel(as_dict(data.get("funnel"))),
         "sources": [
             (
                 without_queries(str(one.get("url") or one.get("path"))),
@@ -38,7 +38,7 @@ def data_section(run: RunFiles) -> dict[str, Any]:
 def _store(data: dict[str, Any]) -> list[tuple[str, str]]:
     if not data:
         return []
-    tokenizer = _dict(data.get("tokenizer"))
+    tokenizer = as_dict(data.get("tokenizer"))
     fingerprint = str(data.get("fingerprint", ""))[:16]
     rows = [("store", f"{data.get('store')} (fingerprint {fingerprint})")]
     if tokenizer:
@@ -51,7 +51,7 @@ def _store(data: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _split(name: str, split: Any) -> tuple[str, ...]:
-    found = _dict(split)
+    found = as_dict(split)
     documents, tokens, size = (
         number(found, key) or 0 for key in ("documents", "tokens", "text_bytes")
     )
@@ -62,7 +62,7 @@ def _split(name: str, split: Any) -> tuple[str, ...]:
 def _mixture(run: RunFiles) -> Any:
     """(source, share, tokens used, epochs) of each source of a mixture."""
     last = run.metrics[-1] if run.metrics else {}
-    every = [one for one in _list(run.data.get("mixture")) if isinstance(one, dict)]
+    every = as_dicts(run.data.get("mixture"))
     total = sum(number(one, "count") or 0 for one in every)
     for one in every:
         name = str(one.get("name"))
@@ -77,7 +77,7 @@ def _funnel(funnel: dict[str, Any]) -> list[dict[str, Any]]:
     """Read, dropped for each reason, kept: with the share of what was read."""
     if not funnel:
         return []
-    lines = [line for line in _list(funnel.get("dropped")) if isinstance(line, dict)]
+    lines = as_dicts(funnel.get("dropped"))
     lines.sort(key=lambda line: -(number(line, "records") or 0))
     kept = number(funnel, "kept_records") or 0
     total = kept + sum(number(line, "records") or 0 for line in lines)
@@ -102,11 +102,3 @@ def _bar(
         "share": f"{share:.1%}",
         "characters": "" if characters is None else f"{characters:,.0f} characters",
     }
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from wikillm.observe import names
 from wikillm.report.curves import Point, evaluations, resumes, series, smooth, spikes
 from wikillm.report.plot import Curve, Plot
-from wikillm.report.run_files import RunFiles, labels, number
+from wikillm.report.run_files import RunFiles, labels
 
 GIB = 2.0**30
 _MEASURED = (
@@ -56,12 +56,11 @@ def loss_plot(run: RunFiles, levels: Sequence[tuple[float, str]] = ()) -> Plot:
 
 
 def _loss_plot(run: RunFiles) -> Plot:
-    odd = []
-    for spike in spikes(run):
-        record = next(one for one in run.metrics if one[names.STEP] == spike.step)
-        loss = number(record, names.LOSS)
-        if loss is not None:
-            odd.append((spike.tokens, loss, f"spike at step {spike.step:,}: {spike.loss}"))
+    odd = [
+        (spike.tokens, spike.value, f"spike at step {spike.step:,}: {spike.loss}")
+        for spike in spikes(run)
+        if spike.value is not None
+    ]
     return Plot("Loss", _losses(run), "nats/token", resumes(run), odd=odd[:100])
 
 

@@ -1,8 +1,8 @@
 """What the files of one run directory say. A part that is missing or damaged is empty.
 
 Reads metrics.jsonl, events.jsonl, config.resolved.yaml, data.json, plan.json, environment.json,
-outcome.json, exit.json and the warnings in logs/; of a finished store its manifest, for the funnel
-of a run that did not record it. Nothing is written.
+outcome.json, exit.json, diverged.json and the warnings in logs/; of a finished store its manifest,
+for the funnel of a run that did not record it. Nothing is written.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _SETTING = re.compile(r'( *)(\w+):(?: ((?:"(?:[^"\\]|\\.)*"|[^"#])*?)(?:  # (.*)
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ ([A-Z]+) [\w.]+: (.*)")
 _LOG_TAIL = 1 << 20  # bytes of a rank's log that are searched
 _LOG_FILES = 64
+MOST = 1e100
+"""Larger numbers are left out: they are damage, and sums of them are not finite."""
 _MESSAGE_CHARACTERS = 600
 
 
@@ -69,6 +71,7 @@ class RunFiles:
     environment: dict[str, Any]
     outcome: dict[str, Any]
     exit: dict[str, Any]
+    diverged: dict[str, Any]
     warnings: list[LoggedWarning]
 
     @property
@@ -100,6 +103,7 @@ def read_run(path: Path) -> RunFiles:
         environment=_object(path / "environment.json"),
         outcome=_object(path / "outcome.json"),
         exit=_object(path / "exit.json"),
+        diverged=_object(path / "diverged.json"),
         warnings=_warnings(path / "logs"),
     )
 
@@ -111,10 +115,20 @@ def labels(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def number(record: dict[str, Any], name: str) -> float | None:
-    """A value of a record, None where it is absent, not finite or not a number."""
+    """A value of a record; None where it is absent, not a number, not finite or near that."""
     value = record.get(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if value is not None and is_number else None
+    return float(value) if value is not None and is_number and abs(value) < MOST else None
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """A JSON object; anything else is an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_dicts(value: Any) -> list[dict[str, Any]]:
+    """The objects of a JSON array; anything else is an empty one."""
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def plain(value: str) -> str:

@@ -12,7 +12,7 @@ from wikillm.observe import names
 from wikillm.report.curves import spikes, tokens_at
 from wikillm.report.data_section import data_section
 from wikillm.report.ledger_section import ledger_section
-from wikillm.report.run_files import RunFiles, number, plain
+from wikillm.report.run_files import RunFiles, as_dict, as_dicts, number, plain
 from wikillm.report.starts import Effort, RunStart, as_time, effort_of, starts_of
 
 MOST_ROWS = 60
@@ -60,6 +60,8 @@ def sections_of(run: RunFiles, price: float | None) -> dict[str, Any]:
         "samples": _samples(run),
         **ledger_section(run.path),
         **_starts(run, starts),
+        "diverged_step": run.diverged.get("step"),
+        "diverged": list(_diverged(run))[:MOST_ROWS],
         "planned": list(_planned(run)),
         "outcome_basis": run.outcome.get("basis"),
     }
@@ -116,7 +118,7 @@ def _facts(run: RunFiles, effort: Effort) -> Any:
         at = f"nats/token at step {evaluation[names.STEP]:,}"
         yield "validation loss", _shown(number(evaluation, names.EVAL_LOSS), ".4f"), at
         yield "bits per byte", _shown(number(evaluation, names.BITS_PER_BYTE), ".4f"), "validation"
-    speed = number(run.outcome.get("measured") or {}, "tokens_per_second")
+    speed = number(as_dict(run.outcome.get("measured")), "tokens_per_second")
     if speed is None:
         speed = number(last, names.TOKENS_PER_SECOND)
     if speed is not None:
@@ -137,7 +139,7 @@ def hours(value: float) -> str:
 
 def _model(run: RunFiles) -> list[tuple[str, str]]:
     plan = run.plan
-    setup = run.outcome.get("setup") or {}
+    setup = as_dict(run.outcome.get("setup"))
     rows = []
     for label, key in (("model", "model.preset"), ("architecture", "model.architecture")):
         if key in run.settings:
@@ -202,11 +204,11 @@ def _samples(run: RunFiles) -> list[dict[str, Any]]:
     """For each prompt its samples, the newest first; of many, some evenly spaced ones."""
     by_prompt: dict[str, list[dict[str, Any]]] = {}
     for event in run.current:
-        texts = event.get("samples") if event[names.KIND] == names.SAMPLES else None
-        for text in texts if isinstance(texts, list) else []:
-            if isinstance(text, dict):
-                sample = {"step": f"{event[names.STEP]:,}", "text": str(text.get("text", ""))}
-                by_prompt.setdefault(str(text.get("prompt", "")), []).append(sample)
+        if event[names.KIND] != names.SAMPLES or names.STEP not in event:
+            continue
+        for text in as_dicts(event.get("samples")):
+            sample = {"step": f"{event[names.STEP]:,}", "text": str(text.get("text", ""))}
+            by_prompt.setdefault(str(text.get("prompt", "")), []).append(sample)
     chosen = {
         prompt: spread(samples, _SAMPLES_PER_PROMPT)[::-1]
         for prompt, samples in list(by_prompt.items())[:_SAMPLES_PER_PROMPT]
@@ -239,11 +241,22 @@ def _starts(run: RunFiles, starts: Sequence[RunStart]) -> dict[str, Any]:
     return {"starts": rows, "warnings": warnings, "more_warnings": more}
 
 
+def _diverged(run: RunFiles) -> Any:
+    """(rank, micro-step, loss, source, byte, document) behind a loss that was not finite."""
+    for batch in as_dicts(run.diverged.get("micro_batches")):
+        odd = as_dict(batch.get(names.NONFINITE))
+        loss = odd.get(names.LOSS, batch.get(names.LOSS))
+        micro_step = int(number(batch, "micro_step") or 0) + 1
+        for one in as_dicts(batch.get("documents")):
+            place = (str(one.get("source")), str(one.get("offset")), str(one.get("document")))
+            yield str(batch.get("rank")), micro_step, str(loss), *place
+
+
 def _planned(run: RunFiles) -> Any:
     """(what, planned, measured, difference)."""
     last = run.metrics[-1] if run.metrics else {}
-    predicted = run.outcome.get("predicted") or {}
-    measured = run.outcome.get("measured") or {}
+    predicted = as_dict(run.outcome.get("predicted"))
+    measured = as_dict(run.outcome.get("measured"))
     pairs = (
         ("steps", number(run.plan, "max_steps"), number(last, names.STEP), format_count),
         ("tokens", number(run.plan, "total_tokens"), number(last, names.TOKENS), format_count),

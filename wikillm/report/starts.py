@@ -95,6 +95,8 @@ def effort_of(run: RunFiles, starts: Sequence[RunStart], price: float | None) ->
 
 def as_time(unix: float) -> str:
     """In this machine's zone: 2026-11-27 21:16:02."""
+    if not 0 <= unix < 1e11:
+        return "unknown"
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
 
 

@@ -131,8 +131,12 @@ def test_markup_stays_text(survivor: Path, tmp_path: Path, markup: str) -> None:
     (run / "data.json").write_text(json.dumps(data))
     settings = (run / "config.resolved.yaml").read_text().replace('name: "', f"name: {markup}", 1)
     (run / "config.resolved.yaml").write_text(settings)
+    document = {"source": markup, "offset": 12, "document": 3}
+    batch = {"rank": 1, "micro_step": 0, "nonfinite": {"loss": "nan"}, "documents": [document]}
+    (run / "diverged.json").write_text(json.dumps({"step": 7, "micro_batches": [batch]}))
     page = render([read_run(run)])
     found = read_self_contained(page)
+    assert f"1 1 nan {' '.join(markup.split())} 12 3" in found.text
     assert found.text.count("<script>alert(1)</script>") >= 10
     assert not {"\x1b", "\u202e"} & set(page)
     both = read_self_contained(render([read_run(run), read_run(survivor)]))
