@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import threading
@@ -23,6 +24,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import psutil
 import torch
 
@@ -52,7 +54,7 @@ from wikillm.checkpoints.tensor_layout import (
     lay_out,
     weight_index,
 )
-from wikillm.core.errors import MachineError
+from wikillm.core.errors import DivergedError, WikiLLMError
 from wikillm.core.files import files_below, write_json
 from wikillm.core.log import say, warn
 from wikillm.core.units import format_size
@@ -141,7 +143,8 @@ class CheckpointSaver:
             specs: all tensors of the training state; their fragments lie on all ranks.
             small: on rank 0.
 
-        Raises MachineError when this or the previous save failed on any rank.
+        Raises MachineError when this or the previous save failed on any rank, DivergedError when a
+        value is not finite.
         """
         self.finish()
         began = time.monotonic()
@@ -216,6 +219,8 @@ class CheckpointSaver:
             self._together(job, lambda: self._publish(job, files))
         except Exception as error:
             self._error = error
+            if self.world.is_main:
+                shutil.rmtree(self.staging / checkpoint_name(job.step), ignore_errors=True)
         self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
 
     def _together(self, job: _Job, work: Callable[[], Result]) -> list[Result]:
@@ -227,12 +232,12 @@ class CheckpointSaver:
                 result = work()
         except Exception as caught:
             error = caught
-        told = error if isinstance(error, MachineError) else repr(error) if error else None
+        told = error if isinstance(error, WikiLLMError) else repr(error) if error else None
         found: list[Any] = self.group.gather((result, told))
         if error is not None:
             raise error
         for rank, (_, of_rank) in enumerate(found):
-            if isinstance(of_rank, MachineError):
+            if isinstance(of_rank, WikiLLMError):
                 raise of_rank
             if of_rank is not None:
                 raise RuntimeError(f"saving step {job.step} failed on rank {rank}: {of_rank}")
@@ -252,6 +257,7 @@ class CheckpointSaver:
         names = [file.name for file in job.layout.files]
         _wait_for([staged / name for name in names])
         for extents, data in work:
+            _check_finite(job.step, data)
             job.digests |= write_share(staged, job.layout, extents, data)
         record = {"random": job.random, "digests": digests_to_json(names, job.digests)}
         name = rank_file(self.world.rank)
@@ -317,6 +323,16 @@ def _pieces(parts: Sequence[Part]) -> Iterator[tuple[list[Part], int]]:
                 size = 0
     if piece:
         yield piece, size
+
+
+def _check_finite(step: int, data: memoryview) -> None:
+    """Raises DivergedError for NaN or infinity: a sum of float32 in float64 does not overflow."""
+    if not math.isfinite(np.frombuffer(data, np.float32).sum(dtype=np.float64)):
+        raise DivergedError(
+            f"The weights or the optimizer state of step {step} are NaN or infinite.",
+            got="the checkpoint is not saved; the one before is the newest",
+            fix="resume from it with a lower learning rate: --resume auto train.learning_rate=...",
+        )
 
 
 def _wait_for(files: Iterable[Path]) -> None:
