@@ -68,13 +68,12 @@ def publish(staged: Path, final: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def superfluous(folder: Path, keep: int | Keep, spare: Path | None = None) -> list[Path]:
+def superfluous(folder: Path, keep: Keep, spare: Path | None = None) -> list[Path]:
     """What `keep_newest` would remove; never `spare`.
 
     A checkpoint whose sizes are wrong does not count as kept, so neither the last one written nor
     the last good one is ever removed.
     """
-    keep = Keep(keep) if isinstance(keep, int) else keep
     found = []
     good = 0
     lineage = arrange(folder)
@@ -130,10 +129,8 @@ def _is_ours(checkpoint: Path) -> bool:
     return True
 
 
-def keep_newest(folder: Path, keep: int | Keep, spare: Path | None = None) -> list[Path]:
-    """Keep `spare` and what `keep` says (a number: so many of the newest), and remove the others.
-
-    (one rank)
+def keep_newest(folder: Path, keep: Keep, spare: Path | None = None) -> list[Path]:
+    """Keep `spare` and what `keep` says, and remove the others. (one rank)
 
     Abandoned ones go first. Returns what was removed.
     """
@@ -160,7 +157,7 @@ def make_room(folder: Path, size: int, keep: Keep) -> tuple[list[Path], int]:
     return removed, max(0, size - shutil.disk_usage(folder).free)
 
 
-def room_to_come(folder: Path, keep: int | Keep) -> int:
+def room_to_come(folder: Path, keep: Keep) -> int:
     """Bytes that the next start frees before its first save: leftovers, and what exceeds `keep`."""
     doomed = [*_leftovers(folder), *superfluous(folder, keep)]
     return sum(path.stat().st_size for each in doomed for path in files_below(each))

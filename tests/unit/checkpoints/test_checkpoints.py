@@ -140,7 +140,7 @@ def test_rotation_keeps_the_newest_and_does_not_count_damaged_ones(tmp_path: Pat
     for step in (10, 20, 30, 40):
         make(tmp_path, step)
     os.truncate(tmp_path / "checkpoint-40" / "model.safetensors", 1)
-    assert steps(keep_newest(tmp_path, keep=2)) == [10]
+    assert steps(keep_newest(tmp_path, Keep(2))) == [10]
     assert steps(list_checkpoints(tmp_path)) == [40, 30, 20]
     (tmp_path / STAGING / "checkpoint-50").mkdir(parents=True)
     (tmp_path / ".deleting-checkpoint-5").mkdir()
@@ -153,7 +153,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
-from wikillm.checkpoints.retention import keep_newest
+from wikillm.checkpoints.retention import Keep, keep_newest
 from wikillm.core.files import rename_durably
 folder, step = Path({folder!r}), {first}
 while True:
@@ -164,7 +164,7 @@ while True:
         (staged / name).write_bytes(str(step).encode() * 20000)
     write_manifest(staged, seal_files(staged, files_to_list(staged)), {{"step": step}})
     rename_durably(staged, folder / staged.name)
-    keep_newest(folder, 2)
+    keep_newest(folder, Keep(2))
     print(step, flush=True)
 """
 
@@ -209,20 +209,20 @@ def test_every_file_is_hashed_by_one_of_the_ranks(tmp_path: Path) -> None:
 def test_the_checkpoint_that_a_run_resumed_from_is_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         make(tmp_path, step)
-    assert steps(superfluous(tmp_path, 2, tmp_path / "checkpoint-2")) == [3, 1]
-    keep_newest(tmp_path, 2, tmp_path / "checkpoint-2")
+    assert steps(superfluous(tmp_path, Keep(2), tmp_path / "checkpoint-2")) == [3, 1]
+    keep_newest(tmp_path, Keep(2), tmp_path / "checkpoint-2")
     assert steps(list_checkpoints(tmp_path)) == [5, 4, 2]
 
 
 def test_room_to_come_is_what_leftovers_and_superfluous_checkpoints_hold(tmp_path: Path) -> None:
-    assert room_to_come(tmp_path / "none", 1) == 0
+    assert room_to_come(tmp_path / "none", Keep(1)) == 0
     sizes = [
         sum(path.stat().st_size for path in files_below(make(tmp_path, step))) for step in (1, 2, 3)
     ]
-    assert room_to_come(tmp_path, 3) == 0
+    assert room_to_come(tmp_path, Keep(3)) == 0
     (tmp_path / STAGING / "checkpoint-4").mkdir(parents=True)
     (tmp_path / STAGING / "checkpoint-4" / "model.safetensors").write_bytes(bytes(12345))
-    assert room_to_come(tmp_path, 2) == 12345 + sizes[0]
+    assert room_to_come(tmp_path, Keep(2)) == 12345 + sizes[0]
 
 
 @pytest.mark.parametrize("wrong", [None, -1, 10**30, "7", True])
