@@ -58,6 +58,8 @@ def test_a_spike_is_left_out_and_what_follows_is_as_planned(
     assert [(each["first"], each["stop"]) for each in skips] == [(13 * BATCH, 15 * BATCH)]
     (spike,) = spikes_of(tmp_path / "run")
     assert spike["steps"] == [15, 15] and spike["action"] == "skip"
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert f"{spike['loss']:.4f}" in page and "resumed before step 13" in page
     assert spike["worst_micro_batch"]["documents"]
 
     assert (found["built"], found["alive"]) == (2, 0), "the first model was freed"

@@ -1,42 +1,39 @@
-"""The curves of a run: what is drawn over tokens, smoothed and thinned, and where the loss spikes.
+"""The curves of a run: what is drawn over tokens, smoothed and thinned, and its loss spikes.
 
 Points are (tokens, value). A value that was not finite is a gap.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from wikillm.observe import names
-from wikillm.report.run_files import RunFiles, number
+from wikillm.report.run_files import RunFiles, as_dict, as_dicts, number
 
 Point = tuple[float, float | None]
 MOST_POINTS = 800
 """Of a drawn curve; each group of points keeps its lowest and its highest."""
-SPIKE_WINDOW = 32
-SPIKE_DEVIATIONS = 8.0
-SPIKE_LEAST = 0.05
-"""A spike is above the median of the 32 records before it by 8 of their median deviations, and by
-5 % of that median."""
+DOCUMENTS = 4
+"""Of a spike that are listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spike:
-    """A record whose loss stands out, or was not finite: then `value` is None.
+    """A loss that stood out, with the median before it and documents of its worst micro-batch.
 
-    `loss` is the text of it, `usual` the median before.
+    `is_current`: its step was not trained again.
     """
 
     step: int
     tokens: float
-    value: float | None
-    loss: str
+    loss: float
     usual: float | None
+    action: str
+    documents: tuple[str, ...]
+    is_current: bool
 
 
 def series(run: RunFiles, name: str) -> list[Point]:
@@ -96,30 +93,32 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def spikes(run: RunFiles) -> list[Spike]:
-    """Records whose loss stands out against those before it, and losses that were not finite."""
-    before: deque[float] = deque()
-    ordered: list[float] = []  # the same values, for their median
+    """The loss spikes that the run found (see `train.spikes`), those that it went back for too."""
+    steps = [record[names.STEP] for record in run.metrics]
+    tokens = [number(record, names.TOKENS) or 0.0 for record in run.metrics]
+    kept = {id(event) for event in run.current}
     out: list[Spike] = []
-    for record in run.metrics:
-        if names.LOSS not in record:
+    for event in run.events:
+        loss = number(event, names.LOSS)
+        step = event.get("worst_step")
+        if event[names.KIND] != names.SPIKE or loss is None or type(step) is not int:
             continue
-        loss = number(record, names.LOSS)
-        tokens = number(record, names.TOKENS) or 0.0
-        is_full = len(before) == SPIKE_WINDOW
-        usual = median(ordered[SPIKE_WINDOW // 2 - 1 : SPIKE_WINDOW // 2 + 1]) if is_full else None
-        if loss is None:
-            odd = record.get(names.NONFINITE)
-            shown = str(odd.get(names.LOSS)) if isinstance(odd, dict) else "not finite"
-            out.append(Spike(record[names.STEP], tokens, None, shown, usual))
-            continue
-        if usual is not None and loss - usual > SPIKE_LEAST * abs(usual):
-            spread = median(abs(value - usual) for value in before)
-            if loss - usual > SPIKE_DEVIATIONS * spread:
-                out.append(Spike(record[names.STEP], tokens, loss, f"{loss:.4f}", usual))
-        if is_full:
-            ordered.remove(before.popleft())
-        before.append(loss)
-        insort(ordered, loss)
+        batch = as_dict(event.get("worst_micro_batch"))
+        documents = [
+            f"{one.get('source')}: byte {one.get('offset')}"
+            for one in as_dicts(batch.get("documents"))[:DOCUMENTS]
+        ]
+        out.append(
+            Spike(
+                step=step,
+                tokens=tokens_at(step, steps, tokens),
+                loss=loss,
+                usual=number(event, "median"),
+                action=str(event.get("action")),
+                documents=tuple(documents),
+                is_current=id(event) in kept,
+            )
+        )
     return out
 
 

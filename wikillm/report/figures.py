@@ -57,9 +57,9 @@ def loss_plot(run: RunFiles, levels: Sequence[tuple[float, str]] = ()) -> Plot:
 
 def _loss_plot(run: RunFiles) -> Plot:
     odd = [
-        (spike.tokens, spike.value, f"spike at step {spike.step:,}: {spike.loss}")
+        (spike.tokens, spike.loss, f"spike at step {spike.step:,}: {spike.loss:.4f}")
         for spike in spikes(run)
-        if spike.value is not None
+        if spike.is_current
     ]
     return Plot("Loss", _losses(run), "nats/token", resumes(run), odd=odd[:100])
 

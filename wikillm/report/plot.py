@@ -129,6 +129,7 @@ def _inner(plot: Plot) -> str:
     points = [point for curve in curves for point in curve.points if point[1] is not None]
     values = [value for _, value in points if value is not None]
     values += [value for value, _ in plot.levels]
+    values += [value for _, value, _ in plot.odd]
     ys = ticks(min(values), max(values))
     last = max([x for x, _ in points] + [1.0])
     xs = [x for x in ticks(0.0, last) if x <= last]

@@ -47,8 +47,14 @@ def sections_of(run: RunFiles, price: float | None) -> dict[str, Any]:
         **_state(run),
         "facts": list(_facts(run, effort)),
         "spikes": [
-            (f"{s.step:,}", format_count(s.tokens), s.loss, _shown(s.usual, ".4f"))
-            for s in found[:MOST_ROWS]
+            (
+                f"{spike.step:,}",
+                f"{spike.loss:.4f}",
+                _shown(spike.usual, ".4f"),
+                spike.action,
+                cut("; ".join(spike.documents)),
+            )
+            for spike in found[:MOST_ROWS]
         ],
         "more_spikes": max(0, len(found) - MOST_ROWS),
         "model": _model(run),

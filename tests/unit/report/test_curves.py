@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wikillm.report.curves import SPIKE_WINDOW, evaluations, smooth, spikes, thin, tokens_at
+from wikillm.report.curves import evaluations, smooth, spikes, thin, tokens_at
 from wikillm.report.plot import Curve, Plot, svg, svg_file, ticks
 from wikillm.report.run_files import RunFiles, read_run
 
@@ -31,16 +30,19 @@ def run_of(folder: Path, losses: list[float | None], events: list[dict] | None =
     return read_run(folder)
 
 
-def test_spikes_are_found_and_ordinary_noise_is_not(tmp_path: Path) -> None:
-    noise = random.Random(0)
-    losses: list[float | None] = [8 / (1 + n / 50) + noise.gauss(0, 0.03) for n in range(300)]
-    assert spikes(run_of(tmp_path, losses)) == []
-    losses[200] = 6.0
-    losses[250] = None
-    found = spikes(run_of(tmp_path, losses))
-    assert [(spike.step, spike.loss) for spike in found] == [(201, "6.0000"), (251, "nan")]
-    usual = sorted(loss for loss in losses[200 - SPIKE_WINDOW : 200] if loss is not None)
-    assert usual[0] <= (found[0].usual or 0) <= usual[-1]
+def test_spikes_are_those_that_the_run_recorded(tmp_path: Path) -> None:
+    batch = {"documents": [{"source": f"{n}.jsonl", "offset": n, "document": n} for n in range(9)]}
+    spike = {"kind": "spike", "segment": 0, "time": 1.0, "loss": 9.0, "median": 2.0,
+             "action": "report", "worst_micro_batch": batch}  # fmt: skip
+    events = [{**spike, "step": step, "worst_step": step} for step in (2, 3)]
+    run = run_of(tmp_path, [3.0, 9.0, 9.0], events)
+    found = spikes(run)
+    assert [(s.step, s.tokens, s.loss, s.usual) for s in found] == [
+        (2, 200.0, 9.0, 2.0),
+        (3, 300.0, 9.0, 2.0),
+    ]
+    assert found[0].documents[:2] == ("0.jsonl: byte 0", "1.jsonl: byte 1")
+    assert len(found[0].documents) == 4 and all(s.is_current for s in found)
 
 
 def test_an_evaluation_between_two_records_is_drawn_between_them(tmp_path: Path) -> None:

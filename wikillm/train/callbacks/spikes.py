@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from wikillm.core.errors import DivergedError
 from wikillm.core.log import say, warn
 from wikillm.data.read.step_samples import SkipWindow
+from wikillm.observe import names
 from wikillm.train.bad_batch import BadMicroBatch, describe_micro_batch
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.pinned import PinnedCopy
@@ -91,7 +92,7 @@ class SpikeCallback(TrainerCallback):
         where = f"step {first + 1:,}" if first == last else f"steps {first + 1:,} to {last + 1:,}"
         what = f"loss spike at {where}: {worst.loss:.4f}, median {worst.median:.4f}"
         self.report.event(
-            "spike",
+            names.SPIKE,
             last + 1,
             {
                 "steps": [first + 1, last + 1],
