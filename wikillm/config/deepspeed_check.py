@@ -189,9 +189,9 @@ def _check_offload(problems: _FileProblems, name: str, lowest: int, stage: int) 
     if not isinstance(block, Mapping):
         return
     device = block.get("device", "none")
-    if device not in ("none", "cpu", "nvme"):
-        what = f'{path}.device must be "none", "cpu" or "nvme".'
-        problems.at(f"{path}.device", what, '"device": "cpu"')
+    if device not in ("none", "cpu"):
+        what = f'{path}.device must be "none" or "cpu": checkpoints cannot hold what is on a disk.'
+        problems.at(f"{path}.device", what, '"device": "cpu", or more ranks')
         return
     if device == "none":
         return
@@ -201,12 +201,12 @@ def _check_offload(problems: _FileProblems, name: str, lowest: int, stage: int) 
             f"{name} works from ZeRO stage {lowest} on; at stage {stage} DeepSpeed ignores it.",
             f'"stage": {max(lowest, 2)}, or remove the block',
         )
-    if device == "nvme" and not block.get("nvme_path"):
-        what = f"{path} goes to NVMe, but nvme_path does not say where."
-        problems.at(path, what, '"nvme_path": a folder on a local NVMe disk of every node')
-    if name == "offload_optimizer" and block.get("ratio", 1.0) != 1.0 and stage != 3:
-        what = "Partial offload (ratio below 1) needs ZeRO stage 3."
+    if name == "offload_optimizer" and block.get("ratio", 1.0) != 1.0:
+        what = "Checkpoints cannot hold the state of a partial offload (ratio below 1)."
         problems.at(f"{path}.ratio", what, "remove it")
+    if block.get("super_offload"):
+        what = "Checkpoints cannot hold the state of SuperOffload, which is in another process."
+        problems.at(f"{path}.super_offload", what, "remove it")
 
 
 def _check_ineffective(problems: _FileProblems) -> None:
@@ -234,8 +234,10 @@ def _check_ineffective(problems: _FileProblems) -> None:
         what = f"{path}=false would step at every micro-step under Hugging Face's Trainer."
         problems.at(path, what, "remove it")
     optimizer = file.json.get("optimizer")
-    if isinstance(optimizer, Mapping) and not optimizer.get("type"):
-        problems.at("optimizer", "The optimizer block names no type.", "remove the block")
+    kind = str(optimizer.get("type") or "none") if isinstance(optimizer, Mapping) else "AdamW"
+    if kind.lower() not in ("adam", "adamw", "muon"):
+        what = f"The optimizer block names {kind}; checkpoints hold the state of Adam and AdamW."
+        problems.at("optimizer", what, "remove the block")
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,6 +260,5 @@ CUDA_ONLY: Mapping[str, str] = {
     "zero_optimization.zero_quantized_weights": "qwZ",
     "zero_optimization.zero_quantized_nontrainable_weights": "quantised frozen weights",
     "zero_optimization.zero_quantized_gradients": "qgZ",
-    "zero_optimization.offload_optimizer.super_offload": "SuperOffload",
 }
 """Features with kernels for GPUs only. All of them need ZeRO stage 3."""

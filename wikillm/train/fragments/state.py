@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from wikillm.checkpoints.tensor_layout import TensorSpec
-from wikillm.core.errors import ConfigError
+from wikillm.core.errors import CheckpointError, ConfigError
 from wikillm.train.fragments import counters as counts
 from wikillm.train.fragments.layout import STATE_KEYS, Layout, Slot
 from wikillm.train.fragments.replicated import replicated_layout
@@ -190,5 +190,8 @@ class EngineState:
     def _values(self, kind: str, slot: Slot, start: int, stop: int) -> torch.Tensor:
         state = self._layout.optimizer.state.get(slot.tensor, {})
         if kind != "weight" and STATE_KEYS[kind] not in state:
+            if self._engine is not None and self._engine.global_steps > self._engine.skipped_steps:
+                # Not even a bug may write zeros for a state that exists elsewhere.
+                raise CheckpointError(f"DeepSpeed's optimizer has no {STATE_KEYS[kind]} here.")
             return torch.zeros(stop - start)
         return self._view(kind, slot, start, stop).float()
