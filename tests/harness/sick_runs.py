@@ -118,3 +118,31 @@ def train_with_bad_samples(
     run.build_model = noting
     read = scale_losses_of_samples(windows, factor)
     return train(words, **options) | {"read": read, "alive": max(alive), "built": len(built)}
+
+
+def train_with_wrong_parts(words: list[str], part: str) -> dict[str, Any]:
+    """Run `train` with a schedule of half the rate, or with a model whose rows see each other."""
+    from transformers import Qwen2Model
+
+    from wikillm.train.trainer import WikiTrainer
+
+    if part == "rate":
+        create = WikiTrainer.create_scheduler
+
+        def halved(self: WikiTrainer, *args: Any, **kwargs: Any) -> Any:
+            schedule = create(self, *args, **kwargs)
+            schedule.base_lrs = [rate / 2 for rate in schedule.base_lrs]
+            return schedule
+
+        WikiTrainer.create_scheduler = halved  # type: ignore[method-assign]
+    else:
+        forward = Qwen2Model.forward
+
+        def mixed(self: Any, *args: Any, **kwargs: Any) -> Any:
+            out = forward(self, *args, **kwargs)
+            states = out.last_hidden_state
+            out.last_hidden_state = states + 5 * states.roll(1, dims=0)
+            return out
+
+        Qwen2Model.forward = mixed
+    return train(words)

@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 from harness.ranks import run_ranks
-from harness.sick_runs import train_with_a_flipped_bit, train_with_losses
+from harness.sick_runs import (
+    train_with_a_flipped_bit,
+    train_with_losses,
+    train_with_wrong_parts,
+)
 from harness.tiny_run import run
 
 from wikillm.checkpoints.layout import list_checkpoints
@@ -87,3 +91,33 @@ def test_healthy_ranks_agree_at_every_step(words: Any, tmp_path: Path) -> None:
         found = run(2, words(tmp_path / f"run-{number}", often, *more), deepspeed=recipe)
         assert found["code"] == 0, found["message"]
         assert ("of the weights whole on every rank" in found["output"]) == (recipe == "zero3")
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("recipe", [None, "zero1", "zero3"])
+@pytest.mark.parametrize(
+    "more", [(), ("train.document_mask=on", "train.lr_scheduler_type=warmup_stable_decay")]
+)
+def test_the_self_check_changes_nothing(
+    recipe: str | None, more: tuple[str, ...], words: Any, tmp_path: Path
+) -> None:
+    off = run(2, words(tmp_path / "off", *more, "train.self_check=off"), deepspeed=recipe)
+    full = run(2, words(tmp_path / "full", *more, "train.self_check=full"), deepspeed=recipe)
+    assert full["code"] == 0, full["message"]
+    assert full["losses"] == off["losses"] and full["grad_norms"] == off["grad_norms"]
+    lines = ("learning rates as planned", "at once", "finite on every rank", "first loss")
+    assert all(line in full["output"] for line in lines), full["output"]
+    assert "self-check" not in off["output"] and "a random model" not in full["output"]
+
+
+@pytest.mark.deep
+def test_the_self_check_finds_what_is_wrong(words: Any, tmp_path: Path) -> None:
+    odd = words(tmp_path / "odd", "model.initializer_range=1.0", "train.self_check=quick")
+    assert "warning: the first loss is" in run(1, odd)["output"]
+    resumed = run(1, odd, resume="auto", allow_change=True)
+    assert "the first loss is" not in resumed["output"]
+    (found,) = run_ranks(train_with_wrong_parts, 1, words(tmp_path / "rate"), "rate")
+    assert found["code"] == 3 and "not the planned ones" in found["message"]
+    mixed = words(tmp_path / "rows", "train.self_check=full")
+    (found,) = run_ranks(train_with_wrong_parts, 1, mixed, "rows")
+    assert found["code"] == 3 and "depends on the other sequences" in found["message"]

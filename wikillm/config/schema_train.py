@@ -122,6 +122,9 @@ class TrainSection(Section):
     """DataLoader workers per rank; 0 reads in the training process, from memory-mapped files."""
     max_skipped_steps: int = Field(default=20, ge=1)
     """fp16: stop the run after the loss scaler skips this many steps in a row."""
+    self_check: Literal["off", "quick", "full"] = "quick"
+    """At the start, check learning rates, first loss and gradient norm; full also compares the loss
+    of a micro-batch with that of its rows one by one."""
     spikes: Literal["off", "report", "skip"] = "report"
     """report: warn of a loss far above the recent ones and record its documents; skip: also go back
     to the last checkpoint and leave out the samples of those steps."""

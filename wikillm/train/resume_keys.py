@@ -45,9 +45,9 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
         *_keys("""
             train.logging_steps train.eval_steps train.max_eval_tokens train.save_steps
             train.save_total_limit train.keep_every_steps train.keep_best train.max_hours
-            train.max_skipped_steps train.weight_check_steps train.spikes train.spike_window
-            train.spike_threshold train.max_skips observe.sample_steps observe.sample_prompts
-            observe.sample_tokens
+            train.max_skipped_steps train.weight_check_steps train.self_check train.spikes
+            train.spike_window train.spike_threshold train.max_skips observe.sample_steps
+            observe.sample_prompts observe.sample_tokens
         """),
         # How the same step is computed.
         *_keys("""

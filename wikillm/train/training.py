@@ -24,6 +24,7 @@ from wikillm.train.callbacks.page import PageCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.room import RoomCallback
 from wikillm.train.callbacks.samples import SampleCallback
+from wikillm.train.callbacks.self_check import SelfCheckCallback
 from wikillm.train.callbacks.spikes import SpikeCallback
 from wikillm.train.callbacks.stop import StopAfterPhase, StopCallback
 from wikillm.train.callbacks.time_limit import TimeLimitCallback
@@ -209,6 +210,8 @@ def _callbacks(
         first = math.ceil(Fraction(str(train.ema_start)) * plan.max_steps)
         yield EmaCallback(trainer, train.ema_decay, first)
     yield report
+    if train.self_check != "off":
+        yield SelfCheckCallback(trainer)
     yield SampleCallback(trainer, report)
     if context.world.is_main:
         yield PageCallback(context.run.path)
