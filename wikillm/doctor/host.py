@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from wikillm.core.memory import cgroup_memory
 from wikillm.core.units import format_size
 from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.facts import UNLIMITED, HostFacts, NodeFacts
@@ -25,7 +26,6 @@ SHM_PER_GPU_RANK = 64 * 2**20
 """NCCL's buffers between processes; a container's default of 64 MiB is too small for two."""
 MEMORY_PER_RANK = 2 * 2**30
 """torch, transformers, DeepSpeed and a CUDA context in a process, rounded up."""
-_NO_LIMIT = 1 << 60  # cgroup v1 writes a number near 2^63 for none
 
 
 def gather_host() -> HostFacts:
@@ -48,29 +48,6 @@ def gather_host() -> HostFacts:
         locked_memory=_limit(resource.RLIMIT_MEMLOCK),
         shm_free=shutil.disk_usage(SHARED_MEMORY).free if has_shm else None,
     )
-
-
-def cgroup_memory(
-    root: Path = Path("/sys/fs/cgroup"), own: str | None = None
-) -> tuple[int | None, int | None]:
-    """(limit, used) of this process's cgroup, v2 or v1; (None, None) without a limit."""
-    own = read("/proc/self/cgroup") if own is None else own
-    for line in own.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base = root
-            names = ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            base = root / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        # Inside a container the path of the host does not exist: the root is the own cgroup.
-        for folder in (base / path.lstrip("/"), base):
-            limit = number(read(folder / names[0]))
-            if limit is not None and limit < _NO_LIMIT:
-                return limit, number(read(folder / names[1]))
-    return None, None
 
 
 def _cpu_quota() -> float | None:

@@ -10,19 +10,19 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 
+from wikillm.core.memory import cgroup_memory
 from wikillm.core.units import format_size
 from wikillm.supervise.records import KILLED, OFTEN_OOM
 
 _VMSTAT = Path("/proc/vmstat")
-_GROUPS = Path("/sys/fs/cgroup")
-_UNLIMITED = 1 << 60  # version 1 writes its largest page count for no limit
 
 
 class OomWatch:
     """Watches for the end of process `pid`; `look` is called while it runs."""
 
     def __init__(self, pid: int) -> None:
-        self._limit = memory_limit(pid)
+        limit, _ = cgroup_memory(own=_groups_of(pid))
+        self._limit = None if limit is None else format_size(limit)
         self._kills = _kills()
 
     def look(self) -> None:
@@ -48,22 +48,7 @@ def _kills() -> int | None:
     return None
 
 
-def memory_limit(pid: int) -> str | None:
-    """The smallest memory limit of the process's control groups, as text; None without one.
-
-    Inside a container the group's path is that of the host, and its limit is at the root.
-    """
-    found = []
+def _groups_of(pid: int) -> str:
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers not in ("", "memory"):
-                continue
-            top = _GROUPS / controllers
-            name = "memory.limit_in_bytes" if controllers else "memory.max"
-            places = [top / path.strip("/"), *(top / path.strip("/")).parents]
-            for place in places[: places.index(top) + 1]:
-                with suppress(OSError, ValueError):
-                    found.append(int((place / name).read_text()))
-    limited = [limit for limit in found if limit < _UNLIMITED]
-    return format_size(min(limited)) if limited else None
+        return Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8")
+    return ""

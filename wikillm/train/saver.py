@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 import torch
 
 from wikillm.checkpoints.layout import STATE, TRAINER_STATE, checkpoint_name
@@ -57,6 +56,7 @@ from wikillm.checkpoints.tensor_layout import (
 from wikillm.core.errors import DivergedError, WikiLLMError
 from wikillm.core.files import files_below, write_json
 from wikillm.core.log import say, warn
+from wikillm.core.memory import available_memory
 from wikillm.core.units import format_size
 from wikillm.core.world import World
 from wikillm.train.checkpoint_errors import saving
@@ -193,7 +193,7 @@ class CheckpointSaver:
         """Whether the shares of all ranks of this node fit into its memory, with room to spare."""
         if self._buffer.nbytes >= size:
             return True
-        return psutil.virtual_memory().available > 1.5 * size * self.world.local_size
+        return available_memory() > 1.5 * size * self.world.local_size
 
     def _copied(self, parts: Sequence[Part], size: int) -> tuple[list[Extent], memoryview]:
         """The ranges of `parts` and their bytes, in the buffer."""

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from wikillm.config.load import load
+from wikillm.core.memory import cgroup_memory
 from wikillm.doctor.connectivity import gather_connectivity
 from wikillm.doctor.disk import gather_disk, inspect_folder, quick_digest
 from wikillm.doctor.environment import relevant_environment
-from wikillm.doctor.host import cgroup_memory
 from wikillm.doctor.needs import Request, request_of
 from wikillm.doctor.network import infiniband_ports, resolve, route_to
 from wikillm.doctor.node import NodeServer

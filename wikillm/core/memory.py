@@ -1,0 +1,59 @@
+"""Memory limits of this process's control groups, from /sys/fs/cgroup, and what is left of them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+GROUPS = Path("/sys/fs/cgroup")
+_NO_LIMIT = 1 << 60  # version 1 writes a number near 2^63 for none
+
+
+def cgroup_memory(root: Path = GROUPS, own: str | None = None) -> tuple[int | None, int | None]:
+    """(limit, used) in bytes of the group with the smallest limit; (None, None) without a limit.
+
+    Args:
+        own: the content of /proc/PID/cgroup; default: of this process. Versions 1 and 2.
+    """
+    found: list[tuple[int, int | None]] = []
+    for line in (_text(Path("/proc/self/cgroup")) if own is None else own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top = root
+            names = ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            top = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        # Inside a container the path of the host does not exist: the root is the own group.
+        group = top / path.strip("/")
+        for folder in (group, *group.parents):
+            limit = _number(folder / names[0])
+            if limit is not None and limit < _NO_LIMIT:
+                found.append((limit, _number(folder / names[1])))
+            if folder == top:
+                break
+    return min(found, key=lambda each: each[0], default=(None, None))
+
+
+def available_memory() -> int:
+    """Bytes that processes of this node can still take, within the limit of the control group."""
+    free: int = psutil.virtual_memory().available
+    limit, used = cgroup_memory()
+    return free if limit is None else max(0, min(free, limit - (used or 0)))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    with suppress(ValueError):
+        return int(_text(path))
+    return None
