@@ -80,10 +80,8 @@ def test_a_rank_that_stands_still_ends_the_run(words: Words, tmp_path: Path) -> 
     )
 
 
-@pytest.mark.parametrize(
-    ("fault", "place"),
-    [("hang", "a_wait_without_end"), pytest.param("hold", "meet", marks=pytest.mark.deep)],
-)
+@pytest.mark.deep
+@pytest.mark.parametrize(("fault", "place"), [("hang", "a_wait_without_end"), ("hold", "meet")])
 def test_a_process_that_is_alone_and_hangs_ends_with_its_stacks(
     words: Words, tmp_path: Path, fault: str, place: str
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -168,6 +169,24 @@ def test_the_time_limit_saves_and_a_stop_leaves_the_queue(place: Place, words: W
         place.said()
     )
     assert not list(place.workdir.glob(".stopped-*"))
+
+
+def test_a_failed_job_is_queued_again_and_goes_on(place: Place, words: Words) -> None:
+    """A rank is killed: the others end with 3, and the job resumes from its last checkpoint."""
+    for_ever = (*QUIET, "train.save_steps=10", "train.max_steps=1000000")
+    number = place.launch(words(place.run, *for_ever), minutes=20)
+    place.wait_for_step(15)
+    record = json.loads((place.run / "ranks" / "rank_1.json").read_text())
+    os.kill(record["process"]["pid"], signal.SIGKILL)
+    place.wait_for_requeue(number)
+    failed = place.step()
+    assert place.exit()["code"] == 3 and "was killed by signal 9" in place.exit()["reason"]
+    place.wait_for_step(failed + 20)
+    place.wikillm("stop", str(place.run))
+    job = place.slurm.wait(number, *ENDED, "PENDING")
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "1", "75:0"), (
+        place.said()
+    )
 
 
 def test_an_array_builds_the_bytes_of_a_local_build(
