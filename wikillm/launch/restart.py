@@ -132,6 +132,8 @@ def _one_start(
     try:
         code = start(launch, launched)
     except MachineError as error:  # ssh did not reach a node
+        if not launched.processes:
+            raise  # a tool is missing
         warn(str(error))
         code = int(error.exit_code)
     _wait_for_ranks(run)

@@ -16,7 +16,7 @@ import pytest
 from wikillm.checkpoints.layout import STATE, checkpoint_name
 from wikillm.checkpoints.lineage import Position, next_descent
 from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
-from wikillm.core.errors import ExitCode
+from wikillm.core.errors import ExitCode, MachineError
 from wikillm.launch import restart
 from wikillm.launch.description import Launch
 from wikillm.launch.restart import FINAL, Launched, RestartPolicy, keep_running, last_checkpoint
@@ -111,6 +111,21 @@ def test_starts_that_save_nothing_are_limited(
     run = Run(tmp_path, *[(1, 3, None)] * 3)
     assert run.keep_running() == 3 and len(run.words) == 3
     assert "2 restarts made no new checkpoint" in capsys.readouterr().out
+
+
+def test_a_missing_tool_is_reported_at_once_and_a_lost_connection_is_not(tmp_path: Path) -> None:
+    def unreached(launch: Launch, launched: Launched) -> int:
+        launched.processes = [subprocess.Popen([sys.executable, "-c", "raise SystemExit(255)"])]
+        launched.processes[0].wait()
+        raise MachineError("ssh did not reach node2.")
+
+    def missing(launch: Launch, launched: Launched) -> int:
+        raise MachineError("deepspeed is not on this machine.")
+
+    launch = Launch("a", (), "", workdir=str(tmp_path))
+    assert keep_running(launch, unreached, lambda launch: None) == ExitCode.MACHINE
+    with pytest.raises(MachineError, match="deepspeed"):
+        keep_running(launch, missing, lambda launch: None)
 
 
 def test_an_old_record_is_not_the_code_of_this_start(tmp_path: Path) -> None:
