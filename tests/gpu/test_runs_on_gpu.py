@@ -14,6 +14,8 @@ from harness.observed_runs import train_noting_waits
 from harness.programs import train_with_options
 from harness.ranks import run_ranks
 
+from wikillm.observe.sinks import read_metrics
+
 pytestmark = pytest.mark.gpu
 BF16, TWO_MICRO_STEPS = (
     "train.precision=bf16",
@@ -116,3 +118,5 @@ def test_memory_is_what_was_planned(words: Any, tmp_path: Path) -> None:
     parts = outcome["predicted"]["memory_parts"]
     planned = sum(size for name, size in parts.items() if name not in ("context", "fragmentation"))
     assert outcome["measured"]["memory_bytes"] == pytest.approx(planned, rel=0.08), parts
+    joules = [record["energy_joules"] for record in read_metrics(tmp_path / "run/metrics.jsonl")]
+    assert joules == sorted(joules) and joules[-1] > 0

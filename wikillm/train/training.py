@@ -20,7 +20,6 @@ from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.heartbeat import HeartbeatCallback
 from wikillm.train.callbacks.ledger import LedgerCallback
-from wikillm.train.callbacks.page import PageCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.room import RoomCallback
 from wikillm.train.callbacks.samples import SampleCallback
@@ -213,8 +212,6 @@ def _callbacks(
     if train.self_check != "off":
         yield SelfCheckCallback(trainer)
     yield SampleCallback(trainer, report)
-    if context.world.is_main:
-        yield PageCallback(context.run.path)
     yield garbage
     yield StopAfterPhase(stop)
     yield HeartbeatCallback(context.heartbeat)

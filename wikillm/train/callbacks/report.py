@@ -1,4 +1,4 @@
-"""What a run reports while it trains: the log table, metrics.jsonl, the tracker.
+"""What a run reports while it trains: log table or live view, metrics.jsonl, tracker, report.html.
 
 All ranks measure, rank 0 reports. Evaluation, checkpoints and samples do not count: the meter stops
 at the end of a step that one of them follows, until the next step begins.
@@ -25,6 +25,7 @@ from wikillm.observe.meter import Meter
 from wikillm.observe.sinks import JsonlSink, Sample, Sink
 from wikillm.observe.swanlab import SwanLabSink
 from wikillm.plan.flops import peak_flops
+from wikillm.report.background import PageRefresh
 from wikillm.train.trainer import WikiTrainer
 
 HEADER_EVERY = 25  # log lines between two headers
@@ -62,6 +63,7 @@ class ReportCallback(TrainerCallback):
         if context.world.is_main and wants_live_view(setting=cfg.observe.live):
             self._view = LiveView(plan.max_steps, plan.total_tokens, cfg.train.save_steps)
         self._waited = 0.0
+        self._page = PageRefresh(context.run.path) if context.world.is_main else None
         self.sinks: list[Sink] = []
         if context.world.is_main:
             # The run directory's id lets a resumed run continue its experiment.
@@ -185,6 +187,10 @@ class ReportCallback(TrainerCallback):
             if isinstance(sink, JsonlSink):
                 sink.event(kind, step, record)
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._page is not None:
+            self._page.refresh()
+
     def show_samples(self, step: int, samples: list[Sample]) -> None:
         """Print sample generations and hand them to the sinks. (rank 0)"""
         for sample in samples:
@@ -197,6 +203,8 @@ class ReportCallback(TrainerCallback):
         """Finish the sinks, each within its own time limit. Safe while an error is raised."""
         if self._view is not None:
             self._view.stop()
+        if self._page is not None:  # or it could replace the page of the end (`exit.ending`)
+            self._page.close()
         code = ExitCode.DONE if error is None else getattr(error, "exit_code", ExitCode.BUG)
         reason = None
         if error is not None:
