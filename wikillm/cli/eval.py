@@ -129,6 +129,9 @@ def describe(args: argparse.Namespace) -> Resolved:
     model = Path(args.model)
     own = [folder / "config.resolved.yaml" for folder in (model, *model.resolve().parents[:2])]
     found = next((path for path in own if path.is_file()), None)
+    if args.config is None:
+        # The limit is for training; here the number of tokens is shown beside the loss.
+        args.rest = ["data.min_val_tokens=1", *args.rest]
     if args.config is None and found is not None:
         return load(str(found), [*_store_instead_of_signed(found), *args.rest])
     names_tokenizer = any(word.startswith("data.tokenizer=") for word in args.rest)
