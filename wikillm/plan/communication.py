@@ -3,7 +3,8 @@
 In elements, with A micro-steps (ZeRO paper, arXiv:1910.02054, section 7; ZeRO++, arXiv:2306.10209,
 section 1): plain data parallel and ZeRO-1 send 2 Psi, ZeRO-2 (A + 1) Psi (DeepSpeed reduces
 gradients at every micro-step), ZeRO-3 3 Psi A, and with hpZ, qwZ and qgZ 0.75 Psi A between nodes.
-A ring over N ranks sends (N - 1) / N of that. Elements have the width of the weights.
+A ring over N ranks sends (N - 1) / N of that. Elements have the width of the weights. With 10^9
+parameters in bf16, A = 4 and N = 8: ZeRO-1 sends 2 x 2 GB x 7/8 = 3.5 GB, ZeRO-2 8.75, ZeRO-3 21.
 
 Where S ranks share sequences (`kernels.ulysses`), each layer sends q, k, v and attention's output
 once forward and once backward, and once more where the forward pass is recomputed: 2 H + 2 K heads

@@ -9,6 +9,7 @@ section 3; DeepSpeed's bf16 optimizer and its stages 1-3 keep 32-bit gradients o
     2        2 Psi     6 Psi / N   12 Psi / N    16-bit share and its 32-bit copy at the step
     3        2 Psi/N   4 Psi / N   12 Psi / N    and the gathered layers, counted under buckets
 
+With 10^9 parameters on 8 ranks: stage 0 keeps 18 GB, stage 1 7.5, stage 2 4.25, stage 3 2.25.
 Muon's matrices lack one moment (4 Psi) at stages 0 and 3; train.ema_decay adds 4 Psi / N. In fp32
 weights and gradients have 4 bytes, the moments 8, and stages 1-3 keep a copy (4) of their share.
 DeepSpeed's own estimator leaves out activations, logits, buckets and context.

@@ -5,7 +5,8 @@
 `compute` is FLOPs / (peak x MFU). Full checkpointing multiplies it by 4/3, since the forward pass
 runs twice (Korthikanti et al., arXiv:2205.05198), less attention's share where attention is kept;
 selective checkpointing repeats no product and is assumed to cost 5 %. The tiled MLP computes two of
-its three products once more.
+its three products once more. 10^14 FLOPs at a peak of 10^15 per second and an MFU of 25 % take
+0.4 s, with full checkpointing 0.53 s.
 
 Gradients of stages 0-1 are sent during the last backward pass, those of stage 2 during every one
 (2/3 of a micro-step); ZeRO-3 gathers during the whole step. No computation hides the weights that

@@ -26,20 +26,19 @@ import numpy.typing as npt
 from wikillm.core.errors import DataError
 from wikillm.core.files import write_atomic
 from wikillm.data.order.blocks import (
-    Ints,
-    Permutation,
     RecentRanges,
     TargetRanges,
     WindowedOrder,
-    keyed_hash,
 )
+from wikillm.data.order.permutation import Ints, Permutation, keyed_hash
 
 
 def best_fit(lengths: Ints, capacity: int) -> Ints:
     """The bin of each item, numbered from 0, by best-fit decreasing.
 
     Bins of equal room are filled together, so the cost grows with the pairs of length and room that
-    meet, not with the items.
+    meet, not with the items. Lengths 5, 3, 4, 2 at capacity 8 give bins 0, 0, 1, 1: 5 and 3 fill
+    the first bin, 4 and 2 leave room for 2.
 
     Args:
         lengths: in [1, capacity], shape [n]; items of equal length are placed in order.

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from wikillm.config.mixture import PERIOD
 from wikillm.data.order.best_fit import PackedOrder
-from wikillm.data.order.blocks import CompleteOrder, Ints, SampleOrder, SourceUse, TargetRanges
+from wikillm.data.order.blocks import CompleteOrder, SampleOrder, SourceUse, TargetRanges
+from wikillm.data.order.permutation import Ints
 
 
 class MixtureTable:

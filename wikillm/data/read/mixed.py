@@ -11,8 +11,8 @@ from typing import Any
 
 from wikillm.config.schema import Packing
 from wikillm.data.funnel import merged
-from wikillm.data.order.blocks import keyed_hash
 from wikillm.data.order.mixed import MixedOrder, SourceOrder
+from wikillm.data.order.permutation import keyed_hash
 from wikillm.data.read.corpus import Corpus, NamedStream, TrainingOrder, WeightedStore
 from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store.joined import JoinedStream

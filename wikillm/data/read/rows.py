@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from wikillm.data.order.blocks import IGNORED, Ints, TargetRanges
+from wikillm.data.order.blocks import IGNORED, TargetRanges
+from wikillm.data.order.permutation import Ints
 from wikillm.data.read.corpus import Order, Tokens
 
 PADDING = -1  # a sample index that stands for "nothing": all its labels are ignored

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wikillm.core.errors import DataError
-from wikillm.data.order.blocks import Permutation, SampleOrder, keyed_hash, window_ends
+from wikillm.data.order.blocks import SampleOrder, window_ends
+from wikillm.data.order.permutation import Permutation, keyed_hash
 
 shard_sizes = st.lists(st.integers(0, 90), min_size=1, max_size=9).filter(lambda s: sum(s) >= 2)
 

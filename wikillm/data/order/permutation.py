@@ -1,0 +1,95 @@
+"""Randomness as a hash, and a permutation of any size that is computed point by point.
+
+The permutation is a Feistel network with cycle-walking, so nothing is stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+_ROUNDS = 6  # four suffice for pseudo-randomness (Luby and Rackoff 1988); two more are free
+
+
+def keyed_hash(*parts: int | str) -> int:
+    """64 bits that depend on all parts.
+
+    Randomness here is a hash of (seed, epoch, purpose), never a global generator.
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+@lru_cache(maxsize=256)
+def _round_keys(key: int) -> tuple[int, ...]:
+    return tuple(keyed_hash(key, i) for i in range(_ROUNDS))
+
+
+def _mix(value: npt.NDArray[np.uint64], key: int) -> npt.NDArray[np.uint64]:
+    """The round function: the finaliser of splitmix64 over value + key, in wrapping uint64."""
+    z = value + np.uint64(key)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@dataclass(frozen=True, slots=True)
+class Permutation:
+    """A keyed bijection of range(size), computed pointwise."""
+
+    size: int
+    key: int
+
+    def __call__(self, index: npt.ArrayLike) -> Ints:
+        """The images of `index` (any shape, each in [0, size))."""
+        values = np.asarray(index, dtype=np.uint64)
+        if values.size and int(values.max()) >= self.size:
+            raise IndexError(f"index {int(values.max())} is outside a permutation of {self.size}")
+        if self.size < 2:
+            return values.astype(np.int64)
+        out = self._feistel(values)
+        flat = out.reshape(-1)  # a view
+        outside = np.flatnonzero(flat >= self.size)
+        while outside.size:  # walk the cycle until inside; fewer than four steps on average
+            walked = self._feistel(flat[outside])
+            flat[outside] = walked
+            outside = outside[walked >= self.size]
+        return out.astype(np.int64)
+
+    def inverse(self, image: int) -> int:
+        """The index whose image is `image`."""
+        if self.size < 2:
+            return image
+        out = self._unfeistel(image)
+        while out >= self.size:
+            out = self._unfeistel(out)
+        return out
+
+    @property
+    def _half(self) -> int:
+        """The network permutes 2 * half bits, at most four times `size`."""
+        return max(1, ((self.size - 1).bit_length() + 1) // 2)
+
+    def _unfeistel(self, value: int) -> int:
+        half = self._half
+        low = (1 << half) - 1
+        left = value >> half
+        right = value & low
+        for i in reversed(range(_ROUNDS)):
+            mixed = int(_mix(np.array([left], dtype=np.uint64), _round_keys(self.key)[i])[0])
+            left, right = right ^ (mixed & low), left
+        return (left << half) | right
+
+    def _feistel(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        half = self._half
+        low = np.uint64((1 << half) - 1)
+        left = values >> np.uint64(half)
+        right = values & low
+        for key in _round_keys(self.key):
+            left, right = right, left ^ (_mix(right, key) & low)
+        return (left << np.uint64(half)) | right
