@@ -90,6 +90,13 @@ def test_other_ranks_and_stages() -> None:
     assert_chain(cases, 2, LIKE_ONE_RUN)
 
 
+def test_zero0_in_bf16_begins_as_the_other_stages_do() -> None:
+    """DeepSpeed's wrapper there takes a step of its own before the first one, which is undone."""
+    found = [run(Case(1, stage, precision="bf16"), None, 0, 3)[0] for stage in (0, 2)]
+    assert [outcome.counters["optimizer_step"] for outcome in found] == [0, 0]
+    assert found[0].losses == found[1].losses
+
+
 @pytest.mark.deep
 def test_muon_on_other_ranks_and_stages() -> None:
     """Newton-Schulz rounds in bf16, so losses are less equal than AdamW's."""

@@ -16,6 +16,7 @@ from harness.tiny_model import tiny_config
 from wikillm.checkpoints.tensor_layout import TensorSpec
 from wikillm.config.schema import TrainSection
 from wikillm.train.fragments.average import WeightAverage
+from wikillm.train.fragments.replicated import undo_first_step
 from wikillm.train.fragments.state import training_state
 from wikillm.train.optimizer import build_muon, parameter_groups
 from wikillm.train.reapply_settings import StartSettings
@@ -192,6 +193,7 @@ class _Engine:
         self.wrapped = SimpleNamespace(
             optimizer=self.optimizer, param_groups=self.optimizer.param_groups
         )
+        undo_first_step(self.wrapped)
         self.settings = StartSettings.of(self.wrapped, self.scheduler)
 
     def state(self) -> Any:

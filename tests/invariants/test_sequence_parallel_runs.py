@@ -102,3 +102,15 @@ def test_a_run_may_share_its_sequences_after_a_resume(
     found = run(2, words(tmp_path / "run", SHARED), deepspeed="zero2", resume="auto")
     assert_same(found, whole)
     assert_proven(tmp_path / "run", 8, segments=2)
+
+
+@pytest.mark.deep
+def test_a_checkpoint_passes_between_shared_and_whole_sequences(
+    words: Any, whole: Any, tmp_path: Path
+) -> None:
+    """Two ranks that share sequences, one rank with whole ones, and two again: one run."""
+    folder = tmp_path / "run"
+    run(2, words(folder, SHARED), deepspeed="zero3", signal_at=1, code=75)
+    run(1, words(folder), resume="auto", signal_at=3, code=75)
+    found = run(2, words(folder, SHARED), deepspeed="zero1", resume="auto")
+    assert_same(found, whole, norms=False)

@@ -34,6 +34,7 @@ from wikillm.evals.loss import HeldOutLoss, combined
 from wikillm.train.checkpoint_errors import loading
 from wikillm.train.context import RunContext
 from wikillm.train.fragments.average import WeightAverage
+from wikillm.train.fragments.replicated import undo_first_step
 from wikillm.train.fragments.state import training_state
 from wikillm.train.fragments.types import TrainingState
 from wikillm.train.held_out import held_out_losses
@@ -179,6 +180,8 @@ class WikiTrainer(Trainer):
         prepared = super()._prepare_for_training(
             max_steps, train_dataloader, None if is_global else resume_from_checkpoint
         )
+        if point is None or is_global:
+            undo_first_step(self.optimizer)
         if point is not None and is_global:
             restore(point.checkpoint, self.training_state(), point.state.get("engine"))
             self._reapply_settings()

@@ -28,6 +28,17 @@ def replicated_layout(names: Mapping[int, str], optimizer: Any) -> Layout:
     return Layout(optimizer, slots, is_replicated=True, publish=lambda: None)
 
 
+def undo_first_step(optimizer: Any) -> None:
+    """Undo the step that DeepSpeed's wrapper for 16-bit weights takes when it is made (ZeRO 0).
+
+    Its gradients are zero, but weights decay, and AdamW's bias correction would begin with step 2.
+    """
+    wrapper = getattr(optimizer, "optimizer", optimizer)
+    if hasattr(wrapper, "fp32_groups") or hasattr(wrapper, "fp32_groups_flat"):
+        wrapper.optimizer.state.clear()
+        wrapper.refresh_fp32_params()
+
+
 def _of_copies(names: Mapping[int, str], wrapper: Any) -> Layout:
     """FP16_UnfusedOptimizer, also for bf16: a float32 copy of each parameter."""
     groups = list(
