@@ -37,6 +37,13 @@ def test_presets_are_inside(repo: Path, wheel: list[str]) -> None:
     assert set(presets) <= set(wheel)
 
 
+def test_the_templates_of_the_report_are_inside(repo: Path, wheel: list[str]) -> None:
+    folder = repo / "wikillm" / "report" / "templates"
+    templates = [path.relative_to(repo).as_posix() for path in folder.iterdir()]
+    assert len(templates) >= 3
+    assert set(templates) <= set(wheel)
+
+
 def test_deepspeed_recipes_are_inside(repo: Path, wheel: list[str]) -> None:
     recipes = [f"wikillm/ds_configs/{path.name}" for path in (repo / "ds_configs").glob("*.json")]
     assert len(recipes) >= 7
