@@ -14,9 +14,18 @@ LAUNCHER_SECONDS = 3.0  # until the launcher kills the other ranks of one that w
 
 
 def _kill_at_random(bench: Bench, longest: float) -> None:
-    """Start the run and kill one rank, all ranks, or all ranks with their agents."""
+    """Start the run and kill one rank, all ranks, or all ranks with their agents.
+
+    At a random time of `longest` seconds, which is mostly the start, or within a random step.
+    """
+    number = bench.run.starts
     job = bench.run.start()
     delay = bench.rng.uniform(0.0, longest)
+    step = bench.rng.randrange(STEPS)
+    if bench.rng.random() < 0.7:
+        while job.is_running() and bench.run.record().last.get(number, -1) < step:
+            time.sleep(0.01)
+        delay = time.time() - job.began + bench.rng.uniform(0.0, 2 * _step_seconds(bench))
     while job.is_running() and time.time() - job.began < delay:
         time.sleep(0.002)
     everyone = list(range(bench.setup.world))
@@ -32,6 +41,11 @@ def _kill_at_random(bench: Bench, longest: float) -> None:
     reached = max(bench.run.record().last.values(), default=-1) + 1
     bench.note(f"SIGKILL to {who} after {delay:.2f} s, {reached} steps done")
     bench.check_published()
+
+
+def _step_seconds(bench: Bench) -> float:
+    record = bench.lab.oracle(bench.setup).record
+    return (record.ended - record.first[0][1]) / (STEPS - 1)
 
 
 def kill(bench: Bench) -> None:

@@ -168,7 +168,9 @@ def read_record(folder: Path) -> Record:
     for start in sorted({int(path.name.split(".")[0]) for path in folder.glob("*.jsonl")}):
         fresh: dict[int, dict[int, tuple[tuple[str, ...], tuple[str, ...]]]] = {}
         for path in folder.glob(f"{start}.*.jsonl"):
-            for line in path.read_text().splitlines():
+            for line in path.read_text().splitlines(keepends=True):
+                if not line.endswith("\n"):
+                    continue  # being written
                 entry = json.loads(line)
                 step = entry["step"]
                 rows, losses = fresh.setdefault(step, {}).get(entry["rank"], ((), ()))
