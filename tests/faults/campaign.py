@@ -89,7 +89,7 @@ def planned(
 ) -> Iterator[tuple[Fault, Setup, int]]:
     """What to do in each trial of a fault: the fault itself, the setup and the seed."""
     if fault != "calls":
-        for number in range(max(1, trials // SLOW.get(fault, 1))):
+        for number in range(trials):
             yield FAULTS[fault], setups[number % len(setups)], seed + number // len(setups)
         return
     # Every call of a save by every rank; with fewer trials, evenly spread over them.
@@ -118,10 +118,10 @@ def _count(lab: Lab, setup: Setup, rank: int) -> int:
 
 
 def run_campaign(
-    lab: Lab, faults: list[str], trials: int, seed: int, *, stock: bool, only: str
+    lab: Lab, faults: dict[str, int], seed: int, *, stock: bool, only: str
 ) -> Iterator[Trial]:
     """All trials of one side, each printed as it ends."""
-    for fault in faults:
+    for fault, trials in faults.items():
         setups = setups_for(fault, stock, only)
         if not setups or (stock and fault not in ON_STOCK):
             continue
@@ -135,12 +135,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=20, help="per fault and side")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--faults", default="all", help=f"of {','.join(FAULTS)}")
+    parser.add_argument(
+        "--faults", default="all", help=f"FAULT or FAULT:TRIALS of {','.join(FAULTS)}"
+    )
     parser.add_argument("--setup", default="", help="only those that begin so: hf, wikillm/2x")
     parser.add_argument("--stock", action="store_true", help="also Hugging Face's Trainer")
     parser.add_argument("--to", type=Path, default=REPO / "runs" / "faults.json")
     options = parser.parse_args()
-    faults = list(FAULTS) if options.faults == "all" else options.faults.split(",")
+    names = list(FAULTS) if options.faults == "all" else options.faults.split(",")
+    given = dict(name.partition(":")[::2] for name in names)
+    faults = {
+        name: int(count) if count else max(1, options.trials // SLOW.get(name, 1))
+        for name, count in given.items()
+    }
     unknown = sorted(set(faults) - set(FAULTS))
     if unknown:
         parser.error(f"no such faults: {', '.join(unknown)}; of {', '.join(FAULTS)}")
@@ -152,16 +159,14 @@ def main() -> int:
         interpose.preload(interpose.build(folder))
     if "disk" in faults and not damage.own_mounts():
         print("skipped: disk, which needs root and mount namespaces")
-        faults.remove("disk")
+        del faults["disk"]
     lab = Lab(folder)
     began = time.time()
     options.to.parent.mkdir(parents=True, exist_ok=True)
     done: list[Trial] = []
     content: dict[str, Any] = {"trials": []}
     for stock in (False, True) if options.stock else (False,):
-        for trial in run_campaign(
-            lab, faults, options.trials, options.seed, stock=stock, only=options.setup
-        ):
+        for trial in run_campaign(lab, faults, options.seed, stock=stock, only=options.setup):
             done.append(trial)
             content["trials"].append(trial.to_json())
             content["facts"] = facts(options.trials, options.seed, time.time() - began)
