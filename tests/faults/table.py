@@ -42,7 +42,7 @@ HEAD = (
 )
 
 
-def table(content: dict[str, Any]) -> str:
+def table(content: dict[str, Any], *, times: bool = True) -> str:
     """Markdown: one row per fault, WikiLLM's numbers and stock's beside them."""
     ours: dict[str, list[dict[str, Any]]] = defaultdict(list)
     stock: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -50,6 +50,9 @@ def table(content: dict[str, Any]) -> str:
         side = stock if trial["setup"].startswith("hf/") else ours
         side[trial["fault"]].append(trial)
     names = [name for name in TITLES if name in ours or name in stock]
+    if not times:
+        for trial in content["trials"]:
+            trial["recover_seconds"] = []
     return "\n".join([HEAD, *(_row(name, ours[name], stock[name]) for name in names)])
 
 
@@ -62,7 +65,8 @@ def _row(name: str, ours: list[dict[str, Any]], stock: list[dict[str, Any]]) -> 
     failed = sum(trial["unusable"] for trial in stock)
     wrong = sum(trial["is_wrong"] for trial in stock)
     beside = f"{len(stock)}, {failed}, {wrong}" if stock else ""
-    command = f"`make faults N={max(len(ours), len(stock))} FAULTS={name}`"
+    more = " ARGS=--stock" if stock else ""
+    command = f"`make faults FAULTS={name}:{max(len(ours), len(stock))}{more}`"
     cells = [TITLES[name], len(ours), held, f"{lost} / {repeated}", unusable, level]
     return "| " + " | ".join(map(str, [*cells, _seconds(ours), beside, command])) + " |"
 
@@ -75,10 +79,14 @@ def _seconds(trials: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("campaigns", type=Path, nargs="+", help="JSON files; together one table")
+    parser.add_argument("--no-times", action="store_true", help="the machine was busy")
     parser.add_argument("--into", type=Path, help="replace the table of this page")
     options = parser.parse_args()
     found = [json.loads(path.read_text()) for path in options.campaigns]
-    text = table({"trials": [trial for each in found for trial in each["trials"]]})
+    text = table(
+        {"trials": [trial for each in found for trial in each["trials"]]},
+        times=not options.no_times,
+    )
     if options.into is None:
         print(text)
         return

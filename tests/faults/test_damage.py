@@ -30,7 +30,7 @@ def test_a_damaged_file(fault: str, do: Fault, seed: int, lab: Lab) -> None:
 @pytest.mark.parametrize("damages", [100, pytest.param(500, marks=pytest.mark.deep)])
 def test_every_damage_is_found(damages: int, lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """Any file of the newest checkpoint, damaged in any way: the one before it is taken."""
-    run = lab.new_run(Setup(world=2, recipe="zero2"))
+    run = lab.new_run(Setup())
     bench = Bench(lab, Trial("corrupt", str(run.setup), 0), random.Random(0), run, run.setup)
     damage.stopped_run(bench)
     newest, older = list_checkpoints(run.checkpoints)[:2]

@@ -14,9 +14,10 @@ TWO_RANKS = Setup(world=2)
 @pytest.mark.parametrize(
     ("fault", "do", "setup", "seed"),
     [
-        ("signal", stops.signals, TWO_RANKS, 1),
-        ("nan", stops.poison, TWO_RANKS, 4),
-        ("drift", changes.drift, Setup(), 1),
+        ("nan", stops.poison, Setup(), 3),
+        pytest.param("nan", stops.poison, TWO_RANKS, 4, marks=pytest.mark.deep),
+        pytest.param("signal", stops.signals, TWO_RANKS, 1, marks=pytest.mark.deep),
+        pytest.param("drift", changes.drift, Setup(), 1, marks=pytest.mark.deep),
         pytest.param("loaders", changes.loaders, Setup(), 1, marks=pytest.mark.deep),
         pytest.param("two-runs", changes.two_runs, Setup(), 1, marks=pytest.mark.deep),
         pytest.param("pause", stops.suspend, TWO_RANKS, 2, marks=pytest.mark.deep),

@@ -4,8 +4,7 @@ Ranks that hold the same values hold the same bits: all of a model's weights wit
 at ZeRO 0 to 2. ZeRO-3 partitions them; only the small tensors that it keeps whole are compared. The
 comparison finds what makes ranks differ (memory, a device's arithmetic, a lost update). It cannot
 find an error that all ranks share: one in an optimizer partition that they all gather, or in a
-gradient that they have summed. Weights that are NaN or infinite are found in any case: an optimizer
-state that is not finite spoils them after the loss and the gradient of the step were checked.
+gradient that they have summed.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from wikillm.core.errors import CorruptedWeightsError, DivergedError
+from wikillm.core.errors import CorruptedWeightsError
 from wikillm.core.log import say
 from wikillm.train.collectives import ControlGroup
 
@@ -56,18 +55,6 @@ def replicated(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**found, **dict(model.named_buffers())}
 
 
-def first_not_finite(model: nn.Module) -> str | None:
-    """The name of a weight that is NaN or infinite, of those this rank holds or its parts."""
-    named = dict(model.named_parameters())
-    held = [getattr(weight, "ds_tensor", weight).detach() for weight in named.values()]
-    if not held:
-        return None
-    finite = torch.stack([torch.isfinite(part).all() for part in held]).tolist()
-    return next(
-        (name for name, is_finite in zip(named, finite, strict=True) if not is_finite), None
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class RankSums:
     """The checksums of one rank, in the order of the names. `host` names its node."""
@@ -85,10 +72,7 @@ def differing_ranks(ranks: Sequence[RankSums]) -> list[int]:
 
 
 class WeightCheckCallback(TrainerCallback):
-    """Compares every `every` optimizer steps, and before each checkpoint. (all ranks)
-
-    Raises CorruptedWeightsError where they differ, DivergedError where they are not finite.
-    """
+    """Compares every `every` optimizer steps, and before each checkpoint. (all ranks)"""
 
     def __init__(self, every: int, group: ControlGroup) -> None:
         self.every = every
@@ -110,16 +94,7 @@ class WeightCheckCallback(TrainerCallback):
     ) -> None:
         step = state.global_step
         is_due = step % self.every == 0 or control.should_save or step >= state.max_steps
-        if not is_due:
-            return
-        bad = first_not_finite(kwargs["model"])
-        if self.group.any(bad is not None)[0]:
-            raise DivergedError(
-                f"The weights are NaN or infinite after step {step}.",
-                got=bad or "on another rank",
-                fix="resume from the last checkpoint, whose weights are finite: --resume auto",
-            )
-        if not self.group.active:
+        if not is_due or not self.group.active:
             return
         tensors = replicated(kwargs["model"])
         if not tensors:
