@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
-from dataclasses import dataclass, field
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from harness.corpus import write_corpus
 from harness.programs import tensor_digest
-from harness.ranks import run_ranks, start_ranks
+from harness.ranks import run_ranks
 from harness.tiny_run import tiny_words
 
 from faults import programs
+from faults.job import Job
+from faults.record import Record, read_record
 from wikillm.config.load import load
 from wikillm.data.prepare.prepare import prepare_store
 
@@ -31,7 +29,6 @@ STEPS = 12
 SAVE_STEPS = 2
 KEEP = 3
 MICRO_BATCH = 2
-FOLLOW_SECONDS = 10.0  # in which the other ranks must end after one that failed
 L2 = 1e-3  # relative difference of losses that another number of ranks or ZeRO stage may have
 RECIPES = Path(__file__).resolve().parents[2] / "ds_configs"
 TINY = (
@@ -53,135 +50,6 @@ class Setup:
     def __str__(self) -> str:
         engine = self.recipe or "ddp"
         return f"{self.side}/{self.world}x{engine}/{self.optimizer}"
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a rank ended. `code` is None when the rig had to end it, and negative for a signal."""
-
-    code: int | None
-    message: str
-    output: str = ""
-
-
-class Job:
-    """Ranks that have been started."""
-
-    def __init__(self, program: Callable[..., Any], world: int, *args: Any) -> None:
-        self.began = time.time()
-        self._channels, self._processes = start_ranks(program, world, args, {})
-        self.pids = [process.pid or 0 for process in self._processes]
-
-    def kill(self, ranks: list[int], *, with_children: bool = False) -> None:
-        """SIGKILL to these ranks, and to their agents and loaders if asked for."""
-        self.send(signal.SIGKILL, ranks, with_children=with_children)
-
-    def send(self, number: int, ranks: list[int], *, with_children: bool = False) -> None:
-        pids = [self.pids[rank] for rank in ranks]
-        children = [child for pid in pids for child in _children(pid)] if with_children else []
-        for pid in (*pids, *children):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-
-    def is_running(self) -> bool:
-        return any(process.is_alive() for process in self._processes)
-
-    def wait_for_end(self, timeout: float) -> None:
-        """Wait until no rank runs, at most this long."""
-        deadline = time.monotonic() + timeout
-        while self.is_running() and time.monotonic() < deadline:
-            time.sleep(0.01)
-
-    def wait_for_death(self, rank: int, timeout: float = 60.0) -> bool:
-        """Whether this rank has been killed by SIGKILL, and did not end otherwise."""
-        self._processes[rank].join(timeout)
-        return self._processes[rank].exitcode == -signal.SIGKILL
-
-    def end(self, timeout: float = 120.0) -> list[Ended]:
-        """Wait for all ranks. Like a launcher, end the others some time after one that failed."""
-        ended: dict[int, Ended] = {}
-        waiting = dict(zip(self._channels, range(len(self._channels)), strict=True))
-        deadline = time.monotonic() + timeout
-        while waiting:
-            ready = wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
-            if not ready:
-                break
-            for channel in ready:
-                rank = waiting.pop(channel)  # type: ignore[arg-type]
-                ended[rank] = self._ended(channel, rank)
-                if ended[rank].code != 0:
-                    deadline = min(deadline, time.monotonic() + FOLLOW_SECONDS)
-        for process in self._processes:
-            process.join(timeout=5 if len(ended) == len(self._processes) else 0)
-            process.kill()
-            process.join(timeout=5)
-        for channel in self._channels:
-            channel.close()
-        late = Ended(None, "it did not end")
-        return [ended.get(rank, late) for rank in range(len(self._processes))]
-
-    def _ended(self, channel: Any, rank: int) -> Ended:
-        try:
-            kind, result = channel.recv()
-        except EOFError:
-            self._processes[rank].join(5)
-            return Ended(self._processes[rank].exitcode, "it ended without a message")
-        return Ended(**result) if kind == "ok" else Ended(1, str(result))
-
-
-def _children(pid: int) -> list[int]:
-    """All processes below `pid`."""
-    found = []
-    with suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(child) for child in (task / "children").read_text().split()]
-    return found + [below for child in found for below in _children(child)]
-
-
-@dataclass(slots=True)
-class Record:
-    """What the ranks recorded at each step: samples, losses and times, by start and step."""
-
-    steps: dict[int, dict[int, tuple[tuple[str, ...], tuple[str, ...]]]] = field(
-        default_factory=dict
-    )
-    first: dict[int, tuple[int, float]] = field(default_factory=dict)  # by start: step and time
-    last: dict[int, int] = field(default_factory=dict)  # by start: the last step it computed
-    ended: float = 0.0
-
-    def rows(self, step: int) -> tuple[str, ...]:
-        """The samples of a step over all ranks, sorted."""
-        return tuple(sorted(row for rows, _ in self.steps[step].values() for row in rows))
-
-    def losses(self, step: int) -> dict[int, tuple[str, ...]]:
-        return {rank: losses for rank, (_, losses) in self.steps[step].items()}
-
-    def mean_loss(self, step: int) -> float:
-        """Over ranks and micro-steps. A rank's losses of a step sum to its share of the mean."""
-        losses = [float.fromhex(each) for part in self.losses(step).values() for each in part]
-        return sum(losses) / len(self.steps[step])
-
-
-def read_record(folder: Path) -> Record:
-    """Of several starts that computed a step, the last one counts: its weights went on."""
-    record = Record()
-    for start in sorted({int(path.name.split(".")[0]) for path in folder.glob("*.jsonl")}):
-        fresh: dict[int, dict[int, tuple[tuple[str, ...], tuple[str, ...]]]] = {}
-        for path in folder.glob(f"{start}.*.jsonl"):
-            for line in path.read_text().splitlines(keepends=True):
-                if not line.endswith("\n"):
-                    continue  # being written
-                entry = json.loads(line)
-                step = entry["step"]
-                rows, losses = fresh.setdefault(step, {}).get(entry["rank"], ((), ()))
-                whole = ((*rows, *entry["rows"]), (*losses, entry["loss"]))
-                fresh[step][entry["rank"]] = whole
-                found = (step, entry["time"])
-                record.first[start] = min(record.first.get(start, found), found)
-                record.last[start] = max(record.last.get(start, -1), step)
-                record.ended = max(record.ended, entry["time"])
-        record.steps |= fresh
-    return record
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from faults.lab import SAVE_STEPS, Ended, Lab, Run, Setup, compare
+from faults.job import Ended
+from faults.lab import SAVE_STEPS, Lab, Run, Setup, compare
 from wikillm.checkpoints.layout import list_checkpoints
 from wikillm.checkpoints.manifest import verify
 from wikillm.core.errors import CheckpointError
