@@ -65,6 +65,7 @@ def hurt(path: Path, rng: random.Random) -> str:
 def corrupt(bench: Bench) -> None:
     """F05: any file of the newest checkpoint. Found before a step, an older one named and used."""
     stopped_run(bench)
+    bench.most_redone = 3 * SAVE_STEPS  # the damaged checkpoint's as well
     newest, older = list_checkpoints(bench.run.checkpoints)[:2]
     path = bench.rng.choice(list(files_below(newest)))
     bench.note(f"{hurt(path, bench.rng)} {path.relative_to(newest)}")

@@ -62,6 +62,7 @@ class Bench:
     run: Run
     setup: Setup
     output: str = ""  # of rank 0 of the latest undisturbed start
+    most_redone: int = 2 * SAVE_STEPS  # a save that was still being written is lost as well
 
     @property
     def is_ours(self) -> bool:
@@ -110,7 +111,7 @@ class Bench:
             step, at = first
             self.trial.recover_seconds.append(round(at - job.began, 3))
             self.trial.redone = max(self.trial.redone, reached + 1 - step)
-            if self.is_ours and reached + 1 - step > 2 * SAVE_STEPS:
+            if self.is_ours and reached + 1 - step > self.most_redone:
                 self.problem(f"{reached + 1 - step} steps were redone")
         return ended
 
