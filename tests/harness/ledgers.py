@@ -56,3 +56,13 @@ def train_on_wrong_batches(words: list[str], fault: str, step: int) -> dict[str,
     if fault == "other_world":
         WikiTrainer.get_train_dataloader = alone  # type: ignore[method-assign]
     return train(words)
+
+
+def replay(run: str, step: int, work: str) -> dict[str, Any] | None:
+    """Compute a step of a run again on this rank. What came of it, with its verdict, on rank 0."""
+    from dataclasses import asdict
+
+    from wikillm.train.replay import replay_step
+
+    found = replay_step(Path(run), step, Path(work))
+    return None if found is None else {"verdict": found.verdict, **asdict(found)}

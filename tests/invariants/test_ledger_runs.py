@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness.ledgers import assert_proven, train_on_wrong_batches
+from harness.ledgers import assert_proven, replay, train_on_wrong_batches
 from harness.programs import train_with_options
 from harness.ranks import end_ranks, run_ranks
 from harness.reference import References
@@ -17,7 +17,7 @@ from harness.tiny_run import run
 
 from wikillm.cli.main import main
 from wikillm.ledger.audit import Audit, audit_run
-from wikillm.ledger.record import NAME, History, StepLine, read_ledger
+from wikillm.ledger.record import NAME, History, LedgerWriter, StepLine, read_ledger
 
 SHORT = ("train.max_steps=4", "train.save_steps=4", "train.eval_steps=4")
 
@@ -100,8 +100,6 @@ def test_a_changed_position_is_named(references: References, tmp_path: Path) -> 
     path.write_text(json.dumps(state | {"consumed_samples": 40}))
     assert first_wrong(tmp_path / "run")[:2] == (4, "checkpoint")
 
-    from wikillm.ledger.record import LedgerWriter
-
     for samples, kind, text in ((40, "lost", "32 to 39 were not"), (24, "repeated", "24 to 31")):
         shutil.copy(references(1, deepspeed="zero1")["folder"] / NAME, tmp_path / "run")
         writer = LedgerWriter(tmp_path / "run" / NAME)
@@ -145,3 +143,34 @@ def test_a_tampered_shard_is_refused_before_use_and_named_by_the_audit(
     shard.write_bytes(good)
     step, kind, text = first_wrong(tmp_path / "run")
     assert kind == "tokens" and "memory was damaged" in text
+
+
+def test_a_step_that_follows_from_its_data_is_computed_again_bit_for_bit(
+    references: References, tmp_path: Path
+) -> None:
+    folder = references(2, deepspeed="zero2")["folder"]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    found, other = run_ranks(replay, 2, str(folder), 6, str(tmp_path / "work"))
+    assert found["verdict"] == "data" and found["is_exact"] and other is None
+    assert found["checkpoint"] == "checkpoint-4" and found["line"][:3] == (6, 40, 48)
+    assert found["again"] == found["logged"][1] == references(2, deepspeed="zero2")["losses"][6]
+    assert found["documents"] and not (tmp_path / "work").exists()
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_step_that_does_not_come_out_again_is_no_matter_of_data(
+    references: References, tmp_path: Path
+) -> None:
+    """The logged loss of step 6 is that of a machine that computed it wrongly."""
+    folder = tmp_path / "run"
+    shutil.copytree(references(1, deepspeed="zero1")["folder"], folder)
+    entries = read_ledger(folder / NAME)
+    (folder / NAME).unlink()
+    writer = LedgerWriter(folder / NAME)
+    for entry in entries:
+        is_six = isinstance(entry, StepLine) and entry.step == 6
+        writer.add(entry._replace(loss=entry.loss + 2e-6) if is_six else entry)
+    writer.flush()
+    (found,) = run_ranks(replay, 1, str(folder), 6, str(tmp_path / "work"))
+    assert found["verdict"] == "hardware or nondeterminism" and found["same_tokens"]
+    assert found["forwards"][0] == found["forwards"][1]

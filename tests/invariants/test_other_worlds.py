@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.ledgers import assert_proven
 from harness.tiny_run import run
 
 Engine = tuple[int, str | None]
@@ -41,3 +42,4 @@ def test_one_run_over_several_engines(
         assert found["code"] == (0 if is_last else 75), found["message"] + found["output"]
     assert found["losses"] == pytest.approx(whole["losses"], rel=close)
     assert found["eval"] == pytest.approx(whole["eval"], rel=close)
+    assert_proven(folder, 8, segments=len(route))

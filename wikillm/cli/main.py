@@ -50,6 +50,7 @@ _ABOUT = {
     "status": "Show what every node and rank of a run is doing, or how it ended.",
     "report": "Write one page about a run: settings, data, curves, samples, faults, cost.",
     "audit": "Prove from files which tokens a run was trained on, or name the first wrong step.",
+    "replay": "Compute a step of a run again: does its loss follow from its data?",
     "stop": "Stop a run on all its nodes: with a checkpoint, or --now.",
     "eval": "Compute a model's validation loss, perplexity and bits per byte.",
     "generate": "Complete a text with a trained or exported model.",

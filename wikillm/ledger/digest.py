@@ -54,6 +54,7 @@ def row_hashes(
     return found.view(np.uint64)
 
 
+@lru_cache(maxsize=4096)
 def row_keys(first_row: int, rows: int) -> Hashes:
     """The keys of the rows [first_row, first_row + rows) of a global batch."""
     return _keys(_ROWS + first_row, rows)

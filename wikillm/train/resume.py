@@ -8,7 +8,7 @@ stage; each change is logged (see resume_keys).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +71,23 @@ _LAYOUT = ("zero_stage", "world_size")
 """Facts that only checkpoints of format 1 depend on: later ones hold global tensors."""
 
 
+@dataclass(slots=True)
+class Replay:
+    """Train up to `last_step` only; `forwards` gets two losses of `step` over the same weights."""
+
+    step: int
+    last_step: int
+    forwards: list[float] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class ResumeOptions:
-    """The command line's `--resume`, `--allow-change` and `--trust-checkpoint`."""
+    """The command line's `--resume`, `--allow-change` and `--trust-checkpoint`, or a replay."""
 
     resume: str
     allow_change: bool
     trust_checkpoint: bool
+    replay: Replay | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from wikillm.train.context import PlannedRun, RunContext
 from wikillm.train.engine import check_engine, start_engine
 from wikillm.train.exit import Ending, ending, record_exit
 from wikillm.train.planned_run import open_run, plan_on, plan_run
-from wikillm.train.resume import ResumeOptions, ResumePoint, agree_on_resume_point
+from wikillm.train.resume import Replay, ResumeOptions, ResumePoint, agree_on_resume_point
 from wikillm.train.rewind import Rewind, collect
 from wikillm.train.run_dir import refuse_before_supervision
 from wikillm.train.start_checks import check_shared_folder, check_world, limit_threads
@@ -51,6 +51,7 @@ def pretrain(
     resume: str = "never",
     allow_change: bool = False,
     trust_checkpoint: bool = False,
+    replay: Replay | None = None,
     signals: StopSignals | None = None,
     supervisor: Supervisor | None = None,
 ) -> None:
@@ -60,12 +61,13 @@ def pretrain(
         resume: "never", "auto" or the path of a checkpoint.
         allow_change: accept another horizon or batch than the checkpoint's.
         trust_checkpoint: run the code that a checkpoint's pickles may hold.
+        replay: end after its last step.
         signals, supervisor: if the caller has already started them.
 
     Raises:
         WikiLLMError: refused or failed; RUN/exit.json has the same `exit_code`.
     """
-    options = ResumeOptions(resume, allow_change, trust_checkpoint)
+    options = ResumeOptions(resume, allow_change, trust_checkpoint, replay)
     world = World.from_env()
     with ExitStack() as stack:
         if signals is None:

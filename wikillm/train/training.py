@@ -20,6 +20,7 @@ from wikillm.train.callbacks.ema import EmaCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.heartbeat import HeartbeatCallback
 from wikillm.train.callbacks.ledger import LedgerCallback
+from wikillm.train.callbacks.replay import ReplayCallback
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.callbacks.room import RoomCallback
 from wikillm.train.callbacks.samples import SampleCallback
@@ -36,6 +37,7 @@ from wikillm.train.exit import Ending
 from wikillm.train.plan_vs_measured import record_outcome
 from wikillm.train.restore import is_portable
 from wikillm.train.resume import (
+    Replay,
     ResumeOptions,
     ResumePoint,
     check_same_run,
@@ -75,7 +77,7 @@ def train(
     trainer.run_state = lambda step: checkpoint_state(
         trainer, step, report.meter.train_seconds, saver.longest_seconds
     )
-    for callback in _callbacks(trainer, report, stop, garbage):
+    for callback in _callbacks(trainer, report, stop, garbage, options.replay):
         trainer.add_callback(callback)
     end.step = lambda: int(trainer.state.global_step)
     context.heartbeat.enter("setup")
@@ -180,7 +182,11 @@ def _next_sequence(context: RunContext) -> int:
 
 
 def _callbacks(
-    trainer: WikiTrainer, report: ReportCallback, stop: StopCallback, garbage: GarbageCallback
+    trainer: WikiTrainer,
+    report: ReportCallback,
+    stop: StopCallback,
+    garbage: GarbageCallback,
+    replay: Replay | None,
 ) -> Iterator[TrainerCallback]:
     """The callbacks in the order in which they act on a step."""
     context = trainer.context
@@ -214,4 +220,6 @@ def _callbacks(
     yield SampleCallback(trainer, report)
     yield garbage
     yield StopAfterPhase(stop)
+    if replay is not None:
+        yield ReplayCallback(trainer, replay)
     yield HeartbeatCallback(context.heartbeat)

@@ -1,0 +1,72 @@
+"""`wikillm replay RUN --step N`: compute a step again, and say whether its data explains it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wikillm.cli.arguments import add_json, positive
+
+if TYPE_CHECKING:
+    from wikillm.train.replay import Replayed
+
+HELP = "Compute a step of a run again: does its loss follow from its data?"
+
+EPILOG = """
+Trains from the last checkpoint before the step, in a folder that is removed afterwards; the run
+directory is only read. A run of several ranks is compared bit by bit when a launcher starts as
+many:
+  wikillm replay runs/wiki --step 1342
+  torchrun --nproc_per_node 8 -m wikillm replay runs/wiki --step 1342
+Exit codes: 0 the step follows from its data, 3 hardware or nondeterminism, 4 other tokens.
+"""
+_SHOWN = 8  # documents
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run directory")
+    parser.add_argument("--step", type=positive, required=True, metavar="N", help="counted from 1")
+    work = "a new folder to train in; of several nodes, one that all share"
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help=work)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import json
+    from dataclasses import asdict
+
+    from wikillm.core.errors import ExitCode
+    from wikillm.core.world import adopt_open_mpi
+    from wikillm.train.replay import replay_step
+
+    adopt_open_mpi()
+    found = replay_step(args.run, args.step, args.work)
+    if found is None:
+        return int(ExitCode.DONE)
+    if args.json:
+        print(json.dumps({"verdict": found.verdict, **asdict(found)}, ensure_ascii=False))
+    else:
+        print("\n".join(_text(found)))
+    codes = {"data": ExitCode.DONE, "tokens": ExitCode.DATA}
+    return int(codes.get(found.verdict, ExitCode.MACHINE))
+
+
+def _text(found: Replayed) -> list[str]:
+    line = found.line
+    step, loss = found.logged
+    lines = [
+        f"step       {line.step:,}, samples {line.first:,} to {line.stop - 1:,}, "
+        f"computed from {found.checkpoint or 'the first step on'}",
+        f"loss       at step {step:,} logged {loss!r}, now {found.again!r}"
+        f"{'' if found.is_exact else ' (another number of ranks)'}",
+        f"forward    twice over the same weights: {found.forwards[0]!r}, {found.forwards[1]!r}",
+        f"tokens     {'those' if found.same_tokens else 'NOT those'} of the ledger",
+        f"verdict    {found.verdict}",
+    ]
+    for document in found.documents[:_SHOWN]:
+        lines.append(f"           {document.source}: byte {document.offset:,}")
+    if len(found.documents) > _SHOWN:
+        lines.append(f"           and {len(found.documents) - _SHOWN:,} more documents")
+    return lines

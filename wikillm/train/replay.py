@@ -1,0 +1,144 @@
+"""Computes steps of a run again, from the checkpoint before them, in a directory of its own.
+
+It answers whether a step, one with a strange loss for instance, follows from its data. The run
+directory is only read. The settings are those of the run's last start; the losses are bit-identical
+on the same number of ranks and the same software, and otherwise equal within 1e-3.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wikillm.checkpoints.layout import step_of
+from wikillm.checkpoints.lineage import arrange
+from wikillm.checkpoints.manifest import verify
+from wikillm.config.load import load
+from wikillm.core.errors import CheckpointError
+from wikillm.core.log import say
+from wikillm.core.world import World
+from wikillm.data.fetch.remote import scheme_of
+from wikillm.data.inspect.batch import documents_of
+from wikillm.data.inspect.stats import SourcePosition
+from wikillm.ledger.corpus import corpus_of_run
+from wikillm.ledger.record import NAME, History, StepLine, read_ledger
+from wikillm.train.resume import Replay
+from wikillm.train.run import pretrain
+
+CLOSE = 1e-3
+"""Relative difference of losses on another number of ranks (L2 in docs/guarantees.md)."""
+_QUIET = (
+    "observe.swanlab.mode=disabled observe.sample_prompts=[] train.save_steps=1000000000 "
+    "train.keep_every_steps=null train.keep_best=0 train.eval_steps=null train.max_hours=null "
+    "train.spikes=off train.self_check=off"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What came of computing a step again.
+
+    Attributes:
+        checkpoint: the steps after it were computed; None for all steps from the first.
+        logged: the first logged loss from the step on, with its step.
+        again: the same loss, computed now.
+        forwards: the loss of the step, from two forward passes over the same weights (rank 0).
+        same_tokens: every computed step was given the tokens that the ledger has.
+        is_exact: as many ranks as then, so losses must be equal bit by bit.
+        documents: what the step's samples are made of.
+    """
+
+    line: StepLine
+    checkpoint: str | None
+    logged: tuple[int, float]
+    again: float
+    forwards: tuple[float, float]
+    same_tokens: bool
+    is_exact: bool
+    documents: Sequence[SourcePosition]
+
+    @property
+    def verdict(self) -> str:
+        """`tokens`, `data` or `hardware or nondeterminism`."""
+        if not self.same_tokens:
+            return "tokens"
+        close = 0.0 if self.is_exact else CLOSE
+        differ = abs(self.again - self.logged[1]) > close * abs(self.logged[1])
+        if differ or self.forwards[0] != self.forwards[1]:
+            return "hardware or nondeterminism"
+        return "data"
+
+
+def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | None:
+    """Compute step `step` (from 1) of a run again. (all ranks; None on others than rank 0)
+
+    Args:
+        work: a new folder for it, which is removed at the end; one that all nodes share.
+
+    Raises CheckpointError when the ledger does not have the step, or no loss was logged since.
+    """
+    history = History.of(read_ledger(run / NAME))
+    line = next((each for each in history.steps if each.step == step), None)
+    logged = next((e for e in history.steps if e.step >= step and e.loss is not None), None)
+    if line is None or logged is None or logged.loss is None:
+        raise CheckpointError(
+            f"The ledger of {run} has no step {step:,}, or no loss that was logged since.",
+            fix=f"a step up to {history.steps[-1].step:,}" if history.steps else None,
+        )
+    # The logged loss is a mean since the log before it, or since the start of its segment.
+    begins = [each.step for each in history.segments if each.step < step]
+    before = [each.step for each in history.steps if each.step < step and each.loss is not None]
+    checkpoint = _checkpoint_before(run, max([0, *before, *begins]))
+    replay = Replay(step, logged.step)
+    port = os.environ.get("MASTER_PORT", str(os.getpid()))  # the same on all ranks
+    name = f"wikillm-replay-{run.resolve().name}-{step}-{port}"
+    folder = work or Path(tempfile.gettempdir()) / name
+    words = [*_QUIET.split(), f"run.dir={folder}", *_data_words(run)]
+    resolved = load(str(run / "config.resolved.yaml"), words)
+    world = World.from_env()
+    say(f"replay     step {step:,} from {checkpoint or 'the first step'}, in {folder}")
+    try:
+        pretrain(resolved, resume=str(checkpoint or "never"), replay=replay)
+        if not world.is_main:
+            return None
+        found = History.of(read_ledger(folder / NAME))
+    finally:
+        if world.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+    digests = {each.step: each.digest for each in history.steps}
+    facts = history.segments[-1].order
+    corpus = corpus_of_run(run, facts)
+    order = corpus.order(facts["sequence_length"], facts["seed"])
+    then = [each for each in history.segments if each.step < step][-1]
+    return Replayed(
+        line=line,
+        checkpoint=checkpoint.name if checkpoint else None,
+        logged=(logged.step, logged.loss),
+        again=found.steps[-1].loss or float("nan"),
+        forwards=(replay.forwards[0], replay.forwards[1]),
+        same_tokens=all(digests[each.step] == each.digest for each in found.steps),
+        is_exact=world.size == then.world,
+        documents=documents_of(corpus, order, range(line.first, line.stop)),
+    )
+
+
+def _checkpoint_before(run: Path, step: int) -> Path | None:
+    """The newest sound checkpoint of the current branch after at most `step` steps."""
+    for path in arrange(run / "checkpoints").branch:
+        if (step_of(path) or 0) <= step:
+            verify(path)
+            return path
+    return None
+
+
+def _data_words(run: Path) -> list[str]:
+    """Read the store that the run has read, and build none."""
+    data = load(str(run / "config.resolved.yaml")).config.data
+    if data.mixture or scheme_of(data.store or ""):
+        return []
+    store = corpus_of_run(run, History.of(read_ledger(run / NAME)).segments[-1].order).dir
+    return ["data.path=null", "data.preset=null", f"data.store={store}"]
