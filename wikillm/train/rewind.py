@@ -33,8 +33,22 @@ class Rewind(Exception):
 def release(trainer: WikiTrainer) -> None:
     """Free the engine and its hooks, and let accelerate begin a second one. (all ranks)"""
     trainer.accelerator.free_memory()
+    if trainer.context.engine.zero_stage == 3:
+        _forget_modules()
     # accelerate refuses a second Accelerator beside the configuration of the first.
     AcceleratorState._reset_state()
+
+
+def _forget_modules() -> None:
+    """Two records of DeepSpeed's ZeRO-3 outlive its engine, and keep all of the model in memory."""
+    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    coordinator = partitioned_param_coordinator.PartitionedParameterCoordinator
+    for method in vars(coordinator).values():
+        for cell in getattr(method, "__closure__", None) or ():
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()
 
 
 def collect() -> None:
