@@ -148,8 +148,10 @@ def full_disk(bench: Bench) -> None:
         bench.note(f"a disk of {room} KiB")
         if bench.is_ours and not (ended[0].code == 0 or bench.refused(ended, 3, ["room"])):
             return
-        if ended[0].code == 0:
-            bench.note("it had room enough")
+        bench.note(f"exit code {ended[0].code}")
+        if ended[0].code == 0 and not (bench.run.checkpoints / f"checkpoint-{STEPS}").exists():
+            bench.problem("exit code 0 without the last checkpoint")
+        bench.most_redone = STEPS  # saves without room are left out, and training goes on
         bench.check_published()
         _mount("-o", "remount,size=64m", str(place))
         bench.finish()
