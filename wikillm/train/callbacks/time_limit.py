@@ -75,7 +75,8 @@ class TimeLimitCallback(TrainerCallback):
         limit = 3600 * self.hours
         save = MARGIN * (max(self._earlier, self._saver.longest_seconds) or self._estimate)
         step = MARGIN * max(self._steps) * self._next
-        saves = 2 if self._is_due or self._saver.is_writing else 1
+        # A save that is due waits for the one under way.
+        saves = 1 + self._is_due + self._saver.is_writing
         needed = save * saves + step + min(60.0, 0.05 * limit)
         return f"train.max_hours={self.hours:g}" if self._elapsed() + needed >= limit else None
 
