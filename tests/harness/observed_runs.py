@@ -9,16 +9,16 @@ from harness.programs import train
 
 def train_noting_reductions(words: list[str], options: dict[str, Any]) -> dict[str, Any]:
     """Run `train` without DeepSpeed. Note for each micro-step whether ranks exchange gradients."""
-    from wikillm.train.trainer import WikiTrainer
+    from transformers import Trainer
 
     noted: list[bool] = []
-    micro_step = WikiTrainer._micro_step
+    micro_step = Trainer.training_step
 
     def noting(self: Any, model: Any, batch: Any, targets: Any) -> Any:
         noted.append(model.require_backward_grad_sync)
         return micro_step(self, model, batch, targets)
 
-    WikiTrainer._micro_step = noting  # type: ignore[method-assign]
+    Trainer.training_step = noting  # type: ignore[method-assign]
     return train(words, **options) | {"reductions": noted}
 
 

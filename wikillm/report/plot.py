@@ -41,6 +41,7 @@ COLOUR_RULES = "".join(
 )
 _LEFT = 9.0  # per cent
 _WIDTH = 89.0
+_LONGEST_TICK = 6  # characters left of the axis, on a page of 400 pixels
 _TOP = 10  # pixels
 _HEIGHT = 180
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -238,7 +239,10 @@ def _tick(value: float, every: Sequence[float]) -> str:
     largest = max(abs(every[0]), abs(every[-1]))
     if largest >= 10_000:
         return format_count(value) if value else "0"
-    if largest < 1e-3:
-        return f"{value:.1e}" if value else "0"
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{value:.{digits + (round(step * 10**digits, 6) % 1 != 0)}f}"
+    digits += round(step * 10**digits, 6) % 1 != 0
+    short = [f"{each:.1e}" for each in every]
+    if len(f"{largest:.{digits}f}") > _LONGEST_TICK and len(set(short)) == len(short):
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa}e{int(exponent)}" if value else "0"
+    return f"{value:.{digits}f}"

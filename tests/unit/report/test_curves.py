@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wikillm.report.curves import evaluations, smooth, spikes, thin, tokens_at
-from wikillm.report.plot import Curve, Plot, svg, svg_file, ticks
+from wikillm.report.plot import Curve, Plot, _tick, svg, svg_file, ticks
 from wikillm.report.run_files import RunFiles, read_run
 
 values = st.one_of(st.none(), st.floats(-1e6, 1e6))
@@ -73,6 +73,20 @@ def test_thinning_keeps_the_extremes_and_the_order(found: list[float | None], mo
 def test_a_constant_is_its_own_mean(value: float, count: int) -> None:
     for _, mean in smooth([(float(i), value) for i in range(count)]):
         assert mean is not None and abs(mean - value) <= 1e-9 * max(1.0, abs(value))
+
+
+def test_the_marks_of_an_axis_fit_beside_it() -> None:
+    """Small values are written short, where that tells them apart."""
+    shown = [
+        [_tick(value, found) for value in found]
+        for found in (ticks(0, 0.0016), ticks(0, 6.9), ticks(0, 3e-8), ticks(1, 1.00002))
+    ]
+    assert shown == [
+        ["0", "5.0e-4", "1.0e-3", "1.5e-3", "2.0e-3"],
+        ["0", "2", "4", "6", "8"],
+        ["0", "1.0e-8", "2.0e-8", "3.0e-8"],
+        ["1.000000", "1.000005", "1.000010", "1.000015", "1.000020"],
+    ]
 
 
 @given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
