@@ -79,10 +79,10 @@ def test_the_marks_of_an_axis_fit_beside_it() -> None:
     """Small values are written short, where that tells them apart."""
     shown = [
         [_tick(value, found) for value in found]
-        for found in (ticks(0, 0.0016), ticks(0, 6.9), ticks(0, 3e-8), ticks(1, 1.00002))
+        for found in (ticks(0, 0.00016), ticks(0, 6.9), ticks(0, 3e-8), ticks(1, 1.00002))
     ]
     assert shown == [
-        ["0", "5.0e-4", "1.0e-3", "1.5e-3", "2.0e-3"],
+        ["0", "5.0e-5", "1.0e-4", "1.5e-4", "2.0e-4"],
         ["0", "2", "4", "6", "8"],
         ["0", "1.0e-8", "2.0e-8", "3.0e-8"],
         ["1.000000", "1.000005", "1.000010", "1.000015", "1.000020"],
