@@ -36,7 +36,7 @@ from benchmarks.record import circumstances  # noqa: E402
 
 CONTENDERS = ("wikillm", "wikillm-waiting", "stock")
 RANKS = 2
-STEPS_PER_SAVE = 6
+STEPS_PER_SAVE = 3
 
 
 def words_of(args: argparse.Namespace, folder: Path) -> list[str]:
@@ -50,7 +50,8 @@ def words_of(args: argparse.Namespace, folder: Path) -> list[str]:
         f"data.path={corpus}", f"data.store={folder.parent / 'store'}", "data.tokenizer=train:600",
         "data.min_val_tokens=500", "data.workers=1",
         "train.sequence_length=64", "train.per_device_train_batch_size=1",
-        f"train.global_batch_tokens={64 * RANKS}", "train.warmup_steps=1", "train.eval_steps=null",
+        f"train.global_batch_tokens={64 * RANKS}", "train.warmup_steps=1",
+        "train.eval_steps=null", "train.max_eval_tokens=128",
         f"train.max_steps={args.saves * STEPS_PER_SAVE}", f"train.save_steps={STEPS_PER_SAVE}",
         "train.save_total_limit=1", "train.logging_steps=1", "train.weight_check_steps=0",
         f"run.dir={folder}", "observe.swanlab.mode=disabled", "observe.sample_prompts=[]",
