@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import random
@@ -31,6 +32,7 @@ from faults import changes, damage, interpose, kills, stops  # noqa: E402
 from faults.lab import Lab, Setup  # noqa: E402
 from faults.table import table  # noqa: E402
 from faults.trials import Fault, Trial, run_trial  # noqa: E402
+from wikillm.train.cpu_ops import sweep_shared_memory  # noqa: E402
 
 SETUPS = (
     Setup(world=1),
@@ -127,6 +129,8 @@ def run_campaign(
             continue
         for do, setup, number in planned(lab, fault, setups, trials, seed):
             trial = run_trial(lab, fault, do, setup, number)
+            # Stock ranks leave 66 MiB each in /dev/shm: some hundred trials would fill it.
+            sweep_shared_memory()
             print(f"{'PROBLEM' if trial.problems else 'ok':8}{trial}", flush=True)
             yield trial
 
@@ -153,6 +157,7 @@ def main() -> int:
         parser.error(f"no such faults: {', '.join(unknown)}; of {', '.join(FAULTS)}")
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.getLogger("wikillm").setLevel(logging.ERROR)  # the sweep warns of each buffer
     folder = Path(tempfile.mkdtemp(prefix="wikillm-faults-"))
     # Both must be there before the fork server starts.
     if {"calls", "power"} & set(faults):
@@ -172,6 +177,9 @@ def main() -> int:
             content["facts"] = facts(options.trials, options.seed, time.time() - began)
             # After each trial: a campaign of hours may be ended early.
             options.to.write_text(json.dumps(content, indent=1) + "\n")
+    if options.stock:
+        time.sleep(6)  # younger buffers stay: those of the last trials
+        sweep_shared_memory()
     print(table(content))
     failed = [trial for trial in done if trial.problems and not trial.setup.startswith("hf")]
     print(f"{len(done)} trials, {len(failed)} WikiLLM trials with problems; {options.to}")
