@@ -1,4 +1,4 @@
-"""Writing and reading a sharded training state: our files, and torch.distributed.checkpoint.
+"""Writing and reading a sharded training state: WikiLLM's files, and torch.distributed.checkpoint.
 
     python benchmarks/checkpoint_formats.py --parameters 123 --repeats 5
 
@@ -7,7 +7,7 @@ whose border cuts a tensor. Each way writes them to the disk, and one rank reads
 
     ours           whole tensors in safetensors, each rank its ranges; digests, fsync
     dcp            torch.distributed.checkpoint, FileSystemWriter: metadata is a pickle
-    dcp-hf         its HuggingFaceStorageWriter, every rank a file of its own
+    dcp-hf         its HuggingFaceStorageWriter, one file per rank
 
 Both of torch's need each range as a shard of a one-dimensional tensor, so their files do not open
 as the model's weights; neither keeps digests.

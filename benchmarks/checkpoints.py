@@ -2,8 +2,8 @@
 
     python benchmarks/checkpoints.py --visits 2 --out checkpoints.json
 
-Two gloo ranks train the same model at ZeRO-1 and save every few steps, each contender in processes
-of its own, in turns:
+Two gloo ranks train the same model at ZeRO-1 and save every few steps. The contenders run one
+after the other, each in new processes:
 
     wikillm           training waits for the copy to memory, writing runs beside it
     wikillm-waiting   the same checkpoint, but training waits until it is published

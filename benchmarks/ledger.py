@@ -1,9 +1,9 @@
 """What the ledger costs a training step, and what `data.verify=first_use` costs a rank.
 
 One run trains; every other step keeps no ledger, so both kinds meet the same load. The steps are
-compared in pairs of neighbors, by CPU seconds. Beside it stands the share of the steps that is
-spent inside the ledger's calls. Digests are summed over the ranks and written when a loss is
-logged; `--logging-steps 1` is the dearest setting. Then 16 shards are read to the end with and
+compared in pairs of neighbors, by CPU seconds. The share of a step that is spent inside the
+ledger's calls is printed too. Digests are summed over the ranks and written when a loss is
+logged; `--logging-steps 1` costs most. Then 16 shards are read to the end with and
 without `data.verify`, and audited.
 
     python benchmarks/ledger.py                             # one rank

@@ -105,13 +105,13 @@ def suspend(bench: Bench) -> None:
 
 
 def suspend_for_ever(bench: Bench) -> None:
-    """F14: one rank stands still for ever: the run ends, the rank is named, and it resumes."""
+    """F14: one rank stalls: the run ends, the rank is named, and the run resumes."""
     rank = bench.rng.randrange(bench.setup.world)
     step = bench.rng.randrange(1, STEPS)
     fault = {"rank": rank, "step": step, "suspend": True}
     job = bench.run.start(fault, words=("train.stall_seconds=2",))
     job.end()
-    bench.note(f"rank {rank} stopped for ever in step {step + 1}")
+    bench.note(f"rank {rank} suspended in step {step + 1}")
     exit_file = bench.run.folder / "exit.json"
     said = exit_file.read_text() if exit_file.exists() else ""
     if f"rank {rank}" not in said:

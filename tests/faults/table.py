@@ -25,7 +25,7 @@ TITLES = {
     "twice": "the same signal twice in a step that does not end",
     "nan": "NaN in loss, gradient, weight or optimizer state",
     "pause": "one rank suspended for 0.5 to 4 s",
-    "stall": "one rank suspended for ever",
+    "stall": "one rank suspended and never resumed",
     "ranks": "2, 1, 2 and 4 ranks in turn",
     "stages": "ZeRO 1, 2, 3, none in turn",
     "loaders": "another number of loader workers",

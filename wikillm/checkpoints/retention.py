@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, every so many steps for ever, and the best by held-out loss.
+"""Which checkpoints stay: the newest, one every so many steps, and the best by held-out loss.
 
 One is removed by a rename, so a crash never leaves half of one in the list.
 """
@@ -25,7 +25,7 @@ class Keep:
 
     Attributes:
         newest: so many that were written last; train.save_total_limit.
-        every: also those of multiples of so many steps, for ever; None for none.
+        every: also those of multiples of so many steps, permanently; None for none.
         best: also so many with the lowest held-out loss of their own step.
     """
 

@@ -115,7 +115,7 @@ class TrainSection(Section):
     save_total_limit: int = Field(default=3, ge=1, le=2**31)
     """Number of complete checkpoints to keep, the newest."""
     keep_every_steps: int | None = Field(default=None, ge=1)
-    """Keep also the checkpoints of multiples of this many steps, for ever."""
+    """Keep also the checkpoints of multiples of this many steps, permanently."""
     keep_best: int = Field(default=0, ge=0, le=2**31)
     """Keep also this many checkpoints with the lowest held-out loss of their step."""
     dataloader_num_workers: int = Field(default=0, ge=0, le=1024)

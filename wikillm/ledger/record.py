@@ -7,8 +7,8 @@
 A segment is what one process start trained, from the step and the samples of its checkpoint on. Its
 lines replace those of earlier segments beyond that step, which stay in the file. `first` and `stop`
 are sample indices, `digest` is that of `ledger.digest`, `loss` the mean since the last logged one.
-Each line ends with the CRC-32 of what stands before it. What a kill left of the last line is cut
-off at the next start.
+Each line ends with the CRC-32 of the text before it. A last line that a kill cut short is removed
+at the next start.
 """
 
 from __future__ import annotations

@@ -48,5 +48,5 @@ def checkpoint_bytes(
 
 def checkpoints_at_most(train: TrainSection, max_steps: int) -> int:
     """How many checkpoints lie on the disk at a time, the one being written included."""
-    forever = max_steps // train.keep_every_steps if train.keep_every_steps else 0
-    return train.save_total_limit + 1 + train.keep_best + forever
+    permanent = max_steps // train.keep_every_steps if train.keep_every_steps else 0
+    return train.save_total_limit + 1 + train.keep_best + permanent

@@ -43,7 +43,7 @@ class RecordedSetting:
 class LoggedWarning:
     """A warning or error of the rank logs; equal messages of several ranks are one."""
 
-    first: str  # the time, as it stands in the log
+    first: str  # the time, as written in the log
     last: str
     level: str
     message: str

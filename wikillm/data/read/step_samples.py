@@ -74,7 +74,7 @@ class StepSamples:
         return range(first, first + self._batches.sequences_at(step))
 
     def position(self, steps: int) -> int:
-        """Where the order stands after `steps` steps in all: the end of the last one's samples."""
+        """The position in the order after `steps` steps: the end of the samples of the last one."""
         if steps <= self._steps[0]:
             return self._positions[0]
         return self.of(steps - 1).stop
