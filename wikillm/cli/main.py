@@ -44,6 +44,7 @@ _ABOUT = {
     "prepare": "Build the token store: documents, tokenizer, tokens.",
     "data": "Inspect a token store: stats, show N, verify, export, import, tokenizer.",
     "plan": "Plan a run on given GPUs: recipe, memory, time, cost. Estimates, without torch.",
+    "ladder": "Train small models by the laws of model.depth and predict the loss of a large one.",
     "train": "Train a model, or resume a stopped run.",
     "launch": "Show or start a run here, on many nodes, with Slurm, Kubernetes, SkyPilot, SwanLab.",
     "doctor": "Check this machine, or all nodes of a hostfile, against what a run needs.",
@@ -60,7 +61,7 @@ _ABOUT = {
     "completion": "Print a completion script for bash or zsh.",
     "demo": "Go from a Wikipedia dump to a trained, exported model, in minutes.",
 }
-_TAKES_CONFIG = {"prepare", "plan", "train", "launch", "doctor", "eval", "config"}
+_TAKES_CONFIG = {"prepare", "plan", "ladder", "train", "launch", "doctor", "eval", "config"}
 COMMANDS = {
     name: Command(f"wikillm.cli.{name}", about, name in _TAKES_CONFIG)
     for name, about in _ABOUT.items()

@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_run_config_arguments(parser)
     group = parser.add_argument_group("the machine")
     gpu = (
-        "kind of GPU: h100 (default), a100, 4090, ...; cpu: this one; any name with --gpu-memory "
+        "kind of GPU: h100 (default), a100, 8x4090, ...; cpu: this one; any name with --gpu-memory "
         "and --tflops"
     )
     group.add_argument("--gpu", default="h100", metavar="NAME", help=gpu)
@@ -50,6 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--mfu", type=float, help=mfu)
     group.add_argument("--price", type=float, help="price of a GPU hour, in your currency")
     parser.add_argument("--tokens", metavar="N", help="training tokens in the corpus, such as 1.2B")
+    hours = "propose the size, or with --size the tokens, that fit into so many hours"
+    parser.add_argument("--hours", type=float, metavar="N", help=hours)
     every = "every model preset on 1, 8, 64 and 512 GPUs"
     parser.add_argument("--all", action="store_true", help=every)
     add_json(parser)
@@ -70,7 +72,14 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.cli.run_config import resolve_run_config
     from wikillm.plan.report import lines
 
-    plan = plan_run(resolve_run_config(args), _machine(args, args.nodes, args.gpus_per_node), args)
+    machine = _machine(args, args.nodes, args.gpus_per_node)
+    if args.hours is None:
+        plan = plan_run(resolve_run_config(args), machine, args)
+    else:
+        from wikillm.cli.plan_budget import within_hours
+
+        words, plan = within_hours(args, machine, plan_run)
+        plan["arguments"] = [*words, *plan["arguments"]]
     print(json.dumps(plan, indent=2) if args.json else "\n".join(lines(plan)))
     return 0
 
@@ -232,7 +241,14 @@ def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machin
 def _check(args: argparse.Namespace) -> None:
     from wikillm.core.errors import ConfigError, Problems
 
+    # 8x4090: eight of them in a node.
+    count, times, name = args.gpu.partition("x")
+    if times and count.isdecimal() and name:
+        args.gpus_per_node = int(count)
+        args.gpu = name
     problems = Problems(ConfigError)
+    if args.hours is not None and not 0 < args.hours < float("inf"):
+        problems.add("--hours must be above 0.", got=str(args.hours), fix="--hours 8")
     for name, most in (("nodes", 100_000), ("gpus_per_node", 1024)):
         value = getattr(args, name)
         flag = f"--{name.replace('_', '-')}"

@@ -20,7 +20,8 @@ from wikillm.core.errors import ConfigError, Problems
 HORIZON = ("train.max_tokens", "train.max_steps", "train.num_train_epochs")
 BATCH = ("train.global_batch_tokens", "train.gradient_accumulation_steps")
 TEXT = ("data.path", "data.mixture")
-GROUPS = (HORIZON, BATCH, TEXT)
+DIAL = ("model.depth", "model.size")
+GROUPS = (HORIZON, BATCH, TEXT, DIAL)
 """Keys that exclude each other: one from a higher layer replaces one from a lower layer."""
 
 NEEDS: tuple[tuple[str, str, Callable[[TrainSection], bool], str], ...] = (

@@ -1,6 +1,7 @@
 """Presets, file and command line -> one validated `RunConfig`, and the origin of every value.
 
-    defaults < model and data preset < run preset (< shape of model.init_from) < file < command line
+    defaults < model and data preset < run preset < laws of model.depth, or shape of model.init_from
+             < file < command line
 
 `--config` names a run preset or a YAML file; a file may name a run preset as its base (`preset:
 NAME`). All problems are collected and raised as one ConfigError, each with its place. Of the keys
@@ -16,6 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from wikillm.config.checks import GROUPS, check, check_init_from
+from wikillm.config.dial import dial_settings
 from wikillm.config.flags import parse_arguments
 from wikillm.config.init_from import shape_settings
 from wikillm.config.keys import REMOVED, WAS_REMOVED, all_keys, nested, section_names
@@ -58,10 +60,11 @@ def load(
     chosen = [*run, *file, *typed]
     named = [_named_preset("models", "model.preset", chosen, problems)]
     named.append(_named_preset("data", "data.preset", chosen, problems))
+    laws = dial_settings(chosen, problems)
     shape = _shape(chosen, problems)
     # Lowest layer first. Rules across keys are checked only if every file could be read: a missing
     # base would make them report keys that it sets.
-    merged = merge([*named, run, shape, file, typed], GROUPS, problems)
+    merged = merge([*named, run, laws, shape, file, typed], GROUPS, problems)
     resolved = _validate(merged, problems)
     if resolved is not None and is_read:
         check(resolved.config, resolved.origins, problems)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from wikillm.config.schema_data import DataSection, Format, Mixture, MixtureSource
 from wikillm.config.schema_train import TrainSection
-from wikillm.config.schema_types import Checkpointing, Packing, Paths, Section
+from wikillm.config.schema_types import Checkpointing, Count, Packing, Paths, Section
 
 __all__ = [
     "Checkpointing",
@@ -44,6 +44,10 @@ class RunSection(Section):
 class ModelSection(Section):
     preset: str = "120m"
     """A model preset (`wikillm presets`)."""
+    depth: int | None = Field(default=None, ge=1, le=128)
+    """Layers of a model whose shape, batch, horizon and rates follow from them by laws."""
+    size: Count | None = None
+    """Parameters, such as 300m: takes the nearest model.depth."""
     architecture: Literal["qwen2", "qwen3", "llama"] = "qwen2"
     """qwen2 (biases on q, k, v), qwen3 (RMSNorm on q and k) or llama (neither)."""
     hidden_size: int = Field(default=512, ge=1, le=2**20)
@@ -75,6 +79,12 @@ class ModelSection(Section):
     """Folder of a Hugging Face model to continue from; its config replaces the preset's shape."""
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel, in Hugging Face's name; the last trains only on a GPU."""
+
+    @property
+    def label(self) -> str:
+        """What messages call the shape: the preset, or the depth that set it."""
+        by_laws = self.depth is not None or self.size is not None
+        return f"depth {self.num_hidden_layers}" if by_laws else self.preset
 
 
 class SwanLabSection(Section):

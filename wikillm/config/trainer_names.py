@@ -25,6 +25,8 @@ ALIASES: dict[str, str] = {
     "preprocessing_num_workers": "data.workers",
     "model_name_or_path": "model.init_from",
     "attn_implementation": "model.attn_implementation",
+    "depth": "model.depth",
+    "size": "model.size",
     "block_size": "train.sequence_length",
     "max_length": "train.sequence_length",
     "max_seq_length": "train.sequence_length",

@@ -135,7 +135,7 @@ def _nothing_fits(
     parts = sorted(least.memory.parts().items(), key=lambda part: -part[1])[:3]
     largest = ", ".join(f"{name} {format_size(size)}" for name, size in parts)
     return ConfigError(
-        f"{workload.model.preset} does not fit on "
+        f"{workload.model.label} does not fit on "
         f"{machine.nodes} x {machine.gpus_per_node} {machine.gpu.name}.",
         got=f"the least is {strategy.recipe}, {', '.join(way)}: {least.misfit}\n"
         f"largest parts: {largest}",

@@ -68,7 +68,7 @@ def to_json(
     return {
         "basis": ESTIMATE,
         "calibration": calibration,
-        "model": workload.model.preset,
+        "model": workload.model.label,
         "parameters": workload.parameters,
         "vocab_size": workload.vocab_size,
         "flops_per_token": workload.flops_per_token,

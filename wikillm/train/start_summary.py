@@ -19,7 +19,7 @@ def log_start_summary(planned: PlannedRun) -> None:
     engine = planned.engine
     say(f"run        {planned.run.path}")
     say(
-        f"model      {cfg.model.preset}: {format_count(plan.parameters)} parameters "
+        f"model      {cfg.model.label}: {format_count(plan.parameters)} parameters "
         f"({plan.parameters:,}), vocabulary {plan.vocab_size:,}"
     )
     ranks = "1 process" if plan.world_size == 1 else f"{plan.world_size} processes"

@@ -164,7 +164,7 @@ NEIGHBOURS = {
     "--dataset a": "data.path=a",
     "--tokenizer_path t": "data.tokenizer=t",
     "--n_layer 4": "model.num_hidden_layers=4",
-    "--depth 4": "model.num_hidden_layers=4",
+    "--n_layers 4": "model.num_hidden_layers=4",
     "--num_heads 4": "model.num_attention_heads=4",
     "--n_embd 64": "model.hidden_size=64",
     "--use_wandb": "SwanLab is the only tracker",

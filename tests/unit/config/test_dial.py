@@ -1,0 +1,82 @@
+"""`model.depth` and `model.size`: a layer of values that follow from one number."""
+
+from __future__ import annotations
+
+import pytest
+
+from wikillm.config.dial import adamw_rate, batch_tokens, body, depth_of, horizon, shape
+from wikillm.config.load import load
+from wikillm.config.resolved import to_yaml
+from wikillm.config.schema import ModelSection
+from wikillm.core.errors import ConfigError
+from wikillm.plan.params import count_parameters
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5, 7, 12, 16, 21, 32, 48, 64, 96, 128])
+def test_every_depth_is_a_valid_model_and_its_parameters_are_counted(depth: int) -> None:
+    model = load("wiki-zh-120m", [f"model.depth={depth}"]).config.model
+    assert model.num_attention_heads * (model.head_dim or 0) == model.hidden_size == 64 * depth
+    assert model.num_attention_heads % model.num_key_value_heads == 0
+    assert model.num_attention_heads <= 4 * model.num_key_value_heads
+    assert model.intermediate_size % 128 == 0
+    counted = count_parameters(model, 4096)
+    assert counted.matmul - counted.embedding == body(depth)
+
+
+def test_the_laws_at_a_billion_parameters() -> None:
+    tokens = 100_000_000_000
+    assert adamw_rate(1_000_000_000, tokens) == 1.6e-3
+    assert batch_tokens(tokens, 2048) == 512 * 2048  # 1.11M by the law
+    assert horizon(12, 50_000) == 20 * (body(12) + 50_000 * 768)
+
+
+def test_a_size_takes_the_nearest_depth() -> None:
+    for depth in (2, 6, 12, 20, 31, 33, 50):
+        tables = 1 if depth < 32 else 2
+        parameters = body(depth) + tables * 4096 * 64 * depth
+        assert depth_of(parameters, 4096) == depth
+    run = load("demo", ["--size", "5m", "data.tokenizer=train:4096"]).config
+    assert run.model.num_hidden_layers == depth_of(5_000_000, 4096)
+    assert run.model.label == f"depth {run.model.num_hidden_layers}"
+
+
+def test_each_value_can_be_overridden_and_the_rates_follow_the_horizon() -> None:
+    plain = load("demo", ["model.depth=3"])
+    assert plain.origin("train.learning_rate").where == "laws of model.depth=3"
+    assert plain.config.train.num_train_epochs is plain.config.train.max_steps is None
+    longer = load("demo", ["model.depth=3", "train.max_tokens=1B"]).config.train
+    assert longer.max_tokens == 1_000_000_000
+    assert longer.learning_rate == adamw_rate(body(3), 1_000_000_000)
+    own = load("demo", ["model.depth=3", "train.learning_rate=1e-3", "--max_steps", "7"]).config
+    assert (own.train.learning_rate, own.train.max_steps, own.train.max_tokens) == (1e-3, 7, None)
+    adamw = load("demo", ["model.depth=3", "train.optimizer=adamw"]).config.train
+    assert (adamw.optimizer, adamw.max_grad_norm) == ("adamw", 1.0)
+    wide = load("demo", ["model.depth=3", "model.hidden_size=256", "model.head_dim=null",
+                         "model.num_attention_heads=4"])  # fmt: skip
+    assert wide.config.model.hidden_size == 256
+
+
+def test_the_resolved_file_gives_the_same_run(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    first = load("demo", ["model.depth=3", "data.path=a.txt"])
+    file = tmp_path / "config.resolved.yaml"
+    file.write_text(to_yaml(first), encoding="utf-8")
+    assert load(str(file)).config == first.config
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.depth=3", "model.size=5m"], "exclude each other"),
+        (["model.depth=3", "model.preset=0.5b"], "each set the model's shape"),
+        (["model.depth=0"], "greater than or equal to 1"),
+        (["model.depth=deep"], "valid integer"),
+        (["model.size=many"], "model.size"),
+    ],
+)
+def test_contradictions_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load("demo", words)
+
+
+def test_shape_is_complete() -> None:
+    assert set(shape(4)) <= set(ModelSection.model_fields)

@@ -1,0 +1,72 @@
+"""A large run's loss from small ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wikillm.cli.main import main
+from wikillm.core.errors import ConfigError
+from wikillm.plan.ladder import Rung, predict
+
+
+def rungs(losses: dict[float, float]) -> list[Rung]:
+    return [Rung(number, 0, 0, flops, loss) for number, (flops, loss) in enumerate(losses.items())]
+
+
+def law(flops: float) -> float:
+    return float(1.7 + 400 * flops**-0.15)
+
+
+def test_an_exact_law_is_found() -> None:
+    found = predict(rungs({c: law(c) for c in (1e14, 1e15, 1e16, 1e17)}), 1e20, noise=1e-4)
+    assert found.loss == pytest.approx(law(1e20), abs=0.01)
+    assert found.irreducible == pytest.approx(1.7, abs=0.02)
+    assert found.exponent == pytest.approx(0.15, abs=0.005)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(7)
+    costs = (1e14, 5e14, 3e15, 2e16, 1e17)
+    covered = 0
+    for _ in range(60):
+        noisy = {c: law(c) + generator.normal(0, 0.01) for c in costs}
+        found = predict(rungs(noisy), 1e18, noise=0.01)
+        covered += found.low <= law(1e18) <= found.high
+    assert covered >= 54
+
+
+def test_too_few_sizes_and_rising_losses_are_refused() -> None:
+    with pytest.raises(ConfigError, match="three sizes"):
+        predict(rungs({1e14: 5.0, 1e15: 4.0}), 1e18, noise=0.01)
+    with pytest.raises(ConfigError, match="do not fall"):
+        predict(rungs({1e14: 4.0, 1e15: 4.1, 1e16: 4.2}), 1e18, noise=0.01)
+
+
+def test_finished_runs_are_read_and_not_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["data.path=never-read.jsonl", "data.tokenizer=train:4096"]
+    for depth, loss in ((2, 6.0), (3, 5.5), (4, 5.1), (5, 4.8)):
+        folder = tmp_path / f"depth-{depth}"
+        folder.mkdir()
+        (folder / "exit.json").write_text('{"code": 0}')
+        event = {"kind": "eval", "step": 9, "eval_loss": loss, "time": 1.0}
+        (folder / "events.jsonl").write_text(json.dumps(event) + "\n")
+    depths = ["--depths", "2", "3", "4", "5", "--predict", "8", "--tokens-per-parameter", "2"]
+    code = main(["ladder", *depths, "--folder", str(tmp_path), "--json", *words])
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert found["prediction"]["low"] < found["prediction"]["loss"] < 4.8
+    assert found["largest_from_the_others"]["loss"] == pytest.approx(4.8, abs=0.15)
+    smallest = found["runs"][0]
+    # 2 x (layers + embedding): a quarter of the layers' matrices is exact in test_dial.
+    assert smallest["tokens"] == 2 * smallest["parameters"] - 2 * (2 * 2 * 128 + 2 * 256 + 128)
+
+
+def test_a_target_among_the_trained_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ladder", "--depths", "2", "3", "4", "--predict", "3"]) == 2
+    assert "above the depths" in capsys.readouterr().err

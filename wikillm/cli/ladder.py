@@ -1,0 +1,186 @@
+"""`wikillm ladder`: train small models by the laws of `model.depth`, predict a large one's loss."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wikillm.cli.arguments import add_json
+
+if TYPE_CHECKING:
+    from wikillm.config.resolved import Resolved
+    from wikillm.plan.ladder import Prediction, Rung
+
+HELP = "Train small models by the laws of model.depth and predict the loss of a large one."
+EPILOG = """
+Every run is kept in FOLDER/depth-N and continues where it was stopped; finished ones are not
+repeated. The data settings and all others are those of a run:
+  wikillm ladder --depths 2 3 4 5 --predict 12 data.path=zhwiki.jsonl
+  wikillm ladder --depths 6 8 10 --predict 24 --command "deepspeed train.py --deepspeed zero1"
+With four or more runs the largest is also predicted from the others, and the error is shown.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    from wikillm.cli.run_config import add_run_config_arguments
+
+    add_run_config_arguments(parser)
+    parser.epilog = EPILOG
+    depths = "the depths to train (default 2 3 4)"
+    parser.add_argument(
+        "--depths", type=int, nargs="+", default=[2, 3, 4], metavar="N", help=depths
+    )
+    parser.add_argument("--predict", type=int, required=True, metavar="N", help="the large depth")
+    ratio = "tokens per parameter of every run, the large one too. Default: by the laws"
+    parser.add_argument("--tokens-per-parameter", type=float, metavar="R", help=ratio)
+    noise = "standard deviation of a run's loss over seeds, in nats (default 0.01)"
+    parser.add_argument("--noise", type=float, default=0.01, metavar="X", help=noise)
+    command = "how each run is started (default: wikillm train, in this environment)"
+    parser.add_argument("--command", metavar="WORDS", help=command)
+    folder = "where the runs are kept (default runs/ladder)"
+    parser.add_argument("--folder", type=Path, default=Path("runs/ladder"), help=folder)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from wikillm.core.errors import ConfigError
+    from wikillm.plan.ladder import predict
+
+    depths = sorted(set(args.depths))
+    if args.predict <= depths[-1]:
+        raise ConfigError(
+            "--predict must be above the depths that are trained.",
+            got=f"--predict {args.predict}, --depths {' '.join(map(str, depths))}",
+        )
+    # Every size is resolved before the first run, so that a mistake costs nothing.
+    target = _planned(args, args.predict)
+    planned = {depth: _planned(args, depth) for depth in depths}
+    rungs = [_rung(args, depth, *planned[depth]) for depth in depths]
+    target_flops = _facts(*target)["flops"]
+    found = predict(rungs, target_flops, args.noise)
+    check = predict(rungs[:-1], rungs[-1].flops, args.noise) if len(rungs) > 3 else None
+    if args.json:
+        print(json.dumps(_to_json(args.predict, rungs, found, check), indent=2))
+    else:
+        print("\n".join(_lines(args.predict, rungs, found, check)))
+    return 0
+
+
+def _planned(args: argparse.Namespace, depth: int) -> tuple[Resolved, int]:
+    """The run of a depth, and the rows of its embedding."""
+    from wikillm.cli.run_config import resolve_run_config
+    from wikillm.config.dial import horizon
+    from wikillm.plan.workload import describe_workload
+
+    given = list(args.rest)
+    args.rest = [*given, f"model.depth={depth}"]
+    try:
+        rows = describe_workload(resolve_run_config(args), ranks=1).vocab_size
+        if args.tokens_per_parameter is not None:
+            tokens = horizon(depth, rows, args.tokens_per_parameter)
+            args.rest.append(f"train.max_tokens={tokens}")
+        return resolve_run_config(args), rows
+    finally:
+        args.rest = given
+
+
+def _facts(resolved: Resolved, rows: int) -> dict[str, Any]:
+    from wikillm.plan.flops import flops_per_token
+    from wikillm.plan.params import count_parameters
+
+    model = resolved.config.model
+    train = resolved.config.train
+    tokens = train.max_tokens or 0
+    per_token = flops_per_token(model, rows, train.sequence_length)
+    return {
+        "parameters": count_parameters(model, rows).total,
+        "tokens": tokens,
+        "flops": float(per_token) * tokens,
+    }
+
+
+def _rung(args: argparse.Namespace, depth: int, resolved: Resolved, rows: int) -> Rung:
+    """Trains the run of a depth unless it has finished; its last held-out loss."""
+    from wikillm.core.errors import ConfigError, MachineError
+    from wikillm.observe.sinks import read_records
+    from wikillm.plan.ladder import Rung
+
+    folder = args.folder / f"depth-{depth}"
+    tokens = resolved.config.train.max_tokens
+    words = [*_given(args), f"model.depth={depth}", f"train.max_tokens={tokens}"]
+    words += [f"run.dir={folder}", "--resume", "auto"]
+    if not _is_done(folder):
+        command = shlex.split(args.command) if args.command else [sys.executable, "-m", "wikillm"]
+        command = [*command, *([] if args.command else ["train"]), *words]
+        print(shlex.join(command), file=sys.stderr, flush=True)
+        code = subprocess.run(command).returncode
+        if code != 0:
+            raise MachineError(
+                f"The run of depth {depth} ended with {code}.",
+                got=shlex.join(command),
+                fix="see its last lines above; the ladder continues where it stopped",
+            )
+    losses = [e for e in read_records(folder / "events.jsonl") if "eval_loss" in e]
+    if not losses:
+        raise ConfigError(f"{folder} has no held-out loss.", fix=f"remove {folder}, and run again")
+    facts = _facts(resolved, rows)
+    return Rung(
+        depth, facts["parameters"], facts["tokens"], facts["flops"], losses[-1]["eval_loss"]
+    )
+
+
+def _given(args: argparse.Namespace) -> list[str]:
+    config = ["--config", args.config] if args.config else []
+    deepspeed = ["--deepspeed", args.deepspeed] if args.deepspeed and not args.command else []
+    return [*config, *deepspeed, *args.rest]
+
+
+def _is_done(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / "exit.json").read_text(encoding="utf-8"))["code"] == 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _to_json(
+    depth: int, rungs: list[Rung], found: Prediction, check: Prediction | None
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "depth": depth,
+        "prediction": asdict(found),
+        "largest_from_the_others": asdict(check) if check else None,
+        "runs": [asdict(rung) for rung in rungs],
+    }
+
+
+def _lines(depth: int, rungs: list[Rung], found: Prediction, check: Prediction | None) -> list[str]:
+    from wikillm.core.units import format_count
+
+    lines = [f"{'depth':>5}{'parameters':>13}{'tokens':>10}{'FLOPs':>11}{'held-out loss':>15}"]
+    for rung in rungs:
+        lines.append(
+            f"{rung.depth:>5}{rung.parameters:>13,}{format_count(rung.tokens):>10}"
+            f"{rung.flops:>11.2e}{rung.loss:>15.4f}"
+        )
+    if check is not None:
+        off = check.loss - rungs[-1].loss
+        lines.append(
+            f"check      depth {rungs[-1].depth} from the others: {check.loss:.3f} "
+            f"({check.low:.3f} to {check.high:.3f}), measured {rungs[-1].loss:.3f}: {off:+.3f}"
+        )
+    lines.append(
+        f"prediction depth {depth}: {found.loss:.3f} nats/token "
+        f"({found.low:.3f} to {found.high:.3f}, 95 %)"
+    )
+    lines.append(
+        f"fit        {found.irreducible:.3f} + A C^-{found.exponent:.3f}; an extrapolation, "
+        "as good as the laws hold"
+    )
+    return lines

@@ -1,0 +1,171 @@
+"""One number for the size of a run: `model.depth=12` sets the shape, batch, horizon and rates.
+
+The values are a layer between the run preset and the user's file, so each of them can be set by
+hand; batch and rates follow a `train.max_tokens` of the user. With L layers:
+
+    width          64 L; heads of 128 from width 1,024 on, else 64; a quarter as many key heads
+    feed-forward   8/3 of the width, rounded up to a multiple of 128
+    horizon        D = 20 tokens per parameter in a matrix product (Hoffmann et al., 2203.15556)
+    batch          0.58 D^0.571 tokens (Li et al., 2503.04715), as a power of two of sequences
+    AdamW's rate   1.79 N^-0.713 D^0.307, N without the embedding (the same)
+    Muon's rate    constant: its update has the same spectral norm at every width
+    schedule       2 % of the steps as warm-up, constant, linear to 0 over the last half
+
+docs/measurements/2026-11-28-dial.md has what was measured of them, and at which sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wikillm.config.origin import Origin, Setting
+from wikillm.config.trained_tokenizer import PREFIX, parse_train
+from wikillm.core.errors import ConfigError, Problems
+from wikillm.core.units import parse_count
+
+DEPTH = "model.depth"
+SIZE = "model.size"
+WIDTH_PER_LAYER = 64
+WIDE = 1024
+"""Heads are 128 wide from this width on."""
+TIED_BELOW = 32
+"""Shallower models use the embedding as the output head, as Qwen2.5 does up to 3B."""
+FEED_FORWARD = (8, 3)
+FEED_FORWARD_MULTIPLE = 128
+KEY_HEAD_SHARE = 4
+TOKENS_PER_PARAMETER = 20
+DEEPEST = 128
+MUON_RATE = 0.01
+DECAY_SHARE = 0.5
+WARMUP_SHARE = 0.02
+WEIGHT_DECAY = 0.1
+QWEN2_ROWS = 151_936
+"""Vocabulary of Qwen2's tokenizer, which is taken where the run's is not known yet."""
+
+
+def shape(depth: int) -> dict[str, Any]:
+    """The keys of `model` for this number of layers."""
+    width = WIDTH_PER_LAYER * depth
+    head = 128 if width >= WIDE and width % 128 == 0 else 64
+    heads = width // head
+    key_heads = next(
+        n for n in range(1, heads + 1) if heads % n == 0 and n * KEY_HEAD_SHARE >= heads
+    )
+    times, over = FEED_FORWARD
+    feed_forward = -(-width * times // (over * FEED_FORWARD_MULTIPLE)) * FEED_FORWARD_MULTIPLE
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "head_dim": head,
+        "intermediate_size": feed_forward,
+        "tie_word_embeddings": depth < TIED_BELOW,
+    }
+
+
+def body(depth: int) -> int:
+    """Parameters in the layers' matrices."""
+    found = shape(depth)
+    width = found["hidden_size"]
+    heads = found["num_attention_heads"]
+    attention = 2 * width * found["head_dim"] * (heads + found["num_key_value_heads"])
+    return int(depth * (attention + 3 * width * found["intermediate_size"]))
+
+
+def horizon(depth: int, rows: int, per_parameter: float = TOKENS_PER_PARAMETER) -> int:
+    """Tokens to train on; `rows` of the embedding."""
+    return round(per_parameter * (body(depth) + rows * WIDTH_PER_LAYER * depth))
+
+
+def batch_tokens(tokens: int, sequence_length: int) -> int:
+    """The global batch: the power of two of sequences that is nearest to the law."""
+    wanted = 0.58 * tokens**0.571 / sequence_length
+    return int(2 ** max(0, round(math.log2(wanted)))) * sequence_length
+
+
+def adamw_rate(parameters: int, tokens: int) -> float:
+    """AdamW's peak rate for so many parameters without the embedding, to two digits."""
+    return float(f"{1.79 * parameters**-0.713 * tokens**0.307:.1e}")
+
+
+def depth_of(parameters: int, rows: int) -> int:
+    """The depth whose model has the nearest number of parameters, by their ratio."""
+
+    def distance(depth: int) -> float:
+        tables = 1 if depth < TIED_BELOW else 2
+        return abs(math.log((body(depth) + tables * rows * WIDTH_PER_LAYER * depth) / parameters))
+
+    return min(range(1, DEEPEST + 1), key=distance)
+
+
+def dial_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting]:
+    """What `model.depth` or `model.size` sets; nothing where neither is set.
+
+    Args:
+        chosen: the settings of the run preset, the file and the command line, lowest first.
+    """
+    highest = {setting.key: setting for setting in chosen}
+    turned = [highest[key] for key in (DEPTH, SIZE) if _value(highest, key) is not None]
+    if not turned:
+        return []
+    user = {setting.key: setting for setting in chosen if setting.origin.is_user}
+    rival = user.get("model.init_from") or user.get("model.preset")
+    if rival is not None and rival.value is not None and rival.origin.layer != "default":
+        got = f"{turned[0].origin.where}, {rival.origin.where}"
+        what = f"{turned[0].key} and {rival.key} each set the model's shape."
+        problems.add(what, got=got, fix="keep one of them")
+        return []
+    try:
+        rows = _rows(highest)
+        depth = _depth(turned[0], rows)
+        tokens = _horizon(user) or horizon(depth, rows)
+        length = int(_value(highest, "train.sequence_length") or 512)
+    except (ValueError, TypeError, ConfigError):
+        return []  # the schema reports the value
+    optimizer = _value(user, "train.optimizer") or "muon"
+    values = {f"model.{key}": value for key, value in shape(depth).items()}
+    values |= {
+        "train.max_tokens": tokens,
+        "train.global_batch_tokens": batch_tokens(tokens, length),
+        "train.learning_rate": adamw_rate(body(depth), tokens),
+        "train.weight_decay": WEIGHT_DECAY,
+        "train.warmup_steps": WARMUP_SHARE,
+        "train.lr_scheduler_type": "warmup_stable_decay",
+        "train.lr_decay_share": DECAY_SHARE,
+        "train.lr_decay_type": "linear",
+        "train.optimizer": optimizer,
+    }
+    if optimizer == "muon":
+        values |= {"train.muon_learning_rate": MUON_RATE, "train.max_grad_norm": 0}
+    origin = Origin("preset", f"laws of {turned[0].key}={turned[0].value}")
+    return [Setting(key, value, origin) for key, value in values.items()]
+
+
+def _value(settings: Mapping[str, Setting], key: str) -> Any:
+    return settings[key].value if key in settings else None
+
+
+def _depth(setting: Setting, rows: int) -> int:
+    if setting.key == SIZE:
+        return depth_of(parse_count(setting.value), rows)
+    depth = int(setting.value)
+    if not 1 <= depth <= DEEPEST:
+        raise ValueError(depth)
+    return depth
+
+
+def _rows(settings: Mapping[str, Setting]) -> int:
+    """Rows of the embedding, as far as they are known before the tokenizer is."""
+    rows = _value(settings, "model.vocab_size")
+    tokenizer = str(_value(settings, "data.tokenizer") or "")
+    if rows not in (None, "auto"):
+        return int(rows)
+    return parse_train(tokenizer) if tokenizer.startswith(PREFIX) else QWEN2_ROWS
+
+
+def _horizon(settings: Mapping[str, Setting]) -> int | None:
+    tokens = _value(settings, "train.max_tokens")
+    return None if tokens is None else parse_count(tokens)
