@@ -8,7 +8,7 @@ env:  ## create .venv and install (TORCH_INDEX=URL: where torch comes from; PYTH
 demo: env  ## a Wikipedia dump -> a trained, exported model (DATA=file, DEMO_MB=6)
 	@.venv/bin/wikillm demo $(if $(DATA),--data '$(DATA)') $(if $(DEMO_MB),--demo-mb '$(DEMO_MB)')
 lint: env  ## style, types, import layers
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy -n 2 && .venv/bin/lint-imports
 test: lint  ## lint, then the tests that need no GPU, without the deep ones
 	@.venv/bin/python $(PYTEST) --durations=15
 test-all: lint  ## also the deep tests and those on several nodes (as root: needs sshd and pdsh)
