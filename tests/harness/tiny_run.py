@@ -16,7 +16,7 @@ TINY = [
     "model.num_key_value_heads=2", "model.intermediate_size=64",
     "train.sequence_length=32", "train.global_batch_tokens=256",
     "train.per_device_train_batch_size=4", "train.max_steps=8", "train.warmup_steps=2",
-    "train.learning_rate=1e-2", "train.logging_steps=1",
+    "train.learning_rate=1e-2", "train.logging_steps=1", "train.precision=fp32",
     "train.save_steps=4", "train.eval_steps=8", "train.max_eval_tokens=2000",
     "observe.swanlab.mode=disabled", "observe.sample_prompts=[]",
 ]  # fmt: skip

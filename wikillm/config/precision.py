@@ -10,9 +10,9 @@ Precision = Literal["bf16", "fp16", "fp32"]
 def resolve_precision(
     wanted: Literal["auto", "bf16", "fp16", "fp32"], *, has_gpu: bool, has_bf16: bool
 ) -> Precision:
-    """auto -> bf16 where the GPU computes it in hardware, fp16 on older GPUs, fp32 on a CPU."""
+    """auto -> bf16 where the hardware computes it, else fp16 on a GPU and fp32 on a CPU."""
     if wanted != "auto":
         return wanted
-    if not has_gpu:
-        return "fp32"
-    return "bf16" if has_bf16 else "fp16"
+    if has_bf16:
+        return "bf16"
+    return "fp16" if has_gpu else "fp32"

@@ -83,7 +83,8 @@ class TrainSection(Section):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Clip the gradient to this norm; 0 disables clipping."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """auto is bf16 where the hardware has it, otherwise fp16, and fp32 on a CPU."""
+    """auto is bf16 where the hardware has it (a CPU is measured at the start), otherwise fp16 on a
+    GPU and fp32 on a CPU."""
     loss_kernel: Literal["auto", "chunked", "triton", "fp8", "stock"] = "auto"
     """Loss: chunked, triton (GPU only) and fp8 (8-bit products) keep no logits, stock is Hugging
     Face's, auto is chunked."""

@@ -65,13 +65,14 @@ class Float8Products:
         hidden_HC = self._hidden_NH[rows].t().contiguous()
         for first in range(0, total_VH.shape[0], _TILE):
             grad_VC = grad_CV[:, first : first + _TILE].t().contiguous()
-            total_VH[first : first + _TILE] += torch._scaled_mm(
+            product_VH = torch._scaled_mm(
                 grad_VC,
                 hidden_HC.t(),
                 scale_a=self._one_over,
                 scale_b=self._hidden_scale,
                 out_dtype=torch.float32,
             )
+            total_VH[first : first + _TILE].add_(product_VH)
 
 
 def to_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

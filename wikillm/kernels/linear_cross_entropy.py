@@ -11,13 +11,17 @@ one backward per forward. Shapes: N rows (tokens), C rows of a chunk, H hidden, 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 
 from wikillm.experimental.registry import LossExperiment
 
-_TILE = 16_384  # rows of the weight's gradient that are multiplied at a time, on GPUs
+_TILE = 16_384  # rows of the weight's gradient that are multiplied at a time
+_NARROW_CHUNK = 1 / 2
+"""Share of the rows on a CPU in 16 bit, where a chunk is held in both types and the weight is
+copied: with it a run takes no more memory than in float32."""
 
 
 def linear_cross_entropy(
@@ -109,7 +113,9 @@ def _loss_and_gradients(
         narrow = torch.get_autocast_dtype(device_type)
         hidden_NH = hidden_NH.to(narrow)
         weight_VH = weight_VH.to(narrow)
-    # Sums and gradients, and one buffer that all chunks' logits share.
+    if device_type == "cpu" and hidden_NH.element_size() < 4:
+        chunk_rows = max(1, int(chunk_rows * _NARROW_CHUNK))
+    # Sums and gradients, and buffers that all chunks share: new ones would cost page faults.
     wide = torch.promote_types(hidden_NH.dtype, torch.float32)
     n_rows = hidden_NH.shape[0]
     chunk_rows = max(1, min(chunk_rows, n_rows))
@@ -121,7 +127,10 @@ def _loss_and_gradients(
         grad_VH = torch.zeros(weight_VH.shape, dtype=wide, device=weight_VH.device)
     buffer_CV = hidden_NH.new_empty(chunk_rows, weight_VH.shape[0])
     make_products: Any = (experiment and experiment.products) or _PlainProducts
-    chunk_loss: Any = (experiment and experiment.chunk_loss) or _chunk_loss
+    chunk_loss: Any = experiment and experiment.chunk_loss
+    if chunk_loss is None:
+        wide_CV = buffer_CV if buffer_CV.dtype == wide else torch.empty_like(buffer_CV, dtype=wide)
+        chunk_loss = partial(_chunk_loss, wide_CV)
     with torch.autocast(device_type, enabled=False):
         products = make_products(hidden_NH, weight_VH)
         for first in range(0, n_rows, chunk_rows):
@@ -144,24 +153,27 @@ class _PlainProducts:
     """The three products of a chunk, in the type of the hidden states.
 
     A row without a label adds nothing to a gradient. It is left out on C x H values, not on C x V.
+    The gradient takes the memory of the logits.
     """
 
     def __init__(self, hidden_NH: torch.Tensor, weight_VH: torch.Tensor) -> None:
         self._hidden_NH = hidden_NH
         self._weight_VH = weight_VH
         self._has_label_C1 = hidden_NH.new_empty(0)  # of the chunk whose gradient came last
+        self._logits_CV = hidden_NH.new_empty(0)
 
     def logits(self, rows: slice, out_CV: torch.Tensor) -> torch.Tensor:
+        self._logits_CV = out_CV
         return torch.mm(self._hidden_NH[rows], self._weight_VH.t(), out=out_CV)
 
     def gradient(self, grad_CV: torch.Tensor, has_label_C1: torch.Tensor) -> torch.Tensor:
         self._has_label_C1 = has_label_C1
-        # On a GPU both products that read it take the weight's type, so it is cast once. On a CPU
-        # the weight's gradient takes float32.
-        return grad_CV.to(self._weight_VH.dtype) if grad_CV.is_cuda else grad_CV
+        # Both products that read it take the weight's type, so it is cast once.
+        same = grad_CV.dtype == self._logits_CV.dtype
+        return grad_CV if same else self._logits_CV.copy_(grad_CV)
 
     def grad_hidden(self, grad_CV: torch.Tensor, out_CH: torch.Tensor) -> None:
-        product_CH = torch.mm(grad_CV.to(self._weight_VH.dtype), self._weight_VH)
+        product_CH = torch.mm(grad_CV, self._weight_VH)
         torch.mul(product_CH, self._has_label_C1, out=out_CH)
 
     def add_grad_weight(self, total_VH: torch.Tensor, grad_CV: torch.Tensor, rows: slice) -> None:
@@ -169,20 +181,21 @@ class _PlainProducts:
 
 
 def _chunk_loss(
+    wide_CV: torch.Tensor,
     logits_CV: torch.Tensor,
     labels_C: torch.Tensor,
     ignore_index: int,
     *,
     with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Sum of the losses, and the logits' gradient: wide, over their memory.
+    """Sum of the losses, and the logits' gradient in the memory of `wide_CV`.
 
     The gradient means nothing in rows without a label.
     """
-    wide = torch.promote_types(logits_CV.dtype, torch.float32)
+    wide_CV = wide_CV[: len(labels_C)]
     has_label_C1 = (labels_C != ignore_index).unsqueeze(1)
     labels_C1 = torch.where(has_label_C1, labels_C.unsqueeze(1), 0)
-    prob_CV, lse_C1, label_logit_C1 = _softmax(logits_CV, labels_C1, wide)
+    prob_CV, lse_C1, label_logit_C1 = _softmax(logits_CV, labels_C1, wide_CV)
     loss = torch.where(has_label_C1, lse_C1 - label_logit_C1, 0.0).sum()
     if not with_gradient:
         return loss, None
@@ -191,33 +204,35 @@ def _chunk_loss(
 
 
 def _softmax(
-    logits_CV: torch.Tensor, labels_C1: torch.Tensor, wide: torch.dtype
+    logits_CV: torch.Tensor, labels_C1: torch.Tensor, wide_CV: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Probabilities (in the logits' memory where the type allows it), logsumexp, label's logit.
+    """Probabilities (in `wide_CV`, which may be the logits), logsumexp, label's logit.
 
     logsumexp = max - log(softmax at the max), which is at least 1/V, so exact: two more reads of
     the chunk, where torch.logsumexp is slower than the softmax itself (measured on CPU).
     """
-    label_logit_C1 = logits_CV.gather(1, labels_C1).to(wide)
-    top_C1 = logits_CV.amax(1, keepdim=True).to(wide)
-    # From bf16 softmax(dtype=float32) makes two wide copies. Only fp16 has a kernel that widens,
-    # which saves a pass, not memory.
-    wide_CV = logits_CV.to(wide)
+    label_logit_C1 = logits_CV.gather(1, labels_C1).to(wide_CV.dtype)
+    top_C1 = logits_CV.amax(1, keepdim=True).to(wide_CV.dtype)
+    if wide_CV.dtype != logits_CV.dtype:
+        wide_CV.copy_(logits_CV)
     prob_CV = torch.softmax(wide_CV, 1, out=wide_CV)
     lse_C1 = top_C1 - prob_CV.amax(1, keepdim=True).log()
     return prob_CV, lse_C1, label_logit_C1
 
 
 def add_product(total_VH: torch.Tensor, grad_CV: torch.Tensor, hidden_CH: torch.Tensor) -> None:
-    """total += grad^T @ hidden with float32 sums, and narrow factors on a GPU, for speed."""
+    """total += grad^T @ hidden in wide sums, with narrow factors where the hidden states are.
+
+    On a GPU the product of narrow factors is wide, on a CPU it is rounded once per chunk.
+    """
     if total_VH.dtype == hidden_CH.dtype:
         total_VH.addmm_(grad_CV.t(), hidden_CH)
-    elif total_VH.is_cuda:
-        narrow_CV = grad_CV.to(hidden_CH.dtype)
-        # mm has a float32 output for narrow factors since torch 2.8; addmm's was fixed later.
-        # Tiles of the vocabulary keep the product beside the sum small.
-        for first in range(0, total_VH.shape[0], _TILE):
-            tile = slice(first, first + _TILE)
-            total_VH[tile] += torch.mm(narrow_CV[:, tile].t(), hidden_CH, out_dtype=total_VH.dtype)
-    else:
-        total_VH.addmm_(grad_CV.to(total_VH.dtype).t(), hidden_CH.to(total_VH.dtype))
+        return
+    narrow_CV = grad_CV.to(hidden_CH.dtype)
+    # mm has a float32 output for narrow factors on a GPU since torch 2.8; addmm's was fixed later.
+    wide: Any = {"out_dtype": total_VH.dtype} if total_VH.is_cuda else {}
+    # Tiles of the vocabulary keep the product beside the sum small.
+    for first in range(0, total_VH.shape[0], _TILE):
+        tile = slice(first, first + _TILE)
+        # Not +=, which would copy the sum onto itself.
+        total_VH[tile].add_(torch.mm(narrow_CV[:, tile].t(), hidden_CH, **wide))

@@ -22,9 +22,14 @@ from wikillm.config.schema import RunConfig, TrainSection
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_loss_kernel
+from wikillm.measure.device import bf16_gain
 from wikillm.plan.batch import split_batch
 from wikillm.plan.recipe import check_recipe
 from wikillm.plan.run_plan import Plan, RankGpu
+
+WORTH_BF16 = 1.5
+"""A CPU trains in bf16 if its products are so many times as fast. Measured: about 2.5 with
+AVX512-BF16, below 1 without (docs/measurements/2026-11-28-cpu-bf16.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,10 @@ class Engine:
 def precision_here(wanted: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision:
     """What `train.precision` means on this machine (config/precision.py has the rule)."""
     has_gpu = torch.cuda.is_available()
-    has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    if has_gpu:
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = wanted == "auto" and bf16_gain() >= WORTH_BF16
     return resolve_precision(wanted, has_gpu=has_gpu, has_bf16=has_bf16)
 
 

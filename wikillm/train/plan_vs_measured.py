@@ -58,7 +58,7 @@ def record_outcome(context: RunContext, tokens_per_second: float | None) -> None
         )
     has_formula = on_gpu or engine.precision == "fp32"
     memory = memory_per_rank(workload, strategy) if strategy and has_formula else None
-    speed = _speed(workload, plan, strategy, world, device) if strategy else None
+    speed = _speed(workload, plan, strategy, world, device) if strategy and has_formula else None
     outcome = {
         "setup": {
             "device": device,

@@ -39,7 +39,7 @@ from wikillm.train.planned_run import open_run, plan_on, plan_run
 from wikillm.train.resume import Replay, ResumeOptions, ResumePoint, agree_on_resume_point
 from wikillm.train.rewind import Rewind, collect
 from wikillm.train.run_dir import refuse_before_supervision
-from wikillm.train.start_checks import check_shared_folder, check_world, limit_threads
+from wikillm.train.start_checks import Choices, check_shared_folder, check_world, limit_threads
 from wikillm.train.start_summary import log_new_horizon
 from wikillm.train.training import train
 from wikillm.train.wait_for_data import open_run_corpus
@@ -119,7 +119,8 @@ def _pretrain(
         args = to_training_arguments(planned)
         end.group = group = ControlGroup()
         log_to_file(run.log_file(world.rank), clean=without_queries)
-        check_world(args, world, group, planned.plan.micro_batch)
+        choices = Choices(planned.plan.micro_batch, planned.engine.precision)
+        check_world(args, world, group, choices)
         identity = check_shared_folder(run, group)
         supervisor.at(run.path, run.log_file(world.rank))
         context = RunContext(

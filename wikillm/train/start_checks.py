@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
 
+from wikillm.config.precision import Precision
 from wikillm.core.errors import MachineError
 from wikillm.core.world import World
 from wikillm.train.collectives import ControlGroup
@@ -19,10 +21,19 @@ from wikillm.train.run_dir import RunDir
 _PATIENCE = 20.0  # seconds until a new file must be visible on a network file system
 
 
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What each rank chose for its own machine, and must be the same on all."""
+
+    micro_batch: int
+    precision: Precision
+
+
 def check_world(
-    args: TrainingArguments, world: World, control: ControlGroup, micro_batch: int
+    args: TrainingArguments, world: World, control: ControlGroup, choices: Choices
 ) -> None:
-    """Check that launcher, torch.distributed and HF agree on ranks and micro-batch. (all ranks)
+    """Check that launcher, torch.distributed and HF agree on ranks, micro-batch and precision.
+    (all ranks)
 
     On a CPU, HF without `use_cpu` assumes a world of one on every rank and trains every sample once
     per rank. Raises MachineError.
@@ -45,13 +56,20 @@ def check_world(
         raise MachineError(
             "Two processes have the same rank.", got=f"ranks {ranks} in a world of {world.size}"
         )
-    sizes: list[Any] = control.gather(micro_batch)
+    sizes: list[Any] = control.gather(choices.micro_batch)
     if len(set(sizes)) > 1:  # auto, on nodes whose GPUs differ in memory
         raise MachineError(
             "The ranks chose different micro-batches for train.per_device_train_batch_size=auto: "
             "their GPUs differ.",
             got=f"sequences by rank: {sizes}",
             fix=f"train.per_device_train_batch_size={min(sizes)}",
+        )
+    precisions: list[Any] = control.gather(choices.precision)
+    if len(set(precisions)) > 1:
+        raise MachineError(
+            "The ranks chose different precisions for train.precision=auto: their machines differ.",
+            got=f"by rank: {', '.join(precisions)}",
+            fix="train.precision=fp32, or bf16 where all GPUs have it",
         )
 
 

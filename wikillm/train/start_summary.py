@@ -4,12 +4,24 @@ setting.
 
 from __future__ import annotations
 
+import torch
+
+from wikillm.config.schema import TrainSection
 from wikillm.core.log import say
 from wikillm.core.units import format_count
 from wikillm.data.order.blocks import SourceUse
+from wikillm.measure.device import bf16_gain
 from wikillm.plan.batch import name_ranks
 from wikillm.plan.run_plan import Plan
 from wikillm.train.context import PlannedRun
+from wikillm.train.engine import Engine
+
+
+def _reason(train: TrainSection, engine: Engine) -> str:
+    """Why a CPU trains in bf16."""
+    if train.precision != "auto" or engine.precision != "bf16" or torch.cuda.is_available():
+        return ""
+    return f" ({bf16_gain():.1f} times float32's products here; train.precision=fp32 overrides)"
 
 
 def log_start_summary(planned: PlannedRun) -> None:
@@ -23,7 +35,7 @@ def log_start_summary(planned: PlannedRun) -> None:
         f"({plan.parameters:,}), vocabulary {plan.vocab_size:,}"
     )
     ranks = "1 process" if plan.world_size == 1 else f"{plan.world_size} processes"
-    say(f"engine     {engine.name}, {ranks}, {engine.precision}")
+    say(f"engine     {engine.name}, {ranks}, {engine.precision}{_reason(cfg.train, engine)}")
     chosen = " (auto)" if cfg.train.per_device_train_batch_size == "auto" else ""
     say(
         f"batch      {plan.global_batch_tokens:,} tokens = {plan.micro_batch} sequences{chosen}"

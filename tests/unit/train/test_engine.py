@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
 from wikillm.config.load import load
+from wikillm.config.precision import resolve_precision
 from wikillm.core.errors import ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.plan.run_plan import make_plan
-from wikillm.train.engine import check_attention_package, check_engine, resolve_engine
+from wikillm.train.engine import (
+    check_attention_package,
+    check_engine,
+    precision_here,
+    resolve_engine,
+)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU trains with it")
@@ -47,3 +54,26 @@ def test_fp8_is_refused_for_odd_shapes() -> None:
     with pytest.raises(MachineError, match="fp8 does not run here") as caught:
         resolve_engine(run.config, plan, World.from_env({}))
     assert "vocab_size 4100 is not a multiple of 16" in (caught.value.got or "")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "has_gpu", "has_bf16", "becomes"),
+    [
+        ("auto", True, True, "bf16"),
+        ("auto", True, False, "fp16"),
+        ("auto", False, True, "bf16"),
+        ("auto", False, False, "fp32"),
+        ("fp32", True, True, "fp32"),
+        ("bf16", False, False, "bf16"),
+    ],
+)
+def test_precision_auto(wanted: str, has_gpu: bool, has_bf16: bool, becomes: str) -> None:
+    assert resolve_precision(wanted, has_gpu=has_gpu, has_bf16=has_bf16) == becomes  # type: ignore[arg-type]
+
+
+def test_a_cpu_trains_in_bf16_if_it_has_units_for_it() -> None:
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    if "avx512f" not in flags:
+        pytest.skip("known of processors with AVX-512 only")
+    has_units = "avx512_bf16" in flags or "amx_bf16" in flags
+    assert precision_here("auto") == ("bf16" if has_units else "fp32")
