@@ -1,5 +1,5 @@
-"""`wikillm eval MODEL`: held-out loss, perplexity, bits per byte, and the unigram baseline beside
-them."""
+"""`wikillm eval MODEL`: held-out loss, perplexity and bits per byte beside the unigram baseline; of
+any text with `--text`; multiple-choice tasks with `--tasks`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ if TYPE_CHECKING:
     from wikillm.data.read.corpus import Corpus
     from wikillm.evals.loss import HeldOutLoss
 
-HELP = "Compute a model's validation loss, perplexity and bits per byte."
+HELP = "Score a model: validation loss, bits per byte of any text, multiple-choice tasks."
 
 EPILOG = """
 examples:
   wikillm eval runs/demo                                    on the held-out text of its own run
   wikillm eval exports/wiki-zh-120m-500 data.path=other.jsonl   on the held-out part of another text
+  wikillm eval runs/demo --text news.jsonl poems.txt        all of these texts, by source and script
 A model from elsewhere needs data.path; the text is tokenized by the model's own tokenizer.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    from wikillm.cli.eval_files import add_text_arguments
     from wikillm.cli.run_config import add_run_config_arguments
 
     model = "a run directory, a checkpoint or an exported folder"
     parser.add_argument("model", metavar="MODEL", help=model)
+    add_text_arguments(parser)
     split = "which part of the text (default val)"
     parser.add_argument("--split", choices=("val", "train"), default="val", help=split)
     size = "sequences at a time (default 8)"
@@ -48,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if args.text:
+        from wikillm.cli.eval_files import evaluate_files
+
+        return evaluate_files(args)
     from wikillm.cli.generate import open_model
     from wikillm.data.read.loader import document_mask, eval_loader
     from wikillm.data.read.open import open_corpus

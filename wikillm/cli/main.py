@@ -53,7 +53,7 @@ _ABOUT = {
     "audit": "Prove from files which tokens a run was trained on, or name the first wrong step.",
     "replay": "Compute a step of a run again: does its loss follow from its data?",
     "stop": "Stop a run on all its nodes: with a checkpoint, or --now.",
-    "eval": "Compute a model's validation loss, perplexity and bits per byte.",
+    "eval": "Score a model: validation loss, bits per byte of any text, multiple-choice tasks.",
     "generate": "Complete a text with a trained or exported model.",
     "export": "Write a run as a standard Hugging Face folder.",
     "config": "Show a run's values and where each comes from, or the JSON Schema of its YAML.",

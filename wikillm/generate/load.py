@@ -15,15 +15,21 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from wikillm.core.errors import ConfigError, MachineError
-from wikillm.data.tokenizer.tokenizer import load_tokenizer, prompt_tokenizer
+from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer, prompt_tokenizer
 from wikillm.models.pretrained import load_weights
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
+    """`tokenizer` recognises special tokens in prompts; `text_tokenizer` reads them as text."""
+
     model: PreTrainedModel
     tokenizer: Tokenizer
-    eos_id: int
+    text_tokenizer: TextTokenizer
+
+    @property
+    def eos_id(self) -> int:
+        return self.text_tokenizer.eos_id
 
 
 def is_model_folder(folder: Path) -> bool:
@@ -55,12 +61,12 @@ def load_folder(
     """
     target = pick_device(device)
     tokenizer = prompt_tokenizer(tokenizer_dir or folder)
-    eos_id = load_tokenizer(tokenizer_dir or folder).eos_id
+    text_tokenizer = load_tokenizer(tokenizer_dir or folder)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a missing file is an error, not a download
     advice = "name a folder written by `wikillm export`, a run directory or a checkpoint"
     model = load_weights(folder, advice=advice, dtype="auto")
     model.to(target)  # type: ignore[arg-type]  # the stub of a decorated method
-    return LoadedModel(model.eval(), tokenizer, eos_id)
+    return LoadedModel(model.eval(), tokenizer, text_tokenizer)
 
 
 def pick_device(name: str) -> torch.device:

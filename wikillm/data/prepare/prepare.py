@@ -146,7 +146,7 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
     dedup = Deduplication.of(cfg)
     files = find_sources(cfg, is_main=is_main)
     is_alone = len(files) == 1 and not is_part
-    sources = tuple(_inspect(file, cfg, is_alone) for file in files)
+    sources = tuple(inspect_source(file, cfg, is_alone) for file in files)
     if not is_part:
         refuse_one_text(sources)
     area = Path(cfg.store).absolute().parent if cfg.store else STORES
@@ -157,7 +157,7 @@ def plan_store(cfg: DataSection, *, is_main: bool = True, is_part: bool = False)
         return plan if dedup is None else dedup.apply(plan, cfg, area, is_main)
 
 
-def _inspect(file: Fetched, cfg: DataSection, is_alone: bool) -> SourceFile:
+def inspect_source(file: Fetched, cfg: DataSection, is_alone: bool) -> SourceFile:
     """What a file is. Raises DataError when it cannot be read.
 
     The fix of that error names a new source; for one of several it must not replace the others.

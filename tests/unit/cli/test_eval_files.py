@@ -1,0 +1,68 @@
+"""`wikillm eval MODEL --text`, as a user types it: the numbers, the record, the refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from harness.tiny_model import tiny_model, write_checkpoint, write_tokenizer
+
+from wikillm.cli.main import main
+from wikillm.core.errors import ExitCode
+from wikillm.evals.results import read_results, text_rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "small"
+    write_checkpoint(run, tiny_model(), step=7)
+    write_tokenizer(run / "tokenizer", ["北京是中国的首都。", "The history of it."] * 20)
+    (run / "config.resolved.yaml").write_text("run: {name: small}\n")
+    return run
+
+
+def test_eval_of_texts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    news = tmp_path / "news.jsonl"
+    news.write_text(json.dumps({"body": "北京是中国的首都。"}) + "\n" + '{"body": "History."}\n')
+    other = tmp_path / "other.txt"
+    other.write_text("A text of one document. " * 20)
+    words = ["eval", str(run), "--text", str(news), str(other), "data.text_key=body", "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)["text"]
+    assert (found["documents"], set(found["by_script"])) == (3, {"simplified", "other"})
+    assert found["by_source"][str(news)]["text_bytes"] == len("北京是中国的首都。History.".encode())
+    assert (found["context"], found["max_bytes"]) == (64, None), "the model's positions"
+    assert 0 < found["bits_per_byte"] < 20
+    (record,) = read_results(run)
+    assert record["name"] == "checkpoint-7-news"
+    assert record["model"]["step"] == 7
+    assert set(record["text"]["files"]) == {str(news), str(other)}
+    assert [row[1] for row in text_rows([record])] == [
+        *("all", "news.jsonl", "other.txt", "other", "simplified")
+    ]
+    assert main([*words[:-1], "--max-bytes", "10B", "--out", str(tmp_path / "x.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "2 documents" in printed
+    assert str(tmp_path / "x.json") in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--text", "absent.jsonl"], "absent.jsonl"),
+        (["--text", "a.jsonl", "train.max_steps=3"], "takes files"),
+        (["--text", "{file}", "--name", "../x"], "--name"),
+        (["--text", "{file}", "--max-bytes", "ten"], "--max-bytes"),
+        (["--text", "{file}", "data.text_key=none"], "none"),
+    ],
+)
+def test_eval_of_texts_refuses(
+    run: Path, tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "A."}\n')
+    words = [word.replace("{file}", str(tmp_path / "a.jsonl")) for word in words]
+    code = main(["eval", str(run), *words])
+    captured = capsys.readouterr().err
+    assert code in (ExitCode.CONFIG, ExitCode.DATA), captured
+    assert said in captured

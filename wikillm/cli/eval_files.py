@@ -1,0 +1,173 @@
+"""`wikillm eval MODEL --text`: scores a model on files, shows and records the results."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wikillm.cli.arguments import positive
+
+if TYPE_CHECKING:
+    from wikillm.config.schema import DataSection
+    from wikillm.generate.load import LoadedModel
+
+_SETTING = re.compile(r"(--)?[a-z_]+\.\w+=")
+
+
+def add_text_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("files of your own")
+    text = "score all of these texts: files, folders or globs, in every format of data.path"
+    group.add_argument("--text", nargs="+", metavar="FILE", help=text)
+    most = "of --text: read each file until N bytes of text, such as 10MB (default: all)"
+    group.add_argument("--max-bytes", type=size_argument, metavar="N", help=most)
+    context = "tokens that the model reads at once (default: its positions, at most 4096)"
+    group.add_argument("--context", type=positive, metavar="N", help=context)
+    name = "write the record to RUN/evals/NAME.json (default: the checkpoint and what was scored)"
+    group.add_argument("--name", metavar="NAME", help=name)
+    out = "write the record to this file, as for a model without a run directory"
+    group.add_argument("--out", metavar="FILE", help=out)
+
+
+def size_argument(text: str) -> int:
+    """Bytes, as in 10MB."""
+    from wikillm.core.units import parse_size
+
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no text at all")
+    return size
+
+
+def evaluate_files(args: argparse.Namespace) -> int:
+    from wikillm.cli.generate import open_model
+    from wikillm.evals.results import model_record, write_results
+
+    # Refused before the model is loaded: sources, formats and the place of the record.
+    data = text_settings(args) if args.text else None
+    folder = scored_folder(Path(args.model))
+    target = record_path(args, folder)
+    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+        loaded = open_model(Path(args.model), args.device, trust=args.trust_checkpoint)
+        values: dict[str, Any] = {}
+        if data is not None:
+            values["text"] = score_text(args, data, loaded)
+    model = model_record(folder)
+    if target is not None:
+        write_results(target, model, values)
+    record = {"model": model, **values}
+    print(json.dumps(record, ensure_ascii=False) if args.json else shown(record))
+    if not args.json:
+        print(f"record     {target or 'not written: --out FILE'}")
+    return 0
+
+
+def text_settings(args: argparse.Namespace) -> DataSection:
+    """The data section for the texts. Raises ConfigError for settings that are not of `data`."""
+    from wikillm.config.load import load
+    from wikillm.core.errors import ConfigError
+    from wikillm.data.fetch.find import find_sources
+
+    # `--text FILE...` takes the words behind it, settings included.
+    paths = [word for word in args.text if not _SETTING.match(word)]
+    settings = [word for word in args.text if _SETTING.match(word)] + args.rest
+    others = [word for word in settings if not word.removeprefix("--").startswith("data.")]
+    if others or not paths:
+        raise ConfigError(
+            "`wikillm eval --text` takes files, and settings of how they are read.",
+            got=" ".join(others) or "no file",
+            fix="--text FILE data.format=lines data.text_key=content",
+        )
+    base = ["data.preset=null", f"data.path={paths[0]}"]
+    data = load(None, [*base, *settings]).config.data.model_copy(update={"path": tuple(paths)})
+    find_sources(data)
+    return data
+
+
+def score_text(args: argparse.Namespace, data: DataSection, loaded: LoadedModel) -> dict[str, Any]:
+    from wikillm.core.errors import DataError
+    from wikillm.core.files import sha256_file
+    from wikillm.data.inspect.documents import read_documents
+    from wikillm.evals.text import context_limit, text_losses
+
+    limit = context_limit(loaded.model.config, args.context)
+    found = text_losses(
+        loaded.model,
+        loaded.text_tokenizer,
+        read_documents(data, args.max_bytes),
+        limit=limit,
+        batch_size=args.batch_size,
+        device=loaded.model.device,
+    )
+    if not found.parts:
+        raise DataError(
+            "The texts have no document.",
+            got=", ".join(data.path),
+            fix="data.text_key and data.format say what a document is",
+        )
+    files = {source: sha256_file(Path(source)) for source, _ in found.parts}
+    return {**found.to_json(), "context": limit, "max_bytes": args.max_bytes, "files": files}
+
+
+def scored_folder(model: Path) -> Path:
+    """The checkpoint or Hugging Face folder that MODEL names."""
+    from wikillm.checkpoints.latest import find_complete
+    from wikillm.generate.load import is_model_folder
+
+    return model if is_model_folder(model) else find_complete(model)
+
+
+def record_path(args: argparse.Namespace, folder: Path) -> Path | None:
+    """Where the record is written: --out, or in the run directory of a checkpoint."""
+    from wikillm.core.errors import ConfigError
+    from wikillm.evals.results import FOLDER
+    from wikillm.export.facts import run_of
+
+    if args.name is not None and not re.fullmatch(r"[\w][\w.\-]*", args.name):
+        fix = "letters, digits, dot, dash and underscore"
+        raise ConfigError("--name is not the name of a file.", got=args.name, fix=fix)
+    if args.out is not None:
+        return Path(args.out)
+    run = run_of(folder)
+    if run is None:
+        if args.name is not None:
+            raise ConfigError(
+                "--name writes into a run directory, and the model is not in one.",
+                got=str(folder),
+                fix="--out FILE",
+            )
+        return None
+    name = args.name or f"{folder.name}-{Path(args.text[0]).stem}"
+    return run / FOLDER / f"{name}.json"
+
+
+def shown(record: dict[str, Any]) -> str:
+    """The tables of a record for the terminal."""
+    from wikillm.evals.results import TEXT_HEAD, text_rows
+
+    lines = []
+    text = record.get("text")
+    if text is not None:
+        of = f"{text['tokens']:,} tokens, {text['text_bytes']:,} bytes"
+        lines.append(f"text       {of}, {text['documents']:,} documents")
+        lines.append(f"context    {text['context']:,} tokens")
+        lines += table([TEXT_HEAD[1:], *(row[1:] for row in text_rows([record]))])
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with aligned columns; the first is left, the others right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return lines
