@@ -21,6 +21,7 @@ from harness.corpus import write_corpus
 from harness.ledgers import assert_proven
 from harness.programs import tensor_digest, train_with_options
 from harness.ranks import run_ranks
+from harness.reference import References
 from harness.tiny_run import Words, tiny_words
 
 STREAMING = (
@@ -69,8 +70,14 @@ def slow_builder(store: Path, until: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 MB, about a hundred windows, more than any of these runs reads."""
-    return write_corpus(tmp_path_factory.mktemp("large") / "corpus.jsonl", size=8_000_000)
+    """4 MB, about fifty windows, more than any of these runs reads."""
+    return write_corpus(tmp_path_factory.mktemp("large") / "corpus.jsonl", size=4_000_000)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(references: References) -> str:
+    """The word for a trained tokenizer: training one on `large` takes longer than the runs."""
+    return f"data.tokenizer={references(1, deepspeed='zero1')['folder'] / 'tokenizer'}"
 
 
 def words_on(corpus: Path, folder: Path) -> Words:
@@ -79,14 +86,15 @@ def words_on(corpus: Path, folder: Path) -> Words:
 
 @pytest.mark.parametrize("recipe", [pytest.param(None, marks=pytest.mark.deep), "zero2"])
 def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
-    recipe: str | None, corpus: Path, tmp_path: Path
+    recipe: str | None, tmp_path: Path
 ) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", size=160_000)
     more = (
         *STREAMING,
         LARGE_MICRO_BATCH,
-        "train.max_steps=24",
+        "train.max_steps=14",
         "train.global_batch_tokens=8192",
-        "train.eval_steps=12",
+        "train.eval_steps=7",
     )
     more = (*more, "data.packing=best_fit" if recipe else "data.packing=concat")
     with slow_builder(tmp_path / "a" / "store", until=tmp_path / "streamed" / "plan.json"):
@@ -100,7 +108,7 @@ def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
     assert "training starts on the first 2 shards" in streamed["output"]
     store = json.loads((tmp_path / "streamed" / "data.json").read_text())
     # More than an epoch.
-    assert store["complete"] and store["splits"]["train"]["tokens"] < 24 * 8192
+    assert store["complete"] and store["splits"]["train"]["tokens"] < 14 * 8192
     # Now the store is finished.
     words = words_on(corpus, tmp_path / "a")(tmp_path / "prepared", *more)
     prepared = run(2, words, deepspeed=recipe)
@@ -111,14 +119,14 @@ def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
         deepspeed=recipe,
     )
     assert (
-        streamed["losses"] == prepared["losses"] == off["losses"] and len(streamed["losses"]) == 24
+        streamed["losses"] == prepared["losses"] == off["losses"] and len(streamed["losses"]) == 14
     )
-    assert_proven(tmp_path / "streamed", 24)
+    assert_proven(tmp_path / "streamed", 14)
     assert streamed["eval"] == prepared["eval"] and len(streamed["eval"]) == 2
     assert (
         len(
             {
-                tensor_digest(tmp_path / n / "checkpoints" / "checkpoint-24")
+                tensor_digest(tmp_path / n / "checkpoints" / "checkpoint-14")
                 for n in ("streamed", "prepared")
             }
         )
@@ -126,8 +134,16 @@ def test_streamed_equals_prepared_and_goes_on_into_the_second_epoch(
     )
 
 
-def test_a_stopped_and_resumed_streamed_run_is_bit_identical(large: Path, tmp_path: Path) -> None:
-    more = (*STREAMING, LARGE_MICRO_BATCH, "train.max_steps=12", "train.global_batch_tokens=4096")
+def test_a_stopped_and_resumed_streamed_run_is_bit_identical(
+    large: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    more = (
+        *STREAMING,
+        tokenizer,
+        LARGE_MICRO_BATCH,
+        "train.max_steps=12",
+        "train.global_batch_tokens=4096",
+    )
     whole = run(2, words_on(large, tmp_path / "a")(tmp_path / "whole", *more))
     assert whole["code"] == 0, whole["message"]
     words = words_on(large, tmp_path / "b")(
@@ -148,11 +164,14 @@ def test_a_stopped_and_resumed_streamed_run_is_bit_identical(large: Path, tmp_pa
     assert built and {path: path.stat().st_mtime_ns for path in built} == built
 
 
-def test_a_killed_builder_ends_the_run_on_all_ranks(large: Path, tmp_path: Path) -> None:
+def test_a_killed_builder_ends_the_run_on_all_ranks(
+    large: Path, tokenizer: str, tmp_path: Path
+) -> None:
     """The builder is killed after some windows, before the trainer has the data it needs."""
     store = tmp_path / "a" / "store"
     more = (
         *STREAMING,
+        tokenizer,
         "train.max_steps=5000",
         "train.save_steps=5000",
         "train.global_batch_tokens=16384",
@@ -177,21 +196,24 @@ def test_a_killed_builder_ends_the_run_on_all_ranks(large: Path, tmp_path: Path)
     assert "killed by signal 9" in ended["message"] and ended["losses"]
 
 
-def test_a_bad_file_in_the_middle_ends_the_run_with_its_line(large: Path, tmp_path: Path) -> None:
-    lines = large.read_text(encoding="utf-8").splitlines()[:1200]
+def test_a_bad_file_in_the_middle_ends_the_run_with_its_line(
+    large: Path, tokenizer: str, tmp_path: Path
+) -> None:
+    lines = large.read_text(encoding="utf-8").splitlines()[:200]
     source = tmp_path / "bad.jsonl"
     source.write_text("\n".join([*lines, *["{"] * 300, *lines]), encoding="utf-8")
     more = (
         *STREAMING,
+        tokenizer,
         "train.max_steps=5000",
         "train.save_steps=5000",
-        "train.global_batch_tokens=65536",
+        "train.global_batch_tokens=16384",
     )
     ended = run(
         2, words_on(source, tmp_path / "a")(tmp_path / "run", *more, "train.sequence_length=512")
     )
     assert ended["code"] == 4 and ended["exit"]["code"] == 4
-    assert "records cannot be read" in ended["message"] and f"{source}:1201" in ended["message"]
+    assert "records cannot be read" in ended["message"] and f"{source}:201" in ended["message"]
     assert ended["losses"], "it trained on what stood before"
 
 
