@@ -1,5 +1,5 @@
 # `make help` lists the targets. Everything is installed into .venv; `make env` does it once per change of versions.
-.PHONY: help env demo lint test test-all test-floor multinode fuzz faults bench docs fmt clean
+.PHONY: help env demo lint test test-all test-floor multinode fuzz faults bench gpu docs fmt clean
 PYTEST = -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,8 @@ faults: env  ## kill, damage and disturb N tiny runs each way (N=20 FAULTS=kill,
 	@.venv/bin/python -m tests.faults.campaign --trials $(or $(N),20) --faults $(or $(FAULTS),all) $(ARGS)
 bench: env  ## a training step beside Hugging Face's Trainer and bare PyTorch (ARGS='--hidden 256 --vocab 32000')
 	@.venv/bin/python benchmarks/train.py $(ARGS)
+gpu:  ## measure on this machine's GPU in BUDGET seconds (STEPS='tests losses' ARGS='--text FILE --write')
+	@$(or $(wildcard .venv/bin/python),python3) benchmarks/gpu.py --budget $(or $(BUDGET),540) $(if $(STEPS),--only $(STEPS)) $(ARGS)
 docs: env  ## check the docs: links, file trees, commands
 	@.venv/bin/python -m pytest -q tests/contract/test_readme.py tests/contract/test_readme_on_ranks.py tests/e2e/test_readme.py
 fmt: env  ## format the code and fix what ruff can

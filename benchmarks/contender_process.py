@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-REPO = Path(__file__).resolve().parent.parent
+from benchmarks.record import REPO, import_path
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Contender:
         environ = os.environ | {
             "HF_HUB_OFFLINE": "1",
             "OMP_WAIT_POLICY": "passive",
-            "PYTHONPATH": str(REPO),
+            "PYTHONPATH": import_path(),
         }
         self._log = open(folder / f"{name}.log", "w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(

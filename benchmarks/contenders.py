@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -74,6 +75,7 @@ class Pacer:
             if self._profiler is not None:
                 self._profiler.stop()
                 line["profile"] = busiest(self._profiler)
+                line["kinds"] = by_kind(self._profiler, self._profiled * self._stretch)
         self._reports.write(json.dumps(line) + "\n")
         self._reports.flush()
         if self._left == 0 or not sys.stdin.readline():
@@ -92,19 +94,48 @@ def profiler() -> torch.profiler.profile:
     )
 
 
+KINDS = (
+    ("attention", r"flash|fmha|scaled_dot_product|_attention"),
+    ("products", r"gemm|nvjet|cutlass|xmma|cublas|splitK|(aten::)?(add|b)?mm$|aten::linear"),
+    ("optimizer", r"multi_tensor|adam|foreach"),
+    ("communication", r"nccl|gloo|c10d"),
+    ("copies", r"memcpy|memset|copy_|_to_copy|fill"),
+    ("loss", r"softmax|nll_loss|cross_entropy|embedding|index"),
+)
+"""What a kernel's name says it does, the first match counts; the rest is norms, rotations, sums."""
+
+
+def by_kind(profile: torch.profiler.profile, steps: int) -> dict[str, float]:
+    """Milliseconds per step by kind of operation, by the operations' own time on the device."""
+    found: dict[str, float] = {}
+    for event in _events(profile):
+        matches = (kind for kind, names in KINDS if re.search(names, event.key, re.IGNORECASE))
+        kind = next(matches, "elementwise")
+        found[kind] = found.get(kind, 0.0) + getattr(event, _own_time()) / 1e3 / steps
+    return found
+
+
+def _own_time() -> str:
+    return "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
+
+
+def _events(profile: torch.profiler.profile) -> list[Any]:
+    """On a GPU kernels alone: an operation has the time of the kernels that it launched as well."""
+    events: list[Any] = list(profile.key_averages())
+    if DEVICE == "cpu":
+        return events
+    kernels = torch.autograd.DeviceType.CUDA
+    return [
+        e
+        for e in events
+        if e.device_type == kernels and not getattr(e, "is_user_annotation", False)
+    ]
+
+
 def busiest(profile: torch.profiler.profile, count: int = 15) -> list[dict[str, Any]]:
     """Time of the profiled steps: operations by their own time on the device, with share."""
-    own = "self_device_time_total" if DEVICE == "cuda" else "self_cpu_time_total"
-    events: list[Any] = list(profile.key_averages())
-    if (
-        DEVICE == "cuda"
-    ):  # kernels alone: an operation has the time of the kernels that it launched as well
-        kernels = torch.autograd.DeviceType.CUDA
-        events = [
-            e
-            for e in events
-            if e.device_type == kernels and not getattr(e, "is_user_annotation", False)
-        ]
+    own = _own_time()
+    events = _events(profile)
     events.sort(key=lambda event: -getattr(event, own))
     total = sum(getattr(event, own) for event in events) or 1.0
     return [

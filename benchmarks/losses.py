@@ -18,6 +18,7 @@ interleaved in one process, each memory peak comes from its own process. What is
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -39,6 +40,7 @@ from benchmarks.record import (
     peak_bytes,
     report,
     run_in_fresh_process,
+    write_partial,
 )
 from wikillm.experimental.registry import LOSSES
 from wikillm.kernels.chunks import loss_chunk_rows
@@ -179,41 +181,78 @@ def measure(
     names = [name for name in args.contenders if missing(name) is None]
     words = [f"--rows={rows}", f"--hidden={hidden}"]
     words += [f"--vocab={args.vocab}", f"--dtype={args.dtype}"]
-    # Peak memory, each in its own process, which needs what this one has cached.
-    found: dict[str, Any] = {}
-    if device() == "cuda":
-        torch.cuda.empty_cache()
-    for name in names:
+    # Peak memory on a CPU: of a process of its own. A GPU's allocator can be asked here.
+    found: dict[str, Any] = {name: {} for name in names}
+    for name in names if device() == "cpu" else ():
         try:
             found[name] = run_in_fresh_process([*words, f"--memory-of={name}"])
         except SystemExit as error:  # out of memory, above all
-            is_memory = "out of memory" in str(error).lower()
-            found[name] = {
-                "error": "out of memory" if is_memory else str(error).strip().splitlines()[-1]
-            }
-    names = [name for name in names if "error" not in found[name]]
-    # Losses and gradients, against those of the first contender.
+            found[name]["error"] = reason(error)
+    # Losses and gradients, against those of the first contender. The first run is the warm-up.
     x, w, labels = inputs(*shape, DTYPES[args.dtype])
+    own_bytes = x.nbytes + w.nbytes + labels.nbytes
     truth: tuple[torch.Tensor, torch.Tensor] | None = None
-    for name in list(names):  # the first run of each is its warm-up
-        try:
-            found[name]["loss"] = step(loss_of(name, *shape), x, w, labels)
-        except torch.OutOfMemoryError:
-            found[name]["error"] = "out of memory beside the others' tensors"
-            names.remove(name)
+    steps: dict[str, Callable[[], Any]] = {}
+    for name in names:
+        if "error" in found[name]:
             continue
-        gradients = (x.grad.double(), w.grad.double())  # type: ignore[union-attr]
-        truth = truth or gradients
-        found[name]["gradients"] = [
-            float((g - t).norm() / t.norm()) for g, t in zip(gradients, truth, strict=True)
-        ]
-    steps: dict[str, Callable[[], Any]] = {
-        name: (lambda loss=loss_of(name, *shape): step(loss, x, w, labels)) for name in names
-    }
-    times = interleaved(
-        steps, args.repeats, torch.cuda.synchronize if device() == "cuda" else lambda: None
+        try:
+            loss = loss_of(name, *shape)
+            if device() == "cuda":
+                x.grad = w.grad = None
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+                others = torch.cuda.memory_allocated() - own_bytes
+            found[name]["loss"] = step(loss, x, w, labels)
+            if device() == "cuda":
+                found[name]["peak"] = peak_bytes("cuda") - others
+            gradients = (x.grad.double(), w.grad.double())  # type: ignore[union-attr]
+            truth = truth or gradients
+            pairs = zip(gradients, truth, strict=True)
+            found[name]["gradients"] = [float((g - t).norm() / t.norm()) for g, t in pairs]
+        except Exception as error:  # of one contender, which the others can do without
+            found[name]["error"] = reason(error)
+            continue
+        steps[name] = functools.partial(step, loss, x, w, labels)
+    del truth  # 8 bytes per weight, which the timed runs need
+    return found, table_of(
+        args.contenders, f"{rows:,} x {hidden}", found, timed(found, steps, args)
     )
-    return found, table_of(args.contenders, f"{rows:,} x {hidden}", found, times)
+
+
+def timed(
+    found: dict[str, Any], steps: dict[str, Callable[[], Any]], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Times in turns. A contender that fails is left out, and the others start again."""
+    failed: list[str] = []
+
+    def guarded(name: str) -> None:
+        try:
+            steps[name]()
+        except Exception as error:
+            found[name]["error"] = reason(error)
+            failed.append(name)
+            raise
+
+    while steps:
+        turns = {name: functools.partial(guarded, name) for name in steps}
+        sync = torch.cuda.synchronize if device() == "cuda" else lambda: None
+        try:
+            return interleaved(turns, args.repeats, sync)
+        except Exception:
+            if not failed:  # not of a contender
+                raise
+            del steps[failed.pop()]
+            if device() == "cuda":
+                torch.cuda.empty_cache()
+    return {}
+
+
+def reason(error: BaseException) -> str:
+    """One line of a contender's failure."""
+    if "out of memory" in str(error).lower():
+        return "out of memory"
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[-1]}"[:200]
 
 
 def table_of(
@@ -263,7 +302,8 @@ def main() -> None:
     }
     rows: list[list[str]] = []
     for n, hidden in GPU_SHAPES if args.gpu else [(args.rows, args.hidden)]:
-        facts["shapes"][f"{n} x {hidden}"], more = measure(args, n, hidden)
+        found, more = measure(args, n, hidden)
+        write_partial(facts, f"{n} x {hidden}", args.out, found)
         rows += more
     first = args.contenders[0]
     header = ["rows x h", "loss", "fwd+bwd s", f"x {first} (range)", "by CPU s", "peak GB"]

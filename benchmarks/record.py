@@ -25,12 +25,7 @@ def circumstances() -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": " ".join(["python", *sys.argv]),
-        "commit": _git("rev-parse", "--short", "HEAD")
-        + (
-            "+changes"
-            if _git("status", "--porcelain", "-uno", "--", "wikillm", "benchmarks")
-            else ""
-        ),
+        "commit": commit(),
         "device": gpu
         or f"{_cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "load_average": [round(value, 1) for value in os.getloadavg()],
@@ -38,6 +33,17 @@ def circumstances() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def commit() -> str:
+    """Of this checkout, "" without git; "+changes" when tracked files differ."""
+    changed = _git("status", "--porcelain", "-uno", "--", "wikillm", "benchmarks")
+    return _git("rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
+
+
+def import_path() -> str:
+    """PYTHONPATH for a benchmark's processes: this checkout before what the caller has set."""
+    return os.pathsep.join(filter(None, [str(REPO), os.environ.get("PYTHONPATH")]))
 
 
 def interleaved(
@@ -69,7 +75,11 @@ def paired_ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, floa
 def run_in_fresh_process(words: list[str]) -> dict[str, Any]:
     """The JSON on the last line of `python <this script> words`, for memory peaks."""
     done = subprocess.run(
-        [sys.executable, sys.argv[0], *words], capture_output=True, text=True, cwd=REPO
+        [sys.executable, sys.argv[0], *words],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+        env=os.environ | {"PYTHONPATH": import_path()},
     )
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
@@ -103,6 +113,15 @@ def gemm_flops(size: int | None = None, repeats: int = 5) -> float:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def write_partial(
+    facts: dict[str, Any], shape: str, out: Path | None, found: dict[str, Any]
+) -> None:
+    """A benchmark that is stopped later has written what it has."""
+    facts["shapes"][shape] = found
+    if out is not None:
+        out.write_text(json.dumps({"is_partial": True, **facts}) + "\n", encoding="utf-8")
 
 
 def plot_bars(groups: dict[str, dict[str, float]], unit: str, out: Path) -> None:
@@ -160,7 +179,11 @@ def report(
 
 
 def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], capture_output=True, text=True, cwd=REPO).stdout.strip()
+    try:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, cwd=REPO)
+    except OSError:
+        return ""
+    return done.stdout.strip()
 
 
 def _cpu_model() -> str:

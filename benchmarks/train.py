@@ -21,6 +21,7 @@ datasheet's peak.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import re
@@ -28,6 +29,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path[0] = str(REPO)  # instead of this folder: see kernels.py
 
 from benchmarks.contender_process import Contender, Shape
-from benchmarks.record import circumstances, gemm_flops, paired_ratio, report
+from benchmarks.record import circumstances, gemm_flops, paired_ratio, report, write_partial
 from wikillm.config.load import load
 from wikillm.plan.flops import flops_per_token, peak_flops
 
@@ -60,21 +62,18 @@ SAME_MODEL = 0.02
 
 # What fits into 80 GB by the planner's formula, stock too but for the goal's 64 x 512 (a test holds
 # it). Qwen2's vocabulary is said, or the run would take that of the little tokenizer.
-_SIZES = (("120m", 512, 32), ("120m", 512, 64), ("120m", 2048, 8), ("0.5b", 2048, 8))
-_SIZES += (("1.5b", 4096, 2), ("3b", 4096, 2))
-GPU_SHAPES = {
-    f"{preset}-{length}-{batch}": Shape(
-        f"{preset}, {batch} x {length}",
-        (
-            f"model.preset={preset}",
-            "model.vocab_size=151936",
-            *(("train.gradient_checkpointing=full",) if preset == "3b" else ()),
-        ),
-        batch,
-        length,
-    )
-    for preset, length, batch in _SIZES
-}
+_NAMES = ("120m-512-32", "120m-512-64", "120m-2048-8", "0.5b-2048-8", "1.5b-4096-2", "3b-4096-2")
+
+
+def shape_named(name: str) -> Shape:
+    """Of PRESET-LENGTH-BATCH. Raises ValueError for another name."""
+    preset, length, batch = name.rsplit("-", 2)
+    words = [f"model.preset={preset}", "model.vocab_size=151936"]
+    words += ["train.gradient_checkpointing=full"] if preset == "3b" else []
+    return Shape(f"{preset}, {batch} x {length}", tuple(words), int(batch), int(length))
+
+
+GPU_SHAPES = {name: shape_named(name) for name in _NAMES}
 
 
 def arguments() -> argparse.Namespace:
@@ -84,9 +83,8 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="the goal table; about a minute per contender, shape and visit",
     )
-    parser.add_argument(
-        "--shapes", nargs="+", choices=tuple(GPU_SHAPES), help="of --gpu; default: all"
-    )
+    names = f"of --gpu, PRESET-LENGTH-BATCH; default: {' '.join(_NAMES)}"
+    parser.add_argument("--shapes", nargs="+", type=shape_named, metavar="NAME", help=names)
     parser.add_argument(
         "--visits", type=int, default=2, help="with --gpu: how often each contender runs"
     )
@@ -130,12 +128,14 @@ def measure(
     visits: int = 0,
     stretch: int = 1,
     profiled: int = 0,
+    save: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
     """{contender: wall and CPU seconds of each counted turn, losses, peak}, or {"error": ...}.
 
     Args:
         steps: counted turns; a turn is `stretch` steps, and its seconds are those of one of them.
         warmup, profiled: turns before and after them that do not count.
+        save: called with what is known after each visit.
         visits: 0: all contenders in turns. N: one after another, N times, every other time in
             the opposite order.
     """
@@ -147,14 +147,20 @@ def measure(
             return _measure_group(shape, names, steps, warmup, folder, profiled, stretch)
         for visit in range(visits):
             for one in names if visit % 2 == 0 else reversed(names):
-                if "error" not in found.get(one, {}):
-                    result = _measure_group(shape, [one], steps, warmup, folder, profiled, stretch)[
-                        one
-                    ]
-                    for kind in ("wall", "cpu") if "error" not in result else ():
-                        result[kind] = found.get(one, {}).get(kind, []) + result[kind]
-                    found[one] = result
+                before = found.get(one, {})
+                if "error" in before or "later_error" in before:
+                    continue
+                group = _measure_group(shape, [one], steps, warmup, folder, profiled, stretch)
+                found[one] = joined(before, group[one])
+                save(found)
     return {name: found[name] for name in names}
+
+
+def joined(before: dict[str, Any], visit: dict[str, Any]) -> dict[str, Any]:
+    """A contender's visits together. A failed one leaves the good ones before it as they are."""
+    if "error" in visit:
+        return before | {"later_error": visit["error"]} if before else visit
+    return visit | {kind: before.get(kind, []) + visit[kind] for kind in ("wall", "cpu")}
 
 
 def differ(found: dict[str, Any]) -> str | None:
@@ -221,7 +227,7 @@ def _measure_group(
             counted = reports[warmup : warmup + steps]
             found[name] = {kind: [r[kind] for r in counted] for kind in ("wall", "cpu")}
             found[name] |= {"losses": reports[-1]["losses"], "peak": reports[-1]["peak"]}
-            found[name]["profile"] = reports[-1].get("profile", [])
+            found[name] |= {key: reports[-1].get(key, {}) for key in ("profile", "kinds")}
     return found
 
 
@@ -284,11 +290,9 @@ def main() -> None:
         raise SystemExit("not run: no GPU here")
     names = args.contenders or list(ON_GPU if args.gpu else ON_CPU)
     heads = max(1, args.hidden // 32)
-    fields = (
-        f"hidden_size={args.hidden} num_hidden_layers={args.layers} vocab_size={args.vocab} "
-        f"num_attention_heads={heads} num_key_value_heads={max(1, heads // 2)} "
-        f"intermediate_size={4 * args.hidden}"
-    )
+    fields = f"hidden_size={args.hidden} num_hidden_layers={args.layers} vocab_size={args.vocab} "
+    fields += f"num_attention_heads={heads} num_key_value_heads={max(1, heads // 2)} "
+    fields += f"intermediate_size={4 * args.hidden}"
     words = ("model.preset=tiny", *(f"model.{field}" for field in fields.split()))
     sizes = f"V={args.vocab:,}, {args.batch} x {args.length}"
     name = f"h={args.hidden}, {args.layers} layers, {sizes}"
@@ -309,8 +313,9 @@ def main() -> None:
     )
     rows: list[list[str]] = []
     started = time.monotonic()
-    for shape in [GPU_SHAPES[name] for name in args.shapes or GPU_SHAPES] if args.gpu else [own]:
-        found = facts["shapes"][shape.name] = measure(shape, names, **turns)
+    for shape in (args.shapes or GPU_SHAPES.values()) if args.gpu else [own]:
+        save = functools.partial(write_partial, facts, shape.name, args.out)
+        found = facts["shapes"][shape.name] = measure(shape, names, save=save, **turns)
         if refused := differ(found):
             facts.setdefault("refused", {})[shape.name] = refused
         else:

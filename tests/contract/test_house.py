@@ -124,7 +124,7 @@ def test_only_the_command_line_prints(repo: Path) -> None:
 def test_makefile_has_few_one_line_targets(repo: Path) -> None:
     lines = (repo / "Makefile").read_text(encoding="utf-8").splitlines()
     targets = [i for i, line in enumerate(lines) if line[:1].isalpha() and ":" in line]
-    assert 0 < len(targets) <= 14, [lines[i] for i in targets]
+    assert 0 < len(targets) <= 15, [lines[i] for i in targets]
     recipes = [line for line in lines if line.startswith("\t")]
     assert len(recipes) <= len(targets), "a target has more than one line"
 

@@ -115,8 +115,8 @@ def test_memory_is_what_was_planned(words: Any, tmp_path: Path) -> None:
     kept = [word for word in line if not word.startswith("model.")]
     run([*kept, "model.preset=120m", "model.vocab_size=151936"])
     outcome = json.loads((tmp_path / "run/outcome.json").read_text())
-    parts = outcome["predicted"]["memory_parts"]
-    planned = sum(size for name, size in parts.items() if name not in ("context", "fragmentation"))
-    assert outcome["measured"]["memory_bytes"] == pytest.approx(planned, rel=0.08), parts
+    planned = outcome["predicted"]
+    measured = outcome["measured"]["memory_bytes"]
+    assert measured == pytest.approx(planned["memory_bytes"], rel=0.08), planned
     joules = [record["energy_joules"] for record in read_metrics(tmp_path / "run/metrics.jsonl")]
     assert joules == sorted(joules) and joules[-1] > 0

@@ -68,6 +68,11 @@ class Memory:
     def total(self) -> int:
         return sum(self.parts().values())
 
+    @property
+    def allocated(self) -> int:
+        """What torch's allocator hands out on a GPU: without the CUDA context and its gaps."""
+        return self.total - self.context - self.fragmentation
+
     def parts(self) -> dict[str, int]:
         return {field.name: int(getattr(self, field.name)) for field in fields(self)}
 

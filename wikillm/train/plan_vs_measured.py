@@ -15,7 +15,7 @@ from wikillm.core.world import World
 from wikillm.plan.calibration import apply_calibration, cpu_as_device, read_calibration
 from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import Gpu, gpu_by_driver_name
-from wikillm.plan.memory import memory_per_rank
+from wikillm.plan.memory import Memory, memory_per_rank
 from wikillm.plan.outcome import FILE_NAME
 from wikillm.plan.run_plan import Plan
 from wikillm.plan.strategy import Strategy, strategy_of
@@ -75,7 +75,7 @@ def record_outcome(context: RunContext, tokens_per_second: float | None) -> None
             "gradient_checkpointing": cfg.train.gradient_checkpointing,
         },
         "predicted": {
-            "memory_bytes": memory.total if memory else None,
+            "memory_bytes": comparable_bytes(memory, on_gpu=on_gpu) if memory else None,
             "memory_parts": memory.parts() if memory else None,
             "tokens_per_second": speed,
         },
@@ -89,6 +89,11 @@ def record_outcome(context: RunContext, tokens_per_second: float | None) -> None
     }
     with suppress(OSError):
         write_json(context.run.path / FILE_NAME, outcome)
+
+
+def comparable_bytes(memory: Memory, *, on_gpu: bool) -> int:
+    """The planned bytes that the measurement counts: torch's peak knows no CUDA context."""
+    return memory.allocated if on_gpu else memory.total
 
 
 def _speed(
