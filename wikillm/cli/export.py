@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_json, add_trust
+from wikillm.core.errors import ConfigError, WikiLLMError
+
+if TYPE_CHECKING:
+    from wikillm.export.card import ExportFacts
+    from wikillm.export.folder import Exported
 
 HELP = "Write a run as a standard Hugging Face folder."
 
@@ -19,12 +27,21 @@ The folder loads with plain transformers. Before it is put in place, a process w
 it with AutoTokenizer and AutoModelForCausalLM: several hundred texts must get the ids of the
 training tokenizer, and the logits must equal the trained model's. The folder is complete or absent;
 an earlier export at the same place is replaced, anything else is left alone.
+
+A run or an exported folder is pushed to a hub by its own client, which reads its token from the
+environment (MODELSCOPE_API_TOKEN, HF_TOKEN) or its login:
+  wikillm export runs/wiki-zh-120m --licence cc-by-sa-4.0 --push modelscope:ORG/NAME
+  wikillm export exports/wiki-zh-120m-500 --push hf:ORG/NAME --private
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("run", metavar="RUN", help="a run directory, or a checkpoint in one")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run directory, a checkpoint in one, or (with --push) an exported folder",
+    )
     parser.add_argument("--to", metavar="DIR", help="folder to write. Default: exports/NAME-STEP")
     dtype = "float32, bfloat16 or float16. Default: that of the training"
     parser.add_argument("--dtype", metavar="TYPE", help=dtype)
@@ -32,19 +49,58 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ema", action="store_true", help=average)
     tokenizer = "folder with tokenizer.json, for a checkpoint without its run"
     parser.add_argument("--tokenizer", metavar="DIR", help=tokenizer)
+    _add_push(parser)
     add_trust(parser)
     dry = "show what would be written, and write nothing"
     parser.add_argument("--dry-run", action="store_true", help=dry)
-    add_json(parser, "print one JSON object instead of lines")
+    add_json(parser, "print a JSON object instead of lines; with --push a second one")
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    """What a published model says and where it goes."""
+    parser.add_argument(
+        "--push", metavar="HUB:ORG/NAME", help="upload the folder: modelscope:ORG/NAME, hf:ORG/NAME"
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="with --push: create a private repository"
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="with --push: add a commit if the repository exists"
+    )
+    parser.add_argument(
+        "--licence",
+        "--license",
+        metavar="ID",
+        help="of the weights, for the model card: apache-2.0, cc-by-sa-4.0. Default: unknown",
+    )
+    parser.add_argument(
+        "--data-licence", metavar="ID", help="of the training data. Default: data.licence"
+    )
+    parser.add_argument(
+        "--language", metavar="LIST", help="of the data, as in zh,en. Default: seen in its text"
+    )
+    parser.add_argument(
+        "--audit",
+        action="store_true",
+        help="for the model card: compare every trained token with the store, not only the samples",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from wikillm.checkpoints.latest import find_complete
     from wikillm.export.facts import find_tokenizer, held_out_texts, read_facts, trained_tokenizer
-    from wikillm.export.target import check_target
+    from wikillm.export.push import check_token, parse_repository
+    from wikillm.export.target import MARK, check_target
 
+    _check_flags(args)
+    repository = parse_repository(args.push) if args.push else None
+    if repository is not None and not args.dry_run:
+        check_token(repository)
+    if repository is not None and (Path(args.run) / MARK).is_file():
+        return _push(args, Path(args.run))
     checkpoint = find_complete(Path(args.run))
-    facts = read_facts(checkpoint)
+    held_out = held_out_texts(checkpoint)
+    facts = _published_facts(args, read_facts(checkpoint), checkpoint, held_out)
     if args.ema:
         weights = "moving average of the run's (train.ema_decay)"
         facts = replace(facts, training={**facts.training, "weights": weights})
@@ -58,7 +114,6 @@ def run(args: argparse.Namespace) -> int:
         lines = (f"{name:<10} {value}" for name, value in plan.items())
         print(json.dumps(plan) if args.json else "\n".join(lines))
         return 0
-    from wikillm.core.units import format_count, format_size
     from wikillm.export.folder import export_model
 
     if not args.json:
@@ -73,14 +128,24 @@ def run(args: argparse.Namespace) -> int:
         verified=True,
         ema=args.ema,
         trained_with=trained_tokenizer(checkpoint),
-        held_out=held_out_texts(checkpoint),
+        held_out=held_out,
     )
+    _show(args, done, plan)
+    if args.push:
+        return _push(args, target)
+    return 0
+
+
+def _show(args: argparse.Namespace, done: Exported, plan: dict[str, str]) -> None:
+    """What was written and proven."""
+    from wikillm.core.units import format_count, format_size
+
     if args.json:
         names = ("parameters", "tensors", "dtype", "architecture")
         written = {name: getattr(done, name) for name in names} | {"bytes": done.size}
         written["proof"] = asdict(done.proof) if done.proof else None
         print(json.dumps(plan | written))
-        return 0
+        return
     size = f"{format_count(done.parameters)} parameters, {done.dtype}, {format_size(done.size)}"
     print(f"written    {done.folder}  {done.architecture}, {size}")
     print(f"checked    {done.tensors} tensors read back equal, bit for bit")
@@ -89,5 +154,82 @@ def run(args: argparse.Namespace) -> int:
             f"proved     transformers {done.proof.transformers}, without WikiLLM: the ids of "
             f"{done.proof.texts} texts are the training tokenizer's, the logits the trained model's"
         )
-    print(f'next       wikillm generate {done.folder} --prompt "..."')
+    if not args.push:
+        print(f'next       wikillm generate {done.folder} --prompt "..."')
+
+
+def _check_flags(args: argparse.Namespace) -> None:
+    """Raises ConfigError for what would have no effect, or what a hub would not read."""
+    if (args.private or args.update) and not args.push:
+        what = f"{'--private' if args.private else '--update'} has no effect without --push."
+        raise ConfigError(what, fix="--push modelscope:ORG/NAME or --push hf:ORG/NAME")
+    for flag, value in (("--licence", args.licence), ("--data-licence", args.data_licence)):
+        if value is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", value):
+            raise ConfigError(
+                f"{flag} {value[:60]!r} is not a short form that hubs read.",
+                fix=f"{flag} apache-2.0, mit, cc-by-sa-4.0, other, unknown",
+            )
+
+
+def _published_facts(
+    args: argparse.Namespace, facts: ExportFacts, checkpoint: Path, held_out: list[str]
+) -> ExportFacts:
+    """What the card says besides the records of the run: licences, languages, curve, audit."""
+    from wikillm.export.card import languages_of
+    from wikillm.export.facts import run_of
+
+    languages = args.language.split(",") if args.language else languages_of(held_out)
+    facts = replace(facts, licence=args.licence or facts.licence, languages=tuple(languages))
+    if args.data_licence:
+        facts = replace(facts, data_licence=args.data_licence)
+    run = run_of(checkpoint)
+    if run is None or args.dry_run:
+        return facts
+    provenance = {**facts.provenance, **_audit(run, facts.step, with_tokens=args.audit)}
+    return replace(facts, curve=_curve(run), provenance=provenance)
+
+
+def _curve(run: Path) -> str:
+    """The losses of a run as an SVG; nothing where it logged none."""
+    from wikillm.report.figures import loss_plot
+    from wikillm.report.plot import svg_file
+    from wikillm.report.run_files import read_run
+
+    with suppress(WikiLLMError):
+        plot = loss_plot(read_run(run))
+        return svg_file(plot) if plot.drawn() else ""
+    return ""
+
+
+def _audit(run: Path, step: int | None, *, with_tokens: bool) -> dict[str, str]:
+    """What the ledger proves of the steps up to `step`; nothing where there is none."""
+    from wikillm.ledger.audit import audit_run
+    from wikillm.ledger.record import NAME
+
+    if not (run / NAME).is_file():
+        return {}
+    try:
+        found = audit_run(run, last_step=step, with_tokens=with_tokens)
+    except WikiLLMError as error:
+        return {"audit": f"not possible: {error.what}"}
+    steps = f"steps {found.first_step:,} to {found.last_step:,}"
+    if not found.is_proven:
+        return {"audit": f"not proven, {steps}: the first wrong one is {found.wrong[0].step:,}"}
+    tokens = f"{found.tokens_compared:,} tokens compared" if with_tokens else "tokens not compared"
+    samples = f"samples {found.first:,} to {found.stop - 1:,}"
+    return {"audit": f"proven, {steps}: {samples}, each once per epoch; {tokens}"}
+
+
+def _push(args: argparse.Namespace, folder: Path) -> int:
+    """Push a finished export. It stays where it is, whatever the hub answers."""
+    from wikillm.export.push import parse_repository, push_folder
+
+    repository = parse_repository(args.push)
+    if args.dry_run:
+        print(json.dumps({"folder": str(folder), "push": str(repository)}))
+        return 0
+    if not args.json:
+        print(f"pushing    {folder} to {repository}", flush=True)
+    url = push_folder(folder, repository, private=args.private, update=args.update)
+    print(json.dumps({"folder": str(folder), "url": url}) if args.json else f"pushed     {url}")
     return 0

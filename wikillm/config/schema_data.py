@@ -67,6 +67,9 @@ class DataSection(Section):
     text between blank lines (blocks)."""
     text_key: str = "text"
     """Key or column of the document's text."""
+    licence: str | None = None
+    """Licence of the sources, as in cc-by-sa-4.0: said in the model card of an export, else
+    unknown."""
     tokenizer: str = "auto"
     """auto, qwen2, a folder with tokenizer.json, or train:8000 for a byte-level BPE of that size
     trained on this corpus."""

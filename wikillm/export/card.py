@@ -1,14 +1,24 @@
-"""The model card: what the model is, what it was trained on, how, and how well it does."""
+"""The model card: what the model is, what it was trained on, how, and how well it does.
+
+One README.md in English and Chinese, since both hubs show that file alone. Its metadata block is
+the one that both read. The text is in templates/; `_ZH` translates the labels of the tables.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import jinja2
+import yaml
 from transformers import PretrainedConfig
 
 from wikillm.core.units import format_count
+
+UNKNOWN = "unknown"
+CURVE = "loss.svg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +28,15 @@ class ExportFacts:
     Args:
         name: of the run.
         step: optimizer step of the checkpoint.
-        data: label -> value: sources, documents, tokens, tokenizer, fingerprint of the store.
+        data: label -> value: sources, documents, tokens, filters, fingerprint of the store.
         training: dotted configuration key -> value.
-        metrics: label -> value: losses, bits per byte, tokens seen.
+        metrics: label -> value: losses, bits per byte, tokens seen, and of evaluations.
+        provenance: label -> value: WikiLLM's version, the ledger's digest and audit.
         environment: package or fact -> version or value.
+        licence: of the weights, in the hubs' short form (apache-2.0).
+        data_licence: of the training data.
+        languages: ISO 639-1 codes.
+        curve: an SVG of the loss, or nothing.
     """
 
     name: str
@@ -29,7 +44,12 @@ class ExportFacts:
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    licence: str = UNKNOWN
+    data_licence: str = UNKNOWN
+    languages: tuple[str, ...] = ()
+    curve: str = ""
 
 
 _USE = """```python
@@ -38,10 +58,55 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = "."  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)
-inputs = tokenizer("The history of", return_tensors="pt")
+inputs = tokenizer("%s", return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens=64, do_sample=True, temperature=0.8, top_p=0.95)
 print(tokenizer.decode(output[0], skip_special_tokens=True))
 ```"""
+
+_ZH = {
+    "Model": "模型",
+    "Data": "数据",
+    "Evaluation": "评测",
+    "Training": "训练",
+    "Provenance": "来历",
+    "Made with": "环境",
+    "source": "来源",
+    "further sources": "其余来源",
+    "training documents": "训练文档",
+    "training tokens": "训练词元",
+    "training bytes": "训练文本字节",
+    "held-out documents": "留出文档",
+    "held-out tokens": "留出词元",
+    "held-out bytes": "留出文本字节",
+    "dropped": "丢弃",
+    "tokenizer": "分词器",
+    "token store": "词元存储",
+    "tokens trained on": "已训练词元",
+    "training loss, nats per token": "训练损失（nats/词元）",
+    "held-out loss, nats per token": "留出集损失（nats/词元）",
+    "held-out bits per byte": "留出集每字节比特",
+    "layers": "层数",
+    "hidden size": "隐藏维度",
+    "feed-forward size": "前馈维度",
+    "attention heads": "注意力头",
+    "key and value heads": "键值头",
+    "positions": "位置数",
+    "tied embeddings": "共享词嵌入",
+    "rope theta": "rope theta",
+    "ranks": "rank 数",
+    "weights": "权重",
+    "ledger": "账本",
+    "audit": "审计",
+    "WikiLLM": "WikiLLM",
+}
+
+
+def card_files(
+    facts: ExportFacts, config: PretrainedConfig, parameters: int, trained_as: str, eos: str
+) -> dict[str, str]:
+    """Name -> text: the card, and the curve that it shows."""
+    card = render_card(facts, config, parameters=parameters, trained_as=trained_as, eos=eos)
+    return {"README.md": card} | ({CURVE: facts.curve} if facts.curve else {})
 
 
 def render_card(
@@ -49,42 +114,97 @@ def render_card(
 ) -> str:
     """README.md of the exported folder, with the metadata block that hubs read.
 
-    No licence is named: the weights' licence is their maker's choice, and the data's may bind it.
-
     Args:
         config: of the folder.
         trained_as: the class that was trained.
         eos: the token that ends a document.
     """
     (architecture,) = config.architectures or [trained_as]
-    dtype = str(config.dtype).removeprefix("torch.")
-    step = f", step {facts.step:,}" if facts.step is not None else ""
-    parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n"
-        "tags:\n- wikillm\n- pretrained\n---",
-        f"# {facts.name}",
-        f"A base language model pretrained with WikiLLM: {format_count(parameters)} parameters "
-        f"({parameters:,}), {architecture}, {dtype}, vocabulary {config.vocab_size:,}{step}. It "
-        "continues text; it has not been tuned to follow instructions, and may write what is false "
-        "or offensive.",
-        "## Use",
-        _USE,
-        f"Documents end with `{eos}`, and nothing is added before them: the tokenizer adds no "
-        "tokens of its own. In training, text that looks like a special token was ordinary text; "
-        "`tokenizer(text, split_special_tokens=True)` reads it so.",
-    ]
-    if architecture != trained_as:
-        parts.append(
-            f"The model was trained as `{trained_as}` and is written as `{architecture}` with an "
-            "output projection whose bias is 0: it computes the same, and every version of "
-            "transformers opens the folder with its own tokenizer."
-        )
-    tables = {"Data": facts.data, "Metrics": facts.metrics, "Training": facts.training}
-    for title, rows in (tables | {"Made with": facts.environment}).items():
-        if rows:
-            cells = (f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items())
-            parts += [f"## {title}", "\n".join(["| | |", "|---|---|", *cells])]
+    values = {
+        "name": facts.name,
+        "step": f"{facts.step:,}" if facts.step is not None else "",
+        "count": format_count(parameters),
+        "parameters": f"{parameters:,}",
+        "architecture": architecture,
+        "trained_as": trained_as,
+        "is_rewritten": architecture != trained_as,
+        "dtype": str(config.dtype).removeprefix("torch."),
+        "vocabulary": f"{config.vocab_size:,}",
+        "length": f"{_trained_length(facts, config):,}",
+        "eos": eos,
+        "licence": facts.licence,
+        "data_licence": facts.data_licence,
+        "curve": CURVE if facts.curve else "",
+    }
+    tables = {
+        "Model": _shape(config),
+        "Data": facts.data,
+        "Evaluation": facts.metrics,
+        "Training": facts.training,
+        "Provenance": facts.provenance,
+        "Made with": facts.environment,
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        autoescape=False,  # Markdown
+    )
+    parts = [_front_matter(facts)]
+    for language, prompt in (("en", "The history of"), ("zh", "北京是")):
+        translate = _ZH if language == "zh" else {}
+        shown = [
+            (translate.get(title, title), _table(rows, translate))
+            for title, rows in tables.items()
+            if rows
+        ]
+        template = environment.get_template(f"card.{language}.md.j2")
+        parts.append(template.render(values, tables=shown, use=_USE % prompt).strip())
     return "\n\n".join(parts) + "\n"
+
+
+def _trained_length(facts: ExportFacts, config: PretrainedConfig) -> int:
+    length = facts.training.get("train.sequence_length")
+    return int(length or config.max_position_embeddings)
+
+
+def _front_matter(facts: ExportFacts) -> str:
+    """`frameworks` and `tasks` are ModelScope's names; Hugging Face reads the others."""
+    values: dict[str, Any] = {"license": facts.licence}
+    if facts.languages:
+        values["language"] = list(facts.languages)
+    values |= {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "frameworks": ["pytorch"],
+        "tasks": ["text-generation"],
+        "tags": ["wikillm", "pretrained", "base-model"],
+    }
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---"
+
+
+def _shape(config: PretrainedConfig) -> dict[str, Any]:
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden size": config.hidden_size,
+        "feed-forward size": config.intermediate_size,
+        "attention heads": config.num_attention_heads,
+        "key and value heads": config.num_key_value_heads,
+        "positions": config.max_position_embeddings,
+        "tied embeddings": config.tie_word_embeddings,
+        "rope theta": (config.rope_parameters or {}).get("rope_theta"),
+    }
+
+
+def _table(rows: Mapping[str, Any], translate: Mapping[str, str]) -> str:
+    """A label is translated as a whole, or its part before a colon (`dropped: redirect`)."""
+    lines = ["| | |", "|---|---|"]
+    for label, value in rows.items():
+        first, colon, rest = label.partition(":")
+        shown = translate.get(label) or translate.get(first, first) + colon + rest
+        lines.append(f"| {_cell(shown)} | {_cell(value)} |")
+    return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:
@@ -97,3 +217,22 @@ def _cell(value: Any) -> str:
     else:
         text = str(value)
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+def languages_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """`zh` where a tenth of the letters are hanzi, `en` where its commonest words are frequent.
+
+    Other languages are not recognized.
+    """
+    text = " ".join(texts)
+    letters = sum(character.isalpha() for character in text)
+    hanzi = sum("\u4e00" <= character <= "\u9fff" for character in text)
+    kana = sum("\u3040" <= character <= "\u30ff" for character in text)
+    words = text.lower().split()
+    english = sum(word in ("the", "of", "and", "in", "to", "is") for word in words)
+    found = []
+    if hanzi * 10 > letters and kana * 20 < hanzi:
+        found.append("zh")
+    if english * 20 > len(words):
+        found.append("en")
+    return tuple(found)

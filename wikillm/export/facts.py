@@ -18,7 +18,7 @@ from wikillm.checkpoints.layout import STATE, step_of
 from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
 from wikillm.core.files import sha256_file
 from wikillm.data.store.store import Store
-from wikillm.export.card import ExportFacts
+from wikillm.export.card import UNKNOWN, ExportFacts
 from wikillm.observe import names
 from wikillm.observe.sinks import read_metrics, read_records
 
@@ -29,8 +29,16 @@ NOT_SHOWN = (
     *("logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit"),
     *("keep_every_steps", "keep_best"),
     *("exit_timeout_seconds", "dataloader_num_workers", "max_skipped_steps"),
-    *("per_device_eval_batch_size", "max_micro_batch_tokens"),
+    *("per_device_eval_batch_size", "max_micro_batch_tokens", "weight_check_steps", "spike_window"),
+    *("supervise", "lost_seconds", "stall_seconds", "meet_seconds", "self_check", "max_hours"),
 )
+FILTERS = (
+    *("convert", "quality", "dedup", "max_text_bytes"),
+    *("max_document_bytes", "val_fraction", "packing"),
+)
+"""Keys of the section `data` that decide which text was kept."""
+LEDGER = "ledger.jsonl"
+_SOURCES = 20  # that are listed by name
 _SAMPLES = 100  # of held-out text
 _SAMPLE_TOKENS = 60
 PLANNED = ("global_batch_tokens", "max_steps", "warmup_steps")  # as the plan resolved them
@@ -106,29 +114,55 @@ def read_facts(checkpoint: Path) -> ExportFacts:
         return ExportFacts(name=checkpoint.name, step=step)
     config = _read_json(run / RESOLVED, yaml.safe_load)
     state = _read_json(checkpoint / STATE)
+    environment = _read_json(run / "environment.json")
+    settings = config.get("data") or {}
     return ExportFacts(
         name=str(config.get("run", {}).get("name") or run.name),
         step=step,
-        data=_data(_read_json(run / "data.json")),
+        data=_data(_read_json(run / "data.json"), settings),
         training=_training(config, _read_json(run / "plan.json"), state),
         metrics=_metrics(run, step),
-        environment=_environment(_read_json(run / "environment.json")),
+        provenance=_provenance(run, environment),
+        environment=_environment(environment),
+        data_licence=str(settings.get("licence") or UNKNOWN),
     )
 
 
-def _data(data: Mapping[str, Any]) -> dict[str, Any]:
+def _data(data: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     if not data:
         return {}
     rows: dict[str, Any] = {}
-    for source in data.get("sources", []):
-        rows[f"source {Path(source['path']).name}"] = f"sha256 {source['sha256']}"
+    sources = data.get("sources", [])
+    for source in sources[:_SOURCES]:
+        rows[f"source: {Path(source['path']).name}"] = f"sha256 {source['sha256']}"
+    if len(sources) > _SOURCES:
+        rows["further sources"] = len(sources) - _SOURCES
     for name, split in data.get("splits", {}).items():
-        label = {"train": "training text", "val": "held-out text"}.get(name, name)
-        counts = f"{split['documents']:,} documents, {split['tokens']:,} tokens"
-        rows[label] = f"{counts}, {split['text_bytes']:,} bytes"
+        label = {"train": "training", "val": "held-out"}.get(name, name)
+        rows[f"{label} documents"] = split["documents"]
+        rows[f"{label} tokens"] = split["tokens"]
+        rows[f"{label} bytes"] = split["text_bytes"]
+    for key in FILTERS:
+        value = settings.get(key)
+        if value not in (None, "none", [], ()):
+            rows[f"data.{key}"] = value
+    if settings.get("decontaminate"):
+        rows["data.decontaminate"] = [Path(path).name for path in settings["decontaminate"]]
+    for drop in (data.get("funnel") or {}).get("dropped", []):
+        rows[f"dropped: {drop['reason']}"] = drop["records"]
     if tokenizer := data.get("tokenizer"):
-        rows["tokenizer"] = f"{Path(tokenizer['name']).name}, {tokenizer['length']:,} tokens"
+        rows["tokenizer"] = f"{Path(tokenizer['name']).name} ({tokenizer['length']:,})"
     rows["token store"] = data.get("fingerprint", "unknown")
+    return rows
+
+
+def _provenance(run: Path, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The version that trained, and the digest of the record of what was trained on."""
+    rows: dict[str, Any] = {}
+    if version := environment.get("packages", {}).get("wikillm"):
+        rows["WikiLLM"] = version
+    if (run / LEDGER).is_file():
+        rows["ledger"] = f"sha256 {sha256_file(run / LEDGER)}"
     return rows
 
 
@@ -164,12 +198,14 @@ def _metrics(run: Path, step: int | None) -> dict[str, Any]:
     evaluated = until([r for r in events if r.get(names.KIND) == names.EVAL])
     for record, name, label in (
         (trained, names.TOKENS, "tokens trained on"),
-        (trained, names.LOSS, "training loss at step {step:,} (nats per token)"),
-        (evaluated, names.EVAL_LOSS, "held-out loss at step {step:,} (nats per token)"),
+        (trained, names.LOSS, "training loss, nats per token"),
+        (evaluated, names.EVAL_LOSS, "held-out loss, nats per token"),
         (evaluated, names.BITS_PER_BYTE, "held-out bits per byte"),
     ):
         if record.get(name) is not None:
-            rows[label.format(step=record[names.STEP])] = record[name]
+            value = record[name]
+            shown = f"{value:.6g}" if isinstance(value, float) else f"{value:,}"
+            rows[label] = f"{shown} (step {record[names.STEP]:,})"
     return rows
 
 

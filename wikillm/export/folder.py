@@ -1,7 +1,7 @@
 """Writes the Hugging Face folder: staged beside the target, checked, proved, then renamed.
 
     model.safetensors (shards above 5 GB)  config.json  generation_config.json
-    tokenizer.json  tokenizer_config.json  README.md (model card)
+    tokenizer.json  tokenizer_config.json  README.md (model card)  loss.svg
     wikillm_export.json (where it came from; size and sha256 of every file)
 
 Plain transformers loads it; nothing in it needs WikiLLM. Before the rename a process without
@@ -27,7 +27,7 @@ from wikillm.checkpoints.manifest import seal_files
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, files_below, rename_durably, write_atomic, write_json
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
-from wikillm.export.card import ExportFacts, render_card
+from wikillm.export.card import ExportFacts, card_files
 from wikillm.export.carry import model_type_for, tokenizer_files
 from wikillm.export.compare import refuse_other_tokenizer
 from wikillm.export.probe import probe_ids, probe_texts
@@ -110,9 +110,8 @@ def export_model(
     ids = probe_ids(trained, config.max_position_embeddings)
     logits = trained_logits(config, weights, ids) if prove else None
     config = _finish_config(config, weights, stored, files["tokenizer.json"])
-    files["README.md"] = render_card(
-        facts, config, parameters=parameters, trained_as=type(model).__name__, eos=trained.eos_token
-    )
+    trained_as = type(model).__name__
+    files |= card_files(facts, config, parameters, trained_as, trained.eos_token)
     # Everything is written beside the target, the list of digests last, and then renamed.
     with _staged(target) as staging:
         tensors = _write(staging, weights, config, files)
@@ -122,7 +121,7 @@ def export_model(
             proof = prove_folder(staging, trained, texts, ids, logits, stored)
         size = _seal(staging, facts, trained)
         _publish(staging, target)
-    architecture = type(skeleton(config)).__name__
+    architecture = str(config.architectures[0])
     return Exported(target, parameters, tensors, dtype_name(stored), size, architecture, proof)
 
 
@@ -235,7 +234,11 @@ def _write_configs(config: PretrainedConfig, folder: Path) -> None:
     write_json(folder / "config.json", values)
     pad = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
     generation = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=pad
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=pad,
+        # Without it, generate stops after 20 tokens. A prompt may take the other half.
+        max_new_tokens=config.max_position_embeddings // 2,
     )
     generation.save_pretrained(folder)
 

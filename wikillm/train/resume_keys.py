@@ -86,7 +86,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
         *_keys("model.initializer_range model.init_from"),
     ),
     IRRELEVANT: _keys("""
-        run.name run.dir data.preset model.preset model.depth model.size
+        run.name run.dir data.preset data.licence model.preset model.depth model.size
         data.backend data.store data.cache
         data.cache_bytes data.workers data.verify data.streaming data.stall_seconds
         data.min_val_tokens data.max_bad_fraction train.dataloader_num_workers

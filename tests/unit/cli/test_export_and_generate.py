@@ -59,8 +59,9 @@ def test_export_takes_the_newest_good_checkpoint(
     folder = Path("exports/small-7")
     assert str(folder) in captured.out
     card = (folder / "README.md").read_text()
-    parts = "# small|step 7|wiki.jsonl|90 documents, 12,345 tokens|training loss at step 7|8.3|8.25"
-    parts += "|3.5|train.learning_rate|zero2.json|torch|1a2b3c|train:400|7000"
+    assert (folder / "loss.svg").read_text().startswith("<svg")
+    parts = "# small|step 7|wiki.jsonl|训练文档|12,345|training loss, nats per token|8.3|8.25"
+    parts += "|3.5|train.learning_rate|zero2.json|torch|1a2b3c|train:400|7,000"
     for part in (*parts.split("|"), "train.warmup_steps | 3", "train.max_steps | 111"):
         assert part in card, f"{part!r} is not in the card:\n{card}"
     for part in ("/somewhere", "save_steps", "8.1", "absent"):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from harness.tiny_model import seal, tiny_model, write_checkpoint, write_tokenizer
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import sha256_file
-from wikillm.export.card import ExportFacts, render_card
+from wikillm.export.card import ExportFacts, languages_of, render_card
 from wikillm.export.folder import export_model
 from wikillm.export.target import MARK
 from wikillm.export.weights import check_written, read_weights, weight_files, write_weights
@@ -107,11 +109,8 @@ def test_folder_is_standard_and_sealed(tmp_path: Path, tokenizer_dir: Path) -> N
         "README.md", MARK,
     }  # fmt: skip
     generation = json.loads((folder / "generation_config.json").read_text())
-    assert (generation["eos_token_id"], generation["bos_token_id"], generation["pad_token_id"]) == (
-        0,
-        0,
-        0,
-    )
+    assert [generation[f"{name}_token_id"] for name in ("eos", "bos", "pad")] == [0, 0, 0]
+    assert generation["max_new_tokens"] == 32  # of 64 positions
     assert "lm_head.weight" not in load_file(folder / "model.safetensors"), (
         "tied weights are stored once"
     )
@@ -299,7 +298,16 @@ def test_card() -> None:
         )
 
     full = card(FACTS)
-    assert full.startswith("---\nlibrary_name: transformers\n")
+    assert full.startswith("---\nlicense: unknown\nlibrary_name: transformers\n")
+    # The metadata as Hugging Face's client reads it.
+    named = replace(FACTS, licence="mit", data_licence="cc-by-sa-4.0", languages=("zh", "no"))
+    read = ModelCard(card(named))
+    assert (read.data.license, read.data.language) == ("mit", ["zh", "no"])
+    assert (read.data.library_name, read.data.pipeline_tag) == ("transformers", "text-generation")
+    assert read.data.to_dict()["frameworks"] == ["pytorch"]  # as ModelScope names it
+    assert "Training data: cc-by-sa-4.0" in read.text and "训练数据：cc-by-sa-4.0" in read.text
+    assert "means that nobody stated it" in full and "means that nobody" not in read.text
+    assert "![" not in full and "](loss.svg)" in card(replace(FACTS, curve="<svg/>"))
     for part in ("123.4M", "123,426,304", "bfloat16", "vocabulary 512", "| tokens | 884,000 |"):
         assert part in full
     for part in ("b\\|c.jsonl", "5.12346", "0.0005", "step 7"):
@@ -308,3 +316,10 @@ def test_card() -> None:
     assert "## Data" not in bare and "was trained as" not in bare
     config.architectures = ["LlamaForCausalLM"]
     assert "trained as `Qwen2ForCausalLM`" in card(ExportFacts("x"))
+
+
+def test_languages_are_seen_in_the_text() -> None:
+    assert languages_of(["北京是中国的首都，位于华北平原。"]) == ("zh",)
+    assert languages_of(["The history of the city, and of its river in the north."]) == ("en",)
+    assert languages_of(["北京 the capital of China and 中国", "is in the north"]) == ("zh", "en")
+    assert languages_of(["東京は日本の首都であり、世界最大級の都市である。", "Москва"]) == ()

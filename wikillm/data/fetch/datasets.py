@@ -199,18 +199,19 @@ def _hf_download(repo: str, revision: str, path: str, sha256: str, is_local: boo
     )
 
 
-def _modelscope() -> Any:
+def modelscope_client() -> Any:
+    """ModelScope's HubApi. Raises MachineError when the installed modelscope has none."""
     try:
         from modelscope_hub.api import HubApi
     except ImportError as error:
-        what = "modelscope:// needs a newer modelscope."
+        what = "ModelScope's hub needs a newer modelscope."
         fix = "pip install -U 'modelscope>=1.40'"
         raise MachineError(what, got=str(error), fix=fix) from None
     return HubApi()
 
 
 def _modelscope_listing(address: DatasetAddress) -> Listing:
-    site = _modelscope()
+    site = modelscope_client()
     from modelscope_hub.errors import NotExistError, PermissionDeniedError
 
     revision = address.revision or "master"
@@ -226,7 +227,7 @@ def _modelscope_listing(address: DatasetAddress) -> Listing:
 
 
 def _modelscope_download(repo: str, revision: str, path: str, sha256: str, is_local: bool) -> str:
-    return _modelscope().download_file(
+    return modelscope_client().download_file(
         repo,
         "dataset",
         path,
