@@ -22,17 +22,18 @@ examples:
   wikillm eval runs/demo                                    on the held-out text of its own run
   wikillm eval exports/wiki-zh-120m-500 data.path=other.jsonl   on the held-out part of another text
   wikillm eval runs/demo --text news.jsonl poems.txt        all of these texts, by source and script
+  wikillm eval runs/demo --tasks ceval:data/ceval,choices:own.jsonl --shots 5
 A model from elsewhere needs data.path; the text is tokenized by the model's own tokenizer.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    from wikillm.cli.eval_files import add_text_arguments
+    from wikillm.cli.eval_files import add_file_arguments
     from wikillm.cli.run_config import add_run_config_arguments
 
     model = "a run directory, a checkpoint or an exported folder"
     parser.add_argument("model", metavar="MODEL", help=model)
-    add_text_arguments(parser)
+    add_file_arguments(parser)
     split = "which part of the text (default val)"
     parser.add_argument("--split", choices=("val", "train"), default="val", help=split)
     size = "sequences at a time (default 8)"
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    if args.text:
+    if args.text or args.tasks:
         from wikillm.cli.eval_files import evaluate_files
 
         return evaluate_files(args)

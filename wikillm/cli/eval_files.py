@@ -1,4 +1,4 @@
-"""`wikillm eval MODEL --text`: scores a model on files, shows and records the results."""
+"""`wikillm eval MODEL --text` and `--tasks`: scores a model on files and records the results."""
 
 from __future__ import annotations
 
@@ -11,21 +11,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wikillm.cli.arguments import positive
+from wikillm.cli.arguments import index, positive
 
 if TYPE_CHECKING:
     from wikillm.config.schema import DataSection
+    from wikillm.evals.questions import ChoiceTask
     from wikillm.generate.load import LoadedModel
 
 _SETTING = re.compile(r"(--)?[a-z_]+\.\w+=")
 
 
-def add_text_arguments(parser: argparse.ArgumentParser) -> None:
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("files of your own")
     text = "score all of these texts: files, folders or globs, in every format of data.path"
     group.add_argument("--text", nargs="+", metavar="FILE", help=text)
     most = "of --text: read each file until N bytes of text, such as 10MB (default: all)"
     group.add_argument("--max-bytes", type=size_argument, metavar="N", help=most)
+    tasks = (
+        "ceval:FOLDER, cmmlu:FOLDER or choices:FILE, several with commas; see docs/guide/evaluation"
+    )
+    group.add_argument("--tasks", metavar="KIND:PATH", help=tasks)
+    shots = "examples before each question (default: 5 for ceval and cmmlu, 0 for choices)"
+    group.add_argument("--shots", type=index, metavar="N", help=shots)
+    form = "score the answers' text, or list the choices and score their letters (default cloze)"
+    group.add_argument("--form", choices=("cloze", "letters"), default="cloze", help=form)
+    questions = "of each task, N questions evenly spaced over it (default: all)"
+    group.add_argument("--max-questions", type=positive, metavar="N", help=questions)
     context = "tokens that the model reads at once (default: its positions, at most 4096)"
     group.add_argument("--context", type=positive, metavar="N", help=context)
     name = "write the record to RUN/evals/NAME.json (default: the checkpoint and what was scored)"
@@ -49,9 +60,15 @@ def size_argument(text: str) -> int:
 
 def evaluate_files(args: argparse.Namespace) -> int:
     from wikillm.cli.generate import open_model
+    from wikillm.core.errors import ConfigError
+    from wikillm.evals.questions import read_tasks
     from wikillm.evals.results import model_record, write_results
 
-    # Refused before the model is loaded: sources, formats and the place of the record.
+    # Refused before the model is loaded: files, and the place of the record.
+    if args.rest and not args.text:
+        what = "`wikillm eval --tasks` takes no settings of a run."
+        raise ConfigError(what, got=" ".join(args.rest))
+    tasks = read_tasks(args.tasks.split(","), args.form) if args.tasks else []
     data = text_settings(args) if args.text else None
     folder = scored_folder(Path(args.model))
     target = record_path(args, folder)
@@ -60,6 +77,8 @@ def evaluate_files(args: argparse.Namespace) -> int:
         values: dict[str, Any] = {}
         if data is not None:
             values["text"] = score_text(args, data, loaded)
+        if tasks:
+            values["tasks"] = [score_task(args, task, loaded) for task in tasks]
     model = model_record(folder)
     if target is not None:
         write_results(target, model, values)
@@ -117,6 +136,35 @@ def score_text(args: argparse.Namespace, data: DataSection, loaded: LoadedModel)
     return {**found.to_json(), "context": limit, "max_bytes": args.max_bytes, "files": files}
 
 
+def score_task(args: argparse.Namespace, task: ChoiceTask, loaded: LoadedModel) -> dict[str, Any]:
+    from wikillm.evals.choices import encode_task, score_choices
+    from wikillm.evals.text import context_limit
+
+    task = task.first(args.max_questions)
+    shots = task.shots if args.shots is None else args.shots
+    limit = context_limit(loaded.model.config, args.context)
+    encoded = encode_task(loaded.text_tokenizer, task, shots=shots, limit=limit)
+    score = score_choices(
+        loaded.model,
+        encoded,
+        [question.subject for question in task.questions],
+        batch_size=args.batch_size,
+        device=loaded.model.device,
+    )
+    assert score is not None, "nothing stops it"
+    return {
+        "task": task.name,
+        "kind": task.kind,
+        "form": task.form,
+        "shots": shots,
+        "max_questions": args.max_questions,
+        "context": limit,
+        "overall": score.overall,
+        "subjects": score.subjects,
+        "files": task.files,
+    }
+
+
 def scored_folder(model: Path) -> Path:
     """The checkpoint or Hugging Face folder that MODEL names."""
     from wikillm.checkpoints.latest import find_complete
@@ -145,13 +193,17 @@ def record_path(args: argparse.Namespace, folder: Path) -> Path | None:
                 fix="--out FILE",
             )
         return None
-    name = args.name or f"{folder.name}-{Path(args.text[0]).stem}"
+    scored = [Path(path).stem for path in (args.text or [])[:1]]
+    for spec in (args.tasks or "").split(","):
+        kind, _, path = spec.partition(":")
+        scored.append(Path(path).stem if kind == "choices" else kind)
+    name = args.name or "-".join([folder.name, *filter(None, scored)])
     return run / FOLDER / f"{name}.json"
 
 
 def shown(record: dict[str, Any]) -> str:
     """The tables of a record for the terminal."""
-    from wikillm.evals.results import TEXT_HEAD, text_rows
+    from wikillm.evals.results import TASK_HEAD, TEXT_HEAD, task_rows, text_rows
 
     lines = []
     text = record.get("text")
@@ -160,7 +212,22 @@ def shown(record: dict[str, Any]) -> str:
         lines.append(f"text       {of}, {text['documents']:,} documents")
         lines.append(f"context    {text['context']:,} tokens")
         lines += table([TEXT_HEAD[1:], *(row[1:] for row in text_rows([record]))])
+    if record.get("tasks"):
+        rows = task_rows([record], subjects=True)
+        lines += table([TASK_HEAD[1:], *(row[1:] for row in rows)])
+    for task in record.get("tasks", ()):
+        lines += [f"{task['task']}: {line}" for line in remarks(task["overall"])]
     return "\n".join(lines)
+
+
+def remarks(overall: dict[str, Any]) -> list[str]:
+    """What happened to questions that are longer than the model reads at once."""
+    said = {
+        "with_fewer_examples": "questions had fewer examples before them, to fit the context",
+        "cut": "questions were cut from the left, to fit the context",
+        "left_out": "questions were left out: their choices leave no room for the question",
+    }
+    return [f"{overall[key]:,} {text}" for key, text in said.items() if overall[key]]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

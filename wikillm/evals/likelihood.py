@@ -41,7 +41,7 @@ def windows(ids: Sequence[int], limit: int) -> Iterator[TokenSequence]:
 
 
 @torch.no_grad()
-def log_likelihoods(
+def negative_log_likelihoods(
     model: torch.nn.Module,
     sequences: Sequence[TokenSequence],
     *,
@@ -50,7 +50,7 @@ def log_likelihoods(
     forwards: int = 0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[float] | None:
-    """Nats of the scored tokens of each sequence; None when `should_stop` returned True.
+    """Nats that the scored tokens of each sequence cost; None when `should_stop` returned True.
 
     Args:
         model: a causal language model of HF, wrapped by DeepSpeed or not; its mode is restored.

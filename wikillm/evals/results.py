@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,11 @@ def read_results(run: Path) -> list[dict[str, Any]]:
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(record, dict) and record.get("format_version") == _FORMAT_VERSION:
-            found.append({**record, "name": path.stem})
+            # What has rows can be shown; a damaged record has none.
+            with suppress(KeyError, TypeError, ValueError, AttributeError, IndexError):
+                text_rows([record])
+                task_rows([record], subjects=True)
+                found.append({**record, "name": path.stem})
     return sorted(found, key=lambda record: (_step(record) or 0, record["name"]))
 
 

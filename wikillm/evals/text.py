@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from wikillm.data.text.script import script_of
 from wikillm.data.tokenizer.tokenizer import TextTokenizer
-from wikillm.evals.likelihood import TokenSequence, log_likelihoods, windows
+from wikillm.evals.likelihood import TokenSequence, negative_log_likelihoods, windows
 
 MOST_CONTEXT = 4096
 """Tokens that a model reads at once by default, if it has more positions."""
@@ -130,7 +130,7 @@ def text_losses(
             held.append(item)
             tokens += len(item[1].ids)
         if item is None or tokens >= _TOKENS_HELD:
-            found = log_likelihoods(
+            found = negative_log_likelihoods(
                 model, [one for _, one in held], batch_size=batch_size, device=device
             )
             for (part, _), nats in zip(held, found or (), strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wikillm.core.units import format_count, format_seconds, format_size
+from wikillm.evals.results import TASK_HEAD, TEXT_HEAD, read_results, task_rows, text_rows
 from wikillm.observe import names
 from wikillm.report.curves import spikes, tokens_at
 from wikillm.report.data_section import data_section
@@ -203,7 +204,15 @@ def _evaluations(run: RunFiles) -> dict[str, Any]:
         )
     head = ["#step", "#tokens", "#loss", "#perplexity", "#bits/byte", "#held-out tokens"]
     head += [f"#loss of {key.removeprefix(prefix)}" for key in sources]
-    return {"evaluation_head": head, "evaluations": rows}
+    records = read_results(run.path)
+    return {
+        "evaluation_head": head,
+        "evaluations": rows,
+        "task_head": TASK_HEAD,
+        "task_scores": task_rows(records)[-MOST_ROWS:],
+        "text_head": TEXT_HEAD,
+        "text_scores": text_rows(records)[-MOST_ROWS:],
+    }
 
 
 def _samples(run: RunFiles) -> list[dict[str, Any]]:

@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from harness.questions import trained_on, write_questions
 from harness.tiny_model import tiny_model, write_checkpoint, write_tokenizer
 
 from wikillm.cli.main import main
 from wikillm.core.errors import ExitCode
-from wikillm.evals.results import read_results, text_rows
+from wikillm.evals.questions import read_tasks
+from wikillm.evals.results import read_results, task_rows, text_rows
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,31 @@ def test_eval_of_texts_refuses(
     captured = capsys.readouterr().err
     assert code in (ExitCode.CONFIG, ExitCode.DATA), captured
     assert said in captured
+
+
+def test_eval_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The checkpoint of a model that has learned the Chinese answers, and no English one."""
+    specs = write_questions(tmp_path / "tasks")
+    run = tmp_path / "run"
+    (ceval,) = read_tasks(specs[:1])
+    model, _ = trained_on(ceval.questions, run / "tokenizer")
+    write_checkpoint(run, model, step=9)
+    (run / "config.resolved.yaml").write_text("run: {name: small}\n")
+    assert main(["eval", str(run), "--tasks", ",".join(specs), "--shots", "1"]) == 0
+    printed = capsys.readouterr().out
+    (record,) = read_results(run)
+    assert record["name"] == "checkpoint-9-ceval-cmmlu-own"
+    assert record["model"]["step"] == 9
+    ceval_result = record["tasks"][0]
+    assert ceval_result["subjects"]["nature"]["accuracy"] == 1.0
+    assert ceval_result["overall"]["verdict"] == "above chance"
+    assert ceval_result["shots"] == 1
+    assert set(ceval_result["files"]) >= {"val/nature_val.csv", "dev/nature_dev.csv"}
+    assert "above chance" in printed
+    assert "astronomy" in printed
+    assert len(task_rows([record])) == 3
+    chosen = ["eval", str(run), "--tasks", specs[0], "--max-questions", "1", "--form", "letters"]
+    assert main([*chosen, "--name", "few", "--json"]) == 0
+    (few,) = json.loads(capsys.readouterr().out)["tasks"]
+    assert (few["overall"]["questions"], few["form"], few["shots"]) == (1, "letters", 5)
+    assert main(["eval", str(run), "--tasks", specs[0], "train.max_steps=2"]) == ExitCode.CONFIG

@@ -16,7 +16,7 @@ from wikillm.config.schema import DataSection
 from wikillm.data.inspect.documents import read_documents
 from wikillm.data.text.script import script_of
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
-from wikillm.evals.likelihood import TokenSequence, log_likelihoods, windows
+from wikillm.evals.likelihood import TokenSequence, negative_log_likelihoods, windows
 from wikillm.evals.text import start_id, text_losses
 
 DOCUMENTS = [
@@ -102,12 +102,12 @@ def test_the_likelihood_does_not_depend_on_the_batch() -> None:
         expected.append(float(losses[sequence.first - 1 :].sum()))
     model.train()
     for batch_size in (1, 2, 6):
-        found = log_likelihoods(
+        found = negative_log_likelihoods(
             model, sequences, batch_size=batch_size, device="cpu", forwards=batch_size
         )
         assert found == pytest.approx(expected, rel=1e-5)
     assert all(module.training for module in model.modules()), "the mode is restored"
-    stopped = log_likelihoods(
+    stopped = negative_log_likelihoods(
         model, sequences, batch_size=2, device="cpu", should_stop=lambda: True
     )
     assert stopped is None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from wikillm.cli.main import main
+from wikillm.evals.results import write_results
 from wikillm.observe.sinks import JsonlSink, Sample, read_metrics, read_records
 from wikillm.report.background import PageRefresh
 from wikillm.report.ledger_section import digest_of, read_history
@@ -122,6 +123,12 @@ def test_markup_stays_text(survivor: Path, tmp_path: Path, markup: str) -> None:
     sink.log(8, {f"eval_loss/{markup}": 1.0, "eval_loss": 1.0}, "eval")
     sink.text(8, [Sample(markup, f"\x1b[31m\u202e{markup}")])
     sink.finish(3, markup)
+    part = {"bits_per_byte": 1.0, "perplexity": 9.0, "tokens": 1, "text_bytes": 1, "documents": 1}
+    overall = {"questions": 4, "accuracy": 0.25, "interval": [0.1, 0.9], "verdict": markup}
+    task = {"task": markup, "shots": 0, "overall": overall, "subjects": {}}
+    values = {"text": {**part, "by_source": {markup: part}}, "tasks": [task]}
+    write_results(run / "evals" / "a.json", {"step": 8}, values)
+    write_results(run / "evals" / "b.json", {"step": 8}, {"tasks": [{"task": "damaged"}]})
     (run / "exit.json").write_text(json.dumps({"code": 3, "meaning": markup, "reason": markup}))
     log = f"2026-01-01 00:00:00,000 WARNING wikillm: {markup}\n{markup}\n"
     (run / "logs" / "rank_0.log").write_text(log)
@@ -138,6 +145,8 @@ def test_markup_stays_text(survivor: Path, tmp_path: Path, markup: str) -> None:
     found = read_self_contained(page)
     assert f"1 1 nan {' '.join(markup.split())} 12 3" in found.text
     assert found.text.count("<script>alert(1)</script>") >= 10
+    assert "25.0% 10.0% to 90.0%" in found.text, "the evaluation's row"
+    assert "damaged" not in found.text[found.text.index("Tasks") : found.text.index("Other texts")]
     assert not {"\x1b", "\u202e"} & set(page)
     both = read_self_contained(render([read_run(run), read_run(survivor)]))
     assert "<script>alert(1)</script>" in both.text

@@ -1,0 +1,235 @@
+"""Multiple-choice accuracy: each choice's probability after the question.
+
+Context and choice are encoded together, as the tokenizer reads them. The scored tokens of all
+choices of a question begin where the first of them departs from the encoded context: so a token
+that spans the border is scored, and all choices are given the same tokens.
+
+What is longer than the model reads at once: examples are dropped, the first ones first; then the
+context is cut from the left, equally for all choices; a question whose choices leave no room for
+context is left out. Each of the three is counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from wikillm.data.tokenizer.tokenizer import TextTokenizer
+from wikillm.evals.likelihood import TokenSequence, batches_of, negative_log_likelihoods
+from wikillm.evals.loss import Sum
+from wikillm.evals.questions import BETWEEN, ChoiceTask, Question
+from wikillm.evals.text import start_id
+
+_Z = 1.959964  # of a normal distribution, for 95 %
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuestion:
+    """The sequences of a question's choices, all with the same context.
+
+    `gold_bytes` are those of the text that the right choice's scored tokens stand for.
+    """
+
+    question: Question
+    sequences: tuple[TokenSequence, ...]
+    gold_bytes: int
+    has_fewer_examples: bool
+    is_cut: bool
+
+
+def encode_question(
+    tokenizer: TextTokenizer, question: Question, examples: Sequence[Question], *, limit: int
+) -> EncodedQuestion | None:
+    """Join examples, question and choices, and encode them; None if a choice is too long.
+
+    Args:
+        limit: tokens that the model reads at once.
+    """
+    backend = tokenizer.backend
+    start = start_id(backend, tokenizer.eos_id)
+    # With fewer examples until the longest choice fits.
+    for count in range(len(examples), -1, -1):
+        solved = [example.solved for example in examples[len(examples) - count :]]
+        context = BETWEEN.join([*solved, question.prompt])
+        texts = [context, *(context + choice for choice in question.choices)]
+        alone, *whole = backend.encode_batch(texts, add_special_tokens=False)
+        longest = max(len(one.ids) for one in whole)
+        if longest <= limit:
+            break
+    # The start takes a place, the last token is only a target.
+    cut = max(0, longest - limit)
+    shared = min(_common_prefix(alone.ids, one.ids) for one in whole)
+    if cut and shared <= cut:
+        return None
+    sequences = tuple(TokenSequence([start, *one.ids[cut:]], 1 + shared - cut) for one in whole)
+    gold = whole[question.gold]
+    begin = gold.offsets[shared][0] if shared < len(gold.ids) else len(context)
+    scored = (context + question.choices[question.gold])[begin:]
+    fewer = count < len(examples)
+    return EncodedQuestion(question, sequences, len(scored.encode()), fewer, cut > 0)
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with; one less if nothing of the second would be left."""
+    count = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        count += 1
+    return min(count, len(second) - 1)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Sums over the questions of a subject, in the order in which ranks add them up."""
+
+    questions: float = 0.0
+    correct: float = 0.0
+    correct_by_bytes: float = 0.0
+    chance: float = 0.0
+    gold_nats: float = 0.0
+    gold_bytes: float = 0.0
+    fewer_examples: float = 0.0
+    cut: float = 0.0
+
+    def add(self, one: EncodedQuestion, nats: Sequence[float]) -> None:
+        question = one.question
+        # Of equal choices the first counts as chosen.
+        sizes = [max(1, len(choice.strip().encode())) for choice in question.choices]
+        by_bytes = [each / size for each, size in zip(nats, sizes, strict=True)]
+        self.questions += 1
+        self.correct += nats.index(min(nats)) == question.gold
+        self.correct_by_bytes += by_bytes.index(min(by_bytes)) == question.gold
+        self.chance += 1 / len(question.choices)
+        self.gold_nats += nats[question.gold]
+        self.gold_bytes += one.gold_bytes
+        self.fewer_examples += one.has_fewer_examples
+        self.cut += one.is_cut
+
+    def values(self) -> tuple[float, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceScore:
+    """The scores on a task: as a whole, over all questions, and by subject."""
+
+    overall: dict[str, Any]
+    subjects: dict[str, dict[str, Any]]
+
+
+def encode_task(
+    tokenizer: TextTokenizer, task: ChoiceTask, *, shots: int, limit: int
+) -> list[EncodedQuestion | None]:
+    """All questions with the first `shots` examples of their subject, in order."""
+    return [
+        encode_question(
+            tokenizer, question, task.examples.get(question.subject, ())[:shots], limit=limit
+        )
+        for question in task.questions
+    ]
+
+
+def score_choices(
+    model: torch.nn.Module,
+    encoded: Sequence[EncodedQuestion | None],
+    subjects: Sequence[str],
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    rank: int = 0,
+    world_size: int = 1,
+    sum_over_ranks: Sum = lambda *values: values,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> ChoiceScore | None:
+    """Score a task; None when `should_stop` returned True. (all ranks)
+
+    Each rank scores every `world_size`-th question, and all call the forward equally often.
+
+    Args:
+        encoded: what `encode_task` returned, the same on every rank.
+        subjects: of each question.
+        batch_size: choices per forward at most.
+    """
+    scored = [one for one in encoded if one is not None]
+    shares = [scored[each::world_size] for each in range(world_size)]
+    lengths = [[len(s.ids) for one in share for s in one.sequences] for share in shares]
+    forwards = max(len(batches_of(each, batch_size)) for each in lengths)
+    found = negative_log_likelihoods(
+        model,
+        [sequence for one in shares[rank] for sequence in one.sequences],
+        batch_size=batch_size,
+        device=device,
+        forwards=forwards,
+        should_stop=should_stop,
+    )
+    if found is None:
+        return None
+    tallies = {subject: _Tally() for subject in dict.fromkeys(subjects)}
+    at = 0
+    for one in shares[rank]:
+        nats = found[at : at + len(one.sequences)]
+        tallies[one.question.subject].add(one, nats)
+        at += len(one.sequences)
+    left_out = dict.fromkeys(tallies, 0)
+    for subject, each in zip(subjects, encoded, strict=True):
+        left_out[subject] += each is None
+    # One exchange for all subjects.
+    width = len(_Tally.__slots__)
+    sums = sum_over_ranks(*(value for tally in tallies.values() for value in tally.values()))
+    parts = [_Tally(*sums[n * width : (n + 1) * width]) for n in range(len(tallies))]
+    total = _Tally(
+        *(math.fsum(column) for column in zip(*(p.values() for p in parts), strict=True))
+    )
+    return ChoiceScore(
+        _summary(total, sum(left_out.values())),
+        {name: _summary(part, left_out[name]) for name, part in zip(tallies, parts, strict=True)},
+    )
+
+
+def _summary(tally: _Tally, left_out: int) -> dict[str, Any]:
+    """What a record says of a subject; without questions only their number."""
+    counts = {
+        "questions": int(tally.questions),
+        "left_out": left_out,
+        "with_fewer_examples": int(tally.fewer_examples),
+        "cut": int(tally.cut),
+    }
+    if not tally.questions:
+        return counts
+    chance = tally.chance / tally.questions
+    interval = wilson_interval(tally.correct, tally.questions)
+    by_bytes = wilson_interval(tally.correct_by_bytes, tally.questions)
+    return {
+        **counts,
+        "accuracy": tally.correct / tally.questions,
+        "interval": list(interval),
+        "verdict": verdict(interval, chance),
+        "accuracy_by_bytes": tally.correct_by_bytes / tally.questions,
+        "interval_by_bytes": list(by_bytes),
+        "verdict_by_bytes": verdict(by_bytes, chance),
+        "chance": chance,
+        "bits_per_byte": tally.gold_nats / math.log(2) / tally.gold_bytes,
+    }
+
+
+def wilson_interval(correct: float, questions: float) -> tuple[float, float]:
+    """95 % confidence interval of a share (E. B. Wilson, JASA 22, 1927, p. 209)."""
+    share = correct / questions
+    spread = _Z**2 / questions
+    center = (share + spread / 2) / (1 + spread)
+    half = _Z * math.sqrt(share * (1 - share) / questions + spread / (4 * questions))
+    half /= 1 + spread
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def verdict(interval: tuple[float, float], chance: float) -> str:
+    """How the interval lies to the accuracy of guessing."""
+    low, high = interval
+    if low > chance:
+        return "above chance"
+    return "below chance" if high < chance else "not above chance"

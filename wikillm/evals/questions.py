@@ -1,0 +1,227 @@
+"""Multiple-choice questions from files of the user: C-Eval, CMMLU, and a JSONL format of our own.
+
+    ceval:FOLDER   val/SUBJECT_val.csv, dev/SUBJECT_dev.csv: id,question,A,B,C,D,answer
+    cmmlu:FOLDER   test/SUBJECT.csv, dev/SUBJECT.csv: ,Question,A,B,C,D,Answer
+    choices:FILE   one object a line: question (or context), choices, answer, and if known subject
+
+C-Eval's test files have no answers, so `val` is scored. Examples for few-shot prompts are those of
+`dev`, in their order. Without torch; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from wikillm.core.errors import ConfigError, DataError, did_you_mean
+from wikillm.core.files import sha256_file
+
+Form = Literal["cloze", "letters"]
+FORMS: tuple[Form, ...] = ("cloze", "letters")
+"""cloze: the answer's text follows the question; letters: the choices are listed, its letter does.
+"""
+BETWEEN = "\n\n"
+"""Between the examples of a prompt, and before the question."""
+_HAN = re.compile(r"[\u4e00-\u9fff]")
+_LETTERS = string.ascii_uppercase
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question as text: an answer is scored as `prompt` followed by each of `choices`."""
+
+    subject: str
+    prompt: str
+    choices: tuple[str, ...]
+    gold: int
+
+    @property
+    def solved(self) -> str:
+        """The question with its right answer, as an example."""
+        return self.prompt + self.choices[self.gold]
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceTask:
+    """Questions, and examples by subject.
+
+    Attributes:
+        shots: examples before a question unless the user says otherwise.
+        files: sha256 by path, of all files that were read.
+    """
+
+    name: str
+    kind: str
+    form: Form
+    shots: int
+    questions: tuple[Question, ...]
+    examples: Mapping[str, tuple[Question, ...]]
+    files: Mapping[str, str]
+
+    def first(self, most: int | None) -> ChoiceTask:
+        """At most so many questions, evenly spaced over the task: the same ones each time."""
+        count = len(self.questions)
+        if most is None or most >= count:
+            return self
+        chosen = tuple(self.questions[number * count // most] for number in range(most))
+        return replace(self, questions=chosen)
+
+
+KINDS = ("ceval", "cmmlu", "choices")
+
+
+def read_tasks(specs: Sequence[str], form: Form = "cloze") -> list[ChoiceTask]:
+    """The tasks that KIND:PATH names. Raises ConfigError or DataError for what cannot be read."""
+    tasks = []
+    for spec in specs:
+        kind, colon, path = spec.partition(":")
+        if kind not in KINDS or not colon or not path:
+            near = did_you_mean(kind, KINDS)
+            raise ConfigError(
+                f"{spec!r} does not name a task.",
+                got=f"no kind {kind!r}" if kind not in KINDS else "no path",
+                fix=f"{near or 'ceval'}:PATH; kinds: ceval:FOLDER, cmmlu:FOLDER, choices:FILE",
+            )
+        where = Path(path).expanduser()
+        if kind == "choices":
+            tasks.append(_read_choices(where, form))
+        else:
+            tasks.append(_read_folder(kind, where, form))
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        fix = "give each choices: file a name of its own, and each folder once"
+        raise ConfigError("Two tasks have the same name.", got=", ".join(names), fix=fix)
+    return tasks
+
+
+def _read_folder(kind: str, folder: Path, form: Form) -> ChoiceTask:
+    """C-Eval or CMMLU as the two data sets ship them."""
+    scored, tail = ("val", "_val") if kind == "ceval" else ("test", "")
+    questions: list[Question] = []
+    examples: dict[str, tuple[Question, ...]] = {}
+    files: dict[str, str] = {}
+    for path in sorted((folder / scored).glob(f"*{tail}.csv")):
+        subject = path.stem.removesuffix(tail)
+        questions += _read_csv(path, subject, form)
+        files[f"{scored}/{path.name}"] = sha256_file(path)
+        dev = folder / "dev" / f"{subject}{'_dev' if kind == 'ceval' else ''}.csv"
+        if dev.is_file():
+            examples[subject] = tuple(_read_csv(dev, subject, form))
+            files[f"dev/{dev.name}"] = sha256_file(dev)
+    if not questions:
+        raise DataError(
+            f"The folder of {kind} has no questions.",
+            got=f"{folder}: no {scored}/SUBJECT{tail}.csv",
+            fix=f"{kind}:FOLDER, the folder with {scored}/ and dev/ of the unpacked data set",
+        )
+    return ChoiceTask(kind, kind, form, 5, tuple(questions), examples, files)
+
+
+def _read_csv(path: Path, subject: str, form: Form) -> Iterator[Question]:
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""))
+    names = {str(name).strip().lower(): name for name in rows.fieldnames or ()}
+    missing = [name for name in ("question", "a", "b", "answer") if name not in names]
+    if missing:
+        raise DataError(
+            "A file of questions lacks columns.",
+            got=f"{path}: no {', '.join(missing)}; it has {', '.join(rows.fieldnames or ())}",
+            fix="the first line names the columns: id,question,A,B,C,D,answer",
+        )
+    letters = [letter for letter in _LETTERS if letter.lower() in names]
+    for row in rows:
+        cells = {name: (row[column] or "").strip() for name, column in names.items()}
+        # An empty cell is a choice that the question does not have.
+        choices = {letter: cells[letter.lower()] for letter in letters if cells[letter.lower()]}
+        if not cells["question"] and not choices:
+            continue
+        if cells["answer"].upper() not in choices:
+            raise _wrong(path, rows.line_num, f"answer {cells['answer']!r} of {list(choices)}")
+        gold = list(choices).index(cells["answer"].upper())
+        yield _asked(
+            subject, cells["question"], list(choices.values()), gold, form, is_chinese=True
+        )
+
+
+def _read_choices(path: Path, form: Form) -> ChoiceTask:
+    questions = []
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            questions.append(_read_line(path, number, line, form))
+    if not questions:
+        raise DataError("A file of questions is empty.", got=str(path))
+    files = {path.name: sha256_file(path)}
+    return ChoiceTask(path.stem, "choices", form, 0, tuple(questions), {}, files)
+
+
+def _read_line(path: Path, number: int, line: str, form: Form) -> Question:
+    try:
+        value: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(path, number, f"no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise _wrong(path, number, "no object")
+    choices = value.get("choices")
+    if not isinstance(choices, list) or not all(isinstance(one, str) and one for one in choices):
+        raise _wrong(path, number, "`choices` is not a list of texts")
+    answer = _gold(value.get("answer"), len(choices))
+    if len(choices) < 2 or answer is None:
+        got = f"answer {value.get('answer')!r} of {len(choices)} choices"
+        raise _wrong(path, number, got)
+    subject = str(value.get("subject", path.stem))
+    context = value.get("context")
+    if isinstance(context, str):
+        return Question(subject, context, tuple(choices), answer)
+    question = value.get("question")
+    if not isinstance(question, str):
+        raise _wrong(path, number, "neither `question` nor `context` is a text")
+    is_chinese = bool(_HAN.search(question + "".join(choices)))
+    return _asked(subject, question, choices, answer, form, is_chinese)
+
+
+def _gold(answer: Any, choices: int) -> int | None:
+    """The number from 0 that an answer means, as a number or a letter."""
+    if isinstance(answer, str) and len(answer) == 1:
+        answer = _LETTERS.find(answer.upper())
+    is_number = isinstance(answer, int) and not isinstance(answer, bool)
+    return answer if is_number and 0 <= answer < choices else None
+
+
+def _asked(
+    subject: str, question: str, choices: Sequence[str], gold: int, form: Form, is_chinese: bool
+) -> Question:
+    """The prompt and the texts that follow it. English puts a space before an answer."""
+    space = "" if is_chinese else " "
+    answer = "答案：" if is_chinese else "Answer:"
+    if form == "cloze":
+        asked = f"问题：{question}" if is_chinese else f"Question: {question}"
+        return Question(
+            subject, f"{asked}\n{answer}", tuple(space + choice for choice in choices), gold
+        )
+    listed = [f"{letter}. {choice}" for letter, choice in zip(_LETTERS, choices, strict=False)]
+    prompt = "\n".join([question, *listed, answer])
+    return Question(subject, prompt, tuple(space + one for one in _LETTERS[: len(choices)]), gold)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(
+            "A file of questions cannot be read.", got=f"{path}: {reason}", fix="a file in UTF-8"
+        ) from None
+
+
+def _wrong(path: Path, line: int, got: str) -> DataError:
+    return DataError(
+        "A question cannot be used.",
+        got=f"{path}, line {line}: {got}",
+        fix='{"question": "...", "choices": ["...", "..."], "answer": 0}, or the columns of C-Eval',
+    )
