@@ -7,6 +7,7 @@ import pty
 import struct
 import termios
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import ioctl
@@ -27,6 +28,17 @@ class Terminal:
     @property
     def text(self) -> str:
         return self._data.decode(errors="replace")
+
+    def send(self, text: str) -> None:
+        """Type `text`, control characters included."""
+        os.write(self._master, text.encode())
+
+    def wait_for(self, text: str, count: int = 1, timeout: float = 120.0) -> None:
+        """Wait until `text` has been written `count` times."""
+        deadline = time.monotonic() + timeout
+        while self.text.count(text) < count:
+            assert time.monotonic() < deadline, f"no {text!r} on the terminal:\n{self.text}"
+            time.sleep(0.01)
 
     def close(self) -> None:
         """Wait until all that was written has been read."""
@@ -70,3 +82,20 @@ def train_on_terminal(words: list[str], path: str, term: str) -> dict[str, Any]:
         make_output_safe()
         pretrain(load(None, words))
     return {"code": 0, "message": ""}
+
+
+def command_on_terminal(words: list[str], path: str) -> int:
+    """Run a command of WikiLLM with the terminal at `path` as its own; returns the exit code."""
+    import sys
+
+    from wikillm.cli.main import main
+
+    os.setsid()
+    device = os.open(path, os.O_RDWR)
+    ioctl(device, termios.TIOCSCTTY, 0)  # control characters now become signals
+    for descriptor in range(3):
+        os.dup2(device, descriptor)
+    os.environ["TERM"] = "dumb"
+    with open(0, closefd=False) as given, open(1, "w", closefd=False) as out:
+        sys.stdin, sys.stdout, sys.stderr = given, out, out
+        return main(words)

@@ -6,8 +6,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from wikillm.cli.arguments import add_device, add_json, add_trust, not_negative, positive, share
 
@@ -30,17 +31,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help=folder)
     prompt = "the beginning of the text; can be repeated"
     parser.add_argument("--prompt", action="append", metavar="TEXT", help=prompt)
-    most = "write at most N tokens (default 64)"
-    parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help=most)
+    add_sampling(parser, most=64)
+    add_device(parser)
+    add_trust(parser)
+    add_json(parser, "one JSON object per prompt: prompt, text")
+
+
+def add_sampling(parser: argparse.ArgumentParser, *, most: int) -> None:
+    """The options that choose the next token, with `most` new tokens as default."""
+    limit = f"write at most N tokens (default {most})"
+    parser.add_argument("--max-new-tokens", type=positive, default=most, metavar="N", help=limit)
     heat = "0: always the most likely token; higher is more varied (default 0.8)"
     parser.add_argument("--temperature", type=not_negative, default=0.8, metavar="T", help=heat)
     top = "choose among the likeliest tokens with joint probability P (default 0.95)"
     parser.add_argument("--top-p", type=share, default=0.95, metavar="P", help=top)
     seed = "the same seed gives the same text (default 0)"
     parser.add_argument("--seed", type=int, default=0, metavar="S", help=seed)
-    add_device(parser)
-    add_trust(parser)
-    add_json(parser, "one JSON object per prompt: prompt, text")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,23 +54,24 @@ def run(args: argparse.Namespace) -> int:
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from transformers import TextStreamer
-
     from wikillm.core.errors import ConfigError
     from wikillm.generate.complete import Sampling, complete
+    from wikillm.generate.stream import TextPieces
 
     loaded = open_model(Path(args.folder), args.device, trust=args.trust_checkpoint)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed)
     for prompt in args.prompt or [""]:
         streamer = None
         if not args.json:  # text is printed token by token
-            streamer = TextStreamer(cast(Any, loaded.tokenizer), skip_special_tokens=True)
+            print(prompt, end="", flush=True)
+            streamer = TextPieces(loaded.tokenizer, partial(print, end="", flush=True))
         try:
             (text,) = complete(
                 loaded.model,
                 loaded.tokenizer,
                 [prompt],
                 eos_id=loaded.eos_id,
+                end_ids=loaded.end_ids,
                 sampling=sampling,
                 streamer=streamer,
             )
@@ -73,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(what, got=str(error), fix="--max-new-tokens N") from error
         if args.json:
             print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
+        else:
+            print()
     return 0
 
 

@@ -55,6 +55,7 @@ _ABOUT = {
     "stop": "Stop a run on all its nodes: with a checkpoint, or --now.",
     "eval": "Score a model: validation loss, bits per byte of any text, multiple-choice tasks.",
     "generate": "Complete a text with a trained or exported model.",
+    "chat": "Talk to a trained or exported model in the terminal.",
     "export": "Write a run as a standard Hugging Face folder.",
     "config": "Show a run's values and where each comes from, or the JSON Schema of its YAML.",
     "presets": "List the model, data and run presets.",

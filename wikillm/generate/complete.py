@@ -43,11 +43,12 @@ class Sampling:
     top_p: float = 0.95
     seed: int = 0
 
-    def to_generation_config(self, eos_id: int) -> GenerationConfig:
+    def to_generation_config(self, eos_id: int, end_ids: Sequence[int] = ()) -> GenerationConfig:
         chosen: dict[str, Any] = {"do_sample": self.temperature > 0, "use_cache": True}
         if self.temperature > 0:
             chosen |= {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        ids = {"eos_token_id": eos_id, "pad_token_id": eos_id}
+        ends = [eos_id, *end_ids]
+        ids: dict[str, Any] = {"eos_token_id": ends, "pad_token_id": eos_id}
         return GenerationConfig(max_new_tokens=self.max_new_tokens, **ids, **chosen)
 
 
@@ -70,6 +71,7 @@ def complete(
     prompts: Sequence[str],
     *,
     eos_id: int,
+    end_ids: Sequence[int] = (),
     sampling: Sampling | None = None,
     synced_gpus: bool = False,
     streamer: BaseStreamer | None = None,
@@ -84,6 +86,7 @@ def complete(
         tokenizer: the one the model was trained with.
         prompts: an empty one starts from EOS, as every document of the training data does.
         eos_id: id that ends a text.
+        end_ids: further ids that do.
         sampling: default `Sampling()`.
         synced_gpus: True under ZeRO-3 with several ranks, which then call this with equal prompts.
         streamer: receives the token ids as they come.
@@ -93,10 +96,8 @@ def complete(
     Raises ValueError when the model has no positions for the prompt and the new tokens.
     """
     sampling = sampling or Sampling()
-    config = sampling.to_generation_config(eos_id)
-    # Rows that pad the vocabulary were never a target, yet might be drawn.
-    rows = range(max(tokenizer.get_vocab().values()) + 1, int(model.config.vocab_size))
-    config.suppress_tokens = list(rows) or None
+    config = sampling.to_generation_config(eos_id, end_ids)
+    config.suppress_tokens = padding_rows(tokenizer, model)
     texts: list[str] = []
     asked = _Asked(should_stop)
     with _as_found(model), _own_randomness(model.device, sampling.seed):
@@ -118,6 +119,12 @@ def complete(
             # A character cut off in the middle of its bytes decodes to U+FFFD.
             texts.append(str(tokenizer.decode(new, skip_special_tokens=True)).rstrip("\ufffd"))
     return texts
+
+
+def padding_rows(tokenizer: Tokenizer, model: PreTrainedModel) -> list[int] | None:
+    """Rows that pad the vocabulary: they were never a target, yet might be drawn. None: no rows."""
+    rows = range(max(tokenizer.get_vocab().values()) + 1, int(model.config.vocab_size))
+    return list(rows) or None
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -31,6 +31,13 @@ class LoadedModel:
     def eos_id(self) -> int:
         return self.text_tokenizer.eos_id
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Further ids that end a text, of generation_config.json: the end of a chat's turn."""
+        named = getattr(self.model.generation_config, "eos_token_id", None)
+        ends = named if isinstance(named, list) else []
+        return tuple(int(each) for each in ends if each != self.eos_id)
+
 
 def is_model_folder(folder: Path) -> bool:
     """Whether the folder has config, tokenizer and weights, as any Hugging Face model."""

@@ -1,0 +1,100 @@
+"""Chat templates: Jinja text that turns messages into one prompt. Reads, checks and renders them.
+
+transformers keeps a template in chat_template.jinja (since 4.44) or in tokenizer_config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from wikillm.core.errors import ConfigError
+
+TEMPLATE_FILE = "chat_template.jinja"
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_SPECIAL = re.compile(r"<\|[^|<>\s]{1,60}\|>")
+_ANSWER = "ANSWER-5f1c"
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """The template in a tokenizer folder; of several named ones the default. None: it has none."""
+    with suppress(OSError):
+        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    found = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(found, list):  # [{"name": "default", "template": "..."}, ...]
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) and found else None
+
+
+def render_chat(
+    template: str,
+    messages: Sequence[Mapping[str, str]],
+    *,
+    eos_token: str,
+    for_answer: bool = True,
+) -> str:
+    """The prompt that transformers makes of the messages; `for_answer` begins the answer.
+
+    Raises ConfigError when the template is not valid or refuses the messages.
+    """
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    options: dict[str, Any] = {"bos_token": eos_token, "eos_token": eos_token}
+    try:
+        rendered, _ = render_jinja_template(
+            [[dict(message) for message in messages]],
+            chat_template=template,
+            add_generation_prompt=for_answer,
+            **options,
+        )
+    except (TemplateError, TypeError, KeyError) as error:
+        what = "The chat template cannot be applied."
+        fix = "correct the template, or --chat-template chatml"
+        raise ConfigError(what, got=f"{type(error).__name__}: {error}", fix=fix) from error
+    return str(rendered[0])
+
+
+def check_chat_template(template: str, vocabulary: Mapping[str, int], eos_token: str) -> str:
+    """Refuse a template that the tokenizer cannot serve; returns the token that ends an answer.
+
+    That is the token after an answer in the rendered text, or `eos_token` where none follows.
+
+    Raises ConfigError when the template fails, or needs special tokens that are not in the
+    vocabulary: they would be spelled out in ordinary tokens that no training gives a meaning.
+    """
+    missing = sorted(set(_SPECIAL.findall(template)) - vocabulary.keys())
+    if missing:
+        raise ConfigError(
+            "The tokenizer lacks tokens that the chat template is made of.",
+            got=", ".join(missing),
+            fix="--chat-template FILE, a template of plain words and the tokens it has; "
+            "or train with a tokenizer that has them (data.tokenizer=qwen2)",
+        )
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": _ANSWER}]
+    rendered = render_chat(template, messages, eos_token=eos_token, for_answer=False)
+    _, found, after = rendered.partition(_ANSWER)
+    if not found:
+        what = "The chat template leaves the answer out."
+        raise ConfigError(what, got=rendered[:200], fix="a template with message['content']")
+    # The longest name first: one token may begin with another's name.
+    ends = sorted(filter(after.lstrip().startswith, _special_names(vocabulary)), key=len)
+    return ends[-1] if ends else eos_token
+
+
+def _special_names(vocabulary: Mapping[str, int]) -> list[str]:
+    return [name for name in vocabulary if _SPECIAL.fullmatch(name) or name in ("</s>", "<eos>")]

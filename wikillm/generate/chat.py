@@ -1,0 +1,116 @@
+"""A conversation with a model: a chat template's turns, or a base model that continues texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from wikillm.core.errors import ConfigError
+from wikillm.data.tokenizer.chat_template import render_chat
+from wikillm.generate.complete import Sampling, complete, encode
+from wikillm.generate.load import LoadedModel
+from wikillm.generate.stream import TextPieces
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model wrote; `left_out` counts old messages for which it had no positions."""
+
+    text: str
+    tokens: int
+    left_out: int
+
+
+@dataclass(slots=True)
+class Conversation:
+    """Keeps what was said, and asks the model for what follows.
+
+    Args:
+        template: Jinja text of the chat template; None: the model continues the text it is given.
+        sampling: its seed is that of the first answer; each further answer adds one.
+    """
+
+    loaded: LoadedModel
+    sampling: Sampling
+    template: str | None
+    messages: list[dict[str, str]] = field(default_factory=list)
+    text: str = ""  # without a template: the last text, continuation included
+    _answers: int = 0
+
+    def reset(self) -> None:
+        self.messages.clear()
+        self.text = ""
+
+    def answer(
+        self, entered: str, write: Callable[[str], object], should_stop: Callable[[], bool]
+    ) -> Answer:
+        """Generate what follows `entered`, and keep it.
+
+        Args:
+            entered: a message; without a template a text to continue, "" for the last one.
+            write: called with each piece of text, whole characters only.
+            should_stop: called after every token; True ends the answer, which is kept as it is.
+
+        Raises ConfigError when the text does not fit the model's positions.
+        """
+        left_out = 0
+        prompt = entered or self.text
+        kept = list(self.messages)
+        try:
+            if self.template is not None:
+                self.messages.append({"role": "user", "content": entered})
+                left_out = self._leave_out(self.template)
+                prompt = self._render(self.template)
+            pieces = self._generate(prompt, write, should_stop)
+        except BaseException:
+            self.messages[:] = kept  # a message without an answer is not part of the conversation
+            raise
+        self._answers += 1
+        self.text = prompt + pieces.text
+        if self.template is not None:
+            self.messages.append({"role": "assistant", "content": pieces.text})
+        return Answer(pieces.text, pieces.tokens, left_out)
+
+    def _generate(
+        self, prompt: str, write: Callable[[str], object], should_stop: Callable[[], bool]
+    ) -> TextPieces:
+        loaded = self.loaded
+        room = self._room(prompt)
+        if room < 1:
+            raise ConfigError(
+                "The text is longer than the model has positions for.",
+                got=f"{self._positions() - room:,} tokens, {self._positions():,} positions",
+                fix="/reset, or a shorter text",
+            )
+        pieces = TextPieces(loaded.tokenizer, write)
+        seed = self.sampling.seed + self._answers
+        most = min(self.sampling.max_new_tokens, room)
+        complete(
+            loaded.model,
+            loaded.tokenizer,
+            [prompt],
+            eos_id=loaded.eos_id,
+            end_ids=loaded.end_ids,
+            sampling=replace(self.sampling, max_new_tokens=most, seed=seed),
+            streamer=pieces,
+            should_stop=should_stop,
+        )
+        return pieces
+
+    def _leave_out(self, template: str) -> int:
+        """Drop the oldest question and answer until the prompt leaves room for an answer."""
+        wanted = min(self.sampling.max_new_tokens, self._positions() // 2)
+        before = len(self.messages)
+        while len(self.messages) > 2 and self._room(self._render(template)) < wanted:
+            del self.messages[:2]
+        return before - len(self.messages)
+
+    def _render(self, template: str) -> str:
+        eos_token = self.loaded.text_tokenizer.eos_token
+        return render_chat(template, self.messages, eos_token=eos_token)
+
+    def _room(self, prompt: str) -> int:
+        return self._positions() - max(1, len(encode(self.loaded.tokenizer, prompt)))
+
+    def _positions(self) -> int:
+        return int(getattr(self.loaded.model.config, "max_position_embeddings", 1 << 20))

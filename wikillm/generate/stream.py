@@ -1,0 +1,52 @@
+"""Text of a completion while it is generated, in pieces that are whole characters.
+
+A hanzi is often split over several byte tokens. Decoding them one by one gives U+FFFD for each, so
+text is held back until its last character is complete. Bytes that never become a character are
+left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from transformers.generation.streamers import BaseStreamer
+
+from wikillm.generate.complete import Tokenizer
+
+BROKEN = "\ufffd"
+
+
+class TextPieces(BaseStreamer):
+    """Calls `write` with each new piece of text; the prompt and special tokens are left out.
+
+    `text` is what was written so far, `tokens` the number of generated tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, write: Callable[[str], object]) -> None:
+        self._tokenizer = tokenizer
+        self._write = write
+        self._ids: list[int] = []
+        self._is_prompt = True
+        self.text = ""
+
+    @property
+    def tokens(self) -> int:
+        return len(self._ids)
+
+    def put(self, value: Any) -> None:
+        """Called by `generate`: first with the prompt, (1, T), then with each token, (1,)."""
+        if self._is_prompt:
+            self._is_prompt = False
+            return
+        self._ids += value.flatten().tolist()
+        # All ids are decoded again: what a token adds depends on those before it.
+        decoded = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        whole = decoded.rstrip(BROKEN).replace(BROKEN, "")
+        piece = whole[len(self.text) :]
+        if piece:
+            self.text = whole
+            self._write(piece)
+
+    def end(self) -> None:
+        """Bytes that are still held back are no character, and are dropped."""
