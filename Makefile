@@ -25,8 +25,8 @@ bench: env  ## a training step beside Hugging Face's Trainer and bare PyTorch (A
 	@.venv/bin/python benchmarks/train.py $(ARGS)
 gpu:  ## measure on this machine's GPU in BUDGET seconds (STEPS='tests losses' ARGS='--text FILE --write')
 	@$(or $(wildcard .venv/bin/python),python3) benchmarks/gpu.py --budget $(or $(BUDGET),540) $(if $(STEPS),--only $(STEPS)) $(ARGS)
-docs: env  ## check the docs: links, file trees, commands
-	@.venv/bin/python -m pytest -q tests/contract/test_readme.py tests/contract/test_readme_on_ranks.py tests/e2e/test_readme.py
+docs: env  ## check the docs (twins, links, commands) and build the site: build/site/index.html
+	@.venv/bin/python -m pytest -q tests/contract/test_docs.py tests/contract/test_readme.py tests/contract/test_readme_on_ranks.py && .venv/bin/python docs/site.py
 fmt: env  ## format the code and fix what ruff can
 	@.venv/bin/ruff format . && .venv/bin/ruff check --fix .
 clean:  ## remove caches; .venv, runs/, stores/ and data stay

@@ -1,0 +1,173 @@
+"""The documents: twins in both languages, commands that parse, quoted messages that exist."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from wikillm.cli import main as cli
+from wikillm.config.flags import parse_arguments
+from wikillm.core.errors import ConfigError, Problems
+from wikillm.observe import names
+
+REPO = Path(__file__).resolve().parents[2]
+DOCS = REPO / "docs"
+ENGLISH_ONLY = ("LOG.md", "release.md", "adr/", "measurements/")
+"""Pages for the project's own developers."""
+PAGES = sorted(DOCS.rglob("*.md"))
+BLOCK = re.compile(r"^```(?:sh|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PLACEHOLDER = re.compile(r"[A-Z]{3,}|\.\.\.|\|")
+"""What stands for something of the reader's: `RUN`, `FOLDER`, `...`."""
+
+
+def relative(page: Path) -> str:
+    return page.relative_to(DOCS).as_posix()
+
+
+def in_both_languages() -> list[str]:
+    return [
+        relative(page)
+        for page in PAGES
+        if not page.name.endswith(".zh.md") and not relative(page).startswith(ENGLISH_ONLY)
+    ]
+
+
+def prose(page: Path) -> str:
+    text = page.read_text(encoding="utf-8")
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[str]:
+    """Commands of the shell blocks; continued lines and open quotes joined, comments removed."""
+    lines = []
+    for block in BLOCK.findall(text):
+        open_quote = ""
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            found = open_quote + re.sub(r"(^|\s+)#.*", "", line).strip()
+            try:
+                shlex.split(found)
+            except ValueError:
+                open_quote = found + "\n"
+                continue
+            open_quote = ""
+            if found:
+                lines.append(found)
+    return lines
+
+
+@pytest.mark.parametrize("page", in_both_languages())
+def test_a_page_has_a_twin_with_the_same_headings_and_commands(page: str) -> None:
+    english = DOCS / page
+    chinese = english.with_suffix(".zh.md")
+    if page in MISSING_TWINS:
+        assert not chinese.exists(), f"{page} has a twin now: take it out of MISSING_TWINS"
+        return
+    levels = [
+        [len(found) for found in re.findall(r"^(#{1,4}) \S", prose(path), re.MULTILINE)]
+        for path in (english, chinese)
+    ]
+    assert levels[0] == levels[1]
+    found = [commands(path.read_text(encoding="utf-8")) for path in (english, chinese)]
+    assert found[0] == found[1]
+
+
+MISSING_TWINS = (
+    "extending.md", "faults.md", "guarantees.md", "guide/china.md", "guide/data-at-scale.md",
+    "guide/data.md", "guide/errors.md", "guide/launch.md", "guide/report.md", "guide/training.md",
+    "reliability.md", "speed.md",
+)  # fmt: skip
+"""Pages that are not translated yet. Shrinks only."""
+
+
+@pytest.mark.parametrize("page", [relative(page) for page in PAGES])
+def test_commands_parse(page: str) -> None:
+    """Every `wikillm` command of a page has flags and keys that exist."""
+    if page.startswith(("LOG.md", "adr/", "measurements/")):
+        pytest.skip("a record of its day")
+    wrong = []
+    for line in commands((DOCS / page).read_text(encoding="utf-8")):
+        for part in re.split(r"\s(?:&&|\|\||;|>|<)\s", line):
+            words = shlex.split(part)
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                words = words[1:]
+            if words[:1] == ["wikillm"] and len(words) > 1 and words[1] in cli.COMMANDS:
+                try:
+                    parse(words[1], words[2:])
+                except (ConfigError, SystemExit) as error:
+                    wrong.append(f"{part}: {error}")
+            elif words[:1] == ["wikillm"] and not PLACEHOLDER.search(part):
+                wrong.append(f"{part}: no such command")
+    assert not wrong, "\n".join(wrong)
+
+
+def parse(name: str, words: list[str]) -> None:
+    """As the program does, without running the command."""
+    command = cli.COMMANDS[name]
+    parser = argparse.ArgumentParser(prog=name, allow_abbrev=False)
+    importlib.import_module(command.module).configure(parser)
+    if any(PLACEHOLDER.fullmatch(word) for word in words):
+        return
+    _, rest = parser.parse_known_args(words)
+    problems = Problems(ConfigError)
+    if command.takes_config and rest[:1] not in (["data"], ["task"], ["show"]):
+        parse_arguments(rest, problems)
+    elif not command.takes_config and rest:
+        raise ConfigError("unknown words", got=" ".join(rest))
+    problems.raise_if_any()
+
+
+@pytest.mark.parametrize("page", ["troubleshooting.md", "troubleshooting.zh.md"])
+def test_quoted_messages_exist(page: str) -> None:
+    """Each text block of the page quotes the program, with `...` for what varies."""
+    said = "\n".join(literals())
+    blocks = re.findall(
+        r"^```text\n(.*?)^```", (DOCS / "guide" / page).read_text(), re.DOTALL | re.MULTILINE
+    )
+    quoted = [line for block in blocks for line in block.splitlines()]
+    assert len(quoted) > 10
+    parts = [part.strip(" .;`") for line in quoted for part in line.split("...")]
+    gone = [part for part in parts if len(part) > 11 and part.removeprefix("warning: ") not in said]
+    assert not gone, f"no message of the program: {gone}"
+
+
+def literals() -> list[str]:
+    """All texts of the program: adjacent literals joined, `{}` for the values of f-strings."""
+    found = []
+    for path in (REPO / "wikillm").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                values = (str(getattr(part, "value", "")) for part in node.values)
+                found.append("".join(v if not v.startswith("<ast") else "{}" for v in values))
+    return found
+
+
+@pytest.mark.parametrize("page", ["metrics.md", "metrics.zh.md"])
+def test_every_metric_is_explained(page: str) -> None:
+    text = (DOCS / "guide" / page).read_text(encoding="utf-8")
+    events = {"KIND", "START", "WORLD_SIZE", "EVAL", "SAMPLES", "SPIKE", "FINISH"}
+    metrics = {
+        value
+        for name, value in vars(names).items()
+        if name.isupper() and isinstance(value, str) and name not in events
+    }
+    assert len(metrics) > 20
+    assert not [name for name in metrics if f"`{name}`" not in text and f"`{name}/" not in text]
+
+
+def test_the_site_names_every_page() -> None:
+    listed = set(re.findall(r"[\w\-/]+\.md", (REPO / "mkdocs.yml").read_text(encoding="utf-8")))
+    listed -= {"reference/keys.md", "reference/commands.md"}
+    pages = {
+        relative(page)
+        for page in PAGES
+        if not page.name.endswith(".zh.md") and not relative(page).startswith(("adr/", "measur"))
+    }
+    assert listed == pages
