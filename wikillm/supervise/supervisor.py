@@ -59,8 +59,7 @@ def settings_of(train: TrainSection, run: RunSection) -> SuperviseSettings:
 
 
 def is_local(world: World, settings: SuperviseSettings) -> bool:
-    """All ranks are on this machine: the agents connect without the network and without a
-    secret."""
+    """All ranks are on this machine: the agents need neither network nor secret."""
     return world.size == world.local_size and settings.mode != "on"
 
 
@@ -287,8 +286,7 @@ class Supervisor:
         self._noted.set()
         if self._left is None:
             if not self._answered.is_set():
-                reason = f"The supervisor of rank {self.world.rank} ended by itself."
-                self._verdict = {"reason": reason}
+                self._verdict = {"reason": f"The supervisor of rank {self.world.rank} ended."}
             warn("the supervisor's process is gone: the run continues without it")
         self._answered.set()
 

@@ -6,8 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 from wikillm.data.read.corpus import NamedStream, Tokens, TrainingOrder
-from wikillm.data.read.loader import BatchShape, DocumentMask, SequenceShard, document_mask
+from wikillm.data.read.loader import (
+    BatchShape,
+    DocumentMask,
+    SequenceShard,
+    document_mask,
+    train_loader,
+)
 from wikillm.data.read.step_samples import SkipWindow
 from wikillm.plan.batch import split_batch
 from wikillm.plan.horizon import count_sequences, refuse_small_corpus
@@ -37,6 +45,21 @@ class RunData:
     shard: SequenceShard | None
     wait_for: Callable[[int], None]
     skips: tuple[SkipWindow, ...]
+
+    def loader(self, steps: range, consumed_samples: int) -> DataLoader[Any]:
+        """The batches of this rank in `steps`, the first of which begins at `consumed_samples`."""
+        return train_loader(
+            self.train,
+            self.order,
+            self.shape,
+            total_steps=steps.stop,
+            first_step=steps.start,
+            consumed_samples=consumed_samples,
+            workers=self.workers,
+            mask=self.mask,
+            shard=self.shard,
+            skips=self.skips,
+        )
 
 
 def open_run_data(context: RunContext) -> RunData:

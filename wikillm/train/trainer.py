@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 
 from wikillm.core.errors import WikiLLMError
-from wikillm.data.read.loader import to_device, train_loader
+from wikillm.data.read.loader import to_device
 from wikillm.data.read.step_samples import StepSamples
 from wikillm.evals.loss import HeldOutLoss, combined
 from wikillm.train.checkpoint_errors import loading
@@ -53,8 +53,7 @@ from wikillm.train.run_data import RunData
 from wikillm.train.saver import CheckpointSaver, SmallFiles
 from wikillm.train.step_ledger import StepLedger
 
-LOSSES_KEPT = 64
-"""Steps whose losses stay on the device."""
+LOSSES_KEPT = 64  # steps whose losses stay on the device
 
 
 class WikiTrainer(Trainer):
@@ -208,18 +207,8 @@ class WikiTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # Not prepared by accelerate, which would split the batches over the ranks a second time.
-        return train_loader(
-            self.data.train,
-            self.data.order,
-            self.data.shape,
-            total_steps=self.args.max_steps,
-            first_step=self.first_step,
-            consumed_samples=self.samples.position(self.first_step),
-            workers=self.data.workers,
-            mask=self.data.mask,
-            shard=self.data.shard,
-            skips=self.data.skips,
-        )
+        steps = range(self.first_step, self.args.max_steps)
+        return self.data.loader(steps, consumed_samples=self.samples.position(self.first_step))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -260,14 +249,11 @@ class WikiTrainer(Trainer):
 
         Without DeepSpeed, ranks exchange gradients only after the last micro-step.
         """
-        if self.is_deepspeed_enabled and len(inputs) != model.gradient_accumulation_steps():
-            # DeepSpeed counts each rank's input as sequences of its own, also where they are
-            # stretches.
-            size = self.data.shard.size if self.data.shard else 1
-            model.set_train_batch_size(
-                size * self.data.shape.global_batch_at(self.state.global_step)
-            )
         done = self.state.global_step
+        if self.is_deepspeed_enabled and len(inputs) != model.gradient_accumulation_steps():
+            # DeepSpeed counts what each rank reads as whole sequences, also where ranks share them.
+            size = self.data.shard.size if self.data.shard else 1
+            model.set_train_batch_size(size * self.data.shape.global_batch_at(done))
         skip = self.samples.skipped.get(done)
         if skip is not None:
             self.ledger.skip(skip.first, skip.stop, skip.reason)
@@ -279,14 +265,11 @@ class WikiTrainer(Trainer):
             self.accelerator.sync_gradients = is_last  # accelerate passes it on to DeepSpeed
             waits = not is_last and not self.is_deepspeed_enabled
             with self.accelerator.no_sync(model) if waits else nullcontext():
-                losses.append(
-                    super().training_step(
-                        model, to_device(batch, self.args.device), num_items_in_batch
-                    )
-                )
+                on_device = to_device(batch, self.args.device)
+                losses.append(super().training_step(model, on_device, num_items_in_batch))
             self.ledger.add_batch(number - 1, batch)  # while a GPU computes
         of_step = torch.stack(losses)
-        self.losses.append((self.state.global_step, of_step))
+        self.losses.append((done, of_step))
         return of_step.sum()
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -300,7 +283,7 @@ class WikiTrainer(Trainer):
         return super()._clip_grad_norm(model)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm to log, without waiting: it is on the host once the loss has been read."""
+        """The norm to log, without waiting: it is on the host once the loss is read."""
         if grad_norm is None and self.is_deepspeed_enabled:
             grad_norm = model.get_global_grad_norm()
         elif grad_norm is None:
@@ -317,10 +300,9 @@ class WikiTrainer(Trainer):
         self.ledger.flush(durable=True)
         self.store_flos()
         state = self.training_state()
-        step = self.state.global_step
         small = None
         if self.context.world.is_main:
-            run_state = self.run_state(step) | {"engine": state.counters()}
+            run_state = self.run_state(self.state.global_step) | {"engine": state.counters()}
             trainer_state = json.dumps(asdict(self.state), indent=2, sort_keys=True) + "\n"
             small = SmallFiles(run_state, trainer_state, partial(write_model_config, self.model))
         specs = state.specs()
@@ -328,7 +310,7 @@ class WikiTrainer(Trainer):
         if self.average is not None and self.average.has_begun:
             specs += self.average.specs()
             fragments += self.average.parts
-        self.saver.save(step, specs, fragments, small)
+        self.saver.save(self.state.global_step, specs, fragments, small)
 
     def store_flos(self) -> None:
         """HF sums the counts over the ranks with a collective; here all ranks have the same."""
@@ -336,10 +318,7 @@ class WikiTrainer(Trainer):
         self.current_flos = 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Loss on each held-out stream and over all of them. (all ranks)
-
-        Returns {} when a stop request ended the evaluation early, on all ranks.
-        """
+        """Loss on each held-out stream and over all; {} after a stop request. (all ranks)"""
         metrics: dict[str, float] = {}
         found = held_out_losses(
             self.model_wrapped,
@@ -366,9 +345,6 @@ class WikiTrainer(Trainer):
         return {"eval_loss": total.loss, "eval_bits_per_byte": total.bits_per_byte}
 
     def _should_stop_evaluating(self) -> bool:
-        """Called before every batch, so it is also where the evaluation reports progress.
-
-        (all ranks)
-        """
+        """Before every batch, where the evaluation also reports progress. (all ranks)"""
         self.context.heartbeat.progress()
         return self.context.group.any(self.context.signals.received is not None)[0]

@@ -237,10 +237,8 @@ class TokenStream:
             if self._ensure is not None:
                 self._ensure(path)
             try:
-                found = path.stat().st_size
-                if found != size:
-                    what = f"{path} has {found} bytes instead of {size}"
-                    raise damaged(self._folder, what)
+                if (found := path.stat().st_size) != size:
+                    raise damaged(self._folder, f"{path} has {found} bytes instead of {size}")
                 # As a plain array: a slice of np.memmap itself takes ten times as long.
                 return np.asarray(np.memmap(path, dtype=dtype, mode="r"))
             except FileNotFoundError as error:
