@@ -18,7 +18,7 @@ from wikillm.observe import names
 
 REPO = Path(__file__).resolve().parents[2]
 DOCS = REPO / "docs"
-ENGLISH_ONLY = ("LOG.md", "release.md", "adr/", "measurements/")
+ENGLISH_ONLY = ("LOG.md", "release.md", "extending.md", "faults.md", "adr/", "measurements/")
 """Pages for the project's own developers."""
 PAGES = sorted(DOCS.rglob("*.md"))
 BLOCK = re.compile(r"^```(?:sh|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -77,10 +77,7 @@ def test_a_page_has_a_twin_with_the_same_headings_and_commands(page: str) -> Non
     assert found[0] == found[1]
 
 
-MISSING_TWINS = (
-    "extending.md", "faults.md", "guarantees.md", "guide/china.md", "guide/data-at-scale.md",
-    "guide/errors.md", "guide/report.md", "reliability.md", "speed.md",
-)  # fmt: skip
+MISSING_TWINS = ("guarantees.md", "guide/china.md", "guide/data-at-scale.md")
 """Pages that are not translated yet. Shrinks only."""
 
 
