@@ -27,11 +27,13 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--text", nargs="+", metavar="FILE", help=text)
     most = "of --text: read each file until N bytes of text, such as 10MB (default: all)"
     group.add_argument("--max-bytes", type=size_argument, metavar="N", help=most)
-    tasks = (
-        "ceval:FOLDER, cmmlu:FOLDER or choices:FILE, several with commas; see docs/guide/evaluation"
-    )
+    tasks = "ceval:FOLDER, cmmlu:FOLDER, choices:FILE or lm_eval:TASK, several with commas"
     group.add_argument("--tasks", metavar="KIND:PATH", help=tasks)
-    shots = "examples before each question (default: 5 for ceval and cmmlu, 0 for choices)"
+    folder = "of lm_eval tasks: the folder of their YAML files (default: those lm-eval comes with)"
+    group.add_argument("--tasks-dir", metavar="FOLDER", help=folder)
+    shots = (
+        "examples before each question (default: ceval and cmmlu 5, choices 0, lm_eval the task's)"
+    )
     group.add_argument("--shots", type=index, metavar="N", help=shots)
     form = "score the answers' text, or list the choices and score their letters (default cloze)"
     group.add_argument("--form", choices=("cloze", "letters"), default="cloze", help=form)
@@ -68,7 +70,15 @@ def evaluate_files(args: argparse.Namespace) -> int:
     if args.rest and not args.text:
         what = "`wikillm eval --tasks` takes no settings of a run."
         raise ConfigError(what, got=" ".join(args.rest))
-    tasks = read_tasks(args.tasks.split(","), args.form) if args.tasks else []
+    specs, harness = split_tasks(args.tasks)
+    tasks = read_tasks(specs, args.form)
+    if args.tasks_dir is not None and not harness:
+        what = "--tasks-dir is the folder of lm_eval tasks, and --tasks names none."
+        raise ConfigError(what, got=str(args.tasks), fix="--tasks lm_eval:TASK")
+    if harness:
+        from wikillm.evals.lm_eval_tasks import check_lm_eval
+
+        check_lm_eval(harness, Path(args.tasks_dir) if args.tasks_dir else None)
     data = text_settings(args) if args.text else None
     folder = scored_folder(Path(args.model))
     target = record_path(args, folder)
@@ -77,8 +87,9 @@ def evaluate_files(args: argparse.Namespace) -> int:
         values: dict[str, Any] = {}
         if data is not None:
             values["text"] = score_text(args, data, loaded)
-        if tasks:
+        if args.tasks:
             values["tasks"] = [score_task(args, task, loaded) for task in tasks]
+            values["tasks"] += score_lm_eval(args, harness, loaded) if harness else []
     model = model_record(folder)
     if target is not None:
         write_results(target, model, values)
@@ -165,6 +176,41 @@ def score_task(args: argparse.Namespace, task: ChoiceTask, loaded: LoadedModel) 
     }
 
 
+def split_tasks(tasks: str | None) -> tuple[list[str], list[str]]:
+    """The specifications of `--tasks`, and the names of lm-eval's tasks: `lm_eval:a,b` has two."""
+    specs: list[str] = []
+    harness: list[str] = []
+    is_harness = False
+    for word in tasks.split(",") if tasks else []:
+        kind, colon, name = word.partition(":")
+        is_harness = kind == "lm_eval" if colon else is_harness
+        if is_harness:
+            harness.append(name or kind)
+        else:
+            specs.append(word)
+    return specs, harness
+
+
+def score_lm_eval(
+    args: argparse.Namespace, names: list[str], loaded: LoadedModel
+) -> list[dict[str, Any]]:
+    from wikillm.evals.lm_eval_tasks import run_lm_eval
+    from wikillm.evals.text import context_limit
+
+    with contextlib.redirect_stdout(sys.stderr):
+        return run_lm_eval(
+            loaded.model,
+            loaded.tokenizer,
+            loaded.text_tokenizer.eos_token,
+            names,
+            Path(args.tasks_dir) if args.tasks_dir else None,
+            shots=args.shots,
+            max_questions=args.max_questions,
+            limit=context_limit(loaded.model.config, args.context),
+            batch_size=args.batch_size,
+        )
+
+
 def scored_folder(model: Path) -> Path:
     """The checkpoint or Hugging Face folder that MODEL names."""
     from wikillm.checkpoints.latest import find_complete
@@ -194,9 +240,11 @@ def record_path(args: argparse.Namespace, folder: Path) -> Path | None:
             )
         return None
     scored = [Path(path).stem for path in (args.text or [])[:1]]
-    for spec in (args.tasks or "").split(","):
+    specs, harness = split_tasks(args.tasks)
+    for spec in specs:
         kind, _, path = spec.partition(":")
         scored.append(Path(path).stem if kind == "choices" else kind)
+    scored += harness
     name = args.name or "-".join([folder.name, *filter(None, scored)])
     return run / FOLDER / f"{name}.json"
 
@@ -227,7 +275,7 @@ def remarks(overall: dict[str, Any]) -> list[str]:
         "cut": "questions were cut from the left, to fit the context",
         "left_out": "questions were left out: their choices leave no room for the question",
     }
-    return [f"{overall[key]:,} {text}" for key, text in said.items() if overall[key]]
+    return [f"{overall[key]:,} {text}" for key, text in said.items() if overall.get(key)]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

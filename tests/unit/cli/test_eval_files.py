@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from harness.questions import trained_on, write_questions
+from harness.questions import ENGLISH, trained_on, write_questions
 from harness.tiny_model import tiny_model, write_checkpoint, write_tokenizer
 
+from wikillm.cli.eval_files import split_tasks
 from wikillm.cli.main import main
 from wikillm.core.errors import ExitCode
 from wikillm.evals.questions import read_tasks
@@ -70,14 +71,20 @@ def test_eval_of_texts_refuses(
     assert said in captured
 
 
-def test_eval_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The checkpoint of a model that has learned the Chinese answers, and no English one."""
-    specs = write_questions(tmp_path / "tasks")
-    run = tmp_path / "run"
-    (ceval,) = read_tasks(specs[:1])
-    model, _ = trained_on(ceval.questions, run / "tokenizer")
-    write_checkpoint(run, model, step=9)
-    (run / "config.resolved.yaml").write_text("run: {name: small}\n")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A run whose model has learned the answers, and the tasks."""
+    folder = tmp_path_factory.mktemp("trained")
+    specs = write_questions(folder / "tasks")
+    ceval, _, own = read_tasks(specs)
+    model, _ = trained_on([*ceval.questions, *own.questions], folder / "run/tokenizer")
+    write_checkpoint(folder / "run", model, step=9)
+    (folder / "run/config.resolved.yaml").write_text("run: {name: small}\n")
+    return folder / "run", specs
+
+
+def test_eval_of_tasks(trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    run, specs = trained
     assert main(["eval", str(run), "--tasks", ",".join(specs), "--shots", "1"]) == 0
     printed = capsys.readouterr().out
     (record,) = read_results(run)
@@ -96,3 +103,59 @@ def test_eval_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (few,) = json.loads(capsys.readouterr().out)["tasks"]
     assert (few["overall"]["questions"], few["form"], few["shots"]) == (1, "letters", 5)
     assert main(["eval", str(run), "--tasks", specs[0], "train.max_steps=2"]) == ExitCode.CONFIG
+
+
+def test_tasks_of_lm_eval(
+    trained: tuple[Path, list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra `eval`")
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "1")
+    run, _ = trained
+    rows = [
+        {"question": question, "choices": choices, "answer": 1} for question, choices, _ in ENGLISH
+    ]  # of the second question 1 is wrong, as the model knows
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    local = f"dataset_path: json\ndataset_kwargs:\n  data_files: {{test: {tmp_path}/own.jsonl}}\n"
+    rest = (
+        'test_split: test\noutput_type: multiple_choice\ndoc_to_choice: "{{choices}}"\n'
+        "doc_to_target: answer\nmetric_list:\n  - metric: acc\n"
+    )
+    asked = 'doc_to_text: "Question: {{question}}\\nAnswer:"\n'
+    (tmp_path / "own.yaml").write_text(f"task: own_questions\n{local}{rest}{asked}")
+    joined = 'doc_to_text: "问题：太阳从哪边升起\\n答案："\ntarget_delimiter: ""\n'
+    (tmp_path / "joined.yaml").write_text(f"task: joined\n{local}{rest}{joined}")
+    (tmp_path / "far.yaml").write_text(
+        f"task: far\ndataset_path: nobody/nothing-here\n{rest}{asked}"
+    )
+    words = ["eval", str(run), "--tasks-dir", str(tmp_path), "--tasks"]
+    assert main([*words, "lm_eval:own_questions", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["tasks"]
+    assert (found["overall"]["questions"], found["overall"]["accuracy"]) == (2, 0.5)
+    assert set(found["files"]) == {str(tmp_path / "own.yaml"), str(tmp_path / "own.jsonl")}
+    (tmp_path / "own.jsonl").write_text('{"choices": ["东方", "西方"], "answer": 0}\n')
+    assert main([*words, "lm_eval:joined"]) == ExitCode.DATA
+    assert "one token" in capsys.readouterr().err
+    assert main([*words, "lm_eval:far"]) == ExitCode.DATA
+    assert "not on this machine" in capsys.readouterr().err
+    assert main([*words, "lm_eval:own_question"]) == ExitCode.CONFIG
+    assert "lm_eval:own_questions" in capsys.readouterr().err
+
+
+def test_lm_eval_that_is_not_installed(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wikillm.evals.lm_eval_tasks.find_spec", lambda name: None)
+    assert main(["eval", str(run), "--tasks", "lm_eval:x"]) == ExitCode.CONFIG
+    assert 'pip install "wikillm[eval]"' in capsys.readouterr().err
+    assert main(["eval", str(run), "--tasks", "ceval:x", "--tasks-dir", "."]) == ExitCode.DATA
+
+
+def test_split_tasks() -> None:
+    assert split_tasks("lm_eval:a,b,ceval:x,choices:y.jsonl") == (
+        ["ceval:x", "choices:y.jsonl"], ["a", "b"],
+    )  # fmt: skip
+    assert split_tasks(None) == ([], [])
