@@ -14,7 +14,7 @@ from wikillm.cli.arguments import add_json, add_trust
 from wikillm.core.errors import ConfigError, WikiLLMError
 
 if TYPE_CHECKING:
-    from wikillm.export.card import ExportFacts
+    from wikillm.export.card import ExportFacts, Grid
     from wikillm.export.folder import Exported
 
 HELP = "Write a run as a standard Hugging Face folder."
@@ -186,7 +186,18 @@ def _published_facts(
     if run is None or args.dry_run:
         return facts
     provenance = {**facts.provenance, **_audit(run, facts.step, with_tokens=args.audit)}
-    return replace(facts, curve=_curve(run), provenance=provenance)
+    return replace(
+        facts, curve=_curve(run), provenance=provenance, evaluations=_evaluations(run, facts.step)
+    )
+
+
+def _evaluations(run: Path, step: int | None) -> tuple[Grid, ...]:
+    """Tables of what `wikillm eval` recorded of this checkpoint."""
+    from wikillm.evals.results import TASK_HEAD, TEXT_HEAD, read_results, task_rows, text_rows
+
+    records = [record for record in read_results(run) if record["model"].get("step") == step]
+    grids = ((TEXT_HEAD, text_rows(records)), (TASK_HEAD, task_rows(records)))
+    return tuple((head, rows) for head, rows in grids if rows)
 
 
 def _curve(run: Path) -> str:

@@ -6,7 +6,7 @@ the one that both read. The text is in templates/; `_ZH` translates the labels o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from wikillm.core.units import format_count
 
 UNKNOWN = "unknown"
 CURVE = "loss.svg"
+Grid = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""The head of a table, and its rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class ExportFacts:
         data: label -> value: sources, documents, tokens, filters, fingerprint of the store.
         training: dotted configuration key -> value.
         metrics: label -> value: losses, bits per byte, tokens seen, and of evaluations.
+        evaluations: (head, rows) of tables that `wikillm eval` recorded.
         provenance: label -> value: WikiLLM's version, the ledger's digest and audit.
         environment: package or fact -> version or value.
         licence: of the weights, in the hubs' short form (apache-2.0).
@@ -44,6 +47,7 @@ class ExportFacts:
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: tuple[Grid, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     licence: str = UNKNOWN
@@ -97,7 +101,21 @@ _ZH = {
     "weights": "权重",
     "ledger": "账本",
     "audit": "审计",
-    "WikiLLM": "WikiLLM",
+    "step": "步",
+    "text": "文本",
+    "bits/byte": "比特/字节",
+    "perplexity": "困惑度",
+    "tokens": "词元",
+    "bytes": "字节",
+    "documents": "文档",
+    "task": "任务",
+    "shots": "示例数",
+    "questions": "题数",
+    "accuracy": "准确率",
+    "95 % interval": "95% 区间",
+    "by bytes": "按字节",
+    "chance": "随机",
+    "verdict": "结论",
 }
 
 
@@ -144,7 +162,7 @@ def render_card(
         "Provenance": facts.provenance,
         "Made with": facts.environment,
     }
-    environment = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -153,12 +171,16 @@ def render_card(
     parts = [_front_matter(facts)]
     for language, prompt in (("en", "The history of"), ("zh", "北京是")):
         translate = _ZH if language == "zh" else {}
+        grids = "".join(f"\n\n{_grid(*grid, translate)}" for grid in facts.evaluations)
         shown = [
-            (translate.get(title, title), _table(rows, translate))
+            (
+                translate.get(title, title),
+                _table(rows, translate) + (grids if title == "Evaluation" else ""),
+            )
             for title, rows in tables.items()
-            if rows
+            if rows or (grids and title == "Evaluation")
         ]
-        template = environment.get_template(f"card.{language}.md.j2")
+        template = templates.get_template(f"card.{language}.md.j2")
         parts.append(template.render(values, tables=shown, use=_USE % prompt).strip())
     return "\n\n".join(parts) + "\n"
 
@@ -205,6 +227,11 @@ def _table(rows: Mapping[str, Any], translate: Mapping[str, str]) -> str:
         shown = translate.get(label) or translate.get(first, first) + colon + rest
         lines.append(f"| {_cell(shown)} | {_cell(value)} |")
     return "\n".join(lines)
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]], translate: Mapping[str, str]) -> str:
+    cells = [[translate.get(name, name) for name in head], ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in cells)
 
 
 def _cell(value: Any) -> str:

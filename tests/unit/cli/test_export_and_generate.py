@@ -11,6 +11,7 @@ from harness.tiny_model import tiny_model, write_checkpoint, write_tokenizer
 from wikillm.cli.main import main
 from wikillm.core.errors import ExitCode
 from wikillm.core.files import write_json
+from wikillm.evals.results import write_results
 
 pytestmark = pytest.mark.usefixtures("warm_proofs")
 
@@ -46,6 +47,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     evaluation = {"kind": "eval", "step": 7, "eval_loss": 8.25, "bits_per_byte": 3.5}
     (run / "events.jsonl").write_text(json.dumps(evaluation) + "\n")
+    part = {"bits_per_byte": 2.5, "perplexity": 33.25, "tokens": 9, "text_bytes": 20}
+    for step, text in ((7, part), (9, {**part, "perplexity": 44.5})):
+        values = {"text": {**text, "documents": 1}}
+        write_results(run / "evals" / f"{step}.json", {"step": step}, values)
     return run
 
 
@@ -61,10 +66,10 @@ def test_export_takes_the_newest_good_checkpoint(
     card = (folder / "README.md").read_text()
     assert (folder / "loss.svg").read_text().startswith("<svg")
     parts = "# small|step 7|wiki.jsonl|训练文档|12,345|training loss, nats per token|8.3|8.25"
-    parts += "|3.5|train.learning_rate|zero2.json|torch|1a2b3c|train:400|7,000"
+    parts += "|3.5|train.learning_rate|zero2.json|torch|1a2b3c|train:400|7,000|33.25|困惑度"
     for part in (*parts.split("|"), "train.warmup_steps | 3", "train.max_steps | 111"):
         assert part in card, f"{part!r} is not in the card:\n{card}"
-    for part in ("/somewhere", "save_steps", "8.1", "absent"):
+    for part in ("/somewhere", "save_steps", "8.1", "44.5", "absent"):
         assert part not in card, f"{part!r} is in the card:\n{card}"
 
 
