@@ -76,7 +76,9 @@ def test_every_example_is_described_and_every_command_names_one(repo: Path) -> N
     assert named == files
 
 
-def test_the_laptop_example_trains(folder: Path, wikillm: Callable[..., str]) -> None:
+def test_the_laptop_example_trains(
+    folder: Path, wikillm: Callable[..., str], warm_proofs: None
+) -> None:
     config = "examples/chinese-laptop.yaml"
     small = ("data.tokenizer=train:600", *SHORT)
     assert "kept" in wikillm("prepare", "--config", config, *small)

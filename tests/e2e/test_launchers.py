@@ -1,4 +1,4 @@
-"""`deepspeed` is killed while its ranks train, then `torchrun` resumes from their checkpoint."""
+"""`deepspeed` is killed while two ranks train, then `torchrun` resumes with one."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_deepspeed_killed_then_torchrun_goes_on(words: Words, repo: Path, tmp_pa
         "train.save_steps=100000",
         "train.eval_steps=null",
     )
-    launcher = ["torchrun", "--nproc_per_node", "2", "--master_port", str(take_port())]
+    launcher = ["torchrun", "--nproc_per_node", "1", "--master_port", str(take_port())]
     process = start(launcher, [*more, "--resume", "auto", "--allow-change"], repo, log)
     assert process.wait(timeout=240) == 0, log.read_text()[-3000:]
     assert json.loads((run_dir / "exit.json").read_text())["code"] == 0

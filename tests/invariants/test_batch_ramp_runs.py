@@ -10,6 +10,7 @@ from harness.ledgers import assert_proven
 from harness.observed_runs import train_noting_reductions
 from harness.programs import tensor_digest
 from harness.ranks import run_ranks
+from harness.reference import References
 from harness.tiny_run import run
 
 from wikillm.checkpoints.manifest import read_state
@@ -50,16 +51,17 @@ def alone(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     ],
 )
 def test_any_world_micro_batch_and_stage_gives_the_same_run(
-    world: int, micro: int, recipe: str | None, sharing: int, words: Any, alone: Any, tmp_path: Path
+    world: int, micro: int, recipe: str | None, sharing: int, alone: Any, references: References
 ) -> None:
     """`sharing`: ranks per sequence. With it, DeepSpeed counts the batch differently."""
-    more = (f"train.per_device_train_batch_size={micro}", f"train.sequence_parallel_size={sharing}")
-    result = run(world, words(tmp_path / "run", *RAMP, *more), deepspeed=recipe)
-    assert result["code"] == 0, result["message"]
+    more = (f"train.per_device_train_batch_size={micro}",)
+    if sharing > 1:
+        more += (f"train.sequence_parallel_size={sharing}",)
+    result = references(world, *RAMP, *more, deepspeed=recipe)
     assert result["losses"] == pytest.approx(alone["losses"], rel=2e-5)
     assert result["grad_norms"] == pytest.approx(alone["grad_norms"], rel=1e-3)
     assert result["eval"] == pytest.approx(alone["eval"], rel=2e-5)
-    assert_proven(tmp_path / "run", 8)
+    assert_proven(result["folder"], 8)
 
 
 def test_plain_data_parallel_reduces_once_a_step(words: Any, tmp_path: Path) -> None:
@@ -71,10 +73,12 @@ def test_plain_data_parallel_reduces_once_a_step(words: Any, tmp_path: Path) -> 
         assert result["reductions"] == [reduces for step in steps for reduces in step]
 
 
-def test_stopped_within_the_ramp_and_resumed_is_bit_identical(words: Any, tmp_path: Path) -> None:
+def test_stopped_within_the_ramp_and_resumed_is_bit_identical(
+    words: Any, references: References, tmp_path: Path
+) -> None:
     """Stop after three of the first stage's four steps. The step after next doubles the batch."""
     more = (*RAMP, "train.per_device_train_batch_size=1")
-    whole = run(2, words(tmp_path / "whole", *more), deepspeed="zero2")
+    whole = references(2, *more, deepspeed="zero2")
     stopped = run(
         2, words(tmp_path / "parts", *more), deepspeed="zero2", signal_at=2, signal_rank=1
     )
@@ -90,8 +94,8 @@ def test_stopped_within_the_ramp_and_resumed_is_bit_identical(words: Any, tmp_pa
     assert (resumed["losses"], resumed["grad_norms"]) == (whole["losses"], whole["grad_norms"])
     assert_proven(tmp_path / "parts", 8, segments=2)
     digests = {
-        tensor_digest(tmp_path / name / "checkpoints" / "checkpoint-8")
-        for name in ("whole", "parts")
+        tensor_digest(folder / "checkpoints" / "checkpoint-8")
+        for folder in (whole["folder"], tmp_path / "parts")
     }
     assert len(digests) == 1, "the final weights differ"
 

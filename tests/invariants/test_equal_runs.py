@@ -104,7 +104,7 @@ def test_compiled_layers_give_the_same_run(words: Any, baseline: Any, tmp_path: 
     ("recipe", "more"),
     [
         (None, ()),
-        ("zero2", ("train.mlp_kernel=tiled",)),
+        pytest.param("zero2", ("train.mlp_kernel=tiled",), marks=pytest.mark.deep),
         # The evaluations between steps use stock code.
         ("zero3", ("train.gradient_checkpointing=selective", "train.eval_steps=4")),
     ],
@@ -141,9 +141,11 @@ def test_stopped_and_resumed_is_bit_identical(
     assert len(digests) == 1, "the final weights differ"
 
 
-def test_stopped_by_the_time_limit_and_resumed_is_bit_identical(words: Any, tmp_path: Path) -> None:
+def test_stopped_by_the_time_limit_and_resumed_is_bit_identical(
+    words: Any, references: References, tmp_path: Path
+) -> None:
     """With the limit exceeded, each start saves after one step and exits 75. The losses match."""
-    whole = run(2, words(tmp_path / "whole"), deepspeed="zero2")
+    whole = references(2, deepspeed="zero2")
     for step in (1, 2):
         stopped = run(
             2, words(tmp_path / "parts", "train.max_hours=1e-6"), deepspeed="zero2", resume="auto"

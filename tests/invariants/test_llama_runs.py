@@ -13,7 +13,7 @@ from wikillm.export.folder import export_model
 
 
 def test_losses_are_equal_and_plain_transformers_opens_the_export(
-    words: Any, tmp_path: Path
+    words: Any, tmp_path: Path, warm_proofs: None
 ) -> None:
     llama = ("model.architecture=llama", "train.document_mask=on")
     switches = ("train.mlp_kernel=tiled", "train.gradient_checkpointing=selective")

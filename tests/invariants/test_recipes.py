@@ -76,7 +76,9 @@ def torchs_muon(words: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return result
 
 
-@pytest.mark.parametrize(("world", "recipe"), [(1, None), (2, "zero2"), (2, "zero3")])
+@pytest.mark.parametrize(
+    ("world", "recipe"), [(1, None), pytest.param(2, "zero2", marks=pytest.mark.deep), (2, "zero3")]
+)
 def test_muon_is_one_run_on_every_engine_and_resumes_bit_identical(
     world: int, recipe: str | None, words: Any, torchs_muon: Any, tmp_path: Path
 ) -> None:

@@ -117,7 +117,7 @@ def test_every_applied_key_has_a_run_that_shows_it() -> None:
     ("recipe", "optimizer"),
     [
         (None, "adamw"),
-        ("zero0", "adamw"),
+        pytest.param("zero0", "adamw", marks=pytest.mark.deep),
         ("zero2", "adamw"),
         ("zero3", "adamw"),
         (None, "muon"),

@@ -35,8 +35,10 @@ def whole(references: References) -> dict[str, Any]:
     return references(1)
 
 
-# zero1 and zero2 are tested below.
-@pytest.mark.parametrize("recipe", [None, "zero0", "zero3", "zero2_offload"])
+# zero2 is tested below.
+@pytest.mark.parametrize(
+    "recipe", [None, pytest.param("zero0", marks=pytest.mark.deep), "zero3", "zero2_offload"]
+)
 def test_two_ranks_that_share_sequences_equal_one(
     recipe: str | None, words: Any, whole: Any, tmp_path: Path
 ) -> None:
