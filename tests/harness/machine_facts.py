@@ -35,7 +35,7 @@ CARD = GpuCard(
     compute_mode="Default",
 )
 CARDS = (CARD, replace(CARD, index=1))
-FOLDER = FolderFacts("runs/x", "/srv/runs", True, 2000 * GIB, 10_000_000, "nfs4", 5e8)
+FOLDER = FolderFacts("runs/x", "/srv/runs", True, 2000 * GIB, 10_000_000, "nfs4")
 LO = NetworkCard("lo", True, 65536, None, ("127.0.0.1", "::1"))
 ETH = NetworkCard("eth0", True, 9000, 100_000, ("10.0.0.1",))
 
@@ -52,7 +52,7 @@ def gpu_node(**sections: dict[str, Any]) -> NodeFacts:
             code_folder="/srv/wikillm",
             code_digest="0123abcd",
         ),
-        gpus=GpuFacts(2, "", "580.95.05", "13.0", CARDS, ((0, 1, "NV18"),)),
+        gpus=GpuFacts(2, "", "580.95.05", "13.0", CARDS),
         host=HostFacts(
             hostname="gpu1",
             identity="boot net",

@@ -1,7 +1,7 @@
-"""Is there room for what the run writes, is it fast enough, and are its sources there?
+"""Is there room for what the run writes, and are its sources there?
 
 The digest of a source covers its size and its first and last MiB, which distinguishes two versions
-within milliseconds. Writing is measured with one synced file of 32 MiB, which is removed again.
+within milliseconds.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
-import time
 from pathlib import Path
 
 from wikillm.checkpoints.retention import Keep, room_to_come
 from wikillm.core.errors import WikiLLMError
 from wikillm.core.files import file_system_kind, files_below, nearest_existing
-from wikillm.core.units import format_seconds, format_size
+from wikillm.core.units import format_size
 from wikillm.data.prepare.plan import predicted_store_bytes
 from wikillm.data.sources.locate import locate
 from wikillm.data.sources.sniff import sniff
@@ -25,9 +23,7 @@ from wikillm.doctor.checks import Finding, check, fail, ok, skip, warn
 from wikillm.doctor.facts import DiskFacts, FolderFacts, NodeFacts
 from wikillm.doctor.needs import Needs, Request
 
-MEASURED_BYTES = 32 << 20
 LEAST_INODES = 10_000
-LONGEST_SAVE = 600.0
 _EDGE = 1 << 20
 
 
@@ -46,7 +42,7 @@ def gather_disk(request: Request) -> DiskFacts:
         error = f"{refused.filename}: {refused.strerror}"
     stay, go = inspect_checkpoints(request)
     return DiskFacts(
-        run=inspect_folder(Path(request.run_dir), measure=True),
+        run=inspect_folder(Path(request.run_dir)),
         store=inspect_folder(store),
         has_store=(store / MANIFEST_NAME).exists(),
         data=digests,
@@ -67,37 +63,18 @@ def inspect_checkpoints(request: Request) -> tuple[int, int]:
         return 0, 0
 
 
-def inspect_folder(path: Path, *, measure: bool = False) -> FolderFacts:
-    """The file system of `path`, which need not exist; with `measure` also its write speed."""
+def inspect_folder(path: Path) -> FolderFacts:
+    """The file system of `path`, which need not exist."""
     existing = path.absolute() if path.is_dir() else nearest_existing(path)
     stat = os.statvfs(existing)
-    is_writable = os.access(existing, os.W_OK | os.X_OK)
-    free = shutil.disk_usage(existing).free
-    measure = measure and is_writable and free > 4 * MEASURED_BYTES
     return FolderFacts(
         path=str(path),
         existing=str(existing),
-        is_writable=is_writable,
-        free=free,
+        is_writable=os.access(existing, os.W_OK | os.X_OK),
+        free=shutil.disk_usage(existing).free,
         inodes_free=stat.f_favail if stat.f_files else None,
         kind=file_system_kind(existing),
-        bytes_per_second=write_speed(existing) if measure else None,
     )
-
-
-def write_speed(folder: Path) -> float | None:
-    """Bytes per second of one synced file; None when it cannot be written."""
-    block = os.urandom(1 << 20)  # not zeros: some file systems do not store those
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".wikillm-doctor-") as file:
-            start = time.monotonic()
-            for _ in range(MEASURED_BYTES // len(block)):
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-            return MEASURED_BYTES / (time.monotonic() - start)
-    except OSError:
-        return None
 
 
 def quick_digest(path: Path) -> str:
@@ -154,17 +131,6 @@ def store_room(facts: NodeFacts, needs: Needs) -> Finding:
     free = format_size(disk.store.free)
     found = f"{free} free on {disk.store.existing}, about {need} for the store"
     return warn(found) if disk.store.free < disk.data_bytes else ok(found)
-
-
-@check("disk", "disk")
-def save_speed(facts: NodeFacts, needs: Needs) -> Finding:
-    """A checkpoint is written in reasonable time (measured with one synced file of 32 MiB)."""
-    speed = facts.disk.run.bytes_per_second
-    if not speed:
-        return skip("not measured")
-    seconds = needs.checkpoint / needs.nodes / speed
-    found = f"{format_size(speed)}/s, about {format_seconds(seconds)} per checkpoint"
-    return warn(found) if seconds > LONGEST_SAVE else ok(found)
 
 
 @check("run", "disk")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from wikillm.config.environment_variables import NAMES, RunNeeds, find_conflicts
@@ -11,15 +10,6 @@ from wikillm.doctor.facts import NodeFacts
 from wikillm.doctor.needs import Needs
 from wikillm.observe.redact import environment_secrets, names_a_secret, redact_text
 
-SLOWING = {
-    "CUDA_LAUNCH_BLOCKING": "every kernel waits for the one before",
-    "NCCL_P2P_DISABLE": "GPUs of a node exchange data through host memory",
-    "NCCL_IB_DISABLE": "traffic between nodes goes over TCP",
-    "NCCL_SHM_DISABLE": "processes of a node communicate over the network card",
-    "TORCH_DISTRIBUTED_DEBUG": "every collective is checked",
-    "PYTORCH_NO_CUDA_MEMORY_CACHING": "every tensor is allocated by the driver",
-}
-_OFF = ("", "0", "OFF", "INFO")
 _PREFIXES = (
     "NCCL_", "GLOO_", "TORCH_", "CUDA_", "HF_", "TRANSFORMERS_", "SLURM_", "OMP_", "DS_", "UCX_",
     "PYTORCH_", "MASTER_", "SWANLAB_",
@@ -35,18 +25,6 @@ def relevant_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 @check("environment", "environment")
-def slowing_variables(facts: NodeFacts, needs: Needs) -> Finding:
-    """No debugging variable slows the run down."""
-    env = facts.environment
-    found = [name for name in SLOWING if env.get(name, "").upper() not in _OFF]
-    if not found:
-        return ok("none")
-    why = "; ".join(SLOWING[name] for name in found)
-    values = ", ".join(f"{name}={env[name]}" for name in found)
-    return warn(values, why=why, names=" ".join(found))
-
-
-@check("environment", "environment")
 def foreign_variables(facts: NodeFacts, needs: Needs) -> Finding:
     """No variable of another launcher changes the run behind its configuration."""
     asked = RunNeeds(needs.precision, needs.compiles, bool(facts.gpu_count))
@@ -59,19 +37,6 @@ def foreign_variables(facts: NodeFacts, needs: Needs) -> Finding:
         names=" ".join(foreign.name for foreign in found),
         instead=found[0].instead,
     )
-
-
-@check("environment", "environment")
-def preloaded(facts: NodeFacts, needs: Needs) -> Finding:
-    """No library is loaded in place of torch's own."""
-    env = facts.environment
-    if env.get("LD_PRELOAD"):
-        return warn(f"LD_PRELOAD={env['LD_PRELOAD']}", "library")
-    folders = env.get("LD_LIBRARY_PATH", "").split(":")
-    cuda = [folder for folder in folders if re.search(r"cuda|nccl|cudnn", folder, re.IGNORECASE)]
-    if cuda and facts.software and facts.software.torch_cuda:
-        return warn(f"LD_LIBRARY_PATH has {cuda[0]}", "cuda")
-    return ok("none")
 
 
 @check("environment", "environment")

@@ -45,17 +45,13 @@ class GpuCard:
 
 @dataclass(frozen=True, slots=True)
 class GpuFacts:
-    """`hardware`: NVIDIA GPUs on the PCI bus. `smi`: "" when nvidia-smi works, else its error.
-
-    `links`: (a, b, kind) for every pair of GPUs, kind as in `nvidia-smi topo -m`.
-    """
+    """`hardware`: NVIDIA GPUs on the PCI bus. `smi`: "" when nvidia-smi works, else its error."""
 
     hardware: int
     smi: str
     driver: str = ""
     driver_cuda: str = ""
     cards: tuple[GpuCard, ...] = ()
-    links: tuple[tuple[int, int, str], ...] = ()
 
     @property
     def kinds(self) -> str:
@@ -98,10 +94,7 @@ class CompilerFacts:
 
 @dataclass(frozen=True, slots=True)
 class FolderFacts:
-    """A folder and the file system below it. `existing`: the folder, or its nearest parent.
-
-    `bytes_per_second`: of one synced file.
-    """
+    """A folder and the file system below it. `existing`: the folder, or its nearest parent."""
 
     path: str
     existing: str
@@ -109,7 +102,6 @@ class FolderFacts:
     free: int
     inodes_free: int | None
     kind: str
-    bytes_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

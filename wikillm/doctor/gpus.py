@@ -99,21 +99,3 @@ def gpu_bf16(gpus: GpuFacts, needs: Needs) -> Finding:
     if needs.precision == "bf16":
         return fail(f"compute capability {least}", "missing", wanted=BF16_CAPABILITY)
     return warn(f"compute capability {least}: no bf16", "fp16")
-
-
-@_gpu_check
-def gpu_links(gpus: GpuFacts, needs: Needs) -> Finding:
-    """GPUs of a node are joined by NVLink."""
-    if len(gpus.cards) < 2 or not gpus.links:
-        return skip("one GPU" if len(gpus.cards) < 2 else "nvidia-smi topo -m lists no links")
-    slow = [f"{a}-{b} {kind}" for a, b, kind in gpus.links if not kind.startswith("NV")]
-    if not slow:
-        return ok(f"{gpus.links[0][2]} between all")
-    if len(slow) < len(gpus.links):
-        return warn(f"not by NVLink: {', '.join(slow[:6])}", "islands")
-    far = [text for text in slow if text.endswith(("SYS", "NODE"))]
-    return (
-        warn(f"no NVLink; {', '.join(far[:6])}", "far")
-        if far
-        else ok(f"PCIe: {slow[0].split()[1]}")
-    )

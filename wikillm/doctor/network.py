@@ -166,18 +166,6 @@ def names_a_card(variable: str, value: str, names: list[str]) -> bool:
 
 
 @check("network", "network")
-def infiniband(facts: NodeFacts, needs: Needs) -> Finding:
-    """InfiniBand and RoCE ports are active."""
-    ports = facts.network.infiniband
-    if not ports:
-        return skip("none")
-    down = [name for name, state in ports if state != "ACTIVE"]
-    if len(down) == len(ports):
-        return warn(f"no port is active: {', '.join(down)}", "down")
-    return warn(f"not active: {', '.join(down)}", "partly") if down else ok(f"{len(ports)} ports")
-
-
-@check("network", "network")
 def master_port(facts: NodeFacts, needs: Needs) -> Finding:
     """The rendezvous port is free."""
     net = facts.network

@@ -42,7 +42,6 @@ def gather_gpus() -> GpuFacts:
         return GpuFacts(hardware, error)
     queries = [f"--query-gpu=index,{','.join(names)}" for names in QUERIES]
     with ThreadPoolExecutor(4) as pool:
-        topology = pool.submit(run_tool, "nvidia-smi", "topo", "-m")
         answers = list(pool.map(_smi, queries))
     driver, cuda = parse_head(text)
     return GpuFacts(
@@ -51,7 +50,6 @@ def gather_gpus() -> GpuFacts:
         driver=driver,
         driver_cuda=cuda,
         cards=parse_cards(dict(zip(QUERIES, answers, strict=True))),
-        links=parse_topology(topology.result()[0]),
     )
 
 
@@ -88,21 +86,6 @@ def parse_cards(texts: dict[tuple[str, ...], str]) -> tuple[GpuCard, ...]:
                         if not cell.startswith("["):
                             card[field] = convert(cell)
     return tuple(GpuCard(index=index, **found[index]) for index in sorted(found))
-
-
-def parse_topology(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Every pair of GPUs and their link: NV4, PIX, PXB, PHB, NODE or SYS."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).split() for line in text.splitlines()]
-    head = next((words for words in lines if words and words[0] == "GPU0" and "X" not in words), [])
-    columns = [int(word[3:]) for word in head if re.fullmatch(r"GPU\d+", word)]
-    links = []
-    for words in lines:
-        is_row = words and words is not head and re.fullmatch(r"GPU\d+", words[0])
-        if is_row and len(words) > len(columns):
-            row = int(words[0][3:])
-            pairs = zip(columns, words[1:], strict=False)
-            links += [(row, column, kind) for column, kind in pairs if row < column]
-    return tuple(links)
 
 
 def _rows(text: str) -> list[list[str]]:

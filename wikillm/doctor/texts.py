@@ -55,8 +55,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "gpu-mode/prohibited": ("no process may compute on it", "sudo nvidia-smi -c 0"),
     "gpu-bf16/missing": ("bf16 needs {wanted}", "train.precision=fp16"),
     "gpu-bf16/fp16": ("trained in fp16, which needs loss scaling", "train.precision=fp16"),
-    "gpu-links/islands": ("collectives run at the slowest link", "CUDA_VISIBLE_DEVICES=one island"),
-    "gpu-links/far": ("ZeRO-3 waits for traffic through the CPU", "--deepspeed zero1 or zero2"),
     "gpus-equal": ("NCCL and gloo do not mix; every step waits for the slowest", "fewer nodes"),
     "slots-equal": ("all nodes need the same number of processes", "slots={least} everywhere"),
     # host
@@ -87,7 +85,6 @@ TEXTS: dict[str, tuple[str, str]] = {
     "checkpoint-room/none-fewer": ("not one fits: at least {least}", _FEWER),
     "checkpoint-room/some": ("saving fails when the disk is full", _FEWER),
     "store-room": ("building it stops when the disk is full", "data.store=FOLDER on a larger disk"),
-    "save-speed": ("all GPUs wait while a checkpoint is written", "a larger train.save_steps"),
     "shared-folder/unwritable": (
         "every node writes checkpoints",
         "run.dir=FOLDER on a shared disk",
@@ -107,8 +104,6 @@ TEXTS: dict[str, tuple[str, str]] = {
         "export NCCL_SOCKET_IFNAME={card} GLOO_SOCKET_IFNAME={card}",
     ),
     "card-named/absent": ("this node has {cards}", "export {variable}={card}"),
-    "infiniband/down": ("NCCL falls back to TCP", "ibstat"),
-    "infiniband/partly": ("fewer cards carry the traffic", "ibstat; leave them out: NCCL_IB_HCA"),
     "master-port": ("on the first node the run cannot start there", "--master-port {other}"),
     "mtu-equal": (
         "the first large collective hangs",
@@ -126,10 +121,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "observe.swanlab.mode=offline; `swanlab sync` later",
     ),
     # environment
-    "slowing-variables": ("{why}", "unset {names}"),
     "foreign-variables": ("{why}", "unset {names}; {instead}"),
-    "preloaded/library": ("it is loaded into every process of the run", "unset LD_PRELOAD"),
-    "preloaded/cuda": ("it may replace torch's own CUDA and NCCL", "unset LD_LIBRARY_PATH"),
     "forwarded": ("the other nodes run without them", "set them in the nodes' shell start-up"),
     # run
     "data-source": ("the token store is built from it", "data.path=FILE, as this node sees it"),

@@ -69,7 +69,6 @@ FAULTS: dict[str, list[Case]] = {
         ("fail", "train.precision=fp16", cards(compute_capability=7.0), {}),
         ("warn", "no bf16", cards(compute_capability=7.5), {"precision": "auto"}),
     ],
-    "gpu-links": [("warn", "0-1 SYS", {"gpus": {"links": ((0, 1, "SYS"),)}}, {})],
     "cores": [
         ("warn", "1 cores", {"host": {"cpu_quota": 1.0}}, {}),
         ("warn", "load 90.0", {"host": {"load": 90.0}}, {}),
@@ -125,7 +124,6 @@ FAULTS: dict[str, list[Case]] = {
         ),
     ],
     "store-room": [("warn", "data.store", disk(store=replace(FOLDER, free=GIB // 2)), {})],
-    "save-speed": [("warn", "per checkpoint", run_on(bytes_per_second=1e6), {})],
     "data-source": [("fail", "does not exist", disk(data_error="data.path does not exist."), {})],
     "batch": [("fail", "cannot be split", {}, {"batch_error": "cannot be split"})],
     "hostname": [
@@ -150,28 +148,14 @@ FAULTS: dict[str, list[Case]] = {
         ("fail", "GLOO_SOCKET_IFNAME=eth", env(GLOO_SOCKET_IFNAME="eth"), {}),
         ("warn", "2 cards", {"network": {"cards": (LO, ETH, replace(ETH, name="docker0"))}}, {}),
     ],
-    "infiniband": [
-        ("warn", "mlx5_0:1", {"network": {"infiniband": (("mlx5_0:1", "DOWN"),)}}, {}),
-        (
-            "warn",
-            "mlx5_1:1",
-            {"network": {"infiniband": (("mlx5_0:1", "ACTIVE"), ("mlx5_1:1", "INIT"))}},
-            {},
-        ),
-    ],
     "master-port": [("warn", "--master-port 29501", {"network": {"port_error": "in use"}}, {})],
     **{
         f"reach-{name}": [("warn", "timed out", {"connectivity": {name: "timed out"}}, {})]
         for name in ("huggingface", "hf-mirror", "modelscope", "swanlab")
     },
-    "slowing-variables": [("warn", "NCCL_P2P_DISABLE=1", env(NCCL_P2P_DISABLE="1"), {})],
     "foreign-variables": [
         ("fail", "train.precision=fp16", env(ACCELERATE_MIXED_PRECISION="fp16"), {}),
         ("fail", "TORCHDYNAMO_DISABLE=1", env(TORCHDYNAMO_DISABLE="1"), {"compiles": True}),
-    ],
-    "preloaded": [
-        ("warn", "libjemalloc", env(LD_PRELOAD="libjemalloc.so"), {}),
-        ("warn", "cuda-11", env(LD_LIBRARY_PATH="/usr/local/cuda-11/lib64"), {}),
     ],
     "forwarded": [("warn", "HF_TOKEN", {}, {"not_forwarded": ("HF_TOKEN",)})],
 }

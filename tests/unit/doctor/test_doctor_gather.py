@@ -37,7 +37,7 @@ def test_this_machine(tmp_path: Path, corpus: Path) -> None:
         card.name == "lo" and "127.0.0.1" in card.addresses and card.is_up
         for card in facts.network.cards
     )
-    assert facts.disk.run.existing == str(tmp_path) and (facts.disk.run.bytes_per_second or 0) > 0
+    assert facts.disk.run.existing == str(tmp_path)
     assert list(facts.disk.data) == [str(corpus)] and facts.disk.data_bytes > corpus.stat().st_size
     assert list(tmp_path.iterdir()) == [], "the disk check left a file"
 
@@ -157,7 +157,6 @@ def test_digests_tell_versions_apart(tmp_path: Path) -> None:
 def test_folders_and_missing_data(tmp_path: Path) -> None:
     place = inspect_folder(tmp_path / "a/b/c")
     assert (place.existing, place.is_writable) == (str(tmp_path), True)
-    assert place.bytes_per_second is None
     disk = gather_disk(request_in(tmp_path, str(tmp_path / "absent.jsonl")))
     assert "does not exist" in disk.data_error and disk.data == {}
 

@@ -9,7 +9,6 @@ from wikillm.doctor.nvidia_smi import (
     count_hardware,
     parse_cards,
     parse_head,
-    parse_topology,
 )
 
 HEAD = """\
@@ -30,18 +29,6 @@ OLD = (
     "0, [N/A]\n",
     "0, [N/A]\n",
 )
-TOPOLOGY = """\
-\t\x1b[4mGPU0\tGPU1\tGPU2\tNIC0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m
-GPU0\t X \tNV18\tSYS\tPXB\t0-55\t0\t\tN/A
-GPU1\tNV18\t X \tNODE\tSYS\t0-55\t0\t\tN/A
-GPU2\tSYS\tNODE\t X \tSYS\t56-111\t1\t\tN/A
-NIC0\tPXB\tSYS\tSYS\t X
-
-Legend:
-
-  X    = Self
-  SYS  = Connection traversing PCIe as well as the SMP interconnect between NUMA nodes
-"""
 
 
 def test_head() -> None:
@@ -61,12 +48,6 @@ def test_an_old_driver_leaves_fields_unknown() -> None:
     (card,) = parse_cards(dict(zip(QUERIES, OLD, strict=True)))
     assert (card.compute_capability, card.ecc, card.mig, card.compute_mode) == (None,) * 4
     assert card.memory_total == 15360
-
-
-def test_topology() -> None:
-    assert parse_topology(TOPOLOGY) == ((0, 1, "NV18"), (0, 2, "SYS"), (1, 2, "NODE"))
-    assert parse_topology("GPU0\tCPU Affinity\nGPU0\t X \t0-15\n") == ()
-    assert parse_topology("") == ()
 
 
 def test_hardware_on_the_bus(tmp_path: Path) -> None:
