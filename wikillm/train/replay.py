@@ -7,10 +7,13 @@ on the same number of ranks and the same software, and otherwise equal within 1e
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +105,8 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
     world = World.from_env()
     say(f"replay     step {step:,} from {checkpoint or 'the first step'}, in {folder}")
     try:
-        pretrain(resolved, resume=str(checkpoint or "never"), replay=replay)
+        with _held_back():
+            pretrain(resolved, resume=str(checkpoint or "never"), replay=replay)
         if not world.is_main:
             return None
         found = History.of(read_ledger(folder / NAME))
@@ -124,6 +128,18 @@ def replay_step(run: Path, step: int, work: Path | None = None) -> Replayed | No
         is_exact=world.size == then.world,
         documents=documents_of(corpus, order, range(line.first, line.stop)),
     )
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Keep back what the inner run prints: it names a folder that is removed. Shown on failure."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    except BaseException:
+        sys.stderr.write(printed.getvalue())
+        raise
 
 
 def _checkpoint_before(run: Path, step: int) -> Path | None:
