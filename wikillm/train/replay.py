@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +135,7 @@ def _held_back() -> Iterator[None]:
     """Keep back what the inner run prints: it names a folder that is removed. Shown on failure."""
     printed = io.StringIO()
     try:
-        with redirect_stdout(printed):
+        with redirect_stdout(printed), redirect_stderr(printed):
             yield
     except BaseException:
         sys.stderr.write(printed.getvalue())
