@@ -11,7 +11,8 @@ from benchmarks.record import table
 from wikillm.plan.communication import Communication
 from wikillm.plan.gpus import gpu_by_driver_name
 from wikillm.plan.memory import memory_per_rank
-from wikillm.plan.time import default_mfu, step_time
+from wikillm.plan.roofline import default_mfu
+from wikillm.plan.time import step_time
 
 Results = dict[str, dict[str, Any]]
 
@@ -82,7 +83,7 @@ def _pairs(one: dict[str, Any]) -> list[tuple[str, Pair, Pair]]:
             speed = None
             tokens = shape.batch * shape.length
             if gpu is not None:
-                mfu = default_mfu(workload.parameters, strategy.loss, gpu)
+                mfu = default_mfu(workload, strategy, gpu)
                 time = step_time(workload, strategy, Communication(0, 0, 0), gpu, mfu=mfu)
                 speed = tokens / time.total
             memory = memory_per_rank(workload, strategy).allocated

@@ -46,7 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     host = "memory of a node for offload. Default: 128GiB per GPU"
     group.add_argument("--host-memory", metavar="SIZE", help=host)
-    mfu = "assumed MFU, 0 to 1. Default: 0.25 to 0.40 by size of the model"
+    storage = "GB/s that a node writes to and reads from its storage (default 2)"
+    group.add_argument("--storage", type=float, default=2.0, metavar="N", help=storage)
+    mfu = "assumed MFU, 0 to 1. Default: a roofline of the GPU, 0.2 to 0.55 by size of the model"
     group.add_argument("--mfu", type=float, help=mfu)
     group.add_argument("--price", type=float, help="price of a GPU hour, in your currency")
     parser.add_argument("--tokens", metavar="N", help="training tokens in the corpus, such as 1.2B")
@@ -147,6 +149,8 @@ def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> 
         mfu=args.mfu,
         price=args.price,
         calibration=_calibration_used(machine),
+        window_shards=resolved.config.data.window_shards,
+        storage_rate=args.storage * 1e9,
     )
 
 
@@ -265,6 +269,8 @@ def _check(args: argparse.Namespace) -> None:
         problems.add("--gpu must be a name.", got=repr(args.gpu), fix="--gpu h100")
     if args.mfu is not None and not 0 < args.mfu <= 1:
         problems.add("--mfu must be a share between 0 and 1.", got=str(args.mfu), fix="--mfu 0.4")
+    if not 0 < args.storage < float("inf"):
+        problems.add("--storage must be above 0.", got=str(args.storage), fix="--storage 2")
     if args.price is not None and not 0 <= args.price < float("inf"):
         problems.add(
             "--price must be a price per GPU hour.", got=str(args.price), fix="--price 2.50"

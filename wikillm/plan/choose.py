@@ -4,8 +4,7 @@ For each recipe and kind of checkpointing, the largest micro-batch that fits (up
 taken. What the user set (recipe, micro-batch, checkpointing) is kept. Times within 2 % count as
 equal: then the simpler candidate wins. Offload ranks below every candidate that fits without it,
 since host speeds are the least certain assumption. `zero3_plus` ranks last: its 4-bit gradients
-change the arithmetic, which is the user's decision. Where nothing fits, the error proposes what
-does.
+change the arithmetic, which is the user's decision. Where nothing fits, the error says what does.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from wikillm.core.units import format_size
 from wikillm.plan.communication import Communication, communication_per_step
 from wikillm.plan.gpus import GPU_NAMES, Gpu, find_gpu
 from wikillm.plan.memory import KEPT_FREE, Memory, host_bytes_per_rank, memory_per_rank
+from wikillm.plan.roofline import default_mfu
 from wikillm.plan.strategy import Strategy, strategy_of, with_recipe
-from wikillm.plan.time import StepTime, default_mfu, step_time
+from wikillm.plan.time import StepTime, step_time
 from wikillm.plan.workload import Workload, describe_workload
 
 MOST_MICRO_TOKENS = 65_536
@@ -266,7 +266,7 @@ def _evaluate(
     traffic = communication_per_step(workload, strategy)
     host = host_bytes_per_rank(workload, strategy) * strategy.ranks_per_node
     if mfu is None:
-        mfu = default_mfu(workload.parameters, strategy.loss, machine.gpu)
+        mfu = default_mfu(workload, strategy, machine.gpu)
     time = step_time(workload, strategy, traffic, machine.gpu, mfu=mfu)
     misfit = None
     if memory.total > machine.usable:

@@ -6,6 +6,11 @@ gradients at every micro-step), ZeRO-3 3 Psi A, and with hpZ, qwZ and qgZ 0.75 P
 A ring over N ranks sends (N - 1) / N of that. Elements have the width of the weights. With 10^9
 parameters in bf16, A = 4 and N = 8: ZeRO-1 sends 2 x 2 GB x 7/8 = 3.5 GB, ZeRO-2 8.75, ZeRO-3 21.
 
+Over nodes of G ranks, NCCL makes as many rings as there are network cards. Each ring has its share
+of the data and leaves a node once: every GPU sends all of its bytes to a neighbour, and 1 / G of
+them cross its card (NCCL's "bus bandwidth" counts so). On 8 nodes of 8, 21 GB are 21 GB over NVLink
+and 2.6 GB over each network card.
+
 Where S ranks share sequences (`kernels.ulysses`), each layer sends q, k, v and attention's output
 once forward and once backward, and once more where the forward pass is recomputed: 2 H + 2 K heads
 per token of the rank, (S - 1) / S of them.
@@ -22,7 +27,7 @@ from wikillm.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class Communication:
-    """Bytes per GPU and optimizer step.
+    """Bytes per GPU and optimizer step. `between_nodes`: over the GPU's share of the network.
 
     `host` crosses PCIe for offload. `sequences` are exchanged among the ranks that share sequences,
     and not counted in the others.
@@ -35,7 +40,7 @@ class Communication:
 
 
 def communication_per_step(workload: Workload, strategy: Strategy) -> Communication:
-    """A ring over several nodes passes every link: the slower one, between nodes, decides."""
+    """See the top of this file."""
     n = strategy.ranks
     accumulation = strategy.accumulation
     parameters = workload.parameters
@@ -43,10 +48,12 @@ def communication_per_step(workload: Workload, strategy: Strategy) -> Communicat
     elements = factors[strategy.stage] * parameters
     inside = strategy.bytes_per_weight * elements * (n - 1) / n
     between = 0.0
-    if strategy.nodes > 1 and strategy.quantized:
-        between = strategy.bytes_per_weight * 0.75 * accumulation * parameters * (n - 1) / n
-    elif strategy.nodes > 1:
-        inside, between = between, inside
+    if strategy.nodes > 1:
+        between = inside / strategy.ranks_per_node
+        if strategy.quantized:  # inside a node three times the weights, between nodes 0.75 times
+            between /= 4
+        if strategy.ranks_per_node == 1:
+            inside = 0.0
     return Communication(
         int(inside),
         int(between),

@@ -36,6 +36,7 @@ class Gpu:
     ceiling: float | None = None  # FLOP/s of large products, measured; training stays below it
     given: str = ""  # flags of the command line that describe it, besides its name
     note: str = ""  # for the plan: the basis of its figures
+    memory_bandwidth: float = 0.0  # bytes/s of its own memory; 0 where it is not known
 
     @property
     def flags(self) -> str:
@@ -43,47 +44,48 @@ class Gpu:
         return f"--gpu {shlex.quote(self.name)}{self.given}"
 
 
-# Short name: driver's name, memory GiB, GB/s inside a node, GB/s between nodes, GB/s to the host.
+# Short name: driver's name, memory GiB; GB/s inside a node, between nodes, to the host, and of the
+# GPU's own memory (data sheet, without a deduction).
 # Memory and links are of the maker's data sheet: NVLink 900 (H100, H200, H20), 600 (A100), 400
 # (A800, H800), 300 (V100) or 1800 (B200) GB/s in both directions together; PCIe 5.0 x16 63, 4.0 x16
 # 31.5, 3.0 x16 15.8 GB/s in one. GeForce has no NVLink (3090: a bridge for two) and no peer access
 # over PCIe, so each byte passes the host's memory: about half.
 _GPUS = {
-    "b200": ("B200", 178.0, 720.0, 40.0, 50.0),
-    "h200": ("H200", 139.8, 360.0, 40.0, 50.0),
-    "h100": ("H100", 79.1, 360.0, 40.0, 50.0),
-    "h100-pcie": ("H100 PCIe", 79.1, 50.0, 20.0, 50.0),
+    "b200": ("B200", 178.0, 720.0, 40.0, 50.0, 8000.0),
+    "h200": ("H200", 139.8, 360.0, 40.0, 50.0, 4800.0),
+    "h100": ("H100", 79.1, 360.0, 40.0, 50.0, 3350.0),
+    "h100-pcie": ("H100 PCIe", 79.1, 50.0, 20.0, 50.0, 2000.0),
     # NVLink joins two cards; a node of more goes over PCIe.
-    "h100-nvl": ("H100 NVL", 93.1, 50.0, 20.0, 50.0),
-    "h800": ("H800", 79.1, 160.0, 40.0, 50.0),
-    "h20": ("H20", 95.1, 360.0, 40.0, 50.0),
-    "a100": ("A100", 79.1, 240.0, 20.0, 25.0),
-    "a100-40gb": ("A100", 39.4, 240.0, 20.0, 25.0),
-    "a100-pcie": ("A100", 79.1, 25.0, 20.0, 25.0),
-    "a800": ("A800", 79.1, 160.0, 20.0, 25.0),
-    "l40s": ("L40S", 44.4, 25.0, 2.5, 25.0),
-    "l20": ("L20", 44.4, 25.0, 2.5, 25.0),
-    "a40": ("A40", 44.4, 25.0, 2.5, 25.0),
-    "l4": ("L4", 22.0, 12.0, 2.5, 12.0),
-    "a10": ("A10", 22.0, 25.0, 2.5, 25.0),
-    "a10g": ("A10G", 22.0, 25.0, 2.5, 25.0),
+    "h100-nvl": ("H100 NVL", 93.1, 50.0, 20.0, 50.0, 3900.0),
+    "h800": ("H800", 79.1, 160.0, 40.0, 50.0, 3350.0),
+    "h20": ("H20", 95.1, 360.0, 40.0, 50.0, 4000.0),
+    "a100": ("A100", 79.1, 240.0, 20.0, 25.0, 2039.0),
+    "a100-40gb": ("A100", 39.4, 240.0, 20.0, 25.0, 1555.0),
+    "a100-pcie": ("A100", 79.1, 25.0, 20.0, 25.0, 1935.0),
+    "a800": ("A800", 79.1, 160.0, 20.0, 25.0, 2039.0),
+    "l40s": ("L40S", 44.4, 25.0, 2.5, 25.0, 864.0),
+    "l20": ("L20", 44.4, 25.0, 2.5, 25.0, 864.0),
+    "a40": ("A40", 44.4, 25.0, 2.5, 25.0, 696.0),
+    "l4": ("L4", 22.0, 12.0, 2.5, 12.0, 300.0),
+    "a10": ("A10", 22.0, 25.0, 2.5, 25.0, 600.0),
+    "a10g": ("A10G", 22.0, 25.0, 2.5, 25.0, 600.0),
     # 96 GB GDDR7 with ECC, PCIe 5.0 x16, no NVLink.
-    "rtx-pro6000": ("RTX PRO 6000", 94.5, 50.0, 2.5, 50.0),
-    "rtx-pro6000-maxq": ("RTX PRO 6000 Blackwell Max-Q", 94.5, 50.0, 2.5, 50.0),
+    "rtx-pro6000": ("RTX PRO 6000", 94.5, 50.0, 2.5, 50.0, 1792.0),
+    "rtx-pro6000-maxq": ("RTX PRO 6000 Blackwell Max-Q", 94.5, 50.0, 2.5, 50.0, 1792.0),
     # 48 GB GDDR6, PCIe 4.0 x16, no NVLink.
-    "rtx6000-ada": ("RTX 6000 Ada", 47.3, 25.0, 2.5, 25.0),
+    "rtx6000-ada": ("RTX 6000 Ada", 47.3, 25.0, 2.5, 25.0, 960.0),
     # 48 GB GDDR6, PCIe 4.0 x16; NVLink joins two cards.
-    "a6000": ("RTX A6000", 47.3, 25.0, 2.5, 25.0),
-    "rtx5090": ("RTX 5090", 31.4, 25.0, 2.5, 50.0),
-    "rtx4090": ("RTX 4090", 23.5, 12.0, 2.5, 25.0),
-    "rtx4090d": ("RTX 4090 D", 23.5, 12.0, 2.5, 25.0),
-    "rtx3090": ("RTX 3090", 23.5, 12.0, 2.5, 25.0),
-    "v100": ("V100", 31.7, 120.0, 10.0, 12.0),
-    "t4": ("T4", 14.6, 10.0, 2.5, 12.0),
+    "a6000": ("RTX A6000", 47.3, 25.0, 2.5, 25.0, 768.0),
+    "rtx5090": ("RTX 5090", 31.4, 25.0, 2.5, 50.0, 1792.0),
+    "rtx4090": ("RTX 4090", 23.5, 12.0, 2.5, 25.0, 1008.0),
+    "rtx4090d": ("RTX 4090 D", 23.5, 12.0, 2.5, 25.0, 1008.0),
+    "rtx3090": ("RTX 3090", 23.5, 12.0, 2.5, 25.0, 936.0),
+    "v100": ("V100", 31.7, 120.0, 10.0, 12.0, 900.0),
+    "t4": ("T4", 14.6, 10.0, 2.5, 12.0, 320.0),
     # 192 GB HBM3, 7 Infinity Fabric links of 64 GB/s each way.
-    "mi300x": ("MI300X", 191.0, 358.0, 40.0, 50.0),
+    "mi300x": ("MI300X", 191.0, 358.0, 40.0, 50.0, 5300.0),
     # Atlas 800T A2: 64 GB, HCCS 392 GB/s both ways, 200GE RoCE.
-    "ascend-910b": ("Ascend 910B", 61.0, 156.0, 20.0, 25.0),
+    "ascend-910b": ("Ascend 910B", 61.0, 156.0, 20.0, 25.0, 1600.0),
 }
 _NO_BF16 = ("v100", "t4")
 _NOTES = {
@@ -124,7 +126,7 @@ def find_gpu(name: str) -> Gpu:
             f"any other: {DESCRIBE}   (its dense bf16 peak, from its data sheet)",
             fix=fix,
         )
-    model, memory, inside, between, host = _GPUS[found]
+    model, memory, inside, between, host, bandwidth = _GPUS[found]
     peak = peak_flops(model)
     assert peak is not None, f"{model} has no peak in flops.py"
     return Gpu(
@@ -136,6 +138,7 @@ def find_gpu(name: str) -> Gpu:
         host * 1e9,
         has_bf16=found not in _NO_BF16,
         note=_NOTES.get(found, ""),
+        memory_bandwidth=bandwidth * 1e9,
     )
 
 

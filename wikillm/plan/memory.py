@@ -163,13 +163,21 @@ def activation_bytes_per_token(workload: Workload, strategy: Strategy) -> int:
     With a mask SDPA needs a key and a value per query head (4 (H - K) d); the mask itself, T x T
     numbers of a sequence, is one for all layers.
     """
+    layer = kept_by_layer(workload, strategy)
+    layers = workload.model.num_hidden_layers
+    if strategy.checkpointing == "none":
+        return layers * layer
+    return layers * kept_by_checkpointing(workload, strategy) + layer
+
+
+def kept_by_layer(workload: Workload, strategy: Strategy) -> int:
+    """Bytes per token that one layer keeps without checkpointing (`activation_bytes_per_token`)."""
     model = workload.model
     h = model.hidden_size
     d = head_width(model)
     f = model.intermediate_size
     heads = model.num_attention_heads
     kv_heads = model.num_key_value_heads
-    layers = model.num_hidden_layers
     scale = strategy.bytes_per_weight // 2
     wide = 0 if strategy.tiled_mlp else 8 * f
     layer = scale * (16 * h + 8 * heads * d + 8 * kv_heads * d + wide) + 4 * heads
@@ -177,9 +185,7 @@ def activation_bytes_per_token(workload: Workload, strategy: Strategy) -> int:
         layer += scale * 4 * (heads - kv_heads) * d
     if (ranks := strategy.sequence_parallel) > 1:
         layer += scale * (2 * heads * d + 4 * max(0, ranks - kv_heads) * d)
-    if strategy.checkpointing == "none":
-        return layers * layer
-    return layers * kept_by_checkpointing(workload, strategy) + layer
+    return layer
 
 
 def kept_by_checkpointing(workload: Workload, strategy: Strategy) -> int:

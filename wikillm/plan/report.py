@@ -10,9 +10,10 @@ from wikillm.core.units import format_count, format_seconds, format_size
 from wikillm.plan.batch import name_ranks
 from wikillm.plan.checkpoint import checkpoint_bytes, checkpoints_at_most
 from wikillm.plan.choose import Candidate, Machine, settings_of
+from wikillm.plan.roofline import default_mfu
 from wikillm.plan.schedule import five_points
+from wikillm.plan.storage import USUAL_RATE, storage_time
 from wikillm.plan.strategy import Strategy
-from wikillm.plan.time import default_mfu
 from wikillm.plan.workload import Workload
 
 ESTIMATE = "estimates by formula: no figure here was measured on a GPU"
@@ -59,11 +60,14 @@ def to_json(
     mfu: float | None,
     price: float | None,
     calibration: str | None = None,
+    window_shards: int = 8,
+    storage_rate: float = USUAL_RATE,
 ) -> dict[str, Any]:
     """The whole plan: the first of `candidates` is the one to take."""
     strategy = candidates[0].strategy
     if mfu is None:
-        mfu = default_mfu(workload.parameters, strategy.loss, machine.gpu)
+        mfu = default_mfu(workload, strategy, machine.gpu)
+    disk = _disk(train, workload, strategy)
     rates = five_points(train, max_steps=workload.max_steps, warmup_steps=workload.warmup_steps)
     return {
         "basis": ESTIMATE,
@@ -89,7 +93,9 @@ def to_json(
         "total_tokens": workload.total_tokens,
         "corpus_tokens": workload.train_tokens,
         "learning_rate": {str(step): rate for step, rate in rates.items()},
-        "disk_bytes": _disk(train, workload, strategy),
+        "disk_bytes": disk,
+        "storage_seconds": _storage(disk["checkpoint"], machine, window_shards, storage_rate),
+        "save_steps": train.save_steps,
         "links_bytes_per_second": {
             "inside_node": machine.gpu.inside_node,
             "between_nodes": machine.gpu.between_nodes,
@@ -114,6 +120,18 @@ def _disk(train: TrainSection, workload: Workload, strategy: Strategy) -> dict[s
         "checkpoints_kept": checkpoint * checkpoints_at_most(train, workload.max_steps),
         "store": STORE_BYTES * workload.train_tokens,
     }
+
+
+def _storage(checkpoint: int, machine: Machine, window: int, rate: float) -> dict[str, float]:
+    times = storage_time(
+        checkpoint,
+        nodes=machine.nodes,
+        ranks=machine.ranks,
+        host_link=machine.gpu.host_link,
+        window=window,
+        rate=rate,
+    )
+    return asdict(times)
 
 
 def lines(plan: dict[str, Any]) -> list[str]:
@@ -147,6 +165,7 @@ def lines(plan: dict[str, Any]) -> list[str]:
         f"lr at step {rates}",
         f"disk       checkpoint {format_size(disk['checkpoint'])}, at most {kept}; "
         f"token store {format_size(disk['store'])}",
+        *_storage_lines(plan, seconds["total"]),
         *([f"calibrated {plan['calibration']}"] if plan["calibration"] else []),
         *(f"note       {note}" for note in plan["notes"]),
         "",
@@ -165,6 +184,18 @@ def lines(plan: dict[str, Any]) -> list[str]:
         "",
         f"these are {plan['basis']}",
         f"take it    {' '.join(plan['arguments'])}",
+    ]
+
+
+def _storage_lines(plan: dict[str, Any], step: float) -> list[str]:
+    storage = plan["storage_seconds"]
+    rate = f"{storage['bytes_per_second'] / 1e9:.3g} GB/s a node"
+    every = plan["save_steps"] * step
+    return [
+        f"saving     training waits {_time(storage['copy'])} for the copy to the host; written in "
+        f"{_time(storage['write'])} at {rate}, every {_time(every)}",
+        f"starting   a checkpoint is verified in {_time(storage['verify'])} and loaded in "
+        f"{_time(storage['load'])}; the first window of data takes {_time(storage['data_start'])}",
     ]
 
 

@@ -12,29 +12,33 @@ Gradients of stages 0-1 are sent during the last backward pass, those of stage 2
 (2/3 of a micro-step); ZeRO-3 gathers during the whole step. No computation hides the weights that
 stages 1 and 2 gather after the optimizer's step, DeepSpeed's all-reduce at stage 0, ZeRO-3's first
 gather and last reduction of a micro-step (assumed to be of the largest module), and the exchange of
-heads for positions where ranks share sequences. Nothing was measured on a GPU.
+heads for positions where ranks share sequences. Of a ring over nodes the slower kind of link
+decides; the two hops of hpZ, qwZ and qgZ follow each other. Each collective costs a ring's latency
+besides, which decides against ZeRO-3 for small models on many ranks. Nothing was measured on a GPU.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from wikillm.plan.communication import Communication
 from wikillm.plan.gpus import Gpu
 from wikillm.plan.params import attention_flops
-from wikillm.plan.strategy import Loss, Strategy
+from wikillm.plan.strategy import Strategy
 from wikillm.plan.workload import Workload
 
 CPU_ADAM_BYTES_PER_SECOND = 20e9
 """Host memory traffic that a rank's CPU Adam is assumed to reach, at 28 bytes per parameter."""
+NVLINK_STEP = 3.4e-6
+PCIE_STEP = 5.7e-6
+NETWORK_STEP = 14.0e-6
+TREE_STEP = 4.0e-6
+TREE_NETWORK_STEP = 28.0e-6
+"""Seconds of a ring's or a tree's step: hwLatencies, Simple, in NVIDIA/nccl src/graph/tuning.cc."""
+PCIE_AT_MOST = 50e9
 SELECTIVE_COST = 1.05
 """Memory traffic of norms, rotations and SiLU. An assumption for GPUs; 1.03 to 1.07 on a CPU."""
-CPU_MFU = 0.5
-"""Share of the measured products that training in fp32 on a CPU is assumed to reach."""
-_MFU: dict[str, tuple[tuple[float, float], ...]] = {
-    "stock": ((300e6, 0.16), (1.2e9, 0.30), (float("inf"), 0.40)),
-    "chunked": ((300e6, 0.25), (1.2e9, 0.35), (float("inf"), 0.40)),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +52,6 @@ class StepTime:
     @property
     def total(self) -> float:
         return self.compute + self.exposed + self.host
-
-
-def default_mfu(parameters: int, loss: Loss, gpu: Gpu) -> float:
-    """What Hugging Face's layers are assumed to reach, where the user assumes nothing.
-
-    With the stock loss 16 % near 120M parameters and a large vocabulary (a roofline estimate), more
-    with the chunked one; 40 % above 1.2B. Published 39 to 46 % (MosaicML, OLMo-core) are for tuned
-    code, so this is generous.
-    """
-    if gpu.device == "cpu":
-        return CPU_MFU
-    table = _MFU["stock" if loss == "stock" else "chunked"]
-    return next(mfu for limit, mfu in table if parameters < limit)
 
 
 def step_time(
@@ -79,10 +70,14 @@ def step_time(
         work += 4 * model.num_hidden_layers * model.hidden_size * model.intermediate_size
     compute = tokens * work / reached
     # Traffic: the part beside which nothing runs, and of the rest what computation does not hide.
-    sent = traffic.inside_node / gpu.inside_node + traffic.between_nodes / gpu.between_nodes
+    links = (traffic.inside_node / gpu.inside_node, traffic.between_nodes / gpu.between_nodes)
+    sent = sum(links) if strategy.quantized else max(links)
     last_only = 2 / 3 / strategy.accumulation
     hidden = {0: last_only, 1: last_only, 2: 2 / 3, 3: 1.0}[strategy.stage] * compute
     alone = _share_alone(workload, strategy) * sent
+    alone_latency, other_latency = _latencies(workload, strategy, gpu)
+    alone += alone_latency
+    sent += alone_latency + other_latency
     host = traffic.host / gpu.host_link
     if strategy.offload_optimizer:
         host += 28 * (workload.parameters / strategy.ranks) / CPU_ADAM_BYTES_PER_SECOND
@@ -97,6 +92,31 @@ def _share_alone(workload: Workload, strategy: Strategy) -> float:
         return 0.0 if strategy.recipe == "ddp" else 1.0
     first_and_last = 2 / 3 * workload.largest_module / workload.parameters
     return {1: 1 / 2, 2: 1 / (strategy.accumulation + 1), 3: first_and_last}[strategy.stage]
+
+
+def _latencies(workload: Workload, strategy: Strategy, gpu: Gpu) -> tuple[float, float]:
+    """Seconds of a step's collectives for their first byte: (nothing runs beside them, the rest).
+
+    ZeRO-3 has three rings per layer and micro-step, hpZ one over all ranks, of which the first and
+    the last wait; stages 1 and 2 a tree per bucket of gradients and, after the optimizer, a ring
+    per bucket of weights.
+    """
+    if gpu.device == "cpu" or strategy.ranks == 1:
+        return 0.0, 0.0
+    step = NVLINK_STEP if gpu.inside_node > PCIE_AT_MOST else PCIE_STEP
+    ring = (strategy.ranks - strategy.nodes) * step + (strategy.nodes - 1) * NETWORK_STEP
+    hops = math.ceil(math.log2(strategy.nodes))
+    tree = 2 * ((strategy.ranks_per_node - 1) * TREE_STEP + hops * TREE_NETWORK_STEP)
+    if strategy.stage == 3:
+        rings = (workload.model.num_hidden_layers + 1) * (1 if strategy.quantized else 3)
+        first_and_last = 1 if strategy.quantized else 2
+        micro_steps = strategy.accumulation
+        return micro_steps * first_and_last * ring, micro_steps * (rings - first_and_last) * ring
+    trees = math.ceil(workload.parameters / max(1, strategy.reduce_bucket)) * tree
+    if strategy.stage == 0:
+        return 0.0, trees
+    rings = math.ceil(workload.parameters / max(1, strategy.allgather_bucket)) * ring
+    return rings, trees * (strategy.accumulation if strategy.stage == 2 else 1)
 
 
 def _cost_of_checkpointing(workload: Workload, strategy: Strategy) -> float:

@@ -17,9 +17,10 @@ from wikillm.plan.communication import communication_per_step
 from wikillm.plan.gpus import Gpu, gpu_by_driver_name
 from wikillm.plan.memory import Memory, memory_per_rank
 from wikillm.plan.outcome import FILE_NAME
+from wikillm.plan.roofline import default_mfu
 from wikillm.plan.run_plan import Plan
 from wikillm.plan.strategy import Strategy, strategy_of
-from wikillm.plan.time import default_mfu, step_time
+from wikillm.plan.time import step_time
 from wikillm.plan.workload import Workload
 from wikillm.train.context import RunContext
 
@@ -109,7 +110,7 @@ def _speed(
         gpu = cpu_as_device(known, world.local_size, 0)
     if gpu is None:
         return None
-    mfu = default_mfu(plan.parameters, strategy.loss, gpu)
+    mfu = default_mfu(workload, strategy, gpu)
     seconds = 0.0
     tokens = 0
     # It is compared with the mean over the run, a ramp's smaller batches included.

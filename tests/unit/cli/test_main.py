@@ -231,6 +231,7 @@ ODD_NUMBERS = {
     "plan --nodes": ["0", "-1", "9223372036854775807"],
     "plan --gpus-per-node": ["0", "9223372036854775807"],
     "plan --mfu": ["nan", "inf", "0", "2"],
+    "plan --storage": ["nan", "inf", "0", "-1"],
     "launch slurm --hours": ["nan", "inf", "0", "-1"],
     "prepare --hours": ["nan", "inf"],
     "data show --sample --sequence-length": ["0", "-1", "99999999999999999999"],

@@ -84,8 +84,9 @@ def test_any_gpu_is_planned_by_its_figures(capsys: pytest.CaptureFixture[str]) -
         planned(capsys, "--gpu", "4090", *figures),
     )
     assert (plan["gpu"], plan["gpu_memory_bytes"]) == ("My Card", 24 * 2**30)
+    # Its memory's bandwidth is not given: a usual one is assumed.
     assert plan["choices"][0]["step_seconds"]["compute"] == pytest.approx(
-        same["choices"][0]["step_seconds"]["compute"]
+        same["choices"][0]["step_seconds"]["compute"], rel=0.3
     )
     assert any(
         "My Card is not in the planner's list" in note and "PCIe" in note for note in plan["notes"]
@@ -94,7 +95,8 @@ def test_any_gpu_is_planned_by_its_figures(capsys: pytest.CaptureFixture[str]) -
     faster = planned(capsys, "--gpu", "4090", "--tflops", "330.4", "--gpus", "2")["choices"][0][
         "step_seconds"
     ]
-    assert faster["compute"] == pytest.approx(same["choices"][0]["step_seconds"]["compute"] / 2)
+    slower = same["choices"][0]["step_seconds"]["compute"]
+    assert slower / 2 < faster["compute"] < 0.8 * slower, "twice the products, the same memory"
 
 
 def test_a_proposal_names_the_described_gpu_in_full(capsys: pytest.CaptureFixture[str]) -> None:

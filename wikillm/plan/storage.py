@@ -1,0 +1,46 @@
+"""Seconds that checkpoints and the start of the data take, at an assumed rate of the storage.
+
+Every rank copies its share of a checkpoint to the host, which training waits for, and writes it
+beside the next steps, all nodes at once. On resume each rank verifies its share (XXH3-128, faster
+than storage) and loads it: two reads. Before the first step a node reads one window of shards, and
+each rank hashes it (`data.verify=first_use`; a shard of 64 MiB of text has about 75 MB of ids).
+864 GB from 64 nodes of 8 at 2 GB/s: 13.5 GB a node, 6.8 s to write, 6.8 s each to verify and load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+USUAL_RATE = 2e9
+"""Bytes/s of a node: 16 Gbit/s of a shared file system; a local NVMe disk reaches more."""
+SHARD_BYTES = 75_000_000
+SHA256_RATE = 1.5e9
+"""Bytes/s of one core (docs/measurements/2026-11-28-ledger.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StorageTime:
+    """Seconds. `copy`: training waits; `write`: beside training; the rest before the first step."""
+
+    bytes_per_second: float  # of a node
+    copy: float
+    write: float
+    verify: float
+    load: float
+    data_start: float
+
+
+def storage_time(
+    checkpoint: int, *, nodes: int, ranks: int, host_link: float, window: int, rate: float
+) -> StorageTime:
+    """`checkpoint` in bytes, `host_link` and `rate` in bytes/s, `window` in shards of the store."""
+    of_node = checkpoint / nodes / rate
+    first_window = window * SHARD_BYTES
+    return StorageTime(
+        bytes_per_second=rate,
+        copy=checkpoint / ranks / host_link,
+        write=of_node,
+        verify=of_node,
+        load=of_node,
+        data_start=first_window / rate + first_window / SHA256_RATE,
+    )
