@@ -121,7 +121,7 @@ def export_model(
             proof = prove_folder(staging, trained, texts, ids, logits, stored)
         size = _seal(staging, facts, trained)
         _publish(staging, target)
-    architecture = str(config.architectures[0])
+    architecture = str((config.architectures or [""])[0])
     return Exported(target, parameters, tensors, dtype_name(stored), size, architecture, proof)
 
 

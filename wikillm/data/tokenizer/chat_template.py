@@ -56,7 +56,7 @@ def render_chat(
 
     options: dict[str, Any] = {"bos_token": eos_token, "eos_token": eos_token}
     try:
-        rendered, _ = render_jinja_template(
+        rendered: Any = render_jinja_template(
             [[dict(message) for message in messages]],
             chat_template=template,
             add_generation_prompt=for_answer,
@@ -66,7 +66,7 @@ def render_chat(
         what = "The chat template cannot be applied."
         fix = "correct the template, or --chat-template chatml"
         raise ConfigError(what, got=f"{type(error).__name__}: {error}", fix=fix) from error
-    return str(rendered[0])
+    return str(rendered[0][0])
 
 
 def check_chat_template(template: str, vocabulary: Mapping[str, int], eos_token: str) -> str:
