@@ -108,10 +108,10 @@ def _latencies(workload: Workload, strategy: Strategy, gpu: Gpu) -> tuple[float,
     hops = math.ceil(math.log2(strategy.nodes))
     tree = 2 * ((strategy.ranks_per_node - 1) * TREE_STEP + hops * TREE_NETWORK_STEP)
     if strategy.stage == 3:
-        rings = (workload.model.num_hidden_layers + 1) * (1 if strategy.quantized else 3)
+        count = (workload.model.num_hidden_layers + 1) * (1 if strategy.quantized else 3)
         first_and_last = 1 if strategy.quantized else 2
         micro_steps = strategy.accumulation
-        return micro_steps * first_and_last * ring, micro_steps * (rings - first_and_last) * ring
+        return micro_steps * first_and_last * ring, micro_steps * (count - first_and_last) * ring
     trees = math.ceil(workload.parameters / max(1, strategy.reduce_bucket)) * tree
     if strategy.stage == 0:
         return 0.0, trees
