@@ -185,7 +185,7 @@ def arguments(resolved: Resolved, **more: Any) -> TrainingArguments:
         adam_beta2=train.adam_beta2,
         max_grad_norm=train.max_grad_norm,
         optim="adamw_torch_fused" if DEVICE == "cuda" else "adamw_torch",
-        bf16=DEVICE == "cuda",
+        bf16=train.precision == "bf16",
         use_cpu=DEVICE == "cpu",
         save_strategy="no",
         logging_steps=train.logging_steps,
@@ -243,7 +243,7 @@ def bare(resolved: Resolved, pacer: Pacer, *, fused: bool) -> None:
     for batch in batches.loader:
         pacer.turn()
         on_device = {key: value.to(DEVICE, non_blocking=True) for key, value in batch.items()}
-        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda"):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=train.precision == "bf16"):
             loss = pacer.keep(model(**on_device, num_items_in_batch=count).loss)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)

@@ -68,7 +68,7 @@ _NAMES = ("120m-512-32", "120m-512-64", "120m-2048-8", "0.5b-2048-8", "1.5b-4096
 def shape_named(name: str) -> Shape:
     """Of PRESET-LENGTH-BATCH. Raises ValueError for another name."""
     preset, length, batch = name.rsplit("-", 2)
-    words = [f"model.preset={preset}", "model.vocab_size=151936"]
+    words = [f"model.preset={preset}", "model.vocab_size=151936", "train.precision=bf16"]
     words += ["train.gradient_checkpointing=full"] if preset == "3b" else []
     return Shape(f"{preset}, {batch} x {length}", tuple(words), int(batch), int(length))
 
@@ -106,6 +106,8 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="where the time goes, by torch's profiler, in the last 2 steps",
     )
+    precision = "of all contenders (default: bf16 on a GPU, fp32 on a CPU)"
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help=precision)
     parser.add_argument("--plot", type=Path, help="write tokens/s as bars (SVG); needs matplotlib")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     return parser.parse_args()
@@ -296,7 +298,8 @@ def main() -> None:
     words = ("model.preset=tiny", *(f"model.{field}" for field in fields.split()))
     sizes = f"V={args.vocab:,}, {args.batch} x {args.length}"
     name = f"h={args.hidden}, {args.layers} layers, {sizes}"
-    own = Shape(name, words, args.batch, args.length)
+    precision = f"train.precision={args.precision or ('bf16' if args.gpu else 'fp32')}"
+    own = Shape(name, (*words, precision), args.batch, args.length)
     facts: dict[str, Any] = {"circumstances": circumstances(), "steps": args.steps, "shapes": {}}
     facts["gemm_flops"] = gemm_flops()
     if args.gpu:  # the contenders are other processes, and share the card with this one
