@@ -12,7 +12,6 @@ PAGES = [*sorted((REPO / "docs").rglob("*.zh.md")), REPO / "README.zh-CN.md"]
 TWINS = [page for page in PAGES if page.name.endswith(".zh.md")]
 INSTEAD = {
     "代币": "词元",
-    "令牌": "词元",
     "token 存储": "词元存储",
     "数据仓库": "词元存储",
     "存储库": "词元存储",
@@ -99,6 +98,14 @@ def test_tables_have_the_figures_of_the_english_page(page: Path) -> None:
         if left != right and re.fullmatch(r"[\d.,/() %-]+", left)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("page", TWINS, ids=name)
+def test_links_stay_in_chinese(page: Path) -> None:
+    """Where a repository is read without the site, `data.md` would be the English page."""
+    links = re.findall(r"\]\((?!https?:)([^)#\s]+)\.md[)#]", page.read_text(encoding="utf-8"))
+    wrong = [f"{link}.md" for link in links if (page.parent / f"{link}.zh.md").exists()]
+    assert not wrong, f"{name(page)} links to English pages: {wrong}"
 
 
 def test_the_glossaries_have_the_same_terms() -> None:
