@@ -49,14 +49,15 @@ class Page:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return dict(message["result"])
 
-    def open(self, path: Path, width: int, *, dark: bool = False) -> None:
-        """Show a file in a window of this width and wait until it is loaded."""
+    def open(self, path: Path | str, width: int, *, dark: bool = False) -> None:
+        """Show a file or a URL in a window of this width and wait until it is loaded."""
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self._events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        url = path if isinstance(path, str) else path.resolve().as_uri()
+        self.call("Page.navigate", url=url)
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._next()
 

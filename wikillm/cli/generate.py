@@ -92,22 +92,32 @@ def open_model(folder: Path, device: str, *, trust: bool) -> LoadedModel:
     if is_model_folder(folder):
         return load_folder(folder, device=device)
     from wikillm.checkpoints.latest import find_complete
-    from wikillm.export.facts import find_tokenizer, read_facts
+    from wikillm.export.facts import find_tokenizer
 
     checkpoint = find_complete(folder)
     tokenizer = find_tokenizer(checkpoint)
     if has_weights(checkpoint):
         return load_folder(checkpoint, tokenizer_dir=tokenizer, device=device)
+    with tempfile.TemporaryDirectory(prefix="wikillm-") as temporary:
+        done, _ = export_for_reading(checkpoint, Path(temporary), trust=trust)
+        return load_folder(done, device=device)
+
+
+def export_for_reading(run: Path, place: Path, *, trust: bool) -> tuple[Path, str]:
+    """Export a run or a checkpoint into `place`, without the proof; returns folder and name."""
+    from wikillm.checkpoints.latest import find_complete
+    from wikillm.export.facts import find_tokenizer, read_facts
     from wikillm.export.folder import export_model
 
-    with tempfile.TemporaryDirectory(prefix="wikillm-") as temporary:
-        done = export_model(
-            checkpoint,
-            Path(temporary) / "model",
-            trust=trust,
-            tokenizer_dir=tokenizer,
-            facts=read_facts(checkpoint),
-            verified=True,
-            prove=False,
-        )
-        return load_folder(done.folder, device=device)
+    checkpoint = find_complete(run)
+    facts = read_facts(checkpoint)
+    done = export_model(
+        checkpoint,
+        place / "model",
+        trust=trust,
+        tokenizer_dir=find_tokenizer(checkpoint),
+        facts=facts,
+        verified=True,
+        prove=False,
+    )
+    return done.folder, f"{facts.name}-{facts.step}"

@@ -56,6 +56,7 @@ _ABOUT = {
     "eval": "Score a model: validation loss, bits per byte of any text, multiple-choice tasks.",
     "generate": "Complete a text with a trained or exported model.",
     "chat": "Talk to a trained or exported model in the terminal.",
+    "serve": "Serve a model to the openai client, with a page to try it.",
     "export": "Write a run as a standard Hugging Face folder.",
     "config": "Show a run's values and where each comes from, or the JSON Schema of its YAML.",
     "presets": "List the model, data and run presets.",

@@ -1,0 +1,240 @@
+"""A model behind the interface of OpenAI: `transformers serve`, its errors, and a page at `/`.
+
+transformers builds and runs the server. Added to its application here: a page to try the model, a
+list with this model alone, refusals in OpenAI's form where transformers would fail with status 500,
+and sampling with the request's temperature (transformers decodes greedily unless the folder's
+generation_config.json says otherwise). Its routes that load, unload or transcribe are closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import ipaddress
+import json
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wikillm.core.errors import ConfigError, MachineError
+from wikillm.data.tokenizer.chat_template import read_chat_template
+from wikillm.generate.complete import padding_rows
+from wikillm.generate.load import pick_device
+
+NEEDED = ("fastapi", "uvicorn", "openai")
+_PAGE = Path(__file__).with_name("page.html")
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'"
+}
+_CHAT = ("/v1/chat/completions", "/v1/responses")
+_OPEN = {("GET", "/health"), ("POST", "/v1/completions"), *(("POST", path) for path in _CHAT)}
+NO_TEMPLATE = (
+    "This is a base model without a chat template: it continues text and does not answer messages. "
+    "Fix: send the text as `prompt` to /v1/completions, or export the model with "
+    "`wikillm export --chat-template`."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A server that answers: its address, the model's name, and the means to end it."""
+
+    url: str
+    name: str
+    has_template: bool
+    _server: Any
+
+    def is_alive(self) -> bool:
+        return bool(self._server._thread.is_alive())
+
+    def stop(self) -> None:
+        """End the server; open answers are cut off after two seconds."""
+        self._server.kill_server()
+
+
+def check_can_serve(host: str, port: int) -> None:
+    """Refuse before a model is loaded.
+
+    Raises ConfigError when `host` is no address of this machine, MachineError when a package is
+    missing or the port cannot be had. Port 0 is any free one.
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MachineError(
+            "`wikillm serve` needs packages that are not installed.",
+            got="missing: " + ", ".join(missing),
+            fix="pip install 'wikillm[serve]'",
+        )
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            what = f"Port {port} of {host} cannot be used."
+            fix = "--port with another number; 0 takes a free one"
+            raise MachineError(what, got=error.strerror, fix=fix) from error
+        what = f"{host!r} is not an address of this machine."
+        raise ConfigError(what, got=error.strerror, fix="--host 127.0.0.1") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server at `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def start_server(folder: Path, name: str, *, host: str, port: int, device: str) -> Serving:
+    """Load an exported folder and serve it; returns once requests are answered.
+
+    The folder is not read afterwards.
+
+    Args:
+        name: what clients call the model.
+        port: 0 takes a free one.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises MachineError when the server does not start.
+    """
+    from transformers.cli import serve
+    from transformers.cli.serving import server as building
+
+    has_template = read_chat_template(folder) is not None
+    name = re.sub(r"[^\w.-]+", "-", name)  # transformers splits names at @ and :
+    build = building.build_server
+
+    def build_ours(manager: Any, *handlers: Any, **named: Any) -> Any:
+        app = build(manager, *handlers, **named)
+        for loaded in manager.loaded_models.values():
+            _sample_as_asked(loaded.model, loaded.processor)
+            if has_template:
+                _answers_are_text(loaded.model, loaded.processor)
+        _extend(app, name, has_template)
+        return app
+
+    # The name that clients give is the path transformers opens: a link in an empty folder.
+    with tempfile.TemporaryDirectory(prefix="wikillm-serve-") as place, contextlib.chdir(place):
+        Path(name).symlink_to(folder.resolve())
+        with _replaced(building, "build_server", build_ours):
+            server = serve.Serve(
+                force_model=name,
+                host=host,
+                port=port,
+                device=str(pick_device(device)),
+                log_level="error",
+                non_blocking=True,
+            )
+    port = _wait_until_started(server, host, port)
+    shown = f"[{host}]" if ":" in host else host
+    return Serving(f"http://{shown}:{port}", name, has_template, server)
+
+
+def _wait_until_started(server: Any, host: str, port: int) -> int:
+    """Returns the port. The thread ends when the server cannot be bound."""
+    while not server.server.started:
+        if not server._thread.is_alive():
+            what = f"The server did not start on port {port} of {host}."
+            raise MachineError(what, fix="--port with another number; 0 takes a free one")
+        time.sleep(0.02)
+    return int(server.server.servers[0].sockets[0].getsockname()[1])
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def _sample_as_asked(model: Any, tokenizer: Any) -> None:
+    """Sample unless a request's temperature is 0; never draw rows that pad the vocabulary."""
+    model.generation_config.do_sample = True
+    model.generation_config.top_k = 0
+    model.generation_config.suppress_tokens = padding_rows(tokenizer, model)
+
+
+def _answers_are_text(model: Any, tokenizer: Any) -> None:
+    """Keep the prompt out of answers where the template is not Qwen's.
+
+    transformers parses the answers of every Qwen model by the marks of Qwen's own template, and
+    takes a prompt without these marks for a part of the answer.
+    """
+    asked = [{"role": "user", "content": "Q"}]
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    if tokenizer.response_template is not None or "<|im_start|>assistant\n" in prompt:
+        return
+    named = model.generation_config.eos_token_id
+    ends = tokenizer.convert_ids_to_tokens(named if isinstance(named, list) else [named])
+    content = {"close": list(dict.fromkeys([*ends, tokenizer.eos_token])), "content": "text"}
+    tokenizer.response_template = {
+        "defaults": {"role": "assistant"},
+        "start_anchor_pattern": r"\Z",  # the answer begins where the prompt ends
+        "fields": {"content": content},
+    }
+
+
+def _extend(app: Any, name: str, has_template: bool) -> None:
+    """Add the page, the list of models and the refusals to transformers' application."""
+    from fastapi import Request
+    from fastapi.responses import HTMLResponse, JSONResponse
+    from starlette.exceptions import HTTPException
+
+    model = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "wikillm"}
+    model["has_chat_template"] = has_template
+    answers = {
+        "/": HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers=_PAGE_HEADERS),
+        "/v1/models": JSONResponse({"object": "list", "data": [model]}),
+        f"/v1/models/{name}": JSONResponse(model),
+    }
+
+    def refuse(status: int, message: str, code: str | None = None) -> JSONResponse:
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+        return JSONResponse({"error": error}, status_code=status)
+
+    @app.middleware("http")
+    async def answer_or_refuse(request: Request, call_next: Any) -> Any:
+        path = request.url.path
+        if request.method == "GET" and path in answers:
+            return answers[path]
+        if (request.method, path) not in _OPEN:
+            return refuse(404, f"There is no {request.method} {path} on this server.")
+        if path in _CHAT and not has_template:
+            return refuse(400, NO_TEMPLATE, "no_chat_template")
+        if request.method == "POST" and (problem := _problem(path, await request.body())):
+            return refuse(400, problem)
+        return await call_next(request)
+
+    @app.exception_handler(HTTPException)
+    async def as_openai(request: Request, error: HTTPException) -> JSONResponse:
+        return refuse(error.status_code, str(error.detail))
+
+
+def _problem(path: str, body: bytes) -> str | None:
+    """What is wrong with a request that transformers would answer with status 500, or None."""
+    try:
+        request = json.loads(body)
+    except ValueError:
+        return "The request is not JSON."
+    if not isinstance(request, dict):
+        return "The request is not a JSON object."
+    if path == "/v1/completions" and request.get("prompt") in (None, "", []):
+        return "The prompt is empty. Fix: send the beginning of a text."
+    if path == "/v1/chat/completions":
+        messages = request.get("messages")
+        rows = messages if isinstance(messages, list) else []
+        if not rows or not all(isinstance(each, dict) and "role" in each for each in rows):
+            return "`messages` is not a list of messages with role and content."
+    return None
