@@ -2,7 +2,8 @@
 
 These are not installed with WikiLLM. With `pip install gguf xllamacpp` and
 WIKILLM_LLAMA_CPP=FOLDER, a checkout of llama.cpp, or with `pip install trl`, `pytest -m deep` runs
-them. docs/guide/hand-over.md records such runs.
+them, on the export that WIKILLM_EXPORT names or on a tiny one. docs/guide/hand-over.md records such
+runs.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ NEW_TOKENS = 24
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a tokenizer of its own, which cuts text as Qwen2's does."""
+    if given := os.environ.get("WIKILLM_EXPORT"):
+        return Path(given).absolute()
     base = tmp_path_factory.mktemp("export")
     tokenizer = write_tokenizer(
         base / "tokenizer", ["北京是中国的首都。", "The history of it."] * 20
@@ -49,12 +52,12 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def gguf_file(export: Path) -> Path:
+def gguf_file(export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("gguf")
     if not LLAMA_CPP:
         pytest.skip("WIKILLM_LLAMA_CPP does not name a checkout of llama.cpp")
-    file = export.with_name("tiny.gguf")
-    script = REPOSITORY / "examples" / "to_gguf.py"
+    file = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    script = REPOSITORY / "examples" / "hand_over" / "to_gguf.py"
     command = [sys.executable, str(script), LLAMA_CPP, str(export)]
     command += ["--outtype", "f32", "--outfile", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -67,7 +70,7 @@ def test_a_gguf_file_holds_the_exported_tensors(export: Path, gguf_file: Path) -
 
     reader = gguf.GGUFReader(gguf_file)
     found = {tensor.name: tensor.data for tensor in reader.tensors}
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, 2)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, 64)
     weights = load_file(export / "model.safetensors")
     assert len(found) == len(weights)
     for name, meant in weights.items():
@@ -92,12 +95,13 @@ def test_llama_cpp_gives_the_same_ids_and_continues_the_same(export: Path, gguf_
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)["tokens"]
 
-    # llama.cpp does not normalize: texts that are not NFC may get other ids.
+    # llama.cpp does not normalize: texts that are not NFC may get other ids. The converter takes
+    # a token of the vocabulary for a special one if it looks so, such as Qwen2's `</s>`.
     tokenizer = AutoTokenizer.from_pretrained(export)
     texts = [
         text
         for text in probe_texts(load_tokenizer(export))
-        if unicodedata.is_normalized("NFC", text)
+        if unicodedata.is_normalized("NFC", text) and "</s>" not in text
     ]
     assert len(texts) > 200
     for text in texts:
@@ -116,7 +120,8 @@ def test_trl_fine_tunes_the_folder(export: Path, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 
-    rows = [{"prompt": f"{i} and {i}:", "completion": f" {2 * i}"} for i in range(16)]
+    pairs = [(a, b) for a in range(8) for b in range(8)]
+    rows = [{"prompt": f"{a} plus {b} is", "completion": f" {a + b}"} for a, b in pairs]
     settings = trl.SFTConfig(
         output_dir=str(tmp_path),
         max_steps=20,
@@ -134,5 +139,6 @@ def test_trl_fine_tunes_the_folder(export: Path, tmp_path: Path) -> None:
     )
     trainer.train()
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    print(f"loss {losses[0]:.2f} to {losses[-1]:.2f}")
     assert len(losses) == 20
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2, losses

@@ -1,6 +1,6 @@
 """Convert an export whose tokenizer was trained with it (data.tokenizer=train:N) to GGUF.
 
-    python examples/to_gguf.py LLAMA_CPP EXPORT --outfile model.gguf --outtype f16
+    python examples/hand_over/to_gguf.py LLAMA_CPP EXPORT --outfile model.gguf --outtype f16
 
 LLAMA_CPP is a checkout of llama.cpp; further options are those of its convert_hf_to_gguf.py. That
 converter knows a tokenizer by a hash of the ids that it gives to a test text, which no new
