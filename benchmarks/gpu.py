@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -263,10 +264,13 @@ def run_command(command: list[str], log: Path, limit: float, budget: Budget) -> 
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """The process and all that it started, ranks in sessions of their own included."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    family: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(process.pid)
+        family = [first, *first.children(recursive=True)]
     for number in (signal.SIGTERM, signal.SIGKILL):
         for member in family:
-            if member.is_running():
+            with suppress(psutil.NoSuchProcess):
                 member.send_signal(number)
         _, family = psutil.wait_procs(family, timeout=GRACE)
     process.wait()

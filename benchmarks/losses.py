@@ -192,6 +192,7 @@ def measure(
     x, w, labels = inputs(*shape, DTYPES[args.dtype])
     own_bytes = x.nbytes + w.nbytes + labels.nbytes
     truth: tuple[torch.Tensor, torch.Tensor] | None = None
+    gradients: tuple[torch.Tensor, torch.Tensor] | None = None
     steps: dict[str, Callable[[], Any]] = {}
     for name in names:
         if "error" in found[name]:
@@ -199,7 +200,7 @@ def measure(
         try:
             loss = loss_of(name, *shape)
             if device() == "cuda":
-                x.grad = w.grad = None
+                gradients = x.grad = w.grad = None
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
                 others = torch.cuda.memory_allocated() - own_bytes
@@ -214,7 +215,7 @@ def measure(
             found[name]["error"] = reason(error)
             continue
         steps[name] = functools.partial(step, loss, x, w, labels)
-    del truth  # 8 bytes per weight, which the timed runs need
+    del truth, gradients  # 8 bytes per weight each, which the timed runs need
     return found, table_of(
         args.contenders, f"{rows:,} x {hidden}", found, timed(found, steps, args)
     )

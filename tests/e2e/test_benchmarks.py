@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -118,3 +120,21 @@ def test_peers_give_every_document_its_eos(
     eos = truth.token_to_id("<|endoftext|>")
     assert found == [[*truth.encode(text, add_special_tokens=False).ids, eos] for text in texts]
     assert set(peers.PEERS) == {"datatrove", "litdata", "mds"}
+
+
+@pytest.mark.deep
+def test_make_gpu_on_a_cpu(repo: Path, tmp_path: Path) -> None:
+    """A machine, a store and `deepspeed train.py` to its horizon; a second call has them all."""
+    words = ["benchmarks/gpu.py", "--rehearse", "--out", str(tmp_path), "--budget", "500"]
+    words += ["--only", "machine", "store", "mission"]
+    environ = os.environ | {"DS_ACCELERATOR": "cpu"}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, *words], cwd=repo, env=environ, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("kept, measured") == 3
+    mission = json.loads((tmp_path / "mission.json").read_text())
+    assert mission["status"] == "done" and mission["result"]["outcome"]["measured"]["memory_bytes"]
+    page = (tmp_path / "summary.md").read_text()
+    assert "mission: ZeRO-2" in page and "`python -m deepspeed.launcher.runner" in page
