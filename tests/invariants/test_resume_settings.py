@@ -65,6 +65,8 @@ ELSEWHERE = {
     "train.max_micro_batch_tokens",  # test_the_derived_micro_batch_is_this_starts
     "train.sequence_parallel_size",  # several ranks: test_sequence_parallel_runs
     "train.compile",  # compiles for a minute before it opens the checkpoint: test_equal_runs
+    # test_eval_task_runs
+    *("train.eval_tasks", "train.eval_tasks_steps", "train.eval_tasks_budget"),
     "deepspeed.config",  # test_another_deepspeed_file_of_the_same_stage
 }
 

@@ -163,17 +163,7 @@ def score_task(args: argparse.Namespace, task: ChoiceTask, loaded: LoadedModel) 
         device=loaded.model.device,
     )
     assert score is not None, "nothing stops it"
-    return {
-        "task": task.name,
-        "kind": task.kind,
-        "form": task.form,
-        "shots": shots,
-        "max_questions": args.max_questions,
-        "context": limit,
-        "overall": score.overall,
-        "subjects": score.subjects,
-        "files": task.files,
-    }
+    return score.to_json(task, shots=shots, max_questions=args.max_questions, context=limit)
 
 
 def split_tasks(tasks: str | None) -> tuple[list[str], list[str]]:

@@ -31,6 +31,10 @@ NEEDS: tuple[tuple[str, str, Callable[[TrainSection], bool], str], ...] = (
         (name, "spikes", lambda t: t.spikes != "off", "train.spikes=report")
         for name in ("spike_window", "spike_threshold")
     ),
+    *(
+        (name, "eval_tasks", lambda t: bool(t.eval_tasks), "train.eval_tasks=ceval:FOLDER")
+        for name in ("eval_tasks_steps", "eval_tasks_budget")
+    ),
     ("muon_learning_rate", "optimizer", lambda t: t.optimizer == "muon", "train.optimizer=muon"),
     ("muon_momentum", "optimizer", lambda t: t.optimizer == "muon", "train.optimizer=muon"),
     *(

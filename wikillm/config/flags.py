@@ -20,7 +20,8 @@ from wikillm.config.trainer_names import ALIASES, SWITCHES, advise
 from wikillm.config.yaml_file import parse_value
 from wikillm.core.errors import Problems, did_you_mean
 
-_COMMAS = ("data.path", "data.mixture")  # lists whose items are separated by commas
+_COMMAS = ("data.path", "data.mixture", "train.eval_tasks")
+"""Lists whose items are separated by commas."""
 _NULL = ("null", "Null", "NULL", "None", "none", "~")
 
 

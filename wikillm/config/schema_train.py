@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from wikillm.config.schema_types import ALSO_A_SWITCH, Checkpointing, Count, Section
+from wikillm.config.schema_types import ALSO_A_SWITCH, Checkpointing, Count, Paths, Section
 
 
 class TrainSection(Section):
@@ -108,6 +108,12 @@ class TrainSection(Section):
     """Optimizer steps between evaluations. Default: only at the end."""
     max_eval_tokens: Count | None = None
     """Evaluate on this many held-out tokens. Default: all of them."""
+    eval_tasks: Paths = ()
+    """Multiple-choice tasks to score while training: ceval:FOLDER, cmmlu:FOLDER, choices:FILE."""
+    eval_tasks_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between the scores of eval_tasks. Default: with each evaluation."""
+    eval_tasks_budget: int = Field(default=200, ge=1)
+    """Questions of each task that are scored, evenly spaced over it and the same each time."""
     save_steps: int = Field(default=500, ge=1)
     """Optimizer steps between checkpoints; one is always written at the end."""
     max_hours: float | None = Field(default=None, gt=0)

@@ -121,6 +121,22 @@ class ChoiceScore:
     overall: dict[str, Any]
     subjects: dict[str, dict[str, Any]]
 
+    def to_json(
+        self, task: ChoiceTask, *, shots: int, max_questions: int | None, context: int
+    ) -> dict[str, Any]:
+        """A task of a record (see `results`): the scores, and what they were computed from."""
+        return {
+            "task": task.name,
+            "kind": task.kind,
+            "form": task.form,
+            "shots": shots,
+            "max_questions": max_questions,
+            "context": context,
+            "overall": self.overall,
+            "subjects": self.subjects,
+            "files": dict(task.files),
+        }
+
 
 def encode_task(
     tokenizer: TextTokenizer, task: ChoiceTask, *, shots: int, limit: int

@@ -26,6 +26,7 @@ RESOLVED = "config.resolved.yaml"
 SHOWN = ("run.seed", "model.preset", "model.init_from", "deepspeed.config")
 """Beside the section `train`, without NOT_SHOWN."""
 NOT_SHOWN = (
+    *("eval_tasks", "eval_tasks_steps", "eval_tasks_budget"),
     *("logging_steps", "eval_steps", "max_eval_tokens", "save_steps", "save_total_limit"),
     *("keep_every_steps", "keep_best"),
     *("exit_timeout_seconds", "dataloader_num_workers", "max_skipped_steps"),

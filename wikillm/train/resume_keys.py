@@ -47,7 +47,8 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
             train.save_total_limit train.keep_every_steps train.keep_best train.max_hours
             train.max_skipped_steps train.weight_check_steps train.self_check train.spikes
             train.spike_window train.spike_threshold train.max_skips observe.sample_steps
-            observe.sample_prompts observe.sample_tokens
+            observe.sample_prompts observe.sample_tokens train.eval_tasks train.eval_tasks_steps
+            train.eval_tasks_budget
         """),
         # How the same step is computed.
         *_keys("""

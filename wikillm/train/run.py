@@ -21,6 +21,7 @@ from wikillm.config.schema import TrainSection
 from wikillm.core.errors import StoppedError
 from wikillm.core.log import log_to_file
 from wikillm.core.world import World
+from wikillm.evals.questions import read_tasks
 from wikillm.models.apply import apply_patches
 from wikillm.models.build import build_model
 from wikillm.observe.peak import PeakMemory
@@ -75,6 +76,7 @@ def pretrain(
         # Mistakes that need neither the data nor the other ranks are reported first.
         settings = settings_of(resolved.config.train, resolved.config.run)
         refuse_before_supervision(settings.run, resolved.config.data.store, world)
+        read_tasks(resolved.config.train.eval_tasks)
         limit_threads(world, os.cpu_count() or 1)
         check_engine(resolved, world)
         if supervisor is None:

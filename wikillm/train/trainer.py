@@ -325,7 +325,7 @@ class WikiTrainer(Trainer):
             self.data,
             device=self.args.device,
             group=self.context.group,
-            should_stop=self._should_stop_evaluating,
+            should_stop=self.should_stop_evaluating,
         )
         if found is None:
             self.held_out = None
@@ -344,7 +344,7 @@ class WikiTrainer(Trainer):
         self.held_out_of = {name: result for name, result in found.items() if name}
         return {"eval_loss": total.loss, "eval_bits_per_byte": total.bits_per_byte}
 
-    def _should_stop_evaluating(self) -> bool:
+    def should_stop_evaluating(self) -> bool:
         """Before every batch, where the evaluation also reports progress. (all ranks)"""
         self.context.heartbeat.progress()
         return self.context.group.any(self.context.signals.received is not None)[0]

@@ -17,6 +17,7 @@ from wikillm.core.errors import DivergedError, StoppedError
 from wikillm.core.log import say
 from wikillm.models.unpickle import only_known_classes
 from wikillm.train.callbacks.ema import EmaCallback
+from wikillm.train.callbacks.eval_tasks import EvalTasksCallback
 from wikillm.train.callbacks.garbage import GarbageCallback
 from wikillm.train.callbacks.heartbeat import HeartbeatCallback
 from wikillm.train.callbacks.ledger import LedgerCallback
@@ -218,6 +219,8 @@ def _callbacks(
     if train.self_check != "off":
         yield SelfCheckCallback(trainer)
     yield SampleCallback(trainer, report)
+    if train.eval_tasks:
+        yield EvalTasksCallback(trainer, report)
     yield garbage
     yield StopAfterPhase(stop)
     if replay is not None:
