@@ -142,7 +142,7 @@ def literals() -> list[str]:
 @pytest.mark.parametrize("page", ["metrics.md", "metrics.zh.md"])
 def test_every_metric_is_explained(page: str) -> None:
     text = (DOCS / "guide" / page).read_text(encoding="utf-8")
-    events = {"KIND", "START", "WORLD_SIZE", "EVAL", "SAMPLES", "SPIKE", "FINISH"}
+    events = {"KIND", "START", "WORLD_SIZE", "EVAL", "SAMPLES", "SPIKE", "FINISH", "TASKS"}
     metrics = {
         value
         for name, value in vars(names).items()

@@ -57,8 +57,11 @@ def trained_on(
     rows = [[tokenizer.eos_id, *tokenizer.encode(text)] for text in texts]
     longest = max(map(len, rows))
     labels = torch.tensor([row + [-100] * (longest - len(row)) for row in rows])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of so small products, more threads only wait for each other
     for _ in range(steps):
         model(input_ids=labels.clamp(min=0), labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    torch.set_num_threads(threads)
     return model.eval(), tokenizer

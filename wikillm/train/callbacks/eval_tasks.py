@@ -6,9 +6,9 @@ drawn and the mode of the model is restored: a run with tasks is bit-identical t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
-from transformers import TrainerCallback, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from wikillm.core.log import say, warn
 from wikillm.data.tokenizer.tokenizer import load_tokenizer
@@ -30,7 +30,9 @@ class EvalTasksCallback(TrainerCallback):
         train = trainer.context.resolved.config.train
         self.every = train.eval_tasks_steps
         self.budget = train.eval_tasks_budget
-        self.limit = context_limit(trainer.model.config, train.sequence_length)
+        self.limit = context_limit(
+            cast(PreTrainedModel, trainer.model).config, train.sequence_length
+        )
         self.tasks = [task.first(self.budget) for task in read_tasks(train.eval_tasks)]
         tokenizer = load_tokenizer(trainer.context.corpus.tokenizer_dir)
         self.encoded = [
