@@ -6,6 +6,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from harness.checkout import files_of
+
 # Written in pieces, so that this file does not find itself.
 _DOT = re.escape(".")
 HOSTS = [
@@ -33,14 +35,7 @@ ALLOWED: dict[tuple[str, str], str] = {}
 
 
 def tracked(repo: Path) -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=repo,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [path for name in listed.stdout.splitlines() if (path := repo / name).is_file()]
+    return [repo / name for name in files_of(repo)]
 
 
 def test_the_patterns_find_what_they_are_for() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+from harness.checkout import files_of
 
 REPO = Path(__file__).resolve().parents[2]
 TREE_MARK = "<!-- tree -->"  # on the line before the fenced block
@@ -37,15 +37,8 @@ def paths_in_tree(block: str) -> list[str]:
 
 def folders(repo: Path) -> set[str]:
     """Top-level folders and rooms of wikillm/ that git knows, hidden ones excepted."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=repo,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     found = set()
-    for name in listed.stdout.splitlines():
+    for name in files_of(repo):
         parts = name.split("/")
         if parts[0].startswith("."):
             continue

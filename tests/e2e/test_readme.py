@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.checkout import files_of
 
 RUN_MARK = re.compile(r"<!-- run(?: (\d+))? -->\s*\n```(?:sh|bash)\n(.*?)\n```", re.DOTALL)
 DEFAULT_LIMIT = 420  # seconds for one block
@@ -28,17 +29,9 @@ def blocks() -> list[tuple[int, str]]:
 @pytest.fixture(scope="module")
 def copy(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("readme") / "wikillm"
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=repo,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in listed.stdout.splitlines():
-        if (repo / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(repo / name, target / name)
+    for name in files_of(repo):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(repo / name, target / name)
     (target / ".venv").mkdir()
     (target / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     # `make env` compares this stamp first, and does nothing when it matches.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
 import torch
 from harness.held import held_bytes
+from harness.three_layers import SHAPE, build
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from wikillm.config.schema import Checkpointing, ModelSection
 from wikillm.core.errors import WikiLLMError
@@ -24,23 +23,10 @@ from wikillm.plan.memory import kept_by_checkpointing
 from wikillm.plan.strategy import Strategy
 from wikillm.plan.workload import Workload
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 80, "max_position_embeddings": 64, "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": 0, "tie_word_embeddings": True, "use_cache": False,
-}  # fmt: skip
+pytestmark = pytest.mark.usefixtures("forget_graphs")
 KINDS: list[Checkpointing] = [kind for kind in get_args(Checkpointing) if kind != "none"]
 TOKENS = 2 * 24
 IDS = torch.arange(TOKENS).view(2, -1) % 97
-
-
-def build(architecture: str = "qwen2", **changes: Any) -> Any:
-    torch.manual_seed(5)
-    if architecture == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**SHAPE | changes)).train()
-    return Qwen3ForCausalLM(Qwen3Config(**SHAPE | {"head_dim": 16} | changes)).train()
 
 
 def outcome(model: Any) -> tuple[float, list[torch.Tensor]]:
@@ -82,14 +68,6 @@ def count_calls(model: Any) -> tuple[int, int]:
     return products, sum(
         n for name, n in calls.found.items() if "dot_product" in name and "backward" not in name
     )
-
-
-@pytest.fixture(autouse=True)
-def _forget_graphs() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from wikillm.models.fused_loss import patch_loss
 from wikillm.models.patching import remove_patches
 from wikillm.models.tiled_mlp import tile_mlp
 
+pytestmark = pytest.mark.usefixtures("forget_graphs")
 SHAPE: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
     "num_key_value_heads": 1,
@@ -30,14 +30,6 @@ def build(architecture: str) -> Any:
     if architecture == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**SHAPE))
     return Qwen3ForCausalLM(Qwen3Config(**SHAPE))
-
-
-@pytest.fixture(autouse=True)
-def _forget_graphs() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 def ids(batch: int = 2, length: int = 8) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from harness.held import held_bytes
+from harness.three_layers import SHAPE, build
 from transformers import MistralConfig, MistralForCausalLM
 from transformers.models.qwen2 import modeling_qwen2
 
@@ -21,31 +22,15 @@ from wikillm.models.patching import remove_patches
 from wikillm.models.shape import ARCHITECTURES
 from wikillm.models.tiled_mlp import tile_mlp
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 80, "max_position_embeddings": 64, "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": 0, "tie_word_embeddings": True, "use_cache": False,
-}  # fmt: skip
 ROTATION = modeling_qwen2.apply_rotary_pos_emb
 
 
-def build(architecture: str = "qwen2") -> Any:
-    torch.manual_seed(5)
-    config, kind = ARCHITECTURES[architecture]
-    return kind(config(**SHAPE, **({"head_dim": 16} if architecture == "qwen3" else {}))).train()
-
-
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+def _as_before(forget_graphs: None) -> Iterator[None]:
     yield
     for architecture in ARCHITECTURES:  # the rotation is the whole process's
         restore_rotation(build(architecture))
     assert modeling_qwen2.apply_rotary_pos_emb is ROTATION
-    torch._dynamo.reset()
 
 
 def outcome(model: Any, precision: str = "float32") -> tuple[float, list[torch.Tensor]]:
