@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
+from harness.hub_server import serve_hub
 from harness.tiny_model import tiny_model, write_checkpoint, write_tokenizer
 
 from wikillm.cli.main import main
@@ -58,11 +60,23 @@ def test_export_takes_the_newest_good_checkpoint(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["export", str(run), "--dtype", "bf16"]) == 0
+    folder = Path("exports/small-7")
+    command = ["export", str(run), "--dtype", "bf16", "--push", "hf:org/small"]
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    assert main(command) == ExitCode.CONFIG
+    assert "No token" in capsys.readouterr().err
+    assert not folder.exists(), "refused before anything is written"
+    with serve_hub("hf_token") as server:
+        monkeypatch.setenv("HF_TOKEN", "hf_token")
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        assert main(command) == 0
+    assert server.files["org/small"] == {path.name: path.read_bytes() for path in folder.iterdir()}
     captured = capsys.readouterr()
     assert "skipping checkpoint-9" in captured.err
-    folder = Path("exports/small-7")
-    assert str(folder) in captured.out
+    assert str(folder) in captured.out and f"{server.url}/org/small" in captured.out
     card = (folder / "README.md").read_text()
     assert (folder / "loss.svg").read_text().startswith("<svg")
     parts = "# small|step 7|wiki.jsonl|训练文档|12,345|training loss, nats per token|8.3|8.25"
