@@ -49,6 +49,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ema", action="store_true", help=average)
     tokenizer = "folder with tokenizer.json, for a checkpoint without its run"
     parser.add_argument("--tokenizer", metavar="DIR", help=tokenizer)
+    template = (
+        "chat template of the folder: chatml, tokenizer (its own), none, or a Jinja file. "
+        "Default: the tokenizer's own where the run started from a model, else none"
+    )
+    parser.add_argument("--chat-template", metavar="NAME", help=template)
     _add_push(parser)
     add_trust(parser)
     dry = "show what would be written, and write nothing"
@@ -107,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     default = f"exports/{facts.name}-{facts.step}{'-ema' if args.ema else ''}"
     target = Path(args.to or default)
     tokenizer = Path(args.tokenizer) if args.tokenizer else find_tokenizer(checkpoint)
+    facts = _with_template(args, facts, tokenizer)
     # Refuse an occupied target before anything is read.
     check_target(target)
     plan = {"checkpoint": str(checkpoint), "tokenizer": str(tokenizer), "folder": str(target)}
@@ -155,7 +161,9 @@ def _show(args: argparse.Namespace, done: Exported, plan: dict[str, str]) -> Non
             f"{done.proof.texts} texts are the training tokenizer's, the logits the trained model's"
         )
     if not args.push:
-        print(f'next       wikillm generate {done.folder} --prompt "..."')
+        command = "chat" if args.chat_template not in (None, "none") else "generate"
+        prompt = "" if command == "chat" else ' --prompt "..."'
+        print(f"next       wikillm {command} {done.folder}{prompt}")
 
 
 def _check_flags(args: argparse.Namespace) -> None:
@@ -169,6 +177,41 @@ def _check_flags(args: argparse.Namespace) -> None:
                 f"{flag} {value[:60]!r} is not a short form that hubs read.",
                 fix=f"{flag} apache-2.0, mit, cc-by-sa-4.0, other, unknown",
             )
+
+
+def _with_template(args: argparse.Namespace, facts: ExportFacts, tokenizer: Path) -> ExportFacts:
+    """Add the chat template that the folder gets.
+
+    A model trained from scratch never saw the template of its tokenizer. With it, servers would
+    take messages that the model cannot answer, so it is left out unless asked for.
+    """
+    from wikillm.data.tokenizer.chat_template import CHATML, read_chat_template
+
+    own = read_chat_template(tokenizer)
+    name = args.chat_template
+    if name is None:
+        name = "tokenizer" if own and facts.training.get("model.init_from") else "none"
+        if own and name == "none" and not args.json:
+            print(
+                "template   the tokenizer's chat template is left out: the model was not trained "
+                "on it (--chat-template tokenizer keeps it)"
+            )
+    if name == "none":
+        return facts
+    if name == "chatml":
+        return replace(facts, chat_template=CHATML, template_name=name)
+    if name == "tokenizer":
+        if own is None:
+            what = "The tokenizer has no chat template."
+            raise ConfigError(what, got=str(tokenizer), fix="--chat-template chatml")
+        return replace(facts, chat_template=own, template_name="the tokenizer's own")
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        what = f"--chat-template {name} is neither a name nor a readable file."
+        fix = "--chat-template chatml, tokenizer, none or FILE"
+        raise ConfigError(what, got=str(error), fix=fix) from error
+    return replace(facts, chat_template=text, template_name=Path(name).name)
 
 
 def _published_facts(

@@ -40,6 +40,8 @@ class ExportFacts:
         data_licence: of the training data.
         languages: ISO 639-1 codes.
         curve: an SVG of the loss, or nothing.
+        chat_template: Jinja text that the folder gets, or nothing.
+        template_name: what the card calls it.
     """
 
     name: str
@@ -54,6 +56,8 @@ class ExportFacts:
     data_licence: str = UNKNOWN
     languages: tuple[str, ...] = ()
     curve: str = ""
+    chat_template: str = ""
+    template_name: str = ""
 
 
 _USE = """```python
@@ -153,6 +157,7 @@ def render_card(
         "licence": facts.licence,
         "data_licence": facts.data_licence,
         "curve": CURVE if facts.curve else "",
+        "chat_template": facts.template_name,
     }
     tables = {
         "Model": _shape(config),

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import DataError
+from wikillm.data.tokenizer.chat_template import TEMPLATE_FILE
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 from wikillm.data.tokenizer.train import QWEN2_SPLITS
 
 CLASS = "PreTrainedTokenizerFast"  # TokenizersBackend in transformers 5: tokenizer.json as it is
 NAMED = ("bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-KEPT = ("chat_template", "padding_side", "truncation_side")
-TEMPLATE = "chat_template.jinja"
+KEPT = ("padding_side", "truncation_side")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -67,12 +67,13 @@ def _flags(token: Mapping[str, Any]) -> bool:
     return any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word"))
 
 
-def tokenizer_files(source: Path, *, max_length: int) -> dict[str, str]:
+def tokenizer_files(source: Path, *, max_length: int, template: str = "") -> dict[str, str]:
     """Name -> text of the tokenizer files of a model folder.
 
     Args:
         source: folder with tokenizer.json, and what else belongs to it.
         max_length: tokens that the model has positions for.
+        template: Jinja text of the chat template to write, whatever `source` has; "" writes none.
 
     Raises DataError when `source` has no usable tokenizer.
     """
@@ -81,12 +82,15 @@ def tokenizer_files(source: Path, *, max_length: int) -> dict[str, str]:
     content = json.loads(original)
     is_changed = _drop_what_changes_ids(content, tokenizer)
     config = _config(source, content, tokenizer, max_length)
+    # transformers reads the file since 4.44; the key serves older versions and other programs.
+    if template:
+        config["chat_template"] = template
     files = {
         "tokenizer.json": json.dumps(content, ensure_ascii=False) if is_changed else original,
         "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2) + "\n",
     }
-    if (source / TEMPLATE).is_file():
-        files[TEMPLATE] = (source / TEMPLATE).read_text(encoding="utf-8")
+    if template:
+        files[TEMPLATE_FILE] = template
     return files
 
 

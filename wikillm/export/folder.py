@@ -26,6 +26,7 @@ from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 from wikillm.checkpoints.manifest import seal_files
 from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.files import STAGING_SUFFIX, files_below, rename_durably, write_atomic, write_json
+from wikillm.data.tokenizer.chat_template import check_chat_template
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 from wikillm.export.card import ExportFacts, card_files
 from wikillm.export.carry import model_type_for, tokenizer_files
@@ -99,7 +100,9 @@ def export_model(
     config = _read_config(checkpoint)
     chosen = _pick_dtype(dtype, config)
     trained, texts = _tokenizer(tokenizer_dir, trained_with, held_out, config)
-    files = tokenizer_files(tokenizer_dir, max_length=config.max_position_embeddings)
+    ends = _ends(trained, facts.chat_template)
+    positions = config.max_position_embeddings
+    files = tokenizer_files(tokenizer_dir, max_length=positions, template=facts.chat_template)
     # The weights, in the type and under the names of the checkpoint's model.
     model = skeleton(config)
     read = _read(checkpoint, ema=ema, verified=verified, trust=trust)
@@ -107,14 +110,13 @@ def export_model(
     stored = next(iter(weights.values())).dtype
     parameters = sum(tensor.numel() for tensor in weights.values())
     # What the proof expects is computed before the weights get another model's names.
-    ids = probe_ids(trained, config.max_position_embeddings)
+    ids = probe_ids(trained, positions)
     logits = trained_logits(config, weights, ids) if prove else None
     config = _finish_config(config, weights, stored, files["tokenizer.json"])
-    trained_as = type(model).__name__
-    files |= card_files(facts, config, parameters, trained_as, trained.eos_token)
+    files |= card_files(facts, config, parameters, type(model).__name__, trained.eos_token)
     # Everything is written beside the target, the list of digests last, and then renamed.
     with _staged(target) as staging:
-        tensors = _write(staging, weights, config, files)
+        tensors = _write(staging, weights, config, files, ends)
         weights.clear()  # the process of the proof has the model in memory too
         proof = None
         if logits is not None:
@@ -154,14 +156,29 @@ def _staged(target: Path) -> Iterator[Path]:
         raise
 
 
-def _write(folder: Path, weights: Weights, config: PretrainedConfig, files: dict[str, str]) -> int:
+def _write(
+    folder: Path,
+    weights: Weights,
+    config: PretrainedConfig,
+    files: dict[str, str],
+    ends: int | list[int],
+) -> int:
     """Write everything but the list of digests; returns how many tensors were read back equal."""
     folder.mkdir(parents=True)
     write_weights(weights, folder)
-    _write_configs(config, folder)
+    _write_configs(config, folder, ends)
     for name, text in files.items():
         write_atomic(folder / name, text)
     return check_written(weights, folder)
+
+
+def _ends(trained: TextTokenizer, chat_template: str) -> int | list[int]:
+    """Ids that end a text: of a document, and of an answer in the template. Refuses a bad one."""
+    if not chat_template:
+        return trained.eos_id
+    vocabulary = trained.backend.get_vocab(with_added_tokens=True)
+    end = vocabulary[check_chat_template(chat_template, vocabulary, trained.eos_token)]
+    return trained.eos_id if end == trained.eos_id else [end, trained.eos_id]
 
 
 def _tokenizer(
@@ -225,7 +242,7 @@ def _finish_config(
     return config
 
 
-def _write_configs(config: PretrainedConfig, folder: Path) -> None:
+def _write_configs(config: PretrainedConfig, folder: Path, ends: int | list[int]) -> None:
     config.save_pretrained(folder)
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     # transformers 4 reads these; without rope_theta it would assume 10,000.
@@ -235,7 +252,7 @@ def _write_configs(config: PretrainedConfig, folder: Path) -> None:
     pad = config.eos_token_id if config.pad_token_id is None else config.pad_token_id
     generation = GenerationConfig(
         bos_token_id=config.bos_token_id,
-        eos_token_id=config.eos_token_id,
+        eos_token_id=ends,
         pad_token_id=pad,
         # Without it, generate stops after 20 tokens. A prompt may take the other half.
         max_new_tokens=config.max_position_embeddings // 2,

@@ -15,6 +15,7 @@ from transformers.models.auto import tokenization_auto
 
 from wikillm.core.errors import DataError
 from wikillm.core.files import write_json
+from wikillm.data.tokenizer.chat_template import read_chat_template
 from wikillm.data.tokenizer.encoders import choose_backend
 from wikillm.data.tokenizer.tokenizer import copy_tokenizer, load_tokenizer, prompt_tokenizer
 from wikillm.export import plain
@@ -99,7 +100,10 @@ def test_qwen2s_model_type_would_give_other_ids(
 
 
 def test_a_chat_template_and_special_tokens_stay(stores: dict[str, Path], tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "m", tokenizer_files(stores["marked"], max_length=64), "llama")
+    own = read_chat_template(stores["marked"])
+    files = tokenizer_files(stores["marked"], max_length=64, template=own or "")
+    assert "chat_template" not in str(tokenizer_files(stores["marked"], max_length=64))
+    folder = write_folder(tmp_path / "m", files, "llama")
     auto = AutoTokenizer.from_pretrained(folder)
     ids = auto.apply_chat_template(
         [{"role": "user", "content": "你好 a"}], tokenize=True, return_dict=False
