@@ -108,6 +108,26 @@ def test_links_stay_in_chinese(page: Path) -> None:
     assert not wrong, f"{name(page)} links to English pages: {wrong}"
 
 
+def anchors(page: Path) -> set[str]:
+    """As the site makes them of headings, and those that a page sets itself."""
+    text = page.read_text(encoding="utf-8")
+    plain = [re.sub(r"<[^>]*>", "", found) for found in re.findall(r"^#+ (.*)$", text, re.M)]
+    slugs = {re.sub(r"[^\w\- ]", "", found.lower()).strip().replace(" ", "-") for found in plain}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+def test_anchors_of_links_exist() -> None:
+    wrong = [
+        f"{name(page)}: {path}#{anchor}"
+        for page in sorted((REPO / "docs").rglob("*.md"))
+        for path, anchor in re.findall(
+            r"\]\((?!https?:)([^)#\s]*\.md)?#([^)\s]+)\)", page.read_text(encoding="utf-8")
+        )
+        if anchor not in anchors((page.parent / path).resolve() if path else page)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_glossaries_have_the_same_terms() -> None:
     english, chinese = (
         [row[:2] for row in table_rows(REPO / "docs" / page)][2:]
