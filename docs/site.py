@@ -19,8 +19,13 @@ from pathlib import Path, PurePosixPath
 
 REPO = Path(__file__).resolve().parent.parent
 OUT = REPO / "build" / "docs"
+WORDS = REPO / "build" / "words.txt"
+"""Terms for the search, whose own dictionary divides 把续训写到 into 把续 and 训写."""
 PACKAGES = ("material", "mkdocs_static_i18n", "jieba")
 COPIED = (".md", ".png", ".svg", ".json")
+_RECORDS = ("LOG.md", "adr/", "measurements/")
+_BOOST = "---\nsearch:\n  boost: 0.1\n---\n\n"
+"""Records of their day come last in a search."""
 _LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
 _TITLES = {
     "": ("Configuration keys", "Every key of a run's YAML and command line, from the schema."),
@@ -43,9 +48,11 @@ def main() -> None:
 
 
 def gather_pages() -> None:
-    """Writes build/docs."""
+    """Writes build/docs and build/words.txt."""
     shutil.rmtree(OUT, ignore_errors=True)
     docs = REPO / "docs"
+    OUT.mkdir(parents=True)
+    WORDS.write_text(chinese_terms(), encoding="utf-8")
     for path in sorted(docs.rglob("*")):
         if path.suffix not in COPIED:
             continue
@@ -53,7 +60,9 @@ def gather_pages() -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".md":
             page = path.relative_to(docs).as_posix()
-            target.write_text(for_site(page, path.read_text(encoding="utf-8")), encoding="utf-8")
+            head = _BOOST if page.startswith(_RECORDS) else ""
+            text = for_site(page, path.read_text(encoding="utf-8"))
+            target.write_text(head + text, encoding="utf-8")
         else:
             shutil.copyfile(path, target)
     (OUT / "reference").mkdir()
@@ -92,6 +101,17 @@ def copied(path: str) -> str:
     else:
         shutil.copyfile(source, target)
     return name
+
+
+def chinese_terms() -> str:
+    """The glossary's short Chinese terms, one a line with a frequency, as jieba reads them.
+
+    Longer terms consist of words; as a whole they would hide these: 断点续训 is found by 续训.
+    """
+    glossary = (REPO / "docs" / "glossary.zh.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\| [^|]+ \| ([^|]+) \|", glossary, re.MULTILINE)
+    terms = {term for cell in cells for term in re.findall(r"[\u4e00-\u9fff]+", cell)}
+    return "".join(f"{term} 1000000\n" for term in sorted(terms) if 2 <= len(term) <= 3)
 
 
 def keys_table() -> str:
