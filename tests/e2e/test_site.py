@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import pytest
 from harness.browser import CHROMIUM, WHY_NOT, Page, chromium
+from harness.checkout import files_of
 
 pytestmark = [
     pytest.mark.deep,
@@ -33,9 +34,7 @@ FOUND = """[...document.querySelectorAll(".md-search-result__link")].map(
 def site(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of the checkout, since the build writes into it."""
     copy = tmp_path_factory.mktemp("site") / "wikillm"
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=repo, capture_output=True, text=True, check=True).stdout
-    for name in names.splitlines():
+    for name in files_of(repo):
         if (repo / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(repo / name, copy / name)
