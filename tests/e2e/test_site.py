@@ -35,9 +35,8 @@ def site(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of the checkout, since the build writes into it."""
     copy = tmp_path_factory.mktemp("site") / "wikillm"
     for name in files_of(repo):
-        if (repo / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(repo / name, copy / name)
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(repo / name, copy / name)
     build = [sys.executable, "docs/site.py"]
     done = subprocess.run(build, cwd=copy, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
