@@ -138,18 +138,22 @@ def find_text(args: argparse.Namespace, scratch: Path) -> tuple[str, str]:
     """(data.path, data.tokenizer)."""
     from wikillm.cli.demo import find_source
 
-    here = Path("qwen2-tokenizer")
-    tokenizer = args.tokenizer or (str(here) if here.is_dir() else "train:8000")
-    if args.rehearse:
-        tokenizer = args.tokenizer or "train:300"
+    here = REPO / "qwen2-tokenizer"
+    default = "train:300" if args.rehearse else str(here) if here.is_dir() else "train:8000"
+    tokenizer = absolute(args.tokenizer) if args.tokenizer else default
     if args.text:
-        return args.text, tokenizer
+        return absolute(args.text), tokenizer
     try:
         if not args.rehearse:
             return str(find_source(None)), tokenizer
     except DataError:
         pass
     return str(generated_text(scratch, 0.2 if args.rehearse else TEXT_MB)), tokenizer
+
+
+def absolute(name: str) -> str:
+    """A path of the caller's folder, since the steps run in the checkout; else the name itself."""
+    return str(Path(name).resolve()) if Path(name).exists() else name
 
 
 def generated_text(folder: Path, megabytes: float) -> Path:
