@@ -135,8 +135,18 @@ def test_a_layer_keeps_what_the_planner_counts(
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("kernels", [(), ("tiled",)])
+@pytest.mark.parametrize(
+    ("kernels", "kind"),
+    [
+        ((), "selective"),
+        (("tiled",), "full_but_attention"),
+        *(
+            pytest.param((), kind, marks=pytest.mark.deep)
+            for kind in ("full_but_attention", "full")
+        ),
+        pytest.param(("tiled",), "full", marks=pytest.mark.deep),
+    ],
+)
 def test_a_compiled_layer_contains_its_checkpoint(
     kernels: tuple[str, ...], kind: Checkpointing
 ) -> None:

@@ -43,10 +43,15 @@ def gradients(model: Any, tokens: torch.Tensor) -> tuple[float, list[torch.Tenso
     return float(loss.detach()), [p.grad.clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(
-    ("architecture", "kernels"),
-    [("qwen2", ()), ("qwen3", ()), ("qwen2", ("tiled",)), ("qwen3", ("tiled",))],
+    ("architecture", "kernels", "checkpointing"),
+    [
+        ("qwen2", (), False),
+        ("qwen3", ("tiled",), True),
+        pytest.param("qwen2", ("tiled",), True, marks=pytest.mark.deep),
+        pytest.param("qwen3", ("tiled",), False, marks=pytest.mark.deep),
+        pytest.param("qwen3", (), True, marks=pytest.mark.deep),
+    ],
 )
 def test_one_graph_for_all_layers_and_the_same_numbers(
     architecture: str, kernels: tuple[str, ...], checkpointing: bool

@@ -45,10 +45,16 @@ def outcome(model: Any, precision: str = "float32") -> tuple[float, list[torch.T
 
 
 @pytest.mark.parametrize(
-    ("kernels", "backend"),
-    [((), "inductor"), (("tiled",), "aot_eager"), (("selective",), "aot_eager")],
+    ("architecture", "kernels", "backend"),
+    [
+        ("qwen3", (), "inductor"),
+        ("llama", ("tiled",), "aot_eager"),
+        ("qwen2", ("selective",), "aot_eager"),
+        pytest.param("llama", (), "inductor", marks=pytest.mark.deep),
+        pytest.param("qwen2", (), "inductor", marks=pytest.mark.deep),
+        pytest.param("qwen3", ("tiled", "selective"), "aot_eager", marks=pytest.mark.deep),
+    ],
 )
-@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
 def test_the_same_losses_and_gradients(
     architecture: str, kernels: tuple[str, ...], backend: str
 ) -> None:
