@@ -39,7 +39,7 @@ def add_file_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--form", choices=("cloze", "letters"), default="cloze", help=form)
     questions = "of each task, N questions evenly spaced over it (default: all)"
     group.add_argument("--max-questions", type=positive, metavar="N", help=questions)
-    context = "tokens that the model reads at once (default: its positions, at most 4096)"
+    context = "tokens read at once (default: as the run trained, else the positions, at most 4096)"
     group.add_argument("--context", type=positive, metavar="N", help=context)
     name = "write the record to RUN/evals/NAME.json (default: the checkpoint and what was scored)"
     group.add_argument("--name", metavar="NAME", help=name)
@@ -62,7 +62,7 @@ def size_argument(text: str) -> int:
 
 def evaluate_files(args: argparse.Namespace) -> int:
     from wikillm.cli.generate import open_model
-    from wikillm.core.errors import ConfigError
+    from wikillm.core.errors import ConfigError, DivergedError
     from wikillm.evals.questions import read_tasks
     from wikillm.evals.results import model_record, write_results
 
@@ -82,6 +82,7 @@ def evaluate_files(args: argparse.Namespace) -> int:
     data = text_settings(args) if args.text else None
     folder = scored_folder(Path(args.model))
     target = record_path(args, folder)
+    args.context = args.context or trained_length(folder)
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
         loaded = open_model(Path(args.model), args.device, trust=args.trust_checkpoint)
         values: dict[str, Any] = {}
@@ -90,6 +91,14 @@ def evaluate_files(args: argparse.Namespace) -> int:
         if args.tasks:
             values["tasks"] = [score_task(args, task, loaded) for task in tasks]
             values["tasks"] += score_lm_eval(args, harness, loaded) if harness else []
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError:
+        raise DivergedError(
+            "The model's loss on these files is not a finite number.",
+            got=str(folder),
+            fix="an earlier checkpoint of the run",
+        ) from None
     model = model_record(folder)
     if target is not None:
         write_results(target, model, values)
@@ -207,6 +216,18 @@ def scored_folder(model: Path) -> Path:
     from wikillm.generate.load import is_model_folder
 
     return model if is_model_folder(model) else find_complete(model)
+
+
+def trained_length(folder: Path) -> int | None:
+    """Tokens per sequence of the run that a checkpoint lies in: it never read more at once."""
+    from wikillm.export.facts import run_of
+
+    try:
+        plan = json.loads(((run_of(folder) or folder) / "plan.json").read_text(encoding="utf-8"))
+        length = plan["sequence_length"]
+    except (TypeError, OSError, ValueError, KeyError):
+        return None
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def record_path(args: argparse.Namespace, folder: Path) -> Path | None:

@@ -135,7 +135,13 @@ def _read_csv(path: Path, subject: str, form: Form) -> Iterator[Question]:
             fix="the first line names the columns: id,question,A,B,C,D,answer",
         )
     letters = [letter for letter in _LETTERS if letter.lower() in names]
-    for row in rows:
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise _wrong(path, rows.line_num, str(error)) from None
         cells = {name: (row[column] or "").strip() for name, column in names.items()}
         # An empty cell is a choice that the question does not have.
         choices = {letter: cells[letter.lower()] for letter in letters if cells[letter.lower()]}
@@ -163,6 +169,7 @@ def _read_choices(path: Path, form: Form) -> ChoiceTask:
 def _read_line(path: Path, number: int, line: str, form: Form) -> Question:
     try:
         value: Any = json.loads(line)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise _wrong(path, number, f"no JSON: {error}") from None
     if not isinstance(value, dict):
@@ -171,7 +178,7 @@ def _read_line(path: Path, number: int, line: str, form: Form) -> Question:
     if not isinstance(choices, list) or not all(isinstance(one, str) and one for one in choices):
         raise _wrong(path, number, "`choices` is not a list of texts")
     answer = _gold(value.get("answer"), len(choices))
-    if len(choices) < 2 or answer is None:
+    if not 2 <= len(choices) <= len(_LETTERS) or answer is None:
         got = f"answer {value.get('answer')!r} of {len(choices)} choices"
         raise _wrong(path, number, got)
     subject = str(value.get("subject", path.stem))

@@ -44,8 +44,10 @@ def test_eval_of_texts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [row[1] for row in text_rows([record])] == [
         *("all", "news.jsonl", "other.txt", "other", "simplified")
     ]
+    (run / "plan.json").write_text('{"sequence_length": 16}')
     assert main([*words[:-1], "--max-bytes", "10B", "--out", str(tmp_path / "x.json")]) == 0
     printed = capsys.readouterr().out
+    assert "context    16 tokens" in printed, "as the run was trained"
     assert "2 documents" in printed
     assert str(tmp_path / "x.json") in printed
 
@@ -159,3 +161,18 @@ def test_split_tasks() -> None:
         ["ceval:x", "choices:y.jsonl"], ["a", "b"],
     )  # fmt: skip
     assert split_tasks(None) == ([], [])
+
+
+def test_a_model_of_nan_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    write_tokenizer(run / "tokenizer", ["The history of it."] * 20)
+    (run / "config.resolved.yaml").write_text("run: {name: small}\n")
+    model = tiny_model()
+    model.model.norm.weight.data.fill_(float("nan"))
+    write_checkpoint(run, model, step=3)
+    (tmp_path / "a.txt").write_text("The history.")
+    out = tmp_path / "out.json"
+    words = ["eval", str(run), "--text", str(tmp_path / "a.txt"), "--out", str(out)]
+    assert main(words) == ExitCode.DIVERGED
+    assert "not a finite number" in capsys.readouterr().err
+    assert not out.exists()

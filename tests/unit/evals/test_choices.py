@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -204,6 +205,12 @@ def test_the_formats(tmp_path: Path) -> None:
         ("a.jsonl", "[1]", "no object"),
         ("a.jsonl", "{", "no JSON"),
         ("a.jsonl", "", "empty"),
+        ("a.jsonl", '{"question": "\\ud800", "choices": ["a", "b"], "answer": 0}', "surrogates"),
+        (
+            "a.jsonl",
+            json.dumps({"question": "?", "choices": ["a"] * 27, "answer": 0}),
+            "answer 0 of 27 choices",
+        ),
         ("val/s_val.csv", "id,question,A,B,C,D\n", "no answer"),
         ("val/s_val.csv", "id,question,A,B,answer\n0,?,x,y,C\n", "answer 'C' of ['A', 'B']"),
         ("s_val.csv", "", "no val/SUBJECT_val.csv"),
@@ -217,6 +224,17 @@ def test_files_that_are_refused(tmp_path: Path, name: str, content: str, said: s
     with pytest.raises((DataError, ConfigError)) as caught:
         read_tasks([kind.get(Path(name).suffix, "ceva:x")])
     assert said in str(caught.value)
+
+
+def test_a_cell_that_is_too_long_is_named(tmp_path: Path) -> None:
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/s_val.csv").write_text("id,question,A,B,answer\n0," + "?" * 99 + ",x,y,A\n")
+    limit = csv.field_size_limit(50)
+    try:
+        with pytest.raises(DataError, match="field larger than"):
+            read_tasks([f"ceval:{tmp_path}"])
+    finally:
+        csv.field_size_limit(limit)
 
 
 def test_wilson_interval_and_verdict() -> None:

@@ -97,7 +97,7 @@ class EvalTasksCallback(TrainerCallback):
         try:
             path = context.run.path / FOLDER / f"training-{step}.json"
             write_results(path, model, {"tasks": records})
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a full disk; a NaN among the scores
             warn(f"the scores of step {step} are not recorded: {error}")
 
     def _record(self, task: ChoiceTask, score: ChoiceScore) -> dict[str, Any]:
