@@ -8,10 +8,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from wikillm.checkpoints.latest import find_complete
+from wikillm.checkpoints.manifest import read_state
 from wikillm.config.compatibility import Case, refuse_conflicts
 from wikillm.config.deepspeed import DeepSpeedFacts, read_deepspeed
 from wikillm.config.deepspeed_resolve import resolve_deepspeed
@@ -19,7 +22,7 @@ from wikillm.config.environment_variables import RunNeeds, clean_environment
 from wikillm.config.precision import Precision, resolve_precision
 from wikillm.config.resolved import Resolved
 from wikillm.config.schema import RunConfig, TrainSection
-from wikillm.core.errors import ConfigError, MachineError
+from wikillm.core.errors import CheckpointError, ConfigError, MachineError
 from wikillm.core.world import World
 from wikillm.kernels.dispatch import check_loss_kernel
 from wikillm.measure.device import bf16_gain
@@ -59,6 +62,19 @@ def precision_here(wanted: Literal["auto", "bf16", "fp16", "fp32"]) -> Precision
     else:
         has_bf16 = wanted == "auto" and bf16_gain() >= WORTH_BF16
     return resolve_precision(wanted, has_gpu=has_gpu, has_bf16=has_bf16)
+
+
+def with_precision_of(resume: str, checkpoints: Path, train: TrainSection) -> TrainSection:
+    """On a CPU, `train.precision=auto` stays what it was in the checkpoint that is resumed from.
+
+    Another processor, or a version that knew only fp32 here, may have chosen otherwise.
+    """
+    if resume == "never" or train.precision != "auto" or torch.cuda.is_available():
+        return train
+    with contextlib.suppress(CheckpointError):  # verified, and refused, when it is loaded
+        found = find_complete(checkpoints if resume == "auto" else Path(resume), lambda _: None)
+        train = train.model_copy(update={"precision": read_state(found)["precision"]})
+    return train
 
 
 def gpu_of_rank(train: TrainSection, world: World) -> RankGpu | None:

@@ -34,7 +34,7 @@ from wikillm.supervise.supervisor import Supervisor, settings_of, supervise
 from wikillm.train.arguments import follow_plan, to_training_arguments
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.context import PlannedRun, RunContext
-from wikillm.train.engine import check_engine, start_engine
+from wikillm.train.engine import check_engine, start_engine, with_precision_of
 from wikillm.train.exit import Ending, ending, record_exit
 from wikillm.train.planned_run import open_run, plan_on, plan_run
 from wikillm.train.resume import Replay, ResumeOptions, ResumePoint, agree_on_resume_point
@@ -78,6 +78,9 @@ def pretrain(
         refuse_before_supervision(settings.run, resolved.config.data.store, world)
         read_tasks(resolved.config.train.eval_tasks)
         limit_threads(world, os.cpu_count() or 1)
+        cfg = resolved.config
+        section = with_precision_of(resume, settings.run / "checkpoints", cfg.train)
+        resolved = replace(resolved, config=cfg.model_copy(update={"train": section}))
         check_engine(resolved, world)
         if supervisor is None:
             watching = supervise(world, settings, lambda: facts_of_this_node(to_yaml(resolved)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from wikillm.train.engine import (
     check_engine,
     precision_here,
     resolve_engine,
+    with_precision_of,
 )
 
 
@@ -77,3 +79,20 @@ def test_a_cpu_trains_in_bf16_if_it_has_units_for_it() -> None:
         pytest.skip("known of processors with AVX-512 only")
     has_units = "avx512_bf16" in flags or "amx_bf16" in flags
     assert precision_here("auto") == ("bf16" if has_units else "fp32")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's choice does not change")
+def test_a_resume_keeps_the_precision_that_auto_had_then(tmp_path: Path) -> None:
+    run = load("demo", ["data.path=corpus.jsonl"]).config.train
+    assert with_precision_of("auto", tmp_path, run).precision == "auto"  # no checkpoint
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / precision / "checkpoint-4"
+        folder.mkdir(parents=True)
+        state = {"step": 4, "consumed_samples": 32, "max_steps": 8, "precision": precision}
+        (folder / "wikillm_state.json").write_text(json.dumps(state), encoding="utf-8")
+        for resume in ("auto", str(folder)):
+            found = with_precision_of(resume, folder.parent, run).precision
+            assert found == precision
+        assert with_precision_of("never", folder.parent, run).precision == "auto"
+    own = load("demo", ["data.path=corpus.jsonl", "train.precision=bf16"]).config.train
+    assert with_precision_of("auto", tmp_path / "fp32", own).precision == "bf16"
