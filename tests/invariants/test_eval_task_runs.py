@@ -15,50 +15,38 @@ from wikillm.evals.results import read_results
 from wikillm.observe.sinks import read_records
 
 
+def assert_same_run(result: dict[str, Any], folder: Path, reference: dict[str, Any]) -> None:
+    assert result["code"] == 0, result["message"]
+    assert result["losses"] == reference["losses"]
+    last = [one / "checkpoints" / "checkpoint-8" for one in (folder, reference["folder"])]
+    assert tensor_digest(last[0]) == tensor_digest(last[1])
+
+
 def test_tasks_do_not_change_the_run(words: Any, references: References, tmp_path: Path) -> None:
-    """Two ranks with ZeRO-3, stopped and resumed, and one rank: the same steps and scores."""
+    """Two ranks with ZeRO-3, and one rank that is stopped and resumed with other tasks."""
     ceval, _, own = write_questions(tmp_path / "tasks")
-    more = [f"train.eval_tasks={ceval},{own}", "train.eval_tasks_steps=4"]
-    found = {}
-    for world, recipe in ((2, "zero3"), (1, "zero1")):
-        reference = references(world, deepspeed=recipe)
-        folder = tmp_path / recipe
-        if world == 2:
-            stopped = run(2, words(folder, *more), deepspeed=recipe, signal_at=5)
-            assert stopped["code"] == 75, stopped["message"]
-        result = run(world, words(folder, *more), deepspeed=recipe, resume="auto")
-        assert result["code"] == 0, result["message"]
-        assert result["losses"] == reference["losses"]
-        whole, parts = reference["folder"], folder
-        digests = {tensor_digest(one / "checkpoints" / "checkpoint-8") for one in (whole, parts)}
-        assert len(digests) == 1
-        found[world] = read_results(folder)
-    records = [found[1], found[2]]
-    assert [[one["model"]["step"] for one in each] for each in records] == [[4, 8], [4, 8]]
-    for one, two in zip(*records, strict=True):
-        assert [task["overall"]["questions"] for task in one["tasks"]] == [4, 2]
-        for task, other in zip(one["tasks"], two["tasks"], strict=True):
-            bits = task["overall"]["bits_per_byte"]
-            assert bits == pytest.approx(other["overall"]["bits_per_byte"], rel=1e-4)
-            assert task["overall"]["accuracy"] == other["overall"]["accuracy"]
-    (_, event) = [e for e in read_records(tmp_path / "zero3/events.jsonl") if e["kind"] == "tasks"]
-    assert event["task_accuracy/own"] == found[2][-1]["tasks"][1]["overall"]["accuracy"]
+    two = tmp_path / "two"
+    every = "train.eval_tasks_steps=4"
+    result = run(2, words(two, f"train.eval_tasks={ceval},{own}", every), deepspeed="zero3")
+    assert_same_run(result, two, references(2, deepspeed="zero3"))
 
+    one = tmp_path / "one"
+    first = words(one, f"train.eval_tasks={ceval}", every)
+    assert run(1, first, deepspeed="zero1", signal_at=5)["code"] == 75
+    other = words(one, f"train.eval_tasks={own}", "train.eval_tasks_budget=1")
+    result = run(1, other, deepspeed="zero1", resume="auto")
+    assert_same_run(result, one, references(1, deepspeed="zero1"))
 
-def test_a_resume_scores_its_own_tasks(words: Any, tmp_path: Path) -> None:
-    specs = write_questions(tmp_path / "tasks")
-    folder = tmp_path / "run"
-    more = [f"train.eval_tasks={specs[0]}", "train.eval_tasks_steps=2"]
-    assert run(1, words(folder, *more), signal_at=4)["code"] == 75
-    more = [f"train.eval_tasks={specs[2]}", "train.eval_tasks_budget=1"]
-    assert run(1, words(folder, *more), resume="auto")["code"] == 0
-    tasks = {one["model"]["step"]: one["tasks"][0] for one in read_results(folder)}
-    assert {step: task["task"] for step, task in tasks.items()} == {
-        2: "ceval",
-        4: "ceval",
-        8: "own",
-    }
-    assert [tasks[step]["overall"]["questions"] for step in (2, 8)] == [4, 1]
+    # Both record the same scores of the same step; the resume scored its own task.
+    records = [{r["model"]["step"]: r["tasks"] for r in read_results(each)} for each in (one, two)]
+    assert [[*each] for each in records] == [[4, 8], [4, 8]]
+    by_one, by_two = (each[4][0]["overall"] for each in records)
+    assert (by_one["questions"], by_one["accuracy"]) == (4, by_two["accuracy"])
+    assert by_one["bits_per_byte"] == pytest.approx(by_two["bits_per_byte"], rel=1e-4)
+    (after,) = records[0][8]
+    assert (after["task"], after["overall"]["questions"]) == ("own", 1)
+    (_, event) = [e for e in read_records(two / "events.jsonl") if e["kind"] == "tasks"]
+    assert event["task_accuracy/own"] == records[1][8][1]["overall"]["accuracy"]
 
 
 def test_tasks_that_cannot_be_read_are_refused_at_the_start(words: Any, tmp_path: Path) -> None:
