@@ -27,6 +27,7 @@ INSTEAD = {
     "ZeRO 级别": "ZeRO 阶段",
     "词元 ID": "词元 id",
     "看门狗": "监护进程",
+    "文件夹": "目录",
     "您": "你",
 }
 """Words that mean something else, or a second word for a term of docs/glossary.zh.md."""
