@@ -73,9 +73,10 @@ SIZES = {
 RECIPE = (
     "train.optimizer=muon", "train.max_grad_norm=0", "train.lr_scheduler_type=warmup_stable_decay",
     "train.lr_decay_share=0.5", "train.lr_decay_type=linear", "train.warmup_steps=0.02",
-    "train.learning_rate=4e-3", "train.muon_learning_rate=0.01", "train.weight_decay=0.1",
-    "train.sequence_length=512", "train.global_batch_tokens=8192",
+    "train.learning_rate=1.6e-2", "train.muon_learning_rate=0.01", "train.weight_decay=0.1",
+    "train.sequence_length=512", "train.global_batch_tokens=2048",
 )  # fmt: skip
+"""The best of a search at 1M parameters (docs/measurements/2026-11-28-speedrun.md)."""
 
 
 def arguments() -> argparse.Namespace:
@@ -84,6 +85,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=tuple(SIZES), default=["1m"])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.5], help="of the tokens")
     parser.add_argument("--seeds", type=int, default=1)
+    rate = "a rate for the baseline instead of the tutorial's 5e-4: AdamW at its best"
+    parser.add_argument("--rate", type=float, help=rate)
     parser.add_argument("--try", nargs="+", dest="tried", default=[], metavar="KEY=VALUE")
     parser.add_argument("--folder", type=Path, help="keep text, stores and finished runs here")
     parser.add_argument("--out", type=Path, help="write everything as JSON")
@@ -268,8 +271,10 @@ def compared(args: argparse.Namespace, folder: Path, name: str) -> list[dict[str
     """The rows of one size: the tutorial's run, then the recipe at each share of its tokens."""
     seeds = range(1, args.seeds + 1)
     job = {"folder": str(folder), "size": name, "recipe": None}
-    base = [run(job | {"seed": seed}) for seed in seeds]
-    rows = [{"way": "tutorial", "runs": base}]
+    other_rate = {"rate": args.rate} if args.rate else {}
+    base = [run(job | other_rate | {"seed": seed}) for seed in seeds]
+    way = f"tutorial at {args.rate:g}" if args.rate else "tutorial"
+    rows = [{"way": way, "runs": base}]
     ways = {"recipe": []} | {words: [words] for words in args.tried}
     for share in args.shares:
         for way, words in ways.items():
