@@ -86,11 +86,14 @@ def train_on_terminal(words: list[str], path: str, term: str) -> dict[str, Any]:
 
 def command_on_terminal(words: list[str], path: str) -> int:
     """Run a command of WikiLLM with the terminal at `path` as its own; returns the exit code."""
+    import signal
     import sys
 
     from wikillm.cli.main import main
 
     os.setsid()
+    # As a shell starts a program: tests in the background inherit that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     device = os.open(path, os.O_RDWR)
     ioctl(device, termios.TIOCSCTTY, 0)  # control characters now become signals
     for descriptor in range(3):

@@ -67,15 +67,19 @@ def measure_device(seconds: float) -> dict[str, float]:
 def bf16_gain() -> float:
     """How many times faster this CPU multiplies in bf16 than in float32, in CPU time.
 
-    Processors without units for bf16 are slower in it. Takes about 0.1 s, once per process; other
-    load hardly changes CPU time.
+    Processors without units for bf16 are slower in it. Takes about 0.1 s, once per process, on one
+    thread: other load hardly changes CPU time, but threads that wait for each other spend it.
     """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         a, b = (torch.randn(rows, 1024) for rows in (256, 1024))
         wide = functools.partial(torch.mm, a, b)
         narrow = functools.partial(torch.mm, a.bfloat16(), b.bfloat16())
-        times = [min(_cpu_seconds(product) for _ in range(4)) for product in (wide, narrow)]
-    return times[0] / max(times[1], 1e-9)
+        # In turns, so that a change of the clock rate or a busy sibling core meets both.
+        turns = [(_cpu_seconds(wide), _cpu_seconds(narrow)) for _ in range(12)]
+    torch.set_num_threads(threads)
+    return min(turn[0] for turn in turns) / max(min(turn[1] for turn in turns), 1e-9)
 
 
 def _cpu_seconds(operation: Callable[[], object]) -> float:

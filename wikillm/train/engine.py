@@ -31,7 +31,7 @@ from wikillm.plan.recipe import check_recipe
 from wikillm.plan.run_plan import Plan, RankGpu
 
 WORTH_BF16 = 1.5
-"""A CPU trains in bf16 if its products are so many times as fast. Measured: about 2.5 with
+"""A CPU trains in bf16 if its products are so many times as fast. Measured: above 2 with
 AVX512-BF16, below 1 without (docs/measurements/2026-11-28-cpu-bf16.md)."""
 
 

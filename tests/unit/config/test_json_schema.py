@@ -15,7 +15,7 @@ from wikillm.config.resolved import to_yaml
 from wikillm.config.yaml_file import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[3]
-FILES = sorted([*ROOT.glob("wikillm/presets/*/*.yaml"), *ROOT.glob("examples/**/*.yaml")])
+FILES = sorted([*ROOT.glob("wikillm/presets/*/*.yaml"), *ROOT.glob("examples/*.yaml")])
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())
 
 
