@@ -37,6 +37,7 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path[0] = str(REPO)  # instead of this folder: see kernels.py
 
 from benchmarks.record import circumstances, report
+from wikillm.config.dial import adamw_rate
 
 CHUNK = 512
 """Tokens per sequence, of the baseline and of the evaluation."""
@@ -54,6 +55,14 @@ class Size:
     feed_forward: int
     vocab: int
     tokens: int
+
+    @property
+    def body(self) -> int:
+        """Parameters in the layers' matrices."""
+        attention = (
+            2 * self.hidden * (self.hidden + self.hidden * max(1, self.heads // 2) // self.heads)
+        )
+        return self.layers * (attention + 3 * self.hidden * self.feed_forward)
 
     def words(self) -> list[str]:
         return [
@@ -73,10 +82,12 @@ SIZES = {
 RECIPE = (
     "train.optimizer=muon", "train.max_grad_norm=0", "train.lr_scheduler_type=warmup_stable_decay",
     "train.lr_decay_share=0.5", "train.lr_decay_type=linear", "train.warmup_steps=0.02",
-    "train.learning_rate=1.6e-2", "train.muon_learning_rate=0.01", "train.weight_decay=0.1",
-    "train.sequence_length=512", "train.global_batch_tokens=2048",
+    "train.muon_learning_rate=0.01", "train.weight_decay=0.1", "train.sequence_length=512",
+    "train.global_batch_tokens=2048",
 )  # fmt: skip
 """The best of a search at 1M parameters (docs/measurements/2026-11-28-speedrun.md)."""
+RATE = 1.7
+"""AdamW's rate over the law of `model.depth`, from the same search."""
 
 
 def arguments() -> argparse.Namespace:
@@ -279,7 +290,9 @@ def compared(args: argparse.Namespace, folder: Path, name: str) -> list[dict[str
     for share in args.shares:
         for way, words in ways.items():
             tokens = round(share * SIZES[name].tokens)
-            recipe_job = job | {"recipe": [*RECIPE, *words], "tokens": tokens}
+            rate = RATE * adamw_rate(SIZES[name].body, tokens)
+            all_words = [*RECIPE, f"train.learning_rate={rate:.2g}", *words]
+            recipe_job = job | {"recipe": all_words, "tokens": tokens}
             runs = [run(recipe_job | {"seed": seed}) for seed in seeds]
             rows.append({"way": way, "runs": runs})
     for row in rows:
