@@ -56,7 +56,8 @@ class Wire:
                     self.close()
                 return
             except OSError:
-                self.close()
+                # The peer is gone. What it sent before, such as how its rank died, can be read.
+                self._outgoing = b""
                 return
             self._outgoing = self._outgoing[sent:]
 

@@ -239,6 +239,17 @@ def test_only_the_chosen_address_listens() -> None:
         listen(65535, "127.0.0.1", "127.0.0.1")
 
 
+def test_what_a_peer_sent_before_it_closed_is_read_after_a_failed_send() -> None:
+    one, other = pair()
+    exchange(one, other)
+    other.send({"died": "was killed by signal 9"})
+    other.close()
+    for _ in range(3):
+        one.send({"hub": True})
+    assert one.receive() == [{"died": "was killed by signal 9"}]
+    assert one.closed
+
+
 def test_both_sides_hear_each_other_in_order() -> None:
     coordinator, agent = pair()
     agent.send({"hello": 0})
