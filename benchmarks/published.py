@@ -62,7 +62,7 @@ MODELS = {
 }
 FAR_OFF = 0.15
 SHORT = 4096
-"""Up to this length the rows tell about products and bytes; beyond it about attention kernels."""
+"""Up to this length products and memory traffic decide the time; beyond it the attention kernel."""
 
 
 @dataclass(frozen=True)

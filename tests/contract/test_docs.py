@@ -173,3 +173,11 @@ def test_the_site_names_every_page() -> None:
         if not page.name.endswith(".zh.md") and not relative(page).startswith(("adr/", "measur"))
     }
     assert listed == pages
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    gone = []
+    for path in (REPO / "wikillm").rglob("*.py"):
+        named = re.findall(r"docs/[\w./-]+\.(?:md|json|svg)", path.read_text(encoding="utf-8"))
+        gone += [f"{path.name}: {page}" for page in named if not (REPO / page).exists()]
+    assert not gone

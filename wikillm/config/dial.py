@@ -11,7 +11,7 @@ hand; batch and rates follow a `train.max_tokens` of the user. With L layers:
     Muon's rate    constant: its update has the same spectral norm at every width
     schedule       2 % of the steps as warm-up, constant, linear to 0 over the last half
 
-docs/measurements/2026-11-28-dial.md has what was measured of them, and at which sizes.
+docs/measurements/2026-11-28-speedrun.md has what was measured of them, and at which sizes.
 """
 
 from __future__ import annotations
