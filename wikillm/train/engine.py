@@ -73,7 +73,9 @@ def with_precision_of(resume: str, checkpoints: Path, train: TrainSection) -> Tr
         return train
     with contextlib.suppress(CheckpointError):  # verified, and refused, when it is loaded
         found = find_complete(checkpoints if resume == "auto" else Path(resume), lambda _: None)
-        train = train.model_copy(update={"precision": read_state(found)["precision"]})
+        then = read_state(found).get("precision")
+        if then in ("bf16", "fp32"):  # anything else is refused with the checkpoint
+            train = train.model_copy(update={"precision": then})
     return train
 
 

@@ -94,5 +94,8 @@ def test_a_resume_keeps_the_precision_that_auto_had_then(tmp_path: Path) -> None
             found = with_precision_of(resume, folder.parent, run).precision
             assert found == precision
         assert with_precision_of("never", folder.parent, run).precision == "auto"
+    for damaged in ("{}", '{"precision": 7}', "not JSON"):
+        (folder / "wikillm_state.json").write_text(damaged, encoding="utf-8")
+        assert with_precision_of("auto", folder.parent, run).precision == "auto"
     own = load("demo", ["data.path=corpus.jsonl", "train.precision=bf16"]).config.train
     assert with_precision_of("auto", tmp_path / "fp32", own).precision == "bf16"
