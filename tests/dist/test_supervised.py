@@ -47,7 +47,7 @@ def test_a_run_goes_on_whatever_strangers_send_to_its_coordinator(
     attacker = threading.Thread(target=attack)
     attacker.start()
     try:
-        line = words(run, "train.supervise=on", "train.max_steps=4", "train.meet_seconds=100")
+        line = words(run, "train.supervise=on", "train.max_steps=4", "train.rendezvous_seconds=100")
         results = run_ranks(train_with_options, 2, line, {}, MASTER_PORT=str(port))
     finally:
         over.set()

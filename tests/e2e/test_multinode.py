@@ -240,7 +240,7 @@ def test_a_late_node_is_waited_for_and_then_named(place: Place, two: Cluster) ->
     tool = str(Path(sys.prefix) / "bin" / "deepspeed")
     argv = [tool, "--hostfile", str(place.hostfile), "--no_ssh", "--node_rank", "0"]
     argv += ["--master_addr", "node1", "train.py", "--deepspeed", "zero2"]
-    argv += place.line(*FEW, "train.meet_seconds=20")
+    argv += place.line(*FEW, "train.rendezvous_seconds=20")
     process = two.popen(
         "node1", argv, cwd=place.workdir, log=place.log, **ENVIRON, WIKILLM_NODES="node1,node2"
     )

@@ -250,11 +250,11 @@ def test_messages_of_a_peer_that_knows_the_secret(messages: list[Any]) -> None:
         at_coordinator = SealedWire(ours, b"s" * 32, "c", is_coordinator=True)
         coordinator._unproven[at_coordinator] = (time.monotonic(), "a")
         peer = SealedWire(theirs, b"s" * 32, "c", is_coordinator=False)
-        coordinator._hear(at_coordinator)
+        coordinator._receive(at_coordinator)
         peer.receive()
         for message in [HELLO, *messages]:
             peer.send(message)
-        coordinator._hear(at_coordinator)
+        coordinator._receive(at_coordinator)
         coordinator._look()
         for later in (0.0, 10.0, 1e6):
             verdict = membership.verdict(time.monotonic() + later)

@@ -10,7 +10,7 @@ import pytest
 from transformers import Trainer
 
 from wikillm.checkpoints.layout import MANIFEST, STATE, checkpoint_name
-from wikillm.checkpoints.lineage import next_descent
+from wikillm.checkpoints.lineage import next_ancestry
 from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
 from wikillm.checkpoints.retention import keep_newest, publish
 from wikillm.core.files import write_json
@@ -47,12 +47,12 @@ def save_as_before(self: WikiTrainer, model: Any, trial: Any) -> None:
         staged = saver.staging / checkpoint_name(step)
         (staged / "training_args.bin").unlink(missing_ok=True)
         write_json(staged / STATE, self.run_state(step))
-        descent = next_descent(saver.folder, step, saver.origin)
+        ancestry = next_ancestry(saver.folder, step, saver.origin)
         seal_again(
-            staged, {"step": step, "world_size": self.context.world.size, **descent.to_json()}
+            staged, {"step": step, "world_size": self.context.world.size, **ancestry.to_json()}
         )
         publish(staged, saver.folder / checkpoint_name(step))
-        saver.origin = descent
+        saver.origin = ancestry
         keep_newest(saver.folder, saver.keep)
     self.context.group.barrier()
 

@@ -32,7 +32,7 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Descent:
+class Ancestry:
     """A checkpoint's position and those of its ancestors, nearest first."""
 
     position: Position
@@ -52,7 +52,7 @@ class Lineage:
     abandoned: tuple[Path, ...]
 
 
-def read_descent(checkpoint: Path) -> Descent:
+def read_ancestry(checkpoint: Path) -> Ancestry:
     """Position and ancestors from the manifest.
 
     Raises CheckpointError when it cannot be read, or has another step: the folder was renamed or
@@ -71,19 +71,19 @@ def read_descent(checkpoint: Path) -> Descent:
         )
     if "sequence" in manifest:
         ancestors = [Position(each["sequence"], each["step"]) for each in manifest["ancestors"]]
-        return Descent(Position(manifest["sequence"], step), tuple(ancestors))
+        return Ancestry(Position(manifest["sequence"], step), tuple(ancestors))
     # Written before sequences were recorded: the ancestors are those with a lower step.
     steps = [step_of(path) or 0 for path in list_checkpoints(checkpoint.parent)]
-    return Descent(Position(0, step), tuple(Position(0, other) for other in steps if other < step))
+    return Ancestry(Position(0, step), tuple(Position(0, other) for other in steps if other < step))
 
 
-def _read_all(folder: Path) -> tuple[dict[Path, Descent], list[Path]]:
+def _read_all(folder: Path) -> tuple[dict[Path, Ancestry], list[Path]]:
     """The published checkpoints of `folder`, and those of them without a readable manifest."""
-    known: dict[Path, Descent] = {}
+    known: dict[Path, Ancestry] = {}
     unreadable: list[Path] = []
     for path in list_checkpoints(folder):
         try:
-            known[path] = read_descent(path)
+            known[path] = read_ancestry(path)
         except CheckpointError:
             unreadable.append(path)
     return known, unreadable
@@ -112,8 +112,8 @@ def arrange(folder: Path) -> Lineage:
     return Lineage((*above, *branch, *below), tuple(abandoned))
 
 
-def next_descent(folder: Path, step: int, parent: Descent | None) -> Descent:
-    """The descent of the checkpoint that is about to be written after `step`.
+def next_ancestry(folder: Path, step: int, parent: Ancestry | None) -> Ancestry:
+    """The ancestry of the checkpoint that is about to be written after `step`.
 
     Args:
         parent: of the checkpoint in `folder` that the run resumed from or wrote last; None when it
@@ -121,22 +121,22 @@ def next_descent(folder: Path, step: int, parent: Descent | None) -> Descent:
     """
     # A damaged checkpoint has no known sequence; it will not be used.
     known, _ = _read_all(folder)
-    found = [descent.position.sequence for descent in known.values()]
+    found = [ancestry.position.sequence for ancestry in known.values()]
     position = Position(max([*found, parent.position.sequence if parent else 0]) + 1, step)
     if parent is None:
-        return Descent(position)
+        return Ancestry(position)
     present = [old for old in parent.ancestors if (folder / checkpoint_name(old.step)).is_dir()]
-    return Descent(position, (parent.position, *present))
+    return Ancestry(position, (parent.position, *present))
 
 
-def left_behind(folder: Path, origin: Descent | None) -> list[Path]:
+def left_behind(folder: Path, origin: Ancestry | None) -> list[Path]:
     """The readable checkpoints that a run abandons by saving from `origin`, newest first."""
     kept = {origin.position, *origin.ancestors} if origin else set()
     known, _ = _read_all(folder)
     return _newest_first(
-        {p: descent for p, descent in known.items() if descent.position not in kept}
+        {p: ancestry for p, ancestry in known.items() if ancestry.position not in kept}
     )
 
 
-def _newest_first(known: dict[Path, Descent]) -> list[Path]:
+def _newest_first(known: dict[Path, Ancestry]) -> list[Path]:
     return sorted(known, key=lambda path: known[path].position, reverse=True)

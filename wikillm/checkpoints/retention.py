@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wikillm.checkpoints.layout import DELETING, REPLACED, STAGING, step_of
-from wikillm.checkpoints.lineage import arrange, read_descent
+from wikillm.checkpoints.lineage import arrange, read_ancestry
 from wikillm.checkpoints.manifest import read_state, verify
 from wikillm.config.schema import TrainSection
 from wikillm.core.errors import CheckpointError
@@ -123,7 +123,7 @@ def _is_whole(checkpoint: Path) -> bool:
 def _is_ours(checkpoint: Path) -> bool:
     """Whether the run wrote it under this name. A copy, or one without a manifest, stays."""
     try:
-        read_descent(checkpoint)
+        read_ancestry(checkpoint)
     except CheckpointError:
         return False
     return True
@@ -136,10 +136,10 @@ def keep_newest(folder: Path, keep: Keep, spare: Path | None = None) -> list[Pat
     """
     removed = superfluous(folder, keep, spare)
     for checkpoint in removed:
-        doomed = folder / f"{DELETING}{checkpoint.name}"
-        shutil.rmtree(doomed, ignore_errors=True)
-        rename_durably(checkpoint, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        deleting = folder / f"{DELETING}{checkpoint.name}"
+        shutil.rmtree(deleting, ignore_errors=True)
+        rename_durably(checkpoint, deleting)
+        shutil.rmtree(deleting, ignore_errors=True)
     if removed:
         fsync_path(folder)
     return removed
@@ -159,5 +159,5 @@ def make_room(folder: Path, size: int, keep: Keep) -> tuple[list[Path], int]:
 
 def room_to_come(folder: Path, keep: Keep) -> int:
     """Bytes that the next start frees before its first save: leftovers, and what exceeds `keep`."""
-    doomed = [*_leftovers(folder), *superfluous(folder, keep)]
-    return sum(path.stat().st_size for each in doomed for path in files_below(each))
+    deleting = [*_leftovers(folder), *superfluous(folder, keep)]
+    return sum(path.stat().st_size for each in deleting for path in files_below(each))

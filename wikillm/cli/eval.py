@@ -88,10 +88,10 @@ def run(args: argparse.Namespace) -> int:
             if result is None:
                 raise RuntimeError("the evaluation was stopped")
             found[part.name] = result
-    return _tell(args, corpus, found, train.sequence_length)
+    return _print_scores(args, corpus, found, train.sequence_length)
 
 
-def _tell(
+def _print_scores(
     args: argparse.Namespace, corpus: Corpus, parts: dict[str, HeldOutLoss], length: int
 ) -> int:
     from wikillm.evals.baseline import unigram_cross_entropy

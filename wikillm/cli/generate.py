@@ -41,8 +41,10 @@ def add_sampling(parser: argparse.ArgumentParser, *, most: int) -> None:
     """The options that choose the next token, with `most` new tokens as default."""
     limit = f"write at most N tokens (default {most})"
     parser.add_argument("--max-new-tokens", type=positive, default=most, metavar="N", help=limit)
-    heat = "0: always the most likely token; higher is more varied (default 0.8)"
-    parser.add_argument("--temperature", type=not_negative, default=0.8, metavar="T", help=heat)
+    temperature = "0: always the most likely token; higher is more varied (default 0.8)"
+    parser.add_argument(
+        "--temperature", type=not_negative, default=0.8, metavar="T", help=temperature
+    )
     top = "choose among the likeliest tokens with joint probability P (default 0.95)"
     parser.add_argument("--top-p", type=share, default=0.95, metavar="P", help=top)
     seed = "the same seed gives the same text (default 0)"

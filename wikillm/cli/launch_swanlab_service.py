@@ -188,11 +188,11 @@ class _Progress:
     def __init__(self, size: int) -> None:
         self.size = size
         self.sent = 0
-        self.told = 0
+        self.shown = 0
 
     def __call__(self, sent: int) -> None:
         self.sent += sent
         tenth = 10 * self.sent // max(1, self.size)
-        if tenth > self.told:
-            self.told = tenth
+        if tenth > self.shown:
+            self.shown = tenth
             print(f"sent       {format_size(self.sent)} of {format_size(self.size)}", flush=True)

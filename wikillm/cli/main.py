@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()
-        _tell("interrupted")
+        _print_error("interrupted")
         return INTERRUPTED
     except Exception as error:
         return _failed(error, debug)
@@ -235,7 +235,7 @@ def _refused(error: WikiLLMError, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     elif not isinstance(error, ConfigError) or os.environ.get("LOCAL_RANK", "0") in ("", "0"):
-        _tell(f"{_rank_prefix()}{type(error).__name__}: {error}")
+        _print_error(f"{_rank_prefix()}{type(error).__name__}: {error}")
     return int(error.exit_code)
 
 
@@ -267,7 +267,7 @@ def _output_failure() -> OSError | None:
     return None
 
 
-def _tell(text: str) -> None:
+def _print_error(text: str) -> None:
     """Print to standard error if possible; the exit code carries the result anyway."""
     try:
         print(text, file=sys.stderr, flush=True)
@@ -278,8 +278,8 @@ def _tell(text: str) -> None:
 def _bug(error: Exception) -> int:
     """Report a bug: the traceback (also in the run's log file), and what to do with it."""
     logging.getLogger("wikillm").critical("unexpected error", exc_info=error)
-    _tell("".join(traceback.format_exception(error)))
-    _tell(
+    _print_error("".join(traceback.format_exception(error)))
+    _print_error(
         f"{_rank_prefix()}bug: {type(error).__name__}: {error}\n"
         "  WikiLLM should have refused this with a clear message, or not have failed.\n"
         f"  fix: report the command, this traceback and the version ({__version__}) as an issue"

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from wikillm.data.inspect.summary import summary_json, summary_of
     from wikillm.data.read.open import open_corpus
     from wikillm.data.text.attribution import ATTRIBUTION_NAME
-    from wikillm.export.foresee import foresee_export
+    from wikillm.export.predict import predict_export
 
     # Settings for dumps come before the configuration is resolved, so that the user's own win.
     said = _take_dumps(args) if args.wiki else []
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             print(line)
         corpus = open_corpus(cfg)
         # An export that would fail is reported now, not after the training.
-        foresee_export(corpus.tokenizer_dir, whole.model.architecture, whole.model.init_from)
+        predict_export(corpus.tokenizer_dir, whole.model.architecture, whole.model.init_from)
     if args.json:
         print(json.dumps(summary_json(corpus), indent=2, ensure_ascii=False))
         return ExitCode.DONE

@@ -41,7 +41,7 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     addresses = [dump for dump in dumps if scheme_of(dump)]  # fetched later: only the name is known
     local = [dump for dump in dumps if dump not in addresses]
     paths = [str(path) for path in locate(local)] if local else []
-    _refuse_twins([*paths, *addresses])
+    _refuse_same_dump([*paths, *addresses])
     sources = [sniff(Path(path)) for path in paths]
     for source in sources:
         if source.format != "mediawiki":
@@ -71,7 +71,7 @@ def wiki_settings(dumps: Sequence[str], user: Sequence[str]) -> tuple[list[str],
     return words, [note for key, note in notes.items() if key not in taken]
 
 
-def _refuse_twins(paths: Sequence[str]) -> None:
+def _refuse_same_dump(paths: Sequence[str]) -> None:
     """`pages-articles` and `pages-articles-multistream` of one dump have the same text."""
     seen: dict[str, str] = {}
     for path in paths:

@@ -112,10 +112,10 @@ def dial_settings(chosen: Sequence[Setting], problems: Problems) -> list[Setting
     if not turned:
         return []
     user = {setting.key: setting for setting in chosen if setting.origin.is_user}
-    rival = user.get("model.init_from") or user.get("model.preset")
-    if rival is not None and rival.value is not None and rival.origin.layer != "default":
-        got = f"{turned[0].origin.where}, {rival.origin.where}"
-        what = f"{turned[0].key} and {rival.key} each set the model's shape."
+    other = user.get("model.init_from") or user.get("model.preset")
+    if other is not None and other.value is not None and other.origin.layer != "default":
+        got = f"{turned[0].origin.where}, {other.origin.where}"
+        what = f"{turned[0].key} and {other.key} each set the model's shape."
         problems.add(what, got=got, fix="keep one of them")
         return []
     try:

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from wikillm.config.keys import REMOVED, WAS_REMOVED, Key, all_keys
+from wikillm.config.keys import REMOVED, RENAMED, WAS_REMOVED, Key, all_keys
 from wikillm.config.origin import Origin, Setting
 from wikillm.config.schema_types import NO, YES
 from wikillm.config.trainer_names import ALIASES, SWITCHES, advise
@@ -46,11 +46,11 @@ def parse_arguments(words: Sequence[str], problems: Problems) -> list[Setting]:
 
 
 def flag_to_key(name: str) -> str | None:
-    """The key for a flag without its dashes: a dotted key, an alias, or a leaf of `train`."""
+    """The key for a flag without its dashes: a dotted key, an alias or a leaf of `train`."""
     if name in all_keys():
         return name
-    if name in ALIASES:
-        return ALIASES[name]
+    if name in ALIASES or name in RENAMED:
+        return ALIASES.get(name) or RENAMED[name]
     return f"train.{name}" if f"train.{name}" in all_keys() else None
 
 

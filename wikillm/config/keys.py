@@ -23,6 +23,8 @@ REMOVED = {
     "model.zero_init_outputs": False,
 }
 """Keys of earlier versions, with the value that is still read from old run directories."""
+RENAMED = {"train.meet_seconds": "train.rendezvous_seconds"}
+"""Names of keys in earlier versions, still read, and the present ones."""
 WAS_REMOVED = "leave it out: it was removed because no measurement showed a gain"
 
 

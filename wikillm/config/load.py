@@ -20,7 +20,7 @@ from wikillm.config.checks import GROUPS, check, check_init_from
 from wikillm.config.dial import dial_settings
 from wikillm.config.flags import parse_arguments
 from wikillm.config.init_from import shape_settings
-from wikillm.config.keys import REMOVED, WAS_REMOVED, all_keys, nested, section_names
+from wikillm.config.keys import REMOVED, RENAMED, WAS_REMOVED, all_keys, nested, section_names
 from wikillm.config.origin import DEFAULT, LAYERS, Layer, Origin, Setting, merge
 from wikillm.config.presets import Axis, load_preset, preset_names
 from wikillm.config.resolved import Resolved, to_yaml
@@ -106,7 +106,8 @@ def _recorded_layers(entries: dict[str, Entry]) -> dict[str, Layer]:
     for layer in LAYERS:
         entry = entries.pop(f"layers.{layer}", None)
         if entry is not None and isinstance(entry.value, list):
-            layers |= dict.fromkeys(map(str, entry.value), layer)
+            keys = (RENAMED.get(str(key), str(key)) for key in entry.value)
+            layers |= dict.fromkeys(keys, layer)
     if not any(key.startswith("layers.") for key in entries):
         entries.pop("layers", None)
     return layers
@@ -161,7 +162,8 @@ def _settings(
     """Entries of a YAML file as settings; an unknown key is a problem."""
     settings: list[Setting] = []
     unknown_sections: list[str] = []
-    for key, entry in entries.items():
+    for written, entry in entries.items():
+        key = RENAMED.get(written, written)
         where = f"{name}:{entry.line}"
         if any(key.startswith(f"{section}.") for section in unknown_sections):
             continue

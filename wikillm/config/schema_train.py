@@ -154,5 +154,5 @@ class TrainSection(Section):
     stall_seconds: float = Field(default=120.0, gt=0)
     """End the run if no step finishes for this long and for 10 median steps; other phases have
     longer limits."""
-    meet_seconds: float = Field(default=50.0, gt=0)
+    rendezvous_seconds: float = Field(default=50.0, gt=0)
     """How long the nodes wait for each other at the start."""

@@ -60,7 +60,7 @@ class World:
             )
         return cls(rank=rank, size=size, local_rank=local_rank, local_size=local_size)
 
-    def check_meeting_place(self, environ: MutableMapping[str, str] = os.environ) -> None:
+    def check_rendezvous(self, environ: MutableMapping[str, str] = os.environ) -> None:
         """Check that several ranks have a rendezvous address.
 
         For a lone process, removes variables that an incomplete launch left behind.

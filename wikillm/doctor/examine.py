@@ -57,7 +57,9 @@ def examine_nodes(
     names = tuple(slots)
     visit = Visit(names, workdir, start + SECONDS)
     try:
-        cluster = ClusterFacts(names, slots, request.master, visit.meet(request, environment))
+        cluster = ClusterFacts(
+            names, slots, request.master, visit.gather_facts(request, environment)
+        )
         # Each step needs the one before: names and addresses, then ports, then a collective.
         if len(visit.open) > 1:
             cluster = replace(cluster, shared=visit.share(request.run_dir))

@@ -153,13 +153,13 @@ def _serve(server: socket.socket, token: bytes) -> None:
 def _try(address: str, port: int, token: str) -> str:
     try:
         with socket.create_connection((address, port), timeout=CONNECT_SECONDS) as peer:
-            heard = b""
+            received = b""
             while piece := peer.recv(256):
-                heard += piece
+                received += piece
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         return f"port {port} at {address}: {reason}"
-    is_ours = heard.decode(errors="replace") == token
+    is_ours = received.decode(errors="replace") == token
     return "" if is_ours else f"port {port} at {address}: another program answers there"
 
 

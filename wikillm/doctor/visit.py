@@ -42,7 +42,9 @@ class Visit:
         self.open: dict[str, Connection] = {}
         self.unreachable: dict[str, NodeFailure] = {}
 
-    def meet(self, request: Request, environment: Mapping[str, str]) -> dict[str, NodeFacts]:
+    def gather_facts(
+        self, request: Request, environment: Mapping[str, str]
+    ) -> dict[str, NodeFacts]:
         """Connect to every node and gather its facts."""
         facts: dict[str, NodeFacts] = {}
 

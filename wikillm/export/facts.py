@@ -31,7 +31,14 @@ NOT_SHOWN = (
     *("keep_every_steps", "keep_best"),
     *("exit_timeout_seconds", "dataloader_num_workers", "max_skipped_steps"),
     *("per_device_eval_batch_size", "max_micro_batch_tokens", "weight_check_steps", "spike_window"),
-    *("supervise", "lost_seconds", "stall_seconds", "meet_seconds", "self_check", "max_hours"),
+    *(
+        "supervise",
+        "lost_seconds",
+        "stall_seconds",
+        "rendezvous_seconds",
+        "self_check",
+        "max_hours",
+    ),
 )
 FILTERS = (
     *("convert", "quality", "dedup", "max_text_bytes"),

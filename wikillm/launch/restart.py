@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wikillm.checkpoints.lineage import Position, arrange, read_descent
+from wikillm.checkpoints.lineage import Position, arrange, read_ancestry
 from wikillm.core.errors import CheckpointError, ConfigError, ExitCode, MachineError
 from wikillm.core.log import say, warn
 from wikillm.core.units import format_seconds
@@ -119,7 +119,7 @@ def last_checkpoint(run: Path) -> Position | None:
     """The place of the checkpoint that `--resume auto` takes, as far as names and manifests say."""
     for checkpoint in arrange(run / "checkpoints").branch:
         with suppress(CheckpointError):
-            return read_descent(checkpoint).position
+            return read_ancestry(checkpoint).position
     return None
 
 

@@ -36,8 +36,10 @@ from wikillm.supervise.records import (
 )
 from wikillm.supervise.wire import Message, Wire
 
-OBEY_SECONDS = 10.0  # from the request to leave until the rank is killed
-HEAR_SECONDS = 3.0  # the same without an acknowledgement: it is suspended, or a library blocks it
+EXIT_SECONDS = 10.0  # from the request to leave until the rank is killed
+ACKNOWLEDGE_SECONDS = (
+    3.0  # the same without an acknowledgement: it is suspended, or a library blocks it
+)
 STACKS_SECONDS = 0.5  # for the stacks of a rank that does not respond
 COLLECT_SECONDS = 0.5  # until the kernel reports how a process ended
 
@@ -76,15 +78,15 @@ class Agent:
             self._start_coordinator()
         while not self._rank_gone:
             if time.monotonic() - self._looked > SUSPENDED_SECONDS:
-                self.link.forgive_silence()
+                self.link.restart_silence()
             self._looked = time.monotonic()
             wires = [wire for wire in (self.rank_wire, self.link.wire) if wire is not None]
             ready = select.select(wires, [], [], TICK)[0]
             if self.rank_wire in ready:
-                self.hear(self.rank_wire.receive())
+                self.handle(self.rank_wire.receive())
                 self._rank_gone = self._rank_gone or self.rank_wire.closed
             if self.link.wire in ready:
-                self._hear_coordinator()
+                self._read_coordinator()
             self._look()
         self._close()
 
@@ -137,22 +139,22 @@ class Agent:
         limits = {"limit": progress.limit(self.limits.stall), "median": progress.median}
         self.link.send({**beat, "standing": progress.standing, **limits})
 
-    def _hear_coordinator(self) -> None:
+    def _read_coordinator(self) -> None:
         for message in self.link.receive():
             if "welcome" in message:
                 self.rank_wire.send(message)
             elif "end" in message:
-                speaks = message.get("speaker") == self.rank
-                self._end(int(message["end"]), str(message["reason"]), speaks=speaks)
+                reports = message.get("speaker") == self.rank
+                self._end(int(message["end"]), str(message["reason"]), reports=reports)
 
-    def hear(self, messages: list[Message]) -> None:
+    def handle(self, messages: list[Message]) -> None:
         """Handle messages of the rank."""
         for message in messages:
             if "run" in message:
                 self._recorder = Recorder(Path(message["run"]), self._record, self._stop)
                 self._recorder.start()
-            elif "hears" in message and self._kill_at:
-                self._kill_at += OBEY_SECONDS - HEAR_SECONDS
+            elif "acknowledged" in message and self._kill_at:
+                self._kill_at += EXIT_SECONDS - ACKNOWLEDGE_SECONDS
             elif "bye" in message:
                 self._left = (int(message["bye"]), str(message["reason"]))
                 is_early = not self.link.accepted and self._left[0] != 0
@@ -173,24 +175,24 @@ class Agent:
         """`wikillm stop` was called."""
         if at_once:
             reason = "Ended at once by `wikillm stop --now`; nothing was saved."
-            self._end(ExitCode.STOPPED, reason, speaks=self.rank == 0)
+            self._end(ExitCode.STOPPED, reason, reports=self.rank == 0)
         else:
             self.process.send(signal.SIGTERM)
 
     def _end(
-        self, code: int, reason: str, *, lost_main: bool = False, speaks: bool = False
+        self, code: int, reason: str, *, lost_main: bool = False, reports: bool = False
     ) -> None:
         """Request the rank to leave: it writes its stacks and ends.
 
         Args:
             lost_main: rank 0 is lost: the first rank of this node reports to the user.
-            speaks: this rank reports to the user.
+            reports: this rank reports to the user.
         """
         if self._left is not None or self._kill_at:
             return
-        self._kill_at = time.monotonic() + HEAR_SECONDS
-        speaks = speaks or (lost_main and self.setup["local_rank"] == 0)
-        self._verdict = {"end": code, "reason": reason, "speaks": speaks}
+        self._kill_at = time.monotonic() + ACKNOWLEDGE_SECONDS
+        reports = reports or (lost_main and self.setup["local_rank"] == 0)
+        self._verdict = {"end": code, "reason": reason, "reports": reports}
         self.rank_wire.send(self._verdict)
 
     def _kill(self) -> None:
@@ -203,12 +205,12 @@ class Agent:
         self.process.send(signal.SIGKILL)
         self._rank_gone = True
 
-    def _report(self, code: int, reason: str, *, speaks: bool) -> None:
+    def _report(self, code: int, reason: str, *, reports: bool) -> None:
         """Write exit.json and print the reason in place of a rank that cannot."""
         if self._recorder is not None:
             step = self.heartbeat.read().step
             write_exit(self._recorder.run_dir, code, reason, self.rank, step, keep=True)
-        if speaks:
+        if reports:
             print_end(code, reason)
 
     def _how_it_ended(self) -> str | None:
@@ -228,7 +230,7 @@ class Agent:
             if self.link.wire is None:
                 time.sleep(0.05)
             elif select.select([self.link.wire], [], [], 0.05)[0]:
-                self._hear_coordinator()
+                self._read_coordinator()
 
     def _close(self) -> None:
         """The rank has ended: report how, and serve the others where the coordinator is."""
@@ -244,15 +246,15 @@ class Agent:
             if self.coordinator is None:
                 wire.close()
         if self.coordinator is not None:
-            patience = 5.0 if self._verdict else self.limits.leave + 10.0
+            timeout = 5.0 if self._verdict else self.limits.leave + 10.0
             is_connected = wire is not None
             end = self.coordinator.wait(
-                patience, own=int(is_connected), for_verdict=in_silence and is_connected
+                timeout, own=int(is_connected), for_verdict=in_silence and is_connected
             )
             # No other rank may be left to report the verdict.
             if in_silence and end is not None:
-                speaks = self.coordinator.membership.speaker() == 0
-                self._report(end.code, end.reason, speaks=speaks)
+                reports = self.coordinator.membership.reporter() == 0
+                self._report(end.code, end.reason, reports=reports)
 
     def _report_end(self, in_silence: bool) -> None:
         """The rank ended without reporting its exit."""
@@ -266,7 +268,7 @@ class Agent:
             self._recorder.close(self._record())
         # A killed rank could not report the verdict itself.
         if verdict is not None and (known is None or "signal" in known):
-            self._report(*self._left, speaks=bool(verdict["speaks"]))
+            self._report(*self._left, reports=bool(verdict["reports"]))
         if in_silence and not self.link.accepted:
             self._connect_late()
         if verdict is None:
@@ -284,7 +286,7 @@ def main() -> None:
         messages = wire.receive()
     if messages:
         agent = Agent(wire, heartbeat, messages[0])
-        agent.hear(messages[1:])
+        agent.handle(messages[1:])
         agent.serve()
 
 

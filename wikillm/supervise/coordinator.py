@@ -27,7 +27,7 @@ ALONE_SECONDS = 1.0
 """From the end of a local agent until its rank is checked: both may be killed together."""
 SUSPENDED_SECONDS = 5.0
 """A gap this long between two looks: this process was suspended (Ctrl-Z, a scheduler)."""
-STRANGERS = 16
+MOST_UNPROVEN = 16
 """Unproven connections at a time, besides those of absent ranks; the oldest is closed first."""
 _LONGEST_TEXT = 16384  # characters of a reason, a host name, a fact
 _CODES = frozenset(map(int, ExitCode))
@@ -69,7 +69,7 @@ class Coordinator(threading.Thread):
                 if key.fileobj is self._listener:
                     self._accept()
                 elif not key.data.closed:
-                    self._hear(key.data)
+                    self._receive(key.data)
             self._look()
 
     def wait(self, timeout: float, own: int, *, for_verdict: bool = False) -> End | None:
@@ -94,7 +94,7 @@ class Coordinator(threading.Thread):
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             absent = max(0, self.membership.world_size - len(self._rank_of))
-            while len(self._unproven) >= STRANGERS + absent:
+            while len(self._unproven) >= MOST_UNPROVEN + absent:
                 self._drop(next(iter(self._unproven)))
             wire = SealedWire(sock, self._secret, self._context, is_coordinator=True)
             if wire.closed:
@@ -102,7 +102,7 @@ class Coordinator(threading.Thread):
             self._unproven[wire] = (time.monotonic(), str(peer[0]) if peer else "this machine")
             self._wires.register(sock, selectors.EVENT_READ, wire)
 
-    def _hear(self, wire: SealedWire) -> None:
+    def _receive(self, wire: SealedWire) -> None:
         now = time.monotonic()
         try:
             for message in wire.receive():
@@ -173,7 +173,7 @@ class Coordinator(threading.Thread):
             self._end = self.membership.verdict(now)
             if self._end is not None:
                 verdict = {"end": self._end.code, "reason": self._end.reason}
-                self._send_all({**verdict, "speaker": self.membership.speaker()})
+                self._send_all({**verdict, "speaker": self.membership.reporter()})
         if self._end is None and not self._welcomed and self.membership.is_complete:
             self._welcomed = True
             hosts: dict[str, Any] = {}

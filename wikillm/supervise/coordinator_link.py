@@ -26,12 +26,12 @@ class CoordinatorLink:
         self._host = str(setup["process"]["host"])
         self._secret = bytes.fromhex(setup["secret"])
         self._began = time.monotonic()
-        self._heard = self._began
+        self._last_received = self._began
         self._gone: float | None = None
         self._attempt = 0
         self._answer_by = 0.0
         self._port = 0  # of the latest attempt
-        self._strangers: set[int] = set()  # ports where a peer with a different secret answered
+        self._foreign_ports: set[int] = set()  # ports where a peer with a different secret answered
 
     @property
     def is_local(self) -> bool:
@@ -42,15 +42,15 @@ class CoordinatorLink:
         if self.wire is not None:
             self.wire.send(message)
 
-    def forgive_silence(self) -> None:
+    def restart_silence(self) -> None:
         """This process was suspended: it could not receive the coordinator's messages."""
-        self._heard = time.monotonic()
+        self._last_received = time.monotonic()
 
     def find(self, now: float) -> str | None:
         """Try one port per call; returns the reason when the search has failed."""
         if self.wire is not None and not self.wire.closed and now < self._answer_by:
             return None
-        if not self.is_local and now - self._began > self._limits.meet + 5.0:
+        if not self.is_local and now - self._began > self._limits.rendezvous + 5.0:
             return self._no_answer()
         if self.wire is not None:
             self.wire.close()
@@ -71,12 +71,12 @@ class CoordinatorLink:
             return []
         messages = wire.receive()
         if messages:
-            self._heard = time.monotonic()
+            self._last_received = time.monotonic()
         if any(key in message for message in messages for key in ("hub", "welcome", "end")):
             self.accepted = True
         if wire.closed:
             if wire.has_answered and not wire.is_proven:
-                self._strangers.add(self._port)
+                self._foreign_ports.add(self._port)
             wire.close()
             self.wire = None
             if self.accepted:
@@ -91,7 +91,7 @@ class CoordinatorLink:
         """
         setup = self._setup
         where = f"rank 0 on the first node, {setup['master']} ({setup['master_address']})"
-        silence = now - self._heard
+        silence = now - self._last_received
         if self.is_local:
             return None
         if self._gone is not None:
@@ -123,9 +123,9 @@ class CoordinatorLink:
         first = int(self._setup["master_port"]) + 1
         ports = f"ports {first} to {first + PORTS_TRIED - 1}"
         where = f"{self._setup['master']} ({self._setup['master_address']}, {ports})"
-        limit = f"{self._limits.meet:.0f} s"
+        limit = f"{self._limits.rendezvous:.0f} s"
         reason = f"{self._host} got no answer from the first node, {where}, for {limit}."
-        if self._strangers:
-            strange = ", ".join(map(str, sorted(self._strangers)))
-            reason += f"\n  A supervisor answered at port {strange}, {OTHER_SECRET}"
+        if self._foreign_ports:
+            ports = ", ".join(map(str, sorted(self._foreign_ports)))
+            reason += f"\n  A supervisor answered at port {ports}, {OTHER_SECRET}"
         return reason

@@ -34,10 +34,10 @@ SHORT = ("step", "first step")  # phases in which a rank waits for the others
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """In seconds: `meet` for every rank to join, `lost` without a heartbeat, `stall` without
+    """In seconds: `rendezvous` for every rank to join, `lost` without a heartbeat, `stall` without
     progress, `leave` is the grace period between the first and the last exit."""
 
-    meet: float
+    rendezvous: float
     lost: float
     stall: float
     leave: float
@@ -58,7 +58,7 @@ class Member:
     host: str
     address: str
     facts: dict[str, str]
-    heard: float
+    last_received: float
     phase: str = "start"
     step: int = 0
     standing: float = 0.0
@@ -102,7 +102,7 @@ class Membership:
 
     def beat(self, rank: int, message: dict[str, Any], now: float) -> None:
         known = self.ranks[rank]
-        known.heard = now
+        known.last_received = now
         known.phase = str(message["phase"])
         known.step = int(message["step"])
         known.standing = message["standing"]
@@ -123,7 +123,7 @@ class Membership:
         """Its agent is gone but the rank runs: it continues unsupervised."""
         self.ranks.pop(rank, None)
 
-    def speaker(self) -> int:
+    def reporter(self) -> int:
         """The rank that reports to the user: the first that still can."""
         here = (rank for rank, known in self.ranks.items() if not known.left and not known.died)
         return min(here, default=0)
@@ -162,7 +162,7 @@ class Membership:
         return End(ExitCode.MACHINE, f"{self._name(rank)} {how}.")
 
     def _incomplete(self, now: float) -> End | None:
-        if self.is_complete or now - self.began < self.limits.meet:
+        if self.is_complete or now - self.began < self.limits.rendezvous:
             return None
         absent = [rank for rank in range(self.world_size) if rank not in self.ranks]
         numbers = sorted({rank // self.local_size for rank in absent})
@@ -170,7 +170,8 @@ class Membership:
         joined = ", ".join(sorted({known.host for known in self._all()})) or "none"
         reason = (
             f"{', '.join(nodes)} ({_ranks(absent)}) did not join within "
-            f"{format_seconds(self.limits.meet)} (train.meet_seconds); joined: {joined}."
+            f"{format_seconds(self.limits.rendezvous)} (train.rendezvous_seconds); "
+            f"joined: {joined}."
         )
         if self.refused:
             reason += f"\n  {', '.join(sorted(self.refused))} was refused, {OTHER_SECRET}"
@@ -195,7 +196,7 @@ class Membership:
 
     def _silent(self, now: float) -> End | None:
         silent = {
-            rank: now - max(known.heard, self.since)
+            rank: now - max(known.last_received, self.since)
             for rank, known in self.ranks.items()
             if not known.left
         }

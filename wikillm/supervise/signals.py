@@ -158,12 +158,13 @@ class StopSignals:
         if self._arrived is None:
             self._arrived = now
             name = self._why or signal.Signals(number).name
+            wait = self._end_if_ignored
             args = (name, now)
-            threading.Thread(target=self._insist, args=args, name="stopping", daemon=True).start()
+            threading.Thread(target=wait, args=args, name="stopping", daemon=True).start()
         elif now - self._arrived > self.GRACE:
             os._exit(ExitCode.STOPPED)
 
-    def _insist(self, name: str, since: float) -> None:
+    def _end_if_ignored(self, name: str, since: float) -> None:
         """End the process where the exception was swallowed or never raised.
 
         In training also where the first step of this start takes longer than FIRST_STEP_SECONDS.

@@ -53,7 +53,10 @@ class SuperviseSettings:
 def settings_of(train: TrainSection, run: RunSection) -> SuperviseSettings:
     """How a run is supervised."""
     limits = Limits(
-        train.meet_seconds, train.lost_seconds, train.stall_seconds, train.exit_timeout_seconds
+        train.rendezvous_seconds,
+        train.lost_seconds,
+        train.stall_seconds,
+        train.exit_timeout_seconds,
     )
     return SuperviseSettings(train.supervise, limits, Path(run.dir or f"runs/{run.name}"))
 
@@ -81,7 +84,7 @@ class Supervisor:
         self._welcome: Message | None = None
         self._verdict: Message | None = None
         self._waited_for_reason = False
-        self._meeting = not self.is_local
+        self._is_in_rendezvous = not self.is_local
         self._answered = threading.Event()
         self._noted = threading.Event()
 
@@ -117,7 +120,7 @@ class Supervisor:
         self._start_agent(self._agent_setup(master, int(port), facts(), environ))
         # The agent answers with a welcome, a verdict, or its own end.
         self._answered.wait()
-        self._meeting = False
+        self._is_in_rendezvous = False
         if self._verdict is not None:
             raise MachineError(str(self._verdict["reason"]))
         if self._welcome is not None:
@@ -227,7 +230,7 @@ class Supervisor:
         job = "\0".join([*parts, *(environ.get(name, "") for name in restart)])
         if self.is_local:  # no secret: the kernel knows the other end's user
             secret = hashlib.sha256(job.encode()).hexdigest()
-            limits = replace(limits, meet=NEVER, lost=NEVER)
+            limits = replace(limits, rendezvous=NEVER, lost=NEVER)
         else:
             secret = run_secret(self.settings.run, environ).hex()
         return {
@@ -275,13 +278,13 @@ class Supervisor:
                 elif "noted" in message:
                     self._noted.set()
                 elif "end" in message:
-                    wire.send({"hears": True})
-                    if self._meeting:
+                    wire.send({"acknowledged": True})
+                    if self._is_in_rendezvous:
                         self._verdict = message
                         self._answered.set()
                     elif self._left is None:
-                        speaks = bool(message["speaks"])
-                        self._end(int(message["end"]), str(message["reason"]), speaks=speaks)
+                        reports = bool(message["reports"])
+                        self._end(int(message["end"]), str(message["reason"]), reports=reports)
         # The agent is gone: nothing may wait for it.
         self._noted.set()
         if self._left is None:
@@ -290,25 +293,25 @@ class Supervisor:
             warn("the supervisor's process is gone: the run continues without it")
         self._answered.set()
 
-    def _end(self, code: int, reason: str, *, speaks: bool) -> None:
+    def _end(self, code: int, reason: str, *, reports: bool) -> None:
         """Write reason and stacks, then end the process, wherever the main thread hangs."""
         step = self.heartbeat.read().step
         logger.critical("ended by the supervisor at step %d: %s", step, reason)
         if self._stacks is not None:
             with suppress(OSError, ValueError):
                 faulthandler.dump_traceback(file=self._stacks, all_threads=True)
-        if speaks:
+        if reports:
             print_end(code, reason)
-        args = (code, reason, step, speaks)
+        args = (code, reason, step, reports)
         writer = threading.Thread(target=self._write_exit, args=args, daemon=True)
         writer.start()
         writer.join(_FILE_SECONDS)
         os._exit(code)
 
-    def _write_exit(self, code: int, reason: str, step: int, speaks: bool) -> None:
+    def _write_exit(self, code: int, reason: str, step: int, reports: bool) -> None:
         if self._run is None:
             return
-        if not speaks:
+        if not reports:
             time.sleep(2.0)  # the rank that reports to the user writes first, if it can
         write_exit(self._run, code, reason, self.world.rank, step, keep=True)
 
@@ -326,7 +329,7 @@ class Supervisor:
             if self._recorder is not None:
                 self._recorder.close(self._record())
             self._left = None
-            self._end(code, reason, speaks=self.world.is_main)
+            self._end(code, reason, reports=self.world.is_main)
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -3,8 +3,8 @@
 `Wire` is for a socket pair between two own processes. `SealedWire` is for TCP: each message carries
 a MAC that only a holder of the run's secret can compute. Anything else closes its own connection.
 
-Keys of messages and labels in the MAC keep their first names ("hub"): nodes that run different code
-still meet, and the difference is reported.
+Keys of messages and labels in the MAC keep their first names ("hub", "speaker"), so that nodes with
+different code still connect, and the difference is reported.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class SealedWire(Wire):
 
     def _take_line(self, line: bytes) -> Message | None:
         if self._keys is None:
-            return self._meet(line)
+            return self._agree_on_keys(line)
         mac, _, body = line.partition(b" ")
         if not hmac.compare_digest(mac, _mac(self._keys[1], self._received, body)):
             self.is_refused = True
@@ -160,7 +160,7 @@ class SealedWire(Wire):
         self.is_proven = True
         return parse(body)
 
-    def _meet(self, line: bytes) -> Message | None:
+    def _agree_on_keys(self, line: bytes) -> Message | None:
         theirs = (parse(line) or {}).get("nonce")
         if not isinstance(theirs, str) or not _NONCE.fullmatch(theirs) or theirs == self._nonce:
             return None

@@ -30,8 +30,8 @@ BUFFER_BYTES = 70 * 10**6  # 69,206,024 measured with deepspeed 0.19.8
 _BUFFER = "deepspeed_allreduce_buffer"
 """Prefix of the names; user, MASTER_ADDR, MASTER_PORT and rank follow (csrc/cpu/comm/shm.cpp)."""
 _JUST_MADE = 5.0  # seconds in which the ranks of a start map each other's buffers
-_LOCAL_PATIENCE = 2.0  # much more than the time between creating a lock and opening it
-_NETWORK_PATIENCE = 600.0  # no file of a running build stays untouched for that long
+_LOCAL_IDLE_SECONDS = 2.0  # much more than the time between creating a lock and opening it
+_NETWORK_IDLE_SECONDS = 600.0  # no file of a running build stays untouched for that long
 
 
 def build_cpu_op() -> None:
@@ -189,12 +189,12 @@ def _remove_if_stale(lock: Path) -> bool:
     """True when the lock has no owner, and was removed."""
     folder = lock.parent
     is_shared = is_network_kind(file_system_kind(folder))
-    patience = _NETWORK_PATIENCE if is_shared else _LOCAL_PATIENCE
+    idle_seconds = _NETWORK_IDLE_SECONDS if is_shared else _LOCAL_IDLE_SECONDS
     newest = 0.0
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # a build renames files meanwhile
             newest = max(newest, path.stat().st_mtime)
-    if is_open_here(lock) or time.time() - newest <= patience:
+    if is_open_here(lock) or time.time() - newest <= idle_seconds:
         return False
     logger.warning("removing %s, left by a build that was killed", lock)
     lock.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from wikillm.config.load import Resolved
 from wikillm.core.world import World
 from wikillm.data.read.corpus import Corpus
 from wikillm.data.read.open import open_corpus
-from wikillm.export.foresee import foresee_export
+from wikillm.export.predict import predict_export
 from wikillm.plan.run_plan import Plan, make_plan
 from wikillm.supervise.supervisor import settings_of
 from wikillm.train.context import PlannedRun
@@ -23,7 +23,7 @@ def plan_run(resolved: Resolved, world: World, corpus: Corpus) -> PlannedRun:
     ranks)"""
     cfg = resolved.config
     if world.is_main:
-        foresee_export(corpus.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
+        predict_export(corpus.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
     plan = plan_on(corpus, resolved, world)
     run = RunDir(settings_of(cfg.train, cfg.run).run)
     return PlannedRun(resolved, world, run, corpus, plan, resolve_engine(cfg, plan, world))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.checkpoints.latest import Verify, find_complete, latest_complete
-from wikillm.checkpoints.lineage import Descent, arrange, left_behind, read_descent
+from wikillm.checkpoints.lineage import Ancestry, arrange, left_behind, read_ancestry
 from wikillm.checkpoints.manifest import (
     damage,
     raise_if_damaged,
@@ -98,7 +98,7 @@ class ResumePoint:
     step: int
     consumed_samples: int
     state: dict[str, Any]
-    origin: Descent | None = None
+    origin: Ancestry | None = None
 
     @property
     def trained_samples(self) -> int:
@@ -127,7 +127,7 @@ def find_resume_point(checkpoints: Path, resume: str, check: Verify = verify) ->
         return None
     state = read_state(found)
     is_ours = found.parent.resolve() == checkpoints.resolve()
-    origin = read_descent(found) if is_ours else None
+    origin = read_ancestry(found) if is_ours else None
     return ResumePoint(found, int(state["step"]), int(state["consumed_samples"]), state, origin)
 
 

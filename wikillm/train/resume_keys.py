@@ -92,7 +92,7 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
         data.cache_bytes data.workers data.verify data.streaming data.stall_seconds
         data.min_val_tokens data.max_bad_fraction train.dataloader_num_workers
         train.exit_timeout_seconds train.supervise train.lost_seconds train.stall_seconds
-        train.meet_seconds observe.live
+        train.rendezvous_seconds observe.live
         observe.swanlab.mode observe.swanlab.project observe.swanlab.workspace
         observe.swanlab.experiment_name observe.swanlab.log_dir
         observe.swanlab.finish_timeout_seconds

@@ -225,7 +225,7 @@ def refuse_before_supervision(run: Path, store: str | None, world: World) -> Non
         ConfigError: the run directory holds other files.
         MachineError: MASTER_ADDR or MASTER_PORT is missing or invalid.
     """
-    world.check_meeting_place()
+    world.check_rendezvous()
     if world.is_main:
         RunDir(run).refuse_foreign(Path(store) if store else None)
 

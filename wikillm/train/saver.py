@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from wikillm.checkpoints.layout import STATE, TRAINER_STATE, checkpoint_name
-from wikillm.checkpoints.lineage import Descent, arrange, next_descent
+from wikillm.checkpoints.lineage import Ancestry, arrange, next_ancestry
 from wikillm.checkpoints.manifest import (
     FileEntry,
     files_to_list,
@@ -66,7 +66,9 @@ from wikillm.train.random_state import random_state
 
 PIECE_BYTES = 256 << 20
 """The size of the buffer where host memory is short."""
-_PATIENCE = timedelta(hours=6)  # for the slowest rank's disk; the supervisor watches for hangs
+_GATHER_TIMEOUT = timedelta(
+    hours=6
+)  # for the slowest rank's disk; the supervisor watches for hangs
 
 Part = tuple[Extent, Fragment]
 Copied = tuple[list[Extent], memoryview]
@@ -108,7 +110,7 @@ class CheckpointSaver:
     """
 
     def __init__(
-        self, folder: Path, staging: Path, world: World, keep: Keep, origin: Descent | None
+        self, folder: Path, staging: Path, world: World, keep: Keep, origin: Ancestry | None
     ) -> None:
         self.folder = folder
         self.staging = staging
@@ -116,7 +118,7 @@ class CheckpointSaver:
         self.keep = keep
         self.origin = origin
         self.longest_seconds = 0.0
-        self.group = ControlGroup(_PATIENCE)
+        self.group = ControlGroup(_GATHER_TIMEOUT)
         self._buffer = torch.empty(0)
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -232,8 +234,8 @@ class CheckpointSaver:
                 result = work()
         except Exception as caught:
             error = caught
-        told = error if isinstance(error, WikiLLMError) else repr(error) if error else None
-        found: list[Any] = self.group.gather((result, told))
+        reported = error if isinstance(error, WikiLLMError) else repr(error) if error else None
+        found: list[Any] = self.group.gather((result, reported))
         if error is not None:
             raise error
         for rank, (_, of_rank) in enumerate(found):
@@ -279,12 +281,12 @@ class CheckpointSaver:
         rest = [n for n in files_to_list(staged) if n not in entries and n not in sizes]
         entries |= seal_files(staged, rest)
         entries |= {name: tensor_entry(size) for name, size in sizes.items()}
-        descent = next_descent(self.folder, job.step, self.origin)
-        facts = {"step": job.step, "world_size": self.world.size, **descent.to_json()}
+        ancestry = next_ancestry(self.folder, job.step, self.origin)
+        facts = {"step": job.step, "world_size": self.world.size, **ancestry.to_json()}
         write_manifest(staged, entries, facts)
         final = self.folder / checkpoint_name(job.step)
         publish(staged, final)
-        self.origin = descent
+        self.origin = ancestry
         size = sum(path.stat().st_size for path in files_below(final))
         say(f"saved {final}  {format_size(size)}")
         self._rotate()

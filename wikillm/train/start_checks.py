@@ -18,7 +18,7 @@ from wikillm.core.world import World
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.run_dir import RunDir
 
-_PATIENCE = 20.0  # seconds until a new file must be visible on a network file system
+_VISIBLE_SECONDS = 20.0  # seconds until a new file must be visible on a network file system
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def check_shared_folder(run: RunDir, control: ControlGroup) -> dict[str, Any]:
         The run's identity, the same on every rank. Raises MachineError.
     """
     identity = _read_identity(run)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + _VISIBLE_SECONDS
     expected: Any = control.gather(identity)[0]
     while identity != expected and time.monotonic() < deadline:
         time.sleep(0.2)

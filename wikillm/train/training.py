@@ -11,7 +11,7 @@ from fractions import Fraction
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from wikillm.checkpoints.layout import checkpoint_name
-from wikillm.checkpoints.lineage import next_descent
+from wikillm.checkpoints.lineage import next_ancestry
 from wikillm.checkpoints.retention import keep_of
 from wikillm.core.errors import DivergedError, StoppedError
 from wikillm.core.log import say
@@ -179,7 +179,7 @@ def _where_to_resume(context: RunContext, sequence: int) -> str:
 
 def _next_sequence(context: RunContext) -> int:
     """Of the checkpoint that is written next: it grows with each one that is published."""
-    return next_descent(context.run.checkpoints, 0, None).position.sequence
+    return next_ancestry(context.run.checkpoints, 0, None).position.sequence
 
 
 def _callbacks(

@@ -85,14 +85,14 @@ class DataWaiter:
         logged = 0.0
         while True:
             # Trouble is read first: samples that exist after it are final.
-            trouble = self._order.trouble(start)
+            failure = self._order.failure(start)
             exists = self._order.covers(stop)
             is_asked = self._signals.received is not None
             waits, fails, stops = self._group.any(
-                not exists, not exists and trouble is not None, is_asked
+                not exists, not exists and failure is not None, is_asked
             )
             if fails:
-                raise self._first_error(None if exists else trouble)
+                raise self._first_error(None if exists else failure)
             if not waits:
                 break
             if stops:
@@ -111,7 +111,7 @@ class DataWaiter:
         if is_first and self._agreed is None:
             self._on_complete()
 
-    def _first_error(self, trouble: WikiLLMError | None) -> WikiLLMError:
+    def _first_error(self, failure: WikiLLMError | None) -> WikiLLMError:
         """The error of the lowest rank that has one. (all ranks)"""
-        found = self._group.gather(trouble)
+        found = self._group.gather(failure)
         return next(error for error in found if isinstance(error, WikiLLMError))

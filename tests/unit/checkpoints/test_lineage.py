@@ -13,12 +13,12 @@ import pytest
 from wikillm.checkpoints.latest import find_complete, latest_complete
 from wikillm.checkpoints.layout import MANIFEST, STATE, TRAINER_STATE, list_checkpoints
 from wikillm.checkpoints.lineage import (
-    Descent,
+    Ancestry,
     Position,
     arrange,
     left_behind,
-    next_descent,
-    read_descent,
+    next_ancestry,
+    read_ancestry,
 )
 from wikillm.checkpoints.manifest import files_to_list, seal_files, verify, write_manifest
 from wikillm.checkpoints.retention import Keep, clear_leftovers, keep_newest, publish
@@ -30,7 +30,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.origin: Descent | None = None
+        self.origin: Ancestry | None = None
 
     def save(self, step: int, keep: int = 100) -> Path:
         staged = self.folder / ".staging" / f"checkpoint-{step}"
@@ -38,7 +38,7 @@ class Run:
         (staged / "model.safetensors").write_bytes(os.urandom(64))
         (staged / STATE).write_text(json.dumps({"step": step}))
         (staged / TRAINER_STATE).write_text(json.dumps({"global_step": step}))
-        self.origin = next_descent(self.folder, step, self.origin)
+        self.origin = next_ancestry(self.folder, step, self.origin)
         write_manifest(
             staged,
             seal_files(staged, files_to_list(staged)),
@@ -50,7 +50,7 @@ class Run:
         return final
 
     def go_back(self, step: int) -> None:
-        self.origin = read_descent(self.folder / f"checkpoint-{step}")
+        self.origin = read_ancestry(self.folder / f"checkpoint-{step}")
 
 
 def names(paths: tuple[Path, ...] | list[Path]) -> list[int]:
@@ -85,10 +85,10 @@ def test_the_branch_written_last_is_used_and_the_other_is_named(
 
 
 def test_each_manifest_has_its_parent_and_a_growing_sequence(rolled_back: Run) -> None:
-    assert read_descent(rolled_back.folder / "checkpoint-8") == Descent(
+    assert read_ancestry(rolled_back.folder / "checkpoint-8") == Ancestry(
         Position(4, 8), (Position(3, 6), Position(2, 4), Position(1, 2))
     )
-    assert read_descent(rolled_back.folder / "checkpoint-6") == Descent(
+    assert read_ancestry(rolled_back.folder / "checkpoint-6") == Ancestry(
         Position(5, 6), (Position(2, 4), Position(1, 2))
     )
 
@@ -227,7 +227,7 @@ def test_a_manifest_with_a_wrong_lineage_is_skipped(
     known.pop("ancestors")
     manifest.write_text(json.dumps({**known, **planted}))
     with pytest.raises(CheckpointError, match="manifest"):
-        read_descent(manifest.parent)
+        read_ancestry(manifest.parent)
     found = latest_complete(tmp_path)
     assert found is not None and found.name == "checkpoint-2"
 

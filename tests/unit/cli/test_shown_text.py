@@ -10,7 +10,7 @@ import pytest
 from wikillm.cli.main import main
 
 ATTACK = "\x1b]52;c;ZWNobw==\x07\x1b[2J\x1b[31m\x9b2J\u202eevil\u202c\x08\x7f"
-OBEYED = set("\x1b\x07\x9b\u202e\u202c\x08\x7f\r")
+CONTROLS = set("\x1b\x07\x9b\u202e\u202c\x08\x7f\r")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_no_command_sends_what_a_document_holds(
     store: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     told = capfd.readouterr()
-    assert not OBEYED & set(told.out + told.err)
+    assert not CONTROLS & set(told.out + told.err)
     at = ["--store", str(store)]
     for words in (
         ["stats"],
@@ -56,12 +56,12 @@ def test_no_command_sends_what_a_document_holds(
     ):
         assert main(["data", *words, *at]) == 0
         shown = capfd.readouterr().out
-        assert not OBEYED & set(shown), words
+        assert not CONTROLS & set(shown), words
         if words[0] == "show":
             assert "你好" in shown and "\\u001b]52;c;ZWNobw==" in shown
     assert main(["data", "show", "0", *at, "--json"]) == 0
     as_json = capfd.readouterr().out
-    assert not OBEYED & set(as_json)
+    assert not CONTROLS & set(as_json)
     assert "\x1b[31m" not in capfd.readouterr().out
     text = json.loads(as_json)["text"]
     assert "\u202eevil\u202c" in text, "a program gets the document itself"

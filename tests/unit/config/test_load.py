@@ -272,6 +272,19 @@ def test_a_removed_key_that_was_off_is_read_and_one_that_was_on_is_refused(tmp_p
             load("demo", [word])
 
 
+def test_a_renamed_key_is_read_by_its_former_name(tmp_path: Path) -> None:
+    """From files and the command line, and from the recorded layers of a run's configuration."""
+    file = tmp_path / "config.resolved.yaml"
+    words = ["data.path=a.jsonl", "train.rendezvous_seconds=70"]
+    old = to_yaml(load("demo", words)).replace("rendezvous_seconds", "meet_seconds")
+    assert old.count("meet_seconds") >= 2
+    file.write_text(old)
+    assert load(str(file), []).config.train.rendezvous_seconds == 70
+    assert load(str(file), []).origin("train.rendezvous_seconds").layer == "command line"
+    typed = load("demo", ["data.path=a.jsonl", "--train.meet-seconds", "80"])
+    assert typed.config.train.rendezvous_seconds == 80
+
+
 def test_a_home_folder_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell leaves `run.dir=~/x` as it is: the value is not at the beginning of a word."""
     monkeypatch.setenv("HOME", "/people/me")

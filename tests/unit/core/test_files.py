@@ -61,9 +61,9 @@ def test_folders_are_renamed_whole(tmp_path: Path) -> None:
 def test_sha256_over_piece_borders(tmp_path: Path, size: int) -> None:
     content = (b"wikillm!" * (size // 8 + 1))[:size]
     (tmp_path / "f").write_bytes(content)
-    heard: list[int] = []
-    assert sha256_file(tmp_path / "f", heard.append) == hashlib.sha256(content).hexdigest()
-    assert sum(heard) == size
+    sizes: list[int] = []
+    assert sha256_file(tmp_path / "f", sizes.append) == hashlib.sha256(content).hexdigest()
+    assert sum(sizes) == size
 
 
 def test_files_below_is_sorted_and_has_only_files(tmp_path: Path) -> None:

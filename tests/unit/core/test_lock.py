@@ -53,18 +53,18 @@ def test_one_holder_and_its_name(tmp_path: Path) -> None:
 
 def test_the_holder_is_reported_while_waiting(tmp_path: Path) -> None:
     process = holder(tmp_path / "lock")
-    heard: list[tuple[str, float]] = []
+    calls: list[tuple[str, float]] = []
 
     def on_wait(who: str, seconds: float) -> None:
-        heard.append((who, seconds))
-        if len(heard) == 3:
+        calls.append((who, seconds))
+        if len(calls) == 3:
             process.kill()
             process.wait()
 
     with lock_or_wait(tmp_path / "lock", on_wait, poll=0.02):
         assert not FileLock(tmp_path / "lock").try_acquire()
-    assert len(heard) >= 3 and all(f"pid {process.pid}" in who for who, _ in heard[:3])
-    assert [seconds for _, seconds in heard] == sorted(seconds for _, seconds in heard)
+    assert len(calls) >= 3 and all(f"pid {process.pid}" in who for who, _ in calls[:3])
+    assert [seconds for _, seconds in calls] == sorted(seconds for _, seconds in calls)
     assert FileLock(tmp_path / "lock").try_acquire()
 
 

@@ -16,7 +16,7 @@ from wikillm.core.log import log_to_file, logger, make_output_safe, say, warn
 from wikillm.core.printable import PrintableStream, printable
 
 _RANGES = [(0, 0x20), (0x7F, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A), (0xD800, 0xD801)]
-OBEYED = [chr(c) for a, b in _RANGES for c in range(a, b) if chr(c) not in "\t\n"]
+CONTROLS = [chr(c) for a, b in _RANGES for c in range(a, b) if chr(c) not in "\t\n"]
 ORDINARY = [
     "",
     "plain",
@@ -35,7 +35,7 @@ def test_ordinary_text_stays() -> None:
 
 
 def test_control_characters_are_escaped() -> None:
-    for character in OBEYED:
+    for character in CONTROLS:
         assert printable(f"a{character}b") == f"a\\u{ord(character):04x}b"
 
 
@@ -49,7 +49,7 @@ def test_returns_are_escaped_except_before_a_line_feed() -> None:
 def test_json_means_the_same_to_a_program(text: str) -> None:
     shown = printable(json.dumps({"text": text}, ensure_ascii=False))
     assert json.loads(shown) == {"text": text}
-    assert not any(character in shown for character in OBEYED)
+    assert not any(character in shown for character in CONTROLS)
 
 
 def test_streams_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ def test_log_files_hold_no_control_characters(tmp_path: Path) -> None:
         logger.propagate = True
     text = (tmp_path / "logs" / "rank_0.log").read_text()
     assert "\\u001b[8mhidden\\u202e" in text and "\\u001b]52;c;AAAA\\u0007" in text
-    assert not any(character in text for character in OBEYED)
+    assert not any(character in text for character in CONTROLS)
 
 
 @pytest.mark.parametrize(
@@ -114,5 +114,5 @@ def test_refusals_escape_names(words: list[str], capfd: pytest.CaptureFixture[st
     captured = capfd.readouterr()
     shown = captured.out + captured.err
     assert ("\\u" in shown or "\\x1b" in shown) and not any(
-        character in shown for character in OBEYED
+        character in shown for character in CONTROLS
     )

@@ -122,24 +122,24 @@ BAD_PORTS = ["", "0", "65536", "-1", "29500.0", "port"]
     ("name", "value"), [("MASTER_ADDR", ""), *(("MASTER_PORT", port) for port in BAD_PORTS)]
 )
 def test_several_ranks_without_a_rendezvous_address_are_refused(name: str, value: str) -> None:
-    World.from_env(MEETING).check_meeting_place(dict(MEETING))
+    World.from_env(MEETING).check_rendezvous(dict(MEETING))
     environ = MEETING | {name: value}
     with pytest.raises(
         MachineError, match="no rendezvous address for the ranks of this run"
     ) as caught:
-        World.from_env(environ).check_meeting_place(environ)
+        World.from_env(environ).check_rendezvous(environ)
     assert name in str(caught.value)
 
 
 def test_a_lone_process_drops_the_variables_of_a_launcher() -> None:
     environ = {"RANK": "0", "LOCAL_RANK": "0", "PATH": "/bin", "MASTER_ADDR": "node1"}
-    World.from_env(environ).check_meeting_place(environ)
+    World.from_env(environ).check_rendezvous(environ)
     assert environ == {"PATH": "/bin", "MASTER_ADDR": "node1"}
 
 
 @pytest.mark.parametrize("name", ["PMI_SIZE", "MV2_COMM_WORLD_SIZE"])
 def test_an_unknown_mpi_is_refused(name: str) -> None:
     with pytest.raises(MachineError, match="each would train alone") as caught:
-        World().check_meeting_place({name: "2"})
+        World().check_rendezvous({name: "2"})
     assert f"unset {name}" in str(caught.value)
-    World().check_meeting_place({name: "1"})
+    World().check_rendezvous({name: "1"})

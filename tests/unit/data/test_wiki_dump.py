@@ -223,11 +223,11 @@ def read(content: bytes, path: Path, threads: int) -> tuple[bytes, str, int]:
     path.write_bytes(content)
     out, told, said = bytearray(), [0], ""
 
-    def hear(size: int) -> None:
+    def add(size: int) -> None:
         told[0] += size
 
     try:
-        for piece in pieces(SourceFile(str(path), len(content), "jsonl", "bz2"), 0, hear, threads):
+        for piece in pieces(SourceFile(str(path), len(content), "jsonl", "bz2"), 0, add, threads):
             assert len(piece) <= 2 << 20
             out += piece
     except DataError as error:

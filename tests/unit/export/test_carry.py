@@ -21,7 +21,7 @@ from wikillm.data.tokenizer.tokenizer import copy_tokenizer, load_tokenizer, pro
 from wikillm.export import plain
 from wikillm.export.carry import model_type_for, tokenizer_files
 from wikillm.export.compare import compare_tokens
-from wikillm.export.foresee import foresee_export
+from wikillm.export.predict import predict_export
 from wikillm.export.probe import FIXED, probe_texts
 from wikillm.export.weights import as_llama, skeleton, trained_logits
 from wikillm.models.shape import ARCHITECTURES
@@ -176,20 +176,20 @@ def test_prepare_and_train_tell_before_the_hours_are_spent(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    foresee_export(stores["qwen2"], "qwen2")
-    foresee_export(stores["llama3"], "qwen3")
+    predict_export(stores["qwen2"], "qwen2")
+    predict_export(stores["llama3"], "qwen3")
     assert capsys.readouterr() == ("", "")
-    foresee_export(stores["llama3"], "qwen2")
+    predict_export(stores["llama3"], "qwen2")
     captured = capsys.readouterr()
     assert "will write the model as llama" in captured.out and captured.err == ""
     # Another version of transformers, which treats llama as this one treats qwen2:
     monkeypatch.setitem(tokenization_auto.TOKENIZER_MAPPING_NAMES, "llama", "Qwen2Tokenizer")
     monkeypatch.setattr(tokenization_auto, "MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS", {"llama"})
-    foresee_export(stores["llama3"], "qwen2")
+    predict_export(stores["llama3"], "qwen2")
     error = capsys.readouterr().err
     assert "warning: `wikillm export` will refuse this run" in error and "fix: " in error
-    foresee_export(stores["qwen2"], "qwen2", init_from=str(stores["llama3"]))
+    predict_export(stores["qwen2"], "qwen2", init_from=str(stores["llama3"]))
     assert f"fix: data.tokenizer={stores['llama3']}" in capsys.readouterr().err
-    foresee_export(stores["qwen2"], "qwen2", init_from=str(stores["qwen2"]))
-    foresee_export(stores["qwen2"], "qwen2", init_from=str(tmp_path))
+    predict_export(stores["qwen2"], "qwen2", init_from=str(stores["qwen2"]))
+    predict_export(stores["qwen2"], "qwen2", init_from=str(tmp_path))
     assert capsys.readouterr().err == ""

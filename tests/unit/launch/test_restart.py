@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from wikillm.checkpoints.layout import STATE, checkpoint_name
-from wikillm.checkpoints.lineage import Position, next_descent
+from wikillm.checkpoints.lineage import Position, next_ancestry
 from wikillm.checkpoints.manifest import files_to_list, seal_files, write_manifest
 from wikillm.core.errors import ExitCode, MachineError
 from wikillm.launch import restart
@@ -52,8 +52,8 @@ def save(run: Path, step: int) -> None:
     checkpoint = run / "checkpoints" / checkpoint_name(step)
     checkpoint.mkdir(parents=True)
     (checkpoint / STATE).write_text(json.dumps({"step": step}))
-    descent = next_descent(run / "checkpoints", step, None)
-    facts = {"step": step, "world_size": 1, **descent.to_json()}
+    ancestry = next_ancestry(run / "checkpoints", step, None)
+    facts = {"step": step, "world_size": 1, **ancestry.to_json()}
     write_manifest(checkpoint, seal_files(checkpoint, files_to_list(checkpoint)), facts)
 
 

@@ -15,10 +15,10 @@ import pytest
 
 
 class LoopbackSwanLab:
-    """`heard`: (method, path, body) of each request; those that match `stall_on` never return."""
+    """`calls`: (method, path, body) of each request; those that match `stall_on` never return."""
 
     def __init__(self) -> None:
-        self.heard: list[tuple[str, str, str]] = []
+        self.calls: list[tuple[str, str, str]] = []
         self.experiments: set[str] = set()
         self.stall_on = ""
         server = self
@@ -29,7 +29,7 @@ class LoopbackSwanLab:
             def handle_any(self) -> None:
                 length = int(self.headers.get("content-length") or 0)
                 body = self.rfile.read(length).decode(errors="replace")
-                server.heard.append((self.command, self.path, body))
+                server.calls.append((self.command, self.path, body))
                 if server.stall_on and server.stall_on in self.path:
                     time.sleep(3600)
                 path = self.path.split("?")[0].removeprefix("/api")
@@ -82,7 +82,7 @@ class LoopbackSwanLab:
 
     def metrics(self) -> dict[tuple[str, int], Any]:
         """Every scalar that arrived: (key, step) -> value."""
-        batches = [json.loads(body) for _, path, body in self.heard if path == "/api/house/metrics"]
+        batches = [json.loads(body) for _, path, body in self.calls if path == "/api/house/metrics"]
         return {
             (metric["key"], metric["index"]): metric["data"]
             for batch in batches

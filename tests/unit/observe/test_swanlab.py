@@ -163,14 +163,14 @@ report(id=s.run_id, mode=s.mode)
     assert server.experiments == {child.facts["id"]}
     assert all(
         "/from-environment" in path
-        for method, path, _ in server.heard
+        for method, path, _ in server.calls
         if path.startswith("/api/project/")
     )
-    assert ("PUT", "/objects/0", "ab") in server.heard
-    assert any(path.endswith("/state") and "FINISHED" in body for _, path, body in server.heard)
-    assert any('"value": "120m"' in body for _, _, body in server.heard)
-    assert "canary" not in "".join(body for _, _, body in server.heard)
-    assert socket.gethostname() not in "".join(body for _, _, body in server.heard)
+    assert ("PUT", "/objects/0", "ab") in server.calls
+    assert any(path.endswith("/state") and "FINISHED" in body for _, path, body in server.calls)
+    assert any('"value": "120m"' in body for _, _, body in server.calls)
+    assert "canary" not in "".join(body for _, _, body in server.calls)
+    assert socket.gethostname() not in "".join(body for _, _, body in server.calls)
 
 
 def test_a_resumed_run_continues_online(
@@ -186,7 +186,7 @@ s.finish(75)
         Child(code, {**online(environ, server.url), "STEP": step}, tmp_path / "log").end()
     assert server.experiments == {"abc"}
     assert server.metrics() == {("train/loss", 1): 1.0, ("train/loss", 2): 1.0}
-    assert sum("ABORTED" in body for _, path, body in server.heard if path.endswith("/state")) == 2
+    assert sum("ABORTED" in body for _, path, body in server.calls if path.endswith("/state")) == 2
 
 
 @pytest.mark.parametrize("end", ["s.finish(0)", "raise ValueError('boom')", "pass"])
@@ -227,7 +227,7 @@ report(back=True)
     child = Child(code, online(environ, server.url), tmp_path / "log").end()
     assert child.code == 0 and child.facts == {"back": True}
     assert "has not finished after 2 s" in child.stderr
-    assert any(request_path in path for _, path, _ in server.heard)
+    assert any(request_path in path for _, path, _ in server.calls)
 
 
 def test_a_login_that_stalls_never_blocks_the_start(
@@ -251,9 +251,9 @@ def test_a_crash_is_recorded_as_one(tmp_path: Path, environ: dict[str, str], ser
     code = "s = sink('online')\ns.start({})\nraise ValueError('see https://me:canary@host/')"
     child = Child(code, online(environ, server.url), tmp_path / "log").end()
     assert child.code == 1 and "Traceback" in child.stderr
-    states = [body for _, path, body in server.heard if path.endswith("/state")]
+    states = [body for _, path, body in server.calls if path.endswith("/state")]
     assert len(states) == 1 and "CRASHED" in states[0]
-    assert "canary" not in "".join(body for _, _, body in server.heard)
+    assert "canary" not in "".join(body for _, _, body in server.calls)
 
 
 def test_online_without_key_or_server_falls_back_to_offline(

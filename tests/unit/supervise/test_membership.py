@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from wikillm.core.errors import ExitCode
 from wikillm.supervise.membership import End, Limits, Membership
 
-LIMITS = Limits(meet=50, lost=20, stall=120, leave=60)
+LIMITS = Limits(rendezvous=50, lost=20, stall=120, leave=60)
 SAME = {"torch": "2.13.0", "configuration": "aaa"}
 
 
@@ -89,7 +89,7 @@ def test_a_dead_process_is_named_sooner_where_its_end_is_known() -> None:
     made.died(1, "was killed by signal 9", 10.0, is_known=True)
     assert made.verdict(10.2) is None
     assert reason(made.verdict(10.6)) == "rank 1 (pid 71) was killed by signal 9."
-    assert made.speaker() == 0
+    assert made.reporter() == 0
 
 
 def test_a_stop_before_training_ends_the_others_at_once_an_agreed_one_waits() -> None:

@@ -217,17 +217,17 @@ def test_stop_asks_through_the_directory_and_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen[bytes]
 ) -> None:
     here, asked = Process.here(sleeper.pid), []
-    told: dict[str, object] = {}
+    ended: dict[str, object] = {}
 
-    def obey(at_once: bool) -> None:
+    def react(at_once: bool) -> None:
         asked.append(at_once)
-        told.update(code=75, reason="asked")
+        ended.update(code=75, reason="asked")
         sleeper.kill()
         sleeper.wait()
 
     mark = tmp_path / "mark"  # a batch script does not queue the job again when it finds it
     monkeypatch.setenv("WIKILLM_STOP_MARK", str(mark))
-    writer = Recorder(tmp_path, lambda: record(here, exit=dict(told) or None, interval=0.0), obey)
+    writer = Recorder(tmp_path, lambda: record(here, exit=dict(ended) or None, interval=0.0), react)
     writer.start()
     try:
         deadline = time.monotonic() + 10
@@ -266,12 +266,12 @@ def test_a_rank_whose_agent_does_not_pass_the_request_on_gets_a_file(
     write_record(tmp_path, record(Process.here(rank_0.pid)))
     said: list[str] = []
 
-    def obey(why: str) -> None:
+    def react(why: str) -> None:
         said.append(why)
         rank_0.terminate()
         rank_0.wait()
 
-    with watched_requests(tmp_path, obey, is_main=True):
+    with watched_requests(tmp_path, react, is_main=True):
         result = stop(tmp_path, at_once=False, timeout=20, on_wait=lambda running: None)
     assert said == [str(tmp_path / "stop")] and not result.left
     # A recorder that comes late leaves the stop to the file: a second signal would end it at once.

@@ -63,8 +63,8 @@ def exchange(*wires: SealedWire) -> list[list[Message]]:
     """Let all that is on its way arrive."""
     found: list[list[Message]] = [[] for _ in wires]
     for _ in range(4):
-        for wire, heard in zip(wires, found, strict=True):
-            heard += wire.receive()
+        for wire, received in zip(wires, found, strict=True):
+            received += wire.receive()
     return found
 
 
@@ -73,7 +73,7 @@ class Served:
 
     def __init__(self) -> None:
         self.membership = Membership(
-            2, 2, Limits(meet=60, lost=60, stall=60, leave=60), time.monotonic()
+            2, 2, Limits(rendezvous=60, lost=60, stall=60, leave=60), time.monotonic()
         )
         self.listener = listen(29600, "127.0.0.1", "127.0.0.1")
         self.coordinator = Coordinator(
@@ -91,7 +91,7 @@ class Served:
         wire.receive()  # the coordinator's nonce: now the greeting is on its way
         return wire
 
-    def hears(self, wire: SealedWire, word: str) -> Message | None:
+    def receives(self, wire: SealedWire, word: str) -> Message | None:
         """The next message with this key; None when the coordinator closes the connection."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and not wire.closed:
@@ -125,14 +125,14 @@ def closes(sock: socket.socket) -> bool:
 @pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES.keys())
 def test_a_bad_line_ends_its_own_connection_and_no_other(served: Served, line: bytes) -> None:
     good = served.agent(0)
-    assert served.hears(good, "hub")
+    assert served.receives(good, "hub")
     with served.connect() as stranger:
         with suppress(OSError):
             stranger.sendall(line + b"\n")
         assert closes(stranger)
-    assert served.hears(good, "hub"), "the rank that was connected is still served"
+    assert served.receives(good, "hub"), "the rank that was connected is still served"
     other = served.agent(1)
-    assert served.hears(other, "welcome"), "and others may come"
+    assert served.receives(other, "welcome"), "and others may come"
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,12 @@ def test_a_wrong_message_of_a_peer_that_knows_the_secret_ends_its_connection(
     served: Served, message: Message
 ) -> None:
     good = served.agent(0)
-    assert served.hears(good, "hub")
+    assert served.receives(good, "hub")
     wire = SealedWire(served.connect(), SECRET, CONTEXT, is_coordinator=False)
     wire.send(message)
     wire.send({"beat": "x"})
     assert until(lambda: wire.receive() is not None and wire.closed)
-    assert served.hears(good, "hub") and sorted(served.membership.ranks) == [0]
+    assert served.receives(good, "hub") and sorted(served.membership.ranks) == [0]
     assert served.coordinator.is_alive()
 
 
@@ -184,9 +184,9 @@ def test_a_wrong_beat_ends_its_rank_and_not_the_coordinator(
     served: Served, change: Message
 ) -> None:
     first, second = served.agent(0), served.agent(1)
-    assert served.hears(first, "welcome") and served.hears(second, "welcome")
+    assert served.receives(first, "welcome") and served.receives(second, "welcome")
     second.send({**BEAT, **change})
-    said = served.hears(first, "end")
+    said = served.receives(first, "end")
     assert said is not None and "rank 1" in said["reason"] and said["end"] == 3
 
 
@@ -203,23 +203,23 @@ def test_unproven_connections_are_few_and_short(
     """A hundred silent or slow strangers are closed in time; a rank still gets in between."""
     monkeypatch.setattr(coordinator_module, "PROVE_SECONDS", 1.0)
     strangers = [served.connect() for _ in range(100)]
-    assert until(lambda: len(served.coordinator._unproven) <= coordinator_module.STRANGERS + 2)
+    assert until(lambda: len(served.coordinator._unproven) <= coordinator_module.MOST_UNPROVEN + 2)
     good = served.agent(0)
-    assert served.hears(good, "hub")
+    assert served.receives(good, "hub")
     slow = served.connect()
     with pytest.raises(OSError):
         for _ in range(300):
             slow.sendall(b"{")
             time.sleep(0.02)
     assert all(closes(stranger) for stranger in strangers)
-    assert served.hears(good, "hub") and not served.coordinator._unproven
+    assert served.receives(good, "hub") and not served.coordinator._unproven
     for sock in (*strangers, slow):
         sock.close()
 
 
 def test_a_peer_with_another_secret_is_refused_and_named(served: Served) -> None:
     wire = served.agent(0, secret=b"x" * 32)
-    assert served.hears(wire, "hub") is None and wire.closed
+    assert served.receives(wire, "hub") is None and wire.closed
     assert wire.has_answered and not wire.is_proven
     assert not served.membership.ranks and served.membership.refused == {"127.0.0.1"}
     end = served.membership.verdict(time.monotonic() + 61)
@@ -267,9 +267,9 @@ def test_another_secret_or_run_is_refused_by_both_sides(
 ) -> None:
     wires = pair(secret, context)
     wires[sender].send({"end": 0, "reason": "believe me"})
-    heard = exchange(*wires)[1 - sender]
+    received = exchange(*wires)[1 - sender]
     receiver = wires[1 - sender]
-    assert heard == [] and receiver.closed and receiver.is_refused and not receiver.is_proven
+    assert received == [] and receiver.closed and receiver.is_refused and not receiver.is_proven
 
 
 class Middle:

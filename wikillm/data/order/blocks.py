@@ -89,7 +89,7 @@ class CompleteOrder:
     def covered_with(self, stop: int) -> int | None:
         return None
 
-    def trouble(self, waiting_since: float) -> WikiLLMError | None:
+    def failure(self, waiting_since: float) -> WikiLLMError | None:
         return None
 
     def progress(self) -> str:

@@ -39,7 +39,7 @@ class Builder:
         self._has_ended = False
         self._error: WikiLLMError | None = None
 
-    def trouble(self) -> WikiLLMError | None:
+    def failure(self) -> WikiLLMError | None:
         """Why it ended without a store; None while it works and when it is done.
 
         The error is also written for the other processes that wait for the store.

@@ -25,7 +25,7 @@ from wikillm.data.store.manifest import ShardInfo
 from wikillm.data.store.store import INDEX, SPLITS
 from wikillm.data.store.writer import SplitWriter, shard_record_path
 from wikillm.data.text.attribution import write_titles
-from wikillm.data.tokenizer.encoders import FIRST_DOCUMENTS, TRUTH, CheckedEncoder, open_encoder
+from wikillm.data.tokenizer.encoders import FIRST_DOCUMENTS, REFERENCE, CheckedEncoder, open_encoder
 from wikillm.data.types import CleanedDocuments
 from wikillm.data.workers.progress import Report, Work
 
@@ -48,7 +48,7 @@ class ShardJob:
     clean: CleanJob
     val_fraction: float
     text_budget: int | None = None
-    backend: str = TRUTH
+    backend: str = REFERENCE
     check_first: int = FIRST_DOCUMENTS
 
     def __call__(self, raw: RawShard, report: Report) -> ShardInfo:
@@ -134,7 +134,7 @@ class _Encoder:
     def _encode(self) -> tuple[int, int]:
         """The bytes and tokens of a batch, encoded at once: a loop over documents is slower."""
         texts = self._texts
-        tokenizer = self._encoder.truth
+        tokenizer = self._encoder.reference
         encoded = self._encoder.encode_batch(texts)
         # After encoding: fastokens has then cached the UTF-8 form inside the strings.
         hashes, lengths = content_hashes(texts)

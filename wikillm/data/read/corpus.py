@@ -60,7 +60,7 @@ class TrainingOrder(Order, Protocol):
     def covered_with(self, stop: int) -> int | None:
         """Samples that exist whenever those before `stop` do, on every rank; None: all of them."""
 
-    def trouble(self, waiting_since: float) -> WikiLLMError | None:
+    def failure(self, waiting_since: float) -> WikiLLMError | None:
         """Why no further samples are expected; None while they are."""
 
     def progress(self) -> str:

@@ -148,13 +148,13 @@ class GrowingCorpus(Corpus):
                 "the new store is complete or still being built",
             )
 
-    def trouble(self, waiting_since: float) -> WikiLLMError | None:
+    def failure(self, waiting_since: float) -> WikiLLMError | None:
         """Why no further shards are expected: the builder refused, died or stalled.
 
         It has stalled when no shard was added for `stall_seconds`, counted from `waiting_since`
         (monotonic) or from the last shard.
         """
-        error = self.failure()
+        error = self.builder_failure()
         idle = time.monotonic() - max(waiting_since, self._grown_at)
         if error is None and idle > self.stall_seconds:
             error = DataError(
@@ -165,9 +165,9 @@ class GrowingCorpus(Corpus):
             )
         return error
 
-    def failure(self) -> WikiLLMError | None:
+    def builder_failure(self) -> WikiLLMError | None:
         """Why the builder ended without a store, if it did."""
-        error = self.builder.trouble() if self.builder is not None else None
+        error = self.builder.failure() if self.builder is not None else None
         return error or read_failure(self.plan.lock_base, self.since)
 
     def progress(self) -> str:
@@ -185,7 +185,7 @@ class GrowingCorpus(Corpus):
 class GrowingOrder:
     """The order of a growing store; it waits for samples that do not exist yet.
 
-    Raises the errors that `GrowingCorpus.trouble` returns. A copy in a DataLoader worker reads
+    Raises the errors that `GrowingCorpus.failure` returns. A copy in a DataLoader worker reads
     ahead of the training, so a long wait there is no sign of a stall: it ends on a reported failure
     or with its parent process.
     """
@@ -219,8 +219,8 @@ class GrowingOrder:
             return None
         return self._order.end_of_window(max(0, stop - 1))
 
-    def trouble(self, waiting_since: float) -> WikiLLMError | None:
-        return self.corpus.trouble(waiting_since)
+    def failure(self, waiting_since: float) -> WikiLLMError | None:
+        return self.corpus.failure(waiting_since)
 
     def progress(self) -> str:
         return self.corpus.progress()
@@ -234,14 +234,14 @@ class GrowingOrder:
         parent = parent_process()
         while not self.covers(stop):
             if os.getpid() == self._owner:
-                trouble = self.corpus.trouble(start)
+                failure = self.corpus.failure(start)
             elif parent is not None and not parent.is_alive():
-                trouble = WikiLLMError("The process that read this batch for training has ended.")
+                failure = WikiLLMError("The process that read this batch for training has ended.")
             else:
-                trouble = self.corpus.failure()
-            # The last shard may have been added just before the trouble.
-            if trouble is not None and not self.covers(stop):
-                raise trouble
+                failure = self.corpus.builder_failure()
+            # The last shard may have been added just before the failure.
+            if failure is not None and not self.covers(stop):
+                raise failure
             time.sleep(POLL_SECONDS)
 
     def windows_before(self, sample: int) -> int:

@@ -148,10 +148,10 @@ def _wait_for_first_window(corpus: GrowingCorpus, is_main: bool) -> None:
             line += f"{format_seconds(waited)} so far: {corpus.progress()}"
             say(line) if is_main else logger.info(line)
         # Checked before the files are read: after a failure they do not change any more.
-        trouble = corpus.trouble(start)
+        failure = corpus.failure(start)
         corpus.refresh()
-        if trouble is not None and not corpus.has_window:
-            raise trouble
+        if failure is not None and not corpus.has_window:
+            raise failure
         time.sleep(POLL_SECONDS)
 
 

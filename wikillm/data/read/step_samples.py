@@ -45,7 +45,7 @@ class StepSamples:
         windows: Sequence[SkipWindow] = (),
     ) -> None:
         self._batches = batches
-        self._steps = [first_step]  # where a stretch of consecutive samples begins
+        self._steps = [first_step]  # where a segment of consecutive samples begins
         self._positions = [position]
         self.skipped: dict[int, SkipWindow] = {}
         for window in sorted(windows):
@@ -68,9 +68,9 @@ class StepSamples:
 
     def of(self, step: int) -> range:
         """The samples of the global batch of `step` (from 0), at or after the first step."""
-        stretch = bisect_right(self._steps, step) - 1
+        segment = bisect_right(self._steps, step) - 1
         before = self._batches.sequences_before
-        first = self._positions[stretch] + before(step) - before(self._steps[stretch])
+        first = self._positions[segment] + before(step) - before(self._steps[segment])
         return range(first, first + self._batches.sequences_at(step))
 
     def position(self, steps: int) -> int:

@@ -20,7 +20,7 @@ _ENDINGS = frozenset(
     )
 )
 _TERM = re.compile(r"[0-9A-Za-z\u0370-\u03ff\u2070-\u209f²³¹+\-−–*/.,=<>()^_'′″∞°·×]{1,24}")
-_NUMBERS_MEET = re.compile(r"[\da-zA-Z)][+\-−–±~]?\d[^\n]*")
+_ADJACENT_NUMBERS = re.compile(r"[\da-zA-Z)][+\-−–±~]?\d[^\n]*")
 _ALL_IN_QUOTES = re.compile(r"^'{2,5}([^']+)'{2,5}$")
 _IN_BRACKETS = re.compile(r"\([^()]*\)")
 _BASE_ENDS = "'′″)]）】|\x03"  # among them the marks of italics and of `wikitext_regions`
@@ -57,7 +57,7 @@ def _without_style(text: str) -> str:
 def _marked(sign: str, text: str, shown: str, before: str, bare: re.Pattern[str]) -> str:
     if sign == "_" and shown.startswith("(") and shown.endswith(")"):  # a state of matter: H₂O(l)
         return shown
-    if _NUMBERS_MEET.fullmatch(f"{before[-1:]}{shown}"):  # 10<sup>3 to 5</sup>: never 103
+    if _ADJACENT_NUMBERS.fullmatch(f"{before[-1:]}{shown}"):  # 10<sup>3 to 5</sup>: never 103
         return f"{sign}{shown}" if bare.fullmatch(shown) else f"{sign}({shown})"
     follows_base = before != "" and (before[-1].isalnum() or before[-1] in _BASE_ENDS)
     if not follows_base or not _TERM.fullmatch(shown):

@@ -27,7 +27,9 @@ _LEFT_SCRIPT = re.compile(r"(?<=[\w)\]])<(su[pb])(?:\s[^<>\n]*)?>(?=[\w+\-−])"
 _LEFT_LINK = re.compile(r"\[\[(?:[^\[\]|]*\|)*([^\[\]|]*)\]\]")
 
 # Possessive runs that start only where the run does: linear time, whatever a page holds.
-_HOLLOW = re.compile(r"[(（〔【][\s,;:，；：、/·–—-]*+[)）〕】]")  # their content was a template
+_EMPTY_BRACKETS = re.compile(
+    r"[(（〔【][\s,;:，；：、/·–—-]*+[)）〕】]"
+)  # their content was a template
 _AFTER_BRACKET = re.compile(r"(?<=[(（])[\s,;，；、]++")
 _BEFORE_BRACKET = re.compile(r"(?<![\s,;，；、])[\s,;，；、]++(?=[)）])")
 _BEFORE_MARK = re.compile(r"[ ]+([,;:.!?](?=[\s)]|$)|[，；：。！？、）])")
@@ -81,7 +83,7 @@ def tidy(text: str) -> str:
     if "<" in text:  # a `<sup>` that is never closed
         text = _LEFT_SCRIPT.sub(lambda tag: "^" if tag[1].lower() == "sup" else "_", text)
     text = _LEFT_TAG.sub("", _without_quotes(text)).replace(NOWIKI, "")
-    text = _HOLLOW.sub("", text)
+    text = _EMPTY_BRACKETS.sub("", text)
     text = _BEFORE_BRACKET.sub("", _AFTER_BRACKET.sub("", text))
     text = _BEFORE_MARK.sub(r"\1", _SPACES.sub(" ", text))
     text = "\n".join(line.strip() for line in text.split("\n"))

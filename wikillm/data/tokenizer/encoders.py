@@ -29,7 +29,7 @@ from wikillm.core.files import write_json
 from wikillm.core.log import say, warn
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 
-TRUTH = "tokenizers"
+REFERENCE = "tokenizers"
 FASTEST_FIRST = ("fastokens", "tiktoken")
 FIRST_DOCUMENTS = 64
 ONE_IN = 1000
@@ -91,14 +91,14 @@ class Unusable(Exception):
 class CheckedEncoder:
     """Encodes with a backend and compares samples with `tokenizers`. Raises BackendDiffers."""
 
-    truth: TextTokenizer
+    reference: TextTokenizer
     name: str
     backend: Backend
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Ids of each text, to be passed to `check`."""
-        if self.name == TRUTH:
-            return Encoded.of(self.truth.encode_batch(texts))
+        if self.name == REFERENCE:
+            return Encoded.of(self.reference.encode_batch(texts))
         try:
             found = self.backend.encode_batch(texts)
             encoded = found if isinstance(found, Encoded) else Encoded.of(found)
@@ -120,35 +120,37 @@ class CheckedEncoder:
         hashes: npt.NDArray[np.uint64] | None = None,
     ) -> None:
         """Compare the `first` texts and, chosen by hash, one in `ONE_IN` of the others."""
-        if self.name == TRUTH:
+        if self.name == REFERENCE:
             return
         first = min(first, len(texts))
         chosen = list(range(first))
         if hashes is not None:
             chosen += (first + np.flatnonzero(hashes[first:] % ONE_IN == 0)).tolist()
-        expected = self.truth.encode_batch([texts[i] for i in chosen])
+        expected = self.reference.encode_batch([texts[i] for i in chosen])
         for i, wanted in zip(chosen, expected, strict=True):
             found = encoded[i].tolist()
             if found != wanted:
-                got = _difference(self.truth, wanted, found)
+                got = _difference(self.reference, wanted, found)
                 raise BackendDiffers(f"{self.name} gives other ids than tokenizers.", got=got)
 
 
-def _difference(truth: TextTokenizer, wanted: Sequence[int], found: Sequence[int]) -> str:
+def _difference(reference: TextTokenizer, wanted: Sequence[int], found: Sequence[int]) -> str:
     pairs = enumerate(zip(wanted, found, strict=False))
     same = next((i for i, (left, right) in pairs if left != right), len(found))
-    around = truth.decode(wanted[max(0, same - 3) : same + 5])
+    around = reference.decode(wanted[max(0, same - 3) : same + 5])
     part = slice(same, same + 5)
     return f"token {same}, at {around!r}: {list(found[part])} instead of {list(wanted[part])}"
 
 
 def open_encoder(name: str, folder: Path) -> CheckedEncoder:
     """The encoder `name` (as `choose_backend` gave it) for a tokenizer folder."""
-    truth = load_tokenizer(folder)
+    reference = load_tokenizer(folder)
     kind = name.partition(" ")[0]
-    if kind == TRUTH:
-        return CheckedEncoder(truth, kind, truth)
-    return CheckedEncoder(truth, kind, _opened(OPENERS[kind], folder.resolve(), truth.sha256))
+    if kind == REFERENCE:
+        return CheckedEncoder(reference, kind, reference)
+    return CheckedEncoder(
+        reference, kind, _opened(OPENERS[kind], folder.resolve(), reference.sha256)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -180,7 +182,7 @@ def choose_backend(setting: str, store: Path) -> str:
             say(f"encoder: {name}, compared with tokenizers on {texts} texts, and during the build")
             return name
         (warn if setting != "auto" else say)(f"encoder: not {name}: {why}")
-    return f"{TRUTH} {version(TRUTH)}"
+    return f"{REFERENCE} {version(REFERENCE)}"
 
 
 def refused_backends(store: Path) -> dict[str, str]:
@@ -196,8 +198,8 @@ def refuse_backend(store: Path, name: str, error: BackendDiffers) -> None:
     warn(f"encoder: {why}; its shards are built again with tokenizers")
     write_json(store / REFUSED_NAME, {**refused_backends(store), name: why})
     for record in (store / "shards").glob("*.json"):
-        made_by = json.loads(record.read_text(encoding="utf-8")).get("backend", TRUTH)
-        if not made_by.startswith(TRUTH):
+        made_by = json.loads(record.read_text(encoding="utf-8")).get("backend", REFERENCE)
+        if not made_by.startswith(REFERENCE):
             record.unlink()
 
 

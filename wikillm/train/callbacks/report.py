@@ -147,14 +147,14 @@ class ReportCallback(TrainerCallback):
 
     def _show(self, values: dict[str, float]) -> None:
         """In the live view if there is one, else as a line; the rank's log has the line anyway."""
-        tell: Callable[[str], None] = say
+        log: Callable[[str], None] = say
         if self._view is not None and self._view.is_shown:
-            tell = log_only
+            log = log_only
             self._view.record(values)
         if self._lines % HEADER_EVERY == 0:
-            tell(self._table.header())
+            log(self._table.header())
         self._lines += 1
-        tell(self._table.line(values))
+        log(self._table.line(values))
 
     def on_evaluate(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
         held_out = self.trainer.held_out

@@ -32,8 +32,8 @@ class RoomCallback(TrainerCallback):
         if not control.should_save:
             return
         self.saver.finish()  # it writes and removes checkpoints too
-        told = self._what_is_missing() if self.context.world.is_main else None
-        missing: Any = self.context.group.gather(told)[0]
+        reported = self._what_is_missing() if self.context.world.is_main else None
+        missing: Any = self.context.group.gather(reported)[0]
         if missing is None:
             return
         what = f"There is no room for the checkpoint of step {state.global_step}."

@@ -18,7 +18,7 @@ from wikillm.export.probe import probe_texts
 _POSITIONS = 2048  # of the model folder that is tried; decides no ids
 
 
-def foresee_export(tokenizer_dir: Path, architecture: str, init_from: str | None = None) -> None:
+def predict_export(tokenizer_dir: Path, architecture: str, init_from: str | None = None) -> None:
     """Log how the model will be written, and warn where its export would be refused.
 
     Takes a few milliseconds for tokenizers of Qwen2's kind, which every version of transformers
