@@ -17,6 +17,7 @@ from wikillm.core.units import format_count
 from wikillm.report.curves import MOST_POINTS, Point, thin
 
 COLOURS = 8
+_MARGIN = 56  # pixels left of the axis, for the longest tick
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --faint: #767676; --rule: #8883;
   --c0: #2f6db3; --c1: #c2502e; --c2: #2e7d4f; --c3: #7d4fa8; --c4: #8a6d00; --c5: #0e7c86;
@@ -35,13 +36,13 @@ svg.plot.key { display: inline-block; }
 .plot polyline.faint { stroke-width: 1; opacity: .45; }
 .plot circle.odd.odd { fill: none; stroke-width: 1.5; }
 """
+STYLE += f"svg.plot.page {{ box-sizing: border-box; padding-left: {_MARGIN}px; }}\n"
 COLOUR_RULES = "".join(
     f".plot .c{i} {{ stroke: var(--c{i}); }} .plot circle.c{i} {{ fill: var(--c{i}); }}\n"
     for i in range(COLOURS)
 )
-_LEFT = 9.0  # per cent
-_WIDTH = 89.0
-_LONGEST_TICK = 6  # characters left of the axis, on a page of 400 pixels
+_WIDTH = 98.0  # per cent of what the left margin leaves
+_LONGEST_TICK = 6  # characters
 _TOP = 10  # pixels
 _HEIGHT = 180
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -96,18 +97,19 @@ class Plot:
 def svg(plot: Plot) -> Markup:
     """The plot for a page: as wide as its column, 230 pixels high."""
     label = f"{plot.title} over tokens: {describe(plot)}"
-    head = f'<svg class="plot" role="img" height="230" aria-label="{escape(label)}">'
+    head = f'<svg class="plot page" role="img" height="230" aria-label="{escape(label)}">'
     return Markup(head + _inner(plot) + "</svg>")
 
 
 def svg_file(plot: Plot) -> str:
     """The plot as a file, with its style and a legend."""
-    box = '<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 720 250"'
+    view = f"{-_MARGIN} 0 720 250"
+    box = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="{view}"'
     style = f"<style>{STYLE}{COLOUR_RULES}</style>"
     curves = plot.drawn()
     legend = []
     for i, curve in enumerate(curves):
-        x = _LEFT + _WIDTH * i / len(curves)
+        x = _WIDTH * i / len(curves)
         colour = curve.colour % COLOURS
         legend.append(f'<circle class="c{colour}" cx="{x + 1:.1f}%" cy="240" r="4"/>')
         legend.append(
@@ -143,12 +145,13 @@ def _inner(plot: Plot) -> str:
     ]
     for value, label in plot.levels:
         y = frame.y(value)
-        parts.append(f'<line class="mark" x1="{_LEFT}%" x2="98%" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="97%" y="{y - 5:.1f}" text-anchor="end">{escape(label)}</text>')
+        parts.append(f'<line class="mark" x1="0" x2="{_WIDTH}%" y1="{y}" y2="{y}"/>')
+        place = f'x="{_WIDTH - 1}%" y="{y - 5:.1f}" text-anchor="end"'
+        parts.append(f"<text {place}>{escape(label)}</text>")
     # The lines alone are stretched to the width; dots stay round.
     most = min(MOST_POINTS, max(50, 4 * MOST_POINTS // len(curves)))
     lines = [_line(frame, curve, most) for curve in curves]
-    area = f'x="{_LEFT}%" y="{_TOP}" width="{_WIDTH}%" height="{_HEIGHT}"'
+    area = f'x="0" y="{_TOP}" width="{_WIDTH}%" height="{_HEIGHT}"'
     parts.append(f'<svg {area} viewBox="0 0 1000 1000" preserveAspectRatio="none">')
     parts += [*lines, "</svg>"]
     parts += [dot for curve in curves if curve.dots for dot in _dots(frame, curve)]
@@ -172,7 +175,7 @@ class _Frame:
         return (self.high - value) / (self.high - self.low)
 
     def x(self, tokens: float) -> str:
-        return f"{_LEFT + _WIDTH * tokens / self.most:.2f}%"
+        return f"{_WIDTH * tokens / self.most:.2f}%"
 
     def y(self, value: float) -> float:
         return round(_TOP + _HEIGHT * self.share(value), 1)
@@ -181,9 +184,9 @@ class _Frame:
 def _axes(frame: _Frame, xs: list[float], ys: list[float], unit: str) -> Iterable[str]:
     for value in ys:
         y = frame.y(value)
-        yield f'<line x1="{_LEFT}%" x2="98%" y1="{y}" y2="{y}"/>'
+        yield f'<line x1="0" x2="{_WIDTH}%" y1="{y}" y2="{y}"/>'
         shown = _tick(value, ys)
-        yield f'<text x="{_LEFT - 0.8}%" y="{y + 4:.1f}" text-anchor="end">{shown}</text>'
+        yield f'<text x="-6" y="{y + 4:.1f}" text-anchor="end">{shown}</text>'
     bottom = _TOP + _HEIGHT
     for i, tokens in enumerate(xs):
         is_at_edge = tokens > 0.95 * frame.most
@@ -191,7 +194,7 @@ def _axes(frame: _Frame, xs: list[float], ys: list[float], unit: str) -> Iterabl
         text = f'<text x="{frame.x(tokens)}" y="{bottom + 18}" text-anchor="{anchor}">'
         yield f"{text}{format_count(tokens)}</text>"
     named = f"{unit} over tokens" if unit else "over tokens"
-    yield f'<text x="98%" y="{bottom + 36}" text-anchor="end">{escape(named)}</text>'
+    yield f'<text x="{_WIDTH}%" y="{bottom + 36}" text-anchor="end">{escape(named)}</text>'
 
 
 def _line(frame: _Frame, curve: Curve, most: int) -> str:

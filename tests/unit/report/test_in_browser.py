@@ -10,6 +10,7 @@ import pytest
 from harness.browser import CHROMIUM, WHY_NOT, Page, chromium
 
 from wikillm.report.page import write_report
+from wikillm.report.plot import STYLE, Curve, Plot, svg
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=WHY_NOT)
 LEAST_CONTRAST = 4.5  # WCAG 2, level AA
@@ -42,6 +43,18 @@ def pages(survivor: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
     shutil.copytree(survivor, other, ignore=shutil.ignore_patterns("checkpoints"))
     both = write_report([survivor, other], folder / "both.html", price=1.0)
     return [write_report([survivor], folder / "one.html"), both]
+
+
+RANGES = [(0.0, 1.0), (-12345.6, 98765.4), (7.12340, 7.12349), (-3e-10, 2.5e-10), (1e12, 9e12)]
+
+
+def test_no_label_is_cut_off_whatever_the_values(browser: Page, tmp_path: Path) -> None:
+    plots = [Plot("plot", [Curve("curve", [(0, low), (3e9, high)])]) for low, high in RANGES]
+    path = tmp_path / "plots.html"
+    path.write_text(f"<style>{STYLE}</style><body>{''.join(map(svg, plots))}")
+    browser.open(path, 400, dark=False)
+    assert browser.value("document.querySelectorAll('svg.plot text').length") > 8 * len(RANGES)
+    assert browser.value(OUTSIDE.replace("length", "map(text => text.textContent)")) == []
 
 
 @pytest.mark.parametrize("width", [400, 1400])
