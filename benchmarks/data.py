@@ -41,7 +41,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.record import circumstances, report, run_in_fresh_process
 
-CONTENDERS = ("tutorial", "streaming", "hf", "tiktoken", "fastokens")
+CONTENDERS = ("tutorial", "streaming", "hf", "fastokens")
 THEIRS = {
     "tutorial": "tutorial: load_dataset, map",
     "streaming": "datasets, streaming: map, pack (nothing written)",

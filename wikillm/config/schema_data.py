@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from wikillm.config.schema_types import Packing, Paths, Section, Size
+from wikillm.config.schema_types import Backend, Packing, Paths, Section, Size
 
 Format = Literal["auto", "jsonl", "json", "mediawiki", "text", "blocks", "lines", "csv", "parquet"]
 
@@ -73,9 +73,8 @@ class DataSection(Section):
     tokenizer: str = "auto"
     """auto, qwen2, a folder with tokenizer.json, or train:8000 for a byte-level BPE of that size
     trained on this corpus."""
-    backend: Literal["auto", "hf", "fastokens", "tiktoken"] = "auto"
-    """Library that encodes; auto takes the fastest that is installed and gives the same ids as
-    hf."""
+    backend: Backend = "auto"
+    """Library that encodes; auto takes fastokens where it is installed and gives the ids of hf."""
     store: str | None = None
     """Folder of the token store. Default: stores/FINGERPRINT, shared by all runs on the same
     data."""

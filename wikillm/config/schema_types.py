@@ -87,6 +87,10 @@ Paths = Annotated[
     tuple[str, ...], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str] | None)
 ]
 """One path or several."""
+Backend = Annotated[
+    Literal["auto", "hf", "fastokens"], BeforeValidator(lambda v: "auto" if v == "tiktoken" else v)
+]
+"""The library that encodes; tiktoken, of earlier versions, is read as auto."""
 Packing = Literal["concat", "best_fit"]
 Checkpointing = Literal["none", "selective", "full_but_attention", "full"]
 """What the backward pass recomputes, from nothing to everything."""

@@ -283,6 +283,9 @@ def test_a_renamed_key_is_read_by_its_former_name(tmp_path: Path) -> None:
     assert load(str(file), []).origin("train.rendezvous_seconds").layer == "command line"
     typed = load("demo", ["data.path=a.jsonl", "--train.meet-seconds", "80"])
     assert typed.config.train.rendezvous_seconds == 80
+    file.write_text(old.replace('backend: "auto"', 'backend: "tiktoken"'))
+    assert "tiktoken" in file.read_text()
+    assert load(str(file), []).config.data.backend == "auto"
 
 
 def test_a_home_folder_is_expanded_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
-"""Faster encoders for the build, each checked for equality with the `tokenizers` library.
+"""A faster encoder for the build, checked for equality with the `tokenizers` library.
 
-`fastokens` and `tiktoken` (the extra `fast`) are optional. Before a build, one of them must give
-the ids of `tokenizers` for every text of a fuzz set. During the build it is compared on the first
-documents, on the first of each shard and on one in a thousand. The first difference refuses it for
-this store for good. Its shards are built again with `tokenizers`, unless a run is training on them:
-then the run is stopped (`prepare.build`). So a finished store has either shards of encoders that
-never differed, or shards of `tokenizers` only, and the encoder is not in the fingerprint.
+`fastokens` (the extra `fast`) is optional. Before a build, it must give the ids of `tokenizers` for
+every text of a fuzz set. During the build it is compared on the first documents, on the first of
+each shard and on one in a thousand. The first difference refuses it for this store for good. Its
+shards are built again with `tokenizers`, unless a run is training on them: then the run is stopped
+(`prepare.build`). So a finished store has either shards of encoders that never differed, or shards
+of `tokenizers` only, and the encoder is not in the fingerprint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from wikillm.core.log import say, warn
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 
 REFERENCE = "tokenizers"
-FASTEST_FIRST = ("fastokens", "tiktoken")
+FASTEST = "fastokens"
 FIRST_DOCUMENTS = 64
 ONE_IN = 1000
 CHECKED_BEFORE_TRAINING = 512
@@ -166,23 +166,24 @@ def choose_backend(setting: str, store: Path) -> str:
     differs or cannot handle this tokenizer is skipped, with a warning when it was named.
     """
     refused = refused_backends(store)
-    for kind in {"auto": FASTEST_FIRST, "hf": ()}.get(setting, (setting,)):
-        try:
-            name = f"{kind} {version(kind)}"
-        except PackageNotFoundError:
-            if setting == "auto":
-                continue
-            raise ConfigError(
-                f"data.backend={setting} is not installed.",
-                fix=f"pip install 'wikillm[fast]', or pip install {kind}",
-            ) from None
-        why = refused.get(name) or _why_not(name, store / "tokenizer")
-        if why is None:
-            texts = len(fuzz_texts())
-            say(f"encoder: {name}, compared with tokenizers on {texts} texts, and during the build")
-            return name
+    stock = f"{REFERENCE} {version(REFERENCE)}"
+    if setting == "hf":
+        return stock
+    try:
+        name = f"{FASTEST} {version(FASTEST)}"
+    except PackageNotFoundError:
+        if setting == "auto":
+            return stock
+        raise ConfigError(
+            f"data.backend={setting} is not installed.", fix="pip install 'wikillm[fast]'"
+        ) from None
+    why = refused.get(name) or _why_not(name, store / "tokenizer")
+    if why is not None:
         (warn if setting != "auto" else say)(f"encoder: not {name}: {why}")
-    return f"{REFERENCE} {version(REFERENCE)}"
+        return stock
+    texts = len(fuzz_texts())
+    say(f"encoder: {name}, compared with tokenizers on {texts} texts, and during the build")
+    return name
 
 
 def refused_backends(store: Path) -> dict[str, str]:
@@ -254,68 +255,4 @@ class _Fastokens:
         return Encoded(np.frombuffer(ids, "<u4"), np.frombuffer(ends, "<u8").astype(np.int64))
 
 
-class _Tiktoken:
-    def __init__(self, folder: Path) -> None:
-        import tiktoken
-
-        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        pattern, ranks = _byte_pairs(content)
-        try:
-            self._inner = tiktoken.Encoding(
-                "wikillm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
-            )
-        except Exception as error:
-            raise Unusable(f"it does not take this vocabulary: {error}") from None
-
-    def encode_batch(self, texts: Sequence[str]) -> Sequence[Ids]:
-        return [self._inner.encode_to_numpy(text, disallowed_special=()) for text in texts]
-
-
-OPENERS: dict[str, Callable[[Path], Backend]] = {"fastokens": _Fastokens, "tiktoken": _Tiktoken}
-
-
-def _byte_pairs(content: dict[str, Any]) -> tuple[str, dict[bytes, int]]:
-    """Pattern and ranks of a byte-level BPE over NFC text.
-
-    tiktoken merges by id, so ids must follow the merges. Raises Unusable for any other kind.
-    """
-    # Anything that tiktoken does not do must be absent.
-    model = content["model"]
-    normalizer = content.get("normalizer")
-    splitter = content.get("pre_tokenizer") or {}
-    split, level = (splitter.get("pretokenizers") or [{}, {}])[:2]
-    is_plain = (
-        model.get("type") == "BPE"
-        and not any(map(model.get, ("dropout", "byte_fallback", "continuing_subword_prefix")))
-        and (normalizer is None or normalizer == {"type": "NFC"})
-        and (split.get("type"), split.get("behavior"), split.get("invert"))
-        == ("Split", "Isolated", False)
-        and (level.get("type"), level.get("add_prefix_space"), level.get("use_regex"))
-        == ("ByteLevel", False, False)
-        and len(splitter["pretokenizers"]) == 2
-        and "Regex" in split["pattern"]
-        and all(token["special"] for token in content.get("added_tokens", []))
-    )
-    if not is_plain:
-        raise Unusable("it knows byte-level BPE with one regular expression and NFC only")
-    # Merges are pairs, or texts with a space in older files.
-    vocabulary: dict[str, int] = model["vocab"]
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    ids = [vocabulary["".join(pair)] for pair in merges]
-    if any(later <= earlier for earlier, later in zip(ids, ids[1:], strict=False)):
-        raise Unusable("the ids of this vocabulary do not follow its merges")
-    specials = {token["content"] for token in content.get("added_tokens", [])}
-    letters = _byte_letters()
-    return split["pattern"]["Regex"], {
-        bytes(letters[letter] for letter in token): rank
-        for token, rank in vocabulary.items()
-        if token not in specials
-    }
-
-
-def _byte_letters() -> dict[str, int]:
-    """The character that GPT-2's byte-level BPE writes for each byte: itself, or from U+0100 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    moved = {chr(256 + i): byte for i, byte in enumerate(others)}
-    return {chr(byte): byte for byte in printable} | moved
+OPENERS: dict[str, Callable[[Path], Backend]] = {FASTEST: _Fastokens}
