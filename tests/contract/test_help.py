@@ -47,6 +47,45 @@ def test_top_help_imports_only_the_core_and_lists_every_command() -> None:
         assert name in shown and command.help in shown
 
 
+SCHEMA = {"annotated_types", "pydantic", "pydantic_core", "typing_extensions", "typing_inspection"}
+SCHEMA |= {"yaml"}
+LOADED = """
+import importlib, json, sys
+if sys.argv[1] == "import":
+    importlib.import_module(sys.argv[2])
+else:
+    from wikillm.cli.main import main
+    assert main(sys.argv[1:]) == 0
+parts = {name.split(".")[0] for name, module in sys.modules.items()
+         if "site-packages" in (getattr(module, "__file__", None) or "")}
+print("\\n" + json.dumps([len(sys.modules), sorted(parts)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "packages", "most"),
+    [
+        ("plan", SCHEMA, 360),
+        ("config show", SCHEMA, 340),
+        ("presets", SCHEMA, 340),
+        ("import wikillm.supervise.status", set(), 180),
+        ("import wikillm.report.page", {"jinja2", "markupsafe", "orjson"}, 270),
+        ("import wikillm.ledger.audit", {"numpy", "orjson", "tokenizers", "xxhash"}, 400),
+    ],
+)
+def test_commands_without_torch_import_what_they_need(
+    words: str, packages: set[str], most: int
+) -> None:
+    """Most of their time is imports: 0.2 s with these, 0.4 s where the schema came along."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *words.split()], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    count, found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) <= packages | {"_distutils_hack", "wikillm"}
+    assert count <= most
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_has_its_three_parts(name: str) -> None:
     module = importlib.import_module(COMMANDS[name].module)

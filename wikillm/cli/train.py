@@ -107,10 +107,10 @@ def _pretrain(
     signals: StopSignals,
     supervisor: Supervisor | None,
 ) -> int:
-    from wikillm.core.log import say
+    from wikillm.core.log import timed
 
-    say("starting   importing torch, transformers and DeepSpeed")
-    from wikillm.train.run import pretrain
+    with timed("starting   importing torch, transformers and DeepSpeed"):
+        from wikillm.train.run import pretrain
 
     pretrain(
         resolved,

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from wikillm.config.origin import Origin, where_of
-from wikillm.config.schema import DataSection, MixtureSource
 from wikillm.core.errors import Problems
+
+if TYPE_CHECKING:  # pydantic takes a tenth of a second, and `wikillm audit` needs no schema
+    from wikillm.config.schema import DataSection, MixtureSource
 
 PERIOD = 4096
 _SUM_TOLERANCE = Fraction(1, 10**6)

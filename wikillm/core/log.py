@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,34 @@ def say(message: str = "", *, end: str = "\n") -> None:
     elif _is_main():
         stream = sys.stdout.wrapped if isinstance(sys.stdout, PrintableStream) else sys.stdout
         _write("stdout", stream, printable(message) + end)
+
+
+@contextmanager
+def timed(message: str, every: float = 1.0) -> Iterator[None]:
+    """Say `message`; on a terminal, also the seconds since, `every` so many, until the block ends.
+
+    For work that cannot report its own progress, such as an import.
+    """
+    if not (_is_main() and sys.stdout.isatty()):
+        say(message)
+        yield
+        return
+    ended = threading.Event()
+    start = time.monotonic()
+
+    def tick() -> None:
+        while not ended.wait(every):
+            say(f"{message}, {time.monotonic() - start:.0f} s", end="\r")
+
+    ticking = threading.Thread(target=tick, daemon=True)
+    say(message, end="\r")
+    ticking.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        ticking.join()
+        say(f"{message}, {time.monotonic() - start:.0f} s")
 
 
 def warn(message: str) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from harness.terminal import terminal
 
 PROGRAM = """
 import sys
@@ -63,3 +64,22 @@ def test_closed_terminal(tmp_path: Path, stream: str) -> None:
     os.close(writing)
     assert done.returncode == 0
     assert (tmp_path / "rank.log").read_text(encoding="utf-8").count("more") == 6
+
+
+def test_a_wait_is_one_line_and_counts_seconds_on_a_terminal() -> None:
+    program = """
+from wikillm.core.log import make_output_safe, timed
+make_output_safe()
+with timed("importing", every=0.01):
+    input()
+"""
+    command = [sys.executable, "-c", program]
+    plain = subprocess.run(command, input="\n", capture_output=True, text=True, timeout=60)
+    assert (plain.returncode, plain.stdout) == (0, "importing\n"), plain.stderr
+    with terminal() as shown:
+        with open(shown.path, "w", encoding="utf-8") as screen:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=screen, text=True)
+        shown.wait_for("importing, 0 s\r", count=2)
+        process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    assert shown.text.endswith(" s\r\n")

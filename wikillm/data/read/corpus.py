@@ -11,19 +11,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from wikillm.config.mixture import PERIOD
-from wikillm.config.schema import Packing
 from wikillm.core.errors import WikiLLMError
 from wikillm.data.order.best_fit import PackedOrder
 from wikillm.data.order.blocks import SampleOrder, SourceUse, TargetRanges, window_ends
 from wikillm.data.read.packed import packed_order
 from wikillm.data.store.manifest import Manifest, ShardInfo
 from wikillm.data.store.store import Store, TokenStream
+
+if TYPE_CHECKING:
+    from wikillm.config.schema import Packing
 
 
 class Tokens(Protocol):

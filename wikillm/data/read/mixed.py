@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wikillm.config.schema import Packing
 from wikillm.data.funnel import merged
 from wikillm.data.order.mixed import MixedOrder, SourceOrder
 from wikillm.data.order.permutation import keyed_hash
@@ -18,6 +17,9 @@ from wikillm.data.read.stored import StoredCorpus
 from wikillm.data.store.joined import JoinedStream
 from wikillm.data.store.manifest import Manifest, SplitInfo, fingerprint_of
 from wikillm.data.store.store import SPLITS
+
+if TYPE_CHECKING:
+    from wikillm.config.schema import Packing
 
 MIXTURE_VERSION = 1
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from wikillm.config.schema import Packing
+from typing import TYPE_CHECKING
+
 from wikillm.data.order.best_fit import PackedOrder
 from wikillm.data.order.blocks import SampleOrder
 from wikillm.data.read.corpus import Corpus
 from wikillm.data.store.store import Store, TokenStream
+
+if TYPE_CHECKING:
+    from wikillm.config.schema import Packing
 
 
 class StoredCorpus(Corpus):
