@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from wikillm.core.errors import ConfigError
-from wikillm.core.units import parse_size
+from wikillm.core.units import parse_count, parse_size
 
 Number = TypeVar("Number", int, float)
 MIB = 2**20
+_WORD = re.compile(r"[A-Za-z0-9][\w.,:@-]{0,127}")
 _SHORT_UNIT = re.compile(
     r"\s*([0-9][0-9_]*(?:[.][0-9]+)?(?:e[+-]?[0-9]{1,2})?)\s*(|g|gi|gig|m|mi)\s*", re.IGNORECASE
 )
@@ -41,7 +42,42 @@ any_number = _checked(float, lambda value: abs(value) < float("inf"), "a finite 
 positive = _checked(int, lambda value: 1 <= value < 2**63, "a whole number from 1 on")
 index = _checked(int, lambda value: 0 <= value < 2**63, "a whole number from 0 on")
 not_negative = _checked(float, lambda value: 0 <= value < float("inf"), "a number from 0 on")
+count = _checked(parse_count, lambda value: value > 0, "a number such as 1.2B")
+above_0 = _checked(float, lambda value: 0 < value < float("inf"), "a number above 0")
 share = _checked(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
+tflops = _checked(
+    float, lambda value: 0.1 <= value <= 100_000, "a dense bf16 peak in TFLOP/s, such as 165"
+)
+hours = _checked(float, lambda value: 0 < value <= 24 * 366, "a number of hours, up to 8,784")
+nodes = _checked(int, lambda value: 1 <= value <= 100_000, "a number from 1 to 100,000")
+gpus = _checked(int, lambda value: 1 <= value <= 1024, "a number from 1 to 1024")
+restarts = _checked(int, lambda value: 0 <= value <= 1000, "a number from 0 to 1000")
+seconds = _checked(float, lambda value: 0 < value <= 3600, "a number of seconds up to 3600")
+port = _checked(int, lambda value: 1 <= value <= 65535, "a port: 1 to 65535")
+
+
+def host(text: str) -> str:
+    """A DNS name or an IP address, without brackets."""
+    from wikillm.remote.hosts import bare_host, is_host
+
+    bare = bare_host(text)
+    if not is_host(bare):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a host")
+    return bare
+
+
+def word(text: str) -> str:
+    """One word that may stand in a line of a batch file."""
+    if not _WORD.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not one word")
+    return text
+
+
+def folder(text: str) -> str:
+    """A path as one word of a command line."""
+    if not text.isprintable() or text.startswith("-"):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a folder")
+    return text
 
 
 def memory_argument(text: str | None, flag: str) -> int | None:

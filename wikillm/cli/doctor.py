@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wikillm.cli.arguments import folder, gpus, host, port
+
 if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
     from wikillm.doctor.examine import Examination
@@ -23,16 +25,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the machines")
     option = group.add_argument
     option("--hostfile", type=Path, metavar="FILE", help="check all its nodes over ssh")
-    option("--workdir", metavar="FOLDER", help="the checkout on the nodes. Default: this folder")
+    checkout = "the checkout on the nodes. Default: this folder"
+    option("--workdir", type=folder, metavar="FOLDER", help=checkout)
     option(
         "--gpus",
         "--gpus-per-node",
-        type=int,
+        type=gpus,
         metavar="N",
         help="processes on this machine. Default: one per GPU, or one",
     )
-    option("--master-addr", metavar="HOST", help="host of rank 0. Default: the first node")
-    option("--master-port", type=int, default=29500, metavar="PORT", help="default 29500")
+    first = "host of rank 0. Default: the first node"
+    option("--master-addr", type=host, metavar="HOST", help=first)
+    option("--master-port", type=port, default=29500, metavar="PORT", help="default 29500")
     parser.add_argument("--all", action="store_true", help="also show the checks that passed")
     parser.add_argument("--list", action="store_true", help="list all checks")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -102,28 +106,11 @@ def _print_list(*, as_json: bool) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from wikillm.core.errors import ConfigError, Problems
-    from wikillm.remote.hosts import bare_host, is_host
+    from wikillm.core.errors import ConfigError
 
-    problems = Problems(ConfigError)
-    gpus = args.gpus
-    port = args.master_port
-    workdir = args.workdir
-    args.master_addr = args.master_addr and bare_host(args.master_addr)
-    if args.hostfile is not None and gpus is not None:
+    if args.hostfile is not None and args.gpus is not None:
         what = "--gpus is for this machine; a hostfile has slots."
-        problems.add(what, got=str(gpus), fix="slots=N in the hostfile")
-    if gpus is not None and gpus < 1:
-        problems.add("--gpus must be at least 1.", got=str(gpus))
-    if not 0 < port < 65536:
-        problems.add(
-            "--master-port must be a port number.", got=str(port), fix="--master-port 29500"
-        )
-    if args.master_addr is not None and not is_host(args.master_addr):
-        problems.add("--master-addr is not a host.", got=repr(args.master_addr))
-    if workdir is not None and (not workdir.isprintable() or workdir.startswith("-")):
-        problems.add("--workdir is not a folder.", got=repr(workdir))
-    if workdir is not None and args.hostfile is None:
+        raise ConfigError(what, got=str(args.gpus), fix="slots=N in the hostfile")
+    if args.workdir is not None and args.hostfile is None:
         what = "--workdir is for the nodes of a hostfile."
-        problems.add(what, got=workdir, fix="--hostfile FILE")
-    problems.raise_if_any()
+        raise ConfigError(what, got=args.workdir, fix="--hostfile FILE")

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from wikillm.cli.arguments import (
+    folder,
+    gpus,
+    host,
+    hours,
+    index,
+    nodes,
+    port,
+    positive,
+    restarts,
+    seconds,
+    word,
+)
 
 TARGET_NAMES = ("single", "multi", "torchrun", "hostfile", "ssh", "slurm", "k8s", "sky")
 ELSEWHERE = ("hostfile", "ssh", "slurm", "k8s", "sky")
@@ -21,11 +35,9 @@ class MachineFlag:
     name: str
     help: str
     metavar: str | None = None
-    kind: type = str
+    kind: Callable[[str], Any] = str
     default: Any = None
     targets: tuple[str, ...] = ()
-    least: int | None = None
-    most: int | None = None
 
     @property
     def flag(self) -> str:
@@ -37,23 +49,14 @@ RESTARTS_HERE = ("single", "multi", "hostfile")
 BATCH_TARGETS = ("slurm", "k8s", "sky")
 MACHINE_FLAGS = (
     MachineFlag(
-        "nodes",
-        "number of nodes (default 1)",
-        None,
-        int,
-        1,
-        ("torchrun", *BATCH_TARGETS),
-        1,
-        100_000,
+        "nodes", "number of nodes (default 1)", None, nodes, 1, ("torchrun", *BATCH_TARGETS)
     ),
     MachineFlag(
         "gpus",
         "processes per node, one per GPU",
         "N",
-        int,
+        gpus,
         targets=("multi", "torchrun", "ssh", *BATCH_TARGETS),
-        least=1,
-        most=1024,
     ),
     MachineFlag("hostfile", "one line per node: node1 slots=8", "FILE", Path, None, ("hostfile",)),
     MachineFlag("host", "the machine of target ssh", "[USER@]HOST", targets=("ssh",)),
@@ -62,46 +65,41 @@ MACHINE_FLAGS = (
         "the checkout on the other machines. Default: this folder; ssh: wikillm; k8s, sky: the "
         f"mount point of the storage ({CLOUD_WORKDIR})",
         "FOLDER",
+        folder,
         targets=("hostfile", "ssh", "k8s", "sky"),
     ),
     MachineFlag(
         "master_addr",
         "address of the first node for the others. Default: by target",
         "HOST",
+        host,
         targets=("torchrun", "hostfile"),
     ),
     MachineFlag(
-        "master_port",
-        "default 29500; --go takes a free one if it is in use",
-        "PORT",
-        int,
-        least=1,
-        most=65535,
+        "master_port", "default 29500; --go takes a free one if it is in use", "PORT", port
     ),
     MachineFlag(
-        "node_rank", "torchrun: number of this node, from 0", "N", int, None, ("torchrun",), 0
+        "node_rank", "torchrun: number of this node, from 0", "N", index, None, ("torchrun",)
     ),
     MachineFlag(
         "max_restarts",
         "restarts from the last checkpoint after a failure, as long as no new one is saved "
         "(default 3; torchrun: its own restarts, default 0)",
         "N",
-        int,
+        restarts,
         None,
         (*RESTARTS_HERE, "slurm", "torchrun"),
-        0,
-        1000,
     ),
-    MachineFlag("hours", "slurm: time limit (default 24)", "H", float, None, ("slurm",)),
-    MachineFlag("cpus", "slurm, k8s: cores per GPU (default 8)", "N", int, 8, ("slurm", "k8s"), 1),
+    MachineFlag("hours", "slurm: time limit (default 24)", "H", hours, None, ("slurm",)),
+    MachineFlag("cpus", "cores per GPU (default 8)", "N", positive, 8, ("slurm", "k8s")),
     MachineFlag(
         "memory",
         "k8s: memory of a pod. Default: 32GiB per GPU, plus what offload needs",
         "SIZE",
         targets=("k8s",),
     ),
-    MachineFlag("partition", "slurm: partition", "NAME", targets=("slurm",)),
-    MachineFlag("account", "slurm: account", "NAME", targets=("slurm",)),
+    MachineFlag("partition", "slurm: partition", "NAME", word, targets=("slurm",)),
+    MachineFlag("account", "slurm: account", "NAME", word, targets=("slurm",)),
     MachineFlag(
         "storage",
         "k8s: volume claim; sky: bucket (s3://...) or volume, for data and run directory. "
@@ -119,13 +117,12 @@ SWANLAB_FLAGS: dict[str, dict[str, Any]] = {
     "submit": {"action": "store_true", "help": "upload the archive and start it; asks first"},
     "yes": {"action": "store_true", "help": "upload code, data or the key without asking"},
     "follow": {"action": "store_true", "help": "with --submit: show the task's states to its end"},
-    "every": {"type": float, "metavar": "SECONDS", "help": "poll interval (default 10)"},
+    "every": {"type": seconds, "metavar": "SECONDS", "help": "poll interval (default 10)"},
     "to": {"type": Path, "metavar": "FOLDER", "help": "where to save the output of an ended task"},
     "name": {"metavar": "NAME", "help": "data upload: name of the data set (default: the file's)"},
     "desc": {"metavar": "TEXT", "help": "data upload: one line about it"},
-    "timeout": {"type": float, "metavar": "SECONDS", "help": "limit per request (default 30)"},
+    "timeout": {"type": seconds, "metavar": "SECONDS", "help": "limit per request (default 30)"},
 }
-_WORD = re.compile(r"[A-Za-z0-9][\w.,:@-]{0,127}")
 
 
 def add_launch_flags(parser: argparse.ArgumentParser) -> None:
@@ -149,7 +146,6 @@ def add_launch_flags(parser: argparse.ArgumentParser) -> None:
 def check_flags(args: argparse.Namespace) -> None:
     """Refuse what argparse accepts and a launcher, or a line of a batch file, must not get."""
     from wikillm.core.errors import ConfigError, Problems
-    from wikillm.remote.hosts import bare_host, is_host
 
     problems = Problems(ConfigError)
     for name in SWANLAB_FLAGS:
@@ -160,10 +156,6 @@ def check_flags(args: argparse.Namespace) -> None:
         args.gpus = None
     for flag in MACHINE_FLAGS:
         value = getattr(args, flag.name)
-        if flag.least is not None and value is not None and value < flag.least:
-            problems.add(f"{flag.flag} must be at least {flag.least}.", got=str(value))
-        if flag.most is not None and value is not None and value > flag.most:
-            problems.add(f"{flag.flag} must be at most {flag.most}.", got=str(value))
         is_read = not flag.targets or args.target in flag.targets
         if args.target in TARGET_NAMES and not is_read and value != flag.default:
             problems.add(
@@ -177,20 +169,6 @@ def check_flags(args: argparse.Namespace) -> None:
             got=args.target + (" --max-restarts 0" if args.max_restarts == 0 else ""),
             fix="leave it out",
         )
-    if args.hours is not None and not 0 < args.hours <= 24 * 366:
-        problems.add(
-            "--hours must be a time limit in hours.", got=str(args.hours), fix="--hours 24"
-        )
-    for name in ("partition", "account"):
-        value = getattr(args, name)
-        if value is not None and not _WORD.fullmatch(value):
-            problems.add(f"--{name} must be one word.", got=repr(value))
-    args.master_addr = args.master_addr and bare_host(args.master_addr)
-    if args.master_addr is not None and not is_host(args.master_addr):
-        problems.add("--master-addr is not a host.", got=repr(args.master_addr))
-    folder = args.workdir
-    if folder is not None and (not folder.isprintable() or folder.startswith("-")):
-        problems.add("--workdir is not a folder.", got=repr(folder))
     if args.node_rank is not None and args.node_rank >= args.nodes:
         problems.add("--node-rank must be below --nodes.", got=f"{args.node_rank} of {args.nodes}")
     problems.raise_if_any()

@@ -9,7 +9,6 @@ and nothing here was run against it.
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 from wikillm.core.errors import ConfigError
@@ -19,8 +18,6 @@ from wikillm.launch.swanlab_manifest import FILE_NAME, TEMPLATE, SwanLabManifest
 from wikillm.launch.swanlab_pack import Packing, plan_packing, write_zip
 
 _ONE_PART = 2**20
-_EVERY = 10.0
-_TIMEOUT = 30.0
 
 
 def run_swanlab(args: argparse.Namespace) -> int:
@@ -29,7 +26,6 @@ def run_swanlab(args: argparse.Namespace) -> int:
     if args.rest[:1] in (["task"], ["data"]):
         from wikillm.cli.launch_swanlab_service import run_service
 
-        _check_numbers(args)
         return run_service(args)
     _refuse_what_a_job_cannot_have(args)
     path = args.file or Path(FILE_NAME)
@@ -61,17 +57,6 @@ def run_swanlab(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
-    """Fills the defaults in. Raises ConfigError."""
-    for flag, default in (("every", _EVERY), ("timeout", _TIMEOUT)):
-        value = getattr(args, flag)
-        if value is None:
-            setattr(args, flag, default)
-        elif not (math.isfinite(value) and 0 < value <= 3600):
-            what = f"--{flag} must be a number of seconds up to 3600."
-            raise ConfigError(what, got=f"{value:g}", fix=f"--{flag} {default:g}")
-
-
 def _refuse_what_a_job_cannot_have(args: argparse.Namespace) -> None:
     if args.go:
         fix = "wikillm launch swanlab --submit"
@@ -82,7 +67,6 @@ def _refuse_what_a_job_cannot_have(args: argparse.Namespace) -> None:
             raise ConfigError(f"--{flag} goes with --submit.", fix=fix)
     if args.to and not args.follow:
         raise ConfigError("--to needs a task that has ended.", fix="add --follow")
-    _check_numbers(args)
     words = [*args.rest, *filter(None, (args.config, args.deepspeed))]
     if words:
         raise ConfigError(

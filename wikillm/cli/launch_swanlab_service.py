@@ -20,6 +20,8 @@ from wikillm.launch.swanlab_manifest import SwanLabManifest
 from wikillm.launch.swanlab_objects import check_installed
 from wikillm.launch.swanlab_pack import Packing
 
+_EVERY = 10.0  # seconds
+_TIMEOUT = 30.0
 _USAGE = {
     "task": "task list | status ID | follow ID | stop ID | fetch ID [--to FOLDER]",
     "data": "data list | data upload FILE|FOLDER [--name NAME] [--desc TEXT]",
@@ -41,7 +43,7 @@ def submit_folder(args: argparse.Namespace, manifest: SwanLabManifest, packing: 
     if not _confirm(args, what, "Upload this and start the task?"):
         print("nothing was sent")
         return 0
-    with SwanLabApi(account, timeout=args.timeout) as api:
+    with SwanLabApi(account, timeout=args.timeout or _TIMEOUT) as api:
         identifier = submit(api, manifest, packing)
         if identifier is None:
             no_id = "The task was created, but the service returned no id."
@@ -67,7 +69,7 @@ def run_service(args: argparse.Namespace) -> int:
         return _upload(args, Path(words[0]))
     if verb == "fetch":
         check_installed()
-    with SwanLabApi(find_account(), timeout=args.timeout) as api:
+    with SwanLabApi(find_account(), timeout=args.timeout or _TIMEOUT) as api:
         if noun == "data":
             return _list_data(api)
         return _task(args, api, verb, words)
@@ -102,7 +104,7 @@ def _follow(args: argparse.Namespace, api: SwanLabApi, identifier: str) -> int:
         print(f"{time.strftime('%H:%M:%S')}   {task.status}", flush=True)
 
     try:
-        task = follow(api, identifier, every=args.every, on_change=on_change)
+        task = follow(api, identifier, every=args.every or _EVERY, on_change=on_change)
     except (KeyboardInterrupt, MachineError):
         stop = f"wikillm launch swanlab task stop {identifier}"
         print(f"the task continues; to stop it: {stop}", file=sys.stderr, flush=True)
@@ -175,7 +177,7 @@ def _upload(args: argparse.Namespace, path: Path) -> int:
     if not _confirm(args, what, "Upload this?"):
         print("nothing was sent")
         return 0
-    with SwanLabApi(account, timeout=args.timeout) as api:
+    with SwanLabApi(account, timeout=args.timeout or _TIMEOUT) as api:
         identifier = upload_data(api, files, name, args.desc, _Progress(size))
     volume = f"{{name: {name}, id: {identifier}}}"
     print(f"data set   {identifier}; in swanlab.yaml: volumes: [{volume}]")

@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wikillm.cli.arguments import add_json
+from wikillm.cli.arguments import (
+    above_0,
+    add_json,
+    count,
+    gpus,
+    nodes,
+    not_negative,
+    share,
+    tflops,
+)
 
 if TYPE_CHECKING:
     from wikillm.config.resolved import Resolved
@@ -32,14 +41,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gpu", default="h100", metavar="NAME", help=gpu)
     memory = "usable memory of a GPU, such as 79GiB. Default: by kind"
     group.add_argument("--gpu-memory", metavar="SIZE", help=memory)
-    tflops = "dense bf16 peak of a GPU, from its data sheet. Default: by kind"
-    group.add_argument("--tflops", type=float, metavar="N", help=tflops)
-    group.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
+    peak = "dense bf16 peak of a GPU, from its data sheet. Default: by kind"
+    group.add_argument("--tflops", type=tflops, metavar="N", help=peak)
+    group.add_argument("--nodes", type=nodes, default=1, help="number of nodes (default 1)")
     group.add_argument(
         "--gpus",
         "--gpus-per-node",
         dest="gpus_per_node",
-        type=int,
+        type=gpus,
         default=8,
         metavar="N",
         help="GPUs in a node (default 8)",
@@ -47,13 +56,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     host = "memory of a node for offload. Default: 128GiB per GPU"
     group.add_argument("--host-memory", metavar="SIZE", help=host)
     storage = "GB/s that a node writes to and reads from its storage (default 2)"
-    group.add_argument("--storage", type=float, default=2.0, metavar="N", help=storage)
+    group.add_argument("--storage", type=above_0, default=2.0, metavar="N", help=storage)
     mfu = "assumed MFU, 0 to 1. Default: a roofline of the GPU, 0.2 to 0.55 by size of the model"
-    group.add_argument("--mfu", type=float, help=mfu)
-    group.add_argument("--price", type=float, help="price of a GPU hour, in your currency")
-    parser.add_argument("--tokens", metavar="N", help="training tokens in the corpus, such as 1.2B")
+    group.add_argument("--mfu", type=share, help=mfu)
+    group.add_argument("--price", type=not_negative, help="price of a GPU hour, in your currency")
+    parser.add_argument(
+        "--tokens", type=count, metavar="N", help="training tokens in the corpus, such as 1.2B"
+    )
     hours = "propose the size, or with --size the tokens, that fit into so many hours"
-    parser.add_argument("--hours", type=float, metavar="N", help=hours)
+    parser.add_argument("--hours", type=above_0, metavar="N", help=hours)
     every = "every model preset on 1, 8, 64 and 512 GPUs"
     parser.add_argument("--all", action="store_true", help=every)
     add_json(parser)
@@ -133,7 +144,7 @@ def plan_run(resolved: Resolved, machine: Machine, args: argparse.Namespace) -> 
     from wikillm.plan.report import to_json
     from wikillm.plan.workload import describe_workload
 
-    workload = describe_workload(resolved, ranks=machine.ranks, train_tokens=_tokens(args))
+    workload = describe_workload(resolved, ranks=machine.ranks, train_tokens=args.tokens)
     check_recipe(
         resolved,
         ranks=machine.ranks,
@@ -243,46 +254,15 @@ def _machine(args: argparse.Namespace, nodes: int, gpus_per_node: int) -> Machin
 
 
 def _check(args: argparse.Namespace) -> None:
-    from wikillm.core.errors import ConfigError, Problems
+    from wikillm.core.errors import ConfigError
 
     # 8x4090: eight of them in a node.
-    count, times, name = args.gpu.partition("x")
-    if times and count.isdecimal() and name:
-        args.gpus_per_node = int(count)
+    number, times, name = args.gpu.partition("x")
+    if times and number.isdecimal() and name:
+        args.gpus_per_node = int(number)
         args.gpu = name
-    problems = Problems(ConfigError)
-    if args.hours is not None and not 0 < args.hours < float("inf"):
-        problems.add("--hours must be above 0.", got=str(args.hours), fix="--hours 8")
-    for name, most in (("nodes", 100_000), ("gpus_per_node", 1024)):
-        value = getattr(args, name)
-        flag = f"--{name.replace('_', '-')}"
-        if not 1 <= value <= most:
-            limit = "least 1" if value < 1 else f"most {most}"
-            problems.add(f"{flag} must be at {limit}.", got=str(value))
-    if args.tflops is not None and not 0.1 <= args.tflops <= 100_000:
-        what = "--tflops must be a GPU's dense bf16 peak in TFLOP/s."
-        problems.add(what, got=str(args.tflops), fix="--tflops 165")
     if args.tflops is not None and args.gpu.lower() == "cpu":
         what = "--tflops is for a GPU; a CPU is measured."
-        problems.add(what, got="--gpu cpu", fix="wikillm plan --calibrate")
+        raise ConfigError(what, got="--gpu cpu", fix="wikillm plan --calibrate")
     if not args.gpu.strip() or not args.gpu.isprintable():
-        problems.add("--gpu must be a name.", got=repr(args.gpu), fix="--gpu h100")
-    if args.mfu is not None and not 0 < args.mfu <= 1:
-        problems.add("--mfu must be a share between 0 and 1.", got=str(args.mfu), fix="--mfu 0.4")
-    if not 0 < args.storage < float("inf"):
-        problems.add("--storage must be above 0.", got=str(args.storage), fix="--storage 2")
-    if args.price is not None and not 0 <= args.price < float("inf"):
-        problems.add(
-            "--price must be a price per GPU hour.", got=str(args.price), fix="--price 2.50"
-        )
-    problems.raise_if_any()
-
-
-def _tokens(args: argparse.Namespace) -> int | None:
-    from wikillm.core.errors import ConfigError
-    from wikillm.core.units import parse_count
-
-    try:
-        return None if args.tokens is None else parse_count(args.tokens)
-    except ValueError as error:
-        raise ConfigError(f"--tokens: {error}.") from None
+        raise ConfigError("--gpu must be a name.", got=repr(args.gpu), fix="--gpu h100")

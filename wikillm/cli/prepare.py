@@ -8,7 +8,7 @@ import io
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from wikillm.cli.arguments import add_json
+from wikillm.cli.arguments import add_json, hours, positive, word
 from wikillm.cli.run_config import add_run_config_arguments, resolve_run_config
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show = "slurm: print the batch file; nothing is submitted"
     many.add_argument("--print", action="store_true", help=show)
     tasks = "slurm: tasks of the array (default 16)"
-    many.add_argument("--tasks", type=int, default=16, metavar="N", help=tasks)
+    many.add_argument("--tasks", type=positive, default=16, metavar="N", help=tasks)
     cpus = "slurm: CPUs per task (default 4)"
-    many.add_argument("--cpus", type=int, default=4, metavar="N", help=cpus)
-    hours = "slurm: time limit of a task (default 24)"
-    many.add_argument("--hours", type=float, default=24.0, metavar="H", help=hours)
-    many.add_argument("--partition", metavar="NAME", help="slurm: partition")
-    many.add_argument("--account", metavar="NAME", help="slurm: account")
+    many.add_argument("--cpus", type=positive, default=4, metavar="N", help=cpus)
+    limit = "slurm: time limit of a task (default 24)"
+    many.add_argument("--hours", type=hours, default=24.0, metavar="H", help=limit)
+    many.add_argument("--partition", type=word, metavar="NAME", help="slurm: partition")
+    many.add_argument("--account", type=word, metavar="NAME", help="slurm: account")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -151,9 +151,6 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         )
     if args.print and args.executor != "slurm":
         raise ConfigError("--print is for --executor slurm.", got=f"--executor {args.executor}")
-    if min(args.tasks, args.cpus) < 1 or args.hours <= 0:
-        got = f"{args.tasks}, {args.cpus}, {args.hours:g}"
-        raise ConfigError("--tasks, --cpus and --hours must be above 0.", got)
 
 
 def _batch_file(args: argparse.Namespace) -> str:
