@@ -1,4 +1,5 @@
-"""`wikillm data stats | show | verify | export | tokenizer`: inspect, check and convert stores."""
+"""`wikillm data stats | show | verify | export | import | tokenizer`: inspect, check and convert
+token stores."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from wikillm.cli.arguments import add_json, index, positive
 if TYPE_CHECKING:
     from wikillm.data.store.store import Store
 
-HELP = "Inspect a token store: stats, show N, verify, export, tokenizer."
+HELP = "Inspect a token store: stats, show N, verify, export, import, tokenizer."
 
 EPILOG = """
 examples:
@@ -21,25 +22,31 @@ examples:
   wikillm data show 17 --sample --sequence-length 512   the parts of sample 17 of training
   wikillm data verify --store stores/0123456789ab       every sha256
   wikillm data export --to megatron --out exports/tokens
+  wikillm data import --from megatron old_document.bin --tokenizer qwen2-tokenizer --out stores/old
   wikillm data tokenizer                                how the tokenizer splits the held-out text
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    names = "stats|show|verify|export|tokenizer"
+    names = "stats|show|verify|export|import|tokenizer"
     actions = parser.add_subparsers(dest="action", metavar=names, required=True, help="what to do")
     stats = actions.add_parser("stats", help="documents, tokens, lengths, duplicates, the funnel")
     show = actions.add_parser("show", help="the N-th document, or with --sample the N-th sample")
     verify = actions.add_parser("verify", help="compare every sha256 with the manifest")
     export = actions.add_parser("export", help="write the store in another format")
     tokens = actions.add_parser("tokenizer", help="bytes per token, hanzi, unused tokens")
+    taken = actions.add_parser("import", help="make a store from the tokens of another tool")
     _configure_show(show)
-    export.add_argument("--to", choices=("megatron", "parquet"), required=True, help="format")
+    export.add_argument(
+        "--to", choices=("megatron", "datatrove", "parquet"), required=True, help="format"
+    )
     export.add_argument("--out", metavar="FOLDER", required=True, help="a new or empty folder")
+    _configure_import(taken)
     for action in (stats, show, verify, export, tokens):
         help = "a finished store (default: the newest in stores/)"
         action.add_argument("--store", metavar="FOLDER", help=help)
+    for action in (stats, show, verify, export, tokens, taken):
         add_json(action, "print one JSON object instead of lines")
 
 
@@ -62,11 +69,27 @@ def _configure_show(show: argparse.ArgumentParser) -> None:
     )
 
 
+def _configure_import(taken: argparse.ArgumentParser) -> None:
+    files = "Megatron: PREFIX.bin (PREFIX.idx beside it); datatrove: FILE.ds"
+    taken.add_argument("files", metavar="FILE", nargs="+", help=files)
+    taken.add_argument(
+        "--from", dest="kind", choices=("megatron", "datatrove"), required=True, help="format"
+    )
+    tokenizer = "the tokenizer that made the tokens"
+    taken.add_argument("--tokenizer", metavar="FOLDER", required=True, help=tokenizer)
+    out = "the new store, for data.store=FOLDER"
+    taken.add_argument("--out", metavar="FOLDER", required=True, help=out)
+    share = "held-out share (default 0.005)"
+    taken.add_argument("--val-fraction", type=float, default=0.005, metavar="F", help=share)
+
+
 def run(args: argparse.Namespace) -> int:
     from wikillm.data.inspect.stats import find_store, stats_of, stats_text
     from wikillm.data.inspect.verify import verify
     from wikillm.data.store.store import Store
 
+    if args.action == "import":
+        return _import(args)
     store = Store.open(find_store(args.store))
     if args.action == "stats":
         print(_json(stats_of(store)) if args.json else stats_text(store))
@@ -106,6 +129,19 @@ def _show(args: argparse.Namespace, store: Store) -> int:
     else:
         found = show_document(store, args.split, args.number)
     print(_json(found) if args.json else show_text(found))
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from wikillm.data.inspect.imports import import_store
+    from wikillm.data.inspect.summary import store_summary, store_summary_json
+
+    files = [Path(file) for file in args.files]
+    store = import_store(args.kind, files, Path(args.tokenizer), Path(args.out), args.val_fraction)
+    if args.json:
+        print(_json(store_summary_json(store.dir, store.manifest)))
+    else:
+        print(store_summary(store.dir, store.manifest))
     return 0
 
 

@@ -42,7 +42,7 @@ class Command:
 
 _ABOUT = {
     "prepare": "Build the token store: documents, tokenizer, tokens.",
-    "data": "Inspect a token store: stats, show N, verify, export, tokenizer.",
+    "data": "Inspect a token store: stats, show N, verify, export, import, tokenizer.",
     "plan": "Plan a run on given GPUs: recipe, memory, time, cost. Estimates, without torch.",
     "ladder": "Train small models by the laws of model.depth and predict the loss of a large one.",
     "train": "Train a model, or resume a stopped run.",

@@ -1,10 +1,14 @@
-"""A store in other formats: Megatron's .bin/.idx, and Parquet with the text.
+"""A store in other formats: Megatron's .bin/.idx, datatrove's .ds, and Parquet with the text.
 
 Megatron's index, little-endian: "MMIDIDX\\0\\0", version 1 (u64), type of the tokens (u8),
 sequences (u64), documents + 1 (u64), then lengths (i32 each), byte offsets in .bin (i64 each) and
 the numbers of the documents' first sequences (i64, one more than documents). Its table of types has
 no uint32; ids are below 2^31, and int32 (4) has their bytes. Each document is one sequence and ends
 with EOS, as after `preprocess_data.py --append-eod`.
+
+datatrove's SPLIT.ds is the token ids alone, 2 bytes each where the vocabulary fits, else 4;
+SPLIT.ds.index is where each document ends, in tokens (u64); SPLIT.ds.metadata is text:
+TOKENIZER|BYTES, the count, the count for people.
 """
 
 from __future__ import annotations
@@ -19,8 +23,9 @@ import numpy as np
 
 from wikillm.core.errors import ConfigError, DataError
 from wikillm.core.files import STAGING_SUFFIX, rename_durably
+from wikillm.core.units import format_count
 from wikillm.data.inspect.stats import Documents
-from wikillm.data.store.store import SPLITS, Store
+from wikillm.data.store.store import SPLITS, Store, TokenStream
 
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
@@ -34,8 +39,8 @@ def export_store(store: Store, kind: str, target: Path) -> list[Path]:
 
     Files appear whole, and none is overwritten.
 
-    `kind` is megatron (SPLIT.bin, SPLIT.idx) or parquet (SPLIT.parquet). A split without documents
-    gives no file.
+    `kind` is megatron (SPLIT.bin, SPLIT.idx), datatrove (SPLIT.ds and two beside it) or parquet
+    (SPLIT.parquet). A split without documents gives no file.
 
     Raises ConfigError when a file exists already.
     """
@@ -62,9 +67,7 @@ def _to_megatron(store: Store, split: str, prefix: Path) -> None:
             got=f"{int(lengths.max()):,}",
         )
     with _staged(prefix.with_suffix(".bin")) as file:
-        for start in range(0, stream.n_tokens, _TOKENS):
-            tokens = stream.read(start, min(start + _TOKENS, stream.n_tokens))
-            file.write(tokens.astype("<i4").tobytes())
+        _copy_tokens(stream, file, "<i4")
     offsets = 4 * (np.cumsum(lengths, dtype=np.int64) - lengths)
     with _staged(prefix.with_suffix(".idx")) as file:
         file.write(
@@ -73,6 +76,26 @@ def _to_megatron(store: Store, split: str, prefix: Path) -> None:
         file.write(lengths.astype("<i4").tobytes())
         file.write(offsets.astype("<i8").tobytes())
         file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
+
+
+def _copy_tokens(stream: TokenStream, file: BinaryIO, dtype: str) -> None:
+    for start in range(0, stream.n_tokens, _TOKENS):
+        file.write(
+            stream.read(start, min(start + _TOKENS, stream.n_tokens)).astype(dtype).tobytes()
+        )
+
+
+def _to_datatrove(store: Store, split: str, prefix: Path) -> None:
+    stream = getattr(store, split)
+    info = store.manifest.tokenizer
+    size = 2 if info.length <= 2**16 else 4
+    with _staged(prefix.with_suffix(".ds")) as file:
+        _copy_tokens(stream, file, f"<u{size}")
+    with _staged(prefix.with_suffix(".ds.index")) as file:
+        file.write(np.cumsum(Documents(store, stream).lengths(), dtype="<u8").tobytes())
+    with _staged(prefix.with_suffix(".ds.metadata")) as file:
+        text = f"{info.name}|{size}\n{stream.n_tokens}\n{format_count(stream.n_tokens)}T"
+        file.write(text.encode())
 
 
 def _to_parquet(store: Store, split: str, prefix: Path) -> None:
@@ -119,5 +142,9 @@ def _staged(path: Path) -> Iterator[BinaryIO]:
         staged.unlink(missing_ok=True)
 
 
-_SUFFIXES = {"megatron": ("bin", "idx"), "parquet": ("parquet",)}
-_WRITERS = {"megatron": _to_megatron, "parquet": _to_parquet}
+_SUFFIXES = {
+    "megatron": ("bin", "idx"),
+    "datatrove": ("ds", "ds.index", "ds.metadata"),
+    "parquet": ("parquet",),
+}
+_WRITERS = {"megatron": _to_megatron, "datatrove": _to_datatrove, "parquet": _to_parquet}
