@@ -310,7 +310,7 @@ class _Store(_Handler):
 def swanlab_service(folder: Path) -> Iterator[Service]:
     """A running service. `environ` has the variables by which a client finds and trusts it."""
     service = Service(folder)
-    certificate, context = _certificate(folder)
+    certificate, context = make_certificate(folder)
     api = ThreadingHTTPServer(("127.0.0.1", 0), type("Api", (_Api,), {"service": service}))
     api.socket = context.wrap_socket(api.socket, server_side=True, do_handshake_on_connect=False)
     store = ThreadingHTTPServer(
@@ -335,7 +335,7 @@ def swanlab_service(folder: Path) -> Iterator[Service]:
             server.server_close()
 
 
-def _certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
+def make_certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
     """Create a self-signed certificate for 127.0.0.1 and the store. It is its own CA."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "loopback")])

@@ -58,8 +58,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from wikillm.cli.run_config import resolve_run_config
     from wikillm.core.errors import ConfigError
+    from wikillm.core.world import World
     from wikillm.launch.restart import Launched, keep_running
     from wikillm.launch.targets import render, start
+    from wikillm.supervise.settings import alerts_of, settings_of
 
     if args.target == "swanlab":
         from wikillm.cli.launch_swanlab import run_swanlab
@@ -82,7 +84,12 @@ def run(args: argparse.Namespace) -> int:
     def start_once(again: Launch, launched: Launched) -> int:
         return start(again, render(args.target, again), launched)
 
-    return keep_running(launch, start_once, lambda again: _check_run(args, again, resolved))
+    def alert(code: int, reason: str) -> None:
+        cfg = resolved.config
+        settings = settings_of(cfg.train, cfg.run, cfg.alerts)
+        alerts_of(World(), settings).end("failed", code, reason, None)
+
+    return keep_running(launch, start_once, lambda again: _check_run(args, again, resolved), alert)
 
 
 def describe(args: argparse.Namespace, resolved: Resolved) -> Launch:

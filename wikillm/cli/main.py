@@ -48,6 +48,7 @@ _ABOUT = {
     "train": "Train a model, or resume a stopped run.",
     "launch": "Show or start a run here, on many nodes, with Slurm, Kubernetes, SkyPilot, SwanLab.",
     "doctor": "Check this machine, or all nodes of a hostfile, against what a run needs.",
+    "alerts": "Send a test message through every channel of a run's `alerts`.",
     "status": "Show what every node and rank of a run is doing, or how it ended.",
     "report": "Write one page about a run: settings, data, curves, samples, faults, cost.",
     "audit": "Prove from files which tokens a run was trained on, or name the first wrong step.",
@@ -63,7 +64,17 @@ _ABOUT = {
     "completion": "Print a completion script for bash or zsh.",
     "demo": "Go from a Wikipedia dump to a trained, exported model, in minutes.",
 }
-_TAKES_CONFIG = {"prepare", "plan", "ladder", "train", "launch", "doctor", "eval", "config"}
+_TAKES_CONFIG = {
+    "alerts",
+    "prepare",
+    "plan",
+    "ladder",
+    "train",
+    "launch",
+    "doctor",
+    "eval",
+    "config",
+}
 COMMANDS = {
     name: Command(f"wikillm.cli.{name}", about, name in _TAKES_CONFIG)
     for name, about in _ABOUT.items()

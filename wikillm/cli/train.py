@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
 def _train(args: argparse.Namespace, signals: StopSignals) -> int:
     from wikillm.cli.run_config import resolve_run_config
     from wikillm.core.world import World
-    from wikillm.supervise.supervisor import is_local, settings_of, supervise
+    from wikillm.supervise.settings import is_local, settings_of
+    from wikillm.supervise.supervisor import supervise
     from wikillm.train.run_dir import refuse_before_supervision
 
     resolved = resolve_run_config(args)
@@ -72,8 +73,9 @@ def _train(args: argparse.Namespace, signals: StopSignals) -> int:
         dry_run(resolved)
         return 0
     world = World.from_env()
-    settings = settings_of(resolved.config.train, resolved.config.run)
-    refuse_before_supervision(settings.run, resolved.config.data.store, world)
+    cfg = resolved.config
+    settings = settings_of(cfg.train, cfg.run, cfg.alerts)
+    refuse_before_supervision(settings.run, cfg.data.store, world)
     check_machine(resolved, world)
     if not is_local(world, settings):
         return _pretrain(args, resolved, signals, None)

@@ -20,7 +20,7 @@ from wikillm.config.trainer_names import ALIASES, SWITCHES, advise
 from wikillm.config.yaml_file import parse_value
 from wikillm.core.errors import Problems, did_you_mean
 
-_COMMAS = ("data.path", "data.mixture", "train.eval_tasks")
+_COMMAS = ("data.path", "data.mixture", "train.eval_tasks", "alerts.events")
 """Lists whose items are separated by commas."""
 _NULL = ("null", "Null", "NULL", "None", "none", "~")
 

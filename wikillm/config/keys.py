@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from wikillm.config.schema import RunConfig
+from wikillm.config.schema_alerts import HOOKS, SECRETS
 from wikillm.config.schema_types import ALSO_A_SWITCH
 
 REMOVED = {
@@ -58,6 +59,11 @@ class Key:
     @property
     def is_switch(self) -> bool:
         return bool in self.kinds
+
+    @property
+    def names_a_variable(self) -> bool:
+        """The value is the name of an environment variable that holds a secret."""
+        return self.name.startswith("alerts.") and self.leaf in (*HOOKS, *SECRETS)
 
 
 def _kinds(annotation: Any) -> Iterator[type]:

@@ -231,8 +231,10 @@ def _explain(error: ValidationError, merged: Mapping[str, Setting], problems: Pr
         if setting is None:
             problems.add(what)
             continue
-        got = f"{setting.value!r} ({setting.origin.where})\n{all_keys()[name].doc}"
-        problems.add(what, got=got, fix=_repair(setting))
+        shown = f"{setting.value!r} ({setting.origin.where})"
+        if all_keys()[name].names_a_variable:  # the value may be the secret itself
+            shown = f"a value that is not shown here ({setting.origin.layer})"
+        problems.add(what, got=f"{shown}\n{all_keys()[name].doc}", fix=_repair(setting))
 
 
 def _repair(setting: Setting) -> str | None:

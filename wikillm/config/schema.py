@@ -1,8 +1,8 @@
 """Every key of a run's configuration: type, default and one sentence.
 
 The sentence under a field appears in `--help`, in the docs and in the JSON schema. A key has
-Hugging Face's name where there is one; other keys carry their unit. `schema_data` and
-`schema_train` hold the two long sections. Rules across keys are in `checks` and `compatibility`.
+Hugging Face's name where there is one; other keys carry their unit. `schema_data`, `schema_train`
+and `schema_alerts` hold the long sections. Rules across keys are in `checks` and `compatibility`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import Literal
 
 from pydantic import Field
 
+from wikillm.config.schema_alerts import AlertsSection
 from wikillm.config.schema_data import DataSection, Format, Mixture, MixtureSource
 from wikillm.config.schema_train import TrainSection
 from wikillm.config.schema_types import Checkpointing, Count, Packing, Paths, Section
 
 __all__ = [
+    "AlertsSection",
     "Checkpointing",
     "DataSection",
     "DeepSpeedSection",
@@ -100,6 +102,8 @@ class SwanLabSection(Section):
     """Where SwanLab keeps its files. Default: RUN/swanlog."""
     finish_timeout_seconds: float = Field(default=15.0, gt=0)
     """How long the run waits for the tracker at the end of training."""
+    hardware_seconds: int | None = Field(default=None, ge=5, le=86_400)
+    """Seconds between SwanLab's readings of rank 0's machine (CPU, GPU, memory). Default: none."""
 
 
 class ObserveSection(Section):
@@ -128,4 +132,5 @@ class RunConfig(Section):
     model: ModelSection = ModelSection()
     train: TrainSection = TrainSection()
     observe: ObserveSection = ObserveSection()
+    alerts: AlertsSection = AlertsSection()
     deepspeed: DeepSpeedSection = DeepSpeedSection()

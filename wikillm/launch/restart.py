@@ -12,6 +12,7 @@ that are not. The batch is a number of tokens, so fewer ranks train the same.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from wikillm.core.units import format_seconds
 from wikillm.launch.description import Launch
 from wikillm.remote.hosts import read_hostfile
 from wikillm.remote.ssh import ssh_argv
+from wikillm.supervise.alerts import RESTARTS
 from wikillm.supervise.records import read_records, stop_path
 from wikillm.supervise.requests import announce_restart, file_identity, restart_path, stop_file
 from wikillm.supervise.stop import is_running
@@ -80,7 +82,10 @@ class Launched:
 
 
 def keep_running(
-    launch: Launch, start: Callable[[Launch, Launched], int], check: Callable[[Launch], None]
+    launch: Launch,
+    start: Callable[[Launch, Launched], int],
+    check: Callable[[Launch], None],
+    alert: Callable[[int, str], None] = lambda code, reason: None,
 ) -> int:
     """Start the run, and start it again where that may help; returns the last exit code.
 
@@ -88,10 +93,13 @@ def keep_running(
         start: runs one start to its end.
         check: raises ConfigError for a launch that every rank would refuse, such as a batch that
             fewer nodes cannot share.
+        alert: called with exit code and reason when no restart is left. Each failed start sends a
+            message itself.
     """
     run = run_of(launch)
     policy = RestartPolicy(launch.max_restarts, reached=last_checkpoint(run))
     first = policy.reached
+    os.environ[RESTARTS] = str(policy.limit)
     old = _stop_requests(run)
     current = launch
     with _passing_signals() as launched:
@@ -103,7 +111,7 @@ def keep_running(
                 return launched.is_asked or not _stop_requests(run) <= old
 
             if is_stopped() or not policy.may_restart(code, reached):
-                _say_why_not(code, policy)
+                _say_why_not(code, policy, alert)
                 return code
             if not _wait(run, code, policy, is_stopped):
                 return code
@@ -158,9 +166,11 @@ def _stop_requests(run: Path) -> set[tuple[int, int] | None]:
     return {None, file_identity(stop_file(run)), file_identity(stop_path(run))}
 
 
-def _say_why_not(code: int, policy: RestartPolicy) -> None:
+def _say_why_not(code: int, policy: RestartPolicy, alert: Callable[[int, str], None]) -> None:
     if code not in FINAL and policy.limit and policy.tried >= policy.limit:
-        say(f"not started again: {policy.tried} restarts made no new checkpoint (--max-restarts)")
+        why = f"not started again: {policy.tried} restarts made no new checkpoint (--max-restarts)"
+        say(why)
+        alert(code, why)
 
 
 def _wait(run: Path, code: int, policy: RestartPolicy, is_stopped: Callable[[], bool]) -> bool:

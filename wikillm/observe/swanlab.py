@@ -79,6 +79,7 @@ class SwanLabSink:
         named = os.environ.get("SWANLAB_PROJECT") if is_default else None
         self._project = named or settings.project
         self._experiment_name = settings.experiment_name or run_name
+        self._report = run_dir / "report.html"
         self._log_dir = Path(settings.log_dir) if settings.log_dir else run_dir / "swanlog"
         self.run_id = run_id or new_run_id()
         self._finish_timeout = settings.finish_timeout_seconds
@@ -108,10 +109,13 @@ class SwanLabSink:
         """Begin or resume the run. Returns within `start_timeout`; never raises."""
         if self._is_off or self._thread is not None:
             return
-        if self._mode == "local" and importlib.util.find_spec("swanboard") is None:
-            warn(
-                "`swanlab watch` shows a local run only with its dashboard: "
-                "pip install 'wikillm[dashboard]'"
+        if self._mode == "local":
+            # SwanLab itself refuses a local run without exactly this board.
+            tell = say if importlib.util.find_spec("swanboard") else warn
+            tell(
+                "SwanLab's local board is no longer maintained: it needs swanlab 0.8 to 0.10 with "
+                "swanboard 0.1.10b2 (pip install 'wikillm[dashboard]'); "
+                f"{self._report} shows the run without it"
             )
         clean = redact(config, self._secrets)
         self._thread = threading.Thread(target=self._work, name="wikillm-swanlab", daemon=True)
@@ -193,7 +197,7 @@ class SwanLabSink:
             _quiet(swanlab)
             quiet_settings = swanlab.Settings(
                 interactive=False,
-                probe=_section(swanlab.Settings, "Probe", hardware=True, **_NO_PROBES),
+                probe=_section(swanlab.Settings, "Probe", **self._probes()),
                 terminal=_section(swanlab.Settings, "Terminal", proxy_type="none"),
             )
             self._log_dir.mkdir(parents=True, exist_ok=True)
@@ -215,6 +219,12 @@ class SwanLabSink:
             atexit.unregister(theirs)
         atexit.register(self._finish_at_exit)  # after theirs, so that ours runs first
         self.folder = Path(run.dir)
+
+    def _probes(self) -> dict[str, Any]:
+        """What SwanLab collects itself: facts about the hardware, and readings if asked for."""
+        seconds = self._settings.hardware_seconds
+        readings = {"monitor": True, "monitor_interval": seconds} if seconds else {}
+        return {"hardware": True, **_NO_PROBES, **readings}
 
     def _online_or_offline(self, settings: Any) -> Mode:
         """online with a key and a server; otherwise offline, with a warning that says why."""

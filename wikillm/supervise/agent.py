@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ExitCode, MachineError
+from wikillm.supervise.alerts import Alerts, event_of
 from wikillm.supervise.coordinator import SUSPENDED_SECONDS, TICK, Coordinator
 from wikillm.supervise.coordinator_link import ANSWER_SECONDS, CoordinatorLink
 from wikillm.supervise.exit_file import print_end, write_exit
@@ -62,6 +63,7 @@ class Agent:
         self.coordinator: Coordinator | None = None  # on rank 0
         self.link = CoordinatorLink(setup, self.limits, self.interval)
         self._recorder: Recorder | None = None
+        self._alerts = Alerts(**setup["alerts"])
         size = setup["world_size"]
         place = (self.rank, setup["local_rank"], size, self.process, setup["interface"])
         self._start_record = RankRecord(*place, "start", 0, 0.0, max(5.0, size / 20), 0.0)
@@ -99,7 +101,7 @@ class Agent:
                 port = int(setup["master_port"])
                 listener = listen(port, setup["master_address"], setup["address"])
         except MachineError as error:
-            self._end(error.exit_code, str(error))
+            self._end(error.exit_code, str(error), "failed")
             return
         size = setup["world_size"]
         nodes = tuple(setup["nodes"])
@@ -127,7 +129,7 @@ class Agent:
                 self._beat = now
                 self._send_beat()
         if why is not None:
-            self._end(ExitCode.MACHINE, why, lost_main=True)
+            self._end(ExitCode.MACHINE, why, "lost", lost_main=True)
 
     def _send_beat(self) -> None:
         self._oom.look()
@@ -145,12 +147,14 @@ class Agent:
                 self.rank_wire.send(message)
             elif "end" in message:
                 reports = message.get("speaker") == self.rank
-                self._end(int(message["end"]), str(message["reason"]), reports=reports)
+                event = str(message.get("event", "failed"))
+                self._end(int(message["end"]), str(message["reason"]), event, reports=reports)
 
     def handle(self, messages: list[Message]) -> None:
         """Handle messages of the rank."""
         for message in messages:
             if "run" in message:
+                self._alerts.opened = True
                 self._recorder = Recorder(Path(message["run"]), self._record, self._stop)
                 self._recorder.start()
             elif "acknowledged" in message and self._kill_at:
@@ -162,6 +166,8 @@ class Agent:
                     self.link.send(message)
                 if self._recorder is not None:
                     self._recorder.close(self._record())
+                if self.rank == 0:
+                    self._alert(event_of(self._left[0]), *self._left)
                 self.rank_wire.send({"noted": True})
                 # The reason of a rank that fails early must not be lost.
                 if is_early:
@@ -175,12 +181,12 @@ class Agent:
         """`wikillm stop` was called."""
         if at_once:
             reason = "Ended at once by `wikillm stop --now`; nothing was saved."
-            self._end(ExitCode.STOPPED, reason, reports=self.rank == 0)
+            self._end(ExitCode.STOPPED, reason, "stopped", reports=self.rank == 0)
         else:
             self.process.send(signal.SIGTERM)
 
     def _end(
-        self, code: int, reason: str, *, lost_main: bool = False, reports: bool = False
+        self, code: int, reason: str, event: str, *, lost_main: bool = False, reports: bool = False
     ) -> None:
         """Request the rank to leave: it writes its stacks and ends.
 
@@ -192,8 +198,17 @@ class Agent:
             return
         self._kill_at = time.monotonic() + ACKNOWLEDGE_SECONDS
         reports = reports or (lost_main and self.setup["local_rank"] == 0)
-        self._verdict = {"end": code, "reason": reason, "reports": reports}
+        # Without rank 0's agent the next of each node report, and the first one sends.
+        is_next = lost_main and (self.rank == 1 or self.setup["local_rank"] == 0)
+        alerts = (self.rank == 0 or is_next) and self._alerts.wants(event)
+        self._verdict = {"end": code, "reason": reason, "reports": reports, "alerts": alerts}
         self.rank_wire.send(self._verdict)
+        if alerts:
+            self._alert(event, code, reason)
+            self.rank_wire.send({"noted": True})
+
+    def _alert(self, event: str, code: int, reason: str) -> None:
+        self._alerts.end(event, code, reason, self.heartbeat.read().step)
 
     def _kill(self) -> None:
         """The rank did not leave: it is suspended, or a library blocks its interpreter."""
@@ -255,6 +270,9 @@ class Agent:
             if in_silence and end is not None:
                 reports = self.coordinator.membership.reporter() == 0
                 self._report(end.code, end.reason, reports=reports)
+                self._alert(end.event, end.code, end.reason)
+        if in_silence and self._left is not None and self.rank == 0:
+            self._alert("lost", *self._left)
 
     def _report_end(self, in_silence: bool) -> None:
         """The rank ended without reporting its exit."""

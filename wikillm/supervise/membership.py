@@ -13,6 +13,7 @@ from typing import Any
 
 from wikillm.core.errors import ExitCode
 from wikillm.core.units import format_seconds
+from wikillm.supervise.alerts import event_of
 
 AGREED = (ExitCode.CORRUPTED, ExitCode.DIVERGED, ExitCode.STOPPED)
 """Raised on all ranks at the same step; all of them then exit."""
@@ -49,6 +50,7 @@ class End:
 
     code: int
     reason: str
+    event: str  # of the alert: failed, stopped, lost, stalled
 
 
 @dataclass(slots=True)
@@ -149,7 +151,9 @@ class Membership:
             wait = self.limits.leave
         else:
             wait = STOPPED_WAITS if code == ExitCode.STOPPED else FAILED_WAITS
-        return End(code, f"{self._name(rank)} ended: {reason}") if now - when >= wait else None
+        if now - when < wait:
+            return None
+        return End(code, f"{self._name(rank)} ended: {reason}", event_of(code))
 
     def _died(self, now: float) -> End | None:
         # A reason that a rank gave itself comes first: `_failed` waits for it.
@@ -159,7 +163,7 @@ class Membership:
         if not dead or now < min(dead)[0][0]:
             return None
         (_, how), rank = min(dead)
-        return End(ExitCode.MACHINE, f"{self._name(rank)} {how}.")
+        return End(ExitCode.MACHINE, f"{self._name(rank)} {how}.", "lost")
 
     def _incomplete(self, now: float) -> End | None:
         if self.is_complete or now - self.began < self.limits.rendezvous:
@@ -175,7 +179,7 @@ class Membership:
         )
         if self.refused:
             reason += f"\n  {', '.join(sorted(self.refused))} was refused, {OTHER_SECRET}"
-        return End(ExitCode.MACHINE, reason)
+        return End(ExitCode.MACHINE, reason, "lost")
 
     def _different(self) -> End | None:
         if not self.is_complete:
@@ -192,7 +196,8 @@ class Membership:
                 lines.append(f"  {fact}: {here} on {reference.host}, {there} on {', '.join(hosts)}")
         if not lines:
             return None
-        return End(ExitCode.MACHINE, "\n".join(["The nodes do not run the same thing.", *lines]))
+        reason = "\n".join(["The nodes do not run the same thing.", *lines])
+        return End(ExitCode.MACHINE, reason, "failed")
 
     def _silent(self, now: float) -> End | None:
         silent = {
@@ -208,6 +213,7 @@ class Membership:
             ExitCode.MACHINE,
             f"No heartbeat from {self._names(lost)} for {longest:.0f} s: "
             "the machine or its network is down.",
+            "lost",
         )
 
     def _stalled(self, now: float) -> End | None:
@@ -245,6 +251,7 @@ class Membership:
             f"No progress for {first.standing:.0f} s in the phase {first.phase!r} "
             f"(limit {first.limit:.0f} s){blamed}.\n"
             f"  {where}\n  The stacks of every rank are in RUN/logs/rank_*.log.",
+            "stalled",
         )
 
     def _all(self) -> Iterable[Member]:

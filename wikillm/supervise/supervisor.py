@@ -8,7 +8,6 @@ thread that writes the record for `wikillm status` and `wikillm stop`.
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import os
 import select
 import signal
@@ -19,51 +18,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
-from wikillm.config.schema import RunSection, TrainSection
 from wikillm.core.errors import ExitCode, MachineError, StoppedError
 from wikillm.core.faults import as_refusal
 from wikillm.core.log import logger, say, warn
 from wikillm.core.world import World
+from wikillm.supervise.alerts import WAIT_SECONDS, event_of
 from wikillm.supervise.exit_file import is_agreed, print_end, write_exit
 from wikillm.supervise.heartbeat import Heartbeat
 from wikillm.supervise.lost_rank import is_about_a_connection, lost_rank
-from wikillm.supervise.membership import DIED_WAITS, FAILED_WAITS, KILLED_WAITS, Limits
+from wikillm.supervise.membership import DIED_WAITS, FAILED_WAITS, KILLED_WAITS
 from wikillm.supervise.network import Route, check_master_port, find_route, set_interface
 from wikillm.supervise.records import INTERVAL, Process, RankRecord, Recorder
-from wikillm.supervise.secret import run_secret
+from wikillm.supervise.settings import SuperviseSettings, agent_setup, alerts_of, is_local
 from wikillm.supervise.wire import Message, Wire
 
-NEVER = 1e9  # seconds
 _FILE_SECONDS = 5.0  # for exit.json: its file system may be behind the lost link
-
-
-@dataclass(frozen=True, slots=True)
-class SuperviseSettings:
-    """`train.supervise` and its limits; `run` is the run directory, the same on every node."""
-
-    mode: Literal["auto", "on", "off"]
-    limits: Limits
-    run: Path
-
-
-def settings_of(train: TrainSection, run: RunSection) -> SuperviseSettings:
-    """How a run is supervised."""
-    limits = Limits(
-        train.rendezvous_seconds,
-        train.lost_seconds,
-        train.stall_seconds,
-        train.exit_timeout_seconds,
-    )
-    return SuperviseSettings(train.supervise, limits, Path(run.dir or f"runs/{run.name}"))
-
-
-def is_local(world: World, settings: SuperviseSettings) -> bool:
-    """All ranks are on this machine: the agents need neither network nor secret."""
-    return world.size == world.local_size and settings.mode != "on"
 
 
 class Supervisor:
@@ -75,6 +47,7 @@ class Supervisor:
         self.is_local = is_local(world, settings)
         self.is_active = settings.mode != "off" and (self.is_local or world.size > 1)
         self.heartbeat = Heartbeat()
+        self.alerts = alerts_of(world, settings)
         self.route: Route | None = None
         self._wire: Wire | None = None
         self._recorder: Recorder | None = None
@@ -84,6 +57,7 @@ class Supervisor:
         self._welcome: Message | None = None
         self._verdict: Message | None = None
         self._waited_for_reason = False
+        self._alerts_now = False
         self._is_in_rendezvous = not self.is_local
         self._answered = threading.Event()
         self._noted = threading.Event()
@@ -100,11 +74,14 @@ class Supervisor:
         port = environ.get("MASTER_PORT")
         if world.size > 1 and world.is_main and (port or "").isdecimal():
             check_master_port(int(port or 0), environ)
+        if world.is_main:
+            for key, name in self.settings.alerts.missing(environ).items():
+                warn(f"alerts.{key}: the environment has no {name}, so nothing is sent there")
         if not self.is_active:
             return
         if self.is_local:
             try:
-                self._start_agent(self._agent_setup(None, None, {}, environ))
+                self._start_agent(agent_setup(world, self.settings, None, None, {}, environ))
             except OSError as error:  # no process or descriptor is left
                 warn(f"no supervisor: {error.strerror or error}; the run continues without it")
                 self.is_active = False
@@ -117,7 +94,8 @@ class Supervisor:
         self.route = find_route(master)
         is_remote = world.size != world.local_size
         name = set_interface(self.route) if is_remote else str(self.route.interface)
-        self._start_agent(self._agent_setup(master, int(port), facts(), environ))
+        setup = agent_setup(world, self.settings, self.route, int(port), facts(), environ)
+        self._start_agent({**setup, "master": master})
         # The agent answers with a welcome, a verdict, or its own end.
         self._answered.wait()
         self._is_in_rendezvous = False
@@ -134,6 +112,7 @@ class Supervisor:
         if self._run is not None:
             return
         self._run = run
+        self.alerts.opened = True
         if self.route is not None:
             logger.info("network: %s through %s", self.route.address, self.route.interface)
         if self._wire is not None:
@@ -206,51 +185,10 @@ class Supervisor:
         if self._wire is not None:
             self._wire.send({"bye": int(code), "reason": reason, "agreed": is_agreed(error)})
             self._noted.wait(_FILE_SECONDS)
+        self._alert(*self._left)
         if self._stacks is not None:
             faulthandler.unregister(signal.SIGUSR2)
             self._stacks.close()
-
-    def _agent_setup(
-        self,
-        master: str | None,
-        port: int | None,
-        facts: dict[str, str],
-        environ: Mapping[str, str],
-    ) -> Message:
-        """The first message to the agent. `master`, `port`: None where all ranks are local."""
-        route = self.route or Route(None, "", "")
-        limits = self.settings.limits
-        world = self.world
-        # Distinguishes this job from others; for a single rank started by hand, its pid does.
-        where = port or environ.get("MASTER_PORT", "")
-        if world.size == 1 and port is None:
-            where = f"pid {os.getpid()}"
-        restart = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
-        parts = [str(self.settings.run.absolute()), str(where), str(world.size)]
-        job = "\0".join([*parts, *(environ.get(name, "") for name in restart)])
-        if self.is_local:  # no secret: the kernel knows the other end's user
-            secret = hashlib.sha256(job.encode()).hexdigest()
-            limits = replace(limits, rendezvous=NEVER, lost=NEVER)
-        else:
-            secret = run_secret(self.settings.run, environ).hex()
-        return {
-            "rank": world.rank,
-            "local_rank": world.local_rank,
-            "world_size": world.size,
-            "local_size": world.local_size,
-            "pid": os.getpid(),
-            "process": asdict(Process.here(os.getpid())),
-            "limits": asdict(limits),
-            "master": master,
-            "master_address": route.master,
-            "master_port": port,
-            "address": route.address,
-            "interface": route.interface,
-            "job": job,
-            "secret": secret,
-            "facts": facts,
-            "nodes": [name for name in environ.get("WIKILLM_NODES", "").split(",") if name],
-        }
 
     def _start_agent(self, setup: Message) -> None:
         ours, theirs = socket.socketpair()
@@ -278,6 +216,7 @@ class Supervisor:
                 elif "noted" in message:
                     self._noted.set()
                 elif "end" in message:
+                    self._alerts_now = bool(message["alerts"])
                     wire.send({"acknowledged": True})
                     if self._is_in_rendezvous:
                         self._verdict = message
@@ -306,7 +245,22 @@ class Supervisor:
         writer = threading.Thread(target=self._write_exit, args=args, daemon=True)
         writer.start()
         writer.join(_FILE_SECONDS)
+        self._alert(code, reason)
+        self._wait_for_alert()
         os._exit(code)
+
+    def _alert(self, code: int, reason: str) -> None:
+        """Send the message about this start's end where no agent is left to do it. (rank 0)"""
+        if self.world.is_main and (self._wire is None or self._wire.closed):
+            self.alerts.end(event_of(code), code, reason, self.heartbeat.read().step)
+
+    def _wait_for_alert(self) -> None:
+        """In a container the end of this process would also be the end of the sender."""
+        wire = self._wire
+        if self._alerts_now and wire is not None:
+            while not wire.closed and select.select([wire], [], [], WAIT_SECONDS)[0]:
+                if any("noted" in message for message in wire.receive()):
+                    return
 
     def _write_exit(self, code: int, reason: str, step: int, reports: bool) -> None:
         if self._run is None:

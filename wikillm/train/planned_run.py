@@ -10,7 +10,7 @@ from wikillm.data.read.corpus import Corpus
 from wikillm.data.read.open import open_corpus
 from wikillm.export.predict import predict_export
 from wikillm.plan.run_plan import Plan, make_plan
-from wikillm.supervise.supervisor import settings_of
+from wikillm.supervise.settings import run_folder
 from wikillm.train.context import PlannedRun
 from wikillm.train.engine import check_engine, gpu_of_rank, resolve_engine
 from wikillm.train.run_dir import RunDir
@@ -25,7 +25,7 @@ def plan_run(resolved: Resolved, world: World, corpus: Corpus) -> PlannedRun:
     if world.is_main:
         predict_export(corpus.tokenizer_dir, cfg.model.architecture, cfg.model.init_from)
     plan = plan_on(corpus, resolved, world)
-    run = RunDir(settings_of(cfg.train, cfg.run).run)
+    run = RunDir(run_folder(cfg.run))
     return PlannedRun(resolved, world, run, corpus, plan, resolve_engine(cfg, plan, world))
 
 

@@ -95,7 +95,10 @@ _TABLE: Mapping[str, tuple[str, ...]] = {
         train.rendezvous_seconds observe.live
         observe.swanlab.mode observe.swanlab.project observe.swanlab.workspace
         observe.swanlab.experiment_name observe.swanlab.log_dir
-        observe.swanlab.finish_timeout_seconds
+        observe.swanlab.finish_timeout_seconds observe.swanlab.hardware_seconds
+        alerts.events alerts.webhook alerts.dingtalk alerts.dingtalk_secret alerts.lark
+        alerts.lark_secret alerts.wecom alerts.slack alerts.discord alerts.email_from
+        alerts.email_to alerts.email_password alerts.smtp_server alerts.smtp_port
     """),
 }
 

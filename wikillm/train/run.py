@@ -29,8 +29,9 @@ from wikillm.observe.redact import without_queries
 from wikillm.plan.run_plan import Plan
 from wikillm.supervise.facts import facts_of_this_node
 from wikillm.supervise.requests import FileRequests, watched_requests
+from wikillm.supervise.settings import settings_of
 from wikillm.supervise.signals import StopSignals, installed
-from wikillm.supervise.supervisor import Supervisor, settings_of, supervise
+from wikillm.supervise.supervisor import Supervisor, supervise
 from wikillm.train.arguments import follow_plan, to_training_arguments
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.context import PlannedRun, RunContext
@@ -74,11 +75,11 @@ def pretrain(
         if signals is None:
             signals = stack.enter_context(installed())
         # Mistakes that need neither the data nor the other ranks are reported first.
-        settings = settings_of(resolved.config.train, resolved.config.run)
-        refuse_before_supervision(settings.run, resolved.config.data.store, world)
-        read_tasks(resolved.config.train.eval_tasks)
-        limit_threads(world, os.cpu_count() or 1)
         cfg = resolved.config
+        settings = settings_of(cfg.train, cfg.run, cfg.alerts)
+        refuse_before_supervision(settings.run, cfg.data.store, world)
+        read_tasks(cfg.train.eval_tasks)
+        limit_threads(world, os.cpu_count() or 1)
         section = with_precision_of(resume, settings.run / "checkpoints", cfg.train)
         resolved = replace(resolved, config=cfg.model_copy(update={"train": section}))
         check_engine(resolved, world)

@@ -312,3 +312,31 @@ def test_the_check_goes_where_the_proxy_is(monkeypatch: pytest.MonkeyPatch) -> N
         assert unreachable("https://api.example.invalid", 2.0) is None
         monkeypatch.setenv("no_proxy", "api.example.invalid")
         assert unreachable("https://api.example.invalid", 2.0)
+
+
+def test_a_local_run_is_told_what_shows_it(tmp_path: Path, environ: dict[str, str]) -> None:
+    child = Child('s = sink("local"); s.start({}); s.finish(0)', environ, tmp_path / "log").end()
+    assert child.code == 0
+    assert child.stderr.count("local board is no longer maintained") == 1, child.stderr
+    assert f"{tmp_path / 'log' / 'report.html'} shows the run without it" in child.stderr
+
+
+@pytest.mark.deep
+def test_hardware_is_read_only_where_it_was_asked_for(
+    tmp_path: Path, environ: dict[str, str], server: Any
+) -> None:
+    """SwanLab's shortest interval is 5 s."""
+    code = """
+settings = SwanLabSection(mode="online", log_dir=os.environ["LOG"],
+                          hardware_seconds=json.loads(os.environ["SECONDS"]))
+s = SwanLabSink(settings, run_name="e", run_dir=Path(os.environ["LOG"]))
+s.start({})
+time.sleep(7)
+s.finish(0)
+"""
+    for seconds in ("null", "5"):
+        before = len(server.heard)
+        variables = {**online(environ, server.url), "SECONDS": seconds}
+        assert Child(code, variables, tmp_path / seconds).end().code == 0
+        said = "".join(body for _, _, body in server.heard[before:])
+        assert ("cpu.pct" in said) == (seconds == "5"), said[:2000]

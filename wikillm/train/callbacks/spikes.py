@@ -16,6 +16,8 @@ from wikillm.core.errors import DivergedError
 from wikillm.core.log import say, warn
 from wikillm.data.read.step_samples import SkipWindow
 from wikillm.observe import names
+from wikillm.supervise.alerts import Alerts
+from wikillm.supervise.settings import alerts_of, settings_of
 from wikillm.train.bad_batch import BadMicroBatch, describe_micro_batch
 from wikillm.train.callbacks.report import ReportCallback
 from wikillm.train.pinned import PinnedCopy
@@ -33,7 +35,12 @@ class SpikeCallback(TrainerCallback):
         point = context.point
         self.trainer = trainer
         self.report = report
-        self.train = context.resolved.config.train
+        cfg = context.resolved.config
+        self.train = cfg.train
+        self.alerts: Alerts | None = None
+        if context.world.is_main:
+            self.alerts = alerts_of(context.world, settings_of(cfg.train, cfg.run, cfg.alerts))
+            self.alerts.opened = True
         self.detector = SpikeDetector(
             self.train.spike_window,
             self.train.spike_threshold,
@@ -105,6 +112,8 @@ class SpikeCallback(TrainerCallback):
             },
         )
         if skip or is_new:  # a long one is reported once
+            if self.alerts is not None:
+                self.alerts.spike(what, last + 1)
             warn("\n".join([what, *(f"  {line}" for line in batch.text().splitlines())]))
         if skip:
             self._skip(first, last, what)

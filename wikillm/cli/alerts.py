@@ -1,0 +1,43 @@
+"""`wikillm alerts`: send a test message through every channel of a run's alerts."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "Send a test message through every channel of a run's `alerts`."
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    from wikillm.cli.run_config import add_run_config_arguments
+
+    add_run_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import socket
+    import time
+
+    from wikillm.cli.run_config import resolve_run_config
+    from wikillm.core.errors import ConfigError, MachineError
+    from wikillm.observe.alert_channels import deliver
+    from wikillm.supervise.settings import run_folder
+
+    cfg = resolve_run_config(args).config
+    if not cfg.alerts.channels:
+        raise ConfigError(
+            "The run has no channel for alerts.",
+            fix="alerts.slack=VARIABLE (or webhook, dingtalk, lark, wecom, discord, email_to)",
+        )
+    message = {
+        "event": "test", "run": cfg.run.name, "run_dir": str(run_folder(cfg.run).absolute()),
+        "host": socket.gethostname(), "step": None, "exit_code": None, "note": "",
+        "reason": f"events that send a message: {', '.join(cfg.alerts.events)}",
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }  # fmt: skip
+    outcome = deliver(cfg.alerts, message)
+    for channel, why in outcome.items():
+        print(f"{channel:<10} {'sent' if why is None else f'not sent: {why}'}")
+    if any(outcome.values()):
+        failed = ", ".join(channel for channel, why in outcome.items() if why is not None)
+        raise MachineError(f"Alerts would not arrive through {failed}.", fix="see the lines above")
+    return 0

@@ -1,0 +1,142 @@
+"""Which event of a run sends a message, and that each sends at most one.
+
+The agent of rank 0 reports how a start ended; it outlives its rank. Where rank 0's node is lost,
+the agents of the other nodes do, and the first to create RUN/ranks/alert sends. A process of its
+own sends, see `observe/alert_channels.py`; secrets are in its environment only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wikillm.core.errors import ExitCode
+
+WAIT_SECONDS = 4.0
+"""How long an exit waits for its message: in a container the process's end is the sender's too."""
+SPIKE_PAUSE = 600.0
+"""Seconds without another message about spikes: services refuse many messages at a time."""
+RESTARTS = "WIKILLM_MAX_RESTARTS"
+"""Set by a launcher that starts a failed run again; the value of --max-restarts."""
+_SENDER = "wikillm.observe.alert_channels"
+_CTRL_C = "Stopped by SIGINT"
+
+
+def event_of(code: int) -> str:
+    """The event that a rank's own exit code stands for."""
+    return {int(ExitCode.DONE): "ended", int(ExitCode.STOPPED): "stopped"}.get(code, "failed")
+
+
+@dataclass(slots=True)
+class Alerts:
+    """Sends the messages of one rank.
+
+    Args:
+        section: the section `alerts` as JSON; without channels nothing is sent.
+        run: the run's name.
+        run_dir: the run directory; `opened` is set once this start owns it.
+        is_first: sends where the run directory cannot tell who does.
+    """
+
+    section: dict[str, Any]
+    run: str
+    run_dir: str
+    rank: int = 0
+    is_first: bool = True
+    opened: bool = False
+    _has_ended: bool = field(default=False, init=False)
+    _spiked: float = field(default=float("-inf"), init=False)
+
+    def arguments(self) -> dict[str, Any]:
+        """What makes the same `Alerts` in another process."""
+        names = ("section", "run", "run_dir", "rank", "is_first")
+        return {name: getattr(self, name) for name in names}
+
+    def wants(self, event: str) -> bool:
+        """Whether the event sends a message."""
+        return bool(self.section["channels"]) and event in self.section["events"]
+
+    def end(self, event: str, code: int, reason: str, step: int | None) -> None:
+        """Report how this start ended; the first report counts. Waits WAIT_SECONDS at most.
+
+        Ctrl-C is no event: whoever presses it sees the end.
+        """
+        if self._has_ended:
+            return
+        self._has_ended = True
+        if event == "stopped" and _CTRL_C in reason:
+            return
+        note = _what_follows(code, os.environ)
+        claim = str(Path(self.run_dir) / "ranks" / "alert") if self.opened else None
+        self.send(event, reason, code=code, step=step, note=note, claim=claim, wait=WAIT_SECONDS)
+
+    def spike(self, reason: str, step: int) -> None:
+        """Report a loss spike, unless one was reported just now. Returns at once."""
+        if time.monotonic() - self._spiked > SPIKE_PAUSE:
+            self._spiked = time.monotonic()
+            self.send("spike", reason, step=step)
+
+    def send(
+        self,
+        event: str,
+        reason: str,
+        *,
+        code: int | None = None,
+        step: int | None = None,
+        note: str = "",
+        claim: str | None = None,
+        wait: float = 0.0,
+    ) -> None:
+        """Start the process that sends, and wait for it at most `wait` seconds. Never raises."""
+        if not self.wants(event):
+            return
+        message = {
+            "event": event, "run": self.run, "run_dir": self.run_dir, "host": socket.gethostname(),
+            "step": step, "exit_code": code, "reason": reason, "note": note,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }  # fmt: skip
+        log = str(Path(self.run_dir) / "logs" / f"rank_{self.rank}.log")
+        alerts = {key: value for key, value in self.section.items() if key != "channels"}
+        order = {
+            "alerts": alerts, "message": message, "log": log if self.opened else None,
+            "claim": claim, "is_first": self.is_first,
+        }  # fmt: skip
+        with suppress(OSError, subprocess.TimeoutExpired):  # no process or descriptor is left
+            sender = subprocess.Popen(
+                [sys.executable, "-m", _SENDER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": _path_with_wikillm()},
+                start_new_session=True,  # Ctrl-C and the end of the launcher do not reach it
+            )
+            with sender.stdin as pipe:  # type: ignore[union-attr]
+                pipe.write(json.dumps(order).encode())
+            if wait:
+                sender.wait(wait)
+
+
+def _path_with_wikillm() -> str:
+    source = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _what_follows(code: int, environ: Mapping[str, str]) -> str:
+    """Whether a launcher starts the run again, as far as a rank can know."""
+    if code not in (ExitCode.BUG, ExitCode.MACHINE):
+        return ""
+    if limit := environ.get(RESTARTS):
+        return f"The launcher starts it again, unless {limit} restarts made no new checkpoint."
+    count = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    most = environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if count.isdecimal() and most.isdecimal() and int(count) < int(most):
+        return f"torchrun starts it again (restart {int(count) + 1} of {most})."
+    return ""

@@ -1,0 +1,107 @@
+"""How a run is supervised, and what its agents are told of it: their first message."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from wikillm.config.schema import AlertsSection, RunSection, TrainSection
+from wikillm.core.world import World
+from wikillm.supervise.alerts import Alerts
+from wikillm.supervise.membership import Limits
+from wikillm.supervise.network import Route
+from wikillm.supervise.records import Process
+from wikillm.supervise.secret import run_secret
+from wikillm.supervise.wire import Message
+
+NEVER = 1e9  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class SuperviseSettings:
+    """`train.supervise` and its limits; `run` is the run directory, the same on every node."""
+
+    mode: Literal["auto", "on", "off"]
+    limits: Limits
+    run: Path
+    name: str
+    alerts: AlertsSection
+
+
+def settings_of(train: TrainSection, run: RunSection, alerts: AlertsSection) -> SuperviseSettings:
+    """How a run is supervised."""
+    limits = Limits(
+        train.rendezvous_seconds,
+        train.lost_seconds,
+        train.stall_seconds,
+        train.exit_timeout_seconds,
+    )
+    return SuperviseSettings(train.supervise, limits, run_folder(run), run.name, alerts)
+
+
+def run_folder(run: RunSection) -> Path:
+    """The run directory."""
+    return Path(run.dir or f"runs/{run.name}")
+
+
+def is_local(world: World, settings: SuperviseSettings) -> bool:
+    """All ranks are on this machine: the agents need neither network nor secret."""
+    return world.size == world.local_size and settings.mode != "on"
+
+
+def alerts_of(world: World, settings: SuperviseSettings) -> Alerts:
+    """The messages that this rank or its agent may send."""
+    section = settings.alerts.model_dump(mode="json")
+    section["channels"] = settings.alerts.channels
+    # Rank 0 is the first; without it, the next node's first rank, or the next one on this node.
+    next_rank = world.local_size if world.size > world.local_size else 1
+    is_first = world.rank in (0, next_rank)
+    return Alerts(section, settings.name, str(settings.run.absolute()), world.rank, is_first)
+
+
+def agent_setup(
+    world: World,
+    settings: SuperviseSettings,
+    route: Route | None,
+    port: int | None,
+    facts: dict[str, str],
+    environ: Mapping[str, str],
+) -> Message:
+    """The first message to the agent. `route`, `port`: None where all ranks are local."""
+    at = route or Route(None, "", "")
+    limits = settings.limits
+    # Distinguishes this job from others; for a single rank started by hand, its pid does.
+    where = port or environ.get("MASTER_PORT", "")
+    if world.size == 1 and port is None:
+        where = f"pid {os.getpid()}"
+    restart = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+    parts = [str(settings.run.absolute()), str(where), str(world.size)]
+    job = "\0".join([*parts, *(environ.get(name, "") for name in restart)])
+    if is_local(world, settings):  # no secret: the kernel knows the other end's user
+        secret = hashlib.sha256(job.encode()).hexdigest()
+        limits = replace(limits, rendezvous=NEVER, lost=NEVER)
+    else:
+        secret = run_secret(settings.run, environ).hex()
+    return {
+        "rank": world.rank,
+        "local_rank": world.local_rank,
+        "world_size": world.size,
+        "local_size": world.local_size,
+        "pid": os.getpid(),
+        "process": asdict(Process.here(os.getpid())),
+        "limits": asdict(limits),
+        "master": None,
+        "master_address": at.master,
+        "master_port": port,
+        "address": at.address,
+        "interface": at.interface,
+        "job": job,
+        "secret": secret,
+        "facts": facts,
+        "nodes": [name for name in environ.get("WIKILLM_NODES", "").split(",") if name],
+        "alerts": alerts_of(world, settings).arguments(),
+    }
