@@ -2,4 +2,4 @@
 # All GPUs of this node. Further words go to the run.
 # Written by: wikillm launch multi --deepspeed zero2 --print
 set -euo pipefail
-exec deepspeed --master_port 29500 train.py --deepspeed zero2 "$@"
+exec deepspeed --quiet --master_port 29500 train.py --deepspeed zero2 "$@"

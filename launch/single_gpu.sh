@@ -2,4 +2,4 @@
 # One GPU. Further words go to the run.
 # Written by: wikillm launch single --deepspeed zero2 --print
 set -euo pipefail
-exec deepspeed --num_gpus 1 --master_port 29500 train.py --deepspeed zero2 "$@"
+exec deepspeed --quiet --num_gpus 1 --master_port 29500 train.py --deepspeed zero2 "$@"

@@ -109,19 +109,21 @@ def _pretrain(
     signals: StopSignals,
     supervisor: Supervisor | None,
 ) -> int:
+    from wikillm.core.held_output import held_output
     from wikillm.core.log import timed
 
-    with timed("starting   importing torch, transformers and DeepSpeed"):
-        from wikillm.train.run import pretrain
+    with held_output():  # until the rank's log is open, which then has what libraries printed
+        with timed("starting   importing torch, transformers and DeepSpeed"):
+            from wikillm.train.run import pretrain
 
-    pretrain(
-        resolved,
-        resume=_resume(args.resume),
-        allow_change=args.allow_change,
-        signals=signals,
-        supervisor=supervisor,
-        trust_checkpoint=args.trust_checkpoint,
-    )
+        pretrain(
+            resolved,
+            resume=_resume(args.resume),
+            allow_change=args.allow_change,
+            signals=signals,
+            supervisor=supervisor,
+            trust_checkpoint=args.trust_checkpoint,
+        )
     return 0
 
 

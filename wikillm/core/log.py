@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from wikillm.core.held_output import discard_real, real_stream, release_held
 from wikillm.core.printable import PrintableStream, printable
 
 logger = logging.getLogger("wikillm")
@@ -80,8 +81,9 @@ def say(message: str = "", *, end: str = "\n") -> None:
     if end == "\r" and _show_status is not None:
         _show_status(message.strip())
     elif _is_main():
-        stream = sys.stdout.wrapped if isinstance(sys.stdout, PrintableStream) else sys.stdout
-        _write("stdout", stream, printable(message) + end)
+        stream = _stream("stdout")
+        inner = stream.wrapped if isinstance(stream, PrintableStream) else stream
+        _write("stdout", inner, printable(message) + end)
 
 
 @contextmanager
@@ -90,7 +92,7 @@ def timed(message: str, every: float = 1.0) -> Iterator[None]:
 
     For work that cannot report its own progress, such as an import.
     """
-    if not (_is_main() and sys.stdout.isatty()):
+    if not (_is_main() and _stream("stdout").isatty()):
         say(message)
         yield
         return
@@ -116,7 +118,12 @@ def warn(message: str) -> None:
     """Print "warning: ..." to stderr (rank 0 only), and log it to the file of every rank."""
     logger.warning(message)
     if _is_main():
-        _write("stderr", sys.stderr, f"warning: {printable(message)}\n")
+        _write("stderr", _stream("stderr"), f"warning: {printable(message)}\n")
+
+
+def _stream(name: str) -> Any:
+    """Where lines for the user go: stdout or stderr, also while what libraries print is held."""
+    return real_stream(name) or getattr(sys, name)
 
 
 def _write(name: str, stream: Any, text: str) -> None:
@@ -125,6 +132,7 @@ def _write(name: str, stream: Any, text: str) -> None:
         stream.write(text)
         stream.flush()
     except (OSError, ValueError) as error:
+        discard_real(name)
         if getattr(stream, "wrapped", stream) is getattr(sys, f"__{name}__"):
             drop_output(1 if name == "stdout" else 2)
         _discard(name)
@@ -171,7 +179,10 @@ class _PrintableFormatter(logging.Formatter):
 
 
 def log_to_file(path: Path, clean: Callable[[str], str] = str) -> None:
-    """Append every `logging` record of this process to `path`, through `clean`. (all ranks)"""
+    """Append every `logging` record of this process to `path`, through `clean`. (all ranks)
+
+    What was held back until then (see `held_output`) is the first one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _RankFile(path, encoding="utf-8")
     handler.setFormatter(
@@ -180,3 +191,5 @@ def log_to_file(path: Path, clean: Callable[[str], str] = str) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    if text := release_held().decode(errors="replace").strip():
+        logger.info("printed while the run started:\n%s", text)

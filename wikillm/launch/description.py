@@ -76,10 +76,10 @@ class Launch:
         return replace(self, words=("--resume", "auto", *words))
 
     def deepspeed_argv(self) -> tuple[str, ...]:
-        """DeepSpeed's launcher on one node."""
+        """DeepSpeed's launcher on one node; it prints only errors."""
         count = () if self.gpus is None else ("--num_gpus", str(self.gpus))
         port = ("--master_port", str(self.master_port))
-        return ("deepspeed", *count, *port, *self.entry, *self.words)
+        return ("deepspeed", "--quiet", *count, *port, *self.entry, *self.words)
 
     def require_gpus(self, tool: str) -> None:
         """Raise ConfigError without a number of GPUs per node, which `tool` has to reserve."""

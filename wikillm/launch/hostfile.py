@@ -69,7 +69,8 @@ def _write_environment(launch: Launch) -> list[str]:
 
 def node_command(launch: Launch, hosts: tuple[Host, ...], rank: int) -> str:
     """What the shell of node `rank` runs; it checks for folder, entry and DeepSpeed first."""
-    argv = ["deepspeed", "--hostfile", str(launch.hostfile), "--no_ssh", "--node_rank", str(rank)]
+    argv = ["deepspeed", "--quiet", "--hostfile", str(launch.hostfile)]
+    argv += ["--no_ssh", "--node_rank", str(rank)]
     argv += [f"--exclude={'@'.join(launch.without)}"] if launch.without else []
     argv += ["--master_addr", launch.master_addr or hosts[0].name]
     argv += ["--master_port", str(launch.master_port), *launch.entry, *launch.words]

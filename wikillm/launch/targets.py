@@ -75,6 +75,8 @@ def start(launch: Launch, rendering: Rendering, launched: Launched | None = None
     if rendering.writes_environment and launch.variables:
         write_environment_file(Path(launch.workdir) / FILE_NAME, launch.variables)
     environ = {**os.environ, "PATH": path}
+    if any(step.argv[0] == "torchrun" for step in rendering.steps):
+        environ.setdefault("OMP_NUM_THREADS", "1")  # what it sets itself, with a warning
     # The launcher takes this process's place, so that no wrapper delays a signal.
     if len(rendering.steps) == 1 and rendering.steps[0].stdin is None and launched is None:
         argv = rendering.steps[0].argv

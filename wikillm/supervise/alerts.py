@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ExitCode
+from wikillm.core.held_output import real_descriptors
 
 WAIT_SECONDS = 4.0
 """How long an exit waits for its message: in a container the process's end is the sender's too."""
@@ -115,6 +116,7 @@ class Alerts:
                 [sys.executable, "-m", _SENDER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
+                stderr=real_descriptors()[1],
                 env={**os.environ, "PYTHONPATH": _path_with_wikillm()},
                 start_new_session=True,  # Ctrl-C and the end of the launcher do not reach it
             )

@@ -23,6 +23,7 @@ from typing import IO
 
 from wikillm.core.errors import ExitCode, MachineError, StoppedError
 from wikillm.core.faults import as_refusal
+from wikillm.core.held_output import real_descriptors
 from wikillm.core.log import logger, say, warn
 from wikillm.core.world import World
 from wikillm.supervise.alerts import WAIT_SECONDS, event_of
@@ -195,10 +196,13 @@ class Supervisor:
         source = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
         shared = (theirs.fileno(), self.heartbeat.fd)
+        out, errors = real_descriptors()  # it outlives what holds back the output of libraries
         self._agent = subprocess.Popen(
             [sys.executable, "-m", "wikillm.supervise.agent", *map(str, shared)],
             pass_fds=shared,
             stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=errors,
             env={**os.environ, "PYTHONPATH": path},
         )
         theirs.close()

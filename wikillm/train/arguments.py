@@ -85,6 +85,8 @@ def _silence_harmless_warnings() -> None:
     transformers_logging.disable_progress_bar()
     # WikiTrainer accumulates: HF gives accelerate 1 step, and DeepSpeed's JSON has more.
     _drop("accelerate.accelerator", "Gradient accumulation steps mismatch")
+    # The line `kernels` says which device is used.
+    _drop("DeepSpeed", "Setting accelerator to CPU")
     # train/resume.py logs what a resume changes, for more keys.
     _drop("transformers.trainer_utils", "do not match the ones in the `trainer_state.json`")
 
