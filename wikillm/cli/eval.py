@@ -159,11 +159,10 @@ def _store_instead_of_signed(config: Path) -> list[str]:
     """A run does not keep signed addresses: its text is then read from its store."""
     if "?***" not in config.read_text(encoding="utf-8"):
         return []
-    try:
-        store = json.loads((config.parent / "data.json").read_text(encoding="utf-8"))["store"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return ["data.path=null", f"data.store={store}"]
+    from wikillm.core.files import read_object
+
+    store = read_object(config.parent / "data.json").get("store")
+    return ["data.path=null", f"data.store={store}"] if store else []
 
 
 def check_tokenizer(model: Path, corpus: Corpus) -> None:
@@ -189,10 +188,8 @@ def check_tokenizer(model: Path, corpus: Corpus) -> None:
 
 def _trained_with(folder: Path) -> str | None:
     """sha256 of the training tokenizer, as recorded in an exported folder."""
+    from wikillm.core.files import read_object
     from wikillm.export.target import MARK
 
-    try:
-        found = json.loads((folder / MARK).read_text(encoding="utf-8")).get("tokenizer")
-    except (OSError, ValueError, AttributeError):
-        return None
+    found = read_object(folder / MARK).get("tokenizer")
     return found if isinstance(found, str) else None

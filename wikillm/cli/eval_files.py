@@ -220,13 +220,10 @@ def scored_folder(model: Path) -> Path:
 
 def trained_length(folder: Path) -> int | None:
     """Tokens per sequence of the run that a checkpoint lies in: it never read more at once."""
+    from wikillm.core.files import read_object
     from wikillm.export.facts import run_of
 
-    try:
-        plan = json.loads(((run_of(folder) or folder) / "plan.json").read_text(encoding="utf-8"))
-        length = plan["sequence_length"]
-    except (TypeError, OSError, ValueError, KeyError):
-        return None
+    length = read_object((run_of(folder) or folder) / "plan.json").get("sequence_length")
     return length if isinstance(length, int) and length > 0 else None
 
 

@@ -5,7 +5,6 @@ On a terminal it is the live view that the run itself would show; elsewhere the 
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,10 @@ def _show(view: Any, record: dict[str, Any]) -> None:
 
 def _horizon(run: Path) -> tuple[int, int] | None:
     """Steps and tokens of the run's plan; None until it is written."""
+    from wikillm.core.files import read_object
+
+    plan = read_object(run / "plan.json")
     try:
-        plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
         return int(plan["max_steps"]), int(plan["total_tokens"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None

@@ -141,10 +141,9 @@ def _given(args: argparse.Namespace) -> list[str]:
 
 
 def _is_done(folder: Path) -> bool:
-    try:
-        return bool(json.loads((folder / "exit.json").read_text(encoding="utf-8"))["code"] == 0)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    from wikillm.core.files import read_object
+
+    return bool(read_object(folder / "exit.json").get("code") == 0)
 
 
 def _to_json(

@@ -6,8 +6,7 @@ Paths are cut to file names, since a card is published and a path names people a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import yaml
 
 from wikillm.checkpoints.layout import STATE, step_of
 from wikillm.core.errors import CheckpointError, ConfigError, WikiLLMError
-from wikillm.core.files import sha256_file
+from wikillm.core.files import read_object, sha256_file
 from wikillm.data.store.store import Store
 from wikillm.export.card import UNKNOWN, ExportFacts
 from wikillm.observe import names
@@ -77,7 +76,7 @@ def trained_tokenizer(checkpoint: Path) -> Path | None:
     run = run_of(checkpoint)
     if place is None or run is None:
         return place
-    written = _read_json(run / "data.json").get("tokenizer")
+    written = read_object(run / "data.json").get("tokenizer")
     recorded = written.get("sha256") if isinstance(written, dict) else None
     file = place / "tokenizer.json"
     if recorded is not None and sha256_file(file) != recorded:
@@ -97,7 +96,7 @@ def _tokenizer_places(checkpoint: Path) -> list[Path]:
 def held_out_texts(checkpoint: Path) -> list[str]:
     """Samples of the run's held-out text; none where its token store is gone or was rebuilt."""
     run = run_of(checkpoint)
-    data = _read_json(run / "data.json") if run is not None else {}
+    data = read_object(run / "data.json") if run is not None else {}
     if not data.get("store"):
         return []
     with suppress(WikiLLMError, OSError):
@@ -120,15 +119,15 @@ def read_facts(checkpoint: Path) -> ExportFacts:
     step = step_of(checkpoint)
     if run is None:
         return ExportFacts(name=checkpoint.name, step=step)
-    config = _read_json(run / RESOLVED, yaml.safe_load)
-    state = _read_json(checkpoint / STATE)
-    environment = _read_json(run / "environment.json")
+    config = _settings_of(run)
+    state = read_object(checkpoint / STATE)
+    environment = read_object(run / "environment.json")
     settings = config.get("data") or {}
     return ExportFacts(
         name=str(config.get("run", {}).get("name") or run.name),
         step=step,
-        data=_data(_read_json(run / "data.json"), settings),
-        training=_training(config, _read_json(run / "plan.json"), state),
+        data=_data(read_object(run / "data.json"), settings),
+        training=_training(config, read_object(run / "plan.json"), state),
         metrics=_metrics(run, step),
         provenance=_provenance(run, environment),
         environment=_environment(environment),
@@ -226,9 +225,9 @@ def _environment(environment: Mapping[str, Any]) -> dict[str, Any]:
     return rows
 
 
-def _read_json(path: Path, parse: Callable[[str], Any] = json.loads) -> dict[str, Any]:
+def _settings_of(run: Path) -> dict[str, Any]:
     try:
-        value = parse(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load((run / RESOLVED).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return value if isinstance(value, dict) else {}
+    return found if isinstance(found, dict) else {}

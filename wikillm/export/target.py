@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from wikillm.core.errors import ConfigError, MachineError
-from wikillm.core.files import files_below, nearest_existing
+from wikillm.core.files import files_below, nearest_existing, read_object
 
 MARK = "wikillm_export.json"
 
@@ -35,9 +34,8 @@ def check_target(target: Path) -> None:
 
 def _foreign_files(target: Path) -> list[str] | None:
     """Files that no export wrote; None when the folder has no readable mark of one."""
-    try:
-        listed = set(json.loads((target / MARK).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+    listed = read_object(target / MARK).get("files")
+    if not isinstance(listed, dict):
         return None
     present = {path.relative_to(target).as_posix() for path in files_below(target)}
-    return sorted(present - listed - {MARK})
+    return sorted(present - set(listed) - {MARK})

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ConfigError
+from wikillm.core.files import read_object
 from wikillm.observe import names
 from wikillm.observe.redact import without_queries
 from wikillm.observe.sinks import kept_records, read_records
@@ -98,12 +99,12 @@ def read_run(path: Path) -> RunFiles:
         events=events,
         current=_without_abandoned(events, records),
         settings=read_settings(path / "config.resolved.yaml"),
-        data=_with_funnel(_object(path / "data.json")),
-        plan=_object(path / "plan.json"),
-        environment=_object(path / "environment.json"),
-        outcome=_object(path / "outcome.json"),
-        exit=_object(path / "exit.json"),
-        diverged=_object(path / "diverged.json"),
+        data=_with_funnel(read_object(path / "data.json")),
+        plan=read_object(path / "plan.json"),
+        environment=read_object(path / "environment.json"),
+        outcome=read_object(path / "outcome.json"),
+        exit=read_object(path / "exit.json"),
+        diverged=read_object(path / "diverged.json"),
         warnings=_warnings(path / "logs"),
     )
 
@@ -182,7 +183,7 @@ def _with_funnel(data: dict[str, Any]) -> dict[str, Any]:
     """data.json, with the funnel of its store where an earlier version did not record it."""
     if not data or "funnel" in data or "mixture" in data:
         return data
-    manifest = _object(Path(str(data.get("store", ""))) / "manifest.json")
+    manifest = read_object(Path(str(data.get("store", ""))) / "manifest.json")
     is_same = manifest.get("fingerprint") == data.get("fingerprint")
     return {**data, "funnel": manifest["funnel"]} if is_same and "funnel" in manifest else data
 
@@ -229,13 +230,6 @@ def _log_messages(path: Path) -> list[tuple[str, str, str]]:
         (time, level, without_queries(message[:_MESSAGE_CHARACTERS]))
         for time, level, message in found
     ]
-
-
-def _object(path: Path) -> dict[str, Any]:
-    with suppress(ValueError, RecursionError):
-        found = json.loads(_text(path))
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def _text(path: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ConfigError
+from wikillm.core.files import read_object
 from wikillm.supervise.records import RankRecord, read_records, stop_path
 from wikillm.supervise.requests import stop_file, waits_to_restart
 from wikillm.supervise.stop import is_running
@@ -70,7 +71,7 @@ def read_status(run: Path) -> RunStatus:
     now = time.time()
     ranks = read_records(run)
     alive = tuple(is_running(record, now) for record in ranks)
-    ended = _json(run / "exit.json")
+    ended = read_object(run / "exit.json") or None
     if any(alive):
         state = "stopping" if stop_path(run).exists() or stop_file(run).exists() else "running"
     elif waits_to_restart(run):
@@ -80,13 +81,6 @@ def read_status(run: Path) -> RunStatus:
     else:
         state = "silent" if ranks else "starting"
     return RunStatus(run, state, tuple(ranks), alive, _last_line(run / "metrics.jsonl"), ended, now)
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else None
-    return None
 
 
 def _is_shown(value: object, name: str) -> bool:

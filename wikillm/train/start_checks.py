@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from transformers import TrainingArguments
 
 from wikillm.config.precision import Precision
 from wikillm.core.errors import MachineError
+from wikillm.core.files import read_object
 from wikillm.core.world import World
 from wikillm.train.collectives import ControlGroup
 from wikillm.train.run_dir import RunDir
@@ -79,12 +79,12 @@ def check_shared_folder(run: RunDir, control: ControlGroup) -> dict[str, Any]:
     Returns:
         The run's identity, the same on every rank. Raises MachineError.
     """
-    identity = _read_identity(run)
+    identity = read_object(run.identity)
     deadline = time.monotonic() + _VISIBLE_SECONDS
     expected: Any = control.gather(identity)[0]
     while identity != expected and time.monotonic() < deadline:
         time.sleep(0.2)
-        identity = _read_identity(run)
+        identity = read_object(run.identity)
     blind = [rank for rank, ok in enumerate(control.gather(identity == expected)) if not ok]
     if blind:
         raise MachineError(
@@ -93,13 +93,6 @@ def check_shared_folder(run: RunDir, control: ControlGroup) -> dict[str, Any]:
             fix="put run.dir on a file system that all nodes share",
         )
     return dict(expected)
-
-
-def _read_identity(run: RunDir) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(run.identity.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
 
 
 def limit_threads(world: World, cpu_count: int) -> None:

@@ -17,7 +17,6 @@ build ends with an error, and resumes when it is started again.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -32,6 +31,7 @@ from wikillm.core.files import (
     STAGING_SUFFIX,
     fsync_path,
     nearest_existing,
+    read_object,
     rename_durably,
     sha256_file,
     write_json,
@@ -152,9 +152,7 @@ class Cache:
         folder = self.folder / "files" / key_of(url)
         path = folder / remote.file_name(url)
         note = folder / ".json"
-        known: dict[str, Any] = {}
-        with suppress(OSError, ValueError):
-            known = dict(json.loads(note.read_text(encoding="utf-8")))
+        known = read_object(note)
         is_here = path.is_file() and path.stat().st_size == known.get("size")
         if is_here and note.stat().st_mtime >= since > 0:
             return _used(path, url, known)
@@ -221,10 +219,7 @@ class Cache:
         mark = path.with_name(f"{_PART}.json")
         wanted = {"version": file.version, "size": file.size}
         # Without a version it is unknown whether the part belongs to this file.
-        known = None
-        with suppress(OSError, ValueError):
-            known = json.loads(mark.read_text(encoding="utf-8"))
-        if known != wanted or not file.version:
+        if read_object(mark) != wanted or not file.version:
             part.unlink(missing_ok=True)
         write_json(mark, wanted)
         done = part.stat().st_size if part.exists() else 0

@@ -15,11 +15,10 @@ import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from wikillm.config.schema import DataSection
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.core.files import sha256_file, write_json
+from wikillm.core.files import read_object, sha256_file, write_json
 from wikillm.data.fetch.cache import Cache, Fetched
 from wikillm.data.fetch.find import find_sources
 from wikillm.data.fetch.remote import scheme_of, shown
@@ -188,10 +187,8 @@ def _find(
     cfg: DataSection, sources: tuple[SourceFile, ...], cache: Path
 ) -> tuple[list[str], TokenizerChoice]:
     """Digests of the sources and the tokenizer, as far as an earlier run left them in `cache`."""
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError, RecursionError):
-        known = json.loads(cache.read_text(encoding="utf-8"))
-    digests = known.get("digests") if isinstance(known, dict) else None
+    known = read_object(cache)
+    digests = known.get("digests")
     if not isinstance(digests, list) or [type(one) for one in digests] != [str] * len(sources):
         known = {}
         digests = _digests(sources)

@@ -5,7 +5,6 @@ transformers keeps a template in chat_template.jinja (since 4.44) or in tokenize
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wikillm.core.errors import ConfigError
+from wikillm.core.files import read_object
 
 TEMPLATE_FILE = "chat_template.jinja"
 CHATML = (
@@ -29,11 +29,7 @@ def read_chat_template(folder: Path) -> str | None:
     """The template in a tokenizer folder; of several named ones the default. None: it has none."""
     with suppress(OSError):
         return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
-    try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    found = config.get("chat_template") if isinstance(config, dict) else None
+    found = read_object(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(found, list):  # [{"name": "default", "template": "..."}, ...]
         named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
         found = named.get("default")

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wikillm.core.errors import ConfigError, DataError
-from wikillm.core.files import write_json
+from wikillm.core.files import read_object, write_json
 from wikillm.core.log import say, warn
 from wikillm.data.tokenizer.tokenizer import TextTokenizer, load_tokenizer
 
@@ -188,9 +188,7 @@ def choose_backend(setting: str, store: Path) -> str:
 
 def refused_backends(store: Path) -> dict[str, str]:
     """The encoders (name and version) that differed in this store, and how."""
-    path = store / REFUSED_NAME
-    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    return read_object(store / REFUSED_NAME)
 
 
 def refuse_backend(store: Path, name: str, error: BackendDiffers) -> None:
