@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.message import Message
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, Envelope
 
-from harness.loopback import serving
+from harness.loopback import Handler, serving
 from harness.swanlab_service import make_certificate
 
 
@@ -41,23 +40,15 @@ class HookServer:
         return [body for _, body in self.heard]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     state: HookServer
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.state.heard.append((self.path, json.loads(body)))
+        self.state.heard.append((self.path, json.loads(self.body())))
         status, answer = self.state.answers.get(self.path, (200, {"errcode": 0, "code": 0}))
         if status == 0:
             time.sleep(30)
-        data = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args: Any) -> None:
-        pass
+        self.send_json(answer, status)
 
 
 @contextmanager

@@ -6,15 +6,12 @@ Hugging Face: revision, tree and resolve of one repository at one commit. ModelS
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from harness.loopback import serving
+from harness.loopback import Handler, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -33,25 +30,25 @@ class DatasetServer:
     log: list[str] = field(default_factory=list)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     state: DatasetServer
 
     def _do(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body()
         address = urlsplit(self.path)
         path = unquote(address.path)
         repo = self.state.repo
         self.state.log.append(f"{self.command} {path}")
         if re.fullmatch(rf"/api/datasets/{repo}(/revision/(main|{COMMIT}))?", path):
             names = [{"rfilename": name} for name in self.state.files]
-            self._json({"id": repo, "sha": COMMIT, "siblings": names})
+            self.send_json({"id": repo, "sha": COMMIT, "siblings": names})
         elif path.startswith(f"/api/datasets/{repo}/tree/{COMMIT}"):
             self._tree(path.split(COMMIT, 1)[1].strip("/"))
         elif found := re.fullmatch(rf"/datasets/{repo}/resolve/(main|{COMMIT})/(.+)", path):
             self._file(found[2])
         elif path == f"/api/v1/datasets/{repo}/repo/tree":
             listed = [self._blob(name) for name in self.state.files]
-            self._json({"Code": 200, "Success": True, "Data": {"Files": listed}})
+            self.send_json({"Code": 200, "Success": True, "Data": {"Files": listed}})
         elif path == f"/api/v1/datasets/{repo}/repo":
             self._file(parse_qs(address.query)["FilePath"][0])
         else:
@@ -77,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 oid = hashlib.sha1(content).hexdigest()
                 found[file] = {"type": "file", "path": file, "oid": oid, "size": len(content)}
-        self._json(list(found.values())) if found else self._missing("EntryNotFound")
+        self.send_json(list(found.values())) if found else self._missing("EntryNotFound")
 
     def _file(self, name: str) -> None:
         content = self.state.files.get(name)
@@ -104,26 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self.wfile.write(body)
 
-    def _json(self, value: object) -> None:
-        content = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
     def _missing(self, code: str) -> None:
-        self.send_response(404)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.send(404, X_Error_Code=code)
 
 
-@contextmanager
-def serve_datasets(repo: str, files: dict[str, bytes]) -> Iterator[DatasetServer]:
-    state = DatasetServer(repo, files)
-    with serving(_Handler, state):
-        yield state
+def serve_datasets(repo: str, files: dict[str, bytes]) -> AbstractContextManager[DatasetServer]:
+    return serving(_Handler, DatasetServer(repo, files))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from harness.loopback import serving
+from harness.loopback import Handler, serving
 
 
 @dataclass
@@ -36,7 +34,7 @@ class FileServer:
         return [wanted for path, wanted in self.log if path == f"/{name}" and wanted != "bytes=0-0"]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     state: FileServer
 
     def do_GET(self) -> None:
@@ -90,13 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    def log_message(self, *_: object) -> None:
-        pass
 
-
-@contextmanager
-def serve(root: Path) -> Iterator[FileServer]:
+def serve(root: Path) -> AbstractContextManager[FileServer]:
     """Serve `root` on a free port of 127.0.0.1."""
-    state = FileServer(root)
-    with serving(_Handler, state):
-        yield state
+    return serving(_Handler, FileServer(root))

@@ -9,14 +9,12 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
 
-from harness.loopback import serving
+from harness.loopback import Handler, serving
 
 
 @dataclass
@@ -32,22 +30,22 @@ class HubServer:
     log: list[str] = field(default_factory=list)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     state: HubServer
 
     def _do(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.body()
         path = urlsplit(self.path).path
         self.state.log.append(f"{self.command} {path}")
         for start, status in self.state.refuse.items():
             if path.startswith(start):
-                self._json({"error": "refused", "Message": "refused"}, status)
+                self.send_json({"error": "refused", "Message": "refused"}, status)
                 return
         if path.startswith("/blob/"):  # a signed address
             self.state.blobs[path.removeprefix("/blob/")] = body
-            self._json({})
+            self.send_json({})
         elif not self.headers.get("Authorization", "").endswith(self.state.token):
-            self._json({"error": "Invalid token", "Message": "Invalid token"}, 401)
+            self.send_json({"error": "Invalid token", "Message": "Invalid token"}, 401)
         elif path.startswith("/api/v1/"):
             self._modelscope(path.removeprefix("/api/v1/"), json.loads(body))
         else:
@@ -61,21 +59,21 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"{wanted['organization']}/{wanted['name']}"
             if name in self.state.repositories:
                 url = f"{self.state.url}/{name}"
-                self._json({"error": "You already created this model repo", "url": url}, 409)
+                self.send_json({"error": "You already created this model repo", "url": url}, 409)
                 return
             self.state.repositories[name] = wanted
-            self._json({"url": f"{self.state.url}/{name}"})
+            self.send_json({"url": f"{self.state.url}/{name}"})
         elif path == "/api/validate-yaml":
-            self._json({"errors": [], "warnings": []})
+            self.send_json({"errors": [], "warnings": []})
         elif re.fullmatch(r"/api/models/(.+)/preupload/main", path):
             files = [
                 {"path": one["path"], "shouldIgnore": False, "oid": None}
                 | {"uploadMode": "lfs" if one["path"].endswith(".safetensors") else "regular"}
                 for one in json.loads(body)["files"]
             ]
-            self._json({"files": files})
+            self.send_json({"files": files})
         elif path.endswith(".git/info/lfs/objects/batch"):
-            self._json({"transfer": "basic", "objects": self._uploads(json.loads(body))})
+            self.send_json({"transfer": "basic", "objects": self._uploads(json.loads(body))})
         elif found := re.fullmatch(r"/api/models/(.+)/commit/main", path):
             files = self.state.files.setdefault(found[1], {})
             for line in map(json.loads, body.splitlines()):
@@ -85,11 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
                 elif line["key"] == "lfsFile":
                     files[value["path"]] = self.state.blobs[value["oid"]]
             commit = f"{self.state.url}/{found[1]}/commit/{'0' * 40}"
-            self._json({"commitUrl": commit, "commitOid": "0" * 40})
+            self.send_json({"commitUrl": commit, "commitOid": "0" * 40})
         elif path.startswith("/api/models/"):
-            self._json({"id": "x/y", "sha": "0" * 40, "siblings": []})
+            self.send_json({"id": "x/y", "sha": "0" * 40, "siblings": []})
         else:
-            self._json({"error": "unknown path"}, 404)
+            self.send_json({"error": "unknown path"}, 404)
 
     def _uploads(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         return [
@@ -102,37 +100,22 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"{wanted['Path']}/{wanted['Name']}"
             if name in self.state.repositories:
                 text = "该名称已被注册使用，请重新命名"
-                self._json({"Code": 10010101001, "Message": text, "Success": False}, 400)
+                self.send_json({"Code": 10010101001, "Message": text, "Success": False}, 400)
                 return
             self.state.repositories[name] = wanted
-            self._json({"Code": 200, "Success": True, "Data": {"Name": wanted["Name"]}})
+            self.send_json({"Code": 200, "Success": True, "Data": {"Name": wanted["Name"]}})
         elif path.endswith("/info/lfs/objects/batch"):
-            self._json({"Code": 200, "Data": {"objects": self._uploads(wanted)}})
+            self.send_json({"Code": 200, "Data": {"objects": self._uploads(wanted)}})
         elif found := re.fullmatch(r"repos/models/(.+)/commit/master", path):
             files = self.state.files.setdefault(found[1], {})
             for action in wanted["actions"]:
                 is_lfs = action["type"] == "lfs"
                 blob = self.state.blobs.get(action["sha256"], b"") if is_lfs else b""
                 files[action["path"]] = blob if is_lfs else base64.b64decode(action["content"])
-            self._json({"Code": 200, "Success": True, "Data": {"oid": "0" * 40}})
+            self.send_json({"Code": 200, "Success": True, "Data": {"oid": "0" * 40}})
         else:
-            self._json({"Code": 404, "Message": "unknown path"}, 404)
-
-    def _json(self, value: object, status: int = 200) -> None:
-        content = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
+            self.send_json({"Code": 404, "Message": "unknown path"}, 404)
 
 
-@contextmanager
-def serve_hub(token: str) -> Iterator[HubServer]:
-    state = HubServer(token)
-    with serving(_Handler, state):
-        yield state
+def serve_hub(token: str) -> AbstractContextManager[HubServer]:
+    return serving(_Handler, HubServer(token))

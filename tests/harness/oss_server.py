@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from harness.loopback import serving
+from harness.loopback import Handler, serving
 
 KEY_ID = "loopback-key"
 
@@ -33,7 +31,7 @@ class OssServer:
     cuts: list[int] = field(default_factory=list)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     state: OssServer
 
     def do_GET(self) -> None:
@@ -101,17 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: self.state.cuts.pop(0)]
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 def _error(code: str, message: str) -> bytes:
     return f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
 
 
-@contextmanager
-def serve_oss() -> Iterator[OssServer]:
+def serve_oss() -> AbstractContextManager[OssServer]:
     """Serve an empty bucket on a free port of 127.0.0.1."""
-    state = OssServer()
-    with serving(_Handler, state):
-        yield state
+    return serving(_Handler, OssServer())

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -26,6 +26,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+from harness.loopback import Handler
 
 KEY = "abcDEF123456789012345"
 BUCKET = "code-1250000000"
@@ -61,26 +63,9 @@ class Service:
         return left.pop(0) if left else None
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     protocol_version = "HTTP/1.1"
     service: Service
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def _answer(
-        self, status: int, body: bytes, kind: str = "application/json", **headers: str
-    ) -> None:
-        self.send_response(status)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(body)))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(b"" if self.command == "HEAD" else body)
-
-    def _json(self, status: int, value: Any) -> None:
-        self._answer(status, json.dumps(value).encode())
 
     def _faulty(self, name: str) -> bool:
         """Apply the next fault of `name`, and return whether there was one."""
@@ -100,15 +85,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "cut":
             self.close_connection = True
         elif fault == "redirect":
-            self._answer(302, b"", location="https://elsewhere.invalid/api")
+            self.send(302, b"", location="https://elsewhere.invalid/api")
         elif isinstance(fault, int):
-            self._answer(fault, b'{"message": "no"}')
+            self.send(fault, b'{"message": "no"}')
         else:
-            self._answer(200, fault)
+            self.send(200, fault)
         return True
-
-    def _body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("content-length") or 0))
 
 
 class _Api(_Handler):
@@ -116,7 +98,7 @@ class _Api(_Handler):
         service = self.service
         url = urlsplit(self.path)
         path = url.path.removeprefix("/api")
-        raw = self._body()
+        raw = self.body()
         body = json.loads(raw) if raw else None
         name = f"{self.command} {path}"
         service.asked.append(name)
@@ -130,11 +112,12 @@ class _Api(_Handler):
                 "expiredAt": "2030-01-01T00:00:00Z",
                 "userInfo": {"username": "me"},
             }
-            return self._json(200, user) if ok else self._json(401, {"message": "bad key"})
+            return self.send_json(user) if ok else self.send_json({"message": "bad key"}, 401)
         if self.headers.get("cookie") != "sid=s1" or self.headers.get("authorization"):
-            return self._json(401, {"message": "no session"})
+            return self.send_json({"message": "no session"}, 401)
         answer = self._route(name, body, parse_qs(url.query))
-        return self._json(404, {}) if answer is None else self._json(*answer)
+        status, value = answer or (404, {})
+        return self.send_json(value, status)
 
     do_GET = do_POST = do_PATCH = _serve
 
@@ -220,7 +203,7 @@ class _Store(_Handler):
         url = urlsplit(self.path)
         key = unquote(url.path).lstrip("/")
         query = parse_qs(url.query, keep_blank_values=True)
-        body = self._body()
+        body = self.body()
         verb = self.command
         what = (
             "part"
@@ -239,7 +222,7 @@ class _Store(_Handler):
             )
         if name == "PUT object":
             service.objects[key] = body
-            return self._answer(200, b"", ETag='"e"')
+            return self.send(200, b"", ETag='"e"')
         if name == "POST upload" and "uploads" in query:
             service.parts["u1"] = {}
             return self._xml(
@@ -249,7 +232,7 @@ class _Store(_Handler):
             )
         if name == "PUT part":
             service.parts[query["uploadId"][0]][int(query["partNumber"][0])] = body
-            return self._answer(200, b"", ETag='"e"')
+            return self.send(200, b"", ETag='"e"')
         if name == "POST upload":
             parts = service.parts.pop(query["uploadId"][0])
             service.objects[key] = b"".join(parts[number] for number in sorted(parts))
@@ -260,15 +243,15 @@ class _Store(_Handler):
             )
         if name == "DELETE upload":
             service.parts.pop(query["uploadId"][0], None)
-            return self._answer(204, b"")
+            return self.send(204, b"")
         if name == "GET object" and key in service.objects:
-            return self._answer(200, service.objects[key], "application/octet-stream")
+            return self.send(200, service.objects[key], Content_Type="application/octet-stream")
         return self._xml(404, "<Error><Code>NoSuchKey</Code><Message>no such key</Message></Error>")
 
     do_GET = do_PUT = do_POST = do_DELETE = _serve
 
     def _xml(self, status: int, text: str) -> None:
-        self._answer(status, f'<?xml version="1.0"?>{text}'.encode(), "application/xml")
+        self.send(status, f'<?xml version="1.0"?>{text}'.encode(), Content_Type="application/xml")
 
     def _is_signed(self, path: str) -> bool:
         """Verify a signature as in https://cloud.tencent.com/document/product/436/7778."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import http.server
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from harness.loopback import Handler, serving
 
 from wikillm.config.load import load
 from wikillm.core.memory import cgroup_memory
@@ -104,27 +105,19 @@ def test_infiniband_ports(tmp_path: Path) -> None:
 
 
 def test_servers_answer_or_not() -> None:
-    class Refuses(http.server.BaseHTTPRequestHandler):
+    class Refuses(Handler):
         def do_HEAD(self) -> None:
-            self.send_response(404)
-            self.end_headers()
+            self.send(404)
 
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    with socket.socket() as closed:
+    with serving(Refuses, SimpleNamespace()) as server, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         said = gather_connectivity(
             {
-                "there": f"http://127.0.0.1:{server.server_port}",
+                "there": server.url,
                 "gone": f"http://127.0.0.1:{closed.getsockname()[1]}",
                 "odd": "file:///etc/passwd",
             }
         )
-    server.shutdown()
-    server.server_close()
     assert said == {"there": "", "gone": "Connection refused", "odd": "not a web address"}
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.loopback import Handler, serving
 
 
 class LoopbackSwanLab:
@@ -21,35 +21,9 @@ class LoopbackSwanLab:
         self.calls: list[tuple[str, str, str]] = []
         self.experiments: set[str] = set()
         self.stall_on = ""
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def handle_any(self) -> None:
-                length = int(self.headers.get("content-length") or 0)
-                body = self.rfile.read(length).decode(errors="replace")
-                server.calls.append((self.command, self.path, body))
-                if server.stall_on and server.stall_on in self.path:
-                    time.sleep(3600)
-                path = self.path.split("?")[0].removeprefix("/api")
-                status, answer = server.answer(self.command, path, body)
-                data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_PUT = handle_any
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        self.url = ""
+        self._serving = ExitStack()
+        self._serving.enter_context(serving(_Handler, self))
 
     def answer(self, method: str, path: str, body: str) -> tuple[int, Any]:
         if path == "/login/api_key":
@@ -92,8 +66,24 @@ class LoopbackSwanLab:
 
     def die(self) -> None:
         """No longer listen: connections are refused from now on."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._serving.close()
+
+
+class _Handler(Handler):
+    protocol_version = "HTTP/1.1"
+    state: LoopbackSwanLab
+
+    def _any(self) -> None:
+        server = self.state
+        body = self.body().decode(errors="replace")
+        server.calls.append((self.command, self.path, body))
+        if server.stall_on and server.stall_on in self.path:
+            time.sleep(3600)
+        path = self.path.split("?")[0].removeprefix("/api")
+        status, answer = server.answer(self.command, path, body)
+        self.send_json(answer, status)
+
+    do_GET = do_POST = do_PUT = _any
 
 
 @pytest.fixture

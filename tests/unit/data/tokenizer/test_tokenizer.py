@@ -7,12 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from harness.loopback import Handler, serving
 from tokenizers import Tokenizer
 
 from wikillm.config.trained_tokenizer import MIN_VOCABULARY, parse_train
@@ -188,28 +188,18 @@ def test_sizes_to_train():
 def server(tokenizer_dir):
     """A server on loopback and the paths it was asked for; /silent/ is never answered."""
 
-    class Handler(BaseHTTPRequestHandler):
-        asked: list[str] = []
-
+    class Site(Handler):
         def do_GET(self):
-            self.asked.append(self.path)
+            self.state.asked.append(self.path)
             if self.path.startswith("/silent/"):
                 time.sleep(2)
-                return
-            content = b"<html>please log in"
-            if self.path.startswith("/good/"):
-                content = (tokenizer_dir / self.path.rsplit("/", 1)[1]).read_bytes()
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content)
+            elif self.path.startswith("/good/"):
+                self.send(200, (tokenizer_dir / self.path.rsplit("/", 1)[1]).read_bytes())
+            else:
+                self.send(200, b"<html>please log in")
 
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", Handler.asked
-    server.shutdown()
+    with serving(Site, SimpleNamespace(asked=[])) as state:
+        yield state.url, state.asked
 
 
 def test_failing_sources_are_skipped_and_not_asked_again(
